@@ -1,0 +1,89 @@
+"""The nouns on which data and model meet. Imports torch only; everyone may import this file.
+
+    manifest row ──fetch, decode──► Clip | Rejected ──collate──► Batch ──► snps3_model
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+IGNORED_LABEL = -1
+"""Label of a token position that no masked-word loss scores."""
+
+
+class Kind(StrEnum):
+    """What a clip was read from. Images and videos never share a batch."""
+
+    VIDEO = "video"
+    IMAGE = "image"
+
+
+class Stage(StrEnum):
+    """Where a sample was rejected."""
+
+    PREPARE = "prepare"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class Reason(StrEnum):
+    """Why a sample was rejected: the closed list that metrics count by."""
+
+    MISSING = "missing"
+    EMPTY = "empty"
+    UNREADABLE = "unreadable"
+    NO_VIDEO_STREAM = "no_video_stream"
+    NO_FRAMES = "no_frames"
+    TRUNCATED = "truncated"
+    NO_CAPTION = "no_caption"
+    OUT_OF_RANGE = "out_of_range"
+    NO_ANNOTATION = "no_annotation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A bad sample as a value: written to the ledger, counted by reason, never dropped in silence."""
+
+    clip_id: int
+    uri: str
+    stage: Stage
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rank's share of one step. `B` clips, `T` frames, `L` tokens, `K` words for LVWM.
+
+    Every random choice (frames, caption, masks, words) is already made and depends only on
+    (seed, epoch, clip_id), so a batch does not depend on how many workers there are.
+    """
+
+    clip_ids: Int64[Tensor, " B"]
+    weight: Float[Tensor, " B"]
+    """1 for a usable clip; 0 for the padded tail of an epoch and for clips rejected while decoding."""
+    frames: UInt8[Tensor, "B T H W 3"]
+    frame_pad_mask: Bool[Tensor, "B T H W"]
+    """True where a pixel is padding."""
+    num_frames: Int64[Tensor, " B"]
+    token_ids: Int64[Tensor, "B L"]
+    """The caption, unmasked: [CLS] … [SEP] [PAD] …"""
+    masked_token_ids: Int64[Tensor, "B L"]
+    token_mask: Bool[Tensor, "B L"]
+    """True where a token is real, False on [PAD]."""
+    labels: Int64[Tensor, "B L"]
+    """The original id at the positions chosen for masking, `IGNORED_LABEL` elsewhere."""
+    word_positions: Int64[Tensor, "B K"]
+    """The K significant words that LVWM matches with the video, as positions in the caption."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on `device`."""
+        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in dataclasses.fields(self)}
+        return type(self)(**moved)
