@@ -118,7 +118,8 @@ def bootstrap_intervals(
 ) -> Float[np.ndarray, "2 metrics"]:
     """The low and high ends of the 95 % percentile interval of `sum(totals) / sum(sizes)`.
 
-    Units are drawn with replacement. A unit is what is independent: a query (its value, size 1) or a group (the sum over its captions, their number).
+    Units are drawn with replacement. A unit is what is independent: a query (its value, size 1) or a group (the sum
+    over its captions, their number).
     """
     num_units = len(sizes)
     drawn = np.random.default_rng(seed).multinomial(num_units, np.full(num_units, 1 / num_units), size=num_resamples)
@@ -134,7 +135,7 @@ def direction_metrics(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """`{prefix}r1`, `r5`, `r10` with `_low` and `_high`, `mean_recall`, `median_rank`, `mean_rank`; rows are queries."""
+    """`{prefix}r1`, `r5`, `r10`, with `_low`, `_high`; `mean_recall`, `median_rank`, `mean_rank`; rows are queries."""
     placed = placements(scores, relevant)
     recalls = np.stack([recalls_at(k, placed) for k in RECALL_RANKS], axis=1)
     low, high = bootstrap_intervals(recalls, np.ones(len(recalls)), num_resamples=num_resamples, seed=seed)
