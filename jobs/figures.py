@@ -117,8 +117,8 @@ def chart(draw: Callable[[Axes], None], *, name: str, width: float = 4.0, height
     return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
 
 
-def history_chart(name: str, train: Sequence[Row], validation: Sequence[Row]) -> str:
-    """One scalar over steps: single steps pale, their moving mean strong, validation as dots."""
+def history_chart(name: str, train: Sequence[Row], validation: Sequence[Row], *, width: float = 4.0) -> str:
+    """One scalar over steps: as measured pale, the moving mean strong, validation as dots."""
 
     def draw(axes: Axes) -> None:
         steps, values = (thinned(part) for part in series(train, name))
@@ -131,7 +131,7 @@ def history_chart(name: str, train: Sequence[Row], validation: Sequence[Row]) ->
             axes.set_ylim(bottom=0)
         axes.set_xlabel("step")
 
-    return chart(draw, name=f"history {name}")
+    return chart(draw, name=f"history {name}", width=width)
 
 
 def shares_chart(name: str, rows: Sequence[Row], labels: Mapping[str, str]) -> str:
@@ -159,10 +159,10 @@ def found_chart(recalls: Mapping[str, Float[np.ndarray, " K"]], num_candidates: 
         axes.plot(looked_at, looked_at / num_candidates, ":", color=TEXT, linewidth=1.2, label="chance")
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="center right", fontsize=8)
         axes.set_xlabel("clips looked at (k)")
 
-    return chart(draw, name="found", width=5.4, height=2.9)
+    return chart(draw, name="found", width=4.5, height=2.8)
 
 
 def heat_map(scores: Float[np.ndarray, "Q C"], order: Sequence[int]) -> HeatMap:

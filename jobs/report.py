@@ -37,8 +37,8 @@ LOSS_TITLES = {
     "total": "all losses together",
     "mlm_text": "ℒ1 · masked words from the words alone",
     "mlm_cross": "ℒ2 · masked words from words and clip",
-    "level1": "ℒ3 · clip and caption side by side (level 1)",
-    "level2": "ℒ4 · clip and caption read together (level 2)",
+    "level1": "ℒ3 · clip and caption apart (level 1)",
+    "level2": "ℒ4 · clip and caption together (level 2)",
     "lvwm": "LVWM · significant words and clip",
     "itm": "ITM · does this caption belong to this clip",
 }
@@ -53,6 +53,7 @@ LOSS_ALIASES = {
 TIMING_TITLES = {
     "data_wait": "waiting for data",
     "step": "forward, backward, update",
+    "collectives": "exchange between workers",
     "evaluation": "evaluation",
     "checkpoint": "checkpoints",
 }
@@ -220,13 +221,16 @@ def score_cards(data: ReportData) -> list[dict[str, Any]]:
     for key, prefix, title, note in headlines:
         if key in data.results:
             bounds = [data.results.get(f"{key}_{end}") for end in ("low", "high")]
-            marks = others(prefix, data.ceilings, rankings[prefix])
+            marks = others(prefix, data, rankings[prefix])
             cards.append({"title": title, "note": note, "value": data.results[key], "bounds": bounds, "marks": marks})
     return cards
 
 
-def others(prefix: str, ceilings: Mapping[str, float], ranking: Ranking | None) -> dict[str, float]:
+def others(prefix: str, data: ReportData, ranking: Ranking | None) -> dict[str, float]:
     """What chance and other scorers reach on this test, lowest first; chance is computed where it is not given."""
+    ceilings = dict(data.ceilings)
+    if f"{prefix}/t2v/dual_group_r1" in data.results:
+        ceilings[f"{prefix}/dual score of this model"] = data.results[f"{prefix}/t2v/dual_group_r1"]
     marks = {
         key.removeprefix(f"{prefix}/").replace("/", " ").replace("_", " "): value
         for key, value in ceilings.items()
@@ -238,7 +242,7 @@ def others(prefix: str, ceilings: Mapping[str, float], ranking: Ranking | None) 
             marks["chance"] = metrics.recall_at(1, blind, ranking.relevant)
         else:
             marks["chance"] = metrics.group_recall(blind, ranking.groups).value
-    return dict(sorted(marks.items(), key=lambda mark: mark[1]))
+    return dict(sorted(marks.items(), key=lambda mark: (mark[1], mark[0])))
 
 
 def evenly(indices: Int[np.ndarray, " N"], count: int) -> list[int]:
@@ -381,7 +385,10 @@ def throughput_view(train: Sequence[figures.Row]) -> dict[str, Any] | None:
     _, values = figures.series(train, "clips_per_second")
     if not len(values):
         return None
-    return {"svg": Markup(figures.history_chart("clips_per_second", train, ())), "median": float(np.median(values))}
+    return {
+        "svg": Markup(figures.history_chart("clips_per_second", train, (), width=11.0)),
+        "median": float(np.median(values)),
+    }
 
 
 def time_spans(timings: Mapping[str, float]) -> list[dict[str, Any]]:
