@@ -1,0 +1,231 @@
+"""Retrieval metrics from a score matrix. Pure, numpy only.
+
+    scores (Q, C), relevant (Q, C) ──placements──► per query: wrong candidates above, tied right, tied wrong
+                                                      │ recalls_at, ranks       (one number per query)
+                                                      └ retrieval_metrics       (means and their bootstrap intervals)
+
+Ties. A query's rank is that of its best right candidate. Candidates with the same score as that one count as if they
+were put in a random order, and every metric is its expected value over that order: a scorer that gives everything the
+same score gets exactly chance, neither 1 nor 0. Without ties this is the usual definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+RECALL_RANKS = (1, 5, 10)
+"""The k of the reported recalls; their mean is the mean recall."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean and its bootstrap 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placements:
+    """Where the best right candidate of each query stands."""
+
+    num_above: Int[np.ndarray, " Q"]
+    """Candidates with a higher score; all of them are wrong."""
+    num_tied_right: Int[np.ndarray, " Q"]
+    """Right candidates with that score: at least 1, the best one itself."""
+    num_tied_wrong: Int[np.ndarray, " Q"]
+    """Wrong candidates with that score."""
+
+
+def placements(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> Placements:
+    """Where each query's best right candidate stands among the candidates; `relevant` marks the right ones.
+
+    Refuses a query without a right candidate and scores that are not a number.
+    """
+    if scores.size == 0:
+        raise ValueError(f"scores must hold at least one query and one candidate, got shape {scores.shape}")
+    if np.isnan(scores).any():
+        raise ValueError(
+            f"scores must be numbers, got {int(np.isnan(scores).sum())} NaN; look at the loss of this model"
+        )
+    if not relevant.any(axis=1).all():
+        query = int(np.flatnonzero(~relevant.any(axis=1))[0])
+        raise ValueError(f"every query needs at least one right candidate, query {query} has none; leave it out")
+    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
+    tied = scores == best
+    return Placements(
+        num_above=(scores > best).sum(axis=1),
+        num_tied_right=(tied & relevant).sum(axis=1),
+        num_tied_wrong=(tied & ~relevant).sum(axis=1),
+    )
+
+
+def recalls_at(k: int, placed: Placements) -> Float[np.ndarray, " Q"]:
+    """The probability that a right candidate is among the first `k`, per query: 0 or 1 where nothing is tied.
+
+    Of the tied candidates `k - num_above` are drawn without replacement; the query misses if all of them are wrong.
+    """
+    if k < 1:
+        raise ValueError(f"k of recall@k must be at least 1, got {k}")
+    num_tied = placed.num_tied_right + placed.num_tied_wrong
+    num_drawn = np.clip(k - placed.num_above, 0, num_tied)
+    miss = np.ones(len(num_tied))
+    for drawn in range(int(num_drawn.max())):
+        still_wrong = np.maximum(placed.num_tied_wrong - drawn, 0) / np.maximum(num_tied - drawn, 1)
+        miss *= np.where(drawn < num_drawn, still_wrong, 1.0)
+    return 1.0 - miss
+
+
+def ranks(placed: Placements) -> Float[np.ndarray, " Q"]:
+    """The expected rank of the best right candidate per query, counted from 1.
+
+    Of w wrong candidates shuffled with r right ones, w / (r + 1) stand before the first right one on average.
+    """
+    return placed.num_above + placed.num_tied_wrong / (placed.num_tied_right + 1) + 1.0
+
+
+def recall_at(k: int, scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> float:
+    """The share of queries with a right candidate among the first `k`, in [0, 1]."""
+    return float(recalls_at(k, placements(scores, relevant)).mean())
+
+
+def median_rank(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> float:
+    """The median over queries of the rank of the best right candidate; 1 is best."""
+    return float(np.median(ranks(placements(scores, relevant))))
+
+
+def mean_rank(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> float:
+    """The mean over queries of the rank of the best right candidate; 1 is best."""
+    return float(ranks(placements(scores, relevant)).mean())
+
+
+def mean_recall(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> float:
+    """The mean of recall@1, @5 and @10, in [0, 1]."""
+    placed = placements(scores, relevant)
+    return float(np.mean([recalls_at(k, placed).mean() for k in RECALL_RANKS]))
+
+
+def bootstrap_intervals(
+    totals: Float[np.ndarray, "units metrics"],
+    sizes: Float[np.ndarray, " units"],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Float[np.ndarray, "2 metrics"]:
+    """The low and high ends of the 95 % percentile interval of `sum(totals) / sum(sizes)`.
+
+    Units are drawn with replacement. A unit is what is independent: a query (its value, size 1) or a group (the sum
+    over its captions, their number).
+    """
+    num_units = len(sizes)
+    drawn = np.random.default_rng(seed).multinomial(num_units, np.full(num_units, 1 / num_units), size=num_resamples)
+    means = (drawn @ totals) / (drawn @ sizes)[:, None]
+    return np.percentile(means, [2.5, 97.5], axis=0)
+
+
+def direction_metrics(
+    scores: Float[np.ndarray, "Q C"],
+    relevant: Bool[np.ndarray, "Q C"],
+    prefix: str,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """`{prefix}r1`, `r5`, `r10`, with `_low`, `_high`; `mean_recall`, `median_rank`, `mean_rank`; rows are queries."""
+    placed = placements(scores, relevant)
+    recalls = np.stack([recalls_at(k, placed) for k in RECALL_RANKS], axis=1)
+    low, high = bootstrap_intervals(recalls, np.ones(len(recalls)), num_resamples=num_resamples, seed=seed)
+    means = recalls.mean(axis=0)
+    metrics = {}
+    for column, k in enumerate(RECALL_RANKS):
+        metrics[f"{prefix}r{k}"] = float(means[column])
+        metrics[f"{prefix}r{k}_low"] = float(low[column])
+        metrics[f"{prefix}r{k}_high"] = float(high[column])
+    metrics[f"{prefix}mean_recall"] = float(means.mean())
+    metrics[f"{prefix}median_rank"] = float(np.median(ranks(placed)))
+    metrics[f"{prefix}mean_rank"] = float(ranks(placed).mean())
+    return metrics
+
+
+def retrieval_metrics(
+    scores: Float[np.ndarray, "texts clips"],
+    relevant: Bool[np.ndarray, "texts clips"],
+    prefix: str,
+    *,
+    score: str = "",
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Retrieval in both directions as flat keys: `test/t2v/r1`, `test/v2t/median_rank`, … for the prefix `test`.
+
+    `score` names one of several scores of the same clips: `dual` gives `test/t2v/dual_r1`. Recalls and their bounds
+    are in [0, 1], ranks count from 1. The interval is a bootstrap over the queries of that direction.
+    """
+    name = f"{score}_" if score else ""
+    text_to_video = direction_metrics(scores, relevant, f"{prefix}/t2v/{name}", num_resamples=num_resamples, seed=seed)
+    video_to_text = direction_metrics(
+        scores.T, relevant.T, f"{prefix}/v2t/{name}", num_resamples=num_resamples, seed=seed
+    )
+    return text_to_video | video_to_text
+
+
+def group_recall(
+    scores: Float[np.ndarray, "N N"],
+    groups: Int[np.ndarray, " N"],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """In-group R@1: each query ranks only the clips of its own group. Query i belongs to candidate i.
+
+    Chance is one over the size of a group. The interval is a bootstrap over groups, since the clips of one group
+    stand or fall together.
+    """
+    _, members = np.unique(groups, return_inverse=True)
+    in_group = np.where(members[:, None] == members[None, :], scores, -np.inf)
+    hits = recalls_at(1, placements(in_group, np.eye(len(scores), dtype=bool)))
+    hits_per_group, sizes = np.bincount(members, weights=hits), np.bincount(members).astype(float)
+    low, high = bootstrap_intervals(hits_per_group[:, None], sizes, num_resamples=num_resamples, seed=seed)
+    return Estimate(value=float(hits.mean()), low=float(low[0]), high=float(high[0]))
+
+
+def group_metrics(
+    scores: Float[np.ndarray, "texts clips"],
+    groups: Int[np.ndarray, " texts"],
+    prefix: str,
+    *,
+    score: str = "",
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """In-group R@1 in both directions as flat keys: `temporal/t2v/group_r1`, `_low`, `_high` for prefix `temporal`."""
+    name = f"{score}_" if score else ""
+    metrics = {}
+    for direction, matrix in (("t2v", scores), ("v2t", scores.T)):
+        estimate = group_recall(matrix, groups, num_resamples=num_resamples, seed=seed)
+        key = f"{prefix}/{direction}/{name}group_r1"
+        metrics |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
+    return metrics
+
+
+def fuse(dual: Float[np.ndarray, "Q C"], cross: Float[np.ndarray, "Q C"]) -> Float[np.ndarray, "Q C"]:
+    """The fused score: the sum of both, each standardised over the whole matrix (mean 0, standard deviation 1).
+
+    No weight is tuned. Standardising the whole matrix, not each row, keeps each score's order of the texts for a clip
+    as well as that of the clips for a text. A score that is the same everywhere says nothing and adds nothing.
+    """
+    if dual.shape != cross.shape:
+        raise ValueError(f"both scores must rank the same pairs, got shapes {dual.shape} and {cross.shape}")
+    return standardised(dual) + standardised(cross)
+
+
+def standardised(scores: Float[np.ndarray, "Q C"]) -> Float[np.ndarray, "Q C"]:
+    """`scores` with mean 0 and standard deviation 1 over all entries, in float64; zeros if all entries are equal."""
+    values = scores.astype(np.float64)
+    if values.min() == values.max():
+        return np.zeros_like(values)
+    return (values - values.mean()) / values.std()

@@ -1,0 +1,316 @@
+"""The report: what it shows, what it leaves out, what it never does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import figures
+from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
+from snps3_model import metrics
+
+COLOURS = {"red": (214, 64, 69), "blue": (52, 101, 220), "green": (58, 160, 86), "yellow": (231, 183, 44)}
+MOVES = ("slides to the right", "rises slowly", "slides to the left", "sinks")
+VOID = {"meta", "img", "br", "link"}
+
+
+def moving_square(colour: tuple[int, int, int], move: int, rng: np.random.Generator, size: int = 64) -> np.ndarray:
+    """A clip of five frames in which a square goes right, up, left or down over a noisy ground."""
+    ground = np.clip(rng.normal(185, 10, size=(size, size, 1)) + rng.normal(0, 12, size=3), 0, 255)
+    clip = np.repeat(ground[None], 5, axis=0)
+    for time, frame in enumerate(clip):
+        along = 6 + time * (size - 28) // 4
+        x, y = [(along, 24), (24, size - 22 - along), (size - 22 - along, 24), (24, along)][move]
+        frame[y : y + 16, x : x + 16] = colour
+    return clip.astype(np.uint8)
+
+
+def fake_scores(num_clips: int, strength: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    noise = rng.normal(size=(2, num_clips, num_clips))
+    dual, cross = noise + strength * np.eye(num_clips) + 0.4 * rng.normal(size=(2, 1, num_clips))
+    return {"fused": metrics.fuse(dual, cross), "dual": dual, "cross": cross}
+
+
+def demo_test(rng: np.random.Generator, num_clips: int = 200) -> Ranking:
+    words = [(list(COLOURS)[index % 4], index // 4 % 4) for index in range(num_clips)]
+    return Ranking(
+        captions=[f"a {colour} square {MOVES[move]} over a grainy floor" for colour, move in words],
+        clips=np.stack([moving_square(COLOURS[colour], move, rng) for colour, move in words]),
+        relevant=np.eye(num_clips, dtype=bool),
+        scores=fake_scores(num_clips, 2.7, rng),
+    )
+
+
+def demo_temporal(rng: np.random.Generator, num_groups: int = 12) -> Ranking:
+    groups = np.repeat(np.arange(num_groups), 4)
+    colours = [list(COLOURS)[group % 4] for group in groups]
+    return Ranking(
+        captions=[f"the {colour} square {MOVES[index % 4]}" for index, colour in enumerate(colours)],
+        clips=np.stack([moving_square(COLOURS[c], index % 4, rng) for index, c in enumerate(colours)]),
+        relevant=np.eye(len(groups), dtype=bool),
+        scores={name: matrix for name, matrix in fake_scores(len(groups), 1.4, rng).items() if name == "cross"},
+        groups=groups,
+    )
+
+
+def demo_history(rng: np.random.Generator, num_steps: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    starts = {"level1": 3.9, "level2": 1.4, "mlm_text": 5.6, "mlm_cross": 5.6, "lvwm": 3.5}
+    train, validation = [], []
+    for step in range(1, num_steps + 1):
+        left = np.exp(-step / (num_steps / 4))
+        row = {f"loss/{name}": start * (0.3 + 0.7 * left) * rng.normal(1, 0.06) for name, start in starts.items()}
+        pace = 41 + 3 * rng.normal() - 25 * (step % 50 == 0)
+        train.append({"step": step, "loss/total": sum(row.values()), "clips_per_second": pace} | row)
+        if step % (num_steps // 8) == 0:
+            recalls = {f"validation/t2v/{s}r{k}": (1 - left) * k**0.25 * 0.5 for s in ("", "dual_") for k in (1, 5, 10)}
+            validation.append({"step": step, "validation/loss/total": 20 * (0.36 + 0.7 * left)} | recalls)
+    return train, validation
+
+
+def demo_masked(rng: np.random.Generator) -> list[MaskedCaption]:
+    examples = []
+    for index, (colour, rgb) in enumerate([*COLOURS.items(), *COLOURS.items()][:6]):
+        words = f"a {colour} square {MOVES[index % 4]} over a grainy floor".split()
+        other = list(COLOURS)[(index + 1) % 4]
+        right, wrong = [(colour, 0.81), (other, 0.11), ("small", 0.03)], [(other, 0.46), (colour, 0.41), ("a", 0.02)]
+        blanks = [Blank(position=1, guesses=wrong if index % 3 == 2 else right)]
+        if index % 2:
+            blanks.append(Blank(position=3, guesses=[(words[3], 0.62), ("spins", 0.2), ("grows", 0.1)]))
+        examples.append(MaskedCaption(words=words, blanks=blanks, frames=moving_square(rgb, index % 4, rng)))
+    return examples
+
+
+def demo_data(num_clips: int = 200, num_steps: int = 1200) -> ReportData:
+    """Data shaped like that of a real run."""
+    rng = np.random.default_rng(0)
+    test, temporal = demo_test(rng, num_clips), demo_temporal(rng)
+    train, validation = demo_history(rng, num_steps)
+    results = metrics.group_metrics(temporal.scores["cross"], np.asarray(temporal.groups), "temporal")
+    results["temporal/t2v/dual_group_r1"] = 0.24
+    for score, begin in (("fused", ""), ("dual", "dual"), ("cross", "cross")):
+        results |= metrics.retrieval_metrics(test.scores[score], test.relevant, "test", score=begin)
+    return ReportData(
+        name="tiny-seed-0",
+        date="2026-11-23",
+        hardware="2 CPU cores, 24 GiB",
+        commit="0173642",
+        config_hash="9f2c11ab",
+        manifest_hash="77aa03d1",
+        train_history=train,
+        validation_history=validation,
+        results=results,
+        ceilings={
+            "test/knows_the_scene": 0.97,
+            "test/single_frame": 0.31,
+            "temporal/single_frame": 0.25,
+            "temporal/knows_the_scene": 1.0,
+            "temporal/trained_on_one_frame": 0.26,
+        },
+        test=test,
+        temporal=temporal,
+        masked_captions=demo_masked(rng),
+        num_clips={"train": 2400, "validation": 120, "test": num_clips, "temporal test": len(temporal.captions)},
+        ledger={"truncated": 3, "missing": 7, "no_caption": 1, "empty": 0},
+        timings={
+            "corpus": 52.0,
+            "prepare": 19.0,
+            "data_wait": 14.0,
+            "step": 318.0,
+            "evaluation": 61.0,
+            "checkpoint": 4.5,
+        },
+        config={"model": {"hidden": 128, "layers": 2}, "data": {"corpus": "embedded", "num_frames": 5}, "seed": 0},
+    )
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    return demo_data(num_clips=48, num_steps=160)
+
+
+@pytest.fixture(scope="module")
+def page(data: ReportData) -> str:
+    text = render_report(data)
+    if "SNPS3_DEMO_REPORT" in os.environ:
+        Path(os.environ["SNPS3_DEMO_REPORT"]).write_text(render_report(demo_data()), encoding="utf-8")
+    return text
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and whether each one opened is closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_holds_every_section(page, data):
+    parsed = Tags(page)
+    assert parsed.open == []
+    for text in (data.name, data.date, data.hardware, data.commit, data.config_hash, data.manifest_hash):
+        assert text in page
+    for heading in ("What the model finds", "Words it filled in", "Every caption", "How it learned", "Where the time"):
+        assert heading in page
+    assert "Left out" not in page
+    assert f"{100 * data.results['test/t2v/r1']:.1f}\N{NO-BREAK SPACE}%" in page
+
+
+def test_nothing_is_fetched_and_no_script_runs(page):
+    for tag, attributes in Tags(page).tags:
+        assert tag not in {"script", "link", "iframe", "object"}
+        for name in ("src", "href", "xlink:href", "data", "srcset"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#")), (tag, name)
+        assert not any(name.startswith("on") for name in attributes)
+    assert re.findall(r"url\((?!data:|#)", page) == []
+    assert "@import" not in page
+
+
+def test_the_real_size_stays_below_3_mb():
+    assert len(render_report(demo_data()).encode()) < 3_000_000
+
+
+def test_every_picture_has_a_text_instead(page):
+    for tag, attributes in Tags(page).tags:
+        if tag == "img":
+            assert attributes["alt"]
+        if attributes.get("role") == "img":
+            assert attributes["aria-label"]
+        if tag == "svg":
+            assert attributes["aria-hidden"] == "true"
+
+
+def test_captions_of_strangers_are_text_and_nothing_else(data):
+    evil = "<script>alert(1)</script>\"' onload=x & $x_1$ {{ 7 * 7 }} </style>"
+    masked = MaskedCaption(
+        words=[evil, "b"], blanks=[Blank(position=1, guesses=[(evil, 0.5)])], frames=data.masked_captions[0].frames
+    )
+    changed = dataclasses.replace(
+        data,
+        name=evil,
+        hardware=evil,
+        test=dataclasses.replace(data.test, captions=[evil] * len(data.test.captions)),
+        temporal=dataclasses.replace(data.temporal, captions=[evil] * len(data.temporal.captions)),
+        masked_captions=[masked],
+        train_history=[{"step": step, f"loss/{evil}": 1.0} for step in range(5)],
+        ceilings={f"test/{evil}": 0.5},
+        ledger={evil: 1},
+        timings={evil: 1.0},
+        num_clips={evil: 1},
+        config={evil: evil},
+    )
+    page = render_report(changed)
+    tags = Tags(page).tags
+    assert not any(tag == "script" for tag, _ in tags)
+    assert not any("onload" in attributes for _, attributes in tags)
+    assert page.count("</style>") == render_report(data).count("</style>")
+    assert "{{ 7 * 7 }}" in page
+
+
+def test_an_empty_run_says_what_is_missing():
+    page = render_report(ReportData(name="x", date="", hardware="", commit="", config_hash="", manifest_hash=""))
+    assert Tags(page).open == []
+    assert page.count("Left out") >= 8
+    assert "the ledger of rejected samples is empty" in page
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ReportData) if field.name != "name"])
+def test_each_part_may_be_missing(data, name):
+    field = next(field for field in dataclasses.fields(ReportData) if field.name == name)
+    default = field.default if field.default is not dataclasses.MISSING else {}
+    empty = "" if isinstance(getattr(data, name), str) else default
+    quick = data if name.endswith("history") else dataclasses.replace(data, train_history=(), validation_history=())
+    assert Tags(render_report(dataclasses.replace(quick, **{name: empty}))).open == []
+
+
+def test_the_right_clip_is_shown_even_when_it_comes_last():
+    rng = np.random.default_rng(1)
+    test = demo_test(rng, 12)
+    worst = dataclasses.replace(test, scores={"dual": rng.normal(size=(12, 12)) - 100 * np.eye(12)})
+    page = render_report(dataclasses.replace(demo_empty(), test=worst))
+    assert page.count("right clip on place 12 of 12") == 4
+    assert page.count('class="hit right far"') == 4
+    assert "found first" not in page
+
+
+def demo_empty() -> ReportData:
+    return ReportData(name="x", date="", hardware="", commit="", config_hash="", manifest_hash="")
+
+
+def test_constant_scores_and_broken_losses_still_make_a_page():
+    rng = np.random.default_rng(1)
+    test = dataclasses.replace(demo_test(rng, 12), scores={"dual": np.zeros((12, 12))})
+    temporal = dataclasses.replace(demo_temporal(rng, 2), scores={"cross": np.zeros((8, 8))})
+    history = [{"step": 1, "loss/total": float("nan")}, {"step": 2, "loss/total": 2.0}, {"step": 3}]
+    page = render_report(dataclasses.replace(demo_empty(), test=test, temporal=temporal, train_history=history))
+    assert "nan" not in re.sub(r"base64,[^)\"]*", "", page).lower().replace("financ", "")
+    assert "6.5" in page
+
+
+def test_a_still_image_and_wide_frames_are_shown_too():
+    rng = np.random.default_rng(1)
+    still = Ranking(
+        captions=["a", "b"],
+        clips=rng.integers(0, 255, size=(2, 1, 40, 90, 3), dtype=np.uint8),
+        relevant=np.eye(2, dtype=bool),
+        scores={"dual": np.eye(2)},
+    )
+    assert "--n:1;--w:90;--h:40" in render_report(dataclasses.replace(demo_empty(), test=still))
+
+
+def test_captions_per_clip_are_sorted_onto_the_diagonal():
+    owner = np.array([2, 0, 1, 0, 2, 1])
+    relevant = owner[:, None] == np.arange(3)
+    order = np.argsort(relevant.argmax(axis=1), kind="stable")
+    heat = figures.heat_map(relevant.astype(float), list(order))
+    assert (heat.num_rows, heat.num_columns) == (6, 3)
+
+
+def test_scores_of_another_shape_are_refused():
+    test = demo_test(np.random.default_rng(1), 12)
+    with pytest.raises(ValueError, match=r"dual must be captions × clips = \(12, 12\), got \(11, 12\)"):
+        dataclasses.replace(test, scores={"dual": np.zeros((11, 12))})
+    with pytest.raises(ValueError, match="at least one score"):
+        dataclasses.replace(test, scores={})
+
+
+def test_charts_take_their_colours_from_the_page_and_are_the_same_each_time():
+    rows = [{"step": step, "loss/total": 1 / step} for step in range(1, 2000)]
+    svg = figures.history_chart("loss/total", rows, [{"step": 10, "loss/total": 0.5}])
+    assert svg == figures.history_chart("loss/total", rows, [{"step": 10, "loss/total": 0.5}])
+    assert {"var(--muted)", "var(--line)", "var(--c1)", "var(--c2)"} <= set(re.findall(r"var\(--\w+\)", svg))
+    assert not any(placeholder in svg for placeholder in figures.COLOURS)
+    assert len(svg) < 60_000
+    assert ET.fromstring(svg).tag.endswith("svg")
+
+
+def test_smoothing_and_thinning_keep_the_mean():
+    values = np.random.default_rng(0).normal(size=2400)
+    assert figures.thinned(values, 240).mean() == pytest.approx(values.mean())
+    by_hand = [values[max(0, place - 100) : place + 101].mean() for place in range(2400)]
+    np.testing.assert_allclose(figures.smoothed(values), by_hand, atol=1e-12)
+
+
+def test_filmstrips_get_coarser_until_they_fit():
+    noise = np.random.default_rng(0).integers(0, 255, size=(8, 5, 96, 96, 3), dtype=np.uint8)
+    fine = sum(map(len, figures.filmstrips(noise, max_bytes=10**9)))
+    assert sum(map(len, figures.filmstrips(noise, max_bytes=fine // 4))) <= fine // 4
