@@ -1,6 +1,6 @@
 """The nouns on which data and model meet. Imports torch only; everyone may import this file.
 
-    manifest row ──fetch, decode──► Clip | Rejected ──collate──► Batch ──► snps3_model
+manifest row ──fetch, decode──► Clip | Rejected ──collate──► Batch ──► snps3_model
 """
 
 from __future__ import annotations
@@ -85,5 +85,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on `device`."""
-        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in dataclasses.fields(self)}
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True) for field in dataclasses.fields(self)
+        }
         return type(self)(**moved)

@@ -1,0 +1,128 @@
+"""Scenes as pixels: anti-aliased shapes on muted, textured backgrounds."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pipeline.synthetic.scenes import FRAME_UNITS, Background, Pose, Scene, poses, tau_at
+
+_OVERSAMPLING = 4
+_RGB_BY_COLOUR = {
+    "red": (222, 22, 28),
+    "blue": (28, 62, 230),
+    "yellow": (255, 226, 20),
+    "green": (20, 160, 48),
+    "white": (252, 252, 252),
+    "purple": (138, 20, 178),
+    "orange": (255, 128, 0),
+    "black": (10, 10, 12),
+    "pink": (255, 120, 190),
+    "brown": (105, 58, 18),
+}
+
+
+def render_video(scene: Scene, *, num_frames: int, size_px: int) -> NDArray[np.uint8]:
+    """Frames (T, H, W, 3), uint8 RGB; the middle state stands at frame `num_frames // 2`."""
+    background = draw_background(scene.background, size_px)
+    return np.stack([_draw(scene, tau_at(frame, num_frames), background) for frame in range(num_frames)])
+
+
+def render_image(scene: Scene, *, size_px: int) -> NDArray[np.uint8]:
+    """The scene in its middle state, (H, W, 3) uint8 RGB."""
+    return _draw(scene, 0.0, draw_background(scene.background, size_px))
+
+
+def draw_background(background: Background, size_px: int) -> NDArray[np.float32]:
+    """(H, W, 3) float32 in 0..255: a texture in two near tones of low saturation, with a little grain."""
+    rng = np.random.default_rng(background.seed)
+    base = rng.uniform(105, 150) + rng.uniform(-12, 12, 3)
+    contrast = rng.uniform(20, 30) * rng.choice([-1.0, 1.0])
+    pattern = _pattern(background.texture, size_px, rng)
+    grain = rng.normal(0.0, 22.0 if background.texture == "grainy" else 2.0, (size_px, size_px, 1))
+    return (base + contrast * pattern[..., None] + grain).clip(60, 200).astype(np.float32)
+
+
+def _pattern(texture: str, size_px: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(H, W) in [-1, 1]."""
+    period = rng.uniform(9.0, 13.0) * size_px / FRAME_UNITS
+    offset_y, offset_x = rng.uniform(0, period, 2)
+    angle = rng.uniform(-0.35, 0.35) + (math.pi / 2) * rng.integers(0, 2)
+    y, x = np.mgrid[:size_px, :size_px] + 0.5
+    wave_x, wave_y = np.sin(2 * math.pi * (x + offset_x) / period), np.sin(2 * math.pi * (y + offset_y) / period)
+    match texture:
+        case "striped":
+            along = x * math.cos(angle) + y * math.sin(angle) + offset_x
+            return np.clip(3 * np.sin(2 * math.pi * along / period), -1, 1)
+        case "dotted":
+            return np.clip(4 * (wave_x + wave_y - 1.0), -1, 1)
+        case "checked":
+            return np.clip(4 * wave_x * wave_y, -1, 1)
+        case "plain" | "grainy":
+            return np.zeros((size_px, size_px))
+    raise ValueError(f"no such texture: {texture!r}")
+
+
+def _draw(scene: Scene, tau: float, background: NDArray[np.float32]) -> NDArray[np.uint8]:
+    frame = background.copy()
+    pairs = list(zip(scene.things, poses(scene, tau), strict=True))
+    for thing, pose in reversed(pairs):  # the main thing in front
+        if pose.visible:
+            alpha = _coverage(thing.shape, pose, len(background))[..., None]
+            frame += alpha * (np.asarray(_RGB_BY_COLOUR[thing.colour], np.float32) - frame)
+    return (frame + 0.5).astype(np.uint8)
+
+
+def _coverage(shape: str, pose: Pose, size_px: int) -> NDArray[np.float32]:
+    """(H, W) in [0, 1]: how much of each pixel the shape covers."""
+    scale = size_px / FRAME_UNITS * _OVERSAMPLING
+    canvas = Image.new("L", (size_px * _OVERSAMPLING,) * 2, 0)
+    pen = ImageDraw.Draw(canvas)
+    for outline, fill in _outlines(shape):
+        points = outline * (pose.radius * pose.width, pose.radius) + (pose.x, pose.y)
+        pen.polygon((points * scale - 0.5).ravel().tolist(), fill=fill)
+    return np.asarray(canvas.reduce(_OVERSAMPLING), np.float32) / 255
+
+
+@lru_cache
+def _outlines(shape: str) -> tuple[tuple[NDArray[np.float64], int], ...]:
+    """Polygons (N, 2) of about unit radius, y downwards, with the fill of each: 255 adds, 0 cuts out."""
+    match shape:
+        case "circle":
+            return ((_circle(1.0), 255),)
+        case "ring":
+            return ((_circle(1.05), 255), (_circle(0.58), 0))
+        case "moon":
+            return ((_circle(1.05), 255), (_circle(0.85) + (0.5, -0.15), 0))
+        case "square":
+            return ((np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.9, 255),)
+        case "triangle":
+            return ((np.array([(0, -1.1), (1.15, 0.9), (-1.15, 0.9)]), 255),)
+        case "star":
+            return ((_star(points=5, outer=1.25, inner=0.52), 255),)
+        case "cross":
+            arm, half = 1.1, 0.36
+            quarter = np.array([(half, -arm), (half, -half), (arm, -half)])
+            turned = [quarter @ np.array([(c, s), (-s, c)]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+            return ((np.concatenate(turned), 255),)
+        case "heart":
+            t = np.linspace(0, 2 * math.pi, 48, endpoint=False)
+            x = 16 * np.sin(t) ** 3
+            y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+            return ((np.stack([x, y], 1) / 15, 255),)
+    raise ValueError(f"no such shape: {shape!r}")
+
+
+def _circle(radius: float) -> NDArray[np.float64]:
+    angles = np.linspace(0, 2 * math.pi, 40, endpoint=False)
+    return radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def _star(*, points: int, outer: float, inner: float) -> NDArray[np.float64]:
+    angles = np.arange(2 * points) * math.pi / points - math.pi / 2
+    radii = np.where(np.arange(2 * points) % 2 == 0, outer, inner)
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)

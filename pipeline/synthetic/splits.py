@@ -1,0 +1,269 @@
+"""Which scenes each split shows: sampling, held-out combinations, groups of the temporal test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.synthetic.scenes import (
+    COLOURS,
+    DIRECTIONS,
+    JOINT_ACTIONS,
+    REPEATABLE,
+    RESIZES,
+    SHAPES,
+    SIZES,
+    SOLO_ACTIONS,
+    TEXTURES,
+    Background,
+    Event,
+    Scene,
+    Thing,
+    combinations_of,
+)
+from pipeline.synthetic.statements import Statement, meaning_of
+
+Combination = tuple[str, str, str]
+"""(colour, shape, action)"""
+Look = tuple[str, str]
+"""(colour, shape)"""
+
+_STREAMS = {"held_out": 0, "train": 1, "val": 2, "test": 3, "temporal": 4, "image": 5, "caption": 6}
+_HELD_OUT_ONE_IN = 5
+_GROUP_KINDS = ("direction", "size", "direction", "order", "direction", "size", "direction", "relation")
+_SHARE_BY_LAYOUT = {"twice": 0.2, "order": 0.3, "joint": 0.3, "bystander": 0.2}
+"""Shares among the clips with two events or two things."""
+_WEIGHT_OF_REVERSIBLE = 1.5
+"""How much more often a single thing moves or changes size than it does another action."""
+_MAX_ATTEMPTS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Richness:
+    """How many different things a corpus shows."""
+
+    num_colours: int = 8
+    """Of 10."""
+    num_shapes: int = 6
+    """Of 8."""
+    num_actions: int = 12
+    """Actions of a single thing, of 12; the four actions of two things are always there."""
+    double_share: float = 0.3
+    """Share of the clips that have two things or two events."""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("num_colours", 3, len(COLOURS)),
+            ("num_shapes", 3, len(SHAPES)),
+            ("num_actions", 8, len(SOLO_ACTIONS)),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"richness.{name} must be in {least}..{most}, got {getattr(self, name)}")
+        if not 0 <= self.double_share <= 1:
+            raise ValueError(f"richness.double_share must be in [0, 1], got {self.double_share}")
+
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """The colours that occur."""
+        return COLOURS[: self.num_colours]
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """The shapes that occur."""
+        return SHAPES[: self.num_shapes]
+
+    @property
+    def solo_actions(self) -> tuple[str, ...]:
+        """The actions of one thing that occur."""
+        return SOLO_ACTIONS[: self.num_actions]
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """All actions that occur."""
+        return (*self.solo_actions, *JOINT_ACTIONS)
+
+    @property
+    def repeatable(self) -> tuple[str, ...]:
+        """The actions that can follow one another."""
+        return tuple(action for action in REPEATABLE if action in self.solo_actions)
+
+
+def rng_for(seed: int, stream: str, *keys: int) -> np.random.Generator:
+    """The randomness of one clip: it depends on nothing but these numbers."""
+    return np.random.default_rng([seed, _STREAMS[stream], *keys])
+
+
+def held_out_combinations(seed: int, richness: Richness) -> frozenset[Combination]:
+    """About one combination in five, spread so evenly that each pair of attributes keeps others for training."""
+    rng = rng_for(seed, "held_out")
+    axes = (richness.colours, richness.shapes, richness.actions)
+    places = [dict(zip(axis, rng.permutation(len(axis)).tolist(), strict=True)) for axis in axes]
+    return frozenset(
+        combination
+        for combination in itertools.product(*axes)
+        if sum(place[value] for place, value in zip(places, combination, strict=True)) % _HELD_OUT_ONE_IN == 0
+    )
+
+
+def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
+    """Scenes in which no held-out combination occurs."""
+    held_out = held_out_combinations(seed, richness)
+    looks = _looks_by_action(set(itertools.product(richness.colours, richness.shapes, richness.actions)) - held_out)
+
+    def draw(index: int) -> Scene:
+        for attempt in range(_MAX_ATTEMPTS):
+            scene = _draw_scene(rng_for(seed, "train", index, attempt), richness, looks)
+            if held_out.isdisjoint(combinations_of(scene)):
+                return scene
+        raise ValueError(f"no training scene found for clip {index}: raise the richness of the corpus")
+
+    return [draw(index) for index in range(num_clips)]
+
+
+def novel_scenes(seed: int, richness: Richness, split: str, num_clips: int) -> list[Scene]:
+    """Scenes of pairwise different meaning whose main thing shows a held-out combination."""
+    looks = _looks_by_action(held_out_combinations(seed, richness))
+    scenes: dict[Statement, Scene] = {}
+    for index in range(num_clips):
+        for attempt in range(_MAX_ATTEMPTS):
+            scene = _draw_scene(rng_for(seed, split, index, attempt), richness, looks)
+            if scenes.setdefault(meaning_of(scene), scene) is scene:
+                break
+        else:
+            raise ValueError(f"{split}: only {index} of {num_clips} distinct scenes found; ask for fewer or raise richness")
+    return list(scenes.values())
+
+
+def still_scenes(seed: int, richness: Richness, num_images: int) -> list[Scene]:
+    """Scenes without events, for images."""
+
+    def draw(index: int) -> Scene:
+        rng = rng_for(seed, "image", index)
+        num_things = 2 if rng.random() < richness.double_share else 1
+        looks = list(itertools.product(richness.colours, richness.shapes))
+        return Scene(things=_place(rng, _draw_looks(rng, looks, num_things)), events=(), background=_draw_background(rng))
+
+    return [draw(index) for index in range(num_images)]
+
+
+def temporal_groups(seed: int, richness: Richness, num_groups: int) -> list[tuple[Scene, ...]]:
+    """Groups of four scenes that are equal but for their events; two pairs of them are each other's reversal."""
+    groups: dict[frozenset[Statement], tuple[Scene, ...]] = {}
+    for index in range(num_groups):
+        kind = _GROUP_KINDS[index % len(_GROUP_KINDS)]
+        for attempt in range(_MAX_ATTEMPTS):
+            group = _draw_group(rng_for(seed, "temporal", index, attempt), richness, kind)
+            if groups.setdefault(frozenset(map(meaning_of, group)), group) is group:
+                break
+        else:
+            raise ValueError(f"temporal: only {index} of {num_groups} distinct groups found; ask for fewer")
+    return list(groups.values())
+
+
+def _draw_group(rng: np.random.Generator, richness: Richness, kind: str) -> tuple[Scene, ...]:
+    looks = list(itertools.product(richness.colours, richness.shapes))
+    things = _place(rng, _draw_looks(rng, looks, 2 if kind in ("order", "relation") else 1))
+    background = _draw_background(rng)
+    match kind:
+        case "direction":
+            variants = [(_event(rng, action, 0),) for action in DIRECTIONS]
+        case "size":
+            pair = DIRECTIONS[:2] if rng.random() < 0.5 else DIRECTIONS[2:]
+            variants = [(_event(rng, action, 0),) for action in (*RESIZES, *pair)]
+        case "order":
+            actions = rng.choice(richness.repeatable, 2, replace=False).tolist()
+            variants = [_in_turn(action, action, actors) for action in actions for actors in ((0, 1), (1, 0))]
+        case "relation":
+            pairs = (("meet", (0, 1)), ("part", (0, 1)), ("chase", (0, 1)), ("chase", (1, 0)))
+            variants = [(_event(rng, action, *actors),) for action, actors in pairs]
+        case _:
+            raise ValueError(f"no such kind of group: {kind!r}")
+    return tuple(Scene(things=things, events=events, background=background) for events in variants)
+
+
+def _looks_by_action(combinations: Iterable[Combination]) -> dict[str, list[Look]]:
+    looks: dict[str, list[Look]] = {}
+    for colour, shape, action in sorted(combinations):
+        looks.setdefault(action, []).append((colour, shape))
+    return looks
+
+
+def _draw_scene(rng: np.random.Generator, richness: Richness, looks: dict[str, list[Look]]) -> Scene:
+    """A scene whose main thing has a look from `looks[action]`; the second thing may look like anything."""
+    is_double = rng.random() < richness.double_share
+    layout = rng.choice(list(_SHARE_BY_LAYOUT), p=list(_SHARE_BY_LAYOUT.values())) if is_double else "single"
+    action = _draw_action(rng, richness, layout)
+    main = looks[action][rng.integers(len(looks[action]))]
+    others = [look for look in itertools.product(richness.colours, richness.shapes) if _differ(look, main)]
+    drawn = [main] if layout in ("single", "twice") else [main, others[rng.integers(len(others))]]
+    second_action = rng.choice([other for other in richness.repeatable if layout == "order" or other != action])
+    match layout:
+        case "twice":
+            events = _in_turn(action, str(second_action), (0, 0))
+        case "order":
+            events = _in_turn(action, str(second_action), (0, 1))
+        case "joint":
+            events = (_event(rng, action, 0, 1),)
+        case _:
+            events = (_event(rng, action, 0),)
+    return Scene(things=_place(rng, drawn), events=events, background=_draw_background(rng))
+
+
+def _draw_action(rng: np.random.Generator, richness: Richness, layout: str) -> str:
+    actions = {
+        "single": richness.solo_actions,
+        "twice": richness.repeatable,
+        "order": richness.repeatable,
+        "joint": JOINT_ACTIONS,
+        "bystander": tuple(action for action in richness.solo_actions if action not in ("left", "right")),
+    }[layout]
+    weights = np.array([_WEIGHT_OF_REVERSIBLE if action in (*DIRECTIONS, *RESIZES) else 1.0 for action in actions])
+    return str(rng.choice(actions, p=weights / weights.sum()))
+
+
+def _event(rng: np.random.Generator, action: str, *actors: int) -> Event:
+    phase = str(rng.choice(["first", "second"])) if action == "pass" else "whole"
+    return Event(action=action, actors=actors, phase=phase, moment=float(rng.choice([2.0, 3.0])))
+
+
+def _in_turn(action: str, next_action: str, actors: tuple[int, int]) -> tuple[Event, Event]:
+    first = Event(action=action, actors=actors[:1], phase="first")
+    return first, Event(action=next_action, actors=actors[1:], phase="second")
+
+
+def _differ(look: Look, other: Look) -> bool:
+    return look[0] != other[0] and look[1] != other[1]
+
+
+def _draw_looks(rng: np.random.Generator, looks: Sequence[Look], num_things: int) -> list[Look]:
+    """Looks that share neither colour nor shape."""
+    drawn = [looks[rng.integers(len(looks))]]
+    if num_things == 2:
+        others = [look for look in looks if _differ(look, drawn[0])]
+        drawn.append(others[rng.integers(len(others))])
+    return drawn
+
+
+def _place(rng: np.random.Generator, looks: Sequence[Look]) -> tuple[Thing, ...]:
+    """Things in their middle state; where they are depends on how many there are, never on what they will do."""
+    sizes = [SIZES[rng.integers(len(SIZES))]]
+    centre_x, centre_y = (float(value) for value in rng.uniform(25, 39, 2))
+    if len(looks) == 1:
+        places = [(centre_x, centre_y)]
+    else:  # two big ones would leave no room to move
+        sizes.append(SIZES[rng.integers(len(SIZES))] if sizes[0] == "small" else "small")
+        distance, angle, side = rng.uniform(28, 31), rng.uniform(-0.3, 0.3), rng.choice([-1.0, 1.0])
+        half_x, half_y = side * distance / 2 * np.cos(angle), distance / 2 * np.sin(angle)
+        middle_x = (centre_x - 32) / 3 + 32
+        places = [(middle_x - half_x, centre_y - half_y), (middle_x + half_x, centre_y + half_y)]
+    return tuple(
+        Thing(colour=colour, shape=shape, size=size, x=round(float(x), 2), y=round(float(y), 2))
+        for (colour, shape), size, (x, y) in zip(looks, sizes, places, strict=True)
+    )
+
+
+def _draw_background(rng: np.random.Generator) -> Background:
+    return Background(texture=TEXTURES[rng.integers(len(TEXTURES))], seed=int(rng.integers(2**31)))

@@ -1,0 +1,121 @@
+"""Frames to features: the small CNN, its batch normalisation, and pooling.
+
+frames (B, T, 3, H, W) ──encoder──► grid (B, T, D, h, w) ──pool──► one token per frame (B, T, D)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from snps3_model.config import VisualConfig
+
+Gather = Callable[[Tensor], Tensor]
+"""(n, …) on each rank to (world·n, …) on every rank, in rank order, with the gradient flowing back to each rank."""
+
+
+def local_gather(rows: Tensor) -> Tensor:
+    """`rows` themselves: the gather of a world of one."""
+    return rows
+
+
+class PaddedBatchNorm(nn.Module):
+    """Batch normalisation over the real pixels of every rank's frames.
+
+    Padded pixels, and so whole rows of weight 0, take no part in the statistics; with `gather` of several ranks the
+    statistics are those of the global batch (torch's SyncBatchNorm does neither padding nor CPU).
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5, frozen: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_variance", torch.ones(channels))
+        self.momentum, self.eps, self.frozen = momentum, eps, frozen
+        self.gather: Gather = local_gather
+
+    def forward(
+        self, features: Float[Tensor, "N C h w"], is_real: Float[Tensor, "N 1 h w"]
+    ) -> Float[Tensor, "N C h w"]:
+        if self.training and not self.frozen:
+            mean, variance = self.batch_statistics(features, is_real)
+        else:
+            mean, variance = self.running_mean, self.running_variance
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        return features * scale[:, None, None] + shift[:, None, None]
+
+    def batch_statistics(self, features: Tensor, is_real: Tensor) -> tuple[Tensor, Tensor]:
+        real = features * is_real
+        count = is_real.sum()
+        sums = torch.cat([real.sum((0, 2, 3)), (real * features).sum((0, 2, 3)), count[None]])
+        total = self.gather(sums[None]).sum(0)
+        C, count = len(self.weight), total[-1].clamp(min=1.0)
+        mean = total[:C] / count
+        variance = (total[C : 2 * C] / count - mean**2).clamp(min=0.0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_variance.lerp_(variance * count / (count - 1).clamp(min=1.0), self.momentum)
+        return mean, variance
+
+
+class SmallCNN(nn.Module):
+    """A few 3×3 convolutions with batch normalisation: the encoder of the `tiny` preset, trained from scratch.
+
+    Two channels with each pixel's place (x, y in [−1, 1]) join the colours, since pooling over the grid would
+    otherwise forget where in the frame a thing is.
+    """
+
+    def __init__(self, config: VisualConfig, hidden: int) -> None:
+        super().__init__()
+        inputs = (5, *config.channels[:-1])
+        last = len(config.channels) - 1
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(i, o, kernel_size=3, stride=1 if n == last else 2, padding=1, bias=False)
+            for n, (i, o) in enumerate(zip(inputs, config.channels, strict=True))
+        )
+        self.norms = nn.ModuleList(PaddedBatchNorm(o, frozen=config.frozen_batch_norm) for o in config.channels)
+        self.projection = nn.Conv2d(config.channels[-1], hidden, kernel_size=1)
+
+    def forward(
+        self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]
+    ) -> tuple[Float[Tensor, "B T D h w"], Bool[Tensor, "B T h w"]]:
+        """The feature grid and its pad mask (True = padding)."""
+        B, T = frames.shape[:2]
+        is_real = (~pad_mask).flatten(0, 1)[:, None].to(frames.dtype)
+        features = torch.cat([frames.flatten(0, 1), places(frames)], dim=1) * is_real
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            features = convolution(features)
+            is_real = F.interpolate(is_real, size=features.shape[-2:], mode="nearest")
+            features = F.relu(norm(features, is_real)) * is_real
+        grid = self.projection(features)
+        return grid.unflatten(0, (B, T)), (is_real < 0.5)[:, 0].unflatten(0, (B, T))
+
+
+def places(frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "N 2 H W"]:
+    """Each pixel's x and y in [−1, 1], for every frame (N = B·T)."""
+    B, T, _, H, W = frames.shape
+    y = torch.linspace(-1, 1, H, dtype=frames.dtype, device=frames.device).view(1, 1, H, 1).expand(B * T, 1, H, W)
+    x = torch.linspace(-1, 1, W, dtype=frames.dtype, device=frames.device).view(1, 1, 1, W).expand(B * T, 1, H, W)
+    return torch.cat([x, y], dim=1)
+
+
+def pool(grid: Float[Tensor, "B T D h w"], pad_mask: Bool[Tensor, "B T h w"]) -> Float[Tensor, "B T D"]:
+    """One token per frame: the mean over the real cells of its grid; 0 for a frame that is all padding."""
+    is_real = (~pad_mask)[:, :, None].to(grid.dtype)
+    return (grid * is_real).sum((-2, -1)) / is_real.sum((-2, -1)).clamp(min=1.0)
+
+
+def synchronise(model: nn.Module, gather: Gather) -> None:
+    """Make every batch normalisation of `model` use the statistics of all ranks."""
+    for module in model.modules():
+        if isinstance(module, PaddedBatchNorm):
+            module.gather = gather
