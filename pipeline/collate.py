@@ -1,0 +1,115 @@
+"""Decoded clips and their captions to one `Batch`: tokens, masks, labels and LVWM words, each row for itself.
+
+ClipRows ──encode once──► token_ids ──┬──► masked_token_ids, labels     (MLM or MSSM)
+                                      └──► word_positions               (LVWM)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+
+from pipeline.masking import MaskingConfig, choose_words, mask_words
+from pipeline.randomness import Purpose, clip_rng
+from pipeline.records import IGNORED_LABEL, Batch
+from pipeline.significance import SignificantWords
+from pipeline.words import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRows:
+    """One rank's share of one step, decoded but not yet tokenised. `B` clips, `T` frames."""
+
+    clip_ids: Int64[np.ndarray, " B"]
+    weight: Float32[np.ndarray, " B"]
+    """1 for a usable clip, 0 for a filler or a rejected one."""
+    epoch: int
+    captions: list[str]
+    """The caption chosen for each clip; not looked at where the weight is 0."""
+    frames: UInt8[np.ndarray, "B T H W 3"]
+    frame_pad_mask: Bool[np.ndarray, "B T H W"]
+    num_frames: Int64[np.ndarray, " B"]
+
+    def __post_init__(self) -> None:
+        lengths = {
+            name: len(getattr(self, name)) for name in ("clip_ids", "weight", "captions", "frames", "num_frames")
+        }
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"all columns of a batch need the same number of clips, got {lengths}")
+        if self.frames.shape[:4] != self.frame_pad_mask.shape:
+            raise ValueError(f"frames {self.frames.shape} and frame_pad_mask {self.frame_pad_mask.shape} disagree")
+
+
+def collate(
+    rows: ClipRows,
+    *,
+    tokenizer: Tokenizer,
+    table: SignificantWords,
+    masking: MaskingConfig,
+    num_words: int,
+    seed: int,
+    max_tokens: int = 30,
+    pad_multiple: int = 1,
+    pad_to: int | None = None,
+) -> Batch:
+    """The batch of `rows`. What a clip gets depends on (seed, epoch, clip_id) and its caption, not on its neighbours.
+
+    Captions longer than `max_tokens` are cut to a random window. The token dimension is the longest caption's (at least
+    `num_words`), rounded up to `pad_multiple`, or exactly `pad_to`. Rows of weight 0 are [CLS] [SEP] without labels.
+    """
+    if len(table.ranks) != tokenizer.vocabulary_size:
+        raise ValueError(
+            f"the table of significant words has {len(table.ranks)} ids, the vocabulary {tokenizer.vocabulary_size}; "
+            "both must come from the same run"
+        )
+    captions = [caption if weight > 0 else "" for caption, weight in zip(rows.captions, rows.weight, strict=True)]
+    clip_ids = rows.clip_ids.tolist()
+    window_rngs = [clip_rng(seed, rows.epoch, clip_id, Purpose.WINDOW) for clip_id in clip_ids]
+    token_rows = tokenizer.encode(captions, max_tokens, window_rngs)
+    length = _token_length([len(ids) for ids in token_rows], num_words, pad_multiple, pad_to)
+
+    token_ids = np.full((len(captions), length), tokenizer.special.pad, dtype=np.int64)
+    masked_ids, labels = token_ids.copy(), np.full_like(token_ids, IGNORED_LABEL)
+    positions = np.empty((len(captions), num_words), dtype=np.int64)
+    for row, (ids, clip_id) in enumerate(zip(token_rows, clip_ids, strict=True)):
+        mask_rng = clip_rng(seed, rows.epoch, clip_id, Purpose.MASKS)
+        word_rng = clip_rng(seed, rows.epoch, clip_id, Purpose.WORDS)
+        end = len(ids)
+        token_ids[row, :end] = ids
+        masked_ids[row, :end], labels[row, :end] = mask_words(
+            ids, special=tokenizer.special, table=table, config=masking, rng=mask_rng
+        )
+        positions[row] = choose_words(
+            ids, num_words=num_words, special=tokenizer.special, table=table, top_k=masking.top_k, rng=word_rng
+        )
+    return Batch(
+        clip_ids=_tensor(rows.clip_ids),
+        weight=_tensor(rows.weight),
+        frames=_tensor(rows.frames),
+        frame_pad_mask=_tensor(rows.frame_pad_mask),
+        num_frames=_tensor(rows.num_frames),
+        token_ids=torch.from_numpy(token_ids),
+        masked_token_ids=torch.from_numpy(masked_ids),
+        token_mask=torch.from_numpy(token_ids != tokenizer.special.pad),
+        labels=torch.from_numpy(labels),
+        word_positions=torch.from_numpy(positions),
+    )
+
+
+def _token_length(lengths: list[int], num_words: int, pad_multiple: int, pad_to: int | None) -> int:
+    longest = max([*lengths, num_words])
+    if pad_to is None:
+        return -(-longest // pad_multiple) * pad_multiple
+    if pad_to < longest:
+        raise ValueError(
+            f"pad_to {pad_to} is shorter than the longest caption with {longest} tokens; raise it or max_tokens"
+        )
+    return pad_to
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    # Arrays that come out of an object store are read-only; torch cannot mark a tensor so, hence the copy.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -1,0 +1,149 @@
+"""Which words of a caption are hidden (MLM, and the paper's MSSM), and which are matched with the video (LVWM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from jaxtyping import Int64
+
+from pipeline.records import IGNORED_LABEL
+from pipeline.significance import SignificantWords
+from pipeline.words import SpecialIds
+
+
+class Strategy(StrEnum):
+    """How the words to hide are chosen."""
+
+    MLM = "mlm"
+    """Each word piece with the same probability, as BERT does."""
+    MSSM = "mssm"
+    """An exact number of words, significant ones first: masked significant semantic modelling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """How words are hidden from the model."""
+
+    strategy: Strategy = Strategy.MSSM
+    """`mssm` hides significant words first, `mlm` hides any."""
+    probability: float = 0.15
+    """Share of a caption's word pieces that is chosen."""
+    mask_share: float = 0.8
+    """Share of the chosen pieces that becomes [MASK]."""
+    random_share: float = 0.1
+    """Share of the chosen pieces that becomes another word; what is left of 1 stays as it is and is predicted too."""
+    top_k: int = 3000
+    """A word is significant if its rank, counted from 0, is at most this; words that were never counted are not."""
+    min_masked: int = 0
+    """Pieces chosen at least, where the caption has as many. 0 leaves a caption of one piece unmasked, as the paper's
+    count rule does."""
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "mask_share", "random_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"masking.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.mask_share + self.random_share > 1 + 1e-9:
+            raise ValueError(
+                "masking.mask_share and masking.random_share must not exceed 1 together, "
+                f"got {self.mask_share} + {self.random_share}"
+            )
+        for name in ("top_k", "min_masked"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"masking.{name} must not be negative, got {getattr(self, name)}")
+
+
+def num_chosen(num_pieces: int, probability: float) -> int:
+    """How many of `num_pieces` word pieces MSSM chooses: the whole part of the share, one more from 0.3 of a piece on.
+
+    In double precision, as the published code computes it: 22 pieces at 0.15 give 3.3, its fraction just below 0.3.
+    """
+    share = probability * num_pieces
+    return int(share) + (share - int(share) >= 0.3)
+
+
+def mask_words(
+    ids: Int64[np.ndarray, " length"],
+    *,
+    special: SpecialIds,
+    table: SignificantWords,
+    config: MaskingConfig,
+    rng: np.random.Generator,
+) -> tuple[Int64[np.ndarray, " length"], Int64[np.ndarray, " length"]]:
+    """The masked ids of one caption, and its labels: the original id where a piece was chosen, else `IGNORED_LABEL`."""
+    pieces = np.flatnonzero((ids != special.cls) & (ids != special.sep) & (ids != special.pad))
+    if config.strategy is Strategy.MSSM:
+        chosen = _significant_first(pieces, ids, table, config, rng)
+    else:
+        chosen = _each_with_probability(pieces, config, rng)
+    masked_ids, labels = ids.copy(), np.full_like(ids, IGNORED_LABEL)
+    labels[chosen] = ids[chosen]
+    draws = rng.random(len(chosen))
+    masked_ids[chosen[draws < config.mask_share]] = special.mask
+    for position in chosen[(draws >= config.mask_share) & (draws < config.mask_share + config.random_share)]:
+        masked_ids[position] = (
+            table.random_word(rng, config.top_k)
+            if config.strategy is Strategy.MSSM
+            else random_piece(rng, table.vocabulary_size, special)
+        )
+    return masked_ids, labels
+
+
+def _significant_first(
+    pieces: np.ndarray, ids: np.ndarray, table: SignificantWords, config: MaskingConfig, rng: np.random.Generator
+) -> np.ndarray:
+    is_significant = table.ranks[ids[pieces]] <= config.top_k
+    significant, others = pieces[is_significant], pieces[~is_significant]
+    wanted = max(num_chosen(len(pieces), config.probability), min(config.min_masked, len(pieces)))
+    if wanted <= len(significant):
+        return rng.permutation(significant)[:wanted]
+    return np.concatenate([significant, rng.permutation(others)[: wanted - len(significant)]])
+
+
+def _each_with_probability(pieces: np.ndarray, config: MaskingConfig, rng: np.random.Generator) -> np.ndarray:
+    draws = rng.random(len(pieces))
+    num_wanted = max(int((draws < config.probability).sum()), min(config.min_masked, len(pieces)))
+    # The smallest draws are those below the probability; where too few are, the next ones fill up to the minimum.
+    return pieces[np.argsort(draws)[:num_wanted]]
+
+
+def random_piece(rng: np.random.Generator, vocabulary_size: int, special: SpecialIds) -> int:
+    """A uniformly drawn id that is none of the special ones."""
+    drawn = int(rng.integers(vocabulary_size - len(special.ascending)))
+    for special_id in special.ascending:
+        drawn += drawn >= special_id
+    return drawn
+
+
+def choose_words(
+    ids: Int64[np.ndarray, " length"],
+    *,
+    num_words: int,
+    special: SpecialIds,
+    table: SignificantWords,
+    top_k: int,
+    rng: np.random.Generator,
+) -> Int64[np.ndarray, " num_words"]:
+    """Exactly `num_words` positions of the unmasked caption that LVWM matches with the video.
+
+    Significant words; without any, the other words; without those, the first positions. Too many: a random subset.
+    Too few: all of them, and random repetitions.
+    """
+    eligible = np.flatnonzero(table.ranks[ids] <= top_k)
+    if not len(eligible):
+        is_word = (ids != special.cls) & (ids != special.sep) & (ids != special.pad) & (ids != special.mask)
+        eligible = np.flatnonzero(is_word)
+    if not len(eligible):
+        return np.arange(num_words)
+    if len(eligible) >= num_words:
+        return rng.permutation(eligible)[:num_words]
+    repeated = eligible[rng.integers(len(eligible), size=num_words - len(eligible))]
+    return np.concatenate([eligible, repeated])
+
+
+def choose_caption(captions: list[str], rng: np.random.Generator) -> str:
+    """One of a clip's captions, uniformly."""
+    if not captions:
+        raise ValueError("a clip without captions cannot be trained on; prepare rejects it as `no_caption`")
+    return captions[int(rng.integers(len(captions)))]

@@ -1,0 +1,257 @@
+"""S3: which words of a corpus carry its meaning. Counted by part of speech, ranked, with their families of inflections.
+
+captions ──tagger──► counts of (word, NOUN | VERB | ADJ) ──vocabulary──► SignificantWords: rank and family per id
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lemminflect
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from pipeline.tagging import Tagger, lexicon_tagger, split_words
+
+logger = logging.getLogger(__name__)
+
+CONTENT_POS = ("NOUN", "VERB", "ADJ")
+"""The parts of speech that count, in the order of the columns of `pos_counts`."""
+UNRANKED = int(np.iinfo(np.int64).max)
+"""Rank of a word that was never counted: significant under no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignificanceConfig:
+    """How the significant words of a corpus are counted."""
+
+    lower_case: bool = True
+    """Count "Dog" as "dog". Without it words at the start of a sentence are lost, as in the published lists."""
+    abandoned: tuple[str, ...] = ("background", "backgrounds", "be", "is", "was", "were", "are")
+    """Words that never become significant."""
+    min_pos_share: float = 0.25
+    """A part of speech that makes up less than this share of a word's occurrences is taken for a mistake."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_pos_share <= 1:
+            raise ValueError(f"significance.min_pos_share must lie in [0, 1], got {self.min_pos_share}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SignificantWords:
+    """Rank and word family of each of the `V` ids of a vocabulary."""
+
+    words: tuple[str, ...]
+    """The vocabulary entry of each id."""
+    total_counts: Int64[np.ndarray, " V"]
+    """Occurrences as noun, verb or adjective."""
+    pos_counts: Int64[np.ndarray, "V 3"]
+    """Occurrences per part of speech (`CONTENT_POS`), without those taken for mistakes."""
+    ranks: Int64[np.ndarray, " V"]
+    """0 for the most frequent word; equal counts share the better rank; `UNRANKED` if never counted."""
+    family_starts: Int64[np.ndarray, " V_plus_1"]
+    """The family of id i is `family_members[family_starts[i]:family_starts[i + 1]]`."""
+    family_members: Int64[np.ndarray, " M"]
+    """Ids of words with a lemma in common, the word itself included; empty for words without a family."""
+
+    @classmethod
+    def from_ranks(
+        cls, ranks: Int64[np.ndarray, " V"], families: Sequence[Sequence[int]] | None = None
+    ) -> SignificantWords:
+        """A table that knows nothing but ranks, and families of ids if given."""
+        size = len(ranks)
+        starts, members = _flat(families if families is not None else [()] * size)
+        return cls(
+            words=("",) * size,
+            total_counts=np.zeros(size, dtype=np.int64),
+            pos_counts=np.zeros((size, len(CONTENT_POS)), dtype=np.int64),
+            ranks=ranks,
+            family_starts=starts,
+            family_members=members,
+        )
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids."""
+        return len(self.ranks)
+
+    @property
+    def pos_shares(self) -> Float64[np.ndarray, "V 3"]:
+        """Share of each part of speech in a word's occurrences; 0 for words never counted."""
+        return self.pos_counts / np.maximum(self.pos_counts.sum(axis=1, keepdims=True), 1)
+
+    @cached_property
+    def _ids_by_rank(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.ranks, kind="stable")
+        return order, self.ranks[order]
+
+    def significant_ids(self, top_k: int) -> Int64[np.ndarray, " S"]:
+        """The ids whose rank is at most `top_k`, best first. Ties make them a few more than `top_k + 1`."""
+        order, ranks = self._ids_by_rank
+        return order[: np.searchsorted(ranks, min(top_k, UNRANKED - 1), side="right")]
+
+    def family(self, word_id: int) -> Int64[np.ndarray, " members"]:
+        """The ids of the word's inflections, itself included; only itself if it has no family."""
+        members = self.family_members[self.family_starts[word_id] : self.family_starts[word_id + 1]]
+        return members if len(members) else np.array([word_id])
+
+    def random_word(self, rng: np.random.Generator, top_k: int) -> int:
+        """A uniformly drawn member of the family of a uniformly drawn significant word."""
+        significant = self.significant_ids(top_k)
+        if not len(significant):
+            raise ValueError(f"no word has a rank of at most {top_k}: count the words of the corpus before MSSM")
+        family = self.family(int(significant[rng.integers(len(significant))]))
+        return int(family[rng.integers(len(family))])
+
+    def to_json(self) -> str:
+        """The table as the published code writes it, one list per column, and `family_ids` beside them."""
+        shares = self.pos_shares
+        columns: dict[str, Any] = {
+            "id": list(range(self.vocabulary_size)),
+            "name": list(self.words),
+            "total_count": self.total_counts.tolist(),
+            **{f"{pos.lower()}_count": self.pos_counts[:, i].tolist() for i, pos in enumerate(CONTENT_POS)},
+            "rank": competition_ranks(self.total_counts).tolist(),
+            **{f"{pos.lower()}_percentage": shares[:, i].tolist() for i, pos in enumerate(CONTENT_POS)},
+            "family_ids": [part.tolist() for part in np.split(self.family_members, self.family_starts[1:-1])],
+        }
+        return json.dumps(columns, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, families: Sequence[Sequence[int]] | None = None) -> SignificantWords:
+        """The table written by `to_json` or by the published code, whose families stand in another file."""
+        columns = json.loads(text)
+        needed = ("name", "total_count", "rank", *(f"{pos.lower()}_count" for pos in CONTENT_POS))
+        missing = [name for name in needed if name not in columns]
+        if missing:
+            raise ValueError(f"not a table of significant words: the columns {', '.join(missing)} are missing")
+        totals = np.array(columns["total_count"], dtype=np.int64)
+        no_families: Sequence[Sequence[int]] = [()] * len(totals)
+        starts, members = _flat(columns.get("family_ids", no_families) if families is None else families)
+        return cls(
+            words=tuple(columns["name"]),
+            total_counts=totals,
+            pos_counts=np.array([columns[f"{pos.lower()}_count"] for pos in CONTENT_POS], dtype=np.int64).T.copy(),
+            ranks=np.where(totals > 0, np.array(columns["rank"], dtype=np.int64), UNRANKED),
+            family_starts=starts,
+            family_members=members,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table as JSON."""
+        file_path = Path(path)
+        file_path.parent.mkdir(parents=True, exist_ok=True)
+        partial_path = file_path.with_name(file_path.name + ".partial")
+        partial_path.write_text(self.to_json(), encoding="utf-8")
+        partial_path.replace(file_path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], families_path: str | os.PathLike[str] | None = None
+    ) -> SignificantWords:
+        """The table in a JSON file; the published word families (a list of words per id) can be given beside it."""
+        text = Path(path).read_text(encoding="utf-8")
+        if families_path is None:
+            return cls.from_json(text)
+        id_of = {word: index for index, word in reversed(list(enumerate(json.loads(text)["name"])))}
+        families = json.loads(Path(families_path).read_text(encoding="utf-8"))
+        return cls.from_json(text, [[id_of[word] for word in family] for family in families])
+
+
+def count_words(
+    captions: Iterable[str], tagger: Tagger | None = None, *, lower_case: bool = True
+) -> dict[str, Counter[str]]:
+    """How often each word occurs as each part of speech: {"NOUN": {"dog": 3, …}, "VERB": …, "ADJ": …}."""
+    if tagger is None:
+        logger.info("no tagger given: parts of speech come from the built-in dictionary and a few rules of context")
+        tagger = lexicon_tagger
+    counts = {pos: Counter[str]() for pos in CONTENT_POS}
+    for caption, times in Counter(captions).items():
+        words = split_words(caption.lower() if lower_case else caption)
+        for word, pos in zip(words, tagger(words), strict=True):
+            if pos in counts:
+                counts[pos][word] += times
+    return counts
+
+
+def rank_words(
+    counts: Mapping[str, Mapping[str, int]], vocabulary: Sequence[str], config: SignificanceConfig | None = None
+) -> SignificantWords:
+    """The table for a vocabulary: its whole words of two letters or more, ranked by their count as content words."""
+    config = config or SignificanceConfig()
+    raw_counts = np.array(
+        [[counts[pos].get(word, 0) if _may_count(word, config) else 0 for pos in CONTENT_POS] for word in vocabulary],
+        dtype=np.int64,
+    )
+    totals = raw_counts.sum(axis=1)
+    shares = raw_counts / np.maximum(totals, 1)[:, None]
+    pos_counts = np.where(shares >= config.min_pos_share, raw_counts, 0)
+    starts, members = _flat(word_families(vocabulary, pos_counts))
+    return SignificantWords(
+        words=tuple(vocabulary),
+        total_counts=totals,
+        pos_counts=pos_counts,
+        ranks=np.where(totals > 0, competition_ranks(totals), UNRANKED),
+        family_starts=starts,
+        family_members=members,
+    )
+
+
+def mine_significant_words(
+    captions: Iterable[str],
+    vocabulary: Sequence[str],
+    config: SignificanceConfig | None = None,
+    tagger: Tagger | None = None,
+) -> SignificantWords:
+    """The significant words of `captions` for a vocabulary: `count_words`, then `rank_words`."""
+    config = config or SignificanceConfig()
+    return rank_words(count_words(captions, tagger, lower_case=config.lower_case), vocabulary, config)
+
+
+def competition_ranks(counts: Int64[np.ndarray, " V"]) -> Int64[np.ndarray, " V"]:
+    """The rank of each count, 0 for the largest; equal counts share the better rank and the next are skipped."""
+    return len(counts) - np.searchsorted(np.sort(counts), counts, side="right")
+
+
+def word_families(vocabulary: Sequence[str], pos_counts: Int64[np.ndarray, "V 3"]) -> list[list[int]]:
+    """For each id the ids in the vocabulary that share a lemma with it, itself included; empty if there is no other.
+
+    Where a word was counted, only the lemmas of the parts of speech it was counted as hold: "saw" the verb goes with
+    "see", "saw" the noun with "saws".
+    """
+    lemmas_of = [_lemmas(word, row) for word, row in zip(vocabulary, pos_counts.tolist(), strict=True)]
+    ids_of: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for word_id, lemmas in enumerate(lemmas_of):
+        for lemma in lemmas:
+            ids_of[lemma].append(word_id)
+    families = [sorted({member for lemma in lemmas for member in ids_of[lemma]}) for lemmas in lemmas_of]
+    return [family if len(family) > 1 else [] for family in families]
+
+
+def _lemmas(word: str, counts: Sequence[int]) -> list[tuple[str, str]]:
+    if len(word) < 2 or not word.isalpha():
+        return []
+    counted = [pos for pos, count in zip(CONTENT_POS, counts, strict=True) if count]
+    return [
+        (pos, lemma)
+        for pos, lemmas in sorted(lemminflect.getAllLemmas(word).items())
+        if pos in (counted or CONTENT_POS)
+        for lemma in lemmas
+    ]
+
+
+def _may_count(word: str, config: SignificanceConfig) -> bool:
+    return len(word) > 1 and word not in config.abandoned
+
+
+def _flat(families: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.cumsum([0, *(len(family) for family in families)], dtype=np.int64)
+    return starts, np.array([member for family in families for member in family], dtype=np.int64)

@@ -1,0 +1,219 @@
+"""Captions to token ids: lower-case BERT word pieces, and the windows that long captions are cut to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int64
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+logger = logging.getLogger(__name__)
+
+PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PREFIX = "##"
+MAX_LETTERS = 1000
+"""Letters a trained vocabulary may hold in each of its two forms; rarer ones become [UNK]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialIds:
+    """Ids of the five tokens that are no word."""
+
+    pad: int
+    unknown: int
+    cls: int
+    sep: int
+    mask: int
+
+    @cached_property
+    def ascending(self) -> tuple[int, ...]:
+        """All five, in ascending order."""
+        return tuple(sorted((self.pad, self.unknown, self.cls, self.sep, self.mask)))
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A vocabulary of word pieces and the rules that cut a caption into them."""
+
+    model: tokenizers.Tokenizer
+    """The library's tokenizer, without padding, truncation or a special meaning of "[MASK]" written in a caption."""
+    pieces: tuple[str, ...]
+    """The piece of each id."""
+    special: SpecialIds
+
+    @classmethod
+    def from_pieces(cls, pieces: Sequence[str]) -> Tokenizer:
+        """A tokenizer for a vocabulary list: the line number is the id."""
+        vocabulary = {piece: index for index, piece in enumerate(pieces)}
+        if len(vocabulary) != len(pieces):
+            raise ValueError(f"a vocabulary must not repeat a piece, but {_first_repeated(pieces)!r} occurs twice")
+        _refuse_missing_specials(vocabulary)
+        model = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=100))
+        model.normalizer = normalizers.BertNormalizer(lowercase=True)
+        model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        model.post_processor = processors.BertProcessing((SEP, vocabulary[SEP]), (CLS, vocabulary[CLS]))
+        model.decoder = decoders.WordPiece(prefix=PREFIX)
+        model.add_special_tokens(list(SPECIAL_TOKENS))
+        return cls._wrap(model)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """The tokenizer written by `to_json`, or any word-piece `tokenizer.json` with BERT's five special tokens."""
+        return cls._wrap(tokenizers.Tokenizer.from_str(text))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer in a local folder (`tokenizer.json` or `vocab.txt`) or in one such file."""
+        file_path = _vocabulary_file(Path(path))
+        text = file_path.read_text(encoding="utf-8")
+        if file_path.suffix == ".json":
+            return cls.from_json(text)
+        return cls.from_pieces(_told_apart(text.removesuffix("\n").split("\n"), file_path))
+
+    @classmethod
+    def _wrap(cls, model: tokenizers.Tokenizer) -> Tokenizer:
+        if not isinstance(model.model, models.WordPiece):
+            raise ValueError(f"a word-piece vocabulary is needed, got {type(model.model).__name__}; use one of BERT")
+        vocabulary = model.get_vocab(with_added_tokens=True)
+        _refuse_missing_specials(vocabulary)
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            raise ValueError(f"the ids of a vocabulary must be 0 to {len(vocabulary) - 1} without holes")
+        model.no_padding()
+        model.no_truncation()
+        model.encode_special_tokens = True
+        names = ("pad", "unknown", "cls", "sep", "mask")
+        special = SpecialIds(**{name: vocabulary[token] for name, token in zip(names, SPECIAL_TOKENS, strict=True)})
+        return cls(model, tuple(sorted(vocabulary, key=vocabulary.__getitem__)), special)
+
+    def __reduce__(self) -> tuple[Callable[[str], Tokenizer], tuple[str]]:
+        """Pickled as JSON: the library's own pickling forgets `encode_special_tokens`."""
+        return type(self).from_json, (self.to_json(),)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids."""
+        return len(self.pieces)
+
+    def to_json(self) -> str:
+        """Everything `from_json` needs; Hugging Face reads it too."""
+        return self.model.to_str(pretty=False)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """The path of the `tokenizer.json` written into `folder`."""
+        file_path = Path(folder) / "tokenizer.json"
+        file_path.parent.mkdir(parents=True, exist_ok=True)
+        partial_path = file_path.with_suffix(".json.partial")
+        partial_path.write_text(self.to_json(), encoding="utf-8")
+        partial_path.replace(file_path)
+        return file_path
+
+    def encode(
+        self,
+        captions: Sequence[str],
+        max_tokens: int = 30,
+        window_rngs: Sequence[np.random.Generator | None] | None = None,
+    ) -> list[Int64[np.ndarray, " length"]]:
+        """The ids of each caption, [CLS] … [SEP], at most `max_tokens` long and not padded.
+
+        A longer caption keeps its beginning, or a random window of it where it has a generator. Masked and raw views of
+        a caption are to be made from one result of this call, so that they show the same window.
+        """
+        if max_tokens < 3:
+            raise ValueError(f"max_tokens must leave room for [CLS], a word and [SEP], so at least 3, got {max_tokens}")
+        encodings = self.model.encode_batch_fast(list(captions), add_special_tokens=False)
+        rngs = [None] * len(encodings) if window_rngs is None else window_rngs
+        room = max_tokens - 2
+        return [
+            np.array([self.special.cls, *random_truncate(encoding.ids, room, rng), self.special.sep], dtype=np.int64)
+            for encoding, rng in zip(encodings, rngs, strict=True)
+        ]
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """The text of `ids`, without [CLS], [SEP] and [PAD]; [MASK] and [UNK] stay visible."""
+        hidden = {self.special.cls, self.special.sep, self.special.pad}
+        pieces = [self.pieces[index] for index in map(int, ids) if index not in hidden]
+        return " ".join(pieces).replace(f" {PREFIX}", "")
+
+
+def random_truncate(pieces: list[int], num_kept: int, rng: np.random.Generator | None) -> list[int]:
+    """`num_kept` neighbouring pieces from a random start, the first ones without an rng; all if there are no more."""
+    if len(pieces) <= num_kept:
+        return pieces
+    start = 0 if rng is None else int(rng.integers(len(pieces) - num_kept + 1))
+    return pieces[start : start + num_kept]
+
+
+def train_wordpiece(captions: Iterable[str], vocabulary_size: int) -> Tokenizer:
+    """A tokenizer whose vocabulary is learned from `captions`: at most `vocabulary_size` pieces, always the same ones.
+
+    Every letter seen is in the vocabulary both as the start of a word and inside one, so no word of them is unknown.
+    """
+    captions = list(captions)
+    letters = _letters(captions)
+    # The trainer numbers the letters in the order of a hash map, which differs from process to process and decides ties
+    # later on. Given as special tokens, they get fixed ids; the trained object is thrown away, its pieces are kept.
+    fixed = [*SPECIAL_TOKENS, *letters, *(PREFIX + letter for letter in letters if letter.isalnum())]
+    if vocabulary_size < len(fixed):
+        raise ValueError(
+            f"vocabulary_size {vocabulary_size} is too small: {len(letters)} letters and signs, letters once more with "
+            f"{PREFIX!r}, and {len(SPECIAL_TOKENS)} special tokens need {len(fixed)}"
+        )
+    model = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    model.normalizer = normalizers.BertNormalizer(lowercase=True)
+    model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary_size, show_progress=False, special_tokens=fixed, continuing_subword_prefix=PREFIX
+    )
+    model.train_from_iterator(captions, trainer)
+    vocabulary = model.get_vocab()
+    return Tokenizer.from_pieces(sorted(vocabulary, key=vocabulary.__getitem__))
+
+
+def _letters(captions: Sequence[str]) -> list[str]:
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    counts = Counter(
+        letter for caption in captions for letter in normalizer.normalize_str(caption) if not letter.isspace()
+    )
+    if not counts:
+        raise ValueError("a vocabulary cannot be learned from captions without a single word")
+    frequent = sorted(counts, key=lambda letter: (-counts[letter], letter))[:MAX_LETTERS]
+    return sorted(frequent)
+
+
+def _vocabulary_file(path: Path) -> Path:
+    candidates = [path / "tokenizer.json", path / "vocab.txt"] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    wanted = " or ".join(str(candidate) for candidate in candidates)
+    raise FileNotFoundError(f"no vocabulary: {wanted} does not exist; give a tokenizer.json, a vocab.txt or a folder")
+
+
+def _refuse_missing_specials(vocabulary: dict[str, int]) -> None:
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    if missing:
+        raise ValueError(f"the vocabulary lacks {', '.join(missing)}; a BERT vocabulary has all of {SPECIAL_TOKENS}")
+
+
+def _told_apart(pieces: list[str], file_path: Path) -> list[str]:
+    # Copies of BERT's vocabulary that went through a wrong encoding repeat lines; the others keep their numbers.
+    seen: set[str] = set()
+    unique = []
+    for index, piece in enumerate(pieces):
+        unique.append(f"[repeated {index}]" if piece in seen else piece)
+        seen.add(piece)
+    if len(seen) < len(pieces):
+        logger.warning("%s repeats %d lines; their ids will never occur", file_path, len(pieces) - len(seen))
+    return unique
+
+
+def _first_repeated(pieces: Sequence[str]) -> str:
+    return Counter(pieces).most_common(1)[0][0]
