@@ -1,12 +1,392 @@
-"""Encoded video and frames. The only file that imports a video decoder or encoder."""
+"""Encoded video and frames. The only file that imports a video decoder or encoder.
+
+    bytes ──open_video──► info ──sampling──► indices ──frames(indices, size)──► uint8 ──letterbox──► square clip
+
+The container's index (PyAV, headers and packet list only) says what a file holds; a decoder, chosen by name, turns
+chosen frames into pixels. Whatever is wrong with a file becomes one exception, `DecodeError`.
+"""
 
 from __future__ import annotations
 
 import io
+import itertools
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+os.environ.setdefault("DECORD_EOF_RETRY_MAX", "128")  # its own 10,240 makes a damaged file look like a hang
 
 import av
+import av.logging
+import decord
 import numpy as np
+from av.error import FFmpegError
+from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.records import Kind, Reason
+from pipeline.sampling import Policy, sample_frames, sample_window
+
+av.logging.set_level(None)
+decord.logging.set_level(decord.logging.FATAL)
+
+
+class DecodeError(Exception):
+    """A file that gives no clip, with the reason. Survives pickling, since it crosses processes."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What the container says about the frames, as they are to be shown (rotation applied)."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    duration_seconds: float
+
+
+class Video(Protocol):
+    """What every decoder offers of an opened file. A context manager: decoders keep the whole file in memory."""
+
+    @property
+    def info(self) -> VideoInfo: ...
+
+    def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
+        """The frames at `indices`, RGB, resized to `size` = (width, height).
+
+        Indices count in order of display; they may come in any order and repeat.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+class DecodedClip(NamedTuple):
+    """`frames` uint8 (T, S, S, 3), RGB, zero where `pad_mask` bool (T, S, S) is True; `num_frames` = T."""
+
+    frames: UInt8[np.ndarray, "T S S 3"]
+    pad_mask: Bool[np.ndarray, "T S S"]
+    num_frames: int
+
+
+def decode_clip(
+    data: bytes,
+    *,
+    kind: Kind,
+    num_frames: int,
+    size_px: int,
+    policy: Policy = Policy.MIDDLE,
+    rng: np.random.Generator | None = None,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    decoder: str = "decord",
+    reference: bool = False,
+) -> DecodedClip:
+    """`num_frames` frames of a video, or the one frame of an image, in a square of `size_px`.
+
+    The aspect ratio is kept: the long side becomes `size_px`, the rest to the right or below is padding.
+    Only the sampled frames are converted. DecodeError if the file gives no such clip.
+    """
+    if kind == Kind.IMAGE:
+        return letterbox(decode_image(data, size_px)[None], size_px)
+    with open_video(data, decoder) as video:
+        indices = clip_indices(
+            video.info,
+            num_frames=num_frames,
+            policy=policy,
+            rng=rng,
+            start_seconds=start_seconds,
+            end_seconds=end_seconds,
+            reference=reference,
+        )
+        size = fit_long_side(video.info.width, video.info.height, size_px)
+        return letterbox(video.frames(indices, size), size_px)
+
+
+def clip_indices(
+    info: VideoInfo,
+    *,
+    num_frames: int,
+    policy: Policy = Policy.MIDDLE,
+    rng: np.random.Generator | None = None,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    reference: bool = False,
+) -> list[int]:
+    """Frame indices of a clip. DecodeError(out_of_range) if it starts after the end of the video."""
+    if start_seconds is None and end_seconds is None:
+        return sample_frames(num_frames, info.num_frames, policy, rng=rng, reference=reference)
+    start = 0.0 if start_seconds is None else start_seconds
+    # without an end the window reaches past the video, and is cut to it
+    end = max(info.num_frames / info.fps, start + 1 / info.fps) + 1 if end_seconds is None else end_seconds
+    if not reference and int(start * info.fps) >= info.num_frames:
+        detail = f"the clip starts at {start} s, the video ends at {info.num_frames / info.fps:.3f} s"
+        raise DecodeError(Reason.OUT_OF_RANGE, detail)
+    return sample_window(
+        num_frames,
+        info.num_frames,
+        policy,
+        fps=info.fps,
+        start_seconds=start,
+        end_seconds=end,
+        rng=rng,
+        reference=reference,
+    )
+
+
+def fit_long_side(width: int, height: int, size_px: int) -> tuple[int, int]:
+    """(width, height) with the same aspect ratio and a long side of `size_px`."""
+    scale = size_px / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def letterbox(frames: UInt8[np.ndarray, "T H W 3"], size_px: int) -> DecodedClip:
+    """`frames` in the upper left corner of a square of `size_px`, zeros elsewhere."""
+    num_frames, height, width = frames.shape[:3]
+    square = np.zeros((num_frames, size_px, size_px, 3), np.uint8)
+    square[:, :height, :width] = frames
+    pad_mask = np.ones((num_frames, size_px, size_px), bool)
+    pad_mask[:, :height, :width] = False
+    return DecodedClip(square, pad_mask, num_frames)
+
+
+def decode_image(data: bytes, size_px: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """A JPEG or PNG as RGB, turned as its EXIF tag says; long side `size_px` if given."""
+    if not data:
+        raise DecodeError(Reason.EMPTY, "the file has no bytes")
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        cut = isinstance(error, OSError) and "truncated" in str(error)
+        raise DecodeError(Reason.TRUNCATED if cut else Reason.UNREADABLE, _first_line(error)) from error
+    if size_px is not None:
+        image = image.resize(fit_long_side(*image.size, size_px), Image.Resampling.BICUBIC)
+    return np.array(image)
+
+
+def open_video(data: bytes, decoder: str = "decord") -> Video:
+    """An opened video, a context manager. DecodeError says why a file is none; an unknown decoder is refused."""
+    if decoder not in DECODERS:
+        raise ValueError(f"there is no decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
+    refuse_damaged_container(data)
+    return DECODERS[decoder](data)
+
+
+def refuse_damaged_container(data: bytes) -> None:
+    """Nothing, if an MP4, AVI or Matroska file is as long as it announces; otherwise DecodeError.
+
+    Decoders do not notice: they repeat the last frame they have, or try again for minutes.
+    """
+    if not data:
+        raise DecodeError(Reason.EMPTY, "the file has no bytes")
+    if data[4:8] == b"ftyp":
+        announced = _mp4_length(data)
+    elif data[:4] == b"RIFF":
+        announced = 8 + int.from_bytes(data[4:8], "little")
+    elif data[:4] == b"\x1a\x45\xdf\xa3":
+        announced = _matroska_length(data)
+    else:
+        announced = 0
+    if announced > len(data):
+        raise DecodeError(
+            Reason.TRUNCATED, f"the file has {len(data)} bytes, {announced - len(data)} fewer than it announces"
+        )
+
+
+def _mp4_length(data: bytes) -> int:
+    """End of the last outer box."""
+    position = 0
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        if size == 1:  # a 64-bit size follows the type
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        if size < 8:  # 0: to the end of the file; otherwise bytes of another kind, which players ignore
+            return len(data)
+        position += size
+    return position
+
+
+def _matroska_length(data: bytes) -> int:
+    """End of the first segment; 0 if it was written as a stream, without a length."""
+    header_size, position = _ebml_size(data, 4)
+    segment_size, first = _ebml_size(data, position + (header_size or 0) + 4)
+    return 0 if segment_size is None else first + segment_size
+
+
+def _ebml_size(data: bytes, position: int) -> tuple[int | None, int]:
+    """The variable-length size at `position` (None: unknown) and the position after it."""
+    if position >= len(data) or not data[position]:
+        return None, position
+    length = 9 - data[position].bit_length()
+    size = int.from_bytes(data[position : position + length], "big") & ((1 << 7 * length) - 1)
+    return None if size == (1 << 7 * length) - 1 else size, position + length
+
+
+class PyavVideo:
+    """The container's index, and frames by seeking to the key frame before each and decoding up to it.
+
+    Frames that the codec marks as damaged are refused, not shown.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        try:
+            self._container = av.open(io.BytesIO(data), mode="r")
+        except (FFmpegError, ValueError) as error:
+            raise DecodeError(Reason.UNREADABLE, _first_line(error)) from error
+        try:
+            self._stream = self._video_stream()
+            self._pts, self._key_pts = self._index()
+            self.info, self._quarter_turns = self._read_info()
+        except (FFmpegError, ValueError) as error:
+            self.close()
+            raise DecodeError(Reason.UNREADABLE, _first_line(error)) from error
+        except DecodeError:
+            self.close()
+            raise
+
+    def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
+        """As `Video.frames`. DecodeError if one of them does not decode."""
+        wanted = sorted({self._pts[index] for index in indices})
+        try:
+            images = {frame.pts: self._image(frame, size) for frame in self._decode(wanted) if not frame.is_corrupt}
+        except (FFmpegError, ValueError) as error:
+            raise DecodeError(Reason.UNREADABLE, _first_line(error)) from error
+        if len(images) < len(wanted):
+            first = self._pts.index(next(pts for pts in wanted if pts not in images))
+            missing = len(wanted) - len(images)
+            raise DecodeError(
+                Reason.UNREADABLE, f"{missing} of {len(wanted)} frames do not decode, the first is frame {first}"
+            )
+        return np.stack([images[self._pts[index]] for index in indices])
+
+    def close(self) -> None:
+        self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _video_stream(self) -> av.VideoStream:
+        if not self._container.streams.video:
+            kinds = ", ".join(sorted({str(stream.type) for stream in self._container.streams})) or "nothing"
+            raise DecodeError(Reason.NO_VIDEO_STREAM, f"the file holds {kinds}, no video")
+        stream = self._container.streams.video[0]
+        stream.thread_count = 1
+        return stream
+
+    def _index(self) -> tuple[list[int], list[int]]:
+        """Presentation times of the shown frames and of the key frames, both ascending, in units of the stream."""
+        shown, keys = [], []
+        for packet in self._container.demux(self._stream):
+            if packet.size and packet.pts is not None:
+                keys += [packet.pts] * packet.is_keyframe
+                shown += [packet.pts] * (not packet.is_discard)
+        if not shown:
+            raise DecodeError(Reason.NO_FRAMES, "the video stream has no frames")
+        return sorted(shown), sorted(keys)
+
+    def _read_info(self) -> tuple[VideoInfo, int]:
+        """The info, and the counter-clockwise quarter turns to the upright picture, which only a frame knows."""
+        frame = next(iter(self._decode(self._pts[:1])), None)
+        if frame is None:
+            raise DecodeError(Reason.UNREADABLE, "the first frame does not decode")
+        rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        if not rate:
+            raise DecodeError(Reason.UNREADABLE, "the video stream has no frame rate")
+        quarter_turns = round(frame.rotation / 90) % 4
+        width, height = (frame.height, frame.width) if quarter_turns % 2 else (frame.width, frame.height)
+        num_frames = len(self._pts)
+        info = VideoInfo(
+            num_frames=num_frames, fps=rate, width=width, height=height, duration_seconds=num_frames / rate
+        )
+        return info, quarter_turns
+
+    def _decode(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
+        """The frames at the presentation times `wanted` (ascending); those that do not decode are left out."""
+        for key_pts, group in itertools.groupby(wanted, key=self._key_before):
+            left = list(group)
+            self._container.seek(key_pts, stream=self._stream, backward=True)
+            for frame in self._container.decode(self._stream):
+                if frame.pts is None:
+                    continue
+                if frame.pts in left:
+                    yield frame
+                left = [pts for pts in left if pts > frame.pts]
+                if not left:
+                    break
+
+    def _key_before(self, pts: int) -> int:
+        """Presentation time of the last key frame at or before `pts`."""
+        return self._key_pts[max(0, bisect_right(self._key_pts, pts) - 1)] if self._key_pts else pts
+
+    def _image(self, frame: av.VideoFrame, size: tuple[int, int] | None) -> UInt8[np.ndarray, "H W 3"]:
+        width, height = size or (self.info.width, self.info.height)
+        if self._quarter_turns % 2:
+            width, height = height, width
+        image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+        return np.rot90(image, self._quarter_turns)
+
+
+class DecordVideo(PyavVideo):
+    """Frames by decord, resized while it converts them. Where its index differs from the container's, by PyAV."""
+
+    def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
+        """As `Video.frames`."""
+        width, height = size or (self.info.width, self.info.height)
+        decoded_width = decord_width(width)
+        try:
+            reader = decord.VideoReader(io.BytesIO(self._data), num_threads=1, width=decoded_width, height=height)
+            if len(reader) != self.info.num_frames:  # edit lists: its indices would name other frames
+                return super().frames(indices, size)
+            frames = reader.get_batch(list(indices)).asnumpy()
+            reader.seek(0)  # otherwise the packets it has read ahead stay in memory after `del`
+            del reader
+        except (decord.DECORDError, RuntimeError) as error:
+            raise DecodeError(Reason.UNREADABLE, _first_line(error)) from error
+        return frames if decoded_width == width else _resize(frames, (width, height))
+
+
+_DECORD_PREFIX = re.compile(r"\[[0-9:]+\] \S+\.cc:[0-9]+: ")  # time and line: equal failures give equal details
+
+DECODERS: dict[str, Callable[[bytes], Video]] = {"decord": DecordVideo, "pyav": PyavVideo}
+
+
+def decord_width(width: int) -> int:
+    """The width to ask decord 0.6.0 for, at least `width`: itself, or the next multiple of 64.
+
+    decord takes `row bytes // width` for the number of channels wherever the padded row is a multiple of the width.
+    Rows are padded to 32 or 64 bytes, depending on the CPU: with 32, widths 2, 3, 4, 6, 8, 12, 16, 24, 48 and 72 fail.
+    A multiple of 64 is never padded, and from 192 on the padding is less than a channel.
+    """
+    return width if width >= 192 else -(-width // 64) * 64
+
+
+def _resize(frames: UInt8[np.ndarray, "T H W1 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "T H W2 3"]:
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames])
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _DECORD_PREFIX.sub("", line)[:300]
 
 
 def encode_video(frames: NDArray[np.uint8], *, fps: int, crf: int = 23, gop: int = 250) -> bytes:

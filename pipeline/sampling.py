@@ -1,0 +1,94 @@
+"""Which frames of a video make a clip. Pure: length, policy and generator in, frame indices out.
+
+A video of V frames is cut into m = min(num_frames, V) segments of equal length; one frame is taken from each
+segment, by policy; a video shorter than the clip repeats its frames evenly.
+"""
+
+from __future__ import annotations
+
+import itertools
+from enum import StrEnum
+
+import numpy as np
+
+
+class Policy(StrEnum):
+    """Which frame of a segment is taken."""
+
+    MIDDLE = "middle"
+    """The middle one: evaluation."""
+    RANDOM = "random"
+    """A uniformly drawn one: training."""
+    FIXED = "fixed"
+    """The first one."""
+
+
+def segments(num_frames: int, length: int) -> list[tuple[int, int]]:
+    """min(num_frames, length) intervals [first, stop), none empty, that cover [0, length) without gap or overlap."""
+    if num_frames < 1 or length < 1:
+        raise ValueError(f"a clip needs at least 1 frame from at least 1 frame, got {num_frames} from {length}")
+    edges = np.linspace(0, length, min(num_frames, length) + 1).astype(int).tolist()
+    return list(itertools.pairwise(edges))
+
+
+def sample_frames(
+    num_frames: int,
+    length: int,
+    policy: Policy = Policy.MIDDLE,
+    *,
+    rng: np.random.Generator | None = None,
+    reference: bool = False,
+) -> list[int]:
+    """`num_frames` ascending indices into a video of `length` frames.
+
+    `rng` is needed by `Policy.RANDOM` alone. `reference` draws as the published code did: never the last frame
+    of a segment (of more than one frame).
+    """
+    taken = [_take(first, stop, policy, rng, reference) for first, stop in segments(num_frames, length)]
+    if len(taken) == num_frames:
+        return taken
+    last = len(taken) - 1
+    return [taken[int(last * j / (num_frames - 1) + 0.5)] for j in range(num_frames)]
+
+
+def sample_window(
+    num_frames: int,
+    length: int,
+    policy: Policy = Policy.MIDDLE,
+    *,
+    fps: float,
+    start_seconds: float,
+    end_seconds: float,
+    rng: np.random.Generator | None = None,
+    reference: bool = False,
+) -> list[int]:
+    """`num_frames` ascending indices that lie in [start, end) of a video of `length` frames.
+
+    A window that ends after the video is cut to it. `reference` samples the whole window and then clips the indices,
+    as the published code did, which repeats the last frame instead. A window that starts at or after the end of
+    the video is refused with ValueError (except under `reference`).
+    """
+    if not 0 <= start_seconds < end_seconds:
+        raise ValueError(f"a clip needs 0 <= start < end, got start {start_seconds} s and end {end_seconds} s")
+    first = int(start_seconds * fps)
+    window = max(1, int((end_seconds - start_seconds) * fps))
+    if reference:
+        offset = min(first, length - 1)
+        indices = sample_frames(num_frames, window, policy, rng=rng, reference=True)
+        return [min(offset + index, length - 1) for index in indices]
+    if first >= length:
+        raise ValueError(f"the clip starts at {start_seconds} s, the video ends at {length / fps:.3f} s")
+    return [first + index for index in sample_frames(num_frames, min(window, length - first), policy, rng=rng)]
+
+
+def _take(first: int, stop: int, policy: Policy, rng: np.random.Generator | None, reference: bool) -> int:
+    last = stop - 1
+    match policy:
+        case Policy.MIDDLE:
+            return (first + last) // 2
+        case Policy.FIXED:
+            return first
+        case Policy.RANDOM:
+            if rng is None:
+                raise ValueError("the policy `random` needs a generator: pass rng=")
+            return int(rng.integers(first, max(last, first + 1) if reference else stop))

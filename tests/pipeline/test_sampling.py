@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.sampling import Policy, sample_frames, sample_window, segments
+
+GOLDEN = Path(os.environ.get("SNPS3_GOLDEN", Path(__file__).parents[1] / "data" / "golden")) / "frame_sampling.npz"
+CASES = [(1, 1), (1, 7), (4, 2), (4, 4), (4, 5), (4, 100), (16, 3), (16, 300), (7, 10_001)]
+
+
+def _used(indices: np.ndarray) -> list[int]:
+    return [int(index) for index in indices if index >= 0]
+
+
+def test_golden_frames_of_whole_videos():
+    golden = np.load(GOLDEN)
+    for (num_frames, length), expected in zip(
+        golden["in/whole/n_clips_and_length"].tolist(), golden["out/whole/eval_indices"], strict=True
+    ):
+        assert sample_frames(num_frames, length, reference=True) == _used(expected)
+        assert sample_frames(num_frames, length) == _used(expected)
+
+
+def test_golden_ranges_of_random_frames():
+    golden = np.load(GOLDEN)
+    for (num_frames, length), ranges in zip(
+        golden["in/whole/n_clips_and_length"].tolist(), golden["out/whole/train_half_open_ranges"], strict=True
+    ):
+        if length < num_frames:
+            continue
+        rng = np.random.default_rng(0)
+        drawn = np.array(
+            [sample_frames(num_frames, length, Policy.RANDOM, rng=rng, reference=True) for _ in range(200)]
+        )
+        for column, (low, high) in zip(drawn.T, ranges[:num_frames], strict=True):
+            assert low <= column.min()
+            assert column.max() < high
+            if high - low <= 8:
+                assert set(column.tolist()) == set(range(low, high))
+
+
+def test_golden_frames_of_windows():
+    golden = np.load(GOLDEN)
+    for row, expected in zip(
+        golden["in/window/n_length_fps_start_end"], golden["out/window/eval_indices"], strict=True
+    ):
+        num_frames, length = int(row[0]), int(row[1])
+        fps, start, end = row[2:].tolist()
+        times = {"fps": fps, "start_seconds": start, "end_seconds": end}
+        assert sample_window(num_frames, length, reference=True, **times) == _used(expected)
+        if int(start * fps) + int((end - start) * fps) <= length:
+            assert sample_window(num_frames, length, **times) == _used(expected)
+
+
+@pytest.mark.parametrize(("num_frames", "length"), CASES)
+def test_segments_cover_the_video_once(num_frames, length):
+    cut = segments(num_frames, length)
+    assert len(cut) == min(num_frames, length)
+    assert [index for first, stop in cut for index in range(first, stop)] == list(range(length))
+
+
+@pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize(("num_frames", "length"), CASES)
+def test_a_clip_has_the_asked_number_of_ascending_frames_of_the_video(num_frames, length, policy):
+    indices = sample_frames(num_frames, length, policy, rng=np.random.default_rng(3))
+    assert len(indices) == num_frames
+    assert all(a <= b for a, b in itertools.pairwise(indices))
+    assert 0 <= indices[0] <= indices[-1] < length
+
+
+def test_every_frame_can_be_drawn_but_the_published_code_never_draws_the_last_of_a_segment():
+    rng = np.random.default_rng(0)
+    assert {i for _ in range(300) for i in sample_frames(2, 8, Policy.RANDOM, rng=rng)} == set(range(8))
+    published = {i for _ in range(300) for i in sample_frames(2, 8, Policy.RANDOM, rng=rng, reference=True)}
+    assert published == {0, 1, 2, 4, 5, 6}
+
+
+def test_a_window_past_the_end_is_cut_to_the_video():
+    times = {"fps": 24.0, "start_seconds": 4.0, "end_seconds": 20.0}
+    assert sample_window(4, 120, reference=True, **times) == [119, 119, 119, 119]
+    assert sample_window(4, 120, **times) == [96 + i for i in sample_frames(4, 24)]
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ({"start_seconds": 2.0, "end_seconds": 2.0}, "0 <= start < end"),
+        ({"start_seconds": -1.0, "end_seconds": 2.0}, "0 <= start < end"),
+        ({"start_seconds": 5.0, "end_seconds": 6.0}, r"starts at 5.0 s, the video ends at 4.000 s"),
+    ],
+)
+def test_impossible_windows_are_refused(times, message):
+    with pytest.raises(ValueError, match=message):
+        sample_window(4, 40, fps=10.0, **times)
+
+
+def test_random_needs_a_generator_and_a_video_needs_frames():
+    with pytest.raises(ValueError, match="rng="):
+        sample_frames(2, 8, Policy.RANDOM)
+    with pytest.raises(ValueError, match="at least 1 frame"):
+        sample_frames(2, 0)
