@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -83,7 +82,7 @@ class Batch:
     word_positions: Int64[Tensor, "B K"]
     """The K significant words that LVWM matches with the video, as positions in the caption."""
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
         moved = {
             field.name: getattr(self, field.name).to(device, non_blocking=True) for field in dataclasses.fields(self)

@@ -39,6 +39,9 @@ class ModelConfig:
     max_positions: int = 64
     """Rows of the position table; text and frames each count from 0, so this bounds the longer of the two."""
     dropout: float = 0.1
+    initial_std: float = 0.02
+    """Standard deviation of the shared network's random weights, BERT's 0.02 at width 768; a narrow network trained
+    from scratch needs more, about 1/√hidden, or its attention starts flat and the cross pass learns nothing."""
 
     def __post_init__(self) -> None:
         if self.hidden % self.num_heads:

@@ -81,6 +81,7 @@ class SNPS3(nn.Module):
             max_position_embeddings=config.max_positions,
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
+            initializer_range=config.initial_std,
             attn_implementation="sdpa",
         )
         self.bert = BertModel(bert, add_pooling_layer=True)

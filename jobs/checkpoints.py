@@ -1,0 +1,104 @@
+"""A run's folder: what is in it, and how a checkpoint is written and read. Nothing is pickled.
+
+    STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
+                 checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
+                 best/  ledger.parquet  evaluation/  results.json  report.html          results
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from pipeline import storage
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+WEIGHTS, OPTIMIZER, PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come. The position in the data is the step: the plan says the rest."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    best_score: float = float("-inf")
+    best_step: int = 0
+    num_stale: int = 0
+    """Evaluations since the best one."""
+    score: float = float("-inf")
+    """Of the last evaluation."""
+    seconds: dict[str, float] | None = None
+    """Time spent so far, by what it went to."""
+    is_finished: bool = False
+
+
+def save(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Weights, optimizer and progress in `folder`."""
+    safetensors.torch.save_model(model, os.path.join(folder, WEIGHTS))
+    torch.save(optimizer.state_dict(), os.path.join(folder, OPTIMIZER))
+    Path(folder, PROGRESS).write_text(json.dumps(asdict(progress)))
+
+
+def load(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """The progress in `folder`, after its weights and optimizer were loaded. Any missing or odd tensor is refused."""
+    load_weights(Path(folder, WEIGHTS).read_bytes(), model)
+    optimizer.load_state_dict(torch.load(os.path.join(folder, OPTIMIZER), weights_only=True, map_location="cpu"))
+    return Progress(**json.loads(Path(folder, PROGRESS).read_text()))
+
+
+def save_best(run_folder: str, model: nn.Module, progress: Progress) -> None:
+    """The weights that scored best so far, beside what they scored."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    storage.write_bytes_atomic(f"{run_folder}/best/{WEIGHTS}", safetensors.torch.save(_unshared(tensors)))
+    storage.write_bytes_atomic(f"{run_folder}/best/{PROGRESS}", json.dumps(asdict(progress)).encode())
+
+
+def load_weights(data: bytes, model: nn.Module) -> None:
+    """The weights of a safetensors file in `model`, by name and shape; a tensor too few or too many is refused."""
+    missing, unexpected = model.load_state_dict(safetensors.torch.load(data), strict=False)
+    aliases = set(model.state_dict()) - set(_unshared(dict(model.state_dict())))
+    lost = sorted(set(missing) - aliases)
+    if lost or unexpected:
+        raise ValueError(f"the checkpoint does not fit the model: missing {lost}, unexpected {sorted(unexpected)}")
+
+
+def committed_step(run_folder: str) -> int:
+    """Step of the last committed checkpoint of a run; 0 before the first."""
+    name = committed_checkpoint(run_folder)
+    return int(read_json(f"{run_folder}/{name}/{PROGRESS}")["step"]) if name else 0
+
+
+def committed_checkpoint(run_folder: str) -> str | None:
+    """Folder name of the last checkpoint that Ray Train committed."""
+    if not storage.exists(f"{run_folder}/{SNAPSHOT}"):
+        return None
+    latest = read_json(f"{run_folder}/{SNAPSHOT}").get("latest_checkpoint_result")
+    return latest["checkpoint_dir_name"] if latest else None
+
+
+def read_json(path: str) -> Any:
+    """The value in a JSON file."""
+    return json.loads(storage.read_bytes(path))
+
+
+def write_json(path: str, value: Any) -> None:
+    """A value as an indented JSON file, written whole or not at all."""
+    storage.write_bytes_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    seen: set[int] = set()
+    kept: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() not in seen or not tensor.numel():
+            kept[name] = tensor
+        seen.add(tensor.data_ptr())
+    return kept

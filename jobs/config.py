@@ -1,0 +1,229 @@
+"""A run as a value: one frozen configuration, of which a part is identity and a part placement.
+
+Identity (data, text, masking, model, objective, optim, selection, seed) is hashed: a run name belongs to one identity.
+Placement (where, on how many workers, how often it is logged) may change whenever the run is continued.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from pipeline.masking import MaskingConfig
+from snps3_model.config import ModelConfig, ObjectiveConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which clips, and how they are decoded."""
+
+    manifest: str = "corpora/embedded/manifest.parquet"
+    """Parquet manifest written by jobs/prepare.py: a path or an s3:// URL."""
+    train_split: str = "train"
+    validation_split: str = "val"
+    test_split: str = "test"
+    temporal_split: str | None = None
+    """Split whose clips are compared within their groups only; None leaves the temporal test out."""
+    num_frames: int = 4
+    """Frames per video, one from each of as many equal segments."""
+    frame_size_px: int = 48
+    """Long side of a frame; the rest of the square is padding."""
+    decoder: Literal["decord", "pyav"] = "decord"
+    max_rejected_share: float = 0.05
+    """The run stops when more than this share of the clips seen so far could not be decoded."""
+    max_evaluation_clips: int = 1000
+    """Clips of a split that are evaluated at most, the first by clip_id; scoring all pairs grows with the square."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "frame_size_px", "max_evaluation_clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.max_rejected_share <= 1:
+            raise ValueError(f"data.max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How captions become tokens."""
+
+    vocabulary: str | None = None
+    """Folder or file of a word-piece vocabulary; None trains one on the training captions."""
+    vocabulary_size: int = 1000
+    """Pieces of a trained vocabulary at most."""
+    max_tokens: int = 30
+    """Longest caption in tokens, [CLS] and [SEP] included."""
+    num_words: int = 3
+    """K: significant words of a caption that LVWM matches with the clip."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 3:
+            raise ValueError(f"text.max_tokens must be at least 3, got {self.max_tokens}")
+        if not 1 <= self.num_words <= self.max_tokens:
+            raise ValueError(f"text.num_words must lie in [1, text.max_tokens], got {self.num_words}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights move."""
+
+    num_steps: int = 1000
+    """Optimizer steps of the whole run."""
+    global_batch: int = 64
+    """Clips per step over all workers."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    weight_decay: float = 1e-3
+    """On matrices; never on biases and norms."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = 50
+    """Steps of linear rise from a tenth of `lr`."""
+    decay: Literal["cosine", "step"] = "cosine"
+    """After the warm-up: `cosine` to a fiftieth; `step` to a tenth at `decay_step`."""
+    decay_step: int | None = None
+    max_grad_norm: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "global_batch", "lr", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
+        if self.decay == "step" and self.decay_step is None:
+            raise ValueError("optim.decay=step needs optim.decay_step, the step at which the rate falls to a tenth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Which checkpoint is the result of the run."""
+
+    metric: str = "validation/t2v/mean_recall"
+    """Metric of the validation split that is to be high."""
+    evaluate_every: int = 200
+    """Steps between evaluations; each writes a checkpoint."""
+    patience: int | None = None
+    """Stop after this many evaluations without a better one; None never stops early."""
+
+    def __post_init__(self) -> None:
+        if self.evaluate_every < 1:
+            raise ValueError(f"selection.evaluate_every must be at least 1, got {self.evaluate_every}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"selection.patience must be at least 1 or None, got {self.patience}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and on how much a run runs. Nothing here changes what is computed."""
+
+    storage: str = "runs"
+    """Folder or s3:// URL that holds run folders; every worker must reach it."""
+    num_workers: int = 2
+    """Train workers (DDP ranks)."""
+    use_gpu: bool = False
+    """One GPU per train worker, NCCL; otherwise CPU and gloo."""
+    cpus_per_worker: float = 0.5
+    """CPUs that Ray reserves for each train worker."""
+    threads_per_worker: int = 1
+    """Threads of torch in a train worker on CPU."""
+    decode_cpus: int = 1
+    """CPUs for fetching and decoding."""
+    log_every: int = 10
+    """Steps between logged losses."""
+    num_kept_checkpoints: int = 2
+    """Checkpoints kept: the best by the selection metric, and always the latest."""
+    max_failures: int = 3
+    """Times that training is started again from its last checkpoint after losing a worker."""
+    experiment: str = "snps3"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "decode_cpus", "log_every", "num_kept_checkpoints", "threads_per_worker"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"placement.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """One pre-training run."""
+
+    name: str
+    """Name of the run: its folder in `placement.storage`, and its MLflow run."""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    placement: Placement = field(default_factory=Placement)
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"name must be a plain folder name, got {self.name!r}")
+        workers, batch = self.placement.num_workers, self.optim.global_batch
+        if batch % workers:
+            raise ValueError(
+                f"optim.global_batch must be a multiple of placement.num_workers so that each worker has an equal "
+                f"share, got {batch} clips for {workers} workers; {nearest_multiples(batch, workers)}"
+            )
+        longest = max(self.text.max_tokens, self.data.num_frames + 1)
+        if longest > self.model.max_positions:
+            raise ValueError(
+                f"model.max_positions must be at least {longest} for text.max_tokens={self.text.max_tokens} and "
+                f"data.num_frames={self.data.num_frames}, got {self.model.max_positions}"
+            )
+        negatives = self.objective.num_hard_negatives
+        if negatives is not None and negatives >= batch:
+            raise ValueError(
+                f"objective.num_hard_negatives must be below optim.global_batch, got {negatives} of {batch}"
+            )
+
+
+def nearest_multiples(batch: int, workers: int) -> str:
+    """The remedy for a batch that cannot be shared equally."""
+    below, above = batch // workers * workers, -(-batch // workers) * workers
+    return f"take {above}" if below == 0 else f"take {below} or {above}"
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain values, as it is saved."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
+    """The fields that make the run what it is, flat; the manifest counts by its content, not by where it lies."""
+    fields = flat(as_dict(config))
+    outside = ("name", "data.manifest")
+    kept = {key: value for key, value in fields.items() if key not in outside and not key.startswith("placement.")}
+    return kept | {"data.manifest_hash": manifest_hash}
+
+
+def config_hash(fields: dict[str, Any]) -> str:
+    """12 hex digits of the identity."""
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """A line per identity field that is not the same."""
+    missing = "absent"
+    return [
+        f"{key}: was {old.get(key, missing)!r}, is {new.get(key, missing)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"a configuration cannot hold a {type(value).__name__}")

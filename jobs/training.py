@@ -1,0 +1,122 @@
+"""The train loop: batches in the order of the plan, one optimizer step each, and what is due in between."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from jobs import checkpoints
+from jobs.checkpoints import Progress
+from jobs.config import OptimConfig, PretrainConfig
+from pipeline.records import Batch
+from pipeline.transforms import normalise
+from snps3_model.objective import Pretraining
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Everything a resumed run needs, and nothing else."""
+
+    network: Pretraining
+    """The network with its objectives."""
+    wrapped: nn.Module
+    """The same, with gradients averaged over the ranks."""
+    optimizer: torch.optim.Optimizer
+    progress: Progress = field(default_factory=Progress)
+
+
+def make_state(network: Pretraining, wrapped: nn.Module, config: OptimConfig) -> TrainState:
+    """A run before its first step: AdamW, without decay on biases, norms and other vectors."""
+    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return TrainState(
+        network=network, wrapped=wrapped, optimizer=torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    )
+
+
+def learning_rate(step: int, config: OptimConfig) -> float:
+    """Rate of the step after `step` steps: linear warm-up from a tenth, then cosine or one fall to a tenth (§5)."""
+    if step < config.warmup_steps:
+        return config.lr * (0.1 + 0.9 * step / config.warmup_steps)
+    if config.decay == "step":
+        return config.lr * (0.1 if config.decay_step is not None and step >= config.decay_step else 1.0)
+    share = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    return config.lr * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+
+
+def train_step(state: TrainState, batch: Batch, config: PretrainConfig, rank: int) -> dict[str, Tensor]:
+    """One optimizer step. Returns detached scalars; what is random in it depends on (seed, step, rank) alone."""
+    torch.manual_seed(hash((config.seed, state.progress.step, rank)) & 0xFFFFFFFF)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.progress.step, config.optim)
+    losses = state.wrapped(batch, normalise(batch.frames))
+    weights = config.objective.weights
+    total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+    total.backward()
+    grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.optim.max_grad_norm)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.progress.step += 1
+    named = {f"loss/{name}": loss.detach() for name, loss in losses.items()}
+    return {"loss/total": total.detach(), "grad_norm": grad_norm.detach()} | named
+
+
+def training_steps(
+    state: TrainState, batches: Iterator[Batch], config: PretrainConfig, *, rank: int, clock: Clock
+) -> Iterator[tuple[dict[str, Tensor], Batch]]:
+    """The metrics and the batch of each step until the run's last one."""
+    state.wrapped.train()
+    while state.progress.step < config.optim.num_steps:
+        with clock("data_wait"):
+            batch = next(batches)
+        with clock("step"):
+            metrics = train_step(state, batch, config, rank)
+        yield metrics, batch
+        state.wrapped.train()
+
+
+def refuse_non_finite(metrics: dict[str, float], step: int, clip_ids: list[int], run_folder: str) -> None:
+    """FloatingPointError that names step, clips and the checkpoint to go back to."""
+    wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+    if wrong:
+        last = checkpoints.committed_checkpoint(run_folder) or "none yet"
+        raise FloatingPointError(
+            f"{', '.join(wrong)} not finite at step {step}; clips of this rank's batch: {clip_ids}; "
+            f"last good checkpoint: {last}. Lower optim.lr or look at these clips"
+        )
+
+
+def commit(state: TrainState, report: Callable[[float, int, str | None], None], *, is_first: bool) -> None:
+    """Write a checkpoint and have it committed; the first rank writes, all take part."""
+    progress = state.progress
+    score = progress.score if math.isfinite(progress.score) else -1.0
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        if is_first:
+            checkpoints.save(folder, state.network, state.optimizer, progress)
+        report(score, progress.step, folder if is_first else None)
+
+
+class Clock:
+    """Seconds spent, by what they went to."""
+
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self.seconds = dict(seconds or {})
+        self.started: list[tuple[str, float]] = []
+
+    def __call__(self, name: str) -> Clock:
+        self.name = name
+        return self
+
+    def __enter__(self) -> None:
+        self.started.append((self.name, time.perf_counter()))
+
+    def __exit__(self, *exception: object) -> None:
+        name, start = self.started.pop()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

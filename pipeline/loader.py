@@ -1,0 +1,207 @@
+"""From the plan to decoded clips, in the plan's order, as a Ray Data stream.
+
+    slots of a range of steps ─ blocks of one rank's share ─► look up row, fetch bytes, decode ─► one row per slot
+
+A row carries nothing but a slot until it is decoded, so no process holds the order of the epoch, and a clip that fails
+keeps its slot with weight 0: nothing is filtered, no rank ever gets fewer rows than another.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from pipeline import storage
+from pipeline.codec import DecodeError, decode_clip
+from pipeline.collate import ClipRows
+from pipeline.manifest import read_manifest
+from pipeline.masking import choose_caption
+from pipeline.plan import Plan, PlannedStep, sequential
+from pipeline.randomness import Purpose, clip_rng
+from pipeline.records import Kind, Reason, Rejected, Stage
+from pipeline.sampling import Policy
+
+MAX_BLOCKS = 10_000
+"""Blocks of one dataset; a longer run is cut into segments, since Ray Data plans all blocks of a dataset at once."""
+
+CLIP_SCHEMA = pa.schema(
+    [
+        ("slot", pa.int64()),
+        ("clip_id", pa.int64()),
+        ("weight", pa.float32()),
+        ("caption", pa.string()),
+        ("frames", pa.large_binary()),
+        ("num_frames", pa.int32()),
+        ("real_height", pa.int32()),
+        ("real_width", pa.int32()),
+        ("uri", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSource:
+    """Which clips are read, and how they are decoded: all that a decode worker has to know."""
+
+    manifest_path: str
+    split: str
+    num_frames: int
+    frame_size_px: int
+    decoder: str
+    seed: int
+    plan: Plan | None
+    """The order of training; None reads the split's videos once, in order of clip_id, with middle frames."""
+    batch: int
+    """Slots per step: the global batch."""
+
+    def planned(self, step: int) -> PlannedStep:
+        """The rows of one step."""
+        if self.plan is not None:
+            return self.plan.step(step)
+        length = len(split_rows(self.manifest_path, self.split)[Kind.VIDEO])
+        return sequential(step, length=length, batch=self.batch, kind=Kind.VIDEO)
+
+
+@functools.cache
+def split_rows(manifest_path: str, split: str) -> dict[Kind, pa.Table]:
+    """The rows of a split by kind, each in order of clip_id; read once per process."""
+    rows = read_manifest(manifest_path).split(split)
+    return {kind: rows.filter(pc.equal(rows["kind"], kind.value)).combine_chunks() for kind in Kind}
+
+
+def clip_stream(source: ClipSource, *, start_step: int, stop_step: int, num_ranks: int) -> ray.data.Dataset:
+    """One row per slot of the steps [start, stop), in order; block b is rank b mod `num_ranks`'s share of a step."""
+    share, num_steps = source.batch // num_ranks, stop_step - start_step
+    if source.batch % num_ranks:
+        raise ValueError(f"{num_ranks} workers cannot share a global batch of {source.batch} equally")
+    slots = ray.data.range(num_steps * source.batch, override_num_blocks=num_steps * num_ranks)
+    return slots.map_batches(
+        decode_slots,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        fn_kwargs={"source": source, "first_slot": start_step * source.batch, "share": share},
+        num_cpus=1,
+    )
+
+
+def decode_slots(slots: pa.Table, *, source: ClipSource, first_slot: int, share: int) -> pa.Table:
+    """One rank's share of one step: each slot's clip, fetched and decoded, or its reason for having none."""
+    if len(slots) != share:
+        raise RuntimeError(f"a block has {len(slots)} slots instead of one rank's share of {share}")
+    numbers = slots["id"].to_numpy() + first_slot
+    planned = source.planned(int(numbers[0]) // source.batch)
+    table = split_rows(source.manifest_path, source.split)[planned.kind]
+    rows = planned.rows[numbers % source.batch]
+    decoded = [
+        decode_slot(int(slot), table.slice(row, 1).to_pylist()[0] if row >= 0 else None, source, planned)
+        for slot, row in zip(numbers, rows.tolist(), strict=True)
+    ]
+    return pa.Table.from_pylist(decoded, schema=CLIP_SCHEMA)
+
+
+def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, planned: PlannedStep) -> dict[str, Any]:
+    """The row of one slot. A clip that cannot be decoded becomes weight 0 with its reason, never an exception."""
+    length, size = source.num_frames if planned.kind == Kind.VIDEO else 1, source.frame_size_px
+    empty = {
+        "slot": slot,
+        "clip_id": row["clip_id"] if row else -1,
+        "weight": 0.0,
+        "caption": "",
+        "frames": bytes(length * size * size * 3),
+        "num_frames": length,
+        "real_height": size,
+        "real_width": size,
+        "uri": row["uri"] if row else "",
+        "reason": "",
+        "detail": "",
+    }
+    if row is None:
+        return empty
+    is_training = source.plan is not None
+    rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.FRAMES)
+    try:
+        clip = decode_clip(
+            storage.read_bytes(row["uri"]),
+            kind=planned.kind,
+            num_frames=length,
+            size_px=size,
+            policy=Policy.RANDOM if is_training else Policy.MIDDLE,
+            rng=rng if is_training else None,
+            start_seconds=row["start_seconds"],
+            end_seconds=row["end_seconds"],
+            decoder=source.decoder,
+        )
+    except DecodeError as error:
+        return empty | {"reason": str(error.reason), "detail": error.detail}
+    except FileNotFoundError as error:
+        return empty | {"reason": str(Reason.MISSING), "detail": str(error)}
+    captions = row["captions"]
+    caption_rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.CAPTION)
+    return empty | {
+        "weight": 1.0,
+        "caption": choose_caption(captions, caption_rng) if is_training else captions[0],
+        "frames": clip.frames.tobytes(),
+        "real_height": int((~clip.pad_mask[0]).any(1).sum()),
+        "real_width": int((~clip.pad_mask[0]).any(0).sum()),
+    }
+
+
+def clip_rows(table: pa.Table, *, source: ClipSource, epoch: int) -> ClipRows:
+    """A rank's share as arrays."""
+    B, size = len(table), source.frame_size_px
+    num_frames = table["num_frames"].to_numpy()
+    frames = np.frombuffer(b"".join(table["frames"].to_pylist()), dtype=np.uint8)
+    frames = frames.reshape(B, int(num_frames[0]), size, size, 3)
+    side = np.arange(size)
+    is_padding = (side[None, :, None] >= table["real_height"].to_numpy()[:, None, None]) | (
+        side[None, None, :] >= table["real_width"].to_numpy()[:, None, None]
+    )
+    return ClipRows(
+        clip_ids=table["clip_id"].to_numpy(),
+        weight=table["weight"].to_numpy(),
+        epoch=epoch,
+        captions=table["caption"].to_pylist(),
+        frames=frames,
+        frame_pad_mask=np.broadcast_to(is_padding[:, None], frames.shape[:4]).copy(),
+        num_frames=num_frames.astype(np.int64),
+    )
+
+
+def rejected_rows(table: pa.Table, stage: Stage) -> list[Rejected]:
+    """The clips of a share that failed while decoding."""
+    failed = table.filter(pc.not_equal(table["reason"], ""))
+    return [
+        Rejected(
+            clip_id=row["clip_id"], uri=row["uri"], stage=stage, reason=Reason(row["reason"]), detail=row["detail"]
+        )
+        for row in failed.select(["clip_id", "uri", "reason", "detail"]).to_pylist()
+    ]
+
+
+def in_plan_order(
+    tables: Iterator[pa.Table], *, start_step: int, rank: int, num_ranks: int, batch: int
+) -> Iterator[pa.Table]:
+    """The same tables, after each was seen to hold exactly this rank's slots of the next step.
+
+    Ray Data's order is relied on, so it is checked: a wrong share stops the run instead of training on it.
+    """
+    share = batch // num_ranks
+    for step, table in enumerate(tables, start_step):
+        first = step * batch + rank * share
+        slots = table["slot"].to_numpy()
+        if len(slots) != share or slots[0] != first or (np.diff(slots) != 1).any():
+            raise RuntimeError(
+                f"rank {rank} expected slots [{first}, {first + share}) of step {step}, got {slots[:4].tolist()}… "
+                f"({len(slots)}); the stream was not delivered in the order of the plan"
+            )
+        yield table

@@ -1,0 +1,114 @@
+"""The plan of an epoch: which clip is trained on at which step, in which slot. Pure, and never held as a list.
+
+    (seed, number of clips, global batch) ── step ──► epoch, kind, global_batch rows of the manifest (−1: padding)
+
+The order is a keyed permutation that answers for any position without the others, so a worker can derive the rows of
+its own steps however many clips there are. Global batches do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from pipeline.records import Kind
+
+PADDING = -1
+"""The row of a slot without a clip: the tail of an epoch."""
+NUM_ROUNDS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStep:
+    """One step of the plan."""
+
+    step: int
+    epoch: int
+    kind: Kind
+    rows: Int64[np.ndarray, " global_batch"]
+    """Row of each slot's clip among the clips of `kind` in order of clip_id, or `PADDING`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every epoch trains on each clip exactly once; images and videos have steps of their own, in mixed order."""
+
+    seed: int
+    num_videos: int
+    num_images: int
+    global_batch: int
+
+    def __post_init__(self) -> None:
+        if self.global_batch < 1:
+            raise ValueError(f"optim.global_batch must be at least 1, got {self.global_batch}")
+        if self.num_videos + self.num_images < 1:
+            raise ValueError("a plan needs at least one clip; the training split is empty")
+
+    @property
+    def num_video_steps(self) -> int:
+        """Steps of an epoch that show videos."""
+        return -(-self.num_videos // self.global_batch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every clip is seen once."""
+        return self.num_video_steps + -(-self.num_images // self.global_batch)
+
+    def step(self, step: int) -> PlannedStep:
+        """What is trained on at global step `step`, counted from 0."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        drawn = int(permute(np.array([position]), self.steps_per_epoch, key=(self.seed, epoch, 0))[0])
+        kind = Kind.VIDEO if drawn < self.num_video_steps else Kind.IMAGE
+        length, first = (
+            (self.num_videos, drawn) if kind == Kind.VIDEO else (self.num_images, drawn - self.num_video_steps)
+        )
+        slots = first * self.global_batch + np.arange(self.global_batch, dtype=np.int64)
+        rows = np.full(self.global_batch, PADDING, dtype=np.int64)
+        is_real = slots < length
+        rows[is_real] = permute(slots[is_real], length, key=(self.seed, epoch, 1 + (kind == Kind.IMAGE)))
+        return PlannedStep(step=step, epoch=epoch, kind=kind, rows=rows)
+
+
+def sequential(step: int, *, length: int, batch: int, kind: Kind) -> PlannedStep:
+    """Step `step` of one pass over `length` clips in order of clip_id: evaluation."""
+    slots = step * batch + np.arange(batch, dtype=np.int64)
+    return PlannedStep(step=step, epoch=0, kind=kind, rows=np.where(slots < length, slots, PADDING))
+
+
+def permute(positions: Int64[np.ndarray, " n"], length: int, *, key: tuple[int, ...]) -> Int64[np.ndarray, " n"]:
+    """Where each of `positions` in [0, length) goes under the permutation that `key` names.
+
+    A Feistel network over the next power of four, walked until it lands inside (cycle walking), so memory and time do
+    not depend on `length`.
+    """
+    half_bits = max(1, ((max(length, 2) - 1).bit_length() + 1) // 2)
+    round_keys = _mix(np.arange(1, NUM_ROUNDS + 1, dtype=np.uint64) ^ _fold(key))
+    moved = _feistel(positions.astype(np.uint64), half_bits, round_keys)
+    while (outside := moved >= length).any():
+        moved[outside] = _feistel(moved[outside], half_bits, round_keys)
+    return moved.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half_bits: int, round_keys: np.ndarray) -> np.ndarray:
+    mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
+    left, right = values >> shift, values & mask
+    for round_key in round_keys:
+        left, right = right, left ^ (_mix(right ^ round_key) & mask)
+    return (left << shift) | right
+
+
+def _fold(key: tuple[int, ...]) -> np.uint64:
+    folded = np.zeros(1, dtype=np.uint64)
+    for number in key:
+        folded = _mix(folded ^ np.array([number & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
+    return folded[0]
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: every input bit moves every output bit."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
