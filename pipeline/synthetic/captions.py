@@ -80,7 +80,7 @@ _SINGLE = (
     "{thing} {adverb} {does} {tail} {place}",
     "{thing} is {adverb} {doing} {tail} {place}",
     "there is {thing} that {adverb} {does} {tail} {place}",
-    "{front} , {thing} is now {adverb} {doing} {tail}",
+    "{front} , {thing} is {adverb} {doing} {tail}",
     "{front} there is {thing} which is {adverb} {doing} {tail}",
     "here we can see how {thing} {adverb} {does} {tail} {place}",
     "in this clip there is {thing} that is {adverb} {doing} {tail} {place}",

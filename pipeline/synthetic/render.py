@@ -29,12 +29,14 @@ _RGB_BY_COLOUR = {
 def render_video(scene: Scene, *, num_frames: int, size_px: int) -> NDArray[np.uint8]:
     """Frames (T, H, W, 3), uint8 RGB; the middle state stands at frame `num_frames // 2`."""
     background = draw_background(scene.background, size_px)
-    return np.stack([_draw(scene, tau_at(frame, num_frames), background) for frame in range(num_frames)])
+    over_time = [poses(scene, tau_at(frame, num_frames)) for frame in range(num_frames)]
+    drawn = {posed: _draw(scene, posed, background) for posed in dict.fromkeys(over_time)}
+    return np.stack([drawn[posed] for posed in over_time])
 
 
 def render_image(scene: Scene, *, size_px: int) -> NDArray[np.uint8]:
     """The scene in its middle state, (H, W, 3) uint8 RGB."""
-    return _draw(scene, 0.0, draw_background(scene.background, size_px))
+    return _draw(scene, poses(scene, 0.0), draw_background(scene.background, size_px))
 
 
 def draw_background(background: Background, size_px: int) -> NDArray[np.float32]:
@@ -67,9 +69,9 @@ def _pattern(texture: str, size_px: int, rng: np.random.Generator) -> NDArray[np
     raise ValueError(f"no such texture: {texture!r}")
 
 
-def _draw(scene: Scene, tau: float, background: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _draw(scene: Scene, posed: tuple[Pose, ...], background: NDArray[np.float32]) -> NDArray[np.uint8]:
     frame = background.copy()
-    pairs = list(zip(scene.things, poses(scene, tau), strict=True))
+    pairs = list(zip(scene.things, posed, strict=True))
     for thing, pose in reversed(pairs):  # the main thing in front
         if pose.visible:
             top, left, alpha = _coverage(thing.shape, pose, len(background))

@@ -21,7 +21,7 @@ from pipeline.synthetic.splits import Richness, train_scenes
 from pipeline.synthetic.statements import Statement, agrees, agrees_with_frame, meaning_of
 from pipeline.synthetic.words import WORDS_BY_SHAPE
 
-CONFIG = CorpusConfig(num_train_videos=400, num_train_images=20, num_val=10, num_test=80, num_temporal_groups=16)
+CONFIG = CorpusConfig(num_train_videos=250, num_train_images=4, num_val=4, num_test=60, num_temporal_groups=16)
 
 
 @cache
