@@ -11,7 +11,8 @@ from pathlib import Path
 
 import tyro
 
-from pipeline.synthetic.corpus import CorpusConfig, make_corpus
+from pipeline.synthetic.clips import CorpusConfig
+from pipeline.synthetic.corpus import make_corpus
 
 _PROGRESS_EVERY_SECONDS = 2.0
 
@@ -43,7 +44,11 @@ def progress_printer() -> Callable[[int, int], None]:
             shown = now
             per_second = done / max(now - start, 1e-9)
             left = (total - done) / per_second
-            print(f"corpus: {done}/{total} clips, {per_second:.0f} clips/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"corpus: {done}/{total} clips, {per_second:.0f} clips/s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     return show
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Style:
     names_everything: bool
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, *, names_everything: bool) -> Self:
+    def draw(cls, rng: np.random.Generator, *, names_everything: bool) -> Style:
         """A style; `names_everything` for captions that must tell a scene from all others."""
         return cls(tuple(rng.random(len(Slot)).tolist()), names_everything)
 
@@ -80,10 +80,10 @@ _SINGLE = (
     "{thing} {adverb} {does} {tail} {place}",
     "{thing} is {adverb} {doing} {tail} {place}",
     "there is {thing} that {adverb} {does} {tail} {place}",
-    "{front} , {thing} {adverb} {does} {tail}",
+    "{front} , {thing} is {adverb} {doing} {tail}",
     "{front} there is {thing} which is {adverb} {doing} {tail}",
     "here we can see how {thing} {adverb} {does} {tail} {place}",
-    "in this clip {thing} is {adverb} {doing} {tail} {place}",
+    "in this clip there is {thing} that is {adverb} {doing} {tail} {place}",
     "this is {thing} , and it {adverb} {does} {tail} {place}",
     "{place} it is {thing} that {adverb} {does} {tail}",
     "{adverb} , {thing} {does} {tail} {place}",
@@ -92,13 +92,13 @@ _SINGLE = (
 )
 _TWICE = (
     "{thing} {does} {tail} , and then it {then_does} {then_tail} {place}",
-    "first {thing} {does} {tail} , then it {then_does} {then_tail} {place}",
+    "first {thing} {does} {tail} , and then it {adverb} {then_does} {then_tail} {place}",
     "{front} , {thing} {does} {tail} and after that it {then_does} {then_tail}",
-    "there is {thing} that {does} {tail} before it {then_does} {then_tail} {place}",
+    "there is {thing} that {adverb} {does} {tail} before it {then_does} {then_tail} {place}",
 )
 _ORDER = (
     "{thing} {does} {tail} , and then {other} {then_does} {then_tail} {place}",
-    "first {thing} {does} {tail} , then {other} {then_does} {then_tail} {place}",
+    "first {thing} {does} {tail} , and only then {other} {then_does} {then_tail} {place}",
     "{front} , {thing} {does} {tail} before {other} {then_does} {then_tail}",
     "after {thing} {does} {tail} , {other} {then_does} {then_tail} {place}",
     "{thing} {does} {tail} and after that {other} {then_does} {then_tail} {place}",
@@ -107,8 +107,8 @@ _MUTUAL = (
     "{thing} and {other} {adverb} {do} {tail} {place}",
     "{thing} and {other} are {adverb} {doing} {tail} {place}",
     "{front} , {thing} and {other} {adverb} {do} {tail}",
-    "there are {thing} and {other} which {adverb} {do} {tail} {place}",
-    "here we can see how {thing} and {other} {do} {tail} {place}",
+    "there are {thing} and {other} , and they {adverb} {do} {tail} {place}",
+    "here it is {thing} and {other} that {do} {tail} {place}",
 )
 _CHASE = (
     "{thing} {adverb} {does} {other} {direction} {place}",
@@ -195,7 +195,7 @@ def _parts(scene: Scene, style: Style) -> dict[str, str]:
         "tail": verb.tail,
         "then_does": then_verb.third,
         "then_tail": then_verb.tail,
-        "adverb": style.pick(Slot.ADVERB, ADVERBS) if style.uniforms[Slot.NAMES_ADVERB] < 0.8 else "",
+        "adverb": style.pick(Slot.ADVERB, ADVERBS) if style.uniforms[Slot.NAMES_ADVERB] < 0.9 else "",
         "direction": f"to the {direction_of(scene, scene.events[0])}" if names_direction else "",
         "place": place,
         "front": place,

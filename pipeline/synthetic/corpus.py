@@ -9,129 +9,35 @@ import json
 import multiprocessing
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from pipeline.codec import encode_video
-from pipeline.synthetic.captions import Caption, Style, caption_of
+from pipeline.synthetic.choices import Choice, hard_choice, random_choice
+from pipeline.synthetic.clips import SPLITS, CorpusConfig, SceneClip, clips_of
+from pipeline.synthetic.difficulty import corpus_ceilings
+from pipeline.synthetic.questions import Question, closed_answers, questions_of
 from pipeline.synthetic.render import render_image, render_video
-from pipeline.synthetic.scenes import Scene
-from pipeline.synthetic.splits import Richness, novel_scenes, rng_for, still_scenes, temporal_groups, train_scenes
+from pipeline.synthetic.splits import rng_for, uncovered_pairs
 
-SPLITS = ("train", "val", "test", "temporal")
 SUMMARY_NAME = "corpus.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when the same config gives other files."""
 
 Progress = Callable[[int, int], None]
 """Called with (clips done, clips in all)."""
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CorpusConfig:
-    """What names an embedded corpus entirely: the same config gives the same scenes, captions and frames."""
-
-    seed: int = 0
-    """Changes every scene and caption."""
-    num_train_videos: int = 2400
-    """Clips to learn from."""
-    num_train_images: int = 400
-    """Still pictures to learn from."""
-    num_val: int = 100
-    """Clips of the validation split."""
-    num_test: int = 200
-    """Clips of the test split."""
-    num_temporal_groups: int = 50
-    """Groups of four clips that only actions or their order tell apart."""
-    size_px: int = 64
-    """Height and width of the frames."""
-    num_frames: int = 12
-    """Frames per clip."""
-    fps: int = 6
-    """Frames per second."""
-    captions_per_clip: int = 3
-    """Captions of each training clip; clips of other splits have one, which names everything."""
-    richness: Richness = field(default_factory=Richness)
-    """How many colours, shapes and actions there are."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_train_videos", 1), ("num_val", 1), ("num_test", 1), ("num_temporal_groups", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name, least in (("seed", 0), ("num_train_images", 0), ("captions_per_clip", 1), ("fps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.num_frames < 8:
-            raise ValueError(f"num_frames must be at least 8 for the actions to be seen, got {self.num_frames}")
-        if self.size_px < 32 or self.size_px % 2:
-            raise ValueError(f"size_px must be even and at least 32, got {self.size_px}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SceneClip:
-    """One file of the corpus, before it is drawn."""
-
-    clip_name: str
-    """Path relative to the corpus, with suffix."""
-    kind: str
-    """`video` or `image`."""
-    split: str
-    group: str | None
-    """Id of the temporal group."""
-    scene: Scene
-    captions: tuple[Caption, ...]
-
-
-def clips_of(config: CorpusConfig) -> list[SceneClip]:
-    """Every clip of the corpus with its scene and captions, in the order of the annotations."""
-    seed, richness = config.seed, config.richness
-    groups = temporal_groups(seed, richness, config.num_temporal_groups)
-    scenes = {
-        "train": [("video", None, scene) for scene in train_scenes(seed, richness, config.num_train_videos)]
-        + [("image", None, scene) for scene in still_scenes(seed, richness, config.num_train_images)],
-        "val": [("video", None, scene) for scene in novel_scenes(seed, richness, "val", config.num_val)],
-        "test": [("video", None, scene) for scene in novel_scenes(seed, richness, "test", config.num_test)],
-        "temporal": [("video", f"g{index:03d}", scene) for index, group in enumerate(groups) for scene in group],
-    }
-    return [
-        _clip(config, split, index, kind, group, scene)
-        for split in SPLITS
-        for index, (kind, group, scene) in enumerate(scenes[split])
-    ]
-
-
-def _clip(config: CorpusConfig, split: str, index: int, kind: str, group: str | None, scene: Scene) -> SceneClip:
-    rng = rng_for(config.seed, "caption", SPLITS.index(split), index)
-    number = index if kind == "video" else index - config.num_train_videos
-    return SceneClip(
-        clip_name=f"videos/{split}/{number:05d}.mp4" if kind == "video" else f"images/{split}/{number:05d}.jpg",
-        kind=kind,
-        split=split,
-        group=group,
-        scene=scene,
-        captions=_captions(rng, scene, config.captions_per_clip if split == "train" else 1, split != "train"),
-    )
-
-
-def _captions(rng: np.random.Generator, scene: Scene, num_captions: int, names_everything: bool) -> tuple[Caption, ...]:
-    """Different sentences as far as the grammar gives them."""
-    captions: dict[str, Caption] = {}
-    for _ in range(20 * num_captions):
-        caption = caption_of(scene, Style.draw(rng, names_everything=names_everything))
-        captions.setdefault(caption.text, caption)
-        if len(captions) == num_captions:
-            break
-    return tuple(captions.values())
-
-
-def make_corpus(config: CorpusConfig, out_path: Path, *, num_processes: int = 1, progress: Progress | None = None) -> bool:
+def make_corpus(
+    config: CorpusConfig, out_path: Path, *, num_processes: int = 1, progress: Progress | None = None
+) -> bool:
     """Whether the corpus had to be made; afterwards it lies complete under `out_path`.
 
     A finished corpus of the same config is left alone, anything else that lies there is refused with ValueError.
@@ -164,8 +70,8 @@ def _is_finished(config: CorpusConfig, out_path: Path) -> bool:
     raise ValueError(f"{out_path} holds a corpus of another config ({listed}): name another folder or remove it")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(tree: Row, prefix: str = "") -> Row:
+    flat: Row = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
@@ -173,25 +79,68 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _write(config: CorpusConfig, root: Path, num_processes: int, progress: Progress | None) -> None:
     clips = clips_of(config)
-    for folder in {str(Path(clip.clip_name).parent) for clip in clips} | {"annotations"}:
+    for folder in {str(Path(clip.clip_name).parent) for clip in clips}:
         (root / folder).mkdir(parents=True, exist_ok=True)
     hashes: list[str] = []
     for digest in _map(partial(_write_clip, config, root), clips, num_processes):
         hashes.append(digest)
         if progress is not None:
             progress(len(hashes), len(clips))
-    documents = {f"annotations/{split}.jsonl": _annotations(clips, split) for split in SPLITS}
-    documents["scenes.jsonl"] = [_truth(clip) for clip in clips]
-    for name, rows in documents.items():
-        content = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
+    documents, facts = documents_of(config, clips)
+    for name, content in documents.items():
         hashes.append(hashlib.sha256(content).hexdigest())
+        (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(content)
     summary = {
         "format_version": FORMAT_VERSION,
-        "config": dataclasses.asdict(config),
         "content_hash": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "config": dataclasses.asdict(config),
+        **facts,
     }
     (root / SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def documents_of(config: CorpusConfig, clips: Sequence[SceneClip]) -> tuple[dict[str, bytes], Row]:
+    """The text files of a corpus by path, and its sizes and ceilings."""
+    videos = {split: [clip for clip in clips if clip.split == split and clip.kind == "video"] for split in SPLITS}
+    questions = {split: _questions(config, split, videos[split]) for split in SPLITS}
+    choices = {split: _choices(config, split, videos[split]) for split in SPLITS if split != "train"}
+    answers = closed_answers(question for asked in questions["train"].values() for question in asked)
+    rows: dict[str, list[Row]] = {"scenes.jsonl": [_truth(clip) for clip in clips]}
+    for split in SPLITS:
+        rows[f"annotations/{split}.jsonl"] = _annotations(clips, split)
+        rows[f"questions/{split}.jsonl"] = _question_rows(questions[split])
+        if split in choices:
+            rows[f"multiple_choice/{split}.jsonl"] = _choice_rows(choices[split], split)
+    documents = {name: "".join(json.dumps(row, sort_keys=True) + "\n" for row in of) for name, of in rows.items()}
+    documents["answers.json"] = json.dumps(answers, indent=2) + "\n"
+    facts = {
+        "sizes": {
+            "clips": dict(Counter(f"{clip.split}/{clip.kind}" for clip in clips)),
+            "rows": {name: len(of) for name, of in rows.items()},
+            "answers": len(answers),
+            "pairs_that_training_never_shows": len(
+                uncovered_pairs(config.richness, [c.scene for c in videos["train"]])
+            ),
+        },
+        "ceilings": corpus_ceilings(clips, questions, choices, answers=answers, num_frames=config.num_frames),
+    }
+    return {name: text.encode() for name, text in documents.items()}, facts
+
+
+def _questions(config: CorpusConfig, split: str, clips: Sequence[SceneClip]) -> dict[str, list[Question]]:
+    rngs = [rng_for(config.seed, "question", SPLITS.index(split), index) for index in range(len(clips))]
+    return {clip.clip_name: questions_of(clip.scene, rng) for clip, rng in zip(clips, rngs, strict=True)}
+
+
+def _choices(config: CorpusConfig, split: str, clips: Sequence[SceneClip]) -> dict[str, list[Choice]]:
+    choices: dict[str, list[Choice]] = {}
+    others = [clip.captions[0] for clip in clips]
+    for index, clip in enumerate(clips):
+        rng = rng_for(config.seed, "choice", SPLITS.index(split), index)
+        drawn = random_choice(rng, clip.scene, clip.captions[0], others), hard_choice(rng, clip.scene, config.richness)
+        choices[clip.clip_name] = [choice for choice in drawn if choice is not None]
+    return choices
 
 
 def _map(work: Callable[[SceneClip], str], clips: Sequence[SceneClip], num_processes: int) -> Iterator[str]:
@@ -216,7 +165,7 @@ def _write_clip(config: CorpusConfig, root: Path, clip: SceneClip) -> str:
     return hashlib.sha256(frames.tobytes()).hexdigest()
 
 
-def _annotations(clips: Sequence[SceneClip], split: str) -> list[dict[str, Any]]:
+def _annotations(clips: Sequence[SceneClip], split: str) -> list[Row]:
     rows = [(clip, caption) for clip in clips if clip.split == split for caption in clip.captions]
     return [
         {
@@ -231,6 +180,35 @@ def _annotations(clips: Sequence[SceneClip], split: str) -> list[dict[str, Any]]
     ]
 
 
-def _truth(clip: SceneClip) -> dict[str, Any]:
+def _question_rows(questions: dict[str, list[Question]]) -> list[Row]:
+    return [
+        {
+            "clip_name": clip_name,
+            "caption": question.text,
+            "label": question.answer,
+            "type": "video",
+            "question_type": question.question_type,
+        }
+        for clip_name, asked in questions.items()
+        for question in asked
+    ]
+
+
+def _choice_rows(choices: dict[str, list[Choice]], split: str) -> list[Row]:
+    rows = [(clip_name, choice) for clip_name, of_clip in choices.items() for choice in of_clip]
+    return [
+        {
+            "qid": f"mc{index}",
+            "clip_name": clip_name,
+            "title": f"{split}{index}",
+            "answer": str(choice.answer),
+            "options": [option.text for option in choice.options],
+            "difficulty": choice.difficulty,
+        }
+        for index, (clip_name, choice) in enumerate(rows)
+    ]
+
+
+def _truth(clip: SceneClip) -> Row:
     scene = dataclasses.asdict(clip.scene)
     return {"clip_name": clip.clip_name, "type": clip.kind, "split": clip.split, "group": clip.group, **scene}

@@ -29,12 +29,14 @@ _RGB_BY_COLOUR = {
 def render_video(scene: Scene, *, num_frames: int, size_px: int) -> NDArray[np.uint8]:
     """Frames (T, H, W, 3), uint8 RGB; the middle state stands at frame `num_frames // 2`."""
     background = draw_background(scene.background, size_px)
-    return np.stack([_draw(scene, tau_at(frame, num_frames), background) for frame in range(num_frames)])
+    over_time = [poses(scene, tau_at(frame, num_frames)) for frame in range(num_frames)]
+    drawn = {posed: _draw(scene, posed, background) for posed in dict.fromkeys(over_time)}
+    return np.stack([drawn[posed] for posed in over_time])
 
 
 def render_image(scene: Scene, *, size_px: int) -> NDArray[np.uint8]:
     """The scene in its middle state, (H, W, 3) uint8 RGB."""
-    return _draw(scene, 0.0, draw_background(scene.background, size_px))
+    return _draw(scene, poses(scene, 0.0), draw_background(scene.background, size_px))
 
 
 def draw_background(background: Background, size_px: int) -> NDArray[np.float32]:
@@ -67,25 +69,35 @@ def _pattern(texture: str, size_px: int, rng: np.random.Generator) -> NDArray[np
     raise ValueError(f"no such texture: {texture!r}")
 
 
-def _draw(scene: Scene, tau: float, background: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _draw(scene: Scene, posed: tuple[Pose, ...], background: NDArray[np.float32]) -> NDArray[np.uint8]:
     frame = background.copy()
-    pairs = list(zip(scene.things, poses(scene, tau), strict=True))
+    pairs = list(zip(scene.things, posed, strict=True))
     for thing, pose in reversed(pairs):  # the main thing in front
         if pose.visible:
-            alpha = _coverage(thing.shape, pose, len(background))[..., None]
-            frame += alpha * (np.asarray(_RGB_BY_COLOUR[thing.colour], np.float32) - frame)
+            top, left, alpha = _coverage(thing.shape, pose, len(background))
+            patch = frame[top : top + alpha.shape[0], left : left + alpha.shape[1]]
+            patch += alpha * (np.asarray(_RGB_BY_COLOUR[thing.colour], np.float32) - patch)
     return (frame + 0.5).astype(np.uint8)
 
 
-def _coverage(shape: str, pose: Pose, size_px: int) -> NDArray[np.float32]:
-    """(H, W) in [0, 1]: how much of each pixel the shape covers."""
-    scale = size_px / FRAME_UNITS * _OVERSAMPLING
-    canvas = Image.new("L", (size_px * _OVERSAMPLING,) * 2, 0)
+def _coverage(shape: str, pose: Pose, size_px: int) -> tuple[int, int, NDArray[np.float32]]:
+    """Top and left of a patch of the frame, and the share of each of its pixels that is covered, (h, w, 1)."""
+    scale = size_px / FRAME_UNITS
+    outlines = [
+        ((outline * (pose.radius * pose.width, pose.radius) + (pose.x, pose.y)) * scale, fill)
+        for outline, fill in _outlines(shape)
+    ]
+    corner = np.floor(np.min(outlines[0][0], axis=0)).clip(0, size_px)
+    width, height = (np.ceil(np.max(outlines[0][0], axis=0)).clip(0, size_px) - corner).astype(int).tolist()
+    left, top = corner.astype(int).tolist()
+    if width <= 0 or height <= 0:
+        return top, left, np.zeros((0, 0, 1), np.float32)
+    canvas = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING), 0)
     pen = ImageDraw.Draw(canvas)
-    for outline, fill in _outlines(shape):
-        points = outline * (pose.radius * pose.width, pose.radius) + (pose.x, pose.y)
-        pen.polygon((points * scale - 0.5).ravel().tolist(), fill=fill)
-    return np.asarray(canvas.reduce(_OVERSAMPLING), np.float32) / 255
+    for points, fill in outlines:
+        pen.polygon(((points - corner) * _OVERSAMPLING - 0.5).ravel().tolist(), fill=fill)
+    alpha = np.asarray(canvas.reduce(_OVERSAMPLING), np.float32)[..., None] / np.float32(255)
+    return top, left, alpha
 
 
 @lru_cache
@@ -97,7 +109,7 @@ def _outlines(shape: str) -> tuple[tuple[NDArray[np.float64], int], ...]:
         case "ring":
             return ((_circle(1.05), 255), (_circle(0.58), 0))
         case "moon":
-            return ((_circle(1.05), 255), (_circle(0.85) + (0.5, -0.15), 0))
+            return ((_circle(1.05), 255), (_circle(0.85) + np.array((0.5, -0.15)), 0))
         case "square":
             return ((np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.9, 255),)
         case "triangle":

@@ -118,13 +118,14 @@ def poses(scene: Scene, tau: float) -> tuple[Pose, ...]:
 
 def _solo(event: Event, pose: Pose, tau: float) -> Pose:
     share = tau / TAU_END
+    sign = 1 if event.action in ("right", "fall", "grow") else -1
     match event.action:
         case "left" | "right":
-            return pose._replace(x=pose.x + _TRAVEL * share * (1 if event.action == "right" else -1))
+            return pose._replace(x=pose.x + _TRAVEL * share * sign)
         case "rise" | "fall":
-            return pose._replace(y=pose.y + _TRAVEL * share * (1 if event.action == "fall" else -1))
+            return pose._replace(y=pose.y + _TRAVEL * share * sign)
         case "grow" | "shrink":
-            return pose._replace(radius=pose.radius * (1 + _RESIZE_SHARE * share * (1 if event.action == "grow" else -1)))
+            return pose._replace(radius=pose.radius * (1 + _RESIZE_SHARE * share * sign))
         case "jump":
             return pose._replace(y=pose.y - _JUMP_HEIGHT * abs(math.sin(math.pi * share)))
         case "spin":  # about the vertical axis, as a coin does: visible for round shapes too

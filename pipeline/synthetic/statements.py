@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 from pipeline.synthetic.scenes import MUTUAL_ACTIONS, Event, Scene, Thing
 
@@ -28,7 +27,7 @@ class Claim:
     direction: str = ""
     """`left` or `right`, for a chase."""
 
-    def without_direction(self) -> Self:
+    def without_direction(self) -> Claim:
         """The same claim, silent about where a chase goes."""
         return replace(self, direction="")
 

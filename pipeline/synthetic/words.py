@@ -38,16 +38,19 @@ _SIDEWAYS = ("slides sliding slide", "moves moving move", "glides gliding glide"
 
 
 def _verbs(*forms: str, tail: str = "") -> tuple[Verb, ...]:
-    return tuple(Verb(*form.split(), tail) for form in forms)
+    return tuple(Verb(third, progressive, plural, tail) for third, progressive, plural in map(str.split, forms))
 
 
+_UP = _verbs("goes going go", "floats floating float", tail="up")
+_DOWN = _verbs("goes going go", "drops dropping drop", tail="down")
+_BIGGER, _SMALLER = (_verbs("gets getting get", tail=tail) for tail in ("bigger", "smaller"))
 VERBS_BY_ACTION: dict[str, tuple[Verb, ...]] = {
     "left": _verbs(*_SIDEWAYS, tail="to the left"),
     "right": _verbs(*_SIDEWAYS, tail="to the right"),
-    "rise": (*_verbs("rises rising rise", "climbs climbing climb"), *_verbs("goes going go", "floats floating float", tail="up")),
-    "fall": (*_verbs("falls falling fall", "sinks sinking sink"), *_verbs("goes going go", "drops dropping drop", tail="down")),
-    "grow": (*_verbs("grows growing grow", "expands expanding expand"), *_verbs("gets getting get", tail="bigger")),
-    "shrink": (*_verbs("shrinks shrinking shrink", "contracts contracting contract"), *_verbs("gets getting get", tail="smaller")),
+    "rise": (*_verbs("rises rising rise", "climbs climbing climb"), *_UP),
+    "fall": (*_verbs("falls falling fall", "sinks sinking sink"), *_DOWN),
+    "grow": (*_verbs("grows growing grow", "expands expanding expand"), *_BIGGER),
+    "shrink": (*_verbs("shrinks shrinking shrink", "contracts contracting contract"), *_SMALLER),
     "jump": _verbs("jumps jumping jump", "hops hopping hop", "bounces bouncing bounce"),
     "spin": (*_verbs("spins spinning spin", "rotates rotating rotate"), *_verbs("turns turning turn", tail="around")),
     "vanish": _verbs("vanishes vanishing vanish", "disappears disappearing disappear"),
@@ -55,7 +58,7 @@ VERBS_BY_ACTION: dict[str, tuple[Verb, ...]] = {
     "blink": _verbs("blinks blinking blink", "flashes flashing flash", "flickers flickering flicker"),
     "shake": _verbs("shakes shaking shake", "trembles trembling tremble", "wobbles wobbling wobble"),
     "meet": (*_verbs("meets meeting meet"), *_verbs("comes coming come", "moves moving move", tail="together")),
-    "part": (*_verbs("moves moving move", "drifts drifting drift", "goes going go", tail="apart"),),
+    "part": _verbs("moves moving move", "drifts drifting drift", "goes going go", tail="apart"),
     "pass": (
         *_verbs("passes passing pass", tail="each other"),
         *_verbs("swaps swapping swap", "changes changing change", tail="places"),

@@ -1,0 +1,101 @@
+"""Five-option choices: which of five captions belongs to the clip?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.synthetic.captions import Caption, Style, caption_of
+from pipeline.synthetic.scenes import JOINT_ACTIONS, SIZES, TEXTURES, Event, Scene, Thing
+from pipeline.synthetic.splits import Richness
+from pipeline.synthetic.statements import agrees, meaning_of
+
+NUM_OPTIONS = 5
+_NUM_OTHER_ACTIONS = 2
+"""How many of the four wrong options of a hard choice differ in the action; each of the others in something visible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Five captions, one of which is true."""
+
+    options: tuple[Caption, ...]
+    answer: int
+    """Position of the true one."""
+    difficulty: str
+    """`random`: captions of other clips; `hard`: each wrong one differs in exactly one attribute."""
+
+
+def random_choice(rng: np.random.Generator, scene: Scene, true: Caption, others: Sequence[Caption]) -> Choice | None:
+    """The true caption among four of other clips; None where `others` holds too few that are wrong."""
+    meaning = meaning_of(scene)
+    wrong: dict[str, Caption] = {}
+    for index in rng.permutation(len(others)):
+        if not agrees(others[index].statement, meaning):
+            wrong.setdefault(others[index].text, others[index])
+        if len(wrong) == NUM_OPTIONS - 1:
+            return _shuffled(rng, true, list(wrong.values()), "random")
+    return None
+
+
+def hard_choice(rng: np.random.Generator, scene: Scene, richness: Richness) -> Choice:
+    """The scene among scenes that differ in one attribute each, all in the same sentence."""
+    style = Style.draw(rng, names_everything=True)
+    true = caption_of(scene, style)
+    acting = _pick(rng, _other_events(scene, richness), _NUM_OTHER_ACTIONS)
+    visible = _pick(rng, _other_looks(rng, scene, richness), NUM_OPTIONS - 1 - len(acting))
+    wrong = [caption_of(other, style) for other in (*acting, *visible)]
+    assert len({caption.text for caption in (true, *wrong)}) == NUM_OPTIONS, (true, wrong)
+    return _shuffled(rng, true, wrong, "hard")
+
+
+def _shuffled(rng: np.random.Generator, true: Caption, wrong: list[Caption], difficulty: str) -> Choice:
+    answer = int(rng.integers(NUM_OPTIONS))
+    return Choice(options=(*wrong[:answer], true, *wrong[answer:]), answer=answer, difficulty=difficulty)
+
+
+def _pick(rng: np.random.Generator, scenes: list[Scene], number: int) -> list[Scene]:
+    return [scenes[index] for index in rng.permutation(len(scenes))[:number]]
+
+
+def _other_events(scene: Scene, richness: Richness) -> list[Scene]:
+    """The scene with another action, or with its order of events turned round."""
+    events = scene.events
+    variants: list[tuple[Event, ...]]
+    if len(events) == 2:
+        first, second = events
+        variants = [(replace(second, phase="first"), replace(first, phase="second"))]
+        for action in richness.repeatable:
+            if action not in (first.action, second.action):
+                variants += [(replace(first, action=action), second), (first, replace(second, action=action))]
+    elif len(events[0].actors) == 2:
+        variants = _with_other_actions(events[0], JOINT_ACTIONS)
+    else:
+        variants = _with_other_actions(events[0], richness.solo_actions)
+    return [replace(scene, events=variant) for variant in variants]
+
+
+def _with_other_actions(event: Event, actions: Sequence[str]) -> list[tuple[Event, ...]]:
+    return [(replace(event, action=action),) for action in actions if action != event.action]
+
+
+def _other_looks(rng: np.random.Generator, scene: Scene, richness: Richness) -> list[Scene]:
+    """The scene with one attribute of one thing, or of the background, changed to what nothing else here has."""
+    taken_colours, taken_shapes = ({getattr(t, name) for t in scene.things} for name in ("colour", "shape"))
+    colours = [colour for colour in richness.colours if colour not in taken_colours]
+    shapes = [shape for shape in richness.shapes if shape not in taken_shapes]
+    textures = [texture for texture in TEXTURES if texture != scene.background.texture]
+    scenes = [replace(scene, background=replace(scene.background, texture=str(rng.choice(textures))))]
+    for index, thing in enumerate(scene.things):
+        other_size = SIZES[1 - SIZES.index(thing.size)]
+        changed = [replace(thing, colour=str(rng.choice(colours))), replace(thing, size=other_size)]
+        if shapes:
+            changed.append(replace(thing, shape=str(rng.choice(shapes))))
+        scenes += [_with_thing(scene, index, other) for other in changed]
+    return scenes
+
+
+def _with_thing(scene: Scene, index: int, thing: Thing) -> Scene:
+    return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))

@@ -1,0 +1,121 @@
+"""What a corpus lets a scorer reach at best, computed from scenes and from what captions claim.
+
+`oracle` knows the true scenes. `single_frame` knows all that the middle frame shows and nothing about time.
+`bag_of_frames` knows all frames of a clip but not their order. Each ranks what it cannot tell apart at random, so
+every figure is an expectation. Keys are those of a run's results, such as `test/t2v/r1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from pipeline.synthetic.choices import Choice
+from pipeline.synthetic.clips import SceneClip
+from pipeline.synthetic.questions import QUESTION_TYPES, Question, single_frame_accuracy
+from pipeline.synthetic.scenes import Scene, poses, tau_at
+from pipeline.synthetic.statements import Statement, agrees, agrees_with_frame, meaning_of
+
+RECALL_RANKS = (1, 5, 10)
+Agreement = Callable[[Statement, Statement], bool]
+Figures = dict[str, float]
+
+
+def expected_recall(num_equal: int, rank: int) -> float:
+    """Expected recall at `rank` of the one right item among `num_equal` that score highest alike."""
+    return min(rank / num_equal, 1.0)
+
+
+def retrieval_ceilings(clips: Sequence[SceneClip], may_agree: Agreement) -> Figures:
+    """Recall in both directions, and inside groups where there are any; one caption per clip."""
+    claims = [clip.captions[0].statement for clip in clips]
+    meanings = [meaning_of(clip.scene) for clip in clips]
+    table = [[may_agree(claim, meaning) for meaning in meanings] for claim in claims]
+    assert all(table[index][index] for index in range(len(clips))), "a caption that does not agree with its own clip"
+    figures: Figures = {}
+    for direction, rows in (("t2v", table), ("v2t", [list(row) for row in zip(*table, strict=True)])):
+        for rank in RECALL_RANKS:
+            figures[f"{direction}/r{rank}"] = _mean(expected_recall(sum(row), rank) for row in rows)
+        if clips[0].group is not None:
+            figures[f"{direction}/group_r1"] = _mean(
+                1 / sum(agreed for agreed, other in zip(row, clips, strict=True) if other.group == clip.group)
+                for row, clip in zip(rows, clips, strict=True)
+            )
+    return figures
+
+
+def bag_of_frames_ceilings(clips: Sequence[SceneClip], num_frames: int) -> Figures:
+    """In-group recall of who sees every frame but not in which order; the captions name all that tells clips apart."""
+    bags: dict[str | None, list[frozenset[object]]] = {}
+    for clip in clips:
+        bags.setdefault(clip.group, []).append(frames_shown(clip.scene, num_frames))
+    in_group = _mean(1 / group.count(bag) for group in bags.values() for bag in group)
+    return {"t2v/group_r1": in_group, "v2t/group_r1": in_group}
+
+
+def frames_shown(scene: Scene, num_frames: int) -> frozenset[object]:
+    """The different frames of a clip; two clips that show the same ones are told apart by order alone."""
+    frames = (poses(scene, tau_at(frame, num_frames)) for frame in range(num_frames))
+    looks = tuple((thing.colour, thing.shape) for thing in scene.things)
+    shown = (
+        tuple((*(round(value, 6) for value in pose[:-1]), True) if pose.visible else None for pose in frame)
+        for frame in frames
+    )
+    return frozenset((scene.background, looks, frame) for frame in shown)
+
+
+def choice_ceilings(
+    choices: Mapping[str, Sequence[Choice]], scenes: Mapping[str, Scene], may_agree: Agreement
+) -> Figures:
+    """Accuracy by difficulty; `choices` and `scenes` by clip name."""
+    rows: dict[str, list[float]] = {}
+    for clip_name, of_clip in choices.items():
+        meaning = meaning_of(scenes[clip_name])
+        for choice in of_clip:
+            num_equal = sum(may_agree(option.statement, meaning) for option in choice.options)
+            rows.setdefault(f"choice/{choice.difficulty}", []).append(1 / num_equal)
+    return {key: _mean(values) for key, values in sorted(rows.items())}
+
+
+def question_ceilings(
+    asked: Sequence[Question], train: Sequence[Question], answers: Sequence[str]
+) -> dict[str, Figures]:
+    """Accuracy by type for `oracle`, which needs the answer to be in the closed list, and for `single_frame`."""
+    ceilings: dict[str, Figures] = {"oracle": {}, "single_frame": {}}
+    for kind in QUESTION_TYPES:
+        rows = [question for question in asked if question.question_type == kind]
+        if rows:
+            ceilings["oracle"][f"qa/{kind}"] = _mean(question.answer in answers for question in rows)
+            ceilings["single_frame"][f"qa/{kind}"] = single_frame_accuracy(rows, train)
+    return ceilings
+
+
+def corpus_ceilings(
+    clips: Sequence[SceneClip],
+    questions: Mapping[str, Mapping[str, Sequence[Question]]],
+    choices: Mapping[str, Mapping[str, Sequence[Choice]]],
+    *,
+    answers: Sequence[str],
+    num_frames: int,
+) -> dict[str, Figures]:
+    """All figures by scorer; `questions` and `choices` by split and clip name."""
+    ceilings: dict[str, Figures] = {"oracle": {}, "single_frame": {}, "bag_of_frames": {}}
+    agreements: dict[str, Agreement] = {"oracle": agrees, "single_frame": agrees_with_frame}
+    train = [question for of_clip in questions["train"].values() for question in of_clip]
+    for split in ("val", "test", "temporal"):
+        of_split = [clip for clip in clips if clip.split == split]
+        scenes = {clip.clip_name: clip.scene for clip in of_split}
+        asked = [question for of_clip in questions[split].values() for question in of_clip]
+        by_scorer = question_ceilings(asked, train, answers)
+        for scorer, may_agree in agreements.items():
+            figures = retrieval_ceilings(of_split, may_agree) | choice_ceilings(choices[split], scenes, may_agree)
+            figures |= by_scorer[scorer]
+            ceilings[scorer] |= {f"{split}/{key}": round(value, 4) for key, value in figures.items()}
+    temporal = [clip for clip in clips if clip.split == "temporal"]
+    bag = bag_of_frames_ceilings(temporal, num_frames)
+    ceilings["bag_of_frames"] = {f"temporal/{key}": round(value, 4) for key, value in bag.items()}
+    return ceilings
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)

@@ -1,0 +1,154 @@
+"""Questions about clips, each with its only answer and with the answers that the middle frame leaves open."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.synthetic.scenes import MUTUAL_ACTIONS, Event, Scene, Thing
+from pipeline.synthetic.words import WORDS_BY_SHAPE
+
+QUESTION_TYPES = ("colour", "shape", "count", "action", "order")
+
+_NUMBER_WORDS = ("no", "one", "two")
+_ANSWER_BY_ACTION = {"left": "move left", "right": "move right", "part": "move apart", "pass": "pass each other"}
+_COLOUR = ("what colour is the {shape} ?", "which colour does the {shape} have ?")
+_SHAPE = ("what shape is the {colour} thing ?", "which shape does the {colour} thing have ?")
+_COUNT = ("how many shapes are there ?", "how many shapes can we see here ?")
+_ACTION = ("what does the {colour} {shape} do ?", "what is it that the {colour} {shape} does ?")
+_MUTUAL_ACTION = ("what do the two shapes do ?", "what is it that the two shapes do ?")
+_STARTS_ON = (
+    "on which side does the {colour} {shape} start ?",
+    "does the {colour} {shape} start on the left or on the right ?",
+)
+_WHEN = ("when is the {colour} {shape} {state} ?", "is the {colour} {shape} {state} at the start or at the end ?")
+_WHEN_TWO = ("when are the two shapes closer ?", "are the two shapes closer at the start or at the end ?")
+_TURNS = {
+    "first": ("what does the {colour} {shape} do first ?", "what is the first thing that the {colour} {shape} does ?"),
+    "last": ("what does the {colour} {shape} do last ?", "what is the last thing that the {colour} {shape} does ?"),
+}
+_WHO = {
+    "first": ("which shape acts first ?", "which of the two shapes is the first to act ?"),
+    "last": ("which shape acts last ?", "which of the two shapes is the last to act ?"),
+    "behind": ("which shape goes behind the other ?", "which shape goes after the other one ?"),
+}
+_STATE_AND_TIME = {
+    "rise": ("higher", "end"),
+    "fall": ("higher", "start"),
+    "grow": ("bigger", "end"),
+    "shrink": ("bigger", "start"),
+    "vanish": ("gone", "end"),
+    "appear": ("gone", "start"),
+    "meet": ("closer", "end"),
+    "part": ("closer", "start"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about one clip."""
+
+    text: str
+    answer: str
+    question_type: str
+    form: str
+    """Questions of one form have the same possible answers as far as the middle frame does not narrow them."""
+    seen: tuple[str, ...] = ()
+    """The answers that the middle frame leaves open; empty: any answer that the form has."""
+
+
+def questions_of(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """One question of each type that the scene can answer."""
+    main = scene.things[scene.events[0].actors[0]] if scene.events else scene.things[0]
+    number = _NUMBER_WORDS[len(scene.things)]
+    drawn = [
+        ("colour", "colour", _COLOUR, main.colour, (main.colour,)),
+        ("shape", "shape", _SHAPE, main.shape, (main.shape,)),
+        ("count", "count", _COUNT, number, (number,)),
+        *_event_questions(scene, rng),
+    ]
+    return [
+        Question(text=_ask(rng, texts, main, form), answer=answer, question_type=kind, form=form, seen=seen)
+        for kind, form, texts, answer, seen in drawn
+    ]
+
+
+_Drawn = tuple[str, str, tuple[str, ...], str, tuple[str, ...]]
+"""Question type, form, texts, answer, answers that the middle frame leaves open."""
+
+
+def _event_questions(scene: Scene, rng: np.random.Generator) -> list[_Drawn]:
+    if not scene.events:
+        return []
+    first, last = scene.events[0], scene.events[-1]
+    if len(scene.events) == 2:
+        which = str(rng.choice(["first", "last"]))
+        event = first if which == "first" else last
+        if first.actors == last.actors:
+            return [("order", "turn", _TURNS[which], _answer(event), ())]
+        return [("action", "action", _ACTION, _answer(first), ()), _who(scene, which, event)]
+    if first.action in MUTUAL_ACTIONS:
+        asked: list[_Drawn] = [("action", "mutual action", _MUTUAL_ACTION, _answer(first), ())]
+        return asked + _time_question(first, _WHEN_TWO)
+    return [("action", "action", _ACTION, _answer(first), ()), *_solo_order(scene, first)]
+
+
+def _solo_order(scene: Scene, event: Event) -> list[_Drawn]:
+    if event.action == "chase":
+        return [_who(scene, "behind", event)]
+    if event.action in ("left", "right"):
+        side = "right" if event.action == "left" else "left"
+        return [("order", "side", _STARTS_ON, side, ())]
+    return _time_question(event, _WHEN)
+
+
+def _time_question(event: Event, texts: tuple[str, ...]) -> list[_Drawn]:
+    if event.action not in _STATE_AND_TIME:
+        return []
+    state, time = _STATE_AND_TIME[event.action]
+    return [("order", f"time {state}", texts, time, ())]
+
+
+def _who(scene: Scene, which: str, event: Event) -> _Drawn:
+    shapes = tuple(sorted(thing.shape for thing in scene.things))
+    return "order", "who", _WHO[which], scene.things[event.actors[0]].shape, shapes
+
+
+def _answer(event: Event) -> str:
+    return _ANSWER_BY_ACTION.get(event.action, event.action)
+
+
+def _ask(rng: np.random.Generator, texts: tuple[str, ...], thing: Thing, form: str) -> str:
+    shape_words = WORDS_BY_SHAPE[thing.shape]
+    return texts[rng.integers(len(texts))].format(
+        colour=thing.colour, shape=shape_words[rng.integers(len(shape_words))], state=form.removeprefix("time ")
+    )
+
+
+def closed_answers(questions: Iterable[Question]) -> list[str]:
+    """The answers, most frequent first."""
+    counts = Counter(question.answer for question in questions)
+    return sorted(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def single_frame_accuracy(asked: Sequence[Question], train: Iterable[Question]) -> float:
+    """Best accuracy on `asked`, not empty, for who sees the middle frame and knows the answers given in training.
+
+    Among the answers that the frame leaves open it gives the most frequent one of the form, ties broken at random.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for question in train:
+        counts.setdefault(question.form, Counter())[question.answer] += 1
+
+    def chance(question: Question) -> float:
+        known = counts.get(question.form, Counter())
+        if question.seen:  # the frame shows them, and how often a shape acts first in general says nothing about it
+            return (question.answer in question.seen) / len(question.seen)
+        most = max(known.values(), default=0)
+        best = [answer for answer, count in known.items() if count == most]
+        return (question.answer in best) / max(len(best), 1)
+
+    return sum(map(chance, asked)) / len(asked)
