@@ -15,7 +15,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, runtime_checkable
 
 os.environ.setdefault("DECORD_EOF_RETRY_MAX", "128")  # its own 10,240 makes a damaged file look like a hang
 
@@ -58,6 +58,7 @@ class VideoInfo:
     duration_seconds: float
 
 
+@runtime_checkable
 class Video(Protocol):
     """What every decoder offers of an opened file. A context manager: decoders keep the whole file in memory."""
 
@@ -71,7 +72,7 @@ class Video(Protocol):
         """
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Video: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
@@ -279,7 +280,7 @@ class PyavVideo:
     def close(self) -> None:
         self._container.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> PyavVideo:
         return self
 
     def __exit__(self, *exception: object) -> None:
