@@ -283,3 +283,12 @@ def test_an_unknown_decoder_is_refused(video):
 def test_odd_sizes_are_refused_by_the_encoder():
     with pytest.raises(ValueError, match="even height and width, got 48×63"):
         encode_video(numbered(2, width=63), fps=10)
+
+
+@pytest.mark.parametrize("limit", ["0", "1"])
+def test_where_decord_gives_up_pyav_decodes(monkeypatch, video, limit):
+    monkeypatch.setenv(
+        "DECORD_EOF_RETRY_MAX", limit
+    )  # decord counts its own idle turns: a busy machine reaches any limit
+    with open_video(video, "decord") as opened:
+        assert read_index(opened.frames([0, 20, 39])) == [0, 20, 39]
