@@ -191,7 +191,7 @@ def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
 def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], files: dict[str, str]) -> str:
     """Hex digits that change with whatever could change manifest or ledger."""
     digest = hashlib.blake2b(digest_size=16)
-    settings = {name: getattr(config, name) for name in ("corpus", "format", "split", "decoder")}
+    settings = {name: getattr(config, name) for name in ("corpus", "format", "split", "decoder", "max_rejected_share")}
     digest.update(json.dumps([VERSION, settings, root, sources, files], sort_keys=True).encode())
     for source in sources:
         _, path = annotations.split_and_path(source)
@@ -218,7 +218,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("ray", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    config = tyro.cli(PrepareConfig, args=arguments, description=__doc__)
+    config = tyro.cli(
+        PrepareConfig,
+        args=arguments,
+        description="Raw videos and captions in; manifest.parquet and rejected.parquet out.",
+        config=(tyro.conf.EnumChoicesFromValues,),
+    )
     try:
         done = prepare(config)
     except (ValueError, OSError) as error:

@@ -166,7 +166,7 @@ def _read_webvid(text: str, path: str, split: str) -> Iterator[tuple[str, Annota
             captions = _captions([fields.get("name")], where)
             yield where, Annotation(relative_path=clip_path, captions=captions, kind=Kind.VIDEO, split=split)
     except csv.Error as error:
-        raise ValueError(f"{path}:{lines.line_num}: no CSV ({error})") from error
+        raise ValueError(f"{path}:{lines.line_num + 1}: no CSV ({error})") from error
 
 
 def _read_msrvtt(text: str, path: str, split: str) -> Iterator[tuple[str, Annotation]]:
