@@ -36,7 +36,8 @@ _FINDING = (
     )
     .append(pa.field("detail", pa.string()))
 )
-_KNOWN = pa.schema([manifest.SCHEMA.field(index) for index in range(manifest.SCHEMA.get_field_index("group") + 1)])
+KNOWN = pa.schema([manifest.SCHEMA.field(index) for index in range(manifest.SCHEMA.get_field_index("group") + 1)])
+"""The columns of a manifest row that are known before a file is opened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ def _blocks(clips: Sequence[dict[str, Any]]) -> Iterator[pa.Table]:
     """Tables of at most 256 clips, and at least about eight: enough tasks for every CPU, few enough to schedule."""
     size = max(8, min(256, len(clips) // 64))
     for start in range(0, len(clips), size):
-        yield pa.Table.from_pylist(list(clips[start : start + size]), schema=_KNOWN)
+        yield pa.Table.from_pylist(list(clips[start : start + size]), schema=KNOWN)
 
 
 def _with_progress(tables: Iterable[pa.Table], num_clips: int, every_seconds: float = 5.0) -> Iterator[pa.Table]:

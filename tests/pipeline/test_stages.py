@@ -11,7 +11,7 @@ from pipeline import manifest
 from pipeline.annotations import Annotation
 from pipeline.codec import encode_video
 from pipeline.records import Kind, Reason, Stage
-from pipeline.stages import _KNOWN, clips_of, probe_batch, probe_clips, unnamed_files
+from pipeline.stages import KNOWN, clips_of, probe_batch, probe_clips, unnamed_files
 
 
 def annotation(path: str, *captions: str, **more) -> Annotation:
@@ -68,7 +68,7 @@ def check(rows: list[dict], reasons: dict[str, Reason]) -> None:
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 def test_a_batch_is_probed_without_ray(folder, decoder):
     clips = [clip for clip in clips_of(ANNOTATIONS, corpus="toy", root=str(folder)) if clip["captions"]]
-    found = probe_batch(pa.Table.from_pylist(clips, schema=_KNOWN), decoder).to_pylist()
+    found = probe_batch(pa.Table.from_pylist(clips, schema=KNOWN), decoder).to_pylist()
     usable = [row for row in found if row["reason"] is None]
     reasons = {row["uri"].rsplit("/", 1)[1]: Reason(row["reason"]) for row in found if row["reason"]}
     check(usable, reasons)
