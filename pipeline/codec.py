@@ -10,26 +10,27 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
+import logging
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
-
-os.environ.setdefault("DECORD_EOF_RETRY_MAX", "128")  # its own 10,240 makes a damaged file look like a hang
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import av
 import av.logging
 import decord
 import numpy as np
 from av.error import FFmpegError
+from decord._ffi.base import DECORDLimitReachedError
 from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.records import Kind, Reason
-from pipeline.sampling import Policy, sample_frames, sample_window
+from pipeline.sampling import Policy, sample_frames, sample_window, window
+
+log = logging.getLogger(__name__)
 
 av.logging.set_level(None)
 decord.logging.set_level(decord.logging.FATAL)
@@ -58,6 +59,7 @@ class VideoInfo:
     duration_seconds: float
 
 
+@runtime_checkable
 class Video(Protocol):
     """What every decoder offers of an opened file. A context manager: decoders keep the whole file in memory."""
 
@@ -71,7 +73,7 @@ class Video(Protocol):
         """
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Video: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
@@ -131,22 +133,32 @@ def clip_indices(
     """Frame indices of a clip. DecodeError(out_of_range) if it starts after the end of the video."""
     if start_seconds is None and end_seconds is None:
         return sample_frames(num_frames, info.num_frames, policy, rng=rng, reference=reference)
-    start = 0.0 if start_seconds is None else start_seconds
-    # without an end the window reaches past the video, and is cut to it
-    end = max(info.num_frames / info.fps, start + 1 / info.fps) + 1 if end_seconds is None else end_seconds
-    if not reference and int(start * info.fps) >= info.num_frames:
-        detail = f"the clip starts at {start} s, the video ends at {info.num_frames / info.fps:.3f} s"
-        raise DecodeError(Reason.OUT_OF_RANGE, detail)
+    if not reference:
+        frames = window_indices(info, start_seconds, end_seconds)
+        return [frames[index] for index in sample_frames(num_frames, len(frames), policy, rng=rng)]
+    start = start_seconds or 0.0
     return sample_window(
         num_frames,
         info.num_frames,
         policy,
         fps=info.fps,
         start_seconds=start,
-        end_seconds=end,
+        end_seconds=start + info.duration_seconds if end_seconds is None else end_seconds,
         rng=rng,
-        reference=reference,
+        reference=True,
     )
+
+
+def window_indices(info: VideoInfo, start_seconds: float | None, end_seconds: float | None) -> range:
+    """All frames of a window, cut to the video; None: from the start, to the end. DecodeError if it starts later."""
+    first = int((start_seconds or 0.0) * info.fps)
+    if first >= info.num_frames:
+        detail = f"the clip starts at {start_seconds} s, the video ends at {info.duration_seconds:.3f} s"
+        raise DecodeError(Reason.OUT_OF_RANGE, detail)
+    if end_seconds is None:
+        return range(first, info.num_frames)
+    _, stop = window(fps=info.fps, start_seconds=start_seconds or 0.0, end_seconds=end_seconds)
+    return range(first, min(stop, info.num_frames))
 
 
 def fit_long_side(width: int, height: int, size_px: int) -> tuple[int, int]:
@@ -279,7 +291,7 @@ class PyavVideo:
     def close(self) -> None:
         self._container.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> PyavVideo:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -347,27 +359,39 @@ class PyavVideo:
 
 
 class DecordVideo(PyavVideo):
-    """Frames by decord, resized while it converts them. Where its index differs from the container's, by PyAV."""
+    """Frames by decord, resized while it converts them.
+
+    PyAV decodes instead, and gives the verdict, where decord's index differs from the container's (edit lists: the
+    same number would name another frame) and where decord fails: on a busy machine it gives up on good files.
+    """
 
     def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
         """As `Video.frames`."""
-        width, height = size or (self.info.width, self.info.height)
-        decoded_width = decord_width(width)
+        size = size or (self.info.width, self.info.height)
         try:
-            reader = decord.VideoReader(io.BytesIO(self._data), num_threads=1, width=decoded_width, height=height)
-            if len(reader) != self.info.num_frames:  # edit lists: its indices would name other frames
-                return super().frames(indices, size)
+            frames = self._by_decord(indices, size)
+        except (decord.DECORDError, DECORDLimitReachedError, RuntimeError) as error:
+            log.info("decord gave up, PyAV decodes this clip: %s", _first_line(error))
+            frames = None
+        return super().frames(indices, size) if frames is None else frames
+
+    def _by_decord(self, indices: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "T H W 3"] | None:
+        width, height = size
+        asked_width = decord_width(width)
+        reader = decord.VideoReader(io.BytesIO(self._data), num_threads=1, width=asked_width, height=height)
+        try:
+            if len(reader) != self.info.num_frames:
+                return None
             frames = reader.get_batch(list(indices)).asnumpy()
-            reader.seek(0)  # otherwise the packets it has read ahead stay in memory after `del`
+            reader.seek(0)  # otherwise the packets it has read ahead stay in memory
+        finally:
             del reader
-        except (decord.DECORDError, RuntimeError) as error:
-            raise DecodeError(Reason.UNREADABLE, _first_line(error)) from error
-        return frames if decoded_width == width else _resize(frames, (width, height))
+        return frames if asked_width == width else _resize(frames, size)
 
-
-_DECORD_PREFIX = re.compile(r"\[[0-9:]+\] \S+\.cc:[0-9]+: ")  # time and line: equal failures give equal details
 
 DECODERS: dict[str, Callable[[bytes], Video]] = {"decord": DecordVideo, "pyav": PyavVideo}
+
+_DECORD_PREFIX = re.compile(r"\[[0-9:]+\] \S+\.cc:[0-9]+: ")  # time and line: equal failures give equal details
 
 
 def decord_width(width: int) -> int:

@@ -68,17 +68,21 @@ def sample_window(
     as the published code did, which repeats the last frame instead. A window that starts at or after the end of
     the video is refused with ValueError (except under `reference`).
     """
+    first, stop = window(fps=fps, start_seconds=start_seconds, end_seconds=end_seconds)
+    if reference:
+        indices = sample_frames(num_frames, stop - first, policy, rng=rng, reference=True)
+        return [min(min(first, length - 1) + index, length - 1) for index in indices]
+    if first >= length:
+        raise ValueError(f"the clip starts at {start_seconds} s, the video ends at {length / fps:.3f} s")
+    return [first + index for index in sample_frames(num_frames, min(stop, length) - first, policy, rng=rng)]
+
+
+def window(*, fps: float, start_seconds: float, end_seconds: float) -> tuple[int, int]:
+    """[first, stop) of the frames between two times, at least one frame; a video may end before."""
     if not 0 <= start_seconds < end_seconds:
         raise ValueError(f"a clip needs 0 <= start < end, got start {start_seconds} s and end {end_seconds} s")
     first = int(start_seconds * fps)
-    window = max(1, int((end_seconds - start_seconds) * fps))
-    if reference:
-        offset = min(first, length - 1)
-        indices = sample_frames(num_frames, window, policy, rng=rng, reference=True)
-        return [min(offset + index, length - 1) for index in indices]
-    if first >= length:
-        raise ValueError(f"the clip starts at {start_seconds} s, the video ends at {length / fps:.3f} s")
-    return [first + index for index in sample_frames(num_frames, min(window, length - first), policy, rng=rng)]
+    return first, first + max(1, int((end_seconds - start_seconds) * fps))
 
 
 def _take(first: int, stop: int, policy: Policy, rng: np.random.Generator | None, reference: bool) -> int:

@@ -81,7 +81,21 @@ def list_files(root: str) -> list[str]:
     prefix = inner.rstrip("/") + "/"
     with _named(root):
         found = [str(path).removeprefix(prefix) for path in filesystem.find(inner)]
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.split("/")))
+    return sorted(path for path in found if not _is_hidden(path))
+
+
+def fingerprints(root: str) -> dict[str, str]:
+    """Path below `root` → size and version (ETag, or time of change) of each file that `list_files` lists."""
+    filesystem, inner = _resolve(root)
+    prefix = inner.rstrip("/") + "/"
+    with _named(root):
+        details = filesystem.find(inner, detail=True)
+    files = {str(path).removeprefix(prefix): detail for path, detail in details.items()}
+    return {
+        path: f"{files[path].get('size')} {files[path].get('ETag') or files[path].get('mtime')}"
+        for path in sorted(files)
+        if not _is_hidden(path)
+    }
 
 
 def write_bytes_atomic(path: str, data: bytes) -> None:
@@ -170,6 +184,10 @@ def _named(path: str) -> Iterator[None]:
         if type(error).__name__ == "EndpointConnectionError":
             raise ConnectionError(f"the store of {path} does not answer: check AWS_ENDPOINT_URL") from error
         raise
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def _missing(path: str) -> str:

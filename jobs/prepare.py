@@ -1,0 +1,237 @@
+"""Raw videos and captions in; manifest and ledger of rejected samples out, as a Ray Data job.
+
+python -m jobs.prepare --corpus NAME --root FOLDER_OR_BUCKET --annotations FILE … --out FOLDER_OR_BUCKET
+
+out/manifest.parquet   a row per usable clip          (pipeline/manifest.py)
+out/rejected.parquet   a row per sample that is not   (pipeline/ledger.py)
+out/prepare.json       what it was made from, counts, seconds: the same again does nothing
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if __name__ == "__main__" and not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
+    # a Ray of our own listens to a token that only this process and its workers know; without one Ray would leave
+    # a token file in the home folder, which later changes how clusters are reached. Ray reads this when imported
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+import ray
+
+from pipeline import annotations, ledger, storage
+from pipeline.annotations import Annotation, Format
+from pipeline.codec import DECODERS
+from pipeline.manifest import make_manifest, write_manifest
+from pipeline.records import Rejected
+from pipeline.stages import clips_of, probe_clips, unnamed_files
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raised when the same input would give another manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """What becomes a corpus, and where."""
+
+    corpus: str
+    """Name of the corpus. It enters the ids of its clips: keep it when the files move."""
+    root: str
+    """Folder or bucket of the videos and images: a local path or s3://bucket/prefix."""
+    out: str
+    """Folder or bucket for manifest.parquet and rejected.parquet."""
+    annotations: tuple[str, ...] = ()
+    """Caption files, each PATH or SPLIT=PATH; none: .txt side-cars below the root."""
+    format: Format | None = None
+    """Format of the caption files; by default their content tells it."""
+    split: str = "train"
+    """Split of clips for which neither a line nor SPLIT=PATH names one."""
+    decoder: str = "decord"
+    """Decoder that must be able to read the clips: the one of the training."""
+    max_rejected_share: float = 0.05
+    """Largest share of annotated clips that may be rejected, in [0, 1]."""
+    subcluster: str | None = None
+    """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
+    force: bool = False
+    """Look at every file again, even if nothing changed."""
+
+    def __post_init__(self) -> None:
+        if not self.corpus.strip():
+            raise ValueError("corpus must be a name, got an empty one")
+        if not 0 <= self.max_rejected_share <= 1:
+            raise ValueError(f"max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
+        if self.decoder not in DECODERS:
+            raise ValueError(f"there is no decoder {self.decoder!r}; choose one of {', '.join(DECODERS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What `prepare` made, or found made."""
+
+    manifest_path: str
+    ledger_path: str
+    manifest_hash: str
+    num_clips: dict[str, int]
+    """Usable clips per split."""
+    num_rejected: dict[str, int]
+    """Rejected samples per reason."""
+    seconds: float
+
+
+def prepare(config: PrepareConfig) -> Prepared:
+    """Manifest and ledger of a corpus; both are written at the end, whole.
+
+    With unchanged input (settings, caption files, size and version of each file below the root) nothing is done.
+    TooManyRejectedError, after the ledger is written, when more than the allowed share is rejected.
+    """
+    started = time.monotonic()
+    root, out = storage.absolute(config.root), storage.absolute(config.out)
+    storage.check_readable(root)
+    storage.check_writable(out)
+    sources = config.annotations or (root,)
+    files = _outside(storage.fingerprints(root), root, out)
+    inputs = _fingerprint(config, root, sources, files)
+    if not config.force and (done := _already(out, inputs)):
+        log.info("nothing to do: %s was made from the same input; --force makes it again", done.manifest_path)
+        return done
+    storage.remove(storage.join(out, "prepare.json"))  # until the new manifest is there, nothing is finished
+    annotated = annotations.read_annotations(sources, split=config.split, format=config.format)
+    done = _make(config, annotated, files, root=root, out=out, started=started)
+    summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(done)}, indent=1, sort_keys=True)
+    storage.write_bytes_atomic(storage.join(out, "prepare.json"), summary.encode())
+    return done
+
+
+def describe(done: Prepared) -> str:
+    """The outcome in a few lines for people."""
+    clips = ", ".join(f"{split} {count}" for split, count in done.num_clips.items()) or "none"
+    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+    return (
+        f"clips     {clips}\nrejected  {rejected}\nmanifest  {done.manifest_path} ({done.manifest_hash})\n"
+        f"ledger    {done.ledger_path}\nseconds   {done.seconds:.1f}"
+    )
+
+
+@contextmanager
+def local_or_given_ray() -> Iterator[None]:
+    """Ray is connected: as it is already, to the cluster of `RAY_ADDRESS` (as in `ray job submit`), or to our own.
+
+    What is connected here is left at the end. `RAY_AUTH_MODE` is the caller's to choose, before Ray is imported.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    else:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _make(
+    config: PrepareConfig, annotated: list[Annotation], files: dict[str, str], *, root: str, out: str, started: float
+) -> Prepared:
+    manifest_path, ledger_path = storage.join(out, "manifest.parquet"), storage.join(out, "rejected.parquet")
+    clips = clips_of(annotated, corpus=config.corpus, root=root)
+    log.info(
+        "%d clips in %s, %d files below %s", len(clips), ", ".join(config.annotations) or "side-cars", len(files), root
+    )
+    with local_or_given_ray():
+        probed = probe_clips(clips, decoder=config.decoder, subcluster=config.subcluster)
+    rejected = probed.rejected + unnamed_files(annotated, files, corpus=config.corpus, root=root)
+    ledger.write_ledger(rejected, ledger_path)
+    ledger.refuse_above_share(rejected, len(clips), config.max_rejected_share, ledger_path)
+    made = make_manifest(config.corpus, root, probed.rows)
+    if not len(made):
+        raise ValueError(f"no clip of {root} is usable: {_counts(rejected) or 'no file and no caption was found'}")
+    write_manifest(made, manifest_path)
+    return Prepared(
+        manifest_path=manifest_path,
+        ledger_path=ledger_path,
+        manifest_hash=made.hash,
+        num_clips=made.splits,
+        num_rejected=_counts(rejected),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def _counts(rejected: list[Rejected]) -> dict[str, int]:
+    return {str(reason): count for reason, count in ledger.count_by_reason(rejected).items()}
+
+
+def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
+    """`files` without those that we write, should `out` lie below `root`."""
+    if not (out + "/").startswith(root + "/"):
+        return files
+    ours = {
+        storage.relative_to(storage.join(out, name), root)
+        for name in ("manifest.parquet", "rejected.parquet", "prepare.json")
+    }
+    return {name: print_ for name, print_ in files.items() if name not in ours}
+
+
+def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], files: dict[str, str]) -> str:
+    """Hex digits that change with whatever could change manifest or ledger."""
+    digest = hashlib.blake2b(digest_size=16)
+    settings = {name: getattr(config, name) for name in ("corpus", "format", "split", "decoder", "max_rejected_share")}
+    digest.update(json.dumps([VERSION, settings, root, sources, files], sort_keys=True).encode())
+    for source in sources:
+        _, path = annotations.split_and_path(source)
+        storage.check_readable(path)
+        if storage.is_folder(path):
+            digest.update(json.dumps(storage.fingerprints(path)).encode() if path != root else b"")
+        else:
+            digest.update(storage.read_bytes(path))
+    return digest.hexdigest()
+
+
+def _already(out: str, inputs: str) -> Prepared | None:
+    path = storage.join(out, "prepare.json")
+    if not storage.exists(path):
+        return None
+    before: dict[str, Any] = json.loads(storage.read_bytes(path))
+    done = Prepared(**before["prepared"])
+    finished = storage.exists(done.manifest_path) and storage.exists(done.ledger_path)
+    return done if finished and before["inputs"] == inputs else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 when the corpus is prepared, 1 with a message when it is not."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("ray", "ray.data"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    config = tyro.cli(
+        PrepareConfig,
+        args=arguments,
+        description="Raw videos and captions in; manifest.parquet and rejected.parquet out.",
+        config=(tyro.conf.EnumChoicesFromValues,),
+    )
+    try:
+        done = prepare(config)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(describe(done))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""What people write beside their videos, read into one form.
+
+    JSON lines · WebVid CSV · MSR-VTT JSON · a folder of videos with .txt side-cars  ──►  Annotation per clip
+
+The format is told by the content, or named. A line that cannot be read is refused with its file and number: captions
+lost in silence would change what is learned.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from pipeline import storage
+from pipeline.records import Kind
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}
+)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+SPLIT_FOLDERS = frozenset({"train", "val", "validation", "test"})
+
+
+class Format(StrEnum):
+    """How captions are written."""
+
+    JSON_LINES = "json_lines"
+    """A line per caption: `caption`, `clip_name`; optional `type`, `start`, `end`, `split`, `group`."""
+    WEBVID_CSV = "webvid_csv"
+    """Columns `videoid`, `name`, `page_dir`; the file is {page_dir}/{videoid}.mp4."""
+    MSRVTT_JSON = "msrvtt_json"
+    """One object with `videos` and `sentences`; the file is {video_id}.mp4."""
+    SIDECARS = "sidecars"
+    """A folder: beside a.mp4 lies a.txt, a caption per line. A first folder train, val, … is the split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """A clip and its captions. No captions: the clip is known, and lacks them."""
+
+    relative_path: str
+    """Below the corpus root, with forward slashes."""
+    captions: tuple[str, ...]
+    kind: Kind
+    split: str
+    group: str | None = None
+    """Clips that a test compares among themselves."""
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+
+
+def kind_of(path: str) -> Kind | None:
+    """Video or image by the suffix; None for another file."""
+    suffix = posixpath.splitext(path)[1].lower()
+    return Kind.IMAGE if suffix in IMAGE_SUFFIXES else Kind.VIDEO if suffix in VIDEO_SUFFIXES else None
+
+
+def read_annotations(sources: Sequence[str], *, split: str = "train", format: Format | None = None) -> list[Annotation]:
+    """One annotation per clip (path, start, end), in order of first mention; captions of all sources together.
+
+    A source is a file or folder, or `SPLIT=PATH`. Its own split is used where a line names none, then `split`.
+    A clip that stands in two splits or two groups is refused.
+    """
+    clips: dict[tuple[str, float | None, float | None], Annotation] = {}
+    for source in sources:
+        named, path = split_and_path(source)
+        for where, one in _read(path, named or split, format):
+            key = (one.relative_path, one.start_seconds, one.end_seconds)
+            clips[key] = _merge(clips.get(key, one), one, where) if key in clips else one
+    return list(clips.values())
+
+
+def split_and_path(source: str) -> tuple[str | None, str]:
+    """`SPLIT=PATH` in two; (None, source) where no split is named."""
+    match = re.fullmatch(r"(\w+)=(.+)", source)
+    return (match[1], match[2]) if match else (None, source)
+
+
+def tell_format(text: str, path: str) -> Format:
+    """The format of a file's text. ValueError if it is none of ours."""
+    first = text.lstrip().split("\n", 1)[0]
+    if {"videoid", "name", "page_dir"} <= {column.strip() for column in first.split(",")}:
+        return Format.WEBVID_CSV
+    if first.startswith("{"):
+        for candidate in (first, text):
+            try:
+                value = json.loads(candidate)
+            except ValueError:
+                continue
+            return Format.MSRVTT_JSON if {"videos", "sentences"} <= value.keys() else Format.JSON_LINES
+        return Format.JSON_LINES  # its reader says which line is wrong
+    raise ValueError(
+        f"{path}: cannot tell the format from {first[:60]!r}; it may be {', '.join(Format)}, name it with --format"
+    )
+
+
+def _read(path: str, split: str, format: Format | None) -> Iterator[tuple[str, Annotation]]:
+    """Pairs (file:line, annotation)."""
+    storage.check_readable(path)
+    if format == Format.SIDECARS or (format is None and storage.is_folder(path)):
+        yield from _read_sidecars(path, split)
+        return
+    try:
+        text = storage.read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}); convert it first") from error
+    if not text.strip():
+        raise ValueError(f"{path} is empty: name a file with captions")
+    match format or tell_format(text, path):
+        case Format.JSON_LINES:
+            yield from _read_json_lines(text, path, split)
+        case Format.WEBVID_CSV:
+            yield from _read_webvid(text, path, split)
+        case _:
+            yield from _read_msrvtt(text, path, split)
+
+
+def _read_json_lines(text: str, path: str, split: str) -> Iterator[tuple[str, Annotation]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: no JSON ({error}): {line[:80]!r}") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"{where}: a line must be an object with clip_name and caption, got {line[:80]!r}")
+        yield where, _from_fields(fields, where, split)
+
+
+def _from_fields(fields: Mapping[str, Any], where: str, split: str) -> Annotation:
+    path = _clip_path(_text(fields, "clip_name", where), where)
+    start, end = (_seconds(fields, name, where) for name in ("start", "end"))
+    if start is not None and end is not None and start >= end:
+        raise ValueError(f"{where}: a clip needs start < end, got start {start} and end {end}")
+    kind = fields.get("type") or kind_of(path) or Kind.VIDEO
+    if kind not in set(Kind):
+        raise ValueError(f"{where}: type must be one of {', '.join(Kind)}, got {kind!r}")
+    group = fields.get("group")
+    return Annotation(
+        relative_path=path,
+        captions=_captions([fields.get("caption")], where),
+        kind=Kind(kind),
+        split=_text(fields, "split", where) if fields.get("split") else split,
+        group=None if group is None else str(group),
+        start_seconds=start,
+        end_seconds=end,
+    )
+
+
+def _read_webvid(text: str, path: str, split: str) -> Iterator[tuple[str, Annotation]]:
+    lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for fields in lines:
+            where = f"{path}:{lines.line_num}"
+            folder, name = (_text(fields, column, where) for column in ("page_dir", "videoid"))
+            clip_path = _clip_path(f"{folder}/{name}.mp4", where)
+            captions = _captions([fields.get("name")], where)
+            yield where, Annotation(relative_path=clip_path, captions=captions, kind=Kind.VIDEO, split=split)
+    except csv.Error as error:
+        raise ValueError(f"{path}:{lines.line_num + 1}: no CSV ({error})") from error
+
+
+def _read_msrvtt(text: str, path: str, split: str) -> Iterator[tuple[str, Annotation]]:
+    """Its start and end times belong to the films that the clips were cut from, not to the clips."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error})") from error
+    if not isinstance(value, dict) or not {"videos", "sentences"} <= value.keys():
+        raise ValueError(f"{path}: MSR-VTT's JSON is one object with `videos` and `sentences`")
+    captions: dict[str, list[Any]] = {}
+    for index, video in enumerate(value["videos"]):
+        captions[_text(video, "video_id", f"{path}: videos[{index}]")] = []
+    for index, sentence in enumerate(value["sentences"]):
+        where = f"{path}: sentences[{index}]"
+        name = _text(sentence, "video_id", where)
+        if name not in captions:
+            raise ValueError(f"{where}: its video {name!r} is not among `videos`")
+        captions[name].append(sentence.get("caption"))
+    for index, video in enumerate(value["videos"]):
+        where, name = f"{path}: videos[{index}]", video["video_id"]
+        yield (
+            where,
+            Annotation(
+                relative_path=_clip_path(name, where),
+                captions=_captions(captions[name], where),
+                kind=Kind.VIDEO,
+                split=video.get("split") or split,
+            ),
+        )
+
+
+def _read_sidecars(folder: str, split: str) -> Iterator[tuple[str, Annotation]]:
+    """A side-car without a video is a caption of a missing file; a video without a side-car has no captions."""
+    names = storage.list_files(folder)
+    sidecars = {name[: -len(".txt")]: name for name in names if name.lower().endswith(".txt")}
+    media = [name for name in names if kind_of(name)]
+    stems = {posixpath.splitext(name)[0] for name in media}
+    for name in media + [f"{stem}.mp4" for stem in sidecars if stem not in stems]:
+        sidecar = sidecars.get(posixpath.splitext(name)[0])
+        where = storage.join(folder, sidecar or name)
+        captions = storage.read_bytes(where).decode("utf-8-sig").split("\n") if sidecar else []
+        first = name.split("/", 1)[0]
+        yield (
+            where,
+            Annotation(
+                relative_path=name,
+                captions=_captions(captions, where),
+                kind=kind_of(name) or Kind.VIDEO,
+                split=first if first in SPLIT_FOLDERS else split,
+            ),
+        )
+
+
+def _merge(known: Annotation, more: Annotation, where: str) -> Annotation:
+    for field in ("split", "group", "kind"):
+        before, now = getattr(known, field), getattr(more, field)
+        if before != now:
+            raise ValueError(
+                f"{where}: {known.relative_path} has {field} {now}, in an earlier line {before}; a clip has one {field}"
+            )
+    return replace(known, captions=known.captions + more.captions)
+
+
+def _clip_path(name: str, where: str) -> str:
+    """The path below the root: without a suffix it gets .mp4, as the published code did."""
+    path = posixpath.normpath(name.replace("\\", "/"))
+    if path.startswith(("/", "..")) or path == "." or "://" in name:
+        raise ValueError(f"{where}: clip_name {name!r} must be a path below the corpus root")
+    return path if posixpath.splitext(path)[1] else f"{path}.mp4"
+
+
+def _captions(values: Iterable[Any], where: str) -> tuple[str, ...]:
+    """The captions that say something, with single spaces."""
+    captions = []
+    for value in values:
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{where}: a caption must be text, got {value!r}")
+        captions.append(" ".join((value or "").split()))
+    return tuple(caption for caption in captions if caption)
+
+
+def _text(fields: Mapping[str, Any], name: str, where: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: needs {name}, a text that is not empty, got {value!r}")
+    return value.strip()
+
+
+def _seconds(fields: Mapping[str, Any], name: str, where: str) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"{where}: {name} must be a number of seconds from 0 on, got {value!r}")
+    return float(value)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# read when Ray is imported; `disabled` is for a Ray that only this machine's loopback reaches
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+
+
+THIRD_PARTY_WARNINGS = (
+    # Ray Data 2.60 sets its own deprecated fields whenever it copies a context
+    r"ignore:.* deprecated:DeprecationWarning:ray\.data\.context",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for warning in THIRD_PARTY_WARNINGS:
+        config.addinivalue_line("filterwarnings", warning)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray on this machine's loopback with two CPUs, shared by all tests marked `ray`."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 * 2**20,
+        _node_ip_address="127.0.0.1",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def real_files() -> Path:
+    """The folder with the real clips and annotations of third parties."""
+    folder = os.environ.get("SNPS3_TEST_DATA")
+    if not folder:
+        pytest.skip("SNPS3_TEST_DATA is unset: it names the folder with videos/ and annotations/ of third parties")
+    return Path(folder)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.prepare import PrepareConfig, Prepared, describe, main, prepare
+from pipeline.codec import encode_video
+from pipeline.ledger import TooManyRejectedError, read_ledger
+from pipeline.manifest import read_manifest
+from pipeline.records import Reason
+
+pytestmark = pytest.mark.ray
+
+
+def write_corpus(folder: Path, num_clips: int = 6) -> None:
+    rng = np.random.default_rng(0)
+    (folder / "videos").mkdir(parents=True)
+    for index in range(num_clips):
+        frames = rng.integers(0, 255, (8, 32, 32, 3), np.uint8)
+        (folder / "videos" / f"v{index}.mp4").write_bytes(encode_video(frames, fps=8))
+    write_lines(folder / "captions.jsonl", [f"v{index}" for index in range(num_clips)])
+
+
+def write_lines(path: Path, names: list[str]) -> None:
+    lines = [
+        {"clip_name": name, "caption": f"this is {name}", "split": "test" if name == "v0" else "train"}
+        for name in names
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def config(folder: Path, **changes) -> PrepareConfig:
+    settings = {
+        "corpus": "toy",
+        "root": str(folder / "videos"),
+        "annotations": (str(folder / "captions.jsonl"),),
+        "out": str(folder / "out"),
+    }
+    return PrepareConfig(**settings | changes)
+
+
+@pytest.fixture
+def folder(tmp_path, local_ray) -> Path:
+    write_corpus(tmp_path)
+    return tmp_path
+
+
+def test_the_same_input_gives_the_same_bytes_and_again_does_nothing(folder):
+    done = prepare(config(folder))
+    assert done.num_clips == {"test": 1, "train": 5}
+    assert done.num_rejected == {}
+    manifest = Path(done.manifest_path)
+    before, changed = manifest.read_bytes(), manifest.stat().st_mtime_ns
+    assert prepare(config(folder)) == done
+    assert manifest.stat().st_mtime_ns == changed
+    prepare(config(folder, force=True))
+    assert manifest.stat().st_mtime_ns > changed
+    assert manifest.read_bytes() == before
+    write_lines(folder / "captions.jsonl", ["v0", "v1"])
+    assert prepare(config(folder)).num_clips == {"test": 1, "train": 1}
+
+
+def test_moving_a_corpus_changes_neither_ids_nor_hash(folder):
+    here = prepare(config(folder))
+    shutil.copytree(folder / "videos", folder / "elsewhere")
+    there = prepare(config(folder, root=str(folder / "elsewhere"), out=str(folder / "out2")))
+    assert there.manifest_hash == here.manifest_hash
+    one, other = read_manifest(here.manifest_path), read_manifest(there.manifest_path)
+    assert one.table.drop_columns("uri").equals(other.table.drop_columns("uri"))
+    assert other.root == str(folder / "elsewhere")
+    assert all(uri.startswith(other.root) for uri in other.table["uri"].to_pylist())
+
+
+def test_too_many_missing_files_stop_after_the_ledger_is_written(folder):
+    write_lines(folder / "captions.jsonl", ["v0", "v1", "gone0", "gone1"])
+    with pytest.raises(
+        TooManyRejectedError, match=r"2 of 4 samples were rejected \(missing 2\), 50\.0% is more than 5\.0%"
+    ):
+        prepare(config(folder))
+    ledger = read_ledger(str(folder / "out" / "rejected.parquet"))
+    assert sorted(one.uri.rsplit("/", 1)[1] for one in ledger if one.reason == Reason.MISSING) == [
+        "gone0.mp4",
+        "gone1.mp4",
+    ]
+    assert sum(one.reason == Reason.NO_ANNOTATION for one in ledger) == 4
+    assert not (folder / "out" / "manifest.parquet").exists()
+    done = prepare(config(folder, max_rejected_share=0.5))
+    assert done.num_rejected == {"no_annotation": 4, "missing": 2}
+    assert "rejected  no_annotation 4, missing 2" in describe(done)
+
+
+def test_a_folder_with_sidecars_may_hold_its_own_manifest(folder):
+    for index in range(5):
+        (folder / "videos" / f"v{index}.txt").write_text(f"side-car {index}\n")
+    settings = {"annotations": (), "out": str(folder / "videos"), "max_rejected_share": 0.2}
+    done = prepare(config(folder, **settings))
+    assert (done.num_clips, done.num_rejected) == ({"train": 5}, {"no_caption": 1})
+    assert prepare(config(folder, **settings)) == done
+
+
+def test_nothing_usable_is_refused(folder):
+    write_lines(folder / "captions.jsonl", ["gone0"])
+    with pytest.raises(ValueError, match=r"no clip of .*videos is usable: .*missing"):
+        prepare(config(folder, max_rejected_share=1.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_rejected_share": 1.5}, r"max_rejected_share must lie in \[0, 1\], got 1\.5"),
+        ({"decoder": "opencv"}, "no decoder 'opencv'; choose one of decord, pyav"),
+        ({"corpus": " "}, "corpus must be a name"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
+    arguments = ["--corpus", "toy", "--root", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert (
+        f"error: {tmp_path}/nowhere does not exist (the nearest folder that does is {tmp_path})"
+        in capsys.readouterr().err
+    )
+    (tmp_path / "file").write_bytes(b"")
+    assert main(["--corpus", "toy", "--root", str(tmp_path), "--out", str(tmp_path / "file" / "out")]) == 1
+    assert "is a file, not a folder" in capsys.readouterr().err
+
+
+def test_the_command_line_prepares(folder, capsys):
+    arguments = ["--corpus", "toy", "--root", str(folder / "videos"), "--out", str(folder / "out")]
+    assert main([*arguments, "--annotations", f"val={folder / 'captions.jsonl'}", "--format", "json_lines"]) == 0
+    assert "clips     test 1, train 5" in capsys.readouterr().out
+
+
+def _prepare_real(real_files: Path, folder: Path, *, cut: bool) -> Prepared:
+    videos = folder / "videos"
+    videos.mkdir(parents=True)
+    names = [path.name for path in sorted((real_files / "videos").iterdir())]
+    for name in names:
+        shutil.copyfile(real_files / "videos" / name, videos / name)
+    if cut:
+        whole = (videos / "video9770.mp4").read_bytes()
+        (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+        names.append("cut.mp4")
+    write_lines(folder / "captions.jsonl", names)
+    return prepare(config(folder, max_rejected_share=0.25))
+
+
+def test_real_clips_and_a_cut_copy_of_one(real_files, tmp_path, local_ray):
+    whole = _prepare_real(real_files, tmp_path / "whole", cut=False)
+    cut = _prepare_real(real_files, tmp_path / "cut", cut=True)
+    assert (whole.num_clips, whole.num_rejected) == ({"train": 4}, {})
+    assert (cut.num_clips, cut.num_rejected) == ({"train": 4}, {"truncated": 1})
+    assert cut.manifest_hash == whole.manifest_hash
+    rows = {row["uri"].rsplit("/", 1)[1]: row for row in read_manifest(whole.manifest_path).table.to_pylist()}
+    assert (rows["video1.mp4"]["width"], rows["video1.mp4"]["height"], rows["video1.mp4"]["num_frames"]) == (
+        568,
+        320,
+        300,
+    )
+    assert rows["video9771.mp4"]["fps"] == pytest.approx(30000 / 1001)
+    assert rows["dog.jpg"]["kind"] == "image"
+    (lost,) = read_ledger(cut.ledger_path)
+    assert lost.uri.endswith("/cut.mp4")
+    assert lost.reason == Reason.TRUNCATED

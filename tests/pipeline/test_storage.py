@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from pipeline import storage
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = str(tmp_path / "new" / "folder" / "file.bin")
+    storage.write_bytes_atomic(path, b"0123456789")
+    assert storage.read_bytes(path) == b"0123456789"
+    assert storage.read_bytes(path, 2, 5) == b"234"
+    assert storage.num_bytes(path) == 10
+    with storage.open_binary(path) as file:
+        assert file.read(3) == b"012"
+    storage.write_bytes_atomic(path, b"")
+    assert storage.read_bytes(path) == b""
+    storage.remove(path)
+    storage.remove(path)
+    assert not storage.exists(path)
+
+
+def test_a_write_leaves_no_part_behind(tmp_path, monkeypatch):
+    path = tmp_path / "file.bin"
+    storage.write_bytes_atomic(str(path), b"before")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_bytes_atomic(str(path), b"after")
+    assert path.read_bytes() == b"before"
+    assert [one.name for one in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_written_files_have_the_usual_rights(tmp_path):
+    storage.write_bytes_atomic(str(tmp_path / "ours"), b"")
+    (tmp_path / "usual").write_bytes(b"")
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+
+
+def test_a_list_is_relative_sorted_and_without_hidden_files(tmp_path):
+    for name in ("b/2.mp4", "a.mp4", "b/1.mp4", ".hidden", "b/.cache/x.mp4"):
+        storage.write_bytes_atomic(str(tmp_path / name), b"x")
+    assert storage.list_files(str(tmp_path)) == ["a.mp4", "b/1.mp4", "b/2.mp4"]
+    assert storage.list_files(str(tmp_path) + "/") == ["a.mp4", "b/1.mp4", "b/2.mp4"]
+
+
+def test_other_stores_go_the_same_way():
+    storage.write_bytes_atomic("memory://bucket/b/file.bin", b"0123")
+    storage.write_bytes_atomic("memory://bucket/a.bin", b"")
+    assert storage.is_remote("memory://bucket")
+    assert storage.list_files("memory://bucket") == ["a.bin", "b/file.bin"]
+    assert storage.read_bytes("memory://bucket/b/file.bin", 1, 3) == b"12"
+    storage.check_readable("memory://bucket")
+    storage.check_writable("memory://bucket")
+    assert storage.list_files("memory://bucket") == ["a.bin", "b/file.bin"]
+    with pytest.raises(
+        FileNotFoundError, match="memory://elsewhere/x does not exist: check that there is a bucket 'elsewhere'"
+    ):
+        storage.read_bytes("memory://elsewhere/x")
+
+
+def test_paths():
+    assert storage.absolute("s3://bucket/videos/") == "s3://bucket/videos"
+    assert storage.absolute("/tmp/../tmp/x/") == "/tmp/x"
+    assert storage.join("s3://bucket/", "/a.mp4") == "s3://bucket/a.mp4"
+    assert storage.relative_to("/videos/b/1.mp4", "/videos/") == "b/1.mp4"
+    with pytest.raises(ValueError, match="does not lie below /videos"):
+        storage.relative_to("/videos2/1.mp4", "/videos")
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    missing = str(tmp_path / "no" / "such.mp4")
+    for check in (storage.check_readable, storage.read_bytes, storage.open_binary):
+        with pytest.raises(
+            FileNotFoundError, match=rf"{missing} does not exist \(the nearest folder that does is {tmp_path}\)"
+        ):
+            check(missing)
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match="is a file, not a folder: choose another path"):
+        storage.check_writable(str(tmp_path / "file" / "below"))
+    storage.check_writable(str(tmp_path / "made"))
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_rights_that_are_missing_are_named(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match="give this user the right"):
+        storage.check_writable(str(tmp_path / "closed"))
+
+
+def test_an_unknown_store_is_refused():
+    with pytest.raises(ValueError, match=r"ftpx://host/x: .* use a local path or s3://bucket/key"):
+        storage.check_readable("ftpx://host/x")
