@@ -67,8 +67,9 @@ def collate(
         )
     captions = [caption if weight > 0 else "" for caption, weight in zip(rows.captions, rows.weight, strict=True)]
     clip_ids = rows.clip_ids.tolist()
-    window_rngs = [clip_rng(seed, rows.epoch, clip_id, Purpose.WINDOW) for clip_id in clip_ids]
-    token_rows = tokenizer.encode(captions, max_tokens, window_rngs)
+    token_rows = tokenizer.encode(
+        captions, max_tokens, lambda row: clip_rng(seed, rows.epoch, clip_ids[row], Purpose.WINDOW)
+    )
     length = _token_length([len(ids) for ids in token_rows], num_words, pad_multiple, pad_to)
 
     token_ids = np.full((len(captions), length), tokenizer.special.pad, dtype=np.int64)

@@ -77,16 +77,17 @@ def mask_words(
         chosen = _significant_first(pieces, ids, table, config, rng)
     else:
         chosen = _each_with_probability(pieces, config, rng)
-    masked_ids, labels = ids.copy(), np.full_like(ids, IGNORED_LABEL)
+    masked_ids, labels = ids.copy(), np.full(len(ids), IGNORED_LABEL)
     labels[chosen] = ids[chosen]
-    draws = rng.random(len(chosen))
-    masked_ids[chosen[draws < config.mask_share]] = special.mask
-    for position in chosen[(draws >= config.mask_share) & (draws < config.mask_share + config.random_share)]:
-        masked_ids[position] = (
-            table.random_word(rng, config.top_k)
-            if config.strategy is Strategy.MSSM
-            else random_piece(rng, table.vocabulary_size, special)
-        )
+    for position, draw in zip(chosen.tolist(), rng.random(len(chosen)).tolist(), strict=True):
+        if draw < config.mask_share:
+            masked_ids[position] = special.mask
+        elif draw < config.mask_share + config.random_share:
+            masked_ids[position] = (
+                table.random_word(rng, config.top_k)
+                if config.strategy is Strategy.MSSM
+                else random_piece(rng, table.vocabulary_size, special)
+            )
     return masked_ids, labels
 
 

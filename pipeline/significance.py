@@ -171,7 +171,7 @@ def count_words(
 ) -> dict[str, Counter[str]]:
     """How often each word occurs as each part of speech: {"NOUN": {"dog": 3, …}, "VERB": …, "ADJ": …}."""
     if tagger is None:
-        logger.info("no tagger given: parts of speech come from the built-in dictionary and a few rules of context")
+        logger.warning("no tagger given: parts of speech come from the built-in dictionary and a few rules of context")
         tagger = lexicon_tagger
     counts = {pos: Counter[str]() for pos in CONTENT_POS}
     for caption, times in Counter(captions).items():

@@ -4,15 +4,225 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import lemminflect
 
 Tagger = Callable[[list[str]], list[str]]
 """The words of one caption, punctuation among them, to one universal part of speech each ("NOUN", "VERB", "ADJ" …)."""
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_CLOSED_CLASSES = {
+    "DET": "a an the this that these those each every some any no another both either neither all half such "
+    "my your his her its our their whose which what",
+    "PRON": "i you he she it we they me him us them mine yours hers ours theirs myself yourself himself herself itself "
+    "ourselves themselves who whom someone something anyone anything everyone everything nobody nothing none one "
+    "ones others there here each",
+    "AUX": "am is are was were be been being isn aren wasn weren has have had having do does did don doesn didn "
+    "can could will would shall should may might must cannot won ain ll ve re",
+    "ADP": "of in on at by for with from into onto over under above below between behind beside besides beneath "
+    "underneath near against along across through around about among amongst within without toward towards past "
+    "off up down out inside outside upon during after before until till despite amid amidst beyond via per "
+    "throughout opposite atop next front like",
+    "CCONJ": "and or but nor yet & plus",
+    "SCONJ": "while as if because although though when where since unless whether than how why",
+    "PART": "to not n t s",
+    "ADV": "then very too also just now again soon away together apart back forth forward forwards backward backwards "
+    "upward upwards downward downwards sideways leftward leftwards rightward rightwards almost already always never "
+    "ever often once twice still even only quite rather really so far later afterwards meanwhile maybe perhaps "
+    "else instead somewhere everywhere first finally upside abroad ahead alone aside more most less least well",
+    "NUM": "zero two three four five six seven eight nine ten eleven twelve thirteen twenty thirty forty fifty "
+    "hundred thousand million dozen",
+    "INTJ": "oh yes hey hello wow",
+}
+_CLOSED = {word: pos for pos, words in reversed(_CLOSED_CLASSES.items()) for word in _words(words)}
+_TO_BE = _words("am is are was were be been being isn aren wasn weren re")
+_SINGULAR = _words("a an another each every one this")
+_SUFFIXES = ((r".{2,}ly", "ADV"), (r".{2,}(ing|ed)", "VERB"), (r".{3,}(ous|ful|less|able|ible|ish|ive|ic)", "ADJ"))
+_ADJECTIVES = _words(
+    "white black red blue yellow green brown gray grey pink purple small big large tiny huge little old young new tall "
+    "long short full many several few same different other wooden open empty busy"
+)
+"""Adjectives that the dictionary also has as nouns or verbs, which they hardly ever are in a caption."""
+_NOUNS = _words("top home pan bar building parking dining clothing ceiling railing evening morning")
+"""Nouns that the dictionary also has, or only has, as something else."""
+
+
 def split_words(caption: str) -> list[str]:
-    """The words and punctuation marks of a caption, as BERT's vocabulary cuts them."""
+    """The words and punctuation marks of a caption, cut where BERT's vocabulary cuts them."""
     return re.findall(r"[^\W_]+|[^\w\s]", caption)
 
 
 def lexicon_tagger(words: list[str]) -> list[str]:
-    return ["NOUN" for _ in words]
+    """One universal part of speech per word. Right for most caption words, not a parser: see `_Sentence`."""
+    return _Sentence.of(words).tagged()
+
+
+@lru_cache(maxsize=65536)
+def _candidates(word: str) -> frozenset[str]:
+    """The parts of speech that a lower-case word can have."""
+    if not word[0].isalnum():
+        return frozenset({"PUNCT"})
+    if word[0].isdigit():
+        return frozenset({"NUM"})
+    if word in _CLOSED:
+        return frozenset({_CLOSED[word]})
+    if word in _ADJECTIVES:
+        return frozenset({"ADJ"})
+    if word in _NOUNS:
+        return frozenset({"NOUN"})
+    known = frozenset(lemminflect.getAllLemmas(word)) & {"NOUN", "VERB", "ADJ", "ADV"}
+    if known:
+        # The dictionary lists "slowly" as a noun or "quickly" as an adjective here and there.
+        if "ADV" in known and word.endswith("ly"):
+            return frozenset({"ADV"})
+        return known | {"NOUN"} if known == {"ADJ", "VERB"} else known
+    return frozenset({next((pos for pattern, pos in _SUFFIXES if re.fullmatch(pattern, word)), "NOUN")})
+
+
+@lru_cache(maxsize=65536)
+def _verb_form(word: str) -> str:
+    """How a word would be inflected if it were a verb: "base", "third", "ing", "past"; empty if it is none."""
+    lemmas = lemminflect.getAllLemmas(word).get("VERB", ())
+    if not lemmas:
+        return {"ing": "ing", "ed": "past"}.get(word[-3:] if word.endswith("ing") else word[-2:], "")
+    if word.endswith("ing") and lemmas[0] != word:
+        return "ing"
+    if word in lemmas:
+        return "base"
+    return "third" if word.endswith("s") else "past"
+
+
+def _is_plural(word: str) -> bool:
+    lemmas = lemminflect.getAllLemmas(word).get("NOUN", ())
+    return bool(lemmas) and word not in lemmas
+
+
+@dataclass
+class _Sentence:
+    """One caption while it is tagged from left to right.
+
+    A word that can be several things is decided by the word before it, by whether a noun can follow, and by whether
+    the clause still lacks its verb.
+    """
+
+    words: list[str]
+    candidates: list[frozenset[str]]
+    tags: list[str]
+    is_singular: bool = False
+    """The noun phrase at hand began with "a" or the like, so a word in -s is no part of it."""
+    has_verb: bool = False
+    """The clause at hand has its verb."""
+
+    @classmethod
+    def of(cls, words: list[str]) -> _Sentence:
+        lowered = [word.lower() for word in words]
+        return cls(words=lowered, candidates=[_candidates(word) for word in lowered], tags=[])
+
+    def tagged(self) -> list[str]:
+        for index in range(len(self.words)):
+            tag = self._tag(index)
+            self._remember(index, tag)
+            self.tags.append(tag)
+        return self.tags
+
+    def _remember(self, index: int, tag: str) -> None:
+        if tag in ("PUNCT", "CCONJ", "SCONJ") or (tag == "PRON" and self.words[index] != "there"):
+            self.has_verb = False
+        elif tag == "AUX" or (tag == "VERB" and _verb_form(self.words[index]) in ("third", "base", "past")):
+            self.has_verb = True
+        if tag in ("DET", "NUM", "PRON", "ADP", "PUNCT", "CCONJ", "SCONJ"):
+            self.is_singular = self.words[index] in _SINGULAR
+
+    def _tag(self, index: int) -> str:
+        word, can = self.words[index], self.candidates[index]
+        previous = self.tags[index - 1] if index else "PUNCT"
+        if word in ("that", "which") and previous == "NOUN":
+            return "PRON"
+        if word == "front" and index + 1 < len(self.words) and self.words[index + 1] != "of":
+            return "ADJ"
+        if len(can) == 1:
+            return next(iter(can))
+        match previous:
+            case "PRON" | "AUX" | "PART":
+                return self._after_subject_or_auxiliary(index)
+            case "DET" | "ADJ" | "NUM":
+                return self._inside_noun_phrase(index)
+            case "NOUN":
+                return self._after_noun(index)
+            case "CCONJ" if index > 1 and self.tags[index - 2] in can:
+                return self.tags[index - 2]
+            case _:
+                return self._elsewhere(index, previous)
+
+    def _after_subject_or_auxiliary(self, index: int) -> str:
+        can, form, before = self.candidates[index], _verb_form(self.words[index]), self.words[index - 1]
+        if before in _TO_BE:
+            return self._first(can, ("VERB", "ADJ") if form in ("ing", "past") else ("ADJ", "NOUN"))
+        if before == "to" and (form != "base" or (index > 1 and self.tags[index - 2] in ("ADP", "ADV"))):
+            return self._inside_noun_phrase(index)
+        if before == "s":
+            return self._inside_noun_phrase(index)
+        return self._first(can, ("VERB", "ADJ", "NOUN"))
+
+    def _inside_noun_phrase(self, index: int) -> str:
+        can, form, noun_follows = self.candidates[index], _verb_form(self.words[index]), self._noun_can_follow(index)
+        if noun_follows and "ADJ" in can and form != "ing":
+            return "ADJ"
+        if form in ("ing", "past") and noun_follows:
+            return self._first(can, ("VERB", "ADJ", "NOUN"))
+        if form == "third" and self.tags[index - 1] == "ADJ" and self.is_singular:
+            return "VERB"
+        return self._first(can, ("NOUN", "ADJ", "VERB"))
+
+    def _after_noun(self, index: int) -> str:
+        can, form = self.candidates[index], _verb_form(self.words[index])
+        if "VERB" in can:
+            if form in ("ing", "past") or (form == "third" and self._clause_wants_verb_in_s(index)):
+                return "VERB"
+            if form == "base" and _is_plural(self.words[index - 1]) and not self.has_verb:
+                return "VERB"
+        return self._first(can, ("NOUN", "ADV", "ADJ", "VERB"))
+
+    def _elsewhere(self, index: int, previous: str) -> str:
+        can, form, noun_follows = self.candidates[index], _verb_form(self.words[index]), self._noun_can_follow(index)
+        if "VERB" in can and form in ("ing", "past") and not (previous == "ADP" and "NOUN" in can and not noun_follows):
+            return "ADJ" if previous == "ADP" and noun_follows and "ADJ" in can else "VERB"
+        if previous == "ADV" and "VERB" in can and not self.has_verb and not noun_follows:
+            return "VERB"
+        if noun_follows and "ADJ" in can:
+            return "ADJ"
+        return self._first(can, ("ADV", "NOUN", "ADJ") if previous == "VERB" else ("NOUN", "ADJ", "ADV"))
+
+    def _noun_can_follow(self, index: int) -> bool:
+        after = index + 1
+        if after >= len(self.words) or not self.candidates[after] & {"NOUN", "ADJ"}:
+            return False
+        form = _verb_form(self.words[after])
+        if form == "third" and "VERB" in self.candidates[after]:
+            return not self._clause_wants_verb_in_s(after)
+        return not (form == "ing" and "VERB" in self.candidates[after])
+
+    def _clause_wants_verb_in_s(self, index: int) -> bool:
+        """Whether the word in -s at `index` is likelier the clause's verb than a plural."""
+        if self.is_singular:
+            return True
+        return not self.has_verb and not self._clear_verb_follows(index)
+
+    def _clear_verb_follows(self, index: int) -> bool:
+        for after in range(index + 1, len(self.words)):
+            can = self.candidates[after]
+            if can & {"PUNCT", "CCONJ", "SCONJ", "PRON"}:
+                return False
+            if can <= {"AUX", "VERB"} or ("VERB" in can and _verb_form(self.words[after]) == "ing"):
+                return True
+        return False
+
+    @staticmethod
+    def _first(can: frozenset[str], preferred: tuple[str, ...]) -> str:
+        return next((pos for pos in (*preferred, "NOUN", "VERB", "ADJ", "ADV") if pos in can), "NOUN")

@@ -119,22 +119,23 @@ class Tokenizer:
         self,
         captions: Sequence[str],
         max_tokens: int = 30,
-        window_rngs: Sequence[np.random.Generator | None] | None = None,
+        window_rng: Callable[[int], np.random.Generator] | None = None,
     ) -> list[Int64[np.ndarray, " length"]]:
         """The ids of each caption, [CLS] … [SEP], at most `max_tokens` long and not padded.
 
-        A longer caption keeps its beginning, or a random window of it where it has a generator. Masked and raw views of
-        a caption are to be made from one result of this call, so that they show the same window.
+        A longer caption keeps its beginning, or a random window drawn with `window_rng(index of the caption)`. Masked
+        and raw views of a caption are to be made from one result of this call, so that they show the same window.
         """
         if max_tokens < 3:
             raise ValueError(f"max_tokens must leave room for [CLS], a word and [SEP], so at least 3, got {max_tokens}")
-        encodings = self.model.encode_batch_fast(list(captions), add_special_tokens=False)
-        rngs = [None] * len(encodings) if window_rngs is None else window_rngs
-        room = max_tokens - 2
-        return [
-            np.array([self.special.cls, *random_truncate(encoding.ids, room, rng), self.special.sep], dtype=np.int64)
-            for encoding, rng in zip(encodings, rngs, strict=True)
-        ]
+        rows = []
+        for index, caption in enumerate(captions):
+            # One by one: for a few short captions the library's threads cost more than they save.
+            pieces = self.model.encode(caption, add_special_tokens=False).ids
+            if len(pieces) > max_tokens - 2:
+                pieces = random_truncate(pieces, max_tokens - 2, window_rng(index) if window_rng else None)
+            rows.append(np.array([self.special.cls, *pieces, self.special.sep], dtype=np.int64))
+        return rows
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """The text of `ids`, without [CLS], [SEP] and [PAD]; [MASK] and [UNK] stay visible."""

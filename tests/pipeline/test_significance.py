@@ -1,0 +1,191 @@
+"""Counting, ranking and families of significant words; parity with the published table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.significance import (
+    UNRANKED,
+    SignificanceConfig,
+    SignificantWords,
+    competition_ranks,
+    count_words,
+    mine_significant_words,
+    rank_words,
+)
+from pipeline.words import Tokenizer, train_wordpiece
+
+GOLDEN = Path(os.environ.get("SNPS3_GOLDEN", str(Path(__file__).parent.parent / "data" / "golden")))
+CAPTIONS = [
+    "A red circle slides to the left.",
+    "The red square spins and the circle slides away.",
+    "Two small circles are spinning on a wall.",
+]
+
+
+def published_path(name: str) -> Path:
+    folder = os.environ.get("SNPS3_TEST_DATA")
+    if not folder:
+        pytest.skip("SNPS3_TEST_DATA is not set: the folder with the published tables")
+    return Path(folder) / name
+
+
+@pytest.fixture(scope="module")
+def published() -> SignificantWords:
+    return SignificantWords.load(
+        published_path("significant_words_webvid.json"), published_path("word_families_webvid.json")
+    )
+
+
+def ids_of(table: SignificantWords, *words: str) -> list[int]:
+    return [table.words.index(word) for word in words]
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30))
+def test_equal_counts_share_the_better_rank(counts: list[int]) -> None:
+    descending = sorted(counts, reverse=True)
+    assert competition_ranks(np.array(counts)).tolist() == [descending.index(count) for count in counts]
+
+
+def test_words_are_counted_in_lower_case_and_equal_captions_each_time() -> None:
+    counts = count_words(["Red dog", "red dog"], lambda words: ["ADJ", "NOUN"][: len(words)])
+    assert counts == {"NOUN": Counter(dog=2), "VERB": Counter(), "ADJ": Counter(red=2)}
+    kept = count_words(["Red dog", "red dog"], lambda words: ["ADJ", "NOUN"], lower_case=False)
+    assert kept["ADJ"] == Counter(Red=1, red=1)
+
+
+def test_the_built_in_tagger_is_named_once_and_a_given_one_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        count_words(CAPTIONS, lambda words: ["X"] * len(words))
+        assert not caplog.messages
+        count_words(CAPTIONS)
+    assert len(caplog.messages) == 1
+    assert "built-in dictionary" in caplog.messages[0]
+
+
+def test_ranks_follow_the_sum_of_the_parts_of_speech_and_skip_what_cannot_be_significant() -> None:
+    counts = {"NOUN": {"shot": 6, "dog": 8, "be": 50, "x": 50, "walks": 1}, "VERB": {"shot": 4, "walks": 9}, "ADJ": {}}
+    table = rank_words(counts, ["[MASK]", "##dog", "x", "dog", "shot", "be", "walks", "the"])
+    assert table.ranks.tolist() == [UNRANKED, UNRANKED, UNRANKED, 2, 0, UNRANKED, 0, UNRANKED]
+    assert table.total_counts.tolist() == [0, 0, 0, 8, 10, 0, 10, 0]
+    assert table.significant_ids(1).tolist() == [4, 6]
+    assert table.significant_ids(10**6).tolist() == [4, 6, 3]
+
+
+def test_a_rare_part_of_speech_is_taken_for_a_mistake_and_the_rest_shares_the_whole() -> None:
+    counts = {"NOUN": {"walk": 1, "shot": 3}, "VERB": {"walk": 9, "shot": 6}, "ADJ": {"shot": 1}}
+    table = rank_words(counts, ["walk", "shot"])
+    assert table.pos_counts.tolist() == [[0, 9, 0], [3, 6, 0]]
+    np.testing.assert_allclose(table.pos_shares, [[0, 1, 0], [1 / 3, 2 / 3, 0]])
+    assert table.total_counts.tolist() == [10, 10]
+    everything = rank_words(counts, ["walk", "shot"], SignificanceConfig(min_pos_share=0.0))
+    assert everything.pos_counts.tolist() == [[1, 9, 0], [3, 6, 1]]
+
+
+def test_a_family_holds_the_inflections_in_the_vocabulary_and_the_word_itself() -> None:
+    vocabulary = ["run", "ran", "running", "beautiful", "saw", "see", "saws", "the"]
+    table = rank_words({"NOUN": {"saw": 5}, "VERB": {"run": 1}, "ADJ": {}}, vocabulary)
+    family = {word: [vocabulary[i] for i in table.family(index)] for index, word in enumerate(vocabulary)}
+    assert family["run"] == ["run", "ran", "running"]
+    assert family["beautiful"] == ["beautiful"]
+    assert family["saw"] == ["saw", "saws"]
+    as_verb = rank_words({"NOUN": {}, "VERB": {"saw": 5}, "ADJ": {}}, vocabulary)
+    assert vocabulary.index("see") in as_verb.family(vocabulary.index("saw"))
+
+
+def test_mining_finds_things_actions_and_looks_and_no_function_words() -> None:
+    tokenizer = train_wordpiece(CAPTIONS * 3, 120)
+    table = mine_significant_words(CAPTIONS, tokenizer.pieces)
+    significant = [table.words[i] for i in table.significant_ids(3000)]
+    expected = {"circle", "slides", "red", "small", "wall", "left", "square", "spins", "circles", "spinning"}
+    assert set(significant) == expected & set(tokenizer.pieces)
+    assert significant[0] in ("circle", "slides", "red")
+    circle, circles = ids_of(table, "circle", "circles")
+    assert table.family(circle).tolist() == sorted([circle, circles])
+
+
+def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
+    table = mine_significant_words(CAPTIONS, train_wordpiece(CAPTIONS * 3, 120).pieces)
+    table.save(tmp_path / "deep" / "words.json")
+    again = SignificantWords.load(tmp_path / "deep" / "words.json")
+    assert again.words == table.words
+    for name in ("total_counts", "pos_counts", "ranks", "family_starts", "family_members"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["words.json"]
+
+
+def test_wrong_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="the columns total_count, rank"):
+        SignificantWords.from_json(json.dumps({"name": [], "noun_count": [], "verb_count": [], "adj_count": []}))
+    with pytest.raises(ValueError, match=r"min_pos_share must lie in \[0, 1\], got 2.0"):
+        SignificanceConfig(min_pos_share=2.0)
+
+
+def test_the_published_table_has_its_known_facts(published: SignificantWords) -> None:
+    assert published.total_counts.sum() == 17_227_269
+    assert len(published.significant_ids(3000)) == 3002
+    assert published.ranks[[2915, 3899]].tolist() == [3, 190]
+    top = published.significant_ids(8)
+    assert [published.words[i] for i in top] == [
+        "view", "woman", "motion", "shot", "man", "slow", "young", "girl", "beautiful",
+    ]  # fmt: skip
+    counted = published.total_counts > 0
+    assert counted.sum() == 19_084
+    np.testing.assert_array_equal(competition_ranks(published.total_counts)[counted], published.ranks[counted])
+    assert published.family(2448).tolist() == ids_of(published, "run", "ran", "running", "runs")
+    significant = published.significant_ids(3000)
+    has_pos = published.pos_counts[significant] > 0
+    assert Counter(map(tuple, has_pos.astype(int).tolist())) == {
+        (1, 0, 0): 1851, (0, 0, 1): 470, (0, 1, 0): 403, (1, 1, 0): 183, (1, 0, 1): 71, (0, 1, 1): 23, (1, 1, 1): 1,
+    }  # fmt: skip
+
+
+def test_golden_significant_words_and_families_are_those_of_the_published_table(published: SignificantWords) -> None:
+    recorded = np.load(GOLDEN / "mssm.npz")
+    top_k = json.loads(str(recorded["settings"]))["top_k"]
+    significant = recorded["in/significant_ids"]
+    np.testing.assert_array_equal(np.sort(published.significant_ids(top_k)), np.sort(significant))
+    np.testing.assert_array_equal(published.ranks[significant], recorded["in/rank_of_significant_ids"])
+    sizes = published.family_starts[significant + 1] - published.family_starts[significant]
+    np.testing.assert_array_equal(sizes, recorded["in/family/lengths_for_significant_ids"])
+    members = np.concatenate([published.family(i) for i, size in zip(significant.tolist(), sizes, strict=True) if size])
+    np.testing.assert_array_equal(np.sort(members), np.sort(recorded["in/family/members_flat"]))
+
+
+def test_golden_token_ids(published: SignificantWords) -> None:
+    recorded = np.load(GOLDEN / "mssm.npz")
+    tokenizer = Tokenizer.load(published_path("bert-base-uncased-vocab.txt"))
+    assert tokenizer.vocabulary_size == published.vocabulary_size
+    max_tokens = json.loads(str(recorded["settings"]))["max_length"]
+    encoded = tokenizer.encode(recorded["in/captions"].tolist(), max_tokens)
+    for ids, expected, length in zip(encoded, recorded["out/token_ids"], recorded["out/content_length"], strict=True):
+        assert len(ids) == length + 2
+        np.testing.assert_array_equal(ids, expected[: len(ids)])
+
+
+def test_the_built_in_tagger_finds_the_words_that_a_trained_one_finds() -> None:
+    lines = published_path("coco_captions_25k.jsonl").read_text(encoding="utf-8").splitlines()
+    counts = count_words(json.loads(line)["caption"] for line in lines[::4])
+    totals = sum(counts.values(), Counter[str]())
+    theirs = json.loads(published_path("significant_words_coco_spacy.json").read_text(encoding="utf-8"))["lower"]
+    theirs = [entry for entry in theirs if len(entry["word"]) > 1]
+    ranked = [word for word, _ in totals.most_common() if len(word) > 1]
+    # The other list counts all captions, ours each fourth, so the ends of longer lists differ by chance.
+    for num_words, least in ((100, 0.94), (300, 0.9)):
+        common = set(ranked[:num_words]) & {entry["word"] for entry in theirs[:num_words]}
+        assert len(common) / num_words >= least
+    agreed = sum(
+        min(times, entry["count"] * counts[pos][entry["word"]] / max(totals[entry["word"]], 1))
+        for entry in theirs
+        for pos, times in entry["pos"].items()
+    )
+    assert agreed / sum(entry["count"] for entry in theirs) > 0.93
