@@ -1,8 +1,8 @@
 """A run's folder: what is in it, and how a checkpoint is written and read. Nothing is pickled.
 
-    STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
-                 checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
-                 best/  ledger.parquet  evaluation/  results.json  report.html          results
+STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
+             checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
+             best/  ledger.parquet  evaluation/  results.json  report.html          results
 """
 
 from __future__ import annotations
