@@ -70,7 +70,7 @@ class World:
 
 
 def make_world(device: str | None = None) -> World:
-    """The world of the process group that is up, or a world of one; one CUDA device per local rank where there is one."""
+    """The world of the process group that is up, or a world of one; CUDA by local rank where there is one."""
     size = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
     if device is None:

@@ -67,8 +67,11 @@ class ObjectiveConfig:
     temperature: float = 0.05
     """Divides the cosines of GVTM level 1; raw cosines (1.0) were seen to learn nothing."""
     num_hard_negatives: int | None = None
-    """Negatives per caption and per clip for GVTM level 2, the best-scoring wrong ones of the gathered pool by the
-    dual encoder. None scores every pair."""
+    """Negatives per caption and per clip for GVTM level 2, wrong ones of the gathered pool that the dual encoder
+    scores high. None scores every pair."""
+    negative_spread: float = 0.0
+    """How far the choice of hard negatives strays from the highest dual scores: they are drawn without replacement in
+    proportion to exp(score / spread). 0 takes the highest."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -78,6 +81,8 @@ class ObjectiveConfig:
                 f"objective.num_hard_negatives must be at least 1, got {self.num_hard_negatives}; "
                 "None scores every pair, objective.gvtm_level2=0 turns the loss off"
             )
+        if self.negative_spread < 0:
+            raise ValueError(f"objective.negative_spread must not be negative, got {self.negative_spread}")
         if min(self.weights.values()) < 0:
             raise ValueError(f"loss weights must not be negative, got {self.weights}")
         if not any(self.weights.values()):

@@ -77,6 +77,19 @@ def hard_negatives(
     return best.indices, best.values > -torch.inf
 
 
+def pair_noise(clip_ids: Int64[Tensor, " B"]) -> Float[Tensor, "B B"]:
+    """Gumbel noise for each ordered pair of the global batch, a function of the clips that meet in it alone.
+
+    Added to scores, the k highest are k draws without replacement from their softmax. No generator is involved, so
+    the draws are the same on any number of ranks and after a resume.
+    """
+    rows = clip_ids * 0x5851F42D4C957F2D + clip_ids.sum()
+    mixed = (rows[:, None] ^ (clip_ids * 0x14057B7EF767814F)[None, :]) * 0x2545F4914F6CDD1D
+    mixed = (mixed ^ (mixed >> 29)) * 0x1D8E4E27C47D124F
+    uniform = ((mixed >> 40) & 0x7FFFFF).double().add(0.5) / 0x800000
+    return -torch.log(-torch.log(uniform)).float()
+
+
 def gvtm_level2(
     positive: Float[Tensor, " b"],
     negatives: Float[Tensor, "b N"],
