@@ -94,7 +94,8 @@ class SmallCNN(nn.Module):
         features = torch.cat([frames.flatten(0, 1), places(frames)], dim=1) * is_real
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             features = convolution(features)
-            is_real = F.interpolate(is_real, size=features.shape[-2:], mode="nearest")
+            step = convolution.stride[0]
+            is_real = is_real[..., ::step, ::step]  # the pixels on which the kernel is centred
             features = F.relu(norm(features, is_real)) * is_real
         grid = self.projection(features)
         return grid.unflatten(0, (B, T)), (is_real < 0.5)[:, 0].unflatten(0, (B, T))
