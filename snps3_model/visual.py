@@ -62,8 +62,9 @@ class PaddedBatchNorm(nn.Module):
         mean = total[:C] / count
         variance = (total[C : 2 * C] / count - mean**2).clamp(min=0.0)
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_variance.lerp_(variance * count / (count - 1).clamp(min=1.0), self.momentum)
+            momentum = self.momentum * (total[-1] > 0).to(mean.dtype)  # a batch without real pixels says nothing
+            self.running_mean.lerp_(mean, momentum)
+            self.running_variance.lerp_(variance * count / (count - 1).clamp(min=1.0), momentum)
         return mean, variance
 
 
