@@ -73,7 +73,8 @@ class Pretraining(nn.Module):
         with torch.no_grad():
             scores = dual_scores(self.gather(text.vector), self.gather(video.vectors), self.config.temperature)
             if self.config.negative_spread:
-                scores = scores / self.config.negative_spread + losses.pair_noise(self.gather(batch.clip_ids))
+                usable_ids = self.gather(batch.clip_ids * (batch.weight > 0.5))
+                scores = scores / self.config.negative_spread + losses.pair_noise(usable_ids)
         count = self.config.num_hard_negatives or len(scores) - 1
         own = torch.arange(B, device=ids.device) + self.rank * B
         wrong_clips, clips_usable = (rows[own] for rows in losses.hard_negatives(scores, weight, count))
