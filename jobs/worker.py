@@ -41,14 +41,13 @@ class Job:
     table: SignificantWords
     sources: dict[str, ClipSource]
     """By name: train, validation, test, and temporal if there is one."""
-    num_evaluation_steps: dict[str, int]
     tracking_uri: str
     tracking_run_id: str
 
 
 def pretrain_rank(job: Job, runtime: Runtime) -> None:
     """Pre-train from the last committed checkpoint to the end, then evaluate the best weights on the test splits."""
-    config, world = job.config, runtime.world
+    world = runtime.world
     rank = Rank(job, runtime)
     state = rank.restore()
     validation = list(rank.evaluation_batches("validation"))
