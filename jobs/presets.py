@@ -106,9 +106,7 @@ PRESETS: Mapping[str, tuple[str, Callable[[], PretrainConfig]]] = MappingProxyTy
 
 
 def _data(corpus: str, *, num_frames: int, frame_size_px: int) -> DataConfig:
-    return DataConfig(
-        manifest=f"corpora/{corpus}/manifest.parquet", num_frames=num_frames, frame_size_px=frame_size_px
-    )
+    return DataConfig(manifest=f"corpora/{corpus}/manifest.parquet", num_frames=num_frames, frame_size_px=frame_size_px)
 
 
 def _text() -> TextConfig:
