@@ -62,16 +62,17 @@ class PaddedBatchNorm(nn.Module):
         mean = total[:C] / count
         variance = (total[C : 2 * C] / count - mean**2).clamp(min=0.0)
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_variance.lerp_(variance * count / (count - 1).clamp(min=1.0), self.momentum)
+            momentum = self.momentum * (total[-1] > 0).to(mean.dtype)  # a batch without real pixels says nothing
+            self.running_mean.lerp_(mean, momentum)
+            self.running_variance.lerp_(variance * count / (count - 1).clamp(min=1.0), momentum)
         return mean, variance
 
 
 class SmallCNN(nn.Module):
     """A few 3×3 convolutions with batch normalisation: the encoder of the `tiny` preset, trained from scratch.
 
-    Two channels with each pixel's place (x, y in [−1, 1]) join the colours, since pooling over the grid would
-    otherwise forget where in the frame a thing is.
+    Two channels with each pixel's place in the real frame (x, y in [−1, 1]) join the colours, since pooling over the
+    grid would otherwise forget where in the frame a thing is.
     """
 
     def __init__(self, config: VisualConfig, hidden: int) -> None:
@@ -91,21 +92,27 @@ class SmallCNN(nn.Module):
         """The feature grid and its pad mask (True = padding)."""
         B, T = frames.shape[:2]
         is_real = (~pad_mask).flatten(0, 1)[:, None].to(frames.dtype)
-        features = torch.cat([frames.flatten(0, 1), places(frames)], dim=1) * is_real
+        features = torch.cat([frames.flatten(0, 1), places(is_real)], dim=1) * is_real
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             features = convolution(features)
-            is_real = F.interpolate(is_real, size=features.shape[-2:], mode="nearest")
+            step = convolution.stride[0]
+            is_real = is_real[..., ::step, ::step]  # the pixels on which the kernel is centred
             features = F.relu(norm(features, is_real)) * is_real
         grid = self.projection(features)
         return grid.unflatten(0, (B, T)), (is_real < 0.5)[:, 0].unflatten(0, (B, T))
 
 
-def places(frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "N 2 H W"]:
-    """Each pixel's x and y in [−1, 1], for every frame (N = B·T)."""
-    B, T, _, H, W = frames.shape
-    y = torch.linspace(-1, 1, H, dtype=frames.dtype, device=frames.device).view(1, 1, H, 1).expand(B * T, 1, H, W)
-    x = torch.linspace(-1, 1, W, dtype=frames.dtype, device=frames.device).view(1, 1, 1, W).expand(B * T, 1, H, W)
-    return torch.cat([x, y], dim=1)
+def places(is_real: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 2 H W"]:
+    """Each pixel's x and y, −1 and 1 at the first and last real column and row, whatever the padding."""
+    x = steps(is_real.amax(-2, keepdim=True), dim=-1)
+    y = steps(is_real.amax(-1, keepdim=True), dim=-2)
+    return torch.cat([x.expand_as(is_real), y.expand_as(is_real)], dim=1)
+
+
+def steps(is_real: Tensor, dim: int) -> Tensor:
+    """Equal steps along `dim` from −1 at the first real position to 1 at the last; 0 if there is one."""
+    last = is_real.sum(dim, keepdim=True) - 1
+    return (2 * (is_real.cumsum(dim) - 1) - last) / last.clamp(min=1)
 
 
 def pool(grid: Float[Tensor, "B T D h w"], pad_mask: Bool[Tensor, "B T h w"]) -> Float[Tensor, "B T D"]:

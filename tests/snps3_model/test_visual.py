@@ -1,0 +1,167 @@
+"""A frame's features depend on its real pixels alone; batch normalisation against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snps3_model.config import VisualConfig
+from snps3_model.visual import PaddedBatchNorm, SmallCNN, local_gather, places, pool, synchronise
+
+CONFIG = VisualConfig(channels=(4, 6, 8))
+HIDDEN = 5
+
+
+def small_cnn() -> SmallCNN:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return SmallCNN(CONFIG, HIDDEN).double()
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def padded(frames: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """`frames` (B, T, 3, H, W) in the upper left corner of a larger canvas of noise, and the mask of its padding."""
+    B, T, _, real_height, real_width = frames.shape
+    canvas = noise(B, T, 3, height, width, seed=99)
+    canvas[..., :real_height, :real_width] = frames
+    pad_mask = torch.ones(B, T, height, width, dtype=torch.bool)
+    pad_mask[..., :real_height, :real_width] = False
+    return canvas, pad_mask
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("canvas", [(8, 8), (8, 16), (24, 9), (11, 13)])
+@pytest.mark.parametrize("real", [(4, 8), (8, 4), (8, 8), (5, 7), (7, 1)])
+def test_a_frame_has_the_same_feature_whatever_the_padding(
+    real: tuple[int, int], canvas: tuple[int, int], is_training: bool
+) -> None:
+    frames = noise(2, 2, 3, *real)
+    alone, inside = small_cnn().train(is_training), small_cnn().train(is_training)
+    expected = pool(*alone(*padded(frames, *real)))
+    found = pool(*inside(*padded(frames, *canvas)))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    for one, other in zip(alone.buffers(), inside.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_frame_has_the_same_feature_whatever_its_batch_mates() -> None:
+    frames, pad_mask = padded(noise(3, 2, 3, 4, 8), 8, 8)
+    network = small_cnn().eval()
+    expected = pool(*network(frames[:1], pad_mask[:1]))
+    mates = frames.clone()
+    mates[1:] = noise(2, 2, 3, 8, 8, seed=7)
+    other_mask = pad_mask.clone()
+    other_mask[1, ..., 4:, :] = False
+    other_mask[2] = True
+    torch.testing.assert_close(pool(*network(mates, other_mask))[:1], expected, rtol=1e-12, atol=1e-13)
+
+
+def test_the_mask_of_the_grid_marks_strips_and_not_only_the_corner() -> None:
+    network = small_cnn()
+    _, wide = network(*padded(noise(1, 1, 3, 4, 8), 8, 8))
+    _, high = network(*padded(noise(1, 1, 3, 8, 4), 8, 8))
+    assert wide[0, 0].tolist() == [[False, False], [True, True]]
+    assert high[0, 0].tolist() == [[False, True], [False, True]]
+
+
+def test_frames_that_are_all_padding_give_zeros_and_no_gradient() -> None:
+    network = small_cnn()
+    frames = noise(2, 2, 3, 8, 8).requires_grad_()
+    pad_mask = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
+    pad_mask[1] = True
+    tokens = pool(*network(frames, pad_mask))
+    tokens.square().sum().backward()
+    assert not tokens[1].any()
+    assert tokens[0].any()
+    assert frames.grad is not None
+    assert not frames.grad[1].any()
+    assert frames.grad[0].any()
+
+
+def test_places_run_from_corner_to_corner_of_the_real_frame() -> None:
+    _, pad_mask = padded(noise(1, 2, 3, 3, 5), 4, 8)
+    x, y = places((~pad_mask).flatten(0, 1)[:, None].float()).unbind(1)
+    assert x[1, 0, :5].tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+    assert y[1, :3, 4].tolist() == [-1.0, 0.0, 1.0]
+    assert torch.equal(x[0], x[1])
+
+
+def test_without_padding_batch_norm_is_torchs() -> None:
+    ours, torchs = PaddedBatchNorm(6).double(), nn.BatchNorm2d(6).double()
+    with torch.no_grad():
+        for norm in (ours, torchs):
+            norm.weight.copy_(noise(6, seed=1))
+            norm.bias.copy_(noise(6, seed=2))
+    for step in range(3):
+        features = (3 * noise(4, 6, 5, 5, seed=10 + step) + 2).requires_grad_()
+        gradients = []
+        for output in (ours(features, torch.ones(4, 1, 5, 5).double()), torchs(features)):
+            gradients.append((output, *torch.autograd.grad(output.sin().sum(), features)))
+        for found, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours.running_mean, torchs.running_mean)
+    torch.testing.assert_close(ours.running_variance, torchs.running_var)
+    features = noise(4, 6, 5, 5, seed=20)
+    torch.testing.assert_close(ours.eval()(features, torch.ones(4, 1, 5, 5).double()), torchs.eval()(features))
+
+
+def test_batch_norm_counts_real_pixels_only() -> None:
+    ours, torchs = PaddedBatchNorm(3).double(), nn.BatchNorm2d(3).double()
+    features, is_real = noise(4, 3, 6, 6), torch.ones(4, 1, 6, 6, dtype=torch.float64)
+    is_real[:2, :, 3:] = 0
+    is_real[3] = 0
+    chosen = is_real[:, 0] > 0
+    as_one_column = features.movedim(1, -1)[chosen].T[None, :, :, None]
+    found = ours(features, is_real).movedim(1, -1)[chosen]
+    torch.testing.assert_close(found, torchs(as_one_column)[0, :, :, 0].T)
+    torch.testing.assert_close(ours.running_variance, torchs.running_var)
+
+
+def test_a_batch_without_real_pixels_leaves_the_stored_statistics_alone() -> None:
+    norm = PaddedBatchNorm(3)
+    norm.running_mean.fill_(5.0)
+    norm.running_variance.fill_(4.0)
+    output = norm(torch.randn(2, 3, 4, 4), torch.zeros(2, 1, 4, 4))
+    assert output.isfinite().all()
+    assert norm.running_mean.tolist() == [5.0] * 3
+    assert norm.running_variance.tolist() == [4.0] * 3
+
+
+def test_frozen_batch_norm_uses_and_keeps_the_stored_statistics() -> None:
+    norm = PaddedBatchNorm(2, frozen=True).train()
+    norm.running_mean.fill_(1.0)
+    norm.running_variance.fill_(4.0)
+    output = norm(torch.full((1, 2, 3, 3), 3.0), torch.ones(1, 1, 3, 3))
+    torch.testing.assert_close(output, torch.full((1, 2, 3, 3), 1.0))
+    assert norm.running_mean.tolist() == [1.0, 1.0]
+
+
+def test_synchronised_means_every_batch_norm_gathers() -> None:
+    network = small_cnn()
+    calls = []
+
+    def gather(rows: Tensor) -> Tensor:
+        calls.append(rows.shape)
+        return torch.cat([rows, rows])
+
+    synchronise(network, gather)
+    frames, pad_mask = padded(noise(2, 2, 3, 8, 8), 8, 8)
+    twice = network(frames, pad_mask)[0]
+    assert calls == [(1, 2 * channels + 1) for channels in CONFIG.channels]
+    synchronise(network, local_gather)
+    torch.testing.assert_close(network(frames, pad_mask)[0], twice)
+
+
+def test_frozen_batch_norm_on_random_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="frozen_batch_norm on random weights normalises nothing"):
+        VisualConfig(frozen_batch_norm=True)
+    assert VisualConfig(frozen_batch_norm=True, pretrained="weights.safetensors").frozen_batch_norm
+
+
+def test_one_convolution_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.visual\.channels needs at least 2 convolutions, got \(8,\)"):
+        VisualConfig(channels=(8,))
