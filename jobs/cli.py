@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from jobs.config import PretrainConfig
+from jobs.preflight import describe, problems, survey
 from jobs.presets import PRESETS
 
 
@@ -60,6 +61,18 @@ def parse(argv: Sequence[str] | None = None, *, program: str = "pretrain.py") ->
             _refuse(message)
         sys.stderr.write(box.getvalue())
         raise
+
+
+def answered(command: Command) -> int | None:
+    """Exit code of what needs no start: a dry run, 1 if it found problems; a run with problems, 2. None: go on."""
+    if command.dry_run:
+        found = survey(command.config)
+        print(describe(found))
+        return 1 if found.problems else 0
+    if found := problems(command.config):
+        print("\n".join(f"error: {problem}" for problem in found), file=sys.stderr)
+        return 2
+    return None
 
 
 def _usage(program: str) -> str:
