@@ -21,7 +21,7 @@ from snps3_model.config import ModelConfig, ObjectiveConfig
 class DataConfig:
     """Which clips, and how they are decoded."""
 
-    manifest: str = "corpora/embedded/manifest.parquet"
+    manifest: str = "corpora/embedded/manifest/manifest.parquet"
     """Parquet manifest written by jobs/prepare.py: a path or an s3:// URL."""
     train_split: str = "train"
     validation_split: str = "val"

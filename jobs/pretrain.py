@@ -241,11 +241,9 @@ def hardware() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
-    config = cli.parse(argv)
-    if not isinstance(config, PretrainConfig):
-        return int(config)
+    command = cli.parse(argv)
     try:
-        pretrain(config)
+        pretrain(command.config)
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
