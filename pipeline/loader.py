@@ -20,7 +20,7 @@ import ray.data
 from jaxtyping import Int64
 
 from pipeline import storage
-from pipeline.codec import DecodeError, decode_clip
+from pipeline.codec import DecodeError, VideoInfo, decode_clip
 from pipeline.collate import ClipRows
 from pipeline.manifest import read_manifest
 from pipeline.masking import choose_caption
@@ -165,6 +165,7 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
             start_seconds=row["start_seconds"],
             end_seconds=row["end_seconds"],
             decoder=source.decoder,
+            known=known_info(row) if planned.kind == Kind.VIDEO else None,
         )
     except DecodeError as error:
         return empty | {"reason": str(error.reason), "detail": error.detail}
@@ -179,6 +180,12 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
         "real_height": int((~clip.pad_mask[0]).any(1).sum()),
         "real_width": int((~clip.pad_mask[0]).any(0).sum()),
     }
+
+
+def known_info(row: dict[str, Any]) -> VideoInfo:
+    """What the manifest says of a video."""
+    names = ("num_frames", "fps", "width", "height", "duration_seconds")
+    return VideoInfo(**{name: row[name] for name in names})
 
 
 def clip_rows(table: pa.Table, *, source: ClipSource, epoch: int) -> ClipRows:
