@@ -106,9 +106,9 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
     needed, have = num_cpus(placement), machine.num_cpus
     if have is not None and needed > have:
         found.append(
-            f"too few CPUs for training and decoding: {placement.num_workers} train workers × {placement.cpus_per_worker:g} CPU + "
-            f"{placement.decode_cpus} CPU for decoding = {needed:g} CPUs, but this machine has {have}; lower "
-            "placement.num_workers, placement.cpus_per_worker or placement.decode_cpus"
+            f"too few CPUs for training and decoding: {placement.num_workers} train workers × "
+            f"{placement.cpus_per_worker:g} CPU + {placement.decode_cpus} CPU for decoding = {needed:g} CPUs, but this "
+            f"machine has {have}; lower placement.num_workers, placement.cpus_per_worker or placement.decode_cpus"
         )
     if placement.use_gpu and machine.num_gpus is not None and placement.num_workers > machine.num_gpus:
         found.append(
