@@ -28,6 +28,7 @@ class Pretraining(nn.Module):
         super().__init__()
         self.model, self.config, self.gather, self.rank = model, config, gather, rank
         synchronise(model, gather)
+        freeze_unreached(model, config)
 
     def forward(self, batch: Batch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
         """`frames` are the batch's frames after augmentation and normalisation on the device."""
@@ -73,7 +74,8 @@ class Pretraining(nn.Module):
         with torch.no_grad():
             scores = dual_scores(self.gather(text.vector), self.gather(video.vectors), self.config.temperature)
             if self.config.negative_spread:
-                scores = scores / self.config.negative_spread + losses.pair_noise(self.gather(batch.clip_ids))
+                usable_ids = self.gather(batch.clip_ids * (batch.weight > 0.5))
+                scores = scores / self.config.negative_spread + losses.pair_noise(usable_ids)
         count = self.config.num_hard_negatives or len(scores) - 1
         own = torch.arange(B, device=ids.device) + self.rank * B
         wrong_clips, clips_usable = (rows[own] for rows in losses.hard_negatives(scores, weight, count))
@@ -91,6 +93,23 @@ class Pretraining(nn.Module):
         mask = self.gather(nn.functional.pad(batch.token_mask, (0, room)).to(torch.uint8)).bool()
         longest = int(mask.sum(1).max())
         return ids[:, :longest], mask[:, :longest]
+
+
+def freeze_unreached(model: SNPS3, config: ObjectiveConfig) -> None:
+    """Parts of `model` that no active loss reaches want no gradient: DDP would wait for it and refuse the next."""
+    is_dual = config.gvtm_level1 or config.lvwm
+    reached = {
+        model.visual: is_dual or config.gvtm_level2 or config.masked_words_cross,
+        model.video_head: is_dual,
+        model.text_pooler: config.gvtm_level1,
+        model.cross_pooler: config.gvtm_level2,
+        model.similarity: config.gvtm_level2,
+        model.text_words: config.masked_words_text,
+        model.cross_words: config.masked_words_cross,
+    }
+    for module, is_reached in reached.items():
+        if not is_reached:
+            module.requires_grad_(False)
 
 
 def pair_indices(

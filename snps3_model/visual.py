@@ -78,10 +78,10 @@ class SmallCNN(nn.Module):
     def __init__(self, config: VisualConfig, hidden: int) -> None:
         super().__init__()
         inputs = (5, *config.channels[:-1])
-        last = len(config.channels) - 1
+        self.strides = (*[2] * (len(config.channels) - 1), 1)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(i, o, kernel_size=3, stride=1 if n == last else 2, padding=1, bias=False)
-            for n, (i, o) in enumerate(zip(inputs, config.channels, strict=True))
+            nn.Conv2d(i, o, kernel_size=3, stride=stride, padding=1, bias=False)
+            for i, o, stride in zip(inputs, config.channels, self.strides, strict=True)
         )
         self.norms = nn.ModuleList(PaddedBatchNorm(o, frozen=config.frozen_batch_norm) for o in config.channels)
         self.projection = nn.Conv2d(config.channels[-1], hidden, kernel_size=1)
@@ -93,10 +93,9 @@ class SmallCNN(nn.Module):
         B, T = frames.shape[:2]
         is_real = (~pad_mask).flatten(0, 1)[:, None].to(frames.dtype)
         features = torch.cat([frames.flatten(0, 1), places(is_real)], dim=1) * is_real
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+        for convolution, norm, stride in zip(self.convolutions, self.norms, self.strides, strict=True):
             features = convolution(features)
-            step = convolution.stride[0]
-            is_real = is_real[..., ::step, ::step]  # the pixels on which the kernel is centred
+            is_real = is_real[..., ::stride, ::stride]  # the pixels on which the kernel is centred
             features = F.relu(norm(features, is_real)) * is_real
         grid = self.projection(features)
         return grid.unflatten(0, (B, T)), (is_real < 0.5)[:, 0].unflatten(0, (B, T))
