@@ -21,6 +21,13 @@ from cluster.world import World, make_world
 DATA_NODES = {"ray-subcluster": "data"}
 """Label of the nodes that decode, on clusters that have such nodes."""
 CHECKPOINT_METRIC = "score"
+WORKER_ENVIRONMENT = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+}
+"""Of every process of a run: one line of progress of our own, and nobody is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +137,9 @@ def refuse_without_cpus(workers: Workers) -> None:
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (as under `ray job submit`), or start one on this machine."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS", "local"), logging_level="warning")
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "local"),
+            logging_level="warning",
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        )

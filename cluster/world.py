@@ -53,6 +53,14 @@ class World:
         dist.all_reduce(votes)
         return votes.item() > 0
 
+    def gather_objects(self, values: list[Any]) -> list[Any]:
+        """The values of all ranks in one list, in rank order. They cross between our own processes only."""
+        if self.size == 1:
+            return list(values)
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, values)
+        return [value for part in parts for value in part]
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` with its gradients averaged over the ranks (DDP)."""
         if self.size == 1:

@@ -70,10 +70,22 @@ def load_weights(data: bytes, model: nn.Module) -> None:
         raise ValueError(f"the checkpoint does not fit the model: missing {lost}, unexpected {sorted(unexpected)}")
 
 
+def committed_progress(run_folder: str) -> dict[str, Any] | None:
+    """The progress in the last committed checkpoint of a run; None before the first."""
+    name = committed_checkpoint(run_folder)
+    return read_json(f"{run_folder}/{name}/{PROGRESS}") if name else None
+
+
 def committed_step(run_folder: str) -> int:
     """Step of the last committed checkpoint of a run; 0 before the first."""
-    name = committed_checkpoint(run_folder)
-    return int(read_json(f"{run_folder}/{name}/{PROGRESS}")["step"]) if name else 0
+    progress = committed_progress(run_folder)
+    return int(progress["step"]) if progress else 0
+
+
+def is_finished(run_folder: str) -> bool:
+    """True if the last committed checkpoint is that of a run that trained to its end."""
+    progress = committed_progress(run_folder)
+    return bool(progress and progress["is_finished"])
 
 
 def committed_checkpoint(run_folder: str) -> str | None:

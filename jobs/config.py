@@ -21,7 +21,7 @@ from snps3_model.config import ModelConfig, ObjectiveConfig
 class DataConfig:
     """Which clips, and how they are decoded."""
 
-    manifest: str = "corpora/embedded/manifest.parquet"
+    manifest: str = "corpora/embedded/manifest/manifest.parquet"
     """Parquet manifest written by jobs/prepare.py: a path or an s3:// URL."""
     train_split: str = "train"
     validation_split: str = "val"
@@ -72,6 +72,8 @@ class OptimConfig:
 
     num_steps: int = 1000
     """Optimizer steps of the whole run."""
+    num_epochs: int | None = None
+    """The run ends after this many epochs if `num_steps` is more than they have; None lets the steps alone decide."""
     global_batch: int = 64
     """Clips per step over all workers."""
     lr: float = 1e-3
@@ -82,16 +84,23 @@ class OptimConfig:
     warmup_steps: int = 50
     """Steps of linear rise from a tenth of `lr`."""
     decay: Literal["cosine", "step"] = "cosine"
-    """After the warm-up: `cosine` to a fiftieth; `step` to a tenth at `decay_step`."""
+    """After the warm-up: `cosine` to a fiftieth; `step` to a tenth at `decay_step` or `decay_epoch`."""
     decay_step: int | None = None
+    """Step at which `step` decay falls; or name `decay_epoch`."""
+    decay_epoch: int | None = None
+    """The epoch, counted from 0, whose first step is `decay_step`."""
     max_grad_norm: float = 5.0
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "global_batch", "lr", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
-        if self.decay == "step" and self.decay_step is None:
-            raise ValueError("optim.decay=step needs optim.decay_step, the step at which the rate falls to a tenth")
+        if self.num_epochs is not None and self.num_epochs < 1:
+            raise ValueError(f"optim.num_epochs must be at least 1 or None, got {self.num_epochs}")
+        if self.decay == "step" and self.decay_step is None and self.decay_epoch is None:
+            raise ValueError(
+                "optim.decay=step needs optim.decay_step or optim.decay_epoch, where the rate falls to a tenth"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +188,17 @@ class PretrainConfig:
             raise ValueError(
                 f"objective.num_hard_negatives must be below optim.global_batch, got {negatives} of {batch}"
             )
+
+
+def in_steps(config: PretrainConfig, steps_per_epoch: int) -> PretrainConfig:
+    """The same run with what it counts in epochs (end, decay) counted in steps of a known corpus."""
+    optim = config.optim
+    num_steps, decay_step = optim.num_steps, optim.decay_step
+    if optim.num_epochs is not None:
+        num_steps = min(num_steps, optim.num_epochs * steps_per_epoch)
+    if optim.decay_epoch is not None:
+        decay_step = optim.decay_epoch * steps_per_epoch
+    return dataclasses.replace(config, optim=dataclasses.replace(optim, num_steps=num_steps, decay_step=decay_step))
 
 
 def nearest_multiples(batch: int, workers: int) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
+from jaxtyping import Int64
 
 from pipeline import storage
-from pipeline.codec import DecodeError, decode_clip
+from pipeline.codec import DecodeError, VideoInfo, decode_clip
 from pipeline.collate import ClipRows
 from pipeline.manifest import read_manifest
 from pipeline.masking import choose_caption
@@ -63,12 +64,36 @@ class ClipSource:
     batch: int
     """Slots per step: the global batch."""
 
+    max_clips: int | None = None
+    """Evaluation reads at most this many clips, the first by clip_id."""
+
     def planned(self, step: int) -> PlannedStep:
         """The rows of one step."""
         if self.plan is not None:
             return self.plan.step(step)
-        length = len(split_rows(self.manifest_path, self.split)[Kind.VIDEO])
-        return sequential(step, length=length, batch=self.batch, kind=Kind.VIDEO)
+        return sequential(step, length=len(self.rows()), batch=self.batch, kind=Kind.VIDEO)
+
+    def rows(self) -> pa.Table:
+        """The videos of an evaluation split, in order of clip_id."""
+        return split_rows(self.manifest_path, self.split)[Kind.VIDEO][: self.max_clips]
+
+    def groups(self, clip_ids: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
+        """A number per clip, equal for clips of one group; −1 for clips of none."""
+        rows = self.rows()
+        names = dict(zip(rows["clip_id"].to_pylist(), rows["group"].to_pylist(), strict=True))
+        known = {name: number for number, name in enumerate(sorted({name for name in names.values() if name}))}
+        return np.array([known.get(names[clip_id], -1) for clip_id in clip_ids.tolist()], dtype=np.int64)
+
+    def num_evaluation_steps(self) -> int:
+        """Steps of one pass over an evaluation split."""
+        return -(-len(self.rows()) // self.batch)
+
+
+def segments(source: ClipSource, num_steps: int, num_ranks: int) -> list[tuple[str, int, int]]:
+    """Name and step range [start, stop) of each dataset that a run of `num_steps` is cut into."""
+    size = max(1, MAX_BLOCKS // num_ranks)
+    starts = range(0, num_steps, size)
+    return [(f"train-{number}", start, min(start + size, num_steps)) for number, start in enumerate(starts)]
 
 
 @functools.cache
@@ -140,6 +165,7 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
             start_seconds=row["start_seconds"],
             end_seconds=row["end_seconds"],
             decoder=source.decoder,
+            known=known_info(row) if planned.kind == Kind.VIDEO else None,
         )
     except DecodeError as error:
         return empty | {"reason": str(error.reason), "detail": error.detail}
@@ -154,6 +180,12 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
         "real_height": int((~clip.pad_mask[0]).any(1).sum()),
         "real_width": int((~clip.pad_mask[0]).any(0).sum()),
     }
+
+
+def known_info(row: dict[str, Any]) -> VideoInfo:
+    """What the manifest says of a video."""
+    names = ("num_frames", "fps", "width", "height", "duration_seconds")
+    return VideoInfo(**{name: row[name] for name in names})
 
 
 def clip_rows(table: pa.Table, *, source: ClipSource, epoch: int) -> ClipRows:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisualConfig:
     """The encoder from frames to a grid of features."""
 
+    encoder: Literal["small_cnn", "resnet50", "pvt_v2_b2", "video_swin_small"] = "small_cnn"
+    """The small CNN learns from scratch; the paper's three start from pre-trained weights."""
     channels: tuple[int, ...] = (32, 64, 128, 128)
     """Output channels of each 3×3 convolution of the small CNN; every convolution but the last halves the frame."""
     frozen_batch_norm: bool = False
@@ -31,6 +34,11 @@ class ModelConfig:
     """The one BERT-type network for text-only and cross-modal input, and its visual encoder."""
 
     visual: VisualConfig = field(default_factory=VisualConfig)
+    pretrained_text: str | None = None
+    """Folder of a pre-trained BERT, of this size and vocabulary, for the shared network; None starts from random
+    weights."""
+    initial_weights: str | None = None
+    """Weights of an earlier run of the same network, its `best/model.safetensors`; None starts a first run."""
     hidden: int = 128
     """Width of the shared network and of the dual-encoder vectors."""
     num_layers: int = 2

@@ -66,6 +66,8 @@ class SNPS3(nn.Module):
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, pad_id: int, separator_id: int) -> None:
         super().__init__()
+        if lacking := not_built(config):
+            raise ValueError("; ".join(lacking))
         self.config, self.separator_id = config, separator_id
         self.visual = SmallCNN(config.visual, config.hidden)
         self.video_head = nn.Sequential(
@@ -142,6 +144,27 @@ class SNPS3(nn.Module):
         additive = torch.zeros(mask.shape, dtype=embedded.dtype, device=mask.device).masked_fill(~mask, lowest)
         output = self.bert.encoder(embedded, attention_mask=additive[:, None, None, :])
         return output.last_hidden_state
+
+
+def not_built(config: ModelConfig) -> list[str]:
+    """What `config` asks for and this network cannot give yet, a sentence each."""
+    lacking = []
+    if config.visual.encoder != "small_cnn":
+        lacking.append(
+            f"model.visual.encoder={config.visual.encoder} is not built yet; today there is small_cnn, which learns "
+            "from scratch: set model.visual.encoder to small_cnn, or take the preset tiny"
+        )
+    pretrained = {
+        "model.visual.pretrained": config.visual.pretrained,
+        "model.pretrained_text": config.pretrained_text,
+        "model.initial_weights": config.initial_weights,
+    }
+    for name, path in pretrained.items():
+        if path is not None:
+            lacking.append(
+                f"{name}={path} cannot be loaded yet; today every run starts from random weights: set {name} to None"
+            )
+    return lacking
 
 
 def dual_scores(text: Float[Tensor, "Q D"], video: Float[Tensor, "C T D"], temperature: float) -> Float[Tensor, "Q C"]:

@@ -1,0 +1,129 @@
+"""A Ray head of our own on this machine, and jobs submitted to it as to any cluster. Ends only what it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+START_SECONDS = 90
+"""How long a head may take to answer."""
+STOP_SECONDS = 120
+"""How long a job may take to write its checkpoint after it was asked to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A running head: where it listens, and the environment that lets a client in."""
+
+    dashboard_url: str
+    environment: dict[str, str]
+
+    def submit(self, entrypoint: Sequence[str], *, job_id: str) -> int:
+        """Exit status of `ray job submit … -- entrypoint`, whose output is shown as it comes.
+
+        Ctrl-C asks the job to stop and waits until it has.
+        """
+        address = ["--address", self.dashboard_url]
+        environment = self.environment | {"RAY_ADDRESS": self.dashboard_url}
+        command = [*ray_command("job", "submit"), *address, "--submission-id", job_id, "--", *entrypoint]
+        # In a session of its own, so that Ctrl-C reaches us and not the client that shows the output.
+        client = subprocess.Popen(command, env=environment, start_new_session=True)
+        while True:
+            try:
+                return client.wait()
+            except KeyboardInterrupt:
+                print("\nstopping: the job writes its checkpoint (this takes a moment)", flush=True)
+                stop = [*ray_command("job", "stop"), *address, "--no-wait", job_id]
+                subprocess.run(stop, env=environment, start_new_session=True, check=False, stdout=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def local_head(*, num_cpus: int, object_store_bytes: int) -> Iterator[Head]:
+    """A head with its dashboard on free loopback ports, behind a token that only this user can read."""
+    folder = Path(tempfile.mkdtemp(prefix="snps3-"))
+    token_path = folder / "token"
+    token_path.touch(mode=0o600)
+    token_path.write_text(secrets.token_hex(32))
+    port, dashboard_port, agent_port, client_port = free_ports(4)
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    command = [*ray_command("start"), "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", f"--num-cpus={num_cpus}"]
+    command += [f"--dashboard-agent-listen-port={agent_port}", f"--ray-client-server-port={client_port}"]
+    command += [f"--object-store-memory={object_store_bytes}", f"--temp-dir={folder}/ray"]
+    with open(folder / "head.log", "wb") as log:
+        head = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            url = f"http://127.0.0.1:{dashboard_port}"
+            wait_until_it_answers(url, head, folder / "head.log")
+            yield Head(dashboard_url=url, environment=environment)
+        finally:
+            end(head)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until_it_answers(url: str, head: subprocess.Popen[bytes], log_path: Path) -> None:
+    """Nothing, once the job server answers; RuntimeError with the head's own words if it does not come up."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and head.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/api/version", timeout=2).close()
+            return
+        except urllib.error.HTTPError:
+            return  # it answers, and wants the token
+        except OSError:
+            time.sleep(0.3)
+    words = log_path.read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"the Ray head did not answer at {url} within {START_SECONDS} s; it said:\n{words}")
+
+
+def end(head: subprocess.Popen[bytes]) -> None:
+    """The head and everything it started are gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(head.pid, signal.SIGTERM)
+    try:
+        head.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+def ray_command(*words: str) -> list[str]:
+    """The `ray` command of this Python."""
+    return [str(Path(sys.executable).with_name("ray")), *words]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at the moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

@@ -1,0 +1,96 @@
+"""Measurements: `python jobs/benchmark.py NAME` prints one JSON object, with date and hardware, on its last line."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tyro
+
+from jobs import checkpoints
+from jobs.pretrain import hardware
+from pipeline.manifest import make_manifest, read_manifest, write_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = "corpora/embedded/manifest/manifest.parquet"
+T_975 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
+"""97.5 % quantile of Student's t by degrees of freedom, for intervals over a few seeds."""
+
+
+def retrieval(storage: str = "runs/benchmark", num_seeds: int = 3, num_steps: int | None = None) -> dict[str, Any]:
+    """Zero-shot retrieval of `tiny`: seeds, a model trained on one frame, and one trained on shuffled captions.
+
+    Runs that are finished in `storage` are read, not run again.
+    """
+    shuffled = f"{storage}/shuffled/manifest.parquet"
+    shuffle_captions(MANIFEST, shuffled)
+    seeds = [[f"seed-{seed}", "--seed", str(seed)] for seed in range(num_seeds)]
+    one_frame = [["one-frame", "--data.num-frames", "1"]]
+    chance = [["shuffled-captions", "--data.manifest", shuffled]]
+    steps = ["--optim.num-steps", str(num_steps)] if num_steps else []
+    found = {name: run_pretraining(name, [*options, *steps], storage) for name, *options in seeds + one_frame + chance}
+    keys = ("test/t2v/r1", "test/t2v/dual_r1", "test/t2v/cross_r1", "test/v2t/r1", "temporal/t2v/group_r1")
+    keys += ("temporal/t2v/dual_group_r1", "test/t2v/r5", "test/t2v/r10", "test/t2v/median_rank")
+    result: dict[str, Any] = {}
+    for key in keys:
+        values = [found[name][key] for name, *_ in seeds]
+        result |= {key: float(np.mean(values)), f"{key}/seeds": values, f"{key}/interval": over_seeds(values)}
+        result |= {f"one_frame/{key}": found["one-frame"][key], f"shuffled/{key}": found["shuffled-captions"][key]}
+    result["ceilings"] = {k: v for k, v in found["seed-0"].items() if k.startswith("ceiling/")}
+    result["seconds"] = {name: {k: round(v) for k, v in r.items() if "seconds/" in k} for name, r in found.items()}
+    return result
+
+
+def over_seeds(values: list[float]) -> list[float]:
+    """95 % interval of the mean over seeds (Student's t)."""
+    if len(values) < 3:
+        return [min(values), max(values)]
+    half = T_975[len(values) - 1] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return [float(np.mean(values)) - half, float(np.mean(values)) + half]
+
+
+def run_pretraining(name: str, options: list[str], storage: str) -> dict[str, Any]:
+    """The results of a pre-training run of the `tiny` preset in a process of its own."""
+    command = [sys.executable, str(ROOT / "jobs/pretrain.py"), "tiny", "--name", name]
+    command += ["--placement.storage", storage, *options]
+    print(" ".join(command), flush=True)
+    subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
+    return checkpoints.read_json(f"{storage}/{name}/results.json")
+
+
+def shuffle_captions(manifest_path: str, out_path: str) -> None:
+    """A manifest whose training captions belong to other clips; all else is the same."""
+    manifest = read_manifest(manifest_path)
+    table = manifest.table
+    is_train = np.array(table["split"].to_pylist()) == "train"
+    captions = np.array(table["captions"].to_pylist() + [None], dtype=object)[:-1]
+    captions[is_train] = np.random.default_rng(0).permutation(captions[is_train])
+    column = pa.array(captions.tolist(), table.schema.field("captions").type)
+    table = table.set_column(table.schema.get_field_index("captions"), table.schema.field("captions"), column)
+    write_manifest(make_manifest(manifest.corpus, manifest.root, table), out_path)
+
+
+BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"retrieval": retrieval}
+
+
+def main() -> None:
+    """Runs the benchmark that the command line names."""
+    if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
+        sys.exit(f"usage: benchmark.py NAME [options]; NAME is one of {', '.join(BENCHMARKS)}")
+    name = sys.argv[1]
+    os.chdir(ROOT)
+    result = tyro.cli(BENCHMARKS[name], args=sys.argv[2:], prog=f"benchmark.py {name}")
+    facts = {"benchmark": name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "hardware": hardware()}
+    print(json.dumps(facts | result))
+
+
+if __name__ == "__main__":
+    main()

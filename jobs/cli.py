@@ -1,0 +1,107 @@
+"""The command line of a run: a preset, any field of it set anew, and `--dry-run`.
+
+python jobs/pretrain.py tiny --name first --optim.lr 2e-4 --placement.num-workers 1 [--dry-run]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, NoReturn
+
+import tyro
+
+from jobs.config import PretrainConfig
+from jobs.preflight import describe, problems, survey
+from jobs.presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What was asked for on the command line."""
+
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+    dry_run: bool = False
+    """Print the plan, check paths and sizes, and start nothing."""
+
+
+def parse(argv: Sequence[str] | None = None, *, program: str = "pretrain.py") -> Command:
+    """The preset named first, with the fields that were set after it.
+
+    What cannot be is refused on stderr with exit code 2: an unknown preset or field with the nearest ones, a value
+    that the configuration refuses in one line.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(program), file=sys.stdout if arguments else sys.stderr)
+        sys.exit(0 if arguments else 2)
+    name = arguments[0]
+    if name not in PRESETS:
+        _refuse(_unknown_preset(name))
+    description, preset = PRESETS[name]
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                Command,
+                default=Command(config=preset()),
+                args=arguments[1:],
+                prog=f"{program} {name}",
+                description=description,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.EnumChoicesFromValues),
+            )
+    except ValueError as error:  # of a rule between parts of the configuration
+        _refuse(str(error))
+    except SystemExit:
+        if message := _value_error(box.getvalue()):
+            _refuse(message)
+        sys.stderr.write(box.getvalue())
+        raise
+
+
+def answered(command: Command) -> int | None:
+    """Exit code of what needs no start: a dry run, 1 if it found problems; a run with problems, 2. None: go on."""
+    if command.dry_run:
+        found = survey(command.config)
+        print(describe(found))
+        return 1 if found.problems else 0
+    if found := problems(command.config):
+        print("\n".join(f"error: {problem}" for problem in found), file=sys.stderr)
+        return 2
+    return None
+
+
+def _usage(program: str) -> str:
+    width = max(map(len, PRESETS))
+    presets = "\n".join(f"  {name:{width}}  {description}" for name, (description, _) in PRESETS.items())
+    return (
+        f"usage: {program} PRESET [--FIELD VALUE …] [--dry-run]\n\n{presets}\n\n"
+        f"{program} PRESET --help lists every field with its meaning and its value in that preset"
+    )
+
+
+def _unknown_preset(name: str) -> str:
+    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+    if name.startswith("-"):
+        hint = f"the name of a preset comes before the fields, as in `tiny {name}`"
+    else:
+        hint = f"did you mean {near[0]}?" if near else "name one of the presets"
+    return f"there is no preset {name!r}; {hint} (presets: {', '.join(PRESETS)})"
+
+
+def _value_error(box: str) -> str | None:
+    """The message in the frame that tyro draws around a ValueError of one part of the configuration, unframed."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+    if not lines or lines[0] != "Value error":
+        return None
+    message = " ".join(lines[1 : lines.index("", 1)]).removeprefix("Error parsing ")
+    return message.partition(": ")[2] if message.startswith("config") else message
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,279 @@
+"""What can be known of a run before anything starts: its plan in numbers, and every reason why it could not work.
+
+Nothing here starts Ray or decodes a clip. The manifest is read whole; one small file is written to the storage and
+removed again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jobs import checkpoints
+from jobs.config import DataConfig, Placement, PretrainConfig, differences, identity, in_steps
+from pipeline import storage
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.plan import Plan
+from pipeline.records import Kind
+from pipeline.words import Tokenizer
+from snps3_model.config import ModelConfig
+from snps3_model.snps3 import SNPS3, not_built
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run may use, as far as it is known without starting Ray."""
+
+    num_cpus: int | None
+    """None: of a cluster, counted when the run starts."""
+    num_gpus: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """A run as it was found before its start."""
+
+    config: PretrainConfig
+    """With the length of the run in steps."""
+    run_folder: str
+    state: str
+    """What the run's folder means for it, in words."""
+    manifest: Manifest | None
+    plan: Plan | None
+    """None where there is nothing to train on."""
+    machine: Machine
+    problems: tuple[str, ...]
+    """Each names the value, the rule and the remedy."""
+
+
+def this_machine() -> Machine:
+    """The CPUs and GPUs of this machine, or unknown ones where `RAY_ADDRESS` names a cluster."""
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
+        return Machine(num_cpus=None, num_gpus=None)
+    return Machine(num_cpus=os.cpu_count() or 1, num_gpus=torch.cuda.device_count())
+
+
+def problems(config: PretrainConfig, machine: Machine | None = None) -> list[str]:
+    """Why the run could not work, each with its remedy; empty if nothing speaks against it."""
+    return list(survey(config, machine).problems)
+
+
+def dry_run(config: PretrainConfig, machine: Machine | None = None) -> str:
+    """The plan of the run for people, and at its end the problems."""
+    return describe(survey(config, machine))
+
+
+def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
+    """All that is known of the run; whatever is wrong is collected, so that one look tells everything."""
+    machine = machine or this_machine()
+    run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
+    found = not_built(config.model) + resource_problems(config.placement, machine)
+    manifest = _tried(found, "data.manifest", lambda: known_manifest(config.data.manifest))
+    if manifest:
+        found += split_problems(config.data, manifest)
+    if config.text.vocabulary:
+        _tried(found, "text.vocabulary", lambda: storage.check_readable(str(config.text.vocabulary)))
+    _tried(found, "placement.storage", lambda: storage.check_writable(config.placement.storage))
+    state, refusal = folder_state(config, run_folder, manifest)
+    plan = training_plan(config, manifest) if manifest else None
+    return Survey(
+        config=in_steps(config, plan.steps_per_epoch) if plan else config,
+        run_folder=run_folder,
+        state=state,
+        manifest=manifest,
+        plan=plan,
+        machine=machine,
+        problems=(*found, *refusal),
+    )
+
+
+def known_manifest(path: str) -> Manifest:
+    """The manifest; where there is none, the error says how one is made."""
+    try:
+        return read_manifest(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or write the manifest with jobs/prepare.py") from error
+
+
+def resource_problems(placement: Placement, machine: Machine) -> list[str]:
+    """The sums that do not come out: Ray would wait for the missing CPUs or GPUs for ever."""
+    found = []
+    needed, have = num_cpus(placement), machine.num_cpus
+    if have is not None and needed > have:
+        found.append(
+            f"too few CPUs for training and decoding: {placement.num_workers} train workers × "
+            f"{placement.cpus_per_worker:g} CPU + {placement.decode_cpus} CPU for decoding = {needed:g} CPUs, but this "
+            f"machine has {have}; lower placement.num_workers, placement.cpus_per_worker or placement.decode_cpus"
+        )
+    if placement.use_gpu and machine.num_gpus is not None and placement.num_workers > machine.num_gpus:
+        found.append(
+            f"placement.num_workers={placement.num_workers} need a GPU each, but this machine has {machine.num_gpus}; "
+            "lower placement.num_workers, or pass --placement.no-use-gpu"
+        )
+    return found
+
+
+def num_cpus(placement: Placement) -> float:
+    """CPUs that a run reserves: of its train workers and for decoding."""
+    return placement.num_workers * placement.cpus_per_worker + placement.decode_cpus
+
+
+def split_problems(data: DataConfig, manifest: Manifest) -> list[str]:
+    """Splits of the manifest that cannot be used for what the configuration wants of them."""
+    found: list[str] = []
+    evaluated = {"data.validation_split": data.validation_split, "data.test_split": data.test_split}
+    if data.temporal_split:
+        evaluated["data.temporal_split"] = data.temporal_split
+    for name, split in {"data.train_split": data.train_split, **evaluated}.items():
+        rows = _tried(found, name, lambda split=split: manifest.split(split))
+        if rows is None:
+            if name == "data.temporal_split":
+                found[-1] += "; --data.temporal-split None leaves the temporal test out"
+        elif name in evaluated and Kind.VIDEO.value not in rows["kind"].to_pylist():
+            found.append(
+                f"{name}: the split {split!r} has {rows.num_rows} images and no videos, and evaluation reads videos "
+                "only; put some videos into it with jobs/prepare.py"
+            )
+        elif name == "data.temporal_split" and rows["group"].null_count:
+            found.append(
+                f"{name}: {rows['group'].null_count} of {rows.num_rows} clips of the split {split!r} have no group to "
+                "be compared in; fill the column group, or pass --data.temporal-split None"
+            )
+    return found
+
+
+def folder_state(config: PretrainConfig, run_folder: str, manifest: Manifest | None) -> tuple[str, list[str]]:
+    """What the run's folder says, and why it refuses this run, if it does."""
+    found: list[str] = []
+    identity_path = f"{run_folder}/identity.json"
+    if not _tried(found, run_folder, lambda: storage.exists(identity_path)):
+        return ("cannot be read" if found else "new"), found
+    old = _tried(found, identity_path, lambda: dict(checkpoints.read_json(identity_path)["fields"]))
+    if old is None:
+        return "cannot be read", found
+    if manifest is None:
+        return "was begun before", found
+    if changed := differences(old, identity(config, manifest.hash)):
+        return "refused: was begun with another identity", [
+            f"the run name {config.name!r} is taken by another run in {run_folder}: {'; '.join(changed)}. "
+            "Give this run another --name, or undo the change to continue that one"
+        ]
+    if storage.exists(f"{run_folder}/results.json"):
+        return "finished: its results are there, and nothing would be trained", found
+    step = _tried(found, run_folder, lambda: checkpoints.committed_step(run_folder))
+    return f"would go on from step {step}" if step else "was begun, without a checkpoint yet", found
+
+
+def training_plan(config: PretrainConfig, manifest: Manifest) -> Plan | None:
+    """The plan of the training split; None if it has no clip."""
+    kinds = _num_by_kind(manifest, config.data.train_split)
+    if not kinds.total():
+        return None
+    return Plan(
+        seed=config.seed,
+        num_videos=kinds[Kind.VIDEO.value],
+        num_images=kinds[Kind.IMAGE.value],
+        global_batch=config.optim.global_batch,
+    )
+
+
+def num_parameters(model: ModelConfig, vocabulary_size: int) -> int:
+    """Trained numbers of the network, without making it."""
+    with torch.device("meta"):
+        network = SNPS3(model, vocabulary_size=vocabulary_size, pad_id=0, separator_id=1)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def describe(found: Survey) -> str:
+    """A line per fact, then the problems."""
+    facts = {
+        "run": f"{found.config.name}: {found.run_folder} ({found.state})",
+        "corpus": _corpus_line(found),
+        "training": _training_line(found),
+        "frames": _frames_line(found.config),
+        "model": _model_line(found.config),
+        "resources": _resources_line(found.config.placement, found.machine),
+        "storage": _storage_line(found),
+    }
+    lines = [f"{name:10} {fact}" for name, fact in facts.items()]
+    if not found.problems:
+        return "\n".join([*lines, "problems   none"])
+    return "\n".join([*lines, f"problems   {len(found.problems)}", *(f"  - {problem}" for problem in found.problems)])
+
+
+def _corpus_line(found: Survey) -> str:
+    if found.manifest is None:
+        return "unknown"
+    wanted = found.config.data
+    names = [wanted.train_split, wanted.validation_split, wanted.test_split, wanted.temporal_split]
+    kinds = {name: _num_by_kind(found.manifest, name) for name in names if name}
+    splits = ", ".join(
+        f"{name} {' + '.join(f'{count} {kind}s' for kind, count in sorted(counts.items(), reverse=True)) or 0}"
+        for name, counts in kinds.items()
+    )
+    return f"{found.manifest.corpus}, {len(found.manifest)} clips: {splits}"
+
+
+def _training_line(found: Survey) -> str:
+    optim = found.config.optim
+    if found.plan is None:
+        return f"{optim.num_steps} steps of {optim.global_batch} clips; how many epochs is unknown"
+    per_epoch = found.plan.steps_per_epoch
+    return (
+        f"{optim.num_steps} steps of {optim.global_batch} clips = {optim.num_steps / per_epoch:.1f} epochs of "
+        f"{per_epoch} steps"
+    )
+
+
+def _frames_line(config: PretrainConfig) -> str:
+    num_frames, size = config.optim.global_batch * config.data.num_frames, config.data.frame_size_px
+    mebibytes = num_frames * size * size * 3 / 2**20
+    return (
+        f"{config.optim.global_batch} videos × {config.data.num_frames} frames of {size} × {size} px = {num_frames} "
+        f"frames, {mebibytes:.1f} MiB per step"
+    )
+
+
+def _model_line(config: PretrainConfig) -> str:
+    if not_built(config.model):
+        return f"{config.model.visual.encoder}: cannot be built yet"
+    pieces, bound = config.text.vocabulary_size, "at most "
+    if config.text.vocabulary and (loaded := _tried([], "", lambda: Tokenizer.load(str(config.text.vocabulary)))):
+        pieces, bound = loaded.vocabulary_size, ""
+    millions = num_parameters(config.model, pieces) / 1e6
+    return f"{millions:.2f} M parameters, with a vocabulary of {bound}{pieces} pieces"
+
+
+def _resources_line(placement: Placement, machine: Machine) -> str:
+    gpus = " and 1 GPU" if placement.use_gpu else ""
+    have = "checked when the run starts, on the cluster of RAY_ADDRESS"
+    if machine.num_cpus is not None:
+        have = f"of {machine.num_cpus} here"
+    return (
+        f"{placement.num_workers} train workers × {placement.cpus_per_worker:g} CPU{gpus} + {placement.decode_cpus} "
+        f"CPU for decoding = {num_cpus(placement):g} CPUs, {have}"
+    )
+
+
+def _storage_line(found: Survey) -> str:
+    wrong = any(problem.startswith("placement.storage") for problem in found.problems)
+    return f"{storage.absolute(found.config.placement.storage)} {'cannot' if wrong else 'can'} be written"
+
+
+def _num_by_kind(manifest: Manifest, split: str) -> Counter[str]:
+    splits, kinds = manifest.table["split"].to_pylist(), manifest.table["kind"].to_pylist()
+    return Counter(kind for of, kind in zip(splits, kinds, strict=True) if of == split)
+
+
+def _tried(found: list[str], name: str, look: Callable[[], Any]) -> Any:
+    """What `look` returns; None, and a problem under `name`, if it refuses."""
+    try:
+        return look()
+    except (ValueError, KeyError, OSError) as error:
+        found.append(f"{name}: {error}")
+        return None

@@ -1,0 +1,156 @@
+"""The catalogue of runs: each function returns a whole configuration; the command line starts from one by its name.
+
+`tiny` runs anywhere on the embedded corpus. The others are the published recipes of the paper's pre-training
+(docs/corpora.md says which of their corpora can still be had, and what differs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from jobs.config import DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
+from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
+
+BERT_BASE = "pretrained/bert-base-uncased"
+"""Folder with the vocabulary and the weights of BERT-base, uncased."""
+
+
+def tiny() -> PretrainConfig:
+    """The embedded corpus on two CPU cores, from random weights, in minutes."""
+    return PretrainConfig(
+        name="tiny",
+        data=DataConfig(num_frames=6, frame_size_px=48, temporal_split="temporal"),
+        model=ModelConfig(
+            visual=VisualConfig(channels=(24, 48, 96, 96)),
+            hidden=96,
+            num_layers=2,
+            num_heads=4,
+            feed_forward=384,
+            max_positions=32,
+            dropout=0.0,
+            initial_std=0.1,
+        ),
+        objective=ObjectiveConfig(num_hard_negatives=2, negative_spread=2.0),
+        optim=OptimConfig(num_steps=700, global_batch=64, lr=1e-3, warmup_steps=50),
+        selection=SelectionConfig(evaluate_every=175),
+    )
+
+
+def coco_vg_resnet50() -> PretrainConfig:
+    """Images of COCO and Visual Genome, ResNet-50 with frozen batch normalisation: SNP-R50 of the paper."""
+    return PretrainConfig(
+        name="coco_vg_resnet50",
+        data=_data("coco_vg", num_frames=1, frame_size_px=768),
+        text=_text(),
+        model=_bert_base(
+            VisualConfig(encoder="resnet50", pretrained="pretrained/resnet50.safetensors", frozen_batch_norm=True)
+        ),
+        optim=_optim(num_steps=400_000, num_epochs=20, decay_step=150_000),
+        selection=_selection(),
+        placement=_placement(),
+    )
+
+
+def coco_vg_pvt() -> PretrainConfig:
+    """Images of COCO and Visual Genome, PVTv2-B2: SNP-PVT of the paper."""
+    return PretrainConfig(
+        name="coco_vg_pvt",
+        data=_data("coco_vg", num_frames=1, frame_size_px=768),
+        text=_text(),
+        model=_bert_base(VisualConfig(encoder="pvt_v2_b2", pretrained="pretrained/pvt_v2_b2.safetensors")),
+        optim=_optim(num_steps=130_000, num_epochs=30, decay_step=110_000),
+        selection=_selection(),
+        placement=_placement(),
+    )
+
+
+def cc3m_video_swin() -> PretrainConfig:
+    """Images of CC3M, Video Swin: the first half of SNP-VST's pre-training."""
+    return PretrainConfig(
+        name="cc3m_video_swin",
+        data=_data("cc3m", num_frames=1, frame_size_px=224),
+        text=_text(),
+        model=_bert_base(
+            VisualConfig(encoder="video_swin_small", pretrained="pretrained/video_swin_small.safetensors")
+        ),
+        optim=_optim(num_steps=130_000, num_epochs=30, decay_step=110_000),
+        selection=_selection(),
+        placement=_placement(),
+    )
+
+
+def webvid_video_swin() -> PretrainConfig:
+    """Videos of WebVid-2M, 4 frames, Video Swin: the second half, from the weights of `cc3m_video_swin`."""
+    return PretrainConfig(
+        name="webvid_video_swin",
+        data=_data("webvid2m", num_frames=4, frame_size_px=224),
+        text=_text(),
+        model=_bert_base(
+            VisualConfig(encoder="video_swin_small"), initial_weights="runs/cc3m_video_swin/best/model.safetensors"
+        ),
+        # 10 epochs of about 2.5 million clips are about 195,000 steps: the epochs end the run
+        optim=_optim(num_steps=200_000, num_epochs=10, decay_epoch=5),
+        selection=_selection(),
+        placement=_placement(),
+    )
+
+
+PRESETS: Mapping[str, tuple[str, Callable[[], PretrainConfig]]] = MappingProxyType(
+    {
+        preset.__name__: ((preset.__doc__ or "").splitlines()[0], preset)
+        for preset in (tiny, coco_vg_resnet50, coco_vg_pvt, cc3m_video_swin, webvid_video_swin)
+    }
+)
+"""Name → what it is in one line, and the function."""
+
+
+def _data(corpus: str, *, num_frames: int, frame_size_px: int) -> DataConfig:
+    return DataConfig(manifest=f"corpora/{corpus}/manifest.parquet", num_frames=num_frames, frame_size_px=frame_size_px)
+
+
+def _text() -> TextConfig:
+    return TextConfig(vocabulary=BERT_BASE, vocabulary_size=30_522, max_tokens=30, num_words=3)
+
+
+def _bert_base(visual: VisualConfig, *, initial_weights: str | None = None) -> ModelConfig:
+    """The shared network of the paper; an earlier run's weights replace BERT's."""
+    return ModelConfig(
+        visual=visual,
+        pretrained_text=None if initial_weights else BERT_BASE,
+        initial_weights=initial_weights,
+        hidden=768,
+        num_layers=12,
+        num_heads=12,
+        feed_forward=3072,
+        max_positions=512,
+        dropout=0.1,
+        initial_std=0.02,
+    )
+
+
+def _optim(
+    *, num_steps: int, num_epochs: int, decay_step: int | None = None, decay_epoch: int | None = None
+) -> OptimConfig:
+    return OptimConfig(
+        num_steps=num_steps,
+        num_epochs=num_epochs,
+        global_batch=128,
+        lr=5e-5,
+        weight_decay=1e-3,
+        betas=(0.9, 0.98),
+        warmup_steps=2000,
+        decay="step",
+        decay_step=decay_step,
+        decay_epoch=decay_epoch,
+        max_grad_norm=5.0,
+    )
+
+
+def _selection() -> SelectionConfig:
+    return SelectionConfig(evaluate_every=5000)
+
+
+def _placement() -> Placement:
+    """One node of 8 GPUs, as every published script has it."""
+    return Placement(num_workers=8, use_gpu=True, cpus_per_worker=1, decode_cpus=32, num_kept_checkpoints=10)

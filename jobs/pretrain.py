@@ -1,0 +1,254 @@
+"""Pre-train one model and report on it: `ray job submit -- python jobs/pretrain.py PRESET --name NAME …`.
+
+The same command again goes on from the last checkpoint. SIGTERM (as from `ray job stop`) and Ctrl-C ask the run to
+write a checkpoint and end.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.data
+
+from cluster import run as cluster_run
+from jobs import checkpoints, cli, results, tracking, worker
+from jobs.config import PretrainConfig, as_dict, config_hash, differences, flat, identity
+from jobs.tracking import Tracker
+from jobs.worker import Job
+from pipeline import storage
+from pipeline.loader import ClipSource, clip_stream, segments, split_rows
+from pipeline.manifest import read_manifest
+from pipeline.plan import Plan
+from pipeline.records import Kind
+from pipeline.significance import SignificantWords, mine_significant_words
+from pipeline.words import Tokenizer, train_wordpiece
+
+
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """The results of the run, which is continued if it was begun before. Stopped on request: no results yet."""
+    run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
+    manifest_hash = read_manifest(config.data.manifest).hash
+    run_hash = claim_folder(config, run_folder, manifest_hash)
+    if storage.exists(f"{run_folder}/results.json"):
+        print(f"{config.name} is finished: {run_folder}/report.html")
+        return checkpoints.read_json(f"{run_folder}/results.json")
+    cluster_run.connect()
+    params = flat(as_dict(config)) | {"manifest_hash": manifest_hash, "config_hash": run_hash}
+    tracker = tracking.open_run(
+        config.placement.storage,
+        experiment=config.placement.experiment,
+        name=config.name,
+        identity_hash=run_hash,
+        params=params,
+    )
+    status = "FAILED"
+    try:
+        job = make_job(config, run_folder, tracker)
+        storage.remove(f"{run_folder}/{worker.STOP_FILE}")
+        stop_on_signal(run_folder)
+        cluster_run.run(
+            worker.pretrain_rank,
+            job,
+            storage=storage.absolute(config.placement.storage),
+            name=config.name,
+            datasets=datasets(job),
+            workers=workers(config),
+        )
+        if not checkpoints.is_finished(run_folder):
+            status = "KILLED"
+            print(f"{config.name} was stopped at step {checkpoints.committed_step(run_folder)}; run it again to go on")
+            return {}
+        found = finish(job, tracker, manifest_hash=manifest_hash, run_hash=run_hash)
+        status = "FINISHED"
+        return found
+    finally:
+        tracker.finish(status)
+
+
+def claim_folder(config: PretrainConfig, run_folder: str, manifest_hash: str) -> str:
+    """The hash of the run's identity, after its folder was seen to be new or to hold the same identity."""
+    fields = identity(config, manifest_hash)
+    path = f"{run_folder}/identity.json"
+    if storage.exists(path):
+        changed = differences(checkpoints.read_json(path)["fields"], fields)
+        if changed:
+            raise ValueError(
+                f"the run name {config.name!r} is taken by another run in {run_folder}:\n  "
+                + "\n  ".join(changed)
+                + "\ngive this run another --name, or undo the change to continue that one"
+            )
+    else:
+        checkpoints.write_json(path, {"hash": config_hash(fields), "fields": fields})
+    checkpoints.write_json(f"{run_folder}/config.json", as_dict(config))
+    return config_hash(fields)
+
+
+def make_job(config: PretrainConfig, run_folder: str, tracker: Tracker) -> Job:
+    """Vocabulary, significant words and sources of the run; the first two are kept in its folder."""
+    rows = split_rows(config.data.manifest, config.data.train_split)
+    captions = [text for table in rows.values() for texts in table["captions"].to_pylist() for text in texts]
+    tokenizer = kept_tokenizer(config, run_folder, captions)
+    table = kept_table(run_folder, captions, tokenizer)
+    sources = make_sources(config)
+    return Job(
+        config=config,
+        run_folder=run_folder,
+        tokenizer=tokenizer,
+        table=table,
+        sources=sources,
+        tracking_uri=tracker.uri,
+        tracking_run_id=tracker.run_id,
+    )
+
+
+def kept_tokenizer(config: PretrainConfig, run_folder: str, captions: list[str]) -> Tokenizer:
+    """The vocabulary in the run's folder; first the configured one, or one trained on the captions, is put there."""
+    path = f"{run_folder}/tokenizer.json"
+    if not storage.exists(path):
+        given = config.text.vocabulary
+        made = Tokenizer.load(given) if given else train_wordpiece(captions, config.text.vocabulary_size)
+        storage.write_bytes_atomic(path, made.to_json().encode())
+    return Tokenizer.from_json(storage.read_bytes(path).decode())
+
+
+def kept_table(run_folder: str, captions: list[str], tokenizer: Tokenizer) -> SignificantWords:
+    """The significant words in the run's folder; first they are mined from the captions and put there."""
+    path = f"{run_folder}/significant_words.json"
+    if not storage.exists(path):
+        mined = mine_significant_words(captions, tokenizer.pieces)
+        storage.write_bytes_atomic(path, mined.to_json().encode())
+    return SignificantWords.from_json(storage.read_bytes(path).decode())
+
+
+def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
+    """Where the clips of training and of each evaluation come from, by name."""
+    data, batch = config.data, config.optim.global_batch
+    rows = split_rows(data.manifest, data.train_split)
+    plan = Plan(
+        seed=config.seed,
+        num_videos=len(rows[Kind.VIDEO]),
+        num_images=len(rows[Kind.IMAGE]),
+        global_batch=batch,
+    )
+    shared: dict[str, Any] = {
+        "manifest_path": storage.absolute(data.manifest),
+        "num_frames": data.num_frames,
+        "frame_size_px": data.frame_size_px,
+        "decoder": data.decoder,
+        "seed": config.seed,
+        "batch": batch,
+    }
+    evaluated = {"validation": data.validation_split, "test": data.test_split, "temporal": data.temporal_split}
+    sources = {
+        name: ClipSource(split=split, plan=None, max_clips=data.max_evaluation_clips, **shared)
+        for name, split in evaluated.items()
+        if split
+    }
+    return {"train": ClipSource(split=data.train_split, plan=plan, **shared)} | sources
+
+
+def datasets(job: Job) -> dict[str, Any]:
+    """A builder per dataset, called whenever a worker group starts: training begins at the last committed step."""
+    num_ranks = job.config.placement.num_workers
+    built: dict[str, Any] = {
+        name: functools.partial(evaluation_stream, source, num_ranks)
+        for name, source in job.sources.items()
+        if name != "train"
+    }
+    for name, start, stop in segments(job.sources["train"], job.config.optim.num_steps, num_ranks):
+        built[name] = functools.partial(training_stream, job.sources["train"], job.run_folder, start, stop, num_ranks)
+    return built
+
+
+def training_stream(source: ClipSource, run_folder: str, start: int, stop: int, num_ranks: int) -> ray.data.Dataset:
+    """The steps [start, stop) that are not yet committed; one step if all are, which nobody then asks for."""
+    first = min(max(start, checkpoints.committed_step(run_folder)), stop - 1)
+    return clip_stream(source, start_step=first, stop_step=stop, num_ranks=num_ranks)
+
+
+def evaluation_stream(source: ClipSource, num_ranks: int) -> ray.data.Dataset:
+    """One pass over an evaluation split."""
+    return clip_stream(source, start_step=0, stop_step=source.num_evaluation_steps(), num_ranks=num_ranks)
+
+
+def workers(config: PretrainConfig) -> cluster_run.Workers:
+    """The worker group that the placement asks for."""
+    placement = config.placement
+    return cluster_run.Workers(
+        count=placement.num_workers,
+        use_gpu=placement.use_gpu,
+        cpus_each=placement.cpus_per_worker,
+        threads_each=placement.threads_per_worker,
+        decode_cpus=placement.decode_cpus,
+        max_failures=placement.max_failures,
+        num_kept_checkpoints=placement.num_kept_checkpoints,
+    )
+
+
+def stop_on_signal(run_folder: str) -> None:
+    """SIGTERM leaves a request in the run's folder, which the workers answer with a checkpoint."""
+
+    def request(_signal: int, _frame: Any) -> None:
+        print("asked to stop: waiting for the checkpoint", flush=True)
+        storage.write_bytes_atomic(f"{run_folder}/{worker.STOP_FILE}", b"")
+
+    signal.signal(signal.SIGTERM, request)
+
+
+def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> dict[str, Any]:
+    """Results and report in the run's folder and in MLflow."""
+    facts = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": hardware(),
+        "commit": tracking.commit(),
+        "config_hash": run_hash,
+        "manifest_hash": manifest_hash,
+    }
+    found, page = results.conclude(job, tracker, facts)
+    checkpoints.write_json(f"{job.run_folder}/results.json", found)
+    storage.write_bytes_atomic(f"{job.run_folder}/report.html", page.encode())
+    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    tracker.log(numbers, int(found["num_steps"]))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("config.json", "identity.json", "results.json", "report.html", "significant_words.json"):
+            Path(folder, name).write_bytes(storage.read_bytes(f"{job.run_folder}/{name}"))
+            tracker.log_file(Path(folder, name))
+    for key in sorted(key for key in found if key.endswith(("r1", "r10"))):
+        print(f"{key:34s} {found[key]:.3f}")
+    print(f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json\nMLflow: {tracker.uri}")
+    return found
+
+
+def hardware() -> str:
+    """Processor, cores and GPUs of the driver's machine, in words."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    gpus = subprocess.run(
+        "nvidia-smi --query-gpu=name --format=csv,noheader", shell=True, capture_output=True, text=True, check=False
+    )
+    names = gpus.stdout.split("\n")[0].strip() if gpus.returncode == 0 else "no GPU"
+    return f"{model}, {os.cpu_count()} cores, {names}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line."""
+    command = cli.parse(argv)
+    try:
+        pretrain(command.config)
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""From the scores that a run left in its folder to its results and its report."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from jobs import checkpoints, evaluation
+from jobs.config import as_dict
+from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
+from jobs.tracking import Tracker
+from jobs.worker import Job
+from pipeline import storage
+from pipeline.ledger import count_by_reason, read_ledger
+
+NUM_MASKED = 9
+
+
+def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[str, Any], str]:
+    """Flat results of the run, and its report as a page."""
+    best = checkpoints.read_json(f"{job.run_folder}/best/{checkpoints.PROGRESS}")
+    last = checkpoints.committed_progress(job.run_folder)
+    seconds = {f"seconds/{name}": value for name, value in (last["seconds"] or {}).items()}
+    found: dict[str, Any] = {"num_steps": last["step"], "best_step": best["step"], "name": job.config.name}
+    found |= facts | seconds
+    rankings: dict[str, Ranking] = {}
+    masked: list[MaskedCaption] = []
+    for name in ("test", "temporal"):
+        if name in job.sources:
+            saved = load_evaluation(f"{job.run_folder}/evaluation/{name}.npz")
+            found |= measured(saved, name)
+            rankings[name] = ranking(saved, name)
+            if name == "test":
+                masked = masked_captions(saved, job)
+    rejected = read_ledger(f"{job.run_folder}/ledger.parquet")
+    ceilings = corpus_ceilings(job)
+    found |= {f"ceiling/{name}": value for name, value in ceilings.items()} | {"num_rejected": len(rejected)}
+    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    train, validation = histories(tracker)
+    page = render_report(
+        ReportData(
+            name=job.config.name,
+            date=facts["date"],
+            hardware=facts["hardware"],
+            commit=facts["commit"],
+            config_hash=facts["config_hash"],
+            manifest_hash=facts["manifest_hash"],
+            train_history=train,
+            validation_history=validation,
+            results=numbers,
+            ceilings=ceilings,
+            test=rankings.get("test"),
+            temporal=rankings.get("temporal"),
+            masked_captions=masked,
+            num_clips={name: len(source.rows()) for name, source in job.sources.items() if name != "train"},
+            ledger={str(reason): count for reason, count in count_by_reason(rejected).items()},
+            timings=last["seconds"] or {},
+            config=as_dict(job.config),
+        )
+    )
+    return found, page
+
+
+def load_evaluation(path: str) -> dict[str, Any]:
+    """The arrays and texts that the workers saved."""
+    with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return arrays | {name: json.loads(str(arrays[name])) for name in ("captions", "filled")}
+
+
+def measured(saved: dict[str, Any], name: str) -> dict[str, float]:
+    """The metrics of a split: retrieval over all clips, or within groups for the temporal test."""
+    scored = evaluation.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
+    if name == "temporal":
+        return evaluation.group_results(scored, saved["groups"], name)
+    return evaluation.retrieval_results(scored, saved["captions"], name)
+
+
+def ranking(saved: dict[str, Any], name: str) -> Ranking:
+    """The scores of a split for the report's pictures."""
+    scored = evaluation.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
+    scores = {"fused": scored.fused, "dual": scored.dual, "cross": scored.cross}
+    first = "cross" if name == "temporal" else "fused"
+    return Ranking(
+        captions=saved["captions"],
+        clips=saved["thumbnails"],
+        relevant=evaluation.same_caption(saved["captions"]),
+        scores={first: scores[first]} | scores,
+        groups=saved["groups"] if name == "temporal" else None,
+    )
+
+
+def masked_captions(saved: dict[str, Any], job: Job) -> list[MaskedCaption]:
+    """A few captions with their masked words and what the model filled in."""
+    pieces, special = job.tokenizer.pieces, job.tokenizer.special
+    shown = []
+    for row, blanks in enumerate(saved["filled"]):
+        ids = [token for token in saved["token_ids"][row].tolist() if token != special.pad]
+        words = [pieces[token] for token in ids]
+        for position, true_id, _ in blanks:
+            words[position] = pieces[true_id]
+        guessed = [
+            Blank(position=position - 1, guesses=[(pieces[token], share) for token, share in guesses])
+            for position, _, guesses in blanks
+        ]
+        if guessed:
+            shown.append(MaskedCaption(words=words[1:-1], blanks=guessed, frames=saved["thumbnails"][row]))
+    return shown[:NUM_MASKED]
+
+
+def corpus_ceilings(job: Job) -> dict[str, float]:
+    """What scorers with stated knowledge reach on this corpus, where the corpus says so (the embedded one does)."""
+    folder = job.config.data.manifest.rsplit("/", 1)[0]
+    for path in (f"{folder}/corpus.json", f"{folder}/../corpus.json"):
+        if storage.exists(path):
+            return flat_ceilings(checkpoints.read_json(path).get("ceilings", {}))
+    return {}
+
+
+def flat_ceilings(ceilings: dict[str, Any]) -> dict[str, float]:
+    """`{scorer: {metric: value}}` for the two headline metrics, as `test/oracle` and so on."""
+    wanted = {"test": "test/t2v/r1", "temporal": "temporal/t2v/group_r1"}
+    return {
+        f"{split}/{scorer}": float(values[metric])
+        for scorer, values in ceilings.items()
+        for split, metric in wanted.items()
+        if metric in values
+    }
+
+
+def histories(tracker: Tracker) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Logged rows by step: of training, and of the validation split."""
+    train: dict[int, dict[str, float]] = {}
+    validation: dict[int, dict[str, float]] = {}
+    for name in tracker.metric_names():
+        rows = validation if name.startswith("validation/") else train
+        if name.startswith(("test/", "temporal/", "seconds/", "ceiling/")):
+            continue
+        for step, value in tracker.history(name):
+            rows.setdefault(step, {"step": step})[name] = value
+    return [train[step] for step in sorted(train)], [validation[step] for step in sorted(validation)]

@@ -1,0 +1,320 @@
+"""What every rank does: restore, train, evaluate. Ray starts this function again after a lost worker."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cluster.run import Runtime
+from jobs import checkpoints, evaluation
+from jobs.config import PretrainConfig
+from jobs.tracking import Tracker
+from jobs.training import Clock, TrainState, commit, make_state, refuse_non_finite, training_steps
+from pipeline import storage
+from pipeline.collate import collate
+from pipeline.ledger import refuse_above_share, write_ledger
+from pipeline.loader import ClipSource, clip_rows, in_plan_order, rejected_rows, segments
+from pipeline.records import Batch, Rejected, Stage
+from pipeline.significance import SignificantWords
+from pipeline.words import Tokenizer
+from snps3_model.objective import Pretraining
+from snps3_model.snps3 import SNPS3
+
+STOP_FILE = "stop"
+"""A file of this name in the run's folder asks the run to write a checkpoint and end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the driver hands to every rank."""
+
+    config: PretrainConfig
+    run_folder: str
+    tokenizer: Tokenizer
+    table: SignificantWords
+    sources: dict[str, ClipSource]
+    """By name: train, validation, test, and temporal if there is one."""
+    tracking_uri: str
+    tracking_run_id: str
+
+
+def pretrain_rank(job: Job, runtime: Runtime) -> None:
+    """Pre-train from the last committed checkpoint to the end, then evaluate the best weights on the test splits."""
+    world = runtime.world
+    rank = Rank(job, runtime)
+    state = rank.restore()
+    validation = list(rank.evaluation_batches("validation"))
+    rank.say(f"{sum(p.numel() for p in state.network.parameters()) / 1e6:.2f} M parameters, {world.size} ranks")
+    if not state.progress.is_finished:
+        rank.train(state, validation)
+    if state.progress.is_finished:
+        best = f"{job.run_folder}/best/{checkpoints.WEIGHTS}"
+        checkpoints.load_weights(storage.read_bytes(best), state.network)
+        for name in ("test", "temporal"):
+            if name in job.sources:
+                with rank.clock("evaluation"):
+                    rank.save_scores(name, state.network.model)
+        state.progress.seconds = rank.clock.seconds
+        commit(state, runtime.report, is_first=world.is_first)
+    rank.write_rejected(state)
+
+
+class Rank:
+    """One rank of a run, with what it has to keep between steps."""
+
+    def __init__(self, job: Job, runtime: Runtime) -> None:
+        self.job, self.runtime, self.world, self.config = job, runtime, runtime.world, job.config
+        self.tracker = Tracker(job.tracking_uri, job.tracking_run_id)
+        self.rejected: list[Rejected] = []
+        self.num_seen = 0
+        self.clock = Clock()
+
+    @property
+    def share(self) -> int:
+        """Slots of a step that are this rank's."""
+        return self.config.optim.global_batch // self.world.size
+
+    def say(self, line: str) -> None:
+        """A line of progress, from the first rank only."""
+        if self.world.is_first:
+            print(line, flush=True)
+
+    def restore(self) -> TrainState:
+        """The state of the last committed checkpoint, or a new one from the seed."""
+        config, tokenizer = self.config, self.job.tokenizer
+        torch.manual_seed(config.seed)
+        model = SNPS3(
+            config.model,
+            vocabulary_size=tokenizer.vocabulary_size,
+            pad_id=tokenizer.special.pad,
+            separator_id=tokenizer.special.sep,
+        )
+        network = Pretraining(model, config.objective, self.world.gather, self.world.rank).to(self.world.device)
+        state = make_state(network, self.world.wrap(network), config.optim)
+        with self.runtime.restored() as folder:
+            if folder:
+                state.progress = checkpoints.load(folder, network, state.optimizer)
+                self.clock = Clock(state.progress.seconds)
+                self.say(f"continuing at step {state.progress.step} of {config.optim.num_steps}")
+        return state
+
+    def batches(self, source: ClipSource, tables: Iterator[pa.Table], start_step: int, stage: Stage) -> Iterator[Batch]:
+        """This rank's shares of the steps from `start_step` on, as batches."""
+        shares = in_plan_order(
+            tables, start_step=start_step, rank=self.world.rank, num_ranks=self.world.size, batch=source.batch
+        )
+        for step, table in enumerate(shares, start_step):
+            self.rejected += rejected_rows(table, stage)
+            rows = clip_rows(table, source=source, epoch=source.planned(step).epoch)
+            self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
+            yield collate(
+                rows,
+                tokenizer=self.job.tokenizer,
+                table=self.job.table,
+                masking=self.config.masking,
+                num_words=self.config.text.num_words,
+                seed=self.config.seed,
+                max_tokens=self.config.text.max_tokens,
+            ).to(self.world.device)
+
+    def training_batches(self, start_step: int) -> Iterator[Batch]:
+        """The batches of the run from `start_step` to its end, over all segments of the data."""
+        source = self.job.sources["train"]
+        for name, start, stop in segments(source, self.config.optim.num_steps, self.world.size):
+            if stop > start_step:
+                first = max(start, start_step)
+                yield from self.batches(source, self.runtime.tables(name, self.share), first, Stage.TRAIN)
+
+    def evaluation_batches(self, name: str) -> Iterator[Batch]:
+        """One pass over an evaluation split."""
+        return self.batches(self.job.sources[name], self.runtime.tables(name, self.share), 0, Stage.EVALUATE)
+
+    def train(self, state: TrainState, validation: list[Batch]) -> None:
+        """Steps until the last one, early stopping or a request to stop; the latter leaves the run unfinished."""
+        config, progress = self.config, state.progress
+        meter = Meter(progress.step, self.clock, config.optim)
+        batches = self.training_batches(progress.step)
+        for metrics, batch in training_steps(state, batches, config, rank=self.world.rank, clock=self.clock):
+            step = progress.step
+            if step % config.placement.log_every == 0 or step == meter.first_step + 1:
+                self.log(meter, metrics, batch, step)
+            is_last = step == config.optim.num_steps
+            if is_last or step % config.selection.evaluate_every == 0:
+                with self.clock("evaluation"):
+                    is_last |= self.validate(state, validation)
+                progress.is_finished = is_last
+                self.commit(state)
+            elif self.world.any(self.world.is_first and storage.exists(f"{self.job.run_folder}/{STOP_FILE}")):
+                self.commit(state)
+                self.say(f"stopped on request at step {step}; the same command goes on from here")
+                return
+            if is_last:
+                return
+
+    def log(self, meter: Meter, metrics: dict[str, torch.Tensor], batch: Batch, step: int) -> None:
+        """The one place that waits for the device: losses, speed, and what was rejected so far."""
+        values = {name: value.item() for name, value in metrics.items()}
+        refuse_non_finite(values, step, batch.clip_ids.tolist(), self.job.run_folder)
+        counts = self.world.gather(torch.tensor([[len(self.rejected), self.num_seen]], device=self.world.device))
+        num_rejected, num_seen = counts.sum(0).tolist()
+        self.refuse_too_many(num_rejected, num_seen)
+        values |= meter.read(step) | {"rejected": num_rejected, "lr": meter.rate(step)}
+        if self.world.is_first:
+            self.tracker.log(values, step)
+            self.say(meter.line(step, values))
+
+    def refuse_too_many(self, num_rejected: int, num_seen: int) -> None:
+        """Stops the run, after the ledger was written, when too large a share of the clips could not be decoded."""
+        share = self.config.data.max_rejected_share
+        if num_rejected <= share * num_seen or num_rejected < 3:
+            return
+        rejected = self.world.gather_objects(self.rejected)
+        path = f"{self.job.run_folder}/ledger.parquet"
+        if self.world.is_first:
+            write_ledger(unique(rejected), path)
+        refuse_above_share(rejected, num_seen, share, path)
+
+    def validate(self, state: TrainState, validation: list[Batch]) -> bool:
+        """Zero-shot retrieval on the validation split; True if the run should stop early. Keeps the best weights."""
+        progress, selection = state.progress, self.config.selection
+        scored = self.score(validation, state.network.model)
+        results = evaluation.retrieval_results(scored, self.captions(scored.clip_ids, "validation"), "validation")
+        if selection.metric not in results:
+            raise ValueError(f"selection.metric={selection.metric!r} is not measured; there are {sorted(results)}")
+        progress.score = results[selection.metric]
+        if progress.score > progress.best_score:
+            progress.best_score, progress.best_step, progress.num_stale = progress.score, progress.step, 0
+            if self.world.is_first:
+                checkpoints.save_best(self.job.run_folder, state.network, progress)
+        else:
+            progress.num_stale += 1
+        if self.world.is_first:
+            self.tracker.log(results, progress.step)
+        self.say(
+            f"step {progress.step}: validation R@1 {results['validation/t2v/r1']:.3f} (dual "
+            f"{results['validation/t2v/dual_r1']:.3f}, cross {results['validation/t2v/cross_r1']:.3f}), "
+            f"{selection.metric} {progress.score:.3f}, best {progress.best_score:.3f} at step {progress.best_step}"
+        )
+        return selection.patience is not None and progress.num_stale >= selection.patience
+
+    def score(self, batches: list[Batch], model: SNPS3) -> evaluation.Scored:
+        """Both scores of all pairs of a split."""
+        world, config = self.world, self.config
+        features = evaluation.encode(model, batches, world.gather, max_tokens=config.text.max_tokens)
+        return evaluation.score(
+            model,
+            features,
+            world.gather,
+            rank=world.rank,
+            num_ranks=world.size,
+            temperature=config.objective.temperature,
+        )
+
+    def captions(self, clip_ids: np.ndarray, name: str) -> list[str]:
+        """The caption that each clip is queried by: its first."""
+        rows = self.job.sources[name].rows()
+        first = dict(zip(rows["clip_id"].to_pylist(), (c[0] for c in rows["captions"].to_pylist()), strict=True))
+        return [first[clip_id] for clip_id in clip_ids.tolist()]
+
+    def commit(self, state: TrainState) -> None:
+        """A checkpoint of where the run is."""
+        with self.clock("checkpoint"):
+            state.progress.seconds = self.clock.seconds
+            commit(state, self.runtime.report, is_first=self.world.is_first)
+        self.write_rejected(state)
+
+    def write_rejected(self, state: TrainState) -> None:
+        """The ledger of the run: every clip that failed since this group of workers started, and before it."""
+        rejected = self.world.gather_objects(self.rejected)
+        if not self.world.is_first:
+            return
+        path = f"{self.job.run_folder}/ledger.parquet"
+        write_ledger(unique(rejected, path), path)
+
+    def save_scores(self, name: str, model: SNPS3) -> None:
+        """Scores, captions, thumbnails and filled-in words of a test split, as files of the run for its report."""
+        batches = list(self.evaluation_batches(name))
+        scored = self.score(batches, model)
+        frames = self.world.gather_objects([evaluation.thumbnails([batch]) for batch in batches])
+        words = evaluation.fill_masked_words(model, batches[0])
+        if self.world.is_first:
+            order = [part for step in zip(*chunks(frames, self.world.size), strict=True) for part in step]
+            save_evaluation(
+                f"{self.job.run_folder}/evaluation/{name}.npz",
+                scored=scored,
+                captions=self.captions(scored.clip_ids, name),
+                groups=self.job.sources[name].groups(scored.clip_ids),
+                thumbnails=np.concatenate(order),
+                token_ids=batches[0].masked_token_ids.cpu().numpy(),
+                filled=words,
+            )
+
+
+def save_evaluation(
+    path: str, *, scored: evaluation.Scored, captions: list[str], filled: Any, **arrays: np.ndarray
+) -> None:
+    """An .npz file without pickles: arrays as they are, texts as JSON."""
+    import io
+
+    buffer = io.BytesIO()
+    texts = {"captions": json.dumps(captions), "filled": json.dumps(filled)}
+    np.savez_compressed(buffer, clip_ids=scored.clip_ids, dual=scored.dual, cross=scored.cross, **arrays, **texts)
+    storage.write_bytes_atomic(path, buffer.getvalue())
+
+
+def unique(rejected: list[Rejected], path: str | None = None) -> list[Rejected]:
+    """Each clip once per stage and reason, together with what already stands in the ledger at `path`."""
+    from pipeline.ledger import read_ledger
+
+    before = read_ledger(path) if path and storage.exists(path) else []
+    return list({(one.clip_id, one.stage, one.reason): one for one in before + rejected}.values())
+
+
+def chunks(values: list[Any], count: int) -> list[list[Any]]:
+    """`values` in `count` equal runs."""
+    size = len(values) // count
+    return [values[start * size : (start + 1) * size] for start in range(count)]
+
+
+class Meter:
+    """Speed since the start of this group of workers, and over the last logged steps."""
+
+    def __init__(self, first_step: int, clock: Clock, optim: Any) -> None:
+        self.first_step, self.clock, self.optim = first_step, clock, optim
+        self.start = self.last_time = time.perf_counter()
+        self.last_step, self.last_seconds = first_step, dict(clock.seconds)
+
+    def rate(self, step: int) -> float:
+        """Learning rate at `step`."""
+        from jobs.training import learning_rate
+
+        return learning_rate(step, self.optim)
+
+    def read(self, step: int) -> dict[str, float]:
+        """Clips per second, step and data-wait seconds per step, since the last reading."""
+        now, seconds, num_steps = time.perf_counter(), dict(self.clock.seconds), max(1, step - self.last_step)
+        spent = {name: seconds.get(name, 0.0) - self.last_seconds.get(name, 0.0) for name in ("data_wait", "step")}
+        elapsed = max(1e-9, spent["data_wait"] + spent["step"])
+        self.last_time, self.last_step, self.last_seconds = now, step, seconds
+        return {
+            "clips_per_second": num_steps * self.optim.global_batch / elapsed,
+            "data_wait_share": spent["data_wait"] / elapsed,
+            "seconds_per_step": elapsed / num_steps,
+        }
+
+    def line(self, step: int, values: dict[str, float]) -> str:
+        """A line for people: where the run is, how it does, how long it will take."""
+        per_step = (time.perf_counter() - self.start) / max(1, step - self.first_step)
+        left = int(per_step * (self.optim.num_steps - step))
+        return (
+            f"step {step}/{self.optim.num_steps} · loss {values['loss/total']:.3f} · "
+            f"{values['clips_per_second']:.0f} clips/s · waiting for data {100 * values['data_wait_share']:.0f} % · "
+            f"{left // 60}:{left % 60:02d} left"
+        )

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.checkpoints import write_json
+from jobs.cli import Command, answered, parse
+from jobs.config import PretrainConfig, config_hash, identity
+from jobs.preflight import Machine, dry_run, num_parameters, problems, this_machine
+from jobs.presets import tiny
+from pipeline.manifest import Manifest, clip_id, make_manifest, read_manifest, write_manifest
+from pipeline.masking import Strategy
+from snps3_model.snps3 import SNPS3
+
+ENOUGH = Machine(num_cpus=2, num_gpus=0)
+SPLITS = {"train": 150, "val": 5, "test": 6, "temporal": 8}
+
+
+def corpus(splits: dict[str, int] = SPLITS, *, images: int = 3, kind: str = "video", group: bool = True) -> Manifest:
+    rows = [
+        {
+            "clip_id": clip_id("toy", f"{split}/{index}.mp4"),
+            "uri": f"/videos/{split}/{index}.mp4",
+            "captions": ["a red square rises"],
+            "kind": "image" if split == "train" and index < images else kind,
+            "split": split,
+            "group": f"g{index // 4}" if group and split == "temporal" else None,
+            "width": 48,
+            "height": 48,
+            "num_frames": 8,
+            "bytes": 1,
+            "checksum": "c",
+        }
+        for split, count in splits.items()
+        for index in range(count)
+    ]
+    return make_manifest("toy", "/videos", rows)
+
+
+def run_of(folder: Path, manifest: Manifest | None = None) -> PretrainConfig:
+    path = folder / "manifest.parquet"
+    write_manifest(manifest or corpus(), str(path))
+    data = dataclasses.replace(tiny().data, manifest=str(path))
+    placement = dataclasses.replace(tiny().placement, storage=str(folder / "runs"))
+    return dataclasses.replace(tiny(), data=data, placement=placement)
+
+
+def begin(config: PretrainConfig) -> Path:
+    """The run's folder as the driver leaves it before the first step."""
+    fields = identity(config, read_manifest(config.data.manifest).hash)
+    folder = Path(config.placement.storage) / config.name
+    folder.mkdir(parents=True)
+    write_json(f"{folder}/identity.json", {"hash": config_hash(fields), "fields": fields})
+    return folder
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse(arguments)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+def test_a_preset_alone_is_that_preset():
+    assert parse(["tiny"]) == Command(config=tiny(), dry_run=False)
+
+
+def test_any_field_can_be_set_and_the_others_stay():
+    arguments = (
+        "tiny --name x --optim.lr 2e-4 --placement.num-workers 1 --model.visual.channels 8 16 --masking.strategy mlm "
+        "--data.temporal-split None --placement.use-gpu --dry-run"
+    )
+    expected = dataclasses.replace(
+        tiny(),
+        name="x",
+        optim=dataclasses.replace(tiny().optim, lr=2e-4),
+        placement=dataclasses.replace(tiny().placement, num_workers=1, use_gpu=True),
+        model=dataclasses.replace(tiny().model, visual=dataclasses.replace(tiny().model.visual, channels=(8, 16))),
+        masking=dataclasses.replace(tiny().masking, strategy=Strategy.MLM),
+        data=dataclasses.replace(tiny().data, temporal_split=None),
+    )
+    assert parse(arguments.split()) == Command(config=expected, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unknown", "suggested"),
+    [
+        ("--optim.lrr 1", "--optim.lrr", "--optim.lr"),
+        ("--lr 1", "--lr", "--optim.lr"),
+        ("--optim.weightdecay 1", "--optim.weightdecay", "--optim.weight-decay"),
+        ("--placement.workers 1", "--placement.workers", "--placement.num-workers"),
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_one_that_was_meant(arguments, unknown, suggested, capsys):
+    message = refused(["tiny", *arguments.split()], capsys)
+    assert f"Unrecognized options: {unknown}" in message
+    assert f"{suggested} " in message[message.index("Perhaps you meant") :]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("tiyn", "there is no preset 'tiyn'; did you mean tiny? (presets: tiny, coco_vg_resnet50,"),
+        ("coco_pvt", "did you mean coco_vg_pvt?"),
+        ("--name x", "the name of a preset comes before the fields, as in `tiny --name`"),
+        ("tiny --optim.lr -1", "optim.lr must be above 0, got -1.0"),
+        ("tiny --optim.lr fast", "--optim.lr: could not convert string to float: 'fast'"),
+        ("tiny --name a/b", "name must be a plain folder name, got 'a/b'"),
+        ("tiny --placement.num-workers 3", "got 64 clips for 3 workers; take 63 or 66"),
+        ("tiny --optim.global-batch 1", "optim.global_batch must be a multiple of placement.num_workers"),
+        (
+            "tiny --model.visual.frozen-batch-norm",
+            "model.visual.frozen_batch_norm on random weights normalises nothing",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments, message, capsys):
+    printed = refused(arguments.split(), capsys)
+    assert printed.startswith("error: ")
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_a_choice_that_there_is_not_names_the_choices(capsys):
+    message = refused(["tiny", "--data.decoder", "opencv"], capsys)
+    assert "'opencv'" in message
+    assert "decord" in message
+
+
+def test_without_arguments_the_presets_are_listed(capsys):
+    assert "webvid_video_swin  Videos of WebVid-2M" in refused([], capsys)
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    assert stop.value.code == 0
+    assert "usage: pretrain.py PRESET" in capsys.readouterr().out
+
+
+def test_a_good_run_has_a_plan_and_no_problem(tmp_path):
+    config = run_of(tmp_path)
+    plan = dry_run(config, ENOUGH)
+    assert problems(config, ENOUGH) == []
+    assert f"tiny: {tmp_path}/runs/tiny (new)" in plan
+    assert "toy, 169 clips: train 147 videos + 3 images, val 5 videos, test 6 videos, temporal 8 videos" in plan
+    assert "700 steps of 64 clips = 175.0 epochs of 4 steps" in plan  # 3 of videos, 1 of images
+    assert "64 videos × 6 frames of 48 × 48 px = 384 frames, 2.5 MiB per step" in plan
+    assert "2 train workers × 0.5 CPU + 1 CPU for decoding = 2 CPUs, of 2 here" in plan
+    assert plan.endswith("problems   none")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_the_network_is_counted_as_it_would_be_built():
+    network = SNPS3(tiny().model, vocabulary_size=70, pad_id=0, separator_id=3)
+    assert num_parameters(tiny().model, 70) == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_epochs_bound_the_planned_steps(tmp_path):
+    config = run_of(tmp_path)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, num_epochs=3))
+    assert "12 steps of 64 clips = 3.0 epochs of 4 steps" in dry_run(config, ENOUGH)
+
+
+def test_a_cluster_is_counted_when_the_run_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
+    assert this_machine() == Machine(num_cpus=None, num_gpus=None)
+    assert "checked when the run starts" in dry_run(run_of(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert (this_machine().num_cpus or 0) >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decode_cpus": 2}, "2 train workers × 0.5 CPU + 2 CPU for decoding = 3 CPUs, but this machine has 2"),
+        ({"num_workers": 4}, "4 train workers × 0.5 CPU + 1 CPU for decoding = 3 CPUs, but this machine has 2"),
+        ({"use_gpu": True}, "placement.num_workers=2 need a GPU each, but this machine has 0"),
+    ],
+)
+def test_a_sum_that_does_not_come_out_is_a_problem(tmp_path, changes, message):
+    config = run_of(tmp_path)
+    config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, **changes))
+    (problem,) = problems(config, ENOUGH)
+    assert message in problem
+    assert "lower" in problem
+
+
+def test_a_missing_manifest_says_how_one_is_made(tmp_path):
+    config = run_of(tmp_path)
+    (tmp_path / "manifest.parquet").unlink()
+    (problem,) = problems(config, ENOUGH)
+    assert problem.startswith(f"data.manifest: {tmp_path}/manifest.parquet does not exist")
+    assert problem.endswith("or write the manifest with jobs/prepare.py")
+
+
+def test_a_missing_column_is_named(tmp_path):
+    config = run_of(tmp_path)
+    pq.write_table(corpus().table.drop_columns(["captions"]), config.data.manifest)
+    (problem,) = problems(config, ENOUGH)
+    assert f"data.manifest: {config.data.manifest} lacks the column captions" in problem
+
+
+@pytest.mark.parametrize(("split", "field"), [("train", "train"), ("val", "validation"), ("test", "test")])
+def test_an_empty_split_is_named(tmp_path, split, field):
+    config = run_of(tmp_path, corpus({name: count for name, count in SPLITS.items() if name != split}))
+    (problem,) = problems(config, ENOUGH)
+    assert f"data.{field}_split: the split '{split}' of corpus 'toy' is empty; there are: " in problem
+
+
+def test_a_temporal_test_needs_clips_and_groups(tmp_path):
+    (problem,) = problems(run_of(tmp_path, corpus({"train": 9, "val": 2, "test": 2})), ENOUGH)
+    assert "the split 'temporal' of corpus 'toy' is empty" in problem
+    assert "--data.temporal-split None leaves the temporal test out" in problem
+    (problem,) = problems(run_of(tmp_path, corpus(group=False)), ENOUGH)
+    assert "8 of 8 clips of the split 'temporal' have no group" in problem
+
+
+def test_images_alone_cannot_be_evaluated(tmp_path):
+    found = problems(run_of(tmp_path, corpus(kind="image")), ENOUGH)
+    assert len(found) == 3
+    assert "the split 'val' has 5 images and no videos" in found[0]
+
+
+def test_a_storage_that_cannot_be_written_is_named(tmp_path):
+    config = run_of(tmp_path)
+    (tmp_path / "file").write_text("")
+    placement = dataclasses.replace(config.placement, storage=str(tmp_path / "file" / "runs"))
+    config = dataclasses.replace(config, placement=placement)
+    found = problems(config, ENOUGH)
+    assert found[0].startswith(f"placement.storage: a part of {tmp_path}/file/runs")
+    assert "cannot be written" in dry_run(config, ENOUGH)
+
+
+def test_an_unknown_store_is_named(tmp_path):
+    config = run_of(tmp_path)
+    config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, storage="ss3://bucket/runs"))
+    assert "use a local path or s3://bucket/key" in problems(config, ENOUGH)[0]
+
+
+def test_a_vocabulary_that_is_not_there_is_named(tmp_path):
+    config = run_of(tmp_path)
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocabulary=str(tmp_path / "bert")))
+    (problem,) = problems(config, ENOUGH)
+    assert problem.startswith(f"text.vocabulary: {tmp_path}/bert does not exist")
+
+
+def test_a_run_that_was_begun_would_go_on(tmp_path):
+    config = run_of(tmp_path)
+    folder = begin(config)
+    assert "(was begun, without a checkpoint yet)" in dry_run(config, ENOUGH)
+    (folder / "checkpoint_1").mkdir()
+    (folder / "checkpoint_1" / "progress.json").write_text('{"step": 175}')
+    latest = {"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_1"}}
+    (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(latest))
+    moved = dataclasses.replace(config, placement=dataclasses.replace(config.placement, num_workers=1))
+    for same in (config, moved):
+        assert "(would go on from step 175)" in dry_run(same, ENOUGH)
+        assert problems(same, ENOUGH) == []
+    write_json(f"{folder}/results.json", {})
+    assert "finished" in dry_run(config, ENOUGH)
+
+
+def test_a_name_that_is_taken_shows_what_differs(tmp_path):
+    config = run_of(tmp_path)
+    begin(config)
+    other = dataclasses.replace(config, seed=1, optim=dataclasses.replace(config.optim, lr=2e-3))
+    (problem,) = problems(other, ENOUGH)
+    assert f"the run name 'tiny' is taken by another run in {tmp_path}/runs/tiny" in problem
+    assert "optim.lr: was 0.001, is 0.002; seed: was 0, is 1" in problem
+    assert "give" in problem.lower()
+    assert "refused" in dry_run(other, ENOUGH)
+
+
+def test_a_spoilt_identity_is_a_problem_and_no_traceback(tmp_path):
+    config = run_of(tmp_path)
+    (begin(config) / "identity.json").write_text("{")
+    (problem,) = problems(config, ENOUGH)
+    assert "identity.json" in problem
+
+
+def test_the_exit_code_tells_whether_a_run_may_start(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
+    good, bad = run_of(tmp_path), dataclasses.replace(run_of(tmp_path), name="bad")
+    begin(dataclasses.replace(bad, seed=1))
+    assert answered(Command(config=good)) is None
+    assert answered(Command(config=good, dry_run=True)) == 0
+    assert answered(Command(config=bad, dry_run=True)) == 1
+    assert "problems   1\n  - the run name 'bad' is taken" in capsys.readouterr().out
+    assert answered(Command(config=bad)) == 2
+    assert capsys.readouterr().err.startswith("error: the run name 'bad' is taken")

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from jobs.config import OptimConfig, PretrainConfig, flat, identity, in_steps
+from jobs.config import as_dict as plain
+from jobs.presets import PRESETS, tiny
+from snps3_model.config import ModelConfig, VisualConfig
+from snps3_model.snps3 import SNPS3, not_built
+
+PAPER = [name for name in PRESETS if name != "tiny"]
+
+# the published scripts and configs: encoder, frames, long side in pixels, steps, epochs at most, where the rate falls
+RECIPES = {
+    "coco_vg_resnet50": ("resnet50", 1, 768, 400_000, 20, 150_000, None),
+    "coco_vg_pvt": ("pvt_v2_b2", 1, 768, 130_000, 30, 110_000, None),
+    "cc3m_video_swin": ("video_swin_small", 1, 224, 130_000, 30, 110_000, None),
+    "webvid_video_swin": ("video_swin_small", 4, 224, None, 10, None, 5),
+}
+
+
+def preset(name: str) -> PretrainConfig:
+    return PRESETS[name][1]()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_named_after_itself_and_says_what_it_is(name):
+    assert preset(name).name == name
+    assert PRESETS[name][0].endswith(".")
+    assert preset(name) == preset(name)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_recipes_are_the_published_ones(name):
+    config = preset(name)
+    encoder, num_frames, size, num_steps, num_epochs, decay_step, decay_epoch = RECIPES[name]
+    assert config.model.visual.encoder == encoder
+    assert (config.data.num_frames, config.data.frame_size_px) == (num_frames, size)
+    assert config.optim.num_epochs == num_epochs
+    assert (config.optim.decay, config.optim.decay_step, config.optim.decay_epoch) == ("step", decay_step, decay_epoch)
+    assert num_steps is None or config.optim.num_steps == num_steps
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_what_all_recipes_share(name):
+    fields = flat(plain(preset(name)))
+    assert {key: fields[f"optim.{key}"] for key in ("global_batch", "lr", "weight_decay", "warmup_steps", "betas")} == {
+        "global_batch": 128,
+        "lr": 5e-5,
+        "weight_decay": 1e-3,
+        "warmup_steps": 2000,
+        "betas": [0.9, 0.98],
+    }
+    assert fields["optim.max_grad_norm"] == 5.0
+    sizes = ("hidden", "num_layers", "num_heads", "feed_forward", "max_positions", "dropout", "initial_std")
+    assert [fields[f"model.{size}"] for size in sizes] == [768, 12, 12, 3072, 512, 0.1, 0.02]
+    assert [fields[f"text.{size}"] for size in ("vocabulary_size", "max_tokens", "num_words")] == [30_522, 30, 3]
+    assert [fields[f"masking.{key}"] for key in ("strategy", "probability", "top_k")] == ["mssm", 0.15, 3000]
+    assert (fields["objective.temperature"], fields["objective.num_hard_negatives"]) == (0.05, None)
+    assert set(preset(name).objective.weights.values()) == {1.0}
+    placement = preset(name).placement
+    assert (placement.num_workers, placement.use_gpu, placement.num_kept_checkpoints) == (8, True, 10)
+    assert preset(name).selection.evaluate_every == 5000
+
+
+def test_the_published_initial_weights_are_asked_for():
+    assert preset("coco_vg_resnet50").model.visual.frozen_batch_norm
+    for name in ("coco_vg_resnet50", "coco_vg_pvt", "cc3m_video_swin"):
+        assert preset(name).model.pretrained_text == preset(name).text.vocabulary
+        assert preset(name).model.visual.pretrained is not None
+    second = preset("webvid_video_swin").model
+    assert (second.pretrained_text, second.visual.pretrained) == (None, None)
+    assert second.initial_weights == "runs/cc3m_video_swin/best/model.safetensors"
+
+
+def test_tiny_can_be_built_and_downloads_nothing():
+    config = tiny()
+    assert not_built(config.model) == []
+    assert config.text.vocabulary is None
+    SNPS3(config.model, vocabulary_size=50, pad_id=0, separator_id=3)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_what_is_not_built_yet_is_refused_with_what_there_is(name):
+    model = preset(name).model
+    with pytest.raises(ValueError, match=rf"encoder={model.visual.encoder} is not built yet; today there is small_cnn"):
+        SNPS3(model, vocabulary_size=50, pad_id=0, separator_id=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        (ModelConfig(pretrained_text="bert"), "model.pretrained_text=bert"),
+        (ModelConfig(initial_weights="old"), "model.initial_weights=old"),
+        (ModelConfig(visual=VisualConfig(pretrained="cnn")), "model.visual.pretrained=cnn"),
+    ],
+)
+def test_weights_that_cannot_be_loaded_are_not_left_out_in_silence(model, field):
+    with pytest.raises(ValueError, match=rf"{field} cannot be loaded yet"):
+        SNPS3(model, vocabulary_size=50, pad_id=0, separator_id=3)
+
+
+def test_epochs_become_steps_of_the_corpus():
+    webvid = preset("webvid_video_swin")
+    known = in_steps(webvid, 1000).optim
+    assert (known.num_steps, known.decay_step) == (10_000, 5_000)
+    assert in_steps(in_steps(webvid, 1000), 1000) == in_steps(webvid, 1000)
+    few_epochs = in_steps(preset("coco_vg_pvt"), 1_178).optim
+    assert (few_epochs.num_steps, few_epochs.decay_step) == (30 * 1_178, 110_000)
+    assert in_steps(preset("cc3m_video_swin"), 23_438).optim.num_steps == 130_000
+    assert in_steps(tiny(), 32) == tiny()
+
+
+def test_epochs_are_identity():
+    longer = dataclasses.replace(tiny(), optim=dataclasses.replace(tiny().optim, num_epochs=3))
+    assert identity(tiny(), "m") != identity(longer, "m")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_epochs": 0}, "optim.num_epochs must be at least 1 or None, got 0"),
+        ({"decay": "step"}, "needs optim.decay_step or optim.decay_epoch"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**changes)
