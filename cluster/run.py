@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Runtime:
     def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
         """This rank's shares of a dataset, step by step."""
         iterator = ray.train.get_dataset_shard(dataset)
+        assert iterator is not None, f"no dataset named {dataset} was handed to the trainer"
         yield from iterator.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2)
 
     def report(self, score: float, step: int, folder: str | None) -> None:
@@ -140,6 +142,6 @@ def connect() -> None:
     if not ray.is_initialized():
         ray.init(
             address=os.environ.get("RAY_ADDRESS", "local"),
-            logging_level="warning",
+            logging_level=logging.WARNING,
             runtime_env={"env_vars": WORKER_ENVIRONMENT},
         )

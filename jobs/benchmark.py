@@ -71,9 +71,9 @@ def shuffle_captions(manifest_path: str, out_path: str) -> None:
     manifest = read_manifest(manifest_path)
     table = manifest.table
     is_train = np.array(table["split"].to_pylist()) == "train"
-    captions = np.array(table["captions"].to_pylist() + [None], dtype=object)[:-1]
-    captions[is_train] = np.random.default_rng(0).permutation(captions[is_train])
-    column = pa.array(captions.tolist(), table.schema.field("captions").type)
+    order = np.arange(len(table))
+    order[is_train] = np.random.default_rng(0).permutation(order[is_train])
+    column = table["captions"].combine_chunks().take(pa.array(order))
     table = table.set_column(table.schema.get_field_index("captions"), table.schema.field("captions"), column)
     write_manifest(make_manifest(manifest.corpus, manifest.root, table), out_path)
 

@@ -82,23 +82,23 @@ def score(model: SNPS3, features: Features, gather: Gather, *, rank: int, num_ra
     """Both scores of all pairs."""
     model.eval()
     dual = dual_scores(features.text_vectors, features.frame_vectors, temperature)
-    N = len(features.clip_ids)
-    share = -(-N // num_ranks)
-    captions = torch.arange(rank * share, (rank + 1) * share, device=dual.device).clamp(max=N - 1)
-    cross = gather(cross_scores(model, features, captions))[:N]
+    num_clips = len(features.clip_ids)
+    share = -(-num_clips // num_ranks)
+    captions = torch.arange(rank * share, (rank + 1) * share, device=dual.device).clamp(max=num_clips - 1)
+    cross = gather(cross_scores(model, features, captions))[:num_clips]
     return Scored(clip_ids=features.clip_ids.cpu().numpy(), dual=dual.cpu().numpy(), cross=cross.cpu().numpy())
 
 
 def cross_scores(model: SNPS3, features: Features, captions: Int[Tensor, " Q"]) -> Float[Tensor, "Q N"]:
     """The cross encoder's score of each of `captions` with every clip."""
-    N = len(features.clip_ids)
-    rows_at_once = max(1, PAIRS_AT_ONCE // N)
+    num_clips = len(features.clip_ids)
+    rows_at_once = max(1, PAIRS_AT_ONCE // num_clips)
     rows = []
     for some in captions.split(rows_at_once):
-        caption = some.repeat_interleave(N)
+        caption = some.repeat_interleave(num_clips)
         clips = features.frame_tokens.repeat(len(some), 1, 1)
         fused = model.fuse(features.token_ids[caption], features.token_mask[caption], clips)
-        rows.append(model.match(fused.pooled).view(len(some), N))
+        rows.append(model.match(fused.pooled).view(len(some), num_clips))
     return torch.cat(rows)
 
 

@@ -21,7 +21,7 @@ import ray.data
 
 from cluster import run as cluster_run
 from jobs import checkpoints, cli, results, tracking, worker
-from jobs.config import PretrainConfig, as_dict, config_hash, differences, flat, identity
+from jobs.config import PretrainConfig, as_dict, config_hash, differences, flat, identity, in_steps
 from jobs.tracking import Tracker
 from jobs.worker import Job
 from pipeline import storage
@@ -38,6 +38,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
     manifest_hash = read_manifest(config.data.manifest).hash
     run_hash = claim_folder(config, run_folder, manifest_hash)
+    config = in_steps(config, make_plan(config).steps_per_epoch)
     if storage.exists(f"{run_folder}/results.json"):
         print(f"{config.name} is finished: {run_folder}/report.html")
         return checkpoints.read_json(f"{run_folder}/results.json")
@@ -129,16 +130,20 @@ def kept_table(run_folder: str, captions: list[str], tokenizer: Tokenizer) -> Si
     return SignificantWords.from_json(storage.read_bytes(path).decode())
 
 
-def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
-    """Where the clips of training and of each evaluation come from, by name."""
-    data, batch = config.data, config.optim.global_batch
-    rows = split_rows(data.manifest, data.train_split)
-    plan = Plan(
+def make_plan(config: PretrainConfig) -> Plan:
+    """The order of the training clips."""
+    rows = split_rows(config.data.manifest, config.data.train_split)
+    return Plan(
         seed=config.seed,
         num_videos=len(rows[Kind.VIDEO]),
         num_images=len(rows[Kind.IMAGE]),
-        global_batch=batch,
+        global_batch=config.optim.global_batch,
     )
+
+
+def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
+    """Where the clips of training and of each evaluation come from, by name."""
+    data, batch = config.data, config.optim.global_batch
     shared: dict[str, Any] = {
         "manifest_path": storage.absolute(data.manifest),
         "num_frames": data.num_frames,
@@ -153,7 +158,7 @@ def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
         for name, split in evaluated.items()
         if split
     }
-    return {"train": ClipSource(split=data.train_split, plan=plan, **shared)} | sources
+    return {"train": ClipSource(split=data.train_split, plan=make_plan(config), **shared)} | sources
 
 
 def datasets(job: Job) -> dict[str, Any]:
@@ -242,6 +247,8 @@ def hardware() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
     command = cli.parse(argv)
+    if (status := cli.answered(command)) is not None:
+        return status
     try:
         pretrain(command.config)
     except (ValueError, FileNotFoundError, PermissionError) as error:

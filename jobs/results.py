@@ -22,7 +22,7 @@ NUM_MASKED = 9
 def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[str, Any], str]:
     """Flat results of the run, and its report as a page."""
     best = checkpoints.read_json(f"{job.run_folder}/best/{checkpoints.PROGRESS}")
-    last = checkpoints.committed_progress(job.run_folder)
+    last = checkpoints.committed_progress(job.run_folder) or {"step": 0, "seconds": None}
     seconds = {f"seconds/{name}": value for name, value in (last["seconds"] or {}).items()}
     found: dict[str, Any] = {"num_steps": last["step"], "best_step": best["step"], "name": job.config.name}
     found |= facts | seconds

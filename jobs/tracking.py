@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
@@ -47,7 +47,7 @@ class Tracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Finite values under their names, at `step`."""
-        now = mlflow.utils.time.get_current_time_millis()
+        now = int(time.time() * 1000)
         values = [Metric(name, float(v), now, step) for name, v in metrics.items() if math.isfinite(v)]
         self.client.log_batch(self.run_id, metrics=values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -16,10 +17,10 @@ from cluster.run import Runtime
 from jobs import checkpoints, evaluation
 from jobs.config import PretrainConfig
 from jobs.tracking import Tracker
-from jobs.training import Clock, TrainState, commit, make_state, refuse_non_finite, training_steps
+from jobs.training import Clock, TrainState, commit, learning_rate, make_state, refuse_non_finite, training_steps
 from pipeline import storage
 from pipeline.collate import collate
-from pipeline.ledger import refuse_above_share, write_ledger
+from pipeline.ledger import read_ledger, refuse_above_share, write_ledger
 from pipeline.loader import ClipSource, clip_rows, in_plan_order, rejected_rows, segments
 from pipeline.records import Batch, Rejected, Stage
 from pipeline.significance import SignificantWords
@@ -261,18 +262,15 @@ def save_evaluation(
     path: str, *, scored: evaluation.Scored, captions: list[str], filled: Any, **arrays: np.ndarray
 ) -> None:
     """An .npz file without pickles: arrays as they are, texts as JSON."""
-    import io
-
     buffer = io.BytesIO()
-    texts = {"captions": json.dumps(captions), "filled": json.dumps(filled)}
-    np.savez_compressed(buffer, clip_ids=scored.clip_ids, dual=scored.dual, cross=scored.cross, **arrays, **texts)
+    texts = {"captions": np.array(json.dumps(captions)), "filled": np.array(json.dumps(filled))}
+    scores = {"clip_ids": scored.clip_ids, "dual": scored.dual, "cross": scored.cross}
+    np.savez_compressed(buffer, allow_pickle=False, **scores, **arrays, **texts)
     storage.write_bytes_atomic(path, buffer.getvalue())
 
 
 def unique(rejected: list[Rejected], path: str | None = None) -> list[Rejected]:
     """Each clip once per stage and reason, together with what already stands in the ledger at `path`."""
-    from pipeline.ledger import read_ledger
-
     before = read_ledger(path) if path and storage.exists(path) else []
     return list({(one.clip_id, one.stage, one.reason): one for one in before + rejected}.values())
 
@@ -293,8 +291,6 @@ class Meter:
 
     def rate(self, step: int) -> float:
         """Learning rate at `step`."""
-        from jobs.training import learning_rate
-
         return learning_rate(step, self.optim)
 
     def read(self, step: int) -> dict[str, float]:

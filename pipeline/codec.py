@@ -21,6 +21,7 @@ import av
 import av.logging
 import decord
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 from decord._ffi.base import DECORDLimitReachedError
 from jaxtyping import Bool, UInt8
@@ -258,7 +259,7 @@ class PyavVideo:
     Frames that the codec marks as damaged are refused, not shown.
     """
 
-    _container: av.container.InputContainer | None = None
+    _opened: InputContainer | None = None
 
     def __init__(self, data: bytes, known: VideoInfo | None = None) -> None:
         self._data = data
@@ -268,7 +269,7 @@ class PyavVideo:
     def _index_container(self) -> None:
         data = self._data
         try:
-            self._container = av.open(io.BytesIO(data), mode="r")
+            self._opened = av.open(io.BytesIO(data), mode="r")
         except (FFmpegError, ValueError) as error:
             raise DecodeError(Reason.UNREADABLE, _first_line(error)) from error
         try:
@@ -297,9 +298,14 @@ class PyavVideo:
             )
         return np.stack([images[self._pts[index]] for index in indices])
 
+    @property
+    def _container(self) -> InputContainer:
+        assert self._opened is not None, "the container is indexed before it is read"
+        return self._opened
+
     def close(self) -> None:
-        if self._container is not None:
-            self._container.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def __enter__(self) -> PyavVideo:
         return self
@@ -391,7 +397,7 @@ class DecordVideo(PyavVideo):
             frames = None
         if frames is not None:
             return frames
-        if self._container is None:
+        if self._opened is None:
             known = self.info
             self._index_container()
             refuse_other_length(self.info, known)

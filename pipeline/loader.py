@@ -100,7 +100,7 @@ def segments(source: ClipSource, num_steps: int, num_ranks: int) -> list[tuple[s
 def split_rows(manifest_path: str, split: str) -> dict[Kind, pa.Table]:
     """The rows of a split by kind, each in order of clip_id; read once per process."""
     rows = read_manifest(manifest_path).split(split)
-    return {kind: rows.filter(pc.equal(rows["kind"], kind.value)).combine_chunks() for kind in Kind}
+    return {kind: rows.filter(pc.field("kind") == kind.value).combine_chunks() for kind in Kind}
 
 
 def clip_stream(source: ClipSource, *, start_step: int, stop_step: int, num_ranks: int) -> ray.data.Dataset:
@@ -110,7 +110,7 @@ def clip_stream(source: ClipSource, *, start_step: int, stop_step: int, num_rank
         raise ValueError(f"{num_ranks} workers cannot share a global batch of {source.batch} equally")
     slots = ray.data.range(num_steps * source.batch, override_num_blocks=num_steps * num_ranks)
     return slots.map_batches(
-        decode_slots,
+        decode_slots,  # pyright: ignore[reportArgumentType]
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -211,7 +211,7 @@ def clip_rows(table: pa.Table, *, source: ClipSource, epoch: int) -> ClipRows:
 
 def rejected_rows(table: pa.Table, stage: Stage) -> list[Rejected]:
     """The clips of a share that failed while decoding."""
-    failed = table.filter(pc.not_equal(table["reason"], ""))
+    failed = table.filter(pc.field("reason") != "")
     return [
         Rejected(
             clip_id=row["clip_id"], uri=row["uri"], stage=stage, reason=Reason(row["reason"]), detail=row["detail"]

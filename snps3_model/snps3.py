@@ -84,7 +84,7 @@ class SNPS3(nn.Module):
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
             initializer_range=config.initial_std,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
         )
         self.bert = BertModel(bert, add_pooling_layer=True)
         self.cross_pooler = BertPooler(bert)
