@@ -278,13 +278,18 @@ def answers(network: Pretraining, batch: Batch) -> tuple[float, float, float]:
 
 
 def test_sixteen_pairs_are_learned_by_heart() -> None:
-    config = dataclasses.replace(CONFIG, optim=OptimConfig(num_steps=200, global_batch=16, lr=1e-2, warmup_steps=10))
+    config = dataclasses.replace(CONFIG, optim=OptimConfig(num_steps=250, global_batch=16, lr=1e-2, warmup_steps=10))
     state, batch = new_state(seed=1, dropout=0.0, config=config), colours_and_words()
-    before = answers(state.network, batch)
+    first = answers(state.network, batch)
+    assert max(first) < 0.4
+    dual, cross, words, totals = *first, []
     endless = (batch for _ in iter(int, 1))
-    metrics = [step for step, _ in training_steps(state, endless, config, rank=0, clock=Clock())]
-    dual, cross, words = answers(state.network, batch)
-    assert max(before) < 0.4
+    for metrics, _ in training_steps(state, endless, config, rank=0, clock=Clock()):
+        totals.append(metrics["loss/total"].item())
+        if state.progress.step % 25 == 0:
+            dual, cross, words = answers(state.network, batch)
+            if dual == cross == 1.0 and words > 0.9:
+                break
     assert (dual, cross) == (1.0, 1.0)
     assert words > 0.9
-    assert metrics[-1]["loss/total"] < 0.2 * metrics[0]["loss/total"]
+    assert totals[-1] < totals[0] / 4
