@@ -78,8 +78,17 @@ def encode(model: SNPS3, batches: Iterable[Batch], gather: Gather, *, max_tokens
 
 
 @torch.no_grad()
-def score(model: SNPS3, features: Features, gather: Gather, *, rank: int, num_ranks: int, temperature: float) -> Scored:
-    """Both scores of all pairs."""
+def score(
+    model: SNPS3,
+    features: Features,
+    gather: Gather,
+    *,
+    rank: int,
+    num_ranks: int,
+    temperature: float,
+    groups: Int[np.ndarray, " N"] | None = None,
+) -> Scored:
+    """Both scores of all pairs. With `groups` the cross score is that of pairs within a group, and 0 elsewhere."""
     model.eval()
     dual = dual_scores(features.text_vectors, features.frame_vectors, temperature)
     num_clips = len(features.clip_ids)
