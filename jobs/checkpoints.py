@@ -42,7 +42,7 @@ class Progress:
 
 def save(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Weights, optimizer and progress in `folder`."""
-    safetensors.torch.save_model(model, os.path.join(folder, WEIGHTS))
+    Path(folder, WEIGHTS).write_bytes(weight_bytes(model))
     torch.save(optimizer.state_dict(), os.path.join(folder, OPTIMIZER))
     Path(folder, PROGRESS).write_text(json.dumps(asdict(progress)))
 
@@ -56,9 +56,14 @@ def load(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Pro
 
 def save_best(run_folder: str, model: nn.Module, progress: Progress) -> None:
     """The weights that scored best so far, beside what they scored."""
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    storage.write_bytes_atomic(f"{run_folder}/best/{WEIGHTS}", safetensors.torch.save(_unshared(tensors)))
+    storage.write_bytes_atomic(f"{run_folder}/best/{WEIGHTS}", weight_bytes(model))
     storage.write_bytes_atomic(f"{run_folder}/best/{PROGRESS}", json.dumps(asdict(progress)).encode())
+
+
+def weight_bytes(model: nn.Module) -> bytes:
+    """The weights of `model` as a safetensors file; tied tensors stand under the first of their names."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return safetensors.torch.save(_unshared(tensors))
 
 
 def load_weights(data: bytes, model: nn.Module) -> None:

@@ -1,0 +1,163 @@
+"""What is written is read again to the bit; what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from batches import tiny_network
+from torch import nn
+
+from jobs import checkpoints
+from jobs.checkpoints import Progress
+
+PROGRESS = Progress(step=7, best_score=0.5, best_step=6, num_stale=1, score=0.25, seconds={"step": 1.5})
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, under names in either order of the alphabet."""
+
+    def __init__(self, first: str, second: str, *, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.add_module(first, nn.Linear(3, 3))
+        self.add_module(second, nn.Linear(3, 3))
+        self.get_submodule(second).weight = self.get_submodule(first).weight
+        self.register_buffer("mean", torch.rand(2))
+
+    def num_weights(self) -> int:
+        return len({parameter.data_ptr() for parameter in self.parameters()})
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW after one step, so that it has a state to keep."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    torch.stack([parameter.double().sum() for parameter in model.parameters()]).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
+
+
+def assert_equal(first: object, second: object) -> None:
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_weights_optimizer_and_progress_come_back_to_the_bit(tmp_path: Path) -> None:
+    saved, other = tiny_network(seed=1), tiny_network(seed=2)
+    optimizer, other_optimizer = adam(saved), torch.optim.AdamW(other.parameters(), lr=0.7)
+    checkpoints.save(str(tmp_path), saved, optimizer, PROGRESS)
+    assert checkpoints.load(str(tmp_path), other, other_optimizer) == PROGRESS
+    assert_equal(dict(other.state_dict()), dict(saved.state_dict()))
+    assert_equal(other_optimizer.state_dict(), optimizer.state_dict())
+
+
+def test_the_progress_of_a_run_without_evaluation_comes_back(tmp_path: Path) -> None:
+    network = tiny_network()
+    checkpoints.save(str(tmp_path), network, adam(network), Progress())
+    assert checkpoints.load(str(tmp_path), network, adam(network)) == Progress()
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("way", ["checkpoint", "best"])
+def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path, names: tuple[str, str], way: str) -> None:
+    saved, other = Tied(*names), Tied(*names, seed=1)
+    if way == "checkpoint":
+        checkpoints.save(str(tmp_path), saved, adam(saved), PROGRESS)
+        data = (tmp_path / checkpoints.WEIGHTS).read_bytes()
+    else:
+        checkpoints.save_best(str(tmp_path), saved, PROGRESS)
+        data = (tmp_path / "best" / checkpoints.WEIGHTS).read_bytes()
+    assert len(safetensors.torch.load(data)) == len(saved.state_dict()) - 1
+    checkpoints.load_weights(data, other)
+    assert_equal(dict(other.state_dict()), dict(saved.state_dict()))
+    assert other.num_weights() == 3
+
+
+def test_the_best_weights_lie_beside_what_they_scored(tmp_path: Path) -> None:
+    saved, other = tiny_network(seed=1), tiny_network(seed=2)
+    checkpoints.save_best(str(tmp_path), saved, PROGRESS)
+    checkpoints.load_weights((tmp_path / "best" / checkpoints.WEIGHTS).read_bytes(), other)
+    assert_equal(dict(other.state_dict()), dict(saved.state_dict()))
+    assert Progress(**checkpoints.read_json(f"{tmp_path}/best/{checkpoints.PROGRESS}")) == PROGRESS
+
+
+def test_a_missing_or_unknown_tensor_is_refused_by_name() -> None:
+    network = tiny_network()
+    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    lost = {name: tensor for name, tensor in tensors.items() if name != "model.cross_words.bias"}
+    with pytest.raises(ValueError, match=r"does not fit the model: missing \['model\.cross_words\.bias'\], unexpected"):
+        checkpoints.load_weights(safetensors.torch.save(lost), network)
+    with pytest.raises(ValueError, match=r"missing \[\], unexpected \['model\.extra'\]"):
+        checkpoints.load_weights(safetensors.torch.save(tensors | {"model.extra": torch.ones(1)}), network)
+
+
+def test_a_missing_pair_of_tied_weights_is_refused() -> None:
+    tied = Tied("a", "b")
+    others = {name: tensor for name, tensor in tied.state_dict().items() if not name.endswith("weight")}
+    with pytest.raises(ValueError, match=r"missing \['a\.weight'"):
+        checkpoints.load_weights(safetensors.torch.save(others), tied)
+
+
+def test_a_tensor_of_another_shape_is_refused_by_name() -> None:
+    tensors = {"weight": torch.ones(2, 3), "bias": torch.ones(3)}
+    with pytest.raises((ValueError, RuntimeError), match=r"size mismatch for weight"):
+        checkpoints.load_weights(safetensors.torch.save(tensors), nn.Linear(3, 3))
+
+
+def test_a_checkpoint_that_would_run_code_is_not_unpickled(tmp_path: Path) -> None:
+    network = tiny_network()
+    checkpoints.save(str(tmp_path), network, adam(network), PROGRESS)
+    torch.save({"state": Path("anything")}, tmp_path / checkpoints.OPTIMIZER)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        checkpoints.load(str(tmp_path), network, adam(network))
+
+
+def commit(folder: Path, name: str | None, step: int = 0, *, is_finished: bool = False) -> None:
+    """A run's folder as Ray Train leaves it after it committed the checkpoint `name`."""
+    results = []
+    if name:
+        (folder / name).mkdir()
+        progress = {"step": step, "is_finished": is_finished}
+        (folder / name / checkpoints.PROGRESS).write_text(json.dumps(progress))
+        results = [{"version": 0, "checkpoint_dir_name": name, "metrics": {"score": 0.1, "step": step}}]
+    snapshot = {
+        "ray_version": "2.60.0",
+        "checkpoint_results": results,
+        "latest_checkpoint_result": results[-1] if results else None,
+    }
+    (folder / checkpoints.SNAPSHOT).write_text(json.dumps(snapshot))
+
+
+def test_the_committed_step_is_that_of_the_snapshot_not_of_the_newest_folder(tmp_path: Path) -> None:
+    assert checkpoints.committed_step(str(tmp_path)) == 0
+    assert checkpoints.committed_checkpoint(str(tmp_path)) is None
+    assert checkpoints.committed_progress(str(tmp_path)) is None
+    commit(tmp_path, "checkpoint_2026-01-01_00-00-01", 40)
+    torn = tmp_path / "checkpoint_2026-01-01_00-00-02"
+    torn.mkdir()
+    (torn / checkpoints.PROGRESS).write_text('{"step": 80}')
+    assert checkpoints.committed_checkpoint(str(tmp_path)) == "checkpoint_2026-01-01_00-00-01"
+    assert checkpoints.committed_step(str(tmp_path)) == 40
+    assert not checkpoints.is_finished(str(tmp_path))
+
+
+def test_a_run_that_trained_to_its_end_is_finished(tmp_path: Path) -> None:
+    assert not checkpoints.is_finished(str(tmp_path))
+    commit(tmp_path, "checkpoint_1", 100, is_finished=True)
+    assert checkpoints.is_finished(str(tmp_path))
+
+
+def test_a_snapshot_without_a_checkpoint_is_the_start(tmp_path: Path) -> None:
+    commit(tmp_path, None)
+    assert checkpoints.committed_step(str(tmp_path)) == 0
+    assert not checkpoints.is_finished(str(tmp_path))
+
+
+def test_json_is_written_whole_sorted_and_read_again(tmp_path: Path) -> None:
+    path = str(tmp_path / "new" / "x.json")
+    checkpoints.write_json(path, {"b": [1, None], "a": 0.5})
+    assert checkpoints.read_json(path) == {"a": 0.5, "b": [1, None]}
+    assert Path(path).read_text().startswith('{\n "a"')

@@ -1,0 +1,205 @@
+"""A configuration as a value: what names a run, what may change, and what is refused in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from jobs.config import (
+    DataConfig,
+    OptimConfig,
+    Placement,
+    PretrainConfig,
+    SelectionConfig,
+    TextConfig,
+    as_dict,
+    config_hash,
+    differences,
+    flat,
+    identity,
+    nearest_multiples,
+)
+from pipeline.masking import MaskingConfig, Strategy
+from snps3_model.config import ModelConfig, ObjectiveConfig
+
+CONFIG = PretrainConfig(name="first")
+
+
+def leaves(config: Any) -> dict[str, Any]:
+    """Dotted name → value of every field, read from the dataclasses themselves."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.{key}": inner for key, inner in leaves(value).items()}
+        else:
+            found[field.name] = value
+    return found
+
+
+def nested(fields: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    result: dict[str, Any] = {}
+    for key, value in fields.items():
+        *outer, last = key.split(".")
+        inner = result
+        for name in outer:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return result
+
+
+def test_the_saved_form_holds_every_field_and_survives_json() -> None:
+    saved = as_dict(CONFIG)
+    assert nested(flat(saved)) == saved == json.loads(json.dumps(saved))
+    for name, value in leaves(CONFIG).items():
+        plain = list(value) if isinstance(value, tuple) else value
+        assert flat(saved)[name] == plain, name
+    assert flat(saved).keys() == leaves(CONFIG).keys()
+
+
+def test_the_saved_form_makes_the_same_configuration_again() -> None:
+    config = dataclasses.replace(
+        CONFIG, masking=MaskingConfig(strategy=Strategy.MLM), optim=OptimConfig(betas=(0.8, 0.9)), seed=5
+    )
+    saved = as_dict(config)
+    assert saved["masking"]["strategy"] == "mlm"
+    parts = {field.name: type(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    saved["model"]["visual"] = CONFIG.model.visual
+    again = {name: parts[name](**value) if isinstance(value, dict) else value for name, value in saved.items()}
+    assert as_dict(PretrainConfig(**again)) == as_dict(config)
+
+
+@pytest.mark.parametrize("name", leaves(CONFIG))
+def test_every_field_is_identity_or_placement(name: str) -> None:
+    """A field that would be in neither could change what a run computes under the same hash."""
+    is_identity = name in identity(CONFIG, "m")
+    assert is_identity == (not name.startswith("placement.") and name not in ("name", "data.manifest"))
+
+
+def changed(**parts: Any) -> PretrainConfig:
+    return dataclasses.replace(CONFIG, **parts)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed(name="second"),
+        changed(placement=Placement(num_workers=4, storage="s3://bucket/runs", log_every=3, decode_cpus=7)),
+        changed(data=DataConfig(manifest="s3://bucket/manifest.parquet")),
+    ],
+)
+def test_where_a_run_runs_is_no_part_of_what_it_is(other: PretrainConfig) -> None:
+    assert identity(other, "m") == identity(CONFIG, "m")
+    assert config_hash(identity(other, "m")) == config_hash(identity(CONFIG, "m"))
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        (changed(seed=1), "seed: was 0, is 1"),
+        (changed(optim=OptimConfig(global_batch=32)), "optim.global_batch: was 64, is 32"),
+        (changed(masking=MaskingConfig(strategy=Strategy.MLM)), "masking.strategy: was 'mssm', is 'mlm'"),
+        (changed(objective=ObjectiveConfig(lvwm=0.0)), "objective.lvwm: was 1.0, is 0.0"),
+        (changed(data=DataConfig(num_frames=1)), "data.num_frames: was 4, is 1"),
+        (changed(model=ModelConfig(hidden=64)), "model.hidden: was 128, is 64"),
+        (changed(selection=SelectionConfig(patience=2)), "selection.patience: was None, is 2"),
+    ],
+)
+def test_what_a_run_computes_is_its_identity_and_the_difference_is_shown(other: PretrainConfig, line: str) -> None:
+    old, new = identity(CONFIG, "m"), identity(other, "m")
+    assert config_hash(old) != config_hash(new)
+    assert differences(old, new) == [line]
+    assert differences(old, old) == []
+
+
+def test_the_content_of_the_corpus_is_identity() -> None:
+    old, new = identity(CONFIG, "aa"), identity(CONFIG, "bb")
+    assert differences(old, new) == ["data.manifest_hash: was 'aa', is 'bb'"]
+    assert config_hash(old) != config_hash(new)
+
+
+def test_a_field_that_one_side_lacks_is_named() -> None:
+    assert differences({"seed": 0, "old": 1}, {"seed": 0, "new": 2}) == [
+        "new: was 'absent', is 2",
+        "old: was 1, is 'absent'",
+    ]
+
+
+def test_the_hash_is_12_hex_digits_of_the_values_in_any_order() -> None:
+    fields = identity(CONFIG, "m")
+    found = config_hash(dict(reversed(fields.items())))
+    assert found == config_hash(fields)
+    assert len(found) == 12
+    assert int(found, 16) >= 0
+
+
+def test_the_remedy_for_a_batch_names_the_nearest_shares() -> None:
+    assert nearest_multiples(10, 4) == "take 8 or 12"
+    assert nearest_multiples(3, 4) == "take 4"
+
+
+def test_a_configuration_holds_plain_values_only() -> None:
+    @dataclasses.dataclass
+    class Odd:
+        value: object
+
+    with pytest.raises(TypeError, match="a configuration cannot hold a set"):
+        as_dict(Odd({1}))
+
+
+def pretrain(**parts: Any) -> PretrainConfig:
+    return PretrainConfig(**{"name": "x"} | parts)
+
+
+REFUSED = [
+    (lambda: DataConfig(num_frames=0), r"data\.num_frames must be at least 1, got 0"),
+    (lambda: DataConfig(frame_size_px=-1), r"data\.frame_size_px must be at least 1, got -1"),
+    (lambda: DataConfig(max_evaluation_clips=0), r"data\.max_evaluation_clips must be at least 1, got 0"),
+    (lambda: DataConfig(max_rejected_share=1.5), r"data\.max_rejected_share must lie in \[0, 1\], got 1\.5"),
+    (lambda: TextConfig(max_tokens=2), r"text\.max_tokens must be at least 3, got 2"),
+    (lambda: TextConfig(num_words=0), r"text\.num_words must lie in \[1, text\.max_tokens\], got 0"),
+    (lambda: TextConfig(num_words=31), r"text\.num_words must lie in \[1, text\.max_tokens\], got 31"),
+    (lambda: OptimConfig(num_steps=0), r"optim\.num_steps must be above 0, got 0"),
+    (lambda: OptimConfig(global_batch=0), r"optim\.global_batch must be above 0, got 0"),
+    (lambda: OptimConfig(lr=-1e-3), r"optim\.lr must be above 0, got -0\.001"),
+    (lambda: OptimConfig(max_grad_norm=0.0), r"optim\.max_grad_norm must be above 0, got 0\.0"),
+    (lambda: OptimConfig(decay="step"), r"optim\.decay=step needs optim\.decay_step"),
+    (lambda: SelectionConfig(evaluate_every=0), r"selection\.evaluate_every must be at least 1, got 0"),
+    (lambda: SelectionConfig(patience=0), r"selection\.patience must be at least 1 or None, got 0"),
+    *[
+        (lambda name=name: Placement(**{name: 0}), rf"placement\.{name} must be at least 1, got 0")
+        for name in ("num_workers", "decode_cpus", "log_every", "num_kept_checkpoints", "threads_per_worker")
+    ],
+    (lambda: pretrain(name=""), "name must be a plain folder name, got ''"),
+    (lambda: pretrain(name="a/b"), "name must be a plain folder name, got 'a/b'"),
+    (
+        lambda: pretrain(placement=Placement(num_workers=3)),
+        r"global_batch must be a multiple of placement\.num_workers .* got 64 clips for 3 workers; take 63 or 66",
+    ),
+    (
+        lambda: pretrain(optim=OptimConfig(global_batch=2), placement=Placement(num_workers=4)),
+        "got 2 clips for 4 workers; take 4$",
+    ),
+    (
+        lambda: pretrain(text=TextConfig(max_tokens=65)),
+        r"model\.max_positions must be at least 65 for text\.max_tokens=65 and data\.num_frames=4, got 64",
+    ),
+    (
+        lambda: pretrain(data=DataConfig(num_frames=64)),
+        r"model\.max_positions must be at least 65 for text\.max_tokens=30 and data\.num_frames=64, got 64",
+    ),
+    (
+        lambda: pretrain(objective=ObjectiveConfig(num_hard_negatives=64)),
+        r"objective\.num_hard_negatives must be below optim\.global_batch, got 64 of 64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+def test_what_cannot_work_is_refused_with_value_and_rule(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,276 @@
+"""From the plan to decoded clips: every usable clip once per epoch, in order, whatever fails and wherever it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipeline.codec import decode_clip, encode_video
+from pipeline.loader import (
+    ClipSource,
+    clip_rows,
+    clip_stream,
+    decode_slots,
+    in_plan_order,
+    rejected_rows,
+    segments,
+)
+from pipeline.manifest import checksum, clip_id, make_manifest, write_manifest
+from pipeline.masking import choose_caption
+from pipeline.plan import PADDING, Plan
+from pipeline.randomness import Purpose, clip_rng
+from pipeline.records import Kind, Reason, Stage
+from pipeline.sampling import Policy
+
+NUM_CLIPS, NUM_RANKS, BATCH = 43, 2, 8
+SHARE = BATCH // NUM_RANKS
+NUM_FRAMES, SIZE_PX, FPS, LENGTH = 2, 16, 8, 12
+BROKEN = {5: Reason.MISSING, 17: Reason.TRUNCATED, 42: Reason.EMPTY}
+"""Files that were whole when the corpus was prepared."""
+
+
+def moving_square(number: int) -> np.ndarray:
+    """Twelve wide frames in a shade of the clip's own, on which a square moves."""
+    frames = np.full((LENGTH, 16, 24, 3), 5 * number, np.uint8)
+    for time in range(LENGTH):
+        frames[time, 4:8, time : time + 6] = (255, 20 * time, 255 - 5 * number)
+    return frames
+
+
+def row_of(path: Path, kind: Kind, split: str, captions: list[str]) -> dict[str, object]:
+    """The manifest row of a file, as prepare would write it."""
+    is_video, data = kind == Kind.VIDEO, path.read_bytes()
+    return {
+        "clip_id": clip_id("tiny", path.name),
+        "uri": str(path),
+        "captions": captions,
+        "kind": kind.value,
+        "split": split,
+        "width": 24,
+        "height": 16,
+        "fps": float(FPS) if is_video else None,
+        "duration_seconds": LENGTH / FPS if is_video else None,
+        "num_frames": LENGTH if is_video else 1,
+        "bytes": len(data),
+        "checksum": checksum(data),
+    }
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 43 training videos of which 3 were broken since, and 5 images in a split of their own."""
+    folder, rows = tmp_path_factory.mktemp("corpus"), []
+    for number in range(NUM_CLIPS):
+        path = folder / f"{number:02}.mp4"
+        path.write_bytes(encode_video(moving_square(number), fps=FPS))
+        rows.append(row_of(path, Kind.VIDEO, "train", [f"clip {number}", f"number {number}", f"a square {number}"]))
+    for number in range(5):
+        buffer = io.BytesIO()
+        Image.fromarray(moving_square(10 * number)[0]).save(buffer, "PNG")
+        path = folder / f"{number}.png"
+        path.write_bytes(buffer.getvalue())
+        rows.append(row_of(path, Kind.IMAGE, "mixed", [f"image {number}"]))
+    rows += [row_of(folder / "00.mp4", Kind.VIDEO, "mixed", ["again"]) | {"clip_id": 7}]
+    write_manifest(make_manifest("tiny", str(folder), rows), str(folder / "manifest.parquet"))
+    for number, reason in BROKEN.items():
+        path = folder / f"{number:02}.mp4"
+        data = path.read_bytes()
+        path.unlink()
+        if reason != Reason.MISSING:
+            path.write_bytes(b"" if reason == Reason.EMPTY else data[: len(data) // 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(corpus: Path) -> ClipSource:
+    return ClipSource(
+        manifest_path=str(corpus / "manifest.parquet"),
+        split="train",
+        num_frames=NUM_FRAMES,
+        frame_size_px=SIZE_PX,
+        decoder="decord",
+        seed=3,
+        plan=Plan(seed=3, num_videos=NUM_CLIPS, num_images=0, global_batch=BATCH),
+        batch=BATCH,
+    )
+
+
+def shares(source: ClipSource, start_step: int, stop_step: int, rank: int, num_ranks: int) -> list[pa.Table]:
+    """A rank's shares of some steps, decoded here and now."""
+    share, first = source.batch // num_ranks, start_step * source.batch
+    blocks = range(rank, (stop_step - start_step) * num_ranks, num_ranks)
+    return [
+        decode_slots(
+            pa.table({"id": range(block * share, (block + 1) * share)}), source=source, first_slot=first, share=share
+        )
+        for block in blocks
+    ]
+
+
+def from_ray(source: ClipSource, start_step: int, stop_step: int) -> list[list[pa.Table]]:
+    """Each rank's shares as Ray Data delivers them to two consumers at once."""
+    import ray.data
+
+    stream = clip_stream(source, start_step=start_step, stop_step=stop_step, num_ranks=NUM_RANKS)
+    stream.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
+    iterators = stream.streaming_split(NUM_RANKS, equal=True)
+
+    def consume(rank: int) -> list[pa.Table]:
+        tables = iterators[rank].iter_batches(batch_size=SHARE, batch_format="pyarrow", prefetch_batches=2)
+        return list(in_plan_order(iter(tables), start_step=start_step, rank=rank, num_ranks=NUM_RANKS, batch=BATCH))
+
+    with ThreadPoolExecutor(NUM_RANKS) as threads:
+        return list(threads.map(consume, range(NUM_RANKS)))
+
+
+@pytest.fixture(scope="module")
+def two_epochs(source: ClipSource) -> list[pa.Table]:
+    """Twelve whole steps, decoded here and now."""
+    return shares(source, 0, 12, 0, 1)
+
+
+def number_of(row: dict) -> int:
+    return int(Path(row["uri"]).stem)
+
+
+def check_epochs(ranks: list[list[pa.Table]], source: ClipSource, num_epochs: int) -> None:
+    """40 usable clips once per epoch, 3 rejected with their reasons, the rest padding."""
+    assert source.plan is not None
+    per_epoch = source.plan.steps_per_epoch
+    for epoch in range(num_epochs):
+        tables = [table for rank in ranks for table in rank[epoch * per_epoch : (epoch + 1) * per_epoch]]
+        rows = [row for table in tables for row in table.to_pylist()]
+        assert len(rows) == 48
+        usable = Counter(number_of(row) for row in rows if row["weight"] == 1)
+        assert usable == Counter(number for number in range(NUM_CLIPS) if number not in BROKEN)
+        rejected = [one for table in tables for one in rejected_rows(table, Stage.TRAIN)]
+        assert {int(Path(one.uri).stem): one.reason for one in rejected} == BROKEN
+        assert len(rejected) == 3
+        assert all(one.detail and one.stage == Stage.TRAIN for one in rejected)
+        assert {one.clip_id for one in rejected} == {clip_id("tiny", f"{number:02}.mp4") for number in BROKEN}
+        padding = [row for row in rows if row["clip_id"] == PADDING]
+        assert len(padding) == 5
+        assert all(row["weight"] == 0 and not row["reason"] and not row["uri"] for row in padding)
+
+
+def test_each_usable_clip_comes_once_per_epoch_and_each_broken_one_has_its_reason(source, two_epochs) -> None:
+    check_epochs([two_epochs], source, 2)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4, 8])
+def test_ranks_share_each_step_whatever_their_number(source: ClipSource, two_epochs, num_ranks: int) -> None:
+    ranks = [shares(source, 5, 7, rank, num_ranks) for rank in range(num_ranks)]
+    for index, step in enumerate((5, 6)):
+        assert pa.concat_tables(tables[index] for tables in ranks) == two_epochs[step]
+
+
+@pytest.mark.ray
+def test_two_consumers_of_ray_get_what_decoding_here_gives_in_the_plans_order(local_ray, source, two_epochs) -> None:
+    ranks = from_ray(source, 0, 12)
+    check_epochs(ranks, source, 2)
+    for rank, tables in enumerate(ranks):
+        assert tables == [table.slice(rank * SHARE, SHARE) for table in two_epochs]
+
+
+@pytest.mark.ray
+def test_a_stream_from_a_later_step_goes_on_where_the_first_one_stood(local_ray, source, two_epochs) -> None:
+    for rank, tables in enumerate(from_ray(source, 5, 9)):
+        assert tables == [table.slice(rank * SHARE, SHARE) for table in two_epochs[5:9]]
+
+
+def test_frames_and_captions_are_those_of_the_clip_and_the_epoch(source, corpus: Path, two_epochs) -> None:
+    captions = set()
+    for step, table in enumerate(two_epochs):
+        epoch = step // 6
+        rows = clip_rows(table, source=source, epoch=epoch)
+        for index, row in enumerate(table.to_pylist()):
+            if not row["weight"]:
+                assert not rows.frames[index].any()
+                assert rows.captions[index] == ""
+                continue
+            clip = decode_clip(
+                (corpus / f"{number_of(row):02}.mp4").read_bytes(),
+                kind=Kind.VIDEO,
+                num_frames=NUM_FRAMES,
+                size_px=SIZE_PX,
+                policy=Policy.RANDOM,
+                rng=clip_rng(3, epoch, row["clip_id"], Purpose.FRAMES),
+            )
+            np.testing.assert_array_equal(rows.frames[index], clip.frames)
+            np.testing.assert_array_equal(rows.frame_pad_mask[index], clip.pad_mask)
+            number = number_of(row)
+            all_captions = [f"clip {number}", f"number {number}", f"a square {number}"]
+            rng = clip_rng(3, epoch, row["clip_id"], Purpose.CAPTION)
+            assert row["caption"] == choose_caption(all_captions, rng)
+            captions.add(row["caption"].rstrip("0123456789 "))
+        assert rows.clip_ids.tolist() == [row["clip_id"] for row in table.to_pylist()]
+        assert rows.num_frames.tolist() == [NUM_FRAMES] * BATCH
+        assert rows.epoch == epoch
+    assert captions == {"clip", "number", "a square"}
+
+
+def test_another_epoch_samples_other_frames(two_epochs) -> None:
+    frames: list[dict[int, bytes]] = [{}, {}]
+    for step, table in enumerate(two_epochs):
+        frames[step // 6] |= {row["clip_id"]: row["frames"] for row in table.to_pylist() if row["weight"]}
+    same = sum(frames[0][number] == frames[1][number] for number in frames[0])
+    assert same < len(frames[0]) / 2
+
+
+def test_images_and_videos_never_share_a_step(source: ClipSource) -> None:
+    plan = Plan(seed=0, num_videos=1, num_images=5, global_batch=4)
+    mixed = dataclasses.replace(source, split="mixed", plan=plan, batch=4)
+    shapes = []
+    for step, table in enumerate(shares(mixed, 0, 3, 0, 1)):
+        rows = clip_rows(table, source=mixed, epoch=0)
+        kinds = {Path(row["uri"]).suffix for row in table.to_pylist() if row["weight"]}
+        assert kinds == {".mp4"} if plan.step(step).kind == Kind.VIDEO else {".png"}
+        shapes.append((rows.frames.shape[1], int(rows.weight.sum())))
+        assert rows.frame_pad_mask[rows.weight == 1].any()
+    assert Counter(shapes) == Counter([(NUM_FRAMES, 1), (1, 4), (1, 1)])
+
+
+def test_evaluation_reads_first_captions_and_middle_frames_in_order_of_the_ids(source: ClipSource) -> None:
+    evaluation = dataclasses.replace(source, plan=None, max_clips=10)
+    assert evaluation.num_evaluation_steps() == 2
+    rows = [row for table in shares(evaluation, 0, 2, 0, 1) for row in table.to_pylist()]
+    ids = [row["clip_id"] for row in rows if row["uri"]]
+    assert ids == sorted(clip_id("tiny", f"{number:02}.mp4") for number in range(NUM_CLIPS))[:10]
+    usable = next(row for row in rows if row["weight"])
+    assert usable["caption"] == f"clip {number_of(usable)}"
+    data = Path(usable["uri"]).read_bytes()
+    clip = decode_clip(data, kind=Kind.VIDEO, num_frames=NUM_FRAMES, size_px=SIZE_PX)
+    assert usable["frames"] == clip.frames.tobytes()
+
+
+def test_a_long_run_is_cut_into_segments_that_cover_it(source: ClipSource) -> None:
+    parts = segments(source, 12_345, 4)
+    assert [(name, start) for name, start, _ in parts] == [(f"train-{n}", 2500 * n) for n in range(5)]
+    assert [stop for _, _, stop in parts] == [2500, 5000, 7500, 10_000, 12_345]
+
+
+@pytest.mark.parametrize("change", ["swapped", "short", "late"])
+def test_a_stream_out_of_order_stops_the_run(change: str) -> None:
+    def table(first: int, count: int = SHARE) -> pa.Table:
+        return pa.table({"slot": pa.array(range(first, first + count), pa.int64())})
+
+    right = [table(84), table(92)]
+    assert list(in_plan_order(iter(right), start_step=10, rank=1, num_ranks=2, batch=8)) == right
+    wrong = {"swapped": [table(92), table(84)], "short": [table(84, 3)], "late": [table(84), table(100)]}[change]
+    with pytest.raises(RuntimeError, match=r"rank 1 expected slots \[.*not delivered in the order of the plan"):
+        list(in_plan_order(iter(wrong), start_step=10, rank=1, num_ranks=2, batch=8))
+
+
+def test_shares_that_cannot_be_equal_are_refused(source: ClipSource) -> None:
+    with pytest.raises(ValueError, match="3 workers cannot share a global batch of 8 equally"):
+        clip_stream(source, start_step=0, stop_step=1, num_ranks=3)
+    with pytest.raises(RuntimeError, match="a block has 3 slots instead of one rank's share of 4"):
+        decode_slots(pa.table({"id": [0, 1, 2]}), source=source, first_slot=0, share=4)
