@@ -14,7 +14,7 @@ import ray
 import ray.data
 import ray.train
 import torch
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.world import World, make_world
@@ -102,6 +102,7 @@ def run(
         run_config=RunConfig(
             name=name,
             storage_path=storage,
+            logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=workers.num_kept_checkpoints, checkpoint_score_attribute=CHECKPOINT_METRIC

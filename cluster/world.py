@@ -18,7 +18,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         gathered = rows.new_empty((dist.get_world_size() * rows.shape[0], *rows.shape[1:]))
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        dist.all_gather(list(gathered.chunk(dist.get_world_size())), rows.contiguous())
         return gathered
 
     @staticmethod

@@ -78,11 +78,26 @@ def encode(model: SNPS3, batches: Iterable[Batch], gather: Gather, *, max_tokens
 
 
 @torch.no_grad()
-def score(model: SNPS3, features: Features, gather: Gather, *, rank: int, num_ranks: int, temperature: float) -> Scored:
-    """Both scores of all pairs."""
+def score(
+    model: SNPS3,
+    features: Features,
+    gather: Gather,
+    *,
+    rank: int,
+    num_ranks: int,
+    temperature: float,
+    groups: Int[np.ndarray, " N"] | None = None,
+) -> Scored:
+    """Both scores of all pairs. With `groups` the cross score is that of pairs within a group, and 0 elsewhere."""
     model.eval()
     dual = dual_scores(features.text_vectors, features.frame_vectors, temperature)
     num_clips = len(features.clip_ids)
+    if groups is not None:
+        return Scored(
+            clip_ids=features.clip_ids.cpu().numpy(),
+            dual=dual.cpu().numpy(),
+            cross=cross_scores_in_groups(model, features, groups).cpu().numpy(),
+        )
     share = -(-num_clips // num_ranks)
     captions = torch.arange(rank * share, (rank + 1) * share, device=dual.device).clamp(max=num_clips - 1)
     cross = gather(cross_scores(model, features, captions))[:num_clips]
@@ -114,14 +129,23 @@ def retrieval_results(scored: Scored, captions: Sequence[str], prefix: str) -> d
 def group_results(scored: Scored, groups: Int[np.ndarray, " N"], prefix: str) -> dict[str, float]:
     """In-group R@1, the cross score first: it alone can see the order of frames."""
     results = metrics.group_metrics(scored.cross, groups, prefix)
-    results |= metrics.group_metrics(scored.dual, groups, prefix, score="dual")
-    return results | metrics.group_metrics(scored.fused, groups, prefix, score="fused")
+    return results | metrics.group_metrics(scored.dual, groups, prefix, score="dual")
 
 
 def same_caption(captions: Sequence[str]) -> Bool[np.ndarray, "N N"]:
     """True where caption and clip belong together: the clip's own caption, or one with the same words."""
     words = np.array(captions)
     return words[:, None] == words[None, :]
+
+
+def cross_scores_in_groups(model: SNPS3, features: Features, groups: Int[np.ndarray, " N"]) -> Float[Tensor, "N N"]:
+    """The cross encoder's score of each caption with the clips of its own group, 0 elsewhere."""
+    caption, clip = (torch.from_numpy(index) for index in np.nonzero(groups[:, None] == groups[None, :]))
+    scores = torch.zeros(len(groups), len(groups), device=features.frame_tokens.device)
+    for texts, clips in zip(caption.split(PAIRS_AT_ONCE), clip.split(PAIRS_AT_ONCE), strict=True):
+        fused = model.fuse(features.token_ids[texts], features.token_mask[texts], features.frame_tokens[clips])
+        scores[texts, clips] = model.match(fused.pooled)
+    return scores
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,9 +29,14 @@ OBJECT_STORE_BYTES = 400 * 2**20
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line; 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["tiny"]
-    config = cli.parse(arguments, program="jobs.local").config
+    command = cli.parse(arguments, program="jobs.local")
+    config = command.config
+    if command.dry_run:
+        return cli.answered(command) or 0
     start = time.perf_counter()
     os.chdir(ROOT)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C switched off
+        signal.signal(number, signal.default_int_handler)
     make_corpus(CorpusConfig(), CORPUS, num_processes=os.cpu_count() or 1, progress=progress_printer())
     num_cpus = max(2, os.cpu_count() or 2)
     with local_head(num_cpus=num_cpus, object_store_bytes=OBJECT_STORE_BYTES) as head:

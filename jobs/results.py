@@ -83,12 +83,13 @@ def ranking(saved: dict[str, Any], name: str) -> Ranking:
     """The scores of a split for the report's pictures."""
     scored = evaluation.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
     scores = {"fused": scored.fused, "dual": scored.dual, "cross": scored.cross}
-    first = "cross" if name == "temporal" else "fused"
+    if name == "temporal":
+        scores = {"cross": scored.cross, "dual": scored.dual}
     return Ranking(
         captions=saved["captions"],
         clips=saved["thumbnails"],
         relevant=evaluation.same_caption(saved["captions"]),
-        scores={first: scores[first]} | scores,
+        scores=scores,
         groups=saved["groups"] if name == "temporal" else None,
     )
 

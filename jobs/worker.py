@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ class Rank:
     def say(self, line: str) -> None:
         """A line of progress, from the first rank only."""
         if self.world.is_first:
-            print(line, flush=True)
+            sys.stderr.write(line + "\n")  # Ray Train shows what is printed twice
+            sys.stderr.flush()
 
     def restore(self) -> TrainState:
         """The state of the last committed checkpoint, or a new one from the seed."""
@@ -185,7 +187,7 @@ class Rank:
     def validate(self, state: TrainState, validation: list[Batch]) -> bool:
         """Zero-shot retrieval on the validation split; True if the run should stop early. Keeps the best weights."""
         progress, selection = state.progress, self.config.selection
-        scored = self.score(validation, state.network.model)
+        scored = self.score(validation, state.network.model, name="validation")
         results = evaluation.retrieval_results(scored, self.captions(scored.clip_ids, "validation"), "validation")
         if selection.metric not in results:
             raise ValueError(f"selection.metric={selection.metric!r} is not measured; there are {sorted(results)}")
@@ -205,8 +207,8 @@ class Rank:
         )
         return selection.patience is not None and progress.num_stale >= selection.patience
 
-    def score(self, batches: list[Batch], model: SNPS3) -> evaluation.Scored:
-        """Both scores of all pairs of a split."""
+    def score(self, batches: list[Batch], model: SNPS3, *, name: str) -> evaluation.Scored:
+        """Both scores of all pairs of a split; within their groups only for the temporal test."""
         world, config = self.world, self.config
         features = evaluation.encode(model, batches, world.gather, max_tokens=config.text.max_tokens)
         return evaluation.score(
@@ -216,6 +218,7 @@ class Rank:
             rank=world.rank,
             num_ranks=world.size,
             temperature=config.objective.temperature,
+            groups=self.job.sources[name].groups(features.clip_ids.cpu().numpy()) if name == "temporal" else None,
         )
 
     def captions(self, clip_ids: np.ndarray, name: str) -> list[str]:
@@ -242,7 +245,7 @@ class Rank:
     def save_scores(self, name: str, model: SNPS3) -> None:
         """Scores, captions, thumbnails and filled-in words of a test split, as files of the run for its report."""
         batches = list(self.evaluation_batches(name))
-        scored = self.score(batches, model)
+        scored = self.score(batches, model, name=name)
         frames = self.world.gather_objects([evaluation.thumbnails([batch]) for batch in batches])
         words = evaluation.fill_masked_words(model, batches[0])
         if self.world.is_first:
