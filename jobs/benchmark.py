@@ -55,7 +55,7 @@ def retrieval(storage: str = "runs/benchmark", num_seeds: int = 3, num_steps: in
 
 
 def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[str, Any]:
-    """What `make pretrain` does, timed after installation, with the memory of all its processes and what was spilled."""
+    """What `make pretrain` does, timed after installation, with the memory of all its processes and its spill."""
     marker = secrets.token_hex(8)
     command = [sys.executable, "-m", "jobs.local", "tiny", "--name", name, "--placement.storage", storage]
     start = time.perf_counter()
