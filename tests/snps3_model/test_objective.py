@@ -103,11 +103,11 @@ def test_level_2_is_mil_nce_of_the_cross_scores_pair_by_pair() -> None:
 
 
 def test_pairs_are_the_true_one_then_wrong_clips_then_wrong_captions() -> None:
-    own, clips, captions = torch.tensor([4, 5]), torch.tensor([[7, 8], [9, 6]]), torch.tensor([[1], [2]])
+    own, clips, captions = torch.tensor([4, 5]), torch.tensor([[7, 8], [9, 6]]), torch.tensor([[1, 3], [2, 0]])
     caption, clip = pair_indices(own, clips, captions)
     assert list(zip(caption.tolist(), clip.tolist(), strict=True)) == [
-        *[(4, 4), (4, 7), (4, 8), (1, 4)],
-        *[(5, 5), (5, 9), (5, 6), (2, 5)],
+        *[(4, 4), (4, 7), (4, 8), (1, 4), (3, 4)],
+        *[(5, 5), (5, 9), (5, 6), (2, 5), (0, 5)],
     ]
 
 
