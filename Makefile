@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install pretrain test check format lint types clean
+.PHONY: help install pretrain test test-slow check format lint types clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,7 +27,10 @@ pretrain: install  ## make the corpus, pre-train `tiny` on it, evaluate and repo
 	$(BIN)/python -m jobs.local $(ARGS)
 
 test: install  ## the test suite
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -m 'not slow' $(TESTS)
+
+test-slow: install  ## the tests that start whole runs
+	$(BIN)/python -m pytest -m slow
 
 check: install format lint types test  ## format, lint, types, tests: what CI and the hook run
 

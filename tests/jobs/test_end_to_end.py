@@ -18,7 +18,13 @@ from pipeline.records import Reason, Stage
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "default"
+    ),  # MLflow, SQLAlchemy and Ray Train run in this process and warn of themselves
+]
 
 
 @pytest.fixture(scope="module")
