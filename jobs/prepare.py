@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -24,11 +23,11 @@ from typing import Any
 
 import tyro
 
+from cluster.auth import use_private_token
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-if __name__ == "__main__" and not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
-    # a Ray of our own listens to a token that only this process and its workers know; without one Ray would leave
-    # a token file in the home folder, which later changes how clusters are reached. Ray reads this when imported
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+if __name__ == "__main__":
+    use_private_token()
 
 import ray
 

@@ -17,6 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cluster.auth import use_private_token
+
+if __name__ == "__main__":
+    use_private_token()
+
 import ray.data
 
 from cluster import run as cluster_run
