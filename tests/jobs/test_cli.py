@@ -44,9 +44,10 @@ def corpus(splits: dict[str, int] = SPLITS, *, images: int = 3, kind: str = "vid
 def run_of(folder: Path, manifest: Manifest | None = None) -> PretrainConfig:
     path = folder / "manifest.parquet"
     write_manifest(manifest or corpus(), str(path))
-    data = dataclasses.replace(tiny().data, manifest=str(path))
+    data = dataclasses.replace(tiny().data, manifest=str(path), num_frames=6)
+    optim = dataclasses.replace(tiny().optim, num_steps=700)
     placement = dataclasses.replace(tiny().placement, storage=str(folder / "runs"))
-    return dataclasses.replace(tiny(), data=data, placement=placement)
+    return dataclasses.replace(tiny(), data=data, optim=optim, placement=placement)
 
 
 def begin(config: PretrainConfig) -> Path:
