@@ -289,7 +289,7 @@ class Meter:
 
     def __init__(self, first_step: int, clock: Clock, optim: Any) -> None:
         self.first_step, self.clock, self.optim = first_step, clock, optim
-        self.start = self.last_time = time.perf_counter()
+        self.start = time.perf_counter()
         self.last_step, self.last_seconds = first_step, dict(clock.seconds)
 
     def rate(self, step: int) -> float:
@@ -298,10 +298,10 @@ class Meter:
 
     def read(self, step: int) -> dict[str, float]:
         """Clips per second, step and data-wait seconds per step, since the last reading."""
-        now, seconds, num_steps = time.perf_counter(), dict(self.clock.seconds), max(1, step - self.last_step)
+        seconds, num_steps = dict(self.clock.seconds), max(1, step - self.last_step)
         spent = {name: seconds.get(name, 0.0) - self.last_seconds.get(name, 0.0) for name in ("data_wait", "step")}
         elapsed = max(1e-9, spent["data_wait"] + spent["step"])
-        self.last_time, self.last_step, self.last_seconds = now, step, seconds
+        self.last_step, self.last_seconds = step, seconds
         return {
             "clips_per_second": num_steps * self.optim.global_batch / elapsed,
             "data_wait_share": spent["data_wait"] / elapsed,
