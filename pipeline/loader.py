@@ -1,8 +1,8 @@
 """From the plan to decoded clips, in the plan's order, as a Ray Data stream.
 
-    slots of a range of steps ─ blocks of one rank's share ─► look up row, fetch bytes, decode ─► one row per slot
+    block number ─► a few steps' slots of one rank ─► look up row, fetch bytes, decode ─► one row per slot
 
-A row carries nothing but a slot until it is decoded, so no process holds the order of the epoch, and a clip that fails
+A block is nothing but its number until it is decoded, so no process holds the order of the epoch, and a clip that fails
 keeps its slot with weight 0: nothing is filtered, no rank ever gets fewer rows than another.
 """
 
@@ -31,6 +31,8 @@ from pipeline.sampling import Policy
 
 MAX_BLOCKS = 10_000
 """Blocks of one dataset; a longer run is cut into segments, since Ray Data plans all blocks of a dataset at once."""
+BLOCK_BYTES = 4 * 2**20
+"""Pixels of one block: several steps of small clips, since each block costs Ray Data some milliseconds of its own."""
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -67,6 +69,17 @@ class ClipSource:
     max_clips: int | None = None
     """Evaluation reads at most this many clips, the first by clip_id."""
 
+    def share(self, num_ranks: int) -> int:
+        """Slots of a step that are one rank's."""
+        if self.batch % num_ranks:
+            raise ValueError(f"{num_ranks} workers cannot share a global batch of {self.batch} equally")
+        return self.batch // num_ranks
+
+    def steps_per_block(self, num_ranks: int) -> int:
+        """Steps of one rank that are decoded together."""
+        step_bytes = self.share(num_ranks) * self.num_frames * self.frame_size_px**2 * 3
+        return max(1, BLOCK_BYTES // step_bytes)
+
     def planned(self, step: int) -> PlannedStep:
         """The rows of one step."""
         if self.plan is not None:
@@ -91,7 +104,7 @@ class ClipSource:
 
 def segments(source: ClipSource, num_steps: int, num_ranks: int) -> list[tuple[str, int, int]]:
     """Name and step range [start, stop) of each dataset that a run of `num_steps` is cut into."""
-    size = max(1, MAX_BLOCKS // num_ranks)
+    size = max(1, MAX_BLOCKS // num_ranks) * source.steps_per_block(num_ranks)
     starts = range(0, num_steps, size)
     return [(f"train-{number}", start, min(start + size, num_steps)) for number, start in enumerate(starts)]
 
@@ -104,32 +117,39 @@ def split_rows(manifest_path: str, split: str) -> dict[Kind, pa.Table]:
 
 
 def clip_stream(source: ClipSource, *, start_step: int, stop_step: int, num_ranks: int) -> ray.data.Dataset:
-    """One row per slot of the steps [start, stop), in order; block b is rank b mod `num_ranks`'s share of a step."""
-    share, num_steps = source.batch // num_ranks, stop_step - start_step
-    if source.batch % num_ranks:
-        raise ValueError(f"{num_ranks} workers cannot share a global batch of {source.batch} equally")
-    slots = ray.data.range(num_steps * source.batch, override_num_blocks=num_steps * num_ranks)
-    return slots.map_batches(
-        decode_slots,  # pyright: ignore[reportArgumentType]
+    """One row per slot of the steps [start, stop); block b holds the next steps' slots of rank b mod `num_ranks`."""
+    num_blocks = -(-(stop_step - start_step) // source.steps_per_block(num_ranks)) * num_ranks
+    return ray.data.range(num_blocks, override_num_blocks=num_blocks).map_batches(
+        decode_block,  # pyright: ignore[reportArgumentType]
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        fn_kwargs={"source": source, "first_slot": start_step * source.batch, "share": share},
+        fn_kwargs={"source": source, "start_step": start_step, "stop_step": stop_step, "num_ranks": num_ranks},
         num_cpus=1,
     )
 
 
-def decode_slots(slots: pa.Table, *, source: ClipSource, first_slot: int, share: int) -> pa.Table:
-    """One rank's share of one step: each slot's clip, fetched and decoded, or its reason for having none."""
-    if len(slots) != share:
-        raise RuntimeError(f"a block has {len(slots)} slots instead of one rank's share of {share}")
-    numbers = slots["id"].to_numpy() + first_slot
-    planned = source.planned(int(numbers[0]) // source.batch)
+def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
+    """A rank's slots of a few steps: each slot's clip, fetched and decoded, or its reason for having none."""
+    if len(numbers) != 1:
+        raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
+    group, rank = divmod(numbers["id"][0].as_py(), num_ranks)
+    first = start_step + group * source.steps_per_block(num_ranks)
+    steps = range(first, min(first + source.steps_per_block(num_ranks), stop_step))
+    return pa.concat_tables(decode_share(source, step, rank, num_ranks) for step in steps)
+
+
+def decode_share(source: ClipSource, step: int, rank: int, num_ranks: int) -> pa.Table:
+    """One rank's slots of one step."""
+    share, planned = source.share(num_ranks), source.planned(step)
     table = split_rows(source.manifest_path, source.split)[planned.kind]
-    rows = planned.rows[numbers % source.batch]
+    places = range(rank * share, (rank + 1) * share)
+    rows = [(place, int(planned.rows[place])) for place in places]
     decoded = [
-        decode_slot(int(slot), table.slice(row, 1).to_pylist()[0] if row >= 0 else None, source, planned)
-        for slot, row in zip(numbers, rows.tolist(), strict=True)
+        decode_slot(
+            step * source.batch + place, table.slice(row, 1).to_pylist()[0] if row >= 0 else None, source, planned
+        )
+        for place, row in rows
     ]
     return pa.Table.from_pylist(decoded, schema=CLIP_SCHEMA)
 

@@ -18,7 +18,8 @@ from pipeline.loader import (
     ClipSource,
     clip_rows,
     clip_stream,
-    decode_slots,
+    decode_block,
+    decode_share,
     in_plan_order,
     rejected_rows,
     segments,
@@ -105,14 +106,7 @@ def source(corpus: Path) -> ClipSource:
 
 def shares(source: ClipSource, start_step: int, stop_step: int, rank: int, num_ranks: int) -> list[pa.Table]:
     """A rank's shares of some steps, decoded here and now."""
-    share, first = source.batch // num_ranks, start_step * source.batch
-    blocks = range(rank, (stop_step - start_step) * num_ranks, num_ranks)
-    return [
-        decode_slots(
-            pa.table({"id": range(block * share, (block + 1) * share)}), source=source, first_slot=first, share=share
-        )
-        for block in blocks
-    ]
+    return [decode_share(source, step, rank, num_ranks) for step in range(start_step, stop_step)]
 
 
 def from_ray(source: ClipSource, start_step: int, stop_step: int) -> list[list[pa.Table]]:
@@ -252,9 +246,29 @@ def test_evaluation_reads_first_captions_and_middle_frames_in_order_of_the_ids(s
 
 
 def test_a_long_run_is_cut_into_segments_that_cover_it(source: ClipSource) -> None:
-    parts = segments(source, 12_345, 4)
+    large = dataclasses.replace(source, frame_size_px=1024)
+    assert large.steps_per_block(4) == 1
+    parts = segments(large, 12_345, 4)
     assert [(name, start) for name, start, _ in parts] == [(f"train-{n}", 2500 * n) for n in range(5)]
     assert [stop for _, _, stop in parts] == [2500, 5000, 7500, 10_000, 12_345]
+
+
+@pytest.mark.parametrize(("size_px", "num_ranks", "steps"), [(16, 1, 341), (64, 2, 42), (256, 2, 2), (1024, 1, 1)])
+def test_a_block_holds_as_many_steps_as_fit(source: ClipSource, size_px: int, num_ranks: int, steps: int) -> None:
+    assert dataclasses.replace(source, frame_size_px=size_px).steps_per_block(num_ranks) == steps
+
+
+def test_blocks_of_several_steps_hold_each_ranks_shares_in_turn(
+    source: ClipSource, two_epochs: list[pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_bytes = SHARE * NUM_FRAMES * SIZE_PX**2 * 3
+    monkeypatch.setattr("pipeline.loader.BLOCK_BYTES", 3 * step_bytes)
+    bounds = {"start_step": 2, "stop_step": 10, "num_ranks": NUM_RANKS}
+    blocks = [decode_block(pa.table({"id": [n]}), source=source, **bounds) for n in range(6)]
+    assert [len(block) // SHARE for block in blocks] == [3, 3, 3, 3, 2, 2]
+    for rank in range(NUM_RANKS):
+        mine = pa.concat_tables(blocks[rank::NUM_RANKS])
+        assert mine == pa.concat_tables(table.slice(rank * SHARE, SHARE) for table in two_epochs[2:10])
 
 
 @pytest.mark.parametrize("change", ["swapped", "short", "late"])
@@ -272,5 +286,5 @@ def test_a_stream_out_of_order_stops_the_run(change: str) -> None:
 def test_shares_that_cannot_be_equal_are_refused(source: ClipSource) -> None:
     with pytest.raises(ValueError, match="3 workers cannot share a global batch of 8 equally"):
         clip_stream(source, start_step=0, stop_step=1, num_ranks=3)
-    with pytest.raises(RuntimeError, match="a block has 3 slots instead of one rank's share of 4"):
-        decode_slots(pa.table({"id": [0, 1, 2]}), source=source, first_slot=0, share=4)
+    with pytest.raises(RuntimeError, match="a block has 3 numbers instead of its own"):
+        decode_block(pa.table({"id": [0, 1, 2]}), source=source, start_step=0, stop_step=9, num_ranks=2)
