@@ -71,16 +71,18 @@ class PaddedBatchNorm(nn.Module):
 class SmallCNN(nn.Module):
     """A few 3×3 convolutions with batch normalisation: the encoder of the `tiny` preset, trained from scratch.
 
-    Two channels with each pixel's place in the real frame (x, y in [−1, 1]) join the colours, since pooling over the
-    grid would otherwise forget where in the frame a thing is.
+    Before each convolution two channels with every pixel's place in the real frame (x, y in [−1, 1]) join the features
+    (Liu et al., NeurIPS 2018), since pooling over the grid would otherwise forget where in the frame a thing is. Before
+    each but the first, an eighth of the channels comes from the frame before and an eighth from the frame after
+    (temporal shift; Lin et al., ICCV 2019), so that features tell where things come from, as those of Video Swin can.
     """
 
     def __init__(self, config: VisualConfig, hidden: int) -> None:
         super().__init__()
-        inputs = (5, *config.channels[:-1])
+        inputs = (3, *config.channels[:-1])
         self.strides = (*[2] * (len(config.channels) - 1), 1)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(i, o, kernel_size=3, stride=stride, padding=1, bias=False)
+            nn.Conv2d(i + 2, o, kernel_size=3, stride=stride, padding=1, bias=False)
             for i, o, stride in zip(inputs, config.channels, self.strides, strict=True)
         )
         self.norms = nn.ModuleList(PaddedBatchNorm(o, frozen=config.frozen_batch_norm) for o in config.channels)
@@ -92,13 +94,25 @@ class SmallCNN(nn.Module):
         """The feature grid and its pad mask (True = padding)."""
         B, T = frames.shape[:2]
         is_real = (~pad_mask).flatten(0, 1)[:, None].to(frames.dtype)
-        features = torch.cat([frames.flatten(0, 1), places(is_real)], dim=1) * is_real
-        for convolution, norm, stride in zip(self.convolutions, self.norms, self.strides, strict=True):
-            features = convolution(features)
+        features = frames.flatten(0, 1) * is_real
+        for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            if layer:
+                features = temporal_shift(features.unflatten(0, (B, T))).flatten(0, 1)
+            features = convolution(torch.cat([features, places(is_real) * is_real], dim=1))
+            stride = self.strides[layer]
             is_real = is_real[..., ::stride, ::stride]  # the pixels on which the kernel is centred
             features = F.relu(norm(features, is_real)) * is_real
         grid = self.projection(features)
         return grid.unflatten(0, (B, T)), (is_real < 0.5)[:, 0].unflatten(0, (B, T))
+
+
+def temporal_shift(features: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B T C h w"]:
+    """The first eighth of the channels from the frame before, the second from the frame after, zeros at both ends."""
+    fold = features.shape[2] // 8
+    before, after, still = features.split([fold, fold, features.shape[2] - 2 * fold], dim=2)
+    before = F.pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
+    after = F.pad(after[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
+    return torch.cat([before, after, still], dim=2)
 
 
 def places(is_real: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 2 H W"]:

@@ -43,10 +43,10 @@ def draw_background(background: Background, size_px: int) -> NDArray[np.float32]
     """(H, W, 3) float32 in 0..255: a texture in two near tones of low saturation, with a little grain."""
     rng = np.random.default_rng(background.seed)
     base = rng.uniform(105, 150) + rng.uniform(-12, 12, 3)
-    contrast = rng.uniform(20, 30) * rng.choice([-1.0, 1.0])
+    contrast = rng.uniform(30, 42) * rng.choice([-1.0, 1.0])
     pattern = _pattern(background.texture, size_px, rng)
-    grain = rng.normal(0.0, 22.0 if background.texture == "grainy" else 2.0, (size_px, size_px, 1))
-    return (base + contrast * pattern[..., None] + grain).clip(60, 200).astype(np.float32)
+    grain = rng.normal(0.0, 30.0 if background.texture == "grainy" else 2.0, (size_px, size_px, 1))
+    return (base + contrast * pattern[..., None] + grain).clip(50, 210).astype(np.float32)
 
 
 def _pattern(texture: str, size_px: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ TAU_END = 5.0
 COLOURS = ("red", "blue", "yellow", "green", "white", "purple", "orange", "black", "pink", "brown")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "moon")
 TEXTURES = ("striped", "dotted", "checked", "plain", "grainy")
-RADIUS_BY_SIZE = {"small": 6.5, "big": 11.0}
+RADIUS_BY_SIZE = {"small": 8.0, "big": 13.0}
 SIZES = tuple(RADIUS_BY_SIZE)
 
 DIRECTIONS = ("left", "right", "rise", "fall")
