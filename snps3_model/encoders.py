@@ -113,11 +113,14 @@ class PvtV2(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Stages are computed again in the backward pass instead of kept."""
-        self.network.gradient_checkpointing_enable({"use_reentrant": False})
+        self.network.activation_checkpointing_enable({"use_reentrant": False})
 
 
 class PublicBackbone(nn.Module):
     """Any image network of Transformers: the last feature map of its backbone, or its patch tokens as a grid."""
+
+    unreached: frozenset[str] = frozenset()
+    """Parameters of the network that its grid does not depend on."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -142,7 +145,7 @@ class PublicBackbone(nn.Module):
                 f"model.visual.activation_checkpointing: {type(self.network).__name__} cannot compute its activations "
                 "again; leave activation_checkpointing off, or take another model.visual.backbone"
             )
-        self.network.gradient_checkpointing_enable({"use_reentrant": False})
+        self.network.activation_checkpointing_enable({"use_reentrant": False})
 
 
 class VisualEncoder(nn.Module):
@@ -211,8 +214,9 @@ def make_encoder(config: VisualConfig, hidden: int) -> nn.Module:
         width, unreached = explored(public)
         backbone = PublicBackbone(public)
         multiple = backbone.patch_px
+        backbone.unreached = unreached
         for parameter in unreached:
-            backbone.get_parameter(parameter).requires_grad_(False)
+            backbone.network.get_parameter(parameter).requires_grad_(False)
     if config.activation_checkpointing:
         backbone.checkpoint_activations()
     return VisualEncoder(backbone, width=width, hidden=hidden, multiple_px=multiple, is_frozen=config.frozen)
@@ -234,8 +238,8 @@ def public_config(config: VisualConfig) -> PreTrainedConfig:
         public = AutoConfig.from_pretrained(config.backbone)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"model.visual.backbone={config.backbone} is neither a folder with a config.json that Transformers knows nor "
-            f"a name on the hub that can be reached; download the model and name its folder ({error})"
+            f"model.visual.backbone={config.backbone} is neither a folder with a config.json that Transformers knows "
+            f"nor a name on the hub that can be reached; download the model and name its folder ({error})"
         ) from error
     public = getattr(public, "vision_config", public)
     known = type(public) in MODEL_FOR_BACKBONE_MAPPING or type(public) in MODEL_MAPPING
@@ -263,17 +267,18 @@ def network_of(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(config)
 
 
-def explored(config: PreTrainedConfig) -> tuple[int, list[str]]:
+def explored(config: PreTrainedConfig) -> tuple[int, frozenset[str]]:
     """Channels of the network's grid, and the parameters that its grid does not depend on; nothing is computed.
 
     The latter (mask tokens, norms before a pooler) must not ask for a gradient: DDP would wait for it.
     """
     side = -(-max(SMALLEST_PX, image_px(config)) // patch_px(config)) * patch_px(config)
     with torch.device("meta"):
-        network = PublicBackbone(config).eval()
-        grid = network(torch.zeros(1, 3, side, side))
+        backbone = PublicBackbone(config).eval()
+        grid = backbone(torch.zeros(1, 3, side, side))
     grid.sum().backward()
-    return grid.shape[1], [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    parameters = backbone.network.named_parameters()
+    return grid.shape[1], frozenset(name for name, parameter in parameters if parameter.grad is None)
 
 
 def image_px(config: PreTrainedConfig) -> int:

@@ -16,10 +16,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
 
 from snps3_model.encoders import PublicBackbone, PvtV2, ResNet50, VisualEncoder
 from snps3_model.video_swin import VideoSwin
@@ -188,8 +190,8 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
             files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             return {name: tensor for file in files for name, tensor in read_weights(str(folder / file)).items()}
     raise FileNotFoundError(
-        f"model.visual.pretrained={folder} has neither model.safetensors nor pytorch_model.bin; name a folder in Hugging "
-        "Face format, or the file itself"
+        f"model.visual.pretrained={folder} has neither model.safetensors nor pytorch_model.bin; name a folder in "
+        "Hugging Face format, or the file itself"
     )
 
 
@@ -198,32 +200,57 @@ def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str) ->
     network = backbone.network
     if Path(path).is_file():
         return load_named(encoder, read_weights(path), path)
+    found, missing, unexpected = _read_public(network, path)
+    if missing:
+        found |= _last_norm(network, path, missing)
+        missing = missing - set(found)
+    own = network.state_dict()
+    needed = missing - backbone.unreached
+    wrong = {name for name, tensor in found.items() if tensor.shape != own[name].shape}
+    if needed or wrong:
+        raise ValueError(
+            f"{path} does not fit model.visual.backbone: {len(needed)} of its tensors are missing"
+            f"{_some(sorted(needed))} and {len(wrong)} have other shapes{_some(sorted(wrong))}; let both name the same "
+            "model"
+        )
+    network.load_state_dict(found, strict=False)
+    projection = [name for name in encoder.state_dict() if name.startswith("projection.")]
+    return LoadReport(
+        loaded=tuple(f"backbone.network.{name}" for name in found),
+        missing=(*projection, *(f"backbone.network.{name}" for name in sorted(missing))),
+        unexpected=tuple(sorted(unexpected)),
+        reshaped=(),
+    )
+
+
+def _read_public(network: PreTrainedModel, path: str) -> tuple[dict[str, Tensor], set[str], set[str]]:
+    """The tensors at `path` by `network`'s names; which of these are missing there; and what else lies there."""
     try:
-        found, info = type(network).from_pretrained(
-            path, config=network.config, output_loading_info=True, dtype=torch.float32
+        loaded: Any = type(network).from_pretrained(
+            path, config=network.config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
         )
     except OSError as error:
         raise FileNotFoundError(
-            f"model.visual.pretrained={path} is neither a folder with weights nor a name on the hub that can be reached; "
-            f"download the model and name its folder ({error})"
+            f"model.visual.pretrained={path} is neither a folder with weights nor a name on the hub that can be "
+            f"reached; download the model and name its folder ({error})"
         ) from error
-    unreached = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    missing = [name for name in info["missing_keys"] if encoder.is_frozen or name not in unreached]
-    mismatched = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]]
-    if missing or mismatched:
-        raise ValueError(
-            f"{path} does not fit model.visual.backbone: {len(missing)} of its tensors are missing{_some(missing)} and "
-            f"{len(mismatched)} have other shapes{_some(mismatched)}; let both name the same model"
-        )
-    state = found.state_dict()
-    network.load_state_dict(state)
-    own = [name for name in encoder.state_dict() if name.startswith("projection.")]
-    return LoadReport(
-        loaded=tuple(f"backbone.network.{name}" for name in state if name not in info["missing_keys"]),
-        missing=(*own, *(f"backbone.network.{name}" for name in info["missing_keys"])),
-        unexpected=tuple(sorted(info["unexpected_keys"])),
-        reshaped=(),
-    )
+    model, info = loaded
+    own = network.state_dict()
+    mismatched = {entry[0]: tuple(entry[1]) for entry in info["mismatched_keys"]}
+    missing = set(own) & set(info["missing_keys"])
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in own and name not in missing}
+    state |= {name: torch.empty(shape) for name, shape in mismatched.items() if name in own}
+    return state, missing, set(info["unexpected_keys"])
+
+
+def _last_norm(network: PreTrainedModel, path: str, missing: set[str]) -> dict[str, Tensor]:
+    """The norm of the last stage, which the whole model keeps under another name than its backbone."""
+    named = {name: name.rpartition(".")[2] for name in missing if name.startswith("hidden_states_norms.")}
+    if not named:
+        return {}
+    norm = getattr(AutoModel.from_pretrained(path, dtype=torch.float32), "layernorm", None)
+    state = {} if norm is None else norm.state_dict()
+    return {name: state[part] for name, part in named.items() if part in state}
 
 
 def _unwrapped(name: str) -> str:
