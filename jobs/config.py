@@ -183,11 +183,25 @@ class PretrainConfig:
                 f"model.max_positions must be at least {longest} for text.max_tokens={self.text.max_tokens} and "
                 f"data.num_frames={self.data.num_frames}, got {self.model.max_positions}"
             )
+        self._refuse_frozen_random_weights()
         negatives = self.objective.num_hard_negatives
         if negatives is not None and negatives >= batch:
             raise ValueError(
                 f"objective.num_hard_negatives must be below optim.global_batch, got {negatives} of {batch}"
             )
+
+    def _refuse_frozen_random_weights(self) -> None:
+        visual = self.model.visual
+        if visual.pretrained is not None or self.model.initial_weights is not None:
+            return
+        for name, why in {
+            "frozen_batch_norm": "normalises nothing and the run would not learn",
+            "frozen": "sees nothing and never learns to",
+        }.items():
+            if getattr(visual, name):
+                raise ValueError(
+                    f"model.visual.{name} on random weights {why}; set model.visual.pretrained, or leave {name} off"
+                )
 
 
 def in_steps(config: PretrainConfig, steps_per_epoch: int) -> PretrainConfig:

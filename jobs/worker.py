@@ -28,6 +28,7 @@ from pipeline.significance import SignificantWords
 from pipeline.words import Tokenizer
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
+from snps3_model.visual_weights import load_visual_weights
 
 STOP_FILE = "stop"
 """A file of this name in the run's folder asks the run to write a checkpoint and end."""
@@ -106,6 +107,8 @@ class Rank:
                 state.progress = checkpoints.load(folder, network, state.optimizer)
                 self.clock = Clock(state.progress.seconds)
                 self.say(f"continuing at step {state.progress.step} of {config.optim.num_steps}")
+            elif path := config.model.visual.pretrained:
+                self.say(str(load_visual_weights(model.visual, path)))
         return state
 
     def batches(self, source: ClipSource, tables: Iterator[pa.Table], start_step: int, stage: Stage) -> Iterator[Batch]:

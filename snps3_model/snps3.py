@@ -19,7 +19,8 @@ from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPooler
 
 from snps3_model.config import ModelConfig
-from snps3_model.visual import SmallCNN, pool
+from snps3_model.encoders import make_encoder
+from snps3_model.visual import pool
 
 TEXT_TYPE, VISUAL_TYPE = 0, 1
 
@@ -69,7 +70,7 @@ class SNPS3(nn.Module):
         if lacking := not_built(config):
             raise ValueError("; ".join(lacking))
         self.config, self.separator_id = config, separator_id
-        self.visual = SmallCNN(config.visual, config.hidden)
+        self.visual = make_encoder(config.visual, config.hidden)
         self.video_head = nn.Sequential(
             nn.Linear(config.hidden, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.hidden)
         )
@@ -149,13 +150,7 @@ class SNPS3(nn.Module):
 def not_built(config: ModelConfig) -> list[str]:
     """What `config` asks for and this network cannot give yet, a sentence each."""
     lacking = []
-    if config.visual.encoder != "small_cnn":
-        lacking.append(
-            f"model.visual.encoder={config.visual.encoder} is not built yet; today there is small_cnn, which learns "
-            "from scratch: set model.visual.encoder to small_cnn, or take the preset tiny"
-        )
     pretrained = {
-        "model.visual.pretrained": config.visual.pretrained,
         "model.pretrained_text": config.pretrained_text,
         "model.initial_weights": config.initial_weights,
     }
