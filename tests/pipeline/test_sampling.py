@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import itertools
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import golden
 
 from pipeline.sampling import Policy, sample_frames, sample_window, segments
 
-GOLDEN = Path(os.environ.get("SNPS3_GOLDEN", Path(__file__).parents[1] / "data" / "golden")) / "frame_sampling.npz"
 CASES = [(1, 1), (1, 7), (4, 2), (4, 4), (4, 5), (4, 100), (16, 3), (16, 300), (7, 10_001)]
 
 
@@ -18,18 +16,18 @@ def _used(indices: np.ndarray) -> list[int]:
 
 
 def test_golden_frames_of_whole_videos():
-    golden = np.load(GOLDEN)
+    recorded = golden("frame_sampling")
     for (num_frames, length), expected in zip(
-        golden["in/whole/n_clips_and_length"].tolist(), golden["out/whole/eval_indices"], strict=True
+        recorded["in/whole/n_clips_and_length"].tolist(), recorded["out/whole/eval_indices"], strict=True
     ):
         assert sample_frames(num_frames, length, reference=True) == _used(expected)
         assert sample_frames(num_frames, length) == _used(expected)
 
 
 def test_golden_ranges_of_random_frames():
-    golden = np.load(GOLDEN)
+    recorded = golden("frame_sampling")
     for (num_frames, length), ranges in zip(
-        golden["in/whole/n_clips_and_length"].tolist(), golden["out/whole/train_half_open_ranges"], strict=True
+        recorded["in/whole/n_clips_and_length"].tolist(), recorded["out/whole/train_half_open_ranges"], strict=True
     ):
         if length < num_frames:
             continue
@@ -45,9 +43,9 @@ def test_golden_ranges_of_random_frames():
 
 
 def test_golden_frames_of_windows():
-    golden = np.load(GOLDEN)
+    recorded = golden("frame_sampling")
     for row, expected in zip(
-        golden["in/window/n_length_fps_start_end"], golden["out/window/eval_indices"], strict=True
+        recorded["in/window/n_length_fps_start_end"], recorded["out/window/eval_indices"], strict=True
     ):
         num_frames, length = int(row[0]), int(row[1])
         fps, start, end = row[2:].tolist()
