@@ -92,8 +92,6 @@ def test_what_is_not_built_yet_is_refused_with_what_there_is(name):
 @pytest.mark.parametrize(
     ("model", "field"),
     [
-        (ModelConfig(pretrained_text="bert"), "model.pretrained_text=bert"),
-        (ModelConfig(initial_weights="old"), "model.initial_weights=old"),
         (ModelConfig(visual=VisualConfig(pretrained="cnn")), "model.visual.pretrained=cnn"),
     ],
 )
