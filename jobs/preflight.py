@@ -22,6 +22,7 @@ from pipeline.plan import Plan
 from pipeline.records import Kind
 from pipeline.words import Tokenizer
 from snps3_model.config import ModelConfig
+from snps3_model.loading import bert_config, is_hub_name, refuse_other_sizes
 from snps3_model.snps3 import SNPS3, not_built
 
 
@@ -78,6 +79,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
         found += split_problems(config.data, manifest)
     if config.text.vocabulary:
         _tried(found, "text.vocabulary", lambda: storage.check_readable(str(config.text.vocabulary)))
+    found += weight_problems(config)
     _tried(found, "placement.storage", lambda: storage.check_writable(config.placement.storage))
     state, refusal = folder_state(config, run_folder, manifest)
     plan = training_plan(config, manifest) if manifest else None
@@ -90,6 +92,25 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
         machine=machine,
         problems=(*found, *refusal),
     )
+
+
+def weight_problems(config: PretrainConfig) -> list[str]:
+    """What is wrong with the first weights that the network is to have; names on the hub are looked up by the run."""
+    found: list[str] = []
+    earlier, text = config.model.initial_weights, config.model.pretrained_text
+    if earlier:
+        _tried(found, "model.initial_weights", lambda: storage.check_readable(earlier))
+    if text and not is_hub_name(text):
+        pieces = num_pieces(config)[0]
+        _tried(found, "model.pretrained_text", lambda: refuse_other_sizes(config.model, pieces, bert_config(text)))
+    return found
+
+
+def num_pieces(config: PretrainConfig) -> tuple[int, str]:
+    """Pieces of the run's vocabulary, and "at most " where it is yet to be trained."""
+    if config.text.vocabulary and (loaded := _tried([], "", lambda: Tokenizer.load(str(config.text.vocabulary)))):
+        return loaded.vocabulary_size, ""
+    return config.text.vocabulary_size, "at most "
 
 
 def known_manifest(path: str) -> Manifest:
@@ -242,9 +263,7 @@ def _frames_line(config: PretrainConfig) -> str:
 def _model_line(config: PretrainConfig) -> str:
     if not_built(config.model):
         return f"{config.model.visual.encoder}: cannot be built yet"
-    pieces, bound = config.text.vocabulary_size, "at most "
-    if config.text.vocabulary and (loaded := _tried([], "", lambda: Tokenizer.load(str(config.text.vocabulary)))):
-        pieces, bound = loaded.vocabulary_size, ""
+    pieces, bound = num_pieces(config)
     millions = num_parameters(config.model, pieces) / 1e6
     return f"{millions:.2f} M parameters, with a vocabulary of {bound}{pieces} pieces"
 

@@ -39,8 +39,8 @@ class ModelConfig:
 
     visual: VisualConfig = field(default_factory=VisualConfig)
     pretrained_text: str | None = None
-    """Folder of a pre-trained BERT, of this size and vocabulary, for the shared network; None starts from random
-    weights."""
+    """Folder, or name on the hub, of a pre-trained BERT of this size and vocabulary in Hugging Face format, for the
+    shared network; None starts from random weights."""
     initial_weights: str | None = None
     """Weights of an earlier run of the same network, its `best/model.safetensors`; None starts a first run."""
     hidden: int = 128
@@ -64,6 +64,11 @@ class ModelConfig:
         if self.hidden % self.num_heads:
             raise ValueError(
                 f"model.hidden must be divisible by model.num_heads, got {self.hidden} and {self.num_heads}"
+            )
+        if self.pretrained_text is not None and self.initial_weights is not None:
+            raise ValueError(
+                f"model.initial_weights={self.initial_weights} would overwrite "
+                f"model.pretrained_text={self.pretrained_text}; set one of them to None"
             )
 
 

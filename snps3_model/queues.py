@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from snps3_model.snps3 import SNPS3
 from snps3_model.visual import Gather, local_gather
 
+End = Literal["circular", "shifted"]
+"""See ObjectiveConfig.queue_end."""
 CROSS_PARTS = ("cross_pooler", "separate_cross", "similarity", "text_words", "cross_words")
 
 
@@ -40,11 +42,10 @@ class MomentumQueues(nn.Module):
     text_next: Tensor
     video_next: Tensor
 
-    def __init__(
-        self, model: SNPS3, *, length: int, momentum: float, end: Literal["circular", "shifted"] = "circular"
-    ) -> None:
+    def __init__(self, model: SNPS3, *, length: int, momentum: float, end: End = "circular") -> None:
         super().__init__()
-        self.momentum, self.end = momentum, end
+        self.momentum = momentum
+        self.end: End = end
         self.encoders = dual_encoders(model)
         for name in ("text", "video"):
             self.register_buffer(name, F.normalize(torch.randn(length, model.config.hidden), dim=1))
@@ -106,7 +107,7 @@ def enqueued(
     position: Int64[Tensor, ""],
     keys: Float[Tensor, "m D"],
     is_usable: Bool[Tensor, " m"],
-    end: Literal["circular", "shifted"],
+    end: End,
 ) -> tuple[Float[Tensor, "K D"], Int64[Tensor, ""]]:
     """The queue with the usable keys in it, in their order from `position` on, and the position after them.
 
