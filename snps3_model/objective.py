@@ -39,6 +39,8 @@ class Draws:
     false_ids: Int64[Tensor, "b F"] | None = None
     """A false caption of each clip, for ITM."""
     false_mask: Bool[Tensor, "b F"] | None = None
+    has_false: Bool[Tensor, " b"] | None = None
+    """False where the batch holds no other caption; None stands for all True."""
 
 
 class Pretraining(nn.Module):
@@ -217,7 +219,8 @@ class Pretraining(nn.Module):
         if self.config.matching_text == "raw" or fused is None:
             fused = self.model.fuse(batch.token_ids, batch.token_mask, video.tokens)
         false = self.model.fuse(draws.false_ids, draws.false_mask, video.tokens)
-        return losses.itm(self.itm_head(fused.pooled), self.itm_head(false.pooled), batch.weight, gather=self.gather)
+        weight = batch.weight if draws.has_false is None else batch.weight * draws.has_false
+        return losses.itm(self.itm_head(fused.pooled), self.itm_head(false.pooled), weight, gather=self.gather)
 
     @torch.no_grad()
     def draw(self, batch: Batch, text: TextFeatures | None, video: VideoFeatures) -> Draws:
@@ -234,9 +237,17 @@ class Pretraining(nn.Module):
         else:
             scores = losses.pair_noise(self.gather(batch.clip_ids * (batch.weight > 0.5)))
         own = torch.arange(len(batch.weight), device=weight.device) + self.rank * len(batch.weight)
-        false = losses.hard_negatives(scores.T, weight, 1)[0][own, 0]
+        false, has_false = own, torch.zeros_like(own, dtype=torch.bool)
+        if len(weight) > 1:
+            false, has_false = (rows[own, 0] for rows in losses.hard_negatives(scores.T, weight, 1))
         ids, mask = self.gathered_captions(batch.token_ids, batch.token_mask)
-        return Draws(masked_token_ids=masked, labels=labels, false_ids=ids[false], false_mask=mask[false])
+        return Draws(
+            masked_token_ids=masked,
+            labels=labels,
+            false_ids=ids[false],
+            false_mask=mask[false],
+            has_false=has_false,
+        )
 
     def attentive(self, batch: Batch, text: TextFeatures | None) -> tuple[Tensor, Tensor]:
         """The batch's masks, or on `attentive_share` of the steps those drawn by attention."""
