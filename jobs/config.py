@@ -192,11 +192,25 @@ class PretrainConfig:
                 f"objective.queue_length must be at least {needed}, the frames of one step of "
                 f"optim.global_batch={batch}, got {length}; raise it, or set it to None"
             )
+        self._refuse_frozen_random_weights()
         negatives = self.objective.num_hard_negatives
         if negatives is not None and negatives >= batch:
             raise ValueError(
                 f"objective.num_hard_negatives must be below optim.global_batch, got {negatives} of {batch}"
             )
+
+    def _refuse_frozen_random_weights(self) -> None:
+        visual = self.model.visual
+        if visual.pretrained is not None or self.model.initial_weights is not None:
+            return
+        for name, why in {
+            "frozen_batch_norm": "normalises nothing and the run would not learn",
+            "frozen": "sees nothing and never learns to",
+        }.items():
+            if getattr(visual, name):
+                raise ValueError(
+                    f"model.visual.{name} on random weights {why}; set model.visual.pretrained, or leave {name} off"
+                )
 
 
 def in_steps(config: PretrainConfig, steps_per_epoch: int) -> PretrainConfig:

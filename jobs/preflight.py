@@ -22,8 +22,9 @@ from pipeline.plan import Plan
 from pipeline.records import Kind
 from pipeline.words import Tokenizer
 from snps3_model.config import ModelConfig
+from snps3_model.encoders import frame_size_problem
 from snps3_model.loading import bert_config, is_hub_name, refuse_other_sizes
-from snps3_model.snps3 import SNPS3, not_built
+from snps3_model.snps3 import SNPS3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +74,11 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     """All that is known of the run; whatever is wrong is collected, so that one look tells everything."""
     machine = machine or this_machine()
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
-    found = not_built(config.model) + resource_problems(config.placement, machine)
+    found = resource_problems(config.placement, machine)
     manifest = _tried(found, "data.manifest", lambda: known_manifest(config.data.manifest))
     if manifest:
         found += split_problems(config.data, manifest)
+    found += visual_problems(config)
     if config.text.vocabulary:
         _tried(found, "text.vocabulary", lambda: storage.check_readable(str(config.text.vocabulary)))
     found += weight_problems(config)
@@ -142,6 +144,22 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
 def num_cpus(placement: Placement) -> float:
     """CPUs that a run reserves: of its train workers and for decoding."""
     return placement.num_workers * placement.cpus_per_worker + placement.decode_cpus
+
+
+def visual_problems(config: PretrainConfig) -> list[str]:
+    """Why the visual encoder could not be made, filled with its weights, or take the frames."""
+    visual, size = config.model.visual, config.data.frame_size_px
+    found: list[str] = []
+    problem = _tried(found, "model.visual.backbone", lambda: frame_size_problem(visual, size, size))
+    if problem:
+        found.append(f"data.frame_size_px={size}: {problem}")
+    is_file = visual.pretrained is not None and visual.encoder != "auto"
+    if is_file and not os.path.exists(str(visual.pretrained)):
+        found.append(
+            f"model.visual.pretrained={visual.pretrained} is not there; download the weights to it, or set it to None "
+            "to start from random ones"
+        )
+    return found
 
 
 def split_problems(data: DataConfig, manifest: Manifest) -> list[str]:
@@ -261,11 +279,11 @@ def _frames_line(config: PretrainConfig) -> str:
 
 
 def _model_line(config: PretrainConfig) -> str:
-    if not_built(config.model):
-        return f"{config.model.visual.encoder}: cannot be built yet"
     pieces, bound = num_pieces(config)
-    millions = num_parameters(config.model, pieces) / 1e6
-    return f"{millions:.2f} M parameters, with a vocabulary of {bound}{pieces} pieces"
+    number = _tried([], "", lambda: num_parameters(config.model, pieces))
+    if number is None:
+        return f"{config.model.visual.encoder}: cannot be built"
+    return f"{number / 1e6:.2f} M parameters, with a vocabulary of {bound}{pieces} pieces"
 
 
 def _resources_line(placement: Placement, machine: Machine) -> str:

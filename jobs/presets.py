@@ -72,7 +72,9 @@ def cc3m_video_swin() -> PretrainConfig:
         data=_data("cc3m", num_frames=1, frame_size_px=224),
         text=_text(),
         model=_bert_base(
-            VisualConfig(encoder="video_swin_small", pretrained="pretrained/video_swin_small.safetensors")
+            VisualConfig(
+                encoder="video_swin_small", drop_path=0.2, pretrained="pretrained/video_swin_small.safetensors"
+            )
         ),
         optim=_optim(num_steps=130_000, num_epochs=30, decay_step=110_000),
         selection=_selection(),
@@ -87,7 +89,8 @@ def webvid_video_swin() -> PretrainConfig:
         data=_data("webvid2m", num_frames=4, frame_size_px=224),
         text=_text(),
         model=_bert_base(
-            VisualConfig(encoder="video_swin_small"), initial_weights="runs/cc3m_video_swin/best/model.safetensors"
+            VisualConfig(encoder="video_swin_small", drop_path=0.2),
+            initial_weights="runs/cc3m_video_swin/best/model.safetensors",
         ),
         # 10 epochs of about 2.5 million clips are about 195,000 steps: the epochs end the run
         optim=_optim(num_steps=200_000, num_epochs=10, decay_epoch=5),

@@ -62,7 +62,7 @@ class Row:
 
 ROWS = {
     "no_visual": Row(visual=None, batch=16, num_frames=1),
-    "r50": Row(visual=VisualConfig(encoder="resnet50"), batch=8, num_frames=1),
+    "r50": Row(visual=VisualConfig(encoder="resnet50", frozen_batch_norm=True), batch=8, num_frames=1),
     "vst4": Row(visual=VisualConfig(encoder="video_swin_small"), batch=4, num_frames=4),
 }
 SIZES = {
@@ -200,7 +200,7 @@ def measure(way: Way, row: Row, *, data: Path, size: str, num_steps: int) -> dic
 
 
 def step(
-    rows: tuple[str, ...] = ("no_visual",),
+    rows: tuple[str, ...] = tuple(ROWS),
     data: str | None = None,
     size: Literal["base", "small"] = "base",
     num_steps: int = 3,

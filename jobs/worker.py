@@ -30,6 +30,7 @@ from pipeline.words import Tokenizer
 from snps3_model.loading import initialise
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
+from snps3_model.visual_weights import load_visual_weights
 
 STOP_FILE = "stop"
 """A file of this name in the run's folder asks the run to write a checkpoint and end."""
@@ -118,6 +119,8 @@ class Rank:
             content = storage.read_bytes(earlier) if earlier else None
             for report in initialise(model, config.model, content):
                 self.say(str(report))
+            if path := config.model.visual.pretrained:
+                self.say(str(load_visual_weights(model.visual, path)))
         return Pretraining(
             model, config.objective, self.world.gather, self.world.rank, mask_id=tokenizer.special.mask
         ).to(self.world.device)

@@ -9,28 +9,93 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+PRETRAINED_ENCODERS = (
+    "resnet50",
+    *(f"pvt_v2_b{size}" for size in range(6)),
+    *(f"video_swin_{size}" for size in ("tiny", "small", "base")),
+    "auto",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisualConfig:
     """The encoder from frames to a grid of features."""
 
-    encoder: Literal["small_cnn", "resnet50", "pvt_v2_b2", "video_swin_small"] = "small_cnn"
-    """The small CNN learns from scratch; the paper's three start from pre-trained weights."""
+    encoder: Literal[
+        "small_cnn",
+        "resnet50",
+        "pvt_v2_b0",
+        "pvt_v2_b1",
+        "pvt_v2_b2",
+        "pvt_v2_b3",
+        "pvt_v2_b4",
+        "pvt_v2_b5",
+        "video_swin_tiny",
+        "video_swin_small",
+        "video_swin_base",
+        "auto",
+    ] = "small_cnn"
+    """The small CNN learns from scratch, all others start from pre-trained weights; the paper has resnet50, pvt_v2_b2
+    and video_swin_small. `auto` is the image network that `backbone` describes."""
+    backbone: str | None = None
+    """For `auto`: folder or hub name, in Hugging Face format, of a DINOv2, DINOv3, ConvNeXt, Swin, ViT, CLIP …; only
+    its config.json is read here, its weights if `pretrained` names it too."""
     channels: tuple[int, ...] = (32, 64, 128, 128)
     """Output channels of each 3×3 convolution of the small CNN; every convolution but the last halves the frame."""
     frozen_batch_norm: bool = False
-    """Use stored statistics instead of the batch's. Only sensible with pre-trained weights."""
+    """Use stored statistics instead of the batch's: a choice for the small CNN, the only way for resnet50. Only
+    sensible with pre-trained weights."""
+    frozen: bool = False
+    """Train only the projection to the network's width, not the pre-trained encoder."""
+    drop_path: float = 0.0
+    """Stochastic depth: the share of residual branches left out, rising from 0 to this over the layers. The paper has
+    0.2 for Video Swin and none for the others."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more work."""
+    reference_window_index: bool = False
+    """Video Swin: read the bias table of windows cut below 7 cells (frames under 224 px) as the published code did,
+    with wrong offsets."""
     pretrained: str | None = None
-    """Path of pre-trained visual weights; None starts from random weights."""
+    """File (.safetensors, .pt, .pth) or folder in Hugging Face format with pre-trained visual weights; None starts from
+    random weights."""
 
     def __post_init__(self) -> None:
         if len(self.channels) < 2:
             raise ValueError(f"model.visual.channels needs at least 2 convolutions, got {self.channels}")
-        if self.frozen_batch_norm and self.pretrained is None:
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"model.visual.drop_path must lie in [0, 1), got {self.drop_path}")
+        if self.encoder not in ("small_cnn", *PRETRAINED_ENCODERS):
             raise ValueError(
-                "model.visual.frozen_batch_norm on random weights normalises nothing and the run would not learn; "
-                "set model.visual.pretrained, or leave frozen_batch_norm off"
+                f"model.visual.encoder={self.encoder!r} is unknown; take small_cnn or one of "
+                f"{', '.join(PRETRAINED_ENCODERS)}"
             )
+        if (self.encoder == "auto") != (self.backbone is not None):
+            raise ValueError(
+                f"model.visual.backbone names the network of model.visual.encoder=auto, and of no other: got backbone="
+                f"{self.backbone} with encoder={self.encoder}; set both or neither"
+            )
+        if self.encoder == "resnet50" and not self.frozen_batch_norm:
+            raise ValueError(
+                "model.visual.encoder=resnet50 has frozen batch normalisation only, as in the paper; set "
+                "model.visual.frozen_batch_norm"
+            )
+        self._refuse_what_has_no_effect()
+
+    def _refuse_what_has_no_effect(self) -> None:
+        """A setting that the chosen encoder would leave aside is a mistake."""
+        kinds = {
+            "frozen_batch_norm": ("small_cnn", "resnet50"),
+            "frozen": PRETRAINED_ENCODERS,
+            "drop_path": tuple(name for name in PRETRAINED_ENCODERS if name != "resnet50"),
+            "activation_checkpointing": PRETRAINED_ENCODERS,
+            "reference_window_index": tuple(name for name in PRETRAINED_ENCODERS if name.startswith("video_swin")),
+        }
+        for name, encoders in kinds.items():
+            if getattr(self, name) and self.encoder not in encoders:
+                raise ValueError(
+                    f"model.visual.{name} has no effect on model.visual.encoder={self.encoder}; leave it off, or take "
+                    f"one of {', '.join(encoders)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

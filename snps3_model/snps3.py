@@ -20,7 +20,8 @@ from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPooler
 
 from snps3_model.config import ModelConfig
-from snps3_model.visual import SmallCNN, pool
+from snps3_model.encoders import make_encoder
+from snps3_model.visual import pool
 
 VISUAL_TYPE = 1
 """Token type of frames; captions have type 0."""
@@ -80,10 +81,8 @@ class SNPS3(nn.Module):
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, pad_id: int, separator_id: int) -> None:
         super().__init__()
-        if lacking := not_built(config):
-            raise ValueError("; ".join(lacking))
         self.config, self.separator_id = config, separator_id
-        self.visual = SmallCNN(config.visual, config.hidden)
+        self.visual = make_encoder(config.visual, config.hidden)
         self.video_head = nn.Sequential(
             nn.Linear(config.hidden, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.hidden)
         )
@@ -209,22 +208,6 @@ def additive_mask(mask: Bool[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor
     """0 where a key may be looked at, the lowest number where not."""
     additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return additive.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None, :]
-
-
-def not_built(config: ModelConfig) -> list[str]:
-    """What `config` asks for and this network cannot give yet, a sentence each."""
-    lacking = []
-    if config.visual.encoder != "small_cnn":
-        lacking.append(
-            f"model.visual.encoder={config.visual.encoder} is not built yet; today there is small_cnn, which learns "
-            "from scratch: set model.visual.encoder to small_cnn, or take the preset tiny"
-        )
-    if config.visual.pretrained is not None:
-        lacking.append(
-            f"model.visual.pretrained={config.visual.pretrained} cannot be loaded yet; today every visual encoder "
-            "starts from random weights: set model.visual.pretrained to None"
-        )
-    return lacking
 
 
 def dual_scores(

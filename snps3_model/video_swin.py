@@ -9,6 +9,7 @@ Module names are those of the public releases, so their weights load by name.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -72,7 +73,7 @@ def window_layout(
     offsets when height or width is cut.
     """
     used, used_shift = effective_window(size, window, shift)
-    padded = tuple(-(-s // w) * w for s, w in zip(size, used, strict=True))
+    padded = _triple(-(-s // w) * w for s, w in zip(size, used, strict=True))
     if reference:
         num_cells = prod(used)
         index = relative_index(window, window, device)[:num_cells, :num_cells]
@@ -85,9 +86,8 @@ def window_layout(
 def effective_window(size: Triple, window: Triple, shift: Triple) -> tuple[Triple, Triple]:
     """Window and shift that fit `size`: an axis that one window covers is cut to it and not shifted."""
     cut = [s <= w for s, w in zip(size, window, strict=True)]
-    used = tuple(s if is_cut else w for s, w, is_cut in zip(size, window, cut, strict=True))
-    used_shift = tuple(0 if is_cut else s for s, is_cut in zip(shift, cut, strict=True))
-    return used, used_shift
+    used = _triple(s if is_cut else w for s, w, is_cut in zip(size, window, cut, strict=True))
+    return used, _triple(0 if is_cut else s for s, is_cut in zip(shift, cut, strict=True))
 
 
 def relative_index(window: Triple, table: Triple, device: torch.device | None = None) -> Int64[Tensor, "N N"]:
@@ -237,7 +237,7 @@ class SwinStage(nn.Module):
 
     def forward(self, cells: Float[Tensor, "B T H W C"]) -> Float[Tensor, "B T h w D"]:
         _, T, H, W, _ = cells.shape
-        shifts = ((0, 0, 0), tuple(length // 2 for length in self.window))
+        shifts = ((0, 0, 0), _triple(length // 2 for length in self.window))
         layouts = [
             window_layout((T, H, W), self.window, shift, reference=self.reference, device=cells.device)
             for shift in shifts
@@ -302,6 +302,11 @@ class VideoSwin(nn.Module):
         for stage in self.layers:
             assert isinstance(stage, SwinStage)
             stage.is_checkpointed = True
+
+
+def _triple(values: Iterable[int]) -> Triple:
+    time, height, width = values
+    return time, height, width
 
 
 def _initialise(module: nn.Module) -> None:

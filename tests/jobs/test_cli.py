@@ -14,6 +14,7 @@ from jobs.preflight import Machine, dry_run, num_parameters, problems, this_mach
 from jobs.presets import tiny
 from pipeline.manifest import Manifest, clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.masking import Strategy
+from snps3_model.config import VisualConfig
 from snps3_model.snps3 import SNPS3
 
 ENOUGH = Machine(num_cpus=2, num_gpus=0)
@@ -203,6 +204,19 @@ def test_a_missing_column_is_named(tmp_path):
     pq.write_table(corpus().table.drop_columns(["captions"]), config.data.manifest)
     (problem,) = problems(config, ENOUGH)
     assert f"data.manifest: {config.data.manifest} lacks the column captions" in problem
+
+
+def test_frames_and_weights_that_the_visual_encoder_cannot_use_are_problems(tmp_path):
+    visual = VisualConfig(encoder="pvt_v2_b0", pretrained=f"{tmp_path}/absent.pth")
+    config = run_of(tmp_path)
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, visual=visual),
+        data=dataclasses.replace(config.data, frame_size_px=24),
+    )
+    size, weights = problems(config, ENOUGH)
+    assert "data.frame_size_px=24: frames of 24 × 24 px are too small" in size
+    assert weights.startswith(f"model.visual.pretrained={tmp_path}/absent.pth is not there; download")
 
 
 @pytest.mark.parametrize(("split", "field"), [("train", "train"), ("val", "validation"), ("test", "test")])

@@ -156,12 +156,6 @@ def test_synchronised_means_every_batch_norm_gathers() -> None:
     torch.testing.assert_close(network(frames, pad_mask)[0], twice)
 
 
-def test_frozen_batch_norm_on_random_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match="frozen_batch_norm on random weights normalises nothing"):
-        VisualConfig(frozen_batch_norm=True)
-    assert VisualConfig(frozen_batch_norm=True, pretrained="weights.safetensors").frozen_batch_norm
-
-
 def test_one_convolution_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.visual\.channels needs at least 2 convolutions, got \(8,\)"):
         VisualConfig(channels=(8,))

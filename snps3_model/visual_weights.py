@@ -1,0 +1,296 @@
+"""Pre-trained visual weights: from the names of public releases to those of our encoders, strictly and with a report.
+
+| encoder | releases whose names are known |
+|---|---|
+| resnet50 | torchvision; Hugging Face `ResNetModel` |
+| pvt_v2_b* | whai362/PVT; Hugging Face `PvtV2Model` |
+| video_swin_* | Video Swin, the one of VIOLET, torchvision `swin3d_*`; Swin of images, inflated as by Video Swin |
+| auto | any folder or hub name in Hugging Face format |
+| all | an earlier run of ours, or the visual part of the published code's |
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from snps3_model.encoders import PublicBackbone, PvtV2, ResNet50, VisualEncoder
+from snps3_model.video_swin import VideoSwin
+
+NUM_NAMED = 5
+"""Names shown of a long list."""
+
+WRAPPERS = re.compile(r"^(module|model|backbone|visual|img_encoder|enc_img|swin|resnet|pvt_v2|network)\.")
+LEFT_OUT = re.compile(
+    r"^(head|fc|classifier|cls_head|pooler|img_fc|avgpool)\."
+    r"|(^|\.)(relative_position_index|relative_coords_table|attn_mask|num_batches_tracked)$"
+)
+"""Classification heads, the index tables that we compute, and counters: known to have no place in an encoder."""
+
+RESNET_RULES = (
+    (r"^conv1\.", "embedder.embedder.convolution."),
+    (r"^bn1\.", "embedder.embedder.normalization."),
+    (r"^layer(\d)\.(\d+)\.conv(\d)\.", lambda m: f"{_resnet_layer(m)}.convolution."),
+    (r"^layer(\d)\.(\d+)\.bn(\d)\.", lambda m: f"{_resnet_layer(m)}.normalization."),
+    (r"^layer(\d)\.(\d+)\.downsample\.0\.", lambda m: f"{_resnet_block(m)}.shortcut.convolution."),
+    (r"^layer(\d)\.(\d+)\.downsample\.1\.", lambda m: f"{_resnet_block(m)}.shortcut.normalization."),
+)
+PVT_RULES = (
+    (r"^patch_embed(\d)\.proj\.", lambda m: f"{_pvt_layer(m)}.patch_embedding.proj."),
+    (r"^patch_embed(\d)\.norm\.", lambda m: f"{_pvt_layer(m)}.patch_embedding.layer_norm."),
+    (r"^norm(\d)\.", lambda m: f"{_pvt_layer(m)}.layer_norm."),
+    (r"^block(\d)\.(\d+)\.", lambda m: f"{_pvt_layer(m)}.blocks.{m[2]}."),
+    (r"\.norm([12])\.", r".layer_norm_\1."),
+    (r"\.attn\.sr\.", ".attention.spatial_reduction."),
+    (r"\.attn\.norm\.", ".attention.layer_norm."),
+    (r"\.attn\.q\.", ".attention.query."),
+    (r"\.attn\.", ".attention."),
+    (r"\.mlp\.fc([12])\.", r".mlp.dense\1."),
+)
+SWIN_RULES = (
+    (r"^features\.([0246])\.(\d+)\.mlp\.0\.", lambda m: f"{_swin_stage(m)}.blocks.{m[2]}.mlp.fc1."),
+    (r"^features\.([0246])\.(\d+)\.mlp\.3\.", lambda m: f"{_swin_stage(m)}.blocks.{m[2]}.mlp.fc2."),
+    (r"^features\.([0246])\.(\d+)\.", lambda m: f"{_swin_stage(m)}.blocks.{m[2]}."),
+    (r"^features\.([135])\.", lambda m: f"{_swin_stage(m)}.downsample."),
+)
+
+Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of each tensor of a file and of an encoder; names are ours, but for `unexpected`."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Of the encoder and not in the file: these keep their random values."""
+    unexpected: tuple[str, ...]
+    """Of the file and without a place in the encoder, such as a classification head."""
+    reshaped: tuple[str, ...]
+    """Loaded after a change of shape."""
+
+    def __str__(self) -> str:
+        parts = {"missing": self.missing, "unexpected": self.unexpected, "reshaped": self.reshaped}
+        counts = [f"{len(self.loaded)} loaded", *(f"{len(n)} {part}{_some(n)}" for part, n in parts.items())]
+        return "visual weights: " + ", ".join(counts)
+
+
+def load_visual_weights(encoder: nn.Module, path: str) -> LoadReport:
+    """Puts the weights at `path` into `encoder` and says what was done with each tensor.
+
+    Only the projection to the network's width may be missing, only what is known to belong to other parts may be left
+    over; anything else raises ValueError and leaves the encoder as it was. FileNotFoundError if nothing is there.
+    """
+    if isinstance(encoder, VisualEncoder) and isinstance(encoder.backbone, PublicBackbone):
+        return _load_public(encoder, encoder.backbone, path)
+    return load_named(encoder, read_weights(path), path)
+
+
+def load_named(encoder: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
+    """`load_visual_weights` of tensors already read; `source` names them in errors."""
+    own = encoder.state_dict()
+    named, unexpected = renamed(encoder, weights)
+    reshaped = []
+    for name, tensor in named.items():
+        if name in own and tensor.shape != own[name].shape:
+            named[name] = inflated(name, tensor, own[name], source)
+            reshaped.append(name)
+    missing = [name for name in own if name not in named]
+    strangers = [name for name in named if name not in own]
+    wrong = [name for name in missing if not name.startswith("projection.")]
+    if wrong or strangers:
+        raise ValueError(
+            f"{source} does not fit the visual encoder: {len(wrong)} of its tensors are missing{_some(wrong)} and "
+            f"{len(strangers)} are unknown{_some(strangers)}; choose the model.visual.encoder that these weights were "
+            "made for"
+        )
+    encoder.load_state_dict(named, strict=False)
+    return LoadReport(
+        loaded=tuple(named), missing=tuple(missing), unexpected=tuple(unexpected), reshaped=tuple(reshaped)
+    )
+
+
+def renamed(encoder: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """`weights` by the names of `encoder`'s state, and the names of those known to belong elsewhere."""
+    backbone = getattr(encoder, "backbone", None)
+    named: dict[str, Tensor] = {}
+    unexpected = []
+    for name, tensor in weights.items():
+        bare = _unwrapped(name)
+        if LEFT_OUT.search(bare):
+            unexpected.append(name)
+        elif match := re.match(r"^(output_proj|projection)\.(weight|bias)$", bare):
+            named[f"projection.{match[2]}"] = tensor
+        elif isinstance(backbone, PvtV2):
+            named |= {f"backbone.network.{ours}": part for ours, part in _pvt_tensors(bare, tensor).items()}
+        elif isinstance(backbone, ResNet50):
+            named[f"backbone.{_applied(RESNET_RULES, bare)}"] = tensor
+        elif isinstance(backbone, VideoSwin):
+            named[f"backbone.{_applied(SWIN_RULES, bare)}"] = tensor
+        else:
+            named[bare] = tensor
+    return named, unexpected
+
+
+def inflated(name: str, tensor: Tensor, like: Tensor, source: str) -> Tensor:
+    """Weights of an image Swin for clips: patches divided by their length in time, bias tables repeated over it."""
+    if name.endswith("patch_embed.proj.weight") and tensor.ndim == 4 and tensor.shape[2:] == like.shape[3:]:
+        wide = tensor[:, :, None].expand_as(like) / like.shape[2]
+        return wide.contiguous()
+    is_table = name.endswith("relative_position_bias_table") and tensor.shape[1:] == like.shape[1:]
+    planes, rest = divmod(len(like), len(tensor)) if tensor.ndim else (0, 1)
+    if is_table and planes > 1 and rest == 0:
+        return tensor.repeat(planes, 1)
+    raise ValueError(
+        f"{source}: {name} has shape {tuple(tensor.shape)}, but model.visual.encoder needs {tuple(like.shape)}; choose "
+        "the encoder size, and for Video Swin the window of 8 × 7 × 7, that these weights were made for"
+    )
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Name → tensor of a .safetensors, .pt, .pth or .bin file, or of a folder in Hugging Face format.
+
+    Pickles are read with `weights_only`, so nothing in them is executed.
+    """
+    file = Path(path)
+    if file.is_dir():
+        return _read_folder(file)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"model.visual.pretrained={path} is not there; download the weights to it, or set model.visual.pretrained "
+            "to None to start from random ones"
+        )
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    weights = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    if not weights:
+        raise ValueError(f"{path} holds no tensors by name; give model.visual.pretrained a state dict")
+    return weights
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / whole).is_file():
+            return read_weights(str(folder / whole))
+        index = folder / f"{whole}.index.json"
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return {name: tensor for file in files for name, tensor in read_weights(str(folder / file)).items()}
+    raise FileNotFoundError(
+        f"model.visual.pretrained={folder} has neither model.safetensors nor pytorch_model.bin; name a folder in "
+        "Hugging Face format, or the file itself"
+    )
+
+
+def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str) -> LoadReport:
+    """Weights in Hugging Face format through Transformers, which knows the names of every age of its models."""
+    network = backbone.network
+    if Path(path).is_file():
+        return load_named(encoder, read_weights(path), path)
+    found, missing, unexpected = _read_public(network, path)
+    if missing:
+        found |= _last_norm(network, path, missing)
+        missing = missing - set(found)
+    own = network.state_dict()
+    needed = missing - backbone.unreached
+    wrong = {name for name, tensor in found.items() if tensor.shape != own[name].shape}
+    if needed or wrong:
+        raise ValueError(
+            f"{path} does not fit model.visual.backbone: {len(needed)} of its tensors are missing"
+            f"{_some(sorted(needed))} and {len(wrong)} have other shapes{_some(sorted(wrong))}; let both name the same "
+            "model"
+        )
+    network.load_state_dict(found, strict=False)
+    projection = [name for name in encoder.state_dict() if name.startswith("projection.")]
+    return LoadReport(
+        loaded=tuple(f"backbone.network.{name}" for name in found),
+        missing=(*projection, *(f"backbone.network.{name}" for name in sorted(missing))),
+        unexpected=tuple(sorted(unexpected)),
+        reshaped=(),
+    )
+
+
+def _read_public(network: PreTrainedModel, path: str) -> tuple[dict[str, Tensor], set[str], set[str]]:
+    """The tensors at `path` by `network`'s names; which of these are missing there; and what else lies there."""
+    try:
+        loaded: Any = type(network).from_pretrained(
+            path, config=network.config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model.visual.pretrained={path} is neither a folder with weights nor a name on the hub that can be "
+            f"reached; download the model and name its folder ({error})"
+        ) from error
+    model, info = loaded
+    own = network.state_dict()
+    mismatched = {entry[0]: tuple(entry[1]) for entry in info["mismatched_keys"]}
+    missing = set(own) & set(info["missing_keys"])
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in own and name not in missing}
+    state |= {name: torch.empty(shape) for name, shape in mismatched.items() if name in own}
+    return state, missing, set(info["unexpected_keys"])
+
+
+def _last_norm(network: PreTrainedModel, path: str, missing: set[str]) -> dict[str, Tensor]:
+    """The norm of the last stage, which the whole model keeps under another name than its backbone."""
+    named = {name: name.rpartition(".")[2] for name in missing if name.startswith("hidden_states_norms.")}
+    if not named:
+        return {}
+    norm = getattr(AutoModel.from_pretrained(path, dtype=torch.float32), "layernorm", None)
+    state = {} if norm is None else norm.state_dict()
+    return {name: state[part] for name, part in named.items() if part in state}
+
+
+def _unwrapped(name: str) -> str:
+    while match := WRAPPERS.match(name):
+        name = name[match.end() :]
+    return name
+
+
+def _applied(rules: Rules, name: str) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _pvt_tensors(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Keys and values lie in one tensor of the release."""
+    if ".attn.kv." not in name:
+        return {_applied(PVT_RULES, name): tensor}
+    parts = zip(("key", "value"), tensor.chunk(2), strict=True)
+    return {_applied(PVT_RULES, name.replace(".attn.kv.", f".attn.{part}.")): half for part, half in parts}
+
+
+def _resnet_block(match: re.Match[str]) -> str:
+    return f"encoder.stages.{int(match[1]) - 1}.layers.{match[2]}"
+
+
+def _resnet_layer(match: re.Match[str]) -> str:
+    return f"{_resnet_block(match)}.layer.{int(match[3]) - 1}"
+
+
+def _pvt_layer(match: re.Match[str]) -> str:
+    return f"encoder.layers.{int(match[1]) - 1}"
+
+
+def _swin_stage(match: re.Match[str]) -> str:
+    return f"layers.{int(match[1]) // 2}"
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    """The first few names in brackets."""
+    if not names:
+        return ""
+    return f" ({', '.join(names[:NUM_NAMED])}{', …' if len(names) > NUM_NAMED else ''})"
