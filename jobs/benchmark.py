@@ -20,6 +20,7 @@ import tyro
 
 from jobs import checkpoints
 from jobs.pretrain import hardware
+from jobs.step_benchmark import step
 from pipeline.manifest import make_manifest, read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,7 +123,7 @@ def shuffle_captions(manifest_path: str, out_path: str) -> None:
     write_manifest(make_manifest(manifest.corpus, manifest.root, table), out_path)
 
 
-BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"retrieval": retrieval, "main-job": main_job}
+BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"retrieval": retrieval, "main-job": main_job, "step": step}
 
 
 def main() -> None:

@@ -80,6 +80,9 @@ class OptimConfig:
     """Highest learning rate."""
     weight_decay: float = 1e-3
     """On matrices; never on biases and norms."""
+    decay_rule: Literal["vectors", "published"] = "vectors"
+    """`vectors` spares biases, norms and other vectors; `published` goes by names and decays the norms of visual
+    encoders."""
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = 50
     """Steps of linear rise from a tenth of `lr`."""
@@ -182,6 +185,12 @@ class PretrainConfig:
             raise ValueError(
                 f"model.max_positions must be at least {longest} for text.max_tokens={self.text.max_tokens} and "
                 f"data.num_frames={self.data.num_frames}, got {self.model.max_positions}"
+            )
+        length, needed = self.objective.queue_length, batch * self.data.num_frames
+        if length is not None and length < needed:
+            raise ValueError(
+                f"objective.queue_length must be at least {needed}, the frames of one step of "
+                f"optim.global_batch={batch}, got {length}; raise it, or set it to None"
             )
         self._refuse_frozen_random_weights()
         negatives = self.objective.num_hard_negatives

@@ -23,7 +23,8 @@ from pipeline.records import Kind
 from pipeline.words import Tokenizer
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import frame_size_problem
-from snps3_model.snps3 import SNPS3, not_built
+from snps3_model.loading import bert_config, is_hub_name, refuse_other_sizes
+from snps3_model.snps3 import SNPS3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +74,14 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     """All that is known of the run; whatever is wrong is collected, so that one look tells everything."""
     machine = machine or this_machine()
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
-    found = not_built(config.model) + resource_problems(config.placement, machine)
+    found = resource_problems(config.placement, machine)
     manifest = _tried(found, "data.manifest", lambda: known_manifest(config.data.manifest))
     if manifest:
         found += split_problems(config.data, manifest)
     found += visual_problems(config)
     if config.text.vocabulary:
         _tried(found, "text.vocabulary", lambda: storage.check_readable(str(config.text.vocabulary)))
+    found += weight_problems(config)
     _tried(found, "placement.storage", lambda: storage.check_writable(config.placement.storage))
     state, refusal = folder_state(config, run_folder, manifest)
     plan = training_plan(config, manifest) if manifest else None
@@ -92,6 +94,25 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
         machine=machine,
         problems=(*found, *refusal),
     )
+
+
+def weight_problems(config: PretrainConfig) -> list[str]:
+    """What is wrong with the first weights that the network is to have; names on the hub are looked up by the run."""
+    found: list[str] = []
+    earlier, text = config.model.initial_weights, config.model.pretrained_text
+    if earlier:
+        _tried(found, "model.initial_weights", lambda: storage.check_readable(earlier))
+    if text and not is_hub_name(text):
+        pieces = num_pieces(config)[0]
+        _tried(found, "model.pretrained_text", lambda: refuse_other_sizes(config.model, pieces, bert_config(text)))
+    return found
+
+
+def num_pieces(config: PretrainConfig) -> tuple[int, str]:
+    """Pieces of the run's vocabulary, and "at most " where it is yet to be trained."""
+    if config.text.vocabulary and (loaded := _tried([], "", lambda: Tokenizer.load(str(config.text.vocabulary)))):
+        return loaded.vocabulary_size, ""
+    return config.text.vocabulary_size, "at most "
 
 
 def known_manifest(path: str) -> Manifest:
@@ -258,11 +279,7 @@ def _frames_line(config: PretrainConfig) -> str:
 
 
 def _model_line(config: PretrainConfig) -> str:
-    if not_built(config.model):
-        return f"{config.model.visual.encoder}: cannot be built yet"
-    pieces, bound = config.text.vocabulary_size, "at most "
-    if config.text.vocabulary and (loaded := _tried([], "", lambda: Tokenizer.load(str(config.text.vocabulary)))):
-        pieces, bound = loaded.vocabulary_size, ""
+    pieces, bound = num_pieces(config)
     number = _tried([], "", lambda: num_parameters(config.model, pieces))
     if number is None:
         return f"{config.model.visual.encoder}: cannot be built"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from jobs import checkpoints
 from jobs.checkpoints import Progress
 from jobs.config import OptimConfig, PretrainConfig
+from jobs.optimizer import learning_rate, make_optimizer
 from pipeline.records import Batch
 from pipeline.transforms import normalise
 from snps3_model.objective import Pretraining
@@ -32,23 +33,8 @@ class TrainState:
 
 
 def make_state(network: Pretraining, wrapped: nn.Module, config: OptimConfig) -> TrainState:
-    """A run before its first step: AdamW, without decay on biases, norms and other vectors."""
-    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return TrainState(
-        network=network, wrapped=wrapped, optimizer=torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
-    )
-
-
-def learning_rate(step: int, config: OptimConfig) -> float:
-    """Rate of the step after `step` steps: linear warm-up from a tenth, then cosine or one fall to a tenth (§5)."""
-    if step < config.warmup_steps:
-        return config.lr * (0.1 + 0.9 * step / config.warmup_steps)
-    if config.decay == "step":
-        return config.lr * (0.1 if config.decay_step is not None and step >= config.decay_step else 1.0)
-    share = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    return config.lr * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+    """A run before its first step."""
+    return TrainState(network=network, wrapped=wrapped, optimizer=make_optimizer(network.named_parameters(), config))
 
 
 def train_step(state: TrainState, batch: Batch, config: PretrainConfig, rank: int) -> dict[str, Tensor]:

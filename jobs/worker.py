@@ -17,8 +17,9 @@ import torch
 from cluster.run import Runtime
 from jobs import checkpoints, evaluation
 from jobs.config import PretrainConfig
+from jobs.optimizer import learning_rate
 from jobs.tracking import Tracker
-from jobs.training import Clock, TrainState, commit, learning_rate, make_state, refuse_non_finite, training_steps
+from jobs.training import Clock, TrainState, commit, make_state, refuse_non_finite, training_steps
 from pipeline import storage
 from pipeline.collate import collate
 from pipeline.ledger import read_ledger, refuse_above_share, write_ledger
@@ -26,6 +27,7 @@ from pipeline.loader import ClipSource, clip_rows, in_plan_order, rejected_rows,
 from pipeline.records import Batch, Rejected, Stage
 from pipeline.significance import SignificantWords
 from pipeline.words import Tokenizer
+from snps3_model.loading import initialise
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
 from snps3_model.visual_weights import load_visual_weights
@@ -92,24 +94,36 @@ class Rank:
 
     def restore(self) -> TrainState:
         """The state of the last committed checkpoint, or a new one from the seed."""
-        config, tokenizer = self.config, self.job.tokenizer
+        config = self.config
         torch.manual_seed(config.seed)
+        with self.runtime.restored() as folder:
+            network = self.network(is_new=folder is None)
+            state = make_state(network, self.world.wrap(network), config.optim)
+            if folder:
+                state.progress = checkpoints.load(folder, network, state.optimizer)
+                self.clock = Clock(state.progress.seconds)
+                self.say(f"continuing at step {state.progress.step} of {config.optim.num_steps}")
+        return state
+
+    def network(self, *, is_new: bool) -> Pretraining:
+        """The network with its objectives; a new one has the first weights that its configuration names."""
+        config, tokenizer = self.config, self.job.tokenizer
         model = SNPS3(
             config.model,
             vocabulary_size=tokenizer.vocabulary_size,
             pad_id=tokenizer.special.pad,
             separator_id=tokenizer.special.sep,
         )
-        network = Pretraining(model, config.objective, self.world.gather, self.world.rank).to(self.world.device)
-        state = make_state(network, self.world.wrap(network), config.optim)
-        with self.runtime.restored() as folder:
-            if folder:
-                state.progress = checkpoints.load(folder, network, state.optimizer)
-                self.clock = Clock(state.progress.seconds)
-                self.say(f"continuing at step {state.progress.step} of {config.optim.num_steps}")
-            elif path := config.model.visual.pretrained:
+        if is_new:
+            earlier = config.model.initial_weights
+            content = storage.read_bytes(earlier) if earlier else None
+            for report in initialise(model, config.model, content):
+                self.say(str(report))
+            if path := config.model.visual.pretrained:
                 self.say(str(load_visual_weights(model.visual, path)))
-        return state
+        return Pretraining(
+            model, config.objective, self.world.gather, self.world.rank, mask_id=tokenizer.special.mask
+        ).to(self.world.device)
 
     def batches(self, source: ClipSource, tables: Iterator[pa.Table], start_step: int, stage: Stage) -> Iterator[Batch]:
         """This rank's shares of the steps from `start_step` on, as batches."""

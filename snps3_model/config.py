@@ -1,9 +1,13 @@
-"""What the network and its objectives are made of. Defaults are here and nowhere else; presets choose other values."""
+"""What the network and its objectives are made of. Defaults are here and nowhere else; presets choose other values.
+
+The defaults are what the paper means. What the published code computed instead is a switch each, named in the field's
+docstring by the word *published*; `reference_objective` sets them all.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 PRETRAINED_ENCODERS = (
     "resnet50",
@@ -100,13 +104,18 @@ class ModelConfig:
 
     visual: VisualConfig = field(default_factory=VisualConfig)
     pretrained_text: str | None = None
-    """Folder of a pre-trained BERT, of this size and vocabulary, for the shared network; None starts from random
-    weights."""
+    """Folder, or name on the hub, of a pre-trained BERT of this size and vocabulary in Hugging Face format, for the
+    shared network; None starts from random weights."""
     initial_weights: str | None = None
     """Weights of an earlier run of the same network, its `best/model.safetensors`; None starts a first run."""
     hidden: int = 128
     """Width of the shared network and of the dual-encoder vectors."""
     num_layers: int = 2
+    cross_network: Literal["shared", "separate"] = "shared"
+    """`shared` is SNP: the cross pass goes through the text network's own layers. `separate` is the baseline P3E: a
+    third encoder with embeddings of its own."""
+    num_cross_layers: int = 3
+    """Layers of the separate cross network; the shared one has `num_layers`."""
     num_heads: int = 4
     feed_forward: int = 512
     max_positions: int = 64
@@ -120,6 +129,11 @@ class ModelConfig:
         if self.hidden % self.num_heads:
             raise ValueError(
                 f"model.hidden must be divisible by model.num_heads, got {self.hidden} and {self.num_heads}"
+            )
+        if self.pretrained_text is not None and self.initial_weights is not None:
+            raise ValueError(
+                f"model.initial_weights={self.initial_weights} would overwrite "
+                f"model.pretrained_text={self.pretrained_text}; set one of them to None"
             )
 
 
@@ -137,14 +151,47 @@ class ObjectiveConfig:
     """ℒ2: masked words from the masked caption and the clip."""
     lvwm: float = 1.0
     """LVWM: single significant words matched with the clip."""
+    itm: float = 0.0
+    """Fused pair true or false, as two classes. In the published code (1), not in the paper."""
+    itm_negative: Literal["random", "hard"] = "random"
+    """The false caption of `itm`: any other of the gathered batch, or the one that the dual encoder scores highest."""
     temperature: float = 0.05
     """Divides the cosines of GVTM level 1; raw cosines (1.0) were seen to learn nothing."""
+    frames: Literal["all", "middle"] = "all"
+    """Which frames of a clip are matched by GVTM level 1 and LVWM: `all`, joined by log-sum-exp, or as published the
+    `middle` one of the true clip against every frame of the others."""
+    queue_length: int | None = None
+    """Earlier vectors that GVTM level 1 is contrasted with, from encoders that follow slowly (MoCo; published: 16384).
+    None contrasts with the gathered batch."""
+    queue_momentum: float = 0.9999
+    """How slowly the encoders of the queue follow: their part that stays at each step."""
+    queue_end: Literal["circular", "shifted"] = "circular"
+    """At the end of a queue a block goes on at the start, or as published is `shifted` back over the newest entries."""
+    matching_text: Literal["raw", "masked"] = "raw"
+    """The caption that GVTM level 2 and the true pairs of `itm` read; published: `masked`."""
+    text_alone: Literal["masked", "raw"] = "masked"
+    """The caption that ℒ1 reads; published: `raw`, which shows the answer."""
+    attentive_share: float = 0.0
+    """Share of the steps whose masked words are drawn by the attention that they receive, all of them as [MASK];
+    published: 0.5."""
+    attentive_layers: Literal["last", "all"] = "last"
+    """Layers over which that attention is summed; published: `all`."""
+    lvwm_stage: Literal["after", "before", "both"] = "after"
+    """Word vectors of LVWM: `after` the text pass, `before` it (the embeddings), or a loss of each."""
+    pairs: Literal["gathered", "local"] = "gathered"
+    """Pool of GVTM level 2: the global batch, or as published each rank's own part of it."""
     num_hard_negatives: int | None = None
     """Negatives per caption and per clip for GVTM level 2, wrong ones of the gathered pool that the dual encoder
     scores high. None scores every pair."""
     negative_spread: float = 0.0
     """How far the choice of hard negatives strays from the highest dual scores: they are drawn without replacement in
     proportion to exp(score / spread). 0 takes the highest."""
+
+    mining: Literal["both_ways", "nearest", "top_k"] = "both_ways"
+    """How negatives of GVTM level 2 are mined. `both_ways`: `num_hard_negatives` clips and captions. As published, as
+    many clips per caption as a rank has rows: `nearest` to the true pair's level-1 score, or the highest (`top_k`)."""
+    reweight_easy: bool = False
+    """Captions whose true pair scores above the mean at level 1 count less in the published mining."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -156,6 +203,20 @@ class ObjectiveConfig:
             )
         if self.negative_spread < 0:
             raise ValueError(f"objective.negative_spread must not be negative, got {self.negative_spread}")
+        if self.queue_length is not None and self.queue_length < 1:
+            raise ValueError(
+                f"objective.queue_length must be at least 1, got {self.queue_length}; None contrasts within the batch"
+            )
+        for name in ("queue_momentum", "attentive_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"objective.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.reweight_easy and self.mining == "both_ways":
+            raise ValueError("objective.reweight_easy needs objective.mining=nearest or top_k, got both_ways")
+        if self.mining != "both_ways" and self.num_hard_negatives is not None:
+            raise ValueError(
+                f"objective.mining={self.mining} takes as many clips as a rank has rows, got "
+                f"objective.num_hard_negatives={self.num_hard_negatives}; leave it None"
+            )
         if min(self.weights.values()) < 0:
             raise ValueError(f"loss weights must not be negative, got {self.weights}")
         if not any(self.weights.values()):
@@ -163,6 +224,26 @@ class ObjectiveConfig:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Loss name to weight, in the order in which the losses are reported."""
+        """Loss name to weight, in the order in which the losses are reported; beyond the paper's five what is on."""
         names = ("gvtm_level1", "gvtm_level2", "masked_words_text", "masked_words_cross", "lvwm")
-        return {name: getattr(self, name) for name in names}
+        beyond = tuple(name for name in ("itm",) if getattr(self, name))
+        return {name: getattr(self, name) for name in names + beyond}
+
+
+def reference_objective(**changes: Any) -> ObjectiveConfig:
+    """The six losses as the published code computed them while training; `changes` are fields of ObjectiveConfig.
+
+    It masked with MSSM, and looked at the masked caption where the paper matches the whole one.
+    """
+    published: dict[str, Any] = {
+        "itm": 1.0,
+        "frames": "middle",
+        "queue_length": 16_384,
+        "queue_end": "shifted",
+        "matching_text": "masked",
+        "text_alone": "raw",
+        "attentive_share": 0.5,
+        "attentive_layers": "all",
+        "pairs": "local",
+    }
+    return ObjectiveConfig(**published | changes)

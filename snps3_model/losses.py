@@ -7,6 +7,9 @@ number of ranks. Rows of weight 0 change no loss and no gradient.
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
@@ -16,6 +19,8 @@ from pipeline.records import IGNORED_LABEL
 from snps3_model.snps3 import dual_scores
 from snps3_model.visual import Gather
 
+Frames = Literal["all", "middle"]
+"""Which frames of a clip are matched; see ObjectiveConfig.frames."""
 EXCLUDED = -1e9
 """A score that no softmax sees; finite, so that a row without any candidate still has a gradient of 0."""
 
@@ -25,16 +30,35 @@ def weighted_mean(loss: Float[Tensor, " B"], weight: Float[Tensor, " B"]) -> Flo
     return (loss * weight).sum() / weight.sum().clamp(min=1.0)
 
 
-def mil_nce(scores: Float[Tensor, "B B"], weight: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+def mil_nce(
+    scores: Float[Tensor, "B B"], weight: Float[Tensor, " B"], importance: Float[Tensor, " B"] | None = None
+) -> Float[Tensor, ""]:
     """MIL-NCE over caption × clip scores (§2.2): the true pair against its column and its row together.
 
-    Chance is ln(2B − 1).
+    Chance is ln(2B − 1). `importance` multiplies the losses of rows, and not the number that they are divided by.
     """
     is_out = weight < 0.5
     scores = scores.masked_fill(is_out[:, None] | is_out[None, :], EXCLUDED)
     is_pair = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     both = torch.cat([scores, scores.T.masked_fill(is_pair, EXCLUDED)], dim=1)
-    return weighted_mean(torch.logsumexp(both, dim=1) - scores.diagonal(), weight)
+    losses = torch.logsumexp(both, dim=1) - scores.diagonal()
+    return weighted_mean(losses if importance is None else losses * importance, weight)
+
+
+def mil_nce_of_middle_frames(
+    scores: Float[Tensor, "B B T"], weight: Float[Tensor, " B"], importance: Float[Tensor, " B"] | None = None
+) -> Float[Tensor, ""]:
+    """MIL-NCE as published for T > 1 (§2.2): the middle frame of the true clip against that of its column, and against
+    every frame of the other clips of its row. Equal to `mil_nce` for T = 1."""
+    B, T = len(scores), scores.shape[2]
+    is_out = weight < 0.5
+    scores = scores.masked_fill((is_out[:, None] | is_out[None, :])[..., None], EXCLUDED)
+    middle = scores[..., T // 2]
+    is_pair = torch.eye(B, dtype=torch.bool, device=scores.device)
+    others = scores.masked_fill(is_pair[..., None], EXCLUDED).flatten(1)
+    candidates = torch.cat([middle.T + math.log(T), others], dim=1)
+    losses = torch.logsumexp(candidates, dim=1) - middle.diagonal() - math.log(T)
+    return weighted_mean(losses if importance is None else losses * importance, weight)
 
 
 def gvtm_level1(
@@ -42,12 +66,39 @@ def gvtm_level1(
     video: Float[Tensor, "b T D"],
     weight: Float[Tensor, " b"],
     *,
-    temperature: float,
+    temperature: float | Float[Tensor, ""],
+    frames: Frames = "all",
     gather: Gather,
 ) -> Float[Tensor, ""]:
     """ℒ3: MIL-NCE of the dual encoder's scores over the gathered batch."""
-    scores = dual_scores(gather(text), gather(video), temperature)
-    return mil_nce(scores, gather(weight))
+    if frames == "all":
+        return mil_nce(dual_scores(gather(text), gather(video), temperature), gather(weight))
+    cosines = torch.einsum("qd,ctd->qct", gather(text), gather(video))
+    return mil_nce_of_middle_frames(cosines / temperature, gather(weight))
+
+
+def gvtm_level1_queued(
+    text: Float[Tensor, "b D"],
+    video: Float[Tensor, "b T D"],
+    text_keys: Float[Tensor, "b D"],
+    video_keys: Float[Tensor, "b T D"],
+    text_queue: Float[Tensor, "K D"],
+    video_queue: Float[Tensor, "K D"],
+    weight: Float[Tensor, " b"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    gather: Gather,
+) -> Float[Tensor, ""]:
+    """ℒ3 over queues (§2.1): each frame finds its caption's key, each caption the keys of its clip's frames together,
+    among the earlier keys in the queue. The batch itself gives no negatives. Chance for one frame is ln(K + 1)."""
+    true_text = torch.einsum("btd,bd->bt", video, text_keys) / temperature
+    other_texts = video @ text_queue.T / temperature
+    of_frames = torch.logsumexp(torch.cat([true_text[..., None], other_texts], dim=-1), dim=-1) - true_text
+    true_frames = torch.einsum("bd,btd->bt", text, video_keys) / temperature
+    other_frames = text @ video_queue.T / temperature
+    of_captions = torch.logsumexp(torch.cat([true_frames, other_frames], dim=-1), dim=-1)
+    of_captions = of_captions - torch.logsumexp(true_frames, dim=-1)
+    return global_mean((of_frames.mean(1) + of_captions) / 2, weight, gather)
 
 
 def lvwm(
@@ -55,6 +106,7 @@ def lvwm(
     video: Float[Tensor, "b T D"],
     weight: Float[Tensor, " b"],
     *,
+    frames: Frames = "all",
     gather: Gather,
 ) -> Float[Tensor, ""]:
     """LVWM: K significant words of each caption matched with the gathered clips (§2.9).
@@ -64,7 +116,18 @@ def lvwm(
     """
     words, video = gather(words), gather(video)
     similarities = torch.einsum("ikd,jtd->ijkt", words, video)
-    return mil_nce(torch.logsumexp(similarities.flatten(2), dim=-1), gather(weight))
+    if frames == "all":
+        return mil_nce(torch.logsumexp(similarities.flatten(2), dim=-1), gather(weight))
+    return mil_nce_of_middle_frames(torch.logsumexp(similarities, dim=2), gather(weight))
+
+
+def itm(
+    true_pairs: Float[Tensor, "b 2"], false_pairs: Float[Tensor, "b 2"], weight: Float[Tensor, " b"], *, gather: Gather
+) -> Float[Tensor, ""]:
+    """ITM: cross entropy of two classes, 1 for the true pairs and 0 for as many false ones (§2.4)."""
+    of_true = torch.logsumexp(true_pairs, dim=1) - true_pairs[:, 1]
+    of_false = torch.logsumexp(false_pairs, dim=1) - false_pairs[:, 0]
+    return global_mean((of_true + of_false) / 2, weight, gather)
 
 
 def hard_negatives(
@@ -83,11 +146,24 @@ def pair_noise(clip_ids: Int64[Tensor, " B"]) -> Float[Tensor, "B B"]:
     Added to scores, the k highest are k draws without replacement from their softmax. No generator is involved, so
     the draws are the same on any number of ranks and after a resume.
     """
-    rows = clip_ids * 0x5851F42D4C957F2D + clip_ids.sum()
-    mixed = (rows[:, None] ^ (clip_ids * 0x14057B7EF767814F)[None, :]) * 0x2545F4914F6CDD1D
+    return -torch.log(-torch.log(hashed_uniform(clip_ids, clip_ids, clip_ids.sum()))).float()
+
+
+def word_noise(clip_ids: Int64[Tensor, " b"], length: int, pool: Int64[Tensor, ""]) -> Float[Tensor, "b L"]:
+    """Gumbel noise for each word of a caption, a function of its clip, its place and `pool`, the sum of the clip ids
+    of the global batch."""
+    places = torch.arange(length, device=clip_ids.device)
+    return -torch.log(-torch.log(hashed_uniform(clip_ids, places, pool))).float()
+
+
+def hashed_uniform(
+    rows: Int64[Tensor, " R"], columns: Int64[Tensor, " C"], salt: Int64[Tensor, ""]
+) -> Float[Tensor, "R C"]:
+    """Uniform numbers in (0, 1) in double precision, a function of row, column and `salt`."""
+    rows = rows * 0x5851F42D4C957F2D + salt
+    mixed = (rows[:, None] ^ (columns * 0x14057B7EF767814F)[None, :]) * 0x2545F4914F6CDD1D
     mixed = (mixed ^ (mixed >> 29)) * 0x1D8E4E27C47D124F
-    uniform = ((mixed >> 40) & 0x7FFFFF).double().add(0.5) / 0x800000
-    return -torch.log(-torch.log(uniform)).float()
+    return ((mixed >> 40) & 0x7FFFFF).double().add(0.5) / 0x800000
 
 
 def gvtm_level2(

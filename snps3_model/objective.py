@@ -2,82 +2,187 @@
 
 | pass | over | serves |
 |---|---|---|
-| text | raw caption | GVTM level 1, LVWM |
+| text | raw caption | GVTM level 1, LVWM, the choice of hard negatives, attentive masking |
 | text | masked caption | ℒ1 |
 | cross | masked caption, own clip | ℒ2 |
-| cross | raw caption, own clip and hard negatives | GVTM level 2 |
+| cross | raw caption, own clip and wrong clips, own clip and wrong captions | GVTM level 2 |
+| cross | raw caption and a false one, own clip | ITM |
+
+Switches of `ObjectiveConfig` let GVTM level 2 and ITM read the masked caption and ℒ1 the raw one, as published.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from pipeline.records import Batch
 from snps3_model import losses
 from snps3_model.config import ObjectiveConfig
-from snps3_model.snps3 import SNPS3, TextFeatures, VideoFeatures, dual_scores
+from snps3_model.importance import attentive_masks, words_importance
+from snps3_model.mining import easy_weights, mined_clips, with_true_clip
+from snps3_model.queues import MomentumQueues
+from snps3_model.snps3 import SNPS3, CrossFeatures, TextFeatures, VideoFeatures, dual_scores
 from snps3_model.visual import Gather, local_gather, synchronise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What a step draws beyond its batch. A function of the clips of the global batch, on any number of ranks."""
+
+    masked_token_ids: Int64[Tensor, "b L"]
+    """For ℒ1 and ℒ2, and where ITM reads masks: the batch's own, or those of attentive masking."""
+    labels: Int64[Tensor, "b L"]
+    false_ids: Int64[Tensor, "b F"] | None = None
+    """A false caption of each clip, for ITM."""
+    false_mask: Bool[Tensor, "b F"] | None = None
+    has_false: Bool[Tensor, " b"] | None = None
+    """False where the batch holds no other caption; None stands for all True."""
 
 
 class Pretraining(nn.Module):
     """The network with its objectives; `forward` gives the unweighted losses of the global batch by name."""
 
-    def __init__(self, model: SNPS3, config: ObjectiveConfig, gather: Gather = local_gather, rank: int = 0) -> None:
+    def __init__(
+        self,
+        model: SNPS3,
+        config: ObjectiveConfig,
+        gather: Gather = local_gather,
+        rank: int = 0,
+        *,
+        mask_id: int | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.config, self.gather, self.rank = model, config, gather, rank
+        if config.attentive_share and mask_id is None:
+            raise ValueError("objective.attentive_share needs the id of [MASK]; hand mask_id to Pretraining")
+        self.model, self.config, self.gather, self.rank, self.mask_id = model, config, gather, rank, mask_id
+        self.queues: MomentumQueues | None = None
+        if config.gvtm_level1 and config.queue_length is not None:
+            self.queues = MomentumQueues(
+                model, length=config.queue_length, momentum=config.queue_momentum, end=config.queue_end
+            )
+        self.itm_head = nn.Linear(model.config.hidden, 2) if config.itm else None
         synchronise(model, gather)
         freeze_unreached(model, config)
 
-    def forward(self, batch: Batch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
-        """`frames` are the batch's frames after augmentation and normalisation on the device."""
-        config, model, gather = self.config, self.model, self.gather
+    def forward(
+        self, batch: Batch, frames: Float[Tensor, "B T 3 H W"], draws: Draws | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """`frames` are the batch's frames after augmentation and normalisation on the device. `draws` are made from
+        the clip ids if they are not given."""
+        config, model = self.config, self.model
         pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
         video = model.encode_video(frames, pad_mask)
+        text = model.encode_text(batch.token_ids, batch.token_mask) if needs_raw_text(config) else None
+        draws = draws or self.draw(batch, text, video)
         result: dict[str, Tensor] = {}
-        if config.gvtm_level1 or config.gvtm_level2 or config.lvwm:
-            text = model.encode_text(batch.token_ids, batch.token_mask)
-            if config.gvtm_level1:
-                result["gvtm_level1"] = losses.gvtm_level1(
-                    text.vector, video.vectors, batch.weight, temperature=config.temperature, gather=gather
-                )
-            if config.gvtm_level2:
-                result["gvtm_level2"] = self.match_pairs(batch, text, video)
-            if config.lvwm:
-                rows = torch.arange(len(batch.weight), device=batch.weight.device)[:, None]
-                words = text.hidden[rows, batch.word_positions]
-                result["lvwm"] = losses.lvwm(words, video.vectors, batch.weight, gather=gather)
-        result |= self.fill_masked_words(batch, video)
+        if config.gvtm_level1 and text:
+            result["gvtm_level1"] = self.match_wholes(batch, frames, pad_mask, text, video)
+        if config.gvtm_level2:
+            result["gvtm_level2"] = self.match_pairs(batch, text, video)
+        if config.lvwm and text:
+            result["lvwm"] = self.match_words(batch, text, video)
+        if config.masked_words_text:
+            result["masked_words_text"] = self.fill_words_of_text(batch, text, draws)
+        fused = None
+        if config.masked_words_cross or (config.itm and config.matching_text == "masked"):
+            fused = model.fuse(draws.masked_token_ids, batch.token_mask, video.tokens)
+        if config.masked_words_cross and fused:
+            hidden = fused.text_hidden
+            result["masked_words_cross"] = self.fill_words(hidden, draws.labels, model.cross_words)
+        if config.itm:
+            result["itm"] = self.tell_true_from_false(batch, draws, video, fused)
         return result
 
-    def fill_masked_words(self, batch: Batch, video: VideoFeatures) -> dict[str, Tensor]:
-        """ℒ1 from the masked caption alone, ℒ2 with the clip."""
-        model, chosen = self.model, losses.masked_positions(batch.labels)
-        labels = batch.labels[chosen]
-        result: dict[str, Tensor] = {}
-        if self.config.masked_words_text:
-            hidden = model.encode_text(batch.masked_token_ids, batch.token_mask).hidden[chosen]
-            logits = model.text_words(hidden, model.word_embeddings)
-            result["masked_words_text"] = losses.masked_words(logits, labels, gather=self.gather)
-        if self.config.masked_words_cross:
-            hidden = model.fuse(batch.masked_token_ids, batch.token_mask, video.tokens).text_hidden[chosen]
-            logits = model.cross_words(hidden, model.word_embeddings)
-            result["masked_words_cross"] = losses.masked_words(logits, labels, gather=self.gather)
-        return result
+    def match_wholes(self, batch: Batch, frames: Tensor, pad_mask: Tensor, text: TextFeatures, video: VideoFeatures):
+        """ℒ3 over the gathered batch, or in training over the queues if there are any."""
+        temperature, gather, queues = self.config.temperature, self.gather, self.queues
+        if queues is None or not self.training:
+            kept = self.config.frames
+            return losses.gvtm_level1(
+                text.vector, video.vectors, batch.weight, temperature=temperature, frames=kept, gather=gather
+            )
+        queues.follow(self.model)
+        keys = queues.keys(frames, pad_mask, batch.token_ids, batch.token_mask)
+        loss = losses.gvtm_level1_queued(
+            text.vector,
+            video.vectors,
+            keys.text,
+            keys.video,
+            queues.text,
+            queues.video,
+            batch.weight,
+            temperature=temperature,
+            gather=gather,
+        )
+        queues.add(keys, batch.weight, gather)
+        return loss
 
-    def match_pairs(self, batch: Batch, text: TextFeatures, video: VideoFeatures) -> Tensor:
-        """ℒ4 over each local pair, its hard negative clips and its hard negative captions of the gathered pool."""
+    def match_words(self, batch: Batch, text: TextFeatures, video: VideoFeatures) -> Tensor:
+        """LVWM with word vectors after the text pass, before it, or a loss of each."""
+        rows = torch.arange(len(batch.weight), device=batch.weight.device)[:, None]
+        stages = {"after": [text.hidden], "before": [text.embedded], "both": [text.hidden, text.embedded]}
+        parts = [
+            losses.lvwm(
+                states[rows, batch.word_positions],
+                video.vectors,
+                batch.weight,
+                frames=self.config.frames,
+                gather=self.gather,
+            )
+            for states in stages[self.config.lvwm_stage]
+        ]
+        return torch.stack(parts).sum()
+
+    def fill_words_of_text(self, batch: Batch, text: TextFeatures | None, draws: Draws) -> Tensor:
+        """ℒ1: from the masked caption alone; as published from the raw one, which shows the answer."""
+        if self.config.text_alone == "masked":
+            text = self.model.encode_text(draws.masked_token_ids, batch.token_mask)
+        assert text is not None, "the raw caption is encoded where ℒ1 reads it"
+        return self.fill_words(text.hidden, draws.labels, self.model.text_words)
+
+    def fill_words(self, hidden: Float[Tensor, "b L D"], labels: Int64[Tensor, "b L"], head: nn.Module) -> Tensor:
+        """ℒ1 or ℒ2; only masked positions are projected onto the vocabulary."""
+        chosen = losses.masked_positions(labels)
+        table = self.model.word_embeddings if head is self.model.text_words else self.model.cross_word_embeddings
+        return losses.masked_words(head(hidden[chosen], table), labels[chosen], gather=self.gather)
+
+    def match_pairs(self, batch: Batch, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
+        """ℒ4: over all pairs, over mined ones, or as published over mined clips."""
+        is_raw = self.config.matching_text == "raw"
+        ids = batch.token_ids if is_raw else batch.masked_token_ids
+        if self.config.mining != "both_ways":
+            return self.match_mined_clips(batch, ids, text, video)
+        if self.config.num_hard_negatives is None:
+            return self.match_all_pairs(batch, ids, video)
+        return self.match_hard_pairs(batch, ids, text, video)
+
+    def match_all_pairs(self, batch: Batch, ids: Tensor, video: VideoFeatures) -> Tensor:
+        """ℒ4 over this rank's captions with every clip of the pool; each part is embedded once."""
+        pool = self.pool
+        clips = pool(video.tokens)
+        b, B = len(ids), len(clips)
+        caption = torch.arange(b, device=ids.device).repeat_interleave(B)
+        clip = torch.arange(B, device=ids.device).repeat(b)
+        captions, visual = self.model.embed_caption(ids), self.model.embed_frames(clips)
+        fused = self.model.fuse_embedded(captions[caption], batch.token_mask[caption], visual[clip])
+        scores = self.model.match(fused.pooled).view(b, B)
+        if self.config.pairs == "gathered":
+            return losses.mil_nce(pool(scores), pool(batch.weight))
+        num_usable = batch.weight.sum()[None]
+        return losses.global_mean(losses.mil_nce(scores, batch.weight)[None], num_usable, self.gather)
+
+    def match_hard_pairs(self, batch: Batch, ids: Tensor, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
+        """ℒ4 over each true pair of this rank, its hard negative clips and its hard negative captions of the pool."""
         B = len(batch.weight)
-        weight, clips = self.gather(batch.weight), self.gather(video.tokens)
-        ids, mask = self.gather_captions(batch)
-        with torch.no_grad():
-            scores = dual_scores(self.gather(text.vector), self.gather(video.vectors), self.config.temperature)
-            if self.config.negative_spread:
-                usable_ids = self.gather(batch.clip_ids * (batch.weight > 0.5))
-                scores = scores / self.config.negative_spread + losses.pair_noise(usable_ids)
+        weight, clips = self.pool(batch.weight), self.pool(video.tokens)
+        ids, mask = self.pooled_captions(ids, batch.token_mask)
+        scores = self.level1_scores(batch, text, video)
         count = self.config.num_hard_negatives or len(scores) - 1
-        own = torch.arange(B, device=ids.device) + self.rank * B
+        own = self.own_rows(B)
         wrong_clips, clips_usable = (rows[own] for rows in losses.hard_negatives(scores, weight, count))
         wrong_captions, captions_usable = (rows[own] for rows in losses.hard_negatives(scores.T, weight, count))
         caption, clip = pair_indices(own, wrong_clips, wrong_captions)
@@ -86,27 +191,145 @@ class Pretraining(nn.Module):
         usable = torch.cat([clips_usable, captions_usable], dim=1)
         return losses.gvtm_level2(matched[:, 0], matched[:, 1:], usable, batch.weight, gather=self.gather)
 
-    def gather_captions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def match_mined_clips(self, batch: Batch, ids: Tensor, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
+        """ℒ4 over the published choice of as many clips per caption as this rank has rows (§2.3)."""
+        b, method = len(ids), self.config.mining
+        assert method != "both_ways", "match_hard_pairs mines both ways"
+        clips, own = self.gather(video.tokens), torch.arange(len(ids), device=ids.device) + self.rank * len(ids)
+        scores = self.level1_scores(batch, text, video, everywhere=True)
+        is_out = self.gather(batch.weight) < 0.5
+        rows = scores[own].masked_fill(is_out[None, :], losses.EXCLUDED)
+        place = ((batch.weight > 0.5).long().cumsum(0) - 1).clamp(min=0)  # rows of weight 0 take no candidate away
+        chosen = with_true_clip(mined_clips(rows, own, method)[:, place], own)
+        captions, visual = self.model.embed_caption(ids), self.model.embed_frames(clips)
+        caption = torch.arange(b, device=ids.device).repeat_interleave(b)
+        fused = self.model.fuse_embedded(captions[caption], batch.token_mask[caption], visual[chosen.flatten()])
+        matched = self.model.match(fused.pooled).view(b, b)
+        importance = easy_weights(scores[own, own], batch.weight) if self.config.reweight_easy else None
+        loss = losses.mil_nce(matched, batch.weight, importance)
+        return losses.global_mean(loss[None], batch.weight.sum()[None], self.gather)
+
+    def tell_true_from_false(
+        self, batch: Batch, draws: Draws, video: VideoFeatures, fused: CrossFeatures | None
+    ) -> Tensor:
+        """ITM: each clip with its own caption and with a false one."""
+        assert self.itm_head is not None, "ITM is built with its head"
+        assert draws.false_ids is not None, "draws for ITM hold false captions"
+        assert draws.false_mask is not None, "draws for ITM hold false captions"
+        if self.config.matching_text == "raw" or fused is None:
+            fused = self.model.fuse(batch.token_ids, batch.token_mask, video.tokens)
+        false = self.model.fuse(draws.false_ids, draws.false_mask, video.tokens)
+        weight = batch.weight if draws.has_false is None else batch.weight * draws.has_false
+        return losses.itm(self.itm_head(fused.pooled), self.itm_head(false.pooled), weight, gather=self.gather)
+
+    @torch.no_grad()
+    def draw(self, batch: Batch, text: TextFeatures | None, video: VideoFeatures) -> Draws:
+        """This step's masks and false captions."""
+        masked, labels = batch.masked_token_ids, batch.labels
+        if self.config.attentive_share:
+            masked, labels = self.attentive(batch, text)
+        if not self.config.itm:
+            return Draws(masked_token_ids=masked, labels=labels)
+        weight = self.gather(batch.weight)
+        if self.config.itm_negative == "hard":
+            assert text is not None, "the raw caption is encoded where dual scores are needed"
+            scores = dual_scores(self.gather(text.vector), self.gather(video.vectors), self.config.temperature)
+        else:
+            scores = losses.pair_noise(self.gather(batch.clip_ids * (batch.weight > 0.5)))
+        own = torch.arange(len(batch.weight), device=weight.device) + self.rank * len(batch.weight)
+        false, has_false = own, torch.zeros_like(own, dtype=torch.bool)
+        if len(weight) > 1:
+            false, has_false = (rows[own, 0] for rows in losses.hard_negatives(scores.T, weight, 1))
+        ids, mask = self.gathered_captions(batch.token_ids, batch.token_mask)
+        return Draws(
+            masked_token_ids=masked,
+            labels=labels,
+            false_ids=ids[false],
+            false_mask=mask[false],
+            has_false=has_false,
+        )
+
+    def attentive(self, batch: Batch, text: TextFeatures | None) -> tuple[Tensor, Tensor]:
+        """The batch's masks, or on `attentive_share` of the steps those drawn by attention."""
+        assert text is not None, "the raw caption is encoded where its attention is needed"
+        assert self.mask_id is not None, "refused when this was built"
+        clip_ids, config = batch.clip_ids * (batch.weight > 0.5), self.config
+        step = self.gather(clip_ids).sum()
+        is_attentive = losses.hashed_uniform(step[None], step.new_zeros(1), step) < config.attentive_share
+        importance = words_importance(self.model.bert, text, batch.token_mask, config.attentive_layers)
+        masked, labels = attentive_masks(
+            batch.token_ids,
+            batch.token_mask,
+            importance,
+            losses.word_noise(clip_ids, batch.token_ids.shape[1], step),
+            separator_id=self.model.separator_id,
+            mask_id=self.mask_id,
+        )
+        masked = torch.where(is_attentive, masked, batch.masked_token_ids)
+        return masked, torch.where(is_attentive, labels, batch.labels)
+
+    @property
+    def pool(self) -> Gather:
+        """The gather of GVTM level 2: all ranks' rows, or as published this rank's own."""
+        return self.gather if self.config.pairs == "gathered" else local_gather
+
+    def own_rows(self, count: int) -> Int64[Tensor, " b"]:
+        """Where this rank's rows lie in the pool."""
+        first = self.rank * count if self.config.pairs == "gathered" else 0
+        return torch.arange(count, device=self.model.word_embeddings.device) + first
+
+    @torch.no_grad()
+    def level1_scores(
+        self, batch: Batch, text: TextFeatures | None, video: VideoFeatures, *, everywhere: bool = False
+    ) -> Float[Tensor, "P P"]:
+        """Dual scores of the pool by which negatives are chosen; the published mining takes bare cosines."""
+        assert text is not None, "the raw caption is encoded where dual scores are needed"
+        config, pool = self.config, self.gather if everywhere else self.pool
+        temperature = config.temperature if config.mining == "both_ways" else 1.0
+        scores = dual_scores(pool(text.vector), pool(video.vectors), temperature)
+        if config.negative_spread and config.mining == "both_ways":
+            usable_ids = pool(batch.clip_ids * (batch.weight > 0.5))
+            scores = scores / config.negative_spread + losses.pair_noise(usable_ids)
+        return scores
+
+    def pooled_captions(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids and mask of the captions of the pool."""
+        return self.gathered_captions(ids, mask) if self.config.pairs == "gathered" else (ids, mask)
+
+    def gathered_captions(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and mask of every rank's captions, padded to the longest of them."""
-        room = self.model.config.max_positions - batch.token_ids.shape[1]
-        ids = self.gather(nn.functional.pad(batch.token_ids, (0, room)))
-        mask = self.gather(nn.functional.pad(batch.token_mask, (0, room)).to(torch.uint8)).bool()
+        room = self.model.config.max_positions - ids.shape[1]
+        ids = self.gather(nn.functional.pad(ids, (0, room)))
+        mask = self.gather(nn.functional.pad(mask, (0, room)).to(torch.uint8)).bool()
         longest = int(mask.sum(1).max())
         return ids[:, :longest], mask[:, :longest]
+
+
+def needs_raw_text(config: ObjectiveConfig) -> bool:
+    """Whether a loss or a choice needs the text pass over the raw caption."""
+    chooses_pairs = config.gvtm_level2 and (config.num_hard_negatives or config.mining != "both_ways")
+    reads_raw = config.masked_words_text and config.text_alone == "raw"
+    hard_itm = config.itm and config.itm_negative == "hard"
+    return bool(config.gvtm_level1 or config.lvwm or chooses_pairs or reads_raw or hard_itm or config.attentive_share)
 
 
 def freeze_unreached(model: SNPS3, config: ObjectiveConfig) -> None:
     """Parts of `model` that no active loss reaches want no gradient: DDP would wait for it and refuse the next."""
     is_dual = config.gvtm_level1 or config.lvwm
-    reached = {
-        model.visual: is_dual or config.gvtm_level2 or config.masked_words_cross,
+    is_fused = config.gvtm_level2 or config.masked_words_cross or config.itm
+    is_matched = config.gvtm_level2 or config.itm
+    reached: dict[nn.Module, float] = {
+        model.visual: is_dual or is_fused,
         model.video_head: is_dual,
         model.text_pooler: config.gvtm_level1,
-        model.cross_pooler: config.gvtm_level2,
+        model.cross_pooler: is_matched,
         model.similarity: config.gvtm_level2,
         model.text_words: config.masked_words_text,
         model.cross_words: config.masked_words_cross,
     }
+    if model.separate_cross is not None:
+        reached[model.bert] = is_dual or config.masked_words_text
+        reached[model.separate_cross] = is_fused
     for module, is_reached in reached.items():
         if not is_reached:
             module.requires_grad_(False)

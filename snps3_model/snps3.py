@@ -9,6 +9,7 @@ caption ─ embeddings ─┬──┼─ shared layers ─ text pooler, L2 ─�
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,8 @@ from snps3_model.config import ModelConfig
 from snps3_model.encoders import make_encoder
 from snps3_model.visual import pool
 
-TEXT_TYPE, VISUAL_TYPE = 0, 1
+VISUAL_TYPE = 1
+"""Token type of frames; captions have type 0."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,29 @@ class VideoFeatures:
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What the text pass gives: a hidden state per token, and the unit `vector` of the caption."""
+    """What the text pass gives: its hidden states, and the unit `vector` of the caption."""
 
-    hidden: Float[Tensor, "B L D"]
+    layers: tuple[Float[Tensor, "B L D"], ...]
+    """The embedded caption, and what each layer made of it."""
     vector: Float[Tensor, "B D"]
+
+    @property
+    def embedded(self) -> Float[Tensor, "B L D"]:
+        """The caption before the first layer."""
+        return self.layers[0]
+
+    @property
+    def hidden(self) -> Float[Tensor, "B L D"]:
+        """A hidden state per token, after the last layer."""
+        return self.layers[-1]
 
 
 @dataclass(frozen=True)
 class CrossFeatures:
-    """What the cross pass gives: hidden states of the text part, and the pooled pair."""
+    """What the cross pass gives: hidden states of the text part and of the frames, and the pooled pair."""
 
     text_hidden: Float[Tensor, "B L D"]
+    frame_hidden: Float[Tensor, "B T D"]
     pooled: Float[Tensor, "B D"]
 
 
@@ -67,8 +81,6 @@ class SNPS3(nn.Module):
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, pad_id: int, separator_id: int) -> None:
         super().__init__()
-        if lacking := not_built(config):
-            raise ValueError("; ".join(lacking))
         self.config, self.separator_id = config, separator_id
         self.visual = make_encoder(config.visual, config.hidden)
         self.video_head = nn.Sequential(
@@ -90,6 +102,11 @@ class SNPS3(nn.Module):
         self.bert = BertModel(bert, add_pooling_layer=True)
         self.cross_pooler = BertPooler(bert)
         self.cross_pooler.load_state_dict(self.text_pooler.state_dict())
+        self.separate_cross: BertModel | None = None
+        if config.cross_network == "separate":
+            layers = copy.deepcopy(bert)
+            layers.num_hidden_layers = config.num_cross_layers
+            self.separate_cross = BertModel(layers, add_pooling_layer=False)
         self.similarity = nn.Sequential(
             nn.Dropout(config.dropout),
             nn.Linear(config.hidden, 2 * config.hidden),
@@ -114,54 +131,87 @@ class SNPS3(nn.Module):
         tokens = pool(*self.visual(frames, pad_mask))
         return VideoFeatures(tokens=tokens, vectors=F.normalize(self.video_head(tokens), dim=-1))
 
+    @property
+    def cross_network(self) -> BertModel:
+        """The network of the cross pass: the shared one, or that of the baseline P3E."""
+        return self.bert if self.separate_cross is None else self.separate_cross
+
+    @property
+    def cross_word_embeddings(self) -> Float[Tensor, "V D"]:
+        """The word vectors that the cross pass reads and predicts."""
+        return self.cross_network.embeddings.word_embeddings.weight
+
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextFeatures:
         """The shared layers over the caption alone."""
-        hidden = self.shared_layers(self.bert.embeddings(input_ids=token_ids), token_mask)
-        return TextFeatures(hidden=hidden, vector=F.normalize(self.text_pooler(hidden), dim=-1))
+        layers = all_layers(self.bert, self.bert.embeddings(input_ids=token_ids), token_mask)
+        return TextFeatures(layers=layers, vector=F.normalize(self.text_pooler(layers[-1]), dim=-1))
 
     def fuse(
         self,
         token_ids: Int64[Tensor, "B L"],
         token_mask: Bool[Tensor, "B L"],
         frame_tokens: Float[Tensor, "B T D"],
+        frame_pad_mask: Bool[Tensor, "B T"] | None = None,
     ) -> CrossFeatures:
-        """The same layers over `[text ; frames ; SEP]`; positions of the visual part restart at 0, type 1."""
-        B, L = token_ids.shape
-        text = self.bert.embeddings(input_ids=token_ids)
-        separator = self.word_embeddings[self.separator_id].expand(B, 1, -1)
-        visual_inputs = torch.cat([frame_tokens, separator], dim=1)
-        visual_type = torch.full(visual_inputs.shape[:2], VISUAL_TYPE, device=token_ids.device)
-        visual = self.bert.embeddings(inputs_embeds=visual_inputs, token_type_ids=visual_type)
-        mask = torch.cat([token_mask, token_mask.new_ones(visual.shape[:2])], dim=1)
-        hidden = self.shared_layers(torch.cat([text, visual], dim=1), mask)
-        return CrossFeatures(text_hidden=hidden[:, :L], pooled=self.cross_pooler(hidden))
+        """The layers over `[text ; frames ; SEP]`; positions of the visual part restart at 0, type 1.
+
+        Frames in `frame_pad_mask` are looked at by nothing; without one, every frame is real.
+        """
+        text = self.embed_caption(token_ids)
+        return self.fuse_embedded(text, token_mask, self.embed_frames(frame_tokens), frame_pad_mask)
+
+    def embed_caption(self, token_ids: Int64[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """The text part of the cross pass, before its layers."""
+        return self.cross_network.embeddings(input_ids=token_ids)
+
+    def embed_frames(self, frame_tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T+1 D"]:
+        """The visual part of the cross pass with its separator, before the layers."""
+        separator = self.cross_word_embeddings[self.separator_id].expand(len(frame_tokens), 1, -1)
+        inputs = torch.cat([frame_tokens, separator], dim=1)
+        kind = torch.full(inputs.shape[:2], VISUAL_TYPE, device=inputs.device)
+        return self.cross_network.embeddings(inputs_embeds=inputs, token_type_ids=kind)
+
+    def fuse_embedded(
+        self,
+        text: Float[Tensor, "B L D"],
+        token_mask: Bool[Tensor, "B L"],
+        visual: Float[Tensor, "B S D"],
+        frame_pad_mask: Bool[Tensor, "B T"] | None = None,
+    ) -> CrossFeatures:
+        """The cross pass over parts that are embedded already; `visual` ends with its separator, so S = T + 1."""
+        L = text.shape[1]
+        is_visible = token_mask.new_ones(visual.shape[:2])
+        if frame_pad_mask is not None:
+            is_visible = F.pad(~frame_pad_mask, (0, 1), value=True)
+        mask = torch.cat([token_mask, is_visible], dim=1)
+        hidden = all_layers(self.cross_network, torch.cat([text, visual], dim=1), mask)[-1]
+        return CrossFeatures(text_hidden=hidden[:, :L], frame_hidden=hidden[:, L:-1], pooled=self.cross_pooler(hidden))
 
     def match(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """The cross encoder's matching score of each fused pair."""
         return self.similarity(pooled).squeeze(-1)
 
-    def shared_layers(self, embedded: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        lowest = torch.finfo(embedded.dtype).min
-        additive = torch.zeros(mask.shape, dtype=embedded.dtype, device=mask.device).masked_fill(~mask, lowest)
-        output = self.bert.encoder(embedded, attention_mask=additive[:, None, None, :])
-        return output.last_hidden_state
+
+def all_layers(
+    network: BertModel, embedded: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
+) -> tuple[Float[Tensor, "B L D"], ...]:
+    """`embedded`, and what each layer of `network` made of it; nothing looks where `mask` is False."""
+    # BertModel adds position and type once more to embeddings that it is given, hence its layers one by one
+    additive = additive_mask(mask, embedded.dtype)
+    states = [embedded]
+    for layer in network.encoder.layer:
+        states.append(layer(states[-1], additive))
+    return tuple(states)
 
 
-def not_built(config: ModelConfig) -> list[str]:
-    """What `config` asks for and this network cannot give yet, a sentence each."""
-    lacking = []
-    pretrained = {
-        "model.pretrained_text": config.pretrained_text,
-        "model.initial_weights": config.initial_weights,
-    }
-    for name, path in pretrained.items():
-        if path is not None:
-            lacking.append(
-                f"{name}={path} cannot be loaded yet; today every run starts from random weights: set {name} to None"
-            )
-    return lacking
+def additive_mask(mask: Bool[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 L"]:
+    """0 where a key may be looked at, the lowest number where not."""
+    additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return additive.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None, :]
 
 
-def dual_scores(text: Float[Tensor, "Q D"], video: Float[Tensor, "C T D"], temperature: float) -> Float[Tensor, "Q C"]:
+def dual_scores(
+    text: Float[Tensor, "Q D"], video: Float[Tensor, "C T D"], temperature: float | Float[Tensor, ""]
+) -> Float[Tensor, "Q C"]:
     """Dual-encoder score of each caption with each clip: log-sum-exp over the clip's frames of cosine / temperature."""
     return torch.logsumexp(torch.einsum("qd,ctd->qct", text, video) / temperature, dim=-1)

@@ -87,4 +87,6 @@ def tiny_network(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = SNPS3(config, vocabulary_size=VOCABULARY, pad_id=PAD, separator_id=SEP)
-    return Pretraining(model, objective or ObjectiveConfig()).to(dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + 1)
+        return Pretraining(model, objective or ObjectiveConfig(), mask_id=MASK).to(dtype)

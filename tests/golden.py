@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Recording:
         return torch.from_numpy(frames)
 
 
+@cache
 def golden(name: str) -> Recording:
     """The recording `name`.npz of the folder SNPS3_GOLDEN, or of tests/data/golden."""
     path = Path(os.environ.get("SNPS3_GOLDEN", FOLDER)) / f"{name}.npz"

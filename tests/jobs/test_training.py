@@ -16,11 +16,11 @@ from torch import Tensor
 from jobs import checkpoints
 from jobs.checkpoints import Progress
 from jobs.config import OptimConfig, Placement, PretrainConfig
+from jobs.optimizer import learning_rate
 from jobs.training import (
     Clock,
     TrainState,
     commit,
-    learning_rate,
     make_state,
     refuse_non_finite,
     train_step,

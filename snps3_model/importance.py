@@ -1,0 +1,77 @@
+"""Which words matter by the attention that they receive, and which of them are hidden for it (attentive masking).
+
+text pass ─ inputs of a layer ─ softmax(Q Kᵀ) once more, by hand ─► attention received per token
+                                                                   └ drawn without replacement ─► masked ids, labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from transformers import BertModel
+from transformers.models.bert.modeling_bert import BertLayer
+
+from pipeline.records import IGNORED_LABEL
+from snps3_model.snps3 import TextFeatures, additive_mask
+
+MASKED_SHARE = 0.15
+"""Share of a caption's words that attentive masking hides."""
+LEAST_IMPORTANCE = 1e-6
+"""Added to every word's importance, so that each can be drawn."""
+
+
+def attention_map(
+    layer: BertLayer, hidden: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
+) -> Float[Tensor, "B heads L L"]:
+    """The attention of `layer` over its input `hidden`, without dropout: (query, key) last.
+
+    Computed here and not asked for from the layer: with scaled-dot-product attention it gives none, in silence.
+    """
+    own = layer.attention.self
+    B, L = mask.shape
+    query, key = (
+        project(hidden).view(B, L, own.num_attention_heads, -1).transpose(1, 2) for project in (own.query, own.key)
+    )
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    return (scores + additive_mask(mask, scores.dtype)).softmax(-1)
+
+
+@torch.no_grad()
+def words_importance(
+    network: BertModel, text: TextFeatures, mask: Bool[Tensor, "B L"], layers: Literal["last", "all"]
+) -> Float[Tensor, "B L"]:
+    """Attention that each token receives: the mean over heads, summed over queries and over `layers` (§1.4).
+
+    The published code takes all layers; its sum has [PAD] among the queries, and so has this one.
+    """
+    modules: Sequence[BertLayer] = list(network.encoder.layer)  # pyright: ignore[reportAssignmentType]
+    pairs = list(zip(modules, text.layers[:-1], strict=True))
+    chosen = pairs if layers == "all" else pairs[-1:]
+    return torch.stack([attention_map(layer, hidden, mask).mean(1).sum(1) for layer, hidden in chosen]).sum(0)
+
+
+def attentive_masks(
+    token_ids: Int64[Tensor, "B L"],
+    token_mask: Bool[Tensor, "B L"],
+    importance: Float[Tensor, "B L"],
+    noise: Float[Tensor, "B L"],
+    *,
+    separator_id: int,
+    mask_id: int,
+) -> tuple[Int64[Tensor, "B L"], Int64[Tensor, "B L"]]:
+    """Masked ids and labels of a draw without replacement in proportion to importance; `noise` is Gumbel's.
+
+    Of n words max(⌊0.15 n⌋, 1) are hidden, all as [MASK]; the first token and the separator are no words.
+    """
+    is_word = token_mask & (token_ids != separator_id)
+    is_word[:, 0] = False
+    num_hidden = (MASKED_SHARE * is_word.sum(1)).long().clamp(min=1)
+    keys = (importance + LEAST_IMPORTANCE).log() + noise
+    place = keys.masked_fill(~is_word, -torch.inf).argsort(dim=1, descending=True).argsort(dim=1)
+    is_hidden = (place < num_hidden[:, None]) & is_word
+    masked = torch.where(is_hidden, mask_id, token_ids)
+    return masked, torch.where(is_hidden, token_ids, IGNORED_LABEL)

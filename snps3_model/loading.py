@@ -1,0 +1,176 @@
+"""First weights of the network from files, and what became of each tensor: nothing is left out in silence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor, nn
+from transformers import AutoConfig, BertConfig, BertModel, PreTrainedConfig
+
+from snps3_model.config import ModelConfig
+from snps3_model.snps3 import SNPS3
+
+SIZES = {
+    "hidden_size": "model.hidden",
+    "num_hidden_layers": "model.num_layers",
+    "num_attention_heads": "model.num_heads",
+    "intermediate_size": "model.feed_forward",
+    "max_position_embeddings": "model.max_positions",
+}
+"""What a BERT's own configuration calls the fields of ours that must be the same."""
+FIXED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}
+"""What our network takes for granted in a BERT."""
+NEW_PARTS = ("separate_cross",)
+"""Parts of a network that one from before them may lack; they then keep their random values."""
+POOLER = "pooler."
+"""The part of a BERT that checkpoints of masked language models have not; it then keeps its random values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsReport:
+    """What became of each tensor of a file and of the network."""
+
+    source: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    """Of the network and not in the file: these keep their random values."""
+    unexpected: tuple[str, ...] = ()
+    """Of the file and without a place in the network, such as a language-model head."""
+    reshaped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = {"missing": self.missing, "unexpected": self.unexpected, "reshaped": self.reshaped}
+        counts = [f"{len(names)} {part}{few(names)}" for part, names in parts.items()]
+        return f"{self.source}: {len(self.loaded)} tensors loaded, {', '.join(counts)}"
+
+
+def load_bert(model: SNPS3, config: ModelConfig) -> WeightsReport:
+    """Puts the BERT of `config.pretrained_text`, a folder or a name on the hub, into the shared network.
+
+    Its sizes must be those of the model, its vocabulary that of the run; only its pooler may be missing. The pooler of
+    the cross pass, and a separate cross network (from the first layers), start as copies. ValueError names what
+    differs, FileNotFoundError that nothing is there.
+    """
+    source = str(config.pretrained_text)
+    refuse_other_sizes(config, len(model.word_embeddings), bert_config(source))
+    loaded, facts = BertModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        source, add_pooling_layer=True, output_loading_info=True, local_files_only=not is_hub_name(source)
+    )
+    missing, unexpected = sorted(facts["missing_keys"]), sorted(facts["unexpected_keys"])
+    if wrong := [name for name in missing if not name.startswith(POOLER)]:
+        raise ValueError(
+            f"{source} lacks {len(wrong)} tensors of a BERT{few(wrong)}; take a checkpoint with all layers, or set "
+            "model.pretrained_text to None"
+        )
+    weights = loaded.state_dict()
+    kept = {name: weight for name, weight in weights.items() if name not in missing}
+    model.bert.load_state_dict(kept, strict=False)
+    model.cross_pooler.load_state_dict(model.text_pooler.state_dict())
+    if model.separate_cross is not None:
+        own = model.separate_cross.state_dict()
+        model.separate_cross.load_state_dict({name: weights[name] for name in own})
+    return WeightsReport(
+        source=source, loaded=tuple(kept), missing=tuple(missing), unexpected=tuple(unexpected), reshaped=()
+    )
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether `source`, where no folder has that name, may be one on the hub: NAME or OWNER/NAME. The folder
+    `pretrained` of the presets is nobody's name."""
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+    return is_name and not source.startswith((".", "pretrained/")) and not Path(source).exists()
+
+
+def bert_config(source: str) -> PreTrainedConfig:
+    """The configuration of a checkpoint on disk or on the hub; FileNotFoundError where there is none."""
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=not is_hub_name(source))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"model.pretrained_text={source} is neither a folder with config.json and weights nor a name that the hub "
+            "answers for; download bert-base-uncased into a folder and name it, or set model.pretrained_text to None"
+        ) from error
+
+
+def refuse_other_sizes(config: ModelConfig, vocabulary_size: int, found: PreTrainedConfig) -> None:
+    """ValueError that lists every size in which the BERT `found` is not the shared network."""
+    source = config.pretrained_text
+    if not isinstance(found, BertConfig):
+        raise ValueError(
+            f"model.pretrained_text={source} is a {found.model_type}, and the shared network is a bert: take a BERT"
+        )
+    wrong = []
+    for name, field in SIZES.items():
+        ours, theirs = getattr(config, field.removeprefix("model.")), getattr(found, name)
+        if ours != theirs:
+            wrong.append(f"{field} is {ours} but {name} there is {theirs}: set {field} to {theirs}")
+    for name, fixed in FIXED.items():
+        if getattr(found, name) != fixed:
+            wrong.append(f"{name} there is {getattr(found, name)} and must be {fixed}: take another checkpoint")
+    if found.vocab_size != vocabulary_size:
+        wrong.append(
+            f"the run's vocabulary has {vocabulary_size} pieces but vocab_size there is {found.vocab_size}: set "
+            "text.vocabulary to the checkpoint's own"
+        )
+    if wrong:
+        raise ValueError(f"model.pretrained_text={source} does not fit: {'; '.join(wrong)}")
+
+
+def load_earlier_run(model: SNPS3, weights: Mapping[str, Tensor], source: str) -> WeightsReport:
+    """Puts the weights of an earlier run (its best/model.safetensors) into `model`.
+
+    Heads and queues of its objectives stand in the report as unexpected; parts that it was trained without
+    (`NEW_PARTS`) as missing. Any other difference in names or shapes raises ValueError.
+    """
+    named = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
+    own = model.state_dict()
+    missing = sorted(own.keys() - named.keys())
+    wrong = [name for name in missing if name.split(".")[0] not in NEW_PARTS]
+    strangers = sorted(named.keys() - own.keys())
+    shapes = [
+        f"{name} {tuple(named[name].shape)} there, {tuple(own[name].shape)} here"
+        for name in sorted(own.keys() & named.keys())
+        if named[name].shape != own[name].shape
+    ]
+    if wrong or strangers or shapes:
+        raise ValueError(
+            f"model.initial_weights={source} is of another network: {len(wrong)} tensors are missing{few(wrong)}, "
+            f"{len(strangers)} are unknown{few(strangers)}, {len(shapes)} have other shapes{few(shapes)}; take the "
+            "model section of that run's config.json and its vocabulary, or set model.initial_weights to None"
+        )
+    model.load_state_dict(named, strict=False)
+    others = tuple(sorted(name for name in weights if not name.startswith("model.")))
+    return WeightsReport(source=source, loaded=tuple(named), missing=tuple(missing), unexpected=others)
+
+
+def initialise(model: SNPS3, config: ModelConfig, earlier_run: bytes | None = None) -> Sequence[WeightsReport]:
+    """What `config` asks for is in `model` afterwards; a report per file. `earlier_run` is the content of the file
+    that `model.initial_weights` names, since where files lie is not the model's to know."""
+    if config.initial_weights is not None:
+        assert earlier_run is not None, "the caller reads the file"
+        return [load_earlier_run(model, safetensors.torch.load(earlier_run), config.initial_weights)]
+    return [load_bert(model, config)] if config.pretrained_text is not None else []
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names, for a message; nothing for none."""
+    more = ", …" if len(names) > 3 else ""
+    return f" ({', '.join(names[:3])}{more})" if names else ""
+
+
+def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> WeightsReport:
+    """Puts `weights` into `module`; any tensor too few, too many or of another shape raises ValueError."""
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"{source} does not fit: {len(missing)} tensors are missing{few(missing)}, {len(unexpected)} are "
+            f"unknown{few(unexpected)}, {len(shapes)} have other shapes{few(shapes)}; build the network with its sizes"
+        )
+    module.load_state_dict(weights)
+    return WeightsReport(source=source, loaded=tuple(own))

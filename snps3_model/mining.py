@@ -1,0 +1,48 @@
+"""The published choice of negatives for GVTM level 2: clips per caption, by level-1 scores, without a gradient."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+SET_ASIDE = 100.0
+"""What the published code moves the true pair by, so that it is chosen last."""
+LEAST_WEIGHT = 0.2
+
+
+def mined_clips(
+    scores: Float[Tensor, "b P"], own: Int64[Tensor, " b"], method: Literal["nearest", "top_k"]
+) -> Int64[Tensor, "b b"]:
+    """The b clips of the pool for each of b captions, as published (§2.3, §8.5): `nearest` in score to the true one
+    `own`, or the highest (`top_k`); by falling rank, before slot i is given to the true clip.
+
+    With a pool of b clips the true one is among them, and so stands twice in its own row in the end.
+    """
+    b = len(scores)
+    true = scores.gather(1, own[:, None])
+    if method == "nearest":
+        ranking = -(scores - true).abs().scatter(1, own[:, None], SET_ASIDE)
+    else:
+        ranking = scores.scatter(1, own[:, None], true - SET_ASIDE)
+    return ranking.topk(b, dim=1).indices
+
+
+def with_true_clip(chosen: Int64[Tensor, "b b"], own: Int64[Tensor, " b"]) -> Int64[Tensor, "b b"]:
+    """`chosen` with the true clip in slot i of row i, instead of what stood there."""
+    is_slot = torch.eye(len(chosen), dtype=torch.bool, device=chosen.device)
+    return torch.where(is_slot, own[:, None], chosen)
+
+
+def easy_weights(true_scores: Float[Tensor, " b"], weight: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """1 for captions up to the mean level-1 score, less above it, 0.2 at least (published as "median").
+
+    Only rows of weight 1 enter mean and minimum.
+    """
+    mean = (true_scores * weight).sum() / weight.sum().clamp(min=1.0)
+    least = true_scores.masked_fill(weight < 0.5, torch.inf).min()
+    smallest = torch.finfo(true_scores.dtype).tiny
+    above = ((mean - least) / (true_scores - least).clamp(min=smallest)).clamp(min=LEAST_WEIGHT)
+    return torch.where(true_scores > mean, above, 1.0)
