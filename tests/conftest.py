@@ -13,6 +13,8 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY
 THIRD_PARTY_WARNINGS = (
     # Ray Data 2.60 sets its own deprecated fields whenever it copies a context
     r"ignore:.* deprecated:DeprecationWarning:ray\.data\.context",
+    # MLflow 3.17 reads its runs with an option that SQLAlchemy 2.1 deprecates
+    r"ignore:The ``noload`` loader strategy:DeprecationWarning",
 )
 
 

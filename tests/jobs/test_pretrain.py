@@ -1,0 +1,123 @@
+"""The main job through a real Ray, with a network so small that a run takes seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from jobs import checkpoints
+from jobs.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig
+from jobs.prepare import PrepareConfig, Prepared, prepare
+from jobs.pretrain import make_plan, make_sources, pretrain
+from jobs.presets import tiny
+from pipeline.ledger import read_ledger
+from pipeline.loader import decode_slots
+from pipeline.manifest import read_manifest
+from pipeline.records import Reason
+from snps3_model.config import ObjectiveConfig, VisualConfig
+
+pytestmark = pytest.mark.ray
+REAL_CLIPS = (
+    ("video1.mp4", "train", 0.0, 5.0, "a scene of the first half"),
+    ("video1.mp4", "train", 5.0, 10.0, "another scene of the second half"),
+    ("video9770.mp4", "train", 0.0, 3.7, "a person is connecting something to system"),
+    ("video9770.mp4", "train", 5.0, 7.0, "the system is connected by a person"),
+    ("video9771.mp4", "val", 2.3, 3.2, "a little girl does gymnastics"),
+    ("dog.jpg", "train", None, None, "a dog looks at the camera"),
+)
+CUT_CLIP = ("cut.mp4", "train", 0.0, 3.7, "a person is connecting something to system")
+
+
+def small_run(name: str, manifest: str, storage: Path, *, num_steps: int, global_batch: int) -> PretrainConfig:
+    """A run on two ranks that validates and tests on the split `val`."""
+    return dataclasses.replace(
+        tiny(),
+        name=name,
+        data=DataConfig(manifest=manifest, test_split="val", num_frames=2, frame_size_px=32),
+        text=TextConfig(vocabulary_size=120),
+        model=dataclasses.replace(
+            tiny().model, visual=VisualConfig(channels=(8, 16)), hidden=16, num_layers=1, num_heads=2, feed_forward=32
+        ),
+        objective=ObjectiveConfig(num_hard_negatives=1, negative_spread=2.0),
+        optim=OptimConfig(num_steps=num_steps, global_batch=global_batch, warmup_steps=1),
+        selection=SelectionConfig(evaluate_every=num_steps),
+        placement=dataclasses.replace(tiny().placement, storage=str(storage), log_every=1),
+    )
+
+
+def last_weights(config: PretrainConfig) -> dict[str, Tensor]:
+    """The weights of the run's last checkpoint."""
+    folder = Path(config.placement.storage) / config.name
+    checkpoint = checkpoints.committed_checkpoint(str(folder))
+    assert checkpoint
+    return load_file(folder / checkpoint / checkpoints.WEIGHTS)
+
+
+def prepare_real_clips(real_files: Path, folder: Path, *, cut: bool) -> Prepared:
+    """The real clips and the image; with a copy of one of them that ends in its middle, if `cut`."""
+    videos, lines = folder / "videos", [*REAL_CLIPS]
+    videos.mkdir(parents=True)
+    for name in {clip[0] for clip in REAL_CLIPS}:
+        shutil.copyfile(real_files / "videos" / name, videos / name)
+    if cut:
+        whole = (videos / "video9770.mp4").read_bytes()
+        (videos / CUT_CLIP[0]).write_bytes(whole[: len(whole) // 2])
+        lines.append(CUT_CLIP)
+    keys = ("clip_name", "split", "start", "end", "caption")
+    written = [{key: value for key, value in zip(keys, line, strict=True) if value is not None} for line in lines]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
+    captions = (str(folder / "captions.jsonl"),)
+    return prepare(
+        PrepareConfig(
+            corpus="real", root=str(videos), annotations=captions, out=str(folder / "out"), max_rejected_share=0.25
+        )
+    )
+
+
+def training_frames(config: PretrainConfig) -> list[dict]:
+    """What the workers are handed in every step of the run, but for where the files lie."""
+    source, plan = make_sources(config)["train"], make_plan(config)
+    slots = range(config.optim.num_steps * plan.global_batch)
+    tables = [
+        decode_slots(
+            pa.table({"id": slots[first : first + plan.global_batch]}),
+            source=source,
+            first_slot=0,
+            share=plan.global_batch,
+        )
+        for first in slots[:: plan.global_batch]
+    ]
+    return pa.concat_tables(tables).drop_columns("uri").to_pylist()
+
+
+def test_real_clips_are_trained_on_and_a_cut_copy_of_one_changes_nothing(
+    real_files: Path, tmp_path: Path, local_ray: None
+) -> None:
+    prepared = [prepare_real_clips(real_files, tmp_path / name, cut=name == "cut") for name in ("whole", "cut")]
+    whole, cut = prepared
+    assert (whole.num_clips, whole.num_rejected) == ({"train": 5, "val": 1}, {})
+    assert (cut.num_clips, cut.num_rejected) == ({"train": 5, "val": 1}, {"truncated": 1})
+    (lost,) = read_ledger(cut.ledger_path)
+    assert (lost.reason, Path(lost.uri).name) == (Reason.TRUNCATED, "cut.mp4")
+    assert cut.manifest_hash == whole.manifest_hash
+    ids = [read_manifest(one.manifest_path).table["clip_id"] for one in prepared]
+    assert ids[0].equals(ids[1])
+
+    runs = [
+        small_run(name, one.manifest_path, tmp_path / "runs", num_steps=4, global_batch=4)
+        for name, one in zip(("whole", "cut"), prepared, strict=True)
+    ]
+    assert training_frames(runs[0]) == training_frames(runs[1])
+    results = [pretrain(run) for run in runs]
+    for found in results:
+        assert found["num_steps"] == 4
+        assert found["num_rejected"] == 0
+    torch.testing.assert_close(last_weights(runs[0]), last_weights(runs[1]), rtol=0, atol=0)
