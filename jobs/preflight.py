@@ -150,23 +150,34 @@ def split_problems(data: DataConfig, manifest: Manifest) -> list[str]:
 def folder_state(config: PretrainConfig, run_folder: str, manifest: Manifest | None) -> tuple[str, list[str]]:
     """What the run's folder says, and why it refuses this run, if it does."""
     found: list[str] = []
-    identity_path = f"{run_folder}/identity.json"
+    identity_path = f"{run_folder}/{checkpoints.IDENTITY}"
     if not _tried(found, run_folder, lambda: storage.exists(identity_path)):
         return ("cannot be read" if found else "new"), found
-    old = _tried(found, identity_path, lambda: dict(checkpoints.read_json(identity_path)["fields"]))
-    if old is None:
-        return "cannot be read", found
     if manifest is None:
         return "was begun before", found
-    if changed := differences(old, identity(config, manifest.hash)):
-        return "refused: was begun with another identity", [
-            f"the run name {config.name!r} is taken by another run in {run_folder}: {'; '.join(changed)}. "
-            "Give this run another --name, or undo the change to continue that one"
-        ]
+    refused = _tried(found, identity_path, lambda: identity_refusal(config, run_folder, manifest.hash))
+    if found:
+        return "cannot be read", found
+    if refused:
+        return "refused: was begun with another identity", [refused]
     if storage.exists(f"{run_folder}/results.json"):
         return "finished: its results are there, and nothing would be trained", found
     step = _tried(found, run_folder, lambda: checkpoints.committed_step(run_folder))
     return f"would go on from step {step}" if step else "was begun, without a checkpoint yet", found
+
+
+def identity_refusal(config: PretrainConfig, run_folder: str, manifest_hash: str) -> str | None:
+    """What differs between this run and the one that the folder holds; None if it is the same one, or none."""
+    path = f"{run_folder}/{checkpoints.IDENTITY}"
+    if not storage.exists(path):
+        return None
+    changed = differences(checkpoints.read_json(path)["fields"], identity(config, manifest_hash))
+    if not changed:
+        return None
+    return (
+        f"the run name {config.name!r} is taken by another run in {run_folder}: {'; '.join(changed)}. "
+        "Give this run another --name, or undo the change to continue that one"
+    )
 
 
 def training_plan(config: PretrainConfig, manifest: Manifest) -> Plan | None:
