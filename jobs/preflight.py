@@ -6,6 +6,7 @@ removed again.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 
 from jobs import checkpoints
-from jobs.config import DataConfig, Placement, PretrainConfig, differences, identity, in_steps
+from jobs.config import DataConfig, Placement, PretrainConfig, SelectionConfig, differences, identity, in_steps
+from jobs.evaluation import selectable_metrics
 from pipeline import storage
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.plan import Plan
@@ -72,7 +74,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     """All that is known of the run; whatever is wrong is collected, so that one look tells everything."""
     machine = machine or this_machine()
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
-    found = not_built(config.model) + resource_problems(config.placement, machine)
+    found = not_built(config.model) + resource_problems(config.placement, machine) + metric_problems(config.selection)
     manifest = _tried(found, "data.manifest", lambda: known_manifest(config.data.manifest))
     if manifest:
         found += split_problems(config.data, manifest)
@@ -116,6 +118,16 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
             "lower placement.num_workers, or pass --placement.no-use-gpu"
         )
     return found
+
+
+def metric_problems(selection: SelectionConfig) -> list[str]:
+    """A metric that is not measured, or not better when it is higher, would be found after the first evaluation."""
+    names = selectable_metrics("validation")
+    if selection.metric in names:
+        return []
+    near = difflib.get_close_matches(selection.metric, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return [f"selection.metric: {selection.metric!r} cannot be selected by; {hint}choose one of {', '.join(names)}"]
 
 
 def num_cpus(placement: Placement) -> float:

@@ -189,8 +189,6 @@ class Rank:
         progress, selection = state.progress, self.config.selection
         scored = self.score(validation, state.network.model, name="validation")
         results = evaluation.retrieval_results(scored, self.captions(scored.clip_ids, "validation"), "validation")
-        if selection.metric not in results:
-            raise ValueError(f"selection.metric={selection.metric!r} is not measured; there are {sorted(results)}")
         progress.score = results[selection.metric]
         if progress.score > progress.best_score:
             progress.best_score, progress.best_step, progress.num_stale = progress.score, progress.step, 0
