@@ -80,7 +80,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
         found += split_problems(config.data, manifest)
     if config.text.vocabulary:
         _tried(found, "text.vocabulary", lambda: storage.check_readable(str(config.text.vocabulary)))
-    _tried(found, "placement.storage", lambda: storage.check_writable(config.placement.storage))
+    _tried(found, "placement.storage", lambda: check_storage(config.placement.storage))
     state, refusal = folder_state(config, run_folder, manifest)
     plan = training_plan(config, manifest) if manifest else None
     return Survey(
@@ -118,6 +118,12 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
             "lower placement.num_workers, or pass --placement.no-use-gpu"
         )
     return found
+
+
+def check_storage(path: str) -> None:
+    """Nothing, if run folders and checkpoints can be written below `path`; an error with the remedy if not."""
+    storage.check_writable(path)
+    storage.check_uploads(path)
 
 
 def metric_problems(selection: SelectionConfig) -> list[str]:

@@ -19,11 +19,13 @@ from torch import Tensor
 from cluster import run as cluster_run
 from jobs import checkpoints, tracking
 from jobs.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig
+from jobs.preflight import problems
 from jobs.prepare import PrepareConfig, Prepared, prepare
 from jobs.presets import tiny
 from jobs.pretrain import make_plan, make_sources, pretrain
+from pipeline import storage
 from pipeline.codec import encode_video
-from pipeline.ledger import read_ledger
+from pipeline.ledger import TooManyRejectedError, read_ledger
 from pipeline.loader import decode_slots
 from pipeline.manifest import read_manifest
 from pipeline.records import Reason
@@ -41,7 +43,7 @@ REAL_CLIPS = (
 CUT_CLIP = ("cut.mp4", "train", 0.0, 3.7, "a person is connecting something to system")
 
 
-def small_run(name: str, manifest: str, storage: Path, *, num_steps: int, global_batch: int) -> PretrainConfig:
+def small_run(name: str, manifest: str, folder: str, *, num_steps: int, global_batch: int) -> PretrainConfig:
     """A run on two ranks that validates and tests on the split `val`."""
     return dataclasses.replace(
         tiny(),
@@ -54,7 +56,7 @@ def small_run(name: str, manifest: str, storage: Path, *, num_steps: int, global
         objective=ObjectiveConfig(num_hard_negatives=1, negative_spread=2.0),
         optim=OptimConfig(num_steps=num_steps, global_batch=global_batch, warmup_steps=1),
         selection=SelectionConfig(evaluate_every=num_steps),
-        placement=dataclasses.replace(tiny().placement, storage=str(storage), log_every=1),
+        placement=dataclasses.replace(tiny().placement, storage=folder, log_every=1),
     )
 
 
@@ -116,27 +118,32 @@ def test_real_clips_are_trained_on_and_a_cut_copy_of_one_changes_nothing(
     ids = [read_manifest(one.manifest_path).table["clip_id"] for one in prepared]
     assert ids[0].equals(ids[1])
 
-    runs = [small_run("cut", one.manifest_path, tmp_path / "runs", num_steps=4, global_batch=4) for one in (whole, cut)]
+    runs = [
+        small_run("cut", one.manifest_path, str(tmp_path / "runs"), num_steps=4, global_batch=4) for one in (whole, cut)
+    ]
     assert training_frames(runs[0]) == training_frames(runs[1])
     found = pretrain(runs[1])
     assert (found["num_steps"], found["num_rejected"], found["manifest_hash"]) == (4, 0, whole.manifest_hash)
     assert all(np.isfinite(weight).all() for weight in last_weights(runs[1]).values())
 
 
-@pytest.fixture
-def prepared(tmp_path: Path, local_ray: None) -> Prepared:
+def write_videos(folder: Path) -> None:
     """Ten clips to train on, which no batch of four divides, and three to validate on; each of one colour."""
     colours = np.random.default_rng(0).integers(0, 255, (13, 3), np.uint8)
-    (tmp_path / "videos").mkdir()
+    (folder / "videos").mkdir()
     lines = []
     for number, colour in enumerate(colours):
         frames = np.broadcast_to(colour, (8, 32, 32, 3)).copy()
-        (tmp_path / "videos" / f"v{number}.mp4").write_bytes(encode_video(frames, fps=8))
+        (folder / "videos" / f"v{number}.mp4").write_bytes(encode_video(frames, fps=8))
         names = {"clip_name": f"v{number}", "split": "val" if number > 9 else "train"}
         lines.append(names | {"caption": f"a clip in the colour number {number} of many"})
-    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    captions, out = (str(tmp_path / "captions.jsonl"),), str(tmp_path / "out")
-    return prepare(PrepareConfig(corpus="toy", root=str(tmp_path / "videos"), annotations=captions, out=out))
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def prepare_videos(root: str) -> Prepared:
+    """Manifest and ledger of the videos below `root`, in a folder or a bucket."""
+    captions = (f"{root}/captions.jsonl",)
+    return prepare(PrepareConfig(corpus="toy", root=f"{root}/videos", annotations=captions, out=f"{root}/out"))
 
 
 def pretrain_until_stopped(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +159,9 @@ def pretrain_until_stopped(config: PretrainConfig, monkeypatch: pytest.MonkeyPat
         patch.setattr(cluster_run, "run", asked_to_stop)
         assert pretrain(config) == {}
     assert signal.getsignal(signal.SIGTERM) is handler
-    folder = Path(config.placement.storage) / config.name
-    assert checkpoints.committed_step(str(folder)) == 1
-    assert not checkpoints.is_finished(str(folder))
+    folder = f"{config.placement.storage}/{config.name}"
+    assert checkpoints.committed_step(folder) == 1
+    assert not checkpoints.is_finished(folder)
 
 
 def losses(config: PretrainConfig, config_hash: str) -> dict[str, list[tuple[int, float]]]:
@@ -168,9 +175,11 @@ def losses(config: PretrainConfig, config_hash: str) -> dict[str, list[tuple[int
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = small_run("whole", prepared.manifest_path, tmp_path / "runs", num_steps=5, global_batch=4)
+    write_videos(tmp_path)
+    prepared = prepare_videos(str(tmp_path))
+    whole = small_run("whole", prepared.manifest_path, str(tmp_path / "runs"), num_steps=5, global_batch=4)
     of_whole = pretrain(whole)
     stopped = dataclasses.replace(whole, name="stopped")
     pretrain_until_stopped(stopped, monkeypatch)
@@ -197,8 +206,57 @@ def allowed(name: str, config: PretrainConfig) -> float:
     """How far a weight may be apart between numbers of workers.
 
     Sums are rounded in another order; a hundredth of one step's largest move leaves room for that. Softmax cancels the
-    biases of attention keys and the last one of the matching score: their gradient is nothing but rounding, which Adam
-    blows up to whole steps.
+    biases of attention keys and, as long as all pairs score nearly the same, those of the matching score: their
+    gradient is little but rounding, which Adam blows up to whole steps.
     """
-    is_cancelled = name.endswith(("self.key.bias", "similarity.3.bias"))
+    cancelled = ("self.key.bias", "similarity.1.bias", "similarity.3.bias", "cross_pooler.dense.bias")
+    is_cancelled = name.endswith(cancelled)
     return config.optim.lr * (2 * config.optim.num_steps if is_cancelled else 0.01)
+
+
+def test_a_bucket_holds_corpus_ledger_and_run_and_a_stopped_run_goes_on(
+    bucket: str, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_videos(tmp_path)
+    (tmp_path / "videos" / "v3.mp4").write_bytes(b"no video at all")
+    for path in (*(tmp_path / "videos").iterdir(), tmp_path / "captions.jsonl"):
+        storage.write_bytes_atomic(f"{bucket}/{path.relative_to(tmp_path)}", path.read_bytes())
+    with pytest.raises(TooManyRejectedError):
+        prepare_videos(bucket)
+    (lost,) = read_ledger(f"{bucket}/out/rejected.parquet")
+    assert lost.uri == f"{bucket}/videos/v3.mp4"
+    storage.remove(lost.uri)
+    kept = [line for line in storage.read_bytes(f"{bucket}/captions.jsonl").splitlines(True) if b"v3" not in line]
+    storage.write_bytes_atomic(f"{bucket}/captions.jsonl", b"".join(kept))
+    prepared = prepare_videos(bucket)
+    assert (prepared.num_clips, prepared.num_rejected) == ({"train": 9, "val": 3}, {})
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artefacts of such a server
+    run = small_run("small", prepared.manifest_path, f"{bucket}/runs", num_steps=3, global_batch=4)
+    assert problems(run) == []
+    pretrain_until_stopped(run, monkeypatch)
+    found = pretrain(run)
+    assert (found["num_steps"], found["num_rejected"]) == (3, 0)
+    assert checkpoints.is_finished(f"{bucket}/runs/small")
+    assert read_ledger(f"{bucket}/runs/small/ledger.parquet") == []
+    assert pretrain(run) == found
+
+
+def test_a_store_that_refuses_checksums_is_named_with_the_settings_that_help(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
+        monkeypatch.delenv(name, raising=False)
+    refusal = ""
+    try:
+        storage.check_uploads(bucket)
+    except ConnectionError as error:
+        refusal = str(error)
+    if not refusal:
+        pytest.skip("this server takes checksums behind the data")
+    assert "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in refusal
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    storage.check_uploads(bucket)
+    assert storage.list_files(bucket) == []
