@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -281,7 +283,16 @@ def test_a_manifest_that_is_none_is_named(tmp_path, content):
     assert f"the folder {path} holds no .parquet file" in problem
 
 
-def test_a_bucket_that_cannot_be_had_is_named_before_the_start(tmp_path, monkeypatch):
+@pytest.fixture
+def no_known_stores() -> Iterator[None]:
+    """Clients of object stores are made anew, from the environment as it is within the test."""
+    s3 = fsspec.get_filesystem_class("s3")
+    s3.clear_instance_cache()
+    yield
+    s3.clear_instance_cache()
+
+
+def test_a_bucket_that_cannot_be_had_is_named_before_the_start(tmp_path, monkeypatch, no_known_stores):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
