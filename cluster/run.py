@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -135,14 +133,4 @@ def refuse_without_cpus(workers: Workers) -> None:
         raise ValueError(
             f"{workers.count} train workers need as many GPUs, but the cluster has {have.get('GPU', 0):g}; "
             "lower placement.num_workers or set placement.use_gpu to False"
-        )
-
-
-def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names (as under `ray job submit`), or start one on this machine."""
-    if not ray.is_initialized():
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
         )

@@ -2,7 +2,7 @@
 
 STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
              checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
-             best/  ledger.parquet  evaluation/  results.json  report.html          results
+             best/  ledger.parquet  evaluation/  seconds.json  results.json  report.html    results
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline import storage
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"
+SNAPSHOT, IDENTITY, SECONDS = "checkpoint_manager_snapshot.json", "identity.json", "seconds.json"
 WEIGHTS, OPTIMIZER, PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
 
 

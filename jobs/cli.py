@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ import tyro
 from jobs.config import PretrainConfig
 from jobs.preflight import describe, problems, survey
 from jobs.presets import PRESETS
+
+NOT_A_NUMBER = {
+    r"invalid literal for int\(\) with base 10: ('.*')": r"\1 is not a whole number",
+    r"could not convert string to float: ('.*')": r"\1 is not a number",
+}
+"""What Python says of a word where a number is needed, and what we say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +102,19 @@ def _unknown_preset(name: str) -> str:
 
 def _value_error(box: str) -> str | None:
     """The message in the frame that tyro draws around a ValueError of one part of the configuration, unframed."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
-    if not lines or lines[0] != "Value error":
+    lines = [line.strip("│╭╮╰╯─| ") for line in box.splitlines()]
+    lines = [line for line in lines if line.strip("-+") or not line]  # without the rules of a frame in ASCII
+    if not lines or "Value error" not in lines[0]:
         return None
-    message = " ".join(lines[1 : lines.index("", 1)]).removeprefix("Error parsing ")
+    stop = next((number for number, line in enumerate(lines) if number and _ends_message(line)), len(lines))
+    message = " ".join(lines[1:stop]).removeprefix("Error parsing ")
+    for pattern, plain in NOT_A_NUMBER.items():
+        message = re.sub(pattern, plain, message)
     return message.partition(": ")[2] if message.startswith("config") else message
+
+
+def _ends_message(line: str) -> bool:
+    return not line or line.startswith(("Argument helptext:", "For full helptext,"))
 
 
 def _refuse(message: str) -> NoReturn:

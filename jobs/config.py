@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
@@ -39,6 +41,8 @@ class DataConfig:
     """Clips of a split that are evaluated at most, the first by clip_id; scoring all pairs grows with the square."""
 
     def __post_init__(self) -> None:
+        if not self.manifest:
+            raise ValueError("data.manifest must name the manifest that jobs/prepare.py wrote, got an empty path")
         for name in ("num_frames", "frame_size_px", "max_evaluation_clips"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
@@ -62,6 +66,8 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.max_tokens < 3:
             raise ValueError(f"text.max_tokens must be at least 3, got {self.max_tokens}")
+        if self.vocabulary_size < 1:
+            raise ValueError(f"text.vocabulary_size must be at least 1, got {self.vocabulary_size}")
         if not 1 <= self.num_words <= self.max_tokens:
             raise ValueError(f"text.num_words must lie in [1, text.max_tokens], got {self.num_words}")
 
@@ -98,6 +104,11 @@ class OptimConfig:
         for name in ("num_steps", "global_batch", "lr", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps", "decay_step", "decay_epoch"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"optim.{name} must not be negative, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas[0]} and {self.betas[1]}")
         if self.num_epochs is not None and self.num_epochs < 1:
             raise ValueError(f"optim.num_epochs must be at least 1 or None, got {self.num_epochs}")
         if self.decay == "step" and self.decay_step is None and self.decay_epoch is None:
@@ -153,6 +164,14 @@ class Placement:
         for name in ("num_workers", "decode_cpus", "log_every", "num_kept_checkpoints", "threads_per_worker"):
             if getattr(self, name) < 1:
                 raise ValueError(f"placement.{name} must be at least 1, got {getattr(self, name)}")
+        if self.cpus_per_worker < 0 or self.max_failures < 0:
+            raise ValueError(
+                "placement.cpus_per_worker and placement.max_failures must not be negative, got "
+                f"{self.cpus_per_worker:g} and {self.max_failures}"
+            )
+        for name in ("storage", "experiment"):
+            if not getattr(self, name):
+                raise ValueError(f"placement.{name} must not be empty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +191,12 @@ class PretrainConfig:
     placement: Placement = field(default_factory=Placement)
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name:
-            raise ValueError(f"name must be a plain folder name, got {self.name!r}")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"name must be a plain folder name of letters, digits and _ . -, got {self.name!r}")
+        refuse_non_finite(self)
+        refuse_small_sizes(self.model)
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         workers, batch = self.placement.num_workers, self.optim.global_batch
         if batch % workers:
             raise ValueError(
@@ -211,6 +234,28 @@ class PretrainConfig:
                 raise ValueError(
                     f"model.visual.{name} on random weights {why}; set model.visual.pretrained, or leave {name} off"
                 )
+
+
+def refuse_non_finite(config: PretrainConfig) -> None:
+    """ValueError that names a number which is none: comparisons with NaN are all false, so no rule sees it."""
+    for name, value in flat(dataclasses.asdict(config)).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number, got {number}")
+
+
+def refuse_small_sizes(model: ModelConfig) -> None:
+    """ValueError that names a size of the network of which nothing can be built."""
+    sizes = ("hidden", "num_layers", "num_heads", "feed_forward", "max_positions")
+    for name, value in {name: getattr(model, name) for name in sizes}.items():
+        if value < 1:
+            raise ValueError(f"model.{name} must be at least 1, got {value}")
+    if min(model.visual.channels) < 1:
+        raise ValueError(f"model.visual.channels must be at least 1 each, got {model.visual.channels}")
+    if not 0 <= model.dropout < 1:
+        raise ValueError(f"model.dropout must lie in [0, 1), got {model.dropout}")
+    if model.initial_std <= 0:
+        raise ValueError(f"model.initial_std must be above 0, got {model.initial_std}")
 
 
 def in_steps(config: PretrainConfig, steps_per_epoch: int) -> PretrainConfig:

@@ -6,6 +6,7 @@ removed again.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 
 from jobs import checkpoints
-from jobs.config import DataConfig, Placement, PretrainConfig, differences, identity, in_steps
+from jobs.config import DataConfig, Placement, PretrainConfig, SelectionConfig, differences, identity, in_steps
+from jobs.evaluation import selectable_metrics
 from pipeline import storage
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.plan import Plan
@@ -74,7 +76,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     """All that is known of the run; whatever is wrong is collected, so that one look tells everything."""
     machine = machine or this_machine()
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
-    found = resource_problems(config.placement, machine)
+    found = resource_problems(config.placement, machine) + metric_problems(config.selection)
     manifest = _tried(found, "data.manifest", lambda: known_manifest(config.data.manifest))
     if manifest:
         found += split_problems(config.data, manifest)
@@ -82,7 +84,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     if config.text.vocabulary:
         _tried(found, "text.vocabulary", lambda: storage.check_readable(str(config.text.vocabulary)))
     found += weight_problems(config)
-    _tried(found, "placement.storage", lambda: storage.check_writable(config.placement.storage))
+    _tried(found, "placement.storage", lambda: check_storage(config.placement.storage))
     state, refusal = folder_state(config, run_folder, manifest)
     plan = training_plan(config, manifest) if manifest else None
     return Survey(
@@ -141,6 +143,22 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
     return found
 
 
+def check_storage(path: str) -> None:
+    """Nothing, if run folders and checkpoints can be written below `path`; an error with the remedy if not."""
+    storage.check_writable(path)
+    storage.check_uploads(path)
+
+
+def metric_problems(selection: SelectionConfig) -> list[str]:
+    """A metric that is not measured, or not better when it is higher, would be found after the first evaluation."""
+    names = selectable_metrics("validation")
+    if selection.metric in names:
+        return []
+    near = difflib.get_close_matches(selection.metric, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return [f"selection.metric: {selection.metric!r} cannot be selected by; {hint}choose one of {', '.join(names)}"]
+
+
 def num_cpus(placement: Placement) -> float:
     """CPUs that a run reserves: of its train workers and for decoding."""
     return placement.num_workers * placement.cpus_per_worker + placement.decode_cpus
@@ -189,23 +207,34 @@ def split_problems(data: DataConfig, manifest: Manifest) -> list[str]:
 def folder_state(config: PretrainConfig, run_folder: str, manifest: Manifest | None) -> tuple[str, list[str]]:
     """What the run's folder says, and why it refuses this run, if it does."""
     found: list[str] = []
-    identity_path = f"{run_folder}/identity.json"
+    identity_path = f"{run_folder}/{checkpoints.IDENTITY}"
     if not _tried(found, run_folder, lambda: storage.exists(identity_path)):
         return ("cannot be read" if found else "new"), found
-    old = _tried(found, identity_path, lambda: dict(checkpoints.read_json(identity_path)["fields"]))
-    if old is None:
-        return "cannot be read", found
     if manifest is None:
         return "was begun before", found
-    if changed := differences(old, identity(config, manifest.hash)):
-        return "refused: was begun with another identity", [
-            f"the run name {config.name!r} is taken by another run in {run_folder}: {'; '.join(changed)}. "
-            "Give this run another --name, or undo the change to continue that one"
-        ]
+    refused = _tried(found, identity_path, lambda: identity_refusal(config, run_folder, manifest.hash))
+    if found:
+        return "cannot be read", found
+    if refused:
+        return "refused: was begun with another identity", [refused]
     if storage.exists(f"{run_folder}/results.json"):
         return "finished: its results are there, and nothing would be trained", found
     step = _tried(found, run_folder, lambda: checkpoints.committed_step(run_folder))
     return f"would go on from step {step}" if step else "was begun, without a checkpoint yet", found
+
+
+def identity_refusal(config: PretrainConfig, run_folder: str, manifest_hash: str) -> str | None:
+    """What differs between this run and the one that the folder holds; None if it is the same one, or none."""
+    path = f"{run_folder}/{checkpoints.IDENTITY}"
+    if not storage.exists(path):
+        return None
+    changed = differences(checkpoints.read_json(path)["fields"], identity(config, manifest_hash))
+    if not changed:
+        return None
+    return (
+        f"the run name {config.name!r} is taken by another run in {run_folder}: {'; '.join(changed)}. "
+        "Give this run another --name, or undo the change to continue that one"
+    )
 
 
 def training_plan(config: PretrainConfig, manifest: Manifest) -> Plan | None:

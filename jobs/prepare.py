@@ -16,8 +16,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +27,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 if __name__ == "__main__":
     use_private_token()
 
-import ray
-
+from cluster.connection import connected_ray
 from pipeline import annotations, ledger, storage
 from pipeline.annotations import Annotation, Format
 from pipeline.codec import DECODERS
@@ -126,25 +123,6 @@ def describe(done: Prepared) -> str:
     )
 
 
-@contextmanager
-def local_or_given_ray() -> Iterator[None]:
-    """Ray is connected: as it is already, to the cluster of `RAY_ADDRESS` (as in `ray job submit`), or to our own.
-
-    What is connected here is left at the end. `RAY_AUTH_MODE` is the caller's to choose, before Ray is imported.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
-    else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def _make(
     config: PrepareConfig, annotated: list[Annotation], files: dict[str, str], *, root: str, out: str, started: float
 ) -> Prepared:
@@ -153,7 +131,7 @@ def _make(
     log.info(
         "%d clips in %s, %d files below %s", len(clips), ", ".join(config.annotations) or "side-cars", len(files), root
     )
-    with local_or_given_ray():
+    with connected_ray():
         probed = probe_clips(clips, decoder=config.decoder, subcluster=config.subcluster)
     rejected = probed.rejected + unnamed_files(annotated, files, corpus=config.corpus, root=root)
     ledger.write_ledger(rejected, ledger_path)

@@ -20,7 +20,7 @@ def tiny() -> PretrainConfig:
     """The embedded corpus on two CPU cores, from random weights, in minutes."""
     return PretrainConfig(
         name="tiny",
-        data=DataConfig(num_frames=4, frame_size_px=48, temporal_split="temporal"),
+        data=DataConfig(num_frames=4, frame_size_px=64, temporal_split="temporal"),
         model=ModelConfig(
             visual=VisualConfig(channels=(24, 48, 96, 96)),
             hidden=96,
@@ -32,7 +32,7 @@ def tiny() -> PretrainConfig:
             initial_std=0.1,
         ),
         objective=ObjectiveConfig(num_hard_negatives=2, negative_spread=2.0),
-        optim=OptimConfig(num_steps=600, global_batch=64, lr=1e-3, warmup_steps=50),
+        optim=OptimConfig(num_steps=600, global_batch=64, lr=2e-3, warmup_steps=50),
         selection=SelectionConfig(evaluate_every=200),
     )
 

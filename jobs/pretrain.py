@@ -6,6 +6,7 @@ write a checkpoint and end.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import os
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ if __name__ == "__main__":
 import ray.data
 
 from cluster import run as cluster_run
-from jobs import checkpoints, cli, results, tracking, worker
-from jobs.config import PretrainConfig, as_dict, config_hash, differences, flat, identity, in_steps
+from cluster.connection import connected_ray
+from jobs import checkpoints, cli, preflight, results, tracking, worker
+from jobs.config import PretrainConfig, as_dict, config_hash, flat, identity, in_steps
 from jobs.tracking import Tracker
 from jobs.worker import Job
 from pipeline import storage
@@ -47,7 +50,6 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     if storage.exists(f"{run_folder}/results.json"):
         print(f"{config.name} is finished: {run_folder}/report.html")
         return checkpoints.read_json(f"{run_folder}/results.json")
-    cluster_run.connect()
     params = flat(as_dict(config)) | {"manifest_hash": manifest_hash, "config_hash": run_hash}
     tracker = tracking.open_run(
         config.placement.storage,
@@ -59,16 +61,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     status = "FAILED"
     try:
         job = make_job(config, run_folder, tracker)
-        storage.remove(f"{run_folder}/{worker.STOP_FILE}")
-        stop_on_signal(run_folder)
-        cluster_run.run(
-            worker.pretrain_rank,
-            job,
-            storage=storage.absolute(config.placement.storage),
-            name=config.name,
-            datasets=datasets(job),
-            workers=workers(config),
-        )
+        watched = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
+        with watched, stopping_on_signal(run_folder):
+            cluster_run.run(
+                worker.pretrain_rank,
+                job,
+                storage=storage.absolute(config.placement.storage),
+                name=config.name,
+                datasets=datasets(job),
+                workers=workers(config),
+            )
         if not checkpoints.is_finished(run_folder):
             status = "KILLED"
             print(f"{config.name} was stopped at step {checkpoints.committed_step(run_folder)}; run it again to go on")
@@ -82,17 +84,11 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 def claim_folder(config: PretrainConfig, run_folder: str, manifest_hash: str) -> str:
     """The hash of the run's identity, after its folder was seen to be new or to hold the same identity."""
+    if refused := preflight.identity_refusal(config, run_folder, manifest_hash):
+        raise ValueError(refused)
     fields = identity(config, manifest_hash)
-    path = f"{run_folder}/identity.json"
-    if storage.exists(path):
-        changed = differences(checkpoints.read_json(path)["fields"], fields)
-        if changed:
-            raise ValueError(
-                f"the run name {config.name!r} is taken by another run in {run_folder}:\n  "
-                + "\n  ".join(changed)
-                + "\ngive this run another --name, or undo the change to continue that one"
-            )
-    else:
+    path = f"{run_folder}/{checkpoints.IDENTITY}"
+    if not storage.exists(path):
         checkpoints.write_json(path, {"hash": config_hash(fields), "fields": fields})
     checkpoints.write_json(f"{run_folder}/config.json", as_dict(config))
     return config_hash(fields)
@@ -204,14 +200,20 @@ def workers(config: PretrainConfig) -> cluster_run.Workers:
     )
 
 
-def stop_on_signal(run_folder: str) -> None:
-    """SIGTERM leaves a request in the run's folder, which the workers answer with a checkpoint."""
+@contextlib.contextmanager
+def stopping_on_signal(run_folder: str) -> Iterator[None]:
+    """Within it, SIGTERM leaves a request in the run's folder, which the workers answer with a checkpoint."""
 
     def request(_signal: int, _frame: Any) -> None:
         print("asked to stop: waiting for the checkpoint", flush=True)
         storage.write_bytes_atomic(f"{run_folder}/{worker.STOP_FILE}", b"")
 
-    signal.signal(signal.SIGTERM, request)
+    storage.remove(f"{run_folder}/{worker.STOP_FILE}")
+    before = signal.signal(signal.SIGTERM, request)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> dict[str, Any]:
@@ -229,7 +231,7 @@ def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> 
     numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
     tracker.log(numbers, int(found["num_steps"]))
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("config.json", "identity.json", "results.json", "report.html", "significant_words.json"):
+        for name in ("config.json", checkpoints.IDENTITY, "results.json", "report.html", "significant_words.json"):
             Path(folder, name).write_bytes(storage.read_bytes(f"{job.run_folder}/{name}"))
             tracker.log_file(Path(folder, name))
     for key in sorted(key for key in found if key.endswith(("r1", "r10"))):

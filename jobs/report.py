@@ -35,20 +35,12 @@ SCORES = {"fused": "", "dual": "dual_", "cross": "cross_"}
 """Name of a score -> how its keys in the results begin: `test/t2v/r1` is the fused one."""
 LOSS_TITLES = {
     "total": "all losses together",
-    "mlm_text": "ℒ1 · masked words from the words alone",
-    "mlm_cross": "ℒ2 · masked words from words and clip",
-    "level1": "ℒ3 · clip and caption apart (level 1)",
-    "level2": "ℒ4 · clip and caption together (level 2)",
+    "masked_words_text": "ℒ1 · masked words from the words alone",
+    "masked_words_cross": "ℒ2 · masked words from words and clip",
+    "gvtm_level1": "ℒ3 · clip and caption apart (level 1)",
+    "gvtm_level2": "ℒ4 · clip and caption together (level 2)",
     "lvwm": "LVWM · significant words and clip",
     "itm": "ITM · does this caption belong to this clip",
-}
-LOSS_ALIASES = {
-    "masked_words_text": "mlm_text",
-    "masked_text": "mlm_text",
-    "masked_words_cross": "mlm_cross",
-    "masked_cross": "mlm_cross",
-    "gvtm_level1": "level1",
-    "gvtm_level2": "level2",
 }
 TIMING_TITLES = {
     "data_wait": "waiting for data",
@@ -346,8 +338,7 @@ def found_view(test: Ranking) -> Markup:
 def loss_views(train: Sequence[figures.Row], validation: Sequence[figures.Row]) -> list[dict[str, Any]]:
     """A chart per loss in the order of `LOSS_TITLES`, losses of other names last, with its first and last value."""
     validation = [without_prefix(row) for row in validation]
-    names = {key.removeprefix("loss/"): key for row in train for key in row if key.startswith("loss")}
-    names = {"total" if name == "loss" else LOSS_ALIASES.get(name, name): key for name, key in names.items()}
+    names = {key.removeprefix("loss/"): key for row in train for key in row if key.startswith("loss/")}
     order = [name for name in LOSS_TITLES if name in names] + sorted(set(names) - set(LOSS_TITLES))
     views = []
     for name in order:

@@ -22,10 +22,10 @@ NUM_MASKED = 9
 def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[str, Any], str]:
     """Flat results of the run, and its report as a page."""
     best = checkpoints.read_json(f"{job.run_folder}/best/{checkpoints.PROGRESS}")
-    last = checkpoints.committed_progress(job.run_folder) or {"step": 0, "seconds": None}
-    seconds = {f"seconds/{name}": value for name, value in (last["seconds"] or {}).items()}
-    found: dict[str, Any] = {"num_steps": last["step"], "best_step": best["step"], "name": job.config.name}
-    found |= facts | seconds
+    seconds = checkpoints.read_json(f"{job.run_folder}/{checkpoints.SECONDS}")
+    num_steps = checkpoints.committed_step(job.run_folder)
+    found: dict[str, Any] = {"num_steps": num_steps, "best_step": best["step"], "name": job.config.name}
+    found |= facts | {f"seconds/{name}": value for name, value in seconds.items()}
     rankings: dict[str, Ranking] = {}
     masked: list[MaskedCaption] = []
     for name in ("test", "temporal"):
@@ -57,7 +57,7 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
             masked_captions=masked,
             num_clips={name: len(source.rows()) for name, source in job.sources.items() if name != "train"},
             ledger={str(reason): count for reason, count in count_by_reason(rejected).items()},
-            timings=last["seconds"] or {},
+            timings=seconds,
             config=as_dict(job.config),
         )
     )

@@ -66,9 +66,9 @@ def pretrain_rank(job: Job, runtime: Runtime) -> None:
             if name in job.sources:
                 with rank.clock("evaluation"):
                     rank.save_scores(name, state.network.model)
-        state.progress.seconds = rank.clock.seconds
-        commit(state, runtime.report, is_first=world.is_first)
-    rank.write_rejected(state)
+        if world.is_first:
+            checkpoints.write_json(f"{job.run_folder}/{checkpoints.SECONDS}", rank.clock.seconds)
+    rank.write_rejected()
 
 
 class Rank:
@@ -206,8 +206,6 @@ class Rank:
         progress, selection = state.progress, self.config.selection
         scored = self.score(validation, state.network.model, name="validation")
         results = evaluation.retrieval_results(scored, self.captions(scored.clip_ids, "validation"), "validation")
-        if selection.metric not in results:
-            raise ValueError(f"selection.metric={selection.metric!r} is not measured; there are {sorted(results)}")
         progress.score = results[selection.metric]
         if progress.score > progress.best_score:
             progress.best_score, progress.best_step, progress.num_stale = progress.score, progress.step, 0
@@ -249,9 +247,9 @@ class Rank:
         with self.clock("checkpoint"):
             state.progress.seconds = self.clock.seconds
             commit(state, self.runtime.report, is_first=self.world.is_first)
-        self.write_rejected(state)
+        self.write_rejected()
 
-    def write_rejected(self, state: TrainState) -> None:
+    def write_rejected(self) -> None:
         """The ledger of the run: every clip that failed since this group of workers started, and before it."""
         rejected = self.world.gather_objects(self.rejected)
         if not self.world.is_first:

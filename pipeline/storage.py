@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+import pyarrow.fs
 
 
 def is_remote(path: str) -> bool:
@@ -155,6 +156,30 @@ def check_writable(path: str) -> None:
             Path(inner).parent.mkdir(parents=True, exist_ok=True)
         filesystem.pipe_file(inner, b"")
         filesystem.rm_file(inner)
+
+
+def check_uploads(path: str) -> None:
+    """Nothing, if Ray Train can upload checkpoints below `path`; otherwise an error that names the remedy.
+
+    Ray Train writes with Arrow's own client, which sends checksums behind the data. Ceph and older MinIO answer that
+    with HTTP 411, and would do so when the first checkpoint is due.
+    """
+    if not path.startswith("s3://"):
+        return
+    probe = join(path, f".writable-{uuid.uuid4().hex}")
+    store, inner = pyarrow.fs.FileSystem.from_uri(probe)
+    try:
+        with store.open_output_stream(inner) as file:
+            file.write(b"\0")
+        store.delete_file(inner)
+    except OSError as error:
+        if "HTTP status 411" not in str(error):
+            raise
+        raise ConnectionError(
+            f"the store of {path} wants no checksums behind the data (HTTP 411), as Ceph and older MinIO do: set "
+            "AWS_REQUEST_CHECKSUM_CALCULATION=when_required and AWS_RESPONSE_CHECKSUM_VALIDATION=when_required, here "
+            "and on every node, and start again"
+        ) from error
 
 
 def _resolve(path: str) -> tuple[Any, str]:

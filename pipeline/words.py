@@ -95,7 +95,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Callable[[str], Tokenizer], tuple[str]]:
         """Pickled as JSON: the library's own pickling forgets `encode_special_tokens`."""
-        return type(self).from_json, (self.to_json(),)
+        return _from_json, (self.to_json(),)
 
     @property
     def vocabulary_size(self) -> int:
@@ -142,6 +142,11 @@ class Tokenizer:
         hidden = {self.special.cls, self.special.sep, self.special.pad}
         pieces = [self.pieces[index] for index in map(int, ids) if index not in hidden]
         return " ".join(pieces).replace(f" {PREFIX}", "")
+
+
+def _from_json(text: str) -> Tokenizer:
+    # a function of the module is pickled by its name, a method with all that decorators put around it
+    return Tokenizer.from_json(text)
 
 
 def random_truncate(pieces: list[int], num_kept: int, rng: np.random.Generator | None) -> list[int]:

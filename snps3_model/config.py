@@ -126,7 +126,7 @@ class ModelConfig:
     from scratch needs more, about 1/√hidden, or its attention starts flat and the cross pass learns nothing."""
 
     def __post_init__(self) -> None:
-        if self.hidden % self.num_heads:
+        if self.num_heads < 1 or self.hidden % self.num_heads:
             raise ValueError(
                 f"model.hidden must be divisible by model.num_heads, got {self.hidden} and {self.num_heads}"
             )

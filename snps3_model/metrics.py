@@ -165,12 +165,19 @@ def retrieval_metrics(
     `score` names one of several scores of the same clips: `dual` gives `test/t2v/dual_r1`. Recalls and their bounds
     are in [0, 1], ranks count from 1. The interval is a bootstrap over the queries of that direction.
     """
+    metrics = {}
+    for key, matrix in both_directions(scores, prefix, score).items():
+        of_query = relevant if matrix is scores else relevant.T
+        metrics |= direction_metrics(matrix, of_query, key, num_resamples=num_resamples, seed=seed)
+    return metrics
+
+
+def both_directions(
+    scores: Float[np.ndarray, "texts clips"], prefix: str, score: str
+) -> dict[str, Float[np.ndarray, "Q C"]]:
+    """How the keys of a direction begin, with the matrix whose rows are its queries: texts for t2v, clips for v2t."""
     name = f"{score}_" if score else ""
-    text_to_video = direction_metrics(scores, relevant, f"{prefix}/t2v/{name}", num_resamples=num_resamples, seed=seed)
-    video_to_text = direction_metrics(
-        scores.T, relevant.T, f"{prefix}/v2t/{name}", num_resamples=num_resamples, seed=seed
-    )
-    return text_to_video | video_to_text
+    return {f"{prefix}/t2v/{name}": scores, f"{prefix}/v2t/{name}": scores.T}
 
 
 def group_recall(
@@ -203,11 +210,10 @@ def group_metrics(
     seed: int = 0,
 ) -> dict[str, float]:
     """In-group R@1 in both directions as flat keys: `temporal/t2v/group_r1`, `_low`, `_high` for prefix `temporal`."""
-    name = f"{score}_" if score else ""
     metrics = {}
-    for direction, matrix in (("t2v", scores), ("v2t", scores.T)):
+    for start, matrix in both_directions(scores, prefix, score).items():
         estimate = group_recall(matrix, groups, num_resamples=num_resamples, seed=seed)
-        key = f"{prefix}/{direction}/{name}group_r1"
+        key = f"{start}group_r1"
         metrics |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
     return metrics
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY
 THIRD_PARTY_WARNINGS = (
     # Ray Data 2.60 sets its own deprecated fields whenever it copies a context
     r"ignore:.* deprecated:DeprecationWarning:ray\.data\.context",
+    # MLflow 3.17 reads its runs with an option that SQLAlchemy 2.1 deprecates
+    r"ignore:The ``noload`` loader strategy:DeprecationWarning",
 )
 
 
@@ -36,6 +39,21 @@ def local_ray() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """The URL of a new bucket of the S3 server that AWS_ENDPOINT_URL names; it is removed at the end."""
+    if not os.environ.get("AWS_ENDPOINT_URL"):
+        pytest.skip(
+            "AWS_ENDPOINT_URL is unset: it names an S3 server, with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    import fsspec
+
+    store, name = fsspec.filesystem("s3"), f"snps3-test-{uuid.uuid4().hex[:12]}"
+    store.mkdir(name)
+    yield f"s3://{name}"
+    store.rm(name, recursive=True)
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -112,8 +114,28 @@ def test_an_unknown_field_is_refused_with_the_one_that_was_meant(arguments, unkn
         ("coco_pvt", "did you mean coco_vg_pvt?"),
         ("--name x", "the name of a preset comes before the fields, as in `tiny --name`"),
         ("tiny --optim.lr -1", "optim.lr must be above 0, got -1.0"),
-        ("tiny --optim.lr fast", "--optim.lr: could not convert string to float: 'fast'"),
-        ("tiny --name a/b", "name must be a plain folder name, got 'a/b'"),
+        ("tiny --optim.lr fast", "--optim.lr: 'fast' is not a number"),
+        ("tiny --optim.num-steps None", "--optim.num-steps: 'None' is not a whole number"),
+        ("tiny --optim.lr nan", "optim.lr must be a finite number, got nan"),
+        ("tiny --optim.betas 0.9 nan", "optim.betas must lie in [0, 1), got 0.9 and nan"),
+        ("tiny --objective.lvwm inf", "objective.lvwm must be a finite number, got inf"),
+        ("tiny --placement.cpus-per-worker nan", "placement.cpus_per_worker must be a finite number, got nan"),
+        ("tiny --placement.cpus-per-worker -1", "must not be negative, got -1 and 3"),
+        ("tiny --placement.max-failures -2", "must not be negative, got 0.5 and -2"),
+        ("tiny --optim.warmup-steps -1", "optim.warmup_steps must not be negative, got -1"),
+        ("tiny --optim.weight-decay -1", "optim.weight_decay must not be negative, got -1.0"),
+        ("tiny --text.vocabulary-size 0", "text.vocabulary_size must be at least 1, got 0"),
+        ("tiny --seed -1", "seed must not be negative, got -1"),
+        ("tiny --model.num-layers 0", "model.num_layers must be at least 1, got 0"),
+        ("tiny --model.num-heads 0", "model.hidden must be divisible by model.num_heads, got 96 and 0"),
+        ("tiny --model.visual.channels 0 8", "model.visual.channels must be at least 1 each, got (0, 8)"),
+        ("tiny --model.dropout 1.5", "model.dropout must lie in [0, 1), got 1.5"),
+        ("tiny --model.initial-std -1", "model.initial_std must be above 0, got -1.0"),
+        ("tiny --placement.storage=", "placement.storage must not be empty"),
+        ("tiny --placement.experiment=", "placement.experiment must not be empty"),
+        ("tiny --data.manifest=", "data.manifest must name the manifest that jobs/prepare.py wrote"),
+        ("tiny --name a/b", "name must be a plain folder name of letters, digits and _ . -, got 'a/b'"),
+        ("tiny --name ..", "name must be a plain folder name of letters, digits and _ . -, got '..'"),
         ("tiny --placement.num-workers 3", "got 64 clips for 3 workers; take 63 or 66"),
         ("tiny --optim.global-batch 1", "optim.global_batch must be a multiple of placement.num_workers"),
         (
@@ -248,6 +270,50 @@ def test_a_storage_that_cannot_be_written_is_named(tmp_path):
     found = problems(config, ENOUGH)
     assert found[0].startswith(f"placement.storage: a part of {tmp_path}/file/runs")
     assert "cannot be written" in dry_run(config, ENOUGH)
+
+
+@pytest.mark.parametrize(
+    ("metric", "meant"), [("t2v/r1", "validation/t2v/r1"), ("validation/t2v/median_rank", "recall")]
+)
+def test_a_metric_that_cannot_be_selected_by_is_named_before_the_start(tmp_path, metric, meant):
+    config = run_of(tmp_path)
+    config = dataclasses.replace(config, selection=dataclasses.replace(config.selection, metric=metric))
+    (problem,) = problems(config, ENOUGH)
+    assert problem.startswith(f"selection.metric: '{metric}' cannot be selected by; did you mean ")
+    assert meant in problem.partition("?")[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and no more", None])
+def test_a_manifest_that_is_none_is_named(tmp_path, content):
+    config = run_of(tmp_path)
+    path = Path(config.data.manifest)
+    path.write_bytes(path.read_bytes()[:1000] if content is None else content)
+    (problem,) = problems(config, ENOUGH)
+    assert problem.startswith(f"data.manifest: {path} is no Parquet file")
+    assert "name the manifest that jobs/prepare.py wrote" in problem
+    path.unlink()
+    path.mkdir()
+    (problem,) = problems(config, ENOUGH)
+    assert f"the folder {path} holds no .parquet file" in problem
+
+
+@pytest.fixture
+def no_known_stores() -> Iterator[None]:
+    """Clients of object stores are made anew, from the environment as it is within the test."""
+    s3 = fsspec.get_filesystem_class("s3")
+    s3.clear_instance_cache()
+    yield
+    s3.clear_instance_cache()
+
+
+def test_a_bucket_that_cannot_be_had_is_named_before_the_start(tmp_path, monkeypatch, no_known_stores):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody answers
+    config = run_of(tmp_path)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, manifest="s3://nowhere/m.parquet"))
+    assert "no credentials for s3://nowhere/m.parquet: set AWS_ACCESS_KEY_ID" in problems(config, ENOUGH)[0]
 
 
 def test_an_unknown_store_is_named(tmp_path):

@@ -176,8 +176,8 @@ REFUSED = [
         (lambda name=name: Placement(**{name: 0}), rf"placement\.{name} must be at least 1, got 0")
         for name in ("num_workers", "decode_cpus", "log_every", "num_kept_checkpoints", "threads_per_worker")
     ],
-    (lambda: pretrain(name=""), "name must be a plain folder name, got ''"),
-    (lambda: pretrain(name="a/b"), "name must be a plain folder name, got 'a/b'"),
+    (lambda: pretrain(name=""), "name must be a plain folder name of letters, digits and _ . -, got ''"),
+    (lambda: pretrain(name="a/b"), "name must be a plain folder name of letters, digits and _ . -, got 'a/b'"),
     (
         lambda: pretrain(placement=Placement(num_workers=3)),
         r"global_batch must be a multiple of placement\.num_workers .* got 64 clips for 3 workers; take 63 or 66",

@@ -61,7 +61,7 @@ def demo_temporal(rng: np.random.Generator, num_groups: int = 12) -> Ranking:
 
 
 def demo_history(rng: np.random.Generator, num_steps: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    starts = {"level1": 3.9, "level2": 1.4, "mlm_text": 5.6, "mlm_cross": 5.6, "lvwm": 3.5}
+    starts = {"gvtm_level1": 3.9, "gvtm_level2": 1.4, "masked_words_text": 5.6, "masked_words_cross": 5.6, "lvwm": 3.5}
     train, validation = [], []
     for step in range(1, num_steps + 1):
         left = np.exp(-step / (num_steps / 4))

@@ -1,0 +1,34 @@
+"""Joining a Ray: the one that is there, or one of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+
+import ray
+
+
+@contextlib.contextmanager
+def connected_ray(*, worker_environment: Mapping[str, str] | None = None, is_watched: bool = False) -> Iterator[None]:
+    """Ray is connected: as it is already, to the cluster of `RAY_ADDRESS` (as in `ray job submit`), or to our own.
+
+    What is connected here is left at the end. `RAY_AUTH_MODE` is the caller's to choose, before Ray is imported.
+    `is_watched`: what workers print is shown, and a Ray of our own has its dashboard.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(
+        address=address,
+        include_dashboard=is_watched if address == "local" else None,
+        log_to_driver=is_watched,
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": dict(worker_environment)} if worker_environment else None,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,262 @@
+"""The main job through a real Ray, with a network so small that a run takes seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cluster import run as cluster_run
+from jobs import checkpoints, tracking
+from jobs.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig
+from jobs.preflight import problems
+from jobs.prepare import PrepareConfig, Prepared, prepare
+from jobs.presets import tiny
+from jobs.pretrain import make_plan, make_sources, pretrain
+from pipeline import storage
+from pipeline.codec import encode_video
+from pipeline.ledger import TooManyRejectedError, read_ledger
+from pipeline.loader import decode_slots
+from pipeline.manifest import read_manifest
+from pipeline.records import Reason
+from snps3_model.config import ObjectiveConfig, VisualConfig
+
+pytestmark = pytest.mark.ray
+REAL_CLIPS = (
+    ("video1.mp4", "train", 0.0, 5.0, "a scene of the first half"),
+    ("video1.mp4", "train", 5.0, 10.0, "another scene of the second half"),
+    ("video9770.mp4", "train", 0.0, 3.7, "a person is connecting something to system"),
+    ("video9770.mp4", "train", 5.0, 7.0, "the system is connected by a person"),
+    ("video9771.mp4", "val", 2.3, 3.2, "a little girl does gymnastics"),
+    ("dog.jpg", "train", None, None, "a dog looks at the camera"),
+)
+CUT_CLIP = ("cut.mp4", "train", 0.0, 3.7, "a person is connecting something to system")
+
+
+def small_run(name: str, manifest: str, folder: str, *, num_steps: int, global_batch: int) -> PretrainConfig:
+    """A run on two ranks that validates and tests on the split `val`."""
+    return dataclasses.replace(
+        tiny(),
+        name=name,
+        data=DataConfig(manifest=manifest, test_split="val", num_frames=2, frame_size_px=32),
+        text=TextConfig(vocabulary_size=120),
+        model=dataclasses.replace(
+            tiny().model, visual=VisualConfig(channels=(8, 16)), hidden=16, num_layers=1, num_heads=2, feed_forward=32
+        ),
+        objective=ObjectiveConfig(num_hard_negatives=1, negative_spread=2.0),
+        optim=OptimConfig(num_steps=num_steps, global_batch=global_batch, warmup_steps=1),
+        selection=SelectionConfig(evaluate_every=num_steps),
+        placement=dataclasses.replace(tiny().placement, storage=folder, log_every=1),
+    )
+
+
+def last_weights(config: PretrainConfig) -> dict[str, Tensor]:
+    """The weights of the run's last checkpoint."""
+    folder = Path(config.placement.storage) / config.name
+    checkpoint = checkpoints.committed_checkpoint(str(folder))
+    assert checkpoint
+    return load_file(folder / checkpoint / checkpoints.WEIGHTS)
+
+
+def prepare_real_clips(real_files: Path, folder: Path, *, cut: bool) -> Prepared:
+    """The real clips and the image; with a copy of one of them that ends in its middle, if `cut`."""
+    videos, lines = folder / "videos", [*REAL_CLIPS]
+    videos.mkdir(parents=True)
+    for name in {clip[0] for clip in REAL_CLIPS}:
+        shutil.copyfile(real_files / "videos" / name, videos / name)
+    if cut:
+        whole = (videos / "video9770.mp4").read_bytes()
+        (videos / CUT_CLIP[0]).write_bytes(whole[: len(whole) // 2])
+        lines.append(CUT_CLIP)
+    keys = ("clip_name", "split", "start", "end", "caption")
+    written = [{key: value for key, value in zip(keys, line, strict=True) if value is not None} for line in lines]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
+    captions = (str(folder / "captions.jsonl"),)
+    return prepare(
+        PrepareConfig(
+            corpus="real", root=str(videos), annotations=captions, out=str(folder / "out"), max_rejected_share=0.25
+        )
+    )
+
+
+def training_frames(config: PretrainConfig) -> list[dict]:
+    """What the workers are handed in every step of the run, but for where the files lie."""
+    source, plan = make_sources(config)["train"], make_plan(config)
+    slots = range(config.optim.num_steps * plan.global_batch)
+    tables = [
+        decode_slots(
+            pa.table({"id": slots[first : first + plan.global_batch]}),
+            source=source,
+            first_slot=0,
+            share=plan.global_batch,
+        )
+        for first in slots[:: plan.global_batch]
+    ]
+    return pa.concat_tables(tables).drop_columns("uri").to_pylist()
+
+
+def test_real_clips_are_trained_on_and_a_cut_copy_of_one_changes_nothing(
+    real_files: Path, tmp_path: Path, local_ray: None
+) -> None:
+    prepared = [prepare_real_clips(real_files, tmp_path / name, cut=name == "cut") for name in ("whole", "cut")]
+    whole, cut = prepared
+    assert (whole.num_clips, whole.num_rejected) == ({"train": 5, "val": 1}, {})
+    assert (cut.num_clips, cut.num_rejected) == ({"train": 5, "val": 1}, {"truncated": 1})
+    (lost,) = read_ledger(cut.ledger_path)
+    assert (lost.reason, Path(lost.uri).name) == (Reason.TRUNCATED, "cut.mp4")
+    assert cut.manifest_hash == whole.manifest_hash
+    ids = [read_manifest(one.manifest_path).table["clip_id"] for one in prepared]
+    assert ids[0].equals(ids[1])
+
+    runs = [
+        small_run("cut", one.manifest_path, str(tmp_path / "runs"), num_steps=4, global_batch=4) for one in (whole, cut)
+    ]
+    assert training_frames(runs[0]) == training_frames(runs[1])
+    found = pretrain(runs[1])
+    assert (found["num_steps"], found["num_rejected"], found["manifest_hash"]) == (4, 0, whole.manifest_hash)
+    assert all(torch.isfinite(weight).all() for weight in last_weights(runs[1]).values())
+
+
+def write_videos(folder: Path) -> None:
+    """Ten clips to train on, which no batch of four divides, and three to validate on; each of one colour."""
+    colours = np.random.default_rng(0).integers(0, 255, (13, 3), np.uint8)
+    (folder / "videos").mkdir()
+    lines = []
+    for number, colour in enumerate(colours):
+        frames = np.broadcast_to(colour, (8, 32, 32, 3)).copy()
+        (folder / "videos" / f"v{number}.mp4").write_bytes(encode_video(frames, fps=8))
+        names = {"clip_name": f"v{number}", "split": "val" if number > 9 else "train"}
+        lines.append(names | {"caption": f"a clip in the colour number {number} of many"})
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def prepare_videos(root: str) -> Prepared:
+    """Manifest and ledger of the videos below `root`, in a folder or a bucket."""
+    captions = (f"{root}/captions.jsonl",)
+    return prepare(PrepareConfig(corpus="toy", root=f"{root}/videos", annotations=captions, out=f"{root}/out"))
+
+
+def pretrain_until_stopped(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM reaches the driver before the run's first step, and the run ends after it."""
+    run = cluster_run.run
+
+    def asked_to_stop(*positional: Any, **named: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        run(*positional, **named)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster_run, "run", asked_to_stop)
+        assert pretrain(config) == {}
+    assert signal.getsignal(signal.SIGTERM) is handler
+    folder = f"{config.placement.storage}/{config.name}"
+    assert checkpoints.committed_step(folder) == 1
+    assert not checkpoints.is_finished(folder)
+
+
+def losses(config: PretrainConfig, config_hash: str) -> dict[str, list[tuple[int, float]]]:
+    """Step and value of each loss, as it was tracked."""
+    placement = config.placement
+    tracker = tracking.open_run(
+        placement.storage, experiment=placement.experiment, name=config.name, identity_hash=config_hash, params={}
+    )
+    return {name: tracker.history(name) for name in tracker.metric_names() if name.startswith("loss/")}
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_videos(tmp_path)
+    prepared = prepare_videos(str(tmp_path))
+    whole = small_run("whole", prepared.manifest_path, str(tmp_path / "runs"), num_steps=5, global_batch=4)
+    of_whole = pretrain(whole)
+    stopped = dataclasses.replace(whole, name="stopped")
+    pretrain_until_stopped(stopped, monkeypatch)
+    shutil.copytree(tmp_path / "runs", tmp_path / "elsewhere")
+
+    of_stopped = pretrain(stopped)
+    torch.testing.assert_close(last_weights(stopped), last_weights(whole), rtol=0, atol=0)
+    measured = {name for name in of_whole if name.startswith("test/")}
+    assert measured
+    assert {name: of_stopped[name] for name in measured} == {name: of_whole[name] for name in measured}
+    config_hash = of_whole["config_hash"]
+    assert losses(stopped, config_hash) == losses(whole, config_hash)
+
+    on_one = dataclasses.replace(
+        stopped, placement=dataclasses.replace(stopped.placement, storage=str(tmp_path / "elsewhere"), num_workers=1)
+    )
+    pretrain(on_one)
+    torch.testing.assert_close(losses(on_one, config_hash), losses(whole, config_hash), rtol=1e-5, atol=0)
+    for name, weight in last_weights(whole).items():
+        torch.testing.assert_close(last_weights(on_one)[name], weight, rtol=0, atol=allowed(name, whole), msg=name)
+
+
+def allowed(name: str, config: PretrainConfig) -> float:
+    """How far a weight may be apart between numbers of workers.
+
+    Sums are rounded in another order; a hundredth of one step's largest move leaves room for that. Softmax cancels the
+    biases of attention keys and, as long as all pairs score nearly the same, those of the matching score: their
+    gradient is little but rounding, which Adam blows up to whole steps.
+    """
+    cancelled = ("self.key.bias", "similarity.1.bias", "similarity.3.bias", "cross_pooler.dense.bias")
+    is_cancelled = name.endswith(cancelled)
+    return config.optim.lr * (2 * config.optim.num_steps if is_cancelled else 0.01)
+
+
+def test_a_bucket_holds_corpus_ledger_and_run_and_a_stopped_run_goes_on(
+    bucket: str, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_videos(tmp_path)
+    (tmp_path / "videos" / "v3.mp4").write_bytes(b"no video at all")
+    for path in (*(tmp_path / "videos").iterdir(), tmp_path / "captions.jsonl"):
+        storage.write_bytes_atomic(f"{bucket}/{path.relative_to(tmp_path)}", path.read_bytes())
+    with pytest.raises(TooManyRejectedError):
+        prepare_videos(bucket)
+    (lost,) = read_ledger(f"{bucket}/out/rejected.parquet")
+    assert lost.uri == f"{bucket}/videos/v3.mp4"
+    storage.remove(lost.uri)
+    kept = [line for line in storage.read_bytes(f"{bucket}/captions.jsonl").splitlines(True) if b"v3" not in line]
+    storage.write_bytes_atomic(f"{bucket}/captions.jsonl", b"".join(kept))
+    prepared = prepare_videos(bucket)
+    assert (prepared.num_clips, prepared.num_rejected) == ({"train": 9, "val": 3}, {})
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artefacts of such a server
+    run = small_run("small", prepared.manifest_path, f"{bucket}/runs", num_steps=3, global_batch=4)
+    assert problems(run) == []
+    pretrain_until_stopped(run, monkeypatch)
+    found = pretrain(run)
+    assert (found["num_steps"], found["num_rejected"]) == (3, 0)
+    assert checkpoints.is_finished(f"{bucket}/runs/small")
+    assert read_ledger(f"{bucket}/runs/small/ledger.parquet") == []
+    assert pretrain(run) == found
+
+
+def test_a_store_that_refuses_checksums_is_named_with_the_settings_that_help(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
+        monkeypatch.delenv(name, raising=False)
+    refusal = ""
+    try:
+        storage.check_uploads(bucket)
+    except ConnectionError as error:
+        refusal = str(error)
+    if not refusal:
+        pytest.skip("this server takes checksums behind the data")
+    assert "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in refusal
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    storage.check_uploads(bucket)
+    assert storage.list_files(bucket) == []
