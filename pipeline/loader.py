@@ -9,6 +9,7 @@ keeps its slot with weight 0: nothing is filtered, no rank ever gets fewer rows 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 from jaxtyping import Int64
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline import storage
 from pipeline.codec import DecodeError, VideoInfo, decode_clip
@@ -33,6 +35,8 @@ MAX_BLOCKS = 10_000
 """Blocks of one dataset; a longer run is cut into segments, since Ray Data plans all blocks of a dataset at once."""
 BLOCK_BYTES = 4 * 2**20
 """Pixels of one block: several steps of small clips, since each block costs Ray Data some milliseconds of its own."""
+
+REST_SECONDS = 0.01
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -119,7 +123,7 @@ def split_rows(manifest_path: str, split: str) -> dict[Kind, pa.Table]:
 def clip_stream(source: ClipSource, *, start_step: int, stop_step: int, num_ranks: int) -> ray.data.Dataset:
     """One row per slot of the steps [start, stop); block b holds the next steps' slots of rank b mod `num_ranks`."""
     num_blocks = -(-(stop_step - start_step) // source.steps_per_block(num_ranks)) * num_ranks
-    return ray.data.range(num_blocks, override_num_blocks=num_blocks).map_batches(
+    stream = ray.data.range(num_blocks, override_num_blocks=num_blocks).map_batches(
         decode_block,  # pyright: ignore[reportArgumentType]
         batch_size=None,
         batch_format="pyarrow",
@@ -127,6 +131,19 @@ def clip_stream(source: ClipSource, *, start_step: int, stop_step: int, num_rank
         fn_kwargs={"source": source, "start_step": start_step, "stop_step": stop_step, "num_ranks": num_ranks},
         num_cpus=1,
     )
+    stream.context.custom_execution_callback_classes = [Rest]
+    return stream
+
+
+class Rest(ExecutionCallback):
+    """A pause after each turn of Ray Data's scheduling loop.
+
+    While no task runs, because what is decoded has not been asked for yet, the loop of Ray 2.60 turns without waiting
+    for anything and takes a core from training.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        time.sleep(REST_SECONDS)
 
 
 def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
