@@ -32,7 +32,7 @@ def tiny() -> PretrainConfig:
             initial_std=0.1,
         ),
         objective=ObjectiveConfig(num_hard_negatives=2, negative_spread=2.0),
-        optim=OptimConfig(num_steps=600, global_batch=64, lr=2e-3, warmup_steps=50),
+        optim=OptimConfig(num_steps=400, global_batch=64, lr=2e-3, warmup_steps=50),
         selection=SelectionConfig(evaluate_every=200),
     )
 
