@@ -154,7 +154,7 @@ def metric_problems(selection: SelectionConfig) -> list[str]:
     names = selectable_metrics("validation")
     if selection.metric in names:
         return []
-    near = difflib.get_close_matches(selection.metric, names, n=1)
+    near = difflib.get_close_matches(selection.metric, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     return [f"selection.metric: {selection.metric!r} cannot be selected by; {hint}choose one of {', '.join(names)}"]
 

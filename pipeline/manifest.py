@@ -114,8 +114,7 @@ def read_manifest(path: str) -> Manifest:
     storage.check_readable(path)
     tables, described = [], []
     for part in _parts(path):
-        with storage.open_binary(part) as file:
-            table = _read_parquet(file.read(), part)
+        table = _read_parquet(storage.read_bytes(part), part)
         tables.append(_conform(table, source=part))
         described.append(json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}")))
     corpora = {str(one.get("corpus", "")) for one in described}

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 import pyarrow.fs
@@ -67,13 +67,6 @@ def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> 
     filesystem, inner = _resolve(path)
     with _named(path):
         return filesystem.cat_file(inner, start=start, end=stop)
-
-
-def open_binary(path: str) -> IO[bytes]:
-    """A readable, seekable file."""
-    filesystem, inner = _resolve(path)
-    with _named(path):
-        return filesystem.open(inner, "rb")
 
 
 def list_files(root: str) -> list[str]:

@@ -14,8 +14,6 @@ def test_what_is_written_is_read(tmp_path):
     assert storage.read_bytes(path) == b"0123456789"
     assert storage.read_bytes(path, 2, 5) == b"234"
     assert storage.num_bytes(path) == 10
-    with storage.open_binary(path) as file:
-        assert file.read(3) == b"012"
     storage.write_bytes_atomic(path, b"")
     assert storage.read_bytes(path) == b""
     storage.remove(path)
@@ -76,7 +74,7 @@ def test_paths():
 
 def test_missing_files_and_folders_are_named(tmp_path):
     missing = str(tmp_path / "no" / "such.mp4")
-    for check in (storage.check_readable, storage.read_bytes, storage.open_binary):
+    for check in (storage.check_readable, storage.read_bytes):
         with pytest.raises(
             FileNotFoundError, match=rf"{missing} does not exist \(the nearest folder that does is {tmp_path}\)"
         ):
