@@ -134,7 +134,7 @@ def selectable_metrics(prefix: str) -> list[str]:
 
 
 def group_results(scored: Scored, groups: Int[np.ndarray, " N"], prefix: str) -> dict[str, float]:
-    """In-group R@1, the cross score first: it alone can see the order of frames."""
+    """In-group R@1 of the cross score, and of the dual one."""
     results = metrics.group_metrics(scored.cross, groups, prefix)
     return results | metrics.group_metrics(scored.dual, groups, prefix, score="dual")
 

@@ -22,11 +22,11 @@ from jobs.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig
 from jobs.preflight import problems
 from jobs.prepare import PrepareConfig, Prepared, prepare
 from jobs.presets import tiny
-from jobs.pretrain import make_plan, make_sources, pretrain
+from jobs.pretrain import make_sources, pretrain
 from pipeline import storage
 from pipeline.codec import encode_video
 from pipeline.ledger import TooManyRejectedError, read_ledger
-from pipeline.loader import decode_slots
+from pipeline.loader import decode_share
 from pipeline.manifest import read_manifest
 from pipeline.records import Reason
 from snps3_model.config import ObjectiveConfig, VisualConfig
@@ -91,17 +91,8 @@ def prepare_real_clips(real_files: Path, folder: Path, *, cut: bool) -> Prepared
 
 def training_frames(config: PretrainConfig) -> list[dict]:
     """What the workers are handed in every step of the run, but for where the files lie."""
-    source, plan = make_sources(config)["train"], make_plan(config)
-    slots = range(config.optim.num_steps * plan.global_batch)
-    tables = [
-        decode_slots(
-            pa.table({"id": slots[first : first + plan.global_batch]}),
-            source=source,
-            first_slot=0,
-            share=plan.global_batch,
-        )
-        for first in slots[:: plan.global_batch]
-    ]
+    source = make_sources(config)["train"]
+    tables = [decode_share(source, step, 0, 1) for step in range(config.optim.num_steps)]
     return pa.concat_tables(tables).drop_columns("uri").to_pylist()
 
 
