@@ -47,8 +47,8 @@ def corpus(splits: dict[str, int] = SPLITS, *, images: int = 3, kind: str = "vid
 def run_of(folder: Path, manifest: Manifest | None = None) -> PretrainConfig:
     path = folder / "manifest.parquet"
     write_manifest(manifest or corpus(), str(path))
-    data = dataclasses.replace(tiny().data, manifest=str(path), num_frames=6)
-    optim = dataclasses.replace(tiny().optim, num_steps=700)
+    data = dataclasses.replace(tiny().data, manifest=str(path), num_frames=6, frame_size_px=64)
+    optim = dataclasses.replace(tiny().optim, num_steps=700, lr=2e-3)
     placement = dataclasses.replace(tiny().placement, storage=str(folder / "runs"))
     return dataclasses.replace(tiny(), data=data, optim=optim, placement=placement)
 
@@ -172,7 +172,7 @@ def test_a_good_run_has_a_plan_and_no_problem(tmp_path):
     assert f"tiny: {tmp_path}/runs/tiny (new)" in plan
     assert "toy, 169 clips: train 147 videos + 3 images, val 5 videos, test 6 videos, temporal 8 videos" in plan
     assert "700 steps of 64 clips = 175.0 epochs of 4 steps" in plan  # 3 of videos, 1 of images
-    assert "64 videos × 6 frames of 48 × 48 px = 384 frames, 2.5 MiB per step" in plan
+    assert "64 videos × 6 frames of 64 × 64 px = 384 frames, 4.5 MiB per step" in plan
     assert "2 train workers × 0.5 CPU + 1 CPU for decoding = 2 CPUs, of 2 here" in plan
     assert plan.endswith("problems   none")
     assert list((tmp_path / "runs").iterdir()) == []
@@ -348,10 +348,10 @@ def test_a_run_that_was_begun_would_go_on(tmp_path):
 def test_a_name_that_is_taken_shows_what_differs(tmp_path):
     config = run_of(tmp_path)
     begin(config)
-    other = dataclasses.replace(config, seed=1, optim=dataclasses.replace(config.optim, lr=2e-3))
+    other = dataclasses.replace(config, seed=1, optim=dataclasses.replace(config.optim, lr=5e-3))
     (problem,) = problems(other, ENOUGH)
     assert f"the run name 'tiny' is taken by another run in {tmp_path}/runs/tiny" in problem
-    assert "optim.lr: was 0.001, is 0.002; seed: was 0, is 1" in problem
+    assert "optim.lr: was 0.002, is 0.005; seed: was 0, is 1" in problem
     assert "give" in problem.lower()
     assert "refused" in dry_run(other, ENOUGH)
 
