@@ -32,14 +32,14 @@ from torch import Tensor, nn
 
 from pipeline.collate import ClipRows, collate
 from pipeline.masking import MaskingConfig
-from pipeline.records import Batch
+from pipeline.records import IGNORED_LABEL, Batch
 from pipeline.significance import SignificantWords
 from pipeline.transforms import normalise
 from pipeline.words import Tokenizer
 from snps3_model import losses
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 from snps3_model.objective import Pretraining
-from snps3_model.snps3 import SNPS3
+from snps3_model.snps3 import SNPS3, additive_mask
 from snps3_model.visual import local_gather
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,8 +93,8 @@ class PublishedWay(nn.Module):
 
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states and unit vector of the text pass, its attention maps summed to the importance of words."""
-        additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None, None, :]
         hidden, received = self.model.bert.embeddings(input_ids=ids), []
+        additive = additive_mask(mask, hidden.dtype)
         for layer in self.model.bert.encoder.layer:
             attended, attention = cast(Any, layer).attention(hidden, additive)
             hidden = cast(Any, layer).feed_forward_chunk(attended)
@@ -123,7 +123,7 @@ class PublishedWay(nn.Module):
     def words(self, hidden: Tensor, labels: Tensor, head: nn.Module) -> Tensor:
         """Cross entropy with logits at every position."""
         logits = head(hidden.flatten(0, 1), self.model.word_embeddings)
-        return F.cross_entropy(logits, labels.flatten(), ignore_index=-1)
+        return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL)
 
     def all_pairs(self, batch: Batch, tokens: Tensor) -> Tensor:
         """Matching scores, some captions with all clips at a time."""

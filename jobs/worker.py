@@ -81,11 +81,6 @@ class Rank:
         self.num_seen = 0
         self.clock = Clock()
 
-    @property
-    def share(self) -> int:
-        """Slots of a step that are this rank's."""
-        return self.config.optim.global_batch // self.world.size
-
     def say(self, line: str) -> None:
         """A line of progress, from the first rank only."""
         if self.world.is_first:
@@ -150,11 +145,13 @@ class Rank:
         for name, start, stop in segments(source, self.config.optim.num_steps, self.world.size):
             if stop > start_step:
                 first = max(start, start_step)
-                yield from self.batches(source, self.runtime.tables(name, self.share), first, Stage.TRAIN)
+                tables = self.runtime.tables(name, source.share(self.world.size))
+                yield from self.batches(source, tables, first, Stage.TRAIN)
 
     def evaluation_batches(self, name: str) -> Iterator[Batch]:
         """One pass over an evaluation split."""
-        return self.batches(self.job.sources[name], self.runtime.tables(name, self.share), 0, Stage.EVALUATE)
+        source = self.job.sources[name]
+        return self.batches(source, self.runtime.tables(name, source.share(self.world.size)), 0, Stage.EVALUATE)
 
     def train(self, state: TrainState, validation: list[Batch]) -> None:
         """Steps until the last one, early stopping or a request to stop; the latter leaves the run unfinished."""

@@ -151,8 +151,9 @@ def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop
     if len(numbers) != 1:
         raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
     group, rank = divmod(numbers["id"][0].as_py(), num_ranks)
-    first = start_step + group * source.steps_per_block(num_ranks)
-    steps = range(first, min(first + source.steps_per_block(num_ranks), stop_step))
+    num_steps = source.steps_per_block(num_ranks)
+    first = start_step + group * num_steps
+    steps = range(first, min(first + num_steps, stop_step))
     return pa.concat_tables(decode_share(source, step, rank, num_ranks) for step in steps)
 
 
@@ -160,13 +161,10 @@ def decode_share(source: ClipSource, step: int, rank: int, num_ranks: int) -> pa
     """One rank's slots of one step."""
     share, planned = source.share(num_ranks), source.planned(step)
     table = split_rows(source.manifest_path, source.split)[planned.kind]
-    places = range(rank * share, (rank + 1) * share)
-    rows = [(place, int(planned.rows[place])) for place in places]
+    rows, first_slot = planned.rows[rank * share : (rank + 1) * share], step * source.batch + rank * share
     decoded = [
-        decode_slot(
-            step * source.batch + place, table.slice(row, 1).to_pylist()[0] if row >= 0 else None, source, planned
-        )
-        for place, row in rows
+        decode_slot(slot, table.slice(row, 1).to_pylist()[0] if row >= 0 else None, source, planned)
+        for slot, row in enumerate(rows.tolist(), first_slot)
     ]
     return pa.Table.from_pylist(decoded, schema=CLIP_SCHEMA)
 

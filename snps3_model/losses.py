@@ -146,14 +146,19 @@ def pair_noise(clip_ids: Int64[Tensor, " B"]) -> Float[Tensor, "B B"]:
     Added to scores, the k highest are k draws without replacement from their softmax. No generator is involved, so
     the draws are the same on any number of ranks and after a resume.
     """
-    return -torch.log(-torch.log(hashed_uniform(clip_ids, clip_ids, clip_ids.sum()))).float()
+    return gumbel(clip_ids, clip_ids, clip_ids.sum())
 
 
 def word_noise(clip_ids: Int64[Tensor, " b"], length: int, pool: Int64[Tensor, ""]) -> Float[Tensor, "b L"]:
     """Gumbel noise for each word of a caption, a function of its clip, its place and `pool`, the sum of the clip ids
     of the global batch."""
     places = torch.arange(length, device=clip_ids.device)
-    return -torch.log(-torch.log(hashed_uniform(clip_ids, places, pool))).float()
+    return gumbel(clip_ids, places, pool)
+
+
+def gumbel(rows: Int64[Tensor, " R"], columns: Int64[Tensor, " C"], salt: Int64[Tensor, ""]) -> Float[Tensor, "R C"]:
+    """Gumbel noise, a function of row, column and `salt`."""
+    return -torch.log(-torch.log(hashed_uniform(rows, columns, salt))).float()
 
 
 def hashed_uniform(

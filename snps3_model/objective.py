@@ -162,18 +162,12 @@ class Pretraining(nn.Module):
 
     def match_all_pairs(self, batch: Batch, ids: Tensor, video: VideoFeatures) -> Tensor:
         """ℒ4 over this rank's captions with every clip of the pool; each part is embedded once."""
-        pool = self.pool
-        clips = pool(video.tokens)
-        b, B = len(ids), len(clips)
-        caption = torch.arange(b, device=ids.device).repeat_interleave(B)
-        clip = torch.arange(B, device=ids.device).repeat(b)
-        captions, visual = self.model.embed_caption(ids), self.model.embed_frames(clips)
-        fused = self.model.fuse_embedded(captions[caption], batch.token_mask[caption], visual[clip])
-        scores = self.model.match(fused.pooled).view(b, B)
+        clips = self.pool(video.tokens)
+        every = torch.arange(len(clips), device=ids.device).expand(len(ids), -1)
+        scores = self.match_scores(ids, batch.token_mask, clips, every)
         if self.config.pairs == "gathered":
-            return losses.mil_nce(pool(scores), pool(batch.weight))
-        num_usable = batch.weight.sum()[None]
-        return losses.global_mean(losses.mil_nce(scores, batch.weight)[None], num_usable, self.gather)
+            return losses.mil_nce(self.gather(scores), self.gather(batch.weight))
+        return self.mean_of_ranks(losses.mil_nce(scores, batch.weight), batch)
 
     def match_hard_pairs(self, batch: Batch, ids: Tensor, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
         """ℒ4 over each true pair of this rank, its hard negative clips and its hard negative captions of the pool."""
@@ -181,8 +175,8 @@ class Pretraining(nn.Module):
         weight, clips = self.pool(batch.weight), self.pool(video.tokens)
         ids, mask = self.pooled_captions(ids, batch.token_mask)
         scores = self.level1_scores(batch, text, video)
-        count = self.config.num_hard_negatives or len(scores) - 1
-        own = self.own_rows(B)
+        count, own = self.config.num_hard_negatives, self.own_rows(B)
+        assert count is not None, "match_all_pairs needs no choice"
         wrong_clips, clips_usable = (rows[own] for rows in losses.hard_negatives(scores, weight, count))
         wrong_captions, captions_usable = (rows[own] for rows in losses.hard_negatives(scores.T, weight, count))
         caption, clip = pair_indices(own, wrong_clips, wrong_captions)
@@ -193,20 +187,33 @@ class Pretraining(nn.Module):
 
     def match_mined_clips(self, batch: Batch, ids: Tensor, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
         """ℒ4 over the published choice of as many clips per caption as this rank has rows (§2.3)."""
-        b, method = len(ids), self.config.mining
+        method = self.config.mining
         assert method != "both_ways", "match_hard_pairs mines both ways"
-        clips, own = self.gather(video.tokens), torch.arange(len(ids), device=ids.device) + self.rank * len(ids)
+        clips, own = self.gather(video.tokens), self.own_rows(len(ids), everywhere=True)
         scores = self.level1_scores(batch, text, video, everywhere=True)
         is_out = self.gather(batch.weight) < 0.5
         rows = scores[own].masked_fill(is_out[None, :], losses.EXCLUDED)
         place = ((batch.weight > 0.5).long().cumsum(0) - 1).clamp(min=0)  # rows of weight 0 take no candidate away
         chosen = with_true_clip(mined_clips(rows, own, method)[:, place], own)
-        captions, visual = self.model.embed_caption(ids), self.model.embed_frames(clips)
-        caption = torch.arange(b, device=ids.device).repeat_interleave(b)
-        fused = self.model.fuse_embedded(captions[caption], batch.token_mask[caption], visual[chosen.flatten()])
-        matched = self.model.match(fused.pooled).view(b, b)
+        matched = self.match_scores(ids, batch.token_mask, clips, chosen)
         importance = easy_weights(scores[own, own], batch.weight) if self.config.reweight_easy else None
-        loss = losses.mil_nce(matched, batch.weight, importance)
+        return self.mean_of_ranks(losses.mil_nce(matched, batch.weight, importance), batch)
+
+    def match_scores(
+        self,
+        ids: Int64[Tensor, "b L"],
+        mask: Bool[Tensor, "b L"],
+        clips: Float[Tensor, "P T D"],
+        chosen: Int64[Tensor, "b n"],
+    ) -> Float[Tensor, "b n"]:
+        """The cross encoder's score of each caption with the clips chosen for it; each part is embedded once."""
+        caption = torch.arange(len(ids), device=ids.device).repeat_interleave(chosen.shape[1])
+        captions, visual = self.model.embed_caption(ids), self.model.embed_frames(clips)
+        fused = self.model.fuse_embedded(captions[caption], mask[caption], visual[chosen.flatten()])
+        return self.model.match(fused.pooled).view(chosen.shape)
+
+    def mean_of_ranks(self, loss: Float[Tensor, ""], batch: Batch) -> Float[Tensor, ""]:
+        """The mean of what each rank computed from its own usable rows."""
         return losses.global_mean(loss[None], batch.weight.sum()[None], self.gather)
 
     def tell_true_from_false(
@@ -236,7 +243,7 @@ class Pretraining(nn.Module):
             scores = dual_scores(self.gather(text.vector), self.gather(video.vectors), self.config.temperature)
         else:
             scores = losses.pair_noise(self.gather(batch.clip_ids * (batch.weight > 0.5)))
-        own = torch.arange(len(batch.weight), device=weight.device) + self.rank * len(batch.weight)
+        own = self.own_rows(len(batch.weight), everywhere=True)
         false, has_false = own, torch.zeros_like(own, dtype=torch.bool)
         if len(weight) > 1:
             false, has_false = (rows[own, 0] for rows in losses.hard_negatives(scores.T, weight, 1))
@@ -273,9 +280,9 @@ class Pretraining(nn.Module):
         """The gather of GVTM level 2: all ranks' rows, or as published this rank's own."""
         return self.gather if self.config.pairs == "gathered" else local_gather
 
-    def own_rows(self, count: int) -> Int64[Tensor, " b"]:
-        """Where this rank's rows lie in the pool."""
-        first = self.rank * count if self.config.pairs == "gathered" else 0
+    def own_rows(self, count: int, *, everywhere: bool = False) -> Int64[Tensor, " b"]:
+        """Where this rank's rows lie in the pool, or among the rows of all ranks."""
+        first = self.rank * count if everywhere or self.config.pairs == "gathered" else 0
         return torch.arange(count, device=self.model.word_embeddings.device) + first
 
     @torch.no_grad()
