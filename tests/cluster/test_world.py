@@ -154,9 +154,9 @@ def test_any_number_of_ranks_computes_what_one_process_does(
     expected, exact = of_one[f"{name} {dtype}"], of_one[f"{name} {torch.float64}"]
     is_single = dtype == torch.float32
     rounding = max(relative_differences(expected["gradients"], exact["gradients"]).values())
-    # In double precision any error of meaning shows. In single the order of a sum depends on the machine's kernels, and
-    # what is left to catch is a value that passed through half precision, which would differ by 1e-4 and more.
-    allowed = max(1e-5, 4 * rounding) if is_single else 1e-10
+    # One process in single precision is itself up to 7e-6 away from double: the head's gradient is a sum that cancels.
+    # Another order of summation may be off as much again; an error of meaning shows in double, at 1e-10.
+    allowed = max(2e-6, 5 * rounding) if is_single else 1e-10
     for rank in of_ranks[size]:
         found = rank["cases"][f"{name} {dtype}"]
         torch.testing.assert_close(found["losses"], expected["losses"], rtol=1e-6 if is_single else 1e-10, atol=0)
