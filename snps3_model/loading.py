@@ -39,8 +39,9 @@ class WeightsReport:
     missing: tuple[str, ...] = ()
     """Of the network and not in the file: these keep their random values."""
     unexpected: tuple[str, ...] = ()
-    """Of the file and without a place in the network, such as a language-model head."""
+    """Of the file and without a place in the network, such as a language-model or classification head."""
     reshaped: tuple[str, ...] = ()
+    """Loaded after a change of shape."""
 
     def __str__(self) -> str:
         parts = {"missing": self.missing, "unexpected": self.unexpected, "reshaped": self.reshaped}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from snps3_model.encoders import PublicBackbone, PvtV2, ResNet50, VisualEncoder
+from snps3_model.loading import WeightsReport, few
 from snps3_model.video_swin import VideoSwin
 
-NUM_NAMED = 5
 """Names shown of a long list."""
 
 WRAPPERS = re.compile(r"^(module|model|backbone|visual|img_encoder|enc_img|swin|resnet|pvt_v2|network)\.")
@@ -66,25 +65,7 @@ SWIN_RULES = (
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadReport:
-    """What became of each tensor of a file and of an encoder; names are ours, but for `unexpected`."""
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    """Of the encoder and not in the file: these keep their random values."""
-    unexpected: tuple[str, ...]
-    """Of the file and without a place in the encoder, such as a classification head."""
-    reshaped: tuple[str, ...]
-    """Loaded after a change of shape."""
-
-    def __str__(self) -> str:
-        parts = {"missing": self.missing, "unexpected": self.unexpected, "reshaped": self.reshaped}
-        counts = [f"{len(self.loaded)} loaded", *(f"{len(n)} {part}{_some(n)}" for part, n in parts.items())]
-        return "visual weights: " + ", ".join(counts)
-
-
-def load_visual_weights(encoder: nn.Module, path: str) -> LoadReport:
+def load_visual_weights(encoder: nn.Module, path: str) -> WeightsReport:
     """Puts the weights at `path` into `encoder` and says what was done with each tensor.
 
     Only the projection to the network's width may be missing, only what is known to belong to other parts may be left
@@ -95,7 +76,7 @@ def load_visual_weights(encoder: nn.Module, path: str) -> LoadReport:
     return load_named(encoder, read_weights(path), path)
 
 
-def load_named(encoder: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
+def load_named(encoder: nn.Module, weights: Mapping[str, Tensor], source: str) -> WeightsReport:
     """`load_visual_weights` of tensors already read; `source` names them in errors."""
     own = encoder.state_dict()
     named, unexpected = renamed(encoder, weights)
@@ -109,13 +90,17 @@ def load_named(encoder: nn.Module, weights: Mapping[str, Tensor], source: str) -
     wrong = [name for name in missing if not name.startswith("projection.")]
     if wrong or strangers:
         raise ValueError(
-            f"{source} does not fit the visual encoder: {len(wrong)} of its tensors are missing{_some(wrong)} and "
-            f"{len(strangers)} are unknown{_some(strangers)}; choose the model.visual.encoder that these weights were "
+            f"{source} does not fit the visual encoder: {len(wrong)} of its tensors are missing{few(wrong)} and "
+            f"{len(strangers)} are unknown{few(strangers)}; choose the model.visual.encoder that these weights were "
             "made for"
         )
     encoder.load_state_dict(named, strict=False)
-    return LoadReport(
-        loaded=tuple(named), missing=tuple(missing), unexpected=tuple(unexpected), reshaped=tuple(reshaped)
+    return WeightsReport(
+        source=source,
+        loaded=tuple(named),
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        reshaped=tuple(reshaped),
     )
 
 
@@ -195,7 +180,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     )
 
 
-def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str) -> LoadReport:
+def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str) -> WeightsReport:
     """Weights in Hugging Face format through Transformers, which knows the names of every age of its models."""
     network = backbone.network
     if Path(path).is_file():
@@ -210,12 +195,13 @@ def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str) ->
     if needed or wrong:
         raise ValueError(
             f"{path} does not fit model.visual.backbone: {len(needed)} of its tensors are missing"
-            f"{_some(sorted(needed))} and {len(wrong)} have other shapes{_some(sorted(wrong))}; let both name the same "
+            f"{few(sorted(needed))} and {len(wrong)} have other shapes{few(sorted(wrong))}; let both name the same "
             "model"
         )
     network.load_state_dict(found, strict=False)
     projection = [name for name in encoder.state_dict() if name.startswith("projection.")]
-    return LoadReport(
+    return WeightsReport(
+        source=path,
         loaded=tuple(f"backbone.network.{name}" for name in found),
         missing=(*projection, *(f"backbone.network.{name}" for name in sorted(missing))),
         unexpected=tuple(sorted(unexpected)),
@@ -287,10 +273,3 @@ def _pvt_layer(match: re.Match[str]) -> str:
 
 def _swin_stage(match: re.Match[str]) -> str:
     return f"layers.{int(match[1]) // 2}"
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    """The first few names in brackets."""
-    if not names:
-        return ""
-    return f" ({', '.join(names[:NUM_NAMED])}{', …' if len(names) > NUM_NAMED else ''})"

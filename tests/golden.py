@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snps3_model.config import ModelConfig, VisualConfig
+
 FOLDER = Path(__file__).parent / "data" / "golden"
 
 
@@ -40,6 +42,19 @@ class Recording:
             name.removeprefix(f"{prefix}/").rpartition("/") for name in self.arrays.files if name.startswith(prefix)
         )
         return list(dict.fromkeys(case for case, _, last in found if case and last in holding))
+
+    def network_config(self) -> ModelConfig:
+        """The shared network in the recorded sizes, with the smallest visual encoder."""
+        sizes = self.settings
+        return ModelConfig(
+            visual=VisualConfig(channels=(4, 4)),
+            hidden=sizes["hidden"],
+            num_layers=sizes["layers"],
+            num_heads=sizes["heads"],
+            feed_forward=sizes["ffn"],
+            max_positions=sizes["max_positions"],
+            dropout=0.0,
+        )
 
     def tensor(self, name: str) -> Tensor:
         return torch.from_numpy(self.arrays[name])

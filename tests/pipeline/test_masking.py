@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import Recording, golden
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +24,6 @@ from pipeline.records import IGNORED_LABEL
 from pipeline.significance import UNRANKED, SignificantWords
 from pipeline.words import SpecialIds
 
-GOLDEN = Path(os.environ.get("SNPS3_GOLDEN", str(Path(__file__).parent.parent / "data" / "golden")))
 SPECIAL = SpecialIds(pad=0, unknown=1, cls=2, sep=3, mask=4)
 VOCABULARY_SIZE = 40
 NUM_SIGNIFICANT = 12
@@ -210,15 +207,15 @@ def test_uniform_numbers_of_neighbouring_clips_are_uncorrelated() -> None:
 
 
 def test_golden_count_table() -> None:
-    recorded = np.load(GOLDEN / "mssm.npz")
-    probability = json.loads(str(recorded["settings"]))["probability"]
+    recorded = golden("mssm")
+    probability = recorded.settings["probability"]
     for num_pieces, count in recorded["out/count_table"].tolist():
         assert num_chosen(num_pieces, probability) == count
 
 
-def mssm_golden() -> tuple[dict[str, np.ndarray], SpecialIds, SignificantWords, MaskingConfig]:
-    recorded = dict(np.load(GOLDEN / "mssm.npz"))
-    recorded_settings = json.loads(str(recorded["settings"]))
+def mssm_golden() -> tuple[Recording, SpecialIds, SignificantWords, MaskingConfig]:
+    recorded = golden("mssm")
+    recorded_settings = recorded.settings
     ids = recorded_settings["special_ids"]
     special = SpecialIds(pad=ids["pad"], unknown=ids["unk"], cls=ids["cls"], sep=ids["sep"], mask=ids["mask"])
     significant = recorded["in/significant_ids"]
@@ -270,8 +267,8 @@ def test_golden_mssm_frequencies() -> None:
 
 
 def test_golden_lvwm_positions() -> None:
-    recorded = dict(np.load(GOLDEN / "lvwm.npz"))
-    num_words = json.loads(str(recorded["settings"]))["words_per_caption"]
+    recorded = golden("lvwm")
+    num_words = recorded.settings["words_per_caption"]
     table = SignificantWords.from_ranks(recorded["in/positions/rank_table"].astype(np.int64))
     top_k = int(recorded["in/positions/top_k"])
     special = SpecialIds(pad=0, unknown=100, cls=101, sep=102, mask=103)

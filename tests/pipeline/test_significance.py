@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,6 @@ from pipeline.significance import (
 )
 from pipeline.words import Tokenizer, train_wordpiece
 
-GOLDEN = Path(os.environ.get("SNPS3_GOLDEN", str(Path(__file__).parent.parent / "data" / "golden")))
 CAPTIONS = [
     "A red circle slides to the left.",
     "The red square spins and the circle slides away.",
@@ -150,8 +150,8 @@ def test_the_published_table_has_its_known_facts(published: SignificantWords) ->
 
 
 def test_golden_significant_words_and_families_are_those_of_the_published_table(published: SignificantWords) -> None:
-    recorded = np.load(GOLDEN / "mssm.npz")
-    top_k = json.loads(str(recorded["settings"]))["top_k"]
+    recorded = golden("mssm")
+    top_k = recorded.settings["top_k"]
     significant = recorded["in/significant_ids"]
     np.testing.assert_array_equal(np.sort(published.significant_ids(top_k)), np.sort(significant))
     np.testing.assert_array_equal(published.ranks[significant], recorded["in/rank_of_significant_ids"])
@@ -162,10 +162,10 @@ def test_golden_significant_words_and_families_are_those_of_the_published_table(
 
 
 def test_golden_token_ids(published: SignificantWords) -> None:
-    recorded = np.load(GOLDEN / "mssm.npz")
+    recorded = golden("mssm")
     tokenizer = Tokenizer.load(published_path("bert-base-uncased-vocab.txt"))
     assert tokenizer.vocabulary_size == published.vocabulary_size
-    max_tokens = json.loads(str(recorded["settings"]))["max_length"]
+    max_tokens = recorded.settings["max_length"]
     encoded = tokenizer.encode(recorded["in/captions"].tolist(), max_tokens)
     for ids, expected, length in zip(encoded, recorded["out/token_ids"], recorded["out/content_length"], strict=True):
         assert len(ids) == length + 2

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.records import Batch
 from snps3_model import losses
-from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig, reference_objective
+from snps3_model.config import ObjectiveConfig, reference_objective
 from snps3_model.importance import words_importance
 from snps3_model.metrics import recall_at
 from snps3_model.objective import Draws, Pretraining
@@ -72,16 +72,7 @@ def our_name(recorded: str) -> str:
 def network(file: Recording, objective: ObjectiveConfig) -> Pretraining:
     """The recorded weights and queues in our network, in training mode without dropout."""
     sizes = file.settings
-    config = ModelConfig(
-        visual=VisualConfig(channels=(4, 4)),
-        hidden=sizes["hidden"],
-        num_layers=sizes["layers"],
-        num_heads=sizes["heads"],
-        feed_forward=sizes["ffn"],
-        max_positions=sizes["max_positions"],
-        dropout=0.0,
-    )
-    model = SNPS3(config, vocabulary_size=sizes["vocab"], pad_id=0, separator_id=SEP)
+    model = SNPS3(file.network_config(), vocabulary_size=sizes["vocab"], pad_id=0, separator_id=SEP)
     geometry = SwinGeometry(
         embed=sizes["embed_dim"],
         depths=tuple(sizes["depths"]),

@@ -5,8 +5,6 @@ Sizes, temperatures and case names are read from each file, so that SNPS3_GOLDEN
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,6 @@ from golden import Recording, golden
 from torch import Tensor, nn
 
 from snps3_model import losses
-from snps3_model.config import ModelConfig, VisualConfig
 from snps3_model.importance import attention_map, words_importance
 from snps3_model.mining import easy_weights, mined_clips, with_true_clip
 from snps3_model.queues import Keys, enqueued, move_towards
@@ -28,18 +25,14 @@ def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(found.detach(), expected, rtol=tolerance, atol=tolerance)
 
 
-def network(settings: dict[str, Any], bert: dict[str, Tensor], cross_pooler: dict[str, Tensor]) -> SNPS3:
+def network(file: Recording, bert: dict[str, Tensor], cross_pooler: dict[str, Tensor]) -> SNPS3:
     """The network of a recording, with its recorded weights."""
-    config = ModelConfig(
-        visual=VisualConfig(channels=(4, 4)),
-        hidden=settings["hidden"],
-        num_layers=settings["layers"],
-        num_heads=settings["heads"],
-        feed_forward=settings["ffn"],
-        max_positions=settings["max_positions"],
-        dropout=0.0,
+    model = SNPS3(
+        file.network_config(),
+        vocabulary_size=file.settings["vocab"],
+        pad_id=PAD,
+        separator_id=file.settings.get("sep_id", SEP),
     )
-    model = SNPS3(config, vocabulary_size=settings["vocab"], pad_id=PAD, separator_id=settings.get("sep_id", SEP))
     missing, unexpected = model.bert.load_state_dict(bert, strict=False)
     assert set(missing) <= {"embeddings.position_ids", "embeddings.token_type_ids"}
     assert not unexpected
@@ -48,7 +41,7 @@ def network(settings: dict[str, Any], bert: dict[str, Tensor], cross_pooler: dic
 
 
 def recorded_network(file: Recording) -> SNPS3:
-    return network(file.settings, file.tensors("w/bert"), file.tensors("w/cross_pooler"))
+    return network(file, file.tensors("w/bert"), file.tensors("w/cross_pooler"))
 
 
 def test_golden_text_pass() -> None:
@@ -92,7 +85,7 @@ def test_golden_text_network_at_full_size() -> None:
     file = golden("text_network_full_size")
     weights = file.rebuilt_weights()
     pooler = {name: weights.pop(name) for name in ("dense.weight", "dense.bias")}
-    model = network(file.settings, weights, pooler)
+    model = network(file, weights, pooler)
     ids, mask = file.tensor("in/input_ids"), file.tensor("in/attention_mask").bool()
     with torch.no_grad():
         text, fused = model.encode_text(ids, mask), model.fuse(ids, mask, file.tensor("in/clip_tokens"))
@@ -246,7 +239,7 @@ def test_golden_lvwm(case: str) -> None:
 
 def test_golden_lvwm_word_vectors_are_states_of_the_text_pass() -> None:
     file = golden("lvwm")
-    model = network(file.settings, file.tensors("w/bert"), golden("text_network").tensors("w/cross_pooler"))
+    model = network(file, file.tensors("w/bert"), golden("text_network").tensors("w/cross_pooler"))
     mask = file.tensor("in/positions/attention_mask").bool()
     hidden = model.encode_text(file.tensor("out/positions/rebuilt_raw_ids"), mask).hidden
     found = hidden[torch.arange(len(hidden))[:, None], file.tensor("in/gather/positions")]

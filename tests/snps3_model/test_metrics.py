@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import Recording, golden
 
 from snps3_model import metrics
 
-GOLDEN = Path(os.environ.get("SNPS3_GOLDEN", Path(__file__).parents[1] / "data" / "golden"))
 CASES = ["square_small", "square_large", "captions_per_video", "many_to_many"]
 NAMES = ["r1", "r5", "r10", "mean_recall", "median_rank"]
 RECORDED_TOLERANCE = 1e-12
@@ -19,8 +17,8 @@ IN_BATCH_TOLERANCE = 1e-10
 
 
 @pytest.fixture(scope="module")
-def recorded() -> dict[str, np.ndarray]:
-    return dict(np.load(GOLDEN / "retrieval_metrics.npz", allow_pickle=False))
+def recorded() -> Recording:
+    return golden("retrieval_metrics")
 
 
 @pytest.mark.parametrize("direction", ["t2v", "v2t"])

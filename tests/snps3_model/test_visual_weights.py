@@ -174,7 +174,7 @@ def test_a_saved_run_of_ours_fills_its_encoder_again(tmp_path: Path) -> None:
 def test_the_report_counts_and_names() -> None:
     report = load_named(swin_encoder(), renumbered(swin_encoder().backbone.state_dict()) | HEAD, "file")
     assert str(report) == (
-        "visual weights: 77 loaded, 2 missing (projection.weight, projection.bias), 2 unexpected (head.weight, "
+        "file: 77 tensors loaded, 2 missing (projection.weight, projection.bias), 2 unexpected (head.weight, "
         "head.bias), 0 reshaped"
     )
 
