@@ -17,10 +17,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from jobs.average import WeightAverage
 from pipeline import storage
 
 SNAPSHOT, IDENTITY, SECONDS = "checkpoint_manager_snapshot.json", "identity.json", "seconds.json"
 WEIGHTS, OPTIMIZER, PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
+AVERAGE = "average.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -40,15 +42,27 @@ class Progress:
     is_finished: bool = False
 
 
-def save(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Weights, optimizer and progress in `folder`."""
+def save(
+    folder: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    average: WeightAverage | None = None,
+) -> None:
+    """Weights, optimizer, progress and a moving average of the weights in `folder`."""
+    if average:
+        safetensors.torch.save_file(average.values, os.path.join(folder, AVERAGE))
     Path(folder, WEIGHTS).write_bytes(weight_bytes(model))
     torch.save(optimizer.state_dict(), os.path.join(folder, OPTIMIZER))
     Path(folder, PROGRESS).write_text(json.dumps(asdict(progress)))
 
 
-def load(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """The progress in `folder`, after its weights and optimizer were loaded. Any missing or odd tensor is refused."""
+def load(
+    folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> Progress:
+    """The progress in `folder`, after all else there was loaded. Any missing or odd tensor is refused."""
+    if average:
+        average.load(safetensors.torch.load_file(os.path.join(folder, AVERAGE)))
     load_weights(Path(folder, WEIGHTS).read_bytes(), model)
     optimizer.load_state_dict(torch.load(os.path.join(folder, OPTIMIZER), weights_only=True, map_location="cpu"))
     return Progress(**json.loads(Path(folder, PROGRESS).read_text()))

@@ -99,6 +99,9 @@ class OptimConfig:
     decay_epoch: int | None = None
     """The epoch, counted from 0, whose first step is `decay_step`."""
     max_grad_norm: float = 5.0
+    average_decay: float | None = None
+    """Evaluate and keep a moving average of the weights, of which this part stays at each step (0.999, say); None takes
+    the last weights."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "global_batch", "lr", "max_grad_norm"):
@@ -109,6 +112,8 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} must not be negative, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas[0]} and {self.betas[1]}")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ValueError(f"optim.average_decay must lie between 0 and 1 or be None, got {self.average_decay}")
         if self.num_epochs is not None and self.num_epochs < 1:
             raise ValueError(f"optim.num_epochs must be at least 1 or None, got {self.num_epochs}")
         if self.decay == "step" and self.decay_step is None and self.decay_epoch is None:
@@ -149,6 +154,9 @@ class Placement:
     """CPUs that Ray reserves for each train worker."""
     threads_per_worker: int = 1
     """Threads of torch in a train worker on CPU."""
+    rows_at_once: int | None = None
+    """Clips, captions or pairs of a worker that pass through the network together; their activations are computed again
+    for the gradient. A larger global batch then fits, at about a third more work. None takes all at once."""
     decode_cpus: int = 1
     """CPUs for fetching and decoding."""
     log_every: int = 10
@@ -169,6 +177,8 @@ class Placement:
                 "placement.cpus_per_worker and placement.max_failures must not be negative, got "
                 f"{self.cpus_per_worker:g} and {self.max_failures}"
             )
+        if self.rows_at_once is not None and self.rows_at_once < 1:
+            raise ValueError(f"placement.rows_at_once must be at least 1 or None, got {self.rows_at_once}")
         for name in ("storage", "experiment"):
             if not getattr(self, name):
                 raise ValueError(f"placement.{name} must not be empty")
@@ -216,6 +226,12 @@ class PretrainConfig:
                 f"optim.global_batch={batch}, got {length}; raise it, or set it to None"
             )
         self._refuse_frozen_random_weights()
+        visual, rows = self.model.visual, self.placement.rows_at_once
+        if rows is not None and visual.encoder == "small_cnn" and not visual.frozen_batch_norm:
+            raise ValueError(
+                f"placement.rows_at_once={rows} would change what is computed: the small CNN normalises over all "
+                "clips of a step; leave it None, or take another model.visual.encoder"
+            )
         negatives = self.objective.num_hard_negatives
         if negatives is not None and negatives >= batch:
             raise ValueError(

@@ -85,7 +85,7 @@ def score(
     *,
     rank: int,
     num_ranks: int,
-    temperature: float,
+    temperature: float | Float[Tensor, ""],
     groups: Int[np.ndarray, " N"] | None = None,
 ) -> Scored:
     """Both scores of all pairs. With `groups` the cross score is that of pairs within a group, and 0 elsewhere."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs import checkpoints
+from jobs.average import WeightAverage
 from jobs.checkpoints import Progress
 from jobs.config import OptimConfig, PretrainConfig
 from jobs.optimizer import learning_rate, make_optimizer
@@ -29,12 +30,19 @@ class TrainState:
     wrapped: nn.Module
     """The same, with gradients averaged over the ranks."""
     optimizer: torch.optim.Optimizer
+    average: WeightAverage | None = None
+    """Moving average of the weights, if the run wants one."""
     progress: Progress = field(default_factory=Progress)
 
 
 def make_state(network: Pretraining, wrapped: nn.Module, config: OptimConfig) -> TrainState:
     """A run before its first step."""
-    return TrainState(network=network, wrapped=wrapped, optimizer=make_optimizer(network.named_parameters(), config))
+    return TrainState(
+        network=network,
+        wrapped=wrapped,
+        optimizer=make_optimizer(network.named_parameters(), config),
+        average=WeightAverage(network, config.average_decay) if config.average_decay else None,
+    )
 
 
 def train_step(state: TrainState, batch: Batch, config: PretrainConfig, rank: int) -> dict[str, Tensor]:
@@ -50,6 +58,8 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig, rank: in
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.progress.step += 1
+    if state.average:
+        state.average.update(state.network, state.progress.step)
     named = {f"loss/{name}": loss.detach() for name, loss in losses.items()}
     return {"loss/total": total.detach(), "grad_norm": grad_norm.detach()} | named
 
@@ -85,7 +95,7 @@ def commit(state: TrainState, report: Callable[[float, int, str | None], None], 
     score = progress.score if math.isfinite(progress.score) else -1.0
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         if is_first:
-            checkpoints.save(folder, state.network, state.optimizer, progress)
+            checkpoints.save(folder, state.network, state.optimizer, progress, state.average)
         report(score, progress.step, folder if is_first else None)
 
 

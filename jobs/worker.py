@@ -16,6 +16,7 @@ import torch
 
 from cluster.run import Runtime
 from jobs import checkpoints, evaluation
+from jobs.average import averaged
 from jobs.config import PretrainConfig
 from jobs.optimizer import learning_rate
 from jobs.tracking import Tracker
@@ -65,7 +66,7 @@ def pretrain_rank(job: Job, runtime: Runtime) -> None:
         for name in ("test", "temporal"):
             if name in job.sources:
                 with rank.clock("evaluation"):
-                    rank.save_scores(name, state.network.model)
+                    rank.save_scores(name, state.network)
         if world.is_first:
             checkpoints.write_json(f"{job.run_folder}/{checkpoints.SECONDS}", rank.clock.seconds)
     rank.write_rejected()
@@ -95,7 +96,7 @@ class Rank:
             network = self.network(is_new=folder is None)
             state = make_state(network, self.world.wrap(network), config.optim)
             if folder:
-                state.progress = checkpoints.load(folder, network, state.optimizer)
+                state.progress = checkpoints.load(folder, network, state.optimizer, state.average)
                 self.clock = Clock(state.progress.seconds)
                 self.say(f"continuing at step {state.progress.step} of {config.optim.num_steps}")
         return state
@@ -117,7 +118,12 @@ class Rank:
             if path := config.model.visual.pretrained:
                 self.say(str(load_visual_weights(model.visual, path)))
         return Pretraining(
-            model, config.objective, self.world.gather, self.world.rank, mask_id=tokenizer.special.mask
+            model,
+            config.objective,
+            self.world.gather,
+            self.world.rank,
+            mask_id=tokenizer.special.mask,
+            rows_at_once=config.placement.rows_at_once,
         ).to(self.world.device)
 
     def batches(self, source: ClipSource, tables: Iterator[pa.Table], start_step: int, stage: Stage) -> Iterator[Batch]:
@@ -164,7 +170,7 @@ class Rank:
                 self.log(meter, metrics, batch, step)
             is_last = step == config.optim.num_steps
             if is_last or step % config.selection.evaluate_every == 0:
-                with self.clock("evaluation"):
+                with self.clock("evaluation"), averaged(state.network, state.average):
                     is_last |= self.validate(state, validation)
                 progress.is_finished = is_last
                 self.commit(state)
@@ -201,7 +207,7 @@ class Rank:
     def validate(self, state: TrainState, validation: list[Batch]) -> bool:
         """Zero-shot retrieval on the validation split; True if the run should stop early. Keeps the best weights."""
         progress, selection = state.progress, self.config.selection
-        scored = self.score(validation, state.network.model, name="validation")
+        scored = self.score(validation, state.network, name="validation")
         results = evaluation.retrieval_results(scored, self.captions(scored.clip_ids, "validation"), "validation")
         progress.score = results[selection.metric]
         if progress.score > progress.best_score:
@@ -219,17 +225,17 @@ class Rank:
         )
         return selection.patience is not None and progress.num_stale >= selection.patience
 
-    def score(self, batches: list[Batch], model: SNPS3, *, name: str) -> evaluation.Scored:
+    def score(self, batches: list[Batch], network: Pretraining, *, name: str) -> evaluation.Scored:
         """Both scores of all pairs of a split; within their groups only for the temporal test."""
         world, config = self.world, self.config
-        features = evaluation.encode(model, batches, world.gather, max_tokens=config.text.max_tokens)
+        features = evaluation.encode(network.model, batches, world.gather, max_tokens=config.text.max_tokens)
         return evaluation.score(
-            model,
+            network.model,
             features,
             world.gather,
             rank=world.rank,
             num_ranks=world.size,
-            temperature=config.objective.temperature,
+            temperature=network.temperature,
             groups=self.job.sources[name].groups(features.clip_ids.cpu().numpy()) if name == "temporal" else None,
         )
 
@@ -254,12 +260,12 @@ class Rank:
         path = f"{self.job.run_folder}/ledger.parquet"
         write_ledger(unique(rejected, path), path)
 
-    def save_scores(self, name: str, model: SNPS3) -> None:
+    def save_scores(self, name: str, network: Pretraining) -> None:
         """Scores, captions, thumbnails and filled-in words of a test split, as files of the run for its report."""
         batches = list(self.evaluation_batches(name))
-        scored = self.score(batches, model, name=name)
+        scored = self.score(batches, network, name=name)
         frames = self.world.gather_objects([evaluation.thumbnails([batch]) for batch in batches])
-        words = evaluation.fill_masked_words(model, batches[0])
+        words = evaluation.fill_masked_words(network.model, batches[0])
         if self.world.is_first:
             order = [part for step in zip(*chunks(frames, self.world.size), strict=True) for part in step]
             save_evaluation(

@@ -157,6 +157,8 @@ class ObjectiveConfig:
     """The false caption of `itm`: any other of the gathered batch, or the one that the dual encoder scores highest."""
     temperature: float = 0.05
     """Divides the cosines of GVTM level 1; raw cosines (1.0) were seen to learn nothing."""
+    learn_temperature: bool = False
+    """Let `temperature` be trained, from its value here down to 0.01 (CLIP)."""
     frames: Literal["all", "middle"] = "all"
     """Which frames of a clip are matched by GVTM level 1 and LVWM: `all`, joined by log-sum-exp, or as published the
     `middle` one of the true clip against every frame of the others."""

@@ -13,6 +13,7 @@ Switches of `ObjectiveConfig` let GVTM level 2 and ITM read the masked caption a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +26,12 @@ from snps3_model.config import ObjectiveConfig
 from snps3_model.importance import attentive_masks, words_importance
 from snps3_model.mining import easy_weights, mined_clips, with_true_clip
 from snps3_model.queues import MomentumQueues
+from snps3_model.recompute import Features, in_chunks
 from snps3_model.snps3 import SNPS3, CrossFeatures, TextFeatures, VideoFeatures, dual_scores
 from snps3_model.visual import Gather, local_gather, synchronise
+
+LEAST_TEMPERATURE = 0.01
+"""Where a learned temperature stops (CLIP)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +59,17 @@ class Pretraining(nn.Module):
         rank: int = 0,
         *,
         mask_id: int | None = None,
+        rows_at_once: int | None = None,
     ) -> None:
+        """`rows_at_once` clips, captions or pairs at most pass through the network together, on this rank."""
         super().__init__()
         if config.attentive_share and mask_id is None:
             raise ValueError("objective.attentive_share needs the id of [MASK]; hand mask_id to Pretraining")
         self.model, self.config, self.gather, self.rank, self.mask_id = model, config, gather, rank, mask_id
+        self.rows_at_once = rows_at_once
+        self.log_temperature: nn.Parameter | None = None
+        if config.learn_temperature and config.gvtm_level1:
+            self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
         self.queues: MomentumQueues | None = None
         if config.gvtm_level1 and config.queue_length is not None:
             self.queues = MomentumQueues(
@@ -75,8 +86,8 @@ class Pretraining(nn.Module):
         the clip ids if they are not given."""
         config, model = self.config, self.model
         pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
-        video = model.encode_video(frames, pad_mask)
-        text = model.encode_text(batch.token_ids, batch.token_mask) if needs_raw_text(config) else None
+        video = self.in_chunks(model.encode_video, frames, pad_mask)
+        text = self.in_chunks(model.encode_text, batch.token_ids, batch.token_mask) if needs_raw_text(config) else None
         draws = draws or self.draw(batch, text, video)
         result: dict[str, Tensor] = {}
         if config.gvtm_level1 and text:
@@ -89,7 +100,7 @@ class Pretraining(nn.Module):
             result["masked_words_text"] = self.fill_words_of_text(batch, text, draws)
         fused = None
         if config.masked_words_cross or (config.itm and config.matching_text == "masked"):
-            fused = model.fuse(draws.masked_token_ids, batch.token_mask, video.tokens)
+            fused = self.in_chunks(model.fuse, draws.masked_token_ids, batch.token_mask, video.tokens)
         if config.masked_words_cross and fused:
             hidden = fused.text_hidden
             result["masked_words_cross"] = self.fill_words(hidden, draws.labels, model.cross_words)
@@ -99,7 +110,7 @@ class Pretraining(nn.Module):
 
     def match_wholes(self, batch: Batch, frames: Tensor, pad_mask: Tensor, text: TextFeatures, video: VideoFeatures):
         """ℒ3 over the gathered batch, or in training over the queues if there are any."""
-        temperature, gather, queues = self.config.temperature, self.gather, self.queues
+        temperature, gather, queues = self.temperature, self.gather, self.queues
         if queues is None or not self.training:
             kept = self.config.frames
             return losses.gvtm_level1(
@@ -140,7 +151,7 @@ class Pretraining(nn.Module):
     def fill_words_of_text(self, batch: Batch, text: TextFeatures | None, draws: Draws) -> Tensor:
         """ℒ1: from the masked caption alone; as published from the raw one, which shows the answer."""
         if self.config.text_alone == "masked":
-            text = self.model.encode_text(draws.masked_token_ids, batch.token_mask)
+            text = self.in_chunks(self.model.encode_text, draws.masked_token_ids, batch.token_mask)
         assert text is not None, "the raw caption is encoded where ℒ1 reads it"
         return self.fill_words(text.hidden, draws.labels, self.model.text_words)
 
@@ -180,8 +191,11 @@ class Pretraining(nn.Module):
         wrong_clips, clips_usable = (rows[own] for rows in losses.hard_negatives(scores, weight, count))
         wrong_captions, captions_usable = (rows[own] for rows in losses.hard_negatives(scores.T, weight, count))
         caption, clip = pair_indices(own, wrong_clips, wrong_captions)
-        fused = self.model.fuse(ids[caption], mask[caption], clips[clip])
-        matched = self.model.match(fused.pooled).view(B, -1)
+
+        def score(caption: Tensor, clip: Tensor) -> Tensor:
+            return self.model.match(self.model.fuse(ids[caption], mask[caption], clips[clip]).pooled)
+
+        matched = self.in_chunks(score, caption, clip).view(B, -1)
         usable = torch.cat([clips_usable, captions_usable], dim=1)
         return losses.gvtm_level2(matched[:, 0], matched[:, 1:], usable, batch.weight, gather=self.gather)
 
@@ -209,8 +223,11 @@ class Pretraining(nn.Module):
         """The cross encoder's score of each caption with the clips chosen for it; each part is embedded once."""
         caption = torch.arange(len(ids), device=ids.device).repeat_interleave(chosen.shape[1])
         captions, visual = self.model.embed_caption(ids), self.model.embed_frames(clips)
-        fused = self.model.fuse_embedded(captions[caption], mask[caption], visual[chosen.flatten()])
-        return self.model.match(fused.pooled).view(chosen.shape)
+
+        def score(caption: Tensor, clip: Tensor) -> Tensor:
+            return self.model.match(self.model.fuse_embedded(captions[caption], mask[caption], visual[clip]).pooled)
+
+        return self.in_chunks(score, caption, chosen.flatten()).view(chosen.shape)
 
     def mean_of_ranks(self, loss: Float[Tensor, ""], batch: Batch) -> Float[Tensor, ""]:
         """The mean of what each rank computed from its own usable rows."""
@@ -224,8 +241,8 @@ class Pretraining(nn.Module):
         assert draws.false_ids is not None, "draws for ITM hold false captions"
         assert draws.false_mask is not None, "draws for ITM hold false captions"
         if self.config.matching_text == "raw" or fused is None:
-            fused = self.model.fuse(batch.token_ids, batch.token_mask, video.tokens)
-        false = self.model.fuse(draws.false_ids, draws.false_mask, video.tokens)
+            fused = self.in_chunks(self.model.fuse, batch.token_ids, batch.token_mask, video.tokens)
+        false = self.in_chunks(self.model.fuse, draws.false_ids, draws.false_mask, video.tokens)
         weight = batch.weight if draws.has_false is None else batch.weight * draws.has_false
         return losses.itm(self.itm_head(fused.pooled), self.itm_head(false.pooled), weight, gather=self.gather)
 
@@ -240,7 +257,7 @@ class Pretraining(nn.Module):
         weight = self.gather(batch.weight)
         if self.config.itm_negative == "hard":
             assert text is not None, "the raw caption is encoded where dual scores are needed"
-            scores = dual_scores(self.gather(text.vector), self.gather(video.vectors), self.config.temperature)
+            scores = dual_scores(self.gather(text.vector), self.gather(video.vectors), self.temperature)
         else:
             scores = losses.pair_noise(self.gather(batch.clip_ids * (batch.weight > 0.5)))
         own = self.own_rows(len(batch.weight), everywhere=True)
@@ -275,6 +292,17 @@ class Pretraining(nn.Module):
         masked = torch.where(is_attentive, masked, batch.masked_token_ids)
         return masked, torch.where(is_attentive, labels, batch.labels)
 
+    def in_chunks(self, function: Callable[..., Features], *rows: Tensor) -> Features:
+        """`function` of `rows`, as many at a time as memory is meant for."""
+        return in_chunks(function, *rows, size=self.rows_at_once)
+
+    @property
+    def temperature(self) -> float | Float[Tensor, ""]:
+        """What the cosines of GVTM level 1 are divided by."""
+        if self.log_temperature is None:
+            return self.config.temperature
+        return self.log_temperature.exp().clamp(min=LEAST_TEMPERATURE)
+
     @property
     def pool(self) -> Gather:
         """The gather of GVTM level 2: all ranks' rows, or as published this rank's own."""
@@ -292,7 +320,7 @@ class Pretraining(nn.Module):
         """Dual scores of the pool by which negatives are chosen; the published mining takes bare cosines."""
         assert text is not None, "the raw caption is encoded where dual scores are needed"
         config, pool = self.config, self.gather if everywhere else self.pool
-        temperature = config.temperature if config.mining == "both_ways" else 1.0
+        temperature = self.temperature if config.mining == "both_ways" else 1.0
         scores = dual_scores(pool(text.vector), pool(video.vectors), temperature)
         if config.negative_spread and config.mining == "both_ways":
             usable_ids = pool(batch.clip_ids * (batch.weight > 0.5))

@@ -27,6 +27,7 @@ OBJECTIVES = {
     "drawn": ObjectiveConfig(num_hard_negatives=3, negative_spread=1.0),
     **{name: ObjectiveConfig(**NONE | {name: 1.0}) for name in LOSSES},
     "queues": ObjectiveConfig(queue_length=32, queue_momentum=0.9),
+    "temperature": ObjectiveConfig(learn_temperature=True),
     "itm": ObjectiveConfig(itm=1.0),
     "hard itm": ObjectiveConfig(itm=1.0, itm_negative="hard"),
     "attentive": ObjectiveConfig(attentive_share=1.0),

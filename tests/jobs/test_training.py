@@ -14,6 +14,7 @@ from batches import CLS, FIRST_WORD, MASK, NUM_FRAMES, NUM_WORDS, SEP, SIZE_PX, 
 from torch import Tensor
 
 from jobs import checkpoints
+from jobs.average import WeightAverage, averaged
 from jobs.checkpoints import Progress
 from jobs.config import OptimConfig, Placement, PretrainConfig
 from jobs.optimizer import learning_rate
@@ -76,20 +77,54 @@ def assert_same_state(first: TrainState, second: TrainState) -> None:
     assert_equal(dict(first.network.state_dict()), dict(second.network.state_dict()))
     assert_equal(first.optimizer.state_dict(), second.optimizer.state_dict())
     assert first.progress == second.progress
+    if first.average and second.average:
+        assert_equal(first.average.values, second.average.values)
 
 
-def test_three_steps_a_stop_and_three_more_are_six_steps_to_the_bit(tmp_path: Path) -> None:
-    whole = new_state()
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_three_steps_a_stop_and_three_more_are_six_steps_to_the_bit(tmp_path: Path, decay: float | None) -> None:
+    config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, average_decay=decay))
+    whole = new_state(config=config)
     metrics = run_to(whole, 6)
-    before = new_state()
+    before = new_state(config=config)
     run_to(before, 3)
-    checkpoints.save(str(tmp_path), before.network, before.optimizer, before.progress)
-    after = new_state(seed=9)
-    after.progress = checkpoints.load(str(tmp_path), after.network, after.optimizer)
+    checkpoints.save(str(tmp_path), before.network, before.optimizer, before.progress, before.average)
+    after = new_state(seed=9, config=config)
+    after.progress = checkpoints.load(str(tmp_path), after.network, after.optimizer, after.average)
     torch.manual_seed(123)
     resumed = run_to(after, 6)
     assert_equal(resumed, metrics[3:])
     assert_same_state(after, whole)
+
+
+def test_the_average_is_the_weighted_sum_of_all_earlier_weights() -> None:
+    network = torch.nn.Linear(2, 1)
+    history = [network.weight.detach().clone()]
+    average = WeightAverage(network, 0.5)
+    decays = [min(0.5, (1 + step) / (10 + step)) for step in range(1, 13)]
+    for step in range(1, 13):
+        torch.nn.init.normal_(network.weight)
+        history.append(network.weight.detach().clone())
+        average.update(network, step)
+    shares = [math.prod(decays[rank:]) * (1 - decays[rank - 1] if rank else 1) for rank in range(13)]
+    assert sum(shares) == pytest.approx(1)
+    expected = sum(share * weight for share, weight in zip(shares, history, strict=True))
+    torch.testing.assert_close(average.values["weight"], expected)
+
+
+def test_averages_stand_in_for_the_weights_for_a_while_only() -> None:
+    config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, average_decay=0.9))
+    state = new_state(config=config)
+    assert state.average
+    run_to(state, 3)
+    own = copy.deepcopy(state.network.state_dict())
+    with averaged(state.network, state.average):
+        inside = copy.deepcopy(state.network.state_dict())
+    assert_equal(dict(inside), state.average.values)
+    assert_equal(dict(state.network.state_dict()), dict(own))
+    assert all(
+        (inside[name] != own[name]).any() for name in ("model.similarity.1.weight", "model.visual.norms.0.running_mean")
+    )
 
 
 def test_a_step_depends_on_seed_step_and_rank_and_on_no_other_generator() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -247,6 +248,27 @@ def test_lvwm_takes_the_hidden_states_at_the_chosen_words() -> None:
 def test_settings_that_cannot_work_are_refused(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_learned_temperature_starts_where_it_is_told_and_has_the_gradient_of_the_loss() -> None:
+    batch = random_batch(5)
+    fixed, learned = (tiny_network(ObjectiveConfig(learn_temperature=learned)) for learned in (False, True))
+    losses, gradients = run(learned, batch)
+    torch.testing.assert_close(losses, run(fixed, batch)[0], rtol=1e-6, atol=0)
+    step = 1e-3
+    nearby = [
+        run(tiny_network(ObjectiveConfig(temperature=0.05 * math.exp(sign * step))), batch)[0]["gvtm_level1"]
+        for sign in (1, -1)
+    ]
+    assert gradients["log_temperature"].item() == pytest.approx((nearby[0] - nearby[1]).item() / (2 * step), rel=1e-4)
+
+
+def test_a_learned_temperature_stops_at_a_hundredth() -> None:
+    network = tiny_network(ObjectiveConfig(learn_temperature=True))
+    assert network.log_temperature is not None
+    with torch.no_grad():
+        network.log_temperature.fill_(-9.0)
+        torch.testing.assert_close(network.temperature, torch.tensor(0.01).double())
 
 
 def test_attentive_masking_without_the_id_of_the_mask_is_refused() -> None:

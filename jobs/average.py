@@ -1,0 +1,52 @@
+"""A moving average of a run's weights, to be evaluated and kept instead of the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Exponential moving average over steps of weights and normalisation statistics; queues are kept as they are."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format)
+            for name, tensor in network.state_dict().items()
+        }
+        self.averaged = {
+            name for name, value in self.values.items() if value.is_floating_point() and not name.startswith("queues.")
+        }
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Moves towards the weights after `step` steps, at first faster, so that the random start is soon forgotten."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in network.state_dict().items():
+            if name in self.averaged:
+                self.values[name].lerp_(tensor, 1 - decay)
+            else:
+                self.values[name].copy_(tensor)
+
+    def load(self, values: dict[str, Tensor]) -> None:
+        """Goes on from saved averages; KeyError for a tensor that is not there."""
+        for name, value in self.values.items():
+            value.copy_(values[name])
+
+
+@contextmanager
+def averaged(network: nn.Module, average: WeightAverage | None) -> Iterator[None]:
+    """`network` with the averages instead of its weights, if there are any; as it was, afterwards."""
+    if average is None:
+        yield
+        return
+    own = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    network.load_state_dict(average.values)
+    try:
+        yield
+    finally:
+        network.load_state_dict(own)
