@@ -36,6 +36,8 @@ class MaskingConfig:
     """Share of the chosen pieces that becomes another word; what is left of 1 stays as it is and is predicted too."""
     top_k: int = 3000
     """A word is significant if its rank, counted from 0, is at most this; words that were never counted are not."""
+    whole_words: bool = False
+    """Choose all pieces of a word of which one is chosen; more than `probability` of the pieces are then hidden."""
     min_masked: int = 0
     """Pieces chosen at least, where the caption has as many. 0 leaves a caption of one piece unmasked, as the paper's
     count rule does."""
@@ -77,6 +79,8 @@ def mask_words(
         chosen = _significant_first(pieces, ids, table, config, rng)
     else:
         chosen = _each_with_probability(pieces, config, rng)
+    if config.whole_words:
+        chosen = _whole_words(chosen, ids, table)
     masked_ids, labels = ids.copy(), np.full(len(ids), IGNORED_LABEL)
     labels[chosen] = ids[chosen]
     for position, draw in zip(chosen.tolist(), rng.random(len(chosen)).tolist(), strict=True):
@@ -107,6 +111,12 @@ def _each_with_probability(pieces: np.ndarray, config: MaskingConfig, rng: np.ra
     num_wanted = max(int((draws < config.probability).sum()), min(config.min_masked, len(pieces)))
     # The smallest draws are those below the probability; where too few are, the next ones fill up to the minimum.
     return pieces[np.argsort(draws)[:num_wanted]]
+
+
+def _whole_words(chosen: np.ndarray, ids: np.ndarray, table: SignificantWords) -> np.ndarray:
+    """All positions of the words that `chosen` lies in."""
+    word = np.cumsum(~table.is_continuation[ids])
+    return np.flatnonzero(np.isin(word, word[chosen]))
 
 
 def random_piece(rng: np.random.Generator, vocabulary_size: int, special: SpecialIds) -> int:

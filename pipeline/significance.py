@@ -17,9 +17,10 @@ from typing import Any
 
 import lemminflect
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from pipeline.tagging import Tagger, lexicon_tagger, split_words
+from pipeline.words import PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,11 @@ class SignificantWords:
     def pos_shares(self) -> Float64[np.ndarray, "V 3"]:
         """Share of each part of speech in a word's occurrences; 0 for words never counted."""
         return self.pos_counts / np.maximum(self.pos_counts.sum(axis=1, keepdims=True), 1)
+
+    @cached_property
+    def is_continuation(self) -> Bool[np.ndarray, " V"]:
+        """True for the pieces that go on with the word of the piece before."""
+        return np.array([word.startswith(PREFIX) for word in self.words], dtype=bool)
 
     @cached_property
     def _ids_by_rank(self) -> tuple[np.ndarray, np.ndarray]:

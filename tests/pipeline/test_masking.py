@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -82,6 +84,23 @@ def test_mssm_chooses_the_exact_number_and_significant_words_first(
     num_pieces = len(ids) - 2
     assert chosen.sum() == max(num_chosen(num_pieces, config.probability), min(config.min_masked, num_pieces))
     assert significant[chosen].all() or chosen[significant].all()
+
+
+@given(ids=CAPTIONS, config=CONFIGS, seed=SEEDS)
+def test_whole_words_are_those_of_the_chosen_pieces_and_no_others(
+    ids: np.ndarray, config: MaskingConfig, seed: int
+) -> None:
+    table = dataclasses.replace(TABLE, words=tuple("##s" if i % 3 == 0 and i > 4 else "word" for i in range(40)))
+
+    def chosen(config: MaskingConfig) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        return mask_words(ids, special=SPECIAL, table=table, config=config, rng=rng)[1] != IGNORED_LABEL
+
+    pieces, words = chosen(config), chosen(dataclasses.replace(config, whole_words=True))
+    starts = [i for i, piece in enumerate(ids.tolist()) if not table.words[piece].startswith("##")]
+    for start, end in itertools.pairwise([*starts, len(ids)]):
+        is_word = slice(start, end)
+        assert words[is_word].tolist() == [bool(pieces[is_word].any())] * (end - start)
 
 
 @given(ids=CAPTIONS, config=CONFIGS, seed=SEEDS)
