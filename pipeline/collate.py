@@ -97,6 +97,7 @@ def collate(
         token_mask=torch.from_numpy(token_ids != tokenizer.special.pad),
         labels=torch.from_numpy(labels),
         word_positions=torch.from_numpy(positions),
+        most_masked=int((labels != IGNORED_LABEL).sum(1).max(initial=0)),
     )
 
 

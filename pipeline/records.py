@@ -81,10 +81,13 @@ class Batch:
     """The original id at the positions chosen for masking, `IGNORED_LABEL` elsewhere."""
     word_positions: Int64[Tensor, "B K"]
     """The K significant words that LVWM matches with the video, as positions in the caption."""
+    most_masked: int | None = None
+    """Labels of a row at most, counted on the host so that no step has to ask its device; None if nobody counted."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True) for field in dataclasses.fields(self)
+            name: value.to(device, non_blocking=True) for name, value in columns.items() if isinstance(value, Tensor)
         }
-        return type(self)(**moved)
+        return dataclasses.replace(self, **moved)

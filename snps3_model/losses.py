@@ -187,9 +187,9 @@ def gvtm_level2(
 
 
 def masked_words(logits: Float[Tensor, "M V"], labels: Int64[Tensor, " M"], *, gather: Gather) -> Float[Tensor, ""]:
-    """ℒ1 and ℒ2: cross entropy at the masked positions, mean over those of the global batch; 0 when there is none."""
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    return global_mean(losses, torch.ones_like(losses), gather)
+    """ℒ1 and ℒ2: cross entropy where there is a label, mean over those of the global batch; 0 when there is none."""
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
+    return global_mean(losses, (labels != IGNORED_LABEL).to(losses.dtype), gather)
 
 
 def global_mean(losses: Float[Tensor, " b"], weight: Float[Tensor, " b"], gather: Gather) -> Float[Tensor, ""]:
@@ -199,6 +199,7 @@ def global_mean(losses: Float[Tensor, " b"], weight: Float[Tensor, " b"], gather
     return total[0] / total[1].clamp(min=1.0)
 
 
-def masked_positions(labels: Int64[Tensor, "b L"]) -> Bool[Tensor, "b L"]:
-    """True where a masked-word loss scores."""
-    return labels != IGNORED_LABEL
+def masked_positions(labels: Int64[Tensor, "b L"], most: int) -> Int64[Tensor, "b most"]:
+    """Where each row has its labels, in order, filled up with positions that have none; no row may have more than
+    `most`. Its shape is known without a look at the labels, so nothing waits for the device."""
+    return (labels != IGNORED_LABEL).int().argsort(dim=1, descending=True, stable=True)[:, :most]

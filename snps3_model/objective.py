@@ -41,6 +41,8 @@ class Draws:
     masked_token_ids: Int64[Tensor, "b L"]
     """For ℒ1 and ℒ2, and where ITM reads masks: the batch's own, or those of attentive masking."""
     labels: Int64[Tensor, "b L"]
+    most_masked: int
+    """No row has more labels."""
     false_ids: Int64[Tensor, "b F"] | None = None
     """A false caption of each clip, for ITM."""
     false_mask: Bool[Tensor, "b F"] | None = None
@@ -103,7 +105,7 @@ class Pretraining(nn.Module):
             fused = self.in_chunks(model.fuse, draws.masked_token_ids, batch.token_mask, video.tokens)
         if config.masked_words_cross and fused:
             hidden = fused.text_hidden
-            result["masked_words_cross"] = self.fill_words(hidden, draws.labels, model.cross_words)
+            result["masked_words_cross"] = self.fill_words(hidden, draws, model.cross_words)
         if config.itm:
             result["itm"] = self.tell_true_from_false(batch, draws, video, fused)
         return result
@@ -153,13 +155,15 @@ class Pretraining(nn.Module):
         if self.config.text_alone == "masked":
             text = self.in_chunks(self.model.encode_text, draws.masked_token_ids, batch.token_mask)
         assert text is not None, "the raw caption is encoded where ℒ1 reads it"
-        return self.fill_words(text.hidden, draws.labels, self.model.text_words)
+        return self.fill_words(text.hidden, draws, self.model.text_words)
 
-    def fill_words(self, hidden: Float[Tensor, "b L D"], labels: Int64[Tensor, "b L"], head: nn.Module) -> Tensor:
+    def fill_words(self, hidden: Float[Tensor, "b L D"], draws: Draws, head: nn.Module) -> Tensor:
         """ℒ1 or ℒ2; only masked positions are projected onto the vocabulary."""
-        chosen = losses.masked_positions(labels)
+        chosen = losses.masked_positions(draws.labels, draws.most_masked)
+        labels = draws.labels.gather(1, chosen).flatten()
+        hidden = hidden.gather(1, chosen[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
         table = self.model.word_embeddings if head is self.model.text_words else self.model.cross_word_embeddings
-        return losses.masked_words(head(hidden[chosen], table), labels[chosen], gather=self.gather)
+        return losses.masked_words(head(hidden, table), labels, gather=self.gather)
 
     def match_pairs(self, batch: Batch, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
         """ℒ4: over all pairs, over mined ones, or as published over mined clips."""
@@ -249,11 +253,13 @@ class Pretraining(nn.Module):
     @torch.no_grad()
     def draw(self, batch: Batch, text: TextFeatures | None, video: VideoFeatures) -> Draws:
         """This step's masks and false captions."""
-        masked, labels = batch.masked_token_ids, batch.labels
+        masked, labels, most = batch.masked_token_ids, batch.labels, batch.most_masked
         if self.config.attentive_share:
             masked, labels = self.attentive(batch, text)
+        if most is None or self.config.attentive_share:
+            most = labels.shape[1]
         if not self.config.itm:
-            return Draws(masked_token_ids=masked, labels=labels)
+            return Draws(masked_token_ids=masked, labels=labels, most_masked=most)
         weight = self.gather(batch.weight)
         if self.config.itm_negative == "hard":
             assert text is not None, "the raw caption is encoded where dual scores are needed"
@@ -268,6 +274,7 @@ class Pretraining(nn.Module):
         return Draws(
             masked_token_ids=masked,
             labels=labels,
+            most_masked=most,
             false_ids=ids[false],
             false_mask=mask[false],
             has_false=has_false,
@@ -332,7 +339,12 @@ class Pretraining(nn.Module):
         return self.gathered_captions(ids, mask) if self.config.pairs == "gathered" else (ids, mask)
 
     def gathered_captions(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and mask of every rank's captions, padded to the longest of them."""
+        """Token ids and mask of every rank's captions, padded to the longest of them.
+
+        Its length is asked of the device: one wait per step, of several ranks only.
+        """
+        if self.gather is local_gather:
+            return ids, mask
         room = self.model.config.max_positions - ids.shape[1]
         ids = self.gather(nn.functional.pad(ids, (0, room)))
         mask = self.gather(nn.functional.pad(mask, (0, room)).to(torch.uint8)).bool()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from pipeline.records import IGNORED_LABEL, Batch
@@ -61,7 +59,7 @@ def random_batch(num_rows: int, *, seed: int = 0, empty: tuple[int, ...] = ()) -
 
 def part(batch: Batch, rows: list[int] | range) -> Batch:
     """Some rows of a batch, cut to their own longest caption as `collate` would."""
-    columns = {field.name: getattr(batch, field.name)[list(rows)] for field in dataclasses.fields(batch)}
+    columns = {name: column[list(rows)] for name, column in vars(batch).items() if isinstance(column, torch.Tensor)}
     longest = max(int(columns["token_mask"].sum(1).max()), NUM_WORDS)
     cut = {name: columns[name][:, :longest] for name in ("token_ids", "masked_token_ids", "token_mask", "labels")}
     return Batch(**columns | cut)

@@ -30,7 +30,6 @@ from jobs.training import (
 from pipeline.records import IGNORED_LABEL, Batch
 from pipeline.transforms import normalise
 from snps3_model.config import ObjectiveConfig
-from snps3_model.losses import masked_positions
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import dual_scores
 
@@ -305,7 +304,7 @@ def answers(network: Pretraining, batch: Batch) -> tuple[float, float, float]:
         caption, clip = torch.arange(16).repeat_interleave(16), torch.arange(16).repeat(16)
         fused = model.fuse(batch.token_ids[caption], batch.token_mask[caption], video.tokens[clip])
         cross = model.match(fused.pooled).view(16, 16)
-        chosen = masked_positions(batch.labels)
+        chosen = batch.labels != IGNORED_LABEL
         hidden = model.fuse(batch.masked_token_ids, batch.token_mask, video.tokens).text_hidden[chosen]
         found = model.cross_words(hidden, model.word_embeddings).argmax(-1) == batch.labels[chosen]
     right = [(scores.argmax(1) == torch.arange(16)).float().mean().item() for scores in (dual, cross)]

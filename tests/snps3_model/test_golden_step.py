@@ -14,8 +14,7 @@ import torch
 from golden import Recording, golden
 from torch import Tensor, nn
 
-from pipeline.records import Batch
-from snps3_model import losses
+from pipeline.records import IGNORED_LABEL, Batch
 from snps3_model.config import ObjectiveConfig, reference_objective
 from snps3_model.importance import words_importance
 from snps3_model.metrics import recall_at
@@ -119,6 +118,7 @@ def recorded_draws(file: Recording, case: str) -> Draws:
     return Draws(
         masked_token_ids=file.tensor(f"{prefix}/masked_ids"),
         labels=file.tensor(f"{prefix}/labels"),
+        most_masked=file.tensor(f"{prefix}/labels").shape[1],
         false_ids=file.tensor("in/negative_ids"),
         false_mask=file.tensor("in/negative_mask").bool(),
     )
@@ -167,7 +167,7 @@ def similarities(network: Pretraining, batch: Batch, frames: Tensor) -> dict[str
 @torch.no_grad()
 def hits(network: Pretraining, batch: Batch, frames: Tensor, draws: Draws) -> dict[str, Tensor]:
     """Whether each masked word and each pair is told right, by the recording's names."""
-    model, chosen = network.model, losses.masked_positions(draws.labels)
+    model, chosen = network.model, draws.labels != IGNORED_LABEL
     tokens, labels = model.encode_video(frames, batch.frame_pad_mask).tokens, draws.labels[chosen]
     raw = model.encode_text(batch.token_ids, batch.token_mask).hidden[chosen]
     assert draws.false_ids is not None

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from golden import Recording, golden
 from torch import Tensor, nn
 
+from pipeline.records import IGNORED_LABEL
 from snps3_model import losses
 from snps3_model.importance import attention_map, words_importance
 from snps3_model.mining import easy_weights, mined_clips, with_true_clip
@@ -112,7 +113,7 @@ def test_golden_word_head() -> None:
     hidden, labels = file.tensor("in/hidden").requires_grad_(), file.tensor("in/labels")
     close(head.norm(F.gelu(head.dense(hidden))), file.tensor("out/transformed"), 1e-5)
     close(head(hidden.flatten(0, 1), table).view(*labels.shape, -1), file.tensor("out/logits"), 1e-5)
-    chosen = losses.masked_positions(labels)
+    chosen = labels != IGNORED_LABEL
     logits = head(hidden[chosen], table)
     loss = losses.masked_words(logits, labels[chosen], gather=local_gather)
     close(loss, file.tensor("out/loss"), 1e-5)

@@ -224,12 +224,17 @@ def test_masked_words_are_the_mean_cross_entropy_of_the_chosen_positions() -> No
 def test_masked_words_without_any_label_are_0_with_a_gradient_of_0() -> None:
     hidden = normal(2, 3, 4)
     labels = torch.full((2, 3), IGNORED_LABEL)
-    chosen = masked_positions(labels)
-    loss = masked_words(hidden[chosen], labels[chosen], gather=local_gather)
+    loss = masked_words(hidden.flatten(0, 1), labels.flatten(), gather=local_gather)
     (gradient,) = torch.autograd.grad(loss, hidden)
     assert loss.item() == 0
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 def test_label_0_is_a_word_and_the_ignored_label_is_none() -> None:
-    assert masked_positions(torch.tensor([[0, IGNORED_LABEL, 5]])).tolist() == [[True, False, True]]
+    labels = torch.tensor([[IGNORED_LABEL, 0, IGNORED_LABEL, 5], [3, IGNORED_LABEL, IGNORED_LABEL, IGNORED_LABEL]])
+    chosen = masked_positions(labels, 2)
+    assert labels.gather(1, chosen).tolist() == [[0, 5], [3, IGNORED_LABEL]]
+    logits = normal(4, 7)
+    found = masked_words(logits, labels.gather(1, chosen).flatten(), gather=local_gather)
+    expected = masked_words(logits[:3], torch.tensor([0, 5, 3]), gather=local_gather)
+    torch.testing.assert_close(found, expected)
