@@ -19,6 +19,7 @@ import pyarrow as pa
 import tyro
 
 from jobs import checkpoints
+from jobs.gpu_benchmark import gpu_step
 from jobs.pretrain import hardware
 from jobs.step_benchmark import step
 from pipeline.manifest import make_manifest, read_manifest, write_manifest
@@ -123,7 +124,12 @@ def shuffle_captions(manifest_path: str, out_path: str) -> None:
     write_manifest(make_manifest(manifest.corpus, manifest.root, table), out_path)
 
 
-BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"retrieval": retrieval, "main-job": main_job, "step": step}
+BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "retrieval": retrieval,
+    "main-job": main_job,
+    "step": step,
+    "gpu-step": gpu_step,
+}
 
 
 def main() -> None:

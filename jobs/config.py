@@ -99,6 +99,9 @@ class OptimConfig:
     decay_epoch: int | None = None
     """The epoch, counted from 0, whose first step is `decay_step`."""
     max_grad_norm: float = 5.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: matrices and convolutions of the step in bfloat16 (autocast), weights and their moments in fp32; for GPUs
+    and the few CPUs that compute in it."""
     average_decay: float | None = None
     """Evaluate and keep a moving average of the weights, of which this part stays at each step (0.999, say); None takes
     the last weights."""

@@ -31,9 +31,11 @@ def tiny() -> PretrainConfig:
             dropout=0.0,
             initial_std=0.1,
         ),
-        objective=ObjectiveConfig(num_hard_negatives=2, negative_spread=2.0),
-        optim=OptimConfig(num_steps=400, global_batch=64, lr=2e-3, warmup_steps=50),
-        selection=SelectionConfig(evaluate_every=200),
+        objective=ObjectiveConfig(
+            masked_words_text=0.3, masked_words_cross=0.3, num_hard_negatives=2, negative_spread=2.0
+        ),
+        optim=OptimConfig(num_steps=580, global_batch=64, lr=2e-3, warmup_steps=50),
+        selection=SelectionConfig(evaluate_every=290),
     )
 
 

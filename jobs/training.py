@@ -50,9 +50,10 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig, rank: in
     torch.manual_seed(hash((config.seed, state.progress.step, rank)) & 0xFFFFFFFF)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.progress.step, config.optim)
-    losses = state.wrapped(batch, normalise(batch.frames))
-    weights = config.objective.weights
-    total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+    with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
+        losses = state.wrapped(batch, normalise(batch.frames))
+        weights = config.objective.weights
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
     total.backward()
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.optim.max_grad_norm)
     state.optimizer.step()

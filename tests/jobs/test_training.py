@@ -137,6 +137,17 @@ def test_a_step_depends_on_seed_step_and_rank_and_on_no_other_generator() -> Non
     assert len({losses(1), losses(1, rank=1), losses(1, seed=5)}) == 3
 
 
+def test_bfloat16_is_near_single_precision_and_keeps_weights_in_it() -> None:
+    half = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, precision="bf16"))
+    full, rounded = new_state(dropout=0.0), new_state(dropout=0.0)
+    expected = train_step(full, random_batch(6), CONFIG, 0)
+    found = train_step(rounded, random_batch(6), half, 0)
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=0.1), name
+    assert found["loss/total"] != expected["loss/total"]
+    assert all(parameter.dtype == torch.float32 for parameter in rounded.network.parameters())
+
+
 def test_a_step_leaves_no_gradient_and_counts_itself() -> None:
     state = new_state()
     metrics = train_step(state, random_batch(6), CONFIG, 0)

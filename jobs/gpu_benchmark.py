@@ -1,0 +1,150 @@
+"""One bf16 training step of SNP-VST on this machine's GPU: time, clips per second, memory, share of its peak FLOP/s.
+
+Batches double until memory is full. Without a GPU the same program runs once on the CPU in small, to show that it runs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from jobs.step_benchmark import SIZES
+from pipeline.records import IGNORED_LABEL, Batch
+from pipeline.transforms import normalise
+from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
+from snps3_model.objective import Pretraining
+from snps3_model.snps3 import SNPS3
+
+VOCABULARY, PAD, SEP, MASK, NUM_TOKENS, NUM_MASKED, NUM_WORDS = 30_522, 0, 102, 103, 20, 3, 3
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "T4": 65.0}
+"""Dense bf16 (T4: fp16) of the makers' data sheets, by a part of the device's name."""
+
+
+def gpu_step(
+    frames: tuple[int, ...] = (1, 4, 16),
+    first_batch: int = 8,
+    largest_batch: int = 512,
+    num_steps: int = 5,
+    compiled: bool = False,
+    rows_at_once: int | None = None,
+    peak_tflops: float | None = None,
+) -> dict[str, Any]:
+    """Seconds, clips/s, memory and share of peak FLOP/s of a step, by frames per clip and batch size."""
+    if not torch.cuda.is_available():
+        row = measure(
+            SIZES["small"], "cpu", num_frames=1, num_clips=2, size_px=64, num_steps=1, compiled=False, rows_at_once=None
+        )
+        return {"device": "cpu", "note": "not measured: no GPU here; one small step shows that the program runs", **row}
+    name = torch.cuda.get_device_name()
+    peak = peak_tflops or next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    result: dict[str, Any] = {"device": name, "peak_tflops": peak}
+    for num_frames in frames:
+        num_clips = first_batch
+        while num_clips <= largest_batch:
+            try:
+                row = measure(
+                    SIZES["base"],
+                    "cuda",
+                    num_frames=num_frames,
+                    num_clips=num_clips,
+                    size_px=224,
+                    num_steps=num_steps,
+                    compiled=compiled,
+                    rows_at_once=rows_at_once,
+                )
+            except torch.OutOfMemoryError:
+                result[f"T{num_frames}/B{num_clips}"] = "out of memory"
+                break
+            finally:
+                torch.cuda.empty_cache()
+            if peak:
+                row["share_of_peak"] = row["tflops_per_second"] / peak
+            result[f"T{num_frames}/B{num_clips}"] = row
+            print(f"{num_frames} frames, {num_clips} clips: {row}", flush=True)
+            num_clips *= 2
+    return result
+
+
+def measure(
+    config: ModelConfig,
+    device: str,
+    *,
+    num_frames: int,
+    num_clips: int,
+    size_px: int,
+    num_steps: int,
+    compiled: bool,
+    rows_at_once: int | None,
+) -> dict[str, Any]:
+    """Mean of `num_steps` steps after two that warm up; FLOPs as counted by torch from the operators that ran."""
+    torch.manual_seed(0)
+    visual = VisualConfig(encoder="video_swin_small")
+    model = SNPS3(
+        ModelConfig(**{**vars(config), "visual": visual}), vocabulary_size=VOCABULARY, pad_id=PAD, separator_id=SEP
+    )
+    objective = ObjectiveConfig(num_hard_negatives=min(3, num_clips - 1))
+    network = Pretraining(model, objective, mask_id=MASK, rows_at_once=rows_at_once).to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device == "cuda")
+    called = torch.compile(network) if compiled else network
+    batch = random_batch(num_clips, num_frames, size_px).to(device)
+
+    def step() -> Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            losses = called(batch, normalise(batch.frames))
+            total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total.detach()
+
+    step()
+    with FlopCounterMode(display=False) as counter:
+        loss = step()
+    synchronise(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    for _ in range(num_steps):
+        loss = step()
+    synchronise(device)
+    seconds = (time.perf_counter() - start) / num_steps
+    return {
+        "seconds_per_step": seconds,
+        "clips_per_second": num_clips / seconds,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
+        "tflops_per_second": counter.get_total_flops() / seconds / 1e12,
+        "loss": loss.item(),
+    }
+
+
+def synchronise(device: str) -> None:
+    """Waits until the device has done what it was told."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def random_batch(num_clips: int, num_frames: int, size_px: int) -> Batch:
+    """Noise in the shape of a batch: 20 tokens per caption, three of them masked."""
+    ids = torch.randint(1000, VOCABULARY, (num_clips, NUM_TOKENS))
+    ids[:, 0], ids[:, -1] = 101, SEP
+    masked, labels = ids.clone(), torch.full_like(ids, IGNORED_LABEL)
+    masked[:, 1 : 1 + NUM_MASKED] = MASK
+    labels[:, 1 : 1 + NUM_MASKED] = ids[:, 1 : 1 + NUM_MASKED]
+    shape = (num_clips, num_frames, size_px, size_px)
+    return Batch(
+        clip_ids=torch.arange(num_clips),
+        weight=torch.ones(num_clips),
+        frames=torch.randint(0, 256, (*shape, 3)).to(torch.uint8),
+        frame_pad_mask=torch.zeros(shape, dtype=torch.bool),
+        num_frames=torch.full((num_clips,), num_frames),
+        token_ids=ids,
+        masked_token_ids=masked,
+        token_mask=torch.ones_like(ids, dtype=torch.bool),
+        labels=labels,
+        word_positions=torch.arange(1, 1 + NUM_WORDS).expand(num_clips, -1).clone(),
+        most_masked=NUM_MASKED,
+    )
