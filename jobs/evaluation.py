@@ -30,7 +30,7 @@ class Features:
     """Every clip and caption of a split, on every rank, in the order of clip_id; rejected clips are left out."""
 
     clip_ids: Int[Tensor, " N"]
-    frame_tokens: Float[Tensor, "N T D"]
+    frame_tokens: Float[Tensor, "N S D"]
     frame_vectors: Float[Tensor, "N T D"]
     text_vectors: Float[Tensor, "N D"]
     token_ids: Int[Tensor, "N L"]

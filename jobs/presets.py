@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from jobs.config import DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
+from pipeline.masking import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 
 BERT_BASE = "pretrained/bert-base-uncased"
@@ -21,6 +22,7 @@ def tiny() -> PretrainConfig:
     return PretrainConfig(
         name="tiny",
         data=DataConfig(num_frames=4, frame_size_px=64, temporal_split="temporal"),
+        masking=MaskingConfig(top_k=None),
         model=ModelConfig(
             visual=VisualConfig(channels=(24, 48, 96, 96)),
             hidden=96,
@@ -34,8 +36,8 @@ def tiny() -> PretrainConfig:
         objective=ObjectiveConfig(
             masked_words_text=0.3, masked_words_cross=0.3, num_hard_negatives=2, negative_spread=2.0
         ),
-        optim=OptimConfig(num_steps=580, global_batch=64, lr=2e-3, warmup_steps=50),
-        selection=SelectionConfig(evaluate_every=290),
+        optim=OptimConfig(num_steps=480, global_batch=64, lr=2e-3, warmup_steps=50),
+        selection=SelectionConfig(evaluate_every=240),
     )
 
 

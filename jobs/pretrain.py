@@ -35,9 +35,10 @@ from jobs.worker import Job
 from pipeline import storage
 from pipeline.loader import ClipSource, clip_stream, segments, split_rows
 from pipeline.manifest import read_manifest
+from pipeline.masking import MaskingConfig
 from pipeline.plan import Plan
 from pipeline.records import Kind
-from pipeline.significance import SignificantWords, mine_significant_words
+from pipeline.significance import UNRANKED, SignificantWords, mine_significant_words
 from pipeline.words import Tokenizer, train_wordpiece
 
 
@@ -100,6 +101,7 @@ def make_job(config: PretrainConfig, run_folder: str, tracker: Tracker) -> Job:
     captions = [text for table in rows.values() for texts in table["captions"].to_pylist() for text in texts]
     tokenizer = kept_tokenizer(config, run_folder, captions)
     table = kept_table(run_folder, captions, tokenizer)
+    refuse_more_words_than_there_are(config.masking, table)
     sources = make_sources(config)
     return Job(
         config=config,
@@ -129,6 +131,21 @@ def kept_table(run_folder: str, captions: list[str], tokenizer: Tokenizer) -> Si
         mined = mine_significant_words(captions, tokenizer.pieces)
         storage.write_bytes_atomic(path, mined.to_json().encode())
     return SignificantWords.from_json(storage.read_bytes(path).decode())
+
+
+def refuse_more_words_than_there_are(masking: MaskingConfig, table: SignificantWords) -> None:
+    """ValueError when more significant words are asked for than the captions hold."""
+    num_words = len(table.significant_ids(UNRANKED - 1))
+    if not num_words:
+        raise ValueError(
+            "no noun, verb or adjective of the training captions is in the vocabulary, but MSSM and LVWM need some; "
+            "look at the captions, and at text.vocabulary"
+        )
+    if masking.top_k is not None and masking.top_k >= num_words:
+        raise ValueError(
+            f"masking.top_k={masking.top_k} asks for more significant words than the {num_words} that the training "
+            "captions hold in this vocabulary; lower it, or set it to None for all of them"
+        )
 
 
 def make_plan(config: PretrainConfig) -> Plan:

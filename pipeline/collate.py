@@ -84,7 +84,7 @@ def collate(
             ids, special=tokenizer.special, table=table, config=masking, rng=mask_rng
         )
         positions[row] = choose_words(
-            ids, num_words=num_words, special=tokenizer.special, table=table, top_k=masking.top_k, rng=word_rng
+            ids, num_words=num_words, special=tokenizer.special, table=table, top_k=masking.highest_rank, rng=word_rng
         )
     return Batch(
         clip_ids=_tensor(rows.clip_ids),

@@ -36,7 +36,7 @@ MAX_BLOCKS = 10_000
 BLOCK_BYTES = 4 * 2**20
 """Pixels of one block: several steps of small clips, since each block costs Ray Data some milliseconds of its own."""
 
-REST_SECONDS = 0.01
+REST_SECONDS = 0.05
 """Pause of Ray Data's loop: short beside the decoding of a block, long beside a turn."""
 
 CLIP_SCHEMA = pa.schema(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pipeline.records import IGNORED_LABEL
-from pipeline.significance import SignificantWords
+from pipeline.significance import UNRANKED, SignificantWords
 from pipeline.words import SpecialIds
 
 
@@ -34,8 +34,9 @@ class MaskingConfig:
     """Share of the chosen pieces that becomes [MASK]."""
     random_share: float = 0.1
     """Share of the chosen pieces that becomes another word; what is left of 1 stays as it is and is predicted too."""
-    top_k: int = 3000
-    """A word is significant if its rank, counted from 0, is at most this; words that were never counted are not."""
+    top_k: int | None = 3000
+    """A word is significant if its rank, counted from 0, is at most this; None takes every noun, verb and adjective
+    that was counted. More than there are is refused."""
     whole_words: bool = False
     """Choose all pieces of a word of which one is chosen; more than `probability` of the pieces are then hidden."""
     min_masked: int = 0
@@ -52,8 +53,13 @@ class MaskingConfig:
                 f"got {self.mask_share} + {self.random_share}"
             )
         for name in ("top_k", "min_masked"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"masking.{name} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def highest_rank(self) -> int:
+        """The last rank that is significant."""
+        return UNRANKED - 1 if self.top_k is None else self.top_k
 
 
 def num_chosen(num_pieces: int, probability: float) -> int:
@@ -88,7 +94,7 @@ def mask_words(
             masked_ids[position] = special.mask
         elif draw < config.mask_share + config.random_share:
             masked_ids[position] = (
-                table.random_word(rng, config.top_k)
+                table.random_word(rng, config.highest_rank)
                 if config.strategy is Strategy.MSSM
                 else random_piece(rng, table.vocabulary_size, special)
             )
@@ -98,7 +104,7 @@ def mask_words(
 def _significant_first(
     pieces: np.ndarray, ids: np.ndarray, table: SignificantWords, config: MaskingConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    is_significant = table.ranks[ids[pieces]] <= config.top_k
+    is_significant = table.ranks[ids[pieces]] <= config.highest_rank
     significant, others = pieces[is_significant], pieces[~is_significant]
     wanted = max(num_chosen(len(pieces), config.probability), min(config.min_masked, len(pieces)))
     if wanted <= len(significant):

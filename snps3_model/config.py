@@ -118,6 +118,9 @@ class ModelConfig:
     """Layers of the separate cross network; the shared one has `num_layers`."""
     num_heads: int = 4
     feed_forward: int = 512
+    grid_side: int = 1
+    """k: the cross pass sees k × k tokens per frame, each the mean over one part of it, with the frame's position and a
+    learned place; 1 is the paper's one token per frame. The dual encoder always takes the frame's mean."""
     max_positions: int = 64
     """Rows of the position table; text and frames each count from 0, so this bounds the longer of the two."""
     dropout: float = 0.1
@@ -126,6 +129,8 @@ class ModelConfig:
     from scratch needs more, about 1/√hidden, or its attention starts flat and the cross pass learns nothing."""
 
     def __post_init__(self) -> None:
+        if self.grid_side < 1:
+            raise ValueError(f"model.grid_side must be at least 1, got {self.grid_side}")
         if self.num_heads < 1 or self.hidden % self.num_heads:
             raise ValueError(
                 f"model.hidden must be divisible by model.num_heads, got {self.hidden} and {self.num_heads}"

@@ -377,6 +377,8 @@ def freeze_unreached(model: SNPS3, config: ObjectiveConfig) -> None:
     if model.separate_cross is not None:
         reached[model.bert] = is_dual or config.masked_words_text
         reached[model.separate_cross] = is_fused
+    if model.parts is not None:
+        reached[model.parts] = is_fused
     for module, is_reached in reached.items():
         if not is_reached:
             module.requires_grad_(False)

@@ -21,7 +21,7 @@ from transformers.models.bert.modeling_bert import BertPooler
 
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import make_encoder
-from snps3_model.visual import pool
+from snps3_model.visual import pool, pool_parts
 
 VISUAL_TYPE = 1
 """Token type of frames; captions have type 0."""
@@ -29,9 +29,10 @@ VISUAL_TYPE = 1
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """What the visual side gives: `tokens` go to the cross pass, unit `vectors` to the dual encoder."""
+    """What the visual side gives: `tokens` (one per frame, or per part of one) go to the cross pass, unit `vectors` of
+    the frames to the dual encoder."""
 
-    tokens: Float[Tensor, "B T D"]
+    tokens: Float[Tensor, "B S D"]
     vectors: Float[Tensor, "B T D"]
 
 
@@ -56,10 +57,10 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class CrossFeatures:
-    """What the cross pass gives: hidden states of the text part and of the frames, and the pooled pair."""
+    """What the cross pass gives: hidden states of the text part and of the visual tokens, and the pooled pair."""
 
     text_hidden: Float[Tensor, "B L D"]
-    frame_hidden: Float[Tensor, "B T D"]
+    frame_hidden: Float[Tensor, "B S D"]
     pooled: Float[Tensor, "B D"]
 
 
@@ -107,6 +108,7 @@ class SNPS3(nn.Module):
             layers = copy.deepcopy(bert)
             layers.num_hidden_layers = config.num_cross_layers
             self.separate_cross = BertModel(layers, add_pooling_layer=False)
+        self.parts = nn.Embedding(config.grid_side**2, config.hidden) if config.grid_side > 1 else None
         self.similarity = nn.Sequential(
             nn.Dropout(config.dropout),
             nn.Linear(config.hidden, 2 * config.hidden),
@@ -127,9 +129,12 @@ class SNPS3(nn.Module):
         return self.bert.embeddings.word_embeddings.weight
 
     def encode_video(self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]) -> VideoFeatures:
-        """One token and one unit vector per frame."""
-        tokens = pool(*self.visual(frames, pad_mask))
-        return VideoFeatures(tokens=tokens, vectors=F.normalize(self.video_head(tokens), dim=-1))
+        """The tokens of a clip, and one unit vector per frame."""
+        grid, grid_mask = self.visual(frames, pad_mask)
+        means = pool(grid, grid_mask)
+        side = self.config.grid_side
+        tokens = means if side == 1 else pool_parts(grid, grid_mask, side)
+        return VideoFeatures(tokens=tokens, vectors=F.normalize(self.video_head(means), dim=-1))
 
     @property
     def cross_network(self) -> BertModel:
@@ -142,7 +147,9 @@ class SNPS3(nn.Module):
         return self.cross_network.embeddings.word_embeddings.weight
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextFeatures:
-        """The shared layers over the caption alone."""
+        """The shared layers over the caption alone. ValueError for an id outside the vocabulary (on a CPU; a GPU would
+        have to be waited for)."""
+        refuse_strange_ids(token_ids, len(self.word_embeddings))
         layers = all_layers(self.bert, self.bert.embeddings(input_ids=token_ids), token_mask)
         return TextFeatures(layers=layers, vector=F.normalize(self.text_pooler(layers[-1]), dim=-1))
 
@@ -150,10 +157,10 @@ class SNPS3(nn.Module):
         self,
         token_ids: Int64[Tensor, "B L"],
         token_mask: Bool[Tensor, "B L"],
-        frame_tokens: Float[Tensor, "B T D"],
+        frame_tokens: Float[Tensor, "B S D"],
         frame_pad_mask: Bool[Tensor, "B T"] | None = None,
     ) -> CrossFeatures:
-        """The layers over `[text ; frames ; SEP]`; positions of the visual part restart at 0, type 1.
+        """The layers over `[text ; frames ; SEP]`; positions of the visual part count frames from 0, type 1.
 
         Frames in `frame_pad_mask` are looked at by nothing; without one, every frame is real.
         """
@@ -162,14 +169,20 @@ class SNPS3(nn.Module):
 
     def embed_caption(self, token_ids: Int64[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """The text part of the cross pass, before its layers."""
+        refuse_strange_ids(token_ids, len(self.cross_word_embeddings))
         return self.cross_network.embeddings(input_ids=token_ids)
 
-    def embed_frames(self, frame_tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T+1 D"]:
+    def embed_frames(self, frame_tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S+1 D"]:
         """The visual part of the cross pass with its separator, before the layers."""
+        num_parts = self.config.grid_side**2
+        if self.parts is not None:
+            places = self.parts.weight.repeat(frame_tokens.shape[1] // num_parts, 1)
+            frame_tokens = frame_tokens + places
         separator = self.cross_word_embeddings[self.separator_id].expand(len(frame_tokens), 1, -1)
         inputs = torch.cat([frame_tokens, separator], dim=1)
         kind = torch.full(inputs.shape[:2], VISUAL_TYPE, device=inputs.device)
-        return self.cross_network.embeddings(inputs_embeds=inputs, token_type_ids=kind)
+        frame = torch.arange(inputs.shape[1], device=inputs.device)[None] // num_parts
+        return self.cross_network.embeddings(inputs_embeds=inputs, token_type_ids=kind, position_ids=frame)
 
     def fuse_embedded(
         self,
@@ -178,11 +191,12 @@ class SNPS3(nn.Module):
         visual: Float[Tensor, "B S D"],
         frame_pad_mask: Bool[Tensor, "B T"] | None = None,
     ) -> CrossFeatures:
-        """The cross pass over parts that are embedded already; `visual` ends with its separator, so S = T + 1."""
+        """The cross pass over parts that are embedded already; `visual` ends with its separator."""
         L = text.shape[1]
         is_visible = token_mask.new_ones(visual.shape[:2])
         if frame_pad_mask is not None:
-            is_visible = F.pad(~frame_pad_mask, (0, 1), value=True)
+            is_visible = (~frame_pad_mask).repeat_interleave(self.config.grid_side**2, dim=1)
+            is_visible = F.pad(is_visible, (0, 1), value=True)
         mask = torch.cat([token_mask, is_visible], dim=1)
         hidden = all_layers(self.cross_network, torch.cat([text, visual], dim=1), mask)[-1]
         return CrossFeatures(text_hidden=hidden[:, :L], frame_hidden=hidden[:, L:-1], pooled=self.cross_pooler(hidden))
@@ -190,6 +204,19 @@ class SNPS3(nn.Module):
     def match(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """The cross encoder's matching score of each fused pair."""
         return self.similarity(pooled).squeeze(-1)
+
+
+def refuse_strange_ids(token_ids: Int64[Tensor, "B L"], vocabulary_size: int) -> None:
+    """ValueError that names an id which is none of the vocabulary's."""
+    if token_ids.device.type != "cpu" or torch.compiler.is_compiling() or not token_ids.numel():
+        return
+    least, most = token_ids.aminmax()
+    if least < 0 or most >= vocabulary_size:
+        strange = int(least if least < 0 else most)
+        raise ValueError(
+            f"token id {strange} is outside the network's vocabulary of {vocabulary_size} pieces; encode captions with "
+            "the run's own tokenizer.json"
+        )
 
 
 def all_layers(

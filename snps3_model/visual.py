@@ -134,6 +134,22 @@ def pool(grid: Float[Tensor, "B T D h w"], pad_mask: Bool[Tensor, "B T h w"]) ->
     return (grid * is_real).sum((-2, -1)) / is_real.sum((-2, -1)).clamp(min=1.0)
 
 
+def pool_parts(
+    grid: Float[Tensor, "B T D h w"], pad_mask: Bool[Tensor, "B T h w"], side: int
+) -> Float[Tensor, "B S D"]:
+    """`side` × `side` tokens per frame, frame by frame and row by row: the mean over the real cells of each part.
+
+    Parts are equal shares of the real frame, whatever its padding; 0 for a part without cells.
+    """
+    is_real = (~pad_mask).flatten(0, 1)[:, None].to(grid.dtype)
+    column, row = ((place + 1) / 2 * side for place in places(is_real).unbind(1))
+    part = row.long().clamp(0, side - 1) * side + column.long().clamp(0, side - 1)
+    share = F.one_hot(part, side * side).to(grid.dtype) * is_real[:, 0, ..., None]
+    share = share / share.sum((1, 2), keepdim=True).clamp(min=1.0)
+    tokens = torch.einsum("ndhw,nhwk->nkd", grid.flatten(0, 1), share)
+    return tokens.unflatten(0, grid.shape[:2]).flatten(1, 2)
+
+
 def synchronise(model: nn.Module, gather: Gather) -> None:
     """Make every batch normalisation of `model` use the statistics of all ranks."""
     for module in model.modules():

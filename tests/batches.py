@@ -66,7 +66,12 @@ def part(batch: Batch, rows: list[int] | range) -> Batch:
 
 
 def tiny_network(
-    objective: ObjectiveConfig | None = None, *, seed: int = 0, dropout: float = 0.0, dtype: torch.dtype = torch.float64
+    objective: ObjectiveConfig | None = None,
+    *,
+    seed: int = 0,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+    grid_side: int = 1,
 ) -> Pretraining:
     """A network of a few thousand random weights in training mode, in one process.
 
@@ -78,6 +83,7 @@ def tiny_network(
         num_layers=2,
         num_heads=2,
         feed_forward=32,
+        grid_side=grid_side,
         max_positions=MAX_TOKENS + 4,
         dropout=dropout,
         initial_std=0.25,

@@ -109,6 +109,17 @@ def test_the_same_generator_makes_the_same_masks(ids: np.ndarray, config: Maskin
         np.testing.assert_array_equal(first, second)
 
 
+def test_all_counted_words_are_those_up_to_the_last_rank() -> None:
+    for seed in range(50):
+        ids = np.array([SPECIAL.cls, *np.random.default_rng(seed).integers(5, VOCABULARY_SIZE, 20), SPECIAL.sep])
+        for strategy in Strategy:
+            config = MaskingConfig(strategy=strategy, top_k=TOP_K)
+            for found, expected in zip(
+                masked(ids, dataclasses.replace(config, top_k=None), seed), masked(ids, config, seed), strict=True
+            ):
+                np.testing.assert_array_equal(found, expected)
+
+
 def test_a_caption_without_enough_significant_words_is_filled_up_with_others_and_keeps_its_labels() -> None:
     ids = np.array([SPECIAL.cls, 20, 5, *range(21, 31), SPECIAL.sep])
     seen = Counter[int]()

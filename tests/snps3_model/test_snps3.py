@@ -76,6 +76,28 @@ def test_the_cross_pass_is_text_then_frames_then_separator_counted_anew() -> Non
     assert_close(fused.pooled, pooled(MODEL.cross_pooler, hidden))
 
 
+def test_parts_of_a_frame_share_its_position_and_have_a_place_of_their_own() -> None:
+    network = tiny_network(grid_side=2)
+    model, (B, L) = network.model, BATCH.token_ids.shape
+    assert model.parts is not None
+    tokens = model.encode_video(normalise(BATCH.frames).double(), BATCH.frame_pad_mask).tokens
+    assert tokens.shape == (B, 2 * 4, 16)
+    words = model.word_embeddings
+    placed = tokens + model.parts.weight[[0, 1, 2, 3] * 2]
+    frames = torch.cat([placed, words[torch.full((B, 1), SEP)]], dim=1)
+    visual = embedded(model.bert, frames, [0, 0, 0, 0, 1, 1, 1, 1, 2], 1)
+    text = embedded(model.bert, words[BATCH.token_ids], [*range(L)], 0)
+    is_frame = torch.tensor([[True, False]]).expand(B, -1)
+    seen = torch.tensor([True] * 4 + [False] * 4 + [True]).expand(B, -1)
+    hidden = attended(model.bert, torch.cat([text, visual], dim=1), torch.cat([BATCH.token_mask, seen], dim=1))
+    fused = model.fuse(BATCH.token_ids, BATCH.token_mask, tokens, ~is_frame)
+    assert_close(fused.pooled, pooled(model.cross_pooler, hidden))
+    losses = network(BATCH, normalise(BATCH.frames).double())
+    torch.stack(list(losses.values())).sum().backward()
+    assert model.parts.weight.grad is not None
+    assert (model.parts.weight.grad.abs().sum(1) > 0).all()
+
+
 def test_the_cross_pass_sees_the_order_of_frames_and_the_dual_score_does_not() -> None:
     turned = FRAME_TOKENS.flip(1)
     fused, other = (MODEL.fuse(BATCH.token_ids, BATCH.token_mask, tokens).pooled for tokens in (FRAME_TOKENS, turned))
@@ -125,6 +147,17 @@ def test_word_logits_are_tied_to_the_one_table_of_word_vectors(head: str) -> Non
 def test_one_set_of_layers_serves_both_passes() -> None:
     names = {name.split(".")[0] for name, _ in MODEL.named_children()}
     assert names == {"visual", "video_head", "bert", "cross_pooler", "similarity", "text_words", "cross_words"}
+
+
+@pytest.mark.parametrize("strange", [-1, VOCABULARY])
+def test_ids_outside_the_vocabulary_are_refused(strange: int) -> None:
+    ids = BATCH.token_ids.clone()
+    ids[1, 1] = strange
+    message = f"token id {strange} is outside the network's vocabulary of {VOCABULARY} pieces; encode captions with"
+    with pytest.raises(ValueError, match=message):
+        MODEL.encode_text(ids, BATCH.token_mask)
+    with pytest.raises(ValueError, match=message):
+        MODEL.fuse(ids, BATCH.token_mask, FRAME_TOKENS)
 
 
 def test_the_text_pass_alone_does_not_depend_on_its_padding() -> None:

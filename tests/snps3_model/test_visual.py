@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snps3_model.config import VisualConfig
-from snps3_model.visual import PaddedBatchNorm, SmallCNN, local_gather, places, pool, synchronise
+from snps3_model.visual import PaddedBatchNorm, SmallCNN, local_gather, places, pool, pool_parts, synchronise
 
 CONFIG = VisualConfig(channels=(4, 6, 8))
 HIDDEN = 5
@@ -159,3 +159,22 @@ def test_synchronised_means_every_batch_norm_gathers() -> None:
 def test_one_convolution_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.visual\.channels needs at least 2 convolutions, got \(8,\)"):
         VisualConfig(channels=(8,))
+
+
+def test_parts_are_the_means_of_the_blocks_of_the_real_frame() -> None:
+    grid = noise(2, 3, 5, 6, 4)
+    is_padding = torch.zeros(2, 3, 6, 4, dtype=torch.bool)
+    is_padding[1, :, 4:] = True  # the second clip is 4 × 4, below it is padding
+    tokens = pool_parts(grid, is_padding, 2).unflatten(1, (3, 2, 2))
+    for clip, height in enumerate((6, 4)):
+        blocks = grid[clip, :, :, :height].unflatten(-2, (2, height // 2)).unflatten(-1, (2, 2)).mean((-3, -1))
+        torch.testing.assert_close(tokens[clip], blocks.movedim(1, -1))
+
+
+def test_one_part_is_the_mean_and_padding_changes_no_part() -> None:
+    grid, is_padding = noise(2, 2, 3, 5, 7), torch.zeros(2, 2, 5, 7, dtype=torch.bool)
+    torch.testing.assert_close(pool_parts(grid, is_padding, 1), pool(grid, is_padding))
+    wider, padding = (torch.nn.functional.pad(tensor, (0, 3, 0, 2), value=1) for tensor in (grid, is_padding))
+    torch.testing.assert_close(pool_parts(wider, padding, 3), pool_parts(grid, is_padding, 3))
+    nothing = pool_parts(grid, torch.ones_like(is_padding), 2)
+    assert torch.equal(nothing, torch.zeros_like(nothing))
