@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from pipeline.masking import MaskingConfig
-from snps3_model.config import ModelConfig, ObjectiveConfig
+from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +229,7 @@ class PretrainConfig:
                 f"optim.global_batch={batch}, got {length}; raise it, or set it to None"
             )
         self._refuse_frozen_random_weights()
+        refuse_order_without_time(self.objective, self.model)
         visual, rows = self.model.visual, self.placement.rows_at_once
         if rows is not None and visual.encoder == "small_cnn" and not visual.frozen_batch_norm:
             raise ValueError(

@@ -41,6 +41,7 @@ LOSS_TITLES = {
     "gvtm_level2": "ℒ4 · clip and caption together (level 2)",
     "lvwm": "LVWM · significant words and clip",
     "itm": "ITM · does this caption belong to this clip",
+    "clip_order": "clip order · where moved frames belong",
 }
 TIMING_TITLES = {
     "data_wait": "waiting for data",

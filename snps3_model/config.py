@@ -118,6 +118,9 @@ class ModelConfig:
     """Layers of the separate cross network; the shared one has `num_layers`."""
     num_heads: int = 4
     feed_forward: int = 512
+    num_temporal_layers: int = 0
+    """Layers of an encoder over the frames of a clip, between the visual encoder and both matching encoders; the
+    published code has 3 and leaves them off."""
     grid_side: int = 1
     """k: the cross pass sees k × k tokens per frame, each the mean over one part of it, with the frame's position and a
     learned place; 1 is the paper's one token per frame. The dual encoder always takes the frame's mean."""
@@ -131,6 +134,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.grid_side < 1:
             raise ValueError(f"model.grid_side must be at least 1, got {self.grid_side}")
+        if self.num_temporal_layers < 0:
+            raise ValueError(f"model.num_temporal_layers must not be negative, got {self.num_temporal_layers}")
+        if self.grid_side > 1 and self.num_temporal_layers:
+            raise ValueError(
+                f"model.num_temporal_layers={self.num_temporal_layers} works on one token per frame, and "
+                f"model.grid_side={self.grid_side} asks for more; leave one of them off"
+            )
         if self.num_heads < 1 or self.hidden % self.num_heads:
             raise ValueError(
                 f"model.hidden must be divisible by model.num_heads, got {self.hidden} and {self.num_heads}"
@@ -158,6 +168,9 @@ class ObjectiveConfig:
     """LVWM: single significant words matched with the clip."""
     itm: float = 0.0
     """Fused pair true or false, as two classes. In the published code (1), not in the paper."""
+    clip_order: float = 0.0
+    """Some frames change places before the temporal encoder, which tells where they belong (published, off). Needs
+    `model.num_temporal_layers`."""
     itm_negative: Literal["random", "hard"] = "random"
     """The false caption of `itm`: any other of the gathered batch, or the one that the dual encoder scores highest."""
     temperature: float = 0.05
@@ -233,8 +246,17 @@ class ObjectiveConfig:
     def weights(self) -> dict[str, float]:
         """Loss name to weight, in the order in which the losses are reported; beyond the paper's five what is on."""
         names = ("gvtm_level1", "gvtm_level2", "masked_words_text", "masked_words_cross", "lvwm")
-        beyond = tuple(name for name in ("itm",) if getattr(self, name))
+        beyond = tuple(name for name in ("itm", "clip_order") if getattr(self, name))
         return {name: getattr(self, name) for name in names + beyond}
+
+
+def refuse_order_without_time(objective: ObjectiveConfig, model: ModelConfig) -> None:
+    """ValueError for the clip-order task without the encoder that solves it."""
+    if objective.clip_order and not model.num_temporal_layers:
+        raise ValueError(
+            f"objective.clip_order={objective.clip_order} needs the temporal encoder; set model.num_temporal_layers, "
+            "or leave clip_order at 0"
+        )
 
 
 def reference_objective(**changes: Any) -> ObjectiveConfig:

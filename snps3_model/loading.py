@@ -24,7 +24,7 @@ SIZES = {
 """What a BERT's own configuration calls the fields of ours that must be the same."""
 FIXED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}
 """What our network takes for granted in a BERT."""
-NEW_PARTS = ("separate_cross", "parts")
+NEW_PARTS = ("separate_cross", "parts", "temporal", "frame_places")
 """Parts of a network that one from before them may lack; they then keep their random values."""
 POOLER = "pooler."
 """The part of a BERT that checkpoints of masked language models have not; it then keeps its random values."""

@@ -21,6 +21,8 @@ from snps3_model.visual import Gather
 
 Frames = Literal["all", "middle"]
 """Which frames of a clip are matched; see ObjectiveConfig.frames."""
+MOVED_SHARE = 0.15
+"""Share of the frames that change places in the clip-order task."""
 EXCLUDED = -1e9
 """A score that no softmax sees; finite, so that a row without any candidate still has a gradient of 0."""
 
@@ -197,6 +199,21 @@ def global_mean(losses: Float[Tensor, " b"], weight: Float[Tensor, " b"], gather
     sums = torch.stack([(losses * weight).sum(), weight.sum()])
     total = gather(sums[None]).sum(0)
     return total[0] / total[1].clamp(min=1.0)
+
+
+def moved_frames(
+    clip_ids: Int64[Tensor, " b"], num_frames: int, pool: Int64[Tensor, ""]
+) -> tuple[Int64[Tensor, "b T"], Int64[Tensor, "b T"]]:
+    """For the clip-order task: which frame stands at each place, and at the places of moved frames which one it is.
+
+    A share of 0.15 of the frames, two at least, change places in a circle (frame order modelling; Li et al., EMNLP
+    2020). `pool` is the sum of the clip ids of the global batch; elsewhere, and in an image, the label is ignored.
+    """
+    places = torch.arange(num_frames, device=clip_ids.device)
+    num_moved = min(max(2, round(MOVED_SHARE * num_frames)), num_frames)
+    chosen = hashed_uniform(clip_ids, places, pool).argsort(dim=1)[:, :num_moved]
+    order = places.expand(len(clip_ids), -1).scatter(1, chosen.roll(1, dims=1), chosen)
+    return order, torch.where(order == places, IGNORED_LABEL, order)
 
 
 def masked_positions(labels: Int64[Tensor, "b L"], most: int) -> Int64[Tensor, "b most"]:

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from pipeline.records import Batch
+from pipeline.records import IGNORED_LABEL, Batch
 from snps3_model import losses
-from snps3_model.config import ObjectiveConfig
+from snps3_model.config import ObjectiveConfig, refuse_order_without_time
 from snps3_model.importance import attentive_masks, words_importance
 from snps3_model.mining import easy_weights, mined_clips, with_true_clip
 from snps3_model.queues import MomentumQueues
@@ -67,6 +67,7 @@ class Pretraining(nn.Module):
         super().__init__()
         if config.attentive_share and mask_id is None:
             raise ValueError("objective.attentive_share needs the id of [MASK]; hand mask_id to Pretraining")
+        refuse_order_without_time(config, model.config)
         self.model, self.config, self.gather, self.rank, self.mask_id = model, config, gather, rank, mask_id
         self.rows_at_once = rows_at_once
         self.log_temperature: nn.Parameter | None = None
@@ -108,6 +109,8 @@ class Pretraining(nn.Module):
             result["masked_words_cross"] = self.fill_words(hidden, draws, model.cross_words)
         if config.itm:
             result["itm"] = self.tell_true_from_false(batch, draws, video, fused)
+        if config.clip_order:
+            result["clip_order"] = self.place_frames(batch, video.frames)
         return result
 
     def match_wholes(self, batch: Batch, frames: Tensor, pad_mask: Tensor, text: TextFeatures, video: VideoFeatures):
@@ -250,6 +253,16 @@ class Pretraining(nn.Module):
         weight = batch.weight if draws.has_false is None else batch.weight * draws.has_false
         return losses.itm(self.itm_head(fused.pooled), self.itm_head(false.pooled), weight, gather=self.gather)
 
+    def place_frames(self, batch: Batch, frames: Float[Tensor, "b T D"]) -> Tensor:
+        """The clip-order task: where each frame that was moved belongs."""
+        assert self.model.frame_places is not None, "refused when this was built"
+        clip_ids = batch.clip_ids * (batch.weight > 0.5)
+        order, labels = losses.moved_frames(clip_ids, frames.shape[1], self.gather(clip_ids).sum())
+        labels = labels.masked_fill((batch.weight < 0.5)[:, None], IGNORED_LABEL)
+        moved = frames.gather(1, order[..., None].expand_as(frames))
+        logits = self.model.frame_places(self.in_chunks(self.model.look_over_time, moved))
+        return losses.masked_words(logits.flatten(0, 1), labels.flatten(), gather=self.gather)
+
     @torch.no_grad()
     def draw(self, batch: Batch, text: TextFeatures | None, video: VideoFeatures) -> Draws:
         """This step's masks and false captions."""
@@ -374,9 +387,14 @@ def freeze_unreached(model: SNPS3, config: ObjectiveConfig) -> None:
         model.text_words: config.masked_words_text,
         model.cross_words: config.masked_words_cross,
     }
+    is_shared = model.separate_cross is None
+    reached[model.bert] = is_dual or config.masked_words_text or (is_fused and is_shared)
     if model.separate_cross is not None:
-        reached[model.bert] = is_dual or config.masked_words_text
         reached[model.separate_cross] = is_fused
+    if model.temporal is not None and model.frame_places is not None:
+        reached[model.temporal] = is_dual or is_fused or bool(config.clip_order)
+        reached[model.frame_places] = config.clip_order
+        reached[model.visual] = reached[model.temporal]
     if model.parts is not None:
         reached[model.parts] = is_fused
     for module, is_reached in reached.items():

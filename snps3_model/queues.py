@@ -20,7 +20,7 @@ from snps3_model.visual import Gather, local_gather
 
 End = Literal["circular", "shifted"]
 """See ObjectiveConfig.queue_end."""
-CROSS_PARTS = ("cross_pooler", "separate_cross", "similarity", "text_words", "cross_words")
+CROSS_PARTS = ("cross_pooler", "separate_cross", "similarity", "text_words", "cross_words", "parts", "frame_places")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class VideoFeatures:
     """What the visual side gives: `tokens` (one per frame, or per part of one) go to the cross pass, unit `vectors` of
     the frames to the dual encoder."""
 
+    frames: Float[Tensor, "B T D"]
+    """The mean of each frame's grid, before a temporal encoder."""
     tokens: Float[Tensor, "B S D"]
     vectors: Float[Tensor, "B T D"]
 
@@ -108,6 +110,14 @@ class SNPS3(nn.Module):
             layers = copy.deepcopy(bert)
             layers.num_hidden_layers = config.num_cross_layers
             self.separate_cross = BertModel(layers, add_pooling_layer=False)
+        self.temporal: BertModel | None = None
+        self.frame_places: nn.Linear | None = None
+        if config.num_temporal_layers:
+            layers = copy.deepcopy(bert)
+            layers.num_hidden_layers, layers.vocab_size, layers.pad_token_id = config.num_temporal_layers, 1, 0
+            self.temporal = BertModel(layers, add_pooling_layer=False)
+            self.temporal.embeddings.word_embeddings.requires_grad_(False)  # it reads frames only
+            self.frame_places = nn.Linear(config.hidden, config.max_positions)
         self.parts = nn.Embedding(config.grid_side**2, config.hidden) if config.grid_side > 1 else None
         self.similarity = nn.Sequential(
             nn.Dropout(config.dropout),
@@ -131,10 +141,17 @@ class SNPS3(nn.Module):
     def encode_video(self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]) -> VideoFeatures:
         """The tokens of a clip, and one unit vector per frame."""
         grid, grid_mask = self.visual(frames, pad_mask)
-        means = pool(grid, grid_mask)
-        side = self.config.grid_side
-        tokens = means if side == 1 else pool_parts(grid, grid_mask, side)
-        return VideoFeatures(tokens=tokens, vectors=F.normalize(self.video_head(means), dim=-1))
+        means, side = pool(grid, grid_mask), self.config.grid_side
+        seen = self.look_over_time(means)
+        tokens = seen if side == 1 else pool_parts(grid, grid_mask, side)
+        return VideoFeatures(frames=means, tokens=tokens, vectors=F.normalize(self.video_head(seen), dim=-1))
+
+    def look_over_time(self, frames: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The temporal encoder over a clip's frames; `frames` themselves where there is none."""
+        if self.temporal is None:
+            return frames
+        embedded = self.temporal.embeddings(inputs_embeds=frames)
+        return all_layers(self.temporal, embedded, embedded.new_ones(embedded.shape[:2], dtype=torch.bool))[-1]
 
     @property
     def cross_network(self) -> BertModel:

@@ -72,6 +72,7 @@ def tiny_network(
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float64,
     grid_side: int = 1,
+    num_temporal_layers: int = 0,
 ) -> Pretraining:
     """A network of a few thousand random weights in training mode, in one process.
 
@@ -84,6 +85,7 @@ def tiny_network(
         num_heads=2,
         feed_forward=32,
         grid_side=grid_side,
+        num_temporal_layers=num_temporal_layers,
         max_positions=MAX_TOKENS + 4,
         dropout=dropout,
         initial_std=0.25,

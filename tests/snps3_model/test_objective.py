@@ -11,17 +11,18 @@ import pytest
 import torch
 from batches import CLS, MASK, NUM_WORDS, PAD, SEP, VOCABULARY, part, random_batch, tiny_network
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.records import Batch
 from pipeline.transforms import normalise
 from snps3_model.config import ModelConfig, ObjectiveConfig, reference_objective
 from snps3_model.importance import attentive_masks
-from snps3_model.losses import hard_negatives, word_noise
+from snps3_model.losses import hard_negatives, moved_frames, word_noise
 from snps3_model.objective import Pretraining, pair_indices
 from snps3_model.snps3 import SNPS3
 
 LOSSES = ("gvtm_level1", "gvtm_level2", "masked_words_text", "masked_words_cross", "lvwm")
-ALL_LOSSES = (*LOSSES, "itm")
+ALL_LOSSES = (*LOSSES, "itm", "clip_order")
 OBJECTIVES = {
     "exact": ObjectiveConfig(),
     "hard": ObjectiveConfig(num_hard_negatives=2),
@@ -269,6 +270,69 @@ def test_a_learned_temperature_stops_at_a_hundredth() -> None:
     with torch.no_grad():
         network.log_temperature.fill_(-9.0)
         torch.testing.assert_close(network.temperature, torch.tensor(0.01).double())
+
+
+def test_moved_frames_are_a_circle_of_other_places() -> None:
+    ids = torch.randint(0, 2**62, (200,), generator=torch.Generator().manual_seed(0))
+    for num_frames, num_moved in ((1, 0), (2, 2), (4, 2), (16, 2), (40, 6)):
+        order, labels = moved_frames(ids, num_frames, ids.sum())
+        assert torch.equal(order.sort(dim=1).values, torch.arange(num_frames).expand(200, -1))
+        assert ((labels >= 0).sum(1) == num_moved).all()
+        assert torch.equal(order[labels >= 0], labels[labels >= 0])
+        assert (order[labels < 0] == torch.arange(num_frames).expand(200, -1)[labels < 0]).all()
+    assert len(moved_frames(ids, 4, ids.sum())[0].unique(dim=0)) == 6  # every pair of the four
+
+
+def test_the_clip_order_task_is_cross_entropy_at_the_places_of_moved_frames() -> None:
+    network = tiny_network(only("clip_order"), num_temporal_layers=2)
+    model, batch = network.model, random_batch(6, empty=(1,))
+    losses, gradients = run(network, batch)
+    assert losses.keys() == {"clip_order"}
+    assert {n for n, p in network.named_parameters() if p.requires_grad} == gradients.keys()
+    again = tiny_network(only("clip_order"), num_temporal_layers=2)
+    pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
+    frames = again.model.encode_video(normalise(batch.frames).double(), pad_mask).frames
+    swapped = again.model.look_over_time(frames.flip(1))  # two frames: each clip's change places
+    logits = model.frame_places(swapped)[batch.weight > 0.5]  # pyright: ignore[reportOptionalCall]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor([1, 0]).repeat(5))
+    torch.testing.assert_close(losses["clip_order"], expected.detach())
+
+
+def test_both_matching_encoders_see_frames_in_their_time() -> None:
+    model, batch = tiny_network(num_temporal_layers=1).model, random_batch(3)
+    video = model.encode_video(normalise(batch.frames).double(), batch.frame_pad_mask)
+    turned = model.look_over_time(video.frames.flip(1)).flip(1)
+    assert (turned - video.tokens).abs().max() > 1e-3
+    alone = model.look_over_time(video.frames[:1])
+    torch.testing.assert_close(alone, video.tokens[:1])  # clips are not mixed (fault B14)
+
+
+def test_the_clip_order_task_without_a_temporal_encoder_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"clip_order=1\.0 needs the temporal encoder; set model\.num_temporal_layers"):
+        tiny_network(ObjectiveConfig(clip_order=1.0))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes a host wait for its device: a value asked for, or a shape that depends on values."""
+
+    WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"), (
+            name
+        )
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+def test_a_step_on_one_device_waits_for_nothing(monkeypatch, objective: ObjectiveConfig) -> None:
+    monkeypatch.setattr("snps3_model.snps3.refuse_strange_ids", lambda ids, size: None)  # looks at ids on a CPU only
+    network, batch = tiny_network(objective), random_batch(5)
+    frames = normalise(batch.frames).double()
+    with NoWaiting():
+        losses = network(batch, frames)
+        torch.stack(list(losses.values())).sum().backward()
 
 
 def test_attentive_masking_without_the_id_of_the_mask_is_refused() -> None:
