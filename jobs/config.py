@@ -206,7 +206,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name must be a plain folder name of letters, digits and _ . -, got {self.name!r}")
-        refuse_non_finite(self)
+        refuse_what_is_no_number(self)
         refuse_small_sizes(self.model)
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
@@ -256,7 +256,7 @@ class PretrainConfig:
                 )
 
 
-def refuse_non_finite(config: PretrainConfig) -> None:
+def refuse_what_is_no_number(config: PretrainConfig) -> None:
     """ValueError that names a number which is none: comparisons with NaN are all false, so no rule sees it."""
     for name, value in flat(dataclasses.asdict(config)).items():
         for number in value if isinstance(value, tuple) else (value,):
