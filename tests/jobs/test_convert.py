@@ -86,7 +86,6 @@ def test_a_checkpoint_that_is_not_there_or_of_another_network_is_refused(tmp_pat
     assert not (tmp_path / "o.safetensors").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESET_OF)
 def test_golden_names_of_full_size_fill_every_tensor_of_the_preset(name: str) -> None:
     file, run = golden("parameter_names_full_size"), PRESETS[PRESET_OF[name]][1]()
