@@ -160,6 +160,9 @@ class Placement:
     rows_at_once: int | None = None
     """Clips, captions or pairs of a worker that pass through the network together; their activations are computed again
     for the gradient. A larger global batch then fits, at about a third more work. None takes all at once."""
+    length_groups: int = 4
+    """Captions of a worker's batch pass through the network in at most so many groups of about equal length, so that
+    short ones are not padded to the longest. 1 takes all together; `torch.compile` wants that."""
     decode_cpus: int = 1
     """CPUs for fetching and decoding."""
     log_every: int = 10
@@ -172,7 +175,14 @@ class Placement:
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "decode_cpus", "log_every", "num_kept_checkpoints", "threads_per_worker"):
+        for name in (
+            "num_workers",
+            "decode_cpus",
+            "log_every",
+            "num_kept_checkpoints",
+            "threads_per_worker",
+            "length_groups",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"placement.{name} must be at least 1, got {getattr(self, name)}")
         if self.cpus_per_worker < 0 or self.max_failures < 0:

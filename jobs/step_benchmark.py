@@ -2,7 +2,7 @@
 
 | | published way | ours |
 |---|---|---|
-| captions | padded to 30 tokens | as long as the batch's longest |
+| captions | padded to 30 tokens | in groups, as long as the longest of a group |
 | attention | maps made and kept | scaled dot product |
 | text passes | raw for ℒ3, raw again for LVWM, masked | raw, masked |
 | GVTM level 2 | five captions with all clips at once, each pair embedded | all pairs, each part embedded once |
@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jobs.config import Placement
 from pipeline.collate import ClipRows, collate
 from pipeline.masking import MaskingConfig
 from pipeline.records import IGNORED_LABEL, Batch
@@ -140,7 +141,7 @@ class PublishedWay(nn.Module):
         return torch.cat(scores)
 
 
-def first_captions(data: Path, row: Row, *, pad_to: int | None) -> Batch:
+def first_captions(data: Path, row: Row, way: Way) -> Batch:
     """A batch of the first captions of `data`/coco_captions_25k.jsonl, masked by MSSM, and of random frames."""
     lines = (data / "coco_captions_25k.jsonl").read_text().splitlines()[: row.batch]
     tokenizer = Tokenizer.load(data / "bert-base-uncased-vocab.txt")
@@ -163,7 +164,8 @@ def first_captions(data: Path, row: Row, *, pad_to: int | None) -> Batch:
         num_words=NUM_WORDS,
         seed=0,
         max_tokens=MAX_TOKENS,
-        pad_to=pad_to,
+        pad_to=MAX_TOKENS if way == "published" else None,
+        most_length_groups=1 if way == "published" else Placement.length_groups,
     )
 
 
@@ -186,7 +188,7 @@ def built(way: Way, row: Row, size: str) -> nn.Module:
 
 def measure(way: Way, row: Row, *, data: Path, size: str, num_steps: int) -> dict[str, Any]:
     """Losses, seconds of each step after one that warms up, and the peak memory of this process."""
-    batch = first_captions(data, row, pad_to=MAX_TOKENS if way == "published" else None)
+    batch = first_captions(data, row, way)
     network, frames = built(way, row, size).train(), normalise(batch.frames)
     seconds, result = [], {}
     for _ in range(num_steps + 1):

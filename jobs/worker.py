@@ -143,6 +143,7 @@ class Rank:
                 num_words=self.config.text.num_words,
                 seed=self.config.seed,
                 max_tokens=self.config.text.max_tokens,
+                most_length_groups=self.config.placement.length_groups,
             ).to(self.world.device)
 
     def training_batches(self, start_step: int) -> Iterator[Batch]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 
+from pipeline.lengths import groups_by_length
 from pipeline.masking import MaskingConfig, choose_words, mask_words
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import IGNORED_LABEL, Batch
@@ -54,11 +55,13 @@ def collate(
     max_tokens: int = 30,
     pad_multiple: int = 1,
     pad_to: int | None = None,
+    most_length_groups: int = 1,
 ) -> Batch:
     """The batch of `rows`. What a clip gets depends on (seed, epoch, clip_id) and its caption, not on its neighbours.
 
     Captions longer than `max_tokens` are cut to a random window. The token dimension is the longest caption's (at least
     `num_words`), rounded up to `pad_multiple`, or exactly `pad_to`. Rows of weight 0 are [CLS] [SEP] without labels.
+    With more than one of `most_length_groups`, short captions are passed through the network at their own length.
     """
     if len(table.ranks) != tokenizer.vocabulary_size:
         raise ValueError(
@@ -70,7 +73,8 @@ def collate(
     token_rows = tokenizer.encode(
         captions, max_tokens, lambda row: clip_rng(seed, rows.epoch, clip_ids[row], Purpose.WINDOW)
     )
-    length = _token_length([len(ids) for ids in token_rows], num_words, pad_multiple, pad_to)
+    num_tokens = [len(ids) for ids in token_rows]
+    length = _token_length(num_tokens, num_words, pad_multiple, pad_to)
 
     token_ids = np.full((len(captions), length), tokenizer.special.pad, dtype=np.int64)
     masked_ids, labels = token_ids.copy(), np.full_like(token_ids, IGNORED_LABEL)
@@ -98,6 +102,7 @@ def collate(
         labels=torch.from_numpy(labels),
         word_positions=torch.from_numpy(positions),
         most_masked=int((labels != IGNORED_LABEL).sum(1).max(initial=0)),
+        length_groups=groups_by_length(num_tokens, most_length_groups) if most_length_groups > 1 else (),
     )
 
 

@@ -58,6 +58,15 @@ class Rejected:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LengthGroup:
+    """Rows of a batch that pass through the network together, since their captions are about equally long."""
+
+    rows: Int64[Tensor, " n"]
+    num_tokens: int
+    """Tokens of the longest caption among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """One rank's share of one step. `B` clips, `T` frames, `L` tokens, `K` words for LVWM.
 
@@ -83,6 +92,8 @@ class Batch:
     """The K significant words that LVWM matches with the video, as positions in the caption."""
     most_masked: int | None = None
     """Labels of a row at most, counted on the host so that no step has to ask its device; None if nobody counted."""
+    length_groups: tuple[LengthGroup, ...] = ()
+    """Every row in one of them; none to pass all rows at once."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
@@ -90,4 +101,7 @@ class Batch:
         moved = {
             name: value.to(device, non_blocking=True) for name, value in columns.items() if isinstance(value, Tensor)
         }
-        return dataclasses.replace(self, **moved)
+        groups = tuple(
+            dataclasses.replace(group, rows=group.rows.to(device, non_blocking=True)) for group in self.length_groups
+        )
+        return dataclasses.replace(self, **moved, length_groups=groups)

@@ -15,21 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from pipeline.records import IGNORED_LABEL, Batch
+from pipeline.records import IGNORED_LABEL, Batch, LengthGroup
 from snps3_model import losses
 from snps3_model.config import ObjectiveConfig, refuse_order_without_time
 from snps3_model.importance import attentive_masks, words_importance
 from snps3_model.mining import easy_weights, mined_clips, with_true_clip
+from snps3_model.passes import Features, by_length, in_chunks
 from snps3_model.queues import MomentumQueues
-from snps3_model.recompute import Features, in_chunks
 from snps3_model.snps3 import SNPS3, CrossFeatures, TextFeatures, VideoFeatures, dual_scores
 from snps3_model.visual import Gather, local_gather, synchronise
 
+TextOrCross = TypeVar("TextOrCross", TextFeatures, CrossFeatures)
+"""Features with hidden states of a caption's tokens."""
 LEAST_TEMPERATURE = 0.01
 """Where a learned temperature stops (CLIP)."""
 
@@ -90,7 +93,7 @@ class Pretraining(nn.Module):
         config, model = self.config, self.model
         pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
         video = self.in_chunks(model.encode_video, frames, pad_mask)
-        text = self.in_chunks(model.encode_text, batch.token_ids, batch.token_mask) if needs_raw_text(config) else None
+        text = self.over_captions(model.encode_text, batch, batch.token_ids) if needs_raw_text(config) else None
         draws = draws or self.draw(batch, text, video)
         result: dict[str, Tensor] = {}
         if config.gvtm_level1 and text:
@@ -103,7 +106,7 @@ class Pretraining(nn.Module):
             result["masked_words_text"] = self.fill_words_of_text(batch, text, draws)
         fused = None
         if config.masked_words_cross or (config.itm and config.matching_text == "masked"):
-            fused = self.in_chunks(model.fuse, draws.masked_token_ids, batch.token_mask, video.tokens)
+            fused = self.over_captions(model.fuse, batch, draws.masked_token_ids, video.tokens)
         if config.masked_words_cross and fused:
             hidden = fused.text_hidden
             result["masked_words_cross"] = self.fill_words(hidden, draws, model.cross_words)
@@ -156,7 +159,7 @@ class Pretraining(nn.Module):
     def fill_words_of_text(self, batch: Batch, text: TextFeatures | None, draws: Draws) -> Tensor:
         """ℒ1: from the masked caption alone; as published from the raw one, which shows the answer."""
         if self.config.text_alone == "masked":
-            text = self.in_chunks(self.model.encode_text, draws.masked_token_ids, batch.token_mask)
+            text = self.over_captions(self.model.encode_text, batch, draws.masked_token_ids)
         assert text is not None, "the raw caption is encoded where ℒ1 reads it"
         return self.fill_words(text.hidden, draws, self.model.text_words)
 
@@ -182,29 +185,32 @@ class Pretraining(nn.Module):
         """ℒ4 over this rank's captions with every clip of the pool; each part is embedded once."""
         clips = self.pool(video.tokens)
         every = torch.arange(len(clips), device=ids.device).expand(len(ids), -1)
-        scores = self.match_scores(ids, batch.token_mask, clips, every)
+        scores = self.match_scores(batch, ids, clips, every)
         if self.config.pairs == "gathered":
             return losses.mil_nce(self.gather(scores), self.gather(batch.weight))
         return self.mean_of_ranks(losses.mil_nce(scores, batch.weight), batch)
 
     def match_hard_pairs(self, batch: Batch, ids: Tensor, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
         """ℒ4 over each true pair of this rank, its hard negative clips and its hard negative captions of the pool."""
-        B = len(batch.weight)
         weight, clips = self.pool(batch.weight), self.pool(video.tokens)
-        ids, mask = self.pooled_captions(ids, batch.token_mask)
         scores = self.level1_scores(batch, text, video)
-        count, own = self.config.num_hard_negatives, self.own_rows(B)
+        count, own = self.config.num_hard_negatives, self.own_rows(len(ids))
         assert count is not None, "match_all_pairs needs no choice"
         wrong_clips, clips_usable = (rows[own] for rows in losses.hard_negatives(scores, weight, count))
         wrong_captions, captions_usable = (rows[own] for rows in losses.hard_negatives(scores.T, weight, count))
-        caption, clip = pair_indices(own, wrong_clips, wrong_captions)
+        of_captions = self.match_scores(batch, ids, clips, torch.cat([own[:, None], wrong_clips], dim=1))
+        pooled_ids, pooled_mask = self.pooled_captions(ids, batch.token_mask)
 
         def score(caption: Tensor, clip: Tensor) -> Tensor:
-            return self.model.match(self.model.fuse(ids[caption], mask[caption], clips[clip]).pooled)
+            return self.model.match(self.model.fuse(pooled_ids[caption], pooled_mask[caption], clips[clip]).pooled)
 
-        matched = self.in_chunks(score, caption, clip).view(B, -1)
-        usable = torch.cat([clips_usable, captions_usable], dim=1)
-        return losses.gvtm_level2(matched[:, 0], matched[:, 1:], usable, batch.weight, gather=self.gather)
+        negatives, usable = of_captions[:, 1:], clips_usable
+        if wrong_captions.numel():  # none in a batch of one
+            clip = own.repeat_interleave(wrong_captions.shape[1])
+            of_clips = self.in_chunks(score, wrong_captions.flatten(), clip).view(wrong_captions.shape)
+            negatives = torch.cat([negatives, of_clips], dim=1)
+            usable = torch.cat([usable, captions_usable], dim=1)
+        return losses.gvtm_level2(of_captions[:, 0], negatives, usable, batch.weight, gather=self.gather)
 
     def match_mined_clips(self, batch: Batch, ids: Tensor, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
         """ℒ4 over the published choice of as many clips per caption as this rank has rows (§2.3)."""
@@ -216,25 +222,26 @@ class Pretraining(nn.Module):
         rows = scores[own].masked_fill(is_out[None, :], losses.EXCLUDED)
         place = ((batch.weight > 0.5).long().cumsum(0) - 1).clamp(min=0)  # rows of weight 0 take no candidate away
         chosen = with_true_clip(mined_clips(rows, own, method)[:, place], own)
-        matched = self.match_scores(ids, batch.token_mask, clips, chosen)
+        matched = self.match_scores(batch, ids, clips, chosen)
         importance = easy_weights(scores[own, own], batch.weight) if self.config.reweight_easy else None
         return self.mean_of_ranks(losses.mil_nce(matched, batch.weight, importance), batch)
 
     def match_scores(
-        self,
-        ids: Int64[Tensor, "b L"],
-        mask: Bool[Tensor, "b L"],
-        clips: Float[Tensor, "P T D"],
-        chosen: Int64[Tensor, "b n"],
+        self, batch: Batch, ids: Int64[Tensor, "b L"], clips: Float[Tensor, "P S D"], chosen: Int64[Tensor, "b n"]
     ) -> Float[Tensor, "b n"]:
-        """The cross encoder's score of each caption with the clips chosen for it; each part is embedded once."""
-        caption = torch.arange(len(ids), device=ids.device).repeat_interleave(chosen.shape[1])
+        """The cross encoder's score of each caption, raw or masked, with the clips chosen for it; each part is embedded
+        once."""
         captions, visual = self.model.embed_caption(ids), self.model.embed_frames(clips)
 
-        def score(caption: Tensor, clip: Tensor) -> Tensor:
-            return self.model.match(self.model.fuse_embedded(captions[caption], mask[caption], visual[clip]).pooled)
+        def of_group(group: LengthGroup) -> Tensor:
+            def score(caption: Tensor, clip: Tensor) -> Tensor:
+                text, mask = captions[caption, : group.num_tokens], batch.token_mask[caption, : group.num_tokens]
+                return self.model.match(self.model.fuse_embedded(text, mask, visual[clip]).pooled)
 
-        return self.in_chunks(score, caption, chosen.flatten()).view(chosen.shape)
+            clip = chosen[group.rows]
+            return self.in_chunks(score, group.rows.repeat_interleave(clip.shape[1]), clip.flatten()).view(clip.shape)
+
+        return by_length(of_group, batch)
 
     def mean_of_ranks(self, loss: Float[Tensor, ""], batch: Batch) -> Float[Tensor, ""]:
         """The mean of what each rank computed from its own usable rows."""
@@ -248,7 +255,7 @@ class Pretraining(nn.Module):
         assert draws.false_ids is not None, "draws for ITM hold false captions"
         assert draws.false_mask is not None, "draws for ITM hold false captions"
         if self.config.matching_text == "raw" or fused is None:
-            fused = self.in_chunks(self.model.fuse, batch.token_ids, batch.token_mask, video.tokens)
+            fused = self.over_captions(self.model.fuse, batch, batch.token_ids, video.tokens)
         false = self.in_chunks(self.model.fuse, draws.false_ids, draws.false_mask, video.tokens)
         weight = batch.weight if draws.has_false is None else batch.weight * draws.has_false
         return losses.itm(self.itm_head(fused.pooled), self.itm_head(false.pooled), weight, gather=self.gather)
@@ -311,6 +318,20 @@ class Pretraining(nn.Module):
         )
         masked = torch.where(is_attentive, masked, batch.masked_token_ids)
         return masked, torch.where(is_attentive, labels, batch.labels)
+
+    def over_captions(
+        self, function: Callable[..., TextOrCross], batch: Batch, ids: Int64[Tensor, "b L"], *rows: Tensor
+    ) -> TextOrCross:
+        """`function(ids, mask, *rows)` for the batch's captions, raw or masked, each group at its own length."""
+        if self.config.attentive_share:  # the attention of [PAD] counts there
+            return self.in_chunks(function, ids, batch.token_mask, *rows)
+
+        def of_group(group: LengthGroup) -> TextOrCross:
+            captions = (tensor[group.rows, : group.num_tokens] for tensor in (ids, batch.token_mask))
+            others = (tensor.index_select(0, group.rows) for tensor in rows)
+            return self.in_chunks(function, *captions, *others).widened(ids.shape[1])
+
+        return by_length(of_group, batch)
 
     def in_chunks(self, function: Callable[..., Features], *rows: Tensor) -> Features:
         """`function` of `rows`, as many at a time as memory is meant for."""
@@ -400,13 +421,3 @@ def freeze_unreached(model: SNPS3, config: ObjectiveConfig) -> None:
     for module, is_reached in reached.items():
         if not is_reached:
             module.requires_grad_(False)
-
-
-def pair_indices(
-    own: Int64[Tensor, " B"], wrong_clips: Int64[Tensor, "B k"], wrong_captions: Int64[Tensor, "B k"]
-) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]:
-    """Caption and clip of each pair to score: per row the true pair, k wrong clips, k wrong captions."""
-    own = own[:, None]
-    caption = torch.cat([own, own.expand_as(wrong_clips), wrong_captions], dim=1)
-    clip = torch.cat([own, wrong_clips, own.expand_as(wrong_captions)], dim=1)
-    return caption.flatten(), clip.flatten()

@@ -10,6 +10,7 @@ caption ─ embeddings ─┬──┼─ shared layers ─ text pooler, L2 ─�
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,10 @@ class TextFeatures:
     """The embedded caption, and what each layer made of it."""
     vector: Float[Tensor, "B D"]
 
+    def widened(self, num_tokens: int) -> TextFeatures:
+        """With zeros behind the caption, up to `num_tokens`."""
+        return TextFeatures(layers=tuple(widened(layer, num_tokens) for layer in self.layers), vector=self.vector)
+
     @property
     def embedded(self) -> Float[Tensor, "B L D"]:
         """The caption before the first layer."""
@@ -64,6 +69,10 @@ class CrossFeatures:
     text_hidden: Float[Tensor, "B L D"]
     frame_hidden: Float[Tensor, "B S D"]
     pooled: Float[Tensor, "B D"]
+
+    def widened(self, num_tokens: int) -> CrossFeatures:
+        """With zeros behind the text part, up to `num_tokens`."""
+        return dataclasses.replace(self, text_hidden=widened(self.text_hidden, num_tokens))
 
 
 class WordHead(nn.Module):
@@ -221,6 +230,11 @@ class SNPS3(nn.Module):
     def match(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """The cross encoder's matching score of each fused pair."""
         return self.similarity(pooled).squeeze(-1)
+
+
+def widened(hidden: Float[Tensor, "B l D"], num_tokens: int) -> Float[Tensor, "B L D"]:
+    """`hidden` with zeros behind it."""
+    return F.pad(hidden, (0, 0, 0, num_tokens - hidden.shape[1]))
 
 
 def refuse_strange_ids(token_ids: Int64[Tensor, "B L"], vocabulary_size: int) -> None:

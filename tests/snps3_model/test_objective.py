@@ -18,7 +18,7 @@ from pipeline.transforms import normalise
 from snps3_model.config import ModelConfig, ObjectiveConfig, reference_objective
 from snps3_model.importance import attentive_masks
 from snps3_model.losses import hard_negatives, moved_frames, word_noise
-from snps3_model.objective import Pretraining, pair_indices
+from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
 
 LOSSES = ("gvtm_level1", "gvtm_level2", "masked_words_text", "masked_words_cross", "lvwm")
@@ -116,13 +116,29 @@ def test_level_2_is_mil_nce_of_the_cross_scores_pair_by_pair() -> None:
     torch.testing.assert_close(loss, (wanted.log() - scores.diagonal()).mean(), rtol=1e-10, atol=0)
 
 
-def test_pairs_are_the_true_one_then_wrong_clips_then_wrong_captions() -> None:
-    own, clips, captions = torch.tensor([4, 5]), torch.tensor([[7, 8], [9, 6]]), torch.tensor([[1, 3], [2, 0]])
-    caption, clip = pair_indices(own, clips, captions)
-    assert list(zip(caption.tolist(), clip.tolist(), strict=True)) == [
-        *[(4, 4), (4, 7), (4, 8), (1, 4), (3, 4)],
-        *[(5, 5), (5, 9), (5, 6), (2, 5), (0, 5)],
-    ]
+def test_one_hard_negative_each_way_is_scored_pair_by_pair() -> None:
+    network, batch = (
+        tiny_network(only("gvtm_level2", num_hard_negatives=1, negative_spread=0.0)),
+        random_batch(4, seed=2),
+    )
+    (loss,) = run(network, batch)[0].values()
+    model = network.model
+    with torch.no_grad():
+        video = model.encode_video(normalise(batch.frames).double(), batch.frame_pad_mask)
+        text = model.encode_text(batch.token_ids, batch.token_mask)
+        dual = (torch.einsum("qd,ctd->qct", text.vector, video.vectors) / network.config.temperature).logsumexp(-1)
+        dual.fill_diagonal_(-torch.inf)
+
+        def score(caption: int, clip: int) -> Tensor:
+            tokens = video.tokens[clip : clip + 1]
+            return model.match(model.fuse(batch.token_ids[[caption]], batch.token_mask[[caption]], tokens).pooled)
+
+        wanted = []
+        for row in range(4):
+            true = score(row, row)
+            candidates = [true, score(row, int(dual[row].argmax())), score(int(dual[:, row].argmax()), row)]
+            wanted.append(torch.cat(candidates).logsumexp(0) - true)
+    torch.testing.assert_close(loss, torch.cat(wanted).mean(), rtol=1e-10, atol=0)
 
 
 def test_a_spread_draws_other_negatives_for_other_batch_mates_and_the_same_twice(monkeypatch) -> None:
