@@ -112,8 +112,8 @@ def cross_scores(model: SNPS3, features: Features, captions: Int[Tensor, " Q"]) 
     for some in captions.split(rows_at_once):
         caption = some.repeat_interleave(num_clips)
         clips = features.frame_tokens.repeat(len(some), 1, 1)
-        fused = model.fuse(features.token_ids[caption], features.token_mask[caption], clips)
-        rows.append(model.match(fused.pooled).view(len(some), num_clips))
+        scores = model.score(features.token_ids[caption], features.token_mask[caption], clips)
+        rows.append(scores.view(len(some), num_clips))
     return torch.cat(rows)
 
 
@@ -150,8 +150,8 @@ def cross_scores_in_groups(model: SNPS3, features: Features, groups: Int[np.ndar
     caption, clip = (torch.from_numpy(index) for index in np.nonzero(groups[:, None] == groups[None, :]))
     scores = torch.zeros(len(groups), len(groups), device=features.frame_tokens.device)
     for texts, clips in zip(caption.split(PAIRS_AT_ONCE), clip.split(PAIRS_AT_ONCE), strict=True):
-        fused = model.fuse(features.token_ids[texts], features.token_mask[texts], features.frame_tokens[clips])
-        scores[texts, clips] = model.match(fused.pooled)
+        clip_tokens = features.frame_tokens[clips]
+        scores[texts, clips] = model.score(features.token_ids[texts], features.token_mask[texts], clip_tokens)
     return scores
 
 

@@ -26,7 +26,7 @@ from snps3_model import losses
 from snps3_model.config import ObjectiveConfig, refuse_order_without_time
 from snps3_model.importance import attentive_masks, words_importance
 from snps3_model.mining import easy_weights, mined_clips, with_true_clip
-from snps3_model.passes import Features, by_length, in_chunks
+from snps3_model.passes import Features, by_length, combined, groups_of, in_chunks
 from snps3_model.queues import MomentumQueues
 from snps3_model.snps3 import SNPS3, CrossFeatures, TextFeatures, VideoFeatures, dual_scores
 from snps3_model.visual import Gather, local_gather, synchronise
@@ -93,7 +93,7 @@ class Pretraining(nn.Module):
         config, model = self.config, self.model
         pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
         video = self.in_chunks(model.encode_video, frames, pad_mask)
-        text = self.over_captions(model.encode_text, batch, batch.token_ids) if needs_raw_text(config) else None
+        text, masked_text = self.encode_texts(batch)
         draws = draws or self.draw(batch, text, video)
         result: dict[str, Tensor] = {}
         if config.gvtm_level1 and text:
@@ -103,10 +103,14 @@ class Pretraining(nn.Module):
         if config.lvwm and text:
             result["lvwm"] = self.match_words(batch, text, video)
         if config.masked_words_text:
-            result["masked_words_text"] = self.fill_words_of_text(batch, text, draws)
+            if masked_text is None and config.text_alone == "masked":
+                (masked_text,) = self.encode_text(batch, draws.masked_token_ids)
+            shown = text if config.text_alone == "raw" else masked_text
+            assert shown is not None, "captions are encoded where ℒ1 reads them"
+            result["masked_words_text"] = self.fill_words(shown.hidden, draws, model.text_words)
         fused = None
         if config.masked_words_cross or (config.itm and config.matching_text == "masked"):
-            fused = self.over_captions(model.fuse, batch, draws.masked_token_ids, video.tokens)
+            fused = self.fuse(batch, draws.masked_token_ids, video)
         if config.masked_words_cross and fused:
             hidden = fused.text_hidden
             result["masked_words_cross"] = self.fill_words(hidden, draws, model.cross_words)
@@ -156,13 +160,6 @@ class Pretraining(nn.Module):
         ]
         return torch.stack(parts).sum()
 
-    def fill_words_of_text(self, batch: Batch, text: TextFeatures | None, draws: Draws) -> Tensor:
-        """ℒ1: from the masked caption alone; as published from the raw one, which shows the answer."""
-        if self.config.text_alone == "masked":
-            text = self.over_captions(self.model.encode_text, batch, draws.masked_token_ids)
-        assert text is not None, "the raw caption is encoded where ℒ1 reads it"
-        return self.fill_words(text.hidden, draws, self.model.text_words)
-
     def fill_words(self, hidden: Float[Tensor, "b L D"], draws: Draws, head: nn.Module) -> Tensor:
         """ℒ1 or ℒ2; only masked positions are projected onto the vocabulary."""
         chosen = losses.masked_positions(draws.labels, draws.most_masked)
@@ -202,7 +199,7 @@ class Pretraining(nn.Module):
         pooled_ids, pooled_mask = self.pooled_captions(ids, batch.token_mask)
 
         def score(caption: Tensor, clip: Tensor) -> Tensor:
-            return self.model.match(self.model.fuse(pooled_ids[caption], pooled_mask[caption], clips[clip]).pooled)
+            return self.model.score(pooled_ids[caption], pooled_mask[caption], clips[clip])
 
         negatives, usable = of_captions[:, 1:], clips_usable
         if wrong_captions.numel():  # none in a batch of one
@@ -236,12 +233,12 @@ class Pretraining(nn.Module):
         def of_group(group: LengthGroup) -> Tensor:
             def score(caption: Tensor, clip: Tensor) -> Tensor:
                 text, mask = captions[caption, : group.num_tokens], batch.token_mask[caption, : group.num_tokens]
-                return self.model.match(self.model.fuse_embedded(text, mask, visual[clip]).pooled)
+                return self.model.score_embedded(text, mask, visual[clip])
 
             clip = chosen[group.rows]
             return self.in_chunks(score, group.rows.repeat_interleave(clip.shape[1]), clip.flatten()).view(clip.shape)
 
-        return by_length(of_group, batch)
+        return by_length(of_group, groups_of(batch))
 
     def mean_of_ranks(self, loss: Float[Tensor, ""], batch: Batch) -> Float[Tensor, ""]:
         """The mean of what each rank computed from its own usable rows."""
@@ -255,7 +252,7 @@ class Pretraining(nn.Module):
         assert draws.false_ids is not None, "draws for ITM hold false captions"
         assert draws.false_mask is not None, "draws for ITM hold false captions"
         if self.config.matching_text == "raw" or fused is None:
-            fused = self.over_captions(self.model.fuse, batch, batch.token_ids, video.tokens)
+            fused = self.fuse(batch, batch.token_ids, video)
         false = self.in_chunks(self.model.fuse, draws.false_ids, draws.false_mask, video.tokens)
         weight = batch.weight if draws.has_false is None else batch.weight * draws.has_false
         return losses.itm(self.itm_head(fused.pooled), self.itm_head(false.pooled), weight, gather=self.gather)
@@ -319,19 +316,51 @@ class Pretraining(nn.Module):
         masked = torch.where(is_attentive, masked, batch.masked_token_ids)
         return masked, torch.where(is_attentive, labels, batch.labels)
 
+    def encode_texts(self, batch: Batch) -> tuple[TextFeatures | None, TextFeatures | None]:
+        """The text pass over the captions as they are, and over the masked ones if nothing has to look before masking;
+        both in one pass, so that the layers' weights are read once."""
+        config = self.config
+        reads_masked = bool(config.masked_words_text) and config.text_alone == "masked" and not config.attentive_share
+        if not needs_raw_text(config):
+            return None, None
+        if not reads_masked:
+            return self.encode_text(batch, batch.token_ids)[0], None
+        raw, masked = self.encode_text(batch, batch.token_ids, batch.masked_token_ids)
+        return raw, masked
+
+    def encode_text(self, batch: Batch, *versions: Int64[Tensor, "b L"]) -> list[TextFeatures]:
+        """The text pass over versions of the batch's captions."""
+        both = self.over_captions(self.model.encode_embedded, batch, self.model.embed_text(torch.cat(versions)))
+        size = len(batch.weight)
+        return [
+            combined([both], lambda parts, start=start: parts[0][start : start + size])
+            for start in range(0, size * len(versions), size)
+        ]
+
+    def fuse(self, batch: Batch, ids: Int64[Tensor, "b L"], video: VideoFeatures) -> CrossFeatures:
+        """The cross pass over the batch's captions, raw or masked, each with its own clip."""
+        captions, visual = self.model.embed_caption(ids), self.model.embed_frames(video.tokens)
+        return self.over_captions(self.model.fuse_embedded, batch, captions, visual)
+
     def over_captions(
-        self, function: Callable[..., TextOrCross], batch: Batch, ids: Int64[Tensor, "b L"], *rows: Tensor
+        self, function: Callable[..., TextOrCross], batch: Batch, captions: Float[Tensor, "vb L D"], *rows: Tensor
     ) -> TextOrCross:
-        """`function(ids, mask, *rows)` for the batch's captions, raw or masked, each group at its own length."""
+        """`function(captions, mask, *rows)`, each group at its own length.
+
+        `captions` are versions of the batch's, one below the other. They come embedded: every look into the table of
+        words costs a gradient as large as the table.
+        """
+        num_versions, width = len(captions) // len(batch.weight), captions.shape[1]
+        mask = batch.token_mask.repeat(num_versions, 1)
         if self.config.attentive_share:  # the attention of [PAD] counts there
-            return self.in_chunks(function, ids, batch.token_mask, *rows)
+            return self.in_chunks(function, captions, mask, *rows)
 
         def of_group(group: LengthGroup) -> TextOrCross:
-            captions = (tensor[group.rows, : group.num_tokens] for tensor in (ids, batch.token_mask))
+            chosen = (tensor.index_select(0, group.rows)[:, : group.num_tokens] for tensor in (captions, mask))
             others = (tensor.index_select(0, group.rows) for tensor in rows)
-            return self.in_chunks(function, *captions, *others).widened(ids.shape[1])
+            return self.in_chunks(function, *chosen, *others).widened(width)
 
-        return by_length(of_group, batch)
+        return by_length(of_group, groups_of(batch, num_versions))
 
     def in_chunks(self, function: Callable[..., Features], *rows: Tensor) -> Features:
         """`function` of `rows`, as many at a time as memory is meant for."""

@@ -37,15 +37,25 @@ def in_chunks(function: Callable[..., Features], *rows: Tensor, size: int | None
     return combined([checkpoint(function, *part, use_reentrant=False) for part in parts], torch.cat)
 
 
-def by_length(function: Callable[[LengthGroup], Features], batch: Batch) -> Features:
-    """`function` of each length group of `batch`, the rows of its results in the batch's order."""
-    B, L = batch.token_ids.shape
-    every_row = LengthGroup(rows=torch.arange(B, device=batch.token_ids.device), num_tokens=L)
-    groups = batch.length_groups or (every_row,)
+def by_length(function: Callable[[LengthGroup], Features], groups: Sequence[LengthGroup]) -> Features:
+    """`function` of each of `groups`, the rows of its results in the order that they have in the batch."""
     if len(groups) == 1:
-        return function(every_row)
+        return function(groups[0])
     order = torch.cat([group.rows for group in groups]).argsort()
     return combined([function(group) for group in groups], lambda parts: torch.cat(parts).index_select(0, order))
+
+
+def groups_of(batch: Batch, num_versions: int = 1) -> list[LengthGroup]:
+    """The length groups of `batch`, or all its rows as one; with versions of its captions below each other, each group
+    holds a caption in every version."""
+    B, L = batch.token_ids.shape
+    every_row = LengthGroup(rows=torch.arange(B, device=batch.token_ids.device), num_tokens=L)
+    return [
+        LengthGroup(
+            rows=torch.cat([group.rows + B * version for version in range(num_versions)]), num_tokens=group.num_tokens
+        )
+        for group in batch.length_groups or (every_row,)
+    ]
 
 
 def combined(parts: Sequence[Any], combine: Callable[[list[Tensor]], Tensor]) -> Any:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
-from transformers.models.bert.modeling_bert import BertPooler
+from transformers.models.bert.modeling_bert import BertLayer, BertPooler
 
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import make_encoder
@@ -175,8 +177,16 @@ class SNPS3(nn.Module):
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextFeatures:
         """The shared layers over the caption alone. ValueError for an id outside the vocabulary (on a CPU; a GPU would
         have to be waited for)."""
+        return self.encode_embedded(self.embed_text(token_ids), token_mask)
+
+    def embed_text(self, token_ids: Int64[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """The caption of the text pass, before its layers."""
         refuse_strange_ids(token_ids, len(self.word_embeddings))
-        layers = all_layers(self.bert, self.bert.embeddings(input_ids=token_ids), token_mask)
+        return self.bert.embeddings(input_ids=token_ids)
+
+    def encode_embedded(self, text: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"]) -> TextFeatures:
+        """The text pass over captions that are embedded already."""
+        layers = all_layers(self.bert, text, token_mask)
         return TextFeatures(layers=layers, vector=F.normalize(self.text_pooler(layers[-1]), dim=-1))
 
     def fuse(
@@ -219,13 +229,35 @@ class SNPS3(nn.Module):
     ) -> CrossFeatures:
         """The cross pass over parts that are embedded already; `visual` ends with its separator."""
         L = text.shape[1]
+        hidden = all_layers(self.cross_network, *self.join(text, token_mask, visual, frame_pad_mask))[-1]
+        return CrossFeatures(text_hidden=hidden[:, :L], frame_hidden=hidden[:, L:-1], pooled=self.cross_pooler(hidden))
+
+    def join(
+        self,
+        text: Float[Tensor, "B L D"],
+        token_mask: Bool[Tensor, "B L"],
+        visual: Float[Tensor, "B S D"],
+        frame_pad_mask: Bool[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B L+S D"], Bool[Tensor, "B L+S"]]:
+        """The input of the cross pass and its mask."""
         is_visible = token_mask.new_ones(visual.shape[:2])
         if frame_pad_mask is not None:
             is_visible = (~frame_pad_mask).repeat_interleave(self.config.grid_side**2, dim=1)
             is_visible = F.pad(is_visible, (0, 1), value=True)
-        mask = torch.cat([token_mask, is_visible], dim=1)
-        hidden = all_layers(self.cross_network, torch.cat([text, visual], dim=1), mask)[-1]
-        return CrossFeatures(text_hidden=hidden[:, :L], frame_hidden=hidden[:, L:-1], pooled=self.cross_pooler(hidden))
+        return torch.cat([text, visual], dim=1), torch.cat([token_mask, is_visible], dim=1)
+
+    def score(
+        self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], frame_tokens: Float[Tensor, "B S D"]
+    ) -> Float[Tensor, " B"]:
+        """`match` of the cross pass; its last layer is computed for [CLS] only, which is all that the score reads."""
+        return self.score_embedded(self.embed_caption(token_ids), token_mask, self.embed_frames(frame_tokens))
+
+    def score_embedded(
+        self, text: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"], visual: Float[Tensor, "B S D"]
+    ) -> Float[Tensor, " B"]:
+        """`score` of parts that are embedded already; `visual` ends with its separator."""
+        first = first_state(self.cross_network, *self.join(text, token_mask, visual))
+        return self.match(self.cross_pooler(first))
 
     def match(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """The cross encoder's matching score of each fused pair."""
@@ -260,6 +292,31 @@ def all_layers(
     for layer in network.encoder.layer:
         states.append(layer(states[-1], additive))
     return tuple(states)
+
+
+def first_state(
+    network: BertModel, embedded: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
+) -> Float[Tensor, "B 1 D"]:
+    """What the last layer of `network` makes of the first token. It looks at all tokens; queries, attention output and
+    feed-forward part of the others, five sixths of the layer, are left out."""
+    additive, hidden = additive_mask(mask, embedded.dtype), embedded
+    *earlier, last = cast(Sequence[BertLayer], network.encoder.layer)
+    for layer in earlier:
+        hidden = layer(hidden, additive)
+    attention, first = last.attention, hidden[:, :1]
+    own = attention.self
+
+    def by_head(projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
+
+    attended = F.scaled_dot_product_attention(
+        by_head(own.query(first)),
+        by_head(own.key(hidden)),
+        by_head(own.value(hidden)),
+        attn_mask=additive,
+        dropout_p=own.dropout.p if own.training else 0.0,
+    )
+    return last.feed_forward_chunk(attention.output(attended.transpose(1, 2).flatten(2), first))
 
 
 def additive_mask(mask: Bool[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 L"]:

@@ -181,7 +181,7 @@ def test_a_weight_of_0_leaves_a_loss_out_and_the_others_as_they_are(name: str) -
     ],
 )
 def test_a_loss_alone_makes_its_own_passes_only(monkeypatch, name: str, text_passes: int, cross_passes: int) -> None:
-    network, count = tiny_network(only(name)), {"encode_text": 0, "fuse_embedded": 0}
+    network, count = tiny_network(only(name)), {"encode_embedded": 0, "fuse_embedded": 0, "score_embedded": 0}
     for method in count:
         original = getattr(network.model, method)
 
@@ -191,7 +191,7 @@ def test_a_loss_alone_makes_its_own_passes_only(monkeypatch, name: str, text_pas
 
         monkeypatch.setattr(network.model, method, counted)
     run(network, random_batch(3))
-    assert (count["encode_text"], count["fuse_embedded"]) == (text_passes, cross_passes)
+    assert (count["encode_embedded"], count["fuse_embedded"] + count["score_embedded"]) == (text_passes, cross_passes)
 
 
 @pytest.mark.parametrize("name", LOSSES)

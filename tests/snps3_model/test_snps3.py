@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
-from batches import FIRST_WORD, MAX_TOKENS, SEP, VOCABULARY, random_batch, tiny_network
+from batches import FIRST_WORD, MAX_TOKENS, PAD, SEP, VOCABULARY, random_batch, tiny_network
 from torch import Tensor
 from transformers import BertModel
 from transformers.models.bert.modeling_bert import BertPooler
@@ -74,6 +77,23 @@ def test_the_cross_pass_is_text_then_frames_then_separator_counted_anew() -> Non
     fused = MODEL.fuse(BATCH.token_ids, BATCH.token_mask, FRAME_TOKENS)
     assert_close(fused.text_hidden[BATCH.token_mask], hidden[:, :L][BATCH.token_mask])
     assert_close(fused.pooled, pooled(MODEL.cross_pooler, hidden))
+
+
+@pytest.mark.parametrize("cross_network", ["shared", "separate"])
+def test_the_score_alone_is_that_of_the_whole_cross_pass(cross_network: Literal["shared", "separate"]) -> None:
+    model = SNPS3(
+        dataclasses.replace(MODEL.config, cross_network=cross_network, num_cross_layers=1),
+        vocabulary_size=VOCABULARY,
+        pad_id=PAD,
+        separator_id=SEP,
+    ).double()
+    frames = FRAME_TOKENS.clone().requires_grad_()
+    whole = model.match(model.fuse(BATCH.token_ids, BATCH.token_mask, frames).pooled)
+    alone = model.score(BATCH.token_ids, BATCH.token_mask, frames)
+    torch.testing.assert_close(alone, whole, rtol=1e-12, atol=1e-12)
+    weights = [frames, *(weight for weight in model.cross_network.encoder.parameters())]
+    ours, wanted = (torch.autograd.grad(score.exp().sum(), weights) for score in (alone, whole))
+    torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_parts_of_a_frame_share_its_position_and_have_a_place_of_their_own() -> None:
