@@ -160,7 +160,7 @@ class Placement:
     rows_at_once: int | None = None
     """Clips, captions or pairs of a worker that pass through the network together; their activations are computed again
     for the gradient. A larger global batch then fits, at about a third more work. None takes all at once."""
-    length_groups: int = 3
+    length_groups: int = 2
     """Captions of a worker's batch pass through the network in at most so many groups of about equal length, so that
     short ones are not padded to the longest. 1 takes all together; `torch.compile` wants that."""
     decode_cpus: int = 1
