@@ -4,8 +4,8 @@
 |---|---|---|
 | captions | padded to 30 tokens | in groups, as long as the longest of a group |
 | attention | maps made and kept | scaled dot product |
-| text passes | raw for ℒ3, raw again for LVWM, masked | raw, masked |
-| GVTM level 2 | five captions with all clips at once, each pair embedded | all pairs, each part embedded once |
+| text passes | raw for ℒ3, raw again for LVWM, masked | raw and masked, together |
+| GVTM level 2 | five captions with all clips at once, each pair embedded | all pairs, embedded before; last layer for [CLS] |
 | word heads | every position | masked positions |
 
 Each way runs in a process of its own, so that its peak memory is its own; the ways take turns.
@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cluster.run import WORKER_ENVIRONMENT
 from jobs.config import Placement
 from pipeline.collate import ClipRows, collate
 from pipeline.masking import MaskingConfig
@@ -243,9 +244,11 @@ def compared(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
 
 
 def in_own_process(way: str, row: str, data: str, size: str, num_steps: int, threads: int) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """`measure` in a process of its own, with the settings of a training worker."""
     command = [sys.executable, "-m", "jobs.step_benchmark", way, row, data, size, str(num_steps), str(threads)]
-    output = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(
+        command, check=True, cwd=ROOT, env=os.environ | WORKER_ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    ).stdout
     return json.loads(output.splitlines()[-1])
 
 

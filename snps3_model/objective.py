@@ -93,13 +93,14 @@ class Pretraining(nn.Module):
         config, model = self.config, self.model
         pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
         video = self.in_chunks(model.encode_video, frames, pad_mask)
-        text, masked_text = self.encode_texts(batch)
+        text, masked_text = self.encode_texts(batch, draws)
         draws = draws or self.draw(batch, text, video)
+        visual = model.embed_frames(video.tokens) if needs_cross(config) else video.tokens
         result: dict[str, Tensor] = {}
         if config.gvtm_level1 and text:
             result["gvtm_level1"] = self.match_wholes(batch, frames, pad_mask, text, video)
         if config.gvtm_level2:
-            result["gvtm_level2"] = self.match_pairs(batch, text, video)
+            result["gvtm_level2"] = self.match_pairs(batch, text, video, visual)
         if config.lvwm and text:
             result["lvwm"] = self.match_words(batch, text, video)
         if config.masked_words_text:
@@ -110,12 +111,12 @@ class Pretraining(nn.Module):
             result["masked_words_text"] = self.fill_words(shown.hidden, draws, model.text_words)
         fused = None
         if config.masked_words_cross or (config.itm and config.matching_text == "masked"):
-            fused = self.fuse(batch, draws.masked_token_ids, video)
+            fused = self.fuse(batch, self.embed_caption(draws.masked_token_ids, masked_text), visual)
         if config.masked_words_cross and fused:
             hidden = fused.text_hidden
             result["masked_words_cross"] = self.fill_words(hidden, draws, model.cross_words)
         if config.itm:
-            result["itm"] = self.tell_true_from_false(batch, draws, video, fused)
+            result["itm"] = self.tell_true_from_false(batch, draws, visual, fused)
         if config.clip_order:
             result["clip_order"] = self.place_frames(batch, video.frames)
         return result
@@ -168,38 +169,44 @@ class Pretraining(nn.Module):
         table = self.model.word_embeddings if head is self.model.text_words else self.model.cross_word_embeddings
         return losses.masked_words(head(hidden, table), labels, gather=self.gather)
 
-    def match_pairs(self, batch: Batch, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
+    def match_pairs(
+        self, batch: Batch, text: TextFeatures | None, video: VideoFeatures, visual: Float[Tensor, "b S D"]
+    ) -> Tensor:
         """ℒ4: over all pairs, over mined ones, or as published over mined clips."""
         is_raw = self.config.matching_text == "raw"
         ids = batch.token_ids if is_raw else batch.masked_token_ids
+        captions = self.embed_caption(ids, text if is_raw else None)
         if self.config.mining != "both_ways":
-            return self.match_mined_clips(batch, ids, text, video)
+            return self.match_mined_clips(
+                batch, captions, visual, self.level1_scores(batch, text, video, everywhere=True)
+            )
         if self.config.num_hard_negatives is None:
-            return self.match_all_pairs(batch, ids, video)
-        return self.match_hard_pairs(batch, ids, text, video)
+            return self.match_all_pairs(batch, captions, visual)
+        return self.match_hard_pairs(batch, ids, captions, visual, self.level1_scores(batch, text, video))
 
-    def match_all_pairs(self, batch: Batch, ids: Tensor, video: VideoFeatures) -> Tensor:
-        """ℒ4 over this rank's captions with every clip of the pool; each part is embedded once."""
-        clips = self.pool(video.tokens)
-        every = torch.arange(len(clips), device=ids.device).expand(len(ids), -1)
-        scores = self.match_scores(batch, ids, clips, every)
+    def match_all_pairs(self, batch: Batch, captions: Tensor, visual: Tensor) -> Tensor:
+        """ℒ4 over this rank's captions with every clip of the pool."""
+        clips = self.pool(visual)
+        every = torch.arange(len(clips), device=clips.device).expand(len(captions), -1)
+        scores = self.match_scores(batch, captions, clips, every)
         if self.config.pairs == "gathered":
             return losses.mil_nce(self.gather(scores), self.gather(batch.weight))
         return self.mean_of_ranks(losses.mil_nce(scores, batch.weight), batch)
 
-    def match_hard_pairs(self, batch: Batch, ids: Tensor, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
-        """ℒ4 over each true pair of this rank, its hard negative clips and its hard negative captions of the pool."""
-        weight, clips = self.pool(batch.weight), self.pool(video.tokens)
-        scores = self.level1_scores(batch, text, video)
+    def match_hard_pairs(self, batch: Batch, ids: Tensor, captions: Tensor, visual: Tensor, scores: Tensor) -> Tensor:
+        """ℒ4 over each true pair of this rank, its hard negative clips and its hard negative captions of the pool,
+        hard by the dual `scores` of the pool."""
+        weight, clips = self.pool(batch.weight), self.pool(visual)
         count, own = self.config.num_hard_negatives, self.own_rows(len(ids))
         assert count is not None, "match_all_pairs needs no choice"
         wrong_clips, clips_usable = (rows[own] for rows in losses.hard_negatives(scores, weight, count))
         wrong_captions, captions_usable = (rows[own] for rows in losses.hard_negatives(scores.T, weight, count))
-        of_captions = self.match_scores(batch, ids, clips, torch.cat([own[:, None], wrong_clips], dim=1))
+        of_captions = self.match_scores(batch, captions, clips, torch.cat([own[:, None], wrong_clips], dim=1))
         pooled_ids, pooled_mask = self.pooled_captions(ids, batch.token_mask)
+        pooled = self.model.embed_caption(pooled_ids)
 
         def score(caption: Tensor, clip: Tensor) -> Tensor:
-            return self.model.score(pooled_ids[caption], pooled_mask[caption], clips[clip])
+            return self.model.score_embedded(pooled[caption], pooled_mask[caption], clips[clip])
 
         negatives, usable = of_captions[:, 1:], clips_usable
         if wrong_captions.numel():  # none in a batch of one
@@ -209,31 +216,33 @@ class Pretraining(nn.Module):
             usable = torch.cat([usable, captions_usable], dim=1)
         return losses.gvtm_level2(of_captions[:, 0], negatives, usable, batch.weight, gather=self.gather)
 
-    def match_mined_clips(self, batch: Batch, ids: Tensor, text: TextFeatures | None, video: VideoFeatures) -> Tensor:
-        """ℒ4 over the published choice of as many clips per caption as this rank has rows (§2.3)."""
+    def match_mined_clips(self, batch: Batch, captions: Tensor, visual: Tensor, scores: Tensor) -> Tensor:
+        """ℒ4 over the published choice of as many clips per caption as this rank has rows (§2.3), by the dual `scores`
+        of all ranks."""
         method = self.config.mining
         assert method != "both_ways", "match_hard_pairs mines both ways"
-        clips, own = self.gather(video.tokens), self.own_rows(len(ids), everywhere=True)
-        scores = self.level1_scores(batch, text, video, everywhere=True)
+        clips, own = self.gather(visual), self.own_rows(len(captions), everywhere=True)
         is_out = self.gather(batch.weight) < 0.5
         rows = scores[own].masked_fill(is_out[None, :], losses.EXCLUDED)
         place = ((batch.weight > 0.5).long().cumsum(0) - 1).clamp(min=0)  # rows of weight 0 take no candidate away
         chosen = with_true_clip(mined_clips(rows, own, method)[:, place], own)
-        matched = self.match_scores(batch, ids, clips, chosen)
+        matched = self.match_scores(batch, captions, clips, chosen)
         importance = easy_weights(scores[own, own], batch.weight) if self.config.reweight_easy else None
         return self.mean_of_ranks(losses.mil_nce(matched, batch.weight, importance), batch)
 
     def match_scores(
-        self, batch: Batch, ids: Int64[Tensor, "b L"], clips: Float[Tensor, "P S D"], chosen: Int64[Tensor, "b n"]
+        self,
+        batch: Batch,
+        captions: Float[Tensor, "b L D"],
+        clips: Float[Tensor, "P S D"],
+        chosen: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b n"]:
-        """The cross encoder's score of each caption, raw or masked, with the clips chosen for it; each part is embedded
-        once."""
-        captions, visual = self.model.embed_caption(ids), self.model.embed_frames(clips)
+        """The cross encoder's score of each embedded caption, raw or masked, with the embedded clips chosen for it."""
 
         def of_group(group: LengthGroup) -> Tensor:
             def score(caption: Tensor, clip: Tensor) -> Tensor:
                 text, mask = captions[caption, : group.num_tokens], batch.token_mask[caption, : group.num_tokens]
-                return self.model.score_embedded(text, mask, visual[clip])
+                return self.model.score_embedded(text, mask, clips[clip])
 
             clip = chosen[group.rows]
             return self.in_chunks(score, group.rows.repeat_interleave(clip.shape[1]), clip.flatten()).view(clip.shape)
@@ -245,15 +254,16 @@ class Pretraining(nn.Module):
         return losses.global_mean(loss[None], batch.weight.sum()[None], self.gather)
 
     def tell_true_from_false(
-        self, batch: Batch, draws: Draws, video: VideoFeatures, fused: CrossFeatures | None
+        self, batch: Batch, draws: Draws, visual: Float[Tensor, "b S D"], fused: CrossFeatures | None
     ) -> Tensor:
         """ITM: each clip with its own caption and with a false one."""
         assert self.itm_head is not None, "ITM is built with its head"
         assert draws.false_ids is not None, "draws for ITM hold false captions"
         assert draws.false_mask is not None, "draws for ITM hold false captions"
         if self.config.matching_text == "raw" or fused is None:
-            fused = self.fuse(batch, batch.token_ids, video)
-        false = self.in_chunks(self.model.fuse, draws.false_ids, draws.false_mask, video.tokens)
+            fused = self.fuse(batch, self.model.embed_caption(batch.token_ids), visual)
+        false_captions = self.model.embed_caption(draws.false_ids)
+        false = self.in_chunks(self.model.fuse_embedded, false_captions, draws.false_mask, visual)
         weight = batch.weight if draws.has_false is None else batch.weight * draws.has_false
         return losses.itm(self.itm_head(fused.pooled), self.itm_head(false.pooled), weight, gather=self.gather)
 
@@ -316,16 +326,18 @@ class Pretraining(nn.Module):
         masked = torch.where(is_attentive, masked, batch.masked_token_ids)
         return masked, torch.where(is_attentive, labels, batch.labels)
 
-    def encode_texts(self, batch: Batch) -> tuple[TextFeatures | None, TextFeatures | None]:
-        """The text pass over the captions as they are, and over the masked ones if nothing has to look before masking;
-        both in one pass, so that the layers' weights are read once."""
-        config = self.config
-        reads_masked = bool(config.masked_words_text) and config.text_alone == "masked" and not config.attentive_share
+    def encode_texts(self, batch: Batch, draws: Draws | None) -> tuple[TextFeatures | None, TextFeatures | None]:
+        """The text pass over the captions as they are, and over the masked ones if they are known before it; both
+        together, so that the layers' weights are read once."""
+        config, masked_ids = self.config, batch.masked_token_ids
+        if draws:
+            masked_ids = draws.masked_token_ids
+        is_known = draws is not None or not config.attentive_share
         if not needs_raw_text(config):
             return None, None
-        if not reads_masked:
+        if not (config.masked_words_text and config.text_alone == "masked" and is_known):
             return self.encode_text(batch, batch.token_ids)[0], None
-        raw, masked = self.encode_text(batch, batch.token_ids, batch.masked_token_ids)
+        raw, masked = self.encode_text(batch, batch.token_ids, masked_ids)
         return raw, masked
 
     def encode_text(self, batch: Batch, *versions: Int64[Tensor, "b L"]) -> list[TextFeatures]:
@@ -337,9 +349,14 @@ class Pretraining(nn.Module):
             for start in range(0, size * len(versions), size)
         ]
 
-    def fuse(self, batch: Batch, ids: Int64[Tensor, "b L"], video: VideoFeatures) -> CrossFeatures:
-        """The cross pass over the batch's captions, raw or masked, each with its own clip."""
-        captions, visual = self.model.embed_caption(ids), self.model.embed_frames(video.tokens)
+    def embed_caption(self, ids: Int64[Tensor, "b L"], text: TextFeatures | None) -> Float[Tensor, "b L D"]:
+        """Captions as the cross pass reads them; those that the text pass embedded, if it is the same network."""
+        if text is not None and self.model.separate_cross is None:
+            return text.embedded
+        return self.model.embed_caption(ids)
+
+    def fuse(self, batch: Batch, captions: Float[Tensor, "b L D"], visual: Float[Tensor, "b S D"]) -> CrossFeatures:
+        """The cross pass over the batch's embedded captions, raw or masked, each with its own clip."""
         return self.over_captions(self.model.fuse_embedded, batch, captions, visual)
 
     def over_captions(
@@ -423,10 +440,15 @@ def needs_raw_text(config: ObjectiveConfig) -> bool:
     return bool(config.gvtm_level1 or config.lvwm or chooses_pairs or reads_raw or hard_itm or config.attentive_share)
 
 
+def needs_cross(config: ObjectiveConfig) -> bool:
+    """Whether a loss needs the cross pass."""
+    return bool(config.gvtm_level2 or config.masked_words_cross or config.itm)
+
+
 def freeze_unreached(model: SNPS3, config: ObjectiveConfig) -> None:
     """Parts of `model` that no active loss reaches want no gradient: DDP would wait for it and refuse the next."""
     is_dual = config.gvtm_level1 or config.lvwm
-    is_fused = config.gvtm_level2 or config.masked_words_cross or config.itm
+    is_fused = needs_cross(config)
     is_matched = config.gvtm_level2 or config.itm
     reached: dict[nn.Module, float] = {
         model.visual: is_dual or is_fused,
