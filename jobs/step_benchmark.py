@@ -5,7 +5,7 @@
 | captions | padded to 30 tokens | in groups, as long as the longest of a group |
 | attention | maps made and kept | scaled dot product |
 | text passes | raw for ℒ3, raw again for LVWM, masked | raw and masked, together |
-| GVTM level 2 | five captions with all clips at once, each pair embedded | all pairs, embedded before; last layer for [CLS] |
+| GVTM level 2 | five captions, all clips; each pair embedded | all pairs, embedded before; last layer for [CLS] |
 | word heads | every position | masked positions |
 
 Each way runs in a process of its own, so that its peak memory is its own; the ways take turns.
