@@ -44,6 +44,20 @@ class Reason(StrEnum):
     NO_CAPTION = "no_caption"
     OUT_OF_RANGE = "out_of_range"
     NO_ANNOTATION = "no_annotation"
+    UNAVAILABLE = "unavailable"
+    """The store did not deliver it, however often it was asked."""
+    UNSUPPORTED_CODEC = "unsupported_codec"
+    TIMEOUT = "timeout"
+    """Decoding took longer than allowed."""
+    CRASHED = "crashed"
+    """The process that decoded it ended."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """Decoding took more memory than allowed."""
+    WRONG_CHECKSUM = "wrong_checksum"
+    DUPLICATE = "duplicate"
+    """Another clip of the corpus shows the same."""
+    LEAKED = "leaked"
+    """A clip of a test split shows the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
