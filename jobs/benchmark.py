@@ -8,7 +8,6 @@ import os
 import secrets
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +18,15 @@ import pyarrow as pa
 import tyro
 
 from jobs import checkpoints
+from jobs.data_benchmark import cache, ingest, soak
 from jobs.gpu_benchmark import gpu_step
 from jobs.pretrain import hardware
+from jobs.processes import MARKER, bytes_spilled, pss_bytes
 from jobs.step_benchmark import step
 from pipeline.manifest import make_manifest, read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "corpora/embedded/manifest/manifest.parquet"
-MARKER = "SNPS3_BENCHMARK"
 SAMPLE_SECONDS = 10.0
 T_975 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
 """97.5 % quantile of Student's t by degrees of freedom, for intervals over a few seeds."""
@@ -75,26 +75,6 @@ def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[st
     return facts | {"spilled_bytes": spilled_bytes} | kept
 
 
-def pss_bytes(marker: str) -> int:
-    """Memory of the processes that carry `marker` in their environment; shared pages count in shares."""
-    import psutil  # only this benchmark needs it
-
-    total = 0
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARKER) == marker:
-                total += process.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return total
-
-
-def bytes_spilled() -> int:
-    """Bytes that the object stores of our own heads have written to disk at the moment."""
-    files = Path(tempfile.gettempdir()).glob("snps3-*/ray/session_*/ray_spilled_objects*/**/*")
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
 def over_seeds(values: list[float]) -> list[float]:
     """95 % interval of the mean over seeds (Student's t)."""
     if len(values) < 3:
@@ -129,6 +109,9 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "main-job": main_job,
     "step": step,
     "gpu-step": gpu_step,
+    "ingest": ingest,
+    "cache": cache,
+    "soak": soak,
 }
 
 

@@ -16,9 +16,11 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import pyarrow as pa
 import tyro
 
 from cluster.auth import use_private_token
@@ -33,12 +35,16 @@ from pipeline.annotations import Annotation, Format
 from pipeline.codec import DECODERS
 from pipeline.manifest import make_manifest, write_manifest
 from pipeline.records import Rejected
-from pipeline.stages import clips_of, probe_clips, unnamed_files
+from pipeline.sources import Layout, Source, open_source
+from pipeline.stages import Probed, clips_of, probe_clips, unnamed_files
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+Config = TypeVar("Config")
+
+VERSION = 2
 """Raised when the same input would give another manifest."""
+MARKER = "prepare.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,8 @@ class PrepareConfig:
     """Caption files, each PATH or SPLIT=PATH; none: .txt side-cars below the root."""
     format: Format | None = None
     """Format of the caption files; by default their content tells it."""
+    layout: Layout | None = None
+    """How the videos are kept below the root; told by what is there, except for folders of key frames."""
     split: str = "train"
     """Split of clips for which neither a line nor SPLIT=PATH names one."""
     decoder: str = "decord"
@@ -102,14 +110,23 @@ def prepare(config: PrepareConfig) -> Prepared:
     sources = config.annotations or (root,)
     files = _outside(storage.fingerprints(root), root, out)
     inputs = _fingerprint(config, root, sources, files)
-    if not config.force and (done := _already(out, inputs)):
-        log.info("nothing to do: %s was made from the same input; --force makes it again", done.manifest_path)
+    marker = storage.join(out, MARKER)
+    if not config.force and (done := already_done(marker, inputs)):
         return done
-    storage.remove(storage.join(out, "prepare.json"))  # until the new manifest is there, nothing is finished
+    storage.remove(marker)  # until the new manifest is there, nothing is finished
     annotated = annotations.read_annotations(sources, split=config.split, format=config.format)
-    done = _make(config, annotated, files, root=root, out=out, started=started)
-    summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(done)}, indent=1, sort_keys=True)
-    storage.write_bytes_atomic(storage.join(out, "prepare.json"), summary.encode())
+    probed = _probed(config, annotated, open_source(root, config.layout, list(files)))
+    done = commit(
+        probed.rows,
+        probed.rejected,
+        corpus=config.corpus,
+        root=root,
+        out=out,
+        num_samples=len(annotated),
+        max_rejected_share=config.max_rejected_share,
+        started=started,
+    )
+    mark_done(marker, inputs, done)
     return done
 
 
@@ -123,20 +140,22 @@ def describe(done: Prepared) -> str:
     )
 
 
-def _make(
-    config: PrepareConfig, annotated: list[Annotation], files: dict[str, str], *, root: str, out: str, started: float
+def commit(
+    rows: pa.Table,
+    rejected: list[Rejected],
+    *,
+    corpus: str,
+    root: str,
+    out: str,
+    num_samples: int,
+    max_rejected_share: float,
+    started: float,
 ) -> Prepared:
+    """Ledger and manifest in `out`. Refused, after the ledger is written: too many rejected samples, no usable one."""
     manifest_path, ledger_path = storage.join(out, "manifest.parquet"), storage.join(out, "rejected.parquet")
-    clips = clips_of(annotated, corpus=config.corpus, root=root)
-    log.info(
-        "%d clips in %s, %d files below %s", len(clips), ", ".join(config.annotations) or "side-cars", len(files), root
-    )
-    with connected_ray():
-        probed = probe_clips(clips, decoder=config.decoder, subcluster=config.subcluster)
-    rejected = probed.rejected + unnamed_files(annotated, files, corpus=config.corpus, root=root)
     ledger.write_ledger(rejected, ledger_path)
-    ledger.refuse_above_share(rejected, len(clips), config.max_rejected_share, ledger_path)
-    made = make_manifest(config.corpus, root, probed.rows)
+    ledger.refuse_above_share(rejected, num_samples, max_rejected_share, ledger_path)
+    made = make_manifest(corpus, root, rows)
     if not len(made):
         raise ValueError(f"no clip of {root} is usable: {_counts(rejected) or 'no file and no caption was found'}")
     write_manifest(made, manifest_path)
@@ -150,6 +169,16 @@ def _make(
     )
 
 
+def _probed(config: PrepareConfig, annotated: list[Annotation], source: Source) -> Probed:
+    clips = clips_of(annotated, corpus=config.corpus, source=source)
+    captions = ", ".join(config.annotations) or "side-cars"
+    log.info("%d clips in %s, %d %s below %s", len(clips), captions, len(source.places), source.layout, source.root)
+    with connected_ray():
+        probed = probe_clips(clips, decoder=config.decoder, subcluster=config.subcluster)
+    unnamed = unnamed_files(annotated, corpus=config.corpus, source=source)
+    return dataclasses.replace(probed, rejected=probed.rejected + unnamed)
+
+
 def _counts(rejected: list[Rejected]) -> dict[str, int]:
     return {str(reason): count for reason, count in ledger.count_by_reason(rejected).items()}
 
@@ -159,8 +188,7 @@ def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
     if not (out + "/").startswith(root + "/"):
         return files
     ours = {
-        storage.relative_to(storage.join(out, name), root)
-        for name in ("manifest.parquet", "rejected.parquet", "prepare.json")
+        storage.relative_to(storage.join(out, name), root) for name in ("manifest.parquet", "rejected.parquet", MARKER)
     }
     return {name: print_ for name, print_ in files.items() if name not in ours}
 
@@ -168,7 +196,9 @@ def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
 def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], files: dict[str, str]) -> str:
     """Hex digits that change with whatever could change manifest or ledger."""
     digest = hashlib.blake2b(digest_size=16)
-    settings = {name: getattr(config, name) for name in ("corpus", "format", "split", "decoder", "max_rejected_share")}
+    settings = {
+        name: getattr(config, name) for name in ("corpus", "format", "layout", "split", "decoder", "max_rejected_share")
+    }
     digest.update(json.dumps([VERSION, settings, root, sources, files], sort_keys=True).encode())
     for source in sources:
         _, path = annotations.split_and_path(source)
@@ -180,34 +210,46 @@ def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], fil
     return digest.hexdigest()
 
 
-def _already(out: str, inputs: str) -> Prepared | None:
-    path = storage.join(out, "prepare.json")
-    if not storage.exists(path):
+def already_done(marker: str, inputs: str) -> Prepared | None:
+    """What was made from the same `inputs` (hex digits) before, if it is still there; `marker` says so."""
+    if not storage.exists(marker):
         return None
-    before: dict[str, Any] = json.loads(storage.read_bytes(path))
+    before: dict[str, Any] = json.loads(storage.read_bytes(marker))
     done = Prepared(**before["prepared"])
     finished = storage.exists(done.manifest_path) and storage.exists(done.ledger_path)
-    return done if finished and before["inputs"] == inputs else None
+    if not finished or before["inputs"] != inputs:
+        return None
+    log.info("nothing to do: %s was made from the same input; --force makes it again", done.manifest_path)
+    return done
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the corpus is prepared, 1 with a message when it is not."""
+def mark_done(marker: str, inputs: str, done: Prepared) -> None:
+    """`already_done` finds `done` from now on."""
+    summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(done)}, indent=1, sort_keys=True)
+    storage.write_bytes_atomic(marker, summary.encode())
+
+
+def run_data_job(
+    config_type: type[Config], job: Callable[[Config], Prepared], description: str, arguments: list[str] | None
+) -> int:
+    """A job with the command line of `config_type`. Exit status: 0, or 1 with a message on stderr."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("ray", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    config = tyro.cli(
-        PrepareConfig,
-        args=arguments,
-        description="Raw videos and captions in; manifest.parquet and rejected.parquet out.",
-        config=(tyro.conf.EnumChoicesFromValues,),
-    )
+    config = tyro.cli(config_type, args=arguments, description=description, config=(tyro.conf.EnumChoicesFromValues,))
     try:
-        done = prepare(config)
+        done = job(config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(describe(done))
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 when the corpus is prepared, 1 with a message when it is not."""
+    description = "Raw videos and captions in; manifest.parquet and rejected.parquet out."
+    return run_data_job(PrepareConfig, prepare, description, arguments)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from pipeline import storage
+from pipeline import media, storage
+from pipeline.media import kind_of
 from pipeline.records import Kind
+from pipeline.sources import open_source
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}
-)
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 SPLIT_FOLDERS = frozenset({"train", "val", "validation", "test"})
 
 
@@ -38,7 +36,11 @@ class Format(StrEnum):
     MSRVTT_JSON = "msrvtt_json"
     """One object with `videos` and `sentences`; the file is {video_id}.mp4."""
     SIDECARS = "sidecars"
-    """A folder: beside a.mp4 lies a.txt, a caption per line. A first folder train, val, … is the split."""
+    """A folder, or tars: beside a.mp4 lies a.txt, a caption per line, or a.json with `caption`. A first folder train,
+    val, … is the split."""
+    ASR = "asr"
+    """Speech with times as HowTo100M has it, one JSON or one per video; neighbouring sentences become a clip of at
+    least 5 words and 5 seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,6 @@ class Annotation:
     """Clips that a test compares among themselves."""
     start_seconds: float | None = None
     end_seconds: float | None = None
-
-
-def kind_of(path: str) -> Kind | None:
-    """Video or image by the suffix; None for another file."""
-    suffix = posixpath.splitext(path)[1].lower()
-    return Kind.IMAGE if suffix in IMAGE_SUFFIXES else Kind.VIDEO if suffix in VIDEO_SUFFIXES else None
 
 
 def read_annotations(sources: Sequence[str], *, split: str = "train", format: Format | None = None) -> list[Annotation]:
@@ -104,6 +100,9 @@ def tell_format(text: str, path: str) -> Format:
 def _read(path: str, split: str, format: Format | None) -> Iterator[tuple[str, Annotation]]:
     """Pairs (file:line, annotation)."""
     storage.check_readable(path)
+    if format == Format.ASR:
+        yield from _read_asr(path, split)
+        return
     if format == Format.SIDECARS or (format is None and storage.is_folder(path)):
         yield from _read_sidecars(path, split)
         return
@@ -201,24 +200,93 @@ def _read_msrvtt(text: str, path: str, split: str) -> Iterator[tuple[str, Annota
 
 def _read_sidecars(folder: str, split: str) -> Iterator[tuple[str, Annotation]]:
     """A side-car without a video is a caption of a missing file; a video without a side-car has no captions."""
-    names = storage.list_files(folder)
-    sidecars = {name[: -len(".txt")]: name for name in names if name.lower().endswith(".txt")}
-    media = [name for name in names if kind_of(name)]
-    stems = {posixpath.splitext(name)[0] for name in media}
-    for name in media + [f"{stem}.mp4" for stem in sidecars if stem not in stems]:
-        sidecar = sidecars.get(posixpath.splitext(name)[0])
-        where = storage.join(folder, sidecar or name)
-        captions = storage.read_bytes(where).decode("utf-8-sig").split("\n") if sidecar else []
+    places = open_source(folder).places
+    sidecars = {posixpath.splitext(name)[0]: name for name in places if name.lower().endswith(".txt")}
+    media_names = [name for name in places if kind_of(name)]
+    stems = {posixpath.splitext(name)[0] for name in media_names}
+    for name in media_names + [f"{stem}.mp4" for stem in sidecars if stem not in stems]:
+        stem = posixpath.splitext(name)[0]
+        sidecar = sidecars.get(stem) or (f"{stem}.json" if f"{stem}.json" in places else None)
+        where = places[sidecar or name]
         first = name.split("/", 1)[0]
         yield (
             where,
             Annotation(
                 relative_path=name,
-                captions=_captions(captions, where),
+                captions=_captions(_sidecar_lines(where, sidecar) if sidecar else [], where),
                 kind=kind_of(name) or Kind.VIDEO,
                 split=first if first in SPLIT_FOLDERS else split,
             ),
         )
+
+
+def _sidecar_lines(uri: str, name: str) -> list[Any]:
+    """A caption per line of a .txt; of a .json its `caption`, one or several."""
+    data = media.read(uri)
+    text = data.decode("utf-8-sig") if isinstance(data, bytes) else ""
+    if name.lower().endswith(".txt"):
+        return text.split("\n")
+    try:
+        captions = json.loads(text)["caption"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{uri}: needs a JSON object with caption, got {text[:80]!r}") from error
+    return captions if isinstance(captions, list) else [captions]
+
+
+def _read_asr(path: str, split: str) -> Iterator[tuple[str, Annotation]]:
+    """`{"start": […], "end": […], "text": […]}` in {video}.json, or in one file by video."""
+    if storage.is_folder(path):
+        names = [name for name in storage.list_files(path) if name.endswith(".json")]
+        files = {storage.join(path, name): name.removesuffix(".json") for name in names}
+        speech = {where: (video, _json(where)) for where, video in files.items()}
+    else:
+        speech = {f"{path}: {video}": (video, one) for video, one in _json(path).items()}
+    for where, (video, one) in speech.items():
+        try:
+            columns = list(zip(one["start"], one["end"], one["text"], strict=True))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{where}: needs start, end and text, three lists of one length") from error
+        clip_path = _clip_path(video, where)
+        for start, end, text in spoken_clips(columns):
+            yield (
+                where,
+                Annotation(
+                    relative_path=clip_path,
+                    captions=_captions([text], where),
+                    kind=Kind.VIDEO,
+                    split=split,
+                    start_seconds=_seconds({"start": start}, "start", where),
+                    end_seconds=_seconds({"end": end}, "end", where),
+                ),
+            )
+
+
+def spoken_clips(
+    sentences: Sequence[tuple[float, float, str]], *, min_words: int = 5, min_seconds: float = 5.0
+) -> list[tuple[float, float, str]]:
+    """Neighbouring sentences joined to clips of at least so many words and seconds, in order of time.
+
+    What is left at the end joins the clip before; sentences of no length are left out.
+    """
+    clips: list[tuple[float, float, str]] = []
+    is_open = False
+    for start, end, text in sorted(one for one in sentences if one[0] < one[1] and str(one[2]).strip()):
+        if is_open:
+            before = clips.pop()
+            start, end, text = before[0], max(before[1], end), f"{before[2]} {text}"
+        clips.append((start, end, str(text)))
+        is_open = len(text.split()) < min_words or end - start < min_seconds
+    if is_open and len(clips) > 1:
+        (start, _, first), (_, end, last) = clips[-2:]
+        clips[-2:] = [(start, max(end, clips[-2][1]), f"{first} {last}")]
+    return clips
+
+
+def _json(path: str) -> Any:
+    try:
+        return json.loads(storage.read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error})") from error
 
 
 def _merge(known: Annotation, more: Annotation, where: str) -> Annotation:

@@ -1,6 +1,6 @@
 """Encoded video and frames. The only file that imports a video decoder or encoder.
 
-    bytes ──open_video──► info ──sampling──► indices ──frames(indices, size)──► uint8 ──letterbox──► square clip
+    media ──open_video──► info ──sampling──► indices ──frames(indices, size)──► uint8 ──letterbox──► square clip
 
 The container's index (PyAV, headers and packet list only) says what a file holds; a decoder, chosen by name, turns
 chosen frames into pixels. Whatever is wrong with a file becomes one exception, `DecodeError`.
@@ -28,6 +28,7 @@ from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline.media import EncodedFrames, Media
 from pipeline.records import Kind, Reason
 from pipeline.sampling import Policy, sample_frames, sample_window, window
 
@@ -88,7 +89,7 @@ class DecodedClip(NamedTuple):
 
 
 def decode_clip(
-    data: bytes,
+    data: Media,
     *,
     kind: Kind,
     num_frames: int,
@@ -180,25 +181,31 @@ def letterbox(frames: UInt8[np.ndarray, "T H W 3"], size_px: int) -> DecodedClip
     return DecodedClip(square, pad_mask, num_frames)
 
 
-def decode_image(data: bytes, size_px: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+def decode_image(data: Media, size_px: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """A JPEG or PNG as RGB, turned as its EXIF tag says; long side `size_px` if given."""
-    if not data:
-        raise DecodeError(Reason.EMPTY, "the file has no bytes")
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        cut = isinstance(error, OSError) and "truncated" in str(error)
-        raise DecodeError(Reason.TRUNCATED if cut else Reason.UNREADABLE, _first_line(error)) from error
+    image = _open_image(data.images[0] if isinstance(data, EncodedFrames) else data)
     if size_px is not None:
         image = image.resize(fit_long_side(*image.size, size_px), Image.Resampling.BICUBIC)
     return np.array(image)
 
 
-def open_video(data: bytes, decoder: str = "decord", known: VideoInfo | None = None) -> Video:
+def _open_image(data: bytes) -> Image.Image:
+    if not data:
+        raise DecodeError(Reason.EMPTY, "the file has no bytes")
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        cut = isinstance(error, OSError) and "truncated" in str(error)
+        raise DecodeError(Reason.TRUNCATED if cut else Reason.UNREADABLE, _first_line(error)) from error
+
+
+def open_video(data: Media, decoder: str = "decord", known: VideoInfo | None = None) -> Video:
     """An opened video, a context manager. DecodeError says why a file is none; an unknown decoder is refused."""
     if decoder not in DECODERS:
         raise ValueError(f"there is no decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
+    if isinstance(data, EncodedFrames):
+        return ImagesVideo(data, known)
     refuse_damaged_container(data)
     return DECODERS[decoder](data, known)
 
@@ -417,6 +424,40 @@ class DecordVideo(PyavVideo):
         return frames if asked_width == width else _resize(frames, size)
 
 
+class ImagesVideo:
+    """A video that is kept as images. Without better knowledge they are one second apart."""
+
+    def __init__(self, data: EncodedFrames, known: VideoInfo | None = None) -> None:
+        self._images = data.images
+        self.info = known or self._look()
+        if len(self._images) != self.info.num_frames:
+            detail = (
+                f"{len(self._images)} images, but the manifest says {self.info.num_frames}: prepare the corpus again"
+            )
+            raise DecodeError(Reason.UNREADABLE, detail)
+
+    def _look(self) -> VideoInfo:
+        width, height = _open_image(self._images[0]).size
+        length = len(self._images)
+        return VideoInfo(num_frames=length, fps=1.0, width=width, height=height, duration_seconds=float(length))
+
+    def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
+        """As `Video.frames`."""
+        size = size or (self.info.width, self.info.height)
+        images = {index: self._image(index, size) for index in set(indices)}
+        return np.stack([images[index] for index in indices])
+
+    def _image(self, index: int, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+        image = _open_image(self._images[index])
+        return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
+
+    def __enter__(self) -> ImagesVideo:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
 def refuse_other_length(info: VideoInfo, known: VideoInfo | None) -> None:
     """DecodeError if the file is not the one that was looked at before."""
     if known is not None and info.num_frames != known.num_frames:
@@ -446,6 +487,13 @@ def _resize(frames: UInt8[np.ndarray, "T H W1 3"], size: tuple[int, int]) -> UIn
 def _first_line(error: BaseException) -> str:
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return _DECORD_PREFIX.sub("", line)[:300]
+
+
+def encode_image(frame: UInt8[np.ndarray, "H W 3"], *, quality: int) -> bytes:
+    """A frame as a JPEG. `quality` in [1, 95]."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def encode_video(frames: NDArray[np.uint8], *, fps: int, crf: int = 23, gop: int = 250) -> bytes:

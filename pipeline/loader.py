@@ -21,7 +21,6 @@ import ray.data
 from jaxtyping import Int64
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from pipeline import storage
 from pipeline.codec import DecodeError, VideoInfo, decode_clip
 from pipeline.collate import ClipRows
 from pipeline.manifest import read_manifest
@@ -30,6 +29,7 @@ from pipeline.plan import Plan, PlannedStep, sequential
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import Kind, Reason, Rejected, Stage
 from pipeline.sampling import Policy
+from pipeline.stages import fetch
 
 MAX_BLOCKS = 10_000
 """Blocks of one dataset; a longer run is cut into segments, since Ray Data plans all blocks of a dataset at once."""
@@ -192,7 +192,7 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
     rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.FRAMES)
     try:
         clip = decode_clip(
-            storage.read_bytes(row["uri"]),
+            fetch(row["uri"], row["checksum"]),
             kind=planned.kind,
             num_frames=length,
             size_px=size,
@@ -205,8 +205,6 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
         )
     except DecodeError as error:
         return empty | {"reason": str(error.reason), "detail": error.detail}
-    except FileNotFoundError as error:
-        return empty | {"reason": str(Reason.MISSING), "detail": str(error)}
     captions = row["captions"]
     caption_rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.CAPTION)
     return empty | {

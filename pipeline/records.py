@@ -28,6 +28,7 @@ class Stage(StrEnum):
     """Where a sample was rejected."""
 
     PREPARE = "prepare"
+    PACK = "pack"
     TRAIN = "train"
     EVALUATE = "evaluate"
 

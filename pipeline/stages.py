@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import groupby
@@ -19,10 +19,12 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from pipeline import manifest, storage
-from pipeline.annotations import Annotation, kind_of
+from pipeline import manifest, media
+from pipeline.annotations import Annotation
 from pipeline.codec import DecodeError, decode_image, fit_long_side, open_video, window_indices
+from pipeline.media import Media, kind_of
 from pipeline.records import Kind, Reason, Rejected, Stage
+from pipeline.sources import Layout, Source
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class Probed:
     rejected: list[Rejected]
 
 
-def clips_of(annotations: Iterable[Annotation], *, corpus: str, root: str) -> list[dict[str, Any]]:
+def clips_of(annotations: Iterable[Annotation], *, corpus: str, source: Source) -> list[dict[str, Any]]:
     """Manifest rows as far as they are known before a file is opened, sorted by uri. Equal ids are refused."""
     clips, owners = [], {}
     for one in annotations:
@@ -58,23 +60,21 @@ def clips_of(annotations: Iterable[Annotation], *, corpus: str, root: str) -> li
             raise ValueError(f"the ids of {owners[clip_id]} and {one.relative_path} collide: rename one of the files")
         owners[clip_id] = one.relative_path
         known = {field.name: getattr(one, field.name) for field in fields(one) if field.name != "relative_path"}
-        uri = storage.join(root, one.relative_path)
+        uri = source.uri(one.relative_path)
         clips.append(known | {"clip_id": clip_id, "uri": uri, "captions": list(one.captions)})
     return sorted(clips, key=lambda clip: (clip["uri"], clip["start_seconds"] or 0.0, clip["clip_id"]))
 
 
-def unnamed_files(annotations: Iterable[Annotation], names: Iterable[str], *, corpus: str, root: str) -> list[Rejected]:
-    """Videos and images among `names` (below `root`) that no annotation names, as rejected samples."""
-    named = {one.relative_path for one in annotations}
-    return [
-        _reject(
-            manifest.clip_id(corpus, name),
-            storage.join(root, name),
-            Reason.NO_ANNOTATION,
-            "no annotation names this file",
-        )
-        for name in names
-        if kind_of(name) and name not in named
+def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Source) -> list[Rejected]:
+    """What lies in `source` and no annotation names, and what could not be listed, as rejected samples."""
+    named = {source.name(one.relative_path) for one in annotations}
+    unnamed = [
+        _reject(manifest.clip_id(corpus, name), uri, Reason.NO_ANNOTATION, "no annotation names this file")
+        for name, uri in source.places.items()
+        if name not in named and (source.layout in (Layout.LMDB, Layout.FRAME_FOLDERS) or kind_of(name))
+    ]
+    return unnamed + [
+        _reject(manifest.clip_id(corpus, uri), uri, Reason.TRUNCATED, detail) for uri, detail in source.damaged.items()
     ]
 
 
@@ -91,7 +91,8 @@ def probe_clips(clips: Sequence[dict[str, Any]], *, decoder: str, subcluster: st
     captioned = [clip for clip in clips if clip["captions"]]
     if not captioned:
         return Probed(rows=manifest.SCHEMA.empty_table(), rejected=silent)
-    found = pa.concat_tables(_findings(captioned, decoder, subcluster))
+    probe = partial(probe_batch, decoder=decoder)
+    found = pa.concat_tables(mapped(list(_blocks(captioned)), probe, subcluster=subcluster))
     usable = found["reason"].is_null()
     lost = found.filter(found["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
     rejected = [_reject(one["clip_id"], one["uri"], Reason(one["reason"]), one["detail"]) for one in lost]
@@ -102,21 +103,31 @@ def probe_batch(batch: pa.Table, decoder: str) -> pa.Table:
     """The clips of `batch` as whole manifest rows, or with reason and detail. Each file is fetched once."""
     rows = []
     for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"]):
-        data = _fetch(uri)
+        data = _fetched(uri)
         rows += [clip | _look_into(data, clip, decoder) for clip in clips]
     return pa.Table.from_pylist(rows, schema=_FINDING)
 
 
-def _fetch(uri: str) -> bytes | DecodeError:
+def fetch(uri: str, checksum: str | None = None) -> Media:
+    """`media.read`; DecodeError if there is nothing usable at `uri`."""
     try:
-        return storage.read_bytes(uri)
+        return media.read(uri, checksum)
     except FileNotFoundError as error:
-        return DecodeError(Reason.MISSING, str(error))
-    except IsADirectoryError:
-        return DecodeError(Reason.UNREADABLE, "a folder, not a file")
+        raise DecodeError(Reason.MISSING, str(error)) from error
+    except media.DamagedMediaError as error:
+        raise DecodeError(Reason.WRONG_CHECKSUM, str(error)) from error
+    except IsADirectoryError as error:
+        raise DecodeError(Reason.UNREADABLE, "a folder, not a file") from error
 
 
-def _look_into(data: bytes | DecodeError, clip: dict[str, Any], decoder: str) -> dict[str, Any]:
+def _fetched(uri: str) -> Media | DecodeError:
+    try:
+        return fetch(uri)
+    except DecodeError as error:
+        return error
+
+
+def _look_into(data: Media | DecodeError, clip: dict[str, Any], decoder: str) -> dict[str, Any]:
     """The columns that only the file knows."""
     try:
         if isinstance(data, DecodeError):
@@ -124,15 +135,15 @@ def _look_into(data: bytes | DecodeError, clip: dict[str, Any], decoder: str) ->
         look = _look_into_image(data) if clip["kind"] == Kind.IMAGE else _look_into_video(data, clip, decoder)
     except DecodeError as error:
         return {"reason": str(error.reason), "detail": error.detail}
-    return look | {"bytes": len(data), "checksum": manifest.checksum(data)}
+    return look | {"bytes": len(data), "checksum": media.checksum(data)}
 
 
-def _look_into_image(data: bytes) -> dict[str, Any]:
+def _look_into_image(data: Media) -> dict[str, Any]:
     height, width, _ = decode_image(data).shape
     return {"width": width, "height": height, "num_frames": 1}
 
 
-def _look_into_video(data: bytes, clip: dict[str, Any], decoder: str) -> dict[str, Any]:
+def _look_into_video(data: Media, clip: dict[str, Any], decoder: str) -> dict[str, Any]:
     with open_video(data, decoder) as video:
         info = video.info
         indices = window_indices(info, clip["start_seconds"], clip["end_seconds"])
@@ -141,7 +152,13 @@ def _look_into_video(data: bytes, clip: dict[str, Any], decoder: str) -> dict[st
     return {field.name: getattr(info, field.name) for field in fields(info)}
 
 
-def _findings(clips: Sequence[dict[str, Any]], decoder: str, subcluster: str | None) -> list[pa.Table]:
+def mapped(
+    blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None
+) -> Iterator[pa.Table]:
+    """`function` of each block, as they are done, computed by Ray Data on the nodes of `subcluster` (None: all).
+
+    Says every few seconds how far it is.
+    """
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     if subcluster:
@@ -149,11 +166,16 @@ def _findings(clips: Sequence[dict[str, Any]], decoder: str, subcluster: str | N
     logging.getLogger("ray.data._internal.progress").setLevel(
         logging.ERROR
     )  # warns that its bars are off; ours count clips
+    num_rows = sum(len(block) for block in blocks)
     with ray.data.DataContext.current(context):
-        data = ray.data.from_arrow(list(_blocks(clips)))
-        probe = partial(probe_batch, decoder=decoder)
-        probed = data.map_batches(probe, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1)
-        return list(_with_progress(probed.iter_batches(batch_size=None, batch_format="pyarrow"), len(clips)))
+        done = ray.data.from_arrow(list(blocks)).map_batches(
+            function,  # pyright: ignore[reportArgumentType]
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=1,
+        )
+        yield from _with_progress(done.iter_batches(batch_size=None, batch_format="pyarrow"), num_rows)
 
 
 def _blocks(clips: Sequence[dict[str, Any]]) -> Iterator[pa.Table]:

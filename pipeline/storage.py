@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import pyarrow.fs
@@ -67,6 +67,14 @@ def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> 
     filesystem, inner = _resolve(path)
     with _named(path):
         return filesystem.cat_file(inner, start=start, end=stop)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """A file to read here and there; of a remote one only the blocks that are read are fetched."""
+    filesystem, inner = _resolve(path)
+    with _named(path), filesystem.open(inner, "rb") as file:
+        yield file
 
 
 def list_files(root: str) -> list[str]:

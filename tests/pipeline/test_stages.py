@@ -11,11 +11,16 @@ from pipeline import manifest
 from pipeline.annotations import Annotation
 from pipeline.codec import encode_video
 from pipeline.records import Kind, Reason, Stage
+from pipeline.sources import Source, open_source
 from pipeline.stages import KNOWN, clips_of, probe_batch, probe_clips, unnamed_files
 
 
 def annotation(path: str, *captions: str, **more) -> Annotation:
     return Annotation(**{"relative_path": path, "captions": captions, "kind": Kind.VIDEO, "split": "train"} | more)
+
+
+def empty(root: str) -> Source:
+    return open_source(root, files=[])
 
 
 @pytest.fixture
@@ -67,7 +72,7 @@ def check(rows: list[dict], reasons: dict[str, Reason]) -> None:
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 def test_a_batch_is_probed_without_ray(folder, decoder):
-    clips = [clip for clip in clips_of(ANNOTATIONS, corpus="toy", root=str(folder)) if clip["captions"]]
+    clips = [clip for clip in clips_of(ANNOTATIONS, corpus="toy", source=open_source(str(folder))) if clip["captions"]]
     found = probe_batch(pa.Table.from_pylist(clips, schema=KNOWN), decoder).to_pylist()
     usable = [row for row in found if row["reason"] is None]
     reasons = {row["uri"].rsplit("/", 1)[1]: Reason(row["reason"]) for row in found if row["reason"]}
@@ -77,7 +82,7 @@ def test_a_batch_is_probed_without_ray(folder, decoder):
 
 @pytest.mark.ray
 def test_a_corpus_is_probed_by_ray_data(folder, local_ray):
-    clips = clips_of(ANNOTATIONS, corpus="toy", root=str(folder))
+    clips = clips_of(ANNOTATIONS, corpus="toy", source=open_source(str(folder)))
     probed = probe_clips(clips, decoder="decord")
     silent = next(one for one in probed.rejected if one.reason == Reason.NO_CAPTION)
     assert silent.uri == f"{folder}/silent.mp4"
@@ -89,7 +94,9 @@ def test_a_corpus_is_probed_by_ray_data(folder, local_ray):
 
 
 def test_clips_carry_the_ids_of_the_manifest_and_no_root_in_them():
-    here, there = (clips_of(ANNOTATIONS, corpus="toy", root=root) for root in ("/videos", "s3://bucket/videos"))
+    here, there = (
+        clips_of(ANNOTATIONS, corpus="toy", source=empty(root)) for root in ("/videos", "s3://bucket/videos")
+    )
     assert [clip["clip_id"] for clip in here] == [clip["clip_id"] for clip in there]
     assert here[0]["clip_id"] == manifest.clip_id("toy", "a.mp4")
     assert there[0]["uri"] == "s3://bucket/videos/a.mp4"
@@ -98,16 +105,17 @@ def test_clips_carry_the_ids_of_the_manifest_and_no_root_in_them():
 def test_ids_that_collide_are_refused(monkeypatch):
     monkeypatch.setattr(manifest, "clip_id", lambda *_: 7)
     with pytest.raises(ValueError, match=r"ids of a\.mp4 and b\.mp4 collide: rename one"):
-        clips_of([annotation("a.mp4", "x"), annotation("b.mp4", "y")], corpus="toy", root="/v")
+        clips_of([annotation("a.mp4", "x"), annotation("b.mp4", "y")], corpus="toy", source=empty("/v"))
 
 
 def test_files_that_no_annotation_names_are_listed():
     names = ["a.mp4", "b.jpg", "more/c.webm", "captions.jsonl"]
-    found = unnamed_files(ANNOTATIONS, names, corpus="toy", root="/v")
+    source = open_source("/v", files=names)
+    found = unnamed_files(ANNOTATIONS, corpus="toy", source=source)
     assert [(one.uri, one.reason) for one in found] == [("/v/more/c.webm", Reason.NO_ANNOTATION)]
 
 
 def test_nothing_with_words_needs_no_ray():
-    probed = probe_clips(clips_of([annotation("a.mp4")], corpus="toy", root="/v"), decoder="decord")
+    probed = probe_clips(clips_of([annotation("a.mp4")], corpus="toy", source=empty("/v")), decoder="decord")
     assert not probed.rows.num_rows
     assert [one.reason for one in probed.rejected] == [Reason.NO_CAPTION]

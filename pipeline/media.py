@@ -1,0 +1,150 @@
+"""Where the bytes of a clip lie: in a file of their own, inside a packed file, in an LMDB, in a folder of key frames.
+
+| uri in the manifest | what `read` returns |
+|---|---|
+| `PATH` | the file's bytes |
+| `PATH#bytes=START-STOP` | these bytes of it: a member of a tar, a raw clip in a shard |
+| `PATH#frames=START-STOP` | the images in these bytes of a shard, each behind its length (4 bytes, little-endian) |
+| `PATH.lmdb#key=NAME` | the value of a key |
+| `PATH/` | the images of a folder, in order of their names |
+"""
+
+from __future__ import annotations
+
+import functools
+import posixpath
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+import lmdb
+
+from pipeline import manifest, storage
+from pipeline.records import Kind
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}
+)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+_INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames)=(?P<start>\d+)-(?P<stop>\d+)")
+_KEYED = re.compile(r"(?P<path>.+\.lmdb)#key=(?P<key>.+)")
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class EncodedFrames:
+    """A clip that is kept as images, one per frame, in order of display."""
+
+    images: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        """Bytes of all images."""
+        return sum(len(image) for image in self.images)
+
+
+Media = bytes | EncodedFrames
+"""An encoded clip: the bytes of a video or an image, or the images of a video's frames."""
+
+
+class DamagedMediaError(ValueError):
+    """What lies at a uri is not what was put there."""
+
+
+def kind_of(path: str) -> Kind | None:
+    """Video or image by the suffix; None for another file."""
+    suffix = posixpath.splitext(path)[1].lower()
+    return Kind.IMAGE if suffix in IMAGE_SUFFIXES else Kind.VIDEO if suffix in VIDEO_SUFFIXES else None
+
+
+def read(uri: str, checksum: str | None = None) -> Media:
+    """The encoded clip at `uri`, in one of the forms above.
+
+    FileNotFoundError names a file, key or folder that is not there. DamagedMediaError: a part of a packed file does not
+    have the checksum given, since the file was damaged, or written anew after its manifest.
+    """
+    if match := _INSIDE.fullmatch(uri):
+        data = storage.read_bytes(match["path"], int(match["start"]), int(match["stop"]))
+        if checksum is not None and manifest.checksum(data) != checksum:
+            raise DamagedMediaError(f"{uri} has another checksum than its manifest says: pack or prepare it again")
+        return data if match["form"] == "bytes" else EncodedFrames(unpack(data, uri))
+    if match := _KEYED.fullmatch(uri):
+        return _read_key(match["path"], unquote(match["key"]))
+    if uri.endswith("/"):
+        names = [name for name in storage.list_files(uri) if kind_of(name) == Kind.IMAGE]
+        if not names:
+            raise FileNotFoundError(f"{uri} holds no images")
+        return EncodedFrames(tuple(storage.read_bytes(storage.join(uri, name)) for name in names))
+    return storage.read_bytes(uri)
+
+
+def file_of(uri: str) -> str:
+    """The file or folder in which `uri` lies."""
+    match = _INSIDE.fullmatch(uri) or _KEYED.fullmatch(uri)
+    return match["path"] if match else uri
+
+
+def inside(path: str, start: int, stop: int, *, frames: bool = False) -> str:
+    """The uri of the bytes [start, stop) of a file; of the images in them with `frames`."""
+    return f"{path}#{'frames' if frames else 'bytes'}={start}-{stop}"
+
+
+def keyed(path: str, key: str) -> str:
+    """The uri of a key's value in an LMDB."""
+    return f"{path}#key={quote(key)}"
+
+
+def is_lmdb(path: str) -> bool:
+    """True for a path that this module reads as an LMDB."""
+    return path.rstrip("/").endswith(".lmdb")
+
+
+def keys(path: str) -> list[str]:
+    """The keys of an LMDB, sorted."""
+    with _environment(path).begin() as transaction:
+        return sorted(key.decode() for key, _ in transaction.cursor())
+
+
+def checksum(media: Media) -> str:
+    """Of the encoded clip, as the manifest keeps it."""
+    return manifest.checksum(pack(media.images) if isinstance(media, EncodedFrames) else media)
+
+
+def pack(values: Sequence[bytes]) -> bytes:
+    """`values` behind one another, each behind its length: how Parquet's PLAIN encoding writes binary values."""
+    return b"".join(_LENGTH.pack(len(value)) + value for value in values)
+
+
+def unpack(data: bytes, where: str) -> tuple[bytes, ...]:
+    """The values in `pack(values)`. DamagedMediaError where lengths and bytes do not match."""
+    values, position = [], 0
+    while position + _LENGTH.size <= len(data):
+        (length,) = _LENGTH.unpack_from(data, position)
+        position += _LENGTH.size + length
+        values.append(data[position - length : position])
+    if position != len(data) or not values:
+        raise DamagedMediaError(f"{where}: the bytes there are no packed images; pack the corpus again")
+    return tuple(values)
+
+
+def _read_key(path: str, key: str) -> bytes:
+    with _environment(path).begin() as transaction:
+        value = transaction.get(key.encode())
+    if value is None:
+        raise FileNotFoundError(f"{path} has no key {key!r}")
+    return bytes(value)
+
+
+@functools.cache
+def _environment(path: str) -> lmdb.Environment:
+    """Opened once per process, since LMDB forbids more."""
+    if storage.is_remote(path):
+        raise ValueError(
+            f"{path}: LMDB maps a file into memory, so it must be local; jobs/pack.py can pack it to a bucket"
+        )
+    storage.check_readable(path)
+    local = storage.absolute(path)
+    return lmdb.open(
+        local, subdir=storage.is_folder(local), readonly=True, lock=False, readahead=False, max_readers=512
+    )

@@ -1,0 +1,261 @@
+"""A corpus packed into few large files: Parquet shards with the files' own bytes, or with the clips' frames as JPEG.
+
+    manifest ──► items ──fetch, decode, encode──► shard (data) ──► its index (commit) ──► packed manifest
+
+Every value stands uncompressed in its shard, so the packed manifest names its byte range and training fetches just
+that; any other tool reads the same shard as a table of `key`, `clip_ids` and `values`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import manifest, media, storage
+from pipeline.codec import DecodeError, decode_image, encode_image, fit_long_side, open_video, window_indices
+from pipeline.loader import known_info
+from pipeline.records import Kind, Reason, Rejected, Stage
+from pipeline.sampling import sample_frames
+from pipeline.stages import fetch
+
+VERSION = 1
+"""Raised when the same input would give other shards."""
+INDEX_SUFFIX = ".index.parquet"
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # of the item: what it was made from
+        pa.field("clip_ids", pa.list_(pa.int64()), nullable=False),
+        pa.field("values", pa.list_(pa.binary()), nullable=False),  # one file, or one JPEG per frame
+    ]
+)
+INDEX_SCHEMA = pa.schema([field.with_nullable(True) for field in manifest.SCHEMA]).append(pa.field("key", pa.string()))
+INDEX_SCHEMA = INDEX_SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("detail", pa.string()))
+PASSING = frozenset({Reason.MISSING, Reason.UNAVAILABLE, Reason.TIMEOUT, Reason.CRASHED, Reason.OUT_OF_MEMORY})
+"""Reasons that may lie in the store or the machine: such clips are tried again when the pass is repeated."""
+
+
+class Content(StrEnum):
+    """What a shard holds."""
+
+    RAW = "raw"
+    """The files as they are; clips of one file share its bytes."""
+    FRAMES = "frames"
+    """Frames of each clip, as JPEG: training then decodes no video."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackingConfig:
+    """What a shard holds, and how much of it."""
+
+    content: Content = Content.FRAMES
+    num_frames: int = 32
+    """Frames kept of a clip, evenly over its time; training draws its own from them. All, if the clip has fewer."""
+    frame_size_px: int = 256
+    """Long side of a kept frame; a smaller one keeps its size."""
+    quality: int = 90
+    """Of the JPEGs, in [1, 95]."""
+    shard_bytes: int = 64 * 2**20
+    """About the size of a shard, which is also what one worker holds in memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "frame_size_px", "shard_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"packing.{name} must be at least 1, got {getattr(self, name)}")
+        if not 1 <= self.quality <= 95:
+            raise ValueError(f"packing.quality must lie in [1, 95], got {self.quality}")
+
+    @property
+    def hash(self) -> str:
+        """Equal for settings that give equal values."""
+        settings = [VERSION, self.content]
+        if self.content == Content.FRAMES:
+            settings += [self.num_frames, self.frame_size_px, self.quality]
+        return hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What becomes one row of a shard: a clip, or a file with all its clips."""
+
+    key: str
+    clips: tuple[dict[str, Any], ...]
+    """Rows of the manifest."""
+
+
+def items_of(rows: Iterable[dict[str, Any]], config: PackingConfig) -> list[Item]:
+    """The rows of a manifest as items, in order."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        owner = f"{row['uri'] if config.content == Content.RAW else row['clip_id']} {row['checksum']}"
+        groups.setdefault(owner, []).append(row)
+    return [Item(key=_key(owner, clips), clips=tuple(clips)) for owner, clips in groups.items()]
+
+
+def batches_of(items: Sequence[Item], config: PackingConfig) -> Iterator[list[Item]]:
+    """The items of each shard."""
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += estimated_bytes(item, config)
+        if size >= config.shard_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def estimated_bytes(item: Item, config: PackingConfig) -> int:
+    """Of an item in its shard; of a frame, a fifth of its pixels is a rough guess at quality 90."""
+    row = item.clips[0]
+    if config.content == Content.RAW:
+        return row["bytes"]
+    width, height = _kept_size(row["width"], row["height"], config)
+    return min(config.num_frames, row["num_frames"]) * (width * height // 5)
+
+
+def write_shard(items: Sequence[Item], config: PackingConfig, folder: str) -> pa.Table:
+    """One shard of `items`, then its index, which is returned: rows of the packed manifest, or reasons.
+
+    The name depends on what goes in, so a pass that is repeated writes the same file again.
+    """
+    name = hashlib.blake2b("\n".join([config.hash, *(item.key for item in items)]).encode(), digest_size=10).hexdigest()
+    path = storage.join(folder, f"{name}.parquet")
+    filled, found = [], []
+    for item in items:
+        try:
+            values, changed = _values(item, config)
+        except DecodeError as error:
+            found += [_entry(clip, item, reason=str(error.reason), detail=error.detail) for clip in item.clips]
+        else:
+            filled.append((item, values, changed))
+    data, starts = _shard([(item, values) for item, values, _ in filled])
+    for (item, values, changed), start in zip(filled, starts, strict=True):
+        changed |= _place(path, data, start, values, config)
+        found += [_entry(clip, item, **changed) for clip in item.clips]
+    if filled:
+        storage.write_bytes_atomic(path, data)
+    table = pa.Table.from_pylist(found, schema=INDEX_SCHEMA)
+    storage.write_bytes_atomic(storage.join(folder, name + INDEX_SUFFIX), _parquet(table, config))
+    return table
+
+
+def read_indexes(folder: str, config: PackingConfig) -> pa.Table:
+    """What earlier passes with the same settings have packed below `folder`, or rejected for good (`INDEX_SCHEMA`)."""
+    tables = []
+    for name in storage.list_files(folder) if storage.exists(folder) else []:
+        if name.endswith(INDEX_SUFFIX):
+            table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, name))))
+            if (table.schema.metadata or {}).get(b"snps3_packing") == config.hash.encode():
+                tables.append(table.replace_schema_metadata())
+    return pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
+
+
+def is_final(row: dict[str, Any]) -> bool:
+    """Whether a row of an index stands, or its clip should be tried again."""
+    return row["reason"] is None or Reason(row["reason"]) not in PASSING
+
+
+def rejected_of(row: dict[str, Any]) -> Rejected:
+    """The rejected clip in a row of an index that has a reason."""
+    return Rejected(
+        clip_id=row["clip_id"], uri=row["uri"], stage=Stage.PACK, reason=Reason(row["reason"]), detail=row["detail"]
+    )
+
+
+def _key(owner: str, clips: Sequence[dict[str, Any]]) -> str:
+    times = [[clip["clip_id"], clip["start_seconds"], clip["end_seconds"]] for clip in clips]
+    return hashlib.blake2b(json.dumps([owner, times]).encode(), digest_size=16).hexdigest()
+
+
+def _entry(clip: dict[str, Any], item: Item, **changed: Any) -> dict[str, Any]:
+    return clip | {"key": item.key, "reason": None, "detail": None} | changed
+
+
+def _values(item: Item, config: PackingConfig) -> tuple[Sequence[bytes], dict[str, Any]]:
+    """What is kept of an item, and the columns of the manifest that change by it. DecodeError if it gives no clip."""
+    clip = item.clips[0]
+    data = fetch(clip["uri"], clip["checksum"])
+    if config.content == Content.RAW:
+        return (data.images if isinstance(data, media.EncodedFrames) else (data,)), {}
+    return _image(data, config) if clip["kind"] == Kind.IMAGE else _frames(data, clip, config)
+
+
+def _image(data: media.Media, config: PackingConfig) -> tuple[Sequence[bytes], dict[str, Any]]:
+    image = decode_image(data)
+    height, width = image.shape[:2]
+    if max(width, height) > config.frame_size_px:
+        image = decode_image(data, config.frame_size_px)
+    height, width = image.shape[:2]
+    return [encode_image(image, quality=config.quality)], {"width": width, "height": height}
+
+
+def _frames(data: media.Media, clip: dict[str, Any], config: PackingConfig) -> tuple[Sequence[bytes], dict[str, Any]]:
+    with open_video(data, known=known_info(clip)) as video:
+        window = window_indices(video.info, clip["start_seconds"], clip["end_seconds"])
+        num_frames, seconds = min(config.num_frames, len(window)), len(window) / video.info.fps
+        indices = [window[index] for index in sample_frames(num_frames, len(window))]
+        width, height = _kept_size(video.info.width, video.info.height, config)
+        values = [encode_image(frame, quality=config.quality) for frame in video.frames(indices, (width, height))]
+    return values, {
+        "start_seconds": None,  # the frames are those of the clip alone
+        "end_seconds": None,
+        "width": width,
+        "height": height,
+        "fps": num_frames / seconds,
+        "duration_seconds": seconds,
+        "num_frames": num_frames,
+    }
+
+
+def _kept_size(width: int, height: int, config: PackingConfig) -> tuple[int, int]:
+    """(width, height) of a kept frame: never larger than it was."""
+    return fit_long_side(width, height, min(config.frame_size_px, max(width, height)))
+
+
+def _shard(filled: Sequence[tuple[Item, Sequence[bytes]]]) -> tuple[bytes, list[int]]:
+    """A Parquet file of the items, and where the packed values of each begin in it."""
+    rows = [
+        {"key": item.key, "clip_ids": [clip["clip_id"] for clip in item.clips], "values": list(values)}
+        for item, values in filled
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=SHARD_SCHEMA),
+        buffer,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+        row_group_size=1,  # a row is one page, so nothing parts its values
+    )
+    data, starts, position = buffer.getvalue(), [], 0
+    for _, values in filled:
+        packed = media.pack(values)
+        position = data.index(packed, position)
+        starts.append(position)
+        position += len(packed)
+    return data, starts
+
+
+def _place(path: str, data: bytes, start: int, values: Sequence[bytes], config: PackingConfig) -> dict[str, Any]:
+    """The columns of the manifest that say where values lie, which begin at `start` of the shard's bytes."""
+    stop, is_file = start + len(media.pack(values)), config.content == Content.RAW and len(values) == 1
+    if is_file:
+        start = stop - len(values[0])
+    uri = media.inside(path, start, stop, frames=not is_file)
+    return {"uri": uri, "bytes": stop - start, "checksum": manifest.checksum(data[start:stop])}
+
+
+def _parquet(table: pa.Table, config: PackingConfig) -> bytes:
+    buffer = io.BytesIO()
+    described = {b"snps3_packing": config.hash.encode(), b"settings": json.dumps(asdict(config)).encode()}
+    pq.write_table(table.replace_schema_metadata(described), buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import lmdb
+import pytest
+
+from pipeline import media, storage
+from pipeline.manifest import checksum
+from pipeline.media import DamagedMediaError, EncodedFrames
+
+
+@pytest.mark.parametrize("values", [[b"one"], [b"", b"two", b"three" * 1000]])
+def test_packed_values_unpack(values):
+    assert media.unpack(media.pack(values), "here") == tuple(values)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x03\0\0\0ab", media.pack([b"ab"]) + b"x"])
+def test_other_bytes_are_no_packed_values(data):
+    with pytest.raises(DamagedMediaError, match="shard: the bytes there are no packed images"):
+        media.unpack(data, "shard")
+
+
+def test_a_part_of_a_file_is_read_with_its_checksum(tmp_path):
+    path = str(tmp_path / "a #1.tar")
+    storage.write_bytes_atomic(path, b"0123456789")
+    uri = media.inside(path, 2, 5)
+    assert media.read(uri) == media.read(uri, checksum(b"234")) == b"234"
+    assert media.file_of(uri) == media.file_of(path) == path
+    with pytest.raises(DamagedMediaError, match="has another checksum than its manifest says"):
+        media.read(media.inside(path, 2, 6), checksum(b"234"))
+    with pytest.raises(DamagedMediaError, match="has another checksum"):
+        media.read(media.inside(path, 8, 12), checksum(b"89ab"))
+
+
+def test_a_file_with_a_hash_in_its_name_is_a_file(tmp_path):
+    path = str(tmp_path / "take #bytes=2.mp4")
+    storage.write_bytes_atomic(path, b"video")
+    assert media.read(path) == b"video"
+
+
+def test_frames_in_a_file_and_in_a_folder_are_read_in_order(tmp_path):
+    packed = media.pack([b"first", b"second"])
+    storage.write_bytes_atomic(str(tmp_path / "shard.parquet"), b"head" + packed + b"tail")
+    uri = media.inside(str(tmp_path / "shard.parquet"), 4, 4 + len(packed), frames=True)
+    for name, data in {"clip/002.jpg": b"second", "clip/001.jpg": b"first", "clip/note.txt": b"x"}.items():
+        storage.write_bytes_atomic(str(tmp_path / name), data)
+    assert media.read(uri, checksum(packed)) == EncodedFrames((b"first", b"second"))
+    assert media.read(f"{tmp_path}/clip/") == EncodedFrames((b"first", b"second"))
+    assert media.checksum(EncodedFrames((b"first", b"second"))) == checksum(packed)
+    with pytest.raises(FileNotFoundError, match="holds no images"):
+        media.read(f"{tmp_path}/")
+
+
+def test_keys_of_an_lmdb(tmp_path):
+    path = str(tmp_path / "videos.lmdb")
+    with lmdb.open(path, map_size=2**20) as environment, environment.begin(write=True) as transaction:
+        transaction.put("b/ä 1#2".encode(), b"video")
+        transaction.put(b"a", b"other")
+    assert media.is_lmdb(path)
+    assert media.keys(path) == ["a", "b/ä 1#2"]
+    assert media.read(media.keyed(path, "b/ä 1#2")) == b"video"
+    with pytest.raises(FileNotFoundError, match="has no key 'c'"):
+        media.read(media.keyed(path, "c"))
+    with pytest.raises(ValueError, match="LMDB maps a file into memory, so it must be local"):
+        media.read("s3://bucket/videos.lmdb#key=a")
