@@ -20,6 +20,7 @@ import tyro
 from jobs import checkpoints
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.gpu_benchmark import gpu_step
+from jobs.loaders_benchmark import loaders
 from jobs.pretrain import hardware
 from jobs.processes import MARKER, bytes_spilled, pss_bytes
 from jobs.step_benchmark import step
@@ -112,6 +113,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "ingest": ingest,
     "cache": cache,
     "soak": soak,
+    "loaders": loaders,
 }
 
 

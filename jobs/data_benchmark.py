@@ -1,7 +1,7 @@
 """The data path, measured: `ingest`, `loaders`, `cache` and `soak` of `python jobs/benchmark.py`.
 
-All on generated clips: by default 200 of 10 s at 568×320, 30 fps, one key frame in 250, with textures of their own that move.
-What is compared decodes the same clips, to 8 frames of 224², with the same decoder on the same number of cores.
+All on generated clips: by default 200 of 10 s at 568×320, 30 fps, one key frame in 250, each with a texture of its own
+that moves. What is compared decodes the same clips to 8 frames of 224², with the same decoder on as many cores.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def write_clip(index: int, clips: Clips, folder: str) -> None:
     Path(folder, f"{index:04}.mp4").write_bytes(video)
 
 
-def source_of(manifest: str, *, passes: int = 1, num_frames: int = NUM_FRAMES, size_px: int = SIZE_PX) -> ClipSource:
-    """All clips of a manifest in the order of training, `passes` times."""
+def source_of(manifest: str, *, num_frames: int = NUM_FRAMES, size_px: int = SIZE_PX) -> ClipSource:
+    """All clips of a manifest in the order of training, over and over."""
     count = len(split_rows(manifest, "train")[Kind.VIDEO])
     plan = Plan(seed=0, num_videos=count, num_images=0, global_batch=BATCH)
     return ClipSource(

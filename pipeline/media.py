@@ -72,7 +72,7 @@ def read(uri: str, checksum: str | None = None) -> Media:
     if match := _KEYED.fullmatch(uri):
         return _read_key(match["path"], unquote(match["key"]))
     if uri.endswith("/"):
-        names = [name for name in storage.list_files(uri) if kind_of(name) == Kind.IMAGE]
+        names = [name for name in storage.list_files(uri) if kind_of(name) == Kind.IMAGE and "/" not in name]
         if not names:
             raise FileNotFoundError(f"{uri} holds no images")
         return EncodedFrames(tuple(storage.read_bytes(storage.join(uri, name)) for name in names))

@@ -24,8 +24,8 @@ from pipeline.stages import KNOWN, clips_of, fetch, probe_batch
 
 
 def frames_of(seed: int, num_frames: int = 20) -> np.ndarray:
-    coarse = np.random.default_rng(seed).integers(0, 255, (num_frames, 6, 8, 3), np.uint8)
-    return np.repeat(np.repeat(coarse, 8, axis=1), 8, axis=2)
+    grey = np.random.default_rng(seed).integers(0, 255, (num_frames, 6, 8, 1), np.uint8)
+    return grey.repeat(8, axis=1).repeat(8, axis=2).repeat(3, axis=3)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from pipeline.codec import encode_video
 from pipeline.ledger import TooManyRejectedError, read_ledger
 from pipeline.manifest import read_manifest
 from pipeline.records import Reason
+from pipeline.synthetic.clips import CorpusConfig
+from pipeline.synthetic.corpus import make_corpus
 
 pytestmark = pytest.mark.ray
 
@@ -170,3 +174,13 @@ def test_real_clips_and_a_cut_copy_of_one(real_files, tmp_path, local_ray):
     (lost,) = read_ledger(cut.ledger_path)
     assert lost.uri.endswith("/cut.mp4")
     assert lost.reason == Reason.TRUNCATED
+
+
+def test_two_nodes_give_the_manifest_of_one(tmp_path, local_ray):
+    corpus = tmp_path / "corpus"
+    make_corpus(CorpusConfig(num_train_videos=60, num_train_images=8, num_val=4, num_test=4), str(corpus))
+    lines = tuple(f"{corpus}/annotations/{split}.jsonl" for split in ("train", "val", "test"))
+    one = prepare(PrepareConfig(corpus="toy", root=str(corpus), out=str(tmp_path / "one"), annotations=lines))
+    command = [sys.executable, str(Path(__file__).parent / "two_nodes.py"), str(corpus), str(tmp_path / "two"), *lines]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == {"hash": one.manifest_hash, "num_nodes": 2}

@@ -38,7 +38,8 @@ def write(path, text: str | bytes) -> str:
 
 def probed(annotated, source) -> list[dict]:
     clips = clips_of(annotated, corpus="toy", source=source)
-    return probe_batch(pa.Table.from_pylist(clips, schema=KNOWN), "decord").to_pylist()
+    found = probe_batch(pa.Table.from_pylist(clips, schema=KNOWN), "decord").to_pylist()
+    return sorted(found, key=lambda row: row["captions"])
 
 
 def test_tars_are_read_like_the_files_in_them(tmp_path):
