@@ -11,11 +11,14 @@ import ray
 
 
 @contextlib.contextmanager
-def connected_ray(*, worker_environment: Mapping[str, str] | None = None, is_watched: bool = False) -> Iterator[None]:
+def connected_ray(
+    *, worker_environment: Mapping[str, str] | None = None, is_watched: bool = False, num_cpus: int | None = None
+) -> Iterator[None]:
     """Ray is connected: as it is already, to the cluster of `RAY_ADDRESS` (as in `ray job submit`), or to our own.
 
     What is connected here is left at the end. `RAY_AUTH_MODE` is the caller's to choose, before Ray is imported.
     `is_watched`: what workers print is shown, and a Ray of our own has its dashboard.
+    `num_cpus`: of a Ray of our own, by default as many as there are.
     """
     if ray.is_initialized():
         yield
@@ -23,6 +26,7 @@ def connected_ray(*, worker_environment: Mapping[str, str] | None = None, is_wat
     address = os.environ.get("RAY_ADDRESS", "local")
     ray.init(
         address=address,
+        num_cpus=num_cpus if address == "local" else None,
         include_dashboard=is_watched if address == "local" else None,
         log_to_driver=is_watched,
         logging_level=logging.WARNING,

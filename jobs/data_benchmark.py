@@ -154,19 +154,20 @@ def receive(delivery: Delivery, runtime: cluster_run.Runtime) -> None:
     Path(delivery.result).write_text(json.dumps({"started": started, "arrivals": arrivals}))
 
 
-def delivered(source: ClipSource, num_steps: int, folder: str) -> dict[str, Any]:
+def delivered(source: ClipSource, num_steps: int, folder: str, decode_cpus: int | None = None) -> dict[str, Any]:
     """A whole Ray of our own: `receive` on one Train worker, fed by decoders on every core."""
+    decode_cpus = decode_cpus or cores()
     delivery = Delivery(source, num_steps, f"{folder}/delivered.json")
     workers = cluster_run.Workers(
         count=1,
         use_gpu=False,
-        cpus_each=0,
+        cpus_each=0.01,  # Ray refuses none at all
         threads_each=1,
-        decode_cpus=cores(),
+        decode_cpus=decode_cpus,
         max_failures=0,
         num_kept_checkpoints=1,
     )
-    with connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT):
+    with connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, num_cpus=decode_cpus + 1):
         cluster_run.run(
             receive,
             delivery,

@@ -34,7 +34,7 @@ def test_what_the_pool_decodes_is_delivered_by_ray(tmp_path, local_ray):
 
     source = source_of(manifest, size_px=32)
     by_pool = sum(decode_step(step, source) for step in range(3))
-    found = delivered(source, 3, str(tmp_path))
+    found = delivered(source, 3, str(tmp_path), decode_cpus=1)
     assert by_pool == sum(count for _, count in found["arrivals"]) == CLIPS.count
     assert found["started"] < found["arrivals"][0][0]
     assert pool_rate(source, 3) > 0
