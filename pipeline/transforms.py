@@ -60,11 +60,12 @@ def resample(
 
     A pixel is interpolated between real ones only, and is padding if less than half of it is real.
     """
-    num_frames = frames.shape[1]
-    is_real = (~pad_mask)[..., None].float()
-    planes = torch.cat([frames * is_real, is_real], -1).permute(0, 1, 4, 2, 3).flatten(1, 2)
-    grid = F.affine_grid(maps, [len(frames), 1, size_px, size_px], align_corners=False)
-    sampled = F.grid_sample(planes, grid, align_corners=False).unflatten(1, (num_frames, 4))
+    B, T, H, W = pad_mask.shape
+    planes = torch.empty(B, T, 4, H, W, device=frames.device)
+    planes[:, :, 3] = ~pad_mask
+    torch.mul(frames.permute(0, 1, 4, 2, 3), planes[:, :, 3:], out=planes[:, :, :3])
+    grid = F.affine_grid(maps, [B, 1, size_px, size_px], align_corners=False)
+    sampled = F.grid_sample(planes.flatten(1, 2), grid, align_corners=False).unflatten(1, (T, 4))
     shown, share = sampled[:, :, :3], sampled[:, :, 3:]
     return shown / share.clamp(min=1e-3), share[:, :, 0] < 0.5
 
