@@ -11,11 +11,14 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
+from pipeline.augmentation import AugmentationConfig
 from pipeline.masking import MaskingConfig
+from pipeline.plan import MixingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
 
 
@@ -39,6 +42,13 @@ class DataConfig:
     """The run stops when more than this share of the clips seen so far could not be decoded."""
     max_evaluation_clips: int = 1000
     """Clips of a split that are evaluated at most, the first by clip_id; scoring all pairs grows with the square."""
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    @property
+    def shown_px(self) -> int:
+        """Side of the square that the network sees."""
+        return self.augmentation.crop_px or self.frame_size_px
 
     def __post_init__(self) -> None:
         if not self.manifest:
@@ -48,6 +58,13 @@ class DataConfig:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.max_rejected_share <= 1:
             raise ValueError(f"data.max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
+        crop_px, long_sides_px = self.augmentation.crop_px, self.augmentation.long_sides_px
+        for name, side in (("crop_px", crop_px or 0), ("long_sides_px", max(long_sides_px, default=0))):
+            if side > self.frame_size_px:
+                raise ValueError(
+                    f"data.augmentation.{name} must not exceed data.frame_size_px={self.frame_size_px}, the size at "
+                    f"which frames are decoded, got {side}; raise data.frame_size_px"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,14 +305,14 @@ def refuse_small_sizes(model: ModelConfig) -> None:
         raise ValueError(f"model.initial_std must be above 0, got {model.initial_std}")
 
 
-def in_steps(config: PretrainConfig, steps_per_epoch: int) -> PretrainConfig:
-    """The same run with what it counts in epochs (end, decay) counted in steps of a known corpus."""
+def in_steps(config: PretrainConfig, first_step: Callable[[int], int]) -> PretrainConfig:
+    """The same run with what it counts in epochs (end, decay) in steps; `first_step` is that of the plan."""
     optim = config.optim
     num_steps, decay_step = optim.num_steps, optim.decay_step
     if optim.num_epochs is not None:
-        num_steps = min(num_steps, optim.num_epochs * steps_per_epoch)
+        num_steps = min(num_steps, first_step(optim.num_epochs))
     if optim.decay_epoch is not None:
-        decay_step = optim.decay_epoch * steps_per_epoch
+        decay_step = first_step(optim.decay_epoch)
     return dataclasses.replace(config, optim=dataclasses.replace(optim, num_steps=num_steps, decay_step=decay_step))
 
 

@@ -20,7 +20,7 @@ from jobs.config import DataConfig, Placement, PretrainConfig, SelectionConfig, 
 from jobs.evaluation import selectable_metrics
 from pipeline import storage
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.plan import Plan
+from pipeline.plan import MixingConfig, Plan
 from pipeline.records import Kind
 from pipeline.words import Tokenizer
 from snps3_model.config import ModelConfig
@@ -86,9 +86,9 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     found += weight_problems(config)
     _tried(found, "placement.storage", lambda: check_storage(config.placement.storage))
     state, refusal = folder_state(config, run_folder, manifest)
-    plan = training_plan(config, manifest) if manifest else None
+    plan = _tried(found, "data.train_split", lambda: training_plan(config, manifest)) if manifest else None
     return Survey(
-        config=in_steps(config, plan.steps_per_epoch) if plan else config,
+        config=in_steps(config, plan.first_step) if plan else config,
         run_folder=run_folder,
         state=state,
         manifest=manifest,
@@ -166,11 +166,12 @@ def num_cpus(placement: Placement) -> float:
 
 def visual_problems(config: PretrainConfig) -> list[str]:
     """Why the visual encoder could not be made, filled with its weights, or take the frames."""
-    visual, size = config.model.visual, config.data.frame_size_px
+    visual, size = config.model.visual, config.data.shown_px
     found: list[str] = []
     problem = _tried(found, "model.visual.backbone", lambda: frame_size_problem(visual, size, size))
     if problem:
-        found.append(f"data.frame_size_px={size}: {problem}")
+        name = "augmentation.crop_px" if config.data.augmentation.crop_px else "frame_size_px"
+        found.append(f"data.{name}={size}: {problem}")
     is_file = visual.pretrained is not None and visual.encoder != "auto"
     if is_file and not os.path.exists(str(visual.pretrained)):
         found.append(
@@ -247,6 +248,7 @@ def training_plan(config: PretrainConfig, manifest: Manifest) -> Plan | None:
         num_videos=kinds[Kind.VIDEO.value],
         num_images=kinds[Kind.IMAGE.value],
         global_batch=config.optim.global_batch,
+        mixing=config.data.mixing,
     )
 
 
@@ -291,7 +293,15 @@ def _training_line(found: Survey) -> str:
     optim = found.config.optim
     if found.plan is None:
         return f"{optim.num_steps} steps of {optim.global_batch} clips; how many epochs is unknown"
-    per_epoch = found.plan.steps_per_epoch
+    per_epoch, mixing = found.plan.steps_per_epoch, found.config.data.mixing
+    if mixing != MixingConfig():
+        order = f"{mixing.image_epochs} epochs of images, then videos"
+        if mixing.weights:
+            order = f"images and videos by turns, {mixing.weights[0]} to {mixing.weights[1]}"
+        return (
+            f"{optim.num_steps} steps of {optim.global_batch} clips: {order}; an epoch of images has "
+            f"{found.plan.num_steps(Kind.IMAGE)} steps, one of videos {found.plan.num_steps(Kind.VIDEO)}"
+        )
     return (
         f"{optim.num_steps} steps of {optim.global_batch} clips = {optim.num_steps / per_epoch:.1f} epochs of "
         f"{per_epoch} steps"
@@ -300,10 +310,10 @@ def _training_line(found: Survey) -> str:
 
 def _frames_line(config: PretrainConfig) -> str:
     num_frames, size = config.optim.global_batch * config.data.num_frames, config.data.frame_size_px
-    mebibytes = num_frames * size * size * 3 / 2**20
+    mebibytes, shown = num_frames * size * size * 3 / 2**20, config.data.shown_px
     return (
         f"{config.optim.global_batch} videos × {config.data.num_frames} frames of {size} × {size} px = {num_frames} "
-        f"frames, {mebibytes:.1f} MiB per step"
+        f"frames, {mebibytes:.1f} MiB per step" + (f", shown at {shown} × {shown} px" if shown != size else "")
     )
 
 

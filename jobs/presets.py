@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from jobs.config import DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
+from pipeline.augmentation import AugmentationConfig
 from pipeline.masking import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 
@@ -45,7 +46,7 @@ def coco_vg_resnet50() -> PretrainConfig:
     """Images of COCO and Visual Genome, ResNet-50 with frozen batch normalisation: SNP-R50 of the paper."""
     return PretrainConfig(
         name="coco_vg_resnet50",
-        data=_data("coco_vg", num_frames=1, frame_size_px=768),
+        data=_whole_images("coco_vg"),
         text=_text(),
         model=_bert_base(
             VisualConfig(encoder="resnet50", pretrained="pretrained/resnet50.safetensors", frozen_batch_norm=True)
@@ -60,7 +61,7 @@ def coco_vg_pvt() -> PretrainConfig:
     """Images of COCO and Visual Genome, PVTv2-B2: SNP-PVT of the paper."""
     return PretrainConfig(
         name="coco_vg_pvt",
-        data=_data("coco_vg", num_frames=1, frame_size_px=768),
+        data=_whole_images("coco_vg"),
         text=_text(),
         model=_bert_base(VisualConfig(encoder="pvt_v2_b2", pretrained="pretrained/pvt_v2_b2.safetensors")),
         optim=_optim(num_steps=130_000, num_epochs=30, decay_step=110_000),
@@ -73,7 +74,7 @@ def cc3m_video_swin() -> PretrainConfig:
     """Images of CC3M, Video Swin: the first half of SNP-VST's pre-training."""
     return PretrainConfig(
         name="cc3m_video_swin",
-        data=_data("cc3m", num_frames=1, frame_size_px=224),
+        data=_crops("cc3m", num_frames=1),
         text=_text(),
         model=_bert_base(
             VisualConfig(
@@ -90,7 +91,7 @@ def webvid_video_swin() -> PretrainConfig:
     """Videos of WebVid-2M, 4 frames, Video Swin: the second half, from the weights of `cc3m_video_swin`."""
     return PretrainConfig(
         name="webvid_video_swin",
-        data=_data("webvid2m", num_frames=4, frame_size_px=224),
+        data=_crops("webvid2m", num_frames=4),
         text=_text(),
         model=_bert_base(
             VisualConfig(encoder="video_swin_small", drop_path=0.2),
@@ -112,8 +113,31 @@ PRESETS: Mapping[str, tuple[str, Callable[[], PretrainConfig]]] = MappingProxyTy
 """Name → what it is in one line, and the function."""
 
 
-def _data(corpus: str, *, num_frames: int, frame_size_px: int) -> DataConfig:
-    return DataConfig(manifest=f"corpora/{corpus}/manifest.parquet", num_frames=num_frames, frame_size_px=frame_size_px)
+def _manifest(corpus: str) -> str:
+    return f"corpora/{corpus}/manifest.parquet"
+
+
+def _whole_images(corpus: str) -> DataConfig:
+    """Whole images, whose long side is drawn anew at each visit."""
+    return DataConfig(
+        manifest=_manifest(corpus),
+        num_frames=1,
+        frame_size_px=768,
+        augmentation=AugmentationConfig(long_sides_px=tuple(range(224, 769, 32))),
+    )
+
+
+def _crops(corpus: str, *, num_frames: int) -> DataConfig:
+    """Squares of 224 px out of clips of which RandAugment changes two things at most, half of them in a mirror.
+
+    A long side of 480 px leaves a 16:9 clip the smallest short side, so that interpolation hardly enlarges.
+    """
+    return DataConfig(
+        manifest=_manifest(corpus),
+        num_frames=num_frames,
+        frame_size_px=480,
+        augmentation=AugmentationConfig(crop_px=224, short_side_px=(268, 336), flip_probability=0.5, num_operations=2),
+    )
 
 
 def _text() -> TextConfig:

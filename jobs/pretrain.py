@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
     manifest_hash = read_manifest(config.data.manifest).hash
     run_hash = claim_folder(config, run_folder, manifest_hash)
-    config = in_steps(config, make_plan(config).steps_per_epoch)
+    config = in_steps(config, make_plan(config).first_step)
     if storage.exists(f"{run_folder}/results.json"):
         print(f"{config.name} is finished: {run_folder}/report.html")
         return checkpoints.read_json(f"{run_folder}/results.json")
@@ -156,6 +156,7 @@ def make_plan(config: PretrainConfig) -> Plan:
         num_videos=len(rows[Kind.VIDEO]),
         num_images=len(rows[Kind.IMAGE]),
         global_batch=config.optim.global_batch,
+        mixing=config.data.mixing,
     )
 
 
@@ -176,7 +177,9 @@ def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
         for name, split in evaluated.items()
         if split
     }
-    return {"train": ClipSource(split=data.train_split, plan=make_plan(config), **shared)} | sources
+    long_sides_px = data.augmentation.long_sides_px
+    training = ClipSource(split=data.train_split, plan=make_plan(config), long_sides_px=long_sides_px, **shared)
+    return {"train": training} | sources
 
 
 def datasets(job: Job) -> dict[str, Any]:

@@ -22,11 +22,13 @@ from jobs.optimizer import learning_rate
 from jobs.tracking import Tracker
 from jobs.training import Clock, TrainState, commit, make_state, refuse_non_finite, training_steps
 from pipeline import storage
+from pipeline.augmentation import draw_augmentation
 from pipeline.collate import collate
 from pipeline.ledger import read_ledger, refuse_above_share, write_ledger
 from pipeline.loader import ClipSource, clip_rows, in_plan_order, rejected_rows, segments
 from pipeline.records import Batch, Rejected, Stage
 from pipeline.significance import SignificantWords
+from pipeline.transforms import augment
 from pipeline.words import Tokenizer
 from snps3_model.loading import initialise
 from snps3_model.objective import Pretraining
@@ -127,7 +129,7 @@ class Rank:
         ).to(self.world.device)
 
     def batches(self, source: ClipSource, tables: Iterator[pa.Table], start_step: int, stage: Stage) -> Iterator[Batch]:
-        """This rank's shares of the steps from `start_step` on, as batches."""
+        """This rank's shares of the steps from `start_step` on, as the network is to see them."""
         shares = in_plan_order(
             tables, start_step=start_step, rank=self.world.rank, num_ranks=self.world.size, batch=source.batch
         )
@@ -135,7 +137,7 @@ class Rank:
             self.rejected += rejected_rows(table, stage)
             rows = clip_rows(table, source=source, epoch=source.planned(step).epoch)
             self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
-            yield collate(
+            batch = collate(
                 rows,
                 tokenizer=self.job.tokenizer,
                 table=self.job.table,
@@ -144,7 +146,11 @@ class Rank:
                 seed=self.config.seed,
                 max_tokens=self.config.text.max_tokens,
                 most_length_groups=self.config.placement.length_groups,
-            ).to(self.world.device)
+            )
+            drawn = draw_augmentation(
+                rows, self.config.data.augmentation, seed=self.config.seed, is_training=stage == Stage.TRAIN
+            )
+            yield augment(batch.to(self.world.device), drawn)
 
     def training_batches(self, start_step: int) -> Iterator[Batch]:
         """The batches of the run from `start_step` to its end, over all segments of the data."""

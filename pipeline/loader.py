@@ -73,6 +73,8 @@ class ClipSource:
 
     max_clips: int | None = None
     """Evaluation reads at most this many clips, the first by clip_id."""
+    long_sides_px: tuple[int, ...] = ()
+    """Training decodes each clip with one of these long sides, drawn anew in each epoch; none: `frame_size_px`."""
 
     def share(self, num_ranks: int) -> int:
         """Slots of a step that are one rank's."""
@@ -189,13 +191,17 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
     if row is None:
         return empty
     is_training = source.plan is not None
+    drawn_px = size
+    if is_training and source.long_sides_px:
+        size_rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.SIZE)
+        drawn_px = int(size_rng.choice(source.long_sides_px))
     rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.FRAMES)
     try:
         clip = decode_clip(
             fetch(row["uri"], row["checksum"]),
             kind=planned.kind,
             num_frames=length,
-            size_px=size,
+            size_px=drawn_px,
             policy=Policy.RANDOM if is_training else Policy.MIDDLE,
             rng=rng if is_training else None,
             start_seconds=row["start_seconds"],
@@ -210,7 +216,7 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
     return empty | {
         "weight": 1.0,
         "caption": choose_caption(captions, caption_rng) if is_training else captions[0],
-        "frames": clip.frames.tobytes(),
+        "frames": np.pad(clip.frames, ((0, 0), (0, size - drawn_px), (0, size - drawn_px), (0, 0))).tobytes(),
         "real_height": int((~clip.pad_mask[0]).any(1).sum()),
         "real_width": int((~clip.pad_mask[0]).any(0).sum()),
     }

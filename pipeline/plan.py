@@ -8,7 +8,7 @@ its own steps however many clips there are. Global batches do not depend on the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int64
@@ -26,49 +26,106 @@ class PlannedStep:
 
     step: int
     epoch: int
+    """Of the clips of `kind`; no clip is shown twice in it."""
     kind: Kind
     rows: Int64[np.ndarray, " global_batch"]
     """Row of each slot's clip among the clips of `kind` in order of clip_id, or `PADDING`."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixingConfig:
+    """How steps of images and steps of videos follow each other; by default mixed, each clip once per epoch."""
+
+    weights: tuple[int, int] | None = None
+    """By turns: of so many steps together the first number show images and the second videos, and each kind goes
+    through epochs of its own. An epoch of the run is then one of its videos."""
+    image_epochs: int | None = None
+    """In sequence: so many epochs of images, then epochs of videos to the end of the run."""
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.image_epochs is not None:
+            raise ValueError(
+                f"data.mixing.weights={self.weights} (by turns) and data.mixing.image_epochs={self.image_epochs} (in "
+                "sequence) exclude each other; set one of them to None"
+            )
+        if self.weights is not None and min(self.weights) < 1:
+            raise ValueError(f"data.mixing.weights must be at least 1 each, got {self.weights}; None mixes all steps")
+        if self.image_epochs is not None and self.image_epochs < 1:
+            raise ValueError(f"data.mixing.image_epochs must be at least 1 or None, got {self.image_epochs}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every epoch trains on each clip exactly once; images and videos have steps of their own, in mixed order."""
+    """Every epoch trains on each clip exactly once; images and videos have steps of their own."""
 
     seed: int
     num_videos: int
     num_images: int
     global_batch: int
+    mixing: MixingConfig = field(default_factory=MixingConfig)
 
     def __post_init__(self) -> None:
         if self.global_batch < 1:
             raise ValueError(f"optim.global_batch must be at least 1, got {self.global_batch}")
         if self.num_videos + self.num_images < 1:
             raise ValueError("a plan needs at least one clip; the training split is empty")
+        if self.mixing != MixingConfig() and not (self.num_videos and self.num_images):
+            raise ValueError(
+                f"data.mixing needs images and videos, but the training split has {self.num_images} images and "
+                f"{self.num_videos} videos; leave its fields None"
+            )
 
-    @property
-    def num_video_steps(self) -> int:
-        """Steps of an epoch that show videos."""
-        return -(-self.num_videos // self.global_batch)
+    def num_clips(self, kind: Kind) -> int:
+        """Clips of `kind`."""
+        return self.num_videos if kind == Kind.VIDEO else self.num_images
+
+    def num_steps(self, kind: Kind) -> int:
+        """Steps in which every clip of `kind` is seen once."""
+        return -(-self.num_clips(kind) // self.global_batch)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every clip is seen once."""
-        return self.num_video_steps + -(-self.num_images // self.global_batch)
+        """Steps in which every clip is seen once, if kinds come in mixed order."""
+        return self.num_steps(Kind.VIDEO) + self.num_steps(Kind.IMAGE)
+
+    def first_step(self, epoch: int) -> int:
+        """The step with which `epoch` of the run begins: what a run of so many epochs has done."""
+        if self.mixing.weights is not None:
+            of_images, of_videos = self.mixing.weights
+            earlier = epoch * self.num_steps(Kind.VIDEO)
+            return max(0, (earlier - 1) * (of_images + of_videos) // of_videos + 1)
+        if self.mixing.image_epochs is not None:
+            of_images = min(epoch, self.mixing.image_epochs)
+            return of_images * self.num_steps(Kind.IMAGE) + (epoch - of_images) * self.num_steps(Kind.VIDEO)
+        return epoch * self.steps_per_epoch
 
     def step(self, step: int) -> PlannedStep:
         """What is trained on at global step `step`, counted from 0."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        drawn = int(permute(np.array([position]), self.steps_per_epoch, key=(self.seed, epoch, 0))[0])
-        kind = Kind.VIDEO if drawn < self.num_video_steps else Kind.IMAGE
-        length, first = (
-            (self.num_videos, drawn) if kind == Kind.VIDEO else (self.num_images, drawn - self.num_video_steps)
-        )
-        slots = first * self.global_batch + np.arange(self.global_batch, dtype=np.int64)
+        kind, epoch, position = self._place(step)
+        length = self.num_clips(kind)
+        slots = position * self.global_batch + np.arange(self.global_batch, dtype=np.int64)
         rows = np.full(self.global_batch, PADDING, dtype=np.int64)
         is_real = slots < length
         rows[is_real] = permute(slots[is_real], length, key=(self.seed, epoch, 1 + (kind == Kind.IMAGE)))
         return PlannedStep(step=step, epoch=epoch, kind=kind, rows=rows)
+
+    def _place(self, step: int) -> tuple[Kind, int, int]:
+        """Which kind `step` shows, in which epoch, at which of its kind's steps of the epoch."""
+        if self.mixing.weights is not None:
+            of_images, period = self.mixing.weights[0], sum(self.mixing.weights)
+            earlier = step * of_images // period
+            is_image = (step + 1) * of_images // period > earlier
+            kind, index = (Kind.IMAGE, earlier) if is_image else (Kind.VIDEO, step - earlier)
+            return kind, *divmod(index, self.num_steps(kind))
+        if self.mixing.image_epochs is not None:
+            if step < (start := self.first_step(self.mixing.image_epochs)):
+                return Kind.IMAGE, *divmod(step, self.num_steps(Kind.IMAGE))
+            epoch, position = divmod(step - start, self.num_steps(Kind.VIDEO))
+            return Kind.VIDEO, self.mixing.image_epochs + epoch, position
+        epoch, position = divmod(step, self.steps_per_epoch)
+        drawn = int(permute(np.array([position]), self.steps_per_epoch, key=(self.seed, epoch, 0))[0])
+        num_video_steps = self.num_steps(Kind.VIDEO)
+        return (Kind.VIDEO, epoch, drawn) if drawn < num_video_steps else (Kind.IMAGE, epoch, drawn - num_video_steps)
 
 
 def sequential(step: int, *, length: int, batch: int, kind: Kind) -> PlannedStep:

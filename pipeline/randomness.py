@@ -19,6 +19,8 @@ class Purpose(StrEnum):
     WINDOW = "window"
     MASKS = "masks"
     WORDS = "words"
+    SIZE = "size"
+    AUGMENTATION = "augmentation"
 
 
 class _HashedSeed(ISeedSequence):

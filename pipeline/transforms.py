@@ -1,13 +1,24 @@
-"""What happens to frames on the training device: uint8 pixels to the floats that encoders take."""
+"""What happens to frames on the training device: pixels as decoded ─► as shown ─► the floats that encoders take."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Float, UInt8
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+
+from pipeline.augmentation import Augmentation, Operation
+from pipeline.records import Batch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in how bright a pixel looks (ITU-R BT.601)."""
+LARGEST_BLEND = 0.9
+"""At full strength: how far towards something, or away from it."""
 
 
 def normalise(frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T 3 H W"]:
@@ -15,3 +26,135 @@ def normalise(frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T 3 H W"]:
     mean = torch.tensor(IMAGENET_MEAN, device=frames.device)
     std = torch.tensor(IMAGENET_STD, device=frames.device)
     return ((frames.float() / 255 - mean) / std).permute(0, 1, 4, 2, 3)
+
+
+def augment(batch: Batch, drawn: Augmentation | None) -> Batch:
+    """The batch as `drawn` says that it is shown, on the batch's device; None shows it as it is.
+
+    All geometry is one bilinear interpolation, and the pad mask moves with the pixels: what lies outside a clip is
+    padding, zero. Colours are changed on what is shown, with statistics over all frames of a clip.
+    """
+    if drawn is None:
+        return batch
+    device = batch.frames.device
+    shown, pad_mask = resample(
+        batch.frames, batch.frame_pad_mask, drawn.maps.to(device, non_blocking=True), drawn.size_px
+    )
+    is_real = ~pad_mask[:, :, None]
+    for change in drawn.colour_changes:
+        rows = change.rows.to(device, non_blocking=True)
+        strengths = change.strengths.to(device, non_blocking=True)[:, None, None, None, None]
+        changed = COLOUR_CHANGES[change.operation](shown[rows], is_real[rows], strengths)
+        shown[rows] = changed.clamp(0, 255)
+    frames = (shown * is_real).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous()
+    return dataclasses.replace(batch, frames=frames, frame_pad_mask=pad_mask)
+
+
+def resample(
+    frames: UInt8[Tensor, "B T H W 3"],
+    pad_mask: Bool[Tensor, "B T H W"],
+    maps: Float[Tensor, "B 2 3"],
+    size_px: int,
+) -> tuple[Float[Tensor, "B T 3 S S"], Bool[Tensor, "B T S S"]]:
+    """What each clip's map shows in a square of `size_px`, from 0 to 255, and its pad mask.
+
+    A pixel is interpolated between real ones only, and is padding if less than half of it is real.
+    """
+    B, T, H, W = pad_mask.shape
+    planes = torch.empty(B, T, 4, H, W, device=frames.device)
+    planes[:, :, 3] = ~pad_mask
+    torch.mul(frames.permute(0, 1, 4, 2, 3), planes[:, :, 3:], out=planes[:, :, :3])
+    grid = F.affine_grid(maps, [B, 1, size_px, size_px], align_corners=False)
+    sampled = F.grid_sample(planes.flatten(1, 2), grid, align_corners=False).unflatten(1, (T, 4))
+    shown, share = sampled[:, :, :3], sampled[:, :, 3:]
+    return shown / share.clamp(min=1e-3), share[:, :, 0] < 0.5
+
+
+ClipFrames = Float[Tensor, "n T 3 H W"]
+RealPixels = Bool[Tensor, "n T 1 H W"]
+Strengths = Float[Tensor, "n 1 1 1 1"]
+
+
+def grey(frames: ClipFrames) -> Float[Tensor, "n T 1 H W"]:
+    """How bright each pixel looks."""
+    shares = torch.tensor(LUMINANCE, device=frames.device)[:, None, None]
+    return (frames * shares).sum(2, keepdim=True)
+
+
+def brightness(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
+    """Towards black, or away from it."""
+    return frames * (1 + strengths * LARGEST_BLEND)
+
+
+def contrast(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
+    """Towards the clip's mean grey, or away from it."""
+    total = (grey(frames) * is_real).sum((1, 2, 3, 4), keepdim=True, dtype=torch.float64)
+    mean = total / is_real.sum((1, 2, 3, 4), keepdim=True).clamp(min=1)
+    return _blend(mean.float(), frames, strengths)
+
+
+def saturation(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
+    """Towards grey, or away from it."""
+    return _blend(grey(frames), frames, strengths)
+
+
+def sharpness(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
+    """Towards a mean of 3 × 3 pixels in which the middle counts five times, or away from it."""
+    around = F.avg_pool2d(F.pad(frames.flatten(0, 1), (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return _blend((9 * around.unflatten(0, frames.shape[:2]) + 4 * frames) / 13, frames, strengths)
+
+
+def auto_contrast(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
+    """Each channel stretched from the clip's darkest to its lightest pixel; as it is if they are equal."""
+    lowest = frames.masked_fill(~is_real, 255).amin((1, 3, 4), keepdim=True)
+    highest = frames.masked_fill(~is_real, 0).amax((1, 3, 4), keepdim=True)
+    span = highest - lowest
+    return torch.where(span > 0, (frames - lowest) * (255 / span), frames)
+
+
+def equalise(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
+    """Each channel's values mapped so that the clip has about equally many pixels of each."""
+    values = frames.round().long().transpose(1, 2).flatten(2)
+    weights = is_real.long().expand(frames.shape).transpose(1, 2).flatten(2)
+    counts = torch.zeros(*values.shape[:2], 256, dtype=torch.long, device=frames.device)
+    counts.scatter_add_(2, values, weights)
+    highest = 255 - (counts.flip(2) > 0).long().argmax(2, keepdim=True)
+    step = (counts.sum(2, keepdim=True) - counts.gather(2, highest)) // 255
+    table = (counts.cumsum(2) - counts + step // 2) // step.clamp(min=1)
+    table = torch.where(step > 0, table.clamp(max=255), torch.arange(256, device=frames.device))
+    moved = table.gather(2, values).view(frames.transpose(1, 2).shape)
+    return moved.transpose(1, 2).float()
+
+
+def invert(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
+    """Light and dark exchanged."""
+    return 255 - frames
+
+
+def posterise(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
+    """Only the highest bits of each value: 4 to 1, never none, which would be a black clip."""
+    step = 2 ** (8 - (4 - (4 * strengths.abs()).floor()).clamp(min=1))
+    return frames.round().div(step, rounding_mode="floor") * step
+
+
+def solarise(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
+    """What is lighter than a threshold is inverted; the stronger, the darker the threshold."""
+    return torch.where(frames >= 255 * (1 - strengths.abs()), 255 - frames, frames)
+
+
+def _blend(towards: Tensor, frames: ClipFrames, strengths: Strengths) -> ClipFrames:
+    return towards + (frames - towards) * (1 + LARGEST_BLEND * strengths)
+
+
+COLOUR_CHANGES: dict[Operation, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    Operation.BRIGHTNESS: brightness,
+    Operation.CONTRAST: contrast,
+    Operation.SATURATION: saturation,
+    Operation.SHARPNESS: sharpness,
+    Operation.AUTO_CONTRAST: auto_contrast,
+    Operation.EQUALISE: equalise,
+    Operation.INVERT: invert,
+    Operation.POSTERISE: posterise,
+    Operation.SOLARISE: solarise,
+}
+"""What each operation of colour does to (frames, which pixels are real, strengths)."""

@@ -14,8 +14,10 @@ from jobs.cli import Command, answered, parse
 from jobs.config import PretrainConfig, config_hash, identity
 from jobs.preflight import Machine, dry_run, num_parameters, problems, this_machine
 from jobs.presets import tiny
+from pipeline.augmentation import AugmentationConfig
 from pipeline.manifest import Manifest, clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.masking import Strategy
+from pipeline.plan import MixingConfig
 from snps3_model.config import VisualConfig
 from snps3_model.snps3 import SNPS3
 
@@ -187,6 +189,45 @@ def test_epochs_bound_the_planned_steps(tmp_path):
     config = run_of(tmp_path)
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, num_epochs=3))
     assert "12 steps of 64 clips = 3.0 epochs of 4 steps" in dry_run(config, ENOUGH)
+
+
+@pytest.mark.parametrize(
+    ("mixing", "line", "num_steps"),
+    [
+        (MixingConfig(image_epochs=2), "2 epochs of images, then videos", 2 * 1 + 3 * 3),
+        (MixingConfig(weights=(1, 2)), "images and videos by turns, 1 to 2", 5 * 3 + 5 * 3 // 2),
+    ],
+)
+def test_the_order_of_images_and_videos_is_planned(tmp_path, mixing, line, num_steps):
+    config = run_of(tmp_path)
+    data, optim = config.data, config.optim
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(data, mixing=mixing), optim=dataclasses.replace(optim, num_epochs=5)
+    )
+    plan = dry_run(config, ENOUGH)
+    assert f"{num_steps} steps of 64 clips: {line}; an epoch of images has 1 steps, one of videos 3" in plan
+    without_images = dataclasses.replace(config, name="videos")
+    write_manifest(corpus(images=0), config.data.manifest)
+    (problem,) = problems(without_images, ENOUGH)
+    assert "data.mixing needs images and videos, but the training split has 0 images and 150 videos" in problem
+
+
+def test_the_square_that_the_network_sees_is_the_one_cut_out(tmp_path):
+    config = run_of(tmp_path)
+    crops = AugmentationConfig(crop_px=24, short_side_px=(28, 36))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, augmentation=crops))
+    assert "frames of 64 × 64 px = 384 frames, 4.5 MiB per step, shown at 24 × 24 px" in dry_run(config, ENOUGH)
+    assert problems(config, ENOUGH) == []
+    visual = VisualConfig(encoder="pvt_v2_b0")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, visual=visual))
+    (problem,) = problems(config, ENOUGH)
+    assert problem.startswith("data.augmentation.crop_px=24: frames of 24 × 24 px are too small")
+
+
+def test_mixing_and_augmentation_are_fields_of_the_command_line():
+    command = parse(["tiny", "--data.mixing.weights", "1", "3", "--data.augmentation.long-sides-px", "32", "64"])
+    assert command.config.data.mixing == MixingConfig(weights=(1, 3))
+    assert command.config.data.augmentation == AugmentationConfig(long_sides_px=(32, 64))
 
 
 def test_a_cluster_is_counted_when_the_run_starts(tmp_path, monkeypatch):

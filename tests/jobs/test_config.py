@@ -22,6 +22,7 @@ from jobs.config import (
     identity,
     nearest_multiples,
 )
+from pipeline.augmentation import AugmentationConfig
 from pipeline.masking import MaskingConfig, Strategy
 from snps3_model.config import ModelConfig, ObjectiveConfig
 
@@ -71,6 +72,7 @@ def test_the_saved_form_makes_the_same_configuration_again() -> None:
     parts = {field.name: type(getattr(config, field.name)) for field in dataclasses.fields(config)}
     saved["masking"]["strategy"] = Strategy(saved["masking"]["strategy"])
     saved["model"]["visual"] = CONFIG.model.visual
+    saved["data"] |= {"mixing": CONFIG.data.mixing, "augmentation": CONFIG.data.augmentation}
     again = {name: parts[name](**value) if isinstance(value, dict) else value for name, value in saved.items()}
     assert as_dict(PretrainConfig(**again)) == as_dict(config)
 
@@ -162,6 +164,14 @@ REFUSED = [
     (lambda: DataConfig(frame_size_px=-1), r"data\.frame_size_px must be at least 1, got -1"),
     (lambda: DataConfig(max_evaluation_clips=0), r"data\.max_evaluation_clips must be at least 1, got 0"),
     (lambda: DataConfig(max_rejected_share=1.5), r"data\.max_rejected_share must lie in \[0, 1\], got 1\.5"),
+    (
+        lambda: DataConfig(augmentation=AugmentationConfig(crop_px=50, short_side_px=(60, 70))),
+        r"data\.augmentation\.crop_px must not exceed data\.frame_size_px=48, .* got 50; raise data\.frame_size_px",
+    ),
+    (
+        lambda: DataConfig(augmentation=AugmentationConfig(long_sides_px=(32, 64))),
+        r"data\.augmentation\.long_sides_px must not exceed data\.frame_size_px=48, .* got 64",
+    ),
     (lambda: TextConfig(max_tokens=2), r"text\.max_tokens must be at least 3, got 2"),
     (lambda: TextConfig(num_words=0), r"text\.num_words must lie in \[1, text\.max_tokens\], got 0"),
     (lambda: TextConfig(num_words=31), r"text\.num_words must lie in \[1, text\.max_tokens\], got 31"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from jobs.config import OptimConfig, PretrainConfig, flat, identity, in_steps
 from jobs.config import as_dict as plain
 from jobs.presets import PRESETS, tiny
+from pipeline.augmentation import AugmentationConfig
+from pipeline.plan import MixingConfig, Plan
 from snps3_model.config import VisualConfig
 from snps3_model.encoders import VisualEncoder, make_encoder
 from snps3_model.snps3 import SNPS3
@@ -18,8 +21,8 @@ PAPER = [name for name in PRESETS if name != "tiny"]
 RECIPES = {
     "coco_vg_resnet50": ("resnet50", 1, 768, 400_000, 20, 150_000, None),
     "coco_vg_pvt": ("pvt_v2_b2", 1, 768, 130_000, 30, 110_000, None),
-    "cc3m_video_swin": ("video_swin_small", 1, 224, 130_000, 30, 110_000, None),
-    "webvid_video_swin": ("video_swin_small", 4, 224, None, 10, None, 5),
+    "cc3m_video_swin": ("video_swin_small", 1, 480, 130_000, 30, 110_000, None),
+    "webvid_video_swin": ("video_swin_small", 4, 480, None, 10, None, 5),
 }
 
 
@@ -43,6 +46,15 @@ def test_recipes_are_the_published_ones(name):
     assert config.optim.num_epochs == num_epochs
     assert (config.optim.decay, config.optim.decay_step, config.optim.decay_epoch) == ("step", decay_step, decay_epoch)
     assert num_steps is None or config.optim.num_steps == num_steps
+    augmentation = config.data.augmentation
+    if encoder == "video_swin_small":
+        assert (config.data.shown_px, augmentation.short_side_px, augmentation.long_sides_px) == (224, (268, 336), ())
+        assert (augmentation.flip_probability, augmentation.operation_probability) == (0.5, 0.5)
+        assert (augmentation.num_operations, augmentation.magnitude) == (2, 9)
+    else:
+        sides = (224, 256, 288, 320, 352, 384, 416, 448, 480, 512, 544, 576, 608, 640, 672, 704, 736, 768)
+        assert augmentation == AugmentationConfig(long_sides_px=sides)
+        assert config.data.shown_px == 768
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -97,15 +109,26 @@ def test_frozen_random_weights_are_refused():
     assert dataclasses.replace(tiny(), model=begun).model.visual.frozen
 
 
+def steps(per_epoch: int) -> Callable[[int], int]:
+    return lambda epoch: epoch * per_epoch
+
+
 def test_epochs_become_steps_of_the_corpus():
     webvid = preset("webvid_video_swin")
-    known = in_steps(webvid, 1000).optim
+    known = in_steps(webvid, steps(1000)).optim
     assert (known.num_steps, known.decay_step) == (10_000, 5_000)
-    assert in_steps(in_steps(webvid, 1000), 1000) == in_steps(webvid, 1000)
-    few_epochs = in_steps(preset("coco_vg_pvt"), 1_178).optim
+    assert in_steps(in_steps(webvid, steps(1000)), steps(1000)) == in_steps(webvid, steps(1000))
+    few_epochs = in_steps(preset("coco_vg_pvt"), steps(1_178)).optim
     assert (few_epochs.num_steps, few_epochs.decay_step) == (30 * 1_178, 110_000)
-    assert in_steps(preset("cc3m_video_swin"), 23_438).optim.num_steps == 130_000
-    assert in_steps(tiny(), 32) == tiny()
+    assert in_steps(preset("cc3m_video_swin"), steps(23_438)).optim.num_steps == 130_000
+    assert in_steps(tiny(), steps(32)) == tiny()
+
+
+def test_epochs_of_images_and_then_of_videos_are_counted_each_with_its_own_steps():
+    plan = Plan(seed=0, num_videos=1280, num_images=640, global_batch=128, mixing=MixingConfig(image_epochs=2))
+    optim = dataclasses.replace(tiny().optim, num_steps=1000, num_epochs=5, decay_epoch=3, decay="step")
+    known = in_steps(dataclasses.replace(tiny(), optim=optim), plan.first_step).optim
+    assert (known.num_steps, known.decay_step) == (2 * 5 + 3 * 10, 2 * 5 + 1 * 10)
 
 
 def test_epochs_are_identity():

@@ -24,6 +24,7 @@ from jobs.prepare import PrepareConfig, Prepared, prepare
 from jobs.presets import tiny
 from jobs.pretrain import make_sources, pretrain
 from pipeline import storage
+from pipeline.augmentation import AugmentationConfig
 from pipeline.codec import encode_video
 from pipeline.ledger import TooManyRejectedError, read_ledger
 from pipeline.loader import decode_share
@@ -44,11 +45,12 @@ CUT_CLIP = ("cut.mp4", "train", 0.0, 3.7, "a person is connecting something to s
 
 
 def small_run(name: str, manifest: str, folder: str, *, num_steps: int, global_batch: int) -> PretrainConfig:
-    """A run on two ranks that validates and tests on the split `val`."""
+    """A run on two ranks that validates and tests on the split `val`, and shows clips anew in each epoch."""
+    shown_anew = AugmentationConfig(crop_px=24, short_side_px=(26, 40), flip_probability=0.5, num_operations=2)
     return dataclasses.replace(
         tiny(),
         name=name,
-        data=DataConfig(manifest=manifest, test_split="val", num_frames=2, frame_size_px=32),
+        data=DataConfig(manifest=manifest, test_split="val", num_frames=2, frame_size_px=32, augmentation=shown_anew),
         text=TextConfig(vocabulary_size=120),
         model=dataclasses.replace(
             tiny().model, visual=VisualConfig(channels=(8, 16)), hidden=16, num_layers=1, num_heads=2, feed_forward=32

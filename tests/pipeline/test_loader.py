@@ -67,7 +67,7 @@ def row_of(path: Path, kind: Kind, split: str, captions: list[str]) -> dict[str,
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of 43 training videos of which 3 were broken since, and 5 images in a split of their own."""
+    """43 training videos of which 3 were broken since, 5 images and a video as `mixed`, 4 images as `shapes`."""
     folder, rows = tmp_path_factory.mktemp("corpus"), []
     for number in range(NUM_CLIPS):
         path = folder / f"{number:02}.mp4"
@@ -79,6 +79,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / f"{number}.png"
         path.write_bytes(buffer.getvalue())
         rows.append(row_of(path, Kind.IMAGE, "mixed", [f"image {number}"]))
+    for name, size in {"wide": (40, 20), "high": (8, 32), "square": (24, 24), "small": (2, 3)}.items():
+        path = folder / f"{name}.png"
+        Image.new("RGB", size, (200, 200, 200)).save(path)
+        rows.append(row_of(path, Kind.IMAGE, "shapes", [name]) | {"width": size[0], "height": size[1]})
     rows += [row_of(folder / "00.mp4", Kind.VIDEO, "mixed", ["again"]) | {"clip_id": 7}]
     write_manifest(make_manifest("tiny", str(folder), rows), str(folder / "manifest.parquet"))
     for number, reason in BROKEN.items():
@@ -230,6 +234,52 @@ def test_images_and_videos_never_share_a_step(source: ClipSource) -> None:
         shapes.append((rows.frames.shape[1], int(rows.weight.sum())))
         assert rows.frame_pad_mask[rows.weight == 1].any()
     assert Counter(shapes) == Counter([(NUM_FRAMES, 1), (1, 4), (1, 1)])
+
+
+def test_long_sides_are_drawn_anew_and_the_square_is_filled_up_with_padding(source, corpus: Path) -> None:
+    sides = (6, 9, 16)
+    drawn = dataclasses.replace(source, long_sides_px=sides)
+    found = set()
+    for step, table in enumerate(shares(drawn, 0, 12, 0, 1)):
+        rows = clip_rows(table, source=drawn, epoch=step // 6)
+        for index, row in enumerate(table.to_pylist()):
+            if not row["weight"]:
+                continue
+            side = row["real_width"]
+            clip = decode_clip(
+                (corpus / f"{number_of(row):02}.mp4").read_bytes(),
+                kind=Kind.VIDEO,
+                num_frames=NUM_FRAMES,
+                size_px=side,
+                policy=Policy.RANDOM,
+                rng=clip_rng(3, step // 6, row["clip_id"], Purpose.FRAMES),
+            )
+            np.testing.assert_array_equal(rows.frames[index][:, :side, :side], clip.frames)
+            np.testing.assert_array_equal(rows.frame_pad_mask[index][:, :side, :side], clip.pad_mask)
+            assert not rows.frames[index][rows.frame_pad_mask[index]].any()
+            assert rows.frame_pad_mask[index][:, :, side:].all()
+            found.add((row["clip_id"], side))
+    assert {side for _, side in found} == {*sides}
+    assert len(found) > NUM_CLIPS + 5
+    evaluation = dataclasses.replace(drawn, plan=None, max_clips=8)
+    assert shares(evaluation, 0, 1, 0, 1) == shares(dataclasses.replace(evaluation, long_sides_px=()), 0, 1, 0, 1)
+
+
+def test_clips_of_all_shapes_share_a_batch_each_with_its_own_padding(source: ClipSource) -> None:
+    plan = Plan(seed=0, num_videos=0, num_images=4, global_batch=4)
+    (table,) = shares(dataclasses.replace(source, split="shapes", plan=plan, batch=4), 0, 1, 0, 1)
+    rows = clip_rows(table, source=source, epoch=0)
+    real = {}
+    for index, row in enumerate(table.to_pylist()):
+        with Image.open(row["uri"]) as image:
+            height, width = (round(side * SIZE_PX / max(image.size)) for side in (image.height, image.width))
+        pad_mask = np.ones((1, SIZE_PX, SIZE_PX), bool)
+        pad_mask[:, :height, :width] = False
+        np.testing.assert_array_equal(rows.frame_pad_mask[index], pad_mask)
+        assert (rows.frames[index][~pad_mask] == 200).all()
+        assert not rows.frames[index][pad_mask].any()
+        real[Path(row["uri"]).stem] = (height, width)
+    assert real == {"wide": (8, 16), "high": (16, 4), "square": (16, 16), "small": (16, 11)}
 
 
 def test_evaluation_reads_first_captions_and_middle_frames_in_order_of_the_ids(source: ClipSource) -> None:

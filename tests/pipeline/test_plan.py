@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import PADDING, Plan, permute, sequential
+from pipeline.plan import PADDING, MixingConfig, Plan, permute, sequential
 from pipeline.records import Kind
 
 SIZES = st.integers(0, 40)
@@ -70,6 +70,73 @@ def test_images_and_videos_come_in_mixed_order() -> None:
     assert first != second
     changes = sum(one != other for one, other in itertools.pairwise(first))
     assert changes > 12
+
+
+def epochs_of(plan: Plan, kind: Kind, num_steps: int) -> list[list[int]]:
+    """The rows of each whole epoch of `kind` within the first `num_steps` of the plan."""
+    planned = [step for step in map(plan.step, range(num_steps)) if step.kind == kind]
+    size = plan.num_steps(kind)
+    epochs = [planned[start : start + size] for start in range(0, len(planned) - size + 1, size)]
+    assert all(len({step.epoch for step in epoch}) == 1 for epoch in epochs)
+    assert len({epoch[0].epoch for epoch in epochs}) == len(epochs)
+    return [[row for step in epoch for row in step.rows.tolist() if row != PADDING] for epoch in epochs]
+
+
+MIXINGS = st.one_of(
+    st.tuples(st.integers(1, 5), st.integers(1, 5)).map(lambda weights: MixingConfig(weights=weights)),
+    st.integers(1, 4).map(lambda epochs: MixingConfig(image_epochs=epochs)),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    num_videos=st.integers(1, 30),
+    num_images=st.integers(1, 30),
+    global_batch=st.integers(1, 12),
+    mixing=MIXINGS,
+)
+def test_each_kind_shows_each_of_its_clips_once_in_each_of_its_epochs(
+    num_videos: int, num_images: int, global_batch: int, mixing: MixingConfig
+) -> None:
+    plan = Plan(seed=1, num_videos=num_videos, num_images=num_images, global_batch=global_batch, mixing=mixing)
+    num_steps = plan.first_step(6)
+    of_videos, of_images = (epochs_of(plan, kind, num_steps) for kind in (Kind.VIDEO, Kind.IMAGE))
+    assert len(of_videos) == 6 - (mixing.image_epochs or 0)
+    assert all(sorted(epoch) == list(range(num_videos)) for epoch in of_videos)
+    assert all(sorted(epoch) == list(range(num_images)) for epoch in of_images)
+    if num_videos > 12:
+        assert len({tuple(epoch) for epoch in of_videos}) == len(of_videos)
+
+
+@settings(deadline=None, max_examples=40)
+@given(weights=st.tuples(st.integers(1, 7), st.integers(1, 7)), start=st.integers(0, 2**40))
+def test_by_turns_every_window_of_a_period_has_each_kinds_share(weights: tuple[int, int], start: int) -> None:
+    plan = Plan(seed=0, num_videos=90, num_images=50, global_batch=8, mixing=MixingConfig(weights=weights))
+    kinds = Counter(plan.step(start + number).kind for number in range(sum(weights)))
+    assert (kinds[Kind.IMAGE], kinds[Kind.VIDEO]) == weights
+
+
+@settings(deadline=None, max_examples=40)
+@given(mixing=st.one_of(st.just(MixingConfig()), MIXINGS), num_images=st.integers(1, 30), epoch=st.integers(0, 6))
+def test_an_epoch_of_the_run_begins_where_the_one_before_has_ended(
+    mixing: MixingConfig, num_images: int, epoch: int
+) -> None:
+    plan = Plan(seed=0, num_videos=20, num_images=num_images, global_batch=8, mixing=mixing)
+    first = plan.first_step(epoch)
+    if mixing.weights is None:
+        assert all(plan.step(number).epoch < epoch for number in range(first))
+        assert plan.step(first).epoch == epoch
+        return
+    shown = [plan.step(number).kind for number in range(first)]
+    assert Counter(shown)[Kind.VIDEO] == epoch * plan.num_steps(Kind.VIDEO)
+    assert not shown or shown[-1] == Kind.VIDEO
+
+
+def test_in_sequence_all_images_come_before_the_first_video() -> None:
+    plan = Plan(seed=0, num_videos=20, num_images=40, global_batch=8, mixing=MixingConfig(image_epochs=2))
+    kinds = [plan.step(number).kind for number in range(100)]
+    assert kinds == [Kind.IMAGE] * 10 + [Kind.VIDEO] * 90
+    assert [plan.step(number).epoch for number in (0, 4, 5, 9, 10, 12, 13)] == [0, 0, 1, 1, 2, 2, 3]
 
 
 def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
@@ -161,3 +228,20 @@ def test_plans_of_nothing_are_refused() -> None:
         make_plan(0)
     with pytest.raises(ValueError, match=r"optim\.global_batch must be at least 1, got 0"):
         make_plan(5, global_batch=0)
+    one_kind = r"data\.mixing needs images and videos, but the training split has 0 images and 5 videos"
+    for mixing in (MixingConfig(weights=(1, 1)), MixingConfig(image_epochs=1)):
+        with pytest.raises(ValueError, match=one_kind):
+            Plan(seed=0, num_videos=5, num_images=0, global_batch=8, mixing=mixing)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weights": (1, 2), "image_epochs": 3}, r"weights=\(1, 2\) \(by turns\) and .*=3 \(in sequence\) exclude"),
+        ({"weights": (0, 2)}, r"data\.mixing\.weights must be at least 1 each, got \(0, 2\)"),
+        ({"image_epochs": 0}, r"data\.mixing\.image_epochs must be at least 1 or None, got 0"),
+    ],
+)
+def test_orders_that_cannot_be_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MixingConfig(**fields)

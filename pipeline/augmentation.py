@@ -1,0 +1,251 @@
+"""How each clip is shown to the network: drawn here on the host, carried out on the device by transforms.py.
+
+    (seed, epoch, clip_id) ──► crop, mirror, RandAugment ──► one affine map per clip, and changes of its colours
+
+A clip's frames are all shown alike, so nothing moves or flickers that did not before. Evaluation draws nothing: it
+shows the centre.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from pipeline.collate import ClipRows
+from pipeline.randomness import Purpose, clip_rng
+
+SIDED_WORD = re.compile(r"\b(left|right)|clockwise\b", re.IGNORECASE)
+"""What a caption says that is wrong in a mirror: words that begin with a side (leftmost, right-hand), and turns."""
+
+STRONGEST = 10.0
+"""RandAugment's scale of magnitudes ends here."""
+MAGNITUDE_STD = 0.5
+"""Magnitudes are drawn around the configured one with this standard deviation."""
+
+
+class Operation(StrEnum):
+    """RandAugment's operations. Those of colour first; the rest move pixels."""
+
+    BRIGHTNESS = "brightness"
+    CONTRAST = "contrast"
+    SATURATION = "saturation"
+    SHARPNESS = "sharpness"
+    AUTO_CONTRAST = "auto_contrast"
+    EQUALISE = "equalise"
+    INVERT = "invert"
+    POSTERISE = "posterise"
+    SOLARISE = "solarise"
+    ROTATE = "rotate"
+    SHEAR_X = "shear_x"
+    SHEAR_Y = "shear_y"
+    TRANSLATE_X = "translate_x"
+    TRANSLATE_Y = "translate_y"
+
+
+LARGEST_MOVE = {
+    Operation.ROTATE: math.radians(30),
+    Operation.SHEAR_X: 0.3,
+    Operation.SHEAR_Y: 0.3,
+    Operation.TRANSLATE_X: 0.45,
+    Operation.TRANSLATE_Y: 0.45,
+}
+"""At full strength: radians, and shares of what is shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """How clips are shown to the network while training; by default as they are decoded."""
+
+    crop_px: int | None = None
+    """Side of the square that is cut out: anywhere while training, from the centre in evaluation. None shows whole
+    frames, padded to a square."""
+    short_side_px: tuple[int, int] | None = None
+    """Before a square is cut out, a clip is scaled to a short side drawn from this range, ends included; in evaluation
+    to the first. It need not be the size of decoding: both scales are one interpolation."""
+    long_sides_px: tuple[int, ...] = ()
+    """Training decodes each clip with a long side drawn from these; () takes data.frame_size_px. For whole frames."""
+    flip_probability: float = 0.0
+    """Share of clips shown in a mirror, of those whose caption names no side."""
+    num_operations: int = 0
+    """RandAugment: different operations drawn for a clip."""
+    operation_probability: float = 0.5
+    """RandAugment: with which each of them is then applied."""
+    magnitude: float = 9.0
+    """RandAugment: how strong, from 0 to 10."""
+
+    def __post_init__(self) -> None:
+        if (self.crop_px is None) != (self.short_side_px is None):
+            raise ValueError(
+                "data.augmentation.crop_px and data.augmentation.short_side_px must be set both or neither, got "
+                f"{self.crop_px} and {self.short_side_px}"
+            )
+        if self.crop_px is not None and self.short_side_px is not None:
+            lowest, highest = self.short_side_px
+            if not 1 <= self.crop_px <= lowest <= highest:
+                raise ValueError(
+                    "data.augmentation.short_side_px must be a range that begins at data.augmentation.crop_px or above "
+                    f"it, since the square is cut out of the clip, got {self.short_side_px} for {self.crop_px}"
+                )
+            if self.long_sides_px:
+                raise ValueError(
+                    "data.augmentation.long_sides_px is for whole frames; set it to () or data.augmentation.crop_px to "
+                    "None"
+                )
+        if min(self.long_sides_px, default=1) < 1:
+            raise ValueError(f"data.augmentation.long_sides_px must be at least 1 each, got {self.long_sides_px}")
+        for name in ("flip_probability", "operation_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.augmentation.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.magnitude <= STRONGEST:
+            raise ValueError(f"data.augmentation.magnitude must lie in [0, {STRONGEST:g}], got {self.magnitude}")
+        if not 0 <= self.num_operations <= len(Operation):
+            raise ValueError(
+                f"data.augmentation.num_operations must lie in [0, {len(Operation)}], got {self.num_operations}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColourChange:
+    """One operation of colour on those clips of a batch that drew it."""
+
+    operation: Operation
+    rows: Int64[Tensor, " n"]
+    strengths: Float[Tensor, " n"]
+    """From −1 to 1; those of one direction take the size only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How the `B` clips of a batch are shown."""
+
+    size_px: int
+    """Side of the square that the network sees."""
+    maps: Float[Tensor, "B 2 3"]
+    """From (x, y, 1) in that square to (x, y) in the decoded one, both from −1 to 1 between the outer edges."""
+    colour_changes: tuple[ColourChange, ...]
+    """In the order in which they are done."""
+
+
+def draw_augmentation(
+    rows: ClipRows, config: AugmentationConfig, *, seed: int, is_training: bool
+) -> Augmentation | None:
+    """How `rows` are shown; None: as they are. What a clip gets depends on (seed, epoch, clip_id) and its caption."""
+    if config.crop_px is None and not (is_training and (config.flip_probability or config.num_operations)):
+        return None
+    is_real = ~rows.frame_pad_mask[:, 0]
+    sizes = np.stack([is_real.any(1).sum(1), is_real.any(2).sum(1)], 1)
+    square_px, maps = is_real.shape[1], []
+    changes: dict[tuple[int, Operation], list[tuple[int, float]]] = defaultdict(list)
+    for row, clip_id in enumerate(rows.clip_ids.tolist()):
+        rng = clip_rng(seed, rows.epoch, clip_id, Purpose.AUGMENTATION) if is_training else None
+        crop = cut_out(config, sizes[row], rng) if config.crop_px else None
+        is_mirrored, operations = False, []
+        if rng is not None:
+            is_mirrored = bool(rng.random() < config.flip_probability) and may_flip(rows.captions[row])
+            operations = draw_operations(config, rng)
+        maps.append(sampling_map(sizes[row], square_px, crop, is_mirrored, operations))
+        for turn, (operation, strength) in enumerate(operations):
+            if operation not in LARGEST_MOVE:
+                changes[turn, operation].append((row, strength))
+    return Augmentation(
+        size_px=config.crop_px or square_px,
+        maps=torch.from_numpy(np.stack(maps)).float(),
+        colour_changes=tuple(
+            ColourChange(
+                operation=operation,
+                rows=torch.tensor([row for row, _ in drawn]),
+                strengths=torch.tensor([strength for _, strength in drawn]),
+            )
+            for (_, operation), drawn in sorted(changes.items())
+        ),
+    )
+
+
+def may_flip(caption: str) -> bool:
+    """Whether a clip still fits its caption in a mirror: no word of it names a side or a sense of rotation.
+
+    Known limits: English words only, and writing in the picture is mirrored too.
+    """
+    return SIDED_WORD.search(caption) is None
+
+
+def cut_out(
+    config: AugmentationConfig, size: Int64[np.ndarray, " 2"], rng: np.random.Generator | None
+) -> tuple[Float64[np.ndarray, " 2"], float]:
+    """Centre (x, y) and side of the part of a clip of `size` (width, height) that is shown, in decoded pixels."""
+    assert config.crop_px is not None
+    assert config.short_side_px is not None
+    lowest, highest = config.short_side_px
+    short_px = lowest if rng is None else int(rng.integers(lowest, highest, endpoint=True))
+    place = np.array([0.5, 0.5]) if rng is None else rng.random(2)
+    side = float(size.min() * config.crop_px / short_px)
+    return side / 2 + place * (size - side), side
+
+
+def draw_operations(config: AugmentationConfig, rng: np.random.Generator) -> list[tuple[Operation, float]]:
+    """The operations of RandAugment that a clip gets, with their strengths from −1 to 1."""
+    drawn = rng.permutation(len(Operation))[: config.num_operations]
+    is_applied = rng.random(len(drawn)) < config.operation_probability
+    magnitudes = rng.normal(config.magnitude, MAGNITUDE_STD, len(drawn)).clip(0, STRONGEST)
+    strengths = magnitudes / STRONGEST * rng.choice([-1.0, 1.0], len(drawn))
+    known = list(Operation)
+    return [(known[number], float(strengths[turn])) for turn, number in enumerate(drawn) if is_applied[turn]]
+
+
+def sampling_map(
+    size: Int64[np.ndarray, " 2"],
+    square_px: int,
+    crop: tuple[Float64[np.ndarray, " 2"], float] | None,
+    is_mirrored: bool,
+    operations: list[tuple[Operation, float]],
+) -> Float64[np.ndarray, "2 3"]:
+    """Where each point of the shown square lies in the decoded one, whose upper left corner holds a clip of `size`.
+
+    Moves are about the centre of what is shown: the cut out square, or the clip without its padding.
+    """
+    centre, shown = (size / 2, size.astype(float)) if crop is None else (crop[0], np.full(2, crop[1]))
+    side = square_px if crop is None else crop[1]
+    # each matrix acts on (x, y, 1) in decoded pixels around `centre`; the last one is what is done first
+    result = _affine(shift=centre)
+    for operation, strength in operations:
+        if operation in LARGEST_MOVE:
+            result = result @ _move(operation, strength * LARGEST_MOVE[operation], shown)
+    result = result @ _affine([[-1.0 if is_mirrored else 1.0, 0.0], [0.0, 1.0]])
+    result = result @ _affine([[side / 2, 0.0], [0.0, side / 2]], (side - shown) / 2)
+    return (_affine([[2 / square_px, 0.0], [0.0, 2 / square_px]], [-1.0, -1.0]) @ result)[:2]
+
+
+def _move(operation: Operation, amount: float, shown: Float64[np.ndarray, " 2"]) -> Float64[np.ndarray, "3 3"]:
+    match operation:
+        case Operation.ROTATE:
+            cosine, sine = math.cos(amount), math.sin(amount)
+            return _affine([[cosine, -sine], [sine, cosine]])
+        case Operation.SHEAR_X:
+            return _affine([[1.0, amount], [0.0, 1.0]])
+        case Operation.SHEAR_Y:
+            return _affine([[1.0, 0.0], [amount, 1.0]])
+        case Operation.TRANSLATE_X:
+            return _affine(shift=[amount * shown[0], 0.0])
+        case Operation.TRANSLATE_Y:
+            return _affine(shift=[0.0, amount * shown[1]])
+        case _:
+            raise ValueError(f"{operation} moves no pixels")
+
+
+def _affine(
+    linear: list[list[float]] | None = None, shift: Sequence[float] | Float64[np.ndarray, " 2"] = (0.0, 0.0)
+) -> Float64[np.ndarray, "3 3"]:
+    result = np.eye(3)
+    if linear is not None:
+        result[:2, :2] = linear
+    result[:2, 2] = shift
+    return result
