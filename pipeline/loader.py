@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.codec import DecodeError, VideoInfo, decode_clip
@@ -216,10 +216,16 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
     return empty | {
         "weight": 1.0,
         "caption": choose_caption(captions, caption_rng) if is_training else captions[0],
-        "frames": np.pad(clip.frames, ((0, 0), (0, size - drawn_px), (0, size - drawn_px), (0, 0))).tobytes(),
+        "frames": in_square(clip.frames, size).tobytes(),
         "real_height": int((~clip.pad_mask[0]).any(1).sum()),
         "real_width": int((~clip.pad_mask[0]).any(0).sum()),
     }
+
+
+def in_square(frames: UInt8[np.ndarray, "T S S 3"], size_px: int) -> UInt8[np.ndarray, "T P P 3"]:
+    """`frames` in the upper left corner of a square of `size_px`; they themselves if they fill it."""
+    missing = size_px - frames.shape[1]
+    return np.pad(frames, ((0, 0), (0, missing), (0, missing), (0, 0))) if missing else frames
 
 
 def known_info(row: dict[str, Any]) -> VideoInfo:
