@@ -18,9 +18,15 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
+from cluster.auth import use_private_token
+
+if __name__ == "__main__":
+    use_private_token()
+
 from jobs import checkpoints
 from jobs.gpu_benchmark import gpu_step
 from jobs.pretrain import hardware
+from jobs.s3_benchmark import s3_faults
 from jobs.step_benchmark import step
 from pipeline.manifest import make_manifest, read_manifest, write_manifest
 
@@ -129,6 +135,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "main-job": main_job,
     "step": step,
     "gpu-step": gpu_step,
+    "s3-faults": s3_faults,
 }
 
 

@@ -52,6 +52,7 @@ CLIP_SCHEMA = pa.schema(
         ("uri", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
+        ("num_retries", pa.int64()),  # how often the store was asked again since the slot before
     ]
 )
 
@@ -165,6 +166,7 @@ def decode_share(source: ClipSource, step: int, rank: int, num_ranks: int) -> pa
     rows, first_slot = planned.rows[rank * share : (rank + 1) * share], step * source.batch + rank * share
     decoded = [
         decode_slot(slot, table.slice(row, 1).to_pylist()[0] if row >= 0 else None, source, planned)
+        | {"num_retries": storage.take_num_retries()}
         for slot, row in enumerate(rows.tolist(), first_slot)
     ]
     return pa.Table.from_pylist(decoded, schema=CLIP_SCHEMA)
@@ -207,6 +209,8 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
         return empty | {"reason": str(error.reason), "detail": error.detail}
     except FileNotFoundError as error:
         return empty | {"reason": str(Reason.MISSING), "detail": str(error)}
+    except storage.UnavailableError as error:
+        return empty | {"reason": str(Reason.UNAVAILABLE), "detail": str(error)}
     captions = row["captions"]
     caption_rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.CAPTION)
     return empty | {

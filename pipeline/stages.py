@@ -112,6 +112,8 @@ def _fetch(uri: str) -> bytes | DecodeError:
         return storage.read_bytes(uri)
     except FileNotFoundError as error:
         return DecodeError(Reason.MISSING, str(error))
+    except storage.UnavailableError as error:
+        return DecodeError(Reason.UNAVAILABLE, str(error))
     except IsADirectoryError:
         return DecodeError(Reason.UNREADABLE, "a folder, not a file")
 
