@@ -35,7 +35,7 @@ class Faults:
 
 
 class FaultyStore(ThreadingHTTPServer):
-    """The proxy; `endpoint` is its own URL, `counts` the faults so far."""
+    """The proxy; `endpoint` is its own URL, `counts` the faults so far, `most_at_once` requests met in their pause."""
 
     daemon_threads = True
 
@@ -46,7 +46,17 @@ class FaultyStore(ThreadingHTTPServer):
             raise ValueError(f"the endpoint behind the faults must be an http:// URL, got {target}")
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
         self.counts: Counter[str] = Counter()
-        self._gets = itertools.count(1)
+        self.most_at_once = self._num_waiting = 0
+        self._gets, self._lock = itertools.count(1), threading.Lock()
+
+    def wait(self) -> None:
+        """Pass the latency."""
+        with self._lock:
+            self._num_waiting += 1
+            self.most_at_once = max(self.most_at_once, self._num_waiting)
+        time.sleep(self.faults.latency_seconds)
+        with self._lock:
+            self._num_waiting -= 1
 
     def fault(self, method: str) -> str:
         """The fault of the next request: "slow_down", "cut", "refused", or "" for none."""
@@ -58,7 +68,8 @@ class FaultyStore(ThreadingHTTPServer):
             chosen = "slow_down"
         elif _is_due(number, self.faults.cut_every):
             chosen = "cut"
-        self.counts[chosen or "whole"] += 1
+        with self._lock:
+            self.counts[chosen or "whole"] += 1
         return chosen
 
 
@@ -85,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        time.sleep(self.server.faults.latency_seconds)
+        self.server.wait()
         match self.server.fault(self.command):
             case "slow_down":
                 self.refuse("503 SlowDown")

@@ -45,10 +45,11 @@ def s3_faults(
         upload_corpus(bucket, num_clips)
         captions = (f"{bucket}/captions.jsonl",)
         config = PrepareConfig(corpus="s3-faults", root=f"{bucket}/videos", annotations=captions, out=bucket)
-        manifest_path = prepare(config).manifest_path
-        direct = epoch(manifest_path, endpoint)
-        with faulty_store(endpoint, faults) as store:
-            faulty = epoch(manifest_path, store.endpoint)
+        with connected_ray():
+            manifest_path = prepare(config).manifest_path
+            direct = epoch(manifest_path)
+        with faulty_store(endpoint, faults) as store, connected_ray(worker_environment={ENDPOINT: store.endpoint}):
+            faulty = epoch(manifest_path)
     return {
         "clips": num_clips,
         "lost": direct["lost"] + faulty["lost"],
@@ -71,8 +72,8 @@ def upload_corpus(bucket: str, num_clips: int) -> None:
     storage.write_bytes_atomic(f"{bucket}/captions.jsonl", "\n".join(lines).encode())
 
 
-def epoch(manifest_path: str, endpoint: str) -> dict[str, Any]:
-    """Ids missing and ids delivered more than once in one epoch of the training stream, with workers at `endpoint`."""
+def epoch(manifest_path: str) -> dict[str, Any]:
+    """Clips missing, clips delivered more than once, retries and seconds of one epoch of the training stream."""
     clip_ids = set(read_manifest(manifest_path).table["clip_id"].to_pylist())
     plan = Plan(seed=0, num_videos=len(clip_ids), num_images=0, global_batch=BATCH)
     source = ClipSource(
@@ -85,11 +86,10 @@ def epoch(manifest_path: str, endpoint: str) -> dict[str, Any]:
         plan=plan,
         batch=BATCH,
     )
-    with connected_ray(worker_environment={ENDPOINT: endpoint}):
-        first = as_read(source, num_steps=2)  # workers start and read the manifest
-        start = time.perf_counter()
-        rows = as_read(source, num_steps=plan.steps_per_epoch)
-        seconds = time.perf_counter() - start
+    first = as_read(source, num_steps=2)  # workers start and read the manifest
+    start = time.perf_counter()
+    rows = as_read(source, num_steps=plan.steps_per_epoch)
+    seconds = time.perf_counter() - start
     seen = Counter(row["clip_id"] for row in rows if row["weight"])
     return {
         "lost": len(clip_ids - seen.keys()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import groupby
@@ -101,15 +101,16 @@ def probe_clips(clips: Sequence[dict[str, Any]], *, decoder: str, subcluster: st
 def probe_batch(batch: pa.Table, decoder: str) -> pa.Table:
     """The clips of `batch` as whole manifest rows, or with reason and detail. Each file is fetched once."""
     rows = []
-    for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"]):
-        data = _fetch(uri)
+    files = [(uri, list(clips)) for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
+    for (_, clips), read in zip(files, storage.read_ahead(uri for uri, _ in files), strict=True):
+        data = _fetched(read)
         rows += [clip | _look_into(data, clip, decoder) for clip in clips]
     return pa.Table.from_pylist(rows, schema=_FINDING)
 
 
-def _fetch(uri: str) -> bytes | DecodeError:
+def _fetched(read: Callable[[], bytes]) -> bytes | DecodeError:
     try:
-        return storage.read_bytes(uri)
+        return read()
     except FileNotFoundError as error:
         return DecodeError(Reason.MISSING, str(error))
     except storage.UnavailableError as error:

@@ -16,8 +16,10 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,8 @@ T = TypeVar("T")
 TRIES = 6
 """How often a store is asked for one thing."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
+NUM_AHEAD = 8
+"""Remote files that are on their way while one is used."""
 
 _S3_OPTIONS = {
     "max_concurrency": 1,  # a clip is one GET, without a HEAD before it
@@ -113,6 +117,20 @@ def num_bytes(path: str) -> int:
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
     """The bytes [start, stop) of a file; the whole file by default. FileNotFoundError names the path."""
     return _ask(path, lambda store, inner: store.cat_file(inner, start=start, end=stop))
+
+
+def read_ahead(paths: Iterable[str]) -> Iterator[Callable[[], bytes]]:
+    """For each path a function that gives its bytes, or raises what `read_bytes` raises.
+
+    Remote files are fetched while those before them are used, so that a distant store costs its latency once.
+    """
+    with ThreadPoolExecutor(NUM_AHEAD) as pool:
+        waiting: deque[Callable[[], bytes]] = deque()
+        for path in paths:
+            waiting.append(pool.submit(read_bytes, path).result if is_remote(path) else partial(read_bytes, path))
+            if len(waiting) > NUM_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
 
 
 def list_files(root: str) -> list[str]:

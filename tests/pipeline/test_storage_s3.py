@@ -184,6 +184,20 @@ def test_a_store_is_asked_a_stated_number_of_times_and_then_the_sample_is_unavai
     assert f"{bucket}/0.mp4" in finding["detail"]
 
 
+def test_distant_files_are_fetched_while_those_before_them_are_used(bucket, at):
+    write_clips(bucket)
+    with faulty_store(os.environ["AWS_ENDPOINT_URL"], Faults(latency_seconds=0.1)) as store:
+        at(AWS_ENDPOINT_URL=store.endpoint)
+        reads = storage.read_ahead([*(f"{bucket}/{number}.mp4" for number in range(NUM_CLIPS)), f"{bucket}/none"])
+        first = next(reads)
+        assert first() == storage.read_bytes(f"{bucket}/0.mp4")
+        assert 1 < store.most_at_once <= storage.NUM_AHEAD + 1
+        *others, missing = reads
+        assert [read() for read in others][-1] == storage.read_bytes(f"{bucket}/{NUM_CLIPS - 1}.mp4")
+        with pytest.raises(FileNotFoundError, match=f"{bucket}/none does not exist"):
+            missing()
+
+
 def known_clips(root: str) -> pa.Table:
     """One clip as it is known before its file is opened."""
     return pa.Table.from_pylist([{name: video_row(root, 0).get(name) for name in KNOWN.names}], schema=KNOWN)
