@@ -17,12 +17,18 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
+from cluster.auth import use_private_token
+
+if __name__ == "__main__":
+    use_private_token()
+
 from jobs import checkpoints
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.gpu_benchmark import gpu_step
 from jobs.loaders_benchmark import loaders
 from jobs.pretrain import hardware
 from jobs.processes import MARKER, bytes_spilled, pss_bytes
+from jobs.s3_benchmark import s3_faults
 from jobs.step_benchmark import step
 from pipeline.manifest import make_manifest, read_manifest, write_manifest
 
@@ -114,6 +120,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "cache": cache,
     "soak": soak,
     "loaders": loaders,
+    "s3-faults": s3_faults,
 }
 
 

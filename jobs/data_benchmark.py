@@ -32,6 +32,7 @@ from pipeline.loader import ClipSource, clip_rows, clip_stream, decode_slot, in_
 from pipeline.plan import Plan
 from pipeline.records import Kind
 from pipeline.shards import Content, PackingConfig
+from pipeline.stages import fetch
 
 NUM_FRAMES, SIZE_PX, BATCH = 8, 224, 4
 WARM_SHARE = 0.1
@@ -112,7 +113,8 @@ def decode_step(step: int, source: ClipSource) -> int:
     planned = source.planned(step)
     table = split_rows(source.manifest_path, source.split)[planned.kind]
     rows = [table.slice(row, 1).to_pylist()[0] for row in planned.rows.tolist() if row >= 0]
-    return sum(decode_slot(slot, row, source, planned)["weight"] > 0 for slot, row in enumerate(rows))
+    reads = [partial(fetch, row["uri"], row["checksum"]) for row in rows]
+    return sum(decode_slot(0, row, source, planned, read)["weight"] > 0 for row, read in zip(rows, reads, strict=True))
 
 
 def pool_rate(source: ClipSource, num_steps: int) -> float:

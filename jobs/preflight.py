@@ -6,6 +6,7 @@ removed again.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from collections import Counter
@@ -80,6 +81,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     manifest = _tried(found, "data.manifest", lambda: known_manifest(config.data.manifest))
     if manifest:
         found += split_problems(config.data, manifest)
+        _tried(found, "data.manifest", lambda: check_clips(manifest))
     found += visual_problems(config)
     if config.text.vocabulary:
         _tried(found, "text.vocabulary", lambda: storage.check_readable(str(config.text.vocabulary)))
@@ -123,6 +125,14 @@ def known_manifest(path: str) -> Manifest:
         return read_manifest(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or write the manifest with jobs/prepare.py") from error
+
+
+def check_clips(manifest: Manifest) -> None:
+    """Nothing, if the store of the clips answers and lets them be read; a clip that is missing is a sample's matter."""
+    uri = manifest.table["uri"][0].as_py()
+    if storage.is_remote(uri):
+        with contextlib.suppress(FileNotFoundError):
+            storage.check_readable(uri)
 
 
 def resource_problems(placement: Placement, machine: Machine) -> list[str]:

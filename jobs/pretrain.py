@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
         return status
     try:
         pretrain(command.config)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
     return 0

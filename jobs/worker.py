@@ -37,6 +37,8 @@ from snps3_model.visual_weights import load_visual_weights
 
 STOP_FILE = "stop"
 """A file of this name in the run's folder asks the run to write a checkpoint and end."""
+STOP_LOOK_SECONDS = 2.0
+"""Pause between two looks for that file: a look takes two requests where the folder lies in a bucket."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,8 @@ class Rank:
         self.job, self.runtime, self.world, self.config = job, runtime, runtime.world, job.config
         self.tracker = Tracker(job.tracking_uri, job.tracking_run_id)
         self.rejected: list[Rejected] = []
-        self.num_seen = 0
+        self.num_seen = self.num_retries = 0
+        self.last_look_seconds = float("-inf")
         self.clock = Clock()
 
     def say(self, line: str) -> None:
@@ -137,6 +140,7 @@ class Rank:
             self.rejected += rejected_rows(table, stage)
             rows = clip_rows(table, source=source, epoch=source.planned(step).epoch)
             self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
+            self.num_retries += sum(table["num_retries"].to_pylist())
             batch = collate(
                 rows,
                 tokenizer=self.job.tokenizer,
@@ -181,21 +185,30 @@ class Rank:
                     is_last |= self.validate(state, validation)
                 progress.is_finished = is_last
                 self.commit(state)
-            elif self.world.any(self.world.is_first and storage.exists(f"{self.job.run_folder}/{STOP_FILE}")):
+            elif self.world.any(self.world.is_first and self.is_asked_to_stop()):
                 self.commit(state)
                 self.say(f"stopped on request at step {step}; the same command goes on from here")
                 return
             if is_last:
                 return
 
+    def is_asked_to_stop(self) -> bool:
+        """True if the stop file was there at a look; False between two looks."""
+        now = time.monotonic()
+        if now - self.last_look_seconds < STOP_LOOK_SECONDS:
+            return False
+        self.last_look_seconds = now
+        return storage.exists(f"{self.job.run_folder}/{STOP_FILE}")
+
     def log(self, meter: Meter, metrics: dict[str, torch.Tensor], batch: Batch, step: int) -> None:
         """The one place that waits for the device: losses, speed, and what was rejected so far."""
         values = {name: value.item() for name, value in metrics.items()}
         refuse_non_finite(values, step, batch.clip_ids.tolist(), self.job.run_folder)
-        counts = self.world.gather(torch.tensor([[len(self.rejected), self.num_seen]], device=self.world.device))
-        num_rejected, num_seen = counts.sum(0).tolist()
+        own = torch.tensor([[len(self.rejected), self.num_seen, self.num_retries]], device=self.world.device)
+        num_rejected, num_seen, num_retries = self.world.gather(own).sum(0).tolist()
         self.refuse_too_many(num_rejected, num_seen)
-        values |= meter.read(step) | {"rejected": num_rejected, "lr": meter.rate(step)}
+        counts = {"rejected": num_rejected, "store_retries": num_retries}
+        values |= meter.read(step) | counts | {"lr": meter.rate(step)}
         if self.world.is_first:
             self.tracker.log(values, step)
             self.say(meter.line(step, values))

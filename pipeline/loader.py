@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,17 @@ import ray.data
 from jaxtyping import Int64, UInt8
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from pipeline import storage
 from pipeline.codec import DecodeError, VideoInfo, decode_clip
 from pipeline.collate import ClipRows
 from pipeline.manifest import read_manifest
 from pipeline.masking import choose_caption
+from pipeline.media import Media
 from pipeline.plan import Plan, PlannedStep, sequential
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import Kind, Reason, Rejected, Stage
 from pipeline.sampling import Policy
-from pipeline.stages import fetch
+from pipeline.stages import fetch_ahead
 
 MAX_BLOCKS = 10_000
 """Blocks of one dataset; a longer run is cut into segments, since Ray Data plans all blocks of a dataset at once."""
@@ -52,6 +54,7 @@ CLIP_SCHEMA = pa.schema(
         ("uri", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
+        ("num_retries", pa.int64()),  # how often the store was asked again since the slot before
     ]
 )
 
@@ -165,15 +168,20 @@ def decode_share(source: ClipSource, step: int, rank: int, num_ranks: int) -> pa
     share, planned = source.share(num_ranks), source.planned(step)
     table = split_rows(source.manifest_path, source.split)[planned.kind]
     rows, first_slot = planned.rows[rank * share : (rank + 1) * share], step * source.batch + rank * share
+    found = [table.slice(row, 1).to_pylist()[0] if row >= 0 else None for row in rows.tolist()]
+    reads = fetch_ahead((row["uri"], row["checksum"]) if row else ("", None) for row in found)
     decoded = [
-        decode_slot(slot, table.slice(row, 1).to_pylist()[0] if row >= 0 else None, source, planned)
-        for slot, row in enumerate(rows.tolist(), first_slot)
+        decode_slot(slot, row, source, planned, read) | {"num_retries": storage.take_num_retries()}
+        for slot, (row, read) in enumerate(zip(found, reads, strict=True), first_slot)
     ]
     return pa.Table.from_pylist(decoded, schema=CLIP_SCHEMA)
 
 
-def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, planned: PlannedStep) -> dict[str, Any]:
-    """The row of one slot. A clip that cannot be decoded becomes weight 0 with its reason, never an exception."""
+def decode_slot(
+    slot: int, row: dict[str, Any] | None, source: ClipSource, planned: PlannedStep, read: Callable[[], Media]
+) -> dict[str, Any]:
+    """The row of one slot, of the file that `read` gives. A clip that cannot be had or decoded becomes weight 0 with
+    its reason, never an exception."""
     length, size = source.num_frames if planned.kind == Kind.VIDEO else 1, source.frame_size_px
     empty = {
         "slot": slot,
@@ -198,7 +206,7 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
     rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.FRAMES)
     try:
         clip = decode_clip(
-            fetch(row["uri"], row["checksum"]),
+            read(),
             kind=planned.kind,
             num_frames=length,
             size_px=drawn_px,

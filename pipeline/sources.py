@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import IO
 
 from pipeline import media, storage
 from pipeline.records import Kind
@@ -91,12 +92,21 @@ def _tars(root: str, tars: list[str]) -> Source:
     places, damaged = {}, {}
     for tar in tars:
         path = storage.join(root, tar)
-        try:
-            with storage.opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-                for member in archive:
-                    if member.isfile():
-                        place = media.inside(path, member.offset_data, member.offset_data + member.size)
-                        places[f"{tar}/{member.name}"] = place
-        except tarfile.TarError as error:
-            damaged[path] = f"the tar cannot be listed to its end: {error}"
+        members, fault = storage.read_with(path, _members)
+        places |= {f"{tar}/{name}": media.inside(path, start, stop) for name, start, stop in members}
+        if fault:
+            damaged[path] = f"the tar cannot be listed to its end: {fault}"
     return Source(root=root, layout=Layout.TAR, places=places, damaged=damaged)
+
+
+def _members(file: IO[bytes]) -> tuple[list[tuple[str, int, int]], str | None]:
+    """Name, start and end of each file in a tar, and what is wrong with the tar."""
+    found = []
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if member.isfile():
+                    found.append((member.name, member.offset_data, member.offset_data + member.size))
+    except tarfile.TarError as error:
+        return found, str(error)
+    return found, None

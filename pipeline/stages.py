@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from pipeline import manifest, media
+from pipeline import manifest, media, storage
 from pipeline.annotations import Annotation
 from pipeline.codec import DecodeError, decode_image, fit_long_side, open_video, window_indices
 from pipeline.media import Media, kind_of
@@ -102,8 +102,9 @@ def probe_clips(clips: Sequence[dict[str, Any]], *, decoder: str, subcluster: st
 def probe_batch(batch: pa.Table, decoder: str) -> pa.Table:
     """The clips of `batch` as whole manifest rows, or with reason and detail. Each file is fetched once."""
     rows = []
-    for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"]):
-        data = _fetched(uri)
+    files = [(uri, list(clips)) for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
+    for (_, clips), read in zip(files, fetch_ahead((uri, None) for uri, _ in files), strict=True):
+        data = _fetched(read)
         rows += [clip | _look_into(data, clip, decoder) for clip in clips]
     return pa.Table.from_pylist(rows, schema=_FINDING)
 
@@ -114,15 +115,22 @@ def fetch(uri: str, checksum: str | None = None) -> Media:
         return media.read(uri, checksum)
     except FileNotFoundError as error:
         raise DecodeError(Reason.MISSING, str(error)) from error
+    except storage.UnavailableError as error:
+        raise DecodeError(Reason.UNAVAILABLE, str(error)) from error
     except media.DamagedMediaError as error:
         raise DecodeError(Reason.WRONG_CHECKSUM, str(error)) from error
     except IsADirectoryError as error:
         raise DecodeError(Reason.UNREADABLE, "a folder, not a file") from error
 
 
-def _fetched(uri: str) -> Media | DecodeError:
+def fetch_ahead(wanted: Iterable[tuple[str, str | None]]) -> Iterator[Callable[[], Media]]:
+    """For each pair (uri, checksum) a function that does what `fetch` does; distant files are then on their way."""
+    return storage.ahead((media.file_of(uri), partial(fetch, uri, checksum)) for uri, checksum in wanted)
+
+
+def _fetched(read: Callable[[], Media]) -> Media | DecodeError:
     try:
-        return fetch(uri)
+        return read()
     except DecodeError as error:
         return error
 

@@ -15,6 +15,8 @@ import tokenizers
 from jaxtyping import Int64
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from pipeline import storage
+
 logger = logging.getLogger(__name__)
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -71,10 +73,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer in a local folder (`tokenizer.json` or `vocab.txt`) or in one such file."""
-        file_path = _vocabulary_file(Path(path))
-        text = file_path.read_text(encoding="utf-8")
-        if file_path.suffix == ".json":
+        """The tokenizer in a folder or bucket (`tokenizer.json` or `vocab.txt`) or in one such file."""
+        file_path = _vocabulary_file(os.fspath(path))
+        text = storage.read_bytes(file_path).decode().replace("\r\n", "\n")
+        if file_path.endswith(".json"):
             return cls.from_json(text)
         return cls.from_pieces(_told_apart(text.removesuffix("\n").split("\n"), file_path))
 
@@ -194,12 +196,13 @@ def _letters(captions: Sequence[str]) -> list[str]:
     return sorted(frequent)
 
 
-def _vocabulary_file(path: Path) -> Path:
-    candidates = [path / "tokenizer.json", path / "vocab.txt"] if path.is_dir() else [path]
+def _vocabulary_file(path: str) -> str:
+    names = ("tokenizer.json", "vocab.txt") if storage.is_folder(path) else ()
+    candidates = [storage.join(path, name) for name in names] or [path]
     for candidate in candidates:
-        if candidate.is_file():
+        if storage.exists(candidate):
             return candidate
-    wanted = " or ".join(str(candidate) for candidate in candidates)
+    wanted = " or ".join(candidates)
     raise FileNotFoundError(f"no vocabulary: {wanted} does not exist; give a tokenizer.json, a vocab.txt or a folder")
 
 
@@ -209,7 +212,7 @@ def _refuse_missing_specials(vocabulary: dict[str, int]) -> None:
         raise ValueError(f"the vocabulary lacks {', '.join(missing)}; a BERT vocabulary has all of {SPECIAL_TOKENS}")
 
 
-def _told_apart(pieces: list[str], file_path: Path) -> list[str]:
+def _told_apart(pieces: list[str], file_path: str) -> list[str]:
     # Copies of BERT's vocabulary that went through a wrong encoding repeat lines; the others keep their numbers.
     seen: set[str] = set()
     unique = []

@@ -48,12 +48,10 @@ def bucket() -> Iterator[str]:
         pytest.skip(
             "AWS_ENDPOINT_URL is unset: it names an S3 server, with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    import fsspec
+    from pipeline import storage
 
-    store, name = fsspec.filesystem("s3"), f"snps3-test-{uuid.uuid4().hex[:12]}"
-    store.mkdir(name)
-    yield f"s3://{name}"
-    store.rm(name, recursive=True)
+    with storage.temporary_bucket(f"s3://snps3-test-{uuid.uuid4().hex[:12]}") as url:
+        yield url
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ ONE_FILE = {
     "fsspec": "pipeline/storage.py",
     "s3fs": "pipeline/storage.py",
     "boto3": "pipeline/storage.py",
+    "botocore": "pipeline/storage.py",
     "pyarrow.fs": "pipeline/storage.py",
     "mlflow": "jobs/tracking.py",
     "ray.train": "cluster/run.py",

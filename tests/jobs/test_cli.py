@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -355,6 +356,33 @@ def test_a_bucket_that_cannot_be_had_is_named_before_the_start(tmp_path, monkeyp
     config = run_of(tmp_path)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, manifest="s3://nowhere/m.parquet"))
     assert "no credentials for s3://nowhere/m.parquet: set AWS_ACCESS_KEY_ID" in problems(config, ENOUGH)[0]
+
+
+def test_a_bucket_without_the_right_to_write_is_named_before_the_start(tmp_path, bucket):
+    name = bucket.removeprefix("s3://")
+    statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{name}/*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    fsspec.filesystem("s3").call_s3("put_bucket_policy", Bucket=name, Policy=policy)
+    config = run_of(tmp_path)
+    config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, storage=f"{bucket}/runs"))
+    (problem,) = problems(config, ENOUGH)
+    assert problem.startswith(f"placement.storage: no permission for {bucket}/runs: PutObject was refused")
+    assert f"the right s3:PutObject on {bucket}/runs" in problem
+
+
+def test_clips_in_a_bucket_that_cannot_be_had_are_named_before_the_start(tmp_path, monkeypatch, no_known_stores):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    config = run_of(tmp_path)
+    manifest = read_manifest(config.data.manifest)
+    uris = pa.array([f"s3://bucket/{row}.mp4" for row in range(len(manifest))])
+    table = manifest.table.set_column(
+        manifest.table.schema.get_field_index("uri"), manifest.table.schema.field("uri"), uris
+    )
+    write_manifest(make_manifest(manifest.corpus, "s3://bucket", table), config.data.manifest)
+    (problem,) = problems(config, ENOUGH)
+    assert problem.startswith("data.manifest: no credentials for s3://bucket/")
 
 
 def test_an_unknown_store_is_named(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jobs.prepare import PrepareConfig, Prepared, describe, main, prepare
+from pipeline import storage
 from pipeline.codec import encode_video
 from pipeline.ledger import TooManyRejectedError, read_ledger
 from pipeline.manifest import read_manifest
@@ -77,6 +78,18 @@ def test_moving_a_corpus_changes_neither_ids_nor_hash(folder):
     assert one.table.drop_columns("uri").equals(other.table.drop_columns("uri"))
     assert other.root == str(folder / "elsewhere")
     assert all(uri.startswith(other.root) for uri in other.table["uri"].to_pylist())
+
+
+def test_a_bucket_gives_the_manifest_of_the_folder(folder, bucket):
+    here = prepare(config(folder))
+    for path in (*(folder / "videos").iterdir(), folder / "captions.jsonl"):
+        storage.write_bytes_atomic(f"{bucket}/{path.relative_to(folder)}", path.read_bytes())
+    in_bucket = {"root": f"{bucket}/videos", "annotations": (f"{bucket}/captions.jsonl",), "out": f"{bucket}/out"}
+    there = prepare(config(folder, **in_bucket))
+    assert there.manifest_hash == here.manifest_hash
+    one, other = read_manifest(here.manifest_path), read_manifest(there.manifest_path)
+    assert one.table.drop_columns("uri").equals(other.table.drop_columns("uri"))
+    assert prepare(config(folder, **in_bucket)) == there
 
 
 def test_too_many_missing_files_stop_after_the_ledger_is_written(folder):

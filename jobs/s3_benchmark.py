@@ -1,0 +1,105 @@
+"""An epoch of clips from a bucket, once as the store gives them and once through a store with faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from cluster.connection import connected_ray
+from jobs.faulty_store import Faults, faulty_store
+from jobs.prepare import PrepareConfig, prepare
+from pipeline import storage
+from pipeline.codec import encode_video
+from pipeline.loader import ClipSource, clip_stream
+from pipeline.manifest import read_manifest
+from pipeline.plan import Plan
+
+ENDPOINT = "AWS_ENDPOINT_URL"
+FILE_SIZE_PX, NUM_FILE_FRAMES = 64, 16
+FRAME_SIZE_PX, NUM_FRAMES, BATCH = 224, 8, 8
+"""Of the clips as they are read: large enough that each step is a block of its own."""
+KEPT = ["clip_id", "weight", "num_retries"]
+
+
+def s3_faults(
+    num_clips: int = 150, slow_down_every: int = 10, cut_every: int = 50, latency_seconds: float = 0.2
+) -> dict[str, Any]:
+    """Clips lost and doubled, retries and seconds of an epoch through a store with faults, beside one without.
+
+    The corpus is made, uploaded to a new bucket of the server in AWS_ENDPOINT_URL, and removed at the end.
+    """
+    endpoint = os.environ.get(ENDPOINT)
+    if not endpoint:
+        raise ValueError(
+            f"{ENDPOINT} is unset: set it to the http:// URL of an S3 server on which a bucket may be made, with "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    faults = Faults(slow_down_every=slow_down_every, cut_every=cut_every, latency_seconds=latency_seconds)
+    with storage.temporary_bucket(f"s3://snps3-benchmark-{uuid.uuid4().hex[:12]}") as bucket:
+        upload_corpus(bucket, num_clips)
+        captions = (f"{bucket}/captions.jsonl",)
+        config = PrepareConfig(corpus="s3-faults", root=f"{bucket}/videos", annotations=captions, out=bucket)
+        with connected_ray():
+            manifest_path = prepare(config).manifest_path
+            direct = epoch(manifest_path)
+        with faulty_store(endpoint, faults) as store, connected_ray(worker_environment={ENDPOINT: store.endpoint}):
+            faulty = epoch(manifest_path)
+    return {
+        "clips": num_clips,
+        "lost": direct["lost"] + faulty["lost"],
+        "doubled": direct["doubled"] + faulty["doubled"],
+        "retries": faulty["retries"],
+        "retries_direct": direct["retries"],
+        "faults": dict(store.counts),
+        "seconds_direct": direct["seconds"],
+        "seconds_faulty": faulty["seconds"],
+    }
+
+
+def upload_corpus(bucket: str, num_clips: int) -> None:
+    """Small clips of noise in `bucket`/videos, and their captions."""
+    rng, lines = np.random.default_rng(0), []
+    for number in range(num_clips):
+        frames = rng.integers(0, 256, (NUM_FILE_FRAMES, FILE_SIZE_PX, FILE_SIZE_PX, 3), np.uint8)
+        storage.write_bytes_atomic(f"{bucket}/videos/{number:04}.mp4", encode_video(frames, fps=8))
+        lines.append(json.dumps({"clip_name": f"{number:04}", "caption": f"noise number {number}"}))
+    storage.write_bytes_atomic(f"{bucket}/captions.jsonl", "\n".join(lines).encode())
+
+
+def epoch(manifest_path: str) -> dict[str, Any]:
+    """Clips missing, clips delivered more than once, retries and seconds of one epoch of the training stream."""
+    clip_ids = set(read_manifest(manifest_path).table["clip_id"].to_pylist())
+    plan = Plan(seed=0, num_videos=len(clip_ids), num_images=0, global_batch=BATCH)
+    source = ClipSource(
+        manifest_path=manifest_path,
+        split="train",
+        num_frames=NUM_FRAMES,
+        frame_size_px=FRAME_SIZE_PX,
+        decoder="decord",
+        seed=0,
+        plan=plan,
+        batch=BATCH,
+    )
+    first = as_read(source, num_steps=2)  # workers start and read the manifest
+    start = time.perf_counter()
+    rows = as_read(source, num_steps=plan.steps_per_epoch)
+    seconds = time.perf_counter() - start
+    seen = Counter(row["clip_id"] for row in rows if row["weight"])
+    return {
+        "lost": len(clip_ids - seen.keys()),
+        "doubled": sum(count - 1 for count in seen.values()),
+        "retries": sum(row["num_retries"] for row in first + rows),
+        "seconds": seconds,
+    }
+
+
+def as_read(source: ClipSource, *, num_steps: int) -> list[dict[str, Any]]:
+    """What became of each slot of the first steps, without its pixels."""
+    stream = clip_stream(source, start_step=0, stop_step=num_steps, num_ranks=1).select_columns(KEPT)
+    return stream.take_all()
