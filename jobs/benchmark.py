@@ -18,7 +18,13 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
+from cluster.auth import use_private_token
+
+if __name__ == "__main__":
+    use_private_token()
+
 from jobs import checkpoints
+from jobs.corruption_benchmark import corruption
 from jobs.gpu_benchmark import gpu_step
 from jobs.pretrain import hardware
 from jobs.step_benchmark import step
@@ -129,6 +135,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "main-job": main_job,
     "step": step,
     "gpu-step": gpu_step,
+    "corruption": corruption,
 }
 
 

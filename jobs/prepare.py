@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tyro
@@ -30,13 +30,16 @@ if __name__ == "__main__":
 from cluster.connection import connected_ray
 from pipeline import annotations, ledger, storage
 from pipeline.annotations import Annotation, Format
-from pipeline.codec import DECODERS
+from pipeline.codec import usable
+from pipeline.decoder_choice import measure_decoders
+from pipeline.isolation import Limits
 from pipeline.manifest import make_manifest, write_manifest
 from pipeline.records import Rejected
 from pipeline.stages import clips_of, probe_clips, unnamed_files
 
 log = logging.getLogger(__name__)
 
+_SETTINGS = ("corpus", "format", "split", "decoder", "max_rejected_share", "measure_decoders")
 VERSION = 1
 """Raised when the same input would give another manifest."""
 
@@ -58,11 +61,15 @@ class PrepareConfig:
     split: str = "train"
     """Split of clips for which neither a line nor SPLIT=PATH names one."""
     decoder: str = "decord"
-    """Decoder that must be able to read the clips: the one of the training."""
+    """Decoder that must be able to read the clips."""
     max_rejected_share: float = 0.05
     """Largest share of annotated clips that may be rejected, in [0, 1]."""
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
+    limits: Limits = field(default_factory=Limits)
+    """What looking at one clip may take."""
+    measure_decoders: bool = False
+    """Time every decoder that loads here on clips of this corpus; training with data.decoder=auto takes the fastest."""
     force: bool = False
     """Look at every file again, even if nothing changed."""
 
@@ -71,8 +78,7 @@ class PrepareConfig:
             raise ValueError("corpus must be a name, got an empty one")
         if not 0 <= self.max_rejected_share <= 1:
             raise ValueError(f"max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
-        if self.decoder not in DECODERS:
-            raise ValueError(f"there is no decoder {self.decoder!r}; choose one of {', '.join(DECODERS)}")
+        usable(self.decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +138,16 @@ def _make(
         "%d clips in %s, %d files below %s", len(clips), ", ".join(config.annotations) or "side-cars", len(files), root
     )
     with connected_ray():
-        probed = probe_clips(clips, decoder=config.decoder, subcluster=config.subcluster)
+        probed = probe_clips(clips, decoder=config.decoder, limits=config.limits, subcluster=config.subcluster)
     rejected = probed.rejected + unnamed_files(annotated, files, corpus=config.corpus, root=root)
     ledger.write_ledger(rejected, ledger_path)
     ledger.refuse_above_share(rejected, len(clips), config.max_rejected_share, ledger_path)
     made = make_manifest(config.corpus, root, probed.rows)
     if not len(made):
         raise ValueError(f"no clip of {root} is usable: {_counts(rejected) or 'no file and no caption was found'}")
+    if config.measure_decoders:
+        made = dataclasses.replace(made, decoders=measure_decoders(made.table, config.limits))
+        log.info("%s is the fastest decoder here: %s", made.fastest_decoder, made.decoders)
     write_manifest(made, manifest_path)
     return Prepared(
         manifest_path=manifest_path,
@@ -168,7 +177,7 @@ def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
 def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], files: dict[str, str]) -> str:
     """Hex digits that change with whatever could change manifest or ledger."""
     digest = hashlib.blake2b(digest_size=16)
-    settings = {name: getattr(config, name) for name in ("corpus", "format", "split", "decoder", "max_rejected_share")}
+    settings = {name: getattr(config, name) for name in _SETTINGS}
     digest.update(json.dumps([VERSION, settings, root, sources, files], sort_keys=True).encode())
     for source in sources:
         _, path = annotations.split_and_path(source)

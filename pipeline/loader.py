@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,15 @@ from jaxtyping import Int64
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline import storage
-from pipeline.codec import DecodeError, VideoInfo, decode_clip
+from pipeline.codec import VideoInfo, decode_frames, letterbox
 from pipeline.collate import ClipRows
+from pipeline.isolation import Limits, isolated
 from pipeline.manifest import read_manifest
 from pipeline.masking import choose_caption
 from pipeline.plan import Plan, PlannedStep, sequential
 from pipeline.randomness import Purpose, clip_rng
-from pipeline.records import Kind, Reason, Rejected, Stage
-from pipeline.sampling import Policy
+from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
+from pipeline.sampling import Policy, Sampling
 
 MAX_BLOCKS = 10_000
 """Blocks of one dataset; a longer run is cut into segments, since Ray Data plans all blocks of a dataset at once."""
@@ -73,6 +74,8 @@ class ClipSource:
 
     max_clips: int | None = None
     """Evaluation reads at most this many clips, the first by clip_id."""
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
 
     def share(self, num_ranks: int) -> int:
         """Slots of a step that are one rank's."""
@@ -191,11 +194,14 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
     is_training = source.plan is not None
     rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.FRAMES)
     try:
-        clip = decode_clip(
+        frames = isolated(
+            decode_frames,
             storage.read_bytes(row["uri"]),
+            limits=source.limits,
             kind=planned.kind,
             num_frames=length,
             size_px=size,
+            sampling=source.sampling,
             policy=Policy.RANDOM if is_training else Policy.MIDDLE,
             rng=rng if is_training else None,
             start_seconds=row["start_seconds"],
@@ -207,6 +213,7 @@ def decode_slot(slot: int, row: dict[str, Any] | None, source: ClipSource, plann
         return empty | {"reason": str(error.reason), "detail": error.detail}
     except FileNotFoundError as error:
         return empty | {"reason": str(Reason.MISSING), "detail": str(error)}
+    clip = letterbox(frames, size)
     captions = row["captions"]
     caption_rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.CAPTION)
     return empty | {

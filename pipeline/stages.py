@@ -21,13 +21,11 @@ import ray.data
 
 from pipeline import manifest, storage
 from pipeline.annotations import Annotation, kind_of
-from pipeline.codec import DecodeError, decode_image, fit_long_side, open_video, window_indices
-from pipeline.records import Kind, Reason, Rejected, Stage
+from pipeline.codec import probe
+from pipeline.isolation import Limits, isolated
+from pipeline.records import DecodeError, Reason, Rejected, Stage
 
 log = logging.getLogger(__name__)
-
-PROBE_SIZE_PX = 64
-"""Long side of the frames that prove a clip usable: a width that decord needs no detour for."""
 
 _FINDING = (
     pa.schema([field.with_nullable(True) for field in manifest.SCHEMA])
@@ -78,7 +76,9 @@ def unnamed_files(annotations: Iterable[Annotation], names: Iterable[str], *, co
     ]
 
 
-def probe_clips(clips: Sequence[dict[str, Any]], *, decoder: str, subcluster: str | None = None) -> Probed:
+def probe_clips(
+    clips: Sequence[dict[str, Any]], *, decoder: str, limits: Limits, subcluster: str | None = None
+) -> Probed:
     """Every clip as a row or as a rejected sample, by a Ray Data job over the nodes of `subcluster` (None: all nodes).
 
     Clips without captions are rejected before anything is fetched.
@@ -91,19 +91,19 @@ def probe_clips(clips: Sequence[dict[str, Any]], *, decoder: str, subcluster: st
     captioned = [clip for clip in clips if clip["captions"]]
     if not captioned:
         return Probed(rows=manifest.SCHEMA.empty_table(), rejected=silent)
-    found = pa.concat_tables(_findings(captioned, decoder, subcluster))
+    found = pa.concat_tables(_findings(captioned, decoder, limits, subcluster))
     usable = found["reason"].is_null()
     lost = found.filter(found["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
     rejected = [_reject(one["clip_id"], one["uri"], Reason(one["reason"]), one["detail"]) for one in lost]
     return Probed(rows=found.filter(usable).select(manifest.SCHEMA.names), rejected=silent + rejected)
 
 
-def probe_batch(batch: pa.Table, decoder: str) -> pa.Table:
+def probe_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
     """The clips of `batch` as whole manifest rows, or with reason and detail. Each file is fetched once."""
     rows = []
     for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"]):
         data = _fetch(uri)
-        rows += [clip | _look_into(data, clip, decoder) for clip in clips]
+        rows += [clip | _look_into(data, clip, decoder, limits) for clip in clips]
     return pa.Table.from_pylist(rows, schema=_FINDING)
 
 
@@ -116,32 +116,19 @@ def _fetch(uri: str) -> bytes | DecodeError:
         return DecodeError(Reason.UNREADABLE, "a folder, not a file")
 
 
-def _look_into(data: bytes | DecodeError, clip: dict[str, Any], decoder: str) -> dict[str, Any]:
+def _look_into(data: bytes | DecodeError, clip: dict[str, Any], decoder: str, limits: Limits) -> dict[str, Any]:
     """The columns that only the file knows."""
     try:
         if isinstance(data, DecodeError):
             raise data
-        look = _look_into_image(data) if clip["kind"] == Kind.IMAGE else _look_into_video(data, clip, decoder)
+        settings = {name: clip[name] for name in ("kind", "start_seconds", "end_seconds")}
+        look = isolated(probe, data, limits=limits, decoder=decoder, **settings)
     except DecodeError as error:
         return {"reason": str(error.reason), "detail": error.detail}
     return look | {"bytes": len(data), "checksum": manifest.checksum(data)}
 
 
-def _look_into_image(data: bytes) -> dict[str, Any]:
-    height, width, _ = decode_image(data).shape
-    return {"width": width, "height": height, "num_frames": 1}
-
-
-def _look_into_video(data: bytes, clip: dict[str, Any], decoder: str) -> dict[str, Any]:
-    with open_video(data, decoder) as video:
-        info = video.info
-        indices = window_indices(info, clip["start_seconds"], clip["end_seconds"])
-        needed = sorted({indices[0], indices[len(indices) // 2], indices[-1]})
-        video.frames(needed, fit_long_side(info.width, info.height, PROBE_SIZE_PX))
-    return {field.name: getattr(info, field.name) for field in fields(info)}
-
-
-def _findings(clips: Sequence[dict[str, Any]], decoder: str, subcluster: str | None) -> list[pa.Table]:
+def _findings(clips: Sequence[dict[str, Any]], decoder: str, limits: Limits, subcluster: str | None) -> list[pa.Table]:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     if subcluster:
@@ -151,8 +138,8 @@ def _findings(clips: Sequence[dict[str, Any]], decoder: str, subcluster: str | N
     )  # warns that its bars are off; ours count clips
     with ray.data.DataContext.current(context):
         data = ray.data.from_arrow(list(_blocks(clips)))
-        probe = partial(probe_batch, decoder=decoder)
-        probed = data.map_batches(probe, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1)
+        probing = partial(probe_batch, decoder=decoder, limits=limits)
+        probed = data.map_batches(probing, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1)
         return list(_with_progress(probed.iter_batches(batch_size=None, batch_format="pyarrow"), len(clips)))
 
 
