@@ -457,7 +457,7 @@ class FastVideo(PyavVideo):
         size = size or (self.info.width, self.info.height)
         try:
             frames = self._fast_frames(indices, size)
-        except (decord.DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError, IndexError) as error:
+        except (decord.DECORDError, DECORDLimitReachedError, RuntimeError, ValueError, AssertionError) as error:
             log.info("%s gave up, PyAV decodes this clip: %s", type(self).__name__, _first_line(error))
             frames = None
         if frames is not None:
