@@ -23,6 +23,7 @@ if __name__ == "__main__":
     use_private_token()
 
 from jobs import checkpoints
+from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.gpu_benchmark import gpu_step
 from jobs.loaders_benchmark import loaders
@@ -121,6 +122,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "soak": soak,
     "loaders": loaders,
     "s3-faults": s3_faults,
+    "corruption": corruption,
 }
 
 

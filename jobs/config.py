@@ -17,8 +17,10 @@ from enum import Enum
 from typing import Any, Literal
 
 from pipeline.augmentation import AugmentationConfig
+from pipeline.isolation import Limits
 from pipeline.masking import MaskingConfig
 from pipeline.plan import MixingConfig
+from pipeline.sampling import Sampling
 from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
 
 
@@ -34,10 +36,13 @@ class DataConfig:
     temporal_split: str | None = None
     """Split whose clips are compared within their groups only; None leaves the temporal test out."""
     num_frames: int = 4
-    """Frames per video, one from each of as many equal segments."""
+    """Frames per video; `sampling` says which."""
     frame_size_px: int = 48
     """Long side of a frame; the rest of the square is padding."""
-    decoder: Literal["decord", "pyav"] = "decord"
+    decoder: Literal["auto", "decord", "pyav", "torchcodec", "torchcodec-cuda"] = "auto"
+    """`auto` is the fastest that jobs/prepare.py --measure-decoders found on this corpus, and decord if nothing was
+    measured. The torchcodec ones need its package, FFmpeg libraries, and `torchcodec-cuda` a GPU."""
+    sampling: Sampling = field(default_factory=Sampling)
     max_rejected_share: float = 0.05
     """The run stops when more than this share of the clips seen so far could not be decoded."""
     max_evaluation_clips: int = 1000
@@ -182,6 +187,7 @@ class Placement:
     short ones are not padded to the longest. 1 takes all together; `torch.compile` wants that."""
     decode_cpus: int = 1
     """CPUs for fetching and decoding."""
+    decode_limits: Limits = field(default_factory=Limits)
     log_every: int = 10
     """Steps between logged losses."""
     num_kept_checkpoints: int = 2
@@ -314,6 +320,13 @@ def in_steps(config: PretrainConfig, first_step: Callable[[int], int]) -> Pretra
     if optim.decay_epoch is not None:
         decay_step = first_step(optim.decay_epoch)
     return dataclasses.replace(config, optim=dataclasses.replace(optim, num_steps=num_steps, decay_step=decay_step))
+
+
+def with_decoder(config: PretrainConfig, fastest: str | None) -> PretrainConfig:
+    """The same run with a decoder in place of `auto`: the one that was measured to be the fastest, if any was."""
+    if config.data.decoder != "auto":
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=fastest or "decord"))
 
 
 def nearest_multiples(batch: int, workers: int) -> str:

@@ -83,6 +83,7 @@ def pack(config: PackConfig) -> Prepared:
         num_samples=len(manifest),
         max_rejected_share=config.max_rejected_share,
         started=started,
+        decoders={},
     )
     mark_done(marker, inputs, done)
     return done

@@ -17,9 +17,19 @@ from typing import Any
 import torch
 
 from jobs import checkpoints
-from jobs.config import DataConfig, Placement, PretrainConfig, SelectionConfig, differences, identity, in_steps
+from jobs.config import (
+    DataConfig,
+    Placement,
+    PretrainConfig,
+    SelectionConfig,
+    differences,
+    identity,
+    in_steps,
+    with_decoder,
+)
 from jobs.evaluation import selectable_metrics
 from pipeline import storage
+from pipeline.codec import usable
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.plan import MixingConfig, Plan
 from pipeline.records import Kind
@@ -80,8 +90,11 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     found = resource_problems(config.placement, machine) + metric_problems(config.selection)
     manifest = _tried(found, "data.manifest", lambda: known_manifest(config.data.manifest))
     if manifest:
+        config = with_decoder(config, manifest.fastest_decoder)
         found += split_problems(config.data, manifest)
         _tried(found, "data.manifest", lambda: check_clips(manifest))
+    if machine.num_cpus is not None:  # this machine decodes
+        _tried(found, "data.decoder", lambda: usable(with_decoder(config, None).data.decoder))
     found += visual_problems(config)
     if config.text.vocabulary:
         _tried(found, "text.vocabulary", lambda: storage.check_readable(str(config.text.vocabulary)))

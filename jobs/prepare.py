@@ -16,8 +16,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -32,7 +32,9 @@ if __name__ == "__main__":
 from cluster.connection import connected_ray
 from pipeline import annotations, ledger, storage
 from pipeline.annotations import Annotation, Format
-from pipeline.codec import DECODERS
+from pipeline.codec import usable
+from pipeline.decoder_choice import measure_decoders
+from pipeline.isolation import Limits
 from pipeline.manifest import make_manifest, write_manifest
 from pipeline.records import Rejected
 from pipeline.sources import Layout, Source, open_source
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
+_SETTINGS = ("corpus", "format", "layout", "split", "decoder", "max_rejected_share", "measure_decoders")
 VERSION = 2
 """Raised when the same input would give another manifest."""
 MARKER = "prepare.json"
@@ -66,11 +69,15 @@ class PrepareConfig:
     split: str = "train"
     """Split of clips for which neither a line nor SPLIT=PATH names one."""
     decoder: str = "decord"
-    """Decoder that must be able to read the clips: the one of the training."""
+    """Decoder that must be able to read the clips."""
     max_rejected_share: float = 0.05
     """Largest share of annotated clips that may be rejected, in [0, 1]."""
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
+    limits: Limits = field(default_factory=Limits)
+    """What looking at one clip may take."""
+    measure_decoders: bool = False
+    """Time every decoder that loads here on clips of this corpus; training with data.decoder=auto takes the fastest."""
     force: bool = False
     """Look at every file again, even if nothing changed."""
 
@@ -79,8 +86,7 @@ class PrepareConfig:
             raise ValueError("corpus must be a name, got an empty one")
         if not 0 <= self.max_rejected_share <= 1:
             raise ValueError(f"max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
-        if self.decoder not in DECODERS:
-            raise ValueError(f"there is no decoder {self.decoder!r}; choose one of {', '.join(DECODERS)}")
+        usable(self.decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +131,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         num_samples=len(annotated),
         max_rejected_share=config.max_rejected_share,
         started=started,
+        decoders=measure_decoders(probed.rows, config.limits) if config.measure_decoders else {},
     )
     mark_done(marker, inputs, done)
     return done
@@ -150,6 +157,7 @@ def commit(
     num_samples: int,
     max_rejected_share: float,
     started: float,
+    decoders: Mapping[str, Mapping[str, float]],
 ) -> Prepared:
     """Ledger and manifest in `out`. Refused, after the ledger is written: too many rejected samples, no usable one."""
     manifest_path, ledger_path = storage.join(out, "manifest.parquet"), storage.join(out, "rejected.parquet")
@@ -158,6 +166,9 @@ def commit(
     made = make_manifest(corpus, root, rows)
     if not len(made):
         raise ValueError(f"no clip of {root} is usable: {_counts(rejected) or 'no file and no caption was found'}")
+    made = dataclasses.replace(made, decoders=decoders)
+    if decoders:
+        log.info("%s is the fastest decoder here: %s", made.fastest_decoder, made.decoders)
     write_manifest(made, manifest_path)
     return Prepared(
         manifest_path=manifest_path,
@@ -174,7 +185,7 @@ def _probed(config: PrepareConfig, annotated: list[Annotation], source: Source) 
     captions = ", ".join(config.annotations) or "side-cars"
     log.info("%d clips in %s, %d %s below %s", len(clips), captions, len(source.places), source.layout, source.root)
     with connected_ray():
-        probed = probe_clips(clips, decoder=config.decoder, subcluster=config.subcluster)
+        probed = probe_clips(clips, decoder=config.decoder, limits=config.limits, subcluster=config.subcluster)
     unnamed = unnamed_files(annotated, corpus=config.corpus, source=source)
     return dataclasses.replace(probed, rejected=probed.rejected + unnamed)
 
@@ -196,9 +207,7 @@ def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
 def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], files: dict[str, str]) -> str:
     """Hex digits that change with whatever could change manifest or ledger."""
     digest = hashlib.blake2b(digest_size=16)
-    settings = {
-        name: getattr(config, name) for name in ("corpus", "format", "layout", "split", "decoder", "max_rejected_share")
-    }
+    settings = {name: getattr(config, name) for name in _SETTINGS}
     digest.update(json.dumps([VERSION, settings, root, sources, files], sort_keys=True).encode())
     for source in sources:
         _, path = annotations.split_and_path(source)

@@ -29,7 +29,7 @@ import ray.data
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
 from jobs import checkpoints, cli, preflight, results, tracking, worker
-from jobs.config import PretrainConfig, as_dict, config_hash, flat, identity, in_steps
+from jobs.config import PretrainConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
 from jobs.tracking import Tracker
 from jobs.worker import Job
 from pipeline import storage
@@ -45,7 +45,8 @@ from pipeline.words import Tokenizer, train_wordpiece
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """The results of the run, which is continued if it was begun before. Stopped on request: no results yet."""
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
-    manifest_hash = read_manifest(config.data.manifest).hash
+    manifest = read_manifest(config.data.manifest)
+    manifest_hash, config = manifest.hash, with_decoder(config, manifest.fastest_decoder)
     run_hash = claim_folder(config, run_folder, manifest_hash)
     config = in_steps(config, make_plan(config).first_step)
     if storage.exists(f"{run_folder}/results.json"):
@@ -168,6 +169,8 @@ def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
         "num_frames": data.num_frames,
         "frame_size_px": data.frame_size_px,
         "decoder": data.decoder,
+        "sampling": data.sampling,
+        "limits": config.placement.decode_limits,
         "seed": config.seed,
         "batch": batch,
     }

@@ -3,24 +3,30 @@
     media ──open_video──► info ──sampling──► indices ──frames(indices, size)──► uint8 ──letterbox──► square clip
 
 The container's index (PyAV, headers and packet list only) says what a file holds; a decoder, chosen by name, turns
-chosen frames into pixels. Whatever is wrong with a file becomes one exception, `DecodeError`.
+chosen frames into pixels. Whatever is wrong with a file becomes one exception, `DecodeError`. What a file does to the
+process that opens it is the business of `pipeline/isolation.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import itertools
 import logging
 import re
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import av
+import av.error
 import av.logging
 import decord
 import numpy as np
+import torch
 from av.container import InputContainer
 from av.error import FFmpegError
 from decord._ffi.base import DECORDLimitReachedError
@@ -29,8 +35,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.media import EncodedFrames, Media
-from pipeline.records import Kind, Reason
-from pipeline.sampling import Policy, sample_frames, sample_window, window
+from pipeline.records import DecodeError, Kind, Reason
+from pipeline.sampling import SEGMENTS, Policy, Sampling, choose, sample_window, window
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +44,8 @@ av.logging.set_level(None)
 decord.logging.set_level(decord.logging.FATAL)
 
 
-class DecodeError(Exception):
-    """A file that gives no clip, with the reason. Survives pickling, since it crosses processes."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
+PROBE_SIZE_PX = 64
+"""Long side of the frames that prove a clip usable: a width that decord needs no detour for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +57,11 @@ class VideoInfo:
     width: int
     height: int
     duration_seconds: float
+
+
+def known_info(row: dict[str, Any]) -> VideoInfo:
+    """What a row of a manifest says of its video."""
+    return VideoInfo(**{field.name: row[field.name] for field in fields(VideoInfo)})
 
 
 @runtime_checkable
@@ -88,12 +91,18 @@ class DecodedClip(NamedTuple):
     num_frames: int
 
 
-def decode_clip(
+def decode_clip(data: Media, *, size_px: int, **settings: Any) -> DecodedClip:
+    """`decode_frames` in a square of `size_px`: what the aspect ratio leaves free, right or below, is padding."""
+    return letterbox(decode_frames(data, size_px=size_px, **settings), size_px)
+
+
+def decode_frames(
     data: Media,
     *,
     kind: Kind,
     num_frames: int,
     size_px: int,
+    sampling: Sampling = SEGMENTS,
     policy: Policy = Policy.MIDDLE,
     rng: np.random.Generator | None = None,
     start_seconds: float | None = None,
@@ -101,56 +110,91 @@ def decode_clip(
     decoder: str = "decord",
     known: VideoInfo | None = None,
     reference: bool = False,
-) -> DecodedClip:
-    """`num_frames` frames of a video, or the one frame of an image, in a square of `size_px`.
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """`num_frames` frames of a video, or the one frame of an image, their long side `size_px`.
 
-    The aspect ratio is kept: the long side becomes `size_px`, the rest to the right or below is padding.
     Only the sampled frames are converted. `known` is what prepare found of the video: with it the container is not
-    indexed a second time, which halves the cost of a short clip. DecodeError if the file gives no such clip.
+    indexed a second time, which halves the cost of a short clip. Key frames are always PyAV's work. DecodeError if the
+    file gives no such clip.
     """
     if kind == Kind.IMAGE:
-        return letterbox(decode_image(data, size_px)[None], size_px)
-    with open_video(data, decoder, known) as video:
+        return decode_image(data, size_px)[None]
+    with open_video(data, "key-frames" if sampling.rule == "key_frames" else decoder, known) as video:
         indices = clip_indices(
             video.info,
             num_frames=num_frames,
+            sampling=sampling,
             policy=policy,
             rng=rng,
             start_seconds=start_seconds,
             end_seconds=end_seconds,
+            key_frames=video.key_frames if isinstance(video, KeyFrameVideo | ImagesVideo) else (),
             reference=reference,
         )
-        size = fit_long_side(video.info.width, video.info.height, size_px)
-        return letterbox(video.frames(indices, size), size_px)
+        return video.frames(indices, fit_long_side(video.info.width, video.info.height, size_px))
+
+
+def probe(
+    data: Media, *, kind: Kind, start_seconds: float | None, end_seconds: float | None, decoder: str
+) -> dict[str, Any]:
+    """What only the file knows of a clip, by the names of the manifest's columns.
+
+    The first, middle and last frame are decoded, so a clip that passes can be used. DecodeError if it cannot.
+    """
+    if kind == Kind.IMAGE:
+        height, width, _ = decode_image(data).shape
+        return {"width": width, "height": height, "num_frames": 1}
+    with open_video(data, decoder) as video:
+        info = video.info
+        indices = window_indices(info, start_seconds, end_seconds)
+        needed = sorted({indices[0], indices[len(indices) // 2], indices[-1]})
+        video.frames(needed, fit_long_side(info.width, info.height, PROBE_SIZE_PX))
+    return asdict(info)
+
+
+def time_decoding(data: Media, **settings: Any) -> dict[str, float]:
+    """Seconds, and CPU seconds over all threads, of `decode_frames`."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    decode_frames(data, **settings)
+    return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
 
 
 def clip_indices(
     info: VideoInfo,
     *,
     num_frames: int,
+    sampling: Sampling = SEGMENTS,
     policy: Policy = Policy.MIDDLE,
     rng: np.random.Generator | None = None,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
+    key_frames: Sequence[int] = (),
     reference: bool = False,
 ) -> list[int]:
-    """Frame indices of a clip. DecodeError(out_of_range) if it starts after the end of the video."""
-    if start_seconds is None and end_seconds is None:
-        return sample_frames(num_frames, info.num_frames, policy, rng=rng, reference=reference)
-    if not reference:
-        frames = window_indices(info, start_seconds, end_seconds)
-        return [frames[index] for index in sample_frames(num_frames, len(frames), policy, rng=rng)]
-    start = start_seconds or 0.0
-    return sample_window(
-        num_frames,
-        info.num_frames,
-        policy,
-        fps=info.fps,
-        start_seconds=start,
-        end_seconds=start + info.duration_seconds if end_seconds is None else end_seconds,
-        rng=rng,
-        reference=True,
-    )
+    """Frame indices of a clip; `reference` knows segments only.
+
+    DecodeError: out_of_range if it starts after the end of the video, no_frames if key frames are asked for and none
+    of `key_frames` lies in it.
+    """
+    if reference and not (start_seconds is None and end_seconds is None):
+        start = start_seconds or 0.0
+        return sample_window(
+            num_frames,
+            info.num_frames,
+            policy,
+            fps=info.fps,
+            start_seconds=start,
+            end_seconds=start + info.duration_seconds if end_seconds is None else end_seconds,
+            rng=rng,
+            reference=True,
+        )
+    frames: Sequence[int] = window_indices(info, start_seconds, end_seconds)
+    if sampling.rule == "key_frames":
+        frames = [index for index in key_frames if index in frames]
+        if not frames:
+            raise DecodeError(Reason.NO_FRAMES, "no key frame lies in the clip: choose another data.sampling.rule")
+    chosen = choose(sampling, num_frames, len(frames), policy, fps=info.fps, rng=rng, reference=reference)
+    return [frames[index] for index in chosen]
 
 
 def window_indices(info: VideoInfo, start_seconds: float | None, end_seconds: float | None) -> range:
@@ -201,13 +245,12 @@ def _open_image(data: bytes) -> Image.Image:
 
 
 def open_video(data: Media, decoder: str = "decord", known: VideoInfo | None = None) -> Video:
-    """An opened video, a context manager. DecodeError says why a file is none; an unknown decoder is refused."""
-    if decoder not in DECODERS:
-        raise ValueError(f"there is no decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
+    """An opened video, a context manager. DecodeError says why a file is none; an unusable decoder is refused."""
+    make = KeyFrameVideo if decoder == "key-frames" else DECODERS[usable(decoder)]
     if isinstance(data, EncodedFrames):
         return ImagesVideo(data, known)
     refuse_damaged_container(data)
-    return DECODERS[decoder](data, known)
+    return make(data, known)
 
 
 def refuse_damaged_container(data: bytes) -> None:
@@ -278,14 +321,14 @@ class PyavVideo:
         try:
             self._opened = av.open(io.BytesIO(data), mode="r")
         except (FFmpegError, ValueError) as error:
-            raise DecodeError(Reason.UNREADABLE, _first_line(error)) from error
+            raise _refused(error) from error
         try:
             self._stream = self._video_stream()
             self._pts, self._key_pts = self._index()
             self.info, self._quarter_turns = self._read_info()
         except (FFmpegError, ValueError) as error:
             self.close()
-            raise DecodeError(Reason.UNREADABLE, _first_line(error)) from error
+            raise _refused(error) from error
         except DecodeError:
             self.close()
             raise
@@ -296,7 +339,7 @@ class PyavVideo:
         try:
             images = {frame.pts: self._image(frame, size) for frame in self._decode(wanted) if not frame.is_corrupt}
         except (FFmpegError, ValueError) as error:
-            raise DecodeError(Reason.UNREADABLE, _first_line(error)) from error
+            raise _refused(error) from error
         if len(images) < len(wanted):
             first = self._pts.index(next(pts for pts in wanted if pts not in images))
             missing = len(wanted) - len(images)
@@ -325,6 +368,8 @@ class PyavVideo:
             kinds = ", ".join(sorted({str(stream.type) for stream in self._container.streams})) or "nothing"
             raise DecodeError(Reason.NO_VIDEO_STREAM, f"the file holds {kinds}, no video")
         stream = self._container.streams.video[0]
+        if stream.codec_context is None:
+            raise DecodeError(Reason.UNSUPPORTED_CODEC, "FFmpeg has no decoder for the video stream")
         stream.thread_count = 1
         return stream
 
@@ -341,7 +386,7 @@ class PyavVideo:
 
     def _read_info(self) -> tuple[VideoInfo, int]:
         """The info, and the counter-clockwise quarter turns to the upright picture, which only a frame knows."""
-        frame = next(iter(self._decode(self._pts[:1])), None)
+        frame = next(iter(self._decode(self._first_pts())), None)
         if frame is None:
             raise DecodeError(Reason.UNREADABLE, "the first frame does not decode")
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
@@ -354,6 +399,10 @@ class PyavVideo:
             num_frames=num_frames, fps=rate, width=width, height=height, duration_seconds=num_frames / rate
         )
         return info, quarter_turns
+
+    def _first_pts(self) -> list[int]:
+        """Presentation time of the frame that tells size and rotation."""
+        return self._pts[:1]
 
     def _decode(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
         """The frames at the presentation times `wanted` (ascending); those that do not decode are left out."""
@@ -381,11 +430,32 @@ class PyavVideo:
         return np.rot90(image, self._quarter_turns)
 
 
-class DecordVideo(PyavVideo):
-    """Frames by decord, resized while it converts them.
+class KeyFrameVideo(PyavVideo):
+    """Key frames, each decoded from its own packet: no other packet reaches the decoder."""
 
-    PyAV decodes instead, and gives the verdict, where decord's index differs from the container's (edit lists: the
-    same number would name another frame) and where decord fails: on a busy machine it gives up on good files.
+    @property
+    def key_frames(self) -> list[int]:
+        """Indices of the key frames that are shown, ascending."""
+        keys = set(self._key_pts)
+        return [index for index, pts in enumerate(self._pts) if pts in keys]
+
+    def _first_pts(self) -> list[int]:
+        return [self._pts[index] for index in self.key_frames[:1]]
+
+    def _decode(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
+        for pts in wanted:
+            self._container.seek(pts, stream=self._stream, backward=True)
+            packet = next((one for one in self._container.demux(self._stream) if one.pts == pts), None)
+            if packet is not None:
+                yield from self._stream.decode(packet)
+                yield from self._stream.decode(None)  # the next seek makes the decoder ready again
+
+
+class FastVideo(PyavVideo):
+    """Frames by another decoder, which resizes them itself.
+
+    PyAV decodes instead, and gives the verdict, where the decoder's index differs from the container's (edit lists: the
+    same number would name another frame) and where it fails: on a busy machine decord gives up on good files.
     """
 
     def __init__(self, data: bytes, known: VideoInfo | None = None) -> None:
@@ -398,9 +468,9 @@ class DecordVideo(PyavVideo):
         """As `Video.frames`."""
         size = size or (self.info.width, self.info.height)
         try:
-            frames = self._by_decord(indices, size)
-        except (decord.DECORDError, DECORDLimitReachedError, RuntimeError) as error:
-            log.info("decord gave up, PyAV decodes this clip: %s", _first_line(error))
+            frames = self._fast_frames(indices, size)
+        except (decord.DECORDError, DECORDLimitReachedError, RuntimeError, ValueError, AssertionError) as error:
+            log.info("%s gave up, PyAV decodes this clip: %s", type(self).__name__, _first_line(error))
             frames = None
         if frames is not None:
             return frames
@@ -410,7 +480,15 @@ class DecordVideo(PyavVideo):
             refuse_other_length(self.info, known)
         return super().frames(indices, size)
 
-    def _by_decord(self, indices: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "T H W 3"] | None:
+    def _fast_frames(self, indices: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "T H W 3"] | None:
+        """The frames; None if the decoder counts other frames than the container."""
+        raise NotImplementedError
+
+
+class DecordVideo(FastVideo):
+    """Frames by decord."""
+
+    def _fast_frames(self, indices: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "T H W 3"] | None:
         width, height = size
         asked_width = decord_width(width)
         reader = decord.VideoReader(io.BytesIO(self._data), num_threads=1, width=asked_width, height=height)
@@ -429,6 +507,7 @@ class ImagesVideo:
 
     def __init__(self, data: EncodedFrames, known: VideoInfo | None = None) -> None:
         self._images = data.images
+        self.key_frames = list(range(len(data.images)))
         self.info = known or self._look()
         if len(self._images) != self.info.num_frames:
             detail = (
@@ -458,6 +537,30 @@ class ImagesVideo:
         pass
 
 
+class TorchcodecVideo(FastVideo):
+    """Frames by torchcodec, with the FFmpeg of the system. It resizes bilinearly, the others bicubically."""
+
+    def _fast_frames(self, indices: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "T H W 3"] | None:
+        decoders, transforms = _torchcodec()
+        resize = transforms.Resize((size[1], size[0]))
+        decoder = decoders.VideoDecoder(self._data, dimension_order="NHWC", transforms=[resize])
+        if len(decoder) != self.info.num_frames:
+            return None
+        return decoder.get_frames_at(list(indices)).data.numpy()
+
+
+class TorchcodecCudaVideo(FastVideo):
+    """Frames by torchcodec on the video unit of a GPU."""
+
+    def _fast_frames(self, indices: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "T H W 3"] | None:
+        decoder = _torchcodec()[0].VideoDecoder(self._data, device="cuda")
+        if len(decoder) != self.info.num_frames:
+            return None
+        frames = decoder.get_frames_at(list(indices)).data.float()
+        resized = torch.nn.functional.interpolate(frames, size=(size[1], size[0]), mode="bilinear", antialias=True)
+        return resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 def refuse_other_length(info: VideoInfo, known: VideoInfo | None) -> None:
     """DecodeError if the file is not the one that was looked at before."""
     if known is not None and info.num_frames != known.num_frames:
@@ -465,7 +568,49 @@ def refuse_other_length(info: VideoInfo, known: VideoInfo | None) -> None:
         raise DecodeError(Reason.UNREADABLE, detail)
 
 
-DECODERS: dict[str, Callable[[bytes, VideoInfo | None], Video]] = {"decord": DecordVideo, "pyav": PyavVideo}
+DECODERS: dict[str, Callable[[bytes, VideoInfo | None], Video]] = {
+    "decord": DecordVideo,
+    "pyav": PyavVideo,
+    "torchcodec": TorchcodecVideo,
+    "torchcodec-cuda": TorchcodecCudaVideo,
+}
+
+
+@functools.cache
+def usable(decoder: str) -> str:
+    """`decoder`; ValueError with the remedy if there is none of this name or if it does not load on this machine."""
+    if decoder not in DECODERS:
+        raise ValueError(f"there is no decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
+    if decoder.startswith("torchcodec"):
+        try:
+            _torchcodec()
+        except ModuleNotFoundError as error:
+            raise ValueError(f"the decoder {decoder} needs a package: pip install 'torchcodec>=0.13'") from error
+        except (ImportError, OSError, RuntimeError) as error:
+            raise ValueError(
+                f"the decoder {decoder} does not load: torchcodec needs the FFmpeg libraries of the system, 4 to 8 "
+                f"(apt-get install ffmpeg), and the torch it was built for ({_first_line(error)})"
+            ) from error
+    if decoder == "torchcodec-cuda" and not torch.cuda.is_available():
+        raise ValueError("the decoder torchcodec-cuda needs a GPU, and this machine has none: choose torchcodec")
+    return decoder
+
+
+def usable_decoders() -> list[str]:
+    """The decoders that load on this machine."""
+    found = []
+    for decoder in DECODERS:
+        with contextlib.suppress(ValueError):
+            found.append(usable(decoder))
+    return found
+
+
+def _torchcodec() -> tuple[Any, Any]:
+    """The optional package's decoders and transforms."""
+    from torchcodec import decoders, transforms  # pyright: ignore[reportMissingImports]
+
+    return decoders, transforms
+
 
 _DECORD_PREFIX = re.compile(r"\[[0-9:]+\] \S+\.cc:[0-9]+: ")  # time and line: equal failures give equal details
 
@@ -482,6 +627,18 @@ def decord_width(width: int) -> int:
 
 def _resize(frames: UInt8[np.ndarray, "T H W1 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "T H W2 3"]:
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames])
+
+
+def _refused(error: FFmpegError | ValueError) -> DecodeError:
+    """What FFmpeg's refusal of a file is called here."""
+    match error:
+        case av.error.DecoderNotFoundError() | av.error.PatchWelcomeError():
+            reason = Reason.UNSUPPORTED_CODEC
+        case av.error.MemoryError():
+            reason = Reason.OUT_OF_MEMORY
+        case _:
+            reason = Reason.UNREADABLE
+    return DecodeError(reason, _first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,26 +11,27 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline import storage
-from pipeline.codec import DecodeError, VideoInfo, decode_clip
+from pipeline.codec import decode_frames, known_info, letterbox
 from pipeline.collate import ClipRows
+from pipeline.isolation import Limits, isolated
 from pipeline.manifest import read_manifest
 from pipeline.masking import choose_caption
 from pipeline.media import Media
 from pipeline.plan import Plan, PlannedStep, sequential
 from pipeline.randomness import Purpose, clip_rng
-from pipeline.records import Kind, Reason, Rejected, Stage
-from pipeline.sampling import Policy
+from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
+from pipeline.sampling import Policy, Sampling
 from pipeline.stages import fetch_ahead
 
 MAX_BLOCKS = 10_000
@@ -76,6 +77,8 @@ class ClipSource:
 
     max_clips: int | None = None
     """Evaluation reads at most this many clips, the first by clip_id."""
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
     long_sides_px: tuple[int, ...] = ()
     """Training decodes each clip with one of these long sides, drawn anew in each epoch; none: `frame_size_px`."""
 
@@ -205,11 +208,14 @@ def decode_slot(
         drawn_px = int(size_rng.choice(source.long_sides_px))
     rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.FRAMES)
     try:
-        clip = decode_clip(
+        frames = isolated(
+            decode_frames,
             read(),
+            limits=source.limits,
             kind=planned.kind,
             num_frames=length,
             size_px=drawn_px,
+            sampling=source.sampling,
             policy=Policy.RANDOM if is_training else Policy.MIDDLE,
             rng=rng if is_training else None,
             start_seconds=row["start_seconds"],
@@ -219,27 +225,16 @@ def decode_slot(
         )
     except DecodeError as error:
         return empty | {"reason": str(error.reason), "detail": error.detail}
+    clip = letterbox(frames, size)
     captions = row["captions"]
     caption_rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.CAPTION)
     return empty | {
         "weight": 1.0,
         "caption": choose_caption(captions, caption_rng) if is_training else captions[0],
-        "frames": in_square(clip.frames, size).tobytes(),
+        "frames": clip.frames.tobytes(),
         "real_height": int((~clip.pad_mask[0]).any(1).sum()),
         "real_width": int((~clip.pad_mask[0]).any(0).sum()),
     }
-
-
-def in_square(frames: UInt8[np.ndarray, "T S S 3"], size_px: int) -> UInt8[np.ndarray, "T P P 3"]:
-    """`frames` in the upper left corner of a square of `size_px`; they themselves if they fill it."""
-    missing = size_px - frames.shape[1]
-    return np.pad(frames, ((0, 0), (0, missing), (0, missing), (0, 0))) if missing else frames
-
-
-def known_info(row: dict[str, Any]) -> VideoInfo:
-    """What the manifest says of a video."""
-    names = ("num_frames", "fps", "width", "height", "duration_seconds")
-    return VideoInfo(**{name: row[name] for name in names})
 
 
 def clip_rows(table: pa.Table, *, source: ClipSource, epoch: int) -> ClipRows:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -66,6 +67,13 @@ class Manifest:
     root: str
     """Where the files lay when the manifest was written; every `uri` of this corpus starts with it."""
     table: pa.Table
+    decoders: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    """Seconds and CPU seconds per clip, by decoder, where they were measured on this corpus. No part of the hash."""
+
+    @property
+    def fastest_decoder(self) -> str | None:
+        """The decoder to read this corpus with; None if none was measured."""
+        return min(self.decoders, key=lambda name: max(self.decoders[name].values()), default=None)
 
     @cached_property
     def hash(self) -> str:
@@ -99,6 +107,7 @@ def make_manifest(corpus: str, root: str, rows: Iterable[Mapping[str, Any]] | pa
 def write_manifest(manifest: Manifest, path: str) -> None:
     """`path` holds the manifest as one Parquet file, written whole or not at all. Equal content gives equal bytes."""
     described = {"corpus": manifest.corpus, "root": manifest.root, "hash": manifest.hash}
+    described |= {"decoders": manifest.decoders} if manifest.decoders else {}
     table = manifest.table.replace_schema_metadata({_METADATA_KEY: json.dumps(described, sort_keys=True).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=100_000)
@@ -121,6 +130,7 @@ def read_manifest(path: str) -> Manifest:
     if len(corpora) > 1:
         raise ValueError(f"{path} holds parts of several corpora {sorted(corpora)}: keep one folder per corpus")
     manifest = make_manifest(corpora.pop(), str(described[0].get("root", "")), pa.concat_tables(tables))
+    manifest = dataclasses.replace(manifest, decoders=described[0].get("decoders", {}))
     if not len(manifest):
         raise ValueError(f"{path} has no rows: run jobs/prepare.py on a corpus with at least one usable clip")
     return manifest

@@ -61,6 +61,18 @@ class Reason(StrEnum):
     """A clip of a test split shows the same."""
 
 
+class DecodeError(Exception):
+    """A file that gives no clip, with the reason. Survives pickling, since it crosses processes."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
     """A bad sample as a value: written to the ledger, counted by reason, never dropped in silence."""

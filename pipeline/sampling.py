@@ -1,19 +1,22 @@
-"""Which frames of a video make a clip. Pure: length, policy and generator in, frame indices out.
+"""Which frames of a video make a clip. Pure: length, rule, policy and generator in, frame indices out.
 
 A video of V frames is cut into m = min(num_frames, V) segments of equal length; one frame is taken from each
-segment, by policy; a video shorter than the clip repeats its frames evenly.
+segment, by policy; a video shorter than the clip repeats its frames evenly. Other rules space the frames equally, and
+the policy says where they start.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 
 
 class Policy(StrEnum):
-    """Which frame of a segment is taken."""
+    """Which frame of a segment is taken, or which of the places where equally spaced frames can start."""
 
     MIDDLE = "middle"
     """The middle one: evaluation."""
@@ -21,6 +24,71 @@ class Policy(StrEnum):
     """A uniformly drawn one: training."""
     FIXED = "fixed"
     """The first one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which frames of a video make a clip."""
+
+    rule: Literal["segments", "dense", "fps", "key_frames"] = "segments"
+    """`segments`: one from each of as many equal parts. `dense`: every `stride`-th of one stretch. `fps`:
+    `frames_per_second` of one stretch. `key_frames`: frames that the file stores whole, and no others are decoded."""
+    stride: int = 4
+    """Frames from one to the next under `dense`."""
+    frames_per_second: float = 2.0
+    """Rate of a clip under `fps`; above the video's own, frames repeat."""
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ValueError(f"data.sampling.stride must be at least 1, got {self.stride}")
+        if not self.frames_per_second > 0:
+            raise ValueError(f"data.sampling.frames_per_second must be above 0, got {self.frames_per_second}")
+
+
+SEGMENTS = Sampling()
+
+
+def choose(
+    sampling: Sampling,
+    num_frames: int,
+    length: int,
+    policy: Policy = Policy.MIDDLE,
+    *,
+    fps: float,
+    rng: np.random.Generator | None = None,
+    reference: bool = False,
+) -> list[int]:
+    """`num_frames` ascending positions in a sequence of `length` frames (of key frames, under that rule).
+
+    `fps` is the video's rate; where it varies, the mean one, so that `fps` clips are evenly spaced in frames.
+    """
+    match sampling.rule:
+        case "segments" | "key_frames":
+            return sample_frames(num_frames, length, policy, rng=rng, reference=reference)
+        case "dense":
+            return spaced_frames(num_frames, length, float(sampling.stride), policy, rng=rng)
+        case "fps":
+            return spaced_frames(num_frames, length, fps / sampling.frames_per_second, policy, rng=rng)
+
+
+def spaced_frames(
+    num_frames: int,
+    length: int,
+    step: float,
+    policy: Policy = Policy.MIDDLE,
+    *,
+    rng: np.random.Generator | None = None,
+) -> list[int]:
+    """`num_frames` ascending indices, `step` frames apart, into a video of `length` frames.
+
+    They start in the middle of the room they have, anywhere in it, or at the first frame, by policy. Where not all
+    fit, those that do are repeated evenly.
+    """
+    if num_frames < 1 or length < 1:
+        raise ValueError(f"a clip needs at least 1 frame from at least 1 frame, got {num_frames} from {length}")
+    offsets = [offset for index in range(num_frames) if (offset := int(index * step)) < length]
+    start = _take(0, length - offsets[-1], policy, rng, reference=False)
+    return _repeated([start + offset for offset in offsets], num_frames)
 
 
 def segments(num_frames: int, length: int) -> list[tuple[int, int]]:
@@ -45,10 +113,7 @@ def sample_frames(
     of a segment (of more than one frame).
     """
     taken = [_take(first, stop, policy, rng, reference) for first, stop in segments(num_frames, length)]
-    if len(taken) == num_frames:
-        return taken
-    last = len(taken) - 1
-    return [taken[int(last * j / (num_frames - 1) + 0.5)] for j in range(num_frames)]
+    return _repeated(taken, num_frames)
 
 
 def sample_window(
@@ -83,6 +148,14 @@ def window(*, fps: float, start_seconds: float, end_seconds: float) -> tuple[int
         raise ValueError(f"a clip needs 0 <= start < end, got start {start_seconds} s and end {end_seconds} s")
     first = int(start_seconds * fps)
     return first, first + max(1, int((end_seconds - start_seconds) * fps))
+
+
+def _repeated(taken: list[int], num_frames: int) -> list[int]:
+    """`taken`, evenly repeated to `num_frames`."""
+    if len(taken) == num_frames:
+        return taken
+    last = len(taken) - 1
+    return [taken[int(last * j / (num_frames - 1) + 0.5)] for j in range(num_frames)]
 
 
 def _take(first: int, stop: int, policy: Policy, rng: np.random.Generator | None, reference: bool) -> int:

@@ -20,9 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import manifest, media, storage
-from pipeline.codec import DecodeError, decode_image, encode_image, fit_long_side, open_video, window_indices
-from pipeline.loader import known_info
-from pipeline.records import Kind, Reason, Rejected, Stage
+from pipeline.codec import decode_image, encode_image, fit_long_side, known_info, open_video, window_indices
+from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.sampling import sample_frames
 from pipeline.stages import fetch
 

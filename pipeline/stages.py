@@ -21,15 +21,13 @@ import ray.data
 
 from pipeline import manifest, media, storage
 from pipeline.annotations import Annotation
-from pipeline.codec import DecodeError, decode_image, fit_long_side, open_video, window_indices
+from pipeline.codec import probe
+from pipeline.isolation import Limits, isolated
 from pipeline.media import Media, kind_of
-from pipeline.records import Kind, Reason, Rejected, Stage
+from pipeline.records import DecodeError, Reason, Rejected, Stage
 from pipeline.sources import Layout, Source
 
 log = logging.getLogger(__name__)
-
-PROBE_SIZE_PX = 64
-"""Long side of the frames that prove a clip usable: a width that decord needs no detour for."""
 
 _FINDING = (
     pa.schema([field.with_nullable(True) for field in manifest.SCHEMA])
@@ -78,7 +76,9 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
     ]
 
 
-def probe_clips(clips: Sequence[dict[str, Any]], *, decoder: str, subcluster: str | None = None) -> Probed:
+def probe_clips(
+    clips: Sequence[dict[str, Any]], *, decoder: str, limits: Limits, subcluster: str | None = None
+) -> Probed:
     """Every clip as a row or as a rejected sample, by a Ray Data job over the nodes of `subcluster` (None: all nodes).
 
     Clips without captions are rejected before anything is fetched.
@@ -91,21 +91,21 @@ def probe_clips(clips: Sequence[dict[str, Any]], *, decoder: str, subcluster: st
     captioned = [clip for clip in clips if clip["captions"]]
     if not captioned:
         return Probed(rows=manifest.SCHEMA.empty_table(), rejected=silent)
-    probe = partial(probe_batch, decoder=decoder)
-    found = pa.concat_tables(mapped(list(_blocks(captioned)), probe, subcluster=subcluster))
+    probing = partial(probe_batch, decoder=decoder, limits=limits)
+    found = pa.concat_tables(mapped(list(_blocks(captioned)), probing, subcluster=subcluster))
     usable = found["reason"].is_null()
     lost = found.filter(found["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
     rejected = [_reject(one["clip_id"], one["uri"], Reason(one["reason"]), one["detail"]) for one in lost]
     return Probed(rows=found.filter(usable).select(manifest.SCHEMA.names), rejected=silent + rejected)
 
 
-def probe_batch(batch: pa.Table, decoder: str) -> pa.Table:
+def probe_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
     """The clips of `batch` as whole manifest rows, or with reason and detail. Each file is fetched once."""
     rows = []
     files = [(uri, list(clips)) for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
     for (_, clips), read in zip(files, fetch_ahead((uri, None) for uri, _ in files), strict=True):
         data = _fetched(read)
-        rows += [clip | _look_into(data, clip, decoder) for clip in clips]
+        rows += [clip | _look_into(data, clip, decoder, limits) for clip in clips]
     return pa.Table.from_pylist(rows, schema=_FINDING)
 
 
@@ -135,29 +135,16 @@ def _fetched(read: Callable[[], Media]) -> Media | DecodeError:
         return error
 
 
-def _look_into(data: Media | DecodeError, clip: dict[str, Any], decoder: str) -> dict[str, Any]:
+def _look_into(data: Media | DecodeError, clip: dict[str, Any], decoder: str, limits: Limits) -> dict[str, Any]:
     """The columns that only the file knows."""
     try:
         if isinstance(data, DecodeError):
             raise data
-        look = _look_into_image(data) if clip["kind"] == Kind.IMAGE else _look_into_video(data, clip, decoder)
+        settings = {name: clip[name] for name in ("kind", "start_seconds", "end_seconds")}
+        look = isolated(probe, data, limits=limits, decoder=decoder, **settings)
     except DecodeError as error:
         return {"reason": str(error.reason), "detail": error.detail}
     return look | {"bytes": len(data), "checksum": media.checksum(data)}
-
-
-def _look_into_image(data: Media) -> dict[str, Any]:
-    height, width, _ = decode_image(data).shape
-    return {"width": width, "height": height, "num_frames": 1}
-
-
-def _look_into_video(data: Media, clip: dict[str, Any], decoder: str) -> dict[str, Any]:
-    with open_video(data, decoder) as video:
-        info = video.info
-        indices = window_indices(info, clip["start_seconds"], clip["end_seconds"])
-        needed = sorted({indices[0], indices[len(indices) // 2], indices[-1]})
-        video.frames(needed, fit_long_side(info.width, info.height, PROBE_SIZE_PX))
-    return {field.name: getattr(info, field.name) for field in fields(info)}
 
 
 def mapped(

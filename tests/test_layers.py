@@ -17,6 +17,7 @@ LAYERS = {
 ONE_FILE = {
     "decord": "pipeline/codec.py",
     "av": "pipeline/codec.py",
+    "torchcodec": "pipeline/codec.py",
     "fsspec": "pipeline/storage.py",
     "s3fs": "pipeline/storage.py",
     "boto3": "pipeline/storage.py",
@@ -79,7 +80,16 @@ def test_a_library_is_imported_in_one_file(library: str, home: str) -> None:
 
 
 def test_each_home_imports_what_it_is_the_home_of() -> None:
-    for library in ("decord", "av", "fsspec", "mlflow", "ray.train", "torch.distributed", "torch.nn.parallel"):
+    for library in (
+        "decord",
+        "av",
+        "torchcodec",
+        "fsspec",
+        "mlflow",
+        "ray.train",
+        "torch.distributed",
+        "torch.nn.parallel",
+    ):
         assert any(is_in(name, library) for name in NAMES[ONE_FILE[library]])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.prepare import PrepareConfig, Prepared, describe, main, prepare
 from pipeline import storage
-from pipeline.codec import encode_video
+from pipeline.codec import encode_video, usable_decoders
 from pipeline.ledger import TooManyRejectedError, read_ledger
 from pipeline.manifest import read_manifest
 from pipeline.records import Reason
@@ -67,6 +67,13 @@ def test_the_same_input_gives_the_same_bytes_and_again_does_nothing(folder):
     assert manifest.read_bytes() == before
     write_lines(folder / "captions.jsonl", ["v0", "v1"])
     assert prepare(config(folder)).num_clips == {"test": 1, "train": 1}
+
+
+def test_decoders_are_measured_on_request(folder):
+    done = prepare(config(folder, measure_decoders=True))
+    assert read_manifest(done.manifest_path).decoders.keys() == set(usable_decoders())
+    assert prepare(config(folder, measure_decoders=True)) == done
+    assert not read_manifest(prepare(config(folder)).manifest_path).decoders
 
 
 def test_moving_a_corpus_changes_neither_ids_nor_hash(folder):

@@ -10,21 +10,39 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.corruption_benchmark import unknown_codec, without_frames
+from pipeline import codec
 from pipeline.codec import (
-    DECODERS,
     DecodeError,
     clip_indices,
     decode_clip,
+    decode_frames,
     decode_image,
     decord_width,
     encode_video,
     fit_long_side,
     open_video,
+    usable,
+    usable_decoders,
 )
 from pipeline.records import Kind, Reason
-from pipeline.sampling import Policy
+from pipeline.sampling import Policy, Sampling
 
 NUM_FRAMES = 40
+
+
+def known_decoders() -> list:
+    """Every decoder; those that do not load here are skipped with the reason."""
+    found = []
+    for name in codec.DECODERS:
+        try:
+            found.append(pytest.param(usable(name)))
+        except ValueError as error:
+            found.append(pytest.param(name, marks=pytest.mark.skip(reason=str(error))))
+    return found
+
+
+DECODERS = known_decoders()
 
 
 def numbered(num_frames: int = NUM_FRAMES, width: int = 64, height: int = 48) -> np.ndarray:
@@ -100,12 +118,87 @@ def test_info_and_exactly_the_asked_frames(decoder, format):
             assert read_index(opened.frames(wanted)) == wanted
 
 
-def test_decoders_agree(video):
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_decoders_agree(video, decoder):
     clips = [
-        decode_clip(video, kind=Kind.VIDEO, num_frames=6, size_px=56, decoder=decoder).frames.astype(int)
-        for decoder in DECODERS
+        decode_clip(video, kind=Kind.VIDEO, num_frames=6, size_px=56, decoder=one).frames.astype(int)
+        for one in ("pyav", decoder)
     ]
     assert np.abs(clips[0] - clips[1]).mean() < 3
+
+
+KEY_FRAMES = Sampling(rule="key_frames")
+
+
+@pytest.mark.parametrize("format", ["mp4", "matroska", "avi"])
+@pytest.mark.parametrize("decoder", usable_decoders())
+def test_a_clip_of_key_frames_is_those_frames(decoder, format):
+    data = write_video(numbered(), format, g="12", sc_threshold="0", crf="10")
+    settings = {"kind": Kind.VIDEO, "size_px": 64, "decoder": decoder}
+    keys = decode_frames(data, num_frames=4, sampling=KEY_FRAMES, **settings)
+    assert read_index(keys) == [0, 12, 24, 36]
+    with open_video(data, "pyav") as opened:
+        np.testing.assert_array_equal(keys, opened.frames([0, 12, 24, 36], (64, 48)))
+        known = opened.info
+    window = {"start_seconds": 1.0, "end_seconds": 3.0, "known": known}
+    assert read_index(decode_frames(data, num_frames=2, sampling=KEY_FRAMES, **window, **settings)) == [12, 24]
+
+
+def test_a_clip_of_key_frames_decodes_no_other_frame(video):
+    damaged = bytearray(video)
+    with av.open(io.BytesIO(video)) as container:
+        others = [packet for packet in container.demux(video=0) if packet.size and not packet.is_keyframe]
+    for packet in others:
+        assert packet.pos is not None
+        damaged[packet.pos + 4 : packet.pos + packet.size] = bytes(packet.size - 4)
+    settings = {"kind": Kind.VIDEO, "num_frames": 4, "size_px": 64}
+    with pytest.raises(DecodeError):
+        decode_frames(bytes(damaged), **settings)
+    whole = decode_frames(video, sampling=KEY_FRAMES, **settings)
+    np.testing.assert_array_equal(decode_frames(bytes(damaged), sampling=KEY_FRAMES, **settings), whole)
+
+
+def test_a_clip_without_a_key_frame_has_none(video):
+    with pytest.raises(DecodeError, match="no key frame lies in the clip") as caught:
+        decode_frames(
+            video,
+            kind=Kind.VIDEO,
+            num_frames=2,
+            size_px=64,
+            sampling=KEY_FRAMES,
+            start_seconds=0.1,
+            end_seconds=1.0,
+        )
+    assert caught.value.reason == Reason.NO_FRAMES
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_dense_clips_and_clips_at_a_rate_show_the_frames_of_their_rule(video, decoder):
+    settings = {"kind": Kind.VIDEO, "num_frames": 4, "size_px": 64, "decoder": decoder}
+    dense = decode_frames(video, sampling=Sampling(rule="dense", stride=2), **settings)
+    assert read_index(dense) == [16, 18, 20, 22]
+    by_rate = decode_frames(video, sampling=Sampling(rule="fps", frames_per_second=2.0), end_seconds=2.0, **settings)
+    assert read_index(by_rate) == [2, 7, 12, 17]
+
+
+def test_a_decoder_that_does_not_load_says_what_it_needs(monkeypatch):
+    def load(error: Exception):
+        def loading() -> None:
+            raise error
+
+        monkeypatch.setattr(codec, "_torchcodec", loading)
+        return usable.__wrapped__
+
+    with pytest.raises(ValueError, match="torchcodec needs a package: pip install"):
+        load(ModuleNotFoundError("torchcodec"))("torchcodec")
+    with pytest.raises(
+        ValueError, match=r"FFmpeg libraries of the system, 4 to 8 \(apt-get install ffmpeg\).*libavutil"
+    ):
+        load(RuntimeError("Could not load libavutil.so\nmore"))("torchcodec")
+    monkeypatch.setattr(codec, "_torchcodec", lambda: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="torchcodec-cuda needs a GPU"):
+        usable.__wrapped__("torchcodec-cuda")
 
 
 @pytest.mark.parametrize("width", [16, 24, 40, 48, 50, 64, 72, 80, 96, 128])
@@ -212,6 +305,8 @@ BAD_VIDEOS = {
     "noise": (np.random.default_rng(0).bytes(3000), Reason.UNREADABLE),
     "sound": (sound_only(), Reason.NO_VIDEO_STREAM),
     "wave": (None, Reason.NO_VIDEO_STREAM),
+    "unknown codec": (unknown_codec(encode_video(numbered(), fps=10)), Reason.UNSUPPORTED_CODEC),
+    "no frames": (without_frames(encode_video(numbered(), fps=10)), Reason.NO_FRAMES),
     "cut mp4": (_truncated("mp4"), Reason.TRUNCATED),
     "cut avi": (_truncated("avi"), Reason.TRUNCATED),
     "cut matroska": (_truncated("matroska"), Reason.TRUNCATED),
@@ -219,8 +314,11 @@ BAD_VIDEOS = {
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("was_known", [False, True])
 @pytest.mark.parametrize("what", BAD_VIDEOS)
-def test_a_bad_video_has_a_reason(what, decoder):
+def test_a_bad_video_has_a_reason_at_first_sight_and_when_it_was_good_before(what, was_known, decoder, video):
+    with open_video(video) as opened:
+        known = opened.info if was_known else None
     data, reason = BAD_VIDEOS[what]
     if data is None:
         buffer = io.BytesIO()
@@ -229,7 +327,7 @@ def test_a_bad_video_has_a_reason(what, decoder):
             file.writeframes(bytes(1600))
         data = buffer.getvalue()
     with pytest.raises(DecodeError) as caught:
-        decode_clip(data, kind=Kind.VIDEO, num_frames=4, size_px=48, decoder=decoder)
+        decode_clip(data, kind=Kind.VIDEO, num_frames=4, size_px=48, decoder=decoder, known=known)
     assert caught.value.reason == reason
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden import golden
 
-from pipeline.sampling import Policy, sample_frames, sample_window, segments
+from pipeline.sampling import Policy, Sampling, choose, sample_frames, sample_window, segments, spaced_frames
 
 CASES = [(1, 1), (1, 7), (4, 2), (4, 4), (4, 5), (4, 100), (16, 3), (16, 300), (7, 10_001)]
 
@@ -69,6 +69,69 @@ def test_a_clip_has_the_asked_number_of_ascending_frames_of_the_video(num_frames
     assert len(indices) == num_frames
     assert all(a <= b for a, b in itertools.pairwise(indices))
     assert 0 <= indices[0] <= indices[-1] < length
+
+
+RULES = [
+    Sampling(),
+    Sampling(rule="key_frames"),
+    Sampling(rule="dense", stride=1),
+    Sampling(rule="dense", stride=7),
+    Sampling(rule="fps", frames_per_second=2.5),
+    Sampling(rule="fps", frames_per_second=60.0),
+]
+
+
+@pytest.mark.parametrize("sampling", RULES)
+@pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize(("num_frames", "length"), CASES)
+def test_every_rule_gives_the_asked_number_of_ascending_frames(num_frames, length, policy, sampling):
+    rng = np.random.default_rng(3)
+    indices = choose(sampling, num_frames, length, policy, fps=29.97, rng=rng)
+    assert len(indices) == num_frames
+    assert all(a <= b for a, b in itertools.pairwise(indices))
+    assert 0 <= indices[0] <= indices[-1] < length
+
+
+def test_dense_frames_stand_in_the_middle_or_start_anywhere_in_their_room():
+    dense = Sampling(rule="dense", stride=3)
+    assert choose(dense, 4, 20, fps=25.0) == [5, 8, 11, 14]
+    assert choose(dense, 4, 20, Policy.FIXED, fps=25.0) == [0, 3, 6, 9]
+    rng = np.random.default_rng(0)
+    drawn = [choose(dense, 4, 20, Policy.RANDOM, fps=25.0, rng=rng) for _ in range(300)]
+    assert {indices[0] for indices in drawn} == set(range(11))
+    assert {b - a for indices in drawn for a, b in itertools.pairwise(indices)} == {3}
+
+
+@pytest.mark.parametrize("fps", [24.0, 30000 / 1001, 50.0])
+@pytest.mark.parametrize("rate", [0.7, 3.0, 12.5])
+def test_frames_at_a_rate_lie_within_a_frame_of_their_times(fps, rate):
+    indices = choose(Sampling(rule="fps", frames_per_second=rate), 8, 1000, fps=fps)
+    times = np.array(indices) / fps
+    assert np.abs(times - times[0] - np.arange(8) / rate).max() <= 1 / fps
+
+
+def test_a_rate_that_divides_the_videos_is_a_stride():
+    by_rate = choose(Sampling(rule="fps", frames_per_second=5.0), 6, 100, fps=25.0)
+    assert by_rate == choose(Sampling(rule="dense", stride=5), 6, 100, fps=25.0)
+
+
+def test_a_video_shorter_than_a_dense_clip_repeats_the_frames_that_fit():
+    assert spaced_frames(4, 10, 8.0) == [0, 0, 8, 8]
+    assert spaced_frames(3, 1, 8.0) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stride": 0}, "data.sampling.stride must be at least 1, got 0"),
+        ({"frames_per_second": 0.0}, "data.sampling.frames_per_second must be above 0, got 0"),
+    ],
+)
+def test_rules_that_give_no_frames_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**settings)
+    with pytest.raises(ValueError, match="at least 1 frame"):
+        spaced_frames(2, 0, 1.0)
 
 
 def test_every_frame_can_be_drawn_but_the_published_code_never_draws_the_last_of_a_segment():

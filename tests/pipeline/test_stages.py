@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline import manifest
 from pipeline.annotations import Annotation
 from pipeline.codec import encode_video
+from pipeline.isolation import Limits
 from pipeline.records import Kind, Reason, Stage
 from pipeline.sources import Source, open_source
 from pipeline.stages import KNOWN, clips_of, probe_batch, probe_clips, unnamed_files
@@ -73,7 +74,7 @@ def check(rows: list[dict], reasons: dict[str, Reason]) -> None:
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 def test_a_batch_is_probed_without_ray(folder, decoder):
     clips = [clip for clip in clips_of(ANNOTATIONS, corpus="toy", source=open_source(str(folder))) if clip["captions"]]
-    found = probe_batch(pa.Table.from_pylist(clips, schema=KNOWN), decoder).to_pylist()
+    found = probe_batch(pa.Table.from_pylist(clips, schema=KNOWN), decoder, Limits()).to_pylist()
     usable = [row for row in found if row["reason"] is None]
     reasons = {row["uri"].rsplit("/", 1)[1]: Reason(row["reason"]) for row in found if row["reason"]}
     check(usable, reasons)
@@ -83,7 +84,7 @@ def test_a_batch_is_probed_without_ray(folder, decoder):
 @pytest.mark.ray
 def test_a_corpus_is_probed_by_ray_data(folder, local_ray):
     clips = clips_of(ANNOTATIONS, corpus="toy", source=open_source(str(folder)))
-    probed = probe_clips(clips, decoder="decord")
+    probed = probe_clips(clips, decoder="decord", limits=Limits())
     silent = next(one for one in probed.rejected if one.reason == Reason.NO_CAPTION)
     assert silent.uri == f"{folder}/silent.mp4"
     assert {one.stage for one in probed.rejected} == {Stage.PREPARE}
@@ -116,6 +117,8 @@ def test_files_that_no_annotation_names_are_listed():
 
 
 def test_nothing_with_words_needs_no_ray():
-    probed = probe_clips(clips_of([annotation("a.mp4")], corpus="toy", source=empty("/v")), decoder="decord")
+    probed = probe_clips(
+        clips_of([annotation("a.mp4")], corpus="toy", source=empty("/v")), decoder="decord", limits=Limits()
+    )
     assert not probed.rows.num_rows
     assert [one.reason for one in probed.rejected] == [Reason.NO_CAPTION]

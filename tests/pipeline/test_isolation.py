@@ -1,0 +1,108 @@
+"""What a decode process does to itself costs one sample: the worker lives on, and the next clip decodes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from misbehaviour import blunder, describe, devour, doubled, fall, hang, hang_once, leave, refuse
+
+from pipeline.codec import decode_clip, decode_frames, encode_video, letterbox
+from pipeline.isolation import Limits, isolated
+from pipeline.randomness import Purpose, clip_rng
+from pipeline.records import DecodeError, Kind, Reason
+from pipeline.sampling import Policy
+
+LIMITS = Limits(seconds=60.0, memory_gib=0.75)
+TIGHT = Limits(seconds=0.5)
+
+
+def run(function: Callable[..., Any], data: bytes = b"", limits: Limits = LIMITS, **arguments: Any) -> Any:
+    return isolated(function, data, limits=limits, **arguments)
+
+
+def test_values_and_arrays_come_back_from_another_process() -> None:
+    found = run(describe, bytes(3_000_000), number=7)
+    assert (found["length"], found["number"]) == (3_000_000, 7)
+    assert found["pid"] != os.getpid()
+    assert run(describe)["pid"] == found["pid"]
+    data = np.random.default_rng(0).integers(0, 128, 2_000_000, np.uint8).tobytes()
+    np.testing.assert_array_equal(run(doubled, data), doubled(data))
+
+
+@pytest.mark.parametrize(
+    ("function", "limits", "reason"),
+    [
+        (hang, TIGHT, Reason.TIMEOUT),
+        (devour, LIMITS, Reason.OUT_OF_MEMORY),
+        (leave, LIMITS, Reason.CRASHED),
+        (fall, LIMITS, Reason.CRASHED),
+    ],
+)
+def test_a_process_that_breaks_a_limit_costs_its_sample_only(function, limits: Limits, reason: Reason) -> None:
+    before = run(describe)["pid"]
+    with pytest.raises(DecodeError) as caught:
+        run(function, b"a file", limits)
+    assert caught.value.reason == reason
+    after = run(describe, b"the next")
+    assert after["length"] == 8
+    assert after["pid"] != before
+    assert not Path(f"/proc/{before}").exists()
+
+
+def test_a_machine_that_was_busy_for_a_while_costs_no_sample(tmp_path: Path) -> None:
+    assert run(hang_once, str(tmp_path / "seen").encode(), TIGHT) == "done"
+
+
+def test_errors_of_the_file_and_errors_of_ours_are_told_apart_and_cost_no_process() -> None:
+    before = run(describe)["pid"]
+    with pytest.raises(DecodeError, match="truncated: cut"):
+        run(refuse)
+    with pytest.raises(RuntimeError, match="KeyError: 'no such thing'"):
+        run(blunder)
+    assert run(describe)["pid"] == before
+
+
+def test_each_thread_has_a_process_of_its_own() -> None:
+    found: list[dict[str, int]] = []
+    thread = threading.Thread(target=lambda: found.append(run(describe, number=1)))
+    thread.start()
+    found.append(run(describe, number=2))
+    thread.join()
+    assert len({one["pid"] for one in found}) == 2
+
+
+def test_a_worker_that_is_interrupted_never_reads_the_answer_to_an_earlier_question(monkeypatch) -> None:
+    def interrupt(_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.isolation.DecodeProcess._resident_bytes", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(hang)
+    assert run(describe, number=3)["number"] == 3
+
+
+def test_a_clip_decoded_apart_is_the_clip_decoded_here() -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), np.uint8)
+    data = encode_video(frames, fps=10)
+
+    def settings() -> dict[str, Any]:
+        rng = clip_rng(1, 2, 3, Purpose.FRAMES)
+        return {"kind": Kind.VIDEO, "num_frames": 5, "size_px": 40, "policy": Policy.RANDOM, "rng": rng}
+
+    apart = letterbox(run(decode_frames, data, **settings()), 40)
+    here = decode_clip(data, **settings())
+    np.testing.assert_array_equal(apart.frames, here.frames)
+    np.testing.assert_array_equal(apart.pad_mask, here.pad_mask)
+
+
+@pytest.mark.parametrize("limit", ["seconds", "memory_gib"])
+def test_limits_that_nothing_can_keep_are_refused(limit: str) -> None:
+    with pytest.raises(ValueError, match=f"the limit {limit} must be above 0, got 0"):
+        Limits(**{limit: 0.0})
