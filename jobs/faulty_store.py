@@ -25,7 +25,7 @@ class Faults:
     """What goes wrong on the way; 0 switches a fault off."""
 
     slow_down_every: int = 0
-    """Of this many GETs, the last is answered 503 SlowDown."""
+    """Of this many GETs, the last is answered 503 SlowDown, unless it is cut."""
     cut_every: int = 0
     """Of this many GETs, the last gets half of the body that is announced."""
     latency_seconds: float = 0.0
@@ -64,10 +64,10 @@ class FaultyStore(ThreadingHTTPServer):
         chosen = ""
         if method == "PUT" and self.faults.put_refusal:
             chosen = "refused"
-        elif _is_due(number, self.faults.slow_down_every):
-            chosen = "slow_down"
         elif _is_due(number, self.faults.cut_every):
             chosen = "cut"
+        elif _is_due(number, self.faults.slow_down_every):
+            chosen = "slow_down"
         with self._lock:
             self.counts[chosen or "whole"] += 1
         return chosen

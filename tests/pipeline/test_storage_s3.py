@@ -153,7 +153,7 @@ def test_an_epoch_through_a_store_with_faults_is_the_epoch_of_a_store_without(bu
     assert whole["weight"].to_pylist() == [1.0] * NUM_CLIPS
     assert sum(whole["num_retries"].to_pylist()) == 0
     names = storage.list_files(bucket)
-    with faulty_store(os.environ["AWS_ENDPOINT_URL"], Faults(slow_down_every=3, cut_every=4)) as store:
+    with faulty_store(os.environ["AWS_ENDPOINT_URL"], Faults(slow_down_every=3, cut_every=6)) as store:
         at(AWS_ENDPOINT_URL=store.endpoint)
         faulty = epoch(source)
         assert storage.list_files(bucket) == names
