@@ -28,6 +28,7 @@ if __name__ == "__main__":
 from cluster.connection import connected_ray
 from jobs.prepare import Prepared, already_done, commit, mark_done, run_data_job
 from pipeline import storage
+from pipeline.isolation import Limits
 from pipeline.manifest import SCHEMA, Manifest, read_manifest
 from pipeline.shards import Item, PackingConfig, batches_of, is_final, items_of, read_indexes, rejected_of, write_shard
 from pipeline.stages import mapped
@@ -50,6 +51,8 @@ class PackConfig:
     """Largest share of clips that may be rejected, in [0, 1]."""
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` pack, e.g. data; by default all do."""
+    limits: Limits = field(default_factory=Limits)
+    """What decoding one clip may take."""
     force: bool = False
     """Write the manifest again, even if nothing changed."""
 
@@ -100,7 +103,7 @@ def _packed(manifest: Manifest, config: PackConfig, folder: str) -> list[dict[st
     log.info("%d clips in %d items, %d of them packed before", len(manifest), len(items), len(items) - len(missing))
     if missing:
         blocks = [_block(batch) for batch in batches_of(missing, config.packing)]
-        write = partial(write_block, config=config.packing, folder=folder)
+        write = partial(write_block, config=config.packing, folder=folder, limits=config.limits)
         with connected_ray():
             found += pa.concat_tables(mapped(blocks, write, subcluster=config.subcluster)).to_pylist()
     return found
@@ -111,9 +114,9 @@ def _block(items: list[Item]) -> pa.Table:
     return pa.Table.from_pylist([clip for item in items for clip in item.clips], schema=SCHEMA)
 
 
-def write_block(block: pa.Table, config: PackingConfig, folder: str) -> pa.Table:
+def write_block(block: pa.Table, config: PackingConfig, folder: str, limits: Limits) -> pa.Table:
     """The index of the shard that holds the clips of `block`."""
-    return write_shard(items_of(block.to_pylist(), config), config, folder)
+    return write_shard(items_of(block.to_pylist(), config), config, folder, limits)
 
 
 def main(arguments: list[str] | None = None) -> int:

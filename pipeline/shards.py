@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import manifest, media, storage
-from pipeline.codec import decode_image, encode_image, fit_long_side, known_info, open_video, window_indices
+from pipeline.codec import decode_frames, encode_image, fit_long_side, known_info, window_indices
+from pipeline.isolation import Limits, isolated
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
-from pipeline.sampling import sample_frames
 from pipeline.stages import fetch
 
 VERSION = 1
@@ -116,11 +116,11 @@ def estimated_bytes(item: Item, config: PackingConfig) -> int:
     row = item.clips[0]
     if config.content == Content.RAW:
         return row["bytes"]
-    width, height = _kept_size(row["width"], row["height"], config)
+    width, height = fit_long_side(row["width"], row["height"], config.frame_size_px)
     return min(config.num_frames, row["num_frames"]) * (width * height // 5)
 
 
-def write_shard(items: Sequence[Item], config: PackingConfig, folder: str) -> pa.Table:
+def write_shard(items: Sequence[Item], config: PackingConfig, folder: str, limits: Limits) -> pa.Table:
     """One shard of `items`, then its index, which is returned: rows of the packed manifest, or reasons.
 
     The name depends on what goes in, so a pass that is repeated writes the same file again.
@@ -130,7 +130,7 @@ def write_shard(items: Sequence[Item], config: PackingConfig, folder: str) -> pa
     filled, found = [], []
     for item in items:
         try:
-            values, changed = _values(item, config)
+            values, changed = _values(item, config, limits)
         except DecodeError as error:
             found += [_entry(clip, item, reason=str(error.reason), detail=error.detail) for clip in item.clips]
         else:
@@ -178,45 +178,33 @@ def _entry(clip: dict[str, Any], item: Item, **changed: Any) -> dict[str, Any]:
     return clip | {"key": item.key, "reason": None, "detail": None} | changed
 
 
-def _values(item: Item, config: PackingConfig) -> tuple[Sequence[bytes], dict[str, Any]]:
+def _values(item: Item, config: PackingConfig, limits: Limits) -> tuple[Sequence[bytes], dict[str, Any]]:
     """What is kept of an item, and the columns of the manifest that change by it. DecodeError if it gives no clip."""
     clip = item.clips[0]
     data = fetch(clip["uri"], clip["checksum"])
     if config.content == Content.RAW:
         return (data.images if isinstance(data, media.EncodedFrames) else (data,)), {}
-    return _image(data, config) if clip["kind"] == Kind.IMAGE else _frames(data, clip, config)
-
-
-def _image(data: media.Media, config: PackingConfig) -> tuple[Sequence[bytes], dict[str, Any]]:
-    image = decode_image(data)
-    height, width = image.shape[:2]
-    if max(width, height) > config.frame_size_px:
-        image = decode_image(data, config.frame_size_px)
-    height, width = image.shape[:2]
-    return [encode_image(image, quality=config.quality)], {"width": width, "height": height}
-
-
-def _frames(data: media.Media, clip: dict[str, Any], config: PackingConfig) -> tuple[Sequence[bytes], dict[str, Any]]:
-    with open_video(data, known=known_info(clip)) as video:
-        window = window_indices(video.info, clip["start_seconds"], clip["end_seconds"])
-        num_frames, seconds = min(config.num_frames, len(window)), len(window) / video.info.fps
-        indices = [window[index] for index in sample_frames(num_frames, len(window))]
-        width, height = _kept_size(video.info.width, video.info.height, config)
-        values = [encode_image(frame, quality=config.quality) for frame in video.frames(indices, (width, height))]
-    return values, {
-        "start_seconds": None,  # the frames are those of the clip alone
-        "end_seconds": None,
-        "width": width,
-        "height": height,
-        "fps": num_frames / seconds,
-        "duration_seconds": seconds,
-        "num_frames": num_frames,
-    }
-
-
-def _kept_size(width: int, height: int, config: PackingConfig) -> tuple[int, int]:
-    """(width, height) of a kept frame: never larger than it was."""
-    return fit_long_side(width, height, min(config.frame_size_px, max(width, height)))
+    num_frames, changed = 1, {}
+    if clip["kind"] == Kind.VIDEO:
+        info = known_info(clip)
+        length = len(window_indices(info, clip["start_seconds"], clip["end_seconds"]))
+        num_frames, seconds = min(config.num_frames, length), length / info.fps
+        changed = {"num_frames": num_frames, "fps": num_frames / seconds, "duration_seconds": seconds}
+        changed |= {"start_seconds": None, "end_seconds": None}  # the frames are those of the clip alone
+    frames = isolated(
+        decode_frames,
+        data,
+        limits=limits,
+        kind=Kind(clip["kind"]),
+        num_frames=num_frames,
+        size_px=min(config.frame_size_px, max(clip["width"], clip["height"])),
+        start_seconds=clip["start_seconds"],
+        end_seconds=clip["end_seconds"],
+        known=known_info(clip) if clip["kind"] == Kind.VIDEO else None,
+    )
+    height, width = frames.shape[1:3]
+    values = [encode_image(frame, quality=config.quality) for frame in frames]
+    return values, changed | {"width": width, "height": height}
 
 
 def _shard(filled: Sequence[tuple[Item, Sequence[bytes]]]) -> tuple[bytes, list[int]]:

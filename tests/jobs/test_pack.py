@@ -13,11 +13,11 @@ from jobs import pack as packing
 from jobs.pack import PackConfig
 from pipeline import media, storage
 from pipeline.annotations import Annotation
-from pipeline.codec import DecodeError, decode_clip, encode_video
+from pipeline.codec import decode_clip, encode_video, known_info
+from pipeline.isolation import Limits
 from pipeline.ledger import read_ledger
-from pipeline.loader import known_info
 from pipeline.manifest import make_manifest, read_manifest, write_manifest
-from pipeline.records import Kind, Reason, Stage
+from pipeline.records import DecodeError, Kind, Reason, Stage
 from pipeline.shards import Content, PackingConfig, items_of, read_indexes, write_shard
 from pipeline.sources import open_source
 from pipeline.stages import KNOWN, clips_of, fetch, probe_batch
@@ -44,7 +44,7 @@ def corpus(tmp_path):
     )
     annotated.append(Annotation(relative_path="image.png", kind=Kind.IMAGE, **more))
     clips = clips_of(annotated, corpus="toy", source=open_source(str(root)))
-    rows = probe_batch(pa.Table.from_pylist(clips, schema=KNOWN), "decord").to_pylist()
+    rows = probe_batch(pa.Table.from_pylist(clips, schema=KNOWN), "decord", Limits()).to_pylist()
     path = str(tmp_path / "manifest.parquet")
     write_manifest(make_manifest("toy", str(root), rows), path)
     return path
@@ -54,7 +54,7 @@ def packed(corpus: str, folder, **settings) -> tuple[list[dict], list[dict]]:
     """Rows of the manifest before and after packing, in the same order."""
     config = PackingConfig(**settings)
     before = read_manifest(corpus).table.to_pylist()
-    after = write_shard(items_of(before, config), config, str(folder)).to_pylist()
+    after = write_shard(items_of(before, config), config, str(folder), Limits()).to_pylist()
     by_id = {row["clip_id"]: row for row in after}
     assert read_indexes(str(folder), config).to_pylist() == after
     return before, [by_id[row["clip_id"]] for row in before]

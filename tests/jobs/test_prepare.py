@@ -198,7 +198,7 @@ def test_real_clips_and_a_cut_copy_of_one(real_files, tmp_path, local_ray):
 
 def test_two_nodes_give_the_manifest_of_one(tmp_path, local_ray):
     corpus = tmp_path / "corpus"
-    make_corpus(CorpusConfig(num_train_videos=60, num_train_images=8, num_val=4, num_test=4), str(corpus))
+    make_corpus(CorpusConfig(num_train_videos=60, num_train_images=8, num_val=4, num_test=4), corpus)
     lines = tuple(f"{corpus}/annotations/{split}.jsonl" for split in ("train", "val", "test"))
     one = prepare(PrepareConfig(corpus="toy", root=str(corpus), out=str(tmp_path / "one"), annotations=lines))
     command = [sys.executable, str(Path(__file__).parent / "two_nodes.py"), str(corpus), str(tmp_path / "two"), *lines]

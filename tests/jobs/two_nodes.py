@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -25,10 +26,10 @@ def main() -> None:
         cluster.wait_for_nodes()
         probe = stages.probe_batch
 
-        def probe_and_tell(batch: pa.Table, decoder: str) -> pa.Table:
+        def probe_and_tell(batch: pa.Table, **settings: Any) -> pa.Table:
             with open(f"{out}.nodes", "a") as file:
                 file.write(ray.get_runtime_context().get_node_id() + "\n")
-            return probe(batch, decoder)
+            return probe(batch, **settings)
 
         stages.probe_batch = probe_and_tell
         done = prepare(PrepareConfig(corpus="toy", root=root, out=out, annotations=tuple(annotations)))

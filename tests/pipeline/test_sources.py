@@ -12,6 +12,7 @@ import pytest
 from pipeline import media, storage
 from pipeline.annotations import Format, read_annotations, spoken_clips
 from pipeline.codec import encode_image, encode_video
+from pipeline.isolation import Limits
 from pipeline.records import Reason
 from pipeline.sources import Layout, open_source
 from pipeline.stages import KNOWN, clips_of, probe_batch, unnamed_files
@@ -38,7 +39,7 @@ def write(path, text: str | bytes) -> str:
 
 def probed(annotated, source) -> list[dict]:
     clips = clips_of(annotated, corpus="toy", source=source)
-    found = probe_batch(pa.Table.from_pylist(clips, schema=KNOWN), "decord").to_pylist()
+    found = probe_batch(pa.Table.from_pylist(clips, schema=KNOWN), "decord", Limits()).to_pylist()
     return sorted(found, key=lambda row: row["captions"])
 
 

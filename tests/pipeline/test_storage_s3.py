@@ -18,12 +18,13 @@ import pytest
 
 from jobs.faulty_store import Faults, faulty_store
 from pipeline import storage
-from pipeline.codec import DecodeError, encode_video
+from pipeline.codec import encode_video
+from pipeline.isolation import Limits
 from pipeline.ledger import read_ledger, write_ledger
 from pipeline.loader import ClipSource, decode_block
 from pipeline.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.plan import Plan
-from pipeline.records import Kind, Reason, Rejected, Stage
+from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.stages import KNOWN, fetch_ahead, probe_batch
 from pipeline.words import SPECIAL_TOKENS, Tokenizer
 
@@ -179,7 +180,7 @@ def test_a_store_is_asked_a_stated_number_of_times_and_then_the_sample_is_unavai
                 storage.read_bytes(f"{bucket}/0.mp4", *limits)
             assert store.counts.total() == storage.TRIES
         assert storage.take_num_retries() == 2 * (storage.TRIES - 1)
-        (finding,) = probe_batch(known_clips(bucket), "decord").to_pylist()
+        (finding,) = probe_batch(known_clips(bucket), "decord", Limits()).to_pylist()
     assert finding["reason"] == Reason.UNAVAILABLE
     assert f"{bucket}/0.mp4" in finding["detail"]
 
@@ -213,7 +214,7 @@ def test_a_store_that_does_not_answer_costs_samples_and_ends_calls(nobody, tmp_p
     clips = epoch(source_of(str(tmp_path / "manifest.parquet")))
     assert set(clips["reason"].to_pylist()) == {Reason.UNAVAILABLE}
     assert sum(clips["num_retries"].to_pylist()) == NUM_CLIPS + 1  # and one of the call above
-    (finding,) = probe_batch(known_clips("s3://bucket"), "decord").to_pylist()
+    (finding,) = probe_batch(known_clips("s3://bucket"), "decord", Limits()).to_pylist()
     assert finding["reason"] == Reason.UNAVAILABLE
 
 
