@@ -20,6 +20,7 @@ import tyro
 
 from jobs import checkpoints
 from jobs.gpu_benchmark import gpu_step
+from jobs.mining_benchmark import mining
 from jobs.pretrain import hardware
 from jobs.step_benchmark import step
 from pipeline.manifest import make_manifest, read_manifest, write_manifest
@@ -129,6 +130,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "main-job": main_job,
     "step": step,
     "gpu-step": gpu_step,
+    "mining": mining,
 }
 
 
