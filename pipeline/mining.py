@@ -48,12 +48,15 @@ def count_captions(captions: pa.ChunkedArray, *, tagger: TaggerName, spacy_model
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     count = partial(_count_block, tagger=tagger, spacy_model=spacy_model, lower_case=lower_case)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
+    blocks, total = list(_blocks(distinct)), _COUNTS.empty_table()
     with ray.data.DataContext.current(context):
-        blocks = ray.data.from_arrow(list(_blocks(distinct)))
-        counted = blocks.map_batches(count, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1)
-        total = _COUNTS.empty_table()
-        for part in counted.iter_batches(batch_size=None, batch_format="pyarrow"):
+        data = ray.data.from_arrow(blocks)
+        counted = data.map_batches(count, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1)
+        for number, part in enumerate(counted.iter_batches(batch_size=None, batch_format="pyarrow"), start=1):
             total = _summed(pa.concat_tables([total, part]))
+            if number * 10 % len(blocks) < 10:
+                log.info("%d of %d blocks of captions are counted", number, len(blocks))
     log.info("%d captions, %d of them distinct, hold %d words", len(captions), len(distinct), len(total))
     words = total["word"].to_pylist()
     columns = {name: dict(zip(words, total[name].to_pylist(), strict=True)) for name in (*CONTENT_POS, CAPTIONS)}

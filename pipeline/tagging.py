@@ -27,8 +27,8 @@ TaggerName = Literal["spacy", "lexicon"]
 CAPTIONS_AT_ONCE = 256
 """Captions in one pass of spaCy's network."""
 NOT_NEEDED = ("parser", "senter", "ner", "lemmatizer")
-"""Components of a spaCy model that are left out. The published counting kept the parser, from which spaCy knows "has"
-as the main verb of a sentence; without it "has" is always an auxiliary."""
+"""Components of a spaCy model that are left out. The published counting kept the parser, which tells spaCy where "is"
+or "has" is the main verb; without it such words are always auxiliaries, and so never significant."""
 
 
 def _words(text: str) -> frozenset[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 from jobs.config import TextConfig
 from jobs.mine_words import MineConfig, describe, main, mine_words
 from jobs.mining_benchmark import mining
+from jobs.preflight import problems
+from jobs.presets import tiny
 from jobs.pretrain import kept_table
 from pipeline import storage
 from pipeline.significance import SignificanceConfig, SignificantWords, mine_significant_words
@@ -110,6 +114,13 @@ def test_a_table_without_its_vocabulary_is_refused() -> None:
         TextConfig(word_families="families.json")
 
 
+def test_a_run_whose_table_is_not_there_is_refused_before_it_starts(folder: Path) -> None:
+    text = TextConfig(vocabulary=str(folder / "vocabulary"), significant_words=str(folder / "nothing.json"))
+    found = [one for one in problems(dataclasses.replace(tiny(), text=text)) if "significant_words" in one]
+    assert len(found) == 1
+    assert found[0].startswith(f"text.significant_words: {folder}/nothing.json does not exist")
+
+
 def test_what_cannot_work_is_refused_before_ray_is_asked(
     folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +143,15 @@ def test_a_vocabulary_that_holds_none_of_the_words_is_refused(folder: Path, loca
     (folder / "vocab.txt").write_text("[PAD]\n##dog\nthe\n")
     with pytest.raises(ValueError, match=r"no noun, verb .* of the 9 captions is a whole word of .*vocab\.txt"):
         mine_words(config(folder, vocabulary=str(folder / "vocab.txt")))
+
+
+@pytest.mark.slow
+def test_spacy_finds_the_recorded_words_and_the_dictionary_nearly_all(real_files: Path) -> None:
+    if not importlib.metadata.entry_points(group="spacy_models"):
+        pytest.skip("no model of spaCy is installed")
+    found = mining(str(real_files))
+    assert min(found["overlap_top2000"], found["overlap_top2000_lower"]) >= 0.95
+    assert min(found["fallback_overlap_top2000"], found["fallback_overlap_top2000_lower"]) >= 0.95
 
 
 def test_the_benchmark_says_which_folder_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
