@@ -27,6 +27,7 @@ from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.gpu_benchmark import gpu_step
 from jobs.loaders_benchmark import loaders
+from jobs.mining_benchmark import mining
 from jobs.pretrain import hardware
 from jobs.processes import MARKER, bytes_spilled, pss_bytes
 from jobs.s3_benchmark import s3_faults
@@ -123,6 +124,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "loaders": loaders,
     "s3-faults": s3_faults,
     "corruption": corruption,
+    "mining": mining,
 }
 
 

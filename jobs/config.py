@@ -84,8 +84,17 @@ class TextConfig:
     """Longest caption in tokens, [CLS] and [SEP] included."""
     num_words: int = 3
     """K: significant words of a caption that LVWM matches with the clip."""
+    significant_words: str | None = None
+    """Table of significant words for `vocabulary`, of jobs/mine_words.py or published: a path or an s3:// URL. None
+    counts the words of the training captions with the built-in dictionary."""
+    word_families: str | None = None
+    """Word families of a published table, which stand in a file of their own."""
 
     def __post_init__(self) -> None:
+        if self.significant_words and not self.vocabulary:
+            raise ValueError("text.significant_words are numbered by a vocabulary: set text.vocabulary to the same one")
+        if self.word_families and not self.significant_words:
+            raise ValueError("text.word_families belong to text.significant_words, which is not set")
         if self.max_tokens < 3:
             raise ValueError(f"text.max_tokens must be at least 3, got {self.max_tokens}")
         if self.vocabulary_size < 1:

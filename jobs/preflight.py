@@ -96,8 +96,9 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     if machine.num_cpus is not None:  # this machine decodes
         _tried(found, "data.decoder", lambda: usable(with_decoder(config, None).data.decoder))
     found += visual_problems(config)
-    if config.text.vocabulary:
-        _tried(found, "text.vocabulary", lambda: storage.check_readable(str(config.text.vocabulary)))
+    for name in ("vocabulary", "significant_words", "word_families"):
+        if path := getattr(config.text, name):
+            _tried(found, f"text.{name}", lambda path=path: storage.check_readable(path))
     found += weight_problems(config)
     _tried(found, "placement.storage", lambda: check_storage(config.placement.storage))
     state, refusal = folder_state(config, run_folder, manifest)

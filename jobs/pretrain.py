@@ -29,7 +29,7 @@ import ray.data
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
 from jobs import checkpoints, cli, preflight, results, tracking, worker
-from jobs.config import PretrainConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
+from jobs.config import PretrainConfig, TextConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
 from jobs.tracking import Tracker
 from jobs.worker import Job
 from pipeline import storage
@@ -101,7 +101,7 @@ def make_job(config: PretrainConfig, run_folder: str, tracker: Tracker) -> Job:
     rows = split_rows(config.data.manifest, config.data.train_split)
     captions = [text for table in rows.values() for texts in table["captions"].to_pylist() for text in texts]
     tokenizer = kept_tokenizer(config, run_folder, captions)
-    table = kept_table(run_folder, captions, tokenizer)
+    table = kept_table(config.text, run_folder, captions, tokenizer)
     refuse_more_words_than_there_are(config.masking, table)
     sources = make_sources(config)
     return Job(
@@ -125,12 +125,16 @@ def kept_tokenizer(config: PretrainConfig, run_folder: str, captions: list[str])
     return Tokenizer.from_json(storage.read_bytes(path).decode())
 
 
-def kept_table(run_folder: str, captions: list[str], tokenizer: Tokenizer) -> SignificantWords:
-    """The significant words in the run's folder; first they are mined from the captions and put there."""
+def kept_table(text: TextConfig, run_folder: str, captions: list[str], tokenizer: Tokenizer) -> SignificantWords:
+    """The significant words in the run's folder; first the configured ones, or the captions' own, are put there."""
     path = f"{run_folder}/significant_words.json"
     if not storage.exists(path):
-        mined = mine_significant_words(captions, tokenizer.pieces)
-        storage.write_bytes_atomic(path, mined.to_json().encode())
+        if text.significant_words:
+            table = SignificantWords.load(text.significant_words, text.word_families)
+            table.refuse_other_vocabulary(tokenizer.pieces)
+        else:
+            table = mine_significant_words(captions, tokenizer.pieces)
+        table.save(path)
     return SignificantWords.from_json(storage.read_bytes(path).decode())
 
 

@@ -1,6 +1,8 @@
 """S3: which words of a corpus carry its meaning. Counted by part of speech, ranked, with their families of inflections.
 
-captions ──tagger──► counts of (word, NOUN | VERB | ADJ) ──vocabulary──► SignificantWords: rank and family per id
+captions ──tagger──► WordCounts: (word, NOUN | VERB | ADJ) ──vocabulary──► SignificantWords: rank and family per id
+
+`pipeline/mining.py` counts a whole corpus on all CPUs of a cluster.
 """
 
 from __future__ import annotations
@@ -12,15 +14,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import lemminflect
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, Real
 
-from pipeline.tagging import Tagger, lexicon_tagger, split_words
-from pipeline.words import PREFIX
+from pipeline import storage
+from pipeline.tagging import Tagger, lexicon_tagger
+from pipeline.words import PREFIX, whole_words
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +35,45 @@ UNRANKED = int(np.iinfo(np.int64).max)
 
 @dataclass(frozen=True, kw_only=True)
 class SignificanceConfig:
-    """How the significant words of a corpus are counted."""
+    """How the significant words of a corpus are counted and ranked."""
 
     lower_case: bool = True
-    """Count "Dog" as "dog". Without it words at the start of a sentence are lost, as in the published lists."""
+    """Count "Dog" as "dog". Without it words at the start of a sentence are lost, as in the published lists; a cased
+    vocabulary wants it off."""
     abandoned: tuple[str, ...] = ("background", "backgrounds", "be", "is", "was", "were", "are")
-    """Words that never become significant."""
+    """Words that never become significant, in whatever case."""
     min_pos_share: float = 0.25
     """A part of speech that makes up less than this share of a word's occurrences is taken for a mistake."""
+    ranking: Literal["count", "tf_idf"] = "count"
+    """`count`: the most frequent first, as published. `tf_idf`: the highest TF-IDF first (`tf_idf`)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_pos_share <= 1:
             raise ValueError(f"significance.min_pos_share must lie in [0, 1], got {self.min_pos_share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordCounts:
+    """How often the words of a corpus occur as noun, verb or adjective."""
+
+    by_pos: Mapping[str, Mapping[str, int]]
+    """{"NOUN": {"dog": 3, …}, "VERB": …, "ADJ": …}: occurrences."""
+    num_captions_with: Mapping[str, int]
+    """{"dog": 2, …}: captions in which the word is one of these at least once."""
+    num_captions: int
+    """Captions counted, equal ones each time."""
+
+    def to_json(self) -> str:
+        """The counts as the published code writes them, part of speech → word → count, and the captions beside them."""
+        captions = {"captions": self.num_captions_with, "num_captions": self.num_captions}
+        return json.dumps({**self.by_pos, **captions}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> WordCounts:
+        """The counts written by `to_json`."""
+        read = json.loads(text)
+        by_pos = {pos: read[pos] for pos in CONTENT_POS}
+        return cls(by_pos=by_pos, num_captions_with=read["captions"], num_captions=read["num_captions"])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +87,7 @@ class SignificantWords:
     pos_counts: Int64[np.ndarray, "V 3"]
     """Occurrences per part of speech (`CONTENT_POS`), without those taken for mistakes."""
     ranks: Int64[np.ndarray, " V"]
-    """0 for the most frequent word; equal counts share the better rank; `UNRANKED` if never counted."""
+    """0 for the most significant word; equal ones share the better rank; `UNRANKED` if never counted."""
     family_starts: Int64[np.ndarray, " V_plus_1"]
     """The family of id i is `family_members[family_starts[i]:family_starts[i + 1]]`."""
     family_members: Int64[np.ndarray, " M"]
@@ -117,15 +147,32 @@ class SignificantWords:
         family = self.family(int(significant[rng.integers(len(significant))]))
         return int(family[rng.integers(len(family))])
 
+    def refuse_other_vocabulary(self, pieces: Sequence[str]) -> None:
+        """ValueError unless this table was made for the vocabulary `pieces`.
+
+        Pieces beyond ASCII are not compared: copies of BERT's vocabulary exist in which a wrong encoding spoilt them.
+        """
+        remedy = "count the words for it (jobs/mine_words.py --vocabulary), or set text.vocabulary to the table's"
+        if len(pieces) != len(self.words):
+            raise ValueError(
+                f"the table of significant words has {len(self.words)} ids, the vocabulary {len(pieces)}: {remedy}"
+            )
+        for index in np.flatnonzero(self.total_counts).tolist():
+            word, piece = self.words[index], pieces[index]
+            if word != piece and word.isascii():
+                raise ValueError(
+                    f"id {index} is {word!r} in the table of significant words, {piece!r} in the vocabulary: {remedy}"
+                )
+
     def to_json(self) -> str:
         """The table as the published code writes it, one list per column, and `family_ids` beside them."""
-        shares = self.pos_shares
+        shares, is_ranked = self.pos_shares, self.ranks < UNRANKED
         columns: dict[str, Any] = {
             "id": list(range(self.vocabulary_size)),
             "name": list(self.words),
             "total_count": self.total_counts.tolist(),
             **{f"{pos.lower()}_count": self.pos_counts[:, i].tolist() for i, pos in enumerate(CONTENT_POS)},
-            "rank": competition_ranks(self.total_counts).tolist(),
+            "rank": np.where(is_ranked, self.ranks, is_ranked.sum()).tolist(),
             **{f"{pos.lower()}_percentage": shares[:, i].tolist() for i, pos in enumerate(CONTENT_POS)},
             "family_ids": [part.tolist() for part in np.split(self.family_members, self.family_starts[1:-1])],
         }
@@ -151,64 +198,83 @@ class SignificantWords:
             family_members=members,
         )
 
+    def families_json(self) -> str:
+        """The families as the published code keeps them in a file of their own: a list of words per id."""
+        starts = self.family_starts.tolist()
+        families = [self.family_members[start:stop].tolist() for start, stop in pairwise(starts)]
+        return json.dumps([[self.words[member] for member in family] for family in families], ensure_ascii=False)
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table as JSON."""
-        file_path = Path(path)
-        file_path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = file_path.with_name(file_path.name + ".partial")
-        partial_path.write_text(self.to_json(), encoding="utf-8")
-        partial_path.replace(file_path)
+        """Writes the table as JSON, to a local path or a bucket."""
+        storage.write_bytes_atomic(str(path), self.to_json().encode())
 
     @classmethod
     def load(
         cls, path: str | os.PathLike[str], families_path: str | os.PathLike[str] | None = None
     ) -> SignificantWords:
-        """The table in a JSON file; the published word families (a list of words per id) can be given beside it."""
-        text = Path(path).read_text(encoding="utf-8")
+        """The table in a JSON file, local or in a bucket; the published word families can be given beside it."""
+        text = storage.read_bytes(str(path)).decode()
         if families_path is None:
             return cls.from_json(text)
         id_of = {word: index for index, word in reversed(list(enumerate(json.loads(text)["name"])))}
-        families = json.loads(Path(families_path).read_text(encoding="utf-8"))
+        families = json.loads(storage.read_bytes(str(families_path)))
         return cls.from_json(text, [[id_of[word] for word in family] for family in families])
 
 
 def count_words(
-    captions: Iterable[str], tagger: Tagger | None = None, *, lower_case: bool = True
-) -> dict[str, Counter[str]]:
-    """How often each word occurs as each part of speech: {"NOUN": {"dog": 3, …}, "VERB": …, "ADJ": …}."""
+    captions: Iterable[str] | Mapping[str, int], tagger: Tagger | None = None, *, lower_case: bool = True
+) -> WordCounts:
+    """The counts of `captions`, or of each caption as many times as the mapping says. Equal ones are tagged once."""
     if tagger is None:
         logger.warning("no tagger given: parts of speech come from the built-in dictionary and a few rules of context")
         tagger = lexicon_tagger
-    counts = {pos: Counter[str]() for pos in CONTENT_POS}
+    times_of = Counter[str]()
     for caption, times in Counter(captions).items():
-        words = split_words(caption.lower() if lower_case else caption)
-        for word, pos in zip(words, tagger(words), strict=True):
-            if pos in counts:
-                counts[pos][word] += times
-    return counts
+        times_of[caption.lower() if lower_case else caption] += times
+    by_pos = {pos: Counter[str]() for pos in CONTENT_POS}
+    num_captions_with = Counter[str]()
+    for tagged, times in zip(tagger(times_of), times_of.values(), strict=True):
+        content = [(word, pos) for word, pos in tagged if pos in by_pos]
+        for word, pos in content:
+            by_pos[pos][word] += times
+        for word in {word for word, _ in content}:
+            num_captions_with[word] += times
+    return WordCounts(by_pos=by_pos, num_captions_with=num_captions_with, num_captions=times_of.total())
 
 
 def rank_words(
-    counts: Mapping[str, Mapping[str, int]], vocabulary: Sequence[str], config: SignificanceConfig | None = None
+    counts: WordCounts, vocabulary: Sequence[str], config: SignificanceConfig | None = None
 ) -> SignificantWords:
-    """The table for a vocabulary: its whole words of two letters or more, ranked by their count as content words."""
+    """The table for a vocabulary: its whole words of two letters or more, the most significant first."""
     config = config or SignificanceConfig()
-    raw_counts = np.array(
-        [[counts[pos].get(word, 0) if _may_count(word, config) else 0 for pos in CONTENT_POS] for word in vocabulary],
-        dtype=np.int64,
-    )
+    abandoned = {word.lower() for word in config.abandoned}
+    words = [word if len(word) > 1 and word.lower() not in abandoned else "" for word in whole_words(vocabulary)]
+    raw_counts = np.array([[counts.by_pos[pos].get(word, 0) for pos in CONTENT_POS] for word in words], dtype=np.int64)
     totals = raw_counts.sum(axis=1)
     shares = raw_counts / np.maximum(totals, 1)[:, None]
     pos_counts = np.where(shares >= config.min_pos_share, raw_counts, 0)
-    starts, members = _flat(word_families(vocabulary, pos_counts))
+    scores = totals if config.ranking == "count" else tf_idf(counts, words)
+    starts, members = _flat(word_families(whole_words(vocabulary), pos_counts))
     return SignificantWords(
         words=tuple(vocabulary),
         total_counts=totals,
         pos_counts=pos_counts,
-        ranks=np.where(totals > 0, competition_ranks(totals), UNRANKED),
+        ranks=np.where(totals > 0, competition_ranks(scores), UNRANKED),
         family_starts=starts,
         family_members=members,
     )
+
+
+def tf_idf(counts: WordCounts, words: Sequence[str]) -> Float64[np.ndarray, " words"]:
+    """n(w) · ln(N / N(w)) of each word, a caption being a document.
+
+    n(w): occurrences of w as noun, verb or adjective in the N captions; N(w): captions that hold w as one of these. It
+    is the sum over all captions of n(w in it) · idf(w). A word of every caption scores 0; words that are in less than
+    N / e of the captions, once in each, keep the order of their counts.
+    """
+    totals = np.array([sum(counts.by_pos[pos].get(word, 0) for pos in CONTENT_POS) for word in words], dtype=np.float64)
+    captions = np.array([counts.num_captions_with.get(word, 0) for word in words], dtype=np.float64)
+    return totals * np.log(max(counts.num_captions, 1) / np.maximum(captions, 1))
 
 
 def mine_significant_words(
@@ -222,9 +288,9 @@ def mine_significant_words(
     return rank_words(count_words(captions, tagger, lower_case=config.lower_case), vocabulary, config)
 
 
-def competition_ranks(counts: Int64[np.ndarray, " V"]) -> Int64[np.ndarray, " V"]:
-    """The rank of each count, 0 for the largest; equal counts share the better rank and the next are skipped."""
-    return len(counts) - np.searchsorted(np.sort(counts), counts, side="right")
+def competition_ranks(scores: Real[np.ndarray, " V"]) -> Int64[np.ndarray, " V"]:
+    """The rank of each score, 0 for the largest; equal ones share the better rank and the next are skipped."""
+    return len(scores) - np.searchsorted(np.sort(scores), scores, side="right")
 
 
 def word_families(vocabulary: Sequence[str], pos_counts: Int64[np.ndarray, "V 3"]) -> list[list[int]]:
@@ -252,10 +318,6 @@ def _lemmas(word: str, counts: Sequence[int]) -> list[tuple[str, str]]:
         if pos in (counted or CONTENT_POS)
         for lemma in lemmas
     ]
-
-
-def _may_count(word: str, config: SignificanceConfig) -> bool:
-    return len(word) > 1 and word not in config.abandoned
 
 
 def _flat(families: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

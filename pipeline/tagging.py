@@ -1,16 +1,34 @@
-"""Parts of speech of caption words without any model: a dictionary of inflections, closed classes, a little context."""
+"""Parts of speech of caption words: by spaCy, or without any model by a dictionary of inflections and a little context.
+
+`spacy` is what the published lists were made with; `lexicon` needs nothing that is not installed anyway.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
 
 import lemminflect
 
-Tagger = Callable[[list[str]], list[str]]
-"""The words of one caption, punctuation among them, to one universal part of speech each ("NOUN", "VERB", "ADJ" …)."""
+logger = logging.getLogger(__name__)
+
+TaggedWord = tuple[str, str]
+"""A word or punctuation mark as it is written, and its universal part of speech ("NOUN", "VERB", "ADJ" …)."""
+Tagger = Callable[[Iterable[str]], Iterable[list[TaggedWord]]]
+"""Captions to the words of each, in order."""
+TaggerName = Literal["spacy", "lexicon"]
+CAPTIONS_AT_ONCE = 256
+"""Captions in one pass of spaCy's network."""
+NOT_NEEDED = ("parser", "senter", "ner", "lemmatizer")
+"""Components of a spaCy model that are left out. The published counting kept the parser, which tells spaCy where "is"
+or "has" is the main verb; without it such words are always auxiliaries, and so never significant."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -58,9 +76,77 @@ def split_words(caption: str) -> list[str]:
     return re.findall(r"[^\W_]+|[^\w\s]", caption)
 
 
-def lexicon_tagger(words: list[str]) -> list[str]:
-    """One universal part of speech per word. Right for most caption words, not a parser: see `_Sentence`."""
+def lexicon_tagger(captions: Iterable[str]) -> Iterator[list[TaggedWord]]:
+    """Tags without a model. Right for most caption words, not a parser: see `_Sentence`."""
+    for caption in captions:
+        words = split_words(caption)
+        yield list(zip(words, lexicon_tags(words), strict=True))
+
+
+def lexicon_tags(words: list[str]) -> list[str]:
+    """One universal part of speech per word of one caption."""
     return _Sentence.of(words).tagged()
+
+
+def spacy_tagger(model: str) -> Tagger:
+    """Tags of a spaCy model (an installed package, or the path of one), words as spaCy cuts them.
+
+    A model without the tags, or that is not installed, is refused with a ValueError.
+    """
+    nlp = _spacy_pipeline(model)
+
+    def tagged(captions: Iterable[str]) -> Iterator[list[TaggedWord]]:
+        for document in nlp.pipe(captions, batch_size=CAPTIONS_AT_ONCE):
+            yield [(token.text, token.pos_) for token in document]
+
+    return tagged
+
+
+def make_tagger(name: TaggerName, spacy_model: str) -> Tagger:
+    """The tagger of this name; `spacy_model` matters to `spacy` alone."""
+    return spacy_tagger(spacy_model) if name == "spacy" else lexicon_tagger
+
+
+def best_tagger(spacy_model: str) -> TaggerName:
+    """`spacy` where it and the model are installed; otherwise `lexicon`, and the user is told what that means."""
+    if importlib.util.find_spec("spacy") and (_model_package(spacy_model) or Path(spacy_model).is_dir()):
+        return "spacy"
+    logger.warning(
+        "spaCy with the model %s is not installed: parts of speech come from the built-in dictionary, which counts a "
+        "few words otherwise; --tagger lexicon asks for it without this warning",
+        spacy_model,
+    )
+    return "lexicon"
+
+
+def tagger_version(name: TaggerName, spacy_model: str) -> str:
+    """What the tags depend on, in words: program, model and their versions."""
+    if name == "lexicon":
+        return f"built-in dictionary, lemminflect {importlib.metadata.version('lemminflect')}"
+    meta = _spacy_pipeline(spacy_model).meta
+    return f"spaCy {importlib.metadata.version('spacy')}, {meta['lang']}_{meta['name']} {meta['version']}"
+
+
+@lru_cache(maxsize=1)
+def _spacy_pipeline(model: str) -> Any:
+    remedy = f"install both (pip install 'snps3-ray[spacy]', and the model {model}), or take --tagger lexicon"
+    if not importlib.util.find_spec("spacy"):
+        raise ValueError(f"spaCy is not installed: {remedy}")
+    if package := _model_package(model):
+        pipeline = importlib.import_module(package).load(exclude=NOT_NEEDED)
+    elif Path(model).is_dir():
+        pipeline = importlib.import_module("spacy").load(model, exclude=NOT_NEEDED)
+    else:
+        raise ValueError(f"there is no spaCy model {model!r}: {remedy}")
+    if "tagger" not in pipeline.pipe_names and "morphologizer" not in pipeline.pipe_names:
+        raise ValueError(f"the spaCy model {model!r} has no parts of speech: take one like en_core_web_sm")
+    return pipeline
+
+
+def _model_package(model: str) -> str | None:
+    """The installed package of a spaCy model: of this name, or of one that begins with it, as redistributions have."""
+    packages = {point.name: point.value for point in importlib.metadata.entry_points(group="spacy_models")}
+    return next((packages[name] for name in sorted(packages) if f"{name}_".startswith(f"{model}_")), None)
 
 
 @lru_cache(maxsize=65536)

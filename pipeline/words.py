@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PREFIX = "##"
+BYTE_SPACE, SPACE, WORD_END = "Ġ", "▁", "</w>"
+"""How other vocabularies than word pieces mark words: before them, before them, behind them."""
 MAX_LETTERS = 1000
 """Letters a trained vocabulary may hold in each of its two forms; rarer ones become [UNK]."""
 
@@ -157,6 +159,48 @@ def random_truncate(pieces: list[int], num_kept: int, rng: np.random.Generator |
         return pieces
     start = 0 if rng is None else int(rng.integers(len(pieces) - num_kept + 1))
     return pieces[start : start + num_kept]
+
+
+def read_pieces(path: str) -> list[str]:
+    """The piece of each id of any vocabulary: `tokenizer.json` or `vocab.txt`, or a folder or bucket with one of them.
+
+    Unlike `Tokenizer.load` it takes every kind of pieces and special tokens. Ids without a piece are empty.
+    """
+    file_path = path
+    if storage.is_folder(path):
+        names = [name for name in ("tokenizer.json", "vocab.txt") if storage.exists(storage.join(path, name))]
+        if not names:
+            raise FileNotFoundError(f"no vocabulary: {path} holds neither tokenizer.json nor vocab.txt")
+        file_path = storage.join(path, names[0])
+    text = storage.read_bytes(file_path).decode()
+    if not file_path.endswith(".json"):
+        return _told_apart(text.removesuffix("\n").split("\n"), file_path)
+    try:
+        id_of = tokenizers.Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises nothing more exact
+        raise ValueError(f"{file_path} is no tokenizer.json of a fast tokenizer: {error}") from error
+    piece_of = {index: piece for piece, index in id_of.items()}
+    return [piece_of.get(index, "") for index in range(max(piece_of, default=-1) + 1)]
+
+
+def whole_words(pieces: Sequence[str]) -> list[str]:
+    """The word that each piece of a vocabulary is; empty for a part of one.
+
+    Byte-level pieces ("Ġdog") and SentencePiece's ("▁dog") mark what begins a word, CLIP's ("dog</w>") what ends one;
+    word pieces mark what goes on with one ("##s"). A mark that a tenth of the pieces carry is the vocabulary's.
+    """
+
+    def is_mark(mark: str) -> bool:
+        return 10 * sum(mark in piece for piece in pieces) >= len(pieces) > 0
+
+    if is_mark(BYTE_SPACE):
+        decoder = decoders.ByteLevel()
+        return [decoder.decode([piece])[1:] if piece.startswith(BYTE_SPACE) else "" for piece in pieces]
+    if is_mark(SPACE):
+        return [piece[1:] if piece.startswith(SPACE) else "" for piece in pieces]
+    if is_mark(WORD_END):
+        return [piece.removesuffix(WORD_END) if piece.endswith(WORD_END) else "" for piece in pieces]
+    return ["" if piece.startswith(PREFIX) else piece for piece in pieces]
 
 
 def train_wordpiece(captions: Iterable[str], vocabulary_size: int) -> Tokenizer:

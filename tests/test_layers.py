@@ -24,6 +24,7 @@ ONE_FILE = {
     "botocore": "pipeline/storage.py",
     "pyarrow.fs": "pipeline/storage.py",
     "mlflow": "jobs/tracking.py",
+    "spacy": "pipeline/tagging.py",
     "ray.train": "cluster/run.py",
     "torch.distributed": "cluster/world.py",
     "torch.nn.parallel": "cluster/world.py",

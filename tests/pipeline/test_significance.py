@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.significance import (
+    CONTENT_POS,
     UNRANKED,
     SignificanceConfig,
     SignificantWords,
+    WordCounts,
     competition_ranks,
     count_words,
     mine_significant_words,
     rank_words,
+    tf_idf,
 )
+from pipeline.tagging import lexicon_tagger
 from pipeline.words import Tokenizer, train_wordpiece
 
 CAPTIONS = [
@@ -46,6 +52,13 @@ def published() -> SignificantWords:
     )
 
 
+def counted(num_captions: int = 100, **by_pos: dict[str, int]) -> WordCounts:
+    """Counts in which no caption holds a word twice."""
+    counts = {pos: by_pos.get(pos.lower(), {}) for pos in CONTENT_POS}
+    with_word = sum((Counter(words) for words in counts.values()), Counter[str]())
+    return WordCounts(by_pos=counts, num_captions_with=with_word, num_captions=num_captions)
+
+
 def ids_of(table: SignificantWords, *words: str) -> list[int]:
     return [table.words.index(word) for word in words]
 
@@ -57,15 +70,25 @@ def test_equal_counts_share_the_better_rank(counts: list[int]) -> None:
 
 
 def test_words_are_counted_in_lower_case_and_equal_captions_each_time() -> None:
-    counts = count_words(["Red dog", "red dog"], lambda words: ["ADJ", "NOUN"][: len(words)])
-    assert counts == {"NOUN": Counter(dog=2), "VERB": Counter(), "ADJ": Counter(red=2)}
-    kept = count_words(["Red dog", "red dog"], lambda words: ["ADJ", "NOUN"], lower_case=False)
-    assert kept["ADJ"] == Counter(Red=1, red=1)
+    tagged: list[str] = []
+
+    def tagger(captions: Iterable[str]) -> Iterator[list[tuple[str, str]]]:
+        for caption in captions:
+            tagged.append(caption)
+            yield list(zip(caption.split(), ["ADJ", "NOUN", "X", "NOUN"], strict=False))
+
+    counts = count_words(["Red dog", "red dog", "red dog", "big dog and dog"], tagger)
+    assert counts.by_pos == {"NOUN": Counter(dog=5), "VERB": Counter(), "ADJ": Counter(red=3, big=1)}
+    assert (counts.num_captions_with, counts.num_captions) == (Counter(dog=4, red=3, big=1), 4)
+    assert tagged == ["red dog", "big dog and dog"]
+    assert counts == count_words({"Red dog": 1, "red dog": 2, "big dog and dog": 1}, tagger)
+    kept = count_words(["Red dog", "red dog"], tagger, lower_case=False)
+    assert kept.by_pos["ADJ"] == Counter(Red=1, red=1)
 
 
 def test_the_built_in_tagger_is_named_once_and_a_given_one_is_not(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        count_words(CAPTIONS, lambda words: ["X"] * len(words))
+        count_words(CAPTIONS, lambda captions: [[("x", "X")] for _ in captions])
         assert not caplog.messages
         count_words(CAPTIONS)
     assert len(caplog.messages) == 1
@@ -73,7 +96,7 @@ def test_the_built_in_tagger_is_named_once_and_a_given_one_is_not(caplog: pytest
 
 
 def test_ranks_follow_the_sum_of_the_parts_of_speech_and_skip_what_cannot_be_significant() -> None:
-    counts = {"NOUN": {"shot": 6, "dog": 8, "be": 50, "x": 50, "walks": 1}, "VERB": {"shot": 4, "walks": 9}, "ADJ": {}}
+    counts = counted(noun={"shot": 6, "dog": 8, "be": 50, "x": 50, "walks": 1}, verb={"shot": 4, "walks": 9})
     table = rank_words(counts, ["[MASK]", "##dog", "x", "dog", "shot", "be", "walks", "the"])
     assert table.ranks.tolist() == [UNRANKED, UNRANKED, UNRANKED, 2, 0, UNRANKED, 0, UNRANKED]
     assert table.total_counts.tolist() == [0, 0, 0, 8, 10, 0, 10, 0]
@@ -82,7 +105,7 @@ def test_ranks_follow_the_sum_of_the_parts_of_speech_and_skip_what_cannot_be_sig
 
 
 def test_a_rare_part_of_speech_is_taken_for_a_mistake_and_the_rest_shares_the_whole() -> None:
-    counts = {"NOUN": {"walk": 1, "shot": 3}, "VERB": {"walk": 9, "shot": 6}, "ADJ": {"shot": 1}}
+    counts = counted(noun={"walk": 1, "shot": 3}, verb={"walk": 9, "shot": 6}, adj={"shot": 1})
     table = rank_words(counts, ["walk", "shot"])
     assert table.pos_counts.tolist() == [[0, 9, 0], [3, 6, 0]]
     np.testing.assert_allclose(table.pos_shares, [[0, 1, 0], [1 / 3, 2 / 3, 0]])
@@ -93,12 +116,12 @@ def test_a_rare_part_of_speech_is_taken_for_a_mistake_and_the_rest_shares_the_wh
 
 def test_a_family_holds_the_inflections_in_the_vocabulary_and_the_word_itself() -> None:
     vocabulary = ["run", "ran", "running", "beautiful", "saw", "see", "saws", "the"]
-    table = rank_words({"NOUN": {"saw": 5}, "VERB": {"run": 1}, "ADJ": {}}, vocabulary)
+    table = rank_words(counted(noun={"saw": 5}, verb={"run": 1}), vocabulary)
     family = {word: [vocabulary[i] for i in table.family(index)] for index, word in enumerate(vocabulary)}
     assert family["run"] == ["run", "ran", "running"]
     assert family["beautiful"] == ["beautiful"]
     assert family["saw"] == ["saw", "saws"]
-    as_verb = rank_words({"NOUN": {}, "VERB": {"saw": 5}, "ADJ": {}}, vocabulary)
+    as_verb = rank_words(counted(verb={"saw": 5}), vocabulary)
     assert vocabulary.index("see") in as_verb.family(vocabulary.index("saw"))
 
 
@@ -111,6 +134,61 @@ def test_mining_finds_things_actions_and_looks_and_no_function_words() -> None:
     assert significant[0] in ("circle", "slides", "red")
     circle, circles = ids_of(table, "circle", "circles")
     assert table.family(circle).tolist() == sorted([circle, circles])
+
+
+def test_a_caption_is_the_document_of_tf_idf() -> None:
+    captions = ["dog dog cat"] + ["dog cat"] * 2 + ["bird"] * 4 + ["dog"] * 5
+    counts = count_words(captions, lambda texts: [[(word, "NOUN") for word in text.split()] for text in texts])
+    words = ["dog", "cat", "bird", "the"]
+    expected = {
+        word: sum(caption.split().count(word) for caption in captions)
+        * math.log(len(captions) / sum(word in caption.split() for caption in captions))
+        for word in ("dog", "cat", "bird")
+    }
+    np.testing.assert_allclose(tf_idf(counts, words), [*expected.values(), 0.0])
+    table = rank_words(counts, words, SignificanceConfig(ranking="tf_idf"))
+    assert table.ranks.tolist() == [2, 1, 0, UNRANKED]
+    assert rank_words(counts, words).ranks.tolist() == [0, 2, 1, UNRANKED]
+    again = SignificantWords.from_json(table.to_json())
+    np.testing.assert_array_equal(again.ranks, table.ranks)
+
+
+def test_words_are_given_up_in_any_case() -> None:
+    counts = counted(noun={"Dog": 3, "dog": 2, "cat": 1})
+    table = rank_words(counts, ["Dog", "dog", "cat"], SignificanceConfig(abandoned=("DOG",)))
+    assert table.ranks.tolist() == [UNRANKED, UNRANKED, 0]
+
+
+def test_other_vocabularies_count_their_whole_words_alone() -> None:
+    counts = counted(noun={"dog": 9, "cat": 4, "café": 2, "hot": 1})
+    vocabularies = {
+        "word pieces": ["[CLS]", "dog", "##cat", "cat", "café", "hot"],
+        "byte level": ["<s>", "Ġdog", "cat", "Ġcat", "ĠcafÃ©", "Ġhot"],
+        "SentencePiece": ["<s>", "▁dog", "cat", "▁cat", "▁café", "▁hot"],
+        "CLIP": ["<|endoftext|>", "dog</w>", "cat", "cat</w>", "café</w>", "hot</w>"],
+    }
+    for pieces in vocabularies.values():
+        assert rank_words(counts, pieces).ranks.tolist() == [UNRANKED, 0, UNRANKED, 1, 2, 3]
+    assert rank_words(counts, vocabularies["byte level"]).words[1] == "Ġdog"
+
+
+def test_the_counts_and_families_come_back_from_their_files() -> None:
+    counts = count_words(CAPTIONS, lexicon_tagger)
+    assert WordCounts.from_json(counts.to_json()) == counts
+    table = rank_words(counts, train_wordpiece(CAPTIONS * 3, 120).pieces)
+    families = json.loads(table.families_json())
+    assert len(families) == table.vocabulary_size
+    assert families[table.words.index("circle")] == ["circle", "circles"]
+    assert families[0] == []
+
+
+def test_a_table_of_another_vocabulary_is_refused(published: SignificantWords) -> None:
+    pieces = Tokenizer.load(published_path("bert-base-uncased-vocab.txt")).pieces
+    published.refuse_other_vocabulary(pieces)
+    with pytest.raises(ValueError, match="has 30522 ids, the vocabulary 30521: count the words"):
+        published.refuse_other_vocabulary(pieces[:-1])
+    with pytest.raises(ValueError, match=r"id 2915 is 'shot' in the table .*, 'dog' in the vocabulary"):
+        published.refuse_other_vocabulary([*pieces[:2915], "dog", *pieces[2916:]])
 
 
 def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -174,8 +252,8 @@ def test_golden_token_ids(published: SignificantWords) -> None:
 
 def test_the_built_in_tagger_finds_the_words_that_a_trained_one_finds() -> None:
     lines = published_path("coco_captions_25k.jsonl").read_text(encoding="utf-8").splitlines()
-    counts = count_words(json.loads(line)["caption"] for line in lines[::4])
-    totals = sum(counts.values(), Counter[str]())
+    counts = count_words(json.loads(line)["caption"] for line in lines[::4]).by_pos
+    totals = sum((Counter(words) for words in counts.values()), Counter[str]())
     theirs = json.loads(published_path("significant_words_coco_spacy.json").read_text(encoding="utf-8"))["lower"]
     theirs = [entry for entry in theirs if len(entry["word"]) > 1]
     ranked = [word for word, _ in totals.most_common() if len(word) > 1]
@@ -184,7 +262,7 @@ def test_the_built_in_tagger_finds_the_words_that_a_trained_one_finds() -> None:
         common = set(ranked[:num_words]) & {entry["word"] for entry in theirs[:num_words]}
         assert len(common) / num_words >= least
     agreed = sum(
-        min(times, entry["count"] * counts[pos][entry["word"]] / max(totals[entry["word"]], 1))
+        min(times, entry["count"] * counts[pos].get(entry["word"], 0) / max(totals[entry["word"]], 1))
         for entry in theirs
         for pos, times in entry["pos"].items()
     )

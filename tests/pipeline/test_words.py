@@ -13,8 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as AnyTokenizer
+from tokenizers import models, pre_tokenizers, trainers
 
-from pipeline.words import MASK, SPECIAL_TOKENS, Tokenizer, random_truncate, train_wordpiece
+from pipeline.words import (
+    MASK,
+    SPECIAL_TOKENS,
+    Tokenizer,
+    random_truncate,
+    read_pieces,
+    train_wordpiece,
+    whole_words,
+)
 
 CAPTIONS = [
     "A red circle slides slowly to the left.",
@@ -136,3 +146,25 @@ def test_wrong_input_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
     with pytest.raises(ValueError, match="at least 3, got 2"):
         tokenizer.encode(["x"], max_tokens=2)
+
+
+def test_the_pieces_of_any_vocabulary_are_read_and_its_whole_words_known(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "bert")
+    assert read_pieces(str(tmp_path / "bert")) == list(tokenizer.pieces)
+    model = AnyTokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel()
+    model.train_from_iterator([*CAPTIONS, "un café"] * 9, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    model.save(str(tmp_path / "tokenizer.json"))
+    pieces = read_pieces(str(tmp_path))
+    assert [model.id_to_token(index) for index in range(model.get_vocab_size())] == pieces
+    assert {"circle", "squares", "triangle", "café"} <= set(whole_words(pieces))
+    known = {pieces[index]: word for index, word in enumerate(whole_words(pieces)) if word}
+    assert all(model.encode(f"see {word}").tokens[-1] == piece for piece, word in known.items() if len(word) > 3)
+
+
+def test_what_is_no_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds neither tokenizer\.json nor vocab\.txt"):
+        read_pieces(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is no tokenizer\.json of a fast tokenizer"):
+        read_pieces(str(tmp_path))

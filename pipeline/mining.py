@@ -1,0 +1,103 @@
+"""The words of a whole corpus counted on all CPUs of a cluster.
+
+captions ──distinct ones, in blocks──► tagger, on CPU workers ──a row per word and block──► summed ──► WordCounts
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import pyarrow as pa
+import ray.data
+
+from pipeline import storage
+from pipeline.manifest import read_manifest
+from pipeline.significance import CONTENT_POS, WordCounts, count_words
+from pipeline.tagging import TaggerName, make_tagger
+
+log = logging.getLogger(__name__)
+
+CAPTIONS = "captions"
+"""Column of a table of counts: captions that hold the word."""
+_COUNTS = pa.schema([("word", pa.string()), *((name, pa.int64()) for name in (*CONTENT_POS, CAPTIONS))])
+
+
+def read_captions(source: str, split: str | None) -> pa.ChunkedArray:
+    """The captions of one split (None: of all) of a manifest, or of a file with a JSON object with `caption` per line.
+
+    A line belongs to the split that it names, or to any if it names none. No caption at all is refused.
+    """
+    if source.endswith(".parquet") or storage.is_folder(source):
+        manifest = read_manifest(source)
+        table = manifest.split(split) if split else manifest.table
+        captions = pa.chunked_array([chunk.flatten() for chunk in table["captions"].chunks], pa.string())
+    else:
+        lines = storage.read_bytes(source).decode("utf-8-sig").split("\n")
+        captions = pa.chunked_array([pa.array(_captions_of_lines(lines, source, split), pa.string())])
+    if not len(captions):
+        raise ValueError(f"{source} holds no caption" + (f" of the split {split!r}" if split else ""))
+    return captions
+
+
+def count_captions(captions: pa.ChunkedArray, *, tagger: TaggerName, spacy_model: str, lower_case: bool) -> WordCounts:
+    """What `count_words` gives, by a Ray Data job. Each distinct caption is tagged once."""
+    distinct = pa.Table.from_struct_array(captions.value_counts())
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    count = partial(_count_block, tagger=tagger, spacy_model=spacy_model, lower_case=lower_case)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
+    blocks, total = list(_blocks(distinct)), _COUNTS.empty_table()
+    with ray.data.DataContext.current(context):
+        data = ray.data.from_arrow(blocks)
+        counted = data.map_batches(count, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1)
+        for number, part in enumerate(counted.iter_batches(batch_size=None, batch_format="pyarrow"), start=1):
+            total = _summed(pa.concat_tables([total, part]))
+            if number * 10 % len(blocks) < 10:
+                log.info("%d of %d blocks of captions are counted", number, len(blocks))
+    log.info("%d captions, %d of them distinct, hold %d words", len(captions), len(distinct), len(total))
+    words = total["word"].to_pylist()
+    columns = {name: dict(zip(words, total[name].to_pylist(), strict=True)) for name in (*CONTENT_POS, CAPTIONS)}
+    by_pos = {pos: {word: count for word, count in columns[pos].items() if count} for pos in CONTENT_POS}
+    return WordCounts(by_pos=by_pos, num_captions_with=columns[CAPTIONS], num_captions=len(captions))
+
+
+def _count_block(block: pa.Table, tagger: TaggerName, spacy_model: str, lower_case: bool) -> pa.Table:
+    """The counts of a block of captions (`values`) that occur `counts` times each, a row per word."""
+    times_of = dict(zip(block["values"].to_pylist(), block["counts"].to_pylist(), strict=True))
+    counts = count_words(times_of, make_tagger(tagger, spacy_model), lower_case=lower_case)
+    words = list(counts.num_captions_with)
+    columns = {pos: [counts.by_pos[pos].get(word, 0) for word in words] for pos in CONTENT_POS}
+    captions = [counts.num_captions_with[word] for word in words]
+    return pa.table({"word": words, **columns, CAPTIONS: captions}, schema=_COUNTS)
+
+
+def _summed(table: pa.Table) -> pa.Table:
+    """One row per word, sorted by it, so that the result does not depend on the order of the blocks."""
+    names = (*CONTENT_POS, CAPTIONS)
+    summed = table.group_by("word").aggregate([(name, "sum") for name in names])
+    return summed.rename_columns({f"{name}_sum": name for name in names}).select(_COUNTS.names).sort_by("word")
+
+
+def _blocks(distinct: pa.Table) -> Iterator[pa.Table]:
+    """Tables of at most 8,192 captions, and at least 256: enough tasks for every CPU, few enough to schedule."""
+    size = max(256, min(8192, len(distinct) // 64))
+    for start in range(0, len(distinct), size):
+        yield distinct.slice(start, size)
+
+
+def _captions_of_lines(lines: Sequence[str], source: str, split: str | None) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{source}:{number}: no JSON ({error}): {line[:80]!r}") from error
+        caption = fields.get("caption") if isinstance(fields, dict) else None
+        if not isinstance(caption, str):
+            raise ValueError(f"{source}:{number}: needs an object with caption, a text, got {line[:80]!r}")
+        if split is None or fields.get("split", split) == split:
+            yield caption
