@@ -19,8 +19,10 @@ import json
 import logging
 import os
 import pickle
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -28,7 +30,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ PRELOADED = "pipeline.codec"
 """What the nursery imports, so that no decode process has to."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
+_LENGTHS = struct.Struct("!QQ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def isolated(function: Callable[..., Any], data: Media, *, limits: Limits, **arg
     except _LimitError as error:
         log.info("%s: once more in a fresh process", error)
         answer, content = _attempt(request, data, limits)
-    if content is not None:
+    if "shape" in answer:
         return np.frombuffer(content, answer["dtype"]).reshape(answer["shape"])
     if "traceback" in answer:
         raise RuntimeError(answer["traceback"])
@@ -89,7 +91,7 @@ def isolated(function: Callable[..., Any], data: Media, *, limits: Limits, **arg
     return answer["value"]
 
 
-def _attempt(request: bytes, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes | None]:
+def _attempt(request: bytes, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytearray]:
     """The answer of this thread's process, which is killed if it gives none."""
     process, _local.process = getattr(_local, "process", None) or DecodeProcess(), None
     try:
@@ -112,26 +114,26 @@ class DecodeProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             _fork(theirs)
-        self._connection = Connection(ours.detach())
+        self._channel, self._answered = ours, select.poll()
+        self._answered.register(ours, select.POLLIN)
         try:
-            self.pid = int(self._connection.recv_bytes())
+            self.pid = int(_receive(ours)[0])
         except (EOFError, OSError) as error:
             raise RuntimeError("no decode process starts on this machine: see what it has printed") from error
         self._handle = os.pidfd_open(self.pid)  # by the time of a kill, the number could be another's
 
-    def call(self, request: bytes, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes | None]:
-        """The answer to a request, and the pixels, if it has any."""
+    def call(self, request: bytes, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytearray]:
+        """The answer to a request, and the pixels of an array."""
         stop = time.monotonic() + limits.seconds
         try:
-            self._connection.send_bytes(request)
-            self._connection.send_bytes(data)
-            while not self._connection.poll(WATCH_EVERY_SECONDS):
+            _send(self._channel, request, data)
+            while not self._answered.poll(1000 * WATCH_EVERY_SECONDS):
                 if self._resident_bytes() > limits.memory_gib * 2**30:
                     raise _LimitError(Reason.OUT_OF_MEMORY, f"decoding took more than {limits.memory_gib:g} GiB")
                 if time.monotonic() > stop:
                     raise _LimitError(Reason.TIMEOUT, f"decoding took longer than {limits.seconds:g} s")
-            answer = json.loads(self._connection.recv_bytes())
-            return answer, self._connection.recv_bytes() if "shape" in answer else None
+            answer, content = _receive(self._channel)
+            return json.loads(answer), content
         except (EOFError, OSError) as error:
             raise _LimitError(Reason.CRASHED, "the process that decoded it ended") from error
 
@@ -142,6 +144,7 @@ class DecodeProcess:
 
     def __del__(self) -> None:
         os.close(self._handle)
+        self._channel.close()
 
     def _resident_bytes(self) -> int:
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
@@ -212,23 +215,22 @@ def nurse(control_fd: int) -> None:
             return
         if not os.fork():
             control.close()
-            _serve(Connection(channels[0]), nursery_pid)
+            _serve(socket.socket(fileno=channels[0]), nursery_pid)
         os.close(channels[0])
 
 
-def _serve(connection: Connection, nursery_pid: int) -> None:
+def _serve(channel: socket.socket, nursery_pid: int) -> None:
     """The life of a decode process, in which strangers' files are opened."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # even a hanging process ends with the nursery
     try:
         if os.getppid() != nursery_pid:
             return
-        connection.send_bytes(str(os.getpid()).encode())
+        _send(channel, str(os.getpid()).encode())
         while True:
-            function, arguments = pickle.loads(connection.recv_bytes())
-            header, content = _answer(function, connection.recv_bytes(), arguments)
-            connection.send_bytes(json.dumps(header).encode())
-            if content is not None:
-                connection.send_bytes(content)
+            request, data = _receive(channel)
+            function, arguments = pickle.loads(request)
+            answer, content = _answer(function, bytes(data), arguments)
+            _send(channel, json.dumps(answer).encode(), content)
     except (EOFError, OSError):
         pass  # the worker is gone
     finally:
@@ -236,15 +238,37 @@ def _serve(connection: Connection, nursery_pid: int) -> None:
 
 
 def _answer(function: Callable[..., Any], data: bytes, arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """What is said of the outcome, and the pixels, if it has any."""
+    """What is said of the outcome, and the pixels of an array."""
     try:
         value = function(data, **arguments)
     except DecodeError as error:
-        return {"reason": str(error.reason), "detail": error.detail}, None
+        return {"reason": str(error.reason), "detail": error.detail}, b""
     except MemoryError:
-        return {"reason": str(Reason.OUT_OF_MEMORY), "detail": "the machine has no more memory"}, None
+        return {"reason": str(Reason.OUT_OF_MEMORY), "detail": "the machine has no more memory"}, b""
     except Exception:
-        return {"traceback": traceback.format_exc()}, None
+        return {"traceback": traceback.format_exc()}, b""
     if not isinstance(value, np.ndarray):
-        return {"value": value}, None
+        return {"value": value}, b""
     return {"dtype": value.dtype.str, "shape": value.shape}, np.ascontiguousarray(value).data.cast("B")
+
+
+def _send(channel: socket.socket, head: bytes, body: Any = b"") -> None:
+    """A message of two parts is on its way."""
+    channel.sendall(_LENGTHS.pack(len(head), len(body)) + head)
+    channel.sendall(body)
+
+
+def _receive(channel: socket.socket) -> tuple[bytearray, bytearray]:
+    """The two parts of the next message. EOFError if the other side is gone."""
+    head, body = (_exactly(channel, length) for length in _LENGTHS.unpack(_exactly(channel, _LENGTHS.size)))
+    return head, body
+
+
+def _exactly(channel: socket.socket, num_bytes: int) -> bytearray:
+    received = bytearray(num_bytes)
+    left = memoryview(received)
+    while left:
+        if not (count := channel.recv_into(left, flags=socket.MSG_WAITALL)):
+            raise EOFError
+        left = left[count:]
+    return received

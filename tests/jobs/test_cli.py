@@ -12,7 +12,7 @@ import pytest
 
 from jobs.checkpoints import write_json
 from jobs.cli import Command, answered, parse
-from jobs.config import PretrainConfig, config_hash, identity
+from jobs.config import PretrainConfig, config_hash, identity, with_decoder
 from jobs.preflight import Machine, dry_run, num_parameters, problems, this_machine
 from jobs.presets import tiny
 from pipeline.augmentation import AugmentationConfig
@@ -58,7 +58,7 @@ def run_of(folder: Path, manifest: Manifest | None = None) -> PretrainConfig:
 
 def begin(config: PretrainConfig) -> Path:
     """The run's folder as the driver leaves it before the first step."""
-    fields = identity(config, read_manifest(config.data.manifest).hash)
+    fields = identity(with_decoder(config, None), read_manifest(config.data.manifest).hash)
     folder = Path(config.placement.storage) / config.name
     folder.mkdir(parents=True)
     write_json(f"{folder}/identity.json", {"hash": config_hash(fields), "fields": fields})
