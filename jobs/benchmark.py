@@ -19,6 +19,7 @@ import pyarrow as pa
 import tyro
 
 from jobs import checkpoints
+from jobs.dedup_benchmark import dedup
 from jobs.gpu_benchmark import gpu_step
 from jobs.pretrain import hardware
 from jobs.step_benchmark import step
@@ -129,6 +130,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "main-job": main_job,
     "step": step,
     "gpu-step": gpu_step,
+    "dedup": dedup,
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import groupby
@@ -91,7 +91,8 @@ def probe_clips(clips: Sequence[dict[str, Any]], *, decoder: str, subcluster: st
     captioned = [clip for clip in clips if clip["captions"]]
     if not captioned:
         return Probed(rows=manifest.SCHEMA.empty_table(), rejected=silent)
-    found = pa.concat_tables(_findings(captioned, decoder, subcluster))
+    probe = partial(probe_batch, decoder=decoder)
+    found = pa.concat_tables(map_clips(captioned, probe, schema=KNOWN, subcluster=subcluster))
     usable = found["reason"].is_null()
     lost = found.filter(found["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
     rejected = [_reject(one["clip_id"], one["uri"], Reason(one["reason"]), one["detail"]) for one in lost]
@@ -102,12 +103,13 @@ def probe_batch(batch: pa.Table, decoder: str) -> pa.Table:
     """The clips of `batch` as whole manifest rows, or with reason and detail. Each file is fetched once."""
     rows = []
     for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"]):
-        data = _fetch(uri)
+        data = fetch(uri)
         rows += [clip | _look_into(data, clip, decoder) for clip in clips]
     return pa.Table.from_pylist(rows, schema=_FINDING)
 
 
-def _fetch(uri: str) -> bytes | DecodeError:
+def fetch(uri: str) -> bytes | DecodeError:
+    """The bytes of a file, or why there are none."""
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError as error:
@@ -141,7 +143,14 @@ def _look_into_video(data: bytes, clip: dict[str, Any], decoder: str) -> dict[st
     return {field.name: getattr(info, field.name) for field in fields(info)}
 
 
-def _findings(clips: Sequence[dict[str, Any]], decoder: str, subcluster: str | None) -> list[pa.Table]:
+def map_clips(
+    clips: Sequence[dict[str, Any]],
+    look: Callable[[pa.Table], pa.Table],
+    *,
+    schema: pa.Schema,
+    subcluster: str | None = None,
+) -> list[pa.Table]:
+    """What `look` finds of tables of some clips (rows of `schema`), by a Ray Data job with a CPU per table."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     if subcluster:
@@ -150,17 +159,16 @@ def _findings(clips: Sequence[dict[str, Any]], decoder: str, subcluster: str | N
         logging.ERROR
     )  # warns that its bars are off; ours count clips
     with ray.data.DataContext.current(context):
-        data = ray.data.from_arrow(list(_blocks(clips)))
-        probe = partial(probe_batch, decoder=decoder)
-        probed = data.map_batches(probe, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1)
-        return list(_with_progress(probed.iter_batches(batch_size=None, batch_format="pyarrow"), len(clips)))
+        data = ray.data.from_arrow(list(_blocks(clips, schema)))
+        found = data.map_batches(look, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1)
+        return list(_with_progress(found.iter_batches(batch_size=None, batch_format="pyarrow"), len(clips)))
 
 
-def _blocks(clips: Sequence[dict[str, Any]]) -> Iterator[pa.Table]:
+def _blocks(clips: Sequence[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
     """Tables of at most 256 clips, and at least about eight: enough tasks for every CPU, few enough to schedule."""
     size = max(8, min(256, len(clips) // 64))
     for start in range(0, len(clips), size):
-        yield pa.Table.from_pylist(list(clips[start : start + size]), schema=KNOWN)
+        yield pa.Table.from_pylist(list(clips[start : start + size]), schema=schema)
 
 
 def _with_progress(tables: Iterable[pa.Table], num_clips: int, every_seconds: float = 5.0) -> Iterator[pa.Table]:
