@@ -55,7 +55,7 @@ PAIRS = pa.schema(
         ("kind", pa.string()),  # exact | near | leak
         ("similarity", pa.float64()),  # the least of the next three
         ("picture", pa.float64()),
-        ("average", pa.float64()),
+        ("region", pa.float64()),
         ("change", pa.float64()),
         ("shift_seconds", pa.float64()),  # the other clip shows this much later what this one shows
         ("overlap_seconds", pa.float64()),  # infinite: equal files

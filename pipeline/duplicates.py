@@ -3,8 +3,8 @@
     perceptual hashes ──equal in some of their bits──► candidates ──best shift in time──► Alignment ──► Pair
 
 A hash only proposes. What decides are the thumbnails, shifted in time until they fit best. They have to agree in the
-pictures, in the average over time and in the change over time: clips that show other things on the same background fail
-one of them. Pictures without contrast are nobody's copy.
+whole picture, in every region of it, and in what changes over time: clips that show other things on the same background
+fail one of them. Pictures without contrast are nobody's copy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Float32, Int64, Real, UInt8, UInt64
 
-from pipeline.fingerprints import FRAMES_PER_SECOND, PLANES, THUMBNAIL_BYTES, Fingerprints, perceptual_hashes
+from pipeline.fingerprints import FRAMES_PER_SECOND, LUMA_SIDE, PLANES, THUMBNAIL_BYTES, Fingerprints, perceptual_hashes
 from pipeline.records import Kind
 
 NUM_TABLES = 16
@@ -42,17 +42,17 @@ NOISE = 1.5
 class SimilarityConfig:
     """When two clips show the same."""
 
-    min_picture: float = 0.85
+    min_picture: float = 0.92
     """Share of the contrast within frames that both clips must have in common, in (0, 1]."""
-    min_average: float = 0.985
-    """Share of that contrast that the averages over time must have in common, in (0, 1]."""
+    min_region: float = 0.8
+    """The same for the region of the picture where the clips differ most, in (0, 1]."""
     min_change: float = 0.5
     """Share of the change over time that both clips must have in common, in (0, 1]."""
     min_overlap: float = 0.6
     """Share of the shorter clip that must lie within the other one, in (0, 1]."""
 
     def __post_init__(self) -> None:
-        for name in ("min_picture", "min_average", "min_change", "min_overlap"):
+        for name in ("min_picture", "min_region", "min_change", "min_overlap"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"similarity.{name} must lie in (0, 1], got {getattr(self, name)}")
 
@@ -93,8 +93,8 @@ class Alignment:
 
     picture: float
     """Share of the contrast within frames that both have in common; 1: equal, 0 or less: nothing."""
-    average: float
-    """The same of the averages over time: blind to when something moves, sharp on what is there."""
+    region: float
+    """The same for the sixteenth of the picture where both differ most, as where one lacks a thing of the other."""
     change: float
     """Share of the change over time that both have in common; 1 also where neither changes."""
     shift_seconds: float
@@ -104,18 +104,16 @@ class Alignment:
     @property
     def similarity(self) -> float:
         """The least of the three shares."""
-        return min(self.picture, self.average, self.change)
+        return min(self.picture, self.region, self.change)
 
     def is_copy(self, config: SimilarityConfig) -> bool:
         """True if both clips show the same."""
         return (
-            self.picture >= config.min_picture
-            and self.average >= config.min_average
-            and self.change >= config.min_change
+            self.picture >= config.min_picture and self.region >= config.min_region and self.change >= config.min_change
         )
 
 
-SAME = Alignment(picture=1.0, average=1.0, change=1.0, shift_seconds=0.0, overlap_seconds=math.inf)
+SAME = Alignment(picture=1.0, region=1.0, change=1.0, shift_seconds=0.0, overlap_seconds=math.inf)
 """Of clips with equal bytes and times, which nobody has to look at."""
 
 
@@ -332,9 +330,10 @@ def best_alignment(
     contrasts = contrast(one).mean(), contrast(other).mean()
     if min(contrasts) < MIN_CONTRAST**2:
         return None
+    apart = ((one - other)[:, : PLANES[1]] ** 2).mean(0).reshape(4, LUMA_SIDE // 4, 4, LUMA_SIDE // 4).mean((1, 3))
     return Alignment(
         picture=float(1 - best_share),
-        average=float(1 - ((one.mean(0) - other.mean(0)) ** 2).mean() / sum(contrasts)),
+        region=float(1 - apart.max() / sum(contrasts)),
         change=common_change(one, other),
         shift_seconds=(shift + half) / FRAMES_PER_SECOND,
         overlap_seconds=len(one) / FRAMES_PER_SECOND,

@@ -1,6 +1,6 @@
 """What a clip looks like over time, in 384 bytes per sampled frame: little enough to keep, enough to know a copy.
 
-    clip ──frames at fixed times──► thumbnails: 16×16 luma, 8×8 of each chroma ──DCT──► 64-bit perceptual hashes
+    clip ──8 frames/s──► thumbnails: 16×16 luma, 8×8 of each chroma ──DCT──► 64-bit perceptual hashes
 
 Frames are sampled by time and not by their share of the clip, so that a trimmed copy still shows the same ones.
 """
@@ -28,8 +28,9 @@ from pipeline.manifest import Manifest
 from pipeline.records import Kind, Reason, Rejected, Stage
 from pipeline.stages import fetch, map_clips
 
-FRAMES_PER_SECOND = 4.0
-"""Thumbnails per second of a video; two clips are compared at half that spacing."""
+FRAMES_PER_SECOND = 8.0
+"""Thumbnails per second of a video, so 3 KB. Two clips are compared at shifts of half their spacing, which is what
+things on a fast way need to be recognised in a copy that was cut between two of them."""
 DECODED_SIZE_PX = 64
 """Side of the square that a frame is squeezed to: a width that decord needs no detour for."""
 LUMA_SIDE, CHROMA_SIDE = 16, 8

@@ -141,8 +141,8 @@ def test_searches_that_would_remove_or_overwrite_everything_are_refused(tmp_path
     assert "all of them would leak: name another manifest" in capsys.readouterr().err
     assert main(["--manifest", path, "--out", str(tmp_path), "--write-filtered"]) == 1
     assert "name another folder" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"similarity.min_overlap must lie in \(0, 1\], got 0"):
-        SimilarityConfig(min_overlap=0)
+    with pytest.raises(ValueError, match=r"similarity.min_overlap must lie in \(0, 1\], got 0.0"):
+        SimilarityConfig(min_overlap=0.0)
 
 
 def test_a_score_counts_pairs_once_and_every_clip_in_a_wrong_one():
