@@ -42,9 +42,9 @@ NOISE = 1.5
 class SimilarityConfig:
     """When two clips show the same."""
 
-    min_picture: float = 0.92
+    min_picture: float = 0.93
     """Share of the contrast within frames that both clips must have in common, in (0, 1]."""
-    min_region: float = 0.8
+    min_region: float = 0.85
     """The same for the region of the picture where the clips differ most, in (0, 1]."""
     min_change: float = 0.5
     """Share of the change over time that both clips must have in common, in (0, 1]."""

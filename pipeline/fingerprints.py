@@ -22,7 +22,7 @@ from jaxtyping import Float32, Int64, UInt8, UInt64
 from PIL import Image
 
 from pipeline import manifest, storage
-from pipeline.codec import DecodeError, decode_image, open_video, window_indices
+from pipeline.codec import DecodeError, Video, decode_image, open_video, window_indices
 from pipeline.loader import known_info
 from pipeline.manifest import Manifest
 from pipeline.records import Kind, Reason, Rejected, Stage
@@ -31,8 +31,8 @@ from pipeline.stages import fetch, map_clips
 FRAMES_PER_SECOND = 8.0
 """Thumbnails per second of a video, so 3 KB. Two clips are compared at shifts of half their spacing, which is what
 things on a fast way need to be recognised in a copy that was cut between two of them."""
-DECODED_SIZE_PX = 64
-"""Side of the square that a frame is squeezed to: a width that decord needs no detour for."""
+SIZE_PX = (64, 64)
+"""What a frame is squeezed to: a width that decord needs no detour for."""
 LUMA_SIDE, CHROMA_SIDE = 16, 8
 PLANES = (0, LUMA_SIDE**2, LUMA_SIDE**2 + CHROMA_SIDE**2)
 """Where luma and the two chroma planes of a thumbnail begin."""
@@ -121,20 +121,29 @@ def clip_thumbnails(data: bytes, clip: Mapping[str, Any], decoder: str) -> UInt8
     """The thumbnails of a manifest's clip, at least one. DecodeError if the file shows none or is another one."""
     if manifest.checksum(data) != clip["checksum"]:
         raise DecodeError(Reason.WRONG_CHECKSUM, "the file is not the one in the manifest: prepare the corpus again")
-    size = (DECODED_SIZE_PX, DECODED_SIZE_PX)
     if clip["kind"] == Kind.IMAGE:
-        image = Image.fromarray(decode_image(data)).resize(size, Image.Resampling.BICUBIC)
+        image = Image.fromarray(decode_image(data)).resize(SIZE_PX, Image.Resampling.BICUBIC)
         return thumbnails_of(np.asarray(image)[None])
     with open_video(data, decoder, known_info(dict(clip))) as video:
-        window = window_indices(video.info, clip["start_seconds"], clip["end_seconds"])
-        return thumbnails_of(video.frames(sampled_indices(window, video.info.fps), size))
+        return video_thumbnails(video, window_indices(video.info, clip["start_seconds"], clip["end_seconds"]))
 
 
-def sampled_indices(window: range, fps: float) -> list[int]:
-    """The frames shown in the middle of each 1 / `FRAMES_PER_SECOND` of a window; its middle frame if it is shorter."""
-    spacing = fps / FRAMES_PER_SECOND
-    count = int(len(window) / spacing)
-    return [window[int((k + 0.5) * spacing)] for k in range(count)] or [window[len(window) // 2]]
+def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:
+    """A thumbnail for the middle of each 1 / `FRAMES_PER_SECOND` of a window, or of the window if that is shorter.
+
+    Each is a mixture of the two frames around its time: of a copy that was cut elsewhere, what it shows between two
+    frames lies between two thumbnails of the original as well.
+    """
+    spacing = video.info.fps / FRAMES_PER_SECOND
+    count = max(1, int(len(window) / spacing))
+    positions = ((np.arange(count) + 0.5) * min(spacing, len(window)) - 0.5).clip(0, len(window) - 1)
+    before = positions.astype(np.int64)
+    after = np.minimum(before + 1, len(window) - 1)
+    needed, places = np.unique(np.concatenate([before, after]), return_inverse=True)
+    found = thumbnails_of(video.frames([window[index] for index in needed], SIZE_PX)).astype(np.float32)
+    weight = (positions - before).astype(np.float32)[:, None]
+    mixed = (1 - weight) * found[places[:count]] + weight * found[places[count:]]
+    return np.rint(mixed).astype(np.uint8)
 
 
 def fingerprint_batch(batch: pa.Table, decoder: str) -> pa.Table:

@@ -26,7 +26,7 @@ from pipeline.duplicates import (
     normalised_caption,
     removals,
 )
-from pipeline.fingerprints import Fingerprints, perceptual_hashes, sampled_indices, thumbnails_of
+from pipeline.fingerprints import Fingerprints, perceptual_hashes, thumbnails_of, video_thumbnails
 from pipeline.records import Kind
 from pipeline.synthetic.clips import CorpusConfig, clips_of
 from pipeline.synthetic.render import render_video
@@ -34,7 +34,7 @@ from pipeline.synthetic.render import render_video
 
 def thumbnails(data: bytes) -> np.ndarray:
     with open_video(data) as video:
-        return thumbnails_of(video.frames(sampled_indices(range(video.info.num_frames), video.info.fps), (64, 64)))
+        return video_thumbnails(video, range(video.info.num_frames))
 
 
 def prints_of(clips: list[np.ndarray]) -> Fingerprints:

@@ -7,8 +7,8 @@ import scipy.fft
 from PIL import Image
 
 from pipeline import fingerprints, manifest
-from pipeline.codec import DecodeError, encode_video
-from pipeline.fingerprints import Fingerprints, clip_thumbnails, perceptual_hashes, sampled_indices, thumbnails_of
+from pipeline.codec import DecodeError, VideoInfo, encode_video
+from pipeline.fingerprints import Fingerprints, clip_thumbnails, perceptual_hashes, thumbnails_of, video_thumbnails
 from pipeline.manifest import make_manifest
 from pipeline.records import Kind, Reason
 
@@ -61,17 +61,35 @@ def test_thumbnails_hold_luma_and_chroma_as_pillow_computes_them():
     assert np.abs(ours - np.concatenate([plane.ravel() for plane in expected])).max() < 1.5  # Pillow rounds twice
 
 
+class Ramp:
+    """A video whose frame k has the grey level 2 k."""
+
+    def __init__(self, fps: float) -> None:
+        self.info = VideoInfo(num_frames=100, fps=fps, width=64, height=64, duration_seconds=100 / fps)
+
+    def frames(self, indices, size):
+        return np.repeat(2 * np.array(indices, np.uint8), 64 * 64 * 3).reshape(-1, 64, 64, 3)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
 @pytest.mark.parametrize(
     ("window", "fps", "expected"),
     [
-        (range(0, 24), 16.0, list(range(1, 24, 2))),
-        (range(8, 16), 16.0, [9, 11, 13, 15]),
-        (range(0, 3), 30.0, [1]),
-        (range(0, 3), 4.0, [0, 0, 1, 1, 2, 2]),
+        (range(10, 16), 8.0, [20, 22, 24, 26, 28, 30]),
+        (range(0, 8), 16.0, [1, 5, 9, 13]),
+        (range(0, 3), 4.0, [0, 1, 2, 3, 4, 4]),  # halves are rounded to even levels
+        (range(0, 4), 32.0, [3]),
+        (range(0, 3), 60.0, [2]),
+        (range(7, 8), 60.0, [14]),
     ],
 )
-def test_frames_are_sampled_eight_times_a_second_whatever_the_length(window, fps, expected):
-    assert sampled_indices(window, fps) == expected
+def test_a_thumbnail_is_what_lies_between_two_frames_eight_times_a_second(window, fps, expected):
+    assert video_thumbnails(Ramp(fps), window)[:, 0].tolist() == expected
 
 
 def test_a_clip_between_two_times_has_the_thumbnails_of_that_part_of_the_video():
