@@ -25,6 +25,7 @@ if __name__ == "__main__":
 from jobs import checkpoints
 from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
+from jobs.dedup_benchmark import dedup
 from jobs.gpu_benchmark import gpu_step
 from jobs.loaders_benchmark import loaders
 from jobs.mining_benchmark import mining
@@ -125,6 +126,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "s3-faults": s3_faults,
     "corruption": corruption,
     "mining": mining,
+    "dedup": dedup,
 }
 
 

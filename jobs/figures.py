@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -51,6 +51,7 @@ CHART_STYLE: dict[Any, Any] = {
 }
 MAX_POINTS = 240
 """Points of a curve; longer histories are averaged in bins of equal size."""
+MAX_BINS = 30
 MAX_HEAT_MAP_SIDE = 400
 """Rows and columns of a heat map; of larger matrices the top left corner is shown."""
 FILM_SIZES = ((96, 82), (72, 80), (48, 75), (32, 60))
@@ -163,6 +164,30 @@ def found_chart(recalls: Mapping[str, Float[np.ndarray, " K"]], num_candidates: 
         axes.set_xlabel("clips looked at (k)")
 
     return chart(draw, name="found", width=4.5, height=2.8)
+
+
+def histogram_chart(name: str, values: Float[np.ndarray, " N"], label: str) -> str:
+    """How often values occur, over at most 30 bins; the outer 1 % at the upper end share the last one."""
+
+    def draw(axes: Axes) -> None:
+        most = float(np.percentile(values, 99))
+        is_whole = bool(np.all(values == np.round(values))) and most - values.min() < MAX_BINS
+        bins = list(np.arange(values.min(), most + 2) - 0.5) if is_whole else MAX_BINS
+        axes.hist(np.minimum(values, most), bins=bins, color=SERIES[0], rwidth=0.9)
+        axes.set_xlabel(label)
+        axes.set_ylim(bottom=0)
+
+    return chart(draw, name=f"histogram {name}")
+
+
+def ranks_chart(name: str, counts: Int[np.ndarray, " N"], label: str) -> str:
+    """Counts in falling order over their rank, both on logarithmic axes."""
+
+    def draw(axes: Axes) -> None:
+        axes.loglog(np.arange(1, len(counts) + 1), np.sort(counts)[::-1], color=SERIES[0], linewidth=1.8)
+        axes.set_xlabel(label)
+
+    return chart(draw, name=f"ranks {name}")
 
 
 def heat_map(scores: Float[np.ndarray, "Q C"], order: Sequence[int]) -> HeatMap:

@@ -144,12 +144,12 @@ def render_report(data: ReportData) -> str:
         "ledger": ledger_rows(data.ledger),
     }
     config = json.dumps(data.config, indent=2, default=str, ensure_ascii=False) if data.config else ""
-    return template().render(data=data, films=films.rules(), config=config, **sections)
+    return template("report.html").render(data=data, films=films.rules(), config=config, **sections)
 
 
 @functools.cache
-def template() -> jinja2.Template:
-    """The page with its blanks. Everything put into it is escaped; a name it does not get is an error."""
+def template(name: str) -> jinja2.Template:
+    """A page with its blanks. Everything put into it is escaped; a name it does not get is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -158,7 +158,7 @@ def template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, rank=rank_text, duration=duration)
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def percent(share: float) -> str:

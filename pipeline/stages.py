@@ -92,7 +92,7 @@ def probe_clips(
     if not captioned:
         return Probed(rows=manifest.SCHEMA.empty_table(), rejected=silent)
     probing = partial(probe_batch, decoder=decoder, limits=limits)
-    found = pa.concat_tables(mapped(list(_blocks(captioned)), probing, subcluster=subcluster))
+    found = pa.concat_tables(map_clips(captioned, probing, schema=KNOWN, subcluster=subcluster))
     usable = found["reason"].is_null()
     lost = found.filter(found["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
     rejected = [_reject(one["clip_id"], one["uri"], Reason(one["reason"]), one["detail"]) for one in lost]
@@ -104,7 +104,7 @@ def probe_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
     rows = []
     files = [(uri, list(clips)) for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
     for (_, clips), read in zip(files, fetch_ahead((uri, None) for uri, _ in files), strict=True):
-        data = _fetched(read)
+        data = fetched(read)
         rows += [clip | _look_into(data, clip, decoder, limits) for clip in clips]
     return pa.Table.from_pylist(rows, schema=_FINDING)
 
@@ -128,7 +128,8 @@ def fetch_ahead(wanted: Iterable[tuple[str, str | None]]) -> Iterator[Callable[[
     return storage.ahead((media.file_of(uri), partial(fetch, uri, checksum)) for uri, checksum in wanted)
 
 
-def _fetched(read: Callable[[], Media]) -> Media | DecodeError:
+def fetched(read: Callable[[], Media]) -> Media | DecodeError:
+    """What `read` gives, or why it gives nothing."""
     try:
         return read()
     except DecodeError as error:
@@ -145,6 +146,17 @@ def _look_into(data: Media | DecodeError, clip: dict[str, Any], decoder: str, li
     except DecodeError as error:
         return {"reason": str(error.reason), "detail": error.detail}
     return look | {"bytes": len(data), "checksum": media.checksum(data)}
+
+
+def map_clips(
+    clips: Sequence[dict[str, Any]],
+    look: Callable[[pa.Table], pa.Table],
+    *,
+    schema: pa.Schema,
+    subcluster: str | None = None,
+) -> list[pa.Table]:
+    """What `look` finds of tables of some clips (rows of `schema`), by a Ray Data job with a CPU per table."""
+    return list(mapped(list(_blocks(clips, schema)), look, subcluster=subcluster))
 
 
 def mapped(
@@ -173,11 +185,11 @@ def mapped(
         yield from _with_progress(done.iter_batches(batch_size=None, batch_format="pyarrow"), num_rows)
 
 
-def _blocks(clips: Sequence[dict[str, Any]]) -> Iterator[pa.Table]:
+def _blocks(clips: Sequence[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
     """Tables of at most 256 clips, and at least about eight: enough tasks for every CPU, few enough to schedule."""
     size = max(8, min(256, len(clips) // 64))
     for start in range(0, len(clips), size):
-        yield pa.Table.from_pylist(list(clips[start : start + size]), schema=KNOWN)
+        yield pa.Table.from_pylist(list(clips[start : start + size]), schema=schema)
 
 
 def _with_progress(tables: Iterable[pa.Table], num_clips: int, every_seconds: float = 5.0) -> Iterator[pa.Table]:

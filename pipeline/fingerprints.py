@@ -1,0 +1,212 @@
+"""What a clip looks like over time, in 384 bytes per sampled frame: little enough to keep, enough to know a copy.
+
+    clip ──8 frames/s──► thumbnails: 16×16 luma, 8×8 of each chroma ──DCT──► 64-bit perceptual hashes
+
+Frames are sampled by time and not by their share of the clip, so that a trimmed copy still shows the same ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64, UInt8, UInt64
+from PIL import Image
+
+from pipeline import manifest, media, storage
+from pipeline.codec import Video, decode_image, known_info, open_video, window_indices
+from pipeline.manifest import Manifest
+from pipeline.media import Media
+from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
+from pipeline.stages import fetch_ahead, fetched, map_clips
+
+FRAMES_PER_SECOND = 8.0
+"""Thumbnails per second of a video, so 3 KB. Two clips are compared at shifts of half their spacing, which is what
+things on a fast way need to be recognised in a copy that was cut between two of them."""
+SIZE_PX = (64, 64)
+"""What a frame is squeezed to: a width that decord needs no detour for."""
+LUMA_SIDE, CHROMA_SIDE = 16, 8
+PLANES = (0, LUMA_SIDE**2, LUMA_SIDE**2 + CHROMA_SIDE**2)
+"""Where luma and the two chroma planes of a thumbnail begin."""
+THUMBNAIL_BYTES = LUMA_SIDE**2 + 2 * CHROMA_SIDE**2
+HASH_SIDE = 8
+"""Lowest frequencies of the hash, in each direction."""
+VERSION = b"1"
+"""Raised when the same clip gets other thumbnails."""
+
+_VERSION_KEY = b"snps3_fingerprints"
+_YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
+_COSINES = np.cos(np.pi / LUMA_SIDE * np.outer(np.arange(HASH_SIDE), np.arange(LUMA_SIDE) + 0.5)).astype(np.float32)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.int64(), nullable=False),
+        pa.field("checksum", pa.string(), nullable=False),
+        pa.field("thumbnails", pa.large_binary(), nullable=False),
+    ]
+)
+_FINDING = pa.schema(
+    [field.with_nullable(True) for field in SCHEMA]
+    + [pa.field("uri", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())]
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fingerprints:
+    """The thumbnails of `N` clips, `F` of them in all."""
+
+    clip_ids: Int64[np.ndarray, " N"]
+    starts: Int64[np.ndarray, " N_plus_1"]
+    """The thumbnails of clip i are `thumbnails[starts[i]:starts[i + 1]]`, in order of time."""
+    thumbnails: UInt8[np.ndarray, "F 384"]
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Fingerprints:
+        """The fingerprints in a table of `SCHEMA`."""
+        column = table["thumbnails"].combine_chunks()
+        offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset :][: len(column) + 1]
+        joined = np.frombuffer(column.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]  # no copy: gigabytes
+        return cls(
+            clip_ids=table["clip_id"].to_numpy(),
+            starts=(offsets - offsets[0]) // THUMBNAIL_BYTES,
+            thumbnails=joined.reshape(-1, THUMBNAIL_BYTES),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Fingerprints]) -> Fingerprints:
+        """Those of several corpora, one after the other."""
+        lengths = np.concatenate([np.diff(part.starts) for part in parts])
+        return cls(
+            clip_ids=np.concatenate([part.clip_ids for part in parts]),
+            starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+            thumbnails=np.concatenate([part.thumbnails for part in parts]),
+        )
+
+    def of(self, index: int) -> UInt8[np.ndarray, "T 384"]:
+        """The thumbnails of one clip."""
+        return self.thumbnails[self.starts[index] : self.starts[index + 1]]
+
+
+def thumbnails_of(frames: UInt8[np.ndarray, "T 64 64 3"]) -> UInt8[np.ndarray, "T 384"]:
+    """Luma and both chroma of each frame (Rec. 601, chroma around 128), as means over squares of pixels."""
+    planes = frames.astype(np.float32) @ _YCBCR.T + np.array([0.0, 128.0, 128.0], np.float32)
+    luma, chroma = _means(planes[..., :1], LUMA_SIDE), _means(planes[..., 1:], CHROMA_SIDE)
+    rows = [luma[..., 0], chroma[..., 0], chroma[..., 1]]
+    joined = np.concatenate([row.reshape(len(frames), -1) for row in rows], axis=1)
+    return np.rint(joined).clip(0, 255).astype(np.uint8)
+
+
+def _means(planes: Float32[np.ndarray, "T H H C"], side: int) -> Float32[np.ndarray, "T side side C"]:
+    T, height, _, C = planes.shape
+    return planes.reshape(T, side, height // side, side, height // side, C).mean((2, 4))
+
+
+def perceptual_hashes(thumbnails: UInt8[np.ndarray, "F 384"]) -> UInt64[np.ndarray, " F"]:
+    """A bit for each of the 64 lowest frequencies of the luma (DCT-II): whether it exceeds their median."""
+    luma = thumbnails[:, : PLANES[1]].reshape(-1, LUMA_SIDE, LUMA_SIDE).astype(np.float32)
+    coefficients = (_COSINES @ luma @ _COSINES.T).reshape(len(luma), HASH_SIDE**2)
+    is_high = coefficients > np.median(coefficients, axis=1, keepdims=True)
+    return np.packbits(is_high, axis=1).view(np.uint64).ravel()
+
+
+def clip_thumbnails(data: Media, clip: Mapping[str, Any], decoder: str) -> UInt8[np.ndarray, "T 384"]:
+    """The thumbnails of a manifest's clip, at least one. DecodeError if the file shows none or is another one."""
+    if media.checksum(data) != clip["checksum"]:
+        raise DecodeError(Reason.WRONG_CHECKSUM, "the file is not the one in the manifest: prepare the corpus again")
+    if clip["kind"] == Kind.IMAGE:
+        image = Image.fromarray(decode_image(data)).resize(SIZE_PX, Image.Resampling.BICUBIC)
+        return thumbnails_of(np.asarray(image)[None])
+    with open_video(data, decoder, known_info(dict(clip))) as video:
+        return video_thumbnails(video, window_indices(video.info, clip["start_seconds"], clip["end_seconds"]))
+
+
+def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:
+    """A thumbnail for the middle of each 1 / `FRAMES_PER_SECOND` of a window, or of the window if that is shorter.
+
+    Each is a mixture of the two frames around its time: of a copy that was cut elsewhere, what it shows between two
+    frames lies between two thumbnails of the original as well.
+    """
+    spacing = video.info.fps / FRAMES_PER_SECOND
+    count = max(1, int(len(window) / spacing))
+    positions = ((np.arange(count) + 0.5) * min(spacing, len(window)) - 0.5).clip(0, len(window) - 1)
+    before = positions.astype(np.int64)
+    after = np.minimum(before + 1, len(window) - 1)
+    needed, places = np.unique(np.concatenate([before, after]), return_inverse=True)
+    found = thumbnails_of(video.frames([window[index] for index in needed], SIZE_PX)).astype(np.float32)
+    weight = (positions - before).astype(np.float32)[:, None]
+    mixed = (1 - weight) * found[places[:count]] + weight * found[places[count:]]
+    return np.rint(mixed).astype(np.uint8)
+
+
+def fingerprint_batch(batch: pa.Table, decoder: str) -> pa.Table:
+    """The clips of `batch` with their thumbnails, or with reason and detail. Each file is fetched once."""
+    rows = []
+    files = [(uri, list(clips)) for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
+    for (_, clips), read in zip(files, fetch_ahead((uri, None) for uri, _ in files), strict=True):
+        data = fetched(read)
+        for clip in clips:
+            known = {name: clip[name] for name in ("clip_id", "checksum", "uri")}
+            try:
+                if isinstance(data, DecodeError):
+                    raise data
+                rows.append(known | {"thumbnails": clip_thumbnails(data, clip, decoder).tobytes()})
+            except DecodeError as error:
+                rows.append(known | {"reason": str(error.reason), "detail": error.detail})
+    return pa.Table.from_pylist(rows, schema=_FINDING)
+
+
+def fingerprint_corpus(
+    corpus: Manifest, cache_path: str, *, decoder: str, subcluster: str | None = None
+) -> tuple[Fingerprints, list[Rejected]]:
+    """The fingerprints of all clips that have one, in order of clip_id, and the clips that have none.
+
+    What `cache_path` holds of the same clip and file is taken from there. The rest is computed by a Ray Data job over
+    the nodes of `subcluster` (None: all nodes), and the cache is written again.
+    """
+    wanted = set(zip(corpus.table["clip_id"].to_pylist(), corpus.table["checksum"].to_pylist(), strict=True))
+    cached = read_cache(cache_path)
+    is_known = [
+        key in wanted for key in zip(cached["clip_id"].to_pylist(), cached["checksum"].to_pylist(), strict=True)
+    ]
+    cached = cached.filter(pa.array(is_known, pa.bool_()))
+    is_cached = pc.field("clip_id").isin(cached["clip_id"].combine_chunks())
+    clips = corpus.table.filter(~is_cached).sort_by([("uri", "ascending"), ("clip_id", "ascending")]).to_pylist()
+    if not clips:
+        return Fingerprints.from_table(cached), []
+    look = functools.partial(fingerprint_batch, decoder=decoder)
+    found = pa.concat_tables(map_clips(clips, look, schema=manifest.SCHEMA, subcluster=subcluster))
+    made = found.filter(found["reason"].is_null()).select(SCHEMA.names).cast(SCHEMA)
+    whole = pa.concat_tables([cached, made]).sort_by("clip_id").combine_chunks()
+    write_cache(whole, cache_path)
+    lost = found.filter(found["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
+    rejected = [Rejected(**one | {"stage": Stage.PREPARE, "reason": Reason(one["reason"])}) for one in lost]
+    return Fingerprints.from_table(whole), rejected
+
+
+def cache_path(manifest_path: str) -> str:
+    """Where the fingerprints of a manifest, a file or a folder of parts, are kept: beside it."""
+    return manifest_path.rstrip("/").removesuffix(".parquet") + "-fingerprints.parquet"
+
+
+def read_cache(path: str) -> pa.Table:
+    """The fingerprints that were computed before; none if there is no file, or one of another version."""
+    if not storage.exists(path):
+        return SCHEMA.empty_table()
+    table = pq.read_table(io.BytesIO(storage.read_bytes(path)))
+    is_ours = (table.schema.metadata or {}).get(_VERSION_KEY) == VERSION
+    return table.select(SCHEMA.names).cast(SCHEMA) if is_ours else SCHEMA.empty_table()
+
+
+def write_cache(table: pa.Table, path: str) -> None:
+    """`path` holds the fingerprints, written whole or not at all."""
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_VERSION_KEY: VERSION}), buffer, compression="zstd")
+    storage.write_bytes_atomic(path, buffer.getvalue())

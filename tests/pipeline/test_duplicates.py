@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from jobs.dedup_benchmark import FPS, drawn_texture, frames_of
+from pipeline import fingerprints
+from pipeline.codec import encode_video, open_video
+from pipeline.duplicates import (
+    MIN_CONTRAST,
+    Alignment,
+    Clip,
+    Pair,
+    PairKind,
+    SimilarityConfig,
+    best_alignment,
+    candidates,
+    contrast,
+    find_pairs,
+    neighbours,
+    normalised_caption,
+    removals,
+)
+from pipeline.fingerprints import Fingerprints, perceptual_hashes, thumbnails_of, video_thumbnails
+from pipeline.records import Kind
+from pipeline.synthetic.clips import CorpusConfig, clips_of
+from pipeline.synthetic.render import render_video
+
+
+def thumbnails(data: bytes) -> np.ndarray:
+    with open_video(data) as video:
+        return video_thumbnails(video, range(video.info.num_frames))
+
+
+def prints_of(clips: list[np.ndarray]) -> Fingerprints:
+    blobs = pa.array([one.tobytes() for one in clips], pa.large_binary())
+    columns = [pa.array(range(len(clips)), pa.int64()), pa.array(["checksum"] * len(clips)), blobs]
+    return Fingerprints.from_table(pa.Table.from_arrays(columns, schema=fingerprints.SCHEMA))
+
+
+def clip(index: int, **changes) -> Clip:
+    known = Clip(
+        clip_id=index,
+        uri=f"{index}.mp4",
+        corpus="toy",
+        split="train",
+        group=None,
+        kind=Kind.VIDEO,
+        num_pixels=100,
+        content=(str(index), None, None),
+        captions=frozenset({f"clip {index}"}),
+        is_own=True,
+    )
+    return dataclasses.replace(known, **changes)
+
+
+def copy_of(frames: np.ndarray, *, scale: float = 1.0, start: float = 0.0, end: float = 0.0, crf: int = 23) -> bytes:
+    """`frames` without these shares of their start and end, scaled and encoded again after a first encoding."""
+    with open_video(encode_video(frames, fps=FPS)) as video:
+        decoded = video.frames(range(len(frames)))
+    kept = decoded[round(start * len(frames)) : len(frames) - round(end * len(frames))]
+    height, width = (2 * round(side * scale / 2) for side in frames.shape[1:3])
+    return encode_video(
+        np.stack([np.asarray(Image.fromarray(one).resize((width, height))) for one in kept]), fps=FPS, crf=crf
+    )
+
+
+COPIES = {
+    "encoded again": {"crf": 35},
+    "half as large": {"scale": 0.5},
+    "larger": {"scale": 1.5},
+    "without its start": {"start": 0.2},
+    "without its end": {"end": 0.2},
+    "the middle alone": {"start": 0.2, "end": 0.2},
+    "a start between two samples": {"start": 1.5 / 48},
+    "everything": {"crf": 35, "scale": 0.5, "start": 0.13, "end": 0.07},
+}
+"""What was done to a copy."""
+
+
+@pytest.mark.parametrize("how", COPIES.values(), ids=COPIES.keys())
+@pytest.mark.parametrize("index", [5, 21])
+def test_a_copy_is_a_candidate_and_fits_where_it_was_cut(how, index):
+    frames = frames_of(0, index)
+    original, copy = thumbnails(encode_video(frames, fps=FPS)), thumbnails(copy_of(frames, **how))
+    assert candidates(prints_of([original, copy]), np.arange(2)).tolist() == [[0, 1]]
+    found = best_alignment(copy, original, 0.6)
+    assert found is not None
+    assert found.picture > 0.9
+    assert found.change > 0.7
+    assert found.shift_seconds == pytest.approx(round(how.get("start", 0) * len(frames)) / FPS, abs=0.063)
+
+
+def test_clips_that_share_texture_or_things_are_no_copies():
+    family = [thumbnails(encode_video(frames_of(0, index), fps=FPS)) for index in range(5)]
+    search = find_pairs([clip(index) for index in range(5)], prints_of(family), SimilarityConfig(), train_split="train")
+    assert search.num_compared >= 3
+    assert search.pairs == []
+
+
+def test_a_cut_clip_fits_its_original_entirely_and_the_shift_turns_with_the_order():
+    whole = thumbnails_of(np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8))
+    forth, back = best_alignment(whole[3:15], whole, 0.6), best_alignment(whole, whole[3:15], 0.6)
+    assert forth is not None
+    assert back is not None
+    assert (forth.picture, forth.change, forth.overlap_seconds) == (pytest.approx(1), 1, 1.5)
+    assert (forth.shift_seconds, back.shift_seconds) == (0.375, -0.375)
+
+
+def test_a_clip_played_backwards_is_another_one():
+    frames = frames_of(0, 5)
+    forth, back = (thumbnails(encode_video(one, fps=FPS)) for one in (frames, frames[::-1]))
+    found = best_alignment(forth, back, 0.6)
+    assert found is not None
+    assert found.change < 0.5
+
+
+def noisy(picture: np.ndarray, seed: int, num_frames: int = 36) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 3, (num_frames, *picture.shape))
+    return (picture + noise).clip(0, 255).astype(np.uint8)
+
+
+def test_still_pictures_match_by_what_they_show_and_plain_ones_never():
+    one, other = (np.asarray(drawn_texture(np.random.default_rng(seed)).resize((96, 96))) for seed in range(2))
+    dark, grey = np.full((96, 96, 3), 4), np.full((96, 96, 3), 128)
+    pictures = [one, one, other, dark, dark, grey, grey]
+    data = [encode_video(noisy(picture, seed), fps=FPS) for seed, picture in enumerate(pictures)]
+    search = find_pairs(
+        [clip(index) for index in range(7)],
+        prints_of([thumbnails(one) for one in data]),
+        SimilarityConfig(),
+        train_split="train",
+    )
+    assert [(pair.copy, pair.original) for pair in search.pairs] == [(1, 0)]
+
+
+def test_candidates_are_the_pairs_of_which_two_frames_have_nearly_the_same_hash():
+    rng = np.random.default_rng(0)
+    clips = [rng.integers(0, 256, (4, 384), np.uint8) for _ in range(60)]
+    for index in range(0, 60, 3):  # a frame of the next clip, somewhat noisier than this one's
+        clips[index + 1][2] = (clips[index][1] + rng.normal(0, 4, 384)).clip(0, 255).astype(np.uint8)
+    prints = prints_of(clips)
+    chosen = np.arange(50)
+    hashes = perceptual_hashes(prints.thumbnails).reshape(60, 4)
+    near = {
+        (one, other)
+        for one, other in itertools.combinations(chosen.tolist(), 2)
+        if np.bitwise_count(hashes[one][:, None] ^ hashes[other][None]).min() <= 4
+    }
+    assert len(near) > 10
+    found = set(map(tuple, candidates(prints, chosen).tolist()))
+    assert near <= found
+    assert all(np.bitwise_count(hashes[one][:, None] ^ hashes[other][None]).min() <= 12 for one, other in found)
+
+
+def test_neighbours_are_all_pairs_of_equal_keys_until_there_is_a_crowd():
+    rng = np.random.default_rng(0)
+    keys, owners = rng.integers(0, 40, 200).astype(np.uint64), rng.integers(0, 50, 200)
+    entries = {(int(key), int(owner)) for key, owner in zip(keys, owners, strict=True)}
+    expected = {(a, b) for a, b in itertools.combinations(sorted(entries), 2) if a[0] == b[0]}
+    found = [
+        ((int(keys[a]), int(owners[a])), (int(keys[b]), int(owners[b])))
+        for left, right in neighbours(keys, owners)
+        for a, b in zip(left, right, strict=True)
+    ]
+    assert len(found) == len(expected)
+    assert set(found) == expected
+    crowd = sum(len(left) for left, _ in neighbours(np.zeros(1000, np.uint64), np.arange(1000)))
+    assert crowd < 64 * 1000
+
+
+def test_contrast_is_the_variance_within_planes():
+    thumbnails = np.random.default_rng(0).integers(0, 256, (3, 384), np.uint8)
+    planes = (thumbnails[:, :256], thumbnails[:, 256:320], thumbnails[:, 320:])
+    expected = sum(plane.var(axis=1) * plane.shape[1] for plane in planes) / 384
+    assert contrast(thumbnails) == pytest.approx(expected, rel=1e-4)
+    assert (contrast(np.full((1, 384), 90, np.uint8)) < MIN_CONTRAST**2).all()
+
+
+def related(*changes: dict) -> list[tuple[int, int, PairKind]]:
+    """The pairs found among clips that all show the same."""
+    shown = thumbnails_of(frames_of(0, 5)[::3, ::2, 32:160:2][:, :, :64].repeat(2, axis=1)[:, :64])
+    clips = [clip(index, **one) for index, one in enumerate(changes)]
+    search = find_pairs(clips, prints_of([shown] * len(clips)), SimilarityConfig(), train_split="train")
+    return [(pair.copy, pair.original, pair.kind) for pair in search.pairs]
+
+
+EQUAL = {"content": ("x", None, None)}
+
+
+@pytest.mark.parametrize(
+    ("clips", "pairs"),
+    [
+        ([{}, {}], [(1, 0, "near")]),
+        ([{}, {"num_pixels": 200}], [(0, 1, "near")]),
+        ([EQUAL, EQUAL], [(1, 0, "exact")]),
+        ([EQUAL, {"content": ("x", 0.0, 2.0)}], [(1, 0, "near")]),
+        ([{}, {"split": "test"}], [(0, 1, "leak")]),
+        ([{"split": "test"}, {"split": "train"}], [(1, 0, "leak")]),
+        ([EQUAL, EQUAL | {"split": "val"}], [(0, 1, "leak")]),
+        ([{}, {"corpus": "other", "is_own": False}], [(0, 1, "leak")]),
+        ([{"corpus": "other", "is_own": False}, {"corpus": "other", "is_own": False}], []),
+        ([{"group": "g"}, {"group": "g"}], []),
+        ([{"kind": Kind.IMAGE}, {}], []),
+        ([{"kind": Kind.IMAGE}, {"split": "test"}], [(0, 1, "leak")]),
+    ],
+)
+def test_what_a_pair_is_called_and_which_of_both_is_the_copy(clips, pairs):
+    assert related(*clips) == pairs
+
+
+def test_of_equal_files_one_is_compared_with_the_others():
+    pairs = related(EQUAL, EQUAL, EQUAL, {})
+    assert set(pairs) == {(1, 0, "exact"), (2, 0, "exact"), (3, 0, "near")}
+
+
+def test_equal_captions_across_splits_are_suspected_and_frames_decide():
+    family = [thumbnails(encode_video(frames_of(0, index), fps=FPS)) for index in (5, 6)]
+    clips = [clip(0, captions=frozenset({"a dog"})), clip(1, captions=frozenset({"a dog", "a cat"}), split="test")]
+    search = find_pairs(clips, prints_of(family), SimilarityConfig(), train_split="train")
+    assert (search.pairs, search.num_suspected) == ([], 1)
+    search = find_pairs(clips, prints_of([family[0]] * 2), SimilarityConfig(), train_split="train")
+    assert ([pair.same_caption for pair in search.pairs], search.num_suspected) == ([True], 0)
+
+
+def test_captions_are_equal_whatever_their_case_marks_and_spaces():
+    assert (
+        normalised_caption("  A dog, running! ") == normalised_caption("a dog running") != normalised_caption("a dog")
+    )
+
+
+SAME = Alignment(picture=1.0, region=1.0, change=1.0, shift_seconds=0.0, overlap_seconds=1.0)
+
+
+def pair(copy: int, original: int, kind: PairKind) -> Pair:
+    return Pair(copy=copy, original=original, kind=kind, alignment=SAME, same_caption=False)
+
+
+def test_what_is_removed_copies_something_that_stays():
+    clips = [clip(index) for index in range(4)]
+    chain = [pair(1, 0, PairKind.NEAR), pair(2, 1, PairKind.NEAR), pair(3, 2, PairKind.NEAR)]
+    assert {gone: why.original for gone, why in removals(clips, chain[::-1], "train").items()} == {1: 0, 3: 2}
+
+
+def test_training_clips_that_leak_are_removed_first_and_evaluation_clips_stay():
+    clips = [clip(0), clip(1), clip(2, split="test"), clip(3, split="val"), clip(4, corpus="other", is_own=False)]
+    found = [
+        pair(0, 2, PairKind.LEAK),
+        pair(1, 0, PairKind.NEAR),
+        pair(2, 3, PairKind.LEAK),
+        pair(3, 4, PairKind.LEAK),
+    ]
+    assert {gone: why.original for gone, why in removals(clips, found, "train").items()} == {0: 2}
+
+
+def test_equal_files_go_even_where_the_one_that_they_equal_leaks():
+    clips = [clip(0), clip(1), clip(2, split="test")]
+    found = [pair(0, 2, PairKind.LEAK), pair(1, 0, PairKind.EXACT)]
+    assert set(removals(clips, found, "train")) == {0, 1}
+
+
+def test_clips_of_the_embedded_corpus_are_hardly_ever_taken_for_copies():
+    config = CorpusConfig(num_train_videos=80, num_train_images=0, num_val=10, num_test=10, num_temporal_groups=5)
+    scenes = clips_of(config)
+    shown = [render_video(one.scene, num_frames=config.num_frames, size_px=config.size_px) for one in scenes]
+    data = [encode_video(frames, fps=config.fps) for frames in shown]
+    clips = [clip(index, split=one.split, group=one.group) for index, one in enumerate(scenes)]
+    search = find_pairs(clips, prints_of([thumbnails(one) for one in data]), SimilarityConfig(), train_split="train")
+    assert len(search.pairs) <= 1
+
+
+@pytest.mark.parametrize("name", ["video1.mp4", "video9770.mp4", "video9771.mp4"])
+def test_copies_of_real_clips_are_found(real_files, name):
+    data = (real_files / "videos" / name).read_bytes()
+    with open_video(data) as video:
+        fps = round(video.info.fps)
+        kept = range(int(0.13 * video.info.num_frames), int(0.93 * video.info.num_frames))
+        width, height = (2 * round(0.3 * side) for side in (video.info.width, video.info.height))
+        copy = encode_video(video.frames(kept, (width, height)), fps=fps, crf=35)
+    prints = prints_of([thumbnails(data), thumbnails(copy)])
+    assert candidates(prints, np.arange(2)).tolist() == [[0, 1]]
+    found = best_alignment(prints.of(1), prints.of(0), 0.6)
+    assert found is not None
+    assert found.similarity > 0.85
+    assert found.shift_seconds == pytest.approx(kept.start / fps, abs=0.07)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import scipy.fft
+from PIL import Image
+
+from pipeline import fingerprints, manifest
+from pipeline.codec import DecodeError, VideoInfo, encode_video
+from pipeline.fingerprints import Fingerprints, clip_thumbnails, perceptual_hashes, thumbnails_of, video_thumbnails
+from pipeline.manifest import make_manifest
+from pipeline.records import Kind, Reason
+
+
+def moving(num_frames: int, seed: int = 0, size: int = 64) -> np.ndarray:
+    """A square on its way over a texture."""
+    rng = np.random.default_rng(seed)
+    ground = np.asarray(Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((size, size)))
+    frames = np.repeat(ground[None], num_frames, axis=0)
+    for index, frame in enumerate(frames):
+        left = int((size - 16) * index / num_frames)
+        frame[24:40, left : left + 16] = (240, 20, 20)
+    return frames
+
+
+def row(data: bytes, **changes) -> dict:
+    known = {
+        "clip_id": manifest.clip_id("toy", str(len(data))),
+        "uri": "nowhere/a.mp4",
+        "start_seconds": None,
+        "end_seconds": None,
+        "captions": ["a square"],
+        "kind": "video",
+        "split": "train",
+        "width": 64,
+        "height": 64,
+        "fps": 8.0,
+        "duration_seconds": 3.0,
+        "num_frames": 24,
+        "bytes": len(data),
+        "checksum": manifest.checksum(data),
+    }
+    return known | changes
+
+
+def test_hashes_are_the_signs_of_the_lowest_frequencies_of_another_library():
+    thumbnails = np.random.default_rng(0).integers(0, 256, (5, 384), np.uint8)
+    luma = thumbnails[:, :256].reshape(5, 16, 16).astype(np.float64)
+    lowest = scipy.fft.dctn(luma, axes=(1, 2))[:, :8, :8].reshape(5, 64)
+    expected = np.packbits(lowest > np.median(lowest, axis=1, keepdims=True), axis=1)
+    assert (perceptual_hashes(thumbnails).view(np.uint8).reshape(5, 8) == expected).all()
+
+
+def test_thumbnails_hold_luma_and_chroma_as_pillow_computes_them():
+    frame = moving(1)[0]
+    ycbcr = Image.fromarray(frame).convert("YCbCr")
+    luma, *chroma = (np.asarray(band, np.float64) for band in ycbcr.split())
+    expected = [luma.reshape(16, 4, 16, 4).mean((1, 3)), *(band.reshape(8, 8, 8, 8).mean((1, 3)) for band in chroma)]
+    ours = thumbnails_of(frame[None])[0].astype(np.float64)
+    assert np.abs(ours - np.concatenate([plane.ravel() for plane in expected])).max() < 1.5  # Pillow rounds twice
+
+
+class Ramp:
+    """A video whose frame k has the grey level 4 k."""
+
+    def __init__(self, fps: float) -> None:
+        self.info = VideoInfo(num_frames=50, fps=fps, width=64, height=64, duration_seconds=50 / fps)
+
+    def frames(self, indices, size):
+        return np.repeat(4 * np.array(indices, np.uint8), 64 * 64 * 3).reshape(-1, 64, 64, 3)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("window", "fps", "expected"),
+    [
+        (range(10, 16), 8.0, [40, 44, 48, 52, 56, 60]),
+        (range(0, 8), 16.0, [2, 10, 18, 26]),
+        (range(0, 3), 4.0, [0, 1, 3, 5, 7, 8]),
+        (range(0, 4), 32.0, [6]),
+        (range(0, 3), 60.0, [4]),
+        (range(7, 8), 60.0, [28]),
+    ],
+)
+def test_a_thumbnail_is_what_lies_between_two_frames_eight_times_a_second(window, fps, expected):
+    assert video_thumbnails(Ramp(fps), window)[:, 0].tolist() == expected
+
+
+def test_a_clip_between_two_times_has_the_thumbnails_of_that_part_of_the_video():
+    data = encode_video(moving(24), fps=8)
+    whole = clip_thumbnails(data, row(data), "decord")
+    part = clip_thumbnails(data, row(data, start_seconds=1.0, end_seconds=2.0), "decord")
+    assert (part == whole[8:16]).all()
+
+
+def test_another_file_than_the_manifests_is_refused():
+    data = encode_video(moving(24), fps=8)
+    with pytest.raises(DecodeError, match="prepare the corpus again") as caught:
+        clip_thumbnails(data + b"\0", row(data), "decord")
+    assert caught.value.reason == Reason.WRONG_CHECKSUM
+
+
+def test_fingerprints_of_several_corpora_keep_their_own_thumbnails():
+    rng = np.random.default_rng(0)
+    parts = []
+    for lengths in ((2, 1), (3,)):
+        blobs = [rng.integers(0, 256, 384 * length, np.uint8).tobytes() for length in lengths]
+        columns = [list(range(len(blobs))), ["checksum"] * len(blobs), blobs]
+        parts.append(
+            Fingerprints.from_table(
+                pa.Table.from_arrays(
+                    [pa.array(c) for c in columns[:2]] + [pa.array(blobs, pa.large_binary())],
+                    schema=fingerprints.SCHEMA,
+                )
+            )
+        )
+    joined = Fingerprints.joined(parts)
+    assert [len(joined.of(index)) for index in range(3)] == [2, 1, 3]
+    assert (joined.of(2) == parts[1].of(0)).all()
+    assert (joined.of(1) == parts[0].of(1)).all()
+
+
+@pytest.mark.ray
+def test_what_was_computed_once_is_not_decoded_again(tmp_path, local_ray):
+    files = {}
+    for index in range(3):
+        files[index] = encode_video(moving(24, seed=index), fps=8)
+        (tmp_path / f"{index}.mp4").write_bytes(files[index])
+    rows = [row(data, clip_id=index, uri=str(tmp_path / f"{index}.mp4")) for index, data in files.items()]
+    corpus, path = make_manifest("toy", str(tmp_path), rows), str(tmp_path / "prints.parquet")
+    first, rejected = fingerprints.fingerprint_corpus(corpus, path, decoder="decord")
+    assert rejected == []
+    for index, data in files.items():
+        assert (first.of(index) == clip_thumbnails(data, rows[index], "decord")).all()
+    (tmp_path / "0.mp4").unlink()
+    again, rejected = fingerprints.fingerprint_corpus(corpus, path, decoder="decord")
+    assert rejected == []
+    assert (again.thumbnails == first.thumbnails).all()
+    (tmp_path / "prints.parquet").unlink()
+    less, (lost,) = fingerprints.fingerprint_corpus(corpus, path, decoder="decord")
+    assert less.clip_ids.tolist() == [1, 2]
+    assert (lost.clip_id, lost.reason) == (0, Reason.MISSING)
+
+
+def test_an_image_is_one_thumbnail(tmp_path):
+    Image.fromarray(moving(1, size=80)[0]).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    found = clip_thumbnails(data, row(data, kind=str(Kind.IMAGE)), "decord")
+    assert found.shape == (1, 384)
