@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import statistics
 
 import numpy as np
@@ -11,7 +12,9 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.codec import VideoInfo, time_decoding, usable_decoders
 from pipeline.isolation import Limits, isolated
-from pipeline.records import Kind
+from pipeline.records import DecodeError, Kind
+
+log = logging.getLogger(__name__)
 
 NUM_CLIPS = 20
 """Clips that are timed, spread over the corpus."""
@@ -21,7 +24,8 @@ NUM_FRAMES, SIZE_PX = 8, 224
 def measure_decoders(rows: pa.Table, limits: Limits) -> dict[str, dict[str, float]]:
     """Decoder → median seconds and CPU seconds of a clip's decoding on this machine; {} without videos.
 
-    The decoders take turns on each clip, so that what slows the machine down slows all of them.
+    The decoders take turns on each clip, so that what slows the machine down slows all of them. One that fails on a
+    clip is left out.
     """
     videos = [row for row in rows.to_pylist() if row["kind"] == Kind.VIDEO]
     if not videos:
@@ -34,7 +38,11 @@ def measure_decoders(rows: pa.Table, limits: Limits) -> dict[str, dict[str, floa
         known = VideoInfo(**{field.name: row[field.name] for field in dataclasses.fields(VideoInfo)})
         settings = window | {"kind": Kind.VIDEO, "num_frames": NUM_FRAMES, "size_px": SIZE_PX, "known": known}
         for decoder in np.roll(list(times), number).tolist():
-            times[decoder].append(isolated(time_decoding, data, limits=limits, decoder=decoder, **settings))
+            try:
+                times[decoder].append(isolated(time_decoding, data, limits=limits, decoder=decoder, **settings))
+            except DecodeError as error:
+                log.warning("%s is out of the race, it fails on %s: %s", decoder, row["uri"], error)
+                del times[decoder]
     return {
         decoder: {name: round(statistics.median(one[name] for one in found), 5) for name in found[0]}
         for decoder, found in times.items()
