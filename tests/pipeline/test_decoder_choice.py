@@ -37,6 +37,12 @@ def test_every_decoder_that_loads_is_timed(manifest: Manifest) -> None:
     assert measure_decoders(manifest.table.slice(0, 0), Limits()) == {}
 
 
+def test_a_decoder_that_fails_on_a_clip_is_left_out(manifest: Manifest) -> None:
+    rows = manifest.table.to_pylist()
+    rows[1] |= {"start_seconds": 50.0}
+    assert measure_decoders(make_manifest("toy", "", rows).table, Limits()) == {}
+
+
 def test_the_measured_times_travel_with_the_manifest_and_change_no_hash(manifest: Manifest, tmp_path: Path) -> None:
     path = str(tmp_path / "manifest.parquet")
     write_manifest(manifest, path)
