@@ -166,7 +166,7 @@ def charts(table: pa.Table) -> list[dict[str, Any]]:
     for title, (numbers, unit) in values.items():
         if len(numbers):
             svg = Markup(figures.histogram_chart(title, numbers.astype(float), unit))
-            views.append({"title": title, "svg": svg, "note": f"median {np.median(numbers):,.6g} {unit}"})
+            views.append({"title": title, "svg": svg, "note": f"median {np.median(numbers):,.4g} {unit}"})
     if counts := word_counts(table):
         svg = Markup(figures.ranks_chart("words", np.array(list(counts.values())), "rank of the word"))
         word, count = counts.most_common(1)[0]

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 from PIL import Image
 
 Row = Mapping[str, float]
@@ -185,6 +185,9 @@ def ranks_chart(name: str, counts: Int[np.ndarray, " N"], label: str) -> str:
 
     def draw(axes: Axes) -> None:
         axes.loglog(np.arange(1, len(counts) + 1), np.sort(counts)[::-1], color=SERIES[0], linewidth=1.8)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label)
 
     return chart(draw, name=f"ranks {name}")

@@ -26,7 +26,7 @@ from pipeline.records import Kind
 
 NUM_TABLES = 16
 """Random choices of bits in which two frames may agree: more cost more and miss less."""
-MAX_DISTANCE = 12
+MAX_DISTANCE = 8
 """Bits, of 64, in which the hashes of two frames that make a candidate may differ."""
 MAX_NEIGHBOURS = 64
 """Clips with equal bits that a clip is compared with, per frame and table: a crowd does not cost its square."""
@@ -318,10 +318,11 @@ def best_alignment(
             continue
         energy = contrast(one)[:, None] + contrast(between)[None]
         distance = ((one**2).sum(1)[:, None] + (between**2).sum(1)[None] - 2 * one @ between.T) / THUMBNAIL_BYTES
-        for shift in range(least - len(one), len(between) - least + 1):
-            share = np.trace(distance, shift) / max(np.trace(energy, shift), 1e-9)
-            if share < best_share:
-                best, best_share = (half, shift, between), share
+        shares = diagonal_sums(distance) / np.maximum(diagonal_sums(energy), 1e-9)
+        possible = slice(least - 1, len(shares) - least + 1)
+        place = least - 1 + int(np.argmin(shares[possible]))
+        if shares[place] < best_share:
+            best, best_share = (half, place - len(one) + 1, between), shares[place]
     if best is None:
         return None
     half, shift, between = best
@@ -338,6 +339,14 @@ def best_alignment(
         shift_seconds=(shift + half) / FRAMES_PER_SECOND,
         overlap_seconds=len(one) / FRAMES_PER_SECOND,
     )
+
+
+def diagonal_sums(matrix: Float32[np.ndarray, "S T"]) -> Float32[np.ndarray, " S_plus_T_minus_1"]:
+    """The sum of each diagonal, from the lower left corner to the upper right one."""
+    S, T = matrix.shape
+    padded = np.zeros((S, S + T), matrix.dtype)
+    padded[:, :T] = matrix[::-1]
+    return padded.ravel()[: S * (S + T - 1)].reshape(S, S + T - 1).sum(0)  # each row one place further than the last
 
 
 def common_change(first: Float32[np.ndarray, "T 384"], second: Float32[np.ndarray, "T 384"]) -> float:

@@ -164,15 +164,15 @@ def fingerprint_batch(batch: pa.Table, decoder: str) -> pa.Table:
 
 
 def fingerprint_corpus(
-    corpus: Manifest, cache_path: str, *, decoder: str, subcluster: str | None = None
+    corpus: Manifest, path: str, *, decoder: str, subcluster: str | None = None
 ) -> tuple[Fingerprints, list[Rejected]]:
     """The fingerprints of all clips that have one, in order of clip_id, and the clips that have none.
 
-    What `cache_path` holds of the same clip and file is taken from there. The rest is computed by a Ray Data job over
+    What `path` holds of the same clip and file is taken from there. The rest is computed by a Ray Data job over
     the nodes of `subcluster` (None: all nodes), and the cache is written again.
     """
     wanted = set(zip(corpus.table["clip_id"].to_pylist(), corpus.table["checksum"].to_pylist(), strict=True))
-    cached = read_cache(cache_path)
+    cached = read_cache(path)
     is_known = [
         key in wanted for key in zip(cached["clip_id"].to_pylist(), cached["checksum"].to_pylist(), strict=True)
     ]
@@ -185,7 +185,7 @@ def fingerprint_corpus(
     found = pa.concat_tables(map_clips(clips, look, schema=manifest.SCHEMA, subcluster=subcluster))
     made = found.filter(found["reason"].is_null()).select(SCHEMA.names).cast(SCHEMA)
     whole = pa.concat_tables([cached, made]).sort_by("clip_id").combine_chunks()
-    write_cache(whole, cache_path)
+    write_cache(whole, path)
     lost = found.filter(found["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
     rejected = [Rejected(**one | {"stage": Stage.PREPARE, "reason": Reason(one["reason"])}) for one in lost]
     return Fingerprints.from_table(whole), rejected

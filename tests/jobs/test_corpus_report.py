@@ -75,6 +75,7 @@ def test_a_page_without_more_than_a_manifest_says_what_is_missing():
     assert "160 × 120" in page
     assert page.count("<svg") == 7
     assert "median 2.75 seconds" in page
+    assert "mathdefault" not in page  # ticks of logarithmic axes are plain numbers
 
 
 def test_a_full_page_shows_clips_words_reasons_and_copies_and_fetches_nothing():
