@@ -151,12 +151,15 @@ class DecodeProcess:
 
 
 class _Nursery:
-    """A process that has everything imported and only ever forks."""
+    """A process that has everything imported and only ever forks.
+
+    What makes malloc good for training (`cluster/run.py`) makes decord a fifth slower, so it is not inherited.
+    """
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         command = f"from pipeline.isolation import nurse; nurse({theirs.fileno()})"
-        environment = os.environ | {
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "OPENBLAS_NUM_THREADS": "1",  # a process with threads must not fork
             "OMP_NUM_THREADS": "1",
