@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,10 @@ def test_a_page_without_more_than_a_manifest_says_what_is_missing():
     assert "mathdefault" not in page  # ticks of logarithmic axes are plain numbers
 
 
+def all_nouns(captions: Iterable[str]) -> list[list[tuple[str, str]]]:
+    return [[(word, "NOUN") for word in caption.split()] for caption in captions]
+
+
 def test_a_full_page_shows_clips_words_reasons_and_copies_and_fetches_nothing():
     frames = np.random.default_rng(0).integers(0, 256, (6, 48, 64, 3), np.uint8)
     clips = [ShownClip(caption=captions[0], frames=np.roll(frames, index)) for index, captions in enumerate(CAPTIONS)]
@@ -88,9 +93,7 @@ def test_a_full_page_shows_clips_words_reasons_and_copies_and_fetches_nothing():
         ledger={Reason.MISSING: 3, Reason.DUPLICATE: 1},
         num_pairs={"near": 2},
         pairs=[ShownPair(kind="near", similarity=0.987, clips=(clips[0], clips[1]))],
-        words=mine_significant_words(
-            captions, ["dog", "park", "square", "a"], tagger=lambda words: ["NOUN"] * len(words)
-        ),
+        words=mine_significant_words(captions, ["dog", "park", "square", "a"], tagger=all_nouns),
     )
     page = corpus_page(data)
     assert page.count("data:image/jpeg") == page.count('class="strip film-clip-') == 5

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cluster import run as cluster_run
 from jobs import checkpoints, tracking
-from jobs.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig
+from jobs.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig, with_decoder
 from jobs.preflight import problems
 from jobs.prepare import PrepareConfig, Prepared, prepare
 from jobs.presets import tiny
@@ -93,7 +93,7 @@ def prepare_real_clips(real_files: Path, folder: Path, *, cut: bool) -> Prepared
 
 def training_frames(config: PretrainConfig) -> list[dict]:
     """What the workers are handed in every step of the run, but for where the files lie."""
-    source = make_sources(config)["train"]
+    source = make_sources(with_decoder(config, None))["train"]
     tables = [decode_share(source, step, 0, 1) for step in range(config.optim.num_steps)]
     return pa.concat_tables(tables).drop_columns("uri").to_pylist()
 
