@@ -243,7 +243,7 @@ def _read_asr(path: str, split: str) -> Iterator[tuple[str, Annotation]]:
         speech = {f"{path}: {video}": (video, one) for video, one in _json(path).items()}
     for where, (video, one) in speech.items():
         try:
-            columns = list(zip(one["start"], one["end"], one["text"], strict=True))
+            columns = list(zip(map(float, one["start"]), map(float, one["end"]), map(str, one["text"]), strict=True))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{where}: needs start, end and text, three lists of one length") from error
         clip_path = _clip_path(video, where)
@@ -270,11 +270,11 @@ def spoken_clips(
     """
     clips: list[tuple[float, float, str]] = []
     is_open = False
-    for start, end, text in sorted(one for one in sentences if one[0] < one[1] and str(one[2]).strip()):
+    for start, end, text in sorted(one for one in sentences if one[0] < one[1] and one[2].strip()):
         if is_open:
             before = clips.pop()
             start, end, text = before[0], max(before[1], end), f"{before[2]} {text}"
-        clips.append((start, end, str(text)))
+        clips.append((start, end, text))
         is_open = len(text.split()) < min_words or end - start < min_seconds
     if is_open and len(clips) > 1:
         (start, _, first), (_, end, last) = clips[-2:]

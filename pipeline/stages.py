@@ -24,7 +24,7 @@ from pipeline.annotations import Annotation
 from pipeline.codec import probe
 from pipeline.isolation import Limits, isolated
 from pipeline.media import Media, kind_of
-from pipeline.records import DecodeError, Reason, Rejected, Stage
+from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.sources import Layout, Source
 
 log = logging.getLogger(__name__)
@@ -141,8 +141,8 @@ def _look_into(data: Media | DecodeError, clip: dict[str, Any], decoder: str, li
     try:
         if isinstance(data, DecodeError):
             raise data
-        settings = {name: clip[name] for name in ("kind", "start_seconds", "end_seconds")}
-        look = isolated(probe, data, limits=limits, decoder=decoder, **settings)
+        times = {name: clip[name] for name in ("start_seconds", "end_seconds")}
+        look = isolated(probe, data, limits=limits, kind=Kind(clip["kind"]), decoder=decoder, **times)
     except DecodeError as error:
         return {"reason": str(error.reason), "detail": error.detail}
     return look | {"bytes": len(data), "checksum": media.checksum(data)}

@@ -62,6 +62,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     return PretrainConfig(
         name="toy",
         data=DataConfig(
+            decoder="decord",
             manifest=str(folder / "manifest.parquet"),
             test_split="val",
             num_frames=2,

@@ -131,9 +131,11 @@ def test_spoken_sentences_become_clips(tmp_path):
 
 
 def test_what_is_too_short_at_the_end_joins_the_clip_before():
-    assert spoken_clips([(0, 6, "one two three four five"), (6, 7, "six")]) == [(0, 7, "one two three four five six")]
-    assert spoken_clips([(0, 1, "alone")]) == [(0, 1, "alone")]
-    assert spoken_clips([(1, 1, "nothing"), (2, 3, " ")]) == []
+    assert spoken_clips([(0.0, 6.0, "one two three four five"), (6.0, 7.0, "six")]) == [
+        (0.0, 7.0, "one two three four five six")
+    ]
+    assert spoken_clips([(0.0, 1.0, "alone")]) == [(0.0, 1.0, "alone")]
+    assert spoken_clips([(1.0, 1.0, "nothing"), (2.0, 3.0, " ")]) == []
     joined = spoken_clips([(float(i), i + 1.0, f"w{i}") for i in range(23)])
     assert " ".join(text for *_, text in joined) == " ".join(f"w{i}" for i in range(23))
     assert all(end - start >= 5 and len(text.split()) >= 5 for start, end, text in joined)
