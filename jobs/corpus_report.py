@@ -25,10 +25,9 @@ from markupsafe import Markup
 from jobs import figures
 from jobs.report import FilmRoll, evenly, ledger_rows, template
 from pipeline import ledger, storage
-from pipeline.codec import DecodeError, decode_clip
-from pipeline.loader import known_info
+from pipeline.codec import decode_clip, known_info
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.records import Kind, Reason
+from pipeline.records import DecodeError, Kind, Reason
 from pipeline.significance import SignificantWords
 from pipeline.tagging import split_words
 

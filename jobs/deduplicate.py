@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import logging
 import os
 import sys
 import time
@@ -27,7 +26,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import tyro
 
 from cluster.auth import use_private_token
 
@@ -36,6 +34,7 @@ if __name__ == "__main__":
     use_private_token()
 
 from cluster.connection import connected_ray
+from jobs.data_job import run_data_job
 from pipeline import ledger, storage
 from pipeline.codec import DECODERS
 from pipeline.duplicates import Clip, Pair, PairKind, SimilarityConfig, find_pairs, normalised_caption, removals
@@ -248,19 +247,8 @@ def _write_table(table: pa.Table, path: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 when the corpus was searched, 1 with a message when it was not."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("ray", "ray.data"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    config = tyro.cli(
-        DeduplicateConfig, args=arguments, description="Copies in a corpus, and between it and test sets."
-    )
-    try:
-        done = deduplicate(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(describe(done))
-    return 0
+    description = "Copies in a corpus, and between it and test sets."
+    return run_data_job(DeduplicateConfig, deduplicate, describe, description, arguments)
 
 
 if __name__ == "__main__":

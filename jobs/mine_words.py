@@ -22,8 +22,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import tyro
-
 from cluster.auth import use_private_token
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -33,6 +31,7 @@ if __name__ == "__main__":
 import pyarrow as pa
 
 from cluster.connection import connected_ray
+from jobs.data_job import run_data_job
 from pipeline import storage
 from pipeline.mining import count_captions, read_captions
 from pipeline.significance import UNRANKED, SignificanceConfig, WordCounts, rank_words
@@ -193,17 +192,7 @@ def _mined(summary: dict[str, Any]) -> Mined:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 when the words are there, 1 with a message when they are not."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("ray", "ray.data"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    config = tyro.cli(MineConfig, args=arguments, description="Captions in; significant_words.json out.")
-    try:
-        done = mine_words(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(describe(done))
-    return 0
+    return run_data_job(MineConfig, mine_words, describe, "Captions in; significant_words.json out.", arguments)
 
 
 if __name__ == "__main__":

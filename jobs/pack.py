@@ -26,7 +26,8 @@ if __name__ == "__main__":
     use_private_token()
 
 from cluster.connection import connected_ray
-from jobs.prepare import Prepared, already_done, commit, mark_done, run_data_job
+from jobs.data_job import run_data_job
+from jobs.prepare import Prepared, already_done, commit, describe, mark_done
 from pipeline import storage
 from pipeline.isolation import Limits
 from pipeline.manifest import SCHEMA, Manifest, read_manifest
@@ -122,7 +123,7 @@ def write_block(block: pa.Table, config: PackingConfig, folder: str, limits: Lim
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 when the corpus is packed, 1 with a message when it is not."""
     description = "A prepared corpus packed into few large files: raw bytes, or frames as JPEG."
-    return run_data_job(PackConfig, pack, description, arguments)
+    return run_data_job(PackConfig, pack, describe, description, arguments)
 
 
 if __name__ == "__main__":

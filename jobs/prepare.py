@@ -16,12 +16,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
-import tyro
 
 from cluster.auth import use_private_token
 
@@ -30,6 +29,7 @@ if __name__ == "__main__":
     use_private_token()
 
 from cluster.connection import connected_ray
+from jobs.data_job import run_data_job
 from pipeline import annotations, ledger, storage
 from pipeline.annotations import Annotation, Format
 from pipeline.codec import usable
@@ -41,8 +41,6 @@ from pipeline.sources import Layout, Source, open_source
 from pipeline.stages import Probed, clips_of, probe_clips, unnamed_files
 
 log = logging.getLogger(__name__)
-
-Config = TypeVar("Config")
 
 _SETTINGS = ("corpus", "format", "layout", "split", "decoder", "max_rejected_share", "measure_decoders")
 VERSION = 2
@@ -238,27 +236,10 @@ def mark_done(marker: str, inputs: str, done: Prepared) -> None:
     storage.write_bytes_atomic(marker, summary.encode())
 
 
-def run_data_job(
-    config_type: type[Config], job: Callable[[Config], Prepared], description: str, arguments: list[str] | None
-) -> int:
-    """A job with the command line of `config_type`. Exit status: 0, or 1 with a message on stderr."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("ray", "ray.data"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    config = tyro.cli(config_type, args=arguments, description=description, config=(tyro.conf.EnumChoicesFromValues,))
-    try:
-        done = job(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(describe(done))
-    return 0
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 when the corpus is prepared, 1 with a message when it is not."""
     description = "Raw videos and captions in; manifest.parquet and rejected.parquet out."
-    return run_data_job(PrepareConfig, prepare, description, arguments)
+    return run_data_job(PrepareConfig, prepare, describe, description, arguments)
 
 
 if __name__ == "__main__":

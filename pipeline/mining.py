@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import pyarrow as pa
-import ray.data
 
 from pipeline import storage
 from pipeline.manifest import read_manifest
 from pipeline.significance import CONTENT_POS, WordCounts, count_words
+from pipeline.stages import streamed
 from pipeline.tagging import TaggerName, make_tagger
 
 log = logging.getLogger(__name__)
@@ -45,18 +45,12 @@ def read_captions(source: str, split: str | None) -> pa.ChunkedArray:
 def count_captions(captions: pa.ChunkedArray, *, tagger: TaggerName, spacy_model: str, lower_case: bool) -> WordCounts:
     """What `count_words` gives, by a Ray Data job. Each distinct caption is tagged once."""
     distinct = pa.Table.from_struct_array(captions.value_counts())
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
     count = partial(_count_block, tagger=tagger, spacy_model=spacy_model, lower_case=lower_case)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
     blocks, total = list(_blocks(distinct)), _COUNTS.empty_table()
-    with ray.data.DataContext.current(context):
-        data = ray.data.from_arrow(blocks)
-        counted = data.map_batches(count, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1)
-        for number, part in enumerate(counted.iter_batches(batch_size=None, batch_format="pyarrow"), start=1):
-            total = _summed(pa.concat_tables([total, part]))
-            if number * 10 % len(blocks) < 10:
-                log.info("%d of %d blocks of captions are counted", number, len(blocks))
+    for number, part in enumerate(streamed(blocks, count), start=1):
+        total = _summed(pa.concat_tables([total, part]))
+        if number * 10 % len(blocks) < 10:
+            log.info("%d of %d blocks of captions are counted", number, len(blocks))
     log.info("%d captions, %d of them distinct, hold %d words", len(captions), len(distinct), len(total))
     words = total["word"].to_pylist()
     columns = {name: dict(zip(words, total[name].to_pylist(), strict=True)) for name in (*CONTENT_POS, CAPTIONS)}

@@ -162,18 +162,19 @@ def map_clips(
 def mapped(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None
 ) -> Iterator[pa.Table]:
-    """`function` of each block, as they are done, computed by Ray Data on the nodes of `subcluster` (None: all).
+    """`streamed`; says every few seconds how many of the clips in `blocks` are done."""
+    yield from _with_progress(streamed(blocks, function, subcluster=subcluster), sum(len(block) for block in blocks))
 
-    Says every few seconds how far it is.
-    """
+
+def streamed(
+    blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None = None
+) -> Iterator[pa.Table]:
+    """`function` of each block, as they are done, computed by Ray Data on the nodes of `subcluster` (None: all)."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     if subcluster:
         context.execution_options.label_selector = {"ray-subcluster": subcluster}
-    logging.getLogger("ray.data._internal.progress").setLevel(
-        logging.ERROR
-    )  # warns that its bars are off; ours count clips
-    num_rows = sum(len(block) for block in blocks)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
     with ray.data.DataContext.current(context):
         done = ray.data.from_arrow(list(blocks)).map_batches(
             function,  # pyright: ignore[reportArgumentType]
@@ -182,7 +183,7 @@ def mapped(
             zero_copy_batch=True,
             num_cpus=1,
         )
-        yield from _with_progress(done.iter_batches(batch_size=None, batch_format="pyarrow"), num_rows)
+        yield from done.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def _blocks(clips: Sequence[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
