@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from cluster.run import WORKER_ENVIRONMENT
 from jobs.config import Placement
-from pipeline.collate import ClipRows, collate
+from pipeline.collate import collate
 from pipeline.masking import MaskingConfig
-from pipeline.records import IGNORED_LABEL, Batch
+from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.significance import SignificantWords
 from pipeline.transforms import normalise
 from pipeline.words import Tokenizer

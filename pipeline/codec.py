@@ -26,7 +26,6 @@ import av.error
 import av.logging
 import decord
 import numpy as np
-import torch
 from av.container import InputContainer
 from av.error import FFmpegError
 from decord._ffi.base import DECORDLimitReachedError
@@ -557,7 +556,7 @@ class TorchcodecCudaVideo(FastVideo):
         if len(decoder) != self.info.num_frames:
             return None
         frames = decoder.get_frames_at(list(indices)).data.float()
-        resized = torch.nn.functional.interpolate(frames, size=(size[1], size[0]), mode="bilinear", antialias=True)
+        resized = _torch().nn.functional.interpolate(frames, size=(size[1], size[0]), mode="bilinear", antialias=True)
         return resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -591,7 +590,7 @@ def usable(decoder: str) -> str:
                 f"the decoder {decoder} does not load: torchcodec needs the FFmpeg libraries of the system, 4 to 8 "
                 f"(apt-get install ffmpeg), and the torch it was built for ({_first_line(error)})"
             ) from error
-    if decoder == "torchcodec-cuda" and not torch.cuda.is_available():
+    if decoder == "torchcodec-cuda" and not _torch().cuda.is_available():
         raise ValueError("the decoder torchcodec-cuda needs a GPU, and this machine has none: choose torchcodec")
     return decoder
 
@@ -603,6 +602,13 @@ def usable_decoders() -> list[str]:
         with contextlib.suppress(ValueError):
             found.append(usable(decoder))
     return found
+
+
+def _torch() -> Any:
+    """Only what needs it waits the two seconds that it takes to import."""
+    import torch
+
+    return torch
 
 
 def _torchcodec() -> tuple[Any, Any]:

@@ -6,42 +6,15 @@ ClipRows ──encode once──► token_ids ──┬──► masked_token_id
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
 
 from pipeline.lengths import groups_by_length
 from pipeline.masking import MaskingConfig, choose_words, mask_words
 from pipeline.randomness import Purpose, clip_rng
-from pipeline.records import IGNORED_LABEL, Batch
+from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.significance import SignificantWords
 from pipeline.words import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipRows:
-    """One rank's share of one step, decoded but not yet tokenised. `B` clips, `T` frames."""
-
-    clip_ids: Int64[np.ndarray, " B"]
-    weight: Float32[np.ndarray, " B"]
-    """1 for a usable clip, 0 for a filler or a rejected one."""
-    epoch: int
-    captions: list[str]
-    """The caption chosen for each clip; not looked at where the weight is 0."""
-    frames: UInt8[np.ndarray, "B T H W 3"]
-    frame_pad_mask: Bool[np.ndarray, "B T H W"]
-    num_frames: Int64[np.ndarray, " B"]
-
-    def __post_init__(self) -> None:
-        lengths = {
-            name: len(getattr(self, name)) for name in ("clip_ids", "weight", "captions", "frames", "num_frames")
-        }
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"all columns of a batch need the same number of clips, got {lengths}")
-        if self.frames.shape[:4] != self.frame_pad_mask.shape:
-            raise ValueError(f"frames {self.frames.shape} and frame_pad_mask {self.frame_pad_mask.shape} disagree")
 
 
 def collate(

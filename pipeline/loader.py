@@ -23,20 +23,18 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline import storage
 from pipeline.codec import decode_frames, known_info, letterbox
-from pipeline.collate import ClipRows
 from pipeline.isolation import Limits, isolated
 from pipeline.manifest import read_manifest
-from pipeline.masking import choose_caption
 from pipeline.media import Media
 from pipeline.plan import Plan, PlannedStep, sequential
 from pipeline.randomness import Purpose, clip_rng
-from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
+from pipeline.records import ClipRows, DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.sampling import Policy, Sampling
 from pipeline.stages import fetch_ahead
 
 MAX_BLOCKS = 10_000
 """Blocks of one dataset; a longer run is cut into segments, since Ray Data plans all blocks of a dataset at once."""
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 16 * 2**20
 """Pixels of one block: several steps of small clips, since each block costs Ray Data some milliseconds of its own."""
 
 REST_SECONDS = 0.05
@@ -235,6 +233,13 @@ def decode_slot(
         "real_height": int((~clip.pad_mask[0]).any(1).sum()),
         "real_width": int((~clip.pad_mask[0]).any(0).sum()),
     }
+
+
+def choose_caption(captions: list[str], rng: np.random.Generator) -> str:
+    """One of a clip's captions, uniformly."""
+    if not captions:
+        raise ValueError("a clip without captions cannot be trained on; prepare rejects it as `no_caption`")
+    return captions[int(rng.integers(len(captions)))]
 
 
 def clip_rows(table: pa.Table, *, source: ClipSource, epoch: int) -> ClipRows:

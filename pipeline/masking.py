@@ -157,10 +157,3 @@ def choose_words(
         return rng.permutation(eligible)[:num_words]
     repeated = eligible[rng.integers(len(eligible), size=num_words - len(eligible))]
     return np.concatenate([eligible, repeated])
-
-
-def choose_caption(captions: list[str], rng: np.random.Generator) -> str:
-    """One of a clip's captions, uniformly."""
-    if not captions:
-        raise ValueError("a clip without captions cannot be trained on; prepare rejects it as `no_caption`")
-    return captions[int(rng.integers(len(captions)))]

@@ -1,6 +1,6 @@
-"""The nouns on which data and model meet. Imports torch only; everyone may import this file.
+"""The nouns on which data and model meet. Imports nothing that takes time; everyone may import this file.
 
-manifest row ──fetch, decode──► Clip | Rejected ──collate──► Batch ──► snps3_model
+manifest row ──fetch, decode──► ClipRows | Rejected ──collate──► Batch ──► snps3_model
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Bool, Float, Int64, UInt8
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes two seconds, which a process that only decodes does without
+    import numpy as np
+    import torch
+    from jaxtyping import Bool, Float, Float32, Int64, UInt8
+    from torch import Tensor
 
 IGNORED_LABEL = -1
 """Label of a token position that no masked-word loss scores."""
@@ -85,6 +88,30 @@ class Rejected:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipRows:
+    """One rank's share of one step, decoded but not yet tokenised. `B` clips, `T` frames."""
+
+    clip_ids: Int64[np.ndarray, " B"]
+    weight: Float32[np.ndarray, " B"]
+    """1 for a usable clip, 0 for a filler or a rejected one."""
+    epoch: int
+    captions: list[str]
+    """The caption chosen for each clip; not looked at where the weight is 0."""
+    frames: UInt8[np.ndarray, "B T H W 3"]
+    frame_pad_mask: Bool[np.ndarray, "B T H W"]
+    num_frames: Int64[np.ndarray, " B"]
+
+    def __post_init__(self) -> None:
+        lengths = {
+            name: len(getattr(self, name)) for name in ("clip_ids", "weight", "captions", "frames", "num_frames")
+        }
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"all columns of a batch need the same number of clips, got {lengths}")
+        if self.frames.shape[:4] != self.frame_pad_mask.shape:
+            raise ValueError(f"frames {self.frames.shape} and frame_pad_mask {self.frame_pad_mask.shape} disagree")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LengthGroup:
     """Rows of a batch that pass through the network together, since their captions are about equally long."""
 
@@ -125,9 +152,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        moved = {
-            name: value.to(device, non_blocking=True) for name, value in columns.items() if isinstance(value, Tensor)
-        }
+        del columns["most_masked"], columns["length_groups"]
+        moved = {name: column.to(device, non_blocking=True) for name, column in columns.items()}
         groups = tuple(
             dataclasses.replace(group, rows=group.rows.to(device, non_blocking=True)) for group in self.length_groups
         )

@@ -17,12 +17,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
-import lemminflect
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real
 
 from pipeline import storage
-from pipeline.tagging import Tagger, lexicon_tagger
+from pipeline.tagging import Tagger, all_lemmas, lexicon_tagger
 from pipeline.words import PREFIX, whole_words
 
 logger = logging.getLogger(__name__)
@@ -314,7 +313,7 @@ def _lemmas(word: str, counts: Sequence[int]) -> list[tuple[str, str]]:
     counted = [pos for pos, count in zip(CONTENT_POS, counts, strict=True) if count]
     return [
         (pos, lemma)
-        for pos, lemmas in sorted(lemminflect.getAllLemmas(word).items())
+        for pos, lemmas in sorted(all_lemmas(word).items())
         if pos in (counted or CONTENT_POS)
         for lemma in lemmas
     ]

@@ -15,8 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import lemminflect
-
 logger = logging.getLogger(__name__)
 
 TaggedWord = tuple[str, str]
@@ -29,6 +27,13 @@ CAPTIONS_AT_ONCE = 256
 NOT_NEEDED = ("parser", "senter", "ner", "lemmatizer")
 """Components of a spaCy model that are left out. The published counting kept the parser, which tells spaCy where "is"
 or "has" is the main verb; without it such words are always auxiliaries, and so never significant."""
+
+
+def all_lemmas(word: str) -> dict[str, tuple[str, ...]]:
+    """What lemminflect knows a word to be a form of: lemmas by part of speech; nothing for a word it does not know."""
+    import lemminflect  # brings all of spaCy along: a second that only the counting of words should wait for
+
+    return lemminflect.getAllLemmas(word)
 
 
 def _words(text: str) -> frozenset[str]:
@@ -162,7 +167,7 @@ def _candidates(word: str) -> frozenset[str]:
         return frozenset({"ADJ"})
     if word in _NOUNS:
         return frozenset({"NOUN"})
-    known = frozenset(lemminflect.getAllLemmas(word)) & {"NOUN", "VERB", "ADJ", "ADV"}
+    known = frozenset(all_lemmas(word)) & {"NOUN", "VERB", "ADJ", "ADV"}
     if known:
         # The dictionary lists "slowly" as a noun or "quickly" as an adjective here and there.
         if "ADV" in known and word.endswith("ly"):
@@ -174,7 +179,7 @@ def _candidates(word: str) -> frozenset[str]:
 @lru_cache(maxsize=65536)
 def _verb_form(word: str) -> str:
     """How a word would be inflected if it were a verb: "base", "third", "ing", "past"; empty if it is none."""
-    lemmas = lemminflect.getAllLemmas(word).get("VERB", ())
+    lemmas = all_lemmas(word).get("VERB", ())
     if not lemmas:
         return {"ing": "ing", "ed": "past"}.get(word[-3:] if word.endswith("ing") else word[-2:], "")
     if word.endswith("ing") and lemmas[0] != word:
@@ -185,7 +190,7 @@ def _verb_form(word: str) -> str:
 
 
 def _is_plural(word: str) -> bool:
-    lemmas = lemminflect.getAllLemmas(word).get("NOUN", ())
+    lemmas = all_lemmas(word).get("NOUN", ())
     return bool(lemmas) and word not in lemmas
 
 

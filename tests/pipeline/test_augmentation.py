@@ -24,8 +24,7 @@ from pipeline.augmentation import (
     sampling_map,
 )
 from pipeline.codec import letterbox
-from pipeline.collate import ClipRows
-from pipeline.records import Batch
+from pipeline.records import Batch, ClipRows
 from pipeline.transforms import COLOUR_CHANGES, IMAGENET_MEAN, IMAGENET_STD, augment, normalise
 
 SQUARE_PX, NUM_FRAMES = 48, 3

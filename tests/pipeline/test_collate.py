@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.collate import ClipRows, collate
+from pipeline.collate import collate
 from pipeline.masking import MaskingConfig, Strategy
-from pipeline.records import IGNORED_LABEL, Batch
+from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.significance import SignificantWords, mine_significant_words
 from pipeline.words import Tokenizer, train_wordpiece
 

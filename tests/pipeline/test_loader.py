@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.codec import decode_clip, encode_video
 from pipeline.loader import (
     ClipSource,
+    choose_caption,
     clip_rows,
     clip_stream,
     decode_block,
@@ -25,7 +26,6 @@ from pipeline.loader import (
     segments,
 )
 from pipeline.manifest import checksum, clip_id, make_manifest, write_manifest
-from pipeline.masking import choose_caption
 from pipeline.plan import PADDING, Plan
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import Kind, Reason, Stage
@@ -296,14 +296,14 @@ def test_evaluation_reads_first_captions_and_middle_frames_in_order_of_the_ids(s
 
 
 def test_a_long_run_is_cut_into_segments_that_cover_it(source: ClipSource) -> None:
-    large = dataclasses.replace(source, frame_size_px=1024)
+    large = dataclasses.replace(source, frame_size_px=2048)
     assert large.steps_per_block(4) == 1
     parts = segments(large, 12_345, 4)
     assert [(name, start) for name, start, _ in parts] == [(f"train-{n}", 2500 * n) for n in range(5)]
     assert [stop for _, _, stop in parts] == [2500, 5000, 7500, 10_000, 12_345]
 
 
-@pytest.mark.parametrize(("size_px", "num_ranks", "steps"), [(16, 1, 341), (64, 2, 42), (256, 2, 2), (1024, 1, 1)])
+@pytest.mark.parametrize(("size_px", "num_ranks", "steps"), [(16, 1, 1365), (64, 2, 170), (256, 2, 10), (2048, 1, 1)])
 def test_a_block_holds_as_many_steps_as_fit(source: ClipSource, size_px: int, num_ranks: int, steps: int) -> None:
     assert dataclasses.replace(source, frame_size_px=size_px).steps_per_block(num_ranks) == steps
 

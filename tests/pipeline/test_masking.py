@@ -12,10 +12,10 @@ from golden import Recording, golden
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.loader import choose_caption
 from pipeline.masking import (
     MaskingConfig,
     Strategy,
-    choose_caption,
     choose_words,
     mask_words,
     num_chosen,
