@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,8 +38,8 @@ MAX_BLOCKS = 10_000
 BLOCK_BYTES = 16 * 2**20
 """Pixels of one block: several steps of small clips, since each block costs Ray Data some milliseconds of its own."""
 
-REST_SECONDS = 0.05
-"""Pause of Ray Data's loop: short beside the decoding of a block, long beside a turn."""
+TURN_SECONDS, TURNS_AT_ONCE = 0.05, 8
+"""A turn of Ray Data's loop may come so often on average, and so many at once: a finished block takes several."""
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -143,14 +144,19 @@ def clip_stream(source: ClipSource, *, start_step: int, stop_step: int, num_rank
 
 
 class Rest(ExecutionCallback):
-    """A pause after each turn of Ray Data's scheduling loop.
+    """Pauses in Ray Data's scheduling loop, when it turns faster than there is anything to do.
 
     While no task runs, because what is decoded has not been asked for yet, the loop of Ray 2.60 turns without waiting
     for anything and takes a core from training.
     """
 
+    def __init__(self) -> None:
+        self.turns: deque[float] = deque(maxlen=TURNS_AT_ONCE)
+
     def on_execution_step(self, executor: object) -> None:
-        time.sleep(REST_SECONDS)
+        if len(self.turns) == TURNS_AT_ONCE:
+            time.sleep(max(0.0, self.turns[0] + TURNS_AT_ONCE * TURN_SECONDS - time.monotonic()))
+        self.turns.append(time.monotonic())
 
 
 def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
