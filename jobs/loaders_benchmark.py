@@ -49,29 +49,39 @@ class Files:
         return decode(Path(self.paths[index]).read_bytes())
 
 
-def of_torch(dataset: Any, num_workers: int) -> Iterator[Any]:
-    """Batches of a DataLoader with workers of its own."""
+def of_torch(dataset: Any, num_workers: int, num_passes: int) -> Iterator[Any]:
+    """Batches of a DataLoader whose workers stay from pass to pass."""
     from torch.utils.data import DataLoader, IterableDataset
 
-    shuffle = None if isinstance(dataset, IterableDataset) else True
-    yield from DataLoader(dataset, batch_size=BATCH, shuffle=shuffle, num_workers=num_workers, prefetch_factor=4)
+    loader = DataLoader(
+        dataset,
+        batch_size=BATCH,
+        shuffle=None if isinstance(dataset, IterableDataset) else True,
+        num_workers=num_workers,
+        prefetch_factor=4,
+        persistent_workers=True,
+    )
+    for _ in range(num_passes):
+        yield from loader
 
 
-def dataloader(folder: str, num_workers: int) -> Iterator[Any]:
+def dataloader(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
     """torch.utils.data.DataLoader over the files."""
-    yield from of_torch(Files(sorted(map(str, Path(folder, "videos").glob("*.mp4")))), num_workers)
+    yield from of_torch(Files(sorted(map(str, Path(folder, "videos").glob("*.mp4")))), num_workers, num_passes)
 
 
-def webdataset(folder: str, num_workers: int) -> Iterator[Any]:
+def webdataset(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
     """WebDataset over tars of 25 clips."""
     wds: Any = importlib.import_module("webdataset")
 
     shards = sorted(map(str, Path(folder, "tars").glob("*.tar")))
     clips = wds.WebDataset(shards, shardshuffle=len(shards), seed=0).map(lambda sample: decode(sample["mp4"]))
-    yield from wds.WebLoader(clips, batch_size=BATCH, num_workers=num_workers, prefetch_factor=4)
+    loader = wds.WebLoader(clips, batch_size=BATCH, num_workers=num_workers, prefetch_factor=4, persistent_workers=True)
+    for _ in range(num_passes):
+        yield from loader
 
 
-def streaming(folder: str, num_workers: int) -> Iterator[Any]:
+def streaming(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
     """MosaicML Streaming over its own shards."""
     base: Any = importlib.import_module("streaming").StreamingDataset
 
@@ -79,7 +89,8 @@ def streaming(folder: str, num_workers: int) -> Iterator[Any]:
         def __getitem__(self, index: Any) -> Any:
             return decode(super().__getitem__(index)["mp4"])
 
-    yield from of_torch(Clips(local=str(Path(folder, "mds")), batch_size=BATCH, shuffle=True), num_workers)
+    dataset = Clips(local=str(Path(folder, "mds")), batch_size=BATCH, shuffle=True)
+    yield from of_torch(dataset, num_workers, num_passes)
 
 
 def write_tars(folder: str) -> None:
@@ -108,16 +119,22 @@ def write_mds(folder: str) -> None:
 LOADERS = {"dataloader": dataloader, "webdataset": webdataset, "streaming": streaming}
 
 
-def arrivals_of(loader: str, folder: str, python: str, num_workers: int) -> list[tuple[float, int]]:
-    """(time, clips) of each batch of one pass, by a process of its own. CalledProcessError if it fails."""
-    command = [python, "-m", "jobs.loaders_benchmark", loader, folder, str(num_workers)]
+def arrivals_of(
+    loader: str, folder: str, python: str, num_workers: int, num_passes: int = 1
+) -> list[tuple[float, int]]:
+    """(time, clips) of each batch of some passes, by a process of its own. CalledProcessError if it fails."""
+    command = [python, "-m", "jobs.loaders_benchmark", loader, folder, str(num_workers), str(num_passes)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def loaders(
-    folder: str = "corpora/benchmark", num_clips: int = 200, num_rounds: int = 5, streaming_python: str = sys.executable
+    folder: str = "corpora/benchmark",
+    num_clips: int = 200,
+    num_rounds: int = 5,
+    num_passes: int = 3,
+    streaming_python: str = sys.executable,
 ) -> dict[str, Any]:
     """Clips per second of Ray Data to a Train worker, and of each other loader; rounds take turns."""
     from jobs.data_benchmark import Clips, cores, delivered, made_clips, source_of, steady_rate
@@ -130,12 +147,12 @@ def loaders(
     not_run: dict[str, str] = {}
     for _ in range(num_rounds):
         with tempfile.TemporaryDirectory() as scratch:
-            found = delivered(source, -(-num_clips // BATCH), scratch)
+            found = delivered(source, num_passes * -(-num_clips // BATCH), scratch)
         rates["ray"].append(steady_rate(found["arrivals"]))
-        for name in LOADERS.keys() - not_run.keys():
+        for name in [name for name in LOADERS if name not in not_run]:
             python = streaming_python if name == "streaming" else sys.executable
             try:
-                rates[name].append(steady_rate(arrivals_of(name, files, python, cores())))
+                rates[name].append(steady_rate(arrivals_of(name, files, python, cores(), num_passes)))
             except subprocess.CalledProcessError as error:
                 not_run[name] = (error.stderr.strip().splitlines() or ["no message"])[-1]
         print({name: values[-1:] for name, values in rates.items()}, file=sys.stderr, flush=True)
@@ -151,11 +168,12 @@ def loaders(
 
 
 def main() -> None:
-    """One pass of one loader: prints its arrivals."""
-    loader, folder, num_workers = sys.argv[1:]
+    """Some passes of one loader: prints its arrivals."""
+    loader, folder, num_workers, num_passes = sys.argv[1:]
     if loader == "streaming":
         write_mds(folder)
-    arrivals = [(time.perf_counter(), len(batch)) for batch in LOADERS[loader](folder, int(num_workers))]
+    batches = LOADERS[loader](folder, int(num_workers), int(num_passes))
+    arrivals = [(time.perf_counter(), len(batch)) for batch in batches]
     print(json.dumps(arrivals))
 
 
