@@ -1,8 +1,18 @@
-"""Run one function on every rank of a Ray Train worker group. The only file that imports ray.train."""
+"""Run one function on every rank of a Ray Train worker group. The only file that imports ray.train.
+
+     DataConfig ──number of ranks──► datasets built for it, from the last committed step
+fit() ──► controller ──► worker group ──► function(config, runtime) on every rank
+              ▲   │ lost worker or node, resize: a new group          │ report(checkpoint)
+              │   └──────────── on_loss(causes by rank)               │ upload in a thread, one at a time
+              └──────────── committed ◄───────────────────────────────┘
+"""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +22,17 @@ import ray
 import ray.data
 import ray.train
 import torch
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    DataConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.world import World, make_world
@@ -36,20 +56,38 @@ each and live for a moment; glibc would ask the kernel for fresh pages each time
 class Workers:
     """The worker group that is asked for."""
 
-    count: int
+    fewest: int
+    most: int
+    """More than `fewest`: the group has as many as there is room for, and starts again when that changes."""
     use_gpu: bool
     cpus_each: float
     threads_each: int
     decode_cpus: int
     max_failures: int
     num_kept_checkpoints: int
+    resize_seconds: float = 60.0
+    """Pause between two looks whether an elastic group should have another size."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """Where a run's folder lies, as Ray Train is to write to it."""
+
+    path: str
+    """Inside `filesystem`."""
+    upload: Callable[[str, str], None]
+    """Copies a local folder to the folder of a name in the run's folder."""
+    filesystem: Any = None
+    """Of Arrow. None: that of this machine, which all nodes share."""
+
+
 class Runtime:
     """What the function on a rank gets from Ray, and all it knows of it."""
 
-    world: World
+    def __init__(self, world: World, upload: Callable[[str, str], None]) -> None:
+        self.world, self.upload = world, upload
+        self._is_uploaded = threading.Event()
+        self._is_uploaded.set()
 
     def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
         """This rank's shares of a dataset, step by step."""
@@ -57,10 +95,44 @@ class Runtime:
         assert iterator is not None, f"no dataset named {dataset} was handed to the trainer"
         yield from iterator.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2)
 
-    def report(self, score: float, step: int, folder: str | None) -> None:
-        """Commit the checkpoint in `folder` (None on all ranks but the first). A barrier over all ranks."""
-        checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
-        ray.train.report({CHECKPOINT_METRIC: score, "step": step}, checkpoint=checkpoint)
+    def report(self, score: float, step: int, write: Callable[[str], None] | None) -> None:
+        """Have committed what `write` writes to a folder (None on all ranks but the first). A barrier over all ranks.
+
+        Returns when it is written here. It is uploaded meanwhile, and committed when it is there whole; a second one
+        waits until then, so that at most one copy waits on this machine.
+        """
+        metrics = {CHECKPOINT_METRIC: score, "step": step}
+        if write is None:
+            ray.train.report(metrics, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            return
+        self._is_uploaded.wait()
+        folder = tempfile.mkdtemp(prefix="checkpoint-")
+        try:
+            write(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._is_uploaded.clear()
+        ray.train.report(
+            metrics,
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=self._uploaded,
+        )
+
+    def _uploaded(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        """The folder `checkpoint` as the folder `name` of the run."""
+        storage: Any = ray.train.get_context().get_storage()
+        try:
+            self.upload(checkpoint.path, name)
+        finally:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
+            self._is_uploaded.set()
+        return Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+
+    def is_preempted(self) -> bool:
+        """True if a node of this group is about to be taken away. A barrier over all ranks."""
+        return ray.train.get_preemption_info() is not None
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[str | None]:
@@ -73,43 +145,78 @@ class Runtime:
                 yield folder
 
 
+class DataForRanks(DataConfig):
+    """Datasets that are built when a worker group asks for them, for as many ranks as it has."""
+
+    def __init__(self, builders: Mapping[str, Callable[[int], ray.data.Dataset]], workers: Workers) -> None:
+        super().__init__(execution_options=ingest_options(workers))
+        self.builders = dict(builders)
+
+    def configure(self, datasets: dict[str, Any], world_size: int, *rest: Any, **options: Any) -> list[dict[str, Any]]:
+        built = {name: self.builders[name](world_size) for name in datasets}
+        return super().configure(built, world_size, *rest, **options)
+
+
+@dataclass(frozen=True)
+class _Losses(UserCallback):
+    """Tells of ranks that were lost, in the process that starts them again."""
+
+    tell: Callable[[Mapping[int, Exception]], None]
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self.tell(worker_exceptions)
+
+
 def run(
     function: Callable[[Any, Runtime], None],
     config: Any,
     *,
-    storage: str,
+    storage: Storage,
     name: str,
-    datasets: Mapping[str, Callable[[], ray.data.Dataset]],
+    datasets: Mapping[str, Callable[[int], ray.data.Dataset]],
     workers: Workers,
+    on_loss: Callable[[Mapping[int, Exception]], None] | None = None,
 ) -> None:
-    """`function(config, runtime)` on every rank, started again from the last checkpoint when a worker is lost."""
+    """`function(config, runtime)` on every rank, started again from the last checkpoint when a worker is lost.
+
+    `datasets`: of a number of ranks, the dataset that each of them reads its share of.
+    `on_loss`: told of the exceptions of lost ranks, by rank.
+    """
     refuse_without_cpus(workers)
 
     def on_each_rank(_: dict[str, Any]) -> None:
         torch.set_num_threads(workers.threads_each)
         world = make_world(f"cuda:{ray.train.get_context().get_local_rank()}" if workers.use_gpu else "cpu")
-        function(config, Runtime(world))
+        function(config, Runtime(world, storage.upload))
 
     TorchTrainer(
         on_each_rank,
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers.count,
+            num_workers=workers.fewest if workers.fewest == workers.most else (workers.fewest, workers.most),
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_each} | ({"GPU": 1} if workers.use_gpu else {}),
+            elastic_resize_monitor_interval_s=workers.resize_seconds,
         ),
-        dataset_config=DataConfig(execution_options=ingest_options(workers)),
-        datasets=dict(datasets),
+        dataset_config=DataForRanks(datasets, workers),
+        datasets=dict.fromkeys(datasets, no_rows),
         run_config=RunConfig(
             name=name,
-            storage_path=storage,
+            storage_path=storage.path,
+            storage_filesystem=storage.filesystem,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=workers.max_failures),
+            callbacks=[_Losses(on_loss)] if on_loss else None,
             checkpoint_config=CheckpointConfig(
                 num_to_keep=workers.num_kept_checkpoints, checkpoint_score_attribute=CHECKPOINT_METRIC
             ),
         ),
     ).fit()
+
+
+def no_rows() -> ray.data.Dataset:
+    """What stands for a dataset until the number of ranks is known."""
+    return ray.data.range(0)
 
 
 def ingest_options(workers: Workers) -> ray.data.ExecutionOptions:
@@ -124,16 +231,16 @@ def ingest_options(workers: Workers) -> ray.data.ExecutionOptions:
 def refuse_without_cpus(workers: Workers) -> None:
     """ValueError with the sum when training would leave no CPU for decoding, which Ray answers with a hang."""
     have = ray.cluster_resources()
-    training, total = workers.count * workers.cpus_each, have.get("CPU", 0)
+    training, total = workers.fewest * workers.cpus_each, have.get("CPU", 0)
     if training + workers.decode_cpus > total:
         raise ValueError(
-            f"{workers.count} train workers × {workers.cpus_each:g} CPU + {workers.decode_cpus} CPU for decoding = "
+            f"{workers.fewest} train workers × {workers.cpus_each:g} CPU + {workers.decode_cpus} CPU for decoding = "
             f"{training + workers.decode_cpus:g} CPUs, but the cluster has {total:g}. Lower placement.num_workers, "
             "placement.cpus_per_worker or placement.decode_cpus, or add CPUs; on an autoscaling cluster, raise the "
             "minimum of the decode group to 1"
         )
-    if workers.use_gpu and workers.count > have.get("GPU", 0):
+    if workers.use_gpu and workers.fewest > have.get("GPU", 0):
         raise ValueError(
-            f"{workers.count} train workers need as many GPUs, but the cluster has {have.get('GPU', 0):g}; "
+            f"{workers.fewest} train workers need as many GPUs, but the cluster has {have.get('GPU', 0):g}; "
             "lower placement.num_workers or set placement.use_gpu to False"
         )

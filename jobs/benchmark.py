@@ -27,6 +27,7 @@ from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.dedup_benchmark import dedup
 from jobs.gpu_benchmark import gpu_step
+from jobs.kills_benchmark import kills
 from jobs.loaders_benchmark import loaders
 from jobs.mining_benchmark import mining
 from jobs.pretrain import hardware
@@ -127,6 +128,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "corruption": corruption,
     "mining": mining,
     "dedup": dedup,
+    "kills": kills,
 }
 
 

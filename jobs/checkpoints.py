@@ -3,6 +3,9 @@
 STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
              checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
              best/  ledger.parquet  evaluation/  seconds.json  results.json  report.html    results
+             logs/                                              what each process said (jobs/journal.py)
+             stop                                               asks the run to write a checkpoint and end
+             failure.json                                       why the run stopped for good
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from jobs.average import WeightAverage
 from pipeline import storage
 
 SNAPSHOT, IDENTITY, SECONDS = "checkpoint_manager_snapshot.json", "identity.json", "seconds.json"
+FAILURE = "failure.json"
 WEIGHTS, OPTIMIZER, PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
 AVERAGE = "average.safetensors"
 
@@ -113,6 +117,33 @@ def committed_checkpoint(run_folder: str) -> str | None:
         return None
     latest = read_json(f"{run_folder}/{SNAPSHOT}").get("latest_checkpoint_result")
     return latest["checkpoint_dir_name"] if latest else None
+
+
+def sweep(run_folder: str) -> list[str]:
+    """Names of the checkpoints that were uploaded, or begun to be, and never committed; they are removed.
+
+    For a run that nobody else continues: a checkpoint on its way looks the same.
+    """
+    kept = _registered(run_folder)
+    folders = {path.split("/", 1)[0] for path in storage.list_files(run_folder) if "/" in path}
+    lost = sorted(name for name in folders if name.startswith("checkpoint_") and name not in kept)
+    for name in lost:
+        storage.remove_folder(f"{run_folder}/{name}")
+    return lost
+
+
+def _registered(run_folder: str) -> set[str]:
+    """Folder names of the checkpoints that Ray Train keeps."""
+    path = f"{run_folder}/{SNAPSHOT}"
+    if not storage.exists(path):
+        return set()
+    snapshot = read_json(path)
+    results = [
+        *snapshot["checkpoint_results"],
+        *snapshot["pending_training_results"],
+        snapshot["latest_checkpoint_result"],
+    ]
+    return {result["checkpoint_dir_name"] for result in results if result}
 
 
 def read_json(path: str) -> Any:

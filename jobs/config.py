@@ -180,8 +180,9 @@ class Placement:
 
     storage: str = "runs"
     """Folder or s3:// URL that holds run folders; every worker must reach it."""
-    num_workers: int = 2
-    """Train workers (DDP ranks)."""
+    num_workers: int | tuple[int, int] = 2
+    """Train workers (DDP ranks). Two numbers: as many as there is room for between them; the run goes on from its last
+    checkpoint with more or fewer when nodes come or go. The cluster then needs nodes of its own for decoding."""
     use_gpu: bool = False
     """One GPU per train worker, NCCL; otherwise CPU and gloo."""
     cpus_per_worker: float = 0.5
@@ -202,13 +203,19 @@ class Placement:
     num_kept_checkpoints: int = 2
     """Checkpoints kept: the best by the selection metric, and always the latest."""
     max_failures: int = 3
-    """Times that training is started again from its last checkpoint after losing a worker."""
+    """Times that training is started again from its last checkpoint after losing a worker. Nodes that the cloud takes
+    back are not counted."""
+    hang_seconds: float = 900.0
+    """A rank that does not finish a step, or a part of an evaluation, in this time ends with an error that says where
+    it was, and counts as lost."""
+    storage_patience_seconds: float = 180.0
+    """How long a run that is under way waits for a bucket that does not answer."""
     experiment: str = "snps3"
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
         for name in (
-            "num_workers",
+            "fewest_workers",
             "decode_cpus",
             "log_every",
             "num_kept_checkpoints",
@@ -216,17 +223,32 @@ class Placement:
             "length_groups",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"placement.{name} must be at least 1, got {getattr(self, name)}")
-        if self.cpus_per_worker < 0 or self.max_failures < 0:
+                field_name = name.replace("fewest", "num")
+                raise ValueError(f"placement.{field_name} must be at least 1, got {getattr(self, name)}")
+        if self.fewest_workers > self.most_workers:
             raise ValueError(
-                "placement.cpus_per_worker and placement.max_failures must not be negative, got "
-                f"{self.cpus_per_worker:g} and {self.max_failures}"
+                f"placement.num_workers must name the fewest first, got {self.fewest_workers} and {self.most_workers}"
             )
+        for name in ("cpus_per_worker", "max_failures", "storage_patience_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"placement.{name} must not be negative, got {getattr(self, name):g}")
+        if self.hang_seconds <= 0:
+            raise ValueError(f"placement.hang_seconds must be above 0, got {self.hang_seconds:g}")
         if self.rows_at_once is not None and self.rows_at_once < 1:
             raise ValueError(f"placement.rows_at_once must be at least 1 or None, got {self.rows_at_once}")
         for name in ("storage", "experiment"):
             if not getattr(self, name):
                 raise ValueError(f"placement.{name} must not be empty")
+
+    @property
+    def fewest_workers(self) -> int:
+        """Train workers that the run needs."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Train workers that the run takes."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,8 +274,8 @@ class PretrainConfig:
         refuse_small_sizes(self.model)
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
-        workers, batch = self.placement.num_workers, self.optim.global_batch
-        if batch % workers:
+        workers, batch = self.placement.most_workers, self.optim.global_batch
+        if self.placement.fewest_workers == workers and batch % workers:
             raise ValueError(
                 f"optim.global_batch must be a multiple of placement.num_workers so that each worker has an equal "
                 f"share, got {batch} clips for {workers} workers; {nearest_multiples(batch, workers)}"

@@ -33,6 +33,7 @@ from pipeline.plan import Plan
 from pipeline.records import Kind
 from pipeline.shards import Content, PackingConfig
 from pipeline.stages import fetch
+from pipeline.storage import upload_folder
 
 NUM_FRAMES, SIZE_PX, BATCH = 8, 224, 4
 WARM_SHARE = 0.1
@@ -148,7 +149,7 @@ def receive(delivery: Delivery, runtime: cluster_run.Runtime) -> None:
     """On the Train worker: each step's clips as arrays, and when they came."""
     source, started, arrivals = delivery.source, time.perf_counter(), []
     tables = runtime.tables("train", source.share(1))
-    for step, table in enumerate(in_plan_order(tables, start_step=0, rank=0, num_ranks=1, batch=source.batch)):
+    for step, table in enumerate(in_plan_order(tables, start_step=0, rank=0, num_ranks=1, share=source.share(1))):
         rows = clip_rows(table, source=source, epoch=source.planned(step).epoch)
         arrivals.append((time.perf_counter(), int(rows.weight.sum())))
         if step % 100 == 0:
@@ -161,7 +162,8 @@ def delivered(source: ClipSource, num_steps: int, folder: str, decode_cpus: int 
     decode_cpus = decode_cpus or cores()
     delivery = Delivery(source, num_steps, f"{folder}/delivered.json")
     workers = cluster_run.Workers(
-        count=1,
+        fewest=1,
+        most=1,
         use_gpu=False,
         cpus_each=0.01,  # Ray refuses none at all
         threads_each=1,
@@ -173,9 +175,11 @@ def delivered(source: ClipSource, num_steps: int, folder: str, decode_cpus: int 
         cluster_run.run(
             receive,
             delivery,
-            storage=folder,
+            storage=cluster_run.Storage(path=folder, upload=upload_folder),
             name="delivery",
-            datasets={"train": lambda: clip_stream(source, start_step=0, stop_step=num_steps, num_ranks=1)},
+            datasets={
+                "train": lambda num_ranks: clip_stream(source, start_step=0, stop_step=num_steps, num_ranks=num_ranks)
+            },
             workers=workers,
         )
     return json.loads(Path(delivery.result).read_text())

@@ -6,7 +6,7 @@ batches ─ encode ─ gather ─► every rank holds all features ─► dual s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,8 +87,12 @@ def score(
     num_ranks: int,
     temperature: float | Float[Tensor, ""],
     groups: Int[np.ndarray, " N"] | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> Scored:
-    """Both scores of all pairs. With `groups` the cross score is that of pairs within a group, and 0 elsewhere."""
+    """Both scores of all pairs. With `groups` the cross score is that of pairs within a group, and 0 elsewhere.
+
+    `alive` is called after each part, since all pairs of a large split take long.
+    """
     model.eval()
     dual = dual_scores(features.text_vectors, features.frame_vectors, temperature)
     num_clips = len(features.clip_ids)
@@ -100,11 +104,13 @@ def score(
         )
     share = -(-num_clips // num_ranks)
     captions = torch.arange(rank * share, (rank + 1) * share, device=dual.device).clamp(max=num_clips - 1)
-    cross = gather(cross_scores(model, features, captions))[:num_clips]
+    cross = gather(cross_scores(model, features, captions, alive))[:num_clips]
     return Scored(clip_ids=features.clip_ids.cpu().numpy(), dual=dual.cpu().numpy(), cross=cross.cpu().numpy())
 
 
-def cross_scores(model: SNPS3, features: Features, captions: Int[Tensor, " Q"]) -> Float[Tensor, "Q N"]:
+def cross_scores(
+    model: SNPS3, features: Features, captions: Int[Tensor, " Q"], alive: Callable[[], None] = lambda: None
+) -> Float[Tensor, "Q N"]:
     """The cross encoder's score of each of `captions` with every clip."""
     num_clips = len(features.clip_ids)
     rows_at_once = max(1, PAIRS_AT_ONCE // num_clips)
@@ -114,6 +120,7 @@ def cross_scores(model: SNPS3, features: Features, captions: Int[Tensor, " Q"]) 
         clips = features.frame_tokens.repeat(len(some), 1, 1)
         scores = model.score(features.token_ids[caption], features.token_mask[caption], clips)
         rows.append(scores.view(len(some), num_clips))
+        alive()
     return torch.cat(rows)
 
 

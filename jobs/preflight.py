@@ -100,7 +100,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
         if path := getattr(config.text, name):
             _tried(found, f"text.{name}", lambda path=path: storage.check_readable(path))
     found += weight_problems(config)
-    _tried(found, "placement.storage", lambda: check_storage(config.placement.storage))
+    _tried(found, "placement.storage", lambda: storage.check_writable(config.placement.storage))
     state, refusal = folder_state(config, run_folder, manifest)
     plan = _tried(found, "data.train_split", lambda: training_plan(config, manifest)) if manifest else None
     return Survey(
@@ -155,22 +155,16 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
     needed, have = num_cpus(placement), machine.num_cpus
     if have is not None and needed > have:
         found.append(
-            f"too few CPUs for training and decoding: {placement.num_workers} train workers × "
+            f"too few CPUs for training and decoding: {placement.fewest_workers} train workers × "
             f"{placement.cpus_per_worker:g} CPU + {placement.decode_cpus} CPU for decoding = {needed:g} CPUs, but this "
             f"machine has {have}; lower placement.num_workers, placement.cpus_per_worker or placement.decode_cpus"
         )
-    if placement.use_gpu and machine.num_gpus is not None and placement.num_workers > machine.num_gpus:
+    if placement.use_gpu and machine.num_gpus is not None and placement.fewest_workers > machine.num_gpus:
         found.append(
-            f"placement.num_workers={placement.num_workers} need a GPU each, but this machine has {machine.num_gpus}; "
-            "lower placement.num_workers, or pass --placement.no-use-gpu"
+            f"placement.num_workers={placement.fewest_workers} need a GPU each, but this machine has "
+            f"{machine.num_gpus}; lower placement.num_workers, or pass --placement.no-use-gpu"
         )
     return found
-
-
-def check_storage(path: str) -> None:
-    """Nothing, if run folders and checkpoints can be written below `path`; an error with the remedy if not."""
-    storage.check_writable(path)
-    storage.check_uploads(path)
 
 
 def metric_problems(selection: SelectionConfig) -> list[str]:
@@ -184,8 +178,8 @@ def metric_problems(selection: SelectionConfig) -> list[str]:
 
 
 def num_cpus(placement: Placement) -> float:
-    """CPUs that a run reserves: of its train workers and for decoding."""
-    return placement.num_workers * placement.cpus_per_worker + placement.decode_cpus
+    """CPUs that a run reserves: of its train workers, the fewest that it needs, and for decoding."""
+    return placement.fewest_workers * placement.cpus_per_worker + placement.decode_cpus
 
 
 def visual_problems(config: PretrainConfig) -> list[str]:
@@ -351,12 +345,13 @@ def _model_line(config: PretrainConfig) -> str:
 
 def _resources_line(placement: Placement, machine: Machine) -> str:
     gpus = " and 1 GPU" if placement.use_gpu else ""
+    more = "" if placement.fewest_workers == placement.most_workers else f" to {placement.most_workers}"
     have = "checked when the run starts, on the cluster of RAY_ADDRESS"
     if machine.num_cpus is not None:
         have = f"of {machine.num_cpus} here"
     return (
-        f"{placement.num_workers} train workers × {placement.cpus_per_worker:g} CPU{gpus} + {placement.decode_cpus} "
-        f"CPU for decoding = {num_cpus(placement):g} CPUs, {have}"
+        f"{placement.fewest_workers}{more} train workers × {placement.cpus_per_worker:g} CPU{gpus} + "
+        f"{placement.decode_cpus} CPU for decoding = {num_cpus(placement):g} CPUs, {have}"
     )
 
 

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from cluster import run as cluster_run
 from cluster.connection import connected_ray
 from jobs import checkpoints, cli, preflight, results, tracking, worker
 from jobs.config import PretrainConfig, TextConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
+from jobs.journal import Journal
 from jobs.tracking import Tracker
+from jobs.training import RunError
 from jobs.worker import Job
 from pipeline import storage
 from pipeline.loader import ClipSource, clip_stream, segments, split_rows
@@ -42,8 +44,13 @@ from pipeline.significance import UNRANKED, SignificantWords, mine_significant_w
 from pipeline.words import Tokenizer, train_wordpiece
 
 
-def pretrain(config: PretrainConfig) -> dict[str, Any]:
-    """The results of the run, which is continued if it was begun before. Stopped on request: no results yet."""
+def pretrain(
+    config: PretrainConfig, *, on_rank: Callable[[Job, cluster_run.Runtime], None] = worker.pretrain_rank
+) -> dict[str, Any]:
+    """The results of the run, which is continued if it was begun before. Stopped on request: no results yet.
+
+    `on_rank` is what every rank does; a measurement may want to look on.
+    """
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
     manifest = read_manifest(config.data.manifest)
     manifest_hash, config = manifest.hash, with_decoder(config, manifest.fastest_decoder)
@@ -63,16 +70,20 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     status = "FAILED"
     try:
         job = make_job(config, run_folder, tracker)
+        clean(run_folder)
         watched = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
         with watched, stopping_on_signal(run_folder):
             cluster_run.run(
-                worker.pretrain_rank,
+                on_rank,
                 job,
-                storage=storage.absolute(config.placement.storage),
+                storage=storage_of(config),
                 name=config.name,
                 datasets=datasets(job),
                 workers=workers(config),
+                on_loss=functools.partial(note_losses, run_folder),
             )
+        if storage.exists(f"{run_folder}/{checkpoints.FAILURE}"):
+            raise RunError(checkpoints.read_json(f"{run_folder}/{checkpoints.FAILURE}")["error"])
         if not checkpoints.is_finished(run_folder):
             status = "KILLED"
             print(f"{config.name} was stopped at step {checkpoints.committed_step(run_folder)}; run it again to go on")
@@ -82,6 +93,35 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         return found
     finally:
         tracker.finish(status)
+
+
+def storage_of(config: PretrainConfig) -> cluster_run.Storage:
+    """Where the run's folder lies, for Ray Train; checkpoints go there with our own client and its patience."""
+    filesystem, inner = storage.arrow_filesystem(config.placement.storage)
+    run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
+    upload = functools.partial(upload_checkpoint, run_folder)
+    return cluster_run.Storage(path=inner, filesystem=filesystem, upload=upload)
+
+
+def upload_checkpoint(run_folder: str, folder: str, name: str) -> None:
+    """The files of `folder` in the folder `name` of the run."""
+    storage.upload_folder(folder, f"{run_folder}/{name}")
+
+
+def clean(run_folder: str) -> None:
+    """What an earlier try has left in the run's folder and nobody is to read is gone."""
+    for name in (worker.STOP_FILE, checkpoints.FAILURE):
+        storage.remove(f"{run_folder}/{name}")
+    for name in checkpoints.sweep(run_folder):
+        print(f"removed {name}, which was uploaded but never committed")
+
+
+def note_losses(run_folder: str, causes: Mapping[int, Exception]) -> None:
+    """A line in the run's journal for each rank that was lost, with the cause; told by the process that restarts."""
+    journal = Journal(run_folder, "controller")
+    for rank, cause in causes.items():
+        journal.note("lost", rank=rank, cause=f"{type(cause).__name__}: {str(cause).strip()[:2000]}")
+    journal.flush()
 
 
 def claim_folder(config: PretrainConfig, run_folder: str, manifest_hash: str) -> str:
@@ -177,6 +217,7 @@ def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
         "limits": config.placement.decode_limits,
         "seed": config.seed,
         "batch": batch,
+        "patience_seconds": config.placement.storage_patience_seconds,
     }
     evaluated = {"validation": data.validation_split, "test": data.test_split, "temporal": data.temporal_split}
     sources = {
@@ -189,16 +230,15 @@ def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
     return {"train": training} | sources
 
 
-def datasets(job: Job) -> dict[str, Any]:
-    """A builder per dataset, called whenever a worker group starts: training begins at the last committed step."""
-    num_ranks = job.config.placement.num_workers
-    built: dict[str, Any] = {
-        name: functools.partial(evaluation_stream, source, num_ranks)
-        for name, source in job.sources.items()
-        if name != "train"
+def datasets(job: Job) -> dict[str, Callable[[int], ray.data.Dataset]]:
+    """A builder per dataset, called with the number of ranks whenever a worker group has asked for it: training begins
+    at the last committed step."""
+    built: dict[str, Callable[[int], ray.data.Dataset]] = {
+        name: functools.partial(evaluation_stream, source) for name, source in job.sources.items() if name != "train"
     }
-    for name, start, stop in segments(job.sources["train"], job.config.optim.num_steps, num_ranks):
-        built[name] = functools.partial(training_stream, job.sources["train"], job.run_folder, start, stop, num_ranks)
+    train, config = job.sources["train"], job.config
+    for name, start, stop in segments(train, config.optim.num_steps, config.placement.most_workers):
+        built[name] = functools.partial(training_stream, train, job.run_folder, start, stop)
     return built
 
 
@@ -217,7 +257,8 @@ def workers(config: PretrainConfig) -> cluster_run.Workers:
     """The worker group that the placement asks for."""
     placement = config.placement
     return cluster_run.Workers(
-        count=placement.num_workers,
+        fewest=placement.fewest_workers,
+        most=placement.most_workers,
         use_gpu=placement.use_gpu,
         cpus_each=placement.cpus_per_worker,
         threads_each=placement.threads_per_worker,
@@ -235,7 +276,6 @@ def stopping_on_signal(run_folder: str) -> Iterator[None]:
         print("asked to stop: waiting for the checkpoint", flush=True)
         storage.write_bytes_atomic(f"{run_folder}/{worker.STOP_FILE}", b"")
 
-    storage.remove(f"{run_folder}/{worker.STOP_FILE}")
     before = signal.signal(signal.SIGTERM, request)
     try:
         yield
@@ -288,6 +328,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

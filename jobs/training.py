@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from cluster.run import Runtime
 from jobs import checkpoints
 from jobs.average import WeightAverage
 from jobs.checkpoints import Progress
@@ -79,25 +79,33 @@ def training_steps(
         state.wrapped.train()
 
 
-def refuse_non_finite(metrics: dict[str, float], step: int, clip_ids: list[int], run_folder: str) -> None:
-    """FloatingPointError that names step, clips and the checkpoint to go back to."""
-    wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
-    if wrong:
-        last = checkpoints.committed_checkpoint(run_folder) or "none yet"
-        raise FloatingPointError(
-            f"{', '.join(wrong)} not finite at step {step}; clips of this rank's batch: {clip_ids}; "
-            f"last good checkpoint: {last}. Lower optim.lr or look at these clips"
-        )
+class RunError(RuntimeError):
+    """What stops a run for good: starting again from the last checkpoint would only repeat it."""
 
 
-def commit(state: TrainState, report: Callable[[float, int, str | None], None], *, is_first: bool) -> None:
-    """Write a checkpoint and have it committed; the first rank writes, all take part."""
+def non_finite(metrics: dict[str, float]) -> list[str]:
+    """Names of the metrics that are no numbers."""
+    return sorted(name for name, value in metrics.items() if not math.isfinite(value))
+
+
+def non_finite_error(wrong: list[str], step: int, clip_ids: list[int], run_folder: str) -> RunError:
+    """Says which metrics, at which step, with which clips, and the checkpoint to go back to."""
+    last = checkpoints.committed_checkpoint(run_folder) or "none yet"
+    return RunError(
+        f"{', '.join(wrong)} not finite at step {step}; clips of the batch: {clip_ids}; last good checkpoint: {last}. "
+        "Lower optim.lr or look at these clips"
+    )
+
+
+def commit(state: TrainState, runtime: Runtime) -> None:
+    """Have a checkpoint committed; the first rank writes it, all take part."""
     progress = state.progress
     score = progress.score if math.isfinite(progress.score) else -1.0
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        if is_first:
-            checkpoints.save(folder, state.network, state.optimizer, progress, state.average)
-        report(score, progress.step, folder if is_first else None)
+
+    def write(folder: str) -> None:
+        checkpoints.save(folder, state.network, state.optimizer, progress, state.average)
+
+    runtime.report(score, progress.step, write if runtime.world.is_first else None)
 
 
 class Clock:

@@ -6,8 +6,9 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,23 @@ import pyarrow as pa
 import torch
 
 from cluster.run import Runtime
-from jobs import checkpoints, evaluation
+from jobs import checkpoints, evaluation, telemetry
 from jobs.average import averaged
 from jobs.config import PretrainConfig
+from jobs.journal import Journal
 from jobs.optimizer import learning_rate
 from jobs.tracking import Tracker
-from jobs.training import Clock, TrainState, commit, make_state, refuse_non_finite, training_steps
+from jobs.training import (
+    Clock,
+    RunError,
+    TrainState,
+    commit,
+    make_state,
+    non_finite,
+    non_finite_error,
+    training_steps,
+)
+from jobs.watchdog import Watchdog
 from pipeline import storage
 from pipeline.augmentation import draw_augmentation
 from pipeline.collate import collate
@@ -37,8 +49,9 @@ from snps3_model.visual_weights import load_visual_weights
 
 STOP_FILE = "stop"
 """A file of this name in the run's folder asks the run to write a checkpoint and end."""
-STOP_LOOK_SECONDS = 2.0
-"""Pause between two looks for that file: a look takes two requests where the folder lies in a bucket."""
+LOOK_SECONDS = 2.0
+"""Pause between two looks for that file, and for nodes that are about to go: a look is a request to the run's storage
+and a barrier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +70,28 @@ class Job:
 
 def pretrain_rank(job: Job, runtime: Runtime) -> None:
     """Pre-train from the last committed checkpoint to the end, then evaluate the best weights on the test splits."""
-    world = runtime.world
-    rank = Rank(job, runtime)
+    storage.be_patient(job.config.placement.storage_patience_seconds)
+    journal = Journal(job.run_folder, f"rank-{runtime.world.rank}")
+
+    def tell(stood_seconds: float) -> None:
+        journal.note("hang", seconds=stood_seconds, limit_seconds=job.config.placement.hang_seconds)
+        journal.flush()
+
+    watchdog = Watchdog(job.config.placement.hang_seconds, tell)
+    try:
+        run_rank(Rank(job, runtime, journal, watchdog.alive))
+    except RunError as error:  # on all ranks alike
+        journal.note("failed", error=str(error))
+        if runtime.world.is_first:
+            checkpoints.write_json(f"{job.run_folder}/{checkpoints.FAILURE}", {"error": str(error)})
+    finally:
+        watchdog.stop()
+        journal.flush()
+
+
+def run_rank(rank: Rank) -> None:
+    """Train and evaluate, as far as the last checkpoint left something to do."""
+    job, world = rank.job, rank.world
     state = rank.restore()
     validation = list(rank.evaluation_batches("validation"))
     rank.say(f"{sum(p.numel() for p in state.network.parameters()) / 1e6:.2f} M parameters, {world.size} ranks")
@@ -76,15 +109,27 @@ def pretrain_rank(job: Job, runtime: Runtime) -> None:
     rank.write_rejected()
 
 
+class Wish(Enum):
+    """What a look may find."""
+
+    NONE = "none"
+    COMMIT = "commit"
+    STOP = "stop"
+
+
 class Rank:
     """One rank of a run, with what it has to keep between steps."""
 
-    def __init__(self, job: Job, runtime: Runtime) -> None:
+    def __init__(
+        self, job: Job, runtime: Runtime, journal: Journal | None = None, alive: Callable[[], None] = lambda: None
+    ) -> None:
         self.job, self.runtime, self.world, self.config = job, runtime, runtime.world, job.config
+        self.journal, self.alive = journal or Journal(job.run_folder, f"rank-{runtime.world.rank}"), alive
         self.tracker = Tracker(job.tracking_uri, job.tracking_run_id)
         self.rejected: list[Rejected] = []
         self.num_seen = self.num_retries = 0
-        self.last_look_seconds = float("-inf")
+        self.last_look_seconds = time.monotonic()
+        self.has_seen_preemption = False
         self.clock = Clock()
 
     def say(self, line: str) -> None:
@@ -104,6 +149,7 @@ class Rank:
                 state.progress = checkpoints.load(folder, network, state.optimizer, state.average)
                 self.clock = Clock(state.progress.seconds)
                 self.say(f"continuing at step {state.progress.step} of {config.optim.num_steps}")
+        self.journal.note("start", step=state.progress.step, num_ranks=self.world.size, device=str(self.world.device))
         return state
 
     def network(self, *, is_new: bool) -> Pretraining:
@@ -134,9 +180,14 @@ class Rank:
     def batches(self, source: ClipSource, tables: Iterator[pa.Table], start_step: int, stage: Stage) -> Iterator[Batch]:
         """This rank's shares of the steps from `start_step` on, as the network is to see them."""
         shares = in_plan_order(
-            tables, start_step=start_step, rank=self.world.rank, num_ranks=self.world.size, batch=source.batch
+            tables,
+            start_step=start_step,
+            rank=self.world.rank,
+            num_ranks=self.world.size,
+            share=source.share(self.world.size),
         )
         for step, table in enumerate(shares, start_step):
+            self.alive()
             self.rejected += rejected_rows(table, stage)
             rows = clip_rows(table, source=source, epoch=source.planned(step).epoch)
             self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
@@ -159,7 +210,7 @@ class Rank:
     def training_batches(self, start_step: int) -> Iterator[Batch]:
         """The batches of the run from `start_step` to its end, over all segments of the data."""
         source = self.job.sources["train"]
-        for name, start, stop in segments(source, self.config.optim.num_steps, self.world.size):
+        for name, start, stop in segments(source, self.config.optim.num_steps, self.config.placement.most_workers):
             if stop > start_step:
                 first = max(start, start_step)
                 tables = self.runtime.tables(name, source.share(self.world.size))
@@ -176,39 +227,67 @@ class Rank:
         meter = Meter(progress.step, self.clock, config.optim)
         batches = self.training_batches(progress.step)
         for metrics, batch in training_steps(state, batches, config, rank=self.world.rank, clock=self.clock):
+            self.alive()
             step = progress.step
-            if step % config.placement.log_every == 0 or step == meter.first_step + 1:
-                self.log(meter, metrics, batch, step)
             is_last = step == config.optim.num_steps
-            if is_last or step % config.selection.evaluate_every == 0:
+            is_due = is_last or step % config.selection.evaluate_every == 0
+            is_time_to_look = not is_due and self.world.any(self.world.is_first and self.is_time_to_look())
+            wish = self.look() if is_time_to_look else Wish.NONE
+            if is_due or wish != Wish.NONE or step % config.placement.log_every == 0 or step == meter.first_step + 1:
+                self.log(meter, metrics, batch, step)
+            if is_due:
                 with self.clock("evaluation"), averaged(state.network, state.average):
                     is_last |= self.validate(state, validation)
                 progress.is_finished = is_last
+            if is_due or wish != Wish.NONE:
                 self.commit(state)
-            elif self.world.any(self.world.is_first and self.is_asked_to_stop()):
-                self.commit(state)
+            if wish == Wish.STOP:
                 self.say(f"stopped on request at step {step}; the same command goes on from here")
-                return
-            if is_last:
+            if is_last or wish == Wish.STOP:
                 return
 
-    def is_asked_to_stop(self) -> bool:
-        """True if the stop file was there at a look; False between two looks."""
+    def is_time_to_look(self) -> bool:
+        """True once in a while."""
         now = time.monotonic()
-        if now - self.last_look_seconds < STOP_LOOK_SECONDS:
+        if now - self.last_look_seconds < LOOK_SECONDS:
             return False
         self.last_look_seconds = now
-        return storage.exists(f"{self.job.run_folder}/{STOP_FILE}")
+        return True
+
+    def look(self) -> Wish:
+        """What somebody wants of the run: a person that it stops, the cloud that it is prepared to lose a node."""
+        is_asked = self.world.is_first and storage.exists(f"{self.job.run_folder}/{STOP_FILE}")
+        if self.world.any(is_asked):
+            return Wish.STOP
+        if self.has_seen_preemption or not self.runtime.is_preempted():
+            return Wish.NONE
+        self.has_seen_preemption = True
+        self.say("a node of this run is about to be taken away: writing a checkpoint")
+        self.journal.note("preempted")
+        return Wish.COMMIT
 
     def log(self, meter: Meter, metrics: dict[str, torch.Tensor], batch: Batch, step: int) -> None:
-        """The one place that waits for the device: losses, speed, and what was rejected so far."""
+        """The one place that waits for the device: losses, speed, and what was rejected so far.
+
+        RunError, on all ranks, when there is no use in going on.
+        """
         values = {name: value.item() for name, value in metrics.items()}
-        refuse_non_finite(values, step, batch.clip_ids.tolist(), self.job.run_folder)
-        own = torch.tensor([[len(self.rejected), self.num_seen, self.num_retries]], device=self.world.device)
-        num_rejected, num_seen, num_retries = self.world.gather(own).sum(0).tolist()
+        wrong = non_finite(values)
+        own = [[len(self.rejected), self.num_seen, self.num_retries, bool(wrong)]]
+        counted = self.world.gather(torch.tensor(own, device=self.world.device)).sum(0).tolist()
+        num_rejected, num_seen, num_retries, is_wrong = counted
+        if is_wrong:
+            clip_ids = self.world.gather_objects(batch.clip_ids[batch.weight > 0.5].tolist())
+            raise non_finite_error(wrong or ["a metric of another rank"], step, clip_ids, self.job.run_folder)
         self.refuse_too_many(num_rejected, num_seen)
         counts = {"rejected": num_rejected, "store_retries": num_retries}
-        values |= meter.read(step) | counts | {"lr": meter.rate(step)}
+        speed = meter.read(step)
+        values |= speed | counts | {"lr": meter.rate(step)}
+        memory = {"memory_mib": telemetry.memory_mib(), "gpu_memory_mib": telemetry.gpu_memory_mib(self.world.device)}
+        self.journal.note("step", step=step, loss=values["loss/total"], **speed, **memory, **counts)
+        telemetry.publish(
+            speed | memory | counts | {"step": step, "loss": values["loss/total"]}, self.config.name, self.world.rank
+        )
         if self.world.is_first:
             self.tracker.log(values, step)
             self.say(meter.line(step, values))
@@ -222,7 +301,10 @@ class Rank:
         path = f"{self.job.run_folder}/ledger.parquet"
         if self.world.is_first:
             write_ledger(unique(rejected), path)
-        refuse_above_share(rejected, num_seen, share, path)
+        try:
+            refuse_above_share(rejected, num_seen, share, path)
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
     def validate(self, state: TrainState, validation: list[Batch]) -> bool:
         """Zero-shot retrieval on the validation split; True if the run should stop early. Keeps the best weights."""
@@ -257,6 +339,7 @@ class Rank:
             num_ranks=world.size,
             temperature=network.temperature,
             groups=self.job.sources[name].groups(features.clip_ids.cpu().numpy()) if name == "temporal" else None,
+            alive=self.alive,
         )
 
     def captions(self, clip_ids: np.ndarray, name: str) -> list[str]:
@@ -269,8 +352,10 @@ class Rank:
         """A checkpoint of where the run is."""
         with self.clock("checkpoint"):
             state.progress.seconds = self.clock.seconds
-            commit(state, self.runtime.report, is_first=self.world.is_first)
+            commit(state, self.runtime)
         self.write_rejected()
+        self.journal.note("checkpoint", step=state.progress.step, seconds=self.clock.seconds.get("checkpoint", 0.0))
+        self.journal.flush()
 
     def write_rejected(self) -> None:
         """The ledger of the run: every clip that failed since this group of workers started, and before it."""

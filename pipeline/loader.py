@@ -27,7 +27,7 @@ from pipeline.codec import decode_frames, known_info, letterbox
 from pipeline.isolation import Limits, isolated
 from pipeline.manifest import read_manifest
 from pipeline.media import Media
-from pipeline.plan import Plan, PlannedStep, sequential
+from pipeline.plan import PADDING, Plan, PlannedStep, sequential
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import ClipRows, DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.sampling import Policy, Sampling
@@ -81,11 +81,12 @@ class ClipSource:
     long_sides_px: tuple[int, ...] = ()
     """Training decodes each clip with one of these long sides, drawn anew in each epoch; none: `frame_size_px`."""
 
+    patience_seconds: float = 0.0
+    """How long a store that fails is asked again before a clip counts as unavailable."""
+
     def share(self, num_ranks: int) -> int:
-        """Slots of a step that are one rank's."""
-        if self.batch % num_ranks:
-            raise ValueError(f"{num_ranks} workers cannot share a global batch of {self.batch} equally")
-        return self.batch // num_ranks
+        """Slots of a step that are one rank's. Where the ranks do not divide the batch, the last slots stay empty."""
+        return -(-self.batch // num_ranks)
 
     def steps_per_block(self, num_ranks: int) -> int:
         """Steps of one rank that are decoded together."""
@@ -114,9 +115,9 @@ class ClipSource:
         return -(-len(self.rows()) // self.batch)
 
 
-def segments(source: ClipSource, num_steps: int, num_ranks: int) -> list[tuple[str, int, int]]:
-    """Name and step range [start, stop) of each dataset that a run of `num_steps` is cut into."""
-    size = max(1, MAX_BLOCKS // num_ranks) * source.steps_per_block(num_ranks)
+def segments(source: ClipSource, num_steps: int, most_ranks: int) -> list[tuple[str, int, int]]:
+    """Name and step range [start, stop) of each dataset that a run of `num_steps` on up to `most_ranks` is cut into."""
+    size = max(1, MAX_BLOCKS // most_ranks) * source.steps_per_block(most_ranks)
     starts = range(0, num_steps, size)
     return [(f"train-{number}", start, min(start + size, num_steps)) for number, start in enumerate(starts)]
 
@@ -167,6 +168,7 @@ def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop
     num_steps = source.steps_per_block(num_ranks)
     first = start_step + group * num_steps
     steps = range(first, min(first + num_steps, stop_step))
+    storage.be_patient(source.patience_seconds)
     return pa.concat_tables(decode_share(source, step, rank, num_ranks) for step in steps)
 
 
@@ -174,7 +176,8 @@ def decode_share(source: ClipSource, step: int, rank: int, num_ranks: int) -> pa
     """One rank's slots of one step."""
     share, planned = source.share(num_ranks), source.planned(step)
     table = split_rows(source.manifest_path, source.split)[planned.kind]
-    rows, first_slot = planned.rows[rank * share : (rank + 1) * share], step * source.batch + rank * share
+    rows = np.pad(planned.rows, (0, share * num_ranks - source.batch), constant_values=PADDING)
+    rows, first_slot = rows[rank * share : (rank + 1) * share], (step * num_ranks + rank) * share
     found = [table.slice(row, 1).to_pylist()[0] if row >= 0 else None for row in rows.tolist()]
     reads = fetch_ahead((row["uri"], row["checksum"]) if row else ("", None) for row in found)
     decoded = [
@@ -281,15 +284,14 @@ def rejected_rows(table: pa.Table, stage: Stage) -> list[Rejected]:
 
 
 def in_plan_order(
-    tables: Iterator[pa.Table], *, start_step: int, rank: int, num_ranks: int, batch: int
+    tables: Iterator[pa.Table], *, start_step: int, rank: int, num_ranks: int, share: int
 ) -> Iterator[pa.Table]:
     """The same tables, after each was seen to hold exactly this rank's slots of the next step.
 
     Ray Data's order is relied on, so it is checked: a wrong share stops the run instead of training on it.
     """
-    share = batch // num_ranks
     for step, table in enumerate(tables, start_step):
-        first = step * batch + rank * share
+        first = (step * num_ranks + rank) * share
         slots = table["slot"].to_numpy()
         if len(slots) != share or slots[0] != first or (np.diff(slots) != 1).any():
             raise RuntimeError(

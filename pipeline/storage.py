@@ -29,8 +29,10 @@ from botocore import exceptions as boto
 T = TypeVar("T")
 
 TRIES = 6
-"""How often a store is asked for one thing."""
+"""How often a store is asked for one thing, at least."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
+OUTAGE_SECONDS = 180
+"""How long a store may be gone while a run is under way."""
 NUM_AHEAD = 8
 """Remote files that are on their way while one is used."""
 
@@ -60,11 +62,17 @@ _RIGHTS = {
 """The right that a call needs, where it is not named like the call."""
 
 _jitter = random.Random()
+_patience = {"seconds": 0.0}
 _repeated: deque[str] = deque()
 
 
 class UnavailableError(ConnectionError):
     """A store did not give or take something, however often it was asked."""
+
+
+def be_patient(seconds: float) -> None:
+    """From now on this process asks a store that fails again for so long: a run waits until the store is back."""
+    _patience["seconds"] = seconds
 
 
 def take_num_retries() -> int:
@@ -163,10 +171,25 @@ def write_bytes_atomic(path: str, data: bytes) -> None:
         _ask(path, lambda _, inner: _replace(Path(inner), data))
 
 
+def upload_folder(folder: str, path: str) -> None:
+    """The files of a local folder below `path`. What is there before the last of them is not the whole."""
+    for name in list_files(folder):
+        target = join(path, name)
+        if not is_remote(target):
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+        _ask(target, lambda store, inner, name=name: store.put_file(join(folder, name), inner))
+
+
 def remove(path: str) -> None:
     """There is no file at `path` afterwards; none before is fine."""
     with suppress(FileNotFoundError):
         _ask(path, lambda store, inner: store.rm_file(inner))
+
+
+def remove_folder(path: str) -> None:
+    """There is nothing at or below `path` afterwards; nothing before is fine."""
+    with suppress(FileNotFoundError):
+        _ask(path, lambda store, inner: store.rm(inner, recursive=True))
 
 
 def check_readable(path: str) -> None:
@@ -198,24 +221,29 @@ def temporary_bucket(url: str) -> Iterator[str]:
         _ask(url, lambda store, inner: store.rm(inner, recursive=True))
 
 
-def check_uploads(path: str) -> None:
-    """Nothing, if Ray Train can upload checkpoints below `path`; otherwise an error that names the remedy.
+def arrow_filesystem(path: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
+    """What Ray Train, which knows Arrow's file systems only, reaches `path` by, and the path inside it.
 
-    Ray Train writes with Arrow's own client, which sends checksums behind the data. Ceph and older MinIO answer that
-    with HTTP 411, and would do so when the first checkpoint is due.
+    None for this machine's own. Every call is repeated for about `OUTAGE_SECONDS` while the store fails.
     """
-    if not path.startswith("s3://"):
-        return
-    probe = join(path, f".writable-{uuid.uuid4().hex}")
-    store, inner = pyarrow.fs.FileSystem.from_uri(probe)
-    try:
-        with store.open_output_stream(inner) as file:
-            file.write(b"\0")
-        store.delete_file(inner)
-    except OSError as error:
-        if "HTTP status 411" in str(error):
-            raise ConnectionError(_no_checksums(path)) from error
-        raise ConnectionError(f"checkpoints could not be uploaded below {path}: {error}") from error
+    if not is_remote(path):
+        return None, absolute(path)
+    store, inner = _resolve(path)
+    handler = _PatientS3() if path.startswith(("s3://", "s3a://")) else pyarrow.fs.FSSpecHandler(store)
+    return pyarrow.fs.PyFileSystem(handler), inner
+
+
+class _PatientS3(pyarrow.fs.FSSpecHandler):
+    """S3 for who does not go through `_ask`: botocore repeats instead, with pauses of up to 20 s, 10 on average."""
+
+    def __init__(self) -> None:
+        retries = {"mode": "standard", "total_max_attempts": 6 + OUTAGE_SECONDS // 10}
+        store: Any = fsspec.filesystem("s3", config_kwargs={"retries": retries}, use_listings_cache=False)
+        store.retries = 1
+        super().__init__(store)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _PatientS3, ()
 
 
 def pause_seconds(retry: int, draw: float) -> float:
@@ -227,9 +255,9 @@ def pause_seconds(retry: int, draw: float) -> float:
 
 
 def _ask(path: str, call: Callable[[Any, str], T]) -> T:
-    """What `call(store, path in the store)` returns, at one of `TRIES` tries."""
+    """What `call(store, path in the store)` returns, at one of `TRIES` tries or of those that patience allows."""
     store, inner = _resolve(path)
-    tries = 0
+    tries, given_up = 0, time.monotonic() + _patience["seconds"]
     while True:
         try:
             return call(store, inner)
@@ -239,9 +267,9 @@ def _ask(path: str, call: Callable[[Any, str], T]) -> T:
                 if worded := _in_words(error, path):
                     raise worded from error
                 raise
-            if tries == TRIES:
+            if tries >= TRIES and time.monotonic() > given_up:
                 raise UnavailableError(
-                    f"{path}: the store failed {TRIES} times, at last with {_answer(error)}; try again later, and "
+                    f"{path}: the store failed {tries} times, at last with {_answer(error)}; try again later, and "
                     "check AWS_ENDPOINT_URL if it never answers"
                 ) from error
         _repeated.append(path)

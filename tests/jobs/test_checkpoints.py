@@ -126,6 +126,7 @@ def commit(folder: Path, name: str | None, step: int = 0, *, is_finished: bool =
     snapshot = {
         "ray_version": "2.60.0",
         "checkpoint_results": results,
+        "pending_training_results": [],
         "latest_checkpoint_result": results[-1] if results else None,
     }
     (folder / checkpoints.SNAPSHOT).write_text(json.dumps(snapshot))
@@ -142,6 +143,23 @@ def test_the_committed_step_is_that_of_the_snapshot_not_of_the_newest_folder(tmp
     assert checkpoints.committed_checkpoint(str(tmp_path)) == "checkpoint_2026-01-01_00-00-01"
     assert checkpoints.committed_step(str(tmp_path)) == 40
     assert not checkpoints.is_finished(str(tmp_path))
+
+
+def test_what_was_uploaded_but_never_committed_is_removed(tmp_path: Path) -> None:
+    assert checkpoints.sweep(str(tmp_path)) == []
+    torn = tmp_path / "checkpoint_2026-01-01_00-00-01"
+    (torn / "deep").mkdir(parents=True)
+    (torn / "deep" / "half").write_text("x")
+    assert checkpoints.sweep(str(tmp_path)) == [torn.name]
+    commit(tmp_path, "checkpoint_2026-01-01_00-00-02", 40)
+    (torn / "deep").mkdir(parents=True)
+    (torn / "deep" / "half").write_text("x")
+    (tmp_path / "checkpoint_notes.txt").write_text("a person's")
+    assert checkpoints.sweep(str(tmp_path)) == [torn.name]
+    assert not torn.exists()
+    assert (tmp_path / "checkpoint_notes.txt").exists()
+    assert checkpoints.committed_step(str(tmp_path)) == 40
+    assert checkpoints.sweep(str(tmp_path)) == []
 
 
 def test_a_run_that_trained_to_its_end_is_finished(tmp_path: Path) -> None:

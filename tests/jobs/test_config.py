@@ -93,6 +93,7 @@ def changed(**parts: Any) -> PretrainConfig:
     [
         changed(name="second"),
         changed(placement=Placement(num_workers=4, storage="s3://bucket/runs", log_every=3, decode_cpus=7)),
+        changed(placement=Placement(num_workers=(1, 7))),
         changed(data=DataConfig(manifest="s3://bucket/manifest.parquet")),
     ],
 )
@@ -186,6 +187,10 @@ REFUSED = [
         (lambda name=name: Placement(**{name: 0}), rf"placement\.{name} must be at least 1, got 0")
         for name in ("num_workers", "decode_cpus", "log_every", "num_kept_checkpoints", "threads_per_worker")
     ],
+    (lambda: Placement(num_workers=(0, 2)), r"placement\.num_workers must be at least 1, got 0"),
+    (lambda: Placement(num_workers=(4, 2)), r"placement\.num_workers must name the fewest first, got 4 and 2"),
+    (lambda: Placement(max_failures=-1), r"placement\.max_failures must not be negative, got -1"),
+    (lambda: Placement(hang_seconds=0), r"placement\.hang_seconds must be above 0, got 0"),
     (lambda: pretrain(name=""), "name must be a plain folder name of letters, digits and _ . -, got ''"),
     (lambda: pretrain(name="a/b"), "name must be a plain folder name of letters, digits and _ . -, got 'a/b'"),
     (

@@ -23,6 +23,7 @@ from pipeline.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.plan import MixingConfig
 from pipeline.records import Batch, Kind, Stage
 from pipeline.significance import mine_significant_words
+from pipeline.storage import upload_folder
 from pipeline.words import train_wordpiece
 
 NUM_VIDEOS, NUM_IMAGES, BATCH, SIZE_PX, CROP_PX, IMAGE_EPOCHS = 9, 6, 4, 32, 20, 2
@@ -99,7 +100,7 @@ def batches(
     stop = NUM_STEPS if source == "train" else clips.num_evaluation_steps()
     tables = (decode_share(clips, step, rank, num_ranks) for step in range(start, stop))
     world = World(rank, num_ranks, torch.device("cpu"))
-    return Rank(job, Runtime(world)).batches(clips, tables, start, stage)
+    return Rank(job, Runtime(world, upload_folder)).batches(clips, tables, start, stage)
 
 
 def columns(batch: Batch) -> list[torch.Tensor]:

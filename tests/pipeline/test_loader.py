@@ -123,7 +123,7 @@ def from_ray(source: ClipSource, start_step: int, stop_step: int) -> list[list[p
 
     def consume(rank: int) -> list[pa.Table]:
         tables = iterators[rank].iter_batches(batch_size=SHARE, batch_format="pyarrow", prefetch_batches=2)
-        return list(in_plan_order(iter(tables), start_step=start_step, rank=rank, num_ranks=NUM_RANKS, batch=BATCH))
+        return list(in_plan_order(iter(tables), start_step=start_step, rank=rank, num_ranks=NUM_RANKS, share=SHARE))
 
     with ThreadPoolExecutor(NUM_RANKS) as threads:
         return list(threads.map(consume, range(NUM_RANKS)))
@@ -327,14 +327,31 @@ def test_a_stream_out_of_order_stops_the_run(change: str) -> None:
         return pa.table({"slot": pa.array(range(first, first + count), pa.int64())})
 
     right = [table(84), table(92)]
-    assert list(in_plan_order(iter(right), start_step=10, rank=1, num_ranks=2, batch=8)) == right
+    assert list(in_plan_order(iter(right), start_step=10, rank=1, num_ranks=2, share=4)) == right
     wrong = {"swapped": [table(92), table(84)], "short": [table(84, 3)], "late": [table(84), table(100)]}[change]
     with pytest.raises(RuntimeError, match=r"rank 1 expected slots \[.*not delivered in the order of the plan"):
-        list(in_plan_order(iter(wrong), start_step=10, rank=1, num_ranks=2, batch=8))
+        list(in_plan_order(iter(wrong), start_step=10, rank=1, num_ranks=2, share=4))
 
 
-def test_shares_that_cannot_be_equal_are_refused(source: ClipSource) -> None:
-    with pytest.raises(ValueError, match="3 workers cannot share a global batch of 8 equally"):
-        clip_stream(source, start_step=0, stop_step=1, num_ranks=3)
+@pytest.mark.parametrize("num_ranks", [3, 5, 16])
+def test_ranks_that_do_not_divide_the_batch_share_the_same_slots(
+    source: ClipSource, two_epochs: list[pa.Table], num_ranks: int
+) -> None:
+    """The clips of a step are the same on any number of ranks; what is too much has weight 0, at the end."""
+    share = source.share(num_ranks)
+    assert share == {3: 3, 5: 2, 16: 1}[num_ranks]
+    for step in (0, 5):
+        tables = [decode_share(source, step, rank, num_ranks) for rank in range(num_ranks)]
+        assert {len(table) for table in tables} == {share}
+        whole = pa.concat_tables(tables)
+        same = whole.slice(0, BATCH).drop(["slot", "num_retries"])
+        assert same == two_epochs[step].drop(["slot", "num_retries"])
+        assert whole["weight"].to_pylist()[BATCH:] == [0.0] * (share * num_ranks - BATCH)
+        for rank, table in enumerate(tables):
+            seen = in_plan_order(iter([table]), start_step=step, rank=rank, num_ranks=num_ranks, share=share)
+            assert list(seen) == [table]
+
+
+def test_a_block_without_its_own_number_is_refused(source: ClipSource) -> None:
     with pytest.raises(RuntimeError, match="a block has 3 numbers instead of its own"):
         decode_block(pa.table({"id": [0, 1, 2]}), source=source, start_step=0, stop_step=9, num_ranks=2)

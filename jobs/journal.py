@@ -1,0 +1,56 @@
+"""What a process of a run says of itself: JSON lines in the run's folder, for people at three in the morning.
+
+STORAGE/NAME/logs/WHO-START-NUMBER.jsonl      a file per flush, since an object store does not append
+
+Every line has `time` (UTC), `who` (rank-0, controller, driver) and `event`; the rest are values with units in their
+names.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from typing import Any
+
+from pipeline import storage
+
+FOLDER = "logs"
+
+
+class Journal:
+    """The lines of one process since it started."""
+
+    def __init__(self, run_folder: str, who: str) -> None:
+        self.run_folder, self.who = run_folder, who
+        self.start = now()
+        self.lines: list[str] = []
+        self.num_files = 0
+
+    def note(self, event: str, **values: Any) -> None:
+        """One line, kept until the next flush."""
+        self.lines.append(json.dumps({"time": now(), "who": self.who, "event": event, **values}))
+
+    def flush(self) -> None:
+        """The lines since the last flush are in the run's folder."""
+        if not self.lines:
+            return
+        start = self.start.translate(str.maketrans("", "", "-:"))
+        name = f"{self.who}-{start}-{os.getpid()}-{self.num_files:04}.jsonl"
+        storage.write_bytes_atomic(f"{self.run_folder}/{FOLDER}/{name}", ("\n".join(self.lines) + "\n").encode())
+        self.num_files += 1
+        self.lines = []
+
+
+def now() -> str:
+    """The time in UTC, to the millisecond."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def read_journals(run_folder: str) -> list[dict[str, Any]]:
+    """All lines of a run, by time."""
+    folder = f"{run_folder}/{FOLDER}"
+    if not storage.exists(folder):
+        return []
+    texts = [storage.read_bytes(f"{folder}/{path}").decode() for path in storage.list_files(folder)]
+    return sorted((json.loads(line) for text in texts for line in text.splitlines()), key=lambda line: line["time"])

@@ -1,0 +1,46 @@
+"""Gauges that Ray's endpoint hands to Prometheus, one set per rank; `cluster/grafana.json` draws them."""
+
+from __future__ import annotations
+
+import functools
+import resource
+
+import ray
+import torch
+from ray.util.metrics import Gauge
+
+GAUGES = {
+    "step": "optimizer steps done",
+    "loss": "total loss of the global batch",
+    "clips_per_second": "clips of the global batch per second",
+    "data_wait_share": "share of the time between two logged steps that this rank waited for clips",
+    "seconds_per_step": "time of a step, waiting included",
+    "rejected": "clips that could not be decoded, since this group of workers started",
+    "store_retries": "how often an object store had to be asked again, since this group of workers started",
+    "memory_mib": "most memory that this rank has had so far",
+    "gpu_memory_mib": "most GPU memory that this rank has had so far",
+}
+"""What each gauge says; its name in Prometheus is ray_snps3_NAME."""
+
+
+@functools.cache
+def gauge(name: str) -> Gauge:
+    """The gauge of a name in `GAUGES`."""
+    return Gauge(f"snps3_{name}", description=GAUGES[name], tag_keys=("run", "rank"))
+
+
+def publish(values: dict[str, float], run: str, rank: int) -> None:
+    """`values`, by names of `GAUGES`, as they are now. Nothing outside of a Ray."""
+    if ray.is_initialized():
+        for name, value in values.items():
+            gauge(name).set(value, {"run": run, "rank": str(rank)})
+
+
+def memory_mib() -> float:
+    """The most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def gpu_memory_mib(device: torch.device) -> float:
+    """The most memory that tensors of this process have had on `device`; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
