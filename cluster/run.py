@@ -32,6 +32,7 @@ from ray.train import (
     RunConfig,
     ScalingConfig,
     UserCallback,
+    WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -50,6 +51,10 @@ WORKER_ENVIRONMENT = {
 }
 """Of every process of a run: one line of progress of our own, and nobody is told. The features of a batch are megabytes
 each and live for a moment; glibc would ask the kernel for fresh pages each time, about a tenth of a step on a CPU."""
+
+
+class LostError(RuntimeError):
+    """The run has lost its workers more often than it may be started again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +186,7 @@ def run(
 
     `datasets`: of a number of ranks, the dataset that each of them reads its share of.
     `on_loss`: told of the exceptions of lost ranks, by rank.
+    LostError when a worker is lost once more than `workers.max_failures`, or could not be started at all.
     """
     refuse_without_cpus(workers)
 
@@ -189,7 +195,7 @@ def run(
         world = make_world(f"cuda:{ray.train.get_context().get_local_rank()}" if workers.use_gpu else "cpu")
         function(config, Runtime(world, storage.upload))
 
-    TorchTrainer(
+    trainer = TorchTrainer(
         on_each_rank,
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -211,7 +217,21 @@ def run(
                 num_to_keep=workers.num_kept_checkpoints, checkpoint_score_attribute=CHECKPOINT_METRIC
             ),
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        causes = "; ".join(f"rank {rank}: {_last_line(cause)}" for rank, cause in error.worker_failures.items())
+        raise LostError(
+            f"workers were lost more than {workers.max_failures} times, at last {causes}. The same command goes on "
+            "from the last checkpoint"
+        ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    """What an exception says, without the traceback that Ray puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def no_rows() -> ray.data.Dataset:

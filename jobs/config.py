@@ -205,6 +205,8 @@ class Placement:
     max_failures: int = 3
     """Times that training is started again from its last checkpoint after losing a worker. Nodes that the cloud takes
     back are not counted."""
+    resize_seconds: float = 60.0
+    """Pause between two looks whether a run of a varying number of workers should have more or fewer."""
     hang_seconds: float = 900.0
     """A rank that does not finish a step, or a part of an evaluation, in this time ends with an error that says where
     it was, and counts as lost."""

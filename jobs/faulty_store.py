@@ -45,6 +45,8 @@ class FaultyStore(ThreadingHTTPServer):
         if self.target.scheme != "http":
             raise ValueError(f"the endpoint behind the faults must be an http:// URL, got {target}")
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        self.gone_until = float("-inf")
+        """Until then, in monotonic time, every request is answered 503."""
         self.counts: Counter[str] = Counter()
         self.most_at_once = self._num_waiting = 0
         self._gets, self._lock = itertools.count(1), threading.Lock()
@@ -62,7 +64,9 @@ class FaultyStore(ThreadingHTTPServer):
         """The fault of the next request: "slow_down", "cut", "refused", or "" for none."""
         number = next(self._gets) if method == "GET" else 0
         chosen = ""
-        if method == "PUT" and self.faults.put_refusal:
+        if time.monotonic() < self.gone_until:
+            chosen = "gone"
+        elif method == "PUT" and self.faults.put_refusal:
             chosen = "refused"
         elif _is_due(number, self.faults.cut_every):
             chosen = "cut"
@@ -98,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.wait()
         match self.server.fault(self.command):
-            case "slow_down":
+            case "slow_down" | "gone":
                 self.refuse("503 SlowDown")
             case "refused":
                 self.refuse(self.server.faults.put_refusal)

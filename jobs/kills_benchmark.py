@@ -14,6 +14,7 @@ import datetime
 import hashlib
 import itertools
 import json
+import logging
 import os
 import pickle
 import random
@@ -23,13 +24,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.cluster_utils
+from ray._private import state
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
+from ray.util import placement_group_table
 
 from cluster.run import DATA_NODES, Runtime
 from jobs import checkpoints, pretrain, worker
@@ -42,6 +47,10 @@ from pipeline.loader import ClipSource
 ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS, EVERY = 24, 6
 """Steps of a run, and between its checkpoints."""
+PACE_SECONDS = 0.4
+"""Pause after each step, so that a run lasts long enough to lose something in the midst of it."""
+HANG_SECONDS = 60.0
+QUICK_NOTICE = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 TRAIN_CPUS = 1
 WAIT_SECONDS = 240
 """How long a run may take to the step at which something is killed, and from there to its end."""
@@ -67,6 +76,7 @@ def recorded_rank(job: Job, runtime: Runtime) -> None:
                 loss = metrics["loss/total"].item()
                 done = {"step": state.progress.step, "time": time.time(), "clips": clips, "loss": loss}
                 file.write(json.dumps(done) + "\n")
+                time.sleep(PACE_SECONDS)
                 yield metrics, batch
 
     worker.training_steps = recorded
@@ -198,7 +208,7 @@ class Driver:
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, settings],
             cwd=ROOT,
-            env=os.environ | {"RAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)},
+            env=os.environ | {"RAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)} | QUICK_NOTICE,
             stdout=self.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -255,7 +265,13 @@ def small_run(name: str, manifest: str, placement: Placement, global_batch: int 
 def small_placement(storage: str, num_workers: int | tuple[int, int] = 2, **changes: Any) -> Placement:
     """A run on the test cluster: half a CPU for each of its workers, two for decoding."""
     return Placement(
-        storage=storage, num_workers=num_workers, cpus_per_worker=0.5, decode_cpus=2, log_every=1, **changes
+        storage=storage,
+        num_workers=num_workers,
+        cpus_per_worker=0.5,
+        decode_cpus=2,
+        log_every=1,
+        hang_seconds=HANG_SECONDS,
+        **changes,
     )
 
 
@@ -283,6 +299,26 @@ def kill_data_node(driver: Driver, cluster: LocalCluster, found: list[Attempt]) 
     cluster.fill()
 
 
+def hang_rank(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
+    """A rank stands still for ever."""
+    del driver, cluster
+    os.kill(next(one.pid for one in reversed(found) if one.rank == 1), signal.SIGSTOP)
+
+
+def announce_loss(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
+    """A node with a rank is said to go in half a minute, as of a spot instance, and goes."""
+    deadline = time.monotonic() + 30
+    store = GcsClient(address=cluster.address)
+    reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # pyright: ignore[reportAttributeAccessIssue]
+    store.drain_node(found[-1].node, reason, "announced by the measurement", int((time.time() + 30) * 1000))
+    while time.monotonic() < deadline and driver.process.poll() is None:
+        events = [line["event"] for line in read_journals(str(driver.storage / driver.config.name))]
+        if "preempted" in events and "checkpoint" in events[events.index("preempted") :]:
+            break
+        time.sleep(0.2)
+    kill_train_node(driver, cluster, found)
+
+
 def kill_driver(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
     """The driver is gone, and the same command is given again."""
     del cluster, found
@@ -296,6 +332,8 @@ KILLS: dict[str, Callable[[Driver, LocalCluster, list[Attempt]], None]] = {
     "train node": kill_train_node,
     "decode node": kill_data_node,
     "driver": kill_driver,
+    "hang": hang_rank,
+    "notice": announce_loss,
 }
 
 
@@ -342,7 +380,9 @@ def weights_of(run_folder: Path) -> str:
     return hashlib.blake2b((run_folder / str(name) / checkpoints.WEIGHTS).read_bytes()).hexdigest()
 
 
-def kills(manifest: str = "", num_runs: int = 5, seed: int = 0) -> dict[str, Any]:
+def kills(
+    manifest: str = "", num_runs: int = len(KILLS), seed: int = 0, what: tuple[str, ...] = tuple(KILLS)
+) -> dict[str, Any]:
     """Clips lost and doubled by runs that lose a rank, a node or their driver at a random step, and whether their
     weights are those of a run that nothing happened to."""
     rng = random.Random(seed)
@@ -355,18 +395,37 @@ def kills(manifest: str = "", num_runs: int = 5, seed: int = 0) -> dict[str, Any
         wanted = weights_of(whole.storage / "whole")
         runs = []
         for number in range(num_runs):
-            what, step = list(KILLS)[number % len(KILLS)], rng.randint(1, NUM_STEPS - 1)
+            kind, step = what[number % len(what)], rng.randint(1, NUM_STEPS - 3)
             config = small_run("killed", manifest, small_placement(f"{folder}/{number}"))
-            runs.append(run_killed(what, step, config, cluster))
+            runs.append(run_killed(kind, step, config, cluster))
             runs[-1]["bit_equal"] = runs[-1].pop("weights") == wanted
             print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
+        left = leftovers(cluster.address)
     return {
         "lost": sum(run["lost"] for run in runs),
         "doubled": sum(run["doubled"] for run in runs),
         "bit_equal": all(run["bit_equal"] for run in runs),
+        "left": left,
         "num_runs": num_runs,
         "runs": runs,
     }
+
+
+def leftovers(address: str) -> list[str]:
+    """Actors of runs that are still alive, and placement groups that are still held, after all runs are over."""
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        time.sleep(10)  # a killed driver is noticed by its silence
+        groups = [f"placement group {key}" for key, one in placement_group_table().items() if one["state"] != "REMOVED"]
+        actors = state.actors().values()
+        return groups + [f"{one['ActorClassName']} {one['State']}" for one in actors if _is_of_a_run(one)]
+    finally:
+        ray.shutdown()
+
+
+def _is_of_a_run(actor: Mapping[str, Any]) -> bool:
+    kinds = ("RayTrainWorker", "TrainController", "SplitCoordinator", "DatasetManager", "PreemptionWatcher")
+    return actor["State"] != "DEAD" and any(kind in actor["ActorClassName"] for kind in kinds)
 
 
 def small_corpus(folder: str) -> str:

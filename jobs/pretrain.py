@@ -265,6 +265,7 @@ def workers(config: PretrainConfig) -> cluster_run.Workers:
         decode_cpus=placement.decode_cpus,
         max_failures=placement.max_failures,
         num_kept_checkpoints=placement.num_kept_checkpoints,
+        resize_seconds=placement.resize_seconds,
     )
 
 
@@ -328,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
-    except RunError as error:
+    except (RunError, cluster_run.LostError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 1
     return 0

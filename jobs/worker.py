@@ -128,7 +128,7 @@ class Rank:
         self.tracker = Tracker(job.tracking_uri, job.tracking_run_id)
         self.rejected: list[Rejected] = []
         self.num_seen = self.num_retries = 0
-        self.last_look_seconds = time.monotonic()
+        self.last_look_seconds = float("-inf")
         self.has_seen_preemption = False
         self.clock = Clock()
 

@@ -10,6 +10,7 @@ or UnavailableError after the last try.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import tempfile
@@ -309,6 +310,8 @@ def _in_words(error: Exception, path: str) -> Exception | None:
             return FileNotFoundError(_missing(path))
         case PermissionError():
             return PermissionError(f"no permission for {path}: {_missing_right(refusal, path)}")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return OSError(error.errno, f"no space left for {path}: make room there, and give the same command again")
         case NotADirectoryError() | FileExistsError():
             return NotADirectoryError(f"a part of {path} is a file, not a folder: choose another path")
         case boto.NoCredentialsError() | boto.PartialCredentialsError():

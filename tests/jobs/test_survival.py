@@ -1,0 +1,261 @@
+"""Runs that lose a rank, a node, their driver or their storage go on from the last committed unit.
+
+The measurement `kills` is run here in small: one run in `make test`, all kinds in `make test-slow`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import checkpoints, kills_benchmark, pretrain
+from jobs.faulty_store import Faults, faulty_store
+from jobs.journal import read_journals
+from jobs.kills_benchmark import (
+    EVERY,
+    KILLS,
+    NUM_STEPS,
+    Attempt,
+    Driver,
+    LocalCluster,
+    attempts,
+    lineage,
+    lost_and_doubled,
+    running_cluster,
+    small_placement,
+    small_run,
+)
+from pipeline import storage
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of a small corpus, prepared in a process of its own: the Ray of the other tests is not to know of it."""
+    folder = tmp_path_factory.mktemp("corpus")
+    script = f"from jobs.kills_benchmark import small_corpus; print(small_corpus({str(folder)!r}))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def attempt(group: int, rank: int, first_step: int, clips: dict[int, list[int]]) -> Attempt:
+    times = dict.fromkeys(clips, 0.0)
+    return Attempt(
+        group=group,
+        pid=1,
+        rank=rank,
+        num_ranks=2,
+        first_step=first_step,
+        node="",
+        clips=clips,
+        losses=times,
+        times=times,
+    )
+
+
+def test_what_was_undone_by_a_restart_does_not_count() -> None:
+    first = [attempt(1, rank, 0, {1: [rank], 2: [10 + rank], 3: [20 + rank]}) for rank in range(2)]
+    second = [attempt(2, rank, 2, {3: [30 + rank]}) for rank in range(2)]
+    assert lineage(first + second) == {1: [0, 1], 2: [10, 11], 3: [30, 31]}
+    assert lineage([*first, attempt(2, 0, 1, {})]) == {1: [0, 1]}
+
+
+def test_a_lost_and_a_doubled_clip_are_counted(manifest: str) -> None:
+    source = pretrain.make_sources(small_run("x", manifest, small_placement("unused")))["train"]
+    ids = {kind: rows["clip_id"].to_numpy() for kind, rows in pretrain.split_rows(manifest, "train").items()}
+    planned = [source.planned(step) for step in range(NUM_STEPS)]
+    trained = {step.step + 1: [int(ids[step.kind][row]) for row in step.rows if row >= 0] for step in planned}
+    assert lost_and_doubled(trained, source, NUM_STEPS) == (0, 0)
+    moved = trained | {3: trained[3][1:], 4: [*trained[4], trained[4][0]]}
+    assert lost_and_doubled(moved, source, NUM_STEPS) == (1, 1)
+    assert lost_and_doubled({step: trained[step] for step in trained if step != 7}, source, NUM_STEPS)[0] > 0
+
+
+@pytest.mark.parametrize(
+    "what", [("rank 1",), pytest.param(tuple(KILLS), marks=pytest.mark.slow)], ids=["one kill", "all kinds"]
+)
+def test_nothing_is_lost_or_doubled_and_the_weights_are_the_same_bits(manifest: str, what: tuple[str, ...]) -> None:
+    found = kills_benchmark.kills(manifest=manifest, num_runs=len(what), what=what, seed=1)
+    assert (found["lost"], found["doubled"], found["bit_equal"]) == (0, 0, True)
+    for run in found["runs"]:
+        is_elsewhere = run["what"] == "decode node"  # training does not notice
+        assert run["num_groups"] == (1 if is_elsewhere else 2), run
+    assert found["left"] == []
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    with running_cluster() as nodes:
+        yield nodes
+
+
+@pytest.mark.slow
+def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
+    manifest: str, tmp_path: Path, cluster: LocalCluster
+) -> None:
+    """One node, then two, then one: the same clips in the same steps as a run of two workers from start to end."""
+    cluster.fill(num_train=1)
+    placement = small_placement(str(tmp_path / "elastic"), num_workers=(1, 2))
+    placement = dataclasses.replace(placement, cpus_per_worker=1.0, resize_seconds=2.0)
+    config = small_run("elastic", manifest, placement)
+    driver = Driver(config, cluster.address)
+    try:
+        driver.wait_for_step(3)
+        cluster.fill(num_train=2)
+        while max(one.num_ranks for one in attempts(driver.storage)) < 2:
+            assert driver.process.poll() is None, driver.words()
+            time.sleep(0.1)
+        driver.wait_for_step(max(max(one.clips, default=0) for one in attempts(driver.storage)) + 2)
+        cluster.kill(cluster.train_nodes, cluster.train_nodes[-1])
+        driver.finish()
+    finally:
+        if driver.process.poll() is None:
+            driver.kill()
+    found = attempts(driver.storage)
+    assert {one.num_ranks for one in found} == {1, 2}
+    assert lost_and_doubled(lineage(found), pretrain.make_sources(config)["train"], NUM_STEPS) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_announced_to_go_is_preceded_by_a_checkpoint(
+    manifest: str, tmp_path: Path, cluster: LocalCluster
+) -> None:
+    config = small_run("killed", manifest, small_placement(str(tmp_path), max_failures=0))
+    run = kills_benchmark.run_killed("notice", 2, config, cluster)
+    assert (run["lost"], run["doubled"], run["num_groups"]) == (0, 0, 2)
+    steps = {line["step"] for line in read_journals(str(tmp_path / "killed")) if line["event"] == "checkpoint"}
+    assert any(step % EVERY for step in steps), steps
+
+
+def command(folder: Path, manifest: str, *options: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """A small run of one worker, by the command that a person types."""
+    sizes = "--data.num-frames 2 --data.frame-size-px 32 --optim.global-batch 8 --optim.warmup-steps 1"
+    rest = "--placement.log-every 1 --placement.num-workers 1 --placement.cpus-per-worker 1"
+    command = [sys.executable, str(ROOT / "jobs/pretrain.py"), "tiny", "--name", "small", *sizes.split(), *rest.split()]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.Popen(
+        [*command, "--data.manifest", manifest, *options],
+        env=inherited | environment | {"PYTHONPATH": str(ROOT)},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_a_bucket_that_is_gone_for_a_while(manifest: str, bucket: str, tmp_path: Path) -> None:
+    faults = Faults(slow_down_every=7)
+    with faulty_store(os.environ["AWS_ENDPOINT_URL"], faults) as store:
+        environment = {"AWS_ENDPOINT_URL": store.endpoint, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+        options = [
+            "--optim.num-steps",
+            "40",
+            "--selection.evaluate-every",
+            "4",
+            "--placement.storage",
+            f"{bucket}/runs",
+        ]
+        process = command(tmp_path, manifest, *options, environment=environment)
+        printed: list[str] = []
+        reader = threading.Thread(target=lambda: printed.extend(process.stdout or ()))
+        reader.start()
+        while checkpoints.committed_step(f"{bucket}/runs/small") < 8:
+            assert process.poll() is None, "".join(printed)
+            time.sleep(0.2)
+        store.gone_until = time.monotonic() + 45
+        before = checkpoints.committed_step(f"{bucket}/runs/small")
+        assert process.wait(400) == 0, "".join(printed)
+        reader.join()
+    assert before < 40
+    assert checkpoints.is_finished(f"{bucket}/runs/small")
+    assert store.counts["gone"] > 0
+    assert not [line for line in read_journals(f"{bucket}/runs/small") if line["event"] == "lost"]
+    kept = [path for path in storage.list_files(f"{bucket}/runs/small") if path.startswith("checkpoint_2")]
+    assert len({path.split("/")[0] for path in kept}) == 2
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_the_last_unit_is_whole(manifest: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be made here: {mounted.stderr.strip()}")
+    try:
+        environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+        options = ["--placement.storage", str(disk), "--placement.max-failures", "0"]
+        options += ["--optim.num-steps", "400", "--selection.evaluate-every", "2"]
+        process = command(
+            tmp_path, manifest, *options, "--placement.num-kept-checkpoints", "50", environment=environment
+        )
+        said, _ = process.communicate(timeout=400)
+        assert process.returncode == 1, said
+        assert "no space left" in said.lower()
+        folder = f"{disk}/small"
+        step = checkpoints.committed_step(folder)
+        assert step >= 2
+        name = checkpoints.committed_checkpoint(folder)
+        assert checkpoints.read_json(f"{folder}/{name}/{checkpoints.PROGRESS}")["step"] == step
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_the_run_at_once_with_step_and_clips(manifest: str, tmp_path: Path) -> None:
+    """Starting again would only repeat it."""
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    options = ["--placement.storage", str(tmp_path), "--optim.num-steps", "400", "--selection.evaluate-every", "3"]
+    process = command(
+        tmp_path, manifest, *options, "--optim.lr", "1e30", "--optim.max-grad-norm", "1e30", environment=environment
+    )
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 1, said
+    assert "not finite at step" in said
+    assert "clips of the batch: [" in said
+    failure = json.loads((tmp_path / "small" / checkpoints.FAILURE).read_text())["error"]
+    assert failure in said
+    starts = [line for line in read_journals(str(tmp_path / "small")) if line["event"] == "start"]
+    assert len(starts) == 1
+
+
+@pytest.mark.slow
+def test_a_job_is_taken_with_the_token_and_refused_without(tmp_path: Path) -> None:
+    import urllib.error
+    import urllib.request
+
+    from cluster.head import local_head
+
+    def status(url: str, token: str | None) -> int:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    with local_head(num_cpus=1, object_store_bytes=100 * 2**20) as head:
+        jobs = f"{head.dashboard_url}/api/jobs/"
+        token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        assert [status(jobs, one) for one in (token, None, "0" * 64)] == [200, 401, 403]
+        marker = tmp_path / "ran"
+        entrypoint = [sys.executable, "-c", f"open({str(marker)!r}, 'w').close()"]
+        assert head.submit(entrypoint, job_id="allowed") == 0
+        assert marker.exists()
+        wrong = tmp_path / "token"
+        wrong.write_text("0" * 64)
+        stranger = dataclasses.replace(head, environment=head.environment | {"RAY_AUTH_TOKEN_PATH": str(wrong)})
+        assert stranger.submit([sys.executable, "-c", "1"], job_id="refused") != 0
