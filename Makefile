@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install pretrain test test-slow check format lint types clean
+.PHONY: help install pretrain test test-slow nightly check format lint types clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ test: install  ## the test suite
 
 test-slow: install  ## the tests that start whole runs
 	$(BIN)/python -m pytest -m slow
+
+nightly: install  ## twenty runs that lose something at random
+	$(BIN)/python jobs/benchmark.py kills --num-runs 20
 
 check: install format lint types test  ## format, lint, types, tests: what CI and the hook run
 

@@ -27,7 +27,7 @@ from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.dedup_benchmark import dedup
 from jobs.gpu_benchmark import gpu_step
-from jobs.kills_benchmark import kills
+from jobs.kills_benchmark import kills, restart
 from jobs.loaders_benchmark import loaders
 from jobs.mining_benchmark import mining
 from jobs.pretrain import hardware
@@ -83,7 +83,21 @@ def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[st
     results = checkpoints.read_json(f"{storage}/{name}/results.json")
     kept = {key: value for key, value in results.items() if key.startswith(("test/t2v", "temporal/t2v", "seconds/"))}
     facts = {"seconds": time.perf_counter() - start, "peak_pss_gib": peak_pss_bytes / 2**30}
-    return facts | {"spilled_bytes": spilled_bytes} | kept
+    return facts | {"spilled_bytes": spilled_bytes, "overhead": overhead_of(results)["fraction"]} | kept
+
+
+def overhead(num_steps: int = 240, storage: str = "runs") -> dict[str, Any]:
+    """Share of the time in steps that plan, telemetry, looks and checkpoints of `tiny` take beside them."""
+    name = f"overhead-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    results = run_pretraining(name, ["--optim.num-steps", str(num_steps)], storage)
+    return overhead_of(results) | {"num_steps": num_steps}
+
+
+def overhead_of(results: dict[str, Any]) -> dict[str, Any]:
+    """The same, from the results of a run."""
+    parts = {part: results[f"seconds/{part}"] for part in ("plan", "telemetry", "look", "checkpoint")}
+    in_steps = results["seconds/step"]
+    return {"fraction": sum(parts.values()) / in_steps, "seconds": parts, "seconds_in_steps": in_steps}
 
 
 def over_seeds(values: list[float]) -> list[float]:
@@ -129,6 +143,8 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "mining": mining,
     "dedup": dedup,
     "kills": kills,
+    "restart": restart,
+    "overhead": overhead,
 }
 
 

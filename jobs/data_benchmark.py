@@ -276,7 +276,8 @@ def soak(folder: str = "corpora/benchmark", num_decodes: int = 20_000, num_warm:
         finally:
             is_done.set()
             watcher.join()
-    steady = [(count, mib) for count, mib in samples if count >= num_warm]
+    end = max(count for count, _ in samples)  # from then on processes may be ending
+    steady = [(count, mib) for count, mib in samples if num_warm <= count < end]
     counts, mib = np.array(steady).T
     return {
         "spilled_bytes": spilled,

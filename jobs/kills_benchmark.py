@@ -19,6 +19,7 @@ import os
 import pickle
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from typing import Any
 import ray
 import ray.cluster_utils
 from ray._private import state
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated import autoscaler_pb2
 from ray.util import placement_group_table
 
@@ -408,6 +409,22 @@ def kills(
         "left": left,
         "num_runs": num_runs,
         "runs": runs,
+    }
+
+
+def restart(manifest: str = "", num_runs: int = 5) -> dict[str, Any]:
+    """Seconds from the loss of a rank to the next step, and what they go to."""
+    found = kills(manifest, num_runs, what=("rank 1",))["runs"]
+    notice, group, step = (
+        statistics.median(run[name] for run in found)
+        for name in ("seconds_to_notice", "seconds_to_group", "seconds_to_step")
+    )
+    return {
+        "seconds": step,
+        "seconds_until_noticed": notice,
+        "seconds_for_new_ranks_and_validation_clips": group - notice,
+        "seconds_for_data_and_first_step": step - group,
+        "all": [run["seconds_to_step"] for run in found],
     }
 
 

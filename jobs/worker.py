@@ -189,7 +189,9 @@ class Rank:
         for step, table in enumerate(shares, start_step):
             self.alive()
             self.rejected += rejected_rows(table, stage)
-            rows = clip_rows(table, source=source, epoch=source.planned(step).epoch)
+            with self.clock("plan"):
+                epoch = source.planned(step).epoch
+            rows = clip_rows(table, source=source, epoch=epoch)
             self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
             self.num_retries += sum(table["num_retries"].to_pylist())
             batch = collate(
@@ -231,8 +233,9 @@ class Rank:
             step = progress.step
             is_last = step == config.optim.num_steps
             is_due = is_last or step % config.selection.evaluate_every == 0
-            is_time_to_look = not is_due and self.world.any(self.world.is_first and self.is_time_to_look())
-            wish = self.look() if is_time_to_look else Wish.NONE
+            with self.clock("look"):
+                is_time_to_look = not is_due and self.world.any(self.world.is_first and self.is_time_to_look())
+                wish = self.look() if is_time_to_look else Wish.NONE
             if is_due or wish != Wish.NONE or step % config.placement.log_every == 0 or step == meter.first_step + 1:
                 self.log(meter, metrics, batch, step)
             if is_due:
@@ -272,6 +275,11 @@ class Rank:
         RunError, on all ranks, when there is no use in going on.
         """
         values = {name: value.item() for name, value in metrics.items()}
+        with self.clock("telemetry"):
+            self.tell(meter, values, batch, step)
+
+    def tell(self, meter: Meter, values: dict[str, float], batch: Batch, step: int) -> None:
+        """`values` and the counts of all ranks, to MLflow, Prometheus, the journal and the terminal."""
         wrong = non_finite(values)
         own = [[len(self.rejected), self.num_seen, self.num_retries, bool(wrong)]]
         counted = self.world.gather(torch.tensor(own, device=self.world.device)).sum(0).tolist()
@@ -353,9 +361,9 @@ class Rank:
         with self.clock("checkpoint"):
             state.progress.seconds = self.clock.seconds
             commit(state, self.runtime)
-        self.write_rejected()
-        self.journal.note("checkpoint", step=state.progress.step, seconds=self.clock.seconds.get("checkpoint", 0.0))
-        self.journal.flush()
+            self.write_rejected()
+            self.journal.note("checkpoint", step=state.progress.step)
+            self.journal.flush()
 
     def write_rejected(self) -> None:
         """The ledger of the run: every clip that failed since this group of workers started, and before it."""

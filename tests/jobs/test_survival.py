@@ -22,7 +22,6 @@ from jobs.faulty_store import Faults, faulty_store
 from jobs.journal import read_journals
 from jobs.kills_benchmark import (
     EVERY,
-    KILLS,
     NUM_STEPS,
     Attempt,
     Driver,
@@ -83,7 +82,9 @@ def test_a_lost_and_a_doubled_clip_are_counted(manifest: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", [("rank 1",), pytest.param(tuple(KILLS), marks=pytest.mark.slow)], ids=["one kill", "all kinds"]
+    "what",
+    [("rank 1",), pytest.param(("rank 0", "train node", "decode node", "driver", "hang"), marks=pytest.mark.slow)],
+    ids=["one kill", "five kills"],
 )
 def test_nothing_is_lost_or_doubled_and_the_weights_are_the_same_bits(manifest: str, what: tuple[str, ...]) -> None:
     found = kills_benchmark.kills(manifest=manifest, num_runs=len(what), what=what, seed=1)
