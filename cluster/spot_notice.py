@@ -1,16 +1,18 @@
 """A spot notice of the cloud becomes a drain request to Ray, so that training can write a checkpoint in time.
 
-Runs beside Ray on every worker of a cluster of machines: python -m cluster.spot_notice --cloud aws
+Runs beside Ray on every worker of a cluster of machines:
+python -m cluster.spot_notice --cloud aws --address $RAY_HEAD_IP:6379
+
 Ray 2.60 does not look at these notices itself; once a node is draining, Ray Train tells its workers.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +21,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import tyro
+
+from cluster.head import ray_command
 
 GCP_SECONDS = 30
 """What a spot machine of Google has between notice and end; the notice does not say."""
@@ -30,6 +34,8 @@ class NoticeConfig:
     """Whose machine this is, and how often it is asked."""
 
     cloud: Literal["aws", "gcp"]
+    address: str
+    """Of the cluster, as `ray start --address` has it."""
     every_seconds: float = 5.0
     """Time between two questions; both clouds ask for about this."""
     metadata_url: str | None = None
@@ -70,11 +76,15 @@ def fetch(url: str, headers: dict[str, str], *, method: str = "GET") -> str | No
         raise
 
 
-def drain(seconds: float) -> None:
-    """Ray knows that this node ends in `seconds`. CalledProcessError where Ray does not accept it."""
-    command = [os.path.join(os.path.dirname(sys.executable), "ray"), "drain-node"]
-    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
-    subprocess.run([*command, "--deadline-remaining-seconds", str(int(seconds))], check=True)
+def drain(address: str, seconds: float, *, node_id: str | None = None) -> None:
+    """Ray knows that a node ends in `seconds`: the one with the id, or this machine's.
+
+    CalledProcessError where Ray does not accept it.
+    """
+    command = [*ray_command("drain-node"), "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "spot notice", "--deadline-remaining-seconds", str(int(seconds))]
+    command += ["--node-id", node_id] if node_id else []
+    subprocess.run(command, env=os.environ | {"RAY_ADDRESS": address}, check=True)
 
 
 def watch(config: NoticeConfig, act: Callable[[float], None], pause: Callable[[float], None] = time.sleep) -> None:
@@ -100,4 +110,5 @@ def watch(config: NoticeConfig, act: Callable[[float], None], pause: Callable[[f
 
 
 if __name__ == "__main__":
-    watch(tyro.cli(NoticeConfig, description=__doc__), drain)
+    asked = tyro.cli(NoticeConfig, description=__doc__)
+    watch(asked, functools.partial(drain, asked.address))

@@ -1,5 +1,7 @@
 """Decodes with Ray Data on a cluster without workers; prints which nodes came, which decoded, and whether they went.
 
+Then asks for a GPU and has its node drained, as after a spot notice.
+
 python tests/cluster/elastic_nodes.py ADDRESS
 """
 
@@ -14,10 +16,13 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray._private.state import state
 
 from cluster.run import DATA_NODES
+from cluster.spot_notice import drain
 
 WAIT_SECONDS = 60
+NOTICE_SECONDS = 50
 
 
 def role(node: dict[str, Any]) -> str:
@@ -80,8 +85,15 @@ def main() -> None:
     result: dict[str, Any] = {"where": decoded_on(), "decode_seconds": time.monotonic() - start}
     result["is_empty_again"] = until({})
     result["while_decoding"] = list(seen)
-    on_a_gpu = ray.remote(num_gpus=1, num_cpus=0)(node_counts).remote()
-    result["when_a_gpu_is_asked_for"] = ray.get(on_a_gpu, timeout=WAIT_SECONDS)
+    training = ray.remote(num_gpus=1, num_cpus=0, max_retries=0)(lambda: time.sleep(WAIT_SECONDS)).remote()
+    until({"gpu": 1})
+    result["when_a_gpu_is_asked_for"] = node_counts()
+    (gpu,) = [node["NodeID"] for node in ray.nodes() if role(node) == "gpu" and node["Alive"]]
+    drain(sys.argv[1], NOTICE_SECONDS, node_id=gpu)
+    result["seconds_left"] = {
+        node == gpu: end_ms / 1000 - time.time() for node, end_ms in state.get_draining_nodes().items()
+    }
+    ray.cancel(training, force=True)
     is_over.set()
     result["seconds"] = time.monotonic() - start
     print(json.dumps(result))

@@ -127,4 +127,6 @@ def test_decoding_starts_decode_nodes_only_and_they_go_again(name: str) -> None:
     assert max(counts.get("decode", 0) for counts in found["while_decoding"]) == 2
     assert all("gpu" not in counts for counts in found["while_decoding"])
     assert found["is_empty_again"]
-    assert found["when_a_gpu_is_asked_for"].get("gpu") == 1
+    assert found["when_a_gpu_is_asked_for"] == {"gpu": 1}
+    assert found["seconds_left"].keys() == {"true"}, "the node of the notice, and no other, is draining"
+    assert 20 < found["seconds_left"]["true"] <= 50

@@ -262,7 +262,9 @@ def test_machines_have_the_token_and_the_dashboard_is_not_open(cloud: Cloud) -> 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_workers_listen_for_spot_notices_of_their_cloud(cloud: Cloud) -> None:
     commands = of_machines(cloud)["worker_start_ray_commands"]
-    assert any(f"python -m cluster.spot_notice --cloud {cloud} " in command for command in commands)
+    assert any(
+        f"python -m cluster.spot_notice --cloud {cloud} --address $RAY_HEAD_IP:6379 " in command for command in commands
+    )
 
 
 @pytest.mark.parametrize("name", KUBERAY)

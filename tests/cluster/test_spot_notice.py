@@ -14,6 +14,7 @@ from cluster.spot_notice import GCP_SECONDS, NoticeConfig, aws_seconds_left, sec
 
 NOW = datetime.datetime(2026, 11, 23, 12, 0, tzinfo=datetime.UTC)
 END = "2026-11-23T12:01:50Z"
+ADDRESS = "127.0.0.1:6379"
 NOTICE = json.dumps({"action": "terminate", "time": END})
 
 Serve = Callable[[dict[str, str]], str]
@@ -73,7 +74,7 @@ GCP_PATH = "/computeMetadata/v1/instance/preempted"
     ],
 )
 def test_a_notice_is_read_as_the_cloud_gives_it(serve: Serve, cloud, texts: dict[str, str], expected) -> None:
-    config = NoticeConfig(cloud=cloud, metadata_url=serve(texts))
+    config = NoticeConfig(cloud=cloud, address=ADDRESS, metadata_url=serve(texts))
     assert seconds_left(config, NOW) == expected
 
 
@@ -83,7 +84,7 @@ def test_a_time_that_has_passed_leaves_nothing() -> None:
 
 def test_the_watcher_acts_once_at_the_first_notice(serve: Serve) -> None:
     texts = {GCP_PATH: "FALSE"}
-    config = NoticeConfig(cloud="gcp", metadata_url=serve(texts))
+    config = NoticeConfig(cloud="gcp", address=ADDRESS, metadata_url=serve(texts))
     acted, pauses = [], []
 
     def pause(seconds: float) -> None:
@@ -97,7 +98,7 @@ def test_the_watcher_acts_once_at_the_first_notice(serve: Serve) -> None:
 
 
 def test_a_service_that_is_away_is_asked_again(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    config = NoticeConfig(cloud="aws", metadata_url="http://127.0.0.1:9")
+    config = NoticeConfig(cloud="aws", address=ADDRESS, metadata_url="http://127.0.0.1:9")
     asked = []
 
     class EnoughError(Exception):
@@ -115,4 +116,4 @@ def test_a_service_that_is_away_is_asked_again(serve: Serve, capsys: pytest.Capt
 
 def test_an_interval_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="every_seconds must be above 0, got 0"):
-        NoticeConfig(cloud="aws", every_seconds=0)
+        NoticeConfig(cloud="aws", address=ADDRESS, every_seconds=0)
