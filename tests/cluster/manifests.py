@@ -1,6 +1,6 @@
 """What the cluster files may say: schemas that refuse every key they do not name, for tests without a cloud account.
 
-The shapes follow the makers' references: KubeRay 1.7 (ray.io/v1) and instances.insert of Compute Engine v1. Pod
+Written by hand from KubeRay's Go types (ray.io/v1) and the reference of Compute Engine's instances.insert (v1). Pod
 templates are checked by Kubernetes' own schema elsewhere, so here they are only objects.
 """
 
