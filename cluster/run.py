@@ -10,6 +10,7 @@ fit() ──► controller ──► worker group ──► function(config, run
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -40,6 +41,9 @@ from cluster.world import World, make_world
 
 DATA_NODES = {"ray-subcluster": "data"}
 """Label of the nodes that decode, on clusters that have such nodes."""
+AUTOSCALING = "SNPS3_AUTOSCALING"
+"""Environment variable that is 1 where nodes come when they are asked for: what is there at the start then says nothing
+(cluster/runtime_env.yaml)."""
 CHECKPOINT_METRIC = "score"
 WORKER_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -243,21 +247,31 @@ def ingest_options(workers: Workers) -> ray.data.ExecutionOptions:
     """In order, on `decode_cpus` CPUs, on the data nodes where there are some."""
     options = ray.data.ExecutionOptions(preserve_order=True)
     options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=workers.decode_cpus)
-    if any(DATA_NODES.items() <= node.get("Labels", {}).items() for node in ray.nodes()):
+    if grows() or any(DATA_NODES.items() <= node.get("Labels", {}).items() for node in ray.nodes()):
         options.label_selector = DATA_NODES
     return options
 
 
+def grows() -> bool:
+    """Whether nodes come when they are asked for; Ray itself does not tell a job."""
+    return os.environ.get(AUTOSCALING) == "1"
+
+
 def refuse_without_cpus(workers: Workers) -> None:
-    """ValueError with the sum when training would leave no CPU for decoding, which Ray answers with a hang."""
+    """ValueError with the sum when training would leave no CPU for decoding, which Ray answers with a hang.
+
+    A cluster that grows is not judged by the nodes it has now.
+    """
+    if grows():
+        return
     have = ray.cluster_resources()
     training, total = workers.fewest * workers.cpus_each, have.get("CPU", 0)
     if training + workers.decode_cpus > total:
         raise ValueError(
             f"{workers.fewest} train workers × {workers.cpus_each:g} CPU + {workers.decode_cpus} CPU for decoding = "
             f"{training + workers.decode_cpus:g} CPUs, but the cluster has {total:g}. Lower placement.num_workers, "
-            "placement.cpus_per_worker or placement.decode_cpus, or add CPUs; on an autoscaling cluster, raise the "
-            "minimum of the decode group to 1"
+            "placement.cpus_per_worker or placement.decode_cpus, or add CPUs; on a cluster that grows, submit with "
+            "cluster/runtime_env.yaml"
         )
     if workers.use_gpu and workers.fewest > have.get("GPU", 0):
         raise ValueError(

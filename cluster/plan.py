@@ -1,0 +1,413 @@
+"""How large a cluster a run needs, how long it takes and what it costs.
+
+python -m cluster.plan --clips 2500000 --epochs 10 --num-gpus 8
+
+Everything is worked out from one formula: what arrives per second is the smallest of what each part can do,
+
+    GPUs        num_gpus × gpu_clips_per_second
+    decoding    cores × decode_efficiency / decode_seconds_per_clip
+    network     machines × Gbit/s × network_efficiency / bytes_per_clip, out of the decoding and into the GPU machines
+    store       reads per second that it grants
+    control     what Ray's control plane was measured to carry, if it was
+
+`decode_efficiency` is what is left of a core beside Ray's own processes (cluster/measurements.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from cluster.prices import (
+    DECODERS,
+    HEADS,
+    MACHINES,
+    PRICE_NOTE,
+    PRICED,
+    REGIONS,
+    STORE_DOLLARS_PER_1000_READS,
+    STORE_DOLLARS_PER_GB_MONTH,
+    TRAINERS,
+    Cloud,
+    Machine,
+)
+
+DECODE_EFFICIENCY = 0.63
+"""Measured on two cores that also carried Ray's own processes and the receiving worker; larger machines should do
+better, which has not been measured."""
+PEAK_TFLOPS = {"L4": 121.0, "A100": 312.0, "H100": 989.0}
+"""Dense bf16, by the makers' data sheets."""
+GFLOPS_PER_FRAME = {"resnet50": 24.6, "pvt_v2_b2": 24.0, "video_swin_small": 60.4}
+"""Training one frame of 224 px, forward and backward. Video Swin as torch counts it; the others three times twice the
+4.1 and 4.0 G multiply-adds that were published."""
+GFLOPS_PER_CLIP = 24.5
+GFLOPS_PER_PAIR = 10.5
+"""The shared network of base size with captions of 20 tokens, as torch counts it: per clip, and per clip and caption
+that are compared, which are all of a GPU's batch."""
+OBJECT_STORE_SHARE = 0.3
+"""Of a machine's memory, by Ray's default."""
+PREFETCHED_BATCHES = 2
+"""Batches that a worker asks for ahead (`Runtime.tables` in cluster/run.py)."""
+BLOCK_BYTES = 16 * 2**20
+"""Pixels of a block of the data path at most (pipeline/loader.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What is to be trained, on what, and what is assumed."""
+
+    clips: int
+    """Clips of one epoch."""
+    epochs: int = 1
+    frames: int = 4
+    """Frames of a clip."""
+    frame_size_px: int = 224
+    """Side of the square in which frames travel (`data.frame_size_px`)."""
+    batch_per_gpu: int = 16
+    """Clips of a step on each GPU."""
+    source_bytes_per_clip: int = 500_000
+    """What is read from the object store for one clip: its file, or its part of a shard."""
+    decode_seconds_per_clip: float = 0.154
+    """CPU seconds of one core for fetching, decoding and resizing one clip: `prepare --measure-decoders` measures the
+    decoders on your corpus; shards of JPEG frames took 0.0044 (docs/data.md)."""
+    gpu_clips_per_second: float | None = None
+    """What one GPU trains per second, as `python jobs/benchmark.py gpu-step` measures it. None estimates it from the
+    arithmetic of a step: a first guess, not a measurement."""
+    model: Literal["resnet50", "pvt_v2_b2", "video_swin_small"] = "video_swin_small"
+    """Visual encoder beside the shared network of base size; only used for that estimate."""
+    shown_px: int = 224
+    """Side of the square that the network sees; only used for that estimate."""
+    gpu_utilisation: float = 0.3
+    """Share of the GPU's peak that a step reaches; only used for that estimate."""
+    cloud: Cloud = "aws"
+    num_gpus: int = 8
+    gpu_machine: str | None = None
+    """Machine type of the GPU group; None takes that of the shipped cluster file."""
+    decode_machine: str | None = None
+    """Machine type of the decode group; None takes that of the shipped cluster file."""
+    num_decode_machines: int | None = None
+    """None takes as many as keep the GPUs busy."""
+    is_gpu_spot: bool = False
+    is_decode_spot: bool = True
+    decode_efficiency: float = DECODE_EFFICIENCY
+    """Part of the decode machines' cores that decodes."""
+    network_efficiency: float = 0.6
+    """Part of the stated network speed that clips get; an assumption."""
+    store_reads_per_second: float = 5500.0
+    """Reads that the object store grants; S3 documents 5,500 per prefix."""
+    control_plane_clips_per_second: float | None = None
+    """Rate at which Ray's control plane broke when it was measured; None leaves it out."""
+    startup_minutes: float = 15.0
+    """From `ray up` to the first step: machines, images, first batch. Everything is paid meanwhile."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print one JSON object instead of a table."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "clips",
+            "epochs",
+            "frames",
+            "frame_size_px",
+            "batch_per_gpu",
+            "source_bytes_per_clip",
+            "num_gpus",
+            "decode_seconds_per_clip",
+            "shown_px",
+            "store_reads_per_second",
+            "gpu_clips_per_second",
+            "num_decode_machines",
+            "control_plane_clips_per_second",
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value:g}; a plan needs something to divide by")
+        for name in ("decode_efficiency", "network_efficiency", "gpu_utilisation"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share and must lie in (0, 1], got {getattr(self, name):g}")
+        if self.startup_minutes < 0:
+            raise ValueError(f"startup_minutes must not be negative, got {self.startup_minutes:g}")
+        trainer, decoder = self.trainer, self.decoder
+        if not trainer.num_gpus:
+            raise ValueError(f"gpu_machine={trainer.name} has no GPU; take one of {_names(self.cloud, has_gpus=True)}")
+        if decoder.num_gpus:
+            raise ValueError(
+                f"decode_machine={decoder.name} has GPUs, which decoding would pay for and not use; take one of "
+                f"{_names(self.cloud, has_gpus=False)}"
+            )
+        if self.num_gpus % trainer.num_gpus:
+            raise ValueError(
+                f"num_gpus must be a multiple of the {trainer.num_gpus} of a {trainer.name}, got {self.num_gpus}; "
+                f"take {math.ceil(self.num_gpus / trainer.num_gpus) * trainer.num_gpus}"
+            )
+
+    @property
+    def trainer(self) -> Machine:
+        return _machine(self.gpu_machine or TRAINERS[self.cloud], self.cloud)
+
+    @property
+    def decoder(self) -> Machine:
+        return _machine(self.decode_machine or DECODERS[self.cloud], self.cloud)
+
+    @property
+    def num_gpu_machines(self) -> int:
+        return self.num_gpus // self.trainer.num_gpus
+
+    @property
+    def bytes_per_clip(self) -> int:
+        """uint8 pixels, as they travel from the decode to the GPU machines."""
+        return self.frames * self.frame_size_px**2 * 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The answer. Rates are of the whole cluster unless the name says otherwise."""
+
+    num_gpu_machines: int
+    num_decode_machines: int
+    clips_per_second: float
+    bottleneck: str
+    limits_clips_per_second: dict[str, float]
+    hours: float
+    gbit_per_second_into_each_gpu_machine: float
+    gbit_per_second_out_of_each_decode_machine: float
+    object_store_gib_per_gpu_machine: float
+    object_store_gib_per_decode_machine: float
+    bucket_gb: float
+    bucket_mb_per_second: float
+    bucket_reads_per_second: float
+    dollars_per_hour: float
+    dollars_machines: float
+    dollars_bucket_reads: float
+    dollars_bucket_per_month: float
+    quotas: dict[str, int]
+    notes: list[str]
+
+
+def predicted_clips_per_second(
+    *,
+    decode_cores: float,
+    decode_seconds_per_clip: float,
+    decode_efficiency: float = DECODE_EFFICIENCY,
+    gpu_clips_per_second: float = math.inf,
+    bytes_per_clip: float = 0.0,
+    network_bytes_per_second: float = math.inf,
+    store_reads_per_second: float = math.inf,
+    control_plane_clips_per_second: float = math.inf,
+) -> float:
+    """Clips that arrive per second: the smallest of `limits_clips_per_second`, whose arguments are the same."""
+    return min(limits_clips_per_second(**locals()).values())
+
+
+def limits_clips_per_second(
+    *,
+    decode_cores: float,
+    decode_seconds_per_clip: float,
+    decode_efficiency: float,
+    gpu_clips_per_second: float,
+    bytes_per_clip: float,
+    network_bytes_per_second: float,
+    store_reads_per_second: float,
+    control_plane_clips_per_second: float,
+) -> dict[str, float]:
+    """What each part of a cluster can do; infinite where nothing limits. All arguments are of the whole cluster."""
+    return {
+        "GPUs": gpu_clips_per_second,
+        "decoding": decode_cores * decode_efficiency / decode_seconds_per_clip,
+        "network": network_bytes_per_second / bytes_per_clip if bytes_per_clip else math.inf,
+        "store": store_reads_per_second,
+        "control plane": control_plane_clips_per_second,
+    }
+
+
+def decode_cores_needed(clips_per_second: float, *, decode_seconds_per_clip: float, decode_efficiency: float) -> float:
+    """Cores that decode so many clips per second."""
+    return clips_per_second * decode_seconds_per_clip / decode_efficiency
+
+
+def gpu_rate(config: PlanConfig) -> float:
+    """Clips that one GPU trains per second: as measured, or estimated from the arithmetic of a step."""
+    if config.gpu_clips_per_second is not None:
+        return config.gpu_clips_per_second
+    return PEAK_TFLOPS[config.trainer.gpu or ""] * 1e3 * config.gpu_utilisation / train_gflops_per_clip(config)
+
+
+def train_gflops_per_clip(config: PlanConfig) -> float:
+    """Arithmetic of one clip in a step of base size, forward and backward."""
+    per_frame = GFLOPS_PER_FRAME[config.model] * (config.shown_px / 224) ** 2
+    return GFLOPS_PER_CLIP + config.frames * per_frame + config.batch_per_gpu * GFLOPS_PER_PAIR
+
+
+def plan(config: PlanConfig) -> Plan:
+    """The cluster that trains at the speed of its GPUs, or the speed of the one that was asked for."""
+    trainer, decoder = config.trainer, config.decoder
+    gpus_rate = config.num_gpus * gpu_rate(config)
+    cores = decode_cores_needed(
+        gpus_rate,
+        decode_seconds_per_clip=config.decode_seconds_per_clip,
+        decode_efficiency=config.decode_efficiency,
+    )
+    num_decoders = config.num_decode_machines or math.ceil(cores / decoder.vcpus)
+    gbit = min(
+        config.num_gpu_machines * trainer.network_gbit_per_second, num_decoders * decoder.network_gbit_per_second
+    )
+    limits = limits_clips_per_second(
+        decode_cores=num_decoders * decoder.vcpus,
+        decode_seconds_per_clip=config.decode_seconds_per_clip,
+        decode_efficiency=config.decode_efficiency,
+        gpu_clips_per_second=gpus_rate,
+        bytes_per_clip=config.bytes_per_clip,
+        network_bytes_per_second=gbit * 1e9 / 8 * config.network_efficiency,
+        store_reads_per_second=config.store_reads_per_second,
+        control_plane_clips_per_second=config.control_plane_clips_per_second or math.inf,
+    )
+    rate = min(limits.values())
+    hours = config.clips * config.epochs / rate / 3600 + config.startup_minutes / 60
+    per_hour = hourly_dollars(
+        config.cloud,
+        num_gpu_machines=config.num_gpu_machines,
+        num_decode_machines=num_decoders,
+        trainer=trainer,
+        decoder=decoder,
+        is_gpu_spot=config.is_gpu_spot,
+        is_decode_spot=config.is_decode_spot,
+    )
+    gbit_of_clips = rate * config.bytes_per_clip * 8 / 1e9
+    batches = (PREFETCHED_BATCHES + 2) * config.batch_per_gpu * trainer.num_gpus
+    reads = config.clips * config.epochs / 1000 * STORE_DOLLARS_PER_1000_READS[config.cloud]
+    bucket_gb = config.clips * config.source_bytes_per_clip / 1e9
+    found = Plan(
+        num_gpu_machines=config.num_gpu_machines,
+        num_decode_machines=num_decoders,
+        clips_per_second=rate,
+        bottleneck=min(limits, key=lambda part: limits[part]),
+        limits_clips_per_second={part: limit for part, limit in limits.items() if limit < math.inf},
+        hours=hours,
+        gbit_per_second_into_each_gpu_machine=gbit_of_clips / config.num_gpu_machines,
+        gbit_per_second_out_of_each_decode_machine=gbit_of_clips / num_decoders,
+        object_store_gib_per_gpu_machine=batches * config.bytes_per_clip / 2**30,
+        object_store_gib_per_decode_machine=2 * decoder.vcpus * max(BLOCK_BYTES, config.bytes_per_clip) / 2**30,
+        bucket_gb=bucket_gb,
+        bucket_mb_per_second=rate * config.source_bytes_per_clip / 1e6,
+        bucket_reads_per_second=rate,
+        dollars_per_hour=per_hour,
+        dollars_machines=hours * per_hour,
+        dollars_bucket_reads=reads,
+        dollars_bucket_per_month=bucket_gb * STORE_DOLLARS_PER_GB_MONTH[config.cloud],
+        quotas=quotas(config, num_decoders),
+        notes=[],
+    )
+    return dataclasses.replace(found, notes=notes(config, found))
+
+
+def hourly_dollars(
+    cloud: Cloud,
+    *,
+    num_gpu_machines: int,
+    num_decode_machines: int,
+    trainer: Machine | None = None,
+    decoder: Machine | None = None,
+    is_gpu_spot: bool = False,
+    is_decode_spot: bool = True,
+) -> float:
+    """Dollars per hour of a head on demand and the two groups; by default of the machines in the shipped files."""
+    trainer, decoder = trainer or MACHINES[TRAINERS[cloud]], decoder or MACHINES[DECODERS[cloud]]
+    return (
+        MACHINES[HEADS[cloud]].dollars_per_hour
+        + num_gpu_machines * (trainer.spot_dollars_per_hour if is_gpu_spot else trainer.dollars_per_hour)
+        + num_decode_machines * (decoder.spot_dollars_per_hour if is_decode_spot else decoder.dollars_per_hour)
+    )
+
+
+def quotas(config: PlanConfig, num_decode_machines: int) -> dict[str, int]:
+    """Quota → vCPUs or GPUs that the plan takes from it, the head included."""
+    taken: dict[str, int] = {}
+    for machine, count, is_spot in (
+        (MACHINES[HEADS[config.cloud]], 1, False),
+        (config.decoder, num_decode_machines, config.is_decode_spot),
+        (config.trainer, config.num_gpu_machines, config.is_gpu_spot),
+    ):
+        name = machine.quota.spot if is_spot else machine.quota.on_demand
+        taken[name] = taken.get(name, 0) + count * machine.quota_units
+    return taken
+
+
+def notes(config: PlanConfig, found: Plan) -> list[str]:
+    """What the reader has to know before believing the plan."""
+    result = [f"prices of {PRICED}, {REGIONS[config.cloud]}: {PRICE_NOTE}"]
+    if config.gpu_clips_per_second is None:
+        result.append(
+            f"{gpu_rate(config):.1f} clips/s per GPU is an estimate ({train_gflops_per_clip(config):.0f} GFLOP per "
+            f"clip at {config.gpu_utilisation:.0%} of the peak): measure it and give --gpu-clips-per-second"
+        )
+    for machine, needed_gib in (
+        (config.trainer, found.object_store_gib_per_gpu_machine),
+        (config.decoder, found.object_store_gib_per_decode_machine),
+    ):
+        has_gib = OBJECT_STORE_SHARE * machine.memory_gib
+        if needed_gib > has_gib:
+            result.append(
+                f"a {machine.name} needs {needed_gib:.1f} GiB of object store and Ray gives it {has_gib:.1f} GiB, so "
+                "it will spill to disk: lower --batch-per-gpu or --frame-size-px, or take machines with more memory"
+            )
+    if found.bottleneck != "GPUs":
+        result.append(
+            f"the GPUs wait: {found.bottleneck} allows {found.clips_per_second:.0f} of their "
+            f"{found.limits_clips_per_second['GPUs']:.0f} clips/s"
+        )
+    return result
+
+
+def table(config: PlanConfig, found: Plan) -> str:
+    """The plan in words and columns."""
+    gpu_kind = "spot" if config.is_gpu_spot else "on demand"
+    decode_kind = "spot" if config.is_decode_spot else "on demand"
+    per_epoch = config.clips / found.clips_per_second / 3600
+    rows = [
+        ("head", f"1 × {HEADS[config.cloud]}, on demand"),
+        ("GPU machines", f"{found.num_gpu_machines} × {config.trainer.name} ({config.num_gpus} GPUs), {gpu_kind}"),
+        ("decode machines", f"{found.num_decode_machines} × {config.decoder.name}, {decode_kind}"),
+        ("clips per second", f"{found.clips_per_second:.1f}, limited by {found.bottleneck}"),
+        *((f"  {part}", f"{limit:.1f}") for part, limit in found.limits_clips_per_second.items()),
+        ("hours", f"{found.hours:.1f}, {per_epoch:.1f} per epoch"),
+        ("network", f"{found.gbit_per_second_into_each_gpu_machine:.2f} Gbit/s into each GPU machine"),
+        ("", f"{found.gbit_per_second_out_of_each_decode_machine:.2f} Gbit/s out of each decode machine"),
+        ("Ray's object store", f"{found.object_store_gib_per_gpu_machine:.2f} GiB on each GPU machine"),
+        ("", f"{found.object_store_gib_per_decode_machine:.2f} GiB on each decode machine"),
+        ("bucket", f"{found.bucket_gb:.0f} GB, {found.bucket_mb_per_second:.0f} MB/s"),
+        ("", f"{found.bucket_reads_per_second:.0f} reads/s"),
+        ("dollars", f"{found.dollars_machines:.0f} for machines at {found.dollars_per_hour:.2f} per hour"),
+        ("", f"{found.dollars_bucket_reads:.2f} for reads, {found.dollars_bucket_per_month:.2f} per month of storage"),
+        *(("quota", f"{units} of {name}") for name, units in found.quotas.items()),
+        *(("note", note) for note in found.notes),
+    ]
+    return "\n".join(f"{name:20s}{text}".rstrip() for name, text in rows)
+
+
+def _machine(name: str, cloud: Cloud) -> Machine:
+    machine = MACHINES.get(name)
+    if machine is None or machine.cloud != cloud:
+        known = ", ".join(name for name, machine in MACHINES.items() if machine.cloud == cloud)
+        raise ValueError(f"cluster/prices.py has no machine {name!r} of {cloud}; take one of {known}, or add it there")
+    return machine
+
+
+def _names(cloud: Cloud, *, has_gpus: bool) -> str:
+    return ", ".join(
+        name for name, machine in MACHINES.items() if machine.cloud == cloud and bool(machine.num_gpus) == has_gpus
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the plan of the command line; wrong values are refused on stderr with exit code 2."""
+    config = tyro.cli(PlanConfig, args=argv, prog="cluster.plan", description=__doc__)
+    found = plan(config)
+    print(json.dumps(dataclasses.asdict(found)) if config.as_json else table(config, found))
+
+
+if __name__ == "__main__":
+    main()
