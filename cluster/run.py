@@ -127,6 +127,7 @@ class Runtime:
             checkpoint=Checkpoint.from_directory(folder),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=self._uploaded,
+            delete_local_checkpoint_after_upload=True,
         )
 
     def _uploaded(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
@@ -134,8 +135,10 @@ class Runtime:
         storage: Any = ray.train.get_context().get_storage()
         try:
             self.upload(checkpoint.path, name)
-        finally:
+        except BaseException:
             shutil.rmtree(checkpoint.path, ignore_errors=True)
+            raise
+        finally:
             self._is_uploaded.set()
         return Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
 

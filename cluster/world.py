@@ -67,7 +67,7 @@ class World:
             return module
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(
-            module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            module, device_ids=device_ids, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
     def broadcast(self, module: nn.Module) -> None:

@@ -22,7 +22,7 @@ from cluster.auth import use_private_token
 if __name__ == "__main__":
     use_private_token()
 
-from jobs import checkpoints
+from jobs import run_files
 from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.dedup_benchmark import dedup
@@ -80,7 +80,7 @@ def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[st
             time.sleep(SAMPLE_SECONDS)
     if process.returncode:
         sys.exit(f"the main job ended with status {process.returncode}")
-    results = checkpoints.read_json(f"{storage}/{name}/results.json")
+    results = run_files.read_json(f"{storage}/{name}/results.json")
     kept = {key: value for key, value in results.items() if key.startswith(("test/t2v", "temporal/t2v", "seconds/"))}
     facts = {"seconds": time.perf_counter() - start, "peak_pss_gib": peak_pss_bytes / 2**30}
     return facts | {"spilled_bytes": spilled_bytes, "overhead": overhead_of(results)["fraction"]} | kept
@@ -114,7 +114,7 @@ def run_pretraining(name: str, options: list[str], storage: str) -> dict[str, An
     command += ["--placement.storage", storage, *options]
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
-    return checkpoints.read_json(f"{storage}/{name}/results.json")
+    return run_files.read_json(f"{storage}/{name}/results.json")
 
 
 def shuffle_captions(manifest_path: str, out_path: str) -> None:

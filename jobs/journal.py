@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import storage
@@ -54,3 +55,11 @@ def read_journals(run_folder: str) -> list[dict[str, Any]]:
         return []
     texts = [storage.read_bytes(f"{folder}/{path}").decode() for path in storage.list_files(folder)]
     return sorted((json.loads(line) for text in texts for line in text.splitlines()), key=lambda line: line["time"])
+
+
+def note_losses(run_folder: str, causes: Mapping[int, Exception]) -> None:
+    """A line in the run's journal for each rank that was lost, with the cause; told by the process that restarts."""
+    journal = Journal(run_folder, "controller")
+    for rank, cause in causes.items():
+        journal.note("lost", rank=rank, cause=f"{type(cause).__name__}: {str(cause).strip()[:2000]}")
+    journal.flush()

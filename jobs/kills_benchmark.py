@@ -1,6 +1,6 @@
 """Runs that lose what they run on: `kills` and `restart` of `python jobs/benchmark.py`.
 
-A local cluster of several nodes (a head without CPUs, two nodes that train, two labelled nodes that decode), and a
+A local cluster of several nodes (a head without CPUs, a node that trains, a labelled node that decodes), and a
 small run in a process of its own. Something is killed at a random step; what was trained on is written down where it is
 trained on, and compared with the plan and with a run that nothing happened to.
 """
@@ -37,8 +37,9 @@ from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated import autoscaler_pb2
 from ray.util import placement_group_table
 
+from cluster.head import free_ports
 from cluster.run import DATA_NODES, Runtime
-from jobs import checkpoints, pretrain, worker
+from jobs import checkpoints, pretrain, run_files, worker
 from jobs.config import Placement, PretrainConfig, SelectionConfig
 from jobs.journal import read_journals
 from jobs.presets import tiny
@@ -163,7 +164,7 @@ class LocalCluster:
         """Of its control store."""
         return self.cluster.address
 
-    def fill(self, num_train: int = 2, num_data: int = 2) -> None:
+    def fill(self, num_train: int = 1, num_data: int = 1) -> None:
         """As many nodes of both kinds as there should be."""
         while len(self.train_nodes) < num_train:
             self.train_nodes.append(self.cluster.add_node(num_cpus=TRAIN_CPUS, object_store_memory=100 * 2**20))
@@ -184,7 +185,12 @@ def running_cluster() -> Iterator[LocalCluster]:
     """A cluster that is gone at the end, with all it started."""
     cluster = ray.cluster_utils.Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": 150 * 2**20, "include_dashboard": False},
+        head_node_args={
+            "num_cpus": 0,
+            "object_store_memory": 150 * 2**20,
+            "include_dashboard": True,  # without it Ray Train does not give back what a killed driver held
+            "dashboard_port": free_ports(1)[0],
+        },
     )
     try:
         yield LocalCluster(cluster)
@@ -264,12 +270,12 @@ def small_run(name: str, manifest: str, placement: Placement, global_batch: int 
 
 
 def small_placement(storage: str, num_workers: int | tuple[int, int] = 2, **changes: Any) -> Placement:
-    """A run on the test cluster: half a CPU for each of its workers, two for decoding."""
+    """A run on the test cluster: half a CPU for each of its workers, one for decoding."""
     return Placement(
         storage=storage,
         num_workers=num_workers,
         cpus_per_worker=0.5,
-        decode_cpus=2,
+        decode_cpus=1,
         log_every=1,
         hang_seconds=HANG_SECONDS,
         **changes,
@@ -377,7 +383,7 @@ def seconds_between(start: float, times: list[str]) -> float | None:
 
 def weights_of(run_folder: Path) -> str:
     """Hash of the last checkpoint's weights, as bits."""
-    name = checkpoints.committed_checkpoint(str(run_folder))
+    name = run_files.committed_checkpoint(str(run_folder))
     return hashlib.blake2b((run_folder / str(name) / checkpoints.WEIGHTS).read_bytes()).hexdigest()
 
 

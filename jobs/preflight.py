@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from jobs import checkpoints
+from jobs import run_files
 from jobs.config import (
     DataConfig,
     Placement,
@@ -226,7 +226,7 @@ def split_problems(data: DataConfig, manifest: Manifest) -> list[str]:
 def folder_state(config: PretrainConfig, run_folder: str, manifest: Manifest | None) -> tuple[str, list[str]]:
     """What the run's folder says, and why it refuses this run, if it does."""
     found: list[str] = []
-    identity_path = f"{run_folder}/{checkpoints.IDENTITY}"
+    identity_path = f"{run_folder}/{run_files.IDENTITY}"
     if not _tried(found, run_folder, lambda: storage.exists(identity_path)):
         return ("cannot be read" if found else "new"), found
     if manifest is None:
@@ -238,16 +238,16 @@ def folder_state(config: PretrainConfig, run_folder: str, manifest: Manifest | N
         return "refused: was begun with another identity", [refused]
     if storage.exists(f"{run_folder}/results.json"):
         return "finished: its results are there, and nothing would be trained", found
-    step = _tried(found, run_folder, lambda: checkpoints.committed_step(run_folder))
+    step = _tried(found, run_folder, lambda: run_files.committed_step(run_folder))
     return f"would go on from step {step}" if step else "was begun, without a checkpoint yet", found
 
 
 def identity_refusal(config: PretrainConfig, run_folder: str, manifest_hash: str) -> str | None:
     """What differs between this run and the one that the folder holds; None if it is the same one, or none."""
-    path = f"{run_folder}/{checkpoints.IDENTITY}"
+    path = f"{run_folder}/{run_files.IDENTITY}"
     if not storage.exists(path):
         return None
-    changed = differences(checkpoints.read_json(path)["fields"], identity(config, manifest_hash))
+    changed = differences(run_files.read_json(path)["fields"], identity(config, manifest_hash))
     if not changed:
         return None
     return (

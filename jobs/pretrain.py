@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,13 @@ import ray.data
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
-from jobs import checkpoints, cli, preflight, results, tracking, worker
+from jobs import cli, journal, preflight, results, run_files, streams, tracking, worker
 from jobs.config import PretrainConfig, TextConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
-from jobs.journal import Journal
 from jobs.tracking import Tracker
 from jobs.training import RunError
 from jobs.worker import Job
 from pipeline import storage
-from pipeline.loader import ClipSource, clip_stream, segments, split_rows
+from pipeline.loader import ClipSource, segments, split_rows
 from pipeline.manifest import read_manifest
 from pipeline.masking import MaskingConfig
 from pipeline.plan import Plan
@@ -58,7 +57,7 @@ def pretrain(
     config = in_steps(config, make_plan(config).first_step)
     if storage.exists(f"{run_folder}/results.json"):
         print(f"{config.name} is finished: {run_folder}/report.html")
-        return checkpoints.read_json(f"{run_folder}/results.json")
+        return run_files.read_json(f"{run_folder}/results.json")
     params = flat(as_dict(config)) | {"manifest_hash": manifest_hash, "config_hash": run_hash}
     tracker = tracking.open_run(
         config.placement.storage,
@@ -80,13 +79,13 @@ def pretrain(
                 name=config.name,
                 datasets=datasets(job),
                 workers=workers(config),
-                on_loss=functools.partial(note_losses, run_folder),
+                on_loss=functools.partial(journal.note_losses, run_folder),
             )
-        if storage.exists(f"{run_folder}/{checkpoints.FAILURE}"):
-            raise RunError(checkpoints.read_json(f"{run_folder}/{checkpoints.FAILURE}")["error"])
-        if not checkpoints.is_finished(run_folder):
+        if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
+            raise RunError(run_files.read_json(f"{run_folder}/{run_files.FAILURE}")["error"])
+        if not run_files.is_finished(run_folder):
             status = "KILLED"
-            print(f"{config.name} was stopped at step {checkpoints.committed_step(run_folder)}; run it again to go on")
+            print(f"{config.name} was stopped at step {run_files.committed_step(run_folder)}; run it again to go on")
             return {}
         found = finish(job, tracker, manifest_hash=manifest_hash, run_hash=run_hash)
         status = "FINISHED"
@@ -110,18 +109,10 @@ def upload_checkpoint(run_folder: str, folder: str, name: str) -> None:
 
 def clean(run_folder: str) -> None:
     """What an earlier try has left in the run's folder and nobody is to read is gone."""
-    for name in (worker.STOP_FILE, checkpoints.FAILURE):
+    for name in (worker.STOP_FILE, run_files.FAILURE):
         storage.remove(f"{run_folder}/{name}")
-    for name in checkpoints.sweep(run_folder):
+    for name in run_files.sweep(run_folder):
         print(f"removed {name}, which was uploaded but never committed")
-
-
-def note_losses(run_folder: str, causes: Mapping[int, Exception]) -> None:
-    """A line in the run's journal for each rank that was lost, with the cause; told by the process that restarts."""
-    journal = Journal(run_folder, "controller")
-    for rank, cause in causes.items():
-        journal.note("lost", rank=rank, cause=f"{type(cause).__name__}: {str(cause).strip()[:2000]}")
-    journal.flush()
 
 
 def claim_folder(config: PretrainConfig, run_folder: str, manifest_hash: str) -> str:
@@ -129,10 +120,10 @@ def claim_folder(config: PretrainConfig, run_folder: str, manifest_hash: str) ->
     if refused := preflight.identity_refusal(config, run_folder, manifest_hash):
         raise ValueError(refused)
     fields = identity(config, manifest_hash)
-    path = f"{run_folder}/{checkpoints.IDENTITY}"
+    path = f"{run_folder}/{run_files.IDENTITY}"
     if not storage.exists(path):
-        checkpoints.write_json(path, {"hash": config_hash(fields), "fields": fields})
-    checkpoints.write_json(f"{run_folder}/config.json", as_dict(config))
+        run_files.write_json(path, {"hash": config_hash(fields), "fields": fields})
+    run_files.write_json(f"{run_folder}/config.json", as_dict(config))
     return config_hash(fields)
 
 
@@ -234,23 +225,14 @@ def datasets(job: Job) -> dict[str, Callable[[int], ray.data.Dataset]]:
     """A builder per dataset, called with the number of ranks whenever a worker group has asked for it: training begins
     at the last committed step."""
     built: dict[str, Callable[[int], ray.data.Dataset]] = {
-        name: functools.partial(evaluation_stream, source) for name, source in job.sources.items() if name != "train"
+        name: functools.partial(streams.evaluation_stream, source)
+        for name, source in job.sources.items()
+        if name != "train"
     }
     train, config = job.sources["train"], job.config
     for name, start, stop in segments(train, config.optim.num_steps, config.placement.most_workers):
-        built[name] = functools.partial(training_stream, train, job.run_folder, start, stop)
+        built[name] = functools.partial(streams.training_stream, train, job.run_folder, start, stop)
     return built
-
-
-def training_stream(source: ClipSource, run_folder: str, start: int, stop: int, num_ranks: int) -> ray.data.Dataset:
-    """The steps [start, stop) that are not yet committed; one step if all are, which nobody then asks for."""
-    first = min(max(start, checkpoints.committed_step(run_folder)), stop - 1)
-    return clip_stream(source, start_step=first, stop_step=stop, num_ranks=num_ranks)
-
-
-def evaluation_stream(source: ClipSource, num_ranks: int) -> ray.data.Dataset:
-    """One pass over an evaluation split."""
-    return clip_stream(source, start_step=0, stop_step=source.num_evaluation_steps(), num_ranks=num_ranks)
 
 
 def workers(config: PretrainConfig) -> cluster_run.Workers:
@@ -294,12 +276,12 @@ def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> 
         "manifest_hash": manifest_hash,
     }
     found, page = results.conclude(job, tracker, facts)
-    checkpoints.write_json(f"{job.run_folder}/results.json", found)
+    run_files.write_json(f"{job.run_folder}/results.json", found)
     storage.write_bytes_atomic(f"{job.run_folder}/report.html", page.encode())
     numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
     tracker.log(numbers, int(found["num_steps"]))
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("config.json", checkpoints.IDENTITY, "results.json", "report.html", "significant_words.json"):
+        for name in ("config.json", run_files.IDENTITY, "results.json", "report.html", "significant_words.json"):
             Path(folder, name).write_bytes(storage.read_bytes(f"{job.run_folder}/{name}"))
             tracker.log_file(Path(folder, name))
     for key in sorted(key for key in found if key.endswith(("r1", "r10"))):

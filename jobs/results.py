@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs import checkpoints, evaluation
+from jobs import evaluation, run_files
 from jobs.config import as_dict
 from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.tracking import Tracker
@@ -21,9 +21,9 @@ NUM_MASKED = 9
 
 def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[str, Any], str]:
     """Flat results of the run, and its report as a page."""
-    best = checkpoints.read_json(f"{job.run_folder}/best/{checkpoints.PROGRESS}")
-    seconds = checkpoints.read_json(f"{job.run_folder}/{checkpoints.SECONDS}")
-    num_steps = checkpoints.committed_step(job.run_folder)
+    best = run_files.read_json(f"{job.run_folder}/best/{run_files.PROGRESS}")
+    seconds = run_files.read_json(f"{job.run_folder}/{run_files.SECONDS}")
+    num_steps = run_files.committed_step(job.run_folder)
     found: dict[str, Any] = {"num_steps": num_steps, "best_step": best["step"], "name": job.config.name}
     found |= facts | {f"seconds/{name}": value for name, value in seconds.items()}
     rankings: dict[str, Ranking] = {}
@@ -117,7 +117,7 @@ def corpus_ceilings(job: Job) -> dict[str, float]:
     folder = job.config.data.manifest.rsplit("/", 1)[0]
     for path in (f"{folder}/corpus.json", f"{folder}/../corpus.json"):
         if storage.exists(path):
-            return flat_ceilings(checkpoints.read_json(path).get("ceilings", {}))
+            return flat_ceilings(run_files.read_json(path).get("ceilings", {}))
     return {}
 
 

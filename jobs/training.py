@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.run import Runtime
-from jobs import checkpoints
+from jobs import checkpoints, run_files
 from jobs.average import WeightAverage
 from jobs.checkpoints import Progress
 from jobs.config import OptimConfig, PretrainConfig
@@ -90,7 +90,7 @@ def non_finite(metrics: dict[str, float]) -> list[str]:
 
 def non_finite_error(wrong: list[str], step: int, clip_ids: list[int], run_folder: str) -> RunError:
     """Says which metrics, at which step, with which clips, and the checkpoint to go back to."""
-    last = checkpoints.committed_checkpoint(run_folder) or "none yet"
+    last = run_files.committed_checkpoint(run_folder) or "none yet"
     return RunError(
         f"{', '.join(wrong)} not finite at step {step}; clips of the batch: {clip_ids}; last good checkpoint: {last}. "
         "Lower optim.lr or look at these clips"

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from cluster.run import Runtime
-from jobs import checkpoints, evaluation, telemetry
+from jobs import checkpoints, evaluation, run_files, telemetry
 from jobs.average import averaged
 from jobs.config import PretrainConfig
 from jobs.journal import Journal
@@ -83,7 +83,7 @@ def pretrain_rank(job: Job, runtime: Runtime) -> None:
     except RunError as error:  # on all ranks alike
         journal.note("failed", error=str(error))
         if runtime.world.is_first:
-            checkpoints.write_json(f"{job.run_folder}/{checkpoints.FAILURE}", {"error": str(error)})
+            run_files.write_json(f"{job.run_folder}/{run_files.FAILURE}", {"error": str(error)})
     finally:
         watchdog.stop()
         journal.flush()
@@ -105,7 +105,7 @@ def run_rank(rank: Rank) -> None:
                 with rank.clock("evaluation"):
                     rank.save_scores(name, state.network)
         if world.is_first:
-            checkpoints.write_json(f"{job.run_folder}/{checkpoints.SECONDS}", rank.clock.seconds)
+            run_files.write_json(f"{job.run_folder}/{run_files.SECONDS}", rank.clock.seconds)
     rank.write_rejected()
 
 

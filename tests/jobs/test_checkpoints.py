@@ -11,7 +11,7 @@ import torch
 from batches import tiny_network
 from torch import nn
 
-from jobs import checkpoints
+from jobs import checkpoints, run_files
 from jobs.checkpoints import Progress
 
 PROGRESS = Progress(step=7, best_score=0.5, best_step=6, num_stale=1, score=0.25, seconds={"step": 1.5})
@@ -81,7 +81,7 @@ def test_the_best_weights_lie_beside_what_they_scored(tmp_path: Path) -> None:
     checkpoints.save_best(str(tmp_path), saved, PROGRESS)
     checkpoints.load_weights((tmp_path / "best" / checkpoints.WEIGHTS).read_bytes(), other)
     assert_equal(dict(other.state_dict()), dict(saved.state_dict()))
-    assert Progress(**checkpoints.read_json(f"{tmp_path}/best/{checkpoints.PROGRESS}")) == PROGRESS
+    assert Progress(**run_files.read_json(f"{tmp_path}/best/{run_files.PROGRESS}")) == PROGRESS
 
 
 def test_a_missing_or_unknown_tensor_is_refused_by_name() -> None:
@@ -121,7 +121,7 @@ def commit(folder: Path, name: str | None, step: int = 0, *, is_finished: bool =
     if name:
         (folder / name).mkdir()
         progress = {"step": step, "is_finished": is_finished}
-        (folder / name / checkpoints.PROGRESS).write_text(json.dumps(progress))
+        (folder / name / run_files.PROGRESS).write_text(json.dumps(progress))
         results = [{"version": 0, "checkpoint_dir_name": name, "metrics": {"score": 0.1, "step": step}}]
     snapshot = {
         "ray_version": "2.60.0",
@@ -129,53 +129,53 @@ def commit(folder: Path, name: str | None, step: int = 0, *, is_finished: bool =
         "pending_training_results": [],
         "latest_checkpoint_result": results[-1] if results else None,
     }
-    (folder / checkpoints.SNAPSHOT).write_text(json.dumps(snapshot))
+    (folder / run_files.SNAPSHOT).write_text(json.dumps(snapshot))
 
 
 def test_the_committed_step_is_that_of_the_snapshot_not_of_the_newest_folder(tmp_path: Path) -> None:
-    assert checkpoints.committed_step(str(tmp_path)) == 0
-    assert checkpoints.committed_checkpoint(str(tmp_path)) is None
-    assert checkpoints.committed_progress(str(tmp_path)) is None
+    assert run_files.committed_step(str(tmp_path)) == 0
+    assert run_files.committed_checkpoint(str(tmp_path)) is None
+    assert run_files.committed_progress(str(tmp_path)) is None
     commit(tmp_path, "checkpoint_2026-01-01_00-00-01", 40)
     torn = tmp_path / "checkpoint_2026-01-01_00-00-02"
     torn.mkdir()
-    (torn / checkpoints.PROGRESS).write_text('{"step": 80}')
-    assert checkpoints.committed_checkpoint(str(tmp_path)) == "checkpoint_2026-01-01_00-00-01"
-    assert checkpoints.committed_step(str(tmp_path)) == 40
-    assert not checkpoints.is_finished(str(tmp_path))
+    (torn / run_files.PROGRESS).write_text('{"step": 80}')
+    assert run_files.committed_checkpoint(str(tmp_path)) == "checkpoint_2026-01-01_00-00-01"
+    assert run_files.committed_step(str(tmp_path)) == 40
+    assert not run_files.is_finished(str(tmp_path))
 
 
 def test_what_was_uploaded_but_never_committed_is_removed(tmp_path: Path) -> None:
-    assert checkpoints.sweep(str(tmp_path)) == []
+    assert run_files.sweep(str(tmp_path)) == []
     torn = tmp_path / "checkpoint_2026-01-01_00-00-01"
     (torn / "deep").mkdir(parents=True)
     (torn / "deep" / "half").write_text("x")
-    assert checkpoints.sweep(str(tmp_path)) == [torn.name]
+    assert run_files.sweep(str(tmp_path)) == [torn.name]
     commit(tmp_path, "checkpoint_2026-01-01_00-00-02", 40)
     (torn / "deep").mkdir(parents=True)
     (torn / "deep" / "half").write_text("x")
     (tmp_path / "checkpoint_notes.txt").write_text("a person's")
-    assert checkpoints.sweep(str(tmp_path)) == [torn.name]
+    assert run_files.sweep(str(tmp_path)) == [torn.name]
     assert not torn.exists()
     assert (tmp_path / "checkpoint_notes.txt").exists()
-    assert checkpoints.committed_step(str(tmp_path)) == 40
-    assert checkpoints.sweep(str(tmp_path)) == []
+    assert run_files.committed_step(str(tmp_path)) == 40
+    assert run_files.sweep(str(tmp_path)) == []
 
 
 def test_a_run_that_trained_to_its_end_is_finished(tmp_path: Path) -> None:
-    assert not checkpoints.is_finished(str(tmp_path))
+    assert not run_files.is_finished(str(tmp_path))
     commit(tmp_path, "checkpoint_1", 100, is_finished=True)
-    assert checkpoints.is_finished(str(tmp_path))
+    assert run_files.is_finished(str(tmp_path))
 
 
 def test_a_snapshot_without_a_checkpoint_is_the_start(tmp_path: Path) -> None:
     commit(tmp_path, None)
-    assert checkpoints.committed_step(str(tmp_path)) == 0
-    assert not checkpoints.is_finished(str(tmp_path))
+    assert run_files.committed_step(str(tmp_path)) == 0
+    assert not run_files.is_finished(str(tmp_path))
 
 
 def test_json_is_written_whole_sorted_and_read_again(tmp_path: Path) -> None:
     path = str(tmp_path / "new" / "x.json")
-    checkpoints.write_json(path, {"b": [1, None], "a": 0.5})
-    assert checkpoints.read_json(path) == {"a": 0.5, "b": [1, None]}
+    run_files.write_json(path, {"b": [1, None], "a": 0.5})
+    assert run_files.read_json(path) == {"a": 0.5, "b": [1, None]}
     assert Path(path).read_text().startswith('{\n "a"')

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster import run as cluster_run
-from jobs import checkpoints, tracking
+from jobs import checkpoints, run_files, tracking
 from jobs.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig, with_decoder
 from jobs.preflight import problems
 from jobs.prepare import PrepareConfig, Prepared, prepare
@@ -68,7 +68,7 @@ def small_run(name: str, manifest: str, folder: str, *, num_steps: int, global_b
 def last_weights(config: PretrainConfig) -> dict[str, Tensor]:
     """The weights of the run's last checkpoint."""
     folder = Path(config.placement.storage) / config.name
-    checkpoint = checkpoints.committed_checkpoint(str(folder))
+    checkpoint = run_files.committed_checkpoint(str(folder))
     assert checkpoint
     return load_file(folder / checkpoint / checkpoints.WEIGHTS)
 
@@ -156,8 +156,8 @@ def pretrain_until_stopped(config: PretrainConfig, monkeypatch: pytest.MonkeyPat
         assert pretrain(config) == {}
     assert signal.getsignal(signal.SIGTERM) is handler
     folder = f"{config.placement.storage}/{config.name}"
-    assert checkpoints.committed_step(folder) == 1
-    assert not checkpoints.is_finished(folder)
+    assert run_files.committed_step(folder) == 1
+    assert not run_files.is_finished(folder)
 
 
 def losses(config: PretrainConfig, config_hash: str) -> dict[str, list[tuple[int, float]]]:
@@ -234,7 +234,7 @@ def test_a_bucket_holds_corpus_ledger_and_run_and_a_stopped_run_goes_on(
     pretrain_until_stopped(run, monkeypatch)
     found = pretrain(run)
     assert (found["num_steps"], found["num_rejected"]) == (3, 0)
-    assert checkpoints.is_finished(f"{bucket}/runs/small")
+    assert run_files.is_finished(f"{bucket}/runs/small")
     assert read_ledger(f"{bucket}/runs/small/ledger.parquet") == []
     assert pretrain(run) == found
 
@@ -252,9 +252,9 @@ def test_checkpoints_of_any_size_reach_a_store_that_wants_no_checksums_behind_th
     assert {name: storage.read_bytes(f"{bucket}/run/checkpoint/{name}") for name in contents} == contents
     filesystem, path = storage.arrow_filesystem(f"{bucket}/run")
     filesystem = pickle.loads(pickle.dumps(filesystem))  # as it comes to a worker
-    with filesystem.open_output_stream(f"{path}/{checkpoints.SNAPSHOT}") as file:  # as Ray Train commits
+    with filesystem.open_output_stream(f"{path}/{run_files.SNAPSHOT}") as file:  # as Ray Train commits
         file.write(b"{}")
-    assert storage.read_bytes(f"{bucket}/run/{checkpoints.SNAPSHOT}") == b"{}"
+    assert storage.read_bytes(f"{bucket}/run/{run_files.SNAPSHOT}") == b"{}"
     with checkpoints_folder(f"{path}/checkpoint", filesystem) as folder:
         assert {name: (Path(folder) / name).read_bytes() for name in contents} == contents
 

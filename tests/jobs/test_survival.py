@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import checkpoints, kills_benchmark, pretrain
+from jobs import kills_benchmark, pretrain, run_files
 from jobs.faulty_store import Faults, faulty_store
 from jobs.journal import read_journals
 from jobs.kills_benchmark import (
@@ -172,15 +172,15 @@ def test_a_run_waits_for_a_bucket_that_is_gone_for_a_while(manifest: str, bucket
         printed: list[str] = []
         reader = threading.Thread(target=lambda: printed.extend(process.stdout or ()))
         reader.start()
-        while checkpoints.committed_step(f"{bucket}/runs/small") < 8:
+        while run_files.committed_step(f"{bucket}/runs/small") < 8:
             assert process.poll() is None, "".join(printed)
             time.sleep(0.2)
         store.gone_until = time.monotonic() + 45
-        before = checkpoints.committed_step(f"{bucket}/runs/small")
+        before = run_files.committed_step(f"{bucket}/runs/small")
         assert process.wait(400) == 0, "".join(printed)
         reader.join()
     assert before < 40
-    assert checkpoints.is_finished(f"{bucket}/runs/small")
+    assert run_files.is_finished(f"{bucket}/runs/small")
     assert store.counts["gone"] > 0
     assert not [line for line in read_journals(f"{bucket}/runs/small") if line["event"] == "lost"]
     kept = [path for path in storage.list_files(f"{bucket}/runs/small") if path.startswith("checkpoint_2")]
@@ -207,10 +207,10 @@ def test_a_full_disk_is_named_and_the_last_unit_is_whole(manifest: str, tmp_path
         assert process.returncode == 1, said
         assert "no space left" in said.lower()
         folder = f"{disk}/small"
-        step = checkpoints.committed_step(folder)
+        step = run_files.committed_step(folder)
         assert step >= 2
-        name = checkpoints.committed_checkpoint(folder)
-        assert checkpoints.read_json(f"{folder}/{name}/{checkpoints.PROGRESS}")["step"] == step
+        name = run_files.committed_checkpoint(folder)
+        assert run_files.read_json(f"{folder}/{name}/{run_files.PROGRESS}")["step"] == step
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 
@@ -227,7 +227,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_once_with_step_and_clips(mani
     assert process.returncode == 1, said
     assert "not finite at step" in said
     assert "clips of the batch: [" in said
-    failure = json.loads((tmp_path / "small" / checkpoints.FAILURE).read_text())["error"]
+    failure = json.loads((tmp_path / "small" / run_files.FAILURE).read_text())["error"]
     assert failure in said
     starts = [line for line in read_journals(str(tmp_path / "small")) if line["event"] == "start"]
     assert len(starts) == 1

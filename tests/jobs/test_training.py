@@ -15,7 +15,7 @@ from batches import CLS, FIRST_WORD, MASK, NUM_FRAMES, NUM_WORDS, SEP, SIZE_PX, 
 from torch import Tensor
 
 from cluster.world import World
-from jobs import checkpoints
+from jobs import checkpoints, run_files
 from jobs.average import WeightAverage, averaged
 from jobs.checkpoints import Progress
 from jobs.config import OptimConfig, Placement, PretrainConfig
@@ -257,8 +257,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_clips_and_checkpoint(tmp_p
     assert wrong == ["loss/lvwm", "loss/total"]
     message = r"loss/lvwm, loss/total not finite at step 3; clips of the batch: \[11, 12\]; .*: none yet\."
     assert re.match(message, str(non_finite_error(wrong, 3, [11, 12], str(tmp_path))))
-    checkpoints.write_json(
-        f"{tmp_path}/{checkpoints.SNAPSHOT}", {"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_2"}}
+    run_files.write_json(
+        f"{tmp_path}/{run_files.SNAPSHOT}", {"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_2"}}
     )
     assert "last good checkpoint: checkpoint_2." in str(non_finite_error(wrong, 3, [11, 12], str(tmp_path)))
 

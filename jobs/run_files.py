@@ -1,0 +1,84 @@
+"""A run's folder: what is in it. Imports nothing that takes long: every process of a run asks what was committed.
+
+STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
+             checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
+             best/  ledger.parquet  evaluation/  seconds.json  results.json  report.html    results
+             logs/                                              what each process said (jobs/journal.py)
+             stop                                               asks the run to write a checkpoint and end
+             failure.json                                       why the run stopped for good
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline import storage
+
+SNAPSHOT, IDENTITY, SECONDS = "checkpoint_manager_snapshot.json", "identity.json", "seconds.json"
+FAILURE = "failure.json"
+PROGRESS = "progress.json"
+"""Of a checkpoint: how far the run had come."""
+
+
+def committed_progress(run_folder: str) -> dict[str, Any] | None:
+    """The progress in the last committed checkpoint of a run; None before the first."""
+    name = committed_checkpoint(run_folder)
+    return read_json(f"{run_folder}/{name}/{PROGRESS}") if name else None
+
+
+def committed_step(run_folder: str) -> int:
+    """Step of the last committed checkpoint of a run; 0 before the first."""
+    progress = committed_progress(run_folder)
+    return int(progress["step"]) if progress else 0
+
+
+def is_finished(run_folder: str) -> bool:
+    """True if the last committed checkpoint is that of a run that trained to its end."""
+    progress = committed_progress(run_folder)
+    return bool(progress and progress["is_finished"])
+
+
+def committed_checkpoint(run_folder: str) -> str | None:
+    """Folder name of the last checkpoint that Ray Train committed."""
+    if not storage.exists(f"{run_folder}/{SNAPSHOT}"):
+        return None
+    latest = read_json(f"{run_folder}/{SNAPSHOT}").get("latest_checkpoint_result")
+    return latest["checkpoint_dir_name"] if latest else None
+
+
+def sweep(run_folder: str) -> list[str]:
+    """Names of the checkpoints that were uploaded, or begun to be, and never committed; they are removed.
+
+    For a run that nobody else continues: a checkpoint on its way looks the same.
+    """
+    kept = _registered(run_folder)
+    folders = {path.split("/", 1)[0] for path in storage.list_files(run_folder) if "/" in path}
+    lost = sorted(name for name in folders if name.startswith("checkpoint_") and name not in kept)
+    for name in lost:
+        storage.remove_folder(f"{run_folder}/{name}")
+    return lost
+
+
+def _registered(run_folder: str) -> set[str]:
+    """Folder names of the checkpoints that Ray Train keeps."""
+    path = f"{run_folder}/{SNAPSHOT}"
+    if not storage.exists(path):
+        return set()
+    snapshot = read_json(path)
+    results = [
+        *snapshot["checkpoint_results"],
+        *snapshot["pending_training_results"],
+        snapshot["latest_checkpoint_result"],
+    ]
+    return {result["checkpoint_dir_name"] for result in results if result}
+
+
+def read_json(path: str) -> Any:
+    """The value in a JSON file."""
+    return json.loads(storage.read_bytes(path))
+
+
+def write_json(path: str, value: Any) -> None:
+    """A value as an indented JSON file, written whole or not at all."""
+    storage.write_bytes_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
