@@ -44,6 +44,8 @@ DATA_NODES = {"ray-subcluster": "data"}
 AUTOSCALING = "SNPS3_AUTOSCALING"
 """Environment variable that is 1 where nodes come when they are asked for: what is there at the start then says nothing
 (cluster/runtime_env.yaml)."""
+NOT_DATA_NODES = {key: f"!{value}" for key, value in DATA_NODES.items()}
+"""Where there are such nodes, workers that train on CPUs leave theirs alone: decoding could not start."""
 CHECKPOINT_METRIC = "score"
 WORKER_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -210,6 +212,7 @@ def run(
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_each} | ({"GPU": 1} if workers.use_gpu else {}),
             elastic_resize_monitor_interval_s=workers.resize_seconds,
+            label_selector=NOT_DATA_NODES if has_data_nodes() else None,
         ),
         dataset_config=DataForRanks(datasets, workers),
         datasets=dict.fromkeys(datasets, no_rows),
@@ -250,9 +253,14 @@ def ingest_options(workers: Workers) -> ray.data.ExecutionOptions:
     """In order, on `decode_cpus` CPUs, on the data nodes where there are some."""
     options = ray.data.ExecutionOptions(preserve_order=True)
     options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=workers.decode_cpus)
-    if grows() or any(DATA_NODES.items() <= node.get("Labels", {}).items() for node in ray.nodes()):
+    if has_data_nodes():
         options.label_selector = DATA_NODES
     return options
+
+
+def has_data_nodes() -> bool:
+    """Whether there are nodes of their own for decoding, or will be when they are asked for."""
+    return grows() or any(DATA_NODES.items() <= node.get("Labels", {}).items() for node in ray.nodes() if node["Alive"])
 
 
 def grows() -> bool:
