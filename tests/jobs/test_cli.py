@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.checkpoints import write_json
 from jobs.cli import Command, answered, parse
 from jobs.config import PretrainConfig, config_hash, identity, with_decoder
 from jobs.preflight import Machine, dry_run, num_parameters, problems, this_machine
 from jobs.presets import tiny
+from jobs.run_files import write_json
 from pipeline.augmentation import AugmentationConfig
 from pipeline.manifest import Manifest, clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.masking import Strategy
