@@ -40,6 +40,8 @@ BLOCK_BYTES = 16 * 2**20
 
 TURN_SECONDS, TURNS_AT_ONCE = 0.05, 8
 """A turn of Ray Data's loop may come so often on average, and so many at once: a finished block takes several."""
+METRICS_SECONDS = 60.0
+"""Pause between two reports to Ray Data's statistics actor, which keeps some kilobytes of each for ever; Ray's is 5."""
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -154,7 +156,8 @@ class Rest(ExecutionCallback):
     def __init__(self) -> None:
         self.turns: deque[float] = deque(maxlen=TURNS_AT_ONCE)
 
-    def on_execution_step(self, executor: object) -> None:
+    def on_execution_step(self, executor: Any) -> None:
+        executor.UPDATE_METRICS_INTERVAL_S = METRICS_SECONDS
         if len(self.turns) == TURNS_AT_ONCE:
             time.sleep(max(0.0, self.turns[0] + TURNS_AT_ONCE * TURN_SECONDS - time.monotonic()))
         self.turns.append(time.monotonic())

@@ -124,7 +124,7 @@ def test_an_unknown_field_is_refused_with_the_one_that_was_meant(arguments, unkn
         ("tiny --objective.lvwm inf", "objective.lvwm must be a finite number, got inf"),
         ("tiny --placement.cpus-per-worker nan", "placement.cpus_per_worker must be a finite number, got nan"),
         ("tiny --placement.cpus-per-worker -1", "placement.cpus_per_worker must not be negative, got -1"),
-        ("tiny --placement.max-failures -2", "must not be negative, got 0.5 and -2"),
+        ("tiny --placement.max-failures -2", "placement.max_failures must not be negative, got -2"),
         ("tiny --optim.warmup-steps -1", "optim.warmup_steps must not be negative, got -1"),
         ("tiny --optim.weight-decay -1", "optim.weight_decay must not be negative, got -1.0"),
         ("tiny --text.vocabulary-size 0", "text.vocabulary_size must be at least 1, got 0"),
