@@ -128,7 +128,7 @@ def test_the_command_prints_a_table_or_one_json_object(capsys: pytest.CaptureFix
     arguments = ["--clips", "1000000", "--gpu-clips-per-second", "50"]
     planner.main(arguments)
     words = capsys.readouterr().out
-    assert "4 × c7i.8xlarge, spot" in words
+    assert "3 × c7i.8xlarge, spot" in words
     assert "400.0, limited by GPUs" in words
     planner.main([*arguments, "--json"])
     assert json.loads(capsys.readouterr().out)["clips_per_second"] == 400
