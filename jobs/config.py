@@ -216,17 +216,13 @@ class Placement:
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "fewest_workers",
-            "decode_cpus",
-            "log_every",
-            "num_kept_checkpoints",
-            "threads_per_worker",
-            "length_groups",
-        ):
-            if getattr(self, name) < 1:
-                field_name = name.replace("fewest", "num")
-                raise ValueError(f"placement.{field_name} must be at least 1, got {getattr(self, name)}")
+        counts = ("decode_cpus", "log_every", "num_kept_checkpoints", "threads_per_worker", "length_groups")
+        for name, count in {
+            "num_workers": self.fewest_workers,
+            **{name: getattr(self, name) for name in counts},
+        }.items():
+            if count < 1:
+                raise ValueError(f"placement.{name} must be at least 1, got {count}")
         if self.fewest_workers > self.most_workers:
             raise ValueError(
                 f"placement.num_workers must name the fewest first, got {self.fewest_workers} and {self.most_workers}"

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import itertools
 import json
@@ -256,14 +257,14 @@ def drive(settings: str) -> None:
     pretrain.pretrain(pickle.loads(base64.b64decode(settings)), on_rank=recorded_rank)
 
 
-def small_run(name: str, manifest: str, placement: Placement, global_batch: int = 8) -> PretrainConfig:
+def small_run(name: str, manifest: str, placement: Placement) -> PretrainConfig:
     """A run of seconds, of the network and the objectives of `tiny`."""
     preset = tiny()
     return dataclasses.replace(
         preset,
         name=name,
         data=dataclasses.replace(preset.data, manifest=manifest, num_frames=2, frame_size_px=32),
-        optim=dataclasses.replace(preset.optim, num_steps=NUM_STEPS, global_batch=global_batch, warmup_steps=2),
+        optim=dataclasses.replace(preset.optim, num_steps=NUM_STEPS, global_batch=8, warmup_steps=2),
         selection=SelectionConfig(evaluate_every=EVERY),
         placement=placement,
     )
@@ -285,10 +286,10 @@ def small_placement(storage: str, num_workers: int | tuple[int, int] = 2, **chan
 # --- what is killed ---------------------------------------------------------------------------------------------------
 
 
-def kill_rank(rank: int, driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
-    """The process of a rank of the newest worker group is gone."""
+def signal_rank(rank: int, number: signal.Signals, driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
+    """The process of a rank of the newest worker group gets a signal: it is gone, or stands still for ever."""
     del driver, cluster
-    os.kill(next(one.pid for one in reversed(found) if one.rank == rank), signal.SIGKILL)
+    os.kill(next(one.pid for one in reversed(found) if one.rank == rank), number)
 
 
 def kill_train_node(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
@@ -304,12 +305,6 @@ def kill_data_node(driver: Driver, cluster: LocalCluster, found: list[Attempt]) 
     del driver, found
     cluster.kill(cluster.data_nodes, random.choice(cluster.data_nodes))
     cluster.fill()
-
-
-def hang_rank(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
-    """A rank stands still for ever."""
-    del driver, cluster
-    os.kill(next(one.pid for one in reversed(found) if one.rank == 1), signal.SIGSTOP)
 
 
 def announce_loss(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
@@ -334,12 +329,12 @@ def kill_driver(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> 
 
 
 KILLS: dict[str, Callable[[Driver, LocalCluster, list[Attempt]], None]] = {
-    "rank 1": lambda *given: kill_rank(1, *given),
-    "rank 0": lambda *given: kill_rank(0, *given),
+    "rank 1": functools.partial(signal_rank, 1, signal.SIGKILL),
+    "rank 0": functools.partial(signal_rank, 0, signal.SIGKILL),
     "train node": kill_train_node,
     "decode node": kill_data_node,
     "driver": kill_driver,
-    "hang": hang_rank,
+    "hang": functools.partial(signal_rank, 1, signal.SIGSTOP),
     "notice": announce_loss,
 }
 

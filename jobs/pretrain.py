@@ -75,7 +75,7 @@ def pretrain(
             cluster_run.run(
                 on_rank,
                 job,
-                storage=storage_of(config),
+                storage=storage_of(config, run_folder),
                 name=config.name,
                 datasets=datasets(job),
                 workers=workers(config),
@@ -94,10 +94,9 @@ def pretrain(
         tracker.finish(status)
 
 
-def storage_of(config: PretrainConfig) -> cluster_run.Storage:
+def storage_of(config: PretrainConfig, run_folder: str) -> cluster_run.Storage:
     """Where the run's folder lies, for Ray Train; checkpoints go there with our own client and its patience."""
     filesystem, inner = storage.arrow_filesystem(config.placement.storage)
-    run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
     upload = functools.partial(upload_checkpoint, run_folder)
     return cluster_run.Storage(path=inner, filesystem=filesystem, upload=upload)
 

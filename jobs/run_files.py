@@ -41,9 +41,7 @@ def is_finished(run_folder: str) -> bool:
 
 def committed_checkpoint(run_folder: str) -> str | None:
     """Folder name of the last checkpoint that Ray Train committed."""
-    if not storage.exists(f"{run_folder}/{SNAPSHOT}"):
-        return None
-    latest = read_json(f"{run_folder}/{SNAPSHOT}").get("latest_checkpoint_result")
+    latest = _snapshot(run_folder).get("latest_checkpoint_result")
     return latest["checkpoint_dir_name"] if latest else None
 
 
@@ -52,7 +50,13 @@ def sweep(run_folder: str) -> list[str]:
 
     For a run that nobody else continues: a checkpoint on its way looks the same.
     """
-    kept = _registered(run_folder)
+    snapshot = _snapshot(run_folder)
+    results = [
+        *snapshot.get("checkpoint_results", ()),
+        *snapshot.get("pending_training_results", ()),
+        snapshot.get("latest_checkpoint_result"),
+    ]
+    kept = {result["checkpoint_dir_name"] for result in results if result}
     folders = {path.split("/", 1)[0] for path in storage.list_files(run_folder) if "/" in path}
     lost = sorted(name for name in folders if name.startswith("checkpoint_") and name not in kept)
     for name in lost:
@@ -60,18 +64,10 @@ def sweep(run_folder: str) -> list[str]:
     return lost
 
 
-def _registered(run_folder: str) -> set[str]:
-    """Folder names of the checkpoints that Ray Train keeps."""
+def _snapshot(run_folder: str) -> dict[str, Any]:
+    """What Ray Train has written of the run's checkpoints; empty before the first."""
     path = f"{run_folder}/{SNAPSHOT}"
-    if not storage.exists(path):
-        return set()
-    snapshot = read_json(path)
-    results = [
-        *snapshot["checkpoint_results"],
-        *snapshot["pending_training_results"],
-        snapshot["latest_checkpoint_result"],
-    ]
-    return {result["checkpoint_dir_name"] for result in results if result}
+    return read_json(path) if storage.exists(path) else {}
 
 
 def read_json(path: str) -> Any:
