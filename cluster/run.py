@@ -23,6 +23,8 @@ import ray
 import ray.data
 import ray.train
 import torch
+from ray.data._internal.block_batching.iter_batches import BatchIterator
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -46,6 +48,8 @@ AUTOSCALING = "SNPS3_AUTOSCALING"
 (cluster/runtime_env.yaml)."""
 NOT_DATA_NODES = {key: f"!{value}" for key, value in DATA_NODES.items()}
 """Where there are such nodes, workers that train on CPUs leave theirs alone: decoding could not start."""
+REPORT_SECONDS = 60.0
+"""Pause between two reports to Ray Data's statistics actor, which keeps some kilobytes of each for ever; Ray's is 5."""
 CHECKPOINT_METRIC = "score"
 WORKER_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -102,6 +106,7 @@ class Runtime:
 
     def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
         """This rank's shares of a dataset, step by step."""
+        BatchIterator.UPDATE_METRICS_INTERVAL_S = REPORT_SECONDS
         iterator = ray.train.get_dataset_shard(dataset)
         assert iterator is not None, f"no dataset named {dataset} was handed to the trainer"
         yield from iterator.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2)
@@ -168,7 +173,16 @@ class DataForRanks(DataConfig):
 
     def configure(self, datasets: dict[str, Any], world_size: int, *rest: Any, **options: Any) -> list[dict[str, Any]]:
         built = {name: self.builders[name](world_size) for name in datasets}
+        for dataset in built.values():
+            dataset.context.custom_execution_callback_classes.append(RareReports)
         return super().configure(built, world_size, *rest, **options)
+
+
+class RareReports(ExecutionCallback):
+    """Lets a dataset report what it does once in a while."""
+
+    def before_execution_starts(self, executor: Any) -> None:
+        executor.UPDATE_METRICS_INTERVAL_S = REPORT_SECONDS
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ if __name__ == "__main__":
     use_private_token()
 
 from jobs import run_files
+from jobs.control_plane_benchmark import control_plane
 from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.dedup_benchmark import dedup
@@ -145,6 +146,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "kills": kills,
     "restart": restart,
     "overhead": overhead,
+    "control-plane": control_plane,
 }
 
 

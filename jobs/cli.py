@@ -10,7 +10,7 @@ import difflib
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NoReturn
 
@@ -36,7 +36,12 @@ class Command:
     """Print the plan, check paths and sizes, and start nothing."""
 
 
-def parse(argv: Sequence[str] | None = None, *, program: str = "pretrain.py") -> Command:
+def parse(
+    argv: Sequence[str] | None = None,
+    *,
+    program: str = "pretrain.py",
+    presets: Mapping[str, tuple[str, Callable[[], PretrainConfig]]] = PRESETS,
+) -> Command:
     """The preset named first, with the fields that were set after it.
 
     What cannot be is refused on stderr with exit code 2: an unknown preset or field with the nearest ones, a value
@@ -44,12 +49,12 @@ def parse(argv: Sequence[str] | None = None, *, program: str = "pretrain.py") ->
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage(program), file=sys.stdout if arguments else sys.stderr)
+        print(_usage(program, presets), file=sys.stdout if arguments else sys.stderr)
         sys.exit(0 if arguments else 2)
     name = arguments[0]
-    if name not in PRESETS:
-        _refuse(_unknown_preset(name))
-    description, preset = PRESETS[name]
+    if name not in presets:
+        refuse(_unknown_preset(name, presets))
+    description, preset = presets[name]
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -62,10 +67,10 @@ def parse(argv: Sequence[str] | None = None, *, program: str = "pretrain.py") ->
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.EnumChoicesFromValues),
             )
     except ValueError as error:  # of a rule between parts of the configuration
-        _refuse(str(error))
+        refuse(str(error))
     except SystemExit:
         if message := _value_error(box.getvalue()):
-            _refuse(message)
+            refuse(message)
         sys.stderr.write(box.getvalue())
         raise
 
@@ -82,22 +87,22 @@ def answered(command: Command) -> int | None:
     return None
 
 
-def _usage(program: str) -> str:
-    width = max(map(len, PRESETS))
-    presets = "\n".join(f"  {name:{width}}  {description}" for name, (description, _) in PRESETS.items())
+def _usage(program: str, presets: Mapping[str, tuple[str, object]]) -> str:
+    width = max(map(len, presets))
+    lines = "\n".join(f"  {name:{width}}  {description}" for name, (description, _) in presets.items())
     return (
-        f"usage: {program} PRESET [--FIELD VALUE …] [--dry-run]\n\n{presets}\n\n"
+        f"usage: {program} PRESET [--FIELD VALUE …] [--dry-run]\n\n{lines}\n\n"
         f"{program} PRESET --help lists every field with its meaning and its value in that preset"
     )
 
 
-def _unknown_preset(name: str) -> str:
-    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+def _unknown_preset(name: str, presets: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name, presets, n=1, cutoff=0.4)
     if name.startswith("-"):
-        hint = f"the name of a preset comes before the fields, as in `tiny {name}`"
+        hint = f"the name of a preset comes before the fields, as in `{next(iter(presets))} {name}`"
     else:
         hint = f"did you mean {near[0]}?" if near else "name one of the presets"
-    return f"there is no preset {name!r}; {hint} (presets: {', '.join(PRESETS)})"
+    return f"there is no preset {name!r}; {hint} (presets: {', '.join(presets)})"
 
 
 def _value_error(box: str) -> str | None:
@@ -117,6 +122,7 @@ def _ends_message(line: str) -> bool:
     return not line or line.startswith(("Argument helptext:", "For full helptext,"))
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """Ends with exit code 2 and a line on stderr."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -1,7 +1,7 @@
 """A run as a value: one frozen configuration, of which a part is identity and a part placement.
 
-Identity (data, text, masking, model, objective, optim, selection, seed) is hashed: a run name belongs to one identity.
-Placement (where, on how many workers, how often it is logged) may change whenever the run is continued.
+Identity (data, text, masking, model, objective, task, optim, selection, seed) is hashed: a run name belongs to one
+identity. Placement (where, on how many workers, how often it is logged) may change whenever the run is continued.
 """
 
 from __future__ import annotations
@@ -175,6 +175,43 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is learned about the clips."""
+
+    kind: Literal["captions", "question_answering", "multiple_choice"] = "captions"
+    """`captions`: the losses of `objective`, for pre-training and for retrieval. The others fine-tune on what the files
+    below ask."""
+    train: str | None = None
+    """Questions about the clips of `data.train_split`; the other three likewise. Without one, multiple choice draws
+    four captions of other clips."""
+    validation: str | None = None
+    test: str | None = None
+    temporal: str | None = None
+    num_answers: int = 1500
+    """Answers that question answering chooses from: the most frequent ones of the training questions."""
+    is_multi_label: bool = False
+    """Each answer is right or wrong for itself; otherwise one is right."""
+    is_video_hidden: bool = False
+    """All frames are black: the baseline that shows what the question alone tells."""
+
+    def __post_init__(self) -> None:
+        if self.num_answers < 2:
+            raise ValueError(f"task.num_answers must be at least 2, got {self.num_answers}")
+        if self.kind == "captions":
+            if files := [name for name in TASK_FILES if getattr(self, name)]:
+                raise ValueError(f"task.{files[0]} names questions, which task.kind=captions does not ask")
+            return
+        needed = ("train", "validation", "test") if self.kind == "question_answering" else ("validation", "test")
+        for name in needed:
+            if not getattr(self, name):
+                raise ValueError(f"task.kind={self.kind} needs task.{name}, a file of questions")
+
+
+TASK_FILES = ("train", "validation", "test", "temporal")
+"""Datasets of a run that questions may be asked about."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where and on how much a run runs. Nothing here changes what is computed."""
 
@@ -261,6 +298,7 @@ class PretrainConfig:
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     placement: Placement = field(default_factory=Placement)

@@ -129,9 +129,9 @@ def damaged_after(clean: Path, folder: Path, share: float, limits: Limits, found
     )
     ledgers, rejected, usable = [], [], 0
     for epoch in range(2):
-        bounds = {"start_step": epoch * plan.steps_per_epoch, "stop_step": (epoch + 1) * plan.steps_per_epoch}
+        start, stop = epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch
         try:
-            stream = clip_stream(source, num_ranks=1, **bounds)
+            stream = clip_stream(source, start_step=start, stop_step=stop, num_ranks=1)
             tables = list(stream.iter_batches(batch_size=BATCH, batch_format="pyarrow"))
         except Exception as error:
             return failed(found, error)

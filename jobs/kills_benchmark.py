@@ -27,22 +27,21 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.cluster_utils
 from ray._private import state
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated import autoscaler_pb2
 from ray.util import placement_group_table
 
-from cluster.head import free_ports
-from cluster.run import DATA_NODES, Runtime
+from cluster.run import Runtime
 from jobs import checkpoints, pretrain, run_files, worker
 from jobs.config import Placement, PretrainConfig, SelectionConfig
 from jobs.journal import read_journals
+from jobs.local_cluster import LocalCluster, running_cluster
 from jobs.presets import tiny
 from jobs.worker import Job
 from pipeline.loader import ClipSource
@@ -54,7 +53,6 @@ PACE_SECONDS = 0.4
 """Pause after each step, so that a run lasts long enough to lose something in the midst of it."""
 HANG_SECONDS = 60.0
 QUICK_NOTICE = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
-TRAIN_CPUS = 1
 WAIT_SECONDS = 240
 """How long a run may take to the step at which something is killed, and from there to its end."""
 
@@ -150,53 +148,6 @@ def lost_and_doubled(trained: dict[int, list[int]], source: ClipSource, num_step
 
 
 # --- the cluster and the driver ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class LocalCluster:
-    """A head without CPUs, nodes that train and nodes that decode, all on this machine."""
-
-    cluster: Any
-    train_nodes: list[Any] = field(default_factory=list)
-    data_nodes: list[Any] = field(default_factory=list)
-
-    @property
-    def address(self) -> str:
-        """Of its control store."""
-        return self.cluster.address
-
-    def fill(self, num_train: int = 1, num_data: int = 1) -> None:
-        """As many nodes of both kinds as there should be."""
-        while len(self.train_nodes) < num_train:
-            self.train_nodes.append(self.cluster.add_node(num_cpus=TRAIN_CPUS, object_store_memory=100 * 2**20))
-        while len(self.data_nodes) < num_data:
-            self.data_nodes.append(
-                self.cluster.add_node(num_cpus=1, labels=dict(DATA_NODES), object_store_memory=100 * 2**20)
-            )
-        self.cluster.wait_for_nodes()
-
-    def kill(self, nodes: list[Any], node: Any) -> None:
-        """A node is gone without a word."""
-        nodes.remove(node)
-        self.cluster.remove_node(node, allow_graceful=False)
-
-
-@contextlib.contextmanager
-def running_cluster() -> Iterator[LocalCluster]:
-    """A cluster that is gone at the end, with all it started."""
-    cluster = ray.cluster_utils.Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0,
-            "object_store_memory": 150 * 2**20,
-            "include_dashboard": True,  # without it Ray Train does not give back what a killed driver held
-            "dashboard_port": free_ports(1)[0],
-        },
-    )
-    try:
-        yield LocalCluster(cluster)
-    finally:
-        cluster.shutdown()
 
 
 class Driver:

@@ -18,10 +18,10 @@ import torch
 
 from jobs import run_files
 from jobs.config import (
+    TASK_FILES,
     DataConfig,
     Placement,
     PretrainConfig,
-    SelectionConfig,
     differences,
     identity,
     in_steps,
@@ -87,7 +87,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     """All that is known of the run; whatever is wrong is collected, so that one look tells everything."""
     machine = machine or this_machine()
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
-    found = resource_problems(config.placement, machine) + metric_problems(config.selection)
+    found = resource_problems(config.placement, machine) + metric_problems(config)
     manifest = _tried(found, "data.manifest", lambda: known_manifest(config.data.manifest))
     if manifest:
         config = with_decoder(config, manifest.fastest_decoder)
@@ -96,9 +96,12 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     if machine.num_cpus is not None:  # this machine decodes
         _tried(found, "data.decoder", lambda: usable(with_decoder(config, None).data.decoder))
     found += visual_problems(config)
-    for name in ("vocabulary", "significant_words", "word_families"):
-        if path := getattr(config.text, name):
-            _tried(found, f"text.{name}", lambda path=path: storage.check_readable(path))
+    texts = {
+        f"text.{name}": getattr(config.text, name) for name in ("vocabulary", "significant_words", "word_families")
+    }
+    for name, path in (texts | {f"task.{name}": getattr(config.task, name) for name in TASK_FILES}).items():
+        if path:
+            _tried(found, name, lambda path=path: storage.check_readable(path))
     found += weight_problems(config)
     _tried(found, "placement.storage", lambda: storage.check_writable(config.placement.storage))
     state, refusal = folder_state(config, run_folder, manifest)
@@ -167,9 +170,10 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
     return found
 
 
-def metric_problems(selection: SelectionConfig) -> list[str]:
+def metric_problems(config: PretrainConfig) -> list[str]:
     """A metric that is not measured, or not better when it is higher, would be found after the first evaluation."""
-    names = selectable_metrics("validation")
+    selection, is_asked = config.selection, config.task.kind != "captions"
+    names = ["validation/accuracy"] if is_asked else selectable_metrics("validation")
     if selection.metric in names:
         return []
     near = difflib.get_close_matches(selection.metric, names, n=1, cutoff=0.4)

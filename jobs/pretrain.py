@@ -30,6 +30,7 @@ from cluster import run as cluster_run
 from cluster.connection import connected_ray
 from jobs import cli, journal, preflight, results, run_files, streams, tracking, worker
 from jobs.config import PretrainConfig, TextConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
+from jobs.tasks import Language, make_task
 from jobs.tracking import Tracker
 from jobs.training import RunError
 from jobs.worker import Job
@@ -137,8 +138,8 @@ def make_job(config: PretrainConfig, run_folder: str, tracker: Tracker) -> Job:
     return Job(
         config=config,
         run_folder=run_folder,
-        tokenizer=tokenizer,
-        table=table,
+        language=Language(tokenizer=tokenizer, table=table, config=config),
+        task=make_task(config, captions),
         sources=sources,
         tracking_uri=tracker.uri,
         tracking_run_id=tracker.run_id,
@@ -302,16 +303,20 @@ def hardware() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
-    command = cli.parse(argv)
+    return run(cli.parse(argv), program="pretrain")
+
+
+def run(command: cli.Command, *, program: str) -> int:
+    """Exit status of a run that was asked for."""
     if (status := cli.answered(command)) is not None:
         return status
     try:
         pretrain(command.config)
     except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
-        print(f"pretrain: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     except (RunError, cluster_run.LostError) as error:
-        print(f"pretrain: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 MARKER = "SNPS3_BENCHMARK"
 """Environment variable that a measurement sets to a word of its own, so that its processes are known."""
@@ -11,16 +16,39 @@ MARKER = "SNPS3_BENCHMARK"
 
 def pss_bytes(marker: str) -> int:
     """Memory of the processes that carry `marker` in their environment; shared pages count in shares."""
+    return sum(info["memory_full_info"].pss for info in _marked(marker, "memory_full_info"))
+
+
+def cpu_seconds(marker: str) -> Counter[str]:
+    """CPU time that the processes with `marker` have used so far, by what they are to Ray."""
+    used: Counter[str] = Counter()
+    for info in _marked(marker, "cmdline", "cpu_times"):
+        used[kind_of(info["cmdline"])] += info["cpu_times"].user + info["cpu_times"].system
+    return used
+
+
+def kind_of(command: list[str]) -> str:
+    """What a process is to Ray, by its command line: an actor or task by its name, `raylet`, `node agents`, …"""
+    text = " ".join(command)
+    if text.startswith("ray::"):
+        return re.split(r"[.(:]", text.removeprefix("ray::"))[0].strip() or "idle worker"
+    program = os.path.basename(command[0]) if command else ""
+    if program in ("raylet", "gcs_server"):
+        return program
+    if "agent" in text:
+        return "node agents"
+    return "dashboard" if "dashboard" in text else "driver and others"
+
+
+def _marked(marker: str, *wanted: str) -> Iterator[dict[str, Any]]:
     import psutil  # only benchmarks need it
 
-    total = 0
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARKER) == marker:
-                total += process.memory_full_info().pss
+                yield process.as_dict(wanted)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return total
 
 
 def bytes_spilled() -> int:

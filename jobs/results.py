@@ -11,6 +11,7 @@ import numpy as np
 from jobs import evaluation, run_files
 from jobs.config import as_dict
 from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
+from jobs.tasks import AskingTask, Predicted
 from jobs.tracking import Tracker
 from jobs.worker import Job
 from pipeline import storage
@@ -29,7 +30,11 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
     rankings: dict[str, Ranking] = {}
     masked: list[MaskedCaption] = []
     for name in ("test", "temporal"):
-        if name in job.sources:
+        if isinstance(job.task, AskingTask):
+            if name in job.sources and name in job.task.asked:
+                answers = run_files.read_json(f"{job.run_folder}/evaluation/{name}.json")
+                found |= job.task.results([Predicted(**answer) for answer in answers], name)
+        elif name in job.sources:
             saved = load_evaluation(f"{job.run_folder}/evaluation/{name}.npz")
             found |= measured(saved, name)
             rankings[name] = ranking(saved, name)
@@ -96,7 +101,7 @@ def ranking(saved: dict[str, Any], name: str) -> Ranking:
 
 def masked_captions(saved: dict[str, Any], job: Job) -> list[MaskedCaption]:
     """A few captions with their masked words and what the model filled in."""
-    pieces, special = job.tokenizer.pieces, job.tokenizer.special
+    pieces, special = job.language.tokenizer.pieces, job.language.tokenizer.special
     shown = []
     for row, blanks in enumerate(saved["filled"]):
         ids = [token for token in saved["token_ids"][row].tolist() if token != special.pad]

@@ -16,17 +16,17 @@ from jobs.average import WeightAverage
 from jobs.checkpoints import Progress
 from jobs.config import OptimConfig, PretrainConfig
 from jobs.optimizer import learning_rate, make_optimizer
+from jobs.tasks import Network
 from pipeline.records import Batch
 from pipeline.transforms import normalise
-from snps3_model.objective import Pretraining
 
 
 @dataclass(kw_only=True)
 class TrainState:
     """Everything a resumed run needs, and nothing else."""
 
-    network: Pretraining
-    """The network with its objectives."""
+    network: Network
+    """The network with what it is trained on."""
     wrapped: nn.Module
     """The same, with gradients averaged over the ranks."""
     optimizer: torch.optim.Optimizer
@@ -35,7 +35,7 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
 
-def make_state(network: Pretraining, wrapped: nn.Module, config: OptimConfig) -> TrainState:
+def make_state(network: Network, wrapped: nn.Module, config: OptimConfig) -> TrainState:
     """A run before its first step."""
     return TrainState(
         network=network,
@@ -52,7 +52,7 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig, rank: in
         group["lr"] = learning_rate(state.progress.step, config.optim)
     with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
         losses = state.wrapped(batch, normalise(batch.frames))
-        weights = config.objective.weights
+        weights = state.network.weights
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
     total.backward()
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.optim.max_grad_norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -21,6 +22,7 @@ from jobs.average import averaged
 from jobs.config import PretrainConfig
 from jobs.journal import Journal
 from jobs.optimizer import learning_rate
+from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Network, Predicted, QuestionTask
 from jobs.tracking import Tracker
 from jobs.training import (
     Clock,
@@ -35,13 +37,10 @@ from jobs.training import (
 from jobs.watchdog import Watchdog
 from pipeline import storage
 from pipeline.augmentation import draw_augmentation
-from pipeline.collate import collate
 from pipeline.ledger import read_ledger, refuse_above_share, write_ledger
 from pipeline.loader import ClipSource, clip_rows, in_plan_order, rejected_rows, segments
 from pipeline.records import Batch, Rejected, Stage
-from pipeline.significance import SignificantWords
 from pipeline.transforms import augment
-from pipeline.words import Tokenizer
 from snps3_model.loading import initialise
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
@@ -60,8 +59,8 @@ class Job:
 
     config: PretrainConfig
     run_folder: str
-    tokenizer: Tokenizer
-    table: SignificantWords
+    language: Language
+    task: CaptionTask | QuestionTask | ChoiceTask
     sources: dict[str, ClipSource]
     """By name: train, validation, test, and temporal if there is one."""
     tracking_uri: str
@@ -152,9 +151,9 @@ class Rank:
         self.journal.note("start", step=state.progress.step, num_ranks=self.world.size, device=str(self.world.device))
         return state
 
-    def network(self, *, is_new: bool) -> Pretraining:
-        """The network with its objectives; a new one has the first weights that its configuration names."""
-        config, tokenizer = self.config, self.job.tokenizer
+    def network(self, *, is_new: bool) -> Network:
+        """The network with what it is trained on; a new one has the first weights that its configuration names."""
+        config, tokenizer, world = self.config, self.job.language.tokenizer, self.world
         model = SNPS3(
             config.model,
             vocabulary_size=tokenizer.vocabulary_size,
@@ -168,17 +167,12 @@ class Rank:
                 self.say(str(report))
             if path := config.model.visual.pretrained:
                 self.say(str(load_visual_weights(model.visual, path)))
-        return Pretraining(
-            model,
-            config.objective,
-            self.world.gather,
-            self.world.rank,
-            mask_id=tokenizer.special.mask,
-            rows_at_once=config.placement.rows_at_once,
-        ).to(self.world.device)
+        network = self.job.task.network(model, config, world.gather, world.rank, tokenizer.special.mask)
+        return network.to(world.device)
 
-    def batches(self, source: ClipSource, tables: Iterator[pa.Table], start_step: int, stage: Stage) -> Iterator[Batch]:
-        """This rank's shares of the steps from `start_step` on, as the network is to see them."""
+    def batches(self, name: str, tables: Iterator[pa.Table], start_step: int) -> Iterator[Batch]:
+        """This rank's shares of the steps from `start_step` on of the source `name`, as the network is to see them."""
+        source, stage = self.job.sources[name], Stage.TRAIN if name == "train" else Stage.EVALUATE
         shares = in_plan_order(
             tables,
             start_step=start_step,
@@ -194,16 +188,7 @@ class Rank:
             rows = clip_rows(table, source=source, epoch=epoch)
             self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
             self.num_retries += sum(table["num_retries"].to_pylist())
-            batch = collate(
-                rows,
-                tokenizer=self.job.tokenizer,
-                table=self.job.table,
-                masking=self.config.masking,
-                num_words=self.config.text.num_words,
-                seed=self.config.seed,
-                max_tokens=self.config.text.max_tokens,
-                most_length_groups=self.config.placement.length_groups,
-            )
+            batch = self.job.task.batch(rows, self.job.language, name)
             drawn = draw_augmentation(
                 rows, self.config.data.augmentation, seed=self.config.seed, is_training=stage == Stage.TRAIN
             )
@@ -216,12 +201,12 @@ class Rank:
             if stop > start_step:
                 first = max(start, start_step)
                 tables = self.runtime.tables(name, source.share(self.world.size))
-                yield from self.batches(source, tables, first, Stage.TRAIN)
+                yield from self.batches("train", tables, first)
 
     def evaluation_batches(self, name: str) -> Iterator[Batch]:
         """One pass over an evaluation split."""
         source = self.job.sources[name]
-        return self.batches(source, self.runtime.tables(name, source.share(self.world.size)), 0, Stage.EVALUATE)
+        return self.batches(name, self.runtime.tables(name, source.share(self.world.size)), 0)
 
     def train(self, state: TrainState, validation: list[Batch]) -> None:
         """Steps until the last one, early stopping or a request to stop; the latter leaves the run unfinished."""
@@ -315,10 +300,9 @@ class Rank:
             raise RunError(str(error)) from error
 
     def validate(self, state: TrainState, validation: list[Batch]) -> bool:
-        """Zero-shot retrieval on the validation split; True if the run should stop early. Keeps the best weights."""
+        """The task's metrics on the validation split; True if the run should stop early. Keeps the best weights."""
         progress, selection = state.progress, self.config.selection
-        scored = self.score(validation, state.network, name="validation")
-        results = evaluation.retrieval_results(scored, self.captions(scored.clip_ids, "validation"), "validation")
+        results = self.measure(validation, state.network)
         progress.score = results[selection.metric]
         if progress.score > progress.best_score:
             progress.best_score, progress.best_step, progress.num_stale = progress.score, progress.step, 0
@@ -329,15 +313,27 @@ class Rank:
         if self.world.is_first:
             self.tracker.log(results, progress.step)
         self.say(
-            f"step {progress.step}: validation R@1 {results['validation/t2v/r1']:.3f} (dual "
-            f"{results['validation/t2v/dual_r1']:.3f}, cross {results['validation/t2v/cross_r1']:.3f}), "
+            f"step {progress.step}: {self.job.task.summary(results)}, "
             f"{selection.metric} {progress.score:.3f}, best {progress.best_score:.3f} at step {progress.best_step}"
         )
         return selection.patience is not None and progress.num_stale >= selection.patience
 
-    def score(self, batches: list[Batch], network: Pretraining, *, name: str) -> evaluation.Scored:
+    def measure(self, validation: list[Batch], network: Network) -> dict[str, float]:
+        """The task's metrics on the validation split."""
+        if isinstance(self.job.task, AskingTask):
+            return self.job.task.results(self.answers(validation, network, name="validation"), "validation")
+        scored = self.score(validation, network, name="validation")
+        return evaluation.retrieval_results(scored, self.captions(scored.clip_ids, "validation"), "validation")
+
+    def answers(self, batches: list[Batch], network: Network, *, name: str) -> list[Predicted]:
+        """What is answered to the questions about all ranks' clips."""
+        assert isinstance(self.job.task, AskingTask), "only such a task asks"
+        return self.world.gather_objects(list(self.job.task.predictions(network, batches, self.job.language, name)))
+
+    def score(self, batches: list[Batch], network: Network, *, name: str) -> evaluation.Scored:
         """Both scores of all pairs of a split; within their groups only for the temporal test."""
         world, config = self.world, self.config
+        assert isinstance(network, Pretraining), "the other tasks ask"
         features = evaluation.encode(network.model, batches, world.gather, max_tokens=config.text.max_tokens)
         return evaluation.score(
             network.model,
@@ -373,9 +369,16 @@ class Rank:
         path = f"{self.job.run_folder}/ledger.parquet"
         write_ledger(unique(rejected, path), path)
 
-    def save_scores(self, name: str, network: Pretraining) -> None:
-        """Scores, captions, thumbnails and filled-in words of a test split, as files of the run for its report."""
+    def save_scores(self, name: str, network: Network) -> None:
+        """Answers, or scores, captions, thumbnails and filled-in words of a test split, as files for the report."""
         batches = list(self.evaluation_batches(name))
+        if isinstance(self.job.task, AskingTask):
+            if name in self.job.task.asked:
+                answers = self.answers(batches, network, name=name)
+                if self.world.is_first:
+                    path = f"{self.job.run_folder}/evaluation/{name}.json"
+                    run_files.write_json(path, [dataclasses.asdict(answer) for answer in answers])
+            return
         scored = self.score(batches, network, name=name)
         frames = self.world.gather_objects([evaluation.thumbnails([batch]) for batch in batches])
         words = evaluation.fill_masked_words(network.model, batches[0])

@@ -40,8 +40,6 @@ BLOCK_BYTES = 16 * 2**20
 
 TURN_SECONDS, TURNS_AT_ONCE = 0.05, 8
 """A turn of Ray Data's loop may come so often on average, and so many at once: a finished block takes several."""
-METRICS_SECONDS = 60.0
-"""Pause between two reports to Ray Data's statistics actor, which keeps some kilobytes of each for ever; Ray's is 5."""
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -131,11 +129,33 @@ def split_rows(manifest_path: str, split: str) -> dict[Kind, pa.Table]:
     return {kind: rows.filter(pc.field("kind") == kind.value).combine_chunks() for kind in Kind}
 
 
-def clip_stream(source: ClipSource, *, start_step: int, stop_step: int, num_ranks: int) -> ray.data.Dataset:
-    """One row per slot of the steps [start, stop); block b holds the next steps' slots of rank b mod `num_ranks`."""
+def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
+    """A rank's slots of a few steps: each slot's clip, fetched and decoded, or its reason for having none."""
+    if len(numbers) != 1:
+        raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
+    group, rank = divmod(numbers["id"][0].as_py(), num_ranks)
+    num_steps = source.steps_per_block(num_ranks)
+    first = start_step + group * num_steps
+    steps = range(first, min(first + num_steps, stop_step))
+    storage.be_patient(source.patience_seconds)
+    return pa.concat_tables(decode_share(source, step, rank, num_ranks) for step in steps)
+
+
+def clip_stream(
+    source: ClipSource,
+    *,
+    start_step: int,
+    stop_step: int,
+    num_ranks: int,
+    decode: Callable[..., pa.Table] = decode_block,
+) -> ray.data.Dataset:
+    """One row per slot of the steps [start, stop); block b holds the next steps' slots of rank b mod `num_ranks`.
+
+    `decode`: makes a block of its number.
+    """
     num_blocks = -(-(stop_step - start_step) // source.steps_per_block(num_ranks)) * num_ranks
     stream = ray.data.range(num_blocks, override_num_blocks=num_blocks).map_batches(
-        decode_block,  # pyright: ignore[reportArgumentType]
+        decode,  # pyright: ignore[reportArgumentType]
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -157,22 +177,10 @@ class Rest(ExecutionCallback):
         self.turns: deque[float] = deque(maxlen=TURNS_AT_ONCE)
 
     def on_execution_step(self, executor: Any) -> None:
-        executor.UPDATE_METRICS_INTERVAL_S = METRICS_SECONDS
+        del executor
         if len(self.turns) == TURNS_AT_ONCE:
             time.sleep(max(0.0, self.turns[0] + TURNS_AT_ONCE * TURN_SECONDS - time.monotonic()))
         self.turns.append(time.monotonic())
-
-
-def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
-    """A rank's slots of a few steps: each slot's clip, fetched and decoded, or its reason for having none."""
-    if len(numbers) != 1:
-        raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
-    group, rank = divmod(numbers["id"][0].as_py(), num_ranks)
-    num_steps = source.steps_per_block(num_ranks)
-    first = start_step + group * num_steps
-    steps = range(first, min(first + num_steps, stop_step))
-    storage.be_patient(source.patience_seconds)
-    return pa.concat_tables(decode_share(source, step, rank, num_ranks) for step in steps)
 
 
 def decode_share(source: ClipSource, step: int, rank: int, num_ranks: int) -> pa.Table:

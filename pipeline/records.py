@@ -158,3 +158,21 @@ class Batch:
             dataclasses.replace(group, rows=group.rows.to(device, non_blocking=True)) for group in self.length_groups
         )
         return dataclasses.replace(self, **moved, length_groups=groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionBatch(Batch):
+    """One rank's share of one step of question answering: the captions are questions."""
+
+    answers: Int64[Tensor, "B N"]
+    """Numbers of the right answers, padded with `IGNORED_LABEL`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceBatch(Batch):
+    """One rank's share of one step of multiple choice: the caption is the right option."""
+
+    option_ids: Int64[Tensor, "B O L"]
+    option_mask: Bool[Tensor, "B O L"]
+    answer: Int64[Tensor, " B"]
+    """Position of the right option."""

@@ -384,6 +384,11 @@ class Pretraining(nn.Module):
         return in_chunks(function, *rows, size=self.rows_at_once)
 
     @property
+    def weights(self) -> dict[str, float]:
+        """What each loss counts in the total."""
+        return self.config.weights
+
+    @property
     def temperature(self) -> float | Float[Tensor, ""]:
         """What the cosines of GVTM level 1 are divided by."""
         if self.log_temperature is None:

@@ -25,14 +25,13 @@ from jobs.kills_benchmark import (
     NUM_STEPS,
     Attempt,
     Driver,
-    LocalCluster,
     attempts,
     lineage,
     lost_and_doubled,
-    running_cluster,
     small_placement,
     small_run,
 )
+from jobs.local_cluster import LocalCluster, running_cluster
 from pipeline import storage
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -15,6 +15,7 @@ from cluster.world import World
 from jobs import worker
 from jobs.config import DataConfig, OptimConfig, PretrainConfig
 from jobs.pretrain import make_sources
+from jobs.tasks import CaptionTask, Language
 from jobs.worker import Job, Rank
 from pipeline.augmentation import AugmentationConfig
 from pipeline.codec import encode_video
@@ -90,8 +91,8 @@ def batches(
     job = Job(
         config=config,
         run_folder="",
-        tokenizer=tokenizer,
-        table=mine_significant_words(CAPTIONS, tokenizer.pieces),
+        language=Language(tokenizer=tokenizer, table=mine_significant_words(CAPTIONS, tokenizer.pieces), config=config),
+        task=CaptionTask(),
         sources=make_sources(config),
         tracking_uri="",
         tracking_run_id="",
@@ -100,7 +101,7 @@ def batches(
     stop = NUM_STEPS if source == "train" else clips.num_evaluation_steps()
     tables = (decode_share(clips, step, rank, num_ranks) for step in range(start, stop))
     world = World(rank, num_ranks, torch.device("cpu"))
-    return Rank(job, Runtime(world, upload_folder)).batches(clips, tables, start, stage)
+    return Rank(job, Runtime(world, upload_folder)).batches(source, tables, start)
 
 
 def columns(batch: Batch) -> list[torch.Tensor]:

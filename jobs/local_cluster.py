@@ -1,0 +1,67 @@
+"""A cluster of several nodes on one machine, for measurements and tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray.cluster_utils
+
+from cluster.head import free_ports
+from cluster.run import DATA_NODES
+
+
+@dataclass
+class LocalCluster:
+    """A head without CPUs, nodes that train and nodes that decode."""
+
+    cluster: Any
+    data_cpus: int
+    store_bytes: int
+    train_nodes: list[Any] = field(default_factory=list)
+    data_nodes: list[Any] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """Of its control store."""
+        return self.cluster.address
+
+    def fill(self, num_train: int = 1, num_data: int = 1) -> None:
+        """As many nodes of both kinds as there should be."""
+        while len(self.train_nodes) < num_train:
+            self.train_nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=self.store_bytes))
+        while len(self.data_nodes) < num_data:
+            self.data_nodes.append(
+                self.cluster.add_node(
+                    num_cpus=self.data_cpus, labels=dict(DATA_NODES), object_store_memory=self.store_bytes
+                )
+            )
+        self.cluster.wait_for_nodes()
+
+    def kill(self, nodes: list[Any], node: Any) -> None:
+        """A node is gone without a word."""
+        nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@contextlib.contextmanager
+def running_cluster(*, data_cpus: int = 1, store_bytes: int = 100 * 2**20) -> Iterator[LocalCluster]:
+    """A cluster that is gone at the end, with all it started.
+
+    `data_cpus`: of each node that decodes; one that trains has one. `store_bytes`: each node's object store.
+    """
+    cluster = ray.cluster_utils.Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "object_store_memory": 150 * 2**20,
+            "include_dashboard": True,  # without it Ray Train does not give back what a killed driver held
+            "dashboard_port": free_ports(1)[0],
+        },
+    )
+    try:
+        yield LocalCluster(cluster, data_cpus, store_bytes)
+    finally:
+        cluster.shutdown()

@@ -1,0 +1,39 @@
+"""What stands for decoding in the measurement `control-plane`. Imports what decoding imports, and no more."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.loader import CLIP_SCHEMA, ClipSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sleeping(ClipSource):
+    """Clips that are not read: each takes a while and is of the right size."""
+
+    seconds_per_clip: float
+
+
+def sleep_block(numbers: pa.Table, *, source: Sleeping, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
+    """The block of `pipeline.loader.decode_block`, after as long a time, with one and the same picture in all clips."""
+    group, rank = divmod(numbers["id"][0].as_py(), num_ranks)
+    share, num_steps = source.share(num_ranks), source.steps_per_block(num_ranks)
+    first = start_step + group * num_steps
+    steps = np.arange(first, min(first + num_steps, stop_step))
+    slots = ((steps[:, None] * num_ranks + rank) * share + np.arange(share)).ravel()
+    time.sleep(len(slots) * source.seconds_per_clip)
+    pixels = pa.scalar(picture(source.num_frames * source.frame_size_px**2 * 3), pa.large_binary())
+    columns = {field.name: pa.nulls(len(slots), field.type) for field in CLIP_SCHEMA}
+    columns |= {"slot": pa.array(slots), "frames": pa.repeat(pixels, len(slots))}
+    return pa.table(columns, schema=CLIP_SCHEMA)
+
+
+@functools.cache
+def picture(num_bytes: int) -> bytes:
+    """Bytes that do not compress."""
+    return np.random.default_rng(0).bytes(num_bytes)

@@ -1,0 +1,348 @@
+"""What a run is trained for, and how it is measured: the only place where the tasks differ.
+
+| task | a clip comes with | network | measured by |
+|---|---|---|---|
+| captions | one of its captions | `Pretraining`: the losses of `objective` | retrieval in both directions |
+| question_answering | one of its questions | `Answering` | accuracy, by sort of question |
+| multiple_choice | its caption and four wrong ones | `Choosing` | accuracy, by sort of choice |
+
+All of them read the same clips in the same order; what is asked about a clip is looked up by its id on the rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import numpy as np
+import torch
+
+from jobs.config import TASK_FILES, PretrainConfig
+from pipeline.collate import collate
+from pipeline.manifest import read_manifest
+from pipeline.questions import (
+    NUM_OPTIONS,
+    Asked,
+    AskedClips,
+    Choice,
+    ClipNames,
+    Question,
+    answer_list,
+    asked_clips,
+    known_answers,
+    read_choices,
+    read_questions,
+)
+from pipeline.randomness import Purpose, clip_rng
+from pipeline.records import IGNORED_LABEL, Batch, ChoiceBatch, ClipRows, QuestionBatch
+from pipeline.significance import SignificantWords
+from pipeline.transforms import normalise
+from pipeline.words import Tokenizer
+from snps3_model.downstream import Answering, Choosing
+from snps3_model.metrics import bootstrap_intervals
+from snps3_model.objective import Pretraining
+from snps3_model.snps3 import SNPS3
+from snps3_model.visual import Gather
+
+ROWS_AT_ONCE = 1024
+"""Questions, or options, of one cross pass during evaluation."""
+
+
+Network = Pretraining | Answering | Choosing
+"""The network with what it is trained on: `model`, and the `weights` of its losses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """How captions become tokens in this run."""
+
+    tokenizer: Tokenizer
+    table: SignificantWords
+    config: PretrainConfig
+
+    def batch(self, rows: ClipRows) -> Batch:
+        """Clips and their captions as the network sees them."""
+        config = self.config
+        return collate(
+            rows,
+            tokenizer=self.tokenizer,
+            table=self.table,
+            masking=config.masking,
+            num_words=config.text.num_words,
+            seed=config.seed,
+            max_tokens=config.text.max_tokens,
+            most_length_groups=config.placement.length_groups,
+        )
+
+    def tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (N, L) and mask of texts; a long one keeps its beginning."""
+        rows = self.tokenizer.encode(texts, self.config.text.max_tokens)
+        ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.special.pad)
+        for row, found in enumerate(rows):
+            ids[row, : len(found)] = torch.from_numpy(found)
+        return ids, ids != self.tokenizer.special.pad
+
+
+class CaptionTask:
+    """Captions and clips that belong together: pre-training, and retrieval."""
+
+    def network(self, model: SNPS3, config: PretrainConfig, gather: Gather, rank: int, mask_id: int) -> Network:
+        """The network with its objectives."""
+        rows_at_once = config.placement.rows_at_once
+        return Pretraining(model, config.objective, gather, rank, mask_id=mask_id, rows_at_once=rows_at_once)
+
+    def batch(self, rows: ClipRows, language: Language, name: str) -> Batch:
+        """Clips of the dataset `name` with a caption each."""
+        del name
+        return language.batch(rows)
+
+    def summary(self, results: Mapping[str, float]) -> str:
+        """Validation in half a line."""
+        r1 = {name: results[f"validation/t2v/{name}r1"] for name in ("", "dual_", "cross_")}
+        return f"validation R@1 {r1['']:.3f} (dual {r1['dual_']:.3f}, cross {r1['cross_']:.3f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What was answered."""
+
+    question_id: str
+    clip_id: int
+    kind: str
+    given: str
+    is_right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskingTask(Generic[Asked]):
+    """Questions, or choices, about clips."""
+
+    asked: Mapping[str, AskedClips[Asked]]
+    """By dataset: train, validation, test, temporal."""
+    is_video_hidden: bool = False
+
+    def shown(self, batch: Batch) -> Batch:
+        """With black frames where the baseline that sees none is wanted."""
+        return dataclasses.replace(batch, frames=torch.zeros_like(batch.frames)) if self.is_video_hidden else batch
+
+    def drawn(self, rows: ClipRows, name: str, seed: int) -> list[Asked | None]:
+        """One of each clip's questions, drawn anew in each epoch; None where there is none."""
+        by_clip = self.asked[name].by_clip if name in self.asked else {}
+        found: list[Asked | None] = []
+        for clip_id, weight in zip(rows.clip_ids.tolist(), rows.weight.tolist(), strict=True):
+            some = by_clip.get(clip_id, ()) if weight > 0 else ()
+            draw = clip_rng(seed, rows.epoch, clip_id, Purpose.CAPTION).integers(len(some)) if some else 0
+            found.append(some[draw] if some else None)
+        return found
+
+    def predictions(self, network: Any, batches: Iterable[Batch], language: Language, name: str) -> Iterable[Predicted]:
+        """What is answered to all questions about these clips, each of which is encoded once."""
+        network.eval()
+        for batch in batches:
+            usable = batch.weight > 0.5
+            with torch.no_grad():
+                video = network.model.encode_video(normalise(batch.frames[usable]), batch.frame_pad_mask[usable])
+                by_clip = self.asked[name].by_clip
+                pairs = [
+                    (row, clip_id, one)
+                    for row, clip_id in enumerate(batch.clip_ids[usable].tolist())
+                    for one in by_clip.get(clip_id, ())
+                ]
+                for some in (pairs[start : start + ROWS_AT_ONCE] for start in range(0, len(pairs), ROWS_AT_ONCE)):
+                    tokens = video.tokens[torch.tensor([row for row, _, _ in some], device=video.tokens.device)]
+                    given = self.given(network, [one for _, _, one in some], tokens, language)
+                    for (_, clip_id, one), (text, is_right) in zip(some, given, strict=True):
+                        yield Predicted(
+                            question_id=one.question_id,
+                            clip_id=clip_id,
+                            kind=one.kind,
+                            given=text,
+                            is_right=is_right,
+                        )
+
+    def results(self, predicted: Sequence[Predicted], name: str) -> dict[str, float]:
+        """Accuracies of the dataset `name`, and of how many questions."""
+        asked = self.asked[name]
+        counts = {"num_asked": len(predicted), "num_missing": len(asked.missing)}
+        counts["num_undecoded"] = asked.num_asked - len(predicted)
+        return accuracies(predicted, name) | {f"{name}/{key}": float(count) for key, count in counts.items()}
+
+    def summary(self, results: Mapping[str, float]) -> str:
+        """Validation in half a line."""
+        return f"validation accuracy {results['validation/accuracy']:.3f}"
+
+    def given(
+        self, network: Any, asked: Sequence[Asked], frame_tokens: torch.Tensor, language: Language
+    ) -> list[tuple[str, bool]]:
+        """The answer to each question, and whether it is right."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionTask(AskingTask[Question]):
+    """Video question answering over a list of answers."""
+
+    answers: tuple[str, ...]
+    is_multi_label: bool = False
+
+    def network(self, model: SNPS3, config: PretrainConfig, gather: Gather, rank: int, mask_id: int) -> Network:
+        """The network with a score per answer."""
+        del rank, mask_id
+        return Answering(
+            model,
+            len(self.answers),
+            is_multi_label=self.is_multi_label,
+            gather=gather,
+            rows_at_once=config.placement.rows_at_once,
+        )
+
+    def batch(self, rows: ClipRows, language: Language, name: str) -> QuestionBatch:
+        """Clips with a question each; a clip without one that has a known answer gets weight 0."""
+        numbers = {answer: number for number, answer in enumerate(self.answers)}
+        drawn = self.drawn(rows, name, language.config.seed)
+        right = [known_answers(one, numbers) if one else [] for one in drawn]
+        asked = dataclasses.replace(
+            rows,
+            captions=[one.text if one else "" for one in drawn],
+            weight=rows.weight * np.array([bool(some) for some in right], np.float32),
+        )
+        batch = self.shown(language.batch(asked))
+        width = max([1, *map(len, right)])
+        padded = [some + [IGNORED_LABEL] * (width - len(some)) for some in right]
+        return QuestionBatch(**_columns(batch), answers=torch.tensor(padded))
+
+    def given(
+        self, network: Any, asked: Sequence[Question], frame_tokens: torch.Tensor, language: Language
+    ) -> list[tuple[str, bool]]:
+        """The answer with the highest score."""
+        ids, mask = (tensor.to(frame_tokens.device) for tensor in language.tokens([one.text for one in asked]))
+        best = network.logits(ids, mask, frame_tokens).argmax(1).tolist()
+        texts = [self.answers[number] for number in best]
+        return [(text, text in one.answers) for text, one in zip(texts, asked, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceTask(AskingTask[Choice]):
+    """Multiple choice among captions."""
+
+    others: tuple[str, ...] = ()
+    """Captions of the training split, from which wrong options are drawn where no file has them."""
+
+    def network(self, model: SNPS3, config: PretrainConfig, gather: Gather, rank: int, mask_id: int) -> Network:
+        """The network with its matching score."""
+        del rank, mask_id
+        return Choosing(model, gather=gather, rows_at_once=config.placement.rows_at_once)
+
+    def batch(self, rows: ClipRows, language: Language, name: str) -> ChoiceBatch:
+        """Clips with five options each: those of the file, or the clip's caption among captions of others."""
+        drawn: list[Choice | None]
+        if name in self.asked:
+            drawn = self.drawn(rows, name, language.config.seed)
+        else:
+            drawn = [self.made(rows, row, language.config.seed) for row in range(len(rows.captions))]
+        options = [one.options if one else ("",) * NUM_OPTIONS for one in drawn]
+        has_choice = np.array([one is not None for one in drawn], np.float32)
+        batch = self.shown(language.batch(dataclasses.replace(rows, weight=rows.weight * has_choice)))
+        ids, mask = language.tokens([text for some in options for text in some])
+        return ChoiceBatch(
+            **_columns(batch),
+            option_ids=ids.unflatten(0, (-1, NUM_OPTIONS)),
+            option_mask=mask.unflatten(0, (-1, NUM_OPTIONS)),
+            answer=torch.tensor([one.answer if one else 0 for one in drawn]),
+        )
+
+    def made(self, rows: ClipRows, row: int, seed: int) -> Choice | None:
+        """A choice for a training clip: its caption at a random place among four of other clips."""
+        if rows.weight[row] < 0.5:
+            return None
+        own, clip_id = rows.captions[row], int(rows.clip_ids[row])
+        rng = clip_rng(seed, rows.epoch, clip_id, Purpose.WORDS)
+        wrong: dict[str, None] = {}
+        while len(wrong) < NUM_OPTIONS - 1:
+            other = self.others[int(rng.integers(len(self.others)))]
+            if other != own:
+                wrong[other] = None
+        options, place = list(wrong), int(rng.integers(NUM_OPTIONS))
+        options.insert(place, own)
+        return Choice(question_id="", clip_name=str(clip_id), options=tuple(options), answer=place)
+
+    def given(
+        self, network: Any, asked: Sequence[Choice], frame_tokens: torch.Tensor, language: Language
+    ) -> list[tuple[str, bool]]:
+        """The option with the highest matching score."""
+        ids, mask = language.tokens([text for one in asked for text in one.options])
+        ids, mask = (t.to(frame_tokens.device).unflatten(0, (-1, NUM_OPTIONS)) for t in (ids, mask))
+        best = network.logits(ids, mask, frame_tokens).argmax(1).tolist()
+        return [(one.options[place], place == one.answer) for place, one in zip(best, asked, strict=True)]
+
+
+def make_task(config: PretrainConfig, train_captions: Sequence[str]) -> CaptionTask | QuestionTask | ChoiceTask:
+    """The task of a run, with its files read.
+
+    `train_captions`: of the training clips, from which wrong options are drawn. ValueError for a file of which no clip
+    is in the manifest, and for an answer list that the training questions cannot fill.
+    """
+    task = config.task
+    if task.kind == "captions":
+        return CaptionTask()
+    files = {name: path for name in TASK_FILES if (path := getattr(task, name))}
+    if task.kind == "multiple_choice":
+        asked = {name: asked_of(config, name, read_choices(path)) for name, path in files.items()}
+        others = tuple(sorted(set(train_captions)))
+        if "train" not in asked and len(others) < NUM_OPTIONS:
+            raise ValueError(f"wrong options are drawn from {len(others)} captions; name a file of choices: task.train")
+        return ChoiceTask(asked=asked, is_video_hidden=task.is_video_hidden, others=others)
+    questions = {name: read_questions(path) for name, path in files.items()}
+    answers = answer_list(questions["train"], task.num_answers)
+    if len(answers) < 2:
+        raise ValueError(f"{task.train}: question answering needs two answers at least, its questions have {answers}")
+    return QuestionTask(
+        asked={name: asked_of(config, name, some) for name, some in questions.items()},
+        is_video_hidden=task.is_video_hidden,
+        answers=answers,
+        is_multi_label=task.is_multi_label,
+    )
+
+
+def asked_of(config: PretrainConfig, name: str, asked: Sequence[Asked]) -> AskedClips[Asked]:
+    """The questions of the dataset `name` by clip. ValueError if none of its clips is asked about."""
+    split = getattr(config.data, f"{name}_split")
+    manifest = read_manifest(config.data.manifest)
+    names = ClipNames(manifest.split(split or ""), manifest.root)
+    found = asked_clips(asked, names)
+    if not found.by_clip:
+        examples = ", ".join(repr(one.clip_name) for one in asked[:3])
+        raise ValueError(
+            f"task.{name}={getattr(config.task, name)} asks about {examples}, …, and none of them is a clip of "
+            f"data.{name}_split={split} in {config.data.manifest}"
+        )
+    return found
+
+
+def accuracies(predicted: Sequence[Predicted], prefix: str) -> dict[str, float]:
+    """`{prefix}/accuracy` with `_low` and `_high`, and the same for each sort, as `{prefix}/accuracy/{kind}`.
+
+    The interval is a bootstrap over clips, since the questions about one clip stand or fall together.
+    """
+    if not predicted:
+        raise ValueError(f"no question of {prefix} could be asked: no clip that its file names is there")
+    groups: dict[str, list[Predicted]] = defaultdict(list)
+    for one in predicted:
+        groups[f"{prefix}/accuracy"].append(one)
+        if one.kind:
+            groups[f"{prefix}/accuracy/{one.kind}"].append(one)
+    found: dict[str, float] = {}
+    for key, some in groups.items():
+        right = np.array([one.is_right for one in some], float)
+        _, clip = np.unique([one.clip_id for one in some], return_inverse=True)
+        totals, sizes = np.bincount(clip, weights=right), np.bincount(clip).astype(float)
+        low, high = bootstrap_intervals(totals[:, None], sizes)[:, 0]
+        found |= {key: float(right.mean()), f"{key}_low": float(low), f"{key}_high": float(high)}
+    return found
+
+
+def _columns(batch: Batch) -> dict[str, Any]:
+    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(Batch)}

@@ -1,0 +1,208 @@
+"""What downstream tasks ask about clips: questions with answers, and choices among five captions.
+
+    JSON lines, as the published code has them · JSON lists of MSRVTT-QA and MSVD-QA  ──►  Question | Choice
+    + the manifest's clips by name  ──►  asked questions by clip, and those whose clip is not there
+
+A file names clips in its own way (`video9770`, `vid12`, `videos/test/0.mp4`, 9770); the manifest knows them by path.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from pipeline import storage
+
+NUM_OPTIONS = 5
+"""Options of a choice: what the field's multiple-choice sets have."""
+NUMBERED = ("{}", "video{}", "vid{}")
+"""What a clip that a file gives by number is called: as it stands, in MSR-VTT, in MSVD."""
+NO_ANSWER = -1
+"""Number of an answer that is not in the list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """An open question about a clip."""
+
+    question_id: str
+    clip_name: str
+    text: str
+    answers: tuple[str, ...]
+    """The right ones; more than one in multi-label sets."""
+    kind: str = ""
+    """Sort of question, where the file tells; accuracy is shown for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Five captions, of which one belongs to the clip."""
+
+    question_id: str
+    clip_name: str
+    options: tuple[str, ...]
+    answer: int
+    """Position of the right one."""
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.options) != NUM_OPTIONS:
+            raise ValueError(
+                f"a choice must have {NUM_OPTIONS} options, {self.question_id} of {self.clip_name} has "
+                f"{len(self.options)}; leave it out of the file"
+            )
+        if not 0 <= self.answer < NUM_OPTIONS:
+            raise ValueError(
+                f"the answer of a choice is the position of an option, 0 to {NUM_OPTIONS - 1}, "
+                f"{self.question_id} of {self.clip_name} has {self.answer}"
+            )
+
+
+Asked = TypeVar("Asked", Question, Choice)
+
+
+def read_questions(path: str) -> list[Question]:
+    """The questions of a file. ValueError with file and line for one that is none."""
+    return [_read(path, where, _question, record) for where, record in _records(path)]
+
+
+def read_choices(path: str) -> list[Choice]:
+    """The choices of a file. ValueError with file and line for one that is none."""
+    return [_read(path, where, _choice, record) for where, record in _records(path)]
+
+
+def _question(record: Mapping[str, Any], where: str) -> Question:
+    label = record["label"] if "label" in record else record["answer"]
+    answers = label if isinstance(label, list) else [label]
+    return Question(
+        question_id=str(record.get("question_id", record.get("id", where))),
+        clip_name=_clip_name(record),
+        text=str(record["caption"] if "caption" in record else record["question"]),
+        answers=tuple(str(answer).strip() for answer in answers),
+        kind=str(record.get("question_type", "")),
+    )
+
+
+def _choice(record: Mapping[str, Any], where: str) -> Choice:
+    return Choice(
+        question_id=str(record.get("qid", where)),
+        clip_name=_clip_name(record),
+        options=tuple(str(option) for option in record["options"]),
+        answer=int(record["answer"]),
+        kind=str(record.get("difficulty", "")),
+    )
+
+
+def _clip_name(record: Mapping[str, Any]) -> str:
+    return str(record["clip_name"] if "clip_name" in record else record["video_id"])
+
+
+def _records(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    text = storage.read_bytes(path).decode("utf-8-sig")
+    if text.lstrip().startswith("["):
+        for number, record in enumerate(json.loads(text)):
+            yield f"{number}", record
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: not a line of JSON ({error}); mend or remove it") from error
+            yield f"{number}", record
+
+
+def _read(path: str, where: str, read: Any, record: Mapping[str, Any]) -> Any:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{path}:{where}: an object is needed, got {str(record)[:60]!r}")
+    try:
+        return read(record, where)
+    except KeyError as error:
+        raise ValueError(f"{path}:{where}: lacks {error}; it has {', '.join(record)}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}:{where}: {error}") from error
+
+
+# --- the clips that are meant -----------------------------------------------------------------------------------------
+
+
+class ClipNames:
+    """The clips of a split by what annotation files call them."""
+
+    def __init__(self, rows: pa.Table, root: str) -> None:
+        """`rows`: of a manifest; `root`: what its paths begin with."""
+        self.ids: dict[str, set[int]] = defaultdict(set)
+        for clip_id, uri in zip(rows["clip_id"].to_pylist(), rows["uri"].to_pylist(), strict=True):
+            path = uri.removeprefix(root).lstrip("/")
+            for name in {path, posixpath.splitext(path)[0], posixpath.basename(path), _stem(path)}:
+                self.ids[name].add(clip_id)
+
+    def find(self, name: str) -> int | None:
+        """The clip that is called `name`; None if there is none. ValueError if there are several."""
+        tried = [form.format(name) for form in NUMBERED] if name.isdigit() else [name, _stem(name)]
+        for candidate in tried:
+            if found := self.ids.get(candidate):
+                if len(found) > 1:
+                    raise ValueError(
+                        f"{name!r} is the name of {len(found)} clips; name clips by their path below the root"
+                    )
+                return next(iter(found))
+        return None
+
+
+def _stem(path: str) -> str:
+    return posixpath.splitext(posixpath.basename(path))[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedClips(Generic[Asked]):
+    """What is asked about each clip, and what cannot be asked."""
+
+    by_clip: Mapping[int, tuple[Asked, ...]]
+    missing: tuple[Asked, ...]
+    """Asked about clips that are not there. They are reported, and their score is 0 by their absence."""
+
+    @property
+    def num_asked(self) -> int:
+        """Questions about clips that are there."""
+        return sum(map(len, self.by_clip.values()))
+
+
+def asked_clips(asked: Iterable[Asked], names: ClipNames) -> AskedClips[Asked]:
+    """The questions by the clip that they are about."""
+    found: dict[int, list[Asked]] = defaultdict(list)
+    missing: list[Asked] = []
+    for one in asked:
+        clip_id = names.find(one.clip_name)
+        (missing if clip_id is None else found[clip_id]).append(one)
+    return AskedClips(by_clip={clip: tuple(some) for clip, some in found.items()}, missing=tuple(missing))
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def answer_list(train: Iterable[Question], size: int) -> tuple[str, ...]:
+    """The `size` most frequent answers of the training split, ties by the alphabet.
+
+    Training questions of which no answer is among them teach nothing and are left out; test questions stay, and count
+    as wrong.
+    """
+    counts = Counter(answer for question in train for answer in question.answers)
+    return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[:size])
+
+
+def known_answers(question: Question, numbers: Mapping[str, int]) -> list[int]:
+    """The numbers of a question's right answers, as far as they are in the list."""
+    return [numbers[answer] for answer in question.answers if answer in numbers]
+
+
+def outside(questions: Sequence[Question], answers: Sequence[str]) -> list[Question]:
+    """The questions of which no right answer is in the list."""
+    numbers = {answer: number for number, answer in enumerate(answers)}
+    return [question for question in questions if not known_answers(question, numbers)]

@@ -1,0 +1,119 @@
+"""The network on tasks that ask about a clip: open questions over a list of answers, and choices among captions (§6).
+
+| task | cross pass over | head |
+|---|---|---|
+| `Answering` | question, clip | pooled state → a score per answer |
+| `Choosing` | each option, clip | the matching score that GVTM level 2 trains |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from pipeline.records import IGNORED_LABEL, ChoiceBatch, QuestionBatch
+from snps3_model import losses
+from snps3_model.config import ObjectiveConfig
+from snps3_model.objective import freeze_unreached
+from snps3_model.passes import in_chunks
+from snps3_model.snps3 import SNPS3
+from snps3_model.visual import Gather, local_gather, synchronise
+
+MATCHING_ONLY = ObjectiveConfig(
+    gvtm_level1=0.0, masked_words_text=0.0, masked_words_cross=0.0, lvwm=0.0, gvtm_level2=1.0
+)
+"""What both tasks reach of the network: the visual encoder, the cross pass and its pooler."""
+
+
+class Answering(nn.Module):
+    """Video question answering as classification over a list of answers."""
+
+    weights: Mapping[str, float] = MappingProxyType({"answering": 1.0})
+
+    def __init__(
+        self,
+        model: SNPS3,
+        num_answers: int,
+        *,
+        is_multi_label: bool = False,
+        gather: Gather = local_gather,
+        rows_at_once: int | None = None,
+    ) -> None:
+        """`is_multi_label`: each answer is right or wrong for itself (binary cross entropy, as published)."""
+        super().__init__()
+        self.model, self.gather, self.is_multi_label, self.rows_at_once = model, gather, is_multi_label, rows_at_once
+        self.head = nn.Linear(model.config.hidden, num_answers)
+        synchronise(model, gather)
+        freeze_unreached(model, MATCHING_ONLY)
+        model.similarity.requires_grad_(False)
+
+    def forward(self, batch: QuestionBatch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
+        """The loss of the global batch by its name."""
+        pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
+        video = in_chunks(self.model.encode_video, frames, pad_mask, size=self.rows_at_once)
+        logits = in_chunks(self.logits, batch.token_ids, batch.token_mask, video.tokens, size=self.rows_at_once)
+        return {"answering": answering(logits, batch.answers, batch.weight, self.is_multi_label, self.gather)}
+
+    def logits(
+        self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], frame_tokens: Float[Tensor, "B S D"]
+    ) -> Float[Tensor, "B A"]:
+        """A score per answer for each question about its clip."""
+        return self.head(self.model.fuse(token_ids, token_mask, frame_tokens).pooled)
+
+
+class Choosing(nn.Module):
+    """Which of the options belongs to the clip: the highest matching score."""
+
+    weights: Mapping[str, float] = MappingProxyType({"choosing": 1.0})
+
+    def __init__(self, model: SNPS3, *, gather: Gather = local_gather, rows_at_once: int | None = None) -> None:
+        super().__init__()
+        self.model, self.gather, self.rows_at_once = model, gather, rows_at_once
+        synchronise(model, gather)
+        freeze_unreached(model, MATCHING_ONLY)
+
+    def forward(self, batch: ChoiceBatch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
+        """The loss of the global batch by its name."""
+        pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
+        video = in_chunks(self.model.encode_video, frames, pad_mask, size=self.rows_at_once)
+        scores = self.logits(batch.option_ids, batch.option_mask, video.tokens)
+        own = F.cross_entropy(scores, batch.answer, reduction="none")
+        return {"choosing": losses.global_mean(own, batch.weight, self.gather)}
+
+    def logits(
+        self,
+        option_ids: Int64[Tensor, "B O L"],
+        option_mask: Bool[Tensor, "B O L"],
+        frame_tokens: Float[Tensor, "B S D"],
+    ) -> Float[Tensor, "B O"]:
+        """The matching score of each option with its clip."""
+        num_options = option_ids.shape[1]
+        clips = frame_tokens.repeat_interleave(num_options, dim=0)
+        ids, mask = option_ids.flatten(0, 1), option_mask.flatten(0, 1)
+        return in_chunks(self.model.score, ids, mask, clips, size=self.rows_at_once).view(-1, num_options)
+
+
+def answering(
+    logits: Float[Tensor, "B A"],
+    answers: Int64[Tensor, "B N"],
+    weight: Float[Tensor, " B"],
+    is_multi_label: bool,
+    gather: Gather,
+) -> Float[Tensor, ""]:
+    """Cross entropy with a question's only answer, or binary cross entropy with all of several, summed over the list.
+
+    `answers` are padded with `IGNORED_LABEL`; a question without a known answer wants weight 0.
+    """
+    if not is_multi_label:
+        own = F.cross_entropy(logits, answers[:, 0].clamp(min=0), reduction="none")
+        return losses.global_mean(own, weight, gather)
+    wanted = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device, dtype=logits.dtype)
+    places = torch.where(answers == IGNORED_LABEL, logits.shape[1], answers)
+    wanted = wanted.scatter(1, places, 1.0)[:, :-1]
+    own = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
+    return losses.global_mean(own, weight, gather)

@@ -1,0 +1,62 @@
+"""What stands for decoding in the measurement of the control plane gives what decoding gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+
+from jobs.control_plane_benchmark import cores_used, sleeping_source
+from jobs.processes import kind_of
+from jobs.sleeping_decoder import sleep_block
+from pipeline.loader import CLIP_SCHEMA, in_plan_order
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_a_slept_block_has_the_slots_and_the_size_of_a_decoded_one(num_ranks: int) -> None:
+    source = dataclasses.replace(sleeping_source(), batch=12, frame_size_px=16, seconds_per_clip=0.0)
+    size, num_steps = source.steps_per_block(num_ranks), source.steps_per_block(num_ranks) + 2
+    share = source.share(num_ranks)
+    for rank in range(num_ranks):
+        first, last = (
+            sleep_block(
+                pa.table({"id": [group * num_ranks + rank]}),
+                source=source,
+                start_step=0,
+                stop_step=num_steps,
+                num_ranks=num_ranks,
+            )
+            for group in range(2)
+        )
+        assert first.schema == CLIP_SCHEMA
+        assert (len(first), len(last)) == (size * share, 2 * share)
+        assert {len(frames) for frames in last["frames"].to_pylist()} == {8 * 16 * 16 * 3}
+        table = pa.concat_tables([first.slice((size - 1) * share), last])
+        steps = (table.slice(step * share, share) for step in range(3))
+        ordered = in_plan_order(steps, start_step=size - 1, rank=rank, num_ranks=num_ranks, share=share)
+        assert len(list(ordered)) == 3
+
+
+def test_cores_are_counted_between_two_times_only() -> None:
+    samples = [(float(time), Counter(raylet=time * 2.0, idle=1.0)) for time in range(10)]
+    assert cores_used(samples, 2.5, 8.5) == {"raylet": 2.0}
+    assert cores_used(samples, 2.5, 3.5) == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (["ray::SplitCoordinator.get()"], "SplitCoordinator"),
+        (["ray::MapBatches(sleep_block)->Write()"], "MapBatches"),
+        (["ray::IDLE"], "IDLE"),
+        (["/x/ray/core/src/ray/raylet/raylet", "--a"], "raylet"),
+        (["python", "-u", "/x/dashboard/agent.py", "--b"], "node agents"),
+        (["python", "/x/dashboard/dashboard.py"], "dashboard"),
+        (["python", "jobs/benchmark.py"], "driver and others"),
+        ([], "driver and others"),
+    ],
+)
+def test_a_process_is_known_by_its_command_line(command: list[str], kind: str) -> None:
+    assert kind_of(command) == kind
