@@ -27,6 +27,7 @@ from jobs.control_plane_benchmark import control_plane
 from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.dedup_benchmark import dedup
+from jobs.downstream_benchmark import two_stage
 from jobs.gpu_benchmark import gpu_step
 from jobs.kills_benchmark import kills, restart
 from jobs.loaders_benchmark import loaders
@@ -147,6 +148,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "restart": restart,
     "overhead": overhead,
     "control-plane": control_plane,
+    "two-stage": two_stage,
 }
 
 

@@ -68,6 +68,12 @@ def save_best(run_folder: str, model: nn.Module, progress: Progress) -> None:
     storage.write_bytes_atomic(f"{run_folder}/best/{PROGRESS}", json.dumps(asdict(progress)).encode())
 
 
+def best_weights(folder: str) -> str:
+    """The file with the weights of a run's folder, or of one that jobs/export.py wrote."""
+    exported = f"{folder}/{WEIGHTS}"
+    return exported if storage.exists(exported) else f"{folder}/best/{WEIGHTS}"
+
+
 def weight_bytes(model: nn.Module) -> bytes:
     """The weights of `model` as a safetensors file; tied tensors stand under the first of their names."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -1,17 +1,17 @@
-"""Zero-shot retrieval on a split: encode each clip and caption once, score by both encoders, measure.
+"""Retrieval on a split: encode each clip and text once, score by both encoders, measure.
 
-batches ─ encode ─ gather ─► every rank holds all features ─► dual scores of all pairs
-                                                          └─► cross scores, a share of the captions per rank
+clips, texts ─ encode ─ gather ─► dual scores of all pairs ─ asked ─► cross scores, a share of the pairs per rank
+                                                       └── reranked ◄─┘   (the first k; k = all: exhaustive)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -21,107 +21,160 @@ from snps3_model import metrics
 from snps3_model.snps3 import SNPS3, dual_scores
 from snps3_model.visual import Gather
 
-PAIRS_AT_ONCE = 4096
-"""Pairs of one cross pass during evaluation."""
+PAIRS_AT_ONCE, TEXTS_AT_ONCE = 4096, 1024
+"""Pairs of one cross pass, and texts of one text pass, during evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
-    """Every clip and caption of a split, on every rank, in the order of clip_id; rejected clips are left out."""
+class Gallery:
+    """Every usable clip of a split, encoded once, on every rank, in the order in which they were read."""
 
     clip_ids: Int[Tensor, " N"]
     frame_tokens: Float[Tensor, "N S D"]
     frame_vectors: Float[Tensor, "N T D"]
-    text_vectors: Float[Tensor, "N D"]
-    token_ids: Int[Tensor, "N L"]
-    token_mask: Bool[Tensor, "N L"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """Texts, encoded once, on every rank."""
+
+    token_ids: Int[Tensor, "Q L"]
+    token_mask: Bool[Tensor, "Q L"]
+    vectors: Float[Tensor, "Q D"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Scores of each caption (row) with each clip (column); column i is the clip that caption i was written for."""
+    """Scores of each text (row) with each clip (column)."""
 
     clip_ids: Int[np.ndarray, " N"]
-    dual: Float[np.ndarray, "N N"]
-    cross: Float[np.ndarray, "N N"]
+    dual: Float[np.ndarray, "Q N"]
+    cross: Float[np.ndarray, "Q N"]
+    """NaN where the cross encoder was not asked."""
 
     @property
-    def fused(self) -> Float[np.ndarray, "N N"]:
+    def fused(self) -> Float[np.ndarray, "Q N"]:
         """Both standardised over the whole matrix, and added."""
         return metrics.fuse(self.dual, self.cross)
 
 
 @torch.no_grad()
-def encode(model: SNPS3, batches: Iterable[Batch], gather: Gather, *, max_tokens: int) -> Features:
-    """The features of a split from every rank's share of each step; all ranks must have equally many steps."""
+def encode_clips(model: SNPS3, batches: Iterable[Batch], gather: Gather) -> Gallery:
+    """The clips of a split from every rank's share of each step; all ranks must have equally many steps. Rejected
+    clips are left out."""
     model.eval()
     parts = []
     for batch in batches:
         video = model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
-        text = model.encode_text(batch.token_ids, batch.token_mask)
-        room = (0, max_tokens - batch.token_ids.shape[1])
-        ids, mask = F.pad(batch.token_ids, room), F.pad(batch.token_mask, room)
-        columns = (batch.clip_ids, video.tokens, video.vectors, text.vector, ids, mask.long(), batch.weight)
-        gathered = [gather(column) for column in columns]
+        gathered = [gather(column) for column in (batch.clip_ids, video.tokens, video.vectors, batch.weight)]
         usable = gathered[-1] > 0.5
         parts.append([column[usable] for column in gathered[:-1]])
-    clip_ids, tokens, vectors, texts, ids, mask = (torch.cat(column) for column in zip(*parts, strict=True))
-    longest = int(mask.sum(1).max())
-    return Features(
-        clip_ids=clip_ids,
-        frame_tokens=tokens,
-        frame_vectors=vectors,
-        text_vectors=texts,
-        token_ids=ids[:, :longest],
-        token_mask=mask[:, :longest].bool(),
-    )
+    clip_ids, tokens, vectors = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Gallery(clip_ids=clip_ids, frame_tokens=tokens, frame_vectors=vectors)
+
+
+@torch.no_grad()
+def encode_texts(
+    model: SNPS3,
+    token_ids: Int[Tensor, "Q L"],
+    token_mask: Bool[Tensor, "Q L"],
+    gather: Gather,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Queries:
+    """Texts, of which each rank encodes a share."""
+    model.eval()
+    share = -(-len(token_ids) // num_ranks)
+    own = torch.arange(rank * share, (rank + 1) * share, device=token_ids.device).clamp(max=len(token_ids) - 1)
+    parts = [model.encode_text(token_ids[some], token_mask[some]).vector for some in own.split(TEXTS_AT_ONCE)]
+    vectors = gather(torch.cat(parts))[: len(token_ids)]
+    return Queries(token_ids=token_ids, token_mask=token_mask, vectors=vectors)
 
 
 @torch.no_grad()
 def score(
     model: SNPS3,
-    features: Features,
+    queries: Queries,
+    gallery: Gallery,
     gather: Gather,
     *,
     rank: int,
     num_ranks: int,
     temperature: float | Float[Tensor, ""],
-    groups: Int[np.ndarray, " N"] | None = None,
+    asked: Callable[[Float[np.ndarray, "Q N"]], Bool[np.ndarray, "Q N"]] | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> Scored:
-    """Both scores of all pairs. With `groups` the cross score is that of pairs within a group, and 0 elsewhere.
+    """The dual score of all pairs, and the cross score of those that `asked` chooses by them; None chooses all.
 
     `alive` is called after each part, since all pairs of a large split take long.
     """
     model.eval()
-    dual = dual_scores(features.text_vectors, features.frame_vectors, temperature)
-    num_clips = len(features.clip_ids)
-    if groups is not None:
-        return Scored(
-            clip_ids=features.clip_ids.cpu().numpy(),
-            dual=dual.cpu().numpy(),
-            cross=cross_scores_in_groups(model, features, groups).cpu().numpy(),
-        )
-    share = -(-num_clips // num_ranks)
-    captions = torch.arange(rank * share, (rank + 1) * share, device=dual.device).clamp(max=num_clips - 1)
-    cross = gather(cross_scores(model, features, captions, alive))[:num_clips]
-    return Scored(clip_ids=features.clip_ids.cpu().numpy(), dual=dual.cpu().numpy(), cross=cross.cpu().numpy())
+    dual = dual_scores(queries.vectors, gallery.frame_vectors, temperature).cpu().numpy()
+    chosen = asked(dual) if asked else np.ones(dual.shape, bool)
+    text, clip = np.nonzero(chosen)
+    share = -(-len(text) // num_ranks)
+    own = np.arange(rank * share, (rank + 1) * share).clip(max=len(text) - 1)
+    found = gather(cross_scores(model, queries, gallery, text[own], clip[own], alive))[: len(text)]
+    cross = np.full(dual.shape, np.nan, dual.dtype)
+    cross[text, clip] = found.cpu().numpy()
+    return Scored(clip_ids=gallery.clip_ids.cpu().numpy(), dual=dual, cross=cross)
 
 
+@torch.no_grad()
 def cross_scores(
-    model: SNPS3, features: Features, captions: Int[Tensor, " Q"], alive: Callable[[], None] = lambda: None
-) -> Float[Tensor, "Q N"]:
-    """The cross encoder's score of each of `captions` with every clip."""
-    num_clips = len(features.clip_ids)
-    rows_at_once = max(1, PAIRS_AT_ONCE // num_clips)
-    rows = []
-    for some in captions.split(rows_at_once):
-        caption = some.repeat_interleave(num_clips)
-        clips = features.frame_tokens.repeat(len(some), 1, 1)
-        scores = model.score(features.token_ids[caption], features.token_mask[caption], clips)
-        rows.append(scores.view(len(some), num_clips))
+    model: SNPS3,
+    queries: Queries,
+    gallery: Gallery,
+    text: Int[np.ndarray, " P"],
+    clip: Int[np.ndarray, " P"],
+    alive: Callable[[], None] = lambda: None,
+) -> Float[Tensor, " P"]:
+    """The cross encoder's score of each pair of a text and a clip.
+
+    Some pairs at a time, texts of equal length together, each part as wide as its longest.
+    """
+    device, parts = gallery.frame_tokens.device, []
+    lengths = queries.token_mask.sum(1).cpu().numpy()
+    order = np.argsort(lengths[text], kind="stable")
+    for start in range(0, len(text), PAIRS_AT_ONCE):
+        some = order[start : start + PAIRS_AT_ONCE]
+        texts, clips = text[some], clip[some]
+        width, rows = int(lengths[texts].max()), torch.from_numpy(texts).to(device)
+        ids, mask = queries.token_ids[rows, :width], queries.token_mask[rows, :width]
+        parts.append(model.score(ids, mask, gallery.frame_tokens[torch.from_numpy(clips).to(device)]))
         alive()
-    return torch.cat(rows)
+    return torch.cat(parts)[torch.from_numpy(np.argsort(order, kind="stable")).to(device)]
+
+
+def highest(scores: Float[np.ndarray, "Q N"], k: int) -> Bool[np.ndarray, "Q N"]:
+    """True at the `k` highest of each row; of equal ones the first."""
+    if k >= scores.shape[1]:
+        return np.ones(scores.shape, bool)
+    chosen = np.zeros(scores.shape, bool)
+    np.put_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
+    return chosen
+
+
+Fusion = Literal["sum", "cross"]
+"""What orders the clips that the cross encoder was asked about: both scores, standardised and added, or its own."""
+
+
+def reranked(scored: Scored, k: int, fusion: Fusion = "sum") -> Float[np.ndarray, "Q N"]:
+    """Two-stage scores: the `k` best clips of each text by the dual score, ordered anew; the others stay behind them in
+    the dual score's order. With k = all clips this is `fused`, or the cross score.
+
+    Each score is standardised over the pairs that are ordered anew. For the other direction, transpose both matrices.
+    """
+    first = highest(scored.dual, k)
+    if np.isnan(scored.cross[first]).any():
+        raise ValueError(f"the cross encoder was not asked about all of the first {k} clips of each text")
+    dual, cross = (metrics.standardised(matrix[first]) for matrix in (scored.dual, scored.cross))
+    anew = dual + cross if fusion == "sum" else scored.cross[first].astype(np.float64)
+    behind = scored.dual.astype(np.float64)
+    result = behind - behind.max() + anew.min() - 1.0
+    result[first] = anew
+    return result
 
 
 def retrieval_results(scored: Scored, captions: Sequence[str], prefix: str) -> dict[str, float]:
@@ -150,16 +203,6 @@ def same_caption(captions: Sequence[str]) -> Bool[np.ndarray, "N N"]:
     """True where caption and clip belong together: the clip's own caption, or one with the same words."""
     words = np.array(captions)
     return words[:, None] == words[None, :]
-
-
-def cross_scores_in_groups(model: SNPS3, features: Features, groups: Int[np.ndarray, " N"]) -> Float[Tensor, "N N"]:
-    """The cross encoder's score of each caption with the clips of its own group, 0 elsewhere."""
-    caption, clip = (torch.from_numpy(index) for index in np.nonzero(groups[:, None] == groups[None, :]))
-    scores = torch.zeros(len(groups), len(groups), device=features.frame_tokens.device)
-    for texts, clips in zip(caption.split(PAIRS_AT_ONCE), clip.split(PAIRS_AT_ONCE), strict=True):
-        clip_tokens = features.frame_tokens[clips]
-        scores[texts, clips] = model.score(features.token_ids[texts], features.token_mask[texts], clip_tokens)
-    return scores
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from cluster import run as cluster_run
 from cluster.connection import connected_ray
 from jobs import cli, journal, preflight, results, run_files, streams, tracking, worker
 from jobs.config import PretrainConfig, TextConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
-from jobs.tasks import Language, make_task
+from jobs.tasks import Language, QuestionTask, make_task
 from jobs.tracking import Tracker
 from jobs.training import RunError
 from jobs.worker import Job
@@ -134,12 +134,14 @@ def make_job(config: PretrainConfig, run_folder: str, tracker: Tracker) -> Job:
     tokenizer = kept_tokenizer(config, run_folder, captions)
     table = kept_table(config.text, run_folder, captions, tokenizer)
     refuse_more_words_than_there_are(config.masking, table)
-    sources = make_sources(config)
+    sources, task = make_sources(config), make_task(config, captions)
+    if isinstance(task, QuestionTask):
+        run_files.write_json(f"{run_folder}/{run_files.ANSWERS}", task.answers)
     return Job(
         config=config,
         run_folder=run_folder,
         language=Language(tokenizer=tokenizer, table=table, config=config),
-        task=make_task(config, captions),
+        task=task,
         sources=sources,
         tracking_uri=tracker.uri,
         tracking_run_id=tracker.run_id,

@@ -1,6 +1,7 @@
 """A run's folder: what is in it. Imports nothing that takes long: every process of a run asks what was committed.
 
 STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
+             answers.json                                       of question answering, likewise
              checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
              best/  ledger.parquet  evaluation/  seconds.json  results.json  report.html    results
              logs/                                              what each process said (jobs/journal.py)
@@ -17,6 +18,8 @@ from pipeline import storage
 
 SNAPSHOT, IDENTITY, SECONDS = "checkpoint_manager_snapshot.json", "identity.json", "seconds.json"
 FAILURE = "failure.json"
+ANSWERS = "answers.json"
+"""What question answering chooses from, by number."""
 PROGRESS = "progress.json"
 """Of a checkpoint: how far the run had come."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -94,9 +94,8 @@ class CaptionTask:
         rows_at_once = config.placement.rows_at_once
         return Pretraining(model, config.objective, gather, rank, mask_id=mask_id, rows_at_once=rows_at_once)
 
-    def batch(self, rows: ClipRows, language: Language, name: str) -> Batch:
-        """Clips of the dataset `name` with a caption each."""
-        del name
+    def batch(self, rows: ClipRows, language: Language) -> Batch:
+        """Training clips with a caption each."""
         return language.batch(rows)
 
     def summary(self, results: Mapping[str, float]) -> str:
@@ -128,9 +127,9 @@ class AskingTask(Generic[Asked]):
         """With black frames where the baseline that sees none is wanted."""
         return dataclasses.replace(batch, frames=torch.zeros_like(batch.frames)) if self.is_video_hidden else batch
 
-    def drawn(self, rows: ClipRows, name: str, seed: int) -> list[Asked | None]:
-        """One of each clip's questions, drawn anew in each epoch; None where there is none."""
-        by_clip = self.asked[name].by_clip if name in self.asked else {}
+    def drawn(self, rows: ClipRows, seed: int) -> list[Asked | None]:
+        """One of each training clip's questions, drawn anew in each epoch; None where there is none."""
+        by_clip = self.asked["train"].by_clip
         found: list[Asked | None] = []
         for clip_id, weight in zip(rows.clip_ids.tolist(), rows.weight.tolist(), strict=True):
             some = by_clip.get(clip_id, ()) if weight > 0 else ()
@@ -138,30 +137,27 @@ class AskingTask(Generic[Asked]):
             found.append(some[draw] if some else None)
         return found
 
-    def predictions(self, network: Any, batches: Iterable[Batch], language: Language, name: str) -> Iterable[Predicted]:
+    @torch.no_grad()
+    def predictions(self, network: Any, batches: Iterable[Batch], language: Language, name: str) -> Iterator[Predicted]:
         """What is answered to all questions about these clips, each of which is encoded once."""
         network.eval()
+        by_clip = self.asked[name].by_clip
         for batch in batches:
-            usable = batch.weight > 0.5
-            with torch.no_grad():
-                video = network.model.encode_video(normalise(batch.frames[usable]), batch.frame_pad_mask[usable])
-                by_clip = self.asked[name].by_clip
-                pairs = [
-                    (row, clip_id, one)
-                    for row, clip_id in enumerate(batch.clip_ids[usable].tolist())
-                    for one in by_clip.get(clip_id, ())
-                ]
-                for some in (pairs[start : start + ROWS_AT_ONCE] for start in range(0, len(pairs), ROWS_AT_ONCE)):
-                    tokens = video.tokens[torch.tensor([row for row, _, _ in some], device=video.tokens.device)]
-                    given = self.given(network, [one for _, _, one in some], tokens, language)
-                    for (_, clip_id, one), (text, is_right) in zip(some, given, strict=True):
-                        yield Predicted(
-                            question_id=one.question_id,
-                            clip_id=clip_id,
-                            kind=one.kind,
-                            given=text,
-                            is_right=is_right,
-                        )
+            batch, usable = self.shown(batch), batch.weight > 0.5
+            video = network.model.encode_video(normalise(batch.frames[usable]), batch.frame_pad_mask[usable])
+            pairs = [
+                (row, clip_id, one)
+                for row, clip_id in enumerate(batch.clip_ids[usable].tolist())
+                for one in by_clip.get(clip_id, ())
+            ]
+            for start in range(0, len(pairs), ROWS_AT_ONCE):
+                rows, clip_ids, some = zip(*pairs[start : start + ROWS_AT_ONCE], strict=True)
+                tokens = video.tokens[torch.tensor(rows, device=video.tokens.device)]
+                given = self.given(network, some, tokens, language)
+                for clip_id, one, (text, is_right) in zip(clip_ids, some, given, strict=True):
+                    yield Predicted(
+                        question_id=one.question_id, clip_id=clip_id, kind=one.kind, given=text, is_right=is_right
+                    )
 
     def results(self, predicted: Sequence[Predicted], name: str) -> dict[str, float]:
         """Accuracies of the dataset `name`, and of how many questions."""
@@ -199,10 +195,10 @@ class QuestionTask(AskingTask[Question]):
             rows_at_once=config.placement.rows_at_once,
         )
 
-    def batch(self, rows: ClipRows, language: Language, name: str) -> QuestionBatch:
-        """Clips with a question each; a clip without one that has a known answer gets weight 0."""
+    def batch(self, rows: ClipRows, language: Language) -> QuestionBatch:
+        """Training clips with a question each; a clip without one that has a known answer gets weight 0."""
         numbers = {answer: number for number, answer in enumerate(self.answers)}
-        drawn = self.drawn(rows, name, language.config.seed)
+        drawn = self.drawn(rows, language.config.seed)
         right = [known_answers(one, numbers) if one else [] for one in drawn]
         asked = dataclasses.replace(
             rows,
@@ -236,11 +232,11 @@ class ChoiceTask(AskingTask[Choice]):
         del rank, mask_id
         return Choosing(model, gather=gather, rows_at_once=config.placement.rows_at_once)
 
-    def batch(self, rows: ClipRows, language: Language, name: str) -> ChoiceBatch:
-        """Clips with five options each: those of the file, or the clip's caption among captions of others."""
+    def batch(self, rows: ClipRows, language: Language) -> ChoiceBatch:
+        """Training clips with five options each: those of the file, or the clip's caption among captions of others."""
         drawn: list[Choice | None]
-        if name in self.asked:
-            drawn = self.drawn(rows, name, language.config.seed)
+        if "train" in self.asked:
+            drawn = self.drawn(rows, language.config.seed)
         else:
             drawn = [self.made(rows, row, language.config.seed) for row in range(len(rows.captions))]
         options = [one.options if one else ("",) * NUM_OPTIONS for one in drawn]

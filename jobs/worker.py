@@ -188,7 +188,8 @@ class Rank:
             rows = clip_rows(table, source=source, epoch=epoch)
             self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
             self.num_retries += sum(table["num_retries"].to_pylist())
-            batch = self.job.task.batch(rows, self.job.language, name)
+            language = self.job.language
+            batch = self.job.task.batch(rows, language) if stage == Stage.TRAIN else language.batch(rows)
             drawn = draw_augmentation(
                 rows, self.config.data.augmentation, seed=self.config.seed, is_training=stage == Stage.TRAIN
             )
@@ -332,19 +333,28 @@ class Rank:
 
     def score(self, batches: list[Batch], network: Network, *, name: str) -> evaluation.Scored:
         """Both scores of all pairs of a split; within their groups only for the temporal test."""
-        world, config = self.world, self.config
+        world, language = self.world, self.job.language
         assert isinstance(network, Pretraining), "the other tasks ask"
-        features = evaluation.encode(network.model, batches, world.gather, max_tokens=config.text.max_tokens)
-        return evaluation.score(
+        gallery = evaluation.encode_clips(network.model, batches, world.gather)
+        clip_ids = gallery.clip_ids.cpu().numpy()
+        ids, mask = (part.to(world.device) for part in language.tokens(self.captions(clip_ids, name)))
+        share = {"rank": world.rank, "num_ranks": world.size}
+        queries = evaluation.encode_texts(network.model, ids, mask, world.gather, **share)
+        within = np.ones((len(clip_ids), len(clip_ids)), bool)
+        if name == "temporal":
+            groups = self.job.sources[name].groups(clip_ids)
+            within = groups[:, None] == groups[None, :]
+        scored = evaluation.score(
             network.model,
-            features,
+            queries,
+            gallery,
             world.gather,
-            rank=world.rank,
-            num_ranks=world.size,
+            **share,
             temperature=network.temperature,
-            groups=self.job.sources[name].groups(features.clip_ids.cpu().numpy()) if name == "temporal" else None,
+            asked=lambda _: within,
             alive=self.alive,
         )
+        return dataclasses.replace(scored, cross=np.where(within, scored.cross, 0.0))
 
     def captions(self, clip_ids: np.ndarray, name: str) -> list[str]:
         """The caption that each clip is queried by: its first."""

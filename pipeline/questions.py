@@ -103,7 +103,7 @@ def _clip_name(record: Mapping[str, Any]) -> str:
     return str(record["clip_name"] if "clip_name" in record else record["video_id"])
 
 
-def _records(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _records(path: str) -> Iterator[tuple[str, Any]]:
     text = storage.read_bytes(path).decode("utf-8-sig")
     if text.lstrip().startswith("["):
         for number, record in enumerate(json.loads(text)):
@@ -118,7 +118,7 @@ def _records(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield f"{number}", record
 
 
-def _read(path: str, where: str, read: Any, record: Mapping[str, Any]) -> Any:
+def _read(path: str, where: str, read: Any, record: Any) -> Any:
     if not isinstance(record, Mapping):
         raise ValueError(f"{path}:{where}: an object is needed, got {str(record)[:60]!r}")
     try:

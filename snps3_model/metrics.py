@@ -229,7 +229,7 @@ def fuse(dual: Float[np.ndarray, "Q C"], cross: Float[np.ndarray, "Q C"]) -> Flo
     return standardised(dual) + standardised(cross)
 
 
-def standardised(scores: Float[np.ndarray, "Q C"]) -> Float[np.ndarray, "Q C"]:
+def standardised(scores: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
     """`scores` with mean 0 and standard deviation 1 over all entries, in float64; zeros if all entries are equal."""
     values = scores.astype(np.float64)
     if values.min() == values.max():

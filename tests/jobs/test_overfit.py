@@ -77,9 +77,10 @@ def tokenizer_and_batches(real_files: Path) -> tuple[Tokenizer, Iterator[Batch],
 
 def answers(network: Pretraining, batch: Batch) -> tuple[float, float, float]:
     """In-batch R@1 through level 1 and through level 2, and the share of masked words that are filled in right."""
-    features = evaluation.encode(network.model, [batch], local_gather, max_tokens=30)
+    gallery = evaluation.encode_clips(network.model, [batch], local_gather)
+    queries = evaluation.encode_texts(network.model, batch.token_ids, batch.token_mask, local_gather)
     scored = evaluation.score(
-        network.model, features, local_gather, rank=0, num_ranks=1, temperature=network.temperature
+        network.model, queries, gallery, local_gather, rank=0, num_ranks=1, temperature=network.temperature
     )
     right = np.eye(NUM_PAIRS, dtype=bool)
     filled = [answer for row in evaluation.fill_masked_words(network.model, batch) for answer in row]

@@ -1,0 +1,438 @@
+"""Score a run on a task and write its protocol card: `ray job submit -- python jobs/evaluate.py RUN …`.
+
+python jobs/evaluate.py runs/tiny                                 retrieval on the run's test split, exhaustive
+python jobs/evaluate.py runs/tiny --rerank 100                    the same in two stages
+python jobs/evaluate.py runs/tiny --task multiple_choice --questions corpora/embedded/multiple_choice/test.jsonl
+python jobs/evaluate.py --card runs/tiny/evaluation/retrieval-test/card.json       the same score again
+
+On the clips of any manifest. A score on the split by which the checkpoint was chosen is refused, unless asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from cluster.auth import use_private_token
+
+if __name__ == "__main__":
+    use_private_token()
+
+import numpy as np
+import safetensors.torch
+import torch
+import tyro
+from jaxtyping import Bool, Float
+
+from cluster import run as cluster_run
+from cluster.connection import connected_ray
+from jobs import checkpoints, cli, evaluation, pretrain, run_files, streams, tasks, tracking
+from jobs.cards import Card, Protocol, hash_of, hash_of_ids, not_repeated, read_card, refuse_other, write_card
+from jobs.config import Placement, PretrainConfig, TaskConfig, as_dict, config_hash, flat, identity
+from jobs.evaluation import Fusion, Scored
+from jobs.finetune import config_of
+from jobs.tasks import AskedClips, AskingTask, CaptionTask, ChoiceTask, Language, Predicted, QuestionTask
+from jobs.worker import Job, Rank
+from pipeline import storage
+from pipeline.loader import ClipSource
+from pipeline.manifest import read_manifest
+from pipeline.questions import outside, read_choices, read_questions
+from pipeline.significance import SignificantWords
+from pipeline.words import Tokenizer
+from snps3_model import metrics
+from snps3_model.loading import load_earlier_run
+from snps3_model.objective import Pretraining
+
+KINDS = {"retrieval": "captions", "question_answering": "question_answering", "multiple_choice": "multiple_choice"}
+"""What a run is trained for, by the task that it is scored on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is to be scored, and how."""
+
+    run: Annotated[str, tyro.conf.Positional] = ""
+    """Folder of the run."""
+    task: Literal["auto", "retrieval", "question_answering", "multiple_choice"] = "auto"
+    """`auto`: what the run was trained for."""
+    manifest: str | None = None
+    """None: that of the run."""
+    split: str | None = None
+    """None: the run's test split."""
+    questions: str | None = None
+    """File of questions or choices; None: those of the run's test split."""
+    queries: Literal["first", "each", "paragraph"] = "first"
+    """Captions that ask: the first of each clip, each of them, or all of a clip as one paragraph."""
+    rerank: int | None = None
+    """Clips of each text, and texts of each clip, that the cross encoder orders anew. None: all."""
+    fusion: Fusion = "sum"
+    """What orders them: both scores, or the cross encoder's own."""
+    dual_softmax: bool = False
+    """Show scores that use all queries as a prior too, in columns of their own."""
+    num_frames: int | None = None
+    """Frames per video; None: as many as in training."""
+    max_clips: int | None = None
+    """Clips at most, the first by clip_id; None: as in training."""
+    allow_selection_on_test: bool = False
+    """Score the split by which the checkpoint was chosen; the card then says so."""
+    card: str | None = None
+    """A card whose score is to be repeated; all but `placement` then comes from it."""
+    out: str | None = None
+    """Folder of the card; None: `evaluation/TASK-SPLIT` in the run's."""
+    placement: Placement = field(default_factory=Placement)
+
+
+def evaluate(config: EvaluateConfig) -> Card:
+    """The card of the score. ValueError for what cannot be scored, or not repeated."""
+    wanted = read_card(config.card) if config.card else None
+    if not wanted and not config.run:
+        raise ValueError("name the folder of a run, or a card with --card")
+    run_folder = storage.absolute(wanted.protocol.run if wanted else config.run)
+    run = config_of(run_folder)
+    protocol = wanted.protocol if wanted else protocol_of(config, run, run_folder)
+    manifest = read_manifest(protocol.manifest)
+    is_selected_on_test = refuse_selection_on_test(config, run, protocol, wanted)
+    weights = hash_of(storage.read_bytes(checkpoints.best_weights(run_folder)))
+    if wanted:
+        refuse_other(wanted, {"weights": weights, "manifest_hash": manifest.hash})
+    out = storage.absolute(config.out or f"{run_folder}/evaluation/{protocol.task}-{protocol.split}")
+    job = make_job(run, run_folder, protocol, config.placement)
+    request = Request(job=job, protocol=protocol, weights_of=run, out=out)
+    connected = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
+    with tempfile.TemporaryDirectory() as scratch, connected:
+        cluster_run.run(
+            evaluate_rank,
+            request,
+            storage=cluster_run.Storage(path=scratch, upload=storage.upload_folder),
+            name="evaluation",
+            datasets={"test": functools.partial(streams.evaluation_stream, job.sources["test"])},
+            workers=pretrain.workers(job.config),
+        )
+    measured = run_files.read_json(f"{out}/measured.json")
+    card = Card(
+        protocol=protocol,
+        weights=weights,
+        run_hash=config_hash(identity(run, read_manifest(run.data.manifest).hash)),
+        run_seed=run.seed,
+        manifest_hash=manifest.hash,
+        selected_on=f"{run.selection.metric} on {run.data.validation_split}",
+        is_selected_on_test=is_selected_on_test,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        hardware=pretrain.hardware(),
+        commit=tracking.commit(),
+        **measured,
+    )
+    if wanted:
+        refuse_other(wanted, {"ids_hash": card.ids_hash})
+    write_card(card, f"{out}/card.json" if not wanted else f"{out}/repeated.json")
+    log(card, run, config.placement)
+    return card
+
+
+def protocol_of(config: EvaluateConfig, run: PretrainConfig, run_folder: str) -> Protocol:
+    """How the score is measured, with what the run says where nothing was asked for."""
+    kind = run.task.kind
+    task = config.task if config.task != "auto" else next(name for name, found in KINDS.items() if found == kind)
+    if task == "question_answering" and kind != "question_answering":
+        raise ValueError(
+            f"{run_folder} was trained for {kind} and has no answers; fine-tune it with jobs/finetune.py first"
+        )
+    questions = config.questions or (run.task.test if KINDS[task] == kind else None)
+    if task != "retrieval" and not questions:
+        raise ValueError(f"--task {task} needs --questions, the file that asks")
+    if task == "retrieval" and config.questions:
+        raise ValueError("--questions are not asked by --task retrieval; name the task")
+    if config.rerank is not None and config.rerank < 1:
+        raise ValueError(f"--rerank must be at least 1, got {config.rerank}; leave it out to score every pair")
+    return Protocol(
+        task=task,
+        run=run_folder,
+        manifest=storage.absolute(config.manifest or run.data.manifest),
+        split=config.split or run.data.test_split,
+        questions=storage.absolute(questions) if questions else None,
+        queries=config.queries,
+        rerank=config.rerank,
+        fusion=config.fusion,
+        prior="dual_softmax" if config.dual_softmax else "none",
+        num_frames=config.num_frames or run.data.num_frames,
+        frame_size_px=run.data.frame_size_px,
+        max_clips=config.max_clips or run.data.max_evaluation_clips,
+    )
+
+
+def refuse_selection_on_test(
+    config: EvaluateConfig, run: PretrainConfig, protocol: Protocol, wanted: Card | None
+) -> bool:
+    """Whether the checkpoint was chosen on what it is scored on; ValueError if nobody asked for that."""
+    same = protocol.split == run.data.validation_split and protocol.manifest == storage.absolute(run.data.manifest)
+    if same and not (config.allow_selection_on_test or (wanted and wanted.is_selected_on_test)):
+        raise ValueError(
+            f"the checkpoint of {protocol.run} was chosen on the split {protocol.split}, and so its score there says "
+            "too much; take another --split, or --allow-selection-on-test, which the card will show"
+        )
+    return same
+
+
+def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement: Placement) -> Job:
+    """What every rank needs: the run's words, the clips, and what is asked about them."""
+    data = dataclasses.replace(
+        run.data,
+        manifest=protocol.manifest,
+        test_split=protocol.split,
+        temporal_split=None,
+        num_frames=protocol.num_frames,
+        frame_size_px=protocol.frame_size_px,
+        max_evaluation_clips=protocol.max_clips,
+    )
+    kind: Any = KINDS[protocol.task]
+    files = {"train": protocol.questions, "validation": protocol.questions, "test": protocol.questions}
+    task = TaskConfig() if kind == "captions" else dataclasses.replace(run.task, kind=kind, temporal=None, **files)
+    config = dataclasses.replace(run, data=data, task=task, placement=placement)
+    config = pretrain.with_decoder(config, read_manifest(protocol.manifest).fastest_decoder)
+    tokenizer = Tokenizer.load(f"{run_folder}/tokenizer.json")
+    table = SignificantWords.from_json(storage.read_bytes(f"{run_folder}/significant_words.json").decode())
+    source = pretrain.make_sources(config)["test"]
+    if not len(source.rows()):
+        raise ValueError(f"{protocol.manifest} has no video in the split {protocol.split!r}")
+    return Job(
+        config=config,
+        run_folder=run_folder,
+        language=Language(tokenizer=tokenizer, table=table, config=config),
+        task=make_task(config, run_folder, protocol),
+        sources={"test": source},
+        tracking_uri="",
+        tracking_run_id="",
+    )
+
+
+def make_task(config: PretrainConfig, run_folder: str, protocol: Protocol) -> CaptionTask | QuestionTask | ChoiceTask:
+    """What is asked; question answering keeps the answers of its training."""
+    if protocol.task == "retrieval":
+        return CaptionTask()
+    path, hidden = str(protocol.questions), config.task.is_video_hidden
+    if protocol.task == "multiple_choice":
+        return ChoiceTask(asked={"test": tasks.asked_of(config, "test", read_choices(path))}, is_video_hidden=hidden)
+    return QuestionTask(
+        asked={"test": tasks.asked_of(config, "test", read_questions(path))},
+        is_video_hidden=hidden,
+        answers=tuple(run_files.read_json(f"{run_folder}/{run_files.ANSWERS}")),
+        is_multi_label=config.task.is_multi_label,
+    )
+
+
+# --- on every rank ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the driver hands to every rank."""
+
+    job: Job
+    protocol: Protocol
+    weights_of: PretrainConfig
+    """The run as it was trained."""
+    out: str
+
+
+def evaluate_rank(request: Request, runtime: cluster_run.Runtime) -> None:
+    """Score this rank's share; the first rank writes what all found."""
+    rank, protocol = Rank(request.job, runtime), request.protocol
+    network = rank.network(is_new=False)
+    path = checkpoints.best_weights(request.job.run_folder)
+    data = storage.read_bytes(path)
+    if request.weights_of.task.kind == request.job.config.task.kind:
+        checkpoints.load_weights(data, network)
+    else:
+        rank.say(str(load_earlier_run(network.model, safetensors.torch.load(data), path)))
+    batches = rank.evaluation_batches("test")
+    if isinstance(request.job.task, AskingTask):
+        measured = answered(rank.answers(list(batches), network, name="test"), request.job.task, protocol)
+    else:
+        assert isinstance(network, Pretraining), "retrieval is scored by both encoders"
+        measured = retrieved(rank, network, batches, protocol)
+        if rank.world.is_first:
+            write_scores(f"{request.out}/scores.npz", measured.pop("scored"), measured.pop("texts"))
+    if rank.world.is_first:
+        run_files.write_json(f"{request.out}/measured.json", measured)
+
+
+def answered(predicted: list[Predicted], task: AskingTask[Any], protocol: Protocol) -> dict[str, Any]:
+    """The part of the card that is measured, of answers."""
+    asked: AskedClips[Any] = task.asked["test"]
+    scores = task.results(predicted, "test")
+    if isinstance(task, QuestionTask):
+        every = [one for some in asked.by_clip.values() for one in some]
+        scores["test/num_outside_list"] = float(len(outside(every, task.answers)))
+    counts = {name: int(scores.pop(f"test/{name}")) for name in ("num_missing", "num_undecoded", "num_asked")}
+    return {
+        "ids_hash": hash_of_ids((one.clip_id, one.question_id) for one in sorted(predicted, key=_key)),
+        "num_videos": len({one.clip_id for one in predicted}),
+        "num_queries": counts["num_asked"],
+        "num_missing": counts["num_missing"],
+        "num_undecoded": counts["num_undecoded"],
+        "scores": scores,
+    }
+
+
+def _key(one: Predicted) -> tuple[int, str]:
+    return one.clip_id, one.question_id
+
+
+def retrieved(rank: Rank, network: Pretraining, batches: Any, protocol: Protocol) -> dict[str, Any]:
+    """The part of the card that is measured, of retrieval in both directions."""
+    world, source = rank.world, rank.job.sources["test"]
+    gallery = evaluation.encode_clips(network.model, batches, world.gather)
+    clip_ids = gallery.clip_ids.cpu().numpy()
+    texts, relevant = queries_of(source, clip_ids, protocol.queries)
+    ids, mask = (part.to(world.device) for part in rank.job.language.tokens(texts))
+    share = {"rank": world.rank, "num_ranks": world.size}
+    queries = evaluation.encode_texts(network.model, ids, mask, world.gather, **share)
+    k = protocol.rerank
+
+    def asked(dual: Float[np.ndarray, "Q N"]) -> Bool[np.ndarray, "Q N"]:
+        if k is None:
+            return np.ones(dual.shape, bool)
+        return evaluation.highest(dual, k) | evaluation.highest(dual.T, k).T
+
+    scored = evaluation.score(
+        network.model,
+        queries,
+        gallery,
+        world.gather,
+        **share,
+        temperature=network.temperature,
+        asked=asked,
+        alive=rank.alive,
+    )
+    return {
+        "ids_hash": hash_of_ids([*clip_ids.tolist(), *texts]),
+        "num_videos": len(clip_ids),
+        "num_queries": len(texts),
+        "num_missing": 0,
+        "num_undecoded": len(source.rows()) - len(clip_ids),
+        "scores": retrieval_scores(scored, relevant, protocol),
+        "scored": scored,
+        "texts": texts,
+    }
+
+
+def queries_of(source: ClipSource, clip_ids: np.ndarray, queries: str) -> tuple[list[str], Bool[np.ndarray, "Q N"]]:
+    """The texts that ask about these clips, and which clips each of them is true of: all that have it as a caption."""
+    rows = source.rows()
+    captions = dict(zip(rows["clip_id"].to_pylist(), rows["captions"].to_pylist(), strict=True))
+    own = [texts_of(captions[clip_id], queries) for clip_id in clip_ids.tolist()]
+    texts = [text for some in own for text in some]
+    has: dict[str, set[int]] = {}
+    for column, some in enumerate(own):
+        for text in some:
+            has.setdefault(text, set()).add(column)
+    relevant = np.zeros((len(texts), len(clip_ids)), bool)
+    for row, text in enumerate(texts):
+        relevant[row, sorted(has[text])] = True
+    return texts, relevant
+
+
+def texts_of(captions: Sequence[str], queries: str) -> list[str]:
+    """What a clip is asked for by."""
+    return {"first": list(captions[:1]), "each": list(dict.fromkeys(captions)), "paragraph": [" ".join(captions)]}[
+        queries
+    ]
+
+
+def retrieval_scores(scored: Scored, relevant: Bool[np.ndarray, "Q N"], protocol: Protocol) -> dict[str, float]:
+    """Recalls and ranks of both directions: of the score that orders in the end, and of its parts."""
+    num_texts, num_clips = scored.dual.shape
+    turned = dataclasses.replace(scored, dual=scored.dual.T, cross=scored.cross.T)
+    k = protocol.rerank or max(num_texts, num_clips)
+    found: dict[str, float] = {}
+    for direction, matrices, wanted in (("t2v", scored, relevant), ("v2t", turned, relevant.T)):
+        columns = {"": evaluation.reranked(matrices, k, protocol.fusion), "dual_": matrices.dual}
+        if protocol.rerank is None:
+            columns["cross_"] = matrices.cross
+        if protocol.prior == "dual_softmax":
+            columns["dual_softmax_"] = dual_softmax(columns[""])
+        for name, matrix in columns.items():
+            found |= metrics.direction_metrics(matrix, wanted, f"test/{direction}/{name}", seed=protocol.seed)
+    return found
+
+
+def dual_softmax(scores: Float[np.ndarray, "Q N"]) -> Float[np.ndarray, "Q N"]:
+    """Each candidate's score counts by how much it prefers the query to all others: a prior that a single query has
+    not (Cheng et al., 2021), hence in columns of its own."""
+    shifted = scores - scores.max(axis=0, keepdims=True)
+    return scores + shifted - np.log(np.exp(shifted).sum(axis=0, keepdims=True))
+
+
+def write_scores(path: str, scored: Scored, texts: list[str]) -> None:
+    """The matrices, without pickles."""
+    buffer = io.BytesIO()
+    arrays = {"clip_ids": scored.clip_ids, "dual": scored.dual, "cross": scored.cross}
+    np.savez_compressed(buffer, allow_pickle=False, texts=np.array(json.dumps(texts)), **arrays)
+    storage.write_bytes_atomic(path, buffer.getvalue())
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def log(card: Card, run: PretrainConfig, placement: Placement) -> None:
+    """The card as a run of MLflow: protocol as parameters, scores as metrics."""
+    name = f"{run.name}/{card.protocol.task}-{card.protocol.split}"
+    tracker = tracking.open_run(
+        placement.storage,
+        experiment=placement.experiment,
+        name=name,
+        identity_hash=config_hash(as_dict(card.protocol) | {"weights": card.weights}),
+        params=flat({key: value for key, value in as_dict(card).items() if key != "scores"}),
+    )
+    tracker.log(card.scores, 0)
+    tracker.finish("FINISHED")
+
+
+def table(card: Card) -> str:
+    """The card in lines."""
+    protocol = card.protocol
+    lines = [
+        f"{protocol.task} on {protocol.split} of {protocol.manifest} ({card.manifest_hash})",
+        f"{card.num_videos} videos, {card.num_queries} queries; {card.num_missing} asked about clips that are not "
+        f"there, {card.num_undecoded} not decoded",
+        f"{protocol.num_frames} frames of {protocol.frame_size_px} px; re-ranked: {protocol.rerank or 'all'}, by "
+        f"{protocol.fusion}; prior: {protocol.prior}; checkpoint chosen by {card.selected_on}",
+    ]
+    if card.is_selected_on_test:
+        lines.append("CHOSEN ON THE SAME CLIPS: this score says too much")
+    for name, value in sorted(card.scores.items()):
+        if name.endswith(("_low", "_high")):
+            continue
+        interval = ""
+        if f"{name}_low" in card.scores:
+            interval = f"  [{card.scores[f'{name}_low']:.3f}, {card.scores[f'{name}_high']:.3f}]"
+        lines.append(f"  {name:36s} {value:8.3f}{interval}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line: 1 where a card's score did not come out again."""
+    config = tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py", description=__doc__)
+    try:
+        card = evaluate(config)
+    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
+        cli.refuse(str(error))
+    print(table(card))
+    if config.card:
+        lines = not_repeated(read_card(config.card), card.scores)
+        print("\n".join(lines) or "every score is that of the card")
+        return int(any("outside" in line for line in lines))
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())

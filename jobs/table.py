@@ -1,0 +1,122 @@
+"""The scores of runs beside published ones: `python jobs/table.py RUN [RUN …] [--out table.md]`.
+
+Every protocol card in the runs' folders is a row, under its benchmark. A card belongs to a benchmark if the name of its
+corpus says so (`msrvtt`, `didemo`, `msvd`); others stand under their own. Benchmarks without a card say "not run".
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from jobs import cli
+from jobs.cards import Card, read_card
+from jobs.published import PUBLISHED, RETRIEVAL
+from pipeline import storage
+from pipeline.manifest import read_manifest
+
+KEYS = {"R@1": "test/t2v/r1", "R@5": "test/t2v/r5", "R@10": "test/t2v/r10", "accuracy": "test/accuracy"}
+TRAIN_9K = 8000
+"""MSR-VTT's larger training split has more clips than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """Whose scores."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folders of runs."""
+    out: str | None = None
+    """File to write; None prints it."""
+
+
+def table(config: TableConfig) -> str:
+    """All scores in Markdown."""
+    cards: dict[str, list[tuple[str, Card]]] = defaultdict(list)
+    for run in config.runs:
+        folder = storage.absolute(run)
+        storage.check_readable(f"{folder}/config.json")
+        for path in sorted(storage.list_files(folder)):
+            if path.endswith("/card.json"):
+                card = read_card(f"{folder}/{path}")
+                cards[benchmark_of(card)].append((folder.rsplit("/", 1)[-1], card))
+    parts = ["# Scores", "", "Ours with 95 % bootstrap intervals over queries; published ones are single runs without."]
+    for name in [*(name for name in cards if name not in PUBLISHED), *PUBLISHED]:
+        parts += ["", f"## {name}", "", *rows(name, cards.get(name, []))]
+    return "\n".join([*parts, ""])
+
+
+def benchmark_of(card: Card) -> str:
+    """The benchmark that a card is of, or its corpus and task."""
+    protocol = card.protocol
+    manifest = read_manifest(protocol.manifest)
+    corpus = manifest.corpus.lower().replace("-", "")
+    if protocol.task == "retrieval" and "msrvtt" in corpus:
+        return f"MSR-VTT {'9K' if len(manifest.split('train')) > TRAIN_9K else '7K'}, text to video"
+    known = {
+        ("didemo", "retrieval"): "DiDeMo, paragraph to video",
+        ("msvd", "retrieval"): "MSVD, text to video",
+        ("msrvtt", "question_answering"): "MSRVTT-QA",
+        ("msvd", "question_answering"): "MSVD-QA",
+        ("msrvtt", "multiple_choice"): "MSRVTT-MC",
+    }
+    found = [name for (part, task), name in known.items() if part in corpus and task == protocol.task]
+    return found[0] if found else f"{manifest.corpus}, {protocol.task.replace('_', ' ')} on {protocol.split}"
+
+
+def rows(name: str, cards: Sequence[tuple[str, Card]]) -> list[str]:
+    """The table of a benchmark: ours first."""
+    is_retrieval = cards[0][1].protocol.task == "retrieval" if cards else False
+    columns, published = PUBLISHED.get(name, (RETRIEVAL if is_retrieval else ("accuracy",), ()))
+    lines = ["| | " + " | ".join(columns) + " | protocol |", "|---" * (len(columns) + 2) + "|"]
+    for run, card in cards:
+        values = [score(card, KEYS[column]) for column in columns]
+        lines.append(f"| **{run}** | {' | '.join(values)} | {how(card)} |")
+    if not cards:
+        lines.append(f"| ours | {' | '.join(['not run'] * len(columns))} | |")
+    lines += [f"| {who} | {' | '.join(f'{value:.1f}' for value in values)} | published |" for who, values in published]
+    return lines
+
+
+def score(card: Card, key: str) -> str:
+    """A score in per cent, with its interval."""
+    if key not in card.scores:
+        return "not run"
+    low, high = card.scores[f"{key}_low"], card.scores[f"{key}_high"]
+    return f"{100 * card.scores[key]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def how(card: Card) -> str:
+    """What must be known to compare a score."""
+    protocol = card.protocol
+    parts = [f"{card.num_videos} videos, {card.num_queries} queries", f"{protocol.num_frames} frames"]
+    if protocol.task == "retrieval":
+        parts.append(f"re-ranked {protocol.rerank or 'all'}")
+    if card.num_missing or card.num_undecoded:
+        parts.append(f"{card.num_missing} missing, {card.num_undecoded} not decoded")
+    if card.is_selected_on_test:
+        parts.append("**chosen on the same clips**")
+    return "; ".join([*parts, f"seed {card.run_seed}, {card.date}"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line."""
+    config = tyro.cli(TableConfig, args=argv, prog="table.py", description=__doc__)
+    try:
+        text = table(config)
+    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
+        cli.refuse(str(error))
+    if config.out:
+        storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
+    else:
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The downstream jobs, whole: fine-tune, evaluate and repeat, embed and search, export and load, and the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import finetune, run_files
+from jobs.cards import read_card
+from jobs.config import Placement, PretrainConfig, SelectionConfig
+from jobs.embed import EmbedConfig, embed
+from jobs.evaluate import EvaluateConfig, evaluate, main
+from jobs.export import ExportConfig, export
+from jobs.finetune import config_of
+from jobs.kills_benchmark import small_corpus
+from jobs.model import load
+from jobs.presets import tiny
+from jobs.pretrain import pretrain
+from jobs.search import SearchConfig, search
+from jobs.table import TableConfig, table
+from pipeline.ledger import read_ledger
+from pipeline.loader import split_rows
+from pipeline.records import Kind
+
+pytestmark = pytest.mark.ray
+NUM_STEPS = 4
+
+
+def placement(folder: Path) -> Placement:
+    return Placement(storage=str(folder / "runs"), num_workers=1, cpus_per_worker=0.5, decode_cpus=1, log_every=2)
+
+
+def short(config: PretrainConfig, folder: Path, metric: str | None = None) -> PretrainConfig:
+    optim = dataclasses.replace(config.optim, num_steps=NUM_STEPS, global_batch=8, warmup_steps=1)
+    selection = SelectionConfig(evaluate_every=NUM_STEPS, **({"metric": metric} if metric else {}))
+    return dataclasses.replace(config, optim=optim, selection=selection, placement=placement(folder))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("downstream")
+
+
+@pytest.fixture(scope="module")
+def manifest(folder: Path, local_ray: None) -> str:
+    return small_corpus(str(folder))
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, manifest: str) -> str:
+    """Folder of a run that has seen a few steps."""
+    preset = tiny()
+    data = dataclasses.replace(preset.data, manifest=manifest, num_frames=2, frame_size_px=32, temporal_split=None)
+    pretrain(short(dataclasses.replace(preset, name="small", data=data), folder))
+    return str(folder / "runs" / "small")
+
+
+def questions(manifest: str, folder: str) -> dict[str, str]:
+    corpus = Path(manifest).parent.parent
+    return {
+        name: str(corpus / folder / f"{file}.jsonl") for name, file in {"validation": "val", "test": "test"}.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def qa_run(folder: Path, manifest: str, run: str) -> str:
+    """Folder of a run that was fine-tuned on questions for a few steps."""
+    recipe = finetune.tiny_qa(config_of(run), run)
+    files = questions(manifest, "questions")
+    task = dataclasses.replace(recipe.task, train=files["test"].replace("test", "train"), temporal=None, **files)
+    results = pretrain(short(dataclasses.replace(recipe, name="qa", task=task), folder, finetune.ACCURACY))
+    assert 0 <= results["test/accuracy_low"] <= results["test/accuracy"] <= results["test/accuracy_high"] <= 1
+    assert {"test/accuracy/colour", "test/accuracy/order", "test/num_asked"} <= results.keys()
+    return str(folder / "runs" / "qa")
+
+
+def wish(folder: Path, run: str, **changes: object) -> EvaluateConfig:
+    return EvaluateConfig(run=run, placement=placement(folder), **changes)  # type: ignore[arg-type]
+
+
+def test_a_recipe_begins_where_the_run_ended_and_with_its_words(run: str, qa_run: str) -> None:
+    config = config_of(qa_run)
+    assert config.model.initial_weights == f"{run}/best/model.safetensors"
+    assert Path(qa_run, "tokenizer.json").read_bytes() == Path(run, "tokenizer.json").read_bytes()
+    assert len(run_files.read_json(f"{qa_run}/answers.json")) > 5
+
+
+def test_retrieval_is_scored_and_the_card_repeats_it(
+    folder: Path, run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = evaluate(wish(folder, run))
+    results = run_files.read_json(f"{run}/results.json")
+    for name in ("test/t2v/r1", "test/v2t/r10", "test/t2v/dual_r5", "test/t2v/cross_r1"):
+        assert card.scores[name] == pytest.approx(results[name])  # what the run itself measured at its end
+    assert card.num_videos == card.num_queries == 12
+    path = f"{run}/evaluation/retrieval-test/card.json"
+    assert read_card(path) == card
+    capsys.readouterr()
+    assert main(["--card", path, "--placement.storage", str(folder / "runs"), "--placement.num-workers", "1"]) == 0
+    assert "every score is that of the card" in capsys.readouterr().out
+
+
+def test_two_stages_over_all_clips_are_exhaustive_and_over_few_ask_less(folder: Path, run: str) -> None:
+    every = evaluate(wish(folder, run, out=str(folder / "every")))
+    all_again = evaluate(wish(folder, run, rerank=12, out=str(folder / "twelve")))
+    few = evaluate(wish(folder, run, rerank=2, out=str(folder / "two")))
+    assert all_again.scores["test/t2v/mean_recall"] == pytest.approx(every.scores["test/t2v/mean_recall"])
+    with np.load(folder / "two" / "scores.npz", allow_pickle=False) as saved:
+        asked = ~np.isnan(saved["cross"])
+        assert asked.sum(1).min() >= 2
+        assert asked.mean() < 0.5
+        assert len(json.loads(str(saved["texts"]))) == 12
+    assert few.protocol.rerank == 2
+
+
+def test_choices_are_scored_from_a_run_that_was_never_trained_on_any(folder: Path, manifest: str, run: str) -> None:
+    path = questions(manifest, "multiple_choice")["test"]
+    card = evaluate(wish(folder, run, task="multiple_choice", questions=path))
+    assert card.num_queries == 24
+    assert {"test/accuracy", "test/accuracy/random", "test/accuracy/hard"} <= card.scores.keys()
+
+
+def test_questions_are_scored_as_the_run_scored_them_and_unknown_answers_count_as_wrong(
+    folder: Path, manifest: str, qa_run: str, tmp_path: Path
+) -> None:
+    card = evaluate(wish(folder, qa_run))
+    results = run_files.read_json(f"{qa_run}/results.json")
+    assert card.scores["test/accuracy"] == pytest.approx(results["test/accuracy"])
+    lines = Path(questions(manifest, "questions")["test"]).read_text().splitlines()
+    odd = json.dumps(json.loads(lines[0]) | {"label": "a walrus"})
+    gone = json.dumps(json.loads(lines[0]) | {"clip_name": "nowhere.mp4"})
+    path = tmp_path / "odd.jsonl"
+    path.write_text("\n".join([odd, gone]))
+    card = evaluate(wish(folder, qa_run, questions=str(path), out=str(tmp_path / "odd")))
+    assert (card.num_queries, card.num_missing, card.scores["test/num_outside_list"]) == (1, 1, 1)
+    assert card.scores["test/accuracy"] == 0.0
+
+
+def test_questions_of_another_corpus_are_refused(folder: Path, qa_run: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"caption": "who ?", "clip_name": "video1", "label": "man"}\n')
+    with pytest.raises(ValueError, match="none of them is a clip of"):
+        evaluate(wish(folder, qa_run, questions=str(path)))
+
+
+def test_an_exported_model_gives_the_same_vectors_and_scores(run: str, manifest: str, tmp_path: Path) -> None:
+    out = export(ExportConfig(run=run, out=str(tmp_path / "model")))
+    here, there = load(run), load(out)
+    clips = [row["uri"] for row in split_rows(manifest, "test")[Kind.VIDEO].slice(0, 3).to_pylist()]
+    texts = ["a red ring rises", "two shapes meet"]
+    for one in (here, there):
+        videos, asked = one.embed_videos(clips), one.embed_texts(texts)
+        assert videos.vectors.shape == (3, 2, 96)
+        torch.testing.assert_close(videos.vectors.norm(dim=-1), torch.ones(3, 2))
+        assert one.match(asked, videos).shape == one.dual_scores(asked, videos).shape == (2, 3)
+    pairs = [
+        (here.embed_videos(clips).vectors, there.embed_videos(clips).vectors),
+        (here.embed_texts(texts).vectors, there.embed_texts(texts).vectors),
+        (
+            here.match(here.embed_texts(texts), here.embed_videos(clips)),
+            there.match(there.embed_texts(texts), there.embed_videos(clips)),
+        ),
+    ]
+    for own, other in pairs:
+        assert (own - other).abs().max() <= 1e-6
+    card = Path(out, "README.md").read_text()
+    assert "jobs.model import load" in card
+    from transformers import AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(out)(texts[0])["input_ids"]
+    assert tokens == here.language.tokenizer.encode(texts[:1])[0].tolist()
+    with pytest.raises(ValueError, match="holds a model already"):
+        export(ExportConfig(run=run, out=out))
+
+
+def test_a_folder_that_lacks_a_tensor_is_refused_with_its_name(run: str, tmp_path: Path) -> None:
+    import safetensors.torch
+
+    out = Path(export(ExportConfig(run=run, out=str(tmp_path / "model"))))
+    weights = safetensors.torch.load_file(out / "model.safetensors")
+    del weights["model.bert.encoder.layer.0.output.dense.weight"]
+    safetensors.torch.save_file(weights, out / "model.safetensors")
+    with pytest.raises(ValueError, match=r"bert\.encoder\.layer\.0\.output\.dense\.weight"):
+        load(str(out))
+
+
+def test_an_index_answers_goes_on_where_it_was_and_lists_what_it_could_not_read(
+    folder: Path, run: str, manifest: str, tmp_path: Path
+) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    sources = [Path(row["uri"]) for row in split_rows(manifest, "test")[Kind.VIDEO].to_pylist()]
+    for source in sources[:5]:
+        (videos / source.name).write_bytes(source.read_bytes())
+    (videos / "broken.mp4").write_bytes(b"no video")
+    wanted = EmbedConfig(run=run, videos=str(videos), out=str(tmp_path / "index"), videos_per_part=2)
+    assert embed(wanted) == {"videos": 6, "embedded": 5, "rejected": 1}
+    assert embed(wanted) == {"videos": 6, "embedded": 0, "rejected": 0}
+    (videos / sources[5].name).write_bytes(sources[5].read_bytes())
+    assert embed(wanted) == {"videos": 7, "embedded": 1, "rejected": 0}
+    assert [Path(one.uri).name for one in read_ledger(f"{tmp_path}/index/rejected.parquet")] == ["broken.mp4"]
+    found = search(SearchConfig(index=wanted.out, text="a red ring rises", num_results=3))
+    model = load(run)
+    asked, every = model.embed_texts(["a red ring rises"]), model.embed_videos([str(s) for s in sources[:6]])
+    order = model.match(asked, every)[0].argsort(descending=True)[:3].tolist()
+    assert [Path(one.uri).name for one in found] == [sources[i].name for i in order]
+    with pytest.raises(ValueError, match="another videos"):
+        embed(dataclasses.replace(wanted, videos=str(folder / "corpus")))
+
+
+def test_the_table_shows_own_scores_and_says_what_was_not_run(folder: Path, run: str, qa_run: str) -> None:
+    text = table(TableConfig(runs=(run, qa_run)))
+    assert "## small, retrieval on test" in text
+    assert "| **small** |" in text
+    assert "| ours | not run | not run | not run | |" in text
+    assert "SNP-S3-VST | 31.5 | 61.3 | 73.2 | published" in text

@@ -1,0 +1,219 @@
+"""Two-stage retrieval against exhaustive retrieval, and the texts that ask."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import cards, evaluation
+from jobs.cards import Card, Protocol, not_repeated, read_card, refuse_other, write_card
+from jobs.evaluate import (
+    EvaluateConfig,
+    dual_softmax,
+    protocol_of,
+    queries_of,
+    refuse_selection_on_test,
+    retrieval_scores,
+)
+from jobs.evaluation import Scored, highest, reranked
+from jobs.presets import tiny
+from snps3_model.visual import local_gather
+from tests.batches import random_batch, tiny_network
+
+NUM_TEXTS, NUM_CLIPS = 9, 7
+
+
+def scored(seed: int = 0) -> Scored:
+    rng = np.random.default_rng(seed)
+    dual, cross = rng.normal(size=(2, NUM_TEXTS, NUM_CLIPS)).astype(np.float32)
+    return Scored(clip_ids=np.arange(NUM_CLIPS), dual=dual, cross=cross)
+
+
+def test_all_clips_ordered_anew_is_exhaustive_scoring() -> None:
+    np.testing.assert_allclose(reranked(scored(), NUM_CLIPS), scored().fused)
+    np.testing.assert_array_equal(reranked(scored(), NUM_CLIPS, "cross"), scored().cross)
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+@pytest.mark.parametrize("fusion", ["sum", "cross"])
+def test_the_first_k_are_ordered_anew_and_the_others_stay_behind_in_their_order(k: int, fusion: Any) -> None:
+    both = scored()
+    before, after = np.argsort(-both.dual, axis=1), np.argsort(-reranked(both, k, fusion), axis=1)
+    np.testing.assert_array_equal(np.sort(before[:, :k]), np.sort(after[:, :k]))
+    np.testing.assert_array_equal(before[:, k:], after[:, k:])
+    if fusion == "cross":
+        kept = np.take_along_axis(both.cross, after[:, :k], axis=1)
+        assert (np.diff(kept, axis=1) <= 0).all()
+
+
+def test_clips_that_the_cross_encoder_was_not_asked_about_cannot_be_ordered_by_it() -> None:
+    both = scored()
+    cross = np.where(highest(both.dual, 2), both.cross, np.nan)
+    asked = dataclasses.replace(both, cross=cross)
+    np.testing.assert_array_equal(reranked(asked, 2), reranked(both, 2))
+    with pytest.raises(ValueError, match="not asked"):
+        reranked(asked, 3)
+
+
+def test_highest_takes_the_first_of_equal_ones() -> None:
+    assert highest(np.array([[1.0, 2.0, 2.0, 2.0]]), 2).tolist() == [[False, True, True, False]]
+
+
+def test_pairs_that_are_asked_for_have_the_scores_of_all_pairs() -> None:
+    network, batch = tiny_network(dtype=torch.float32).eval(), random_batch(6, empty=(3,))
+    gallery = evaluation.encode_clips(network.model, [batch], local_gather)
+    assert gallery.clip_ids.tolist() == [int(batch.clip_ids[row]) for row in (0, 1, 2, 4, 5)]
+    queries = evaluation.encode_texts(network.model, batch.token_ids, batch.token_mask, local_gather)
+
+    def found(asked: Any) -> Scored:
+        return evaluation.score(
+            network.model, queries, gallery, local_gather, rank=0, num_ranks=1, temperature=0.05, asked=asked
+        )
+
+    every, some = found(None), found(lambda dual: highest(dual, 2))
+    chosen = highest(every.dual, 2)
+    np.testing.assert_allclose(some.cross[chosen], every.cross[chosen], rtol=1e-4, atol=1e-5)
+    assert np.isnan(some.cross[~chosen]).all()
+    with torch.no_grad():
+        pairs = [
+            network.model.score(
+                batch.token_ids[q : q + 1], batch.token_mask[q : q + 1], gallery.frame_tokens[c : c + 1]
+            )
+            for q in range(6)
+            for c in range(5)
+        ]
+    np.testing.assert_allclose(every.cross.ravel(), torch.cat(pairs).numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Clips:
+    """A split of three clips, of which two have a caption in common."""
+
+    def rows(self) -> Any:
+        import pyarrow as pa
+
+        return pa.table({"clip_id": [5, 6, 7], "captions": [["a dog", "it runs"], ["a cat"], ["a dog", "a cat"]]})
+
+
+@pytest.mark.parametrize(
+    ("queries", "texts"),
+    [
+        ("first", ["a dog", "a cat", "a dog"]),
+        ("each", ["a dog", "it runs", "a cat", "a dog", "a cat"]),
+        ("paragraph", ["a dog it runs", "a cat", "a dog a cat"]),
+    ],
+)
+def test_a_text_is_true_of_every_clip_that_has_it(queries: str, texts: list[str]) -> None:
+    found, relevant = queries_of(Clips(), np.array([5, 6, 7]), queries)  # type: ignore[arg-type]
+    assert found == texts
+    own = {
+        text: {column for q, column in zip(*np.nonzero(relevant), strict=True) if found[q] == text} for text in found
+    }
+    if queries == "each":
+        assert own == {"a dog": {0, 2}, "it runs": {0}, "a cat": {1, 2}}
+    if queries == "first":
+        assert own == {"a dog": {0, 2}, "a cat": {1}}
+
+
+def test_a_clip_that_could_not_be_decoded_shifts_no_column() -> None:
+    found, relevant = queries_of(Clips(), np.array([5, 7]), "first")  # type: ignore[arg-type]
+    assert found == ["a dog", "a dog"]
+    assert relevant.all()
+
+
+def test_scores_of_two_stages_and_of_the_prior_stand_in_columns_of_their_own() -> None:
+    both = Scored(clip_ids=np.arange(6), dual=np.eye(6), cross=np.eye(6))
+    protocol = Protocol(task="retrieval", run="", manifest="", split="test")
+    relevant = np.eye(6, dtype=bool)
+    plain = retrieval_scores(both, relevant, protocol)
+    assert plain["test/t2v/r1"] == plain["test/v2t/cross_r1"] == 1.0
+    assert not any("softmax" in name for name in plain)
+    two = retrieval_scores(both, relevant, dataclasses.replace(protocol, rerank=2, prior="dual_softmax"))
+    assert "test/t2v/cross_r1" not in two
+    assert {name for name in two if name.endswith("t2v/dual_softmax_r1")} == {"test/t2v/dual_softmax_r1"}
+
+
+def test_the_prior_prefers_clips_that_prefer_the_query() -> None:
+    # clip 0 is everybody's first; with the prior it goes to the text that it fits best
+    scores = np.array([[3.0, 1.0], [2.5, 2.4]])
+    assert np.argmax(scores, axis=1).tolist() == [0, 0]
+    assert np.argmax(dual_softmax(scores), axis=1).tolist() == [0, 1]
+
+
+def card(**changes: Any) -> Card:
+    protocol = Protocol(task="retrieval", run="runs/x", manifest="m", split="test")
+    fields: dict[str, Any] = {
+        "protocol": protocol,
+        "weights": "w",
+        "run_hash": "r",
+        "run_seed": 0,
+        "manifest_hash": "h",
+        "ids_hash": "i",
+        "num_videos": 2,
+        "num_queries": 2,
+        "num_missing": 0,
+        "num_undecoded": 0,
+        "selected_on": "x on val",
+        "is_selected_on_test": False,
+        "scores": {"test/t2v/r1": 0.5, "test/t2v/r1_low": 0.4, "test/t2v/r1_high": 0.6},
+        "date": "2026-01-01",
+        "hardware": "",
+        "commit": "",
+    }
+    return Card(**fields | changes)
+
+
+def test_a_card_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = str(tmp_path / "card.json")
+    write_card(card(), path)
+    assert read_card(path) == card()
+    Path(path).write_text('{"protocol": {"task": "retrieval"}}')
+    with pytest.raises(ValueError, match="no protocol card"):
+        read_card(path)
+
+
+def test_the_card_of_other_weights_is_refused_with_what_differs() -> None:
+    refuse_other(card(), {"weights": "w", "manifest_hash": "h"})
+    with pytest.raises(ValueError, match="weights is v, the card has w"):
+        refuse_other(card(), {"weights": "v", "manifest_hash": "h"})
+
+
+def test_a_score_is_repeated_or_said_to_be_inside_or_outside_its_interval() -> None:
+    assert not_repeated(card(), card().scores) == []
+    (inside,) = not_repeated(card(), {"test/t2v/r1": 0.55})
+    (outside,) = not_repeated(card(), {"test/t2v/r1": 0.7})
+    assert ", inside [" in inside
+    assert ", outside [" in outside
+
+
+def test_a_hash_of_ids_depends_on_their_order() -> None:
+    assert cards.hash_of_ids([1, 2]) != cards.hash_of_ids([2, 1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"task": "question_answering"}, "has no answers"),
+        ({"task": "multiple_choice"}, "needs --questions"),
+        ({"questions": "x.jsonl"}, "name the task"),
+        ({"rerank": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        protocol_of(EvaluateConfig(run="runs/tiny", **asked), tiny(), "runs/tiny")
+
+
+def test_a_score_on_the_split_of_selection_is_refused_unless_it_is_asked_for() -> None:
+    run = tiny()
+    wish = EvaluateConfig(run="runs/tiny", split=run.data.validation_split)
+    protocol = protocol_of(wish, run, "runs/tiny")
+    with pytest.raises(ValueError, match="was chosen on the split val"):
+        refuse_selection_on_test(wish, run, protocol, None)
+    assert refuse_selection_on_test(dataclasses.replace(wish, allow_selection_on_test=True), run, protocol, None)
+    other = EvaluateConfig(run="runs/tiny")
+    assert not refuse_selection_on_test(other, run, protocol_of(other, run, "runs/tiny"), None)

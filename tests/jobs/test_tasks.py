@@ -1,0 +1,151 @@
+"""What a clip is asked in training and in evaluation, and how the answers are counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.presets import tiny
+from jobs.tasks import ChoiceTask, Language, Predicted, QuestionTask, accuracies
+from pipeline.questions import AskedClips, Choice, Question
+from pipeline.records import IGNORED_LABEL, ClipRows
+from pipeline.significance import mine_significant_words
+from pipeline.words import train_wordpiece
+
+CAPTIONS = [f"a {colour} {shape} moves" for colour in ("red", "blue", "green") for shape in ("ring", "star", "cross")]
+ANSWERS = ("red", "blue")
+
+
+@pytest.fixture(scope="module")
+def language() -> Language:
+    tokenizer = train_wordpiece([*CAPTIONS, "what colour is it ?"], 100)
+    table = mine_significant_words(CAPTIONS, tokenizer.pieces)
+    return Language(tokenizer=tokenizer, table=table, config=tiny())
+
+
+def rows(count: int, *, epoch: int = 0, rejected: tuple[int, ...] = ()) -> ClipRows:
+    weight = np.array([float(row not in rejected) for row in range(count)], np.float32)
+    frames = np.full((count, 2, 8, 8, 3), 200, np.uint8)
+    return ClipRows(
+        clip_ids=np.arange(count),
+        weight=weight,
+        epoch=epoch,
+        captions=[CAPTIONS[row] for row in range(count)],
+        frames=frames,
+        frame_pad_mask=np.zeros(frames.shape[:4], bool),
+        num_frames=np.full(count, 2),
+    )
+
+
+def question(clip: int, answer: str, text: str = "what colour is it ?") -> Question:
+    return Question(question_id=f"{clip}-{answer}", clip_name=str(clip), text=text, answers=(answer,), kind="colour")
+
+
+def asking(**by_clip: Any) -> QuestionTask:
+    clips = {int(name[1:]): tuple(some) for name, some in by_clip.items()}
+    asked = AskedClips(by_clip=clips, missing=())
+    return QuestionTask(asked={"train": asked, "test": asked}, answers=ANSWERS)
+
+
+def test_a_clip_without_a_known_answer_teaches_nothing(language: Language) -> None:
+    task = asking(c0=[question(0, "red")], c1=[question(1, "pink")], c2=[question(2, "blue")])
+    batch = task.batch(rows(5, rejected=(2,)), language)
+    assert batch.weight.tolist() == [1, 0, 0, 0, 0]
+    assert batch.answers[0].tolist() == [0]
+    assert (batch.answers[1:] == IGNORED_LABEL).all()
+    assert language.tokenizer.decode(batch.token_ids[0].numpy()) == "what colour is it ?"
+
+
+def test_another_question_is_drawn_in_another_epoch_and_the_same_one_twice(language: Language) -> None:
+    task = asking(c0=[question(0, "red", f"is it a {colour} one ?") for colour in ("red", "blue", "green")])
+    drawn = [task.drawn(rows(1, epoch=epoch), 0)[0] for epoch in range(12)]
+    again = [task.drawn(rows(1, epoch=epoch), 0)[0] for epoch in range(12)]
+    assert drawn == again
+    assert len({one.text for one in drawn if one}) == 3
+
+
+class Fixed:
+    """Always gives the second answer, and shows what it saw."""
+
+    def __init__(self) -> None:
+        self.model, self.seen = self, []
+
+    def eval(self) -> None:
+        """It is no other in training."""
+
+    def encode_video(self, frames: torch.Tensor, pad_mask: torch.Tensor) -> Any:
+        self.seen.append(frames)
+        return type("Video", (), {"tokens": torch.zeros(len(frames), 1, 4)})
+
+    def logits(self, ids: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[0.0, 1.0]]).repeat(len(ids), 1)
+
+
+def test_every_question_about_a_usable_clip_is_asked_and_known_or_not_it_counts(language: Language) -> None:
+    task = asking(c0=[question(0, "red"), question(0, "blue")], c1=[question(1, "pink")], c2=[question(2, "blue")])
+    batch = language.batch(rows(3, rejected=(2,)))
+    predicted = list(task.predictions(Fixed(), [batch], language, "test"))
+    assert [(one.question_id, one.is_right) for one in predicted] == [
+        ("0-red", False),
+        ("0-blue", True),
+        ("1-pink", False),
+    ]
+    results = task.results(predicted, "test")
+    assert results["test/accuracy"] == pytest.approx(1 / 3)
+    assert (results["test/num_asked"], results["test/num_undecoded"], results["test/num_missing"]) == (3, 1, 0)
+
+
+def test_the_blind_baseline_sees_black_frames(language: Language) -> None:
+    seeing, blind = asking(c0=[question(0, "red")]), dataclasses.replace(asking(), is_video_hidden=True)
+    blind = dataclasses.replace(blind, asked=seeing.asked)
+    assert seeing.batch(rows(1), language).frames.float().mean() == 200
+    assert blind.batch(rows(1), language).frames.max() == 0
+    for task in (seeing, blind):
+        network = Fixed()
+        list(task.predictions(network, [language.batch(rows(1))], language, "test"))
+        assert len(network.seen[0].unique()) == 3  # one value per channel
+    assert not torch.equal(network.seen[0], torch.zeros_like(network.seen[0]))
+
+
+def test_made_choices_hold_the_own_caption_at_a_random_place_among_others(language: Language) -> None:
+    task = ChoiceTask(asked={}, others=tuple(CAPTIONS))
+    places = set()
+    for epoch in range(30):
+        choice = task.made(rows(3, epoch=epoch), 1, seed=0)
+        assert choice
+        assert choice.options[choice.answer] == CAPTIONS[1]
+        assert len(set(choice.options)) == 5
+        places.add(choice.answer)
+    assert places == set(range(5))
+    batch = task.batch(rows(3, rejected=(0,)), language)
+    assert batch.option_ids.shape[:2] == (3, 5)
+    right = batch.option_ids[torch.arange(3), batch.answer]
+    width = min(right.shape[1], batch.token_ids.shape[1])
+    assert torch.equal(right[1:, :width], batch.token_ids[1:, :width])
+    assert batch.weight.tolist() == [0, 1, 1]
+
+
+def test_choices_of_a_file_are_taken_as_they_are(language: Language) -> None:
+    choice = Choice(question_id="m", clip_name="1", options=tuple(CAPTIONS[:5]), answer=1)
+    asked = AskedClips(by_clip={1: (choice,)}, missing=())
+    batch = ChoiceTask(asked={"train": asked}).batch(rows(2), language)
+    assert batch.weight.tolist() == [0, 1]
+    assert [language.tokenizer.decode(ids.numpy()) for ids in batch.option_ids[1]] == CAPTIONS[:5]
+
+
+def test_the_interval_of_an_accuracy_counts_clips_and_not_questions() -> None:
+    def answers(per_clip: int) -> list[Predicted]:
+        return [
+            Predicted(question_id=f"{clip}-{n}", clip_id=clip, kind="", given="", is_right=clip % 2 == 0)
+            for clip in range(40)
+            for n in range(per_clip)
+        ]
+
+    one, ten = accuracies(answers(1), "x"), accuracies(answers(10), "x")
+    assert one == ten
+    assert one["x/accuracy"] == 0.5
+    assert 0.25 < one["x/accuracy_low"] < 0.45

@@ -1,0 +1,117 @@
+"""Files of questions and choices, the clips that they mean, and the answers that they have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.questions import (
+    Choice,
+    ClipNames,
+    Question,
+    answer_list,
+    asked_clips,
+    known_answers,
+    outside,
+    read_choices,
+    read_questions,
+)
+
+
+def names(*uris: str, root: str = "/corpus") -> ClipNames:
+    return ClipNames(pa.table({"clip_id": list(range(len(uris))), "uri": list(uris)}), root)
+
+
+def asked(clip_name: str, *answers: str) -> Question:
+    return Question(question_id=clip_name, clip_name=clip_name, text="what ?", answers=answers)
+
+
+def test_lines_of_the_published_code_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "qa.jsonl"
+    lines = [
+        {"caption": "what is it ?", "clip_name": "video7", "label": "dog", "type": "video", "question_type": "what"},
+        {"caption": "who ?", "clip_name": "video8", "label": ["man", "boy"], "type": "video"},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second = read_questions(str(path))
+    assert (first.text, first.clip_name, first.answers, first.kind) == ("what is it ?", "video7", ("dog",), "what")
+    assert second.answers == ("man", "boy")
+    assert first.question_id != second.question_id
+
+
+def test_lists_of_the_authors_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "test_qa.json"
+    record = {"answer": "couch", "category_id": 14, "id": 158581, "question": "what are three people sitting on?"}
+    path.write_text(json.dumps([record | {"video_id": 7010}]))
+    (question,) = read_questions(str(path))
+    assert (question.question_id, question.clip_name, question.answers) == ("158581", "7010", ("couch",))
+    assert names("/corpus/videos/video7010.mp4").find("7010") == 0
+    assert names("/corpus/vid7010.avi").find("7010") == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{oops", "not a line of JSON"),
+        ('{"caption": "what ?"}', "lacks 'clip_name'|lacks 'answer'"),
+        ('"word"', "an object is needed"),
+    ],
+)
+def test_a_line_that_asks_nothing_is_named(line: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "qa.jsonl"
+    path.write_text('{"caption": "what ?", "clip_name": "a", "label": "b"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=said) as error:
+        read_questions(str(path))
+    assert "qa.jsonl:2" in str(error.value)
+
+
+def test_a_choice_with_another_number_of_options_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mc.jsonl"
+    path.write_text(json.dumps({"qid": "mc3", "clip_name": "a", "answer": "1", "options": ["x", "y"]}))
+    with pytest.raises(ValueError, match="mc3 of a has 2"):
+        read_choices(str(path))
+    with pytest.raises(ValueError, match="position"):
+        Choice(question_id="q", clip_name="a", options=("a", "b", "c", "d", "e"), answer=5)
+
+
+def test_a_clip_is_found_by_its_path_its_file_and_its_stem() -> None:
+    found = names("/corpus/test/a.mp4", "/corpus/test/b.mp4")
+    assert [found.find(name) for name in ("test/a.mp4", "test/a", "a.mp4", "b", "x/b.avi", "c")] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        None,
+    ]
+
+
+def test_a_name_of_two_clips_is_refused_and_only_when_it_is_asked_for() -> None:
+    found = names("/corpus/train/a.mp4", "/corpus/test/a.mp4")
+    assert found.find("test/a.mp4") == 1
+    with pytest.raises(ValueError, match="the name of 2 clips"):
+        found.find("a")
+
+
+def test_questions_about_missing_clips_are_kept_apart() -> None:
+    found = asked_clips([asked("a", "x"), asked("a", "y"), asked("z", "x")], names("/corpus/a.mp4"))
+    assert {clip: len(some) for clip, some in found.by_clip.items()} == {0: 2}
+    assert [one.clip_name for one in found.missing] == ["z"]
+    assert found.num_asked == 2
+
+
+def test_answers_are_the_most_frequent_ones_and_ties_go_by_the_alphabet() -> None:
+    train = [asked("a", "dog"), asked("b", "dog"), asked("c", "cat"), asked("d", "ant"), asked("e", "bee", "dog")]
+    answers = answer_list(train, 3)
+    assert answers == ("dog", "ant", "bee")
+    assert [one.clip_name for one in outside(train, answers)] == ["c"]
+    assert known_answers(train[-1], {"dog": 0, "ant": 1, "bee": 2}) == [2, 0]
+
+
+def test_the_published_choices_are_read(real_files: Path) -> None:
+    choices = read_choices(str(real_files / "annotations" / "msrvtt_multi_choice_qa.jsonl"))
+    assert [one.clip_name for one in choices] == ["video9770", "video9771"]
+    assert choices[0].options[choices[0].answer] == "the boy is trying to fix the problem"
