@@ -72,7 +72,8 @@ def qa_run(folder: Path, manifest: str, run: str) -> str:
     """Folder of a run that was fine-tuned on questions for a few steps."""
     recipe = finetune.tiny_qa(config_of(run), run)
     files = questions(manifest, "questions")
-    task = dataclasses.replace(recipe.task, train=files["test"].replace("test", "train"), temporal=None, **files)
+    train = str(Path(files["test"]).with_name("train.jsonl"))
+    task = dataclasses.replace(recipe.task, train=train, temporal=None, **files)
     results = pretrain(short(dataclasses.replace(recipe, name="qa", task=task), folder, finetune.ACCURACY))
     assert 0 <= results["test/accuracy_low"] <= results["test/accuracy"] <= results["test/accuracy_high"] <= 1
     assert {"test/accuracy/colour", "test/accuracy/order", "test/num_asked"} <= results.keys()
