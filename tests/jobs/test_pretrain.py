@@ -179,7 +179,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     of_whole = pretrain(whole)
     stopped = dataclasses.replace(whole, name="stopped")
     pretrain_until_stopped(stopped, monkeypatch)
-    shutil.copytree(tmp_path / "runs", tmp_path / "elsewhere")
+    for num_workers in (1, 4):
+        shutil.copytree(tmp_path / "runs", tmp_path / f"on-{num_workers}")
 
     of_stopped = pretrain(stopped)
     torch.testing.assert_close(last_weights(stopped), last_weights(whole), rtol=0, atol=0)
@@ -189,13 +190,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     config_hash = of_whole["config_hash"]
     assert losses(stopped, config_hash) == losses(whole, config_hash)
 
-    on_one = dataclasses.replace(
-        stopped, placement=dataclasses.replace(stopped.placement, storage=str(tmp_path / "elsewhere"), num_workers=1)
-    )
-    pretrain(on_one)
-    torch.testing.assert_close(losses(on_one, config_hash), losses(whole, config_hash), rtol=1e-5, atol=0)
-    for name, weight in last_weights(whole).items():
-        torch.testing.assert_close(last_weights(on_one)[name], weight, rtol=0, atol=allowed(name, whole), msg=name)
+    for num_workers in (1, 4):
+        placement = dataclasses.replace(
+            stopped.placement,
+            storage=str(tmp_path / f"on-{num_workers}"),
+            num_workers=num_workers,
+            cpus_per_worker=0.25,
+        )
+        other = dataclasses.replace(stopped, placement=placement)
+        pretrain(other)
+        torch.testing.assert_close(losses(other, config_hash), losses(whole, config_hash), rtol=1e-5, atol=0)
+        for name, weight in last_weights(whole).items():
+            torch.testing.assert_close(last_weights(other)[name], weight, rtol=0, atol=allowed(name, whole), msg=name)
 
 
 def allowed(name: str, config: PretrainConfig) -> float:
