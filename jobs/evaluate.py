@@ -36,7 +36,7 @@ from cluster import run as cluster_run
 from cluster.connection import connected_ray
 from jobs import checkpoints, cli, evaluation, pretrain, run_files, streams, tasks, tracking
 from jobs.cards import Card, Protocol, hash_of, hash_of_ids, not_repeated, read_card, refuse_other, write_card
-from jobs.config import Placement, PretrainConfig, TaskConfig, as_dict, config_hash, flat, identity
+from jobs.config import Placement, PretrainConfig, TaskConfig, as_dict, config_hash, flat
 from jobs.evaluation import Fusion, Scored
 from jobs.finetune import config_of
 from jobs.tasks import AskedClips, AskingTask, CaptionTask, ChoiceTask, Language, Predicted, QuestionTask
@@ -98,8 +98,14 @@ def evaluate(config: EvaluateConfig) -> Card:
     run_folder = storage.absolute(wanted.protocol.run if wanted else config.run)
     run = config_of(run_folder)
     protocol = wanted.protocol if wanted else protocol_of(config, run, run_folder)
-    manifest = read_manifest(protocol.manifest)
-    is_selected_on_test = refuse_selection_on_test(config, run, protocol, wanted)
+    manifest, identity = read_manifest(protocol.manifest), run_files.read_json(f"{run_folder}/{run_files.IDENTITY}")
+    is_selected_on_test = refuse_selection_on_test(
+        config,
+        run,
+        protocol,
+        wanted,
+        is_same_corpus=identity["fields"]["data.manifest_hash"] == manifest.hash,
+    )
     weights = hash_of(storage.read_bytes(checkpoints.best_weights(run_folder)))
     if wanted:
         refuse_other(wanted, {"weights": weights, "manifest_hash": manifest.hash})
@@ -120,7 +126,7 @@ def evaluate(config: EvaluateConfig) -> Card:
     card = Card(
         protocol=protocol,
         weights=weights,
-        run_hash=config_hash(identity(run, read_manifest(run.data.manifest).hash)),
+        run_hash=identity["hash"],
         run_seed=run.seed,
         manifest_hash=manifest.hash,
         selected_on=f"{run.selection.metric} on {run.data.validation_split}",
@@ -169,10 +175,10 @@ def protocol_of(config: EvaluateConfig, run: PretrainConfig, run_folder: str) ->
 
 
 def refuse_selection_on_test(
-    config: EvaluateConfig, run: PretrainConfig, protocol: Protocol, wanted: Card | None
+    config: EvaluateConfig, run: PretrainConfig, protocol: Protocol, wanted: Card | None, *, is_same_corpus: bool
 ) -> bool:
     """Whether the checkpoint was chosen on what it is scored on; ValueError if nobody asked for that."""
-    same = protocol.split == run.data.validation_split and protocol.manifest == storage.absolute(run.data.manifest)
+    same = protocol.split == run.data.validation_split and is_same_corpus
     if same and not (config.allow_selection_on_test or (wanted and wanted.is_selected_on_test)):
         raise ValueError(
             f"the checkpoint of {protocol.run} was chosen on the split {protocol.split}, and so its score there says "

@@ -1,7 +1,7 @@
 """Write a model as a folder in Hugging Face's format: `python jobs/export.py RUN FOLDER`.
 
 config.json  model.safetensors  tokenizer.json  tokenizer_config.json  preprocessor_config.json  README.md (model card)
-significant_words.json  answers.json (of question answering)  cards/ (protocol cards of the run's scores)
+significant_words.json  identity.json  answers.json (of question answering)  cards/ (protocol cards of the run's scores)
 
 Whatever takes a run's folder (`jobs.model.load`, finetune, embed) takes such a folder, or its name on the hub.
 """
@@ -24,7 +24,7 @@ from pipeline import storage
 from pipeline.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.words import SPECIAL_TOKENS
 
-COPIED = ("tokenizer.json", "significant_words.json", run_files.ANSWERS)
+COPIED = ("tokenizer.json", "significant_words.json", run_files.IDENTITY, run_files.ANSWERS)
 QUEUES = "queues."
 
 

@@ -23,8 +23,6 @@ NUM_OPTIONS = 5
 """Options of a choice: what the field's multiple-choice sets have."""
 NUMBERED = ("{}", "video{}", "vid{}")
 """What a clip that a file gives by number is called: as it stands, in MSR-VTT, in MSVD."""
-NO_ANSWER = -1
-"""Number of an answer that is not in the list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +164,7 @@ class AskedClips(Generic[Asked]):
 
     by_clip: Mapping[int, tuple[Asked, ...]]
     missing: tuple[Asked, ...]
-    """Asked about clips that are not there. They are reported, and their score is 0 by their absence."""
+    """Asked about clips that are not there: reported, not scored."""
 
     @property
     def num_asked(self) -> int:

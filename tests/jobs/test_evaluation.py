@@ -213,7 +213,10 @@ def test_a_score_on_the_split_of_selection_is_refused_unless_it_is_asked_for() -
     wish = EvaluateConfig(run="runs/tiny", split=run.data.validation_split)
     protocol = protocol_of(wish, run, "runs/tiny")
     with pytest.raises(ValueError, match="was chosen on the split val"):
-        refuse_selection_on_test(wish, run, protocol, None)
-    assert refuse_selection_on_test(dataclasses.replace(wish, allow_selection_on_test=True), run, protocol, None)
+        refuse_selection_on_test(wish, run, protocol, None, is_same_corpus=True)
+    allowed = dataclasses.replace(wish, allow_selection_on_test=True)
+    assert refuse_selection_on_test(allowed, run, protocol, None, is_same_corpus=True)
+    assert not refuse_selection_on_test(wish, run, protocol, None, is_same_corpus=False)
     other = EvaluateConfig(run="runs/tiny")
-    assert not refuse_selection_on_test(other, run, protocol_of(other, run, "runs/tiny"), None)
+    on_test = protocol_of(other, run, "runs/tiny")
+    assert not refuse_selection_on_test(other, run, on_test, None, is_same_corpus=True)
