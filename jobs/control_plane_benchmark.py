@@ -48,7 +48,7 @@ SAMPLE_SECONDS = 5.0
 CLIPS_PER_RANK = 16
 """Of a step."""
 DECODE_SECONDS = next(one.decode_seconds_per_clip for one in MEASURED if one.uses_ray)
-RATES = (200, 250, 300, 350, 400, 450, 500, 550)
+RATES = (200, 300, 400, 500)
 """Clips per second that the GPUs of the cluster could train, one measurement each."""
 ENOUGH = 0.90
 """Share of the planned rate below which a rate counts as broken."""
@@ -157,7 +157,7 @@ def cores_used(samples: list[tuple[float, Counter[str]]], start: float, end: flo
     return {kind: round(cores, 3) for kind, cores in sorted(busy.items(), key=lambda one: -one[1]) if cores >= 0.01}
 
 
-def control_plane(rates: tuple[int, ...] = RATES, seconds: float = 45.0) -> dict[str, Any]:
+def control_plane(rates: tuple[int, ...] = RATES, seconds: float = 30.0) -> dict[str, Any]:
     """Clips per second that reach the ranks over what the planner says, at rates that rise until it breaks."""
     os.environ.update(cluster_run.WORKER_ENVIRONMENT | SETTINGS)
     os.environ[MARKER] = marker = os.urandom(8).hex()

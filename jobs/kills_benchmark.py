@@ -163,15 +163,15 @@ class Driver:
         """The process runs (again)."""
         script = "import sys; from jobs.kills_benchmark import drive; drive(sys.argv[1])"
         settings = base64.b64encode(pickle.dumps(self.config)).decode()
-        self.log = open(self.storage / f"{self.config.name}.log", "ab")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", script, settings],
-            cwd=ROOT,
-            env=os.environ | {"RAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)} | QUICK_NOTICE,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with open(self.storage / f"{self.config.name}.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", script, settings],
+                cwd=ROOT,
+                env=os.environ | {"RAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)} | QUICK_NOTICE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def wait_for_step(self, step: int) -> list[Attempt]:
         """The attempts, once the run has done `step` steps."""

@@ -114,6 +114,8 @@ def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
     placement = small_placement(str(tmp_path / "elastic"), num_workers=(1, 2))
     placement = dataclasses.replace(placement, cpus_per_worker=1.0, resize_seconds=2.0)
     config = small_run("elastic", manifest, placement)
+    num_steps = 6 * NUM_STEPS  # nodes take a while to come and to be noticed
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, num_steps=num_steps))
     driver = Driver(config, cluster.address)
     try:
         driver.wait_for_step(3)
@@ -129,7 +131,7 @@ def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
             driver.kill()
     found = attempts(driver.storage)
     assert {one.num_ranks for one in found} == {1, 2}
-    assert lost_and_doubled(lineage(found), pretrain.make_sources(config)["train"], NUM_STEPS) == (0, 0)
+    assert lost_and_doubled(lineage(found), pretrain.make_sources(config)["train"], num_steps) == (0, 0)
 
 
 @pytest.mark.slow
@@ -174,7 +176,8 @@ def test_a_run_waits_for_a_bucket_that_is_gone_for_a_while(manifest: str, bucket
         ]
         process = command(tmp_path, manifest, *options, environment=environment)
         printed: list[str] = []
-        reader = threading.Thread(target=lambda: printed.extend(process.stdout or ()))
+        assert process.stdout
+        reader = threading.Thread(target=printed.extend, args=(process.stdout,))
         reader.start()
         while run_files.committed_step(f"{bucket}/runs/small") < 8:
             assert process.poll() is None, "".join(printed)
@@ -183,6 +186,7 @@ def test_a_run_waits_for_a_bucket_that_is_gone_for_a_while(manifest: str, bucket
         before = run_files.committed_step(f"{bucket}/runs/small")
         assert process.wait(400) == 0, "".join(printed)
         reader.join()
+        process.stdout.close()
     assert before < 40
     assert run_files.is_finished(f"{bucket}/runs/small")
     assert store.counts["gone"] > 0
