@@ -34,9 +34,7 @@ from jobs.sleeping_decoder import Sleeping
 from pipeline.loader import clip_stream, in_plan_order
 from pipeline.storage import upload_folder
 
-NUM_TRAIN_NODES, NUM_DATA_NODES, DECODERS_PER_NODE = 8, 23, 4
-NUM_NODES = 1 + NUM_TRAIN_NODES + NUM_DATA_NODES
-DECODERS = NUM_DATA_NODES * DECODERS_PER_NODE
+DECODERS_PER_NODE = 4
 STORE_BYTES = 200 * 2**20
 SETTINGS = {
     "RAY_worker_register_timeout_seconds": "600",
@@ -54,7 +52,21 @@ ENOUGH = 0.90
 """Share of the planned rate below which a rate counts as broken."""
 
 
-def sleeping_source() -> Sleeping:
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """How large the cluster is, beside its head."""
+
+    num_train: int = 8
+    """Each with one rank."""
+    num_data: int = 23
+
+    @property
+    def num_decoders(self) -> int:
+        """Clips that are decoded at a time."""
+        return self.num_data * DECODERS_PER_NODE
+
+
+def sleeping_source(num_ranks: int) -> Sleeping:
     """Clips of 8 frames of 224 px, of which each takes as long as decoding one did."""
     return Sleeping(
         manifest_path="",
@@ -64,7 +76,7 @@ def sleeping_source() -> Sleeping:
         decoder="",
         seed=0,
         plan=None,
-        batch=NUM_TRAIN_NODES * CLIPS_PER_RANK,
+        batch=num_ranks * CLIPS_PER_RANK,
         seconds_per_clip=DECODE_SECONDS,
     )
 
@@ -90,16 +102,16 @@ def receive(reception: Reception, runtime: cluster_run.Runtime) -> None:
     Path(f"{reception.folder}/rank-{world.rank}.json").write_text(json.dumps(arrivals))
 
 
-def delivered(rate: float, source: Sleeping, seconds: float, marker: str) -> dict[str, Any]:
+def delivered(rate: float, source: Sleeping, nodes: Nodes, seconds: float, marker: str) -> dict[str, Any]:
     """Clips per second of all ranks together, when their steps could take `rate`, and who used the cores meanwhile."""
     num_steps = max(20, round(rate * seconds / source.batch))
     workers = cluster_run.Workers(
-        fewest=NUM_TRAIN_NODES,
-        most=NUM_TRAIN_NODES,
+        fewest=nodes.num_train,
+        most=nodes.num_train,
         use_gpu=False,
         cpus_each=1,
         threads_each=1,
-        decode_cpus=DECODERS,
+        decode_cpus=nodes.num_decoders,
         max_failures=0,
         num_kept_checkpoints=1,
     )
@@ -118,7 +130,7 @@ def delivered(rate: float, source: Sleeping, seconds: float, marker: str) -> dic
         )
         ranks = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
     planned = predicted_clips_per_second(
-        decode_cores=DECODERS,
+        decode_cores=nodes.num_decoders,
         decode_seconds_per_clip=source.seconds_per_clip,
         decode_efficiency=1.0,  # who sleeps loses nothing to the other processes of a core
         gpu_clips_per_second=rate,
@@ -157,18 +169,21 @@ def cores_used(samples: list[tuple[float, Counter[str]]], start: float, end: flo
     return {kind: round(cores, 3) for kind, cores in sorted(busy.items(), key=lambda one: -one[1]) if cores >= 0.01}
 
 
-def control_plane(rates: tuple[int, ...] = RATES, seconds: float = 30.0) -> dict[str, Any]:
+def control_plane(
+    rates: tuple[int, ...] = RATES, seconds: float = 30.0, num_train_nodes: int = 8, num_data_nodes: int = 23
+) -> dict[str, Any]:
     """Clips per second that reach the ranks over what the planner says, at rates that rise until it breaks."""
     os.environ.update(cluster_run.WORKER_ENVIRONMENT | SETTINGS)
     os.environ[MARKER] = marker = os.urandom(8).hex()
-    source, found = sleeping_source(), []
+    nodes = Nodes(num_train=num_train_nodes, num_data=num_data_nodes)
+    source, found = sleeping_source(nodes.num_train), []
     with running_cluster(data_cpus=DECODERS_PER_NODE, store_bytes=STORE_BYTES) as cluster:
-        cluster.fill(NUM_TRAIN_NODES, NUM_DATA_NODES)
+        cluster.fill(nodes.num_train, nodes.num_data)
         ray.init(address=cluster.address, logging_level=logging.WARNING, log_to_driver=False)
         try:
-            delivered(rates[0], source, 10.0, marker)  # all processes have started once
+            delivered(rates[0], source, nodes, 10.0, marker)  # all processes have started once
             for rate in rates:
-                found.append(delivered(rate, source, seconds, marker))
+                found.append(delivered(rate, source, nodes, seconds, marker))
                 print(json.dumps(found[-1]), file=sys.stderr, flush=True)
                 if found[-1]["ratio"] < ENOUGH:
                     break
@@ -180,10 +195,10 @@ def control_plane(rates: tuple[int, ...] = RATES, seconds: float = 30.0) -> dict
         "delivered_over_planned": best["ratio"],
         "clips_per_second": best["delivered"],
         "breaking_rate": found[-1]["asked"] if found[-1]["ratio"] < ENOUGH else None,
-        "num_nodes": NUM_NODES,
-        "num_decoders": DECODERS,
+        "num_nodes": 1 + nodes.num_train + nodes.num_data,
+        "num_decoders": nodes.num_decoders,
         "bytes_per_clip": source.num_frames * source.frame_size_px**2 * 3,
-        "clips_per_block": source.steps_per_block(NUM_TRAIN_NODES) * CLIPS_PER_RANK,
+        "clips_per_block": source.steps_per_block(nodes.num_train) * CLIPS_PER_RANK,
         "decode_seconds_per_clip": source.seconds_per_clip,
         "cores": cores(),
         "rates": found,

@@ -16,7 +16,7 @@ from pipeline.loader import CLIP_SCHEMA, in_plan_order
 
 @pytest.mark.parametrize("num_ranks", [1, 3])
 def test_a_slept_block_has_the_slots_and_the_size_of_a_decoded_one(num_ranks: int) -> None:
-    source = dataclasses.replace(sleeping_source(), batch=12, frame_size_px=16, seconds_per_clip=0.0)
+    source = dataclasses.replace(sleeping_source(8), batch=12, frame_size_px=16, seconds_per_clip=0.0)
     size, num_steps = source.steps_per_block(num_ranks), source.steps_per_block(num_ranks) + 2
     share = source.share(num_ranks)
     for rank in range(num_ranks):

@@ -84,6 +84,7 @@ def wish(folder: Path, run: str, **changes: object) -> EvaluateConfig:
     return EvaluateConfig(run=run, placement=placement(folder), **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_recipe_begins_where_the_run_ended_and_with_its_words(run: str, qa_run: str) -> None:
     config = config_of(qa_run)
     assert config.model.initial_weights == f"{run}/best/model.safetensors"
@@ -106,6 +107,7 @@ def test_retrieval_is_scored_and_the_card_repeats_it(
     assert "every score is that of the card" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_stages_over_all_clips_are_exhaustive_and_over_few_ask_less(folder: Path, run: str) -> None:
     every = evaluate(wish(folder, run, out=str(folder / "every")))
     all_again = evaluate(wish(folder, run, rerank=12, out=str(folder / "twelve")))
@@ -119,6 +121,7 @@ def test_two_stages_over_all_clips_are_exhaustive_and_over_few_ask_less(folder: 
     assert few.protocol.rerank == 2
 
 
+@pytest.mark.slow
 def test_choices_are_scored_from_a_run_that_was_never_trained_on_any(folder: Path, manifest: str, run: str) -> None:
     path = questions(manifest, "multiple_choice")["test"]
     card = evaluate(wish(folder, run, task="multiple_choice", questions=path))
@@ -126,6 +129,7 @@ def test_choices_are_scored_from_a_run_that_was_never_trained_on_any(folder: Pat
     assert {"test/accuracy", "test/accuracy/random", "test/accuracy/hard"} <= card.scores.keys()
 
 
+@pytest.mark.slow
 def test_questions_are_scored_as_the_run_scored_them_and_unknown_answers_count_as_wrong(
     folder: Path, manifest: str, qa_run: str, tmp_path: Path
 ) -> None:
@@ -142,6 +146,7 @@ def test_questions_are_scored_as_the_run_scored_them_and_unknown_answers_count_a
     assert card.scores["test/accuracy"] == 0.0
 
 
+@pytest.mark.slow
 def test_questions_of_another_corpus_are_refused(folder: Path, qa_run: str, tmp_path: Path) -> None:
     path = tmp_path / "other.jsonl"
     path.write_text('{"caption": "who ?", "clip_name": "video1", "label": "man"}\n')
@@ -214,8 +219,8 @@ def test_an_index_answers_goes_on_where_it_was_and_lists_what_it_could_not_read(
         embed(dataclasses.replace(wanted, videos=str(folder / "corpus")))
 
 
-def test_the_table_shows_own_scores_and_says_what_was_not_run(folder: Path, run: str, qa_run: str) -> None:
-    text = table(TableConfig(runs=(run, qa_run)))
+def test_the_table_shows_own_scores_and_says_what_was_not_run(run: str) -> None:
+    text = table(TableConfig(runs=(run,)))
     assert "## small, retrieval on test" in text
     assert "| **small** |" in text
     assert "| ours | not run | not run | not run | |" in text
