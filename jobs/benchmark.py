@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from jobs.control_plane_benchmark import control_plane
 from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.dedup_benchmark import dedup
-from jobs.downstream_benchmark import two_stage
+from jobs.downstream_benchmark import downstream, two_stage
 from jobs.gpu_benchmark import gpu_step
 from jobs.kills_benchmark import kills, restart
 from jobs.loaders_benchmark import loaders
@@ -35,14 +34,12 @@ from jobs.mining_benchmark import mining
 from jobs.pretrain import hardware
 from jobs.processes import MARKER, bytes_spilled, pss_bytes
 from jobs.s3_benchmark import s3_faults
+from jobs.seeds import ROOT, over_seeds, run_job
 from jobs.step_benchmark import step
 from pipeline.manifest import make_manifest, read_manifest, write_manifest
 
-ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "corpora/embedded/manifest/manifest.parquet"
 SAMPLE_SECONDS = 10.0
-T_975 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
-"""97.5 % quantile of Student's t by degrees of freedom, for intervals over a few seeds."""
 
 
 def retrieval(storage: str = "runs/benchmark", num_seeds: int = 3, num_steps: int | None = None) -> dict[str, Any]:
@@ -56,13 +53,16 @@ def retrieval(storage: str = "runs/benchmark", num_seeds: int = 3, num_steps: in
     one_frame = [["one-frame", "--data.num-frames", "1"]]
     chance = [["shuffled-captions", "--data.manifest", shuffled]]
     steps = ["--optim.num-steps", str(num_steps)] if num_steps else []
-    found = {name: run_pretraining(name, [*options, *steps], storage) for name, *options in seeds + one_frame + chance}
+    found = {
+        name: run_job("pretrain", "tiny", name, [*options, *steps], storage)
+        for name, *options in seeds + one_frame + chance
+    }
     keys = ("test/t2v/r1", "test/t2v/dual_r1", "test/t2v/cross_r1", "test/v2t/r1", "temporal/t2v/group_r1")
     keys += ("temporal/t2v/dual_group_r1", "test/t2v/r5", "test/t2v/r10", "test/t2v/median_rank")
     result: dict[str, Any] = {}
     for key in keys:
-        values = [found[name][key] for name, *_ in seeds]
-        result |= {key: float(np.mean(values)), f"{key}/seeds": values, f"{key}/interval": over_seeds(values)}
+        spread = over_seeds([found[name][key] for name, *_ in seeds])
+        result |= {key: spread["mean"], f"{key}/seeds": spread["seeds"], f"{key}/interval": spread["interval"]}
         result |= {f"one_frame/{key}": found["one-frame"][key], f"shuffled/{key}": found["shuffled-captions"][key]}
     result["ceilings"] = {k: v for k, v in found["seed-0"].items() if k.startswith("ceiling/")}
     result["seconds"] = {name: {k: round(v) for k, v in r.items() if "seconds/" in k} for name, r in found.items()}
@@ -91,7 +91,7 @@ def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[st
 def overhead(num_steps: int = 240, storage: str = "runs") -> dict[str, Any]:
     """Share of the time in steps that plan, telemetry, looks and checkpoints of `tiny` take beside them."""
     name = f"overhead-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    results = run_pretraining(name, ["--optim.num-steps", str(num_steps)], storage)
+    results = run_job("pretrain", "tiny", name, ["--optim.num-steps", str(num_steps)], storage)
     return overhead_of(results) | {"num_steps": num_steps}
 
 
@@ -100,23 +100,6 @@ def overhead_of(results: dict[str, Any]) -> dict[str, Any]:
     parts = {part: results[f"seconds/{part}"] for part in ("plan", "telemetry", "look", "checkpoint")}
     in_steps = results["seconds/step"]
     return {"fraction": sum(parts.values()) / in_steps, "seconds": parts, "seconds_in_steps": in_steps}
-
-
-def over_seeds(values: list[float]) -> list[float]:
-    """95 % interval of the mean over seeds (Student's t)."""
-    if len(values) < 3:
-        return [min(values), max(values)]
-    half = T_975[len(values) - 1] * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return [float(np.mean(values)) - half, float(np.mean(values)) + half]
-
-
-def run_pretraining(name: str, options: list[str], storage: str) -> dict[str, Any]:
-    """The results of a pre-training run of the `tiny` preset in a process of its own."""
-    command = [sys.executable, str(ROOT / "jobs/pretrain.py"), "tiny", "--name", name]
-    command += ["--placement.storage", storage, *options]
-    print(" ".join(command), flush=True)
-    subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
-    return run_files.read_json(f"{storage}/{name}/results.json")
 
 
 def shuffle_captions(manifest_path: str, out_path: str) -> None:
@@ -149,6 +132,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "overhead": overhead,
     "control-plane": control_plane,
     "two-stage": two_stage,
+    "downstream": downstream,
 }
 
 

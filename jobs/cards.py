@@ -5,18 +5,20 @@ What must be the same for two scores to be comparable stands in `Protocol`; what
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from jobs import run_files
-from jobs.config import as_dict
+from jobs.config import PretrainConfig, as_dict
 from jobs.evaluation import Fusion
+from jobs.tasks import Predicted
 from pipeline import storage
+from pipeline.manifest import checksum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +78,86 @@ class Card:
     commit: str
 
 
-def hash_of(data: bytes) -> str:
-    """32 hex digits of a file's content."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+TASKS: Mapping[str, str] = MappingProxyType(
+    {"captions": "retrieval", "question_answering": "question_answering", "multiple_choice": "multiple_choice"}
+)
+"""What a run is scored on, by what it is trained for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What came out of a measurement."""
+
+    ids_hash: str
+    num_videos: int
+    num_queries: int
+    num_missing: int
+    num_undecoded: int
+    scores: Mapping[str, float]
+
+
+def of_answers(predicted: Sequence[Predicted], results: Mapping[str, float]) -> Measured:
+    """`results`: of a task, with its counts, on the dataset `test`."""
+    scores = {name: value for name, value in results.items() if name.startswith("test/")}
+    counts = {name: int(scores.pop(f"test/{name}")) for name in ("num_missing", "num_undecoded", "num_asked")}
+    ids = sorted((one.clip_id, one.question_id) for one in predicted)
+    return Measured(
+        ids_hash=hash_of_ids(ids),
+        num_videos=len({clip_id for clip_id, _ in ids}),
+        num_queries=counts["num_asked"],
+        num_missing=counts["num_missing"],
+        num_undecoded=counts["num_undecoded"],
+        scores=scores,
+    )
+
+
+def of_retrieval(
+    clip_ids: Sequence[int], texts: Sequence[str], num_clips: int, scores: Mapping[str, float]
+) -> Measured:
+    """Of `num_clips` clips those of `clip_ids` were decoded, and asked for by `texts`."""
+    return Measured(
+        ids_hash=hash_of_ids([*clip_ids, *texts]),
+        num_videos=len(clip_ids),
+        num_queries=len(texts),
+        num_missing=0,
+        num_undecoded=num_clips - len(clip_ids),
+        scores=scores,
+    )
+
+
+def make_card(
+    protocol: Protocol,
+    measured: Measured,
+    run: PretrainConfig,
+    *,
+    is_selected_on_test: bool,
+    **facts: Any,
+) -> Card:
+    """The card of a score of `run`; `facts` are the hashes, date, hardware and commit."""
+    return Card(
+        protocol=protocol,
+        run_seed=run.seed,
+        selected_on=f"{run.selection.metric} on {run.data.validation_split}",
+        is_selected_on_test=is_selected_on_test,
+        **asdict(measured),
+        **facts,
+    )
+
+
+def card_path(run_folder: str, protocol: Protocol) -> str:
+    """Where the card of a score lies, unless somebody wants it elsewhere."""
+    return f"{run_folder}/evaluation/{protocol.task}-{protocol.split}/card.json"
+
+
+def read_cards(run_folder: str) -> dict[str, Card]:
+    """Those of the scores of a run, by the folder that each lies in."""
+    paths = sorted(path for path in storage.list_files(run_folder) if path.endswith("/card.json"))
+    return {path.split("/")[-2]: read_card(f"{run_folder}/{path}") for path in paths}
 
 
 def hash_of_ids(ids: Iterable[Any]) -> str:
     """32 hex digits of ids in their order."""
-    return hash_of(json.dumps(list(ids), ensure_ascii=False).encode())
+    return checksum(json.dumps(list(ids), ensure_ascii=False).encode())
 
 
 def write_card(card: Card, path: str) -> None:
@@ -104,9 +178,10 @@ def read_card(path: str) -> Card:
 
 def refuse_other(card: Card, found: Mapping[str, str]) -> None:
     """ValueError that names what of `found` (weights, manifest_hash, ids_hash) is not the card's."""
-    wrong = [f"{name} is {value}, the card has {getattr(card, name)}" for name, value in found.items()]
-    wrong = [line for line, (name, value) in zip(wrong, found.items(), strict=True) if getattr(card, name) != value]
-    if wrong:
+    wanted = {name: getattr(card, name) for name in found}
+    if wrong := [
+        f"{name} is {found[name]}, the card has {wanted[name]}" for name in found if found[name] != wanted[name]
+    ]:
         raise ValueError(
             f"the card of {card.protocol.run} cannot be repeated: {'; '.join(wrong)}; its score is that of others"
         )

@@ -14,6 +14,7 @@ from torch import nn
 from jobs.average import WeightAverage
 from jobs.run_files import PROGRESS
 from pipeline import storage
+from pipeline.manifest import checksum
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
 AVERAGE = "average.safetensors"
@@ -72,6 +73,13 @@ def best_weights(folder: str) -> str:
     """The file with the weights of a run's folder, or of one that jobs/export.py wrote."""
     exported = f"{folder}/{WEIGHTS}"
     return exported if storage.exists(exported) else f"{folder}/best/{WEIGHTS}"
+
+
+def weights_hash(folder: str) -> str:
+    """32 hex digits of the best weights in a run's folder. FileNotFoundError if there are none."""
+    path = best_weights(folder)
+    storage.check_readable(path)
+    return checksum(storage.read_bytes(path))
 
 
 def weight_bytes(model: nn.Module) -> bytes:

@@ -10,7 +10,7 @@ import difflib
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NoReturn
 
@@ -120,6 +120,15 @@ def _value_error(box: str) -> str | None:
 
 def _ends_message(line: str) -> bool:
     return not line or line.startswith(("Argument helptext:", "For full helptext,"))
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """What the block says cannot be is refused."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
+        refuse(str(error))
 
 
 def refuse(message: str) -> NoReturn:

@@ -7,16 +7,13 @@ on one machine, whose cores then run nothing but Ray; a real cluster has more of
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ from cluster.plan import predicted_clips_per_second
 from jobs import sleeping_decoder
 from jobs.data_benchmark import NUM_FRAMES, SIZE_PX, cores, steady_rate
 from jobs.local_cluster import running_cluster
-from jobs.processes import MARKER, cpu_seconds
+from jobs.processes import MARKER, cpu_seconds, sampled
 from jobs.sleeping_decoder import Sleeping
 from pipeline.loader import clip_stream, in_plan_order
 from pipeline.storage import upload_folder
@@ -39,9 +36,14 @@ STORE_BYTES = 200 * 2**20
 SETTINGS = {
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_kill_idle_workers_interval_ms": "0",
+    "RAY_worker_niceness": "0",
     "RAY_enable_metrics_collection": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "3600000",
+    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "10",
+    "RAY_memory_monitor_refresh_ms": "0",
 }
-"""Of this Ray, whose hundred processes start on two cores, and stay. What nodes report of themselves is left out."""
+"""Of this Ray, whose hundred processes start on two cores, and stay. What a node does for itself on its own cores (it
+looks at its processes, memory and logs) is left out: 32 times that took 1.4 of the two."""
 SAMPLE_SECONDS = 5.0
 CLIPS_PER_RANK = 16
 """Of a step."""
@@ -94,8 +96,8 @@ class Reception:
 def receive(reception: Reception, runtime: cluster_run.Runtime) -> None:
     """On each rank: takes a step's clips, sleeps as long as the step would take, and writes down when."""
     source, world, arrivals = reception.source, runtime.world, []
-    tables = runtime.tables("train", source.share(world.size))
     share = source.share(world.size)
+    tables = runtime.tables("train", share)
     for table in in_plan_order(tables, start_step=0, rank=world.rank, num_ranks=world.size, share=share):
         time.sleep(reception.step_seconds)
         arrivals.append((time.perf_counter(), len(table)))
@@ -115,7 +117,7 @@ def delivered(rate: float, source: Sleeping, nodes: Nodes, seconds: float, marke
         max_failures=0,
         num_kept_checkpoints=1,
     )
-    with tempfile.TemporaryDirectory() as folder, sampled_cpu(marker) as samples:
+    with tempfile.TemporaryDirectory() as folder, sampled(lambda: cpu_seconds(marker), SAMPLE_SECONDS) as samples:
         cluster_run.run(
             receive,
             Reception(source, num_steps, source.batch / rate, folder),
@@ -136,27 +138,8 @@ def delivered(rate: float, source: Sleeping, nodes: Nodes, seconds: float, marke
         gpu_clips_per_second=rate,
     )
     came = sum(steady_rate(arrivals) for arrivals in ranks)
-    cores = cores_used(samples, max(one[0][0] for one in ranks), min(one[-1][0] for one in ranks))
-    return {"asked": rate, "planned": planned, "delivered": came, "ratio": came / planned, "cores_used": cores}
-
-
-@contextlib.contextmanager
-def sampled_cpu(marker: str) -> Iterator[list[tuple[float, Counter[str]]]]:
-    """Times, and the CPU seconds of each kind of process at them."""
-    samples: list[tuple[float, Counter[str]]] = []
-    is_done = threading.Event()
-
-    def sample() -> None:
-        while not is_done.wait(SAMPLE_SECONDS):
-            samples.append((time.perf_counter(), cpu_seconds(marker)))
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
-        yield samples
-    finally:
-        is_done.set()
-        sampler.join()
+    busy = cores_used(samples, max(one[0][0] for one in ranks), min(one[-1][0] for one in ranks))
+    return {"asked": rate, "planned": planned, "delivered": came, "ratio": came / planned, "cores_used": busy}
 
 
 def cores_used(samples: list[tuple[float, Counter[str]]], start: float, end: float) -> dict[str, float]:
@@ -177,7 +160,7 @@ def control_plane(
     os.environ[MARKER] = marker = os.urandom(8).hex()
     nodes = Nodes(num_train=num_train_nodes, num_data=num_data_nodes)
     source, found = sleeping_source(nodes.num_train), []
-    with running_cluster(data_cpus=DECODERS_PER_NODE, store_bytes=STORE_BYTES) as cluster:
+    with running_cluster(data_cpus=DECODERS_PER_NODE, store_bytes=STORE_BYTES, shows_logs=False) as cluster:
         cluster.fill(nodes.num_train, nodes.num_data)
         ray.init(address=cluster.address, logging_level=logging.WARNING, log_to_driver=False)
         try:

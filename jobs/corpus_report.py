@@ -7,7 +7,6 @@ A section without data says what was missing. `corpus_page` is pure: the caller 
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 from collections import Counter
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import tyro
 from jaxtyping import Float, UInt8
 from markupsafe import Markup
@@ -212,7 +210,7 @@ def read_corpus(config: CorpusReportConfig) -> CorpusData:
             [rows[ids[place]] for place in evenly(np.arange(len(ids)), NUM_SHOWN)], config.decoder
         )
     rejected = [one for path in config.ledgers for one in ledger.read_ledger(path)]
-    pairs = None if config.pairs is None else pq.read_table(io.BytesIO(storage.read_bytes(config.pairs))).to_pylist()
+    pairs = None if config.pairs is None else storage.read_table(config.pairs).to_pylist()
     return CorpusData(
         corpus=corpus,
         shown=shown,

@@ -12,7 +12,6 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from cluster import run as cluster_run
 from cluster.connection import connected_ray
 from jobs.pack import PackConfig, pack
 from jobs.prepare import PrepareConfig, prepare
-from jobs.processes import MARKER, bytes_spilled, pss_bytes
+from jobs.processes import MARKER, bytes_spilled, pss_bytes, sampled
 from pipeline.codec import encode_video
 from pipeline.loader import ClipSource, clip_rows, clip_stream, decode_slot, in_plan_order, split_rows
 from pipeline.plan import Plan
@@ -256,31 +255,21 @@ def soak(folder: str = "corpora/benchmark", num_decodes: int = 20_000, num_warm:
     clips = Clips(count=100, width=160, height=120, seconds=5)
     source = source_of(made_clips(clips, folder), size_px=112)
     os.environ[MARKER] = marker = os.urandom(8).hex()
-    samples: list[tuple[int, float]] = []
-    spilled, is_done = 0, threading.Event()
     with tempfile.TemporaryDirectory() as scratch:
+        path = Path(f"{scratch}/delivered.json.count")
 
-        def watch() -> None:
-            nonlocal spilled
-            count = Path(f"{scratch}/delivered.json.count")
-            while not is_done.wait(2.0):
-                if count.exists() and (text := count.read_text()):
-                    samples.append((int(text), pss_bytes(marker) / 2**20))
-                spilled = max(spilled, bytes_spilled())
+        def read() -> tuple[int, float, int]:
+            count = int(path.read_text() or 0) if path.exists() else 0
+            return count, pss_bytes(marker) / 2**20, bytes_spilled()
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
         started = time.perf_counter()
-        try:
+        with sampled(read, 2.0) as samples:
             found = delivered(source, num_decodes // BATCH, scratch)
-        finally:
-            is_done.set()
-            watcher.join()
-    end = max(count for count, _ in samples)  # from then on processes may be ending
-    steady = [(count, mib) for count, mib in samples if num_warm <= count < end]
+    end = max(count for _, (count, _, _) in samples)  # from then on processes may be ending
+    steady = [(count, mib) for _, (count, mib, _) in samples if num_warm <= count < end]
     counts, mib = np.array(steady).T
     return {
-        "spilled_bytes": spilled,
+        "spilled_bytes": max(spilled for _, (_, _, spilled) in samples),
         "slope_mb_per_1000": float(np.polyfit(counts / 1000, mib * 2**20 / 1e6, 1)[0]),
         "num_decodes": sum(count for _, count in found["arrivals"]),
         "num_samples": len(steady),

@@ -13,7 +13,6 @@ What frames look like is kept beside each manifest (…-fingerprints.parquet), s
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import sys
@@ -25,7 +24,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.auth import use_private_token
 
@@ -130,7 +128,8 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
             unreadable.append(lost)
     search = find_pairs(clips, Fingerprints.joined(prints), config.similarity, train_split=config.train_split)
     pairs_path = storage.join(out, "pairs.parquet")
-    _write_table(pa.Table.from_pylist([pair_row(clips, pair) for pair in search.pairs], schema=PAIRS), pairs_path)
+    rows = [pair_row(clips, pair) for pair in search.pairs]
+    storage.write_table(pairs_path, pa.Table.from_pylist(rows, schema=PAIRS))
     gone = removals(clips, search.pairs, config.train_split)
     rejected = unreadable[0] + [rejected_copy(clips, pair) for pair in gone.values()]
     done = Deduplicated(
@@ -237,12 +236,6 @@ def _write_filtered(corpus: Manifest, rejected: Sequence[Rejected], out: str) ->
     is_gone = pc.field("clip_id").isin([one.clip_id for one in rejected])
     write_manifest(make_manifest(corpus.corpus, corpus.root, corpus.table.filter(~is_gone)), path)
     return path
-
-
-def _write_table(table: pa.Table, path: str) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    storage.write_bytes_atomic(path, buffer.getvalue())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import multiprocessing
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from jobs import evaluation
-from jobs.evaluation import Gallery, Queries, Scored, highest, reranked
-from jobs.model import Model, load
+from jobs.evaluation import Queries, Scored, highest, reranked
+from jobs.model import Model, Videos, decode, load
+from jobs.seeds import over_seeds, run_job
 from pipeline.loader import split_rows
 from pipeline.records import Kind
 from snps3_model.metrics import bootstrap_intervals, placements, recalls_at
-from snps3_model.snps3 import dual_scores
 
 KS = (10, 20, 50, 100, 200, 500)
 CLIPS_AT_ONCE = 64
@@ -42,13 +46,13 @@ def two_stage(
     manifest = many_tests(Path(folder), num_clips)
     rows = split_rows(manifest, "test")[Kind.VIDEO].slice(0, num_clips).to_pylist()
     paths, texts = [row["uri"] for row in rows], [row["captions"][0] for row in rows]
+    data = dataclasses.replace(model.config.data, num_frames=num_frames)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
-        frames = list(pool.map(partial(decode, run=run, num_frames=num_frames), paths, chunksize=50))
+        frames = list(pool.map(partial(decode, data=data), paths, chunksize=50))
     relevant = evaluation.same_caption(texts)
     videos, video_seconds = timed(lambda: encoded(model, frames))
-    asked, text_seconds = timed(lambda: model.embed_texts(texts))
-    queries = Queries(token_ids=asked.token_ids, token_mask=asked.token_mask, vectors=asked.vectors)
+    queries, text_seconds = timed(lambda: model.embed_texts(texts))
     found: dict[int, tuple[np.ndarray, float]] = {}
     for count in (num_clips, *KS):
         scores, seconds = timed(partial(scored_in_two_stages, model, queries, videos, count))
@@ -100,28 +104,22 @@ def many_tests(folder: Path, num_clips: int) -> str:
     return str(path)
 
 
-def decode(path: str, run: str, num_frames: int) -> np.ndarray:
-    """A video's frames, in a process of its own."""
-    return load(run).with_frames(num_frames).decode(path)
-
-
-def encoded(model: Model, frames: list[np.ndarray]) -> Gallery:
+def encoded(model: Model, frames: list[np.ndarray]) -> Videos:
     """All videos, some at a time."""
     parts = [
         model.embed_frames(np.stack(frames[start : start + CLIPS_AT_ONCE]))
         for start in range(0, len(frames), CLIPS_AT_ONCE)
     ]
-    tokens, vectors = torch.cat([part.tokens for part in parts]), torch.cat([part.vectors for part in parts])
-    return Gallery(clip_ids=torch.arange(len(frames)), frame_tokens=tokens, frame_vectors=vectors)
+    return Videos(tokens=torch.cat([p.tokens for p in parts]), vectors=torch.cat([p.vectors for p in parts]))
 
 
-def scored_in_two_stages(model: Model, queries: Queries, gallery: Gallery, k: int) -> np.ndarray:
+def scored_in_two_stages(model: Model, queries: Queries, videos: Videos, k: int) -> np.ndarray:
     """The scores that order the clips of each text: of the cross encoder too for the first k."""
-    dual = dual_scores(queries.vectors, gallery.frame_vectors, model.temperature).numpy()
+    dual = model.dual_scores(queries, videos).numpy()
     text, clip = np.nonzero(highest(dual, k))
     cross = np.full(dual.shape, np.nan, dual.dtype)
-    cross[text, clip] = evaluation.cross_scores(model.network, queries, gallery, text, clip).numpy()
-    return reranked(Scored(clip_ids=gallery.clip_ids.numpy(), dual=dual, cross=cross), k)
+    cross[text, clip] = evaluation.cross_scores(model.network, queries, videos.tokens, text, clip).numpy()
+    return reranked(Scored(clip_ids=np.arange(len(videos.vectors)), dual=dual, cross=cross), k)
 
 
 def timed(function: Callable[[], T]) -> tuple[T, float]:
@@ -129,3 +127,96 @@ def timed(function: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     result = function()
     return result, time.perf_counter() - start
+
+
+# --- fine-tuning --------------------------------------------------------------------------------------------------
+
+
+SCRATCH, ONE_FRAME, NO_VIDEO = (
+    ("--model.initial-weights", "None"),
+    ("--data.num-frames", "1"),
+    ("--task.is-video-hidden", "True"),
+)
+VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "retrieval": ("tiny_retrieval", ()),
+        "retrieval-scratch": ("tiny_retrieval", SCRATCH),
+        "retrieval-one-frame": ("tiny_retrieval", ONE_FRAME),
+        "qa": ("tiny_qa", ()),
+        "qa-scratch": ("tiny_qa", SCRATCH),
+        "qa-question-only": ("tiny_qa", NO_VIDEO),
+        "multiple-choice": ("tiny_multiple_choice", ()),
+        "multiple-choice-scratch": ("tiny_multiple_choice", SCRATCH),
+        "multiple-choice-one-frame": ("tiny_multiple_choice", ONE_FRAME),
+    }
+)
+"""Name → recipe of jobs/finetune.py and what is set anew."""
+ACCURACY, QUESTION_KINDS = "test/accuracy", ("colour", "shape", "count", "action", "order")
+KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "tiny_retrieval": ("test/t2v/r1", "test/v2t/r1", "temporal/t2v/group_r1"),
+        "tiny_qa": (ACCURACY, *(f"{ACCURACY}/{kind}" for kind in QUESTION_KINDS)),
+        "tiny_multiple_choice": (f"{ACCURACY}/random", f"{ACCURACY}/hard"),
+    }
+)
+"""What is shown of each recipe."""
+SPENT = ("seconds/step", "seconds/data_wait", "seconds/evaluation")
+
+
+def downstream(storage: str = "runs/benchmark", num_seeds: int = 3) -> dict[str, Any]:
+    """What fine-tuning `tiny` gives on each task of the embedded corpus, and what pre-training adds to it.
+
+    Zero-shot scores are those of the pre-training runs `seed-0` and so on. Runs that are finished in `storage` are
+    read, not run again. What came out of each seed is printed as it comes.
+    """
+    rows = []
+    for seed in range(num_seeds):
+        name = f"seed-{seed}"
+        found = {"zero-shot": run_job("pretrain", "tiny", name, ["--seed", str(seed)], storage)}
+        for variant, (recipe, options) in VARIANTS.items():
+            given = ["--run", f"{storage}/{name}", "--seed", str(seed), *options]
+            found[variant] = run_job("finetune", recipe, f"{variant}-{seed}", given, storage)
+        rows.append(found)
+        print(json.dumps(compared([found])), file=sys.stderr, flush=True)
+    return compared(rows)
+
+
+def compared(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """Scores of each variant over seeds, and the differences that the variants are for, seed by seed."""
+
+    def of(variant: str, key: str) -> np.ndarray:
+        return np.array([row[variant][key] for row in rows])
+
+    def spread(values: np.ndarray) -> dict[str, Any]:
+        return over_seeds(values.tolist())
+
+    r1, _, temporal = KEYS["tiny_retrieval"]
+    random, hard = KEYS["tiny_multiple_choice"]
+    closed = {key: gap_closed(of("qa", key), of("qa-question-only", key)) for key in KEYS["tiny_qa"]}
+    recipes = {"zero-shot": "tiny_retrieval"} | {variant: recipe for variant, (recipe, _) in VARIANTS.items()}
+    return {
+        "retrieval_gain": float((of("retrieval", r1) - of("zero-shot", r1)).mean()),
+        "qa_gap_closed": float(closed[ACCURACY].mean()),
+        "multiple_choice": float(of("multiple-choice", random).mean()),
+        "multiple_choice_hard": float(of("multiple-choice", hard).mean()),
+        "differences": {
+            "retrieval over zero-shot": spread(of("retrieval", r1) - of("zero-shot", r1)),
+            "retrieval over scratch": spread(of("retrieval", r1) - of("retrieval-scratch", r1)),
+            "temporal over zero-shot": spread(of("retrieval", temporal) - of("zero-shot", temporal)),
+            "temporal over one frame": spread(of("retrieval", temporal) - of("retrieval-one-frame", temporal)),
+            "answers over question only": spread(of("qa", ACCURACY) - of("qa-question-only", ACCURACY)),
+            "answers over scratch": spread(of("qa", ACCURACY) - of("qa-scratch", ACCURACY)),
+            "hard choices over one frame": spread(of("multiple-choice", hard) - of("multiple-choice-one-frame", hard)),
+            "hard choices over scratch": spread(of("multiple-choice", hard) - of("multiple-choice-scratch", hard)),
+        },
+        "qa_gap_closed_by_kind": {key: spread(values) for key, values in closed.items()},
+        "scores": {
+            variant: {key: spread(of(variant, key)) for key in KEYS[recipe]} for variant, recipe in recipes.items()
+        },
+        "seconds": {variant: spread(np.sum([of(variant, part) for part in SPENT], axis=0)) for variant in recipes},
+    }
+
+
+def gap_closed(reached: np.ndarray, question_only: np.ndarray) -> np.ndarray:
+    """Share of the way from a model that sees no video to the generator's ceiling, which is 1 for every sort."""
+    return (reached - question_only) / (1 - question_only)

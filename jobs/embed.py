@@ -9,7 +9,6 @@ that cannot be read is a row of OUT/rejected.parquet, and not of the index. `job
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -23,15 +22,15 @@ if __name__ == "__main__":
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 import tyro
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
 from jobs import checkpoints, cli, run_files
-from jobs.cards import hash_of
-from jobs.model import Model, load
+from jobs.config import DataConfig
+from jobs.finetune import config_of
+from jobs.model import decode, load
 from pipeline import storage
 from pipeline.ledger import read_ledger, write_ledger
 from pipeline.manifest import clip_id
@@ -77,7 +76,7 @@ class EmbedConfig:
 
 def embed(config: EmbedConfig) -> dict[str, int]:
     """Videos that were there, and that were embedded and rejected by this call."""
-    videos, out = storage.absolute(config.videos), storage.absolute(config.out)
+    run, videos, out = map(storage.absolute, (config.run, config.videos, config.out))
     uris = sorted(storage.join(videos, path) for path in storage.list_files(videos) if kind_of(path))
     if not uris:
         raise ValueError(f"{videos} holds neither videos nor images")
@@ -95,14 +94,14 @@ def embed(config: EmbedConfig) -> dict[str, int]:
                 decode_part,  # pyright: ignore[reportArgumentType]
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_kwargs={"run": storage.absolute(config.run)},
+                fn_kwargs={"data": config_of(run).data},
                 num_cpus=1,
             )
             .map_batches(
                 Embedder,  # pyright: ignore[reportArgumentType]
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_constructor_args=(storage.absolute(config.run), out, config.use_gpu),
+                fn_constructor_args=(run, out, config.use_gpu),
                 concurrency=config.num_workers,
                 num_gpus=1 if config.use_gpu else 0,
                 num_cpus=0 if config.use_gpu else 1,
@@ -117,7 +116,7 @@ def embed(config: EmbedConfig) -> dict[str, int]:
 def claim(config: EmbedConfig, videos: str, out: str) -> None:
     """ValueError if `out` holds the index of another model or folder; else it is this one's."""
     folder = storage.absolute(config.run)
-    own = {"model": model_hash(folder), "videos": videos, "run": folder}
+    own = {"model": checkpoints.weights_hash(folder), "videos": videos, "run": folder}
     path = f"{out}/{INDEX}"
     if storage.exists(path):
         found = run_files.read_json(path)
@@ -128,19 +127,11 @@ def claim(config: EmbedConfig, videos: str, out: str) -> None:
     run_files.write_json(path, own)
 
 
-def model_hash(folder: str) -> str:
-    """32 hex digits of a model's weights."""
-    weights = checkpoints.best_weights(folder)
-    storage.check_readable(weights)
-    return hash_of(storage.read_bytes(weights))
-
-
 def known_uris(out: str) -> set[str]:
     """What the index holds, and what was rejected for it."""
     known = {one.uri for one in read_ledger(f"{out}/{REJECTED}")} if storage.exists(f"{out}/{REJECTED}") else set()
     for path in parts_in(out):
-        table = pq.read_table(io.BytesIO(storage.read_bytes(path)), columns=["uri"])
-        known |= set(table["uri"].to_pylist())
+        known |= set(storage.read_table(path, ["uri"])["uri"].to_pylist())
     return known
 
 
@@ -156,28 +147,18 @@ def parts_of(uris: Sequence[str], known: set[str], size: int) -> list[tuple[str,
     return [(f"part-{hashlib.blake2b(some[0].encode(), digest_size=8).hexdigest()}.parquet", some) for some in parts]
 
 
-def decode_part(parts: pa.Table, *, run: str) -> pa.Table:
+def decode_part(parts: pa.Table, *, data: DataConfig) -> pa.Table:
     """The frames of each video of a part, or why there are none."""
-    model, rows = decoder_of(run), []
+    rows = []
     for part in parts.to_pylist():
         for uri in part["uris"]:
             row = {"part": part["part"], "uri": uri, "frames": b"", "refused": ""}
             try:
-                row["frames"] = model.decode(uri).tobytes()
+                row["frames"] = decode(uri, data).tobytes()
             except DecodeError as error:
                 row["refused"] = json.dumps([str(error.reason), error.detail])
             rows.append(row)
     return pa.Table.from_pylist(rows, schema=DECODED)
-
-
-def decoder_of(run: str) -> Model:
-    """What decodes for the model of `run`; kept by its process."""
-    if run not in _MODELS:
-        _MODELS[run] = load(run)
-    return _MODELS[run]
-
-
-_MODELS: dict[str, Model] = {}
 
 
 class Embedder:
@@ -215,9 +196,7 @@ class Embedder:
             },
             schema=EMBEDDED,
         )
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        storage.write_bytes_atomic(f"{self.out}/{name}", buffer.getvalue())
+        storage.write_table(f"{self.out}/{name}", table)
 
 
 def note_rejected(rejected: list[list[str]], path: str, videos: str) -> None:
@@ -233,10 +212,8 @@ def note_rejected(rejected: list[list[str]], path: str, videos: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
     config = tyro.cli(EmbedConfig, args=argv, prog="embed.py", description=__doc__)
-    try:
+    with cli.refusing():
         found = embed(config)
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
-        cli.refuse(str(error))
     print(
         f"{found['videos']} videos: {found['embedded']} embedded now, {found['rejected']} rejected now "
         f"({config.out}/{REJECTED}), the others are in {config.out} already"

@@ -13,11 +13,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import io
-import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -34,24 +32,24 @@ from jaxtyping import Bool, Float
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
-from jobs import checkpoints, cli, evaluation, pretrain, run_files, streams, tasks, tracking
-from jobs.cards import Card, Protocol, hash_of, hash_of_ids, not_repeated, read_card, refuse_other, write_card
+from jobs import cards, checkpoints, cli, evaluation, pretrain, run_files, streams, tracking
+from jobs.cards import TASKS, Card, Protocol, not_repeated, read_card, refuse_other, write_card
 from jobs.config import Placement, PretrainConfig, TaskConfig, as_dict, config_hash, flat
 from jobs.evaluation import Fusion, Scored
 from jobs.finetune import config_of
-from jobs.tasks import AskedClips, AskingTask, CaptionTask, ChoiceTask, Language, Predicted, QuestionTask
+from jobs.report import with_protocols
+from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Predicted, QuestionTask, asked_of
 from jobs.worker import Job, Rank
 from pipeline import storage
 from pipeline.loader import ClipSource
-from pipeline.manifest import read_manifest
+from pipeline.manifest import Manifest, read_manifest
 from pipeline.questions import outside, read_choices, read_questions
-from pipeline.significance import SignificantWords
-from pipeline.words import Tokenizer
+from pipeline.records import Batch
 from snps3_model import metrics
 from snps3_model.loading import load_earlier_run
 from snps3_model.objective import Pretraining
 
-KINDS = {"retrieval": "captions", "question_answering": "question_answering", "multiple_choice": "multiple_choice"}
+KINDS = {task: kind for kind, task in TASKS.items()}
 """What a run is trained for, by the task that it is scored on."""
 
 
@@ -106,10 +104,10 @@ def evaluate(config: EvaluateConfig) -> Card:
         wanted,
         is_same_corpus=identity["fields"]["data.manifest_hash"] == manifest.hash,
     )
-    weights = hash_of(storage.read_bytes(checkpoints.best_weights(run_folder)))
+    weights = checkpoints.weights_hash(run_folder)
     if wanted:
         refuse_other(wanted, {"weights": weights, "manifest_hash": manifest.hash})
-    out = storage.absolute(config.out or f"{run_folder}/evaluation/{protocol.task}-{protocol.split}")
+    out = storage.absolute(config.out) if config.out else cards.card_path(run_folder, protocol).rpartition("/")[0]
     job = make_job(run, run_folder, protocol, config.placement)
     request = Request(job=job, protocol=protocol, weights_of=run, out=out)
     connected = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
@@ -122,31 +120,33 @@ def evaluate(config: EvaluateConfig) -> Card:
             datasets={"test": functools.partial(streams.evaluation_stream, job.sources["test"])},
             workers=pretrain.workers(job.config),
         )
-    measured = run_files.read_json(f"{out}/measured.json")
-    card = Card(
-        protocol=protocol,
+    card = cards.make_card(
+        protocol,
+        cards.Measured(**run_files.read_json(f"{out}/measured.json")),
+        run,
+        is_selected_on_test=is_selected_on_test,
         weights=weights,
         run_hash=identity["hash"],
-        run_seed=run.seed,
         manifest_hash=manifest.hash,
-        selected_on=f"{run.selection.metric} on {run.data.validation_split}",
-        is_selected_on_test=is_selected_on_test,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         hardware=pretrain.hardware(),
         commit=tracking.commit(),
-        **measured,
     )
     if wanted:
         refuse_other(wanted, {"ids_hash": card.ids_hash})
     write_card(card, f"{out}/card.json" if not wanted else f"{out}/repeated.json")
     log(card, run, config.placement)
+    path = f"{run_folder}/report.html"
+    if storage.exists(path):
+        page = with_protocols(storage.read_bytes(path).decode(), list(cards.read_cards(run_folder).values()))
+        storage.write_bytes_atomic(path, page.encode())
     return card
 
 
 def protocol_of(config: EvaluateConfig, run: PretrainConfig, run_folder: str) -> Protocol:
     """How the score is measured, with what the run says where nothing was asked for."""
     kind = run.task.kind
-    task = config.task if config.task != "auto" else next(name for name, found in KINDS.items() if found == kind)
+    task = config.task if config.task != "auto" else TASKS[kind]
     if task == "question_answering" and kind != "question_answering":
         raise ValueError(
             f"{run_folder} was trained for {kind} and has no answers; fine-tune it with jobs/finetune.py first"
@@ -198,39 +198,38 @@ def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement
         frame_size_px=protocol.frame_size_px,
         max_evaluation_clips=protocol.max_clips,
     )
-    kind: Any = KINDS[protocol.task]
-    files = {"train": protocol.questions, "validation": protocol.questions, "test": protocol.questions}
-    task = TaskConfig() if kind == "captions" else dataclasses.replace(run.task, kind=kind, temporal=None, **files)
-    config = dataclasses.replace(run, data=data, task=task, placement=placement)
-    config = pretrain.with_decoder(config, read_manifest(protocol.manifest).fastest_decoder)
-    tokenizer = Tokenizer.load(f"{run_folder}/tokenizer.json")
-    table = SignificantWords.from_json(storage.read_bytes(f"{run_folder}/significant_words.json").decode())
+    manifest = read_manifest(protocol.manifest)
+    config = dataclasses.replace(run, data=data, placement=placement)
+    config = pretrain.with_decoder(config, manifest.fastest_decoder)
     source = pretrain.make_sources(config)["test"]
     if not len(source.rows()):
         raise ValueError(f"{protocol.manifest} has no video in the split {protocol.split!r}")
     return Job(
         config=config,
         run_folder=run_folder,
-        language=Language(tokenizer=tokenizer, table=table, config=config),
-        task=make_task(config, run_folder, protocol),
+        language=Language.load(run_folder, config),
+        task=asking(run.task, run_folder, protocol, manifest),
         sources={"test": source},
         tracking_uri="",
         tracking_run_id="",
     )
 
 
-def make_task(config: PretrainConfig, run_folder: str, protocol: Protocol) -> CaptionTask | QuestionTask | ChoiceTask:
+def asking(
+    task: TaskConfig, run_folder: str, protocol: Protocol, manifest: Manifest
+) -> CaptionTask | QuestionTask | ChoiceTask:
     """What is asked; question answering keeps the answers of its training."""
     if protocol.task == "retrieval":
         return CaptionTask()
-    path, hidden = str(protocol.questions), config.task.is_video_hidden
+    path, split, hidden = str(protocol.questions), protocol.split, task.is_video_hidden
     if protocol.task == "multiple_choice":
-        return ChoiceTask(asked={"test": tasks.asked_of(config, "test", read_choices(path))}, is_video_hidden=hidden)
+        choices = asked_of(manifest, split, path, read_choices(path))
+        return ChoiceTask(asked={"test": choices}, is_video_hidden=hidden)
     return QuestionTask(
-        asked={"test": tasks.asked_of(config, "test", read_questions(path))},
+        asked={"test": asked_of(manifest, split, path, read_questions(path))},
         is_video_hidden=hidden,
         answers=tuple(run_files.read_json(f"{run_folder}/{run_files.ANSWERS}")),
-        is_multi_label=config.task.is_multi_label,
+        is_multi_label=task.is_multi_label,
     )
 
 
@@ -254,80 +253,48 @@ def evaluate_rank(request: Request, runtime: cluster_run.Runtime) -> None:
     network = rank.network(is_new=False)
     path = checkpoints.best_weights(request.job.run_folder)
     data = storage.read_bytes(path)
-    if request.weights_of.task.kind == request.job.config.task.kind:
+    if request.weights_of.task.kind == KINDS[protocol.task]:
         checkpoints.load_weights(data, network)
     else:
         rank.say(str(load_earlier_run(network.model, safetensors.torch.load(data), path)))
     batches = rank.evaluation_batches("test")
     if isinstance(request.job.task, AskingTask):
-        measured = answered(rank.answers(list(batches), network, name="test"), request.job.task, protocol)
+        measured = answered(rank.answers(list(batches), network, name="test"), request.job.task)
     else:
         assert isinstance(network, Pretraining), "retrieval is scored by both encoders"
-        measured = retrieved(rank, network, batches, protocol)
+        scored, texts, measured = retrieved(rank, network, batches, protocol)
         if rank.world.is_first:
-            write_scores(f"{request.out}/scores.npz", measured.pop("scored"), measured.pop("texts"))
+            evaluation.save_scores(f"{request.out}/scores.npz", scored, texts={"texts": texts})
     if rank.world.is_first:
-        run_files.write_json(f"{request.out}/measured.json", measured)
+        run_files.write_json(f"{request.out}/measured.json", vars(measured))
 
 
-def answered(predicted: list[Predicted], task: AskingTask[Any], protocol: Protocol) -> dict[str, Any]:
-    """The part of the card that is measured, of answers."""
-    asked: AskedClips[Any] = task.asked["test"]
+def answered(predicted: list[Predicted], task: AskingTask[Any]) -> cards.Measured:
+    """What came out, of answers."""
     scores = task.results(predicted, "test")
     if isinstance(task, QuestionTask):
-        every = [one for some in asked.by_clip.values() for one in some]
+        every = [one for some in task.asked["test"].by_clip.values() for one in some]
         scores["test/num_outside_list"] = float(len(outside(every, task.answers)))
-    counts = {name: int(scores.pop(f"test/{name}")) for name in ("num_missing", "num_undecoded", "num_asked")}
-    return {
-        "ids_hash": hash_of_ids((one.clip_id, one.question_id) for one in sorted(predicted, key=_key)),
-        "num_videos": len({one.clip_id for one in predicted}),
-        "num_queries": counts["num_asked"],
-        "num_missing": counts["num_missing"],
-        "num_undecoded": counts["num_undecoded"],
-        "scores": scores,
-    }
+    return cards.of_answers(predicted, scores)
 
 
-def _key(one: Predicted) -> tuple[int, str]:
-    return one.clip_id, one.question_id
-
-
-def retrieved(rank: Rank, network: Pretraining, batches: Any, protocol: Protocol) -> dict[str, Any]:
-    """The part of the card that is measured, of retrieval in both directions."""
-    world, source = rank.world, rank.job.sources["test"]
-    gallery = evaluation.encode_clips(network.model, batches, world.gather)
+def retrieved(
+    rank: Rank, network: Pretraining, batches: Iterable[Batch], protocol: Protocol
+) -> tuple[Scored, list[str], cards.Measured]:
+    """Scores, the texts that asked, and what came out, of retrieval in both directions."""
+    source = rank.job.sources["test"]
+    gallery = evaluation.encode_clips(network.model, batches, rank.world.gather)
     clip_ids = gallery.clip_ids.cpu().numpy()
     texts, relevant = queries_of(source, clip_ids, protocol.queries)
-    ids, mask = (part.to(world.device) for part in rank.job.language.tokens(texts))
-    share = {"rank": world.rank, "num_ranks": world.size}
-    queries = evaluation.encode_texts(network.model, ids, mask, world.gather, **share)
     k = protocol.rerank
 
-    def asked(dual: Float[np.ndarray, "Q N"]) -> Bool[np.ndarray, "Q N"]:
-        if k is None:
-            return np.ones(dual.shape, bool)
+    def first(dual: Float[np.ndarray, "Q N"]) -> Bool[np.ndarray, "Q N"]:
+        assert k is not None, "asked in two stages only"
         return evaluation.highest(dual, k) | evaluation.highest(dual.T, k).T
 
-    scored = evaluation.score(
-        network.model,
-        queries,
-        gallery,
-        world.gather,
-        **share,
-        temperature=network.temperature,
-        asked=asked,
-        alive=rank.alive,
-    )
-    return {
-        "ids_hash": hash_of_ids([*clip_ids.tolist(), *texts]),
-        "num_videos": len(clip_ids),
-        "num_queries": len(texts),
-        "num_missing": 0,
-        "num_undecoded": len(source.rows()) - len(clip_ids),
-        "scores": retrieval_scores(scored, relevant, protocol),
-        "scored": scored,
-        "texts": texts,
-    }
+    scored = rank.pair_scores(network, gallery, texts, asked=first if k else None)
+    scores = retrieval_scores(scored, relevant, protocol)
+    return scored, texts, cards.of_retrieval(clip_ids.tolist(), texts, len(source.rows()), scores)
 
 
 def queries_of(source: ClipSource, clip_ids: np.ndarray, queries: str) -> tuple[list[str], Bool[np.ndarray, "Q N"]]:
@@ -377,14 +344,6 @@ def dual_softmax(scores: Float[np.ndarray, "Q N"]) -> Float[np.ndarray, "Q N"]:
     return scores + shifted - np.log(np.exp(shifted).sum(axis=0, keepdims=True))
 
 
-def write_scores(path: str, scored: Scored, texts: list[str]) -> None:
-    """The matrices, without pickles."""
-    buffer = io.BytesIO()
-    arrays = {"clip_ids": scored.clip_ids, "dual": scored.dual, "cross": scored.cross}
-    np.savez_compressed(buffer, allow_pickle=False, texts=np.array(json.dumps(texts)), **arrays)
-    storage.write_bytes_atomic(path, buffer.getvalue())
-
-
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
@@ -427,10 +386,8 @@ def table(card: Card) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line: 1 where a card's score did not come out again."""
     config = tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py", description=__doc__)
-    try:
+    with cli.refusing():
         card = evaluate(config)
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
-        cli.refuse(str(error))
     print(table(card))
     if config.card:
         lines = not_repeated(read_card(config.card), card.scores)

@@ -6,15 +6,18 @@ clips, texts ─ encode ─ gather ─► dual scores of all pairs ─ asked ─
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from pipeline import storage
 from pipeline.records import IGNORED_LABEL, Batch
 from pipeline.transforms import normalise
 from snps3_model import metrics
@@ -115,7 +118,7 @@ def score(
     text, clip = np.nonzero(chosen)
     share = -(-len(text) // num_ranks)
     own = np.arange(rank * share, (rank + 1) * share).clip(max=len(text) - 1)
-    found = gather(cross_scores(model, queries, gallery, text[own], clip[own], alive))[: len(text)]
+    found = gather(cross_scores(model, queries, gallery.frame_tokens, text[own], clip[own], alive))[: len(text)]
     cross = np.full(dual.shape, np.nan, dual.dtype)
     cross[text, clip] = found.cpu().numpy()
     return Scored(clip_ids=gallery.clip_ids.cpu().numpy(), dual=dual, cross=cross)
@@ -125,7 +128,7 @@ def score(
 def cross_scores(
     model: SNPS3,
     queries: Queries,
-    gallery: Gallery,
+    frame_tokens: Float[Tensor, "N S D"],
     text: Int[np.ndarray, " P"],
     clip: Int[np.ndarray, " P"],
     alive: Callable[[], None] = lambda: None,
@@ -134,7 +137,7 @@ def cross_scores(
 
     Some pairs at a time, texts of equal length together, each part as wide as its longest.
     """
-    device, parts = gallery.frame_tokens.device, []
+    device, parts = frame_tokens.device, []
     lengths = queries.token_mask.sum(1).cpu().numpy()
     order = np.argsort(lengths[text], kind="stable")
     for start in range(0, len(text), PAIRS_AT_ONCE):
@@ -142,7 +145,7 @@ def cross_scores(
         texts, clips = text[some], clip[some]
         width, rows = int(lengths[texts].max()), torch.from_numpy(texts).to(device)
         ids, mask = queries.token_ids[rows, :width], queries.token_mask[rows, :width]
-        parts.append(model.score(ids, mask, gallery.frame_tokens[torch.from_numpy(clips).to(device)]))
+        parts.append(model.score(ids, mask, frame_tokens[torch.from_numpy(clips).to(device)]))
         alive()
     return torch.cat(parts)[torch.from_numpy(np.argsort(order, kind="stable")).to(device)]
 
@@ -225,6 +228,15 @@ def fill_masked_words(
             ]
         )
     return rows
+
+
+def save_scores(path: str, scored: Scored, *, texts: Mapping[str, Any], **arrays: np.ndarray) -> None:
+    """An .npz file without pickles: scores and `arrays` as they are, `texts` as JSON."""
+    buffer = io.BytesIO()
+    arrays |= {"clip_ids": scored.clip_ids, "dual": scored.dual, "cross": scored.cross}
+    arrays |= {name: np.array(json.dumps(value)) for name, value in texts.items()}
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    storage.write_bytes_atomic(path, buffer.getvalue())
 
 
 def thumbnails(batches: Iterable[Batch]) -> UInt8[np.ndarray, "N T H W 3"]:

@@ -8,8 +8,8 @@ Whatever takes a run's folder (`jobs.model.load`, finetune, embed) takes such a 
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ import safetensors.torch
 import tyro
 
 from jobs import checkpoints, cli, run_files
-from jobs.cards import Card, read_card
+from jobs.cards import Card, read_cards
 from jobs.config import PretrainConfig, as_dict
 from jobs.finetune import config_of
 from pipeline import storage
@@ -46,12 +46,12 @@ def export(config: ExportConfig) -> str:
     settings = config_of(run)
     weights = safetensors.torch.load(storage.read_bytes(checkpoints.best_weights(run)))
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(QUEUES)}
-    cards = [read_card(f"{run}/{path}") for path in storage.list_files(run) if path.endswith("/card.json")]
+    cards = read_cards(run)
     files = {
         "config.json": as_dict(settings) | {"model_type": "snps3", "architectures": ["SNPS3"]},
         "preprocessor_config.json": preprocessing(settings),
         "tokenizer_config.json": tokenizer_settings(settings),
-        **{f"cards/{card.protocol.task}-{card.protocol.split}.json": as_dict(card) for card in cards},
+        **{f"cards/{name}.json": as_dict(card) for name, card in cards.items()},
     }
     for name, value in files.items():
         run_files.write_json(f"{out}/{name}", value)
@@ -86,7 +86,7 @@ def tokenizer_settings(config: PretrainConfig) -> dict[str, Any]:
     return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "do_lower_case": True} | special
 
 
-def model_card(config: PretrainConfig, cards: list[Card]) -> str:
+def model_card(config: PretrainConfig, cards: Mapping[str, Card]) -> str:
     """README.md: what the model is, how it is used, and its scores with their protocols."""
     lines = [
         "---",
@@ -115,8 +115,8 @@ def model_card(config: PretrainConfig, cards: list[Card]) -> str:
     if not cards:
         return "\n".join([*lines, "None were measured.", ""])
     lines += ["| task | split | score | value | 95 % interval | protocol |", "|---|---|---|---|---|---|"]
-    for card in cards:
-        where = f"cards/{card.protocol.task}-{card.protocol.split}.json"
+    for folder, card in cards.items():
+        where = f"cards/{folder}.json"
         for name, value in card.scores.items():
             if f"{name}_low" in card.scores:
                 low, high = card.scores[f"{name}_low"], card.scores[f"{name}_high"]
@@ -131,10 +131,8 @@ def model_card(config: PretrainConfig, cards: list[Card]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
     config = tyro.cli(ExportConfig, args=argv, prog="export.py", description=__doc__)
-    try:
+    with cli.refusing():
         print(export(config))
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError, json.JSONDecodeError) as error:
-        cli.refuse(str(error))
     return 0
 
 

@@ -12,6 +12,9 @@ import ray.cluster_utils
 from cluster.head import free_ports
 from cluster.run import DATA_NODES
 
+START_SECONDS = 300.0
+"""That many nodes may take to start beside each other."""
+
 
 @dataclass
 class LocalCluster:
@@ -20,6 +23,8 @@ class LocalCluster:
     cluster: Any
     data_cpus: int
     store_bytes: int
+    shows_logs: bool = True
+    """Each node has a process that follows its logs."""
     train_nodes: list[Any] = field(default_factory=list)
     data_nodes: list[Any] = field(default_factory=list)
 
@@ -30,15 +35,12 @@ class LocalCluster:
 
     def fill(self, num_train: int = 1, num_data: int = 1) -> None:
         """As many nodes of both kinds as there should be."""
+        common = {"object_store_memory": self.store_bytes, "include_log_monitor": self.shows_logs, "wait": False}
         while len(self.train_nodes) < num_train:
-            self.train_nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=self.store_bytes))
+            self.train_nodes.append(self.cluster.add_node(num_cpus=1, **common))
         while len(self.data_nodes) < num_data:
-            self.data_nodes.append(
-                self.cluster.add_node(
-                    num_cpus=self.data_cpus, labels=dict(DATA_NODES), object_store_memory=self.store_bytes
-                )
-            )
-        self.cluster.wait_for_nodes()
+            self.data_nodes.append(self.cluster.add_node(num_cpus=self.data_cpus, labels=dict(DATA_NODES), **common))
+        self.cluster.wait_for_nodes(START_SECONDS)
 
     def kill(self, nodes: list[Any], node: Any) -> None:
         """A node is gone without a word."""
@@ -47,7 +49,9 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def running_cluster(*, data_cpus: int = 1, store_bytes: int = 100 * 2**20) -> Iterator[LocalCluster]:
+def running_cluster(
+    *, data_cpus: int = 1, store_bytes: int = 100 * 2**20, shows_logs: bool = True
+) -> Iterator[LocalCluster]:
     """A cluster that is gone at the end, with all it started.
 
     `data_cpus`: of each node that decodes; one that trains has one. `store_bytes`: each node's object store.
@@ -62,6 +66,6 @@ def running_cluster(*, data_cpus: int = 1, store_bytes: int = 100 * 2**20) -> It
         },
     )
     try:
-        yield LocalCluster(cluster, data_cpus, store_bytes)
+        yield LocalCluster(cluster, data_cpus, store_bytes, shows_logs)
     finally:
         cluster.shutdown()

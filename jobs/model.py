@@ -11,7 +11,6 @@ print(model.match(texts, videos))                # the same pairs by the cross e
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,11 +18,12 @@ import huggingface_hub
 import numpy as np
 import safetensors.torch
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from jobs import checkpoints, evaluation
-from jobs.config import PretrainConfig
+from jobs.config import DataConfig, PretrainConfig
+from jobs.evaluation import Queries
 from jobs.finetune import config_of
 from jobs.tasks import Language
 from pipeline import storage
@@ -31,14 +31,13 @@ from pipeline.augmentation import draw_augmentation
 from pipeline.codec import decode_clip
 from pipeline.media import kind_of
 from pipeline.records import ClipRows, DecodeError, Kind, Reason
-from pipeline.significance import SignificantWords
 from pipeline.stages import fetch
 from pipeline.transforms import augment, normalise
-from pipeline.words import Tokenizer
 from snps3_model import snps3
 from snps3_model.loading import is_hub_name, load_earlier_run
 from snps3_model.objective import LEAST_TEMPERATURE
 from snps3_model.snps3 import SNPS3
+from snps3_model.visual import local_gather
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +48,6 @@ class Videos:
     """For the cross encoder."""
     vectors: Float[Tensor, "N T D"]
     """A unit vector per frame, for the dual encoder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """Embedded texts."""
-
-    token_ids: Int64[Tensor, "N L"]
-    token_mask: Bool[Tensor, "N L"]
-    vectors: Float[Tensor, "N D"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,33 +68,10 @@ class Model:
         """Where the network lies."""
         return self.network.word_embeddings.device
 
-    def with_frames(self, num_frames: int) -> Model:
-        """The same model, looking at another number of frames per video."""
-        config = self.config
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_frames=num_frames))
-        return dataclasses.replace(self, language=dataclasses.replace(self.language, config=config))
-
     def embed_videos(self, paths: Sequence[str]) -> Videos:
         """Videos or images, of which as many frames are looked at as in training. DecodeError for the first that
         cannot be read."""
-        return self.embed_frames(np.stack([self.decode(path) for path in paths]))
-
-    def decode(self, path: str) -> np.ndarray:
-        """The middle frames of a video, uint8 (T, S, S, 4): RGB, and 1 where a pixel is padding."""
-        data = self.config.data
-        kind = kind_of(path)
-        if kind is None:
-            raise DecodeError(Reason.UNREADABLE, f"{path} is neither a video nor an image by its name")
-        clip = decode_clip(
-            fetch(path),
-            kind=kind,
-            num_frames=data.num_frames if kind == Kind.VIDEO else 1,
-            size_px=data.frame_size_px,
-            sampling=data.sampling,
-            decoder="decord" if data.decoder == "auto" else data.decoder,
-        )
-        frames = np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)
-        return frames if kind == Kind.VIDEO else frames.repeat(data.num_frames, axis=0)
+        return self.embed_frames(np.stack([decode(path, self.config.data) for path in paths]))
 
     @torch.no_grad()
     def embed_frames(self, frames: np.ndarray) -> Videos:
@@ -124,24 +91,38 @@ class Model:
         video = self.network.encode_video(normalise(batch.frames), batch.frame_pad_mask)
         return Videos(tokens=video.tokens, vectors=video.vectors)
 
-    @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Texts:
+    def embed_texts(self, texts: Sequence[str]) -> Queries:
         """Texts; a long one keeps its beginning."""
         ids, mask = (part.to(self.device) for part in self.language.tokens(texts))
-        return Texts(token_ids=ids, token_mask=mask, vectors=self.network.encode_text(ids, mask).vector)
+        return evaluation.encode_texts(self.network, ids, mask, local_gather)
 
-    def dual_scores(self, texts: Texts, videos: Videos) -> Float[Tensor, "Q N"]:
+    def dual_scores(self, texts: Queries, videos: Videos) -> Float[Tensor, "Q N"]:
         """The dual encoder's score of each text with each video."""
         return snps3.dual_scores(texts.vectors, videos.vectors, self.temperature)
 
-    def match(self, texts: Texts, videos: Videos) -> Float[Tensor, "Q N"]:
+    def match(self, texts: Queries, videos: Videos) -> Float[Tensor, "Q N"]:
         """The cross encoder's score of each text with each video."""
         num_texts, num_videos = len(texts.vectors), len(videos.vectors)
-        queries = evaluation.Queries(token_ids=texts.token_ids, token_mask=texts.token_mask, vectors=texts.vectors)
-        ids = torch.arange(num_videos)
-        gallery = evaluation.Gallery(clip_ids=ids, frame_tokens=videos.tokens, frame_vectors=videos.vectors)
         text, clip = (part.ravel() for part in np.indices((num_texts, num_videos)))
-        return evaluation.cross_scores(self.network, queries, gallery, text, clip).view(num_texts, num_videos)
+        return evaluation.cross_scores(self.network, texts, videos.tokens, text, clip).view(num_texts, num_videos)
+
+
+def decode(path: str, data: DataConfig) -> np.ndarray:
+    """The middle frames of a video, uint8 (T, S, S, 4): RGB, and 1 where a pixel is padding. DecodeError for one that
+    cannot be read."""
+    kind = kind_of(path)
+    if kind is None:
+        raise DecodeError(Reason.UNREADABLE, f"{path} is neither a video nor an image by its name")
+    clip = decode_clip(
+        fetch(path),
+        kind=kind,
+        num_frames=data.num_frames if kind == Kind.VIDEO else 1,
+        size_px=data.frame_size_px,
+        sampling=data.sampling,
+        decoder="decord" if data.decoder == "auto" else data.decoder,
+    )
+    frames = np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)
+    return frames if kind == Kind.VIDEO else frames.repeat(data.num_frames, axis=0)
 
 
 def load(folder: str, device: str = "cpu") -> Model:
@@ -149,14 +130,8 @@ def load(folder: str, device: str = "cpu") -> Model:
     hub. ValueError that names what does not fit."""
     folder = huggingface_hub.snapshot_download(folder) if is_hub_name(folder) else storage.absolute(folder)
     config = config_of(folder)
-    tokenizer = Tokenizer.load(f"{folder}/tokenizer.json")
-    table = SignificantWords.from_json(storage.read_bytes(f"{folder}/significant_words.json").decode())
-    network = SNPS3(
-        config.model,
-        vocabulary_size=tokenizer.vocabulary_size,
-        pad_id=tokenizer.special.pad,
-        separator_id=tokenizer.special.sep,
-    )
+    language = Language.load(folder, config)
+    network = language.network()
     path = checkpoints.best_weights(folder)
     weights = safetensors.torch.load(storage.read_bytes(path))
     load_earlier_run(network, weights, path)
@@ -164,5 +139,4 @@ def load(folder: str, device: str = "cpu") -> Model:
     if "log_temperature" in weights:
         temperature = max(weights["log_temperature"].exp().item(), LEAST_TEMPERATURE)
     network.eval().to(device)
-    language = Language(tokenizer=tokenizer, table=table, config=config)
     return Model(network=network, language=language, temperature=temperature)

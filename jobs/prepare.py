@@ -62,6 +62,8 @@ class PrepareConfig:
     """Caption files, each PATH or SPLIT=PATH; none: .txt side-cars below the root."""
     format: Format | None = None
     """Format of the caption files; by default their content tells it."""
+    lists: tuple[str, ...] = ()
+    """SPLIT=PATH of files that name the clips of a split, a name per line or a table; clips in none are left out."""
     layout: Layout | None = None
     """How the videos are kept below the root; told by what is there, except for folders of key frames."""
     split: str = "train"
@@ -118,7 +120,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     if not config.force and (done := already_done(marker, inputs)):
         return done
     storage.remove(marker)  # until the new manifest is there, nothing is finished
-    annotated = annotations.read_annotations(sources, split=config.split, format=config.format)
+    annotated = annotations.read_annotations(sources, split=config.split, format=config.format, lists=config.lists)
     probed = _probed(config, annotated, open_source(root, config.layout, list(files)))
     done = commit(
         probed.rows,
@@ -206,8 +208,8 @@ def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], fil
     """Hex digits that change with whatever could change manifest or ledger."""
     digest = hashlib.blake2b(digest_size=16)
     settings = {name: getattr(config, name) for name in _SETTINGS}
-    digest.update(json.dumps([VERSION, settings, root, sources, files], sort_keys=True).encode())
-    for source in sources:
+    digest.update(json.dumps([VERSION, settings, root, sources, files, *config.lists], sort_keys=True).encode())
+    for source in (*sources, *config.lists):
         _, path = annotations.split_and_path(source)
         storage.check_readable(path)
         if storage.is_folder(path):

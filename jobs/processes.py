@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 MARKER = "SNPS3_BENCHMARK"
 """Environment variable that a measurement sets to a word of its own, so that its processes are known."""
@@ -38,6 +43,25 @@ def kind_of(command: list[str]) -> str:
     if "agent" in text:
         return "node agents"
     return "dashboard" if "dashboard" in text else "driver and others"
+
+
+@contextlib.contextmanager
+def sampled(read: Callable[[], T], every_seconds: float) -> Iterator[list[tuple[float, T]]]:
+    """Times (`time.perf_counter`), and what `read` gave at them, for as long as the block lasts."""
+    samples: list[tuple[float, T]] = []
+    is_done = threading.Event()
+
+    def sample() -> None:
+        while not is_done.wait(every_seconds):
+            samples.append((time.perf_counter(), read()))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        yield samples
+    finally:
+        is_done.set()
+        sampler.join()
 
 
 def _marked(marker: str, *wanted: str) -> Iterator[dict[str, Any]]:

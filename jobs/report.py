@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from markupsafe import Markup
 
 from jobs import figures
+from jobs.cards import Card
 from snps3_model import metrics
 
 MAX_FILM_BYTES = 1_800_000
@@ -30,6 +31,7 @@ NUM_QUERIES = 4
 NUM_GROUPS = 3
 NUM_MASKED_CAPTIONS = 9
 FOUND_DEPTH = 50
+PROTOCOLS = ("<!-- protocols -->", "<!-- end of protocols -->")
 
 SCORES = {"fused": "", "dual": "dual_", "cross": "cross_"}
 """Name of a score -> how its keys in the results begin: `test/t2v/r1` is the fused one."""
@@ -124,6 +126,8 @@ class ReportData:
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds of the parts of the run; they do not overlap, so their sum is the whole."""
     config: Mapping[str, Any] = field(default_factory=dict)
+    protocols: Sequence[Card] = ()
+    """Of the scores of test splits."""
 
 
 def render_report(data: ReportData) -> str:
@@ -142,9 +146,26 @@ def render_report(data: ReportData) -> str:
         "spans": time_spans(data.timings),
         "table": table_rows(data.results),
         "ledger": ledger_rows(data.ledger),
+        "protocols": protocols_section(data.protocols),
     }
     config = json.dumps(data.config, indent=2, default=str, ensure_ascii=False) if data.config else ""
     return template("report.html").render(data=data, films=films.rules(), config=config, **sections)
+
+
+def protocols_section(cards: Sequence[Card]) -> Markup:
+    """The scores of test splits with their protocols, between two comments by which `with_protocols` finds them."""
+    start, end = PROTOCOLS
+    return Markup(start + template("cards.html").render(cards=cards) + end)
+
+
+def with_protocols(page: str, cards: Sequence[Card]) -> str:
+    """A page with these cards in place of those that it has. ValueError for one that was written by another version."""
+    start, end = PROTOCOLS
+    before, _, rest = page.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError("the report has no place for cards; it was written by another version")
+    return before + str(protocols_section(cards)) + after
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs import evaluation, run_files
+from jobs import cards, checkpoints, evaluation, run_files
 from jobs.config import as_dict
 from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.tasks import AskingTask, Predicted
@@ -32,14 +32,23 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
     for name in ("test", "temporal"):
         if isinstance(job.task, AskingTask):
             if name in job.sources and name in job.task.asked:
-                answers = run_files.read_json(f"{job.run_folder}/evaluation/{name}.json")
-                found |= job.task.results([Predicted(**answer) for answer in answers], name)
+                answers = [
+                    Predicted(**answer) for answer in run_files.read_json(f"{job.run_folder}/evaluation/{name}.json")
+                ]
+                scores = job.task.results(answers, name)
+                found |= scores
+                if name == "test":
+                    write_own_card(job, cards.of_answers(answers, scores), facts)
         elif name in job.sources:
             saved = load_evaluation(f"{job.run_folder}/evaluation/{name}.npz")
-            found |= measured(saved, name)
+            scores = measured(saved, name)
+            found |= scores
             rankings[name] = ranking(saved, name)
             if name == "test":
                 masked = masked_captions(saved, job)
+                num_clips = len(job.sources[name].rows())
+                seen = cards.of_retrieval(saved["clip_ids"].tolist(), saved["captions"], num_clips, scores)
+                write_own_card(job, seen, facts)
     rejected = read_ledger(f"{job.run_folder}/ledger.parquet")
     ceilings = corpus_ceilings(job)
     found |= {f"ceiling/{name}": value for name, value in ceilings.items()} | {"num_rejected": len(rejected)}
@@ -64,9 +73,35 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
             ledger={str(reason): count for reason, count in count_by_reason(rejected).items()},
             timings=seconds,
             config=as_dict(job.config),
+            protocols=list(cards.read_cards(job.run_folder).values()),
         )
     )
     return found, page
+
+
+def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) -> None:
+    """The card of what the run measured at its end is in its folder."""
+    config = job.config
+    protocol = cards.Protocol(
+        task=cards.TASKS[config.task.kind],
+        run=job.run_folder,
+        manifest=storage.absolute(config.data.manifest),
+        split=config.data.test_split,
+        questions=storage.absolute(config.task.test) if config.task.test else None,
+        num_frames=config.data.num_frames,
+        frame_size_px=config.data.frame_size_px,
+        max_clips=config.data.max_evaluation_clips,
+    )
+    card = cards.make_card(
+        protocol,
+        measured,
+        config,
+        is_selected_on_test=config.data.test_split == config.data.validation_split,
+        weights=checkpoints.weights_hash(job.run_folder),
+        run_hash=facts["config_hash"],
+        **{name: facts[name] for name in ("manifest_hash", "date", "hardware", "commit")},
+    )
+    cards.write_card(card, cards.card_path(job.run_folder, protocol))
 
 
 def load_evaluation(path: str) -> dict[str, Any]:

@@ -5,19 +5,17 @@ The dual encoder's vectors choose `--rerank` videos, the cross encoder puts them
 
 from __future__ import annotations
 
-import io
 import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import tyro
 
-from jobs import cli, run_files
-from jobs.embed import INDEX, model_hash, parts_in
+from jobs import checkpoints, cli, run_files
+from jobs.embed import INDEX, parts_in
 from jobs.model import Model, Videos, load
 from pipeline import storage
 
@@ -59,7 +57,7 @@ def search(config: SearchConfig) -> list[Found]:
     storage.check_readable(f"{folder}/{INDEX}")
     facts = run_files.read_json(f"{folder}/{INDEX}")
     run = storage.absolute(config.run or facts["run"])
-    if (found := model_hash(run)) != facts["model"]:
+    if (found := checkpoints.weights_hash(run)) != facts["model"]:
         raise ValueError(f"{folder} was made with the model {facts['model']}, and {run} is {found}; name it with --run")
     model = load(run)
     uris, videos = read_index(folder, model)
@@ -71,7 +69,7 @@ def read_index(folder: str, model: Model) -> tuple[list[str], Videos]:
     paths = parts_in(folder)
     if not paths:
         raise ValueError(f"{folder} holds no embedded video")
-    table = pa.concat_tables(pq.read_table(io.BytesIO(storage.read_bytes(path))) for path in paths)
+    table = pa.concat_tables(storage.read_table(path) for path in paths)
     hidden = model.config.model.hidden
 
     def column(name: str) -> torch.Tensor:
@@ -95,10 +93,8 @@ def best(model: Model, uris: list[str], videos: Videos, config: SearchConfig) ->
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
     config = tyro.cli(SearchConfig, args=argv, prog="search.py", description=__doc__)
-    try:
+    with cli.refusing():
         found = search(config)
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
-        cli.refuse(str(error))
     for one in found:
         print(f"{one.cross:8.3f}  {one.dual:8.3f}  {one.uri}")
     return 0

@@ -15,8 +15,8 @@ from typing import Annotated
 import tyro
 
 from jobs import cli
-from jobs.cards import Card, read_card
-from jobs.published import PUBLISHED, RETRIEVAL
+from jobs.cards import Card, read_cards
+from jobs.published import ACCURACY, PUBLISHED, RETRIEVAL, Benchmark
 from pipeline import storage
 from pipeline.manifest import read_manifest
 
@@ -41,10 +41,8 @@ def table(config: TableConfig) -> str:
     for run in config.runs:
         folder = storage.absolute(run)
         storage.check_readable(f"{folder}/config.json")
-        for path in sorted(storage.list_files(folder)):
-            if path.endswith("/card.json"):
-                card = read_card(f"{folder}/{path}")
-                cards[benchmark_of(card)].append((folder.rsplit("/", 1)[-1], card))
+        for card in read_cards(folder).values():
+            cards[benchmark_of(card)].append((folder.rsplit("/", 1)[-1], card))
     parts = ["# Scores", "", "Ours with 95 % bootstrap intervals over queries; published ones are single runs without."]
     for name in [*(name for name in cards if name not in PUBLISHED), *PUBLISHED]:
         parts += ["", f"## {name}", "", *rows(name, cards.get(name, []))]
@@ -57,10 +55,13 @@ def benchmark_of(card: Card) -> str:
     manifest = read_manifest(protocol.manifest)
     corpus = manifest.corpus.lower().replace("-", "")
     if protocol.task == "retrieval" and "msrvtt" in corpus:
-        return f"MSR-VTT {'9K' if len(manifest.split('train')) > TRAIN_9K else '7K'}, text to video"
+        return f"MSR-VTT {'9K' if manifest.splits.get('train', 0) > TRAIN_9K else '7K'}, text to video"
     known = {
         ("didemo", "retrieval"): "DiDeMo, paragraph to video",
         ("msvd", "retrieval"): "MSVD, text to video",
+        ("lsmdc", "retrieval"): "LSMDC, text to video",
+        ("activitynet", "retrieval"): "ActivityNet, paragraph to video",
+        ("vatex", "retrieval"): "VATEX, text to video",
         ("msrvtt", "question_answering"): "MSRVTT-QA",
         ("msvd", "question_answering"): "MSVD-QA",
         ("msrvtt", "multiple_choice"): "MSRVTT-MC",
@@ -72,14 +73,16 @@ def benchmark_of(card: Card) -> str:
 def rows(name: str, cards: Sequence[tuple[str, Card]]) -> list[str]:
     """The table of a benchmark: ours first."""
     is_retrieval = cards[0][1].protocol.task == "retrieval" if cards else False
-    columns, published = PUBLISHED.get(name, (RETRIEVAL if is_retrieval else ("accuracy",), ()))
-    lines = ["| | " + " | ".join(columns) + " | protocol |", "|---" * (len(columns) + 2) + "|"]
+    benchmark = PUBLISHED.get(name, Benchmark(columns=RETRIEVAL if is_retrieval else ACCURACY, rows=(), sizes=()))
+    lines = ["| | " + " | ".join(benchmark.columns) + " | protocol |", "|---" * (len(benchmark.columns) + 2) + "|"]
     for run, card in cards:
-        values = [score(card, KEYS[column]) for column in columns]
-        lines.append(f"| **{run}** | {' | '.join(values)} | {how(card)} |")
+        values = " | ".join(score(card, KEYS[column]) for column in benchmark.columns)
+        doubt = benchmark.doubt(card.num_videos, card.num_queries)
+        lines.append(f"| **{run}** | {values} | {how(card)}{f'; **{doubt}**' if doubt else ''} |")
     if not cards:
-        lines.append(f"| ours | {' | '.join(['not run'] * len(columns))} | |")
-    lines += [f"| {who} | {' | '.join(f'{value:.1f}' for value in values)} | published |" for who, values in published]
+        lines.append(f"| ours | {' | '.join(['not run'] * len(benchmark.columns))} | |")
+    for who, published in benchmark.rows:
+        lines.append(f"| {who} | {' | '.join(f'{value:.1f}' for value in published)} | published |")
     return lines
 
 
@@ -107,10 +110,8 @@ def how(card: Card) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
     config = tyro.cli(TableConfig, args=argv, prog="table.py", description=__doc__)
-    try:
+    with cli.refusing():
         text = table(config)
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
-        cli.refuse(str(error))
     if config.out:
         storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
     else:

@@ -15,14 +15,16 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic
 
 import numpy as np
 import torch
 
 from jobs.config import TASK_FILES, PretrainConfig
+from pipeline import storage
 from pipeline.collate import collate
-from pipeline.manifest import read_manifest
+from pipeline.manifest import Manifest, read_manifest
 from pipeline.questions import (
     NUM_OPTIONS,
     Asked,
@@ -62,6 +64,23 @@ class Language:
     tokenizer: Tokenizer
     table: SignificantWords
     config: PretrainConfig
+
+    @staticmethod
+    def load(folder: str, config: PretrainConfig) -> Language:
+        """That of the run in `folder`, for `config`."""
+        tokenizer = Tokenizer.load(f"{folder}/tokenizer.json")
+        table = SignificantWords.from_json(storage.read_bytes(f"{folder}/significant_words.json").decode())
+        return Language(tokenizer=tokenizer, table=table, config=config)
+
+    def network(self) -> SNPS3:
+        """The network for these tokens, with random weights."""
+        special = self.tokenizer.special
+        return SNPS3(
+            self.config.model,
+            vocabulary_size=self.tokenizer.vocabulary_size,
+            pad_id=special.pad,
+            separator_id=special.sep,
+        )
 
     def batch(self, rows: ClipRows) -> Batch:
         """Clips and their captions as the network sees them."""
@@ -184,6 +203,11 @@ class QuestionTask(AskingTask[Question]):
     answers: tuple[str, ...]
     is_multi_label: bool = False
 
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Of each answer, its place in the list."""
+        return {answer: number for number, answer in enumerate(self.answers)}
+
     def network(self, model: SNPS3, config: PretrainConfig, gather: Gather, rank: int, mask_id: int) -> Network:
         """The network with a score per answer."""
         del rank, mask_id
@@ -197,9 +221,8 @@ class QuestionTask(AskingTask[Question]):
 
     def batch(self, rows: ClipRows, language: Language) -> QuestionBatch:
         """Training clips with a question each; a clip without one that has a known answer gets weight 0."""
-        numbers = {answer: number for number, answer in enumerate(self.answers)}
         drawn = self.drawn(rows, language.config.seed)
-        right = [known_answers(one, numbers) if one else [] for one in drawn]
+        right = [known_answers(one, self.numbers) if one else [] for one in drawn]
         asked = dataclasses.replace(
             rows,
             captions=[one.text if one else "" for one in drawn],
@@ -285,8 +308,10 @@ def make_task(config: PretrainConfig, train_captions: Sequence[str]) -> CaptionT
     if task.kind == "captions":
         return CaptionTask()
     files = {name: path for name in TASK_FILES if (path := getattr(task, name))}
+    splits = {name: getattr(config.data, f"{name}_split") for name in files}
+    manifest = read_manifest(config.data.manifest)
     if task.kind == "multiple_choice":
-        asked = {name: asked_of(config, name, read_choices(path)) for name, path in files.items()}
+        asked = {name: asked_of(manifest, splits[name], path, read_choices(path)) for name, path in files.items()}
         others = tuple(sorted(set(train_captions)))
         if "train" not in asked and len(others) < NUM_OPTIONS:
             raise ValueError(f"wrong options are drawn from {len(others)} captions; name a file of choices: task.train")
@@ -296,24 +321,21 @@ def make_task(config: PretrainConfig, train_captions: Sequence[str]) -> CaptionT
     if len(answers) < 2:
         raise ValueError(f"{task.train}: question answering needs two answers at least, its questions have {answers}")
     return QuestionTask(
-        asked={name: asked_of(config, name, some) for name, some in questions.items()},
+        asked={name: asked_of(manifest, splits[name], files[name], some) for name, some in questions.items()},
         is_video_hidden=task.is_video_hidden,
         answers=answers,
         is_multi_label=task.is_multi_label,
     )
 
 
-def asked_of(config: PretrainConfig, name: str, asked: Sequence[Asked]) -> AskedClips[Asked]:
-    """The questions of the dataset `name` by clip. ValueError if none of its clips is asked about."""
-    split = getattr(config.data, f"{name}_split")
-    manifest = read_manifest(config.data.manifest)
-    names = ClipNames(manifest.split(split or ""), manifest.root)
-    found = asked_clips(asked, names)
+def asked_of(manifest: Manifest, split: str | None, path: str, asked: Sequence[Asked]) -> AskedClips[Asked]:
+    """The questions of the file `path` by clip. ValueError if they are about none of the split's clips."""
+    found = asked_clips(asked, ClipNames(manifest.split(split or ""), manifest.root))
     if not found.by_clip:
         examples = ", ".join(repr(one.clip_name) for one in asked[:3])
         raise ValueError(
-            f"task.{name}={getattr(config.task, name)} asks about {examples}, …, and none of them is a clip of "
-            f"data.{name}_split={split} in {config.data.manifest}"
+            f"{path} asks about {examples}, …, and none of them is a clip of the split {split!r} of {manifest.corpus} "
+            f"in {manifest.root}; name the file of this split, or a manifest with these clips"
         )
     return found
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Bool, Float
 
 from cluster.run import Runtime
 from jobs import checkpoints, evaluation, run_files, telemetry
@@ -43,7 +42,6 @@ from pipeline.records import Batch, Rejected, Stage
 from pipeline.transforms import augment
 from snps3_model.loading import initialise
 from snps3_model.objective import Pretraining
-from snps3_model.snps3 import SNPS3
 from snps3_model.visual_weights import load_visual_weights
 
 STOP_FILE = "stop"
@@ -154,12 +152,7 @@ class Rank:
     def network(self, *, is_new: bool) -> Network:
         """The network with what it is trained on; a new one has the first weights that its configuration names."""
         config, tokenizer, world = self.config, self.job.language.tokenizer, self.world
-        model = SNPS3(
-            config.model,
-            vocabulary_size=tokenizer.vocabulary_size,
-            pad_id=tokenizer.special.pad,
-            separator_id=tokenizer.special.sep,
-        )
+        model = self.job.language.network()
         if is_new:
             earlier = config.model.initial_weights
             content = storage.read_bytes(earlier) if earlier else None
@@ -333,28 +326,40 @@ class Rank:
 
     def score(self, batches: list[Batch], network: Network, *, name: str) -> evaluation.Scored:
         """Both scores of all pairs of a split; within their groups only for the temporal test."""
-        world, language = self.world, self.job.language
         assert isinstance(network, Pretraining), "the other tasks ask"
-        gallery = evaluation.encode_clips(network.model, batches, world.gather)
+        gallery = evaluation.encode_clips(network.model, batches, self.world.gather)
         clip_ids = gallery.clip_ids.cpu().numpy()
-        ids, mask = (part.to(world.device) for part in language.tokens(self.captions(clip_ids, name)))
+        captions = self.captions(clip_ids, name)
+        if name != "temporal":
+            return self.pair_scores(network, gallery, captions)
+        groups = self.job.sources[name].groups(clip_ids)
+        within = groups[:, None] == groups[None, :]
+        scored = self.pair_scores(network, gallery, captions, asked=lambda _: within)
+        return dataclasses.replace(scored, cross=np.where(within, scored.cross, 0.0))
+
+    def pair_scores(
+        self,
+        network: Pretraining,
+        gallery: evaluation.Gallery,
+        texts: Sequence[str],
+        asked: Callable[[Float[np.ndarray, "Q N"]], Bool[np.ndarray, "Q N"]] | None = None,
+    ) -> evaluation.Scored:
+        """Both scores of texts and clips, of which each rank computes a share: the dual one of all pairs, the cross
+        one of those that `asked` chooses by it."""
+        world = self.world
         share = {"rank": world.rank, "num_ranks": world.size}
+        ids, mask = (part.to(world.device) for part in self.job.language.tokens(texts))
         queries = evaluation.encode_texts(network.model, ids, mask, world.gather, **share)
-        within = np.ones((len(clip_ids), len(clip_ids)), bool)
-        if name == "temporal":
-            groups = self.job.sources[name].groups(clip_ids)
-            within = groups[:, None] == groups[None, :]
-        scored = evaluation.score(
+        return evaluation.score(
             network.model,
             queries,
             gallery,
             world.gather,
             **share,
             temperature=network.temperature,
-            asked=lambda _: within,
+            asked=asked,
             alive=self.alive,
         )
-        return dataclasses.replace(scored, cross=np.where(within, scored.cross, 0.0))
 
     def captions(self, clip_ids: np.ndarray, name: str) -> list[str]:
         """The caption that each clip is queried by: its first."""
@@ -394,26 +399,14 @@ class Rank:
         words = evaluation.fill_masked_words(network.model, batches[0])
         if self.world.is_first:
             order = [part for step in zip(*chunks(frames, self.world.size), strict=True) for part in step]
-            save_evaluation(
+            evaluation.save_scores(
                 f"{self.job.run_folder}/evaluation/{name}.npz",
-                scored=scored,
-                captions=self.captions(scored.clip_ids, name),
+                scored,
+                texts={"captions": self.captions(scored.clip_ids, name), "filled": words},
                 groups=self.job.sources[name].groups(scored.clip_ids),
                 thumbnails=np.concatenate(order),
                 token_ids=batches[0].masked_token_ids.cpu().numpy(),
-                filled=words,
             )
-
-
-def save_evaluation(
-    path: str, *, scored: evaluation.Scored, captions: list[str], filled: Any, **arrays: np.ndarray
-) -> None:
-    """An .npz file without pickles: arrays as they are, texts as JSON."""
-    buffer = io.BytesIO()
-    texts = {"captions": np.array(json.dumps(captions)), "filled": np.array(json.dumps(filled))}
-    scores = {"clip_ids": scored.clip_ids, "dual": scored.dual, "cross": scored.cross}
-    np.savez_compressed(buffer, allow_pickle=False, **scores, **arrays, **texts)
-    storage.write_bytes_atomic(path, buffer.getvalue())
 
 
 def unique(rejected: list[Rejected], path: str | None = None) -> list[Rejected]:

@@ -1,6 +1,6 @@
 """What people write beside their videos, read into one form.
 
-    JSON lines · WebVid CSV · MSR-VTT JSON · a folder of videos with .txt side-cars  ──►  Annotation per clip
+    JSON lines · WebVid CSV · the benchmarks' own files · videos with .txt side-cars  ──►  Annotation per clip
 
 The format is told by the content, or named. A line that cannot be read is refused with its file and number: captions
 lost in silence would change what is learned.
@@ -13,12 +13,13 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
-from pipeline import media, storage
+from pipeline import benchmark_files, media, storage
 from pipeline.media import kind_of
 from pipeline.records import Kind
 from pipeline.sources import open_source
@@ -35,12 +36,36 @@ class Format(StrEnum):
     """Columns `videoid`, `name`, `page_dir`; the file is {page_dir}/{videoid}.mp4."""
     MSRVTT_JSON = "msrvtt_json"
     """One object with `videos` and `sentences`; the file is {video_id}.mp4."""
+    MSRVTT_CSV = "msrvtt_csv"
+    """Columns `video_id` and `sentence`: the test split 1K-A."""
+    DIDEMO = "didemo"
+    """A JSON list with `video` and `description`; a video's sentences are one paragraph."""
+    ACTIVITYNET = "activitynet"
+    """A JSON object by video with `sentences`, which are one paragraph; the file is {video}.mp4."""
+    VATEX = "vatex"
+    """A JSON list with `videoID` and `enCap`; the file is {videoID}.mp4."""
+    LSMDC = "lsmdc"
+    """Six columns apart by tabs; the file is {film}/{clip}.avi."""
+    MSVD = "msvd"
+    """Lines `NAME SENTENCE`; the file is {NAME}.avi."""
     SIDECARS = "sidecars"
     """A folder, or tars: beside a.mp4 lies a.txt, a caption per line, or a.json with `caption`. A first folder train,
     val, … is the split."""
     ASR = "asr"
     """Speech with times as HowTo100M has it, one JSON or one per video; neighbouring sentences become a clip of at
     least 5 words and 5 seconds."""
+
+
+BENCHMARK_READERS: Mapping[Format, Callable[[str, str], Iterator[benchmark_files.Clip]]] = MappingProxyType(
+    {
+        Format.MSRVTT_CSV: benchmark_files.msrvtt_csv,
+        Format.DIDEMO: benchmark_files.didemo,
+        Format.ACTIVITYNET: benchmark_files.activitynet,
+        Format.VATEX: benchmark_files.vatex,
+        Format.LSMDC: benchmark_files.lsmdc,
+        Format.MSVD: benchmark_files.msvd,
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +83,25 @@ class Annotation:
     end_seconds: float | None = None
 
 
-def read_annotations(sources: Sequence[str], *, split: str = "train", format: Format | None = None) -> list[Annotation]:
+def read_annotations(
+    sources: Sequence[str], *, split: str = "train", format: Format | None = None, lists: Sequence[str] = ()
+) -> list[Annotation]:
     """One annotation per clip (path, start, end), in order of first mention; captions of all sources together.
 
     A source is a file or folder, or `SPLIT=PATH`. Its own split is used where a line names none, then `split`.
-    A clip that stands in two splits or two groups is refused.
+    `lists`: `SPLIT=PATH` of files that name the clips of a split; they come before all that, and a clip in none of them
+    is left out. A clip that stands in two splits or two groups is refused.
     """
+    listed = read_lists(lists)
     clips: dict[tuple[str, float | None, float | None], Annotation] = {}
     for source in sources:
         named, path = split_and_path(source)
         for where, one in _read(path, named or split, format):
+            if lists:
+                own = listed.get(benchmark_files.stem(one.relative_path))
+                if own is None:
+                    continue
+                one = replace(one, split=own)
             key = (one.relative_path, one.start_seconds, one.end_seconds)
             clips[key] = _merge(clips.get(key, one), one, where) if key in clips else one
     return list(clips.values())
@@ -79,22 +113,58 @@ def split_and_path(source: str) -> tuple[str | None, str]:
     return (match[1], match[2]) if match else (None, source)
 
 
+def read_lists(lists: Sequence[str]) -> dict[str, str]:
+    """Of each clip's name without suffix its split. ValueError for a clip in two of them."""
+    found: dict[str, str] = {}
+    for source in lists:
+        split, path = split_and_path(source)
+        if split is None:
+            raise ValueError(f"a list of clips is named SPLIT=PATH, got {source!r}")
+        storage.check_readable(path)
+        for name in benchmark_files.read_list(storage.read_bytes(path).decode("utf-8-sig"), path):
+            if found.setdefault(name, split) != split:
+                raise ValueError(f"{path}: {name} is in the split {found[name]} too; a clip has one split")
+    return found
+
+
 def tell_format(text: str, path: str) -> Format:
     """The format of a file's text. ValueError if it is none of ours."""
     first = text.lstrip().split("\n", 1)[0]
     if {"videoid", "name", "page_dir"} <= {column.strip() for column in first.split(",")}:
         return Format.WEBVID_CSV
+    if {"video_id", "sentence"} <= {column.strip() for column in first.split(",")}:
+        return Format.MSRVTT_CSV
+    if first.startswith("["):
+        return _tell_list(text, path)
+    if first.count("\t") >= benchmark_files.LSMDC_COLUMNS - 1:
+        return Format.LSMDC
+    if benchmark_files.MSVD_LINE.fullmatch(first.strip()):
+        return Format.MSVD
     if first.startswith("{"):
         for candidate in (first, text):
             try:
                 value = json.loads(candidate)
             except ValueError:
                 continue
-            return Format.MSRVTT_JSON if {"videos", "sentences"} <= value.keys() else Format.JSON_LINES
+            if {"videos", "sentences"} <= value.keys():
+                return Format.MSRVTT_JSON
+            is_by_video = value and all(isinstance(one, dict) and "sentences" in one for one in value.values())
+            return Format.ACTIVITYNET if is_by_video else Format.JSON_LINES
         return Format.JSON_LINES  # its reader says which line is wrong
     raise ValueError(
         f"{path}: cannot tell the format from {first[:60]!r}; it may be {', '.join(Format)}, name it with --format"
     )
+
+
+def _tell_list(text: str, path: str) -> Format:
+    try:
+        columns = set(json.loads(text)[0])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: no JSON list of objects ({error})") from error
+    for format, needed in {Format.DIDEMO: {"video", "description"}, Format.VATEX: {"videoID", "enCap"}}.items():
+        if needed <= columns:
+            return format
+    raise ValueError(f"{path}: cannot tell the format of a list of {sorted(columns)}; name it with --format")
 
 
 def _read(path: str, split: str, format: Format | None) -> Iterator[tuple[str, Annotation]]:
@@ -112,7 +182,16 @@ def _read(path: str, split: str, format: Format | None) -> Iterator[tuple[str, A
         raise ValueError(f"{path}: not UTF-8 ({error}); convert it first") from error
     if not text.strip():
         raise ValueError(f"{path} is empty: name a file with captions")
-    match format or tell_format(text, path):
+    format = format or tell_format(text, path)
+    if reader := BENCHMARK_READERS.get(format):
+        for where, name, captions in reader(text, path):
+            clip_path = _clip_path(name, where)
+            yield (
+                where,
+                Annotation(relative_path=clip_path, captions=_captions(captions, where), kind=Kind.VIDEO, split=split),
+            )
+        return
+    match format:
         case Format.JSON_LINES:
             yield from _read_json_lines(text, path, split)
         case Format.WEBVID_CSV:

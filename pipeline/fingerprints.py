@@ -8,7 +8,6 @@ Frames are sampled by time and not by their share of the clip, so that a trimmed
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64, UInt8, UInt64
 from PIL import Image
 
@@ -200,13 +198,11 @@ def read_cache(path: str) -> pa.Table:
     """The fingerprints that were computed before; none if there is no file, or one of another version."""
     if not storage.exists(path):
         return SCHEMA.empty_table()
-    table = pq.read_table(io.BytesIO(storage.read_bytes(path)))
+    table = storage.read_table(path)
     is_ours = (table.schema.metadata or {}).get(_VERSION_KEY) == VERSION
     return table.select(SCHEMA.names).cast(SCHEMA) if is_ours else SCHEMA.empty_table()
 
 
 def write_cache(table: pa.Table, path: str) -> None:
     """`path` holds the fingerprints, written whole or not at all."""
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_VERSION_KEY: VERSION}), buffer, compression="zstd")
-    storage.write_bytes_atomic(path, buffer.getvalue())
+    storage.write_table(path, table.replace_schema_metadata({_VERSION_KEY: VERSION}))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.records import Reason, Rejected, Stage
@@ -31,14 +29,12 @@ def write_ledger(rejected: Iterable[Rejected], path: str) -> None:
     """`path` holds all of `rejected`, sorted by id, stage and reason; written also when there are none."""
     ordered = sorted(rejected, key=lambda one: (one.clip_id, one.stage, one.reason, one.detail))
     rows = [{field.name: getattr(one, field.name) for field in SCHEMA} for one in ordered]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
-    storage.write_bytes_atomic(path, buffer.getvalue())
+    storage.write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def read_ledger(path: str) -> list[Rejected]:
     """The rejected samples in a ledger."""
-    rows = pq.read_table(io.BytesIO(storage.read_bytes(path))).to_pylist()
+    rows = storage.read_table(path).to_pylist()
     return [Rejected(**row | {"stage": Stage(row["stage"]), "reason": Reason(row["reason"])}) for row in rows]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import storage
 
@@ -109,9 +107,7 @@ def write_manifest(manifest: Manifest, path: str) -> None:
     described = {"corpus": manifest.corpus, "root": manifest.root, "hash": manifest.hash}
     described |= {"decoders": manifest.decoders} if manifest.decoders else {}
     table = manifest.table.replace_schema_metadata({_METADATA_KEY: json.dumps(described, sort_keys=True).encode()})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=100_000)
-    storage.write_bytes_atomic(path, buffer.getvalue())
+    storage.write_table(path, table, row_group_size=100_000)
 
 
 def read_manifest(path: str) -> Manifest:
@@ -123,7 +119,7 @@ def read_manifest(path: str) -> Manifest:
     storage.check_readable(path)
     tables, described = [], []
     for part in _parts(path):
-        table = _read_parquet(storage.read_bytes(part), part)
+        table = _read_parquet(part)
         tables.append(_conform(table, source=part))
         described.append(json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}")))
     corpora = {str(one.get("corpus", "")) for one in described}
@@ -175,9 +171,9 @@ def _parts(path: str) -> list[str]:
     return parts
 
 
-def _read_parquet(data: bytes, path: str) -> pa.Table:
+def _read_parquet(path: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(data))
+        return storage.read_table(path)
     except pa.ArrowInvalid as error:
         raise ValueError(
             f"{path} is no Parquet file ({error}): name the manifest that jobs/prepare.py wrote"

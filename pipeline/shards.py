@@ -142,7 +142,8 @@ def write_shard(items: Sequence[Item], config: PackingConfig, folder: str, limit
     if filled:
         storage.write_bytes_atomic(path, data)
     table = pa.Table.from_pylist(found, schema=INDEX_SCHEMA)
-    storage.write_bytes_atomic(storage.join(folder, name + INDEX_SUFFIX), _parquet(table, config))
+    described = {b"snps3_packing": config.hash.encode(), b"settings": json.dumps(asdict(config)).encode()}
+    storage.write_table(storage.join(folder, name + INDEX_SUFFIX), table.replace_schema_metadata(described))
     return table
 
 
@@ -151,7 +152,7 @@ def read_indexes(folder: str, config: PackingConfig) -> pa.Table:
     tables = []
     for name in storage.list_files(folder) if storage.exists(folder) else []:
         if name.endswith(INDEX_SUFFIX):
-            table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, name))))
+            table = storage.read_table(storage.join(folder, name))
             if (table.schema.metadata or {}).get(b"snps3_packing") == config.hash.encode():
                 tables.append(table.replace_schema_metadata())
     return pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
@@ -239,10 +240,3 @@ def _place(path: str, data: bytes, start: int, values: Sequence[bytes], config: 
         start = stop - len(values[0])
     uri = media.inside(path, start, stop, frames=not is_file)
     return {"uri": uri, "bytes": stop - start, "checksum": manifest.checksum(data[start:stop])}
-
-
-def _parquet(table: pa.Table, config: PackingConfig) -> bytes:
-    buffer = io.BytesIO()
-    described = {b"snps3_packing": config.hash.encode(), b"settings": json.dumps(asdict(config)).encode()}
-    pq.write_table(table.replace_schema_metadata(described), buffer, compression="zstd")
-    return buffer.getvalue()

@@ -11,6 +11,7 @@ or UnavailableError after the last try.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import tempfile
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import fsspec
+import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet as pq
 from botocore import exceptions as boto
 
 T = TypeVar("T")
@@ -170,6 +173,18 @@ def write_bytes_atomic(path: str, data: bytes) -> None:
         _ask(path, lambda store, inner: store.pipe_file(inner, data))
     else:
         _ask(path, lambda _, inner: _replace(Path(inner), data))
+
+
+def write_table(path: str, table: pa.Table, **options: Any) -> None:
+    """`path` holds `table` as a Parquet file, written whole or not at all; `options` are those of Parquet's writer."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", **options)
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
+    """The Parquet file at `path`, or some of its columns. FileNotFoundError names the path."""
+    return pq.read_table(io.BytesIO(read_bytes(path)), columns=columns)
 
 
 def upload_folder(folder: str, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from jobs.cards import read_card
 from jobs.config import Placement, PretrainConfig, SelectionConfig
 from jobs.embed import EmbedConfig, embed
 from jobs.evaluate import EvaluateConfig, evaluate, main
+from jobs.evaluate_all import CORPORA, EvaluateAllConfig, evaluate_all, evaluations
 from jobs.export import ExportConfig, export
-from jobs.finetune import config_of
+from jobs.finetune import RECIPES, config_of
 from jobs.kills_benchmark import small_corpus
 from jobs.model import load
+from jobs.prepare import PrepareConfig, prepare
 from jobs.presets import tiny
 from jobs.pretrain import pretrain
+from jobs.report import PROTOCOLS
 from jobs.search import SearchConfig, search
 from jobs.table import TableConfig, table
 from pipeline.ledger import read_ledger
@@ -77,6 +81,7 @@ def qa_run(folder: Path, manifest: str, run: str) -> str:
     results = pretrain(short(dataclasses.replace(recipe, name="qa", task=task), folder, finetune.ACCURACY))
     assert 0 <= results["test/accuracy_low"] <= results["test/accuracy"] <= results["test/accuracy_high"] <= 1
     assert {"test/accuracy/colour", "test/accuracy/order", "test/num_asked"} <= results.keys()
+    assert protocols_of(str(folder / "runs" / "qa")) == {"question answering on test"}
     return str(folder / "runs" / "qa")
 
 
@@ -92,16 +97,28 @@ def test_a_recipe_begins_where_the_run_ended_and_with_its_words(run: str, qa_run
     assert len(run_files.read_json(f"{qa_run}/answers.json")) > 5
 
 
+def protocols_of(run: str) -> set[str]:
+    """The cards that a run's report shows."""
+    page = Path(run, "report.html").read_text()
+    section = page.split(PROTOCOLS[0])[1].split(PROTOCOLS[1])[0]
+    return {title.strip() for title in re.findall(r"<h3>(.*?)</h3>", section)}
+
+
 def test_retrieval_is_scored_and_the_card_repeats_it(
     folder: Path, run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    card = evaluate(wish(folder, run))
-    results = run_files.read_json(f"{run}/results.json")
-    for name in ("test/t2v/r1", "test/v2t/r10", "test/t2v/dual_r5", "test/t2v/cross_r1"):
-        assert card.scores[name] == pytest.approx(results[name])  # what the run itself measured at its end
-    assert card.num_videos == card.num_queries == 12
     path = f"{run}/evaluation/retrieval-test/card.json"
+    own = read_card(path)  # of what the run itself measured at its end
+    assert protocols_of(run) == {"retrieval on test"}
+    card = evaluate(wish(folder, run, dual_softmax=True))
+    assert {name: card.scores[name] for name in own.scores} == pytest.approx(dict(own.scores))
+    assert dataclasses.replace(card, protocol=own.protocol, scores=own.scores, date=own.date) == own
+    results = run_files.read_json(f"{run}/results.json")
+    assert {name: results[name] for name in own.scores} == own.scores
+    assert card.num_videos == card.num_queries == 12
     assert read_card(path) == card
+    assert "t2v/dual_softmax_r1" in Path(run, "report.html").read_text()
+    assert protocols_of(run) == {"retrieval on test"}
     capsys.readouterr()
     assert main(["--card", path, "--placement.storage", str(folder / "runs"), "--placement.num-workers", "1"]) == 0
     assert "every score is that of the card" in capsys.readouterr().out
@@ -133,9 +150,11 @@ def test_choices_are_scored_from_a_run_that_was_never_trained_on_any(folder: Pat
 def test_questions_are_scored_as_the_run_scored_them_and_unknown_answers_count_as_wrong(
     folder: Path, manifest: str, qa_run: str, tmp_path: Path
 ) -> None:
+    own = read_card(f"{qa_run}/evaluation/question_answering-test/card.json")
     card = evaluate(wish(folder, qa_run))
     results = run_files.read_json(f"{qa_run}/results.json")
     assert card.scores["test/accuracy"] == pytest.approx(results["test/accuracy"])
+    assert card.ids_hash == own.ids_hash
     lines = Path(questions(manifest, "questions")["test"]).read_text().splitlines()
     odd = json.dumps(json.loads(lines[0]) | {"label": "a walrus"})
     gone = json.dumps(json.loads(lines[0]) | {"clip_name": "nowhere.mp4"})
@@ -225,3 +244,53 @@ def test_the_table_shows_own_scores_and_says_what_was_not_run(run: str) -> None:
     assert "| **small** |" in text
     assert "| ours | not run | not run | not run | |" in text
     assert "SNP-S3-VST | 31.5 | 61.3 | 73.2 | published" in text
+
+
+def everything(folder: Path, run: str, **changes: object) -> EvaluateAllConfig:
+    wanted = EvaluateAllConfig(run=run, corpora=str(folder / "corpora"), placement=placement(folder))
+    return dataclasses.replace(wanted, **changes)  # type: ignore[arg-type]
+
+
+def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Path, run: str) -> None:
+    found = {one.name: one for one in evaluations(everything(folder, run, rerank=100))}
+    assert len(found) == len(CORPORA) + 1 + len(RECIPES) + 1
+    assert all(one.missing() for one in found.values())
+    tuned = found["msrvtt_qa"]
+    assert tuned.missing()[0].startswith(f"{folder}/corpora/msrvtt/")
+    assert [words[0] for words in tuned.commands] == ["finetune.py", "evaluate.py"]
+    assert "--rerank" in found["didemo_retrieval"].commands[1]
+    assert "--rerank" not in tuned.commands[1]
+    assert found["MSRVTT-MC with small-msrvtt-retrieval"].folder == found["msrvtt_retrieval"].folder
+    assert len(evaluations(everything(folder, run, is_zero_shot_only=True))) == len(CORPORA) + 1
+
+
+@pytest.mark.slow
+def test_real_clips_go_through_retrieval_and_multiple_choice_into_the_table(
+    run: str, real_files: Path, tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpora" / "msrvtt"
+    captions = f"test={real_files / 'annotations' / 'msrvtt_test.jsonl'}"
+    prepare(PrepareConfig(corpus="msrvtt", root=str(real_files / "videos"), annotations=(captions,), out=str(corpus)))
+    choices = "msrvtt_multi_choice_qa.jsonl"
+    (corpus / choices).write_bytes((real_files / "annotations" / choices).read_bytes())
+    wanted = everything(tmp_path, run, is_zero_shot_only=True, out=str(tmp_path / "table.md"))
+    assert evaluate_all(wanted) == []
+    text = (tmp_path / "table.md").read_text()
+    assert "## MSR-VTT 7K, text to video\n\n| | R@1 | R@5 | R@10 | protocol |" in text
+    assert "2 videos, 2 queries" in text
+    assert "2 of 1,000 videos: another test set than theirs" in text
+    assert "2 of 2,990 questions: another test set than theirs" in text
+    capsys.readouterr()
+    assert evaluate_all(wanted) == []
+    assert capsys.readouterr().out.count(": done") == 2  # not a second time
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_fails_says_why(folder: Path, run: str, tmp_path: Path) -> None:
+    broken = tmp_path / "corpora" / "msvd" / "manifest.parquet"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no manifest")
+    lines = evaluate_all(everything(tmp_path, run, is_zero_shot_only=True, out=str(tmp_path / "table.md")))
+    assert len(lines) == 1
+    assert lines[0].startswith("msvd retrieval, zero-shot failed: ")
+    assert "is no Parquet file" in lines[0]

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from jobs import figures
-from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
+from jobs.cards import Card, Protocol
+from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report, with_protocols
 from snps3_model import metrics
 
 COLOURS = {"red": (214, 64, 69), "blue": (52, 101, 220), "green": (58, 160, 86), "yellow": (231, 183, 44)}
@@ -87,6 +88,23 @@ def demo_masked(rng: np.random.Generator) -> list[MaskedCaption]:
     return examples
 
 
+def demo_card(**changes: object) -> Card:
+    fields = {
+        "protocol": Protocol(task="retrieval", run="runs/tiny", manifest="m.parquet", split="test"),
+        "scores": {
+            "test/t2v/r1": 0.512,
+            "test/t2v/r1_low": 0.44,
+            "test/t2v/r1_high": 0.58,
+            "test/t2v/median_rank": 1.0,
+        },
+        "selected_on": "validation/t2v/mean_recall on val",
+        "is_selected_on_test": False,
+    }
+    texts = ("weights", "run_hash", "manifest_hash", "ids_hash", "date", "hardware", "commit")
+    counts = dict.fromkeys(("run_seed", "num_videos", "num_queries", "num_missing", "num_undecoded"), 0)
+    return Card(**dict.fromkeys(texts, "x") | counts | fields | changes)  # type: ignore[arg-type]
+
+
 def demo_data(num_clips: int = 200, num_steps: int = 1200) -> ReportData:
     """Data shaped like that of a real run."""
     rng = np.random.default_rng(0)
@@ -127,6 +145,7 @@ def demo_data(num_clips: int = 200, num_steps: int = 1200) -> ReportData:
             "checkpoint": 4.5,
         },
         config={"model": {"hidden": 128, "layers": 2}, "data": {"corpus": "embedded", "num_frames": 5}, "seed": 0},
+        protocols=[demo_card()],
     )
 
 
@@ -173,6 +192,19 @@ def test_the_page_is_whole_and_holds_every_section(page, data):
         assert heading in page
     assert "Left out" not in page
     assert f"{100 * data.results['test/t2v/r1']:.1f}\N{NO-BREAK SPACE}%" in page
+
+
+def test_cards_that_come_later_take_their_place_in_the_page(page, data):
+    assert with_protocols(page, data.protocols) == page
+    later = demo_card(protocol=dataclasses.replace(demo_card().protocol, split="<val>"), is_selected_on_test=True)
+    changed = with_protocols(page, [*data.protocols, later])
+    assert "retrieval on &lt;val&gt;" in changed
+    assert "chosen on the same clips" in changed
+    assert "chosen on the same clips" not in page
+    assert Tags(changed).open == []
+    assert with_protocols(changed, data.protocols) == page
+    with pytest.raises(ValueError, match="another version"):
+        with_protocols("<html></html>", [later])
 
 
 def test_nothing_is_fetched_and_no_script_runs(page):

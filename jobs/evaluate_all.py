@@ -1,0 +1,242 @@
+"""Every evaluation of a checkpoint into one table: `ray job submit -- python jobs/evaluate_all.py RUN`.
+
+    zero-shot     retrieval on each corpus that is at hand, and MSR-VTT's multiple choice
+    fine-tuned    each recipe of jobs/finetune.py whose corpus is at hand, and its score; MSRVTT-MC once more
+
+As many at a time as the cluster has room for. What is finished already is read; what is not at hand is "not run".
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import ray
+import tyro
+
+from cluster.auth import use_private_token
+
+if __name__ == "__main__":
+    use_private_token()
+
+from cluster.connection import connected_ray
+from cluster.run import WORKER_ENVIRONMENT
+from jobs import checkpoints, cli, table
+from jobs.cards import read_card
+from jobs.config import TASK_FILES, Placement, PretrainConfig
+from jobs.finetune import RECIPES, config_of
+from pipeline import storage
+
+JOBS = Path(__file__).resolve().parent
+CORPORA = ("embedded", "msrvtt", "didemo", "msvd", "lsmdc", "activitynet", "vatex")
+"""Those whose captions ask for their clips."""
+CHOICES = "msrvtt_multi_choice_qa.jsonl"
+"""File of MSRVTT-MC beside MSR-VTT's manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateAllConfig:
+    """Whose evaluations, on what, and how many at a time."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of the pre-trained run."""
+    corpora: str = "corpora"
+    """Folder or bucket with NAME/manifest.parquet of each corpus, and its files of questions."""
+    rerank: int | None = None
+    """Clips of each text that the cross encoder orders anew; None: all."""
+    is_zero_shot_only: bool = False
+    """Fine-tune nothing."""
+    num_at_once: int | None = None
+    """Evaluations at a time; None: as many as the cluster has room for now."""
+    out: str = "table.md"
+    """File of the table."""
+    placement: Placement = field(default_factory=Placement)
+    """Of each evaluation; `storage` holds the fine-tuned runs."""
+
+    def __post_init__(self) -> None:
+        if self.num_at_once is not None and self.num_at_once < 1:
+            raise ValueError(f"num_at_once must be at least 1, got {self.num_at_once}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A score, and the commands that lead to it."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    """Words after `python jobs/`."""
+    needs: tuple[str, ...]
+    """Files without which it is not run."""
+    folder: str
+    """Of the run that is scored."""
+    card: str
+    """The card that it writes."""
+
+    def missing(self) -> list[str]:
+        """Those of its files that are not there."""
+        return [path for path in self.needs if not storage.exists(path)]
+
+    def is_done(self) -> bool:
+        """Its card is there and is that of the run's weights."""
+        if not (storage.exists(self.card) and storage.exists(checkpoints.best_weights(self.folder))):
+            return False
+        return read_card(self.card).weights == checkpoints.weights_hash(self.folder)
+
+
+def evaluations(config: EvaluateAllConfig) -> list[Evaluation]:
+    """All of them, whether their data is at hand or not. ValueError for a folder that holds no run."""
+    run_folder, corpora = storage.absolute(config.run), storage.absolute(config.corpora)
+    run = config_of(run_folder)
+    found = [retrieval(config, run_folder, corpora, name) for name in CORPORA]
+    found.append(choices(config, run_folder, corpora, needs=()))
+    if config.is_zero_shot_only:
+        return found
+    for name, recipe in RECIPES.items():
+        found.append(tuned(config, run_folder, corpora, name, recipe(run, run_folder)))
+    best = next(one for one in found if one.name == "msrvtt_retrieval")
+    found.append(choices(config, best.folder, corpora, needs=best.needs))
+    return found
+
+
+def retrieval(config: EvaluateAllConfig, run_folder: str, corpora: str, corpus: str) -> Evaluation:
+    """Retrieval on a corpus, with the run as it is."""
+    manifest = manifest_of(corpora, corpus)
+    out = f"{run_folder}/evaluation/{corpus}-retrieval"
+    words = ["evaluate.py", run_folder, "--task", "retrieval", "--manifest", manifest, "--split", "test", "--out", out]
+    return Evaluation(
+        name=f"{corpus} retrieval, zero-shot",
+        commands=(with_options(config, words, rerank=config.rerank),),
+        needs=(manifest,),
+        folder=run_folder,
+        card=f"{out}/card.json",
+    )
+
+
+def choices(config: EvaluateAllConfig, run_folder: str, corpora: str, needs: tuple[str, ...]) -> Evaluation:
+    """MSRVTT-MC by the matching score of a run that was not trained on choices."""
+    manifest, questions = manifest_of(corpora, "msrvtt"), f"{corpora}/msrvtt/{CHOICES}"
+    out = f"{run_folder}/evaluation/msrvtt-choices"
+    words = ["evaluate.py", run_folder, "--task", "multiple_choice", "--manifest", manifest, "--questions", questions]
+    return Evaluation(
+        name=f"MSRVTT-MC with {run_folder.rsplit('/', 1)[-1]}",
+        commands=(with_options(config, [*words, "--split", "test", "--out", out]),),
+        needs=(manifest, questions, *needs),
+        folder=run_folder,
+        card=f"{out}/card.json",
+    )
+
+
+def tuned(config: EvaluateAllConfig, run_folder: str, corpora: str, recipe: str, made: PretrainConfig) -> Evaluation:
+    """A recipe on the run, and its score."""
+
+    def moved(path: str) -> str:
+        return f"{corpora}/{path.removeprefix('corpora/')}"
+
+    name = f"{run_folder.rsplit('/', 1)[-1]}-{made.name}"
+    folder = storage.absolute(f"{config.placement.storage}/{name}")
+    files = {f"--task.{key}": moved(path) for key in TASK_FILES if (path := getattr(made.task, key))}
+    files |= {"--data.manifest": moved(made.data.manifest)}
+    train = ["finetune.py", recipe, "--run", run_folder, "--name", name]
+    train += [word for option in files.items() for word in option]
+    out = f"{folder}/evaluation/{recipe}"
+    rerank = config.rerank if made.task.kind == "captions" else None
+    return Evaluation(
+        name=recipe,
+        commands=(
+            with_options(config, train),
+            with_options(config, ["evaluate.py", folder, "--out", out], rerank=rerank),
+        ),
+        needs=tuple(files.values()),
+        folder=folder,
+        card=f"{out}/card.json",
+    )
+
+
+def manifest_of(corpora: str, corpus: str) -> str:
+    """Path of the manifest of a corpus; jobs/local.py keeps that of the embedded one in a folder of its own."""
+    return f"{corpora}/{corpus}/{'manifest/' if corpus == 'embedded' else ''}manifest.parquet"
+
+
+def with_options(config: EvaluateAllConfig, words: list[str], *, rerank: int | None = None) -> tuple[str, ...]:
+    """A command with where it runs."""
+    place = config.placement
+    options = {
+        "storage": place.storage,
+        "num-workers": str(place.most_workers),
+        "use-gpu": str(place.use_gpu),
+        "cpus-per-worker": str(place.cpus_per_worker),
+        "threads-per-worker": str(place.threads_per_worker),
+        "decode-cpus": str(place.decode_cpus),
+        "experiment": place.experiment,
+    }
+    more = ["--rerank", str(rerank)] if rerank else []
+    return (*words, *more, *(word for key, value in options.items() for word in (f"--placement.{key}", value)))
+
+
+def evaluate_all(config: EvaluateAllConfig) -> list[str]:
+    """What went wrong, a line each; the table of the rest is in `config.out`."""
+    wanted = evaluations(config)
+    to_do: list[Evaluation] = []
+    for one in wanted:
+        missing, is_done = one.missing(), one.is_done()
+        print(f"{one.name}: {f'not run, {missing[0]} is not there' if missing else 'done' if is_done else 'to do'}")
+        if not missing and not is_done:
+            to_do.append(one)
+    failed: list[str] = []
+    if to_do:
+        with connected_ray(worker_environment=WORKER_ENVIRONMENT):
+            at_once = config.num_at_once or room(config.placement)
+            environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+            with ThreadPoolExecutor(at_once) as pool:
+                failed = list(pool.map(lambda one: run_commands(one, environment), to_do))
+    folders = dict.fromkeys(one.folder for one in wanted if one.is_done())
+    if folders:
+        text = table.table(table.TableConfig(runs=tuple(folders)))
+        storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
+        print(f"table: {storage.absolute(config.out)}")
+    return [line for line in failed if line]
+
+
+def room(placement: Placement) -> int:
+    """Evaluations that the cluster can hold now, each with its ranks and what decodes for them; at least one."""
+    have = ray.cluster_resources()
+    cpus = placement.most_workers * placement.cpus_per_worker + placement.decode_cpus
+    held = [have.get("CPU", 0) / cpus]
+    if placement.use_gpu:
+        held.append(have.get("GPU", 0) / placement.most_workers)
+    return max(1, int(min(held)))
+
+
+def run_commands(one: Evaluation, environment: dict[str, str]) -> str:
+    """Runs the commands of an evaluation until one fails. Why it did; empty if none did."""
+    for words in one.commands:
+        command = [sys.executable, str(JOBS / words[0]), *words[1:]]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"{one.name} failed: {' '.join(command)}\n" + "\n".join(last_lines(done.stderr or done.stdout))
+    print(f"{one.name}: done", flush=True)
+    return ""
+
+
+def last_lines(text: str, count: int = 15) -> Iterator[str]:
+    """The end of what a command printed, indented."""
+    yield from (f"    {line}" for line in text.splitlines()[-count:])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line: 1 where an evaluation failed."""
+    config = tyro.cli(EvaluateAllConfig, args=argv, prog="evaluate_all.py", description=__doc__)
+    with cli.refusing():
+        failed = evaluate_all(config)
+    print("\n".join(failed), file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Runs that are repeated with other seeds, each in a process of its own, and what they say together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from jobs import run_files
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_job(program: str, preset: str, name: str, options: Sequence[str], storage: str) -> dict[str, Any]:
+    """The results of the run `name` in `storage`, of `jobs/{program}.py`. One that is finished is read, not run again.
+
+    CalledProcessError if the run fails.
+    """
+    command = [sys.executable, str(ROOT / f"jobs/{program}.py"), preset, "--name", name]
+    command += ["--placement.storage", storage, *options]
+    print(" ".join(command), file=sys.stderr, flush=True)
+    subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
+    return run_files.read_json(f"{storage}/{name}/results.json")
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, its 95 % interval (Student's t) and the values; of fewer than three the interval is their range."""
+    mean, low, high = float(np.mean(values)), min(values), max(values)
+    if len(values) > 2:
+        half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
+        low, high = mean - half, mean + half
+    return {"mean": mean, "interval": [low, high], "seeds": list(values)}
