@@ -10,6 +10,18 @@ from collections.abc import Iterator, Mapping
 import ray
 
 
+def room(num_cpus: float, num_gpus: float) -> int:
+    """How many of what takes so many CPUs and GPUs the connected cluster can hold now; at least one."""
+    have = ray.cluster_resources()
+    held = [have.get("CPU", 0) / num_cpus, *([have.get("GPU", 0) / num_gpus] if num_gpus else [])]
+    return max(1, int(min(held)))
+
+
+def spans_machines() -> bool:
+    """Whether the connected cluster has nodes on several machines."""
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1
+
+
 @contextlib.contextmanager
 def connected_ray(
     *, worker_environment: Mapping[str, str] | None = None, is_watched: bool = False, num_cpus: int | None = None

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,13 +111,14 @@ class Runtime:
         assert iterator is not None, f"no dataset named {dataset} was handed to the trainer"
         yield from iterator.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2)
 
-    def report(self, score: float, step: int, write: Callable[[str], None] | None) -> None:
-        """Have committed what `write` writes to a folder (None on all ranks but the first). A barrier over all ranks.
+    def report(self, score: float, step: int, write: Callable[[str], None] | None, probes: Mapping[str, float]) -> None:
+        """Have committed what `write` writes to a folder (None on all ranks but the first), and those who watch told
+        of `probes`. A barrier over all ranks.
 
         Returns when it is written here. It is uploaded meanwhile, and committed when it is there whole; a second one
         waits until then, so that at most one copy waits on this machine.
         """
-        metrics = {CHECKPOINT_METRIC: score, "step": step}
+        metrics = {CHECKPOINT_METRIC: score, "step": step, **probes}
         if write is None:
             ray.train.report(metrics, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
@@ -204,11 +205,12 @@ def run(
     datasets: Mapping[str, Callable[[int], ray.data.Dataset]],
     workers: Workers,
     on_loss: Callable[[Mapping[int, Exception]], None] | None = None,
+    watchers: Sequence[UserCallback] = (),
 ) -> None:
     """`function(config, runtime)` on every rank, started again from the last checkpoint when a worker is lost.
 
     `datasets`: of a number of ranks, the dataset that each of them reads its share of.
-    `on_loss`: told of the exceptions of lost ranks, by rank.
+    `on_loss`: told of the exceptions of lost ranks, by rank. `watchers`: told of what is reported.
     LostError when a worker is lost once more than `workers.max_failures`, or could not be started at all.
     """
     refuse_without_cpus(workers)
@@ -236,7 +238,7 @@ def run(
             storage_filesystem=storage.filesystem,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            callbacks=[_Losses(on_loss)] if on_loss else None,
+            callbacks=[*([_Losses(on_loss)] if on_loss else []), *watchers],
             checkpoint_config=CheckpointConfig(
                 num_to_keep=workers.num_kept_checkpoints, checkpoint_score_attribute=CHECKPOINT_METRIC
             ),

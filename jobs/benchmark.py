@@ -22,6 +22,7 @@ if __name__ == "__main__":
     use_private_token()
 
 from jobs import run_files
+from jobs.compare_benchmark import compare_runs
 from jobs.control_plane_benchmark import control_plane
 from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
@@ -133,6 +134,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "control-plane": control_plane,
     "two-stage": two_stage,
     "downstream": downstream,
+    "compare": compare_runs,
 }
 
 

@@ -32,6 +32,8 @@ class Progress:
     """Evaluations since the best one."""
     score: float = float("-inf")
     """Of the last evaluation."""
+    probes: dict[str, float] | None = None
+    """What sweeps compare runs by, of the last evaluation."""
     seconds: dict[str, float] | None = None
     """Time spent so far, by what it went to."""
     is_finished: bool = False

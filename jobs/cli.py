@@ -87,6 +87,21 @@ def answered(command: Command) -> int | None:
     return None
 
 
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What comes before `--`, and the preset and its fields after it, by default `tiny`."""
+    place = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:place]), list(argv[place + 1 :]) or ["tiny"]
+
+
+def checked(arguments: Sequence[str], *, name: str, program: str) -> PretrainConfig:
+    """The configuration that the runs of `name` have in common; refused if none of them could start."""
+    preset, *options = arguments
+    config = parse([preset, "--name", f"{name}-base", *options], program=program).config
+    if found := problems(config):
+        refuse("\n       ".join(found))
+    return config
+
+
 def _usage(program: str, presets: Mapping[str, tuple[str, object]]) -> str:
     width = max(map(len, presets))
     lines = "\n".join(f"  {name:{width}}  {description}" for name, (description, _) in presets.items())

@@ -48,8 +48,10 @@ SAMPLE_SECONDS = 5.0
 CLIPS_PER_RANK = 16
 """Of a step."""
 DECODE_SECONDS = next(one.decode_seconds_per_clip for one in MEASURED if one.uses_ray)
-RATES = (200, 300, 400, 500)
+RATES = (25, 50, 75, 100, 150, 200, 300, 400, 500)
 """Clips per second that the GPUs of the cluster could train, one measurement each."""
+SINGLE = ("SplitCoordinator", "gcs_server", "TrainController", "DatasetManager")
+"""Processes that a run, or a cluster, has one of, however many nodes there are."""
 ENOUGH = 0.90
 """Share of the planned rate below which a rate counts as broken."""
 
@@ -144,12 +146,27 @@ def delivered(rate: float, source: Sleeping, nodes: Nodes, seconds: float, marke
 
 def cores_used(samples: list[tuple[float, Counter[str]]], start: float, end: float) -> dict[str, float]:
     """Cores that each kind of process kept busy between two times, the busiest first."""
-    within = [sample for sample in samples if start <= sample[0] <= end]
+    within = [(when, of_workers(used)) for when, used in samples if start <= when <= end]
     if len(within) < 2:
         return {}
     (first, before), (last, after) = within[0], within[-1]
     busy = {kind: (after[kind] - before[kind]) / (last - first) for kind in after}
     return {kind: round(cores, 3) for kind, cores in sorted(busy.items(), key=lambda one: -one[1]) if cores >= 0.01}
+
+
+def of_workers(used: Counter[str]) -> Counter[str]:
+    """With what decodes as one kind: between two tasks such a process has another name."""
+    total: Counter[str] = Counter()
+    for kind, seconds in used.items():
+        total["decoders" if kind == "IDLE" or kind.startswith("ReadRange") else kind] += seconds
+    return total
+
+
+def single_limits(found: dict[str, Any]) -> dict[str, float]:
+    """Clips per second at which each process that a cluster has only one of would keep a core busy, by what it used."""
+    return {
+        kind: round(found["delivered"] / found["cores_used"][kind]) for kind in SINGLE if kind in found["cores_used"]
+    }
 
 
 def control_plane(
@@ -178,6 +195,7 @@ def control_plane(
         "delivered_over_planned": best["ratio"],
         "clips_per_second": best["delivered"],
         "breaking_rate": found[-1]["asked"] if found[-1]["ratio"] < ENOUGH else None,
+        "one_core_at": single_limits(found[-1]),
         "num_nodes": 1 + nodes.num_train + nodes.num_data,
         "num_decoders": nodes.num_decoders,
         "bytes_per_clip": source.num_frames * source.frame_size_px**2 * 3,

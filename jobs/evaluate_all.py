@@ -25,12 +25,13 @@ from cluster.auth import use_private_token
 if __name__ == "__main__":
     use_private_token()
 
-from cluster.connection import connected_ray
+from cluster.connection import connected_ray, room
 from cluster.run import WORKER_ENVIRONMENT
 from jobs import checkpoints, cli, table
 from jobs.cards import read_card
 from jobs.config import TASK_FILES, Placement, PretrainConfig
 from jobs.finetune import RECIPES, config_of
+from jobs.preflight import num_cpus
 from pipeline import storage
 
 JOBS = Path(__file__).resolve().parent
@@ -191,7 +192,9 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
     failed: list[str] = []
     if to_do:
         with connected_ray(worker_environment=WORKER_ENVIRONMENT):
-            at_once = config.num_at_once or room(config.placement)
+            placement = config.placement
+            num_gpus = placement.most_workers if placement.use_gpu else 0
+            at_once = config.num_at_once or room(num_cpus(placement), num_gpus)
             environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
             with ThreadPoolExecutor(at_once) as pool:
                 failed = list(pool.map(lambda one: run_commands(one, environment), to_do))
@@ -201,16 +204,6 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
         storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
         print(f"table: {storage.absolute(config.out)}")
     return [line for line in failed if line]
-
-
-def room(placement: Placement) -> int:
-    """Evaluations that the cluster can hold now, each with its ranks and what decodes for them; at least one."""
-    have = ray.cluster_resources()
-    cpus = placement.most_workers * placement.cpus_per_worker + placement.decode_cpus
-    held = [have.get("CPU", 0) / cpus]
-    if placement.use_gpu:
-        held.append(have.get("GPU", 0) / placement.most_workers)
-    return max(1, int(min(held)))
 
 
 def run_commands(one: Evaluation, environment: dict[str, str]) -> str:

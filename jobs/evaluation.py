@@ -24,6 +24,7 @@ from snps3_model import metrics
 from snps3_model.snps3 import SNPS3, dual_scores
 from snps3_model.visual import Gather
 
+MASKED_WORDS = "masked_word_accuracy"
 PAIRS_AT_ONCE, TEXTS_AT_ONCE = 4096, 1024
 """Pairs of one cross pass, and texts of one text pass, during evaluation."""
 
@@ -193,7 +194,8 @@ def selectable_metrics(prefix: str) -> list[str]:
     """Names among the results of a split that are high for a good model: every recall, without the interval's ends."""
     two = np.eye(2)
     names = retrieval_results(Scored(clip_ids=np.arange(2), dual=two, cross=two), ["a", "b"], prefix)
-    return sorted(name for name in names if not name.endswith(("rank", "_low", "_high")))
+    names = [name for name in names if not name.endswith(("rank", "_low", "_high"))]
+    return sorted([*names, f"{prefix}/{MASKED_WORDS}"])
 
 
 def group_results(scored: Scored, groups: Int[np.ndarray, " N"], prefix: str) -> dict[str, float]:
@@ -237,6 +239,22 @@ def save_scores(path: str, scored: Scored, *, texts: Mapping[str, Any], **arrays
     arrays |= {name: np.array(json.dumps(value)) for name, value in texts.items()}
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     storage.write_bytes_atomic(path, buffer.getvalue())
+
+
+@torch.no_grad()
+def masked_word_accuracy(model: SNPS3, batches: Iterable[Batch], gather: Gather) -> float:
+    """Share of the masked words of all ranks' captions that the cross encoder fills in right, at its first guess."""
+    model.eval()
+    counts = []
+    for batch in batches:
+        video = model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
+        hidden = model.fuse(batch.masked_token_ids, batch.token_mask, video.tokens).text_hidden
+        is_masked = (batch.labels != IGNORED_LABEL) & (batch.weight > 0.5)[:, None]
+        guessed = model.cross_words(hidden[is_masked], model.word_embeddings).argmax(-1)
+        right = (guessed == batch.labels[is_masked]).sum()
+        counts.append(torch.stack([right, is_masked.sum()]))
+    right, total = gather(torch.stack(counts).sum(0, keepdim=True)).sum(0).tolist()
+    return right / max(1, total)
 
 
 def thumbnails(batches: Iterable[Batch]) -> UInt8[np.ndarray, "N T H W 3"]:

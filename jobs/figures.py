@@ -25,7 +25,7 @@ from PIL import Image
 Row = Mapping[str, float]
 """One line of the history: `step` and the scalars logged at that step."""
 
-COLOURS = {"#010102": "--muted", "#010103": "--line", "#010111": "--c1", "#010112": "--c2", "#010113": "--c3"}
+COLOURS = {"#010102": "--muted", "#010103": "--line"} | {f"#01011{number}": f"--c{number}" for number in range(1, 7)}
 """Placeholder -> CSS variable. Matplotlib writes the first into the SVG, the page defines the second."""
 TEXT, GRID, *SERIES = COLOURS
 
@@ -147,6 +147,20 @@ def shares_chart(name: str, rows: Sequence[Row], labels: Mapping[str, str]) -> s
         axes.set_xlabel("step")
 
     return chart(draw, name=f"shares {name}")
+
+
+def runs_chart(name: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """One scalar over steps, a line per run in the order given; more runs than colours differ in their dashes."""
+
+    def draw(axes: Axes) -> None:
+        for number, (run, points) in enumerate(curves.items()):
+            rows = [{"step": step, name: value} for step, value in points]
+            steps, values = (thinned(part) for part in series(rows, name))
+            dashes = ("-", "--", ":")[number // len(SERIES) % 3]
+            axes.plot(steps, values, dashes, color=SERIES[number % len(SERIES)], linewidth=1.5, label=run)
+        axes.set_xlabel("step")
+
+    return chart(draw, name=f"runs {name}", width=5.0, height=2.8)
 
 
 def found_chart(recalls: Mapping[str, Float[np.ndarray, " K"]], num_candidates: int) -> str:

@@ -15,8 +15,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cluster.auth import use_private_token
@@ -45,11 +47,16 @@ from pipeline.words import Tokenizer, train_wordpiece
 
 
 def pretrain(
-    config: PretrainConfig, *, on_rank: Callable[[Job, cluster_run.Runtime], None] = worker.pretrain_rank
+    config: PretrainConfig,
+    *,
+    on_rank: Callable[[Job, cluster_run.Runtime], None] = worker.pretrain_rank,
+    watchers: Sequence[Any] = (),
+    tags: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The results of the run, which is continued if it was begun before. Stopped on request: no results yet.
 
-    `on_rank` is what every rank does; a measurement may want to look on.
+    `on_rank` is what every rank does; a measurement may want to look on. `watchers` are told of what the ranks report,
+    by Ray Train. `tags` are those of the MLflow run.
     """
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
     manifest = read_manifest(config.data.manifest)
@@ -66,6 +73,7 @@ def pretrain(
         name=config.name,
         identity_hash=run_hash,
         params=params,
+        tags=tags,
     )
     status = "FAILED"
     try:
@@ -81,6 +89,7 @@ def pretrain(
                 datasets=datasets(job),
                 workers=workers(config),
                 on_loss=functools.partial(journal.note_losses, run_folder),
+                watchers=watchers,
             )
         if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
             raise RunError(run_files.read_json(f"{run_folder}/{run_files.FAILURE}")["error"])
@@ -256,6 +265,10 @@ def workers(config: PretrainConfig) -> cluster_run.Workers:
 @contextlib.contextmanager
 def stopping_on_signal(run_folder: str) -> Iterator[None]:
     """Within it, SIGTERM leaves a request in the run's folder, which the workers answer with a checkpoint."""
+
+    if threading.current_thread() is not threading.main_thread():  # a trial is stopped otherwise
+        yield
+        return
 
     def request(_signal: int, _frame: Any) -> None:
         print("asked to stop: waiting for the checkpoint", flush=True)

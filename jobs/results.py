@@ -7,9 +7,11 @@ import json
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 
 from jobs import cards, checkpoints, evaluation, run_files
 from jobs.config import as_dict
+from jobs.journal import read_journals
 from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.tasks import AskingTask, Predicted
 from jobs.tracking import Tracker
@@ -51,6 +53,7 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
                 write_own_card(job, seen, facts)
     rejected = read_ledger(f"{job.run_folder}/ledger.parquet")
     ceilings = corpus_ceilings(job)
+    found |= {"num_parameters": num_parameters(job.run_folder)} | most_memory(job.run_folder)
     found |= {f"ceiling/{name}": value for name, value in ceilings.items()} | {"num_rejected": len(rejected)}
     numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
     train, validation = histories(tracker)
@@ -77,6 +80,19 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
         )
     )
     return found, page
+
+
+def num_parameters(run_folder: str) -> int:
+    """Of the network with its heads, without what only lies in queues."""
+    weights = safetensors.torch.load(storage.read_bytes(checkpoints.best_weights(run_folder)))
+    return sum(tensor.numel() for name, tensor in weights.items() if not name.startswith("queues."))
+
+
+def most_memory(run_folder: str) -> dict[str, float]:
+    """The most that a rank has held, in MiB of the process and of its GPU."""
+    lines = [line for line in read_journals(run_folder) if line["event"] == "step"]
+    names = ("memory_mib", "gpu_memory_mib")
+    return {name: max(values) for name in names if (values := [line[name] for line in lines if line.get(name)])}
 
 
 def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) -> None:

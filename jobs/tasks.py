@@ -25,6 +25,7 @@ from jobs.config import TASK_FILES, PretrainConfig
 from pipeline import storage
 from pipeline.collate import collate
 from pipeline.manifest import Manifest, read_manifest
+from pipeline.masking import MaskingConfig
 from pipeline.questions import (
     NUM_OPTIONS,
     Asked,
@@ -82,14 +83,14 @@ class Language:
             separator_id=special.sep,
         )
 
-    def batch(self, rows: ClipRows) -> Batch:
-        """Clips and their captions as the network sees them."""
+    def batch(self, rows: ClipRows, masking: MaskingConfig | None = None) -> Batch:
+        """Clips and their captions as the network sees them, masked as the run does or by `masking`."""
         config = self.config
         return collate(
             rows,
             tokenizer=self.tokenizer,
             table=self.table,
-            masking=config.masking,
+            masking=masking or config.masking,
             num_words=config.text.num_words,
             seed=config.seed,
             max_tokens=config.text.max_tokens,

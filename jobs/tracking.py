@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from pipeline import storage
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+PARENT = "mlflow.parentRunId"
+"""Tag by which MLflow shows a run below another."""
+REACH_SECONDS = 5.0
 
 
 def tracking_uri(storage_path: str) -> str:
@@ -36,6 +44,45 @@ def tracking_uri(storage_path: str) -> str:
             f"placement.storage={storage_path} is not on this machine, so metrics need a server: set {URI_VARIABLE}"
         )
     return f"sqlite:///{storage.absolute(storage_path)}/mlflow.db"
+
+
+def refuse_unreachable(storage_path: str) -> None:
+    """ValueError with the address of a tracking server that does not answer."""
+    uri = tracking_uri(storage_path)
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).raise_for_status()
+    except requests.RequestException as error:
+        raise ValueError(
+            f"the tracking server {without_password(uri)} of {URI_VARIABLE} does not answer "
+            f"({type(error).__name__}); start it, or unset {URI_VARIABLE} for a file in placement.storage"
+        ) from error
+
+
+def refuse_local(storage_path: str) -> None:
+    """ValueError if metrics go to a file of one machine, for a run on several: each would write its own."""
+    uri = tracking_uri(storage_path)
+    if uri.startswith("sqlite:"):
+        raise ValueError(
+            f"this cluster has several machines, and {uri} is a file on one of them; set {URI_VARIABLE} to a server"
+        )
+
+
+def without_password(uri: str) -> str:
+    """An address that may be shown."""
+    parts = urllib.parse.urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def end_open(uri: str, parent_run_id: str, trial_id: str | None = None) -> None:
+    """Ends, as KILLED, the runs below `parent_run_id` that nobody goes on with: of a trial that was stopped, or all."""
+    client = MlflowClient(tracking_uri=uri)
+    wanted = f"tags.`{PARENT}` = '{parent_run_id}' and attributes.status = 'RUNNING'"
+    wanted += f" and tags.trial = '{trial_id}'" if trial_id else ""
+    experiment = client.get_run(parent_run_id).info.experiment_id
+    for run in client.search_runs([experiment], filter_string=wanted):
+        client.set_terminated(run.info.run_id, status="KILLED")
 
 
 class Tracker:
@@ -70,7 +117,13 @@ class Tracker:
 
 
 def open_run(
-    storage_path: str, *, experiment: str, name: str, identity_hash: str, params: Mapping[str, Any]
+    storage_path: str,
+    *,
+    experiment: str,
+    name: str,
+    identity_hash: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str] = MappingProxyType({}),
 ) -> Tracker:
     """The MLflow run of (experiment, name, identity), made if there is none: a run that goes on stays one run."""
     uri = tracking_uri(storage_path)
@@ -84,10 +137,59 @@ def open_run(
         client.update_run(known[0].info.run_id, status="RUNNING")
         return Tracker(uri, known[0].info.run_id)
     run = client.create_run(experiment_id, run_name=name)
-    tags = [RunTag("run_key", f"{name}@{identity_hash}"), RunTag("mlflow.source.git.commit", commit())]
+    known_tags = {"run_key": f"{name}@{identity_hash}", "mlflow.source.git.commit": commit(), **tags}
     kept = [Param(key, str(value)[:500]) for key, value in params.items()]
-    client.log_batch(run.info.run_id, params=kept, tags=tags)
+    client.log_batch(run.info.run_id, params=kept, tags=[RunTag(key, value) for key, value in known_tags.items()])
     return Tracker(uri, run.info.run_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """A run as MLflow has it."""
+
+    name: str
+    run_id: str
+    status: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """The last value of each."""
+    curves: Mapping[str, list[tuple[int, float]]]
+    """(step, value) of those that were asked for."""
+
+
+def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: Sequence[str]) -> list[Logged]:
+    """The runs of these names or ids, the newest of each, with the histories of `curves`. ValueError that names one
+    that is not there, with the nearest."""
+    uri = tracking_uri(storage_path)
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        there = ", ".join(sorted(one.name for one in client.search_experiments()))
+        raise ValueError(f"{without_password(uri)} has no experiment {experiment!r}; it has {there}")
+    logged = []
+    for name in names:
+        runs = [
+            run
+            for key in (f"attributes.run_name = '{name}'", f"attributes.run_id = '{name}'")
+            for run in client.search_runs([found.experiment_id], filter_string=key, max_results=1)
+        ]
+        if not runs:
+            known = [run.info.run_name for run in client.search_runs([found.experiment_id], max_results=1000)]
+            near = difflib.get_close_matches(name, [one for one in known if one], n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"the experiment {experiment!r} has no run {name!r}{hint}")
+        tracker = Tracker(uri, runs[0].info.run_id)
+        logged.append(
+            Logged(
+                name=runs[0].info.run_name or name,
+                run_id=tracker.run_id,
+                status=runs[0].info.status,
+                params=dict(runs[0].data.params),
+                metrics=dict(runs[0].data.metrics),
+                curves={curve: tracker.history(curve) for curve in curves if curve in runs[0].data.metrics},
+            )
+        )
+    return logged
 
 
 def commit() -> str:

@@ -105,7 +105,7 @@ def commit(state: TrainState, runtime: Runtime) -> None:
     def write(folder: str) -> None:
         checkpoints.save(folder, state.network, state.optimizer, progress, state.average)
 
-    runtime.report(score, progress.step, write if runtime.world.is_first else None)
+    runtime.report(score, progress.step, write if runtime.world.is_first else None, progress.probes or {})
 
 
 class Clock:

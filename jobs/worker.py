@@ -38,12 +38,17 @@ from pipeline import storage
 from pipeline.augmentation import draw_augmentation
 from pipeline.ledger import read_ledger, refuse_above_share, write_ledger
 from pipeline.loader import ClipSource, clip_rows, in_plan_order, rejected_rows, segments
+from pipeline.masking import MaskingConfig
 from pipeline.records import Batch, Rejected, Stage
 from pipeline.transforms import augment
 from snps3_model.loading import initialise
 from snps3_model.objective import Pretraining
 from snps3_model.visual_weights import load_visual_weights
 
+PROBES = ("validation/t2v/mean_recall", f"validation/{evaluation.MASKED_WORDS}")
+"""What runs of any weights and ratios can be compared by."""
+PROBE = MaskingConfig(top_k=None, min_masked=1)
+"""How the words of evaluation captions are masked, whatever the run trains with: runs can be compared by them."""
 STOP_FILE = "stop"
 """A file of this name in the run's folder asks the run to write a checkpoint and end."""
 LOOK_SECONDS = 2.0
@@ -182,7 +187,7 @@ class Rank:
             self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
             self.num_retries += sum(table["num_retries"].to_pylist())
             language = self.job.language
-            batch = self.job.task.batch(rows, language) if stage == Stage.TRAIN else language.batch(rows)
+            batch = self.job.task.batch(rows, language) if stage == Stage.TRAIN else language.batch(rows, PROBE)
             drawn = draw_augmentation(
                 rows, self.config.data.augmentation, seed=self.config.seed, is_training=stage == Stage.TRAIN
             )
@@ -298,6 +303,7 @@ class Rank:
         progress, selection = state.progress, self.config.selection
         results = self.measure(validation, state.network)
         progress.score = results[selection.metric]
+        progress.probes = {name: results[name] for name in (*PROBES, selection.metric) if name in results}
         if progress.score > progress.best_score:
             progress.best_score, progress.best_step, progress.num_stale = progress.score, progress.step, 0
             if self.world.is_first:
@@ -317,7 +323,11 @@ class Rank:
         if isinstance(self.job.task, AskingTask):
             return self.job.task.results(self.answers(validation, network, name="validation"), "validation")
         scored = self.score(validation, network, name="validation")
-        return evaluation.retrieval_results(scored, self.captions(scored.clip_ids, "validation"), "validation")
+        results = evaluation.retrieval_results(scored, self.captions(scored.clip_ids, "validation"), "validation")
+        if self.config.objective.masked_words_cross:
+            filled = evaluation.masked_word_accuracy(network.model, validation, self.world.gather)
+            results[f"validation/{evaluation.MASKED_WORDS}"] = filled
+        return results
 
     def answers(self, batches: list[Batch], network: Network, *, name: str) -> list[Predicted]:
         """What is answered to the questions about all ranks' clips."""

@@ -114,7 +114,7 @@ def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
     placement = small_placement(str(tmp_path / "elastic"), num_workers=(1, 2))
     placement = dataclasses.replace(placement, cpus_per_worker=1.0, resize_seconds=2.0)
     config = small_run("elastic", manifest, placement)
-    num_steps = 6 * NUM_STEPS  # nodes take a while to come and to be noticed
+    num_steps = 4 * NUM_STEPS  # nodes take a while to come and to be noticed
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, num_steps=num_steps))
     driver = Driver(config, cluster.address)
     try:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -271,7 +271,7 @@ class Reporting:
     reports: list[tuple[float, int, bool]] = dataclasses.field(default_factory=list)
     folder: str = ""
 
-    def report(self, score: float, step: int, write: Callable[[str], None] | None) -> None:
+    def report(self, score: float, step: int, write: Callable[[str], None] | None, probes: Mapping[str, float]) -> None:
         self.reports.append((score, step, write is not None))
         if write:
             write(self.folder)

@@ -1,0 +1,61 @@
+"""What a sweep may choose from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Numbers between two, both included."""
+
+    low: float
+    high: float
+    is_log: bool = False
+    """Equal ratios are equally likely, instead of equal differences."""
+    is_integer: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"a range needs a lower and a higher number, got {self.low:g}..{self.high:g}")
+        if self.is_log and self.low <= 0:
+            raise ValueError(f"a range in equal ratios begins above 0, got {self.low:g}..{self.high:g}:log")
+
+    def points(self, count: int) -> tuple[float, ...]:
+        """`count` values from one end to the other, evenly spaced."""
+        values = (np.geomspace if self.is_log else np.linspace)(self.low, self.high, count).tolist()
+        return tuple(dict.fromkeys(round(value) for value in values)) if self.is_integer else tuple(values)
+
+    @property
+    def corners(self) -> tuple[float, ...]:
+        """The values at which a rule would break first."""
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of several values."""
+
+    values: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 2:
+            raise ValueError(f"a choice needs two values at least, got {list(self.values)}")
+
+    def points(self, count: int) -> tuple[Any, ...]:
+        """All of them."""
+        del count
+        return tuple(self.values)
+
+    @property
+    def corners(self) -> tuple[Any, ...]:
+        """All of them."""
+        return tuple(self.values)
+
+
+Domain = Range | Choice

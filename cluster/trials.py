@@ -1,0 +1,183 @@
+"""Call a function with values that a search proposes, and stop early what does worse. The only file with ray.tune.
+
+search ──values──► function on the head (a thin driver, whose own workers do the work) ──metrics by step──► ASHA: go on?
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+from ray import tune
+from ray.train import UserCallback
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from cluster.domains import Domain, Range
+
+HEAD = {"node:__internal_head__": 0.001}
+"""A trial's driver takes no CPU, and runs where no spot node is taken back."""
+STEP = "step"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Which values are tried, and how long."""
+
+    space: Mapping[str, Domain]
+    method: Literal["optuna", "random", "grid"] = "optuna"
+    num_trials: int = 12
+    """Of a grid: what its points make."""
+    points_per_range: int = 3
+    """Of a grid."""
+    metric: str = ""
+    """That is to be high."""
+    num_at_once: int = 1
+    seed: int = 0
+    num_steps: int = 0
+    """Of a trial that is not stopped."""
+    first_rung_steps: int | None = None
+    """Steps after which a trial may be stopped first; None stops none."""
+    reduction_factor: int = 3
+    """Of the trials that came to a rung one in so many goes on, to as many times the steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What became of one."""
+
+    trial_id: str
+    values: Mapping[str, Any]
+    history: list[dict[str, float]] = field(default_factory=list)
+    """What it reported, by `step`."""
+    error: str = ""
+
+
+class Ends(tune.Callback):
+    """Tells of trials that have ended, however they did."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.tell(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.tell(trial.trial_id)
+
+
+def run_trials(
+    function: Callable[[str, Mapping[str, Any], UserCallback], None],
+    search: Search,
+    *,
+    name: str,
+    path: str,
+    filesystem: Any = None,
+    on_end: Callable[[str], None],
+) -> list[Trial]:
+    """`function(trial id, values, watcher)` for each trial; the same call again goes on where the sweep was.
+
+    `watcher` is for a run of `cluster.run`, whose reports are then those of the trial. `path`: folder of the sweep
+    in `filesystem`. `on_end` is told the id of each trial that ended.
+    """
+
+    def trial(values: dict[str, Any]) -> None:
+        trial_id = tune.get_context().get_trial_id()
+        assert trial_id, "Tune calls this in a trial"
+        function(trial_id, values, TuneReportCallback())
+
+    trainable = tune.with_resources(trial, HEAD)
+    where = f"{path}/{name}"
+    if tune.Tuner.can_restore(where, storage_filesystem=filesystem):
+        log.info("going on with the sweep in %s", where)
+        tuner = tune.Tuner.restore(
+            where, trainable, resume_unfinished=True, param_space=domains(search), storage_filesystem=filesystem
+        )
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space=domains(search),
+            tune_config=tune.TuneConfig(
+                metric=search.metric,
+                mode="max",
+                num_samples=1 if search.method == "grid" else search.num_trials,
+                max_concurrent_trials=search.num_at_once if search.method == "optuna" else None,
+                search_alg=searcher(search),
+                scheduler=scheduler(search),
+                trial_dirname_creator=lambda one: one.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=tune.FailureConfig(max_failures=2),
+                callbacks=[Ends(on_end)],
+                verbose=0,
+            ),
+        )
+    return [made(result) for result in tuner.fit()]
+
+
+def report(metrics: Mapping[str, float]) -> None:
+    """Metrics of the trial that this process runs, beside those that its ranks report."""
+    tune.report(dict(metrics))
+
+
+def made(result: Any) -> Trial:
+    """A trial from what Tune tells of it."""
+    frame = result.metrics_dataframe
+    history = [] if frame is None else frame.to_dict("records")
+    last = result.metrics or {}
+    return Trial(
+        trial_id=str(last.get("trial_id") or os.path.basename(result.path)),
+        values=dict(result.config or {}),
+        history=history,
+        error="" if result.error is None else str(result.error).strip().splitlines()[-1],
+    )
+
+
+def domains(search: Search) -> dict[str, Any]:
+    """The space as Tune has it."""
+    if search.method == "grid":
+        return {
+            name: tune.grid_search(list(domain.points(search.points_per_range)))
+            for name, domain in search.space.items()
+        }
+    return {name: as_tune(domain) for name, domain in search.space.items()}
+
+
+def as_tune(domain: Domain) -> Any:
+    """One part of it."""
+    if not isinstance(domain, Range):
+        return tune.choice(list(domain.values))
+    if domain.is_integer:
+        low, high = round(domain.low), round(domain.high) + 1  # Tune leaves out the upper end
+        return tune.lograndint(low, high) if domain.is_log else tune.randint(low, high)
+    return (tune.loguniform if domain.is_log else tune.uniform)(domain.low, domain.high)
+
+
+def searcher(search: Search) -> Searcher | SearchAlgorithm:
+    """Who proposes values."""
+    if search.method == "optuna":
+        return OptunaSearch(metric=search.metric, mode="max", seed=search.seed)
+    return BasicVariantGenerator(random_state=search.seed, max_concurrent=search.num_at_once)
+
+
+def scheduler(search: Search) -> TrialScheduler:
+    """Who stops trials. The end of a run is not ASHA's: what comes after its last step would be cut off."""
+    if search.first_rung_steps is None:
+        return FIFOScheduler()
+    return AsyncHyperBandScheduler(
+        time_attr=STEP,
+        grace_period=search.first_rung_steps,
+        max_t=search.num_steps + 1,
+        reduction_factor=search.reduction_factor,
+    )

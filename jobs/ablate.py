@@ -1,0 +1,250 @@
+"""The paper's ablations over seeds: `ray job submit -- python jobs/ablate.py III --name NAME [-- PRESET …]`.
+
+II    P3E (a network for text, another for text with video) against SNP (one for both), with MLM and GVTM
+III   MLM or MSSM, with GVTM alone or with LVWM
+
+Every row and seed is a run of its own; as many at a time as the cluster has room for. The same command goes on, and
+with more seeds keeps those that are done. The table has means, 95 % intervals over seeds and differences seed by seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import scipy.stats
+import tyro
+
+from cluster.auth import use_private_token
+
+if __name__ == "__main__":
+    use_private_token()
+
+from cluster.connection import connected_ray, room, spans_machines
+from cluster.run import WORKER_ENVIRONMENT
+from jobs import cli, finetune, preflight, pretrain, space, tracking
+from jobs.config import PretrainConfig, as_dict, config_hash, flat
+from jobs.seeds import over_seeds
+from pipeline import storage
+
+Values = Mapping[str, Any]
+Found = Mapping[tuple[str, int], Mapping[str, float]]
+GVTM_ALONE = MappingProxyType({"objective.lvwm": 0.0})
+ROWS: Mapping[str, Mapping[str, Values]] = MappingProxyType(
+    {
+        "II": {
+            "P3E": {"model.cross_network": "separate", "masking.strategy": "mlm", **GVTM_ALONE},
+            "SNP": {"model.cross_network": "shared", "masking.strategy": "mlm", **GVTM_ALONE},
+        },
+        "III": {
+            "MLM, GVTM": {"masking.strategy": "mlm", **GVTM_ALONE},
+            "MSSM, GVTM": {"masking.strategy": "mssm", **GVTM_ALONE},
+            "MLM, GVTM and LVWM": {"masking.strategy": "mlm"},
+            "MSSM, GVTM and LVWM": {"masking.strategy": "mssm"},
+        },
+    }
+)
+"""Of each table its rows, and what is set in them; the first is what the others are compared with."""
+PAPER: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "II": {"P3E": "18.3 / 22.7", "SNP": "21.7 / 25.0"},
+        "III": {
+            "MLM, GVTM": "21.7 / 25.0",
+            "MSSM, GVTM": "20.9 / 27.2",
+            "MLM, GVTM and LVWM": "21.2 / 25.5",
+            "MSSM, GVTM and LVWM": "23.7 / 26.6",
+        },
+    }
+)
+"""R@1 on MSR-VTT 7K after fine-tuning, with ResNet-50 and with PVT: single runs."""
+RECALLS = tuple(f"test/{way}/r{k}" for way in ("t2v", "v2t") for k in (1, 5, 10))
+PRIMARY = "mean recall"
+SHOWN: Mapping[str, str] = MappingProxyType(
+    {
+        PRIMARY: PRIMARY,
+        "text to video R@1": "test/t2v/r1",
+        "order in time R@1": "temporal/t2v/group_r1",
+        "retrieval, fine-tuned R@1": "retrieval/test/t2v/r1",
+        "answers, fine-tuned": "qa/test/accuracy",
+        "parameters": "num_parameters",
+        "seconds per step": "seconds_per_step",
+        "MiB per worker": "memory_mib",
+    }
+)
+"""What a table shows, where runs have it."""
+DOWNSTREAM = MappingProxyType({"retrieval": "tiny_retrieval", "qa": "tiny_qa"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateConfig:
+    """Which table, and how often."""
+
+    table: Annotated[Literal["II", "III"], tyro.conf.Positional]
+    """Of the paper."""
+    name: str
+    """Of the ablation: its folder in `placement.storage`, and its MLflow run."""
+    num_seeds: int = 5
+    num_downstream_seeds: int = 0
+    """Seeds whose runs are fine-tuned too, for retrieval and question answering on the embedded corpus."""
+    num_at_once: int | None = None
+    """Runs at a time; None: as many as the cluster has room for."""
+
+    def __post_init__(self) -> None:
+        if self.num_seeds < 2:
+            raise ValueError(f"num_seeds must be at least 2, got {self.num_seeds}: one run shows no difference")
+        if not 0 <= self.num_downstream_seeds <= self.num_seeds:
+            raise ValueError(
+                f"num_downstream_seeds must lie between 0 and num_seeds={self.num_seeds}, got "
+                f"{self.num_downstream_seeds}"
+            )
+
+
+def ablate(config: AblateConfig, base: PretrainConfig) -> str:
+    """The table in Markdown, which is also in the folder of the ablation. ValueError for what cannot be run."""
+    path, placement = base.placement.storage, base.placement
+    tracking.refuse_unreachable(path)
+    with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
+        if spans_machines():
+            tracking.refuse_local(path)
+        num_gpus = placement.most_workers if placement.use_gpu else 0
+        at_once = config.num_at_once or room(preflight.num_cpus(placement), num_gpus)
+        parent = tracking.open_run(
+            path,
+            experiment=placement.experiment,
+            name=config.name,
+            identity_hash=config_hash({"table": config.table} | flat(as_dict(base))),
+            params=flat(dataclasses.asdict(config)),
+        )
+        run = functools.partial(one_cell, config=config, base=base, parent=parent.run_id)
+        cells = [(row, seed) for seed in range(config.num_seeds) for row in ROWS[config.table]]
+        found: dict[tuple[str, int], dict[str, float]] = {}
+        status = "FAILED"
+        try:
+            with ThreadPoolExecutor(at_once) as pool:
+                for cell, results in zip(cells, pool.map(run, cells), strict=True):
+                    found[cell] = results  # a table as they come: an ablation takes hours
+                    text = table(config, found)
+                    storage.write_bytes_atomic(storage.absolute(f"{path}/{config.name}/table.md"), text.encode())
+            parent.log(means(config, found), 0)
+            status = "FINISHED"
+        finally:
+            tracking.end_open(parent.uri, parent.run_id)
+            parent.finish(status)
+    return text
+
+
+def one_cell(cell: tuple[str, int], *, config: AblateConfig, base: PretrainConfig, parent: str) -> dict[str, float]:
+    """The results of a row with a seed, fine-tuned too for the first few seeds."""
+    row, seed = cell
+    name = f"{config.name}-{row.lower().replace(',', '').replace(' ', '-')}-{seed}"
+    made = space.with_values(base, {**ROWS[config.table][row], "seed": seed}, name=name)
+    tags = {tracking.PARENT: parent, "row": row}
+    found = numbers(pretrain.pretrain(made, tags=tags))
+    if seed < config.num_downstream_seeds:
+        run_folder = storage.absolute(f"{base.placement.storage}/{name}")
+        for task, recipe in DOWNSTREAM.items():
+            tuned = finetune.RECIPES[recipe](finetune.config_of(run_folder), run_folder)
+            results = numbers(pretrain.pretrain(dataclasses.replace(tuned, name=f"{name}-{task}"), tags=tags))
+            found |= {f"{task}/{key}": value for key, value in results.items()}
+    return found
+
+
+def numbers(results: Mapping[str, Any]) -> dict[str, float]:
+    """Those of a run's results, with the mean recall of both directions and the time of a step."""
+    found = {key: float(value) for key, value in results.items() if isinstance(value, int | float)}
+    if all(key in found for key in RECALLS):
+        found[PRIMARY] = float(np.mean([found[key] for key in RECALLS]))
+    if "seconds/step" in found:
+        found["seconds_per_step"] = found["seconds/step"] / found["num_steps"]
+    return found
+
+
+def of_row(found: Found, row: str, key: str) -> dict[int, float]:
+    """A score of a row, by seed."""
+    return {seed: results[key] for (name, seed), results in found.items() if name == row and key in results}
+
+
+def means(config: AblateConfig, found: Found) -> dict[str, float]:
+    """The mean recall of each row, by a name that MLflow takes."""
+    rows = {row.replace(",", ""): list(of_row(found, row, PRIMARY).values()) for row in ROWS[config.table]}
+    return {f"{row}/{PRIMARY}": float(np.mean(values)) for row, values in rows.items() if values}
+
+
+def table(config: AblateConfig, found: Found) -> str:
+    """Rows with means and intervals, then differences to the first row, seed by seed."""
+    rows = list(ROWS[config.table])
+    keys = {title: key for title, key in SHOWN.items() if any(key in results for results in found.values())}
+    lines = [
+        f"# Table {config.table}: {config.name}",
+        "",
+        f"{len({seed for _, seed in found})} seeds; mean and 95 % interval over seeds. Mean recall: of R@1, 5 and 10, "
+        "both directions.",
+        "",
+        f"| | {' | '.join(keys)} | the paper's R@1, R50 / PVT |",
+        "|---" * (len(keys) + 2) + "|",
+    ]
+    for row in rows:
+        cells = [spread(list(of_row(found, row, key).values())) for key in keys.values()]
+        lines.append(f"| {row} | {' | '.join(cells)} | {PAPER[config.table][row]} |")
+    lines += ["", f"Differences of the {PRIMARY} to “{rows[0]}”, seed by seed:", ""]
+    first = of_row(found, rows[0], PRIMARY)
+    lines += [f"- {row}: {difference(of_row(found, row, PRIMARY), first)}" for row in rows[1:]]
+    return "\n".join([*lines, ""])
+
+
+def spread(values: Sequence[float]) -> str:
+    """A mean and its interval."""
+    if not values:
+        return "not run"
+    found = over_seeds(values)
+    low, high = found["interval"]
+    return f"{found['mean']:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def difference(row: Mapping[int, float], first: Mapping[int, float]) -> str:
+    """The paired difference, and how many seeds would settle its sign."""
+    values = [row[seed] - first[seed] for seed in sorted(row.keys() & first.keys())]
+    if len(values) < 2:
+        return "not run"
+    needed = seeds_needed(values)
+    end = "no difference at all" if needed is None else f"about {needed} seeds would settle its sign"
+    return f"{spread(values)} over {len(values)} seeds; {end}"
+
+
+def seeds_needed(values: Sequence[float], most: int = 10_000) -> int | None:
+    """Seeds after which the 95 % interval of a mean like this one would leave out 0; None if the mean is 0."""
+    mean, deviation = abs(float(np.mean(values))), float(np.std(values, ddof=1))
+    if mean == 0:
+        return None
+    for count in range(2, most):
+        if scipy.stats.t.ppf(0.975, count - 1) * deviation / math.sqrt(count) < mean:
+            return count
+    return most
+
+
+def parse(argv: Sequence[str]) -> tuple[AblateConfig, PretrainConfig]:
+    """What was asked for; refused on stderr with exit code 2."""
+    own, base = cli.split(argv)
+    with cli.refusing():
+        config = tyro.cli(AblateConfig, args=own, prog="ablate.py", description=__doc__)
+    return config, cli.checked(base, name=config.name, program="ablate.py … --")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line."""
+    config, base = parse(sys.argv[1:] if argv is None else argv)
+    with cli.refusing():
+        print(ablate(config, base))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""How long a page takes that compares runs of a full store: `compare` of `python jobs/benchmark.py`."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs import tracking
+from jobs.compare import CURVES, CompareConfig, compare
+from jobs.config import as_dict, flat
+from jobs.presets import tiny
+
+
+def compare_runs(num_runs: int = 200, num_compared: int = 10, num_points: int = 40) -> dict[str, Any]:
+    """Seconds for the page of `num_compared` of `num_runs` runs in a store, with `num_points` of each curve."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(num_runs):
+            fill(folder, number, num_points)
+        chosen = np.linspace(0, num_runs - 1, num_compared).round().astype(int)
+        start = time.perf_counter()
+        path = compare(CompareConfig(runs=tuple(f"run-{n}" for n in chosen), storage=folder, out=f"{folder}/page.html"))
+        seconds = time.perf_counter() - start
+        size_bytes = Path(path).stat().st_size
+    return {
+        "seconds": seconds,
+        "num_runs": num_runs,
+        "num_compared": num_compared,
+        "num_points": num_points,
+        "page_bytes": size_bytes,
+    }
+
+
+def fill(folder: str, number: int, num_points: int) -> None:
+    """A run of the store, with the parameters of `tiny` and curves of noise."""
+    rng = np.random.default_rng(number)
+    params = flat(as_dict(tiny())) | {"seed": number}
+    tracker = tracking.open_run(folder, experiment="snps3", name=f"run-{number}", identity_hash="x", params=params)
+    for step in range(num_points):
+        tracker.log(dict(zip(CURVES, rng.random(len(CURVES)), strict=True)), step)
+    scores = {
+        f"test/{way}/{score}r{k}": rng.random() for way in ("t2v", "v2t") for score in ("", "dual_") for k in (1, 5)
+    }
+    ends = {f"{name}_{end}": value for name, value in scores.items() for end in ("low", "high")}
+    tracker.log(scores | ends | {"seconds/step": 100.0, "num_steps": num_points}, num_points)
+    tracker.finish("FINISHED")

@@ -1,0 +1,111 @@
+"""What a sweep varies: fields of the configuration by their dotted names, and the values of each.
+
+masking.probability=0.1..0.6   optim.lr=1e-4..3e-3:log   text.num_words=1..5:int   objective.lvwm_stage=after,both
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from cluster.domains import Choice, Domain, Range
+from jobs.config import PretrainConfig, as_dict, flat
+
+WEIGHTS = tuple(
+    f"objective.{name}"
+    for name in ("masked_words_text", "masked_words_cross", "gvtm_level1", "gvtm_level2", "lvwm", "itm")
+)
+
+SPACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "masking_ratio": ("masking.probability=0.1..0.6",),
+        "significant_words": ("masking.strategy=mssm,mlm", "masking.top_k=100,300,1000,3000,None"),
+        "replacement": ("masking.mask_share=0.5..0.9", "masking.random_share=0.0..0.1"),
+        "lvwm": ("objective.lvwm=0.0..2.0", "text.num_words=1..5:int", "objective.lvwm_stage=after,before,both"),
+        "loss_weights": tuple(f"{name}=0.1..10:log" for name in WEIGHTS),
+        "temperature": ("objective.temperature=0.02..0.2:log",),
+        "learning_rate": ("optim.lr=1e-4..5e-3:log", "optim.weight_decay=1e-4..1e-1:log"),
+        "mssm_and_lvwm": (
+            "masking.probability=0.1..0.6",
+            "objective.masked_words_cross=0.1..10:log",
+            "objective.lvwm=0.1..10:log",
+        ),
+    }
+)
+"""Ready spaces by name."""
+
+
+def parse(texts: Sequence[str]) -> dict[str, Domain]:
+    """The domain of each field. ValueError that names the text that is none."""
+    space: dict[str, Domain] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        if not values:
+            raise ValueError(f"a part of a space is FIELD=LOW..HIGH or FIELD=VALUE,VALUE, got {text!r}")
+        if name in space:
+            raise ValueError(f"{name} stands twice in the space")
+        try:
+            space[name] = domain(values)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return space
+
+
+def domain(text: str) -> Domain:
+    """`LOW..HIGH`, with `:log` for equal ratios or `:int` for whole numbers, or values apart by commas."""
+    bounds, *marks = text.split(":")
+    if ".." not in bounds:
+        return Choice(values=tuple(map(value, text.split(","))))
+    if unknown := set(marks) - {"log", "int"}:
+        raise ValueError(f"a range may be :log or :int, got :{unknown.pop()}")
+    low, _, high = bounds.partition("..")
+    try:
+        return Range(low=float(low), high=float(high), is_log="log" in marks, is_integer="int" in marks)
+    except ValueError as error:
+        if "could not convert" in str(error):
+            raise ValueError(f"a range is between two numbers, got {bounds!r}") from error
+        raise
+
+
+def value(text: str) -> Any:
+    """A number, None, True or False; otherwise the word itself."""
+    plain = {"None": None, "True": True, "False": False}
+    if text in plain:
+        return plain[text]
+    return json.loads(text) if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", text) else text
+
+
+def refuse_what_cannot_be(space: Mapping[str, Domain], base: PretrainConfig) -> None:
+    """ValueError that names an unknown field, with the nearest, or a value that the configuration refuses."""
+    fields = flat(as_dict(base))
+    for name, choices in space.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"the configuration has no field {name!r}{hint}")
+        for corner in choices.corners:
+            try:
+                with_values(base, {name: corner}, name=base.name)
+            except ValueError as error:
+                raise ValueError(f"{name} cannot be {corner}: {error}") from error
+
+
+def with_values(base: PretrainConfig, values: Mapping[str, Any], *, name: str) -> PretrainConfig:
+    """The configuration with these fields set anew, under another name. ValueError for a value that it refuses."""
+    tree = as_dict(base) | {"name": name}
+    for path, new in values.items():
+        *parts, last = path.split(".")
+        inner: Any = tree
+        for part in parts:
+            inner = inner[part]
+        inner[last] = new
+    try:
+        return TypeAdapter(PretrainConfig).validate_python(tree)
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error

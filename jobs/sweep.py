@@ -1,0 +1,274 @@
+"""Sweep masking ratios, loss weights and more: `ray job submit -- python jobs/sweep.py SPACE --name NAME [PRESET …]`.
+
+python jobs/sweep.py masking_ratio --name ratio                                    a ready space, on `tiny`
+python jobs/sweep.py --name mine --vary optim.lr=1e-4..3e-3:log masking.strategy=mssm,mlm
+python jobs/sweep.py loss_weights --name weights -- tiny --optim.num-steps 200     what follows -- is as for pretrain.py
+
+Every trial is a pre-training run of its own, in its own folder and MLflow run below that of the sweep. Trials are
+compared by a probe on the validation split, never by the weighted loss. The same command again goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from cluster.auth import use_private_token
+
+if __name__ == "__main__":
+    use_private_token()
+
+from cluster import trials
+from cluster.connection import connected_ray, room, spans_machines
+from cluster.domains import Domain
+from cluster.run import WORKER_ENVIRONMENT
+from cluster.trials import Search, Trial
+from jobs import cli, preflight, pretrain, run_files, space, tracking
+from jobs.config import PretrainConfig, as_dict, config_hash, flat
+from jobs.training import RunError
+from jobs.worker import PROBES
+from pipeline import storage
+
+TABLE = "sweep.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What is varied, and how it is searched."""
+
+    space: Annotated[str | None, tyro.conf.Positional] = None
+    """A ready space."""
+    name: str
+    """Of the sweep: its folder in `placement.storage`, and its MLflow run."""
+    vary: tuple[str, ...] = ()
+    """FIELD=LOW..HIGH, with :log or :int, or FIELD=VALUE,VALUE; beside the ready space, or in place of it."""
+    search: Literal["optuna", "random", "grid"] = "optuna"
+    num_trials: int = 12
+    """Of a grid: what its points make."""
+    points_per_range: int = 3
+    """Of a grid."""
+    scheduler: Literal["asha", "none", "pbt"] = "asha"
+    """`asha` stops what does worse early, `none` nothing."""
+    num_rungs: int = 2
+    """Times at which `asha` may stop a trial."""
+    reduction_factor: int = 3
+    """At each of them one trial in so many goes on, to so many times the steps."""
+    metric: str = PROBES[0]
+    """Of the validation split, by which trials are compared."""
+    num_at_once: int | None = None
+    """Trials at a time; None: as many as the cluster has room for."""
+    seed: int = 0
+    """Of the search."""
+
+    def __post_init__(self) -> None:
+        if self.scheduler == "pbt":
+            raise ValueError(
+                "population-based training copies checkpoints from trial to trial, and Ray Train 2.60 does not hand "
+                "its checkpoints to Tune; take --scheduler asha"
+            )
+        if self.space is None and not self.vary:
+            raise ValueError(f"name a space ({', '.join(space.SPACES)}) or what to --vary")
+        if self.space is not None and self.space not in space.SPACES:
+            raise ValueError(f"there is no space {self.space!r}; there are {', '.join(space.SPACES)}, or say --vary")
+        for name, least in {"num_trials": 1, "points_per_range": 2, "num_rungs": 1, "reduction_factor": 2}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.metric not in PROBES:
+            raise ValueError(f"metric must be one of {', '.join(PROBES)}, which every run logs, got {self.metric!r}")
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """What is varied."""
+        return space.parse((*(space.SPACES[self.space] if self.space else ()), *self.vary))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A trial in the table of a sweep."""
+
+    name: str
+    """Of its run."""
+    values: Mapping[str, Any]
+    score: float | None
+    """The best that it reported; None where it diverged or failed."""
+    num_steps: int
+    status: Literal["finished", "stopped", "diverged", "failed"]
+    error: str = ""
+
+
+def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
+    """Its trials, the best first. ValueError for what cannot be swept."""
+    found = config.domains
+    space.refuse_what_cannot_be(found, base)
+    path = base.placement.storage
+    tracking.refuse_unreachable(path)
+    folder = storage.absolute(f"{path}/{config.name}")
+    claim(config, base, folder)
+    with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
+        if spans_machines():
+            tracking.refuse_local(path)
+        placement = base.placement
+        parent = tracking.open_run(
+            path,
+            experiment=placement.experiment,
+            name=config.name,
+            identity_hash=identity_hash(config, base),
+            params=flat(dataclasses.asdict(config)),
+        )
+        search = Search(
+            space=found,
+            method=config.search,
+            num_trials=config.num_trials,
+            points_per_range=config.points_per_range,
+            metric=config.metric,
+            num_at_once=config.num_at_once
+            or room(preflight.num_cpus(placement), placement.most_workers if placement.use_gpu else 0),
+            seed=config.seed,
+            num_steps=base.optim.num_steps,
+            first_rung_steps=first_rung(config, base),
+            reduction_factor=config.reduction_factor,
+        )
+        filesystem, inner = storage.arrow_filesystem(path)
+        status = "FAILED"
+        try:
+            done = trials.run_trials(
+                functools.partial(one_trial, base=base, sweep_name=config.name, parent=parent.run_id),
+                search,
+                name=config.name,
+                path=inner,
+                filesystem=filesystem,
+                on_end=functools.partial(tracking.end_open, parent.uri, parent.run_id),
+            )
+            rows = sorted((row_of(one, config, base) for one in done), key=lambda row: -(row.score or -1.0))
+            run_files.write_json(f"{folder}/{TABLE}", [dataclasses.asdict(row) for row in rows])
+            parent.log(summary(rows), 0)
+            status = "FINISHED"
+        finally:
+            tracking.end_open(parent.uri, parent.run_id)
+            parent.finish(status)
+    return rows
+
+
+def one_trial(
+    trial_id: str, values: Mapping[str, Any], watcher: Any, *, base: PretrainConfig, sweep_name: str, parent: str
+) -> None:
+    """Pre-trains with these values. A run that diverges ends, and is no result."""
+    config = space.with_values(base, values, name=run_name(sweep_name, trial_id))
+    tags = {tracking.PARENT: parent, "sweep": sweep_name, "trial": trial_id}
+    folder = storage.absolute(f"{base.placement.storage}/{config.name}")
+    try:
+        pretrain.pretrain(config, watchers=[watcher], tags=tags)
+    except RunError as error:
+        run_files.write_json(f"{folder}/{run_files.FAILURE}", {"error": str(error)})
+        trials.report(dict.fromkeys(PROBES, 0.0) | {trials.STEP: run_files.committed_step(folder), "diverged": 1})
+        return
+    best = run_files.read_json(f"{folder}/best/{run_files.PROGRESS}")
+    trials.report(best["probes"] | {trials.STEP: config.optim.num_steps})
+
+
+def run_name(sweep_name: str, trial_id: str) -> str:
+    """Of the run of a trial."""
+    return f"{sweep_name}-{trial_id}"
+
+
+def first_rung(config: SweepConfig, base: PretrainConfig) -> int | None:
+    """Steps after which a trial may be stopped first. ValueError if no evaluation comes before its end."""
+    if config.scheduler == "none":
+        return None
+    steps = base.optim.num_steps // config.reduction_factor**config.num_rungs
+    if steps < base.selection.evaluate_every:
+        raise ValueError(
+            f"--scheduler asha looks first after {steps} steps (optim.num_steps={base.optim.num_steps} / "
+            f"{config.reduction_factor}^{config.num_rungs}), but selection.evaluate_every is "
+            f"{base.selection.evaluate_every}; evaluate at least that often, or take fewer --num-rungs"
+        )
+    return steps
+
+
+def identity_hash(config: SweepConfig, base: PretrainConfig) -> str:
+    """What makes two sweeps the same: all but how many run at a time, and where."""
+    own = {name: value for name, value in dataclasses.asdict(config).items() if name != "num_at_once"}
+    fields = {name: value for name, value in flat(as_dict(base)).items() if not name.startswith("placement.")}
+    return config_hash({f"sweep.{name}": value for name, value in own.items()} | fields)
+
+
+def claim(config: SweepConfig, base: PretrainConfig, folder: str) -> None:
+    """ValueError if the folder holds another sweep; else it is this one's."""
+    path, wanted = f"{folder}/{run_files.IDENTITY}", identity_hash(config, base)
+    if storage.exists(path) and run_files.read_json(path)["hash"] != wanted:
+        raise ValueError(f"{folder} holds another sweep; take another --name, or the same options to go on with it")
+    run_files.write_json(path, {"hash": wanted})
+
+
+def row_of(trial: Trial, config: SweepConfig, base: PretrainConfig) -> Row:
+    """A trial as the table has it."""
+    has_diverged = any(line.get("diverged", 0) > 0 for line in trial.history)
+    scores = [line[config.metric] for line in trial.history if config.metric in line]
+    num_steps = int(max((line[trials.STEP] for line in trial.history), default=0))
+    status = "diverged" if has_diverged else "failed" if trial.error else "stopped"
+    if status == "stopped" and num_steps >= base.optim.num_steps:
+        status = "finished"
+    return Row(
+        name=run_name(config.name, trial.trial_id),
+        values=trial.values,
+        score=max(scores) if scores and status in ("stopped", "finished") else None,
+        num_steps=num_steps,
+        status=status,
+        error=trial.error,
+    )
+
+
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """The sweep in numbers."""
+    counts = {f"num_{status}": float(sum(row.status == status for row in rows)) for status in STATUSES}
+    best = [row.score for row in rows if row.score is not None]
+    return counts | {"num_steps": float(sum(row.num_steps for row in rows))} | ({"best": best[0]} if best else {})
+
+
+STATUSES = ("finished", "stopped", "diverged", "failed")
+
+
+def describe(rows: Sequence[Row], config: SweepConfig) -> str:
+    """The table, and how the best goes on."""
+    lines = [f"{config.metric}, trials by their best:"]
+    for row in rows:
+        score = "     -" if row.score is None else f"{row.score:6.3f}"
+        values = " ".join(f"{name}={shown(value)}" for name, value in row.values.items())
+        lines.append(f"{score}  {row.status:9s} {row.num_steps:6d} steps  {row.name}  {values}  {row.error}".rstrip())
+    if rows and rows[0].score is not None:
+        options = " ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in rows[0].values.items())
+        lines.append(f"the best once more: python jobs/pretrain.py PRESET --name best {options}")
+    return "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    """A value as the command line takes it."""
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value).strip('"').replace("null", "None")
+
+
+def parse(argv: Sequence[str]) -> tuple[SweepConfig, PretrainConfig]:
+    """What was asked for; refused on stderr with exit code 2."""
+    own, base = cli.split(argv)
+    with cli.refusing():
+        config = tyro.cli(SweepConfig, args=own, prog="sweep.py", description=__doc__)
+    return config, cli.checked(base, name=config.name, program="sweep.py … --")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line: 1 where a trial failed."""
+    config, base = parse(sys.argv[1:] if argv is None else argv)
+    with cli.refusing():
+        rows = sweep(config, base)
+    print(describe(rows, config))
+    return int(any(row.status == "failed" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

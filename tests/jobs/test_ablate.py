@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from jobs import ablate, space
+from jobs.ablate import PRIMARY, RECALLS, ROWS, AblateConfig, difference, numbers, seeds_needed, table
+from jobs.presets import tiny
+
+
+def wish(**changes: object) -> AblateConfig:
+    return AblateConfig(**{"table": "III", "name": "a"} | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_fits_the_preset_and_differs_from_the_others(name: str) -> None:
+    made = [space.with_values(tiny(), values, name="x") for values in ROWS[name].values()]
+    assert len(set(map(repr, made))) == len(made)
+    assert ablate.PAPER[name].keys() == ROWS[name].keys()
+
+
+def test_the_mean_recall_is_of_both_directions() -> None:
+    found = numbers({key: number / 10 for number, key in enumerate(RECALLS)} | {"name": "x"})
+    assert found[PRIMARY] == pytest.approx(0.25)
+    assert PRIMARY not in numbers({"test/t2v/r1": 1.0})
+    assert numbers({"seconds/step": 30.0, "num_steps": 60})["seconds_per_step"] == 0.5
+
+
+def test_the_table_shows_what_is_there_and_differences_seed_by_seed() -> None:
+    first, *others = ROWS["III"]
+    found = {(first, seed): {PRIMARY: 0.5 + seed / 10} for seed in range(3)}
+    found |= {(others[0], seed): {PRIMARY: 0.6 + seed / 10} for seed in range(3)}
+    text = table(wish(), found)
+    assert f"| {first} | 0.6 [0.3516, 0.8484] | 21.7 / 25.0 |" in text
+    assert f"- {others[0]}: 0.1 [0.1, 0.1] over 3 seeds" in text
+    assert f"- {others[1]}: not run" in text
+    assert "parameters" not in text
+
+
+def test_as_many_seeds_are_needed_as_the_test_of_the_mean_says() -> None:
+    values = np.random.default_rng(0).normal(0.02, 0.05, 5).tolist()
+    needed = seeds_needed(values)
+    assert needed
+    mean, deviation = np.mean(values), np.std(values, ddof=1)
+    for count, is_enough in ((needed, True), (needed - 1, False)):
+        low, _ = scipy.stats.t.interval(0.95, count - 1, abs(mean), deviation / count**0.5)
+        assert (low > 0) == is_enough
+    assert difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).endswith("no difference at all")
+
+
+def test_an_ablation_of_one_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match="one run shows no difference"):
+        wish(num_seeds=1)
+    with pytest.raises(ValueError, match="num_downstream_seeds must lie between 0 and num_seeds=5, got 6"):
+        wish(num_downstream_seeds=6)

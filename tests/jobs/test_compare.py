@@ -1,0 +1,129 @@
+"""Runs beside each other, from a file and from a real server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.head import free_ports
+from jobs import tracking
+from jobs.compare import CompareConfig, compare, costs, differences, scores
+from jobs.tracking import Logged
+
+
+def fill(storage: str) -> None:
+    for number, name in enumerate(("one", "two", "<three>")):
+        tracker = tracking.open_run(
+            storage,
+            experiment="snps3",
+            name=name,
+            identity_hash=str(number),
+            params={"seed": number, "optim.lr": 0.1, "masking.strategy": "mssm" if number else "mlm"},
+        )
+        for step in range(3):
+            tracker.log({"loss/total": 3.0 - step - number / 10, "validation/t2v/mean_recall": step / 10}, step)
+        tracker.log({"test/t2v/r1": 0.1 * number, "test/t2v/r1_low": 0.0, "test/t2v/r1_high": 0.5}, 3)
+        tracker.log({"test/t2v/median_rank": 10.0 + number, "seconds/step": 7.0}, 3)
+        tracker.finish("FINISHED")
+
+
+def logged(name: str, params: dict[str, str], **metrics: float) -> Logged:
+    found = {key.replace("__", "/"): value for key, value in metrics.items()}
+    return Logged(name=name, run_id=name, status="FINISHED", params=params, metrics=found, curves={})
+
+
+def test_only_what_differs_is_listed() -> None:
+    runs = [logged("a", {"lr": "1", "seed": "0"}), logged("b", {"lr": "2", "seed": "0", "new": "x"})]
+    found = {line["name"]: [one["text"] for one in line["cells"]] for line in differences(runs)}
+    assert found == {"lr": ["1", "2"], "new": ["–", "x"]}
+    assert differences(runs[:1] * 2) == []
+
+
+def test_the_best_of_a_line_is_the_highest_and_of_ranks_the_lowest() -> None:
+    runs = [logged("a", {}, test__r1=0.2, test__median_rank=3.0), logged("b", {}, test__r1=0.3, test__median_rank=4.0)]
+    best = {line["name"]: [one["is_best"] for one in line["cells"]] for line in scores(runs)}
+    assert best == {"test/r1": [False, True], "test/median_rank": [True, False]}
+    assert costs([logged("a", {}, seconds__step=1200.0), logged("b", {})])[0]["cells"][0]["text"] == "1,200"
+
+
+def test_runs_of_a_file_are_compared(tmp_path: Path) -> None:
+    fill(str(tmp_path))
+    out = str(tmp_path / "page.html")
+    page = Path(compare(CompareConfig(runs=("one", "two", "<three>"), storage=str(tmp_path), out=out))).read_text()
+    assert "&lt;three&gt;" in page
+    assert "<three>" not in page
+    assert "masking.strategy" in page
+    assert "optim.lr" not in page
+    assert "0.000 – 0.500" in page
+    assert page.count("<svg") == 2
+    assert "<script" not in page
+    with pytest.raises(ValueError, match=r"has no run 'twoo'; did you mean two\?"):
+        compare(CompareConfig(runs=("one", "twoo"), storage=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"has no experiment 'other'; it has .*snps3"):
+        compare(CompareConfig(runs=("one", "two"), storage=str(tmp_path), experiment="other"))
+
+
+def test_one_run_and_too_many_are_refused() -> None:
+    for count in (1, 19):
+        with pytest.raises(ValueError, match=f"got {count}"):
+            CompareConfig(runs=("x",) * count)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a real tracking server."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        str(tmp_path / "a"),
+    ]
+    with (tmp_path / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, env=os.environ, stdout=log, stderr=log, start_new_session=True)
+    uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=2).close()
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "server.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        yield uri
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(30)
+
+
+@pytest.mark.slow
+def test_runs_of_a_server_are_compared(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    fill("s3://anywhere/runs")
+    out = str(tmp_path / "page.html")
+    page = Path(compare(CompareConfig(runs=("one", "two"), storage="s3://anywhere/runs", out=out))).read_text()
+    assert page.count("<svg") == 2
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
+    with pytest.raises(ValueError, match=f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer") as refused:
+        tracking.refuse_unreachable("runs")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_file_of_one_machine_is_refused_for_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="is a file on one of them"):
+        tracking.refuse_local(str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    tracking.refuse_local(str(tmp_path))

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from cluster.domains import Choice, Range
+from cluster.trials import Trial
+from jobs import space
+from jobs.presets import tiny
+from jobs.sweep import SweepConfig, first_rung, identity_hash, row_of, summary
+
+
+def test_domains_are_read_from_words() -> None:
+    found = space.parse(["masking.probability=0.1..0.6", "optim.lr=1e-4..3e-3:log", "text.num_words=1..5:int"])
+    assert found == {
+        "masking.probability": Range(low=0.1, high=0.6),
+        "optim.lr": Range(low=1e-4, high=3e-3, is_log=True),
+        "text.num_words": Range(low=1, high=5, is_integer=True),
+    }
+    assert space.domain("after,None,True,3,0.5") == Choice(values=("after", None, True, 3, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("optim.lr", "FIELD=LOW..HIGH"),
+        ("optim.lr=3..1", "optim.lr: a range needs a lower and a higher number, got 3..1"),
+        ("optim.lr=1..1", "a lower and a higher"),
+        ("optim.lr=0..1:log", "begins above 0"),
+        ("optim.lr=a..b", "between two numbers, got 'a..b'"),
+        ("optim.lr=1..2:square", "may be :log or :int, got :square"),
+        ("optim.lr=1", "needs two values"),
+    ],
+)
+def test_what_is_no_domain_is_refused_with_what_it_needs(text: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        space.parse([text])
+
+
+def test_points_of_a_grid_go_from_end_to_end() -> None:
+    assert Range(low=1, high=100, is_log=True).points(3) == pytest.approx((1, 10, 100))
+    assert Range(low=1, high=5, is_integer=True).points(3) == (1, 3, 5)
+    assert Range(low=1, high=2, is_integer=True).points(5) == (1, 2)
+    assert Choice(values=("a", "b")).points(7) == ("a", "b")
+
+
+@pytest.mark.parametrize("name", space.SPACES)
+def test_every_ready_space_fits_the_configuration(name: str) -> None:
+    found = space.parse(space.SPACES[name])
+    space.refuse_what_cannot_be(found, tiny())
+
+
+def test_values_are_set_in_their_parts_and_all_else_stays() -> None:
+    base = tiny()
+    made = space.with_values(base, {"masking.probability": 0.3, "objective.lvwm": 0.0, "seed": 4}, name="x")
+    assert (made.masking.probability, made.objective.lvwm, made.seed, made.name) == (0.3, 0.0, 4, "x")
+    back = {"masking.probability": base.masking.probability, "objective.lvwm": base.objective.lvwm, "seed": base.seed}
+    assert space.with_values(made, back, name=base.name) == base
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_and_an_impossible_value_with_its_rule() -> None:
+    with pytest.raises(ValueError, match=r"no field 'masking\.probabilty'; did you mean masking\.probability\?"):
+        space.refuse_what_cannot_be(space.parse(["masking.probabilty=0.1..0.2"]), tiny())
+    with pytest.raises(ValueError, match=r"masking\.probability cannot be 2"):
+        space.refuse_what_cannot_be(space.parse(["masking.probability=0.1..2"]), tiny())
+
+
+def wish(**changes: object) -> SweepConfig:
+    return SweepConfig(**{"space": "masking_ratio", "name": "s"} | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"scheduler": "pbt"}, "Ray Train 2.60 does not hand its checkpoints to Tune"),
+        ({"space": "ratios"}, "there is no space 'ratios'"),
+        ({"space": None}, "name a space"),
+        ({"metric": "loss/total"}, "which every run logs, got 'loss/total'"),
+        ({"num_trials": 0}, "num_trials must be at least 1"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(changes: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        wish(**changes)
+
+
+def test_the_first_rung_is_not_before_the_first_evaluation() -> None:
+    base = tiny()
+    base = dataclasses.replace(
+        base,
+        optim=dataclasses.replace(base.optim, num_steps=180),
+        selection=dataclasses.replace(base.selection, evaluate_every=20),
+    )
+    assert first_rung(wish(), base) == 20
+    assert first_rung(wish(scheduler="none"), base) is None
+    with pytest.raises(ValueError, match=r"looks first after 6 steps .* fewer --num-rungs"):
+        first_rung(wish(num_rungs=3), base)
+
+
+def test_how_many_run_at_a_time_does_not_make_another_sweep() -> None:
+    assert identity_hash(wish(), tiny()) == identity_hash(wish(num_at_once=3), tiny())
+    assert identity_hash(wish(), tiny()) != identity_hash(wish(seed=1), tiny())
+
+
+def test_a_trial_counts_by_its_best_and_one_that_diverged_is_no_result() -> None:
+    metric, num_steps = wish().metric, tiny().optim.num_steps
+    history = [{metric: 0.2, "step": 20.0}, {metric: 0.5, "step": 40.0}, {metric: 0.4, "step": 60.0}]
+    stopped = row_of(Trial(trial_id="a", values={}, history=history), wish(), tiny())
+    assert (stopped.score, stopped.num_steps, stopped.status) == (0.5, 60, "stopped")
+    whole = row_of(Trial(trial_id="b", values={}, history=[{metric: 0.6, "step": num_steps}]), wish(), tiny())
+    assert whole.status == "finished"
+    odd = [*history, {metric: 0.0, "step": 70.0, "diverged": 1.0}]
+    diverged = row_of(Trial(trial_id="c", values={}, history=odd), wish(), tiny())
+    assert (diverged.score, diverged.status) == (None, "diverged")
+    failed = row_of(Trial(trial_id="d", values={}, history=history, error="out of memory"), wish(), tiny())
+    assert (failed.score, failed.status) == (None, "failed")
+    found = summary([whole, stopped, diverged, failed])
+    assert (found["best"], found["num_steps"]) == (0.6, num_steps + 60 + 70 + 60)

@@ -1,0 +1,124 @@
+"""Sweeps by the command that a person types, on a cluster that stays when they are over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from jobs.local_cluster import LocalCluster, running_cluster
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+pytestmark = pytest.mark.ray
+SIZES = "--data.num-frames 2 --data.frame-size-px 32 --optim.global-batch 8 --optim.warmup-steps 1"
+PLACE = "--placement.log-every 1 --placement.num-workers 1 --placement.cpus-per-worker 0.5"
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("corpus")
+    script = f"from jobs.kills_benchmark import small_corpus; print(small_corpus({str(folder)!r}))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    with running_cluster() as nodes:
+        nodes.fill(num_train=1, num_data=1)
+        yield nodes
+
+
+def leftovers(cluster: LocalCluster) -> list[str]:
+    """Asked for by a process of its own: this one may be connected to the Ray of other tests."""
+    script = (
+        f"import json; from jobs.kills_benchmark import leftovers; print(json.dumps(leftovers({cluster.address!r})))"
+    )
+    command = [sys.executable, "-c", script, cluster.address]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Sweep:
+    """A command, and what it leaves."""
+
+    def __init__(self, folder: Path, manifest: str, cluster: LocalCluster, own: str, num_steps: int) -> None:
+        self.folder, self.address = folder, cluster.address
+        steps = f"--optim.num-steps {num_steps} --selection.evaluate-every 4 --data.temporal-split None"
+        base = f"tiny --data.manifest {manifest} --placement.storage {folder} {steps} {SIZES} {PLACE}"
+        self.words = [sys.executable, "jobs/sweep.py", "--name", "s", *own.split(), "--", *base.split()]
+        self.log = folder / "sweep.log"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        environment = os.environ | {"RAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)}
+        with self.log.open("ab") as log:
+            return subprocess.Popen(self.words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def run(self) -> int:
+        return self.start().wait(500)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return json.loads((self.folder / "s" / "sweep.json").read_text())
+
+    def statuses(self) -> Counter[str]:
+        """Of the MLflow runs, the sweep's own first among them."""
+        client = MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlflow.db")
+        (experiment,) = [one for one in client.search_experiments() if one.name == "snps3"]
+        found = client.search_runs([experiment.experiment_id])
+        (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+        below = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert len(below) == len(found) - 1 == len({run.data.tags["trial"] for run in below})  # one run per trial
+        return Counter(run.info.status for run in below) | {f"sweep {parent.info.status}": 1}
+
+
+@pytest.mark.slow
+def test_a_sweep_tries_every_point_marks_what_diverges_and_leaves_nothing(
+    manifest: str, tmp_path: Path, cluster: LocalCluster
+) -> None:
+    sweep = Sweep(tmp_path, manifest, cluster, "--vary optim.lr=0.001,1e30 --search grid --scheduler none", 4)
+    assert sweep.run() == 0, sweep.log.read_text()[-3000:]
+    best, worst = sweep.rows()
+    assert (best["status"], best["num_steps"], best["values"]) == ("finished", 4, {"optim.lr": 0.001})
+    assert 0 < best["score"] <= 1
+    assert (worst["status"], worst["score"], worst["values"]) == ("diverged", None, {"optim.lr": 1e30})
+    assert sweep.statuses() == {"sweep FINISHED": 1, "FINISHED": 1, "FAILED": 1}
+    assert leftovers(cluster) == []
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_driver_is_killed_goes_on_and_stops_the_worse_early(
+    manifest: str, tmp_path: Path, cluster: LocalCluster
+) -> None:
+    own = "masking_ratio --num-trials 4 --num-rungs 1 --reduction-factor 2 --search random"
+    sweep = Sweep(tmp_path, manifest, cluster, own, 16)
+    process = sweep.start()
+    deadline = time.monotonic() + 240
+    while len(finished := list(tmp_path.glob("s-*/results.json"))) < 1 or len(list(tmp_path.glob("s-*/"))) < 2:
+        assert process.poll() is None, sweep.log.read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    before = {path: path.stat().st_mtime_ns for path in finished}
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert sweep.run() == 0, sweep.log.read_text()[-3000:]
+    assert {path: path.stat().st_mtime_ns for path in finished} == before
+    rows = sweep.rows()
+    assert len(rows) == len({row["name"] for row in rows}) == 4
+    counts = Counter(row["status"] for row in rows)
+    assert counts["finished"] >= 1
+    assert counts["stopped"] >= 1
+    assert counts["finished"] + counts["stopped"] == 4
+    assert sweep.run() == 0  # nothing is left to do
+    assert sweep.rows() == rows
+    assert sweep.statuses() == {"sweep FINISHED": 1, "FINISHED": counts["finished"], "KILLED": counts["stopped"]}
+    assert leftovers(cluster) == []
