@@ -14,7 +14,6 @@ from typing import Any, Literal
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 from ray import tune
-from ray.train import UserCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
@@ -75,7 +74,7 @@ class Ends(tune.Callback):
 
 
 def run_trials(
-    function: Callable[[str, Mapping[str, Any], UserCallback], None],
+    function: Callable[[str, Mapping[str, Any], Any], None],
     search: Search,
     *,
     name: str,

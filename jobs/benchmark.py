@@ -37,6 +37,7 @@ from jobs.processes import MARKER, bytes_spilled, pss_bytes
 from jobs.s3_benchmark import s3_faults
 from jobs.seeds import ROOT, over_seeds, run_job
 from jobs.step_benchmark import step
+from jobs.sweep_benchmark import sweep
 from pipeline.manifest import make_manifest, read_manifest, write_manifest
 
 MANIFEST = "corpora/embedded/manifest/manifest.parquet"
@@ -135,6 +136,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "two-stage": two_stage,
     "downstream": downstream,
     "compare": compare_runs,
+    "sweep": sweep,
 }
 
 

@@ -78,14 +78,17 @@ class Evaluation:
     """Of the run that is scored."""
     card: str
     """The card that it writes."""
+    refused: str = ""
+    """Why this run cannot be fine-tuned so."""
 
-    def missing(self) -> list[str]:
-        """Those of its files that are not there."""
-        return [path for path in self.needs if not storage.exists(path)]
+    def obstacles(self) -> list[str]:
+        """Why it is not run: files that are not there, or the run itself."""
+        missing = [f"{path} is not there" for path in self.needs if not storage.exists(path)]
+        return [self.refused, *missing] if self.refused else missing
 
     def is_done(self) -> bool:
         """Its card is there and is that of the run's weights."""
-        if not (storage.exists(self.card) and storage.exists(checkpoints.best_weights(self.folder))):
+        if not (self.card and storage.exists(self.card) and storage.exists(checkpoints.best_weights(self.folder))):
             return False
         return read_card(self.card).weights == checkpoints.weights_hash(self.folder)
 
@@ -99,7 +102,12 @@ def evaluations(config: EvaluateAllConfig) -> list[Evaluation]:
     if config.is_zero_shot_only:
         return found
     for name, recipe in RECIPES.items():
-        found.append(tuned(config, run_folder, corpora, name, recipe(run, run_folder)))
+        try:
+            made = recipe(run, run_folder)
+        except ValueError as error:
+            found.append(Evaluation(name=name, commands=(), needs=(), folder="", card="", refused=str(error)))
+        else:
+            found.append(tuned(config, run_folder, corpora, name, made))
     best = next(one for one in found if one.name == "msrvtt_retrieval")
     found.append(choices(config, best.folder, corpora, needs=best.needs))
     return found
@@ -185,9 +193,9 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
     wanted = evaluations(config)
     to_do: list[Evaluation] = []
     for one in wanted:
-        missing, is_done = one.missing(), one.is_done()
-        print(f"{one.name}: {f'not run, {missing[0]} is not there' if missing else 'done' if is_done else 'to do'}")
-        if not missing and not is_done:
+        obstacles, is_done = one.obstacles(), one.is_done()
+        print(f"{one.name}: {f'not run, {obstacles[0]}' if obstacles else 'done' if is_done else 'to do'}")
+        if not obstacles and not is_done:
             to_do.append(one)
     failed: list[str] = []
     if to_do:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import safetensors.torch
 import tyro
 
-from jobs import checkpoints, cli, run_files
+from jobs import checkpoints, cli, run_files, tracking
 from jobs.cards import Card, read_cards
 from jobs.config import PretrainConfig, as_dict
 from jobs.finetune import config_of
@@ -36,11 +36,16 @@ class ExportConfig:
     """Folder of the run."""
     out: Annotated[str, tyro.conf.Positional]
     """Folder to write; it may be in a bucket."""
+    register: str | None = None
+    """Log it to the run in MLflow too, as code over these files, and register it under this name. Needs a folder on
+    this machine."""
 
 
 def export(config: ExportConfig) -> str:
     """The folder that was written."""
     run, out = storage.absolute(config.run), storage.absolute(config.out)
+    if config.register and storage.is_remote(out):
+        raise ValueError(f"--register needs a folder on this machine, got {out}")
     if storage.exists(f"{out}/config.json"):
         raise ValueError(f"{out} holds a model already; take another folder")
     settings = config_of(run)
@@ -60,6 +65,10 @@ def export(config: ExportConfig) -> str:
             storage.write_bytes_atomic(f"{out}/{name}", storage.read_bytes(f"{run}/{name}"))
     storage.write_bytes_atomic(f"{out}/README.md", model_card(settings, cards).encode())
     storage.write_bytes_atomic(f"{out}/{checkpoints.WEIGHTS}", safetensors.torch.save(kept, {"format": "pt"}))
+    if config.register:
+        place = settings.placement
+        tracker = tracking.run_of(place.storage, place.experiment, settings.name)
+        print(tracking.log_model(tracker, out, settings.model.hidden, config.register))
     return out
 
 

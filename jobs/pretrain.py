@@ -75,6 +75,7 @@ def pretrain(
         params=params,
         tags=tags,
     )
+    tracker.log_dataset(manifest.corpus, manifest_hash, storage.absolute(config.data.manifest))
     status = "FAILED"
     try:
         job = make_job(config, run_folder, tracker)

@@ -165,8 +165,7 @@ def one_trial(
     folder = storage.absolute(f"{base.placement.storage}/{config.name}")
     try:
         pretrain.pretrain(config, watchers=[watcher], tags=tags)
-    except RunError as error:
-        run_files.write_json(f"{folder}/{run_files.FAILURE}", {"error": str(error)})
+    except RunError:  # told by the run itself
         trials.report(dict.fromkeys(PROBES, 0.0) | {trials.STEP: run_files.committed_step(folder), "diverged": 1})
         return
     best = run_files.read_json(f"{folder}/best/{run_files.PROGRESS}")

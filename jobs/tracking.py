@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import subprocess
@@ -19,7 +20,7 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 
 from pipeline import storage
 
@@ -107,6 +108,11 @@ class Tracker:
         """Every metric logged so far."""
         return sorted(self.client.get_run(self.run_id).data.metrics)
 
+    def log_dataset(self, name: str, digest: str, source: str) -> None:
+        """What the run was trained on, by its hash; the same again changes nothing."""
+        dataset = Dataset(name=name, digest=digest, source_type="manifest", source=json.dumps({"uri": source}))
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
+
     def log_file(self, path: str | Path) -> None:
         """A file as an artefact of the run."""
         self.client.log_artifact(self.run_id, str(path))
@@ -141,6 +147,40 @@ def open_run(
     kept = [Param(key, str(value)[:500]) for key, value in params.items()]
     client.log_batch(run.info.run_id, params=kept, tags=[RunTag(key, value) for key, value in known_tags.items()])
     return Tracker(uri, run.info.run_id)
+
+
+def log_model(tracker: Tracker, folder: str, hidden: int, registered_name: str | None) -> str:
+    """Address of the model in an exported folder, logged to the run as code over its files: nothing is pickled.
+
+    `hidden`: width of its vectors. `registered_name`: that under which it gets a new version; None registers nothing.
+    """
+    import mlflow.pyfunc  # takes seconds to import, and every rank imports this file
+    import numpy as np
+    import pandas
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    mlflow.set_tracking_uri(tracker.uri)
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "text")]), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, hidden))])
+    )
+    with mlflow.start_run(run_id=tracker.run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={"model": folder},
+            signature=signature,
+            input_example=pandas.DataFrame({"text": ["a red ring rises"]}),
+            registered_model_name=registered_name,
+            pip_requirements=["snps3-ray"],
+        )
+    return logged.model_uri
+
+
+def run_of(storage_path: str, experiment: str, name: str) -> Tracker:
+    """The newest MLflow run of this name. ValueError if there is none."""
+    (found,) = read_runs(storage_path, experiment, [name], ())
+    return Tracker(tracking_uri(storage_path), found.run_id)
 
 
 @dataclass(frozen=True, kw_only=True)

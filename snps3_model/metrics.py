@@ -135,17 +135,18 @@ def direction_metrics(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """`{prefix}r1`, `r5`, `r10`, with `_low`, `_high`; `mean_recall`, `median_rank`, `mean_rank`; rows are queries."""
+    """`{prefix}r1`, `r5`, `r10`, `mean_recall`, with `_low`, `_high`; `median_rank`, `mean_rank`; rows are queries."""
     placed = placements(scores, relevant)
-    recalls = np.stack([recalls_at(k, placed) for k in RECALL_RANKS], axis=1)
-    low, high = bootstrap_intervals(recalls, np.ones(len(recalls)), num_resamples=num_resamples, seed=seed)
-    means = recalls.mean(axis=0)
+    recalls = [recalls_at(k, placed) for k in RECALL_RANKS]
+    columns = dict(
+        zip([*(f"r{k}" for k in RECALL_RANKS), "mean_recall"], [*recalls, np.mean(recalls, axis=0)], strict=True)
+    )
+    totals = np.stack(list(columns.values()), axis=1)
+    bounds = bootstrap_intervals(totals, np.ones(len(totals)), num_resamples=num_resamples, seed=seed)
     metrics = {}
-    for column, k in enumerate(RECALL_RANKS):
-        metrics[f"{prefix}r{k}"] = float(means[column])
-        metrics[f"{prefix}r{k}_low"] = float(low[column])
-        metrics[f"{prefix}r{k}_high"] = float(high[column])
-    metrics[f"{prefix}mean_recall"] = float(means.mean())
+    for name, mean, low, high in zip(columns, totals.mean(axis=0), *bounds, strict=True):
+        metrics |= {f"{prefix}{name}": float(mean)}
+        metrics |= {f"{prefix}{name}_low": float(low), f"{prefix}{name}_high": float(high)}
     metrics[f"{prefix}median_rank"] = float(np.median(ranks(placed)))
     metrics[f"{prefix}mean_rank"] = float(ranks(placed).mean())
     return metrics

@@ -16,6 +16,8 @@ THIRD_PARTY_WARNINGS = (
     r"ignore:.* deprecated:DeprecationWarning:ray\.data\.context",
     # MLflow 3.17 reads its runs with an option that SQLAlchemy 2.1 deprecates
     r"ignore:The ``noload`` loader strategy:DeprecationWarning",
+    # MLflow 3.17 looks at hints of its own classes when mlflow.pyfunc is imported
+    r"ignore:.*Any type hint is inferred as AnyType:UserWarning",
 )
 
 

@@ -203,6 +203,19 @@ def test_an_exported_model_gives_the_same_vectors_and_scores(run: str, manifest:
         export(ExportConfig(run=run, out=out))
 
 
+@pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::pandas")  # MLflow's own checks of what it logs
+def test_a_registered_model_gives_the_same_vectors_from_mlflow(run: str, folder: Path, tmp_path: Path) -> None:
+    import mlflow
+    import pandas as pd
+
+    out = export(ExportConfig(run=run, out=str(tmp_path / "model"), register="small"))
+    assert not list((folder / "runs").rglob("*.pkl"))
+    served = mlflow.pyfunc.load_model("models:/small/1")
+    vectors = served.predict(pd.DataFrame({"text": ["a red ring rises", "two shapes meet"]}))
+    own = load(out).embed_texts(["a red ring rises", "two shapes meet"]).vectors.numpy()
+    np.testing.assert_allclose(vectors, own, atol=1e-6)
+
+
 def test_a_folder_that_lacks_a_tensor_is_refused_with_its_name(run: str, tmp_path: Path) -> None:
     import safetensors.torch
 
@@ -254,11 +267,12 @@ def everything(folder: Path, run: str, **changes: object) -> EvaluateAllConfig:
 def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Path, run: str) -> None:
     found = {one.name: one for one in evaluations(everything(folder, run, rerank=100))}
     assert len(found) == len(CORPORA) + 1 + len(RECIPES) + 1
-    assert all(one.missing() for one in found.values())
+    assert all(one.obstacles() for one in found.values())
     tuned = found["msrvtt_qa"]
-    assert tuned.missing()[0].startswith(f"{folder}/corpora/msrvtt/")
+    assert tuned.obstacles()[0].startswith(f"{folder}/corpora/msrvtt/")
     assert [words[0] for words in tuned.commands] == ["finetune.py", "evaluate.py"]
-    assert "--rerank" in found["didemo_retrieval"].commands[1]
+    assert "--rerank" in found["msvd_retrieval"].commands[1]
+    assert "max_positions must be at least 64" in found["didemo_retrieval"].obstacles()[0]
     assert "--rerank" not in tuned.commands[1]
     assert found["MSRVTT-MC with small-msrvtt-retrieval"].folder == found["msrvtt_retrieval"].folder
     assert len(evaluations(everything(folder, run, is_zero_shot_only=True))) == len(CORPORA) + 1
