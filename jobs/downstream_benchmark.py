@@ -135,7 +135,7 @@ def timed(function: Callable[[], T]) -> tuple[T, float]:
 SCRATCH, ONE_FRAME, NO_VIDEO = (
     ("--model.initial-weights", "None"),
     ("--data.num-frames", "1"),
-    ("--task.is-video-hidden", "True"),
+    ("--task.is-video-hidden",),
 )
 VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {

@@ -178,13 +178,13 @@ def with_options(config: EvaluateAllConfig, words: list[str], *, rerank: int | N
     options = {
         "storage": place.storage,
         "num-workers": str(place.most_workers),
-        "use-gpu": str(place.use_gpu),
         "cpus-per-worker": str(place.cpus_per_worker),
         "threads-per-worker": str(place.threads_per_worker),
         "decode-cpus": str(place.decode_cpus),
         "experiment": place.experiment,
     }
     more = ["--rerank", str(rerank)] if rerank else []
+    more += ["--placement.use-gpu"] if place.use_gpu else []
     return (*words, *more, *(word for key, value in options.items() for word in (f"--placement.{key}", value)))
 
 

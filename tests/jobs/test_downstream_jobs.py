@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tyro
 
 from jobs import finetune, run_files
 from jobs.cards import read_card
@@ -268,6 +269,10 @@ def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Pa
     found = {one.name: one for one in evaluations(everything(folder, run, rerank=100))}
     assert len(found) == len(CORPORA) + 1 + len(RECIPES) + 1
     assert all(one.obstacles() for one in found.values())
+    for one in found.values():  # the commands are understood by those who get them
+        for program, *words in one.commands:
+            if program == "evaluate.py":
+                assert tyro.cli(EvaluateConfig, args=words).out == one.card.removesuffix("/card.json")
     tuned = found["msrvtt_qa"]
     assert tuned.obstacles()[0].startswith(f"{folder}/corpora/msrvtt/")
     assert [words[0] for words in tuned.commands] == ["finetune.py", "evaluate.py"]
