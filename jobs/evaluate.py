@@ -201,7 +201,7 @@ def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement
     manifest = read_manifest(protocol.manifest)
     config = dataclasses.replace(run, data=data, placement=placement)
     config = pretrain.with_decoder(config, manifest.fastest_decoder)
-    source = pretrain.make_sources(config)["test"]
+    source = pretrain.evaluation_sources(config)["test"]
     if not len(source.rows()):
         raise ValueError(f"{protocol.manifest} has no video in the split {protocol.split!r}")
     return Job(

@@ -210,8 +210,29 @@ def make_plan(config: PretrainConfig) -> Plan:
 
 def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
     """Where the clips of training and of each evaluation come from, by name."""
-    data, batch = config.data, config.optim.global_batch
-    shared: dict[str, Any] = {
+    training = ClipSource(
+        split=config.data.train_split,
+        plan=make_plan(config),
+        long_sides_px=config.data.augmentation.long_sides_px,
+        **_of_every_source(config),
+    )
+    return {"train": training} | evaluation_sources(config)
+
+
+def evaluation_sources(config: PretrainConfig) -> dict[str, ClipSource]:
+    """Where the clips of each evaluation come from, by name. A corpus without training clips has these too."""
+    data = config.data
+    splits = {"validation": data.validation_split, "test": data.test_split, "temporal": data.temporal_split}
+    return {
+        name: ClipSource(split=split, plan=None, max_clips=data.max_evaluation_clips, **_of_every_source(config))
+        for name, split in splits.items()
+        if split
+    }
+
+
+def _of_every_source(config: PretrainConfig) -> dict[str, Any]:
+    data = config.data
+    return {
         "manifest_path": storage.absolute(data.manifest),
         "num_frames": data.num_frames,
         "frame_size_px": data.frame_size_px,
@@ -219,18 +240,9 @@ def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
         "sampling": data.sampling,
         "limits": config.placement.decode_limits,
         "seed": config.seed,
-        "batch": batch,
+        "batch": config.optim.global_batch,
         "patience_seconds": config.placement.storage_patience_seconds,
     }
-    evaluated = {"validation": data.validation_split, "test": data.test_split, "temporal": data.temporal_split}
-    sources = {
-        name: ClipSource(split=split, plan=None, max_clips=data.max_evaluation_clips, **shared)
-        for name, split in evaluated.items()
-        if split
-    }
-    long_sides_px = data.augmentation.long_sides_px
-    training = ClipSource(split=data.train_split, plan=make_plan(config), long_sides_px=long_sides_px, **shared)
-    return {"train": training} | sources
 
 
 def datasets(job: Job) -> dict[str, Callable[[int], ray.data.Dataset]]:
