@@ -58,6 +58,8 @@ class Trial:
     history: list[dict[str, float]] = field(default_factory=list)
     """What it reported, by `step`."""
     error: str = ""
+    is_open: bool = False
+    """The search was stopped before it ended."""
 
 
 class Ends(tune.Callback):
@@ -85,7 +87,7 @@ def run_trials(
     """`function(trial id, values, watcher)` for each trial; the same call again goes on where the sweep was.
 
     `watcher` is for a run of `cluster.run`, whose reports are then those of the trial. `path`: folder of the sweep
-    in `filesystem`. `on_end` is told the id of each trial that ended.
+    in `filesystem`. `on_end` is told the id of each trial that ended. Ctrl-C ends the search and its trials.
     """
 
     def trial(values: dict[str, Any]) -> None:
@@ -122,7 +124,13 @@ def run_trials(
                 verbose=0,
             ),
         )
-    return [made(result) for result in tuner.fit()]
+    results = tuner.fit()
+    ended = {
+        trial.trial_id
+        for trial in tune.ExperimentAnalysis(where, storage_filesystem=filesystem).trials
+        if trial.is_finished()
+    }
+    return [made(result, ended) for result in results]
 
 
 def report(metrics: Mapping[str, float]) -> None:
@@ -130,16 +138,18 @@ def report(metrics: Mapping[str, float]) -> None:
     tune.report(dict(metrics))
 
 
-def made(result: Any) -> Trial:
-    """A trial from what Tune tells of it."""
+def made(result: Any, ended: set[str]) -> Trial:
+    """A trial from what Tune tells of it. `ended`: the ids of those that have."""
     frame = result.metrics_dataframe
     history = [] if frame is None else frame.to_dict("records")
     last = result.metrics or {}
+    trial_id = str(last.get("trial_id") or os.path.basename(result.path))
     return Trial(
-        trial_id=str(last.get("trial_id") or os.path.basename(result.path)),
+        trial_id=trial_id,
         values=dict(result.config or {}),
         history=history,
         error="" if result.error is None else str(result.error).strip().splitlines()[-1],
+        is_open=trial_id not in ended,
     )
 
 

@@ -4,7 +4,8 @@ II    P3E (a network for text, another for text with video) against SNP (one for
 III   MLM or MSSM, with GVTM alone or with LVWM
 
 Every row and seed is a run of its own; as many at a time as the cluster has room for. The same command goes on, and
-with more seeds keeps those that are done. The table has means, 95 % intervals over seeds and differences seed by seed.
+with more seeds keeps those that are done: NAME/cells.json has what came out of each, and is all that is needed to go on
+elsewhere. NAME/table.md has means, 95 % intervals over seeds and differences seed by seed.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ if __name__ == "__main__":
 
 from cluster.connection import connected_ray, room, spans_machines
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import cli, finetune, preflight, pretrain, space, tracking
-from jobs.config import PretrainConfig, as_dict, config_hash, flat
+from jobs import cli, finetune, preflight, pretrain, run_files, space, tracking
+from jobs.config import PretrainConfig, config_hash, differences, flat, identity
 from jobs.seeds import over_seeds
 from pipeline import storage
+from pipeline.manifest import read_manifest
 
 Values = Mapping[str, Any]
 Found = Mapping[tuple[str, int], Mapping[str, float]]
@@ -80,6 +82,7 @@ SHOWN: Mapping[str, str] = MappingProxyType(
     }
 )
 """What a table shows, where runs have it."""
+CELLS = "cells.json"
 DOWNSTREAM = MappingProxyType({"retrieval": "tiny_retrieval", "qa": "tiny_qa"})
 
 
@@ -110,6 +113,8 @@ class AblateConfig:
 def ablate(config: AblateConfig, base: PretrainConfig) -> str:
     """The table in Markdown, which is also in the folder of the ablation. ValueError for what cannot be run."""
     path, placement = base.placement.storage, base.placement
+    folder, fields = storage.absolute(f"{path}/{config.name}"), identity_of(config, base)
+    found = read_cells(folder, fields)
     tracking.refuse_unreachable(path)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         if spans_machines():
@@ -120,25 +125,53 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> str:
             path,
             experiment=placement.experiment,
             name=config.name,
-            identity_hash=config_hash({"table": config.table} | flat(as_dict(base))),
+            identity_hash=config_hash(fields),
             params=flat(dataclasses.asdict(config)),
         )
         run = functools.partial(one_cell, config=config, base=base, parent=parent.run_id)
-        cells = [(row, seed) for seed in range(config.num_seeds) for row in ROWS[config.table]]
-        found: dict[tuple[str, int], dict[str, float]] = {}
+        wanted = [(row, seed) for seed in range(config.num_seeds) for row in ROWS[config.table]]
+        cells = [cell for cell in wanted if is_missing(cell, config, found)]
         status = "FAILED"
         try:
             with ThreadPoolExecutor(at_once) as pool:
                 for cell, results in zip(cells, pool.map(run, cells), strict=True):
-                    found[cell] = results  # a table as they come: an ablation takes hours
-                    text = table(config, found)
-                    storage.write_bytes_atomic(storage.absolute(f"{path}/{config.name}/table.md"), text.encode())
+                    found[cell] = results
+                    write_cells(folder, fields, found)  # as they come: an ablation takes hours
+                    storage.write_bytes_atomic(f"{folder}/table.md", table(config, found).encode())
             parent.log(means(config, found), 0)
             status = "FINISHED"
         finally:
             tracking.end_open(parent.uri, parent.run_id)
             parent.finish(status)
-    return text
+    return table(config, found)
+
+
+def identity_of(config: AblateConfig, base: PretrainConfig) -> dict[str, Any]:
+    """What all runs of an ablation have in common: cells of another are not to be mixed with them."""
+    fields = identity(base, read_manifest(base.data.manifest).hash)
+    return {"table": config.table} | {name: value for name, value in fields.items() if name != "seed"}
+
+
+def read_cells(folder: str, fields: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, float]]:
+    """What is known of each row and seed. ValueError if it was found with other settings."""
+    if not storage.exists(f"{folder}/{CELLS}"):
+        return {}
+    saved = run_files.read_json(f"{folder}/{CELLS}")
+    if changed := differences(saved["fields"], dict(fields)):
+        raise ValueError(f"{folder} holds an ablation with other settings; take another --name. {'; '.join(changed)}")
+    return {(cell["row"], cell["seed"]): cell["results"] for cell in saved["cells"]}
+
+
+def write_cells(folder: str, fields: Mapping[str, Any], found: Found) -> None:
+    """The counterpart of `read_cells`."""
+    cells = [{"row": row, "seed": seed, "results": dict(results)} for (row, seed), results in sorted(found.items())]
+    run_files.write_json(f"{folder}/{CELLS}", {"fields": dict(fields), "cells": cells})
+
+
+def is_missing(cell: tuple[str, int], config: AblateConfig, found: Found) -> bool:
+    """True if the run is to be made, or fine-tuned."""
+    wanted = [f"{task}/num_steps" for task in DOWNSTREAM if cell[1] < config.num_downstream_seeds]
+    return cell not in found or any(key not in found[cell] for key in wanted)
 
 
 def one_cell(cell: tuple[str, int], *, config: AblateConfig, base: PretrainConfig, parent: str) -> dict[str, float]:
@@ -164,6 +197,7 @@ def numbers(results: Mapping[str, Any]) -> dict[str, float]:
         found[PRIMARY] = float(np.mean([found[key] for key in RECALLS]))
     if "seconds/step" in found:
         found["seconds_per_step"] = found["seconds/step"] / found["num_steps"]
+        found["hours"] = sum(value for key, value in found.items() if key.startswith("seconds/")) / 3600
     return found
 
 
@@ -182,11 +216,12 @@ def table(config: AblateConfig, found: Found) -> str:
     """Rows with means and intervals, then differences to the first row, seed by seed."""
     rows = list(ROWS[config.table])
     keys = {title: key for title, key in SHOWN.items() if any(key in results for results in found.values())}
+    hours = sum(value for results in found.values() for key, value in results.items() if key.endswith("hours"))
     lines = [
         f"# Table {config.table}: {config.name}",
         "",
         f"{len({seed for _, seed in found})} seeds; mean and 95 % interval over seeds. Mean recall: of R@1, 5 and 10, "
-        "both directions.",
+        f"both directions. {len(found)} runs in {hours:.2f} hours, added up over runs, fine-tuning with them.",
         "",
         f"| | {' | '.join(keys)} | the paper's R@1, R50 / PVT |",
         "|---" * (len(keys) + 2) + "|",

@@ -166,12 +166,17 @@ class SelectionConfig:
     """Steps between evaluations; each writes a checkpoint."""
     patience: int | None = None
     """Stop after this many evaluations without a better one; None never stops early."""
+    rerank: int | None = None
+    """Clips of each text, and texts of each clip, that the cross encoder orders anew when the run measures retrieval;
+    None: all, whose cost grows with the square of the clips."""
 
     def __post_init__(self) -> None:
         if self.evaluate_every < 1:
             raise ValueError(f"selection.evaluate_every must be at least 1, got {self.evaluate_every}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"selection.patience must be at least 1 or None, got {self.patience}")
+        if self.rerank is not None and self.rerank < 1:
+            raise ValueError(f"selection.rerank must be at least 1, or None for all pairs, got {self.rerank}")
 
 
 @dataclass(frozen=True, kw_only=True)

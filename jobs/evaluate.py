@@ -28,7 +28,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import tyro
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
@@ -45,7 +45,6 @@ from pipeline.loader import ClipSource
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.questions import outside, read_choices, read_questions
 from pipeline.records import Batch
-from snps3_model import metrics
 from snps3_model.loading import load_earlier_run
 from snps3_model.objective import Pretraining
 
@@ -287,13 +286,11 @@ def retrieved(
     clip_ids = gallery.clip_ids.cpu().numpy()
     texts, relevant = queries_of(source, clip_ids, protocol.queries)
     k = protocol.rerank
-
-    def first(dual: Float[np.ndarray, "Q N"]) -> Bool[np.ndarray, "Q N"]:
-        assert k is not None, "asked in two stages only"
-        return evaluation.highest(dual, k) | evaluation.highest(dual.T, k).T
-
-    scored = rank.pair_scores(network, gallery, texts, asked=first if k else None)
-    scores = retrieval_scores(scored, relevant, protocol)
+    scored = rank.pair_scores(
+        network, gallery, texts, asked=functools.partial(evaluation.first_of_both, k=k) if k else None
+    )
+    how: dict[str, Any] = {"fusion": protocol.fusion, "prior": protocol.prior, "seed": protocol.seed}
+    scores = evaluation.retrieval_results(scored, relevant, "test", rerank=k, **how)
     return scored, texts, cards.of_retrieval(clip_ids.tolist(), texts, len(source.rows()), scores)
 
 
@@ -318,30 +315,6 @@ def texts_of(captions: Sequence[str], queries: str) -> list[str]:
     return {"first": list(captions[:1]), "each": list(dict.fromkeys(captions)), "paragraph": [" ".join(captions)]}[
         queries
     ]
-
-
-def retrieval_scores(scored: Scored, relevant: Bool[np.ndarray, "Q N"], protocol: Protocol) -> dict[str, float]:
-    """Recalls and ranks of both directions: of the score that orders in the end, and of its parts."""
-    num_texts, num_clips = scored.dual.shape
-    turned = dataclasses.replace(scored, dual=scored.dual.T, cross=scored.cross.T)
-    k = protocol.rerank or max(num_texts, num_clips)
-    found: dict[str, float] = {}
-    for direction, matrices, wanted in (("t2v", scored, relevant), ("v2t", turned, relevant.T)):
-        columns = {"": evaluation.reranked(matrices, k, protocol.fusion), "dual_": matrices.dual}
-        if protocol.rerank is None:
-            columns["cross_"] = matrices.cross
-        if protocol.prior == "dual_softmax":
-            columns["dual_softmax_"] = dual_softmax(columns[""])
-        for name, matrix in columns.items():
-            found |= metrics.direction_metrics(matrix, wanted, f"test/{direction}/{name}", seed=protocol.seed)
-    return found
-
-
-def dual_softmax(scores: Float[np.ndarray, "Q N"]) -> Float[np.ndarray, "Q N"]:
-    """Each candidate's score counts by how much it prefers the query to all others: a prior that a single query has
-    not (Cheng et al., 2021), hence in columns of its own."""
-    shifted = scores - scores.max(axis=0, keepdims=True)
-    return scores + shifted - np.log(np.exp(shifted).sum(axis=0, keepdims=True))
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------

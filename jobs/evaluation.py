@@ -6,6 +6,7 @@ clips, texts ─ encode ─ gather ─► dual scores of all pairs ─ asked ─
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -181,20 +182,49 @@ def reranked(scored: Scored, k: int, fusion: Fusion = "sum") -> Float[np.ndarray
     return result
 
 
-def retrieval_results(scored: Scored, captions: Sequence[str], prefix: str) -> dict[str, float]:
-    """R@1/5/10, ranks and intervals of the fused score and of both parts. Equal captions share their clips."""
-    relevant = same_caption(captions)
-    results: dict[str, float] = {}
-    for name, matrix in (("", scored.fused), ("dual", scored.dual), ("cross", scored.cross)):
-        results |= metrics.retrieval_metrics(matrix, relevant, prefix, score=name)
-    return results
+def first_of_both(dual: Float[np.ndarray, "Q N"], k: int) -> Bool[np.ndarray, "Q N"]:
+    """True at the `k` best clips of each text and at the `k` best texts of each clip."""
+    return highest(dual, k) | highest(dual.T, k).T
 
 
-def selectable_metrics(prefix: str) -> list[str]:
+def retrieval_results(
+    scored: Scored,
+    relevant: Bool[np.ndarray, "Q N"],
+    prefix: str,
+    *,
+    rerank: int | None = None,
+    fusion: Fusion = "sum",
+    prior: str = "none",
+    seed: int = 0,
+) -> dict[str, float]:
+    """R@1/5/10, ranks and intervals in both directions: of the score that orders in the end, of the dual score, and of
+    the cross score where it was asked about all pairs (`rerank` is None)."""
+    found: dict[str, float] = {}
+    turned = dataclasses.replace(scored, dual=scored.dual.T, cross=scored.cross.T)
+    k = rerank or max(scored.dual.shape)
+    for direction, matrices, wanted in (("t2v", scored, relevant), ("v2t", turned, relevant.T)):
+        columns = {"": reranked(matrices, k, fusion), "dual_": matrices.dual}
+        if rerank is None:
+            columns["cross_"] = matrices.cross
+        if prior == "dual_softmax":
+            columns["dual_softmax_"] = dual_softmax(columns[""])
+        for name, matrix in columns.items():
+            found |= metrics.direction_metrics(matrix, wanted, f"{prefix}/{direction}/{name}", seed=seed)
+    return found
+
+
+def dual_softmax(scores: Float[np.ndarray, "Q N"]) -> Float[np.ndarray, "Q N"]:
+    """Each candidate's score counts by how much it prefers the query to all others: a prior that a single query has
+    not (Cheng et al., 2021), hence in columns of its own."""
+    shifted = scores - scores.max(axis=0, keepdims=True)
+    return scores + shifted - np.log(np.exp(shifted).sum(axis=0, keepdims=True))
+
+
+def selectable_metrics(prefix: str, rerank: int | None = None) -> list[str]:
     """Names among the results of a split that are high for a good model: every recall, without the interval's ends."""
     two = np.eye(2)
-    names = retrieval_results(Scored(clip_ids=np.arange(2), dual=two, cross=two), ["a", "b"], prefix)
-    names = [name for name in names if not name.endswith(("rank", "_low", "_high"))]
+    every = retrieval_results(Scored(clip_ids=np.arange(2), dual=two, cross=two), two > 0, prefix, rerank=rerank)
+    names = [name for name in every if not name.endswith(("rank", "_low", "_high"))]
     return sorted([*names, f"{prefix}/{MASKED_WORDS}"])
 
 

@@ -173,7 +173,7 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
 def metric_problems(config: PretrainConfig) -> list[str]:
     """A metric that is not measured, or not better when it is higher, would be found after the first evaluation."""
     selection, is_asked = config.selection, config.task.kind != "captions"
-    names = ["validation/accuracy"] if is_asked else selectable_metrics("validation")
+    names = ["validation/accuracy"] if is_asked else selectable_metrics("validation", selection.rerank)
     if selection.metric in names:
         return []
     near = difflib.get_close_matches(selection.metric, names, n=1, cutoff=0.4)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 T = TypeVar("T")
 
 MARKER = "SNPS3_BENCHMARK"
@@ -65,8 +67,6 @@ def sampled(read: Callable[[], T], every_seconds: float) -> Iterator[list[tuple[
 
 
 def _marked(marker: str, *wanted: str) -> Iterator[dict[str, Any]]:
-    import psutil  # only benchmarks need it
-
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARKER) == marker:

@@ -14,7 +14,7 @@ from jobs.config import as_dict
 from jobs.journal import read_journals
 from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.tasks import AskingTask, Predicted
-from jobs.tracking import Tracker
+from jobs.tracking import OF_THE_MACHINE, Tracker
 from jobs.worker import Job
 from pipeline import storage
 from pipeline.ledger import count_by_reason, read_ledger
@@ -43,9 +43,9 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
                     write_own_card(job, cards.of_answers(answers, scores), facts)
         elif name in job.sources:
             saved = load_evaluation(f"{job.run_folder}/evaluation/{name}.npz")
-            scores = measured(saved, name)
+            scores = measured(saved, name, job.config.selection.rerank)
             found |= scores
-            rankings[name] = ranking(saved, name)
+            rankings[name] = ranking(saved, name, job.config.selection.rerank)
             if name == "test":
                 masked = masked_captions(saved, job)
                 num_clips = len(job.sources[name].rows())
@@ -107,6 +107,7 @@ def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) ->
         num_frames=config.data.num_frames,
         frame_size_px=config.data.frame_size_px,
         max_clips=config.data.max_evaluation_clips,
+        rerank=config.selection.rerank if config.task.kind == "captions" else None,
     )
     card = cards.make_card(
         protocol,
@@ -127,20 +128,22 @@ def load_evaluation(path: str) -> dict[str, Any]:
     return arrays | {name: json.loads(str(arrays[name])) for name in ("captions", "filled")}
 
 
-def measured(saved: dict[str, Any], name: str) -> dict[str, float]:
+def measured(saved: dict[str, Any], name: str, rerank: int | None = None) -> dict[str, float]:
     """The metrics of a split: retrieval over all clips, or within groups for the temporal test."""
     scored = evaluation.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
     if name == "temporal":
         return evaluation.group_results(scored, saved["groups"], name)
-    return evaluation.retrieval_results(scored, saved["captions"], name)
+    return evaluation.retrieval_results(scored, evaluation.same_caption(saved["captions"]), name, rerank=rerank)
 
 
-def ranking(saved: dict[str, Any], name: str) -> Ranking:
+def ranking(saved: dict[str, Any], name: str, rerank: int | None = None) -> Ranking:
     """The scores of a split for the report's pictures."""
     scored = evaluation.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
     scores = {"fused": scored.fused, "dual": scored.dual, "cross": scored.cross}
     if name == "temporal":
         scores = {"cross": scored.cross, "dual": scored.dual}
+    elif rerank:
+        scores = {"fused": evaluation.reranked(scored, rerank), "dual": scored.dual}
     return Ranking(
         captions=saved["captions"],
         clips=saved["thumbnails"],
@@ -194,7 +197,7 @@ def histories(tracker: Tracker) -> tuple[list[dict[str, float]], list[dict[str, 
     validation: dict[int, dict[str, float]] = {}
     for name in tracker.metric_names():
         rows = validation if name.startswith("validation/") else train
-        if name.startswith(("test/", "temporal/", "seconds/", "ceiling/")):
+        if name.startswith(("test/", "temporal/", "seconds/", "ceiling/", OF_THE_MACHINE)):
             continue
         for step, value in tracker.history(name):
             rows.setdefault(step, {"step": step})[name] = value

@@ -13,7 +13,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -104,7 +106,7 @@ class Row:
 
 
 def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
-    """Its trials, the best first. ValueError for what cannot be swept."""
+    """Its trials, the best first; none if somebody stopped it before its end. ValueError for what cannot be swept."""
     found = config.domains
     space.refuse_what_cannot_be(found, base)
     path = base.placement.storage
@@ -137,6 +139,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
         )
         filesystem, inner = storage.arrow_filesystem(path)
         status = "FAILED"
+        stop_like_ctrl_c()
         try:
             done = trials.run_trials(
                 functools.partial(one_trial, base=base, sweep_name=config.name, parent=parent.run_id),
@@ -146,6 +149,9 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
                 filesystem=filesystem,
                 on_end=functools.partial(tracking.end_open, parent.uri, parent.run_id),
             )
+            if any(one.is_open for one in done):
+                status = "KILLED"
+                return []
             rows = sorted((row_of(one, config, base) for one in done), key=lambda row: -(row.score or -1.0))
             run_files.write_json(f"{folder}/{TABLE}", [dataclasses.asdict(row) for row in rows])
             parent.log(summary(rows), 0)
@@ -154,6 +160,12 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             tracking.end_open(parent.uri, parent.run_id)
             parent.finish(status)
     return rows
+
+
+def stop_like_ctrl_c() -> None:
+    """SIGTERM, as of `ray job stop`, ends the sweep as Ctrl-C does, which Tune takes."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def one_trial(
@@ -261,10 +273,13 @@ def parse(argv: Sequence[str]) -> tuple[SweepConfig, PretrainConfig]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line: 1 where a trial failed."""
+    """Exit status of the command line: 1 where a trial failed, 130 after Ctrl-C."""
     config, base = parse(sys.argv[1:] if argv is None else argv)
     with cli.refusing():
         rows = sweep(config, base)
+    if not rows:
+        print(f"{config.name} was stopped; the same command goes on from here")
+        return 130
     print(describe(rows, config))
     return int(any(row.status == "failed" for row in rows))
 

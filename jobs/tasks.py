@@ -120,8 +120,9 @@ class CaptionTask:
 
     def summary(self, results: Mapping[str, float]) -> str:
         """Validation in half a line."""
-        r1 = {name: results[f"validation/t2v/{name}r1"] for name in ("", "dual_", "cross_")}
-        return f"validation R@1 {r1['']:.3f} (dual {r1['dual_']:.3f}, cross {r1['cross_']:.3f})"
+        keys = {name: f"validation/t2v/{name}_r1" for name in ("dual", "cross")}
+        parts = ", ".join(f"{name} {results[key]:.3f}" for name, key in keys.items() if key in results)
+        return f"validation R@1 {results['validation/t2v/r1']:.3f} ({parts})"
 
 
 @dataclass(frozen=True, kw_only=True)

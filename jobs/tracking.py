@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import logging
 import math
 import os
 import subprocess
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +30,8 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PARENT = "mlflow.parentRunId"
 """Tag by which MLflow shows a run below another."""
 REACH_SECONDS = 5.0
+OF_THE_MACHINE = "system/"
+"""How the names of what MLflow measures of a machine begin."""
 
 
 def tracking_uri(storage_path: str) -> str:
@@ -107,6 +111,19 @@ class Tracker:
     def metric_names(self) -> list[str]:
         """Every metric logged so far."""
         return sorted(self.client.get_run(self.run_id).data.metrics)
+
+    @contextlib.contextmanager
+    def machine_watched(self) -> Iterator[None]:
+        """CPU, memory, disk, network and GPUs of this machine go to the run meanwhile, every ten seconds."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def log_dataset(self, name: str, digest: str, source: str) -> None:
         """What the run was trained on, by its hash; the same again changes nothing."""

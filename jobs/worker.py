@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -80,8 +82,10 @@ def pretrain_rank(job: Job, runtime: Runtime) -> None:
         journal.flush()
 
     watchdog = Watchdog(job.config.placement.hang_seconds, tell)
+    rank = Rank(job, runtime, journal, watchdog.alive)
     try:
-        run_rank(Rank(job, runtime, journal, watchdog.alive))
+        with rank.tracker.machine_watched() if runtime.world.is_first else contextlib.nullcontext():
+            run_rank(rank)
     except RunError as error:  # on all ranks alike
         journal.note("failed", error=str(error))
         if runtime.world.is_first:
@@ -323,7 +327,9 @@ class Rank:
         if isinstance(self.job.task, AskingTask):
             return self.job.task.results(self.answers(validation, network, name="validation"), "validation")
         scored = self.score(validation, network, name="validation")
-        results = evaluation.retrieval_results(scored, self.captions(scored.clip_ids, "validation"), "validation")
+        relevant = evaluation.same_caption(self.captions(scored.clip_ids, "validation"))
+        rerank = self.config.selection.rerank
+        results = evaluation.retrieval_results(scored, relevant, "validation", rerank=rerank)
         if self.config.objective.masked_words_cross:
             filled = evaluation.masked_word_accuracy(network.model, validation, self.world.gather)
             results[f"validation/{evaluation.MASKED_WORDS}"] = filled
@@ -335,13 +341,15 @@ class Rank:
         return self.world.gather_objects(list(self.job.task.predictions(network, batches, self.job.language, name)))
 
     def score(self, batches: list[Batch], network: Network, *, name: str) -> evaluation.Scored:
-        """Both scores of all pairs of a split; within their groups only for the temporal test."""
+        """Both scores of a split's pairs, the cross one of all or of the first; within groups for the temporal test."""
         assert isinstance(network, Pretraining), "the other tasks ask"
         gallery = evaluation.encode_clips(network.model, batches, self.world.gather)
         clip_ids = gallery.clip_ids.cpu().numpy()
         captions = self.captions(clip_ids, name)
         if name != "temporal":
-            return self.pair_scores(network, gallery, captions)
+            k = self.config.selection.rerank
+            first = functools.partial(evaluation.first_of_both, k=k) if k else None
+            return self.pair_scores(network, gallery, captions, asked=first)
         groups = self.job.sources[name].groups(clip_ids)
         within = groups[:, None] == groups[None, :]
         scored = self.pair_scores(network, gallery, captions, asked=lambda _: within)

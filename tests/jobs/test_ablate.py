@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from jobs import ablate, space
-from jobs.ablate import PRIMARY, RECALLS, ROWS, AblateConfig, difference, numbers, seeds_needed, table
+from jobs.ablate import (
+    PRIMARY,
+    RECALLS,
+    ROWS,
+    AblateConfig,
+    difference,
+    is_missing,
+    numbers,
+    read_cells,
+    seeds_needed,
+    table,
+    write_cells,
+)
 from jobs.presets import tiny
 
 
@@ -47,6 +61,26 @@ def test_as_many_seeds_are_needed_as_the_test_of_the_mean_says() -> None:
         low, _ = scipy.stats.t.interval(0.95, count - 1, abs(mean), deviation / count**0.5)
         assert (low > 0) == is_enough
     assert difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).endswith("no difference at all")
+
+
+def test_cells_are_kept_and_those_of_other_settings_are_refused(tmp_path: Path) -> None:
+    folder, fields = str(tmp_path), {"table": "III", "optim.lr": 0.1}
+    assert read_cells(folder, fields) == {}
+    found = {(row, seed): {PRIMARY: 0.1 * seed} for row in ROWS["III"] for seed in (1, 0)}
+    write_cells(folder, fields, found)
+    assert read_cells(folder, fields) == found
+    with pytest.raises(ValueError, match=r"other settings; take another --name. optim.lr: was 0.1, is 0.2"):
+        read_cells(folder, fields | {"optim.lr": 0.2})
+
+
+def test_what_is_not_yet_run_or_not_yet_fine_tuned_is_missing() -> None:
+    first, second = ("MLM, GVTM", 0), ("MLM, GVTM", 1)
+    tuned = {"num_steps": 9.0, "retrieval/num_steps": 9.0, "qa/num_steps": 9.0}
+    found = {first: tuned, second: {"num_steps": 9.0}}
+    for num_downstream_seeds, missing in ((0, []), (1, []), (2, [second])):
+        config = wish(num_downstream_seeds=num_downstream_seeds)
+        assert [cell for cell in found if is_missing(cell, config, found)] == missing
+    assert is_missing(("MSSM, GVTM", 0), wish(), found)
 
 
 def test_an_ablation_of_one_seed_is_refused() -> None:

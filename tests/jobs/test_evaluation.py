@@ -12,15 +12,8 @@ import torch
 
 from jobs import cards, evaluation
 from jobs.cards import Card, Protocol, not_repeated, read_card, refuse_other, write_card
-from jobs.evaluate import (
-    EvaluateConfig,
-    dual_softmax,
-    protocol_of,
-    queries_of,
-    refuse_selection_on_test,
-    retrieval_scores,
-)
-from jobs.evaluation import Scored, highest, reranked
+from jobs.evaluate import EvaluateConfig, protocol_of, queries_of, refuse_selection_on_test
+from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from jobs.presets import tiny
 from snps3_model.visual import local_gather
 from tests.batches import random_batch, tiny_network
@@ -127,14 +120,28 @@ def test_a_clip_that_could_not_be_decoded_shifts_no_column() -> None:
 
 def test_scores_of_two_stages_and_of_the_prior_stand_in_columns_of_their_own() -> None:
     both = Scored(clip_ids=np.arange(6), dual=np.eye(6), cross=np.eye(6))
-    protocol = Protocol(task="retrieval", run="", manifest="", split="test")
     relevant = np.eye(6, dtype=bool)
-    plain = retrieval_scores(both, relevant, protocol)
+    plain = retrieval_results(both, relevant, "test")
     assert plain["test/t2v/r1"] == plain["test/v2t/cross_r1"] == 1.0
     assert not any("softmax" in name for name in plain)
-    two = retrieval_scores(both, relevant, dataclasses.replace(protocol, rerank=2, prior="dual_softmax"))
+    two = retrieval_results(both, relevant, "test", rerank=2, prior="dual_softmax")
     assert "test/t2v/cross_r1" not in two
     assert {name for name in two if name.endswith("t2v/dual_softmax_r1")} == {"test/t2v/dual_softmax_r1"}
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_a_run_that_asks_about_the_first_pairs_only_measures_what_it_would_have_measured_of_them(k: int) -> None:
+    both, relevant = scored(), np.eye(NUM_TEXTS, NUM_CLIPS, dtype=bool)
+    relevant[NUM_CLIPS:, 0] = True
+    asked = dataclasses.replace(both, cross=np.where(first_of_both(both.dual, k), both.cross, np.nan))
+    found = retrieval_results(asked, relevant, "validation", rerank=k)
+    assert found == retrieval_results(both, relevant, "validation", rerank=k)
+    whole = retrieval_results(both, relevant, "validation")
+    assert {name: value for name, value in found.items() if "dual" in name}.items() <= whole.items()
+    if k == NUM_TEXTS:  # all of both
+        assert found.items() <= whole.items()
+    assert not any("cross" in name for name in found)
+    assert set(evaluation.selectable_metrics("validation", k)) < set(evaluation.selectable_metrics("validation"))
 
 
 def test_the_prior_prefers_clips_that_prefer_the_query() -> None:

@@ -122,3 +122,22 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_stops_the_worse_early(
     assert sweep.rows() == rows
     assert sweep.statuses() == {"sweep FINISHED": 1, "FINISHED": counts["finished"], "KILLED": counts["stopped"]}
     assert leftovers(cluster) == []
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_asked_to_stop_ends_its_trials(manifest: str, tmp_path: Path, cluster: LocalCluster) -> None:
+    """SIGTERM becomes the SIGINT of Ctrl-C."""
+    sweep = Sweep(tmp_path, manifest, cluster, "masking_ratio --num-trials 3 --search random --scheduler none", 4000)
+    process = sweep.start()
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("s-*/best/progress.json")):
+        assert process.poll() is None, sweep.log.read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 130, sweep.log.read_text()[-3000:]
+    assert "the same command goes on" in sweep.log.read_text()
+    statuses = sweep.statuses()
+    assert statuses["sweep KILLED"] == 1
+    assert set(statuses) <= {"sweep KILLED", "KILLED"}, statuses
+    assert leftovers(cluster) == []
