@@ -243,7 +243,7 @@ class Placement:
     log_every: int = 10
     """Steps between logged losses."""
     num_kept_checkpoints: int = 2
-    """Checkpoints kept: the best by the selection metric, and always the latest."""
+    """Checkpoints kept: so many of the best by the selection metric, and always the latest."""
     max_failures: int = 3
     """Times that training is started again from its last checkpoint after losing a worker. Nodes that the cloud takes
     back are not counted."""

@@ -152,7 +152,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             if any(one.is_open for one in done):
                 status = "KILLED"
                 return []
-            rows = sorted((row_of(one, config, base) for one in done), key=lambda row: -(row.score or -1.0))
+            rows = sorted((row_of(one, config, base) for one in done), key=place)
             run_files.write_json(f"{folder}/{TABLE}", [dataclasses.asdict(row) for row in rows])
             parent.log(summary(rows), 0)
             status = "FINISHED"
@@ -234,6 +234,11 @@ def row_of(trial: Trial, config: SweepConfig, base: PretrainConfig) -> Row:
         status=status,
         error=trial.error,
     )
+
+
+def place(row: Row) -> tuple[float, str]:
+    """By which trials are ordered: the best first, those without a score last."""
+    return (1.0 if row.score is None else -row.score), row.name
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
