@@ -97,6 +97,8 @@ class AblateConfig:
     num_seeds: int = 5
     num_downstream_seeds: int = 0
     """Seeds whose runs are fine-tuned too, for retrieval and question answering on the embedded corpus."""
+    downstream_steps: int | None = None
+    """Of each fine-tuning, with one evaluation at the end; None: as in its recipe."""
     num_at_once: int | None = None
     """Runs at a time; None: as many as the cluster has room for."""
 
@@ -185,9 +187,19 @@ def one_cell(cell: tuple[str, int], *, config: AblateConfig, base: PretrainConfi
         run_folder = storage.absolute(f"{base.placement.storage}/{name}")
         for task, recipe in DOWNSTREAM.items():
             tuned = finetune.RECIPES[recipe](finetune.config_of(run_folder), run_folder)
-            results = numbers(pretrain.pretrain(dataclasses.replace(tuned, name=f"{name}-{task}"), tags=tags))
+            tuned = shortened(dataclasses.replace(tuned, name=f"{name}-{task}"), config.downstream_steps)
+            results = numbers(pretrain.pretrain(tuned, tags=tags))
             found |= {f"{task}/{key}": value for key, value in results.items()}
     return found
+
+
+def shortened(tuned: PretrainConfig, num_steps: int | None) -> PretrainConfig:
+    """A fine-tuning of so many steps; None leaves it as it is."""
+    if num_steps is None:
+        return tuned
+    optim = dataclasses.replace(tuned.optim, num_steps=num_steps, warmup_steps=num_steps // 10)
+    selection = dataclasses.replace(tuned.selection, evaluate_every=num_steps)
+    return dataclasses.replace(tuned, optim=optim, selection=selection)
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, float]:

@@ -27,8 +27,7 @@ from jobs.config import OptimConfig, PretrainConfig, SelectionConfig, TaskConfig
 from pipeline import storage
 from pipeline.plan import MixingConfig
 
-EMBEDDED = "corpora/embedded"
-EMBEDDED_FILES = {"validation": "val", "test": "test", "temporal": "temporal"}
+EMBEDDED_FILES = {"train": "train", "validation": "val", "test": "test", "temporal": "temporal"}
 ACCURACY = "validation/accuracy"
 
 
@@ -67,6 +66,12 @@ def tiny_optim(run: PretrainConfig, num_steps: int, lr: float) -> OptimConfig:
     return dataclasses.replace(run.optim, num_steps=num_steps, num_epochs=None, lr=lr, warmup_steps=num_steps // 10)
 
 
+def embedded_files(run: PretrainConfig, folder: str) -> dict[str, Any]:
+    """What an embedded corpus asks about its clips: in `folder`, beside the manifest's."""
+    corpus = run.data.manifest.rpartition("/")[0].rpartition("/")[0]
+    return {name: f"{corpus}/{folder}/{file}.jsonl" for name, file in EMBEDDED_FILES.items()}
+
+
 def tiny_retrieval(run: PretrainConfig, run_folder: str) -> PretrainConfig:
     """Retrieval on the embedded corpus."""
     return from_run(
@@ -75,18 +80,17 @@ def tiny_retrieval(run: PretrainConfig, run_folder: str) -> PretrainConfig:
         name="tiny-retrieval",
         objective=matching(run),
         optim=tiny_optim(run, 240, 1e-3),
-        selection=SelectionConfig(evaluate_every=120),
+        selection=SelectionConfig(evaluate_every=120, rerank=run.selection.rerank),
     )
 
 
 def tiny_qa(run: PretrainConfig, run_folder: str) -> PretrainConfig:
     """Question answering on the embedded corpus."""
-    files: Any = {name: f"{EMBEDDED}/questions/{file}.jsonl" for name, file in EMBEDDED_FILES.items()}
     return from_run(
         run,
         run_folder,
         name="tiny-qa",
-        task=TaskConfig(kind="question_answering", train=f"{EMBEDDED}/questions/train.jsonl", **files),
+        task=TaskConfig(kind="question_answering", **embedded_files(run, "questions")),
         optim=tiny_optim(run, 480, 1e-3),
         selection=SelectionConfig(metric=ACCURACY, evaluate_every=160),
     )
@@ -94,7 +98,7 @@ def tiny_qa(run: PretrainConfig, run_folder: str) -> PretrainConfig:
 
 def tiny_multiple_choice(run: PretrainConfig, run_folder: str) -> PretrainConfig:
     """Multiple choice on the embedded corpus, trained with captions of other clips as wrong options."""
-    files: Any = {name: f"{EMBEDDED}/multiple_choice/{file}.jsonl" for name, file in EMBEDDED_FILES.items()}
+    files: dict[str, Any] = embedded_files(run, "multiple_choice") | {"train": None}
     return from_run(
         run,
         run_folder,

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from jobs import ablate, space
+from jobs import ablate, finetune, space
 from jobs.ablate import (
     PRIMARY,
     RECALLS,
@@ -17,6 +18,7 @@ from jobs.ablate import (
     numbers,
     read_cells,
     seeds_needed,
+    shortened,
     table,
     write_cells,
 )
@@ -88,3 +90,16 @@ def test_an_ablation_of_one_seed_is_refused() -> None:
         wish(num_seeds=1)
     with pytest.raises(ValueError, match="num_downstream_seeds must lie between 0 and num_seeds=5, got 6"):
         wish(num_downstream_seeds=6)
+
+
+def test_fine_tuning_asks_what_lies_beside_the_manifest_and_may_be_shortened() -> None:
+    data = dataclasses.replace(tiny().data, manifest="s3://bucket/corpus/manifest/manifest.parquet")
+    run = dataclasses.replace(tiny(), data=data)
+    tuned = finetune.tiny_qa(run, "runs/x")
+    assert tuned.task.test == "s3://bucket/corpus/questions/test.jsonl"
+    assert finetune.tiny_qa(tiny(), "runs/x").task.train == "corpora/embedded/questions/train.jsonl"
+    assert finetune.tiny_multiple_choice(run, "runs/x").task.train is None
+    assert shortened(tuned, None) == tuned
+    short = shortened(tuned, 60)
+    assert (short.optim.num_steps, short.optim.warmup_steps, short.selection.evaluate_every) == (60, 6, 60)
+    assert short.selection.metric == tuned.selection.metric
