@@ -18,7 +18,9 @@ from jobs.config import PretrainConfig, as_dict
 from jobs.evaluation import Fusion
 from jobs.tasks import Predicted
 from pipeline import storage
+from pipeline.loader import split_rows
 from pipeline.manifest import checksum
+from pipeline.records import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,10 @@ class Protocol:
     """`dual_softmax` shows scores with the prior of all queries in columns of their own."""
     num_frames: int = 4
     frame_size_px: int = 48
-    max_clips: int = 1000
+    max_clips: int | None = None
+    """Of the split, the first by clip_id; None: all."""
+    is_video_hidden: bool = False
+    """The frames were black: a baseline that sees nothing."""
     seed: int = 0
     """Of the bootstrap."""
 
@@ -144,9 +149,39 @@ def make_card(
     )
 
 
-def card_path(run_folder: str, protocol: Protocol) -> str:
-    """Where the card of a score lies, unless somebody wants it elsewhere."""
-    return f"{run_folder}/evaluation/{protocol.task}-{protocol.split}/card.json"
+def own_protocol(config: PretrainConfig, run_folder: str) -> Protocol:
+    """How a run measures itself at its end."""
+    is_retrieval = config.task.kind == "captions"
+    most = config.data.max_evaluation_clips
+    num_clips = num_videos(storage.absolute(config.data.manifest), config.data.test_split)
+    return Protocol(
+        task=TASKS[config.task.kind],
+        run=run_folder,
+        manifest=storage.absolute(config.data.manifest),
+        split=config.data.test_split,
+        questions=storage.absolute(config.task.test) if config.task.test else None,
+        num_frames=config.data.num_frames,
+        frame_size_px=config.data.frame_size_px,
+        max_clips=most if is_retrieval and num_clips > most else None,
+        rerank=config.selection.rerank if is_retrieval else None,
+        is_video_hidden=config.task.is_video_hidden and not is_retrieval,
+    )
+
+
+def num_videos(manifest_path: str, split: str) -> int:
+    """Of a split."""
+    return len(split_rows(manifest_path, split)[Kind.VIDEO])
+
+
+def card_folder(run_folder: str, protocol: Protocol, own: Protocol) -> str:
+    """Where the card of a score lies, unless somebody wants it elsewhere: a folder per protocol.
+
+    `own`: how the run measures itself, which needs no more than task and split in its name.
+    """
+    name = f"{protocol.task}-{protocol.split}"
+    if protocol != own:
+        name += f"-{hash_of_ids(sorted(as_dict(protocol).items()))[:6]}"
+    return f"{run_folder}/evaluation/{name}"
 
 
 def read_cards(run_folder: str) -> dict[str, Card]:
@@ -193,9 +228,13 @@ def not_repeated(card: Card, scores: Mapping[str, float]) -> list[str]:
     for name, wanted in card.scores.items():
         if name.endswith(("_low", "_high")):
             continue
-        low, high = card.scores.get(f"{name}_low", wanted), card.scores.get(f"{name}_high", wanted)
         value = scores.get(name, float("nan"))
-        if value != wanted:
-            inside = "inside" if low <= value <= high else "outside"
-            lines.append(f"{name}: was {wanted:.4f}, is {value:.4f}, {inside} [{low:.4f}, {high:.4f}]")
+        if value == wanted:
+            continue
+        low, high = card.scores.get(f"{name}_low"), card.scores.get(f"{name}_high")
+        if low is None or high is None:
+            place = "which has no interval"
+        else:
+            place = f"{'inside' if low <= value <= high else 'outside'} [{low:.4f}, {high:.4f}]"
+        lines.append(f"{name}: was {wanted:.4f}, is {value:.4f}, {place}")
     return lines

@@ -46,7 +46,8 @@ class DataConfig:
     max_rejected_share: float = 0.05
     """The run stops when more than this share of the clips seen so far could not be decoded."""
     max_evaluation_clips: int = 1000
-    """Clips of a split that are evaluated at most, the first by clip_id; scoring all pairs grows with the square."""
+    """Clips of a split between which a run retrieves at most, the first by clip_id; scoring all pairs grows with the
+    square. Questions are asked about all clips."""
     mixing: MixingConfig = field(default_factory=MixingConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 

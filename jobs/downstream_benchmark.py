@@ -50,7 +50,7 @@ def two_stage(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
         frames = list(pool.map(partial(decode, data=data), paths, chunksize=50))
-    relevant = evaluation.same_caption(texts)
+    relevant = evaluation.true_of(texts, [[text] for text in texts])
     videos, video_seconds = timed(lambda: encoded(model, frames))
     queries, text_seconds = timed(lambda: model.embed_texts(texts))
     found: dict[int, tuple[np.ndarray, float]] = {}

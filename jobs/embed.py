@@ -128,8 +128,10 @@ def claim(config: EmbedConfig, videos: str, out: str) -> None:
 
 
 def known_uris(out: str) -> set[str]:
-    """What the index holds, and what was rejected for it."""
-    known = {one.uri for one in read_ledger(f"{out}/{REJECTED}")} if storage.exists(f"{out}/{REJECTED}") else set()
+    """What the index holds, and what was rejected for it; what a store did not give is tried again."""
+    path = f"{out}/{REJECTED}"
+    rejected = read_ledger(path) if storage.exists(path) else []
+    known = {one.uri for one in rejected if one.reason != Reason.UNAVAILABLE}
     for path in parts_in(out):
         known |= set(storage.read_table(path, ["uri"])["uri"].to_pylist())
     return known
@@ -141,10 +143,14 @@ def parts_in(out: str) -> list[str]:
 
 
 def parts_of(uris: Sequence[str], known: set[str], size: int) -> list[tuple[str, list[str]]]:
-    """Names of files, and the videos that are not yet in one, in order."""
+    """Names of files, and the videos that are not yet in one, in order.
+
+    A name is that of all its videos: a part that begins alike but holds others never takes the place of a written one.
+    """
     left = [uri for uri in uris if uri not in known]
     parts = [left[start : start + size] for start in range(0, len(left), size)]
-    return [(f"part-{hashlib.blake2b(some[0].encode(), digest_size=8).hexdigest()}.parquet", some) for some in parts]
+    names = [hashlib.blake2b("\n".join(some).encode(), digest_size=8).hexdigest() for some in parts]
+    return [(f"part-{name}.parquet", some) for name, some in zip(names, parts, strict=True)]
 
 
 def decode_part(parts: pa.Table, *, data: DataConfig) -> pa.Table:
@@ -200,8 +206,9 @@ class Embedder:
 
 
 def note_rejected(rejected: list[list[str]], path: str, videos: str) -> None:
-    """Adds them to the ledger of an index."""
+    """Adds them to the ledger of an index, in which what a store did not give stands only if it failed again."""
     before = read_ledger(path) if storage.exists(path) else []
+    before = [one for one in before if one.reason != Reason.UNAVAILABLE]
     new = [
         Rejected(clip_id=clip_id("embedded", uri), uri=uri, stage=Stage.EVALUATE, reason=Reason(reason), detail=detail)
         for uri, reason, detail in rejected

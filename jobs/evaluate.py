@@ -28,7 +28,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import tyro
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
@@ -39,8 +39,9 @@ from jobs.evaluation import Fusion, Scored
 from jobs.finetune import config_of
 from jobs.report import with_protocols
 from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Predicted, QuestionTask, asked_of
-from jobs.worker import Job, Rank
+from jobs.worker import Job, Rank, unique
 from pipeline import storage
+from pipeline.ledger import write_ledger
 from pipeline.loader import ClipSource
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.questions import outside, read_choices, read_questions
@@ -50,6 +51,10 @@ from snps3_model.objective import Pretraining
 
 KINDS = {task: kind for kind, task in TASKS.items()}
 """What a run is trained for, by the task that it is scored on."""
+
+
+REJECTED = "rejected.parquet"
+"""Beside a card: the clips that could not be decoded, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,7 @@ class EvaluateConfig:
     num_frames: int | None = None
     """Frames per video; None: as many as in training."""
     max_clips: int | None = None
-    """Clips at most, the first by clip_id; None: as in training."""
+    """Clips at most, the first by clip_id; None: all of the split."""
     allow_selection_on_test: bool = False
     """Score the split by which the checkpoint was chosen; the card then says so."""
     card: str | None = None
@@ -86,12 +91,21 @@ class EvaluateConfig:
     """Folder of the card; None: `evaluation/TASK-SPLIT` in the run's."""
     placement: Placement = field(default_factory=Placement)
 
+    def __post_init__(self) -> None:
+        for name in ("rerank", "num_frames", "max_clips"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}; leave it out for all")
+
 
 def evaluate(config: EvaluateConfig) -> Card:
     """The card of the score. ValueError for what cannot be scored, or not repeated."""
     wanted = read_card(config.card) if config.card else None
     if not wanted and not config.run:
         raise ValueError("name the folder of a run, or a card with --card")
+    if wanted:
+        given = [one.name for one in dataclasses.fields(config)]
+        outside = ("card", "out", "placement", "allow_selection_on_test")
+        refuse_given(config, [name for name in given if name not in outside], "is not for --card, which says it all")
     run_folder = storage.absolute(wanted.protocol.run if wanted else config.run)
     run = config_of(run_folder)
     protocol = wanted.protocol if wanted else protocol_of(config, run, run_folder)
@@ -106,7 +120,7 @@ def evaluate(config: EvaluateConfig) -> Card:
     weights = checkpoints.weights_hash(run_folder)
     if wanted:
         refuse_other(wanted, {"weights": weights, "manifest_hash": manifest.hash})
-    out = storage.absolute(config.out) if config.out else cards.card_path(run_folder, protocol).rpartition("/")[0]
+    out = out_folder(config, run, run_folder, protocol)
     job = make_job(run, run_folder, protocol, config.placement)
     request = Request(job=job, protocol=protocol, weights_of=run, out=out)
     connected = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
@@ -134,12 +148,31 @@ def evaluate(config: EvaluateConfig) -> Card:
     if wanted:
         refuse_other(wanted, {"ids_hash": card.ids_hash})
     write_card(card, f"{out}/card.json" if not wanted else f"{out}/repeated.json")
+    refuse_too_many_rejected(card, f"{out}/{REJECTED}", run.data.max_rejected_share)
     log(card, run, config.placement)
     path = f"{run_folder}/report.html"
     if storage.exists(path):
         page = with_protocols(storage.read_bytes(path).decode(), list(cards.read_cards(run_folder).values()))
         storage.write_bytes_atomic(path, page.encode())
     return card
+
+
+def refuse_too_many_rejected(card: Card, path: str, share: float) -> None:
+    """ValueError where so many clips could not be decoded that the score is that of another test set."""
+    if card.num_undecoded > share * (card.num_videos + card.num_undecoded):
+        raise ValueError(
+            f"{card.num_undecoded} of what was asked about could not be decoded ({path} says why), more than "
+            f"data.max_rejected_share={share} of all: a score over the others would be that of another test set"
+        )
+
+
+def out_folder(config: EvaluateConfig, run: PretrainConfig, run_folder: str, protocol: Protocol) -> str:
+    """Where the card goes, and what was measured. A repeated score lies beside its card, which stays as it is."""
+    if config.out:
+        return storage.absolute(config.out)
+    if config.card:
+        return f"{storage.absolute(config.card).rpartition('/')[0]}/repeated"
+    return cards.card_folder(run_folder, protocol, cards.own_protocol(run, run_folder))
 
 
 def protocol_of(config: EvaluateConfig, run: PretrainConfig, run_folder: str) -> Protocol:
@@ -150,18 +183,19 @@ def protocol_of(config: EvaluateConfig, run: PretrainConfig, run_folder: str) ->
         raise ValueError(
             f"{run_folder} was trained for {kind} and has no answers; fine-tune it with jobs/finetune.py first"
         )
-    questions = config.questions or (run.task.test if KINDS[task] == kind else None)
+    split = config.split or run.data.test_split
+    questions = config.questions or (files_of(run).get(split) if KINDS[task] == kind else None)
     if task != "retrieval" and not questions:
-        raise ValueError(f"--task {task} needs --questions, the file that asks")
+        raise ValueError(f"--task {task} on the split {split} needs --questions, the file that asks about its clips")
     if task == "retrieval" and config.questions:
         raise ValueError("--questions are not asked by --task retrieval; name the task")
-    if config.rerank is not None and config.rerank < 1:
-        raise ValueError(f"--rerank must be at least 1, got {config.rerank}; leave it out to score every pair")
+    if task != "retrieval":
+        refuse_given(config, ("queries", "rerank", "fusion", "dual_softmax"), f"says nothing to --task {task}")
     return Protocol(
         task=task,
         run=run_folder,
         manifest=storage.absolute(config.manifest or run.data.manifest),
-        split=config.split or run.data.test_split,
+        split=split,
         questions=storage.absolute(questions) if questions else None,
         queries=config.queries,
         rerank=config.rerank,
@@ -169,8 +203,27 @@ def protocol_of(config: EvaluateConfig, run: PretrainConfig, run_folder: str) ->
         prior="dual_softmax" if config.dual_softmax else "none",
         num_frames=config.num_frames or run.data.num_frames,
         frame_size_px=run.data.frame_size_px,
-        max_clips=config.max_clips or run.data.max_evaluation_clips,
+        max_clips=config.max_clips,
+        is_video_hidden=run.task.is_video_hidden and task != "retrieval",
     )
+
+
+def files_of(run: PretrainConfig) -> dict[str | None, str | None]:
+    """The run's own files of questions, by the split whose clips they ask about."""
+    data, task = run.data, run.task
+    return {
+        data.temporal_split: task.temporal,
+        data.validation_split: task.validation,
+        data.test_split: task.test,
+    }
+
+
+def refuse_given(config: EvaluateConfig, names: Sequence[str], why: str) -> None:
+    """ValueError that names the first of these fields that somebody has set."""
+    default = EvaluateConfig()
+    for name in names:
+        if getattr(config, name) != getattr(default, name):
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} {why}; leave it out")
 
 
 def refuse_selection_on_test(
@@ -195,19 +248,18 @@ def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement
         temporal_split=None,
         num_frames=protocol.num_frames,
         frame_size_px=protocol.frame_size_px,
-        max_evaluation_clips=protocol.max_clips,
     )
     manifest = read_manifest(protocol.manifest)
     config = dataclasses.replace(run, data=data, placement=placement)
     config = pretrain.with_decoder(config, manifest.fastest_decoder)
-    source = pretrain.evaluation_sources(config)["test"]
+    source = dataclasses.replace(pretrain.evaluation_sources(config)["test"], max_clips=protocol.max_clips)
     if not len(source.rows()):
         raise ValueError(f"{protocol.manifest} has no video in the split {protocol.split!r}")
     return Job(
         config=config,
         run_folder=run_folder,
         language=Language.load(run_folder, config),
-        task=asking(run.task, run_folder, protocol, manifest),
+        task=asking(run.task, run_folder, protocol, manifest, source),
         sources={"test": source},
         tracking_uri="",
         tracking_run_id="",
@@ -215,17 +267,17 @@ def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement
 
 
 def asking(
-    task: TaskConfig, run_folder: str, protocol: Protocol, manifest: Manifest
+    task: TaskConfig, run_folder: str, protocol: Protocol, manifest: Manifest, source: ClipSource
 ) -> CaptionTask | QuestionTask | ChoiceTask:
     """What is asked; question answering keeps the answers of its training."""
     if protocol.task == "retrieval":
         return CaptionTask()
-    path, split, hidden = str(protocol.questions), protocol.split, task.is_video_hidden
+    path, hidden = str(protocol.questions), protocol.is_video_hidden
     if protocol.task == "multiple_choice":
-        choices = asked_of(manifest, split, path, read_choices(path))
+        choices = asked_of(manifest, source, path, read_choices(path))
         return ChoiceTask(asked={"test": choices}, is_video_hidden=hidden)
     return QuestionTask(
-        asked={"test": asked_of(manifest, split, path, read_questions(path))},
+        asked={"test": asked_of(manifest, source, path, read_questions(path))},
         is_video_hidden=hidden,
         answers=tuple(run_files.read_json(f"{run_folder}/{run_files.ANSWERS}")),
         is_multi_label=task.is_multi_label,
@@ -264,8 +316,10 @@ def evaluate_rank(request: Request, runtime: cluster_run.Runtime) -> None:
         scored, texts, measured = retrieved(rank, network, batches, protocol)
         if rank.world.is_first:
             evaluation.save_scores(f"{request.out}/scores.npz", scored, texts={"texts": texts})
+    rejected = rank.world.gather_objects(rank.rejected)
     if rank.world.is_first:
         run_files.write_json(f"{request.out}/measured.json", vars(measured))
+        write_ledger(unique(rejected), f"{request.out}/{REJECTED}")
 
 
 def answered(predicted: list[Predicted], task: AskingTask[Any]) -> cards.Measured:
@@ -284,30 +338,27 @@ def retrieved(
     source = rank.job.sources["test"]
     gallery = evaluation.encode_clips(network.model, batches, rank.world.gather)
     clip_ids = gallery.clip_ids.cpu().numpy()
-    texts, relevant = queries_of(source, clip_ids, protocol.queries)
+    texts, relevant, owners = queries_of(source, clip_ids, protocol.queries)
     k = protocol.rerank
     scored = rank.pair_scores(
         network, gallery, texts, asked=functools.partial(evaluation.first_of_both, k=k) if k else None
     )
     how: dict[str, Any] = {"fusion": protocol.fusion, "prior": protocol.prior, "seed": protocol.seed}
-    scores = evaluation.retrieval_results(scored, relevant, "test", rerank=k, **how)
+    scores = evaluation.retrieval_results(scored, relevant, "test", rerank=k, owners=owners, **how)
     return scored, texts, cards.of_retrieval(clip_ids.tolist(), texts, len(source.rows()), scores)
 
 
-def queries_of(source: ClipSource, clip_ids: np.ndarray, queries: str) -> tuple[list[str], Bool[np.ndarray, "Q N"]]:
-    """The texts that ask about these clips, and which clips each of them is true of: all that have it as a caption."""
+def queries_of(
+    source: ClipSource, clip_ids: Int[np.ndarray, " N"], queries: str
+) -> tuple[list[str], Bool[np.ndarray, "Q N"], Int[np.ndarray, " Q"]]:
+    """The texts that ask about these clips, which clips each of them is true of, and by which clip each was written."""
     rows = source.rows()
     captions = dict(zip(rows["clip_id"].to_pylist(), rows["captions"].to_pylist(), strict=True))
-    own = [texts_of(captions[clip_id], queries) for clip_id in clip_ids.tolist()]
+    every = [captions[clip_id] for clip_id in clip_ids.tolist()]
+    own = [texts_of(some, queries) for some in every]
     texts = [text for some in own for text in some]
-    has: dict[str, set[int]] = {}
-    for column, some in enumerate(own):
-        for text in some:
-            has.setdefault(text, set()).add(column)
-    relevant = np.zeros((len(texts), len(clip_ids)), bool)
-    for row, text in enumerate(texts):
-        relevant[row, sorted(has[text])] = True
-    return texts, relevant
+    owners = np.repeat(np.arange(len(own)), [len(some) for some in own])
+    return texts, evaluation.true_of(texts, own if queries == "paragraph" else every), owners
 
 
 def texts_of(captions: Sequence[str], queries: str) -> list[str]:

@@ -8,6 +8,7 @@ As many at a time as the cluster has room for. What is finished already is read;
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -29,10 +30,11 @@ from cluster.connection import connected_ray, room
 from cluster.run import WORKER_ENVIRONMENT
 from jobs import checkpoints, cli, table
 from jobs.cards import read_card
-from jobs.config import TASK_FILES, Placement, PretrainConfig
+from jobs.config import TASK_FILES, Placement, PretrainConfig, flat
 from jobs.finetune import RECIPES, config_of
 from jobs.preflight import num_cpus
 from pipeline import storage
+from pipeline.manifest import read_manifest
 
 JOBS = Path(__file__).resolve().parent
 CORPORA = ("embedded", "msrvtt", "didemo", "msvd", "lsmdc", "activitynet", "vatex")
@@ -78,6 +80,10 @@ class Evaluation:
     """Of the run that is scored."""
     card: str
     """The card that it writes."""
+    rerank: int | None = None
+    """With which it is scored."""
+    after: str = ""
+    """The evaluation whose fine-tuning it needs."""
     refused: str = ""
     """Why this run cannot be fine-tuned so."""
 
@@ -87,10 +93,13 @@ class Evaluation:
         return [self.refused, *missing] if self.refused else missing
 
     def is_done(self) -> bool:
-        """Its card is there and is that of the run's weights."""
+        """Its card is there, and is that of the run's weights on the manifest as it is now, re-ranked as wanted."""
         if not (self.card and storage.exists(self.card) and storage.exists(checkpoints.best_weights(self.folder))):
             return False
-        return read_card(self.card).weights == checkpoints.weights_hash(self.folder)
+        card = read_card(self.card)
+        if card.weights != checkpoints.weights_hash(self.folder) or card.protocol.rerank != self.rerank:
+            return False
+        return card.manifest_hash == read_manifest(card.protocol.manifest).hash
 
 
 def evaluations(config: EvaluateAllConfig) -> list[Evaluation]:
@@ -109,8 +118,8 @@ def evaluations(config: EvaluateAllConfig) -> list[Evaluation]:
         else:
             found.append(tuned(config, run_folder, corpora, name, made))
     best = next(one for one in found if one.name == "msrvtt_retrieval")
-    found.append(choices(config, best.folder, corpora, needs=best.needs))
-    return found
+    once_more = choices(config, best.folder, corpora, needs=best.needs)
+    return [*found, dataclasses.replace(once_more, after=best.name, refused=best.refused)]
 
 
 def retrieval(config: EvaluateAllConfig, run_folder: str, corpora: str, corpus: str) -> Evaluation:
@@ -124,6 +133,7 @@ def retrieval(config: EvaluateAllConfig, run_folder: str, corpora: str, corpus: 
         needs=(manifest,),
         folder=run_folder,
         card=f"{out}/card.json",
+        rerank=config.rerank,
     )
 
 
@@ -145,7 +155,7 @@ def tuned(config: EvaluateAllConfig, run_folder: str, corpora: str, recipe: str,
     """A recipe on the run, and its score."""
 
     def moved(path: str) -> str:
-        return f"{corpora}/{path.removeprefix('corpora/')}"
+        return f"{corpora}/{path.removeprefix('corpora/')}" if path.startswith("corpora/") else storage.absolute(path)
 
     name = f"{run_folder.rsplit('/', 1)[-1]}-{made.name}"
     folder = storage.absolute(f"{config.placement.storage}/{name}")
@@ -164,6 +174,7 @@ def tuned(config: EvaluateAllConfig, run_folder: str, corpora: str, recipe: str,
         needs=tuple(files.values()),
         folder=folder,
         card=f"{out}/card.json",
+        rerank=rerank,
     )
 
 
@@ -175,17 +186,14 @@ def manifest_of(corpora: str, corpus: str) -> str:
 def with_options(config: EvaluateAllConfig, words: list[str], *, rerank: int | None = None) -> tuple[str, ...]:
     """A command with where it runs."""
     place = config.placement
-    options = {
-        "storage": place.storage,
-        "num-workers": str(place.most_workers),
-        "cpus-per-worker": str(place.cpus_per_worker),
-        "threads-per-worker": str(place.threads_per_worker),
-        "decode-cpus": str(place.decode_cpus),
-        "experiment": place.experiment,
-    }
     more = ["--rerank", str(rerank)] if rerank else []
-    more += ["--placement.use-gpu"] if place.use_gpu else []
-    return (*words, *more, *(word for key, value in options.items() for word in (f"--placement.{key}", value)))
+    fields, default = flat(dataclasses.asdict(place)), flat(dataclasses.asdict(Placement()))
+    fields["num_workers"] = place.most_workers
+    for name, value in fields.items():
+        option = f"--placement.{name.replace('_', '-')}"
+        if value != default[name]:
+            more += [option] if value is True else [option, str(value)]
+    return (*words, *more)
 
 
 def evaluate_all(config: EvaluateAllConfig) -> list[str]:
@@ -205,7 +213,9 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
             at_once = config.num_at_once or room(num_cpus(placement), num_gpus)
             environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
             with ThreadPoolExecutor(at_once) as pool:
-                failed = list(pool.map(lambda one: run_commands(one, environment), to_do))
+                for wave in (False, True):  # those that need another's fine-tuning come after it
+                    some = [one for one in to_do if bool(one.after) == wave]
+                    failed += pool.map(lambda one: run_commands(one, environment), some)
     folders = dict.fromkeys(one.folder for one in wanted if one.is_done())
     if folders:
         text = table.table(table.TableConfig(runs=tuple(folders)))
@@ -216,6 +226,8 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
 
 def run_commands(one: Evaluation, environment: dict[str, str]) -> str:
     """Runs the commands of an evaluation until one fails. Why it did; empty if none did."""
+    if one.after and not storage.exists(f"{one.folder}/results.json"):
+        return f"{one.name} was not run: {one.after} has not ended well"
     for words in one.commands:
         command = [sys.executable, str(JOBS / words[0]), *words[1:]]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -74,6 +74,8 @@ def encode_clips(model: SNPS3, batches: Iterable[Batch], gather: Gather) -> Gall
         gathered = [gather(column) for column in (batch.clip_ids, video.tokens, video.vectors, batch.weight)]
         usable = gathered[-1] > 0.5
         parts.append([column[usable] for column in gathered[:-1]])
+    if not any(len(part[0]) for part in parts):
+        raise ValueError("none of the clips could be decoded: there is nothing to score")
     clip_ids, tokens, vectors = (torch.cat(column) for column in zip(*parts, strict=True))
     return Gallery(clip_ids=clip_ids, frame_tokens=tokens, frame_vectors=vectors)
 
@@ -117,6 +119,8 @@ def score(
     model.eval()
     dual = dual_scores(queries.vectors, gallery.frame_vectors, temperature).cpu().numpy()
     chosen = asked(dual) if asked else np.ones(dual.shape, bool)
+    if asked:  # ranks on unlike machines may round otherwise, and must not choose other pairs
+        chosen = gather(torch.from_numpy(chosen)[None].to(queries.vectors.device))[0].cpu().numpy()
     text, clip = np.nonzero(chosen)
     share = -(-len(text) // num_ranks)
     own = np.arange(rank * share, (rank + 1) * share).clip(max=len(text) - 1)
@@ -196,20 +200,25 @@ def retrieval_results(
     fusion: Fusion = "sum",
     prior: str = "none",
     seed: int = 0,
+    owners: Int[np.ndarray, " Q"] | None = None,
 ) -> dict[str, float]:
     """R@1/5/10, ranks and intervals in both directions: of the score that orders in the end, of the dual score, and of
-    the cross score where it was asked about all pairs (`rerank` is None)."""
+    the cross score where it was asked about all pairs (`rerank` is None).
+
+    `owners`: the clip that each text was written for, if one clip asks by several: they count as one in the interval.
+    """
     found: dict[str, float] = {}
     turned = dataclasses.replace(scored, dual=scored.dual.T, cross=scored.cross.T)
     k = rerank or max(scored.dual.shape)
-    for direction, matrices, wanted in (("t2v", scored, relevant), ("v2t", turned, relevant.T)):
+    for direction, matrices, wanted, units in (("t2v", scored, relevant, owners), ("v2t", turned, relevant.T, None)):
         columns = {"": reranked(matrices, k, fusion), "dual_": matrices.dual}
         if rerank is None:
             columns["cross_"] = matrices.cross
         if prior == "dual_softmax":
             columns["dual_softmax_"] = dual_softmax(columns[""])
         for name, matrix in columns.items():
-            found |= metrics.direction_metrics(matrix, wanted, f"{prefix}/{direction}/{name}", seed=seed)
+            key = f"{prefix}/{direction}/{name}"
+            found |= metrics.direction_metrics(matrix, wanted, key, seed=seed, units=units)
     return found
 
 
@@ -234,10 +243,16 @@ def group_results(scored: Scored, groups: Int[np.ndarray, " N"], prefix: str) ->
     return results | metrics.group_metrics(scored.dual, groups, prefix, score="dual")
 
 
-def same_caption(captions: Sequence[str]) -> Bool[np.ndarray, "N N"]:
-    """True where caption and clip belong together: the clip's own caption, or one with the same words."""
-    words = np.array(captions)
-    return words[:, None] == words[None, :]
+def true_of(texts: Sequence[str], captions: Sequence[Sequence[str]]) -> Bool[np.ndarray, "Q N"]:
+    """True where a text is a caption of a clip. `captions`: all of each clip."""
+    has: dict[str, list[int]] = {}
+    for column, some in enumerate(captions):
+        for text in some:
+            has.setdefault(text, []).append(column)
+    relevant = np.zeros((len(texts), len(captions)), bool)
+    for row, text in enumerate(texts):
+        relevant[row, has[text]] = True
+    return relevant
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -23,10 +24,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs import cli, pretrain, run_files
 from jobs.checkpoints import best_weights
-from jobs.config import OptimConfig, PretrainConfig, SelectionConfig, TaskConfig
+from jobs.config import OptimConfig, Placement, PretrainConfig, SelectionConfig, TaskConfig
 from pipeline import storage
 from pipeline.plan import MixingConfig
 
+MOST_PX = 448
+"""Long side of whole frames; question answering sees no smaller ones."""
 EMBEDDED_FILES = {"train": "train", "validation": "val", "test": "test", "temporal": "temporal"}
 ACCURACY = "validation/accuracy"
 
@@ -53,12 +56,21 @@ def from_run(run: PretrainConfig, run_folder: str, **changes: Any) -> PretrainCo
     model = dataclasses.replace(
         run.model, visual=visual, pretrained_text=None, initial_weights=best_weights(run_folder)
     )
+    changes = {"task": TaskConfig(), "placement": fitting(run.placement, changes["optim"].global_batch)} | changes
     return dataclasses.replace(run, text=text, model=model, **changes)
 
 
+def fitting(placement: Placement, global_batch: int) -> Placement:
+    """With as many workers as can have equal shares of a step, where the run had more or others."""
+    if placement.fewest_workers < placement.most_workers:
+        return placement
+    return dataclasses.replace(placement, num_workers=math.gcd(placement.most_workers, global_batch))
+
+
 def matching(run: PretrainConfig) -> Any:
-    """The two losses that retrieval is trained with: GVTM of both levels."""
-    return dataclasses.replace(run.objective, masked_words_text=0.0, masked_words_cross=0.0, lvwm=0.0, itm=0.0)
+    """The two losses that retrieval is trained with: GVTM of both levels, of captions with all their words."""
+    others = dict.fromkeys(("masked_words_text", "masked_words_cross", "lvwm", "itm", "clip_order"), 0.0)
+    return dataclasses.replace(run.objective, **others, matching_text="raw")
 
 
 def tiny_optim(run: PretrainConfig, num_steps: int, lr: float) -> OptimConfig:
@@ -117,25 +129,33 @@ def paper(
     num_steps: int,
     decay_step: int,
     lr: float = 1e-5,
+    is_scaled: bool = True,
     **changes: Any,
 ) -> PretrainConfig:
     """What all fine-tuning of the paper has in common (§5): 16 frames, 32 clips a step, no warm-up, one fall of the
-    rate, on the corpus that `name` begins with. Unlike the published code, the checkpoint is chosen on the split
-    `val`."""
+    rate, whole frames of 448 px at most, on the corpus that `name` begins with. Unlike the published code, the
+    checkpoint is chosen on the split `val`."""
     data = dataclasses.replace(
         run.data,
         manifest=f"corpora/{name.split('-')[0]}/manifest.parquet",
+        train_split="train",
+        validation_split="val",
+        test_split="test",
+        temporal_split=None,
         num_frames=16,
         mixing=MixingConfig(),
-        temporal_split=None,
     )
+    if not data.augmentation.crop_px:
+        shown = tuple(px for px in data.augmentation.long_sides_px if px <= MOST_PX) if is_scaled else ()
+        augmentation = dataclasses.replace(data.augmentation, long_sides_px=shown)
+        data = dataclasses.replace(data, frame_size_px=min(data.frame_size_px, MOST_PX), augmentation=augmentation)
     optim = paper_optim(run, num_steps=num_steps, decay_step=decay_step, lr=lr)
     return from_run(run, run_folder, name=name, data=data, optim=optim, **changes)
 
 
 def paper_retrieval(run: PretrainConfig, run_folder: str, name: str, **schedule: Any) -> PretrainConfig:
-    """Retrieval by the two losses of matching."""
-    selection = SelectionConfig(evaluate_every=schedule["num_steps"] // 10)
+    """Retrieval by the two losses of matching. The run measures itself in two stages; jobs/evaluate.py scores all."""
+    selection = SelectionConfig(evaluate_every=schedule["num_steps"] // 10, rerank=100)
     return paper(run, run_folder, name, objective=matching(run), selection=selection, **schedule)
 
 
@@ -147,7 +167,7 @@ def paper_qa(run: PretrainConfig, run_folder: str, name: str, *, num_answers: in
     }
     task = TaskConfig(kind="question_answering", num_answers=num_answers, **files)
     selection = SelectionConfig(metric=ACCURACY, evaluate_every=schedule["num_steps"] // 10)
-    return paper(run, run_folder, name, task=task, selection=selection, **schedule)
+    return paper(run, run_folder, name, task=task, selection=selection, is_scaled=False, **schedule)
 
 
 def paper_optim(run: PretrainConfig, *, num_steps: int, decay_step: int, lr: float) -> OptimConfig:

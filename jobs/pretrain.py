@@ -144,9 +144,10 @@ def make_job(config: PretrainConfig, run_folder: str, tracker: Tracker) -> Job:
     tokenizer = kept_tokenizer(config, run_folder, captions)
     table = kept_table(config.text, run_folder, captions, tokenizer)
     refuse_more_words_than_there_are(config.masking, table)
-    sources, task = make_sources(config), make_task(config, captions)
+    sources, answers = make_sources(config), f"{run_folder}/{run_files.ANSWERS}"
+    task = make_task(config, sources, run_files.read_json(answers) if storage.exists(answers) else None)
     if isinstance(task, QuestionTask):
-        run_files.write_json(f"{run_folder}/{run_files.ANSWERS}", task.answers)
+        run_files.write_json(answers, task.answers)
     return Job(
         config=config,
         run_folder=run_folder,
@@ -222,9 +223,10 @@ def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
 def evaluation_sources(config: PretrainConfig) -> dict[str, ClipSource]:
     """Where the clips of each evaluation come from, by name. A corpus without training clips has these too."""
     data = config.data
+    most = data.max_evaluation_clips if config.task.kind == "captions" else None
     splits = {"validation": data.validation_split, "test": data.test_split, "temporal": data.temporal_split}
     return {
-        name: ClipSource(split=split, plan=None, max_clips=data.max_evaluation_clips, **_of_every_source(config))
+        name: ClipSource(split=split, plan=None, max_clips=most, **_of_every_source(config))
         for name, split in splits.items()
         if split
     }

@@ -98,17 +98,7 @@ def most_memory(run_folder: str) -> dict[str, float]:
 def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) -> None:
     """The card of what the run measured at its end is in its folder."""
     config = job.config
-    protocol = cards.Protocol(
-        task=cards.TASKS[config.task.kind],
-        run=job.run_folder,
-        manifest=storage.absolute(config.data.manifest),
-        split=config.data.test_split,
-        questions=storage.absolute(config.task.test) if config.task.test else None,
-        num_frames=config.data.num_frames,
-        frame_size_px=config.data.frame_size_px,
-        max_clips=config.data.max_evaluation_clips,
-        rerank=config.selection.rerank if config.task.kind == "captions" else None,
-    )
+    protocol = cards.own_protocol(config, job.run_folder)
     card = cards.make_card(
         protocol,
         measured,
@@ -118,7 +108,7 @@ def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) ->
         run_hash=facts["config_hash"],
         **{name: facts[name] for name in ("manifest_hash", "date", "hardware", "commit")},
     )
-    cards.write_card(card, cards.card_path(job.run_folder, protocol))
+    cards.write_card(card, f"{cards.card_folder(job.run_folder, protocol, protocol)}/card.json")
 
 
 def load_evaluation(path: str) -> dict[str, Any]:
@@ -133,7 +123,7 @@ def measured(saved: dict[str, Any], name: str, rerank: int | None = None) -> dic
     scored = evaluation.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
     if name == "temporal":
         return evaluation.group_results(scored, saved["groups"], name)
-    return evaluation.retrieval_results(scored, evaluation.same_caption(saved["captions"]), name, rerank=rerank)
+    return evaluation.retrieval_results(scored, saved["relevant"], name, rerank=rerank)
 
 
 def ranking(saved: dict[str, Any], name: str, rerank: int | None = None) -> Ranking:
@@ -147,7 +137,7 @@ def ranking(saved: dict[str, Any], name: str, rerank: int | None = None) -> Rank
     return Ranking(
         captions=saved["captions"],
         clips=saved["thumbnails"],
-        relevant=evaluation.same_caption(saved["captions"]),
+        relevant=saved["relevant"],
         scores=scores,
         groups=saved["groups"] if name == "temporal" else None,
     )

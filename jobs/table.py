@@ -50,9 +50,11 @@ def table(config: TableConfig) -> str:
 
 
 def benchmark_of(card: Card) -> str:
-    """The benchmark that a card is of, or its corpus and task."""
+    """The benchmark that a card is of, or its corpus, task and split: published scores are of test splits."""
     protocol = card.protocol
     manifest = read_manifest(protocol.manifest)
+    if protocol.split != "test":
+        return f"{manifest.corpus}, {protocol.task.replace('_', ' ')} on {protocol.split}"
     corpus = manifest.corpus.lower().replace("-", "")
     if protocol.task == "retrieval" and "msrvtt" in corpus:
         return f"MSR-VTT {'9K' if manifest.splits.get('train', 0) > TRAIN_9K else '7K'}, text to video"
@@ -99,7 +101,10 @@ def how(card: Card) -> str:
     protocol = card.protocol
     parts = [f"{card.num_videos} videos, {card.num_queries} queries", f"{protocol.num_frames} frames"]
     if protocol.task == "retrieval":
-        parts.append(f"re-ranked {protocol.rerank or 'all'}")
+        asks = {"first": "the first caption", "each": "each caption", "paragraph": "a paragraph"}[protocol.queries]
+        parts.append(f"{asks} of a clip asks, re-ranked {protocol.rerank or 'all'} by {protocol.fusion}")
+    if protocol.is_video_hidden:
+        parts.append("**no video was shown**")
     if card.num_missing or card.num_undecoded:
         parts.append(f"{card.num_missing} missing, {card.num_undecoded} not decoded")
     if card.is_selected_on_test:

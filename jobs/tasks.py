@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic
 
@@ -24,6 +24,7 @@ import torch
 from jobs.config import TASK_FILES, PretrainConfig
 from pipeline import storage
 from pipeline.collate import collate
+from pipeline.loader import ClipSource, split_rows
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.masking import MaskingConfig
 from pipeline.questions import (
@@ -251,6 +252,8 @@ class ChoiceTask(AskingTask[Choice]):
 
     others: tuple[str, ...] = ()
     """Captions of the training split, from which wrong options are drawn where no file has them."""
+    captions: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    """All of each training clip: none of them is a wrong option for it."""
 
     def network(self, model: SNPS3, config: PretrainConfig, gather: Gather, rank: int, mask_id: int) -> Network:
         """The network with its matching score."""
@@ -284,7 +287,7 @@ class ChoiceTask(AskingTask[Choice]):
         wrong: dict[str, None] = {}
         while len(wrong) < NUM_OPTIONS - 1:
             other = self.others[int(rng.integers(len(self.others)))]
-            if other != own:
+            if other not in self.captions[clip_id]:
                 wrong[other] = None
         options, place = list(wrong), int(rng.integers(NUM_OPTIONS))
         options.insert(place, own)
@@ -300,44 +303,64 @@ class ChoiceTask(AskingTask[Choice]):
         return [(one.options[place], place == one.answer) for place, one in zip(best, asked, strict=True)]
 
 
-def make_task(config: PretrainConfig, train_captions: Sequence[str]) -> CaptionTask | QuestionTask | ChoiceTask:
+def make_task(
+    config: PretrainConfig, sources: Mapping[str, ClipSource], answers: Sequence[str] | None = None
+) -> CaptionTask | QuestionTask | ChoiceTask:
     """The task of a run, with its files read.
 
-    `train_captions`: of the training clips, from which wrong options are drawn. ValueError for a file of which no clip
-    is in the manifest, and for an answer list that the training questions cannot fill.
+    `answers`: those of a run that goes on, whose numbers its head has learned; None: those of the training questions.
+    ValueError for a file that asks about no clip of its split or about a split that is not read, and for an answer
+    list that the training questions cannot fill.
     """
     task = config.task
     if task.kind == "captions":
         return CaptionTask()
     files = {name: path for name in TASK_FILES if (path := getattr(task, name))}
-    splits = {name: getattr(config.data, f"{name}_split") for name in files}
+    for name in files.keys() - sources.keys():
+        raise ValueError(f"task.{name} asks about a split that is not read: set data.{name}_split, or leave it out")
     manifest = read_manifest(config.data.manifest)
     if task.kind == "multiple_choice":
-        asked = {name: asked_of(manifest, splits[name], path, read_choices(path)) for name, path in files.items()}
-        others = tuple(sorted(set(train_captions)))
-        if "train" not in asked and len(others) < NUM_OPTIONS:
-            raise ValueError(f"wrong options are drawn from {len(others)} captions; name a file of choices: task.train")
-        return ChoiceTask(asked=asked, is_video_hidden=task.is_video_hidden, others=others)
+        asked = {name: asked_of(manifest, sources[name], path, read_choices(path)) for name, path in files.items()}
+        captions = {} if "train" in asked else captions_of(sources["train"])
+        others = tuple(sorted({text for some in captions.values() for text in some}))
+        most = max(map(len, captions.values()), default=0)
+        if "train" not in asked and len(others) < NUM_OPTIONS - 1 + most:
+            raise ValueError(
+                f"four wrong options cannot be drawn from {len(others)} captions, of which one clip has {most}; name a "
+                "file of choices: task.train"
+            )
+        return ChoiceTask(asked=asked, is_video_hidden=task.is_video_hidden, others=others, captions=captions)
     questions = {name: read_questions(path) for name, path in files.items()}
-    answers = answer_list(questions["train"], task.num_answers)
+    answers = tuple(answers or answer_list(questions["train"], task.num_answers))
     if len(answers) < 2:
         raise ValueError(f"{task.train}: question answering needs two answers at least, its questions have {answers}")
     return QuestionTask(
-        asked={name: asked_of(manifest, splits[name], files[name], some) for name, some in questions.items()},
+        asked={name: asked_of(manifest, sources[name], files[name], some) for name, some in questions.items()},
         is_video_hidden=task.is_video_hidden,
         answers=answers,
         is_multi_label=task.is_multi_label,
     )
 
 
-def asked_of(manifest: Manifest, split: str | None, path: str, asked: Sequence[Asked]) -> AskedClips[Asked]:
-    """The questions of the file `path` by clip. ValueError if they are about none of the split's clips."""
-    found = asked_clips(asked, ClipNames(manifest.split(split or ""), manifest.root))
+def captions_of(source: ClipSource) -> dict[int, frozenset[str]]:
+    """All captions of each clip of a split."""
+    rows = split_rows(source.manifest_path, source.split)
+    return {
+        clip_id: frozenset(captions)
+        for table in rows.values()
+        for clip_id, captions in zip(table["clip_id"].to_pylist(), table["captions"].to_pylist(), strict=True)
+    }
+
+
+def asked_of(manifest: Manifest, source: ClipSource, path: str, asked: Sequence[Asked]) -> AskedClips[Asked]:
+    """The questions of the file `path` by clip. ValueError if they are about none of the clips of `source`."""
+    rows = manifest.split(source.split) if source.plan else source.rows()  # training shows pictures too
+    found = asked_clips(asked, ClipNames(rows, manifest.root))
     if not found.by_clip:
         examples = ", ".join(repr(one.clip_name) for one in asked[:3])
         raise ValueError(
-            f"{path} asks about {examples}, …, and none of them is a clip of the split {split!r} of {manifest.corpus} "
-            f"in {manifest.root}; name the file of this split, or a manifest with these clips"
+            f"{path} asks about {examples}, …, and none of them is a clip of the split {source.split!r} of "
+            f"{manifest.corpus} in {manifest.root}; name the file of this split, or a manifest with these clips"
         )
     return found
 

@@ -327,7 +327,7 @@ class Rank:
         if isinstance(self.job.task, AskingTask):
             return self.job.task.results(self.answers(validation, network, name="validation"), "validation")
         scored = self.score(validation, network, name="validation")
-        relevant = evaluation.same_caption(self.captions(scored.clip_ids, "validation"))
+        relevant = self.relevant(scored.clip_ids, "validation")
         rerank = self.config.selection.rerank
         results = evaluation.retrieval_results(scored, relevant, "validation", rerank=rerank)
         if self.config.objective.masked_words_cross:
@@ -381,9 +381,18 @@ class Rank:
 
     def captions(self, clip_ids: np.ndarray, name: str) -> list[str]:
         """The caption that each clip is queried by: its first."""
+        return [captions[0] for captions in self.all_captions(clip_ids, name)]
+
+    def all_captions(self, clip_ids: np.ndarray, name: str) -> list[list[str]]:
+        """Those of each clip of a split."""
         rows = self.job.sources[name].rows()
-        first = dict(zip(rows["clip_id"].to_pylist(), (c[0] for c in rows["captions"].to_pylist()), strict=True))
-        return [first[clip_id] for clip_id in clip_ids.tolist()]
+        captions = dict(zip(rows["clip_id"].to_pylist(), rows["captions"].to_pylist(), strict=True))
+        return [captions[clip_id] for clip_id in clip_ids.tolist()]
+
+    def relevant(self, clip_ids: np.ndarray, name: str) -> Bool[np.ndarray, "N N"]:
+        """True where the caption that queries for one clip is a caption of another, or the same."""
+        every = self.all_captions(clip_ids, name)
+        return evaluation.true_of([captions[0] for captions in every], every)
 
     def commit(self, state: TrainState) -> None:
         """A checkpoint of where the run is."""
@@ -422,6 +431,7 @@ class Rank:
                 scored,
                 texts={"captions": self.captions(scored.clip_ids, name), "filled": words},
                 groups=self.job.sources[name].groups(scored.clip_ids),
+                relevant=self.relevant(scored.clip_ids, name),
                 thumbnails=np.concatenate(order),
                 token_ids=batches[0].masked_token_ids.cpu().numpy(),
             )

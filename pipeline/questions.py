@@ -142,8 +142,11 @@ class ClipNames:
                 self.ids[name].add(clip_id)
 
     def find(self, name: str) -> int | None:
-        """The clip that is called `name`; None if there is none. ValueError if there are several."""
-        tried = [form.format(name) for form in NUMBERED] if name.isdigit() else [name, _stem(name)]
+        """The clip that is called `name`; None if there is none. ValueError if there are several.
+
+        A name with a folder means the clip in that folder: the same file name in another one is another clip.
+        """
+        tried = [form.format(name) for form in NUMBERED] if name.isdigit() else [name, posixpath.splitext(name)[0]]
         for candidate in tried:
             if found := self.ids.get(candidate):
                 if len(found) > 1:

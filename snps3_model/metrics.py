@@ -134,15 +134,22 @@ def direction_metrics(
     *,
     num_resamples: int = 1000,
     seed: int = 0,
+    units: Int[np.ndarray, " Q"] | None = None,
 ) -> dict[str, float]:
-    """`{prefix}r1`, `r5`, `r10`, `mean_recall`, with `_low`, `_high`; `median_rank`, `mean_rank`; rows are queries."""
+    """`{prefix}r1`, `r5`, `r10`, `mean_recall`, with `_low`, `_high`; `median_rank`, `mean_rank`; rows are queries.
+
+    `units`: queries of one number stand or fall together, so the bootstrap draws them together; None: each by itself.
+    """
     placed = placements(scores, relevant)
     recalls = [recalls_at(k, placed) for k in RECALL_RANKS]
     columns = dict(
         zip([*(f"r{k}" for k in RECALL_RANKS), "mean_recall"], [*recalls, np.mean(recalls, axis=0)], strict=True)
     )
     totals = np.stack(list(columns.values()), axis=1)
-    bounds = bootstrap_intervals(totals, np.ones(len(totals)), num_resamples=num_resamples, seed=seed)
+    sums, sizes = totals, np.ones(len(totals))
+    if units is not None:
+        sums, sizes = (np.stack([part[units == unit].sum(0) for unit in np.unique(units)]) for part in (totals, sizes))
+    bounds = bootstrap_intervals(sums, sizes, num_resamples=num_resamples, seed=seed)
     metrics = {}
     for name, mean, low, high in zip(columns, totals.mean(axis=0), *bounds, strict=True):
         metrics |= {f"{prefix}{name}": float(mean)}

@@ -117,12 +117,18 @@ def test_retrieval_is_scored_and_the_card_repeats_it(
     results = run_files.read_json(f"{run}/results.json")
     assert {name: results[name] for name in own.scores} == own.scores
     assert card.num_videos == card.num_queries == 12
-    assert read_card(path) == card
+    assert read_card(path) == own  # another protocol has a folder of its own
+    (path,) = Path(run).glob("evaluation/retrieval-test-*/card.json")
+    assert read_card(str(path)) == card
     assert "t2v/dual_softmax_r1" in Path(run, "report.html").read_text()
     assert protocols_of(run) == {"retrieval on test"}
     capsys.readouterr()
-    assert main(["--card", path, "--placement.storage", str(folder / "runs"), "--placement.num-workers", "1"]) == 0
+    assert main(["--card", str(path), "--placement.storage", str(folder / "runs"), "--placement.num-workers", "1"]) == 0
     assert "every score is that of the card" in capsys.readouterr().out
+    assert read_card(str(path)) == card
+    with pytest.raises(SystemExit):
+        main(["--card", str(path), "--rerank", "3"])
+    assert "--rerank 3 is not for --card" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch
 
 from jobs import cards, evaluation
 from jobs.cards import Card, Protocol, not_repeated, read_card, refuse_other, write_card
+from jobs.config import TaskConfig
 from jobs.evaluate import EvaluateConfig, protocol_of, queries_of, refuse_selection_on_test
 from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from jobs.presets import tiny
@@ -101,19 +102,20 @@ class Clips:
     ],
 )
 def test_a_text_is_true_of_every_clip_that_has_it(queries: str, texts: list[str]) -> None:
-    found, relevant = queries_of(Clips(), np.array([5, 6, 7]), queries)  # type: ignore[arg-type]
+    found, relevant, owners = queries_of(Clips(), np.array([5, 6, 7]), queries)  # type: ignore[arg-type]
     assert found == texts
+    assert owners.tolist() == ([0, 0, 1, 2, 2] if queries == "each" else [0, 1, 2])
     own = {
         text: {column for q, column in zip(*np.nonzero(relevant), strict=True) if found[q] == text} for text in found
     }
     if queries == "each":
         assert own == {"a dog": {0, 2}, "it runs": {0}, "a cat": {1, 2}}
     if queries == "first":
-        assert own == {"a dog": {0, 2}, "a cat": {1}}
+        assert own == {"a dog": {0, 2}, "a cat": {1, 2}}
 
 
 def test_a_clip_that_could_not_be_decoded_shifts_no_column() -> None:
-    found, relevant = queries_of(Clips(), np.array([5, 7]), "first")  # type: ignore[arg-type]
+    found, relevant, _ = queries_of(Clips(), np.array([5, 7]), "first")  # type: ignore[arg-type]
     assert found == ["a dog", "a dog"]
     assert relevant.all()
 
@@ -142,6 +144,39 @@ def test_a_run_that_asks_about_the_first_pairs_only_measures_what_it_would_have_
         assert found.items() <= whole.items()
     assert not any("cross" in name for name in found)
     assert set(evaluation.selectable_metrics("validation", k)) < set(evaluation.selectable_metrics("validation"))
+
+
+def test_captions_of_one_clip_are_one_unit_of_the_interval() -> None:
+    # every clip asks three times, and is found each time or never
+    dual, relevant = np.repeat(np.eye(40), 3, axis=0), np.repeat(np.eye(40, dtype=bool), 3, axis=0)
+    dual[: 3 * 20] = np.roll(dual[: 3 * 20], 1, axis=1)
+    both, owners = Scored(clip_ids=np.arange(40), dual=dual, cross=dual), np.repeat(np.arange(40), 3)
+    alone, together = (retrieval_results(both, relevant, "test", owners=some) for some in (None, owners))
+    assert alone["test/t2v/r1"] == together["test/t2v/r1"] == 0.5
+
+    def width(found: dict[str, float]) -> float:
+        return found["test/t2v/r1_high"] - found["test/t2v/r1_low"]
+
+    assert width(together) == pytest.approx(3**0.5 * width(alone), rel=0.15)
+
+
+def test_a_run_is_scored_with_the_file_of_the_split_that_it_is_scored_on() -> None:
+    task = TaskConfig(kind="question_answering", train="a", validation="b", test="c", temporal="d")
+    run = dataclasses.replace(tiny(), task=task)
+    for split, name in (("val", "b"), ("test", "c"), ("temporal", "d")):
+        asked = protocol_of(EvaluateConfig(run="x", split=split), run, "x")
+        assert asked.questions
+        assert asked.questions.endswith(f"/{name}")
+    with pytest.raises(ValueError, match="on the split train needs --questions"):
+        protocol_of(EvaluateConfig(run="x", split="train"), run, "x")
+    with pytest.raises(ValueError, match="--rerank 5 says nothing to --task question_answering"):
+        protocol_of(EvaluateConfig(run="x", rerank=5), run, "x")
+
+
+@pytest.mark.parametrize("name", ["rerank", "num_frames", "max_clips"])
+def test_numbers_below_one_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="must be at least 1, got 0; leave it out for all"):
+        EvaluateConfig(**{name: 0})  # type: ignore[arg-type]
 
 
 def test_the_prior_prefers_clips_that_prefer_the_query() -> None:

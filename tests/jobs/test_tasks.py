@@ -112,13 +112,15 @@ def test_the_blind_baseline_sees_black_frames(language: Language) -> None:
 
 
 def test_made_choices_hold_the_own_caption_at_a_random_place_among_others(language: Language) -> None:
-    task = ChoiceTask(asked={}, others=tuple(CAPTIONS))
+    own = {clip: frozenset({CAPTIONS[clip], CAPTIONS[clip + 1]}) for clip in range(3)}
+    task = ChoiceTask(asked={}, others=tuple(CAPTIONS), captions=own)
     places = set()
     for epoch in range(30):
         choice = task.made(rows(3, epoch=epoch), 1, seed=0)
         assert choice
         assert choice.options[choice.answer] == CAPTIONS[1]
         assert len(set(choice.options)) == 5
+        assert CAPTIONS[2] not in choice.options  # another caption of the same clip
         places.add(choice.answer)
     assert places == set(range(5))
     batch = task.batch(rows(3, rejected=(0,)), language)
