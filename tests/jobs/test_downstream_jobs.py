@@ -274,7 +274,8 @@ def everything(folder: Path, run: str, **changes: object) -> EvaluateAllConfig:
 def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Path, run: str) -> None:
     found = {one.name: one for one in evaluations(everything(folder, run, rerank=100))}
     assert len(found) == len(CORPORA) + 1 + len(RECIPES) + 1
-    assert all(one.obstacles() for one in found.values())
+    at_hand = {name for name, one in found.items() if not one.obstacles()}
+    assert at_hand == {"tiny_retrieval", "tiny_qa", "tiny_multiple_choice"}  # the run's own corpus
     for one in found.values():  # the commands are understood by those who get them
         for program, *words in one.commands:
             if program == "evaluate.py":
