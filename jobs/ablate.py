@@ -31,14 +31,13 @@ if __name__ == "__main__":
 
 from cluster.connection import connected_ray, room, spans_machines
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import cli, finetune, preflight, pretrain, run_files, space, tracking
-from jobs.config import PretrainConfig, config_hash, differences, flat, identity
-from jobs.seeds import over_seeds
+from jobs import cli, finetune, preflight, pretrain, space, tracking
+from jobs.config import PretrainConfig, config_hash, flat, identity
+from jobs.seeds import Found, over_seeds, read_cells, write_cells
 from pipeline import storage
 from pipeline.manifest import read_manifest
 
 Values = Mapping[str, Any]
-Found = Mapping[tuple[str, int], Mapping[str, float]]
 GVTM_ALONE = MappingProxyType({"objective.lvwm": 0.0})
 ROWS: Mapping[str, Mapping[str, Values]] = MappingProxyType(
     {
@@ -116,7 +115,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> str:
     """The table in Markdown, which is also in the folder of the ablation. ValueError for what cannot be run."""
     path, placement = base.placement.storage, base.placement
     folder, fields = storage.absolute(f"{path}/{config.name}"), identity_of(config, base)
-    found = read_cells(folder, fields)
+    found = read_cells(f"{folder}/{CELLS}", fields)
     tracking.refuse_unreachable(path)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         if spans_machines():
@@ -138,7 +137,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> str:
             with ThreadPoolExecutor(at_once) as pool:
                 for cell, results in zip(cells, pool.map(run, cells), strict=True):
                     found[cell] = results
-                    write_cells(folder, fields, found)  # as they come: an ablation takes hours
+                    write_cells(f"{folder}/{CELLS}", fields, found)  # as they come: an ablation takes hours
                     storage.write_bytes_atomic(f"{folder}/table.md", table(config, found).encode())
             parent.log(means(config, found), 0)
             status = "FINISHED"
@@ -152,22 +151,6 @@ def identity_of(config: AblateConfig, base: PretrainConfig) -> dict[str, Any]:
     """What all runs of an ablation have in common: cells of another are not to be mixed with them."""
     fields = identity(base, read_manifest(base.data.manifest).hash)
     return {"table": config.table} | {name: value for name, value in fields.items() if name != "seed"}
-
-
-def read_cells(folder: str, fields: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, float]]:
-    """What is known of each row and seed. ValueError if it was found with other settings."""
-    if not storage.exists(f"{folder}/{CELLS}"):
-        return {}
-    saved = run_files.read_json(f"{folder}/{CELLS}")
-    if changed := differences(saved["fields"], dict(fields)):
-        raise ValueError(f"{folder} holds an ablation with other settings; take another --name. {'; '.join(changed)}")
-    return {(cell["row"], cell["seed"]): cell["results"] for cell in saved["cells"]}
-
-
-def write_cells(folder: str, fields: Mapping[str, Any], found: Found) -> None:
-    """The counterpart of `read_cells`."""
-    cells = [{"row": row, "seed": seed, "results": dict(results)} for (row, seed), results in sorted(found.items())]
-    run_files.write_json(f"{folder}/{CELLS}", {"fields": dict(fields), "cells": cells})
 
 
 def is_missing(cell: tuple[str, int], config: AblateConfig, found: Found) -> bool:

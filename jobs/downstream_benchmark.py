@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,11 +16,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from jobs import evaluation
+from jobs import evaluation, presets
+from jobs.config import flat, identity
 from jobs.evaluation import Queries, Scored, highest, reranked
+from jobs.finetune import RECIPES
 from jobs.model import Model, Videos, decode, load
-from jobs.seeds import over_seeds, run_job
+from jobs.seeds import over_seeds, read_cells, run_job, write_cells
 from pipeline.loader import split_rows
+from pipeline.manifest import read_manifest
 from pipeline.records import Kind
 from snps3_model.metrics import bootstrap_intervals, placements, recalls_at
 
@@ -163,22 +164,45 @@ KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 SPENT = ("seconds/step", "seconds/data_wait", "seconds/evaluation")
 
 
-def downstream(storage: str = "runs/benchmark", num_seeds: int = 3) -> dict[str, Any]:
+ZERO_SHOT = "zero-shot"
+MANIFEST = "corpora/embedded/manifest/manifest.parquet"
+RESULTS = "docs/results/downstream.json"
+
+
+def downstream(storage: str = "runs/benchmark", results: str = RESULTS, num_seeds: int = 3) -> dict[str, Any]:
     """What fine-tuning `tiny` gives on each task of the embedded corpus, and what pre-training adds to it.
 
-    Zero-shot scores are those of the pre-training runs `seed-0` and so on. Runs that are finished in `storage` are
-    read, not run again. What came out of each seed is printed as it comes.
+    Zero-shot scores are those of the pre-training runs `seed-0` and so on. What came out of each run goes to the file
+    `results` as it comes; what stands there is not run again, and runs that are finished in `storage` are read.
     """
-    rows = []
+    fields = settings()
+    found = read_cells(results, fields)
     for seed in range(num_seeds):
         name = f"seed-{seed}"
-        found = {"zero-shot": run_job("pretrain", "tiny", name, ["--seed", str(seed)], storage)}
-        for variant, (recipe, options) in VARIANTS.items():
-            given = ["--run", f"{storage}/{name}", "--seed", str(seed), *options]
-            found[variant] = run_job("finetune", recipe, f"{variant}-{seed}", given, storage)
-        rows.append(found)
-        print(json.dumps(compared([found])), file=sys.stderr, flush=True)
-    return compared(rows)
+        missing = [variant for variant in (ZERO_SHOT, *VARIANTS) if (variant, seed) not in found]
+        if missing:
+            pretrained = run_job("pretrain", "tiny", name, ["--seed", str(seed)], storage)
+        for variant in missing:
+            ended, recipe = pretrained, "tiny_retrieval"
+            if variant != ZERO_SHOT:
+                recipe, options = VARIANTS[variant]
+                given = ["--run", f"{storage}/{name}", "--seed", str(seed), *options]
+                ended = run_job("finetune", recipe, f"{variant}-{seed}", given, storage)
+            found[variant, seed] = {key: ended[key] for key in (*KEYS[recipe], *SPENT)}
+            write_cells(results, fields, found)
+    return compared(
+        [{variant: found[variant, seed] for variant in (ZERO_SHOT, *VARIANTS)} for seed in range(num_seeds)]
+    )
+
+
+def settings() -> dict[str, Any]:
+    """What all the runs have in common, and what is fine-tuned how; paths and seeds left out."""
+    base = presets.tiny()
+    made = {"pretrain": base} | {
+        recipe: RECIPES[recipe](base, "RUN") for recipe in dict.fromkeys(recipe for recipe, _ in VARIANTS.values())
+    }
+    fields = {recipe: identity(config, read_manifest(MANIFEST).hash) for recipe, config in made.items()}
+    return flat(fields) | {f"variant.{name}": [recipe, *options] for name, (recipe, options) in VARIANTS.items()}
 
 
 def compared(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
@@ -193,16 +217,16 @@ def compared(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any
     r1, _, temporal = KEYS["tiny_retrieval"]
     random, hard = KEYS["tiny_multiple_choice"]
     closed = {key: gap_closed(of("qa", key), of("qa-question-only", key)) for key in KEYS["tiny_qa"]}
-    recipes = {"zero-shot": "tiny_retrieval"} | {variant: recipe for variant, (recipe, _) in VARIANTS.items()}
+    recipes = {ZERO_SHOT: "tiny_retrieval"} | {variant: recipe for variant, (recipe, _) in VARIANTS.items()}
     return {
-        "retrieval_gain": float((of("retrieval", r1) - of("zero-shot", r1)).mean()),
+        "retrieval_gain": float((of("retrieval", r1) - of(ZERO_SHOT, r1)).mean()),
         "qa_gap_closed": float(closed[ACCURACY].mean()),
         "multiple_choice": float(of("multiple-choice", random).mean()),
         "multiple_choice_hard": float(of("multiple-choice", hard).mean()),
         "differences": {
-            "retrieval over zero-shot": spread(of("retrieval", r1) - of("zero-shot", r1)),
+            "retrieval over zero-shot": spread(of("retrieval", r1) - of(ZERO_SHOT, r1)),
             "retrieval over scratch": spread(of("retrieval", r1) - of("retrieval-scratch", r1)),
-            "temporal over zero-shot": spread(of("retrieval", temporal) - of("zero-shot", temporal)),
+            "temporal over zero-shot": spread(of("retrieval", temporal) - of(ZERO_SHOT, temporal)),
             "temporal over one frame": spread(of("retrieval", temporal) - of("retrieval-one-frame", temporal)),
             "answers over question only": spread(of("qa", ACCURACY) - of("qa-question-only", ACCURACY)),
             "answers over scratch": spread(of("qa", ACCURACY) - of("qa-scratch", ACCURACY)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ import numpy as np
 import scipy.stats
 
 from jobs import run_files
+from jobs.config import differences
+from pipeline import storage
 
+Found = Mapping[tuple[str, int], Mapping[str, float]]
+"""What came out, by row and seed."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -35,3 +39,19 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
         half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
         low, high = mean - half, mean + half
     return {"mean": mean, "interval": [low, high], "seeds": list(values)}
+
+
+def read_cells(path: str, fields: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, float]]:
+    """What is known of each row and seed. ValueError if it was found with other settings."""
+    if not storage.exists(path):
+        return {}
+    saved = run_files.read_json(path)
+    if changed := differences(saved["fields"], dict(fields)):
+        raise ValueError(f"{path} holds results of other settings; take another name. {'; '.join(changed)}")
+    return {(cell["row"], cell["seed"]): cell["results"] for cell in saved["cells"]}
+
+
+def write_cells(path: str, fields: Mapping[str, Any], found: Found) -> None:
+    """The counterpart of `read_cells`."""
+    cells = [{"row": row, "seed": seed, "results": dict(results)} for (row, seed), results in sorted(found.items())]
+    run_files.write_json(path, {"fields": dict(fields), "cells": cells})

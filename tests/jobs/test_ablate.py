@@ -16,13 +16,12 @@ from jobs.ablate import (
     difference,
     is_missing,
     numbers,
-    read_cells,
     seeds_needed,
     shortened,
     table,
-    write_cells,
 )
 from jobs.presets import tiny
+from jobs.seeds import read_cells, write_cells
 
 
 def wish(**changes: object) -> AblateConfig:
@@ -66,13 +65,13 @@ def test_as_many_seeds_are_needed_as_the_test_of_the_mean_says() -> None:
 
 
 def test_cells_are_kept_and_those_of_other_settings_are_refused(tmp_path: Path) -> None:
-    folder, fields = str(tmp_path), {"table": "III", "optim.lr": 0.1}
-    assert read_cells(folder, fields) == {}
+    path, fields = f"{tmp_path}/cells.json", {"table": "III", "optim.lr": 0.1}
+    assert read_cells(path, fields) == {}
     found = {(row, seed): {PRIMARY: 0.1 * seed} for row in ROWS["III"] for seed in (1, 0)}
-    write_cells(folder, fields, found)
-    assert read_cells(folder, fields) == found
-    with pytest.raises(ValueError, match=r"other settings; take another --name. optim.lr: was 0.1, is 0.2"):
-        read_cells(folder, fields | {"optim.lr": 0.2})
+    write_cells(path, fields, found)
+    assert read_cells(path, fields) == found
+    with pytest.raises(ValueError, match=r"other settings; take another name. optim.lr: was 0.1, is 0.2"):
+        read_cells(path, fields | {"optim.lr": 0.2})
 
 
 def test_what_is_not_yet_run_or_not_yet_fine_tuned_is_missing() -> None:
