@@ -16,14 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from jobs import evaluation, presets
+from jobs import evaluation, presets, run_files
 from jobs.config import flat, identity
 from jobs.evaluation import Queries, Scored, highest, reranked
 from jobs.finetune import RECIPES
 from jobs.model import Model, Videos, decode, load
 from jobs.seeds import over_seeds, read_cells, run_job, write_cells
 from pipeline.loader import split_rows
-from pipeline.manifest import read_manifest
 from pipeline.records import Kind
 from snps3_model.metrics import bootstrap_intervals, placements, recalls_at
 
@@ -165,7 +164,7 @@ SPENT = ("seconds/step", "seconds/data_wait", "seconds/evaluation")
 
 
 ZERO_SHOT = "zero-shot"
-MANIFEST = "corpora/embedded/manifest/manifest.parquet"
+CORPUS = "corpora/embedded/corpus.json"
 RESULTS = "docs/results/downstream.json"
 
 
@@ -196,12 +195,15 @@ def downstream(storage: str = "runs/benchmark", results: str = RESULTS, num_seed
 
 
 def settings() -> dict[str, Any]:
-    """What all the runs have in common, and what is fine-tuned how; paths and seeds left out."""
-    base = presets.tiny()
+    """What all the runs have in common, and what is fine-tuned how; paths and seeds left out.
+
+    The corpus counts by its frames: encoders of other versions write other bytes.
+    """
+    base, frames = presets.tiny(), run_files.read_json(CORPUS)["content_hash"]
     made = {"pretrain": base} | {
         recipe: RECIPES[recipe](base, "RUN") for recipe in dict.fromkeys(recipe for recipe, _ in VARIANTS.values())
     }
-    fields = {recipe: identity(config, read_manifest(MANIFEST).hash) for recipe, config in made.items()}
+    fields = {recipe: identity(config, frames) for recipe, config in made.items()}
     return flat(fields) | {f"variant.{name}": [recipe, *options] for name, (recipe, options) in VARIANTS.items()}
 
 

@@ -28,7 +28,7 @@ if __name__ == "__main__":
 from cluster.connection import connected_ray
 from jobs.data_job import run_data_job
 from jobs.prepare import Prepared, already_done, commit, describe, mark_done
-from pipeline import storage
+from pipeline import media, storage
 from pipeline.isolation import Limits
 from pipeline.manifest import SCHEMA, Manifest, read_manifest
 from pipeline.shards import Item, PackingConfig, batches_of, is_final, items_of, read_indexes, rejected_of, write_shard
@@ -76,10 +76,14 @@ def pack(config: PackConfig) -> Prepared:
         return done
     storage.remove(marker)
     found = _packed(manifest, config, storage.join(out, "shards"))
+    names = {row["clip_id"]: media.name_of(row["uri"], manifest.root) for row in manifest.table.to_pylist()}
+    packed = [
+        {name: row[name] for name in SCHEMA.names} | {"uri": media.named(row["uri"], names[row["clip_id"]])}
+        for row in found
+        if not row["reason"]
+    ]
     done = commit(
-        pa.Table.from_pylist(
-            [{name: row[name] for name in SCHEMA.names} for row in found if not row["reason"]], SCHEMA
-        ),
+        pa.Table.from_pylist(packed, SCHEMA),
         [rejected_of(row) for row in found if row["reason"]],
         corpus=manifest.corpus,
         root=out,

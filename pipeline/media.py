@@ -7,6 +7,8 @@
 | `PATH#frames=START-STOP` | the images in these bytes of a shard, each behind its length (4 bytes, little-endian) |
 | `PATH.lmdb#key=NAME` | the value of a key |
 | `PATH/` | the images of a folder, in order of their names |
+
+A part of a packed file may end with `&name=NAME`: the clip's path below the root of the corpus that was packed.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}
 )
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-_INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames)=(?P<start>\d+)-(?P<stop>\d+)")
+_INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames)=(?P<start>\d+)-(?P<stop>\d+)(&name=(?P<name>.+))?")
 _KEYED = re.compile(r"(?P<path>.+\.lmdb)#key=(?P<key>.+)")
 _LENGTH = struct.Struct("<I")
 
@@ -88,6 +90,21 @@ def file_of(uri: str) -> str:
 def inside(path: str, start: int, stop: int, *, frames: bool = False) -> str:
     """The uri of the bytes [start, stop) of a file; of the images in them with `frames`."""
     return f"{path}#{'frames' if frames else 'bytes'}={start}-{stop}"
+
+
+def named(uri: str, name: str) -> str:
+    """The uri of a part of a packed file, with what the clip is called; another uri as it is."""
+    match = _INSIDE.fullmatch(uri)
+    return f"{uri}&name={quote(name)}" if match and not match["name"] else uri
+
+
+def name_of(uri: str, root: str) -> str:
+    """What a clip is called: its path below the root of its corpus, or its key."""
+    if (match := _INSIDE.fullmatch(uri)) and match["name"]:
+        return unquote(match["name"])
+    if match := _KEYED.fullmatch(uri):
+        return unquote(match["key"])
+    return uri.removeprefix(root).strip("/")
 
 
 def keyed(path: str, key: str) -> str:

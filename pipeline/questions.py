@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from pipeline import storage
+from pipeline import media, storage
 
 NUM_OPTIONS = 5
 """Options of a choice: what the field's multiple-choice sets have."""
@@ -137,7 +137,7 @@ class ClipNames:
         """`rows`: of a manifest; `root`: what its paths begin with."""
         self.ids: dict[str, set[int]] = defaultdict(set)
         for clip_id, uri in zip(rows["clip_id"].to_pylist(), rows["uri"].to_pylist(), strict=True):
-            path = uri.removeprefix(root).lstrip("/")
+            path = media.name_of(uri, root)
             for name in {path, posixpath.splitext(path)[0], posixpath.basename(path), _stem(path)}:
                 self.ids[name].add(clip_id)
 

@@ -93,7 +93,9 @@ def _tars(root: str, tars: list[str]) -> Source:
     for tar in tars:
         path = storage.join(root, tar)
         members, fault = storage.read_with(path, _members)
-        places |= {f"{tar}/{name}": media.inside(path, start, stop) for name, start, stop in members}
+        for member, start, stop in members:
+            name = f"{tar}/{member}"
+            places[name] = media.named(media.inside(path, start, stop), name)
         if fault:
             damaged[path] = f"the tar cannot be listed to its end: {fault}"
     return Source(root=root, layout=Layout.TAR, places=places, damaged=damaged)

@@ -166,3 +166,5 @@ def test_a_pass_goes_on_where_it_was_cut_and_does_nothing_twice(corpus, tmp_path
     assert written == {cut.split(".")[0], missing.split(".")[0]}
     assert again.num_clips == {"train": 5}
     assert not read_ledger(again.ledger_path)
+    names = {media.name_of(row["uri"], out) for row in read_manifest(again.manifest_path).table.to_pylist()}
+    assert names == {"0.mp4", "1.mp4", "2.mp4", "image.png"}  # so files of questions find them here too

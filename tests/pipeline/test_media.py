@@ -50,6 +50,19 @@ def test_frames_in_a_file_and_in_a_folder_are_read_in_order(tmp_path):
         media.read(f"{tmp_path}/")
 
 
+def test_a_part_of_a_packed_file_says_what_it_is_called(tmp_path):
+    path = str(tmp_path / "0.tar")
+    storage.write_bytes_atomic(path, b"0123456789")
+    uri = media.named(media.inside(path, 2, 5), "train/take &name=1#2.mp4")
+    assert media.read(uri, checksum(b"234")) == b"234"
+    assert media.file_of(uri) == path
+    assert media.name_of(uri, str(tmp_path)) == "train/take &name=1#2.mp4"
+    assert media.named(uri, "other") == uri
+    assert media.name_of(media.keyed("/c/videos.lmdb", "b/ä 1#2"), "/c") == "b/ä 1#2"
+    assert media.name_of("/c/a/b.mp4", "/c") == media.name_of("/c/a/b.mp4/", "/c") == "a/b.mp4"
+    assert media.named("/c/a/b.mp4", "other") == "/c/a/b.mp4"
+
+
 def test_keys_of_an_lmdb(tmp_path):
     path = str(tmp_path / "videos.lmdb")
     with lmdb.open(path, map_size=2**20) as environment, environment.begin(write=True) as transaction:

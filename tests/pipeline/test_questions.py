@@ -83,6 +83,11 @@ def test_a_clip_is_found_by_its_path_its_file_and_its_stem() -> None:
     assert [found.find(name) for name in ("c", "val/b.mp4", "val/b")] == [None, None, None]  # another split's
 
 
+def test_a_clip_in_a_packed_file_an_lmdb_or_a_folder_of_frames_is_found_by_its_name() -> None:
+    found = names("/c/x.parquet#frames=1-9&name=videos/video7010.mp4", "/c/v.lmdb#key=video8", "/c/video9/", root="/c")
+    assert [found.find(name) for name in ("7010", "videos/video7010", "video8.mp4", "video9.avi")] == [0, 0, 1, 2]
+
+
 def test_a_name_of_two_clips_is_refused_and_only_when_it_is_asked_for() -> None:
     found = names("/corpus/train/a.mp4", "/corpus/test/a.mp4")
     assert found.find("test/a.mp4") == 1
