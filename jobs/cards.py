@@ -69,9 +69,9 @@ class Card:
     num_videos: int
     num_queries: int
     num_missing: int
-    """Asked about clips that are not in the manifest."""
+    """Questions about clips that are not in the split."""
     num_undecoded: int
-    """Clips that could not be decoded."""
+    """Clips that could not be decoded; of question answering and multiple choice, questions about such clips."""
     selected_on: str
     """The split by which the checkpoint was chosen, and by which metric."""
     is_selected_on_test: bool

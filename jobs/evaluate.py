@@ -147,8 +147,8 @@ def evaluate(config: EvaluateConfig) -> Card:
     )
     if wanted:
         refuse_other(wanted, {"ids_hash": card.ids_hash})
-    write_card(card, f"{out}/card.json" if not wanted else f"{out}/repeated.json")
     refuse_too_many_rejected(card, f"{out}/{REJECTED}", run.data.max_rejected_share)
+    write_card(card, f"{out}/card.json" if not wanted else f"{out}/repeated.json")
     log(card, run, config.placement)
     path = f"{run_folder}/report.html"
     if storage.exists(path):
@@ -159,7 +159,8 @@ def evaluate(config: EvaluateConfig) -> Card:
 
 def refuse_too_many_rejected(card: Card, path: str, share: float) -> None:
     """ValueError where so many clips could not be decoded that the score is that of another test set."""
-    if card.num_undecoded > share * (card.num_videos + card.num_undecoded):
+    num_scored = card.num_videos if card.protocol.task == "retrieval" else card.num_queries
+    if card.num_undecoded > share * (num_scored + card.num_undecoded):
         raise ValueError(
             f"{card.num_undecoded} of what was asked about could not be decoded ({path} says why), more than "
             f"data.max_rejected_share={share} of all: a score over the others would be that of another test set"

@@ -13,7 +13,13 @@ import torch
 from jobs import cards, evaluation
 from jobs.cards import Card, Protocol, not_repeated, read_card, refuse_other, write_card
 from jobs.config import TaskConfig
-from jobs.evaluate import EvaluateConfig, protocol_of, queries_of, refuse_selection_on_test
+from jobs.evaluate import (
+    EvaluateConfig,
+    protocol_of,
+    queries_of,
+    refuse_selection_on_test,
+    refuse_too_many_rejected,
+)
 from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from jobs.presets import tiny
 from snps3_model.visual import local_gather
@@ -230,6 +236,17 @@ def test_a_score_is_repeated_or_said_to_be_inside_or_outside_its_interval() -> N
     (outside,) = not_repeated(card(), {"test/t2v/r1": 0.7})
     assert ", inside [" in inside
     assert ", outside [" in outside
+
+
+def test_a_share_that_could_not_be_decoded_is_of_what_was_asked_for() -> None:
+    protocol = Protocol(task="question_answering", run="runs/x", manifest="m", split="test")
+    ten_each = card(protocol=protocol, num_videos=98, num_queries=980, num_undecoded=20)  # questions about two clips
+    refuse_too_many_rejected(ten_each, "rejected.parquet", 0.05)
+    with pytest.raises(ValueError, match="20 of what was asked about could not be decoded"):
+        refuse_too_many_rejected(ten_each, "rejected.parquet", 0.01)
+    refuse_too_many_rejected(card(num_videos=95, num_queries=950, num_undecoded=5), "rejected.parquet", 0.05)
+    with pytest.raises(ValueError, match="another test set"):
+        refuse_too_many_rejected(card(num_videos=94, num_queries=940, num_undecoded=6), "rejected.parquet", 0.05)
 
 
 def test_a_hash_of_ids_depends_on_their_order() -> None:
