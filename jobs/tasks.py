@@ -166,6 +166,8 @@ class AskingTask(Generic[Asked]):
         by_clip = self.asked[name].by_clip
         for batch in batches:
             batch, usable = self.shown(batch), batch.weight > 0.5
+            if not usable.any():  # a rank's share of the last step may hold no clip, which not every encoder takes
+                continue
             video = network.model.encode_video(normalise(batch.frames[usable]), batch.frame_pad_mask[usable])
             pairs = [
                 (row, clip_id, one)

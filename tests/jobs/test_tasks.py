@@ -99,6 +99,12 @@ def test_every_question_about_a_usable_clip_is_asked_and_known_or_not_it_counts(
     assert (results["test/num_asked"], results["test/num_undecoded"], results["test/num_missing"]) == (3, 1, 0)
 
 
+def test_a_share_without_a_usable_clip_asks_nothing_of_the_network(language: Language) -> None:
+    network, batch = Fixed(), language.batch(rows(2, rejected=(0, 1)))
+    assert list(asking(c0=[question(0, "red")]).predictions(network, [batch], language, "test")) == []
+    assert network.seen == []
+
+
 def test_the_blind_baseline_sees_black_frames(language: Language) -> None:
     seeing, blind = asking(c0=[question(0, "red")]), dataclasses.replace(asking(), is_video_hidden=True)
     blind = dataclasses.replace(blind, asked=seeing.asked)
