@@ -217,10 +217,9 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
                     some = [one for one in to_do if bool(one.after) == wave]
                     failed += pool.map(lambda one: run_commands(one, environment), some)
     folders = dict.fromkeys(one.folder for one in wanted if one.is_done())
-    if folders:
-        text = table.table(table.TableConfig(runs=tuple(folders)))
-        storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
-        print(f"table: {storage.absolute(config.out)}")
+    text = table.table(table.TableConfig(runs=tuple(folders)))
+    storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
+    print(f"table: {storage.absolute(config.out)}")
     return [line for line in failed if line]
 
 
@@ -247,7 +246,8 @@ def main(argv: list[str] | None = None) -> int:
     config = tyro.cli(EvaluateAllConfig, args=argv, prog="evaluate_all.py", description=__doc__)
     with cli.refusing():
         failed = evaluate_all(config)
-    print("\n".join(failed), file=sys.stderr)
+    if failed:
+        print("\n".join(failed), file=sys.stderr)
     return int(bool(failed))
 
 

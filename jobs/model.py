@@ -34,7 +34,7 @@ from pipeline.records import ClipRows, DecodeError, Kind, Reason
 from pipeline.stages import fetch
 from pipeline.transforms import augment, normalise
 from snps3_model import snps3
-from snps3_model.loading import is_hub_name, load_earlier_run
+from snps3_model.loading import few, is_hub_name, load_earlier_run
 from snps3_model.objective import LEAST_TEMPERATURE
 from snps3_model.snps3 import SNPS3
 from snps3_model.visual import local_gather
@@ -134,7 +134,9 @@ def load(folder: str, device: str = "cpu") -> Model:
     network = language.network()
     path = checkpoints.best_weights(folder)
     weights = safetensors.torch.load(storage.read_bytes(path))
-    load_earlier_run(network, weights, path)
+    report = load_earlier_run(network, weights, path)
+    if report.missing:  # which a run may lack that begins with these weights, and a trained model may not
+        raise ValueError(f"{path} lacks {len(report.missing)} tensors of its network{few(report.missing)}; write it anew")
     temperature = config.objective.temperature
     if "log_temperature" in weights:
         temperature = max(weights["log_temperature"].exp().item(), LEAST_TEMPERATURE)

@@ -1,0 +1,68 @@
+"""A trained model's folder, made by hand: what is loaded, exported, and said where nothing can be scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from jobs import checkpoints, run_files
+from jobs.config import as_dict
+from jobs.evaluate_all import EvaluateAllConfig, evaluate_all
+from jobs.export import ExportConfig, export
+from jobs.model import load
+from jobs.presets import tiny
+from jobs.tasks import Language
+from pipeline.significance import mine_significant_words
+from pipeline.words import train_wordpiece
+
+CAPTIONS = ["a red ring rises", "a blue star falls", "two shapes meet"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """Folder of a run with random weights, whose network looks over time."""
+    preset = tiny()
+    config = dataclasses.replace(
+        preset, name="made", model=dataclasses.replace(preset.model, num_temporal_layers=1, num_layers=1)
+    )
+    tokenizer = train_wordpiece(CAPTIONS, 100)
+    table = mine_significant_words(CAPTIONS, tokenizer.pieces)
+    language = Language(tokenizer=tokenizer, table=table, config=config)
+    folder = tmp_path / "made"
+    (folder / "best").mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_json())
+    table.save(str(folder / "significant_words.json"))
+    run_files.write_json(f"{folder}/config.json", as_dict(config))
+    weights = {f"model.{name}": tensor for name, tensor in language.network().state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "best" / checkpoints.WEIGHTS)
+    return str(folder)
+
+
+@pytest.mark.parametrize("part", ["temporal", "bert"])
+def test_an_exported_folder_without_a_tensor_is_refused_whatever_part_it_is_of(
+    part: str, run: str, tmp_path: Path
+) -> None:
+    out = export(ExportConfig(run=run, out=str(tmp_path / "model")))
+    load(out)
+    path = f"{out}/{checkpoints.WEIGHTS}"
+    weights = safetensors.torch.load_file(path)
+    lost = next(name for name in weights if name.startswith(f"model.{part}."))
+    del weights[lost]
+    safetensors.torch.save_file(weights, path)
+    with pytest.raises(ValueError, match=lost.removeprefix("model.")):
+        load(out)
+
+
+def test_a_table_says_what_is_not_at_hand_where_nothing_is(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "table.md"
+    wanted = EvaluateAllConfig(run=run, corpora=str(tmp_path / "none"), is_zero_shot_only=True, out=str(out))
+    assert evaluate_all(wanted) == []
+    assert "msrvtt retrieval, zero-shot: not run, " in capsys.readouterr().out
+    text = out.read_text()
+    assert "| ours | not run | not run | not run | |" in text
+    assert "SNP-S3-VST | 31.5 | 61.3 | 73.2 | published" in text
