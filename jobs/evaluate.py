@@ -38,13 +38,13 @@ from jobs.config import Placement, PretrainConfig, TaskConfig, as_dict, config_h
 from jobs.evaluation import Fusion, Scored
 from jobs.finetune import config_of
 from jobs.report import with_protocols
-from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Predicted, QuestionTask, asked_of
+from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
 from jobs.worker import Job, Rank, unique
 from pipeline import storage
 from pipeline.ledger import write_ledger
 from pipeline.loader import ClipSource
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.questions import outside, read_choices, read_questions
+from pipeline.questions import read_choices, read_questions
 from pipeline.records import Batch
 from snps3_model.loading import load_earlier_run
 from snps3_model.objective import Pretraining
@@ -311,7 +311,8 @@ def evaluate_rank(request: Request, runtime: cluster_run.Runtime) -> None:
         rank.say(str(load_earlier_run(network.model, safetensors.torch.load(data), path)))
     batches = rank.evaluation_batches("test")
     if isinstance(request.job.task, AskingTask):
-        measured = answered(rank.answers(list(batches), network, name="test"), request.job.task)
+        answers = rank.answers(list(batches), network, name="test")
+        measured = cards.of_answers(answers, request.job.task.results(answers, "test"))
     else:
         assert isinstance(network, Pretraining), "retrieval is scored by both encoders"
         scored, texts, measured = retrieved(rank, network, batches, protocol)
@@ -321,15 +322,6 @@ def evaluate_rank(request: Request, runtime: cluster_run.Runtime) -> None:
     if rank.world.is_first:
         run_files.write_json(f"{request.out}/measured.json", vars(measured))
         write_ledger(unique(rejected), f"{request.out}/{REJECTED}")
-
-
-def answered(predicted: list[Predicted], task: AskingTask[Any]) -> cards.Measured:
-    """What came out, of answers."""
-    scores = task.results(predicted, "test")
-    if isinstance(task, QuestionTask):
-        every = [one for some in task.asked["test"].by_clip.values() for one in some]
-        scores["test/num_outside_list"] = float(len(outside(every, task.answers)))
-    return cards.of_answers(predicted, scores)
 
 
 def retrieved(

@@ -51,6 +51,8 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
                 num_clips = len(job.sources[name].rows())
                 seen = cards.of_retrieval(saved["clip_ids"].tolist(), saved["captions"], num_clips, scores)
                 write_own_card(job, seen, facts)
+    if isinstance(job.task, AskingTask):
+        found |= job.task.in_vain()
     rejected = read_ledger(f"{job.run_folder}/ledger.parquet")
     ceilings = corpus_ceilings(job)
     found |= {"num_parameters": num_parameters(job.run_folder)} | most_memory(job.run_folder)

@@ -37,6 +37,7 @@ from pipeline.questions import (
     answer_list,
     asked_clips,
     known_answers,
+    outside,
     read_choices,
     read_questions,
 )
@@ -190,6 +191,12 @@ class AskingTask(Generic[Asked]):
         counts["num_undecoded"] = asked.num_asked - len(predicted)
         return accuracies(predicted, name) | {f"{name}/{key}": float(count) for key, count in counts.items()}
 
+    def in_vain(self) -> dict[str, float]:
+        """How much is asked for training, and how much of the file teaches nothing; empty without such a file."""
+        if not (asked := self.asked.get("train")):
+            return {}
+        return {"train/num_asked": float(asked.num_asked), "train/num_missing": float(len(asked.missing))}
+
     def summary(self, results: Mapping[str, float]) -> str:
         """Validation in half a line."""
         return f"validation accuracy {results['validation/accuracy']:.3f}"
@@ -212,6 +219,18 @@ class QuestionTask(AskingTask[Question]):
     def numbers(self) -> dict[str, int]:
         """Of each answer, its place in the list."""
         return {answer: number for number, answer in enumerate(self.answers)}
+
+    def num_outside_list(self, name: str) -> float:
+        """Questions about the clips of the dataset `name` of which no right answer is in the list."""
+        return float(len(outside([one for some in self.asked[name].by_clip.values() for one in some], self.answers)))
+
+    def in_vain(self) -> dict[str, float]:
+        """With the training questions that have no answer in the list."""
+        return super().in_vain() | {"train/num_outside_list": self.num_outside_list("train")}
+
+    def results(self, predicted: Sequence[Predicted], name: str) -> dict[str, float]:
+        """With the questions that count as wrong since their answer is not in the list."""
+        return super().results(predicted, name) | {f"{name}/num_outside_list": self.num_outside_list(name)}
 
     def network(self, model: SNPS3, config: PretrainConfig, gather: Gather, rank: int, mask_id: int) -> Network:
         """The network with a score per answer."""

@@ -97,6 +97,8 @@ def test_every_question_about_a_usable_clip_is_asked_and_known_or_not_it_counts(
     results = task.results(predicted, "test")
     assert results["test/accuracy"] == pytest.approx(1 / 3)
     assert (results["test/num_asked"], results["test/num_undecoded"], results["test/num_missing"]) == (3, 1, 0)
+    assert results["test/num_outside_list"] == 1  # pink
+    assert task.in_vain() == {"train/num_asked": 4, "train/num_missing": 0, "train/num_outside_list": 1}
 
 
 def test_a_share_without_a_usable_clip_asks_nothing_of_the_network(language: Language) -> None:
