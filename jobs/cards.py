@@ -168,6 +168,18 @@ def own_protocol(config: PretrainConfig, run_folder: str) -> Protocol:
     )
 
 
+def num_chosen_on(scored: tuple[str, str], chosen: tuple[str, str]) -> int:
+    """Clips of the manifest and split `scored` that are in `chosen` too, whatever split or corpus they are called there:
+    the same bytes from and to the same time."""
+
+    def contents(manifest_path: str, split: str) -> set[tuple[Any, ...]]:
+        rows = split_rows(manifest_path, split)[Kind.VIDEO]
+        names = ("checksum", "start_seconds", "end_seconds")
+        return set(zip(*(rows[name].to_pylist() for name in names), strict=True))
+
+    return len(contents(*scored) & contents(*chosen))
+
+
 def num_videos(manifest_path: str, split: str) -> int:
     """Of a split."""
     return len(split_rows(manifest_path, split)[Kind.VIDEO])

@@ -10,6 +10,7 @@ On the clips of any manifest. A score on the split by which the checkpoint was c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -110,13 +111,9 @@ def evaluate(config: EvaluateConfig) -> Card:
     run = config_of(run_folder)
     protocol = wanted.protocol if wanted else protocol_of(config, run, run_folder)
     manifest, identity = read_manifest(protocol.manifest), run_files.read_json(f"{run_folder}/{run_files.IDENTITY}")
-    is_selected_on_test = refuse_selection_on_test(
-        config,
-        run,
-        protocol,
-        wanted,
-        is_same_corpus=identity["fields"]["data.manifest_hash"] == manifest.hash,
-    )
+    chosen = (run_manifest(run, protocol, identity["fields"]["data.manifest_hash"]), run.data.validation_split)
+    num_shared = cards.num_chosen_on((protocol.manifest, protocol.split), chosen) if chosen[0] else 0
+    is_selected_on_test = refuse_selection_on_test(config, run, protocol, wanted, num_shared=num_shared)
     weights = checkpoints.weights_hash(run_folder)
     if wanted:
         refuse_other(wanted, {"weights": weights, "manifest_hash": manifest.hash})
@@ -227,17 +224,27 @@ def refuse_given(config: EvaluateConfig, names: Sequence[str], why: str) -> None
             raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} {why}; leave it out")
 
 
+def run_manifest(run: PretrainConfig, protocol: Protocol, wanted_hash: str) -> str:
+    """Path of the manifest that the run was trained with; "", said, where it is not at hand any more."""
+    for path in (protocol.manifest, storage.absolute(run.data.manifest)):
+        with contextlib.suppress(OSError):  # of a file that is gone, or a bucket that is not for everybody
+            if read_manifest(path).hash == wanted_hash:
+                return path
+    print(f"{run.data.manifest} is not as {run.name} was trained with it: not checked whether it was chosen on these clips")
+    return ""
+
+
 def refuse_selection_on_test(
-    config: EvaluateConfig, run: PretrainConfig, protocol: Protocol, wanted: Card | None, *, is_same_corpus: bool
+    config: EvaluateConfig, run: PretrainConfig, protocol: Protocol, wanted: Card | None, *, num_shared: int
 ) -> bool:
-    """Whether the checkpoint was chosen on what it is scored on; ValueError if nobody asked for that."""
-    same = protocol.split == run.data.validation_split and is_same_corpus
-    if same and not (config.allow_selection_on_test or (wanted and wanted.is_selected_on_test)):
+    """Whether the checkpoint was chosen on clips that it is scored on; ValueError if nobody asked for that."""
+    if num_shared and not (config.allow_selection_on_test or (wanted and wanted.is_selected_on_test)):
         raise ValueError(
-            f"the checkpoint of {protocol.run} was chosen on the split {protocol.split}, and so its score there says "
-            "too much; take another --split, or --allow-selection-on-test, which the card will show"
+            f"the checkpoint of {protocol.run} was chosen on the split {run.data.validation_split}, which has "
+            f"{num_shared} clips of the split {protocol.split}, and so its score there says too much; take another "
+            "--split, or --allow-selection-on-test, which the card will show"
         )
-    return same
+    return num_shared > 0
 
 
 def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement: Placement) -> Job:

@@ -100,12 +100,12 @@ def most_memory(run_folder: str) -> dict[str, float]:
 def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) -> None:
     """The card of what the run measured at its end is in its folder."""
     config = job.config
-    protocol = cards.own_protocol(config, job.run_folder)
+    protocol, splits = cards.own_protocol(config, job.run_folder), (config.data.test_split, config.data.validation_split)
     card = cards.make_card(
         protocol,
         measured,
         config,
-        is_selected_on_test=config.data.test_split == config.data.validation_split,
+        is_selected_on_test=cards.num_chosen_on(*((protocol.manifest, split) for split in splits)) > 0,
         weights=checkpoints.weights_hash(job.run_folder),
         run_hash=facts["config_hash"],
         **{name: facts[name] for name in ("manifest_hash", "date", "hardware", "commit")},

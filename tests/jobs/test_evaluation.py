@@ -19,9 +19,11 @@ from jobs.evaluate import (
     queries_of,
     refuse_selection_on_test,
     refuse_too_many_rejected,
+    run_manifest,
 )
 from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from jobs.presets import tiny
+from pipeline.manifest import clip_id, make_manifest, read_manifest, write_manifest
 from snps3_model.visual import local_gather
 from tests.batches import random_batch, tiny_network
 
@@ -271,11 +273,40 @@ def test_a_score_on_the_split_of_selection_is_refused_unless_it_is_asked_for() -
     run = tiny()
     wish = EvaluateConfig(run="runs/tiny", split=run.data.validation_split)
     protocol = protocol_of(wish, run, "runs/tiny")
-    with pytest.raises(ValueError, match="was chosen on the split val"):
-        refuse_selection_on_test(wish, run, protocol, None, is_same_corpus=True)
+    with pytest.raises(ValueError, match="was chosen on the split val, which has 3 clips"):
+        refuse_selection_on_test(wish, run, protocol, None, num_shared=3)
     allowed = dataclasses.replace(wish, allow_selection_on_test=True)
-    assert refuse_selection_on_test(allowed, run, protocol, None, is_same_corpus=True)
-    assert not refuse_selection_on_test(wish, run, protocol, None, is_same_corpus=False)
-    other = EvaluateConfig(run="runs/tiny")
-    on_test = protocol_of(other, run, "runs/tiny")
-    assert not refuse_selection_on_test(other, run, on_test, None, is_same_corpus=True)
+    assert refuse_selection_on_test(allowed, run, protocol, None, num_shared=3)
+    assert not refuse_selection_on_test(wish, run, protocol, None, num_shared=0)
+
+
+def test_clips_by_which_a_checkpoint_was_chosen_are_known_in_other_splits_and_manifests(tmp_path: Path) -> None:
+    def manifest(name: str, **clips: str) -> str:
+        """Of clips in splits by the name of each, which is its content too."""
+        rows = [
+            {
+                "clip_id": clip_id(name, clip),
+                "uri": f"/{name}/{clip}.mp4",
+                "captions": ["a dog"],
+                "kind": "video",
+                "split": split,
+                "width": 8,
+                "height": 8,
+                "num_frames": 4,
+                "bytes": 1,
+                "checksum": clip,
+            }
+            for clip, split in clips.items()
+        ]
+        write_manifest(make_manifest(name, f"/{name}", rows), path := str(tmp_path / f"{name}.parquet"))
+        return path
+
+    own, other = manifest("own", a="val", b="val", c="test"), manifest("other", a="test", d="test", c="train")
+    assert cards.num_chosen_on((own, "val"), (own, "val")) == 2
+    assert cards.num_chosen_on((own, "test"), (own, "val")) == 0
+    assert cards.num_chosen_on((other, "test"), (own, "val")) == 1  # under another name
+    run = dataclasses.replace(tiny(), data=dataclasses.replace(tiny().data, manifest=own))
+    protocol = Protocol(task="retrieval", run="runs/x", manifest=other, split="test")
+    assert run_manifest(run, protocol, read_manifest(own).hash) == own
+    assert run_manifest(run, protocol, read_manifest(other).hash) == other  # the run's own has moved there
+    assert run_manifest(run, protocol, "0" * 32) == ""
