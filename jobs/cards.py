@@ -66,6 +66,8 @@ class Card:
     manifest_hash: str
     ids_hash: str
     """Of the ids of the clips and the texts that asked, in order."""
+    questions_hash: str = ""
+    """Of the file of questions, with their answers; empty for retrieval, and in cards from before it."""
     num_videos: int
     num_queries: int
     num_missing: int
@@ -142,6 +144,7 @@ def make_card(
     return Card(
         protocol=protocol,
         run_seed=run.seed,
+        questions_hash=hash_of_questions(protocol),
         selected_on=f"{run.selection.metric} on {run.data.validation_split}",
         is_selected_on_test=is_selected_on_test,
         **asdict(measured),
@@ -169,8 +172,8 @@ def own_protocol(config: PretrainConfig, run_folder: str) -> Protocol:
 
 
 def num_chosen_on(scored: tuple[str, str], chosen: tuple[str, str]) -> int:
-    """Clips of the manifest and split `scored` that are in `chosen` too, whatever split or corpus they are called there:
-    the same bytes from and to the same time."""
+    """Clips of the manifest and split `scored` that are in `chosen` too: the same bytes from and to the same time,
+    whatever they are called there."""
 
     def contents(manifest_path: str, split: str) -> set[tuple[Any, ...]]:
         rows = split_rows(manifest_path, split)[Kind.VIDEO]
@@ -202,6 +205,11 @@ def read_cards(run_folder: str) -> dict[str, Card]:
     return {path.split("/")[-2]: read_card(f"{run_folder}/{path}") for path in paths}
 
 
+def hash_of_questions(protocol: Protocol) -> str:
+    """32 hex digits of the file of questions; empty where none are asked."""
+    return checksum(storage.read_bytes(protocol.questions)) if protocol.questions else ""
+
+
 def hash_of_ids(ids: Iterable[Any]) -> str:
     """32 hex digits of ids in their order."""
     return checksum(json.dumps(list(ids), ensure_ascii=False).encode())
@@ -224,8 +232,8 @@ def read_card(path: str) -> Card:
 
 
 def refuse_other(card: Card, found: Mapping[str, str]) -> None:
-    """ValueError that names what of `found` (weights, manifest_hash, ids_hash) is not the card's."""
-    wanted = {name: getattr(card, name) for name in found}
+    """ValueError that names what of `found` (weights, manifest_hash, questions_hash, ids_hash) is not the card's."""
+    wanted = {name: getattr(card, name) or found[name] for name in found}  # older cards lack the hash of questions
     if wrong := [
         f"{name} is {found[name]}, the card has {wanted[name]}" for name in found if found[name] != wanted[name]
     ]:

@@ -54,6 +54,8 @@ KINDS = {task: kind for kind, task in TASKS.items()}
 """What a run is trained for, by the task that it is scored on."""
 
 
+PLACES = ("run", "manifest", "questions")
+"""What may lie elsewhere when a card's score is repeated."""
 REJECTED = "rejected.parquet"
 """Beside a card: the clips that could not be decoded, and why."""
 
@@ -87,7 +89,8 @@ class EvaluateConfig:
     allow_selection_on_test: bool = False
     """Score the split by which the checkpoint was chosen; the card then says so."""
     card: str | None = None
-    """A card whose score is to be repeated; all but `placement` then comes from it."""
+    """A card whose score is to be repeated. All but `placement` comes from it; `run`, `manifest` and `questions` are
+    given where they lie elsewhere by now."""
     out: str | None = None
     """Folder of the card; None: `evaluation/TASK-SPLIT` in the run's."""
     placement: Placement = field(default_factory=Placement)
@@ -103,20 +106,18 @@ def evaluate(config: EvaluateConfig) -> Card:
     wanted = read_card(config.card) if config.card else None
     if not wanted and not config.run:
         raise ValueError("name the folder of a run, or a card with --card")
-    if wanted:
-        given = [one.name for one in dataclasses.fields(config)]
-        outside = ("card", "out", "placement", "allow_selection_on_test")
-        refuse_given(config, [name for name in given if name not in outside], "is not for --card, which says it all")
-    run_folder = storage.absolute(wanted.protocol.run if wanted else config.run)
+    moved = moved_to(config, wanted.protocol) if wanted else None
+    run_folder = moved.run if moved else storage.absolute(config.run)
     run = config_of(run_folder)
-    protocol = wanted.protocol if wanted else protocol_of(config, run, run_folder)
+    protocol = moved or protocol_of(config, run, run_folder)
     manifest, identity = read_manifest(protocol.manifest), run_files.read_json(f"{run_folder}/{run_files.IDENTITY}")
     chosen = (run_manifest(run, protocol, identity["fields"]["data.manifest_hash"]), run.data.validation_split)
     num_shared = cards.num_chosen_on((protocol.manifest, protocol.split), chosen) if chosen[0] else 0
     is_selected_on_test = refuse_selection_on_test(config, run, protocol, wanted, num_shared=num_shared)
     weights = checkpoints.weights_hash(run_folder)
     if wanted:
-        refuse_other(wanted, {"weights": weights, "manifest_hash": manifest.hash})
+        questions_hash = cards.hash_of_questions(protocol)
+        refuse_other(wanted, {"weights": weights, "manifest_hash": manifest.hash, "questions_hash": questions_hash})
     out = out_folder(config, run, run_folder, protocol)
     job = make_job(run, run_folder, protocol, config.placement)
     request = Request(job=job, protocol=protocol, weights_of=run, out=out)
@@ -224,13 +225,26 @@ def refuse_given(config: EvaluateConfig, names: Sequence[str], why: str) -> None
             raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} {why}; leave it out")
 
 
+def moved_to(config: EvaluateConfig, protocol: Protocol) -> Protocol:
+    """The protocol of a card, with what lies elsewhere by now; the card's hashes say whether it is the same."""
+    places = [name for name in PLACES if getattr(config, name)]
+    others = ("card", "out", "placement", "allow_selection_on_test", *PLACES)
+    names = [one.name for one in dataclasses.fields(config) if one.name not in others]
+    refuse_given(config, names, "is not for --card, which says it all")
+    if not protocol.questions:
+        refuse_given(config, ["questions"], "is not asked by the card")
+    return dataclasses.replace(protocol, **{name: storage.absolute(getattr(config, name)) for name in places})
+
+
 def run_manifest(run: PretrainConfig, protocol: Protocol, wanted_hash: str) -> str:
     """Path of the manifest that the run was trained with; "", said, where it is not at hand any more."""
     for path in (protocol.manifest, storage.absolute(run.data.manifest)):
         with contextlib.suppress(OSError):  # of a file that is gone, or a bucket that is not for everybody
             if read_manifest(path).hash == wanted_hash:
                 return path
-    print(f"{run.data.manifest} is not as {run.name} was trained with it: not checked whether it was chosen on these clips")
+    print(
+        f"not checked whether {run.name} was chosen on these clips: {run.data.manifest} is not the one it learned from"
+    )
     return ""
 
 
@@ -416,7 +430,7 @@ def main(argv: list[str] | None = None) -> int:
     if config.card:
         lines = not_repeated(read_card(config.card), card.scores)
         print("\n".join(lines) or "every score is that of the card")
-        return int(any("outside" in line for line in lines))
+        return int(any(", outside [" in line for line in lines))
     return 0
 
 

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 from cluster.connection import connected_ray, room
 from cluster.run import WORKER_ENVIRONMENT
 from jobs import checkpoints, cli, table
-from jobs.cards import read_card
+from jobs.cards import hash_of_questions, read_card
 from jobs.config import TASK_FILES, Placement, PretrainConfig, flat
 from jobs.finetune import RECIPES, config_of
 from jobs.preflight import num_cpus
@@ -93,11 +93,14 @@ class Evaluation:
         return [self.refused, *missing] if self.refused else missing
 
     def is_done(self) -> bool:
-        """Its card is there, and is that of the run's weights on the manifest as it is now, re-ranked as wanted."""
+        """Its card is there, and is that of the run's weights on manifest and questions as they are now, re-ranked as
+        wanted."""
         if not (self.card and storage.exists(self.card) and storage.exists(checkpoints.best_weights(self.folder))):
             return False
         card = read_card(self.card)
         if card.weights != checkpoints.weights_hash(self.folder) or card.protocol.rerank != self.rerank:
+            return False
+        if card.questions_hash and card.questions_hash != hash_of_questions(card.protocol):
             return False
         return card.manifest_hash == read_manifest(card.protocol.manifest).hash
 

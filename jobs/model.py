@@ -135,8 +135,8 @@ def load(folder: str, device: str = "cpu") -> Model:
     path = checkpoints.best_weights(folder)
     weights = safetensors.torch.load(storage.read_bytes(path))
     report = load_earlier_run(network, weights, path)
-    if report.missing:  # which a run may lack that begins with these weights, and a trained model may not
-        raise ValueError(f"{path} lacks {len(report.missing)} tensors of its network{few(report.missing)}; write it anew")
+    if lost := report.missing:  # a run may begin with weights that lack them, a trained model may not
+        raise ValueError(f"{path} lacks {len(lost)} tensors of its network{few(lost)}; write it anew")
     temperature = config.objective.temperature
     if "log_temperature" in weights:
         temperature = max(weights["log_temperature"].exp().item(), LEAST_TEMPERATURE)

@@ -100,7 +100,8 @@ def most_memory(run_folder: str) -> dict[str, float]:
 def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) -> None:
     """The card of what the run measured at its end is in its folder."""
     config = job.config
-    protocol, splits = cards.own_protocol(config, job.run_folder), (config.data.test_split, config.data.validation_split)
+    protocol = cards.own_protocol(config, job.run_folder)
+    splits = (config.data.test_split, config.data.validation_split)
     card = cards.make_card(
         protocol,
         measured,

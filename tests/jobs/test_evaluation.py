@@ -15,6 +15,7 @@ from jobs.cards import Card, Protocol, not_repeated, read_card, refuse_other, wr
 from jobs.config import TaskConfig
 from jobs.evaluate import (
     EvaluateConfig,
+    moved_to,
     protocol_of,
     queries_of,
     refuse_selection_on_test,
@@ -230,6 +231,25 @@ def test_the_card_of_other_weights_is_refused_with_what_differs() -> None:
     refuse_other(card(), {"weights": "w", "manifest_hash": "h"})
     with pytest.raises(ValueError, match="weights is v, the card has w"):
         refuse_other(card(), {"weights": "v", "manifest_hash": "h"})
+
+
+def test_a_card_is_repeated_where_its_files_lie_now_and_as_it_says(tmp_path: Path) -> None:
+    asked = Protocol(task="question_answering", run="/there/x", manifest="/there/m", split="test", questions="/there/q")
+    path = tmp_path / "q.jsonl"
+    path.write_text("a question")
+    wish = EvaluateConfig(card="card.json", run="/here/x", questions=str(path))
+    moved = moved_to(wish, asked)
+    assert moved == dataclasses.replace(asked, run="/here/x", questions=str(path))
+    own = card(protocol=asked, questions_hash=cards.hash_of_questions(moved))
+    refuse_other(own, {"questions_hash": cards.hash_of_questions(moved)})
+    path.write_text("another answer")
+    with pytest.raises(ValueError, match="questions_hash is"):
+        refuse_other(own, {"questions_hash": cards.hash_of_questions(moved)})
+    refuse_other(card(protocol=asked), {"questions_hash": cards.hash_of_questions(moved)})  # of before there was one
+    with pytest.raises(ValueError, match="--rerank 3 is not for --card"):
+        moved_to(dataclasses.replace(wish, rerank=3), asked)
+    with pytest.raises(ValueError, match="is not asked by the card"):
+        moved_to(wish, card().protocol)
 
 
 def test_a_score_is_repeated_or_said_to_be_inside_or_outside_its_interval() -> None:

@@ -107,7 +107,7 @@ def test_a_choice_of_anything_but_five_captions_is_named(changed: dict[str, obje
         (b"\n", "asks nothing"),
         (b"[]", "asks nothing"),
         (b'[{"video_id": 1},', "begins as a JSON list and is none"),
-        ("{\"caption\": \"où ?\"}".encode("latin-1"), "not UTF-8"),
+        ('{"caption": "où ?"}'.encode("latin-1"), "not UTF-8"),
     ],
 )
 def test_a_file_that_asks_nothing_is_named(content: bytes, said: str, tmp_path: Path) -> None:
