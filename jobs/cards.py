@@ -85,6 +85,8 @@ class Card:
     commit: str
 
 
+EXPORTED = "cards"
+"""Folder of the cards in a model that jobs/export.py wrote."""
 TASKS: Mapping[str, str] = MappingProxyType(
     {"captions": "retrieval", "question_answering": "question_answering", "multiple_choice": "multiple_choice"}
 )
@@ -200,9 +202,15 @@ def card_folder(run_folder: str, protocol: Protocol, own: Protocol) -> str:
 
 
 def read_cards(run_folder: str) -> dict[str, Card]:
-    """Those of the scores of a run, by the folder that each lies in."""
-    paths = sorted(path for path in storage.list_files(run_folder) if path.endswith("/card.json"))
-    return {path.split("/")[-2]: read_card(f"{run_folder}/{path}") for path in paths}
+    """Those of the scores of a run by the folder that each lies in, or of a model that jobs/export.py wrote by the name
+    that each has there."""
+    names: dict[str, str] = {}
+    for path in sorted(storage.list_files(run_folder)):
+        if path.endswith("/card.json"):
+            names[path.split("/")[-2]] = path
+        elif path.startswith(f"{EXPORTED}/"):
+            names[path.removeprefix(f"{EXPORTED}/").removesuffix(".json")] = path
+    return {name: read_card(f"{run_folder}/{path}") for name, path in names.items()}
 
 
 def hash_of_questions(protocol: Protocol) -> str:

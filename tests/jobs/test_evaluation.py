@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jobs import cards, evaluation
-from jobs.cards import Card, Protocol, not_repeated, read_card, refuse_other, write_card
+from jobs.cards import Protocol, not_repeated, read_card, refuse_other, write_card
 from jobs.config import TaskConfig
 from jobs.evaluate import (
     EvaluateConfig,
@@ -27,6 +27,7 @@ from jobs.presets import tiny
 from pipeline.manifest import clip_id, make_manifest, read_manifest, write_manifest
 from snps3_model.visual import local_gather
 from tests.batches import random_batch, tiny_network
+from tests.cards import card
 
 NUM_TEXTS, NUM_CLIPS = 9, 7
 
@@ -193,29 +194,6 @@ def test_the_prior_prefers_clips_that_prefer_the_query() -> None:
     scores = np.array([[3.0, 1.0], [2.5, 2.4]])
     assert np.argmax(scores, axis=1).tolist() == [0, 0]
     assert np.argmax(dual_softmax(scores), axis=1).tolist() == [0, 1]
-
-
-def card(**changes: Any) -> Card:
-    protocol = Protocol(task="retrieval", run="runs/x", manifest="m", split="test")
-    fields: dict[str, Any] = {
-        "protocol": protocol,
-        "weights": "w",
-        "run_hash": "r",
-        "run_seed": 0,
-        "manifest_hash": "h",
-        "ids_hash": "i",
-        "num_videos": 2,
-        "num_queries": 2,
-        "num_missing": 0,
-        "num_undecoded": 0,
-        "selected_on": "x on val",
-        "is_selected_on_test": False,
-        "scores": {"test/t2v/r1": 0.5, "test/t2v/r1_low": 0.4, "test/t2v/r1_high": 0.6},
-        "date": "2026-01-01",
-        "hardware": "",
-        "commit": "",
-    }
-    return Card(**fields | changes)
 
 
 def test_a_card_comes_back_as_it_was_written(tmp_path: Path) -> None:

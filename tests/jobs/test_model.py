@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 
 from jobs import checkpoints, run_files
+from jobs.cards import Protocol, read_cards, write_card
 from jobs.config import as_dict
 from jobs.evaluate_all import EvaluateAllConfig, evaluate_all
-from jobs.export import ExportConfig, export
+from jobs.export import ExportConfig, export, without_queues
 from jobs.model import load
 from jobs.presets import tiny
+from jobs.table import TableConfig, table
 from jobs.tasks import Language
 from pipeline.significance import mine_significant_words
 from pipeline.words import train_wordpiece
+from tests.cards import card
 
 CAPTIONS = ["a red ring rises", "a blue star falls", "two shapes meet"]
 
@@ -54,6 +58,28 @@ def test_an_exported_folder_without_a_tensor_is_refused_whatever_part_it_is_of(
     safetensors.torch.save_file(weights, path)
     with pytest.raises(ValueError, match=lost.removeprefix("model.")):
         load(out)
+
+
+def test_an_exported_model_has_the_weights_and_cards_of_its_run_and_so_has_its_own_export(
+    run: str, tmp_path: Path
+) -> None:
+    protocol = Protocol(task="retrieval", run=run, manifest=str(tmp_path / "gone.parquet"), split="test")
+    own = card(protocol=protocol, weights=checkpoints.weights_hash(run))
+    write_card(own, f"{run}/evaluation/retrieval-test/card.json")
+    once = export(ExportConfig(run=run, out=str(tmp_path / "once")))
+    twice = export(ExportConfig(run=once, out=str(tmp_path / "twice")))
+    for folder in (once, twice):
+        assert checkpoints.weights_hash(folder) == own.weights
+        assert read_cards(folder) == read_cards(run) == {"retrieval-test": own}
+        assert "[cards/retrieval-test.json]" in Path(folder, "README.md").read_text()
+    text = table(TableConfig(runs=(twice,)))  # elsewhere, without the manifest
+    assert "gone.parquet, which is not there: retrieval on test" in text
+    assert "| **twice** | 50.0 [40.0, 60.0] |" in text
+
+
+def test_queues_are_not_exported(tmp_path: Path) -> None:
+    data = safetensors.torch.save({"model.a": torch.ones(2), "queues.b": torch.ones(3)})
+    assert safetensors.torch.load(without_queues(data)).keys() == {"model.a"}
 
 
 def test_a_table_says_what_is_not_at_hand_where_nothing_is(
