@@ -376,7 +376,7 @@ def captions_of(source: ClipSource) -> dict[int, frozenset[str]]:
 def asked_of(manifest: Manifest, source: ClipSource, path: str, asked: Sequence[Asked]) -> AskedClips[Asked]:
     """The questions of the file `path` by clip. ValueError if they are about none of the clips of `source`."""
     rows = manifest.split(source.split) if source.plan else source.rows()  # training shows pictures too
-    found = asked_clips(asked, ClipNames(rows, manifest.root))
+    found = asked_clips(asked, ClipNames(rows, manifest.root, manifest.corpus))
     if not found.by_clip:
         examples = ", ".join(repr(one.clip_name) for one in asked[:3])
         raise ValueError(

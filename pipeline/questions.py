@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from pipeline import storage
+from pipeline import manifest, media, storage
 
 NUM_OPTIONS = 5
 """Options of a choice: what the field's multiple-choice sets have."""
@@ -158,13 +158,19 @@ def _read(path: str, where: str, read: Any, record: Any) -> Any:
 
 
 class ClipNames:
-    """The clips of a split by what annotation files call them."""
+    """The clips of a split by what annotation files call them.
 
-    def __init__(self, rows: pa.Table, root: str) -> None:
-        """`rows`: of a manifest; `root`: what its paths begin with."""
-        self.ids: dict[str, set[int]] = defaultdict(set)
+    A clip inside a packed file has no name of its own any more; its id is that of its path before.
+    """
+
+    def __init__(self, rows: pa.Table, root: str, corpus: str) -> None:
+        """`rows`: of a manifest; `root`: what its paths begin with; `corpus`: what its ids begin with."""
+        self.corpus, self.ids = corpus, defaultdict[str, set[int]](set)
+        self.known = set(rows["clip_id"].to_pylist())
         for clip_id, uri in zip(rows["clip_id"].to_pylist(), rows["uri"].to_pylist(), strict=True):
-            path = uri.removeprefix(root).lstrip("/")
+            if media.file_of(uri) != uri:
+                continue
+            path = uri.removeprefix(root).strip("/")
             for name in {path, posixpath.splitext(path)[0], posixpath.basename(path), _stem(path)}:
                 self.ids[name].add(clip_id)
 
@@ -181,7 +187,8 @@ class ClipNames:
                         f"{name!r} is the name of {len(found)} clips; name clips by their path below the root"
                     )
                 return next(iter(found))
-        return None
+        paths = (f"{candidate}{suffix}" for candidate in tried for suffix in ("", *sorted(media.VIDEO_SUFFIXES)))
+        return next((one for path in paths if (one := manifest.clip_id(self.corpus, path)) in self.known), None)
 
 
 def _stem(path: str) -> str:

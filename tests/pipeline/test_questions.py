@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.manifest import clip_id
 from pipeline.questions import (
     Choice,
     ClipNames,
@@ -22,7 +23,7 @@ from pipeline.questions import (
 
 
 def names(*uris: str, root: str = "/corpus") -> ClipNames:
-    return ClipNames(pa.table({"clip_id": list(range(len(uris))), "uri": list(uris)}), root)
+    return ClipNames(pa.table({"clip_id": list(range(len(uris))), "uri": list(uris)}), root, "corpus")
 
 
 def asked(clip_name: str, *answers: str) -> Question:
@@ -129,6 +130,15 @@ def test_a_clip_is_found_by_its_path_its_file_and_its_stem() -> None:
     found = names("/corpus/test/a.mp4", "/corpus/test/b.mp4")
     assert [found.find(name) for name in ("test/a.mp4", "test/a", "a.mp4", "b.avi", "test/b.avi")] == [0, 0, 0, 1, 1]
     assert [found.find(name) for name in ("c", "val/b.mp4", "val/b")] == [None, None, None]  # another split's
+
+
+def test_a_clip_without_a_name_of_its_own_is_found_by_its_id() -> None:
+    paths = {"videos/video7.mp4": "/shards/0.parquet#bytes=0-9", "video8.avi": "/packed.lmdb#key=video8"}
+    ids = [clip_id("msrvtt", path) for path in paths]
+    found = ClipNames(pa.table({"clip_id": ids, "uri": list(paths.values())}), "/shards", "msrvtt")
+    asked = ("videos/video7.mp4", "videos/video7", "8", "video8", "video8.avi", "video9", "0")
+    assert [found.find(name) for name in asked] == [ids[0], ids[0], ids[1], ids[1], ids[1], None, None]
+    assert names("/corpus/video7/").find("7") == 0  # a folder of frames
 
 
 def test_a_name_of_two_clips_is_refused_and_only_when_it_is_asked_for() -> None:
