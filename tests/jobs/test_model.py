@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
@@ -12,12 +15,16 @@ import torch
 from jobs import checkpoints, run_files
 from jobs.cards import Protocol, read_cards, write_card
 from jobs.config import as_dict
+from jobs.embed import decode_part, known_uris, note_rejected
 from jobs.evaluate_all import EvaluateAllConfig, evaluate_all
 from jobs.export import ExportConfig, export, without_queues
-from jobs.model import load
+from jobs.model import decode, load
 from jobs.presets import tiny
 from jobs.table import TableConfig, table
 from jobs.tasks import Language
+from pipeline.codec import encode_video
+from pipeline.isolation import Limits
+from pipeline.records import DecodeError, Reason
 from pipeline.significance import mine_significant_words
 from pipeline.words import train_wordpiece
 from tests.cards import card
@@ -80,6 +87,22 @@ def test_an_exported_model_has_the_weights_and_cards_of_its_run_and_so_has_its_o
 def test_queues_are_not_exported(tmp_path: Path) -> None:
     data = safetensors.torch.save({"model.a": torch.ones(2), "queues.b": torch.ones(3)})
     assert safetensors.torch.load(without_queues(data)).keys() == {"model.a"}
+
+
+def test_a_video_that_crashes_its_decoder_costs_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise DecodeError(Reason.CRASHED, "the process that decoded it ended")
+
+    monkeypatch.setattr("jobs.model.isolated", crash)
+    video = tmp_path / "a.mp4"
+    video.write_bytes(encode_video(np.zeros((8, 16, 16, 3), np.uint8), fps=4))
+    data = tiny().data
+    assert decode(str(video), data).shape == (data.num_frames, data.frame_size_px, data.frame_size_px, 4)  # here
+    parts = pa.table({"part": ["part-0"], "uris": [[str(video)]]})
+    (row,) = decode_part(parts, data=data, limits=Limits()).to_pylist()
+    assert json.loads(row["refused"]) == ["crashed", "the process that decoded it ended"]
+    note_rejected([[str(video), *json.loads(row["refused"])]], f"{tmp_path}/rejected.parquet", str(tmp_path))
+    assert known_uris(str(tmp_path)) == set()  # it is tried again
 
 
 def test_a_table_says_what_is_not_at_hand_where_nothing_is(
