@@ -38,7 +38,9 @@ from jobs.cards import TASKS, Card, Protocol, not_repeated, read_card, refuse_ot
 from jobs.config import Placement, PretrainConfig, TaskConfig, as_dict, config_hash, flat
 from jobs.evaluation import Fusion, Scored
 from jobs.finetune import config_of
+from jobs.published import PUBLISHED
 from jobs.report import with_protocols
+from jobs.table import benchmark_of
 from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
 from jobs.worker import Job, Rank, unique
 from pipeline import storage
@@ -404,9 +406,16 @@ def table(card: Card) -> str:
         f"{protocol.task} on {protocol.split} of {protocol.manifest} ({card.manifest_hash})",
         f"{card.num_videos} videos, {card.num_queries} queries; {card.num_missing} asked about clips that are not "
         f"there, {card.num_undecoded} not decoded",
-        f"{protocol.num_frames} frames of {protocol.frame_size_px} px; re-ranked: {protocol.rerank or 'all'}, by "
-        f"{protocol.fusion}; prior: {protocol.prior}; checkpoint chosen by {card.selected_on}",
+        f"{protocol.num_frames} frames of {protocol.frame_size_px} px; checkpoint chosen by {card.selected_on}",
     ]
+    if protocol.task == "retrieval":
+        lines.append(
+            f"asked by: {protocol.queries}; re-ranked: {protocol.rerank or 'all'}, by {protocol.fusion}; prior: "
+            f"{protocol.prior}"
+        )
+    benchmark = PUBLISHED.get(benchmark_of(card))
+    if benchmark and (doubt := benchmark.doubt(card.num_videos, card.num_queries)):
+        lines.append(doubt)
     if card.is_selected_on_test:
         lines.append("CHOSEN ON THE SAME CLIPS: this score says too much")
     for name, value in sorted(card.scores.items()):

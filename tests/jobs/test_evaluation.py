@@ -21,6 +21,7 @@ from jobs.evaluate import (
     refuse_selection_on_test,
     refuse_too_many_rejected,
     run_manifest,
+    table,
 )
 from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from jobs.presets import tiny
@@ -230,6 +231,37 @@ def test_a_card_is_repeated_where_its_files_lie_now_and_as_it_says(tmp_path: Pat
         moved_to(wish, card().protocol)
 
 
+def manifest_of(folder: Path, name: str, **clips: str) -> str:
+    """Of clips in splits by the name of each, which is its content too."""
+    rows = [
+        {
+            "clip_id": clip_id(name, clip),
+            "uri": f"/{name}/{clip}.mp4",
+            "captions": ["a dog"],
+            "kind": "video",
+            "split": split,
+            "width": 8,
+            "height": 8,
+            "num_frames": 4,
+            "bytes": 1,
+            "checksum": clip,
+        }
+        for clip, split in clips.items()
+    ]
+    write_manifest(make_manifest(name, f"/{name}", rows), path := str(folder / f"{name}.parquet"))
+    return path
+
+
+def test_a_score_over_another_number_of_clips_than_published_ones_says_so(tmp_path: Path) -> None:
+    path = manifest_of(tmp_path, "msrvtt", a="test", b="test")
+    asked = Protocol(task="retrieval", run="runs/x", manifest=path, split="test", queries="each", prior="dual_softmax")
+    lines = table(card(protocol=asked)).splitlines()
+    assert "2 of 1,000 videos: another test set than theirs" in lines
+    assert "asked by: each; re-ranked: all, by sum; prior: dual_softmax" in lines
+    answered = dataclasses.replace(asked, task="multiple_choice", questions="q")
+    assert "re-ranked" not in table(card(protocol=answered))
+
+
 def test_a_score_is_repeated_or_said_to_be_inside_or_outside_its_interval() -> None:
     assert not_repeated(card(), card().scores) == []
     (inside,) = not_repeated(card(), {"test/t2v/r1": 0.55})
@@ -279,27 +311,8 @@ def test_a_score_on_the_split_of_selection_is_refused_unless_it_is_asked_for() -
 
 
 def test_clips_by_which_a_checkpoint_was_chosen_are_known_in_other_splits_and_manifests(tmp_path: Path) -> None:
-    def manifest(name: str, **clips: str) -> str:
-        """Of clips in splits by the name of each, which is its content too."""
-        rows = [
-            {
-                "clip_id": clip_id(name, clip),
-                "uri": f"/{name}/{clip}.mp4",
-                "captions": ["a dog"],
-                "kind": "video",
-                "split": split,
-                "width": 8,
-                "height": 8,
-                "num_frames": 4,
-                "bytes": 1,
-                "checksum": clip,
-            }
-            for clip, split in clips.items()
-        ]
-        write_manifest(make_manifest(name, f"/{name}", rows), path := str(tmp_path / f"{name}.parquet"))
-        return path
-
-    own, other = manifest("own", a="val", b="val", c="test"), manifest("other", a="test", d="test", c="train")
+    own = manifest_of(tmp_path, "own", a="val", b="val", c="test")
+    other = manifest_of(tmp_path, "other", a="test", d="test", c="train")
     assert cards.num_chosen_on((own, "val"), (own, "val")) == 2
     assert cards.num_chosen_on((own, "test"), (own, "val")) == 0
     assert cards.num_chosen_on((other, "test"), (own, "val")) == 1  # under another name
