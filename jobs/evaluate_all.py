@@ -31,7 +31,7 @@ from cluster.run import WORKER_ENVIRONMENT
 from jobs import checkpoints, cli, table
 from jobs.cards import hash_of_questions, read_card
 from jobs.config import TASK_FILES, Placement, PretrainConfig, flat
-from jobs.finetune import RECIPES, config_of
+from jobs.finetune import CHOICES, RECIPES, config_of
 from jobs.preflight import num_cpus
 from pipeline import storage
 from pipeline.manifest import read_manifest
@@ -39,8 +39,6 @@ from pipeline.manifest import read_manifest
 JOBS = Path(__file__).resolve().parent
 CORPORA = ("embedded", "msrvtt", "didemo", "msvd", "lsmdc", "activitynet", "vatex")
 """Those whose captions ask for their clips."""
-CHOICES = "msrvtt_multi_choice_qa.jsonl"
-"""File of MSRVTT-MC beside MSR-VTT's manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)

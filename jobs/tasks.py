@@ -303,16 +303,9 @@ class ChoiceTask(AskingTask[Choice]):
         """A choice for a training clip: its caption at a random place among four of other clips."""
         if rows.weight[row] < 0.5:
             return None
-        own, clip_id = rows.captions[row], int(rows.clip_ids[row])
+        clip_id = int(rows.clip_ids[row])
         rng = clip_rng(seed, rows.epoch, clip_id, Purpose.WORDS)
-        wrong: dict[str, None] = {}
-        while len(wrong) < NUM_OPTIONS - 1:
-            other = self.others[int(rng.integers(len(self.others)))]
-            if other not in self.captions[clip_id]:
-                wrong[other] = None
-        options, place = list(wrong), int(rng.integers(NUM_OPTIONS))
-        options.insert(place, own)
-        return Choice(question_id="", clip_name=str(clip_id), options=tuple(options), answer=place)
+        return drawn_choice(clip_id, rows.captions[row], self.captions, self.others, rng)
 
     def given(
         self, network: Any, asked: Sequence[Choice], frame_tokens: torch.Tensor, language: Language
@@ -322,6 +315,49 @@ class ChoiceTask(AskingTask[Choice]):
         ids, mask = (t.to(frame_tokens.device).unflatten(0, (-1, NUM_OPTIONS)) for t in (ids, mask))
         best = network.logits(ids, mask, frame_tokens).argmax(1).tolist()
         return [(one.options[place], place == one.answer) for place, one in zip(best, asked, strict=True)]
+
+
+def drawn_choice(
+    clip_id: int,
+    own: str,
+    captions: Mapping[int, frozenset[str]],
+    others: Sequence[str],
+    rng: np.random.Generator,
+) -> Choice:
+    """A caption of a clip at a random place among four of `others`, none of which is a caption of the clip."""
+    wrong: dict[str, None] = {}
+    while len(wrong) < NUM_OPTIONS - 1:
+        other = others[int(rng.integers(len(others)))]
+        if other not in captions[clip_id]:
+            wrong[other] = None
+    options, place = list(wrong), int(rng.integers(NUM_OPTIONS))
+    options.insert(place, own)
+    return Choice(question_id="", clip_name=str(clip_id), options=tuple(options), answer=place)
+
+
+def drawn_choices(source: ClipSource, seed: int) -> AskedClips[Choice]:
+    """A choice about each video of an evaluation split, the same in every evaluation: its first caption, and others."""
+    rows = source.rows()
+    texts = dict(zip(rows["clip_id"].to_pylist(), rows["captions"].to_pylist(), strict=True))
+    captions = {clip_id: frozenset(some) for clip_id, some in texts.items()}
+    others = every_caption(captions, "task.validation")
+    drawn = {
+        clip_id: (drawn_choice(clip_id, some[0], captions, others, clip_rng(seed, 0, clip_id, Purpose.WORDS)),)
+        for clip_id, some in texts.items()
+    }
+    return AskedClips(by_clip=drawn, missing=())
+
+
+def every_caption(captions: Mapping[int, frozenset[str]], field_name: str) -> tuple[str, ...]:
+    """What wrong options are drawn from. ValueError if there are too few for any clip."""
+    others = tuple(sorted({text for some in captions.values() for text in some}))
+    most = max(map(len, captions.values()), default=0)
+    if len(others) < NUM_OPTIONS - 1 + most:
+        raise ValueError(
+            f"four wrong options cannot be drawn from {len(others)} captions, of which one clip has {most}; name a "
+            f"file of choices: {field_name}"
+        )
+    return others
 
 
 def make_task(
@@ -342,14 +378,10 @@ def make_task(
     manifest = read_manifest(config.data.manifest)
     if task.kind == "multiple_choice":
         asked = {name: asked_of(manifest, sources[name], path, read_choices(path)) for name, path in files.items()}
+        if "validation" not in asked:
+            asked["validation"] = drawn_choices(sources["validation"], config.seed)
         captions = {} if "train" in asked else captions_of(sources["train"])
-        others = tuple(sorted({text for some in captions.values() for text in some}))
-        most = max(map(len, captions.values()), default=0)
-        if "train" not in asked and len(others) < NUM_OPTIONS - 1 + most:
-            raise ValueError(
-                f"four wrong options cannot be drawn from {len(others)} captions, of which one clip has {most}; name a "
-                "file of choices: task.train"
-            )
+        others = () if "train" in asked else every_caption(captions, "task.train")
         return ChoiceTask(asked=asked, is_video_hidden=task.is_video_hidden, others=others, captions=captions)
     questions = {name: read_questions(path) for name, path in files.items()}
     answers = tuple(answers or answer_list(questions["train"], task.num_answers))
