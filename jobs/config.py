@@ -188,8 +188,8 @@ class TaskConfig:
     """`captions`: the losses of `objective`, for pre-training and for retrieval. The others fine-tune on what the files
     below ask."""
     train: str | None = None
-    """Questions about the clips of `data.train_split`; the other three likewise. Multiple choice needs none for training
-    and validation: it draws four captions of other clips."""
+    """Questions about the clips of `data.train_split`; the other three likewise. Multiple choice needs none for
+    training and validation: it draws four captions of other clips."""
     validation: str | None = None
     test: str | None = None
     temporal: str | None = None

@@ -176,9 +176,9 @@ def msrvtt_multiple_choice(run: PretrainConfig, run_folder: str) -> PretrainConf
     """Multiple choice on MSRVTT-MC, which has a test file only: training and validation draw captions of other clips.
     MSR-VTT's schedule; the paper scores its retrieval checkpoints instead."""
     task = TaskConfig(kind="multiple_choice", test=f"corpora/msrvtt/{CHOICES}")
-    schedule = {"num_steps": 25_000, "decay_step": 15_000}
-    selection = SelectionConfig(metric=ACCURACY, evaluate_every=schedule["num_steps"] // 10)
-    return paper(run, run_folder, "msrvtt-multiple-choice", task=task, selection=selection, **schedule)
+    selection = SelectionConfig(metric=ACCURACY, evaluate_every=2500)
+    name = "msrvtt-multiple-choice"
+    return paper(run, run_folder, name, task=task, selection=selection, num_steps=25_000, decay_step=15_000)
 
 
 def paper_optim(run: PretrainConfig, *, num_steps: int, decay_step: int, lr: float) -> OptimConfig:
