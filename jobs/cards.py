@@ -16,10 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from jobs import run_files
 from jobs.config import PretrainConfig, as_dict
 from jobs.evaluation import Fusion
+from jobs.prepare import annotated_beside
 from jobs.tasks import Predicted
 from pipeline import storage
-from pipeline.loader import split_rows
-from pipeline.manifest import checksum
+from pipeline.loader import ClipSource, split_rows
+from pipeline.manifest import checksum, read_manifest
 from pipeline.records import Kind
 
 
@@ -71,7 +72,8 @@ class Card:
     num_videos: int
     num_queries: int
     num_missing: int
-    """Questions about clips that are not in the split."""
+    """Questions about clips that are not in the split; for retrieval, clips of the caption files that jobs/prepare.py
+    could not use."""
     num_undecoded: int
     """Clips that could not be decoded; of question answering and multiple choice, questions about such clips."""
     selected_on: str
@@ -121,15 +123,15 @@ def of_answers(predicted: Sequence[Predicted], results: Mapping[str, float]) -> 
 
 
 def of_retrieval(
-    clip_ids: Sequence[int], texts: Sequence[str], num_clips: int, scores: Mapping[str, float]
+    clip_ids: Sequence[int], texts: Sequence[str], source: ClipSource, scores: Mapping[str, float]
 ) -> Measured:
-    """Of `num_clips` clips those of `clip_ids` were decoded, and asked for by `texts`."""
+    """Of the clips of `source` those of `clip_ids` were decoded, and asked for by `texts`."""
     return Measured(
         ids_hash=hash_of_ids([*clip_ids, *texts]),
         num_videos=len(clip_ids),
         num_queries=len(texts),
-        num_missing=0,
-        num_undecoded=num_clips - len(clip_ids),
+        num_missing=num_missing(source.manifest_path, source.split),
+        num_undecoded=len(source.rows()) - len(clip_ids),
         scores=scores,
     )
 
@@ -183,6 +185,13 @@ def num_chosen_on(scored: tuple[str, str], chosen: tuple[str, str]) -> int:
         return set(zip(*(rows[name].to_pylist() for name in names), strict=True))
 
     return len(contents(*scored) & contents(*chosen))
+
+
+def num_missing(manifest_path: str, split: str) -> int:
+    """Clips of a split that the caption files named and the manifest has not, where jobs/prepare.py tells."""
+    manifest = read_manifest(manifest_path)
+    num_clips = manifest.splits[split]
+    return annotated_beside(manifest_path, manifest.hash).get(split, num_clips) - num_clips
 
 
 def num_videos(manifest_path: str, split: str) -> int:

@@ -359,7 +359,7 @@ def retrieved(
     )
     how: dict[str, Any] = {"fusion": protocol.fusion, "prior": protocol.prior, "seed": protocol.seed}
     scores = evaluation.retrieval_results(scored, relevant, "test", rerank=k, owners=owners, **how)
-    return scored, texts, cards.of_retrieval(clip_ids.tolist(), texts, len(source.rows()), scores)
+    return scored, texts, cards.of_retrieval(clip_ids.tolist(), texts, source, scores)
 
 
 def queries_of(
@@ -404,8 +404,9 @@ def table(card: Card) -> str:
     protocol = card.protocol
     lines = [
         f"{protocol.task} on {protocol.split} of {protocol.manifest} ({card.manifest_hash})",
-        f"{card.num_videos} videos, {card.num_queries} queries; {card.num_missing} asked about clips that are not "
-        f"there, {card.num_undecoded} not decoded",
+        f"{card.num_videos} videos, {card.num_queries} queries; {card.num_missing} "
+        f"{'clips' if protocol.task == 'retrieval' else 'questions about clips'} that are not there, "
+        f"{card.num_undecoded} not decoded",
         f"{protocol.num_frames} frames of {protocol.frame_size_px} px; checkpoint chosen by {card.selected_on}",
     ]
     if protocol.task == "retrieval":

@@ -48,8 +48,7 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
             rankings[name] = ranking(saved, name, job.config.selection.rerank)
             if name == "test":
                 masked = masked_captions(saved, job)
-                num_clips = len(job.sources[name].rows())
-                seen = cards.of_retrieval(saved["clip_ids"].tolist(), saved["captions"], num_clips, scores)
+                seen = cards.of_retrieval(saved["clip_ids"].tolist(), saved["captions"], job.sources[name], scores)
                 write_own_card(job, seen, facts)
     if isinstance(job.task, AskingTask):
         found |= job.task.in_vain()

@@ -24,8 +24,11 @@ from jobs.evaluate import (
     table,
 )
 from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
+from jobs.prepare import MARKER, Prepared, hash_of_list, lists_of, mark_done
 from jobs.presets import tiny
+from pipeline.annotations import Annotation
 from pipeline.manifest import clip_id, make_manifest, read_manifest, write_manifest
+from pipeline.records import Kind
 from snps3_model.visual import local_gather
 from tests.batches import random_batch, tiny_network
 from tests.cards import card
@@ -250,6 +253,34 @@ def manifest_of(folder: Path, name: str, **clips: str) -> str:
     ]
     write_manifest(make_manifest(name, f"/{name}", rows), path := str(folder / f"{name}.parquet"))
     return path
+
+
+def test_clips_that_prepare_could_not_use_are_missing_from_retrieval(tmp_path: Path) -> None:
+    path = manifest_of(tmp_path, "msrvtt", a="test", b="test")
+    assert cards.num_missing(path, "test") == 0  # nothing tells
+    found = read_manifest(path)
+    done = Prepared(
+        manifest_path=path,
+        ledger_path="",
+        manifest_hash=found.hash,
+        num_clips=found.splits,
+        num_rejected={},
+        seconds=1.0,
+        num_annotated={"test": 5},
+    )
+    mark_done(str(tmp_path / MARKER), "", done)
+    assert cards.num_missing(path, "test") == 3
+    mark_done(str(tmp_path / MARKER), "", dataclasses.replace(done, manifest_hash="another"))
+    assert cards.num_missing(path, "test") == 0
+
+
+def test_the_list_of_a_split_has_a_hash_that_does_not_depend_on_its_order() -> None:
+    def clip(path: str, split: str, start: float | None = None) -> Annotation:
+        return Annotation(relative_path=path, captions=("x",), kind=Kind.VIDEO, split=split, start_seconds=start)
+
+    lists = lists_of([clip("b.mp4", "test"), clip("a.mp4", "train"), clip("a.mp4", "test", 1.0)])
+    assert lists == {"test": ["a.mp4 1.0", "b.mp4"], "train": ["a.mp4"]}
+    assert hash_of_list(lists["test"]) != hash_of_list(lists["train"])
 
 
 def test_a_score_over_another_number_of_clips_than_published_ones_says_so(tmp_path: Path) -> None:
