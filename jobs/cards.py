@@ -16,10 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from jobs import run_files
 from jobs.config import PretrainConfig, as_dict
 from jobs.evaluation import Fusion
+from jobs.prepare import annotated_beside
 from jobs.tasks import Predicted
 from pipeline import storage
-from pipeline.loader import split_rows
-from pipeline.manifest import checksum
+from pipeline.loader import ClipSource, split_rows
+from pipeline.manifest import checksum, read_manifest
 from pipeline.records import Kind
 
 
@@ -66,12 +67,15 @@ class Card:
     manifest_hash: str
     ids_hash: str
     """Of the ids of the clips and the texts that asked, in order."""
+    questions_hash: str = ""
+    """Of the file of questions, with their answers; empty for retrieval, and in cards from before it."""
     num_videos: int
     num_queries: int
     num_missing: int
-    """Asked about clips that are not in the manifest."""
+    """Questions about clips that are not in the split; for retrieval, clips of the caption files that jobs/prepare.py
+    could not use."""
     num_undecoded: int
-    """Clips that could not be decoded."""
+    """Clips that could not be decoded; of question answering and multiple choice, questions about such clips."""
     selected_on: str
     """The split by which the checkpoint was chosen, and by which metric."""
     is_selected_on_test: bool
@@ -83,6 +87,8 @@ class Card:
     commit: str
 
 
+EXPORTED = "cards"
+"""Folder of the cards in a model that jobs/export.py wrote."""
 TASKS: Mapping[str, str] = MappingProxyType(
     {"captions": "retrieval", "question_answering": "question_answering", "multiple_choice": "multiple_choice"}
 )
@@ -117,15 +123,15 @@ def of_answers(predicted: Sequence[Predicted], results: Mapping[str, float]) -> 
 
 
 def of_retrieval(
-    clip_ids: Sequence[int], texts: Sequence[str], num_clips: int, scores: Mapping[str, float]
+    clip_ids: Sequence[int], texts: Sequence[str], source: ClipSource, scores: Mapping[str, float]
 ) -> Measured:
-    """Of `num_clips` clips those of `clip_ids` were decoded, and asked for by `texts`."""
+    """Of the clips of `source` those of `clip_ids` were decoded, and asked for by `texts`."""
     return Measured(
         ids_hash=hash_of_ids([*clip_ids, *texts]),
         num_videos=len(clip_ids),
         num_queries=len(texts),
-        num_missing=0,
-        num_undecoded=num_clips - len(clip_ids),
+        num_missing=num_missing(source.manifest_path, source.split),
+        num_undecoded=len(source.rows()) - len(clip_ids),
         scores=scores,
     )
 
@@ -142,6 +148,7 @@ def make_card(
     return Card(
         protocol=protocol,
         run_seed=run.seed,
+        questions_hash=hash_of_questions(protocol),
         selected_on=f"{run.selection.metric} on {run.data.validation_split}",
         is_selected_on_test=is_selected_on_test,
         **asdict(measured),
@@ -168,6 +175,25 @@ def own_protocol(config: PretrainConfig, run_folder: str) -> Protocol:
     )
 
 
+def num_chosen_on(scored: tuple[str, str], chosen: tuple[str, str]) -> int:
+    """Clips of the manifest and split `scored` that are in `chosen` too: the same bytes from and to the same time,
+    whatever they are called there."""
+
+    def contents(manifest_path: str, split: str) -> set[tuple[Any, ...]]:
+        rows = split_rows(manifest_path, split)[Kind.VIDEO]
+        names = ("checksum", "start_seconds", "end_seconds")
+        return set(zip(*(rows[name].to_pylist() for name in names), strict=True))
+
+    return len(contents(*scored) & contents(*chosen))
+
+
+def num_missing(manifest_path: str, split: str) -> int:
+    """Clips of a split that the caption files named and the manifest has not, where jobs/prepare.py tells."""
+    manifest = read_manifest(manifest_path)
+    num_clips = manifest.splits[split]
+    return annotated_beside(manifest_path, manifest.hash).get(split, num_clips) - num_clips
+
+
 def num_videos(manifest_path: str, split: str) -> int:
     """Of a split."""
     return len(split_rows(manifest_path, split)[Kind.VIDEO])
@@ -185,9 +211,20 @@ def card_folder(run_folder: str, protocol: Protocol, own: Protocol) -> str:
 
 
 def read_cards(run_folder: str) -> dict[str, Card]:
-    """Those of the scores of a run, by the folder that each lies in."""
-    paths = sorted(path for path in storage.list_files(run_folder) if path.endswith("/card.json"))
-    return {path.split("/")[-2]: read_card(f"{run_folder}/{path}") for path in paths}
+    """Those of the scores of a run by the folder that each lies in, or of a model that jobs/export.py wrote by the name
+    that each has there."""
+    names: dict[str, str] = {}
+    for path in sorted(storage.list_files(run_folder)):
+        if path.endswith("/card.json"):
+            names[path.split("/")[-2]] = path
+        elif path.startswith(f"{EXPORTED}/"):
+            names[path.removeprefix(f"{EXPORTED}/").removesuffix(".json")] = path
+    return {name: read_card(f"{run_folder}/{path}") for name, path in names.items()}
+
+
+def hash_of_questions(protocol: Protocol) -> str:
+    """32 hex digits of the file of questions; empty where none are asked."""
+    return checksum(storage.read_bytes(protocol.questions)) if protocol.questions else ""
 
 
 def hash_of_ids(ids: Iterable[Any]) -> str:
@@ -212,8 +249,8 @@ def read_card(path: str) -> Card:
 
 
 def refuse_other(card: Card, found: Mapping[str, str]) -> None:
-    """ValueError that names what of `found` (weights, manifest_hash, ids_hash) is not the card's."""
-    wanted = {name: getattr(card, name) for name in found}
+    """ValueError that names what of `found` (weights, manifest_hash, questions_hash, ids_hash) is not the card's."""
+    wanted = {name: getattr(card, name) or found[name] for name in found}  # older cards lack the hash of questions
     if wrong := [
         f"{name} is {found[name]}, the card has {wanted[name]}" for name in found if found[name] != wanted[name]
     ]:

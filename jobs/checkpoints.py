@@ -18,6 +18,8 @@ from pipeline.manifest import checksum
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
 AVERAGE = "average.safetensors"
+METADATA = {"format": "pt"}
+"""Of a safetensors file; Hugging Face's readers ask for it."""
 
 
 @dataclass(kw_only=True)
@@ -87,7 +89,7 @@ def weights_hash(folder: str) -> str:
 def weight_bytes(model: nn.Module) -> bytes:
     """The weights of `model` as a safetensors file; tied tensors stand under the first of their names."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    return safetensors.torch.save(_unshared(tensors))
+    return safetensors.torch.save(_unshared(tensors), METADATA)
 
 
 def load_weights(data: bytes, model: nn.Module) -> None:

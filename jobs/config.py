@@ -188,8 +188,8 @@ class TaskConfig:
     """`captions`: the losses of `objective`, for pre-training and for retrieval. The others fine-tune on what the files
     below ask."""
     train: str | None = None
-    """Questions about the clips of `data.train_split`; the other three likewise. Without one, multiple choice draws
-    four captions of other clips."""
+    """Questions about the clips of `data.train_split`; the other three likewise. Multiple choice needs none for
+    training and validation: it draws four captions of other clips."""
     validation: str | None = None
     test: str | None = None
     temporal: str | None = None
@@ -207,7 +207,7 @@ class TaskConfig:
             if files := [name for name in TASK_FILES if getattr(self, name)]:
                 raise ValueError(f"task.{files[0]} names questions, which task.kind=captions does not ask")
             return
-        needed = ("train", "validation", "test") if self.kind == "question_answering" else ("validation", "test")
+        needed = ("train", "validation", "test") if self.kind == "question_answering" else ("test",)
         for name in needed:
             if not getattr(self, name):
                 raise ValueError(f"task.kind={self.kind} needs task.{name}, a file of questions")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from cluster.auth import use_private_token
@@ -32,10 +32,12 @@ from jobs.config import DataConfig
 from jobs.finetune import config_of
 from jobs.model import decode, load
 from pipeline import storage
+from pipeline.isolation import Limits
 from pipeline.ledger import read_ledger, write_ledger
 from pipeline.manifest import clip_id
 from pipeline.media import kind_of
 from pipeline.records import DecodeError, Reason, Rejected, Stage
+from pipeline.shards import PASSING
 
 INDEX, REJECTED = "index.json", "rejected.parquet"
 DECODED = pa.schema(
@@ -67,6 +69,8 @@ class EmbedConfig:
     use_gpu: bool = False
     videos_per_part: int = 64
     """Videos of one file of the index."""
+    limits: Limits = field(default_factory=Limits)
+    """What the decoding of one video may take."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "decode_cpus", "videos_per_part"):
@@ -94,7 +98,7 @@ def embed(config: EmbedConfig) -> dict[str, int]:
                 decode_part,  # pyright: ignore[reportArgumentType]
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_kwargs={"data": config_of(run).data},
+                fn_kwargs={"data": config_of(run).data, "limits": config.limits},
                 num_cpus=1,
             )
             .map_batches(
@@ -128,10 +132,10 @@ def claim(config: EmbedConfig, videos: str, out: str) -> None:
 
 
 def known_uris(out: str) -> set[str]:
-    """What the index holds, and what was rejected for it; what a store did not give is tried again."""
+    """What the index holds, and what was rejected for it; what may come right is tried again."""
     path = f"{out}/{REJECTED}"
     rejected = read_ledger(path) if storage.exists(path) else []
-    known = {one.uri for one in rejected if one.reason != Reason.UNAVAILABLE}
+    known = {one.uri for one in rejected if one.reason not in PASSING}
     for path in parts_in(out):
         known |= set(storage.read_table(path, ["uri"])["uri"].to_pylist())
     return known
@@ -153,14 +157,14 @@ def parts_of(uris: Sequence[str], known: set[str], size: int) -> list[tuple[str,
     return [(f"part-{name}.parquet", some) for name, some in zip(names, parts, strict=True)]
 
 
-def decode_part(parts: pa.Table, *, data: DataConfig) -> pa.Table:
+def decode_part(parts: pa.Table, *, data: DataConfig, limits: Limits) -> pa.Table:
     """The frames of each video of a part, or why there are none."""
     rows = []
     for part in parts.to_pylist():
         for uri in part["uris"]:
             row = {"part": part["part"], "uri": uri, "frames": b"", "refused": ""}
             try:
-                row["frames"] = decode(uri, data).tobytes()
+                row["frames"] = decode(uri, data, limits).tobytes()
             except DecodeError as error:
                 row["refused"] = json.dumps([str(error.reason), error.detail])
             rows.append(row)
@@ -206,9 +210,9 @@ class Embedder:
 
 
 def note_rejected(rejected: list[list[str]], path: str, videos: str) -> None:
-    """Adds them to the ledger of an index, in which what a store did not give stands only if it failed again."""
+    """Adds them to the ledger of an index, in which what was tried again stands only if it failed again."""
     before = read_ledger(path) if storage.exists(path) else []
-    before = [one for one in before if one.reason != Reason.UNAVAILABLE]
+    before = [one for one in before if one.reason not in PASSING]
     new = [
         Rejected(clip_id=clip_id("embedded", uri), uri=uri, stage=Stage.EVALUATE, reason=Reason(reason), detail=detail)
         for uri, reason, detail in rejected

@@ -10,6 +10,7 @@ On the clips of any manifest. A score on the split by which the checkpoint was c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -37,14 +38,16 @@ from jobs.cards import TASKS, Card, Protocol, not_repeated, read_card, refuse_ot
 from jobs.config import Placement, PretrainConfig, TaskConfig, as_dict, config_hash, flat
 from jobs.evaluation import Fusion, Scored
 from jobs.finetune import config_of
+from jobs.published import PUBLISHED
 from jobs.report import with_protocols
-from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Predicted, QuestionTask, asked_of
+from jobs.table import benchmark_of
+from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
 from jobs.worker import Job, Rank, unique
 from pipeline import storage
 from pipeline.ledger import write_ledger
 from pipeline.loader import ClipSource
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.questions import outside, read_choices, read_questions
+from pipeline.questions import read_choices, read_questions
 from pipeline.records import Batch
 from snps3_model.loading import load_earlier_run
 from snps3_model.objective import Pretraining
@@ -53,6 +56,8 @@ KINDS = {task: kind for kind, task in TASKS.items()}
 """What a run is trained for, by the task that it is scored on."""
 
 
+PLACES = ("run", "manifest", "questions")
+"""What may lie elsewhere when a card's score is repeated."""
 REJECTED = "rejected.parquet"
 """Beside a card: the clips that could not be decoded, and why."""
 
@@ -86,7 +91,8 @@ class EvaluateConfig:
     allow_selection_on_test: bool = False
     """Score the split by which the checkpoint was chosen; the card then says so."""
     card: str | None = None
-    """A card whose score is to be repeated; all but `placement` then comes from it."""
+    """A card whose score is to be repeated. All but `placement` comes from it; `run`, `manifest` and `questions` are
+    given where they lie elsewhere by now."""
     out: str | None = None
     """Folder of the card; None: `evaluation/TASK-SPLIT` in the run's."""
     placement: Placement = field(default_factory=Placement)
@@ -102,24 +108,18 @@ def evaluate(config: EvaluateConfig) -> Card:
     wanted = read_card(config.card) if config.card else None
     if not wanted and not config.run:
         raise ValueError("name the folder of a run, or a card with --card")
-    if wanted:
-        given = [one.name for one in dataclasses.fields(config)]
-        outside = ("card", "out", "placement", "allow_selection_on_test")
-        refuse_given(config, [name for name in given if name not in outside], "is not for --card, which says it all")
-    run_folder = storage.absolute(wanted.protocol.run if wanted else config.run)
+    moved = moved_to(config, wanted.protocol) if wanted else None
+    run_folder = moved.run if moved else storage.absolute(config.run)
     run = config_of(run_folder)
-    protocol = wanted.protocol if wanted else protocol_of(config, run, run_folder)
+    protocol = moved or protocol_of(config, run, run_folder)
     manifest, identity = read_manifest(protocol.manifest), run_files.read_json(f"{run_folder}/{run_files.IDENTITY}")
-    is_selected_on_test = refuse_selection_on_test(
-        config,
-        run,
-        protocol,
-        wanted,
-        is_same_corpus=identity["fields"]["data.manifest_hash"] == manifest.hash,
-    )
+    chosen = (run_manifest(run, protocol, identity["fields"]["data.manifest_hash"]), run.data.validation_split)
+    num_shared = cards.num_chosen_on((protocol.manifest, protocol.split), chosen) if chosen[0] else 0
+    is_selected_on_test = refuse_selection_on_test(config, run, protocol, wanted, num_shared=num_shared)
     weights = checkpoints.weights_hash(run_folder)
     if wanted:
-        refuse_other(wanted, {"weights": weights, "manifest_hash": manifest.hash})
+        questions_hash = cards.hash_of_questions(protocol)
+        refuse_other(wanted, {"weights": weights, "manifest_hash": manifest.hash, "questions_hash": questions_hash})
     out = out_folder(config, run, run_folder, protocol)
     job = make_job(run, run_folder, protocol, config.placement)
     request = Request(job=job, protocol=protocol, weights_of=run, out=out)
@@ -147,8 +147,8 @@ def evaluate(config: EvaluateConfig) -> Card:
     )
     if wanted:
         refuse_other(wanted, {"ids_hash": card.ids_hash})
-    write_card(card, f"{out}/card.json" if not wanted else f"{out}/repeated.json")
     refuse_too_many_rejected(card, f"{out}/{REJECTED}", run.data.max_rejected_share)
+    write_card(card, f"{out}/card.json" if not wanted else f"{out}/repeated.json")
     log(card, run, config.placement)
     path = f"{run_folder}/report.html"
     if storage.exists(path):
@@ -159,7 +159,8 @@ def evaluate(config: EvaluateConfig) -> Card:
 
 def refuse_too_many_rejected(card: Card, path: str, share: float) -> None:
     """ValueError where so many clips could not be decoded that the score is that of another test set."""
-    if card.num_undecoded > share * (card.num_videos + card.num_undecoded):
+    num_scored = card.num_videos if card.protocol.task == "retrieval" else card.num_queries
+    if card.num_undecoded > share * (num_scored + card.num_undecoded):
         raise ValueError(
             f"{card.num_undecoded} of what was asked about could not be decoded ({path} says why), more than "
             f"data.max_rejected_share={share} of all: a score over the others would be that of another test set"
@@ -226,17 +227,38 @@ def refuse_given(config: EvaluateConfig, names: Sequence[str], why: str) -> None
             raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} {why}; leave it out")
 
 
+def moved_to(config: EvaluateConfig, protocol: Protocol) -> Protocol:
+    """The protocol of a card, with what lies elsewhere by now; the card's hashes say whether it is the same."""
+    places = [name for name in PLACES if getattr(config, name)]
+    others = ("card", "out", "placement", "allow_selection_on_test", *PLACES)
+    names = [one.name for one in dataclasses.fields(config) if one.name not in others]
+    refuse_given(config, names, "is not for --card, which says it all")
+    if not protocol.questions:
+        refuse_given(config, ["questions"], "is not asked by the card")
+    return dataclasses.replace(protocol, **{name: storage.absolute(getattr(config, name)) for name in places})
+
+
+def run_manifest(run: PretrainConfig, protocol: Protocol, wanted_hash: str) -> str:
+    """Path of the manifest that the run was trained with; "", said, where it is not at hand any more."""
+    for path in (protocol.manifest, storage.absolute(run.data.manifest)):
+        with contextlib.suppress(OSError):  # of a file that is gone, or a bucket that is not for everybody
+            if read_manifest(path).hash == wanted_hash:
+                return path
+    print(f"{run.data.manifest} is not as {run.name} learned from it: was it chosen on these clips? Not checked")
+    return ""
+
+
 def refuse_selection_on_test(
-    config: EvaluateConfig, run: PretrainConfig, protocol: Protocol, wanted: Card | None, *, is_same_corpus: bool
+    config: EvaluateConfig, run: PretrainConfig, protocol: Protocol, wanted: Card | None, *, num_shared: int
 ) -> bool:
-    """Whether the checkpoint was chosen on what it is scored on; ValueError if nobody asked for that."""
-    same = protocol.split == run.data.validation_split and is_same_corpus
-    if same and not (config.allow_selection_on_test or (wanted and wanted.is_selected_on_test)):
+    """Whether the checkpoint was chosen on clips that it is scored on; ValueError if nobody asked for that."""
+    if num_shared and not (config.allow_selection_on_test or (wanted and wanted.is_selected_on_test)):
         raise ValueError(
-            f"the checkpoint of {protocol.run} was chosen on the split {protocol.split}, and so its score there says "
-            "too much; take another --split, or --allow-selection-on-test, which the card will show"
+            f"the checkpoint of {protocol.run} was chosen on the split {run.data.validation_split}, which has "
+            f"{num_shared} clips of the split {protocol.split}, and so its score there says too much; take another "
+            "--split, or --allow-selection-on-test, which the card will show"
         )
-    return same
+    return num_shared > 0
 
 
 def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement: Placement) -> Job:
@@ -310,7 +332,8 @@ def evaluate_rank(request: Request, runtime: cluster_run.Runtime) -> None:
         rank.say(str(load_earlier_run(network.model, safetensors.torch.load(data), path)))
     batches = rank.evaluation_batches("test")
     if isinstance(request.job.task, AskingTask):
-        measured = answered(rank.answers(list(batches), network, name="test"), request.job.task)
+        answers = rank.answers(list(batches), network, name="test")
+        measured = cards.of_answers(answers, request.job.task.results(answers, "test"))
     else:
         assert isinstance(network, Pretraining), "retrieval is scored by both encoders"
         scored, texts, measured = retrieved(rank, network, batches, protocol)
@@ -320,15 +343,6 @@ def evaluate_rank(request: Request, runtime: cluster_run.Runtime) -> None:
     if rank.world.is_first:
         run_files.write_json(f"{request.out}/measured.json", vars(measured))
         write_ledger(unique(rejected), f"{request.out}/{REJECTED}")
-
-
-def answered(predicted: list[Predicted], task: AskingTask[Any]) -> cards.Measured:
-    """What came out, of answers."""
-    scores = task.results(predicted, "test")
-    if isinstance(task, QuestionTask):
-        every = [one for some in task.asked["test"].by_clip.values() for one in some]
-        scores["test/num_outside_list"] = float(len(outside(every, task.answers)))
-    return cards.of_answers(predicted, scores)
 
 
 def retrieved(
@@ -345,7 +359,7 @@ def retrieved(
     )
     how: dict[str, Any] = {"fusion": protocol.fusion, "prior": protocol.prior, "seed": protocol.seed}
     scores = evaluation.retrieval_results(scored, relevant, "test", rerank=k, owners=owners, **how)
-    return scored, texts, cards.of_retrieval(clip_ids.tolist(), texts, len(source.rows()), scores)
+    return scored, texts, cards.of_retrieval(clip_ids.tolist(), texts, source, scores)
 
 
 def queries_of(
@@ -390,11 +404,19 @@ def table(card: Card) -> str:
     protocol = card.protocol
     lines = [
         f"{protocol.task} on {protocol.split} of {protocol.manifest} ({card.manifest_hash})",
-        f"{card.num_videos} videos, {card.num_queries} queries; {card.num_missing} asked about clips that are not "
-        f"there, {card.num_undecoded} not decoded",
-        f"{protocol.num_frames} frames of {protocol.frame_size_px} px; re-ranked: {protocol.rerank or 'all'}, by "
-        f"{protocol.fusion}; prior: {protocol.prior}; checkpoint chosen by {card.selected_on}",
+        f"{card.num_videos} videos, {card.num_queries} queries; {card.num_missing} "
+        f"{'clips' if protocol.task == 'retrieval' else 'questions about clips'} that are not there, "
+        f"{card.num_undecoded} not decoded",
+        f"{protocol.num_frames} frames of {protocol.frame_size_px} px; checkpoint chosen by {card.selected_on}",
     ]
+    if protocol.task == "retrieval":
+        lines.append(
+            f"asked by: {protocol.queries}; re-ranked: {protocol.rerank or 'all'}, by {protocol.fusion}; prior: "
+            f"{protocol.prior}"
+        )
+    benchmark = PUBLISHED.get(benchmark_of(card))
+    if benchmark and (doubt := benchmark.doubt(card.num_videos, card.num_queries)):
+        lines.append(doubt)
     if card.is_selected_on_test:
         lines.append("CHOSEN ON THE SAME CLIPS: this score says too much")
     for name, value in sorted(card.scores.items()):
@@ -416,7 +438,7 @@ def main(argv: list[str] | None = None) -> int:
     if config.card:
         lines = not_repeated(read_card(config.card), card.scores)
         print("\n".join(lines) or "every score is that of the card")
-        return int(any("outside" in line for line in lines))
+        return int(any(", outside [" in line for line in lines))
     return 0
 
 

@@ -29,9 +29,9 @@ if __name__ == "__main__":
 from cluster.connection import connected_ray, room
 from cluster.run import WORKER_ENVIRONMENT
 from jobs import checkpoints, cli, table
-from jobs.cards import read_card
+from jobs.cards import hash_of_questions, read_card
 from jobs.config import TASK_FILES, Placement, PretrainConfig, flat
-from jobs.finetune import RECIPES, config_of
+from jobs.finetune import CHOICES, RECIPES, config_of
 from jobs.preflight import num_cpus
 from pipeline import storage
 from pipeline.manifest import read_manifest
@@ -39,8 +39,6 @@ from pipeline.manifest import read_manifest
 JOBS = Path(__file__).resolve().parent
 CORPORA = ("embedded", "msrvtt", "didemo", "msvd", "lsmdc", "activitynet", "vatex")
 """Those whose captions ask for their clips."""
-CHOICES = "msrvtt_multi_choice_qa.jsonl"
-"""File of MSRVTT-MC beside MSR-VTT's manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +91,14 @@ class Evaluation:
         return [self.refused, *missing] if self.refused else missing
 
     def is_done(self) -> bool:
-        """Its card is there, and is that of the run's weights on the manifest as it is now, re-ranked as wanted."""
+        """Its card is there, and is that of the run's weights on manifest and questions as they are now, re-ranked as
+        wanted."""
         if not (self.card and storage.exists(self.card) and storage.exists(checkpoints.best_weights(self.folder))):
             return False
         card = read_card(self.card)
         if card.weights != checkpoints.weights_hash(self.folder) or card.protocol.rerank != self.rerank:
+            return False
+        if card.questions_hash and card.questions_hash != hash_of_questions(card.protocol):
             return False
         return card.manifest_hash == read_manifest(card.protocol.manifest).hash
 
@@ -217,10 +218,9 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
                     some = [one for one in to_do if bool(one.after) == wave]
                     failed += pool.map(lambda one: run_commands(one, environment), some)
     folders = dict.fromkeys(one.folder for one in wanted if one.is_done())
-    if folders:
-        text = table.table(table.TableConfig(runs=tuple(folders)))
-        storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
-        print(f"table: {storage.absolute(config.out)}")
+    text = table.table(table.TableConfig(runs=tuple(folders)))
+    storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
+    print(f"table: {storage.absolute(config.out)}")
     return [line for line in failed if line]
 
 
@@ -247,7 +247,8 @@ def main(argv: list[str] | None = None) -> int:
     config = tyro.cli(EvaluateAllConfig, args=argv, prog="evaluate_all.py", description=__doc__)
     with cli.refusing():
         failed = evaluate_all(config)
-    print("\n".join(failed), file=sys.stderr)
+    if failed:
+        print("\n".join(failed), file=sys.stderr)
     return int(bool(failed))
 
 

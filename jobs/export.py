@@ -17,7 +17,7 @@ import safetensors.torch
 import tyro
 
 from jobs import checkpoints, cli, run_files, tracking
-from jobs.cards import Card, read_cards
+from jobs.cards import EXPORTED, Card, read_cards
 from jobs.config import PretrainConfig, as_dict
 from jobs.finetune import config_of
 from pipeline import storage
@@ -49,14 +49,12 @@ def export(config: ExportConfig) -> str:
     if storage.exists(f"{out}/config.json"):
         raise ValueError(f"{out} holds a model already; take another folder")
     settings = config_of(run)
-    weights = safetensors.torch.load(storage.read_bytes(checkpoints.best_weights(run)))
-    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(QUEUES)}
-    cards = read_cards(run)
+    weights, cards = without_queues(storage.read_bytes(checkpoints.best_weights(run))), read_cards(run)
     files = {
         "config.json": as_dict(settings) | {"model_type": "snps3", "architectures": ["SNPS3"]},
         "preprocessor_config.json": preprocessing(settings),
         "tokenizer_config.json": tokenizer_settings(settings),
-        **{f"cards/{name}.json": as_dict(card) for name, card in cards.items()},
+        **{f"{EXPORTED}/{name}.json": as_dict(card) for name, card in cards.items()},
     }
     for name, value in files.items():
         run_files.write_json(f"{out}/{name}", value)
@@ -64,12 +62,20 @@ def export(config: ExportConfig) -> str:
         if storage.exists(f"{run}/{name}"):
             storage.write_bytes_atomic(f"{out}/{name}", storage.read_bytes(f"{run}/{name}"))
     storage.write_bytes_atomic(f"{out}/README.md", model_card(settings, cards).encode())
-    storage.write_bytes_atomic(f"{out}/{checkpoints.WEIGHTS}", safetensors.torch.save(kept, {"format": "pt"}))
+    storage.write_bytes_atomic(f"{out}/{checkpoints.WEIGHTS}", weights)
     if config.register:
         place = settings.placement
         tracker = tracking.run_of(place.storage, place.experiment, settings.name)
         print(tracking.log_model(tracker, out, settings.model.hidden, config.register))
     return out
+
+
+def without_queues(data: bytes) -> bytes:
+    """A safetensors file without the queues that only training reads; the same bytes where it has none, so that the
+    protocol cards of a run are its exported model's too."""
+    weights = safetensors.torch.load(data)
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(QUEUES)}
+    return data if len(kept) == len(weights) else safetensors.torch.save(kept, checkpoints.METADATA)
 
 
 def preprocessing(config: PretrainConfig) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def model_card(config: PretrainConfig, cards: Mapping[str, Card]) -> str:
         return "\n".join([*lines, "None were measured.", ""])
     lines += ["| task | split | score | value | 95 % interval | protocol |", "|---|---|---|---|---|---|"]
     for folder, card in cards.items():
-        where = f"cards/{folder}.json"
+        where = f"{EXPORTED}/{folder}.json"
         for name, value in card.scores.items():
             if f"{name}_low" in card.scores:
                 low, high = card.scores[f"{name}_low"], card.scores[f"{name}_high"]

@@ -32,6 +32,8 @@ MOST_PX = 448
 """Long side of whole frames; question answering sees no smaller ones."""
 EMBEDDED_FILES = {"train": "train", "validation": "val", "test": "test", "temporal": "temporal"}
 ACCURACY = "validation/accuracy"
+CHOICES = "msrvtt_multi_choice_qa.jsonl"
+"""File of MSRVTT-MC beside MSR-VTT's manifest."""
 
 
 def config_of(run_folder: str) -> PretrainConfig:
@@ -170,6 +172,15 @@ def paper_qa(run: PretrainConfig, run_folder: str, name: str, *, num_answers: in
     return paper(run, run_folder, name, task=task, selection=selection, is_scaled=False, **schedule)
 
 
+def msrvtt_multiple_choice(run: PretrainConfig, run_folder: str) -> PretrainConfig:
+    """Multiple choice on MSRVTT-MC, which has a test file only: training and validation draw captions of other clips.
+    MSR-VTT's schedule; the paper scores its retrieval checkpoints instead."""
+    task = TaskConfig(kind="multiple_choice", test=f"corpora/msrvtt/{CHOICES}")
+    selection = SelectionConfig(metric=ACCURACY, evaluate_every=2500)
+    name = "msrvtt-multiple-choice"
+    return paper(run, run_folder, name, task=task, selection=selection, num_steps=25_000, decay_step=15_000)
+
+
 def paper_optim(run: PretrainConfig, *, num_steps: int, decay_step: int, lr: float) -> OptimConfig:
     """AdamW as in pre-training, with the schedule of fine-tuning."""
     return dataclasses.replace(
@@ -243,6 +254,7 @@ RECIPES: Mapping[str, Callable[[PretrainConfig, str], PretrainConfig]] = Mapping
             vatex_retrieval,
             msrvtt_qa,
             msvd_qa,
+            msrvtt_multiple_choice,
         )
     }
 )

@@ -11,6 +11,7 @@ print(model.match(texts, videos))                # the same pairs by the cross e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,13 +29,14 @@ from jobs.finetune import config_of
 from jobs.tasks import Language
 from pipeline import storage
 from pipeline.augmentation import draw_augmentation
-from pipeline.codec import decode_clip
+from pipeline.codec import decode_frames, letterbox
+from pipeline.isolation import Limits, isolated
 from pipeline.media import kind_of
 from pipeline.records import ClipRows, DecodeError, Kind, Reason
 from pipeline.stages import fetch
 from pipeline.transforms import augment, normalise
 from snps3_model import snps3
-from snps3_model.loading import is_hub_name, load_earlier_run
+from snps3_model.loading import few, is_hub_name, load_earlier_run
 from snps3_model.objective import LEAST_TEMPERATURE
 from snps3_model.snps3 import SNPS3
 from snps3_model.visual import local_gather
@@ -107,13 +109,16 @@ class Model:
         return evaluation.cross_scores(self.network, texts, videos.tokens, text, clip).view(num_texts, num_videos)
 
 
-def decode(path: str, data: DataConfig) -> np.ndarray:
+def decode(path: str, data: DataConfig, limits: Limits | None = None) -> np.ndarray:
     """The middle frames of a video, uint8 (T, S, S, 4): RGB, and 1 where a pixel is padding. DecodeError for one that
-    cannot be read."""
+    cannot be read.
+
+    `limits`: decode in a process of its own, within them, which a stranger's file may crash or hang.
+    """
     kind = kind_of(path)
     if kind is None:
         raise DecodeError(Reason.UNREADABLE, f"{path} is neither a video nor an image by its name")
-    clip = decode_clip(
+    decoded = (functools.partial(isolated, decode_frames, limits=limits) if limits else decode_frames)(
         fetch(path),
         kind=kind,
         num_frames=data.num_frames if kind == Kind.VIDEO else 1,
@@ -121,6 +126,7 @@ def decode(path: str, data: DataConfig) -> np.ndarray:
         sampling=data.sampling,
         decoder="decord" if data.decoder == "auto" else data.decoder,
     )
+    clip = letterbox(decoded, data.frame_size_px)
     frames = np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)
     return frames if kind == Kind.VIDEO else frames.repeat(data.num_frames, axis=0)
 
@@ -134,7 +140,9 @@ def load(folder: str, device: str = "cpu") -> Model:
     network = language.network()
     path = checkpoints.best_weights(folder)
     weights = safetensors.torch.load(storage.read_bytes(path))
-    load_earlier_run(network, weights, path)
+    report = load_earlier_run(network, weights, path)
+    if lost := report.missing:  # a run may begin with weights that lack them, a trained model may not
+        raise ValueError(f"{path} lacks {len(lost)} tensors of its network{few(lost)}; write it anew")
     temperature = config.objective.temperature
     if "log_temperature" in weights:
         temperature = max(weights["log_temperature"].exp().item(), LEAST_TEMPERATURE)

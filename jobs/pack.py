@@ -9,6 +9,7 @@ out/rejected.parquet   clips that could not be packed
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -27,7 +28,7 @@ if __name__ == "__main__":
 
 from cluster.connection import connected_ray
 from jobs.data_job import run_data_job
-from jobs.prepare import Prepared, already_done, commit, describe, mark_done
+from jobs.prepare import Prepared, already_done, annotated_beside, commit, describe, mark_done
 from pipeline import media, storage
 from pipeline.isolation import Limits
 from pipeline.manifest import SCHEMA, Manifest, read_manifest
@@ -93,6 +94,7 @@ def pack(config: PackConfig) -> Prepared:
         started=started,
         decoders={},
     )
+    done = dataclasses.replace(done, num_annotated=annotated_beside(config.manifest, manifest.hash))
     mark_done(marker, inputs, done)
     return done
 

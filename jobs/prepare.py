@@ -16,7 +16,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +102,10 @@ class Prepared:
     num_rejected: dict[str, int]
     """Rejected samples per reason."""
     seconds: float
+    num_annotated: dict[str, int] = field(default_factory=dict)
+    """Clips per split that the caption files name, usable or not."""
+    list_hashes: dict[str, str] = field(default_factory=dict)
+    """Of their paths: whoever has the same list of clips has the same hash."""
 
 
 def prepare(config: PrepareConfig) -> Prepared:
@@ -121,6 +126,10 @@ def prepare(config: PrepareConfig) -> Prepared:
         return done
     storage.remove(marker)  # until the new manifest is there, nothing is finished
     annotated = annotations.read_annotations(sources, split=config.split, format=config.format, lists=config.lists)
+    lists = lists_of(annotated)
+    list_hashes = {split: hash_of_list(paths) for split, paths in lists.items()}
+    for split, paths in lists.items():
+        log.info("split %s: %d clips are annotated, list %s", split, len(paths), list_hashes[split])
     probed = _probed(config, annotated, open_source(root, config.layout, list(files)))
     done = commit(
         probed.rows,
@@ -133,16 +142,35 @@ def prepare(config: PrepareConfig) -> Prepared:
         started=started,
         decoders=measure_decoders(probed.rows, config.limits) if config.measure_decoders else {},
     )
+    num_annotated = {split: len(paths) for split, paths in lists.items()}
+    done = dataclasses.replace(done, num_annotated=num_annotated, list_hashes=list_hashes)
     mark_done(marker, inputs, done)
     return done
 
 
+def lists_of(annotated: Sequence[Annotation]) -> dict[str, list[str]]:
+    """The clips of each split by their paths, with their times where they are parts of files; sorted."""
+    lists: dict[str, list[str]] = defaultdict(list)
+    for one in annotated:
+        times = [time for time in (one.start_seconds, one.end_seconds) if time is not None]
+        lists[one.split].append(" ".join([one.relative_path, *map(str, times)]))
+    return {split: sorted(paths) for split, paths in sorted(lists.items())}
+
+
+def hash_of_list(paths: Sequence[str]) -> str:
+    """12 hex digits."""
+    return hashlib.blake2b("\n".join(paths).encode(), digest_size=6).hexdigest()
+
+
 def describe(done: Prepared) -> str:
     """The outcome in a few lines for people."""
+    lists = {split: f" (list {digest})" for split, digest in done.list_hashes.items()}
+    annotated = ", ".join(f"{split} {count}{lists.get(split, '')}" for split, count in done.num_annotated.items())
     clips = ", ".join(f"{split} {count}" for split, count in done.num_clips.items()) or "none"
     rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
     return (
-        f"clips     {clips}\nrejected  {rejected}\nmanifest  {done.manifest_path} ({done.manifest_hash})\n"
+        (f"annotated {annotated}\n" if annotated else "")
+        + f"clips     {clips}\nrejected  {rejected}\nmanifest  {done.manifest_path} ({done.manifest_hash})\n"
         f"ledger    {done.ledger_path}\nseconds   {done.seconds:.1f}"
     )
 
@@ -230,6 +258,15 @@ def already_done(marker: str, inputs: str) -> Prepared | None:
         return None
     log.info("nothing to do: %s was made from the same input; --force makes it again", done.manifest_path)
     return done
+
+
+def annotated_beside(manifest_path: str, manifest_hash: str) -> dict[str, int]:
+    """Clips per split that the caption files of a manifest named, usable or not; empty where nothing tells."""
+    marker = f"{manifest_path.rpartition('/')[0]}/{MARKER}"
+    if not storage.exists(marker):
+        return {}
+    before = json.loads(storage.read_bytes(marker))["prepared"]
+    return before.get("num_annotated", {}) if before["manifest_hash"] == manifest_hash else {}
 
 
 def mark_done(marker: str, inputs: str, done: Prepared) -> None:

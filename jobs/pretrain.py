@@ -32,7 +32,7 @@ from cluster import run as cluster_run
 from cluster.connection import connected_ray
 from jobs import cli, journal, preflight, results, run_files, streams, tracking, worker
 from jobs.config import PretrainConfig, TextConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
-from jobs.tasks import Language, QuestionTask, make_task
+from jobs.tasks import AskingTask, Language, QuestionTask, make_task
 from jobs.tracking import Tracker
 from jobs.training import RunError
 from jobs.worker import Job
@@ -148,6 +148,8 @@ def make_job(config: PretrainConfig, run_folder: str, tracker: Tracker) -> Job:
     task = make_task(config, sources, run_files.read_json(answers) if storage.exists(answers) else None)
     if isinstance(task, QuestionTask):
         run_files.write_json(answers, task.answers)
+    if isinstance(task, AskingTask) and (asked := task.in_vain()):
+        print("training questions: " + ", ".join(f"{name.split('/')[1]} {count:.0f}" for name, count in asked.items()))
     return Job(
         config=config,
         run_folder=run_folder,

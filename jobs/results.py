@@ -48,9 +48,10 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
             rankings[name] = ranking(saved, name, job.config.selection.rerank)
             if name == "test":
                 masked = masked_captions(saved, job)
-                num_clips = len(job.sources[name].rows())
-                seen = cards.of_retrieval(saved["clip_ids"].tolist(), saved["captions"], num_clips, scores)
+                seen = cards.of_retrieval(saved["clip_ids"].tolist(), saved["captions"], job.sources[name], scores)
                 write_own_card(job, seen, facts)
+    if isinstance(job.task, AskingTask):
+        found |= job.task.in_vain()
     rejected = read_ledger(f"{job.run_folder}/ledger.parquet")
     ceilings = corpus_ceilings(job)
     found |= {"num_parameters": num_parameters(job.run_folder)} | most_memory(job.run_folder)
@@ -99,11 +100,12 @@ def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) ->
     """The card of what the run measured at its end is in its folder."""
     config = job.config
     protocol = cards.own_protocol(config, job.run_folder)
+    splits = (config.data.test_split, config.data.validation_split)
     card = cards.make_card(
         protocol,
         measured,
         config,
-        is_selected_on_test=config.data.test_split == config.data.validation_split,
+        is_selected_on_test=cards.num_chosen_on(*((protocol.manifest, split) for split in splits)) > 0,
         weights=checkpoints.weights_hash(job.run_folder),
         run_hash=facts["config_hash"],
         **{name: facts[name] for name in ("manifest_hash", "date", "hardware", "commit")},

@@ -52,10 +52,14 @@ def table(config: TableConfig) -> str:
 def benchmark_of(card: Card) -> str:
     """The benchmark that a card is of, or its corpus, task and split: published scores are of test splits."""
     protocol = card.protocol
-    manifest = read_manifest(protocol.manifest)
+    try:
+        manifest = read_manifest(protocol.manifest)
+    except FileNotFoundError:  # of a run that was scored elsewhere
+        task = protocol.task.replace("_", " ")
+        return f"{protocol.manifest}, which is not there: {task} on {protocol.split}"
     if protocol.split != "test":
         return f"{manifest.corpus}, {protocol.task.replace('_', ' ')} on {protocol.split}"
-    corpus = manifest.corpus.lower().replace("-", "")
+    corpus = manifest.corpus.lower().replace("-", "").replace("_", "")
     if protocol.task == "retrieval" and "msrvtt" in corpus:
         return f"MSR-VTT {'9K' if manifest.splits.get('train', 0) > TRAIN_9K else '7K'}, text to video"
     known = {

@@ -37,6 +37,7 @@ from pipeline.questions import (
     answer_list,
     asked_clips,
     known_answers,
+    outside,
     read_choices,
     read_questions,
 )
@@ -166,6 +167,8 @@ class AskingTask(Generic[Asked]):
         by_clip = self.asked[name].by_clip
         for batch in batches:
             batch, usable = self.shown(batch), batch.weight > 0.5
+            if not usable.any():  # a rank's share of the last step may hold no clip, which not every encoder takes
+                continue
             video = network.model.encode_video(normalise(batch.frames[usable]), batch.frame_pad_mask[usable])
             pairs = [
                 (row, clip_id, one)
@@ -187,6 +190,12 @@ class AskingTask(Generic[Asked]):
         counts = {"num_asked": len(predicted), "num_missing": len(asked.missing)}
         counts["num_undecoded"] = asked.num_asked - len(predicted)
         return accuracies(predicted, name) | {f"{name}/{key}": float(count) for key, count in counts.items()}
+
+    def in_vain(self) -> dict[str, float]:
+        """How much is asked for training, and how much of the file teaches nothing; empty without such a file."""
+        if not (asked := self.asked.get("train")):
+            return {}
+        return {"train/num_asked": float(asked.num_asked), "train/num_missing": float(len(asked.missing))}
 
     def summary(self, results: Mapping[str, float]) -> str:
         """Validation in half a line."""
@@ -210,6 +219,18 @@ class QuestionTask(AskingTask[Question]):
     def numbers(self) -> dict[str, int]:
         """Of each answer, its place in the list."""
         return {answer: number for number, answer in enumerate(self.answers)}
+
+    def num_outside_list(self, name: str) -> float:
+        """Questions about the clips of the dataset `name` of which no right answer is in the list."""
+        return float(len(outside([one for some in self.asked[name].by_clip.values() for one in some], self.answers)))
+
+    def in_vain(self) -> dict[str, float]:
+        """With the training questions that have no answer in the list."""
+        return super().in_vain() | {"train/num_outside_list": self.num_outside_list("train")}
+
+    def results(self, predicted: Sequence[Predicted], name: str) -> dict[str, float]:
+        """With the questions that count as wrong since their answer is not in the list."""
+        return super().results(predicted, name) | {f"{name}/num_outside_list": self.num_outside_list(name)}
 
     def network(self, model: SNPS3, config: PretrainConfig, gather: Gather, rank: int, mask_id: int) -> Network:
         """The network with a score per answer."""
@@ -282,16 +303,9 @@ class ChoiceTask(AskingTask[Choice]):
         """A choice for a training clip: its caption at a random place among four of other clips."""
         if rows.weight[row] < 0.5:
             return None
-        own, clip_id = rows.captions[row], int(rows.clip_ids[row])
+        clip_id = int(rows.clip_ids[row])
         rng = clip_rng(seed, rows.epoch, clip_id, Purpose.WORDS)
-        wrong: dict[str, None] = {}
-        while len(wrong) < NUM_OPTIONS - 1:
-            other = self.others[int(rng.integers(len(self.others)))]
-            if other not in self.captions[clip_id]:
-                wrong[other] = None
-        options, place = list(wrong), int(rng.integers(NUM_OPTIONS))
-        options.insert(place, own)
-        return Choice(question_id="", clip_name=str(clip_id), options=tuple(options), answer=place)
+        return drawn_choice(clip_id, rows.captions[row], self.captions, self.others, rng)
 
     def given(
         self, network: Any, asked: Sequence[Choice], frame_tokens: torch.Tensor, language: Language
@@ -301,6 +315,49 @@ class ChoiceTask(AskingTask[Choice]):
         ids, mask = (t.to(frame_tokens.device).unflatten(0, (-1, NUM_OPTIONS)) for t in (ids, mask))
         best = network.logits(ids, mask, frame_tokens).argmax(1).tolist()
         return [(one.options[place], place == one.answer) for place, one in zip(best, asked, strict=True)]
+
+
+def drawn_choice(
+    clip_id: int,
+    own: str,
+    captions: Mapping[int, frozenset[str]],
+    others: Sequence[str],
+    rng: np.random.Generator,
+) -> Choice:
+    """A caption of a clip at a random place among four of `others`, none of which is a caption of the clip."""
+    wrong: dict[str, None] = {}
+    while len(wrong) < NUM_OPTIONS - 1:
+        other = others[int(rng.integers(len(others)))]
+        if other not in captions[clip_id]:
+            wrong[other] = None
+    options, place = list(wrong), int(rng.integers(NUM_OPTIONS))
+    options.insert(place, own)
+    return Choice(question_id="", clip_name=str(clip_id), options=tuple(options), answer=place)
+
+
+def drawn_choices(source: ClipSource, seed: int) -> AskedClips[Choice]:
+    """A choice about each video of an evaluation split, the same in every evaluation: its first caption, and others."""
+    rows = source.rows()
+    texts = dict(zip(rows["clip_id"].to_pylist(), rows["captions"].to_pylist(), strict=True))
+    captions = {clip_id: frozenset(some) for clip_id, some in texts.items()}
+    others = every_caption(captions, "task.validation")
+    drawn = {
+        clip_id: (drawn_choice(clip_id, some[0], captions, others, clip_rng(seed, 0, clip_id, Purpose.WORDS)),)
+        for clip_id, some in texts.items()
+    }
+    return AskedClips(by_clip=drawn, missing=())
+
+
+def every_caption(captions: Mapping[int, frozenset[str]], field_name: str) -> tuple[str, ...]:
+    """What wrong options are drawn from. ValueError if there are too few for any clip."""
+    others = tuple(sorted({text for some in captions.values() for text in some}))
+    most = max(map(len, captions.values()), default=0)
+    if len(others) < NUM_OPTIONS - 1 + most:
+        raise ValueError(
+            f"four wrong options cannot be drawn from {len(others)} captions, of which one clip has {most}; name a "
+            f"file of choices: {field_name}"
+        )
+    return others
 
 
 def make_task(
@@ -321,14 +378,10 @@ def make_task(
     manifest = read_manifest(config.data.manifest)
     if task.kind == "multiple_choice":
         asked = {name: asked_of(manifest, sources[name], path, read_choices(path)) for name, path in files.items()}
+        if "validation" not in asked:
+            asked["validation"] = drawn_choices(sources["validation"], config.seed)
         captions = {} if "train" in asked else captions_of(sources["train"])
-        others = tuple(sorted({text for some in captions.values() for text in some}))
-        most = max(map(len, captions.values()), default=0)
-        if "train" not in asked and len(others) < NUM_OPTIONS - 1 + most:
-            raise ValueError(
-                f"four wrong options cannot be drawn from {len(others)} captions, of which one clip has {most}; name a "
-                "file of choices: task.train"
-            )
+        others = () if "train" in asked else every_caption(captions, "task.train")
         return ChoiceTask(asked=asked, is_video_hidden=task.is_video_hidden, others=others, captions=captions)
     questions = {name: read_questions(path) for name, path in files.items()}
     answers = tuple(answers or answer_list(questions["train"], task.num_answers))

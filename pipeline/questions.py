@@ -66,48 +66,75 @@ Asked = TypeVar("Asked", Question, Choice)
 
 
 def read_questions(path: str) -> list[Question]:
-    """The questions of a file. ValueError with file and line for one that is none."""
-    return [_read(path, where, _question, record) for where, record in _records(path)]
+    """The questions of a file. ValueError with file and line for one that is none, and for a file without any."""
+    return _all(path, _question)
 
 
 def read_choices(path: str) -> list[Choice]:
-    """The choices of a file. ValueError with file and line for one that is none."""
-    return [_read(path, where, _choice, record) for where, record in _records(path)]
+    """The choices of a file. ValueError with file and line for one that is none, and for a file without any."""
+    return _all(path, _choice)
 
 
 def _question(record: Mapping[str, Any], where: str) -> Question:
-    label = record["label"] if "label" in record else record["answer"]
+    label = _first(record, "label", "answer")
     answers = label if isinstance(label, list) else [label]
+    if not answers:
+        raise ValueError("a question needs an answer, its list of them is empty")
     return Question(
         question_id=str(record.get("question_id", record.get("id", where))),
-        clip_name=_clip_name(record),
-        text=str(record["caption"] if "caption" in record else record["question"]),
-        answers=tuple(str(answer).strip() for answer in answers),
+        clip_name=_text(_first(record, "clip_name", "video_id"), "the name of a clip"),
+        text=_text(_first(record, "caption", "question"), "a question"),
+        answers=tuple(_text(answer, "an answer") for answer in answers),
         kind=str(record.get("question_type", "")),
     )
 
 
 def _choice(record: Mapping[str, Any], where: str) -> Choice:
+    options, answer = record["options"], str(record["answer"])
+    if not isinstance(options, list):
+        raise ValueError(f"options must be a list of captions, got {str(options)[:60]!r}")
+    if not answer.isdecimal():
+        raise ValueError(f"the answer of a choice is the position of an option, got {answer!r}")
     return Choice(
         question_id=str(record.get("qid", where)),
-        clip_name=_clip_name(record),
-        options=tuple(str(option) for option in record["options"]),
-        answer=int(record["answer"]),
+        clip_name=_text(_first(record, "clip_name", "video_id"), "the name of a clip"),
+        options=tuple(_text(option, "an option") for option in options),
+        answer=int(answer),
         kind=str(record.get("difficulty", "")),
     )
 
 
-def _clip_name(record: Mapping[str, Any]) -> str:
-    return str(record["clip_name"] if "clip_name" in record else record["video_id"])
+def _first(record: Mapping[str, Any], ours: str, theirs: str) -> Any:
+    """What the published code calls `ours` and the authors of the sets `theirs`."""
+    return record[ours] if ours in record else record[theirs]
+
+
+def _text(value: Any, what: str) -> str:
+    """Words or a number, as the files have both. ValueError for none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise ValueError(f"{what} must be a text that is not empty, got {value!r}")
+    return str(value).strip()
+
+
+def _all(path: str, read: Any) -> list[Any]:
+    found = [_read(path, where, read, record) for where, record in _records(path)]
+    if not found:
+        raise ValueError(f"{path} asks nothing: name a file with a question in each line, or a list of them")
+    return found
 
 
 def _records(path: str) -> Iterator[tuple[str, Any]]:
-    text = storage.read_bytes(path).decode("utf-8-sig")
-    if text.lstrip().startswith("["):
-        for number, record in enumerate(json.loads(text)):
-            yield f"{number}", record
+    try:
+        text = storage.read_bytes(path).decode("utf-8-sig")
+        records = json.loads(text) if text.lstrip().startswith("[") else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}); convert it first") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: begins as a JSON list and is none ({error})") from error
+    if records is not None:
+        yield from ((f"{number}", record) for number, record in enumerate(records))
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # other ends of lines may stand within a text
         if line.strip():
             try:
                 record = json.loads(line)

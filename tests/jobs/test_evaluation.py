@@ -11,13 +11,27 @@ import pytest
 import torch
 
 from jobs import cards, evaluation
-from jobs.cards import Card, Protocol, not_repeated, read_card, refuse_other, write_card
+from jobs.cards import Protocol, not_repeated, read_card, refuse_other, write_card
 from jobs.config import TaskConfig
-from jobs.evaluate import EvaluateConfig, protocol_of, queries_of, refuse_selection_on_test
+from jobs.evaluate import (
+    EvaluateConfig,
+    moved_to,
+    protocol_of,
+    queries_of,
+    refuse_selection_on_test,
+    refuse_too_many_rejected,
+    run_manifest,
+    table,
+)
 from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
+from jobs.prepare import MARKER, Prepared, hash_of_list, lists_of, mark_done
 from jobs.presets import tiny
+from pipeline.annotations import Annotation
+from pipeline.manifest import clip_id, make_manifest, read_manifest, write_manifest
+from pipeline.records import Kind
 from snps3_model.visual import local_gather
 from tests.batches import random_batch, tiny_network
+from tests.cards import card
 
 NUM_TEXTS, NUM_CLIPS = 9, 7
 
@@ -186,29 +200,6 @@ def test_the_prior_prefers_clips_that_prefer_the_query() -> None:
     assert np.argmax(dual_softmax(scores), axis=1).tolist() == [0, 1]
 
 
-def card(**changes: Any) -> Card:
-    protocol = Protocol(task="retrieval", run="runs/x", manifest="m", split="test")
-    fields: dict[str, Any] = {
-        "protocol": protocol,
-        "weights": "w",
-        "run_hash": "r",
-        "run_seed": 0,
-        "manifest_hash": "h",
-        "ids_hash": "i",
-        "num_videos": 2,
-        "num_queries": 2,
-        "num_missing": 0,
-        "num_undecoded": 0,
-        "selected_on": "x on val",
-        "is_selected_on_test": False,
-        "scores": {"test/t2v/r1": 0.5, "test/t2v/r1_low": 0.4, "test/t2v/r1_high": 0.6},
-        "date": "2026-01-01",
-        "hardware": "",
-        "commit": "",
-    }
-    return Card(**fields | changes)
-
-
 def test_a_card_comes_back_as_it_was_written(tmp_path: Path) -> None:
     path = str(tmp_path / "card.json")
     write_card(card(), path)
@@ -224,12 +215,101 @@ def test_the_card_of_other_weights_is_refused_with_what_differs() -> None:
         refuse_other(card(), {"weights": "v", "manifest_hash": "h"})
 
 
+def test_a_card_is_repeated_where_its_files_lie_now_and_as_it_says(tmp_path: Path) -> None:
+    asked = Protocol(task="question_answering", run="/there/x", manifest="/there/m", split="test", questions="/there/q")
+    path = tmp_path / "q.jsonl"
+    path.write_text("a question")
+    wish = EvaluateConfig(card="card.json", run="/here/x", questions=str(path))
+    moved = moved_to(wish, asked)
+    assert moved == dataclasses.replace(asked, run="/here/x", questions=str(path))
+    own = card(protocol=asked, questions_hash=cards.hash_of_questions(moved))
+    refuse_other(own, {"questions_hash": cards.hash_of_questions(moved)})
+    path.write_text("another answer")
+    with pytest.raises(ValueError, match="questions_hash is"):
+        refuse_other(own, {"questions_hash": cards.hash_of_questions(moved)})
+    refuse_other(card(protocol=asked), {"questions_hash": cards.hash_of_questions(moved)})  # of before there was one
+    with pytest.raises(ValueError, match="--rerank 3 is not for --card"):
+        moved_to(dataclasses.replace(wish, rerank=3), asked)
+    with pytest.raises(ValueError, match="is not asked by the card"):
+        moved_to(wish, card().protocol)
+
+
+def manifest_of(folder: Path, name: str, **clips: str) -> str:
+    """Of clips in splits by the name of each, which is its content too."""
+    rows = [
+        {
+            "clip_id": clip_id(name, clip),
+            "uri": f"/{name}/{clip}.mp4",
+            "captions": ["a dog"],
+            "kind": "video",
+            "split": split,
+            "width": 8,
+            "height": 8,
+            "num_frames": 4,
+            "bytes": 1,
+            "checksum": clip,
+        }
+        for clip, split in clips.items()
+    ]
+    write_manifest(make_manifest(name, f"/{name}", rows), path := str(folder / f"{name}.parquet"))
+    return path
+
+
+def test_clips_that_prepare_could_not_use_are_missing_from_retrieval(tmp_path: Path) -> None:
+    path = manifest_of(tmp_path, "msrvtt", a="test", b="test")
+    assert cards.num_missing(path, "test") == 0  # nothing tells
+    found = read_manifest(path)
+    done = Prepared(
+        manifest_path=path,
+        ledger_path="",
+        manifest_hash=found.hash,
+        num_clips=found.splits,
+        num_rejected={},
+        seconds=1.0,
+        num_annotated={"test": 5},
+    )
+    mark_done(str(tmp_path / MARKER), "", done)
+    assert cards.num_missing(path, "test") == 3
+    mark_done(str(tmp_path / MARKER), "", dataclasses.replace(done, manifest_hash="another"))
+    assert cards.num_missing(path, "test") == 0
+
+
+def test_the_list_of_a_split_has_a_hash_that_does_not_depend_on_its_order() -> None:
+    def clip(path: str, split: str, start: float | None = None) -> Annotation:
+        return Annotation(relative_path=path, captions=("x",), kind=Kind.VIDEO, split=split, start_seconds=start)
+
+    lists = lists_of([clip("b.mp4", "test"), clip("a.mp4", "train"), clip("a.mp4", "test", 1.0)])
+    assert lists == {"test": ["a.mp4 1.0", "b.mp4"], "train": ["a.mp4"]}
+    assert hash_of_list(lists["test"]) != hash_of_list(lists["train"])
+
+
+def test_a_score_over_another_number_of_clips_than_published_ones_says_so(tmp_path: Path) -> None:
+    path = manifest_of(tmp_path, "msrvtt", a="test", b="test")
+    asked = Protocol(task="retrieval", run="runs/x", manifest=path, split="test", queries="each", prior="dual_softmax")
+    lines = table(card(protocol=asked)).splitlines()
+    assert "2 of 1,000 videos: another test set than theirs" in lines
+    assert "asked by: each; re-ranked: all, by sum; prior: dual_softmax" in lines
+    answered = dataclasses.replace(asked, task="multiple_choice", questions="q")
+    assert "re-ranked" not in table(card(protocol=answered))
+
+
 def test_a_score_is_repeated_or_said_to_be_inside_or_outside_its_interval() -> None:
     assert not_repeated(card(), card().scores) == []
     (inside,) = not_repeated(card(), {"test/t2v/r1": 0.55})
     (outside,) = not_repeated(card(), {"test/t2v/r1": 0.7})
     assert ", inside [" in inside
     assert ", outside [" in outside
+
+
+def test_a_share_that_could_not_be_decoded_is_of_what_was_asked_for() -> None:
+    protocol = Protocol(task="question_answering", run="runs/x", manifest="m", split="test")
+    ten_each = card(protocol=protocol, num_videos=98, num_queries=980, num_undecoded=20)  # questions about two clips
+    refuse_too_many_rejected(ten_each, "rejected.parquet", 0.05)
+    with pytest.raises(ValueError, match="20 of what was asked about could not be decoded"):
+        refuse_too_many_rejected(ten_each, "rejected.parquet", 0.01)
+    refuse_too_many_rejected(card(num_videos=95, num_queries=950, num_undecoded=5), "rejected.parquet", 0.05)
+    with pytest.raises(ValueError, match="another test set"):
+        refuse_too_many_rejected(card(num_videos=94, num_queries=940, num_undecoded=6), "rejected.parquet", 0.05)
 
 
 def test_a_hash_of_ids_depends_on_their_order() -> None:
@@ -254,11 +334,21 @@ def test_a_score_on_the_split_of_selection_is_refused_unless_it_is_asked_for() -
     run = tiny()
     wish = EvaluateConfig(run="runs/tiny", split=run.data.validation_split)
     protocol = protocol_of(wish, run, "runs/tiny")
-    with pytest.raises(ValueError, match="was chosen on the split val"):
-        refuse_selection_on_test(wish, run, protocol, None, is_same_corpus=True)
+    with pytest.raises(ValueError, match="was chosen on the split val, which has 3 clips"):
+        refuse_selection_on_test(wish, run, protocol, None, num_shared=3)
     allowed = dataclasses.replace(wish, allow_selection_on_test=True)
-    assert refuse_selection_on_test(allowed, run, protocol, None, is_same_corpus=True)
-    assert not refuse_selection_on_test(wish, run, protocol, None, is_same_corpus=False)
-    other = EvaluateConfig(run="runs/tiny")
-    on_test = protocol_of(other, run, "runs/tiny")
-    assert not refuse_selection_on_test(other, run, on_test, None, is_same_corpus=True)
+    assert refuse_selection_on_test(allowed, run, protocol, None, num_shared=3)
+    assert not refuse_selection_on_test(wish, run, protocol, None, num_shared=0)
+
+
+def test_clips_by_which_a_checkpoint_was_chosen_are_known_in_other_splits_and_manifests(tmp_path: Path) -> None:
+    own = manifest_of(tmp_path, "own", a="val", b="val", c="test")
+    other = manifest_of(tmp_path, "other", a="test", d="test", c="train")
+    assert cards.num_chosen_on((own, "val"), (own, "val")) == 2
+    assert cards.num_chosen_on((own, "test"), (own, "val")) == 0
+    assert cards.num_chosen_on((other, "test"), (own, "val")) == 1  # under another name
+    run = dataclasses.replace(tiny(), data=dataclasses.replace(tiny().data, manifest=own))
+    protocol = Protocol(task="retrieval", run="runs/x", manifest=other, split="test")
+    assert run_manifest(run, protocol, read_manifest(own).hash) == own
+    assert run_manifest(run, protocol, read_manifest(other).hash) == other  # the run's own has moved there
+    assert run_manifest(run, protocol, "0" * 32) == ""

@@ -6,11 +6,14 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from jobs.finetune import RECIPES
+from jobs.preflight import metric_problems
 from jobs.presets import tiny
-from jobs.tasks import ChoiceTask, Language, Predicted, QuestionTask, accuracies
+from jobs.tasks import ChoiceTask, Language, Predicted, QuestionTask, accuracies, drawn_choices, every_caption
 from pipeline.questions import AskedClips, Choice, Question
 from pipeline.records import IGNORED_LABEL, ClipRows
 from pipeline.significance import mine_significant_words
@@ -97,6 +100,14 @@ def test_every_question_about_a_usable_clip_is_asked_and_known_or_not_it_counts(
     results = task.results(predicted, "test")
     assert results["test/accuracy"] == pytest.approx(1 / 3)
     assert (results["test/num_asked"], results["test/num_undecoded"], results["test/num_missing"]) == (3, 1, 0)
+    assert results["test/num_outside_list"] == 1  # pink
+    assert task.in_vain() == {"train/num_asked": 4, "train/num_missing": 0, "train/num_outside_list": 1}
+
+
+def test_a_share_without_a_usable_clip_asks_nothing_of_the_network(language: Language) -> None:
+    network, batch = Fixed(), language.batch(rows(2, rejected=(0, 1)))
+    assert list(asking(c0=[question(0, "red")]).predictions(network, [batch], language, "test")) == []
+    assert network.seen == []
 
 
 def test_the_blind_baseline_sees_black_frames(language: Language) -> None:
@@ -129,6 +140,31 @@ def test_made_choices_hold_the_own_caption_at_a_random_place_among_others(langua
     width = min(right.shape[1], batch.token_ids.shape[1])
     assert torch.equal(right[1:, :width], batch.token_ids[1:, :width])
     assert batch.weight.tolist() == [0, 1, 1]
+
+
+class Split:
+    """Two captions a clip, of which the next clip has the second too."""
+
+    def rows(self) -> pa.Table:
+        captions = [[CAPTIONS[row], CAPTIONS[row + 1]] for row in range(8)]
+        return pa.table({"clip_id": list(range(8)), "captions": captions})
+
+
+def test_validation_without_a_file_draws_one_choice_a_clip_and_the_same_ones_again() -> None:
+    found, again, other = (drawn_choices(Split(), seed) for seed in (0, 0, 1))  # type: ignore[arg-type]
+    assert found == again != other
+    for clip, (choice,) in found.by_clip.items():
+        assert choice.options[choice.answer] == CAPTIONS[clip]
+        assert len({*choice.options, CAPTIONS[clip + 1]}) == 6
+    with pytest.raises(ValueError, match=r"name a file of choices: task\.train"):
+        every_caption({0: frozenset(CAPTIONS[:2]), 1: frozenset(CAPTIONS[2:5])}, "task.train")
+
+
+def test_msrvtt_mc_is_trained_with_its_test_file_alone() -> None:
+    config = RECIPES["msrvtt_multiple_choice"](tiny(), "/runs/tiny")
+    assert config.task.test == "corpora/msrvtt/msrvtt_multi_choice_qa.jsonl"
+    assert (config.task.train, config.task.validation, config.data.num_frames) == (None, None, 16)
+    assert metric_problems(config) == []
 
 
 def test_choices_of_a_file_are_taken_as_they_are(language: Language) -> None:

@@ -58,6 +58,11 @@ def test_lists_of_the_authors_are_read(tmp_path: Path) -> None:
         ("{oops", "not a line of JSON"),
         ('{"caption": "what ?"}', "lacks 'clip_name'|lacks 'answer'"),
         ('"word"', "an object is needed"),
+        ('{"caption": "what ?", "clip_name": "a", "label": null}', "an answer must be a text .* got None"),
+        ('{"caption": "what ?", "clip_name": "a", "label": ["b", " "]}', "an answer must be a text"),
+        ('{"caption": "what ?", "clip_name": "a", "label": []}', "needs an answer, its list of them is empty"),
+        ('{"caption": "", "clip_name": "a", "label": "b"}', "a question must be a text"),
+        ('{"caption": "what ?", "clip_name": null, "label": "b"}', "the name of a clip must be a text"),
     ],
 )
 def test_a_line_that_asks_nothing_is_named(line: str, said: str, tmp_path: Path) -> None:
@@ -75,6 +80,49 @@ def test_a_choice_with_another_number_of_options_is_refused(tmp_path: Path) -> N
         read_choices(str(path))
     with pytest.raises(ValueError, match="position"):
         Choice(question_id="q", clip_name="a", options=("a", "b", "c", "d", "e"), answer=5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"options": None}, "options must be a list of captions, got 'None'"),
+        ({"options": "abcde"}, "options must be a list of captions, got 'abcde'"),
+        ({"options": ["a", "b", "c", "d", None]}, "an option must be a text"),
+        ({"answer": None}, "the position of an option, got 'None'"),
+        ({"answer": 1.5}, "the position of an option, got '1.5'"),
+    ],
+)
+def test_a_choice_of_anything_but_five_captions_is_named(changed: dict[str, object], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mc.jsonl"
+    choice = {"qid": "mc3", "clip_name": "a", "answer": "1", "options": ["a", "b", "c", "d", "e"]}
+    path.write_text(json.dumps(choice) + "\n" + json.dumps(choice | changed))
+    with pytest.raises(ValueError, match=said) as error:
+        read_choices(str(path))
+    assert "mc.jsonl:2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\n", "asks nothing"),
+        (b"[]", "asks nothing"),
+        (b'[{"video_id": 1},', "begins as a JSON list and is none"),
+        ('{"caption": "où ?"}'.encode("latin-1"), "not UTF-8"),
+    ],
+)
+def test_a_file_that_asks_nothing_is_named(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "qa.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"qa.json.*{said}"):
+        read_questions(str(path))
+
+
+def test_a_text_may_hold_other_ends_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "qa.jsonl"
+    line = {"caption": "what\u2028is it\u0085?", "clip_name": "a", "label": 7}
+    path.write_text(json.dumps(line, ensure_ascii=False) + "\r\n")
+    (question,) = read_questions(str(path))
+    assert (question.text, question.answers) == (line["caption"], ("7",))
 
 
 def test_a_clip_is_found_by_its_path_its_file_and_its_stem() -> None:

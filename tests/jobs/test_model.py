@@ -1,0 +1,117 @@
+"""A trained model's folder, made by hand: what is loaded, exported, and said where nothing can be scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import safetensors.torch
+import torch
+
+from jobs import checkpoints, run_files
+from jobs.cards import Protocol, read_cards, write_card
+from jobs.config import as_dict
+from jobs.embed import decode_part, known_uris, note_rejected
+from jobs.evaluate_all import EvaluateAllConfig, evaluate_all
+from jobs.export import ExportConfig, export, without_queues
+from jobs.model import decode, load
+from jobs.presets import tiny
+from jobs.table import TableConfig, table
+from jobs.tasks import Language
+from pipeline.codec import encode_video
+from pipeline.isolation import Limits
+from pipeline.records import DecodeError, Reason
+from pipeline.significance import mine_significant_words
+from pipeline.words import train_wordpiece
+from tests.cards import card
+
+CAPTIONS = ["a red ring rises", "a blue star falls", "two shapes meet"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """Folder of a run with random weights, whose network looks over time."""
+    preset = tiny()
+    config = dataclasses.replace(
+        preset, name="made", model=dataclasses.replace(preset.model, num_temporal_layers=1, num_layers=1)
+    )
+    tokenizer = train_wordpiece(CAPTIONS, 100)
+    table = mine_significant_words(CAPTIONS, tokenizer.pieces)
+    language = Language(tokenizer=tokenizer, table=table, config=config)
+    folder = tmp_path / "made"
+    (folder / "best").mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_json())
+    table.save(str(folder / "significant_words.json"))
+    run_files.write_json(f"{folder}/config.json", as_dict(config))
+    weights = {f"model.{name}": tensor for name, tensor in language.network().state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "best" / checkpoints.WEIGHTS)
+    return str(folder)
+
+
+@pytest.mark.parametrize("part", ["temporal", "bert"])
+def test_an_exported_folder_without_a_tensor_is_refused_whatever_part_it_is_of(
+    part: str, run: str, tmp_path: Path
+) -> None:
+    out = export(ExportConfig(run=run, out=str(tmp_path / "model")))
+    load(out)
+    path = f"{out}/{checkpoints.WEIGHTS}"
+    weights = safetensors.torch.load_file(path)
+    lost = next(name for name in weights if name.startswith(f"model.{part}."))
+    del weights[lost]
+    safetensors.torch.save_file(weights, path)
+    with pytest.raises(ValueError, match=lost.removeprefix("model.")):
+        load(out)
+
+
+def test_an_exported_model_has_the_weights_and_cards_of_its_run_and_so_has_its_own_export(
+    run: str, tmp_path: Path
+) -> None:
+    protocol = Protocol(task="retrieval", run=run, manifest=str(tmp_path / "gone.parquet"), split="test")
+    own = card(protocol=protocol, weights=checkpoints.weights_hash(run))
+    write_card(own, f"{run}/evaluation/retrieval-test/card.json")
+    once = export(ExportConfig(run=run, out=str(tmp_path / "once")))
+    twice = export(ExportConfig(run=once, out=str(tmp_path / "twice")))
+    for folder in (once, twice):
+        assert checkpoints.weights_hash(folder) == own.weights
+        assert read_cards(folder) == read_cards(run) == {"retrieval-test": own}
+        assert "[cards/retrieval-test.json]" in Path(folder, "README.md").read_text()
+    text = table(TableConfig(runs=(twice,)))  # elsewhere, without the manifest
+    assert "gone.parquet, which is not there: retrieval on test" in text
+    assert "| **twice** | 50.0 [40.0, 60.0] |" in text
+
+
+def test_queues_are_not_exported(tmp_path: Path) -> None:
+    data = safetensors.torch.save({"model.a": torch.ones(2), "queues.b": torch.ones(3)})
+    assert safetensors.torch.load(without_queues(data)).keys() == {"model.a"}
+
+
+def test_a_video_that_crashes_its_decoder_costs_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise DecodeError(Reason.CRASHED, "the process that decoded it ended")
+
+    monkeypatch.setattr("jobs.model.isolated", crash)
+    video = tmp_path / "a.mp4"
+    video.write_bytes(encode_video(np.zeros((8, 16, 16, 3), np.uint8), fps=4))
+    data = tiny().data
+    assert decode(str(video), data).shape == (data.num_frames, data.frame_size_px, data.frame_size_px, 4)  # here
+    parts = pa.table({"part": ["part-0"], "uris": [[str(video)]]})
+    (row,) = decode_part(parts, data=data, limits=Limits()).to_pylist()
+    assert json.loads(row["refused"]) == ["crashed", "the process that decoded it ended"]
+    note_rejected([[str(video), *json.loads(row["refused"])]], f"{tmp_path}/rejected.parquet", str(tmp_path))
+    assert known_uris(str(tmp_path)) == set()  # it is tried again
+
+
+def test_a_table_says_what_is_not_at_hand_where_nothing_is(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "table.md"
+    wanted = EvaluateAllConfig(run=run, corpora=str(tmp_path / "none"), is_zero_shot_only=True, out=str(out))
+    assert evaluate_all(wanted) == []
+    assert "msrvtt retrieval, zero-shot: not run, " in capsys.readouterr().out
+    text = out.read_text()
+    assert "| ours | not run | not run | not run | |" in text
+    assert "SNP-S3-VST | 31.5 | 61.3 | 73.2 | published" in text
