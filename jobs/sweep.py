@@ -109,6 +109,8 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     """Its trials, the best first; none if somebody stopped it before its end. ValueError for what cannot be swept."""
     found = config.domains
     space.refuse_what_cannot_be(found, base)
+    refuse_unmeasured(config.metric, found, base)
+    first_rung_steps = first_rung(config, base)
     path = base.placement.storage
     tracking.refuse_unreachable(path)
     folder = storage.absolute(f"{path}/{config.name}")
@@ -134,7 +136,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             or room(preflight.num_cpus(placement), placement.most_workers if placement.use_gpu else 0),
             seed=config.seed,
             num_steps=base.optim.num_steps,
-            first_rung_steps=first_rung(config, base),
+            first_rung_steps=first_rung_steps,
             reduction_factor=config.reduction_factor,
         )
         filesystem, inner = storage.arrow_filesystem(path)
@@ -201,6 +203,16 @@ def first_rung(config: SweepConfig, base: PretrainConfig) -> int | None:
             f"{base.selection.evaluate_every}; evaluate at least that often, or take fewer --num-rungs"
         )
     return steps
+
+
+def refuse_unmeasured(metric: str, varied: Mapping[str, Domain], base: PretrainConfig) -> None:
+    """ValueError if some trial would not measure what trials are compared by."""
+    if base.task.kind != "captions":
+        raise ValueError(f"runs of task.kind={base.task.kind} do not measure {metric}; sweeps are of pre-training")
+    weight = "objective.masked_words_cross"
+    weights = varied[weight].corners if weight in varied else [base.objective.masked_words_cross]
+    if metric == PROBES[1] and 0 in weights:
+        raise ValueError(f"a run with {weight}=0 fills in no words and does not measure {metric}; take another --metric")
 
 
 def identity_hash(config: SweepConfig, base: PretrainConfig) -> str:

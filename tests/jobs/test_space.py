@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from cluster.domains import Choice, Range
 from cluster.trials import Trial
-from jobs import space
+from jobs import space, sweep
 from jobs.presets import tiny
 from jobs.sweep import SweepConfig, first_rung, identity_hash, row_of, summary
 
@@ -96,6 +97,27 @@ def test_the_first_rung_is_not_before_the_first_evaluation() -> None:
     assert first_rung(wish(scheduler="none"), base) is None
     with pytest.raises(ValueError, match=r"looks first after 6 steps .* fewer --num-rungs"):
         first_rung(wish(num_rungs=3), base)
+
+
+def test_what_no_trial_could_be_compared_by_is_refused() -> None:
+    base, words = tiny(), "validation/masked_word_accuracy"
+    sweep.refuse_unmeasured(words, {}, base)
+    silent = dataclasses.replace(base, objective=dataclasses.replace(base.objective, masked_words_cross=0.0))
+    sweep.refuse_unmeasured(wish().metric, {}, silent)
+    with pytest.raises(ValueError, match=r"masked_words_cross=0 fills in no words"):
+        sweep.refuse_unmeasured(words, {}, silent)
+    with pytest.raises(ValueError, match=r"masked_words_cross=0 fills in no words"):
+        sweep.refuse_unmeasured(words, space.parse(["objective.masked_words_cross=0..1"]), base)
+    task = dataclasses.replace(base.task, kind="multiple_choice", validation="v", test="t")
+    with pytest.raises(ValueError, match=r"task\.kind=multiple_choice do not measure"):
+        sweep.refuse_unmeasured(wish().metric, {}, dataclasses.replace(base, task=task))
+
+
+def test_a_sweep_that_is_refused_does_not_take_its_name(tmp_path: Path) -> None:
+    base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
+    with pytest.raises(ValueError, match="fewer --num-rungs"):
+        sweep.sweep(wish(num_rungs=5), base)
+    assert not list(tmp_path.iterdir())
 
 
 def test_how_many_run_at_a_time_does_not_make_another_sweep() -> None:
