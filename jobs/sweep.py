@@ -137,6 +137,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             seed=config.seed,
             num_steps=base.optim.num_steps,
             first_rung_steps=first_rung_steps,
+            num_rungs=config.num_rungs,
             reduction_factor=config.reduction_factor,
         )
         filesystem, inner = storage.arrow_filesystem(path)
