@@ -64,6 +64,19 @@ class Trial:
     """The search was stopped before it ended."""
 
 
+class Measurements(TuneReportCallback):
+    """Tells the search what ranks report, once they have measured: Tune ends a search at a report without its metric,
+    and a checkpoint before the first evaluation (a node is to be taken away) is one."""
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if self.metric in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
+
+
 class Ends(tune.Callback):
     """Tells of trials that have ended, however they did."""
 
@@ -95,7 +108,7 @@ def run_trials(
     def trial(values: dict[str, Any]) -> None:
         trial_id = tune.get_context().get_trial_id()
         assert trial_id, "Tune calls this in a trial"
-        function(trial_id, values, TuneReportCallback())
+        function(trial_id, values, Measurements(search.metric))
 
     trainable = tune.with_resources(trial, HEAD)
     where = f"{path}/{name}"

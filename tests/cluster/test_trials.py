@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from cluster.trials import STEP, Search, scheduler
+from cluster import trials
+from cluster.trials import STEP, Measurements, Search, scheduler
 
 METRIC = "score"
 
@@ -45,3 +46,13 @@ def test_a_bad_trial_is_stopped_at_a_rung_and_never_at_its_last_step() -> None:
     assert [told(one, step, 0.9) for step in (10, 30, 90)] == [TrialScheduler.CONTINUE] * 3
     assert told(two, 10, 0.1) == TrialScheduler.STOP
     assert told(late, 90, 0.1) == TrialScheduler.CONTINUE  # goes on after a lost driver, past all rungs
+
+
+def test_a_checkpoint_before_the_first_evaluation_is_not_told_to_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(trials.TuneReportCallback, "__init__", lambda self: None)
+    monkeypatch.setattr(trials.TuneReportCallback, "after_report", lambda self, run, metrics, _: told.append(metrics[0]))
+    watcher = Measurements(METRIC)
+    watcher.after_report(None, [{STEP: 3}], None)
+    watcher.after_report(None, [{STEP: 8, METRIC: 0.5}], None)
+    assert told == [{STEP: 8, METRIC: 0.5}]
