@@ -25,7 +25,7 @@ WEIGHTS = tuple(
 SPACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "masking_ratio": ("masking.probability=0.1..0.6",),
-        "significant_words": ("masking.strategy=mssm,mlm", "masking.top_k=100,300,1000,3000,None"),
+        "significant_words": ("masking.strategy=mssm,mlm", "masking.top_k=10,30,100,None"),
         "replacement": ("masking.mask_share=0.5..0.9", "masking.random_share=0.0..0.1"),
         "lvwm": ("objective.lvwm=0.0..2.0", "text.num_words=1..5:int", "objective.lvwm_stage=after,before,both"),
         "loss_weights": tuple(f"{name}=0.1..10:log" for name in WEIGHTS),
