@@ -7,9 +7,12 @@ import pytest
 
 from cluster.domains import Choice, Range
 from cluster.trials import Trial
-from jobs import space, sweep
+from jobs import pretrain, space, sweep
 from jobs.presets import tiny
 from jobs.sweep import SweepConfig, first_rung, identity_hash, row_of, summary
+from pipeline.significance import mine_significant_words
+from pipeline.synthetic.corpus import CorpusConfig, clips_of
+from pipeline.words import train_wordpiece
 
 
 def test_domains_are_read_from_words() -> None:
@@ -20,6 +23,7 @@ def test_domains_are_read_from_words() -> None:
         "text.num_words": Range(low=1, high=5, is_integer=True),
     }
     assert space.domain("after,None,True,3,0.5") == Choice(values=("after", None, True, 3, 0.5))
+    assert space.domain("s3://a/m,s3://b/m") == Choice(values=("s3://a/m", "s3://b/m"))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,29 @@ def test_an_unknown_field_is_refused_with_the_nearest_and_an_impossible_value_wi
         space.refuse_what_cannot_be(space.parse(["masking.probabilty=0.1..0.2"]), tiny())
     with pytest.raises(ValueError, match=r"masking\.probability cannot be 2"):
         space.refuse_what_cannot_be(space.parse(["masking.probability=0.1..2"]), tiny())
+
+
+def test_a_range_of_whole_numbers_must_say_so() -> None:
+    space.refuse_what_cannot_be(space.parse(["text.num_words=1..5:int"]), tiny())
+    with pytest.raises(ValueError, match=r"text\.num_words cannot be 2\.27.* is it a range of whole numbers"):
+        space.refuse_what_cannot_be(space.parse(["text.num_words=1..5"]), tiny())
+
+
+@pytest.mark.parametrize("text", ["name=a,b", "placement.storage=runs,other"])
+def test_where_a_run_lies_cannot_be_varied(text: str) -> None:
+    with pytest.raises(ValueError, match="changes nothing that is computed, so it cannot be varied"):
+        space.refuse_what_cannot_be(space.parse([text]), tiny())
+
+
+def test_a_small_corpus_has_as_many_significant_words_as_the_ready_space_asks_for() -> None:
+    clips = clips_of(CorpusConfig(num_train_videos=80, num_train_images=0, num_val=1, num_test=1))
+    captions = [caption.text for clip in clips for caption in clip.captions]
+    pieces = train_wordpiece(captions, tiny().text.vocabulary_size).pieces
+    table = mine_significant_words(captions, pieces)
+    (top_k,) = [values for name, values in space.parse(space.SPACES["significant_words"]).items() if "top_k" in name]
+    for value in top_k.corners:
+        masking = space.with_values(tiny(), {"masking.top_k": value}, name="x").masking
+        pretrain.refuse_more_words_than_there_are(masking, table)
 
 
 def wish(**changes: object) -> SweepConfig:
