@@ -34,7 +34,7 @@ from jobs import cli, journal, preflight, results, run_files, streams, tracking,
 from jobs.config import PretrainConfig, TextConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
 from jobs.tasks import Language, QuestionTask, make_task
 from jobs.tracking import Tracker
-from jobs.training import RunError
+from jobs.training import DivergedError, RunError
 from jobs.worker import Job
 from pipeline import storage
 from pipeline.loader import ClipSource, segments, split_rows
@@ -93,7 +93,7 @@ def pretrain(
                 watchers=watchers,
             )
         if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
-            raise RunError(run_files.read_json(f"{run_folder}/{run_files.FAILURE}")["error"])
+            raise failure(run_folder)
         if not run_files.is_finished(run_folder):
             status = "KILLED"
             print(f"{config.name} was stopped at step {run_files.committed_step(run_folder)}; run it again to go on")
@@ -115,6 +115,12 @@ def storage_of(config: PretrainConfig, run_folder: str) -> cluster_run.Storage:
 def upload_checkpoint(run_folder: str, folder: str, name: str) -> None:
     """The files of `folder` in the folder `name` of the run."""
     storage.upload_folder(folder, f"{run_folder}/{name}")
+
+
+def failure(run_folder: str) -> RunError:
+    """Why the run stopped for good, as its ranks left word."""
+    told = run_files.read_json(f"{run_folder}/{run_files.FAILURE}")
+    return (DivergedError if told["has_diverged"] else RunError)(told["error"])
 
 
 def clean(run_folder: str) -> None:

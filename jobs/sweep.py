@@ -34,7 +34,7 @@ from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
 from jobs import cli, preflight, pretrain, run_files, space, tracking
 from jobs.config import PretrainConfig, as_dict, config_hash, flat
-from jobs.training import RunError
+from jobs.training import DivergedError
 from jobs.worker import PROBES
 from pipeline import storage
 
@@ -180,7 +180,7 @@ def one_trial(
     folder = storage.absolute(f"{base.placement.storage}/{config.name}")
     try:
         pretrain.pretrain(config, watchers=[watcher], tags=tags)
-    except RunError:  # told by the run itself
+    except DivergedError:  # told by the run itself
         trials.report(dict.fromkeys(PROBES, 0.0) | {trials.STEP: run_files.committed_step(folder), "diverged": 1})
         return
     best = run_files.read_json(f"{folder}/best/{run_files.PROGRESS}")

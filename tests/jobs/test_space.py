@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 
 from cluster.domains import Choice, Range
 from cluster.trials import Trial
-from jobs import pretrain, space, sweep
+from jobs import pretrain, run_files, space, sweep
 from jobs.presets import tiny
 from jobs.sweep import SweepConfig, first_rung, identity_hash, row_of, summary
+from jobs.training import DivergedError, RunError
 from pipeline.significance import mine_significant_words
 from pipeline.synthetic.corpus import CorpusConfig, clips_of
 from pipeline.words import train_wordpiece
@@ -166,3 +168,24 @@ def test_a_trial_counts_by_its_best_and_one_that_diverged_is_no_result() -> None
     assert (failed.score, failed.status) == (None, "failed")
     found = summary([whole, stopped, diverged, failed])
     assert (found["best"], found["num_steps"]) == (0.6, num_steps + 60 + 70 + 60)
+
+
+@pytest.mark.parametrize(("has_diverged", "error"), [(True, DivergedError), (False, RunError)])
+def test_a_run_that_stopped_for_good_says_whether_it_diverged(
+    tmp_path: Path, has_diverged: bool, error: type[RunError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus of which too much could not be decoded says nothing of the values: that trial failed."""
+    run_files.write_json(f"{tmp_path}/failure.json", {"error": "why", "has_diverged": has_diverged})
+    found = pretrain.failure(str(tmp_path))
+    assert (type(found), str(found)) == (error, "why")
+
+    def stopped(*_: object, **__: object) -> None:
+        raise found
+
+    reported: list[dict[str, float]] = []
+    monkeypatch.setattr(pretrain, "pretrain", stopped)
+    monkeypatch.setattr(sweep.trials, "report", reported.append)
+    base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
+    with contextlib.nullcontext() if has_diverged else pytest.raises(RunError, match="why"):
+        sweep.one_trial("t", {}, None, base=base, sweep_name="s", parent="p")
+    assert [line["diverged"] for line in reported] == [1] * has_diverged
