@@ -8,9 +8,9 @@ import pytest
 
 from cluster.domains import Choice, Range
 from cluster.trials import Trial
-from jobs import pretrain, run_files, space, sweep
+from jobs import cli, pretrain, run_files, space, sweep
 from jobs.presets import tiny
-from jobs.sweep import SweepConfig, first_rung, identity_hash, row_of, summary
+from jobs.sweep import SweepConfig, describe, first_rung, identity_hash, row_of, summary
 from jobs.training import DivergedError, RunError
 from pipeline.significance import mine_significant_words
 from pipeline.synthetic.corpus import CorpusConfig, clips_of
@@ -155,16 +155,17 @@ def test_how_many_run_at_a_time_does_not_make_another_sweep() -> None:
 
 
 def test_a_trial_counts_by_its_best_and_one_that_diverged_is_no_result() -> None:
-    metric, num_steps = wish().metric, tiny().optim.num_steps
+    metric, num_steps = wish().metric, 80  # stopped by its own patience
     history = [{metric: 0.2, "step": 20.0}, {metric: 0.5, "step": 40.0}, {metric: 0.4, "step": 60.0}]
-    stopped = row_of(Trial(trial_id="a", values={}, history=history), wish(), tiny())
+    stopped = row_of(Trial(trial_id="a", values={}, history=history), wish())
     assert (stopped.score, stopped.num_steps, stopped.status) == (0.5, 60, "stopped")
-    whole = row_of(Trial(trial_id="b", values={}, history=[{metric: 0.6, "step": num_steps}]), wish(), tiny())
-    assert whole.status == "finished"
+    last = {metric: 0.6, "step": num_steps, "finished": 1.0}
+    whole = row_of(Trial(trial_id="b", values={}, history=[{metric: 0.6, "step": num_steps}, last]), wish())
+    assert (whole.num_steps, whole.status) == (num_steps, "finished")
     odd = [*history, {metric: 0.0, "step": 70.0, "diverged": 1.0}]
-    diverged = row_of(Trial(trial_id="c", values={}, history=odd), wish(), tiny())
+    diverged = row_of(Trial(trial_id="c", values={}, history=odd), wish())
     assert (diverged.score, diverged.status) == (None, "diverged")
-    failed = row_of(Trial(trial_id="d", values={}, history=history, error="out of memory"), wish(), tiny())
+    failed = row_of(Trial(trial_id="d", values={}, history=history, error="out of memory"), wish())
     assert (failed.score, failed.status) == (None, "failed")
     found = summary([whole, stopped, diverged, failed])
     assert (found["best"], found["num_steps"]) == (0.6, num_steps + 60 + 70 + 60)
@@ -189,3 +190,12 @@ def test_a_run_that_stopped_for_good_says_whether_it_diverged(
     with contextlib.nullcontext() if has_diverged else pytest.raises(RunError, match="why"):
         sweep.one_trial("t", {}, None, base=base, sweep_name="s", parent="p")
     assert [line["diverged"] for line in reported] == [1] * has_diverged
+
+
+def test_the_best_can_be_run_once_more_by_the_command_that_is_told() -> None:
+    values = {"optim.lr": 0.1 + 0.2, "masking.top_k": None, "masking.whole_words": True, "placement.use_gpu": False}
+    row = row_of(Trial(trial_id="a", values=values, history=[{wish().metric: 0.5, "step": 1.0}]), wish())
+    command = describe([row], wish(), ["tiny", "--optim.num-steps", "20"]).partition("jobs/pretrain.py ")[2]
+    config = cli.parse(command.split()).config
+    assert (config.name, config.optim.num_steps, config.optim.lr) == ("s-best", 20, 0.1 + 0.2)
+    assert (config.masking.top_k, config.masking.whole_words, config.placement.use_gpu) == (None, True, False)
