@@ -23,12 +23,15 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_GIT_DIRTY
 
 from pipeline import storage
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PARENT = "mlflow.parentRunId"
 """Tag by which MLflow shows a run below another."""
+DIRTY = "-dirty"
+"""Mark of a commit whose files were changed since."""
 REACH_SECONDS = 5.0
 OF_THE_MACHINE = "system/"
 """How the names of what MLflow measures of a machine begin."""
@@ -160,7 +163,13 @@ def open_run(
         client.update_run(known[0].info.run_id, status="RUNNING")
         return Tracker(uri, known[0].info.run_id)
     run = client.create_run(experiment_id, run_name=name)
-    known_tags = {"run_key": f"{name}@{identity_hash}", "mlflow.source.git.commit": commit(), **tags}
+    code = commit()
+    known_tags = {
+        "run_key": f"{name}@{identity_hash}",
+        MLFLOW_GIT_COMMIT: code.removesuffix(DIRTY),
+        MLFLOW_GIT_DIRTY: str(code.endswith(DIRTY)).lower(),
+        **tags,
+    }
     kept = [Param(key, str(value)[:500]) for key, value in params.items()]
     client.log_batch(run.info.run_id, params=kept, tags=[RunTag(key, value) for key, value in known_tags.items()])
     return Tracker(uri, run.info.run_id)
@@ -252,7 +261,7 @@ def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: 
 def commit() -> str:
     """The commit of the code, with a mark if it was changed since; `unknown` outside a repository."""
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        ["git", "describe", "--always", f"--dirty={DIRTY}", "--abbrev=12", "--exclude=*"],  # a tag is no commit
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
