@@ -42,9 +42,10 @@ def tracking_uri(storage_path: str) -> str:
     given = os.environ.get(URI_VARIABLE)
     if given:
         if given.startswith("file:") or "://" not in given:
+            folder = given.removeprefix("file:").removeprefix("//")
             raise ValueError(
                 f"{URI_VARIABLE}={given} is a folder, which MLflow 3 no longer writes to; move it with "
-                f"`mlflow migrate-filestore --source {given} --target sqlite:///mlflow.db` and set sqlite:///…"
+                f"`mlflow migrate-filestore --source {folder} --target sqlite:///mlflow.db` and set sqlite:///…"
             )
         return given
     if storage.is_remote(storage_path):
@@ -73,14 +74,15 @@ def refuse_local(storage_path: str) -> None:
     uri = tracking_uri(storage_path)
     if uri.startswith("sqlite:"):
         raise ValueError(
-            f"this cluster has several machines, and {uri} is a file on one of them; set {URI_VARIABLE} to a server"
+            f"this cluster has several machines, or will, and {uri} is a file on one of them; set {URI_VARIABLE} to a "
+            "server"
         )
 
 
 def without_password(uri: str) -> str:
     """An address that may be shown."""
-    parts = urllib.parse.urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    secret = urllib.parse.urlsplit(uri).netloc.rpartition("@")[0]
+    return uri.replace(f"{secret}@", "", 1) if secret else uri
 
 
 def end_open(uri: str, parent_run_id: str, trial_id: str | None = None) -> None:
