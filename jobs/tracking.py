@@ -229,6 +229,9 @@ def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: 
     """The runs of these names or ids, the newest of each, with the histories of `curves`. ValueError that names one
     that is not there, with the nearest."""
     uri = tracking_uri(storage_path)
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not os.path.exists(file):  # which MLflow would make
+        raise ValueError(f"there is no {file}: no run was logged there, or {URI_VARIABLE} is not set")
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:

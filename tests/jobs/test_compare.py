@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 
 from cluster.head import free_ports
 from jobs import tracking
-from jobs.compare import CompareConfig, compare, costs, differences, scores
+from jobs.compare import CURVES, CompareConfig, compare, costs, differences, scores
 from jobs.tracking import Logged
+from snps3_model.config import ObjectiveConfig
 
 
 def fill(storage: str) -> None:
@@ -50,7 +52,8 @@ def test_the_best_of_a_line_is_the_highest_and_of_ranks_the_lowest() -> None:
     runs = [logged("a", {}, test__r1=0.2, test__median_rank=3.0), logged("b", {}, test__r1=0.3, test__median_rank=4.0)]
     best = {line["name"]: [one["is_best"] for one in line["cells"]] for line in scores(runs)}
     assert best == {"test/r1": [False, True], "test/median_rank": [True, False]}
-    assert costs([logged("a", {}, seconds__step=1200.0), logged("b", {})])[0]["cells"][0]["text"] == "1,200"
+    lines = costs([logged("a", {}, seconds__step=1200.0, memory_mib=310.4), logged("b", {})])
+    assert [(line["name"], line["cells"][0]["text"]) for line in lines] == [("seconds/step", "1,200"), ("memory_mib", "310")]
 
 
 def test_runs_of_a_file_are_compared(tmp_path: Path) -> None:
@@ -68,6 +71,17 @@ def test_runs_of_a_file_are_compared(tmp_path: Path) -> None:
         compare(CompareConfig(runs=("one", "twoo"), storage=str(tmp_path)))
     with pytest.raises(ValueError, match=r"has no experiment 'other'; it has .*snps3"):
         compare(CompareConfig(runs=("one", "two"), storage=str(tmp_path), experiment="other"))
+
+
+def test_every_loss_of_the_objective_has_its_curve() -> None:
+    objective = dataclasses.replace(ObjectiveConfig(), itm=1.0, clip_order=1.0)
+    assert {f"loss/{name}" for name in objective.weights} <= set(CURVES)
+
+
+def test_a_folder_without_runs_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no .*nowhere/mlflow\.db"):
+        compare(CompareConfig(runs=("one", "two"), storage=f"{tmp_path}/nowhere"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_run_and_too_many_are_refused() -> None:
