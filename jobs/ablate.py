@@ -29,7 +29,7 @@ from cluster.auth import use_private_token
 if __name__ == "__main__":
     use_private_token()
 
-from cluster.connection import connected_ray, room, spans_machines
+from cluster.connection import connected_ray, room
 from cluster.run import WORKER_ENVIRONMENT
 from jobs import cli, finetune, preflight, pretrain, space, tracking
 from jobs.config import PretrainConfig, config_hash, flat, identity
@@ -118,8 +118,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> str:
     found = read_cells(f"{folder}/{CELLS}", fields)
     tracking.refuse_unreachable(path)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
-        if spans_machines():
-            tracking.refuse_local(path)
+        pretrain.refuse_scattered_metrics(path)
         num_gpus = placement.most_workers if placement.use_gpu else 0
         at_once = config.num_at_once or room(preflight.num_cpus(placement), num_gpus)
         parent = tracking.open_run(

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import ray.data
 
 from cluster import run as cluster_run
-from cluster.connection import connected_ray
+from cluster.connection import connected_ray, spans_machines
 from jobs import cli, journal, preflight, results, run_files, streams, tracking, worker
 from jobs.config import PretrainConfig, TextConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
 from jobs.tasks import Language, QuestionTask, make_task
@@ -82,6 +82,7 @@ def pretrain(
         clean(run_folder)
         watched = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
         with watched, stopping_on_signal(run_folder):
+            refuse_scattered_metrics(config.placement.storage)
             cluster_run.run(
                 on_rank,
                 job,
@@ -115,6 +116,12 @@ def storage_of(config: PretrainConfig, run_folder: str) -> cluster_run.Storage:
 def upload_checkpoint(run_folder: str, folder: str, name: str) -> None:
     """The files of `folder` in the folder `name` of the run."""
     storage.upload_folder(folder, f"{run_folder}/{name}")
+
+
+def refuse_scattered_metrics(storage_path: str) -> None:
+    """ValueError if the connected cluster has several machines, or will, and metrics would go to a file of one."""
+    if spans_machines() or cluster_run.grows():
+        tracking.refuse_local(storage_path)
 
 
 def failure(run_folder: str) -> RunError:
@@ -347,6 +354,7 @@ def run(command: cli.Command, *, program: str) -> int:
     if (status := cli.answered(command)) is not None:
         return status
     try:
+        tracking.refuse_unreachable(command.config.placement.storage)
         pretrain(command.config)
     except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
         print(f"{program}: {error}", file=sys.stderr)

@@ -28,7 +28,7 @@ if __name__ == "__main__":
     use_private_token()
 
 from cluster import trials
-from cluster.connection import connected_ray, room, spans_machines
+from cluster.connection import connected_ray, room
 from cluster.domains import Domain
 from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
@@ -116,8 +116,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     folder = storage.absolute(f"{path}/{config.name}")
     claim(config, base, folder)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
-        if spans_machines():
-            tracking.refuse_local(path)
+        pretrain.refuse_scattered_metrics(path)
         placement = base.placement
         parent = tracking.open_run(
             path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from cluster.head import free_ports
-from jobs import tracking
+from jobs import cli, pretrain, tracking
 from jobs.compare import CURVES, CompareConfig, compare, costs, differences, scores
+from jobs.presets import tiny
 from jobs.tracking import Logged
 from snps3_model.config import ObjectiveConfig
 
@@ -134,6 +136,27 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(monkeypatch
     with pytest.raises(ValueError, match=f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer") as refused:
         tracking.refuse_unreachable("runs")
     assert "secret" not in str(refused.value)
+
+
+def test_a_run_is_refused_before_it_starts_if_its_server_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(cli, "answered", lambda command: None)
+    monkeypatch.setattr(pretrain, "pretrain", lambda config: pytest.fail("was started"))
+    assert pretrain.run(cli.Command(config=tiny()), program="pretrain") == 2
+    assert f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("spans", "grows", "is_refused"), [(True, False, True), (False, True, True), (False,) * 3])
+def test_a_run_on_several_machines_wants_a_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spans: bool, grows: bool, is_refused: bool
+) -> None:
+    monkeypatch.setattr(pretrain, "spans_machines", lambda: spans)
+    monkeypatch.setattr(pretrain.cluster_run, "grows", lambda: grows)
+    with pytest.raises(ValueError, match="is a file on one of them") if is_refused else contextlib.nullcontext():
+        pretrain.refuse_scattered_metrics(str(tmp_path))
 
 
 def test_a_file_of_one_machine_is_refused_for_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
