@@ -211,11 +211,13 @@ def table(config: AblateConfig, found: Found) -> str:
     rows = list(ROWS[config.table])
     keys = {title: key for title, key in SHOWN.items() if any(key in results for results in found.values())}
     hours = sum(value for results in found.values() for key, value in results.items() if key.endswith("hours"))
+    count = len({seed for _, seed in found})
     lines = [
         f"# Table {config.table}: {config.name}",
         "",
-        f"{len({seed for _, seed in found})} seeds; mean and 95 % interval over seeds. Mean recall: of R@1, 5 and 10, "
-        f"both directions. {len(found)} runs in {hours:.2f} hours, added up over runs, fine-tuning with them.",
+        f"{count} seeds; mean and 95 % interval over seeds, of fewer than three seeds their range. Mean recall: of R@1, 5 "
+        f"and 10, both directions. {len(found)} runs in {hours:.2f} hours, added up over runs, fine-tuning with them, as "
+        "the first rank of each counts them: without starts and reports.",
         "",
         f"| | {' | '.join(keys)} | the paper's R@1, R50 / PVT |",
         "|---" * (len(keys) + 2) + "|",
@@ -223,7 +225,7 @@ def table(config: AblateConfig, found: Found) -> str:
     for row in rows:
         cells = [spread(list(of_row(found, row, key).values())) for key in keys.values()]
         lines.append(f"| {row} | {' | '.join(cells)} | {PAPER[config.table][row]} |")
-    lines += ["", f"Differences of the {PRIMARY} to “{rows[0]}”, seed by seed:", ""]
+    lines += ["", f"Differences of the {PRIMARY} to “{rows[0]}”, seed by seed:{resolution(count)}", ""]
     first = of_row(found, rows[0], PRIMARY)
     lines += [f"- {row}: {difference(of_row(found, row, PRIMARY), first)}" for row in rows[1:]]
     return "\n".join([*lines, ""])
@@ -238,25 +240,34 @@ def spread(values: Sequence[float]) -> str:
     return f"{found['mean']:.4g} [{low:.4g}, {high:.4g}]"
 
 
+def resolution(num_seeds: int) -> str:
+    """What so many seeds can tell; nothing of fewer than three, which have no interval."""
+    if num_seeds < 3:
+        return ""
+    smallest = scipy.stats.t.ppf(0.975, num_seeds - 1) / math.sqrt(num_seeds)
+    return (
+        f" {num_seeds} seeds tell a difference from 0 if it is {smallest:.2f} times its own spread over seeds or more"
+    )
+
+
 def difference(row: Mapping[int, float], first: Mapping[int, float]) -> str:
     """The paired difference, and how many seeds would settle its sign."""
     values = [row[seed] - first[seed] for seed in sorted(row.keys() & first.keys())]
     if len(values) < 2:
         return "not run"
     needed = seeds_needed(values)
-    end = "no difference at all" if needed is None else f"about {needed} seeds would settle its sign"
+    end = (
+        f"about {needed} seeds would settle its sign" if needed else "more seeds than are of use would settle its sign"
+    )
     return f"{spread(values)} over {len(values)} seeds; {end}"
 
 
 def seeds_needed(values: Sequence[float], most: int = 10_000) -> int | None:
-    """Seeds after which the 95 % interval of a mean like this one would leave out 0; None if the mean is 0."""
+    """Seeds after which the 95 % interval of a mean like this one would leave out 0; None for more than `most`."""
     mean, deviation = abs(float(np.mean(values))), float(np.std(values, ddof=1))
-    if mean == 0:
-        return None
-    for count in range(2, most):
-        if scipy.stats.t.ppf(0.975, count - 1) * deviation / math.sqrt(count) < mean:
-            return count
-    return most
+    counts = np.arange(2, most + 1)
+    settled = scipy.stats.t.ppf(0.975, counts - 1) * deviation / np.sqrt(counts) < mean
+    return int(counts[settled.argmax()]) if settled.any() else None
 
 
 def parse(argv: Sequence[str]) -> tuple[AblateConfig, PretrainConfig]:

@@ -21,7 +21,7 @@ from jobs.ablate import (
     table,
 )
 from jobs.presets import tiny
-from jobs.seeds import read_cells, write_cells
+from jobs.seeds import over_seeds, read_cells, write_cells
 
 
 def wish(**changes: object) -> AblateConfig:
@@ -61,7 +61,20 @@ def test_as_many_seeds_are_needed_as_the_test_of_the_mean_says() -> None:
     for count, is_enough in ((needed, True), (needed - 1, False)):
         low, _ = scipy.stats.t.interval(0.95, count - 1, abs(mean), deviation / count**0.5)
         assert (low > 0) == is_enough
-    assert difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).endswith("no difference at all")
+    for other in (1.0, 1.0 - 1e-9):  # no difference, and one that no interval of 10,000 seeds would tell
+        assert difference({0: other, 1: 2.0, 2: 3.1}, {0: 1.0, 1: 2.1, 2: 3.0}).endswith(
+            "more seeds than are of use would settle its sign"
+        )
+
+
+def test_a_table_says_what_so_many_seeds_can_tell() -> None:
+    """At the stated multiple of its spread the interval of a difference begins at 0."""
+    values = np.array([1.0, 2.0, 4.0, 0.5, 3.0])
+    shifted = values - values.mean() + 1.24 * values.std(ddof=1)
+    low, _ = over_seeds(shifted.tolist())["interval"]
+    assert low == pytest.approx(0, abs=0.01)
+    assert "5 seeds tell a difference from 0 if it is 1.24 times" in ablate.resolution(5)
+    assert ablate.resolution(2) == ""
 
 
 def test_cells_are_kept_and_those_of_other_settings_are_refused(tmp_path: Path) -> None:
