@@ -28,6 +28,8 @@ CURVES = (
     "loss/lvwm",
     "loss/itm",
     "loss/clip_order",
+    "loss/answering",
+    "loss/choosing",
     "validation/t2v/mean_recall",
     "validation/masked_word_accuracy",
     "validation/accuracy",

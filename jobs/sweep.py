@@ -212,7 +212,9 @@ def refuse_unmeasured(metric: str, varied: Mapping[str, Domain], base: PretrainC
     weight = "objective.masked_words_cross"
     weights = varied[weight].corners if weight in varied else [base.objective.masked_words_cross]
     if metric == PROBES[1] and 0 in weights:
-        raise ValueError(f"a run with {weight}=0 fills in no words and does not measure {metric}; take another --metric")
+        raise ValueError(
+            f"a run with {weight}=0 fills in no words and does not measure {metric}; take another --metric"
+        )
 
 
 def identity_hash(config: SweepConfig, base: PretrainConfig) -> str:

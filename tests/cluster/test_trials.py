@@ -15,9 +15,7 @@ METRIC = "score"
 def asha(num_steps: int, num_rungs: int, factor: int) -> Any:
     """As a sweep makes it."""
     first = num_steps // factor**num_rungs
-    search = Search(
-        space={}, num_steps=num_steps, first_rung_steps=first, num_rungs=num_rungs, reduction_factor=factor
-    )
+    search = Search(space={}, num_steps=num_steps, first_rung_steps=first, num_rungs=num_rungs, reduction_factor=factor)
     made: Any = scheduler(search)
     made.set_search_properties(METRIC, "max")
     return made
@@ -51,7 +49,9 @@ def test_a_bad_trial_is_stopped_at_a_rung_and_never_at_its_last_step() -> None:
 def test_a_checkpoint_before_the_first_evaluation_is_not_told_to_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(trials.TuneReportCallback, "__init__", lambda self: None)
-    monkeypatch.setattr(trials.TuneReportCallback, "after_report", lambda self, run, metrics, _: told.append(metrics[0]))
+    monkeypatch.setattr(
+        trials.TuneReportCallback, "after_report", lambda self, run, metrics, _: told.append(metrics[0])
+    )
     watcher = Measurements(METRIC)
     watcher.after_report(None, [{STEP: 3}], None)
     watcher.after_report(None, [{STEP: 8, METRIC: 0.5}], None)

@@ -55,7 +55,10 @@ def test_the_best_of_a_line_is_the_highest_and_of_ranks_the_lowest() -> None:
     best = {line["name"]: [one["is_best"] for one in line["cells"]] for line in scores(runs)}
     assert best == {"test/r1": [False, True], "test/median_rank": [True, False]}
     lines = costs([logged("a", {}, seconds__step=1200.0, memory_mib=310.4), logged("b", {})])
-    assert [(line["name"], line["cells"][0]["text"]) for line in lines] == [("seconds/step", "1,200"), ("memory_mib", "310")]
+    assert [(line["name"], line["cells"][0]["text"]) for line in lines] == [
+        ("seconds/step", "1,200"),
+        ("memory_mib", "310"),
+    ]
 
 
 def test_runs_of_a_file_are_compared(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ def test_a_dataset_stands_beside_its_run_once(tmp_path: Path) -> None:
     assert "manifest.parquet" in found.dataset.source
 
 
-@pytest.mark.parametrize(("code", "hash_alone", "is_dirty"), [("0a1b", "0a1b", "false"), ("0a1b-dirty", "0a1b", "true")])
+@pytest.mark.parametrize(
+    ("code", "hash_alone", "is_dirty"), [("0a1b", "0a1b", "false"), ("0a1b-dirty", "0a1b", "true")]
+)
 def test_runs_can_be_searched_by_commit_and_by_whether_it_was_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, hash_alone: str, is_dirty: str
 ) -> None:
