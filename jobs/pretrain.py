@@ -329,9 +329,8 @@ def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> 
             tracker.log_file(Path(folder, name))
     for key in sorted(key for key in found if key.endswith(("r1", "r10"))):
         print(f"{key:34s} {found[key]:.3f}")
-    print(
-        f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json\nMLflow: {tracking.without_password(tracker.uri)}"
-    )
+    print(f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json")
+    print(f"MLflow: {tracking.without_password(tracker.uri)}")
     return found
 
 
