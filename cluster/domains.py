@@ -33,8 +33,9 @@ class Range:
 
     @property
     def corners(self) -> tuple[float, ...]:
-        """The values at which a rule would break first."""
-        return (self.low, self.high)
+        """The values at which a rule would break first: both ends and, unless all are whole, a number that is not."""
+        between = self.low + (self.high - self.low) / math.pi
+        return (self.low, self.high) if self.is_integer else (self.low, self.high, between)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,8 @@ class Search:
     """Of a trial that is not stopped."""
     first_rung_steps: int | None = None
     """Steps after which a trial may be stopped first; None stops none."""
+    num_rungs: int = 2
+    """Times at which a trial may be stopped."""
     reduction_factor: int = 3
     """Of the trials that came to a rung one in so many goes on, to as many times the steps."""
 
@@ -60,6 +62,19 @@ class Trial:
     error: str = ""
     is_open: bool = False
     """The search was stopped before it ended."""
+
+
+class Measurements(TuneReportCallback):
+    """Tells the search what ranks report, once they have measured: Tune ends a search at a report without its metric,
+    and a checkpoint before the first evaluation (a node is to be taken away) is one."""
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if self.metric in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
 
 
 class Ends(tune.Callback):
@@ -93,7 +108,7 @@ def run_trials(
     def trial(values: dict[str, Any]) -> None:
         trial_id = tune.get_context().get_trial_id()
         assert trial_id, "Tune calls this in a trial"
-        function(trial_id, values, TuneReportCallback())
+        function(trial_id, values, Measurements(search.metric))
 
     trainable = tune.with_resources(trial, HEAD)
     where = f"{path}/{name}"
@@ -180,13 +195,26 @@ def searcher(search: Search) -> Searcher | SearchAlgorithm:
     return BasicVariantGenerator(random_state=search.seed, max_concurrent=search.num_at_once)
 
 
+class Asha(AsyncHyperBandScheduler):
+    """ASHA that leaves a trial alone that has taken its last step: its end would be cut off, and nothing saved."""
+
+    def __init__(self, search: Search, first_rung_steps: int) -> None:
+        factor = search.reduction_factor
+        super().__init__(
+            time_attr=STEP,
+            grace_period=first_rung_steps,
+            max_t=first_rung_steps * factor**search.num_rungs - 1,  # Tune puts a rung at every power below
+            reduction_factor=factor,
+            stop_last_trials=False,
+        )
+        self.num_steps = search.num_steps
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result.get(STEP, 0) >= self.num_steps:
+            return TrialScheduler.CONTINUE
+        return super().on_trial_result(tune_controller, trial, result)
+
+
 def scheduler(search: Search) -> TrialScheduler:
-    """Who stops trials. The end of a run is not ASHA's: what comes after its last step would be cut off."""
-    if search.first_rung_steps is None:
-        return FIFOScheduler()
-    return AsyncHyperBandScheduler(
-        time_attr=STEP,
-        grace_period=search.first_rung_steps,
-        max_t=search.num_steps + 1,
-        reduction_factor=search.reduction_factor,
-    )
+    """Who stops trials."""
+    return FIFOScheduler() if search.first_rung_steps is None else Asha(search, search.first_rung_steps)

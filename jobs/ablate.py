@@ -10,11 +10,14 @@ elsewhere. NAME/table.md has means, 95 % intervals over seeds and differences se
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -29,11 +32,13 @@ from cluster.auth import use_private_token
 if __name__ == "__main__":
     use_private_token()
 
-from cluster.connection import connected_ray, room, spans_machines
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.connection import connected_ray, room
+from cluster.run import WORKER_ENVIRONMENT, LostError
 from jobs import cli, finetune, preflight, pretrain, space, tracking
 from jobs.config import PretrainConfig, config_hash, flat, identity
 from jobs.seeds import Found, over_seeds, read_cells, write_cells
+from jobs.training import RunError
+from jobs.worker import STOP_FILE
 from pipeline import storage
 from pipeline.manifest import read_manifest
 
@@ -116,10 +121,10 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> str:
     path, placement = base.placement.storage, base.placement
     folder, fields = storage.absolute(f"{path}/{config.name}"), identity_of(config, base)
     found = read_cells(f"{folder}/{CELLS}", fields)
+    refuse_other_fine_tuning(config, base, found)
     tracking.refuse_unreachable(path)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
-        if spans_machines():
-            tracking.refuse_local(path)
+        pretrain.refuse_scattered_metrics(path)
         num_gpus = placement.most_workers if placement.use_gpu else 0
         at_once = config.num_at_once or room(preflight.num_cpus(placement), num_gpus)
         parent = tracking.open_run(
@@ -129,22 +134,82 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> str:
             identity_hash=config_hash(fields),
             params=flat(dataclasses.asdict(config)),
         )
-        run = functools.partial(one_cell, config=config, base=base, parent=parent.run_id)
+        runs = Runs()
+        run = functools.partial(one_cell, config=config, base=base, parent=parent.run_id, runs=runs)
         wanted = [(row, seed) for seed in range(config.num_seeds) for row in ROWS[config.table]]
         cells = [cell for cell in wanted if is_missing(cell, config, found)]
         status = "FAILED"
         try:
-            with ThreadPoolExecutor(at_once) as pool:
+            with stopped_by_signals(runs), ThreadPoolExecutor(at_once) as pool:
                 for cell, results in zip(cells, pool.map(run, cells), strict=True):
                     found[cell] = results
                     write_cells(f"{folder}/{CELLS}", fields, found)  # as they come: an ablation takes hours
                     storage.write_bytes_atomic(f"{folder}/table.md", table(config, found).encode())
             parent.log(means(config, found), 0)
             status = "FINISHED"
+        except StoppedError:
+            status = "KILLED"
+            raise
         finally:
             tracking.end_open(parent.uri, parent.run_id)
             parent.finish(status)
     return table(config, found)
+
+
+class StoppedError(Exception):
+    """A run was asked to stop, and left a checkpoint."""
+
+
+class Runs:
+    """The runs that are under way. Asked to stop, each writes a checkpoint and ends, and no other begins."""
+
+    def __init__(self) -> None:
+        self.folders: set[str] = set()
+        self.is_stopped = False
+
+    def results(self, config: PretrainConfig, tags: Mapping[str, str]) -> dict[str, float]:
+        """Those of a run to its end. StoppedError if it, or all, were asked to stop."""
+        folder = storage.absolute(f"{config.placement.storage}/{config.name}")
+        self.folders.add(folder)
+        found = {} if self.is_stopped else pretrain.pretrain(config, tags=tags)
+        self.folders.discard(folder)
+        if not found:
+            raise StoppedError
+        return numbers(found)
+
+    def stop(self, *_: Any) -> None:
+        """Asks them, as a signal does."""
+        self.is_stopped = True
+        print("asked to stop: waiting for the checkpoints", file=sys.stderr, flush=True)
+        for folder in list(self.folders):
+            storage.write_bytes_atomic(f"{folder}/{STOP_FILE}", b"")
+
+
+@contextlib.contextmanager
+def stopped_by_signals(runs: Runs) -> Iterator[None]:
+    """Within it, SIGTERM (as from `ray job stop`) and Ctrl-C stop the runs, whose threads no signal reaches."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, runs.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def refuse_other_fine_tuning(config: AblateConfig, base: PretrainConfig, found: Found) -> None:
+    """ValueError if kept cells were fine-tuned for other steps than those to come will be."""
+    for task, recipe in DOWNSTREAM.items():
+        wanted = config.downstream_steps or finetune.RECIPES[recipe](base, "").optim.num_steps
+        for (row, seed), results in found.items():
+            steps = results.get(f"{task}/num_steps", wanted)
+            if config.num_downstream_seeds and steps != wanted:
+                raise ValueError(
+                    f"“{row}” with seed {seed} was fine-tuned for {steps:g} steps ({task}), and others would be for "
+                    f"{wanted}; take the same --downstream-steps as before, or another --name"
+                )
 
 
 def identity_of(config: AblateConfig, base: PretrainConfig) -> dict[str, Any]:
@@ -159,20 +224,21 @@ def is_missing(cell: tuple[str, int], config: AblateConfig, found: Found) -> boo
     return cell not in found or any(key not in found[cell] for key in wanted)
 
 
-def one_cell(cell: tuple[str, int], *, config: AblateConfig, base: PretrainConfig, parent: str) -> dict[str, float]:
+def one_cell(
+    cell: tuple[str, int], *, config: AblateConfig, base: PretrainConfig, parent: str, runs: Runs
+) -> dict[str, float]:
     """The results of a row with a seed, fine-tuned too for the first few seeds."""
     row, seed = cell
     name = f"{config.name}-{row.lower().replace(',', '').replace(' ', '-')}-{seed}"
     made = space.with_values(base, {**ROWS[config.table][row], "seed": seed}, name=name)
     tags = {tracking.PARENT: parent, "row": row}
-    found = numbers(pretrain.pretrain(made, tags=tags))
+    found = runs.results(made, tags)
     if seed < config.num_downstream_seeds:
         run_folder = storage.absolute(f"{base.placement.storage}/{name}")
         for task, recipe in DOWNSTREAM.items():
             tuned = finetune.RECIPES[recipe](finetune.config_of(run_folder), run_folder)
             tuned = shortened(dataclasses.replace(tuned, name=f"{name}-{task}"), config.downstream_steps)
-            results = numbers(pretrain.pretrain(tuned, tags=tags))
-            found |= {f"{task}/{key}": value for key, value in results.items()}
+            found |= {f"{task}/{key}": value for key, value in runs.results(tuned, tags).items()}
     return found
 
 
@@ -212,11 +278,13 @@ def table(config: AblateConfig, found: Found) -> str:
     rows = list(ROWS[config.table])
     keys = {title: key for title, key in SHOWN.items() if any(key in results for results in found.values())}
     hours = sum(value for results in found.values() for key, value in results.items() if key.endswith("hours"))
+    count = len({seed for _, seed in found})
     lines = [
         f"# Table {config.table}: {config.name}",
         "",
-        f"{len({seed for _, seed in found})} seeds; mean and 95 % interval over seeds. Mean recall: of R@1, 5 and 10, "
-        f"both directions. {len(found)} runs in {hours:.2f} hours, added up over runs, fine-tuning with them.",
+        f"{count} seeds; mean and 95 % interval over seeds, of fewer than three their range. Mean recall: of R@1, "
+        f"5 and 10, both directions. {len(found)} runs in {hours:.2f} hours, added up over runs, fine-tuning included, "
+        "as the first rank of each counts them: without starts and reports.",
         "",
         f"| | {' | '.join(keys)} | the paper's R@1, R50 / PVT |",
         "|---" * (len(keys) + 2) + "|",
@@ -224,7 +292,7 @@ def table(config: AblateConfig, found: Found) -> str:
     for row in rows:
         cells = [spread(list(of_row(found, row, key).values())) for key in keys.values()]
         lines.append(f"| {row} | {' | '.join(cells)} | {PAPER[config.table][row]} |")
-    lines += ["", f"Differences of the {PRIMARY} to “{rows[0]}”, seed by seed:", ""]
+    lines += ["", f"Differences of the {PRIMARY} to “{rows[0]}”, seed by seed:{resolution(count)}", ""]
     first = of_row(found, rows[0], PRIMARY)
     lines += [f"- {row}: {difference(of_row(found, row, PRIMARY), first)}" for row in rows[1:]]
     return "\n".join([*lines, ""])
@@ -239,25 +307,34 @@ def spread(values: Sequence[float]) -> str:
     return f"{found['mean']:.4g} [{low:.4g}, {high:.4g}]"
 
 
+def resolution(num_seeds: int) -> str:
+    """What so many seeds can tell; nothing of fewer than three, which have no interval."""
+    if num_seeds < 3:
+        return ""
+    smallest = scipy.stats.t.ppf(0.975, num_seeds - 1) / math.sqrt(num_seeds)
+    return (
+        f" {num_seeds} seeds tell a difference from 0 if it is {smallest:.2f} times its own spread over seeds or more"
+    )
+
+
 def difference(row: Mapping[int, float], first: Mapping[int, float]) -> str:
     """The paired difference, and how many seeds would settle its sign."""
     values = [row[seed] - first[seed] for seed in sorted(row.keys() & first.keys())]
     if len(values) < 2:
         return "not run"
     needed = seeds_needed(values)
-    end = "no difference at all" if needed is None else f"about {needed} seeds would settle its sign"
+    end = (
+        f"about {needed} seeds would settle its sign" if needed else "more seeds than are of use would settle its sign"
+    )
     return f"{spread(values)} over {len(values)} seeds; {end}"
 
 
 def seeds_needed(values: Sequence[float], most: int = 10_000) -> int | None:
-    """Seeds after which the 95 % interval of a mean like this one would leave out 0; None if the mean is 0."""
+    """Seeds after which the 95 % interval of a mean like this one would leave out 0; None for more than `most`."""
     mean, deviation = abs(float(np.mean(values))), float(np.std(values, ddof=1))
-    if mean == 0:
-        return None
-    for count in range(2, most):
-        if scipy.stats.t.ppf(0.975, count - 1) * deviation / math.sqrt(count) < mean:
-            return count
-    return most
+    counts = np.arange(2, most + 1)
+    settled = scipy.stats.t.ppf(0.975, counts - 1) * deviation / np.sqrt(counts) < mean
+    return int(counts[settled.argmax()]) if settled.any() else None
 
 
 def parse(argv: Sequence[str]) -> tuple[AblateConfig, PretrainConfig]:
@@ -269,10 +346,17 @@ def parse(argv: Sequence[str]) -> tuple[AblateConfig, PretrainConfig]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
+    """Exit status of the command line: 1 where a run failed, 130 where it was asked to stop."""
     config, base = parse(sys.argv[1:] if argv is None else argv)
-    with cli.refusing():
-        print(ablate(config, base))
+    try:
+        with cli.refusing():
+            print(ablate(config, base))
+    except StoppedError:
+        print(f"{config.name} was stopped; the same command goes on from here")
+        return 130
+    except (RunError, LostError) as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

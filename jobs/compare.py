@@ -26,12 +26,17 @@ CURVES = (
     "loss/gvtm_level1",
     "loss/gvtm_level2",
     "loss/lvwm",
+    "loss/itm",
+    "loss/clip_order",
+    "loss/answering",
+    "loss/choosing",
     "validation/t2v/mean_recall",
     "validation/masked_word_accuracy",
     "validation/accuracy",
     "clips_per_second",
 )
 SCORES = ("test/", "temporal/", "validation/")
+MEMORY = ("memory_mib", "gpu_memory_mib")
 LOW_IS_GOOD = ("rank",)
 COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5", "--c6")
 MOST = 18
@@ -113,10 +118,10 @@ def scores(runs: Sequence[Logged]) -> list[dict[str, Any]]:
 
 
 def costs(runs: Sequence[Logged]) -> list[dict[str, Any]]:
-    """What the time went to, and how fast it was."""
+    """What the time of the first rank went to, how fast the run was and what it held."""
     names = sorted({name for run in runs for name in run.metrics if name.startswith("seconds/")})
     lines = []
-    for name in [*names, "clips_per_second", "num_steps", "num_rejected"]:
+    for name in [*names, "clips_per_second", "num_steps", "num_rejected", "num_parameters", *MEMORY]:
         values = [run.metrics.get(name) for run in runs]
         if any(value is not None for value in values):
             cells = [cell("–" if value is None else f"{value:,.0f}") for value in values]

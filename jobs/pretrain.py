@@ -29,12 +29,12 @@ if __name__ == "__main__":
 import ray.data
 
 from cluster import run as cluster_run
-from cluster.connection import connected_ray
+from cluster.connection import connected_ray, spans_machines
 from jobs import cli, journal, preflight, results, run_files, streams, tracking, worker
 from jobs.config import PretrainConfig, TextConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
 from jobs.tasks import AskingTask, Language, QuestionTask, make_task
 from jobs.tracking import Tracker
-from jobs.training import RunError
+from jobs.training import DivergedError, RunError
 from jobs.worker import Job
 from pipeline import storage
 from pipeline.loader import ClipSource, segments, split_rows
@@ -82,6 +82,7 @@ def pretrain(
         clean(run_folder)
         watched = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
         with watched, stopping_on_signal(run_folder):
+            refuse_scattered_metrics(config.placement.storage)
             cluster_run.run(
                 on_rank,
                 job,
@@ -93,7 +94,7 @@ def pretrain(
                 watchers=watchers,
             )
         if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
-            raise RunError(run_files.read_json(f"{run_folder}/{run_files.FAILURE}")["error"])
+            raise failure(run_folder)
         if not run_files.is_finished(run_folder):
             status = "KILLED"
             print(f"{config.name} was stopped at step {run_files.committed_step(run_folder)}; run it again to go on")
@@ -115,6 +116,18 @@ def storage_of(config: PretrainConfig, run_folder: str) -> cluster_run.Storage:
 def upload_checkpoint(run_folder: str, folder: str, name: str) -> None:
     """The files of `folder` in the folder `name` of the run."""
     storage.upload_folder(folder, f"{run_folder}/{name}")
+
+
+def refuse_scattered_metrics(storage_path: str) -> None:
+    """ValueError if the connected cluster has several machines, or will, and metrics would go to a file of one."""
+    if spans_machines() or cluster_run.grows():
+        tracking.refuse_local(storage_path)
+
+
+def failure(run_folder: str) -> RunError:
+    """Why the run stopped for good, as its ranks left word."""
+    told = run_files.read_json(f"{run_folder}/{run_files.FAILURE}")
+    return (DivergedError if told["has_diverged"] else RunError)(told["error"])
 
 
 def clean(run_folder: str) -> None:
@@ -318,7 +331,8 @@ def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> 
             tracker.log_file(Path(folder, name))
     for key in sorted(key for key in found if key.endswith(("r1", "r10"))):
         print(f"{key:34s} {found[key]:.3f}")
-    print(f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json\nMLflow: {tracker.uri}")
+    print(f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json")
+    print(f"MLflow: {tracking.without_password(tracker.uri)}")
     return found
 
 
@@ -343,6 +357,7 @@ def run(command: cli.Command, *, program: str) -> int:
     if (status := cli.answered(command)) is not None:
         return status
     try:
+        tracking.refuse_unreachable(command.config.placement.storage)
         pretrain(command.config)
     except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
         print(f"{program}: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ WEIGHTS = tuple(
 SPACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "masking_ratio": ("masking.probability=0.1..0.6",),
-        "significant_words": ("masking.strategy=mssm,mlm", "masking.top_k=100,300,1000,3000,None"),
+        "significant_words": ("masking.strategy=mssm,mlm", "masking.top_k=10,30,100,None"),
         "replacement": ("masking.mask_share=0.5..0.9", "masking.random_share=0.0..0.1"),
         "lvwm": ("objective.lvwm=0.0..2.0", "text.num_words=1..5:int", "objective.lvwm_stage=after,before,both"),
         "loss_weights": tuple(f"{name}=0.1..10:log" for name in WEIGHTS),
@@ -59,9 +59,9 @@ def parse(texts: Sequence[str]) -> dict[str, Domain]:
 
 def domain(text: str) -> Domain:
     """`LOW..HIGH`, with `:log` for equal ratios or `:int` for whole numbers, or values apart by commas."""
-    bounds, *marks = text.split(":")
-    if ".." not in bounds:
+    if ".." not in text:
         return Choice(values=tuple(map(value, text.split(","))))
+    bounds, *marks = text.split(":")
     if unknown := set(marks) - {"log", "int"}:
         raise ValueError(f"a range may be :log or :int, got :{unknown.pop()}")
     low, _, high = bounds.partition("..")
@@ -84,6 +84,8 @@ def value(text: str) -> Any:
 def refuse_what_cannot_be(space: Mapping[str, Domain], base: PretrainConfig) -> None:
     """ValueError that names an unknown field, with the nearest, or a value that the configuration refuses."""
     fields = flat(as_dict(base))
+    if kept := [name for name in space if name == "name" or name.startswith("placement.")]:
+        raise ValueError(f"{kept[0]} changes nothing that is computed, so it cannot be varied; set it for all runs")
     for name, choices in space.items():
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
@@ -93,7 +95,9 @@ def refuse_what_cannot_be(space: Mapping[str, Domain], base: PretrainConfig) -> 
             try:
                 with_values(base, {name: corner}, name=base.name)
             except ValueError as error:
-                raise ValueError(f"{name} cannot be {corner}: {error}") from error
+                shown = f"{corner:g}" if isinstance(corner, float) else corner
+                hint = "; is it a range of whole numbers, LOW..HIGH:int?" if "valid integer" in str(error) else ""
+                raise ValueError(f"{name} cannot be {shown}: {error}{hint}") from error
 
 
 def with_values(base: PretrainConfig, values: Mapping[str, Any], *, name: str) -> PretrainConfig:

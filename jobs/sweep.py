@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import shlex
 import signal
 import sys
 import threading
@@ -28,13 +28,13 @@ if __name__ == "__main__":
     use_private_token()
 
 from cluster import trials
-from cluster.connection import connected_ray, room, spans_machines
+from cluster.connection import connected_ray, room
 from cluster.domains import Domain
 from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
 from jobs import cli, preflight, pretrain, run_files, space, tracking
 from jobs.config import PretrainConfig, as_dict, config_hash, flat
-from jobs.training import RunError
+from jobs.training import DivergedError
 from jobs.worker import PROBES
 from pipeline import storage
 
@@ -109,13 +109,14 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     """Its trials, the best first; none if somebody stopped it before its end. ValueError for what cannot be swept."""
     found = config.domains
     space.refuse_what_cannot_be(found, base)
+    refuse_unmeasured(config.metric, found, base)
+    first_rung_steps = first_rung(config, base)
     path = base.placement.storage
     tracking.refuse_unreachable(path)
     folder = storage.absolute(f"{path}/{config.name}")
     claim(config, base, folder)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
-        if spans_machines():
-            tracking.refuse_local(path)
+        pretrain.refuse_scattered_metrics(path)
         placement = base.placement
         parent = tracking.open_run(
             path,
@@ -134,7 +135,8 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             or room(preflight.num_cpus(placement), placement.most_workers if placement.use_gpu else 0),
             seed=config.seed,
             num_steps=base.optim.num_steps,
-            first_rung_steps=first_rung(config, base),
+            first_rung_steps=first_rung_steps,
+            num_rungs=config.num_rungs,
             reduction_factor=config.reduction_factor,
         )
         filesystem, inner = storage.arrow_filesystem(path)
@@ -152,7 +154,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             if any(one.is_open for one in done):
                 status = "KILLED"
                 return []
-            rows = sorted((row_of(one, config, base) for one in done), key=place)
+            rows = sorted((row_of(one, config) for one in done), key=place)
             run_files.write_json(f"{folder}/{TABLE}", [dataclasses.asdict(row) for row in rows])
             parent.log(summary(rows), 0)
             status = "FINISHED"
@@ -177,11 +179,11 @@ def one_trial(
     folder = storage.absolute(f"{base.placement.storage}/{config.name}")
     try:
         pretrain.pretrain(config, watchers=[watcher], tags=tags)
-    except RunError:  # told by the run itself
+    except DivergedError:  # told by the run itself
         trials.report(dict.fromkeys(PROBES, 0.0) | {trials.STEP: run_files.committed_step(folder), "diverged": 1})
         return
     best = run_files.read_json(f"{folder}/best/{run_files.PROGRESS}")
-    trials.report(best["probes"] | {trials.STEP: config.optim.num_steps})
+    trials.report(best["probes"] | {trials.STEP: run_files.committed_step(folder), "finished": 1})
 
 
 def run_name(sweep_name: str, trial_id: str) -> str:
@@ -203,6 +205,18 @@ def first_rung(config: SweepConfig, base: PretrainConfig) -> int | None:
     return steps
 
 
+def refuse_unmeasured(metric: str, varied: Mapping[str, Domain], base: PretrainConfig) -> None:
+    """ValueError if some trial would not measure what trials are compared by."""
+    if base.task.kind != "captions":
+        raise ValueError(f"runs of task.kind={base.task.kind} do not measure {metric}; sweeps are of pre-training")
+    weight = "objective.masked_words_cross"
+    weights = varied[weight].corners if weight in varied else [base.objective.masked_words_cross]
+    if metric == PROBES[1] and 0 in weights:
+        raise ValueError(
+            f"a run with {weight}=0 fills in no words and does not measure {metric}; take another --metric"
+        )
+
+
 def identity_hash(config: SweepConfig, base: PretrainConfig) -> str:
     """What makes two sweeps the same: all but how many run at a time, and where."""
     own = {name: value for name, value in dataclasses.asdict(config).items() if name != "num_at_once"}
@@ -218,13 +232,13 @@ def claim(config: SweepConfig, base: PretrainConfig, folder: str) -> None:
     run_files.write_json(path, {"hash": wanted})
 
 
-def row_of(trial: Trial, config: SweepConfig, base: PretrainConfig) -> Row:
+def row_of(trial: Trial, config: SweepConfig) -> Row:
     """A trial as the table has it."""
     has_diverged = any(line.get("diverged", 0) > 0 for line in trial.history)
     scores = [line[config.metric] for line in trial.history if config.metric in line]
     num_steps = int(max((line[trials.STEP] for line in trial.history), default=0))
     status = "diverged" if has_diverged else "failed" if trial.error else "stopped"
-    if status == "stopped" and num_steps >= base.optim.num_steps:
+    if status == "stopped" and any(line.get("finished", 0) > 0 for line in trial.history):
         status = "finished"
     return Row(
         name=run_name(config.name, trial.trial_id),
@@ -251,22 +265,32 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
 STATUSES = ("finished", "stopped", "diverged", "failed")
 
 
-def describe(rows: Sequence[Row], config: SweepConfig) -> str:
-    """The table, and how the best goes on."""
+def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str]) -> str:
+    """The table, and how the best is run once more. `base`: the preset and the fields of all trials, as words."""
     lines = [f"{config.metric}, trials by their best:"]
     for row in rows:
         score = "     -" if row.score is None else f"{row.score:6.3f}"
         values = " ".join(f"{name}={shown(value)}" for name, value in row.values.items())
         lines.append(f"{score}  {row.status:9s} {row.num_steps:6d} steps  {row.name}  {values}  {row.error}".rstrip())
     if rows and rows[0].score is not None:
-        options = " ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in rows[0].values.items())
-        lines.append(f"the best once more: python jobs/pretrain.py PRESET --name best {options}")
+        preset, *fields = base
+        words = [preset, "--name", f"{config.name}-best", *fields]
+        words += [word for name, value in rows[0].values.items() for word in option(name, value)]
+        lines.append(f"the best once more: python jobs/pretrain.py {shlex.join(words)}")
     return "\n".join(lines)
 
 
 def shown(value: Any) -> str:
-    """A value as the command line takes it."""
-    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value).strip('"').replace("null", "None")
+    """A value of the table."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def option(field: str, value: Any) -> list[str]:
+    """A field with its value, unrounded, as the command line takes it."""
+    path, _, last = field.replace("_", "-").rpartition(".")
+    if isinstance(value, bool):
+        return [f"--{path}.{'' if value else 'no-'}{last}"]
+    return [f"--{path}.{last}" if path else f"--{last}", str(value)]
 
 
 def parse(argv: Sequence[str]) -> tuple[SweepConfig, PretrainConfig]:
@@ -279,13 +303,14 @@ def parse(argv: Sequence[str]) -> tuple[SweepConfig, PretrainConfig]:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line: 1 where a trial failed, 130 after Ctrl-C."""
-    config, base = parse(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    config, base = parse(words)
     with cli.refusing():
         rows = sweep(config, base)
     if not rows:
         print(f"{config.name} was stopped; the same command goes on from here")
         return 130
-    print(describe(rows, config))
+    print(describe(rows, config, cli.split(words)[1]))
     return int(any(row.status == "failed" for row in rows))
 
 

@@ -23,12 +23,15 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_GIT_DIRTY
 
 from pipeline import storage
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PARENT = "mlflow.parentRunId"
 """Tag by which MLflow shows a run below another."""
+DIRTY = "-dirty"
+"""Mark of a commit whose files were changed since."""
 REACH_SECONDS = 5.0
 OF_THE_MACHINE = "system/"
 """How the names of what MLflow measures of a machine begin."""
@@ -39,9 +42,10 @@ def tracking_uri(storage_path: str) -> str:
     given = os.environ.get(URI_VARIABLE)
     if given:
         if given.startswith("file:") or "://" not in given:
+            folder = given.removeprefix("file:").removeprefix("//")
             raise ValueError(
                 f"{URI_VARIABLE}={given} is a folder, which MLflow 3 no longer writes to; move it with "
-                f"`mlflow migrate-filestore --source {given} --target sqlite:///mlflow.db` and set sqlite:///…"
+                f"`mlflow migrate-filestore --source {folder} --target sqlite:///mlflow.db` and set sqlite:///…"
             )
         return given
     if storage.is_remote(storage_path):
@@ -70,14 +74,15 @@ def refuse_local(storage_path: str) -> None:
     uri = tracking_uri(storage_path)
     if uri.startswith("sqlite:"):
         raise ValueError(
-            f"this cluster has several machines, and {uri} is a file on one of them; set {URI_VARIABLE} to a server"
+            f"this cluster has several machines, or will, and {uri} is a file on one of them; set {URI_VARIABLE} to a "
+            "server"
         )
 
 
 def without_password(uri: str) -> str:
     """An address that may be shown."""
-    parts = urllib.parse.urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    secret = urllib.parse.urlsplit(uri).netloc.rpartition("@")[0]
+    return uri.replace(f"{secret}@", "", 1) if secret else uri
 
 
 def end_open(uri: str, parent_run_id: str, trial_id: str | None = None) -> None:
@@ -160,7 +165,13 @@ def open_run(
         client.update_run(known[0].info.run_id, status="RUNNING")
         return Tracker(uri, known[0].info.run_id)
     run = client.create_run(experiment_id, run_name=name)
-    known_tags = {"run_key": f"{name}@{identity_hash}", "mlflow.source.git.commit": commit(), **tags}
+    code = commit()
+    known_tags = {
+        "run_key": f"{name}@{identity_hash}",
+        MLFLOW_GIT_COMMIT: code.removesuffix(DIRTY),
+        MLFLOW_GIT_DIRTY: str(code.endswith(DIRTY)).lower(),
+        **tags,
+    }
     kept = [Param(key, str(value)[:500]) for key, value in params.items()]
     client.log_batch(run.info.run_id, params=kept, tags=[RunTag(key, value) for key, value in known_tags.items()])
     return Tracker(uri, run.info.run_id)
@@ -218,6 +229,9 @@ def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: 
     """The runs of these names or ids, the newest of each, with the histories of `curves`. ValueError that names one
     that is not there, with the nearest."""
     uri = tracking_uri(storage_path)
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not os.path.exists(file):  # which MLflow would make
+        raise ValueError(f"there is no {file}: no run was logged there, or {URI_VARIABLE} is not set")
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
@@ -252,7 +266,7 @@ def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: 
 def commit() -> str:
     """The commit of the code, with a mark if it was changed since; `unknown` outside a repository."""
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        ["git", "describe", "--always", f"--dirty={DIRTY}", "--abbrev=12", "--exclude=*"],  # a tag is no commit
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,

@@ -83,15 +83,19 @@ class RunError(RuntimeError):
     """What stops a run for good: starting again from the last checkpoint would only repeat it."""
 
 
+class DivergedError(RunError):
+    """The loss, or what it is made of, is no number any more."""
+
+
 def non_finite(metrics: dict[str, float]) -> list[str]:
     """Names of the metrics that are no numbers."""
     return sorted(name for name, value in metrics.items() if not math.isfinite(value))
 
 
-def non_finite_error(wrong: list[str], step: int, clip_ids: list[int], run_folder: str) -> RunError:
+def non_finite_error(wrong: list[str], step: int, clip_ids: list[int], run_folder: str) -> DivergedError:
     """Says which metrics, at which step, with which clips, and the checkpoint to go back to."""
     last = run_files.committed_checkpoint(run_folder) or "none yet"
-    return RunError(
+    return DivergedError(
         f"{', '.join(wrong)} not finite at step {step}; clips of the batch: {clip_ids}; last good checkpoint: {last}. "
         "Lower optim.lr or look at these clips"
     )

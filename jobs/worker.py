@@ -27,6 +27,7 @@ from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Network, P
 from jobs.tracking import Tracker
 from jobs.training import (
     Clock,
+    DivergedError,
     RunError,
     TrainState,
     commit,
@@ -89,7 +90,8 @@ def pretrain_rank(job: Job, runtime: Runtime) -> None:
     except RunError as error:  # on all ranks alike
         journal.note("failed", error=str(error))
         if runtime.world.is_first:
-            run_files.write_json(f"{job.run_folder}/{run_files.FAILURE}", {"error": str(error)})
+            told = {"error": str(error), "has_diverged": isinstance(error, DivergedError)}
+            run_files.write_json(f"{job.run_folder}/{run_files.FAILURE}", told)
     finally:
         watchdog.stop()
         journal.flush()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from jobs.ablate import (
     shortened,
     table,
 )
+from jobs.config import PretrainConfig
 from jobs.presets import tiny
-from jobs.seeds import read_cells, write_cells
+from jobs.seeds import over_seeds, read_cells, write_cells
 
 
 def wish(**changes: object) -> AblateConfig:
@@ -61,7 +63,20 @@ def test_as_many_seeds_are_needed_as_the_test_of_the_mean_says() -> None:
     for count, is_enough in ((needed, True), (needed - 1, False)):
         low, _ = scipy.stats.t.interval(0.95, count - 1, abs(mean), deviation / count**0.5)
         assert (low > 0) == is_enough
-    assert difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).endswith("no difference at all")
+    for other in (1.0, 1.0 - 1e-9):  # no difference, and one that no interval of 10,000 seeds would tell
+        assert difference({0: other, 1: 2.0, 2: 3.1}, {0: 1.0, 1: 2.1, 2: 3.0}).endswith(
+            "more seeds than are of use would settle its sign"
+        )
+
+
+def test_a_table_says_what_so_many_seeds_can_tell() -> None:
+    """At the stated multiple of its spread the interval of a difference begins at 0."""
+    values = np.array([1.0, 2.0, 4.0, 0.5, 3.0])
+    shifted = values - values.mean() + 1.24 * values.std(ddof=1)
+    low, _ = over_seeds(shifted.tolist())["interval"]
+    assert low == pytest.approx(0, abs=0.01)
+    assert "5 seeds tell a difference from 0 if it is 1.24 times" in ablate.resolution(5)
+    assert ablate.resolution(2) == ""
 
 
 def test_cells_are_kept_and_those_of_other_settings_are_refused(tmp_path: Path) -> None:
@@ -102,3 +117,35 @@ def test_fine_tuning_asks_what_lies_beside_the_manifest_and_may_be_shortened() -
     short = shortened(tuned, 60)
     assert (short.optim.num_steps, short.optim.warmup_steps, short.selection.evaluate_every) == (60, 6, 60)
     assert short.selection.metric == tuned.selection.metric
+
+
+def test_cells_of_longer_and_shorter_fine_tuning_are_not_mixed() -> None:
+    found = {("MLM, GVTM", 0): {"retrieval/num_steps": 120.0, "qa/num_steps": 120.0}}
+    ablate.refuse_other_fine_tuning(wish(num_downstream_seeds=2, downstream_steps=120), tiny(), found)
+    ablate.refuse_other_fine_tuning(wish(downstream_steps=60), tiny(), found)  # none will be fine-tuned
+    for steps, wanted in ((60, 60), (None, 240)):
+        with pytest.raises(
+            ValueError, match=f"was fine-tuned for 120 steps .retrieval., and others would be for {wanted}"
+        ):
+            ablate.refuse_other_fine_tuning(wish(num_downstream_seeds=2, downstream_steps=steps), tiny(), found)
+
+
+def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
+    begun: list[str] = []
+
+    def stopped_run(config: PretrainConfig, tags: object) -> dict[str, object]:
+        begun.append(config.name)
+        signal.raise_signal(signal.SIGTERM)
+        return {} if (tmp_path / config.name / "stop").exists() else {"num_steps": 1}
+
+    monkeypatch.setattr(ablate.pretrain, "pretrain", stopped_run)
+    runs, before = ablate.Runs(), signal.getsignal(signal.SIGTERM)
+    with ablate.stopped_by_signals(runs):
+        for seed in range(2):
+            with pytest.raises(ablate.StoppedError):
+                ablate.one_cell(("MLM, GVTM", seed), config=wish(), base=base, parent="p", runs=runs)
+    assert begun == ["a-mlm-gvtm-0"]
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from cluster.head import free_ports
-from jobs import tracking
-from jobs.compare import CompareConfig, compare, costs, differences, scores
+from jobs import cli, pretrain, tracking
+from jobs.compare import CURVES, CompareConfig, compare, costs, differences, scores
+from jobs.presets import tiny
 from jobs.tracking import Logged
+from snps3_model.config import ObjectiveConfig
 
 
 def fill(storage: str) -> None:
@@ -50,7 +54,11 @@ def test_the_best_of_a_line_is_the_highest_and_of_ranks_the_lowest() -> None:
     runs = [logged("a", {}, test__r1=0.2, test__median_rank=3.0), logged("b", {}, test__r1=0.3, test__median_rank=4.0)]
     best = {line["name"]: [one["is_best"] for one in line["cells"]] for line in scores(runs)}
     assert best == {"test/r1": [False, True], "test/median_rank": [True, False]}
-    assert costs([logged("a", {}, seconds__step=1200.0), logged("b", {})])[0]["cells"][0]["text"] == "1,200"
+    lines = costs([logged("a", {}, seconds__step=1200.0, memory_mib=310.4), logged("b", {})])
+    assert [(line["name"], line["cells"][0]["text"]) for line in lines] == [
+        ("seconds/step", "1,200"),
+        ("memory_mib", "310"),
+    ]
 
 
 def test_runs_of_a_file_are_compared(tmp_path: Path) -> None:
@@ -68,6 +76,17 @@ def test_runs_of_a_file_are_compared(tmp_path: Path) -> None:
         compare(CompareConfig(runs=("one", "twoo"), storage=str(tmp_path)))
     with pytest.raises(ValueError, match=r"has no experiment 'other'; it has .*snps3"):
         compare(CompareConfig(runs=("one", "two"), storage=str(tmp_path), experiment="other"))
+
+
+def test_every_loss_of_the_objective_has_its_curve() -> None:
+    objective = dataclasses.replace(ObjectiveConfig(), itm=1.0, clip_order=1.0)
+    assert {f"loss/{name}" for name in objective.weights} <= set(CURVES)
+
+
+def test_a_folder_without_runs_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no .*nowhere/mlflow\.db"):
+        compare(CompareConfig(runs=("one", "two"), storage=f"{tmp_path}/nowhere"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_run_and_too_many_are_refused() -> None:
@@ -120,6 +139,27 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(monkeypatch
     with pytest.raises(ValueError, match=f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer") as refused:
         tracking.refuse_unreachable("runs")
     assert "secret" not in str(refused.value)
+
+
+def test_a_run_is_refused_before_it_starts_if_its_server_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(cli, "answered", lambda command: None)
+    monkeypatch.setattr(pretrain, "pretrain", lambda config: pytest.fail("was started"))
+    assert pretrain.run(cli.Command(config=tiny()), program="pretrain") == 2
+    assert f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("spans", "grows", "is_refused"), [(True, False, True), (False, True, True), (False,) * 3])
+def test_a_run_on_several_machines_wants_a_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spans: bool, grows: bool, is_refused: bool
+) -> None:
+    monkeypatch.setattr(pretrain, "spans_machines", lambda: spans)
+    monkeypatch.setattr(pretrain.cluster_run, "grows", lambda: grows)
+    with pytest.raises(ValueError, match="is a file on one of them") if is_refused else contextlib.nullcontext():
+        pretrain.refuse_scattered_metrics(str(tmp_path))
 
 
 def test_a_file_of_one_machine_is_refused_for_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

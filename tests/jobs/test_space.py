@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from cluster.domains import Choice, Range
 from cluster.trials import Trial
-from jobs import space
+from jobs import cli, pretrain, run_files, space, sweep
 from jobs.presets import tiny
-from jobs.sweep import SweepConfig, first_rung, identity_hash, row_of, summary
+from jobs.sweep import SweepConfig, describe, first_rung, identity_hash, row_of, summary
+from jobs.training import DivergedError, RunError
+from pipeline.significance import mine_significant_words
+from pipeline.synthetic.corpus import CorpusConfig, clips_of
+from pipeline.words import train_wordpiece
 
 
 def test_domains_are_read_from_words() -> None:
@@ -19,6 +25,7 @@ def test_domains_are_read_from_words() -> None:
         "text.num_words": Range(low=1, high=5, is_integer=True),
     }
     assert space.domain("after,None,True,3,0.5") == Choice(values=("after", None, True, 3, 0.5))
+    assert space.domain("s3://a/m,s3://b/m") == Choice(values=("s3://a/m", "s3://b/m"))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,29 @@ def test_an_unknown_field_is_refused_with_the_nearest_and_an_impossible_value_wi
         space.refuse_what_cannot_be(space.parse(["masking.probability=0.1..2"]), tiny())
 
 
+def test_a_range_of_whole_numbers_must_say_so() -> None:
+    space.refuse_what_cannot_be(space.parse(["text.num_words=1..5:int"]), tiny())
+    with pytest.raises(ValueError, match=r"text\.num_words cannot be 2\.27.* is it a range of whole numbers"):
+        space.refuse_what_cannot_be(space.parse(["text.num_words=1..5"]), tiny())
+
+
+@pytest.mark.parametrize("text", ["name=a,b", "placement.storage=runs,other"])
+def test_where_a_run_lies_cannot_be_varied(text: str) -> None:
+    with pytest.raises(ValueError, match="changes nothing that is computed, so it cannot be varied"):
+        space.refuse_what_cannot_be(space.parse([text]), tiny())
+
+
+def test_a_small_corpus_has_as_many_significant_words_as_the_ready_space_asks_for() -> None:
+    clips = clips_of(CorpusConfig(num_train_videos=80, num_train_images=0, num_val=1, num_test=1))
+    captions = [caption.text for clip in clips for caption in clip.captions]
+    pieces = train_wordpiece(captions, tiny().text.vocabulary_size).pieces
+    table = mine_significant_words(captions, pieces)
+    (top_k,) = [values for name, values in space.parse(space.SPACES["significant_words"]).items() if "top_k" in name]
+    for value in top_k.corners:
+        masking = space.with_values(tiny(), {"masking.top_k": value}, name="x").masking
+        pretrain.refuse_more_words_than_there_are(masking, table)
+
+
 def wish(**changes: object) -> SweepConfig:
     return SweepConfig(**{"space": "masking_ratio", "name": "s"} | changes)  # type: ignore[arg-type]
 
@@ -98,22 +128,74 @@ def test_the_first_rung_is_not_before_the_first_evaluation() -> None:
         first_rung(wish(num_rungs=3), base)
 
 
+def test_what_no_trial_could_be_compared_by_is_refused() -> None:
+    base, words = tiny(), "validation/masked_word_accuracy"
+    sweep.refuse_unmeasured(words, {}, base)
+    silent = dataclasses.replace(base, objective=dataclasses.replace(base.objective, masked_words_cross=0.0))
+    sweep.refuse_unmeasured(wish().metric, {}, silent)
+    with pytest.raises(ValueError, match=r"masked_words_cross=0 fills in no words"):
+        sweep.refuse_unmeasured(words, {}, silent)
+    with pytest.raises(ValueError, match=r"masked_words_cross=0 fills in no words"):
+        sweep.refuse_unmeasured(words, space.parse(["objective.masked_words_cross=0..1"]), base)
+    task = dataclasses.replace(base.task, kind="multiple_choice", validation="v", test="t")
+    with pytest.raises(ValueError, match=r"task\.kind=multiple_choice do not measure"):
+        sweep.refuse_unmeasured(wish().metric, {}, dataclasses.replace(base, task=task))
+
+
+def test_a_sweep_that_is_refused_does_not_take_its_name(tmp_path: Path) -> None:
+    base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
+    with pytest.raises(ValueError, match="fewer --num-rungs"):
+        sweep.sweep(wish(num_rungs=5), base)
+    assert not list(tmp_path.iterdir())
+
+
 def test_how_many_run_at_a_time_does_not_make_another_sweep() -> None:
     assert identity_hash(wish(), tiny()) == identity_hash(wish(num_at_once=3), tiny())
     assert identity_hash(wish(), tiny()) != identity_hash(wish(seed=1), tiny())
 
 
 def test_a_trial_counts_by_its_best_and_one_that_diverged_is_no_result() -> None:
-    metric, num_steps = wish().metric, tiny().optim.num_steps
+    metric, num_steps = wish().metric, 80  # stopped by its own patience
     history = [{metric: 0.2, "step": 20.0}, {metric: 0.5, "step": 40.0}, {metric: 0.4, "step": 60.0}]
-    stopped = row_of(Trial(trial_id="a", values={}, history=history), wish(), tiny())
+    stopped = row_of(Trial(trial_id="a", values={}, history=history), wish())
     assert (stopped.score, stopped.num_steps, stopped.status) == (0.5, 60, "stopped")
-    whole = row_of(Trial(trial_id="b", values={}, history=[{metric: 0.6, "step": num_steps}]), wish(), tiny())
-    assert whole.status == "finished"
+    last = {metric: 0.6, "step": num_steps, "finished": 1.0}
+    whole = row_of(Trial(trial_id="b", values={}, history=[{metric: 0.6, "step": num_steps}, last]), wish())
+    assert (whole.num_steps, whole.status) == (num_steps, "finished")
     odd = [*history, {metric: 0.0, "step": 70.0, "diverged": 1.0}]
-    diverged = row_of(Trial(trial_id="c", values={}, history=odd), wish(), tiny())
+    diverged = row_of(Trial(trial_id="c", values={}, history=odd), wish())
     assert (diverged.score, diverged.status) == (None, "diverged")
-    failed = row_of(Trial(trial_id="d", values={}, history=history, error="out of memory"), wish(), tiny())
+    failed = row_of(Trial(trial_id="d", values={}, history=history, error="out of memory"), wish())
     assert (failed.score, failed.status) == (None, "failed")
     found = summary([whole, stopped, diverged, failed])
     assert (found["best"], found["num_steps"]) == (0.6, num_steps + 60 + 70 + 60)
+
+
+@pytest.mark.parametrize(("has_diverged", "error"), [(True, DivergedError), (False, RunError)])
+def test_a_run_that_stopped_for_good_says_whether_it_diverged(
+    tmp_path: Path, has_diverged: bool, error: type[RunError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus of which too much could not be decoded says nothing of the values: that trial failed."""
+    run_files.write_json(f"{tmp_path}/failure.json", {"error": "why", "has_diverged": has_diverged})
+    found = pretrain.failure(str(tmp_path))
+    assert (type(found), str(found)) == (error, "why")
+
+    def stopped(*_: object, **__: object) -> None:
+        raise found
+
+    reported: list[dict[str, float]] = []
+    monkeypatch.setattr(pretrain, "pretrain", stopped)
+    monkeypatch.setattr(sweep.trials, "report", reported.append)
+    base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
+    with contextlib.nullcontext() if has_diverged else pytest.raises(RunError, match="why"):
+        sweep.one_trial("t", {}, None, base=base, sweep_name="s", parent="p")
+    assert [line["diverged"] for line in reported] == [1] * has_diverged
+
+
+def test_the_best_can_be_run_once_more_by_the_command_that_is_told() -> None:
+    values = {"optim.lr": 0.1 + 0.2, "masking.top_k": None, "masking.whole_words": True, "placement.use_gpu": False}
+    row = row_of(Trial(trial_id="a", values=values, history=[{wish().metric: 0.5, "step": 1.0}]), wish())
+    command = describe([row], wish(), ["tiny", "--optim.num-steps", "20"]).partition("jobs/pretrain.py ")[2]
+    config = cli.parse(command.split()).config
+    assert (config.name, config.optim.num_steps, config.optim.lr) == ("s-best", 20, 0.1 + 0.2)
+    assert (config.masking.top_k, config.masking.whole_words, config.placement.use_gpu) == (None, True, False)

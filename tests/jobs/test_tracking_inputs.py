@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from jobs import tracking
@@ -14,6 +15,37 @@ def test_a_dataset_stands_beside_its_run_once(tmp_path: Path) -> None:
     (found,) = MlflowClient(tracking_uri=tracker.uri).get_run(tracker.run_id).inputs.dataset_inputs
     assert (found.dataset.name, found.dataset.digest) == ("embedded", "0123456789abcdef0123456789abcdef")
     assert "manifest.parquet" in found.dataset.source
+
+
+@pytest.mark.parametrize(
+    ("code", "hash_alone", "is_dirty"), [("0a1b", "0a1b", "false"), ("0a1b-dirty", "0a1b", "true")]
+)
+def test_runs_can_be_searched_by_commit_and_by_whether_it_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, hash_alone: str, is_dirty: str
+) -> None:
+    monkeypatch.setattr(tracking, "commit", lambda: code)
+    tracker = tracking.open_run(str(tmp_path), experiment="e", name="n", identity_hash="h", params={})
+    tags = MlflowClient(tracking_uri=tracker.uri).get_run(tracker.run_id).data.tags
+    assert (tags["mlflow.source.git.commit"], tags["mlflow.source.git.dirty"]) == (hash_alone, is_dirty)
+
+
+@pytest.mark.parametrize("given", ["file:/a/mlruns", "file:///a/mlruns", "/a/mlruns"])
+def test_a_folder_is_refused_with_the_command_that_moves_it(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    with pytest.raises(ValueError, match="mlflow migrate-filestore --source /a/mlruns --target sqlite:///"):
+        tracking.tracking_uri("runs")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:a@b@host:5000/x", "http://host:5000/x"),
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////runs/mlflow.db", "sqlite:////runs/mlflow.db"),
+    ],
+)
+def test_an_address_is_shown_without_its_password_and_otherwise_as_it_is(uri: str, shown: str) -> None:
+    assert tracking.without_password(uri) == shown
 
 
 def test_runs_of_a_sweep_that_are_still_open_are_ended_by_trial(tmp_path: Path) -> None:
