@@ -38,6 +38,7 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from cluster.world import World, make_world
 
@@ -51,6 +52,8 @@ NOT_DATA_NODES = {key: f"!{value}" for key, value in DATA_NODES.items()}
 REPORT_SECONDS = 60.0
 """Pause between two reports to Ray Data's statistics actor, which keeps some kilobytes of each for ever; Ray's is 5."""
 CHECKPOINT_METRIC = "score"
+ADDRESS = "RAY_ADDRESS"
+"""Environment variable that names a Ray."""
 WORKER_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -245,13 +248,28 @@ def run(
         ),
     )
     try:
-        trainer.fit()
+        with _address_told():
+            trainer.fit()
     except WorkerGroupError as error:
         causes = "; ".join(f"rank {rank}: {_last_line(cause)}" for rank, cause in error.worker_failures.items())
         raise LostError(
             f"workers were lost more than {workers.max_failures} times, at last {causes}. The same command goes on "
             "from the last checkpoint"
         ) from error
+
+
+@contextlib.contextmanager
+def _address_told() -> Iterator[None]:
+    """The processes of Ray Train are told which Ray is theirs. The one that gives back what a killed driver held would
+    otherwise ask the newest Ray of the machine whether the driver's controller is still there."""
+    ENV_VARS_TO_PROPAGATE.add(ADDRESS)
+    before = os.environ.get(ADDRESS)
+    os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        del os.environ[ADDRESS]
+        os.environ |= {ADDRESS: before} if before is not None else {}
 
 
 def _last_line(error: BaseException) -> str:
