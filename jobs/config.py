@@ -197,12 +197,16 @@ class TaskConfig:
     """Answers that question answering chooses from: the most frequent ones of the training questions."""
     is_multi_label: bool = False
     """Each answer is right or wrong for itself; otherwise one is right."""
+    questions_per_clip: int = 1
+    """Of question answering: how many of a clip's questions are asked each time that it is shown, at most."""
     is_video_hidden: bool = False
     """All frames are black: the baseline that shows what the question alone tells."""
 
     def __post_init__(self) -> None:
         if self.num_answers < 2:
             raise ValueError(f"task.num_answers must be at least 2, got {self.num_answers}")
+        if self.questions_per_clip < 1:
+            raise ValueError(f"task.questions_per_clip must be at least 1, got {self.questions_per_clip}")
         if self.kind == "captions":
             if files := [name for name in TASK_FILES if getattr(self, name)]:
                 raise ValueError(f"task.{files[0]} names questions, which task.kind=captions does not ask")

@@ -179,19 +179,24 @@ def downstream(storage: str = "runs/benchmark", results: str = RESULTS, num_seed
     for seed in range(num_seeds):
         name = f"seed-{seed}"
         missing = [variant for variant in (ZERO_SHOT, *VARIANTS) if (variant, seed) not in found]
-        if missing:
-            pretrained = run_job("pretrain", "tiny", name, ["--seed", str(seed)], storage)
+        if missing:  # its weights are needed, even if its scores are known
+            found[ZERO_SHOT, seed] = kept(
+                "tiny_retrieval", run_job("pretrain", "tiny", name, ["--seed", str(seed)], storage)
+            )
         for variant in missing:
-            ended, recipe = pretrained, "tiny_retrieval"
             if variant != ZERO_SHOT:
                 recipe, options = VARIANTS[variant]
                 given = ["--run", f"{storage}/{name}", "--seed", str(seed), *options]
-                ended = run_job("finetune", recipe, f"{variant}-{seed}", given, storage)
-            found[variant, seed] = {key: ended[key] for key in (*KEYS[recipe], *SPENT)}
+                found[variant, seed] = kept(recipe, run_job("finetune", recipe, f"{variant}-{seed}", given, storage))
             write_cells(results, fields, found)
     return compared(
         [{variant: found[variant, seed] for variant in (ZERO_SHOT, *VARIANTS)} for seed in range(num_seeds)]
     )
+
+
+def kept(recipe: str, results: Mapping[str, Any]) -> dict[str, float]:
+    """What is kept of the results of a run."""
+    return {key: results[key] for key in (*KEYS[recipe], *SPENT)}
 
 
 def settings() -> dict[str, Any]:

@@ -104,7 +104,7 @@ def tiny_qa(run: PretrainConfig, run_folder: str) -> PretrainConfig:
         run,
         run_folder,
         name="tiny-qa",
-        task=TaskConfig(kind="question_answering", **embedded_files(run, "questions")),
+        task=TaskConfig(kind="question_answering", questions_per_clip=5, **embedded_files(run, "questions")),
         optim=tiny_optim(run, 480, 1e-3),
         selection=SelectionConfig(metric=ACCURACY, evaluate_every=160),
     )

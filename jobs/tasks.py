@@ -3,7 +3,7 @@
 | task | a clip comes with | network | measured by |
 |---|---|---|---|
 | captions | one of its captions | `Pretraining`: the losses of `objective` | retrieval in both directions |
-| question_answering | one of its questions | `Answering` | accuracy, by sort of question |
+| question_answering | some of its questions | `Answering` | accuracy, by sort of question |
 | multiple_choice | its caption and four wrong ones | `Choosing` | accuracy, by sort of choice |
 
 All of them read the same clips in the same order; what is asked about a clip is looked up by its id on the rank.
@@ -150,14 +150,14 @@ class AskingTask(Generic[Asked]):
         """With black frames where the baseline that sees none is wanted."""
         return dataclasses.replace(batch, frames=torch.zeros_like(batch.frames)) if self.is_video_hidden else batch
 
-    def drawn(self, rows: ClipRows, seed: int) -> list[Asked | None]:
-        """One of each training clip's questions, drawn anew in each epoch; None where there is none."""
+    def drawn(self, rows: ClipRows, seed: int, most: int) -> list[list[Asked]]:
+        """So many of each training clip's questions at most, drawn anew in each epoch."""
         by_clip = self.asked["train"].by_clip
-        found: list[Asked | None] = []
+        found: list[list[Asked]] = []
         for clip_id, weight in zip(rows.clip_ids.tolist(), rows.weight.tolist(), strict=True):
             some = by_clip.get(clip_id, ()) if weight > 0 else ()
-            draw = clip_rng(seed, rows.epoch, clip_id, Purpose.CAPTION).integers(len(some)) if some else 0
-            found.append(some[draw] if some else None)
+            order = clip_rng(seed, rows.epoch, clip_id, Purpose.CAPTION).permutation(len(some))
+            found.append([some[place] for place in order[:most]])
         return found
 
     @torch.no_grad()
@@ -244,18 +244,26 @@ class QuestionTask(AskingTask[Question]):
         )
 
     def batch(self, rows: ClipRows, language: Language) -> QuestionBatch:
-        """Training clips with a question each; a clip without one that has a known answer gets weight 0."""
-        drawn = self.drawn(rows, language.config.seed)
-        right = [known_answers(one, self.numbers) if one else [] for one in drawn]
-        asked = dataclasses.replace(
-            rows,
-            captions=[one.text if one else "" for one in drawn],
-            weight=rows.weight * np.array([bool(some) for some in right], np.float32),
-        )
+        """Training clips with some of their questions; one without a known answer gets weight 0, and so does a clip
+        without any other."""
+        most = language.config.task.questions_per_clip
+        drawn = [some + [None] * (most - len(some)) for some in self.drawn(rows, language.config.seed, most)]
+        texts = [[one.text if one else "" for one in some] for some in drawn]
+        right = [[known_answers(one, self.numbers) if one else [] for one in some] for some in drawn]
+        known = np.array([[bool(numbers) for numbers in some] for some in right], np.float32)
+        weight = rows.weight * known.max(1)
+        asked = dataclasses.replace(rows, captions=[first for first, *_ in texts], weight=weight)
         batch = self.shown(language.batch(asked))
-        width = max([1, *map(len, right)])
-        padded = [some + [IGNORED_LABEL] * (width - len(some)) for some in right]
-        return QuestionBatch(**_columns(batch), answers=torch.tensor(padded))
+        ids, mask = language.tokens([text for some in texts for text in some])
+        width = max([1, *(len(numbers) for some in right for numbers in some)])
+        padded = [[numbers + [IGNORED_LABEL] * (width - len(numbers)) for numbers in some] for some in right]
+        return QuestionBatch(
+            **_columns(batch),
+            question_ids=ids.unflatten(0, (-1, most)),
+            question_mask=mask.unflatten(0, (-1, most)),
+            question_weight=torch.from_numpy(weight[:, None] * known),
+            answers=torch.tensor(padded),
+        )
 
     def given(
         self, network: Any, asked: Sequence[Question], frame_tokens: torch.Tensor, language: Language
@@ -285,7 +293,7 @@ class ChoiceTask(AskingTask[Choice]):
         """Training clips with five options each: those of the file, or the clip's caption among captions of others."""
         drawn: list[Choice | None]
         if "train" in self.asked:
-            drawn = self.drawn(rows, language.config.seed)
+            drawn = [some[0] if some else None for some in self.drawn(rows, language.config.seed, 1)]
         else:
             drawn = [self.made(rows, row, language.config.seed) for row in range(len(rows.captions))]
         options = [one.options if one else ("",) * NUM_OPTIONS for one in drawn]

@@ -162,9 +162,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionBatch(Batch):
-    """One rank's share of one step of question answering: the captions are questions."""
+    """One rank's share of one step of question answering, with `Q` questions about each clip; the caption is the
+    first."""
 
-    answers: Int64[Tensor, "B N"]
+    question_ids: Int64[Tensor, "B Q L2"]
+    question_mask: Bool[Tensor, "B Q L2"]
+    question_weight: Float[Tensor, "B Q"]
+    """1 for a question with a known answer about a usable clip, otherwise 0."""
+    answers: Int64[Tensor, "B Q N"]
     """Numbers of the right answers, padded with `IGNORED_LABEL`."""
 
 

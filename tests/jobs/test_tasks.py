@@ -58,17 +58,32 @@ def test_a_clip_without_a_known_answer_teaches_nothing(language: Language) -> No
     task = asking(c0=[question(0, "red")], c1=[question(1, "pink")], c2=[question(2, "blue")])
     batch = task.batch(rows(5, rejected=(2,)), language)
     assert batch.weight.tolist() == [1, 0, 0, 0, 0]
-    assert batch.answers[0].tolist() == [0]
+    assert batch.answers[0].tolist() == [[0]]
     assert (batch.answers[1:] == IGNORED_LABEL).all()
     assert language.tokenizer.decode(batch.token_ids[0].numpy()) == "what colour is it ?"
 
 
 def test_another_question_is_drawn_in_another_epoch_and_the_same_one_twice(language: Language) -> None:
     task = asking(c0=[question(0, "red", f"is it a {colour} one ?") for colour in ("red", "blue", "green")])
-    drawn = [task.drawn(rows(1, epoch=epoch), 0)[0] for epoch in range(12)]
-    again = [task.drawn(rows(1, epoch=epoch), 0)[0] for epoch in range(12)]
+    drawn = [task.drawn(rows(1, epoch=epoch), 0, 1)[0] for epoch in range(12)]
+    again = [task.drawn(rows(1, epoch=epoch), 0, 1)[0] for epoch in range(12)]
     assert drawn == again
-    assert len({one.text for one in drawn if one}) == 3
+    assert len({one.text for (one,) in drawn}) == 3
+
+
+def test_several_questions_are_asked_about_a_clip_that_is_shown_once(language: Language) -> None:
+    asks = [question(0, answer, f"is it a {answer} one ?") for answer in ("red", "pink", "blue")]
+    task = asking(c0=asks, c1=[question(1, "pink")], c2=[question(2, "blue")])
+    config = dataclasses.replace(language.config, task=dataclasses.replace(language.config.task, questions_per_clip=4))
+    batch = task.batch(rows(4), dataclasses.replace(language, config=config))
+    assert batch.weight.tolist() == [1, 0, 1, 0]
+    assert batch.question_weight.sum(1).tolist() == [2, 0, 1, 0]
+    asked = {
+        language.tokenizer.decode(ids.numpy()): answers.tolist()
+        for ids, answers, weight in zip(batch.question_ids[0], batch.answers[0], batch.question_weight[0], strict=True)
+        if weight
+    }
+    assert asked == {"is it a red one ?": [0], "is it a blue one ?": [1]}
 
 
 class Fixed:

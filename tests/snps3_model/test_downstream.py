@@ -20,10 +20,19 @@ def columns(batch: Batch) -> dict[str, object]:
     return {field.name: getattr(batch, field.name) for field in dataclasses.fields(Batch)}
 
 
-def questions(batch: Batch, width: int = 1) -> QuestionBatch:
+def questions(batch: Batch, width: int = 1, per_clip: int = 1) -> QuestionBatch:
+    """The caption, and captions of other clips, as questions."""
     rng = torch.Generator().manual_seed(1)
-    answers = torch.stack([torch.randperm(NUM_ANSWERS, generator=rng)[:width] for _ in batch.weight])
-    return QuestionBatch(**columns(batch), answers=answers)
+    drawn = [torch.randperm(NUM_ANSWERS, generator=rng)[:width] for _ in range(len(batch.weight) * per_clip)]
+    answers = torch.stack(drawn).unflatten(0, (-1, per_clip))
+    ids, mask = (
+        torch.stack([column.roll(shift, 0) for shift in range(per_clip)], 1)
+        for column in (batch.token_ids, batch.token_mask)
+    )
+    weight = batch.weight[:, None].repeat(1, per_clip)
+    return QuestionBatch(
+        **columns(batch), question_ids=ids, question_mask=mask, question_weight=weight, answers=answers
+    )
 
 
 def answering(**options: bool) -> Answering:
@@ -36,17 +45,33 @@ def test_answering_is_the_cross_entropy_of_usable_rows() -> None:
     video = network.model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
     logits = network.logits(batch.token_ids, batch.token_mask, video.tokens)
     usable = batch.weight > 0.5
-    wanted = F.cross_entropy(logits[usable], batch.answers[usable, 0])
+    wanted = F.cross_entropy(logits[usable], batch.answers[usable, 0, 0])
     torch.testing.assert_close(network(batch, normalise(batch.frames))["answering"], wanted)
+
+
+def test_several_questions_about_a_clip_are_as_if_it_were_shown_for_each() -> None:
+    network, batch = answering(), questions(random_batch(6, empty=(4,)), per_clip=3)
+    batch.question_weight[1, 2] = 0.0
+    frames = normalise(batch.frames)
+    sums, counts = [], []
+    for place in range(3):
+        columns = {
+            name: getattr(batch, name)[:, place : place + 1]
+            for name in ("question_ids", "question_mask", "question_weight", "answers")
+        }
+        alone = dataclasses.replace(batch, **columns)
+        counts.append(alone.question_weight.sum())
+        sums.append(network(alone, frames)["answering"] * counts[-1])
+    torch.testing.assert_close(network(batch, frames)["answering"], sum(sums) / sum(counts))
 
 
 def test_several_right_answers_are_each_right_for_themselves() -> None:
     network, batch = answering(is_multi_label=True), questions(random_batch(4), width=3)
-    batch.answers[1, 1:] = IGNORED_LABEL
+    batch.answers[1, 0, 1:] = IGNORED_LABEL
     video = network.model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
     logits = network.logits(batch.token_ids, batch.token_mask, video.tokens)
     wanted = torch.zeros_like(logits)
-    for row, some in enumerate(batch.answers.tolist()):
+    for row, (some,) in enumerate(batch.answers.tolist()):
         wanted[row, [number for number in some if number >= 0]] = 1.0
     loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / len(logits)
     torch.testing.assert_close(network(batch, normalise(batch.frames))["answering"], loss)
@@ -76,7 +101,7 @@ def test_choosing_scores_each_option_as_a_pair_of_its_own() -> None:
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_rows_at_once_change_nothing(size: int) -> None:
-    batch = questions(random_batch(6))
+    batch = questions(random_batch(6), per_clip=2)
     whole, parts = answering(), answering()
     parts.rows_at_once = size
     for network in (whole, parts):
