@@ -52,9 +52,11 @@ def leftovers(cluster: LocalCluster) -> list[str]:
 class Sweep:
     """A command, and what it leaves."""
 
-    def __init__(self, folder: Path, manifest: str, cluster: LocalCluster, own: str, num_steps: int) -> None:
+    def __init__(
+        self, folder: Path, manifest: str, cluster: LocalCluster, own: str, num_steps: int, evaluate_every: int = 4
+    ) -> None:
         self.folder, self.address = folder, cluster.address
-        steps = f"--optim.num-steps {num_steps} --selection.evaluate-every 4 --data.temporal-split None"
+        steps = f"--optim.num-steps {num_steps} --selection.evaluate-every {evaluate_every} --data.temporal-split None"
         base = f"tiny --data.manifest {manifest} --placement.storage {folder} {steps} {SIZES} {PLACE}"
         self.words = [sys.executable, "jobs/sweep.py", "--name", "s", *own.split(), "--", *base.split()]
         self.log = folder / "sweep.log"
@@ -101,7 +103,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_stops_the_worse_early(
 ) -> None:
     # the second learns, in what it says words are; what the first and the last fill in stays what it was at the start
     own = "--vary optim.lr=1e-9,0.01,1e-8 --search grid --num-rungs 1 --reduction-factor 2"
-    sweep = Sweep(tmp_path, manifest, cluster, f"{own} --metric validation/masked_word_accuracy", 16)
+    sweep = Sweep(tmp_path, manifest, cluster, f"{own} --metric validation/masked_word_accuracy", 96, 24)
     process = sweep.start()
     deadline = time.monotonic() + 240
     while len(finished := list(tmp_path.glob("s-*/results.json"))) < 1 or len(list(tmp_path.glob("s-*/"))) < 2:
