@@ -200,15 +200,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
         other = dataclasses.replace(stopped, placement=placement)
         pretrain(other)
         torch.testing.assert_close(losses(other, config_hash), losses(whole, config_hash), rtol=1e-5, atol=0)
+        found = last_weights(other)
         for name, weight in last_weights(whole).items():
-            torch.testing.assert_close(last_weights(other)[name], weight, rtol=0, atol=allowed(name, whole), msg=name)
+            apart = (found[name] - weight).float().square().mean().sqrt().item()
+            assert apart <= allowed(name, whole), (name, apart)
 
 
 def allowed(name: str, config: PretrainConfig) -> float:
-    """How far a weight may be apart between numbers of workers.
+    """How far the weights of a layer may be apart between numbers of workers, root mean square.
 
-    Sums are rounded in another order; a hundredth of one step's largest move leaves room for that. Softmax cancels the
-    biases of attention keys and, as long as all pairs score nearly the same, those of the matching score: their
+    Sums are rounded in another order; a hundredth of one step's largest move leaves room for that, and for single
+    weights whose gradient is little more than rounding. Softmax cancels the biases of attention keys and, as long as all pairs score nearly the same, those of the matching score: their
     gradient is little but rounding, which Adam blows up to whole steps.
     """
     cancelled = ("self.key.bias", "similarity.1.bias", "similarity.3.bias", "cross_pooler.dense.bias")
