@@ -210,8 +210,9 @@ def allowed(name: str, config: PretrainConfig) -> float:
     """How far the weights of a layer may be apart between numbers of workers, root mean square.
 
     Sums are rounded in another order; a hundredth of one step's largest move leaves room for that, and for single
-    weights whose gradient is little more than rounding. Softmax cancels the biases of attention keys and, as long as all pairs score nearly the same, those of the matching score: their
-    gradient is little but rounding, which Adam blows up to whole steps.
+    weights whose gradient is little more than rounding. Softmax cancels the biases of attention keys and, as long as
+    all pairs score nearly the same, those of the matching score: their gradient is little but rounding, which Adam
+    blows up to whole steps.
     """
     cancelled = ("self.key.bias", "similarity.1.bias", "similarity.3.bias", "cross_pooler.dense.bias")
     is_cancelled = name.endswith(cancelled)
