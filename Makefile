@@ -30,7 +30,7 @@ test: install  ## the test suite
 	$(BIN)/python -m pytest -m 'not slow' $(TESTS)
 
 test-slow: install  ## the tests that start whole runs
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --durations 12 $(TESTS)
 
 nightly: install  ## twenty runs that lose something at random
 	$(BIN)/python jobs/benchmark.py kills --num-runs 20

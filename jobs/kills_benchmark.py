@@ -53,7 +53,7 @@ PACE_SECONDS = 0.4
 """Pause after each step, so that a run lasts long enough to lose something in the midst of it."""
 HANG_SECONDS = 60.0
 QUICK_NOTICE = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
-WAIT_SECONDS = 240
+WAIT_SECONDS = 480
 """How long a run may take to the step at which something is killed, and from there to its end."""
 
 
