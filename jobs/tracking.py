@@ -188,7 +188,10 @@ def log_model(tracker: Tracker, folder: str, hidden: int, registered_name: str |
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
 
+    before = {URI_VARIABLE: os.environ[URI_VARIABLE]} if URI_VARIABLE in os.environ else {}
     mlflow.set_tracking_uri(tracker.uri)
+    os.environ.pop(URI_VARIABLE, None)  # which MLflow sets here, and every later run of this process would go there
+    os.environ |= before
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "text")]), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, hidden))])
     )

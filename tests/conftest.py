@@ -9,8 +9,6 @@ import pytest
 
 # read when Ray is imported; `disabled` is for a Ray that only this machine's loopback reaches
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-# nodes of test clusters look at themselves once a minute instead of every 2.5 s; docs/log.md says what that costs
-os.environ |= {"REPORTER_UPDATE_INTERVAL_MS": "60000"}
 
 
 THIRD_PARTY_WARNINGS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -215,7 +216,9 @@ def test_a_registered_model_gives_the_same_vectors_from_mlflow(run: str, folder:
     import mlflow
     import pandas as pd
 
+    before = dict(os.environ)
     out = export(ExportConfig(run=run, out=str(tmp_path / "model"), register="small"))
+    assert dict(os.environ) == before  # MLflow would have the later runs of this process go where this model went
     assert not list((folder / "runs").rglob("*.pkl"))
     served = mlflow.pyfunc.load_model("models:/small/1")
     vectors = served.predict(pd.DataFrame({"text": ["a red ring rises", "two shapes meet"]}))
