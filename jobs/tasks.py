@@ -155,7 +155,7 @@ class AskingTask(Generic[Asked]):
         by_clip = self.asked["train"].by_clip
         found: list[list[Asked]] = []
         for clip_id, weight in zip(rows.clip_ids.tolist(), rows.weight.tolist(), strict=True):
-            some = by_clip.get(clip_id, ()) if weight > 0 else ()
+            some = list(by_clip.get(clip_id, ())) if weight > 0 else []
             order = clip_rng(seed, rows.epoch, clip_id, Purpose.CAPTION).permutation(len(some))
             found.append([some[place] for place in order[:most].tolist()])
         return found
