@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping
 
 import ray
 
+ADDRESS = "RAY_ADDRESS"
+"""Environment variable that names a Ray."""
+
 
 def room(num_cpus: float, num_gpus: float) -> int:
     """How many of what takes so many CPUs and GPUs the connected cluster can hold now; at least one."""
@@ -33,9 +36,10 @@ def connected_ray(
     `num_cpus`: of a Ray of our own, by default as many as there are.
     """
     if ray.is_initialized():
-        yield
+        with _address_told():
+            yield
         return
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get(ADDRESS, "local")
     ray.init(
         address=address,
         num_cpus=num_cpus if address == "local" else None,
@@ -45,6 +49,22 @@ def connected_ray(
         runtime_env={"env_vars": dict(worker_environment)} if worker_environment else None,
     )
     try:
-        yield
+        with _address_told():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _address_told() -> Iterator[None]:
+    """`RAY_ADDRESS` names the Ray that is connected, for what is started meanwhile. What connects once more within it,
+    in threads too, finds the address there and leaves it."""
+    before = os.environ.get(ADDRESS)
+    os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(ADDRESS, None)
+        else:
+            os.environ[ADDRESS] = before

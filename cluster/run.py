@@ -40,7 +40,12 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
+from cluster.connection import ADDRESS
 from cluster.world import World, make_world
+
+ENV_VARS_TO_PROPAGATE.add(ADDRESS)
+# to the processes of Ray Train: the one that gives back what a killed driver held would otherwise ask the newest Ray of
+# the machine whether the driver's controller is still there
 
 DATA_NODES = {"ray-subcluster": "data"}
 """Label of the nodes that decode, on clusters that have such nodes."""
@@ -52,8 +57,6 @@ NOT_DATA_NODES = {key: f"!{value}" for key, value in DATA_NODES.items()}
 REPORT_SECONDS = 60.0
 """Pause between two reports to Ray Data's statistics actor, which keeps some kilobytes of each for ever; Ray's is 5."""
 CHECKPOINT_METRIC = "score"
-ADDRESS = "RAY_ADDRESS"
-"""Environment variable that names a Ray."""
 WORKER_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -248,28 +251,13 @@ def run(
         ),
     )
     try:
-        with _address_told():
-            trainer.fit()
+        trainer.fit()
     except WorkerGroupError as error:
         causes = "; ".join(f"rank {rank}: {_last_line(cause)}" for rank, cause in error.worker_failures.items())
         raise LostError(
             f"workers were lost more than {workers.max_failures} times, at last {causes}. The same command goes on "
             "from the last checkpoint"
         ) from error
-
-
-@contextlib.contextmanager
-def _address_told() -> Iterator[None]:
-    """The processes of Ray Train are told which Ray is theirs. The one that gives back what a killed driver held would
-    otherwise ask the newest Ray of the machine whether the driver's controller is still there."""
-    ENV_VARS_TO_PROPAGATE.add(ADDRESS)
-    before = os.environ.get(ADDRESS)
-    os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
-    try:
-        yield
-    finally:
-        del os.environ[ADDRESS]
-        os.environ |= {ADDRESS: before} if before is not None else {}
 
 
 def _last_line(error: BaseException) -> str:

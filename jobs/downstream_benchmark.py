@@ -178,16 +178,15 @@ def downstream(storage: str = "runs/benchmark", results: str = RESULTS, num_seed
     found = read_cells(results, fields)
     for seed in range(num_seeds):
         name = f"seed-{seed}"
-        missing = [variant for variant in (ZERO_SHOT, *VARIANTS) if (variant, seed) not in found]
-        if missing:  # its weights are needed, even if its scores are known
-            found[ZERO_SHOT, seed] = kept(
-                "tiny_retrieval", run_job("pretrain", "tiny", name, ["--seed", str(seed)], storage)
-            )
-        for variant in missing:
-            if variant != ZERO_SHOT:
-                recipe, options = VARIANTS[variant]
-                given = ["--run", f"{storage}/{name}", "--seed", str(seed), *options]
-                found[variant, seed] = kept(recipe, run_job("finetune", recipe, f"{variant}-{seed}", given, storage))
+        if all((variant, seed) in found for variant in (ZERO_SHOT, *VARIANTS)):
+            continue
+        pretrained = run_job("pretrain", "tiny", name, ["--seed", str(seed)], storage)  # for its weights, too
+        found[ZERO_SHOT, seed] = kept("tiny_retrieval", pretrained)
+        write_cells(results, fields, found)
+        for variant in [variant for variant in VARIANTS if (variant, seed) not in found]:
+            recipe, options = VARIANTS[variant]
+            given = ["--run", f"{storage}/{name}", "--seed", str(seed), *options]
+            found[variant, seed] = kept(recipe, run_job("finetune", recipe, f"{variant}-{seed}", given, storage))
             write_cells(results, fields, found)
     return compared(
         [{variant: found[variant, seed] for variant in (ZERO_SHOT, *VARIANTS)} for seed in range(num_seeds)]

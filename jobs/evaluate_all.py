@@ -9,7 +9,6 @@ As many at a time as the cluster has room for. What is finished already is read;
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import ray
 import tyro
 
 from cluster.auth import use_private_token
@@ -212,11 +210,10 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
             placement = config.placement
             num_gpus = placement.most_workers if placement.use_gpu else 0
             at_once = config.num_at_once or room(num_cpus(placement), num_gpus)
-            environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
             with ThreadPoolExecutor(at_once) as pool:
                 for wave in (False, True):  # those that need another's fine-tuning come after it
                     some = [one for one in to_do if bool(one.after) == wave]
-                    failed += pool.map(lambda one: run_commands(one, environment), some)
+                    failed += pool.map(run_commands, some)
     folders = dict.fromkeys(one.folder for one in wanted if one.is_done())
     text = table.table(table.TableConfig(runs=tuple(folders)))
     storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
@@ -224,13 +221,13 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
     return [line for line in failed if line]
 
 
-def run_commands(one: Evaluation, environment: dict[str, str]) -> str:
+def run_commands(one: Evaluation) -> str:
     """Runs the commands of an evaluation until one fails. Why it did; empty if none did."""
     if one.after and not storage.exists(f"{one.folder}/results.json"):
         return f"{one.name} was not run: {one.after} has not ended well"
     for words in one.commands:
         command = [sys.executable, str(JOBS / words[0]), *words[1:]]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             return f"{one.name} failed: {' '.join(command)}\n" + "\n".join(last_lines(done.stderr or done.stdout))
     print(f"{one.name}: done", flush=True)

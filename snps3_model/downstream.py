@@ -56,13 +56,11 @@ class Answering(nn.Module):
         """The loss of the global batch by its name."""
         pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
         video = in_chunks(self.model.encode_video, frames, pad_mask, size=self.rows_at_once)
-        ids, mask, answers, weight = (
-            column.flatten(0, 1)
-            for column in (batch.question_ids, batch.question_mask, batch.answers, batch.question_weight[..., None])
-        )
+        columns = (batch.question_ids, batch.question_mask, batch.answers, batch.question_weight)
+        ids, mask, answers, weight = (column.flatten(0, 1) for column in columns)
         clips = video.tokens.repeat_interleave(batch.question_ids.shape[1], dim=0)
         logits = in_chunks(self.logits, ids, mask, clips, size=self.rows_at_once)
-        return {"answering": answering(logits, answers, weight.squeeze(1), self.is_multi_label, self.gather)}
+        return {"answering": answering(logits, answers, weight, self.is_multi_label, self.gather)}
 
     def logits(
         self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], frame_tokens: Float[Tensor, "B S D"]
