@@ -10,15 +10,14 @@ elsewhere. NAME/table.md has means, 95 % intervals over seeds and differences se
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -38,7 +37,6 @@ from jobs import cli, finetune, preflight, pretrain, space, tracking
 from jobs.config import PretrainConfig, config_hash, flat, identity
 from jobs.seeds import Found, over_seeds, read_cells, write_cells
 from jobs.training import RunError
-from jobs.worker import STOP_FILE
 from pipeline import storage
 from pipeline.manifest import read_manifest
 
@@ -182,21 +180,12 @@ class Runs:
         self.is_stopped = True
         print("asked to stop: waiting for the checkpoints", file=sys.stderr, flush=True)
         for folder in list(self.folders):
-            storage.write_bytes_atomic(f"{folder}/{STOP_FILE}", b"")
+            pretrain.ask_to_stop(folder)
 
 
-@contextlib.contextmanager
-def stopped_by_signals(runs: Runs) -> Iterator[None]:
+def stopped_by_signals(runs: Runs) -> AbstractContextManager[None]:
     """Within it, SIGTERM (as from `ray job stop`) and Ctrl-C stop the runs, whose threads no signal reaches."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, runs.stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return pretrain.answering_signals(runs.stop, signal.SIGTERM, signal.SIGINT)
 
 
 def refuse_other_fine_tuning(config: AblateConfig, base: PretrainConfig, found: Found) -> None:

@@ -296,19 +296,31 @@ def workers(config: PretrainConfig) -> cluster_run.Workers:
 def stopping_on_signal(run_folder: str) -> Iterator[None]:
     """Within it, SIGTERM leaves a request in the run's folder, which the workers answer with a checkpoint."""
 
-    if threading.current_thread() is not threading.main_thread():  # a trial is stopped otherwise
-        yield
-        return
-
     def request(_signal: int, _frame: Any) -> None:
         print("asked to stop: waiting for the checkpoint", flush=True)
-        storage.write_bytes_atomic(f"{run_folder}/{worker.STOP_FILE}", b"")
+        ask_to_stop(run_folder)
 
-    before = signal.signal(signal.SIGTERM, request)
+    with answering_signals(request, signal.SIGTERM):
+        yield
+
+
+def ask_to_stop(run_folder: str) -> None:
+    """The workers of the run write a checkpoint and end."""
+    storage.write_bytes_atomic(f"{run_folder}/{worker.STOP_FILE}", b"")
+
+
+@contextlib.contextmanager
+def answering_signals(answer: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Within it, these signals are answered so; not in other threads than the first, which no signal reaches."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, answer) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> dict[str, Any]:
