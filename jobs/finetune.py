@@ -105,21 +105,20 @@ def tiny_qa(run: PretrainConfig, run_folder: str) -> PretrainConfig:
         run_folder,
         name="tiny-qa",
         task=TaskConfig(kind="question_answering", questions_per_clip=5, **embedded_files(run, "questions")),
-        optim=tiny_optim(run, 480, 1e-3),
+        optim=tiny_optim(run, 480, 2e-3),
         selection=SelectionConfig(metric=ACCURACY, evaluate_every=160),
     )
 
 
 def tiny_multiple_choice(run: PretrainConfig, run_folder: str) -> PretrainConfig:
-    """Multiple choice on the embedded corpus, trained with captions of other clips as wrong options."""
-    files: dict[str, Any] = embedded_files(run, "multiple_choice") | {"train": None}
+    """Multiple choice on the embedded corpus, trained with options that differ in one attribute."""
     return from_run(
         run,
         run_folder,
         name="tiny-multiple-choice",
-        task=TaskConfig(kind="multiple_choice", **files),
-        optim=tiny_optim(run, 240, 1e-3),
-        selection=SelectionConfig(metric=ACCURACY, evaluate_every=120),
+        task=TaskConfig(kind="multiple_choice", **embedded_files(run, "multiple_choice")),
+        optim=tiny_optim(run, 480, 2e-3),
+        selection=SelectionConfig(metric=ACCURACY, evaluate_every=160),
     )
 
 

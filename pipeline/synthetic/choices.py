@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.synthetic.captions import Caption, Style, caption_of
-from pipeline.synthetic.scenes import JOINT_ACTIONS, SIZES, TEXTURES, Event, Scene, Thing
-from pipeline.synthetic.splits import Richness
+from pipeline.synthetic.scenes import JOINT_ACTIONS, SIZES, TEXTURES, Event, Scene, Thing, combinations_of
+from pipeline.synthetic.splits import Combination, Richness
 from pipeline.synthetic.statements import agrees, meaning_of
 
 NUM_OPTIONS = 5
 _NUM_OTHER_ACTIONS = 2
-"""How many of the four wrong options of a hard choice differ in the action; each of the others in something visible."""
+"""How many of the four wrong options of a hard choice differ in the action, if so many can; the others
+differ in something visible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,25 @@ def random_choice(rng: np.random.Generator, scene: Scene, true: Caption, others:
     return None
 
 
-def hard_choice(rng: np.random.Generator, scene: Scene, richness: Richness) -> Choice:
-    """The scene among scenes that differ in one attribute each, all in the same sentence."""
+def hard_choice(
+    rng: np.random.Generator, scene: Scene, richness: Richness, held_out: frozenset[Combination] = frozenset()
+) -> Choice | None:
+    """The scene among scenes that differ in one attribute each, all in the same sentence.
+
+    For training no option shows a combination of `held_out`: the true one never does, so the text alone would tell.
+    None where too few scenes are left.
+    """
+
+    def allowed(scenes: list[Scene]) -> list[Scene]:
+        return [other for other in scenes if held_out.isdisjoint(combinations_of(other))]
+
     style = Style.draw(rng, names_everything=True)
     true = caption_of(scene, style)
-    acting = _pick(rng, _other_events(scene, richness), _NUM_OTHER_ACTIONS)
-    visible = _pick(rng, _other_looks(rng, scene, richness), NUM_OPTIONS - 1 - len(acting))
+    acting = _pick(rng, allowed(_other_events(scene, richness)), _NUM_OTHER_ACTIONS)
+    visible = _pick(rng, allowed(_other_looks(rng, scene, richness)), NUM_OPTIONS - 1 - len(acting))
     wrong = [caption_of(other, style) for other in (*acting, *visible)]
+    if len(wrong) < NUM_OPTIONS - 1:
+        return None
     assert len({caption.text for caption in (true, *wrong)}) == NUM_OPTIONS, (true, wrong)
     return _shuffled(rng, true, wrong, "hard")
 

@@ -24,11 +24,14 @@ from pipeline.synthetic.clips import SPLITS, CorpusConfig, SceneClip, clips_of
 from pipeline.synthetic.difficulty import corpus_ceilings
 from pipeline.synthetic.questions import Question, closed_answers, questions_of
 from pipeline.synthetic.render import render_image, render_video
-from pipeline.synthetic.splits import rng_for, uncovered_pairs
+from pipeline.synthetic.splits import held_out_combinations, rng_for, uncovered_pairs
 
 SUMMARY_NAME = "corpus.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when the same config gives other files."""
+
+NUM_TRAINING_CHOICES = 5
+"""Hard choices about each training clip: of one alone, its true caption would be learned by heart."""
 
 Progress = Callable[[int, int], None]
 """Called with (clips done, clips in all)."""
@@ -104,14 +107,13 @@ def documents_of(config: CorpusConfig, clips: Sequence[SceneClip]) -> tuple[dict
     """The text files of a corpus by path, and its sizes and ceilings."""
     videos = {split: [clip for clip in clips if clip.split == split and clip.kind == "video"] for split in SPLITS}
     questions = {split: _questions(config, split, videos[split]) for split in SPLITS}
-    choices = {split: _choices(config, split, videos[split]) for split in SPLITS if split != "train"}
+    choices = {split: _choices(config, split, videos[split]) for split in SPLITS}
     answers = closed_answers(question for asked in questions["train"].values() for question in asked)
     rows: dict[str, list[Row]] = {"scenes.jsonl": [_truth(clip) for clip in clips]}
     for split in SPLITS:
         rows[f"annotations/{split}.jsonl"] = _annotations(clips, split)
         rows[f"questions/{split}.jsonl"] = _question_rows(questions[split])
-        if split in choices:
-            rows[f"multiple_choice/{split}.jsonl"] = _choice_rows(choices[split], split)
+        rows[f"multiple_choice/{split}.jsonl"] = _choice_rows(choices[split], split)
     documents = {name: "".join(json.dumps(row, sort_keys=True) + "\n" for row in of) for name, of in rows.items()}
     documents["answers.json"] = json.dumps(answers, indent=2) + "\n"
     facts = {
@@ -134,11 +136,17 @@ def _questions(config: CorpusConfig, split: str, clips: Sequence[SceneClip]) -> 
 
 
 def _choices(config: CorpusConfig, split: str, clips: Sequence[SceneClip]) -> dict[str, list[Choice]]:
+    """A random and a hard one about each clip; about those of training hard ones only, since random options are easy
+    for who was pre-trained."""
     choices: dict[str, list[Choice]] = {}
     others = [clip.captions[0] for clip in clips]
+    is_train = split == "train"
+    held_out = held_out_combinations(config.seed, config.richness) if is_train else frozenset()
     for index, clip in enumerate(clips):
         rng = rng_for(config.seed, "choice", SPLITS.index(split), index)
-        drawn = random_choice(rng, clip.scene, clip.captions[0], others), hard_choice(rng, clip.scene, config.richness)
+        drawn = [] if is_train else [random_choice(rng, clip.scene, clip.captions[0], others)]
+        for _ in range(NUM_TRAINING_CHOICES if is_train else 1):
+            drawn.append(hard_choice(rng, clip.scene, config.richness, held_out))
         choices[clip.clip_name] = [choice for choice in drawn if choice is not None]
     return choices
 

@@ -112,7 +112,7 @@ def test_fine_tuning_asks_what_lies_beside_the_manifest_and_may_be_shortened() -
     tuned = finetune.tiny_qa(run, "runs/x")
     assert tuned.task.test == "s3://bucket/corpus/questions/test.jsonl"
     assert finetune.tiny_qa(tiny(), "runs/x").task.train == "corpora/embedded/questions/train.jsonl"
-    assert finetune.tiny_multiple_choice(run, "runs/x").task.train is None
+    assert finetune.tiny_multiple_choice(run, "runs/x").task.train == "s3://bucket/corpus/multiple_choice/train.jsonl"
     assert shortened(tuned, None) == tuned
     short = shortened(tuned, 60)
     assert (short.optim.num_steps, short.optim.warmup_steps, short.selection.evaluate_every) == (60, 6, 60)

@@ -105,6 +105,9 @@ def test_scenes_questions_and_choices_are_of_the_annotated_clips(corpus_path: Pa
         assert len(set(row["options"])) == 5
         assert row["difficulty"] == "hard" or row["options"][int(row["answer"])] == captions[row["clip_name"]]
     assert [row["difficulty"] for row in test] == ["random", "hard"] * 6
+    train = rows(corpus_path / "multiple_choice/train.jsonl")
+    assert [row["difficulty"] for row in train] == ["hard"] * 5 * 12
+    assert len({row["options"][int(row["answer"])] for row in train}) > 12  # said in several ways
 
 
 def test_files_show_what_was_drawn(corpus_path: Path):

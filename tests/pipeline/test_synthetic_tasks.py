@@ -17,7 +17,7 @@ from pipeline.synthetic.difficulty import (
 from pipeline.synthetic.questions import Question, closed_answers, questions_of, single_frame_accuracy
 from pipeline.synthetic.render import render_video
 from pipeline.synthetic.scenes import Pose, Scene, poses
-from pipeline.synthetic.splits import Richness, train_scenes
+from pipeline.synthetic.splits import Richness, held_out_combinations, train_scenes
 from pipeline.synthetic.statements import Statement, agrees, agrees_with_frame, meaning_of
 from pipeline.synthetic.words import WORDS_BY_SHAPE
 
@@ -152,6 +152,7 @@ def test_hard_options_differ_in_one_attribute_and_two_of_them_in_the_action():
     rng = np.random.default_rng(0)
     for clip in (*clips("test"), *clips("temporal")):
         choice = hard_choice(rng, clip.scene, CONFIG.richness)
+        assert choice is not None
         true = choice.options[choice.answer].statement
         assert true == meaning_of(clip.scene)
         wrong = [option for place, option in enumerate(choice.options) if place != choice.answer]
@@ -208,9 +209,11 @@ def test_the_oracle_finds_every_test_clip_and_a_single_frame_is_never_better():
 
 def test_a_single_frame_leaves_the_actions_of_a_hard_choice_open():
     rng = np.random.default_rng(0)
-    choices: dict[str, list[Choice]] = {
-        clip.clip_name: [hard_choice(rng, clip.scene, CONFIG.richness)] for clip in clips("test")
-    }
+    choices: dict[str, list[Choice]] = {}
+    for clip in clips("test"):
+        choice = hard_choice(rng, clip.scene, CONFIG.richness)
+        assert choice is not None
+        choices[clip.clip_name] = [choice]
     scenes = {clip.clip_name: clip.scene for clip in clips("test")}
     assert choice_ceilings(choices, scenes, agrees) == {"choice/hard": 1.0}
     assert choice_ceilings(choices, scenes, agrees_with_frame) == {"choice/hard": pytest.approx(1 / 3)}
@@ -219,4 +222,25 @@ def test_a_single_frame_leaves_the_actions_of_a_hard_choice_open():
 def test_choices_stay_hard_in_a_poor_corpus():
     poor = Richness(num_colours=3, num_shapes=3, num_actions=8)
     for scene in train_scenes(0, poor, 60):
-        assert len(hard_choice(np.random.default_rng(1), scene, poor).options) == 5
+        choice = hard_choice(np.random.default_rng(1), scene, poor)
+        assert choice is not None
+        assert len(choice.options) == 5
+
+
+def test_hard_choices_for_training_show_nothing_that_is_held_out():
+    held_out = held_out_combinations(CONFIG.seed, CONFIG.richness)
+    rng, other = np.random.default_rng(0), np.random.default_rng(0)
+    num_free = 0
+    for scene in train_scenes(CONFIG.seed, CONFIG.richness, 300):
+        choice, free = hard_choice(rng, scene, CONFIG.richness, held_out), hard_choice(other, scene, CONFIG.richness)
+        assert choice is not None
+        assert free is not None
+        shown = [combinations_shown(option.statement) for option in choice.options]
+        assert held_out.isdisjoint(itertools.chain.from_iterable(shown))
+        num_free += any(not held_out.isdisjoint(combinations_shown(option.statement)) for option in free.options)
+    assert num_free > 100  # without the rule, what was held out would be wrong in every choice but those of the tests
+
+
+def combinations_shown(statement: Statement) -> list[tuple[str, str, str]]:
+    """(colour, shape, action) of everything that a statement says to act."""
+    return [(*actor, claim.action) for claim in statement.claims for actor in claim.actors]
