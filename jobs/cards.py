@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from jobs import run_files
@@ -80,11 +82,19 @@ class Card:
     """The split by which the checkpoint was chosen, and by which metric."""
     is_selected_on_test: bool
     """The checkpoint was chosen on what it is scored on."""
+    num_trained_on: int = 0
+    """Clips of the split that the run itself was trained on; 0 also where its manifest is not at hand."""
     scores: Mapping[str, float]
     """With the ends of their bootstrap 95 % intervals as `_low` and `_high`."""
     date: str
     hardware: str
     commit: str
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the score says more than it should."""
+        found = ["chosen on the same clips"] if self.is_selected_on_test else []
+        return found + ([f"trained on {self.num_trained_on} of these clips"] if self.num_trained_on else [])
 
 
 EXPORTED = "cards"
@@ -142,6 +152,7 @@ def make_card(
     run: PretrainConfig,
     *,
     is_selected_on_test: bool,
+    num_trained_on: int,
     **facts: Any,
 ) -> Card:
     """The card of a score of `run`; `facts` are the hashes, date, hardware and commit."""
@@ -151,6 +162,7 @@ def make_card(
         questions_hash=hash_of_questions(protocol),
         selected_on=f"{run.selection.metric} on {run.data.validation_split}",
         is_selected_on_test=is_selected_on_test,
+        num_trained_on=num_trained_on,
         **asdict(measured),
         **facts,
     )
@@ -175,16 +187,18 @@ def own_protocol(config: PretrainConfig, run_folder: str) -> Protocol:
     )
 
 
-def num_chosen_on(scored: tuple[str, str], chosen: tuple[str, str]) -> int:
-    """Clips of the manifest and split `scored` that are in `chosen` too: the same bytes from and to the same time,
+def num_shared(scored: tuple[str, str], seen: tuple[str, str]) -> int:
+    """Clips of the manifest and split `scored` that are in `seen` too: the same bytes from and to the same time,
     whatever they are called there."""
+    names = ["checksum", "start_seconds", "end_seconds"]
+    one, other = (split_rows(path, split)[Kind.VIDEO].select(names) for path, split in (scored, seen))
+    some = other.filter(pc.is_in(other["checksum"], value_set=one["checksum"].combine_chunks()))
+    return len(contents(one) & contents(some))
 
-    def contents(manifest_path: str, split: str) -> set[tuple[Any, ...]]:
-        rows = split_rows(manifest_path, split)[Kind.VIDEO]
-        names = ("checksum", "start_seconds", "end_seconds")
-        return set(zip(*(rows[name].to_pylist() for name in names), strict=True))
 
-    return len(contents(*scored) & contents(*chosen))
+def contents(clips: pa.Table) -> set[tuple[Any, ...]]:
+    """The rows, each once."""
+    return set(zip(*(column.to_pylist() for column in clips.columns), strict=True))
 
 
 def num_missing(manifest_path: str, split: str) -> int:

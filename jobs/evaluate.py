@@ -16,7 +16,7 @@ import datetime
 import functools
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -90,6 +90,8 @@ class EvaluateConfig:
     """Clips at most, the first by clip_id; None: all of the split."""
     allow_selection_on_test: bool = False
     """Score the split by which the checkpoint was chosen; the card then says so."""
+    allow_training_on_test: bool = False
+    """Score clips that the run was trained on; the card then says so."""
     card: str | None = None
     """A card whose score is to be repeated. All but `placement` comes from it; `run`, `manifest` and `questions` are
     given where they lie elsewhere by now."""
@@ -113,9 +115,8 @@ def evaluate(config: EvaluateConfig) -> Card:
     run = config_of(run_folder)
     protocol = moved or protocol_of(config, run, run_folder)
     manifest, identity = read_manifest(protocol.manifest), run_files.read_json(f"{run_folder}/{run_files.IDENTITY}")
-    chosen = (run_manifest(run, protocol, identity["fields"]["data.manifest_hash"]), run.data.validation_split)
-    num_shared = cards.num_chosen_on((protocol.manifest, protocol.split), chosen) if chosen[0] else 0
-    is_selected_on_test = refuse_selection_on_test(config, run, protocol, wanted, num_shared=num_shared)
+    seen = num_seen(run, protocol, identity["fields"]["data.manifest_hash"])
+    refuse_seen(config, run, protocol, seen, wanted)
     weights = checkpoints.weights_hash(run_folder)
     if wanted:
         questions_hash = cards.hash_of_questions(protocol)
@@ -137,7 +138,8 @@ def evaluate(config: EvaluateConfig) -> Card:
         protocol,
         cards.Measured(**run_files.read_json(f"{out}/measured.json")),
         run,
-        is_selected_on_test=is_selected_on_test,
+        is_selected_on_test=seen["validation"] > 0,
+        num_trained_on=seen["train"],
         weights=weights,
         run_hash=identity["hash"],
         manifest_hash=manifest.hash,
@@ -230,7 +232,7 @@ def refuse_given(config: EvaluateConfig, names: Sequence[str], why: str) -> None
 def moved_to(config: EvaluateConfig, protocol: Protocol) -> Protocol:
     """The protocol of a card, with what lies elsewhere by now; the card's hashes say whether it is the same."""
     places = [name for name in PLACES if getattr(config, name)]
-    others = ("card", "out", "placement", "allow_selection_on_test", *PLACES)
+    others = ("card", "out", "placement", "allow_selection_on_test", "allow_training_on_test", *PLACES)
     names = [one.name for one in dataclasses.fields(config) if one.name not in others]
     refuse_given(config, names, "is not for --card, which says it all")
     if not protocol.questions:
@@ -248,17 +250,27 @@ def run_manifest(run: PretrainConfig, protocol: Protocol, wanted_hash: str) -> s
     return ""
 
 
-def refuse_selection_on_test(
-    config: EvaluateConfig, run: PretrainConfig, protocol: Protocol, wanted: Card | None, *, num_shared: int
-) -> bool:
-    """Whether the checkpoint was chosen on clips that it is scored on; ValueError if nobody asked for that."""
-    if num_shared and not (config.allow_selection_on_test or (wanted and wanted.is_selected_on_test)):
-        raise ValueError(
-            f"the checkpoint of {protocol.run} was chosen on the split {run.data.validation_split}, which has "
-            f"{num_shared} clips of the split {protocol.split}, and so its score there says too much; take another "
-            "--split, or --allow-selection-on-test, which the card will show"
-        )
-    return num_shared > 0
+def num_seen(run: PretrainConfig, protocol: Protocol, manifest_hash: str) -> dict[str, int]:
+    """How many of the scored clips are in the splits that the run was trained and its checkpoint chosen on."""
+    splits = {"validation": run.data.validation_split, "train": run.data.train_split}
+    path, scored = run_manifest(run, protocol, manifest_hash), (protocol.manifest, protocol.split)
+    return {name: cards.num_shared(scored, (path, split)) if path else 0 for name, split in splits.items()}
+
+
+def refuse_seen(
+    config: EvaluateConfig, run: PretrainConfig, protocol: Protocol, seen: Mapping[str, int], wanted: Card | None
+) -> None:
+    """ValueError if clips are scored that the run has seen, and nobody asked for that."""
+    for name, what, option, is_wanted in (
+        ("validation", "chosen", "allow_selection_on_test", wanted and wanted.is_selected_on_test),
+        ("train", "trained", "allow_training_on_test", wanted and wanted.num_trained_on),
+    ):
+        if seen[name] and not (getattr(config, option) or is_wanted):
+            raise ValueError(
+                f"the checkpoint of {protocol.run} was {what} on the split {getattr(run.data, f'{name}_split')}, which "
+                f"has {seen[name]} clips of the split {protocol.split}, and so its score there says too much; take "
+                f"another --split, or --{option.replace('_', '-')}, which the card will show"
+            )
 
 
 def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement: Placement) -> Job:
@@ -417,8 +429,7 @@ def table(card: Card) -> str:
     benchmark = PUBLISHED.get(benchmark_of(card))
     if benchmark and (doubt := benchmark.doubt(card.num_videos, card.num_queries)):
         lines.append(doubt)
-    if card.is_selected_on_test:
-        lines.append("CHOSEN ON THE SAME CLIPS: this score says too much")
+    lines += [f"{doubt.upper()}: this score says too much" for doubt in card.doubts]
     for name, value in sorted(card.scores.items()):
         if name.endswith(("_low", "_high")):
             continue

@@ -29,7 +29,7 @@ from cluster.run import WORKER_ENVIRONMENT
 from jobs import checkpoints, cli, table
 from jobs.cards import hash_of_questions, read_card
 from jobs.config import TASK_FILES, Placement, PretrainConfig, flat
-from jobs.finetune import CHOICES, RECIPES, config_of
+from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, config_of
 from jobs.preflight import num_cpus
 from pipeline import storage
 from pipeline.manifest import read_manifest
@@ -138,7 +138,7 @@ def retrieval(config: EvaluateAllConfig, run_folder: str, corpora: str, corpus: 
 
 def choices(config: EvaluateAllConfig, run_folder: str, corpora: str, needs: tuple[str, ...]) -> Evaluation:
     """MSRVTT-MC by the matching score of a run that was not trained on choices."""
-    manifest, questions = manifest_of(corpora, "msrvtt"), f"{corpora}/msrvtt/{CHOICES}"
+    manifest, questions = manifest_of(corpora, MSRVTT_FULL), f"{corpora}/{MSRVTT_FULL}/{CHOICES}"
     out = f"{run_folder}/evaluation/msrvtt-choices"
     words = ["evaluate.py", run_folder, "--task", "multiple_choice", "--manifest", manifest, "--questions", questions]
     return Evaluation(

@@ -135,7 +135,7 @@ def model_card(config: PretrainConfig, cards: Mapping[str, Card]) -> str:
         for name, value in card.scores.items():
             if f"{name}_low" in card.scores:
                 low, high = card.scores[f"{name}_low"], card.scores[f"{name}_high"]
-                mark = ", chosen on the same clips" if card.is_selected_on_test else ""
+                mark = "".join(f", {doubt}" for doubt in card.doubts)
                 lines.append(
                     f"| {card.protocol.task} | {card.protocol.split}{mark} | {name} | {value:.3f} "
                     f"| {low:.3f} to {high:.3f} | [{where}]({where}) |"

@@ -32,8 +32,11 @@ MOST_PX = 448
 """Long side of whole frames; question answering sees no smaller ones."""
 EMBEDDED_FILES = {"train": "train", "validation": "val", "test": "test", "temporal": "temporal"}
 ACCURACY = "validation/accuracy"
+MSRVTT_FULL = "msrvtt_full"
+"""Corpus of MSR-VTT as its authors split it (6,513, 497 and 2,990 videos), which MSRVTT-QA and MC ask about. That of
+retrieval, `msrvtt`, has 1,000 of these test videos as its own and trains on others."""
 CHOICES = "msrvtt_multi_choice_qa.jsonl"
-"""File of MSRVTT-MC beside MSR-VTT's manifest."""
+"""File of MSRVTT-MC beside that corpus's manifest."""
 
 
 def config_of(run_folder: str) -> PretrainConfig:
@@ -131,14 +134,15 @@ def paper(
     decay_step: int,
     lr: float = 1e-5,
     is_scaled: bool = True,
+    corpus: str | None = None,
     **changes: Any,
 ) -> PretrainConfig:
     """What all fine-tuning of the paper has in common (§5): 16 frames, 32 clips a step, no warm-up, one fall of the
-    rate, whole frames of 448 px at most, on the corpus that `name` begins with. Unlike the published code, the
-    checkpoint is chosen on the split `val`."""
+    rate, whole frames of 448 px at most, on the corpus that `name` begins with unless it is said. Unlike the published
+    code, the checkpoint is chosen on the split `val`."""
     data = dataclasses.replace(
         run.data,
-        manifest=f"corpora/{name.split('-')[0]}/manifest.parquet",
+        manifest=f"corpora/{corpus or name.split('-')[0]}/manifest.parquet",
         train_split="train",
         validation_split="val",
         test_split="test",
@@ -160,24 +164,32 @@ def paper_retrieval(run: PretrainConfig, run_folder: str, name: str, **schedule:
     return paper(run, run_folder, name, objective=matching(run), selection=selection, **schedule)
 
 
-def paper_qa(run: PretrainConfig, run_folder: str, name: str, *, num_answers: int, **schedule: Any) -> PretrainConfig:
+def paper_qa(
+    run: PretrainConfig, run_folder: str, name: str, *, corpus: str, num_answers: int, **schedule: Any
+) -> PretrainConfig:
     """Question answering over so many answers, from `{split}_qa.json` beside the manifest."""
     files: Any = {
-        dataset: f"corpora/{name.split('-')[0]}/{split}_qa.json"
+        dataset: f"corpora/{corpus}/{split}_qa.json"
         for dataset, split in {"train": "train", "validation": "val", "test": "test"}.items()
     }
     task = TaskConfig(kind="question_answering", num_answers=num_answers, **files)
     selection = SelectionConfig(metric=ACCURACY, evaluate_every=schedule["num_steps"] // 10)
-    return paper(run, run_folder, name, task=task, selection=selection, is_scaled=False, **schedule)
+    return paper(run, run_folder, name, corpus=corpus, task=task, selection=selection, is_scaled=False, **schedule)
 
 
 def msrvtt_multiple_choice(run: PretrainConfig, run_folder: str) -> PretrainConfig:
     """Multiple choice on MSRVTT-MC, which has a test file only: training and validation draw captions of other clips.
     MSR-VTT's schedule; the paper scores its retrieval checkpoints instead."""
-    task = TaskConfig(kind="multiple_choice", test=f"corpora/msrvtt/{CHOICES}")
-    selection = SelectionConfig(metric=ACCURACY, evaluate_every=2500)
-    name = "msrvtt-multiple-choice"
-    return paper(run, run_folder, name, task=task, selection=selection, num_steps=25_000, decay_step=15_000)
+    return paper(
+        run,
+        run_folder,
+        "msrvtt-multiple-choice",
+        corpus=MSRVTT_FULL,
+        task=TaskConfig(kind="multiple_choice", test=f"corpora/{MSRVTT_FULL}/{CHOICES}"),
+        selection=SelectionConfig(metric=ACCURACY, evaluate_every=2500),
+        num_steps=25_000,
+        decay_step=15_000,
+    )
 
 
 def paper_optim(run: PretrainConfig, *, num_steps: int, decay_step: int, lr: float) -> OptimConfig:
@@ -230,12 +242,14 @@ def vatex_retrieval(run: PretrainConfig, run_folder: str) -> PretrainConfig:
 
 def msrvtt_qa(run: PretrainConfig, run_folder: str) -> PretrainConfig:
     """Question answering on MSRVTT-QA over 1,500 answers."""
-    return paper_qa(run, run_folder, "msrvtt-qa", num_answers=1500, num_steps=25_000, decay_step=15_000)
+    schedule = {"num_steps": 25_000, "decay_step": 15_000}
+    return paper_qa(run, run_folder, "msrvtt-qa", corpus=MSRVTT_FULL, num_answers=1500, **schedule)
 
 
 def msvd_qa(run: PretrainConfig, run_folder: str) -> PretrainConfig:
     """Question answering on MSVD-QA over 1,000 answers."""
-    return paper_qa(run, run_folder, "msvd-qa", num_answers=1000, num_steps=18_000, decay_step=10_000)
+    schedule = {"num_steps": 18_000, "decay_step": 10_000}
+    return paper_qa(run, run_folder, "msvd-qa", corpus="msvd", num_answers=1000, **schedule)
 
 
 RECIPES: Mapping[str, Callable[[PretrainConfig, str], PretrainConfig]] = MappingProxyType(

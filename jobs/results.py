@@ -100,12 +100,15 @@ def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) ->
     """The card of what the run measured at its end is in its folder."""
     config = job.config
     protocol = cards.own_protocol(config, job.run_folder)
-    splits = (config.data.test_split, config.data.validation_split)
+    scored, chosen, trained = (
+        (protocol.manifest, getattr(config.data, f"{name}_split")) for name in ("test", "validation", "train")
+    )
     card = cards.make_card(
         protocol,
         measured,
         config,
-        is_selected_on_test=cards.num_chosen_on(*((protocol.manifest, split) for split in splits)) > 0,
+        is_selected_on_test=cards.num_shared(scored, chosen) > 0,
+        num_trained_on=cards.num_shared(scored, trained),
         weights=checkpoints.weights_hash(job.run_folder),
         run_hash=facts["config_hash"],
         **{name: facts[name] for name in ("manifest_hash", "date", "hardware", "commit")},

@@ -111,8 +111,7 @@ def how(card: Card) -> str:
         parts.append("**no video was shown**")
     if card.num_missing or card.num_undecoded:
         parts.append(f"{card.num_missing} missing, {card.num_undecoded} not decoded")
-    if card.is_selected_on_test:
-        parts.append("**chosen on the same clips**")
+    parts += [f"**{doubt}**" for doubt in card.doubts]
     return "; ".join([*parts, f"seed {card.run_seed}, {card.date}"])
 
 

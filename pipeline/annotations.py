@@ -24,6 +24,8 @@ from pipeline.media import kind_of
 from pipeline.records import Kind
 from pipeline.sources import open_source
 
+MSRVTT_SPLITS = {"validate": "val"}
+"""What MSR-VTT's JSON calls a split, where that is not our word for it."""
 SPLIT_FOLDERS = frozenset({"train", "val", "validation", "test"})
 
 
@@ -272,7 +274,7 @@ def _read_msrvtt(text: str, path: str, split: str) -> Iterator[tuple[str, Annota
                 relative_path=_clip_path(name, where),
                 captions=_captions(captions[name], where),
                 kind=Kind.VIDEO,
-                split=video.get("split") or split,
+                split=MSRVTT_SPLITS.get(video.get("split"), video.get("split")) or split,
             ),
         )
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from jobs.embed import EmbedConfig, embed
 from jobs.evaluate import EvaluateConfig, evaluate, main
 from jobs.evaluate_all import CORPORA, EvaluateAllConfig, evaluate_all, evaluations
 from jobs.export import ExportConfig, export
-from jobs.finetune import RECIPES, config_of
+from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, config_of
 from jobs.kills_benchmark import small_corpus
 from jobs.model import load
 from jobs.prepare import PrepareConfig, prepare
@@ -284,7 +285,7 @@ def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Pa
             if program == "evaluate.py":
                 assert tyro.cli(EvaluateConfig, args=words).out == one.card.removesuffix("/card.json")
     tuned = found["msrvtt_qa"]
-    assert tuned.obstacles()[0].startswith(f"{folder}/corpora/msrvtt/")
+    assert tuned.obstacles()[0].startswith(f"{folder}/corpora/msrvtt_full/")
     assert [words[0] for words in tuned.commands] == ["finetune.py", "evaluate.py"]
     assert "--rerank" in found["msvd_retrieval"].commands[1]
     assert "max_positions must be at least 64" in found["didemo_retrieval"].obstacles()[0]
@@ -297,11 +298,11 @@ def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Pa
 def test_real_clips_go_through_retrieval_and_multiple_choice_into_the_table(
     run: str, real_files: Path, tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    corpus = tmp_path / "corpora" / "msrvtt"
-    captions = f"test={real_files / 'annotations' / 'msrvtt_test.jsonl'}"
-    prepare(PrepareConfig(corpus="msrvtt", root=str(real_files / "videos"), annotations=(captions,), out=str(corpus)))
-    choices = "msrvtt_multi_choice_qa.jsonl"
-    (corpus / choices).write_bytes((real_files / "annotations" / choices).read_bytes())
+    captions, root = f"test={real_files / 'annotations' / 'msrvtt_test.jsonl'}", str(real_files / "videos")
+    for corpus in ("msrvtt", MSRVTT_FULL):
+        out = str(tmp_path / "corpora" / corpus)
+        prepare(PrepareConfig(corpus=corpus, root=root, annotations=(captions,), out=out))
+    shutil.copy(real_files / "annotations" / CHOICES, out)
     wanted = everything(tmp_path, run, is_zero_shot_only=True, out=str(tmp_path / "table.md"))
     assert evaluate_all(wanted) == []
     text = (tmp_path / "table.md").read_text()

@@ -18,7 +18,7 @@ from jobs.evaluate import (
     moved_to,
     protocol_of,
     queries_of,
-    refuse_selection_on_test,
+    refuse_seen,
     refuse_too_many_rejected,
     run_manifest,
     table,
@@ -330,23 +330,36 @@ def test_what_cannot_be_scored_is_refused(asked: dict[str, Any], said: str) -> N
         protocol_of(EvaluateConfig(run="runs/tiny", **asked), tiny(), "runs/tiny")
 
 
-def test_a_score_on_the_split_of_selection_is_refused_unless_it_is_asked_for() -> None:
+@pytest.mark.parametrize(
+    ("name", "said", "option"),
+    [
+        ("validation", "was chosen on the split val, which has 3 clips", "allow_selection_on_test"),
+        ("train", "was trained on the split train, which has 3 clips", "allow_training_on_test"),
+    ],
+)
+def test_a_score_on_clips_that_the_run_has_seen_is_refused_unless_it_is_asked_for(
+    name: str, said: str, option: str
+) -> None:
     run = tiny()
-    wish = EvaluateConfig(run="runs/tiny", split=run.data.validation_split)
+    wish = EvaluateConfig(run="runs/tiny")
     protocol = protocol_of(wish, run, "runs/tiny")
-    with pytest.raises(ValueError, match="was chosen on the split val, which has 3 clips"):
-        refuse_selection_on_test(wish, run, protocol, None, num_shared=3)
-    allowed = dataclasses.replace(wish, allow_selection_on_test=True)
-    assert refuse_selection_on_test(allowed, run, protocol, None, num_shared=3)
-    assert not refuse_selection_on_test(wish, run, protocol, None, num_shared=0)
+    seen = {"validation": 0, "train": 0}
+    refuse_seen(wish, run, protocol, seen, None)
+    with pytest.raises(ValueError, match=said):
+        refuse_seen(wish, run, protocol, seen | {name: 3}, None)
+    refuse_seen(dataclasses.replace(wish, **{option: True}), run, protocol, seen | {name: 3}, None)
+    told = card(is_selected_on_test=name == "validation", num_trained_on=3 * (name == "train"))
+    refuse_seen(wish, run, protocol, seen | {name: 3}, told)  # it is to be repeated, and says so
+    assert len(told.doubts) == 1
 
 
-def test_clips_by_which_a_checkpoint_was_chosen_are_known_in_other_splits_and_manifests(tmp_path: Path) -> None:
+def test_clips_that_a_run_has_seen_are_known_in_other_splits_and_manifests(tmp_path: Path) -> None:
     own = manifest_of(tmp_path, "own", a="val", b="val", c="test")
     other = manifest_of(tmp_path, "other", a="test", d="test", c="train")
-    assert cards.num_chosen_on((own, "val"), (own, "val")) == 2
-    assert cards.num_chosen_on((own, "test"), (own, "val")) == 0
-    assert cards.num_chosen_on((other, "test"), (own, "val")) == 1  # under another name
+    assert cards.num_shared((own, "val"), (own, "val")) == 2
+    assert cards.num_shared((own, "test"), (own, "val")) == 0
+    assert cards.num_shared((other, "test"), (own, "val")) == 1  # under another name
+    assert cards.num_shared((own, "test"), (other, "train")) == 1
     run = dataclasses.replace(tiny(), data=dataclasses.replace(tiny().data, manifest=own))
     protocol = Protocol(task="retrieval", run="runs/x", manifest=other, split="test")
     assert run_manifest(run, protocol, read_manifest(own).hash) == own

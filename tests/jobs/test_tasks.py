@@ -177,7 +177,7 @@ def test_validation_without_a_file_draws_one_choice_a_clip_and_the_same_ones_aga
 
 def test_msrvtt_mc_is_trained_with_its_test_file_alone() -> None:
     config = RECIPES["msrvtt_multiple_choice"](tiny(), "/runs/tiny")
-    assert config.task.test == "corpora/msrvtt/msrvtt_multi_choice_qa.jsonl"
+    assert config.task.test == "corpora/msrvtt_full/msrvtt_multi_choice_qa.jsonl"
     assert (config.task.train, config.task.validation, config.data.num_frames) == (None, None, 16)
     assert metric_problems(config) == []
 

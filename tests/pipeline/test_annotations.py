@@ -71,7 +71,7 @@ def test_msrvtt(tmp_path, indent):
     path.write_text(json.dumps(MSRVTT, indent=indent))
     assert read_annotations([str(path)], split="test") == [
         video("video0.mp4", "a dog runs", "the dog is fast"),
-        video("video1.mp4", "a cat sits", split="validate"),
+        video("video1.mp4", "a cat sits", split="val"),  # there: validate
         video("video2.mp4", split="test"),
     ]
 
