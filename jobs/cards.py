@@ -192,7 +192,7 @@ def num_shared(scored: tuple[str, str], seen: tuple[str, str]) -> int:
     whatever they are called there."""
     names = ["checksum", "start_seconds", "end_seconds"]
     one, other = (split_rows(path, split)[Kind.VIDEO].select(names) for path, split in (scored, seen))
-    some = other.filter(pc.is_in(other["checksum"], value_set=one["checksum"].combine_chunks()))
+    some = other.filter(pc.field("checksum").isin(one["checksum"].combine_chunks()))
     return len(contents(one) & contents(some))
 
 
