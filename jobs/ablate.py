@@ -69,6 +69,8 @@ PAPER: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 """R@1 on MSR-VTT 7K after fine-tuning, with ResNet-50 and with PVT: single runs."""
+WITHIN_DATA_WAIT = "seconds/plan"
+"""Counted there too."""
 RECALLS = tuple(f"test/{way}/r{k}" for way in ("t2v", "v2t") for k in (1, 5, 10))
 PRIMARY = "mean recall"
 SHOWN: Mapping[str, str] = MappingProxyType(
@@ -173,7 +175,7 @@ class Runs:
         self.folders.discard(folder)
         if not found:
             raise StoppedError
-        return numbers(found)
+        return numbers(found, preflight.num_cpus(config.placement))
 
     def stop(self, *_: Any) -> None:
         """Asks them, as a signal does."""
@@ -240,14 +242,16 @@ def shortened(tuned: PretrainConfig, num_steps: int | None) -> PretrainConfig:
     return dataclasses.replace(tuned, optim=optim, selection=selection)
 
 
-def numbers(results: Mapping[str, Any]) -> dict[str, float]:
-    """Those of a run's results, with the mean recall of both directions and the time of a step."""
+def numbers(results: Mapping[str, Any], num_cpus: float) -> dict[str, float]:
+    """Those of a run's results, with the mean recall of both directions, the time of a step, and that of the run on its
+    `num_cpus`."""
     found = {key: float(value) for key, value in results.items() if isinstance(value, int | float)}
     if all(key in found for key in RECALLS):
         found[PRIMARY] = float(np.mean([found[key] for key in RECALLS]))
     if "seconds/step" in found:
         found["seconds_per_step"] = found["seconds/step"] / found["num_steps"]
-        found["hours"] = sum(value for key, value in found.items() if key.startswith("seconds/")) / 3600
+        parts = [value for key, value in found.items() if key.startswith("seconds/") and key != WITHIN_DATA_WAIT]
+        found["cpu_hours"] = num_cpus * sum(parts) / 3600
     return found
 
 
@@ -266,14 +270,14 @@ def table(config: AblateConfig, found: Found) -> str:
     """Rows with means and intervals, then differences to the first row, seed by seed."""
     rows = list(ROWS[config.table])
     keys = {title: key for title, key in SHOWN.items() if any(key in results for results in found.values())}
-    hours = sum(value for results in found.values() for key, value in results.items() if key.endswith("hours"))
+    hours = sum(value for results in found.values() for key, value in results.items() if key.endswith("cpu_hours"))
     count = len({seed for _, seed in found})
     lines = [
         f"# Table {config.table}: {config.name}",
         "",
         f"{count} seeds; mean and 95 % interval over seeds, of fewer than three their range. Mean recall: of R@1, "
-        f"5 and 10, both directions. {len(found)} runs in {hours:.2f} hours, added up over runs, fine-tuning included, "
-        "as the first rank of each counts them: without starts and reports.",
+        f"5 and 10, both directions. {len(found)} runs in {hours:.2f} CPU hours, fine-tuning included: the CPUs that each "
+        "run reserves, for as long as its first rank counts, without starts and reports.",
         "",
         f"| | {' | '.join(keys)} | the paper's R@1, R50 / PVT |",
         "|---" * (len(keys) + 2) + "|",

@@ -38,10 +38,15 @@ def test_every_row_fits_the_preset_and_differs_from_the_others(name: str) -> Non
 
 
 def test_the_mean_recall_is_of_both_directions() -> None:
-    found = numbers({key: number / 10 for number, key in enumerate(RECALLS)} | {"name": "x"})
+    found = numbers({key: number / 10 for number, key in enumerate(RECALLS)} | {"name": "x"}, 1.0)
     assert found[PRIMARY] == pytest.approx(0.25)
-    assert PRIMARY not in numbers({"test/t2v/r1": 1.0})
-    assert numbers({"seconds/step": 30.0, "num_steps": 60})["seconds_per_step"] == 0.5
+    assert PRIMARY not in numbers({"test/t2v/r1": 1.0}, 1.0)
+
+
+def test_the_time_of_a_run_is_counted_once_and_by_its_cpus() -> None:
+    seconds = {"seconds/step": 3000.0, "seconds/data_wait": 600.0, "seconds/plan": 500.0}
+    found = numbers(seconds | {"num_steps": 60}, 2.0)
+    assert (found["seconds_per_step"], found["cpu_hours"]) == (50.0, 2.0)  # the plan is waited for as data is
 
 
 def test_the_table_shows_what_is_there_and_differences_seed_by_seed() -> None:
