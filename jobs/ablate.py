@@ -276,8 +276,8 @@ def table(config: AblateConfig, found: Found) -> str:
         f"# Table {config.table}: {config.name}",
         "",
         f"{count} seeds; mean and 95 % interval over seeds, of fewer than three their range. Mean recall: of R@1, "
-        f"5 and 10, both directions. {len(found)} runs in {hours:.2f} CPU hours, fine-tuning included: the CPUs that each "
-        "run reserves, for as long as its first rank counts, without starts and reports.",
+        f"5 and 10, both directions. {len(found)} runs in {hours:.2f} CPU hours, fine-tuning included: the CPUs that "
+        "each run reserves, for as long as its first rank counts, without starts and reports.",
         "",
         f"| | {' | '.join(keys)} | the paper's R@1, R50 / PVT |",
         "|---" * (len(keys) + 2) + "|",
