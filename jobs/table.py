@@ -21,6 +21,8 @@ from pipeline import storage
 from pipeline.manifest import read_manifest
 
 KEYS = {"R@1": "test/t2v/r1", "R@5": "test/t2v/r5", "R@10": "test/t2v/r10", "accuracy": "test/accuracy"}
+PRIORS = {"": "", "dual_softmax_": ", **all queries as a prior** (dual softmax)"}
+"""What scores with a prior are called in a card, and in their row of their own."""
 TRAIN_9K = 8000
 """MSR-VTT's larger training split has more clips than this."""
 
@@ -82,9 +84,13 @@ def rows(name: str, cards: Sequence[tuple[str, Card]]) -> list[str]:
     benchmark = PUBLISHED.get(name, Benchmark(columns=RETRIEVAL if is_retrieval else ACCURACY, rows=(), sizes=()))
     lines = ["| | " + " | ".join(benchmark.columns) + " | protocol |", "|---" * (len(benchmark.columns) + 2) + "|"]
     for run, card in cards:
-        values = " | ".join(score(card, KEYS[column]) for column in benchmark.columns)
         doubt = benchmark.doubt(card.num_videos, card.num_queries)
-        lines.append(f"| **{run}** | {values} | {how(card)}{f'; **{doubt}**' if doubt else ''} |")
+        for prior, title in PRIORS.items():
+            keys = [KEYS[column].replace("/r", f"/{prior}r") for column in benchmark.columns]
+            if prior and not any(key in card.scores for key in keys):
+                continue
+            values = " | ".join(score(card, key) for key in keys)
+            lines.append(f"| **{run}**{title} | {values} | {how(card)}{f'; **{doubt}**' if doubt else ''} |")
     if not cards:
         lines.append(f"| ours | {' | '.join(['not run'] * len(benchmark.columns))} | |")
     for who, published in benchmark.rows:

@@ -26,6 +26,7 @@ from jobs.evaluate import (
 from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from jobs.prepare import MARKER, Prepared, hash_of_list, lists_of, mark_done
 from jobs.presets import tiny
+from jobs.table import rows
 from pipeline.annotations import Annotation
 from pipeline.manifest import clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.records import Kind
@@ -291,6 +292,19 @@ def test_a_score_over_another_number_of_clips_than_published_ones_says_so(tmp_pa
     assert "asked by: each; re-ranked: all, by sum; prior: dual_softmax" in lines
     answered = dataclasses.replace(asked, task="multiple_choice", questions="q")
     assert "re-ranked" not in table(card(protocol=answered))
+
+
+def test_scores_with_a_prior_are_in_a_row_of_their_own() -> None:
+    scores = {
+        f"test/t2v/{prior}r1{end}": value + more
+        for prior, value in (("", 0.4), ("dual_softmax_", 0.5))
+        for end, more in (("", 0.0), ("_low", -0.1), ("_high", 0.1))
+    }
+    plain, prior, *_ = rows("MSR-VTT 7K, text to video", [("mine", card(scores=scores))])[2:]
+    assert plain.startswith("| **mine** | 40.0 [30.0, 50.0] | not run |")
+    assert prior.startswith("| **mine**, **all queries as a prior** (dual softmax) | 50.0 [40.0, 60.0] | not run |")
+    without = {key: value for key, value in scores.items() if "dual_softmax" not in key}
+    assert not any("prior" in line for line in rows("MSR-VTT 7K, text to video", [("mine", card(scores=without))]))
 
 
 def test_a_score_is_repeated_or_said_to_be_inside_or_outside_its_interval() -> None:
