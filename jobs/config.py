@@ -210,6 +210,8 @@ class TaskConfig:
         if self.kind == "captions":
             if files := [name for name in TASK_FILES if getattr(self, name)]:
                 raise ValueError(f"task.{files[0]} names questions, which task.kind=captions does not ask")
+            if self.is_video_hidden:
+                raise ValueError("task.is_video_hidden is for questions and choices; captions alone find no clip")
             return
         needed = ("train", "validation", "test") if self.kind == "question_answering" else ("test",)
         for name in needed:

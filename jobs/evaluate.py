@@ -96,7 +96,7 @@ class EvaluateConfig:
     """A card whose score is to be repeated. All but `placement` comes from it; `run`, `manifest` and `questions` are
     given where they lie elsewhere by now."""
     out: str | None = None
-    """Folder of the card; None: `evaluation/TASK-SPLIT` in the run's."""
+    """Folder of the card; None: `evaluation/TASK-SPLIT` in the run's, with a hash if the run scores itself otherwise."""
     placement: Placement = field(default_factory=Placement)
 
     def __post_init__(self) -> None:
@@ -150,7 +150,8 @@ def evaluate(config: EvaluateConfig) -> Card:
     if wanted:
         refuse_other(wanted, {"ids_hash": card.ids_hash})
     refuse_too_many_rejected(card, f"{out}/{REJECTED}", run.data.max_rejected_share)
-    write_card(card, f"{out}/card.json" if not wanted else f"{out}/repeated.json")
+    write_card(card, place := f"{out}/{'repeated' if wanted else 'card'}.json")
+    print(f"card: {place}")
     log(card, run, config.placement)
     path = f"{run_folder}/report.html"
     if storage.exists(path):

@@ -33,6 +33,7 @@ from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, config_of
 from jobs.preflight import num_cpus
 from pipeline import storage
 from pipeline.manifest import read_manifest
+from pipeline.synthetic.corpus import SUMMARY_NAME
 
 JOBS = Path(__file__).resolve().parent
 CORPORA = ("embedded", "msrvtt", "didemo", "msvd", "lsmdc", "activitynet", "vatex")
@@ -170,11 +171,17 @@ def tuned(config: EvaluateAllConfig, run_folder: str, corpora: str, recipe: str,
             with_options(config, train),
             with_options(config, ["evaluate.py", folder, "--out", out], rerank=rerank),
         ),
-        needs=tuple(files.values()),
+        needs=(*files.values(), *embedded_corpus(recipe, made)),
         folder=folder,
         card=f"{out}/card.json",
         rerank=rerank,
     )
+
+
+def embedded_corpus(recipe: str, made: PretrainConfig) -> tuple[str, ...]:
+    """What tells that the run's own corpus is the embedded one, for whose sake some recipes are there."""
+    folder = storage.absolute(made.data.manifest).rpartition("/")[0].rpartition("/")[0]
+    return (f"{folder}/{SUMMARY_NAME}",) if recipe.startswith("tiny_") else ()
 
 
 def manifest_of(corpora: str, corpus: str) -> str:
@@ -183,15 +190,15 @@ def manifest_of(corpora: str, corpus: str) -> str:
 
 
 def with_options(config: EvaluateAllConfig, words: list[str], *, rerank: int | None = None) -> tuple[str, ...]:
-    """A command with where it runs."""
-    place = config.placement
+    """A command with where it runs: all of it, since fine-tuning would begin with what the run had."""
     more = ["--rerank", str(rerank)] if rerank else []
-    fields, default = flat(dataclasses.asdict(place)), flat(dataclasses.asdict(Placement()))
-    fields["num_workers"] = place.most_workers
+    fields = flat(dataclasses.asdict(config.placement)) | {"num_workers": config.placement.most_workers}
     for name, value in fields.items():
-        option = f"--placement.{name.replace('_', '-')}"
-        if value != default[name]:
-            more += [option] if value is True else [option, str(value)]
+        last = name.replace("_", "-")
+        if isinstance(value, bool):
+            more.append(f"--placement.{'' if value else 'no-'}{last}")
+        else:
+            more += [f"--placement.{last}", str(value)]
     return (*words, *more)
 
 

@@ -111,6 +111,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     space.refuse_what_cannot_be(found, base)
     refuse_unmeasured(config.metric, found, base)
     first_rung_steps = first_rung(config, base)
+    base = evaluated_by(first_rung_steps, base)
     path = base.placement.storage
     tracking.refuse_unreachable(path)
     folder = storage.absolute(f"{path}/{config.name}")
@@ -192,17 +193,25 @@ def run_name(sweep_name: str, trial_id: str) -> str:
 
 
 def first_rung(config: SweepConfig, base: PretrainConfig) -> int | None:
-    """Steps after which a trial may be stopped first. ValueError if no evaluation comes before its end."""
+    """Steps after which a trial may be stopped first. ValueError if there are too few steps for the rungs."""
     if config.scheduler == "none":
         return None
     steps = base.optim.num_steps // config.reduction_factor**config.num_rungs
-    if steps < base.selection.evaluate_every:
+    if steps < 1:
         raise ValueError(
-            f"--scheduler asha looks first after {steps} steps (optim.num_steps={base.optim.num_steps} / "
-            f"{config.reduction_factor}^{config.num_rungs}), but selection.evaluate_every is "
-            f"{base.selection.evaluate_every}; evaluate at least that often, or take fewer --num-rungs"
+            f"--scheduler asha looks first after optim.num_steps={base.optim.num_steps} / "
+            f"{config.reduction_factor}^{config.num_rungs} steps, less than one; take more steps or fewer --num-rungs"
         )
     return steps
+
+
+def evaluated_by(steps: int | None, base: PretrainConfig) -> PretrainConfig:
+    """`base`, evaluated after so many steps at the latest, since nothing can be told of a trial before."""
+    often = base.selection.evaluate_every
+    if steps is None or often <= steps:
+        return base
+    print(f"trials are evaluated every {steps} steps, not every {often}: they may first be stopped there")
+    return dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=steps))
 
 
 def refuse_unmeasured(metric: str, varied: Mapping[str, Domain], base: PretrainConfig) -> None:

@@ -284,6 +284,8 @@ def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Pa
         for program, *words in one.commands:
             if program == "evaluate.py":
                 assert tyro.cli(EvaluateConfig, args=words).out == one.card.removesuffix("/card.json")
+            else:
+                assert finetune.parse(words).config.placement.num_workers == 1
     tuned = found["msrvtt_qa"]
     assert tuned.obstacles()[0].startswith(f"{folder}/corpora/msrvtt_full/")
     assert [words[0] for words in tuned.commands] == ["finetune.py", "evaluate.py"]

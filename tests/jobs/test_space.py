@@ -10,7 +10,7 @@ from cluster.domains import Choice, Range
 from cluster.trials import Trial
 from jobs import cli, pretrain, run_files, space, sweep
 from jobs.presets import tiny
-from jobs.sweep import SweepConfig, describe, first_rung, identity_hash, row_of, summary
+from jobs.sweep import SweepConfig, describe, evaluated_by, first_rung, identity_hash, row_of, summary
 from jobs.training import DivergedError, RunError
 from pipeline.significance import mine_significant_words
 from pipeline.synthetic.corpus import CorpusConfig, clips_of
@@ -115,17 +115,17 @@ def test_a_sweep_that_cannot_be_is_refused(changes: dict[str, object], match: st
         wish(**changes)
 
 
-def test_the_first_rung_is_not_before_the_first_evaluation() -> None:
-    base = tiny()
-    base = dataclasses.replace(
-        base,
-        optim=dataclasses.replace(base.optim, num_steps=180),
-        selection=dataclasses.replace(base.selection, evaluate_every=20),
-    )
-    assert first_rung(wish(), base) == 20
-    assert first_rung(wish(scheduler="none"), base) is None
-    with pytest.raises(ValueError, match=r"looks first after 6 steps .* fewer --num-rungs"):
-        first_rung(wish(num_rungs=3), base)
+def test_trials_are_evaluated_by_the_first_rung(capsys: pytest.CaptureFixture[str]) -> None:
+    base = dataclasses.replace(tiny(), optim=dataclasses.replace(tiny().optim, num_steps=180))
+    steps = first_rung(wish(), base)
+    assert steps == 20
+    assert evaluated_by(steps, base).selection.evaluate_every == 20
+    assert "every 20 steps, not every 240" in capsys.readouterr().out
+    often = dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=7))
+    assert evaluated_by(steps, often) == often
+    assert evaluated_by(first_rung(wish(scheduler="none"), base), base) == base
+    with pytest.raises(ValueError, match=r"180 / 3\^5 steps, less than one; take more steps or fewer --num-rungs"):
+        first_rung(wish(num_rungs=5), base)
 
 
 def test_what_no_trial_could_be_compared_by_is_refused() -> None:
@@ -145,7 +145,7 @@ def test_what_no_trial_could_be_compared_by_is_refused() -> None:
 def test_a_sweep_that_is_refused_does_not_take_its_name(tmp_path: Path) -> None:
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
     with pytest.raises(ValueError, match="fewer --num-rungs"):
-        sweep.sweep(wish(num_rungs=5), base)
+        sweep.sweep(wish(num_rungs=6), base)
     assert not list(tmp_path.iterdir())
 
 
