@@ -96,7 +96,8 @@ class EvaluateConfig:
     """A card whose score is to be repeated. All but `placement` comes from it; `run`, `manifest` and `questions` are
     given where they lie elsewhere by now."""
     out: str | None = None
-    """Folder of the card; None: `evaluation/TASK-SPLIT` in the run's, with a hash if the run scores itself otherwise."""
+    """Folder of the card; None: `evaluation/TASK-SPLIT` in the run's, with a hash if that is not how the run scores
+    itself."""
     placement: Placement = field(default_factory=Placement)
 
     def __post_init__(self) -> None:

@@ -21,8 +21,8 @@ from pipeline import storage
 from pipeline.manifest import read_manifest
 
 KEYS = {"R@1": "test/t2v/r1", "R@5": "test/t2v/r5", "R@10": "test/t2v/r10", "accuracy": "test/accuracy"}
-PRIORS = {"": "", "dual_softmax_": ", **all queries as a prior** (dual softmax)"}
-"""What scores with a prior are called in a card, and in their row of their own."""
+DUAL_SOFTMAX = "dual_softmax_"
+"""Before the name of a score that has all queries as a prior."""
 TRAIN_9K = 8000
 """MSR-VTT's larger training split has more clips than this."""
 
@@ -85,17 +85,21 @@ def rows(name: str, cards: Sequence[tuple[str, Card]]) -> list[str]:
     lines = ["| | " + " | ".join(benchmark.columns) + " | protocol |", "|---" * (len(benchmark.columns) + 2) + "|"]
     for run, card in cards:
         doubt = benchmark.doubt(card.num_videos, card.num_queries)
-        for prior, title in PRIORS.items():
-            keys = [KEYS[column].replace("/r", f"/{prior}r") for column in benchmark.columns]
-            if prior and not any(key in card.scores for key in keys):
-                continue
-            values = " | ".join(score(card, key) for key in keys)
-            lines.append(f"| **{run}**{title} | {values} | {how(card)}{f'; **{doubt}**' if doubt else ''} |")
+        for prior in ("", DUAL_SOFTMAX) if card.protocol.prior != "none" else ("",):
+            values = " | ".join(score(card, with_prior(KEYS[column], prior)) for column in benchmark.columns)
+            title = f"**{run}**" + (", **all queries as a prior** (dual softmax)" if prior else "")
+            lines.append(f"| {title} | {values} | {how(card)}{f'; **{doubt}**' if doubt else ''} |")
     if not cards:
         lines.append(f"| ours | {' | '.join(['not run'] * len(benchmark.columns))} | |")
     for who, published in benchmark.rows:
         lines.append(f"| {who} | {' | '.join(f'{value:.1f}' for value in published)} | published |")
     return lines
+
+
+def with_prior(key: str, prior: str) -> str:
+    """The key of the same score with a prior."""
+    place, _, name = key.rpartition("/")
+    return f"{place}/{prior}{name}"
 
 
 def score(card: Card, key: str) -> str:

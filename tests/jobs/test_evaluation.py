@@ -300,11 +300,13 @@ def test_scores_with_a_prior_are_in_a_row_of_their_own() -> None:
         for prior, value in (("", 0.4), ("dual_softmax_", 0.5))
         for end, more in (("", 0.0), ("_low", -0.1), ("_high", 0.1))
     }
-    plain, prior, *_ = rows("MSR-VTT 7K, text to video", [("mine", card(scores=scores))])[2:]
+    protocol = Protocol(task="retrieval", run="runs/x", manifest="m", split="test", prior="dual_softmax")
+    plain, prior, *_ = rows("MSR-VTT 7K, text to video", [("mine", card(protocol=protocol, scores=scores))])[2:]
     assert plain.startswith("| **mine** | 40.0 [30.0, 50.0] | not run |")
     assert prior.startswith("| **mine**, **all queries as a prior** (dual softmax) | 50.0 [40.0, 60.0] | not run |")
-    without = {key: value for key, value in scores.items() if "dual_softmax" not in key}
-    assert not any("prior" in line for line in rows("MSR-VTT 7K, text to video", [("mine", card(scores=without))]))
+    assert not any("prior" in line for line in rows("MSR-VTT 7K, text to video", [("mine", card())]))
+    answered = card(protocol=Protocol(task="question_answering", run="runs/x", manifest="m", split="test"))
+    assert sum("**mine**" in line for line in rows("MSRVTT-QA", [("mine", answered)])) == 1
 
 
 def test_a_score_is_repeated_or_said_to_be_inside_or_outside_its_interval() -> None:
