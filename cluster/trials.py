@@ -57,8 +57,8 @@ class Trial:
 
     trial_id: str
     values: Mapping[str, Any]
-    history: list[dict[str, float]] = field(default_factory=list)
-    """What it reported, by `step`."""
+    highest: Mapping[str, float] = field(default_factory=dict)
+    """Of each metric that it reported, the highest."""
     error: str = ""
     is_open: bool = False
     """The search was stopped before it ended."""
@@ -115,7 +115,12 @@ def run_trials(
     if tune.Tuner.can_restore(where, storage_filesystem=filesystem):
         log.info("going on with the sweep in %s", where)
         tuner = tune.Tuner.restore(
-            where, trainable, resume_unfinished=True, param_space=domains(search), storage_filesystem=filesystem
+            where,
+            trainable,
+            resume_unfinished=True,
+            resume_errored=True,
+            param_space=domains(search),
+            storage_filesystem=filesystem,
         )
     else:
         tuner = tune.Tuner(
@@ -140,12 +145,8 @@ def run_trials(
             ),
         )
     results = tuner.fit()
-    ended = {
-        trial.trial_id
-        for trial in tune.ExperimentAnalysis(where, storage_filesystem=filesystem).trials
-        if trial.is_finished()
-    }
-    return [made(result, ended) for result in results]
+    kept = {one.trial_id: one for one in tune.ExperimentAnalysis(where, storage_filesystem=filesystem).trials or ()}
+    return [made(result, kept) for result in results]
 
 
 def report(metrics: Mapping[str, float]) -> None:
@@ -153,18 +154,18 @@ def report(metrics: Mapping[str, float]) -> None:
     tune.report(dict(metrics))
 
 
-def made(result: Any, ended: set[str]) -> Trial:
-    """A trial from what Tune tells of it. `ended`: the ids of those that have."""
-    frame = result.metrics_dataframe
-    history = [] if frame is None else frame.to_dict("records")
+def made(result: Any, kept: Mapping[str, Any]) -> Trial:
+    """A trial from what Tune tells of it. `kept`: Tune's own trials by id, which know more: files of reports begin anew
+    where a sweep goes on in another Ray."""
     last = result.metrics or {}
     trial_id = str(last.get("trial_id") or os.path.basename(result.path))
+    found = kept[trial_id]
     return Trial(
         trial_id=trial_id,
         values=dict(result.config or {}),
-        history=history,
+        highest={name: float(told["max"]) for name, told in found.metric_analysis.items()},
         error="" if result.error is None else str(result.error).strip().splitlines()[-1],
-        is_open=trial_id not in ended,
+        is_open=not found.is_finished(),
     )
 
 
@@ -196,7 +197,9 @@ def searcher(search: Search) -> Searcher | SearchAlgorithm:
 
 
 class Asha(AsyncHyperBandScheduler):
-    """ASHA that leaves a trial alone that has taken its last step: its end would be cut off, and nothing saved."""
+    """ASHA that leaves a trial alone that has taken its last step: its end would be cut off, and nothing saved. A trial
+    that goes on after a lost driver is not compared at rungs that it had passed: its score there is not known any more.
+    """
 
     def __init__(self, search: Search, first_rung_steps: int) -> None:
         factor = search.reduction_factor
@@ -208,11 +211,27 @@ class Asha(AsyncHyperBandScheduler):
             stop_last_trials=False,
         )
         self.num_steps = search.num_steps
+        self.rungs = [first_rung_steps * factor**number for number in range(search.num_rungs)]
+        self.passed: dict[str, int] = {}
+        """Rungs that each trial had passed when it was added."""
+
+    def num_passed(self, result: Mapping[str, Any] | None) -> int:
+        """Rungs that a trial has passed by then."""
+        return sum(rung <= (result or {}).get(STEP, 0) for rung in self.rungs)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        self.passed[trial.trial_id] = self.num_passed(trial.last_result)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if result.get(STEP, 0) >= self.num_steps:
+        is_at_none = self.num_passed(result) <= self.passed[trial.trial_id]
+        if is_at_none or result.get(STEP, 0) >= self.num_steps:
             return TrialScheduler.CONTINUE
         return super().on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if self.num_passed(result) > self.passed[trial.trial_id]:
+            super().on_trial_complete(tune_controller, trial, result)
 
 
 def scheduler(search: Search) -> TrialScheduler:

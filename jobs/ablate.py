@@ -16,7 +16,7 @@ import math
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -34,7 +34,7 @@ if __name__ == "__main__":
 from cluster.connection import connected_ray, room
 from cluster.run import WORKER_ENVIRONMENT, LostError
 from jobs import cli, finetune, preflight, pretrain, space, tracking
-from jobs.config import PretrainConfig, config_hash, flat, identity
+from jobs.config import TASK_FILES, PretrainConfig, config_hash, flat, identity
 from jobs.seeds import Found, over_seeds, read_cells, write_cells
 from jobs.training import RunError
 from pipeline import storage
@@ -86,6 +86,8 @@ SHOWN: Mapping[str, str] = MappingProxyType(
     }
 )
 """What a table shows, where runs have it."""
+COMPARED = (PRIMARY, "retrieval/test/t2v/r1", "qa/test/accuracy")
+"""Of which a table has the differences between rows."""
 CELLS = "cells.json"
 DOWNSTREAM = MappingProxyType({"retrieval": "tiny_retrieval", "qa": "tiny_qa"})
 
@@ -107,6 +109,9 @@ class AblateConfig:
     """Runs at a time; None: as many as the cluster has room for."""
 
     def __post_init__(self) -> None:
+        for name in ("downstream_steps", "num_at_once"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default")
         if self.num_seeds < 2:
             raise ValueError(f"num_seeds must be at least 2, got {self.num_seeds}: one run shows no difference")
         if not 0 <= self.num_downstream_seeds <= self.num_seeds:
@@ -116,8 +121,10 @@ class AblateConfig:
             )
 
 
-def ablate(config: AblateConfig, base: PretrainConfig) -> str:
-    """The table in Markdown, which is also in the folder of the ablation. ValueError for what cannot be run."""
+def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[str, int], str]]:
+    """The table in Markdown, which is also in the folder of the ablation, and why each cell failed that did. ValueError
+    for what cannot be run."""
+    refuse_no_captions(config, base)
     path, placement = base.placement.storage, base.placement
     folder, fields = storage.absolute(f"{path}/{config.name}"), identity_of(config, base)
     found = read_cells(f"{folder}/{CELLS}", fields)
@@ -137,23 +144,52 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> str:
         runs = Runs()
         run = functools.partial(one_cell, config=config, base=base, parent=parent.run_id, runs=runs)
         wanted = [(row, seed) for seed in range(config.num_seeds) for row in ROWS[config.table]]
-        cells = [cell for cell in wanted if is_missing(cell, config, found)]
+        failed: dict[tuple[str, int], str] = {}
         status = "FAILED"
         try:
             with stopped_by_signals(runs), ThreadPoolExecutor(at_once) as pool:
-                for cell, results in zip(cells, pool.map(run, cells), strict=True):
-                    found[cell] = results
-                    write_cells(f"{folder}/{CELLS}", fields, found)  # as they come: an ablation takes hours
-                    storage.write_bytes_atomic(f"{folder}/table.md", table(config, found).encode())
+                begun = {pool.submit(run, cell): cell for cell in wanted if is_missing(cell, config, found)}
+                for future in as_completed(begun):  # as they come: an ablation takes hours
+                    note(begun[future], future, found, failed)
+                    write_cells(f"{folder}/{CELLS}", fields, found)
+                    storage.write_bytes_atomic(f"{folder}/table.md", table(config, found, failed).encode())
+            if runs.is_stopped:
+                raise StoppedError
             parent.log(means(config, found), 0)
-            status = "FINISHED"
+            status = "FAILED" if failed else "FINISHED"
         except StoppedError:
             status = "KILLED"
             raise
         finally:
             tracking.end_open(parent.uri, parent.run_id)
             parent.finish(status)
-    return table(config, found)
+    return table(config, found, failed), failed
+
+
+def refuse_no_captions(config: AblateConfig, base: PretrainConfig) -> None:
+    """ValueError if the runs are not pre-training, or their fine-tuning has nothing to ask."""
+    if base.task.kind != "captions":
+        raise ValueError(f"runs of task.kind={base.task.kind} have no {PRIMARY}; ablations are of pre-training")
+    for recipe in DOWNSTREAM.values() if config.num_downstream_seeds else ():
+        task = finetune.RECIPES[recipe](base, "").task
+        for name in TASK_FILES:
+            if path := getattr(task, name):
+                storage.check_readable(storage.absolute(path))
+
+
+def note(
+    cell: tuple[str, int],
+    future: Future[dict[str, float]],
+    found: dict[tuple[str, int], dict[str, float]],
+    failed: dict[tuple[str, int], str],
+) -> None:
+    """What became of a cell: the others go on without one that failed, or that was stopped."""
+    try:
+        found[cell] = future.result()
+    except (RunError, LostError) as error:
+        failed[cell] = str(error)
+    except StoppedError:
+        pass
 
 
 class StoppedError(Exception):
@@ -171,7 +207,7 @@ class Runs:
         """Those of a run to its end. StoppedError if it, or all, were asked to stop."""
         folder = storage.absolute(f"{config.placement.storage}/{config.name}")
         self.folders.add(folder)
-        found = {} if self.is_stopped else pretrain.pretrain(config, tags=tags)
+        found = {} if self.is_stopped else pretrain.pretrain(config, tags=tags, is_stopped=lambda: self.is_stopped)
         self.folders.discard(folder)
         if not found:
             raise StoppedError
@@ -205,8 +241,11 @@ def refuse_other_fine_tuning(config: AblateConfig, base: PretrainConfig, found: 
 
 def identity_of(config: AblateConfig, base: PretrainConfig) -> dict[str, Any]:
     """What all runs of an ablation have in common: cells of another are not to be mixed with them."""
-    fields = identity(base, read_manifest(base.data.manifest).hash)
-    return {"table": config.table} | {name: value for name, value in fields.items() if name != "seed"}
+    fields = identity(base, manifest_hash := read_manifest(base.data.manifest).hash)
+    for task, recipe in DOWNSTREAM.items():
+        tuned = identity(finetune.RECIPES[recipe](base, "RUN"), manifest_hash)
+        fields |= {f"{task}.{name}": value for name, value in tuned.items()}
+    return {"table": config.table} | {name: value for name, value in fields.items() if name.split(".")[-1] != "seed"}
 
 
 def is_missing(cell: tuple[str, int], config: AblateConfig, found: Found) -> bool:
@@ -266,8 +305,8 @@ def means(config: AblateConfig, found: Found) -> dict[str, float]:
     return {f"{row}/{PRIMARY}": float(np.mean(values)) for row, values in rows.items() if values}
 
 
-def table(config: AblateConfig, found: Found) -> str:
-    """Rows with means and intervals, then differences to the first row, seed by seed."""
+def table(config: AblateConfig, found: Found, failed: Mapping[tuple[str, int], str] = MappingProxyType({})) -> str:
+    """Rows with means and intervals, then differences to the first row, seed by seed, and what `failed`."""
     rows = list(ROWS[config.table])
     keys = {title: key for title, key in SHOWN.items() if any(key in results for results in found.values())}
     hours = sum(value for results in found.values() for key, value in results.items() if key.endswith("cpu_hours"))
@@ -283,21 +322,30 @@ def table(config: AblateConfig, found: Found) -> str:
         "|---" * (len(keys) + 2) + "|",
     ]
     for row in rows:
-        cells = [spread(list(of_row(found, row, key).values())) for key in keys.values()]
+        cells = [spread(list(of_row(found, row, key).values()), count) for key in keys.values()]
         lines.append(f"| {row} | {' | '.join(cells)} | {PAPER[config.table][row]} |")
-    lines += ["", f"Differences of the {PRIMARY} to “{rows[0]}”, seed by seed:{resolution(count)}", ""]
-    first = of_row(found, rows[0], PRIMARY)
-    lines += [f"- {row}: {difference(of_row(found, row, PRIMARY), first)}" for row in rows[1:]]
+    for title, key in keys.items():
+        if key not in COMPARED:
+            continue
+        first = of_row(found, rows[0], key)
+        pairs = {row: of_row(found, row, key) for row in rows[1:]}
+        num_pairs = max(len(first.keys() & pairs[row].keys()) for row in pairs)
+        lines += ["", f"Differences of “{title}” to “{rows[0]}”, seed by seed:{resolution(num_pairs)}", ""]
+        lines += [f"- {row}: {difference(pairs[row], first)}" for row in rows[1:]]
+    if failed:
+        lines += ["", "Not in the table:", ""]
+        lines += [f"- “{row}” with seed {seed}: {error}" for (row, seed), error in sorted(failed.items())]
     return "\n".join([*lines, ""])
 
 
-def spread(values: Sequence[float]) -> str:
-    """A mean and its interval."""
+def spread(values: Sequence[float], num_seeds: int) -> str:
+    """A mean and its interval, and of how many seeds if it is not of `num_seeds`."""
     if not values:
         return "not run"
     found = over_seeds(values)
     low, high = found["interval"]
-    return f"{found['mean']:.4g} [{low:.4g}, {high:.4g}]"
+    count = f" ({len(values)} seeds{', range' if len(values) < 3 else ''})" if len(values) != num_seeds else ""
+    return f"{found['mean']:.4g} [{low:.4g}, {high:.4g}]{count}"
 
 
 def resolution(num_seeds: int) -> str:
@@ -311,15 +359,16 @@ def resolution(num_seeds: int) -> str:
 
 
 def difference(row: Mapping[int, float], first: Mapping[int, float]) -> str:
-    """The paired difference, and how many seeds would settle its sign."""
+    """The paired difference, and how many seeds would settle its sign, which fewer than three do not tell."""
     values = [row[seed] - first[seed] for seed in sorted(row.keys() & first.keys())]
-    if len(values) < 2:
+    if not values:
         return "not run"
+    text = f"{spread(values, len(values))} over {len(values)} seeds"
+    if len(values) < 3:
+        return f"{text}, range"
     needed = seeds_needed(values)
-    end = (
-        f"about {needed} seeds would settle its sign" if needed else "more seeds than are of use would settle its sign"
-    )
-    return f"{spread(values)} over {len(values)} seeds; {end}"
+    enough = f"about {needed} seeds" if needed else "more seeds than are of use"
+    return f"{text}; {enough} would settle its sign, with even odds, if it is as large as that"
 
 
 def seeds_needed(values: Sequence[float], most: int = 10_000) -> int | None:
@@ -343,14 +392,14 @@ def main(argv: list[str] | None = None) -> int:
     config, base = parse(sys.argv[1:] if argv is None else argv)
     try:
         with cli.refusing():
-            print(ablate(config, base))
+            text, failed = ablate(config, base)
     except StoppedError:
         print(f"{config.name} was stopped; the same command goes on from here")
         return 130
-    except (RunError, LostError) as error:
-        print(f"ablate: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(text)
+    for (row, seed), error in failed.items():
+        print(f"ablate: “{row}” with seed {seed}: {error}", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

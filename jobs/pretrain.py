@@ -52,11 +52,12 @@ def pretrain(
     on_rank: Callable[[Job, cluster_run.Runtime], None] = worker.pretrain_rank,
     watchers: Sequence[Any] = (),
     tags: Mapping[str, str] = MappingProxyType({}),
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """The results of the run, which is continued if it was begun before. Stopped on request: no results yet.
 
     `on_rank` is what every rank does; a measurement may want to look on. `watchers` are told of what the ranks report,
-    by Ray Train. `tags` are those of the MLflow run.
+    by Ray Train. `tags` are those of the MLflow run. `is_stopped`: whether somebody has asked for a stop meanwhile.
     """
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
     manifest = read_manifest(config.data.manifest)
@@ -80,6 +81,8 @@ def pretrain(
     try:
         job = make_job(config, run_folder, tracker)
         clean(run_folder)
+        if is_stopped():  # the request may have been among what is gone
+            ask_to_stop(run_folder)
         watched = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
         with watched, stopping_on_signal(run_folder):
             refuse_scattered_metrics(config.placement.storage)
@@ -333,14 +336,16 @@ def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> 
         "manifest_hash": manifest_hash,
     }
     found, page = results.conclude(job, tracker, facts)
-    run_files.write_json(f"{job.run_folder}/results.json", found)
     storage.write_bytes_atomic(f"{job.run_folder}/report.html", page.encode())
     numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
     tracker.log(numbers, int(found["num_steps"]))
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("config.json", run_files.IDENTITY, "results.json", "report.html", "significant_words.json"):
+        for name in ("config.json", run_files.IDENTITY, "report.html", "significant_words.json"):
             Path(folder, name).write_bytes(storage.read_bytes(f"{job.run_folder}/{name}"))
             tracker.log_file(Path(folder, name))
+        run_files.write_json(f"{folder}/results.json", found)
+        tracker.log_file(Path(folder, "results.json"))
+    run_files.write_json(f"{job.run_folder}/results.json", found)  # last: with it the run counts as finished
     for key in sorted(key for key in found if key.endswith(("r1", "r10"))):
         print(f"{key:34s} {found[key]:.3f}")
     print(f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json")

@@ -33,10 +33,11 @@ from cluster.domains import Domain
 from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
 from jobs import cli, preflight, pretrain, run_files, space, tracking
-from jobs.config import PretrainConfig, as_dict, config_hash, flat
+from jobs.config import PretrainConfig, config_hash, flat, identity, in_steps
 from jobs.training import DivergedError
 from jobs.worker import PROBES
 from pipeline import storage
+from pipeline.manifest import read_manifest
 
 TABLE = "sweep.json"
 
@@ -65,7 +66,7 @@ class SweepConfig:
     metric: str = PROBES[0]
     """Of the validation split, by which trials are compared."""
     num_at_once: int | None = None
-    """Trials at a time; None: as many as the cluster has room for."""
+    """Trials at a time; None: as many as the cluster has room for when the sweep begins."""
     seed: int = 0
     """Of the search."""
 
@@ -82,6 +83,8 @@ class SweepConfig:
         for name, least in {"num_trials": 1, "points_per_range": 2, "num_rungs": 1, "reduction_factor": 2}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.num_at_once is not None and self.num_at_once < 1:
+            raise ValueError(f"num_at_once must be at least 1, got {self.num_at_once}; None takes what room there is")
         if self.metric not in PROBES:
             raise ValueError(f"metric must be one of {', '.join(PROBES)}, which every run logs, got {self.metric!r}")
 
@@ -110,12 +113,17 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     found = config.domains
     space.refuse_what_cannot_be(found, base)
     refuse_unmeasured(config.metric, found, base)
-    first_rung_steps = first_rung(config, base)
+    num_steps = base.optim.num_steps
+    if base.optim.num_epochs is not None:
+        num_steps = in_steps(base, pretrain.make_plan(base).first_step).optim.num_steps
+    refuse_other_rungs(config, found)
+    first_rung_steps = first_rung(config, num_steps)
     base = evaluated_by(first_rung_steps, base)
     path = base.placement.storage
     tracking.refuse_unreachable(path)
     folder = storage.absolute(f"{path}/{config.name}")
-    claim(config, base, folder)
+    sweep_hash = identity_hash(config, base, read_manifest(base.data.manifest).hash)
+    claim(folder, sweep_hash)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         pretrain.refuse_scattered_metrics(path)
         placement = base.placement
@@ -123,7 +131,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             path,
             experiment=placement.experiment,
             name=config.name,
-            identity_hash=identity_hash(config, base),
+            identity_hash=sweep_hash,
             params=flat(dataclasses.asdict(config)),
         )
         search = Search(
@@ -135,7 +143,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             num_at_once=config.num_at_once
             or room(preflight.num_cpus(placement), placement.most_workers if placement.use_gpu else 0),
             seed=config.seed,
-            num_steps=base.optim.num_steps,
+            num_steps=num_steps,
             first_rung_steps=first_rung_steps,
             num_rungs=config.num_rungs,
             reduction_factor=config.reduction_factor,
@@ -192,14 +200,21 @@ def run_name(sweep_name: str, trial_id: str) -> str:
     return f"{sweep_name}-{trial_id}"
 
 
-def first_rung(config: SweepConfig, base: PretrainConfig) -> int | None:
-    """Steps after which a trial may be stopped first. ValueError if there are too few steps for the rungs."""
+def refuse_other_rungs(config: SweepConfig, varied: Mapping[str, Domain]) -> None:
+    """ValueError if trials would come to the times at which they may be stopped with other shares of their steps."""
+    for name in ("optim.num_steps", "optim.num_epochs", "selection.evaluate_every"):
+        if config.scheduler == "asha" and name in varied:
+            raise ValueError(f"{name} cannot be varied: --scheduler asha compares trials after equal steps; take none")
+
+
+def first_rung(config: SweepConfig, num_steps: int) -> int | None:
+    """Steps after which a trial of `num_steps` may be stopped first. ValueError if there are too few for the rungs."""
     if config.scheduler == "none":
         return None
-    steps = base.optim.num_steps // config.reduction_factor**config.num_rungs
+    steps = num_steps // config.reduction_factor**config.num_rungs
     if steps < 1:
         raise ValueError(
-            f"--scheduler asha looks first after optim.num_steps={base.optim.num_steps} / "
+            f"--scheduler asha looks first after {num_steps} / "
             f"{config.reduction_factor}^{config.num_rungs} steps, less than one; take more steps or fewer --num-rungs"
         )
     return steps
@@ -226,16 +241,15 @@ def refuse_unmeasured(metric: str, varied: Mapping[str, Domain], base: PretrainC
         )
 
 
-def identity_hash(config: SweepConfig, base: PretrainConfig) -> str:
-    """What makes two sweeps the same: all but how many run at a time, and where."""
-    own = {name: value for name, value in dataclasses.asdict(config).items() if name != "num_at_once"}
-    fields = {name: value for name, value in flat(as_dict(base)).items() if not name.startswith("placement.")}
-    return config_hash({f"sweep.{name}": value for name, value in own.items()} | fields)
+def identity_hash(config: SweepConfig, base: PretrainConfig, manifest_hash: str) -> str:
+    """What makes two sweeps the same: all but where they run. Tune keeps how many trials it runs at a time."""
+    own = {f"sweep.{name}": value for name, value in dataclasses.asdict(config).items()}
+    return config_hash(own | identity(base, manifest_hash))
 
 
-def claim(config: SweepConfig, base: PretrainConfig, folder: str) -> None:
-    """ValueError if the folder holds another sweep; else it is this one's."""
-    path, wanted = f"{folder}/{run_files.IDENTITY}", identity_hash(config, base)
+def claim(folder: str, wanted: str) -> None:
+    """ValueError if the folder holds another sweep than that of the hash `wanted`; else it is this one's."""
+    path = f"{folder}/{run_files.IDENTITY}"
     if storage.exists(path) and run_files.read_json(path)["hash"] != wanted:
         raise ValueError(f"{folder} holds another sweep; take another --name, or the same options to go on with it")
     run_files.write_json(path, {"hash": wanted})
@@ -243,17 +257,14 @@ def claim(config: SweepConfig, base: PretrainConfig, folder: str) -> None:
 
 def row_of(trial: Trial, config: SweepConfig) -> Row:
     """A trial as the table has it."""
-    has_diverged = any(line.get("diverged", 0) > 0 for line in trial.history)
-    scores = [line[config.metric] for line in trial.history if config.metric in line]
-    num_steps = int(max((line[trials.STEP] for line in trial.history), default=0))
-    status = "diverged" if has_diverged else "failed" if trial.error else "stopped"
-    if status == "stopped" and any(line.get("finished", 0) > 0 for line in trial.history):
+    status = "diverged" if trial.highest.get("diverged") else "failed" if trial.error else "stopped"
+    if status == "stopped" and trial.highest.get("finished"):
         status = "finished"
     return Row(
         name=run_name(config.name, trial.trial_id),
         values=trial.values,
-        score=max(scores) if scores and status in ("stopped", "finished") else None,
-        num_steps=num_steps,
+        score=trial.highest.get(config.metric) if status in ("stopped", "finished") else None,
+        num_steps=int(trial.highest.get(trials.STEP, 0)),
         status=status,
         error=trial.error,
     )

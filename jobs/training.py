@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -101,15 +101,15 @@ def non_finite_error(wrong: list[str], step: int, clip_ids: list[int], run_folde
     )
 
 
-def commit(state: TrainState, runtime: Runtime) -> None:
-    """Have a checkpoint committed; the first rank writes it, all take part."""
+def commit(state: TrainState, runtime: Runtime, probes: Mapping[str, float]) -> None:
+    """Have a checkpoint committed; the first rank writes it, all take part. `probes`: measured at this very step."""
     progress = state.progress
     score = progress.score if math.isfinite(progress.score) else -1.0
 
     def write(folder: str) -> None:
         checkpoints.save(folder, state.network, state.optimizer, progress, state.average)
 
-    runtime.report(score, progress.step, write if runtime.world.is_first else None, progress.probes or {})
+    runtime.report(score, progress.step, write if runtime.world.is_first else None, probes)
 
 
 class Clock:

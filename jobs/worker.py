@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -233,7 +233,7 @@ class Rank:
                     is_last |= self.validate(state, validation)
                 progress.is_finished = is_last
             if is_due or wish != Wish.NONE:
-                self.commit(state)
+                self.commit(state, (progress.probes or {}) if is_due else {})
             if wish == Wish.STOP:
                 self.say(f"stopped on request at step {step}; the same command goes on from here")
             if is_last or wish == Wish.STOP:
@@ -396,11 +396,11 @@ class Rank:
         every = self.all_captions(clip_ids, name)
         return evaluation.true_of([captions[0] for captions in every], every)
 
-    def commit(self, state: TrainState) -> None:
-        """A checkpoint of where the run is."""
+    def commit(self, state: TrainState, probes: Mapping[str, float]) -> None:
+        """A checkpoint of where the run is. `probes`: what was measured there, if anything."""
         with self.clock("checkpoint"):
             state.progress.seconds = self.clock.seconds
-            commit(state, self.runtime)
+            commit(state, self.runtime, probes)
             self.write_rejected()
             self.journal.note("checkpoint", step=state.progress.step)
             self.journal.flush()

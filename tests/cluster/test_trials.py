@@ -34,7 +34,7 @@ def test_a_trial_may_be_stopped_as_often_as_was_said(
 
 def test_a_bad_trial_is_stopped_at_a_rung_and_never_at_its_last_step() -> None:
     made = asha(90, 2, 3)
-    one, two, late = (SimpleNamespace(trial_id=name) for name in ("one", "two", "late"))
+    one, two, late = (SimpleNamespace(trial_id=name, last_result={}) for name in ("one", "two", "late"))
     for trial in (one, two, late):
         made.on_trial_add(None, trial)
 
@@ -44,6 +44,24 @@ def test_a_bad_trial_is_stopped_at_a_rung_and_never_at_its_last_step() -> None:
     assert [told(one, step, 0.9) for step in (10, 30, 90)] == [TrialScheduler.CONTINUE] * 3
     assert told(two, 10, 0.1) == TrialScheduler.STOP
     assert told(late, 90, 0.1) == TrialScheduler.CONTINUE  # goes on after a lost driver, past all rungs
+
+
+def test_a_trial_that_goes_on_is_not_compared_where_it_had_been_before() -> None:
+    """Its score of today would stand for the one it had then, and stop whoever comes to that rung."""
+    made = asha(90, 2, 3)
+    old = SimpleNamespace(trial_id="old", last_result={STEP: 30, METRIC: 0.5})
+    new, other = (SimpleNamespace(trial_id=name, last_result=None) for name in ("new", "other"))
+    for trial in (old, new, other):
+        made.on_trial_add(None, trial)
+
+    def told(trial: Any, step: int, score: float) -> str:
+        return made.on_trial_result(None, trial, {STEP: step, METRIC: score})
+
+    assert told(old, 70, 0.9) == TrialScheduler.CONTINUE
+    made.on_trial_complete(None, old, {STEP: 90, METRIC: 0.95})
+    assert all(not recorded for _, recorded in made._brackets[0]._rungs)
+    assert [told(new, step, 0.6) for step in (10, 30)] == [TrialScheduler.CONTINUE] * 2
+    assert told(other, 10, 0.3) == TrialScheduler.STOP  # new ones are compared with each other
 
 
 def test_a_checkpoint_before_the_first_evaluation_is_not_told_to_the_search(monkeypatch: pytest.MonkeyPatch) -> None:

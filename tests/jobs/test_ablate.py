@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from jobs.ablate import (
 from jobs.config import PretrainConfig
 from jobs.presets import tiny
 from jobs.seeds import over_seeds, read_cells, write_cells
+from jobs.training import RunError
 
 
 def wish(**changes: object) -> AblateConfig:
@@ -69,9 +72,31 @@ def test_as_many_seeds_are_needed_as_the_test_of_the_mean_says() -> None:
         low, _ = scipy.stats.t.interval(0.95, count - 1, abs(mean), deviation / count**0.5)
         assert (low > 0) == is_enough
     for other in (1.0, 1.0 - 1e-9):  # no difference, and one that no interval of 10,000 seeds would tell
-        assert difference({0: other, 1: 2.0, 2: 3.1}, {0: 1.0, 1: 2.1, 2: 3.0}).endswith(
-            "more seeds than are of use would settle its sign"
-        )
+        text = difference({0: other, 1: 2.0, 2: 3.1}, {0: 1.0, 1: 2.1, 2: 3.0})
+        assert "more seeds than are of use would settle its sign" in text
+
+
+def test_fewer_than_three_seeds_have_a_range_and_tell_no_number_of_seeds() -> None:
+    first, second, *_ = ROWS["III"]
+    tuned = "qa/test/accuracy"
+    found = {(row, seed): {PRIMARY: 0.1 * seed} for row in (first, second) for seed in range(3)}
+    for number, cell in enumerate([(first, 0), (first, 1), (second, 0), (second, 1)]):
+        found[cell][tuned] = 0.5 + number / 10
+    text = table(wish(), found, {(second, 3): "diverged"})
+    assert "| 0.1 [-0.1484, 0.3484] | 0.55 [0.5, 0.6] (2 seeds, range) |" in text
+    assert "Differences of “answers, fine-tuned” to “MLM, GVTM”, seed by seed:\n" in text
+    assert f"- {second}: 0.2 [0.2, 0.2] over 2 seeds, range\n" in text
+    assert f"- “{second}” with seed 3: diverged" in text
+
+
+def test_a_cell_that_fails_or_is_stopped_leaves_the_others_alone() -> None:
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    failed: dict[tuple[str, int], str] = {}
+    for name, outcome in (("a", {"x": 1.0}), ("b", RunError("too many clips")), ("c", ablate.StoppedError())):
+        future: Future[dict[str, float]] = Future()
+        future.set_exception(outcome) if isinstance(outcome, Exception) else future.set_result(outcome)
+        ablate.note((name, 0), future, found, failed)
+    assert (found, failed) == ({("a", 0): {"x": 1.0}}, {("b", 0): "too many clips"})
 
 
 def test_a_table_says_what_so_many_seeds_can_tell() -> None:
@@ -109,6 +134,19 @@ def test_an_ablation_of_one_seed_is_refused() -> None:
         wish(num_seeds=1)
     with pytest.raises(ValueError, match="num_downstream_seeds must lie between 0 and num_seeds=5, got 6"):
         wish(num_downstream_seeds=6)
+    for name in ("downstream_steps", "num_at_once"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            wish(**{name: 0})
+
+
+def test_an_ablation_without_captions_or_questions_is_refused_before_it_begins() -> None:
+    answers = dataclasses.replace(tiny(), task=dataclasses.replace(tiny().task, kind="multiple_choice", test="t"))
+    with pytest.raises(ValueError, match=r"task\.kind=multiple_choice have no mean recall"):
+        ablate.refuse_no_captions(wish(), answers)
+    elsewhere = dataclasses.replace(tiny(), data=dataclasses.replace(tiny().data, manifest="/no/corpus/m/m.parquet"))
+    ablate.refuse_no_captions(wish(), elsewhere)
+    with pytest.raises(FileNotFoundError, match="/no/corpus/questions"):
+        ablate.refuse_no_captions(wish(num_downstream_seeds=1), elsewhere)
 
 
 def test_fine_tuning_asks_what_lies_beside_the_manifest_and_may_be_shortened() -> None:
@@ -141,9 +179,11 @@ def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
     begun: list[str] = []
 
-    def stopped_run(config: PretrainConfig, tags: object) -> dict[str, object]:
+    def stopped_run(config: PretrainConfig, tags: object, is_stopped: Callable[[], bool]) -> dict[str, object]:
         begun.append(config.name)
+        assert not is_stopped()
         signal.raise_signal(signal.SIGTERM)
+        assert is_stopped()  # a run that is just starting removes the request, and asks
         return {} if (tmp_path / config.name / "stop").exists() else {"num_steps": 1}
 
     monkeypatch.setattr(ablate.pretrain, "pretrain", stopped_run)

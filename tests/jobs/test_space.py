@@ -108,6 +108,7 @@ def wish(**changes: object) -> SweepConfig:
         ({"space": None}, "name a space"),
         ({"metric": "loss/total"}, "which every run logs, got 'loss/total'"),
         ({"num_trials": 0}, "num_trials must be at least 1"),
+        ({"num_at_once": 0}, "num_at_once must be at least 1"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(changes: dict[str, object], match: str) -> None:
@@ -117,15 +118,19 @@ def test_a_sweep_that_cannot_be_is_refused(changes: dict[str, object], match: st
 
 def test_trials_are_evaluated_by_the_first_rung(capsys: pytest.CaptureFixture[str]) -> None:
     base = dataclasses.replace(tiny(), optim=dataclasses.replace(tiny().optim, num_steps=180))
-    steps = first_rung(wish(), base)
+    steps = first_rung(wish(), 180)
     assert steps == 20
     assert evaluated_by(steps, base).selection.evaluate_every == 20
     assert "every 20 steps, not every 240" in capsys.readouterr().out
     often = dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=7))
     assert evaluated_by(steps, often) == often
-    assert evaluated_by(first_rung(wish(scheduler="none"), base), base) == base
+    assert evaluated_by(first_rung(wish(scheduler="none"), 180), base) == base
+    assert first_rung(wish(), tiny().optim.num_steps) == 53  # the preset as it is can be swept
     with pytest.raises(ValueError, match=r"180 / 3\^5 steps, less than one; take more steps or fewer --num-rungs"):
-        first_rung(wish(num_rungs=5), base)
+        first_rung(wish(num_rungs=5), 180)
+    with pytest.raises(ValueError, match=r"optim\.num_steps cannot be varied: .* after equal steps"):
+        sweep.refuse_other_rungs(wish(), space.parse(["optim.num_steps=90,180"]))
+    sweep.refuse_other_rungs(wish(scheduler="none"), space.parse(["optim.num_steps=90,180"]))
 
 
 def test_what_no_trial_could_be_compared_by_is_refused() -> None:
@@ -149,23 +154,28 @@ def test_a_sweep_that_is_refused_does_not_take_its_name(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_how_many_run_at_a_time_does_not_make_another_sweep() -> None:
-    assert identity_hash(wish(), tiny()) == identity_hash(wish(num_at_once=3), tiny())
-    assert identity_hash(wish(), tiny()) != identity_hash(wish(seed=1), tiny())
+def test_another_search_corpus_or_number_at_a_time_makes_another_sweep_and_another_place_does_not() -> None:
+    """Tune goes on with as many at a time as it began with."""
+    own = identity_hash(wish(), tiny(), "h")
+    moved = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage="s3://bucket"))
+    assert identity_hash(wish(), moved, "h") == own
+    for other in (wish(seed=1), wish(num_at_once=3)):
+        assert identity_hash(other, tiny(), "h") != own
+    assert identity_hash(wish(), tiny(), "another") != own
 
 
 def test_a_trial_counts_by_its_best_and_one_that_diverged_is_no_result() -> None:
     metric, num_steps = wish().metric, 80  # stopped by its own patience
-    history = [{metric: 0.2, "step": 20.0}, {metric: 0.5, "step": 40.0}, {metric: 0.4, "step": 60.0}]
-    stopped = row_of(Trial(trial_id="a", values={}, history=history), wish())
+    highest = {metric: 0.5, "step": 60.0}
+    stopped = row_of(Trial(trial_id="a", values={}, highest=highest), wish())
     assert (stopped.score, stopped.num_steps, stopped.status) == (0.5, 60, "stopped")
-    last = {metric: 0.6, "step": num_steps, "finished": 1.0}
-    whole = row_of(Trial(trial_id="b", values={}, history=[{metric: 0.6, "step": num_steps}, last]), wish())
+    ended = {metric: 0.6, "step": num_steps, "finished": 1.0}
+    whole = row_of(Trial(trial_id="b", values={}, highest=ended), wish())
     assert (whole.num_steps, whole.status) == (num_steps, "finished")
-    odd = [*history, {metric: 0.0, "step": 70.0, "diverged": 1.0}]
-    diverged = row_of(Trial(trial_id="c", values={}, history=odd), wish())
+    odd = highest | {"step": 70.0, "diverged": 1.0}
+    diverged = row_of(Trial(trial_id="c", values={}, highest=odd), wish())
     assert (diverged.score, diverged.status) == (None, "diverged")
-    failed = row_of(Trial(trial_id="d", values={}, history=history, error="out of memory"), wish())
+    failed = row_of(Trial(trial_id="d", values={}, highest=highest, error="out of memory"), wish())
     assert (failed.score, failed.status) == (None, "failed")
     found = summary([whole, stopped, diverged, failed])
     assert (found["best"], found["num_steps"]) == (0.6, num_steps + 60 + 70 + 60)
@@ -194,7 +204,7 @@ def test_a_run_that_stopped_for_good_says_whether_it_diverged(
 
 def test_the_best_can_be_run_once_more_by_the_command_that_is_told() -> None:
     values = {"optim.lr": 0.1 + 0.2, "masking.top_k": None, "masking.whole_words": True, "placement.use_gpu": False}
-    row = row_of(Trial(trial_id="a", values=values, history=[{wish().metric: 0.5, "step": 1.0}]), wish())
+    row = row_of(Trial(trial_id="a", values=values, highest={wish().metric: 0.5, "step": 1.0}), wish())
     command = describe([row], wish(), ["tiny", "--optim.num-steps", "20"]).partition("jobs/pretrain.py ")[2]
     config = cli.parse(command.split()).config
     assert (config.name, config.optim.num_steps, config.optim.lr) == ("s-best", 20, 0.1 + 0.2)
