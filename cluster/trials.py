@@ -24,6 +24,8 @@ from cluster.domains import Domain, Range
 HEAD = {"node:__internal_head__": 0.001}
 """A trial's driver takes no CPU, and runs where no spot node is taken back."""
 STEP = "step"
+STOP = TrialScheduler.STOP
+"""What a scheduler says of a trial that is to end."""
 log = logging.getLogger(__name__)
 
 

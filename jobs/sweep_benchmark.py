@@ -6,40 +6,85 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
+from cluster.trials import STEP, STOP, Search, scheduler
 from jobs import run_files, tracking
 from jobs.seeds import ROOT
 
 SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.probability=0.15,0.3,0.5")
-METRIC = "validation/t2v/mean_recall"
-RUNS = "tiny --data.temporal-split None --data.max-evaluation-clips 200"
+METRIC, TRAINED = "validation/t2v/mean_recall", "loss/total"
+RUNS = "tiny --data.temporal-split None --data.max-evaluation-clips 200 --placement.log-every 1"
+NUM_ORDERS = 200
+Curve = Sequence[tuple[int, float]]
+"""(step, score) of a trial."""
 
 
 def sweep(storage: str = "runs/benchmark", num_steps: int = 90, evaluate_every: int = 10) -> dict[str, Any]:
-    """Best score and steps of twelve trials with ASHA, and of the same twelve without. Finished ones are read."""
+    """Best score and steps of twelve trials with ASHA, and of the same twelve without. Finished ones are read.
+
+    Steps are those that were trained, also after the report at which a trial was stopped. On two cores one trial runs
+    after the other, and what ASHA saves depends on which comes first: so the curves of the grid are shown to ASHA in
+    `NUM_ORDERS` random orders too. `seconds` are those of reading where a sweep was finished before.
+    """
     steps = ["--optim.num-steps", str(num_steps), "--selection.evaluate-every", str(evaluate_every)]
-    found, seconds = {}, {}
-    for scheduler in ("none", "asha"):
-        name = f"sweep-{scheduler}-{num_steps}"
+    found, seconds, total, logged = {}, {}, {}, {}
+    for how in ("none", "asha"):
+        name = f"sweep-{how}-{num_steps}"
         start = time.perf_counter()
-        run_sweep(name, scheduler, [*RUNS.split(), *steps, "--placement.storage", storage])
-        seconds[scheduler] = time.perf_counter() - start
-        found[scheduler] = run_files.read_json(f"{storage}/{name}/sweep.json")
+        run_sweep(name, how, [*RUNS.split(), *steps, "--placement.storage", storage])
+        seconds[how] = time.perf_counter() - start
+        rows = found[how] = run_files.read_json(f"{storage}/{name}/sweep.json")
+        names = [row["name"] for row in rows if row["score"] is not None]
+        logged[how] = tracking.read_runs(storage, "snps3", names, (METRIC, TRAINED))
+        total[how] = sum(run.curves[TRAINED][-1][0] for run in logged[how])
     grid, asha = (max(found[name], key=lambda row: row["score"] or -1.0) for name in ("none", "asha"))
-    total = {name: sum(row["num_steps"] for row in rows) for name, rows in found.items()}
-    (logged,) = tracking.read_runs(storage, "snps3", [grid["name"]], ())
-    low, high = (logged.metrics.get(f"{METRIC}_{end}") for end in ("low", "high"))
+    best = next(run for run in logged["none"] if run.name == grid["name"])
+    curves = [run.curves[METRIC] for run in logged["none"]]
     return {
         "asha_over_grid": asha["score"] - grid["score"],
         "steps_fraction": total["asha"] / total["none"],
-        "grid_interval_of_the_last_evaluation": [low, high],
+        "half_interval_of_a_score": (best.metrics[f"{METRIC}_high"] - best.metrics[f"{METRIC}_low"]) / 2,
         "best_of_grid": grid["values"] | {"score": grid["score"]},
         "best_of_asha": asha["values"] | {"score": asha["score"]},
+        "in_random_orders": in_random_orders(curves, num_steps),
         "steps": total,
         "seconds": seconds,
         "rows": found,
     }
+
+
+def in_random_orders(curves: Sequence[Curve], num_steps: int) -> dict[str, Any]:
+    """What ASHA would have lost and trained, had these trials come one after the other in other orders: mean, least and
+    most over the orders."""
+    rng = np.random.default_rng(0)
+    shown = [shown_to_asha([curves[i] for i in rng.permutation(len(curves))], num_steps) for _ in range(NUM_ORDERS)]
+    best, whole = max(score for curve in curves for _, score in curve), sum(curve[-1][0] for curve in curves)
+    over = np.array([[score - best, steps / whole] for score, steps in shown])
+    return {
+        name: {"mean": float(values.mean()), "range": [float(values.min()), float(values.max())]}
+        for name, values in zip(("asha_over_grid", "steps_fraction"), over.T, strict=True)
+    }
+
+
+def shown_to_asha(curves: Sequence[Curve], num_steps: int) -> tuple[float, int]:
+    """The best score and all steps of trials with these curves, one after the other, each until ASHA stops it."""
+    first_rung = num_steps // Search.reduction_factor**Search.num_rungs
+    asha: Any = scheduler(Search(space={}, num_steps=num_steps, first_rung_steps=first_rung))
+    asha.set_search_properties(METRIC, "max")
+    best, steps = -1.0, 0
+    for number, curve in enumerate(curves):
+        trial, step = SimpleNamespace(trial_id=str(number), last_result=None), 0
+        asha.on_trial_add(None, trial)
+        for step, score in curve:
+            best = max(best, score)
+            if asha.on_trial_result(None, trial, {STEP: step, METRIC: score}) == STOP:
+                break
+        steps += step
+    return best, steps
 
 
 def run_sweep(name: str, scheduler: str, base: Sequence[str]) -> None:
