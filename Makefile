@@ -27,7 +27,7 @@ pretrain: install  ## make the corpus, pre-train `tiny` on it, evaluate and repo
 	$(BIN)/python -m jobs.local $(ARGS)
 
 test: install  ## the test suite
-	$(BIN)/python -m pytest -m 'not slow' $(TESTS)
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile $(TESTS)
 
 test-slow: install  ## the tests that start whole runs
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --durations 12 $(TESTS)
