@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from cluster.run import WORKER_ENVIRONMENT
 from jobs import evaluation, presets, run_files
 from jobs.config import flat, identity
 from jobs.evaluation import Queries, Scored, highest, reranked
@@ -40,8 +41,16 @@ def two_stage(
 ) -> dict[str, Any]:
     """Time and R@1 of text-to-video retrieval whose first k clips the cross encoder orders, against all clips.
 
-    `total` is everything after decoding: encoding videos and texts, and scoring.
+    `total` is everything after decoding: encoding videos and texts, and scoring. Measured in a process with the
+    environment of those that jobs/evaluate.py measures in.
     """
+    os.environ |= WORKER_ENVIRONMENT
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(both_stages, run, folder, num_clips, num_frames, k).result()
+
+
+def both_stages(run: str, folder: str, num_clips: int, num_frames: int, k: int) -> dict[str, Any]:
+    """What `two_stage` measures."""
     model = load(run)
     manifest = many_tests(Path(folder), num_clips)
     rows = split_rows(manifest, "test")[Kind.VIDEO].slice(0, num_clips).to_pylist()
