@@ -268,11 +268,11 @@ class Reporting:
     """A runtime that keeps what it is told."""
 
     world: World
-    reports: list[tuple[float, int, bool]] = dataclasses.field(default_factory=list)
+    reports: list[tuple[float, int, bool, Mapping[str, float]]] = dataclasses.field(default_factory=list)
     folder: str = ""
 
     def report(self, score: float, step: int, write: Callable[[str], None] | None, probes: Mapping[str, float]) -> None:
-        self.reports.append((score, step, write is not None))
+        self.reports.append((score, step, write is not None, probes))
         if write:
             write(self.folder)
 
@@ -281,13 +281,13 @@ def test_the_first_rank_writes_the_checkpoint_and_all_take_part(tmp_path: Path) 
     state = new_state()
     run_to(state, 2)
     first, second = (Reporting(World(rank, 2, torch.device("cpu")), folder=str(tmp_path)) for rank in range(2))
-    commit(state, first)
+    commit(state, first, {})
     read = new_state(seed=3)
     read.progress = checkpoints.load(str(tmp_path), read.network, read.optimizer)
     assert_same_state(read, state)
     state.progress = dataclasses.replace(state.progress, score=0.25)
-    commit(state, second)
-    assert first.reports + second.reports == [(-1.0, 2, True), (0.25, 2, False)]
+    commit(state, second, {"probe": 0.5})
+    assert first.reports + second.reports == [(-1.0, 2, True, {}), (0.25, 2, False, {"probe": 0.5})]
     assert Progress().step == 0
 
 
