@@ -160,7 +160,10 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
                 filesystem=filesystem,
                 on_end=functools.partial(tracking.end_open, parent.uri, parent.run_id),
             )
-            if any(one.is_open for one in done):
+            if stopped := [one.trial_id for one in done if one.is_open]:
+                for trial_id in stopped:
+                    for left in ("RUNNING", "FAILED"):
+                        tracking.end_open(parent.uri, parent.run_id, trial_id, status=left)
                 status = "KILLED"
                 return []
             rows = sorted((row_of(one, config) for one in done), key=place)

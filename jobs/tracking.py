@@ -85,10 +85,13 @@ def without_password(uri: str) -> str:
     return uri.replace(f"{secret}@", "", 1) if secret else uri
 
 
-def end_open(uri: str, parent_run_id: str, trial_id: str | None = None) -> None:
-    """Ends, as KILLED, the runs below `parent_run_id` that nobody goes on with: of a trial that was stopped, or all."""
+def end_open(uri: str, parent_run_id: str, trial_id: str | None = None, *, status: str = "RUNNING") -> None:
+    """Ends, as KILLED, the runs below `parent_run_id` that nobody goes on with: of a trial that was stopped, or all.
+
+    `status`: of the runs that are meant; a driver that is ended at the wrong moment calls its run FAILED.
+    """
     client = MlflowClient(tracking_uri=uri)
-    wanted = f"tags.`{PARENT}` = '{parent_run_id}' and attributes.status = 'RUNNING'"
+    wanted = f"tags.`{PARENT}` = '{parent_run_id}' and attributes.status = '{status}'"
     wanted += f" and tags.trial = '{trial_id}'" if trial_id else ""
     experiment = client.get_run(parent_run_id).info.experiment_id
     for run in client.search_runs([experiment], filter_string=wanted):
@@ -140,7 +143,9 @@ class Tracker:
         self.client.log_artifact(self.run_id, str(path))
 
     def finish(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
+        """End the run as FINISHED, FAILED or KILLED. One that was KILLED meanwhile, by who stopped it, did not fail."""
+        if status == "FAILED" and self.client.get_run(self.run_id).info.status == "KILLED":
+            return
         self.client.set_terminated(self.run_id, status=status)
 
 

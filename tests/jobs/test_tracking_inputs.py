@@ -66,3 +66,9 @@ def test_runs_of_a_sweep_that_are_still_open_are_ended_by_trial(tmp_path: Path) 
     assert statuses() == ["KILLED", "RUNNING", "RUNNING", "FINISHED"]
     tracking.end_open(parent.uri, parent.run_id)
     assert statuses() == ["KILLED", "KILLED", "RUNNING", "FINISHED"]
+    one.finish("FAILED")  # its driver ends late, and knows only that it did not come to its end
+    assert statuses()[0] == "KILLED"
+    late = opened("late", trial="4", **below)
+    late.finish("FAILED")
+    tracking.end_open(parent.uri, parent.run_id, "4", status="FAILED")
+    assert client.get_run(late.run_id).info.status == "KILLED"
