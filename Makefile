@@ -30,7 +30,7 @@ test: install  ## the test suite
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-slow: install  ## the tests that start whole runs
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 12 $(TESTS)
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --durations 12 $(TESTS)
 
 nightly: install  ## twenty runs that lose something at random
 	$(BIN)/python jobs/benchmark.py kills --num-runs 20
