@@ -10,6 +10,7 @@ elsewhere. NAME/table.md has means, 95 % intervals over seeds and differences se
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -17,7 +18,6 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -147,7 +147,9 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
         failed: dict[tuple[str, int], str] = {}
         status = "FAILED"
         try:
-            with stopped_by_signals(runs), ThreadPoolExecutor(at_once) as pool:
+            with stopped_by_signals(runs), contextlib.ExitStack() as last:
+                pool = ThreadPoolExecutor(at_once)
+                last.callback(pool.shutdown, cancel_futures=True)  # after an error that is no cell's own, none begins
                 begun = {pool.submit(run, cell): cell for cell in wanted if is_missing(cell, config, found)}
                 for future in as_completed(begun):  # as they come: an ablation takes hours
                     note(begun[future], future, found, failed)
@@ -221,7 +223,7 @@ class Runs:
             pretrain.ask_to_stop(folder)
 
 
-def stopped_by_signals(runs: Runs) -> AbstractContextManager[None]:
+def stopped_by_signals(runs: Runs) -> contextlib.AbstractContextManager[None]:
     """Within it, SIGTERM (as from `ray job stop`) and Ctrl-C stop the runs, whose threads no signal reaches."""
     return pretrain.answering_signals(runs.stop, signal.SIGTERM, signal.SIGINT)
 
