@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -85,6 +85,14 @@ def answered(command: Command) -> int | None:
         print("\n".join(f"error: {problem}" for problem in found), file=sys.stderr)
         return 2
     return None
+
+
+def option(field: str, value: Any) -> list[str]:
+    """A field with its value, unrounded, as the command line takes it."""
+    path, _, last = field.replace("_", "-").rpartition(".")
+    if isinstance(value, bool):
+        return [f"--{path}.{'' if value else 'no-'}{last}"]
+    return [f"--{path}.{last}" if path else f"--{last}", str(value)]
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

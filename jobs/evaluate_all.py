@@ -29,7 +29,7 @@ from cluster.run import WORKER_ENVIRONMENT
 from jobs import checkpoints, cli, table
 from jobs.cards import hash_of_questions, read_card
 from jobs.config import TASK_FILES, Placement, PretrainConfig, flat
-from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, config_of
+from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, config_of, embedded_folder
 from jobs.preflight import num_cpus
 from pipeline import storage
 from pipeline.manifest import read_manifest
@@ -171,17 +171,16 @@ def tuned(config: EvaluateAllConfig, run_folder: str, corpora: str, recipe: str,
             with_options(config, train),
             with_options(config, ["evaluate.py", folder, "--out", out], rerank=rerank),
         ),
-        needs=(*files.values(), *embedded_corpus(recipe, made)),
+        needs=(*files.values(), *embedded_corpus(recipe, files["--data.manifest"])),
         folder=folder,
         card=f"{out}/card.json",
         rerank=rerank,
     )
 
 
-def embedded_corpus(recipe: str, made: PretrainConfig) -> tuple[str, ...]:
+def embedded_corpus(recipe: str, manifest: str) -> tuple[str, ...]:
     """What tells that the run's own corpus is the embedded one, for whose sake some recipes are there."""
-    folder = storage.absolute(made.data.manifest).rpartition("/")[0].rpartition("/")[0]
-    return (f"{folder}/{SUMMARY_NAME}",) if recipe.startswith("tiny_") else ()
+    return (f"{embedded_folder(manifest)}/{SUMMARY_NAME}",) if recipe.startswith("tiny_") else ()
 
 
 def manifest_of(corpora: str, corpus: str) -> str:
@@ -193,13 +192,8 @@ def with_options(config: EvaluateAllConfig, words: list[str], *, rerank: int | N
     """A command with where it runs: all of it, since fine-tuning would begin with what the run had."""
     more = ["--rerank", str(rerank)] if rerank else []
     fields = flat(dataclasses.asdict(config.placement)) | {"num_workers": config.placement.most_workers}
-    for name, value in fields.items():
-        last = name.replace("_", "-")
-        if isinstance(value, bool):
-            more.append(f"--placement.{'' if value else 'no-'}{last}")
-        else:
-            more += [f"--placement.{last}", str(value)]
-    return (*words, *more)
+    options = [word for name, value in fields.items() for word in cli.option(f"placement.{name}", value)]
+    return (*words, *more, *options)
 
 
 def evaluate_all(config: EvaluateAllConfig) -> list[str]:

@@ -85,8 +85,13 @@ def tiny_optim(run: PretrainConfig, num_steps: int, lr: float) -> OptimConfig:
 
 def embedded_files(run: PretrainConfig, folder: str) -> dict[str, Any]:
     """What an embedded corpus asks about its clips: in `folder`, beside the manifest's."""
-    corpus = run.data.manifest.rpartition("/")[0].rpartition("/")[0]
+    corpus = embedded_folder(run.data.manifest)
     return {name: f"{corpus}/{folder}/{file}.jsonl" for name, file in EMBEDDED_FILES.items()}
+
+
+def embedded_folder(manifest: str) -> str:
+    """Of the embedded corpus whose manifest this is, in a folder of its own there."""
+    return manifest.rpartition("/")[0].rpartition("/")[0]
 
 
 def tiny_retrieval(run: PretrainConfig, run_folder: str) -> PretrainConfig:

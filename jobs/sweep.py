@@ -162,8 +162,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             )
             if stopped := [one.trial_id for one in done if one.is_open]:
                 for trial_id in stopped:
-                    for left in ("RUNNING", "FAILED"):
-                        tracking.end_open(parent.uri, parent.run_id, trial_id, status=left)
+                    tracking.end_open(parent.uri, parent.run_id, trial_id, has_failed=True)
                 status = "KILLED"
                 return []
             rows = sorted((row_of(one, config) for one in done), key=place)
@@ -298,7 +297,7 @@ def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str]) -> s
     if rows and rows[0].score is not None:
         preset, *fields = base
         words = [preset, "--name", f"{config.name}-best", *fields]
-        words += [word for name, value in rows[0].values.items() for word in option(name, value)]
+        words += [word for name, value in rows[0].values.items() for word in cli.option(name, value)]
         lines.append(f"the best once more: python jobs/pretrain.py {shlex.join(words)}")
     return "\n".join(lines)
 
@@ -306,14 +305,6 @@ def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str]) -> s
 def shown(value: Any) -> str:
     """A value of the table."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def option(field: str, value: Any) -> list[str]:
-    """A field with its value, unrounded, as the command line takes it."""
-    path, _, last = field.replace("_", "-").rpartition(".")
-    if isinstance(value, bool):
-        return [f"--{path}.{'' if value else 'no-'}{last}"]
-    return [f"--{path}.{last}" if path else f"--{last}", str(value)]
 
 
 def parse(argv: Sequence[str]) -> tuple[SweepConfig, PretrainConfig]:

@@ -85,17 +85,17 @@ def without_password(uri: str) -> str:
     return uri.replace(f"{secret}@", "", 1) if secret else uri
 
 
-def end_open(uri: str, parent_run_id: str, trial_id: str | None = None, *, status: str = "RUNNING") -> None:
+def end_open(uri: str, parent_run_id: str, trial_id: str | None = None, *, has_failed: bool = False) -> None:
     """Ends, as KILLED, the runs below `parent_run_id` that nobody goes on with: of a trial that was stopped, or all.
 
-    `status`: of the runs that are meant; a driver that is ended at the wrong moment calls its run FAILED.
+    `has_failed`: those that are FAILED too, as a driver calls its run that is ended at the wrong moment.
     """
     client = MlflowClient(tracking_uri=uri)
-    wanted = f"tags.`{PARENT}` = '{parent_run_id}' and attributes.status = '{status}'"
-    wanted += f" and tags.trial = '{trial_id}'" if trial_id else ""
+    wanted = f"tags.`{PARENT}` = '{parent_run_id}'" + (f" and tags.trial = '{trial_id}'" if trial_id else "")
     experiment = client.get_run(parent_run_id).info.experiment_id
-    for run in client.search_runs([experiment], filter_string=wanted):
-        client.set_terminated(run.info.run_id, status="KILLED")
+    for status in ("RUNNING", "FAILED") if has_failed else ("RUNNING",):
+        for run in client.search_runs([experiment], filter_string=f"{wanted} and attributes.status = '{status}'"):
+            client.set_terminated(run.info.run_id, status="KILLED")
 
 
 class Tracker:

@@ -70,5 +70,5 @@ def test_runs_of_a_sweep_that_are_still_open_are_ended_by_trial(tmp_path: Path) 
     assert statuses()[0] == "KILLED"
     late = opened("late", trial="4", **below)
     late.finish("FAILED")
-    tracking.end_open(parent.uri, parent.run_id, "4", status="FAILED")
+    tracking.end_open(parent.uri, parent.run_id, "4", has_failed=True)
     assert client.get_run(late.run_id).info.status == "KILLED"
