@@ -248,7 +248,7 @@ def run_manifest(run: PretrainConfig, protocol: Protocol, wanted_hash: str) -> s
         with contextlib.suppress(OSError):  # of a file that is gone, or a bucket that is not for everybody
             if read_manifest(path).hash == wanted_hash:
                 return path
-    print(f"{run.data.manifest} is not as {run.name} learned from it: was it chosen on these clips? Not checked")
+    print(f"{run.data.manifest} is not as {run.name} learned from it: did it learn from these clips? Not checked")
     return ""
 
 

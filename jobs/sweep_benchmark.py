@@ -14,6 +14,7 @@ import numpy as np
 from cluster.trials import STEP, STOP, Search, scheduler
 from jobs import run_files, tracking
 from jobs.seeds import ROOT
+from jobs.sweep import SweepConfig, first_rung
 
 SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.probability=0.15,0.3,0.5")
 METRIC, TRAINED = "validation/t2v/mean_recall", "loss/total"
@@ -72,8 +73,8 @@ def in_random_orders(curves: Sequence[Curve], num_steps: int) -> dict[str, Any]:
 
 def shown_to_asha(curves: Sequence[Curve], num_steps: int) -> tuple[float, int]:
     """The best score and all steps of trials with these curves, one after the other, each until ASHA stops it."""
-    first_rung = num_steps // Search.reduction_factor**Search.num_rungs
-    asha: Any = scheduler(Search(space={}, num_steps=num_steps, first_rung_steps=first_rung))
+    steps = first_rung(SweepConfig(name="sweep", vary=SPACE), num_steps)
+    asha: Any = scheduler(Search(space={}, num_steps=num_steps, first_rung_steps=steps))
     asha.set_search_properties(METRIC, "max")
     best, steps = -1.0, 0
     for number, curve in enumerate(curves):
