@@ -67,7 +67,7 @@ def pretrain(
     if storage.exists(f"{run_folder}/results.json"):
         print(f"{config.name} is finished: {run_folder}/report.html")
         return run_files.read_json(f"{run_folder}/results.json")
-    params = flat(as_dict(config)) | {"manifest_hash": manifest_hash, "config_hash": run_hash}
+    params = flat(as_dict(config)) | {"manifest_hash": manifest_hash}
     tracker = tracking.open_run(
         config.placement.storage,
         experiment=config.placement.experiment,
