@@ -116,7 +116,9 @@ def test_a_table_without_its_vocabulary_is_refused() -> None:
 
 def test_a_run_whose_table_is_not_there_is_refused_before_it_starts(folder: Path) -> None:
     text = TextConfig(vocabulary=str(folder / "vocabulary"), significant_words=str(folder / "nothing.json"))
-    found = [one for one in problems(dataclasses.replace(tiny(), text=text)) if "significant_words" in one]
+    placement = dataclasses.replace(tiny().placement, storage=str(folder / "runs"))  # where no run has the name
+    config = dataclasses.replace(tiny(), text=text, placement=placement)
+    found = [one for one in problems(config) if "significant_words" in one]
     assert len(found) == 1
     assert found[0].startswith(f"text.significant_words: {folder}/nothing.json does not exist")
 
