@@ -73,8 +73,8 @@ def in_random_orders(curves: Sequence[Curve], num_steps: int) -> dict[str, Any]:
 
 def shown_to_asha(curves: Sequence[Curve], num_steps: int) -> tuple[float, int]:
     """The best score and all steps of trials with these curves, one after the other, each until ASHA stops it."""
-    steps = first_rung(SweepConfig(name="sweep", vary=SPACE), num_steps)
-    asha: Any = scheduler(Search(space={}, num_steps=num_steps, first_rung_steps=steps))
+    rung = first_rung(SweepConfig(name="sweep", vary=SPACE), num_steps)
+    asha: Any = scheduler(Search(space={}, num_steps=num_steps, first_rung_steps=rung))
     asha.set_search_properties(METRIC, "max")
     best, steps = -1.0, 0
     for number, curve in enumerate(curves):
