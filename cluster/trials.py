@@ -106,10 +106,12 @@ def run_trials(
     `watcher` is for a run of `cluster.run`, whose reports are then those of the trial. `path`: folder of the sweep
     in `filesystem`. `on_end` is told the id of each trial that ended. Ctrl-C ends the search and its trials.
     """
+    working_folder = os.getcwd()
 
     def trial(values: dict[str, Any]) -> None:
         trial_id = tune.get_context().get_trial_id()
         assert trial_id, "Tune calls this in a trial"
+        os.chdir(working_folder)  # Tune starts a trial in a folder of its own, where no relative path leads anywhere
         function(trial_id, values, Measurements(search.metric))
 
     trainable = tune.with_resources(trial, HEAD)

@@ -55,7 +55,8 @@ class Sweep:
     def __init__(self, folder: Path, manifest: str, cluster: LocalCluster, own: str, num_steps: int) -> None:
         self.folder, self.address = folder, cluster.address
         steps = f"--optim.num-steps {num_steps} --selection.evaluate-every 4 --data.temporal-split None"
-        base = f"tiny --data.manifest {manifest} --placement.storage {folder} {steps} {SIZES} {PLACE}"
+        paths = f"--data.manifest {os.path.relpath(manifest, ROOT)} --placement.storage {os.path.relpath(folder, ROOT)}"
+        base = f"tiny {paths} {steps} {SIZES} {PLACE}"
         self.words = [sys.executable, "jobs/sweep.py", "--name", "s", *own.split(), "--", *base.split()]
         self.log = folder / "sweep.log"
 
