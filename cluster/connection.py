@@ -4,20 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 
 import ray
 
+GIVEN_BACK_SECONDS = 15.0
 ADDRESS = "RAY_ADDRESS"
 """Environment variable that names a Ray."""
 
 
 def room(num_cpus: float, num_gpus: float) -> int:
-    """How many of what takes so many CPUs and GPUs the connected cluster can hold now; at least one."""
-    have = ray.cluster_resources()
-    held = [have.get("CPU", 0) / num_cpus, *([have.get("GPU", 0) / num_gpus] if num_gpus else [])]
-    return max(1, int(min(held)))
+    """How many of what takes so many CPUs and GPUs the connected cluster has room for beside what it does; at least
+    one. What a driver that is gone had held comes back within seconds, which are waited for."""
+    whole = num_held(ray.cluster_resources(), num_cpus, num_gpus)
+    deadline = time.monotonic() + GIVEN_BACK_SECONDS
+    while (free := num_held(ray.available_resources(), num_cpus, num_gpus)) < whole and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return max(1, free)
+
+
+def at_once(wanted: int | None, num_cpus: float, num_gpus: float, *, grows: bool) -> int:
+    """How many of what takes so many CPUs and GPUs run at a time: as many as are `wanted`, or there is room for.
+
+    ValueError if the connected cluster cannot hold that many, and does not grow: they would wait for each other.
+    """
+    if wanted is None:
+        return room(num_cpus, num_gpus)
+    most = num_held(ray.cluster_resources(), num_cpus, num_gpus)
+    if wanted > max(1, most) and not grows:
+        gpus = f" and {num_gpus:g} GPUs" if num_gpus else ""
+        raise ValueError(
+            f"num_at_once={wanted}, but there is room for {max(1, most)}, of {num_cpus:g} CPUs{gpus} each; leave it out"
+        )
+    return wanted
+
+
+def num_held(have: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:
+    """How many of what takes so many CPUs and GPUs these resources hold."""
+    return int(min(have.get("CPU", 0) / num_cpus, *([have.get("GPU", 0) / num_gpus] if num_gpus else [math.inf])))
 
 
 def spans_machines() -> bool:

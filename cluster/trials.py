@@ -5,13 +5,23 @@ search ──values──► function on the head (a thin driver, whose own work
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import filelock
+import pyarrow.fs
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# a trial that began after the last snapshot of a search whose driver is lost is not known to the next
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
 
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -24,6 +34,8 @@ from cluster.domains import Domain, Range
 HEAD = {"node:__internal_head__": 0.001}
 """A trial's driver takes no CPU, and runs where no spot node is taken back."""
 STEP = "step"
+WAIT_SECONDS = 1.0
+"""Between two looks whether it is a trial's turn."""
 STOP = TrialScheduler.STOP
 """What a scheduler says of a trial that is to end."""
 log = logging.getLogger(__name__)
@@ -82,14 +94,21 @@ class Measurements(TuneReportCallback):
 class Ends(tune.Callback):
     """Tells of trials that have ended, however they did."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.tell = tell
+    listener: ClassVar[Callable[[str], None]]
+    """Of this process: Tune saves callbacks with a search, and one that goes on is to tell who is there now."""
+
+    def tell(self, trial: Any) -> None:
+        """Of one. Nobody's failure to listen is the trial's."""
+        try:
+            Ends.listener(trial.trial_id)
+        except Exception as error:
+            log.warning("of the end of trial %s could not be told: %s", trial.trial_id, error)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.tell(trial.trial_id)
+        self.tell(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.tell(trial.trial_id)
+        self.tell(trial)
 
 
 def run_trials(
@@ -106,17 +125,19 @@ def run_trials(
     `watcher` is for a run of `cluster.run`, whose reports are then those of the trial. `path`: folder of the sweep
     in `filesystem`. `on_end` is told the id of each trial that ended. Ctrl-C ends the search and its trials.
     """
-    working_folder = os.getcwd()
+    working_folder, where = os.getcwd(), f"{path}/{name}"
+    Ends.listener = on_end
 
     def trial(values: dict[str, Any]) -> None:
         trial_id = tune.get_context().get_trial_id()
         assert trial_id, "Tune calls this in a trial"
-        os.chdir(working_folder)  # Tune starts a trial in a folder of its own, where no relative path leads anywhere
-        function(trial_id, values, Measurements(search.metric))
+        if os.path.isdir(working_folder):  # relative paths lead there, and not from the folder that Tune gives a trial
+            os.chdir(working_folder)
+        with turn(where, search.num_at_once):
+            function(trial_id, values, Measurements(search.metric))
 
     trainable = tune.with_resources(trial, HEAD)
-    where = f"{path}/{name}"
-    if tune.Tuner.can_restore(where, storage_filesystem=filesystem):
+    if has_begun(where, filesystem):
         log.info("going on with the sweep in %s", where)
         tuner = tune.Tuner.restore(
             where,
@@ -144,13 +165,46 @@ def run_trials(
                 storage_path=path,
                 storage_filesystem=filesystem,
                 failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[Ends(on_end)],
+                callbacks=[Ends()],
                 verbose=0,
             ),
         )
     results = tuner.fit()
     kept = {one.trial_id: one for one in tune.ExperimentAnalysis(where, storage_filesystem=filesystem).trials or ()}
     return [made(result, kept) for result in results]
+
+
+def has_begun(where: str, filesystem: Any) -> bool:
+    """True if a search can go on from the folder `where`. Tune takes one that was lost before its first snapshot for
+    one that is done."""
+    if not tune.Tuner.can_restore(where, storage_filesystem=filesystem):
+        return False
+    found = (filesystem or pyarrow.fs.LocalFileSystem()).get_file_info(pyarrow.fs.FileSelector(where))
+    return any(one.base_name.startswith("experiment_state-") for one in found)
+
+
+@contextlib.contextmanager
+def turn(where: str, num_at_once: int) -> Iterator[None]:
+    """Within it, this is one of so many trials of the search `where`: Tune starts those that it restores all at once.
+    All are on one machine, so files are locked, which a trial that is killed gives back."""
+    folder = Path(tempfile.gettempdir(), f"snps3-{hashlib.blake2b(where.encode(), digest_size=6).hexdigest()}")
+    folder.mkdir(exist_ok=True)
+    locks = [filelock.FileLock(folder / f"{number}.lock") for number in range(num_at_once)]
+    while not (held := next((lock for lock in locks if is_taken(lock)), None)):
+        time.sleep(WAIT_SECONDS)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def is_taken(lock: filelock.BaseFileLock) -> bool:
+    """True if this process has it now."""
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return False
+    return True
 
 
 def report(metrics: Mapping[str, float]) -> None:

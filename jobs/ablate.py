@@ -31,12 +31,11 @@ from cluster.auth import use_private_token
 if __name__ == "__main__":
     use_private_token()
 
-from cluster.connection import connected_ray, room
-from cluster.run import WORKER_ENVIRONMENT, LostError
+from cluster.connection import at_once, connected_ray
+from cluster.run import WORKER_ENVIRONMENT, grows
 from jobs import cli, finetune, preflight, pretrain, space, tracking
 from jobs.config import TASK_FILES, PretrainConfig, config_hash, flat, identity
 from jobs.seeds import Found, over_seeds, read_cells, write_cells
-from jobs.training import RunError
 from pipeline import storage
 from pipeline.manifest import read_manifest
 
@@ -133,7 +132,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         pretrain.refuse_scattered_metrics(path)
         num_gpus = placement.most_workers if placement.use_gpu else 0
-        at_once = config.num_at_once or room(preflight.num_cpus(placement), num_gpus)
+        num_at_once = at_once(config.num_at_once, preflight.num_cpus(placement), num_gpus, grows=grows())
         parent = tracking.open_run(
             path,
             experiment=placement.experiment,
@@ -148,8 +147,8 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
         status = "FAILED"
         try:
             with stopped_by_signals(runs), contextlib.ExitStack() as last:
-                pool = ThreadPoolExecutor(at_once)
-                last.callback(pool.shutdown, cancel_futures=True)  # after an error that is no cell's own, none begins
+                pool = ThreadPoolExecutor(num_at_once)
+                last.callback(pool.shutdown, cancel_futures=True)  # where nothing can be noted, no cell begins
                 begun = {pool.submit(run, cell): cell for cell in wanted if is_missing(cell, config, found)}
                 for future in as_completed(begun):  # as they come: an ablation takes hours
                     note(begun[future], future, found, failed)
@@ -185,13 +184,13 @@ def note(
     found: dict[tuple[str, int], dict[str, float]],
     failed: dict[tuple[str, int], str],
 ) -> None:
-    """What became of a cell: the others go on without one that failed, or that was stopped."""
+    """What became of a cell: the others go on without one that failed, whatever it was, or that was stopped."""
     try:
         found[cell] = future.result()
-    except (RunError, LostError) as error:
-        failed[cell] = str(error)
     except StoppedError:
         pass
+    except Exception as error:
+        failed[cell] = str(error) or type(error).__name__
 
 
 class StoppedError(Exception):
@@ -246,7 +245,8 @@ def identity_of(config: AblateConfig, base: PretrainConfig) -> dict[str, Any]:
     fields = identity(base, manifest_hash := read_manifest(base.data.manifest).hash)
     for task, recipe in DOWNSTREAM.items():
         tuned = identity(finetune.RECIPES[recipe](base, "RUN"), manifest_hash)
-        fields |= {f"{task}.{name}": value for name, value in tuned.items()}
+        of_the_corpus = {f"task.{name}" for name in TASK_FILES}  # which lies elsewhere on another machine
+        fields |= {f"{task}.{name}": value for name, value in tuned.items() if name not in of_the_corpus}
     return {"table": config.table} | {name: value for name, value in fields.items() if name.split(".")[-1] != "seed"}
 
 

@@ -102,12 +102,13 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def checked(arguments: Sequence[str], *, name: str, program: str) -> PretrainConfig:
-    """The configuration that the runs of `name` have in common; refused if none of them could start."""
+    """The configuration that the runs of `name` have in common; refused if none of them could start. With `--dry-run`
+    the plan of one is shown, and nothing starts."""
     preset, *options = arguments
-    config = parse([preset, "--name", f"{name}-base", *options], program=program).config
-    if found := problems(config):
-        refuse("\n       ".join(found))
-    return config
+    command = parse([preset, "--name", f"{name}-base", *options], program=program)
+    if (status := answered(command)) is not None:
+        sys.exit(status)
+    return command.config
 
 
 def _usage(program: str, presets: Mapping[str, tuple[str, object]]) -> str:

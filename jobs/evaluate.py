@@ -286,7 +286,7 @@ def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement
         frame_size_px=protocol.frame_size_px,
     )
     manifest = read_manifest(protocol.manifest)
-    config = dataclasses.replace(run, data=data, placement=placement)
+    config = pretrain.with_absolute_weights(dataclasses.replace(run, data=data, placement=placement))
     config = pretrain.with_decoder(config, manifest.fastest_decoder)
     source = dataclasses.replace(pretrain.evaluation_sources(config)["test"], max_clips=protocol.max_clips)
     if not len(source.rows()):

@@ -24,8 +24,8 @@ from cluster.auth import use_private_token
 if __name__ == "__main__":
     use_private_token()
 
-from cluster.connection import connected_ray, room
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.connection import at_once, connected_ray
+from cluster.run import WORKER_ENVIRONMENT, grows
 from jobs import checkpoints, cli, table
 from jobs.cards import hash_of_questions, read_card
 from jobs.config import TASK_FILES, Placement, PretrainConfig, flat
@@ -210,8 +210,8 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
         with connected_ray(worker_environment=WORKER_ENVIRONMENT):
             placement = config.placement
             num_gpus = placement.most_workers if placement.use_gpu else 0
-            at_once = config.num_at_once or room(num_cpus(placement), num_gpus)
-            with ThreadPoolExecutor(at_once) as pool:
+            num_at_once = at_once(config.num_at_once, num_cpus(placement), num_gpus, grows=grows())
+            with ThreadPoolExecutor(num_at_once) as pool:
                 for wave in (False, True):  # those that need another's fine-tuning come after it
                     some = [one for one in to_do if bool(one.after) == wave]
                     failed += pool.map(run_commands, some)

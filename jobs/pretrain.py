@@ -7,6 +7,7 @@ write a checkpoint and end.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import os
@@ -44,6 +45,7 @@ from pipeline.plan import Plan
 from pipeline.records import Kind
 from pipeline.significance import UNRANKED, SignificantWords, mine_significant_words
 from pipeline.words import Tokenizer, train_wordpiece
+from snps3_model.loading import is_hub_name
 
 
 def pretrain(
@@ -155,6 +157,7 @@ def claim_folder(config: PretrainConfig, run_folder: str, manifest_hash: str) ->
 
 def make_job(config: PretrainConfig, run_folder: str, tracker: Tracker) -> Job:
     """Vocabulary, significant words and sources of the run; the first two are kept in its folder."""
+    config = with_absolute_weights(config)
     rows = split_rows(config.data.manifest, config.data.train_split)
     captions = [text for table in rows.values() for texts in table["captions"].to_pylist() for text in texts]
     tokenizer = kept_tokenizer(config, run_folder, captions)
@@ -175,6 +178,25 @@ def make_job(config: PretrainConfig, run_folder: str, tracker: Tracker) -> Job:
         tracking_uri=tracker.uri,
         tracking_run_id=tracker.run_id,
     )
+
+
+def with_absolute_weights(config: PretrainConfig) -> PretrainConfig:
+    """The same run for its ranks, which Ray Train starts in a folder of their own: paths lead from this process's."""
+
+    def seen_from_anywhere(path: str | None) -> str | None:
+        return path if path is None or is_hub_name(path) else storage.absolute(path)
+
+    model, visual = config.model, config.model.visual
+    visual = dataclasses.replace(
+        visual, pretrained=seen_from_anywhere(visual.pretrained), backbone=seen_from_anywhere(visual.backbone)
+    )
+    model = dataclasses.replace(
+        model,
+        visual=visual,
+        initial_weights=seen_from_anywhere(model.initial_weights),
+        pretrained_text=seen_from_anywhere(model.pretrained_text),
+    )
+    return dataclasses.replace(config, model=model)
 
 
 def kept_tokenizer(config: PretrainConfig, run_folder: str, captions: list[str]) -> Tokenizer:

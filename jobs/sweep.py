@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import shlex
 import signal
 import sys
@@ -28,11 +29,11 @@ if __name__ == "__main__":
     use_private_token()
 
 from cluster import trials
-from cluster.connection import connected_ray, room
+from cluster.connection import at_once, connected_ray
 from cluster.domains import Domain
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.run import WORKER_ENVIRONMENT, grows
 from cluster.trials import Search, Trial
-from jobs import cli, preflight, pretrain, run_files, space, tracking
+from jobs import cli, finetune, preflight, pretrain, run_files, space, tracking
 from jobs.config import PretrainConfig, config_hash, flat, identity, in_steps
 from jobs.training import DivergedError
 from jobs.worker import PROBES
@@ -123,10 +124,13 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     tracking.refuse_unreachable(path)
     folder = storage.absolute(f"{path}/{config.name}")
     sweep_hash = identity_hash(config, base, read_manifest(base.data.manifest).hash)
-    claim(folder, sweep_hash)
+    refuse_other_sweep(folder, sweep_hash)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         pretrain.refuse_scattered_metrics(path)
         placement = base.placement
+        num_gpus = placement.most_workers if placement.use_gpu else 0
+        num_at_once = at_once(config.num_at_once, preflight.num_cpus(placement), num_gpus, grows=grows())
+        run_files.write_json(f"{folder}/{run_files.IDENTITY}", {"hash": sweep_hash})
         parent = tracking.open_run(
             path,
             experiment=placement.experiment,
@@ -140,8 +144,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             num_trials=config.num_trials,
             points_per_range=config.points_per_range,
             metric=config.metric,
-            num_at_once=config.num_at_once
-            or room(preflight.num_cpus(placement), placement.most_workers if placement.use_gpu else 0),
+            num_at_once=num_at_once,
             seed=config.seed,
             num_steps=num_steps,
             first_rung_steps=first_rung_steps,
@@ -153,7 +156,13 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
         stop_like_ctrl_c()
         try:
             done = trials.run_trials(
-                functools.partial(one_trial, base=base, sweep_name=config.name, parent=parent.run_id),
+                functools.partial(
+                    one_trial,
+                    base=base,
+                    sweep_name=config.name,
+                    parent=parent.run_id,
+                    server=os.environ.get(tracking.URI_VARIABLE),
+                ),
                 search,
                 name=config.name,
                 path=inner,
@@ -182,9 +191,19 @@ def stop_like_ctrl_c() -> None:
 
 
 def one_trial(
-    trial_id: str, values: Mapping[str, Any], watcher: Any, *, base: PretrainConfig, sweep_name: str, parent: str
+    trial_id: str,
+    values: Mapping[str, Any],
+    watcher: Any,
+    *,
+    base: PretrainConfig,
+    sweep_name: str,
+    parent: str,
+    server: str | None,
 ) -> None:
-    """Pre-trains with these values. A run that diverges ends, and is no result."""
+    """Pre-trains with these values. A run that diverges ends, and is no result. `server`: that of the sweep's own
+    MLflow run, if its command named one: a trial has the environment of its node."""
+    if server:
+        os.environ[tracking.URI_VARIABLE] = server
     config = space.with_values(base, values, name=run_name(sweep_name, trial_id))
     tags = {tracking.PARENT: parent, "sweep": sweep_name, "trial": trial_id}
     folder = storage.absolute(f"{base.placement.storage}/{config.name}")
@@ -249,12 +268,11 @@ def identity_hash(config: SweepConfig, base: PretrainConfig, manifest_hash: str)
     return config_hash(own | identity(base, manifest_hash))
 
 
-def claim(folder: str, wanted: str) -> None:
-    """ValueError if the folder holds another sweep than that of the hash `wanted`; else it is this one's."""
+def refuse_other_sweep(folder: str, wanted: str) -> None:
+    """ValueError if the folder holds another sweep than that of the hash `wanted`."""
     path = f"{folder}/{run_files.IDENTITY}"
     if storage.exists(path) and run_files.read_json(path)["hash"] != wanted:
         raise ValueError(f"{folder} holds another sweep; take another --name, or the same options to go on with it")
-    run_files.write_json(path, {"hash": wanted})
 
 
 def row_of(trial: Trial, config: SweepConfig) -> Row:
@@ -287,8 +305,9 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
 STATUSES = ("finished", "stopped", "diverged", "failed")
 
 
-def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str]) -> str:
-    """The table, and how the best is run once more. `base`: the preset and the fields of all trials, as words."""
+def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str], evaluate_every: int) -> str:
+    """The table, and how the best is run once more. `base`: the preset and the fields of all trials, as words;
+    `evaluate_every`: how often they were evaluated, which is how often one may be the best of its run."""
     lines = [f"{config.metric}, trials by their best:"]
     for row in rows:
         score = "     -" if row.score is None else f"{row.score:6.3f}"
@@ -297,7 +316,8 @@ def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str]) -> s
     if rows and rows[0].score is not None:
         preset, *fields = base
         words = [preset, "--name", f"{config.name}-best", *fields]
-        words += [word for name, value in rows[0].values.items() for word in cli.option(name, value)]
+        values = {"selection.evaluate_every": evaluate_every, **rows[0].values}
+        words += [word for name, value in values.items() for word in cli.option(name, value)]
         lines.append(f"the best once more: python jobs/pretrain.py {shlex.join(words)}")
     return "\n".join(lines)
 
@@ -324,7 +344,9 @@ def main(argv: list[str] | None = None) -> int:
     if not rows:
         print(f"{config.name} was stopped; the same command goes on from here")
         return 130
-    print(describe(rows, config, cli.split(words)[1]))
+    if rows[0].score is not None:  # as trials are evaluated, not as they were to be
+        base = finetune.config_of(storage.absolute(f"{base.placement.storage}/{rows[0].name}"))
+    print(describe(rows, config, cli.split(words)[1], base.selection.evaluate_every))
     return int(any(row.status == "failed" for row in rows))
 
 

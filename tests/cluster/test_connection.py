@@ -9,7 +9,8 @@ from contextlib import ExitStack
 import pytest
 import ray
 
-from cluster.connection import ADDRESS, connected_ray
+from cluster import connection
+from cluster.connection import ADDRESS, at_once, connected_ray, room
 
 
 @pytest.mark.parametrize("before", [None, "127.0.0.1:1"])
@@ -30,3 +31,23 @@ def test_the_address_is_told_while_connected_however_connections_overlap(
         second.close()
         assert os.environ[ADDRESS] == "127.0.0.1:2"
     assert os.environ.get(ADDRESS) == before
+
+
+def test_more_at_a_time_than_there_is_room_for_are_refused_where_no_node_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, free = {"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 2.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: whole)
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    monkeypatch.setattr(connection, "GIVEN_BACK_SECONDS", 0.0)
+    assert [room(2.0, 0), room(2.0, 1), room(0.5, 4)] == [4, 2, 1]
+    assert at_once(None, 2.0, 1, grows=False) == 2
+    assert at_once(3, 2.0, 1, grows=False) == 3  # another job may end meanwhile
+    assert at_once(9, 2.0, 1, grows=True) == 9
+    with pytest.raises(ValueError, match="num_at_once=4, but there is room for 3, of 2 CPUs and 1 GPUs each"):
+        at_once(4, 2.0, 1, grows=False)
+
+
+def test_what_a_driver_that_is_gone_had_held_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([{"CPU": 1.0}, {"CPU": 2.0}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: next(looks))
+    assert room(1.0, 0) == 2

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +12,8 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from cluster import trials
-from cluster.trials import STEP, Measurements, Search, scheduler
+from cluster.domains import Range
+from cluster.trials import STEP, Measurements, Search, run_trials, scheduler, turn
 
 METRIC = "score"
 
@@ -74,3 +80,88 @@ def test_a_checkpoint_before_the_first_evaluation_is_not_told_to_the_search(monk
     watcher.after_report(None, [{STEP: 3}], None)
     watcher.after_report(None, [{STEP: 8, METRIC: 0.5}], None)
     assert told == [{STEP: 8, METRIC: 0.5}]
+
+
+def take_turns(where: str, log: str) -> None:
+    """Two at a time, a line each as it begins and ends."""
+    with turn(where, 2):
+        for word in ("begun", "ended"):
+            with open(log, "a") as file:
+                file.write(f"{word}\n")
+            time.sleep(0.2)
+
+
+def test_no_more_trials_take_their_turn_than_were_asked_for_and_a_killed_one_gives_it_back(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    gone = context.Process(target=hold_for_ever, args=(str(tmp_path), str(tmp_path / "held")))
+    gone.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.05)
+    gone.kill()
+    gone.join()
+    log = tmp_path / "log"
+    every = [context.Process(target=take_turns, args=(str(tmp_path), str(log))) for _ in range(4)]
+    for one in every:
+        one.start()
+    for one in every:
+        one.join()
+    at_once = most = 0
+    for line in log.read_text().splitlines():
+        at_once += 1 if line == "begun" else -1
+        most = max(most, at_once)
+    assert (at_once, most) == (0, 2)
+
+
+def hold_for_ever(where: str, mark: str) -> None:
+    with turn(where, 2):
+        Path(mark).touch()
+        time.sleep(600)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:::optuna", "ignore:::ray")
+def test_optuna_goes_on_with_failed_trials_one_at_a_time_from_the_folder_of_the_command(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first command fails in every trial, as where a server is away."""
+    monkeypatch.chdir(tmp_path)
+    search = Search(space={"x": Range(low=0.0, high=1.0)}, num_trials=3, metric=METRIC, seed=1)
+    ended: list[str] = []
+
+    def function(trial_id: str, values: Mapping[str, Any], watcher: Any) -> None:
+        with open("log", "a") as log:
+            log.write(f"begun {os.getcwd()}\n")
+        if not os.path.exists("server"):
+            raise ConnectionError("away")
+        time.sleep(0.5)
+        trials.report({METRIC: values["x"], STEP: 1})
+        with open("log", "a") as log:
+            log.write("ended\n")
+
+    def run() -> list[trials.Trial]:
+        return run_trials(function, search, name="s", path=str(tmp_path), on_end=ended.append)
+
+    first = run()
+    assert len(first) == 3
+    assert all("away" in one.error for one in first)
+    (tmp_path / "log").unlink()
+    (tmp_path / "server").touch()
+    again = run()
+    assert {one.trial_id: one.values for one in again} == {one.trial_id: one.values for one in first}
+    assert [one.error for one in again] == [""] * 3
+    assert {one.highest[METRIC] for one in again} == {one.values["x"] for one in again}
+    assert (tmp_path / "log").read_text().splitlines() == [f"begun {tmp_path}", "ended"] * 3
+    assert sorted(set(ended)) == sorted(one.trial_id for one in first)
+
+
+@pytest.mark.ray
+def test_a_search_that_was_lost_before_its_first_snapshot_begins_anew(tmp_path: Path, local_ray: None) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "tuner.pkl").write_bytes(b"")
+
+    def function(trial_id: str, values: Mapping[str, Any], watcher: Any) -> None:
+        trials.report({METRIC: values["x"], STEP: 1})
+
+    search = Search(space={"x": Range(low=0.0, high=1.0)}, method="random", num_trials=2, metric=METRIC)
+    done = run_trials(function, search, name="s", path=str(tmp_path), on_end=lambda _: None)
+    assert len(done) == 2

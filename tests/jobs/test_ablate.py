@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import types
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -92,11 +93,12 @@ def test_fewer_than_three_seeds_have_a_range_and_tell_no_number_of_seeds() -> No
 def test_a_cell_that_fails_or_is_stopped_leaves_the_others_alone() -> None:
     found: dict[tuple[str, int], dict[str, float]] = {}
     failed: dict[tuple[str, int], str] = {}
-    for name, outcome in (("a", {"x": 1.0}), ("b", RunError("too many clips")), ("c", ablate.StoppedError())):
+    outcomes = {"a": {"x": 1.0}, "b": RunError("too many clips"), "c": ablate.StoppedError(), "d": KeyError()}
+    for name, outcome in outcomes.items():
         future: Future[dict[str, float]] = Future()
         future.set_exception(outcome) if isinstance(outcome, Exception) else future.set_result(outcome)
         ablate.note((name, 0), future, found, failed)
-    assert (found, failed) == ({("a", 0): {"x": 1.0}}, {("b", 0): "too many clips"})
+    assert (found, failed) == ({("a", 0): {"x": 1.0}}, {("b", 0): "too many clips", ("d", 0): "KeyError"})
 
 
 def test_a_table_says_what_so_many_seeds_can_tell() -> None:
@@ -194,3 +196,19 @@ def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
                 ablate.one_cell(("MLM, GVTM", seed), config=wish(), base=base, parent="p", runs=runs)
     assert begun == ["a-mlm-gvtm-0"]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_cells_of_another_machine_are_those_of_the_same_manifest_wherever_it_lies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ablate, "read_manifest", lambda path: types.SimpleNamespace(hash="same"))
+
+    def fields(manifest: str, num_steps: int = 480) -> dict[str, object]:
+        base = tiny()
+        data, optim = base.data, dataclasses.replace(base.optim, num_steps=num_steps)
+        base = dataclasses.replace(base, data=dataclasses.replace(data, manifest=manifest), optim=optim)
+        return ablate.identity_of(wish(), base)
+
+    here = fields("corpora/embedded/manifest/manifest.parquet")
+    assert here == fields("s3://bucket/embedded/manifest/manifest.parquet")
+    assert here != fields("corpora/embedded/manifest/manifest.parquet", num_steps=20)

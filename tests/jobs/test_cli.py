@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import cli
 from jobs.cli import Command, answered, parse
 from jobs.config import PretrainConfig, config_hash, identity, with_decoder
 from jobs.preflight import Machine, dry_run, num_parameters, problems, this_machine
@@ -442,3 +443,15 @@ def test_the_exit_code_tells_whether_a_run_may_start(tmp_path, capsys, monkeypat
     assert "problems   1\n  - the run name 'bad' is taken" in capsys.readouterr().out
     assert answered(Command(config=bad)) == 2
     assert capsys.readouterr().err.startswith("error: the run name 'bad' is taken")
+
+
+def test_a_dry_run_of_many_runs_shows_the_plan_of_one_and_starts_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run_of(tmp_path)
+    words = ["tiny", "--data.manifest", config.data.manifest, "--placement.storage", config.placement.storage]
+    words += ["--data.num-frames", "6", "--data.frame-size-px", "64", "--dry-run"]
+    with pytest.raises(SystemExit) as stop:
+        cli.checked(words, name="ratio", program="sweep.py … --")
+    assert "ratio-base" in capsys.readouterr().out
+    assert stop.value.code in (0, 1)  # whether this machine has room enough

@@ -25,7 +25,7 @@ from jobs.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig
 from jobs.preflight import problems
 from jobs.prepare import PrepareConfig, Prepared, prepare
 from jobs.presets import tiny
-from jobs.pretrain import make_sources, pretrain
+from jobs.pretrain import make_sources, pretrain, with_absolute_weights
 from pipeline import storage
 from pipeline.augmentation import AugmentationConfig
 from pipeline.codec import encode_video
@@ -99,6 +99,27 @@ def training_frames(config: PretrainConfig) -> list[dict]:
     source = make_sources(with_decoder(config, None))["train"]
     tables = [decode_share(source, step, 0, 1) for step in range(config.optim.num_steps)]
     return pa.concat_tables(tables).drop_columns("uri").to_pylist()
+
+
+def test_ranks_are_given_weights_by_paths_that_lead_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vit").mkdir()
+
+    def given(*, visual: VisualConfig | None = None, **model: Any) -> list[str | None]:
+        changed = dataclasses.replace(tiny().model, visual=visual or tiny().model.visual, **model)
+        made = with_absolute_weights(dataclasses.replace(tiny(), model=changed)).model
+        return [made.initial_weights, made.pretrained_text, made.visual.pretrained, made.visual.backbone]
+
+    assert given() == [None] * 4
+    assert given(initial_weights="a/b/w.safetensors") == [f"{tmp_path}/a/b/w.safetensors", None, None, None]
+    assert given(initial_weights="s3://b/w.safetensors")[0] == "s3://b/w.safetensors"
+    assert given(pretrained_text="org/bert")[1] == "org/bert"
+    pvt = VisualConfig(encoder="pvt_v2_b2", pretrained="pretrained/w.safetensors")
+    assert given(visual=pvt)[2] == f"{tmp_path}/pretrained/w.safetensors"
+    assert given(visual=VisualConfig(encoder="auto", backbone="vit"))[3] == f"{tmp_path}/vit"
+    assert given(visual=VisualConfig(encoder="auto", backbone="org/vit"))[3] == "org/vit"
 
 
 def test_real_clips_are_trained_on_and_a_cut_copy_of_one_changes_nothing(

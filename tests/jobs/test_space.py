@@ -198,14 +198,15 @@ def test_a_run_that_stopped_for_good_says_whether_it_diverged(
     monkeypatch.setattr(sweep.trials, "report", reported.append)
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
     with contextlib.nullcontext() if has_diverged else pytest.raises(RunError, match="why"):
-        sweep.one_trial("t", {}, None, base=base, sweep_name="s", parent="p")
+        sweep.one_trial("t", {}, None, base=base, sweep_name="s", parent="p", server=None)
     assert [line["diverged"] for line in reported] == [1] * has_diverged
 
 
 def test_the_best_can_be_run_once_more_by_the_command_that_is_told() -> None:
     values = {"optim.lr": 0.1 + 0.2, "masking.top_k": None, "masking.whole_words": True, "placement.use_gpu": False}
     row = row_of(Trial(trial_id="a", values=values, highest={wish().metric: 0.5, "step": 1.0}), wish())
-    command = describe([row], wish(), ["tiny", "--optim.num-steps", "20"]).partition("jobs/pretrain.py ")[2]
-    config = cli.parse(command.split()).config
+    words = ["tiny", "--optim.num-steps", "20", "--selection.evaluate-every", "10"]  # but evaluated at the first rung
+    config = cli.parse(describe([row], wish(), words, 2).partition("jobs/pretrain.py ")[2].split()).config
     assert (config.name, config.optim.num_steps, config.optim.lr) == ("s-best", 20, 0.1 + 0.2)
+    assert config.selection.evaluate_every == 2
     assert (config.masking.top_k, config.masking.whole_words, config.placement.use_gpu) == (None, True, False)
