@@ -52,8 +52,12 @@ def leftovers(cluster: LocalCluster) -> list[str]:
 class Sweep:
     """A command, and what it leaves."""
 
-    def __init__(self, folder: Path, manifest: str, cluster: LocalCluster, own: str, num_steps: int) -> None:
-        self.folder, self.address = folder, cluster.address
+    def __init__(
+        self, folder: Path, manifest: str, cluster: LocalCluster, own: str, num_steps: int, server: str | None = None
+    ) -> None:
+        self.folder, self.server = folder, server
+        self.environment = os.environ | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
+        self.environment |= {"MLFLOW_TRACKING_URI": server} if server else {}
         steps = f"--optim.num-steps {num_steps} --selection.evaluate-every 4 --data.temporal-split None"
         paths = f"--data.manifest {os.path.relpath(manifest, ROOT)} --placement.storage {os.path.relpath(folder, ROOT)}"
         base = f"tiny {paths} {steps} {SIZES} {PLACE}"
@@ -61,9 +65,8 @@ class Sweep:
         self.log = folder / "sweep.log"
 
     def start(self) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"RAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)}
         with self.log.open("ab") as log:
-            return subprocess.Popen(self.words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(self.words, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
 
     def run(self) -> int:
         return self.start().wait(500)
@@ -73,7 +76,7 @@ class Sweep:
 
     def statuses(self) -> Counter[str]:
         """Of the MLflow runs, the sweep's own first among them."""
-        client = MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlflow.db")
+        client = MlflowClient(tracking_uri=self.server or f"sqlite:///{self.folder}/mlflow.db")
         (experiment,) = [one for one in client.search_experiments() if one.name == "snps3"]
         found = client.search_runs([experiment.experiment_id])
         (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
@@ -84,15 +87,18 @@ class Sweep:
 
 @pytest.mark.slow
 def test_a_sweep_tries_every_point_marks_what_diverges_and_leaves_nothing(
-    manifest: str, tmp_path: Path, cluster: LocalCluster
+    manifest: str, tmp_path: Path, cluster: LocalCluster, tracking_server: str
 ) -> None:
-    sweep = Sweep(tmp_path, manifest, cluster, "--vary optim.lr=0.001,1e30 --search grid --scheduler none", 4)
+    """The nodes do not know of the server: the command does."""
+    own = "--vary optim.lr=0.001,1e30 --search grid --scheduler none"
+    sweep = Sweep(tmp_path, manifest, cluster, own, 4, server=tracking_server)
     assert sweep.run() == 0, sweep.log.read_text()[-3000:]
     best, worst = sweep.rows()
     assert (best["status"], best["num_steps"], best["values"]) == ("finished", 4, {"optim.lr": 0.001})
     assert 0 < best["score"] <= 1
     assert (worst["status"], worst["score"], worst["values"]) == ("diverged", None, {"optim.lr": 1e30})
     assert sweep.statuses() == {"sweep FINISHED": 1, "FINISHED": 1, "FAILED": 1}
+    assert not (tmp_path / "mlflow.db").exists()
     assert leftovers(cluster) == []
 
 
@@ -129,7 +135,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_stops_the_worse_early(
 @pytest.mark.slow
 def test_a_sweep_that_is_asked_to_stop_ends_its_trials(manifest: str, tmp_path: Path, cluster: LocalCluster) -> None:
     """SIGTERM becomes the SIGINT of Ctrl-C."""
-    sweep = Sweep(tmp_path, manifest, cluster, "masking_ratio --num-trials 3 --search random --scheduler none", 4000)
+    sweep = Sweep(tmp_path, manifest, cluster, "masking_ratio --num-trials 3 --scheduler none", 4000)
     process = sweep.start()
     deadline = time.monotonic() + 480
     while not list(tmp_path.glob("s-*/best/progress.json")):
