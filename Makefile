@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SLOW ?= slow
 
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -29,10 +30,11 @@ pretrain: install  ## make the corpus, pre-train `tiny` on it, evaluate and repo
 test: install  ## the test suite
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
-test-slow: install  ## the tests that start whole runs
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --durations 12 $(TESTS)
+test-slow: install  ## the tests that start whole runs; SLOW='slow and not nightly' for those that CI runs
+	$(BIN)/python -m pytest -m '$(SLOW)' --numprocesses 2 --dist loadfile --durations 12 $(TESTS)
 
-nightly: install  ## twenty runs that lose something at random
+nightly: SLOW = nightly
+nightly: test-slow  ## the slow tests that CI leaves out, then twenty runs that lose something at random
 	$(BIN)/python jobs/benchmark.py kills --num-runs 20
 
 check: install format lint types test  ## format, lint, types, tests: what CI and the hook run

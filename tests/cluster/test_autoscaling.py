@@ -113,7 +113,7 @@ def end_processes(folder: str, address: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["aws", "gcp"])
+@pytest.mark.parametrize("name", ["aws", pytest.param("gcp", marks=pytest.mark.nightly)])
 def test_decoding_starts_decode_nodes_only_and_they_go_again(name: str) -> None:
     shipped = yaml.safe_load((ROOT / "cluster" / f"{name}.yaml").read_text())
     with head_of(shipped) as (address, environment):

@@ -1,6 +1,7 @@
 """Runs that lose a rank, a node, their driver or their storage go on from the last committed unit.
 
-The measurement `kills` is run here in small: one run in `make test`, all kinds in `make test-slow`.
+The measurement `kills` is run here in small: one run in `make test`, five kinds in `make test-slow`, all in
+`make nightly`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pipeline import storage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.ray
+SELDOM = (pytest.mark.slow, pytest.mark.nightly)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_a_lost_and_a_doubled_clip_are_counted(manifest: str) -> None:
 
 @pytest.mark.parametrize(
     "what",
-    [("rank 1",), pytest.param(("rank 0", "train node", "decode node", "driver", "hang"), marks=pytest.mark.slow)],
+    [("rank 1",), pytest.param(("rank 0", "train node", "decode node", "driver", "hang"), marks=SELDOM)],
     ids=["one kill", "five kills"],
 )
 def test_nothing_is_lost_or_doubled_and_the_weights_are_the_same_bits(manifest: str, what: tuple[str, ...]) -> None:
@@ -106,6 +108,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
     manifest: str, tmp_path: Path, cluster: LocalCluster
 ) -> None:
@@ -135,6 +138,7 @@ def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_node_that_is_announced_to_go_is_preceded_by_a_checkpoint(
     manifest: str, tmp_path: Path, cluster: LocalCluster
 ) -> None:
@@ -162,6 +166,7 @@ def command(folder: Path, manifest: str, *options: str, environment: dict[str, s
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_waits_for_a_bucket_that_is_gone_for_a_while(manifest: str, bucket: str, tmp_path: Path) -> None:
     faults = Faults(slow_down_every=7)
     with faulty_store(os.environ["AWS_ENDPOINT_URL"], faults) as store:

@@ -32,7 +32,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return done.stdout.splitlines()[-1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     with running_cluster() as nodes:
         nodes.fill(num_train=1, num_data=1)
