@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -61,8 +63,16 @@ class Search:
     """Steps after which a trial may be stopped first; None stops none."""
     num_rungs: int = 2
     """Times at which a trial may be stopped."""
-    reduction_factor: int = 3
+    reduction_factor: int = 4
     """Of the trials that came to a rung one in so many goes on, to as many times the steps."""
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every point once, in an order drawn from the seed: a trial is compared with those that came before it, and
+        where each is better than the last, none would be stopped."""
+        values = [domain.points(self.points_per_range) for domain in self.space.values()]
+        points = [dict(zip(self.space, point, strict=True)) for point in itertools.product(*values)]
+        random.Random(self.seed).shuffle(points)
+        return points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +164,7 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 metric=search.metric,
                 mode="max",
-                num_samples=1 if search.method == "grid" else search.num_trials,
+                num_samples=len(search.grid()) if search.method == "grid" else search.num_trials,
                 max_concurrent_trials=search.num_at_once if search.method == "optuna" else None,
                 search_alg=searcher(search),
                 scheduler=scheduler(search),
@@ -231,8 +241,7 @@ def domains(search: Search) -> dict[str, Any]:
     """The space as Tune has it."""
     if search.method == "grid":
         return {
-            name: tune.grid_search(list(domain.points(search.points_per_range)))
-            for name, domain in search.space.items()
+            name: tune.choice(list(domain.points(search.points_per_range))) for name, domain in search.space.items()
         }
     return {name: as_tune(domain) for name, domain in search.space.items()}
 
@@ -251,7 +260,8 @@ def searcher(search: Search) -> Searcher | SearchAlgorithm:
     """Who proposes values."""
     if search.method == "optuna":
         return OptunaSearch(metric=search.metric, mode="max", seed=search.seed)
-    return BasicVariantGenerator(random_state=search.seed, max_concurrent=search.num_at_once)
+    points = search.grid() if search.method == "grid" else None
+    return BasicVariantGenerator(points_to_evaluate=points, random_state=search.seed, max_concurrent=search.num_at_once)
 
 
 class Asha(AsyncHyperBandScheduler):

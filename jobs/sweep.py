@@ -60,9 +60,9 @@ class SweepConfig:
     """Of a grid."""
     scheduler: Literal["asha", "none", "pbt"] = "asha"
     """`asha` stops what does worse early, `none` nothing."""
-    num_rungs: int = 2
+    num_rungs: int = Search.num_rungs
     """Times at which `asha` may stop a trial."""
-    reduction_factor: int = 3
+    reduction_factor: int = Search.reduction_factor
     """At each of them one trial in so many goes on, to so many times the steps."""
     metric: str = PROBES[0]
     """Of the validation split, by which trials are compared."""

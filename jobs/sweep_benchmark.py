@@ -18,13 +18,13 @@ from jobs.sweep import SweepConfig, first_rung
 
 SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.probability=0.15,0.3,0.5")
 METRIC, TRAINED = "validation/t2v/mean_recall", "loss/total"
-RUNS = "tiny --data.temporal-split None --data.max-evaluation-clips 200 --placement.log-every 1"
+RUNS = "tiny --data.temporal-split None --data.max-evaluation-clips 200 --selection.rerank 20 --placement.log-every 1"
 NUM_ORDERS = 200
 Curve = Sequence[tuple[int, float]]
 """(step, score) of a trial."""
 
 
-def sweep(storage: str = "runs/benchmark", num_steps: int = 90, evaluate_every: int = 10) -> dict[str, Any]:
+def sweep(storage: str = "runs/benchmark", num_steps: int = 96, evaluate_every: int = 6) -> dict[str, Any]:
     """Best score and steps of twelve trials with ASHA, and of the same twelve without. Finished ones are read.
 
     Steps are those that were trained, also after the report at which a trial was stopped. On two cores one trial runs

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import time
@@ -12,7 +13,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from cluster import trials
-from cluster.domains import Range
+from cluster.domains import Choice, Range
 from cluster.trials import STEP, Measurements, Search, run_trials, scheduler, turn
 
 METRIC = "score"
@@ -155,13 +156,21 @@ def test_optuna_goes_on_with_failed_trials_one_at_a_time_from_the_folder_of_the_
 
 
 @pytest.mark.ray
-def test_a_search_that_was_lost_before_its_first_snapshot_begins_anew(tmp_path: Path, local_ray: None) -> None:
+def test_a_grid_that_was_lost_before_its_first_snapshot_begins_anew_in_the_drawn_order(
+    tmp_path: Path, local_ray: None
+) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "tuner.pkl").write_bytes(b"")
 
     def function(trial_id: str, values: Mapping[str, Any], watcher: Any) -> None:
         trials.report({METRIC: values["x"], STEP: 1})
 
-    search = Search(space={"x": Range(low=0.0, high=1.0)}, method="random", num_trials=2, metric=METRIC)
+    space = {"x": Range(low=0.0, high=1.0), "y": Choice(values=("a", None))}
+    search = Search(space=space, method="grid", metric=METRIC, seed=3)
     done = run_trials(function, search, name="s", path=str(tmp_path), on_end=lambda _: None)
-    assert len(done) == 2
+    in_order = sorted(done, key=lambda one: one.trial_id)  # which Tune counts up
+    assert [one.values for one in in_order] == search.grid()
+    assert sorted((one["x"], str(one["y"])) for one in search.grid()) == [
+        (x, y) for x in (0.0, 0.5, 1.0) for y in ("None", "a")
+    ]
+    assert search.grid() != dataclasses.replace(search, seed=4).grid()

@@ -117,8 +117,8 @@ def test_a_sweep_that_cannot_be_is_refused(changes: dict[str, object], match: st
 
 
 def test_trials_are_evaluated_by_the_first_rung(capsys: pytest.CaptureFixture[str]) -> None:
-    base = dataclasses.replace(tiny(), optim=dataclasses.replace(tiny().optim, num_steps=180))
-    steps = first_rung(wish(), 180)
+    base = dataclasses.replace(tiny(), optim=dataclasses.replace(tiny().optim, num_steps=320))
+    steps = first_rung(wish(), 320)
     assert steps == 20
     assert evaluated_by(steps, base).selection.evaluate_every == 20
     assert "every 20 steps, not every 240" in capsys.readouterr().out
