@@ -125,8 +125,8 @@ def test_trials_are_evaluated_by_the_first_rung(capsys: pytest.CaptureFixture[st
     often = dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=7))
     assert evaluated_by(steps, often) == often
     assert evaluated_by(first_rung(wish(scheduler="none"), 180), base) == base
-    assert first_rung(wish(), tiny().optim.num_steps) == 53  # the preset as it is can be swept
-    with pytest.raises(ValueError, match=r"180 / 3\^5 steps, less than one; take more steps or fewer --num-rungs"):
+    assert first_rung(wish(), tiny().optim.num_steps) == 30  # the preset as it is can be swept
+    with pytest.raises(ValueError, match=r"180 / 4\^5 steps, less than one; take more steps or fewer --num-rungs"):
         first_rung(wish(num_rungs=5), 180)
     with pytest.raises(ValueError, match=r"optim\.num_steps cannot be varied: .* after equal steps"):
         sweep.refuse_other_rungs(wish(), space.parse(["optim.num_steps=90,180"]))
