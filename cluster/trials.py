@@ -13,13 +13,12 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import filelock
-import pyarrow.fs
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # a trial that began after the last snapshot of a search whose driver is lost is not known to the next
@@ -128,12 +127,14 @@ def run_trials(
     name: str,
     path: str,
     filesystem: Any = None,
+    files: Collection[str] = (),
     on_end: Callable[[str], None],
 ) -> list[Trial]:
     """`function(trial id, values, watcher)` for each trial; the same call again goes on where the sweep was.
 
     `watcher` is for a run of `cluster.run`, whose reports are then those of the trial. `path`: folder of the sweep
-    in `filesystem`. `on_end` is told the id of each trial that ended. Ctrl-C ends the search and its trials.
+    in `filesystem`; `files`: what lies in it below `name`. `on_end` is told the id of each trial that ended. Ctrl-C
+    ends the search and its trials.
     """
     working_folder, where = os.getcwd(), f"{path}/{name}"
     Ends.listener = on_end
@@ -147,7 +148,7 @@ def run_trials(
             function(trial_id, values, Measurements(search.metric))
 
     trainable = tune.with_resources(trial, HEAD)
-    if has_begun(where, filesystem):
+    if can_go_on(files):
         log.info("going on with the sweep in %s", where)
         tuner = tune.Tuner.restore(
             where,
@@ -184,13 +185,10 @@ def run_trials(
     return [made(result, kept) for result in results]
 
 
-def has_begun(where: str, filesystem: Any) -> bool:
-    """True if a search can go on from the folder `where`. Tune takes one that was lost before its first snapshot for
-    one that is done."""
-    if not tune.Tuner.can_restore(where, storage_filesystem=filesystem):
-        return False
-    found = (filesystem or pyarrow.fs.LocalFileSystem()).get_file_info(pyarrow.fs.FileSelector(where))
-    return any(one.base_name.startswith("experiment_state-") for one in found)
+def can_go_on(files: Collection[str]) -> bool:
+    """True if a search with these files in its folder can go on. Tune takes one that was lost before its first snapshot
+    for one that is done."""
+    return "tuner.pkl" in files and any(name.startswith("experiment_state-") for name in files)
 
 
 @contextlib.contextmanager

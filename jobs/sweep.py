@@ -167,6 +167,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
                 name=config.name,
                 path=inner,
                 filesystem=filesystem,
+                files=storage.list_files(folder),
                 on_end=functools.partial(tracking.end_open, parent.uri, parent.run_id),
             )
             if stopped := [one.trial_id for one in done if one.is_open]:

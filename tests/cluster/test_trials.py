@@ -140,7 +140,8 @@ def test_optuna_goes_on_with_failed_trials_one_at_a_time_from_the_folder_of_the_
             log.write("ended\n")
 
     def run() -> list[trials.Trial]:
-        return run_trials(function, search, name="s", path=str(tmp_path), on_end=ended.append)
+        files = os.listdir("s") if os.path.exists("s") else []
+        return run_trials(function, search, name="s", path=str(tmp_path), files=files, on_end=ended.append)
 
     first = run()
     assert len(first) == 2
@@ -167,7 +168,7 @@ def test_a_grid_that_was_lost_before_its_first_snapshot_begins_anew_in_the_drawn
 
     space = {"x": Range(low=0.0, high=1.0), "y": Choice(values=("a", None))}
     search = Search(space=space, method="grid", points_per_range=2, metric=METRIC, seed=3)
-    done = run_trials(function, search, name="s", path=str(tmp_path), on_end=lambda _: None)
+    done = run_trials(function, search, name="s", path=str(tmp_path), files=["tuner.pkl"], on_end=lambda _: None)
     in_order = sorted(done, key=lambda one: one.trial_id)  # which Tune counts up
     assert [one.values for one in in_order] == search.grid()
     assert sorted((one["x"], str(one["y"])) for one in search.grid()) == [
