@@ -93,7 +93,7 @@ def test_sixteen_real_and_generated_pairs_are_learned_by_heart(
     tokenizer_and_batches: tuple[Tokenizer, Iterator[Batch], Batch],
 ) -> None:
     tokenizer, stream, unseen = tokenizer_and_batches
-    optim = dataclasses.replace(tiny().optim, num_steps=500, global_batch=NUM_PAIRS, warmup_steps=20)
+    optim = dataclasses.replace(tiny().optim, num_steps=1000, global_batch=NUM_PAIRS, warmup_steps=20)
     objective = dataclasses.replace(tiny().objective, num_hard_negatives=4)
     config = dataclasses.replace(tiny(), optim=optim, objective=objective)
     with torch.random.fork_rng():
