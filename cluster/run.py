@@ -110,12 +110,16 @@ class Runtime:
         self._is_uploaded = threading.Event()
         self._is_uploaded.set()
 
+    def open(self, datasets: Sequence[str]) -> None:
+        """Has a process start for each of these, which hands it out: seconds that are otherwise waited for one after
+        the other. A barrier over all ranks."""
+        for name in datasets:
+            shard(name)
+
     def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
         """This rank's shares of a dataset, step by step."""
         BatchIterator.UPDATE_METRICS_INTERVAL_S = REPORT_SECONDS
-        iterator = ray.train.get_dataset_shard(dataset)
-        assert iterator is not None, f"no dataset named {dataset} was handed to the trainer"
-        yield from iterator.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2)
+        yield from shard(dataset).iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2)
 
     def report(self, score: float, step: int, write: Callable[[str], None] | None, probes: Mapping[str, float]) -> None:
         """Have committed what `write` writes to a folder (None on all ranks but the first), and those who watch told
@@ -169,6 +173,13 @@ class Runtime:
         else:
             with checkpoint.as_directory() as folder:
                 yield folder
+
+
+def shard(dataset: str) -> ray.data.DataIterator:
+    """What hands a dataset to this rank."""
+    iterator = ray.train.get_dataset_shard(dataset)
+    assert iterator is not None, f"no dataset named {dataset} was handed to the trainer"
+    return iterator
 
 
 class DataForRanks(DataConfig):

@@ -58,12 +58,10 @@ class Search:
     seed: int = 0
     num_steps: int = 0
     """Of a trial that is not stopped."""
-    first_rung_steps: int | None = None
-    """Steps after which a trial may be stopped first; None stops none."""
-    num_rungs: int = 2
-    """Times at which a trial may be stopped."""
+    rungs: tuple[int, ...] = ()
+    """Steps after which a trial may be stopped, each `reduction_factor` times those before."""
     reduction_factor: int = 4
-    """Of the trials that came to a rung one in so many goes on, to as many times the steps."""
+    """Of the trials that came to a rung one in so many goes on."""
 
     def grid(self) -> list[dict[str, Any]]:
         """Every point once, in an order drawn from the seed: a trial is compared with those that came before it, and
@@ -267,17 +265,16 @@ class Asha(AsyncHyperBandScheduler):
     that goes on after a lost driver is not compared at rungs that it had passed: its score there is not known any more.
     """
 
-    def __init__(self, search: Search, first_rung_steps: int) -> None:
-        factor = search.reduction_factor
+    def __init__(self, search: Search) -> None:
         super().__init__(
             time_attr=STEP,
-            grace_period=first_rung_steps,
-            max_t=first_rung_steps * factor**search.num_rungs - 1,  # Tune puts a rung at every power below
-            reduction_factor=factor,
+            grace_period=search.rungs[0],
+            max_t=search.rungs[-1] * search.reduction_factor - 1,  # Tune puts a rung at every power below
+            reduction_factor=search.reduction_factor,
             stop_last_trials=False,
         )
         self.num_steps = search.num_steps
-        self.rungs = [first_rung_steps * factor**number for number in range(search.num_rungs)]
+        self.rungs = search.rungs
         self.passed: dict[str, int] = {}
         """Rungs that each trial had passed when it was added."""
 
@@ -302,4 +299,4 @@ class Asha(AsyncHyperBandScheduler):
 
 def scheduler(search: Search) -> TrialScheduler:
     """Who stops trials."""
-    return FIFOScheduler() if search.first_rung_steps is None else Asha(search, search.first_rung_steps)
+    return Asha(search) if search.rungs else FIFOScheduler()

@@ -92,7 +92,8 @@ def option(field: str, value: Any) -> list[str]:
     path, _, last = field.replace("_", "-").rpartition(".")
     if isinstance(value, bool):
         return [f"--{path}.{'' if value else 'no-'}{last}"]
-    return [f"--{path}.{last}" if path else f"--{last}", str(value)]
+    values = map(str, value) if isinstance(value, tuple) else [str(value)]
+    return [f"--{path}.{last}" if path else f"--{last}", *values]
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -165,6 +165,8 @@ class SelectionConfig:
     """Metric of the validation split that is to be high."""
     evaluate_every: int = 200
     """Steps between evaluations; each writes a checkpoint."""
+    evaluate_also: tuple[int, ...] = ()
+    """Steps after which it is evaluated besides: those at which a sweep may stop a trial."""
     patience: int | None = None
     """Stop after this many evaluations without a better one; None never stops early."""
     rerank: int | None = None
@@ -174,10 +176,16 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         if self.evaluate_every < 1:
             raise ValueError(f"selection.evaluate_every must be at least 1, got {self.evaluate_every}")
+        if wrong := [step for step in self.evaluate_also if step < 1]:
+            raise ValueError(f"selection.evaluate_also must have steps of at least 1, got {wrong[0]}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"selection.patience must be at least 1 or None, got {self.patience}")
         if self.rerank is not None and self.rerank < 1:
             raise ValueError(f"selection.rerank must be at least 1, or None for all pairs, got {self.rerank}")
+
+    def is_due(self, step: int) -> bool:
+        """True if the run is evaluated after this step, even if it is not its last."""
+        return step % self.evaluate_every == 0 or step in self.evaluate_also
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,9 @@ class Sleeping(ClipSource):
 
 def sleep_block(numbers: pa.Table, *, source: Sleeping, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
     """The block of `pipeline.loader.decode_block`, after as long a time, with one and the same picture in all clips."""
-    group, rank = divmod(numbers["id"][0].as_py(), num_ranks)
-    share, num_steps = source.share(num_ranks), source.steps_per_block(num_ranks)
-    first = start_step + group * num_steps
-    steps = np.arange(first, min(first + num_steps, stop_step))
-    slots = ((steps[:, None] * num_ranks + rank) * share + np.arange(share)).ravel()
+    steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
+    share = source.share(num_ranks)
+    slots = ((np.array(steps)[:, None] * num_ranks + rank) * share + np.arange(share)).ravel()
     time.sleep(len(slots) * source.seconds_per_clip)
     pixels = pa.scalar(picture(source.num_frames * source.frame_size_px**2 * 3), pa.large_binary())
     columns = {field.name: pa.nulls(len(slots), field.type) for field in CLIP_SCHEMA}

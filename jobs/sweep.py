@@ -60,7 +60,7 @@ class SweepConfig:
     """Of a grid."""
     scheduler: Literal["asha", "none", "pbt"] = "asha"
     """`asha` stops what does worse early, `none` nothing."""
-    num_rungs: int = Search.num_rungs
+    num_rungs: int = 2
     """Times at which `asha` may stop a trial."""
     reduction_factor: int = Search.reduction_factor
     """At each of them one trial in so many goes on, to so many times the steps."""
@@ -118,8 +118,8 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     if base.optim.num_epochs is not None:
         num_steps = in_steps(base, pretrain.make_plan(base).first_step).optim.num_steps
     refuse_other_rungs(config, found)
-    first_rung_steps = first_rung(config, num_steps)
-    base = evaluated_by(first_rung_steps, base)
+    rungs = rungs_of(config, num_steps)
+    base = evaluated_at(rungs, base)
     path = base.placement.storage
     tracking.refuse_unreachable(path)
     folder = storage.absolute(f"{path}/{config.name}")
@@ -147,8 +147,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             num_at_once=num_at_once,
             seed=config.seed,
             num_steps=num_steps,
-            first_rung_steps=first_rung_steps,
-            num_rungs=config.num_rungs,
+            rungs=rungs,
             reduction_factor=config.reduction_factor,
         )
         filesystem, inner = storage.arrow_filesystem(path)
@@ -229,26 +228,26 @@ def refuse_other_rungs(config: SweepConfig, varied: Mapping[str, Domain]) -> Non
             raise ValueError(f"{name} cannot be varied: --scheduler asha compares trials after equal steps; take none")
 
 
-def first_rung(config: SweepConfig, num_steps: int) -> int | None:
-    """Steps after which a trial of `num_steps` may be stopped first. ValueError if there are too few for the rungs."""
+def rungs_of(config: SweepConfig, num_steps: int) -> tuple[int, ...]:
+    """Steps after which a trial of `num_steps` may be stopped. ValueError if there are too few for the rungs."""
     if config.scheduler == "none":
-        return None
+        return ()
     steps = num_steps // config.reduction_factor**config.num_rungs
     if steps < 1:
         raise ValueError(
             f"--scheduler asha looks first after {num_steps} / "
             f"{config.reduction_factor}^{config.num_rungs} steps, less than one; take more steps or fewer --num-rungs"
         )
-    return steps
+    return tuple(steps * config.reduction_factor**number for number in range(config.num_rungs))
 
 
-def evaluated_by(steps: int | None, base: PretrainConfig) -> PretrainConfig:
-    """`base`, evaluated after so many steps at the latest, since nothing can be told of a trial before."""
-    often = base.selection.evaluate_every
-    if steps is None or often <= steps:
+def evaluated_at(rungs: tuple[int, ...], base: PretrainConfig) -> PretrainConfig:
+    """`base`, evaluated also where trials may be stopped, since nothing can be told of them else."""
+    if not (more := [step for step in rungs if not base.selection.is_due(step)]):
         return base
-    print(f"trials are evaluated every {steps} steps, not every {often}: they may first be stopped there")
-    return dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=steps))
+    print(f"trials are evaluated after steps {', '.join(map(str, more))} too: they may be stopped there")
+    also = tuple(sorted({*base.selection.evaluate_also, *more}))
+    return dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_also=also))
 
 
 def refuse_unmeasured(metric: str, varied: Mapping[str, Domain], base: PretrainConfig) -> None:
@@ -306,9 +305,9 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
 STATUSES = ("finished", "stopped", "diverged", "failed")
 
 
-def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str], evaluate_every: int) -> str:
+def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str], evaluated_also: tuple[int, ...]) -> str:
     """The table, and how the best is run once more. `base`: the preset and the fields of all trials, as words;
-    `evaluate_every`: how often they were evaluated, which is how often one may be the best of its run."""
+    `evaluated_also`: where they were evaluated besides, each time of which may be the best of its run."""
     lines = [f"{config.metric}, trials by their best:"]
     for row in rows:
         score = "     -" if row.score is None else f"{row.score:6.3f}"
@@ -317,7 +316,7 @@ def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str], eval
     if rows and rows[0].score is not None:
         preset, *fields = base
         words = [preset, "--name", f"{config.name}-best", *fields]
-        values = {"selection.evaluate_every": evaluate_every, **rows[0].values}
+        values = {**({"selection.evaluate_also": evaluated_also} if evaluated_also else {}), **rows[0].values}
         words += [word for name, value in values.items() for word in cli.option(name, value)]
         lines.append(f"the best once more: python jobs/pretrain.py {shlex.join(words)}")
     return "\n".join(lines)
@@ -347,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     if rows[0].score is not None:  # as trials are evaluated, not as they were to be
         base = finetune.config_of(storage.absolute(f"{base.placement.storage}/{rows[0].name}"))
-    print(describe(rows, config, cli.split(words)[1], base.selection.evaluate_every))
+    print(describe(rows, config, cli.split(words)[1], base.selection.evaluate_also))
     return int(any(row.status == "failed" for row in rows))
 
 

@@ -14,24 +14,27 @@ import numpy as np
 from cluster.trials import STEP, STOP, Search, scheduler
 from jobs import run_files, tracking
 from jobs.seeds import ROOT
-from jobs.sweep import SweepConfig, first_rung
+from jobs.sweep import SweepConfig, rungs_of
 
 SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.probability=0.15,0.3,0.5")
 METRIC, TRAINED = "validation/t2v/mean_recall", "loss/total"
 RUNS = "tiny --data.temporal-split None --data.max-evaluation-clips 200 --selection.rerank 20 --placement.log-every 1"
+ASHA = SweepConfig(name="sweep", vary=SPACE)
 NUM_ORDERS = 200
 Curve = Sequence[tuple[int, float]]
 """(step, score) of a trial."""
 
 
-def sweep(storage: str = "runs/benchmark", num_steps: int = 96, evaluate_every: int = 6) -> dict[str, Any]:
+def sweep(storage: str = "runs/benchmark", num_steps: int = 96) -> dict[str, Any]:
     """Best score and steps of twelve trials with ASHA, and of the same twelve without. Finished ones are read.
 
     Steps are those that were trained, also after the report at which a trial was stopped. On two cores one trial runs
     after the other, and what ASHA saves depends on which comes first: so the curves of the grid are shown to ASHA in
     `NUM_ORDERS` random orders too. `seconds` are those of reading where a sweep was finished before.
     """
-    steps = ["--optim.num-steps", str(num_steps), "--selection.evaluate-every", str(evaluate_every)]
+    rungs = map(str, rungs_of(ASHA, num_steps))  # where trials that nobody stops are evaluated too
+    steps = ["--optim.num-steps", str(num_steps), "--selection.evaluate-every", str(num_steps)]
+    steps += ["--selection.evaluate-also", *rungs]
     found, seconds, total, logged = {}, {}, {}, {}
     for how in ("none", "asha"):
         name = f"sweep-{how}-{num_steps}"
@@ -73,8 +76,7 @@ def in_random_orders(curves: Sequence[Curve], num_steps: int) -> dict[str, Any]:
 
 def shown_to_asha(curves: Sequence[Curve], num_steps: int) -> tuple[float, int]:
     """The best score and all steps of trials with these curves, one after the other, each until ASHA stops it."""
-    rung = first_rung(SweepConfig(name="sweep", vary=SPACE), num_steps)
-    asha: Any = scheduler(Search(space={}, num_steps=num_steps, first_rung_steps=rung))
+    asha: Any = scheduler(Search(space={}, num_steps=num_steps, rungs=rungs_of(ASHA, num_steps)))
     asha.set_search_properties(METRIC, "max")
     best, steps = -1.0, 0
     for number, curve in enumerate(curves):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import logging
 import math
@@ -103,7 +104,11 @@ class Tracker:
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
-        self.client = MlflowClient(tracking_uri=uri)
+
+    @functools.cached_property
+    def client(self) -> MlflowClient:
+        """Made when it is needed: every rank has a tracker, and the first one uses it."""
+        return MlflowClient(tracking_uri=self.uri)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Finite values under their names, at `step`."""

@@ -101,6 +101,7 @@ def run_rank(rank: Rank) -> None:
     """Train and evaluate, as far as the last checkpoint left something to do."""
     job, world = rank.job, rank.world
     state = rank.restore()
+    rank.runtime.open(["validation", *[name for name, _, _ in rank.segments(state.progress.step)[:1]]])
     validation = list(rank.evaluation_batches("validation"))
     rank.say(f"{sum(p.numel() for p in state.network.parameters()) / 1e6:.2f} M parameters, {world.size} ranks")
     if not state.progress.is_finished:
@@ -201,12 +202,14 @@ class Rank:
 
     def training_batches(self, start_step: int) -> Iterator[Batch]:
         """The batches of the run from `start_step` to its end, over all segments of the data."""
-        source = self.job.sources["train"]
-        for name, start, stop in segments(source, self.config.optim.num_steps, self.config.placement.most_workers):
-            if stop > start_step:
-                first = max(start, start_step)
-                tables = self.runtime.tables(name, source.share(self.world.size))
-                yield from self.batches("train", tables, first)
+        for name, start, _ in self.segments(start_step):
+            tables = self.runtime.tables(name, self.job.sources["train"].share(self.world.size))
+            yield from self.batches("train", tables, max(start, start_step))
+
+    def segments(self, start_step: int) -> list[tuple[str, int, int]]:
+        """Name and step range of each dataset that is left of the run from `start_step` on."""
+        num_steps, most_ranks = self.config.optim.num_steps, self.config.placement.most_workers
+        return [one for one in segments(self.job.sources["train"], num_steps, most_ranks) if one[2] > start_step]
 
     def evaluation_batches(self, name: str) -> Iterator[Batch]:
         """One pass over an evaluation split."""
@@ -222,7 +225,7 @@ class Rank:
             self.alive()
             step = progress.step
             is_last = step == config.optim.num_steps
-            is_due = is_last or step % config.selection.evaluate_every == 0
+            is_due = is_last or config.selection.is_due(step)
             with self.clock("look"):
                 is_time_to_look = not is_due and self.world.any(self.world.is_first and self.is_time_to_look())
                 wish = self.look() if is_time_to_look else Wish.NONE

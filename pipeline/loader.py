@@ -34,7 +34,7 @@ from pipeline.sampling import Policy, Sampling
 from pipeline.stages import fetch_ahead
 
 MAX_BLOCKS = 10_000
-"""Blocks of one dataset; a longer run is cut into segments, since Ray Data plans all blocks of a dataset at once."""
+"""Full blocks of one dataset; a longer run is cut into segments, as Ray Data plans all blocks of a dataset at once."""
 BLOCK_BYTES = 16 * 2**20
 """Pixels of one block: several steps of small clips, since each block costs Ray Data some milliseconds of its own."""
 
@@ -93,6 +93,25 @@ class ClipSource:
         step_bytes = self.share(num_ranks) * self.num_frames * self.frame_size_px**2 * 3
         return max(1, BLOCK_BYTES // step_bytes)
 
+    def first_step(self, group: int, num_ranks: int) -> int:
+        """Of a rank's block `group`, counted from the first of all: blocks of 1, 2, 4 … steps until they hold
+        `steps_per_block`, so that training begins when the first is decoded and not the first of that size."""
+        size = self.steps_per_block(num_ranks)
+        num_doubled = min(group, size.bit_length() - 1)
+        return 2**num_doubled - 1 + (group - num_doubled) * size
+
+    def num_groups(self, num_steps: int, num_ranks: int) -> int:
+        """Blocks of a rank that hold so many steps."""
+        num_doubled = self.steps_per_block(num_ranks).bit_length() - 1
+        left = num_steps - (2**num_doubled - 1)
+        return num_steps.bit_length() if left <= 0 else num_doubled - (-left // self.steps_per_block(num_ranks))
+
+    def steps_of_block(self, number: int, start_step: int, stop_step: int, num_ranks: int) -> tuple[range, int]:
+        """Steps of a block, of those in [start, stop), and the rank whose shares it holds."""
+        group, rank = divmod(number, num_ranks)
+        first, after = (start_step + self.first_step(one, num_ranks) for one in (group, group + 1))
+        return range(first, min(after, stop_step)), rank
+
     def planned(self, step: int) -> PlannedStep:
         """The rows of one step."""
         if self.plan is not None:
@@ -133,10 +152,7 @@ def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop
     """A rank's slots of a few steps: each slot's clip, fetched and decoded, or its reason for having none."""
     if len(numbers) != 1:
         raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
-    group, rank = divmod(numbers["id"][0].as_py(), num_ranks)
-    num_steps = source.steps_per_block(num_ranks)
-    first = start_step + group * num_steps
-    steps = range(first, min(first + num_steps, stop_step))
+    steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
     storage.be_patient(source.patience_seconds)
     return pa.concat_tables(decode_share(source, step, rank, num_ranks) for step in steps)
 
@@ -153,7 +169,7 @@ def clip_stream(
 
     `decode`: makes a block of its number.
     """
-    num_blocks = -(-(stop_step - start_step) // source.steps_per_block(num_ranks)) * num_ranks
+    num_blocks = source.num_groups(stop_step - start_step, num_ranks) * num_ranks
     stream = ray.data.range(num_blocks, override_num_blocks=num_blocks).map_batches(
         decode,  # pyright: ignore[reportArgumentType]
         batch_size=None,

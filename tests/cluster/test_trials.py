@@ -21,9 +21,8 @@ METRIC = "score"
 
 def asha(num_steps: int, num_rungs: int, factor: int) -> Any:
     """As a sweep makes it."""
-    first = num_steps // factor**num_rungs
-    search = Search(space={}, num_steps=num_steps, first_rung_steps=first, num_rungs=num_rungs, reduction_factor=factor)
-    made: Any = scheduler(search)
+    rungs = tuple(num_steps // factor**num_rungs * factor**number for number in range(num_rungs))
+    made: Any = scheduler(Search(space={}, num_steps=num_steps, rungs=rungs, reduction_factor=factor))
     made.set_search_properties(METRIC, "max")
     return made
 

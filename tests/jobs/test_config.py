@@ -182,6 +182,7 @@ REFUSED = [
     (lambda: OptimConfig(max_grad_norm=0.0), r"optim\.max_grad_norm must be above 0, got 0\.0"),
     (lambda: OptimConfig(decay="step"), r"optim\.decay=step needs optim\.decay_step"),
     (lambda: SelectionConfig(evaluate_every=0), r"selection\.evaluate_every must be at least 1, got 0"),
+    (lambda: SelectionConfig(evaluate_also=(5, 0)), r"selection\.evaluate_also must have steps of at least 1, got 0"),
     (lambda: SelectionConfig(patience=0), r"selection\.patience must be at least 1 or None, got 0"),
     *[
         (lambda name=name: Placement(**{name: 0}), rf"placement\.{name} must be at least 1, got 0")

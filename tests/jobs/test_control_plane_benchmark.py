@@ -17,10 +17,9 @@ from pipeline.loader import CLIP_SCHEMA, in_plan_order
 @pytest.mark.parametrize("num_ranks", [1, 3])
 def test_a_slept_block_has_the_slots_and_the_size_of_a_decoded_one(num_ranks: int) -> None:
     source = dataclasses.replace(sleeping_source(8), batch=12, frame_size_px=16, seconds_per_clip=0.0)
-    size, num_steps = source.steps_per_block(num_ranks), source.steps_per_block(num_ranks) + 2
-    share = source.share(num_ranks)
+    share, num_steps = source.share(num_ranks), 5
     for rank in range(num_ranks):
-        first, last = (
+        blocks = [
             sleep_block(
                 pa.table({"id": [group * num_ranks + rank]}),
                 source=source,
@@ -28,15 +27,15 @@ def test_a_slept_block_has_the_slots_and_the_size_of_a_decoded_one(num_ranks: in
                 stop_step=num_steps,
                 num_ranks=num_ranks,
             )
-            for group in range(2)
-        )
-        assert first.schema == CLIP_SCHEMA
-        assert (len(first), len(last)) == (size * share, 2 * share)
-        assert {len(frames) for frames in last["frames"].to_pylist()} == {8 * 16 * 16 * 3}
-        table = pa.concat_tables([first.slice((size - 1) * share), last])
-        steps = (table.slice(step * share, share) for step in range(3))
-        ordered = in_plan_order(steps, start_step=size - 1, rank=rank, num_ranks=num_ranks, share=share)
-        assert len(list(ordered)) == 3
+            for group in range(source.num_groups(num_steps, num_ranks))
+        ]
+        assert blocks[0].schema == CLIP_SCHEMA
+        assert [len(block) // share for block in blocks] == [1, 2, 2]
+        table = pa.concat_tables(blocks)
+        assert {len(frames) for frames in table["frames"].to_pylist()} == {8 * 16 * 16 * 3}
+        steps = (table.slice(step * share, share) for step in range(num_steps))
+        ordered = in_plan_order(steps, start_step=0, rank=rank, num_ranks=num_ranks, share=share)
+        assert len(list(ordered)) == num_steps
 
 
 def test_cores_are_counted_between_two_times_only() -> None:

@@ -10,7 +10,7 @@ from cluster.domains import Choice, Range
 from cluster.trials import Trial
 from jobs import cli, pretrain, run_files, space, sweep
 from jobs.presets import tiny
-from jobs.sweep import SweepConfig, describe, evaluated_by, first_rung, identity_hash, row_of, summary
+from jobs.sweep import SweepConfig, describe, evaluated_at, identity_hash, row_of, rungs_of, summary
 from jobs.training import DivergedError, RunError
 from pipeline.significance import mine_significant_words
 from pipeline.synthetic.corpus import CorpusConfig, clips_of
@@ -116,18 +116,19 @@ def test_a_sweep_that_cannot_be_is_refused(changes: dict[str, object], match: st
         wish(**changes)
 
 
-def test_trials_are_evaluated_by_the_first_rung(capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_are_evaluated_at_the_rungs(capsys: pytest.CaptureFixture[str]) -> None:
     base = dataclasses.replace(tiny(), optim=dataclasses.replace(tiny().optim, num_steps=320))
-    steps = first_rung(wish(), 320)
-    assert steps == 20
-    assert evaluated_by(steps, base).selection.evaluate_every == 20
-    assert "every 20 steps, not every 240" in capsys.readouterr().out
-    often = dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=7))
-    assert evaluated_by(steps, often) == often
-    assert evaluated_by(first_rung(wish(scheduler="none"), 180), base) == base
-    assert first_rung(wish(), tiny().optim.num_steps) == 30  # the preset as it is can be swept
+    rungs = rungs_of(wish(), 320)
+    assert rungs == (20, 80)
+    made = evaluated_at(rungs, base).selection
+    assert [step for step in range(1, 321) if made.is_due(step)] == [20, 80, 240]
+    assert "after steps 20, 80 too" in capsys.readouterr().out
+    often = dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=20))
+    assert evaluated_at(rungs, often) == often
+    assert evaluated_at(rungs_of(wish(scheduler="none"), 180), base) == base
+    assert rungs_of(wish(), tiny().optim.num_steps) == (30, 120)  # the preset as it is can be swept
     with pytest.raises(ValueError, match=r"180 / 4\^5 steps, less than one; take more steps or fewer --num-rungs"):
-        first_rung(wish(num_rungs=5), 180)
+        rungs_of(wish(num_rungs=5), 180)
     with pytest.raises(ValueError, match=r"optim\.num_steps cannot be varied: .* after equal steps"):
         sweep.refuse_other_rungs(wish(), space.parse(["optim.num_steps=90,180"]))
     sweep.refuse_other_rungs(wish(scheduler="none"), space.parse(["optim.num_steps=90,180"]))
@@ -205,8 +206,8 @@ def test_a_run_that_stopped_for_good_says_whether_it_diverged(
 def test_the_best_can_be_run_once_more_by_the_command_that_is_told() -> None:
     values = {"optim.lr": 0.1 + 0.2, "masking.top_k": None, "masking.whole_words": True, "placement.use_gpu": False}
     row = row_of(Trial(trial_id="a", values=values, highest={wish().metric: 0.5, "step": 1.0}), wish())
-    words = ["tiny", "--optim.num-steps", "20", "--selection.evaluate-every", "10"]  # but evaluated at the first rung
-    config = cli.parse(describe([row], wish(), words, 2).partition("jobs/pretrain.py ")[2].split()).config
+    words = ["tiny", "--optim.num-steps", "20", "--selection.evaluate-every", "10"]  # and evaluated at the rungs
+    config = cli.parse(describe([row], wish(), words, (1, 5)).partition("jobs/pretrain.py ")[2].split()).config
     assert (config.name, config.optim.num_steps, config.optim.lr) == ("s-best", 20, 0.1 + 0.2)
-    assert config.selection.evaluate_every == 2
+    assert [step for step in range(1, 21) if config.selection.is_due(step)] == [1, 5, 10, 20]
     assert (config.masking.top_k, config.masking.whole_words, config.placement.use_gpu) == (None, True, False)

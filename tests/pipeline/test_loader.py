@@ -308,14 +308,31 @@ def test_a_block_holds_as_many_steps_as_fit(source: ClipSource, size_px: int, nu
     assert dataclasses.replace(source, frame_size_px=size_px).steps_per_block(num_ranks) == steps
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 10])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 8, 9, 25])
+def test_blocks_grow_until_they_are_full_and_cover_all_steps(
+    source: ClipSource, monkeypatch: pytest.MonkeyPatch, size: int, num_steps: int
+) -> None:
+    monkeypatch.setattr("pipeline.loader.BLOCK_BYTES", size * SHARE * NUM_FRAMES * SIZE_PX**2 * 3)
+    num_blocks = source.num_groups(num_steps, NUM_RANKS) * NUM_RANKS
+    found = [source.steps_of_block(number, 5, 5 + num_steps, NUM_RANKS) for number in range(num_blocks)]
+    assert [rank for _, rank in found] == list(range(NUM_RANKS)) * (num_blocks // NUM_RANKS)
+    steps = [block for block, rank in found if rank == 1]
+    assert [step for block in steps for step in block] == list(range(5, 5 + num_steps))
+    lengths = [len(block) for block in steps]
+    grown = [2**number for number in range(10) if 2 ** (number + 1) <= size] + [size] * 25
+    assert lengths[:-1] == grown[: len(lengths) - 1]
+    assert 1 <= lengths[-1] <= grown[len(lengths) - 1]
+
+
 def test_blocks_of_several_steps_hold_each_ranks_shares_in_turn(
     source: ClipSource, two_epochs: list[pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step_bytes = SHARE * NUM_FRAMES * SIZE_PX**2 * 3
     monkeypatch.setattr("pipeline.loader.BLOCK_BYTES", 3 * step_bytes)
     bounds = {"start_step": 2, "stop_step": 10, "num_ranks": NUM_RANKS}
-    blocks = [decode_block(pa.table({"id": [n]}), source=source, **bounds) for n in range(6)]
-    assert [len(block) // SHARE for block in blocks] == [3, 3, 3, 3, 2, 2]
+    blocks = [decode_block(pa.table({"id": [n]}), source=source, **bounds) for n in range(8)]
+    assert [len(block) // SHARE for block in blocks] == [1, 1, 3, 3, 3, 3, 1, 1]
     for rank in range(NUM_RANKS):
         mine = pa.concat_tables(blocks[rank::NUM_RANKS])
         assert mine == pa.concat_tables(table.slice(rank * SHARE, SHARE) for table in two_epochs[2:10])
