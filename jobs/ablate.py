@@ -100,7 +100,7 @@ class AblateConfig:
     name: str
     """Of the ablation: its folder in `placement.storage`, and its MLflow run."""
     num_seeds: int = 5
-    num_downstream_seeds: int = 0
+    downstream_seeds: tuple[int, ...] = ()
     """Seeds whose runs are fine-tuned too, for retrieval and question answering on the embedded corpus."""
     downstream_steps: int | None = None
     """Of each fine-tuning, with one evaluation at the end; None: as in its recipe."""
@@ -113,11 +113,8 @@ class AblateConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default")
         if self.num_seeds < 2:
             raise ValueError(f"num_seeds must be at least 2, got {self.num_seeds}: one run shows no difference")
-        if not 0 <= self.num_downstream_seeds <= self.num_seeds:
-            raise ValueError(
-                f"num_downstream_seeds must lie between 0 and num_seeds={self.num_seeds}, got "
-                f"{self.num_downstream_seeds}"
-            )
+        if wrong := sorted(set(self.downstream_seeds) - set(range(self.num_seeds))):
+            raise ValueError(f"downstream_seeds must be of the seeds 0 to {self.num_seeds - 1}, got {wrong[0]}")
 
 
 def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[str, int], str]]:
@@ -171,7 +168,7 @@ def refuse_no_captions(config: AblateConfig, base: PretrainConfig) -> None:
     """ValueError if the runs are not pre-training, or their fine-tuning has nothing to ask."""
     if base.task.kind != "captions":
         raise ValueError(f"runs of task.kind={base.task.kind} have no {PRIMARY}; ablations are of pre-training")
-    for recipe in DOWNSTREAM.values() if config.num_downstream_seeds else ():
+    for recipe in DOWNSTREAM.values() if config.downstream_seeds else ():
         task = finetune.RECIPES[recipe](base, "").task
         for name in TASK_FILES:
             if path := getattr(task, name):
@@ -233,7 +230,7 @@ def refuse_other_fine_tuning(config: AblateConfig, base: PretrainConfig, found: 
         wanted = config.downstream_steps or finetune.RECIPES[recipe](base, "").optim.num_steps
         for (row, seed), results in found.items():
             steps = results.get(f"{task}/num_steps", wanted)
-            if config.num_downstream_seeds and steps != wanted:
+            if config.downstream_seeds and steps != wanted:
                 raise ValueError(
                     f"“{row}” with seed {seed} was fine-tuned for {steps:g} steps ({task}), and others would be for "
                     f"{wanted}; take the same --downstream-steps as before, or another --name"
@@ -252,20 +249,20 @@ def identity_of(config: AblateConfig, base: PretrainConfig) -> dict[str, Any]:
 
 def is_missing(cell: tuple[str, int], config: AblateConfig, found: Found) -> bool:
     """True if the run is to be made, or fine-tuned."""
-    wanted = [f"{task}/num_steps" for task in DOWNSTREAM if cell[1] < config.num_downstream_seeds]
+    wanted = [f"{task}/num_steps" for task in DOWNSTREAM if cell[1] in config.downstream_seeds]
     return cell not in found or any(key not in found[cell] for key in wanted)
 
 
 def one_cell(
     cell: tuple[str, int], *, config: AblateConfig, base: PretrainConfig, parent: str, runs: Runs
 ) -> dict[str, float]:
-    """The results of a row with a seed, fine-tuned too for the first few seeds."""
+    """The results of a row with a seed, fine-tuned too if the seed is one of those."""
     row, seed = cell
     name = f"{config.name}-{row.lower().replace(',', '').replace(' ', '-')}-{seed}"
     made = space.with_values(base, {**ROWS[config.table][row], "seed": seed}, name=name)
     tags = {tracking.PARENT: parent, "row": row}
     found = runs.results(made, tags)
-    if seed < config.num_downstream_seeds:
+    if seed in config.downstream_seeds:
         run_folder = storage.absolute(f"{base.placement.storage}/{name}")
         for task, recipe in DOWNSTREAM.items():
             tuned = finetune.RECIPES[recipe](finetune.config_of(run_folder), run_folder)

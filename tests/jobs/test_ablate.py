@@ -125,8 +125,8 @@ def test_what_is_not_yet_run_or_not_yet_fine_tuned_is_missing() -> None:
     first, second = ("MLM, GVTM", 0), ("MLM, GVTM", 1)
     tuned = {"num_steps": 9.0, "retrieval/num_steps": 9.0, "qa/num_steps": 9.0}
     found = {first: tuned, second: {"num_steps": 9.0}}
-    for num_downstream_seeds, missing in ((0, []), (1, []), (2, [second])):
-        config = wish(num_downstream_seeds=num_downstream_seeds)
+    for downstream_seeds, missing in (((), []), ((0,), []), ((4, 1), [second])):
+        config = wish(downstream_seeds=downstream_seeds)
         assert [cell for cell in found if is_missing(cell, config, found)] == missing
     assert is_missing(("MSSM, GVTM", 0), wish(), found)
 
@@ -134,8 +134,8 @@ def test_what_is_not_yet_run_or_not_yet_fine_tuned_is_missing() -> None:
 def test_an_ablation_of_one_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="one run shows no difference"):
         wish(num_seeds=1)
-    with pytest.raises(ValueError, match="num_downstream_seeds must lie between 0 and num_seeds=5, got 6"):
-        wish(num_downstream_seeds=6)
+    with pytest.raises(ValueError, match="downstream_seeds must be of the seeds 0 to 4, got 5"):
+        wish(downstream_seeds=(0, 5))
     for name in ("downstream_steps", "num_at_once"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             wish(**{name: 0})
@@ -148,7 +148,7 @@ def test_an_ablation_without_captions_or_questions_is_refused_before_it_begins()
     elsewhere = dataclasses.replace(tiny(), data=dataclasses.replace(tiny().data, manifest="/no/corpus/m/m.parquet"))
     ablate.refuse_no_captions(wish(), elsewhere)
     with pytest.raises(FileNotFoundError, match="/no/corpus/questions"):
-        ablate.refuse_no_captions(wish(num_downstream_seeds=1), elsewhere)
+        ablate.refuse_no_captions(wish(downstream_seeds=(0,)), elsewhere)
 
 
 def test_fine_tuning_asks_what_lies_beside_the_manifest_and_may_be_shortened() -> None:
@@ -166,13 +166,13 @@ def test_fine_tuning_asks_what_lies_beside_the_manifest_and_may_be_shortened() -
 
 def test_cells_of_longer_and_shorter_fine_tuning_are_not_mixed() -> None:
     found = {("MLM, GVTM", 0): {"retrieval/num_steps": 120.0, "qa/num_steps": 120.0}}
-    ablate.refuse_other_fine_tuning(wish(num_downstream_seeds=2, downstream_steps=120), tiny(), found)
+    ablate.refuse_other_fine_tuning(wish(downstream_seeds=(0, 1), downstream_steps=120), tiny(), found)
     ablate.refuse_other_fine_tuning(wish(downstream_steps=60), tiny(), found)  # none will be fine-tuned
     for steps, wanted in ((60, 60), (None, 240)):
         with pytest.raises(
             ValueError, match=f"was fine-tuned for 120 steps .retrieval., and others would be for {wanted}"
         ):
-            ablate.refuse_other_fine_tuning(wish(num_downstream_seeds=2, downstream_steps=steps), tiny(), found)
+            ablate.refuse_other_fine_tuning(wish(downstream_seeds=(0, 1), downstream_steps=steps), tiny(), found)
 
 
 def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
