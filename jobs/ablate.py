@@ -344,6 +344,8 @@ def spread(values: Sequence[float], num_seeds: int) -> str:
     found = over_seeds(values)
     low, high = found["interval"]
     count = f" ({len(values)} seeds{', range' if len(values) < 3 else ''})" if len(values) != num_seeds else ""
+    if min(values) == max(values) and float(values[0]).is_integer():  # parameters
+        return f"{values[0]:,.0f}{count}"
     return f"{found['mean']:.4g} [{low:.4g}, {high:.4g}]{count}"
 
 

@@ -19,7 +19,7 @@ from jobs.sweep import SweepConfig, rungs_of
 SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.probability=0.15,0.3,0.5")
 METRIC, TRAINED = "validation/t2v/mean_recall", "loss/total"
 RUNS = (
-    "tiny --data.temporal-split None --data.max-evaluation-clips 200 --optim.global-batch 48 --selection.rerank 20 "
+    "tiny --data.temporal-split None --data.max-evaluation-clips 200 --optim.global-batch 32 --selection.rerank 20 "
     "--placement.log-every 1"
 )
 ASHA = SweepConfig(name="sweep", vary=SPACE)
