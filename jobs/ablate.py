@@ -31,8 +31,8 @@ from cluster.auth import use_private_token
 if __name__ == "__main__":
     use_private_token()
 
-from cluster.connection import at_once, connected_ray
-from cluster.run import WORKER_ENVIRONMENT, grows
+from cluster.connection import connected_ray
+from cluster.run import WORKER_ENVIRONMENT
 from jobs import cli, finetune, preflight, pretrain, space, tracking
 from jobs.config import TASK_FILES, PretrainConfig, config_hash, flat, identity
 from jobs.seeds import Found, over_seeds, read_cells, write_cells
@@ -128,8 +128,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
     tracking.refuse_unreachable(path)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         pretrain.refuse_scattered_metrics(path)
-        num_gpus = placement.most_workers if placement.use_gpu else 0
-        num_at_once = at_once(config.num_at_once, preflight.num_cpus(placement), num_gpus, grows=grows())
+        num_at_once = pretrain.runs_at_once(config.num_at_once, placement)
         parent = tracking.open_run(
             path,
             experiment=placement.experiment,

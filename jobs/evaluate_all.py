@@ -24,13 +24,12 @@ from cluster.auth import use_private_token
 if __name__ == "__main__":
     use_private_token()
 
-from cluster.connection import at_once, connected_ray
-from cluster.run import WORKER_ENVIRONMENT, grows
-from jobs import checkpoints, cli, table
+from cluster.connection import connected_ray
+from cluster.run import WORKER_ENVIRONMENT
+from jobs import checkpoints, cli, pretrain, table
 from jobs.cards import hash_of_questions, read_card
 from jobs.config import TASK_FILES, Placement, PretrainConfig, flat
 from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, config_of, embedded_folder
-from jobs.preflight import num_cpus
 from pipeline import storage
 from pipeline.manifest import read_manifest
 from pipeline.synthetic.corpus import SUMMARY_NAME
@@ -207,14 +206,13 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
             to_do.append(one)
     failed: list[str] = []
     if to_do:
-        with connected_ray(worker_environment=WORKER_ENVIRONMENT):
-            placement = config.placement
-            num_gpus = placement.most_workers if placement.use_gpu else 0
-            num_at_once = at_once(config.num_at_once, num_cpus(placement), num_gpus, grows=grows())
-            with ThreadPoolExecutor(num_at_once) as pool:
-                for wave in (False, True):  # those that need another's fine-tuning come after it
-                    some = [one for one in to_do if bool(one.after) == wave]
-                    failed += pool.map(run_commands, some)
+        with (
+            connected_ray(worker_environment=WORKER_ENVIRONMENT),
+            ThreadPoolExecutor(pretrain.runs_at_once(config.num_at_once, config.placement)) as pool,
+        ):
+            for wave in (False, True):  # those that need another's fine-tuning come after it
+                some = [one for one in to_do if bool(one.after) == wave]
+                failed += pool.map(run_commands, some)
     folders = dict.fromkeys(one.folder for one in wanted if one.is_done())
     text = table.table(table.TableConfig(runs=tuple(folders)))
     storage.write_bytes_atomic(storage.absolute(config.out), text.encode())

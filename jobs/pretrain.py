@@ -30,9 +30,19 @@ if __name__ == "__main__":
 import ray.data
 
 from cluster import run as cluster_run
-from cluster.connection import connected_ray, spans_machines
+from cluster.connection import at_once, connected_ray, spans_machines
 from jobs import cli, journal, preflight, results, run_files, streams, tracking, worker
-from jobs.config import PretrainConfig, TextConfig, as_dict, config_hash, flat, identity, in_steps, with_decoder
+from jobs.config import (
+    Placement,
+    PretrainConfig,
+    TextConfig,
+    as_dict,
+    config_hash,
+    flat,
+    identity,
+    in_steps,
+    with_decoder,
+)
 from jobs.tasks import AskingTask, Language, QuestionTask, make_task
 from jobs.tracking import Tracker
 from jobs.training import DivergedError, RunError
@@ -127,6 +137,13 @@ def refuse_scattered_metrics(storage_path: str) -> None:
     """ValueError if the connected cluster has several machines, or will, and metrics would go to a file of one."""
     if spans_machines() or cluster_run.grows():
         tracking.refuse_local(storage_path)
+
+
+def runs_at_once(wanted: int | None, placement: Placement) -> int:
+    """How many runs go at a time in the connected cluster: as many as are `wanted`, or there is room for. ValueError
+    if there will never be room for those wanted."""
+    num_gpus = placement.most_workers if placement.use_gpu else 0
+    return at_once(wanted, preflight.num_cpus(placement), num_gpus, grows=cluster_run.grows())
 
 
 def failure(run_folder: str) -> RunError:

@@ -29,11 +29,11 @@ if __name__ == "__main__":
     use_private_token()
 
 from cluster import trials
-from cluster.connection import at_once, connected_ray
+from cluster.connection import connected_ray
 from cluster.domains import Domain
-from cluster.run import WORKER_ENVIRONMENT, grows
+from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
-from jobs import cli, finetune, preflight, pretrain, run_files, space, tracking
+from jobs import cli, finetune, pretrain, run_files, space, tracking
 from jobs.config import PretrainConfig, config_hash, flat, identity, in_steps
 from jobs.training import DivergedError
 from jobs.worker import PROBES
@@ -128,8 +128,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         pretrain.refuse_scattered_metrics(path)
         placement = base.placement
-        num_gpus = placement.most_workers if placement.use_gpu else 0
-        num_at_once = at_once(config.num_at_once, preflight.num_cpus(placement), num_gpus, grows=grows())
+        num_at_once = pretrain.runs_at_once(config.num_at_once, placement)
         run_files.write_json(f"{folder}/{run_files.IDENTITY}", {"hash": sweep_hash})
         parent = tracking.open_run(
             path,
