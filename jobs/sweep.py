@@ -242,6 +242,8 @@ def rungs_of(config: SweepConfig, num_steps: int) -> tuple[int, ...]:
 
 def evaluated_at(rungs: tuple[int, ...], base: PretrainConfig) -> PretrainConfig:
     """`base`, evaluated also where trials may be stopped, since nothing can be told of them else."""
+    if early := [step for step in rungs if step <= base.optim.warmup_steps]:
+        print(f"at step {early[-1]} the learning rate still rises (optim.warmup_steps), and scores may be chance")
     if not (more := [step for step in rungs if not base.selection.is_due(step)]):
         return base
     print(f"trials are evaluated after steps {', '.join(map(str, more))} too: they may be stopped there")

@@ -122,7 +122,9 @@ def test_trials_are_evaluated_at_the_rungs(capsys: pytest.CaptureFixture[str]) -
     assert rungs == (20, 80)
     made = evaluated_at(rungs, base).selection
     assert [step for step in range(1, 321) if made.is_due(step)] == [20, 80, 240]
-    assert "after steps 20, 80 too" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "after steps 20, 80 too" in told
+    assert "at step 20 the learning rate still rises" in told
     often = dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=20))
     assert evaluated_at(rungs, often) == often
     assert evaluated_at(rungs_of(wish(scheduler="none"), 180), base) == base
