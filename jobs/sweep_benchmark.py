@@ -37,6 +37,7 @@ def sweep(storage: str = "runs/benchmark", num_steps: int = 96) -> dict[str, Any
     """
     rungs = map(str, rungs_of(ASHA, num_steps))  # where trials that nobody stops are evaluated too
     steps = ["--optim.num-steps", str(num_steps), "--selection.evaluate-every", str(num_steps)]
+    steps += ["--optim.warmup-steps", str(num_steps // 10)]  # in `tiny`'s warm-up all trials are at chance
     steps += ["--selection.evaluate-also", *rungs]
     found, seconds, total, logged = {}, {}, {}, {}
     for how in ("none", "asha"):
