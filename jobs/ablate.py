@@ -340,6 +340,8 @@ def spread(values: Sequence[float], num_seeds: int) -> str:
     """A mean and its interval, and of how many seeds if it is not of `num_seeds`."""
     if not values:
         return "not run"
+    if len(values) == 1:
+        return f"{values[0]:.4g}{' (1 seed)' if num_seeds != 1 else ''}"
     found = over_seeds(values)
     low, high = found["interval"]
     count = f" ({len(values)} seeds{', range' if len(values) < 3 else ''})" if len(values) != num_seeds else ""
@@ -363,7 +365,9 @@ def difference(row: Mapping[int, float], first: Mapping[int, float]) -> str:
     values = [row[seed] - first[seed] for seed in sorted(row.keys() & first.keys())]
     if not values:
         return "not run"
-    text = f"{spread(values, len(values))} over {len(values)} seeds"
+    text = f"{spread(values, len(values))} over {len(values)} seed{'s' if len(values) > 1 else ''}"
+    if len(values) == 1:
+        return text
     if len(values) < 3:
         return f"{text}, range"
     needed = seeds_needed(values)

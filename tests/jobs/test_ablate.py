@@ -88,6 +88,10 @@ def test_fewer_than_three_seeds_have_a_range_and_tell_no_number_of_seeds() -> No
     assert "Differences of “answers, fine-tuned” to “MLM, GVTM”, seed by seed:\n" in text
     assert f"- {second}: 0.2 [0.2, 0.2] over 2 seeds, range\n" in text
     assert f"- “{second}” with seed 3: diverged" in text
+    del found[first, 1][tuned]
+    text = table(wish(), found)
+    assert "| 0.1 [-0.1484, 0.3484] | 0.5 (1 seed) |" in text
+    assert f"- {second}: 0.2 over 1 seed\n" in text
 
 
 def test_a_cell_that_fails_or_is_stopped_leaves_the_others_alone() -> None:
