@@ -8,6 +8,7 @@ keeps its slot with weight 0: nothing is filtered, no rank ever gets fewer rows 
 
 from __future__ import annotations
 
+import bisect
 import functools
 import time
 from collections import deque
@@ -102,9 +103,8 @@ class ClipSource:
 
     def num_groups(self, num_steps: int, num_ranks: int) -> int:
         """Blocks of a rank that hold so many steps."""
-        num_doubled = self.steps_per_block(num_ranks).bit_length() - 1
-        left = num_steps - (2**num_doubled - 1)
-        return num_steps.bit_length() if left <= 0 else num_doubled - (-left // self.steps_per_block(num_ranks))
+        first_step = functools.partial(self.first_step, num_ranks=num_ranks)
+        return bisect.bisect_left(range(num_steps + 1), num_steps, key=first_step)
 
     def steps_of_block(self, number: int, start_step: int, stop_step: int, num_ranks: int) -> tuple[range, int]:
         """Steps of a block, of those in [start, stop), and the rank whose shares it holds."""
