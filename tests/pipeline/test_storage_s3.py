@@ -105,7 +105,11 @@ def source_of(manifest_path: str) -> ClipSource:
 
 def epoch(source: ClipSource) -> pa.Table:
     """The rows of one epoch, as a decode worker makes them."""
-    return decode_block(pa.table({"id": [0]}), source=source, start_step=0, stop_step=3, num_ranks=1)
+    blocks = [
+        decode_block(pa.table({"id": [number]}), source=source, start_step=0, stop_step=3, num_ranks=1)
+        for number in range(source.num_groups(3, num_ranks=1))
+    ]
+    return pa.concat_tables(blocks)
 
 
 def what_is_seen(root: str) -> list[object]:
