@@ -37,7 +37,7 @@ nightly: SLOW = nightly
 nightly: test-slow  ## the slow tests that CI leaves out, then twenty runs that lose something at random
 	$(BIN)/python jobs/benchmark.py kills --num-runs 20
 
-check: install format lint types test  ## format, lint, types, tests: what CI and the hook run
+check: install format lint types test  ## format, lint, types, tests
 
 format: install
 	$(BIN)/ruff format --check .

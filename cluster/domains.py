@@ -23,6 +23,8 @@ class Range:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"a range needs a lower and a higher number, got {self.low:g}..{self.high:g}")
+        if self.is_integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"a range of whole numbers ends at whole numbers, got {self.low:g}..{self.high:g}:int")
         if self.is_log and self.low <= 0:
             raise ValueError(f"a range in equal ratios begins above 0, got {self.low:g}..{self.high:g}:log")
 
@@ -47,6 +49,8 @@ class Choice:
     def __post_init__(self) -> None:
         if len(self.values) < 2:
             raise ValueError(f"a choice needs two values at least, got {list(self.values)}")
+        if twice := [value for number, value in enumerate(self.values) if value in self.values[:number]]:
+            raise ValueError(f"{twice[0]} stands twice among {list(self.values)}")
 
     def points(self, count: int) -> tuple[Any, ...]:
         """All of them."""

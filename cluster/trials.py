@@ -26,7 +26,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
 
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
@@ -37,8 +37,6 @@ HEAD = {"node:__internal_head__": 0.001}
 STEP = "step"
 WAIT_SECONDS = 1.0
 """Between two looks whether it is a trial's turn."""
-STOP = TrialScheduler.STOP
-"""What a scheduler says of a trial that is to end."""
 log = logging.getLogger(__name__)
 
 
@@ -260,41 +258,38 @@ def searcher(search: Search) -> Searcher | SearchAlgorithm:
     return BasicVariantGenerator(points_to_evaluate=points, random_state=search.seed, max_concurrent=search.num_at_once)
 
 
-class Asha(AsyncHyperBandScheduler):
-    """ASHA that leaves a trial alone that has taken its last step: its end would be cut off, and nothing saved. A trial
-    that goes on after a lost driver is not compared at rungs that it had passed: its score there is not known any more.
+class Asha(FIFOScheduler):
+    """Asynchronous successive halving (Li et al., 2020): at a rung those of the best 1 / `reduction_factor` go on.
+
+    What is not among them when it comes there ends, and does not wait for others that are worse: that would start a
+    run twice. Tune's own compares with a percentile between two scores, so that of few trials more than that share go
+    on. A trial that has taken its last step is left alone: its end would be cut off, and nothing saved. One that goes
+    on after a lost driver is not compared at rungs that it had passed: its score there is not known any more.
     """
 
     def __init__(self, search: Search) -> None:
-        super().__init__(
-            time_attr=STEP,
-            grace_period=search.rungs[0],
-            max_t=search.rungs[-1] * search.reduction_factor - 1,  # Tune puts a rung at every power below
-            reduction_factor=search.reduction_factor,
-            stop_last_trials=False,
-        )
-        self.num_steps = search.num_steps
-        self.rungs = search.rungs
+        super().__init__()
+        self.search = search
+        self.scores: dict[int, list[float]] = {rung: [] for rung in search.rungs}
+        """Of the trials that came to each rung."""
         self.passed: dict[str, int] = {}
-        """Rungs that each trial had passed when it was added."""
+        """Rungs that each trial has passed."""
 
     def num_passed(self, result: Mapping[str, Any] | None) -> int:
         """Rungs that a trial has passed by then."""
-        return sum(rung <= (result or {}).get(STEP, 0) for rung in self.rungs)
+        return sum(rung <= (result or {}).get(STEP, 0) for rung in self.search.rungs)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, trial)
         self.passed[trial.trial_id] = self.num_passed(trial.last_result)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        is_at_none = self.num_passed(result) <= self.passed[trial.trial_id]
-        if is_at_none or result.get(STEP, 0) >= self.num_steps:
+        before, self.passed[trial.trial_id] = self.passed[trial.trial_id], self.num_passed(result)
+        if self.passed[trial.trial_id] <= before or result.get(STEP, 0) >= self.search.num_steps:
             return TrialScheduler.CONTINUE
-        return super().on_trial_result(tune_controller, trial, result)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if self.num_passed(result) > self.passed[trial.trial_id]:
-            super().on_trial_complete(tune_controller, trial, result)
+        score, scores = result[self.search.metric], self.scores[self.search.rungs[self.passed[trial.trial_id] - 1]]
+        scores.append(score)
+        is_among_best = sum(other > score for other in scores) < max(1, len(scores) // self.search.reduction_factor)
+        return TrialScheduler.CONTINUE if is_among_best else TrialScheduler.STOP
 
 
 def scheduler(search: Search) -> TrialScheduler:

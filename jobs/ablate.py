@@ -5,7 +5,8 @@ III   MLM or MSSM, with GVTM alone or with LVWM
 
 Every row and seed is a run of its own; as many at a time as the cluster has room for. The same command goes on, and
 with more seeds keeps those that are done: NAME/cells.json has what came out of each, and is all that is needed to go on
-elsewhere. NAME/table.md has means, 95 % intervals over seeds and differences seed by seed.
+elsewhere. NAME/table.md has means, 95 % intervals over seeds, and differences seed by seed of rows that differ in one
+thing, and to the first.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -121,6 +123,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
     """The table in Markdown, which is also in the folder of the ablation, and why each cell failed that did. ValueError
     for what cannot be run."""
     refuse_no_captions(config, base)
+    refuse_equal_rows(config, base)
     path, placement = base.placement.storage, base.placement
     folder, fields = storage.absolute(f"{path}/{config.name}"), identity_of(config, base)
     found = read_cells(f"{folder}/{CELLS}", fields)
@@ -147,7 +150,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
                 last.callback(pool.shutdown, cancel_futures=True)  # where nothing can be noted, no cell begins
                 begun = {pool.submit(run, cell): cell for cell in wanted if is_missing(cell, config, found)}
                 for future in as_completed(begun):  # as they come: an ablation takes hours
-                    note(begun[future], future, found, failed)
+                    note(begun[future], future.result(), found, failed)
                     write_cells(f"{folder}/{CELLS}", fields, found)
                     storage.write_bytes_atomic(f"{folder}/table.md", table(config, found, failed).encode())
             if runs.is_stopped:
@@ -174,18 +177,29 @@ def refuse_no_captions(config: AblateConfig, base: PretrainConfig) -> None:
                 storage.check_readable(storage.absolute(path))
 
 
+def refuse_equal_rows(config: AblateConfig, base: PretrainConfig) -> None:
+    """ValueError if rows that a table tells apart would train the same losses."""
+    objective = base.objective
+    if config.table == "III" and objective.masked_words_text == objective.masked_words_cross == 0:
+        raise ValueError("without masked words MLM and MSSM are one: objective.masked_words_text and _cross are both 0")
+    made = {row: space.with_values(base, values, name="row") for row, values in ROWS[config.table].items()}
+    for one, other in itertools.combinations(made, 2):
+        if made[one] == made[other]:
+            raise ValueError(f"“{one}” and “{other}” would be the same run: objective.lvwm is {objective.lvwm:g}")
+
+
 def note(
     cell: tuple[str, int],
-    future: Future[dict[str, float]],
+    outcome: tuple[Mapping[str, float], Exception | None],
     found: dict[tuple[str, int], dict[str, float]],
     failed: dict[tuple[str, int], str],
 ) -> None:
-    """What became of a cell: the others go on without one that failed, whatever it was, or that was stopped."""
-    try:
-        found[cell] = future.result()
-    except StoppedError:
-        pass
-    except Exception as error:
+    """What became of a cell: what it found as far as it came, and why it ended before, if it was not asked to. The
+    others go on."""
+    results, error = outcome
+    if results:
+        found[cell] = {**found.get(cell, {}), **results}
+    if error and not isinstance(error, StoppedError):
         failed[cell] = str(error) or type(error).__name__
 
 
@@ -254,20 +268,23 @@ def is_missing(cell: tuple[str, int], config: AblateConfig, found: Found) -> boo
 
 def one_cell(
     cell: tuple[str, int], *, config: AblateConfig, base: PretrainConfig, parent: str, runs: Runs
-) -> dict[str, float]:
-    """The results of a row with a seed, fine-tuned too if the seed is one of those."""
+) -> tuple[dict[str, float], Exception | None]:
+    """The results of a row with a seed, fine-tuned too if the seed is one of those, and what ended them early."""
     row, seed = cell
     name = f"{config.name}-{row.lower().replace(',', '').replace(' ', '-')}-{seed}"
-    made = space.with_values(base, {**ROWS[config.table][row], "seed": seed}, name=name)
     tags = {tracking.PARENT: parent, "row": row}
-    found = runs.results(made, tags)
-    if seed in config.downstream_seeds:
+    found: dict[str, float] = {}
+    try:
+        made = space.with_values(base, {**ROWS[config.table][row], "seed": seed}, name=name)
+        found |= runs.results(made, tags)
         run_folder = storage.absolute(f"{base.placement.storage}/{name}")
-        for task, recipe in DOWNSTREAM.items():
+        for task, recipe in DOWNSTREAM.items() if seed in config.downstream_seeds else ():
             tuned = finetune.RECIPES[recipe](finetune.config_of(run_folder), run_folder)
             tuned = shortened(dataclasses.replace(tuned, name=f"{name}-{task}"), config.downstream_steps)
             found |= {f"{task}/{key}": value for key, value in runs.results(tuned, tags).items()}
-    return found
+    except Exception as error:  # of whatever kind: hours of other cells are not lost by it
+        return found, error
+    return found, None
 
 
 def shortened(tuned: PretrainConfig, num_steps: int | None) -> PretrainConfig:
@@ -325,15 +342,29 @@ def table(config: AblateConfig, found: Found, failed: Mapping[tuple[str, int], s
     for title, key in keys.items():
         if key not in COMPARED:
             continue
-        first = of_row(found, rows[0], key)
-        pairs = {row: of_row(found, row, key) for row in rows[1:]}
-        num_pairs = max(len(first.keys() & pairs[row].keys()) for row in pairs)
-        lines += ["", f"Differences of “{title}” to “{rows[0]}”, seed by seed:{resolution(num_pairs)}", ""]
-        lines += [f"- {row}: {difference(pairs[row], first)}" for row in rows[1:]]
+        scores = {row: of_row(found, row, key) for row in rows}
+        pairs = compared(config.table)
+        num_pairs = max(len(scores[one].keys() & scores[other].keys()) for one, other in pairs)
+        lines += ["", f"Differences of “{title}”, seed by seed:{resolution(num_pairs)}", ""]
+        lines += [f"- {one}, to {other}: {difference(scores[one], scores[other])}" for one, other in pairs]
     if failed:
-        lines += ["", "Not in the table:", ""]
+        lines += ["", "What failed, and is tried again by the same command:", ""]
         lines += [f"- “{row}” with seed {seed}: {error}" for (row, seed), error in sorted(failed.items())]
     return "\n".join([*lines, ""])
+
+
+def compared(name: str) -> list[tuple[str, str]]:
+    """Pairs of rows of a table, the second of which the first is compared with: those that differ in one thing, and
+    every row with the first."""
+    rows = ROWS[name]
+    pairs = [(one, other) for other, one in itertools.combinations(rows, 2)]
+    first = next(iter(rows))
+    return [(one, other) for one, other in pairs if other == first or num_changed(rows[one], rows[other]) == 1]
+
+
+def num_changed(one: Values, other: Values) -> int:
+    """Fields that are not set alike."""
+    return sum(one.get(name) != other.get(name) for name in one.keys() | other.keys())
 
 
 def spread(values: Sequence[float], num_seeds: int) -> str:

@@ -38,8 +38,7 @@ CURVES = (
 SCORES = ("test/", "temporal/", "validation/")
 MEMORY = ("memory_mib", "gpu_memory_mib")
 LOW_IS_GOOD = ("rank",)
-COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5", "--c6")
-MOST = 18
+MOST = len(figures.SERIES) * len(figures.DASHES)
 """More lines in one chart nobody can tell apart."""
 
 
@@ -58,12 +57,17 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if not 2 <= len(self.runs) <= MOST:
             raise ValueError(f"two to {MOST} runs can be compared, got {len(self.runs)}")
+        if odd := [name for name in self.runs if "'" in name]:
+            raise ValueError(f"{odd[0]!r} cannot be looked for: MLflow's filters know no quotes; take the run's id")
 
 
 def compare(config: CompareConfig) -> str:
-    """Path of the page. ValueError for a run that is not there."""
+    """Path of the page. ValueError for a run that is not there, or twice."""
     tracking.refuse_unreachable(config.storage)
     runs = tracking.read_runs(config.storage, config.experiment, config.runs, CURVES)
+    for number, run in enumerate(runs):
+        if any(run.run_id == other.run_id for other in runs[:number]):
+            raise ValueError(f"the run {run.name!r} ({run.run_id}) is named twice; name others to compare it with")
     path = storage.absolute(config.out)
     storage.write_bytes_atomic(path, page(runs).encode())
     return path
@@ -76,8 +80,8 @@ def page(runs: Sequence[Logged]) -> str:
             "name": run.name,
             "status": run.status,
             "run_id": run.run_id,
-            "colour": COLOURS[number % len(figures.SERIES)],
-            "dash": ("—", "- -", "···")[number // len(figures.SERIES) % 3],
+            "colour": figures.COLOURS[figures.SERIES[number % len(figures.SERIES)]],
+            "dash": ("—", "- -", "···")[number // len(figures.SERIES)],
         }
         for number, run in enumerate(runs)
     ]

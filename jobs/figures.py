@@ -28,6 +28,8 @@ Row = Mapping[str, float]
 COLOURS = {"#010102": "--muted", "#010103": "--line"} | {f"#01011{number}": f"--c{number}" for number in range(1, 7)}
 """Placeholder -> CSS variable. Matplotlib writes the first into the SVG, the page defines the second."""
 TEXT, GRID, *SERIES = COLOURS
+DASHES = ("-", "--", ":")
+"""Of lines of one colour."""
 
 CHART_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -156,7 +158,7 @@ def runs_chart(name: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> 
         for number, (run, points) in enumerate(curves.items()):
             rows = [{"step": step, name: value} for step, value in points]
             steps, values = (thinned(part) for part in series(rows, name))
-            dashes = ("-", "--", ":")[number // len(SERIES) % 3]
+            dashes = DASHES[number // len(SERIES) % len(DASHES)]
             axes.plot(steps, values, dashes, color=SERIES[number % len(SERIES)], linewidth=1.5, label=run)
         axes.set_xlabel("step")
 

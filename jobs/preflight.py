@@ -87,22 +87,12 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     """All that is known of the run; whatever is wrong is collected, so that one look tells everything."""
     machine = machine or this_machine()
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
-    found = resource_problems(config.placement, machine) + metric_problems(config)
+    found = resource_problems(config.placement, machine)
     manifest = _tried(found, "data.manifest", lambda: known_manifest(config.data.manifest))
     if manifest:
         config = with_decoder(config, manifest.fastest_decoder)
-        found += split_problems(config.data, manifest)
         _tried(found, "data.manifest", lambda: check_clips(manifest))
-    if machine.num_cpus is not None:  # this machine decodes
-        _tried(found, "data.decoder", lambda: usable(with_decoder(config, None).data.decoder))
-    found += visual_problems(config)
-    texts = {
-        f"text.{name}": getattr(config.text, name) for name in ("vocabulary", "significant_words", "word_families")
-    }
-    for name, path in (texts | {f"task.{name}": getattr(config.task, name) for name in TASK_FILES}).items():
-        if path:
-            _tried(found, name, lambda path=path: storage.check_readable(path))
-    found += weight_problems(config)
+    found += value_problems(config, manifest, machine)
     _tried(found, "placement.storage", lambda: storage.check_writable(config.placement.storage))
     state, refusal = folder_state(config, run_folder, manifest)
     plan = _tried(found, "data.train_split", lambda: training_plan(config, manifest)) if manifest else None
@@ -115,6 +105,21 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
         machine=machine,
         problems=(*found, *refusal),
     )
+
+
+def value_problems(config: PretrainConfig, manifest: Manifest | None, machine: Machine) -> list[str]:
+    """What is wrong with what the run is to compute, wherever it runs."""
+    found = metric_problems(config) + (split_problems(config.data, manifest) if manifest else [])
+    if machine.num_cpus is not None:  # this machine decodes
+        _tried(found, "data.decoder", lambda: usable(with_decoder(config, None).data.decoder))
+    found += visual_problems(config)
+    texts = {
+        f"text.{name}": getattr(config.text, name) for name in ("vocabulary", "significant_words", "word_families")
+    }
+    for name, path in (texts | {f"task.{name}": getattr(config.task, name) for name in TASK_FILES}).items():
+        if path:
+            _tried(found, name, lambda path=path: storage.check_readable(path))
+    return found + weight_problems(config)
 
 
 def weight_problems(config: PretrainConfig) -> list[str]:

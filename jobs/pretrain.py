@@ -1,7 +1,7 @@
 """Pre-train one model and report on it: `ray job submit -- python jobs/pretrain.py PRESET --name NAME …`.
 
-The same command again goes on from the last checkpoint. SIGTERM (as from `ray job stop`) and Ctrl-C ask the run to
-write a checkpoint and end.
+The same command again goes on from the last checkpoint. SIGTERM (as from `ray job stop`) asks the run to write a
+checkpoint and end.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ masking.probability=0.1..0.6   optim.lr=1e-4..3e-3:log   text.num_words=1..5:int
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ SPACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "masking_ratio": ("masking.probability=0.1..0.6",),
         "significant_words": ("masking.strategy=mssm,mlm", "masking.top_k=10,30,100,None"),
+        "significant_share": ("masking.significant_share=0.0..1.0",),
         "replacement": ("masking.mask_share=0.5..0.9", "masking.random_share=0.0..0.1"),
         "lvwm": ("objective.lvwm=0.0..2.0", "text.num_words=1..5:int", "objective.lvwm_stage=after,before,both"),
         "loss_weights": tuple(f"{name}=0.1..10:log" for name in WEIGHTS),
@@ -39,6 +41,8 @@ SPACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Ready spaces by name."""
+MOST_TOGETHER = 1000
+"""Values of the other fields that are tried with one that does not go with the configuration as it is."""
 
 
 def parse(texts: Sequence[str]) -> dict[str, Domain]:
@@ -81,23 +85,46 @@ def value(text: str) -> Any:
     return json.loads(text) if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", text) else text
 
 
-def refuse_what_cannot_be(space: Mapping[str, Domain], base: PretrainConfig) -> None:
-    """ValueError that names an unknown field, with the nearest, or a value that the configuration refuses."""
+def corners(space: Mapping[str, Domain], base: PretrainConfig) -> list[tuple[str, Any, PretrainConfig]]:
+    """Each varied field with each value at which a rule would break first, and the configuration with it: `base` in all
+    else or, where that does not go together, with values of the other varied fields. ValueError that names an unknown
+    field, with the nearest, or a value that the configuration refuses in any case."""
     fields = flat(as_dict(base))
     if kept := [name for name in space if name == "name" or name.startswith("placement.")]:
         raise ValueError(f"{kept[0]} changes nothing that is computed, so it cannot be varied; set it for all runs")
-    for name, choices in space.items():
+    for name in space:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"the configuration has no field {name!r}{hint}")
+    found = []
+    for name, choices in space.items():
+        others = {other: its.corners for other, its in space.items() if other != name}
+        points = itertools.islice(itertools.product(*others.values()), MOST_TOGETHER)
+        together = [dict(zip(others, point, strict=True)) for point in points]
         for corner in choices.corners:
             try:
-                with_values(base, {name: corner}, name=base.name)
+                found.append((name, corner, first_that_goes(base, name, corner, [{}, *together])))
             except ValueError as error:
                 shown = f"{corner:g}" if isinstance(corner, float) else corner
                 hint = "; is it a range of whole numbers, LOW..HIGH:int?" if "valid integer" in str(error) else ""
                 raise ValueError(f"{name} cannot be {shown}: {error}{hint}") from error
+    return found
+
+
+def first_that_goes(
+    base: PretrainConfig, name: str, corner: Any, others: Sequence[Mapping[str, Any]]
+) -> PretrainConfig:
+    """The configuration with this value and the first of the others that it goes together with; the first of the errors
+    if there is none."""
+    first: ValueError | None = None
+    for values in others:
+        try:
+            return with_values(base, {**values, name: corner}, name=base.name)
+        except ValueError as error:
+            first = first or error
+    assert first
+    raise first
 
 
 def with_values(base: PretrainConfig, values: Mapping[str, Any], *, name: str) -> PretrainConfig:

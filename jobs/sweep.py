@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -33,14 +33,26 @@ from cluster.connection import connected_ray
 from cluster.domains import Domain
 from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
-from jobs import cli, finetune, pretrain, run_files, space, tracking
+from jobs import cli, finetune, preflight, pretrain, run_files, space, tracking
 from jobs.config import PretrainConfig, config_hash, flat, identity, in_steps
 from jobs.training import DivergedError
 from jobs.worker import PROBES
 from pipeline import storage
-from pipeline.manifest import read_manifest
+from pipeline.manifest import Manifest, read_manifest
 
 TABLE = "sweep.json"
+ASKED = ("data.manifest", "data.validation_split", "data.max_evaluation_clips", "selection.rerank", "selection.metric")
+"""Fields that change what the probe asks."""
+MASKED = (
+    "seed",
+    "data.train_split",
+    "text.vocabulary",
+    "text.vocabulary_size",
+    "text.max_tokens",
+    "text.significant_words",
+    "text.word_families",
+)
+"""Fields that change which words it hides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +107,9 @@ class SweepConfig:
         return space.parse((*(space.SPACES[self.space] if self.space else ()), *self.vary))
 
 
+Status = Literal["finished", "stopped", "diverged", "failed"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A trial in the table of a sweep."""
@@ -105,25 +120,26 @@ class Row:
     score: float | None
     """The best that it reported; None where it diverged or failed."""
     num_steps: int
-    status: Literal["finished", "stopped", "diverged", "failed"]
+    status: Status
     error: str = ""
 
 
 def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     """Its trials, the best first; none if somebody stopped it before its end. ValueError for what cannot be swept."""
     found = config.domains
-    space.refuse_what_cannot_be(found, base)
+    base = selected_by(config.metric, base)
+    corners = space.corners(found, base)
     refuse_unmeasured(config.metric, found, base)
-    num_steps = base.optim.num_steps
-    if base.optim.num_epochs is not None:
-        num_steps = in_steps(base, pretrain.make_plan(base).first_step).optim.num_steps
-    refuse_other_rungs(config, found)
+    num_steps = steps_of(base)
+    refuse_other_rungs(config, corners, num_steps)
     rungs = rungs_of(config, num_steps)
+    manifest = read_manifest(base.data.manifest)
+    refuse_what_cannot_run(corners, manifest)
     base = evaluated_at(rungs, base)
     path = base.placement.storage
     tracking.refuse_unreachable(path)
     folder = storage.absolute(f"{path}/{config.name}")
-    sweep_hash = identity_hash(config, base, read_manifest(base.data.manifest).hash)
+    sweep_hash = identity_hash(config, base, manifest.hash)
     refuse_other_sweep(folder, sweep_hash)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         pretrain.refuse_scattered_metrics(path)
@@ -207,10 +223,12 @@ def one_trial(
     tags = {tracking.PARENT: parent, "sweep": sweep_name, "trial": trial_id}
     folder = storage.absolute(f"{base.placement.storage}/{config.name}")
     try:
-        pretrain.pretrain(config, watchers=[watcher], tags=tags)
+        results = pretrain.pretrain(config, watchers=[watcher], tags=tags)
     except DivergedError:  # told by the run itself
         trials.report(dict.fromkeys(PROBES, 0.0) | {trials.STEP: run_files.committed_step(folder), "diverged": 1})
         return
+    if not results:
+        raise RuntimeError(f"{config.name} was asked to stop; a sweep is stopped as a whole, and its trial goes on")
     best = run_files.read_json(f"{folder}/best/{run_files.PROGRESS}")
     trials.report(best["probes"] | {trials.STEP: run_files.committed_step(folder), "finished": 1})
 
@@ -220,10 +238,31 @@ def run_name(sweep_name: str, trial_id: str) -> str:
     return f"{sweep_name}-{trial_id}"
 
 
-def refuse_other_rungs(config: SweepConfig, varied: Mapping[str, Domain]) -> None:
+def selected_by(metric: str, base: PretrainConfig) -> PretrainConfig:
+    """`base`, which keeps the weights that the probe finds best: those that its trials are compared by."""
+    if base.selection.metric != metric:
+        print(f"trials keep their weights of the highest {metric}, by which they are compared")
+    return dataclasses.replace(base, selection=dataclasses.replace(base.selection, metric=metric))
+
+
+def refuse_what_cannot_run(corners: Sequence[tuple[str, Any, PretrainConfig]], manifest: Manifest) -> None:
+    """ValueError for a value of which a run would say before its start that it cannot be: a file that is not there."""
+    for name, corner, made in corners:
+        if found := preflight.value_problems(made, manifest, preflight.this_machine()):
+            raise ValueError(f"{name} cannot be {shown(corner)}: {found[0]}")
+
+
+def steps_of(config: PretrainConfig) -> int:
+    """Of a run, whose epochs have as many as its corpus and its batch make."""
+    if config.optim.num_epochs is None:
+        return config.optim.num_steps
+    return in_steps(config, pretrain.make_plan(config).first_step).optim.num_steps
+
+
+def refuse_other_rungs(config: SweepConfig, corners: Sequence[tuple[str, Any, PretrainConfig]], num_steps: int) -> None:
     """ValueError if trials would come to the times at which they may be stopped with other shares of their steps."""
-    for name in ("optim.num_steps", "optim.num_epochs", "selection.evaluate_every"):
-        if config.scheduler == "asha" and name in varied:
+    for name, _, made in corners if config.scheduler == "asha" else ():
+        if name == "selection.evaluate_every" or steps_of(made) != num_steps:
             raise ValueError(f"{name} cannot be varied: --scheduler asha compares trials after equal steps; take none")
 
 
@@ -252,9 +291,15 @@ def evaluated_at(rungs: tuple[int, ...], base: PretrainConfig) -> PretrainConfig
 
 
 def refuse_unmeasured(metric: str, varied: Mapping[str, Domain], base: PretrainConfig) -> None:
-    """ValueError if some trial would not measure what trials are compared by."""
+    """ValueError if some trial would not measure what trials are compared by, or not the same way."""
     if base.task.kind != "captions":
         raise ValueError(f"runs of task.kind={base.task.kind} do not measure {metric}; sweeps are of pre-training")
+    fixed = ASKED + (MASKED if metric == PROBES[1] else ())
+    if other := [name for name in varied if name in fixed]:
+        raise ValueError(
+            f"{other[0]} cannot be varied: {metric}, by which trials are compared, would ask each something else; "
+            "set it for all after --"
+        )
     weight = "objective.masked_words_cross"
     weights = varied[weight].corners if weight in varied else [base.objective.masked_words_cross]
     if metric == PROBES[1] and 0 in weights:
@@ -298,17 +343,14 @@ def place(row: Row) -> tuple[float, str]:
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
     """The sweep in numbers."""
-    counts = {f"num_{status}": float(sum(row.status == status for row in rows)) for status in STATUSES}
+    counts = {f"num_{status}": float(sum(row.status == status for row in rows)) for status in get_args(Status)}
     best = [row.score for row in rows if row.score is not None]
     return counts | {"num_steps": float(sum(row.num_steps for row in rows))} | ({"best": best[0]} if best else {})
 
 
-STATUSES = ("finished", "stopped", "diverged", "failed")
-
-
-def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str], evaluated_also: tuple[int, ...]) -> str:
+def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str], selection: Mapping[str, Any]) -> str:
     """The table, and how the best is run once more. `base`: the preset and the fields of all trials, as words;
-    `evaluated_also`: where they were evaluated besides, each time of which may be the best of its run."""
+    `selection`: fields that the sweep set in all of them, since each time that a run is evaluated may be its best."""
     lines = [f"{config.metric}, trials by their best:"]
     for row in rows:
         score = "     -" if row.score is None else f"{row.score:6.3f}"
@@ -317,7 +359,7 @@ def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str], eval
     if rows and rows[0].score is not None:
         preset, *fields = base
         words = [preset, "--name", f"{config.name}-best", *fields]
-        values = {**({"selection.evaluate_also": evaluated_also} if evaluated_also else {}), **rows[0].values}
+        values = {**selection, **rows[0].values}
         words += [word for name, value in values.items() for word in cli.option(name, value)]
         lines.append(f"the best once more: python jobs/pretrain.py {shlex.join(words)}")
     return "\n".join(lines)
@@ -345,9 +387,16 @@ def main(argv: list[str] | None = None) -> int:
     if not rows:
         print(f"{config.name} was stopped; the same command goes on from here")
         return 130
+    selection = {}
     if rows[0].score is not None:  # as trials are evaluated, not as they were to be
-        base = finetune.config_of(storage.absolute(f"{base.placement.storage}/{rows[0].name}"))
-    print(describe(rows, config, cli.split(words)[1], base.selection.evaluate_also))
+        made = finetune.config_of(storage.absolute(f"{base.placement.storage}/{rows[0].name}")).selection
+        names = ("metric", "evaluate_also")
+        selection = {
+            f"selection.{name}": getattr(made, name)
+            for name in names
+            if getattr(made, name) != getattr(base.selection, name)
+        }
+    print(describe(rows, config, cli.split(words)[1], selection))
     return int(any(row.status == "failed" for row in rows))
 
 

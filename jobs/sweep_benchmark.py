@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.trials import STEP, STOP, Search, scheduler
+from cluster.trials import STEP, Search, scheduler
 from jobs import run_files, tracking
 from jobs.seeds import ROOT
 from jobs.sweep import SweepConfig, rungs_of
@@ -80,15 +80,14 @@ def in_random_orders(curves: Sequence[Curve], num_steps: int) -> dict[str, Any]:
 
 def shown_to_asha(curves: Sequence[Curve], num_steps: int) -> tuple[float, int]:
     """The best score and all steps of trials with these curves, one after the other, each until ASHA stops it."""
-    asha: Any = scheduler(Search(space={}, num_steps=num_steps, rungs=rungs_of(ASHA, num_steps)))
-    asha.set_search_properties(METRIC, "max")
+    asha: Any = scheduler(Search(space={}, metric=METRIC, num_steps=num_steps, rungs=rungs_of(ASHA, num_steps)))
     best, steps = -1.0, 0
     for number, curve in enumerate(curves):
         trial, step = SimpleNamespace(trial_id=str(number), last_result=None), 0
         asha.on_trial_add(None, trial)
         for step, score in curve:
             best = max(best, score)
-            if asha.on_trial_result(None, trial, {STEP: step, METRIC: score}) == STOP:
+            if asha.on_trial_result(None, trial, {STEP: step, METRIC: score}) == asha.STOP:
                 break
         steps += step
     return best, steps

@@ -23,7 +23,7 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_GIT_DIRTY
 
 from pipeline import storage
@@ -170,20 +170,21 @@ def open_run(
     location = None if os.environ.get(URI_VARIABLE) else f"file://{storage.absolute(storage_path)}/mlflow-artifacts"
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, location)
     key = f"tags.run_key = '{name}@{identity_hash}'"
-    known = client.search_runs([experiment_id], filter_string=key, max_results=1)
-    if known:
-        client.update_run(known[0].info.run_id, status="RUNNING")
-        return Tracker(uri, known[0].info.run_id)
-    run = client.create_run(experiment_id, run_name=name)
-    code = commit()
-    known_tags = {
-        "run_key": f"{name}@{identity_hash}",
-        MLFLOW_GIT_COMMIT: code.removesuffix(DIRTY),
-        MLFLOW_GIT_DIRTY: str(code.endswith(DIRTY)).lower(),
-        **tags,
-    }
-    kept = [Param(key, str(value)[:500]) for key, value in params.items()]
-    client.log_batch(run.info.run_id, params=kept, tags=[RunTag(key, value) for key, value in known_tags.items()])
+    if known := client.search_runs([experiment_id], filter_string=key, max_results=1):
+        (run,) = known
+        client.update_run(run.info.run_id, status="RUNNING")
+    else:
+        code = commit()
+        known_tags = {
+            "run_key": f"{name}@{identity_hash}",
+            MLFLOW_GIT_COMMIT: code.removesuffix(DIRTY),
+            MLFLOW_GIT_DIRTY: str(code.endswith(DIRTY)).lower(),
+            **tags,
+        }
+        # with its tags at once: one without them would be found by nobody who goes on with it, or ends it
+        run = client.create_run(experiment_id, run_name=name, tags=known_tags)
+    left = [Param(key, str(value)[:500]) for key, value in params.items() if key not in run.data.params]
+    client.log_batch(run.info.run_id, params=left)
     return Tracker(uri, run.info.run_id)
 
 

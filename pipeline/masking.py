@@ -37,6 +37,9 @@ class MaskingConfig:
     top_k: int | None = 3000
     """A word is significant if its rank, counted from 0, is at most this; None takes every noun, verb and adjective
     that was counted. More than there are is refused."""
+    significant_share: float = 1.0
+    """How likely each piece that `mssm` chooses is to be of a significant word, as far as the caption has both kinds.
+    1 is the paper's rule; 0 hides significant words last."""
     whole_words: bool = False
     """Choose all pieces of a word of which one is chosen; more than `probability` of the pieces are then hidden."""
     min_masked: int = 0
@@ -44,7 +47,7 @@ class MaskingConfig:
     count rule does."""
 
     def __post_init__(self) -> None:
-        for name in ("probability", "mask_share", "random_share"):
+        for name in ("probability", "mask_share", "random_share", "significant_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"masking.{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.mask_share + self.random_share > 1 + 1e-9:
@@ -107,9 +110,15 @@ def _significant_first(
     is_significant = table.ranks[ids[pieces]] <= config.highest_rank
     significant, others = pieces[is_significant], pieces[~is_significant]
     wanted = max(num_chosen(len(pieces), config.probability), min(config.min_masked, len(pieces)))
-    if wanted <= len(significant):
+    num_significant = min(wanted, len(significant))
+    if config.significant_share < 1:
+        drawn = int(rng.binomial(wanted, config.significant_share))
+        num_significant = max(min(drawn, len(significant)), wanted - len(others))
+    if num_significant == wanted:
         return rng.permutation(significant)[:wanted]
-    return np.concatenate([significant, rng.permutation(others)[: wanted - len(significant)]])
+    if num_significant < len(significant):
+        significant = rng.permutation(significant)[:num_significant]
+    return np.concatenate([significant, rng.permutation(others)[: wanted - num_significant]])
 
 
 def _each_with_probability(pieces: np.ndarray, config: MaskingConfig, rng: np.random.Generator) -> np.ndarray:

@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 import types
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from jobs import ablate, finetune, space
+from jobs import ablate, cli, finetune, space
 from jobs.ablate import (
     PRIMARY,
     RECALLS,
@@ -24,9 +24,10 @@ from jobs.ablate import (
     shortened,
     table,
 )
-from jobs.config import PretrainConfig
+from jobs.config import PretrainConfig, differences
 from jobs.presets import tiny
-from jobs.seeds import over_seeds, read_cells, write_cells
+from jobs.run_files import read_json
+from jobs.seeds import ROOT, over_seeds, read_cells, write_cells
 from jobs.training import RunError
 
 
@@ -59,8 +60,8 @@ def test_the_table_shows_what_is_there_and_differences_seed_by_seed() -> None:
     found |= {(others[0], seed): {PRIMARY: 0.6 + seed / 10} for seed in range(3)}
     text = table(wish(), found)
     assert f"| {first} | 0.6 [0.3516, 0.8484] | 21.7 / 25.0 |" in text
-    assert f"- {others[0]}: 0.1 [0.1, 0.1] over 3 seeds" in text
-    assert f"- {others[1]}: not run" in text
+    assert f"- {others[0]}, to {first}: 0.1 [0.1, 0.1] over 3 seeds" in text
+    assert f"- {others[1]}, to {first}: not run" in text
     assert "parameters" not in text
 
 
@@ -85,24 +86,68 @@ def test_fewer_than_three_seeds_have_a_range_and_tell_no_number_of_seeds() -> No
         found[cell][tuned] = 0.5 + number / 10
     text = table(wish(), found, {(second, 3): "diverged"})
     assert "| 0.1 [-0.1484, 0.3484] | 0.55 [0.5, 0.6] (2 seeds, range) |" in text
-    assert "Differences of “answers, fine-tuned” to “MLM, GVTM”, seed by seed:\n" in text
-    assert f"- {second}: 0.2 [0.2, 0.2] over 2 seeds, range\n" in text
+    assert "Differences of “answers, fine-tuned”, seed by seed:\n" in text
+    assert f"- {second}, to {first}: 0.2 [0.2, 0.2] over 2 seeds, range\n" in text
     assert f"- “{second}” with seed 3: diverged" in text
     del found[first, 1][tuned]
     text = table(wish(), found)
     assert "| 0.1 [-0.1484, 0.3484] | 0.5 (1 seed) |" in text
-    assert f"- {second}: 0.2 over 1 seed\n" in text
+    assert f"- {second}, to {first}: 0.2 over 1 seed\n" in text
 
 
 def test_a_cell_that_fails_or_is_stopped_leaves_the_others_alone() -> None:
-    found: dict[tuple[str, int], dict[str, float]] = {}
+    found: dict[tuple[str, int], dict[str, float]] = {("e", 0): {"x": 2.0}}
     failed: dict[tuple[str, int], str] = {}
-    outcomes = {"a": {"x": 1.0}, "b": RunError("too many clips"), "c": ablate.StoppedError(), "d": KeyError()}
+    outcomes: dict[str, tuple[dict[str, float], Exception | None]] = {
+        "a": ({"x": 1.0}, None),
+        "b": ({}, RunError("too many clips")),
+        "c": ({}, ablate.StoppedError()),
+        "d": ({}, KeyError()),
+        "e": ({"y": 3.0}, None),
+    }
     for name, outcome in outcomes.items():
-        future: Future[dict[str, float]] = Future()
-        future.set_exception(outcome) if isinstance(outcome, Exception) else future.set_result(outcome)
-        ablate.note((name, 0), future, found, failed)
-    assert (found, failed) == ({("a", 0): {"x": 1.0}}, {("b", 0): "too many clips", ("d", 0): "KeyError"})
+        ablate.note((name, 0), outcome, found, failed)
+    assert found == {("a", 0): {"x": 1.0}, ("e", 0): {"x": 2.0, "y": 3.0}}
+    assert failed == {("b", 0): "too many clips", ("d", 0): "KeyError"}
+
+
+@pytest.mark.parametrize("error", [RunError("no answers"), ablate.StoppedError()])
+def test_what_was_pre_trained_counts_though_its_fine_tuning_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
+
+    def run(config: PretrainConfig, **_: object) -> dict[str, object]:
+        if config.name.endswith("-qa"):
+            raise error
+        return {"num_steps": 7}
+
+    monkeypatch.setattr(ablate.pretrain, "pretrain", run)
+    monkeypatch.setattr(finetune, "config_of", lambda folder: base)
+    config, cell = wish(downstream_seeds=(0,)), ("MLM, GVTM", 0)
+    found, why = ablate.one_cell(cell, config=config, base=base, parent="p", runs=ablate.Runs())
+    assert (found, why) == ({"num_steps": 7.0, "retrieval/num_steps": 7.0}, error)
+    assert is_missing(cell, config, {cell: found})  # and the same command tries it again
+
+
+def test_rows_that_would_be_the_same_run_are_refused() -> None:
+    def base(**objective: float) -> PretrainConfig:
+        return dataclasses.replace(tiny(), objective=dataclasses.replace(tiny().objective, **objective))  # type: ignore[arg-type]
+
+    for name in ROWS:
+        ablate.refuse_equal_rows(wish(table=name), tiny())
+    ablate.refuse_equal_rows(wish(table="II"), base(lvwm=0.0))
+    with pytest.raises(ValueError, match=r"“MLM, GVTM” and “MLM, GVTM and LVWM” would be .*: objective\.lvwm is 0"):
+        ablate.refuse_equal_rows(wish(), base(lvwm=0.0))
+    with pytest.raises(ValueError, match="without masked words MLM and MSSM are one"):
+        ablate.refuse_equal_rows(wish(), base(masked_words_text=0.0, masked_words_cross=0.0))
+
+
+def test_rows_that_differ_in_one_thing_are_compared_and_all_with_the_first() -> None:
+    neither, masks, words, both = ROWS["III"]
+    pairs = [(masks, neither), (words, neither), (both, neither), (both, masks), (both, words)]
+    assert ablate.compared("III") == pairs
+    assert ablate.compared("II") == [("SNP", "P3E")]
 
 
 def test_a_table_says_what_so_many_seeds_can_tell() -> None:
@@ -196,8 +241,9 @@ def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
     runs, before = ablate.Runs(), signal.getsignal(signal.SIGTERM)
     with ablate.stopped_by_signals(runs):
         for seed in range(2):
-            with pytest.raises(ablate.StoppedError):
-                ablate.one_cell(("MLM, GVTM", seed), config=wish(), base=base, parent="p", runs=runs)
+            found, why = ablate.one_cell(("MLM, GVTM", seed), config=wish(), base=base, parent="p", runs=runs)
+            assert found == {}
+            assert isinstance(why, ablate.StoppedError)
     assert begun == ["a-mlm-gvtm-0"]
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -216,3 +262,14 @@ def test_cells_of_another_machine_are_those_of_the_same_manifest_wherever_it_lie
     here = fields("corpora/embedded/manifest/manifest.parquet")
     assert here == fields("s3://bucket/embedded/manifest/manifest.parquet")
     assert here != fields("corpora/embedded/manifest/manifest.parquet", num_steps=20)
+
+
+@pytest.mark.parametrize("name", ["table-iii"])
+def test_the_cells_in_the_docs_are_those_of_the_command_beside_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And go on by it: a field that is added later has to be added to them."""
+    saved = read_json(str(ROOT / "docs" / "results" / f"{name}.json"))["fields"]
+    told = (ROOT / "docs" / "sweeps.md").read_text()
+    (command,) = re.findall(rf"^python (jobs/ablate\.py \S+ --name {name} -- [^`]*)^```", told, re.MULTILINE)
+    own, base = cli.split(command.replace("\\\n", " ").split()[1:])
+    monkeypatch.setattr(ablate, "read_manifest", lambda path: types.SimpleNamespace(hash=saved["data.manifest_hash"]))
+    assert differences(saved, ablate.identity_of(wish(table=own[0]), cli.parse(base).config)) == []

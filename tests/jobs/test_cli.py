@@ -9,6 +9,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from toy import SPLITS, corpus, run_of
 
 from jobs import cli
 from jobs.cli import Command, answered, parse
@@ -17,44 +18,13 @@ from jobs.preflight import Machine, dry_run, num_parameters, problems, this_mach
 from jobs.presets import tiny
 from jobs.run_files import write_json
 from pipeline.augmentation import AugmentationConfig
-from pipeline.manifest import Manifest, clip_id, make_manifest, read_manifest, write_manifest
+from pipeline.manifest import make_manifest, read_manifest, write_manifest
 from pipeline.masking import Strategy
 from pipeline.plan import MixingConfig
 from snps3_model.config import VisualConfig
 from snps3_model.snps3 import SNPS3
 
 ENOUGH = Machine(num_cpus=2, num_gpus=0)
-SPLITS = {"train": 150, "val": 5, "test": 6, "temporal": 8}
-
-
-def corpus(splits: dict[str, int] = SPLITS, *, images: int = 3, kind: str = "video", group: bool = True) -> Manifest:
-    rows = [
-        {
-            "clip_id": clip_id("toy", f"{split}/{index}.mp4"),
-            "uri": f"/videos/{split}/{index}.mp4",
-            "captions": ["a red square rises"],
-            "kind": "image" if split == "train" and index < images else kind,
-            "split": split,
-            "group": f"g{index // 4}" if group and split == "temporal" else None,
-            "width": 48,
-            "height": 48,
-            "num_frames": 8,
-            "bytes": 1,
-            "checksum": "c",
-        }
-        for split, count in splits.items()
-        for index in range(count)
-    ]
-    return make_manifest("toy", "/videos", rows)
-
-
-def run_of(folder: Path, manifest: Manifest | None = None) -> PretrainConfig:
-    path = folder / "manifest.parquet"
-    write_manifest(manifest or corpus(), str(path))
-    data = dataclasses.replace(tiny().data, manifest=str(path), num_frames=6, frame_size_px=64)
-    optim = dataclasses.replace(tiny().optim, num_steps=700, lr=2e-3)
-    placement = dataclasses.replace(tiny().placement, storage=str(folder / "runs"))
-    return dataclasses.replace(tiny(), data=data, optim=optim, placement=placement)
 
 
 def begin(config: PretrainConfig) -> Path:

@@ -89,6 +89,16 @@ def test_one_run_and_too_many_are_refused() -> None:
             CompareConfig(runs=("x",) * count)
 
 
+def test_a_run_named_twice_and_a_name_that_cannot_be_looked_for_are_refused(tmp_path: Path) -> None:
+    fill(str(tmp_path))
+    (again,) = tracking.read_runs(str(tmp_path), "snps3", ["one"], ())
+    for second in ("one", again.run_id):
+        with pytest.raises(ValueError, match=rf"the run 'one' \({again.run_id}\) is named twice"):
+            compare(CompareConfig(runs=("one", "two", second), storage=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"it's.* take the run's id"):
+        CompareConfig(runs=("it's", "two"))
+
+
 @pytest.mark.slow
 def test_runs_of_a_server_are_compared(tracking_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)

@@ -5,13 +5,17 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from toy import run_of
 
 from cluster.domains import Choice, Range
 from cluster.trials import Trial
-from jobs import cli, pretrain, run_files, space, sweep
+from jobs import cli, preflight, pretrain, run_files, space, sweep
+from jobs.config import PretrainConfig
 from jobs.presets import tiny
 from jobs.sweep import SweepConfig, describe, evaluated_at, identity_hash, row_of, rungs_of, summary
 from jobs.training import DivergedError, RunError
+from jobs.worker import PROBES
+from pipeline.manifest import read_manifest
 from pipeline.significance import mine_significant_words
 from pipeline.synthetic.corpus import CorpusConfig, clips_of
 from pipeline.words import train_wordpiece
@@ -38,6 +42,9 @@ def test_domains_are_read_from_words() -> None:
         ("optim.lr=a..b", "between two numbers, got 'a..b'"),
         ("optim.lr=1..2:square", "may be :log or :int, got :square"),
         ("optim.lr=1", "needs two values"),
+        ("optim.lr=1e-3,0.001", "0.001 stands twice"),
+        ("text.num_words=0.4..3:int", "whole numbers ends at whole numbers, got 0.4..3:int"),
+        ("text.num_words=0.4..3:log:int", "whole numbers ends at whole numbers"),
     ],
 )
 def test_what_is_no_domain_is_refused_with_what_it_needs(text: str, match: str) -> None:
@@ -55,7 +62,7 @@ def test_points_of_a_grid_go_from_end_to_end() -> None:
 @pytest.mark.parametrize("name", space.SPACES)
 def test_every_ready_space_fits_the_configuration(name: str) -> None:
     found = space.parse(space.SPACES[name])
-    space.refuse_what_cannot_be(found, tiny())
+    space.corners(found, tiny())
 
 
 def test_values_are_set_in_their_parts_and_all_else_stays() -> None:
@@ -68,21 +75,33 @@ def test_values_are_set_in_their_parts_and_all_else_stays() -> None:
 
 def test_an_unknown_field_is_refused_with_the_nearest_and_an_impossible_value_with_its_rule() -> None:
     with pytest.raises(ValueError, match=r"no field 'masking\.probabilty'; did you mean masking\.probability\?"):
-        space.refuse_what_cannot_be(space.parse(["masking.probabilty=0.1..0.2"]), tiny())
+        space.corners(space.parse(["masking.probabilty=0.1..0.2"]), tiny())
     with pytest.raises(ValueError, match=r"masking\.probability cannot be 2"):
-        space.refuse_what_cannot_be(space.parse(["masking.probability=0.1..2"]), tiny())
+        space.corners(space.parse(["masking.probability=0.1..2"]), tiny())
 
 
 def test_a_range_of_whole_numbers_must_say_so() -> None:
-    space.refuse_what_cannot_be(space.parse(["text.num_words=1..5:int"]), tiny())
+    space.corners(space.parse(["text.num_words=1..5:int"]), tiny())
     with pytest.raises(ValueError, match=r"text\.num_words cannot be 2\.27.* is it a range of whole numbers"):
-        space.refuse_what_cannot_be(space.parse(["text.num_words=1..5"]), tiny())
+        space.corners(space.parse(["text.num_words=1..5"]), tiny())
+
+
+def test_values_that_go_only_together_can_be_varied_together() -> None:
+    """`tiny` has neither a step at which its rate falls, nor a width that five heads can share."""
+    falls = ["optim.decay=cosine,step", "optim.decay_step=100,200"]
+    heads = ["model.hidden=80,160", "model.num_heads=5,10"]
+    for texts in (falls, heads):
+        parsed = space.parse(texts)
+        assert len(space.corners(parsed, tiny())) == 4
+        (first, _), *_ = parsed.items()
+        with pytest.raises(ValueError, match=r"optim\.decay cannot be step|model\.num_heads cannot be 5"):
+            space.corners({name: one for name, one in parsed.items() if (name == first) == (texts is falls)}, tiny())
 
 
 @pytest.mark.parametrize("text", ["name=a,b", "placement.storage=runs,other"])
 def test_where_a_run_lies_cannot_be_varied(text: str) -> None:
     with pytest.raises(ValueError, match="changes nothing that is computed, so it cannot be varied"):
-        space.refuse_what_cannot_be(space.parse([text]), tiny())
+        space.corners(space.parse([text]), tiny())
 
 
 def test_a_small_corpus_has_as_many_significant_words_as_the_ready_space_asks_for() -> None:
@@ -131,9 +150,68 @@ def test_trials_are_evaluated_at_the_rungs(capsys: pytest.CaptureFixture[str]) -
     assert rungs_of(wish(), tiny().optim.num_steps) == (30, 120)  # the preset as it is can be swept
     with pytest.raises(ValueError, match=r"180 / 4\^5 steps, less than one; take more steps or fewer --num-rungs"):
         rungs_of(wish(num_rungs=5), 180)
+
+
+def corners(*texts: str, base: PretrainConfig | None = None) -> list[tuple[str, object, PretrainConfig]]:
+    return space.corners(space.parse(texts), base or tiny())
+
+
+def test_trials_of_other_lengths_are_not_compared_early(tmp_path: Path) -> None:
+    steps = corners("optim.num_steps=90,180")
     with pytest.raises(ValueError, match=r"optim\.num_steps cannot be varied: .* after equal steps"):
-        sweep.refuse_other_rungs(wish(), space.parse(["optim.num_steps=90,180"]))
-    sweep.refuse_other_rungs(wish(scheduler="none"), space.parse(["optim.num_steps=90,180"]))
+        sweep.refuse_other_rungs(wish(), steps, 90)
+    sweep.refuse_other_rungs(wish(scheduler="none"), steps, 90)
+    base = run_of(tmp_path)
+    optim = dataclasses.replace(base.optim, num_epochs=2, warmup_steps=1, global_batch=32)
+    base = dataclasses.replace(base, optim=optim)
+    num_steps = sweep.steps_of(base)
+    assert num_steps < base.optim.num_steps
+    sweep.refuse_other_rungs(wish(), corners("optim.lr=1e-4..1e-3", base=base), num_steps)
+    with pytest.raises(ValueError, match=r"optim\.global_batch cannot be varied"):
+        sweep.refuse_other_rungs(wish(), corners("optim.global_batch=16,32", base=base), num_steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("selection.patience=1,2", ""),
+        ("selection.metric=validation/t2v/r1,validation/t2v/r_1", "cannot be validation/t2v/r_1: .*did you mean"),
+        ("data.train_split=train,trian", "cannot be trian: data.train_split"),
+        ("text.significant_words=None,/no/list.json", "cannot be /no/list.json: .*No such file"),
+    ],
+)
+def test_a_value_that_a_run_would_refuse_before_its_start_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    base = run_of(tmp_path)
+    found, manifest = corners(text, base=base), read_manifest(base.data.manifest)
+    with pytest.raises(ValueError, match=why) if why else contextlib.nullcontext():
+        sweep.refuse_what_cannot_run(found, manifest)
+
+
+@pytest.mark.parametrize("metric", PROBES)
+def test_what_changes_the_question_is_not_varied(metric: str) -> None:
+    sweep.refuse_unmeasured(metric, space.parse(["masking.probability=0.1..0.6"]), tiny())
+    with pytest.raises(ValueError, match=r"data\.max_evaluation_clips cannot be varied: .* ask each something else"):
+        sweep.refuse_unmeasured(metric, space.parse(["data.max_evaluation_clips=8,1000"]), tiny())
+    seeds = space.parse(["seed=0,1,2"])  # by which words are hidden
+    with contextlib.nullcontext() if metric == PROBES[0] else pytest.raises(ValueError, match="seed cannot be varied"):
+        sweep.refuse_unmeasured(metric, seeds, tiny())
+
+
+def test_trials_keep_the_weights_that_they_are_compared_by(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.selected_by(PROBES[0], tiny()) == tiny()
+    assert not capsys.readouterr().out
+    made = sweep.selected_by(PROBES[1], tiny())
+    assert made.selection.metric == PROBES[1]
+    assert preflight.metric_problems(made) == []
+    assert f"highest {PROBES[1]}" in capsys.readouterr().out
+
+
+def test_a_trial_that_was_asked_to_stop_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
+    monkeypatch.setattr(pretrain, "pretrain", lambda *_, **__: {})
+    monkeypatch.setattr(sweep.trials, "report", lambda _: pytest.fail("was reported"))
+    with pytest.raises(RuntimeError, match="s-t was asked to stop"):
+        sweep.one_trial("t", {}, None, base=base, sweep_name="s", parent="p", server=None)
 
 
 def test_what_no_trial_could_be_compared_by_is_refused() -> None:
@@ -209,7 +287,9 @@ def test_the_best_can_be_run_once_more_by_the_command_that_is_told() -> None:
     values = {"optim.lr": 0.1 + 0.2, "masking.top_k": None, "masking.whole_words": True, "placement.use_gpu": False}
     row = row_of(Trial(trial_id="a", values=values, highest={wish().metric: 0.5, "step": 1.0}), wish())
     words = ["tiny", "--optim.num-steps", "20", "--selection.evaluate-every", "10"]  # and evaluated at the rungs
-    config = cli.parse(describe([row], wish(), words, (1, 5)).partition("jobs/pretrain.py ")[2].split()).config
+    config = cli.parse(
+        describe([row], wish(), words, {"selection.evaluate_also": (1, 5)}).partition("jobs/pretrain.py ")[2].split()
+    ).config
     assert (config.name, config.optim.num_steps, config.optim.lr) == ("s-best", 20, 0.1 + 0.2)
     assert [step for step in range(1, 21) if config.selection.is_due(step)] == [1, 5, 10, 20]
     assert (config.masking.top_k, config.masking.whole_words, config.placement.use_gpu) == (None, True, False)

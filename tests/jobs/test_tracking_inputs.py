@@ -72,3 +72,23 @@ def test_runs_of_a_sweep_that_are_still_open_are_ended_by_trial(tmp_path: Path) 
     late.finish("FAILED")
     tracking.end_open(parent.uri, parent.run_id, "4", has_failed=True)
     assert client.get_run(late.run_id).info.status == "KILLED"
+
+
+def test_a_run_whose_begin_was_cut_short_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened() -> tracking.Tracker:
+        params, below = {"optim.lr": 0.1}, {tracking.PARENT: "p"}
+        return tracking.open_run(str(tmp_path), experiment="e", name="n", identity_hash="h", params=params, tags=below)
+
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", lost)
+        with pytest.raises(ConnectionError):
+            opened()
+    client = MlflowClient(tracking_uri=tracking.tracking_uri(str(tmp_path)))
+    tracking.end_open(tracking.tracking_uri(str(tmp_path)), "p")
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "KILLED"
+    assert opened().run_id == opened().run_id == run.info.run_id
+    assert client.get_run(run.info.run_id).data.params == {"optim.lr": "0.1"}

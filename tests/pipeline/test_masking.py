@@ -86,6 +86,32 @@ def test_mssm_chooses_the_exact_number_and_significant_words_first(
     assert significant[chosen].all() or chosen[significant].all()
 
 
+@given(ids=CAPTIONS, config=CONFIGS, seed=SEEDS, share=st.sampled_from([0.0, 0.5]))
+def test_a_share_of_significant_words_changes_which_are_chosen_and_not_how_many(
+    ids: np.ndarray, config: MaskingConfig, seed: int, share: float
+) -> None:
+    if config.strategy is Strategy.MLM:
+        return
+    _, before = masked(ids, config, seed)
+    _, labels = masked(ids, dataclasses.replace(config, significant_share=share), seed)
+    chosen, others = labels != IGNORED_LABEL, TABLE.ranks[ids] > TOP_K
+    others[[0, -1]] = False  # [CLS] and [SEP]
+    assert chosen.sum() == (before != IGNORED_LABEL).sum()
+    if share == 0:
+        assert others[chosen].all() or chosen[others].all()  # significant words come last
+
+
+def test_the_share_of_significant_words_is_the_one_that_was_asked_for() -> None:
+    ids = np.array([SPECIAL.cls, *range(5, 15), *range(20, 30), SPECIAL.sep])
+    config = MaskingConfig(probability=0.5, top_k=TOP_K, significant_share=0.7)
+    rng = np.random.default_rng(0)
+    counts = []
+    for _ in range(2000):
+        _, labels = mask_words(ids, special=SPECIAL, table=TABLE, config=config, rng=rng)
+        counts.append(int((TABLE.ranks[ids[labels != IGNORED_LABEL]] <= TOP_K).sum()))
+    assert np.mean(counts) / 10 == pytest.approx(0.7, abs=4 * (0.7 * 0.3 / (10 * 2000)) ** 0.5)
+
+
 @given(ids=CAPTIONS, config=CONFIGS, seed=SEEDS)
 def test_whole_words_are_those_of_the_chosen_pieces_and_no_others(
     ids: np.ndarray, config: MaskingConfig, seed: int
@@ -184,6 +210,7 @@ def test_mssm_without_any_counted_word_says_what_to_do() -> None:
     [
         ({"probability": 1.5}, r"masking.probability must lie in \[0, 1\], got 1.5"),
         ({"mask_share": 0.9, "random_share": 0.2}, "must not exceed 1 together"),
+        ({"significant_share": -0.1}, r"masking.significant_share must lie in \[0, 1\], got -0.1"),
         ({"min_masked": -1}, "masking.min_masked must not be negative"),
     ],
 )
