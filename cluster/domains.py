@@ -23,7 +23,7 @@ class Range:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"a range needs a lower and a higher number, got {self.low:g}..{self.high:g}")
-        if self.is_integer and not (self.low.is_integer() and self.high.is_integer()):
+        if self.is_integer and not (float(self.low).is_integer() and float(self.high).is_integer()):
             raise ValueError(f"a range of whole numbers ends at whole numbers, got {self.low:g}..{self.high:g}:int")
         if self.is_log and self.low <= 0:
             raise ValueError(f"a range in equal ratios begins above 0, got {self.low:g}..{self.high:g}:log")

@@ -91,12 +91,19 @@ def test_a_checkpoint_before_the_first_evaluation_is_not_told_to_the_search(monk
 
 
 def take_turns(where: str, log: str) -> None:
-    """Two at a time, a line each as it begins and ends."""
+    """Two at a time, a line each as it begins and ends; the first waits for the second, however long that starts."""
+
+    def tell(word: str) -> None:
+        with open(log, "a") as file:
+            file.write(f"{word}\n")
+
     with turn(where, 2):
-        for word in ("begun", "ended"):
-            with open(log, "a") as file:
-                file.write(f"{word}\n")
-            time.sleep(0.2)
+        tell("begun")
+        deadline = time.monotonic() + 60
+        while Path(log).read_text().count("begun") < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        tell("ended")
 
 
 def test_no_more_trials_take_their_turn_than_were_asked_for_and_a_killed_one_gives_it_back(tmp_path: Path) -> None:

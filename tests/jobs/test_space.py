@@ -177,7 +177,7 @@ def test_trials_of_other_lengths_are_not_compared_early(tmp_path: Path) -> None:
         ("selection.patience=1,2", ""),
         ("selection.metric=validation/t2v/r1,validation/t2v/r_1", "cannot be validation/t2v/r_1: .*did you mean"),
         ("data.train_split=train,trian", "cannot be trian: data.train_split"),
-        ("text.significant_words=None,/no/list.json", "cannot be /no/list.json: .*No such file"),
+        ("text.vocabulary=None,/no/vocab.txt", "cannot be /no/vocab.txt: text.vocabulary: .*/no/vocab.txt"),
     ],
 )
 def test_a_value_that_a_run_would_refuse_before_its_start_is_refused(tmp_path: Path, text: str, why: str) -> None:

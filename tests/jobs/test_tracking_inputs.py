@@ -75,8 +75,10 @@ def test_runs_of_a_sweep_that_are_still_open_are_ended_by_trial(tmp_path: Path) 
 
 
 def test_a_run_whose_begin_was_cut_short_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = tracking.open_run(str(tmp_path), experiment="e", name="sweep", identity_hash="h", params={})
+
     def opened() -> tracking.Tracker:
-        params, below = {"optim.lr": 0.1}, {tracking.PARENT: "p"}
+        params, below = {"optim.lr": 0.1}, {tracking.PARENT: parent.run_id}
         return tracking.open_run(str(tmp_path), experiment="e", name="n", identity_hash="h", params=params, tags=below)
 
     def lost(*_: object, **__: object) -> None:
@@ -86,9 +88,9 @@ def test_a_run_whose_begin_was_cut_short_is_found_again(tmp_path: Path, monkeypa
         patch.setattr(MlflowClient, "log_batch", lost)
         with pytest.raises(ConnectionError):
             opened()
-    client = MlflowClient(tracking_uri=tracking.tracking_uri(str(tmp_path)))
-    tracking.end_open(tracking.tracking_uri(str(tmp_path)), "p")
-    (run,) = client.search_runs(["1"])
+    client = MlflowClient(tracking_uri=parent.uri)
+    tracking.end_open(parent.uri, parent.run_id)
+    (run,) = (run for run in client.search_runs(["1"]) if run.info.run_id != parent.run_id)
     assert run.info.status == "KILLED"
     assert opened().run_id == opened().run_id == run.info.run_id
     assert client.get_run(run.info.run_id).data.params == {"optim.lr": "0.1"}
