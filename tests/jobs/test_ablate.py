@@ -269,7 +269,7 @@ def test_the_cells_in_the_docs_are_those_of_the_command_beside_them(name: str, m
     """And go on by it: a field that is added later has to be added to them."""
     saved = read_json(str(ROOT / "docs" / "results" / f"{name}.json"))["fields"]
     told = (ROOT / "docs" / "sweeps.md").read_text()
-    (command,) = re.findall(rf"^python (jobs/ablate\.py \S+ --name {name} -- [^`]*)^```", told, re.MULTILINE)
+    (command,) = re.findall(rf"^python (jobs/ablate\.py \S+ --name {name} [^`]*)^```", told, re.MULTILINE)
     own, base = cli.split(command.replace("\\\n", " ").split()[1:])
     monkeypatch.setattr(ablate, "read_manifest", lambda path: types.SimpleNamespace(hash=saved["data.manifest_hash"]))
     assert differences(saved, ablate.identity_of(wish(table=own[0]), cli.parse(base).config)) == []
