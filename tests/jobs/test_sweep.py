@@ -53,14 +53,22 @@ class Sweep:
     """A command, and what it leaves."""
 
     def __init__(
-        self, folder: Path, manifest: str, cluster: LocalCluster, own: str, num_steps: int, server: str | None = None
+        self,
+        folder: Path,
+        manifest: str,
+        cluster: LocalCluster,
+        own: str,
+        num_steps: int,
+        *,
+        train_split: str = "train",
+        server: str | None = None,
     ) -> None:
         self.folder, self.server = folder, server
         self.environment = os.environ | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
         self.environment |= {"MLFLOW_TRACKING_URI": server} if server else {}
         steps = f"--optim.num-steps {num_steps} --selection.evaluate-every 4 --data.temporal-split None"
         paths = f"--data.manifest {os.path.relpath(manifest, ROOT)} --placement.storage {os.path.relpath(folder, ROOT)}"
-        base = f"tiny {paths} {steps} {SIZES} {PLACE}"
+        base = f"tiny {paths} {steps} {SIZES} {PLACE} --data.train-split {train_split}"
         self.words = [sys.executable, "jobs/sweep.py", "--name", "s", *own.split(), "--", *base.split()]
         self.log = folder / "sweep.log"
 
@@ -106,9 +114,10 @@ def test_a_sweep_tries_every_point_marks_what_diverges_and_leaves_nothing(
 def test_a_sweep_whose_driver_is_killed_goes_on_and_stops_the_worse_early(
     manifest: str, tmp_path: Path, cluster: LocalCluster
 ) -> None:
-    # the first trial, as the seed has it, learns which words are frequent; the others learn nothing
-    own = "--vary optim.lr=0.004,1e-9,2e-9 --search grid --num-rungs 1 --reduction-factor 2"
-    sweep = Sweep(tmp_path, manifest, cluster, f"{own} --metric validation/masked_word_accuracy", 32)
+    # the second trial, as the seed has it, learns the few clips by heart that it is asked about; the others nothing.
+    # What the first had at the rung is not known any more when the driver is lost
+    own = "--vary optim.lr=2e-9,0.004,1e-9 --search grid --seed 5 --num-rungs 1 --reduction-factor 2"
+    sweep = Sweep(tmp_path, manifest, cluster, f"{own} --metric validation/masked_word_accuracy", 32, train_split="val")
     process = sweep.start()
     deadline = time.monotonic() + 480
     while len(finished := list(tmp_path.glob("s-*/results.json"))) < 1 or len(list(tmp_path.glob("s-*/"))) < 2:
@@ -122,11 +131,12 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_stops_the_worse_early(
     assert {path: path.stat().st_mtime_ns for path in finished} == before
     rows = sweep.rows()
     assert len(rows) == len({row["name"] for row in rows}) == 3
-    assert [(row["values"]["optim.lr"], row["status"]) for row in rows[:1]] == [(0.004, "finished")]
-    assert [(row["num_steps"], row["status"]) for row in rows[1:]] == [(16, "stopped")] * 2
+    assert rows[0]["values"] == {"optim.lr": 0.004}
+    statuses = {row["values"]["optim.lr"]: row["status"] for row in rows}
+    assert statuses == {0.004: "finished", 2e-9: "finished", 1e-9: "stopped"}
     assert sweep.run() == 0  # nothing is left to do
     assert sweep.rows() == rows
-    assert sweep.statuses() == {"sweep FINISHED": 1, "FINISHED": 1, "KILLED": 2}
+    assert sweep.statuses() == {"sweep FINISHED": 1, "FINISHED": 2, "KILLED": 1}
     assert leftovers(cluster) == []
 
 
