@@ -283,10 +283,11 @@ class Asha(FIFOScheduler):
         self.passed[trial.trial_id] = self.num_passed(trial.last_result)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        before, self.passed[trial.trial_id] = self.passed[trial.trial_id], self.num_passed(result)
-        if self.passed[trial.trial_id] <= before or result.get(STEP, 0) >= self.search.num_steps:
+        before, now = self.passed[trial.trial_id], self.num_passed(result)
+        self.passed[trial.trial_id] = now
+        if now <= before or result.get(STEP, 0) >= self.search.num_steps:
             return TrialScheduler.CONTINUE
-        score, scores = result[self.search.metric], self.scores[self.search.rungs[self.passed[trial.trial_id] - 1]]
+        score, scores = result[self.search.metric], self.scores[self.search.rungs[now - 1]]
         scores.append(score)
         is_among_best = sum(other > score for other in scores) < max(1, len(scores) // self.search.reduction_factor)
         return TrialScheduler.CONTINUE if is_among_best else TrialScheduler.STOP

@@ -247,8 +247,9 @@ def selected_by(metric: str, base: PretrainConfig) -> PretrainConfig:
 
 def refuse_what_cannot_run(corners: Sequence[tuple[str, Any, PretrainConfig]], manifest: Manifest) -> None:
     """ValueError for a value of which a run would say before its start that it cannot be: a file that is not there."""
+    machine = preflight.this_machine()
     for name, corner, made in corners:
-        if found := preflight.value_problems(made, manifest, preflight.this_machine()):
+        if found := preflight.value_problems(made, manifest, machine):
             raise ValueError(f"{name} cannot be {shown(corner)}: {found[0]}")
 
 
