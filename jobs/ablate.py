@@ -39,7 +39,7 @@ from jobs import cli, finetune, preflight, pretrain, space, tracking
 from jobs.config import TASK_FILES, PretrainConfig, config_hash, flat, identity
 from jobs.seeds import Found, over_seeds, read_cells, write_cells
 from pipeline import storage
-from pipeline.manifest import read_manifest
+from pipeline.corpus.manifest import read_manifest
 
 Values = Mapping[str, Any]
 GVTM_ALONE = MappingProxyType({"objective.lvwm": 0.0})

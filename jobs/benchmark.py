@@ -38,7 +38,7 @@ from jobs.s3_benchmark import s3_faults
 from jobs.seeds import ROOT, over_seeds, run_job
 from jobs.step_benchmark import step
 from jobs.sweep_benchmark import sweep
-from pipeline.manifest import make_manifest, read_manifest, write_manifest
+from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
 
 MANIFEST = "corpora/embedded/manifest/manifest.parquet"
 SAMPLE_SECONDS = 10.0

@@ -21,8 +21,8 @@ from jobs.evaluation import Fusion
 from jobs.prepare import annotated_beside
 from jobs.tasks import Predicted
 from pipeline import storage
+from pipeline.corpus.manifest import checksum, read_manifest
 from pipeline.loader import ClipSource, split_rows
-from pipeline.manifest import checksum, read_manifest
 from pipeline.records import Kind
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from jobs.average import WeightAverage
 from jobs.run_files import PROGRESS
 from pipeline import storage
-from pipeline.manifest import checksum
+from pipeline.corpus.manifest import checksum
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
 AVERAGE = "average.safetensors"

@@ -24,12 +24,12 @@ import torch
 
 from cluster.connection import connected_ray
 from jobs.prepare import PrepareConfig, prepare
-from pipeline import ledger
 from pipeline.codec import encode_video
+from pipeline.corpus import ledger
+from pipeline.corpus.ledger import TooManyRejectedError
+from pipeline.corpus.manifest import read_manifest
 from pipeline.isolation import Limits
-from pipeline.ledger import TooManyRejectedError
 from pipeline.loader import ClipSource, clip_rows, clip_stream, rejected_rows
-from pipeline.manifest import read_manifest
 from pipeline.plan import Plan
 from pipeline.records import Reason, Rejected, Stage
 from pipeline.transforms import normalise

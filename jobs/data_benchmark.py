@@ -27,11 +27,11 @@ from jobs.pack import PackConfig, pack
 from jobs.prepare import PrepareConfig, prepare
 from jobs.processes import MARKER, bytes_spilled, pss_bytes, sampled
 from pipeline.codec import encode_video
+from pipeline.corpus.fetching import fetch
 from pipeline.loader import ClipSource, clip_rows, clip_stream, decode_slot, in_plan_order, split_rows
 from pipeline.plan import Plan
 from pipeline.records import Kind
 from pipeline.shards import Content, PackingConfig
-from pipeline.stages import fetch
 from pipeline.storage import upload_folder
 
 NUM_FRAMES, SIZE_PX, BATCH = 8, 224, 4

@@ -32,10 +32,10 @@ from jobs.config import DataConfig
 from jobs.finetune import config_of
 from jobs.model import decode, load
 from pipeline import storage
+from pipeline.corpus.ledger import read_ledger, write_ledger
+from pipeline.corpus.manifest import clip_id
+from pipeline.corpus.media import kind_of
 from pipeline.isolation import Limits
-from pipeline.ledger import read_ledger, write_ledger
-from pipeline.manifest import clip_id
-from pipeline.media import kind_of
 from pipeline.records import DecodeError, Reason, Rejected, Stage
 from pipeline.shards import PASSING
 

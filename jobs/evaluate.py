@@ -44,10 +44,10 @@ from jobs.table import benchmark_of
 from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
 from jobs.worker import Job, Rank, unique
 from pipeline import storage
-from pipeline.ledger import write_ledger
+from pipeline.corpus.ledger import write_ledger
+from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.corpus.questions import read_choices, read_questions
 from pipeline.loader import ClipSource
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.questions import read_choices, read_questions
 from pipeline.records import Batch
 from snps3_model.loading import load_earlier_run
 from snps3_model.objective import Pretraining

@@ -31,7 +31,7 @@ from jobs.cards import hash_of_questions, read_card
 from jobs.config import TASK_FILES, Placement, PretrainConfig, flat
 from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, config_of, embedded_folder
 from pipeline import storage
-from pipeline.manifest import read_manifest
+from pipeline.corpus.manifest import read_manifest
 from pipeline.synthetic.corpus import SUMMARY_NAME
 
 JOBS = Path(__file__).resolve().parent

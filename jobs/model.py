@@ -30,10 +30,10 @@ from jobs.tasks import Language
 from pipeline import storage
 from pipeline.augmentation import draw_augmentation
 from pipeline.codec import decode_frames, letterbox
+from pipeline.corpus.fetching import fetch
+from pipeline.corpus.media import kind_of
 from pipeline.isolation import Limits, isolated
-from pipeline.media import kind_of
 from pipeline.records import ClipRows, DecodeError, Kind, Reason
-from pipeline.stages import fetch
 from pipeline.transforms import augment, normalise
 from snps3_model import snps3
 from snps3_model.loading import few, is_hub_name, load_earlier_run

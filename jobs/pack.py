@@ -29,9 +29,10 @@ if __name__ == "__main__":
 from cluster.connection import connected_ray
 from jobs.data_job import run_data_job
 from jobs.prepare import Prepared, already_done, annotated_beside, commit, describe, mark_done
-from pipeline import media, storage
+from pipeline import storage
+from pipeline.corpus import media
+from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
 from pipeline.isolation import Limits
-from pipeline.manifest import SCHEMA, Manifest, read_manifest
 from pipeline.shards import Item, PackingConfig, batches_of, is_final, items_of, read_indexes, rejected_of, write_shard
 from pipeline.stages import mapped
 

@@ -2,8 +2,8 @@
 
 python -m jobs.prepare --corpus NAME --root FOLDER_OR_BUCKET --annotations FILE … --out FOLDER_OR_BUCKET
 
-out/manifest.parquet   a row per usable clip          (pipeline/manifest.py)
-out/rejected.parquet   a row per sample that is not   (pipeline/ledger.py)
+out/manifest.parquet   a row per usable clip          (pipeline/corpus/manifest.py)
+out/rejected.parquet   a row per sample that is not   (pipeline/corpus/ledger.py)
 out/prepare.json       what it was made from, counts, seconds: the same again does nothing
 """
 
@@ -31,14 +31,15 @@ if __name__ == "__main__":
 
 from cluster.connection import connected_ray
 from jobs.data_job import run_data_job
-from pipeline import annotations, ledger, storage
-from pipeline.annotations import Annotation, Format
+from pipeline import storage
 from pipeline.codec import usable
+from pipeline.corpus import annotations, ledger
+from pipeline.corpus.annotations import Annotation, Format
+from pipeline.corpus.manifest import make_manifest, write_manifest
+from pipeline.corpus.sources import Layout, Source, open_source
 from pipeline.decoder_choice import measure_decoders
 from pipeline.isolation import Limits
-from pipeline.manifest import make_manifest, write_manifest
 from pipeline.records import Rejected
-from pipeline.sources import Layout, Source, open_source
 from pipeline.stages import Probed, clips_of, probe_clips, unnamed_files
 
 log = logging.getLogger(__name__)

@@ -48,8 +48,8 @@ from jobs.tracking import Tracker
 from jobs.training import DivergedError, RunError
 from jobs.worker import Job
 from pipeline import storage
+from pipeline.corpus.manifest import read_manifest
 from pipeline.loader import ClipSource, segments, split_rows
-from pipeline.manifest import read_manifest
 from pipeline.masking import MaskingConfig
 from pipeline.plan import Plan
 from pipeline.records import Kind

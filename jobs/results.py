@@ -17,7 +17,7 @@ from jobs.tasks import AskingTask, Predicted
 from jobs.tracking import OF_THE_MACHINE, Tracker
 from jobs.worker import Job
 from pipeline import storage
-from pipeline.ledger import count_by_reason, read_ledger
+from pipeline.corpus.ledger import count_by_reason, read_ledger
 
 NUM_MASKED = 9
 

@@ -16,8 +16,8 @@ from jobs.faulty_store import Faults, faulty_store
 from jobs.prepare import PrepareConfig, prepare
 from pipeline import storage
 from pipeline.codec import encode_video
+from pipeline.corpus.manifest import read_manifest
 from pipeline.loader import ClipSource, clip_stream
-from pipeline.manifest import read_manifest
 from pipeline.plan import Plan
 
 ENDPOINT = "AWS_ENDPOINT_URL"

@@ -38,7 +38,7 @@ from jobs.config import PretrainConfig, config_hash, flat, identity, in_steps
 from jobs.training import DivergedError
 from jobs.worker import PROBES
 from pipeline import storage
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.corpus.manifest import Manifest, read_manifest
 
 TABLE = "sweep.json"
 ASKED = ("data.manifest", "data.validation_split", "data.max_evaluation_clips", "selection.rerank", "selection.metric")

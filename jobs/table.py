@@ -18,7 +18,7 @@ from jobs import cli
 from jobs.cards import Card, read_cards
 from jobs.published import ACCURACY, PUBLISHED, RETRIEVAL, Benchmark
 from pipeline import storage
-from pipeline.manifest import read_manifest
+from pipeline.corpus.manifest import read_manifest
 
 KEYS = {"R@1": "test/t2v/r1", "R@5": "test/t2v/r5", "R@10": "test/t2v/r10", "accuracy": "test/accuracy"}
 DUAL_SOFTMAX = "dual_softmax_"

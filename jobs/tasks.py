@@ -24,10 +24,8 @@ import torch
 from jobs.config import TASK_FILES, PretrainConfig
 from pipeline import storage
 from pipeline.collate import collate
-from pipeline.loader import ClipSource, split_rows
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.masking import MaskingConfig
-from pipeline.questions import (
+from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.corpus.questions import (
     NUM_OPTIONS,
     Asked,
     AskedClips,
@@ -41,6 +39,8 @@ from pipeline.questions import (
     read_choices,
     read_questions,
 )
+from pipeline.loader import ClipSource, split_rows
+from pipeline.masking import MaskingConfig
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import IGNORED_LABEL, Batch, ChoiceBatch, ClipRows, QuestionBatch
 from pipeline.significance import SignificantWords

@@ -39,7 +39,7 @@ from jobs.training import (
 from jobs.watchdog import Watchdog
 from pipeline import storage
 from pipeline.augmentation import draw_augmentation
-from pipeline.ledger import read_ledger, refuse_above_share, write_ledger
+from pipeline.corpus.ledger import read_ledger, refuse_above_share, write_ledger
 from pipeline.loader import ClipSource, clip_rows, in_plan_order, rejected_rows, segments
 from pipeline.masking import MaskingConfig
 from pipeline.records import Batch, Rejected, Stage

@@ -33,7 +33,7 @@ from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.media import EncodedFrames, Media
+from pipeline.corpus.media import EncodedFrames, Media
 from pipeline.records import DecodeError, Kind, Reason
 from pipeline.sampling import SEGMENTS, Policy, Sampling, choose, sample_window, window
 

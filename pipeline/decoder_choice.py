@@ -8,8 +8,8 @@ import statistics
 import numpy as np
 import pyarrow as pa
 
-from pipeline import media
 from pipeline.codec import known_info, time_decoding, usable_decoders
+from pipeline.corpus import media
 from pipeline.isolation import Limits, isolated
 from pipeline.records import DecodeError, Kind
 

@@ -19,12 +19,14 @@ import pyarrow.compute as pc
 from jaxtyping import Float32, Int64, UInt8, UInt64
 from PIL import Image
 
-from pipeline import manifest, media, storage
+from pipeline import storage
 from pipeline.codec import Video, decode_image, known_info, open_video, window_indices
-from pipeline.manifest import Manifest
-from pipeline.media import Media
+from pipeline.corpus import manifest, media
+from pipeline.corpus.fetching import fetch_ahead, fetched
+from pipeline.corpus.manifest import Manifest
+from pipeline.corpus.media import Media
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
-from pipeline.stages import fetch_ahead, fetched, map_clips
+from pipeline.stages import map_clips
 
 FRAMES_PER_SECOND = 8.0
 """Thumbnails per second of a video, so 3 KB. Two clips are compared at shifts of half their spacing, which is what

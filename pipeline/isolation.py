@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.media import EncodedFrames, Media
+from pipeline.corpus.media import EncodedFrames, Media
 from pipeline.records import DecodeError, Reason
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from functools import partial
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.manifest import read_manifest
+from pipeline.corpus.manifest import read_manifest
 from pipeline.significance import CONTENT_POS, WordCounts, count_words
 from pipeline.stages import streamed
 from pipeline.tagging import TaggerName, make_tagger

@@ -19,11 +19,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import manifest, media, storage
+from pipeline import storage
 from pipeline.codec import decode_frames, encode_image, fit_long_side, known_info, window_indices
+from pipeline.corpus import manifest, media
+from pipeline.corpus.fetching import fetch
 from pipeline.isolation import Limits, isolated
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
-from pipeline.stages import fetch
 
 VERSION = 1
 """Raised when the same input would give other shards."""

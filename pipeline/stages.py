@@ -19,13 +19,14 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from pipeline import manifest, media, storage
-from pipeline.annotations import Annotation
 from pipeline.codec import probe
+from pipeline.corpus import manifest, media
+from pipeline.corpus.annotations import Annotation
+from pipeline.corpus.fetching import fetch_ahead, fetched
+from pipeline.corpus.media import Media, kind_of
+from pipeline.corpus.sources import Layout, Source
 from pipeline.isolation import Limits, isolated
-from pipeline.media import Media, kind_of
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
-from pipeline.sources import Layout, Source
 
 log = logging.getLogger(__name__)
 
@@ -107,33 +108,6 @@ def probe_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
         data = fetched(read)
         rows += [clip | _look_into(data, clip, decoder, limits) for clip in clips]
     return pa.Table.from_pylist(rows, schema=_FINDING)
-
-
-def fetch(uri: str, checksum: str | None = None) -> Media:
-    """`media.read`; DecodeError if there is nothing usable at `uri`."""
-    try:
-        return media.read(uri, checksum)
-    except FileNotFoundError as error:
-        raise DecodeError(Reason.MISSING, str(error)) from error
-    except storage.UnavailableError as error:
-        raise DecodeError(Reason.UNAVAILABLE, str(error)) from error
-    except media.DamagedMediaError as error:
-        raise DecodeError(Reason.WRONG_CHECKSUM, str(error)) from error
-    except IsADirectoryError as error:
-        raise DecodeError(Reason.UNREADABLE, "a folder, not a file") from error
-
-
-def fetch_ahead(wanted: Iterable[tuple[str, str | None]]) -> Iterator[Callable[[], Media]]:
-    """For each pair (uri, checksum) a function that does what `fetch` does; distant files are then on their way."""
-    return storage.ahead((media.file_of(uri), partial(fetch, uri, checksum)) for uri, checksum in wanted)
-
-
-def fetched(read: Callable[[], Media]) -> Media | DecodeError:
-    """What `read` gives, or why it gives nothing."""
-    try:
-        return read()
-    except DecodeError as error:
-        return error
 
 
 def _look_into(data: Media | DecodeError, clip: dict[str, Any], decoder: str, limits: Limits) -> dict[str, Any]:

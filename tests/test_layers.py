@@ -31,7 +31,7 @@ ONE_FILE = {
     "ray.tune": "cluster/trials.py",
     "torch.distributed": "cluster/world.py",
     "torch.nn.parallel": "cluster/world.py",
-    "lmdb": "pipeline/media.py",
+    "lmdb": "pipeline/corpus/media.py",
     "lemminflect": "pipeline/tagging.py",
 }
 EXCEPTIONS = {"jobs/loaders_benchmark.py", "jobs/serving.py"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.config import PretrainConfig
 from jobs.presets import tiny
-from pipeline.manifest import Manifest, clip_id, make_manifest, write_manifest
+from pipeline.corpus.manifest import Manifest, clip_id, make_manifest, write_manifest
 
 SPLITS = {"train": 150, "val": 5, "test": 6, "temporal": 8}
 

@@ -18,7 +18,7 @@ from jobs.preflight import Machine, dry_run, num_parameters, problems, this_mach
 from jobs.presets import tiny
 from jobs.run_files import write_json
 from pipeline.augmentation import AugmentationConfig
-from pipeline.manifest import make_manifest, read_manifest, write_manifest
+from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
 from pipeline.masking import Strategy
 from pipeline.plan import MixingConfig
 from snps3_model.config import VisualConfig

@@ -30,7 +30,7 @@ from jobs.pretrain import pretrain
 from jobs.report import PROTOCOLS
 from jobs.search import SearchConfig, search
 from jobs.table import TableConfig, table
-from pipeline.ledger import read_ledger
+from pipeline.corpus.ledger import read_ledger
 from pipeline.loader import split_rows
 from pipeline.records import Kind
 

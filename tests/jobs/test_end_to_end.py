@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ledger import read_ledger
+from pipeline.corpus.ledger import read_ledger
 from pipeline.records import Reason, Stage
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus

@@ -27,8 +27,8 @@ from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, rerank
 from jobs.prepare import MARKER, Prepared, hash_of_list, lists_of, mark_done
 from jobs.presets import tiny
 from jobs.table import rows
-from pipeline.annotations import Annotation
-from pipeline.manifest import clip_id, make_manifest, read_manifest, write_manifest
+from pipeline.corpus.annotations import Annotation
+from pipeline.corpus.manifest import clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.records import Kind
 from snps3_model.visual import local_gather
 from tests.batches import random_batch, tiny_network

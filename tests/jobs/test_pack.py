@@ -11,16 +11,18 @@ from PIL import Image
 
 from jobs import pack as packing
 from jobs.pack import PackConfig
-from pipeline import media, storage
-from pipeline.annotations import Annotation
+from pipeline import storage
 from pipeline.codec import decode_clip, encode_video, known_info
+from pipeline.corpus import media
+from pipeline.corpus.annotations import Annotation
+from pipeline.corpus.fetching import fetch
+from pipeline.corpus.ledger import read_ledger
+from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
+from pipeline.corpus.sources import open_source
 from pipeline.isolation import Limits
-from pipeline.ledger import read_ledger
-from pipeline.manifest import make_manifest, read_manifest, write_manifest
 from pipeline.records import DecodeError, Kind, Reason, Stage
 from pipeline.shards import Content, PackingConfig, items_of, read_indexes, write_shard
-from pipeline.sources import open_source
-from pipeline.stages import KNOWN, clips_of, fetch, probe_batch
+from pipeline.stages import KNOWN, clips_of, probe_batch
 
 
 def frames_of(seed: int, num_frames: int = 20) -> np.ndarray:

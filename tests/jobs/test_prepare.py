@@ -12,8 +12,8 @@ import pytest
 from jobs.prepare import PrepareConfig, Prepared, describe, main, prepare
 from pipeline import storage
 from pipeline.codec import encode_video, usable_decoders
-from pipeline.ledger import TooManyRejectedError, read_ledger
-from pipeline.manifest import read_manifest
+from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
+from pipeline.corpus.manifest import read_manifest
 from pipeline.records import Reason
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus

@@ -29,9 +29,9 @@ from jobs.pretrain import make_sources, pretrain, with_absolute_weights
 from pipeline import storage
 from pipeline.augmentation import AugmentationConfig
 from pipeline.codec import encode_video
-from pipeline.ledger import TooManyRejectedError, read_ledger
+from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
+from pipeline.corpus.manifest import read_manifest
 from pipeline.loader import decode_share
-from pipeline.manifest import read_manifest
 from pipeline.records import Reason
 from snps3_model.config import ObjectiveConfig, VisualConfig
 

@@ -15,7 +15,7 @@ from jobs.presets import tiny
 from jobs.sweep import SweepConfig, describe, evaluated_at, identity_hash, row_of, rungs_of, summary
 from jobs.training import DivergedError, RunError
 from jobs.worker import PROBES
-from pipeline.manifest import read_manifest
+from pipeline.corpus.manifest import read_manifest
 from pipeline.significance import mine_significant_words
 from pipeline.synthetic.corpus import CorpusConfig, clips_of
 from pipeline.words import train_wordpiece

@@ -14,7 +14,7 @@ from jobs.finetune import RECIPES
 from jobs.preflight import metric_problems
 from jobs.presets import tiny
 from jobs.tasks import ChoiceTask, Language, Predicted, QuestionTask, accuracies, drawn_choices, every_caption
-from pipeline.questions import AskedClips, Choice, Question
+from pipeline.corpus.questions import AskedClips, Choice, Question
 from pipeline.records import IGNORED_LABEL, ClipRows
 from pipeline.significance import mine_significant_words
 from pipeline.words import train_wordpiece

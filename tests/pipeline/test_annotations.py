@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.annotations import Annotation, Format, read_annotations, tell_format
-from pipeline.media import kind_of
+from pipeline.corpus.annotations import Annotation, Format, read_annotations, tell_format
+from pipeline.corpus.media import kind_of
 from pipeline.records import Kind
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.annotations import Annotation, Format, read_annotations, read_lists, tell_format
+from pipeline.corpus.annotations import Annotation, Format, read_annotations, read_lists, tell_format
 from pipeline.records import Kind
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.ledger import TooManyRejectedError, count_by_reason, read_ledger, refuse_above_share, write_ledger
+from pipeline.corpus.ledger import TooManyRejectedError, count_by_reason, read_ledger, refuse_above_share, write_ledger
 from pipeline.records import Reason, Rejected, Stage
 
 

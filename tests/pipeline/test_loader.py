@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.codec import decode_clip, encode_video
+from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.loader import (
     ClipSource,
     choose_caption,
@@ -25,7 +26,6 @@ from pipeline.loader import (
     rejected_rows,
     segments,
 )
-from pipeline.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.plan import PADDING, Plan
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import Kind, Reason, Stage

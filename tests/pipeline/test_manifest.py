@@ -6,7 +6,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.manifest import SCHEMA, Manifest, clip_id, make_manifest, manifest_hash, read_manifest, write_manifest
+from pipeline.corpus.manifest import (
+    SCHEMA,
+    Manifest,
+    clip_id,
+    make_manifest,
+    manifest_hash,
+    read_manifest,
+    write_manifest,
+)
 
 
 def row(name: str, root: str = "/videos", split: str = "train", **changes) -> dict:

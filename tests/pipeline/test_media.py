@@ -3,9 +3,10 @@ from __future__ import annotations
 import lmdb
 import pytest
 
-from pipeline import media, storage
-from pipeline.manifest import checksum
-from pipeline.media import DamagedMediaError, EncodedFrames
+from pipeline import storage
+from pipeline.corpus import media
+from pipeline.corpus.manifest import checksum
+from pipeline.corpus.media import DamagedMediaError, EncodedFrames
 
 
 @pytest.mark.parametrize("values", [[b"one"], [b"", b"two", b"three" * 1000]])

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import mining, storage
-from pipeline.manifest import SCHEMA, make_manifest, write_manifest
+from pipeline.corpus.manifest import SCHEMA, make_manifest, write_manifest
 from pipeline.mining import count_captions, read_captions
 from pipeline.significance import count_words
 from pipeline.tagging import lexicon_tagger

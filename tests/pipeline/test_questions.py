@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.questions import (
+from pipeline.corpus.questions import (
     Choice,
     ClipNames,
     Question,

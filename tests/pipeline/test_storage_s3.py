@@ -19,13 +19,14 @@ import pytest
 from jobs.faulty_store import Faults, faulty_store
 from pipeline import storage
 from pipeline.codec import encode_video
+from pipeline.corpus.fetching import fetch_ahead
+from pipeline.corpus.ledger import read_ledger, write_ledger
+from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.isolation import Limits
-from pipeline.ledger import read_ledger, write_ledger
 from pipeline.loader import ClipSource, decode_block
-from pipeline.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.plan import Plan
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
-from pipeline.stages import KNOWN, fetch_ahead, probe_batch
+from pipeline.stages import KNOWN, probe_batch
 from pipeline.words import SPECIAL_TOKENS, Tokenizer
 
 NOBODY = "http://127.0.0.1:9"

@@ -19,10 +19,11 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from pipeline import benchmark_files, media, storage
-from pipeline.media import kind_of
+from pipeline import storage
+from pipeline.corpus import caption_formats, media
+from pipeline.corpus.media import kind_of
+from pipeline.corpus.sources import open_source
 from pipeline.records import Kind
-from pipeline.sources import open_source
 
 MSRVTT_SPLITS = {"validate": "val"}
 """What MSR-VTT's JSON calls a split, where that is not our word for it."""
@@ -58,14 +59,14 @@ class Format(StrEnum):
     least 5 words and 5 seconds."""
 
 
-BENCHMARK_READERS: Mapping[Format, Callable[[str, str], Iterator[benchmark_files.Clip]]] = MappingProxyType(
+BENCHMARK_READERS: Mapping[Format, Callable[[str, str], Iterator[caption_formats.Clip]]] = MappingProxyType(
     {
-        Format.MSRVTT_CSV: benchmark_files.msrvtt_csv,
-        Format.DIDEMO: benchmark_files.didemo,
-        Format.ACTIVITYNET: benchmark_files.activitynet,
-        Format.VATEX: benchmark_files.vatex,
-        Format.LSMDC: benchmark_files.lsmdc,
-        Format.MSVD: benchmark_files.msvd,
+        Format.MSRVTT_CSV: caption_formats.msrvtt_csv,
+        Format.DIDEMO: caption_formats.didemo,
+        Format.ACTIVITYNET: caption_formats.activitynet,
+        Format.VATEX: caption_formats.vatex,
+        Format.LSMDC: caption_formats.lsmdc,
+        Format.MSVD: caption_formats.msvd,
     }
 )
 
@@ -100,7 +101,7 @@ def read_annotations(
         named, path = split_and_path(source)
         for where, one in _read(path, named or split, format):
             if lists:
-                own = listed.get(benchmark_files.stem(one.relative_path))
+                own = listed.get(caption_formats.stem(one.relative_path))
                 if own is None:
                     continue
                 one = replace(one, split=own)
@@ -123,7 +124,7 @@ def read_lists(lists: Sequence[str]) -> dict[str, str]:
         if split is None:
             raise ValueError(f"a list of clips is named SPLIT=PATH, got {source!r}")
         storage.check_readable(path)
-        for name in benchmark_files.read_list(storage.read_bytes(path).decode("utf-8-sig"), path):
+        for name in caption_formats.read_list(storage.read_bytes(path).decode("utf-8-sig"), path):
             if found.setdefault(name, split) != split:
                 raise ValueError(f"{path}: {name} is in the split {found[name]} too; a clip has one split")
     return found
@@ -138,9 +139,9 @@ def tell_format(text: str, path: str) -> Format:
         return Format.MSRVTT_CSV
     if first.startswith("["):
         return _tell_list(text, path)
-    if first.count("\t") >= benchmark_files.LSMDC_COLUMNS - 1:
+    if first.count("\t") >= caption_formats.LSMDC_COLUMNS - 1:
         return Format.LSMDC
-    if benchmark_files.MSVD_LINE.fullmatch(first.strip()):
+    if caption_formats.MSVD_LINE.fullmatch(first.strip()):
         return Format.MSVD
     if first.startswith("{"):
         for candidate in (first, text):

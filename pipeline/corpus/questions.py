@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from pipeline import media, storage
+from pipeline import storage
+from pipeline.corpus import media
 
 NUM_OPTIONS = 5
 """Options of a choice: what the field's multiple-choice sets have."""

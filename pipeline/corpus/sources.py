@@ -19,7 +19,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import IO
 
-from pipeline import media, storage
+from pipeline import storage
+from pipeline.corpus import media
 from pipeline.records import Kind
 
 

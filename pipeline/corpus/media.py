@@ -23,7 +23,8 @@ from urllib.parse import quote, unquote
 
 import lmdb
 
-from pipeline import manifest, storage
+from pipeline import storage
+from pipeline.corpus import manifest
 from pipeline.records import Kind
 
 VIDEO_SUFFIXES = frozenset(

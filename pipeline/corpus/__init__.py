@@ -1,0 +1,4 @@
+"""Manifests, annotations and the media files that they name: what a corpus is, before anything is decoded.
+
+May import `pipeline.records` and `pipeline.storage`.
+"""
