@@ -17,10 +17,10 @@ from enum import Enum
 from typing import Any, Literal
 
 from pipeline.augmentation import AugmentationConfig
-from pipeline.isolation import Limits
+from pipeline.decode.isolation import Limits
+from pipeline.decode.sampling import Sampling
 from pipeline.masking import MaskingConfig
 from pipeline.plan import MixingConfig
-from pipeline.sampling import Sampling
 from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
 
 

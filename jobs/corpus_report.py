@@ -23,9 +23,9 @@ from markupsafe import Markup
 from jobs import figures
 from jobs.report import FilmRoll, evenly, ledger_rows, template
 from pipeline import storage
-from pipeline.codec import decode_clip, known_info
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.decode.codec import decode_clip, known_info
 from pipeline.records import DecodeError, Kind, Reason
 from pipeline.significance import SignificantWords
 from pipeline.tagging import split_words

@@ -24,11 +24,11 @@ import torch
 
 from cluster.connection import connected_ray
 from jobs.prepare import PrepareConfig, prepare
-from pipeline.codec import encode_video
 from pipeline.corpus import ledger
 from pipeline.corpus.ledger import TooManyRejectedError
 from pipeline.corpus.manifest import read_manifest
-from pipeline.isolation import Limits
+from pipeline.decode.codec import encode_video
+from pipeline.decode.isolation import Limits
 from pipeline.loader import ClipSource, clip_rows, clip_stream, rejected_rows
 from pipeline.plan import Plan
 from pipeline.records import Reason, Rejected, Stage

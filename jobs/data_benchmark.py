@@ -26,8 +26,8 @@ from cluster.connection import connected_ray
 from jobs.pack import PackConfig, pack
 from jobs.prepare import PrepareConfig, prepare
 from jobs.processes import MARKER, bytes_spilled, pss_bytes, sampled
-from pipeline.codec import encode_video
 from pipeline.corpus.fetching import fetch
+from pipeline.decode.codec import encode_video
 from pipeline.loader import ClipSource, clip_rows, clip_stream, decode_slot, in_plan_order, split_rows
 from pipeline.plan import Plan
 from pipeline.records import Kind

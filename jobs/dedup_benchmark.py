@@ -25,8 +25,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from jobs.deduplicate import DeduplicateConfig, deduplicate
-from pipeline.codec import encode_video, open_video
 from pipeline.corpus import manifest
+from pipeline.decode.codec import encode_video, open_video
 from pipeline.records import Kind
 
 FPS = 12

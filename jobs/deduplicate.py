@@ -34,9 +34,9 @@ if __name__ == "__main__":
 from cluster.connection import connected_ray
 from jobs.data_job import run_data_job
 from pipeline import storage
-from pipeline.codec import DECODERS
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
+from pipeline.decode.codec import DECODERS
 from pipeline.duplicates import Clip, Pair, PairKind, SimilarityConfig, find_pairs, normalised_caption, removals
 from pipeline.fingerprints import Fingerprints, cache_path, fingerprint_corpus
 from pipeline.records import Kind, Reason, Rejected, Stage

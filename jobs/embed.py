@@ -35,7 +35,7 @@ from pipeline import storage
 from pipeline.corpus.ledger import read_ledger, write_ledger
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of
-from pipeline.isolation import Limits
+from pipeline.decode.isolation import Limits
 from pipeline.records import DecodeError, Reason, Rejected, Stage
 from pipeline.shards import PASSING
 

@@ -29,10 +29,10 @@ from jobs.finetune import config_of
 from jobs.tasks import Language
 from pipeline import storage
 from pipeline.augmentation import draw_augmentation
-from pipeline.codec import decode_frames, letterbox
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.media import kind_of
-from pipeline.isolation import Limits, isolated
+from pipeline.decode.codec import decode_frames, letterbox
+from pipeline.decode.isolation import Limits, isolated
 from pipeline.records import ClipRows, DecodeError, Kind, Reason
 from pipeline.transforms import augment, normalise
 from snps3_model import snps3

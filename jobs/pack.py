@@ -32,7 +32,7 @@ from jobs.prepare import Prepared, already_done, annotated_beside, commit, descr
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
-from pipeline.isolation import Limits
+from pipeline.decode.isolation import Limits
 from pipeline.shards import Item, PackingConfig, batches_of, is_final, items_of, read_indexes, rejected_of, write_shard
 from pipeline.stages import mapped
 

@@ -29,8 +29,8 @@ from jobs.config import (
 )
 from jobs.evaluation import selectable_metrics
 from pipeline import storage
-from pipeline.codec import usable
 from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.decode.codec import usable
 from pipeline.plan import MixingConfig, Plan
 from pipeline.records import Kind
 from pipeline.words import Tokenizer

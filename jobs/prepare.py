@@ -32,13 +32,13 @@ if __name__ == "__main__":
 from cluster.connection import connected_ray
 from jobs.data_job import run_data_job
 from pipeline import storage
-from pipeline.codec import usable
 from pipeline.corpus import annotations, ledger
 from pipeline.corpus.annotations import Annotation, Format
 from pipeline.corpus.manifest import make_manifest, write_manifest
 from pipeline.corpus.sources import Layout, Source, open_source
-from pipeline.decoder_choice import measure_decoders
-from pipeline.isolation import Limits
+from pipeline.decode.codec import usable
+from pipeline.decode.decoder_choice import measure_decoders
+from pipeline.decode.isolation import Limits
 from pipeline.records import Rejected
 from pipeline.stages import Probed, clips_of, probe_clips, unnamed_files
 

@@ -15,8 +15,8 @@ from cluster.connection import connected_ray
 from jobs.faulty_store import Faults, faulty_store
 from jobs.prepare import PrepareConfig, prepare
 from pipeline import storage
-from pipeline.codec import encode_video
 from pipeline.corpus.manifest import read_manifest
+from pipeline.decode.codec import encode_video
 from pipeline.loader import ClipSource, clip_stream
 from pipeline.plan import Plan
 

@@ -20,11 +20,11 @@ from jaxtyping import Float32, Int64, UInt8, UInt64
 from PIL import Image
 
 from pipeline import storage
-from pipeline.codec import Video, decode_image, known_info, open_video, window_indices
 from pipeline.corpus import manifest, media
 from pipeline.corpus.fetching import fetch_ahead, fetched
 from pipeline.corpus.manifest import Manifest
 from pipeline.corpus.media import Media
+from pipeline.decode.codec import Video, decode_image, known_info, open_video, window_indices
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.stages import map_clips
 

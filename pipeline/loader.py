@@ -24,15 +24,15 @@ from jaxtyping import Int64
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline import storage
-from pipeline.codec import decode_frames, known_info, letterbox
 from pipeline.corpus.fetching import fetch_ahead
 from pipeline.corpus.manifest import read_manifest
 from pipeline.corpus.media import Media
-from pipeline.isolation import Limits, isolated
+from pipeline.decode.codec import decode_frames, known_info, letterbox
+from pipeline.decode.isolation import Limits, isolated
+from pipeline.decode.sampling import Policy, Sampling
 from pipeline.plan import PADDING, Plan, PlannedStep, sequential
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import ClipRows, DecodeError, Kind, Reason, Rejected, Stage
-from pipeline.sampling import Policy, Sampling
 
 MAX_BLOCKS = 10_000
 """Full blocks of one dataset; a longer run is cut into segments, as Ray Data plans all blocks of a dataset at once."""

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.codec import decode_frames, encode_image, fit_long_side, known_info, window_indices
 from pipeline.corpus import manifest, media
 from pipeline.corpus.fetching import fetch
-from pipeline.isolation import Limits, isolated
+from pipeline.decode.codec import decode_frames, encode_image, fit_long_side, known_info, window_indices
+from pipeline.decode.isolation import Limits, isolated
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 
 VERSION = 1

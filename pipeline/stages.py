@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from pipeline.codec import probe
 from pipeline.corpus import manifest, media
 from pipeline.corpus.annotations import Annotation
 from pipeline.corpus.fetching import fetch_ahead, fetched
 from pipeline.corpus.media import Media, kind_of
 from pipeline.corpus.sources import Layout, Source
-from pipeline.isolation import Limits, isolated
+from pipeline.decode.codec import probe
+from pipeline.decode.isolation import Limits, isolated
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 
 log = logging.getLogger(__name__)

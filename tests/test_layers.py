@@ -17,9 +17,9 @@ LAYERS = {
     "cluster": {"cluster"},
 }
 ONE_FILE = {
-    "decord": "pipeline/codec.py",
-    "av": "pipeline/codec.py",
-    "torchcodec": "pipeline/codec.py",
+    "decord": "pipeline/decode/codec.py",
+    "av": "pipeline/decode/codec.py",
+    "torchcodec": "pipeline/decode/codec.py",
     "fsspec": "pipeline/storage.py",
     "s3fs": "pipeline/storage.py",
     "boto3": "pipeline/storage.py",

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.codec import encode_video
+from pipeline.decode.codec import encode_video
 from pipeline.synthetic.choices import Choice, hard_choice, random_choice
 from pipeline.synthetic.clips import SPLITS, CorpusConfig, SceneClip, clips_of
 from pipeline.synthetic.difficulty import corpus_ceilings

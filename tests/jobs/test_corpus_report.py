@@ -21,9 +21,9 @@ from jobs.corpus_report import (
 )
 from jobs.dedup_benchmark import FPS, frames_of
 from jobs.deduplicate import PAIRS
-from pipeline.codec import encode_video
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, make_manifest, write_manifest
+from pipeline.decode.codec import encode_video
 from pipeline.records import Reason, Rejected, Stage
 from pipeline.significance import mine_significant_words
 

@@ -5,8 +5,8 @@ import pytest
 
 from jobs import data_benchmark, loaders_benchmark
 from jobs.data_benchmark import Clips, decode_step, delivered, made_clips, pool_rate, source_of, steady_rate
-from pipeline.codec import open_video
 from pipeline.corpus import media
+from pipeline.decode.codec import open_video
 from pipeline.loader import split_rows
 from pipeline.records import Kind
 

@@ -11,10 +11,10 @@ import pytest
 from jobs.dedup_benchmark import FPS, copied, dedup, frames_of, scored
 from jobs.deduplicate import DeduplicateConfig, deduplicate, describe, main
 from pipeline import storage
-from pipeline.codec import encode_video, open_video
 from pipeline.corpus import manifest
 from pipeline.corpus.ledger import read_ledger
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
+from pipeline.decode.codec import encode_video, open_video
 from pipeline.duplicates import SimilarityConfig
 from pipeline.records import Reason
 

@@ -22,8 +22,8 @@ from jobs.model import decode, load
 from jobs.presets import tiny
 from jobs.table import TableConfig, table
 from jobs.tasks import Language
-from pipeline.codec import encode_video
-from pipeline.isolation import Limits
+from pipeline.decode.codec import encode_video
+from pipeline.decode.isolation import Limits
 from pipeline.records import DecodeError, Reason
 from pipeline.significance import mine_significant_words
 from pipeline.words import train_wordpiece

@@ -14,8 +14,8 @@ import torch
 from jobs import evaluation
 from jobs.presets import tiny
 from jobs.training import Clock, make_state, training_steps
-from pipeline.codec import decode_clip, encode_video
 from pipeline.collate import collate
+from pipeline.decode.codec import decode_clip, encode_video
 from pipeline.records import Batch, ClipRows, Kind
 from pipeline.significance import mine_significant_words
 from pipeline.synthetic.clips import CorpusConfig, clips_of

@@ -12,14 +12,14 @@ from PIL import Image
 from jobs import pack as packing
 from jobs.pack import PackConfig
 from pipeline import storage
-from pipeline.codec import decode_clip, encode_video, known_info
 from pipeline.corpus import media
 from pipeline.corpus.annotations import Annotation
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.ledger import read_ledger
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
 from pipeline.corpus.sources import open_source
-from pipeline.isolation import Limits
+from pipeline.decode.codec import decode_clip, encode_video, known_info
+from pipeline.decode.isolation import Limits
 from pipeline.records import DecodeError, Kind, Reason, Stage
 from pipeline.shards import Content, PackingConfig, items_of, read_indexes, write_shard
 from pipeline.stages import KNOWN, clips_of, probe_batch

@@ -11,9 +11,9 @@ import pytest
 
 from jobs.prepare import PrepareConfig, Prepared, describe, main, prepare
 from pipeline import storage
-from pipeline.codec import encode_video, usable_decoders
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import read_manifest
+from pipeline.decode.codec import encode_video, usable_decoders
 from pipeline.records import Reason
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus

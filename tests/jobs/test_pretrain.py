@@ -28,9 +28,9 @@ from jobs.presets import tiny
 from jobs.pretrain import make_sources, pretrain, with_absolute_weights
 from pipeline import storage
 from pipeline.augmentation import AugmentationConfig
-from pipeline.codec import encode_video
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import read_manifest
+from pipeline.decode.codec import encode_video
 from pipeline.loader import decode_share
 from pipeline.records import Reason
 from snps3_model.config import ObjectiveConfig, VisualConfig

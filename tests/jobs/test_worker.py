@@ -18,8 +18,8 @@ from jobs.pretrain import make_sources
 from jobs.tasks import CaptionTask, Language
 from jobs.worker import Job, Rank
 from pipeline.augmentation import AugmentationConfig
-from pipeline.codec import encode_video
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
+from pipeline.decode.codec import encode_video
 from pipeline.loader import decode_share
 from pipeline.plan import MixingConfig
 from pipeline.records import Batch, Kind, Stage

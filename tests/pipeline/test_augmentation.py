@@ -23,7 +23,7 @@ from pipeline.augmentation import (
     may_flip,
     sampling_map,
 )
-from pipeline.codec import letterbox
+from pipeline.decode.codec import letterbox
 from pipeline.records import Batch, ClipRows
 from pipeline.transforms import COLOUR_CHANGES, IMAGENET_MEAN, IMAGENET_STD, augment, normalise
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from jobs.corruption_benchmark import unknown_codec, without_frames
-from pipeline import codec
-from pipeline.codec import (
+from pipeline.decode import codec
+from pipeline.decode.codec import (
     DecodeError,
     clip_indices,
     decode_clip,
@@ -25,8 +25,8 @@ from pipeline.codec import (
     usable,
     usable_decoders,
 )
+from pipeline.decode.sampling import Policy, Sampling
 from pipeline.records import Kind, Reason
-from pipeline.sampling import Policy, Sampling
 
 NUM_FRAMES = 40
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jobs.config import DataConfig, PretrainConfig, with_decoder
-from pipeline.codec import encode_video, open_video, usable_decoders
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
-from pipeline.decoder_choice import measure_decoders
-from pipeline.isolation import Limits
+from pipeline.decode.codec import encode_video, open_video, usable_decoders
+from pipeline.decode.decoder_choice import measure_decoders
+from pipeline.decode.isolation import Limits
 
 MEASURED = {"decord": {"seconds": 0.1, "cpu_seconds": 0.4}, "pyav": {"seconds": 0.3, "cpu_seconds": 0.2}}
 

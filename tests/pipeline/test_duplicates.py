@@ -10,7 +10,7 @@ from PIL import Image
 
 from jobs.dedup_benchmark import FPS, drawn_texture, frames_of
 from pipeline import fingerprints
-from pipeline.codec import encode_video, open_video
+from pipeline.decode.codec import encode_video, open_video
 from pipeline.duplicates import (
     MAX_DISTANCE,
     MIN_CONTRAST,

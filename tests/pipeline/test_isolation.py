@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from misbehaviour import blunder, describe, devour, doubled, fall, hang, hang_once, leave, refuse
 
-from pipeline.codec import decode_clip, decode_frames, encode_video, letterbox
-from pipeline.isolation import Limits, isolated
+from pipeline.decode.codec import decode_clip, decode_frames, encode_video, letterbox
+from pipeline.decode.isolation import Limits, isolated
+from pipeline.decode.sampling import Policy
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import DecodeError, Kind, Reason
-from pipeline.sampling import Policy
 
 LIMITS = Limits(seconds=60.0, memory_gib=0.75)
 TIGHT = Limits(seconds=0.5)
@@ -86,7 +86,7 @@ def test_a_worker_that_is_interrupted_never_reads_the_answer_to_an_earlier_quest
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.isolation.DecodeProcess._resident_bytes", interrupt)
+        patched.setattr("pipeline.decode.isolation.DecodeProcess._resident_bytes", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(hang)
     assert run(describe, number=3)["number"] == 3

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.codec import decode_clip, encode_video
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
+from pipeline.decode.codec import decode_clip, encode_video
+from pipeline.decode.sampling import Policy
 from pipeline.loader import (
     ClipSource,
     choose_caption,
@@ -29,7 +30,6 @@ from pipeline.loader import (
 from pipeline.plan import PADDING, Plan
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import Kind, Reason, Stage
-from pipeline.sampling import Policy
 
 NUM_CLIPS, NUM_RANKS, BATCH = 43, 2, 8
 SHARE = BATCH // NUM_RANKS

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline import storage
-from pipeline.codec import encode_image, encode_video
 from pipeline.corpus import media
 from pipeline.corpus.annotations import Format, read_annotations, spoken_clips
 from pipeline.corpus.sources import Layout, open_source
-from pipeline.isolation import Limits
+from pipeline.decode.codec import encode_image, encode_video
+from pipeline.decode.isolation import Limits
 from pipeline.records import Reason
 from pipeline.stages import KNOWN, clips_of, probe_batch, unnamed_files
 

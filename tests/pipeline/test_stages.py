@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.codec import encode_video
 from pipeline.corpus import manifest
 from pipeline.corpus.annotations import Annotation
 from pipeline.corpus.sources import Source, open_source
-from pipeline.isolation import Limits
+from pipeline.decode.codec import encode_video
+from pipeline.decode.isolation import Limits
 from pipeline.records import Kind, Reason, Stage
 from pipeline.stages import KNOWN, clips_of, probe_batch, probe_clips, unnamed_files
 

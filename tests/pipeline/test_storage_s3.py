@@ -18,11 +18,11 @@ import pytest
 
 from jobs.faulty_store import Faults, faulty_store
 from pipeline import storage
-from pipeline.codec import encode_video
 from pipeline.corpus.fetching import fetch_ahead
 from pipeline.corpus.ledger import read_ledger, write_ledger
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
-from pipeline.isolation import Limits
+from pipeline.decode.codec import encode_video
+from pipeline.decode.isolation import Limits
 from pipeline.loader import ClipSource, decode_block
 from pipeline.plan import Plan
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage

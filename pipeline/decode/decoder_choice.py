@@ -8,9 +8,9 @@ import statistics
 import numpy as np
 import pyarrow as pa
 
-from pipeline.codec import known_info, time_decoding, usable_decoders
 from pipeline.corpus import media
-from pipeline.isolation import Limits, isolated
+from pipeline.decode.codec import known_info, time_decoding, usable_decoders
+from pipeline.decode.isolation import Limits, isolated
 from pipeline.records import DecodeError, Kind
 
 log = logging.getLogger(__name__)

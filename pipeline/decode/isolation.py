@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 WATCH_EVERY_SECONDS = 0.05
 """How often a process that has not answered yet is looked at."""
-PRELOADED = "pipeline.codec"
+PRELOADED = "pipeline.decode.codec"
 """What the nursery imports, so that no decode process has to."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1

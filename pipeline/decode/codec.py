@@ -4,7 +4,7 @@
 
 The container's index (PyAV, headers and packet list only) says what a file holds; a decoder, chosen by name, turns
 chosen frames into pixels. Whatever is wrong with a file becomes one exception, `DecodeError`. What a file does to the
-process that opens it is the business of `pipeline/isolation.py`.
+process that opens it is the business of `pipeline/decode/isolation.py`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.corpus.media import EncodedFrames, Media
+from pipeline.decode.sampling import SEGMENTS, Policy, Sampling, choose, sample_window, window
 from pipeline.records import DecodeError, Kind, Reason
-from pipeline.sampling import SEGMENTS, Policy, Sampling, choose, sample_window, window
 
 log = logging.getLogger(__name__)
 
