@@ -19,8 +19,8 @@ from typing import Any, Literal
 from pipeline.augmentation import AugmentationConfig
 from pipeline.decode.isolation import Limits
 from pipeline.decode.sampling import Sampling
-from pipeline.masking import MaskingConfig
 from pipeline.plan import MixingConfig
+from pipeline.text.masking import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
 
 

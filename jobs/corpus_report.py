@@ -27,8 +27,8 @@ from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.decode.codec import decode_clip, known_info
 from pipeline.records import DecodeError, Kind, Reason
-from pipeline.significance import SignificantWords
-from pipeline.tagging import split_words
+from pipeline.text.significance import SignificantWords
+from pipeline.text.tagging import split_words
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 python -m jobs.mine_words --captions MANIFEST_OR_JSON_LINES --vocabulary FOLDER --out FOLDER_OR_BUCKET
 
-out/significant_words.json   rank, counts and family of each id of the vocabulary     (pipeline/significance.py)
+out/significant_words.json   rank, counts and family of each id of the vocabulary     (pipeline/text/significance.py)
 out/word_families.json       the families alone, as the published code keeps them
 out/word_counts.json         part of speech → word → count, whatever the vocabulary
 out/mine_words.json          what they were made from, and by what: the same again does nothing
@@ -34,9 +34,9 @@ from cluster.connection import connected_ray
 from jobs.data_job import run_data_job
 from pipeline import storage
 from pipeline.mining import count_captions, read_captions
-from pipeline.significance import UNRANKED, SignificanceConfig, WordCounts, rank_words
-from pipeline.tagging import TaggerName, best_tagger, tagger_version
-from pipeline.words import read_pieces
+from pipeline.text.significance import UNRANKED, SignificanceConfig, WordCounts, rank_words
+from pipeline.text.tagging import TaggerName, best_tagger, tagger_version
+from pipeline.text.tokenizer import read_pieces
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.mining import read_captions
-from pipeline.significance import SignificanceConfig, WordCounts, count_words, rank_words
-from pipeline.tagging import TaggerName, make_tagger, tagger_version
-from pipeline.words import read_pieces
+from pipeline.text.significance import SignificanceConfig, WordCounts, count_words, rank_words
+from pipeline.text.tagging import TaggerName, make_tagger, tagger_version
+from pipeline.text.tokenizer import read_pieces
 
 NUM_WORDS = 2000
 ABANDONED = ("be", "is", "was", "were", "are")

@@ -33,7 +33,7 @@ from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.decode.codec import usable
 from pipeline.plan import MixingConfig, Plan
 from pipeline.records import Kind
-from pipeline.words import Tokenizer
+from pipeline.text.tokenizer import Tokenizer
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import frame_size_problem
 from snps3_model.loading import bert_config, is_hub_name, refuse_other_sizes

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from jobs.config import DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
 from pipeline.augmentation import AugmentationConfig
-from pipeline.masking import MaskingConfig
+from pipeline.text.masking import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 
 BERT_BASE = "pretrained/bert-base-uncased"

@@ -50,11 +50,11 @@ from jobs.worker import Job
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.loader import ClipSource, segments, split_rows
-from pipeline.masking import MaskingConfig
 from pipeline.plan import Plan
 from pipeline.records import Kind
-from pipeline.significance import UNRANKED, SignificantWords, mine_significant_words
-from pipeline.words import Tokenizer, train_wordpiece
+from pipeline.text.masking import MaskingConfig
+from pipeline.text.significance import UNRANKED, SignificantWords, mine_significant_words
+from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 from snps3_model.loading import is_hub_name
 
 

@@ -40,12 +40,12 @@ from pipeline.corpus.questions import (
     read_questions,
 )
 from pipeline.loader import ClipSource, split_rows
-from pipeline.masking import MaskingConfig
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import IGNORED_LABEL, Batch, ChoiceBatch, ClipRows, QuestionBatch
-from pipeline.significance import SignificantWords
+from pipeline.text.masking import MaskingConfig
+from pipeline.text.significance import SignificantWords
+from pipeline.text.tokenizer import Tokenizer
 from pipeline.transforms import normalise
-from pipeline.words import Tokenizer
 from snps3_model.downstream import Answering, Choosing
 from snps3_model.metrics import bootstrap_intervals
 from snps3_model.objective import Pretraining

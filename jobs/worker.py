@@ -41,8 +41,8 @@ from pipeline import storage
 from pipeline.augmentation import draw_augmentation
 from pipeline.corpus.ledger import read_ledger, refuse_above_share, write_ledger
 from pipeline.loader import ClipSource, clip_rows, in_plan_order, rejected_rows, segments
-from pipeline.masking import MaskingConfig
 from pipeline.records import Batch, Rejected, Stage
+from pipeline.text.masking import MaskingConfig
 from pipeline.transforms import augment
 from snps3_model.loading import initialise
 from snps3_model.objective import Pretraining

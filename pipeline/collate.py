@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from pipeline.lengths import groups_by_length
-from pipeline.masking import MaskingConfig, choose_words, mask_words
 from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
-from pipeline.significance import SignificantWords
-from pipeline.words import Tokenizer
+from pipeline.text.masking import MaskingConfig, choose_words, mask_words
+from pipeline.text.significance import SignificantWords
+from pipeline.text.tokenizer import Tokenizer
 
 
 def collate(

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
-from pipeline.significance import CONTENT_POS, WordCounts, count_words
 from pipeline.stages import streamed
-from pipeline.tagging import TaggerName, make_tagger
+from pipeline.text.significance import CONTENT_POS, WordCounts, count_words
+from pipeline.text.tagging import TaggerName, make_tagger
 
 log = logging.getLogger(__name__)
 

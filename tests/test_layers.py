@@ -26,13 +26,13 @@ ONE_FILE = {
     "botocore": "pipeline/storage.py",
     "pyarrow.fs": "pipeline/storage.py",
     "mlflow": "jobs/tracking.py",
-    "spacy": "pipeline/tagging.py",
+    "spacy": "pipeline/text/tagging.py",
     "ray.train": "cluster/run.py",
     "ray.tune": "cluster/trials.py",
     "torch.distributed": "cluster/world.py",
     "torch.nn.parallel": "cluster/world.py",
     "lmdb": "pipeline/corpus/media.py",
-    "lemminflect": "pipeline/tagging.py",
+    "lemminflect": "pipeline/text/tagging.py",
 }
 EXCEPTIONS = {"jobs/loaders_benchmark.py", "jobs/serving.py"}
 """Other people's loaders with their own means, measured against ours; and what MLflow runs by itself."""

@@ -19,8 +19,8 @@ from jobs.presets import tiny
 from jobs.run_files import write_json
 from pipeline.augmentation import AugmentationConfig
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
-from pipeline.masking import Strategy
 from pipeline.plan import MixingConfig
+from pipeline.text.masking import Strategy
 from snps3_model.config import VisualConfig
 from snps3_model.snps3 import SNPS3
 

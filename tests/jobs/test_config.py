@@ -23,7 +23,7 @@ from jobs.config import (
     nearest_multiples,
 )
 from pipeline.augmentation import AugmentationConfig
-from pipeline.masking import MaskingConfig, Strategy
+from pipeline.text.masking import MaskingConfig, Strategy
 from snps3_model.config import ModelConfig, ObjectiveConfig
 
 CONFIG = PretrainConfig(name="first")

@@ -25,7 +25,7 @@ from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, make_manifest, write_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.records import Reason, Rejected, Stage
-from pipeline.significance import mine_significant_words
+from pipeline.text.significance import mine_significant_words
 
 CAPTIONS = (["A red square moves.", "a square"], ["two <script>alert(1)</script> dogs"], ["a dog in the park"])
 

@@ -17,9 +17,9 @@ from jobs.preflight import problems
 from jobs.presets import tiny
 from jobs.pretrain import kept_table
 from pipeline import storage
-from pipeline.significance import SignificanceConfig, SignificantWords, mine_significant_words
-from pipeline.tagging import lexicon_tagger
-from pipeline.words import Tokenizer, train_wordpiece
+from pipeline.text.significance import SignificanceConfig, SignificantWords, mine_significant_words
+from pipeline.text.tagging import lexicon_tagger
+from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 
 CAPTIONS = ["A red circle slides to the left", "the red square spins", "Two circles are spinning"] * 3
 

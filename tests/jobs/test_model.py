@@ -25,8 +25,8 @@ from jobs.tasks import Language
 from pipeline.decode.codec import encode_video
 from pipeline.decode.isolation import Limits
 from pipeline.records import DecodeError, Reason
-from pipeline.significance import mine_significant_words
-from pipeline.words import train_wordpiece
+from pipeline.text.significance import mine_significant_words
+from pipeline.text.tokenizer import train_wordpiece
 from tests.cards import card
 
 CAPTIONS = ["a red ring rises", "a blue star falls", "two shapes meet"]

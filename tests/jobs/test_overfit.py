@@ -17,10 +17,10 @@ from jobs.training import Clock, make_state, training_steps
 from pipeline.collate import collate
 from pipeline.decode.codec import decode_clip, encode_video
 from pipeline.records import Batch, ClipRows, Kind
-from pipeline.significance import mine_significant_words
 from pipeline.synthetic.clips import CorpusConfig, clips_of
 from pipeline.synthetic.render import render_video
-from pipeline.words import Tokenizer, train_wordpiece
+from pipeline.text.significance import mine_significant_words
+from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 from snps3_model import metrics
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3

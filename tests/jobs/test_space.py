@@ -16,9 +16,9 @@ from jobs.sweep import SweepConfig, describe, evaluated_at, identity_hash, row_o
 from jobs.training import DivergedError, RunError
 from jobs.worker import PROBES
 from pipeline.corpus.manifest import read_manifest
-from pipeline.significance import mine_significant_words
 from pipeline.synthetic.corpus import CorpusConfig, clips_of
-from pipeline.words import train_wordpiece
+from pipeline.text.significance import mine_significant_words
+from pipeline.text.tokenizer import train_wordpiece
 
 
 def test_domains_are_read_from_words() -> None:

@@ -16,8 +16,8 @@ from jobs.presets import tiny
 from jobs.tasks import ChoiceTask, Language, Predicted, QuestionTask, accuracies, drawn_choices, every_caption
 from pipeline.corpus.questions import AskedClips, Choice, Question
 from pipeline.records import IGNORED_LABEL, ClipRows
-from pipeline.significance import mine_significant_words
-from pipeline.words import train_wordpiece
+from pipeline.text.significance import mine_significant_words
+from pipeline.text.tokenizer import train_wordpiece
 
 CAPTIONS = [f"a {colour} {shape} moves" for colour in ("red", "blue", "green") for shape in ("ring", "star", "cross")]
 ANSWERS = ("red", "blue")

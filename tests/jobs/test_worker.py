@@ -23,9 +23,9 @@ from pipeline.decode.codec import encode_video
 from pipeline.loader import decode_share
 from pipeline.plan import MixingConfig
 from pipeline.records import Batch, Kind, Stage
-from pipeline.significance import mine_significant_words
 from pipeline.storage import upload_folder
-from pipeline.words import train_wordpiece
+from pipeline.text.significance import mine_significant_words
+from pipeline.text.tokenizer import train_wordpiece
 
 NUM_VIDEOS, NUM_IMAGES, BATCH, SIZE_PX, CROP_PX, IMAGE_EPOCHS = 9, 6, 4, 32, 20, 2
 NUM_STEPS = IMAGE_EPOCHS * 2 + 3 + 3

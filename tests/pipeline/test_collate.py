@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.collate import collate
-from pipeline.masking import MaskingConfig, Strategy
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
-from pipeline.significance import SignificantWords, mine_significant_words
-from pipeline.words import Tokenizer, train_wordpiece
+from pipeline.text.masking import MaskingConfig, Strategy
+from pipeline.text.significance import SignificantWords, mine_significant_words
+from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 
 CAPTIONS = [
     "a red circle slides slowly to the left of a wall",

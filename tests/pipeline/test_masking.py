@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.loader import choose_caption
-from pipeline.masking import (
+from pipeline.randomness import Purpose, clip_rng
+from pipeline.records import IGNORED_LABEL
+from pipeline.text.masking import (
     MaskingConfig,
     Strategy,
     choose_words,
@@ -21,10 +23,8 @@ from pipeline.masking import (
     num_chosen,
     random_piece,
 )
-from pipeline.randomness import Purpose, clip_rng
-from pipeline.records import IGNORED_LABEL
-from pipeline.significance import UNRANKED, SignificantWords
-from pipeline.words import SpecialIds
+from pipeline.text.significance import UNRANKED, SignificantWords
+from pipeline.text.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(pad=0, unknown=1, cls=2, sep=3, mask=4)
 VOCABULARY_SIZE = 40

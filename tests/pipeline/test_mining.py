@@ -11,8 +11,8 @@ import pytest
 from pipeline import mining, storage
 from pipeline.corpus.manifest import SCHEMA, make_manifest, write_manifest
 from pipeline.mining import count_captions, read_captions
-from pipeline.significance import count_words
-from pipeline.tagging import lexicon_tagger
+from pipeline.text.significance import count_words
+from pipeline.text.tagging import lexicon_tagger
 
 CAPTIONS = [f"A {colour} {thing} runs to the {thing}s" for colour in ("red", "Red", "blue") for thing in ("dog", "cat")]
 

@@ -16,7 +16,7 @@ from golden import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.significance import (
+from pipeline.text.significance import (
     CONTENT_POS,
     UNRANKED,
     SignificanceConfig,
@@ -28,8 +28,8 @@ from pipeline.significance import (
     rank_words,
     tf_idf,
 )
-from pipeline.tagging import lexicon_tagger
-from pipeline.words import Tokenizer, train_wordpiece
+from pipeline.text.tagging import lexicon_tagger
+from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 
 CAPTIONS = [
     "A red circle slides to the left.",

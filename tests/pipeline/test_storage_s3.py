@@ -27,7 +27,7 @@ from pipeline.loader import ClipSource, decode_block
 from pipeline.plan import Plan
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.stages import KNOWN, probe_batch
-from pipeline.words import SPECIAL_TOKENS, Tokenizer
+from pipeline.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 NOBODY = "http://127.0.0.1:9"
 """The discard port: nobody answers."""

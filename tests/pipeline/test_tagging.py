@@ -8,8 +8,8 @@ import logging
 
 import pytest
 
-from pipeline import tagging
-from pipeline.tagging import (
+from pipeline.text import tagging
+from pipeline.text.tagging import (
     best_tagger,
     lexicon_tagger,
     lexicon_tags,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as AnyTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
-from pipeline.words import (
+from pipeline.text.tokenizer import (
     MASK,
     SPECIAL_TOKENS,
     Tokenizer,

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from pipeline.records import IGNORED_LABEL
-from pipeline.significance import UNRANKED, SignificantWords
-from pipeline.words import SpecialIds
+from pipeline.text.significance import UNRANKED, SignificantWords
+from pipeline.text.tokenizer import SpecialIds
 
 
 class Strategy(StrEnum):

@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real
 
 from pipeline import storage
-from pipeline.tagging import Tagger, all_lemmas, lexicon_tagger
-from pipeline.words import PREFIX, whole_words
+from pipeline.text.tagging import Tagger, all_lemmas, lexicon_tagger
+from pipeline.text.tokenizer import PREFIX, whole_words
 
 logger = logging.getLogger(__name__)
 
