@@ -54,7 +54,7 @@ OBJECT_STORE_SHARE = 0.3
 PREFETCHED_BATCHES = 2
 """Batches that a worker asks for ahead (`Runtime.tables` in cluster/run.py)."""
 BLOCK_BYTES = 16 * 2**20
-"""Pixels of a block of the data path at most (pipeline/loader.py)."""
+"""Pixels of a block of the data path at most (pipeline/stream/loader.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

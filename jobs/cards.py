@@ -22,8 +22,8 @@ from jobs.prepare import annotated_beside
 from jobs.tasks import Predicted
 from pipeline import storage
 from pipeline.corpus.manifest import checksum, read_manifest
-from pipeline.loader import ClipSource, split_rows
 from pipeline.records import Kind
+from pipeline.stream.loader import ClipSource, split_rows
 
 
 @dataclass(frozen=True, kw_only=True)

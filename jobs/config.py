@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
-from pipeline.augmentation import AugmentationConfig
 from pipeline.decode.isolation import Limits
 from pipeline.decode.sampling import Sampling
-from pipeline.plan import MixingConfig
+from pipeline.stream.augmentation import AugmentationConfig
+from pipeline.stream.epoch_plan import MixingConfig
 from pipeline.text.masking import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
 

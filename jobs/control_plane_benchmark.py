@@ -28,8 +28,8 @@ from jobs.data_benchmark import NUM_FRAMES, SIZE_PX, cores, steady_rate
 from jobs.local_cluster import running_cluster
 from jobs.processes import MARKER, cpu_seconds, sampled
 from jobs.sleeping_decoder import Sleeping
-from pipeline.loader import clip_stream, in_plan_order
 from pipeline.storage import upload_folder
+from pipeline.stream.loader import clip_stream, in_plan_order
 
 DECODERS_PER_NODE = 4
 STORE_BYTES = 200 * 2**20

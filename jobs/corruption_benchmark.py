@@ -29,10 +29,10 @@ from pipeline.corpus.ledger import TooManyRejectedError
 from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.decode.isolation import Limits
-from pipeline.loader import ClipSource, clip_rows, clip_stream, rejected_rows
-from pipeline.plan import Plan
 from pipeline.records import Reason, Rejected, Stage
-from pipeline.transforms import normalise
+from pipeline.stream.epoch_plan import Plan
+from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, rejected_rows
+from pipeline.stream.transforms import normalise
 
 NUM_FRAMES, SIZE_PX, BATCH = 4, 32, 8
 NUM_ENDLESS, NUM_PER_CHUNK = 30_000_000, 2_000

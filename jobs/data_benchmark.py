@@ -28,11 +28,11 @@ from jobs.prepare import PrepareConfig, prepare
 from jobs.processes import MARKER, bytes_spilled, pss_bytes, sampled
 from pipeline.corpus.fetching import fetch
 from pipeline.decode.codec import encode_video
-from pipeline.loader import ClipSource, clip_rows, clip_stream, decode_slot, in_plan_order, split_rows
-from pipeline.plan import Plan
 from pipeline.records import Kind
 from pipeline.shards import Content, PackingConfig
 from pipeline.storage import upload_folder
+from pipeline.stream.epoch_plan import Plan
+from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, decode_slot, in_plan_order, split_rows
 
 NUM_FRAMES, SIZE_PX, BATCH = 8, 224, 4
 WARM_SHARE = 0.1

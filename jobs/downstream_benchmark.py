@@ -23,8 +23,8 @@ from jobs.evaluation import Queries, Scored, highest, reranked
 from jobs.finetune import RECIPES
 from jobs.model import Model, Videos, decode, load
 from jobs.seeds import over_seeds, read_cells, run_job, write_cells
-from pipeline.loader import split_rows
 from pipeline.records import Kind
+from pipeline.stream.loader import split_rows
 from snps3_model.metrics import bootstrap_intervals, placements, recalls_at
 
 KS = (10, 20, 50, 100, 200, 500)

@@ -47,8 +47,8 @@ from pipeline import storage
 from pipeline.corpus.ledger import write_ledger
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.questions import read_choices, read_questions
-from pipeline.loader import ClipSource
 from pipeline.records import Batch
+from pipeline.stream.loader import ClipSource
 from snps3_model.loading import load_earlier_run
 from snps3_model.objective import Pretraining
 

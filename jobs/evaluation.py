@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.records import IGNORED_LABEL, Batch
-from pipeline.transforms import normalise
+from pipeline.stream.transforms import normalise
 from snps3_model import metrics
 from snps3_model.snps3 import SNPS3, dual_scores
 from snps3_model.visual import Gather

@@ -21,8 +21,8 @@ from jobs.cards import EXPORTED, Card, read_cards
 from jobs.config import PretrainConfig, as_dict
 from jobs.finetune import config_of
 from pipeline import storage
+from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.text.tokenizer import SPECIAL_TOKENS
-from pipeline.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 COPIED = ("tokenizer.json", "significant_words.json", run_files.IDENTITY, run_files.ANSWERS)
 QUEUES = "queues."

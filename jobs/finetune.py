@@ -26,7 +26,7 @@ from jobs import cli, pretrain, run_files
 from jobs.checkpoints import best_weights
 from jobs.config import OptimConfig, Placement, PretrainConfig, SelectionConfig, TaskConfig
 from pipeline import storage
-from pipeline.plan import MixingConfig
+from pipeline.stream.epoch_plan import MixingConfig
 
 MOST_PX = 448
 """Long side of whole frames; question answering sees no smaller ones."""

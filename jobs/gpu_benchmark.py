@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.step_benchmark import SIZES
 from pipeline.records import IGNORED_LABEL, Batch
-from pipeline.transforms import normalise
+from pipeline.stream.transforms import normalise
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3

@@ -44,7 +44,7 @@ from jobs.journal import read_journals
 from jobs.local_cluster import LocalCluster, running_cluster
 from jobs.presets import tiny
 from jobs.worker import Job
-from pipeline.loader import ClipSource
+from pipeline.stream.loader import ClipSource
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS, EVERY = 24, 6

@@ -28,13 +28,13 @@ from jobs.evaluation import Queries
 from jobs.finetune import config_of
 from jobs.tasks import Language
 from pipeline import storage
-from pipeline.augmentation import draw_augmentation
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.media import kind_of
 from pipeline.decode.codec import decode_frames, letterbox
 from pipeline.decode.isolation import Limits, isolated
 from pipeline.records import ClipRows, DecodeError, Kind, Reason
-from pipeline.transforms import augment, normalise
+from pipeline.stream.augmentation import draw_augmentation
+from pipeline.stream.transforms import augment, normalise
 from snps3_model import snps3
 from snps3_model.loading import few, is_hub_name, load_earlier_run
 from snps3_model.objective import LEAST_TEMPERATURE

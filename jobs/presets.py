@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from jobs.config import DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
-from pipeline.augmentation import AugmentationConfig
+from pipeline.stream.augmentation import AugmentationConfig
 from pipeline.text.masking import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 

@@ -49,9 +49,9 @@ from jobs.training import DivergedError, RunError
 from jobs.worker import Job
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
-from pipeline.loader import ClipSource, segments, split_rows
-from pipeline.plan import Plan
 from pipeline.records import Kind
+from pipeline.stream.epoch_plan import Plan
+from pipeline.stream.loader import ClipSource, segments, split_rows
 from pipeline.text.masking import MaskingConfig
 from pipeline.text.significance import UNRANKED, SignificantWords, mine_significant_words
 from pipeline.text.tokenizer import Tokenizer, train_wordpiece

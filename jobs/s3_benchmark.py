@@ -17,8 +17,8 @@ from jobs.prepare import PrepareConfig, prepare
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.codec import encode_video
-from pipeline.loader import ClipSource, clip_stream
-from pipeline.plan import Plan
+from pipeline.stream.epoch_plan import Plan
+from pipeline.stream.loader import ClipSource, clip_stream
 
 ENDPOINT = "AWS_ENDPOINT_URL"
 FILE_SIZE_PX, NUM_FILE_FRAMES = 64, 16

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.loader import CLIP_SCHEMA, ClipSource
+from pipeline.stream.loader import CLIP_SCHEMA, ClipSource
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from cluster.run import WORKER_ENVIRONMENT
 from jobs.config import Placement
-from pipeline.collate import collate
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
+from pipeline.stream.collate import collate
+from pipeline.stream.transforms import normalise
 from pipeline.text.masking import MaskingConfig
 from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.transforms import normalise
 from snps3_model import losses
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 from snps3_model.objective import Pretraining

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray.data
 
 from jobs import run_files
-from pipeline.loader import ClipSource, clip_stream
+from pipeline.stream.loader import ClipSource, clip_stream
 
 
 def training_stream(source: ClipSource, run_folder: str, start: int, stop: int, num_ranks: int) -> ray.data.Dataset:

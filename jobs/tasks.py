@@ -23,7 +23,6 @@ import torch
 
 from jobs.config import TASK_FILES, PretrainConfig
 from pipeline import storage
-from pipeline.collate import collate
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.questions import (
     NUM_OPTIONS,
@@ -39,13 +38,14 @@ from pipeline.corpus.questions import (
     read_choices,
     read_questions,
 )
-from pipeline.loader import ClipSource, split_rows
-from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import IGNORED_LABEL, Batch, ChoiceBatch, ClipRows, QuestionBatch
+from pipeline.stream.collate import collate
+from pipeline.stream.loader import ClipSource, split_rows
+from pipeline.stream.randomness import Purpose, clip_rng
+from pipeline.stream.transforms import normalise
 from pipeline.text.masking import MaskingConfig
 from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.transforms import normalise
 from snps3_model.downstream import Answering, Choosing
 from snps3_model.metrics import bootstrap_intervals
 from snps3_model.objective import Pretraining

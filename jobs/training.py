@@ -18,7 +18,7 @@ from jobs.config import OptimConfig, PretrainConfig
 from jobs.optimizer import learning_rate, make_optimizer
 from jobs.tasks import Network
 from pipeline.records import Batch
-from pipeline.transforms import normalise
+from pipeline.stream.transforms import normalise
 
 
 @dataclass(kw_only=True)

@@ -38,12 +38,12 @@ from jobs.training import (
 )
 from jobs.watchdog import Watchdog
 from pipeline import storage
-from pipeline.augmentation import draw_augmentation
 from pipeline.corpus.ledger import read_ledger, refuse_above_share, write_ledger
-from pipeline.loader import ClipSource, clip_rows, in_plan_order, rejected_rows, segments
 from pipeline.records import Batch, Rejected, Stage
+from pipeline.stream.augmentation import draw_augmentation
+from pipeline.stream.loader import ClipSource, clip_rows, in_plan_order, rejected_rows, segments
+from pipeline.stream.transforms import augment
 from pipeline.text.masking import MaskingConfig
-from pipeline.transforms import augment
 from snps3_model.loading import initialise
 from snps3_model.objective import Pretraining
 from snps3_model.visual_weights import load_visual_weights

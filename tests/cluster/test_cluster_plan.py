@@ -154,7 +154,7 @@ def test_every_gpu_has_a_peak() -> None:
 
 
 def test_what_the_planner_repeats_of_the_code_is_so() -> None:
-    from pipeline.loader import BLOCK_BYTES
+    from pipeline.stream.loader import BLOCK_BYTES
 
     root = Path(__file__).parent.parent.parent
     assert planner.BLOCK_BYTES == BLOCK_BYTES
@@ -206,7 +206,7 @@ def test_the_arithmetic_of_a_step_is_what_torch_counts() -> None:
 
     from jobs.gpu_benchmark import MASK, PAD, SEP, VOCABULARY, random_batch
     from jobs.step_benchmark import SIZES
-    from pipeline.transforms import normalise
+    from pipeline.stream.transforms import normalise
     from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
     from snps3_model.objective import Pretraining
     from snps3_model.snps3 import SNPS3

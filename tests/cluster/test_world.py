@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cluster.world import World, make_world
 from pipeline.records import Batch
-from pipeline.transforms import normalise
+from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig, reference_objective
 from snps3_model.objective import Pretraining
 

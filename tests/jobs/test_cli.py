@@ -17,9 +17,9 @@ from jobs.config import PretrainConfig, config_hash, identity, with_decoder
 from jobs.preflight import Machine, dry_run, num_parameters, problems, this_machine
 from jobs.presets import tiny
 from jobs.run_files import write_json
-from pipeline.augmentation import AugmentationConfig
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
-from pipeline.plan import MixingConfig
+from pipeline.stream.augmentation import AugmentationConfig
+from pipeline.stream.epoch_plan import MixingConfig
 from pipeline.text.masking import Strategy
 from snps3_model.config import VisualConfig
 from snps3_model.snps3 import SNPS3

@@ -22,7 +22,7 @@ from jobs.config import (
     identity,
     nearest_multiples,
 )
-from pipeline.augmentation import AugmentationConfig
+from pipeline.stream.augmentation import AugmentationConfig
 from pipeline.text.masking import MaskingConfig, Strategy
 from snps3_model.config import ModelConfig, ObjectiveConfig
 

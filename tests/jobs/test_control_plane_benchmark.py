@@ -11,7 +11,7 @@ import pytest
 from jobs.control_plane_benchmark import cores_used, sleeping_source
 from jobs.processes import kind_of
 from jobs.sleeping_decoder import sleep_block
-from pipeline.loader import CLIP_SCHEMA, in_plan_order
+from pipeline.stream.loader import CLIP_SCHEMA, in_plan_order
 
 
 @pytest.mark.parametrize("num_ranks", [1, 3])

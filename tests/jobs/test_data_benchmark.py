@@ -7,8 +7,8 @@ from jobs import data_benchmark, loaders_benchmark
 from jobs.data_benchmark import Clips, decode_step, delivered, made_clips, pool_rate, source_of, steady_rate
 from pipeline.corpus import media
 from pipeline.decode.codec import open_video
-from pipeline.loader import split_rows
 from pipeline.records import Kind
+from pipeline.stream.loader import split_rows
 
 CLIPS = Clips(count=10, width=64, height=48, seconds=1, fps=10)
 

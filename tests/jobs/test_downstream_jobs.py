@@ -31,8 +31,8 @@ from jobs.report import PROTOCOLS
 from jobs.search import SearchConfig, search
 from jobs.table import TableConfig, table
 from pipeline.corpus.ledger import read_ledger
-from pipeline.loader import split_rows
 from pipeline.records import Kind
+from pipeline.stream.loader import split_rows
 
 pytestmark = pytest.mark.ray
 NUM_STEPS = 4

@@ -14,9 +14,9 @@ import torch
 from jobs import evaluation
 from jobs.presets import tiny
 from jobs.training import Clock, make_state, training_steps
-from pipeline.collate import collate
 from pipeline.decode.codec import decode_clip, encode_video
 from pipeline.records import Batch, ClipRows, Kind
+from pipeline.stream.collate import collate
 from pipeline.synthetic.clips import CorpusConfig, clips_of
 from pipeline.synthetic.render import render_video
 from pipeline.text.significance import mine_significant_words

@@ -9,8 +9,8 @@ import torch
 from jobs.config import OptimConfig, PretrainConfig, flat, identity, in_steps
 from jobs.config import as_dict as plain
 from jobs.presets import PRESETS, tiny
-from pipeline.augmentation import AugmentationConfig
-from pipeline.plan import MixingConfig, Plan
+from pipeline.stream.augmentation import AugmentationConfig
+from pipeline.stream.epoch_plan import MixingConfig, Plan
 from snps3_model.config import VisualConfig
 from snps3_model.encoders import VisualEncoder, make_encoder
 from snps3_model.snps3 import SNPS3

@@ -27,12 +27,12 @@ from jobs.prepare import PrepareConfig, Prepared, prepare
 from jobs.presets import tiny
 from jobs.pretrain import make_sources, pretrain, with_absolute_weights
 from pipeline import storage
-from pipeline.augmentation import AugmentationConfig
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.codec import encode_video
-from pipeline.loader import decode_share
 from pipeline.records import Reason
+from pipeline.stream.augmentation import AugmentationConfig
+from pipeline.stream.loader import decode_share
 from snps3_model.config import ObjectiveConfig, VisualConfig
 
 pytestmark = pytest.mark.ray

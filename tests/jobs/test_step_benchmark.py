@@ -9,7 +9,7 @@ import torch
 from batches import random_batch, tiny_network
 
 from jobs.step_benchmark import LEAST, ROWS, PublishedWay, compared, step
-from pipeline.transforms import normalise
+from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig
 
 

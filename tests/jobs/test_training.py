@@ -31,7 +31,7 @@ from jobs.training import (
     training_steps,
 )
 from pipeline.records import IGNORED_LABEL, Batch
-from pipeline.transforms import normalise
+from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import dual_scores

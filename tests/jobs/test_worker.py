@@ -17,13 +17,13 @@ from jobs.config import DataConfig, OptimConfig, PretrainConfig
 from jobs.pretrain import make_sources
 from jobs.tasks import CaptionTask, Language
 from jobs.worker import Job, Rank
-from pipeline.augmentation import AugmentationConfig
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.decode.codec import encode_video
-from pipeline.loader import decode_share
-from pipeline.plan import MixingConfig
 from pipeline.records import Batch, Kind, Stage
 from pipeline.storage import upload_folder
+from pipeline.stream.augmentation import AugmentationConfig
+from pipeline.stream.epoch_plan import MixingConfig
+from pipeline.stream.loader import decode_share
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import train_wordpiece
 

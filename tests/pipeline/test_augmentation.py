@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from batches import random_batch
 from PIL import Image, ImageEnhance, ImageOps
 
-from pipeline.augmentation import (
+from pipeline.decode.codec import letterbox
+from pipeline.records import Batch, ClipRows
+from pipeline.stream.augmentation import (
     LARGEST_MOVE,
     Augmentation,
     AugmentationConfig,
@@ -23,9 +25,7 @@ from pipeline.augmentation import (
     may_flip,
     sampling_map,
 )
-from pipeline.decode.codec import letterbox
-from pipeline.records import Batch, ClipRows
-from pipeline.transforms import COLOUR_CHANGES, IMAGENET_MEAN, IMAGENET_STD, augment, normalise
+from pipeline.stream.transforms import COLOUR_CHANGES, IMAGENET_MEAN, IMAGENET_STD, augment, normalise
 
 SQUARE_PX, NUM_FRAMES = 48, 3
 SHAPES = [(48, 48), (27, 48), (48, 36), (13, 48)]

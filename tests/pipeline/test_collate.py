@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.collate import collate
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
+from pipeline.stream.collate import collate
 from pipeline.text.masking import MaskingConfig, Strategy
 from pipeline.text.significance import SignificantWords, mine_significant_words
 from pipeline.text.tokenizer import Tokenizer, train_wordpiece

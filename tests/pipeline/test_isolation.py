@@ -16,8 +16,8 @@ from misbehaviour import blunder, describe, devour, doubled, fall, hang, hang_on
 from pipeline.decode.codec import decode_clip, decode_frames, encode_video, letterbox
 from pipeline.decode.isolation import Limits, isolated
 from pipeline.decode.sampling import Policy
-from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import DecodeError, Kind, Reason
+from pipeline.stream.randomness import Purpose, clip_rng
 
 LIMITS = Limits(seconds=60.0, memory_gib=0.75)
 TIGHT = Limits(seconds=0.5)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.lengths import groups_by_length
+from pipeline.stream.lengths import groups_by_length
 
 Lengths = st.lists(st.integers(2, 12), min_size=1, max_size=10)
 

@@ -16,7 +16,9 @@ from PIL import Image
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.decode.codec import decode_clip, encode_video
 from pipeline.decode.sampling import Policy
-from pipeline.loader import (
+from pipeline.records import Kind, Reason, Stage
+from pipeline.stream.epoch_plan import PADDING, Plan
+from pipeline.stream.loader import (
     ClipSource,
     choose_caption,
     clip_rows,
@@ -27,9 +29,7 @@ from pipeline.loader import (
     rejected_rows,
     segments,
 )
-from pipeline.plan import PADDING, Plan
-from pipeline.randomness import Purpose, clip_rng
-from pipeline.records import Kind, Reason, Stage
+from pipeline.stream.randomness import Purpose, clip_rng
 
 NUM_CLIPS, NUM_RANKS, BATCH = 43, 2, 8
 SHARE = BATCH // NUM_RANKS
@@ -313,7 +313,7 @@ def test_a_block_holds_as_many_steps_as_fit(source: ClipSource, size_px: int, nu
 def test_blocks_grow_until_they_are_full_and_cover_all_steps(
     source: ClipSource, monkeypatch: pytest.MonkeyPatch, size: int, num_steps: int
 ) -> None:
-    monkeypatch.setattr("pipeline.loader.BLOCK_BYTES", size * SHARE * NUM_FRAMES * SIZE_PX**2 * 3)
+    monkeypatch.setattr("pipeline.stream.loader.BLOCK_BYTES", size * SHARE * NUM_FRAMES * SIZE_PX**2 * 3)
     num_blocks = source.num_groups(num_steps, NUM_RANKS) * NUM_RANKS
     found = [source.steps_of_block(number, 5, 5 + num_steps, NUM_RANKS) for number in range(num_blocks)]
     assert [rank for _, rank in found] == list(range(NUM_RANKS)) * (num_blocks // NUM_RANKS)
@@ -329,7 +329,7 @@ def test_blocks_of_several_steps_hold_each_ranks_shares_in_turn(
     source: ClipSource, two_epochs: list[pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step_bytes = SHARE * NUM_FRAMES * SIZE_PX**2 * 3
-    monkeypatch.setattr("pipeline.loader.BLOCK_BYTES", 3 * step_bytes)
+    monkeypatch.setattr("pipeline.stream.loader.BLOCK_BYTES", 3 * step_bytes)
     bounds = {"start_step": 2, "stop_step": 10, "num_ranks": NUM_RANKS}
     blocks = [decode_block(pa.table({"id": [n]}), source=source, **bounds) for n in range(8)]
     assert [len(block) // SHARE for block in blocks] == [1, 1, 3, 3, 3, 3, 1, 1]

@@ -12,9 +12,9 @@ from golden import Recording, golden
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.loader import choose_caption
-from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import IGNORED_LABEL
+from pipeline.stream.loader import choose_caption
+from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.text.masking import (
     MaskingConfig,
     Strategy,

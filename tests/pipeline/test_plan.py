@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import PADDING, MixingConfig, Plan, permute, sequential
 from pipeline.records import Kind
+from pipeline.stream.epoch_plan import PADDING, MixingConfig, Plan, permute, sequential
 
 SIZES = st.integers(0, 40)
 

@@ -23,10 +23,10 @@ from pipeline.corpus.ledger import read_ledger, write_ledger
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.decode.isolation import Limits
-from pipeline.loader import ClipSource, decode_block
-from pipeline.plan import Plan
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.stages import KNOWN, probe_batch
+from pipeline.stream.epoch_plan import Plan
+from pipeline.stream.loader import ClipSource, decode_block
 from pipeline.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 NOBODY = "http://127.0.0.1:9"

@@ -14,7 +14,7 @@ from batches import random_batch, tiny_network
 from torch import nn
 
 from pipeline.records import IGNORED_LABEL
-from pipeline.transforms import normalise
+from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig
 from snps3_model.objective import Pretraining
 

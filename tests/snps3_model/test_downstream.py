@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.records import IGNORED_LABEL, Batch, ChoiceBatch, QuestionBatch
-from pipeline.transforms import normalise
+from pipeline.stream.transforms import normalise
 from snps3_model.downstream import Answering, Choosing
 from tests.batches import MAX_TOKENS, PAD, random_batch, tiny_network
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from jobs import checkpoints
 from jobs.checkpoints import Progress
 from pipeline.records import IGNORED_LABEL
-from pipeline.transforms import normalise
+from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig, reference_objective
 from snps3_model.mining import mined_clips
 from snps3_model.queues import enqueued

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.records import Batch
-from pipeline.transforms import normalise
+from pipeline.stream.transforms import normalise
 from snps3_model.config import ModelConfig, ObjectiveConfig, reference_objective
 from snps3_model.importance import attentive_masks
 from snps3_model.losses import hard_negatives, moved_frames, word_noise

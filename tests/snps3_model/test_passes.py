@@ -10,8 +10,8 @@ from batches import MASK, random_batch, tiny_network
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from pipeline.lengths import groups_by_length
-from pipeline.transforms import normalise
+from pipeline.stream.lengths import groups_by_length
+from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig, reference_objective
 from snps3_model.objective import Pretraining
 from snps3_model.passes import in_chunks

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import BertModel
 from transformers.models.bert.modeling_bert import BertPooler
 
-from pipeline.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
 from snps3_model.snps3 import SNPS3, dual_scores
 
 MODEL = tiny_network().model

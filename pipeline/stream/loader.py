@@ -30,9 +30,9 @@ from pipeline.corpus.media import Media
 from pipeline.decode.codec import decode_frames, known_info, letterbox
 from pipeline.decode.isolation import Limits, isolated
 from pipeline.decode.sampling import Policy, Sampling
-from pipeline.plan import PADDING, Plan, PlannedStep, sequential
-from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import ClipRows, DecodeError, Kind, Reason, Rejected, Stage
+from pipeline.stream.epoch_plan import PADDING, Plan, PlannedStep, sequential
+from pipeline.stream.randomness import Purpose, clip_rng
 
 MAX_BLOCKS = 10_000
 """Full blocks of one dataset; a longer run is cut into segments, as Ray Data plans all blocks of a dataset at once."""

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from pipeline.augmentation import Augmentation, Operation
 from pipeline.records import Batch
+from pipeline.stream.augmentation import Augmentation, Operation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

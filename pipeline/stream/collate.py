@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.lengths import groups_by_length
-from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
+from pipeline.stream.lengths import groups_by_length
+from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.text.masking import MaskingConfig, choose_words, mask_words
 from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import Tokenizer

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from pipeline.randomness import Purpose, clip_rng
 from pipeline.records import ClipRows
+from pipeline.stream.randomness import Purpose, clip_rng
 
 SIDED_WORD = re.compile(r"\b(left|right)|clockwise\b", re.IGNORECASE)
 """What a caption says that is wrong in a mirror: words that begin with a side (leftmost, right-hand), and turns."""
