@@ -28,8 +28,8 @@ from jobs.prepare import PrepareConfig, prepare
 from jobs.processes import MARKER, bytes_spilled, pss_bytes, sampled
 from pipeline.corpus.fetching import fetch
 from pipeline.decode.codec import encode_video
+from pipeline.offline.shards import Content, PackingConfig
 from pipeline.records import Kind
-from pipeline.shards import Content, PackingConfig
 from pipeline.storage import upload_folder
 from pipeline.stream.epoch_plan import Plan
 from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, decode_slot, in_plan_order, split_rows

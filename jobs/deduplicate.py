@@ -37,8 +37,8 @@ from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
 from pipeline.decode.codec import DECODERS
-from pipeline.duplicates import Clip, Pair, PairKind, SimilarityConfig, find_pairs, normalised_caption, removals
-from pipeline.fingerprints import Fingerprints, cache_path, fingerprint_corpus
+from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, find_pairs, normalised_caption, removals
+from pipeline.dedup.fingerprints import Fingerprints, cache_path, fingerprint_corpus
 from pipeline.records import Kind, Reason, Rejected, Stage
 
 PAIRS = pa.schema(

@@ -33,7 +33,7 @@ import pyarrow as pa
 from cluster.connection import connected_ray
 from jobs.data_job import run_data_job
 from pipeline import storage
-from pipeline.mining import count_captions, read_captions
+from pipeline.offline.word_counts import count_captions, read_captions
 from pipeline.text.significance import UNRANKED, SignificanceConfig, WordCounts, rank_words
 from pipeline.text.tagging import TaggerName, best_tagger, tagger_version
 from pipeline.text.tokenizer import read_pieces

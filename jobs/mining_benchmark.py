@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.mining import read_captions
+from pipeline.offline.word_counts import read_captions
 from pipeline.text.significance import SignificanceConfig, WordCounts, count_words, rank_words
 from pipeline.text.tagging import TaggerName, make_tagger, tagger_version
 from pipeline.text.tokenizer import read_pieces

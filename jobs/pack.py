@@ -2,7 +2,7 @@
 
 python -m jobs.pack --manifest CORPUS/manifest.parquet --out FOLDER_OR_BUCKET [--packing.content raw]
 
-out/shards/*.parquet   the data, and an index of each shard     (pipeline/shards.py)
+out/shards/*.parquet   the data, and an index of each shard     (pipeline/offline/shards.py)
 out/manifest.parquet   as before, its uris point into the shards: train on it instead of the first one
 out/rejected.parquet   clips that could not be packed
 """
@@ -33,8 +33,17 @@ from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
 from pipeline.decode.isolation import Limits
-from pipeline.shards import Item, PackingConfig, batches_of, is_final, items_of, read_indexes, rejected_of, write_shard
-from pipeline.stages import mapped
+from pipeline.offline.shards import (
+    Item,
+    PackingConfig,
+    batches_of,
+    is_final,
+    items_of,
+    read_indexes,
+    rejected_of,
+    write_shard,
+)
+from pipeline.offline.stages import mapped
 
 log = logging.getLogger(__name__)
 

@@ -39,8 +39,8 @@ from pipeline.corpus.sources import Layout, Source, open_source
 from pipeline.decode.codec import usable
 from pipeline.decode.decoder_choice import measure_decoders
 from pipeline.decode.isolation import Limits
+from pipeline.offline.stages import Probed, clips_of, probe_clips, unnamed_files
 from pipeline.records import Rejected
-from pipeline.stages import Probed, clips_of, probe_clips, unnamed_files
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 captions ──tagger──► WordCounts: (word, NOUN | VERB | ADJ) ──vocabulary──► SignificantWords: rank and family per id
 
-`pipeline/mining.py` counts a whole corpus on all CPUs of a cluster.
+`pipeline/offline/word_counts.py` counts a whole corpus on all CPUs of a cluster.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pipeline.corpus import manifest
 from pipeline.corpus.ledger import read_ledger
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
 from pipeline.decode.codec import encode_video, open_video
-from pipeline.duplicates import SimilarityConfig
+from pipeline.dedup.duplicates import SimilarityConfig
 from pipeline.records import Reason
 
 

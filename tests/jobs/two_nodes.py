@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from jobs.prepare import PrepareConfig, prepare
-from pipeline import stages
+from pipeline.offline import stages
 
 
 def main() -> None:

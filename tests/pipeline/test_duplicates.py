@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from jobs.dedup_benchmark import FPS, drawn_texture, frames_of
-from pipeline import fingerprints
 from pipeline.decode.codec import encode_video, open_video
-from pipeline.duplicates import (
+from pipeline.dedup import fingerprints
+from pipeline.dedup.duplicates import (
     MAX_DISTANCE,
     MIN_CONTRAST,
     Alignment,
@@ -28,7 +28,7 @@ from pipeline.duplicates import (
     normalised_caption,
     removals,
 )
-from pipeline.fingerprints import Fingerprints, perceptual_hashes, thumbnails_of, video_thumbnails
+from pipeline.dedup.fingerprints import Fingerprints, perceptual_hashes, thumbnails_of, video_thumbnails
 from pipeline.records import Kind
 from pipeline.synthetic.clips import CorpusConfig, clips_of
 from pipeline.synthetic.render import render_video

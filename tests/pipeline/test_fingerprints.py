@@ -6,11 +6,17 @@ import pytest
 import scipy.fft
 from PIL import Image
 
-from pipeline import fingerprints
 from pipeline.corpus import manifest
 from pipeline.corpus.manifest import make_manifest
 from pipeline.decode.codec import DecodeError, VideoInfo, encode_video
-from pipeline.fingerprints import Fingerprints, clip_thumbnails, perceptual_hashes, thumbnails_of, video_thumbnails
+from pipeline.dedup import fingerprints
+from pipeline.dedup.fingerprints import (
+    Fingerprints,
+    clip_thumbnails,
+    perceptual_hashes,
+    thumbnails_of,
+    video_thumbnails,
+)
 from pipeline.records import Kind, Reason
 
 

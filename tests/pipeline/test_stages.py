@@ -12,8 +12,8 @@ from pipeline.corpus.annotations import Annotation
 from pipeline.corpus.sources import Source, open_source
 from pipeline.decode.codec import encode_video
 from pipeline.decode.isolation import Limits
+from pipeline.offline.stages import KNOWN, clips_of, probe_batch, probe_clips, unnamed_files
 from pipeline.records import Kind, Reason, Stage
-from pipeline.stages import KNOWN, clips_of, probe_batch, probe_clips, unnamed_files
 
 
 def annotation(path: str, *captions: str, **more) -> Annotation:

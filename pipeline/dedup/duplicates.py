@@ -21,7 +21,14 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Float32, Int64, Real, UInt8, UInt64
 
-from pipeline.fingerprints import FRAMES_PER_SECOND, LUMA_SIDE, PLANES, THUMBNAIL_BYTES, Fingerprints, perceptual_hashes
+from pipeline.dedup.fingerprints import (
+    FRAMES_PER_SECOND,
+    LUMA_SIDE,
+    PLANES,
+    THUMBNAIL_BYTES,
+    Fingerprints,
+    perceptual_hashes,
+)
 from pipeline.records import Kind
 
 NUM_TABLES = 16

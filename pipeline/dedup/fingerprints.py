@@ -25,8 +25,8 @@ from pipeline.corpus.fetching import fetch_ahead, fetched
 from pipeline.corpus.manifest import Manifest
 from pipeline.corpus.media import Media
 from pipeline.decode.codec import Video, decode_image, known_info, open_video, window_indices
+from pipeline.offline.stages import map_clips
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
-from pipeline.stages import map_clips
 
 FRAMES_PER_SECOND = 8.0
 """Thumbnails per second of a video, so 3 KB. Two clips are compared at shifts of half their spacing, which is what

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
-from pipeline.stages import streamed
+from pipeline.offline.stages import streamed
 from pipeline.text.significance import CONTENT_POS, WordCounts, count_words
 from pipeline.text.tagging import TaggerName, make_tagger
 
