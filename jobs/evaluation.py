@@ -22,8 +22,8 @@ from pipeline import storage
 from pipeline.records import IGNORED_LABEL, Batch
 from pipeline.stream.transforms import normalise
 from snps3_model import metrics
+from snps3_model.gather import Gather
 from snps3_model.snps3 import SNPS3, dual_scores
-from snps3_model.visual import Gather
 
 MASKED_WORDS = "masked_word_accuracy"
 PAIRS_AT_ONCE, TEXTS_AT_ONCE = 4096, 1024

@@ -36,10 +36,10 @@ from pipeline.records import ClipRows, DecodeError, Kind, Reason
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise
 from snps3_model import snps3
+from snps3_model.gather import local_gather
 from snps3_model.loading import few, is_hub_name, load_earlier_run
 from snps3_model.objective import LEAST_TEMPERATURE
 from snps3_model.snps3 import SNPS3
-from snps3_model.visual import local_gather
 
 
 @dataclass(frozen=True, kw_only=True)

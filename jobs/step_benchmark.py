@@ -40,9 +40,9 @@ from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import Tokenizer
 from snps3_model import losses
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
+from snps3_model.gather import local_gather
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3, additive_mask
-from snps3_model.visual import local_gather
 
 ROOT = Path(__file__).resolve().parent.parent
 Way = Literal["published", "ours", "hard"]

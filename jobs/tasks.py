@@ -47,10 +47,10 @@ from pipeline.text.masking import MaskingConfig
 from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import Tokenizer
 from snps3_model.downstream import Answering, Choosing
+from snps3_model.gather import Gather
 from snps3_model.metrics import bootstrap_intervals
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
-from snps3_model.visual import Gather
 
 ROWS_AT_ONCE = 1024
 """Questions, or options, of one cross pass during evaluation."""

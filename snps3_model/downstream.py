@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from pipeline.records import IGNORED_LABEL, ChoiceBatch, QuestionBatch
 from snps3_model import losses
 from snps3_model.config import ObjectiveConfig
+from snps3_model.gather import Gather, local_gather
 from snps3_model.objective import freeze_unreached
 from snps3_model.passes import in_chunks
 from snps3_model.snps3 import SNPS3
-from snps3_model.visual import Gather, local_gather, synchronise
+from snps3_model.visual import synchronise
 
 MATCHING_ONLY = ObjectiveConfig(
     gvtm_level1=0.0, masked_words_text=0.0, masked_words_cross=0.0, lvwm=0.0, gvtm_level2=1.0

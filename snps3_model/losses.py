@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from pipeline.records import IGNORED_LABEL
+from snps3_model.gather import Gather
 from snps3_model.snps3 import dual_scores
-from snps3_model.visual import Gather
 
 Frames = Literal["all", "middle"]
 """Which frames of a clip are matched; see ObjectiveConfig.frames."""

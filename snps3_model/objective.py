@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from pipeline.records import IGNORED_LABEL, Batch, LengthGroup
 from snps3_model import losses
 from snps3_model.config import ObjectiveConfig, refuse_order_without_time
+from snps3_model.gather import Gather, local_gather
 from snps3_model.importance import attentive_masks, words_importance
-from snps3_model.mining import easy_weights, mined_clips, with_true_clip
 from snps3_model.passes import Features, by_length, combined, groups_of, in_chunks
+from snps3_model.published_negatives import easy_weights, mined_clips, with_true_clip
 from snps3_model.queues import MomentumQueues
 from snps3_model.snps3 import SNPS3, CrossFeatures, TextFeatures, VideoFeatures, dual_scores
-from snps3_model.visual import Gather, local_gather, synchronise
+from snps3_model.visual import synchronise
 
 TextOrCross = TypeVar("TextOrCross", TextFeatures, CrossFeatures)
 """Features with hidden states of a caption's tokens."""

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from snps3_model.gather import Gather, local_gather
 from snps3_model.snps3 import SNPS3
-from snps3_model.visual import Gather, local_gather
 
 End = Literal["circular", "shifted"]
 """See ObjectiveConfig.queue_end."""

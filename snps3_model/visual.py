@@ -5,22 +5,13 @@ frames (B, T, 3, H, W) ──encoder──► grid (B, T, D, h, w) ──pool─
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from snps3_model.config import VisualConfig
-
-Gather = Callable[[Tensor], Tensor]
-"""(n, …) on each rank to (world·n, …) on every rank, in rank order, with the gradient flowing back to each rank."""
-
-
-def local_gather(rows: Tensor) -> Tensor:
-    """`rows` themselves: the gather of a world of one."""
-    return rows
+from snps3_model.gather import Gather, local_gather
 
 
 class PaddedBatchNorm(nn.Module):

@@ -30,7 +30,7 @@ from jobs.table import rows
 from pipeline.corpus.annotations import Annotation
 from pipeline.corpus.manifest import clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.records import Kind
-from snps3_model.visual import local_gather
+from snps3_model.gather import local_gather
 from tests.batches import random_batch, tiny_network
 from tests.cards import card
 

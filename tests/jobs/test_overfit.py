@@ -22,9 +22,9 @@ from pipeline.synthetic.render import render_video
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 from snps3_model import metrics
+from snps3_model.gather import local_gather
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
-from snps3_model.visual import local_gather
 
 NUM_PAIRS, SIZE_PX, NUM_FRAMES = 16, 64, 2
 REAL_CLIPS = (

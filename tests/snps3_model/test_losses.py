@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.records import IGNORED_LABEL
+from snps3_model.gather import local_gather
 from snps3_model.losses import (
     gvtm_level1,
     gvtm_level2,
@@ -22,7 +23,6 @@ from snps3_model.losses import (
     pair_noise,
     weighted_mean,
 )
-from snps3_model.visual import local_gather
 
 TEMPERATURE = 0.05
 

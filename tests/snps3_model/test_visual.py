@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from snps3_model.config import VisualConfig
-from snps3_model.visual import PaddedBatchNorm, SmallCNN, local_gather, places, pool, pool_parts, synchronise
+from snps3_model.gather import local_gather
+from snps3_model.visual import PaddedBatchNorm, SmallCNN, places, pool, pool_parts, synchronise
 
 CONFIG = VisualConfig(channels=(4, 6, 8))
 HIDDEN = 5
