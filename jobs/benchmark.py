@@ -21,7 +21,6 @@ from cluster.auth import use_private_token
 if __name__ == "__main__":
     use_private_token()
 
-from jobs import run_files
 from jobs.compare_benchmark import compare_runs
 from jobs.control_plane_benchmark import control_plane
 from jobs.corruption_benchmark import corruption
@@ -34,6 +33,7 @@ from jobs.loaders_benchmark import loaders
 from jobs.mining_benchmark import mining
 from jobs.pretrain import hardware
 from jobs.processes import MARKER, bytes_spilled, pss_bytes
+from jobs.run import run_files
 from jobs.s3_benchmark import s3_faults
 from jobs.seeds import ROOT, over_seeds, run_job
 from jobs.step_benchmark import step

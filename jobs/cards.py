@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
-from jobs import run_files
-from jobs.config import PretrainConfig, as_dict
 from jobs.evaluation import Fusion
 from jobs.prepare import annotated_beside
+from jobs.run import run_files
+from jobs.run.config import PretrainConfig
+from jobs.run.identity import as_dict
 from jobs.tasks import Predicted
 from pipeline import storage
 from pipeline.corpus.manifest import checksum, read_manifest

@@ -1,4 +1,4 @@
-"""How a checkpoint is written and read. Nothing is pickled. What else a run's folder holds: `jobs/run_files.py`."""
+"""How a checkpoint is written and read. Nothing is pickled. What else a run's folder holds: `jobs/run/run_files.py`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from jobs.average import WeightAverage
-from jobs.run_files import PROGRESS
+from jobs.run.run_files import PROGRESS, WEIGHTS
 from pipeline import storage
-from pipeline.corpus.manifest import checksum
 
-WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
+OPTIMIZER = "optimizer.pt"
 AVERAGE = "average.safetensors"
 METADATA = {"format": "pt"}
 """Of a safetensors file; Hugging Face's readers ask for it."""
@@ -71,19 +70,6 @@ def save_best(run_folder: str, model: nn.Module, progress: Progress) -> None:
     """The weights that scored best so far, beside what they scored."""
     storage.write_bytes_atomic(f"{run_folder}/best/{WEIGHTS}", weight_bytes(model))
     storage.write_bytes_atomic(f"{run_folder}/best/{PROGRESS}", json.dumps(asdict(progress)).encode())
-
-
-def best_weights(folder: str) -> str:
-    """The file with the weights of a run's folder, or of one that jobs/export.py wrote."""
-    exported = f"{folder}/{WEIGHTS}"
-    return exported if storage.exists(exported) else f"{folder}/best/{WEIGHTS}"
-
-
-def weights_hash(folder: str) -> str:
-    """32 hex digits of the best weights in a run's folder. FileNotFoundError if there are none."""
-    path = best_weights(folder)
-    storage.check_readable(path)
-    return checksum(storage.read_bytes(path))
 
 
 def weight_bytes(model: nn.Module) -> bytes:

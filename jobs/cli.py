@@ -16,9 +16,9 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from jobs.config import PretrainConfig
 from jobs.preflight import describe, problems, survey
-from jobs.presets import PRESETS
+from jobs.run.config import PretrainConfig
+from jobs.run.presets import PRESETS
 
 NOT_A_NUMBER = {
     r"invalid literal for int\(\) with base 10: ('.*')": r"\1 is not a whole number",

@@ -11,8 +11,8 @@ import numpy as np
 
 from jobs import tracking
 from jobs.compare import CURVES, CompareConfig, compare
-from jobs.config import as_dict, flat
-from jobs.presets import tiny
+from jobs.run.identity import as_dict, flat
+from jobs.run.presets import tiny
 
 
 def compare_runs(num_runs: int = 200, num_compared: int = 10, num_points: int = 40) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from jobs import checkpoints
-from jobs.presets import PRESETS
+from jobs.run.presets import PRESETS
 from pipeline import storage
 from snps3_model.convert import load_published
 from snps3_model.loading import WeightsReport

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import evaluation, presets, run_files
-from jobs.config import flat, identity
+from jobs import evaluation
 from jobs.evaluation import Queries, Scored, highest, reranked
 from jobs.finetune import RECIPES
 from jobs.model import Model, Videos, decode, load
+from jobs.run import presets, run_files
+from jobs.run.identity import flat, identity
 from jobs.seeds import over_seeds, read_cells, run_job, write_cells
 from pipeline.records import Kind
 from pipeline.stream.loader import split_rows

@@ -27,10 +27,11 @@ import tyro
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import checkpoints, cli, run_files
-from jobs.config import DataConfig
-from jobs.finetune import config_of
+from jobs import cli
 from jobs.model import decode, load
+from jobs.run import run_files
+from jobs.run.config import DataConfig
+from jobs.run.identity import config_of
 from pipeline import storage
 from pipeline.corpus.ledger import read_ledger, write_ledger
 from pipeline.corpus.manifest import clip_id
@@ -120,7 +121,7 @@ def embed(config: EmbedConfig) -> dict[str, int]:
 def claim(config: EmbedConfig, videos: str, out: str) -> None:
     """ValueError if `out` holds the index of another model or folder; else it is this one's."""
     folder = storage.absolute(config.run)
-    own = {"model": checkpoints.weights_hash(folder), "videos": videos, "run": folder}
+    own = {"model": run_files.weights_hash(folder), "videos": videos, "run": folder}
     path = f"{out}/{INDEX}"
     if storage.exists(path):
         found = run_files.read_json(path)

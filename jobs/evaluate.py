@@ -33,13 +33,14 @@ from jaxtyping import Bool, Int
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
-from jobs import cards, checkpoints, cli, evaluation, pretrain, run_files, streams, tracking
+from jobs import cards, checkpoints, cli, evaluation, pretrain, streams, tracking
 from jobs.cards import TASKS, Card, Protocol, not_repeated, read_card, refuse_other, write_card
-from jobs.config import Placement, PretrainConfig, TaskConfig, as_dict, config_hash, flat
 from jobs.evaluation import Fusion, Scored
-from jobs.finetune import config_of
 from jobs.published import PUBLISHED
 from jobs.report import with_protocols
+from jobs.run import run_files
+from jobs.run.config import Placement, PretrainConfig, TaskConfig
+from jobs.run.identity import as_dict, config_hash, config_of, flat
 from jobs.table import benchmark_of
 from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
 from jobs.worker import Job, Rank, unique
@@ -118,7 +119,7 @@ def evaluate(config: EvaluateConfig) -> Card:
     manifest, identity = read_manifest(protocol.manifest), run_files.read_json(f"{run_folder}/{run_files.IDENTITY}")
     seen = num_seen(run, protocol, identity["fields"]["data.manifest_hash"])
     refuse_seen(config, run, protocol, seen, wanted)
-    weights = checkpoints.weights_hash(run_folder)
+    weights = run_files.weights_hash(run_folder)
     if wanted:
         questions_hash = cards.hash_of_questions(protocol)
         refuse_other(wanted, {"weights": weights, "manifest_hash": manifest.hash, "questions_hash": questions_hash})
@@ -338,7 +339,7 @@ def evaluate_rank(request: Request, runtime: cluster_run.Runtime) -> None:
     """Score this rank's share; the first rank writes what all found."""
     rank, protocol = Rank(request.job, runtime), request.protocol
     network = rank.network(is_new=False)
-    path = checkpoints.best_weights(request.job.run_folder)
+    path = run_files.best_weights(request.job.run_folder)
     data = storage.read_bytes(path)
     if request.weights_of.task.kind == KINDS[protocol.task]:
         checkpoints.load_weights(data, network)

@@ -20,16 +20,18 @@ from typing import Annotated
 import tyro
 
 from cluster.auth import use_private_token
+from jobs.run import run_files
 
 if __name__ == "__main__":
     use_private_token()
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import checkpoints, cli, pretrain, table
+from jobs import cli, pretrain, table
 from jobs.cards import hash_of_questions, read_card
-from jobs.config import TASK_FILES, Placement, PretrainConfig, flat
-from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, config_of, embedded_folder
+from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, embedded_folder
+from jobs.run.config import TASK_FILES, Placement, PretrainConfig
+from jobs.run.identity import config_of, flat
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.synthetic.corpus import SUMMARY_NAME
@@ -91,10 +93,10 @@ class Evaluation:
     def is_done(self) -> bool:
         """Its card is there, and is that of the run's weights on manifest and questions as they are now, re-ranked as
         wanted."""
-        if not (self.card and storage.exists(self.card) and storage.exists(checkpoints.best_weights(self.folder))):
+        if not (self.card and storage.exists(self.card) and storage.exists(run_files.best_weights(self.folder))):
             return False
         card = read_card(self.card)
-        if card.weights != checkpoints.weights_hash(self.folder) or card.protocol.rerank != self.rerank:
+        if card.weights != run_files.weights_hash(self.folder) or card.protocol.rerank != self.rerank:
             return False
         if card.questions_hash and card.questions_hash != hash_of_questions(card.protocol):
             return False

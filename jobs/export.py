@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import safetensors.torch
 import tyro
 
-from jobs import checkpoints, cli, run_files, tracking
+from jobs import checkpoints, cli, tracking
 from jobs.cards import EXPORTED, Card, read_cards
-from jobs.config import PretrainConfig, as_dict
-from jobs.finetune import config_of
+from jobs.run import run_files
+from jobs.run.config import PretrainConfig
+from jobs.run.identity import as_dict, config_of
 from pipeline import storage
 from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.text.tokenizer import SPECIAL_TOKENS
@@ -49,7 +50,7 @@ def export(config: ExportConfig) -> str:
     if storage.exists(f"{out}/config.json"):
         raise ValueError(f"{out} holds a model already; take another folder")
     settings = config_of(run)
-    weights, cards = without_queues(storage.read_bytes(checkpoints.best_weights(run))), read_cards(run)
+    weights, cards = without_queues(storage.read_bytes(run_files.best_weights(run))), read_cards(run)
     files = {
         "config.json": as_dict(settings) | {"model_type": "snps3", "architectures": ["SNPS3"]},
         "preprocessor_config.json": preprocessing(settings),
@@ -62,7 +63,7 @@ def export(config: ExportConfig) -> str:
         if storage.exists(f"{run}/{name}"):
             storage.write_bytes_atomic(f"{out}/{name}", storage.read_bytes(f"{run}/{name}"))
     storage.write_bytes_atomic(f"{out}/README.md", model_card(settings, cards).encode())
-    storage.write_bytes_atomic(f"{out}/{checkpoints.WEIGHTS}", weights)
+    storage.write_bytes_atomic(f"{out}/{run_files.WEIGHTS}", weights)
     if config.register:
         place = settings.placement
         tracker = tracking.run_of(place.storage, place.experiment, settings.name)

@@ -16,15 +16,15 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster.auth import use_private_token
+from jobs.run.identity import config_of
 
 if __name__ == "__main__":
     use_private_token()
 
-from pydantic import TypeAdapter, ValidationError
 
-from jobs import cli, pretrain, run_files
-from jobs.checkpoints import best_weights
-from jobs.config import OptimConfig, Placement, PretrainConfig, SelectionConfig, TaskConfig
+from jobs import cli, pretrain
+from jobs.run.config import OptimConfig, Placement, PretrainConfig, SelectionConfig, TaskConfig
+from jobs.run.run_files import best_weights
 from pipeline import storage
 from pipeline.stream.epoch_plan import MixingConfig
 
@@ -37,18 +37,6 @@ MSRVTT_FULL = "msrvtt_full"
 retrieval, `msrvtt`, has 1,000 of these test videos as its own and trains on others."""
 CHOICES = "msrvtt_multi_choice_qa.jsonl"
 """File of MSRVTT-MC beside that corpus's manifest."""
-
-
-def config_of(run_folder: str) -> PretrainConfig:
-    """The configuration in a run's folder. ValueError that names what is wrong with it, FileNotFoundError for none."""
-    path = f"{run_folder}/config.json"
-    storage.check_readable(path)
-    try:
-        return TypeAdapter(PretrainConfig).validate_python(run_files.read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: {where}: {first['msg']}; it was written by another version") from error
 
 
 def from_run(run: PretrainConfig, run_folder: str, **changes: Any) -> PretrainConfig:

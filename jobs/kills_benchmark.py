@@ -38,11 +38,12 @@ from ray.core.generated import autoscaler_pb2
 from ray.util import placement_group_table
 
 from cluster.run import Runtime
-from jobs import checkpoints, pretrain, run_files, worker
-from jobs.config import Placement, PretrainConfig, SelectionConfig
+from jobs import pretrain, worker
 from jobs.journal import read_journals
 from jobs.local_cluster import LocalCluster, running_cluster
-from jobs.presets import tiny
+from jobs.run import run_files
+from jobs.run.config import Placement, PretrainConfig, SelectionConfig
+from jobs.run.presets import tiny
 from jobs.worker import Job
 from pipeline.stream.loader import ClipSource
 
@@ -330,7 +331,7 @@ def seconds_between(start: float, times: list[str]) -> float | None:
 def weights_of(run_folder: Path) -> str:
     """Hash of the last checkpoint's weights, as bits."""
     name = run_files.committed_checkpoint(str(run_folder))
-    return hashlib.blake2b((run_folder / str(name) / checkpoints.WEIGHTS).read_bytes()).hexdigest()
+    return hashlib.blake2b((run_folder / str(name) / run_files.WEIGHTS).read_bytes()).hexdigest()
 
 
 def kills(

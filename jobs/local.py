@@ -16,8 +16,8 @@ import ray
 
 from cluster.head import Head, local_head
 from jobs import cli, tracking
-from jobs.config import PretrainConfig
 from jobs.make_corpus import progress_printer
+from jobs.run.config import PretrainConfig
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus
 

@@ -22,10 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jobs import checkpoints, evaluation
-from jobs.config import DataConfig, PretrainConfig
+from jobs import evaluation
 from jobs.evaluation import Queries
-from jobs.finetune import config_of
+from jobs.run import run_files
+from jobs.run.config import DataConfig, PretrainConfig
+from jobs.run.identity import config_of
 from jobs.tasks import Language
 from pipeline import storage
 from pipeline.corpus.fetching import fetch
@@ -138,7 +139,7 @@ def load(folder: str, device: str = "cpu") -> Model:
     config = config_of(folder)
     language = Language.load(folder, config)
     network = language.network()
-    path = checkpoints.best_weights(folder)
+    path = run_files.best_weights(folder)
     weights = safetensors.torch.load(storage.read_bytes(path))
     report = load_earlier_run(network, weights, path)
     if lost := report.missing:  # a run may begin with weights that lack them, a trained model may not

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jobs.config import OptimConfig
+from jobs.run.config import OptimConfig
 from snps3_model.convert import published_name
 
 Rule = Literal["vectors", "published"]

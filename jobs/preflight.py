@@ -16,18 +16,10 @@ from typing import Any
 
 import torch
 
-from jobs import run_files
-from jobs.config import (
-    TASK_FILES,
-    DataConfig,
-    Placement,
-    PretrainConfig,
-    differences,
-    identity,
-    in_steps,
-    with_decoder,
-)
 from jobs.evaluation import selectable_metrics
+from jobs.run import run_files
+from jobs.run.config import TASK_FILES, DataConfig, Placement, PretrainConfig, in_steps, with_decoder
+from jobs.run.identity import differences, identity
 from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.decode.codec import usable

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 
-from jobs import cards, checkpoints, evaluation, run_files
-from jobs.config import as_dict
+from jobs import cards, evaluation
 from jobs.journal import read_journals
 from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
+from jobs.run import run_files
+from jobs.run.identity import as_dict
 from jobs.tasks import AskingTask, Predicted
 from jobs.tracking import OF_THE_MACHINE, Tracker
 from jobs.worker import Job
@@ -85,7 +86,7 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
 
 def num_parameters(run_folder: str) -> int:
     """Of the network with its heads, without what only lies in queues."""
-    weights = safetensors.torch.load(storage.read_bytes(checkpoints.best_weights(run_folder)))
+    weights = safetensors.torch.load(storage.read_bytes(run_files.best_weights(run_folder)))
     return sum(tensor.numel() for name, tensor in weights.items() if not name.startswith("queues."))
 
 
@@ -109,7 +110,7 @@ def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) ->
         config,
         is_selected_on_test=cards.num_shared(scored, chosen) > 0,
         num_trained_on=cards.num_shared(scored, trained),
-        weights=checkpoints.weights_hash(job.run_folder),
+        weights=run_files.weights_hash(job.run_folder),
         run_hash=facts["config_hash"],
         **{name: facts[name] for name in ("manifest_hash", "date", "hardware", "commit")},
     )

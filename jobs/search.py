@@ -14,9 +14,10 @@ import pyarrow as pa
 import torch
 import tyro
 
-from jobs import checkpoints, cli, run_files
+from jobs import cli
 from jobs.embed import INDEX, parts_in
 from jobs.model import Model, Videos, load
+from jobs.run import run_files
 from pipeline import storage
 
 
@@ -57,7 +58,7 @@ def search(config: SearchConfig) -> list[Found]:
     storage.check_readable(f"{folder}/{INDEX}")
     facts = run_files.read_json(f"{folder}/{INDEX}")
     run = storage.absolute(config.run or facts["run"])
-    if (found := checkpoints.weights_hash(run)) != facts["model"]:
+    if (found := run_files.weights_hash(run)) != facts["model"]:
         raise ValueError(f"{folder} was made with the model {facts['model']}, and {run} is {found}; name it with --run")
     model = load(run)
     uris, videos = read_index(folder, model)

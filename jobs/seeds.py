@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from jobs import run_files
-from jobs.config import differences
+from jobs.run import run_files
+from jobs.run.identity import differences
 from pipeline import storage
 
 Found = Mapping[tuple[str, int], Mapping[str, float]]

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from cluster.domains import Choice, Domain, Range
-from jobs.config import PretrainConfig, as_dict, flat
+from jobs.run.config import PretrainConfig
+from jobs.run.identity import as_dict, flat, with_values
 
 WEIGHTS = tuple(
     f"objective.{name}"
@@ -125,18 +124,3 @@ def first_that_goes(
             first = first or error
     assert first
     raise first
-
-
-def with_values(base: PretrainConfig, values: Mapping[str, Any], *, name: str) -> PretrainConfig:
-    """The configuration with these fields set anew, under another name. ValueError for a value that it refuses."""
-    tree = as_dict(base) | {"name": name}
-    for path, new in values.items():
-        *parts, last = path.split(".")
-        inner: Any = tree
-        for part in parts:
-            inner = inner[part]
-        inner[last] = new
-    try:
-        return TypeAdapter(PretrainConfig).validate_python(tree)
-    except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.run import WORKER_ENVIRONMENT
-from jobs.config import Placement
+from jobs.run.config import Placement
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.stream.collate import collate
 from pipeline.stream.transforms import normalise

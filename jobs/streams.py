@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray.data
 
-from jobs import run_files
+from jobs.run import run_files
 from pipeline.stream.loader import ClipSource, clip_stream
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from cluster.trials import STEP, Search, scheduler
-from jobs import run_files, tracking
+from jobs import tracking
+from jobs.run import run_files
 from jobs.seeds import ROOT
 from jobs.sweep import SweepConfig, rungs_of
 

@@ -21,7 +21,7 @@ from typing import Any, Generic
 import numpy as np
 import torch
 
-from jobs.config import TASK_FILES, PretrainConfig
+from jobs.run.config import TASK_FILES, PretrainConfig
 from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.questions import (

@@ -18,11 +18,12 @@ import torch
 from jaxtyping import Bool, Float
 
 from cluster.run import Runtime
-from jobs import checkpoints, evaluation, run_files, telemetry
+from jobs import checkpoints, evaluation, telemetry
 from jobs.average import averaged
-from jobs.config import PretrainConfig
 from jobs.journal import Journal
 from jobs.optimizer import learning_rate
+from jobs.run import run_files
+from jobs.run.config import PretrainConfig
 from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Network, Predicted, QuestionTask
 from jobs.tracking import Tracker
 from jobs.training import (
@@ -107,7 +108,7 @@ def run_rank(rank: Rank) -> None:
     if not state.progress.is_finished:
         rank.train(state, validation)
     if state.progress.is_finished:
-        best = f"{job.run_folder}/best/{checkpoints.WEIGHTS}"
+        best = f"{job.run_folder}/best/{run_files.WEIGHTS}"
         checkpoints.load_weights(storage.read_bytes(best), state.network)
         for name in ("test", "temporal"):
             if name in job.sources:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from jobs.config import PretrainConfig
-from jobs.presets import tiny
+from jobs.run.config import PretrainConfig
+from jobs.run.presets import tiny
 from pipeline.corpus.manifest import Manifest, clip_id, make_manifest, write_manifest
 
 SPLITS = {"train": 150, "val": 5, "test": 6, "temporal": 8}

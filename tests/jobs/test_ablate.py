@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jobs import ablate, cli, finetune, space
+from jobs import ablate, cli, finetune
 from jobs.ablate import (
     PRIMARY,
     RECALLS,
@@ -24,9 +24,11 @@ from jobs.ablate import (
     shortened,
     table,
 )
-from jobs.config import PretrainConfig, differences
-from jobs.presets import tiny
-from jobs.run_files import read_json
+from jobs.run import identity
+from jobs.run.config import PretrainConfig
+from jobs.run.identity import differences
+from jobs.run.presets import tiny
+from jobs.run.run_files import read_json
 from jobs.seeds import ROOT, over_seeds, read_cells, write_cells
 from jobs.training import RunError
 
@@ -37,7 +39,7 @@ def wish(**changes: object) -> AblateConfig:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_fits_the_preset_and_differs_from_the_others(name: str) -> None:
-    made = [space.with_values(tiny(), values, name="x") for values in ROWS[name].values()]
+    made = [identity.with_values(tiny(), values, name="x") for values in ROWS[name].values()]
     assert len(set(map(repr, made))) == len(made)
     assert ablate.PAPER[name].keys() == ROWS[name].keys()
 

@@ -11,8 +11,9 @@ import torch
 from batches import tiny_network
 from torch import nn
 
-from jobs import checkpoints, run_files
+from jobs import checkpoints
 from jobs.checkpoints import Progress
+from jobs.run import run_files
 
 PROGRESS = Progress(step=7, best_score=0.5, best_step=6, num_stale=1, score=0.25, seconds={"step": 1.5})
 
@@ -66,10 +67,10 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path, names: tuple[
     saved, other = Tied(*names), Tied(*names, seed=1)
     if way == "checkpoint":
         checkpoints.save(str(tmp_path), saved, adam(saved), PROGRESS)
-        data = (tmp_path / checkpoints.WEIGHTS).read_bytes()
+        data = (tmp_path / run_files.WEIGHTS).read_bytes()
     else:
         checkpoints.save_best(str(tmp_path), saved, PROGRESS)
-        data = (tmp_path / "best" / checkpoints.WEIGHTS).read_bytes()
+        data = (tmp_path / "best" / run_files.WEIGHTS).read_bytes()
     assert len(safetensors.torch.load(data)) == len(saved.state_dict()) - 1
     checkpoints.load_weights(data, other)
     assert_equal(dict(other.state_dict()), dict(saved.state_dict()))
@@ -79,7 +80,7 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path, names: tuple[
 def test_the_best_weights_lie_beside_what_they_scored(tmp_path: Path) -> None:
     saved, other = tiny_network(seed=1), tiny_network(seed=2)
     checkpoints.save_best(str(tmp_path), saved, PROGRESS)
-    checkpoints.load_weights((tmp_path / "best" / checkpoints.WEIGHTS).read_bytes(), other)
+    checkpoints.load_weights((tmp_path / "best" / run_files.WEIGHTS).read_bytes(), other)
     assert_equal(dict(other.state_dict()), dict(saved.state_dict()))
     assert Progress(**run_files.read_json(f"{tmp_path}/best/{run_files.PROGRESS}")) == PROGRESS
 

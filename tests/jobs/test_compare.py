@@ -11,7 +11,7 @@ import pytest
 from cluster.head import free_ports
 from jobs import cli, pretrain, tracking
 from jobs.compare import CURVES, CompareConfig, compare, costs, differences, scores
-from jobs.presets import tiny
+from jobs.run.presets import tiny
 from jobs.tracking import Logged
 from snps3_model.config import ObjectiveConfig
 

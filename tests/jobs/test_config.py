@@ -8,20 +8,16 @@ from typing import Any
 
 import pytest
 
-from jobs.config import (
+from jobs.run.config import (
     DataConfig,
     OptimConfig,
     Placement,
     PretrainConfig,
     SelectionConfig,
     TextConfig,
-    as_dict,
-    config_hash,
-    differences,
-    flat,
-    identity,
     nearest_multiples,
 )
+from jobs.run.identity import as_dict, config_hash, differences, flat, identity
 from pipeline.stream.augmentation import AugmentationConfig
 from pipeline.text.masking import MaskingConfig, Strategy
 from snps3_model.config import ModelConfig, ObjectiveConfig

@@ -13,8 +13,8 @@ from golden import golden
 from torch import Tensor
 
 from jobs import convert
-from jobs.config import PretrainConfig
-from jobs.presets import PRESETS
+from jobs.run.config import PretrainConfig
+from jobs.run.presets import PRESETS
 from snps3_model.config import ModelConfig, VisualConfig
 from snps3_model.convert import load_published, published_name
 from snps3_model.loading import initialise

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jobs import downstream_benchmark
-from jobs.config import differences
 from jobs.downstream_benchmark import KEYS, SPENT, VARIANTS, compared, gap_closed
-from jobs.run_files import read_json, write_json
+from jobs.run.identity import differences
+from jobs.run.run_files import read_json, write_json
 from jobs.seeds import ROOT
 
 

@@ -14,20 +14,22 @@ import pytest
 import torch
 import tyro
 
-from jobs import finetune, run_files
+from jobs import finetune
 from jobs.cards import read_card
-from jobs.config import Placement, PretrainConfig, SelectionConfig
 from jobs.embed import EmbedConfig, embed
 from jobs.evaluate import EvaluateConfig, evaluate, main
 from jobs.evaluate_all import CORPORA, EvaluateAllConfig, evaluate_all, evaluations
 from jobs.export import ExportConfig, export
-from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, config_of
+from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES
 from jobs.kills_benchmark import small_corpus
 from jobs.model import load
 from jobs.prepare import PrepareConfig, prepare
-from jobs.presets import tiny
 from jobs.pretrain import pretrain
 from jobs.report import PROTOCOLS
+from jobs.run import run_files
+from jobs.run.config import Placement, PretrainConfig, SelectionConfig
+from jobs.run.identity import config_of
+from jobs.run.presets import tiny
 from jobs.search import SearchConfig, search
 from jobs.table import TableConfig, table
 from pipeline.corpus.ledger import read_ledger

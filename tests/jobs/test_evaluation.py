@@ -12,7 +12,6 @@ import torch
 
 from jobs import cards, evaluation
 from jobs.cards import Protocol, not_repeated, read_card, refuse_other, write_card
-from jobs.config import TaskConfig
 from jobs.evaluate import (
     EvaluateConfig,
     moved_to,
@@ -25,7 +24,8 @@ from jobs.evaluate import (
 )
 from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from jobs.prepare import MARKER, Prepared, hash_of_list, lists_of, mark_done
-from jobs.presets import tiny
+from jobs.run.config import TaskConfig
+from jobs.run.presets import tiny
 from jobs.table import rows
 from pipeline.corpus.annotations import Annotation
 from pipeline.corpus.manifest import clip_id, make_manifest, read_manifest, write_manifest

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.config import TextConfig
 from jobs.mine_words import MineConfig, describe, main, mine_words
 from jobs.mining_benchmark import mining
 from jobs.preflight import problems
-from jobs.presets import tiny
 from jobs.pretrain import kept_table
+from jobs.run.config import TextConfig
+from jobs.run.presets import tiny
 from pipeline import storage
 from pipeline.text.significance import SignificanceConfig, SignificantWords, mine_significant_words
 from pipeline.text.tagging import lexicon_tagger

@@ -12,14 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from jobs import checkpoints, run_files
 from jobs.cards import Protocol, read_cards, write_card
-from jobs.config import as_dict
 from jobs.embed import decode_part, known_uris, note_rejected
 from jobs.evaluate_all import EvaluateAllConfig, evaluate_all
 from jobs.export import ExportConfig, export, without_queues
 from jobs.model import decode, load
-from jobs.presets import tiny
+from jobs.run import run_files
+from jobs.run.identity import as_dict
+from jobs.run.presets import tiny
 from jobs.table import TableConfig, table
 from jobs.tasks import Language
 from pipeline.decode.codec import encode_video
@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> str:
     table.save(str(folder / "significant_words.json"))
     run_files.write_json(f"{folder}/config.json", as_dict(config))
     weights = {f"model.{name}": tensor for name, tensor in language.network().state_dict().items()}
-    safetensors.torch.save_file(weights, folder / "best" / checkpoints.WEIGHTS)
+    safetensors.torch.save_file(weights, folder / "best" / run_files.WEIGHTS)
     return str(folder)
 
 
@@ -58,7 +58,7 @@ def test_an_exported_folder_without_a_tensor_is_refused_whatever_part_it_is_of(
 ) -> None:
     out = export(ExportConfig(run=run, out=str(tmp_path / "model")))
     load(out)
-    path = f"{out}/{checkpoints.WEIGHTS}"
+    path = f"{out}/{run_files.WEIGHTS}"
     weights = safetensors.torch.load_file(path)
     lost = next(name for name in weights if name.startswith(f"model.{part}."))
     del weights[lost]
@@ -71,12 +71,12 @@ def test_an_exported_model_has_the_weights_and_cards_of_its_run_and_so_has_its_o
     run: str, tmp_path: Path
 ) -> None:
     protocol = Protocol(task="retrieval", run=run, manifest=str(tmp_path / "gone.parquet"), split="test")
-    own = card(protocol=protocol, weights=checkpoints.weights_hash(run))
+    own = card(protocol=protocol, weights=run_files.weights_hash(run))
     write_card(own, f"{run}/evaluation/retrieval-test/card.json")
     once = export(ExportConfig(run=run, out=str(tmp_path / "once")))
     twice = export(ExportConfig(run=once, out=str(tmp_path / "twice")))
     for folder in (once, twice):
-        assert checkpoints.weights_hash(folder) == own.weights
+        assert run_files.weights_hash(folder) == own.weights
         assert read_cards(folder) == read_cards(run) == {"retrieval-test": own}
         assert "[cards/retrieval-test.json]" in Path(folder, "README.md").read_text()
     text = table(TableConfig(runs=(twice,)))  # elsewhere, without the manifest

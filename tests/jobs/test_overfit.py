@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from jobs import evaluation
-from jobs.presets import tiny
+from jobs.run.presets import tiny
 from jobs.training import Clock, make_state, training_steps
 from pipeline.decode.codec import decode_clip, encode_video
 from pipeline.records import Batch, ClipRows, Kind

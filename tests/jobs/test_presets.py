@@ -6,9 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from jobs.config import OptimConfig, PretrainConfig, flat, identity, in_steps
-from jobs.config import as_dict as plain
-from jobs.presets import PRESETS, tiny
+from jobs.run.config import OptimConfig, PretrainConfig, in_steps
+from jobs.run.identity import as_dict as plain
+from jobs.run.identity import flat, identity
+from jobs.run.presets import PRESETS, tiny
 from pipeline.stream.augmentation import AugmentationConfig
 from pipeline.stream.epoch_plan import MixingConfig, Plan
 from snps3_model.config import VisualConfig

@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster import run as cluster_run
-from jobs import checkpoints, run_files, tracking
-from jobs.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig, with_decoder
+from jobs import tracking
 from jobs.preflight import problems
 from jobs.prepare import PrepareConfig, Prepared, prepare
-from jobs.presets import tiny
 from jobs.pretrain import make_sources, pretrain, with_absolute_weights
+from jobs.run import run_files
+from jobs.run.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig, with_decoder
+from jobs.run.presets import tiny
 from pipeline import storage
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import read_manifest
@@ -70,7 +71,7 @@ def last_weights(config: PretrainConfig) -> dict[str, Tensor]:
     folder = Path(config.placement.storage) / config.name
     checkpoint = run_files.committed_checkpoint(str(folder))
     assert checkpoint
-    return load_file(folder / checkpoint / checkpoints.WEIGHTS)
+    return load_file(folder / checkpoint / run_files.WEIGHTS)
 
 
 def prepare_real_clips(real_files: Path, folder: Path, *, cut: bool) -> Prepared:

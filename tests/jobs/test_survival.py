@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import kills_benchmark, pretrain, run_files
+from jobs import kills_benchmark, pretrain
 from jobs.faulty_store import Faults, faulty_store
 from jobs.journal import read_journals
 from jobs.kills_benchmark import (
@@ -33,6 +33,7 @@ from jobs.kills_benchmark import (
     small_run,
 )
 from jobs.local_cluster import LocalCluster, running_cluster
+from jobs.run import run_files
 from pipeline import storage
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -15,11 +15,12 @@ from batches import CLS, FIRST_WORD, MASK, NUM_FRAMES, NUM_WORDS, SEP, SIZE_PX, 
 from torch import Tensor
 
 from cluster.world import World
-from jobs import checkpoints, run_files
+from jobs import checkpoints
 from jobs.average import WeightAverage, averaged
 from jobs.checkpoints import Progress
-from jobs.config import OptimConfig, Placement, PretrainConfig
 from jobs.optimizer import learning_rate
+from jobs.run import run_files
+from jobs.run.config import OptimConfig, Placement, PretrainConfig
 from jobs.training import (
     Clock,
     TrainState,

@@ -13,8 +13,8 @@ from PIL import Image
 from cluster.run import Runtime
 from cluster.world import World
 from jobs import worker
-from jobs.config import DataConfig, OptimConfig, PretrainConfig
 from jobs.pretrain import make_sources
+from jobs.run.config import DataConfig, OptimConfig, PretrainConfig
 from jobs.tasks import CaptionTask, Language
 from jobs.worker import Job, Rank
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest

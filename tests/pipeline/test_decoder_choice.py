@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.config import DataConfig, PretrainConfig, with_decoder
+from jobs.run.config import DataConfig, PretrainConfig, with_decoder
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
 from pipeline.decode.codec import encode_video, open_video, usable_decoders
 from pipeline.decode.decoder_choice import measure_decoders

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from jobs.config import DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
+from jobs.run.config import DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
 from pipeline.stream.augmentation import AugmentationConfig
 from pipeline.text.masking import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig

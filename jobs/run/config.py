@@ -7,15 +7,13 @@ identity. Placement (where, on how many workers, how often it is logged) may cha
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Literal
+from typing import Literal
 
+from jobs.run.identity import flat
 from pipeline.decode.isolation import Limits
 from pipeline.decode.sampling import Sampling
 from pipeline.stream.augmentation import AugmentationConfig
@@ -420,45 +418,3 @@ def nearest_multiples(batch: int, workers: int) -> str:
     """The remedy for a batch that cannot be shared equally."""
     below, above = batch // workers * workers, -(-batch // workers) * workers
     return f"take {above}" if below == 0 else f"take {below} or {above}"
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain values, as it is saved."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted names."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result
-
-
-def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
-    """The fields that make the run what it is, flat; the manifest counts by its content, not by where it lies."""
-    fields = flat(as_dict(config))
-    outside = ("name", "data.manifest")
-    kept = {key: value for key, value in fields.items() if key not in outside and not key.startswith("placement.")}
-    return kept | {"data.manifest_hash": manifest_hash}
-
-
-def config_hash(fields: dict[str, Any]) -> str:
-    """12 hex digits of the identity."""
-    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=6).hexdigest()
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """A line per identity field that is not the same."""
-    missing = "absent"
-    return [
-        f"{key}: was {old.get(key, missing)!r}, is {new.get(key, missing)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, missing) != new.get(key, missing)
-    ]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    raise TypeError(f"a configuration cannot hold a {type(value).__name__}")

@@ -15,6 +15,7 @@ import json
 from typing import Any
 
 from pipeline import storage
+from pipeline.corpus.manifest import checksum
 
 SNAPSHOT, IDENTITY, SECONDS = "checkpoint_manager_snapshot.json", "identity.json", "seconds.json"
 FAILURE = "failure.json"
@@ -81,3 +82,19 @@ def read_json(path: str) -> Any:
 def write_json(path: str, value: Any) -> None:
     """A value as an indented JSON file, written whole or not at all."""
     storage.write_bytes_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+WEIGHTS = "model.safetensors"
+
+
+def best_weights(folder: str) -> str:
+    """The file with the weights of a run's folder, or of one that jobs/export.py wrote."""
+    exported = f"{folder}/{WEIGHTS}"
+    return exported if storage.exists(exported) else f"{folder}/best/{WEIGHTS}"
+
+
+def weights_hash(folder: str) -> str:
+    """32 hex digits of the best weights in a run's folder. FileNotFoundError if there are none."""
+    path = best_weights(folder)
+    storage.check_readable(path)
+    return checksum(storage.read_bytes(path))
