@@ -29,7 +29,6 @@ import scipy.stats
 import tyro
 
 from cluster.auth import use_private_token
-from jobs.run import identity
 
 if __name__ == "__main__":
     use_private_token()
@@ -38,7 +37,8 @@ from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
 from jobs import cli, finetune, preflight, pretrain, tracking
 from jobs.run.config import TASK_FILES, PretrainConfig
-from jobs.run.identity import config_hash, flat, identity
+from jobs.run.fields import config_hash, flat
+from jobs.run.run_identity import config_of, identity, with_values
 from jobs.seeds import Found, over_seeds, read_cells, write_cells
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
@@ -184,7 +184,7 @@ def refuse_equal_rows(config: AblateConfig, base: PretrainConfig) -> None:
     objective = base.objective
     if config.table == "III" and objective.masked_words_text == objective.masked_words_cross == 0:
         raise ValueError("without masked words MLM and MSSM are one: objective.masked_words_text and _cross are both 0")
-    made = {row: identity.with_values(base, values, name="row") for row, values in ROWS[config.table].items()}
+    made = {row: with_values(base, values, name="row") for row, values in ROWS[config.table].items()}
     for one, other in itertools.combinations(made, 2):
         if made[one] == made[other]:
             raise ValueError(f"“{one}” and “{other}” would be the same run: objective.lvwm is {objective.lvwm:g}")
@@ -277,11 +277,11 @@ def one_cell(
     tags = {tracking.PARENT: parent, "row": row}
     found: dict[str, float] = {}
     try:
-        made = identity.with_values(base, {**ROWS[config.table][row], "seed": seed}, name=name)
+        made = with_values(base, {**ROWS[config.table][row], "seed": seed}, name=name)
         found |= runs.results(made, tags)
         run_folder = storage.absolute(f"{base.placement.storage}/{name}")
         for task, recipe in DOWNSTREAM.items() if seed in config.downstream_seeds else ():
-            tuned = finetune.RECIPES[recipe](identity.config_of(run_folder), run_folder)
+            tuned = finetune.RECIPES[recipe](config_of(run_folder), run_folder)
             tuned = shortened(dataclasses.replace(tuned, name=f"{name}-{task}"), config.downstream_steps)
             found |= {f"{task}/{key}": value for key, value in runs.results(tuned, tags).items()}
     except Exception as error:  # of whatever kind: hours of other cells are not lost by it

@@ -19,7 +19,7 @@ from jobs.evaluation import Fusion
 from jobs.prepare import annotated_beside
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
-from jobs.run.identity import as_dict
+from jobs.run.fields import as_dict
 from jobs.tasks import Predicted
 from pipeline import storage
 from pipeline.corpus.manifest import checksum, read_manifest

@@ -11,7 +11,7 @@ import numpy as np
 
 from jobs import tracking
 from jobs.compare import CURVES, CompareConfig, compare
-from jobs.run.identity import as_dict, flat
+from jobs.run.fields import as_dict, flat
 from jobs.run.presets import tiny
 
 

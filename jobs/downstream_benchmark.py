@@ -22,7 +22,8 @@ from jobs.evaluation import Queries, Scored, highest, reranked
 from jobs.finetune import RECIPES
 from jobs.model import Model, Videos, decode, load
 from jobs.run import presets, run_files
-from jobs.run.identity import flat, identity
+from jobs.run.fields import flat
+from jobs.run.run_identity import identity
 from jobs.seeds import over_seeds, read_cells, run_job, write_cells
 from pipeline.records import Kind
 from pipeline.stream.loader import split_rows

@@ -31,7 +31,7 @@ from jobs import cli
 from jobs.model import decode, load
 from jobs.run import run_files
 from jobs.run.config import DataConfig
-from jobs.run.identity import config_of
+from jobs.run.run_identity import config_of
 from pipeline import storage
 from pipeline.corpus.ledger import read_ledger, write_ledger
 from pipeline.corpus.manifest import clip_id

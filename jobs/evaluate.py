@@ -40,7 +40,8 @@ from jobs.published import PUBLISHED
 from jobs.report import with_protocols
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, TaskConfig
-from jobs.run.identity import as_dict, config_hash, config_of, flat
+from jobs.run.fields import as_dict, config_hash, flat
+from jobs.run.run_identity import config_of
 from jobs.table import benchmark_of
 from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
 from jobs.worker import Job, Rank, unique

@@ -31,7 +31,8 @@ from jobs import cli, pretrain, table
 from jobs.cards import hash_of_questions, read_card
 from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, embedded_folder
 from jobs.run.config import TASK_FILES, Placement, PretrainConfig
-from jobs.run.identity import config_of, flat
+from jobs.run.fields import flat
+from jobs.run.run_identity import config_of
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.synthetic.corpus import SUMMARY_NAME

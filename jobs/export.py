@@ -20,7 +20,8 @@ from jobs import checkpoints, cli, tracking
 from jobs.cards import EXPORTED, Card, read_cards
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
-from jobs.run.identity import as_dict, config_of
+from jobs.run.fields import as_dict
+from jobs.run.run_identity import config_of
 from pipeline import storage
 from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.text.tokenizer import SPECIAL_TOKENS

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster.auth import use_private_token
-from jobs.run.identity import config_of
+from jobs.run.run_identity import config_of
 
 if __name__ == "__main__":
     use_private_token()

@@ -26,7 +26,7 @@ from jobs import evaluation
 from jobs.evaluation import Queries
 from jobs.run import run_files
 from jobs.run.config import DataConfig, PretrainConfig
-from jobs.run.identity import config_of
+from jobs.run.run_identity import config_of
 from jobs.tasks import Language
 from pipeline import storage
 from pipeline.corpus.fetching import fetch

@@ -34,7 +34,8 @@ from cluster.connection import at_once, connected_ray, spans_machines
 from jobs import cli, journal, preflight, results, streams, tracking, worker
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, TextConfig, in_steps, with_decoder
-from jobs.run.identity import as_dict, config_hash, flat, identity
+from jobs.run.fields import as_dict, config_hash, flat
+from jobs.run.run_identity import identity
 from jobs.tasks import AskingTask, Language, QuestionTask, make_task
 from jobs.tracking import Tracker
 from jobs.training import DivergedError, RunError

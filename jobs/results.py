@@ -13,7 +13,7 @@ from jobs import cards, evaluation
 from jobs.journal import read_journals
 from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.run import run_files
-from jobs.run.identity import as_dict
+from jobs.run.fields import as_dict
 from jobs.tasks import AskingTask, Predicted
 from jobs.tracking import OF_THE_MACHINE, Tracker
 from jobs.worker import Job

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 
 from jobs.run import run_files
-from jobs.run.identity import differences
+from jobs.run.fields import differences
 from pipeline import storage
 
 Found = Mapping[tuple[str, int], Mapping[str, float]]

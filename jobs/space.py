@@ -15,7 +15,8 @@ from typing import Any
 
 from cluster.domains import Choice, Domain, Range
 from jobs.run.config import PretrainConfig
-from jobs.run.identity import as_dict, flat, with_values
+from jobs.run.fields import as_dict, flat
+from jobs.run.run_identity import with_values
 
 WEIGHTS = tuple(
     f"objective.{name}"

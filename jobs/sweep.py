@@ -24,7 +24,6 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from cluster.auth import use_private_token
-from jobs.run import identity
 
 if __name__ == "__main__":
     use_private_token()
@@ -37,7 +36,8 @@ from cluster.trials import Search, Trial
 from jobs import cli, preflight, pretrain, space, tracking
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig, in_steps
-from jobs.run.identity import config_hash, flat, identity
+from jobs.run.fields import config_hash, flat
+from jobs.run.run_identity import config_of, identity, with_values
 from jobs.training import DivergedError
 from jobs.worker import PROBES
 from pipeline import storage
@@ -222,7 +222,7 @@ def one_trial(
     MLflow run, if its command named one: a trial has the environment of its node."""
     if server:
         os.environ[tracking.URI_VARIABLE] = server
-    config = identity.with_values(base, values, name=run_name(sweep_name, trial_id))
+    config = with_values(base, values, name=run_name(sweep_name, trial_id))
     tags = {tracking.PARENT: parent, "sweep": sweep_name, "trial": trial_id}
     folder = storage.absolute(f"{base.placement.storage}/{config.name}")
     try:
@@ -393,7 +393,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     selection = {}
     if rows[0].score is not None:  # as trials are evaluated, not as they were to be
-        made = identity.config_of(storage.absolute(f"{base.placement.storage}/{rows[0].name}")).selection
+        made = config_of(storage.absolute(f"{base.placement.storage}/{rows[0].name}")).selection
         names = ("metric", "evaluate_also")
         selection = {
             f"selection.{name}": getattr(made, name)

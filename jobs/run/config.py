@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.run.identity import flat
+from jobs.run.fields import flat
 from pipeline.decode.isolation import Limits
 from pipeline.decode.sampling import Sampling
 from pipeline.stream.augmentation import AugmentationConfig

@@ -24,9 +24,9 @@ from jobs.ablate import (
     shortened,
     table,
 )
-from jobs.run import identity
+from jobs.run import run_identity
 from jobs.run.config import PretrainConfig
-from jobs.run.identity import differences
+from jobs.run.fields import differences
 from jobs.run.presets import tiny
 from jobs.run.run_files import read_json
 from jobs.seeds import ROOT, over_seeds, read_cells, write_cells
@@ -39,7 +39,7 @@ def wish(**changes: object) -> AblateConfig:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_fits_the_preset_and_differs_from_the_others(name: str) -> None:
-    made = [identity.with_values(tiny(), values, name="x") for values in ROWS[name].values()]
+    made = [run_identity.with_values(tiny(), values, name="x") for values in ROWS[name].values()]
     assert len(set(map(repr, made))) == len(made)
     assert ablate.PAPER[name].keys() == ROWS[name].keys()
 

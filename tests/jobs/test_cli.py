@@ -15,9 +15,10 @@ from jobs import cli
 from jobs.cli import Command, answered, parse
 from jobs.preflight import Machine, dry_run, num_parameters, problems, this_machine
 from jobs.run.config import PretrainConfig, with_decoder
-from jobs.run.identity import config_hash, identity
+from jobs.run.fields import config_hash
 from jobs.run.presets import tiny
 from jobs.run.run_files import write_json
+from jobs.run.run_identity import identity
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
 from pipeline.stream.augmentation import AugmentationConfig
 from pipeline.stream.epoch_plan import MixingConfig

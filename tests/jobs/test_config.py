@@ -17,7 +17,8 @@ from jobs.run.config import (
     TextConfig,
     nearest_multiples,
 )
-from jobs.run.identity import as_dict, config_hash, differences, flat, identity
+from jobs.run.fields import as_dict, config_hash, differences, flat
+from jobs.run.run_identity import identity
 from pipeline.stream.augmentation import AugmentationConfig
 from pipeline.text.masking import MaskingConfig, Strategy
 from snps3_model.config import ModelConfig, ObjectiveConfig

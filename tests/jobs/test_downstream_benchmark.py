@@ -9,7 +9,7 @@ import pytest
 
 from jobs import downstream_benchmark
 from jobs.downstream_benchmark import KEYS, SPENT, VARIANTS, compared, gap_closed
-from jobs.run.identity import differences
+from jobs.run.fields import differences
 from jobs.run.run_files import read_json, write_json
 from jobs.seeds import ROOT
 

@@ -28,8 +28,8 @@ from jobs.pretrain import pretrain
 from jobs.report import PROTOCOLS
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
-from jobs.run.identity import config_of
 from jobs.run.presets import tiny
+from jobs.run.run_identity import config_of
 from jobs.search import SearchConfig, search
 from jobs.table import TableConfig, table
 from pipeline.corpus.ledger import read_ledger

@@ -18,7 +18,7 @@ from jobs.evaluate_all import EvaluateAllConfig, evaluate_all
 from jobs.export import ExportConfig, export, without_queues
 from jobs.model import decode, load
 from jobs.run import run_files
-from jobs.run.identity import as_dict
+from jobs.run.fields import as_dict
 from jobs.run.presets import tiny
 from jobs.table import TableConfig, table
 from jobs.tasks import Language

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from jobs.run.config import OptimConfig, PretrainConfig, in_steps
-from jobs.run.identity import as_dict as plain
-from jobs.run.identity import flat, identity
+from jobs.run.fields import as_dict as plain
+from jobs.run.fields import flat
 from jobs.run.presets import PRESETS, tiny
+from jobs.run.run_identity import identity
 from pipeline.stream.augmentation import AugmentationConfig
 from pipeline.stream.epoch_plan import MixingConfig, Plan
 from snps3_model.config import VisualConfig

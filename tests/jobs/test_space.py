@@ -10,7 +10,7 @@ from toy import run_of
 from cluster.domains import Choice, Range
 from cluster.trials import Trial
 from jobs import cli, preflight, pretrain, space, sweep
-from jobs.run import identity, run_files
+from jobs.run import run_files, run_identity
 from jobs.run.config import PretrainConfig
 from jobs.run.presets import tiny
 from jobs.sweep import SweepConfig, describe, evaluated_at, identity_hash, row_of, rungs_of, summary
@@ -68,10 +68,10 @@ def test_every_ready_space_fits_the_configuration(name: str) -> None:
 
 def test_values_are_set_in_their_parts_and_all_else_stays() -> None:
     base = tiny()
-    made = identity.with_values(base, {"masking.probability": 0.3, "objective.lvwm": 0.0, "seed": 4}, name="x")
+    made = run_identity.with_values(base, {"masking.probability": 0.3, "objective.lvwm": 0.0, "seed": 4}, name="x")
     assert (made.masking.probability, made.objective.lvwm, made.seed, made.name) == (0.3, 0.0, 4, "x")
     back = {"masking.probability": base.masking.probability, "objective.lvwm": base.objective.lvwm, "seed": base.seed}
-    assert identity.with_values(made, back, name=base.name) == base
+    assert run_identity.with_values(made, back, name=base.name) == base
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_and_an_impossible_value_with_its_rule() -> None:
@@ -112,7 +112,7 @@ def test_a_small_corpus_has_as_many_significant_words_as_the_ready_space_asks_fo
     table = mine_significant_words(captions, pieces)
     (top_k,) = [values for name, values in space.parse(space.SPACES["significant_words"]).items() if "top_k" in name]
     for value in top_k.corners:
-        masking = identity.with_values(tiny(), {"masking.top_k": value}, name="x").masking
+        masking = run_identity.with_values(tiny(), {"masking.top_k": value}, name="x").masking
         pretrain.refuse_more_words_than_there_are(masking, table)
 
 

@@ -1,32 +1,16 @@
-"""TODO"""
+"""Which fields name a run; its saved configuration read back; the same configuration with fields set anew."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
+from jobs.run.fields import as_dict, flat
 from pipeline import storage
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain values, as it is saved."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted names."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result
 
 
 def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
@@ -35,27 +19,6 @@ def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
     outside = ("name", "data.manifest")
     kept = {key: value for key, value in fields.items() if key not in outside and not key.startswith("placement.")}
     return kept | {"data.manifest_hash": manifest_hash}
-
-
-def config_hash(fields: dict[str, Any]) -> str:
-    """12 hex digits of the identity."""
-    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=6).hexdigest()
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """A line per identity field that is not the same."""
-    missing = "absent"
-    return [
-        f"{key}: was {old.get(key, missing)!r}, is {new.get(key, missing)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, missing) != new.get(key, missing)
-    ]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    raise TypeError(f"a configuration cannot hold a {type(value).__name__}")
 
 
 def config_of(run_folder: str) -> PretrainConfig:
