@@ -35,11 +35,12 @@ if __name__ == "__main__":
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import cli, finetune, preflight, pretrain, tracking
+from jobs import cli, finetune, preflight, pretrain
 from jobs.run.config import TASK_FILES, PretrainConfig
 from jobs.run.fields import config_hash, flat
 from jobs.run.run_identity import config_of, identity, with_values
 from jobs.seeds import Found, over_seeds, read_cells, write_cells
+from jobs.tracking import mlflow_runs
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 
@@ -130,11 +131,11 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
     folder, fields = storage.absolute(f"{path}/{config.name}"), identity_of(config, base)
     found = read_cells(f"{folder}/{CELLS}", fields)
     refuse_other_fine_tuning(config, base, found)
-    tracking.refuse_unreachable(path)
+    mlflow_runs.refuse_unreachable(path)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         pretrain.refuse_scattered_metrics(path)
         num_at_once = pretrain.runs_at_once(config.num_at_once, placement)
-        parent = tracking.open_run(
+        parent = mlflow_runs.open_run(
             path,
             experiment=placement.experiment,
             name=config.name,
@@ -163,7 +164,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
             status = "KILLED"
             raise
         finally:
-            tracking.end_open(parent.uri, parent.run_id)
+            mlflow_runs.end_open(parent.uri, parent.run_id)
             parent.finish(status)
     return table(config, found, failed), failed
 
@@ -274,7 +275,7 @@ def one_cell(
     """The results of a row with a seed, fine-tuned too if the seed is one of those, and what ended them early."""
     row, seed = cell
     name = f"{config.name}-{row.lower().replace(',', '').replace(' ', '-')}-{seed}"
-    tags = {tracking.PARENT: parent, "row": row}
+    tags = {mlflow_runs.PARENT: parent, "row": row}
     found: dict[str, float] = {}
     try:
         made = with_values(base, {**ROWS[config.table][row], "seed": seed}, name=name)

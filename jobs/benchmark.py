@@ -31,13 +31,13 @@ from jobs.gpu_benchmark import gpu_step
 from jobs.kills_benchmark import kills, restart
 from jobs.loaders_benchmark import loaders
 from jobs.mining_benchmark import mining
-from jobs.pretrain import hardware
 from jobs.processes import MARKER, bytes_spilled, pss_bytes
 from jobs.run import run_files
 from jobs.s3_benchmark import s3_faults
 from jobs.seeds import ROOT, over_seeds, run_job
 from jobs.step_benchmark import step
 from jobs.sweep_benchmark import sweep
+from jobs.tracking.machine import hardware
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
 
 MANIFEST = "corpora/embedded/manifest/manifest.parquet"

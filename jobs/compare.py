@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import tyro
 from markupsafe import Markup
 
-from jobs import cli, figures, tracking
+from jobs import cli, figures
 from jobs.report import template
-from jobs.tracking import Logged
+from jobs.tracking import mlflow_runs
+from jobs.tracking.mlflow_runs import Logged
 from pipeline import storage
 
 CURVES = (
@@ -63,8 +64,8 @@ class CompareConfig:
 
 def compare(config: CompareConfig) -> str:
     """Path of the page. ValueError for a run that is not there, or twice."""
-    tracking.refuse_unreachable(config.storage)
-    runs = tracking.read_runs(config.storage, config.experiment, config.runs, CURVES)
+    mlflow_runs.refuse_unreachable(config.storage)
+    runs = mlflow_runs.read_runs(config.storage, config.experiment, config.runs, CURVES)
     for number, run in enumerate(runs):
         if any(run.run_id == other.run_id for other in runs[:number]):
             raise ValueError(f"the run {run.name!r} ({run.run_id}) is named twice; name others to compare it with")

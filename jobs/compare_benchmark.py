@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs import tracking
 from jobs.compare import CURVES, CompareConfig, compare
 from jobs.run.fields import as_dict, flat
 from jobs.run.presets import tiny
+from jobs.tracking import mlflow_runs
 
 
 def compare_runs(num_runs: int = 200, num_compared: int = 10, num_points: int = 40) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def fill(folder: str, number: int, num_points: int) -> None:
     """A run of the store, with the parameters of `tiny` and curves of noise."""
     rng = np.random.default_rng(number)
     params = flat(as_dict(tiny())) | {"seed": number}
-    tracker = tracking.open_run(folder, experiment="snps3", name=f"run-{number}", identity_hash="x", params=params)
+    tracker = mlflow_runs.open_run(folder, experiment="snps3", name=f"run-{number}", identity_hash="x", params=params)
     for step in range(num_points):
         tracker.log(dict(zip(CURVES, rng.random(len(CURVES)), strict=True)), step)
     scores = {

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from cluster.auth import use_private_token
+from jobs.tracking import machine
 
 if __name__ == "__main__":
     use_private_token()
@@ -33,7 +34,7 @@ from jaxtyping import Bool, Int
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
-from jobs import cards, checkpoints, cli, evaluation, pretrain, streams, tracking
+from jobs import cards, checkpoints, cli, evaluation, pretrain, streams
 from jobs.cards import TASKS, Card, Protocol, not_repeated, read_card, refuse_other, write_card
 from jobs.evaluation import Fusion, Scored
 from jobs.published import PUBLISHED
@@ -44,6 +45,7 @@ from jobs.run.fields import as_dict, config_hash, flat
 from jobs.run.run_identity import config_of
 from jobs.table import benchmark_of
 from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
+from jobs.tracking import mlflow_runs
 from jobs.worker import Job, Rank, unique
 from pipeline import storage
 from pipeline.corpus.ledger import write_ledger
@@ -147,8 +149,8 @@ def evaluate(config: EvaluateConfig) -> Card:
         run_hash=identity["hash"],
         manifest_hash=manifest.hash,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        hardware=pretrain.hardware(),
-        commit=tracking.commit(),
+        hardware=machine.hardware(),
+        commit=machine.git_commit(),
     )
     if wanted:
         refuse_other(wanted, {"ids_hash": card.ids_hash})
@@ -404,7 +406,7 @@ def texts_of(captions: Sequence[str], queries: str) -> list[str]:
 def log(card: Card, run: PretrainConfig, placement: Placement) -> None:
     """The card as a run of MLflow: protocol as parameters, scores as metrics."""
     name = f"{run.name}/{card.protocol.task}-{card.protocol.split}"
-    tracker = tracking.open_run(
+    tracker = mlflow_runs.open_run(
         placement.storage,
         experiment=placement.experiment,
         name=name,

@@ -16,12 +16,13 @@ from typing import Annotated, Any
 import safetensors.torch
 import tyro
 
-from jobs import checkpoints, cli, tracking
+from jobs import checkpoints, cli
 from jobs.cards import EXPORTED, Card, read_cards
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict
 from jobs.run.run_identity import config_of
+from jobs.tracking import mlflow_runs
 from pipeline import storage
 from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.text.tokenizer import SPECIAL_TOKENS
@@ -67,8 +68,8 @@ def export(config: ExportConfig) -> str:
     storage.write_bytes_atomic(f"{out}/{run_files.WEIGHTS}", weights)
     if config.register:
         place = settings.placement
-        tracker = tracking.run_of(place.storage, place.experiment, settings.name)
-        print(tracking.log_model(tracker, out, settings.model.hidden, config.register))
+        tracker = mlflow_runs.run_of(place.storage, place.experiment, settings.name)
+        print(mlflow_runs.log_model(tracker, out, settings.model.hidden, config.register))
     return out
 
 

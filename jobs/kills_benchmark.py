@@ -39,11 +39,11 @@ from ray.util import placement_group_table
 
 from cluster.run import Runtime
 from jobs import pretrain, worker
-from jobs.journal import read_journals
 from jobs.local_cluster import LocalCluster, running_cluster
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
 from jobs.run.presets import tiny
+from jobs.tracking.journal import read_journals
 from jobs.worker import Job
 from pipeline.stream.loader import ClipSource
 

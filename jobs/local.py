@@ -15,9 +15,10 @@ from pathlib import Path
 import ray
 
 from cluster.head import Head, local_head
-from jobs import cli, tracking
+from jobs import cli
 from jobs.make_corpus import progress_printer
 from jobs.run.config import PretrainConfig
+from jobs.tracking import mlflow_runs
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus
 
@@ -66,7 +67,7 @@ def pretrain(head: Head, arguments: list[str]) -> int:
 
 def conclusion(config: PretrainConfig, run_folder: Path, seconds: float) -> str:
     """Where the results lie and how to look at them."""
-    uri = tracking.tracking_uri(config.placement.storage)
+    uri = mlflow_runs.tracking_uri(config.placement.storage)
     return (
         f"\ndone in {seconds / 60:.1f} minutes\n"
         f"  look:     open {run_folder / 'report.html'} in a browser\n"

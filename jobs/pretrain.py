@@ -10,10 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import os
-import platform
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,6 +20,8 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster.auth import use_private_token
+from jobs.tracking import machine
+from jobs.tracking.machine import hardware
 
 if __name__ == "__main__":
     use_private_token()
@@ -31,13 +30,14 @@ import ray.data
 
 from cluster import run as cluster_run
 from cluster.connection import at_once, connected_ray, spans_machines
-from jobs import cli, journal, preflight, results, streams, tracking, worker
+from jobs import cli, preflight, results, streams, worker
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, TextConfig, in_steps, with_decoder
 from jobs.run.fields import as_dict, config_hash, flat
 from jobs.run.run_identity import identity
 from jobs.tasks import AskingTask, Language, QuestionTask, make_task
-from jobs.tracking import Tracker
+from jobs.tracking import journal, mlflow_runs
+from jobs.tracking.mlflow_runs import Tracker
 from jobs.training import DivergedError, RunError
 from jobs.worker import Job
 from pipeline import storage
@@ -73,7 +73,7 @@ def pretrain(
         print(f"{config.name} is finished: {run_folder}/report.html")
         return run_files.read_json(f"{run_folder}/results.json")
     params = flat(as_dict(config)) | {"manifest_hash": manifest_hash}
-    tracker = tracking.open_run(
+    tracker = mlflow_runs.open_run(
         config.placement.storage,
         experiment=config.placement.experiment,
         name=config.name,
@@ -129,7 +129,7 @@ def upload_checkpoint(run_folder: str, folder: str, name: str) -> None:
 def refuse_scattered_metrics(storage_path: str) -> None:
     """ValueError if the connected cluster has several machines, or will, and metrics would go to a file of one."""
     if spans_machines() or cluster_run.grows():
-        tracking.refuse_local(storage_path)
+        mlflow_runs.refuse_local(storage_path)
 
 
 def runs_at_once(wanted: int | None, placement: Placement) -> int:
@@ -363,7 +363,7 @@ def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> 
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),
-        "commit": tracking.commit(),
+        "commit": machine.git_commit(),
         "config_hash": run_hash,
         "manifest_hash": manifest_hash,
     }
@@ -381,19 +381,8 @@ def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> 
     for key in sorted(key for key in found if key.endswith(("r1", "r10"))):
         print(f"{key:34s} {found[key]:.3f}")
     print(f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json")
-    print(f"MLflow: {tracking.without_password(tracker.uri)}")
+    print(f"MLflow: {mlflow_runs.without_password(tracker.uri)}")
     return found
-
-
-def hardware() -> str:
-    """Processor, cores and GPUs of the driver's machine, in words."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    gpus = subprocess.run(
-        "nvidia-smi --query-gpu=name --format=csv,noheader", shell=True, capture_output=True, text=True, check=False
-    )
-    names = gpus.stdout.split("\n")[0].strip() if gpus.returncode == 0 else "no GPU"
-    return f"{model}, {os.cpu_count()} cores, {names}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -406,7 +395,7 @@ def run(command: cli.Command, *, program: str) -> int:
     if (status := cli.answered(command)) is not None:
         return status
     try:
-        tracking.refuse_unreachable(command.config.placement.storage)
+        mlflow_runs.refuse_unreachable(command.config.placement.storage)
         pretrain(command.config)
     except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
         print(f"{program}: {error}", file=sys.stderr)

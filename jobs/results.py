@@ -10,12 +10,12 @@ import numpy as np
 import safetensors.torch
 
 from jobs import cards, evaluation
-from jobs.journal import read_journals
 from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.run import run_files
 from jobs.run.fields import as_dict
 from jobs.tasks import AskingTask, Predicted
-from jobs.tracking import OF_THE_MACHINE, Tracker
+from jobs.tracking.journal import read_journals
+from jobs.tracking.mlflow_runs import OF_THE_MACHINE, Tracker
 from jobs.worker import Job
 from pipeline import storage
 from pipeline.corpus.ledger import count_by_reason, read_ledger

@@ -33,11 +33,12 @@ from cluster.connection import connected_ray
 from cluster.domains import Domain
 from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
-from jobs import cli, preflight, pretrain, space, tracking
+from jobs import cli, preflight, pretrain, space
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig, in_steps
 from jobs.run.fields import config_hash, flat
 from jobs.run.run_identity import config_of, identity, with_values
+from jobs.tracking import mlflow_runs
 from jobs.training import DivergedError
 from jobs.worker import PROBES
 from pipeline import storage
@@ -140,7 +141,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     refuse_what_cannot_run(corners, manifest)
     base = evaluated_at(rungs, base)
     path = base.placement.storage
-    tracking.refuse_unreachable(path)
+    mlflow_runs.refuse_unreachable(path)
     folder = storage.absolute(f"{path}/{config.name}")
     sweep_hash = identity_hash(config, base, manifest.hash)
     refuse_other_sweep(folder, sweep_hash)
@@ -149,7 +150,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
         placement = base.placement
         num_at_once = pretrain.runs_at_once(config.num_at_once, placement)
         run_files.write_json(f"{folder}/{run_files.IDENTITY}", {"hash": sweep_hash})
-        parent = tracking.open_run(
+        parent = mlflow_runs.open_run(
             path,
             experiment=placement.experiment,
             name=config.name,
@@ -178,18 +179,18 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
                     base=base,
                     sweep_name=config.name,
                     parent=parent.run_id,
-                    server=os.environ.get(tracking.URI_VARIABLE),
+                    server=os.environ.get(mlflow_runs.URI_VARIABLE),
                 ),
                 search,
                 name=config.name,
                 path=inner,
                 filesystem=filesystem,
                 files=storage.list_files(folder),
-                on_end=functools.partial(tracking.end_open, parent.uri, parent.run_id),
+                on_end=functools.partial(mlflow_runs.end_open, parent.uri, parent.run_id),
             )
             if stopped := [one.trial_id for one in done if one.is_open]:
                 for trial_id in stopped:
-                    tracking.end_open(parent.uri, parent.run_id, trial_id, has_failed=True)
+                    mlflow_runs.end_open(parent.uri, parent.run_id, trial_id, has_failed=True)
                 status = "KILLED"
                 return []
             rows = sorted((row_of(one, config) for one in done), key=place)
@@ -197,7 +198,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
             parent.log(summary(rows), 0)
             status = "FINISHED"
         finally:
-            tracking.end_open(parent.uri, parent.run_id)
+            mlflow_runs.end_open(parent.uri, parent.run_id)
             parent.finish(status)
     return rows
 
@@ -221,9 +222,9 @@ def one_trial(
     """Pre-trains with these values. A run that diverges ends, and is no result. `server`: that of the sweep's own
     MLflow run, if its command named one: a trial has the environment of its node."""
     if server:
-        os.environ[tracking.URI_VARIABLE] = server
+        os.environ[mlflow_runs.URI_VARIABLE] = server
     config = with_values(base, values, name=run_name(sweep_name, trial_id))
-    tags = {tracking.PARENT: parent, "sweep": sweep_name, "trial": trial_id}
+    tags = {mlflow_runs.PARENT: parent, "sweep": sweep_name, "trial": trial_id}
     folder = storage.absolute(f"{base.placement.storage}/{config.name}")
     try:
         results = pretrain.pretrain(config, watchers=[watcher], tags=tags)

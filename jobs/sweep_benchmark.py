@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from cluster.trials import STEP, Search, scheduler
-from jobs import tracking
 from jobs.run import run_files
 from jobs.seeds import ROOT
 from jobs.sweep import SweepConfig, rungs_of
+from jobs.tracking import mlflow_runs
 
 SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.probability=0.15,0.3,0.5")
 METRIC, TRAINED = "validation/t2v/mean_recall", "loss/total"
@@ -48,7 +48,7 @@ def sweep(storage: str = "runs/benchmark", num_steps: int = 96) -> dict[str, Any
         seconds[how] = time.perf_counter() - start
         rows = found[how] = run_files.read_json(f"{storage}/{name}/sweep.json")
         names = [row["name"] for row in rows if row["score"] is not None]
-        logged[how] = tracking.read_runs(storage, "snps3", names, (METRIC, TRAINED))
+        logged[how] = mlflow_runs.read_runs(storage, "snps3", names, (METRIC, TRAINED))
         total[how] = sum(run.curves[TRAINED][-1][0] for run in logged[how])
     grid, asha = (max(found[name], key=lambda row: row["score"] or -1.0) for name in ("none", "asha"))
     best = next(run for run in logged["none"] if run.name == grid["name"])

@@ -18,14 +18,15 @@ import torch
 from jaxtyping import Bool, Float
 
 from cluster.run import Runtime
-from jobs import checkpoints, evaluation, telemetry
+from jobs import checkpoints, evaluation
 from jobs.average import averaged
-from jobs.journal import Journal
 from jobs.optimizer import learning_rate
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
 from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Network, Predicted, QuestionTask
-from jobs.tracking import Tracker
+from jobs.tracking import telemetry
+from jobs.tracking.journal import Journal
+from jobs.tracking.mlflow_runs import Tracker
 from jobs.training import (
     Clock,
     DivergedError,

@@ -25,7 +25,7 @@ ONE_FILE = {
     "boto3": "pipeline/storage.py",
     "botocore": "pipeline/storage.py",
     "pyarrow.fs": "pipeline/storage.py",
-    "mlflow": "jobs/tracking.py",
+    "mlflow": "jobs/tracking/mlflow_runs.py",
     "spacy": "pipeline/text/tagging.py",
     "ray.train": "cluster/run.py",
     "ray.tune": "cluster/trials.py",

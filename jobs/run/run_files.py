@@ -4,7 +4,7 @@ STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json 
              answers.json                                       of question answering, likewise
              checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
              best/  ledger.parquet  evaluation/  seconds.json  results.json  report.html    results
-             logs/                                              what each process said (jobs/journal.py)
+             logs/                                              what each process said (jobs/tracking/journal.py)
              stop                                               asks the run to write a checkpoint and end
              failure.json                                       why the run stopped for good
 """

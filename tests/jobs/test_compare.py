@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from cluster.head import free_ports
-from jobs import cli, pretrain, tracking
+from jobs import cli, pretrain
 from jobs.compare import CURVES, CompareConfig, compare, costs, differences, scores
 from jobs.run.presets import tiny
-from jobs.tracking import Logged
+from jobs.tracking import mlflow_runs
+from jobs.tracking.mlflow_runs import Logged
 from snps3_model.config import ObjectiveConfig
 
 
 def fill(storage: str) -> None:
     for number, name in enumerate(("one", "two", "<three>")):
-        tracker = tracking.open_run(
+        tracker = mlflow_runs.open_run(
             storage,
             experiment="snps3",
             name=name,
@@ -91,7 +92,7 @@ def test_one_run_and_too_many_are_refused() -> None:
 
 def test_a_run_named_twice_and_a_name_that_cannot_be_looked_for_are_refused(tmp_path: Path) -> None:
     fill(str(tmp_path))
-    (again,) = tracking.read_runs(str(tmp_path), "snps3", ["one"], ())
+    (again,) = mlflow_runs.read_runs(str(tmp_path), "snps3", ["one"], ())
     for second in ("one", again.run_id):
         with pytest.raises(ValueError, match=rf"the run 'one' \({again.run_id}\) is named twice"):
             compare(CompareConfig(runs=("one", "two", second), storage=str(tmp_path)))
@@ -112,7 +113,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(monkeypatch
     (port,) = free_ports(1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
     with pytest.raises(ValueError, match=f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer") as refused:
-        tracking.refuse_unreachable("runs")
+        mlflow_runs.refuse_unreachable("runs")
     assert "secret" not in str(refused.value)
 
 
@@ -139,6 +140,6 @@ def test_a_run_on_several_machines_wants_a_server(
 
 def test_a_file_of_one_machine_is_refused_for_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="is a file on one of them"):
-        tracking.refuse_local(str(tmp_path))
+        mlflow_runs.refuse_local(str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    tracking.refuse_local(str(tmp_path))
+    mlflow_runs.refuse_local(str(tmp_path))

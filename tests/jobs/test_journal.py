@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jobs.journal import FOLDER, Journal, read_journals
+from jobs.tracking.journal import FOLDER, Journal, read_journals
 
 
 def test_lines_of_all_processes_are_read_in_order_of_time(tmp_path: Path) -> None:

@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster import run as cluster_run
-from jobs import tracking
 from jobs.preflight import problems
 from jobs.prepare import PrepareConfig, Prepared, prepare
 from jobs.pretrain import make_sources, pretrain, with_absolute_weights
 from jobs.run import run_files
 from jobs.run.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig, with_decoder
 from jobs.run.presets import tiny
+from jobs.tracking import mlflow_runs
 from pipeline import storage
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import read_manifest
@@ -185,7 +185,7 @@ def pretrain_until_stopped(config: PretrainConfig, monkeypatch: pytest.MonkeyPat
 def losses(config: PretrainConfig, config_hash: str) -> dict[str, list[tuple[int, float]]]:
     """Step and value of each loss, as it was tracked."""
     placement = config.placement
-    tracker = tracking.open_run(
+    tracker = mlflow_runs.open_run(
         placement.storage, experiment=placement.experiment, name=config.name, identity_hash=config_hash, params={}
     )
     return {name: tracker.history(name) for name in tracker.metric_names() if name.startswith("loss/")}

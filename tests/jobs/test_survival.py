@@ -20,7 +20,6 @@ import pytest
 
 from jobs import kills_benchmark, pretrain
 from jobs.faulty_store import Faults, faulty_store
-from jobs.journal import read_journals
 from jobs.kills_benchmark import (
     EVERY,
     NUM_STEPS,
@@ -34,6 +33,7 @@ from jobs.kills_benchmark import (
 )
 from jobs.local_cluster import LocalCluster, running_cluster
 from jobs.run import run_files
+from jobs.tracking.journal import read_journals
 from pipeline import storage
 
 ROOT = Path(__file__).resolve().parent.parent.parent

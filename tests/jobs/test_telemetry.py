@@ -12,7 +12,7 @@ import pytest
 import ray
 import torch
 
-from jobs.telemetry import GAUGES, gpu_memory_mib, memory_mib, publish
+from jobs.tracking.telemetry import GAUGES, gpu_memory_mib, memory_mib, publish
 
 DASHBOARD = json.loads((Path(__file__).resolve().parent.parent.parent / "cluster" / "grafana.json").read_text())
 

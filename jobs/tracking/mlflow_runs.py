@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import subprocess
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from jobs.tracking.machine import DIRTY, git_commit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -31,8 +32,6 @@ from pipeline import storage
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PARENT = "mlflow.parentRunId"
 """Tag by which MLflow shows a run below another."""
-DIRTY = "-dirty"
-"""Mark of a commit whose files were changed since."""
 REACH_SECONDS = 5.0
 OF_THE_MACHINE = "system/"
 """How the names of what MLflow measures of a machine begin."""
@@ -174,7 +173,7 @@ def open_run(
         (run,) = known
         client.update_run(run.info.run_id, status="RUNNING")
     else:
-        code = commit()
+        code = git_commit()
         known_tags = {
             "run_key": f"{name}@{identity_hash}",
             MLFLOW_GIT_COMMIT: code.removesuffix(DIRTY),
@@ -275,15 +274,3 @@ def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: 
             )
         )
     return logged
-
-
-def commit() -> str:
-    """The commit of the code, with a mark if it was changed since; `unknown` outside a repository."""
-    described = subprocess.run(
-        ["git", "describe", "--always", f"--dirty={DIRTY}", "--abbrev=12", "--exclude=*"],  # a tag is no commit
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "unknown"

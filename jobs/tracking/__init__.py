@@ -1,0 +1,4 @@
+"""What is written down while a run goes: MLflow runs, gauges for Prometheus, the journal of each process.
+
+May import `pipeline.storage`. The only room that imports mlflow.
+"""
