@@ -15,8 +15,8 @@ from typing import Annotated
 
 import tyro
 
-from jobs import checkpoints
 from jobs.run.presets import PRESETS
+from jobs.training import checkpoints
 from pipeline import storage
 from snps3_model.convert import load_published
 from snps3_model.loading import WeightsReport

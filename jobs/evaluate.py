@@ -34,7 +34,7 @@ from jaxtyping import Bool, Int
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
-from jobs import cards, checkpoints, cli, evaluation, pretrain, streams
+from jobs import cards, cli, evaluation, pretrain
 from jobs.cards import TASKS, Card, Protocol, not_repeated, read_card, refuse_other, write_card
 from jobs.evaluation import Fusion, Scored
 from jobs.published import PUBLISHED
@@ -46,7 +46,8 @@ from jobs.run.run_identity import config_of
 from jobs.table import benchmark_of
 from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
 from jobs.tracking import mlflow_runs
-from jobs.worker import Job, Rank, unique
+from jobs.training import checkpoints, streams
+from jobs.training.trainer import Job, Rank, unique
 from pipeline import storage
 from pipeline.corpus.ledger import write_ledger
 from pipeline.corpus.manifest import Manifest, read_manifest

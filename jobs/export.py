@@ -16,13 +16,14 @@ from typing import Annotated, Any
 import safetensors.torch
 import tyro
 
-from jobs import checkpoints, cli
+from jobs import cli
 from jobs.cards import EXPORTED, Card, read_cards
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict
 from jobs.run.run_identity import config_of
 from jobs.tracking import mlflow_runs
+from jobs.training import checkpoints
 from pipeline import storage
 from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.text.tokenizer import SPECIAL_TOKENS

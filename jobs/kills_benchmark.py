@@ -38,13 +38,14 @@ from ray.core.generated import autoscaler_pb2
 from ray.util import placement_group_table
 
 from cluster.run import Runtime
-from jobs import pretrain, worker
+from jobs import pretrain
 from jobs.local_cluster import LocalCluster, running_cluster
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
 from jobs.run.presets import tiny
 from jobs.tracking.journal import read_journals
-from jobs.worker import Job
+from jobs.training import trainer
+from jobs.training.trainer import Job
 from pipeline.stream.loader import ClipSource
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +64,7 @@ WAIT_SECONDS = 480
 
 def recorded_rank(job: Job, runtime: Runtime) -> None:
     """`worker.pretrain_rank`; each step's clips go to a file of this process as soon as the step is done."""
-    steps, rank = worker.training_steps, runtime.world.rank
+    steps, rank = trainer.training_steps, runtime.world.rank
     path = Path(job.run_folder).parent / "trained" / f"{time.time_ns()}-{rank}-{os.getpid()}.jsonl"
     path.parent.mkdir(exist_ok=True)
 
@@ -81,11 +82,11 @@ def recorded_rank(job: Job, runtime: Runtime) -> None:
                 time.sleep(PACE_SECONDS)
                 yield metrics, batch
 
-    worker.training_steps = recorded
+    trainer.training_steps = recorded
     try:
-        worker.pretrain_rank(job, runtime)
+        trainer.pretrain_rank(job, runtime)
     finally:
-        worker.training_steps = steps
+        trainer.training_steps = steps
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ import ray.data
 
 from cluster import run as cluster_run
 from cluster.connection import at_once, connected_ray, spans_machines
-from jobs import cli, preflight, results, streams, worker
+from jobs import cli, preflight, results
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, TextConfig, in_steps, with_decoder
 from jobs.run.fields import as_dict, config_hash, flat
@@ -38,8 +38,9 @@ from jobs.run.run_identity import identity
 from jobs.tasks import AskingTask, Language, QuestionTask, make_task
 from jobs.tracking import journal, mlflow_runs
 from jobs.tracking.mlflow_runs import Tracker
-from jobs.training import DivergedError, RunError
-from jobs.worker import Job
+from jobs.training import streams, trainer
+from jobs.training.step import DivergedError, RunError
+from jobs.training.trainer import Job
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.records import Kind
@@ -54,7 +55,7 @@ from snps3_model.loading import is_hub_name
 def pretrain(
     config: PretrainConfig,
     *,
-    on_rank: Callable[[Job, cluster_run.Runtime], None] = worker.pretrain_rank,
+    on_rank: Callable[[Job, cluster_run.Runtime], None] = trainer.pretrain_rank,
     watchers: Sequence[Any] = (),
     tags: Mapping[str, str] = MappingProxyType({}),
     is_stopped: Callable[[], bool] = lambda: False,
@@ -147,7 +148,7 @@ def failure(run_folder: str) -> RunError:
 
 def clean(run_folder: str) -> None:
     """What an earlier try has left in the run's folder and nobody is to read is gone."""
-    for name in (worker.STOP_FILE, run_files.FAILURE):
+    for name in (trainer.STOP_FILE, run_files.FAILURE):
         storage.remove(f"{run_folder}/{name}")
     for name in run_files.sweep(run_folder):
         print(f"removed {name}, which was uploaded but never committed")
@@ -341,7 +342,7 @@ def stopping_on_signal(run_folder: str) -> Iterator[None]:
 
 def ask_to_stop(run_folder: str) -> None:
     """The workers of the run write a checkpoint and end."""
-    storage.write_bytes_atomic(f"{run_folder}/{worker.STOP_FILE}", b"")
+    storage.write_bytes_atomic(f"{run_folder}/{trainer.STOP_FILE}", b"")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from jobs.run.fields import as_dict
 from jobs.tasks import AskingTask, Predicted
 from jobs.tracking.journal import read_journals
 from jobs.tracking.mlflow_runs import OF_THE_MACHINE, Tracker
-from jobs.worker import Job
+from jobs.training.trainer import Job
 from pipeline import storage
 from pipeline.corpus.ledger import count_by_reason, read_ledger
 

@@ -39,8 +39,8 @@ from jobs.run.config import PretrainConfig, in_steps
 from jobs.run.fields import config_hash, flat
 from jobs.run.run_identity import config_of, identity, with_values
 from jobs.tracking import mlflow_runs
-from jobs.training import DivergedError
-from jobs.worker import PROBES
+from jobs.training.step import DivergedError
+from jobs.training.trainer import PROBES
 from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest
 

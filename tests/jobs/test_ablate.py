@@ -30,7 +30,7 @@ from jobs.run.fields import differences
 from jobs.run.presets import tiny
 from jobs.run.run_files import read_json
 from jobs.seeds import ROOT, over_seeds, read_cells, write_cells
-from jobs.training import RunError
+from jobs.training.step import RunError
 
 
 def wish(**changes: object) -> AblateConfig:

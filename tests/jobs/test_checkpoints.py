@@ -11,9 +11,9 @@ import torch
 from batches import tiny_network
 from torch import nn
 
-from jobs import checkpoints
-from jobs.checkpoints import Progress
 from jobs.run import run_files
+from jobs.training import checkpoints
+from jobs.training.checkpoints import Progress
 
 PROGRESS = Progress(step=7, best_score=0.5, best_step=6, num_stale=1, score=0.25, seconds={"step": 1.5})
 

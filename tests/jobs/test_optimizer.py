@@ -9,8 +9,8 @@ from batches import tiny_network
 from golden import golden
 from torch import nn
 
-from jobs.optimizer import is_decayed, learning_rate, make_optimizer, parameter_groups, step_factor
 from jobs.run.config import OptimConfig
+from jobs.training.optimizer import is_decayed, learning_rate, make_optimizer, parameter_groups, step_factor
 
 SLOW = ("text_encoder.embeddings.", "text_encoder.encoder.", "text_encoder.pooler.", "img_encoder.")
 

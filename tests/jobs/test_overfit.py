@@ -13,7 +13,7 @@ import torch
 
 from jobs import evaluation
 from jobs.run.presets import tiny
-from jobs.training import Clock, make_state, training_steps
+from jobs.training.step import Clock, make_state, training_steps
 from pipeline.decode.codec import decode_clip, encode_video
 from pipeline.records import Batch, ClipRows, Kind
 from pipeline.stream.collate import collate

@@ -14,8 +14,8 @@ from jobs.run import run_files, run_identity
 from jobs.run.config import PretrainConfig
 from jobs.run.presets import tiny
 from jobs.sweep import SweepConfig, describe, evaluated_at, identity_hash, row_of, rungs_of, summary
-from jobs.training import DivergedError, RunError
-from jobs.worker import PROBES
+from jobs.training.step import DivergedError, RunError
+from jobs.training.trainer import PROBES
 from pipeline.corpus.manifest import read_manifest
 from pipeline.synthetic.corpus import CorpusConfig, clips_of
 from pipeline.text.significance import mine_significant_words

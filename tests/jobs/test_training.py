@@ -15,13 +15,13 @@ from batches import CLS, FIRST_WORD, MASK, NUM_FRAMES, NUM_WORDS, SEP, SIZE_PX, 
 from torch import Tensor
 
 from cluster.world import World
-from jobs import checkpoints
-from jobs.average import WeightAverage, averaged
-from jobs.checkpoints import Progress
-from jobs.optimizer import learning_rate
 from jobs.run import run_files
 from jobs.run.config import OptimConfig, Placement, PretrainConfig
-from jobs.training import (
+from jobs.training import checkpoints
+from jobs.training.checkpoints import Progress
+from jobs.training.ema import WeightAverage, averaged
+from jobs.training.optimizer import learning_rate
+from jobs.training.step import (
     Clock,
     TrainState,
     commit,

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jobs.watchdog import EXIT_STATUS, Watchdog
+from jobs.training.watchdog import EXIT_STATUS, Watchdog
 
 STANDING = """
 import sys, time

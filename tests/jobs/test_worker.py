@@ -12,11 +12,11 @@ from PIL import Image
 
 from cluster.run import Runtime
 from cluster.world import World
-from jobs import worker
 from jobs.pretrain import make_sources
 from jobs.run.config import DataConfig, OptimConfig, PretrainConfig
 from jobs.tasks import CaptionTask, Language
-from jobs.worker import Job, Rank
+from jobs.training import trainer
+from jobs.training.trainer import Job, Rank
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.records import Batch, Kind, Stage
@@ -80,7 +80,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
 
 @pytest.fixture(autouse=True)
 def no_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "Tracker", lambda *_: None)
+    monkeypatch.setattr(trainer, "Tracker", lambda *_: None)
 
 
 def batches(
@@ -111,7 +111,7 @@ def columns(batch: Batch) -> list[torch.Tensor]:
 @pytest.fixture(scope="module")
 def training(config: PretrainConfig) -> list[Batch]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "Tracker", lambda *_: None)
+        patch.setattr(trainer, "Tracker", lambda *_: None)
         return list(batches(config, "train", Stage.TRAIN))
 
 

@@ -16,8 +16,8 @@ from batches import MASK, random_batch, tiny_network
 from golden import golden
 from torch import Tensor
 
-from jobs import checkpoints
-from jobs.checkpoints import Progress
+from jobs.training import checkpoints
+from jobs.training.checkpoints import Progress
 from pipeline.records import IGNORED_LABEL
 from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig, reference_objective

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from cluster.run import Runtime
-from jobs import checkpoints
-from jobs.average import WeightAverage
-from jobs.checkpoints import Progress
-from jobs.optimizer import learning_rate, make_optimizer
 from jobs.run import run_files
 from jobs.run.config import OptimConfig, PretrainConfig
 from jobs.tasks import Network
+from jobs.training import checkpoints
+from jobs.training.checkpoints import Progress
+from jobs.training.ema import WeightAverage
+from jobs.training.optimizer import learning_rate, make_optimizer
 from pipeline.records import Batch
 from pipeline.stream.transforms import normalise
 

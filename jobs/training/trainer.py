@@ -18,16 +18,17 @@ import torch
 from jaxtyping import Bool, Float
 
 from cluster.run import Runtime
-from jobs import checkpoints, evaluation
-from jobs.average import averaged
-from jobs.optimizer import learning_rate
+from jobs import evaluation
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
 from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Network, Predicted, QuestionTask
 from jobs.tracking import telemetry
 from jobs.tracking.journal import Journal
 from jobs.tracking.mlflow_runs import Tracker
-from jobs.training import (
+from jobs.training import checkpoints
+from jobs.training.ema import averaged
+from jobs.training.optimizer import learning_rate
+from jobs.training.step import (
     Clock,
     DivergedError,
     RunError,
@@ -38,7 +39,7 @@ from jobs.training import (
     non_finite_error,
     training_steps,
 )
-from jobs.watchdog import Watchdog
+from jobs.training.watchdog import Watchdog
 from pipeline import storage
 from pipeline.corpus.ledger import read_ledger, refuse_above_share, write_ledger
 from pipeline.records import Batch, Rejected, Stage

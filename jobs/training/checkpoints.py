@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from jobs.average import WeightAverage
 from jobs.run.run_files import PROGRESS, WEIGHTS
+from jobs.training.ema import WeightAverage
 from pipeline import storage
 
 OPTIMIZER = "optimizer.pt"
