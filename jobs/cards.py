@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.evaluation import Fusion
 from jobs.prepare import annotated_beside
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict
-from jobs.tasks import Predicted
+from jobs.tasks.retrieval import Fusion
+from jobs.tasks.tasks import Predicted
 from pipeline import storage
 from pipeline.corpus.manifest import checksum, read_manifest
 from pipeline.records import Kind

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import evaluation
-from jobs.evaluation import Queries, Scored, highest, reranked
 from jobs.finetune import RECIPES
 from jobs.model import Model, Videos, decode, load
 from jobs.run import presets, run_files
 from jobs.run.fields import flat
 from jobs.run.run_identity import identity
 from jobs.seeds import over_seeds, read_cells, run_job, write_cells
+from jobs.tasks import retrieval
+from jobs.tasks.retrieval import Queries, Scored, highest, reranked
 from pipeline.records import Kind
 from pipeline.stream.loader import split_rows
 from snps3_model.metrics import bootstrap_intervals, placements, recalls_at
@@ -61,7 +61,7 @@ def both_stages(run: str, folder: str, num_clips: int, num_frames: int, k: int) 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
         frames = list(pool.map(partial(decode, data=data), paths, chunksize=50))
-    relevant = evaluation.true_of(texts, [[text] for text in texts])
+    relevant = retrieval.true_of(texts, [[text] for text in texts])
     videos, video_seconds = timed(lambda: encoded(model, frames))
     queries, text_seconds = timed(lambda: model.embed_texts(texts))
     found: dict[int, tuple[np.ndarray, float]] = {}
@@ -129,7 +129,7 @@ def scored_in_two_stages(model: Model, queries: Queries, videos: Videos, k: int)
     dual = model.dual_scores(queries, videos).numpy()
     text, clip = np.nonzero(highest(dual, k))
     cross = np.full(dual.shape, np.nan, dual.dtype)
-    cross[text, clip] = evaluation.cross_scores(model.network, queries, videos.tokens, text, clip).numpy()
+    cross[text, clip] = retrieval.cross_scores(model.network, queries, videos.tokens, text, clip).numpy()
     return reranked(Scored(clip_ids=np.arange(len(videos.vectors)), dual=dual, cross=cross), k)
 
 

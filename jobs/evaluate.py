@@ -34,9 +34,8 @@ from jaxtyping import Bool, Int
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
-from jobs import cards, cli, evaluation, pretrain
+from jobs import cards, cli, pretrain
 from jobs.cards import TASKS, Card, Protocol, not_repeated, read_card, refuse_other, write_card
-from jobs.evaluation import Fusion, Scored
 from jobs.published import PUBLISHED
 from jobs.report import with_protocols
 from jobs.run import run_files
@@ -44,7 +43,9 @@ from jobs.run.config import Placement, PretrainConfig, TaskConfig
 from jobs.run.fields import as_dict, config_hash, flat
 from jobs.run.run_identity import config_of
 from jobs.table import benchmark_of
-from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
+from jobs.tasks import retrieval
+from jobs.tasks.retrieval import Fusion, Scored
+from jobs.tasks.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
 from jobs.tracking import mlflow_runs
 from jobs.training import checkpoints, streams
 from jobs.training.trainer import Job, Rank, unique
@@ -357,7 +358,7 @@ def evaluate_rank(request: Request, runtime: cluster_run.Runtime) -> None:
         assert isinstance(network, Pretraining), "retrieval is scored by both encoders"
         scored, texts, measured = retrieved(rank, network, batches, protocol)
         if rank.world.is_first:
-            evaluation.save_scores(f"{request.out}/scores.npz", scored, texts={"texts": texts})
+            retrieval.save_scores(f"{request.out}/scores.npz", scored, texts={"texts": texts})
     rejected = rank.world.gather_objects(rank.rejected)
     if rank.world.is_first:
         run_files.write_json(f"{request.out}/measured.json", vars(measured))
@@ -369,15 +370,15 @@ def retrieved(
 ) -> tuple[Scored, list[str], cards.Measured]:
     """Scores, the texts that asked, and what came out, of retrieval in both directions."""
     source = rank.job.sources["test"]
-    gallery = evaluation.encode_clips(network.model, batches, rank.world.gather)
+    gallery = retrieval.encode_clips(network.model, batches, rank.world.gather)
     clip_ids = gallery.clip_ids.cpu().numpy()
     texts, relevant, owners = queries_of(source, clip_ids, protocol.queries)
     k = protocol.rerank
     scored = rank.pair_scores(
-        network, gallery, texts, asked=functools.partial(evaluation.first_of_both, k=k) if k else None
+        network, gallery, texts, asked=functools.partial(retrieval.first_of_both, k=k) if k else None
     )
     how: dict[str, Any] = {"fusion": protocol.fusion, "prior": protocol.prior, "seed": protocol.seed}
-    scores = evaluation.retrieval_results(scored, relevant, "test", rerank=k, owners=owners, **how)
+    scores = retrieval.retrieval_results(scored, relevant, "test", rerank=k, owners=owners, **how)
     return scored, texts, cards.of_retrieval(clip_ids.tolist(), texts, source, scores)
 
 
@@ -391,7 +392,7 @@ def queries_of(
     own = [texts_of(some, queries) for some in every]
     texts = [text for some in own for text in some]
     owners = np.repeat(np.arange(len(own)), [len(some) for some in own])
-    return texts, evaluation.true_of(texts, own if queries == "paragraph" else every), owners
+    return texts, retrieval.true_of(texts, own if queries == "paragraph" else every), owners
 
 
 def texts_of(captions: Sequence[str], queries: str) -> list[str]:

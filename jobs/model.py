@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jobs import evaluation
-from jobs.evaluation import Queries
 from jobs.run import run_files
 from jobs.run.config import DataConfig, PretrainConfig
 from jobs.run.run_identity import config_of
-from jobs.tasks import Language
+from jobs.tasks import retrieval
+from jobs.tasks.retrieval import Queries
+from jobs.tasks.tasks import Language
 from pipeline import storage
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.media import kind_of
@@ -97,7 +97,7 @@ class Model:
     def embed_texts(self, texts: Sequence[str]) -> Queries:
         """Texts; a long one keeps its beginning."""
         ids, mask = (part.to(self.device) for part in self.language.tokens(texts))
-        return evaluation.encode_texts(self.network, ids, mask, local_gather)
+        return retrieval.encode_texts(self.network, ids, mask, local_gather)
 
     def dual_scores(self, texts: Queries, videos: Videos) -> Float[Tensor, "Q N"]:
         """The dual encoder's score of each text with each video."""
@@ -107,7 +107,7 @@ class Model:
         """The cross encoder's score of each text with each video."""
         num_texts, num_videos = len(texts.vectors), len(videos.vectors)
         text, clip = (part.ravel() for part in np.indices((num_texts, num_videos)))
-        return evaluation.cross_scores(self.network, texts, videos.tokens, text, clip).view(num_texts, num_videos)
+        return retrieval.cross_scores(self.network, texts, videos.tokens, text, clip).view(num_texts, num_videos)
 
 
 def decode(path: str, data: DataConfig, limits: Limits | None = None) -> np.ndarray:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from jobs.evaluation import selectable_metrics
 from jobs.run import run_files
 from jobs.run.config import TASK_FILES, DataConfig, Placement, PretrainConfig, in_steps, with_decoder
 from jobs.run.fields import differences
 from jobs.run.run_identity import identity
+from jobs.tasks.retrieval import selectable_metrics
 from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.decode.codec import usable

@@ -35,7 +35,7 @@ from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, TextConfig, in_steps, with_decoder
 from jobs.run.fields import as_dict, config_hash, flat
 from jobs.run.run_identity import identity
-from jobs.tasks import AskingTask, Language, QuestionTask, make_task
+from jobs.tasks.tasks import AskingTask, Language, QuestionTask, make_task
 from jobs.tracking import journal, mlflow_runs
 from jobs.tracking.mlflow_runs import Tracker
 from jobs.training import streams, trainer

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 
-from jobs import cards, evaluation
+from jobs import cards
 from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.run import run_files
 from jobs.run.fields import as_dict
-from jobs.tasks import AskingTask, Predicted
+from jobs.tasks import retrieval
+from jobs.tasks.tasks import AskingTask, Predicted
 from jobs.tracking.journal import read_journals
 from jobs.tracking.mlflow_runs import OF_THE_MACHINE, Tracker
 from jobs.training.trainer import Job
@@ -126,20 +127,20 @@ def load_evaluation(path: str) -> dict[str, Any]:
 
 def measured(saved: dict[str, Any], name: str, rerank: int | None = None) -> dict[str, float]:
     """The metrics of a split: retrieval over all clips, or within groups for the temporal test."""
-    scored = evaluation.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
+    scored = retrieval.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
     if name == "temporal":
-        return evaluation.group_results(scored, saved["groups"], name)
-    return evaluation.retrieval_results(scored, saved["relevant"], name, rerank=rerank)
+        return retrieval.group_results(scored, saved["groups"], name)
+    return retrieval.retrieval_results(scored, saved["relevant"], name, rerank=rerank)
 
 
 def ranking(saved: dict[str, Any], name: str, rerank: int | None = None) -> Ranking:
     """The scores of a split for the report's pictures."""
-    scored = evaluation.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
+    scored = retrieval.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
     scores = {"fused": scored.fused, "dual": scored.dual, "cross": scored.cross}
     if name == "temporal":
         scores = {"cross": scored.cross, "dual": scored.dual}
     elif rerank:
-        scores = {"fused": evaluation.reranked(scored, rerank), "dual": scored.dual}
+        scores = {"fused": retrieval.reranked(scored, rerank), "dual": scored.dual}
     return Ranking(
         captions=saved["captions"],
         clips=saved["thumbnails"],

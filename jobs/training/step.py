@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cluster.run import Runtime
 from jobs.run import run_files
 from jobs.run.config import OptimConfig, PretrainConfig
-from jobs.tasks import Network
+from jobs.tasks.tasks import Network
 from jobs.training import checkpoints
 from jobs.training.checkpoints import Progress
 from jobs.training.ema import WeightAverage

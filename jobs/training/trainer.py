@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Bool, Float
 
 from cluster.run import Runtime
-from jobs import evaluation
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
-from jobs.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Network, Predicted, QuestionTask
+from jobs.tasks import retrieval
+from jobs.tasks.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Network, Predicted, QuestionTask
 from jobs.tracking import telemetry
 from jobs.tracking.journal import Journal
 from jobs.tracking.mlflow_runs import Tracker
@@ -51,7 +51,7 @@ from snps3_model.loading import initialise
 from snps3_model.objective import Pretraining
 from snps3_model.visual_weights import load_visual_weights
 
-PROBES = ("validation/t2v/mean_recall", f"validation/{evaluation.MASKED_WORDS}")
+PROBES = ("validation/t2v/mean_recall", f"validation/{retrieval.MASKED_WORDS}")
 """What runs of any weights and ratios can be compared by."""
 PROBE = MaskingConfig(top_k=None, min_masked=1)
 """How the words of evaluation captions are masked, whatever the run trains with: runs can be compared by them."""
@@ -337,10 +337,10 @@ class Rank:
         scored = self.score(validation, network, name="validation")
         relevant = self.relevant(scored.clip_ids, "validation")
         rerank = self.config.selection.rerank
-        results = evaluation.retrieval_results(scored, relevant, "validation", rerank=rerank)
+        results = retrieval.retrieval_results(scored, relevant, "validation", rerank=rerank)
         if self.config.objective.masked_words_cross:
-            filled = evaluation.masked_word_accuracy(network.model, validation, self.world.gather)
-            results[f"validation/{evaluation.MASKED_WORDS}"] = filled
+            filled = retrieval.masked_word_accuracy(network.model, validation, self.world.gather)
+            results[f"validation/{retrieval.MASKED_WORDS}"] = filled
         return results
 
     def answers(self, batches: list[Batch], network: Network, *, name: str) -> list[Predicted]:
@@ -348,15 +348,15 @@ class Rank:
         assert isinstance(self.job.task, AskingTask), "only such a task asks"
         return self.world.gather_objects(list(self.job.task.predictions(network, batches, self.job.language, name)))
 
-    def score(self, batches: list[Batch], network: Network, *, name: str) -> evaluation.Scored:
+    def score(self, batches: list[Batch], network: Network, *, name: str) -> retrieval.Scored:
         """Both scores of a split's pairs, the cross one of all or of the first; within groups for the temporal test."""
         assert isinstance(network, Pretraining), "the other tasks ask"
-        gallery = evaluation.encode_clips(network.model, batches, self.world.gather)
+        gallery = retrieval.encode_clips(network.model, batches, self.world.gather)
         clip_ids = gallery.clip_ids.cpu().numpy()
         captions = self.captions(clip_ids, name)
         if name != "temporal":
             k = self.config.selection.rerank
-            first = functools.partial(evaluation.first_of_both, k=k) if k else None
+            first = functools.partial(retrieval.first_of_both, k=k) if k else None
             return self.pair_scores(network, gallery, captions, asked=first)
         groups = self.job.sources[name].groups(clip_ids)
         within = groups[:, None] == groups[None, :]
@@ -366,17 +366,17 @@ class Rank:
     def pair_scores(
         self,
         network: Pretraining,
-        gallery: evaluation.Gallery,
+        gallery: retrieval.Gallery,
         texts: Sequence[str],
         asked: Callable[[Float[np.ndarray, "Q N"]], Bool[np.ndarray, "Q N"]] | None = None,
-    ) -> evaluation.Scored:
+    ) -> retrieval.Scored:
         """Both scores of texts and clips, of which each rank computes a share: the dual one of all pairs, the cross
         one of those that `asked` chooses by it."""
         world = self.world
         share = {"rank": world.rank, "num_ranks": world.size}
         ids, mask = (part.to(world.device) for part in self.job.language.tokens(texts))
-        queries = evaluation.encode_texts(network.model, ids, mask, world.gather, **share)
-        return evaluation.score(
+        queries = retrieval.encode_texts(network.model, ids, mask, world.gather, **share)
+        return retrieval.score(
             network.model,
             queries,
             gallery,
@@ -400,7 +400,7 @@ class Rank:
     def relevant(self, clip_ids: np.ndarray, name: str) -> Bool[np.ndarray, "N N"]:
         """True where the caption that queries for one clip is a caption of another, or the same."""
         every = self.all_captions(clip_ids, name)
-        return evaluation.true_of([captions[0] for captions in every], every)
+        return retrieval.true_of([captions[0] for captions in every], every)
 
     def commit(self, state: TrainState, probes: Mapping[str, float]) -> None:
         """A checkpoint of where the run is. `probes`: what was measured there, if anything."""
@@ -430,11 +430,11 @@ class Rank:
                     run_files.write_json(path, [dataclasses.asdict(answer) for answer in answers])
             return
         scored = self.score(batches, network, name=name)
-        frames = self.world.gather_objects([evaluation.thumbnails([batch]) for batch in batches])
-        words = evaluation.fill_masked_words(network.model, batches[0])
+        frames = self.world.gather_objects([retrieval.thumbnails([batch]) for batch in batches])
+        words = retrieval.fill_masked_words(network.model, batches[0])
         if self.world.is_first:
             order = [part for step in zip(*chunks(frames, self.world.size), strict=True) for part in step]
-            evaluation.save_scores(
+            retrieval.save_scores(
                 f"{self.job.run_folder}/evaluation/{name}.npz",
                 scored,
                 texts={"captions": self.captions(scored.clip_ids, name), "filled": words},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import cards, evaluation
+from jobs import cards
 from jobs.cards import Protocol, not_repeated, read_card, refuse_other, write_card
 from jobs.evaluate import (
     EvaluateConfig,
@@ -22,11 +22,12 @@ from jobs.evaluate import (
     run_manifest,
     table,
 )
-from jobs.evaluation import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from jobs.prepare import MARKER, Prepared, hash_of_list, lists_of, mark_done
 from jobs.run.config import TaskConfig
 from jobs.run.presets import tiny
 from jobs.table import rows
+from jobs.tasks import retrieval
+from jobs.tasks.retrieval import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from pipeline.corpus.annotations import Annotation
 from pipeline.corpus.manifest import clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.records import Kind
@@ -75,12 +76,12 @@ def test_highest_takes_the_first_of_equal_ones() -> None:
 
 def test_pairs_that_are_asked_for_have_the_scores_of_all_pairs() -> None:
     network, batch = tiny_network(dtype=torch.float32).eval(), random_batch(6, empty=(3,))
-    gallery = evaluation.encode_clips(network.model, [batch], local_gather)
+    gallery = retrieval.encode_clips(network.model, [batch], local_gather)
     assert gallery.clip_ids.tolist() == [int(batch.clip_ids[row]) for row in (0, 1, 2, 4, 5)]
-    queries = evaluation.encode_texts(network.model, batch.token_ids, batch.token_mask, local_gather)
+    queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, local_gather)
 
     def found(asked: Any) -> Scored:
-        return evaluation.score(
+        return retrieval.score(
             network.model, queries, gallery, local_gather, rank=0, num_ranks=1, temperature=0.05, asked=asked
         )
 
@@ -158,7 +159,7 @@ def test_a_run_that_asks_about_the_first_pairs_only_measures_what_it_would_have_
     if k == NUM_TEXTS:  # all of both
         assert found.items() <= whole.items()
     assert not any("cross" in name for name in found)
-    assert set(evaluation.selectable_metrics("validation", k)) < set(evaluation.selectable_metrics("validation"))
+    assert set(retrieval.selectable_metrics("validation", k)) < set(retrieval.selectable_metrics("validation"))
 
 
 def test_captions_of_one_clip_are_one_unit_of_the_interval() -> None:

@@ -21,7 +21,7 @@ from jobs.run import run_files
 from jobs.run.fields import as_dict
 from jobs.run.presets import tiny
 from jobs.table import TableConfig, table
-from jobs.tasks import Language
+from jobs.tasks.tasks import Language
 from pipeline.decode.codec import encode_video
 from pipeline.decode.isolation import Limits
 from pipeline.records import DecodeError, Reason

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import evaluation
 from jobs.run.presets import tiny
+from jobs.tasks import retrieval
 from jobs.training.step import Clock, make_state, training_steps
 from pipeline.decode.codec import decode_clip, encode_video
 from pipeline.records import Batch, ClipRows, Kind
@@ -77,13 +77,13 @@ def tokenizer_and_batches(real_files: Path) -> tuple[Tokenizer, Iterator[Batch],
 
 def answers(network: Pretraining, batch: Batch) -> tuple[float, float, float]:
     """In-batch R@1 through level 1 and through level 2, and the share of masked words that are filled in right."""
-    gallery = evaluation.encode_clips(network.model, [batch], local_gather)
-    queries = evaluation.encode_texts(network.model, batch.token_ids, batch.token_mask, local_gather)
-    scored = evaluation.score(
+    gallery = retrieval.encode_clips(network.model, [batch], local_gather)
+    queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, local_gather)
+    scored = retrieval.score(
         network.model, queries, gallery, local_gather, rank=0, num_ranks=1, temperature=network.temperature
     )
     right = np.eye(NUM_PAIRS, dtype=bool)
-    filled = [answer for row in evaluation.fill_masked_words(network.model, batch) for answer in row]
+    filled = [answer for row in retrieval.fill_masked_words(network.model, batch) for answer in row]
     words = np.mean([true == guesses[0][0] for _, true, guesses in filled])
     return metrics.recall_at(1, scored.dual, right), metrics.recall_at(1, scored.cross, right), float(words)
 

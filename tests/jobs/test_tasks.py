@@ -13,7 +13,7 @@ import torch
 from jobs.finetune import RECIPES
 from jobs.preflight import metric_problems
 from jobs.run.presets import tiny
-from jobs.tasks import ChoiceTask, Language, Predicted, QuestionTask, accuracies, drawn_choices, every_caption
+from jobs.tasks.tasks import ChoiceTask, Language, Predicted, QuestionTask, accuracies, drawn_choices, every_caption
 from pipeline.corpus.questions import AskedClips, Choice, Question
 from pipeline.records import IGNORED_LABEL, ClipRows
 from pipeline.text.significance import mine_significant_words

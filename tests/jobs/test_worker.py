@@ -14,7 +14,7 @@ from cluster.run import Runtime
 from cluster.world import World
 from jobs.pretrain import make_sources
 from jobs.run.config import DataConfig, OptimConfig, PretrainConfig
-from jobs.tasks import CaptionTask, Language
+from jobs.tasks.tasks import CaptionTask, Language
 from jobs.training import trainer
 from jobs.training.trainer import Job, Rank
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
