@@ -48,7 +48,8 @@ from jobs.tasks.retrieval import Fusion, Scored
 from jobs.tasks.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
 from jobs.tracking import mlflow_runs
 from jobs.training import checkpoints, streams
-from jobs.training.trainer import Job, Rank, unique
+from jobs.training.job import Job, evaluation_sources, with_absolute_weights, workers
+from jobs.training.trainer import Rank, unique
 from pipeline import storage
 from pipeline.corpus.ledger import write_ledger
 from pipeline.corpus.manifest import Manifest, read_manifest
@@ -139,7 +140,7 @@ def evaluate(config: EvaluateConfig) -> Card:
             storage=cluster_run.Storage(path=scratch, upload=storage.upload_folder),
             name="evaluation",
             datasets={"test": functools.partial(streams.evaluation_stream, job.sources["test"])},
-            workers=pretrain.workers(job.config),
+            workers=workers(job.config),
         )
     card = cards.make_card(
         protocol,
@@ -292,9 +293,9 @@ def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement
         frame_size_px=protocol.frame_size_px,
     )
     manifest = read_manifest(protocol.manifest)
-    config = pretrain.with_absolute_weights(dataclasses.replace(run, data=data, placement=placement))
+    config = with_absolute_weights(dataclasses.replace(run, data=data, placement=placement))
     config = pretrain.with_decoder(config, manifest.fastest_decoder)
-    source = dataclasses.replace(pretrain.evaluation_sources(config)["test"], max_clips=protocol.max_clips)
+    source = dataclasses.replace(evaluation_sources(config)["test"], max_clips=protocol.max_clips)
     if not len(source.rows()):
         raise ValueError(f"{protocol.manifest} has no video in the split {protocol.split!r}")
     return Job(

@@ -45,7 +45,7 @@ from jobs.run.config import Placement, PretrainConfig, SelectionConfig
 from jobs.run.presets import tiny
 from jobs.tracking.journal import read_journals
 from jobs.training import trainer
-from jobs.training.trainer import Job
+from jobs.training.job import Job, make_sources
 from pipeline.stream.loader import ClipSource
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -305,7 +305,7 @@ def run_killed(what: str, step: int, config: PretrainConfig, cluster: LocalClust
         if driver.process.poll() is None:
             driver.kill()
     done = attempts(driver.storage)
-    source = pretrain.make_sources(config)["train"]
+    source = make_sources(config)["train"]
     lost, doubled = lost_and_doubled(lineage(done), source, NUM_STEPS)
     losses = [line for line in read_journals(str(driver.storage / config.name)) if line["event"] == "lost"]
     later = [one for one in done if one.group / 1e9 > killed_at and one.times]

@@ -17,7 +17,7 @@ from jobs.tasks import retrieval
 from jobs.tasks.tasks import AskingTask, Predicted
 from jobs.tracking.journal import read_journals
 from jobs.tracking.mlflow_runs import OF_THE_MACHINE, Tracker
-from jobs.training.trainer import Job
+from jobs.training.job import Job
 from pipeline import storage
 from pipeline.corpus.ledger import count_by_reason, read_ledger
 

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from cluster.auth import use_private_token
+from jobs.training.job import make_plan
 
 if __name__ == "__main__":
     use_private_token()
@@ -261,7 +262,7 @@ def steps_of(config: PretrainConfig) -> int:
     """Of a run, whose epochs have as many as its corpus and its batch make."""
     if config.optim.num_epochs is None:
         return config.optim.num_steps
-    return in_steps(config, pretrain.make_plan(config).first_step).optim.num_steps
+    return in_steps(config, make_plan(config).first_step).optim.num_steps
 
 
 def refuse_other_rungs(config: SweepConfig, corners: Sequence[tuple[str, Any, PretrainConfig]], num_steps: int) -> None:

@@ -8,7 +8,6 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -19,14 +18,14 @@ from jaxtyping import Bool, Float
 
 from cluster.run import Runtime
 from jobs.run import run_files
-from jobs.run.config import PretrainConfig
 from jobs.tasks import retrieval
-from jobs.tasks.tasks import AskingTask, CaptionTask, ChoiceTask, Language, Network, Predicted, QuestionTask
+from jobs.tasks.tasks import AskingTask, Network, Predicted
 from jobs.tracking import telemetry
 from jobs.tracking.journal import Journal
 from jobs.tracking.mlflow_runs import Tracker
 from jobs.training import checkpoints
 from jobs.training.ema import averaged
+from jobs.training.job import Job
 from jobs.training.optimizer import learning_rate
 from jobs.training.step import (
     Clock,
@@ -44,7 +43,7 @@ from pipeline import storage
 from pipeline.corpus.ledger import read_ledger, refuse_above_share, write_ledger
 from pipeline.records import Batch, Rejected, Stage
 from pipeline.stream.augmentation import draw_augmentation
-from pipeline.stream.loader import ClipSource, clip_rows, in_plan_order, rejected_rows, segments
+from pipeline.stream.loader import clip_rows, in_plan_order, rejected_rows, segments
 from pipeline.stream.transforms import augment
 from pipeline.text.masking import MaskingConfig
 from snps3_model.loading import initialise
@@ -60,20 +59,6 @@ STOP_FILE = "stop"
 LOOK_SECONDS = 2.0
 """Pause between two looks for that file, and for nodes that are about to go: a look is a request to the run's storage
 and a barrier."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What the driver hands to every rank."""
-
-    config: PretrainConfig
-    run_folder: str
-    language: Language
-    task: CaptionTask | QuestionTask | ChoiceTask
-    sources: dict[str, ClipSource]
-    """By name: train, validation, test, and temporal if there is one."""
-    tracking_uri: str
-    tracking_run_id: str
 
 
 def pretrain_rank(job: Job, runtime: Runtime) -> None:

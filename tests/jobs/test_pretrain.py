@@ -22,11 +22,12 @@ from torch import Tensor
 from cluster import run as cluster_run
 from jobs.preflight import problems
 from jobs.prepare import PrepareConfig, Prepared, prepare
-from jobs.pretrain import make_sources, pretrain, with_absolute_weights
+from jobs.pretrain import pretrain
 from jobs.run import run_files
 from jobs.run.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig, with_decoder
 from jobs.run.presets import tiny
 from jobs.tracking import mlflow_runs
+from jobs.training.job import make_sources, with_absolute_weights
 from pipeline import storage
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import read_manifest

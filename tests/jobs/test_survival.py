@@ -34,6 +34,7 @@ from jobs.kills_benchmark import (
 from jobs.local_cluster import LocalCluster, running_cluster
 from jobs.run import run_files
 from jobs.tracking.journal import read_journals
+from jobs.training.job import make_sources
 from pipeline import storage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -73,7 +74,7 @@ def test_what_was_undone_by_a_restart_does_not_count() -> None:
 
 
 def test_a_lost_and_a_doubled_clip_are_counted(manifest: str) -> None:
-    source = pretrain.make_sources(small_run("x", manifest, small_placement("unused")))["train"]
+    source = make_sources(small_run("x", manifest, small_placement("unused")))["train"]
     ids = {kind: rows["clip_id"].to_numpy() for kind, rows in pretrain.split_rows(manifest, "train").items()}
     planned = [source.planned(step) for step in range(NUM_STEPS)]
     trained = {step.step + 1: [int(ids[step.kind][row]) for row in step.rows if row >= 0] for step in planned}
@@ -135,7 +136,7 @@ def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
             driver.kill()
     found = attempts(driver.storage)
     assert {one.num_ranks for one in found} == {1, 2}
-    assert lost_and_doubled(lineage(found), pretrain.make_sources(config)["train"], num_steps) == (0, 0)
+    assert lost_and_doubled(lineage(found), make_sources(config)["train"], num_steps) == (0, 0)
 
 
 @pytest.mark.slow

@@ -12,11 +12,11 @@ from PIL import Image
 
 from cluster.run import Runtime
 from cluster.world import World
-from jobs.pretrain import make_sources
 from jobs.run.config import DataConfig, OptimConfig, PretrainConfig
 from jobs.tasks.tasks import CaptionTask, Language
 from jobs.training import trainer
-from jobs.training.trainer import Job, Rank
+from jobs.training.job import Job, make_sources
+from jobs.training.trainer import Rank
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.records import Batch, Kind, Stage
