@@ -35,7 +35,9 @@ if __name__ == "__main__":
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import cli, finetune, preflight, pretrain
+from jobs import finetune, pretrain
+from jobs.command_line import parsing
+from jobs.launch import preflight
 from jobs.run.config import TASK_FILES, PretrainConfig
 from jobs.run.fields import config_hash, flat
 from jobs.run.run_identity import config_of, identity, with_values
@@ -419,17 +421,17 @@ def seeds_needed(values: Sequence[float], most: int = 10_000) -> int | None:
 
 def parse(argv: Sequence[str]) -> tuple[AblateConfig, PretrainConfig]:
     """What was asked for; refused on stderr with exit code 2."""
-    own, base = cli.split(argv)
-    with cli.refusing():
+    own, base = parsing.split(argv)
+    with parsing.refusing():
         config = tyro.cli(AblateConfig, args=own, prog="ablate.py", description=__doc__)
-    return config, cli.checked(base, name=config.name, program="ablate.py … --")
+    return config, parsing.checked(base, name=config.name, program="ablate.py … --")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line: 1 where a run failed, 130 where it was asked to stop."""
     config, base = parse(sys.argv[1:] if argv is None else argv)
     try:
-        with cli.refusing():
+        with parsing.refusing():
             text, failed = ablate(config, base)
     except StoppedError:
         print(f"{config.name} was stopped; the same command goes on from here")

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import tyro
 from markupsafe import Markup
 
-from jobs import cli, figures
+from jobs import figures
+from jobs.command_line import parsing
 from jobs.report import template
 from jobs.tracking import mlflow_runs
 from jobs.tracking.mlflow_runs import Logged
@@ -153,7 +154,7 @@ def cell(text: str, interval: str = "", *, is_best: bool = False) -> dict[str, A
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
-    with cli.refusing():
+    with parsing.refusing():
         config = tyro.cli(CompareConfig, args=argv, prog="compare.py", description=__doc__)
         print(compare(config))
     return 0

@@ -32,7 +32,7 @@ if __name__ == "__main__":
     use_private_token()
 
 from cluster.connection import connected_ray
-from jobs.data_job import run_data_job
+from jobs.command_line.data_job import run_data_job
 from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest

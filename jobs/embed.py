@@ -27,7 +27,7 @@ import tyro
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import cli
+from jobs.command_line import parsing
 from jobs.model import decode, load
 from jobs.run import run_files
 from jobs.run.config import DataConfig
@@ -224,7 +224,7 @@ def note_rejected(rejected: list[list[str]], path: str, videos: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
     config = tyro.cli(EmbedConfig, args=argv, prog="embed.py", description=__doc__)
-    with cli.refusing():
+    with parsing.refusing():
         found = embed(config)
     print(
         f"{found['videos']} videos: {found['embedded']} embedded now, {found['rejected']} rejected now "

@@ -34,8 +34,9 @@ from jaxtyping import Bool, Int
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
-from jobs import cards, cli, pretrain
+from jobs import cards, pretrain
 from jobs.cards import TASKS, Card, Protocol, not_repeated, read_card, refuse_other, write_card
+from jobs.command_line import parsing
 from jobs.published import PUBLISHED
 from jobs.report import with_protocols
 from jobs.run import run_files
@@ -452,7 +453,7 @@ def table(card: Card) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line: 1 where a card's score did not come out again."""
     config = tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py", description=__doc__)
-    with cli.refusing():
+    with parsing.refusing():
         card = evaluate(config)
     print(table(card))
     if config.card:

@@ -27,8 +27,9 @@ if __name__ == "__main__":
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import cli, pretrain, table
+from jobs import pretrain, table
 from jobs.cards import hash_of_questions, read_card
+from jobs.command_line import parsing
 from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, embedded_folder
 from jobs.run.config import TASK_FILES, Placement, PretrainConfig
 from jobs.run.fields import flat
@@ -194,7 +195,7 @@ def with_options(config: EvaluateAllConfig, words: list[str], *, rerank: int | N
     """A command with where it runs: all of it, since fine-tuning would begin with what the run had."""
     more = ["--rerank", str(rerank)] if rerank else []
     fields = flat(dataclasses.asdict(config.placement)) | {"num_workers": config.placement.most_workers}
-    options = [word for name, value in fields.items() for word in cli.option(f"placement.{name}", value)]
+    options = [word for name, value in fields.items() for word in parsing.option(f"placement.{name}", value)]
     return (*words, *more, *options)
 
 
@@ -244,7 +245,7 @@ def last_lines(text: str, count: int = 15) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line: 1 where an evaluation failed."""
     config = tyro.cli(EvaluateAllConfig, args=argv, prog="evaluate_all.py", description=__doc__)
-    with cli.refusing():
+    with parsing.refusing():
         failed = evaluate_all(config)
     if failed:
         print("\n".join(failed), file=sys.stderr)

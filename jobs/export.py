@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import safetensors.torch
 import tyro
 
-from jobs import cli
 from jobs.cards import EXPORTED, Card, read_cards
+from jobs.command_line import parsing
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict
@@ -150,7 +150,7 @@ def model_card(config: PretrainConfig, cards: Mapping[str, Card]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
     config = tyro.cli(ExportConfig, args=argv, prog="export.py", description=__doc__)
-    with cli.refusing():
+    with parsing.refusing():
         print(export(config))
     return 0
 

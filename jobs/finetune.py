@@ -22,7 +22,8 @@ if __name__ == "__main__":
     use_private_token()
 
 
-from jobs import cli, pretrain
+from jobs import pretrain
+from jobs.command_line import parsing
 from jobs.run.config import OptimConfig, Placement, PretrainConfig, SelectionConfig, TaskConfig
 from jobs.run.run_files import best_weights
 from pipeline import storage
@@ -266,7 +267,7 @@ RECIPES: Mapping[str, Callable[[PretrainConfig, str], PretrainConfig]] = Mapping
 )
 
 
-def parse(argv: list[str]) -> cli.Command:
+def parse(argv: list[str]) -> parsing.Command:
     """What was asked for; refused on stderr with exit code 2."""
     early = argparse.ArgumentParser(add_help=False)
     early.add_argument("--run")
@@ -274,17 +275,17 @@ def parse(argv: list[str]) -> cli.Command:
     presets = {name: ((recipe.__doc__ or "").splitlines()[0], recipe) for name, recipe in RECIPES.items()}
     if not known.run:
         if rest and rest[0] in presets:
-            cli.refuse("--run must name the folder of the pre-trained run, as in --run runs/tiny")
-        return cli.parse(
+            parsing.refuse("--run must name the folder of the pre-trained run, as in --run runs/tiny")
+        return parsing.parse(
             rest, program="finetune.py", presets={name: (text, _no_run) for name, (text, _) in presets.items()}
         )
     folder = storage.absolute(known.run)
     try:
         run = config_of(folder)
     except (ValueError, FileNotFoundError, PermissionError) as error:
-        cli.refuse(f"--run {known.run}: {error}")
+        parsing.refuse(f"--run {known.run}: {error}")
     bound = {name: (text, functools.partial(recipe, run, folder)) for name, (text, recipe) in presets.items()}
-    return cli.parse(rest, program="finetune.py", presets=bound)
+    return parsing.parse(rest, program="finetune.py", presets=bound)
 
 
 def _no_run() -> PretrainConfig:

@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 from cluster.head import Head, local_head
-from jobs import cli
+from jobs.command_line import parsing
 from jobs.make_corpus import progress_printer
 from jobs.run.config import PretrainConfig
 from jobs.tracking import mlflow_runs
@@ -30,10 +30,10 @@ OBJECT_STORE_BYTES = 400 * 2**20
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line; 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["tiny"]
-    command = cli.parse(arguments, program="jobs.local")
+    command = parsing.parse(arguments, program="jobs.local")
     config = command.config
     if command.dry_run:
-        return cli.answered(command) or 0
+        return parsing.answered(command) or 0
     start = time.perf_counter()
     os.chdir(ROOT)
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C switched off

@@ -31,7 +31,7 @@ if __name__ == "__main__":
 import pyarrow as pa
 
 from cluster.connection import connected_ray
-from jobs.data_job import run_data_job
+from jobs.command_line.data_job import run_data_job
 from pipeline import storage
 from pipeline.offline.word_counts import count_captions, read_captions
 from pipeline.text.significance import UNRANKED, SignificanceConfig, WordCounts, rank_words

@@ -30,7 +30,7 @@ if __name__ == "__main__":
     use_private_token()
 
 from cluster.connection import connected_ray
-from jobs.data_job import run_data_job
+from jobs.command_line.data_job import run_data_job
 from pipeline import storage
 from pipeline.corpus import annotations, ledger
 from pipeline.corpus.annotations import Annotation, Format

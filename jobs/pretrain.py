@@ -29,7 +29,9 @@ if __name__ == "__main__":
 
 from cluster import run as cluster_run
 from cluster.connection import at_once, connected_ray, spans_machines
-from jobs import cli, preflight, results
+from jobs import results
+from jobs.command_line import parsing
+from jobs.launch import preflight
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, TextConfig, in_steps, with_decoder
 from jobs.run.fields import as_dict, config_hash, flat
@@ -285,12 +287,12 @@ def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
-    return run(cli.parse(argv), program="pretrain")
+    return run(parsing.parse(argv), program="pretrain")
 
 
-def run(command: cli.Command, *, program: str) -> int:
+def run(command: parsing.Command, *, program: str) -> int:
     """Exit status of a run that was asked for."""
-    if (status := cli.answered(command)) is not None:
+    if (status := parsing.answered(command)) is not None:
         return status
     try:
         mlflow_runs.refuse_unreachable(command.config.placement.storage)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 import tyro
 
-from jobs import cli
+from jobs.command_line import parsing
 from jobs.embed import INDEX, parts_in
 from jobs.model import Model, Videos, load
 from jobs.run import run_files
@@ -94,7 +94,7 @@ def best(model: Model, uris: list[str], videos: Videos, config: SearchConfig) ->
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
     config = tyro.cli(SearchConfig, args=argv, prog="search.py", description=__doc__)
-    with cli.refusing():
+    with parsing.refusing():
         found = search(config)
     for one in found:
         print(f"{one.cross:8.3f}  {one.dual:8.3f}  {one.uri}")

@@ -34,7 +34,9 @@ from cluster.connection import connected_ray
 from cluster.domains import Domain
 from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
-from jobs import cli, preflight, pretrain, space
+from jobs import pretrain, space
+from jobs.command_line import parsing
+from jobs.launch import preflight
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig, in_steps
 from jobs.run.fields import config_hash, flat
@@ -366,7 +368,7 @@ def describe(rows: Sequence[Row], config: SweepConfig, base: Sequence[str], sele
         preset, *fields = base
         words = [preset, "--name", f"{config.name}-best", *fields]
         values = {**selection, **rows[0].values}
-        words += [word for name, value in values.items() for word in cli.option(name, value)]
+        words += [word for name, value in values.items() for word in parsing.option(name, value)]
         lines.append(f"the best once more: python jobs/pretrain.py {shlex.join(words)}")
     return "\n".join(lines)
 
@@ -378,17 +380,17 @@ def shown(value: Any) -> str:
 
 def parse(argv: Sequence[str]) -> tuple[SweepConfig, PretrainConfig]:
     """What was asked for; refused on stderr with exit code 2."""
-    own, base = cli.split(argv)
-    with cli.refusing():
+    own, base = parsing.split(argv)
+    with parsing.refusing():
         config = tyro.cli(SweepConfig, args=own, prog="sweep.py", description=__doc__)
-    return config, cli.checked(base, name=config.name, program="sweep.py … --")
+    return config, parsing.checked(base, name=config.name, program="sweep.py … --")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line: 1 where a trial failed, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
     config, base = parse(words)
-    with cli.refusing():
+    with parsing.refusing():
         rows = sweep(config, base)
     if not rows:
         print(f"{config.name} was stopped; the same command goes on from here")
@@ -402,7 +404,7 @@ def main(argv: list[str] | None = None) -> int:
             for name in names
             if getattr(made, name) != getattr(base.selection, name)
         }
-    print(describe(rows, config, cli.split(words)[1], selection))
+    print(describe(rows, config, parsing.split(words)[1], selection))
     return int(any(row.status == "failed" for row in rows))
 
 

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import tyro
 
-from jobs import cli
 from jobs.cards import Card, read_cards
+from jobs.command_line import parsing
 from jobs.published import ACCURACY, PUBLISHED, RETRIEVAL, Benchmark
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
@@ -128,7 +128,7 @@ def how(card: Card) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
     config = tyro.cli(TableConfig, args=argv, prog="table.py", description=__doc__)
-    with cli.refusing():
+    with parsing.refusing():
         text = table(config)
     if config.out:
         storage.write_bytes_atomic(storage.absolute(config.out), text.encode())

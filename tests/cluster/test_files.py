@@ -26,7 +26,7 @@ from cluster.head import STOP_SECONDS
 from cluster.plan import OBJECT_STORE_SHARE
 from cluster.prices import DECODERS, HEADS, MACHINES, REGIONS, TRAINERS, Cloud
 from cluster.run import DATA_NODES, WORKER_ENVIRONMENT
-from jobs import cli
+from jobs.command_line import parsing
 
 ROOT = Path(__file__).parent.parent.parent
 CLUSTER = ROOT / "cluster"
@@ -450,7 +450,7 @@ def commands_of_the_page() -> list[str]:
 
 
 def test_the_job_reads_the_entry_point() -> None:
-    config = cli.parse(job_arguments(of_pods("rayjob")["spec"]["entrypoint"])).config
+    config = parsing.parse(job_arguments(of_pods("rayjob")["spec"]["entrypoint"])).config
     assert config.placement.use_gpu
     assert config.placement.storage.startswith("s3://")
     decoders = groups(cluster_spec(of_pods("rayjob")))["decode"]
@@ -464,7 +464,7 @@ def test_the_job_refuses_an_entry_point_with_a_slip(capsys: pytest.CaptureFixtur
     entry = of_pods("rayjob")["spec"]["entrypoint"]
     for slip in (entry.replace(" tiny ", " tini "), entry.replace("--placement.use-gpu", "--placement.use-gpus")):
         with pytest.raises(SystemExit):
-            cli.parse(job_arguments(slip))
+            parsing.parse(job_arguments(slip))
     assert "tini" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jobs import ablate, cli, finetune
+from jobs import ablate, finetune
 from jobs.ablate import (
     PRIMARY,
     RECALLS,
@@ -24,6 +24,7 @@ from jobs.ablate import (
     shortened,
     table,
 )
+from jobs.command_line import parsing
 from jobs.run import run_identity
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import differences
@@ -272,6 +273,6 @@ def test_the_cells_in_the_docs_are_those_of_the_command_beside_them(name: str, m
     saved = read_json(str(ROOT / "docs" / "results" / f"{name}.json"))["fields"]
     told = (ROOT / "docs" / "sweeps.md").read_text()
     (command,) = re.findall(rf"^python (jobs/ablate\.py \S+ --name {name} [^`]*)^```", told, re.MULTILINE)
-    own, base = cli.split(command.replace("\\\n", " ").split()[1:])
+    own, base = parsing.split(command.replace("\\\n", " ").split()[1:])
     monkeypatch.setattr(ablate, "read_manifest", lambda path: types.SimpleNamespace(hash=saved["data.manifest_hash"]))
-    assert differences(saved, ablate.identity_of(wish(table=own[0]), cli.parse(base).config)) == []
+    assert differences(saved, ablate.identity_of(wish(table=own[0]), parsing.parse(base).config)) == []

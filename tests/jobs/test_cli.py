@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from toy import SPLITS, corpus, run_of
 
-from jobs import cli
-from jobs.cli import Command, answered, parse
-from jobs.preflight import Machine, dry_run, num_parameters, problems, this_machine
+from jobs.command_line import parsing
+from jobs.command_line.parsing import Command, answered, parse
+from jobs.launch.preflight import Machine, dry_run, num_parameters, problems, this_machine
 from jobs.run.config import PretrainConfig, with_decoder
 from jobs.run.fields import config_hash
 from jobs.run.presets import tiny
@@ -424,6 +424,6 @@ def test_a_dry_run_of_many_runs_shows_the_plan_of_one_and_starts_none(
     words = ["tiny", "--data.manifest", config.data.manifest, "--placement.storage", config.placement.storage]
     words += ["--data.num-frames", "6", "--data.frame-size-px", "64", "--dry-run"]
     with pytest.raises(SystemExit) as stop:
-        cli.checked(words, name="ratio", program="sweep.py … --")
+        parsing.checked(words, name="ratio", program="sweep.py … --")
     assert "ratio-base" in capsys.readouterr().out
     assert stop.value.code in (0, 1)  # whether this machine has room enough

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.head import free_ports
-from jobs import cli, pretrain
+from jobs import pretrain
+from jobs.command_line import parsing
 from jobs.compare import CURVES, CompareConfig, compare, costs, differences, scores
 from jobs.run.presets import tiny
 from jobs.tracking import mlflow_runs
@@ -122,9 +123,9 @@ def test_a_run_is_refused_before_it_starts_if_its_server_does_not_answer(
 ) -> None:
     (port,) = free_ports(1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(cli, "answered", lambda command: None)
+    monkeypatch.setattr(parsing, "answered", lambda command: None)
     monkeypatch.setattr(pretrain, "pretrain", lambda config: pytest.fail("was started"))
-    assert pretrain.run(cli.Command(config=tiny()), program="pretrain") == 2
+    assert pretrain.run(parsing.Command(config=tiny()), program="pretrain") == 2
     assert f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer" in capsys.readouterr().err
 
 

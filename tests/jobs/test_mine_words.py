@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.launch.preflight import problems
 from jobs.mine_words import MineConfig, describe, main, mine_words
 from jobs.mining_benchmark import mining
-from jobs.preflight import problems
 from jobs.pretrain import kept_table
 from jobs.run.config import TextConfig
 from jobs.run.presets import tiny

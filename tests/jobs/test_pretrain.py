@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster import run as cluster_run
-from jobs.preflight import problems
+from jobs.launch.preflight import problems
 from jobs.prepare import PrepareConfig, Prepared, prepare
 from jobs.pretrain import pretrain
 from jobs.run import run_files

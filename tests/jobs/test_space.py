@@ -9,7 +9,9 @@ from toy import run_of
 
 from cluster.domains import Choice, Range
 from cluster.trials import Trial
-from jobs import cli, preflight, pretrain, space, sweep
+from jobs import pretrain, space, sweep
+from jobs.command_line import parsing
+from jobs.launch import preflight
 from jobs.run import run_files, run_identity
 from jobs.run.config import PretrainConfig
 from jobs.run.presets import tiny
@@ -288,7 +290,7 @@ def test_the_best_can_be_run_once_more_by_the_command_that_is_told() -> None:
     values = {"optim.lr": 0.1 + 0.2, "masking.top_k": None, "masking.whole_words": True, "placement.use_gpu": False}
     row = row_of(Trial(trial_id="a", values=values, highest={wish().metric: 0.5, "step": 1.0}), wish())
     words = ["tiny", "--optim.num-steps", "20", "--selection.evaluate-every", "10"]  # and evaluated at the rungs
-    config = cli.parse(
+    config = parsing.parse(
         describe([row], wish(), words, {"selection.evaluate_also": (1, 5)}).partition("jobs/pretrain.py ")[2].split()
     ).config
     assert (config.name, config.optim.num_steps, config.optim.lr) == ("s-best", 20, 0.1 + 0.2)

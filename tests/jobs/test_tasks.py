@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jobs.finetune import RECIPES
-from jobs.preflight import metric_problems
+from jobs.launch.preflight import metric_problems
 from jobs.run.presets import tiny
 from jobs.tasks.tasks import ChoiceTask, Language, Predicted, QuestionTask, accuracies, drawn_choices, every_caption
 from pipeline.corpus.questions import AskedClips, Choice, Question

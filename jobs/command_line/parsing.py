@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from jobs.preflight import describe, problems, survey
+from jobs.launch.preflight import describe, problems, survey
 from jobs.run.config import PretrainConfig
 from jobs.run.presets import PRESETS
 
