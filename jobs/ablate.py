@@ -35,9 +35,9 @@ if __name__ == "__main__":
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import finetune, pretrain
 from jobs.command_line import parsing
-from jobs.launch import preflight
+from jobs.launch import driver, preflight
+from jobs.run import recipes
 from jobs.run.config import TASK_FILES, PretrainConfig
 from jobs.run.fields import config_hash, flat
 from jobs.run.run_identity import config_of, identity, with_values
@@ -135,8 +135,8 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
     refuse_other_fine_tuning(config, base, found)
     mlflow_runs.refuse_unreachable(path)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
-        pretrain.refuse_scattered_metrics(path)
-        num_at_once = pretrain.runs_at_once(config.num_at_once, placement)
+        driver.refuse_scattered_metrics(path)
+        num_at_once = driver.runs_at_once(config.num_at_once, placement)
         parent = mlflow_runs.open_run(
             path,
             experiment=placement.experiment,
@@ -176,7 +176,7 @@ def refuse_no_captions(config: AblateConfig, base: PretrainConfig) -> None:
     if base.task.kind != "captions":
         raise ValueError(f"runs of task.kind={base.task.kind} have no {PRIMARY}; ablations are of pre-training")
     for recipe in DOWNSTREAM.values() if config.downstream_seeds else ():
-        task = finetune.RECIPES[recipe](base, "").task
+        task = recipes.RECIPES[recipe](base, "").task
         for name in TASK_FILES:
             if path := getattr(task, name):
                 storage.check_readable(storage.absolute(path))
@@ -223,7 +223,7 @@ class Runs:
         """Those of a run to its end. StoppedError if it, or all, were asked to stop."""
         folder = storage.absolute(f"{config.placement.storage}/{config.name}")
         self.folders.add(folder)
-        found = {} if self.is_stopped else pretrain.pretrain(config, tags=tags, is_stopped=lambda: self.is_stopped)
+        found = {} if self.is_stopped else driver.pretrain(config, tags=tags, is_stopped=lambda: self.is_stopped)
         self.folders.discard(folder)
         if not found:
             raise StoppedError
@@ -234,18 +234,18 @@ class Runs:
         self.is_stopped = True
         print("asked to stop: waiting for the checkpoints", file=sys.stderr, flush=True)
         for folder in list(self.folders):
-            pretrain.ask_to_stop(folder)
+            driver.ask_to_stop(folder)
 
 
 def stopped_by_signals(runs: Runs) -> contextlib.AbstractContextManager[None]:
     """Within it, SIGTERM (as from `ray job stop`) and Ctrl-C stop the runs, whose threads no signal reaches."""
-    return pretrain.answering_signals(runs.stop, signal.SIGTERM, signal.SIGINT)
+    return driver.answering_signals(runs.stop, signal.SIGTERM, signal.SIGINT)
 
 
 def refuse_other_fine_tuning(config: AblateConfig, base: PretrainConfig, found: Found) -> None:
     """ValueError if kept cells were fine-tuned for other steps than those to come will be."""
     for task, recipe in DOWNSTREAM.items():
-        wanted = config.downstream_steps or finetune.RECIPES[recipe](base, "").optim.num_steps
+        wanted = config.downstream_steps or recipes.RECIPES[recipe](base, "").optim.num_steps
         for (row, seed), results in found.items():
             steps = results.get(f"{task}/num_steps", wanted)
             if config.downstream_seeds and steps != wanted:
@@ -259,7 +259,7 @@ def identity_of(config: AblateConfig, base: PretrainConfig) -> dict[str, Any]:
     """What all runs of an ablation have in common: cells of another are not to be mixed with them."""
     fields = identity(base, manifest_hash := read_manifest(base.data.manifest).hash)
     for task, recipe in DOWNSTREAM.items():
-        tuned = identity(finetune.RECIPES[recipe](base, "RUN"), manifest_hash)
+        tuned = identity(recipes.RECIPES[recipe](base, "RUN"), manifest_hash)
         of_the_corpus = {f"task.{name}" for name in TASK_FILES}  # which lies elsewhere on another machine
         fields |= {f"{task}.{name}": value for name, value in tuned.items() if name not in of_the_corpus}
     return {"table": config.table} | {name: value for name, value in fields.items() if name.split(".")[-1] != "seed"}
@@ -284,7 +284,7 @@ def one_cell(
         found |= runs.results(made, tags)
         run_folder = storage.absolute(f"{base.placement.storage}/{name}")
         for task, recipe in DOWNSTREAM.items() if seed in config.downstream_seeds else ():
-            tuned = finetune.RECIPES[recipe](config_of(run_folder), run_folder)
+            tuned = recipes.RECIPES[recipe](config_of(run_folder), run_folder)
             tuned = shortened(dataclasses.replace(tuned, name=f"{name}-{task}"), config.downstream_steps)
             found |= {f"{task}/{key}": value for key, value in runs.results(tuned, tags).items()}
     except Exception as error:  # of whatever kind: hours of other cells are not lost by it

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.compare import CURVES, CompareConfig, compare
+from jobs.reports.comparison import CURVES, CompareConfig, compare
 from jobs.run.fields import as_dict, flat
 from jobs.run.presets import tiny
 from jobs.tracking import mlflow_runs

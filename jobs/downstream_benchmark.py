@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from cluster.run import WORKER_ENVIRONMENT
-from jobs.finetune import RECIPES
 from jobs.model import Model, Videos, decode, load
 from jobs.run import presets, run_files
 from jobs.run.fields import flat
+from jobs.run.recipes import RECIPES
 from jobs.run.run_identity import identity
 from jobs.seeds import over_seeds, read_cells, run_job, write_cells
 from jobs.tasks import retrieval

@@ -34,11 +34,12 @@ from jaxtyping import Bool, Int
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
-from jobs import cards, pretrain
+from jobs import cards
 from jobs.cards import TASKS, Card, Protocol, not_repeated, read_card, refuse_other, write_card
 from jobs.command_line import parsing
+from jobs.launch import driver
 from jobs.published import PUBLISHED
-from jobs.report import with_protocols
+from jobs.reports.run_report import with_protocols
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, TaskConfig
 from jobs.run.fields import as_dict, config_hash, flat
@@ -295,7 +296,7 @@ def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement
     )
     manifest = read_manifest(protocol.manifest)
     config = with_absolute_weights(dataclasses.replace(run, data=data, placement=placement))
-    config = pretrain.with_decoder(config, manifest.fastest_decoder)
+    config = driver.with_decoder(config, manifest.fastest_decoder)
     source = dataclasses.replace(evaluation_sources(config)["test"], max_clips=protocol.max_clips)
     if not len(source.rows()):
         raise ValueError(f"{protocol.manifest} has no video in the split {protocol.split!r}")

@@ -27,12 +27,13 @@ if __name__ == "__main__":
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import pretrain, table
+from jobs import table
 from jobs.cards import hash_of_questions, read_card
 from jobs.command_line import parsing
-from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES, embedded_folder
+from jobs.launch import driver
 from jobs.run.config import TASK_FILES, Placement, PretrainConfig
 from jobs.run.fields import flat
+from jobs.run.recipes import CHOICES, MSRVTT_FULL, RECIPES, embedded_folder
 from jobs.run.run_identity import config_of
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
@@ -212,7 +213,7 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
     if to_do:
         with (
             connected_ray(worker_environment=WORKER_ENVIRONMENT),
-            ThreadPoolExecutor(pretrain.runs_at_once(config.num_at_once, config.placement)) as pool,
+            ThreadPoolExecutor(driver.runs_at_once(config.num_at_once, config.placement)) as pool,
         ):
             for wave in (False, True):  # those that need another's fine-tuning come after it
                 some = [one for one in to_do if bool(one.after) == wave]

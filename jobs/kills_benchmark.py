@@ -38,7 +38,7 @@ from ray.core.generated import autoscaler_pb2
 from ray.util import placement_group_table
 
 from cluster.run import Runtime
-from jobs import pretrain
+from jobs.launch import driver
 from jobs.local_cluster import LocalCluster, running_cluster
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
@@ -137,7 +137,7 @@ def lineage(found: list[Attempt]) -> dict[int, list[int]]:
 
 def lost_and_doubled(trained: dict[int, list[int]], source: ClipSource, num_steps: int) -> tuple[int, int]:
     """Clips of the plan that no step trained on, and clips that were trained on more often than planned."""
-    rows = pretrain.split_rows(source.manifest_path, source.split)
+    rows = driver.split_rows(source.manifest_path, source.split)
     lost = doubled = 0
     for step in range(num_steps):
         planned = source.planned(step)
@@ -207,7 +207,7 @@ class Driver:
 
 def drive(settings: str) -> None:
     """A run from its last checkpoint to the end, in this process."""
-    pretrain.pretrain(pickle.loads(base64.b64decode(settings)), on_rank=recorded_rank)
+    driver.pretrain(pickle.loads(base64.b64decode(settings)), on_rank=recorded_rank)
 
 
 def small_run(name: str, manifest: str, placement: Placement) -> PretrainConfig:

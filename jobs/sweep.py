@@ -34,9 +34,9 @@ from cluster.connection import connected_ray
 from cluster.domains import Domain
 from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
-from jobs import pretrain, space
+from jobs import space
 from jobs.command_line import parsing
-from jobs.launch import preflight
+from jobs.launch import driver, preflight
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig, in_steps
 from jobs.run.fields import config_hash, flat
@@ -149,9 +149,9 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     sweep_hash = identity_hash(config, base, manifest.hash)
     refuse_other_sweep(folder, sweep_hash)
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
-        pretrain.refuse_scattered_metrics(path)
+        driver.refuse_scattered_metrics(path)
         placement = base.placement
-        num_at_once = pretrain.runs_at_once(config.num_at_once, placement)
+        num_at_once = driver.runs_at_once(config.num_at_once, placement)
         run_files.write_json(f"{folder}/{run_files.IDENTITY}", {"hash": sweep_hash})
         parent = mlflow_runs.open_run(
             path,
@@ -230,7 +230,7 @@ def one_trial(
     tags = {mlflow_runs.PARENT: parent, "sweep": sweep_name, "trial": trial_id}
     folder = storage.absolute(f"{base.placement.storage}/{config.name}")
     try:
-        results = pretrain.pretrain(config, watchers=[watcher], tags=tags)
+        results = driver.pretrain(config, watchers=[watcher], tags=tags)
     except DivergedError:  # told by the run itself
         trials.report(dict.fromkeys(PROBES, 0.0) | {trials.STEP: run_files.committed_step(folder), "diverged": 1})
         return

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jobs import ablate, finetune
+from jobs import ablate
 from jobs.ablate import (
     PRIMARY,
     RECALLS,
@@ -25,7 +25,7 @@ from jobs.ablate import (
     table,
 )
 from jobs.command_line import parsing
-from jobs.run import run_identity
+from jobs.run import recipes, run_identity
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import differences
 from jobs.run.presets import tiny
@@ -126,7 +126,7 @@ def test_what_was_pre_trained_counts_though_its_fine_tuning_fails(
         return {"num_steps": 7}
 
     monkeypatch.setattr(ablate.pretrain, "pretrain", run)
-    monkeypatch.setattr(finetune, "config_of", lambda folder: base)
+    monkeypatch.setattr(recipes, "config_of", lambda folder: base)
     config, cell = wish(downstream_seeds=(0,)), ("MLM, GVTM", 0)
     found, why = ablate.one_cell(cell, config=config, base=base, parent="p", runs=ablate.Runs())
     assert (found, why) == ({"num_steps": 7.0, "retrieval/num_steps": 7.0}, error)
@@ -206,10 +206,10 @@ def test_an_ablation_without_captions_or_questions_is_refused_before_it_begins()
 def test_fine_tuning_asks_what_lies_beside_the_manifest_and_may_be_shortened() -> None:
     data = dataclasses.replace(tiny().data, manifest="s3://bucket/corpus/manifest/manifest.parquet")
     run = dataclasses.replace(tiny(), data=data)
-    tuned = finetune.tiny_qa(run, "runs/x")
+    tuned = recipes.tiny_qa(run, "runs/x")
     assert tuned.task.test == "s3://bucket/corpus/questions/test.jsonl"
-    assert finetune.tiny_qa(tiny(), "runs/x").task.train == "corpora/embedded/questions/train.jsonl"
-    assert finetune.tiny_multiple_choice(run, "runs/x").task.train == "s3://bucket/corpus/multiple_choice/train.jsonl"
+    assert recipes.tiny_qa(tiny(), "runs/x").task.train == "corpora/embedded/questions/train.jsonl"
+    assert recipes.tiny_multiple_choice(run, "runs/x").task.train == "s3://bucket/corpus/multiple_choice/train.jsonl"
     assert shortened(tuned, None) == tuned
     short = shortened(tuned, 60)
     assert (short.optim.num_steps, short.optim.warmup_steps, short.selection.evaluate_every) == (60, 6, 60)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cluster.head import free_ports
-from jobs import pretrain
 from jobs.command_line import parsing
-from jobs.compare import CURVES, CompareConfig, compare, costs, differences, scores
+from jobs.launch import driver
+from jobs.reports.comparison import CURVES, CompareConfig, compare, costs, differences, scores
 from jobs.run.presets import tiny
 from jobs.tracking import mlflow_runs
 from jobs.tracking.mlflow_runs import Logged
@@ -124,8 +124,8 @@ def test_a_run_is_refused_before_it_starts_if_its_server_does_not_answer(
     (port,) = free_ports(1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(parsing, "answered", lambda command: None)
-    monkeypatch.setattr(pretrain, "pretrain", lambda config: pytest.fail("was started"))
-    assert pretrain.run(parsing.Command(config=tiny()), program="pretrain") == 2
+    monkeypatch.setattr(driver, "pretrain", lambda config: pytest.fail("was started"))
+    assert driver.run(parsing.Command(config=tiny()), program="pretrain") == 2
     assert f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer" in capsys.readouterr().err
 
 
@@ -133,10 +133,10 @@ def test_a_run_is_refused_before_it_starts_if_its_server_does_not_answer(
 def test_a_run_on_several_machines_wants_a_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spans: bool, grows: bool, is_refused: bool
 ) -> None:
-    monkeypatch.setattr(pretrain, "spans_machines", lambda: spans)
-    monkeypatch.setattr(pretrain.cluster_run, "grows", lambda: grows)
+    monkeypatch.setattr(driver, "spans_machines", lambda: spans)
+    monkeypatch.setattr(driver.cluster_run, "grows", lambda: grows)
     with pytest.raises(ValueError, match="is a file on one of them") if is_refused else contextlib.nullcontext():
-        pretrain.refuse_scattered_metrics(str(tmp_path))
+        driver.refuse_scattered_metrics(str(tmp_path))
 
 
 def test_a_file_of_one_machine_is_refused_for_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.corpus_report import (
+from jobs.dedup_benchmark import FPS, frames_of
+from jobs.deduplicate import PAIRS
+from jobs.reports.corpus import (
     CorpusData,
     ShownClip,
     ShownPair,
@@ -19,8 +21,6 @@ from jobs.corpus_report import (
     main,
     word_counts,
 )
-from jobs.dedup_benchmark import FPS, frames_of
-from jobs.deduplicate import PAIRS
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, make_manifest, write_manifest
 from pipeline.decode.codec import encode_video

@@ -14,21 +14,20 @@ import pytest
 import torch
 import tyro
 
-from jobs import finetune
 from jobs.cards import read_card
 from jobs.embed import EmbedConfig, embed
 from jobs.evaluate import EvaluateConfig, evaluate, main
 from jobs.evaluate_all import CORPORA, EvaluateAllConfig, evaluate_all, evaluations
 from jobs.export import ExportConfig, export
-from jobs.finetune import CHOICES, MSRVTT_FULL, RECIPES
 from jobs.kills_benchmark import small_corpus
+from jobs.launch.driver import pretrain
 from jobs.model import load
 from jobs.prepare import PrepareConfig, prepare
-from jobs.pretrain import pretrain
-from jobs.report import PROTOCOLS
-from jobs.run import run_files
+from jobs.reports.run_report import PROTOCOLS
+from jobs.run import recipes, run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
 from jobs.run.presets import tiny
+from jobs.run.recipes import CHOICES, MSRVTT_FULL, RECIPES
 from jobs.run.run_identity import config_of
 from jobs.search import SearchConfig, search
 from jobs.table import TableConfig, table
@@ -79,11 +78,11 @@ def questions(manifest: str, folder: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def qa_run(folder: Path, manifest: str, run: str) -> str:
     """Folder of a run that was fine-tuned on questions for a few steps."""
-    recipe = finetune.tiny_qa(config_of(run), os.path.relpath(run))  # as a person may write it
+    recipe = recipes.tiny_qa(config_of(run), os.path.relpath(run))  # as a person may write it
     files = questions(manifest, "questions")
     train = str(Path(files["test"]).with_name("train.jsonl"))
     task = dataclasses.replace(recipe.task, train=train, temporal=None, **files)
-    results = pretrain(short(dataclasses.replace(recipe, name="qa", task=task), folder, finetune.ACCURACY))
+    results = pretrain(short(dataclasses.replace(recipe, name="qa", task=task), folder, recipes.ACCURACY))
     assert 0 <= results["test/accuracy_low"] <= results["test/accuracy"] <= results["test/accuracy_high"] <= 1
     assert {"test/accuracy/colour", "test/accuracy/order", "test/num_asked"} <= results.keys()
     assert protocols_of(str(folder / "runs" / "qa")) == {"question answering on test"}
@@ -287,7 +286,7 @@ def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Pa
             if program == "evaluate.py":
                 assert tyro.cli(EvaluateConfig, args=words).out == one.card.removesuffix("/card.json")
             else:
-                assert finetune.parse(words).config.placement.num_workers == 1
+                assert recipes.parse(words).config.placement.num_workers == 1
     tuned = found["msrvtt_qa"]
     assert tuned.obstacles()[0].startswith(f"{folder}/corpora/msrvtt_full/")
     assert [words[0] for words in tuned.commands] == ["finetune.py", "evaluate.py"]

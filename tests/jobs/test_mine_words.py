@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.launch.driver import kept_table
 from jobs.launch.preflight import problems
 from jobs.mine_words import MineConfig, describe, main, mine_words
 from jobs.mining_benchmark import mining
-from jobs.pretrain import kept_table
 from jobs.run.config import TextConfig
 from jobs.run.presets import tiny
 from pipeline import storage

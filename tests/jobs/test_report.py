@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import figures
 from jobs.cards import Card, Protocol
-from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report, with_protocols
+from jobs.reports import figures
+from jobs.reports.run_report import Blank, MaskedCaption, Ranking, ReportData, render_report, with_protocols
 from snps3_model import metrics
 
 COLOURS = {"red": (214, 64, 69), "blue": (52, 101, 220), "green": (58, 160, 86), "yellow": (231, 183, 44)}

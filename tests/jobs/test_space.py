@@ -9,9 +9,9 @@ from toy import run_of
 
 from cluster.domains import Choice, Range
 from cluster.trials import Trial
-from jobs import pretrain, space, sweep
+from jobs import space, sweep
 from jobs.command_line import parsing
-from jobs.launch import preflight
+from jobs.launch import driver, preflight
 from jobs.run import run_files, run_identity
 from jobs.run.config import PretrainConfig
 from jobs.run.presets import tiny
@@ -115,7 +115,7 @@ def test_a_small_corpus_has_as_many_significant_words_as_the_ready_space_asks_fo
     (top_k,) = [values for name, values in space.parse(space.SPACES["significant_words"]).items() if "top_k" in name]
     for value in top_k.corners:
         masking = run_identity.with_values(tiny(), {"masking.top_k": value}, name="x").masking
-        pretrain.refuse_more_words_than_there_are(masking, table)
+        driver.refuse_more_words_than_there_are(masking, table)
 
 
 def wish(**changes: object) -> SweepConfig:
@@ -211,7 +211,7 @@ def test_trials_keep_the_weights_that_they_are_compared_by(capsys: pytest.Captur
 
 def test_a_trial_that_was_asked_to_stop_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
-    monkeypatch.setattr(pretrain, "pretrain", lambda *_, **__: {})
+    monkeypatch.setattr(driver, "pretrain", lambda *_, **__: {})
     monkeypatch.setattr(sweep.trials, "report", lambda _: pytest.fail("was reported"))
     with pytest.raises(RuntimeError, match="s-t was asked to stop"):
         sweep.one_trial("t", {}, None, base=base, sweep_name="s", parent="p", server=None)
@@ -271,14 +271,14 @@ def test_a_run_that_stopped_for_good_says_whether_it_diverged(
 ) -> None:
     """A corpus of which too much could not be decoded says nothing of the values: that trial failed."""
     run_files.write_json(f"{tmp_path}/failure.json", {"error": "why", "has_diverged": has_diverged})
-    found = pretrain.failure(str(tmp_path))
+    found = driver.failure(str(tmp_path))
     assert (type(found), str(found)) == (error, "why")
 
     def stopped(*_: object, **__: object) -> None:
         raise found
 
     reported: list[dict[str, float]] = []
-    monkeypatch.setattr(pretrain, "pretrain", stopped)
+    monkeypatch.setattr(driver, "pretrain", stopped)
     monkeypatch.setattr(sweep.trials, "report", reported.append)
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
     with contextlib.nullcontext() if has_diverged else pytest.raises(RunError, match="why"):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import kills_benchmark, pretrain
+from jobs import kills_benchmark
 from jobs.faulty_store import Faults, faulty_store
 from jobs.kills_benchmark import (
     EVERY,
@@ -31,6 +31,7 @@ from jobs.kills_benchmark import (
     small_placement,
     small_run,
 )
+from jobs.launch import driver
 from jobs.local_cluster import LocalCluster, running_cluster
 from jobs.run import run_files
 from jobs.tracking.journal import read_journals
@@ -75,7 +76,7 @@ def test_what_was_undone_by_a_restart_does_not_count() -> None:
 
 def test_a_lost_and_a_doubled_clip_are_counted(manifest: str) -> None:
     source = make_sources(small_run("x", manifest, small_placement("unused")))["train"]
-    ids = {kind: rows["clip_id"].to_numpy() for kind, rows in pretrain.split_rows(manifest, "train").items()}
+    ids = {kind: rows["clip_id"].to_numpy() for kind, rows in driver.split_rows(manifest, "train").items()}
     planned = [source.planned(step) for step in range(NUM_STEPS)]
     trained = {step.step + 1: [int(ids[step.kind][row]) for row in step.rows if row >= 0] for step in planned}
     assert lost_and_doubled(trained, source, NUM_STEPS) == (0, 0)

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from jobs.finetune import RECIPES
 from jobs.launch.preflight import metric_problems
 from jobs.run.presets import tiny
+from jobs.run.recipes import RECIPES
 from jobs.tasks.tasks import ChoiceTask, Language, Predicted, QuestionTask, accuracies, drawn_choices, every_caption
 from pipeline.corpus.questions import AskedClips, Choice, Question
 from pipeline.records import IGNORED_LABEL, ClipRows

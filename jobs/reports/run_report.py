@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from markupsafe import Markup
 
-from jobs import figures
 from jobs.cards import Card
+from jobs.reports import figures
 from snps3_model import metrics
 
 MAX_FILM_BYTES = 1_800_000
@@ -172,7 +172,7 @@ def with_protocols(page: str, cards: Sequence[Card]) -> str:
 def template(name: str) -> jinja2.Template:
     """A page with its blanks. Everything put into it is escaped; a name it does not get is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

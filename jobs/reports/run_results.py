@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.torch
 
 from jobs import cards
-from jobs.report import Blank, MaskedCaption, Ranking, ReportData, render_report
+from jobs.reports.run_report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.run import run_files
 from jobs.run.fields import as_dict
 from jobs.tasks import retrieval
