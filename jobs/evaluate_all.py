@@ -27,9 +27,9 @@ if __name__ == "__main__":
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import table
-from jobs.cards import hash_of_questions, read_card
 from jobs.command_line import parsing
+from jobs.evaluation import leaderboard
+from jobs.evaluation.cards import hash_of_questions, read_card
 from jobs.launch import driver
 from jobs.run.config import TASK_FILES, Placement, PretrainConfig
 from jobs.run.fields import flat
@@ -219,7 +219,7 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
                 some = [one for one in to_do if bool(one.after) == wave]
                 failed += pool.map(run_commands, some)
     folders = dict.fromkeys(one.folder for one in wanted if one.is_done())
-    text = table.table(table.TableConfig(runs=tuple(folders)))
+    text = leaderboard.table(leaderboard.TableConfig(runs=tuple(folders)))
     storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
     print(f"table: {storage.absolute(config.out)}")
     return [line for line in failed if line]

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import safetensors.torch
 import tyro
 
-from jobs.cards import EXPORTED, Card, read_cards
 from jobs.command_line import parsing
+from jobs.evaluation.cards import EXPORTED, Card, read_cards
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.cards import Card, Protocol
+from jobs.evaluation.cards import Card, Protocol
 
 
 def card(**changes: Any) -> Card:

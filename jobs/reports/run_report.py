@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from markupsafe import Markup
 
-from jobs.cards import Card
+from jobs.evaluation.cards import Card
 from jobs.reports import figures
 from snps3_model import metrics
 

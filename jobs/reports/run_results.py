@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 
-from jobs import cards
+from jobs.evaluation import cards
 from jobs.reports.run_report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.run import run_files
 from jobs.run.fields import as_dict

@@ -14,10 +14,11 @@ import pytest
 import torch
 import tyro
 
-from jobs.cards import read_card
 from jobs.embed import EmbedConfig, embed
-from jobs.evaluate import EvaluateConfig, evaluate, main
 from jobs.evaluate_all import CORPORA, EvaluateAllConfig, evaluate_all, evaluations
+from jobs.evaluation.cards import read_card
+from jobs.evaluation.leaderboard import TableConfig, table
+from jobs.evaluation.scoring import EvaluateConfig, evaluate, main
 from jobs.export import ExportConfig, export
 from jobs.kills_benchmark import small_corpus
 from jobs.launch.driver import pretrain
@@ -30,7 +31,6 @@ from jobs.run.presets import tiny
 from jobs.run.recipes import CHOICES, MSRVTT_FULL, RECIPES
 from jobs.run.run_identity import config_of
 from jobs.search import SearchConfig, search
-from jobs.table import TableConfig, table
 from pipeline.corpus.ledger import read_ledger
 from pipeline.records import Kind
 from pipeline.stream.loader import split_rows

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import cards
-from jobs.cards import Protocol, not_repeated, read_card, refuse_other, write_card
-from jobs.evaluate import (
+from jobs.evaluation import cards
+from jobs.evaluation.cards import Protocol, not_repeated, read_card, refuse_other, write_card
+from jobs.evaluation.leaderboard import rows
+from jobs.evaluation.scoring import (
     EvaluateConfig,
     moved_to,
     protocol_of,
@@ -25,7 +26,6 @@ from jobs.evaluate import (
 from jobs.prepare import MARKER, Prepared, hash_of_list, lists_of, mark_done
 from jobs.run.config import TaskConfig
 from jobs.run.presets import tiny
-from jobs.table import rows
 from jobs.tasks import retrieval
 from jobs.tasks.retrieval import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from pipeline.corpus.annotations import Annotation

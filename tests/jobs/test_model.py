@@ -12,15 +12,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from jobs.cards import Protocol, read_cards, write_card
 from jobs.embed import decode_part, known_uris, note_rejected
 from jobs.evaluate_all import EvaluateAllConfig, evaluate_all
+from jobs.evaluation.cards import Protocol, read_cards, write_card
+from jobs.evaluation.leaderboard import TableConfig, table
 from jobs.export import ExportConfig, export, without_queues
 from jobs.model import decode, load
 from jobs.run import run_files
 from jobs.run.fields import as_dict
 from jobs.run.presets import tiny
-from jobs.table import TableConfig, table
 from jobs.tasks.tasks import Language
 from pipeline.decode.codec import encode_video
 from pipeline.decode.isolation import Limits

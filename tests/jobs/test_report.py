@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.cards import Card, Protocol
+from jobs.evaluation.cards import Card, Protocol
 from jobs.reports import figures
 from jobs.reports.run_report import Blank, MaskedCaption, Ranking, ReportData, render_report, with_protocols
 from snps3_model import metrics
