@@ -27,6 +27,7 @@ from jobs.corruption_benchmark import corruption
 from jobs.data_benchmark import cache, ingest, soak
 from jobs.dedup_benchmark import dedup
 from jobs.downstream_benchmark import downstream, two_stage
+from jobs.experiments.seeds import ROOT, over_seeds, run_job
 from jobs.gpu_benchmark import gpu_step
 from jobs.kills_benchmark import kills, restart
 from jobs.loaders_benchmark import loaders
@@ -34,7 +35,6 @@ from jobs.mining_benchmark import mining
 from jobs.processes import MARKER, bytes_spilled, pss_bytes
 from jobs.run import run_files
 from jobs.s3_benchmark import s3_faults
-from jobs.seeds import ROOT, over_seeds, run_job
 from jobs.step_benchmark import step
 from jobs.sweep_benchmark import sweep
 from jobs.tracking.machine import hardware

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from cluster.run import WORKER_ENVIRONMENT
+from jobs.experiments.seeds import over_seeds, read_cells, run_job, write_cells
 from jobs.model import Model, Videos, decode, load
 from jobs.run import presets, run_files
 from jobs.run.fields import flat
 from jobs.run.recipes import RECIPES
 from jobs.run.run_identity import identity
-from jobs.seeds import over_seeds, read_cells, run_job, write_cells
 from jobs.tasks import retrieval
 from jobs.tasks.retrieval import Queries, Scored, highest, reranked
 from pipeline.records import Kind

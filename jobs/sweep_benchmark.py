@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from cluster.trials import STEP, Search, scheduler
+from jobs.experiments.seeds import ROOT
+from jobs.experiments.sweeps import SweepConfig, rungs_of
 from jobs.run import run_files
-from jobs.seeds import ROOT
-from jobs.sweep import SweepConfig, rungs_of
 from jobs.tracking import mlflow_runs
 
 SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.probability=0.15,0.3,0.5")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jobs import ablate
-from jobs.ablate import (
+from jobs.command_line import parsing
+from jobs.experiments import ablation
+from jobs.experiments.ablation import (
     PRIMARY,
     RECALLS,
     ROWS,
@@ -24,13 +25,12 @@ from jobs.ablate import (
     shortened,
     table,
 )
-from jobs.command_line import parsing
+from jobs.experiments.seeds import ROOT, over_seeds, read_cells, write_cells
 from jobs.run import recipes, run_identity
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import differences
 from jobs.run.presets import tiny
 from jobs.run.run_files import read_json
-from jobs.seeds import ROOT, over_seeds, read_cells, write_cells
 from jobs.training.step import RunError
 
 
@@ -42,7 +42,7 @@ def wish(**changes: object) -> AblateConfig:
 def test_every_row_fits_the_preset_and_differs_from_the_others(name: str) -> None:
     made = [run_identity.with_values(tiny(), values, name="x") for values in ROWS[name].values()]
     assert len(set(map(repr, made))) == len(made)
-    assert ablate.PAPER[name].keys() == ROWS[name].keys()
+    assert ablation.PAPER[name].keys() == ROWS[name].keys()
 
 
 def test_the_mean_recall_is_of_both_directions() -> None:
@@ -104,17 +104,17 @@ def test_a_cell_that_fails_or_is_stopped_leaves_the_others_alone() -> None:
     outcomes: dict[str, tuple[dict[str, float], Exception | None]] = {
         "a": ({"x": 1.0}, None),
         "b": ({}, RunError("too many clips")),
-        "c": ({}, ablate.StoppedError()),
+        "c": ({}, ablation.StoppedError()),
         "d": ({}, KeyError()),
         "e": ({"y": 3.0}, None),
     }
     for name, outcome in outcomes.items():
-        ablate.note((name, 0), outcome, found, failed)
+        ablation.note((name, 0), outcome, found, failed)
     assert found == {("a", 0): {"x": 1.0}, ("e", 0): {"x": 2.0, "y": 3.0}}
     assert failed == {("b", 0): "too many clips", ("d", 0): "KeyError"}
 
 
-@pytest.mark.parametrize("error", [RunError("no answers"), ablate.StoppedError()])
+@pytest.mark.parametrize("error", [RunError("no answers"), ablation.StoppedError()])
 def test_what_was_pre_trained_counts_though_its_fine_tuning_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -125,10 +125,10 @@ def test_what_was_pre_trained_counts_though_its_fine_tuning_fails(
             raise error
         return {"num_steps": 7}
 
-    monkeypatch.setattr(ablate.pretrain, "pretrain", run)
+    monkeypatch.setattr(ablation.pretrain, "pretrain", run)
     monkeypatch.setattr(recipes, "config_of", lambda folder: base)
     config, cell = wish(downstream_seeds=(0,)), ("MLM, GVTM", 0)
-    found, why = ablate.one_cell(cell, config=config, base=base, parent="p", runs=ablate.Runs())
+    found, why = ablation.one_cell(cell, config=config, base=base, parent="p", runs=ablation.Runs())
     assert (found, why) == ({"num_steps": 7.0, "retrieval/num_steps": 7.0}, error)
     assert is_missing(cell, config, {cell: found})  # and the same command tries it again
 
@@ -138,19 +138,19 @@ def test_rows_that_would_be_the_same_run_are_refused() -> None:
         return dataclasses.replace(tiny(), objective=dataclasses.replace(tiny().objective, **objective))  # type: ignore[arg-type]
 
     for name in ROWS:
-        ablate.refuse_equal_rows(wish(table=name), tiny())
-    ablate.refuse_equal_rows(wish(table="II"), base(lvwm=0.0))
+        ablation.refuse_equal_rows(wish(table=name), tiny())
+    ablation.refuse_equal_rows(wish(table="II"), base(lvwm=0.0))
     with pytest.raises(ValueError, match=r"“MLM, GVTM” and “MLM, GVTM and LVWM” would be .*: objective\.lvwm is 0"):
-        ablate.refuse_equal_rows(wish(), base(lvwm=0.0))
+        ablation.refuse_equal_rows(wish(), base(lvwm=0.0))
     with pytest.raises(ValueError, match="without masked words MLM and MSSM are one"):
-        ablate.refuse_equal_rows(wish(), base(masked_words_text=0.0, masked_words_cross=0.0))
+        ablation.refuse_equal_rows(wish(), base(masked_words_text=0.0, masked_words_cross=0.0))
 
 
 def test_rows_that_differ_in_one_thing_are_compared_and_all_with_the_first() -> None:
     neither, masks, words, both = ROWS["III"]
     pairs = [(masks, neither), (words, neither), (both, neither), (both, masks), (both, words)]
-    assert ablate.compared("III") == pairs
-    assert ablate.compared("II") == [("SNP", "P3E")]
+    assert ablation.compared("III") == pairs
+    assert ablation.compared("II") == [("SNP", "P3E")]
 
 
 def test_a_table_says_what_so_many_seeds_can_tell() -> None:
@@ -159,8 +159,8 @@ def test_a_table_says_what_so_many_seeds_can_tell() -> None:
     shifted = values - values.mean() + 1.24 * values.std(ddof=1)
     low, _ = over_seeds(shifted.tolist())["interval"]
     assert low == pytest.approx(0, abs=0.01)
-    assert "5 seeds tell a difference from 0 if it is 1.24 times" in ablate.resolution(5)
-    assert ablate.resolution(2) == ""
+    assert "5 seeds tell a difference from 0 if it is 1.24 times" in ablation.resolution(5)
+    assert ablation.resolution(2) == ""
 
 
 def test_cells_are_kept_and_those_of_other_settings_are_refused(tmp_path: Path) -> None:
@@ -196,11 +196,11 @@ def test_an_ablation_of_one_seed_is_refused() -> None:
 def test_an_ablation_without_captions_or_questions_is_refused_before_it_begins() -> None:
     answers = dataclasses.replace(tiny(), task=dataclasses.replace(tiny().task, kind="multiple_choice", test="t"))
     with pytest.raises(ValueError, match=r"task\.kind=multiple_choice have no mean recall"):
-        ablate.refuse_no_captions(wish(), answers)
+        ablation.refuse_no_captions(wish(), answers)
     elsewhere = dataclasses.replace(tiny(), data=dataclasses.replace(tiny().data, manifest="/no/corpus/m/m.parquet"))
-    ablate.refuse_no_captions(wish(), elsewhere)
+    ablation.refuse_no_captions(wish(), elsewhere)
     with pytest.raises(FileNotFoundError, match="/no/corpus/questions"):
-        ablate.refuse_no_captions(wish(downstream_seeds=(0,)), elsewhere)
+        ablation.refuse_no_captions(wish(downstream_seeds=(0,)), elsewhere)
 
 
 def test_fine_tuning_asks_what_lies_beside_the_manifest_and_may_be_shortened() -> None:
@@ -218,13 +218,13 @@ def test_fine_tuning_asks_what_lies_beside_the_manifest_and_may_be_shortened() -
 
 def test_cells_of_longer_and_shorter_fine_tuning_are_not_mixed() -> None:
     found = {("MLM, GVTM", 0): {"retrieval/num_steps": 120.0, "qa/num_steps": 120.0}}
-    ablate.refuse_other_fine_tuning(wish(downstream_seeds=(0, 1), downstream_steps=120), tiny(), found)
-    ablate.refuse_other_fine_tuning(wish(downstream_steps=60), tiny(), found)  # none will be fine-tuned
+    ablation.refuse_other_fine_tuning(wish(downstream_seeds=(0, 1), downstream_steps=120), tiny(), found)
+    ablation.refuse_other_fine_tuning(wish(downstream_steps=60), tiny(), found)  # none will be fine-tuned
     for steps, wanted in ((60, 60), (None, 240)):
         with pytest.raises(
             ValueError, match=f"was fine-tuned for 120 steps .retrieval., and others would be for {wanted}"
         ):
-            ablate.refuse_other_fine_tuning(wish(downstream_seeds=(0, 1), downstream_steps=steps), tiny(), found)
+            ablation.refuse_other_fine_tuning(wish(downstream_seeds=(0, 1), downstream_steps=steps), tiny(), found)
 
 
 def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
@@ -240,13 +240,13 @@ def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
         assert is_stopped()  # a run that is just starting removes the request, and asks
         return {} if (tmp_path / config.name / "stop").exists() else {"num_steps": 1}
 
-    monkeypatch.setattr(ablate.pretrain, "pretrain", stopped_run)
-    runs, before = ablate.Runs(), signal.getsignal(signal.SIGTERM)
-    with ablate.stopped_by_signals(runs):
+    monkeypatch.setattr(ablation.pretrain, "pretrain", stopped_run)
+    runs, before = ablation.Runs(), signal.getsignal(signal.SIGTERM)
+    with ablation.stopped_by_signals(runs):
         for seed in range(2):
-            found, why = ablate.one_cell(("MLM, GVTM", seed), config=wish(), base=base, parent="p", runs=runs)
+            found, why = ablation.one_cell(("MLM, GVTM", seed), config=wish(), base=base, parent="p", runs=runs)
             assert found == {}
-            assert isinstance(why, ablate.StoppedError)
+            assert isinstance(why, ablation.StoppedError)
     assert begun == ["a-mlm-gvtm-0"]
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -254,13 +254,13 @@ def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
 def test_cells_of_another_machine_are_those_of_the_same_manifest_wherever_it_lies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ablate, "read_manifest", lambda path: types.SimpleNamespace(hash="same"))
+    monkeypatch.setattr(ablation, "read_manifest", lambda path: types.SimpleNamespace(hash="same"))
 
     def fields(manifest: str, num_steps: int = 480) -> dict[str, object]:
         base = tiny()
         data, optim = base.data, dataclasses.replace(base.optim, num_steps=num_steps)
         base = dataclasses.replace(base, data=dataclasses.replace(data, manifest=manifest), optim=optim)
-        return ablate.identity_of(wish(), base)
+        return ablation.identity_of(wish(), base)
 
     here = fields("corpora/embedded/manifest/manifest.parquet")
     assert here == fields("s3://bucket/embedded/manifest/manifest.parquet")
@@ -274,5 +274,5 @@ def test_the_cells_in_the_docs_are_those_of_the_command_beside_them(name: str, m
     told = (ROOT / "docs" / "sweeps.md").read_text()
     (command,) = re.findall(rf"^python (jobs/ablate\.py \S+ --name {name} [^`]*)^```", told, re.MULTILINE)
     own, base = parsing.split(command.replace("\\\n", " ").split()[1:])
-    monkeypatch.setattr(ablate, "read_manifest", lambda path: types.SimpleNamespace(hash=saved["data.manifest_hash"]))
-    assert differences(saved, ablate.identity_of(wish(table=own[0]), parsing.parse(base).config)) == []
+    monkeypatch.setattr(ablation, "read_manifest", lambda path: types.SimpleNamespace(hash=saved["data.manifest_hash"]))
+    assert differences(saved, ablation.identity_of(wish(table=own[0]), parsing.parse(base).config)) == []

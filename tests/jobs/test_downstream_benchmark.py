@@ -9,9 +9,9 @@ import pytest
 
 from jobs import downstream_benchmark
 from jobs.downstream_benchmark import KEYS, SPENT, VARIANTS, compared, gap_closed
+from jobs.experiments.seeds import ROOT
 from jobs.run.fields import differences
 from jobs.run.run_files import read_json, write_json
-from jobs.seeds import ROOT
 
 
 def results(score: float) -> dict[str, float]:

@@ -15,10 +15,10 @@ import torch
 import tyro
 
 from jobs.embed import EmbedConfig, embed
-from jobs.evaluate_all import CORPORA, EvaluateAllConfig, evaluate_all, evaluations
 from jobs.evaluation.cards import read_card
 from jobs.evaluation.leaderboard import TableConfig, table
 from jobs.evaluation.scoring import EvaluateConfig, evaluate, main
+from jobs.experiments.suite import CORPORA, EvaluateAllConfig, evaluate_all, evaluations
 from jobs.export import ExportConfig, export
 from jobs.kills_benchmark import small_corpus
 from jobs.launch.driver import pretrain

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 
 from jobs.embed import decode_part, known_uris, note_rejected
-from jobs.evaluate_all import EvaluateAllConfig, evaluate_all
 from jobs.evaluation.cards import Protocol, read_cards, write_card
 from jobs.evaluation.leaderboard import TableConfig, table
+from jobs.experiments.suite import EvaluateAllConfig, evaluate_all
 from jobs.export import ExportConfig, export, without_queues
 from jobs.model import decode, load
 from jobs.run import run_files

@@ -9,13 +9,13 @@ from toy import run_of
 
 from cluster.domains import Choice, Range
 from cluster.trials import Trial
-from jobs import space, sweep
 from jobs.command_line import parsing
+from jobs.experiments import space, sweeps
+from jobs.experiments.sweeps import SweepConfig, describe, evaluated_at, identity_hash, row_of, rungs_of, summary
 from jobs.launch import driver, preflight
 from jobs.run import run_files, run_identity
 from jobs.run.config import PretrainConfig
 from jobs.run.presets import tiny
-from jobs.sweep import SweepConfig, describe, evaluated_at, identity_hash, row_of, rungs_of, summary
 from jobs.training.step import DivergedError, RunError
 from jobs.training.trainer import PROBES
 from pipeline.corpus.manifest import read_manifest
@@ -162,16 +162,16 @@ def corners(*texts: str, base: PretrainConfig | None = None) -> list[tuple[str, 
 def test_trials_of_other_lengths_are_not_compared_early(tmp_path: Path) -> None:
     steps = corners("optim.num_steps=90,180")
     with pytest.raises(ValueError, match=r"optim\.num_steps cannot be varied: .* after equal steps"):
-        sweep.refuse_other_rungs(wish(), steps, 90)
-    sweep.refuse_other_rungs(wish(scheduler="none"), steps, 90)
+        sweeps.refuse_other_rungs(wish(), steps, 90)
+    sweeps.refuse_other_rungs(wish(scheduler="none"), steps, 90)
     base = run_of(tmp_path)
     optim = dataclasses.replace(base.optim, num_epochs=2, warmup_steps=1, global_batch=32)
     base = dataclasses.replace(base, optim=optim)
-    num_steps = sweep.steps_of(base)
+    num_steps = sweeps.steps_of(base)
     assert num_steps < base.optim.num_steps
-    sweep.refuse_other_rungs(wish(), corners("optim.lr=1e-4..1e-3", base=base), num_steps)
+    sweeps.refuse_other_rungs(wish(), corners("optim.lr=1e-4..1e-3", base=base), num_steps)
     with pytest.raises(ValueError, match=r"optim\.global_batch cannot be varied"):
-        sweep.refuse_other_rungs(wish(), corners("optim.global_batch=16,32", base=base), num_steps)
+        sweeps.refuse_other_rungs(wish(), corners("optim.global_batch=16,32", base=base), num_steps)
 
 
 @pytest.mark.parametrize(
@@ -187,23 +187,23 @@ def test_a_value_that_a_run_would_refuse_before_its_start_is_refused(tmp_path: P
     base = run_of(tmp_path)
     found, manifest = corners(text, base=base), read_manifest(base.data.manifest)
     with pytest.raises(ValueError, match=why) if why else contextlib.nullcontext():
-        sweep.refuse_what_cannot_run(found, manifest)
+        sweeps.refuse_what_cannot_run(found, manifest)
 
 
 @pytest.mark.parametrize("metric", PROBES)
 def test_what_changes_the_question_is_not_varied(metric: str) -> None:
-    sweep.refuse_unmeasured(metric, space.parse(["masking.probability=0.1..0.6"]), tiny())
+    sweeps.refuse_unmeasured(metric, space.parse(["masking.probability=0.1..0.6"]), tiny())
     with pytest.raises(ValueError, match=r"data\.max_evaluation_clips cannot be varied: .* ask each something else"):
-        sweep.refuse_unmeasured(metric, space.parse(["data.max_evaluation_clips=8,1000"]), tiny())
+        sweeps.refuse_unmeasured(metric, space.parse(["data.max_evaluation_clips=8,1000"]), tiny())
     seeds = space.parse(["seed=0,1,2"])  # by which words are hidden
     with contextlib.nullcontext() if metric == PROBES[0] else pytest.raises(ValueError, match="seed cannot be varied"):
-        sweep.refuse_unmeasured(metric, seeds, tiny())
+        sweeps.refuse_unmeasured(metric, seeds, tiny())
 
 
 def test_trials_keep_the_weights_that_they_are_compared_by(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep.selected_by(PROBES[0], tiny()) == tiny()
+    assert sweeps.selected_by(PROBES[0], tiny()) == tiny()
     assert not capsys.readouterr().out
-    made = sweep.selected_by(PROBES[1], tiny())
+    made = sweeps.selected_by(PROBES[1], tiny())
     assert made.selection.metric == PROBES[1]
     assert preflight.metric_problems(made) == []
     assert f"highest {PROBES[1]}" in capsys.readouterr().out
@@ -212,29 +212,29 @@ def test_trials_keep_the_weights_that_they_are_compared_by(capsys: pytest.Captur
 def test_a_trial_that_was_asked_to_stop_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
     monkeypatch.setattr(driver, "pretrain", lambda *_, **__: {})
-    monkeypatch.setattr(sweep.trials, "report", lambda _: pytest.fail("was reported"))
+    monkeypatch.setattr(sweeps.trials, "report", lambda _: pytest.fail("was reported"))
     with pytest.raises(RuntimeError, match="s-t was asked to stop"):
-        sweep.one_trial("t", {}, None, base=base, sweep_name="s", parent="p", server=None)
+        sweeps.one_trial("t", {}, None, base=base, sweep_name="s", parent="p", server=None)
 
 
 def test_what_no_trial_could_be_compared_by_is_refused() -> None:
     base, words = tiny(), "validation/masked_word_accuracy"
-    sweep.refuse_unmeasured(words, {}, base)
+    sweeps.refuse_unmeasured(words, {}, base)
     silent = dataclasses.replace(base, objective=dataclasses.replace(base.objective, masked_words_cross=0.0))
-    sweep.refuse_unmeasured(wish().metric, {}, silent)
+    sweeps.refuse_unmeasured(wish().metric, {}, silent)
     with pytest.raises(ValueError, match=r"masked_words_cross=0 fills in no words"):
-        sweep.refuse_unmeasured(words, {}, silent)
+        sweeps.refuse_unmeasured(words, {}, silent)
     with pytest.raises(ValueError, match=r"masked_words_cross=0 fills in no words"):
-        sweep.refuse_unmeasured(words, space.parse(["objective.masked_words_cross=0..1"]), base)
+        sweeps.refuse_unmeasured(words, space.parse(["objective.masked_words_cross=0..1"]), base)
     task = dataclasses.replace(base.task, kind="multiple_choice", validation="v", test="t")
     with pytest.raises(ValueError, match=r"task\.kind=multiple_choice do not measure"):
-        sweep.refuse_unmeasured(wish().metric, {}, dataclasses.replace(base, task=task))
+        sweeps.refuse_unmeasured(wish().metric, {}, dataclasses.replace(base, task=task))
 
 
 def test_a_sweep_that_is_refused_does_not_take_its_name(tmp_path: Path) -> None:
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
     with pytest.raises(ValueError, match="fewer --num-rungs"):
-        sweep.sweep(wish(num_rungs=6), base)
+        sweeps.sweep(wish(num_rungs=6), base)
     assert not list(tmp_path.iterdir())
 
 
@@ -279,10 +279,10 @@ def test_a_run_that_stopped_for_good_says_whether_it_diverged(
 
     reported: list[dict[str, float]] = []
     monkeypatch.setattr(driver, "pretrain", stopped)
-    monkeypatch.setattr(sweep.trials, "report", reported.append)
+    monkeypatch.setattr(sweeps.trials, "report", reported.append)
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
     with contextlib.nullcontext() if has_diverged else pytest.raises(RunError, match="why"):
-        sweep.one_trial("t", {}, None, base=base, sweep_name="s", parent="p", server=None)
+        sweeps.one_trial("t", {}, None, base=base, sweep_name="s", parent="p", server=None)
     assert [line["diverged"] for line in reported] == [1] * has_diverged
 
 
