@@ -18,7 +18,7 @@ import torch
 
 from cluster.run import WORKER_ENVIRONMENT
 from jobs.experiments.seeds import over_seeds, read_cells, run_job, write_cells
-from jobs.model import Model, Videos, decode, load
+from jobs.inference.model import Model, Videos, decode, load
 from jobs.run import presets, run_files
 from jobs.run.fields import flat
 from jobs.run.recipes import RECIPES

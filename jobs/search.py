@@ -1,105 +1,15 @@
-"""Find videos by a sentence: `python jobs/search.py INDEX "a red ring rises"`, in an index of jobs/embed.py.
-
-The dual encoder's vectors choose `--rerank` videos, the cross encoder puts them in order.
-"""
+"""Find videos by a sentence: `python jobs/search.py INDEX "a red ring rises"`, in an index of jobs/embed.py."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Annotated
 
-import numpy as np
-import pyarrow as pa
-import torch
-import tyro
+from cluster.auth import use_private_token
 
-from jobs.command_line import parsing
-from jobs.embed import INDEX, parts_in
-from jobs.model import Model, Videos, load
-from jobs.run import run_files
-from pipeline import storage
+if __name__ == "__main__":
+    use_private_token()
 
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """What is looked for, and where."""
-
-    index: Annotated[str, tyro.conf.Positional]
-    """Folder that jobs/embed.py wrote."""
-    text: Annotated[str, tyro.conf.Positional]
-    """A sentence about the video."""
-    num_results: int = 5
-    rerank: int = 100
-    """Videos that the cross encoder puts in order."""
-    run: str | None = None
-    """Folder of the model; None: where it lay when the index was made."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_results", "rerank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.text.strip():
-            raise ValueError("text must say what is looked for, got an empty one")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """A video and its scores."""
-
-    uri: str
-    cross: float
-    dual: float
-
-
-def search(config: SearchConfig) -> list[Found]:
-    """The best videos, best first. ValueError for an index of another model."""
-    folder = storage.absolute(config.index)
-    storage.check_readable(f"{folder}/{INDEX}")
-    facts = run_files.read_json(f"{folder}/{INDEX}")
-    run = storage.absolute(config.run or facts["run"])
-    if (found := run_files.weights_hash(run)) != facts["model"]:
-        raise ValueError(f"{folder} was made with the model {facts['model']}, and {run} is {found}; name it with --run")
-    model = load(run)
-    uris, videos = read_index(folder, model)
-    return best(model, uris, videos, config)
-
-
-def read_index(folder: str, model: Model) -> tuple[list[str], Videos]:
-    """Every video of an index."""
-    paths = parts_in(folder)
-    if not paths:
-        raise ValueError(f"{folder} holds no embedded video")
-    table = pa.concat_tables(storage.read_table(path) for path in paths)
-    hidden = model.config.model.hidden
-
-    def column(name: str) -> torch.Tensor:
-        values = table[name].combine_chunks().flatten().to_numpy()
-        return torch.from_numpy(values.reshape(len(table), -1, hidden).copy())
-
-    return table["uri"].to_pylist(), Videos(tokens=column("tokens"), vectors=column("vectors"))
-
-
-def best(model: Model, uris: list[str], videos: Videos, config: SearchConfig) -> list[Found]:
-    """The videos in the order of the cross encoder, among those that the dual encoder puts first."""
-    text = model.embed_texts([config.text])
-    dual = model.dual_scores(text, videos)[0].numpy()
-    first = np.argsort(-dual, kind="stable")[: config.rerank]
-    chosen = Videos(tokens=videos.tokens[first], vectors=videos.vectors[first])
-    cross = model.match(text, chosen)[0].numpy()
-    order = np.argsort(-cross, kind="stable")[: config.num_results]
-    return [Found(uri=uris[first[i]], cross=float(cross[i]), dual=float(dual[first[i]])) for i in order]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    config = tyro.cli(SearchConfig, args=argv, prog="search.py", description=__doc__)
-    with parsing.refusing():
-        found = search(config)
-    for one in found:
-        print(f"{one.cross:8.3f}  {one.dual:8.3f}  {one.uri}")
-    return 0
-
+from jobs.inference.query import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ import torch
 from golden import golden
 from torch import Tensor
 
-from jobs import convert
+from jobs.inference import conversion
 from jobs.run.config import PretrainConfig
 from jobs.run.presets import PRESETS
 from snps3_model.config import ModelConfig, VisualConfig
@@ -49,11 +49,11 @@ def published(network: Pretraining) -> dict[str, Tensor]:
 
 
 def test_a_published_checkpoint_becomes_first_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "PRESETS", {"small": ("", small_preset)})
+    monkeypatch.setattr(conversion, "PRESETS", {"small": ("", small_preset)})
     theirs, ours = small_network(1), small_network(2)
     torch.save({"model": published(theirs)}, tmp_path / "theirs.ckpt")
     out = str(tmp_path / "ours.safetensors")
-    report = convert.convert(convert.Convert(preset="small", checkpoint=tmp_path / "theirs.ckpt", out=out))
+    report = conversion.convert(conversion.Convert(preset="small", checkpoint=tmp_path / "theirs.ckpt", out=out))
     assert not report.missing
     config = dataclasses.replace(small_preset().model, initial_weights=out)
     initialise(ours.model, config, Path(out).read_bytes())
@@ -69,20 +69,20 @@ def test_a_published_checkpoint_becomes_first_weights(tmp_path: Path, monkeypatc
 )
 def test_what_cannot_be_converted_is_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        convert.Convert(**{"preset": "tiny", "checkpoint": Path("x"), "out": "x.safetensors"} | change)
+        conversion.Convert(**{"preset": "tiny", "checkpoint": Path("x"), "out": "x.safetensors"} | change)
 
 
 def test_a_checkpoint_that_is_not_there_or_of_another_network_is_refused(tmp_path: Path) -> None:
-    asked = convert.Convert(preset="tiny", checkpoint=tmp_path / "none.ckpt", out=str(tmp_path / "o.safetensors"))
+    asked = conversion.Convert(preset="tiny", checkpoint=tmp_path / "none.ckpt", out=str(tmp_path / "o.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt is not there"):
-        convert.convert(asked)
+        conversion.convert(asked)
     theirs = small_network(1)
     safetensors.torch.save_file(
         {published_name(name): tensor.clone() for name, tensor in theirs.state_dict().items()},
         tmp_path / "x.safetensors",
     )
     with pytest.raises(ValueError, match=r"convolutions\.0\.weight has shape .* choose the encoder size"):
-        convert.convert(dataclasses.replace(asked, checkpoint=tmp_path / "x.safetensors"))
+        conversion.convert(dataclasses.replace(asked, checkpoint=tmp_path / "x.safetensors"))
     assert not (tmp_path / "o.safetensors").exists()
 
 

@@ -14,15 +14,16 @@ import pytest
 import torch
 import tyro
 
-from jobs.embed import EmbedConfig, embed
 from jobs.evaluation.cards import read_card
 from jobs.evaluation.leaderboard import TableConfig, table
 from jobs.evaluation.scoring import EvaluateConfig, evaluate, main
 from jobs.experiments.suite import CORPORA, EvaluateAllConfig, evaluate_all, evaluations
-from jobs.export import ExportConfig, export
+from jobs.inference.hub_folder import ExportConfig, export
+from jobs.inference.index import EmbedConfig, embed
+from jobs.inference.model import load
+from jobs.inference.query import SearchConfig, search
 from jobs.kills_benchmark import small_corpus
 from jobs.launch.driver import pretrain
-from jobs.model import load
 from jobs.prepare import PrepareConfig, prepare
 from jobs.reports.run_report import PROTOCOLS
 from jobs.run import recipes, run_files
@@ -30,7 +31,6 @@ from jobs.run.config import Placement, PretrainConfig, SelectionConfig
 from jobs.run.presets import tiny
 from jobs.run.recipes import CHOICES, MSRVTT_FULL, RECIPES
 from jobs.run.run_identity import config_of
-from jobs.search import SearchConfig, search
 from pipeline.corpus.ledger import read_ledger
 from pipeline.records import Kind
 from pipeline.stream.loader import split_rows

@@ -12,12 +12,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from jobs.embed import decode_part, known_uris, note_rejected
 from jobs.evaluation.cards import Protocol, read_cards, write_card
 from jobs.evaluation.leaderboard import TableConfig, table
 from jobs.experiments.suite import EvaluateAllConfig, evaluate_all
-from jobs.export import ExportConfig, export, without_queues
-from jobs.model import decode, load
+from jobs.inference.hub_folder import ExportConfig, export, without_queues
+from jobs.inference.index import decode_part, known_uris, note_rejected
+from jobs.inference.model import decode, load
 from jobs.run import run_files
 from jobs.run.fields import as_dict
 from jobs.run.presets import tiny
@@ -93,7 +93,7 @@ def test_a_video_that_crashes_its_decoder_costs_its_row(tmp_path: Path, monkeypa
     def crash(*_: object, **__: object) -> None:
         raise DecodeError(Reason.CRASHED, "the process that decoded it ended")
 
-    monkeypatch.setattr("jobs.model.isolated", crash)
+    monkeypatch.setattr("jobs.inference.model.isolated", crash)
     video = tmp_path / "a.mp4"
     video.write_bytes(encode_video(np.zeros((8, 16, 16, 3), np.uint8), fps=4))
     data = tiny().data

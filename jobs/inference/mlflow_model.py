@@ -8,7 +8,7 @@ from __future__ import annotations
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from jobs.model import load
+from jobs.inference.model import load
 
 
 class TextEncoder(PythonModel):

@@ -1,0 +1,71 @@
+"""A checkpoint of the published code as first weights of a run of ours.
+
+    python jobs/convert.py webvid_video_swin --checkpoint univl.ckpt --out pretrained/snp_vst.safetensors
+    python jobs/pretrain.py webvid_video_swin --name mine --model.initial-weights pretrained/snp_vst.safetensors
+
+The preset says which network it is. Every tensor of it must be in the checkpoint, and what is left over is named.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jobs.run.presets import PRESETS
+from jobs.training import checkpoints
+from pipeline import storage
+from snps3_model.convert import load_published
+from snps3_model.loading import WeightsReport
+from snps3_model.objective import Pretraining
+from snps3_model.snps3 import SNPS3
+from snps3_model.visual_weights import load_named, read_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """What is converted, and where it goes."""
+
+    preset: Annotated[str, tyro.conf.Positional]
+    """The preset whose network the checkpoint is of."""
+    checkpoint: Path
+    """File of the published code: .ckpt, .pth, .pt or .safetensors. Nothing in it is executed."""
+    out: str
+    """The new .safetensors file, for --model.initial-weights."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"there is no preset {self.preset!r}; there are {', '.join(PRESETS)}")
+        if not self.out.endswith(".safetensors"):
+            raise ValueError(f"--out must end in .safetensors, got {self.out}")
+
+
+def convert(config: Convert) -> WeightsReport:
+    """Writes `config.out`. ValueError where the checkpoint is not of the preset's network, FileNotFoundError where it
+    is not there."""
+    _, preset = PRESETS[config.preset]
+    run = preset()
+    if not config.checkpoint.is_file():
+        raise FileNotFoundError(f"--checkpoint {config.checkpoint} is not there; name a file of the published code")
+    weights = read_weights(str(config.checkpoint))
+    # the ids are BERT's; no tensor depends on them
+    model = SNPS3(run.model, vocabulary_size=run.text.vocabulary_size, pad_id=0, separator_id=102)
+    network = Pretraining(model, run.objective, mask_id=103)
+    report = load_published(network, weights, str(config.checkpoint), load_named)
+    storage.write_bytes_atomic(config.out, checkpoints.weight_bytes(network))
+    return report
+
+
+def main() -> None:
+    """Command line."""
+    try:
+        print(convert(tyro.cli(Convert, description=__doc__)))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"convert: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Write a model as a folder in Hugging Face's format: `python jobs/export.py RUN FOLDER`.
+
+config.json  model.safetensors  tokenizer.json  tokenizer_config.json  preprocessor_config.json  README.md (model card)
+significant_words.json  identity.json  answers.json (of question answering)  cards/ (protocol cards of the run's scores)
+
+Whatever takes a run's folder (`jobs.model.load`, finetune, embed) takes such a folder; `load` its name on the hub, too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import safetensors.torch
+import tyro
+
+from jobs.command_line import parsing
+from jobs.evaluation.cards import EXPORTED, Card, read_cards
+from jobs.run import run_files
+from jobs.run.config import PretrainConfig
+from jobs.run.fields import as_dict
+from jobs.run.run_identity import config_of
+from jobs.tracking import mlflow_runs
+from jobs.training import checkpoints
+from pipeline import storage
+from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.text.tokenizer import SPECIAL_TOKENS
+
+COPIED = ("tokenizer.json", "significant_words.json", run_files.IDENTITY, run_files.ANSWERS)
+QUEUES = "queues."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Which model, and where to."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of the run."""
+    out: Annotated[str, tyro.conf.Positional]
+    """Folder to write; it may be in a bucket."""
+    register: str | None = None
+    """Log it to the run in MLflow too, as code over these files, and register it under this name. Needs a folder on
+    this machine."""
+
+
+def export(config: ExportConfig) -> str:
+    """The folder that was written."""
+    run, out = storage.absolute(config.run), storage.absolute(config.out)
+    if config.register and storage.is_remote(out):
+        raise ValueError(f"--register needs a folder on this machine, got {out}")
+    if storage.exists(f"{out}/config.json"):
+        raise ValueError(f"{out} holds a model already; take another folder")
+    settings = config_of(run)
+    weights, cards = without_queues(storage.read_bytes(run_files.best_weights(run))), read_cards(run)
+    files = {
+        "config.json": as_dict(settings) | {"model_type": "snps3", "architectures": ["SNPS3"]},
+        "preprocessor_config.json": preprocessing(settings),
+        "tokenizer_config.json": tokenizer_settings(settings),
+        **{f"{EXPORTED}/{name}.json": as_dict(card) for name, card in cards.items()},
+    }
+    for name, value in files.items():
+        run_files.write_json(f"{out}/{name}", value)
+    for name in COPIED:
+        if storage.exists(f"{run}/{name}"):
+            storage.write_bytes_atomic(f"{out}/{name}", storage.read_bytes(f"{run}/{name}"))
+    storage.write_bytes_atomic(f"{out}/README.md", model_card(settings, cards).encode())
+    storage.write_bytes_atomic(f"{out}/{run_files.WEIGHTS}", weights)
+    if config.register:
+        place = settings.placement
+        tracker = mlflow_runs.run_of(place.storage, place.experiment, settings.name)
+        print(mlflow_runs.log_model(tracker, out, settings.model.hidden, config.register))
+    return out
+
+
+def without_queues(data: bytes) -> bytes:
+    """A safetensors file without the queues that only training reads; the same bytes where it has none, so that the
+    protocol cards of a run are its exported model's too."""
+    weights = safetensors.torch.load(data)
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(QUEUES)}
+    return data if len(kept) == len(weights) else safetensors.torch.save(kept, checkpoints.METADATA)
+
+
+def preprocessing(config: PretrainConfig) -> dict[str, Any]:
+    """How videos become what the network sees."""
+    data = config.data
+    return {
+        "image_processor_type": "SNPS3VideoProcessor",
+        "num_frames": data.num_frames,
+        "sampling": "middle frame of equal segments",
+        "size": {"longest_edge": data.frame_size_px},
+        "crop_size": data.shown_px,
+        "do_pad": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
+
+
+def tokenizer_settings(config: PretrainConfig) -> dict[str, Any]:
+    """What Hugging Face asks beside tokenizer.json."""
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    special = dict(zip(names, SPECIAL_TOKENS, strict=True))
+    length = config.text.max_tokens
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "do_lower_case": True} | special
+
+
+def model_card(config: PretrainConfig, cards: Mapping[str, Card]) -> str:
+    """README.md: what the model is, how it is used, and its scores with their protocols."""
+    lines = [
+        "---",
+        "library_name: snps3-ray",
+        "pipeline_tag: feature-extraction",
+        "---",
+        "",
+        f"# {config.name}",
+        "",
+        "One BERT-type network for text and for text with video (SNP-S3, IEEE TCSVT 2023), trained with SNP-S3 on Ray.",
+        "",
+        "```python",
+        "from jobs.model import load",
+        "",
+        'model = load("THIS FOLDER")',
+        'videos, texts = model.embed_videos(["a.mp4"]), model.embed_texts(["a red ring rises"])',
+        "print(model.dual_scores(texts, videos), model.match(texts, videos))",
+        "```",
+        "",
+        f"{config.data.num_frames} frames of {config.data.shown_px} px; {config.model.num_layers} layers of "
+        f"{config.model.hidden}; visual encoder {config.model.visual.encoder}.",
+        "",
+        "## Scores",
+        "",
+    ]
+    if not cards:
+        return "\n".join([*lines, "None were measured.", ""])
+    lines += ["| task | split | score | value | 95 % interval | protocol |", "|---|---|---|---|---|---|"]
+    for folder, card in cards.items():
+        where = f"{EXPORTED}/{folder}.json"
+        for name, value in card.scores.items():
+            if f"{name}_low" in card.scores:
+                low, high = card.scores[f"{name}_low"], card.scores[f"{name}_high"]
+                mark = "".join(f", {doubt}" for doubt in card.doubts)
+                lines.append(
+                    f"| {card.protocol.task} | {card.protocol.split}{mark} | {name} | {value:.3f} "
+                    f"| {low:.3f} to {high:.3f} | [{where}]({where}) |"
+                )
+    return "\n".join([*lines, ""])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line."""
+    config = tyro.cli(ExportConfig, args=argv, prog="export.py", description=__doc__)
+    with parsing.refusing():
+        print(export(config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Embed a folder or bucket of videos: `ray job submit -- python jobs/embed.py RUN --videos FOLDER --out FOLDER`.
+
+    list of videos ─ parts of a few ─► decode (CPU) ─► embed (one model per worker) ─► OUT/part-00000.parquet …
+
+A part that is there is not embedded again, so the same command goes on after a stop; new videos are new parts. A video
+that cannot be read is a row of OUT/rejected.parquet, and not of the index. `jobs/search.py` answers from OUT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from cluster.auth import use_private_token
+
+if __name__ == "__main__":
+    use_private_token()
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import tyro
+
+from cluster.connection import connected_ray
+from cluster.run import WORKER_ENVIRONMENT
+from jobs.command_line import parsing
+from jobs.inference.model import decode, load
+from jobs.run import run_files
+from jobs.run.config import DataConfig
+from jobs.run.run_identity import config_of
+from pipeline import storage
+from pipeline.corpus.ledger import read_ledger, write_ledger
+from pipeline.corpus.manifest import clip_id
+from pipeline.corpus.media import kind_of
+from pipeline.decode.isolation import Limits
+from pipeline.offline.shards import PASSING
+from pipeline.records import DecodeError, Reason, Rejected, Stage
+
+INDEX, REJECTED = "index.json", "rejected.parquet"
+DECODED = pa.schema(
+    [("part", pa.string()), ("uri", pa.string()), ("frames", pa.large_binary()), ("refused", pa.string())]
+)
+EMBEDDED = pa.schema(
+    [
+        ("clip_id", pa.int64()),
+        ("uri", pa.string()),
+        ("vectors", pa.list_(pa.float32())),  # T × D, by frames
+        ("tokens", pa.list_(pa.float32())),  # S × D, by tokens
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """What is embedded, with what, and where to."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a run, or of an exported model."""
+    videos: str
+    """Folder or s3:// URL; images count too."""
+    out: str
+    """Folder or s3:// URL of the index."""
+    num_workers: int = 1
+    """Copies of the model that embed."""
+    decode_cpus: int = 1
+    use_gpu: bool = False
+    videos_per_part: int = 64
+    """Videos of one file of the index."""
+    limits: Limits = field(default_factory=Limits)
+    """What the decoding of one video may take."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "decode_cpus", "videos_per_part"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def embed(config: EmbedConfig) -> dict[str, int]:
+    """Videos that were there, and that were embedded and rejected by this call."""
+    run, videos, out = map(storage.absolute, (config.run, config.videos, config.out))
+    uris = sorted(storage.join(videos, path) for path in storage.list_files(videos) if kind_of(path))
+    if not uris:
+        raise ValueError(f"{videos} holds neither videos nor images")
+    claim(config, videos, out)
+    parts = parts_of(uris, known_uris(out), config.videos_per_part)
+    if not parts:
+        return {"videos": len(uris), "embedded": 0, "rejected": 0}
+    with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
+        data = ray.data.from_items(
+            [{"part": name, "uris": some} for name, some in parts], override_num_blocks=len(parts)
+        )
+        data.context.target_max_block_size = None  # a part stays together
+        done = (
+            data.map_batches(
+                decode_part,  # pyright: ignore[reportArgumentType]
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_kwargs={"data": config_of(run).data, "limits": config.limits},
+                num_cpus=1,
+            )
+            .map_batches(
+                Embedder,  # pyright: ignore[reportArgumentType]
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_constructor_args=(run, out, config.use_gpu),
+                concurrency=config.num_workers,
+                num_gpus=1 if config.use_gpu else 0,
+                num_cpus=0 if config.use_gpu else 1,
+            )
+            .take_all()
+        )
+    rejected = [json.loads(text) for row in done for text in row["rejected"]]
+    note_rejected(rejected, f"{out}/{REJECTED}", videos)
+    return {"videos": len(uris), "embedded": sum(row["embedded"] for row in done), "rejected": len(rejected)}
+
+
+def claim(config: EmbedConfig, videos: str, out: str) -> None:
+    """ValueError if `out` holds the index of another model or folder; else it is this one's."""
+    folder = storage.absolute(config.run)
+    own = {"model": run_files.weights_hash(folder), "videos": videos, "run": folder}
+    path = f"{out}/{INDEX}"
+    if storage.exists(path):
+        found = run_files.read_json(path)
+        if wrong := [name for name in ("model", "videos") if found[name] != own[name]]:
+            raise ValueError(
+                f"{out} is the index of another {wrong[0]}: {found[wrong[0]]}, not {own[wrong[0]]}; take another --out"
+            )
+    run_files.write_json(path, own)
+
+
+def known_uris(out: str) -> set[str]:
+    """What the index holds, and what was rejected for it; what may come right is tried again."""
+    path = f"{out}/{REJECTED}"
+    rejected = read_ledger(path) if storage.exists(path) else []
+    known = {one.uri for one in rejected if one.reason not in PASSING}
+    for path in parts_in(out):
+        known |= set(storage.read_table(path, ["uri"])["uri"].to_pylist())
+    return known
+
+
+def parts_in(out: str) -> list[str]:
+    """The files of an index."""
+    return sorted(storage.join(out, path) for path in storage.list_files(out) if path.startswith("part-"))
+
+
+def parts_of(uris: Sequence[str], known: set[str], size: int) -> list[tuple[str, list[str]]]:
+    """Names of files, and the videos that are not yet in one, in order.
+
+    A name is that of all its videos: a part that begins alike but holds others never takes the place of a written one.
+    """
+    left = [uri for uri in uris if uri not in known]
+    parts = [left[start : start + size] for start in range(0, len(left), size)]
+    names = [hashlib.blake2b("\n".join(some).encode(), digest_size=8).hexdigest() for some in parts]
+    return [(f"part-{name}.parquet", some) for name, some in zip(names, parts, strict=True)]
+
+
+def decode_part(parts: pa.Table, *, data: DataConfig, limits: Limits) -> pa.Table:
+    """The frames of each video of a part, or why there are none."""
+    rows = []
+    for part in parts.to_pylist():
+        for uri in part["uris"]:
+            row = {"part": part["part"], "uri": uri, "frames": b"", "refused": ""}
+            try:
+                row["frames"] = decode(uri, data, limits).tobytes()
+            except DecodeError as error:
+                row["refused"] = json.dumps([str(error.reason), error.detail])
+            rows.append(row)
+    return pa.Table.from_pylist(rows, schema=DECODED)
+
+
+class Embedder:
+    """A model that embeds decoded parts, and writes each as a file."""
+
+    def __init__(self, run: str, out: str, use_gpu: bool) -> None:
+        self.model, self.out = load(run, "cuda" if use_gpu else "cpu"), out
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        done = []
+        for name in dict.fromkeys(row["part"] for row in rows):
+            own = [row for row in rows if row["part"] == name]
+            good = [row for row in own if not row["refused"]]
+            if good:
+                self.write(name, good)
+            rejected = [json.dumps([row["uri"], *json.loads(row["refused"])]) for row in own if row["refused"]]
+            done.append({"embedded": len(good), "rejected": rejected})
+        return pa.Table.from_pylist(
+            done, schema=pa.schema([("embedded", pa.int64()), ("rejected", pa.list_(pa.string()))])
+        )
+
+    def write(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """The file of a part."""
+        data = self.model.config.data
+        shape = (len(rows), data.num_frames, data.frame_size_px, data.frame_size_px, 4)
+        frames = np.frombuffer(b"".join(row["frames"] for row in rows), np.uint8).reshape(shape)
+        videos = self.model.embed_frames(frames)
+        table = pa.table(
+            {
+                "clip_id": [clip_id("embedded", row["uri"]) for row in rows],
+                "uri": [row["uri"] for row in rows],
+                "vectors": list(videos.vectors.flatten(1).cpu().numpy()),
+                "tokens": list(videos.tokens.flatten(1).cpu().numpy()),
+            },
+            schema=EMBEDDED,
+        )
+        storage.write_table(f"{self.out}/{name}", table)
+
+
+def note_rejected(rejected: list[list[str]], path: str, videos: str) -> None:
+    """Adds them to the ledger of an index, in which what was tried again stands only if it failed again."""
+    before = read_ledger(path) if storage.exists(path) else []
+    before = [one for one in before if one.reason not in PASSING]
+    new = [
+        Rejected(clip_id=clip_id("embedded", uri), uri=uri, stage=Stage.EVALUATE, reason=Reason(reason), detail=detail)
+        for uri, reason, detail in rejected
+    ]
+    write_ledger(before + new, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line."""
+    config = tyro.cli(EmbedConfig, args=argv, prog="embed.py", description=__doc__)
+    with parsing.refusing():
+        found = embed(config)
+    print(
+        f"{found['videos']} videos: {found['embedded']} embedded now, {found['rejected']} rejected now "
+        f"({config.out}/{REJECTED}), the others are in {config.out} already"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

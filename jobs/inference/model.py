@@ -1,0 +1,151 @@
+"""A trained model in a few lines: videos and texts in, vectors and matching scores out.
+
+from jobs.model import load
+
+model = load("runs/tiny")
+videos = model.embed_videos(["a.mp4", "b.mp4"])
+texts = model.embed_texts(["a red ring rises", "a dog runs"])
+print(model.dual_scores(texts, videos))          # (2 texts, 2 videos), by vectors
+print(model.match(texts, videos))                # the same pairs by the cross encoder
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import huggingface_hub
+import numpy as np
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jobs.run import run_files
+from jobs.run.config import DataConfig, PretrainConfig
+from jobs.run.run_identity import config_of
+from jobs.tasks import retrieval
+from jobs.tasks.retrieval import Queries
+from jobs.tasks.tasks import Language
+from pipeline import storage
+from pipeline.corpus.fetching import fetch
+from pipeline.corpus.media import kind_of
+from pipeline.decode.codec import decode_frames, letterbox
+from pipeline.decode.isolation import Limits, isolated
+from pipeline.records import ClipRows, DecodeError, Kind, Reason
+from pipeline.stream.augmentation import draw_augmentation
+from pipeline.stream.transforms import augment, normalise
+from snps3_model import snps3
+from snps3_model.gather import local_gather
+from snps3_model.loading import few, is_hub_name, load_earlier_run
+from snps3_model.objective import LEAST_TEMPERATURE
+from snps3_model.snps3 import SNPS3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos:
+    """Embedded videos."""
+
+    tokens: Float[Tensor, "N S D"]
+    """For the cross encoder."""
+    vectors: Float[Tensor, "N T D"]
+    """A unit vector per frame, for the dual encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network that is not trained any more, and all it needs to read videos and texts."""
+
+    network: SNPS3
+    language: Language
+    temperature: float
+
+    @property
+    def config(self) -> PretrainConfig:
+        """The run that it comes from."""
+        return self.language.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return self.network.word_embeddings.device
+
+    def embed_videos(self, paths: Sequence[str]) -> Videos:
+        """Videos or images, of which as many frames are looked at as in training. DecodeError for the first that
+        cannot be read."""
+        return self.embed_frames(np.stack([decode(path, self.config.data) for path in paths]))
+
+    @torch.no_grad()
+    def embed_frames(self, frames: np.ndarray) -> Videos:
+        """Decoded videos, uint8 (N, T, S, S, 4) as `decode` gives them."""
+        count = len(frames)
+        rows = ClipRows(
+            clip_ids=np.arange(count),
+            weight=np.ones(count, np.float32),
+            epoch=0,
+            captions=[""] * count,
+            frames=np.ascontiguousarray(frames[..., :3]),
+            frame_pad_mask=frames[..., 3].astype(bool),
+            num_frames=np.full(count, frames.shape[1]),
+        )
+        drawn = draw_augmentation(rows, self.config.data.augmentation, seed=0, is_training=False)
+        batch = augment(self.language.batch(rows).to(self.device), drawn)
+        video = self.network.encode_video(normalise(batch.frames), batch.frame_pad_mask)
+        return Videos(tokens=video.tokens, vectors=video.vectors)
+
+    def embed_texts(self, texts: Sequence[str]) -> Queries:
+        """Texts; a long one keeps its beginning."""
+        ids, mask = (part.to(self.device) for part in self.language.tokens(texts))
+        return retrieval.encode_texts(self.network, ids, mask, local_gather)
+
+    def dual_scores(self, texts: Queries, videos: Videos) -> Float[Tensor, "Q N"]:
+        """The dual encoder's score of each text with each video."""
+        return snps3.dual_scores(texts.vectors, videos.vectors, self.temperature)
+
+    def match(self, texts: Queries, videos: Videos) -> Float[Tensor, "Q N"]:
+        """The cross encoder's score of each text with each video."""
+        num_texts, num_videos = len(texts.vectors), len(videos.vectors)
+        text, clip = (part.ravel() for part in np.indices((num_texts, num_videos)))
+        return retrieval.cross_scores(self.network, texts, videos.tokens, text, clip).view(num_texts, num_videos)
+
+
+def decode(path: str, data: DataConfig, limits: Limits | None = None) -> np.ndarray:
+    """The middle frames of a video, uint8 (T, S, S, 4): RGB, and 1 where a pixel is padding. DecodeError for one that
+    cannot be read.
+
+    `limits`: decode in a process of its own, within them, which a stranger's file may crash or hang.
+    """
+    kind = kind_of(path)
+    if kind is None:
+        raise DecodeError(Reason.UNREADABLE, f"{path} is neither a video nor an image by its name")
+    decoded = (functools.partial(isolated, decode_frames, limits=limits) if limits else decode_frames)(
+        fetch(path),
+        kind=kind,
+        num_frames=data.num_frames if kind == Kind.VIDEO else 1,
+        size_px=data.frame_size_px,
+        sampling=data.sampling,
+        decoder="decord" if data.decoder == "auto" else data.decoder,
+    )
+    clip = letterbox(decoded, data.frame_size_px)
+    frames = np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)
+    return frames if kind == Kind.VIDEO else frames.repeat(data.num_frames, axis=0)
+
+
+def load(folder: str, device: str = "cpu") -> Model:
+    """The best model of a run, or of a folder that jobs/export.py wrote; a name that is no folder is looked up on the
+    hub. ValueError that names what does not fit."""
+    folder = huggingface_hub.snapshot_download(folder) if is_hub_name(folder) else storage.absolute(folder)
+    config = config_of(folder)
+    language = Language.load(folder, config)
+    network = language.network()
+    path = run_files.best_weights(folder)
+    weights = safetensors.torch.load(storage.read_bytes(path))
+    report = load_earlier_run(network, weights, path)
+    if lost := report.missing:  # a run may begin with weights that lack them, a trained model may not
+        raise ValueError(f"{path} lacks {len(lost)} tensors of its network{few(lost)}; write it anew")
+    temperature = config.objective.temperature
+    if "log_temperature" in weights:
+        temperature = max(weights["log_temperature"].exp().item(), LEAST_TEMPERATURE)
+    network.eval().to(device)
+    return Model(network=network, language=language, temperature=temperature)
