@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 
 from cluster.connection import connected_ray
-from jobs.prepare import PrepareConfig, prepare
+from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline.corpus import ledger
 from pipeline.corpus.ledger import TooManyRejectedError
 from pipeline.corpus.manifest import read_manifest

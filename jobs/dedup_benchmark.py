@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from jobs.deduplicate import DeduplicateConfig, deduplicate
+from jobs.corpus.deduplication import DeduplicateConfig, deduplicate
 from pipeline.corpus import manifest
 from pipeline.decode.codec import encode_video, open_video
 from pipeline.records import Kind

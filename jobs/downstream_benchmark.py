@@ -99,7 +99,7 @@ def both_stages(run: str, folder: str, num_clips: int, num_frames: int, k: int) 
 
 def many_tests(folder: Path, num_clips: int) -> str:
     """Path of the manifest of an embedded corpus with so many test clips, made if it is not there."""
-    from jobs.prepare import PrepareConfig, prepare
+    from jobs.corpus.preparation import PrepareConfig, prepare
     from pipeline.synthetic.clips import CorpusConfig
     from pipeline.synthetic.corpus import make_corpus
 

@@ -401,7 +401,7 @@ def _is_of_a_run(actor: Mapping[str, Any]) -> bool:
 
 def small_corpus(folder: str) -> str:
     """Path of the manifest of a small generated corpus."""
-    from jobs.prepare import PrepareConfig, prepare
+    from jobs.corpus.preparation import PrepareConfig, prepare
     from pipeline.synthetic.clips import CorpusConfig
     from pipeline.synthetic.corpus import make_corpus
 

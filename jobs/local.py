@@ -16,7 +16,7 @@ import ray
 
 from cluster.head import Head, local_head
 from jobs.command_line import parsing
-from jobs.make_corpus import progress_printer
+from jobs.corpus.generation import progress_printer
 from jobs.run.config import PretrainConfig
 from jobs.tracking import mlflow_runs
 from pipeline.synthetic.clips import CorpusConfig

@@ -2,71 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
-import tyro
-
-from pipeline.synthetic.clips import CorpusConfig
-from pipeline.synthetic.corpus import make_corpus
-
-_PROGRESS_EVERY_SECONDS = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class MakeCorpus:
-    """Makes the embedded corpus from a seed; a finished one of the same config is left alone."""
-
-    out: Path = Path("corpora/embedded")
-    """Folder of the corpus; it appears only when complete."""
-    corpus: tyro.conf.OmitArgPrefixes[CorpusConfig] = field(default_factory=CorpusConfig)
-    """What is in it."""
-    processes: int = len(os.sched_getaffinity(0))
-    """Processes that draw and encode."""
-
-    def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise ValueError(f"processes must be at least 1, got {self.processes}")
-
-
-def progress_printer() -> Callable[[int, int], None]:
-    """A progress callback that prints a line every two seconds and one at the end."""
-    start = shown = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if done == total or now - shown >= _PROGRESS_EVERY_SECONDS:
-            shown = now
-            per_second = done / max(now - start, 1e-9)
-            left = (total - done) / per_second
-            print(
-                f"corpus: {done}/{total} clips, {per_second:.0f} clips/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    return show
-
-
-def run(config: MakeCorpus) -> None:
-    """The corpus lies under `config.out`; says so."""
-    is_new = make_corpus(config.corpus, config.out, num_processes=config.processes, progress=progress_printer())
-    print(f"corpus: {'made' if is_new else 'already there'}: {config.out}")
-
-
-def main() -> None:
-    """Command line."""
-    config = tyro.cli(MakeCorpus, description=__doc__)
-    try:
-        run(config)
-    except ValueError as error:
-        sys.exit(f"corpus: {error}")
-
+from cluster.auth import use_private_token
 
 if __name__ == "__main__":
-    main()
+    use_private_token()
+
+from jobs.corpus.generation import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,146 +1,15 @@
-"""A prepared corpus packed into few large files, as a Ray Data job: raw bytes, or the clips' frames as JPEG.
-
-python -m jobs.pack --manifest CORPUS/manifest.parquet --out FOLDER_OR_BUCKET [--packing.content raw]
-
-out/shards/*.parquet   the data, and an index of each shard     (pipeline/offline/shards.py)
-out/manifest.parquet   as before, its uris point into the shards: train on it instead of the first one
-out/rejected.parquet   clips that could not be packed
-"""
+"""A prepared corpus packed into few large files, as a Ray Data job: raw bytes, or the clips' frames as JPEG."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import os
 import sys
-import time
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
-
-import pyarrow as pa
 
 from cluster.auth import use_private_token
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 if __name__ == "__main__":
     use_private_token()
 
-from cluster.connection import connected_ray
-from jobs.command_line.data_job import run_data_job
-from jobs.prepare import Prepared, already_done, annotated_beside, commit, describe, mark_done
-from pipeline import storage
-from pipeline.corpus import media
-from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
-from pipeline.decode.isolation import Limits
-from pipeline.offline.shards import (
-    Item,
-    PackingConfig,
-    batches_of,
-    is_final,
-    items_of,
-    read_indexes,
-    rejected_of,
-    write_shard,
-)
-from pipeline.offline.stages import mapped
-
-log = logging.getLogger(__name__)
-
-MARKER = "pack.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackConfig:
-    """What is packed, and where to."""
-
-    manifest: str
-    """manifest.parquet of the corpus."""
-    out: str
-    """Folder or bucket for shards, manifest and ledger."""
-    packing: PackingConfig = field(default_factory=PackingConfig)
-    max_rejected_share: float = 0.05
-    """Largest share of clips that may be rejected, in [0, 1]."""
-    subcluster: str | None = None
-    """Only nodes with this value of the label `ray-subcluster` pack, e.g. data; by default all do."""
-    limits: Limits = field(default_factory=Limits)
-    """What decoding one clip may take."""
-    force: bool = False
-    """Write the manifest again, even if nothing changed."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_rejected_share <= 1:
-            raise ValueError(f"max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
-
-
-def pack(config: PackConfig) -> Prepared:
-    """Shards, manifest and ledger. Nothing is done twice: whole shards of an earlier pass are kept, one by one.
-
-    TooManyRejectedError, after the ledger is written, when more than the allowed share is rejected.
-    """
-    started = time.monotonic()
-    out = storage.absolute(config.out)
-    storage.check_writable(out)
-    manifest, marker = read_manifest(config.manifest), storage.join(out, MARKER)
-    inputs = f"{manifest.hash} {config.packing.hash} {config.max_rejected_share}"
-    if not config.force and (done := already_done(marker, inputs)):
-        return done
-    storage.remove(marker)
-    found = _packed(manifest, config, storage.join(out, "shards"))
-    names = {row["clip_id"]: media.name_of(row["uri"], manifest.root) for row in manifest.table.to_pylist()}
-    packed = [
-        {name: row[name] for name in SCHEMA.names} | {"uri": media.named(row["uri"], names[row["clip_id"]])}
-        for row in found
-        if not row["reason"]
-    ]
-    done = commit(
-        pa.Table.from_pylist(packed, SCHEMA),
-        [rejected_of(row) for row in found if row["reason"]],
-        corpus=manifest.corpus,
-        root=out,
-        out=out,
-        num_samples=len(manifest),
-        max_rejected_share=config.max_rejected_share,
-        started=started,
-        decoders={},
-    )
-    done = dataclasses.replace(done, num_annotated=annotated_beside(config.manifest, manifest.hash))
-    mark_done(marker, inputs, done)
-    return done
-
-
-def _packed(manifest: Manifest, config: PackConfig, folder: str) -> list[dict[str, Any]]:
-    """A row of an index for each clip of the manifest."""
-    items = items_of(manifest.table.to_pylist(), config.packing)
-    before: dict[str, list[dict[str, Any]]] = {}
-    for row in filter(is_final, read_indexes(folder, config.packing).to_pylist()):
-        before.setdefault(row["key"], []).append(row)
-    found = [row for item in items for row in before.get(item.key, [])]
-    missing = [item for item in items if item.key not in before]
-    log.info("%d clips in %d items, %d of them packed before", len(manifest), len(items), len(items) - len(missing))
-    if missing:
-        blocks = [_block(batch) for batch in batches_of(missing, config.packing)]
-        write = partial(write_block, config=config.packing, folder=folder, limits=config.limits)
-        with connected_ray():
-            found += pa.concat_tables(mapped(blocks, write, subcluster=config.subcluster)).to_pylist()
-    return found
-
-
-def _block(items: list[Item]) -> pa.Table:
-    """The items of one shard as a table that Ray Data carries: their clips, in order."""
-    return pa.Table.from_pylist([clip for item in items for clip in item.clips], schema=SCHEMA)
-
-
-def write_block(block: pa.Table, config: PackingConfig, folder: str, limits: Limits) -> pa.Table:
-    """The index of the shard that holds the clips of `block`."""
-    return write_shard(items_of(block.to_pylist(), config), config, folder, limits)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the corpus is packed, 1 with a message when it is not."""
-    description = "A prepared corpus packed into few large files: raw bytes, or frames as JPEG."
-    return run_data_job(PackConfig, pack, describe, description, arguments)
-
+from jobs.corpus.packing import main
 
 if __name__ == "__main__":
     sys.exit(main())

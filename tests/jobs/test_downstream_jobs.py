@@ -14,6 +14,7 @@ import pytest
 import torch
 import tyro
 
+from jobs.corpus.preparation import PrepareConfig, prepare
 from jobs.evaluation.cards import read_card
 from jobs.evaluation.leaderboard import TableConfig, table
 from jobs.evaluation.scoring import EvaluateConfig, evaluate, main
@@ -24,7 +25,6 @@ from jobs.inference.model import load
 from jobs.inference.query import SearchConfig, search
 from jobs.kills_benchmark import small_corpus
 from jobs.launch.driver import pretrain
-from jobs.prepare import PrepareConfig, prepare
 from jobs.reports.run_report import PROTOCOLS
 from jobs.run import recipes, run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.corpus.preparation import MARKER, Prepared, hash_of_list, lists_of, mark_done
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Protocol, not_repeated, read_card, refuse_other, write_card
 from jobs.evaluation.leaderboard import rows
@@ -23,7 +24,6 @@ from jobs.evaluation.scoring import (
     run_manifest,
     table,
 )
-from jobs.prepare import MARKER, Prepared, hash_of_list, lists_of, mark_done
 from jobs.run.config import TaskConfig
 from jobs.run.presets import tiny
 from jobs.tasks import retrieval

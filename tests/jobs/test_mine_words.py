@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.corpus.word_mining import MineConfig, describe, main, mine_words
 from jobs.launch.driver import kept_table
 from jobs.launch.preflight import problems
-from jobs.mine_words import MineConfig, describe, main, mine_words
 from jobs.mining_benchmark import mining
 from jobs.run.config import TextConfig
 from jobs.run.presets import tiny
@@ -61,7 +61,7 @@ def test_the_job_writes_what_is_mined_in_one_process_and_again_does_nothing(fold
 def test_another_ranking_tags_no_caption_again(folder: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     mine_words(config(folder))
     (folder / "stop.txt").write_text("Red\n\nslides\n")
-    monkeypatch.setattr("jobs.mine_words.count_captions", None)
+    monkeypatch.setattr("jobs.corpus.word_mining.count_captions", None)
     changed = config(folder, stop_words=(str(folder / "stop.txt"),), significance=SignificanceConfig(ranking="tf_idf"))
     done = mine_words(changed)
     table = SignificantWords.load(done.words_path)
@@ -126,7 +126,7 @@ def test_a_run_whose_table_is_not_there_is_refused_before_it_starts(folder: Path
 def test_what_cannot_work_is_refused_before_ray_is_asked(
     folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.mine_words.connected_ray", None)
+    monkeypatch.setattr("jobs.corpus.word_mining.connected_ray", None)
     arguments = ["--captions", str(folder / "captions.jsonl"), "--out", str(folder / "out"), "--tagger", "lexicon"]
     (folder / "stop.txt").write_text("two words\n")
     with_vocabulary = [*arguments, "--vocabulary", str(folder / "vocabulary")]

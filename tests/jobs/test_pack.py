@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import pack as packing
-from jobs.pack import PackConfig
+from jobs.corpus import packing
+from jobs.corpus.packing import PackConfig
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.annotations import Annotation

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster import run as cluster_run
+from jobs.corpus.preparation import PrepareConfig, Prepared, prepare
 from jobs.launch.driver import pretrain
 from jobs.launch.preflight import problems
-from jobs.prepare import PrepareConfig, Prepared, prepare
 from jobs.run import run_files
 from jobs.run.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig, with_decoder
 from jobs.run.presets import tiny

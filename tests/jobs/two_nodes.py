@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 from ray.cluster_utils import Cluster
 
-from jobs.prepare import PrepareConfig, prepare
+from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline.offline import stages
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.make_corpus import MakeCorpus, progress_printer, run
+from jobs.corpus.generation import MakeCorpus, progress_printer, run
 from pipeline.synthetic.clips import CorpusConfig, clips_of
 from pipeline.synthetic.corpus import make_corpus
 from pipeline.synthetic.render import render_image, render_video

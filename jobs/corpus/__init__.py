@@ -1,0 +1,4 @@
+"""Jobs on a corpus: prepare, pack, deduplicate, count words, make the embedded one.
+
+May import `cluster` and `pipeline`.
+"""

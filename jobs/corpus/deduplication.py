@@ -1,0 +1,249 @@
+"""Copies in a corpus, and between it and test sets: a report, and a manifest without them.
+
+python -m jobs.deduplicate --manifest M --out FOLDER_OR_BUCKET [--against OTHER_MANIFEST …] [--write-filtered]
+
+out/pairs.parquet      a row per pair of clips that show the same: exact, near or leak
+out/deduplicate.json   counts, settings, seconds
+out/manifest.parquet   with --write-filtered: the clips that stay
+out/rejected.parquet   with --write-filtered: a row per clip that goes, with the one it copies
+
+What frames look like is kept beside each manifest (…-fingerprints.parquet), so that only new clips are decoded again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.auth import use_private_token
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if __name__ == "__main__":
+    use_private_token()
+
+from cluster.connection import connected_ray
+from jobs.command_line.data_job import run_data_job
+from pipeline import storage
+from pipeline.corpus import ledger
+from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
+from pipeline.decode.codec import DECODERS
+from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, find_pairs, normalised_caption, removals
+from pipeline.dedup.fingerprints import Fingerprints, cache_path, fingerprint_corpus
+from pipeline.records import Kind, Reason, Rejected, Stage
+
+PAIRS = pa.schema(
+    [
+        ("clip_id", pa.int64()),  # the clip to do without
+        ("split", pa.string()),
+        ("uri", pa.string()),
+        ("other_clip_id", pa.int64()),
+        ("other_corpus", pa.string()),
+        ("other_split", pa.string()),
+        ("other_uri", pa.string()),
+        ("kind", pa.string()),  # exact | near | leak
+        ("similarity", pa.float64()),  # the least of the next three
+        ("picture", pa.float64()),
+        ("region", pa.float64()),
+        ("change", pa.float64()),
+        ("shift_seconds", pa.float64()),  # the other clip shows this much later what this one shows
+        ("overlap_seconds", pa.float64()),  # infinite: equal files
+        ("same_caption", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeduplicateConfig:
+    """Which corpus is searched, and against what."""
+
+    manifest: str
+    """Manifest of the corpus, as jobs/prepare.py wrote it: a file or a folder of parts, local or in a bucket."""
+    out: str
+    """Folder or bucket for the report, and for the filtered manifest with its ledger."""
+    against: tuple[str, ...] = ()
+    """Manifests of other corpora, say of test sets, none of whose clips may be trained on."""
+    write_filtered: bool = False
+    """Also write the manifest without duplicates and without training clips that leak."""
+    train_split: str = "train"
+    """The split that must not show what another one shows."""
+    similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
+    """When two clips show the same."""
+    decoder: str = "decord"
+    """Decoder of the frames that are compared."""
+    subcluster: str | None = None
+    """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise ValueError(f"there is no decoder {self.decoder!r}; choose one of {', '.join(DECODERS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deduplicated:
+    """What `deduplicate` found."""
+
+    pairs_path: str
+    num_clips: int
+    num_pairs: dict[str, int]
+    """Pairs per kind."""
+    num_compared: int
+    """Pairs that looked alike at first."""
+    num_suspected: int
+    """Pairs across splits or corpora with a caption in common that show something else."""
+    num_unreadable: int
+    """Clips that gave no frames, so that nothing is known of them; those of the corpus stand in the ledger."""
+    num_removed: dict[str, int]
+    """Clips that the filtered manifest does without, per reason."""
+    manifest_path: str | None
+    """The filtered manifest, if one was asked for."""
+    seconds: float
+
+
+def deduplicate(config: DeduplicateConfig) -> Deduplicated:
+    """The pairs of a corpus, written to `out`, and with `write_filtered` the manifest of what is left of it."""
+    started = time.monotonic()
+    paths = [storage.absolute(path) for path in (config.manifest, *config.against)]
+    out = storage.absolute(config.out)
+    manifests = [read_manifest(path) for path in paths]
+    _refuse_same(manifests, paths)
+    _refuse_overwriting(config, paths[0], out)
+    storage.check_writable(out)
+    clips, prints, unreadable = [], [], []
+    with connected_ray():
+        for one, path in zip(manifests, paths, strict=True):
+            found, lost = fingerprint_corpus(
+                one, cache_path(path), decoder=config.decoder, subcluster=config.subcluster
+            )
+            clips += clips_of(one, found, is_own=one is manifests[0])
+            prints.append(found)
+            unreadable.append(lost)
+    search = find_pairs(clips, Fingerprints.joined(prints), config.similarity, train_split=config.train_split)
+    pairs_path = storage.join(out, "pairs.parquet")
+    rows = [pair_row(clips, pair) for pair in search.pairs]
+    storage.write_table(pairs_path, pa.Table.from_pylist(rows, schema=PAIRS))
+    gone = removals(clips, search.pairs, config.train_split)
+    rejected = unreadable[0] + [rejected_copy(clips, pair) for pair in gone.values()]
+    done = Deduplicated(
+        pairs_path=pairs_path,
+        num_clips=len(manifests[0]),
+        num_pairs=dict(Counter(str(pair.kind) for pair in search.pairs)),
+        num_compared=search.num_compared,
+        num_suspected=search.num_suspected,
+        num_unreadable=sum(map(len, unreadable)),
+        num_removed={str(reason): count for reason, count in ledger.count_by_reason(rejected).items()},
+        manifest_path=_write_filtered(manifests[0], rejected, out) if config.write_filtered else None,
+        seconds=round(time.monotonic() - started, 1),
+    )
+    summary = {"config": dataclasses.asdict(config), "found": dataclasses.asdict(done)}
+    storage.write_bytes_atomic(storage.join(out, "deduplicate.json"), json.dumps(summary, indent=1).encode())
+    return done
+
+
+def clips_of(corpus: Manifest, found: Fingerprints, *, is_own: bool) -> list[Clip]:
+    """The clips of a manifest that have a fingerprint, in the order of those."""
+    names = ("clip_id", "uri", "split", "group", "kind", "width", "height", "checksum", "start_seconds", "end_seconds")
+    rows = corpus.table.select([*names, "captions"]).to_pylist()
+    by_id = {row["clip_id"]: row for row in rows}
+    return [
+        Clip(
+            clip_id=row["clip_id"],
+            uri=row["uri"],
+            corpus=corpus.corpus,
+            split=row["split"],
+            group=row["group"],
+            kind=Kind(row["kind"]),
+            num_pixels=row["width"] * row["height"],
+            content=(row["checksum"], row["start_seconds"], row["end_seconds"]),
+            captions=frozenset(map(normalised_caption, row["captions"])),
+            is_own=is_own,
+        )
+        for row in (by_id[clip_id] for clip_id in found.clip_ids.tolist())
+    ]
+
+
+def pair_row(clips: Sequence[Clip], pair: Pair) -> dict[str, Any]:
+    """A row of `PAIRS`."""
+    copy, original, aligned = clips[pair.copy], clips[pair.original], pair.alignment
+    return {
+        "clip_id": copy.clip_id,
+        "split": copy.split,
+        "uri": copy.uri,
+        "other_clip_id": original.clip_id,
+        "other_corpus": original.corpus,
+        "other_split": original.split,
+        "other_uri": original.uri,
+        "kind": str(pair.kind),
+        "similarity": aligned.similarity,
+        "same_caption": pair.same_caption,
+        **dataclasses.asdict(aligned),
+    }
+
+
+def rejected_copy(clips: Sequence[Clip], pair: Pair) -> Rejected:
+    """The copy as a rejected sample that names what it copies."""
+    copy, original = clips[pair.copy], clips[pair.original]
+    how = "equal bytes" if copy.content == original.content else f"similarity {pair.alignment.similarity:.3f}"
+    return Rejected(
+        clip_id=copy.clip_id,
+        uri=copy.uri,
+        stage=Stage.PREPARE,
+        reason=Reason.LEAKED if pair.kind == PairKind.LEAK else Reason.DUPLICATE,
+        detail=f"shows what clip {original.clip_id} of {original.corpus}/{original.split} shows, {how}: {original.uri}",
+    )
+
+
+def describe(done: Deduplicated) -> str:
+    """The outcome in a few lines for people."""
+    pairs = ", ".join(f"{kind} {done.num_pairs.get(kind, 0)}" for kind in PairKind)
+    removed = ", ".join(f"{reason} {count}" for reason, count in done.num_removed.items()) or "nothing"
+    lines = [
+        f"clips      {done.num_clips}, without frames {done.num_unreadable}",
+        f"pairs      {pairs} ({done.num_compared} compared): {done.pairs_path}",
+        f"suspected  {done.num_suspected} pairs across splits have a caption in common and show something else",
+        f"to remove  {removed}",
+        f"manifest   {done.manifest_path or 'not written; --write-filtered writes one without these'}",
+        f"seconds    {done.seconds:.1f}",
+    ]
+    return "\n".join(lines)
+
+
+def _refuse_same(manifests: Sequence[Manifest], paths: Sequence[str]) -> None:
+    for other, path in zip(manifests[1:], paths[1:], strict=True):
+        if other.hash == manifests[0].hash:
+            raise ValueError(
+                f"{path} holds the same clips as {paths[0]}, all of them would leak: name another manifest"
+            )
+
+
+def _refuse_overwriting(config: DeduplicateConfig, manifest_path: str, out: str) -> None:
+    """The ledger of the job that made the manifest lies beside it and would be lost as well."""
+    if config.write_filtered and manifest_path in (out, storage.join(out, "manifest.parquet")):
+        raise ValueError(f"--out {config.out} is where {manifest_path} lies: name another folder, so that both remain")
+
+
+def _write_filtered(corpus: Manifest, rejected: Sequence[Rejected], out: str) -> str:
+    path = storage.join(out, "manifest.parquet")
+    ledger.write_ledger(rejected, storage.join(out, "rejected.parquet"))
+    is_gone = pc.field("clip_id").isin([one.clip_id for one in rejected])
+    write_manifest(make_manifest(corpus.corpus, corpus.root, corpus.table.filter(~is_gone)), path)
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 when the corpus was searched, 1 with a message when it was not."""
+    description = "Copies in a corpus, and between it and test sets."
+    return run_data_job(DeduplicateConfig, deduplicate, describe, description, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Raw videos and captions in; manifest and ledger of rejected samples out, as a Ray Data job.
+
+python -m jobs.prepare --corpus NAME --root FOLDER_OR_BUCKET --annotations FILE … --out FOLDER_OR_BUCKET
+
+out/manifest.parquet   a row per usable clip          (pipeline/corpus/manifest.py)
+out/rejected.parquet   a row per sample that is not   (pipeline/corpus/ledger.py)
+out/prepare.json       what it was made from, counts, seconds: the same again does nothing
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.auth import use_private_token
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if __name__ == "__main__":
+    use_private_token()
+
+from cluster.connection import connected_ray
+from jobs.command_line.data_job import run_data_job
+from pipeline import storage
+from pipeline.corpus import annotations, ledger
+from pipeline.corpus.annotations import Annotation, Format
+from pipeline.corpus.manifest import make_manifest, write_manifest
+from pipeline.corpus.sources import Layout, Source, open_source
+from pipeline.decode.codec import usable
+from pipeline.decode.decoder_choice import measure_decoders
+from pipeline.decode.isolation import Limits
+from pipeline.offline.stages import Probed, clips_of, probe_clips, unnamed_files
+from pipeline.records import Rejected
+
+log = logging.getLogger(__name__)
+
+_SETTINGS = ("corpus", "format", "layout", "split", "decoder", "max_rejected_share", "measure_decoders")
+VERSION = 2
+"""Raised when the same input would give another manifest."""
+MARKER = "prepare.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """What becomes a corpus, and where."""
+
+    corpus: str
+    """Name of the corpus. It enters the ids of its clips: keep it when the files move."""
+    root: str
+    """Folder or bucket of the videos and images: a local path or s3://bucket/prefix."""
+    out: str
+    """Folder or bucket for manifest.parquet and rejected.parquet."""
+    annotations: tuple[str, ...] = ()
+    """Caption files, each PATH or SPLIT=PATH; none: .txt side-cars below the root."""
+    format: Format | None = None
+    """Format of the caption files; by default their content tells it."""
+    lists: tuple[str, ...] = ()
+    """SPLIT=PATH of files that name the clips of a split, a name per line or a table; clips in none are left out."""
+    layout: Layout | None = None
+    """How the videos are kept below the root; told by what is there, except for folders of key frames."""
+    split: str = "train"
+    """Split of clips for which neither a line nor SPLIT=PATH names one."""
+    decoder: str = "decord"
+    """Decoder that must be able to read the clips."""
+    max_rejected_share: float = 0.05
+    """Largest share of annotated clips that may be rejected, in [0, 1]."""
+    subcluster: str | None = None
+    """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
+    limits: Limits = field(default_factory=Limits)
+    """What looking at one clip may take."""
+    measure_decoders: bool = False
+    """Time every decoder that loads here on clips of this corpus; training with data.decoder=auto takes the fastest."""
+    force: bool = False
+    """Look at every file again, even if nothing changed."""
+
+    def __post_init__(self) -> None:
+        if not self.corpus.strip():
+            raise ValueError("corpus must be a name, got an empty one")
+        if not 0 <= self.max_rejected_share <= 1:
+            raise ValueError(f"max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
+        usable(self.decoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What `prepare` made, or found made."""
+
+    manifest_path: str
+    ledger_path: str
+    manifest_hash: str
+    num_clips: dict[str, int]
+    """Usable clips per split."""
+    num_rejected: dict[str, int]
+    """Rejected samples per reason."""
+    seconds: float
+    num_annotated: dict[str, int] = field(default_factory=dict)
+    """Clips per split that the caption files name, usable or not."""
+    list_hashes: dict[str, str] = field(default_factory=dict)
+    """Of their paths: whoever has the same list of clips has the same hash."""
+
+
+def prepare(config: PrepareConfig) -> Prepared:
+    """Manifest and ledger of a corpus; both are written at the end, whole.
+
+    With unchanged input (settings, caption files, size and version of each file below the root) nothing is done.
+    TooManyRejectedError, after the ledger is written, when more than the allowed share is rejected.
+    """
+    started = time.monotonic()
+    root, out = storage.absolute(config.root), storage.absolute(config.out)
+    storage.check_readable(root)
+    storage.check_writable(out)
+    sources = config.annotations or (root,)
+    files = _outside(storage.fingerprints(root), root, out)
+    inputs = _fingerprint(config, root, sources, files)
+    marker = storage.join(out, MARKER)
+    if not config.force and (done := already_done(marker, inputs)):
+        return done
+    storage.remove(marker)  # until the new manifest is there, nothing is finished
+    annotated = annotations.read_annotations(sources, split=config.split, format=config.format, lists=config.lists)
+    lists = lists_of(annotated)
+    list_hashes = {split: hash_of_list(paths) for split, paths in lists.items()}
+    for split, paths in lists.items():
+        log.info("split %s: %d clips are annotated, list %s", split, len(paths), list_hashes[split])
+    probed = _probed(config, annotated, open_source(root, config.layout, list(files)))
+    done = commit(
+        probed.rows,
+        probed.rejected,
+        corpus=config.corpus,
+        root=root,
+        out=out,
+        num_samples=len(annotated),
+        max_rejected_share=config.max_rejected_share,
+        started=started,
+        decoders=measure_decoders(probed.rows, config.limits) if config.measure_decoders else {},
+    )
+    num_annotated = {split: len(paths) for split, paths in lists.items()}
+    done = dataclasses.replace(done, num_annotated=num_annotated, list_hashes=list_hashes)
+    mark_done(marker, inputs, done)
+    return done
+
+
+def lists_of(annotated: Sequence[Annotation]) -> dict[str, list[str]]:
+    """The clips of each split by their paths, with their times where they are parts of files; sorted."""
+    lists: dict[str, list[str]] = defaultdict(list)
+    for one in annotated:
+        times = [time for time in (one.start_seconds, one.end_seconds) if time is not None]
+        lists[one.split].append(" ".join([one.relative_path, *map(str, times)]))
+    return {split: sorted(paths) for split, paths in sorted(lists.items())}
+
+
+def hash_of_list(paths: Sequence[str]) -> str:
+    """12 hex digits."""
+    return hashlib.blake2b("\n".join(paths).encode(), digest_size=6).hexdigest()
+
+
+def describe(done: Prepared) -> str:
+    """The outcome in a few lines for people."""
+    lists = {split: f" (list {digest})" for split, digest in done.list_hashes.items()}
+    annotated = ", ".join(f"{split} {count}{lists.get(split, '')}" for split, count in done.num_annotated.items())
+    clips = ", ".join(f"{split} {count}" for split, count in done.num_clips.items()) or "none"
+    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+    return (
+        (f"annotated {annotated}\n" if annotated else "")
+        + f"clips     {clips}\nrejected  {rejected}\nmanifest  {done.manifest_path} ({done.manifest_hash})\n"
+        f"ledger    {done.ledger_path}\nseconds   {done.seconds:.1f}"
+    )
+
+
+def commit(
+    rows: pa.Table,
+    rejected: list[Rejected],
+    *,
+    corpus: str,
+    root: str,
+    out: str,
+    num_samples: int,
+    max_rejected_share: float,
+    started: float,
+    decoders: Mapping[str, Mapping[str, float]],
+) -> Prepared:
+    """Ledger and manifest in `out`. Refused, after the ledger is written: too many rejected samples, no usable one."""
+    manifest_path, ledger_path = storage.join(out, "manifest.parquet"), storage.join(out, "rejected.parquet")
+    ledger.write_ledger(rejected, ledger_path)
+    ledger.refuse_above_share(rejected, num_samples, max_rejected_share, ledger_path)
+    made = make_manifest(corpus, root, rows)
+    if not len(made):
+        raise ValueError(f"no clip of {root} is usable: {_counts(rejected) or 'no file and no caption was found'}")
+    made = dataclasses.replace(made, decoders=decoders)
+    if decoders:
+        log.info("%s is the fastest decoder here: %s", made.fastest_decoder, made.decoders)
+    write_manifest(made, manifest_path)
+    return Prepared(
+        manifest_path=manifest_path,
+        ledger_path=ledger_path,
+        manifest_hash=made.hash,
+        num_clips=made.splits,
+        num_rejected=_counts(rejected),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def _probed(config: PrepareConfig, annotated: list[Annotation], source: Source) -> Probed:
+    clips = clips_of(annotated, corpus=config.corpus, source=source)
+    captions = ", ".join(config.annotations) or "side-cars"
+    log.info("%d clips in %s, %d %s below %s", len(clips), captions, len(source.places), source.layout, source.root)
+    with connected_ray():
+        probed = probe_clips(clips, decoder=config.decoder, limits=config.limits, subcluster=config.subcluster)
+    unnamed = unnamed_files(annotated, corpus=config.corpus, source=source)
+    return dataclasses.replace(probed, rejected=probed.rejected + unnamed)
+
+
+def _counts(rejected: list[Rejected]) -> dict[str, int]:
+    return {str(reason): count for reason, count in ledger.count_by_reason(rejected).items()}
+
+
+def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
+    """`files` without those that we write, should `out` lie below `root`."""
+    if not (out + "/").startswith(root + "/"):
+        return files
+    ours = {
+        storage.relative_to(storage.join(out, name), root) for name in ("manifest.parquet", "rejected.parquet", MARKER)
+    }
+    return {name: print_ for name, print_ in files.items() if name not in ours}
+
+
+def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], files: dict[str, str]) -> str:
+    """Hex digits that change with whatever could change manifest or ledger."""
+    digest = hashlib.blake2b(digest_size=16)
+    settings = {name: getattr(config, name) for name in _SETTINGS}
+    digest.update(json.dumps([VERSION, settings, root, sources, files, *config.lists], sort_keys=True).encode())
+    for source in (*sources, *config.lists):
+        _, path = annotations.split_and_path(source)
+        storage.check_readable(path)
+        if storage.is_folder(path):
+            digest.update(json.dumps(storage.fingerprints(path)).encode() if path != root else b"")
+        else:
+            digest.update(storage.read_bytes(path))
+    return digest.hexdigest()
+
+
+def already_done(marker: str, inputs: str) -> Prepared | None:
+    """What was made from the same `inputs` (hex digits) before, if it is still there; `marker` says so."""
+    if not storage.exists(marker):
+        return None
+    before: dict[str, Any] = json.loads(storage.read_bytes(marker))
+    done = Prepared(**before["prepared"])
+    finished = storage.exists(done.manifest_path) and storage.exists(done.ledger_path)
+    if not finished or before["inputs"] != inputs:
+        return None
+    log.info("nothing to do: %s was made from the same input; --force makes it again", done.manifest_path)
+    return done
+
+
+def mark_done(marker: str, inputs: str, done: Prepared) -> None:
+    """`already_done` finds `done` from now on."""
+    summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(done)}, indent=1, sort_keys=True)
+    storage.write_bytes_atomic(marker, summary.encode())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 when the corpus is prepared, 1 with a message when it is not."""
+    description = "Raw videos and captions in; manifest.parquet and rejected.parquet out."
+    return run_data_job(PrepareConfig, prepare, describe, description, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import json
+
+from jobs.corpus.preparation import MARKER
+from pipeline import storage
+
+
+def annotated_beside(manifest_path: str, manifest_hash: str) -> dict[str, int]:
+    """Clips per split that the caption files of a manifest named, usable or not; empty where nothing tells."""
+    marker = f"{manifest_path.rpartition('/')[0]}/{MARKER}"
+    if not storage.exists(marker):
+        return {}
+    before = json.loads(storage.read_bytes(marker))["prepared"]
+    return before.get("num_annotated", {}) if before["manifest_hash"] == manifest_hash else {}

@@ -1,0 +1,199 @@
+"""Captions of any corpus in; its significant words out, as a Ray Data job. Any number of runs can share them.
+
+python -m jobs.mine_words --captions MANIFEST_OR_JSON_LINES --vocabulary FOLDER --out FOLDER_OR_BUCKET
+
+out/significant_words.json   rank, counts and family of each id of the vocabulary     (pipeline/text/significance.py)
+out/word_families.json       the families alone, as the published code keeps them
+out/word_counts.json         part of speech → word → count, whatever the vocabulary
+out/mine_words.json          what they were made from, and by what: the same again does nothing
+
+python jobs/pretrain.py PRESET --text.vocabulary FOLDER --text.significant-words OUT/significant_words.json takes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cluster.auth import use_private_token
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if __name__ == "__main__":
+    use_private_token()
+
+import pyarrow as pa
+
+from cluster.connection import connected_ray
+from jobs.command_line.data_job import run_data_job
+from pipeline import storage
+from pipeline.offline.word_counts import count_captions, read_captions
+from pipeline.text.significance import UNRANKED, SignificanceConfig, WordCounts, rank_words
+from pipeline.text.tagging import TaggerName, best_tagger, tagger_version
+from pipeline.text.tokenizer import read_pieces
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raised when the same input would give other words."""
+WORDS, FAMILIES, COUNTS, SUMMARY = "significant_words.json", "word_families.json", "word_counts.json", "mine_words.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineConfig:
+    """Whose words, for which vocabulary, and where they go."""
+
+    captions: tuple[str, ...]
+    """Manifests, and files with a JSON object with `caption` per line: local paths or s3:// URLs."""
+    vocabulary: str
+    """Folder or file of a vocabulary: vocab.txt, or the tokenizer.json of any fast tokenizer."""
+    out: str
+    """Folder or bucket for the words."""
+    split: str | None = "train"
+    """Split whose captions are counted, where rows or lines name one; None counts all."""
+    tagger: Literal["auto", "spacy", "lexicon"] = "auto"
+    """What tells nouns, verbs and adjectives: `spacy`, or `lexicon`, the built-in dictionary. `auto` takes spaCy if it
+    and the model are installed here."""
+    spacy_model: str = "en_core_web_sm"
+    """Package of a spaCy model, also under a longer name, or its folder; every node needs it."""
+    stop_words: tuple[str, ...] = ()
+    """Files with words that are never to be significant, one per line: stop words, jargon of a corpus."""
+    significance: SignificanceConfig = field(default_factory=SignificanceConfig)
+    force: bool = False
+    """Count again, even if nothing changed."""
+
+    def __post_init__(self) -> None:
+        if not self.captions:
+            raise ValueError("captions must name at least one manifest or file of captions, got none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mined:
+    """What `mine_words` made, or found made."""
+
+    words_path: str
+    tagger: str
+    """Program, model and versions that told the parts of speech."""
+    num_captions: int
+    num_words: int
+    """Words of the vocabulary that have a rank."""
+    top_words: tuple[str, ...]
+    """The most significant ten."""
+    seconds: float
+
+
+def mine_words(config: MineConfig) -> Mined:
+    """The significant words of a corpus, written below `config.out`.
+
+    With unchanged input (settings, captions, vocabulary, versions of the tagger) nothing is done; where only the
+    vocabulary or the ranking is another one, the captions are not tagged again.
+    """
+    started = time.monotonic()
+    out = storage.absolute(config.out)
+    storage.check_writable(out)
+    tagger = best_tagger(config.spacy_model) if config.tagger == "auto" else config.tagger
+    version = tagger_version(tagger, config.spacy_model)
+    pieces = read_pieces(storage.absolute(config.vocabulary))
+    read = [read_captions(storage.absolute(source), config.split) for source in config.captions]
+    captions = pa.chunked_array([chunk for array in read for chunk in array.chunks])
+    abandoned = (*config.significance.abandoned, *stop_words(config.stop_words))
+    significance = dataclasses.replace(config.significance, abandoned=abandoned)
+    counted = _digest([VERSION, version, significance.lower_case], captions)
+    inputs = _digest([counted, dataclasses.asdict(significance), pieces])
+    before = {} if config.force else _finished(out)
+    if before.get("inputs") == inputs:
+        log.info("nothing to do: %s was made from the same input; --force makes it again", storage.join(out, WORDS))
+        return _mined(before)
+    counts = _kept_counts(out) if before.get("counted") == counted else _count(captions, tagger, config)
+    storage.remove(storage.join(out, SUMMARY))  # until all files are there, nothing is finished
+    ranked = _write(counts, pieces, significance, out)
+    if not ranked:
+        raise ValueError(
+            f"no noun, verb or adjective of the {len(captions)} captions is a whole word of {config.vocabulary}: look "
+            "at both; a cased vocabulary wants --significance.no-lower-case"
+        )
+    summary = {
+        "inputs": inputs,
+        "counted": counted,
+        "config": dataclasses.asdict(dataclasses.replace(config, significance=significance)),
+        "words_path": storage.join(out, WORDS),
+        "tagger": version,
+        "num_captions": len(captions),
+        "num_words": len(ranked),
+        "top_words": ranked[:10],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    storage.write_bytes_atomic(storage.join(out, SUMMARY), json.dumps(summary, indent=1, ensure_ascii=False).encode())
+    return _mined(summary)
+
+
+def stop_words(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of files with one word per line; empty lines are passed over."""
+    lines = [line.strip() for path in paths for line in storage.read_bytes(path).decode("utf-8-sig").split("\n")]
+    wrong = next((line for line in lines if len(line.split()) > 1), None)
+    if wrong is not None:
+        raise ValueError(f"a file of stop words has one word per line, got {wrong[:60]!r}")
+    return tuple(dict.fromkeys(line for line in lines if line))
+
+
+def describe(done: Mined) -> str:
+    """The outcome in a few lines for people."""
+    return (
+        f"captions  {done.num_captions}\ntagger    {done.tagger}\nwords     {done.num_words}: "
+        f"{', '.join(done.top_words)} …\ntable     {done.words_path}\nseconds   {done.seconds:.1f}"
+    )
+
+
+def _count(captions: pa.ChunkedArray, tagger: TaggerName, config: MineConfig) -> WordCounts:
+    with connected_ray():
+        return count_captions(
+            captions, tagger=tagger, spacy_model=config.spacy_model, lower_case=config.significance.lower_case
+        )
+
+
+def _kept_counts(out: str) -> WordCounts:
+    return WordCounts.from_json(storage.read_bytes(storage.join(out, COUNTS)).decode())
+
+
+def _write(counts: WordCounts, pieces: list[str], config: SignificanceConfig, out: str) -> list[str]:
+    """The ranked words, best first, after the three files are written."""
+    table = rank_words(counts, pieces, config)
+    storage.write_bytes_atomic(storage.join(out, COUNTS), counts.to_json().encode())
+    storage.write_bytes_atomic(storage.join(out, FAMILIES), table.families_json().encode())
+    table.save(storage.join(out, WORDS))
+    return [table.words[index] for index in table.significant_ids(UNRANKED - 1)]
+
+
+def _digest(values: Any, captions: pa.ChunkedArray | None = None) -> str:
+    """Hex digits that change with any of the values and captions."""
+    digest = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16)
+    for chunk in captions.chunks if captions else ():
+        digest.update(pa.record_batch([chunk], ["captions"]).serialize())
+    return digest.hexdigest()
+
+
+def _finished(out: str) -> dict[str, Any]:
+    """The summary of what lies in `out`; empty unless all of it is there."""
+    paths = [storage.join(out, name) for name in (WORDS, FAMILIES, COUNTS, SUMMARY)]
+    return json.loads(storage.read_bytes(paths[-1])) if all(map(storage.exists, paths)) else {}
+
+
+def _mined(summary: dict[str, Any]) -> Mined:
+    known: dict[str, Any] = {one.name: summary[one.name] for one in dataclasses.fields(Mined)}
+    known["top_words"] = tuple(known["top_words"])
+    return Mined(**known)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 when the words are there, 1 with a message when they are not."""
+    return run_data_job(MineConfig, mine_words, describe, "Captions in; significant_words.json out.", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
