@@ -1,81 +1,15 @@
-"""The main job on this machine: make the embedded corpus, start a Ray head, submit prepare and pretrain to it.
-
-python -m jobs.local [PRESET] [--FIELD VALUE …]        what `make pretrain` runs
-"""
+"""The main job on this machine: make the embedded corpus, start a Ray head, submit prepare and pretrain to it."""
 
 from __future__ import annotations
 
-import os
-import secrets
-import signal
 import sys
-import time
-from pathlib import Path
 
-import ray
+from cluster.auth import use_private_token
 
-from cluster.head import Head, local_head
-from jobs.command_line import parsing
-from jobs.corpus.generation import progress_printer
-from jobs.run.config import PretrainConfig
-from jobs.tracking import mlflow_runs
-from pipeline.synthetic.clips import CorpusConfig
-from pipeline.synthetic.corpus import make_corpus
+if __name__ == "__main__":
+    use_private_token()
 
-ROOT = Path(__file__).resolve().parent.parent
-CORPUS = ROOT / "corpora" / "embedded"
-OBJECT_STORE_BYTES = 400 * 2**20
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line; 130 after Ctrl-C."""
-    arguments = list(sys.argv[1:] if argv is None else argv) or ["tiny"]
-    command = parsing.parse(arguments, program="jobs.local")
-    config = command.config
-    if command.dry_run:
-        return parsing.answered(command) or 0
-    start = time.perf_counter()
-    os.chdir(ROOT)
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C switched off
-        signal.signal(number, signal.default_int_handler)
-    make_corpus(CorpusConfig(), CORPUS, num_processes=os.cpu_count() or 1, progress=progress_printer())
-    num_cpus = max(2, os.cpu_count() or 2)
-    with local_head(num_cpus=num_cpus, object_store_bytes=OBJECT_STORE_BYTES) as head:
-        print(f"Ray {ray.__version__}: dashboard at {head.dashboard_url} while the job runs", flush=True)
-        status = prepare(head) or pretrain(head, arguments)
-    run_folder = Path(config.placement.storage).resolve() / config.name
-    if status == 0 and (run_folder / "results.json").exists():
-        print(conclusion(config, run_folder, time.perf_counter() - start), flush=True)
-    elif status == 0:
-        status = 130
-    return status
-
-
-def prepare(head: Head) -> int:
-    """Exit status of the job that turns the embedded corpus into its manifest; it does nothing the second time."""
-    annotations = sorted(str(path) for path in (CORPUS / "annotations").glob("*.jsonl"))
-    entrypoint = [sys.executable, str(ROOT / "jobs/prepare.py"), "--corpus", "embedded", "--root", str(CORPUS)]
-    entrypoint += ["--annotations", *annotations, "--out", str(CORPUS / "manifest")]
-    return head.submit(entrypoint, job_id=f"prepare-{secrets.token_hex(3)}")
-
-
-def pretrain(head: Head, arguments: list[str]) -> int:
-    """Exit status of the pre-training job."""
-    entrypoint = [sys.executable, str(ROOT / "jobs/pretrain.py"), *arguments]
-    return head.submit(entrypoint, job_id=f"pretrain-{secrets.token_hex(3)}")
-
-
-def conclusion(config: PretrainConfig, run_folder: Path, seconds: float) -> str:
-    """Where the results lie and how to look at them."""
-    uri = mlflow_runs.tracking_uri(config.placement.storage)
-    return (
-        f"\ndone in {seconds / 60:.1f} minutes\n"
-        f"  look:     open {run_folder / 'report.html'} in a browser\n"
-        f"  numbers:  {run_folder / 'results.json'}\n"
-        f"  compare:  {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}\n"
-        f"  again:    the same command does nothing now; another --name makes another run"
-    )
-
+from jobs.launch.local_run import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -34,7 +34,7 @@ ONE_FILE = {
     "lmdb": "pipeline/corpus/media.py",
     "lemminflect": "pipeline/text/tagging.py",
 }
-EXCEPTIONS = {"jobs/loaders_benchmark.py", "jobs/inference/mlflow_model.py"}
+EXCEPTIONS = {"jobs/benchmarks/loaders.py", "jobs/inference/mlflow_model.py"}
 """Other people's loaders with their own means, measured against ours; and what MLflow runs by itself."""
 
 

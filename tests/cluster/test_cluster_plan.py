@@ -204,8 +204,8 @@ def test_the_arithmetic_of_a_step_is_what_torch_counts() -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from jobs.gpu_benchmark import MASK, PAD, SEP, VOCABULARY, random_batch
-    from jobs.step_benchmark import SIZES
+    from jobs.benchmarks.gpu_step import MASK, PAD, SEP, VOCABULARY, random_batch
+    from jobs.benchmarks.step_time import SIZES
     from pipeline.stream.transforms import normalise
     from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
     from snps3_model.objective import Pretraining

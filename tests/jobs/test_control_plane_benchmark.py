@@ -8,9 +8,9 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from jobs.control_plane_benchmark import cores_used, sleeping_source
-from jobs.processes import kind_of
-from jobs.sleeping_decoder import sleep_block
+from jobs.benchmarks.control_plane import cores_used, sleeping_source
+from jobs.benchmarks.support.processes import kind_of
+from jobs.benchmarks.support.sleeping_decoder import sleep_block
 from pipeline.stream.loader import CLIP_SCHEMA, in_plan_order
 
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.benchmarks.dedup import FPS, frames_of
 from jobs.corpus.deduplication import PAIRS
-from jobs.dedup_benchmark import FPS, frames_of
 from jobs.reports.corpus import (
     CorpusData,
     ShownClip,

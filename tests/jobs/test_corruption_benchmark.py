@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.corruption_benchmark import DAMAGES, corruption
+from jobs.benchmarks.corruption import DAMAGES, corruption
 
 
 @pytest.mark.ray

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs import data_benchmark, loaders_benchmark
-from jobs.data_benchmark import Clips, decode_step, delivered, made_clips, pool_rate, source_of, steady_rate
+from jobs.benchmarks import data_path, loaders
+from jobs.benchmarks.data_path import Clips, decode_step, delivered, made_clips, pool_rate, source_of, steady_rate
 from pipeline.corpus import media
 from pipeline.decode.codec import open_video
 from pipeline.records import Kind
@@ -43,6 +43,6 @@ def test_what_the_pool_decodes_is_delivered_by_ray(tmp_path, local_ray):
 def test_other_loaders_deliver_every_clip(tmp_path):
     (tmp_path / "videos").mkdir()
     for index in range(5):
-        data_benchmark.write_clip(index, CLIPS, str(tmp_path / "videos"))
-    arrivals = loaders_benchmark.arrivals_of("dataloader", str(tmp_path), loaders_benchmark.sys.executable, 1)
+        data_path.write_clip(index, CLIPS, str(tmp_path / "videos"))
+    arrivals = loaders.arrivals_of("dataloader", str(tmp_path), loaders.sys.executable, 1)
     assert [count for _, count in arrivals] == [4, 1]

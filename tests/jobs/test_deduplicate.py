@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.benchmarks.dedup import FPS, copied, dedup, frames_of, scored
 from jobs.corpus.deduplication import DeduplicateConfig, deduplicate, describe, main
-from jobs.dedup_benchmark import FPS, copied, dedup, frames_of, scored
 from pipeline import storage
 from pipeline.corpus import manifest
 from pipeline.corpus.ledger import read_ledger

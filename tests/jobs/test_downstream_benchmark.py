@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import downstream_benchmark
-from jobs.downstream_benchmark import KEYS, SPENT, VARIANTS, compared, gap_closed
+from jobs.benchmarks import downstream_scores
+from jobs.benchmarks.downstream_scores import KEYS, SPENT, VARIANTS, compared, gap_closed
 from jobs.experiments.seeds import ROOT
 from jobs.run.fields import differences
 from jobs.run.run_files import read_json, write_json
@@ -41,7 +41,7 @@ def test_the_gap_is_closed_from_the_question_to_the_ceiling() -> None:
 
 def test_the_results_in_the_docs_are_those_of_todays_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing among them can be measured: a field that is added later has to be added to them."""
-    saved = read_json(str(ROOT / downstream_benchmark.RESULTS))["fields"]
+    saved = read_json(str(ROOT / downstream_scores.RESULTS))["fields"]
     write_json(path := f"{tmp_path}/corpus.json", {"content_hash": saved["pretrain.data.manifest_hash"]})
-    monkeypatch.setattr(downstream_benchmark, "CORPUS", path)
-    assert differences(saved, downstream_benchmark.settings()) == []
+    monkeypatch.setattr(downstream_scores, "CORPUS", path)
+    assert differences(saved, downstream_scores.settings()) == []

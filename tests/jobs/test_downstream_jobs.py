@@ -14,6 +14,7 @@ import pytest
 import torch
 import tyro
 
+from jobs.benchmarks.kills import small_corpus
 from jobs.corpus.preparation import PrepareConfig, prepare
 from jobs.evaluation.cards import read_card
 from jobs.evaluation.leaderboard import TableConfig, table
@@ -23,7 +24,6 @@ from jobs.inference.hub_folder import ExportConfig, export
 from jobs.inference.index import EmbedConfig, embed
 from jobs.inference.model import load
 from jobs.inference.query import SearchConfig, search
-from jobs.kills_benchmark import small_corpus
 from jobs.launch.driver import pretrain
 from jobs.reports.run_report import PROTOCOLS
 from jobs.run import recipes, run_files

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.s3_benchmark import s3_faults
+from jobs.benchmarks.s3_faults import s3_faults
 
 ROOT = Path(__file__).parents[2]
 

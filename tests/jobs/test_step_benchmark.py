@@ -8,7 +8,7 @@ import pytest
 import torch
 from batches import random_batch, tiny_network
 
-from jobs.step_benchmark import LEAST, ROWS, PublishedWay, compared, step
+from jobs.benchmarks.step_time import LEAST, ROWS, PublishedWay, compared, step
 from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig
 

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import kills_benchmark
-from jobs.faulty_store import Faults, faulty_store
-from jobs.kills_benchmark import (
+from jobs.benchmarks import kills
+from jobs.benchmarks.kills import (
     EVERY,
     NUM_STEPS,
     Attempt,
@@ -31,8 +30,9 @@ from jobs.kills_benchmark import (
     small_placement,
     small_run,
 )
+from jobs.benchmarks.support.faulty_store import Faults, faulty_store
+from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
 from jobs.launch import driver
-from jobs.local_cluster import LocalCluster, running_cluster
 from jobs.run import run_files
 from jobs.tracking.journal import read_journals
 from jobs.training.job import make_sources
@@ -146,7 +146,7 @@ def test_a_node_that_is_announced_to_go_is_preceded_by_a_checkpoint(
     manifest: str, tmp_path: Path, cluster: LocalCluster
 ) -> None:
     config = small_run("killed", manifest, small_placement(str(tmp_path), max_failures=0))
-    run = kills_benchmark.run_killed("notice", 2, config, cluster)
+    run = kills.run_killed("notice", 2, config, cluster)
     assert (run["lost"], run["doubled"], run["num_groups"]) == (0, 0, 2)
     steps = {line["step"] for line in read_journals(str(tmp_path / "killed")) if line["event"] == "checkpoint"}
     assert any(step % EVERY for step in steps), steps

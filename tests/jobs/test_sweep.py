@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from jobs.local_cluster import LocalCluster, running_cluster
+from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.ray

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.sweep_benchmark import in_random_orders, shown_to_asha
+from jobs.benchmarks.sweep_cost import in_random_orders, shown_to_asha
 
 GOOD, FAIR, BAD = ([(step, level * step / 90) for step in (10, 30, 60, 90)] for level in (0.9, 0.6, 0.3))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.corruption_benchmark import unknown_codec, without_frames
+from jobs.benchmarks.corruption import unknown_codec, without_frames
 from pipeline.decode import codec
 from pipeline.decode.codec import (
     DecodeError,

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs.dedup_benchmark import FPS, drawn_texture, frames_of
+from jobs.benchmarks.dedup import FPS, drawn_texture, frames_of
 from pipeline.decode.codec import encode_video, open_video
 from pipeline.dedup import fingerprints
 from pipeline.dedup.duplicates import (

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.faulty_store import Faults, faulty_store
+from jobs.benchmarks.support.faulty_store import Faults, faulty_store
 from pipeline import storage
 from pipeline.corpus.fetching import fetch_ahead
 from pipeline.corpus.ledger import read_ledger, write_ledger

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from cluster.connection import connected_ray
+from jobs.benchmarks.support.faulty_store import Faults, faulty_store
 from jobs.corpus.preparation import PrepareConfig, prepare
-from jobs.faulty_store import Faults, faulty_store
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.codec import encode_video

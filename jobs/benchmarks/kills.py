@@ -38,8 +38,8 @@ from ray.core.generated import autoscaler_pb2
 from ray.util import placement_group_table
 
 from cluster.run import Runtime
+from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
 from jobs.launch import driver
-from jobs.local_cluster import LocalCluster, running_cluster
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
 from jobs.run.presets import tiny

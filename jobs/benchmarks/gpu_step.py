@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.step_benchmark import SIZES
+from jobs.benchmarks.step_time import SIZES
 from pipeline.records import IGNORED_LABEL, Batch
 from pipeline.stream.transforms import normalise
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig

@@ -23,11 +23,11 @@ import ray
 from cluster import run as cluster_run
 from cluster.measurements import MEASURED
 from cluster.plan import predicted_clips_per_second
-from jobs import sleeping_decoder
-from jobs.data_benchmark import NUM_FRAMES, SIZE_PX, cores, steady_rate
-from jobs.local_cluster import running_cluster
-from jobs.processes import MARKER, cpu_seconds, sampled
-from jobs.sleeping_decoder import Sleeping
+from jobs.benchmarks.data_path import NUM_FRAMES, SIZE_PX, cores, steady_rate
+from jobs.benchmarks.support import sleeping_decoder
+from jobs.benchmarks.support.local_cluster import running_cluster
+from jobs.benchmarks.support.processes import MARKER, cpu_seconds, sampled
+from jobs.benchmarks.support.sleeping_decoder import Sleeping
 from pipeline.storage import upload_folder
 from pipeline.stream.loader import clip_stream, in_plan_order
 

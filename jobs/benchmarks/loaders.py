@@ -123,7 +123,7 @@ def arrivals_of(
     loader: str, folder: str, python: str, num_workers: int, num_passes: int = 1
 ) -> list[tuple[float, int]]:
     """(time, clips) of each batch of some passes, by a process of its own. CalledProcessError if it fails."""
-    command = [python, "-m", "jobs.loaders_benchmark", loader, folder, str(num_workers), str(num_passes)]
+    command = [python, "-m", "jobs.benchmarks.loaders", loader, folder, str(num_workers), str(num_passes)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
@@ -137,7 +137,7 @@ def loaders(
     streaming_python: str = sys.executable,
 ) -> dict[str, Any]:
     """Clips per second of Ray Data to a Train worker, and of each other loader; rounds take turns."""
-    from jobs.data_benchmark import Clips, cores, delivered, made_clips, source_of, steady_rate
+    from jobs.benchmarks.data_path import Clips, cores, delivered, made_clips, source_of, steady_rate
 
     clips = Clips(count=num_clips)
     source = source_of(made_clips(clips, folder))

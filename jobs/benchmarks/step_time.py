@@ -245,7 +245,7 @@ def compared(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
 
 def in_own_process(way: str, row: str, data: str, size: str, num_steps: int, threads: int) -> dict[str, Any]:
     """`measure` in a process of its own, with the settings of a training worker."""
-    command = [sys.executable, "-m", "jobs.step_benchmark", way, row, data, size, str(num_steps), str(threads)]
+    command = [sys.executable, "-m", "jobs.benchmarks.step_time", way, row, data, size, str(num_steps), str(threads)]
     output = subprocess.run(
         command, check=True, cwd=ROOT, env=os.environ | WORKER_ENVIRONMENT, stdout=subprocess.PIPE, text=True
     ).stdout

@@ -23,9 +23,9 @@ import numpy as np
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
+from jobs.benchmarks.support.processes import MARKER, bytes_spilled, pss_bytes, sampled
 from jobs.corpus.packing import PackConfig, pack
 from jobs.corpus.preparation import PrepareConfig, prepare
-from jobs.processes import MARKER, bytes_spilled, pss_bytes, sampled
 from pipeline.corpus.fetching import fetch
 from pipeline.decode.codec import encode_video
 from pipeline.offline.shards import Content, PackingConfig
