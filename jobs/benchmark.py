@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import os
 import sys
 
-from cluster.auth import use_private_token
+from jobs.command_line.entry import run_command
+
+
+def main() -> None:
+    """Runs the benchmark that the command line names."""
+    import tyro
+
+    from jobs import ROOT
+    from jobs.benchmarks.registry import BENCHMARKS
+    from jobs.tracking.machine import hardware
+
+    if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
+        sys.exit(f"usage: benchmark.py NAME [options]; NAME is one of {', '.join(BENCHMARKS)}")
+    name = sys.argv[1]
+    os.chdir(ROOT)
+    result = tyro.cli(BENCHMARKS[name], args=sys.argv[2:], prog=f"benchmark.py {name}")
+    facts = {"benchmark": name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "hardware": hardware()}
+    print(json.dumps(facts | result))
+
 
 if __name__ == "__main__":
-    use_private_token()
-
-from jobs.benchmarks.registry import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

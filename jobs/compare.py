@@ -1,15 +1,28 @@
-"""Runs beside each other on one page: `python jobs/compare.py RUN RUN …`, by their names or ids in MLflow."""
+"""Runs beside each other on one page: `python jobs/compare.py RUN RUN …`, by their names or ids in MLflow.
+
+What differs in their configurations, their scores with intervals, their curves, and what they cost. Reads an SQLite
+file or a tracking server (MLFLOW_TRACKING_URI).
+"""
 
 from __future__ import annotations
 
 import sys
 
-from cluster.auth import use_private_token
+from jobs.command_line.entry import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line."""
+    import tyro
+
+    from jobs.command_line import parsing
+    from jobs.reports.comparison import CompareConfig, compare
+
+    with parsing.refusing():
+        config = tyro.cli(CompareConfig, args=argv, prog="compare.py", description=__doc__)
+        print(compare(config))
+    return 0
+
 
 if __name__ == "__main__":
-    use_private_token()
-
-from jobs.reports.comparison import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

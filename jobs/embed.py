@@ -1,15 +1,34 @@
-"""Embed a folder or bucket of videos: `ray job submit -- python jobs/embed.py RUN --videos FOLDER --out FOLDER`."""
+"""Embed a folder or bucket of videos: `ray job submit -- python jobs/embed.py RUN --videos FOLDER --out FOLDER`.
+
+    list of videos ─ parts of a few ─► decode (CPU) ─► embed (one model per worker) ─► OUT/part-00000.parquet …
+
+A part that is there is not embedded again, so the same command goes on after a stop; new videos are new parts. A video
+that cannot be read is a row of OUT/rejected.parquet, and not of the index. `jobs/search.py` answers from OUT.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from cluster.auth import use_private_token
+from jobs.command_line.entry import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line."""
+    import tyro
+
+    from jobs.command_line import parsing
+    from jobs.inference.index import REJECTED, EmbedConfig, embed
+
+    config = tyro.cli(EmbedConfig, args=argv, prog="embed.py", description=__doc__)
+    with parsing.refusing():
+        found = embed(config)
+    print(
+        f"{found['videos']} videos: {found['embedded']} embedded now, {found['rejected']} rejected now "
+        f"({config.out}/{REJECTED}), the others are in {config.out} already"
+    )
+    return 0
+
 
 if __name__ == "__main__":
-    use_private_token()
-
-from jobs.inference.index import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -1,15 +1,42 @@
-"""Score a run on a task and write its protocol card: `ray job submit -- python jobs/evaluate.py RUN …`."""
+"""Score a run on a task and write its protocol card: `ray job submit -- python jobs/evaluate.py RUN …`.
+
+python jobs/evaluate.py runs/tiny                                 retrieval on the run's test split, exhaustive
+python jobs/evaluate.py runs/tiny --rerank 100                    the same in two stages
+python jobs/evaluate.py runs/tiny --task multiple_choice --questions corpora/embedded/multiple_choice/test.jsonl
+python jobs/evaluate.py --card runs/tiny/evaluation/retrieval-test/card.json       the same score again
+
+On the clips of any manifest. A score on the split by which the checkpoint was chosen is refused, unless asked for.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from cluster.auth import use_private_token
+from jobs.command_line.entry import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line: 1 where a card's score did not come out again."""
+    import torch
+    import tyro
+
+    from jobs.command_line import parsing
+    from jobs.evaluation.cards import not_repeated, read_card
+    from jobs.evaluation.scoring import EvaluateConfig, evaluate, table
+    from jobs.reports.run_report import refresh_protocols
+
+    torch.set_num_threads(1)  # ranks compute; a table in the driver needs no pool
+    config = tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py", description=__doc__)
+    with parsing.refusing():
+        card = evaluate(config)
+    refresh_protocols(card.protocol.run)
+    print(table(card))
+    if config.card:
+        lines = not_repeated(read_card(config.card), card.scores)
+        print("\n".join(lines) or "every score is that of the card")
+        return int(any(", outside [" in line for line in lines))
+    return 0
+
 
 if __name__ == "__main__":
-    use_private_token()
-
-from jobs.evaluation.scoring import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -1,15 +1,32 @@
-"""Every evaluation of a checkpoint into one table: `ray job submit -- python jobs/evaluate_all.py RUN`."""
+"""Every evaluation of a checkpoint into one table: `ray job submit -- python jobs/evaluate_all.py RUN`.
+
+    zero-shot     retrieval on each corpus that is at hand, and MSR-VTT's multiple choice
+    fine-tuned    each recipe of jobs/finetune.py whose corpus is at hand, and its score; MSRVTT-MC once more
+
+As many at a time as the cluster has room for. What is finished already is read; what is not at hand is "not run".
+"""
 
 from __future__ import annotations
 
 import sys
 
-from cluster.auth import use_private_token
+from jobs.command_line.entry import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line: 1 where an evaluation failed."""
+    import tyro
+
+    from jobs.command_line import parsing
+    from jobs.experiments.suite import EvaluateAllConfig, evaluate_all
+
+    config = tyro.cli(EvaluateAllConfig, args=argv, prog="evaluate_all.py", description=__doc__)
+    with parsing.refusing():
+        failed = evaluate_all(config)
+    if failed:
+        print("\n".join(failed), file=sys.stderr)
+    return int(bool(failed))
+
 
 if __name__ == "__main__":
-    use_private_token()
-
-from jobs.experiments.suite import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -1,15 +1,30 @@
-"""Write a model as a folder in Hugging Face's format: `python jobs/export.py RUN FOLDER`."""
+"""Write a model as a folder in Hugging Face's format: `python jobs/export.py RUN FOLDER`.
+
+config.json  model.safetensors  tokenizer.json  tokenizer_config.json  preprocessor_config.json  README.md (model card)
+significant_words.json  identity.json  answers.json (of question answering)  cards/ (protocol cards of the run's scores)
+
+Whatever takes a run's folder (`jobs.model.load`, finetune, embed) takes such a folder; `load` its name on the hub, too.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from cluster.auth import use_private_token
+from jobs.command_line.entry import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line."""
+    import tyro
+
+    from jobs.command_line import parsing
+    from jobs.inference.hub_folder import ExportConfig, export
+
+    config = tyro.cli(ExportConfig, args=argv, prog="export.py", description=__doc__)
+    with parsing.refusing():
+        print(export(config))
+    return 0
+
 
 if __name__ == "__main__":
-    use_private_token()
-
-from jobs.inference.hub_folder import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -1,15 +1,27 @@
-"""The main job on this machine: make the embedded corpus, start a Ray head, submit prepare and pretrain to it."""
+"""The main job on this machine: make the embedded corpus, start a Ray head, submit prepare and pretrain to it.
+
+python -m jobs.local [PRESET] [--FIELD VALUE …]        what `make pretrain` runs
+"""
 
 from __future__ import annotations
 
 import sys
 
-from cluster.auth import use_private_token
+from jobs.command_line.entry import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line; 130 after Ctrl-C."""
+    from jobs.command_line import parsing
+    from jobs.corpus.generation import progress_printer
+    from jobs.launch.local_run import run_locally
+
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["tiny"]
+    command = parsing.parse(arguments, program="jobs.local")
+    if command.dry_run:
+        return parsing.answered(command) or 0
+    return run_locally(command.config, arguments, progress_printer())
+
 
 if __name__ == "__main__":
-    use_private_token()
-
-from jobs.launch.local_run import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

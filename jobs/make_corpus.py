@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from cluster.auth import use_private_token
+from jobs.command_line.entry import run_command
+
+
+def main() -> None:
+    """Command line."""
+    import tyro
+
+    from jobs.corpus.generation import MakeCorpus, run
+
+    config = tyro.cli(MakeCorpus, description=__doc__)
+    try:
+        run(config)
+    except ValueError as error:
+        sys.exit(f"corpus: {error}")
+
 
 if __name__ == "__main__":
-    use_private_token()
-
-from jobs.corpus.generation import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

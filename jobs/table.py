@@ -1,15 +1,33 @@
-"""The scores of runs beside published ones: `python jobs/table.py RUN [RUN …] [--out table.md]`."""
+"""The scores of runs beside published ones: `python jobs/table.py RUN [RUN …] [--out table.md]`.
+
+Every protocol card in the runs' folders is a row, under its benchmark. A card belongs to a benchmark if the name of its
+corpus says so (`msrvtt`, `didemo`, `msvd`); others stand under their own. Benchmarks without a card say "not run".
+"""
 
 from __future__ import annotations
 
 import sys
 
-from cluster.auth import use_private_token
+from jobs.command_line.entry import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line."""
+    import tyro
+
+    from jobs.command_line import parsing
+    from jobs.evaluation.leaderboard import TableConfig, table
+    from pipeline import storage
+
+    config = tyro.cli(TableConfig, args=argv, prog="table.py", description=__doc__)
+    with parsing.refusing():
+        text = table(config)
+    if config.out:
+        storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
+    else:
+        print(text)
+    return 0
+
 
 if __name__ == "__main__":
-    use_private_token()
-
-from jobs.evaluation.leaderboard import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

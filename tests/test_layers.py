@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,58 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = {
-    "jobs": {"jobs", "pipeline", "snps3_model", "cluster"},
-    "pipeline": {"pipeline"},
-    "snps3_model": {"snps3_model", "pipeline.records"},
-    "cluster": {"cluster"},
+ROOMS = {
+    "pipeline.records": set(),
+    "pipeline.storage": set(),
+    "pipeline.corpus": {"pipeline.records", "pipeline.storage"},
+    "pipeline.decode": {"pipeline.corpus", "pipeline.records"},
+    "pipeline.text": {"pipeline.records", "pipeline.storage"},
+    "pipeline.stream": {"pipeline.corpus", "pipeline.decode", "pipeline.text", "pipeline.records", "pipeline.storage"},
+    "pipeline.offline": {"pipeline.corpus", "pipeline.decode", "pipeline.text", "pipeline.records", "pipeline.storage"},
+    "pipeline.dedup": {
+        "pipeline.corpus",
+        "pipeline.decode",
+        "pipeline.offline",
+        "pipeline.records",
+        "pipeline.storage",
+    },
+    "pipeline.synthetic": {"pipeline.decode"},
+    "snps3_model": {"pipeline.records"},
+    "cluster": set(),
+    "jobs.run": {"pipeline", "snps3_model.config"},
+    "jobs.tracking": {"jobs.ROOT", "pipeline.storage"},
+    "jobs.tasks": {"jobs.run", "pipeline", "snps3_model"},
+    "jobs.training": {"jobs.run", "jobs.tracking", "jobs.tasks", "cluster", "pipeline", "snps3_model"},
+    "jobs.evaluation": {
+        *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.corpus.summary"),
+        *("cluster", "pipeline", "snps3_model"),
+    },
+    "jobs.reports": {
+        *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation.cards"),
+        *("pipeline", "snps3_model"),
+    },
+    "jobs.launch": {
+        *("jobs.ROOT", "jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.reports"),
+        *("cluster", "pipeline", "snps3_model"),
+    },
+    "jobs.command_line": {
+        *("jobs.ROOT", "jobs.run", "jobs.launch", "jobs.training.step", "jobs.tracking"),
+        "cluster",
+    },
+    "jobs.corpus": {"cluster", "pipeline"},
+    "jobs.inference": {
+        *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation"),
+        *("cluster", "pipeline", "snps3_model"),
+    },
+    "jobs.experiments": {
+        *("jobs.ROOT", "jobs.run", "jobs.tracking", "jobs.training", "jobs.evaluation", "jobs.launch"),
+        *("jobs.command_line", "cluster", "pipeline"),
+    },
+    "jobs.benchmarks": {"jobs", "cluster", "pipeline", "snps3_model"},
 }
+"""Of each room what its files may import, beside one another. Each room's `__init__` says it in words."""
+COMMANDS = {"jobs", "pipeline.storage", "pipeline.synthetic"}
+"""What the commands, jobs/NAME.py, may import."""
 ONE_FILE = {
     "decord": "pipeline/decode/codec.py",
     "av": "pipeline/decode/codec.py",
@@ -63,20 +110,69 @@ def is_in(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
 
 
-FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+PACKAGES = ("jobs", "pipeline", "snps3_model", "cluster")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 NAMES = {path.relative_to(ROOT).as_posix(): imported_names(path.read_text()) for path in FILES}
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_arrows_point_one_way(layer: str) -> None:
+def module_of(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def room_of(module: str) -> str | None:
+    """The room that a module belongs to; None for a command or a package's own `__init__`."""
+    return next((room for room in ROOMS if is_in(module, room)), None)
+
+
+def is_ours(name: str) -> bool:
+    return name.split(".")[0] in PACKAGES
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_may(room: str) -> None:
     wrong = {
         (path, name)
         for path, names in NAMES.items()
-        if path.startswith(f"{layer}/")
+        if room_of(module_of(path)) == room
         for name in names
-        if name.split(".")[0] in LAYERS and not any(is_in(name, allowed) for allowed in LAYERS[layer])
+        if is_ours(name) and not is_in(name, room) and not any(is_in(name, allowed) for allowed in ROOMS[room])
     }
     assert not wrong
+
+
+def test_every_file_is_in_a_room_or_is_a_command() -> None:
+    outside = {path for path in NAMES if room_of(module_of(path)) is None and not path.endswith("__init__.py")}
+    assert {path for path in outside if not re.fullmatch(r"jobs/\w+\.py", path)} == set()
+
+
+def test_rooms_have_no_cycle() -> None:
+    modules = {module_of(path): names for path, names in NAMES.items()}
+    arrows = {
+        room: {room_of(name) for module, names in modules.items() if room_of(module) == room for name in names}
+        - {room, None}
+        for room in ROOMS
+    }
+    while arrows:
+        lowest = {room for room, below in arrows.items() if not below & arrows.keys()}
+        assert lowest, f"a cycle among {sorted(arrows)}"
+        arrows = {room: below for room, below in arrows.items() if room not in lowest}
+
+
+def test_commands_are_short_import_rooms_and_are_imported_by_nobody() -> None:
+    commands = {path: names for path, names in NAMES.items() if re.fullmatch(r"jobs/[a-z]\w*\.py", path)}
+    imported = {name for names in NAMES.values() for name in names}
+    for path, names in commands.items():
+        assert len((ROOT / path).read_text().splitlines()) <= 60, path
+        assert all(any(is_in(name, allowed) for allowed in COMMANDS) for name in names if is_ours(name)), path
+        if path != "jobs/model.py":  # the public door
+            assert not any(is_in(name, module_of(path)) for name in imported), path
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if (ROOT / room.replace(".", "/")).is_dir()])
+def test_a_room_says_what_it_owns_and_what_it_may_import(room: str) -> None:
+    words = ast.get_docstring(ast.parse((ROOT / room.replace(".", "/") / "__init__.py").read_text())) or ""
+    assert len(words.splitlines()) >= 3
+    assert "ay import" in words
 
 
 @pytest.mark.parametrize(("library", "home"), ONE_FILE.items())
@@ -99,7 +195,9 @@ def test_each_home_imports_what_it_is_the_home_of() -> None:
 
 
 def test_a_process_that_decodes_starts_without_what_takes_long() -> None:
-    script = "import sys, pipeline.loader; print(*{'torch', 'spacy', 'transformers', 'mlflow'} & set(sys.modules))"
+    script = (
+        "import sys, pipeline.stream.loader; print(*{'torch', 'spacy', 'transformers', 'mlflow'} & set(sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
 

@@ -37,7 +37,6 @@ from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, decode_sl
 NUM_FRAMES, SIZE_PX, BATCH = 8, 224, 4
 WARM_SHARE = 0.1
 """Share of the clips before the steady state."""
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,17 +38,17 @@ from ray.core.generated import autoscaler_pb2
 from ray.util import placement_group_table
 
 from cluster.run import Runtime
+from jobs import ROOT
 from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
-from jobs.launch import driver
+from jobs.launch import driver as launch
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
 from jobs.run.presets import tiny
 from jobs.tracking.journal import read_journals
 from jobs.training import trainer
 from jobs.training.job import Job, make_sources
-from pipeline.stream.loader import ClipSource
+from pipeline.stream.loader import ClipSource, split_rows
 
-ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS, EVERY = 24, 6
 """Steps of a run, and between its checkpoints."""
 PACE_SECONDS = 0.4
@@ -137,7 +137,7 @@ def lineage(found: list[Attempt]) -> dict[int, list[int]]:
 
 def lost_and_doubled(trained: dict[int, list[int]], source: ClipSource, num_steps: int) -> tuple[int, int]:
     """Clips of the plan that no step trained on, and clips that were trained on more often than planned."""
-    rows = driver.split_rows(source.manifest_path, source.split)
+    rows = split_rows(source.manifest_path, source.split)
     lost = doubled = 0
     for step in range(num_steps):
         planned = source.planned(step)
@@ -163,7 +163,7 @@ class Driver:
 
     def start(self) -> None:
         """The process runs (again)."""
-        script = "import sys; from jobs.kills_benchmark import drive; drive(sys.argv[1])"
+        script = "import sys; from jobs.benchmarks.kills import drive; drive(sys.argv[1])"
         settings = base64.b64encode(pickle.dumps(self.config)).decode()
         with open(self.storage / f"{self.config.name}.log", "ab") as log:
             self.process = subprocess.Popen(
@@ -207,7 +207,7 @@ class Driver:
 
 def drive(settings: str) -> None:
     """A run from its last checkpoint to the end, in this process."""
-    driver.pretrain(pickle.loads(base64.b64decode(settings)), on_rank=recorded_rank)
+    launch.pretrain(pickle.loads(base64.b64decode(settings)), on_rank=recorded_rank)
 
 
 def small_run(name: str, manifest: str, placement: Placement) -> PretrainConfig:

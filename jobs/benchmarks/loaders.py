@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from jobs import ROOT
+
 NUM_FRAMES, BATCH, SIZE = 8, 4, (224, 126)
 CLIPS_PER_SHARD = 25
 
@@ -124,7 +126,7 @@ def arrivals_of(
 ) -> list[tuple[float, int]]:
     """(time, clips) of each batch of some passes, by a process of its own. CalledProcessError if it fails."""
     command = [python, "-m", "jobs.benchmarks.loaders", loader, folder, str(num_workers), str(num_passes)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 

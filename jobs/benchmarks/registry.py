@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import secrets
 import subprocess
@@ -14,13 +13,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import tyro
 
-from cluster.auth import use_private_token
-
-if __name__ == "__main__":
-    use_private_token()
-
+from jobs import ROOT
 from jobs.benchmarks.compare_time import compare_runs
 from jobs.benchmarks.control_plane import control_plane
 from jobs.benchmarks.corruption import corruption
@@ -35,9 +29,8 @@ from jobs.benchmarks.s3_faults import s3_faults
 from jobs.benchmarks.step_time import step
 from jobs.benchmarks.support.processes import MARKER, bytes_spilled, pss_bytes
 from jobs.benchmarks.sweep_cost import sweep
-from jobs.experiments.seeds import ROOT, over_seeds, run_job
+from jobs.experiments.seeds import over_seeds, run_job
 from jobs.run import run_files
-from jobs.tracking.machine import hardware
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
 
 MANIFEST = "corpora/embedded/manifest/manifest.parquet"
@@ -138,18 +131,3 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "compare": compare_runs,
     "sweep": sweep,
 }
-
-
-def main() -> None:
-    """Runs the benchmark that the command line names."""
-    if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
-        sys.exit(f"usage: benchmark.py NAME [options]; NAME is one of {', '.join(BENCHMARKS)}")
-    name = sys.argv[1]
-    os.chdir(ROOT)
-    result = tyro.cli(BENCHMARKS[name], args=sys.argv[2:], prog=f"benchmark.py {name}")
-    facts = {"benchmark": name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "hardware": hardware()}
-    print(json.dumps(facts | result))
-
-
-if __name__ == "__main__":
-    main()

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.run import WORKER_ENVIRONMENT
+from jobs import ROOT
 from jobs.run.config import Placement
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.stream.collate import collate
@@ -44,7 +45,6 @@ from snps3_model.gather import local_gather
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3, additive_mask
 
-ROOT = Path(__file__).resolve().parent.parent
 Way = Literal["published", "ours", "hard"]
 NUM_WORDS, MAX_TOKENS, CAPTIONS_AT_ONCE, NUM_HARD = 3, 30, 5, 3
 LEAST = {"r50": 1.5, "vst4": 1.15, "no_visual": 2.0}

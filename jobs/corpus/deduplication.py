@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,14 +24,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.auth import use_private_token
-
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-if __name__ == "__main__":
-    use_private_token()
 
 from cluster.connection import connected_ray
-from jobs.command_line.data_job import run_data_job
 from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
@@ -237,13 +231,3 @@ def _write_filtered(corpus: Manifest, rejected: Sequence[Rejected], out: str) ->
     is_gone = pc.field("clip_id").isin([one.clip_id for one in rejected])
     write_manifest(make_manifest(corpus.corpus, corpus.root, corpus.table.filter(~is_gone)), path)
     return path
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the corpus was searched, 1 with a message when it was not."""
-    description = "Copies in a corpus, and between it and test sets."
-    return run_data_job(DeduplicateConfig, deduplicate, describe, description, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -57,16 +57,3 @@ def run(config: MakeCorpus) -> None:
     """The corpus lies under `config.out`; says so."""
     is_new = make_corpus(config.corpus, config.out, num_processes=config.processes, progress=progress_printer())
     print(f"corpus: {'made' if is_new else 'already there'}: {config.out}")
-
-
-def main() -> None:
-    """Command line."""
-    config = tyro.cli(MakeCorpus, description=__doc__)
-    try:
-        run(config)
-    except ValueError as error:
-        sys.exit(f"corpus: {error}")
-
-
-if __name__ == "__main__":
-    main()

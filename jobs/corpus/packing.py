@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,15 +19,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.auth import use_private_token
-
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-if __name__ == "__main__":
-    use_private_token()
 
 from cluster.connection import connected_ray
-from jobs.command_line.data_job import run_data_job
-from jobs.corpus.preparation import Prepared, already_done, commit, describe, mark_done
+from jobs.corpus.preparation import Prepared, already_done, commit, mark_done
 from jobs.corpus.summary import annotated_beside
 from pipeline import storage
 from pipeline.corpus import media
@@ -135,13 +129,3 @@ def _block(items: list[Item]) -> pa.Table:
 def write_block(block: pa.Table, config: PackingConfig, folder: str, limits: Limits) -> pa.Table:
     """The index of the shard that holds the clips of `block`."""
     return write_shard(items_of(block.to_pylist(), config), config, folder, limits)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the corpus is packed, 1 with a message when it is not."""
-    description = "A prepared corpus packed into few large files: raw bytes, or frames as JPEG."
-    return run_data_job(PackConfig, pack, describe, description, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,14 +22,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.auth import use_private_token
-
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-if __name__ == "__main__":
-    use_private_token()
 
 from cluster.connection import connected_ray
-from jobs.command_line.data_job import run_data_job
 from pipeline import storage
 from pipeline.corpus import annotations, ledger
 from pipeline.corpus.annotations import Annotation, Format
@@ -265,13 +259,3 @@ def mark_done(marker: str, inputs: str, done: Prepared) -> None:
     """`already_done` finds `done` from now on."""
     summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(done)}, indent=1, sort_keys=True)
     storage.write_bytes_atomic(marker, summary.encode())
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the corpus is prepared, 1 with a message when it is not."""
-    description = "Raw videos and captions in; manifest.parquet and rejected.parquet out."
-    return run_data_job(PrepareConfig, prepare, describe, description, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

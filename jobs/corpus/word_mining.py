@@ -17,21 +17,15 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cluster.auth import use_private_token
-
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-if __name__ == "__main__":
-    use_private_token()
 
 import pyarrow as pa
 
 from cluster.connection import connected_ray
-from jobs.command_line.data_job import run_data_job
 from pipeline import storage
 from pipeline.offline.word_counts import count_captions, read_captions
 from pipeline.text.significance import UNRANKED, SignificanceConfig, WordCounts, rank_words
@@ -188,12 +182,3 @@ def _mined(summary: dict[str, Any]) -> Mined:
     known: dict[str, Any] = {one.name: summary[one.name] for one in dataclasses.fields(Mined)}
     known["top_words"] = tuple(known["top_words"])
     return Mined(**known)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the words are there, 1 with a message when they are not."""
-    return run_data_job(MineConfig, mine_words, describe, "Captions in; significant_words.json out.", arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

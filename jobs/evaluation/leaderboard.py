@@ -6,7 +6,6 @@ corpus says so (`msrvtt`, `didemo`, `msvd`); others stand under their own. Bench
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import Annotated
 
 import tyro
 
-from jobs.command_line import parsing
 from jobs.evaluation.cards import Card, read_cards
 from jobs.evaluation.published import ACCURACY, PUBLISHED, RETRIEVAL, Benchmark
 from pipeline import storage
@@ -123,19 +121,3 @@ def how(card: Card) -> str:
         parts.append(f"{card.num_missing} missing, {card.num_undecoded} not decoded")
     parts += [f"**{doubt}**" for doubt in card.doubts]
     return "; ".join([*parts, f"seed {card.run_seed}, {card.date}"])
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    config = tyro.cli(TableConfig, args=argv, prog="table.py", description=__doc__)
-    with parsing.refusing():
-        text = table(config)
-    if config.out:
-        storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
-    else:
-        print(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,41 +14,30 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from cluster.auth import use_private_token
-from jobs.tracking import machine
-
-if __name__ == "__main__":
-    use_private_token()
-
 import numpy as np
 import safetensors.torch
-import torch
 import tyro
 from jaxtyping import Bool, Int
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
-from jobs.command_line import parsing
 from jobs.evaluation import cards
-from jobs.evaluation.cards import TASKS, Card, Protocol, not_repeated, read_card, refuse_other, write_card
+from jobs.evaluation.cards import TASKS, Card, Protocol, read_card, refuse_other, write_card
 from jobs.evaluation.leaderboard import benchmark_of
 from jobs.evaluation.published import PUBLISHED
-from jobs.launch import driver
-from jobs.reports.run_report import with_protocols
 from jobs.run import run_files
-from jobs.run.config import Placement, PretrainConfig, TaskConfig
+from jobs.run.config import Placement, PretrainConfig, TaskConfig, with_decoder
 from jobs.run.fields import as_dict, config_hash, flat
 from jobs.run.run_identity import config_of
 from jobs.tasks import retrieval
 from jobs.tasks.retrieval import Fusion, Scored
 from jobs.tasks.tasks import AskingTask, CaptionTask, ChoiceTask, Language, QuestionTask, asked_of
-from jobs.tracking import mlflow_runs
+from jobs.tracking import machine, mlflow_runs
 from jobs.training import checkpoints, streams
 from jobs.training.job import Job, evaluation_sources, with_absolute_weights, workers
 from jobs.training.trainer import Rank, unique
@@ -163,10 +152,6 @@ def evaluate(config: EvaluateConfig) -> Card:
     write_card(card, place := f"{out}/{'repeated' if wanted else 'card'}.json")
     print(f"card: {place}")
     log(card, run, config.placement)
-    path = f"{run_folder}/report.html"
-    if storage.exists(path):
-        page = with_protocols(storage.read_bytes(path).decode(), list(cards.read_cards(run_folder).values()))
-        storage.write_bytes_atomic(path, page.encode())
     return card
 
 
@@ -296,7 +281,7 @@ def make_job(run: PretrainConfig, run_folder: str, protocol: Protocol, placement
     )
     manifest = read_manifest(protocol.manifest)
     config = with_absolute_weights(dataclasses.replace(run, data=data, placement=placement))
-    config = driver.with_decoder(config, manifest.fastest_decoder)
+    config = with_decoder(config, manifest.fastest_decoder)
     source = dataclasses.replace(evaluation_sources(config)["test"], max_clips=protocol.max_clips)
     if not len(source.rows()):
         raise ValueError(f"{protocol.manifest} has no video in the split {protocol.split!r}")
@@ -449,21 +434,3 @@ def table(card: Card) -> str:
             interval = f"  [{card.scores[f'{name}_low']:.3f}, {card.scores[f'{name}_high']:.3f}]"
         lines.append(f"  {name:36s} {value:8.3f}{interval}")
     return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line: 1 where a card's score did not come out again."""
-    config = tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py", description=__doc__)
-    with parsing.refusing():
-        card = evaluate(config)
-    print(table(card))
-    if config.card:
-        lines = not_repeated(read_card(config.card), card.scores)
-        print("\n".join(lines) or "every score is that of the card")
-        return int(any(", outside [" in line for line in lines))
-    return 0
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    sys.exit(main())

@@ -28,14 +28,8 @@ import numpy as np
 import scipy.stats
 import tyro
 
-from cluster.auth import use_private_token
-
-if __name__ == "__main__":
-    use_private_token()
-
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs.command_line import parsing
 from jobs.experiments.seeds import Found, over_seeds, read_cells, write_cells
 from jobs.launch import driver, preflight
 from jobs.run import recipes
@@ -417,30 +411,3 @@ def seeds_needed(values: Sequence[float], most: int = 10_000) -> int | None:
     counts = np.arange(2, most + 1)
     settled = scipy.stats.t.ppf(0.975, counts - 1) * deviation / np.sqrt(counts) < mean
     return int(counts[settled.argmax()]) if settled.any() else None
-
-
-def parse(argv: Sequence[str]) -> tuple[AblateConfig, PretrainConfig]:
-    """What was asked for; refused on stderr with exit code 2."""
-    own, base = parsing.split(argv)
-    with parsing.refusing():
-        config = tyro.cli(AblateConfig, args=own, prog="ablate.py", description=__doc__)
-    return config, parsing.checked(base, name=config.name, program="ablate.py … --")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line: 1 where a run failed, 130 where it was asked to stop."""
-    config, base = parse(sys.argv[1:] if argv is None else argv)
-    try:
-        with parsing.refusing():
-            text, failed = ablate(config, base)
-    except StoppedError:
-        print(f"{config.name} was stopped; the same command goes on from here")
-        return 130
-    print(text)
-    for (row, seed), error in failed.items():
-        print(f"ablate: “{row}” with seed {seed}: {error}", file=sys.stderr)
-    return int(bool(failed))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

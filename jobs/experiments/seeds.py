@@ -5,19 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
+from jobs import ROOT
 from jobs.run import run_files
 from jobs.run.fields import differences
 from pipeline import storage
 
 Found = Mapping[tuple[str, int], Mapping[str, float]]
 """What came out, by row and seed."""
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_job(program: str, preset: str, name: str, options: Sequence[str], storage: str) -> dict[str, Any]:

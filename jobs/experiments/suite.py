@@ -14,23 +14,18 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from cluster.auth import use_private_token
-from jobs.run import run_files
-
-if __name__ == "__main__":
-    use_private_token()
-
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
+from jobs import ROOT
 from jobs.command_line import parsing
 from jobs.evaluation import leaderboard
 from jobs.evaluation.cards import hash_of_questions, read_card
 from jobs.launch import driver
+from jobs.run import run_files
 from jobs.run.config import TASK_FILES, Placement, PretrainConfig
 from jobs.run.fields import flat
 from jobs.run.recipes import CHOICES, MSRVTT_FULL, RECIPES, embedded_folder
@@ -39,7 +34,6 @@ from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.synthetic.corpus import SUMMARY_NAME
 
-JOBS = Path(__file__).resolve().parent
 CORPORA = ("embedded", "msrvtt", "didemo", "msvd", "lsmdc", "activitynet", "vatex")
 """Those whose captions ask for their clips."""
 
@@ -230,7 +224,7 @@ def run_commands(one: Evaluation) -> str:
     if one.after and not storage.exists(f"{one.folder}/results.json"):
         return f"{one.name} was not run: {one.after} has not ended well"
     for words in one.commands:
-        command = [sys.executable, str(JOBS / words[0]), *words[1:]]
+        command = [sys.executable, str(ROOT / "jobs" / words[0]), *words[1:]]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             return f"{one.name} failed: {' '.join(command)}\n" + "\n".join(last_lines(done.stderr or done.stdout))
@@ -241,17 +235,3 @@ def run_commands(one: Evaluation) -> str:
 def last_lines(text: str, count: int = 15) -> Iterator[str]:
     """The end of what a command printed, indented."""
     yield from (f"    {line}" for line in text.splitlines()[-count:])
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line: 1 where an evaluation failed."""
-    config = tyro.cli(EvaluateAllConfig, args=argv, prog="evaluate_all.py", description=__doc__)
-    with parsing.refusing():
-        failed = evaluate_all(config)
-    if failed:
-        print("\n".join(failed), file=sys.stderr)
-    return int(bool(failed))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

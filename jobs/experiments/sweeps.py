@@ -15,19 +15,12 @@ import functools
 import os
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
-
-from cluster.auth import use_private_token
-from jobs.training.job import make_plan
-
-if __name__ == "__main__":
-    use_private_token()
 
 from cluster import trials
 from cluster.connection import connected_ray
@@ -42,6 +35,7 @@ from jobs.run.config import PretrainConfig, in_steps
 from jobs.run.fields import config_hash, flat
 from jobs.run.run_identity import config_of, identity, with_values
 from jobs.tracking import mlflow_runs
+from jobs.training.job import make_plan
 from jobs.training.step import DivergedError
 from jobs.training.trainer import PROBES
 from pipeline import storage
@@ -378,35 +372,13 @@ def shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def parse(argv: Sequence[str]) -> tuple[SweepConfig, PretrainConfig]:
-    """What was asked for; refused on stderr with exit code 2."""
-    own, base = parsing.split(argv)
-    with parsing.refusing():
-        config = tyro.cli(SweepConfig, args=own, prog="sweep.py", description=__doc__)
-    return config, parsing.checked(base, name=config.name, program="sweep.py … --")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line: 1 where a trial failed, 130 after Ctrl-C."""
-    words = sys.argv[1:] if argv is None else argv
-    config, base = parse(words)
-    with parsing.refusing():
-        rows = sweep(config, base)
-    if not rows:
-        print(f"{config.name} was stopped; the same command goes on from here")
-        return 130
-    selection = {}
-    if rows[0].score is not None:  # as trials are evaluated, not as they were to be
-        made = config_of(storage.absolute(f"{base.placement.storage}/{rows[0].name}")).selection
-        names = ("metric", "evaluate_also")
-        selection = {
-            f"selection.{name}": getattr(made, name)
-            for name in names
-            if getattr(made, name) != getattr(base.selection, name)
-        }
-    print(describe(rows, config, parsing.split(words)[1], selection))
-    return int(any(row.status == "failed" for row in rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def changed_selection(base: PretrainConfig, best: Row) -> dict[str, Any]:
+    """How the best trial was evaluated where the sweep changed it: an evaluation more may have been its best."""
+    if best.score is None:
+        return {}
+    made = config_of(storage.absolute(f"{base.placement.storage}/{best.name}")).selection
+    return {
+        f"selection.{name}": getattr(made, name)
+        for name in ("metric", "evaluate_also")
+        if getattr(made, name) != getattr(base.selection, name)
+    }

@@ -8,7 +8,6 @@ The preset says which network it is. Every tensor of it must be in the checkpoin
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -57,15 +56,3 @@ def convert(config: Convert) -> WeightsReport:
     report = load_published(network, weights, str(config.checkpoint), load_named)
     storage.write_bytes_atomic(config.out, checkpoints.weight_bytes(network))
     return report
-
-
-def main() -> None:
-    """Command line."""
-    try:
-        print(convert(tyro.cli(Convert, description=__doc__)))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"convert: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ Whatever takes a run's folder (`jobs.model.load`, finetune, embed) takes such a 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,7 +15,6 @@ from typing import Annotated, Any
 import safetensors.torch
 import tyro
 
-from jobs.command_line import parsing
 from jobs.evaluation.cards import EXPORTED, Card, read_cards
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
@@ -145,15 +143,3 @@ def model_card(config: PretrainConfig, cards: Mapping[str, Card]) -> str:
                     f"| {low:.3f} to {high:.3f} | [{where}]({where}) |"
                 )
     return "\n".join([*lines, ""])
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    config = tyro.cli(ExportConfig, args=argv, prog="export.py", description=__doc__)
-    with parsing.refusing():
-        print(export(config))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,15 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
-
-from cluster.auth import use_private_token
-
-if __name__ == "__main__":
-    use_private_token()
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +21,6 @@ import tyro
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs.command_line import parsing
 from jobs.inference.model import decode, load
 from jobs.run import run_files
 from jobs.run.config import DataConfig
@@ -219,19 +212,3 @@ def note_rejected(rejected: list[list[str]], path: str, videos: str) -> None:
         for uri, reason, detail in rejected
     ]
     write_ledger(before + new, path)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    config = tyro.cli(EmbedConfig, args=argv, prog="embed.py", description=__doc__)
-    with parsing.refusing():
-        found = embed(config)
-    print(
-        f"{found['videos']} videos: {found['embedded']} embedded now, {found['rejected']} rejected now "
-        f"({config.out}/{REJECTED}), the others are in {config.out} already"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

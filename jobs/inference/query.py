@@ -5,7 +5,6 @@ The dual encoder's vectors choose `--rerank` videos, the cross encoder puts them
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,7 +13,6 @@ import pyarrow as pa
 import torch
 import tyro
 
-from jobs.command_line import parsing
 from jobs.inference.index import INDEX, parts_in
 from jobs.inference.model import Model, Videos, load
 from jobs.run import run_files
@@ -89,17 +87,3 @@ def best(model: Model, uris: list[str], videos: Videos, config: SearchConfig) ->
     cross = model.match(text, chosen)[0].numpy()
     order = np.argsort(-cross, kind="stable")[: config.num_results]
     return [Found(uri=uris[first[i]], cross=float(cross[i]), dual=float(dual[first[i]])) for i in order]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    config = tyro.cli(SearchConfig, args=argv, prog="search.py", description=__doc__)
-    with parsing.refusing():
-        found = search(config)
-    for one in found:
-        print(f"{one.cross:8.3f}  {one.dual:8.3f}  {one.uri}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import functools
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,18 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from cluster.auth import use_private_token
-from jobs.tracking import machine
-from jobs.tracking.machine import hardware
-from jobs.training.job import datasets, make_plan, make_sources, with_absolute_weights, workers
-
-if __name__ == "__main__":
-    use_private_token()
-
-
 from cluster import run as cluster_run
 from cluster.connection import at_once, connected_ray, spans_machines
-from jobs.command_line import parsing
 from jobs.launch import preflight
 from jobs.reports import run_results
 from jobs.run import run_files
@@ -37,10 +26,11 @@ from jobs.run.config import Placement, PretrainConfig, TextConfig, in_steps, wit
 from jobs.run.fields import as_dict, config_hash, flat
 from jobs.run.run_identity import identity
 from jobs.tasks.tasks import AskingTask, Language, QuestionTask, make_task
-from jobs.tracking import journal, mlflow_runs
+from jobs.tracking import journal, machine, mlflow_runs
+from jobs.tracking.machine import hardware
 from jobs.tracking.mlflow_runs import Tracker
 from jobs.training import trainer
-from jobs.training.job import Job
+from jobs.training.job import Job, datasets, make_plan, make_sources, with_absolute_weights, workers
 from jobs.training.step import DivergedError, RunError
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
@@ -283,28 +273,3 @@ def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> 
     print(f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json")
     print(f"MLflow: {mlflow_runs.without_password(tracker.uri)}")
     return found
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    return run(parsing.parse(argv), program="pretrain")
-
-
-def run(command: parsing.Command, *, program: str) -> int:
-    """Exit status of a run that was asked for."""
-    if (status := parsing.answered(command)) is not None:
-        return status
-    try:
-        mlflow_runs.refuse_unreachable(command.config.placement.storage)
-        pretrain(command.config)
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
-    except (RunError, cluster_run.LostError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

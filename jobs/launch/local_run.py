@@ -1,7 +1,4 @@
-"""The main job on this machine: make the embedded corpus, start a Ray head, submit prepare and pretrain to it.
-
-python -m jobs.local [PRESET] [--FIELD VALUE …]        what `make pretrain` runs
-"""
+"""The main job on this machine: make the embedded corpus, start a Ray head, submit prepare and pretrain to it."""
 
 from __future__ import annotations
 
@@ -10,35 +7,29 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
 
 from cluster.head import Head, local_head
-from jobs.command_line import parsing
-from jobs.corpus.generation import progress_printer
+from jobs import ROOT
 from jobs.run.config import PretrainConfig
 from jobs.tracking import mlflow_runs
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus
 
-ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "corpora" / "embedded"
 OBJECT_STORE_BYTES = 400 * 2**20
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line; 130 after Ctrl-C."""
-    arguments = list(sys.argv[1:] if argv is None else argv) or ["tiny"]
-    command = parsing.parse(arguments, program="jobs.local")
-    config = command.config
-    if command.dry_run:
-        return parsing.answered(command) or 0
+def run_locally(config: PretrainConfig, arguments: list[str], progress: Callable[[int, int], None]) -> int:
+    """Exit status of the run on a Ray head of this machine; 130 if it was stopped. `progress`: of the corpus."""
     start = time.perf_counter()
     os.chdir(ROOT)
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C switched off
         signal.signal(number, signal.default_int_handler)
-    make_corpus(CorpusConfig(), CORPUS, num_processes=os.cpu_count() or 1, progress=progress_printer())
+    make_corpus(CorpusConfig(), CORPUS, num_processes=os.cpu_count() or 1, progress=progress)
     num_cpus = max(2, os.cpu_count() or 2)
     with local_head(num_cpus=num_cpus, object_store_bytes=OBJECT_STORE_BYTES) as head:
         print(f"Ray {ray.__version__}: dashboard at {head.dashboard_url} while the job runs", flush=True)
@@ -46,9 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     run_folder = Path(config.placement.storage).resolve() / config.name
     if status == 0 and (run_folder / "results.json").exists():
         print(conclusion(config, run_folder, time.perf_counter() - start), flush=True)
-    elif status == 0:
-        status = 130
-    return status
+        return 0
+    return status or 130
 
 
 def prepare(head: Head) -> int:
@@ -75,7 +65,3 @@ def conclusion(config: PretrainConfig, run_folder: Path, seconds: float) -> str:
         f"  compare:  {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}\n"
         f"  again:    the same command does nothing now; another --name makes another run"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

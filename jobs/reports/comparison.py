@@ -6,7 +6,6 @@ file or a tracking server (MLFLOW_TRACKING_URI).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,7 +13,6 @@ from typing import Annotated, Any
 import tyro
 from markupsafe import Markup
 
-from jobs.command_line import parsing
 from jobs.reports import figures
 from jobs.reports.run_report import template
 from jobs.tracking import mlflow_runs
@@ -150,15 +148,3 @@ def charts(runs: Sequence[Logged]) -> list[dict[str, Any]]:
 def cell(text: str, interval: str = "", *, is_best: bool = False) -> dict[str, Any]:
     """Of a table."""
     return {"text": text, "interval": interval, "is_best": is_best}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    with parsing.refusing():
-        config = tyro.cli(CompareConfig, args=argv, prog="compare.py", description=__doc__)
-        print(compare(config))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

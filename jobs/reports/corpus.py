@@ -8,7 +8,6 @@ A section without data says what was missing. `corpus_page` is pure: the caller 
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import tyro
 from jaxtyping import Float, UInt8
 from markupsafe import Markup
 
@@ -255,19 +253,3 @@ def _shown_clips(rows: Sequence[dict[str, Any]], decoder: str) -> list[ShownClip
         height, width = (~clip.pad_mask[0]).any(1).sum(), (~clip.pad_mask[0]).any(0).sum()
         clips.append(ShownClip(caption=row["captions"][0], frames=clip.frames[:, :height, :width]))
     return clips
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the page is written, 1 with a message when it is not."""
-    config = tyro.cli(CorpusReportConfig, args=arguments, description="A corpus on one HTML page.")
-    try:
-        storage.write_bytes_atomic(storage.absolute(config.out), corpus_page(read_corpus(config)).encode())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(config.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

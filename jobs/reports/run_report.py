@@ -19,8 +19,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from markupsafe import Markup
 
+from jobs.evaluation import cards
 from jobs.evaluation.cards import Card
 from jobs.reports import figures
+from pipeline import storage
 from snps3_model import metrics
 
 MAX_FILM_BYTES = 1_800_000
@@ -169,6 +171,14 @@ def with_protocols(page: str, cards: Sequence[Card]) -> str:
 
 
 @functools.cache
+def refresh_protocols(run_folder: str) -> None:
+    """Show all protocol cards of a run on its report, if it has one."""
+    path = f"{run_folder}/report.html"
+    if storage.exists(path):
+        page = with_protocols(storage.read_bytes(path).decode(), list(cards.read_cards(run_folder).values()))
+        storage.write_bytes_atomic(path, page.encode())
+
+
 def template(name: str) -> jinja2.Template:
     """A page with its blanks. Everything put into it is escaped; a name it does not get is an error."""
     environment = jinja2.Environment(

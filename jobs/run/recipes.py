@@ -6,27 +6,14 @@ can be set anew; from scratch with `--model.initial-weights None`. The same comm
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import functools
 import math
-import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from cluster.auth import use_private_token
-from jobs.run.run_identity import config_of
-
-if __name__ == "__main__":
-    use_private_token()
-
-
-from jobs.command_line import parsing
-from jobs.launch import driver
 from jobs.run.config import OptimConfig, Placement, PretrainConfig, SelectionConfig, TaskConfig
 from jobs.run.run_files import best_weights
-from pipeline import storage
 from pipeline.stream.epoch_plan import MixingConfig
 
 MOST_PX = 448
@@ -265,37 +252,3 @@ RECIPES: Mapping[str, Callable[[PretrainConfig, str], PretrainConfig]] = Mapping
         )
     }
 )
-
-
-def parse(argv: list[str]) -> parsing.Command:
-    """What was asked for; refused on stderr with exit code 2."""
-    early = argparse.ArgumentParser(add_help=False)
-    early.add_argument("--run")
-    known, rest = early.parse_known_args(argv)
-    presets = {name: ((recipe.__doc__ or "").splitlines()[0], recipe) for name, recipe in RECIPES.items()}
-    if not known.run:
-        if rest and rest[0] in presets:
-            parsing.refuse("--run must name the folder of the pre-trained run, as in --run runs/tiny")
-        return parsing.parse(
-            rest, program="finetune.py", presets={name: (text, _no_run) for name, (text, _) in presets.items()}
-        )
-    folder = storage.absolute(known.run)
-    try:
-        run = config_of(folder)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        parsing.refuse(f"--run {known.run}: {error}")
-    bound = {name: (text, functools.partial(recipe, run, folder)) for name, (text, recipe) in presets.items()}
-    return parsing.parse(rest, program="finetune.py", presets=bound)
-
-
-def _no_run() -> PretrainConfig:
-    raise ValueError("--run must name the folder of the pre-trained run")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    return driver.run(parse(sys.argv[1:] if argv is None else argv), program="finetune")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

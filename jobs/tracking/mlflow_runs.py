@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from jobs import ROOT
 from jobs.tracking.machine import DIRTY, git_commit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -208,7 +209,7 @@ def log_model(tracker: Tracker, folder: str, hidden: int, registered_name: str |
     with mlflow.start_run(run_id=tracker.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(Path(__file__).with_name("serving.py")),
+            python_model=str(ROOT / "jobs" / "inference" / "mlflow_model.py"),
             artifacts={"model": folder},
             signature=signature,
             input_example=pandas.DataFrame({"text": ["a red ring rises"]}),

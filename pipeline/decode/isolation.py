@@ -158,7 +158,7 @@ class _Nursery:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        command = f"from pipeline.isolation import nurse; nurse({theirs.fileno()})"
+        command = f"from pipeline.decode.isolation import nurse; nurse({theirs.fileno()})"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "OPENBLAS_NUM_THREADS": "1",  # a process with threads must not fork

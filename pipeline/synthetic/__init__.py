@@ -3,4 +3,6 @@
 splits.py ──Scene──► render.py ──frames──► encoded files
    │                                                      corpus.py writes it all
    └──► captions.py, questions.py ──► difficulty.py ──► corpus.json
+
+May import `pipeline.decode`.
 """

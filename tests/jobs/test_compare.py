@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.head import free_ports
-from jobs.command_line import parsing
+from jobs.command_line import entry, parsing
 from jobs.launch import driver
 from jobs.reports.comparison import CURVES, CompareConfig, compare, costs, differences, scores
 from jobs.run.presets import tiny
@@ -125,7 +125,7 @@ def test_a_run_is_refused_before_it_starts_if_its_server_does_not_answer(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(parsing, "answered", lambda command: None)
     monkeypatch.setattr(driver, "pretrain", lambda config: pytest.fail("was started"))
-    assert driver.run(parsing.Command(config=tiny()), program="pretrain") == 2
+    assert entry.run_training(parsing.Command(config=tiny()), program="pretrain") == 2
     assert f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from jobs.benchmarks.dedup import FPS, frames_of
 from jobs.corpus.deduplication import PAIRS
+from jobs.corpus_report import main
 from jobs.reports.corpus import (
     CorpusData,
     ShownClip,
@@ -18,7 +19,6 @@ from jobs.reports.corpus import (
     caption_lengths,
     clip_seconds,
     corpus_page,
-    main,
     word_counts,
 )
 from pipeline.corpus import ledger

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks.dedup import FPS, copied, dedup, frames_of, scored
-from jobs.corpus.deduplication import DeduplicateConfig, deduplicate, describe, main
+from jobs.corpus.deduplication import DeduplicateConfig, deduplicate, describe
+from jobs.deduplicate import main
 from pipeline import storage
 from pipeline.corpus import manifest
 from pipeline.corpus.ledger import read_ledger

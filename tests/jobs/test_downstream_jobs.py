@@ -14,18 +14,20 @@ import pytest
 import torch
 import tyro
 
+from jobs import finetune
 from jobs.benchmarks.kills import small_corpus
 from jobs.corpus.preparation import PrepareConfig, prepare
+from jobs.evaluate import main
 from jobs.evaluation.cards import read_card
 from jobs.evaluation.leaderboard import TableConfig, table
-from jobs.evaluation.scoring import EvaluateConfig, evaluate, main
+from jobs.evaluation.scoring import EvaluateConfig, evaluate
 from jobs.experiments.suite import CORPORA, EvaluateAllConfig, evaluate_all, evaluations
 from jobs.inference.hub_folder import ExportConfig, export
 from jobs.inference.index import EmbedConfig, embed
 from jobs.inference.model import load
 from jobs.inference.query import SearchConfig, search
 from jobs.launch.driver import pretrain
-from jobs.reports.run_report import PROTOCOLS
+from jobs.reports.run_report import PROTOCOLS, refresh_protocols
 from jobs.run import recipes, run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
 from jobs.run.presets import tiny
@@ -103,6 +105,7 @@ def test_a_recipe_begins_where_the_run_ended_and_with_its_words(run: str, qa_run
 
 def protocols_of(run: str) -> set[str]:
     """The cards that a run's report shows."""
+    refresh_protocols(run)
     page = Path(run, "report.html").read_text()
     section = page.split(PROTOCOLS[0])[1].split(PROTOCOLS[1])[0]
     return {title.strip() for title in re.findall(r"<h3>(.*?)</h3>", section)}
@@ -123,8 +126,8 @@ def test_retrieval_is_scored_and_the_card_repeats_it(
     assert read_card(path) == own  # another protocol has a folder of its own
     (path,) = Path(run).glob("evaluation/retrieval-test-*/card.json")
     assert read_card(str(path)) == card
-    assert "t2v/dual_softmax_r1" in Path(run, "report.html").read_text()
     assert protocols_of(run) == {"retrieval on test"}
+    assert "t2v/dual_softmax_r1" in Path(run, "report.html").read_text()
     capsys.readouterr()
     assert main(["--card", str(path), "--placement.storage", str(folder / "runs"), "--placement.num-workers", "1"]) == 0
     assert "every score is that of the card" in capsys.readouterr().out
@@ -286,7 +289,7 @@ def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Pa
             if program == "evaluate.py":
                 assert tyro.cli(EvaluateConfig, args=words).out == one.card.removesuffix("/card.json")
             else:
-                assert recipes.parse(words).config.placement.num_workers == 1
+                assert finetune.parse(words).config.placement.num_workers == 1
     tuned = found["msrvtt_qa"]
     assert tuned.obstacles()[0].startswith(f"{folder}/corpora/msrvtt_full/")
     assert [words[0] for words in tuned.commands] == ["finetune.py", "evaluate.py"]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from jobs.benchmarks.mining import mining
-from jobs.corpus.word_mining import MineConfig, describe, main, mine_words
+from jobs.corpus.word_mining import MineConfig, describe, mine_words
 from jobs.launch.driver import kept_table
 from jobs.launch.preflight import problems
+from jobs.mine_words import main
 from jobs.run.config import TextConfig
 from jobs.run.presets import tiny
 from pipeline import storage

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.corpus.preparation import PrepareConfig, Prepared, describe, main, prepare
+from jobs.corpus.preparation import PrepareConfig, Prepared, describe, prepare
+from jobs.prepare import main
 from pipeline import storage
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import read_manifest

@@ -32,11 +32,11 @@ from jobs.benchmarks.kills import (
 )
 from jobs.benchmarks.support.faulty_store import Faults, faulty_store
 from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
-from jobs.launch import driver
 from jobs.run import run_files
 from jobs.tracking.journal import read_journals
 from jobs.training.job import make_sources
 from pipeline import storage
+from pipeline.stream.loader import split_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.ray
@@ -47,7 +47,7 @@ SELDOM = (pytest.mark.slow, pytest.mark.nightly)
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of a small corpus, prepared in a process of its own: the Ray of the other tests is not to know of it."""
     folder = tmp_path_factory.mktemp("corpus")
-    script = f"from jobs.kills_benchmark import small_corpus; print(small_corpus({str(folder)!r}))"
+    script = f"from jobs.benchmarks.kills import small_corpus; print(small_corpus({str(folder)!r}))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1]
 
@@ -76,7 +76,7 @@ def test_what_was_undone_by_a_restart_does_not_count() -> None:
 
 def test_a_lost_and_a_doubled_clip_are_counted(manifest: str) -> None:
     source = make_sources(small_run("x", manifest, small_placement("unused")))["train"]
-    ids = {kind: rows["clip_id"].to_numpy() for kind, rows in driver.split_rows(manifest, "train").items()}
+    ids = {kind: rows["clip_id"].to_numpy() for kind, rows in split_rows(manifest, "train").items()}
     planned = [source.planned(step) for step in range(NUM_STEPS)]
     trained = {step.step + 1: [int(ids[step.kind][row]) for row in step.rows if row >= 0] for step in planned}
     assert lost_and_doubled(trained, source, NUM_STEPS) == (0, 0)

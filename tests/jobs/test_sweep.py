@@ -27,7 +27,7 @@ PLACE = "--placement.log-every 1 --placement.num-workers 1 --placement.cpus-per-
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("corpus")
-    script = f"from jobs.kills_benchmark import small_corpus; print(small_corpus({str(folder)!r}))"
+    script = f"from jobs.benchmarks.kills import small_corpus; print(small_corpus({str(folder)!r}))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1]
 
@@ -42,7 +42,7 @@ def cluster() -> Iterator[LocalCluster]:
 def leftovers(cluster: LocalCluster) -> list[str]:
     """Asked for by a process of its own: this one may be connected to the Ray of other tests."""
     script = (
-        f"import json; from jobs.kills_benchmark import leftovers; print(json.dumps(leftovers({cluster.address!r})))"
+        f"import json; from jobs.benchmarks.kills import leftovers; print(json.dumps(leftovers({cluster.address!r})))"
     )
     command = [sys.executable, "-c", script, cluster.address]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

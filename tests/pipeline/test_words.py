@@ -54,7 +54,7 @@ def test_frequent_words_become_one_piece() -> None:
 
 def test_two_processes_with_other_hash_seeds_learn_the_same_vocabulary(tokenizer: Tokenizer) -> None:
     program = (
-        "import json, sys; from pipeline.words import train_wordpiece;"
+        "import json, sys; from pipeline.text.tokenizer import train_wordpiece;"
         "print(json.dumps(train_wordpiece(json.loads(sys.stdin.read()), 160).pieces))"
     )
     outputs = [
