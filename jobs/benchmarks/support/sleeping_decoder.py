@@ -20,7 +20,7 @@ class Sleeping(ClipSource):
 
 
 def sleep_block(numbers: pa.Table, *, source: Sleeping, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
-    """The block of `pipeline.stream.loader.decode_block`, after as long a time, with one and the same picture in all clips."""
+    """The block of `loader.decode_block`, after as long a time, with one and the same picture in all clips."""
     steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
     share = source.share(num_ranks)
     slots = ((np.array(steps)[:, None] * num_ranks + rank) * share + np.arange(share)).ravel()
