@@ -170,7 +170,6 @@ def with_protocols(page: str, cards: Sequence[Card]) -> str:
     return before + str(protocols_section(cards)) + after
 
 
-@functools.cache
 def refresh_protocols(run_folder: str) -> None:
     """Show all protocol cards of a run on its report, if it has one."""
     path = f"{run_folder}/report.html"
@@ -179,6 +178,7 @@ def refresh_protocols(run_folder: str) -> None:
         storage.write_bytes_atomic(path, page.encode())
 
 
+@functools.cache
 def template(name: str) -> jinja2.Template:
     """A page with its blanks. Everything put into it is escaped; a name it does not get is an error."""
     environment = jinja2.Environment(

@@ -44,8 +44,8 @@ class Journal:
 
 
 def now() -> str:
-    """The time in UTC, to the millisecond."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """Return the time in UTC to the microsecond: lines of several processes are ordered by it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def read_journals(run_folder: str) -> list[dict[str, Any]]:

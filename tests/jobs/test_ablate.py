@@ -125,8 +125,8 @@ def test_what_was_pre_trained_counts_though_its_fine_tuning_fails(
             raise error
         return {"num_steps": 7}
 
-    monkeypatch.setattr(ablation.pretrain, "pretrain", run)
-    monkeypatch.setattr(recipes, "config_of", lambda folder: base)
+    monkeypatch.setattr(ablation.driver, "pretrain", run)
+    monkeypatch.setattr(ablation, "config_of", lambda folder: base)
     config, cell = wish(downstream_seeds=(0,)), ("MLM, GVTM", 0)
     found, why = ablation.one_cell(cell, config=config, base=base, parent="p", runs=ablation.Runs())
     assert (found, why) == ({"num_steps": 7.0, "retrieval/num_steps": 7.0}, error)
@@ -240,7 +240,7 @@ def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
         assert is_stopped()  # a run that is just starting removes the request, and asks
         return {} if (tmp_path / config.name / "stop").exists() else {"num_steps": 1}
 
-    monkeypatch.setattr(ablation.pretrain, "pretrain", stopped_run)
+    monkeypatch.setattr(ablation.driver, "pretrain", stopped_run)
     runs, before = ablation.Runs(), signal.getsignal(signal.SIGTERM)
     with ablation.stopped_by_signals(runs):
         for seed in range(2):

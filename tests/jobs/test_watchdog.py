@@ -12,7 +12,7 @@ from jobs.training.watchdog import EXIT_STATUS, Watchdog
 
 STANDING = """
 import sys, time
-from jobs.watchdog import Watchdog
+from jobs.training.watchdog import Watchdog
 def standing_still():
     time.sleep(60)
 watchdog = Watchdog(float(sys.argv[1]), lambda seconds: print(f"stood {seconds:.0f} s", flush=True))
