@@ -17,11 +17,9 @@ from cluster.domains import Choice, Domain, Range
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict, flat
 from jobs.run.run_identity import with_values
+from snps3_model.loss_table import PAPER_ORDER
 
-WEIGHTS = tuple(
-    f"objective.{name}"
-    for name in ("masked_words_text", "masked_words_cross", "gvtm_level1", "gvtm_level2", "lvwm", "itm")
-)
+WEIGHTS = tuple(f"objective.{loss.name}" for loss in PAPER_ORDER if not loss.needs_temporal)
 
 SPACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -18,8 +18,9 @@ from pipeline.records import IGNORED_LABEL, Batch
 from snps3_model.config import ObjectiveConfig, reference_objective
 from snps3_model.importance import words_importance
 from snps3_model.metrics import recall_at
-from snps3_model.objective import Draws, Pretraining
+from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3, dual_scores
+from snps3_model.step import Draws
 from snps3_model.video_swin import SwinGeometry, VideoSwin
 
 SEP, MASK = 102, 103
