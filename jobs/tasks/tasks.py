@@ -95,6 +95,7 @@ class Language:
             table=self.table,
             masking=masking or config.masking,
             num_words=config.text.num_words,
+            lvwm_top_k=config.text.lvwm_top_k,
             seed=config.seed,
             max_tokens=config.text.max_tokens,
             most_length_groups=config.placement.length_groups,

@@ -105,7 +105,6 @@ def recorded_batch(file: Recording) -> Batch:
         weight=torch.ones(B),
         frames=torch.zeros(B, T, H, W, 3, dtype=torch.uint8),
         frame_pad_mask=pad_mask,
-        num_frames=torch.full((B,), T),
         token_ids=ids,
         masked_token_ids=file.tensor("in/masked_ids"),
         token_mask=mask,
