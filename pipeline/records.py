@@ -134,7 +134,6 @@ class Batch:
     frames: UInt8[Tensor, "B T H W 3"]
     frame_pad_mask: Bool[Tensor, "B T H W"]
     """True where a pixel is padding."""
-    num_frames: Int64[Tensor, " B"]
     token_ids: Int64[Tensor, "B L"]
     """The caption, unmasked: [CLS] … [SEP] [PAD] …"""
     masked_token_ids: Int64[Tensor, "B L"]

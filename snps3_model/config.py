@@ -7,34 +7,32 @@ docstring by the word *published*; `reference_objective` sets them all.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-PRETRAINED_ENCODERS = (
+from snps3_model.loss_table import LOSSES, parse_extra
+
+Encoder = Literal[
+    "small_cnn",
     "resnet50",
-    *(f"pvt_v2_b{size}" for size in range(6)),
-    *(f"video_swin_{size}" for size in ("tiny", "small", "base")),
+    "pvt_v2_b0",
+    "pvt_v2_b1",
+    "pvt_v2_b2",
+    "pvt_v2_b3",
+    "pvt_v2_b4",
+    "pvt_v2_b5",
+    "video_swin_tiny",
+    "video_swin_small",
+    "video_swin_base",
     "auto",
-)
+]
+PRETRAINED_ENCODERS: tuple[str, ...] = get_args(Encoder)[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisualConfig:
     """The encoder from frames to a grid of features."""
 
-    encoder: Literal[
-        "small_cnn",
-        "resnet50",
-        "pvt_v2_b0",
-        "pvt_v2_b1",
-        "pvt_v2_b2",
-        "pvt_v2_b3",
-        "pvt_v2_b4",
-        "pvt_v2_b5",
-        "video_swin_tiny",
-        "video_swin_small",
-        "video_swin_base",
-        "auto",
-    ] = "small_cnn"
+    encoder: Encoder = "small_cnn"
     """The small CNN learns from scratch, all others start from pre-trained weights; the paper has resnet50, pvt_v2_b2
     and video_swin_small. `auto` is the image network that `backbone` describes."""
     backbone: str | None = None
@@ -212,6 +210,9 @@ class ObjectiveConfig:
     many clips per caption as a rank has rows: `nearest` to the true pair's level-1 score, or the highest (`top_k`)."""
     reweight_easy: bool = False
     """Captions whose true pair scores above the mean at level 1 count less in the published mining."""
+    extra: tuple[str, ...] = ()
+    """Losses of other packages: package.module:NAME, or the name of an entry point of the group snps3.losses, with
+    =WEIGHT behind it if that is not 1. They are imported when a run is trained that names them on its command line."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -239,24 +240,26 @@ class ObjectiveConfig:
             )
         if min(self.weights.values()) < 0:
             raise ValueError(f"loss weights must not be negative, got {self.weights}")
-        if not any(self.weights.values()):
+        extra = [weight for _, weight in map(parse_extra, self.extra)]
+        if not any((*self.weights.values(), *extra)):
             raise ValueError("every loss weight of the objective is 0: nothing would be learned")
 
     @property
     def weights(self) -> dict[str, float]:
-        """Loss name to weight, in the order in which the losses are reported; beyond the paper's five what is on."""
-        names = ("gvtm_level1", "gvtm_level2", "masked_words_text", "masked_words_cross", "lvwm")
-        beyond = tuple(name for name in ("itm", "clip_order") if getattr(self, name))
-        return {name: getattr(self, name) for name in names + beyond}
+        """Name to weight of the built-in losses; beyond the paper's five only those that are on."""
+        weights = {loss.name: getattr(self, loss.name) for loss in LOSSES}
+        optional = {loss.name for loss in LOSSES if loss.is_optional}
+        return {name: weight for name, weight in weights.items() if weight or name not in optional}
 
 
 def refuse_order_without_time(objective: ObjectiveConfig, model: ModelConfig) -> None:
-    """ValueError for the clip-order task without the encoder that solves it."""
-    if objective.clip_order and not model.num_temporal_layers:
-        raise ValueError(
-            f"objective.clip_order={objective.clip_order} needs the temporal encoder; set model.num_temporal_layers, "
-            "or leave clip_order at 0"
-        )
+    """Raise ValueError for a loss that only the temporal encoder can solve, in a model without one."""
+    for loss in LOSSES:
+        if loss.needs_temporal and (weight := objective.weights.get(loss.name)) and not model.num_temporal_layers:
+            raise ValueError(
+                f"objective.{loss.name}={weight} needs the temporal encoder; set model.num_temporal_layers, or leave "
+                f"{loss.name} at 0"
+            )
 
 
 def reference_objective(**changes: Any) -> ObjectiveConfig:

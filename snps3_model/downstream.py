@@ -18,17 +18,12 @@ from torch import Tensor, nn
 
 from pipeline.records import IGNORED_LABEL, ChoiceBatch, QuestionBatch
 from snps3_model import losses
-from snps3_model.config import ObjectiveConfig
 from snps3_model.gather import Gather, local_gather
+from snps3_model.loss_table import CROSS
 from snps3_model.objective import freeze_unreached
 from snps3_model.passes import in_chunks
 from snps3_model.snps3 import SNPS3
 from snps3_model.visual import synchronise
-
-MATCHING_ONLY = ObjectiveConfig(
-    gvtm_level1=0.0, masked_words_text=0.0, masked_words_cross=0.0, lvwm=0.0, gvtm_level2=1.0
-)
-"""What both tasks reach of the network: the visual encoder, the cross pass and its pooler."""
 
 
 class Answering(nn.Module):
@@ -50,8 +45,7 @@ class Answering(nn.Module):
         self.model, self.gather, self.is_multi_label, self.rows_at_once = model, gather, is_multi_label, rows_at_once
         self.head = nn.Linear(model.config.hidden, num_answers)
         synchronise(model, gather)
-        freeze_unreached(model, MATCHING_ONLY)
-        model.similarity.requires_grad_(False)
+        freeze_unreached(model, CROSS | {"cross_pooler"})
 
     def forward(self, batch: QuestionBatch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
         """The loss of the global batch by its name."""
@@ -79,7 +73,7 @@ class Choosing(nn.Module):
         super().__init__()
         self.model, self.gather, self.rows_at_once = model, gather, rows_at_once
         synchronise(model, gather)
-        freeze_unreached(model, MATCHING_ONLY)
+        freeze_unreached(model, CROSS | {"cross_pooler", "similarity"})
 
     def forward(self, batch: ChoiceBatch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
         """The loss of the global batch by its name."""

@@ -16,11 +16,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from snps3_model.gather import Gather, local_gather
+from snps3_model.loss_table import DUAL, PARTS
 from snps3_model.snps3 import SNPS3
 
 End = Literal["circular", "shifted"]
 """See ObjectiveConfig.queue_end."""
-CROSS_PARTS = ("cross_pooler", "separate_cross", "similarity", "text_words", "cross_words", "parts", "frame_places")
+NOT_DUAL = (PARTS - DUAL - {"text_pooler", "cross_network"}) | {"separate_cross"}
+"""Parts of `SNPS3` that its dual vectors do not depend on; the cross network is one if it is separate."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def move_towards(slow: Mapping[str, Tensor], fast: Mapping[str, Tensor], momentu
 def dual_encoders(model: SNPS3) -> SNPS3:
     """A copy of what `model` needs for its dual vectors, in evaluation mode and without gradients."""
     copied = copy.deepcopy(model).requires_grad_(False)
-    for name in CROSS_PARTS:
+    for name in NOT_DUAL:
         delattr(copied, name)
     return copied.eval()
 

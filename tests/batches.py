@@ -46,7 +46,6 @@ def random_batch(num_rows: int, *, seed: int = 0, empty: tuple[int, ...] = ()) -
             weight=weight,
             frames=frames,
             frame_pad_mask=pad_mask,
-            num_frames=torch.full((num_rows,), NUM_FRAMES),
             token_ids=ids,
             masked_token_ids=torch.where(labels == IGNORED_LABEL, ids, MASK),
             token_mask=ids != PAD,

@@ -29,7 +29,7 @@ ROOMS = {
     "pipeline.synthetic": {"pipeline.decode"},
     "snps3_model": {"pipeline.records"},
     "cluster": set(),
-    "jobs.run": {"pipeline", "snps3_model.config"},
+    "jobs.run": {"pipeline", "snps3_model.config", "snps3_model.loss_table"},
     "jobs.tracking": {"jobs.ROOT", "pipeline.storage"},
     "jobs.tasks": {"jobs.run", "pipeline", "snps3_model"},
     "jobs.training": {"jobs.run", "jobs.tracking", "jobs.tasks", "cluster", "pipeline", "snps3_model"},
@@ -56,7 +56,7 @@ ROOMS = {
     },
     "jobs.experiments": {
         *("jobs.ROOT", "jobs.run", "jobs.tracking", "jobs.training", "jobs.evaluation", "jobs.launch"),
-        *("jobs.command_line", "cluster", "pipeline"),
+        *("jobs.command_line", "cluster", "pipeline", "snps3_model.loss_table"),
     },
     "jobs.benchmarks": {"jobs", "cluster", "pipeline", "snps3_model"},
 }

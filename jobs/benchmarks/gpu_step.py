@@ -140,7 +140,6 @@ def random_batch(num_clips: int, num_frames: int, size_px: int) -> Batch:
         weight=torch.ones(num_clips),
         frames=torch.randint(0, 256, (*shape, 3)).to(torch.uint8),
         frame_pad_mask=torch.zeros(shape, dtype=torch.bool),
-        num_frames=torch.full((num_clips,), num_frames),
         token_ids=ids,
         masked_token_ids=masked,
         token_mask=torch.ones_like(ids, dtype=torch.bool),

@@ -17,7 +17,7 @@ from jobs.experiments.sweeps import SweepConfig, rungs_of
 from jobs.run import run_files
 from jobs.tracking import mlflow_runs
 
-SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.probability=0.15,0.3,0.5")
+SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.ratio=0.15,0.3,0.5")
 METRIC, TRAINED = "validation/t2v/mean_recall", "loss/total"
 RUNS = (
     "tiny --data.temporal-split None --data.max-evaluation-clips 200 --optim.global-batch 32 --selection.rerank 20 "

@@ -18,6 +18,7 @@ import tyro
 
 from jobs.launch.preflight import describe, problems, survey
 from jobs.run.config import PretrainConfig
+from jobs.run.fields import current_arguments
 from jobs.run.presets import PRESETS
 
 NOT_A_NUMBER = {
@@ -47,7 +48,7 @@ def parse(
     What cannot be is refused on stderr with exit code 2: an unknown preset or field with the nearest ones, a value
     that the configuration refuses in one line.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = current_arguments(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage(program, presets), file=sys.stdout if arguments else sys.stderr)
         sys.exit(0 if arguments else 2)

@@ -1,6 +1,6 @@
 """What a sweep varies: fields of the configuration by their dotted names, and the values of each.
 
-masking.probability=0.1..0.6   optim.lr=1e-4..3e-3:log   text.num_words=1..5:int   objective.lvwm_stage=after,both
+masking.ratio=0.1..0.6   optim.lr=1e-4..3e-3:log   text.num_words=1..5:int   objective.lvwm_stage=after,both
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from typing import Any
 
 from cluster.domains import Choice, Domain, Range
 from jobs.run.config import PretrainConfig
-from jobs.run.fields import as_dict, flat
+from jobs.run.fields import as_dict, current_name, flat
 from jobs.run.run_identity import with_values
+from snps3_model.loss_table import PAPER_ORDER
 
-WEIGHTS = tuple(
-    f"objective.{name}"
-    for name in ("masked_words_text", "masked_words_cross", "gvtm_level1", "gvtm_level2", "lvwm", "itm")
-)
+WEIGHTS = tuple(f"objective.{loss.name}" for loss in PAPER_ORDER if not loss.needs_temporal)
 
 SPACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "masking_ratio": ("masking.probability=0.1..0.6",),
+        "masking_ratio": ("masking.ratio=0.1..0.6",),
         "significant_words": ("masking.strategy=mssm,mlm", "masking.top_k=10,30,100,None"),
         "significant_share": ("masking.significant_share=0.0..1.0",),
         "replacement": ("masking.mask_share=0.5..0.9", "masking.random_share=0.0..0.1"),
@@ -34,7 +32,7 @@ SPACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "temperature": ("objective.temperature=0.02..0.2:log",),
         "learning_rate": ("optim.lr=1e-4..5e-3:log", "optim.weight_decay=1e-4..1e-1:log"),
         "mssm_and_lvwm": (
-            "masking.probability=0.1..0.6",
+            "masking.ratio=0.1..0.6",
             "objective.masked_words_cross=0.1..10:log",
             "objective.lvwm=0.1..10:log",
         ),
@@ -50,6 +48,7 @@ def parse(texts: Sequence[str]) -> dict[str, Domain]:
     space: dict[str, Domain] = {}
     for text in texts:
         name, _, values = text.partition("=")
+        name = current_name(name)
         if not values:
             raise ValueError(f"a part of a space is FIELD=LOW..HIGH or FIELD=VALUE,VALUE, got {text!r}")
         if name in space:

@@ -30,6 +30,7 @@ from pipeline.text.tokenizer import Tokenizer
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import frame_size_problem
 from snps3_model.loading import bert_config, is_hub_name, refuse_other_sizes
+from snps3_model.loss_table import load_extra
 from snps3_model.snps3 import SNPS3
 
 
@@ -106,6 +107,8 @@ def value_problems(config: PretrainConfig, manifest: Manifest | None, machine: M
     if machine.num_cpus is not None:  # this machine decodes
         _tried(found, "data.decoder", lambda: usable(with_decoder(config, None).data.decoder))
     found += visual_problems(config)
+    if config.task.kind == "captions":
+        _tried(found, "objective.extra", lambda: load_extra(config.objective))
     texts = {
         f"text.{name}": getattr(config.text, name) for name in ("vocabulary", "significant_words", "word_families")
     }

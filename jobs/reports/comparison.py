@@ -18,16 +18,11 @@ from jobs.reports.run_report import template
 from jobs.tracking import mlflow_runs
 from jobs.tracking.mlflow_runs import Logged
 from pipeline import storage
+from snps3_model.loss_table import PAPER_ORDER
 
 CURVES = (
     "loss/total",
-    "loss/masked_words_text",
-    "loss/masked_words_cross",
-    "loss/gvtm_level1",
-    "loss/gvtm_level2",
-    "loss/lvwm",
-    "loss/itm",
-    "loss/clip_order",
+    *(f"loss/{loss.name}" for loss in PAPER_ORDER),
     "loss/answering",
     "loss/choosing",
     "validation/t2v/mean_recall",

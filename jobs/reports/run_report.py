@@ -24,6 +24,7 @@ from jobs.evaluation.cards import Card
 from jobs.reports import figures
 from pipeline import storage
 from snps3_model import metrics
+from snps3_model.loss_table import PAPER_ORDER
 
 MAX_FILM_BYTES = 1_800_000
 """What all filmstrips together may weigh, so that the page stays below 3 MB."""
@@ -37,16 +38,7 @@ PROTOCOLS = ("<!-- protocols -->", "<!-- end of protocols -->")
 
 SCORES = {"fused": "", "dual": "dual_", "cross": "cross_"}
 """Name of a score -> how its keys in the results begin: `test/t2v/r1` is the fused one."""
-LOSS_TITLES = {
-    "total": "all losses together",
-    "masked_words_text": "ℒ1 · masked words from the words alone",
-    "masked_words_cross": "ℒ2 · masked words from words and clip",
-    "gvtm_level1": "ℒ3 · clip and caption apart (level 1)",
-    "gvtm_level2": "ℒ4 · clip and caption together (level 2)",
-    "lvwm": "LVWM · significant words and clip",
-    "itm": "ITM · does this caption belong to this clip",
-    "clip_order": "clip order · where moved frames belong",
-}
+LOSS_TITLES = {"total": "all losses together"} | {loss.name: loss.title for loss in PAPER_ORDER}
 TIMING_TITLES = {
     "data_wait": "waiting for data",
     "step": "forward, backward, update",

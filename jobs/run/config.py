@@ -83,6 +83,9 @@ class TextConfig:
     """Longest caption in tokens, [CLS] and [SEP] included."""
     num_words: int = 3
     """K: significant words of a caption that LVWM matches with the clip."""
+    lvwm_top_k: int | None = 3000
+    """LVWM takes its words among those of this rank at most, counted from 0; None, or more than there are: all that
+    were counted. What MSSM hides first is `masking.top_k`."""
     significant_words: str | None = None
     """Table of significant words for `vocabulary`, of jobs/mine_words.py or published: a path or an s3:// URL. None
     counts the words of the training captions with the built-in dictionary."""
@@ -100,6 +103,8 @@ class TextConfig:
             raise ValueError(f"text.vocabulary_size must be at least 1, got {self.vocabulary_size}")
         if not 1 <= self.num_words <= self.max_tokens:
             raise ValueError(f"text.num_words must lie in [1, text.max_tokens], got {self.num_words}")
+        if (self.lvwm_top_k or 0) < 0:
+            raise ValueError(f"text.lvwm_top_k must not be negative, got {self.lvwm_top_k}")
 
 
 @dataclass(frozen=True, kw_only=True)

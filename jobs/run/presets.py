@@ -23,6 +23,7 @@ def tiny() -> PretrainConfig:
     return PretrainConfig(
         name="tiny",
         data=DataConfig(num_frames=4, frame_size_px=64, temporal_split="temporal"),
+        text=TextConfig(lvwm_top_k=None),
         masking=MaskingConfig(top_k=None),
         model=ModelConfig(
             visual=VisualConfig(channels=(24, 48, 96, 96)),

@@ -15,6 +15,7 @@ from typing import Any
 from jobs.run.config import OptimConfig, Placement, PretrainConfig, SelectionConfig, TaskConfig
 from jobs.run.run_files import best_weights
 from pipeline.stream.epoch_plan import MixingConfig
+from snps3_model.loss_table import LOSSES
 
 MOST_PX = 448
 """Long side of whole frames; question answering sees no smaller ones."""
@@ -50,8 +51,8 @@ def fitting(placement: Placement, global_batch: int) -> Placement:
 
 def matching(run: PretrainConfig) -> Any:
     """The two losses that retrieval is trained with: GVTM of both levels, of captions with all their words."""
-    others = dict.fromkeys(("masked_words_text", "masked_words_cross", "lvwm", "itm", "clip_order"), 0.0)
-    return dataclasses.replace(run.objective, **others, matching_text="raw")
+    others: dict[str, Any] = {loss.name: 0.0 for loss in LOSSES if not loss.is_kept_for_retrieval}
+    return dataclasses.replace(run.objective, **others, matching_text="raw", extra=())
 
 
 def tiny_optim(run: PretrainConfig, num_steps: int, lr: float) -> OptimConfig:

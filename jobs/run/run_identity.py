@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
-from jobs.run.fields import as_dict, flat
+from jobs.run.fields import as_dict, current_name, flat, with_current_names
 from pipeline import storage
 
 
@@ -22,11 +22,12 @@ def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
 
 
 def config_of(run_folder: str) -> PretrainConfig:
-    """The configuration in a run's folder. ValueError that names what is wrong with it, FileNotFoundError for none."""
+    """Return the configuration in a run's folder, of this version or the previous one. Imports no package that it
+    names. ValueError says what is wrong with it; FileNotFoundError if there is none."""
     path = f"{run_folder}/config.json"
     storage.check_readable(path)
     try:
-        return TypeAdapter(PretrainConfig).validate_python(run_files.read_json(path))
+        return TypeAdapter(PretrainConfig).validate_python(with_current_names(run_files.read_json(path)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -37,7 +38,7 @@ def with_values(base: PretrainConfig, values: Mapping[str, Any], *, name: str) -
     """The configuration with these fields set anew, under another name. ValueError for a value that it refuses."""
     tree = as_dict(base) | {"name": name}
     for path, new in values.items():
-        *parts, last = path.split(".")
+        *parts, last = current_name(path).split(".")
         inner: Any = tree
         for part in parts:
             inner = inner[part]

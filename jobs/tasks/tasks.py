@@ -48,6 +48,7 @@ from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import Tokenizer
 from snps3_model.downstream import Answering, Choosing
 from snps3_model.gather import Gather
+from snps3_model.loss_table import Loss, load_extra
 from snps3_model.metrics import bootstrap_intervals
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
@@ -94,6 +95,7 @@ class Language:
             table=self.table,
             masking=masking or config.masking,
             num_words=config.text.num_words,
+            lvwm_top_k=config.text.lvwm_top_k,
             seed=config.seed,
             max_tokens=config.text.max_tokens,
             most_length_groups=config.placement.length_groups,
@@ -108,13 +110,19 @@ class Language:
         return ids, ids != self.tokenizer.special.pad
 
 
+@dataclass(frozen=True, kw_only=True)
 class CaptionTask:
     """Captions and clips that belong together: pre-training, and retrieval."""
+
+    extra: Mapping[Loss, float] = field(default_factory=dict)
+    """Losses of other packages with their weights; only for training."""
 
     def network(self, model: SNPS3, config: PretrainConfig, gather: Gather, rank: int, mask_id: int) -> Network:
         """The network with its objectives."""
         rows_at_once = config.placement.rows_at_once
-        return Pretraining(model, config.objective, gather, rank, mask_id=mask_id, rows_at_once=rows_at_once)
+        return Pretraining(
+            model, config.objective, gather, rank, mask_id=mask_id, rows_at_once=rows_at_once, extra=self.extra
+        )
 
     def batch(self, rows: ClipRows, language: Language) -> Batch:
         """Training clips with a caption each."""
@@ -371,7 +379,7 @@ def every_caption(captions: Mapping[int, frozenset[str]], field_name: str) -> tu
 def make_task(
     config: PretrainConfig, sources: Mapping[str, ClipSource], answers: Sequence[str] | None = None
 ) -> CaptionTask | QuestionTask | ChoiceTask:
-    """The task of a run, with its files read.
+    """The task of a run that trains, with its files read and the losses of other packages imported.
 
     `answers`: those of a run that goes on, whose numbers its head has learned; None: those of the training questions.
     ValueError for a file that asks about no clip of its split or about a split that is not read, and for an answer
@@ -379,7 +387,7 @@ def make_task(
     """
     task = config.task
     if task.kind == "captions":
-        return CaptionTask()
+        return CaptionTask(extra=load_extra(config.objective))
     files = {name: path for name in TASK_FILES if (path := getattr(task, name))}
     for name in files.keys() - sources.keys():
         raise ValueError(f"task.{name} asks about a split that is not read: set data.{name}_split, or leave it out")

@@ -79,8 +79,12 @@ def weight_bytes(model: nn.Module) -> bytes:
 
 
 def load_weights(data: bytes, model: nn.Module) -> None:
-    """The weights of a safetensors file in `model`, by name and shape; a tensor too few or too many is refused."""
-    missing, unexpected = model.load_state_dict(safetensors.torch.load(data), strict=False)
+    """The weights of a safetensors file in `model`, by name and shape; a tensor too few or too many is refused, but
+    for the heads of other packages' losses where `model` is not trained with any."""
+    weights = safetensors.torch.load(data)
+    if not getattr(model, "extra_heads", None):
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("extra_heads.")}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     aliases = set(model.state_dict()) - set(_unshared(dict(model.state_dict())))
     lost = sorted(set(missing) - aliases)
     if lost or unexpected:

@@ -24,17 +24,18 @@ def collate(
     table: SignificantWords,
     masking: MaskingConfig,
     num_words: int,
+    lvwm_top_k: int | None = None,
     seed: int,
     max_tokens: int = 30,
-    pad_multiple: int = 1,
     pad_to: int | None = None,
     most_length_groups: int = 1,
 ) -> Batch:
-    """The batch of `rows`. What a clip gets depends on (seed, epoch, clip_id) and its caption, not on its neighbours.
+    """Return the batch of `rows`. What a clip gets depends on (seed, epoch, clip_id) and its caption alone.
 
     Captions longer than `max_tokens` are cut to a random window. The token dimension is the longest caption's (at least
-    `num_words`), rounded up to `pad_multiple`, or exactly `pad_to`. Rows of weight 0 are [CLS] [SEP] without labels.
-    With more than one of `most_length_groups`, short captions are passed through the network at their own length.
+    `num_words`), or `pad_to`; ValueError if that is too short. Rows of weight 0 are [CLS] [SEP] without labels.
+    `num_words` words of rank `lvwm_top_k` at most are chosen for LVWM. With more than one of `most_length_groups`,
+    short captions pass through the network at their own length.
     """
     if len(table.ranks) != tokenizer.vocabulary_size:
         raise ValueError(
@@ -47,7 +48,7 @@ def collate(
         captions, max_tokens, lambda row: clip_rng(seed, rows.epoch, clip_ids[row], Purpose.WINDOW)
     )
     num_tokens = [len(ids) for ids in token_rows]
-    length = _token_length(num_tokens, num_words, pad_multiple, pad_to)
+    length = _token_length(num_tokens, num_words, pad_to)
 
     token_ids = np.full((len(captions), length), tokenizer.special.pad, dtype=np.int64)
     masked_ids, labels = token_ids.copy(), np.full_like(token_ids, IGNORED_LABEL)
@@ -61,14 +62,13 @@ def collate(
             ids, special=tokenizer.special, table=table, config=masking, rng=mask_rng
         )
         positions[row] = choose_words(
-            ids, num_words=num_words, special=tokenizer.special, table=table, top_k=masking.highest_rank, rng=word_rng
+            ids, num_words=num_words, special=tokenizer.special, table=table, top_k=lvwm_top_k, rng=word_rng
         )
     return Batch(
         clip_ids=_tensor(rows.clip_ids),
         weight=_tensor(rows.weight),
         frames=_tensor(rows.frames),
         frame_pad_mask=_tensor(rows.frame_pad_mask),
-        num_frames=_tensor(rows.num_frames),
         token_ids=torch.from_numpy(token_ids),
         masked_token_ids=torch.from_numpy(masked_ids),
         token_mask=torch.from_numpy(token_ids != tokenizer.special.pad),
@@ -79,10 +79,10 @@ def collate(
     )
 
 
-def _token_length(lengths: list[int], num_words: int, pad_multiple: int, pad_to: int | None) -> int:
+def _token_length(lengths: list[int], num_words: int, pad_to: int | None) -> int:
     longest = max([*lengths, num_words])
     if pad_to is None:
-        return -(-longest // pad_multiple) * pad_multiple
+        return longest
     if pad_to < longest:
         raise ValueError(
             f"pad_to {pad_to} is shorter than the longest caption with {longest} tokens; raise it or max_tokens"

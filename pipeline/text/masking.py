@@ -28,26 +28,26 @@ class MaskingConfig:
 
     strategy: Strategy = Strategy.MSSM
     """`mssm` hides significant words first, `mlm` hides any."""
-    probability: float = 0.15
-    """Share of a caption's word pieces that is chosen."""
+    ratio: float = 0.15
+    """Masking ratio: the share of a caption's word pieces that is chosen."""
     mask_share: float = 0.8
     """Share of the chosen pieces that becomes [MASK]."""
     random_share: float = 0.1
     """Share of the chosen pieces that becomes another word; what is left of 1 stays as it is and is predicted too."""
     top_k: int | None = 3000
-    """A word is significant if its rank, counted from 0, is at most this; None takes every noun, verb and adjective
-    that was counted. More than there are is refused."""
+    """For `mssm` a word is significant if its rank, counted from 0, is at most this; None takes every noun, verb and
+    adjective that was counted. More than there are is refused."""
     significant_share: float = 1.0
     """How likely each piece that `mssm` chooses is to be of a significant word, as far as the caption has both kinds.
     1 is the paper's rule; 0 hides significant words last."""
     whole_words: bool = False
-    """Choose all pieces of a word of which one is chosen; more than `probability` of the pieces are then hidden."""
+    """Choose all pieces of a word of which one is chosen; more than `ratio` of the pieces are then hidden."""
     min_masked: int = 0
     """Pieces chosen at least, where the caption has as many. 0 leaves a caption of one piece unmasked, as the paper's
     count rule does."""
 
     def __post_init__(self) -> None:
-        for name in ("probability", "mask_share", "random_share", "significant_share"):
+        for name in ("ratio", "mask_share", "random_share", "significant_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"masking.{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.mask_share + self.random_share > 1 + 1e-9:
@@ -59,19 +59,19 @@ class MaskingConfig:
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"masking.{name} must not be negative, got {getattr(self, name)}")
 
-    @property
-    def highest_rank(self) -> int:
-        """The last rank that is significant."""
-        return UNRANKED - 1 if self.top_k is None else self.top_k
+
+def last_rank(top_k: int | None) -> int:
+    """The last rank that counts as significant, from 0; None stands for every word that was counted."""
+    return UNRANKED - 1 if top_k is None else top_k
 
 
-def num_chosen(num_pieces: int, probability: float) -> int:
-    """How many of `num_pieces` word pieces MSSM chooses: the whole part of the share, one more from 0.3 of a piece on.
+def num_chosen(num_pieces: int, ratio: float) -> int:
+    """Return how many of `num_pieces` word pieces MSSM chooses: ⌊ratio · n⌋, and one more from a rest of 0.3 on.
 
     In double precision, as the published code computes it: 22 pieces at 0.15 give 3.3, its fraction just below 0.3.
     """
-    share = probability * num_pieces
-    return int(share) + (share - int(share) >= 0.3)
+    exact = ratio * num_pieces
+    return int(exact) + (exact - int(exact) >= 0.3)
 
 
 def mask_words(
@@ -97,7 +97,7 @@ def mask_words(
             masked_ids[position] = special.mask
         elif draw < config.mask_share + config.random_share:
             masked_ids[position] = (
-                table.random_word(rng, config.highest_rank)
+                table.random_word(rng, last_rank(config.top_k))
                 if config.strategy is Strategy.MSSM
                 else random_piece(rng, table.vocabulary_size, special)
             )
@@ -107,25 +107,25 @@ def mask_words(
 def _significant_first(
     pieces: np.ndarray, ids: np.ndarray, table: SignificantWords, config: MaskingConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    is_significant = table.ranks[ids[pieces]] <= config.highest_rank
+    is_significant = table.ranks[ids[pieces]] <= last_rank(config.top_k)
     significant, others = pieces[is_significant], pieces[~is_significant]
-    wanted = max(num_chosen(len(pieces), config.probability), min(config.min_masked, len(pieces)))
-    num_significant = min(wanted, len(significant))
+    count = max(num_chosen(len(pieces), config.ratio), min(config.min_masked, len(pieces)))
+    num_significant = min(count, len(significant))
     if config.significant_share < 1:
-        drawn = int(rng.binomial(wanted, config.significant_share))
-        num_significant = max(min(drawn, len(significant)), wanted - len(others))
-    if num_significant == wanted:
-        return rng.permutation(significant)[:wanted]
+        drawn = int(rng.binomial(count, config.significant_share))
+        num_significant = max(min(drawn, len(significant)), count - len(others))
+    if num_significant == count:
+        return rng.permutation(significant)[:count]
     if num_significant < len(significant):
         significant = rng.permutation(significant)[:num_significant]
-    return np.concatenate([significant, rng.permutation(others)[: wanted - num_significant]])
+    return np.concatenate([significant, rng.permutation(others)[: count - num_significant]])
 
 
 def _each_with_probability(pieces: np.ndarray, config: MaskingConfig, rng: np.random.Generator) -> np.ndarray:
     draws = rng.random(len(pieces))
-    num_wanted = max(int((draws < config.probability).sum()), min(config.min_masked, len(pieces)))
-    # The smallest draws are those below the probability; where too few are, the next ones fill up to the minimum.
-    return pieces[np.argsort(draws)[:num_wanted]]
+    count = max(int((draws < config.ratio).sum()), min(config.min_masked, len(pieces)))
+    # The smallest draws are those below the ratio; where too few are, the next ones fill up to the minimum.
+    return pieces[np.argsort(draws)[:count]]
 
 
 def _whole_words(chosen: np.ndarray, ids: np.ndarray, table: SignificantWords) -> np.ndarray:
@@ -148,15 +148,15 @@ def choose_words(
     num_words: int,
     special: SpecialIds,
     table: SignificantWords,
-    top_k: int,
+    top_k: int | None,
     rng: np.random.Generator,
 ) -> Int64[np.ndarray, " num_words"]:
     """Exactly `num_words` positions of the unmasked caption that LVWM matches with the video.
 
-    Significant words; without any, the other words; without those, the first positions. Too many: a random subset.
-    Too few: all of them, and random repetitions.
+    Significant words, those of rank `top_k` at most; without any, the other words; without those, the first positions.
+    Too many: a random subset. Too few: all of them, and random repetitions.
     """
-    eligible = np.flatnonzero(table.ranks[ids] <= top_k)
+    eligible = np.flatnonzero(table.ranks[ids] <= last_rank(top_k))
     if not len(eligible):
         is_word = (ids != special.cls) & (ids != special.sep) & (ids != special.pad) & (ids != special.mask)
         eligible = np.flatnonzero(is_word)

@@ -73,7 +73,7 @@ def test_what_all_recipes_share(name):
     sizes = ("hidden", "num_layers", "num_heads", "feed_forward", "max_positions", "dropout", "initial_std")
     assert [fields[f"model.{size}"] for size in sizes] == [768, 12, 12, 3072, 512, 0.1, 0.02]
     assert [fields[f"text.{size}"] for size in ("vocabulary_size", "max_tokens", "num_words")] == [30_522, 30, 3]
-    assert [fields[f"masking.{key}"] for key in ("strategy", "probability", "top_k")] == ["mssm", 0.15, 3000]
+    assert [fields[f"masking.{key}"] for key in ("strategy", "ratio", "top_k")] == ["mssm", 0.15, 3000]
     assert (fields["objective.temperature"], fields["objective.num_hard_negatives"]) == (0.05, None)
     assert set(preset(name).objective.weights.values()) == {1.0}
     placement = preset(name).placement

@@ -25,9 +25,9 @@ from pipeline.text.tokenizer import train_wordpiece
 
 
 def test_domains_are_read_from_words() -> None:
-    found = space.parse(["masking.probability=0.1..0.6", "optim.lr=1e-4..3e-3:log", "text.num_words=1..5:int"])
+    found = space.parse(["masking.ratio=0.1..0.6", "optim.lr=1e-4..3e-3:log", "text.num_words=1..5:int"])
     assert found == {
-        "masking.probability": Range(low=0.1, high=0.6),
+        "masking.ratio": Range(low=0.1, high=0.6),
         "optim.lr": Range(low=1e-4, high=3e-3, is_log=True),
         "text.num_words": Range(low=1, high=5, is_integer=True),
     }
@@ -70,17 +70,17 @@ def test_every_ready_space_fits_the_configuration(name: str) -> None:
 
 def test_values_are_set_in_their_parts_and_all_else_stays() -> None:
     base = tiny()
-    made = run_identity.with_values(base, {"masking.probability": 0.3, "objective.lvwm": 0.0, "seed": 4}, name="x")
-    assert (made.masking.probability, made.objective.lvwm, made.seed, made.name) == (0.3, 0.0, 4, "x")
-    back = {"masking.probability": base.masking.probability, "objective.lvwm": base.objective.lvwm, "seed": base.seed}
+    made = run_identity.with_values(base, {"masking.ratio": 0.3, "objective.lvwm": 0.0, "seed": 4}, name="x")
+    assert (made.masking.ratio, made.objective.lvwm, made.seed, made.name) == (0.3, 0.0, 4, "x")
+    back = {"masking.ratio": base.masking.ratio, "objective.lvwm": base.objective.lvwm, "seed": base.seed}
     assert run_identity.with_values(made, back, name=base.name) == base
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_and_an_impossible_value_with_its_rule() -> None:
-    with pytest.raises(ValueError, match=r"no field 'masking\.probabilty'; did you mean masking\.probability\?"):
-        space.corners(space.parse(["masking.probabilty=0.1..0.2"]), tiny())
-    with pytest.raises(ValueError, match=r"masking\.probability cannot be 2"):
-        space.corners(space.parse(["masking.probability=0.1..2"]), tiny())
+    with pytest.raises(ValueError, match=r"no field 'masking\.rato'; did you mean masking\.ratio\?"):
+        space.corners(space.parse(["masking.rato=0.1..0.2"]), tiny())
+    with pytest.raises(ValueError, match=r"masking\.ratio cannot be 2"):
+        space.corners(space.parse(["masking.ratio=0.1..2"]), tiny())
 
 
 def test_a_range_of_whole_numbers_must_say_so() -> None:
@@ -192,7 +192,7 @@ def test_a_value_that_a_run_would_refuse_before_its_start_is_refused(tmp_path: P
 
 @pytest.mark.parametrize("metric", PROBES)
 def test_what_changes_the_question_is_not_varied(metric: str) -> None:
-    sweeps.refuse_unmeasured(metric, space.parse(["masking.probability=0.1..0.6"]), tiny())
+    sweeps.refuse_unmeasured(metric, space.parse(["masking.ratio=0.1..0.6"]), tiny())
     with pytest.raises(ValueError, match=r"data\.max_evaluation_clips cannot be varied: .* ask each something else"):
         sweeps.refuse_unmeasured(metric, space.parse(["data.max_evaluation_clips=8,1000"]), tiny())
     seeds = space.parse(["seed=0,1,2"])  # by which words are hidden

@@ -309,7 +309,6 @@ def colours_and_words() -> Batch:
         weight=torch.ones(16),
         frames=frames[order],
         frame_pad_mask=torch.zeros(16, NUM_FRAMES, SIZE_PX, SIZE_PX, dtype=torch.bool),
-        num_frames=torch.full((16,), NUM_FRAMES),
         token_ids=ids,
         masked_token_ids=torch.where(labels == IGNORED_LABEL, ids, MASK),
         token_mask=torch.ones(16, 4, dtype=torch.bool),

@@ -48,7 +48,7 @@ PADDING = st.integers(0, 4)
 CONFIGS = st.builds(
     MaskingConfig,
     strategy=st.sampled_from(Strategy),
-    probability=st.floats(0, 1),
+    ratio=st.floats(0, 1),
     mask_share=st.floats(0, 0.6),
     random_share=st.floats(0, 0.4),
     top_k=st.just(TOP_K),
@@ -82,7 +82,7 @@ def test_mssm_chooses_the_exact_number_and_significant_words_first(
     _, labels = masked(ids, config, seed)
     chosen, significant = labels != IGNORED_LABEL, TABLE.ranks[ids] <= TOP_K
     num_pieces = len(ids) - 2
-    assert chosen.sum() == max(num_chosen(num_pieces, config.probability), min(config.min_masked, num_pieces))
+    assert chosen.sum() == max(num_chosen(num_pieces, config.ratio), min(config.min_masked, num_pieces))
     assert significant[chosen].all() or chosen[significant].all()
 
 
@@ -103,7 +103,7 @@ def test_a_share_of_significant_words_changes_which_are_chosen_and_not_how_many(
 
 def test_the_share_of_significant_words_is_the_one_that_was_asked_for() -> None:
     ids = np.array([SPECIAL.cls, *range(5, 15), *range(20, 30), SPECIAL.sep])
-    config = MaskingConfig(probability=0.5, top_k=TOP_K, significant_share=0.7)
+    config = MaskingConfig(ratio=0.5, top_k=TOP_K, significant_share=0.7)
     rng = np.random.default_rng(0)
     counts = []
     for _ in range(2000):
@@ -159,7 +159,7 @@ def test_a_caption_without_enough_significant_words_is_filled_up_with_others_and
 
 
 def test_replacements_are_members_of_significant_families() -> None:
-    config = MaskingConfig(top_k=TOP_K, mask_share=0.0, random_share=1.0, probability=0.5)
+    config = MaskingConfig(top_k=TOP_K, mask_share=0.0, random_share=1.0, ratio=0.5)
     ids = np.array([SPECIAL.cls, *[16] * 20, SPECIAL.sep])
     drawn = Counter[int]()
     for seed in range(600):
@@ -208,7 +208,7 @@ def test_mssm_without_any_counted_word_says_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"probability": 1.5}, r"masking.probability must lie in \[0, 1\], got 1.5"),
+        ({"ratio": 1.5}, r"masking.ratio must lie in \[0, 1\], got 1.5"),
         ({"mask_share": 0.9, "random_share": 0.2}, "must not exceed 1 together"),
         ({"significant_share": -0.1}, r"masking.significant_share must lie in \[0, 1\], got -0.1"),
         ({"min_masked": -1}, "masking.min_masked must not be negative"),
@@ -285,7 +285,7 @@ def mssm_golden() -> tuple[Recording, SpecialIds, SignificantWords, MaskingConfi
     ends = np.cumsum(recorded["in/family/lengths_for_significant_ids"])
     for word_id, members in zip(significant, np.split(recorded["in/family/members_flat"], ends[:-1]), strict=True):
         families[word_id] = members.tolist()
-    config = MaskingConfig(top_k=recorded_settings["top_k"], probability=recorded_settings["probability"])
+    config = MaskingConfig(top_k=recorded_settings["top_k"], ratio=recorded_settings["probability"])
     return recorded, special, SignificantWords.from_ranks(ranks, families), config
 
 

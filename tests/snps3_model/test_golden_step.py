@@ -18,8 +18,9 @@ from pipeline.records import IGNORED_LABEL, Batch
 from snps3_model.config import ObjectiveConfig, reference_objective
 from snps3_model.importance import words_importance
 from snps3_model.metrics import recall_at
-from snps3_model.objective import Draws, Pretraining
+from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3, dual_scores
+from snps3_model.step import Draws
 from snps3_model.video_swin import SwinGeometry, VideoSwin
 
 SEP, MASK = 102, 103
@@ -104,7 +105,6 @@ def recorded_batch(file: Recording) -> Batch:
         weight=torch.ones(B),
         frames=torch.zeros(B, T, H, W, 3, dtype=torch.uint8),
         frame_pad_mask=pad_mask,
-        num_frames=torch.full((B,), T),
         token_ids=ids,
         masked_token_ids=file.tensor("in/masked_ids"),
         token_mask=mask,

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.records import Batch
 from pipeline.stream.transforms import normalise
 from snps3_model.config import ModelConfig, ObjectiveConfig, reference_objective
+from snps3_model.draws import attentive
 from snps3_model.importance import attentive_masks
 from snps3_model.losses import hard_negatives, moved_frames, word_noise
 from snps3_model.objective import Pretraining
@@ -366,9 +367,7 @@ def test_itm_of_a_batch_without_another_caption_is_0() -> None:
 def test_the_false_caption_of_itm_is_another_one_that_is_usable(choice) -> None:
     batch = random_batch(6, empty=(1, 4))
     network = tiny_network(ObjectiveConfig(itm=1.0, itm_negative=choice))
-    video = network.model.encode_video(normalise(batch.frames).double(), batch.frame_pad_mask)
-    text = network.model.encode_text(batch.token_ids, batch.token_mask)
-    draws = network.draw(batch, text, video)
+    draws = network.step(batch, normalise(batch.frames).double()).draws
     assert draws.false_ids is not None
     usable = batch.weight > 0.5
     for row in usable.nonzero()[:, 0].tolist():
@@ -402,12 +401,11 @@ def test_attentive_masks_follow_importance_and_keep_the_number() -> None:
 
 
 def test_attentive_masking_happens_on_its_share_of_the_steps() -> None:
-    network = tiny_network(ObjectiveConfig(attentive_share=0.5))
-    base, changed = random_batch(3), 0
-    text = network.model.encode_text(base.token_ids, base.token_mask)
-    for step in range(400):
-        batch = dataclasses.replace(base, clip_ids=base.clip_ids + 1000 * step)
-        masked, _ = network.attentive(batch, text)
+    network, base = tiny_network(ObjectiveConfig(attentive_share=0.5)), random_batch(3)
+    step, changed = network.step(base, normalise(base.frames).double()), 0
+    for number in range(400):
+        step.batch = dataclasses.replace(base, clip_ids=base.clip_ids + 1000 * number)
+        masked, _ = attentive(step, MASK)
         changed += not torch.equal(masked, base.masked_token_ids)
     assert 160 < changed < 240
 

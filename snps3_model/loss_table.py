@@ -1,0 +1,199 @@
+"""The losses of the objective: one entry each, from which everything else about a loss derives.
+
+A new loss of ours is a function in `losses.py` with its call in `loss_terms.py`, an entry here, and its weight in
+`ObjectiveConfig`. A loss of another package is a `Loss` there, named in `ObjectiveConfig.extra`.
+
+Imports nothing that takes long, since every command reads the configuration.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snps3_model.config import ObjectiveConfig
+
+GROUP = "snps3.losses"
+"""Entry points under which other packages offer losses by a short name."""
+DUAL = frozenset({"visual", "temporal", "video_head", "bert"})
+CROSS = frozenset({"visual", "temporal", "parts", "cross_network"})
+HEADS = frozenset({"text_pooler", "cross_pooler", "similarity", "text_words", "cross_words", "frame_places"})
+PARTS = DUAL | CROSS | HEADS
+"""Parts of `SNPS3` that a loss may reach, by the names of their attributes."""
+
+
+def _always(config: ObjectiveConfig) -> bool:
+    return True
+
+
+def _never(config: ObjectiveConfig) -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A loss of the objective."""
+
+    name: str
+    """It is logged as `loss/NAME`; a built-in loss has its weight in the field of this name of `ObjectiveConfig`."""
+    title: str
+    """In reports."""
+    compute: str | Callable[[Any], Any]
+    """The loss of the global batch, of a `snps3_model.step.Step`; a name `module:function` is imported for training."""
+    reaches: frozenset[str]
+    """Names from `PARTS`. Other parts get no gradient, unless another loss reaches them: DDP would wait for it."""
+    symbol: str = ""
+    """In the paper, whose order reports follow."""
+    reads_raw_text: Callable[[ObjectiveConfig], bool] = _always
+    """Whether it needs the text pass over the caption as it is."""
+    head: Callable[[Any], Any] | None = None
+    """For a loss of another package: of the `SNPS3` a module of its own, trained and saved with the network."""
+    is_kept_for_retrieval: bool = False
+    """Whether fine-tuning for retrieval keeps it."""
+    is_optional: bool = False
+    """Not one of the paper's five: reported only where its weight is above 0."""
+    needs_temporal: bool = False
+    """Whether it can only be computed with `model.num_temporal_layers`."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.reaches - PARTS):
+            raise ValueError(f"the loss {self.name!r} reaches {unknown[0]!r}; parts are {', '.join(sorted(PARTS))}")
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether it needs the cross pass."""
+        return "cross_network" in self.reaches
+
+    def function(self) -> Callable[[Any], Any]:
+        """What computes it, imported if need be."""
+        return attribute(self.compute) if isinstance(self.compute, str) else self.compute
+
+
+LOSSES = (
+    Loss(
+        name="gvtm_level1",
+        symbol="ℒ3",
+        title="ℒ3 · clip and caption apart (level 1)",
+        compute="snps3_model.loss_terms:gvtm_level1",
+        reaches=DUAL | {"text_pooler"},
+        is_kept_for_retrieval=True,
+    ),
+    Loss(
+        name="gvtm_level2",
+        symbol="ℒ4",
+        title="ℒ4 · clip and caption together (level 2)",
+        compute="snps3_model.loss_terms:gvtm_level2",
+        reaches=CROSS | {"cross_pooler", "similarity"},
+        reads_raw_text=lambda config: config.num_hard_negatives is not None or config.mining != "both_ways",
+        is_kept_for_retrieval=True,
+    ),
+    Loss(
+        name="lvwm",
+        title="LVWM · significant words and clip",
+        compute="snps3_model.loss_terms:lvwm",
+        reaches=DUAL,
+    ),
+    Loss(
+        name="masked_words_text",
+        symbol="ℒ1",
+        title="ℒ1 · masked words from the words alone",
+        compute="snps3_model.loss_terms:masked_words_text",
+        reaches=frozenset({"bert", "text_words"}),
+        reads_raw_text=lambda config: config.text_alone == "raw",
+    ),
+    Loss(
+        name="masked_words_cross",
+        symbol="ℒ2",
+        title="ℒ2 · masked words from words and clip",
+        compute="snps3_model.loss_terms:masked_words_cross",
+        reaches=CROSS | {"cross_words"},
+        reads_raw_text=_never,
+    ),
+    Loss(
+        name="itm",
+        title="ITM · does this caption belong to this clip",
+        compute="snps3_model.loss_terms:itm",
+        reaches=CROSS | {"cross_pooler"},
+        reads_raw_text=lambda config: config.itm_negative == "hard",
+        is_optional=True,
+    ),
+    Loss(
+        name="clip_order",
+        title="clip order · where moved frames belong",
+        compute="snps3_model.loss_terms:clip_order",
+        reaches=frozenset({"visual", "temporal", "frame_places"}),
+        reads_raw_text=_never,
+        is_optional=True,
+        needs_temporal=True,
+    ),
+)
+"""In the order in which a step computes and adds them: dropout draws, and sums round, in this order."""
+PAPER_ORDER = tuple(sorted(LOSSES, key=lambda loss: loss.symbol or "ℒ9"))
+"""ℒ1 to ℒ4, LVWM, and those beyond the paper."""
+
+
+def active_losses(config: ObjectiveConfig, extra: Iterable[Loss] = ()) -> tuple[Loss, ...]:
+    """The losses with a weight above 0, those of other packages (`extra`) last."""
+    return (*(loss for loss in LOSSES if getattr(config, loss.name)), *extra)
+
+
+def reached_parts(losses: Iterable[Loss]) -> frozenset[str]:
+    """The parts of the network that any of `losses` reaches."""
+    return frozenset().union(*(loss.reaches for loss in losses))
+
+
+def needs_raw_text(config: ObjectiveConfig, losses: Iterable[Loss]) -> bool:
+    """Whether one of `losses`, or the choice of masked words by attention, needs the text pass over the raw caption."""
+    return bool(config.attentive_share) or any(loss.reads_raw_text(config) for loss in losses)
+
+
+def parse_extra(text: str) -> tuple[str, float]:
+    """Name and weight of an entry of `ObjectiveConfig.extra`, NAME or NAME=WEIGHT. ValueError for anything else."""
+    match = re.fullmatch(r"([\w.-]+(?::\w+)?)(?:=(\d+(?:\.\d+)?(?:e[+-]?\d+)?))?", text)
+    if not match:
+        raise ValueError(f"objective.extra must hold package.module:NAME, or package.module:NAME=WEIGHT, got {text!r}")
+    return match[1], float(match[2] or 1.0)
+
+
+def load_extra(config: ObjectiveConfig) -> dict[Loss, float]:
+    """The losses that `config.extra` names, with their weights. Imports their packages: for training only, never for
+    a configuration that came with somebody's run folder.
+
+    ValueError where there is none of this name, or where it cannot be one of this objective.
+    """
+    losses: dict[Loss, float] = {}
+    names = {loss.name for loss in LOSSES}
+    for name, weight in map(parse_extra, config.extra):
+        loss = _imported(name)
+        if not isinstance(loss, Loss):
+            raise ValueError(f"{name} is a {type(loss).__name__}, not a snps3_model.loss_table.Loss")
+        if loss.name in names:
+            raise ValueError(f"{name} is called {loss.name!r}, as another loss; rename it")
+        names.add(loss.name)
+        if weight:
+            losses[loss] = weight
+    return losses
+
+
+def _imported(name: str) -> Any:
+    """What `package.module:NAME` or an entry point refers to."""
+    try:
+        if ":" in name:
+            return attribute(name)
+        points = importlib.metadata.entry_points(group=GROUP, name=name)
+        if not points:
+            raise ValueError(f"no installed package has the entry point {name!r} of {GROUP}")
+        return next(iter(points)).load()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be imported: {error}") from error
+
+
+def attribute(reference: str) -> Any:
+    """The object that `module:NAME` refers to."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)

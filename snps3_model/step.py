@@ -1,0 +1,193 @@
+"""A batch on its way through the network: what the losses are computed from.
+
+| pass | over | serves |
+|---|---|---|
+| `text` | raw caption | GVTM level 1, LVWM, the choice of hard negatives, attentive masking |
+| `masked_text` | masked caption | ℒ1 |
+| `fused` | masked caption, own clip | ℒ2 |
+
+GVTM level 2 and ITM make passes of their own, over pairs. Switches of `ObjectiveConfig` let them read the masked
+caption and ℒ1 the raw one, as published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from pipeline.records import Batch, LengthGroup
+from snps3_model.config import ObjectiveConfig
+from snps3_model.gather import Gather, local_gather
+from snps3_model.passes import Features, by_length, combined, groups_of, in_chunks
+from snps3_model.queues import MomentumQueues
+from snps3_model.snps3 import SNPS3, CrossFeatures, TextFeatures, VideoFeatures, dual_scores
+
+TextOrCross = TypeVar("TextOrCross", TextFeatures, CrossFeatures)
+"""Features with hidden states of a caption's tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What a step draws beyond its batch. A function of the clips of the global batch, on any number of ranks."""
+
+    masked_token_ids: Int64[Tensor, "b L"]
+    """For ℒ1 and ℒ2, and where ITM reads masks: the batch's own, or those of attentive masking."""
+    labels: Int64[Tensor, "b L"]
+    most_masked: int
+    """No row has more labels."""
+    false_ids: Int64[Tensor, "b F"] | None = None
+    """A false caption of each clip, for ITM."""
+    false_mask: Bool[Tensor, "b F"] | None = None
+    has_false: Bool[Tensor, " b"] | None = None
+    """False where the batch holds no other caption; None stands for all True."""
+
+
+@dataclass(kw_only=True)
+class Step:
+    """One rank's share of a step, and the passes over it; a pass that several losses read is made once.
+
+    `b` rows of this rank, `B` of all ranks, `P` of the pool of GVTM level 2.
+    """
+
+    batch: Batch
+    frames: Float[Tensor, "b T 3 H W"]
+    """The batch's frames after augmentation and normalisation."""
+    pad_mask: Bool[Tensor, "b T H W"]
+    """True where a pixel is padding, and on every pixel of a row of weight 0."""
+    model: SNPS3
+    config: ObjectiveConfig
+    gather: Gather
+    rank: int
+    rows_at_once: int | None
+    temperature: float | Float[Tensor, ""]
+    """What the cosines of GVTM level 1 are divided by."""
+    queues: MomentumQueues | None = None
+    """Those of a training step, if GVTM level 1 contrasts with queues."""
+    heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Modules that belong to a loss, by its name."""
+    video: VideoFeatures = field(init=False)
+    visual: Float[Tensor, "b S D"] = field(init=False)
+    """The visual part of the cross pass, embedded; only where a loss needs the cross pass."""
+    draws: Draws = field(init=False)
+    raw_text: TextFeatures | None = None
+    known_masked_text: TextFeatures | None = None
+    known_fused: CrossFeatures | None = None
+
+    @property
+    def text(self) -> TextFeatures:
+        """The text pass over the raw captions; for losses whose entry `reads_raw_text`."""
+        assert self.raw_text is not None, "the raw caption is encoded for losses whose entry says reads_raw_text"
+        return self.raw_text
+
+    @property
+    def masked_text(self) -> TextFeatures:
+        """The text pass over the masked captions."""
+        if self.known_masked_text is None:
+            (self.known_masked_text,) = self.encode_text(self.draws.masked_token_ids)
+        return self.known_masked_text
+
+    @property
+    def fused(self) -> CrossFeatures:
+        """The cross pass over the masked captions, each with its own clip."""
+        if self.known_fused is None:
+            captions = self.embed_caption(self.draws.masked_token_ids, self.known_masked_text)
+            self.known_fused = self.fuse(captions)
+        return self.known_fused
+
+    @property
+    def clip_ids(self) -> Int64[Tensor, " b"]:
+        """Ids of the clips of weight 1, 0 elsewhere: what random draws depend on."""
+        return self.batch.clip_ids * (self.batch.weight > 0.5)
+
+    @property
+    def pool(self) -> Gather:
+        """The gather of GVTM level 2: all ranks' rows, or as published this rank's own."""
+        return self.gather if self.config.pairs == "gathered" else local_gather
+
+    def rows_in(self, pool: Gather) -> Int64[Tensor, " b"]:
+        """Where this rank's rows lie among those that `pool` brings together."""
+        count = len(self.batch.weight)
+        first = 0 if pool is local_gather else self.rank * count
+        return torch.arange(count, device=self.batch.weight.device) + first
+
+    @torch.no_grad()
+    def dual_scores(self, pool: Gather, temperature: float | Float[Tensor, ""]) -> Float[Tensor, "P P"]:
+        """Scores of all captions and clips of `pool` by which negatives are chosen."""
+        return dual_scores(pool(self.text.vector), pool(self.video.vectors), temperature)
+
+    def encode_texts(self, draws: Draws | None, *, is_raw_needed: bool) -> None:
+        """The text pass over the captions as they are, and over the masked ones if they are known before it; both
+        together, so that the layers' weights are read once."""
+        config, batch = self.config, self.batch
+        if not is_raw_needed:
+            return
+        is_masked_read = config.masked_words_text and config.text_alone == "masked"
+        if not is_masked_read or (draws is None and config.attentive_share):
+            (self.raw_text,) = self.encode_text(batch.token_ids)
+            return
+        masked_ids = draws.masked_token_ids if draws else batch.masked_token_ids
+        self.raw_text, self.known_masked_text = self.encode_text(batch.token_ids, masked_ids)
+
+    def encode_text(self, *versions: Int64[Tensor, "b L"]) -> list[TextFeatures]:
+        """The text pass over versions of the batch's captions."""
+        both = self.over_captions(self.model.encode_embedded, self.model.embed_text(torch.cat(versions)))
+        size = len(self.batch.weight)
+        return [
+            combined([both], lambda parts, start=start: parts[0][start : start + size])
+            for start in range(0, size * len(versions), size)
+        ]
+
+    def embed_caption(self, ids: Int64[Tensor, "b L"], text: TextFeatures | None) -> Float[Tensor, "b L D"]:
+        """Captions as the cross pass reads them; those that the text pass embedded, if it is the same network."""
+        if text is not None and self.model.separate_cross is None:
+            return text.embedded
+        return self.model.embed_caption(ids)
+
+    def fuse(self, captions: Float[Tensor, "b L D"]) -> CrossFeatures:
+        """The cross pass over the batch's embedded captions, raw or masked, each with its own clip."""
+        return self.over_captions(self.model.fuse_embedded, captions, self.visual)
+
+    def over_captions(
+        self, function: Callable[..., TextOrCross], captions: Float[Tensor, "vb L D"], *rows: Tensor
+    ) -> TextOrCross:
+        """`function(captions, mask, *rows)`, each group at its own length.
+
+        `captions` are versions of the batch's, one below the other. They come embedded: every look into the table of
+        words costs a gradient as large as the table.
+        """
+        num_versions, width = len(captions) // len(self.batch.weight), captions.shape[1]
+        mask = self.batch.token_mask.repeat(num_versions, 1)
+        if self.config.attentive_share:  # the attention of [PAD] counts there
+            return self.in_chunks(function, captions, mask, *rows)
+
+        def of_group(group: LengthGroup) -> TextOrCross:
+            texts = (tensor.index_select(0, group.rows)[:, : group.num_tokens] for tensor in (captions, mask))
+            others = (tensor.index_select(0, group.rows) for tensor in rows)
+            return self.in_chunks(function, *texts, *others).widened(width)
+
+        return by_length(of_group, groups_of(self.batch, num_versions))
+
+    def in_chunks(self, function: Callable[..., Features], *rows: Tensor) -> Features:
+        """`function` of `rows`, as many at a time as memory is meant for."""
+        return in_chunks(function, *rows, size=self.rows_at_once)
+
+    def gathered_captions(
+        self, ids: Int64[Tensor, "b L"], pool: Gather
+    ) -> tuple[Int64[Tensor, "P F"], Bool[Tensor, "P F"]]:
+        """Token ids and mask of the captions of `pool`, padded to the longest of them.
+
+        Other ranks' lengths are known to the device only: one wait per step, of several ranks.
+        """
+        mask = self.batch.token_mask
+        if pool is local_gather:
+            return ids, mask
+        room = self.model.config.max_positions - ids.shape[1]
+        ids = pool(nn.functional.pad(ids, (0, room)))
+        mask = pool(nn.functional.pad(mask, (0, room)).to(torch.uint8)).bool()
+        longest = int(mask.sum(1).max())
+        return ids[:, :longest], mask[:, :longest]
