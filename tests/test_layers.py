@@ -64,9 +64,9 @@ ROOMS = {
 COMMANDS = {"jobs", "pipeline.storage", "pipeline.synthetic"}
 """What the commands, jobs/NAME.py, may import."""
 ONE_FILE = {
-    "decord": "pipeline/decode/codec.py",
-    "av": "pipeline/decode/codec.py",
-    "torchcodec": "pipeline/decode/codec.py",
+    "decord": "pipeline/decode/decord_video.py",
+    "av": "pipeline/decode/video.py",
+    "torchcodec": "pipeline/decode/torchcodec_video.py",
     "fsspec": "pipeline/storage.py",
     "s3fs": "pipeline/storage.py",
     "boto3": "pipeline/storage.py",

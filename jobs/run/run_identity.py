@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from jobs.run import run_files
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict, flat
 from pipeline import storage
+from pipeline.decode import decoders
 
 
 def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
@@ -22,15 +24,20 @@ def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
 
 
 def config_of(run_folder: str) -> PretrainConfig:
-    """The configuration in a run's folder. ValueError that names what is wrong with it, FileNotFoundError for none."""
+    """The configuration in a run's folder. ValueError that names what is wrong with it, FileNotFoundError for none.
+
+    A decoder from outside is not imported because a folder names it: `auto` takes its place, with a warning.
+    """
     path = f"{run_folder}/config.json"
     storage.check_readable(path)
     try:
-        return TypeAdapter(PretrainConfig).validate_python(run_files.read_json(path))
+        config = TypeAdapter(PretrainConfig).validate_python(run_files.read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{path}: {where}: {first['msg']}; it was written by another version") from error
+    decoder = decoders.without_foreign(config.data.decoder, path)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=decoder))
 
 
 def with_values(base: PretrainConfig, values: Mapping[str, Any], *, name: str) -> PretrainConfig:

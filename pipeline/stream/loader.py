@@ -26,11 +26,10 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from pipeline import storage
 from pipeline.corpus.fetching import fetch_ahead
 from pipeline.corpus.manifest import read_manifest
-from pipeline.corpus.media import Media
 from pipeline.decode.codec import decode_frames, known_info, letterbox
 from pipeline.decode.isolation import Limits, isolated
 from pipeline.decode.sampling import Policy, Sampling
-from pipeline.records import ClipRows, DecodeError, Kind, Reason, Rejected, Stage
+from pipeline.records import ClipRows, DecodeError, Kind, Media, Rejected, Stage
 from pipeline.stream.epoch_plan import PADDING, Plan, PlannedStep, sequential
 from pipeline.stream.randomness import Purpose, clip_rng
 
@@ -302,12 +301,8 @@ def clip_rows(table: pa.Table, *, source: ClipSource, epoch: int) -> ClipRows:
 def rejected_rows(table: pa.Table, stage: Stage) -> list[Rejected]:
     """The clips of a share that failed while decoding."""
     failed = table.filter(pc.field("reason") != "")
-    return [
-        Rejected(
-            clip_id=row["clip_id"], uri=row["uri"], stage=stage, reason=Reason(row["reason"]), detail=row["detail"]
-        )
-        for row in failed.select(["clip_id", "uri", "reason", "detail"]).to_pylist()
-    ]
+    rows = failed.select(["clip_id", "uri", "reason", "detail"]).to_pylist()
+    return [Rejected.from_row(row, stage) for row in rows]
 
 
 def in_plan_order(
