@@ -152,7 +152,7 @@ def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop
     if len(numbers) != 1:
         raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
     steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
-    storage.be_patient(source.patience_seconds)
+    storage.set_retry_seconds(source.patience_seconds)
     return pa.concat_tables(decode_share(source, step, rank, num_ranks) for step in steps)
 
 
@@ -207,7 +207,7 @@ def decode_share(source: ClipSource, step: int, rank: int, num_ranks: int) -> pa
     found = [table.slice(row, 1).to_pylist()[0] if row >= 0 else None for row in rows.tolist()]
     reads = fetch_ahead((row["uri"], row["checksum"]) if row else ("", None) for row in found)
     decoded = [
-        decode_slot(slot, row, source, planned, read) | {"num_retries": storage.take_num_retries()}
+        decode_slot(slot, row, source, planned, read) | {"num_retries": storage.pop_retry_count()}
         for slot, (row, read) in enumerate(zip(found, reads, strict=True), first_slot)
     ]
     return pa.Table.from_pylist(decoded, schema=CLIP_SCHEMA)
