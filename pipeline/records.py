@@ -6,9 +6,10 @@ manifest row ──fetch, decode──► ClipRows | Rejected ──collate─�
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes two seconds, which a process that only decodes does without
     import numpy as np
@@ -76,6 +77,21 @@ class DecodeError(Exception):
         return f"{self.reason}: {self.detail}"
 
 
+@dataclass(frozen=True)
+class EncodedFrames:
+    """A clip that is kept as images, one per frame, in order of display."""
+
+    images: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        """Return the bytes of all images."""
+        return sum(len(image) for image in self.images)
+
+
+Media = bytes | EncodedFrames
+"""An encoded clip: the bytes of a video or an image, or the images of a video's frames."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
     """A bad sample as a value: written to the ledger, counted by reason, never dropped in silence."""
@@ -85,6 +101,21 @@ class Rejected:
     stage: Stage
     reason: Reason
     detail: str
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], stage: Stage | None = None) -> Rejected:
+        """Return the rejected sample in a row of a table; `stage` where the table has no such column."""
+        return cls(
+            clip_id=row["clip_id"],
+            uri=row["uri"],
+            stage=Stage(stage or row["stage"]),
+            reason=Reason(row["reason"]),
+            detail=row["detail"],
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the columns of a ledger."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ or UnavailableError after the last try.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import random
 import tempfile
+import threading
 import time
 import uuid
 from collections import deque
@@ -22,13 +22,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import fsspec
-import pyarrow as pa
-import pyarrow.fs
-import pyarrow.parquet as pq
-from botocore import exceptions as boto
+
+from pipeline import storage_errors
+from pipeline.storage_errors import is_remote
+
+if TYPE_CHECKING:  # who only names paths does not wait for Arrow
+    import pyarrow as pa
+    import pyarrow.fs
 
 T = TypeVar("T")
 
@@ -45,65 +48,57 @@ _S3_OPTIONS = {
     "use_listings_cache": False,  # other processes write to the same folders
     "config_kwargs": {"retries": {"total_max_attempts": 1}},  # `_ask` asks again, and nobody below it
 }
-_PASSING_CODES = {"SlowDown", "RequestTimeout", "XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"}
-"""Answers with a status below 500 that another try may not get."""
-_PASSING_ERRORS = (
-    TimeoutError,
-    ConnectionError,
-    boto.IncompleteReadError,
-    boto.HTTPClientError,
-    boto.EndpointConnectionError,
-    boto.ConnectTimeoutError,
-)
-_RIGHTS = {
-    "HeadObject": "s3:GetObject",
-    "HeadBucket": "s3:ListBucket",
-    "ListObjectsV2": "s3:ListBucket",
-    "CreateMultipartUpload": "s3:PutObject",
-    "UploadPart": "s3:PutObject",
-    "CompleteMultipartUpload": "s3:PutObject",
-}
-"""The right that a call needs, where it is not named like the call."""
-
 _jitter = random.Random()
-_patience = {"seconds": 0.0}
-_repeated: deque[str] = deque()
 
 
 class UnavailableError(ConnectionError):
     """A store did not give or take something, however often it was asked."""
 
 
-def be_patient(seconds: float) -> None:
-    """From now on this process asks a store that fails again for so long: a run waits until the store is back."""
-    _patience["seconds"] = seconds
+class RetryBudget:
+    """How long this process asks a store that fails again, and how often it has: one for all threads that read."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock, self._count = threading.Lock(), 0
+
+    def count(self) -> None:
+        """Count a retry."""
+        with self._lock:
+            self._count += 1
+
+    def pop(self) -> int:
+        """Return the retries since this was called last."""
+        with self._lock:
+            count, self._count = self._count, 0
+        return count
 
 
-def take_num_retries() -> int:
-    """How often this process has asked a store again since this was called last."""
-    count = len(_repeated)
-    for _ in range(count):
-        _repeated.popleft()
-    return count
+_retries = RetryBudget()
 
 
-def is_remote(path: str) -> bool:
-    """True for a URL, False for a path of this machine."""
-    return "://" in path and not path.startswith("file://")
+def set_retry_seconds(seconds: float) -> None:
+    """Ask a store that fails again for so long, from now on in this process: a run waits until the store is back."""
+    _retries.seconds = seconds
+
+
+def pop_retry_count() -> int:
+    """Return how often this process has asked a store again since this was called last."""
+    return _retries.pop()
 
 
 def absolute(path: str) -> str:
-    """`path` as every worker can use it: absolute if local, without a trailing slash."""
+    """Return `path` as every worker can use it: absolute if local, without a trailing slash."""
     return path.rstrip("/") if is_remote(path) else str(Path(path.removeprefix("file://")).expanduser().resolve())
 
 
 def join(root: str, relative_path: str) -> str:
-    """`relative_path` below `root`."""
+    """Return `relative_path` below `root`."""
     return f"{root.rstrip('/')}/{relative_path.lstrip('/')}"
 
 
 def relative_to(path: str, root: str) -> str:
-    """The part of `path` below `root`, with forward slashes. A path elsewhere is refused."""
+    """Return the part of `path` below `root`, with forward slashes. A path elsewhere is refused."""
     prefix = root.rstrip("/") + "/"
     if not path.startswith(prefix):
         raise ValueError(f"{path} does not lie below {root}")
@@ -111,27 +106,22 @@ def relative_to(path: str, root: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """True if there is a file, a folder or a key prefix at `path`."""
+    """Return True if there is a file, a folder or a key prefix at `path`."""
     return _ask(path, lambda store, inner: store.exists(inner))
 
 
 def is_folder(path: str) -> bool:
-    """True if `path` is a folder or a key prefix."""
+    """Return True if `path` is a folder or a key prefix."""
     return _ask(path, lambda store, inner: store.isdir(inner))
 
 
-def num_bytes(path: str) -> int:
-    """Size of a file."""
-    return _ask(path, lambda store, inner: int(store.size(inner) or 0))
-
-
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """The bytes [start, stop) of a file; the whole file by default. FileNotFoundError names the path."""
+    """Return the bytes [start, stop) of a file; the whole file by default. FileNotFoundError names the path."""
     return _ask(path, lambda store, inner: store.cat_file(inner, start=start, end=stop))
 
 
 def ahead(reads: Iterable[tuple[str, Callable[[], T]]]) -> Iterator[Callable[[], T]]:
-    """Of each pair (path, function that reads from it) a function that gives or raises what that one does.
+    """Yield of each pair (path, function that reads from it) a function that gives or raises what that one does.
 
     Remote files are fetched while those before them are used, so that a distant store costs its latency once.
     """
@@ -145,7 +135,7 @@ def ahead(reads: Iterable[tuple[str, Callable[[], T]]]) -> Iterator[Callable[[],
 
 
 def read_with(path: str, function: Callable[[IO[bytes]], T]) -> T:
-    """`function` of a file that it may read here and there; of a remote one only the blocks it reads are fetched."""
+    """Return `function` of a file; of a remote one only the blocks that it reads are fetched."""
 
     def call(store: Any, inner: str) -> T:
         with store.open(inner, "rb") as file:
@@ -155,12 +145,12 @@ def read_with(path: str, function: Callable[[IO[bytes]], T]) -> T:
 
 
 def list_files(root: str) -> list[str]:
-    """Paths of all files below `root` relative to it, sorted; hidden files and folders are left out."""
+    """Return the paths of all files below `root` relative to it, sorted; hidden files and folders are left out."""
     return sorted(_details(root))
 
 
 def fingerprints(root: str) -> dict[str, str]:
-    """Path below `root` → size and version (ETag, or time of change) of each file that `list_files` lists."""
+    """Return path below `root` → size and version (ETag, or time of change) of each file that `list_files` lists."""
     return {
         path: f"{detail.get('size')} {detail.get('ETag') or detail.get('mtime')}"
         for path, detail in sorted(_details(root).items())
@@ -168,7 +158,7 @@ def fingerprints(root: str) -> dict[str, str]:
 
 
 def write_bytes_atomic(path: str, data: bytes) -> None:
-    """`path` holds `data` or what it held before, never a part. Missing local folders are made."""
+    """Write `data`: `path` holds it or what it held before, never a part. Missing local folders are made."""
     if is_remote(path):  # one PUT, or a multipart upload that is committed at its end
         _ask(path, lambda store, inner: store.pipe_file(inner, data))
     else:
@@ -176,19 +166,23 @@ def write_bytes_atomic(path: str, data: bytes) -> None:
 
 
 def write_table(path: str, table: pa.Table, **options: Any) -> None:
-    """`path` holds `table` as a Parquet file, written whole or not at all; `options` are those of Parquet's writer."""
+    """Write `table` to `path` as a Parquet file, whole or not at all; `options` are those of Parquet's writer."""
+    import pyarrow.parquet as pq
+
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", **options)
     write_bytes_atomic(path, buffer.getvalue())
 
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
-    """The Parquet file at `path`, or some of its columns. FileNotFoundError names the path."""
+    """Return the Parquet file at `path`, or some of its columns. FileNotFoundError names the path."""
+    import pyarrow.parquet as pq
+
     return pq.read_table(io.BytesIO(read_bytes(path)), columns=columns)
 
 
 def upload_folder(folder: str, path: str) -> None:
-    """The files of a local folder below `path`. What is there before the last of them is not the whole."""
+    """Copy the files of a local folder below `path`. What is there before the last of them is not the whole."""
     for name in list_files(folder):
         target = join(path, name)
         if not is_remote(target):
@@ -197,26 +191,26 @@ def upload_folder(folder: str, path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """There is no file at `path` afterwards; none before is fine."""
+    """Remove the file at `path`; none before is fine."""
     with suppress(FileNotFoundError):
         _ask(path, lambda store, inner: store.rm_file(inner))
 
 
 def remove_folder(path: str) -> None:
-    """There is nothing at or below `path` afterwards; nothing before is fine."""
+    """Remove all at or below `path`; nothing before is fine."""
     with suppress(FileNotFoundError):
         _ask(path, lambda store, inner: store.rm(inner, recursive=True))
 
 
 def check_readable(path: str) -> None:
-    """Nothing, if a file, folder or bucket can be read; otherwise an error that names it and the remedy."""
+    """Raise an error that names the remedy if a file, folder or bucket cannot be read."""
     _ask(path, lambda store, inner: store.info(inner))
     if not is_remote(path) and not os.access(absolute(path), os.R_OK | (os.X_OK if is_folder(path) else 0)):
         raise PermissionError(f"no permission to read {path}: give this user the right to read it")
 
 
 def check_writable(path: str) -> None:
-    """Nothing, if files can be written below the folder or bucket `path`; otherwise an error that names the remedy.
+    """Raise an error that names the remedy if no files can be written below the folder or bucket `path`.
 
     A local folder is made if it is missing; one small file is written and removed.
     """
@@ -229,7 +223,7 @@ def check_writable(path: str) -> None:
 
 @contextmanager
 def temporary_bucket(url: str) -> Iterator[str]:
-    """The URL of a bucket that is made, and removed at the end with all that is in it: for tests and measurements."""
+    """Yield the URL of a bucket that is made, and removed with all that is in it: for tests and measurements."""
     _ask(url, lambda store, inner: store.mkdir(inner))
     try:
         yield url
@@ -238,32 +232,34 @@ def temporary_bucket(url: str) -> Iterator[str]:
 
 
 def arrow_filesystem(path: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
-    """What Ray Train, which knows Arrow's file systems only, reaches `path` by, and the path inside it.
+    """Return what Ray Train, which knows Arrow's file systems only, reaches `path` by, and the path inside it.
 
     None for this machine's own. Every call is repeated for about `OUTAGE_SECONDS` while the store fails.
     """
     if not is_remote(path):
         return None, absolute(path)
+    from pyarrow import fs
+
     store, inner = _resolve(path)
-    handler = _PatientS3() if path.startswith(("s3://", "s3a://")) else pyarrow.fs.FSSpecHandler(store)
-    return pyarrow.fs.PyFileSystem(handler), inner
+    return fs.PyFileSystem(_s3_handler() if _is_s3(path) else fs.FSSpecHandler(store)), inner
 
 
-class _PatientS3(pyarrow.fs.FSSpecHandler):
-    """S3 for who does not go through `_ask`: botocore repeats instead, with pauses of up to 20 s, 10 on average."""
+def _s3_handler() -> pyarrow.fs.FSSpecHandler:
+    """Return S3 for who does not go through `_ask`: botocore repeats, with pauses of up to 20 s, 10 on average."""
+    from pyarrow import fs
 
-    def __init__(self) -> None:
-        retries = {"mode": "standard", "total_max_attempts": 6 + OUTAGE_SECONDS // 10}
-        store: Any = fsspec.filesystem("s3", config_kwargs={"retries": retries}, use_listings_cache=False)
-        store.retries = 1
-        super().__init__(store)
+    class Handler(fs.FSSpecHandler):
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _s3_handler, ()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _PatientS3, ()
+    retries = {"mode": "standard", "total_max_attempts": 6 + OUTAGE_SECONDS // 10}
+    store: Any = fsspec.filesystem("s3", config_kwargs={"retries": retries}, use_listings_cache=False)
+    store.retries = 1
+    return Handler(store)
 
 
 def pause_seconds(retry: int, draw: float) -> float:
-    """Length of the pause before the `retry`-th repetition, from 1: doubled each time, up to a bound.
+    """Return the length of the pause before the `retry`-th repetition, from 1: doubled each time, up to a bound.
 
     `draw` in [0, 1) takes up to half of it off, so that many workers do not come back at once.
     """
@@ -271,119 +267,43 @@ def pause_seconds(retry: int, draw: float) -> float:
 
 
 def _ask(path: str, call: Callable[[Any, str], T]) -> T:
-    """What `call(store, path in the store)` returns, at one of `TRIES` tries or of those that patience allows."""
+    """Return what `call(store, path in the store)` does, at one of `TRIES` tries or of those that the budget allows."""
     store, inner = _resolve(path)
-    tries, given_up = 0, time.monotonic() + _patience["seconds"]
+    tries, given_up = 0, time.monotonic() + _retries.seconds
     while True:
         try:
             return call(store, inner)
         except Exception as error:
             tries += 1
-            if not (is_remote(path) and _may_pass(error)):
-                if worded := _in_words(error, path):
+            if not (is_remote(path) and storage_errors.may_pass(error)):
+                if worded := storage_errors.in_words(error, path):
                     raise worded from error
                 raise
             if tries >= TRIES and time.monotonic() > given_up:
                 raise UnavailableError(
-                    f"{path}: the store failed {tries} times, at last with {_answer(error)}; try again later, and "
-                    "check AWS_ENDPOINT_URL if it never answers"
+                    f"{path}: the store failed {tries} times, at last with {storage_errors.answer(error)}; try again "
+                    "later, and check AWS_ENDPOINT_URL if it never answers"
                 ) from error
-        _repeated.append(path)
+        _retries.count()
         time.sleep(pause_seconds(tries, _jitter.random()))
 
 
+def _is_s3(path: str) -> bool:
+    return path.startswith(("s3://", "s3a://"))
+
+
 def _resolve(path: str) -> tuple[Any, str]:
-    is_s3 = path.startswith(("s3://", "s3a://"))
     try:
-        store, inner = fsspec.url_to_fs(path, **_S3_OPTIONS if is_s3 else {})
+        store, inner = fsspec.url_to_fs(path, **_S3_OPTIONS if _is_s3(path) else {})
     except (ValueError, ImportError) as error:
         raise ValueError(f"{path}: {error}; use a local path or s3://bucket/key") from error
-    if is_s3:
+    if _is_s3(path):
         store.retries = 1
     return store, inner
 
 
-def _may_pass(error: Exception) -> bool:
-    """True if another try may succeed: the store is busy or broken for the moment, or the line was."""
-    refusal = _refusal(error)
-    if refusal is None:
-        from aiohttp import ClientPayloadError  # here, so that who uses no store does not wait for them
-        from botocore.parsers import ResponseParserError
-
-        return isinstance(error, (*_PASSING_ERRORS, ClientPayloadError, ResponseParserError))
-    status = refusal.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return _code(refusal) in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
-
-
-def _in_words(error: Exception, path: str) -> Exception | None:
-    """One of a store's errors with the path and what to do; None where its own words are the best."""
-    refusal = _refusal(error)
-    if refusal and _code(refusal) in ("411", "MissingContentLength"):
-        return ConnectionError(_no_checksums(path))
-    match error:
-        case FileNotFoundError():
-            return FileNotFoundError(_missing(path))
-        case PermissionError():
-            return PermissionError(f"no permission for {path}: {_missing_right(refusal, path)}")
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return OSError(error.errno, f"no space left for {path}: make room there, and give the same command again")
-        case NotADirectoryError() | FileExistsError():
-            return NotADirectoryError(f"a part of {path} is a file, not a folder: choose another path")
-        case boto.NoCredentialsError() | boto.PartialCredentialsError():
-            return PermissionError(f"no credentials for {path}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-        case boto.SSLError():
-            return ConnectionError(f"no secure connection for {path}: check AWS_ENDPOINT_URL and AWS_CA_BUNDLE")
-        case boto.ParamValidationError():
-            return ValueError(f"{path} names no bucket and key: {error}")
-    return None
-
-
-def _missing_right(refusal: boto.ClientError | None, path: str) -> str:
-    """Which call was refused, and which right or credential would let it through."""
-    if not is_remote(path):
-        return "give this user the right"
-    if refusal is None:
-        return "check the credentials in the environment and the rights that they have there"
-    code, call = _code(refusal), refusal.operation_name
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
-        return (
-            f"the store does not accept the key ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
-            "AWS_SESSION_TOKEN"
-        )
-    if code == "RequestTimeTooSkewed":
-        return "the clocks of this machine and of the store are too far apart: set this one"
-    right = _RIGHTS.get(call, f"s3:{call}")
-    where = f"s3://{_bucket(path)}" if right == "s3:ListBucket" else path
-    words = f"{call} was refused ({code}); give this key the right {right} on {where}"
-    if right == "s3:GetObject":
-        words += f", and s3:ListBucket on s3://{_bucket(path)}, without which a missing key looks the same"
-    return words + (", or check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if code == "403" else "")
-
-
-def _refusal(error: Exception) -> boto.ClientError | None:
-    """The answer of an S3 store behind an error, if there was one."""
-    return next((one for one in (error, error.__cause__) if isinstance(one, boto.ClientError)), None)
-
-
-def _code(refusal: boto.ClientError) -> str:
-    return str(refusal.response.get("Error", {}).get("Code", ""))
-
-
-def _answer(error: Exception) -> str:
-    refusal = _refusal(error)
-    return f"{_code(refusal)} for {refusal.operation_name}" if refusal else type(error).__name__
-
-
-def _no_checksums(path: str) -> str:
-    return (
-        f"the store of {path} wants no checksums behind the data (HTTP 411), as Ceph and older MinIO do: set "
-        "AWS_REQUEST_CHECKSUM_CALCULATION=when_required and AWS_RESPONSE_CHECKSUM_VALIDATION=when_required, here "
-        "and on every node, and start again"
-    )
-
-
 def _details(root: str) -> dict[str, dict[str, Any]]:
-    """Path below `root` → what the store says of it, without hidden files and folders."""
+    """Return path below `root` → what the store says of it, without hidden files and folders."""
     found = _ask(root, lambda store, inner: (inner.rstrip("/") + "/", store.find(inner, detail=True)))
     paths = {str(path).removeprefix(found[0]): detail for path, detail in found[1].items()}
     return {path: detail for path, detail in paths.items() if not _is_hidden(path)}
@@ -404,19 +324,8 @@ def _replace(target: Path, data: bytes) -> None:
         raise
 
 
-def _bucket(path: str) -> str:
-    return path.split("://", 1)[1].split("/", 1)[0]
-
-
 def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in path.split("/"))
-
-
-def _missing(path: str) -> str:
-    if is_remote(path):
-        return f"{path} does not exist: check that there is a bucket {_bucket(path)!r} and that the key is spelt right"
-    parent = next((str(p) for p in Path(path).absolute().parents if p.exists()), "/")
-    return f"{path} does not exist (the nearest folder that does is {parent}): check the path"
 
 
 def _umask() -> int:

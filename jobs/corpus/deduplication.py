@@ -30,7 +30,8 @@ from cluster.connection import connected_ray
 from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
-from pipeline.decode.codec import DECODERS
+from pipeline.decode import decoders
+from pipeline.decode.decoders import DecoderName
 from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, find_pairs, normalised_caption, removals
 from pipeline.dedup.fingerprints import Fingerprints, cache_path, fingerprint_corpus
 from pipeline.records import Kind, Reason, Rejected, Stage
@@ -72,14 +73,13 @@ class DeduplicateConfig:
     """The split that must not show what another one shows."""
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
     """When two clips show the same."""
-    decoder: str = "decord"
+    decoder: DecoderName = decoders.AUTO
     """Decoder of the frames that are compared."""
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
 
     def __post_init__(self) -> None:
-        if self.decoder not in DECODERS:
-            raise ValueError(f"there is no decoder {self.decoder!r}; choose one of {', '.join(DECODERS)}")
+        decoders.load(self.decoder)
 
 
 @dataclass(frozen=True, kw_only=True)

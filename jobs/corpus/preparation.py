@@ -30,8 +30,9 @@ from pipeline.corpus import annotations, ledger
 from pipeline.corpus.annotations import Annotation, Format
 from pipeline.corpus.manifest import make_manifest, write_manifest
 from pipeline.corpus.sources import Layout, Source, open_source
-from pipeline.decode.codec import usable
+from pipeline.decode import decoders
 from pipeline.decode.decoder_choice import measure_decoders
+from pipeline.decode.decoders import DecoderName
 from pipeline.decode.isolation import Limits
 from pipeline.offline.stages import Probed, clips_of, probe_clips, unnamed_files
 from pipeline.records import Rejected
@@ -64,7 +65,7 @@ class PrepareConfig:
     """How the videos are kept below the root; told by what is there, except for folders of key frames."""
     split: str = "train"
     """Split of clips for which neither a line nor SPLIT=PATH names one."""
-    decoder: str = "decord"
+    decoder: DecoderName = decoders.AUTO
     """Decoder that must be able to read the clips."""
     max_rejected_share: float = 0.05
     """Largest share of annotated clips that may be rejected, in [0, 1]."""
@@ -82,7 +83,7 @@ class PrepareConfig:
             raise ValueError("corpus must be a name, got an empty one")
         if not 0 <= self.max_rejected_share <= 1:
             raise ValueError(f"max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
-        usable(self.decoder)
+        decoders.load(self.decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +231,7 @@ def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
 def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], files: dict[str, str]) -> str:
     """Hex digits that change with whatever could change manifest or ledger."""
     digest = hashlib.blake2b(digest_size=16)
-    settings = {name: getattr(config, name) for name in _SETTINGS}
+    settings = {name: getattr(config, name) for name in _SETTINGS} | {"decoder": decoders.resolve(config.decoder)}
     digest.update(json.dumps([VERSION, settings, root, sources, files, *config.lists], sort_keys=True).encode())
     for source in (*sources, *config.lists):
         _, path = annotations.split_and_path(source)

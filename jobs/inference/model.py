@@ -125,7 +125,7 @@ def decode(path: str, data: DataConfig, limits: Limits | None = None) -> np.ndar
         num_frames=data.num_frames if kind == Kind.VIDEO else 1,
         size_px=data.frame_size_px,
         sampling=data.sampling,
-        decoder="decord" if data.decoder == "auto" else data.decoder,
+        decoder=data.decoder,
     )
     clip = letterbox(decoded, data.frame_size_px)
     frames = np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)

@@ -23,7 +23,7 @@ from jobs.run.run_identity import identity
 from jobs.tasks.retrieval import selectable_metrics
 from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest
-from pipeline.decode.codec import usable
+from pipeline.decode import decoders
 from pipeline.records import Kind
 from pipeline.stream.epoch_plan import MixingConfig, Plan
 from pipeline.text.tokenizer import Tokenizer
@@ -105,7 +105,7 @@ def value_problems(config: PretrainConfig, manifest: Manifest | None, machine: M
     """What is wrong with what the run is to compute, wherever it runs."""
     found = metric_problems(config) + (split_problems(config.data, manifest) if manifest else [])
     if machine.num_cpus is not None:  # this machine decodes
-        _tried(found, "data.decoder", lambda: usable(with_decoder(config, None).data.decoder))
+        _tried(found, "data.decoder", lambda: decoders.load(config.data.decoder))
     found += visual_problems(config)
     if config.task.kind == "captions":
         _tried(found, "objective.extra", lambda: load_extra(config.objective))

@@ -23,7 +23,9 @@ from jobs.reports.run_report import FilmRoll, evenly, ledger_rows, template
 from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.decode import decoders
 from pipeline.decode.codec import decode_clip, known_info
+from pipeline.decode.decoders import DecoderName
 from pipeline.records import DecodeError, Kind, Reason
 from pipeline.text.significance import SignificantWords
 from pipeline.text.tagging import split_words
@@ -52,10 +54,11 @@ class CorpusReportConfig:
     """pairs.parquet of jobs/deduplicate.py."""
     words: str | None = None
     """Table of significant words, a local JSON file such as a run's folder holds."""
-    decoder: str = "decord"
+    decoder: DecoderName = decoders.AUTO
     """Decoder of the clips that are shown."""
 
     def __post_init__(self) -> None:
+        decoders.load(self.decoder)
         if not self.out.endswith(".html"):
             raise ValueError(f"out must be the path of a page and end in .html, got {self.out}")
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.run.fields import flat
+from pipeline.decode import decoders
+from pipeline.decode.decoders import DecoderName
 from pipeline.decode.isolation import Limits
 from pipeline.decode.sampling import Sampling
 from pipeline.stream.augmentation import AugmentationConfig
@@ -37,9 +39,10 @@ class DataConfig:
     """Frames per video; `sampling` says which."""
     frame_size_px: int = 48
     """Long side of a frame; the rest of the square is padding."""
-    decoder: Literal["auto", "decord", "pyav", "torchcodec", "torchcodec-cuda"] = "auto"
-    """`auto` is the fastest that jobs/prepare.py --measure-decoders found on this corpus, and decord if nothing was
-    measured. The torchcodec ones need its package, FFmpeg libraries, and `torchcodec-cuda` a GPU."""
+    decoder: DecoderName = decoders.AUTO
+    """`auto` is the fastest that jobs/prepare.py --measure-decoders found on this corpus; if nothing was measured,
+    decord where it is installed, else pyav. The torchcodec ones need its package, FFmpeg libraries, and
+    `torchcodec-cuda` a GPU. Another decoder is named as `package.module:NAME`."""
     sampling: Sampling = field(default_factory=Sampling)
     max_rejected_share: float = 0.05
     """The run stops when more than this share of the clips seen so far could not be decoded."""
@@ -55,6 +58,7 @@ class DataConfig:
         return self.augmentation.crop_px or self.frame_size_px
 
     def __post_init__(self) -> None:
+        decoders.check_name(self.decoder)
         if not self.manifest:
             raise ValueError("data.manifest must name the manifest that jobs/prepare.py wrote, got an empty path")
         for name in ("num_frames", "frame_size_px", "max_evaluation_clips"):
@@ -414,9 +418,8 @@ def in_steps(config: PretrainConfig, first_step: Callable[[int], int]) -> Pretra
 
 def with_decoder(config: PretrainConfig, fastest: str | None) -> PretrainConfig:
     """The same run with a decoder in place of `auto`: the one that was measured to be the fastest, if any was."""
-    if config.data.decoder != "auto":
-        return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=fastest or "decord"))
+    decoder = decoders.resolve(config.data.decoder, fastest)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=decoder))
 
 
 def nearest_multiples(batch: int, workers: int) -> str:

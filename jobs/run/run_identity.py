@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from jobs.run import run_files
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict, current_name, flat, with_current_names
 from pipeline import storage
+from pipeline.decode import decoders
 
 
 def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
@@ -23,15 +25,18 @@ def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
 
 def config_of(run_folder: str) -> PretrainConfig:
     """Return the configuration in a run's folder, of this version or the previous one. Imports no package that it
-    names. ValueError says what is wrong with it; FileNotFoundError if there is none."""
+    names: `auto` takes the place of a decoder from outside, with a warning. ValueError says what is wrong with it;
+    FileNotFoundError if there is none."""
     path = f"{run_folder}/config.json"
     storage.check_readable(path)
     try:
-        return TypeAdapter(PretrainConfig).validate_python(with_current_names(run_files.read_json(path)))
+        config = TypeAdapter(PretrainConfig).validate_python(with_current_names(run_files.read_json(path)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{path}: {where}: {first['msg']}; it was written by another version") from error
+    decoder = decoders.without_foreign(config.data.decoder, path)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=decoder))
 
 
 def with_values(base: PretrainConfig, values: Mapping[str, Any], *, name: str) -> PretrainConfig:

@@ -63,7 +63,7 @@ and a barrier."""
 
 def pretrain_rank(job: Job, runtime: Runtime) -> None:
     """Pre-train from the last committed checkpoint to the end, then evaluate the best weights on the test splits."""
-    storage.be_patient(job.config.placement.storage_patience_seconds)
+    storage.set_retry_seconds(job.config.placement.storage_patience_seconds)
     journal = Journal(job.run_folder, f"rank-{runtime.world.rank}")
 
     def tell(stood_seconds: float) -> None:

@@ -7,8 +7,7 @@ from functools import partial
 
 from pipeline import storage
 from pipeline.corpus import media
-from pipeline.corpus.media import Media
-from pipeline.records import DecodeError, Reason
+from pipeline.records import DecodeError, Media, Reason
 
 
 def fetch(uri: str, checksum: str | None = None) -> Media:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.records import Reason, Rejected, Stage
+from pipeline.records import Reason, Rejected
 
 SCHEMA = pa.schema(
     [
@@ -28,14 +28,12 @@ class TooManyRejectedError(ValueError):
 def write_ledger(rejected: Iterable[Rejected], path: str) -> None:
     """`path` holds all of `rejected`, sorted by id, stage and reason; written also when there are none."""
     ordered = sorted(rejected, key=lambda one: (one.clip_id, one.stage, one.reason, one.detail))
-    rows = [{field.name: getattr(one, field.name) for field in SCHEMA} for one in ordered]
-    storage.write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+    storage.write_table(path, pa.Table.from_pylist([sample.to_row() for sample in ordered], schema=SCHEMA))
 
 
 def read_ledger(path: str) -> list[Rejected]:
     """The rejected samples in a ledger."""
-    rows = storage.read_table(path).to_pylist()
-    return [Rejected(**row | {"stage": Stage(row["stage"]), "reason": Reason(row["reason"])}) for row in rows]
+    return [Rejected.from_row(row) for row in storage.read_table(path).to_pylist()]
 
 
 def count_by_reason(rejected: Iterable[Rejected]) -> dict[Reason, int]:

@@ -18,14 +18,15 @@ import posixpath
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
-
-import lmdb
 
 from pipeline import storage
 from pipeline.corpus import manifest
-from pipeline.records import Kind
+from pipeline.records import EncodedFrames, Kind, Media
+
+if TYPE_CHECKING:
+    import lmdb
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}
@@ -34,21 +35,6 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 _INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames)=(?P<start>\d+)-(?P<stop>\d+)(&name=(?P<name>.+))?")
 _KEYED = re.compile(r"(?P<path>.+\.lmdb)#key=(?P<key>.+)")
 _LENGTH = struct.Struct("<I")
-
-
-@dataclass(frozen=True)
-class EncodedFrames:
-    """A clip that is kept as images, one per frame, in order of display."""
-
-    images: tuple[bytes, ...]
-
-    def __len__(self) -> int:
-        """Bytes of all images."""
-        return sum(len(image) for image in self.images)
-
-
-Media = bytes | EncodedFrames
-"""An encoded clip: the bytes of a video or an image, or the images of a video's frames."""
 
 
 class DamagedMediaError(ValueError):
@@ -156,7 +142,9 @@ def _read_key(path: str, key: str) -> bytes:
 
 @functools.cache
 def _environment(path: str) -> lmdb.Environment:
-    """Opened once per process, since LMDB forbids more."""
+    """Open an LMDB, once per process, since LMDB forbids more."""
+    import lmdb  # only who has one needs the package
+
     if storage.is_remote(path):
         raise ValueError(
             f"{path}: LMDB maps a file into memory, so it must be local; jobs/pack.py can pack it to a bucket"

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.corpus import media
-from pipeline.decode.codec import known_info, time_decoding, usable_decoders
+from pipeline.decode import decoders
+from pipeline.decode.codec import known_info, time_decoding
 from pipeline.decode.isolation import Limits, isolated
 from pipeline.records import DecodeError, Kind
 
@@ -30,7 +31,7 @@ def measure_decoders(rows: pa.Table, limits: Limits) -> dict[str, dict[str, floa
     if not videos:
         return {}
     chosen = [videos[index] for index in np.linspace(0, len(videos) - 1, min(NUM_CLIPS, len(videos))).astype(int)]
-    times: dict[str, list[dict[str, float]]] = {decoder: [] for decoder in usable_decoders()}
+    times: dict[str, list[dict[str, float]]] = {decoder: [] for decoder in decoders.loadable()}
     for number, row in enumerate(chosen):
         data = media.read(row["uri"])
         window = {"start_seconds": row["start_seconds"], "end_seconds": row["end_seconds"]}

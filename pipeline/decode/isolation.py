@@ -1,12 +1,17 @@
 """Work on hostile files in a process of its own: a crash, a hang or a leak costs one sample and one process.
 
-    worker ──once──► nursery (imported, never decodes) ──fork──► decode process ──► answer
-       └─────────────── function, arguments, bytes ─────────────────▲   │
-       └─────────────── value or array, no pickle ◄─────────────────────┘
+    worker ──once──► fork server (imported, never decodes) ──fork──► decode process ──► answer
+       └─────────────── function, arguments, bytes ─────────────────────▲   │
+       └─────────────── value or array, no pickle ◄─────────────────────────┘
 
-The worker waits for the answer and watches time and memory. A process that breaks a limit is killed; the nursery has
-the next one ready within milliseconds. What comes back from a process that has read a stranger's file is never
-unpickled.
+The worker waits for the answer and watches time and memory. A process that breaks a limit is killed; the fork server
+has the next one ready within milliseconds.
+
+Why not `multiprocessing` with its start method forkserver, or a process pool:
+- They unpickle what comes back, from a process that has read a stranger's file.
+- Each of their processes runs the main script again, which in a Ray worker imports Ray, and needs a guard in a user's.
+- There is one fork server per process, with the environment of whoever starts it first; see `_ForkServer`.
+- RLIMIT_AS counts address space, of which decoders reserve gigabytes that they never touch.
 """
 
 from __future__ import annotations
@@ -19,10 +24,8 @@ import json
 import logging
 import os
 import pickle
-import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -30,23 +33,24 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.corpus.media import EncodedFrames, Media
-from pipeline.records import DecodeError, Reason
+from pipeline.decode import decoders
+from pipeline.records import DecodeError, EncodedFrames, Media, Reason
 
 log = logging.getLogger(__name__)
 
 WATCH_EVERY_SECONDS = 0.05
-"""How often a process that has not answered yet is looked at."""
+"""How often the memory of a process that has not answered yet is measured."""
 PRELOADED = "pipeline.decode.codec"
-"""What the nursery imports, so that no decode process has to."""
+"""What the fork server imports, so that no decode process has to."""
+PROC = Path("/proc")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
-_LENGTHS = struct.Struct("!QQ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ class Limits:
 
 
 def isolated(function: Callable[..., Any], data: Media, *, limits: Limits, **arguments: Any) -> Any:
-    """`function(data, **arguments)`, an array or a value that JSON can hold, computed in another process.
+    """Return `function(data, **arguments)`, an array or a value that JSON can hold, computed in another process.
 
     Frames that are kept as images are decoded here: Pillow refuses what is too large and does not hang, and the way to
     another process would cost as much as they do.
@@ -91,8 +95,8 @@ def isolated(function: Callable[..., Any], data: Media, *, limits: Limits, **arg
     return answer["value"]
 
 
-def _attempt(request: bytes, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytearray]:
-    """The answer of this thread's process, which is killed if it gives none."""
+def _attempt(request: bytes, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
+    """Return the answer of this thread's process, which is killed if it gives none."""
     process, _local.process = getattr(_local, "process", None) or DecodeProcess(), None
     try:
         answer = process.call(request, data, limits)
@@ -111,46 +115,59 @@ class DecodeProcess:
     """A process that computes one thing at a time. Without an answer to the last one it is of no use."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
+        self._channel, theirs = _channel()
         with theirs:
             _fork(theirs)
-        self._channel, self._answered = ours, select.poll()
-        self._answered.register(ours, select.POLLIN)
         try:
-            self.pid = int(_receive(ours)[0])
+            self.pid = int(self._channel.recv_bytes())
         except (EOFError, OSError) as error:
             raise RuntimeError("no decode process starts on this machine: see what it has printed") from error
-        self._handle = os.pidfd_open(self.pid)  # by the time of a kill, the number could be another's
+        self._handle = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
 
-    def call(self, request: bytes, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytearray]:
-        """The answer to a request, and the pixels of an array."""
+    def call(self, request: bytes, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
+        """Return the answer to a request, and the pixels of an array."""
         stop = time.monotonic() + limits.seconds
         try:
-            _send(self._channel, request, data)
-            while not self._answered.poll(1000 * WATCH_EVERY_SECONDS):
+            self._channel.send_bytes(request)
+            self._channel.send_bytes(data)
+            while not self._channel.poll(WATCH_EVERY_SECONDS):
                 if self._resident_bytes() > limits.memory_gib * 2**30:
                     raise _LimitError(Reason.OUT_OF_MEMORY, f"decoding took more than {limits.memory_gib:g} GiB")
                 if time.monotonic() > stop:
                     raise _LimitError(Reason.TIMEOUT, f"decoding took longer than {limits.seconds:g} s")
-            answer, content = _receive(self._channel)
-            return json.loads(answer), content
+            return json.loads(self._channel.recv_bytes()), self._channel.recv_bytes()
         except (EOFError, OSError) as error:
             raise _LimitError(Reason.CRASHED, "the process that decoded it ended") from error
 
     def kill(self) -> None:
-        """The process is gone."""
+        """Kill the process."""
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            if self._handle is not None:
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            else:  # outside Linux; its number is another's only if all numbers were used since it ended, just now
+                os.kill(self.pid, signal.SIGKILL)
 
     def __del__(self) -> None:
-        os.close(self._handle)
-        self._channel.close()
+        if getattr(self, "_handle", None) is not None:
+            os.close(self._handle)
 
     def _resident_bytes(self) -> int:
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+        """Return the process's resident memory; 0 where the system does not say, so that only time is limited.
+
+        Raise ProcessLookupError or FileNotFoundError if the process has ended.
+        """
+        if (PROC / "self").exists():
+            return int((PROC / str(self.pid) / "statm").read_text().split()[1]) * _PAGE_BYTES
+        try:  # macOS
+            listed = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, check=False).stdout
+        except FileNotFoundError:
+            return 0
+        if not listed.strip():
+            raise ProcessLookupError
+        return int(listed) * 1024
 
 
-class _Nursery:
+class _ForkServer:
     """A process that has everything imported and only ever forks.
 
     What makes malloc good for training (`cluster/run.py`) makes decord a fifth slower, so it is not inherited.
@@ -158,7 +175,7 @@ class _Nursery:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        command = f"from pipeline.decode.isolation import nurse; nurse({theirs.fileno()})"
+        command = f"from pipeline.decode.isolation import serve_forks; serve_forks({theirs.fileno()})"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "OPENBLAS_NUM_THREADS": "1",  # a process with threads must not fork
@@ -175,17 +192,17 @@ class _Nursery:
         self._control = ours
         atexit.register(self.close)
 
-    def fork(self, channel: socket.socket) -> None:
-        """A new process listens at the other end of `channel`."""
+    def fork(self, channel: Connection) -> None:
+        """Start a process that listens at the other end of `channel`."""
         with contextlib.suppress(BrokenPipeError):
             socket.send_fds(self._control, [b"f"], [channel.fileno()])
 
     def is_alive(self) -> bool:
-        """Whether it can still fork."""
+        """Return whether it can still fork."""
         return self._process.poll() is None
 
     def close(self) -> None:
-        """The nursery has ended, and takes its processes with it."""
+        """End the fork server, which takes its processes with it."""
         self._process.kill()
         self._process.wait()
         self._control.close()
@@ -193,47 +210,53 @@ class _Nursery:
 
 _local = threading.local()
 """`process`: the decode process of a thread that has one waiting."""
-
-
 _lock = threading.Lock()
-_nurseries: list[_Nursery] = []
+_fork_servers: list[_ForkServer] = []
 
 
-def _fork(channel: socket.socket) -> None:
-    """A new process, of this worker's only nursery, listens at the other end of `channel`."""
+def _channel() -> tuple[Connection, Connection]:
+    """Return two ends of a channel for messages of bytes. `send` and `recv`, which pickle, are never used."""
+    ours, theirs = socket.socketpair()
+    return Connection(ours.detach()), Connection(theirs.detach())
+
+
+def _fork(channel: Connection) -> None:
+    """Start a process, of this worker's only fork server, that listens at the other end of `channel`."""
     with _lock:
-        if not _nurseries or not _nurseries[-1].is_alive():
-            _nurseries.append(_Nursery())
-        _nurseries[-1].fork(channel)
+        if not _fork_servers or not _fork_servers[-1].is_alive():
+            _fork_servers.append(_ForkServer())
+        _fork_servers[-1].fork(channel)
 
 
-def nurse(control_fd: int) -> None:
-    """The life of a nursery: a fork for each channel that is sent, until the worker is gone."""
+def serve_forks(control_fd: int) -> None:
+    """Fork for each channel that is sent, until the worker is gone."""
     importlib.import_module(PRELOADED)
+    decoders.load(decoders.AUTO)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
-    control, nursery_pid = socket.socket(fileno=control_fd), os.getpid()
+    control, server_pid = socket.socket(fileno=control_fd), os.getpid()
     while True:
         message, channels, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
             return
         if not os.fork():
             control.close()
-            _serve(socket.socket(fileno=channels[0]), nursery_pid)
+            _serve_requests(Connection(channels[0]), server_pid)
         os.close(channels[0])
 
 
-def _serve(channel: socket.socket, nursery_pid: int) -> None:
-    """The life of a decode process, in which strangers' files are opened."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # even a hanging process ends with the nursery
+def _serve_requests(channel: Connection, server_pid: int) -> None:
+    """Answer requests in a decode process, in which strangers' files are opened, until the worker is gone."""
+    with contextlib.suppress(AttributeError):  # Linux alone has it: even a hanging process ends with the fork server
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        if os.getppid() != nursery_pid:
+        if os.getppid() != server_pid:
             return
-        _send(channel, str(os.getpid()).encode())
+        channel.send_bytes(str(os.getpid()).encode())
         while True:
-            request, data = _receive(channel)
-            function, arguments = pickle.loads(request)
-            answer, content = _answer(function, bytes(data), arguments)
-            _send(channel, json.dumps(answer).encode(), content)
+            function, arguments = pickle.loads(channel.recv_bytes())
+            answer, content = _answer(function, channel.recv_bytes(), arguments)
+            channel.send_bytes(json.dumps(answer).encode())
+            channel.send_bytes(content)
     except (EOFError, OSError):
         pass  # the worker is gone
     finally:
@@ -241,7 +264,7 @@ def _serve(channel: socket.socket, nursery_pid: int) -> None:
 
 
 def _answer(function: Callable[..., Any], data: bytes, arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """What is said of the outcome, and the pixels of an array."""
+    """Return what is said of the outcome, and the pixels of an array."""
     try:
         value = function(data, **arguments)
     except DecodeError as error:
@@ -253,25 +276,3 @@ def _answer(function: Callable[..., Any], data: bytes, arguments: dict[str, Any]
     if not isinstance(value, np.ndarray):
         return {"value": value}, b""
     return {"dtype": value.dtype.str, "shape": value.shape}, np.ascontiguousarray(value).data.cast("B")
-
-
-def _send(channel: socket.socket, head: bytes, body: Any = b"") -> None:
-    """A message of two parts is on its way."""
-    channel.sendall(_LENGTHS.pack(len(head), len(body)) + head)
-    channel.sendall(body)
-
-
-def _receive(channel: socket.socket) -> tuple[bytearray, bytearray]:
-    """The two parts of the next message. EOFError if the other side is gone."""
-    head, body = (_exactly(channel, length) for length in _LENGTHS.unpack(_exactly(channel, _LENGTHS.size)))
-    return head, body
-
-
-def _exactly(channel: socket.socket, num_bytes: int) -> bytearray:
-    received = bytearray(num_bytes)
-    left = memoryview(received)
-    while left:
-        if not (count := channel.recv_into(left, flags=socket.MSG_WAITALL)):
-            raise EOFError
-        left = left[count:]
-    return received

@@ -22,8 +22,6 @@ class Policy(StrEnum):
     """The middle one: evaluation."""
     RANDOM = "random"
     """A uniformly drawn one: training."""
-    FIXED = "fixed"
-    """The first one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +54,14 @@ def choose(
     *,
     fps: float,
     rng: np.random.Generator | None = None,
-    reference: bool = False,
 ) -> list[int]:
-    """`num_frames` ascending positions in a sequence of `length` frames (of key frames, under that rule).
+    """Return `num_frames` ascending positions in a sequence of `length` frames (of key frames, under that rule).
 
     `fps` is the video's rate; where it varies, the mean one, so that `fps` clips are evenly spaced in frames.
     """
     match sampling.rule:
         case "segments" | "key_frames":
-            return sample_frames(num_frames, length, policy, rng=rng, reference=reference)
+            return sample_frames(num_frames, length, policy, rng=rng)
         case "dense":
             return spaced_frames(num_frames, length, float(sampling.stride), policy, rng=rng)
         case "fps":
@@ -79,93 +76,76 @@ def spaced_frames(
     *,
     rng: np.random.Generator | None = None,
 ) -> list[int]:
-    """`num_frames` ascending indices, `step` frames apart, into a video of `length` frames.
+    """Return `num_frames` ascending indices, `step` frames apart, into a video of `length` frames.
 
-    They start in the middle of the room they have, anywhere in it, or at the first frame, by policy. Where not all
-    fit, those that do are repeated evenly.
+    They start in the middle of the room they have, or anywhere in it, by policy. Where not all fit, those that do are
+    repeated evenly.
     """
-    if num_frames < 1 or length < 1:
-        raise ValueError(f"a clip needs at least 1 frame from at least 1 frame, got {num_frames} from {length}")
+    _refuse_none(num_frames, length)
     offsets = [offset for index in range(num_frames) if (offset := int(index * step)) < length]
-    start = _take(0, length - offsets[-1], policy, rng, reference=False)
+    start = _take(0, length - offsets[-1], policy, rng)
     return _repeated([start + offset for offset in offsets], num_frames)
 
 
 def segments(num_frames: int, length: int) -> list[tuple[int, int]]:
-    """min(num_frames, length) intervals [first, stop), none empty, that cover [0, length) without gap or overlap."""
-    if num_frames < 1 or length < 1:
-        raise ValueError(f"a clip needs at least 1 frame from at least 1 frame, got {num_frames} from {length}")
+    """Cut [0, length) into min(num_frames, length) intervals [first, stop), none empty, without gap or overlap."""
+    _refuse_none(num_frames, length)
     edges = np.linspace(0, length, min(num_frames, length) + 1).astype(int).tolist()
     return list(itertools.pairwise(edges))
 
 
 def sample_frames(
+    num_frames: int, length: int, policy: Policy = Policy.MIDDLE, *, rng: np.random.Generator | None = None
+) -> list[int]:
+    """Return `num_frames` ascending indices into a video of `length` frames. `rng` is needed by `Policy.RANDOM`."""
+    return _repeated([_take(first, stop, policy, rng) for first, stop in segments(num_frames, length)], num_frames)
+
+
+def published_frames(
     num_frames: int,
     length: int,
     policy: Policy = Policy.MIDDLE,
     *,
+    frames: tuple[int, int] | None = None,
     rng: np.random.Generator | None = None,
-    reference: bool = False,
 ) -> list[int]:
-    """`num_frames` ascending indices into a video of `length` frames.
+    """Return what the published code drew of the `frames` [first, stop) of a video, by default of all: the reference.
 
-    `rng` is needed by `Policy.RANDOM` alone. `reference` draws as the published code did: never the last frame
-    of a segment (of more than one frame).
+    It never draws the last frame of a segment (of more than one frame), and repeats the last frame of the video where
+    `frames` ends after it.
     """
-    taken = [_take(first, stop, policy, rng, reference) for first, stop in segments(num_frames, length)]
-    return _repeated(taken, num_frames)
-
-
-def sample_window(
-    num_frames: int,
-    length: int,
-    policy: Policy = Policy.MIDDLE,
-    *,
-    fps: float,
-    start_seconds: float,
-    end_seconds: float,
-    rng: np.random.Generator | None = None,
-    reference: bool = False,
-) -> list[int]:
-    """`num_frames` ascending indices that lie in [start, end) of a video of `length` frames.
-
-    A window that ends after the video is cut to it. `reference` samples the whole window and then clips the indices,
-    as the published code did, which repeats the last frame instead. A window that starts at or after the end of
-    the video is refused with ValueError (except under `reference`).
-    """
-    first, stop = window(fps=fps, start_seconds=start_seconds, end_seconds=end_seconds)
-    if reference:
-        indices = sample_frames(num_frames, stop - first, policy, rng=rng, reference=True)
-        return [min(min(first, length - 1) + index, length - 1) for index in indices]
-    if first >= length:
-        raise ValueError(f"the clip starts at {start_seconds} s, the video ends at {length / fps:.3f} s")
-    return [first + index for index in sample_frames(num_frames, min(stop, length) - first, policy, rng=rng)]
+    start, end = frames or (0, length)
+    cut = segments(num_frames, end - start)
+    if policy == Policy.RANDOM:
+        cut = [(first, max(stop - 1, first + 1)) for first, stop in cut]
+    indices = _repeated([_take(first, stop, policy, rng) for first, stop in cut], num_frames)
+    return [min(min(start, length - 1) + index, length - 1) for index in indices]
 
 
 def window(*, fps: float, start_seconds: float, end_seconds: float) -> tuple[int, int]:
-    """[first, stop) of the frames between two times, at least one frame; a video may end before."""
+    """Return [first, stop) of the frames between two times, at least one frame; a video may end before."""
     if not 0 <= start_seconds < end_seconds:
         raise ValueError(f"a clip needs 0 <= start < end, got start {start_seconds} s and end {end_seconds} s")
     first = int(start_seconds * fps)
     return first, first + max(1, int((end_seconds - start_seconds) * fps))
 
 
-def _repeated(taken: list[int], num_frames: int) -> list[int]:
-    """`taken`, evenly repeated to `num_frames`."""
-    if len(taken) == num_frames:
-        return taken
-    last = len(taken) - 1
-    return [taken[int(last * j / (num_frames - 1) + 0.5)] for j in range(num_frames)]
+def _refuse_none(num_frames: int, length: int) -> None:
+    if num_frames < 1 or length < 1:
+        raise ValueError(f"a clip needs at least 1 frame from at least 1 frame, got {num_frames} from {length}")
 
 
-def _take(first: int, stop: int, policy: Policy, rng: np.random.Generator | None, reference: bool) -> int:
-    last = stop - 1
-    match policy:
-        case Policy.MIDDLE:
-            return (first + last) // 2
-        case Policy.FIXED:
-            return first
-        case Policy.RANDOM:
-            if rng is None:
-                raise ValueError("the policy `random` needs a generator: pass rng=")
-            return int(rng.integers(first, max(last, first + 1) if reference else stop))
+def _repeated(indices: list[int], num_frames: int) -> list[int]:
+    """Repeat `indices` evenly to `num_frames`."""
+    if len(indices) == num_frames:
+        return indices
+    last = len(indices) - 1
+    return [indices[int(last * j / (num_frames - 1) + 0.5)] for j in range(num_frames)]
+
+
+def _take(first: int, stop: int, policy: Policy, rng: np.random.Generator | None) -> int:
+    if policy == Policy.MIDDLE:
+        return (first + stop - 1) // 2
+    if rng is None:
+        raise ValueError("the policy `random` needs a generator: pass rng=")
+    return int(rng.integers(first, stop))

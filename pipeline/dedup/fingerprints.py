@@ -23,10 +23,9 @@ from pipeline import storage
 from pipeline.corpus import manifest, media
 from pipeline.corpus.fetching import fetch_ahead, fetched
 from pipeline.corpus.manifest import Manifest
-from pipeline.corpus.media import Media
 from pipeline.decode.codec import Video, decode_image, known_info, open_video, window_indices
 from pipeline.offline.stages import map_clips
-from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
+from pipeline.records import DecodeError, Kind, Media, Reason, Rejected, Stage
 
 FRAMES_PER_SECOND = 8.0
 """Thumbnails per second of a video, so 3 KB. Two clips are compared at shifts of half their spacing, which is what
@@ -187,7 +186,7 @@ def fingerprint_corpus(
     whole = pa.concat_tables([cached, made]).sort_by("clip_id").combine_chunks()
     write_cache(whole, path)
     lost = found.filter(found["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
-    rejected = [Rejected(**one | {"stage": Stage.PREPARE, "reason": Reason(one["reason"])}) for one in lost]
+    rejected = [Rejected.from_row(row, Stage.PREPARE) for row in lost]
     return Fingerprints.from_table(whole), rejected
 
 

@@ -24,7 +24,7 @@ from pipeline.corpus import manifest, media
 from pipeline.corpus.fetching import fetch
 from pipeline.decode.codec import decode_frames, encode_image, fit_long_side, known_info, window_indices
 from pipeline.decode.isolation import Limits, isolated
-from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
+from pipeline.records import DecodeError, EncodedFrames, Kind, Reason, Rejected, Stage
 
 VERSION = 1
 """Raised when the same input would give other shards."""
@@ -185,7 +185,7 @@ def _values(item: Item, config: PackingConfig, limits: Limits) -> tuple[Sequence
     clip = item.clips[0]
     data = fetch(clip["uri"], clip["checksum"])
     if config.content == Content.RAW:
-        return (data.images if isinstance(data, media.EncodedFrames) else (data,)), {}
+        return (data.images if isinstance(data, EncodedFrames) else (data,)), {}
     num_frames, changed = 1, {}
     if clip["kind"] == Kind.VIDEO:
         info = known_info(clip)

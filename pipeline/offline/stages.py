@@ -22,11 +22,11 @@ import ray.data
 from pipeline.corpus import manifest, media
 from pipeline.corpus.annotations import Annotation
 from pipeline.corpus.fetching import fetch_ahead, fetched
-from pipeline.corpus.media import Media, kind_of
+from pipeline.corpus.media import kind_of
 from pipeline.corpus.sources import Layout, Source
 from pipeline.decode.codec import probe
 from pipeline.decode.isolation import Limits, isolated
-from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
+from pipeline.records import DecodeError, Kind, Media, Reason, Rejected, Stage
 
 log = logging.getLogger(__name__)
 

@@ -26,11 +26,10 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from pipeline import storage
 from pipeline.corpus.fetching import fetch_ahead
 from pipeline.corpus.manifest import read_manifest
-from pipeline.corpus.media import Media
 from pipeline.decode.codec import decode_frames, known_info, letterbox
 from pipeline.decode.isolation import Limits, isolated
 from pipeline.decode.sampling import Policy, Sampling
-from pipeline.records import ClipRows, DecodeError, Kind, Reason, Rejected, Stage
+from pipeline.records import ClipRows, DecodeError, Kind, Media, Rejected, Stage
 from pipeline.stream.epoch_plan import PADDING, Plan, PlannedStep, sequential
 from pipeline.stream.randomness import Purpose, clip_rng
 
@@ -153,7 +152,7 @@ def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop
     if len(numbers) != 1:
         raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
     steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
-    storage.be_patient(source.patience_seconds)
+    storage.set_retry_seconds(source.patience_seconds)
     return pa.concat_tables(decode_share(source, step, rank, num_ranks) for step in steps)
 
 
@@ -208,7 +207,7 @@ def decode_share(source: ClipSource, step: int, rank: int, num_ranks: int) -> pa
     found = [table.slice(row, 1).to_pylist()[0] if row >= 0 else None for row in rows.tolist()]
     reads = fetch_ahead((row["uri"], row["checksum"]) if row else ("", None) for row in found)
     decoded = [
-        decode_slot(slot, row, source, planned, read) | {"num_retries": storage.take_num_retries()}
+        decode_slot(slot, row, source, planned, read) | {"num_retries": storage.pop_retry_count()}
         for slot, (row, read) in enumerate(zip(found, reads, strict=True), first_slot)
     ]
     return pa.Table.from_pylist(decoded, schema=CLIP_SCHEMA)
@@ -302,12 +301,8 @@ def clip_rows(table: pa.Table, *, source: ClipSource, epoch: int) -> ClipRows:
 def rejected_rows(table: pa.Table, stage: Stage) -> list[Rejected]:
     """The clips of a share that failed while decoding."""
     failed = table.filter(pc.field("reason") != "")
-    return [
-        Rejected(
-            clip_id=row["clip_id"], uri=row["uri"], stage=stage, reason=Reason(row["reason"]), detail=row["detail"]
-        )
-        for row in failed.select(["clip_id", "uri", "reason", "detail"]).to_pylist()
-    ]
+    rows = failed.select(["clip_id", "uri", "reason", "detail"]).to_pylist()
+    return [Rejected.from_row(row, stage) for row in rows]
 
 
 def in_plan_order(

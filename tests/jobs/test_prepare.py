@@ -14,7 +14,8 @@ from jobs.prepare import main
 from pipeline import storage
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import read_manifest
-from pipeline.decode.codec import encode_video, usable_decoders
+from pipeline.decode.codec import encode_video
+from pipeline.decode.decoders import loadable
 from pipeline.records import Reason
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus
@@ -72,7 +73,7 @@ def test_the_same_input_gives_the_same_bytes_and_again_does_nothing(folder):
 
 def test_decoders_are_measured_on_request(folder):
     done = prepare(config(folder, measure_decoders=True))
-    assert read_manifest(done.manifest_path).decoders.keys() == set(usable_decoders())
+    assert read_manifest(done.manifest_path).decoders.keys() == set(loadable())
     assert prepare(config(folder, measure_decoders=True)) == done
     assert not read_manifest(prepare(config(folder)).manifest_path).decoders
 

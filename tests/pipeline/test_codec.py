@@ -3,6 +3,8 @@ from __future__ import annotations
 import fractions
 import io
 import pickle
+import sys
+import types
 import wave
 
 import av
@@ -11,20 +13,19 @@ import pytest
 from PIL import Image
 
 from jobs.benchmarks.corruption import unknown_codec, without_frames
-from pipeline.decode import codec
+from pipeline.decode import decoders
 from pipeline.decode.codec import (
     DecodeError,
     clip_indices,
     decode_clip,
     decode_frames,
     decode_image,
-    decord_width,
     encode_video,
     fit_long_side,
     open_video,
-    usable,
-    usable_decoders,
 )
+from pipeline.decode.decoders import loadable
+from pipeline.decode.decord_video import decord_width
 from pipeline.decode.sampling import Policy, Sampling
 from pipeline.records import Kind, Reason
 
@@ -34,9 +35,10 @@ NUM_FRAMES = 40
 def known_decoders() -> list:
     """Every decoder; those that do not load here are skipped with the reason."""
     found = []
-    for name in codec.DECODERS:
+    for name in decoders.CHOICES:
         try:
-            found.append(pytest.param(usable(name)))
+            decoders.load(name)
+            found.append(pytest.param(name))
         except ValueError as error:
             found.append(pytest.param(name, marks=pytest.mark.skip(reason=str(error))))
     return found
@@ -131,7 +133,7 @@ KEY_FRAMES = Sampling(rule="key_frames")
 
 
 @pytest.mark.parametrize("format", ["mp4", "matroska", "avi"])
-@pytest.mark.parametrize("decoder", usable_decoders())
+@pytest.mark.parametrize("decoder", loadable())
 def test_a_clip_of_key_frames_is_those_frames(decoder, format):
     data = write_video(numbered(), format, g="12", sc_threshold="0", crf="10")
     settings = {"kind": Kind.VIDEO, "size_px": 64, "decoder": decoder}
@@ -182,23 +184,32 @@ def test_dense_clips_and_clips_at_a_rate_show_the_frames_of_their_rule(video, de
 
 
 def test_a_decoder_that_does_not_load_says_what_it_needs(monkeypatch):
-    def load(error: Exception):
-        def loading() -> None:
-            raise error
+    def refusal(name: str, module: object) -> str:
+        def imported(name: str) -> object:
+            if isinstance(module, Exception):
+                raise module
+            return module
 
-        monkeypatch.setattr(codec, "_torchcodec", loading)
-        return usable.__wrapped__
+        with monkeypatch.context() as patched:
+            patched.setattr(decoders.importlib, "import_module", imported)
+            with pytest.raises(ValueError, match=f"the decoder {name} ") as caught:
+                decoders._load.__wrapped__(name)
+        return str(caught.value)
 
-    with pytest.raises(ValueError, match="torchcodec needs a package: pip install"):
-        load(ModuleNotFoundError("torchcodec"))("torchcodec")
-    with pytest.raises(
-        ValueError, match=r"FFmpeg libraries of the system, 4 to 8 \(apt-get install ffmpeg\).*libavutil"
-    ):
-        load(RuntimeError("Could not load libavutil.so\nmore"))("torchcodec")
-    monkeypatch.setattr(codec, "_torchcodec", lambda: None)
+    missing = ModuleNotFoundError("no module")
+    assert "needs a package: pip install 'torchcodec>=0.13'" in refusal("torchcodec", missing)
+    assert "x86-64 Linux; elsewhere choose pyav" in refusal("decord", missing)
+    broken = refusal("torchcodec", RuntimeError("Could not load libavutil.so\nmore"))
+    assert "FFmpeg libraries of the system, 4 to 8 (apt-get install ffmpeg)" in broken
+    assert broken.endswith("(Could not load libavutil.so)")
+
+
+def test_a_gpu_decoder_needs_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec", types.SimpleNamespace(decoders=None, transforms=None))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="torchcodec-cuda needs a GPU"):
-        usable.__wrapped__("torchcodec-cuda")
+        decoders._load.__wrapped__("torchcodec-cuda")
+    del sys.modules["pipeline.decode.torchcodec_video"]
 
 
 @pytest.mark.parametrize("width", [16, 24, 40, 48, 50, 64, 72, 80, 96, 128])

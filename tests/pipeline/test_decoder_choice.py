@@ -10,8 +10,9 @@ import pytest
 
 from jobs.run.config import DataConfig, PretrainConfig, with_decoder
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
-from pipeline.decode.codec import encode_video, open_video, usable_decoders
+from pipeline.decode.codec import encode_video, open_video
 from pipeline.decode.decoder_choice import measure_decoders
+from pipeline.decode.decoders import loadable
 from pipeline.decode.isolation import Limits
 
 MEASURED = {"decord": {"seconds": 0.1, "cpu_seconds": 0.4}, "pyav": {"seconds": 0.3, "cpu_seconds": 0.2}}
@@ -32,7 +33,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def test_every_decoder_that_loads_is_timed(manifest: Manifest) -> None:
     found = measure_decoders(manifest.table, Limits())
-    assert list(found) == usable_decoders()
+    assert list(found) == loadable()
     assert all(seconds > 0 for times in found.values() for seconds in times.values())
     assert measure_decoders(manifest.table.slice(0, 0), Limits()) == {}
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from misbehaviour import blunder, describe, devour, doubled, fall, hang, hang_once, leave, refuse
 
+from pipeline.decode import isolation
 from pipeline.decode.codec import decode_clip, decode_frames, encode_video, letterbox
 from pipeline.decode.isolation import Limits, isolated
 from pipeline.decode.sampling import Policy
@@ -57,6 +58,39 @@ def test_a_process_that_breaks_a_limit_costs_its_sample_only(function, limits: L
     while time.monotonic() < deadline and Path(f"/proc/{before}").exists():
         time.sleep(0.05)
     assert not Path(f"/proc/{before}").exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "limits", "reason", "detail"),
+    [
+        (hang, TIGHT, Reason.TIMEOUT, "decoding took longer than 0.5 s"),
+        (devour, LIMITS, Reason.OUT_OF_MEMORY, "decoding took more than 0.75 GiB"),
+        (leave, LIMITS, Reason.CRASHED, "the process that decoded it ended"),
+    ],
+)
+def test_limits_hold_on_a_system_without_pidfd_and_proc(
+    function, limits: Limits, reason: Reason, detail: str, monkeypatch, tmp_path: Path
+) -> None:
+    """As on macOS: the numbers of processes are used, and `ps` tells their memory."""
+    monkeypatch.delattr(os, "pidfd_open")
+    monkeypatch.setattr(isolation, "PROC", tmp_path / "none")
+    monkeypatch.setattr(isolation, "_local", threading.local())
+    before = run(describe)["pid"]
+    with pytest.raises(DecodeError) as caught:
+        run(function, b"a file", limits)
+    assert (caught.value.reason, caught.value.detail) == (reason, detail)
+    assert run(describe)["pid"] != before
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and Path(f"/proc/{before}").exists():
+        time.sleep(0.05)
+    assert not Path(f"/proc/{before}").exists()
+
+
+def test_without_a_way_to_measure_memory_only_time_is_limited(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(isolation, "PROC", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DecodeError, match=r"timeout: decoding took longer than 0.5 s"):
+        run(hang, limits=TIGHT)
 
 
 def test_a_machine_that_was_busy_for_a_while_costs_no_sample(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.manifest import checksum
-from pipeline.corpus.media import DamagedMediaError, EncodedFrames
+from pipeline.corpus.media import DamagedMediaError
+from pipeline.records import EncodedFrames
 
 
 @pytest.mark.parametrize("values", [[b"one"], [b"", b"two", b"three" * 1000]])

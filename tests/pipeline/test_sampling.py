@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from golden import golden
 
-from pipeline.decode.sampling import Policy, Sampling, choose, sample_frames, sample_window, segments, spaced_frames
+from pipeline.decode.codec import DecodeError, VideoInfo, clip_indices
+from pipeline.decode.sampling import (
+    Policy,
+    Sampling,
+    choose,
+    published_frames,
+    sample_frames,
+    segments,
+    spaced_frames,
+    window,
+)
 
 CASES = [(1, 1), (1, 7), (4, 2), (4, 4), (4, 5), (4, 100), (16, 3), (16, 300), (7, 10_001)]
 
@@ -15,12 +25,17 @@ def _used(indices: np.ndarray) -> list[int]:
     return [int(index) for index in indices if index >= 0]
 
 
+def clip_of(num_frames: int, length: int, *, fps: float, **times: float) -> list[int]:
+    info = VideoInfo(num_frames=length, fps=fps, width=1, height=1, duration_seconds=length / fps)
+    return clip_indices(info, num_frames=num_frames, **times)
+
+
 def test_golden_frames_of_whole_videos():
     recorded = golden("frame_sampling")
     for (num_frames, length), expected in zip(
         recorded["in/whole/n_clips_and_length"].tolist(), recorded["out/whole/eval_indices"], strict=True
     ):
-        assert sample_frames(num_frames, length, reference=True) == _used(expected)
+        assert published_frames(num_frames, length) == _used(expected)
         assert sample_frames(num_frames, length) == _used(expected)
 
 
@@ -32,9 +47,7 @@ def test_golden_ranges_of_random_frames():
         if length < num_frames:
             continue
         rng = np.random.default_rng(0)
-        drawn = np.array(
-            [sample_frames(num_frames, length, Policy.RANDOM, rng=rng, reference=True) for _ in range(200)]
-        )
+        drawn = np.array([published_frames(num_frames, length, Policy.RANDOM, rng=rng) for _ in range(200)])
         for column, (low, high) in zip(drawn.T, ranges[:num_frames], strict=True):
             assert low <= column.min()
             assert column.max() < high
@@ -50,9 +63,9 @@ def test_golden_frames_of_windows():
         num_frames, length = int(row[0]), int(row[1])
         fps, start, end = row[2:].tolist()
         times = {"fps": fps, "start_seconds": start, "end_seconds": end}
-        assert sample_window(num_frames, length, reference=True, **times) == _used(expected)
+        assert published_frames(num_frames, length, frames=window(**times)) == _used(expected)
         if int(start * fps) + int((end - start) * fps) <= length:
-            assert sample_window(num_frames, length, **times) == _used(expected)
+            assert clip_of(num_frames, length, **times) == _used(expected)
 
 
 @pytest.mark.parametrize(("num_frames", "length"), CASES)
@@ -95,7 +108,6 @@ def test_every_rule_gives_the_asked_number_of_ascending_frames(num_frames, lengt
 def test_dense_frames_stand_in_the_middle_or_start_anywhere_in_their_room():
     dense = Sampling(rule="dense", stride=3)
     assert choose(dense, 4, 20, fps=25.0) == [5, 8, 11, 14]
-    assert choose(dense, 4, 20, Policy.FIXED, fps=25.0) == [0, 3, 6, 9]
     rng = np.random.default_rng(0)
     drawn = [choose(dense, 4, 20, Policy.RANDOM, fps=25.0, rng=rng) for _ in range(300)]
     assert {indices[0] for indices in drawn} == set(range(11))
@@ -137,14 +149,14 @@ def test_rules_that_give_no_frames_are_refused(settings, message):
 def test_every_frame_can_be_drawn_but_the_published_code_never_draws_the_last_of_a_segment():
     rng = np.random.default_rng(0)
     assert {i for _ in range(300) for i in sample_frames(2, 8, Policy.RANDOM, rng=rng)} == set(range(8))
-    published = {i for _ in range(300) for i in sample_frames(2, 8, Policy.RANDOM, rng=rng, reference=True)}
+    published = {i for _ in range(300) for i in published_frames(2, 8, Policy.RANDOM, rng=rng)}
     assert published == {0, 1, 2, 4, 5, 6}
 
 
 def test_a_window_past_the_end_is_cut_to_the_video():
     times = {"fps": 24.0, "start_seconds": 4.0, "end_seconds": 20.0}
-    assert sample_window(4, 120, reference=True, **times) == [119, 119, 119, 119]
-    assert sample_window(4, 120, **times) == [96 + i for i in sample_frames(4, 24)]
+    assert published_frames(4, 120, frames=window(**times)) == [119, 119, 119, 119]
+    assert clip_of(4, 120, **times) == [96 + i for i in sample_frames(4, 24)]
 
 
 @pytest.mark.parametrize(
@@ -156,8 +168,8 @@ def test_a_window_past_the_end_is_cut_to_the_video():
     ],
 )
 def test_impossible_windows_are_refused(times, message):
-    with pytest.raises(ValueError, match=message):
-        sample_window(4, 40, fps=10.0, **times)
+    with pytest.raises((ValueError, DecodeError), match=message):
+        clip_of(4, 40, fps=10.0, **times)
 
 
 def test_random_needs_a_generator_and_a_video_needs_frames():

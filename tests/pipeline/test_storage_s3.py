@@ -48,7 +48,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[At]:
         s3.clear_instance_cache()
 
     monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.0)
-    storage.take_num_retries()
+    storage.pop_retry_count()
     yield go
     monkeypatch.undo()
     s3.clear_instance_cache()
@@ -125,7 +125,7 @@ def what_is_seen(root: str) -> list[object]:
     seen += [storage.list_files(root), storage.list_files(f"{root}/b"), storage.list_files(f"{root}/none")]
     seen += [storage.read_bytes(f"{root}/{name}") for name in files]
     seen += [storage.read_bytes(f"{root}/a.bin", 1, 3), storage.read_bytes(f"{root}/b/2.bin", 99_990)]
-    seen += [storage.num_bytes(f"{root}/b/2.bin"), storage.num_bytes(f"{root}/b/1.bin")]
+    seen += [before["b/2.bin"].split()[0], before["b/1.bin"].split()[0]]
     storage.remove(f"{root}/b/1.bin")
     storage.remove(f"{root}/b/1.bin")
     names = ("a.bin", "b", "b/1.bin", "b/2.bin", "none")
@@ -163,7 +163,7 @@ def test_an_epoch_through_a_store_with_faults_is_the_epoch_of_a_store_without(bu
         at(AWS_ENDPOINT_URL=store.endpoint)
         faulty = epoch(source)
         assert storage.list_files(bucket) == names
-        num_listing = storage.take_num_retries()
+        num_listing = storage.pop_retry_count()
     assert faulty.drop_columns("num_retries").equals(whole.drop_columns("num_retries"))
     assert sum(faulty["num_retries"].to_pylist()) + num_listing == store.counts["slow_down"] + store.counts["cut"]
     assert min(store.counts["slow_down"], store.counts["cut"]) > 1
@@ -184,7 +184,7 @@ def test_a_store_is_asked_a_stated_number_of_times_and_then_the_sample_is_unavai
             with pytest.raises(storage.UnavailableError, match=f"failed {storage.TRIES} times, at last with {answer}"):
                 storage.read_bytes(f"{bucket}/0.mp4", *limits)
             assert store.counts.total() == storage.TRIES
-        assert storage.take_num_retries() == 2 * (storage.TRIES - 1)
+        assert storage.pop_retry_count() == 2 * (storage.TRIES - 1)
         (finding,) = probe_batch(known_clips(bucket), "decord", Limits()).to_pylist()
     assert finding["reason"] == Reason.UNAVAILABLE
     assert f"{bucket}/0.mp4" in finding["detail"]
@@ -249,7 +249,7 @@ def test_a_wrong_key_is_an_error_of_the_run_and_named_without_the_secret(bucket,
         with pytest.raises(PermissionError, match=f"no permission for {bucket}.* check .*{variable}") as caught:
             call()
         assert SECRET not in str(caught.value)
-    assert storage.take_num_retries() == 0
+    assert storage.pop_retry_count() == 0
 
 
 def deny(bucket: str, action: str, resource: str) -> None:

@@ -1,0 +1,97 @@
+"""Encoded images: decode, resize, encode; a video that is kept as images; a clip in its square. Pillow only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
+from pipeline.records import DecodeError, EncodedFrames, Media, Reason
+
+
+class DecodedClip(NamedTuple):
+    """`frames` uint8 (T, S, S, 3), RGB, zero where `pad_mask` bool (T, S, S) is True; `num_frames` = T."""
+
+    frames: UInt8[np.ndarray, "T S S 3"]
+    pad_mask: Bool[np.ndarray, "T S S"]
+    num_frames: int
+
+
+def fit_long_side(width: int, height: int, size_px: int) -> tuple[int, int]:
+    """Return (width, height) with the same aspect ratio and a long side of `size_px`."""
+    scale = size_px / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def letterbox(frames: UInt8[np.ndarray, "T H W 3"], size_px: int) -> DecodedClip:
+    """Return `frames` in the upper left corner of a square of `size_px`, zeros elsewhere."""
+    num_frames, height, width = frames.shape[:3]
+    square = np.zeros((num_frames, size_px, size_px, 3), np.uint8)
+    square[:, :height, :width] = frames
+    pad_mask = np.ones((num_frames, size_px, size_px), bool)
+    pad_mask[:, :height, :width] = False
+    return DecodedClip(square, pad_mask, num_frames)
+
+
+def decode_image(data: Media, size_px: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """Return a JPEG or PNG as RGB, turned as its EXIF tag says; long side `size_px` if given."""
+    image = open_image(data.images[0] if isinstance(data, EncodedFrames) else data)
+    if size_px is not None:
+        image = image.resize(fit_long_side(*image.size, size_px), Image.Resampling.BICUBIC)
+    return np.array(image)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Return a JPEG or PNG, upright and in RGB. DecodeError says why the bytes are none."""
+    if not data:
+        raise DecodeError(Reason.EMPTY, "the file has no bytes")
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        cut = isinstance(error, OSError) and "truncated" in str(error)
+        raise DecodeError(Reason.TRUNCATED if cut else Reason.UNREADABLE, first_line(error)) from error
+
+
+class ImagesVideo:
+    """A video that is kept as images. Without better knowledge they are one second apart."""
+
+    def __init__(self, data: EncodedFrames, known: VideoInfo | None = None) -> None:
+        self._images = data.images
+        self.key_frames = list(range(len(data.images)))
+        self.info = known or self._look()
+        refuse_other_length(len(self._images), self.info, "images")
+
+    def _look(self) -> VideoInfo:
+        width, height = open_image(self._images[0]).size
+        length = len(self._images)
+        return VideoInfo(num_frames=length, fps=1.0, width=width, height=height, duration_seconds=float(length))
+
+    def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
+        """As `Video.frames`."""
+        size = size or (self.info.width, self.info.height)
+        images = {index: resize(open_image(self._images[index]), size) for index in set(indices)}
+        return np.stack([images[index] for index in indices])
+
+    def __enter__(self) -> ImagesVideo:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the pixels of an image of `size` = (width, height)."""
+    return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
+
+
+def encode_image(frame: UInt8[np.ndarray, "H W 3"], *, quality: int) -> bytes:
+    """Return a frame as a JPEG. `quality` in [1, 95]."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -1,0 +1,131 @@
+"""What a store's error means: whether another try may succeed, and what to tell people. The only file that knows
+botocore, which is imported when a remote store has failed."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+
+_PASSING_CODES = {"SlowDown", "RequestTimeout", "XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"}
+"""Answers with a status below 500 that another try may not get."""
+_RIGHTS = {
+    "HeadObject": "s3:GetObject",
+    "HeadBucket": "s3:ListBucket",
+    "ListObjectsV2": "s3:ListBucket",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+}
+"""The right that a call needs, where it is not named like the call."""
+
+
+def is_remote(path: str) -> bool:
+    """Return True for a URL, False for a path of this machine."""
+    return "://" in path and not path.startswith("file://")
+
+
+def may_pass(error: Exception) -> bool:
+    """Return True if another try may succeed: a remote store is busy or broken for the moment, or the line was."""
+    refusal = _refusal(error)
+    if refusal is None:
+        from aiohttp import ClientPayloadError
+        from botocore import exceptions as boto
+        from botocore.parsers import ResponseParserError
+
+        passing = (TimeoutError, ConnectionError, ClientPayloadError, ResponseParserError, boto.IncompleteReadError)
+        passing += (boto.HTTPClientError, boto.EndpointConnectionError, boto.ConnectTimeoutError)
+        return isinstance(error, passing)
+    status = refusal.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return _code(refusal) in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
+
+
+def in_words(error: Exception, path: str) -> Exception | None:
+    """Return one of a store's errors with the path and what to do; None where its own words are the best."""
+    refusal = _refusal(error) if is_remote(path) else None
+    if refusal and _code(refusal) in ("411", "MissingContentLength"):
+        return ConnectionError(_no_checksums(path))
+    match error:
+        case FileNotFoundError():
+            return FileNotFoundError(_missing(path))
+        case PermissionError():
+            return PermissionError(f"no permission for {path}: {_missing_right(refusal, path)}")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return OSError(error.errno, f"no space left for {path}: make room there, and give the same command again")
+        case NotADirectoryError() | FileExistsError():
+            return NotADirectoryError(f"a part of {path} is a file, not a folder: choose another path")
+    return _remote_in_words(error, path) if is_remote(path) else None
+
+
+def _remote_in_words(error: Exception, path: str) -> Exception | None:
+    from botocore import exceptions as boto
+
+    match error:
+        case boto.NoCredentialsError() | boto.PartialCredentialsError():
+            return PermissionError(f"no credentials for {path}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        case boto.SSLError():
+            return ConnectionError(f"no secure connection for {path}: check AWS_ENDPOINT_URL and AWS_CA_BUNDLE")
+        case boto.ParamValidationError():
+            return ValueError(f"{path} names no bucket and key: {error}")
+    return None
+
+
+def _missing_right(refusal: ClientError | None, path: str) -> str:
+    """Say which call was refused, and which right or credential would let it through."""
+    if not is_remote(path):
+        return "give this user the right"
+    if refusal is None:
+        return "check the credentials in the environment and the rights that they have there"
+    code, call = _code(refusal), refusal.operation_name
+    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
+        return (
+            f"the store does not accept the key ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+            "AWS_SESSION_TOKEN"
+        )
+    if code == "RequestTimeTooSkewed":
+        return "the clocks of this machine and of the store are too far apart: set this one"
+    right = _RIGHTS.get(call, f"s3:{call}")
+    where = f"s3://{_bucket(path)}" if right == "s3:ListBucket" else path
+    words = f"{call} was refused ({code}); give this key the right {right} on {where}"
+    if right == "s3:GetObject":
+        words += f", and s3:ListBucket on s3://{_bucket(path)}, without which a missing key looks the same"
+    return words + (", or check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if code == "403" else "")
+
+
+def _refusal(error: Exception) -> ClientError | None:
+    """Return the answer of an S3 store behind an error, if there was one."""
+    from botocore.exceptions import ClientError
+
+    return next((cause for cause in (error, error.__cause__) if isinstance(cause, ClientError)), None)
+
+
+def _code(refusal: ClientError) -> str:
+    return str(refusal.response.get("Error", {}).get("Code", ""))
+
+
+def answer(error: Exception) -> str:
+    """Return what a store has answered last, in a few words."""
+    refusal = _refusal(error)
+    return f"{_code(refusal)} for {refusal.operation_name}" if refusal else type(error).__name__
+
+
+def _no_checksums(path: str) -> str:
+    return (
+        f"the store of {path} wants no checksums behind the data (HTTP 411), as Ceph and older MinIO do: set "
+        "AWS_REQUEST_CHECKSUM_CALCULATION=when_required and AWS_RESPONSE_CHECKSUM_VALIDATION=when_required, here "
+        "and on every node, and start again"
+    )
+
+
+def _bucket(path: str) -> str:
+    return path.split("://", 1)[1].split("/", 1)[0]
+
+
+def _missing(path: str) -> str:
+    if is_remote(path):
+        return f"{path} does not exist: check that there is a bucket {_bucket(path)!r} and that the key is spelt right"
+    parent = next((str(p) for p in Path(path).absolute().parents if p.exists()), "/")
+    return f"{path} does not exist (the nearest folder that does is {parent}): check the path"
