@@ -335,7 +335,7 @@ def test_a_chart_is_xml_whose_lines_end_where_their_values_are():
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0.0, 1.0, [0.0, 0.5, 1.0]), (0.0, 20.0, [0, 5, 10, 15, 20]), (3.0, 4.2, [3.0, 3.5, 4.0]), (-1.0, 1.0, [-1, 0, 1])],
+    [(0, 1, [0, 0.5, 1]), (0, 20, [0, 5, 10, 15, 20]), (3, 4.2, [3, 3.5, 4]), (-1, 1, [-1, 0, 1])],
 )
 def test_ticks_are_round_numbers_within_the_axis(low, high, expected):
     assert set(expected) <= {round(tick, 9) for tick in figures.ticks(low, high)}
