@@ -15,14 +15,14 @@ def main() -> None:
     import tyro
 
     from jobs import ROOT
-    from jobs.benchmarks.registry import BENCHMARKS
+    from jobs.benchmarks.registry import BENCHMARKS, benchmark
     from jobs.tracking.machine import hardware
 
     if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
         sys.exit(f"usage: benchmark.py NAME [options]; NAME is one of {', '.join(BENCHMARKS)}")
     name = sys.argv[1]
     os.chdir(ROOT)
-    result = tyro.cli(BENCHMARKS[name], args=sys.argv[2:], prog=f"benchmark.py {name}")
+    result = tyro.cli(benchmark(name), args=sys.argv[2:], prog=f"benchmark.py {name}")
     facts = {"benchmark": name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "hardware": hardware()}
     print(json.dumps(facts | result))
 

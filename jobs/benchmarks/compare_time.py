@@ -24,18 +24,12 @@ def compare_runs(num_runs: int = 200, num_compared: int = 10, num_points: int = 
         start = time.perf_counter()
         path = compare(CompareConfig(runs=tuple(f"run-{n}" for n in chosen), storage=folder, out=f"{folder}/page.html"))
         seconds = time.perf_counter() - start
-        size_bytes = Path(path).stat().st_size
-    return {
-        "seconds": seconds,
-        "num_runs": num_runs,
-        "num_compared": num_compared,
-        "num_points": num_points,
-        "page_bytes": size_bytes,
-    }
+        sizes = {"num_runs": num_runs, "num_compared": num_compared, "num_points": num_points}
+        return {"seconds": seconds, **sizes, "page_bytes": Path(path).stat().st_size}
 
 
 def fill(folder: str, number: int, num_points: int) -> None:
-    """A run of the store, with the parameters of `tiny` and curves of noise."""
+    """Log a run to the store, with the parameters of `tiny` and curves of noise."""
     rng = np.random.default_rng(number)
     params = flat(as_dict(tiny())) | {"seed": number}
     tracker = mlflow_runs.open_run(folder, experiment="snps3", name=f"run-{number}", identity_hash="x", params=params)

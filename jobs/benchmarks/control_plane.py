@@ -12,10 +12,8 @@ import logging
 import os
 import sys
 import tempfile
-import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,14 +21,14 @@ import ray
 from cluster import run as cluster_run
 from cluster.measurements import MEASURED
 from cluster.plan import predicted_clips_per_second
-from jobs.benchmarks.data_path import NUM_FRAMES, SIZE_PX, cores, steady_rate
 from jobs.benchmarks.support import sleeping_decoder
+from jobs.benchmarks.support.delivery import Delivery, deliver, steady_rate
+from jobs.benchmarks.support.fixtures import cores
 from jobs.benchmarks.support.local_cluster import running_cluster
 from jobs.benchmarks.support.processes import MARKER, cpu_seconds, sampled
 from jobs.benchmarks.support.sleeping_decoder import Sleeping
-from pipeline.storage import upload_folder
-from pipeline.stream.loader import clip_stream, in_plan_order
 
+NUM_FRAMES, SIZE_PX = 8, 224
 DECODERS_PER_NODE = 4
 STORE_BYTES = 200 * 2**20
 SETTINGS = {
@@ -47,11 +45,12 @@ looks at its processes, memory and logs) is left out: 32 times that took 1.4 of 
 SAMPLE_SECONDS = 5.0
 CLIPS_PER_RANK = 16
 """Of a step."""
-DECODE_SECONDS = next(one.decode_seconds_per_clip for one in MEASURED if one.uses_ray)
+DECODE_SECONDS = next(row.decode_seconds_per_clip for row in MEASURED if row.uses_ray)
 RATES = (25, 50, 75, 100, 150, 200, 300, 400, 500)
 """Clips per second that the GPUs of the cluster could train, one measurement each."""
 SINGLE = ("SplitCoordinator", "gcs_server", "TrainController", "DatasetManager")
-"""Processes that a run, or a cluster, has one of, however many nodes there are."""
+"""Processes that a run, or a cluster, has one of, however many nodes there are. `one_core_at` is the rate, in clips
+per second, at which each would keep a core busy."""
 ENOUGH = 0.90
 """Share of the planned rate below which a rate counts as broken."""
 
@@ -71,102 +70,54 @@ class Nodes:
 
 
 def sleeping_source(num_ranks: int) -> Sleeping:
-    """Clips of 8 frames of 224 px, of which each takes as long as decoding one did."""
-    return Sleeping(
-        manifest_path="",
-        split="",
-        num_frames=NUM_FRAMES,
-        frame_size_px=SIZE_PX,
-        decoder="",
-        seed=0,
-        plan=None,
-        batch=num_ranks * CLIPS_PER_RANK,
-        seconds_per_clip=DECODE_SECONDS,
-    )
+    """Return clips of 8 frames of 224 px, each of which takes as long as decoding one was measured to take."""
+    nothing: dict[str, Any] = {"manifest_path": "", "split": "", "decoder": "", "seed": 0, "plan": None}
+    sizes: dict[str, Any] = {"num_frames": NUM_FRAMES, "frame_size_px": SIZE_PX, "batch": num_ranks * CLIPS_PER_RANK}
+    return Sleeping(**nothing, **sizes, seconds_per_clip=DECODE_SECONDS)
 
 
-@dataclass(frozen=True)
-class Reception:
-    """What each rank has to do."""
-
-    source: Sleeping
-    num_steps: int
-    step_seconds: float
-    folder: str
-
-
-def receive(reception: Reception, runtime: cluster_run.Runtime) -> None:
-    """On each rank: takes a step's clips, sleeps as long as the step would take, and writes down when."""
-    source, world, arrivals = reception.source, runtime.world, []
-    share = source.share(world.size)
-    tables = runtime.tables("train", share)
-    for table in in_plan_order(tables, start_step=0, rank=world.rank, num_ranks=world.size, share=share):
-        time.sleep(reception.step_seconds)
-        arrivals.append((time.perf_counter(), len(table)))
-    Path(f"{reception.folder}/rank-{world.rank}.json").write_text(json.dumps(arrivals))
-
-
-def delivered(rate: float, source: Sleeping, nodes: Nodes, seconds: float, marker: str) -> dict[str, Any]:
-    """Clips per second of all ranks together, when their steps could take `rate`, and who used the cores meanwhile."""
+def measure(rate: float, source: Sleeping, nodes: Nodes, seconds: float, marker: str) -> dict[str, Any]:
+    """Return the clips per second of all ranks whose steps could take `rate`, and which processes used the cores."""
     num_steps = max(20, round(rate * seconds / source.batch))
-    workers = cluster_run.Workers(
-        fewest=nodes.num_train,
-        most=nodes.num_train,
-        use_gpu=False,
-        cpus_each=1,
-        threads_each=1,
-        decode_cpus=nodes.num_decoders,
-        max_failures=0,
-        num_kept_checkpoints=1,
-    )
     with tempfile.TemporaryDirectory() as folder, sampled(lambda: cpu_seconds(marker), SAMPLE_SECONDS) as samples:
-        cluster_run.run(
-            receive,
-            Reception(source, num_steps, source.batch / rate, folder),
-            storage=cluster_run.Storage(path=folder, upload=upload_folder),
+        step_seconds = source.batch / rate
+        ranks = deliver(
+            Delivery(source=source, num_steps=num_steps, folder=folder, step_seconds=step_seconds),
             name="control-plane",
-            datasets={
-                "train": lambda num_ranks: clip_stream(
-                    source, start_step=0, stop_step=num_steps, num_ranks=num_ranks, decode=sleeping_decoder.sleep_block
-                )
-            },
-            workers=workers,
+            num_ranks=nodes.num_train,
+            cpus_each=1,
+            decode_cpus=nodes.num_decoders,
+            decode=sleeping_decoder.sleep_block,
         )
-        ranks = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
     planned = predicted_clips_per_second(
         decode_cores=nodes.num_decoders,
         decode_seconds_per_clip=source.seconds_per_clip,
-        decode_efficiency=1.0,  # who sleeps loses nothing to the other processes of a core
+        decode_efficiency=1.0,  # a sleeping decoder loses nothing to the other processes of its core
         gpu_clips_per_second=rate,
     )
-    came = sum(steady_rate(arrivals) for arrivals in ranks)
-    busy = cores_used(samples, max(one[0][0] for one in ranks), min(one[-1][0] for one in ranks))
-    return {"asked": rate, "planned": planned, "delivered": came, "ratio": came / planned, "cores_used": busy}
+    arrivals = [rank["arrivals"] for rank in ranks]
+    delivered = sum(steady_rate(rank) for rank in arrivals)
+    busy = cores_used(samples, max(rank[0][0] for rank in arrivals), min(rank[-1][0] for rank in arrivals))
+    ratio = delivered / planned
+    return {"asked": rate, "planned": planned, "delivered": delivered, "ratio": ratio, "cores_used": busy}
 
 
 def cores_used(samples: list[tuple[float, Counter[str]]], start: float, end: float) -> dict[str, float]:
-    """Cores that each kind of process kept busy between two times, the busiest first."""
-    within = [(when, of_workers(used)) for when, used in samples if start <= when <= end]
+    """Return the cores that each kind of process kept busy between two times, the busiest first."""
+    within = [(when, with_decoders_as_one(used)) for when, used in samples if start <= when <= end]
     if len(within) < 2:
         return {}
     (first, before), (last, after) = within[0], within[-1]
     busy = {kind: (after[kind] - before[kind]) / (last - first) for kind in after}
-    return {kind: round(cores, 3) for kind, cores in sorted(busy.items(), key=lambda one: -one[1]) if cores >= 0.01}
+    return {kind: round(cores, 3) for kind, cores in sorted(busy.items(), key=lambda item: -item[1]) if cores >= 0.01}
 
 
-def of_workers(used: Counter[str]) -> Counter[str]:
-    """With what decodes as one kind: between two tasks such a process has another name."""
+def with_decoders_as_one(used: Counter[str]) -> Counter[str]:
+    """Count the processes that decode as one kind: between two tasks such a process has another name."""
     total: Counter[str] = Counter()
     for kind, seconds in used.items():
         total["decoders" if kind == "IDLE" or kind.startswith("ReadRange") else kind] += seconds
     return total
-
-
-def single_limits(found: dict[str, Any]) -> dict[str, float]:
-    """Clips per second at which each process that a cluster has only one of would keep a core busy, by what it used."""
-    return {
-        kind: round(found["delivered"] / found["cores_used"][kind]) for kind in SINGLE if kind in found["cores_used"]
-    }
 
 
 def control_plane(
@@ -176,31 +127,31 @@ def control_plane(
     os.environ.update(cluster_run.WORKER_ENVIRONMENT | SETTINGS)
     os.environ[MARKER] = marker = os.urandom(8).hex()
     nodes = Nodes(num_train=num_train_nodes, num_data=num_data_nodes)
-    source, found = sleeping_source(nodes.num_train), []
+    source, rows = sleeping_source(nodes.num_train), []
     with running_cluster(data_cpus=DECODERS_PER_NODE, store_bytes=STORE_BYTES, shows_logs=False) as cluster:
         cluster.fill(nodes.num_train, nodes.num_data)
         ray.init(address=cluster.address, logging_level=logging.WARNING, log_to_driver=False)
         try:
-            delivered(rates[0], source, nodes, 10.0, marker)  # all processes have started once
+            measure(rates[0], source, nodes, 10.0, marker)  # starts all processes once
             for rate in rates:
-                found.append(delivered(rate, source, nodes, seconds, marker))
-                print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-                if found[-1]["ratio"] < ENOUGH:
+                rows.append(measure(rate, source, nodes, seconds, marker))
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+                if rows[-1]["ratio"] < ENOUGH:
                     break
         finally:
             ray.shutdown()
-    held = [one for one in found if one["ratio"] >= ENOUGH]
-    best = held[-1] if held else found[0]
+    best, last = [*rows[:1], *(row for row in rows if row["ratio"] >= ENOUGH)][-1], rows[-1]
+    busy = last["cores_used"]
     return {
         "delivered_over_planned": best["ratio"],
         "clips_per_second": best["delivered"],
-        "breaking_rate": found[-1]["asked"] if found[-1]["ratio"] < ENOUGH else None,
-        "one_core_at": single_limits(found[-1]),
+        "breaking_rate": last["asked"] if last["ratio"] < ENOUGH else None,
+        "one_core_at": {kind: round(last["delivered"] / busy[kind]) for kind in SINGLE if kind in busy},
         "num_nodes": 1 + nodes.num_train + nodes.num_data,
         "num_decoders": nodes.num_decoders,
         "bytes_per_clip": source.num_frames * source.frame_size_px**2 * 3,
         "clips_per_block": source.steps_per_block(nodes.num_train) * CLIPS_PER_RANK,
         "decode_seconds_per_clip": source.seconds_per_clip,
         "cores": cores(),
-        "rates": found,
+        "rates": rows,
     }

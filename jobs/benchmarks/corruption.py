@@ -1,4 +1,4 @@
-"""Files damaged on purpose: each must stand in the ledger under its own reason, and every good clip must come through.
+"""Files damaged on purpose: each must be in the ledger under its own reason, and every good clip must be delivered.
 
 clips ─► six kinds of damage ─► jobs.prepare ─► ledger                           (the corpus arrives damaged)
 clips ─► jobs.prepare ─► six kinds of damage ─► training stream ─► ledger        (files go bad later)
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import shutil
 import tempfile
 import time
 import wave
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ import pyarrow as pa
 import torch
 
 from cluster.connection import connected_ray
+from jobs.benchmarks.support.fixtures import clip_source, write_small_clips
 from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline.corpus import ledger
 from pipeline.corpus.ledger import TooManyRejectedError
 from pipeline.corpus.manifest import read_manifest
-from pipeline.decode.codec import encode_video
 from pipeline.decode.isolation import Limits
 from pipeline.records import Reason, Rejected, Stage
-from pipeline.stream.epoch_plan import Plan
 from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, rejected_rows
 from pipeline.stream.transforms import normalise
 
@@ -41,7 +40,7 @@ CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 
 @dataclass
 class Outcome:
-    """What became of the damaged files of one share, over all passes."""
+    """Totals of the damaged files of one share, over all passes."""
 
     num_injected: int = 0
     num_recorded: int = 0
@@ -53,6 +52,19 @@ class Outcome:
     same_ledger_on_second_run: bool = True
     stops_above_share: bool = True
 
+    def add(self, injected: dict[str, Reason], rejected: list[Rejected], ledgers: list[bytes], num_usable: int) -> None:
+        """Add a pass, of which the ledger and the number of usable clips are known."""
+        recorded = {Path(sample.uri).name: sample.reason for sample in rejected}
+        for name, reason in injected.items():
+            if recorded.get(name) != reason:
+                print(f"{name}: {reason} was injected, {recorded.get(name)} is in the ledger", flush=True)
+        num_files = len(list(Path(rejected[0].uri).parent.iterdir())) if rejected else len(injected)
+        self.num_injected += len(injected)
+        self.num_recorded += sum(recorded.get(name) == reason for name, reason in injected.items())
+        self.num_good += num_files - len(injected)
+        self.num_good_usable += num_usable
+        self.same_ledger_on_second_run &= len(set(ledgers)) == 1
+
 
 def corruption(
     num_clips: int = 600, shares: tuple[float, ...] = (0.01, 0.05), time_limit_seconds: float = 2.0
@@ -60,142 +72,86 @@ def corruption(
     """Six kinds of damage, injected into a generated corpus before and after prepare."""
     start, limits = time.perf_counter(), Limits(seconds=time_limit_seconds)
     result: dict[str, Any] = {"num_clips": num_clips, "kinds": sorted(DAMAGES)}
-    with tempfile.TemporaryDirectory() as folder, connected_ray():
-        clean = make_clips(Path(folder, "clean"), num_clips)
+    with tempfile.TemporaryDirectory() as scratch, connected_ray():
+        clean = Path(scratch, "clean")
+        write_small_clips(str(clean), num_clips)
         for share in shares:
-            found = Outcome()
-            outcomes = {
-                "prepare": damaged_before(clean, Path(folder, f"before-{share}"), share, limits, found),
-                "train": damaged_after(clean, Path(folder, f"after-{share}"), share, limits, found),
-            }
-            name = f"{share:.0%}"
-            result |= {f"{name}/{key}": value for key, value in vars(found).items()}
-            result[f"{name}/recorded_fraction"] = found.num_recorded / found.num_injected
-            result |= {f"{name}/{stage}/rejected": counts for stage, counts in outcomes.items()}
+            outcome, name = Outcome(), f"{share:.0%}"
+            for stage, damaged in (("prepare", damaged_before), ("train", damaged_after)):
+                folder = Path(scratch, f"{stage}-{share}")
+                shutil.copytree(clean, folder)
+                try:
+                    result[f"{name}/{stage}/rejected"] = damaged(folder, share, limits, outcome)
+                except Exception as error:
+                    print(f"crashed: {error}", flush=True)
+                    outcome.crashes += 1
+                    result[f"{name}/{stage}/rejected"] = {}
+            result |= {f"{name}/{key}": value for key, value in vars(outcome).items()}
+            result[f"{name}/recorded_fraction"] = outcome.num_recorded / max(outcome.num_injected, 1)
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def damaged_before(clean: Path, folder: Path, share: float, limits: Limits, found: Outcome) -> dict[str, int]:
-    """Rejected clips by reason when a damaged corpus is prepared, twice."""
-    shutil.copytree(clean, folder)
+def damaged_before(folder: Path, share: float, limits: Limits, outcome: Outcome) -> dict[str, int]:
+    """Prepare a damaged corpus twice; return its rejected clips by reason."""
     injected = damage(folder, share)
-    config = PrepareConfig(
-        corpus="damaged",
-        root=str(folder / "videos"),
-        annotations=(str(folder / "captions.jsonl"),),
-        out=str(folder / "out"),
-        max_rejected_share=1.0,
-        limits=limits,
-        force=True,
-    )
-    try:
-        made = prepare(config)
-        rejected, first = ledger.read_ledger(made.ledger_path), Path(made.ledger_path).read_bytes()
-        found.stops_above_share &= stops(dataclasses.replace(config, max_rejected_share=share / 2))
-    except Exception as error:
-        return failed(found, error)
-    judge(found, injected, rejected, [first, Path(made.ledger_path).read_bytes()], sum(made.num_clips.values()))
-    return made.num_rejected
+    config = dataclasses.replace(preparation(folder), max_rejected_share=1.0, limits=limits, force=True)
+    prepared = prepare(config)
+    rejected, first = ledger.read_ledger(prepared.ledger_path), Path(prepared.ledger_path).read_bytes()
+    stricter = dataclasses.replace(config, max_rejected_share=share / 2)
+    outcome.stops_above_share &= is_stopped(lambda: prepare(stricter))
+    ledgers = [first, Path(prepared.ledger_path).read_bytes()]
+    outcome.add(injected, rejected, ledgers, sum(prepared.num_clips.values()))
+    return prepared.num_rejected
 
 
-def stops(config: PrepareConfig) -> bool:
-    """Whether prepare stops because too many clips are rejected."""
+def damaged_after(folder: Path, share: float, limits: Limits, outcome: Outcome) -> dict[str, int]:
+    """Damage files after they were prepared; return the clips that two epochs of training reject, by reason."""
+    manifest_path = prepare(preparation(folder)).manifest_path
+    injected, num_clips = damage(folder, share), len(read_manifest(manifest_path))
+    source = clip_source(manifest_path, num_frames=NUM_FRAMES, size_px=SIZE_PX, batch=BATCH, limits=limits)
+    steps_per_epoch = -(-num_clips // BATCH)
+    ledgers, rejected, num_usable = [], [], 0
+    for epoch in range(2):
+        start = epoch * steps_per_epoch
+        stream = clip_stream(source, start_step=start, stop_step=start + steps_per_epoch, num_ranks=1)
+        tables = list(stream.iter_batches(batch_size=BATCH, batch_format="pyarrow"))
+        rejected = [sample for table in tables for sample in rejected_rows(table, Stage.TRAIN)]
+        num_usable = sum(inspect(table, source, epoch, outcome) for table in tables)
+        path = str(folder / f"epoch-{epoch}.parquet")
+        ledger.write_ledger(rejected, path)
+        ledgers.append(Path(path).read_bytes())
+    outcome.add(injected, rejected, ledgers, num_usable)
+    refuse = partial(ledger.refuse_above_share, rejected, num_clips, share / 2, str(folder))
+    outcome.stops_above_share &= is_stopped(refuse)
+    return {str(reason): count for reason, count in ledger.count_by_reason(rejected).items()}
+
+
+def preparation(folder: Path) -> PrepareConfig:
+    """Return how the clips in `folder` are prepared."""
+    captions = (str(folder / "captions.jsonl"),)
+    return PrepareConfig(corpus="damaged", root=str(folder / "videos"), annotations=captions, out=str(folder / "out"))
+
+
+def is_stopped(function: Callable[[], Any]) -> bool:
+    """Return whether `function` stops because too many clips are rejected."""
     try:
-        prepare(config)
+        function()
     except TooManyRejectedError:
         return True
     return False
 
 
-def damaged_after(clean: Path, folder: Path, share: float, limits: Limits, found: Outcome) -> dict[str, int]:
-    """Rejected clips by reason when files go bad after they were prepared, in two epochs of the training stream."""
-    shutil.copytree(clean, folder)
-    root, out = folder / "videos", folder / "out"
-    made = prepare(
-        PrepareConfig(corpus="later", root=str(root), annotations=(str(folder / "captions.jsonl"),), out=str(out))
-    )
-    injected, num_clips = damage(folder, share), len(read_manifest(made.manifest_path))
-    plan = Plan(seed=0, num_videos=num_clips, num_images=0, global_batch=BATCH)
-    source = ClipSource(
-        manifest_path=made.manifest_path,
-        split="train",
-        num_frames=NUM_FRAMES,
-        frame_size_px=SIZE_PX,
-        decoder="decord",
-        seed=0,
-        plan=plan,
-        batch=BATCH,
-        limits=limits,
-    )
-    ledgers, rejected, usable = [], [], 0
-    for epoch in range(2):
-        start, stop = epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch
-        try:
-            stream = clip_stream(source, start_step=start, stop_step=stop, num_ranks=1)
-            tables = list(stream.iter_batches(batch_size=BATCH, batch_format="pyarrow"))
-        except Exception as error:
-            return failed(found, error)
-        rejected = [one for table in tables for one in rejected_rows(table, Stage.TRAIN)]
-        usable = sum(look_at(table, source, epoch, found) for table in tables)
-        path = str(out / f"epoch-{epoch}.parquet")
-        ledger.write_ledger(rejected, path)
-        ledgers.append(Path(path).read_bytes())
-    judge(found, injected, rejected, ledgers, usable)
-    try:
-        ledger.refuse_above_share(rejected, num_clips, share / 2, str(out))
-        found.stops_above_share = False
-    except TooManyRejectedError:
-        pass
-    return {str(reason): count for reason, count in ledger.count_by_reason(rejected).items()}
-
-
-def failed(found: Outcome, error: Exception) -> dict[str, int]:
-    """A pass that ended with an exception, which is a crash and has no counts."""
-    print(f"crashed: {error}", flush=True)
-    found.crashes += 1
-    return {}
-
-
-def look_at(table: pa.Table, source: ClipSource, epoch: int, found: Outcome) -> int:
-    """Usable clips of a step; frames among them that are black or have pixels that are no number are counted."""
+def inspect(table: pa.Table, source: ClipSource, epoch: int, outcome: Outcome) -> int:
+    """Return the number of usable clips of a step; count their frames that are black or hold NaN."""
     rows = clip_rows(table, source=source, epoch=epoch)
     frames = torch.from_numpy(rows.frames[rows.weight > 0].copy())
-    found.black_frames += int((frames.flatten(2).amax(2) == 0).sum())
-    found.nan += int((~torch.isfinite(normalise(frames))).sum()) + int((~np.isfinite(rows.weight)).sum())
+    outcome.black_frames += int((frames.flatten(2).amax(2) == 0).sum())
+    outcome.nan += int((~torch.isfinite(normalise(frames))).sum()) + int((~np.isfinite(rows.weight)).sum())
     return len(frames)
 
 
-def judge(
-    found: Outcome, injected: dict[str, Reason], rejected: list[Rejected], ledgers: list[bytes], num_usable: int
-) -> None:
-    """Adds a pass of which the ledger, and the usable clips beside it, are known."""
-    recorded = {Path(one.uri).name: one.reason for one in rejected}
-    for name, reason in injected.items():
-        if recorded.get(name) != reason:
-            print(f"{name}: {reason} was injected, {recorded.get(name)} is in the ledger", flush=True)
-    num_good = len(list(Path(rejected[0].uri).parent.iterdir())) - len(injected) if rejected else 0
-    found.num_injected += len(injected)
-    found.num_recorded += sum(recorded.get(name) == reason for name, reason in injected.items())
-    found.num_good, found.num_good_usable = found.num_good + num_good, found.num_good_usable + num_usable
-    found.same_ledger_on_second_run &= len(set(ledgers)) == 1
-
-
-def make_clips(folder: Path, num_clips: int) -> Path:
-    """A folder of small bright clips and their captions."""
-    rng = np.random.default_rng(0)
-    (folder / "videos").mkdir(parents=True)
-    lines = []
-    for number in range(num_clips):
-        coarse = rng.integers(64, 256, (12, 6, 8, 3), np.uint8)
-        frames = coarse.repeat(8, 1).repeat(8, 2)
-        (folder / "videos" / f"{number:05}.mp4").write_bytes(encode_video(frames, fps=8, gop=6))
-        lines.append(json.dumps({"caption": f"clip number {number}", "clip_name": f"{number:05}", "type": "video"}))
-    (folder / "captions.jsonl").write_text("\n".join(lines))
-    return folder
-
-
 def damage(folder: Path, share: float) -> dict[str, Reason]:
-    """File name → reason, after `share` of the videos below `folder`, at least one per kind, were damaged in turns."""
+    """Damage `share` of the videos below `folder`, at least one per kind, in turns; return the reason by file name."""
     videos = sorted((folder / "videos").iterdir())
     count = max(len(DAMAGES), round(share * len(videos)))
     chosen = np.random.default_rng(1).choice(len(videos), count, replace=False).tolist()
@@ -208,17 +164,17 @@ def damage(folder: Path, share: float) -> dict[str, Reason]:
 
 
 def cut(data: bytes) -> bytes:
-    """The file without its end."""
+    """Cut off the last third."""
     return data[: len(data) * 2 // 3]
 
 
 def unknown_codec(data: bytes) -> bytes:
-    """The same file, of a codec that nobody knows."""
+    """Name a codec that does not exist."""
     return data.replace(b"avc1", b"zzzz")
 
 
 def sound_only(_: bytes) -> bytes:
-    """A tenth of a second of silence."""
+    """Return a tenth of a second of silence."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
@@ -229,13 +185,13 @@ def sound_only(_: bytes) -> bytes:
 
 
 def without_frames(data: bytes) -> bytes:
-    """The same file; its index has a video stream and no frame."""
+    """Empty the index of frames; the video stream stays."""
     empty = bytes(8)  # version and flags, no entries
     return with_tables(data, {b"stts": empty, b"stsc": empty, b"stsz": bytes(12), b"stco": empty, b"stss": None})
 
 
 def endless(data: bytes) -> bytes:
-    """A small file whose index names thirty million frames, all in the same few bytes: who reads it does not return."""
+    """Let the index name thirty million frames, all in the same few bytes: a reader does not return."""
 
     def table(*entries: int) -> bytes:
         return b"".join(entry.to_bytes(4, "big") for entry in (0, *entries))
@@ -250,13 +206,13 @@ def endless(data: bytes) -> bytes:
             b"stsz": table(1, NUM_ENDLESS),
             b"stco": table(chunks, *[first] * chunks),
             b"stss": None,
-            b"edts": None,  # it ends the show after the frames there were
+            b"edts": None,  # it ends playback after the original frames
         },
     )
 
 
 def with_tables(data: bytes, tables: dict[bytes, bytes | None]) -> bytes:
-    """An MP4 whose boxes of these types have other content; None removes them, and the order of display with them."""
+    """Replace the content of an MP4's boxes of these types; None removes them, and the order of display with them."""
     parts, position = [], 0
     while position < len(data):
         size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
@@ -278,4 +234,4 @@ DAMAGES: dict[Reason, Callable[[bytes], bytes]] = {
     Reason.NO_FRAMES: without_frames,
     Reason.TIMEOUT: endless,
 }
-"""Reason under which a damaged file must stand in the ledger → what damages it."""
+"""Reason under which a damaged file must be in the ledger → what damages it."""

@@ -1,4 +1,4 @@
-"""Planted copies among generated clips: how many `jobs/deduplicate.py` finds, and what it takes for a copy and is none.
+"""Planted copies among generated clips: how many `jobs/deduplicate.py` finds, and its false positives.
 
 Clips are drawn from a seed: things of some colours move over a texture, which is panned in half of the clips. Some are
 made alike on purpose and are no copies: they share the texture, or things and motion, with another clip. A copy is cut
@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from jobs.benchmarks.support.fixtures import process_pool
 from jobs.corpus.deduplication import DeduplicateConfig, deduplicate
 from pipeline.corpus import manifest
 from pipeline.decode.codec import encode_video, open_video
@@ -31,10 +29,10 @@ from pipeline.records import Kind
 
 FPS = 12
 WIDTH_PX, HEIGHT_PX = 160, 120
-LEAST_SECONDS, MOST_SECONDS = 3.0, 5.0
+MIN_SECONDS, MAX_SECONDS = 3.0, 5.0
 FAMILY = 10
-"""Of so many clips the second to fourth share the texture of the first, the fifth shares its things and motion."""
-COPY_CRF, LEAST_SCALE, MOST_SCALE, MOST_CUT = 35, 0.5, 1.5, 0.2
+"""Of each ten clips the second to fourth share the texture of the first, the fifth shares its things and motion."""
+COPY_CRF, MIN_SCALE, MAX_SCALE, MAX_CUT = 35, 0.5, 1.5, 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class Thing:
     swings_per_second: float
 
     def box(self, seconds: float) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom at a time."""
+        """Return left, top, right and bottom at a time."""
         swing = self.swing * np.sin(2 * np.pi * self.swings_per_second * seconds)
         x = _bounced(self.start[0] + self.speed[0] * seconds, WIDTH_PX)
         y = _bounced(self.start[1] + self.speed[1] * seconds, HEIGHT_PX) + swing
@@ -63,7 +61,7 @@ def _bounced(position: float, length: float) -> float:
 
 
 def drawn_thing(rng: np.random.Generator) -> Thing:
-    """A thing of random looks on a random way."""
+    """Draw a thing of random looks on a random path."""
     red, green, blue = rng.integers(0, 256, 3).tolist()
     angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(10, 90)
     return Thing(
@@ -78,32 +76,30 @@ def drawn_thing(rng: np.random.Generator) -> Thing:
 
 
 def drawn_texture(rng: np.random.Generator) -> Image.Image:
-    """Coloured noise of three sizes of grain, larger than the picture by the way it can be panned."""
+    """Draw coloured noise of three sizes of grain, twice as large as the picture so that it can be panned."""
     size = (2 * WIDTH_PX, 2 * HEIGHT_PX)
-    sum_ = np.zeros((size[1], size[0], 3)) + rng.uniform(60, 195, 3)
+    texture = np.zeros((size[1], size[0], 3)) + rng.uniform(60, 195, 3)
     for cells, strength in ((rng.integers(4, 9), 30), (rng.integers(12, 24), 20), (rng.integers(40, 80), 12)):
-        grid = rng.normal(0, strength, (cells, cells, 3))
-        planes = [
-            Image.fromarray(grid[..., c].astype(np.float32)).resize(size, Image.Resampling.BICUBIC) for c in range(3)
-        ]
-        sum_ += np.stack([np.asarray(plane) for plane in planes], axis=-1)
-    return Image.fromarray(sum_.clip(0, 255).astype(np.uint8))
+        grid = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
+        for channel in range(3):
+            plane = Image.fromarray(grid[..., channel]).resize(size, Image.Resampling.BICUBIC)
+            texture[..., channel] += np.asarray(plane)
+    return Image.fromarray(texture.clip(0, 255).astype(np.uint8))
 
 
 def frames_of(seed: int, index: int) -> UInt8[np.ndarray, "T 120 160 3"]:
-    """The frames of one clip."""
+    """Draw the frames of one clip."""
     first, place = index - index % FAMILY, index % FAMILY
     of_texture = np.random.default_rng([seed, 0, first if place in (1, 2, 3) else index])
     of_things = np.random.default_rng([seed, 1, first if place == 4 else index])
-    num_frames = int(FPS * np.random.default_rng([seed, 2, index]).uniform(LEAST_SECONDS, MOST_SECONDS))
+    num_frames = int(FPS * np.random.default_rng([seed, 2, index]).uniform(MIN_SECONDS, MAX_SECONDS))
     texture = drawn_texture(of_texture)
     pan = of_texture.uniform(-25, 25, 2) * of_texture.integers(2)
     things = [drawn_thing(of_things) for _ in range(of_things.integers(1, 4))]
     frames = []
     for seconds in np.arange(num_frames) / FPS:
-        left, top = (
-            (np.array((WIDTH_PX, HEIGHT_PX)) / 2 + pan * (seconds - MOST_SECONDS / 2)).round().astype(int).tolist()
-        )
+        corner = np.array((WIDTH_PX, HEIGHT_PX)) / 2 + pan * (seconds - MAX_SECONDS / 2)
+        left, top = corner.round().astype(int).tolist()
         frame = texture.crop((left, top, left + WIDTH_PX, top + HEIGHT_PX))
         pen = ImageDraw.Draw(frame)
         for thing in things:
@@ -113,12 +109,12 @@ def frames_of(seed: int, index: int) -> UInt8[np.ndarray, "T 120 160 3"]:
 
 
 def copied(data: bytes, rng: np.random.Generator) -> bytes:
-    """A video cut, scaled and encoded again."""
+    """Cut, scale and encode a video again."""
     with open_video(data) as video:
         frames = video.frames(range(video.info.num_frames))
-    num_cut = rng.uniform(0, MOST_CUT) * len(frames)
+    num_cut = rng.uniform(0, MAX_CUT) * len(frames)
     start = int(rng.uniform(0, num_cut))
-    scale = rng.uniform(LEAST_SCALE, MOST_SCALE)
+    scale = rng.uniform(MIN_SCALE, MAX_SCALE)
     size = (2 * round(WIDTH_PX * scale / 2), 2 * round(HEIGHT_PX * scale / 2))
     kept = frames[start : len(frames) - int(num_cut - start)]
     scaled = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in kept]
@@ -126,7 +122,7 @@ def copied(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def write_clip(folder: Path, seed: int, is_copied: bool, index: int) -> list[dict[str, Any]]:
-    """The manifest rows of a clip and, if it is copied, of its copy; their files lie in `folder`."""
+    """Write a clip and, if it is copied, its copy into `folder`; return their rows of the manifest."""
     files = {f"{index:05d}.mp4": encode_video(frames_of(seed, index), fps=FPS)}
     if is_copied:
         files[f"{index:05d}-copy.mp4"] = copied(files[f"{index:05d}.mp4"], np.random.default_rng([seed, 3, index]))
@@ -135,27 +131,18 @@ def write_clip(folder: Path, seed: int, is_copied: bool, index: int) -> list[dic
         (folder / name).write_bytes(data)
         with open_video(data) as video:
             known = dataclasses.asdict(video.info)
-        rows.append(
-            known
-            | {
-                "clip_id": manifest.clip_id("planted", name),
-                "uri": str(folder / name),
-                "captions": [f"clip {name}"],
-                "kind": str(Kind.VIDEO),
-                "split": "train",
-                "bytes": len(data),
-                "checksum": manifest.checksum(data),
-            }
-        )
+        names = {"clip_id": manifest.clip_id("planted", name), "uri": str(folder / name), "captions": [f"clip {name}"]}
+        facts = {"kind": str(Kind.VIDEO), "split": "train", "bytes": len(data), "checksum": manifest.checksum(data)}
+        rows.append(known | names | facts)
     return rows
 
 
 def write_corpus(folder: Path, *, seed: int, num_clips: int, num_copies: int) -> str:
-    """The manifest of the clips and copies in `folder`. Copies are of clips spread over all."""
+    """Write clips and copies into `folder`; return the path of their manifest. Copied clips are drawn at random."""
     is_copied = np.zeros(num_clips, bool)
     is_copied[np.random.default_rng([seed, 4]).choice(num_clips, num_copies, replace=False)] = True
     write = functools.partial(write_clip, folder, seed)
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("spawn")) as pool:
+    with process_pool() as pool:
         rows = [row for rows in pool.map(write, is_copied.tolist(), range(num_clips), chunksize=16) for row in rows]
     path = str(folder / "manifest.parquet")
     manifest.write_manifest(manifest.make_manifest("planted", str(folder), rows), path)
@@ -163,12 +150,12 @@ def write_corpus(folder: Path, *, seed: int, num_clips: int, num_copies: int) ->
 
 
 def scored(pairs: Iterable[tuple[str, str]], *, num_clips: int, num_copies: int) -> dict[str, Any]:
-    """Recall of the planted pairs, and the share of the generated clips that are in any other pair.
+    """Return the recall of the planted pairs, and the share of the generated clips that are in any other pair.
 
     A pair is of two file names; the copy of `x.mp4` is called `x-copy.mp4`.
     """
     stems = [tuple(name.removesuffix(".mp4").removesuffix("-copy") for name in pair) for pair in pairs]
-    num_found = len({one for one, other in stems if one == other})
+    num_found = len({stem for stem, other in stems if stem == other})
     flagged = {stem for pair in stems if pair[0] != pair[1] for stem in pair}
     return {
         "recall": num_found / num_copies,
@@ -179,22 +166,22 @@ def scored(pairs: Iterable[tuple[str, str]], *, num_clips: int, num_copies: int)
 
 
 def dedup(num_clips: int = 2000, num_copies: int = 200, seed: int = 0, folder: str | None = None) -> dict[str, Any]:
-    """Planted copies found and clips wrongly flagged. `folder` keeps the corpus, which is removed by default."""
+    """Planted copies found, and clips wrongly flagged. `folder` keeps the corpus, which is removed by default."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(folder or temporary)
         root.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
+        start = time.perf_counter()
         path = write_corpus(root, seed=seed, num_clips=num_clips, num_copies=num_copies)
-        made = time.perf_counter()
-        done = deduplicate(DeduplicateConfig(manifest=path, out=str(root / "out")))
-        searched = time.perf_counter()
-        rows = pq.read_table(done.pairs_path).to_pylist()
+        generated = time.perf_counter()
+        search = deduplicate(DeduplicateConfig(manifest=path, out=str(root / "out")))
+        seconds_to_search = time.perf_counter() - generated
+        rows = pq.read_table(search.pairs_path).to_pylist()
     names = [(Path(row["uri"]).name, Path(row["other_uri"]).name) for row in rows]
     return scored(names, num_clips=num_clips, num_copies=num_copies) | {
         "num_clips": num_clips,
         "num_copies": num_copies,
-        "num_compared": done.num_compared,
-        "seconds_to_generate": made - started,
-        "seconds_to_search": searched - made,
-        "seconds_per_clip": (searched - made) / done.num_clips,
+        "num_compared": search.num_compared,
+        "seconds_to_generate": generated - start,
+        "seconds_to_search": seconds_to_search,
+        "seconds_per_clip": seconds_to_search / search.num_clips,
     }

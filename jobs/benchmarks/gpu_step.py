@@ -5,6 +5,7 @@ Batches double until memory is full. Without a GPU the same program runs once on
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -35,36 +36,25 @@ def gpu_step(
 ) -> dict[str, Any]:
     """Seconds, clips/s, memory and share of peak FLOP/s of a step, by frames per clip and batch size."""
     if not torch.cuda.is_available():
-        row = measure(
-            SIZES["small"], "cpu", num_frames=1, num_clips=2, size_px=64, num_steps=1, compiled=False, rows_at_once=None
-        )
+        row = measure(SIZES["small"], "cpu", num_frames=1, num_clips=2, size_px=64)
         return {"device": "cpu", "note": "not measured: no GPU here; one small step shows that the program runs", **row}
     name = torch.cuda.get_device_name()
     peak = peak_tflops or next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    options = {"num_steps": num_steps, "compiled": compiled, "rows_at_once": rows_at_once}
     result: dict[str, Any] = {"device": name, "peak_tflops": peak}
     for num_frames in frames:
         num_clips = first_batch
         while num_clips <= largest_batch:
+            key = f"T{num_frames}/B{num_clips}"
             try:
-                row = measure(
-                    SIZES["base"],
-                    "cuda",
-                    num_frames=num_frames,
-                    num_clips=num_clips,
-                    size_px=224,
-                    num_steps=num_steps,
-                    compiled=compiled,
-                    rows_at_once=rows_at_once,
-                )
+                row = measure(SIZES["base"], "cuda", num_frames=num_frames, num_clips=num_clips, **options)
             except torch.OutOfMemoryError:
-                result[f"T{num_frames}/B{num_clips}"] = "out of memory"
+                result[key] = "out of memory"
                 break
             finally:
                 torch.cuda.empty_cache()
-            if peak:
-                row["share_of_peak"] = row["tflops_per_second"] / peak
-            result[f"T{num_frames}/B{num_clips}"] = row
-            print(f"{num_frames} frames, {num_clips} clips: {row}", flush=True)
+            result[key] = row | ({"share_of_peak": row["tflops_per_second"] / peak} if peak else {})
+            print(f"{num_frames} frames, {num_clips} clips: {result[key]}", flush=True)
             num_clips *= 2
     return result
 
@@ -75,17 +65,16 @@ def measure(
     *,
     num_frames: int,
     num_clips: int,
-    size_px: int,
-    num_steps: int,
-    compiled: bool,
-    rows_at_once: int | None,
+    size_px: int = 224,
+    num_steps: int = 1,
+    compiled: bool = False,
+    rows_at_once: int | None = None,
 ) -> dict[str, Any]:
-    """Mean of `num_steps` steps after two that warm up; FLOPs as counted by torch from the operators that ran."""
+    """Return means of `num_steps` steps after two that warm up; FLOPs are counted by torch from the operators run."""
     torch.manual_seed(0)
     visual = VisualConfig(encoder="video_swin_small")
-    model = SNPS3(
-        ModelConfig(**{**vars(config), "visual": visual}), vocabulary_size=VOCABULARY, pad_id=PAD, separator_id=SEP
-    )
+    config = dataclasses.replace(config, visual=visual)
+    model = SNPS3(config, vocabulary_size=VOCABULARY, pad_id=PAD, separator_id=SEP)
     objective = ObjectiveConfig(num_hard_negatives=min(3, num_clips - 1))
     network = Pretraining(model, objective, mask_id=MASK, rows_at_once=rows_at_once).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device == "cuda")
@@ -122,13 +111,13 @@ def measure(
 
 
 def synchronise(device: str) -> None:
-    """Waits until the device has done what it was told."""
+    """Wait until the device has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def random_batch(num_clips: int, num_frames: int, size_px: int) -> Batch:
-    """Noise in the shape of a batch: 20 tokens per caption, three of them masked."""
+    """Return noise in the shape of a batch: 20 tokens per caption, three of them masked."""
     ids = torch.randint(1000, VOCABULARY, (num_clips, NUM_TOKENS))
     ids[:, 0], ids[:, -1] = 101, SEP
     masked, labels = ids.clone(), torch.full_like(ids, IGNORED_LABEL)

@@ -1,14 +1,13 @@
-"""Runs that lose what they run on: `kills` and `restart` of `python jobs/benchmark.py`.
+"""Runs that lose a process or a node: `kills` and `restart` of `python jobs/benchmark.py`.
 
-A local cluster of several nodes (a head without CPUs, a node that trains, a labelled node that decodes), and a
-small run in a process of its own. Something is killed at a random step; what was trained on is written down where it is
-trained on, and compared with the plan and with a run that nothing happened to.
+A local cluster of several nodes (a head without CPUs, a training node, a labelled decoding node), and a small run in a
+process of its own. Something is killed at a random step. Each rank records the clips that it trains on; they are
+compared with the plan, and the final weights with those of a run that was left alone.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import datetime
 import functools
@@ -39,6 +38,7 @@ from ray.util import placement_group_table
 
 from cluster.run import Runtime
 from jobs import ROOT
+from jobs.benchmarks.support.fixtures import small_corpus
 from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
 from jobs.launch import driver as launch
 from jobs.run import run_files
@@ -52,7 +52,7 @@ from pipeline.stream.loader import ClipSource, split_rows
 NUM_STEPS, EVERY = 24, 6
 """Steps of a run, and between its checkpoints."""
 PACE_SECONDS = 0.4
-"""Pause after each step, so that a run lasts long enough to lose something in the midst of it."""
+"""Pause after each step, so that a run lasts long enough to be killed in the middle."""
 HANG_SECONDS = 60.0
 QUICK_NOTICE = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 WAIT_SECONDS = 480
@@ -91,7 +91,7 @@ def recorded_rank(job: Job, runtime: Runtime) -> None:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one rank of one worker group trained on."""
+    """The clips that one rank of one worker group trained on."""
 
     group: int
     """When its worker group began."""
@@ -109,43 +109,44 @@ class Attempt:
 
 
 def attempts(storage: Path) -> list[Attempt]:
-    """In the order in which they began."""
-    found = []
-    for path in sorted((storage / "trained").glob("*.jsonl")):
+    """Read the attempts of all ranks, in the order in which they began."""
+    result = []
+    for path in (storage / "trained").glob("*.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
         if lines:
-            clips, losses, times = (
-                {line["step"]: line[name] for line in lines[1:]} for name in ("clips", "loss", "time")
-            )
-            found.append(Attempt(**lines[0], clips=clips, losses=losses, times=times))
-    return sorted(found, key=lambda one: (one.group, one.rank))
+            names = {"clips": "clips", "losses": "loss", "times": "time"}
+            by_step: dict[str, Any] = {
+                key: {line["step"]: line[name] for line in lines[1:]} for key, name in names.items()
+            }
+            result.append(Attempt(**lines[0], **by_step))
+    return sorted(result, key=lambda attempt: (attempt.group, attempt.rank))
 
 
-def lineage(found: list[Attempt]) -> dict[int, list[int]]:
-    """By step, the clips that the final weights were trained on.
+def lineage(history: list[Attempt]) -> dict[int, list[int]]:
+    """Return, by step, the clips that the final weights were trained on.
 
-    A group goes on from the weights after its first step's predecessor: what earlier groups did after that is undone.
+    A group starts from the weights of step `first_step`: what earlier groups did after that step is undone.
     """
     trained: dict[int, list[int]] = {}
-    for _, group in itertools.groupby(found, key=lambda one: one.group):
+    for _, group in itertools.groupby(history, key=lambda attempt: attempt.group):
         ranks = list(group)
         trained = {step: clips for step, clips in trained.items() if step <= ranks[0].first_step}
-        for step in sorted({step for one in ranks for step in one.clips}):
-            trained[step] = [clip for one in ranks for clip in one.clips.get(step, [])]
+        for step in sorted({step for rank in ranks for step in rank.clips}):
+            trained[step] = [clip for rank in ranks for clip in rank.clips.get(step, [])]
     return trained
 
 
 def lost_and_doubled(trained: dict[int, list[int]], source: ClipSource, num_steps: int) -> tuple[int, int]:
-    """Clips of the plan that no step trained on, and clips that were trained on more often than planned."""
+    """Count the planned clips that no step trained on, and those that were trained on more often than planned."""
     rows = split_rows(source.manifest_path, source.split)
     lost = doubled = 0
     for step in range(num_steps):
         planned = source.planned(step)
         ids = rows[planned.kind]["clip_id"].to_numpy()
-        wanted = Counter(int(ids[row]) for row in planned.rows if row >= 0)
-        had = Counter(trained.get(step + 1, []))
-        lost += (wanted - had).total()
-        doubled += (had - wanted).total()
+        expected = Counter(int(ids[row]) for row in planned.rows if row >= 0)
+        actual = Counter(trained.get(step + 1, []))
+        lost += (expected - actual).total()
+        doubled += (actual - expected).total()
     return lost, doubled
 
 
@@ -162,31 +163,27 @@ class Driver:
         self.start()
 
     def start(self) -> None:
-        """The process runs (again)."""
+        """Start the process, or start it again."""
         script = "import sys; from jobs.benchmarks.kills import drive; drive(sys.argv[1])"
         settings = base64.b64encode(pickle.dumps(self.config)).decode()
+        variables = os.environ | {"RAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)} | QUICK_NOTICE
+        command = [sys.executable, "-c", script, settings]
         with open(self.storage / f"{self.config.name}.log", "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", script, settings],
-                cwd=ROOT,
-                env=os.environ | {"RAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)} | QUICK_NOTICE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            outputs = {"stdout": log, "stderr": subprocess.STDOUT}
+            self.process = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **outputs)
 
     def wait_for_step(self, step: int) -> list[Attempt]:
-        """The attempts, once the run has done `step` steps."""
+        """Return the attempts once the run has done `step` steps. RuntimeError if it does not get there."""
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
-            found = attempts(self.storage)
-            if any(max(one.clips, default=0) >= step for one in found):
-                return found
+            history = attempts(self.storage)
+            if any(max(attempt.clips, default=0) >= step for attempt in history):
+                return history
             time.sleep(0.02)
         raise RuntimeError(f"the run did not come to step {step}: {self.words()}")
 
     def finish(self) -> None:
-        """The run has ended well."""
+        """Wait for the run to end. RuntimeError if it hangs or fails."""
         try:
             status = self.process.wait(WAIT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -196,22 +193,22 @@ class Driver:
             raise RuntimeError(f"the run ended with status {status}: {self.words()}")
 
     def kill(self) -> None:
-        """The process is gone without a word."""
+        """Kill the process and its children at once."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def words(self) -> str:
-        """The end of what it has printed."""
+        """Return the end of what it has printed."""
         return (self.storage / f"{self.config.name}.log").read_text(errors="replace")[-3000:]
 
 
 def drive(settings: str) -> None:
-    """A run from its last checkpoint to the end, in this process."""
+    """Run from the last checkpoint to the end, in this process."""
     launch.pretrain(pickle.loads(base64.b64decode(settings)), on_rank=recorded_rank)
 
 
 def small_run(name: str, manifest: str, placement: Placement) -> PretrainConfig:
-    """A run of seconds, of the network and the objectives of `tiny`."""
+    """Return a run of seconds, with the network and the objectives of `tiny`."""
     preset = tiny()
     return dataclasses.replace(
         preset,
@@ -224,59 +221,50 @@ def small_run(name: str, manifest: str, placement: Placement) -> PretrainConfig:
 
 
 def small_placement(storage: str, num_workers: int | tuple[int, int] = 2, **changes: Any) -> Placement:
-    """A run on the test cluster: half a CPU for each of its workers, one for decoding."""
-    return Placement(
-        storage=storage,
-        num_workers=num_workers,
-        cpus_per_worker=0.5,
-        decode_cpus=1,
-        log_every=1,
-        hang_seconds=HANG_SECONDS,
-        **changes,
-    )
+    """Place a run on the test cluster: half a CPU for each of its workers, one for decoding."""
+    cpus = {"num_workers": num_workers, "cpus_per_worker": 0.5, "decode_cpus": 1}
+    return Placement(storage=storage, log_every=1, hang_seconds=HANG_SECONDS, **cpus, **changes)
 
 
 # --- what is killed ---------------------------------------------------------------------------------------------------
 
 
-def signal_rank(rank: int, number: signal.Signals, driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
-    """The process of a rank of the newest worker group gets a signal: it is gone, or stands still for ever."""
-    del driver, cluster
-    os.kill(next(one.pid for one in reversed(found) if one.rank == rank), number)
+def signal_rank(
+    rank: int, number: signal.Signals, driver: Driver, cluster: LocalCluster, trained: list[Attempt]
+) -> None:
+    """Send a signal to the process of a rank of the newest worker group, which kills or stops it."""
+    os.kill(next(attempt.pid for attempt in reversed(trained) if attempt.rank == rank), number)
 
 
-def kill_train_node(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
-    """A node with a rank is gone, and another takes its place."""
-    del driver
-    node = next(node for node in cluster.train_nodes if node.node_id == found[-1].node)
+def kill_train_node(driver: Driver, cluster: LocalCluster, trained: list[Attempt]) -> None:
+    """Replace a node with a rank by another."""
+    node = next(node for node in cluster.train_nodes if node.node_id == trained[-1].node)
     cluster.kill(cluster.train_nodes, node)
     cluster.fill()
 
 
-def kill_data_node(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
-    """A node that decodes is gone, and another takes its place."""
-    del driver, found
+def kill_data_node(driver: Driver, cluster: LocalCluster, trained: list[Attempt]) -> None:
+    """Replace a node that decodes by another."""
     cluster.kill(cluster.data_nodes, random.choice(cluster.data_nodes))
     cluster.fill()
 
 
-def announce_loss(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
-    """A node with a rank is said to go in half a minute, as of a spot instance, and goes."""
+def announce_loss(driver: Driver, cluster: LocalCluster, trained: list[Attempt]) -> None:
+    """Announce the end of a node with a rank half a minute before, as for a spot instance, and kill it."""
     deadline = time.monotonic() + 30
     store = GcsClient(address=cluster.address)
     reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # pyright: ignore[reportAttributeAccessIssue]
-    store.drain_node(found[-1].node, reason, "announced by the measurement", int((time.time() + 30) * 1000))
+    store.drain_node(trained[-1].node, reason, "announced by the measurement", int((time.time() + 30) * 1000))
     while time.monotonic() < deadline and driver.process.poll() is None:
         events = [line["event"] for line in read_journals(str(driver.storage / driver.config.name))]
         if "preempted" in events and "checkpoint" in events[events.index("preempted") :]:
             break
         time.sleep(0.2)
-    kill_train_node(driver, cluster, found)
+    kill_train_node(driver, cluster, trained)
 
 
-def kill_driver(driver: Driver, cluster: LocalCluster, found: list[Attempt]) -> None:
-    """The driver is gone, and the same command is given again."""
-    del cluster, found
+def kill_driver(driver: Driver, cluster: LocalCluster, trained: list[Attempt]) -> None:
+    """Kill the driver and give the same command again."""
     driver.kill()
     driver.start()
 
@@ -293,44 +281,39 @@ KILLS: dict[str, Callable[[Driver, LocalCluster, list[Attempt]], None]] = {
 
 
 def run_killed(what: str, step: int, config: PretrainConfig, cluster: LocalCluster) -> dict[str, Any]:
-    """What became of a run that lost something after `step` steps."""
+    """Kill something after `step` steps of a run, let the run end, and return what became of it."""
     cluster.fill()
     driver = Driver(config, cluster.address)
     try:
-        found = driver.wait_for_step(step)
+        trained = driver.wait_for_step(step)
         killed_at = time.time()
-        KILLS[what](driver, cluster, found)
+        KILLS[what](driver, cluster, trained)
         driver.finish()
     finally:
         if driver.process.poll() is None:
             driver.kill()
-    done = attempts(driver.storage)
-    source = make_sources(config)["train"]
-    lost, doubled = lost_and_doubled(lineage(done), source, NUM_STEPS)
+    history = attempts(driver.storage)
+    lost, doubled = lost_and_doubled(lineage(history), make_sources(config)["train"], NUM_STEPS)
     losses = [line for line in read_journals(str(driver.storage / config.name)) if line["event"] == "lost"]
-    later = [one for one in done if one.group / 1e9 > killed_at and one.times]
+    noticed = [datetime.datetime.fromisoformat(line["time"]).timestamp() for line in losses]
+    later = [attempt for attempt in history if attempt.group / 1e9 > killed_at and attempt.times]
+    starts, first_steps = [attempt.group / 1e9 for attempt in later], [min(rank.times.values()) for rank in later]
     return {
         "what": what,
         "step": step,
         "lost": lost,
         "doubled": doubled,
-        "num_groups": len({one.group for one in done}),
-        "seconds_to_notice": seconds_between(killed_at, [line["time"] for line in losses]),
-        "seconds_to_group": min((one.group / 1e9 for one in later), default=killed_at) - killed_at,
-        "seconds_to_step": min((min(one.times.values()) for one in later), default=killed_at) - killed_at,
+        "num_groups": len({attempt.group for attempt in history}),
+        "seconds_to_notice": min(noticed) - killed_at if noticed else None,
+        "seconds_to_group": min(starts, default=killed_at) - killed_at,
+        "seconds_to_step": min(first_steps, default=killed_at) - killed_at,
         "causes": sorted({line["cause"].split(":")[0] for line in losses}),
         "weights": weights_of(driver.storage / config.name),
     }
 
 
-def seconds_between(start: float, times: list[str]) -> float | None:
-    """From `start` to the first of some times in UTC; None if there is none."""
-    moments = [datetime.datetime.fromisoformat(text).timestamp() for text in times]
-    return min(moments) - start if moments else None
-
-
 def weights_of(run_folder: Path) -> str:
-    """Hash of the last checkpoint's weights, as bits."""
+    """Return a hash of the bits of the last checkpoint's weights."""
     name = run_files.committed_checkpoint(str(run_folder))
     return hashlib.blake2b((run_folder / str(name) / run_files.WEIGHTS).read_bytes()).hexdigest()
 
@@ -340,56 +323,50 @@ def kills(
 ) -> dict[str, Any]:
     """Clips lost and doubled by runs that lose a rank, a node or their driver at a random step, and whether their
     weights are those of a run that nothing happened to."""
-    rng = random.Random(seed)
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        manifest = manifest or small_corpus(folder)
-        cluster = stack.enter_context(running_cluster())
-        cluster.fill()
-        whole = Driver(small_run("whole", manifest, small_placement(f"{folder}/whole")), cluster.address)
-        whole.finish()
-        wanted = weights_of(whole.storage / "whole")
-        runs = []
-        for number in range(num_runs):
-            kind, step = what[number % len(what)], rng.randint(1, NUM_STEPS - 3)
-            config = small_run("killed", manifest, small_placement(f"{folder}/{number}"))
-            runs.append(run_killed(kind, step, config, cluster))
-            runs[-1]["bit_equal"] = runs[-1].pop("weights") == wanted
-            print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-        left = leftovers(cluster.address)
-    return {
-        "lost": sum(run["lost"] for run in runs),
-        "doubled": sum(run["doubled"] for run in runs),
-        "bit_equal": all(run["bit_equal"] for run in runs),
-        "left": left,
-        "num_runs": num_runs,
-        "runs": runs,
-    }
+    rng, runs = random.Random(seed), []
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = manifest or small_corpus(folder)  # before there is a cluster that preparing could join
+        with running_cluster() as cluster:
+            cluster.fill()
+            whole = Driver(small_run("whole", manifest, small_placement(f"{folder}/whole")), cluster.address)
+            whole.finish()
+            expected = weights_of(whole.storage / "whole")
+            for number in range(num_runs):
+                kind, step = what[number % len(what)], rng.randint(1, NUM_STEPS - 3)
+                config = small_run("killed", manifest, small_placement(f"{folder}/{number}"))
+                run = run_killed(kind, step, config, cluster)
+                run["bit_equal"] = run.pop("weights") == expected
+                runs.append(run)
+                print(json.dumps(run), file=sys.stderr, flush=True)
+            left = leftovers(cluster.address)
+    totals = {name: sum(run[name] for run in runs) for name in ("lost", "doubled")}
+    is_bit_equal = all(run["bit_equal"] for run in runs)
+    return totals | {"bit_equal": is_bit_equal, "left": left, "num_runs": num_runs, "runs": runs}
 
 
 def restart(manifest: str = "", num_runs: int = 5) -> dict[str, Any]:
     """Seconds from the loss of a rank to the next step, and what they go to."""
-    found = kills(manifest, num_runs, what=("rank 1",))["runs"]
-    notice, group, step = (
-        statistics.median(run[name] for run in found)
-        for name in ("seconds_to_notice", "seconds_to_group", "seconds_to_step")
-    )
+    runs = kills(manifest, num_runs, what=("rank 1",))["runs"]
+    names = ("seconds_to_notice", "seconds_to_group", "seconds_to_step")
+    notice, group, step = (statistics.median(run[name] for run in runs) for name in names)
     return {
         "seconds": step,
         "seconds_until_noticed": notice,
         "seconds_for_new_ranks_and_validation_clips": group - notice,
         "seconds_for_data_and_first_step": step - group,
-        "all": [run["seconds_to_step"] for run in found],
+        "all": [run["seconds_to_step"] for run in runs],
     }
 
 
 def leftovers(address: str) -> list[str]:
-    """Actors of runs that are still alive, and placement groups that are still held, after all runs are over."""
+    """Return the actors of runs that are still alive, and placement groups still held, after all runs are over."""
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     try:
-        time.sleep(10)  # a killed driver is noticed by its silence
-        groups = [f"placement group {key}" for key, one in placement_group_table().items() if one["state"] != "REMOVED"]
-        actors = state.actors().values()
-        return groups + [f"{one['ActorClassName']} {one['State']}" for one in actors if _is_of_a_run(one)]
+        time.sleep(10)  # Ray notices a killed driver by its silence
+        groups = [key for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
+        actors = [actor for actor in state.actors().values() if _is_of_a_run(actor)]
+        names = [f"{actor['ActorClassName']} {actor['State']}" for actor in actors]
+        return [f"placement group {key}" for key in groups] + names
     finally:
         ray.shutdown()
 
@@ -397,17 +374,3 @@ def leftovers(address: str) -> list[str]:
 def _is_of_a_run(actor: Mapping[str, Any]) -> bool:
     kinds = ("RayTrainWorker", "TrainController", "SplitCoordinator", "DatasetManager", "PreemptionWatcher")
     return actor["State"] != "DEAD" and any(kind in actor["ActorClassName"] for kind in kinds)
-
-
-def small_corpus(folder: str) -> str:
-    """Path of the manifest of a small generated corpus."""
-    from jobs.corpus.preparation import PrepareConfig, prepare
-    from pipeline.synthetic.clips import CorpusConfig
-    from pipeline.synthetic.corpus import make_corpus
-
-    root = Path(folder, "corpus")
-    sizes = CorpusConfig(num_train_videos=70, num_train_images=10, num_val=8, num_test=12, num_temporal_groups=2)
-    make_corpus(sizes, root)
-    annotations = tuple(sorted(str(path) for path in (root / "annotations").glob("*.jsonl")))
-    out = str(root / "manifest")
-    return prepare(PrepareConfig(corpus="small", root=str(root), out=out, annotations=annotations)).manifest_path

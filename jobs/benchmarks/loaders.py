@@ -1,7 +1,7 @@
-"""Other people's loaders on the clips of `ingest`, each at its best that we know of, with decord on as many processes.
+"""Other people's loaders on the clips of `ingest`, each in its best known setting, with decord on as many processes.
 
 They decode straight to the size that ours has after its aspect ratio is kept, and pad nothing. A loader that is not
-installed is "not run"; Streaming, whose pins clash with ours, may be given a Python of its own.
+installed is listed under `not_run`; Streaming, whose pins clash with ours, may be given a Python of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import importlib
 import io
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,14 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from jobs import ROOT
-
 NUM_FRAMES, BATCH, SIZE = 8, 4, (224, 126)
 CLIPS_PER_SHARD = 25
 
 
 def decode(data: bytes) -> Any:
-    """8 frames, one drawn from each eighth, as uint8 (8, 126, 224, 3)."""
+    """Return 8 frames, one drawn from each eighth, as uint8 (8, 126, 224, 3)."""
     import decord
 
     reader = decord.VideoReader(io.BytesIO(data), num_threads=1, width=SIZE[0], height=SIZE[1])
@@ -52,28 +49,23 @@ class Files:
 
 
 def of_torch(dataset: Any, num_workers: int, num_passes: int) -> Iterator[Any]:
-    """Batches of a DataLoader whose workers stay from pass to pass."""
+    """Yield batches of a DataLoader whose workers stay from pass to pass."""
     from torch.utils.data import DataLoader, IterableDataset
 
-    loader = DataLoader(
-        dataset,
-        batch_size=BATCH,
-        shuffle=None if isinstance(dataset, IterableDataset) else True,
-        num_workers=num_workers,
-        prefetch_factor=4,
-        persistent_workers=True,
-    )
+    shuffle = None if isinstance(dataset, IterableDataset) else True
+    workers = {"num_workers": num_workers, "prefetch_factor": 4, "persistent_workers": True}
+    loader = DataLoader(dataset, batch_size=BATCH, shuffle=shuffle, **workers)
     for _ in range(num_passes):
         yield from loader
 
 
 def dataloader(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
-    """torch.utils.data.DataLoader over the files."""
+    """Yield batches of torch.utils.data.DataLoader over the files."""
     yield from of_torch(Files(sorted(map(str, Path(folder, "videos").glob("*.mp4")))), num_workers, num_passes)
 
 
 def webdataset(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
-    """WebDataset over tars of 25 clips."""
+    """Yield batches of WebDataset over tars of 25 clips."""
     wds: Any = importlib.import_module("webdataset")
 
     shards = sorted(map(str, Path(folder, "tars").glob("*.tar")))
@@ -84,7 +76,7 @@ def webdataset(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
 
 
 def streaming(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
-    """MosaicML Streaming over its own shards."""
+    """Yield batches of MosaicML Streaming over its own shards."""
     base: Any = importlib.import_module("streaming").StreamingDataset
 
     class Clips(base):
@@ -96,26 +88,22 @@ def streaming(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
 
 
 def write_tars(folder: str) -> None:
-    """The clips as tars."""
+    """Write the clips as tars."""
     paths, out = sorted(Path(folder, "videos").glob("*.mp4")), Path(folder, "tars")
-    if out.exists():
-        return
-    out.mkdir()
-    for start in range(0, len(paths), CLIPS_PER_SHARD):
+    for start in range(0, 0 if out.exists() else len(paths), CLIPS_PER_SHARD):
+        out.mkdir(exist_ok=True)
         with tarfile.open(out / f"{start:06}.tar", "w") as archive:
             for path in paths[start : start + CLIPS_PER_SHARD]:
                 archive.add(path, path.name)
 
 
 def write_mds(folder: str) -> None:
-    """The clips as Streaming's shards."""
-    if Path(folder, "mds").exists():
-        return
-    with importlib.import_module("streaming").MDSWriter(
-        out=str(Path(folder, "mds")), columns={"mp4": "bytes"}
-    ) as writer:
-        for path in sorted(Path(folder, "videos").glob("*.mp4")):
-            writer.write({"mp4": path.read_bytes()})
+    """Write the clips as Streaming's shards."""
+    out = Path(folder, "mds")
+    if not out.exists():
+        with importlib.import_module("streaming").MDSWriter(out=str(out), columns={"mp4": "bytes"}) as writer:
+            for path in sorted(Path(folder, "videos").glob("*.mp4")):
+                writer.write({"mp4": path.read_bytes()})
 
 
 LOADERS = {"dataloader": dataloader, "webdataset": webdataset, "streaming": streaming}
@@ -124,11 +112,10 @@ LOADERS = {"dataloader": dataloader, "webdataset": webdataset, "streaming": stre
 def arrivals_of(
     loader: str, folder: str, python: str, num_workers: int, num_passes: int = 1
 ) -> list[tuple[float, int]]:
-    """(time, clips) of each batch of some passes, by a process of its own. CalledProcessError if it fails."""
-    command = [python, "-m", "jobs.benchmarks.loaders", loader, folder, str(num_workers), str(num_passes)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    """Return (time, clips) of each batch, from a process of its own. CalledProcessError if it fails."""
+    from jobs.benchmarks.support.fixtures import json_of_child  # not at the top: Streaming's Python lacks Ray
+
+    return json_of_child("jobs.benchmarks.loaders", loader, folder, num_workers, num_passes, python=python)
 
 
 def loaders(
@@ -149,8 +136,8 @@ def loaders(
     not_run: dict[str, str] = {}
     for _ in range(num_rounds):
         with tempfile.TemporaryDirectory() as scratch:
-            found = delivered(source, num_passes * -(-num_clips // BATCH), scratch)
-        rates["ray"].append(steady_rate(found["arrivals"]))
+            arrivals = delivered(source, num_passes * -(-num_clips // BATCH), scratch)["arrivals"]
+        rates["ray"].append(steady_rate(arrivals))
         for name in [name for name in LOADERS if name not in not_run]:
             python = streaming_python if name == "streaming" else sys.executable
             try:
@@ -160,24 +147,13 @@ def loaders(
         print({name: values[-1:] for name, values in rates.items()}, file=sys.stderr, flush=True)
     medians = {name: statistics.median(values) for name, values in rates.items() if values}
     best = max(value for name, value in medians.items() if name != "ray")
-    return {
-        "ratio_to_best": medians["ray"] / best,
-        "clips_per_second": medians,
-        "all": rates,
-        "not_run": not_run,
-        "cores": cores(),
-    }
+    result = {"ratio_to_best": medians["ray"] / best, "clips_per_second": medians}
+    return result | {"all": rates, "not_run": not_run, "cores": cores()}
 
 
-def main() -> None:
-    """Some passes of one loader: prints its arrivals."""
+if __name__ == "__main__":
     loader, folder, num_workers, num_passes = sys.argv[1:]
     if loader == "streaming":
         write_mds(folder)
     batches = LOADERS[loader](folder, int(num_workers), int(num_passes))
-    arrivals = [(time.perf_counter(), len(batch)) for batch in batches]
-    print(json.dumps(arrivals))
-
-
-if __name__ == "__main__":
-    main()
+    print(json.dumps([(time.perf_counter(), len(batch)) for batch in batches]))

@@ -1,4 +1,4 @@
-"""Significant words mined from real captions: as spaCy finds them, as the built-in dictionary does, and how fast.
+"""Significant words mined from real captions: with spaCy, with the built-in dictionary, and how fast.
 
 The list to compare with holds the 2,000 most frequent words of spaCy's small English model over the same captions.
 """
@@ -6,11 +6,10 @@ The list to compare with holds the 2,000 most frequent words of spaCy's small En
 from __future__ import annotations
 
 import json
-import os
 import time
-from pathlib import Path
 from typing import Any
 
+from jobs.benchmarks.support.fixtures import data_folder
 from pipeline.offline.word_counts import read_captions
 from pipeline.text.significance import SignificanceConfig, WordCounts, count_words, rank_words
 from pipeline.text.tagging import TaggerName, make_tagger, tagger_version
@@ -32,10 +31,7 @@ def mining(
     `data` is the folder SNPS3_TEST_DATA if it is not given. Fewer captions than all show that the program runs; their
     overlap means nothing.
     """
-    named = data or os.environ.get("SNPS3_TEST_DATA")
-    if not named:
-        raise FileNotFoundError("captions are read from a folder: name it with --data or SNPS3_TEST_DATA")
-    folder = Path(named)
+    folder = data_folder(data, "captions")
     captions = read_captions(str(folder / "coco_captions_25k.jsonl"), None).to_pylist()[:num_captions]
     recorded = json.loads((folder / "significant_words_coco_spacy.json").read_text(encoding="utf-8"))
     vocabulary = read_pieces(str(folder / "bert-base-uncased-vocab.txt"))
@@ -57,7 +53,7 @@ def mining(
 
 
 def top_words(counts: WordCounts, vocabulary: list[str]) -> set[str]:
-    """The most frequent words of a vocabulary; among equally frequent ones the first of the alphabet."""
+    """Return the most frequent words of a vocabulary; among equally frequent ones the first of the alphabet."""
     table = rank_words(counts, vocabulary, SignificanceConfig(abandoned=ABANDONED))
     totals = dict(zip(table.words, table.total_counts.tolist(), strict=True))
     return set(sorted(totals, key=lambda word: (-totals[word], word))[:NUM_WORDS])

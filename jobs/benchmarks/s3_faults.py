@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
 from collections import Counter
 from typing import Any
 
-import numpy as np
-
 from cluster.connection import connected_ray
 from jobs.benchmarks.support.faulty_store import Faults, faulty_store
+from jobs.benchmarks.support.fixtures import clip_source, write_small_clips
 from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
-from pipeline.decode.codec import encode_video
-from pipeline.stream.epoch_plan import Plan
 from pipeline.stream.loader import ClipSource, clip_stream
 
 ENDPOINT = "AWS_ENDPOINT_URL"
-FILE_SIZE_PX, NUM_FILE_FRAMES = 64, 16
 FRAME_SIZE_PX, NUM_FRAMES, BATCH = 224, 8, 8
 """Of the clips as they are read: large enough that each step is a block of its own."""
 KEPT = ["clip_id", "weight", "num_retries"]
@@ -42,9 +37,8 @@ def s3_faults(
         )
     faults = Faults(slow_down_every=slow_down_every, cut_every=cut_every, latency_seconds=latency_seconds)
     with storage.temporary_bucket(f"s3://snps3-benchmark-{uuid.uuid4().hex[:12]}") as bucket:
-        upload_corpus(bucket, num_clips)
-        captions = (f"{bucket}/captions.jsonl",)
-        config = PrepareConfig(corpus="s3-faults", root=f"{bucket}/videos", annotations=captions, out=bucket)
+        captions = write_small_clips(bucket, num_clips)
+        config = PrepareConfig(corpus="s3-faults", root=f"{bucket}/videos", annotations=(captions,), out=bucket)
         with connected_ray():
             manifest_path = prepare(config).manifest_path
             direct = epoch(manifest_path)
@@ -52,8 +46,7 @@ def s3_faults(
             faulty = epoch(manifest_path)
     return {
         "clips": num_clips,
-        "lost": direct["lost"] + faulty["lost"],
-        "doubled": direct["doubled"] + faulty["doubled"],
+        **{key: direct[key] + faulty[key] for key in ("lost", "doubled")},
         "retries": faulty["retries"],
         "retries_direct": direct["retries"],
         "faults": dict(store.counts),
@@ -62,33 +55,13 @@ def s3_faults(
     }
 
 
-def upload_corpus(bucket: str, num_clips: int) -> None:
-    """Small clips of noise in `bucket`/videos, and their captions."""
-    rng, lines = np.random.default_rng(0), []
-    for number in range(num_clips):
-        frames = rng.integers(0, 256, (NUM_FILE_FRAMES, FILE_SIZE_PX, FILE_SIZE_PX, 3), np.uint8)
-        storage.write_bytes_atomic(f"{bucket}/videos/{number:04}.mp4", encode_video(frames, fps=8))
-        lines.append(json.dumps({"clip_name": f"{number:04}", "caption": f"noise number {number}"}))
-    storage.write_bytes_atomic(f"{bucket}/captions.jsonl", "\n".join(lines).encode())
-
-
 def epoch(manifest_path: str) -> dict[str, Any]:
-    """Clips missing, clips delivered more than once, retries and seconds of one epoch of the training stream."""
+    """Return the clips missing, those delivered more than once, retries and seconds of one epoch of training."""
     clip_ids = set(read_manifest(manifest_path).table["clip_id"].to_pylist())
-    plan = Plan(seed=0, num_videos=len(clip_ids), num_images=0, global_batch=BATCH)
-    source = ClipSource(
-        manifest_path=manifest_path,
-        split="train",
-        num_frames=NUM_FRAMES,
-        frame_size_px=FRAME_SIZE_PX,
-        decoder="decord",
-        seed=0,
-        plan=plan,
-        batch=BATCH,
-    )
+    source = clip_source(manifest_path, num_frames=NUM_FRAMES, size_px=FRAME_SIZE_PX, batch=BATCH)
     first = as_read(source, num_steps=2)  # workers start and read the manifest
     start = time.perf_counter()
-    rows = as_read(source, num_steps=plan.steps_per_epoch)
+    rows = as_read(source, num_steps=-(-len(clip_ids) // BATCH))
     seconds = time.perf_counter() - start
     seen = Counter(row["clip_id"] for row in rows if row["weight"])
     return {
@@ -100,6 +73,6 @@ def epoch(manifest_path: str) -> dict[str, Any]:
 
 
 def as_read(source: ClipSource, *, num_steps: int) -> list[dict[str, Any]]:
-    """What became of each slot of the first steps, without its pixels."""
+    """Return the outcome of each slot of the first steps, without its pixels."""
     stream = clip_stream(source, start_step=0, stop_step=num_steps, num_ranks=1).select_columns(KEPT)
     return stream.take_all()

@@ -18,7 +18,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import ROOT
+from jobs.benchmarks.support.fixtures import data_folder, json_of_child
 from jobs.run.config import Placement
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.stream.collate import collate
@@ -48,7 +47,7 @@ from snps3_model.snps3 import SNPS3, additive_mask
 Way = Literal["published", "ours", "hard"]
 NUM_WORDS, MAX_TOKENS, CAPTIONS_AT_ONCE, NUM_HARD = 3, 30, 5, 3
 LEAST = {"r50": 1.5, "vst4": 1.15, "no_visual": 2.0}
-"""Speed-up asked for, by row."""
+"""Required speed-up, by row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ SIZES = {
 
 
 class GivenTokens(nn.Module):
-    """In place of a visual encoder: one cell per frame with random channels that want a gradient."""
+    """In place of a visual encoder: one cell per frame with random channels that have a gradient."""
 
     def __init__(self, row: Row, hidden: int) -> None:
         super().__init__()
@@ -94,7 +93,7 @@ class PublishedWay(nn.Module):
         model.bert.set_attn_implementation("eager")
 
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states and unit vector of the text pass, its attention maps summed to the importance of words."""
+        """Return hidden states and unit vector of the text pass; sum its attention maps to the importance of words."""
         hidden, received = self.model.bert.embeddings(input_ids=ids), []
         additive = additive_mask(mask, hidden.dtype)
         for layer in self.model.bert.encoder.layer:
@@ -123,27 +122,23 @@ class PublishedWay(nn.Module):
         }
 
     def words(self, hidden: Tensor, labels: Tensor, head: nn.Module) -> Tensor:
-        """Cross entropy with logits at every position."""
+        """Return the cross entropy with logits at every position."""
         logits = head(hidden.flatten(0, 1), self.model.word_embeddings)
         return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL)
 
     def all_pairs(self, batch: Batch, tokens: Tensor) -> Tensor:
-        """Matching scores, some captions with all clips at a time."""
+        """Return matching scores, computed for five captions with all clips at a time."""
         scores = []
-        for ids, mask in zip(
-            batch.token_ids.split(CAPTIONS_AT_ONCE), batch.token_mask.split(CAPTIONS_AT_ONCE), strict=True
-        ):
-            fused = self.model.fuse(
-                ids.repeat_interleave(len(tokens), 0),
-                mask.repeat_interleave(len(tokens), 0),
-                tokens.repeat(len(ids), 1, 1),
-            )
+        parts = (batch.token_ids.split(CAPTIONS_AT_ONCE), batch.token_mask.split(CAPTIONS_AT_ONCE))
+        for ids, mask in zip(*parts, strict=True):
+            captions, masks = (part.repeat_interleave(len(tokens), 0) for part in (ids, mask))
+            fused = self.model.fuse(captions, masks, tokens.repeat(len(ids), 1, 1))
             scores.append(self.model.match(fused.pooled).view(len(ids), len(tokens)))
         return torch.cat(scores)
 
 
 def first_captions(data: Path, row: Row, way: Way) -> Batch:
-    """A batch of the first captions of `data`/coco_captions_25k.jsonl, masked by MSSM, and of random frames."""
+    """Return a batch of the first captions of `data`/coco_captions_25k.jsonl, masked by MSSM, and of random frames."""
     lines = (data / "coco_captions_25k.jsonl").read_text().splitlines()[: row.batch]
     tokenizer = Tokenizer.load(data / "bert-base-uncased-vocab.txt")
     rng = np.random.default_rng(0)
@@ -171,15 +166,11 @@ def first_captions(data: Path, row: Row, way: Way) -> Batch:
 
 
 def built(way: Way, row: Row, size: str) -> nn.Module:
-    """The same weights for each way."""
+    """Return the network of a way, with the same weights for each."""
     torch.manual_seed(0)
     config = SIZES[size]
-    model = SNPS3(
-        dataclasses.replace(config, visual=row.visual or VisualConfig(channels=(4, 4))),
-        vocabulary_size=30_522,
-        pad_id=0,
-        separator_id=102,
-    )
+    visual = row.visual or VisualConfig(channels=(4, 4))
+    model = SNPS3(dataclasses.replace(config, visual=visual), vocabulary_size=30_522, pad_id=0, separator_id=102)
     if row.visual is None:
         model.visual = GivenTokens(row, config.hidden)  # pyright: ignore[reportAttributeAccessIssue]
     if way == "published":
@@ -188,7 +179,7 @@ def built(way: Way, row: Row, size: str) -> nn.Module:
 
 
 def measure(way: Way, row: Row, *, data: Path, size: str, num_steps: int) -> dict[str, Any]:
-    """Losses, seconds of each step after one that warms up, and the peak memory of this process."""
+    """Return losses, seconds of each step after one that warms up, and the peak memory of this process."""
     batch = first_captions(data, row, way)
     network, frames = built(way, row, size).train(), normalise(batch.frames)
     seconds, result = [], {}
@@ -211,29 +202,29 @@ def step(
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Speed-up and memory of a training step; `data` is the folder SNPS3_TEST_DATA if it is not given."""
-    folder = data or os.environ.get("SNPS3_TEST_DATA")
-    if not folder:
-        raise FileNotFoundError("the first captions are read from a folder; name it with --data or SNPS3_TEST_DATA")
+    folder, threads = data_folder(data, "the first captions"), threads or os.cpu_count()
     if unknown := [name for name in rows if name not in ROWS]:
         raise ValueError(f"there is no row {unknown[0]!r}; the rows are {', '.join(ROWS)}")
-    result: dict[str, Any] = {"size": size, "threads": threads or os.cpu_count()}
+    result: dict[str, Any] = {"size": size, "threads": threads}
     for name in rows:
-        found: dict[str, list[dict[str, Any]]] = {"published": [], "ours": [], "hard": []}
+        runs: dict[str, list[dict[str, Any]]] = {"published": [], "ours": [], "hard": []}
         for _ in range(num_rounds):
-            for way, runs in found.items():
-                runs.append(in_own_process(way, name, folder, size, num_steps, result["threads"]))
-        result |= compared(name, found)
+            for way in runs:  # the environment is that of a training worker
+                arguments = (way, name, folder, size, num_steps, threads)
+                run = json_of_child("jobs.benchmarks.step_time", *arguments, environment=WORKER_ENVIRONMENT)
+                runs[way].append(run)
+        result |= compared(name, runs)
     return result
 
 
-def compared(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The numbers of a row; refuses two ways that do not compute the same losses."""
-    published, ours = found["published"][0]["losses"], found["ours"][0]["losses"]
+def compared(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return the figures of a row. AssertionError if two ways do not compute the same losses."""
+    published, ours = runs["published"][0]["losses"], runs["ours"][0]["losses"]
     for loss, value in published.items():
         if abs(value - ours[loss]) > 1e-4 * abs(value) + 1e-5:
             raise AssertionError(f"{name}: {loss} is {ours[loss]} and {value} the published way")
-    seconds = {way: statistics.median(s for run in runs for s in run["seconds"]) for way, runs in found.items()}
-    peaks = {way: max(run["peak_bytes"] for run in runs) for way, runs in found.items()}
+    seconds = {way: statistics.median(s for run in of_way for s in run["seconds"]) for way, of_way in runs.items()}
+    peaks = {way: max(run["peak_bytes"] for run in of_way) for way, of_way in runs.items()}
     return {
         f"speedup_{name}": seconds["published"] / seconds["ours"],
         f"speedup_{name}_hard_negatives": seconds["published"] / seconds["hard"],
@@ -243,22 +234,7 @@ def compared(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
     }
 
 
-def in_own_process(way: str, row: str, data: str, size: str, num_steps: int, threads: int) -> dict[str, Any]:
-    """`measure` in a process of its own, with the settings of a training worker."""
-    command = [sys.executable, "-m", "jobs.benchmarks.step_time", way, row, data, size, str(num_steps), str(threads)]
-    output = subprocess.run(
-        command, check=True, cwd=ROOT, env=os.environ | WORKER_ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    ).stdout
-    return json.loads(output.splitlines()[-1])
-
-
-def main() -> None:
-    """One measurement, as `in_own_process` asks for it."""
-    way, row, data, size, num_steps, threads = sys.argv[1:]
-    torch.set_num_threads(int(threads))
-    found = measure(cast(Way, way), ROWS[row], data=Path(data), size=size, num_steps=int(num_steps))
-    print(json.dumps(found))
-
-
 if __name__ == "__main__":
-    main()
+    way, row, folder, size, num_steps, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    print(json.dumps(measure(cast(Way, way), ROWS[row], data=Path(folder), size=size, num_steps=int(num_steps))))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cluster.trials import STEP, Search, scheduler
-from jobs.experiments.seeds import ROOT
+from jobs import ROOT
 from jobs.experiments.sweeps import SweepConfig, rungs_of
 from jobs.run import run_files
 from jobs.tracking import mlflow_runs
@@ -40,35 +40,33 @@ def sweep(storage: str = "runs/benchmark", num_steps: int = 96) -> dict[str, Any
     steps = ["--optim.num-steps", str(num_steps), "--selection.evaluate-every", str(num_steps)]
     steps += ["--optim.warmup-steps", str(num_steps // 10)]  # in `tiny`'s warm-up all trials are at chance
     steps += ["--selection.evaluate-also", *rungs]
-    found, seconds, total, logged = {}, {}, {}, {}
+    rows, seconds, total, logged = {}, {}, {}, {}
     for how in ("none", "asha"):
         name = f"sweep-{how}-{num_steps}"
         start = time.perf_counter()
         run_sweep(name, how, [*RUNS.split(), *steps, "--placement.storage", storage])
         seconds[how] = time.perf_counter() - start
-        rows = found[how] = run_files.read_json(f"{storage}/{name}/sweep.json")
-        names = [row["name"] for row in rows if row["score"] is not None]
+        rows[how] = run_files.read_json(f"{storage}/{name}/sweep.json")
+        names = [row["name"] for row in rows[how] if row["score"] is not None]
         logged[how] = mlflow_runs.read_runs(storage, "snps3", names, (METRIC, TRAINED))
         total[how] = sum(run.curves[TRAINED][-1][0] for run in logged[how])
-    grid, asha = (max(found[name], key=lambda row: row["score"] or -1.0) for name in ("none", "asha"))
+    grid, asha = (max(rows[name], key=lambda row: row["score"] or -1.0) for name in ("none", "asha"))
     best = next(run for run in logged["none"] if run.name == grid["name"])
-    curves = [run.curves[METRIC] for run in logged["none"]]
     return {
         "asha_over_grid": asha["score"] - grid["score"],
         "steps_fraction": total["asha"] / total["none"],
         "half_interval_of_a_score": (best.metrics[f"{METRIC}_high"] - best.metrics[f"{METRIC}_low"]) / 2,
         "best_of_grid": grid["values"] | {"score": grid["score"]},
         "best_of_asha": asha["values"] | {"score": asha["score"]},
-        "in_random_orders": in_random_orders(curves, num_steps),
+        "in_random_orders": in_random_orders([run.curves[METRIC] for run in logged["none"]], num_steps),
         "steps": total,
         "seconds": seconds,
-        "rows": found,
+        "rows": rows,
     }
 
 
 def in_random_orders(curves: Sequence[Curve], num_steps: int) -> dict[str, Any]:
-    """What ASHA would have lost and trained, had these trials come one after the other in other orders: mean, least and
-    most over the orders."""
+    """Return what ASHA would have lost and trained, had these trials come in other orders: mean and range."""
     rng = np.random.default_rng(0)
     shown = [shown_to_asha([curves[i] for i in rng.permutation(len(curves))], num_steps) for _ in range(NUM_ORDERS)]
     best, whole = max(score for curve in curves for _, score in curve), sum(curve[-1][0] for curve in curves)
@@ -80,7 +78,7 @@ def in_random_orders(curves: Sequence[Curve], num_steps: int) -> dict[str, Any]:
 
 
 def shown_to_asha(curves: Sequence[Curve], num_steps: int) -> tuple[float, int]:
-    """The best score and all steps of trials with these curves, one after the other, each until ASHA stops it."""
+    """Return the best score and all steps of trials with these curves in a row, each until ASHA stops it."""
     asha: Any = scheduler(Search(space={}, metric=METRIC, num_steps=num_steps, rungs=rungs_of(ASHA, num_steps)))
     best, steps = -1.0, 0
     for number, curve in enumerate(curves):
@@ -95,7 +93,7 @@ def shown_to_asha(curves: Sequence[Curve], num_steps: int) -> tuple[float, int]:
 
 
 def run_sweep(name: str, scheduler: str, base: Sequence[str]) -> None:
-    """A sweep of the grid in a process of its own. CalledProcessError if it fails."""
+    """Run a sweep of the grid in a process of its own. CalledProcessError if it fails."""
     command = [sys.executable, str(ROOT / "jobs/sweep.py"), "--name", name, "--vary", *SPACE]
     command += ["--search", "grid", "--scheduler", scheduler, "--", *base]
     print(" ".join(command), file=sys.stderr, flush=True)

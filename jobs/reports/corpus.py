@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, UInt8
-from markupsafe import Markup
 
 from jobs.reports import figures
-from jobs.reports.run_report import FilmRoll, evenly, ledger_rows, template
+from jobs.reports.figures import FilmRoll
+from jobs.reports.page import bars, evenly, most_frequent_first, template
 from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, read_manifest
@@ -42,7 +42,7 @@ FILM_SIZE_PX = 96
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusReportConfig:
-    """What the page is about, and where it goes."""
+    """What the page shows, and where it is written."""
 
     manifest: str
     """Manifest of the corpus: a file or a folder of parts, local or in a bucket."""
@@ -73,7 +73,7 @@ class ShownClip:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownPair:
-    """Two clips that show the same."""
+    """Two clips that are copies of each other."""
 
     kind: str
     similarity: float
@@ -90,30 +90,39 @@ class CorpusData:
     ledger: Mapping[Reason, int] | None = None
     """Rejected samples by reason; None: no ledger was given."""
     num_pairs: Mapping[str, int] | None = None
-    """Pairs that show the same by kind; None: nobody looked for them."""
+    """Pairs of copies by kind; None: nobody looked for them."""
     pairs: Sequence[ShownPair] = ()
     words: SignificantWords | None = None
 
 
 def corpus_page(data: CorpusData) -> str:
-    """The page. Every text is escaped, nothing on it is fetched from elsewhere, no script runs."""
+    """Return the page. Every text is escaped, nothing on it is fetched from elsewhere, no script runs."""
     films = FilmRoll()
     table = data.corpus.table
+    ledger = None if data.ledger is None else {str(reason): count for reason, count in data.ledger.items()}
     views = {
         "totals": totals(table),
         "shown": [film_view(films, split, clip) for split, clips in data.shown.items() for clip in clips],
-        "pairs": [pair_view(films, pair) for pair in data.pairs],
+        "pairs": [
+            {"kind": pair.kind, "similarity": pair.similarity, "clips": [film_view(films, "", c) for c in pair.clips]}
+            for pair in data.pairs
+        ],
         "charts": charts(table),
-        "sizes": common_sizes(table),
-        "ledger": None if data.ledger is None else ledger_rows({str(k): v for k, v in data.ledger.items()}),
-        "num_pairs": None if data.num_pairs is None else ledger_rows(data.num_pairs),
-        "words": [] if data.words is None else word_rows(data.words),
+        "sizes": bars(common_sizes(table)),
+        "ledger": None if ledger is None else bars(most_frequent_first(ledger)),
+        "num_pairs": None if data.num_pairs is None else bars(most_frequent_first(data.num_pairs)),
+        "words": [] if data.words is None else bars(most_significant(data.words)),
     }
     return template("corpus_report.html").render(corpus=data.corpus, films=films.rules(), **views)
 
 
+def film_view(films: FilmRoll, split: str, clip: ShownClip) -> dict[str, str]:
+    """Return a clip's film, split and caption."""
+    return {"film": films.add("clip", len(films.clips), clip.frames), "split": split, "caption": clip.caption}
+
+
 def clip_seconds(table: pa.Table) -> Float[np.ndarray, " N"]:
-    """Length of each video clip, between its times where it has some."""
+    """Return the length of each video clip: between its times where it has some, otherwise of its file."""
     rows = table.select(["start_seconds", "end_seconds", "duration_seconds"]).to_pylist()
     ends = [row["end_seconds"] if row["end_seconds"] is not None else row["duration_seconds"] for row in rows]
     lengths = [end - (row["start_seconds"] or 0.0) for row, end in zip(rows, ends, strict=True) if end is not None]
@@ -121,12 +130,12 @@ def clip_seconds(table: pa.Table) -> Float[np.ndarray, " N"]:
 
 
 def caption_lengths(table: pa.Table) -> Float[np.ndarray, " M"]:
-    """Words of each caption."""
+    """Return the number of words of each caption."""
     return np.array([len(words) for words in _caption_words(table)], dtype=float)
 
 
 def word_counts(table: pa.Table) -> Counter[str]:
-    """Word in lower case → how often it occurs in the captions."""
+    """Count how often each word, in lower case, occurs in the captions."""
     return Counter(word.lower() for words in _caption_words(table) for word in words)
 
 
@@ -136,82 +145,70 @@ def _caption_words(table: pa.Table) -> list[list[str]]:
 
 
 def totals(table: pa.Table) -> dict[str, str]:
-    """The corpus in a few figures."""
+    """Return the corpus in a few figures."""
     kinds = Counter(table["kind"].to_pylist())
     sizes = dict(zip(table["uri"].to_pylist(), table["bytes"].to_pylist(), strict=True))
-    lengths = caption_lengths(table)
     return {
         "videos": f"{kinds[Kind.VIDEO]:,}",
         "images": f"{kinds[Kind.IMAGE]:,}",
         "hours of video": f"{clip_seconds(table).sum() / 3600:,.2f}",
         "files": f"{len(sizes):,}",
         "GB": f"{sum(sizes.values()) / 1e9:,.3f}",
-        "captions": f"{len(lengths):,}",
+        "captions": f"{len(caption_lengths(table)):,}",
         "different words": f"{len(word_counts(table)):,}",
     }
 
 
 def charts(table: pa.Table) -> list[dict[str, Any]]:
-    """A chart per property of the clips, with its median; properties that no clip has are left out."""
+    """Return a chart per property of the clips, with its median; properties that no clip has are left out."""
     values = {
         "Length of videos": (clip_seconds(table), "seconds"),
         "Short side": (np.minimum(table["width"].to_numpy(), table["height"].to_numpy()), "pixels"),
         "Frame rate of videos": (table["fps"].drop_null().to_numpy(), "frames per second"),
         "Size of files": (table["bytes"].to_numpy() / 1e6, "MB"),
-        "Captions per clip": (np.array([len(one) for one in table["captions"].to_pylist()]), "captions"),
+        "Captions per clip": (np.array([len(captions) for captions in table["captions"].to_pylist()]), "captions"),
         "Length of captions": (caption_lengths(table), "words"),
     }
-    views = []
-    for title, (numbers, unit) in values.items():
-        if len(numbers):
-            svg = Markup(figures.histogram_chart(title, numbers.astype(float), unit))
-            views.append({"title": title, "svg": svg, "note": f"median {np.median(numbers):,.4g} {unit}"})
-    if counts := word_counts(table):
-        svg = Markup(figures.ranks_chart("words", np.array(list(counts.values())), "rank of the word"))
-        word, count = counts.most_common(1)[0]
-        views.append({"title": "How often words occur", "svg": svg, "note": f"“{word}” {count:,} times"})
+    views = [
+        {
+            "title": title,
+            "svg": figures.histogram(numbers.astype(float), unit),
+            "note": f"median {np.median(numbers):,.4g} {unit}",
+        }
+        for title, (numbers, unit) in values.items()
+        if len(numbers)
+    ]
+    if ranked := word_counts(table).most_common():
+        ranks = np.unique(np.geomspace(1, len(ranked), figures.MAX_POINTS).round().astype(int)).tolist()
+        line = [(rank, ranked[rank - 1][1]) for rank in ranks]
+        svg = figures.line_chart({"words": line}, x_label="rank of the word", is_log=True)
+        note = f"“{ranked[0][0]}” {ranked[0][1]:,} times"
+        views.append({"title": "How often words occur", "svg": svg, "note": note})
     return views
 
 
-def common_sizes(table: pa.Table) -> list[dict[str, Any]]:
-    """The most common widths and heights with their counts; the rest as one row."""
+def common_sizes(table: pa.Table) -> dict[str, int]:
+    """Count the most common widths and heights; the rest as one entry."""
     counts = Counter(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
-    rows = {f"{width} × {height}": count for (width, height), count in counts.most_common(NUM_SIZES_SHOWN)}
-    if rest := len(table) - sum(rows.values()):
-        rows[f"{len(counts) - len(rows)} others"] = rest
-    return [{"name": name, "count": count, "length": count / max(rows.values())} for name, count in rows.items()]
+    common = {f"{width} × {height}": count for (width, height), count in counts.most_common(NUM_SIZES_SHOWN)}
+    return common | {f"{len(counts) - len(common)} others": len(table) - sum(common.values())}
 
 
-def word_rows(words: SignificantWords) -> list[dict[str, Any]]:
-    """The first significant words with their counts."""
+def most_significant(words: SignificantWords) -> dict[str, int]:
+    """Return the first significant words with their counts."""
     best = words.significant_ids(NUM_WORDS_SHOWN - 1)[:NUM_WORDS_SHOWN].tolist()
-    most = max((int(words.total_counts[one]) for one in best), default=0)
-    counts = {words.words[one]: int(words.total_counts[one]) for one in best}
-    return [{"name": word, "count": count, "length": count / max(most, 1)} for word, count in counts.items()]
-
-
-def film_view(films: FilmRoll, split: str, clip: ShownClip) -> dict[str, str]:
-    """A clip's film, split and caption."""
-    return {"film": films.add("clip", len(films.clips), clip.frames), "split": split, "caption": clip.caption}
-
-
-def pair_view(films: FilmRoll, pair: ShownPair) -> dict[str, Any]:
-    """Two clips' films, one above the other."""
-    views = [film_view(films, "", clip) for clip in pair.clips]
-    return {"kind": pair.kind, "similarity": pair.similarity, "clips": views}
+    return {words.words[word_id]: int(words.total_counts[word_id]) for word_id in best}
 
 
 def read_corpus(config: CorpusReportConfig) -> CorpusData:
-    """What the page shows, read from manifest, ledgers, pairs and files."""
+    """Read what the page shows from manifest, ledgers, pairs and files."""
     corpus = read_manifest(config.manifest)
     rows = {row["clip_id"]: row for row in corpus.table.to_pylist()}
     shown = {}
     for split in corpus.splits:
-        ids = corpus.split(split)["clip_id"].to_numpy()
-        shown[split] = _shown_clips(
-            [rows[ids[place]] for place in evenly(np.arange(len(ids)), NUM_SHOWN)], config.decoder
-        )
-    rejected = [one for path in config.ledgers for one in ledger.read_ledger(path)]
+        ids = evenly(corpus.split(split)["clip_id"].to_numpy(), NUM_SHOWN)
+        shown[split] = _shown_clips([rows[clip_id] for clip_id in ids], config.decoder)
+    rejected = [sample for path in config.ledgers for sample in ledger.read_ledger(path)]
     pairs = None if config.pairs is None else storage.read_table(config.pairs).to_pylist()
     return CorpusData(
         corpus=corpus,
@@ -224,19 +221,19 @@ def read_corpus(config: CorpusReportConfig) -> CorpusData:
 
 
 def _shown_pairs(pairs: Sequence[dict[str, Any]], rows: Mapping[int, dict[str, Any]], decoder: str) -> list[ShownPair]:
-    """Pairs within the corpus, from the most to the least similar."""
+    """Decode pairs within the corpus, from the most to the least similar."""
     known = [pair for pair in pairs if pair["clip_id"] in rows and pair["other_clip_id"] in rows]
     known.sort(key=lambda pair: (-pair["similarity"], pair["clip_id"]))
-    found = []
+    shown = []
     for pair in (known[place] for place in evenly(np.arange(len(known)), NUM_PAIRS_SHOWN)):
         clips = _shown_clips([rows[pair["clip_id"]], rows[pair["other_clip_id"]]], decoder)
         if len(clips) == 2:
-            found.append(ShownPair(kind=pair["kind"], similarity=pair["similarity"], clips=(clips[0], clips[1])))
-    return found
+            shown.append(ShownPair(kind=pair["kind"], similarity=pair["similarity"], clips=(clips[0], clips[1])))
+    return shown
 
 
 def _shown_clips(rows: Sequence[dict[str, Any]], decoder: str) -> list[ShownClip]:
-    """The clips that can be read."""
+    """Decode the clips that can be read."""
     clips = []
     for row in rows:
         try:

@@ -1,234 +1,147 @@
-"""Pictures of the report: charts as SVG text, heat maps and filmstrips as data URIs. Pure, nothing is written.
+"""Pictures of the pages: line charts as SVG, clips as filmstrips in CSS. Pure, nothing is written.
 
-Charts carry no colour of their own. Each line is drawn in a placeholder that becomes a CSS variable of the page, so
-one drawing suits the light and the dark page.
+The SVG is written here and not by matplotlib: 40 lines suffice for lines, ticks and a legend, their colours are CSS
+variables, so one drawing suits the light and the dark page, and a report needs no plotting library.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
-import matplotlib
 import numpy as np
-from jaxtyping import Float, Int, UInt8
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from jaxtyping import Float, UInt8
+from markupsafe import Markup, escape
 from PIL import Image
 
 Row = Mapping[str, float]
 """One line of the history: `step` and the scalars logged at that step."""
 
-COLOURS = {"#010102": "--muted", "#010103": "--line"} | {f"#01011{number}": f"--c{number}" for number in range(1, 7)}
-"""Placeholder -> CSS variable. Matplotlib writes the first into the SVG, the page defines the second."""
-TEXT, GRID, *SERIES = COLOURS
-DASHES = ("-", "--", ":")
-"""Of lines of one colour."""
-
-CHART_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # names come from the run; a dollar sign in one is no formula
-    "text.color": TEXT,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": TEXT,
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.handlelength": 1.4,
-}
-MAX_POINTS = 240
-"""Points of a curve; longer histories are averaged in bins of equal size."""
+NUM_COLOURS = 6
+DASHES = ("", "6 3", "1.5 3")
+"""Lines of one colour differ in their dashes."""
+MAX_LINES = NUM_COLOURS * len(DASHES)
+MAX_POINTS = 120
+"""Points of a line; longer histories are averaged in bins of equal size, which also smooths them."""
+LEFT, TOP, BOTTOM = 46, 8, 34
+"""Margins of a chart in pixels, which hold the numbers of its axes."""
 MAX_BINS = 30
-MAX_HEAT_MAP_SIDE = 400
-"""Rows and columns of a heat map; of larger matrices the top left corner is shown."""
 FILM_SIZES = ((96, 82), (72, 80), (48, 75), (32, 60))
 """(height in pixels, JPEG quality) of filmstrips, best first; the first that fits the page is taken."""
+MAX_FILM_BYTES = 1_800_000
+"""Limit of all filmstrips together, so that a page stays below 3 MB."""
 MAX_FRAMES = 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeatMap:
-    """A score matrix as a picture, with the scores of its darkest and brightest colour."""
-
-    uri: str
-    low: float
-    high: float
-    num_rows: int
-    num_columns: int
+def series(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
+    """Return (step, value) of a scalar, without the rows that lack it."""
+    return [(row["step"], row[name]) for row in rows if name in row]
 
 
-def series(rows: Sequence[Row], name: str) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
-    """Steps and values of one scalar, without the rows that lack it or hold no finite number."""
-    pairs = [(row["step"], row[name]) for row in rows if name in row and np.isfinite(row[name])]
-    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+def thinned(points: Sequence[tuple[float, float]], max_points: int = MAX_POINTS) -> Float[np.ndarray, "P 2"]:
+    """Return the finite points, or the means of at most `max_points` bins of equal size if there are more."""
+    array = np.asarray(points, dtype=float).reshape(-1, 2)
+    array = array[np.isfinite(array).all(axis=1)]
+    if len(array) <= max_points:
+        return array
+    return np.stack([part.mean(axis=0) for part in np.array_split(array, max_points)])
 
 
-def thinned(values: Float[np.ndarray, " P"], num_points: int = MAX_POINTS) -> Float[np.ndarray, " p"]:
-    """At most `num_points` values: the means of bins of equal size, in order."""
-    if len(values) <= num_points:
-        return values
-    return np.asarray([part.mean() for part in np.array_split(values, num_points)])
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Return about `count` multiples of 1, 2 or 5 times a power of ten within [low, high]."""
+    raw = (high - low) / count
+    unit = 10 ** math.floor(math.log10(raw))
+    step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= raw * 0.999)
+    return [step * index for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def smoothed(values: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
-    """The mean of each value and its neighbours, over a window of a twelfth of the curve."""
-    half = len(values) // 24
-    totals = np.cumsum(np.concatenate([[0.0], values]))
-    start = np.maximum(np.arange(len(values)) - half, 0)
-    end = np.minimum(np.arange(len(values)) + half + 1, len(values))
-    return (totals[end] - totals[start]) / (end - start)
+def line_chart(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_label: str = "step",
+    width: int = 400,
+    height: int = 210,
+    is_log: bool = False,
+    has_legend: bool = False,
+) -> Markup:
+    """Draw named lines of (x, y) as one SVG element that takes its colours and font from the page.
 
-
-def chart(draw: Callable[[Axes], None], *, name: str, width: float = 4.0, height: float = 2.1) -> str:
-    """An SVG element of `width` by `height` inches that takes its colours and font from the page.
-
-    `name` must be unique on the page: it keeps the inner references of two charts apart.
+    `is_log` draws both axes logarithmically, for values above 0. Otherwise y begins at 0 unless a value lies below.
     """
-    with matplotlib.rc_context({**CHART_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        draw(axes)
-        drawn = io.StringIO()
-        unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(drawn, format="svg", transparent=True, metadata=unsaid)
-    svg = drawn.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r' id="(?:figure|axes|patch|line2d|text|legend|matplotlib\.axis|xtick|ytick)_\d+"', "", svg)
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)  # that style would hold for the whole page
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for placeholder, variable in COLOURS.items():
-        svg = svg.replace(placeholder, f"var({variable})")
-    return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+    arrays = {name: thinned(points) for name, points in lines.items()}
+    arrays = {name: np.log10(array) if is_log else array for name, array in arrays.items()}
+    every = np.concatenate([*arrays.values(), np.zeros((0 if any(map(len, arrays.values())) else 1, 2))])
+    low, high = every.min(axis=0), every.max(axis=0)
+    low[1] = min(low[1], 0.0)
+    high = np.where(high > low, high, low + 1)
+    scale = np.array([width - LEFT - 8, TOP + BOTTOM - height]) / (high - low)  # the y axis of SVG points down
+    origin = np.array([LEFT, height - BOTTOM]) - scale * low
+    parts = []
+    for tick in ticks(low[1], high[1]):
+        y = origin[1] + scale[1] * tick
+        parts.append(f'<path d="M{LEFT} {y:.1f}H{width}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick, is_log)}</text>')
+    for tick in ticks(low[0], high[0]):
+        x = origin[0] + scale[0] * tick
+        parts.append(f'<text x="{x:.1f}" y="{height - 19}" text-anchor="middle">{_number(tick, is_log)}</text>')
+    parts.append(f'<text x="{(LEFT + width) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    for number, (name, array) in enumerate(arrays.items()):
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in origin + scale * array)
+        colour, dash = line_style(number)
+        parts.append(f'<polyline points="{points}" stroke="var({colour})" stroke-dasharray="{dash}"/>')
+        if has_legend:
+            place = f'x="{width - 8}" y="{TOP + 12 + 15 * number}" text-anchor="end"'
+            parts.append(f'<text {place} style="fill:var({colour})">{escape(name)}</text>')
+    head = f'<svg class="chart" viewBox="0 0 {width} {height}" aria-hidden="true" focusable="false">'
+    return Markup(head + "".join(parts) + "</svg>")
 
 
-def history_chart(name: str, train: Sequence[Row], validation: Sequence[Row], *, width: float = 4.0) -> str:
-    """One scalar over steps: as measured pale, the moving mean strong, validation as dots."""
-
-    def draw(axes: Axes) -> None:
-        steps, values = (thinned(part) for part in series(train, name))
-        axes.plot(steps, values, color=SERIES[0], alpha=0.25, linewidth=0.9)
-        axes.plot(steps, smoothed(values), color=SERIES[0], linewidth=1.8, label="training")
-        if any(name in row for row in validation):
-            axes.plot(*series(validation, name), "o-", color=SERIES[1], linewidth=1, markersize=3.5, label="validation")
-            axes.legend(loc="best", fontsize=8)
-        if np.all(values >= 0):
-            axes.set_ylim(bottom=0)
-        axes.set_xlabel("step")
-
-    return chart(draw, name=f"history {name}", width=width)
+def line_style(number: int) -> tuple[str, str]:
+    """Return the CSS variable and the dashes of a chart's line `number`."""
+    return f"--c{number % NUM_COLOURS + 1}", DASHES[number // NUM_COLOURS % len(DASHES)]
 
 
-def shares_chart(name: str, rows: Sequence[Row], labels: Mapping[str, str]) -> str:
-    """Several shares in [0, 1] over steps, in percent. `labels` maps at most three scalars to their names."""
-
-    def draw(axes: Axes) -> None:
-        for colour, (key, label) in zip(SERIES, labels.items(), strict=False):
-            axes.plot(*series(rows, key), "o-", color=colour, linewidth=1.6, markersize=3.5, label=label)
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(loc="best", fontsize=8)
-        axes.set_xlabel("step")
-
-    return chart(draw, name=f"shares {name}")
+def _number(value: float, is_log: bool) -> str:
+    value = 10**value if is_log else value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def runs_chart(name: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """One scalar over steps, a line per run in the order given; more runs than colours differ in their dashes."""
-
-    def draw(axes: Axes) -> None:
-        for number, (run, points) in enumerate(curves.items()):
-            rows = [{"step": step, name: value} for step, value in points]
-            steps, values = (thinned(part) for part in series(rows, name))
-            dashes = DASHES[number // len(SERIES) % len(DASHES)]
-            axes.plot(steps, values, dashes, color=SERIES[number % len(SERIES)], linewidth=1.5, label=run)
-        axes.set_xlabel("step")
-
-    return chart(draw, name=f"runs {name}", width=5.0, height=2.8)
+def histogram(values: Float[np.ndarray, " N"], label: str) -> Markup:
+    """Draw how often values occur in at most 30 bins; the highest 1 % of the values fall into the last one."""
+    highest = float(np.percentile(values, 99))
+    is_whole = bool(np.all(values == np.round(values))) and highest - values.min() < MAX_BINS
+    bins = np.arange(values.min(), highest + 2) - 0.5 if is_whole else MAX_BINS
+    counts, edges = np.histogram(np.minimum(values, highest), bins=bins)
+    outline = np.stack([edges.repeat(2), [0, *counts.repeat(2), 0]], axis=1)
+    return line_chart({label: [(x, y) for x, y in outline.tolist()]}, x_label=label)
 
 
-def found_chart(recalls: Mapping[str, Float[np.ndarray, " K"]], num_candidates: int) -> str:
-    """The share of queries whose right clip is among the first k, for every k from 1 on; chance is the dotted line."""
+class FilmRoll:
+    """The filmstrips of a page: each clip is held once, as a CSS class, however often it is shown."""
 
-    def draw(axes: Axes) -> None:
-        for colour, (name, values) in zip(SERIES, recalls.items(), strict=False):
-            axes.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=1.8, label=name)
-        depth = max(len(values) for values in recalls.values())
-        looked_at = np.arange(1, depth + 1)
-        axes.plot(looked_at, looked_at / num_candidates, ":", color=TEXT, linewidth=1.2, label="chance")
-        axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(loc="center right", fontsize=8)
-        axes.set_xlabel("clips looked at (k)")
+    def __init__(self) -> None:
+        self.clips: dict[str, UInt8[np.ndarray, "T h w 3"]] = {}
 
-    return chart(draw, name="found", width=4.5, height=2.8)
+    def add(self, source: str, index: int, frames: UInt8[np.ndarray, "T h w 3"]) -> str:
+        """Return the CSS class that shows clip `index` of `source`."""
+        name = f"film-{source}-{index}"
+        self.clips.setdefault(name, frames)
+        return name
 
-
-def histogram_chart(name: str, values: Float[np.ndarray, " N"], label: str) -> str:
-    """How often values occur, over at most 30 bins; the outer 1 % at the upper end share the last one."""
-
-    def draw(axes: Axes) -> None:
-        most = float(np.percentile(values, 99))
-        is_whole = bool(np.all(values == np.round(values))) and most - values.min() < MAX_BINS
-        bins = list(np.arange(values.min(), most + 2) - 0.5) if is_whole else MAX_BINS
-        axes.hist(np.minimum(values, most), bins=bins, color=SERIES[0], rwidth=0.9)
-        axes.set_xlabel(label)
-        axes.set_ylim(bottom=0)
-
-    return chart(draw, name=f"histogram {name}")
-
-
-def ranks_chart(name: str, counts: Int[np.ndarray, " N"], label: str) -> str:
-    """Counts in falling order over their rank, both on logarithmic axes."""
-
-    def draw(axes: Axes) -> None:
-        axes.loglog(np.arange(1, len(counts) + 1), np.sort(counts)[::-1], color=SERIES[0], linewidth=1.8)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-            axis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(label)
-
-    return chart(draw, name=f"ranks {name}")
-
-
-def heat_map(scores: Float[np.ndarray, "Q C"], order: Sequence[int]) -> HeatMap:
-    """The matrix as a picture, one pixel per pair, its rows in `order`; the outer 1 % at both ends are clipped."""
-    shown = scores[np.asarray(order)][:MAX_HEAT_MAP_SIDE, :MAX_HEAT_MAP_SIDE]
-    low, high = np.percentile(shown[np.isfinite(shown)], [1, 99])
-    unit = np.clip((shown - low) / (high - low), 0, 1) if high > low else np.full(shown.shape, 0.5)
-    pixels = np.round(255 * matplotlib.colormaps["magma"](unit)[..., :3]).astype(np.uint8)
-    png = io.BytesIO()
-    Image.fromarray(pixels).quantize(128).save(png, format="PNG", optimize=True)
-    num_rows, num_columns = shown.shape
-    return HeatMap(
-        uri=data_uri(png.getvalue(), "image/png"),
-        low=float(low),
-        high=float(high),
-        num_rows=num_rows,
-        num_columns=num_columns,
-    )
+    def rules(self) -> Markup:
+        """Return a CSS rule per clip: its picture, its number of frames and their shape. Holds no text of strangers."""
+        uris = filmstrips(self.clips.values(), max_bytes=MAX_FILM_BYTES)
+        rules = []
+        for (name, frames), uri in zip(self.clips.items(), uris, strict=True):
+            count, height, width = min(len(frames), MAX_FRAMES), *frames.shape[1:3]
+            rules.append(f".{name}{{--film:url({uri});--n:{count};--w:{width};--h:{height}}}")
+        return Markup("\n".join(rules))
 
 
 def filmstrip(frames: UInt8[np.ndarray, "T H W 3"], *, height: int, quality: int) -> bytes:
-    """A JPEG of up to six evenly spaced frames side by side, each at most `height` pixels high."""
+    """Return a JPEG of up to six evenly spaced frames side by side, each at most `height` pixels high."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, MAX_FRAMES).round().astype(int))
     scale = min(1.0, height / frames.shape[1])
     size = (max(1, round(frames.shape[2] * scale)), max(1, round(frames.shape[1] * scale)))
@@ -239,18 +152,14 @@ def filmstrip(frames: UInt8[np.ndarray, "T H W 3"], *, height: int, quality: int
 
 
 def filmstrips(clips: Iterable[UInt8[np.ndarray, "T H W 3"]], *, max_bytes: int) -> list[str]:
-    """Each clip's filmstrip as a data URI, in the best quality whose sum stays below `max_bytes`.
+    """Return each clip's filmstrip as a data URI, in the best quality whose sum stays below `max_bytes`.
 
     The coarsest quality is used even where it does not fit.
     """
     clips, uris = list(clips), []
     for height, quality in FILM_SIZES:
-        uris = [data_uri(filmstrip(clip, height=height, quality=quality), "image/jpeg") for clip in clips]
+        strips = [filmstrip(clip, height=height, quality=quality) for clip in clips]
+        uris = [f"data:image/jpeg;base64,{base64.b64encode(strip).decode('ascii')}" for strip in strips]
         if sum(map(len, uris)) <= max_bytes:
             break
     return uris
-
-
-def data_uri(content: bytes, media_type: str) -> str:
-    """`content` as an address that holds it."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"

@@ -12,7 +12,6 @@ import safetensors.torch
 from jobs.evaluation import cards
 from jobs.reports.run_report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.run import run_files
-from jobs.run.fields import as_dict
 from jobs.tasks import retrieval
 from jobs.tasks.tasks import AskingTask, Predicted
 from jobs.tracking.journal import read_journals
@@ -78,7 +77,6 @@ def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[st
             num_clips={name: len(source.rows()) for name, source in job.sources.items() if name != "train"},
             ledger={str(reason): count for reason, count in count_by_reason(rejected).items()},
             timings=seconds,
-            config=as_dict(job.config),
             protocols=list(cards.read_cards(job.run_folder).values()),
         )
     )

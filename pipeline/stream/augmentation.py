@@ -1,9 +1,9 @@
-"""How each clip is shown to the network: drawn here on the host, carried out on the device by transforms.py.
+"""Augmentation of clips: drawn here on the host, carried out on the device by transforms.py.
 
     (seed, epoch, clip_id) ──► crop, mirror, RandAugment ──► one affine map per clip, and changes of its colours
 
-A clip's frames are all shown alike, so nothing moves or flickers that did not before. Evaluation draws nothing: it
-shows the centre.
+All frames of a clip are changed alike, so nothing moves or flickers that did not before. Evaluation draws nothing: it
+takes the centre.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pipeline.records import ClipRows
 from pipeline.stream.randomness import Purpose, clip_rng
 
 SIDED_WORD = re.compile(r"\b(left|right)|clockwise\b", re.IGNORECASE)
-"""What a caption says that is wrong in a mirror: words that begin with a side (leftmost, right-hand), and turns."""
+"""Words that become wrong in a mirror: those that begin with a side (leftmost, right-hand), and turns."""
 
 STRONGEST = 10.0
-"""RandAugment's scale of magnitudes ends here."""
+"""End of RandAugment's scale of magnitudes."""
 MAGNITUDE_STD = 0.5
 """Magnitudes are drawn around the configured one with this standard deviation."""
 
 
 class Operation(StrEnum):
-    """RandAugment's operations. Those of colour first; the rest move pixels."""
+    """RandAugment's operations: those of colour first, then those that move pixels."""
 
     BRIGHTNESS = "brightness"
     CONTRAST = "contrast"
@@ -58,7 +58,7 @@ LARGEST_MOVE = {
     Operation.TRANSLATE_X: 0.45,
     Operation.TRANSLATE_Y: 0.45,
 }
-"""At full strength: radians, and shares of what is shown."""
+"""At full strength: radians, and shares of the part shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +138,13 @@ class Augmentation:
 def draw_augmentation(
     rows: ClipRows, config: AugmentationConfig, *, seed: int, is_training: bool
 ) -> Augmentation | None:
-    """How `rows` are shown; None: as they are. What a clip gets depends on (seed, epoch, clip_id) and its caption."""
+    """Draw how `rows` are shown; None: as they are. A clip's draw depends on (seed, epoch, clip_id) and its caption."""
     if config.crop_px is None and not (is_training and (config.flip_probability or config.num_operations)):
         return None
     is_real = ~rows.frame_pad_mask[:, 0]
     sizes = np.stack([is_real.any(1).sum(1), is_real.any(2).sum(1)], 1)
     square_px, maps = is_real.shape[1], []
-    changes: dict[tuple[int, Operation], list[tuple[int, float]]] = defaultdict(list)
+    changes: dict[tuple[int, Operation], dict[int, float]] = defaultdict(dict)
     for row, clip_id in enumerate(rows.clip_ids.tolist()):
         rng = clip_rng(seed, rows.epoch, clip_id, Purpose.AUGMENTATION) if is_training else None
         crop = cut_out(config, sizes[row], rng) if config.crop_px else None
@@ -155,23 +155,19 @@ def draw_augmentation(
         maps.append(sampling_map(sizes[row], square_px, crop, is_mirrored, operations))
         for turn, (operation, strength) in enumerate(operations):
             if operation not in LARGEST_MOVE:
-                changes[turn, operation].append((row, strength))
+                changes[turn, operation][row] = strength
     return Augmentation(
         size_px=config.crop_px or square_px,
         maps=torch.from_numpy(np.stack(maps)).float(),
         colour_changes=tuple(
-            ColourChange(
-                operation=operation,
-                rows=torch.tensor([row for row, _ in drawn]),
-                strengths=torch.tensor([strength for _, strength in drawn]),
-            )
+            ColourChange(operation=operation, rows=torch.tensor([*drawn]), strengths=torch.tensor([*drawn.values()]))
             for (_, operation), drawn in sorted(changes.items())
         ),
     )
 
 
 def may_flip(caption: str) -> bool:
-    """Whether a clip still fits its caption in a mirror: no word of it names a side or a sense of rotation.
+    """Return whether a clip still fits its caption in a mirror: no word of it names a side or a sense of rotation.
 
     Known limits: English words only, and writing in the picture is mirrored too.
     """
@@ -181,7 +177,7 @@ def may_flip(caption: str) -> bool:
 def cut_out(
     config: AugmentationConfig, size: Int64[np.ndarray, " 2"], rng: np.random.Generator | None
 ) -> tuple[Float64[np.ndarray, " 2"], float]:
-    """Centre (x, y) and side of the part of a clip of `size` (width, height) that is shown, in decoded pixels."""
+    """Draw centre (x, y) and side of the part of a clip of `size` (width, height) that is shown, in decoded pixels."""
     assert config.crop_px is not None
     assert config.short_side_px is not None
     lowest, highest = config.short_side_px
@@ -192,7 +188,7 @@ def cut_out(
 
 
 def draw_operations(config: AugmentationConfig, rng: np.random.Generator) -> list[tuple[Operation, float]]:
-    """The operations of RandAugment that a clip gets, with their strengths from −1 to 1."""
+    """Draw the operations of RandAugment for a clip, with their strengths from −1 to 1."""
     drawn = rng.permutation(len(Operation))[: config.num_operations]
     is_applied = rng.random(len(drawn)) < config.operation_probability
     magnitudes = rng.normal(config.magnitude, MAGNITUDE_STD, len(drawn)).clip(0, STRONGEST)
@@ -208,13 +204,13 @@ def sampling_map(
     is_mirrored: bool,
     operations: list[tuple[Operation, float]],
 ) -> Float64[np.ndarray, "2 3"]:
-    """Where each point of the shown square lies in the decoded one, whose upper left corner holds a clip of `size`.
+    """Map each point of the shown square to the decoded one, whose upper left corner holds a clip of `size`.
 
-    Moves are about the centre of what is shown: the cut out square, or the clip without its padding.
+    Moves are about the centre of the part shown: the cut out square, or the clip without its padding.
     """
     centre, shown = (size / 2, size.astype(float)) if crop is None else (crop[0], np.full(2, crop[1]))
     side = square_px if crop is None else crop[1]
-    # each matrix acts on (x, y, 1) in decoded pixels around `centre`; the last one is what is done first
+    # each matrix acts on (x, y, 1) in decoded pixels around `centre`; the last one acts first
     result = _affine(shift=centre)
     for operation, strength in operations:
         if operation in LARGEST_MOVE:
@@ -225,9 +221,9 @@ def sampling_map(
 
 
 def _move(operation: Operation, amount: float, shown: Float64[np.ndarray, " 2"]) -> Float64[np.ndarray, "3 3"]:
+    cosine, sine = math.cos(amount), math.sin(amount)
     match operation:
         case Operation.ROTATE:
-            cosine, sine = math.cos(amount), math.sin(amount)
             return _affine([[cosine, -sine], [sine, cosine]])
         case Operation.SHEAR_X:
             return _affine([[1.0, amount], [0.0, 1.0]])
@@ -235,17 +231,12 @@ def _move(operation: Operation, amount: float, shown: Float64[np.ndarray, " 2"])
             return _affine([[1.0, 0.0], [amount, 1.0]])
         case Operation.TRANSLATE_X:
             return _affine(shift=[amount * shown[0], 0.0])
-        case Operation.TRANSLATE_Y:
-            return _affine(shift=[0.0, amount * shown[1]])
         case _:
-            raise ValueError(f"{operation} moves no pixels")
+            return _affine(shift=[0.0, amount * shown[1]])
 
 
 def _affine(
-    linear: list[list[float]] | None = None, shift: Sequence[float] | Float64[np.ndarray, " 2"] = (0.0, 0.0)
+    linear: Sequence[Sequence[float]] = ((1.0, 0.0), (0.0, 1.0)),
+    shift: Sequence[float] | Float64[np.ndarray, " 2"] = (0.0, 0.0),
 ) -> Float64[np.ndarray, "3 3"]:
-    result = np.eye(3)
-    if linear is not None:
-        result[:2, :2] = linear
-    result[:2, 2] = shift
-    return result
+    return np.array([[*linear[0], shift[0]], [*linear[1], shift[1]], [0.0, 0.0, 1.0]])

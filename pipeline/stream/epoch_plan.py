@@ -1,9 +1,9 @@
-"""The plan of an epoch: which clip is trained on at which step, in which slot. Pure, and never held as a list.
+"""The plan of an epoch: the clip of each slot of each step. Pure, and never held as a list.
 
     (seed, number of clips, global batch) ── step ──► epoch, kind, global_batch rows of the manifest (−1: padding)
 
-The order is a keyed permutation that answers for any position without the others, so a worker can derive the rows of
-its own steps however many clips there are. Global batches do not depend on the number of workers.
+The order is a keyed permutation, evaluated for one position without the others, so that a worker derives the rows of
+its steps whatever the number of clips. Global batches do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PlannedStep:
 
     step: int
     epoch: int
-    """Of the clips of `kind`; no clip is shown twice in it."""
+    """Of the clips of `kind`; each is shown at most once in it."""
     kind: Kind
     rows: Int64[np.ndarray, " global_batch"]
     """Row of each slot's clip among the clips of `kind` in order of clip_id, or `PADDING`."""
@@ -34,11 +34,11 @@ class PlannedStep:
 
 @dataclass(frozen=True, kw_only=True)
 class MixingConfig:
-    """How steps of images and steps of videos follow each other; by default mixed, each clip once per epoch."""
+    """The order of steps of images and steps of videos; by default mixed, each clip once per epoch."""
 
     weights: tuple[int, int] | None = None
-    """By turns: of so many steps together the first number show images and the second videos, and each kind goes
-    through epochs of its own. An epoch of the run is then one of its videos."""
+    """By turns: (steps of images, steps of videos) of each period. Each kind has epochs of its own, and an epoch of the
+    run is then one of its videos."""
     image_epochs: int | None = None
     """In sequence: so many epochs of images, then epochs of videos to the end of the run."""
 
@@ -76,20 +76,20 @@ class Plan:
             )
 
     def num_clips(self, kind: Kind) -> int:
-        """Clips of `kind`."""
+        """Return the number of clips of `kind`."""
         return self.num_videos if kind == Kind.VIDEO else self.num_images
 
     def num_steps(self, kind: Kind) -> int:
-        """Steps in which every clip of `kind` is seen once."""
+        """Return the number of steps in which every clip of `kind` is seen once."""
         return -(-self.num_clips(kind) // self.global_batch)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every clip is seen once, if kinds come in mixed order."""
+        """Return the number of steps in which every clip is seen once, if kinds are mixed."""
         return self.num_steps(Kind.VIDEO) + self.num_steps(Kind.IMAGE)
 
     def first_step(self, epoch: int) -> int:
-        """The step with which `epoch` of the run begins: what a run of so many epochs has done."""
+        """Return the first step of `epoch` of the run, which is the number of steps of `epoch` epochs."""
         if self.mixing.weights is not None:
             of_images, of_videos = self.mixing.weights
             earlier = epoch * self.num_steps(Kind.VIDEO)
@@ -100,7 +100,7 @@ class Plan:
         return epoch * self.steps_per_epoch
 
     def step(self, step: int) -> PlannedStep:
-        """What is trained on at global step `step`, counted from 0."""
+        """Return the plan of global step `step`, counted from 0."""
         kind, epoch, position = self._place(step)
         length = self.num_clips(kind)
         slots = position * self.global_batch + np.arange(self.global_batch, dtype=np.int64)
@@ -110,7 +110,7 @@ class Plan:
         return PlannedStep(step=step, epoch=epoch, kind=kind, rows=rows)
 
     def _place(self, step: int) -> tuple[Kind, int, int]:
-        """Which kind `step` shows, in which epoch, at which of its kind's steps of the epoch."""
+        """Return the kind of `step`, its epoch, and its place among the steps of its kind in that epoch."""
         if self.mixing.weights is not None:
             of_images, period = self.mixing.weights[0], sum(self.mixing.weights)
             earlier = step * of_images // period
@@ -129,16 +129,16 @@ class Plan:
 
 
 def sequential(step: int, *, length: int, batch: int, kind: Kind) -> PlannedStep:
-    """Step `step` of one pass over `length` clips in order of clip_id: evaluation."""
+    """Return step `step` of one pass over `length` clips in order of clip_id, as evaluation reads them."""
     slots = step * batch + np.arange(batch, dtype=np.int64)
     return PlannedStep(step=step, epoch=0, kind=kind, rows=np.where(slots < length, slots, PADDING))
 
 
 def permute(positions: Int64[np.ndarray, " n"], length: int, *, key: tuple[int, ...]) -> Int64[np.ndarray, " n"]:
-    """Where each of `positions` in [0, length) goes under the permutation that `key` names.
+    """Permute `positions` in [0, length) by the permutation that `key` selects.
 
-    A Feistel network over the next power of four, walked until it lands inside (cycle walking), so memory and time do
-    not depend on `length`.
+    A Feistel network over the next power of four, repeated until it lands inside (cycle walking), so that memory and
+    time do not depend on `length`.
     """
     half_bits = max(1, ((max(length, 2) - 1).bit_length() + 1) // 2)
     round_keys = _mix(np.arange(1, NUM_ROUNDS + 1, dtype=np.uint64) ^ _fold(key))

@@ -1,4 +1,4 @@
-"""Captions without their padding: rows of about equal length pass through the network together.
+"""Captions with little padding: rows of about equal length pass through the network together.
 
 A batch is as wide as its longest caption; in MS-COCO that is nearly twice the mean, and GVTM level 2 multiplies it by
 the number of pairs. Which rows go together is decided on the host, so that no step waits for its device.
@@ -15,17 +15,19 @@ from pipeline.records import LengthGroup
 
 
 def groups_by_length(num_tokens: Sequence[int], most: int) -> tuple[LengthGroup, ...]:
-    """At most `most` groups of rows, chosen so that the fewest tokens are padding; `num_tokens` has a row's length."""
-    result, shorter = [], -1
-    for longest in least_padding(Counter(num_tokens), most):
-        rows = [row for row, count in enumerate(num_tokens) if shorter < count <= longest]
-        result.append(LengthGroup(rows=torch.tensor(rows), num_tokens=longest))
-        shorter = longest
-    return tuple(result)
+    """Form at most `most` groups of rows with the least padding; `num_tokens` holds the length of each row."""
+    ends = least_padding(Counter(num_tokens), most)
+    return tuple(
+        LengthGroup(
+            rows=torch.tensor([row for row, count in enumerate(num_tokens) if shorter < count <= longest]),
+            num_tokens=longest,
+        )
+        for shorter, longest in zip([-1, *ends], ends, strict=False)
+    )
 
 
 def least_padding(num_rows: Counter[int], most: int) -> list[int]:
-    """The lengths that rows are padded to, ascending, at most `most` of them: those with the fewest tokens in all.
+    """Return the at most `most` lengths, ascending, to which rows are padded with the fewest tokens in all.
 
     `num_rows` counts the rows of each length. Dynamic programming over the lengths that occur.
     """

@@ -1,4 +1,4 @@
-"""Random numbers of a clip: a function of (seed, epoch, clip, purpose), so no number of workers can change them."""
+"""Random numbers of a clip: a function of (seed, epoch, clip, purpose), independent of the number of workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.random.bit_generator import ISeedSequence
 
 
 class Purpose(StrEnum):
-    """What a clip draws random numbers for; each purpose has its own stream."""
+    """Purposes of a clip's random numbers; each has a stream of its own."""
 
     CAPTION = "caption"
     FRAMES = "frames"
@@ -36,7 +36,7 @@ class _HashedSeed(ISeedSequence):
 
 
 def clip_rng(seed: int, epoch: int, clip_id: int, purpose: Purpose | str) -> np.random.Generator:
-    """A generator that is the same for the same four arguments on every machine, and unrelated for any other four."""
+    """Return a generator that depends on the four arguments alone, the same on every machine."""
     message = struct.pack("<qqq", seed, epoch, clip_id) + str(purpose).encode()
     seeded: Any = _HashedSeed(hashlib.blake2b(message, digest_size=32).digest())
     return np.random.Generator(np.random.PCG64(seeded))

@@ -1,4 +1,4 @@
-"""What happens to frames on the training device: pixels as decoded ─► as shown ─► the floats that encoders take."""
+"""Frames on the training device: pixels as decoded ─► augmented ─► the floats that encoders take."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pipeline.stream.augmentation import Augmentation, Operation
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMINANCE = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in how bright a pixel looks (ITU-R BT.601)."""
+"""Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601)."""
 LARGEST_BLEND = 0.9
-"""At full strength: how far towards something, or away from it."""
+"""Weight of a blend at full strength."""
 
 
 def normalise(frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T 3 H W"]:
-    """Channels first, scaled to [0, 1], minus ImageNet's mean, over its standard deviation (§4.3)."""
+    """Move channels first, scale to [0, 1], subtract ImageNet's mean and divide by its standard deviation (§4.3)."""
     mean = torch.tensor(IMAGENET_MEAN, device=frames.device)
     std = torch.tensor(IMAGENET_STD, device=frames.device)
     return ((frames.float() / 255 - mean) / std).permute(0, 1, 4, 2, 3)
 
 
 def augment(batch: Batch, drawn: Augmentation | None) -> Batch:
-    """The batch as `drawn` says that it is shown, on the batch's device; None shows it as it is.
+    """Augment a batch as `drawn`, on the batch's device; None leaves it as it is.
 
-    All geometry is one bilinear interpolation, and the pad mask moves with the pixels: what lies outside a clip is
-    padding, zero. Colours are changed on what is shown, with statistics over all frames of a clip.
+    All geometry is one bilinear interpolation, and the pad mask moves with the pixels: whatever lies outside a clip is
+    padding, zero. Colours are changed afterwards, with statistics over all frames of a clip.
     """
     if drawn is None:
         return batch
@@ -56,7 +56,7 @@ def resample(
     maps: Float[Tensor, "B 2 3"],
     size_px: int,
 ) -> tuple[Float[Tensor, "B T 3 S S"], Bool[Tensor, "B T S S"]]:
-    """What each clip's map shows in a square of `size_px`, from 0 to 255, and its pad mask.
+    """Return the pixels that each clip's map shows in a square of `size_px`, from 0 to 255, and its pad mask.
 
     A pixel is interpolated between real ones only, and is padding if less than half of it is real.
     """
@@ -76,36 +76,36 @@ Strengths = Float[Tensor, "n 1 1 1 1"]
 
 
 def grey(frames: ClipFrames) -> Float[Tensor, "n T 1 H W"]:
-    """How bright each pixel looks."""
+    """Return the brightness of each pixel."""
     shares = torch.tensor(LUMINANCE, device=frames.device)[:, None, None]
     return (frames * shares).sum(2, keepdim=True)
 
 
 def brightness(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
-    """Towards black, or away from it."""
+    """Blend towards black, or away from it."""
     return frames * (1 + strengths * LARGEST_BLEND)
 
 
 def contrast(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
-    """Towards the clip's mean grey, or away from it."""
+    """Blend towards the clip's mean grey, or away from it."""
     total = (grey(frames) * is_real).sum((1, 2, 3, 4), keepdim=True, dtype=torch.float64)
     mean = total / is_real.sum((1, 2, 3, 4), keepdim=True).clamp(min=1)
     return _blend(mean.float(), frames, strengths)
 
 
 def saturation(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
-    """Towards grey, or away from it."""
+    """Blend towards grey, or away from it."""
     return _blend(grey(frames), frames, strengths)
 
 
 def sharpness(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
-    """Towards a mean of 3 × 3 pixels in which the middle counts five times, or away from it."""
+    """Blend towards a mean of 3 × 3 pixels in which the middle counts five times, or away from it."""
     around = F.avg_pool2d(F.pad(frames.flatten(0, 1), (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return _blend((9 * around.unflatten(0, frames.shape[:2]) + 4 * frames) / 13, frames, strengths)
 
 
 def auto_contrast(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
-    """Each channel stretched from the clip's darkest to its lightest pixel; as it is if they are equal."""
+    """Stretch each channel from the clip's darkest to its lightest pixel, unless they are equal."""
     lowest = frames.masked_fill(~is_real, 255).amin((1, 3, 4), keepdim=True)
     highest = frames.masked_fill(~is_real, 0).amax((1, 3, 4), keepdim=True)
     span = highest - lowest
@@ -113,7 +113,7 @@ def auto_contrast(frames: ClipFrames, is_real: RealPixels, strengths: Strengths)
 
 
 def equalise(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
-    """Each channel's values mapped so that the clip has about equally many pixels of each."""
+    """Map each channel's values so that the clip has about equally many pixels of each."""
     values = frames.round().long().transpose(1, 2).flatten(2)
     weights = is_real.long().expand(frames.shape).transpose(1, 2).flatten(2)
     counts = torch.zeros(*values.shape[:2], 256, dtype=torch.long, device=frames.device)
@@ -127,18 +127,18 @@ def equalise(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> C
 
 
 def invert(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
-    """Light and dark exchanged."""
+    """Exchange light and dark."""
     return 255 - frames
 
 
 def posterise(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
-    """Only the highest bits of each value: 4 to 1, never none, which would be a black clip."""
+    """Keep the 4 to 1 highest bits of each value; never none, which would be a black clip."""
     step = 2 ** (8 - (4 - (4 * strengths.abs()).floor()).clamp(min=1))
     return frames.round().div(step, rounding_mode="floor") * step
 
 
 def solarise(frames: ClipFrames, is_real: RealPixels, strengths: Strengths) -> ClipFrames:
-    """What is lighter than a threshold is inverted; the stronger, the darker the threshold."""
+    """Invert pixels that are lighter than a threshold; the stronger, the darker the threshold."""
     return torch.where(frames >= 255 * (1 - strengths.abs()), 255 - frames, frames)
 
 
@@ -147,14 +147,10 @@ def _blend(towards: Tensor, frames: ClipFrames, strengths: Strengths) -> ClipFra
 
 
 COLOUR_CHANGES: dict[Operation, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    Operation.BRIGHTNESS: brightness,
-    Operation.CONTRAST: contrast,
-    Operation.SATURATION: saturation,
-    Operation.SHARPNESS: sharpness,
-    Operation.AUTO_CONTRAST: auto_contrast,
-    Operation.EQUALISE: equalise,
-    Operation.INVERT: invert,
-    Operation.POSTERISE: posterise,
-    Operation.SOLARISE: solarise,
+    Operation(function.__name__): function
+    for function in (
+        *(brightness, contrast, saturation, sharpness, auto_contrast, equalise),
+        *(invert, posterise, solarise),
+    )
 }
-"""What each operation of colour does to (frames, which pixels are real, strengths)."""
+"""Function of each operation of colour, of (frames, which pixels are real, strengths)."""

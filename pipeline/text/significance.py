@@ -1,4 +1,4 @@
-"""S3: which words of a corpus carry its meaning. Counted by part of speech, ranked, with their families of inflections.
+"""S3: the significant words of a corpus, counted by part of speech and ranked, with their families of inflections.
 
 captions ──tagger──► WordCounts: (word, NOUN | VERB | ADJ) ──vocabulary──► SignificantWords: rank and family per id
 
@@ -63,13 +63,13 @@ class WordCounts:
     """Captions counted, equal ones each time."""
 
     def to_json(self) -> str:
-        """The counts as the published code writes them, part of speech → word → count, and the captions beside them."""
+        """Return the counts as the published code writes them, part of speech → word → count, and captions beside them."""
         captions = {"captions": self.num_captions_with, "num_captions": self.num_captions}
         return json.dumps({**self.by_pos, **captions}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> WordCounts:
-        """The counts written by `to_json`."""
+        """Read the counts written by `to_json`."""
         read = json.loads(text)
         by_pos = {pos: read[pos] for pos in CONTENT_POS}
         return cls(by_pos=by_pos, num_captions_with=read["captions"], num_captions=read["num_captions"])
@@ -92,35 +92,19 @@ class SignificantWords:
     family_members: Int64[np.ndarray, " M"]
     """Ids of words with a lemma in common, the word itself included; empty for words without a family."""
 
-    @classmethod
-    def from_ranks(
-        cls, ranks: Int64[np.ndarray, " V"], families: Sequence[Sequence[int]] | None = None
-    ) -> SignificantWords:
-        """A table that knows nothing but ranks, and families of ids if given."""
-        size = len(ranks)
-        starts, members = _flat(families if families is not None else [()] * size)
-        return cls(
-            words=("",) * size,
-            total_counts=np.zeros(size, dtype=np.int64),
-            pos_counts=np.zeros((size, len(CONTENT_POS)), dtype=np.int64),
-            ranks=ranks,
-            family_starts=starts,
-            family_members=members,
-        )
-
     @property
     def vocabulary_size(self) -> int:
-        """Number of ids."""
+        """Return the number of ids."""
         return len(self.ranks)
 
     @property
     def pos_shares(self) -> Float64[np.ndarray, "V 3"]:
-        """Share of each part of speech in a word's occurrences; 0 for words never counted."""
+        """Return the share of each part of speech in a word's occurrences; 0 for words never counted."""
         return self.pos_counts / np.maximum(self.pos_counts.sum(axis=1, keepdims=True), 1)
 
     @cached_property
     def is_continuation(self) -> Bool[np.ndarray, " V"]:
-        """True for the pieces that go on with the word of the piece before."""
+        """Return True for the pieces that continue the word of the piece before."""
         return np.array([word.startswith(PREFIX) for word in self.words], dtype=bool)
 
     @cached_property
@@ -129,17 +113,17 @@ class SignificantWords:
         return order, self.ranks[order]
 
     def significant_ids(self, top_k: int) -> Int64[np.ndarray, " S"]:
-        """The ids whose rank is at most `top_k`, best first. Ties make them a few more than `top_k + 1`."""
+        """Return the ids whose rank is at most `top_k`, best first. With ties they may be more than `top_k + 1`."""
         order, ranks = self._ids_by_rank
         return order[: np.searchsorted(ranks, min(top_k, UNRANKED - 1), side="right")]
 
     def family(self, word_id: int) -> Int64[np.ndarray, " members"]:
-        """The ids of the word's inflections, itself included; only itself if it has no family."""
+        """Return the ids of the word's inflections, itself included; only itself if it has no family."""
         members = self.family_members[self.family_starts[word_id] : self.family_starts[word_id + 1]]
         return members if len(members) else np.array([word_id])
 
     def random_word(self, rng: np.random.Generator, top_k: int) -> int:
-        """A uniformly drawn member of the family of a uniformly drawn significant word."""
+        """Draw a member of the family of a significant word, both uniformly."""
         significant = self.significant_ids(top_k)
         if not len(significant):
             raise ValueError(f"no word has a rank of at most {top_k}: count the words of the corpus before MSSM")
@@ -147,7 +131,7 @@ class SignificantWords:
         return int(family[rng.integers(len(family))])
 
     def refuse_other_vocabulary(self, pieces: Sequence[str]) -> None:
-        """ValueError unless this table was made for the vocabulary `pieces`.
+        """Raise ValueError unless this table was made for the vocabulary `pieces`.
 
         Pieces beyond ASCII are not compared: copies of BERT's vocabulary exist in which a wrong encoding spoilt them.
         """
@@ -164,7 +148,7 @@ class SignificantWords:
                 )
 
     def to_json(self) -> str:
-        """The table as the published code writes it, one list per column, and `family_ids` beside them."""
+        """Return the table as the published code writes it, one list per column, and `family_ids` beside them."""
         shares, is_ranked = self.pos_shares, self.ranks < UNRANKED
         columns: dict[str, Any] = {
             "id": list(range(self.vocabulary_size)),
@@ -179,10 +163,10 @@ class SignificantWords:
 
     @classmethod
     def from_json(cls, text: str, families: Sequence[Sequence[int]] | None = None) -> SignificantWords:
-        """The table written by `to_json` or by the published code, whose families stand in another file."""
+        """Read a table of `to_json`, or of the published code, whose families are in another file."""
         columns = json.loads(text)
-        needed = ("name", "total_count", "rank", *(f"{pos.lower()}_count" for pos in CONTENT_POS))
-        missing = [name for name in needed if name not in columns]
+        pos_columns = [f"{pos.lower()}_count" for pos in CONTENT_POS]
+        missing = [name for name in ("name", "total_count", "rank", *pos_columns) if name not in columns]
         if missing:
             raise ValueError(f"not a table of significant words: the columns {', '.join(missing)} are missing")
         totals = np.array(columns["total_count"], dtype=np.int64)
@@ -191,27 +175,27 @@ class SignificantWords:
         return cls(
             words=tuple(columns["name"]),
             total_counts=totals,
-            pos_counts=np.array([columns[f"{pos.lower()}_count"] for pos in CONTENT_POS], dtype=np.int64).T.copy(),
+            pos_counts=np.array([columns[name] for name in pos_columns], dtype=np.int64).T.copy(),
             ranks=np.where(totals > 0, np.array(columns["rank"], dtype=np.int64), UNRANKED),
             family_starts=starts,
             family_members=members,
         )
 
     def families_json(self) -> str:
-        """The families as the published code keeps them in a file of their own: a list of words per id."""
+        """Return the families as the published code keeps them in a file of their own: a list of words per id."""
         starts = self.family_starts.tolist()
         families = [self.family_members[start:stop].tolist() for start, stop in pairwise(starts)]
         return json.dumps([[self.words[member] for member in family] for family in families], ensure_ascii=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table as JSON, to a local path or a bucket."""
+        """Write the table as JSON, to a local path or a bucket."""
         storage.write_bytes_atomic(str(path), self.to_json().encode())
 
     @classmethod
     def load(
         cls, path: str | os.PathLike[str], families_path: str | os.PathLike[str] | None = None
     ) -> SignificantWords:
-        """The table in a JSON file, local or in a bucket; the published word families can be given beside it."""
+        """Read the table in a JSON file, local or in a bucket; the published word families can be given beside it."""
         text = storage.read_bytes(str(path)).decode()
         if families_path is None:
             return cls.from_json(text)
@@ -223,7 +207,7 @@ class SignificantWords:
 def count_words(
     captions: Iterable[str] | Mapping[str, int], tagger: Tagger | None = None, *, lower_case: bool = True
 ) -> WordCounts:
-    """The counts of `captions`, or of each caption as many times as the mapping says. Equal ones are tagged once."""
+    """Count the words of `captions`, or of each caption as often as the mapping says. Equal ones are tagged once."""
     if tagger is None:
         logger.warning("no tagger given: parts of speech come from the built-in dictionary and a few rules of context")
         tagger = lexicon_tagger
@@ -244,7 +228,7 @@ def count_words(
 def rank_words(
     counts: WordCounts, vocabulary: Sequence[str], config: SignificanceConfig | None = None
 ) -> SignificantWords:
-    """The table for a vocabulary: its whole words of two letters or more, the most significant first."""
+    """Make the table for a vocabulary: its whole words of two letters or more, the most significant first."""
     config = config or SignificanceConfig()
     abandoned = {word.lower() for word in config.abandoned}
     words = [word if len(word) > 1 and word.lower() not in abandoned else "" for word in whole_words(vocabulary)]
@@ -265,7 +249,7 @@ def rank_words(
 
 
 def tf_idf(counts: WordCounts, words: Sequence[str]) -> Float64[np.ndarray, " words"]:
-    """n(w) · ln(N / N(w)) of each word, a caption being a document.
+    """Return n(w) · ln(N / N(w)) of each word, a caption being a document.
 
     n(w): occurrences of w as noun, verb or adjective in the N captions; N(w): captions that hold w as one of these. It
     is the sum over all captions of n(w in it) · idf(w). A word of every caption scores 0; words that are in less than
@@ -282,21 +266,21 @@ def mine_significant_words(
     config: SignificanceConfig | None = None,
     tagger: Tagger | None = None,
 ) -> SignificantWords:
-    """The significant words of `captions` for a vocabulary: `count_words`, then `rank_words`."""
+    """Make the table of `captions` for a vocabulary: `count_words`, then `rank_words`."""
     config = config or SignificanceConfig()
     return rank_words(count_words(captions, tagger, lower_case=config.lower_case), vocabulary, config)
 
 
 def competition_ranks(scores: Real[np.ndarray, " V"]) -> Int64[np.ndarray, " V"]:
-    """The rank of each score, 0 for the largest; equal ones share the better rank and the next are skipped."""
+    """Return the rank of each score, 0 for the largest; equal ones share the better rank and the next are skipped."""
     return len(scores) - np.searchsorted(np.sort(scores), scores, side="right")
 
 
 def word_families(vocabulary: Sequence[str], pos_counts: Int64[np.ndarray, "V 3"]) -> list[list[int]]:
-    """For each id the ids in the vocabulary that share a lemma with it, itself included; empty if there is no other.
+    """Return for each id the ids that share a lemma with it, itself included; empty if there is no other.
 
-    Where a word was counted, only the lemmas of the parts of speech it was counted as hold: "saw" the verb goes with
-    "see", "saw" the noun with "saws".
+    For a word that was counted, only the lemmas of the parts of speech that it was counted as are used: "saw" the verb
+    belongs to "see", "saw" the noun to "saws".
     """
     lemmas_of = [_lemmas(word, row) for word, row in zip(vocabulary, pos_counts.tolist(), strict=True)]
     ids_of: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -311,12 +295,8 @@ def _lemmas(word: str, counts: Sequence[int]) -> list[tuple[str, str]]:
     if len(word) < 2 or not word.isalpha():
         return []
     counted = [pos for pos, count in zip(CONTENT_POS, counts, strict=True) if count]
-    return [
-        (pos, lemma)
-        for pos, lemmas in sorted(all_lemmas(word).items())
-        if pos in (counted or CONTENT_POS)
-        for lemma in lemmas
-    ]
+    known = sorted(all_lemmas(word).items())
+    return [(pos, lemma) for pos, lemmas in known if pos in (counted or CONTENT_POS) for lemma in lemmas]
 
 
 def _flat(families: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Parts of speech of caption words: by spaCy, or without any model by a dictionary of inflections and a little context.
 
-`spacy` is what the published lists were made with; `lexicon` needs nothing that is not installed anyway.
+The published lists were made with `spacy`. `lexicon` needs no model, so that words can be counted offline and in tests;
+`python jobs/benchmark.py mining` compares both with the published list.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -30,14 +31,10 @@ or "has" is the main verb; without it such words are always auxiliaries, and so 
 
 
 def all_lemmas(word: str) -> dict[str, tuple[str, ...]]:
-    """What lemminflect knows a word to be a form of: lemmas by part of speech; nothing for a word it does not know."""
+    """Return the lemmas of a word by part of speech, as lemminflect knows them; none for an unknown word."""
     import lemminflect  # brings all of spaCy along: a second that only the counting of words should wait for
 
     return lemminflect.getAllLemmas(word)
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
 
 
 _CLOSED_CLASSES = {
@@ -63,40 +60,40 @@ _CLOSED_CLASSES = {
     "hundred thousand million dozen",
     "INTJ": "oh yes hey hello wow",
 }
-_CLOSED = {word: pos for pos, words in reversed(_CLOSED_CLASSES.items()) for word in _words(words)}
-_TO_BE = _words("am is are was were be been being isn aren wasn weren re")
-_SINGULAR = _words("a an another each every one this")
+_CLOSED = {word: pos for pos, words in reversed(_CLOSED_CLASSES.items()) for word in words.split()}
+_TO_BE = frozenset(["am", "is", "are", "was", "were", "be", "been", "being", "isn", "aren", "wasn", "weren", "re"])
+_SINGULAR = frozenset(["a", "an", "another", "each", "every", "one", "this"])
 _SUFFIXES = ((r".{2,}ly", "ADV"), (r".{2,}(ing|ed)", "VERB"), (r".{3,}(ous|ful|less|able|ible|ish|ive|ic)", "ADJ"))
-_ADJECTIVES = _words(
-    "white black red blue yellow green brown gray grey pink purple small big large tiny huge little old young new tall "
-    "long short full many several few same different other wooden open empty busy"
+_ADJECTIVES = frozenset(
+    ["white", "black", "red", "blue", "yellow", "green", "brown", "gray", "grey", "pink", "purple", "small", "big", "large", "tiny", "huge", "little", "old", "young", "new", "tall", "long", "short", "full", "many", "several", "few", "same", "different", "other", "wooden", "open", "empty", "busy"]
 )
 """Adjectives that the dictionary also has as nouns or verbs, which they hardly ever are in a caption."""
-_NOUNS = _words("top home pan bar building parking dining clothing ceiling railing evening morning")
+_NOUNS = frozenset(["top", "home", "pan", "bar", "building", "parking", "dining", "clothing", "ceiling", "railing", "evening", "morning"])
 """Nouns that the dictionary also has, or only has, as something else."""
 
 
 def split_words(caption: str) -> list[str]:
-    """The words and punctuation marks of a caption, cut where BERT's vocabulary cuts them."""
+    """Split a caption into words and punctuation marks, where BERT's vocabulary splits it."""
     return re.findall(r"[^\W_]+|[^\w\s]", caption)
 
 
 def lexicon_tagger(captions: Iterable[str]) -> Iterator[list[TaggedWord]]:
-    """Tags without a model. Right for most caption words, not a parser: see `_Sentence`."""
+    """Tag captions without a model. Right for most caption words, not a parser: see `_Sentence`."""
     for caption in captions:
         words = split_words(caption)
         yield list(zip(words, lexicon_tags(words), strict=True))
 
 
 def lexicon_tags(words: list[str]) -> list[str]:
-    """One universal part of speech per word of one caption."""
-    return _Sentence.of(words).tagged()
+    """Return the universal part of speech of each word of one caption."""
+    lowered = [word.lower() for word in words]
+    return _Sentence(words=lowered, candidates=[_candidates(word) for word in lowered]).tagged()
 
 
 def spacy_tagger(model: str) -> Tagger:
-    """Tags of a spaCy model (an installed package, or the path of one), words as spaCy cuts them.
+    """Return a tagger that runs a spaCy model (an installed package, or the path of one), words as spaCy cuts them.
 
-    A model without the tags, or that is not installed, is refused with a ValueError.
+    ValueError for a model without parts of speech, or that is not installed.
     """
     nlp = _spacy_pipeline(model)
 
@@ -108,12 +105,12 @@ def spacy_tagger(model: str) -> Tagger:
 
 
 def make_tagger(name: TaggerName, spacy_model: str) -> Tagger:
-    """The tagger of this name; `spacy_model` matters to `spacy` alone."""
+    """Return the tagger of this name; only `spacy` uses `spacy_model`."""
     return spacy_tagger(spacy_model) if name == "spacy" else lexicon_tagger
 
 
 def best_tagger(spacy_model: str) -> TaggerName:
-    """`spacy` where it and the model are installed; otherwise `lexicon`, and the user is told what that means."""
+    """Return `spacy` where it and the model are installed; otherwise warn and return `lexicon`."""
     if importlib.util.find_spec("spacy") and (_model_package(spacy_model) or Path(spacy_model).is_dir()):
         return "spacy"
     logger.warning(
@@ -125,7 +122,7 @@ def best_tagger(spacy_model: str) -> TaggerName:
 
 
 def tagger_version(name: TaggerName, spacy_model: str) -> str:
-    """What the tags depend on, in words: program, model and their versions."""
+    """Name what the tags depend on: program, model and their versions."""
     if name == "lexicon":
         return f"built-in dictionary, lemminflect {importlib.metadata.version('lemminflect')}"
     meta = _spacy_pipeline(spacy_model).meta
@@ -149,14 +146,14 @@ def _spacy_pipeline(model: str) -> Any:
 
 
 def _model_package(model: str) -> str | None:
-    """The installed package of a spaCy model: of this name, or of one that begins with it, as redistributions have."""
+    """Return the installed package of a spaCy model of this name, or of one that begins with it, as in redistributions."""
     packages = {point.name: point.value for point in importlib.metadata.entry_points(group="spacy_models")}
     return next((packages[name] for name in sorted(packages) if f"{name}_".startswith(f"{model}_")), None)
 
 
 @lru_cache(maxsize=65536)
 def _candidates(word: str) -> frozenset[str]:
-    """The parts of speech that a lower-case word can have."""
+    """Return the parts of speech that a lower-case word can have."""
     if not word[0].isalnum():
         return frozenset({"PUNCT"})
     if word[0].isdigit():
@@ -178,7 +175,7 @@ def _candidates(word: str) -> frozenset[str]:
 
 @lru_cache(maxsize=65536)
 def _verb_form(word: str) -> str:
-    """How a word would be inflected if it were a verb: "base", "third", "ing", "past"; empty if it is none."""
+    """Return the form of a word as a verb: "base", "third", "ing", "past"; empty if it is no verb."""
     lemmas = all_lemmas(word).get("VERB", ())
     if not lemmas:
         return {"ing": "ing", "ed": "past"}.get(word[-3:] if word.endswith("ing") else word[-2:], "")
@@ -198,22 +195,17 @@ def _is_plural(word: str) -> bool:
 class _Sentence:
     """One caption while it is tagged from left to right.
 
-    A word that can be several things is decided by the word before it, by whether a noun can follow, and by whether
+    An ambiguous word is decided by the word before it, by whether a noun can follow, and by whether
     the clause still lacks its verb.
     """
 
     words: list[str]
     candidates: list[frozenset[str]]
-    tags: list[str]
+    tags: list[str] = field(default_factory=list)
     is_singular: bool = False
-    """The noun phrase at hand began with "a" or the like, so a word in -s is no part of it."""
+    """The current noun phrase began with "a" or the like, so a word in -s is no part of it."""
     has_verb: bool = False
-    """The clause at hand has its verb."""
-
-    @classmethod
-    def of(cls, words: list[str]) -> _Sentence:
-        lowered = [word.lower() for word in words]
-        return cls(words=lowered, candidates=[_candidates(word) for word in lowered], tags=[])
+    """The current clause has its verb."""
 
     def tagged(self) -> list[str]:
         for index in range(len(self.words)):
@@ -255,9 +247,8 @@ class _Sentence:
         can, form, before = self.candidates[index], _verb_form(self.words[index]), self.words[index - 1]
         if before in _TO_BE:
             return self._first(can, ("VERB", "ADJ") if form in ("ing", "past") else ("ADJ", "NOUN"))
-        if before == "to" and (form != "base" or (index > 1 and self.tags[index - 2] in ("ADP", "ADV"))):
-            return self._inside_noun_phrase(index)
-        if before == "s":
+        is_preposition = before == "to" and (form != "base" or (index > 1 and self.tags[index - 2] in ("ADP", "ADV")))
+        if is_preposition or before == "s":
             return self._inside_noun_phrase(index)
         return self._first(can, ("VERB", "ADJ", "NOUN"))
 
@@ -300,10 +291,8 @@ class _Sentence:
         return not (form == "ing" and "VERB" in self.candidates[after])
 
     def _clause_wants_verb_in_s(self, index: int) -> bool:
-        """Whether the word in -s at `index` is likelier the clause's verb than a plural."""
-        if self.is_singular:
-            return True
-        return not self.has_verb and not self._clear_verb_follows(index)
+        """Return whether the word in -s at `index` is likelier the clause's verb than a plural."""
+        return self.is_singular or (not self.has_verb and not self._clear_verb_follows(index))
 
     def _clear_verb_follows(self, index: int) -> bool:
         for after in range(index + 1, len(self.words)):

@@ -29,7 +29,7 @@ MAX_LETTERS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialIds:
-    """Ids of the five tokens that are no word."""
+    """Ids of the five special tokens."""
 
     pad: int
     unknown: int
@@ -39,7 +39,7 @@ class SpecialIds:
 
     @cached_property
     def ascending(self) -> tuple[int, ...]:
-        """All five, in ascending order."""
+        """Return all five in ascending order."""
         return tuple(sorted((self.pad, self.unknown, self.cls, self.sep, self.mask)))
 
 
@@ -55,10 +55,11 @@ class Tokenizer:
 
     @classmethod
     def from_pieces(cls, pieces: Sequence[str]) -> Tokenizer:
-        """A tokenizer for a vocabulary list: the line number is the id."""
+        """Make a tokenizer for a vocabulary list, whose line numbers are the ids."""
         vocabulary = {piece: index for index, piece in enumerate(pieces)}
         if len(vocabulary) != len(pieces):
-            raise ValueError(f"a vocabulary must not repeat a piece, but {_first_repeated(pieces)!r} occurs twice")
+            repeated, _ = Counter(pieces).most_common(1)[0]
+            raise ValueError(f"a vocabulary must not repeat a piece, but {repeated!r} occurs twice")
         _refuse_missing_specials(vocabulary)
         model = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=100))
         model.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -70,17 +71,14 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """The tokenizer written by `to_json`, or any word-piece `tokenizer.json` with BERT's five special tokens."""
+        """Read what `to_json` wrote, or any word-piece `tokenizer.json` with BERT's five special tokens."""
         return cls._wrap(tokenizers.Tokenizer.from_str(text))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer in a folder or bucket (`tokenizer.json` or `vocab.txt`) or in one such file."""
-        file_path = _vocabulary_file(os.fspath(path))
-        text = storage.read_bytes(file_path).decode().replace("\r\n", "\n")
-        if file_path.endswith(".json"):
-            return cls.from_json(text)
-        return cls.from_pieces(_told_apart(text.removesuffix("\n").split("\n"), file_path))
+        """Read the tokenizer in a folder or bucket (`tokenizer.json` or `vocab.txt`) or in one such file."""
+        file_path, text = _read_vocabulary(os.fspath(path))
+        return cls.from_json(text) if file_path.endswith(".json") else cls.from_pieces(_lines(text, file_path))
 
     @classmethod
     def _wrap(cls, model: tokenizers.Tokenizer) -> Tokenizer:
@@ -103,21 +101,18 @@ class Tokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of ids."""
+        """Return the number of ids."""
         return len(self.pieces)
 
     def to_json(self) -> str:
-        """Everything `from_json` needs; Hugging Face reads it too."""
+        """Return what `from_json` and Hugging Face's libraries read."""
         return self.model.to_str(pretty=False)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """The path of the `tokenizer.json` written into `folder`."""
-        file_path = Path(folder) / "tokenizer.json"
-        file_path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = file_path.with_suffix(".json.partial")
-        partial_path.write_text(self.to_json(), encoding="utf-8")
-        partial_path.replace(file_path)
-        return file_path
+        """Write `tokenizer.json` into `folder` and return its path."""
+        path = Path(folder) / "tokenizer.json"
+        storage.write_bytes_atomic(str(path), self.to_json().encode())
+        return path
 
     def encode(
         self,
@@ -125,10 +120,10 @@ class Tokenizer:
         max_tokens: int = 30,
         window_rng: Callable[[int], np.random.Generator] | None = None,
     ) -> list[Int64[np.ndarray, " length"]]:
-        """The ids of each caption, [CLS] … [SEP], at most `max_tokens` long and not padded.
+        """Return the ids of each caption, [CLS] … [SEP], at most `max_tokens` long and not padded.
 
-        A longer caption keeps its beginning, or a random window drawn with `window_rng(index of the caption)`. Masked
-        and raw views of a caption are to be made from one result of this call, so that they show the same window.
+        A longer caption keeps its beginning, or a random window drawn with `window_rng(index of the caption)`. Make
+        masked and raw views of a caption from the same result of this call, so that they show the same window.
         """
         if max_tokens < 3:
             raise ValueError(f"max_tokens must leave room for [CLS], a word and [SEP], so at least 3, got {max_tokens}")
@@ -142,7 +137,7 @@ class Tokenizer:
         return rows
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """The text of `ids`, without [CLS], [SEP] and [PAD]; [MASK] and [UNK] stay visible."""
+        """Return the text of `ids`, without [CLS], [SEP] and [PAD]; [MASK] and [UNK] stay visible."""
         hidden = {self.special.cls, self.special.sep, self.special.pad}
         pieces = [self.pieces[index] for index in map(int, ids) if index not in hidden]
         return " ".join(pieces).replace(f" {PREFIX}", "")
@@ -154,7 +149,7 @@ def _from_json(text: str) -> Tokenizer:
 
 
 def random_truncate(pieces: list[int], num_kept: int, rng: np.random.Generator | None) -> list[int]:
-    """`num_kept` neighbouring pieces from a random start, the first ones without an rng; all if there are no more."""
+    """Return `num_kept` neighbouring pieces from a random start, or the first ones without an rng; all if fewer."""
     if len(pieces) <= num_kept:
         return pieces
     start = 0 if rng is None else int(rng.integers(len(pieces) - num_kept + 1))
@@ -162,19 +157,13 @@ def random_truncate(pieces: list[int], num_kept: int, rng: np.random.Generator |
 
 
 def read_pieces(path: str) -> list[str]:
-    """The piece of each id of any vocabulary: `tokenizer.json` or `vocab.txt`, or a folder or bucket with one of them.
+    """Read the piece of each id of any vocabulary: `tokenizer.json`, `vocab.txt`, or a folder or bucket with either.
 
     Unlike `Tokenizer.load` it takes every kind of pieces and special tokens. Ids without a piece are empty.
     """
-    file_path = path
-    if storage.is_folder(path):
-        names = [name for name in ("tokenizer.json", "vocab.txt") if storage.exists(storage.join(path, name))]
-        if not names:
-            raise FileNotFoundError(f"no vocabulary: {path} holds neither tokenizer.json nor vocab.txt")
-        file_path = storage.join(path, names[0])
-    text = storage.read_bytes(file_path).decode()
+    file_path, text = _read_vocabulary(path)
     if not file_path.endswith(".json"):
-        return _told_apart(text.removesuffix("\n").split("\n"), file_path)
+        return _lines(text, file_path)
     try:
         id_of = tokenizers.Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises nothing more exact
@@ -184,7 +173,7 @@ def read_pieces(path: str) -> list[str]:
 
 
 def whole_words(pieces: Sequence[str]) -> list[str]:
-    """The word that each piece of a vocabulary is; empty for a part of one.
+    """Return the word that each piece of a vocabulary is; empty for a part of one.
 
     Byte-level pieces ("Ġdog") and SentencePiece's ("▁dog") mark what begins a word, CLIP's ("dog</w>") what ends one;
     word pieces mark what goes on with one ("##s"). A mark that a tenth of the pieces carry is the vocabulary's.
@@ -204,7 +193,7 @@ def whole_words(pieces: Sequence[str]) -> list[str]:
 
 
 def train_wordpiece(captions: Iterable[str], vocabulary_size: int) -> Tokenizer:
-    """A tokenizer whose vocabulary is learned from `captions`: at most `vocabulary_size` pieces, always the same ones.
+    """Learn a vocabulary from `captions`: at most `vocabulary_size` pieces, always the same ones.
 
     Every letter seen is in the vocabulary both as the start of a word and inside one, so no word of them is unknown.
     """
@@ -240,14 +229,14 @@ def _letters(captions: Sequence[str]) -> list[str]:
     return sorted(frequent)
 
 
-def _vocabulary_file(path: str) -> str:
-    names = ("tokenizer.json", "vocab.txt") if storage.is_folder(path) else ()
-    candidates = [storage.join(path, name) for name in names] or [path]
-    for candidate in candidates:
-        if storage.exists(candidate):
-            return candidate
-    wanted = " or ".join(candidates)
-    raise FileNotFoundError(f"no vocabulary: {wanted} does not exist; give a tokenizer.json, a vocab.txt or a folder")
+def _read_vocabulary(path: str) -> tuple[str, str]:
+    """Return path and text of the vocabulary at `path`: a file, or a folder with one."""
+    is_folder = storage.is_folder(path)
+    candidates = [storage.join(path, name) for name in ("tokenizer.json", "vocab.txt")] if is_folder else [path]
+    if file_path := next((candidate for candidate in candidates if storage.exists(candidate)), None):
+        return file_path, storage.read_bytes(file_path).decode()
+    missing = "holds neither tokenizer.json nor vocab.txt" if is_folder else "does not exist"
+    raise FileNotFoundError(f"no vocabulary: {path} {missing}; give a tokenizer.json, a vocab.txt or a folder")
 
 
 def _refuse_missing_specials(vocabulary: dict[str, int]) -> None:
@@ -256,17 +245,11 @@ def _refuse_missing_specials(vocabulary: dict[str, int]) -> None:
         raise ValueError(f"the vocabulary lacks {', '.join(missing)}; a BERT vocabulary has all of {SPECIAL_TOKENS}")
 
 
-def _told_apart(pieces: list[str], file_path: str) -> list[str]:
+def _lines(text: str, file_path: str) -> list[str]:
+    """Return the pieces of a vocab.txt, its repeated lines under names of their own."""
     # Copies of BERT's vocabulary that went through a wrong encoding repeat lines; the others keep their numbers.
-    seen: set[str] = set()
-    unique = []
-    for index, piece in enumerate(pieces):
-        unique.append(f"[repeated {index}]" if piece in seen else piece)
-        seen.add(piece)
-    if len(seen) < len(pieces):
-        logger.warning("%s repeats %d lines; their ids will never occur", file_path, len(pieces) - len(seen))
-    return unique
-
-
-def _first_repeated(pieces: Sequence[str]) -> str:
-    return Counter(pieces).most_common(1)[0][0]
+    pieces = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    first = {piece: index for index, piece in reversed(list(enumerate(pieces)))}
+    if len(first) < len(pieces):
+        logger.warning("%s repeats %d lines; their ids will never occur", file_path, len(pieces) - len(first))
+    return [piece if first[piece] == index else f"[repeated {index}]" for index, piece in enumerate(pieces)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import table_of_ranks
 
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.stream.collate import collate
@@ -134,6 +135,6 @@ def test_frames_pass_untouched_and_may_be_read_only() -> None:
 def test_rows_and_tables_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="same number of clips"):
         dataclasses.replace(make_rows([0, 1]), captions=["x"])
-    small = SignificantWords.from_ranks(np.zeros(5, dtype=np.int64))
+    small = table_of_ranks(np.zeros(5, dtype=np.int64))
     with pytest.raises(ValueError, match="has 5 ids, the vocabulary"):
         collate(make_rows([0]), tokenizer=TOKENIZER, table=small, masking=MaskingConfig(), num_words=3, seed=0)

@@ -11,6 +11,7 @@ import pytest
 from golden import Recording, golden
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import table_of_ranks
 
 from pipeline.records import IGNORED_LABEL
 from pipeline.stream.loader import choose_caption
@@ -37,7 +38,7 @@ def make_table() -> SignificantWords:
     ranks = np.full(VOCABULARY_SIZE, UNRANKED)
     ranks[5 : 5 + NUM_SIGNIFICANT] = np.arange(NUM_SIGNIFICANT)
     family = [5, 6, 30]
-    return SignificantWords.from_ranks(ranks, [family if i in family else [] for i in range(VOCABULARY_SIZE)])
+    return table_of_ranks(ranks, [family if i in family else [] for i in range(VOCABULARY_SIZE)])
 
 
 TABLE = make_table()
@@ -198,7 +199,7 @@ def test_a_random_piece_is_never_special(seed: int) -> None:
 
 
 def test_mssm_without_any_counted_word_says_what_to_do() -> None:
-    table = SignificantWords.from_ranks(np.full(VOCABULARY_SIZE, UNRANKED))
+    table = table_of_ranks(np.full(VOCABULARY_SIZE, UNRANKED))
     config = MaskingConfig(mask_share=0.0, random_share=1.0)
     ids = np.array([SPECIAL.cls, 20, 21, SPECIAL.sep])
     with pytest.raises(ValueError, match="count the words of the corpus"):
@@ -286,7 +287,7 @@ def mssm_golden() -> tuple[Recording, SpecialIds, SignificantWords, MaskingConfi
     for word_id, members in zip(significant, np.split(recorded["in/family/members_flat"], ends[:-1]), strict=True):
         families[word_id] = members.tolist()
     config = MaskingConfig(top_k=recorded_settings["top_k"], ratio=recorded_settings["probability"])
-    return recorded, special, SignificantWords.from_ranks(ranks, families), config
+    return recorded, special, table_of_ranks(ranks, families), config
 
 
 def test_golden_mssm_eligibility_and_number() -> None:
@@ -326,7 +327,7 @@ def test_golden_mssm_frequencies() -> None:
 def test_golden_lvwm_positions() -> None:
     recorded = golden("lvwm")
     num_words = recorded.settings["words_per_caption"]
-    table = SignificantWords.from_ranks(recorded["in/positions/rank_table"].astype(np.int64))
+    table = table_of_ranks(recorded["in/positions/rank_table"].astype(np.int64))
     top_k = int(recorded["in/positions/top_k"])
     special = SpecialIds(pad=0, unknown=100, cls=101, sep=102, mask=103)
     labels, masked_ids = recorded["in/positions/labels"], recorded["in/positions/masked_ids"]

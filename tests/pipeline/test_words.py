@@ -142,7 +142,7 @@ def test_wrong_input_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
         Tokenizer.from_pieces(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "x"])
     with pytest.raises(ValueError, match="'x' occurs twice"):
         Tokenizer.from_pieces([*SPECIAL_TOKENS, "x", "x"])
-    with pytest.raises(FileNotFoundError, match=r"vocab\.txt does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"holds neither tokenizer\.json nor vocab\.txt"):
         Tokenizer.load(tmp_path)
     with pytest.raises(ValueError, match="at least 3, got 2"):
         tokenizer.encode(["x"], max_tokens=2)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import itertools
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -48,8 +48,8 @@ class FaultyStore(ThreadingHTTPServer):
         self.gone_until = float("-inf")
         """Until then, in monotonic time, every request is answered 503."""
         self.counts: Counter[str] = Counter()
-        self.most_at_once = self._num_waiting = 0
-        self._gets, self._lock = itertools.count(1), threading.Lock()
+        self.most_at_once = self._num_waiting = self._num_gets = 0
+        self._lock = threading.Lock()
 
     def wait(self) -> None:
         """Pass the latency."""
@@ -61,25 +61,28 @@ class FaultyStore(ThreadingHTTPServer):
             self._num_waiting -= 1
 
     def fault(self, method: str) -> str:
-        """The fault of the next request: "slow_down", "cut", "refused", or "" for none."""
-        number = next(self._gets) if method == "GET" else 0
-        chosen = ""
-        if time.monotonic() < self.gone_until:
-            chosen = "gone"
-        elif method == "PUT" and self.faults.put_refusal:
-            chosen = "refused"
-        elif _is_due(number, self.faults.cut_every):
-            chosen = "cut"
-        elif _is_due(number, self.faults.slow_down_every):
-            chosen = "slow_down"
+        """Choose the fault of the next request: "gone", "refused", "cut", "slow_down", or "whole" for none."""
         with self._lock:
-            self.counts[chosen or "whole"] += 1
-        return chosen
+            self._num_gets += method == "GET"
+            is_due = {
+                "gone": time.monotonic() < self.gone_until,
+                "refused": method == "PUT" and bool(self.faults.put_refusal),
+                "cut": method == "GET" and _is_due(self._num_gets, self.faults.cut_every),
+                "slow_down": method == "GET" and _is_due(self._num_gets, self.faults.slow_down_every),
+                "whole": True,
+            }
+            fault = next(name for name, due in is_due.items() if due)
+            self.counts[fault] += 1
+        return fault
+
+
+def _is_due(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
 
 
 @contextlib.contextmanager
 def faulty_store(target: str, faults: Faults) -> Iterator[FaultyStore]:
-    """A store with `faults` before the endpoint `target`, while the context lasts."""
+    """Run a store with `faults` before the endpoint `target` while the context lasts."""
     with FaultyStore(target, faults) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
@@ -90,10 +93,6 @@ def faulty_store(target: str, faults: Faults) -> Iterator[FaultyStore]:
             thread.join()
 
 
-def _is_due(number: int, every: int) -> bool:
-    return bool(number and every) and number % every == 0
-
-
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: FaultyStore  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -101,47 +100,44 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.wait()
-        match self.server.fault(self.command):
-            case "slow_down" | "gone":
-                self.refuse("503 SlowDown")
-            case "refused":
-                self.refuse(self.server.faults.put_refusal)
-            case fault:
-                self.pass_on(body, is_cut=fault == "cut")
+        fault = self.server.fault(self.command)
+        if fault in ("slow_down", "gone", "refused"):
+            self.refuse(self.server.faults.put_refusal if fault == "refused" else "503 SlowDown")
+        else:
+            self.pass_on(body, is_cut=fault == "cut")
 
     def refuse(self, words: str) -> None:
         status, code = words.split()
         content = f"<Error><Code>{code}</Code><Message>a fault of the test</Message></Error>".encode()
-        self.send_response(int(status))
-        self.send_header("Content-Type", "application/xml")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        self.send(int(status), {"Content-Type": "application/xml", "Content-Length": str(len(content))}, content)
 
     def pass_on(self, body: bytes, *, is_cut: bool) -> None:
         target = self.server.target
         connection = http.client.HTTPConnection(str(target.hostname), target.port or 80)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():
-            if name.lower() not in OWN_HEADERS:
-                connection.putheader(name, value)
-        connection.putheader("Content-Length", str(len(body)))
+        for name, value in {**_foreign(self.headers), "Content-Length": str(len(body))}.items():
+            connection.putheader(name, value)
         connection.endheaders(body)
         with contextlib.closing(connection), connection.getresponse() as response:
             content = response.read()
-        self.send_response(response.status)
-        for name, value in response.getheaders():
-            if name.lower() not in OWN_HEADERS:
-                self.send_header(name, value)
         length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
-        if length is not None:
-            self.send_header("Content-Length", length)
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if is_cut else content)
+        headers = _foreign(response.headers) | ({} if length is None else {"Content-Length": length})
+        self.send(response.status, headers, content[: len(content) // 2] if is_cut else content)
         self.close_connection = is_cut
 
+    def send(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the requests of a test are no news."""
+        """Log nothing: the requests of a test are no news."""
+
+
+def _foreign(headers: Message) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in OWN_HEADERS}
 
 
 for _method in ("GET", "HEAD", "PUT", "POST", "DELETE"):

@@ -13,7 +13,7 @@ from cluster.head import free_ports
 from cluster.run import DATA_NODES
 
 START_SECONDS = 300.0
-"""That many nodes may take to start beside each other."""
+"""Time limit for many nodes that start beside each other."""
 
 
 @dataclass
@@ -30,11 +30,11 @@ class LocalCluster:
 
     @property
     def address(self) -> str:
-        """Of its control store."""
+        """Return the address of its control store."""
         return self.cluster.address
 
     def fill(self, num_train: int = 1, num_data: int = 1) -> None:
-        """As many nodes of both kinds as there should be."""
+        """Add nodes of both kinds until there are so many."""
         common = {"object_store_memory": self.store_bytes, "include_log_monitor": self.shows_logs, "wait": False}
         while len(self.train_nodes) < num_train:
             self.train_nodes.append(self.cluster.add_node(num_cpus=1, **common))
@@ -43,7 +43,7 @@ class LocalCluster:
         self.cluster.wait_for_nodes(START_SECONDS)
 
     def kill(self, nodes: list[Any], node: Any) -> None:
-        """A node is gone without a word."""
+        """Kill a node without notice."""
         nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
@@ -52,7 +52,7 @@ class LocalCluster:
 def running_cluster(
     *, data_cpus: int = 1, store_bytes: int = 100 * 2**20, shows_logs: bool = True
 ) -> Iterator[LocalCluster]:
-    """A cluster that is gone at the end, with all it started.
+    """Run a cluster, and end it with all it started.
 
     `data_cpus`: of each node that decodes; one that trains has one. `store_bytes`: each node's object store.
     """

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 T = TypeVar("T")
 
 MARKER = "SNPS3_BENCHMARK"
@@ -22,12 +20,12 @@ MARKER = "SNPS3_BENCHMARK"
 
 
 def pss_bytes(marker: str) -> int:
-    """Memory of the processes that carry `marker` in their environment; shared pages count in shares."""
+    """Return the memory of the processes that carry `marker` in their environment; shared pages count in shares."""
     return sum(info["memory_full_info"].pss for info in _marked(marker, "memory_full_info"))
 
 
 def cpu_seconds(marker: str) -> Counter[str]:
-    """CPU time that the processes with `marker` have used so far, by what they are to Ray."""
+    """Return the CPU time that the processes with `marker` have used so far, by what they are to Ray."""
     used: Counter[str] = Counter()
     for info in _marked(marker, "cmdline", "cpu_times"):
         used[kind_of(info["cmdline"])] += info["cpu_times"].user + info["cpu_times"].system
@@ -35,7 +33,7 @@ def cpu_seconds(marker: str) -> Counter[str]:
 
 
 def kind_of(command: list[str]) -> str:
-    """What a process is to Ray, by its command line: an actor or task by its name, `raylet`, `node agents`, …"""
+    """Return what a process is to Ray, by its command line: an actor or task by its name, `raylet`, `node agents`, …"""
     text = " ".join(command)
     if text.startswith("ray::"):
         return re.split(r"[.(:]", text.removeprefix("ray::"))[0].strip() or "idle worker"
@@ -49,7 +47,7 @@ def kind_of(command: list[str]) -> str:
 
 @contextlib.contextmanager
 def sampled(read: Callable[[], T], every_seconds: float) -> Iterator[list[tuple[float, T]]]:
-    """Times (`time.perf_counter`), and what `read` gave at them, for as long as the block lasts."""
+    """Collect (`time.perf_counter`, result of `read`) every few seconds while the block lasts."""
     samples: list[tuple[float, T]] = []
     is_done = threading.Event()
 
@@ -66,17 +64,19 @@ def sampled(read: Callable[[], T], every_seconds: float) -> Iterator[list[tuple[
         sampler.join()
 
 
-def _marked(marker: str, *wanted: str) -> Iterator[dict[str, Any]]:
+def _marked(marker: str, *fields: str) -> Iterator[dict[str, Any]]:
+    import psutil  # a dependency of measurements only
+
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARKER) == marker:
-                yield process.as_dict(wanted)
+                yield process.as_dict(fields)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
 
 
 def bytes_spilled() -> int:
-    """Bytes that the object stores of Rays of our own have written to disk at the moment."""
+    """Return the bytes that the object stores of our own Rays have on disk at the moment."""
     folder = Path(tempfile.gettempdir())
     sessions = [*folder.glob("snps3-*/ray/session_*"), *folder.glob("ray/session_*")]
     files = (file for session in sessions for file in session.glob("ray_spilled_objects*/**/*"))
