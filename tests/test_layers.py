@@ -28,8 +28,9 @@ ROOMS = {
     },
     "pipeline.synthetic": {"pipeline.decode"},
     "snps3_model": {"pipeline.records"},
-    "cluster": set(),
-    "jobs.run": {"pipeline", "snps3_model.config"},
+    "cluster.ray_internals": set(),
+    "cluster": {"cluster.ray_internals"},
+    "jobs.run": {"cluster.ray_internals", "pipeline", "snps3_model.config"},
     "jobs.tracking": {"jobs.ROOT", "pipeline.storage"},
     "jobs.tasks": {"jobs.run", "pipeline", "snps3_model"},
     "jobs.training": {"jobs.run", "jobs.tracking", "jobs.tasks", "cluster", "pipeline", "snps3_model"},
@@ -81,8 +82,8 @@ ONE_FILE = {
     "lmdb": "pipeline/corpus/media.py",
     "lemminflect": "pipeline/text/tagging.py",
 }
-EXCEPTIONS = {"jobs/benchmarks/loaders.py", "jobs/inference/mlflow_model.py"}
-"""Other people's loaders with their own means, measured against ours; and what MLflow runs by itself."""
+EXCEPTIONS = {"cluster/ray_internals.py", "jobs/benchmarks/loaders.py", "jobs/inference/mlflow_model.py"}
+"""Private Ray; other people's loaders with their own means, measured against ours; and what MLflow runs by itself."""
 
 
 def imported_names(source: str) -> set[str]:
@@ -192,6 +193,12 @@ def test_each_home_imports_what_it_is_the_home_of() -> None:
         "torch.nn.parallel",
     ):
         assert any(is_in(name, library) for name in NAMES[ONE_FILE[library]])
+
+
+def test_private_ray_is_used_in_one_file_of_the_product() -> None:
+    private = re.compile(r"ray\b[\w.]*\._internal|\b_internal_head|ray\._private|ray\._raylet")
+    users = {path for path in NAMES if private.search((ROOT / path).read_text())}
+    assert {path for path in users if not path.startswith("jobs/benchmarks/")} == {"cluster/ray_internals.py"}
 
 
 def test_a_process_that_decodes_starts_without_what_takes_long() -> None:

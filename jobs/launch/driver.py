@@ -138,7 +138,7 @@ def clean(run_folder: str) -> None:
     """What an earlier try has left in the run's folder and nobody is to read is gone."""
     for name in (trainer.STOP_FILE, run_files.FAILURE):
         storage.remove(f"{run_folder}/{name}")
-    for name in run_files.sweep(run_folder):
+    for name in run_files.remove_uncommitted_checkpoints(run_folder):
         print(f"removed {name}, which was uploaded but never committed")
 
 
