@@ -209,6 +209,12 @@ def test_a_process_that_decodes_starts_without_what_takes_long() -> None:
     assert found.stdout.split() == []
 
 
+def test_opening_no_run_imports_no_mlflow() -> None:
+    script = "import sys, jobs.tracking.mlflow_runs; print(*{'mlflow', 'pandas', 'requests'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
 def test_no_module_is_named_after_nothing() -> None:
     assert not {path for path in NAMES if Path(path).stem in ("utils", "helpers", "common", "misc", "base")}
 
