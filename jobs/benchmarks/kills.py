@@ -15,7 +15,6 @@ import functools
 import hashlib
 import itertools
 import json
-import logging
 import os
 import pickle
 import random
@@ -26,19 +25,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import state
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated import autoscaler_pb2
-from ray.util import placement_group_table
 
 from cluster.run import Runtime
 from jobs import ROOT
+from jobs.benchmarks.support.leftovers import leftovers, refuse_unknown_actors
 from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
 from jobs.launch import driver as launch
 from jobs.run import run_files
@@ -346,6 +344,8 @@ def kills(
         cluster = stack.enter_context(running_cluster())
         cluster.fill()
         whole = Driver(small_run("whole", manifest, small_placement(f"{folder}/whole")), cluster.address)
+        whole.wait_for_step(1)
+        refuse_unknown_actors(cluster.address)
         whole.finish()
         wanted = weights_of(whole.storage / "whole")
         runs = []
@@ -380,23 +380,6 @@ def restart(manifest: str = "", num_runs: int = 5) -> dict[str, Any]:
         "seconds_for_data_and_first_step": step - group,
         "all": [run["seconds_to_step"] for run in found],
     }
-
-
-def leftovers(address: str) -> list[str]:
-    """Actors of runs that are still alive, and placement groups that are still held, after all runs are over."""
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    try:
-        time.sleep(10)  # a killed driver is noticed by its silence
-        groups = [f"placement group {key}" for key, one in placement_group_table().items() if one["state"] != "REMOVED"]
-        actors = state.actors().values()
-        return groups + [f"{one['ActorClassName']} {one['State']}" for one in actors if _is_of_a_run(one)]
-    finally:
-        ray.shutdown()
-
-
-def _is_of_a_run(actor: Mapping[str, Any]) -> bool:
-    kinds = ("RayTrainWorker", "TrainController", "SplitCoordinator", "DatasetManager", "PreemptionWatcher")
-    return actor["State"] != "DEAD" and any(kind in actor["ActorClassName"] for kind in kinds)
 
 
 def small_corpus(folder: str) -> str:
