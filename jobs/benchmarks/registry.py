@@ -23,6 +23,7 @@ from jobs.benchmarks.dedup import dedup
 from jobs.benchmarks.downstream_scores import downstream, two_stage
 from jobs.benchmarks.gpu_step import gpu_step
 from jobs.benchmarks.kills import kills, restart
+from jobs.benchmarks.lease import lease
 from jobs.benchmarks.loaders import loaders
 from jobs.benchmarks.mining import mining
 from jobs.benchmarks.s3_faults import s3_faults
@@ -124,6 +125,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "dedup": dedup,
     "kills": kills,
     "restart": restart,
+    "lease": lease,
     "overhead": overhead,
     "control-plane": control_plane,
     "two-stage": two_stage,
