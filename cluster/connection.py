@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 
 import ray
 
+from cluster import ray_internals
+
 GIVEN_BACK_SECONDS = 15.0
 ADDRESS = "RAY_ADDRESS"
 """Environment variable that names a Ray."""
@@ -62,6 +64,7 @@ def connected_ray(
     `is_watched`: what workers print is shown, and a Ray of our own has its dashboard.
     `num_cpus`: of a Ray of our own, by default as many as there are.
     """
+    ray_internals.silence_progress()
     if ray.is_initialized():
         with _address_told():
             yield

@@ -1,6 +1,12 @@
-"""How large a cluster a run needs, how long it takes and what it costs.
+"""How large a cluster a run needs, how long it takes and, with a table of prices, what it costs.
 
-python -m cluster.plan --clips 2500000 --epochs 10 --num-gpus 8
+python -m cluster.plan --clips 2500000 --epochs 10 --num-gpus 8 [--prices prices.csv]
+
+The table of `--prices` is a CSV file, or a JSON list of objects with the same names (here with invented numbers):
+
+    machine,dollars_per_hour,spot_dollars_per_hour,cpus,gpus
+    m6i.2xlarge,0.40,,8,0
+    bucket-gb-month,0.02,,,
 
 Everything is worked out from one formula: what arrives per second is the smallest of what each part can do,
 
@@ -18,30 +24,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
-from cluster.prices import (
+from cluster.machines import (
     DECODERS,
     HEADS,
     MACHINES,
-    PRICE_NOTE,
-    PRICED,
-    REGIONS,
-    STORE_DOLLARS_PER_1000_READS,
-    STORE_DOLLARS_PER_GB_MONTH,
+    PEAK_TFLOPS,
     TRAINERS,
     Cloud,
     Machine,
 )
+from cluster.measurements import DECODE_SECONDS_PER_CLIP
+from cluster.prices import dollars, read_prices
 
 DECODE_EFFICIENCY = 0.83
 """Measured on two cores that also carried Ray's own processes and the receiving worker; larger machines should do
 better, which has not been measured."""
-PEAK_TFLOPS = {"L4": 121.0, "A100": 312.0, "H100": 989.0}
-"""Dense bf16, by the makers' data sheets."""
 GFLOPS_PER_FRAME = {"resnet50": 24.6, "pvt_v2_b2": 24.0, "video_swin_small": 60.4}
 """Training one frame of 224 px, forward and backward. Video Swin as torch counts it; the others three times twice the
 4.1 and 4.0 G multiply-adds that were published."""
@@ -55,6 +58,13 @@ PREFETCHED_BATCHES = 2
 """Batches that a worker asks for ahead (`Runtime.tables` in cluster/run.py)."""
 BLOCK_BYTES = 16 * 2**20
 """Pixels of a block of the data path at most (pipeline/stream/loader.py)."""
+
+MONEY = {
+    "dollars_machines": "{0.dollars_machines:.0f} for machines at {0.dollars_per_hour:.2f} per hour",
+    "dollars_bucket_reads": "{0.dollars_bucket_reads:.2f} for reads",
+    "dollars_bucket_per_month": "{0.dollars_bucket_per_month:.2f} per month of storage",
+}
+"""By field, how the plan says what it costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +82,7 @@ class PlanConfig:
     """Clips of a step on each GPU."""
     source_bytes_per_clip: int = 500_000
     """What is read from the object store for one clip: its file, or its part of a shard."""
-    decode_seconds_per_clip: float = 0.154
+    decode_seconds_per_clip: float = DECODE_SECONDS_PER_CLIP
     """CPU seconds of one core for fetching, decoding and resizing one clip: `prepare --measure-decoders` measures the
     decoders on your corpus; shards of JPEG frames took 0.0044 (docs/data.md)."""
     gpu_clips_per_second: float | None = None
@@ -104,25 +114,15 @@ class PlanConfig:
     """Rate at which Ray's control plane broke when it was measured; None leaves it out."""
     startup_minutes: float = 15.0
     """From `ray up` to the first step: machines, images, first batch. Everything is paid meanwhile."""
+    prices: str | None = None
+    """File with a table of prices; None shows no money."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object instead of a table."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "clips",
-            "epochs",
-            "frames",
-            "frame_size_px",
-            "batch_per_gpu",
-            "source_bytes_per_clip",
-            "num_gpus",
-            "decode_seconds_per_clip",
-            "shown_px",
-            "store_reads_per_second",
-            "gpu_clips_per_second",
-            "num_decode_machines",
-            "control_plane_clips_per_second",
-        ):
+        counts = "clips epochs frames frame_size_px batch_per_gpu source_bytes_per_clip num_gpus num_decode_machines"
+        rates = "decode_seconds_per_clip shown_px store_reads_per_second gpu_clips_per_second"
+        for name in (*counts.split(), *rates.split(), "control_plane_clips_per_second"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value:g}; a plan needs something to divide by")
@@ -180,10 +180,11 @@ class Plan:
     bucket_gb: float
     bucket_mb_per_second: float
     bucket_reads_per_second: float
-    dollars_per_hour: float
-    dollars_machines: float
-    dollars_bucket_reads: float
-    dollars_bucket_per_month: float
+    dollars_per_hour: float | None
+    dollars_machines: float | None
+    dollars_bucket_reads: float | None
+    dollars_bucket_per_month: float | None
+    """None where the table of prices does not say."""
     quotas: dict[str, int]
     notes: list[str]
 
@@ -267,20 +268,10 @@ def plan(config: PlanConfig) -> Plan:
     )
     rate = min(limits.values())
     hours = config.clips * config.epochs / rate / 3600 + config.startup_minutes / 60
-    per_hour = hourly_dollars(
-        config.cloud,
-        num_gpu_machines=config.num_gpu_machines,
-        num_decode_machines=num_decoders,
-        trainer=trainer,
-        decoder=decoder,
-        is_gpu_spot=config.is_gpu_spot,
-        is_decode_spot=config.is_decode_spot,
-    )
     gbit_of_clips = rate * config.bytes_per_clip * 8 / 1e9
     batches = (PREFETCHED_BATCHES + 2) * config.batch_per_gpu * trainer.num_gpus
-    reads = config.clips * config.epochs / 1000 * STORE_DOLLARS_PER_1000_READS[config.cloud]
     bucket_gb = config.clips * config.source_bytes_per_clip / 1e9
-    found = Plan(
+    result = Plan(
         num_gpu_machines=config.num_gpu_machines,
         num_decode_machines=num_decoders,
         clips_per_second=rate,
@@ -294,59 +285,48 @@ def plan(config: PlanConfig) -> Plan:
         bucket_gb=bucket_gb,
         bucket_mb_per_second=rate * config.source_bytes_per_clip / 1e6,
         bucket_reads_per_second=rate,
-        dollars_per_hour=per_hour,
-        dollars_machines=hours * per_hour,
-        dollars_bucket_reads=reads,
-        dollars_bucket_per_month=bucket_gb * STORE_DOLLARS_PER_GB_MONTH[config.cloud],
+        **dollars(
+            read_prices(config.prices) if config.prices else {},
+            groups(config, num_decoders),
+            hours=hours,
+            num_reads=config.clips * config.epochs,
+            bucket_gb=bucket_gb,
+        ),
         quotas=quotas(config, num_decoders),
         notes=[],
     )
-    return dataclasses.replace(found, notes=notes(config, found))
+    return dataclasses.replace(result, notes=notes(config, result))
 
 
-def hourly_dollars(
-    cloud: Cloud,
-    *,
-    num_gpu_machines: int,
-    num_decode_machines: int,
-    trainer: Machine | None = None,
-    decoder: Machine | None = None,
-    is_gpu_spot: bool = False,
-    is_decode_spot: bool = True,
-) -> float:
-    """Dollars per hour of a head on demand and the two groups; by default of the machines in the shipped files."""
-    trainer, decoder = trainer or MACHINES[TRAINERS[cloud]], decoder or MACHINES[DECODERS[cloud]]
+def groups(config: PlanConfig, num_decode_machines: int) -> tuple[tuple[Machine, int, bool], ...]:
+    """Return the machines of the head and of the two groups, how many, and whether they are spot."""
     return (
-        MACHINES[HEADS[cloud]].dollars_per_hour
-        + num_gpu_machines * (trainer.spot_dollars_per_hour if is_gpu_spot else trainer.dollars_per_hour)
-        + num_decode_machines * (decoder.spot_dollars_per_hour if is_decode_spot else decoder.dollars_per_hour)
+        (MACHINES[HEADS[config.cloud]], 1, False),
+        (config.decoder, num_decode_machines, config.is_decode_spot),
+        (config.trainer, config.num_gpu_machines, config.is_gpu_spot),
     )
 
 
 def quotas(config: PlanConfig, num_decode_machines: int) -> dict[str, int]:
     """Quota → vCPUs or GPUs that the plan takes from it, the head included."""
     taken: dict[str, int] = {}
-    for machine, count, is_spot in (
-        (MACHINES[HEADS[config.cloud]], 1, False),
-        (config.decoder, num_decode_machines, config.is_decode_spot),
-        (config.trainer, config.num_gpu_machines, config.is_gpu_spot),
-    ):
+    for machine, count, is_spot in groups(config, num_decode_machines):
         name = machine.quota.spot if is_spot else machine.quota.on_demand
         taken[name] = taken.get(name, 0) + count * machine.quota_units
     return taken
 
 
-def notes(config: PlanConfig, found: Plan) -> list[str]:
-    """What the reader has to know before believing the plan."""
-    result = [f"prices of {PRICED}, {REGIONS[config.cloud]}: {PRICE_NOTE}"]
+def notes(config: PlanConfig, plan: Plan) -> list[str]:
+    """Return what the reader has to know before believing the plan."""
+    result = [] if config.prices else ["no money is shown: give a table of your prices with --prices FILE (--help)"]
     if config.gpu_clips_per_second is None:
         result.append(
             f"{gpu_rate(config):.1f} clips/s per GPU is an estimate ({train_gflops_per_clip(config):.0f} GFLOP per "
             f"clip at {config.gpu_utilisation:.0%} of the peak): measure it and give --gpu-clips-per-second"
         )
     for machine, needed_gib in (
-        (config.trainer, found.object_store_gib_per_gpu_machine),
-        (config.decoder, found.object_store_gib_per_decode_machine),
+        (config.trainer, plan.object_store_gib_per_gpu_machine),
+        (config.decoder, plan.object_store_gib_per_decode_machine),
     ):
         has_gib = OBJECT_STORE_SHARE * machine.memory_gib
         if needed_gib > has_gib:
@@ -354,36 +334,35 @@ def notes(config: PlanConfig, found: Plan) -> list[str]:
                 f"a {machine.name} needs {needed_gib:.1f} GiB of object store and Ray gives it {has_gib:.1f} GiB, so "
                 "it will spill to disk: lower --batch-per-gpu or --frame-size-px, or take machines with more memory"
             )
-    if found.bottleneck != "GPUs":
+    if plan.bottleneck != "GPUs":
         result.append(
-            f"the GPUs wait: {found.bottleneck} allows {found.clips_per_second:.0f} of their "
-            f"{found.limits_clips_per_second['GPUs']:.0f} clips/s"
+            f"the GPUs wait: {plan.bottleneck} allows {plan.clips_per_second:.0f} of their "
+            f"{plan.limits_clips_per_second['GPUs']:.0f} clips/s"
         )
     return result
 
 
-def table(config: PlanConfig, found: Plan) -> str:
+def table(config: PlanConfig, plan: Plan) -> str:
     """The plan in words and columns."""
     gpu_kind = "spot" if config.is_gpu_spot else "on demand"
     decode_kind = "spot" if config.is_decode_spot else "on demand"
-    per_epoch = config.clips / found.clips_per_second / 3600
+    per_epoch = config.clips / plan.clips_per_second / 3600
     rows = [
         ("head", f"1 × {HEADS[config.cloud]}, on demand"),
-        ("GPU machines", f"{found.num_gpu_machines} × {config.trainer.name} ({config.num_gpus} GPUs), {gpu_kind}"),
-        ("decode machines", f"{found.num_decode_machines} × {config.decoder.name}, {decode_kind}"),
-        ("clips per second", f"{found.clips_per_second:.1f}, limited by {found.bottleneck}"),
-        *((f"  {part}", f"{limit:.1f}") for part, limit in found.limits_clips_per_second.items()),
-        ("hours", f"{found.hours:.1f}, {per_epoch:.1f} per epoch"),
-        ("network", f"{found.gbit_per_second_into_each_gpu_machine:.2f} Gbit/s into each GPU machine"),
-        ("", f"{found.gbit_per_second_out_of_each_decode_machine:.2f} Gbit/s out of each decode machine"),
-        ("Ray's object store", f"{found.object_store_gib_per_gpu_machine:.2f} GiB on each GPU machine"),
-        ("", f"{found.object_store_gib_per_decode_machine:.2f} GiB on each decode machine"),
-        ("bucket", f"{found.bucket_gb:.0f} GB, {found.bucket_mb_per_second:.0f} MB/s"),
-        ("", f"{found.bucket_reads_per_second:.0f} reads/s"),
-        ("dollars", f"{found.dollars_machines:.0f} for machines at {found.dollars_per_hour:.2f} per hour"),
-        ("", f"{found.dollars_bucket_reads:.2f} for reads, {found.dollars_bucket_per_month:.2f} per month of storage"),
-        *(("quota", f"{units} of {name}") for name, units in found.quotas.items()),
-        *(("note", note) for note in found.notes),
+        ("GPU machines", f"{plan.num_gpu_machines} × {config.trainer.name} ({config.num_gpus} GPUs), {gpu_kind}"),
+        ("decode machines", f"{plan.num_decode_machines} × {config.decoder.name}, {decode_kind}"),
+        ("clips per second", f"{plan.clips_per_second:.1f}, limited by {plan.bottleneck}"),
+        *((f"  {part}", f"{limit:.1f}") for part, limit in plan.limits_clips_per_second.items()),
+        ("hours", f"{plan.hours:.1f}, {per_epoch:.1f} per epoch"),
+        ("network", f"{plan.gbit_per_second_into_each_gpu_machine:.2f} Gbit/s into each GPU machine"),
+        ("", f"{plan.gbit_per_second_out_of_each_decode_machine:.2f} Gbit/s out of each decode machine"),
+        ("Ray's object store", f"{plan.object_store_gib_per_gpu_machine:.2f} GiB on each GPU machine"),
+        ("", f"{plan.object_store_gib_per_decode_machine:.2f} GiB on each decode machine"),
+        ("bucket", f"{plan.bucket_gb:.0f} GB, {plan.bucket_mb_per_second:.0f} MB/s"),
+        ("", f"{plan.bucket_reads_per_second:.0f} reads/s"),
+        *(("dollars", words.format(plan)) for field, words in MONEY.items() if getattr(plan, field) is not None),
+        *(("quota", f"{units} of {name}") for name, units in plan.quotas.items()),
+        *(("note", note) for note in plan.notes),
     ]
     return "\n".join(f"{name:20s}{text}".rstrip() for name, text in rows)
 
@@ -392,7 +371,9 @@ def _machine(name: str, cloud: Cloud) -> Machine:
     machine = MACHINES.get(name)
     if machine is None or machine.cloud != cloud:
         known = ", ".join(name for name, machine in MACHINES.items() if machine.cloud == cloud)
-        raise ValueError(f"cluster/prices.py has no machine {name!r} of {cloud}; take one of {known}, or add it there")
+        raise ValueError(
+            f"cluster/machines.py has no machine {name!r} of {cloud}; take one of {known}, or add it there"
+        )
     return machine
 
 
@@ -405,8 +386,12 @@ def _names(cloud: Cloud, *, has_gpus: bool) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Print the plan of the command line; wrong values are refused on stderr with exit code 2."""
     config = tyro.cli(PlanConfig, args=argv, prog="cluster.plan", description=__doc__)
-    found = plan(config)
-    print(json.dumps(dataclasses.asdict(found)) if config.as_json else table(config, found))
+    try:
+        result = plan(config)
+    except (ValueError, OSError) as error:
+        print(f"cluster.plan: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(dataclasses.asdict(result)) if config.as_json else table(config, result))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,6 @@ import ray
 import ray.data
 import ray.train
 import torch
-from ray.data._internal.block_batching.iter_batches import BatchIterator
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -38,14 +36,10 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
+from cluster import ray_internals
 from cluster.connection import ADDRESS
 from cluster.world import World, make_world
-
-ENV_VARS_TO_PROPAGATE.add(ADDRESS)
-# to the processes of Ray Train: the one that gives back what a killed driver held would otherwise ask the newest Ray of
-# the machine whether the driver's controller is still there
 
 DATA_NODES = {"ray-subcluster": "data"}
 """Label of the nodes that decode, on clusters that have such nodes."""
@@ -54,8 +48,6 @@ AUTOSCALING = "SNPS3_AUTOSCALING"
 (cluster/runtime_env.yaml)."""
 NOT_DATA_NODES = {key: f"!{value}" for key, value in DATA_NODES.items()}
 """Where there are such nodes, workers that train on CPUs leave theirs alone: decoding could not start."""
-REPORT_SECONDS = 60.0
-"""Pause between two reports to Ray Data's statistics actor, which keeps some kilobytes of each for ever; Ray's is 5."""
 CHECKPOINT_METRIC = "score"
 WORKER_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -118,7 +110,7 @@ class Runtime:
 
     def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
         """This rank's shares of a dataset, step by step."""
-        BatchIterator.UPDATE_METRICS_INTERVAL_S = REPORT_SECONDS
+        ray_internals.throttle_batch_metrics()
         yield from shard(dataset).iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2)
 
     def report(self, score: float, step: int, write: Callable[[str], None] | None, probes: Mapping[str, float]) -> None:
@@ -150,7 +142,6 @@ class Runtime:
 
     def _uploaded(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         """The folder `checkpoint` as the folder `name` of the run."""
-        storage: Any = ray.train.get_context().get_storage()
         try:
             self.upload(checkpoint.path, name)
         except BaseException:
@@ -158,7 +149,7 @@ class Runtime:
             raise
         finally:
             self._is_uploaded.set()
-        return Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+        return ray_internals.stored_checkpoint(name)
 
     def is_preempted(self) -> bool:
         """True if a node of this group is about to be taken away. A barrier over all ranks."""
@@ -192,15 +183,8 @@ class DataForRanks(DataConfig):
     def configure(self, datasets: dict[str, Any], world_size: int, *rest: Any, **options: Any) -> list[dict[str, Any]]:
         built = {name: self.builders[name](world_size) for name in datasets}
         for dataset in built.values():
-            dataset.context.custom_execution_callback_classes.append(RareReports)
+            ray_internals.throttle(dataset)
         return super().configure(built, world_size, *rest, **options)
-
-
-class RareReports(ExecutionCallback):
-    """Lets a dataset report what it does once in a while."""
-
-    def before_execution_starts(self, executor: Any) -> None:
-        executor.UPDATE_METRICS_INTERVAL_S = REPORT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -231,6 +215,7 @@ def run(
     LostError when a worker is lost once more than `workers.max_failures`, or could not be started at all.
     """
     refuse_without_cpus(workers)
+    ray_internals.propagate_to_train(ADDRESS)
 
     def on_each_rank(_: dict[str, Any]) -> None:
         torch.set_num_threads(workers.threads_each)

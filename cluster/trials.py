@@ -1,6 +1,6 @@
-"""Call a function with values that a search proposes, and stop early what does worse. The only file with ray.tune.
+"""Run trials of a search and stop the worse ones early. The only file with ray.tune, but for cluster/ray_internals.py.
 
-search ──values──► function on the head (a thin driver, whose own workers do the work) ──metrics by step──► ASHA: go on?
+search ──values──► function on the head (a thin driver, whose workers do the work) ──metrics by step──► ASHA: continue?
 """
 
 from __future__ import annotations
@@ -19,24 +19,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import filelock
-
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# a trial that began after the last snapshot of a search whose driver is lost is not known to the next
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
-
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from cluster import ray_internals
 from cluster.domains import Domain, Range
 
-HEAD = {"node:__internal_head__": 0.001}
-"""A trial's driver takes no CPU, and runs where no spot node is taken back."""
 STEP = "step"
 WAIT_SECONDS = 1.0
-"""Between two looks whether it is a trial's turn."""
+"""Pause between two tries to get a trial slot."""
 log = logging.getLogger(__name__)
 
 
@@ -47,23 +40,25 @@ class Search:
     space: Mapping[str, Domain]
     method: Literal["optuna", "random", "grid"] = "optuna"
     num_trials: int = 12
-    """Of a grid: what its points make."""
+    """Not of a grid, whose points are counted."""
     points_per_range: int = 3
     """Of a grid."""
     metric: str = ""
-    """That is to be high."""
+    """To be maximised."""
     num_at_once: int = 1
     seed: int = 0
     num_steps: int = 0
-    """Of a trial that is not stopped."""
+    """Steps of a trial that is not stopped."""
     rungs: tuple[int, ...] = ()
     """Steps after which a trial may be stopped, each `reduction_factor` times those before."""
     reduction_factor: int = 4
-    """Of the trials that came to a rung one in so many goes on."""
+    """One of so many trials at a rung continues."""
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every point once, in an order drawn from the seed: a trial is compared with those that came before it, and
-        where each is better than the last, none would be stopped."""
+        """Return every point once, in an order drawn from the seed.
+
+        A trial is compared with those before it, and where each is better than the last, none would be stopped.
+        """
         values = [domain.points(self.points_per_range) for domain in self.space.values()]
         points = [dict(zip(self.space, point, strict=True)) for point in itertools.product(*values)]
         random.Random(self.seed).shuffle(points)
@@ -72,48 +67,35 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What became of one."""
+    """The outcome of a trial."""
 
     trial_id: str
     values: Mapping[str, Any]
     highest: Mapping[str, float] = field(default_factory=dict)
-    """Of each metric that it reported, the highest."""
+    """The highest value of each metric that it reported."""
     error: str = ""
     is_open: bool = False
     """The search was stopped before it ended."""
 
 
-class Measurements(TuneReportCallback):
-    """Tells the search what ranks report, once they have measured: Tune ends a search at a report without its metric,
-    and a checkpoint before the first evaluation (a node is to be taken away) is one."""
-
-    def __init__(self, metric: str) -> None:
-        super().__init__()
-        self.metric = metric
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if self.metric in metrics[0]:
-            super().after_report(run_context, metrics, checkpoint)
-
-
-class Ends(tune.Callback):
-    """Tells of trials that have ended, however they did."""
+class OnTrialEnd(tune.Callback):
+    """Call `listener` with the id of each trial that ended, completed or failed."""
 
     listener: ClassVar[Callable[[str], None]]
-    """Of this process: Tune saves callbacks with a search, and one that goes on is to tell who is there now."""
+    """Of this process: Tune saves callbacks with a search, and a resumed one must call the listener of today."""
 
-    def tell(self, trial: Any) -> None:
-        """Of one. Nobody's failure to listen is the trial's."""
+    def notify(self, trial: Any) -> None:
+        """Call the listener, whose failure must not become the trial's."""
         try:
-            Ends.listener(trial.trial_id)
+            OnTrialEnd.listener(trial.trial_id)
         except Exception as error:
-            log.warning("of the end of trial %s could not be told: %s", trial.trial_id, error)
+            log.warning("the listener failed at the end of trial %s: %s", trial.trial_id, error)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.tell(trial)
+        self.notify(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.tell(trial)
+        self.notify(trial)
 
 
 def run_trials(
@@ -126,28 +108,29 @@ def run_trials(
     files: Collection[str] = (),
     on_end: Callable[[str], None],
 ) -> list[Trial]:
-    """`function(trial id, values, watcher)` for each trial; the same call again goes on where the sweep was.
+    """Call `function(trial id, values, watcher)` for each trial; the same call again resumes the search.
 
-    `watcher` is for a run of `cluster.run`, whose reports are then those of the trial. `path`: folder of the sweep
-    in `filesystem`; `files`: what lies in it below `name`. `on_end` is told the id of each trial that ended. Ctrl-C
-    ends the search and its trials.
+    `watcher` is for a run of `cluster.run`, whose reports are then those of the trial. The search's folder is `name` in
+    the folder `path` of `filesystem`; `files`: what lies in it. `on_end` is called with the id of each trial that
+    ended. Ctrl-C ends the search and its trials.
     """
-    working_folder, where = os.getcwd(), f"{path}/{name}"
-    Ends.listener = on_end
+    ray_internals.apply_tune_settings()
+    working_folder, search_folder = os.getcwd(), f"{path}/{name}"
+    OnTrialEnd.listener = on_end
 
     def trial(values: dict[str, Any]) -> None:
         trial_id = tune.get_context().get_trial_id()
         assert trial_id, "Tune calls this in a trial"
         if os.path.isdir(working_folder):  # relative paths lead there, and not from the folder that Tune gives a trial
             os.chdir(working_folder)
-        with turn(where, search.num_at_once):
-            function(trial_id, values, Measurements(search.metric))
+        with trial_slot(search_folder, search.num_at_once):
+            function(trial_id, values, ray_internals.measurement_callback(search.metric))
 
-    trainable = tune.with_resources(trial, HEAD)
-    if can_go_on(files):
-        log.info("going on with the sweep in %s", where)
+    trainable = tune.with_resources(trial, ray_internals.HEAD)
+    if ray_internals.can_resume_search(files):
+        log.info("resuming the sweep in %s", search_folder)
         tuner = tune.Tuner.restore(
-            where,
+            search_folder,
             trainable,
             resume_unfinished=True,
             resume_errored=True,
@@ -165,36 +148,33 @@ def run_trials(
                 max_concurrent_trials=search.num_at_once if search.method == "optuna" else None,
                 search_alg=searcher(search),
                 scheduler=scheduler(search),
-                trial_dirname_creator=lambda one: one.trial_id,
+                trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=path,
                 storage_filesystem=filesystem,
                 failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[Ends()],
+                callbacks=[OnTrialEnd()],
                 verbose=0,
             ),
         )
     results = tuner.fit()
-    kept = {one.trial_id: one for one in tune.ExperimentAnalysis(where, storage_filesystem=filesystem).trials or ()}
-    return [made(result, kept) for result in results]
-
-
-def can_go_on(files: Collection[str]) -> bool:
-    """True if a search with these files in its folder can go on. Tune takes one that was lost before its first snapshot
-    for one that is done."""
-    return "tuner.pkl" in files and any(name.startswith("experiment_state-") for name in files)
+    states = ray_internals.trial_states(search_folder, filesystem)
+    return [trial_from_result(result, states) for result in results]
 
 
 @contextlib.contextmanager
-def turn(where: str, num_at_once: int) -> Iterator[None]:
-    """Within it, this is one of so many trials of the search `where`: Tune starts those that it restores all at once.
-    All are on one machine, so files are locked, which a trial that is killed gives back."""
-    folder = Path(tempfile.gettempdir(), f"snps3-{hashlib.blake2b(where.encode(), digest_size=6).hexdigest()}")
+def trial_slot(search_folder: str, num_slots: int) -> Iterator[None]:
+    """Wait for one of the search's `num_slots` slots and hold it: Tune starts all trials that it restores at once.
+
+    All trials run on the head, so slots are locked files, which the system releases when a trial is killed.
+    """
+    digest = hashlib.blake2b(search_folder.encode(), digest_size=6).hexdigest()
+    folder = Path(tempfile.gettempdir(), f"snps3-{digest}")
     folder.mkdir(exist_ok=True)
-    locks = [filelock.FileLock(folder / f"{number}.lock") for number in range(num_at_once)]
-    while not (held := next((lock for lock in locks if is_taken(lock)), None)):
+    locks = [filelock.FileLock(folder / f"{number}.lock") for number in range(num_slots)]
+    while not (held := next((lock for lock in locks if acquire(lock)), None)):
         time.sleep(WAIT_SECONDS)
     try:
         yield
@@ -202,8 +182,8 @@ def turn(where: str, num_at_once: int) -> Iterator[None]:
         held.release()
 
 
-def is_taken(lock: filelock.BaseFileLock) -> bool:
-    """True if this process has it now."""
+def acquire(lock: filelock.BaseFileLock) -> bool:
+    """Return whether this process got the lock, without waiting."""
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
@@ -212,27 +192,25 @@ def is_taken(lock: filelock.BaseFileLock) -> bool:
 
 
 def report(metrics: Mapping[str, float]) -> None:
-    """Metrics of the trial that this process runs, beside those that its ranks report."""
+    """Report metrics of the trial that this process runs, beside those that its ranks report."""
     tune.report(dict(metrics))
 
 
-def made(result: Any, kept: Mapping[str, Any]) -> Trial:
-    """A trial from what Tune tells of it. `kept`: Tune's own trials by id, which know more: files of reports begin anew
-    where a sweep goes on in another Ray."""
-    last = result.metrics or {}
-    trial_id = str(last.get("trial_id") or os.path.basename(result.path))
-    found = kept[trial_id]
+def trial_from_result(result: Any, states: Mapping[str, ray_internals.TrialState]) -> Trial:
+    """Return the trial of a result of Tune. `states`: what Tune keeps of each trial, by id."""
+    trial_id = str((result.metrics or {}).get("trial_id") or os.path.basename(result.path))
+    state = states[trial_id]
     return Trial(
         trial_id=trial_id,
         values=dict(result.config or {}),
-        highest={name: float(told["max"]) for name, told in found.metric_analysis.items()},
+        highest=state.highest,
         error="" if result.error is None else str(result.error).strip().splitlines()[-1],
-        is_open=not found.is_finished(),
+        is_open=not state.is_finished,
     )
 
 
 def domains(search: Search) -> dict[str, Any]:
-    """The space as Tune has it."""
+    """Return the search space in Tune's terms."""
     if search.method == "grid":
         return {
             name: tune.choice(list(domain.points(search.points_per_range))) for name, domain in search.space.items()
@@ -241,7 +219,7 @@ def domains(search: Search) -> dict[str, Any]:
 
 
 def as_tune(domain: Domain) -> Any:
-    """One part of it."""
+    """Return one domain in Tune's terms."""
     if not isinstance(domain, Range):
         return tune.choice(list(domain.values))
     if domain.is_integer:
@@ -251,7 +229,7 @@ def as_tune(domain: Domain) -> Any:
 
 
 def searcher(search: Search) -> Searcher | SearchAlgorithm:
-    """Who proposes values."""
+    """Return the search algorithm."""
     if search.method == "optuna":
         return OptunaSearch(metric=search.metric, mode="max", seed=search.seed)
     points = search.grid() if search.method == "grid" else None
@@ -259,24 +237,24 @@ def searcher(search: Search) -> Searcher | SearchAlgorithm:
 
 
 class Asha(FIFOScheduler):
-    """Asynchronous successive halving (Li et al., 2020): at a rung those of the best 1 / `reduction_factor` go on.
+    """Asynchronous successive halving (Li et al., 2020): at a rung the best 1 / `reduction_factor` of trials continue.
 
-    What is not among them when it comes there ends, and does not wait for others that are worse: that would start a
-    run twice. Tune's own compares with a percentile between two scores, so that of few trials more than that share go
-    on. A trial that has taken its last step is left alone: its end would be cut off, and nothing saved. One that goes
-    on after a lost driver is not compared at rungs that it had passed: its score there is not known any more.
+    Any other trial is stopped when it reaches the rung and does not wait for worse ones: that would start a run twice.
+    Tune's own scheduler compares with a percentile between two scores, so that of few trials more than that share
+    continue. A trial that has taken its last step is not stopped: its end would be cut off, and nothing saved. A trial
+    resumed after a lost driver is not compared at rungs that it had passed: its score there is no longer known.
     """
 
     def __init__(self, search: Search) -> None:
         super().__init__()
         self.search = search
         self.scores: dict[int, list[float]] = {rung: [] for rung in search.rungs}
-        """Of the trials that came to each rung."""
+        """By rung, those of the trials that reached it."""
         self.passed: dict[str, int] = {}
-        """Rungs that each trial has passed."""
+        """By trial, the number of rungs it has passed."""
 
     def num_passed(self, result: Mapping[str, Any] | None) -> int:
-        """Rungs that a trial has passed by then."""
+        """Return how many rungs a trial has passed at this result."""
         return sum(rung <= (result or {}).get(STEP, 0) for rung in self.search.rungs)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -294,5 +272,5 @@ class Asha(FIFOScheduler):
 
 
 def scheduler(search: Search) -> TrialScheduler:
-    """Who stops trials."""
+    """Return the trial scheduler."""
     return Asha(search) if search.rungs else FIFOScheduler()

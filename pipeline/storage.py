@@ -10,6 +10,7 @@ or UnavailableError after the last try.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import random
@@ -163,6 +164,35 @@ def write_bytes_atomic(path: str, data: bytes) -> None:
         _ask(path, lambda store, inner: store.pipe_file(inner, data))
     else:
         _ask(path, lambda _, inner: _replace(Path(inner), data))
+
+
+def write_if_unchanged(path: str, data: bytes, previous: bytes | None) -> bool:
+    """Write `data` to `path` if it holds `previous` (None: no file) and return whether it did, as one atomic step.
+
+    On local disks a lock file makes it one, on S3 a conditional PUT. A store without those compares and then writes, so
+    two writers may both succeed: read again after a moment to see which. A PUT that was asked for again may be refused
+    although the first one was done: read again then too.
+    """
+    if not is_remote(path):
+        return _ask(path, lambda _, inner: _replace_if_unchanged(Path(inner), data, previous))
+
+    def call(store: Any, inner: str) -> bool:
+        try:
+            tag = store.info(inner).get("ETag")  # first: a change after it fails the PUT
+            current = store.cat_file(inner)
+        except FileNotFoundError:
+            tag = current = None
+        if current != previous:
+            return False
+        if not path.startswith(("s3://", "s3a://")):
+            store.pipe_file(inner, data)
+            return True
+        if tag is None:
+            return _put_if(store, inner, data, IfNoneMatch="*")
+        # Ceph compares the tag without its quotes, others with them; a refused PUT changes nothing
+        return any(_put_if(store, inner, data, IfMatch=form) for form in (tag.strip('"'), tag))
+
+    return _ask(path, call)
 
 
 def write_table(path: str, table: pa.Table, **options: Any) -> None:
@@ -322,6 +352,28 @@ def _replace(target: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _put_if(store: Any, inner: str, data: bytes, **condition: str) -> bool:
+    bucket, key, _ = store.split_path(inner)
+    try:
+        store.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+    except OSError as error:
+        if not storage_errors.is_failed_condition(error):
+            raise
+        return False
+    return True
+
+
+def _replace_if_unchanged(target: Path, data: bytes, previous: bytes | None) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_name(f".{target.name}.lock"), "ab") as lock:
+        with suppress(OSError):  # some shared file systems cannot lock
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if (target.read_bytes() if target.exists() else None) != previous:
+            return False
+        _replace(target, data)
+    return True
 
 
 def _is_hidden(path: str) -> bool:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _PASSING_CODES = {"SlowDown", "RequestTimeout", "XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"}
 """Answers with a status below 500 that another try may not get."""
+_CONDITION_CODES = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+"""Answers to a conditional PUT whose condition did not hold."""
 _RIGHTS = {
     "HeadObject": "s3:GetObject",
     "HeadBucket": "s3:ListBucket",
@@ -41,6 +43,12 @@ def may_pass(error: Exception) -> bool:
         return isinstance(error, passing)
     status = refusal.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return _code(refusal) in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
+
+
+def is_failed_condition(error: Exception) -> bool:
+    """Return True if a store refused a conditional write because its condition did not hold."""
+    refusal = _refusal(error)
+    return refusal is not None and _code(refusal) in _CONDITION_CODES
 
 
 def in_words(error: Exception, path: str) -> Exception | None:

@@ -29,8 +29,9 @@ ROOMS = {
     },
     "pipeline.synthetic": {"pipeline.decode"},
     "snps3_model": {"pipeline.records"},
-    "cluster": set(),
-    "jobs.run": {"pipeline", "snps3_model.config", "snps3_model.loss_table"},
+    "cluster.ray_internals": set(),
+    "cluster": {"cluster.ray_internals"},
+    "jobs.run": {"cluster.ray_internals", "pipeline", "snps3_model.config", "snps3_model.loss_table"},
     "jobs.tracking": {"jobs.ROOT", "pipeline.storage"},
     "jobs.tasks": {"jobs.run", "pipeline", "snps3_model"},
     "jobs.training": {"jobs.run", "jobs.tracking", "jobs.tasks", "cluster", "pipeline", "snps3_model"},
@@ -82,8 +83,8 @@ ONE_FILE = {
     "lmdb": "pipeline/corpus/media.py",
     "lemminflect": "pipeline/text/tagging.py",
 }
-EXCEPTIONS = {"jobs/benchmarks/loaders.py", "jobs/inference/mlflow_model.py"}
-"""Other people's loaders with their own means, measured against ours; and what MLflow runs by itself."""
+EXCEPTIONS = {"cluster/ray_internals.py", "jobs/benchmarks/loaders.py", "jobs/inference/mlflow_model.py"}
+"""Private Ray; other people's loaders with their own means, measured against ours; and what MLflow runs by itself."""
 
 
 def imported_names(source: str) -> set[str]:
@@ -195,10 +196,22 @@ def test_each_home_imports_what_it_is_the_home_of() -> None:
         assert any(is_in(name, library) for name in NAMES[ONE_FILE[library]])
 
 
+def test_private_ray_is_used_in_one_file_of_the_product() -> None:
+    private = re.compile(r"ray\b[\w.]*\._internal|\b_internal_head|ray\._private|ray\._raylet")
+    users = {path for path in NAMES if private.search((ROOT / path).read_text())}
+    assert {path for path in users if not path.startswith("jobs/benchmarks/")} == {"cluster/ray_internals.py"}
+
+
 def test_a_process_that_decodes_starts_without_what_takes_long() -> None:
     script = (
         "import sys, pipeline.stream.loader; print(*{'torch', 'spacy', 'transformers', 'mlflow'} & set(sys.modules))"
     )
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+def test_opening_no_run_imports_no_mlflow() -> None:
+    script = "import sys, jobs.tracking.mlflow_runs; print(*{'mlflow', 'pandas', 'requests'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from cluster.machines import PEAK_TFLOPS
 from jobs.benchmarks.step_time import SIZES
 from pipeline.records import IGNORED_LABEL, Batch
 from pipeline.stream.transforms import normalise
@@ -21,8 +22,6 @@ from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
 
 VOCABULARY, PAD, SEP, MASK, NUM_TOKENS, NUM_MASKED, NUM_WORDS = 30_522, 0, 102, 103, 20, 3, 3
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "T4": 65.0}
-"""Dense bf16 (T4: fp16) of the makers' data sheets, by a part of the device's name."""
 
 
 def gpu_step(

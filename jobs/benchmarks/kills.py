@@ -14,7 +14,6 @@ import functools
 import hashlib
 import itertools
 import json
-import logging
 import os
 import pickle
 import random
@@ -25,20 +24,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import state
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated import autoscaler_pb2
-from ray.util import placement_group_table
 
 from cluster.run import Runtime
 from jobs import ROOT
 from jobs.benchmarks.support.fixtures import small_corpus
+from jobs.benchmarks.support.leftovers import leftovers, refuse_unknown_actors
 from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
 from jobs.launch import driver as launch
 from jobs.run import run_files
@@ -329,6 +327,8 @@ def kills(
         with running_cluster() as cluster:
             cluster.fill()
             whole = Driver(small_run("whole", manifest, small_placement(f"{folder}/whole")), cluster.address)
+            whole.wait_for_step(1)
+            refuse_unknown_actors(cluster.address)
             whole.finish()
             expected = weights_of(whole.storage / "whole")
             for number in range(num_runs):
@@ -356,21 +356,3 @@ def restart(manifest: str = "", num_runs: int = 5) -> dict[str, Any]:
         "seconds_for_data_and_first_step": step - group,
         "all": [run["seconds_to_step"] for run in runs],
     }
-
-
-def leftovers(address: str) -> list[str]:
-    """Return the actors of runs that are still alive, and placement groups still held, after all runs are over."""
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    try:
-        time.sleep(10)  # Ray notices a killed driver by its silence
-        groups = [key for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
-        actors = [actor for actor in state.actors().values() if _is_of_a_run(actor)]
-        names = [f"{actor['ActorClassName']} {actor['State']}" for actor in actors]
-        return [f"placement group {key}" for key in groups] + names
-    finally:
-        ray.shutdown()
-
-
-def _is_of_a_run(actor: Mapping[str, Any]) -> bool:
-    kinds = ("RayTrainWorker", "TrainController", "SplitCoordinator", "DatasetManager", "PreemptionWatcher")
-    return actor["State"] != "DEAD" and any(kind in actor["ActorClassName"] for kind in kinds)

@@ -21,6 +21,7 @@ BENCHMARKS = {
     "dedup": "dedup:dedup",
     "kills": "kills:kills",
     "restart": "kills:restart",
+    "lease": "lease:lease",
     "overhead": "tiny_runs:overhead",
     "control-plane": "control_plane:control_plane",
     "two-stage": "two_stage:two_stage",

@@ -32,6 +32,7 @@ def run_training(command: Command, *, program: str) -> int:
     from cluster.run import LostError
     from jobs.command_line.parsing import answered
     from jobs.launch.driver import pretrain
+    from jobs.launch.lease import LeaseLostError
     from jobs.tracking.mlflow_runs import refuse_unreachable
     from jobs.training.step import RunError
 
@@ -43,7 +44,7 @@ def run_training(command: Command, *, program: str) -> int:
     except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
-    except (RunError, LostError) as error:
+    except (RunError, LostError, LeaseLostError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -31,7 +31,7 @@ import tyro
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
 from jobs.experiments.seeds import Found, over_seeds, read_cells, write_cells
-from jobs.launch import driver, preflight
+from jobs.launch import driver, lease, preflight
 from jobs.run import recipes
 from jobs.run.config import TASK_FILES, PretrainConfig
 from jobs.run.fields import config_hash, flat
@@ -128,7 +128,8 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
     found = read_cells(f"{folder}/{CELLS}", fields)
     refuse_other_fine_tuning(config, base, found)
     mlflow_runs.refuse_unreachable(path)
-    with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
+    with lease.held(folder) as held, connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
+        found = read_cells(f"{folder}/{CELLS}", fields)  # again: the driver before may have added some meanwhile
         driver.refuse_scattered_metrics(path)
         num_at_once = driver.runs_at_once(config.num_at_once, placement)
         parent = mlflow_runs.open_run(
@@ -150,6 +151,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
                 begun = {pool.submit(run, cell): cell for cell in wanted if is_missing(cell, config, found)}
                 for future in as_completed(begun):  # as they come: an ablation takes hours
                     note(begun[future], future.result(), found, failed)
+                    held.check()
                     write_cells(f"{folder}/{CELLS}", fields, found)
                     storage.write_bytes_atomic(f"{folder}/table.md", table(config, found, failed).encode())
             if runs.is_stopped:
@@ -160,6 +162,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[tuple[
             status = "KILLED"
             raise
         finally:
+            held.check()
             mlflow_runs.end_open(parent.uri, parent.run_id)
             parent.finish(status)
     return table(config, found, failed), failed

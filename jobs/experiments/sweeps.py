@@ -29,7 +29,7 @@ from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
 from jobs.command_line import parsing
 from jobs.experiments import space
-from jobs.launch import driver, preflight
+from jobs.launch import driver, lease, preflight
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig, in_steps
 from jobs.run.fields import config_hash, flat
@@ -142,7 +142,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     folder = storage.absolute(f"{path}/{config.name}")
     sweep_hash = identity_hash(config, base, manifest.hash)
     refuse_other_sweep(folder, sweep_hash)
-    with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
+    with lease.held(folder) as held, connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         driver.refuse_scattered_metrics(path)
         placement = base.placement
         num_at_once = driver.runs_at_once(config.num_at_once, placement)
@@ -190,11 +190,13 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
                     mlflow_runs.end_open(parent.uri, parent.run_id, trial_id, has_failed=True)
                 status = "KILLED"
                 return []
+            held.check()
             rows = sorted((row_of(one, config) for one in done), key=place)
             run_files.write_json(f"{folder}/{TABLE}", [dataclasses.asdict(row) for row in rows])
             parent.log(summary(rows), 0)
             status = "FINISHED"
         finally:
+            held.check()
             mlflow_runs.end_open(parent.uri, parent.run_id)
             parent.finish(status)
     return rows

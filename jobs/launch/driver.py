@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster import run as cluster_run
 from cluster.connection import at_once, connected_ray, spans_machines
-from jobs.launch import preflight
+from jobs.launch import lease, preflight
 from jobs.reports import run_results
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, TextConfig, in_steps, with_decoder
@@ -56,62 +56,71 @@ def pretrain(
     run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
     manifest = read_manifest(config.data.manifest)
     manifest_hash, config = manifest.hash, with_decoder(config, manifest.fastest_decoder)
-    run_hash = claim_folder(config, run_folder, manifest_hash)
-    config = in_steps(config, make_plan(config).first_step)
-    if storage.exists(f"{run_folder}/results.json"):
-        print(f"{config.name} is finished: {run_folder}/report.html")
-        return run_files.read_json(f"{run_folder}/results.json")
-    params = flat(as_dict(config)) | {"manifest_hash": manifest_hash}
-    tracker = mlflow_runs.open_run(
-        config.placement.storage,
-        experiment=config.placement.experiment,
-        name=config.name,
-        identity_hash=run_hash,
-        params=params,
-        tags=tags,
-    )
-    tracker.log_dataset(manifest.corpus, manifest_hash, storage.absolute(config.data.manifest))
-    status = "FAILED"
-    try:
-        job = make_job(config, run_folder, tracker)
-        clean(run_folder)
-        if is_stopped():  # the request may have been among what is gone
-            ask_to_stop(run_folder)
-        watched = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
-        with watched, stopping_on_signal(run_folder):
-            refuse_scattered_metrics(config.placement.storage)
-            cluster_run.run(
-                on_rank,
-                job,
-                storage=storage_of(config, run_folder),
-                name=config.name,
-                datasets=datasets(job),
-                workers=workers(config),
-                on_loss=functools.partial(journal.note_losses, run_folder),
-                watchers=watchers,
-            )
-        if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
-            raise failure(run_folder)
-        if not run_files.is_finished(run_folder):
-            status = "KILLED"
-            print(f"{config.name} was stopped at step {run_files.committed_step(run_folder)}; run it again to go on")
-            return {}
-        found = finish(job, tracker, manifest_hash=manifest_hash, run_hash=run_hash)
-        status = "FINISHED"
-        return found
-    finally:
-        tracker.finish(status)
+    with lease.held(run_folder) as held:
+        run_hash = claim_folder(config, run_folder, manifest_hash)
+        config = in_steps(config, make_plan(config).first_step)
+        if storage.exists(f"{run_folder}/results.json"):
+            print(f"{config.name} is finished: {run_folder}/report.html")
+            return run_files.read_json(f"{run_folder}/results.json")
+        params = flat(as_dict(config)) | {"manifest_hash": manifest_hash}
+        tracker = mlflow_runs.open_run(
+            config.placement.storage,
+            experiment=config.placement.experiment,
+            name=config.name,
+            identity_hash=run_hash,
+            params=params,
+            tags=tags,
+        )
+        tracker.log_dataset(manifest.corpus, manifest_hash, storage.absolute(config.data.manifest))
+        status = "FAILED"
+        try:
+            job = make_job(config, run_folder, tracker)
+            clean(run_folder)
+            if is_stopped():  # the request may have been among what is gone
+                ask_to_stop(run_folder)
+            watched = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
+            with watched, stopping_on_signal(run_folder):
+                refuse_scattered_metrics(config.placement.storage)
+                cluster_run.run(
+                    on_rank,
+                    job,
+                    storage=storage_of(config, run_folder, held.owner.id),
+                    name=config.name,
+                    datasets=datasets(job),
+                    workers=workers(config),
+                    on_loss=functools.partial(journal.note_losses, run_folder),
+                    watchers=watchers,
+                )
+            if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
+                raise failure(run_folder)
+            if not run_files.is_finished(run_folder):
+                status = "KILLED"
+                print(
+                    f"{config.name} was stopped at step {run_files.committed_step(run_folder)}; run it again to go on"
+                )
+                return {}
+            held.check()
+            found = finish(job, tracker, manifest_hash=manifest_hash, run_hash=run_hash)
+            status = "FINISHED"
+            return found
+        finally:
+            held.check()
+            tracker.finish(status)
 
 
-def storage_of(config: PretrainConfig, run_folder: str) -> cluster_run.Storage:
+def storage_of(config: PretrainConfig, run_folder: str, owner_id: str) -> cluster_run.Storage:
     """Where the run's folder lies, for Ray Train; checkpoints go there with our own client and its patience."""
     filesystem, inner = storage.arrow_filesystem(config.placement.storage)
-    upload = functools.partial(upload_checkpoint, run_folder)
+    upload = functools.partial(upload_checkpoint, run_folder, owner_id)
     return cluster_run.Storage(path=inner, filesystem=filesystem, upload=upload)
 
 
-def upload_checkpoint(run_folder: str, folder: str, name: str) -> None:
-    """The files of `folder` in the folder `name` of the run."""
+def upload_checkpoint(run_folder: str, owner_id: str, folder: str, name: str) -> None:
+    """Upload the files of `folder` to the folder `name` of the run, on a rank of the driver `owner_id`.
+
+    Raise LeaseLostError when another driver has the run.
+    """
+    lease.refuse_other_owner(run_folder, owner_id)
     storage.upload_folder(folder, f"{run_folder}/{name}")
 
 
@@ -138,7 +147,7 @@ def clean(run_folder: str) -> None:
     """What an earlier try has left in the run's folder and nobody is to read is gone."""
     for name in (trainer.STOP_FILE, run_files.FAILURE):
         storage.remove(f"{run_folder}/{name}")
-    for name in run_files.sweep(run_folder):
+    for name in run_files.remove_uncommitted_checkpoints(run_folder):
         print(f"removed {name}, which was uploaded but never committed")
 
 

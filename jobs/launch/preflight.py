@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from jobs.launch import lease
 from jobs.run import run_files
 from jobs.run.config import TASK_FILES, DataConfig, Placement, PretrainConfig, in_steps, with_decoder
 from jobs.run.fields import differences
@@ -244,7 +245,8 @@ def folder_state(config: PretrainConfig, run_folder: str, manifest: Manifest | N
     if storage.exists(f"{run_folder}/results.json"):
         return "finished: its results are there, and nothing would be trained", found
     step = _tried(found, run_folder, lambda: run_files.committed_step(run_folder))
-    return f"would go on from step {step}" if step else "was begun, without a checkpoint yet", found
+    state = f"would go on from step {step}" if step else "was begun, without a checkpoint yet"
+    return state + (_tried(found, run_folder, lambda: lease.note(run_folder)) or ""), found
 
 
 def identity_refusal(config: PretrainConfig, run_folder: str, manifest_hash: str) -> str | None:

@@ -1,9 +1,10 @@
-"""A run's folder: what is in it. Imports nothing that takes long: every process of a run asks what was committed.
+"""The files in a run's folder. Imports nothing that takes long: every process of a run asks what was committed.
 
 STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
              answers.json                                       of question answering, likewise
              checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
              best/  ledger.parquet  evaluation/  seconds.json  results.json  report.html    results
+             driver.lease.json                                  the driver that has the run (jobs/launch/lease.py)
              logs/                                              what each process said (jobs/tracking/journal.py)
              stop                                               asks the run to write a checkpoint and end
              failure.json                                       why the run stopped for good
@@ -12,75 +13,98 @@ STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json 
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
+from cluster import ray_internals
+from cluster.ray_internals import SNAPSHOT, UnknownSnapshotError
 from pipeline import storage
 from pipeline.corpus.manifest import checksum
 
-SNAPSHOT, IDENTITY, SECONDS = "checkpoint_manager_snapshot.json", "identity.json", "seconds.json"
+IDENTITY, SECONDS = "identity.json", "seconds.json"
 FAILURE = "failure.json"
 ANSWERS = "answers.json"
 """What question answering chooses from, by number."""
 PROGRESS = "progress.json"
 """Of a checkpoint: how far the run had come."""
+CHECKPOINT_PREFIX = "checkpoint_"
+log = logging.getLogger(__name__)
 
 
 def committed_progress(run_folder: str) -> dict[str, Any] | None:
-    """The progress in the last committed checkpoint of a run; None before the first."""
+    """Return the progress in the last committed checkpoint of a run, None before the first."""
     name = committed_checkpoint(run_folder)
     return read_json(f"{run_folder}/{name}/{PROGRESS}") if name else None
 
 
 def committed_step(run_folder: str) -> int:
-    """Step of the last committed checkpoint of a run; 0 before the first."""
+    """Return the step of the last committed checkpoint of a run, 0 before the first."""
     progress = committed_progress(run_folder)
     return int(progress["step"]) if progress else 0
 
 
 def is_finished(run_folder: str) -> bool:
-    """True if the last committed checkpoint is that of a run that trained to its end."""
+    """Return whether the last committed checkpoint is that of a run that trained to its end."""
     progress = committed_progress(run_folder)
     return bool(progress and progress["is_finished"])
 
 
 def committed_checkpoint(run_folder: str) -> str | None:
-    """Folder name of the last checkpoint that Ray Train committed."""
-    latest = _snapshot(run_folder).get("latest_checkpoint_result")
-    return latest["checkpoint_dir_name"] if latest else None
+    """Return the folder name of the last checkpoint that Ray Train committed, None before the first.
 
-
-def sweep(run_folder: str) -> list[str]:
-    """Names of the checkpoints that were uploaded, or begun to be, and never committed; they are removed.
-
-    For a run that nobody else continues: a checkpoint on its way looks the same.
+    Raise UnknownSnapshotError, a ValueError, when Ray Train's snapshot does not say.
     """
-    snapshot = _snapshot(run_folder)
-    results = [
-        *snapshot.get("checkpoint_results", ()),
-        *snapshot.get("pending_training_results", ()),
-        snapshot.get("latest_checkpoint_result"),
-    ]
-    kept = {result["checkpoint_dir_name"] for result in results if result}
-    folders = {path.split("/", 1)[0] for path in storage.list_files(run_folder) if "/" in path}
-    lost = sorted(name for name in folders if name.startswith("checkpoint_") and name not in kept)
-    for name in lost:
-        storage.remove_folder(f"{run_folder}/{name}")
-    return lost
-
-
-def _snapshot(run_folder: str) -> dict[str, Any]:
-    """What Ray Train has written of the run's checkpoints; empty before the first."""
     path = f"{run_folder}/{SNAPSHOT}"
-    return read_json(path) if storage.exists(path) else {}
+    if not storage.exists(path):
+        return None
+    try:
+        return ray_internals.latest_checkpoint(ray_internals.read_snapshot(storage.read_bytes(path)))
+    except UnknownSnapshotError as error:
+        raise UnknownSnapshotError(
+            f"{path} is not as Ray {ray_internals.SNAPSHOT_RAY}* writes it, so the run cannot be resumed: {error}; "
+            "restore the file from a backup, or take another name"
+        ) from error
+
+
+def remove_uncommitted_checkpoints(run_folder: str) -> list[str]:
+    """Remove the checkpoints whose upload began and that were never committed; return their names.
+
+    Only for a run that this process has the lease of: a checkpoint that another driver is uploading looks the same.
+    Nothing is removed, and a warning logged, unless the snapshot is proof: one of a known version, with all its keys,
+    whose checkpoints are there. A run that has never committed has none. Its leftovers only take space: Ray Train
+    starts a run without a snapshot from scratch, and names each checkpoint by the time.
+    """
+    folders = {path.split("/", 1)[0] for path in storage.list_files(run_folder) if "/" in path}
+    checkpoints = {name for name in folders if name.startswith(CHECKPOINT_PREFIX)}
+    if not checkpoints:
+        return []
+    path = f"{run_folder}/{SNAPSHOT}"
+    try:
+        if not storage.exists(path):
+            raise UnknownSnapshotError("it was expected, and there is none")
+        kept = ray_internals.referenced_checkpoints(ray_internals.read_snapshot(storage.read_bytes(path)))
+        if missing := sorted(kept - checkpoints):
+            raise UnknownSnapshotError(f"it names {missing[0]}, which was expected and is missing")
+    except UnknownSnapshotError as error:
+        log.warning(
+            "%s: %s. Nothing proves which of the %d checkpoints are leftovers, so none is deleted; delete by hand "
+            "those that you do not need",
+            *(path, error, len(checkpoints)),
+        )
+        return []
+    uncommitted = sorted(checkpoints - kept)
+    for name in uncommitted:
+        storage.remove_folder(f"{run_folder}/{name}")
+    return uncommitted
 
 
 def read_json(path: str) -> Any:
-    """The value in a JSON file."""
+    """Return the value in a JSON file."""
     return json.loads(storage.read_bytes(path))
 
 
 def write_json(path: str, value: Any) -> None:
-    """A value as an indented JSON file, written whole or not at all."""
+    """Write a value as an indented JSON file, whole or not at all."""
     storage.write_bytes_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -88,13 +112,13 @@ WEIGHTS = "model.safetensors"
 
 
 def best_weights(folder: str) -> str:
-    """The file with the weights of a run's folder, or of one that jobs/export.py wrote."""
+    """Return the path of the weights in a run's folder, or in one that jobs/export.py wrote."""
     exported = f"{folder}/{WEIGHTS}"
     return exported if storage.exists(exported) else f"{folder}/best/{WEIGHTS}"
 
 
 def weights_hash(folder: str) -> str:
-    """32 hex digits of the best weights in a run's folder. FileNotFoundError if there are none."""
+    """Return 32 hex digits of the best weights in a run's folder. Raise FileNotFoundError if there are none."""
     path = best_weights(folder)
     storage.check_readable(path)
     return checksum(storage.read_bytes(path))

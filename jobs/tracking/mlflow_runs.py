@@ -1,45 +1,54 @@
-"""Where metrics go. The only file that imports MLflow."""
+"""The MLflow runs that metrics go to. The only file that imports MLflow, and only once a run is opened: it is slow."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import difflib
 import functools
+import http.client
 import json
 import logging
 import math
 import os
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import ROOT
 from jobs.tracking.machine import DIRTY, git_commit
+from pipeline import storage
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
-import requests
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_GIT_DIRTY
-
-from pipeline import storage
-
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PARENT = "mlflow.parentRunId"
 """Tag by which MLflow shows a run below another."""
+GIT_COMMIT, GIT_DIRTY = "mlflow.source.git.commit", "mlflow.source.git.dirty"
+"""Tags that MLflow shows as the version of the code."""
 REACH_SECONDS = 5.0
 OF_THE_MACHINE = "system/"
-"""How the names of what MLflow measures of a machine begin."""
+"""Prefix of the metrics that MLflow measures of a machine."""
+
+
+def client_of(uri: str) -> MlflowClient:
+    """Return a client of the tracking server or file at `uri`."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
 
 
 def tracking_uri(storage_path: str) -> str:
-    """The server that MLFLOW_TRACKING_URI names, or an SQLite file in the storage folder of this machine."""
+    """Return the server that MLFLOW_TRACKING_URI names, or an SQLite file in the storage folder of this machine."""
     given = os.environ.get(URI_VARIABLE)
     if given:
         if given.startswith("file:") or "://" not in given:
@@ -57,21 +66,30 @@ def tracking_uri(storage_path: str) -> str:
 
 
 def refuse_unreachable(storage_path: str) -> None:
-    """ValueError with the address of a tracking server that does not answer."""
+    """Raise ValueError with the address of a tracking server that does not answer."""
     uri = tracking_uri(storage_path)
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).raise_for_status()
-    except requests.RequestException as error:
+        urllib.request.urlopen(health_request(uri), timeout=REACH_SECONDS).close()
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ValueError(
             f"the tracking server {without_password(uri)} of {URI_VARIABLE} does not answer "
             f"({type(error).__name__}); start it, or unset {URI_VARIABLE} for a file in placement.storage"
         ) from error
 
 
+def health_request(uri: str) -> urllib.request.Request:
+    """Return the question whether a tracking server is up, with the user and password of its address, if any."""
+    parts = urllib.parse.urlsplit(f"{uri.rstrip('/')}/health")
+    login, _, host = parts.netloc.rpartition("@")
+    encoded = base64.b64encode(urllib.parse.unquote(login).encode()).decode()
+    headers = {"Authorization": f"Basic {encoded}"} if login else {}
+    return urllib.request.Request(parts._replace(netloc=host).geturl(), headers=headers)
+
+
 def refuse_local(storage_path: str) -> None:
-    """ValueError if metrics go to a file of one machine, for a run on several: each would write its own."""
+    """Raise ValueError if metrics of a run on several machines go to a file of one: each would write its own."""
     uri = tracking_uri(storage_path)
     if uri.startswith("sqlite:"):
         raise ValueError(
@@ -81,21 +99,21 @@ def refuse_local(storage_path: str) -> None:
 
 
 def without_password(uri: str) -> str:
-    """An address that may be shown."""
+    """Return an address without its user and password, so that it may be shown."""
     secret = urllib.parse.urlsplit(uri).netloc.rpartition("@")[0]
     return uri.replace(f"{secret}@", "", 1) if secret else uri
 
 
 def end_open(uri: str, parent_run_id: str, trial_id: str | None = None, *, has_failed: bool = False) -> None:
-    """Ends, as KILLED, the runs below `parent_run_id` that nobody goes on with: of a trial that was stopped, or all.
+    """End as KILLED the runs below `parent_run_id` that nobody resumes: those of a stopped trial, or all.
 
-    `has_failed`: those that are FAILED too, as a driver calls its run that is ended at the wrong moment.
+    `has_failed`: also those that are FAILED, as a driver marks its run that is ended at the wrong moment.
     """
-    client = MlflowClient(tracking_uri=uri)
-    wanted = f"tags.`{PARENT}` = '{parent_run_id}'" + (f" and tags.trial = '{trial_id}'" if trial_id else "")
+    client = client_of(uri)
+    selection = f"tags.`{PARENT}` = '{parent_run_id}'" + (f" and tags.trial = '{trial_id}'" if trial_id else "")
     experiment = client.get_run(parent_run_id).info.experiment_id
     for status in ("RUNNING", "FAILED") if has_failed else ("RUNNING",):
-        for run in client.search_runs([experiment], filter_string=f"{wanted} and attributes.status = '{status}'"):
+        for run in client.search_runs([experiment], filter_string=f"{selection} and attributes.status = '{status}'"):
             client.set_terminated(run.info.run_id, status="KILLED")
 
 
@@ -108,26 +126,28 @@ class Tracker:
     @functools.cached_property
     def client(self) -> MlflowClient:
         """Made when it is needed: every rank has a tracker, and the first one uses it."""
-        return MlflowClient(tracking_uri=self.uri)
+        return client_of(self.uri)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Finite values under their names, at `step`."""
+        """Log the finite values under their names, at `step`."""
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         values = [Metric(name, float(v), now, step) for name, v in metrics.items() if math.isfinite(v)]
         self.client.log_batch(self.run_id, metrics=values)
 
     def history(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric, by step; a step logged twice counts as it was logged last."""
+        """Return (step, value) of a metric, by step; of a step logged twice the last value."""
         values = {metric.step: metric.value for metric in self.client.get_metric_history(self.run_id, name)}
         return sorted(values.items())
 
     def metric_names(self) -> list[str]:
-        """Every metric logged so far."""
+        """Return the names of all metrics logged so far, sorted."""
         return sorted(self.client.get_run(self.run_id).data.metrics)
 
     @contextlib.contextmanager
     def machine_watched(self) -> Iterator[None]:
-        """CPU, memory, disk, network and GPUs of this machine go to the run meanwhile, every ten seconds."""
+        """Log CPU, memory, disk, network and GPUs of this machine to the run meanwhile, every ten seconds."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
@@ -139,16 +159,18 @@ class Tracker:
             monitor.finish()
 
     def log_dataset(self, name: str, digest: str, source: str) -> None:
-        """What the run was trained on, by its hash; the same again changes nothing."""
+        """Log what the run was trained on, by its hash; the same again changes nothing."""
+        from mlflow.entities import Dataset, DatasetInput
+
         dataset = Dataset(name=name, digest=digest, source_type="manifest", source=json.dumps({"uri": source}))
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
     def log_file(self, path: str | Path) -> None:
-        """A file as an artefact of the run."""
+        """Log a file as an artefact of the run."""
         self.client.log_artifact(self.run_id, str(path))
 
     def finish(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED. One that was KILLED meanwhile, by who stopped it, did not fail."""
+        """End the run as FINISHED, FAILED or KILLED. A run already marked KILLED does not become FAILED."""
         if status == "FAILED" and self.client.get_run(self.run_id).info.status == "KILLED":
             return
         self.client.set_terminated(self.run_id, status=status)
@@ -163,12 +185,16 @@ def open_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str] = MappingProxyType({}),
 ) -> Tracker:
-    """The MLflow run of (experiment, name, identity), made if there is none: a run that goes on stays one run."""
+    """Return the MLflow run of (experiment, name, identity), created if there is none: a resumed run stays one run."""
+    from mlflow.entities import Param
+
     uri = tracking_uri(storage_path)
-    client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment)
+    client = client_of(uri)
+    known_experiment = client.get_experiment_by_name(experiment)
     location = None if os.environ.get(URI_VARIABLE) else f"file://{storage.absolute(storage_path)}/mlflow-artifacts"
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment, location)
+    experiment_id = (
+        known_experiment.experiment_id if known_experiment else client.create_experiment(experiment, location)
+    )
     key = f"tags.run_key = '{name}@{identity_hash}'"
     if known := client.search_runs([experiment_id], filter_string=key, max_results=1):
         (run,) = known
@@ -177,11 +203,11 @@ def open_run(
         code = git_commit()
         known_tags = {
             "run_key": f"{name}@{identity_hash}",
-            MLFLOW_GIT_COMMIT: code.removesuffix(DIRTY),
-            MLFLOW_GIT_DIRTY: str(code.endswith(DIRTY)).lower(),
+            GIT_COMMIT: code.removesuffix(DIRTY),
+            GIT_DIRTY: str(code.endswith(DIRTY)).lower(),
             **tags,
         }
-        # with its tags at once: one without them would be found by nobody who goes on with it, or ends it
+        # with its tags at once: nobody who resumes or ends it would find a run without them
         run = client.create_run(experiment_id, run_name=name, tags=known_tags)
     left = [Param(key, str(value)[:500]) for key, value in params.items() if key not in run.data.params]
     client.log_batch(run.info.run_id, params=left)
@@ -189,11 +215,11 @@ def open_run(
 
 
 def log_model(tracker: Tracker, folder: str, hidden: int, registered_name: str | None) -> str:
-    """Address of the model in an exported folder, logged to the run as code over its files: nothing is pickled.
+    """Log the model in an exported folder to the run, as code over its files (nothing is pickled); return its address.
 
-    `hidden`: width of its vectors. `registered_name`: that under which it gets a new version; None registers nothing.
+    `hidden`: width of its vectors. `registered_name`: the name that gets a new version; None registers nothing.
     """
-    import mlflow.pyfunc  # takes seconds to import, and every rank imports this file
+    import mlflow.pyfunc
     import numpy as np
     import pandas
     from mlflow.models import ModelSignature
@@ -220,9 +246,9 @@ def log_model(tracker: Tracker, folder: str, hidden: int, registered_name: str |
 
 
 def run_of(storage_path: str, experiment: str, name: str) -> Tracker:
-    """The newest MLflow run of this name. ValueError if there is none."""
-    (found,) = read_runs(storage_path, experiment, [name], ())
-    return Tracker(tracking_uri(storage_path), found.run_id)
+    """Return the newest MLflow run of this name. Raise ValueError if there is none."""
+    (logged,) = read_runs(storage_path, experiment, [name], ())
+    return Tracker(tracking_uri(storage_path), logged.run_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,31 +262,34 @@ class Logged:
     metrics: Mapping[str, float]
     """The last value of each."""
     curves: Mapping[str, list[tuple[int, float]]]
-    """(step, value) of those that were asked for."""
+    """(step, value) of the requested ones."""
 
 
 def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: Sequence[str]) -> list[Logged]:
-    """The runs of these names or ids, the newest of each, with the histories of `curves`. ValueError that names one
-    that is not there, with the nearest."""
+    """Return the runs of these names or ids, the newest of each, with the histories of `curves`.
+
+    Raise ValueError that names a missing one and the nearest that there is.
+    """
     uri = tracking_uri(storage_path)
     file = uri.removeprefix("sqlite:///")
     if file != uri and not os.path.exists(file):  # which MLflow would make
         raise ValueError(f"there is no {file}: no run was logged there, or {URI_VARIABLE} is not set")
-    client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        there = ", ".join(sorted(one.name for one in client.search_experiments()))
-        raise ValueError(f"{without_password(uri)} has no experiment {experiment!r}; it has {there}")
+    client = client_of(uri)
+    known_experiment = client.get_experiment_by_name(experiment)
+    if known_experiment is None:
+        names_there = ", ".join(sorted(other.name for other in client.search_experiments()))
+        raise ValueError(f"{without_password(uri)} has no experiment {experiment!r}; it has {names_there}")
+    experiment_ids = [known_experiment.experiment_id]
     logged = []
     for name in names:
         runs = [
             run
             for key in (f"attributes.run_name = '{name}'", f"attributes.run_id = '{name}'")
-            for run in client.search_runs([found.experiment_id], filter_string=key, max_results=1)
+            for run in client.search_runs(experiment_ids, filter_string=key, max_results=1)
         ]
         if not runs:
-            known = [run.info.run_name for run in client.search_runs([found.experiment_id], max_results=1000)]
-            near = difflib.get_close_matches(name, [one for one in known if one], n=1, cutoff=0.4)
+            known = [run.info.run_name for run in client.search_runs(experiment_ids, max_results=1000)]
+            near = difflib.get_close_matches(name, filter(None, known), n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"the experiment {experiment!r} has no run {name!r}{hint}")
         tracker = Tracker(uri, runs[0].info.run_id)

@@ -148,7 +148,6 @@ def streamed(
     context.enable_progress_bars = False
     if subcluster:
         context.execution_options.label_selector = {"ray-subcluster": subcluster}
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
     with ray.data.DataContext.current(context):
         done = ray.data.from_arrow(list(blocks)).map_batches(
             function,  # pyright: ignore[reportArgumentType]

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 from jaxtyping import Int64
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline import storage
 from pipeline.corpus.fetching import fetch_ahead
@@ -37,9 +34,6 @@ MAX_BLOCKS = 10_000
 """Full blocks of one dataset; a longer run is cut into segments, as Ray Data plans all blocks of a dataset at once."""
 BLOCK_BYTES = 16 * 2**20
 """Pixels of one block: several steps of small clips, since each block costs Ray Data some milliseconds of its own."""
-
-TURN_SECONDS, TURNS_AT_ONCE = 0.05, 8
-"""A turn of Ray Data's loop may come so often on average, and so many at once: a finished block takes several."""
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -169,7 +163,7 @@ def clip_stream(
     `decode`: makes a block of its number.
     """
     num_blocks = source.num_groups(stop_step - start_step, num_ranks) * num_ranks
-    stream = ray.data.range(num_blocks, override_num_blocks=num_blocks).map_batches(
+    return ray.data.range(num_blocks, override_num_blocks=num_blocks).map_batches(
         decode,  # pyright: ignore[reportArgumentType]
         batch_size=None,
         batch_format="pyarrow",
@@ -177,25 +171,6 @@ def clip_stream(
         fn_kwargs={"source": source, "start_step": start_step, "stop_step": stop_step, "num_ranks": num_ranks},
         num_cpus=1,
     )
-    stream.context.custom_execution_callback_classes = [Rest]
-    return stream
-
-
-class Rest(ExecutionCallback):
-    """Pauses in Ray Data's scheduling loop, when it turns faster than there is anything to do.
-
-    While no task runs, because what is decoded has not been asked for yet, the loop of Ray 2.60 turns without waiting
-    for anything and takes a core from training.
-    """
-
-    def __init__(self) -> None:
-        self.turns: deque[float] = deque(maxlen=TURNS_AT_ONCE)
-
-    def on_execution_step(self, executor: Any) -> None:
-        del executor
-        if len(self.turns) == TURNS_AT_ONCE:
-            time.sleep(max(0.0, self.turns[0] + TURNS_AT_ONCE * TURN_SECONDS - time.monotonic()))
-        self.turns.append(time.monotonic())
 
 
 def decode_share(source: ClipSource, step: int, rank: int, num_ranks: int) -> pa.Table:

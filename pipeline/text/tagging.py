@@ -61,14 +61,15 @@ _CLOSED_CLASSES = {
     "INTJ": "oh yes hey hello wow",
 }
 _CLOSED = {word: pos for pos, words in reversed(_CLOSED_CLASSES.items()) for word in words.split()}
-_TO_BE = frozenset(["am", "is", "are", "was", "were", "be", "been", "being", "isn", "aren", "wasn", "weren", "re"])
-_SINGULAR = frozenset(["a", "an", "another", "each", "every", "one", "this"])
+_TO_BE = frozenset("am is are was were be been being isn aren wasn weren re".split())
+_SINGULAR = frozenset("a an another each every one this".split())
 _SUFFIXES = ((r".{2,}ly", "ADV"), (r".{2,}(ing|ed)", "VERB"), (r".{3,}(ous|ful|less|able|ible|ish|ive|ic)", "ADJ"))
 _ADJECTIVES = frozenset(
-    ["white", "black", "red", "blue", "yellow", "green", "brown", "gray", "grey", "pink", "purple", "small", "big", "large", "tiny", "huge", "little", "old", "young", "new", "tall", "long", "short", "full", "many", "several", "few", "same", "different", "other", "wooden", "open", "empty", "busy"]
+    "white black red blue yellow green brown gray grey pink purple small big large tiny huge little old young new tall "
+    "long short full many several few same different other wooden open empty busy".split()
 )
 """Adjectives that the dictionary also has as nouns or verbs, which they hardly ever are in a caption."""
-_NOUNS = frozenset(["top", "home", "pan", "bar", "building", "parking", "dining", "clothing", "ceiling", "railing", "evening", "morning"])
+_NOUNS = frozenset("top home pan bar building parking dining clothing ceiling railing evening morning".split())
 """Nouns that the dictionary also has, or only has, as something else."""
 
 

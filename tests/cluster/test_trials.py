@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 
 from cluster import trials
 from cluster.domains import Choice, Range
-from cluster.trials import STEP, Measurements, Search, run_trials, scheduler, turn
+from cluster.ray_internals import measurement_callback
+from cluster.trials import STEP, Search, run_trials, scheduler, trial_slot
 
 METRIC = "score"
 
@@ -80,11 +82,9 @@ def test_a_trial_that_goes_on_is_not_compared_where_it_had_been_before() -> None
 
 def test_a_checkpoint_before_the_first_evaluation_is_not_told_to_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(trials.TuneReportCallback, "__init__", lambda self: None)
-    monkeypatch.setattr(
-        trials.TuneReportCallback, "after_report", lambda self, run, metrics, _: told.append(metrics[0])
-    )
-    watcher = Measurements(METRIC)
+    monkeypatch.setattr(TuneReportCallback, "__init__", lambda self: None)
+    monkeypatch.setattr(TuneReportCallback, "after_report", lambda self, run, metrics, _: told.append(metrics[0]))
+    watcher: Any = measurement_callback(METRIC)
     watcher.after_report(None, [{STEP: 3}], None)
     watcher.after_report(None, [{STEP: 8, METRIC: 0.5}], None)
     assert told == [{STEP: 8, METRIC: 0.5}]
@@ -97,7 +97,7 @@ def take_turns(where: str, log: str) -> None:
         with open(log, "a") as file:
             file.write(f"{word}\n")
 
-    with turn(where, 2):
+    with trial_slot(where, 2):
         tell("begun")
         deadline = time.monotonic() + 60
         while Path(log).read_text().count("begun") < 2 and time.monotonic() < deadline:
@@ -128,7 +128,7 @@ def test_no_more_trials_take_their_turn_than_were_asked_for_and_a_killed_one_giv
 
 
 def hold_for_ever(where: str, mark: str) -> None:
-    with turn(where, 2):
+    with trial_slot(where, 2):
         Path(mark).touch()
         time.sleep(600)
 

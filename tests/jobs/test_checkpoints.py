@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -146,21 +148,85 @@ def test_the_committed_step_is_that_of_the_snapshot_not_of_the_newest_folder(tmp
     assert not run_files.is_finished(str(tmp_path))
 
 
+def begin_upload(folder: Path, name: str) -> Path:
+    """A checkpoint whose upload was cut off."""
+    torn = folder / name
+    (torn / "deep").mkdir(parents=True)
+    (torn / "deep" / "half").write_text("x")
+    return torn
+
+
 def test_what_was_uploaded_but_never_committed_is_removed(tmp_path: Path) -> None:
-    assert run_files.sweep(str(tmp_path)) == []
-    torn = tmp_path / "checkpoint_2026-01-01_00-00-01"
-    (torn / "deep").mkdir(parents=True)
-    (torn / "deep" / "half").write_text("x")
-    assert run_files.sweep(str(tmp_path)) == [torn.name]
+    assert run_files.remove_uncommitted_checkpoints(str(tmp_path)) == []
     commit(tmp_path, "checkpoint_2026-01-01_00-00-02", 40)
-    (torn / "deep").mkdir(parents=True)
-    (torn / "deep" / "half").write_text("x")
+    torn = begin_upload(tmp_path, "checkpoint_2026-01-01_00-00-01")
     (tmp_path / "checkpoint_notes.txt").write_text("a person's")
-    assert run_files.sweep(str(tmp_path)) == [torn.name]
+    assert run_files.remove_uncommitted_checkpoints(str(tmp_path)) == [torn.name]
     assert not torn.exists()
     assert (tmp_path / "checkpoint_notes.txt").exists()
     assert run_files.committed_step(str(tmp_path)) == 40
-    assert run_files.sweep(str(tmp_path)) == []
+    assert run_files.remove_uncommitted_checkpoints(str(tmp_path)) == []
+
+
+NO_PROOF: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no results": (lambda snapshot: snapshot.pop("checkpoint_results"), "the key 'checkpoint_results' was expected"),
+    "no pending": (
+        lambda snapshot: snapshot.pop("pending_training_results"),
+        "'pending_training_results' was expected",
+    ),
+    "no latest": (lambda snapshot: snapshot.pop("latest_checkpoint_result"), "'latest_checkpoint_result' was expected"),
+    "no names": (
+        lambda snapshot: snapshot["checkpoint_results"][0].pop("checkpoint_dir_name"),
+        "'checkpoint_dir_name'",
+    ),
+    "another Ray": (
+        lambda snapshot: snapshot.update(ray_version="3.0.0"),
+        "ray_version 2.60.* was expected, got '3.0.0'",
+    ),
+    "another schema": (lambda snapshot: snapshot["checkpoint_results"][0].update(version=1), "version 0 were expected"),
+    "another run's": (
+        lambda snapshot: snapshot["checkpoint_results"].append({"version": 0, "checkpoint_dir_name": "checkpoint_9"}),
+        "it names checkpoint_9, which was expected and is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_PROOF)
+def test_an_unknown_snapshot_deletes_nothing_and_says_so(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change, words = NO_PROOF[case]
+    commit(tmp_path, "checkpoint_2", 40)
+    torn = begin_upload(tmp_path, "checkpoint_1")
+    path = tmp_path / run_files.SNAPSHOT
+    snapshot = json.loads(path.read_text())
+    change(snapshot)
+    path.write_text(json.dumps(snapshot))
+    assert run_files.remove_uncommitted_checkpoints(str(tmp_path)) == []
+    assert torn.exists()
+    (record,) = caplog.records
+    assert str(path) in record.getMessage()
+    assert words in record.getMessage()
+    assert "Nothing proves which of the 2 checkpoints are leftovers, so none is deleted" in record.getMessage()
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"ray_version": "2.60.0", "checkpoint_resu'])
+def test_without_a_whole_snapshot_nothing_is_deleted(
+    content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torn = begin_upload(tmp_path, "checkpoint_1")
+    if content is not None:
+        (tmp_path / run_files.SNAPSHOT).write_bytes(content)
+    assert run_files.remove_uncommitted_checkpoints(str(tmp_path)) == []
+    assert torn.exists()
+    words = "it was expected, and there is none" if content is None else "JSON was expected"
+    assert [words in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_an_unknown_snapshot_is_no_start_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / run_files.SNAPSHOT).write_text("{}")
+    with pytest.raises(ValueError, match=r"checkpoint_manager_snapshot\.json is not as Ray 2\.60\.\* writes it"):
+        run_files.committed_step(str(tmp_path))
 
 
 def test_a_run_that_trained_to_its_end_is_finished(tmp_path: Path) -> None:
