@@ -25,6 +25,7 @@ from jobs.benchmarks.gpu_step import gpu_step
 from jobs.benchmarks.kills import kills, restart
 from jobs.benchmarks.loaders import loaders
 from jobs.benchmarks.mining import mining
+from jobs.benchmarks.planted_faults import planted_faults
 from jobs.benchmarks.s3_faults import s3_faults
 from jobs.benchmarks.step_time import step
 from jobs.benchmarks.support.processes import MARKER, bytes_spilled, pss_bytes
@@ -130,4 +131,5 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "downstream": downstream,
     "compare": compare_runs,
     "sweep": sweep,
+    "planted-faults": planted_faults,
 }
