@@ -42,6 +42,7 @@ from jobs.run import run_files
 from jobs.tracking.journal import read_journals
 from jobs.training.job import make_sources
 from pipeline import storage
+from pipeline.corpus.ledger import read_ledger
 from pipeline.stream.loader import split_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -113,6 +114,7 @@ def test_a_killed_rank_costs_no_clip_and_no_bit(toy_run: str, manifest: str, tmp
     measured = {name: value for name, value in reference.items() if name.startswith(("test/", "validation/"))}
     assert measured
     assert {name: results[name] for name in measured} == measured
+    assert read_ledger(f"{toy_run}/ledger.parquet") == read_ledger(str(tmp_path / "killed" / "ledger.parquet")) == []
     wait_until_idle()
 
 
