@@ -27,11 +27,11 @@ $(STAMP): pyproject.toml constraints.txt
 pretrain: install  ## make the corpus, pre-train `tiny` on it, evaluate and report; ARGS='tiny --name other …'
 	$(BIN)/python -m jobs.local $(ARGS)
 
-test: install  ## the test suite
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+test: install  ## the test suite and its ten longest durations
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 $(TESTS)
 
 test-slow: install  ## the tests that start whole runs; SLOW='slow and not nightly' for those that CI runs
-	$(BIN)/python -m pytest -m '$(SLOW)' --numprocesses 2 --dist loadfile --durations 12 $(TESTS)
+	$(BIN)/python -m pytest -m '$(SLOW)' --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 $(TESTS)
 
 nightly: SLOW = nightly
 nightly: test-slow  ## the slow tests that CI leaves out, then twenty runs that lose something at random

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # read when Ray is imported; `disabled` is for a Ray that only this machine's loopback reaches
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+# Networks of a few thousand weights gain nothing from a second thread, and the threads of two test processes spend nine
+# tenths of their time waiting for each other. Read when torch is imported, here and in the processes that tests start.
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 THIRD_PARTY_WARNINGS = (
@@ -23,6 +28,20 @@ THIRD_PARTY_WARNINGS = (
     # MLflow 3.17 looks at hints of its own classes when mlflow.pyfunc is imported
     r"ignore:.*Any type hint is inferred as AnyType:UserWarning",
 )
+
+
+LONGEST_FIRST = ("jobs/test_downstream_jobs", "cluster/test_trials", "jobs/test_", "cluster/test_world", "snps3_model/")
+"""The files that pytest-xdist hands out first. The others are short: with them the workers end at the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files by `LONGEST_FIRST`; the tests of a file keep their order."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((rank for rank, part in enumerate(LONGEST_FIRST) if part in path), len(LONGEST_FIRST))
+
+    items.sort(key=rank)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +64,52 @@ def local_ray() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that all processes of this test session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Have `make` fill `folder`, unless another process of this session has done so; others wait meanwhile."""
+    with FileLock(f"{folder}.lock"):
+        mark = folder.with_name(f"{folder.name}.made")
+        if not mark.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed midway
+            folder.mkdir()
+            make(folder)
+            mark.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_manifest(shared_folder: Path, local_ray: None) -> str:
+    """Return the manifest of a corpus of a hundred generated clips, with questions. Nobody changes its files."""
+    from jobs.benchmarks.kills import small_corpus
+
+    folder = made_once(shared_folder / "small_corpus", lambda folder: small_corpus(str(folder)))
+    return str(folder / "corpus" / "manifest" / "manifest.parquet")
+
+
+@pytest.fixture(scope="session")
+def toy_run(shared_folder: Path, small_manifest: str) -> str:
+    """Return the folder of a finished run of two ranks on `small_manifest`: six steps, three checkpoints.
+
+    `trained/` beside it tells which clips each rank was shown in each step.
+    """
+    from toy import toy_config
+
+    from jobs.benchmarks.kills import recorded_rank
+    from jobs.launch.driver import pretrain
+
+    folder = made_once(
+        shared_folder / "toy_run",
+        lambda folder: pretrain(toy_config("small", small_manifest, folder / "runs"), on_rank=recorded_rank),
+    )
+    return str(folder / "runs" / "small")
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ BENCHMARKS = {
     "kills": "kills:kills",
     "restart": "kills:restart",
     "lease": "lease:lease",
+    "planted-faults": "planted_faults:planted_faults",
     "overhead": "tiny_runs:overhead",
     "control-plane": "control_plane:control_plane",
     "two-stage": "two_stage:two_stage",

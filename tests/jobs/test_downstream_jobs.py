@@ -15,7 +15,6 @@ import torch
 import tyro
 
 from jobs import finetune
-from jobs.benchmarks.kills import small_corpus
 from jobs.corpus.preparation import PrepareConfig, prepare
 from jobs.evaluate import main
 from jobs.evaluation.cards import read_card
@@ -30,7 +29,6 @@ from jobs.launch.driver import pretrain
 from jobs.reports.run_report import PROTOCOLS, refresh_protocols
 from jobs.run import recipes, run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
-from jobs.run.presets import tiny
 from jobs.run.recipes import CHOICES, MSRVTT_FULL, RECIPES
 from jobs.run.run_identity import config_of
 from pipeline.corpus.ledger import read_ledger
@@ -57,17 +55,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def manifest(folder: Path, local_ray: None) -> str:
-    return small_corpus(str(folder))
+def manifest(small_manifest: str) -> str:
+    return small_manifest
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path, manifest: str) -> str:
+def run(toy_run: str) -> str:
     """Folder of a run that has seen a few steps."""
-    preset = tiny()
-    data = dataclasses.replace(preset.data, manifest=manifest, num_frames=2, frame_size_px=32, temporal_split=None)
-    pretrain(short(dataclasses.replace(preset, name="small", data=data), folder))
-    return str(folder / "runs" / "small")
+    return toy_run
 
 
 def questions(manifest: str, folder: str) -> dict[str, str]:
@@ -224,7 +219,7 @@ def test_a_registered_model_gives_the_same_vectors_from_mlflow(run: str, folder:
     before = dict(os.environ)
     out = export(ExportConfig(run=run, out=str(tmp_path / "model"), register="small"))
     assert dict(os.environ) == before  # MLflow would have the later runs of this process go where this model went
-    assert not list((folder / "runs").rglob("*.pkl"))
+    assert not list(Path(run).parent.rglob("*.pkl"))
     served = mlflow.pyfunc.load_model("models:/small/1")
     vectors = served.predict(pd.DataFrame({"text": ["a red ring rises", "two shapes meet"]}))
     own = load(out).embed_texts(["a red ring rises", "two shapes meet"]).vectors.numpy()
@@ -263,7 +258,7 @@ def test_an_index_answers_goes_on_where_it_was_and_lists_what_it_could_not_read(
     order = model.match(asked, every)[0].argsort(descending=True)[:3].tolist()
     assert [Path(one.uri).name for one in found] == [sources[i].name for i in order]
     with pytest.raises(ValueError, match="another videos"):
-        embed(dataclasses.replace(wanted, videos=str(folder / "corpus")))
+        embed(dataclasses.replace(wanted, videos=str(Path(manifest).parent.parent)))
 
 
 def test_the_table_shows_own_scores_and_says_what_was_not_run(run: str) -> None:

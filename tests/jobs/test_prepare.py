@@ -17,8 +17,6 @@ from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.decode.decoders import loadable
 from pipeline.records import Reason
-from pipeline.synthetic.clips import CorpusConfig
-from pipeline.synthetic.corpus import make_corpus
 
 pytestmark = pytest.mark.ray
 
@@ -198,11 +196,9 @@ def test_real_clips_and_a_cut_copy_of_one(real_files, tmp_path, local_ray):
     assert lost.reason == Reason.TRUNCATED
 
 
-def test_two_nodes_give_the_manifest_of_one(tmp_path, local_ray):
-    corpus = tmp_path / "corpus"
-    make_corpus(CorpusConfig(num_train_videos=60, num_train_images=8, num_val=4, num_test=4), corpus)
-    lines = tuple(f"{corpus}/annotations/{split}.jsonl" for split in ("train", "val", "test"))
-    one = prepare(PrepareConfig(corpus="toy", root=str(corpus), out=str(tmp_path / "one"), annotations=lines))
+def test_two_nodes_give_the_manifest_of_one(tmp_path, small_manifest):
+    corpus = Path(small_manifest).parent.parent
+    lines = sorted(str(path) for path in (corpus / "annotations").glob("*.jsonl"))
     command = [sys.executable, str(Path(__file__).parent / "two_nodes.py"), str(corpus), str(tmp_path / "two"), *lines]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == {"hash": one.manifest_hash, "num_nodes": 2}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"hash": read_manifest(small_manifest).hash, "num_nodes": 2}

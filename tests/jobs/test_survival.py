@@ -1,7 +1,7 @@
 """Runs that lose a rank, a node, their driver or their storage go on from the last committed unit.
 
-The measurement `kills` is run here in small: one run in `make test`, five kinds in `make test-slow`, all in
-`make nightly`.
+`make test` kills a rank of a run in the Ray of these tests. `make nightly` runs the measurement `kills`: a driver in a
+process of its own, on a cluster of several nodes.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray
+from toy import TOY_STEPS, toy_config
 
 from jobs.benchmarks import kills
 from jobs.benchmarks.kills import (
@@ -27,29 +31,27 @@ from jobs.benchmarks.kills import (
     attempts,
     lineage,
     lost_and_doubled,
+    recorded_rank,
     small_placement,
     small_run,
 )
 from jobs.benchmarks.support.faulty_store import Faults, faulty_store
 from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
+from jobs.launch.driver import pretrain
 from jobs.run import run_files
 from jobs.tracking.journal import read_journals
 from jobs.training.job import make_sources
 from pipeline import storage
+from pipeline.corpus.ledger import read_ledger
 from pipeline.stream.loader import split_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.ray
-SELDOM = (pytest.mark.slow, pytest.mark.nightly)
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of a small corpus, prepared in a process of its own: the Ray of the other tests is not to know of it."""
-    folder = tmp_path_factory.mktemp("corpus")
-    script = f"from jobs.benchmarks.kills import small_corpus; print(small_corpus({str(folder)!r}))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[-1]
+def manifest(small_manifest: str) -> str:
+    return small_manifest
 
 
 def attempt(group: int, rank: int, first_step: int, clips: dict[int, list[int]]) -> Attempt:
@@ -85,12 +87,49 @@ def test_a_lost_and_a_doubled_clip_are_counted(manifest: str) -> None:
     assert lost_and_doubled({step: trained[step] for step in trained if step != 7}, source, NUM_STEPS)[0] > 0
 
 
-@pytest.mark.parametrize(
-    "what",
-    [("rank 1",), pytest.param(("rank 0", "train node", "decode node", "driver", "hang"), marks=SELDOM)],
-    ids=["one kill", "five kills"],
-)
-def test_nothing_is_lost_or_doubled_and_the_weights_are_the_same_bits(manifest: str, what: tuple[str, ...]) -> None:
+def kill_rank(rank: int, storage: Path, step: int) -> None:
+    """Kill a rank of the run below `storage` as soon as it has done `step` steps."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        for group in attempts(storage):
+            if group.rank == rank and max(group.clips, default=0) >= step:
+                os.kill(group.pid, signal.SIGKILL)
+                return
+        time.sleep(0.02)
+
+
+def test_a_killed_rank_costs_no_clip_and_no_bit(toy_run: str, manifest: str, tmp_path: Path) -> None:
+    """The run ends like `toy_run`, which has the same config and which nothing happened to."""
+    config = toy_config("killed", manifest, tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_rank, 1, tmp_path, 3)
+        results = pretrain(config, on_rank=recorded_rank)
+    assert killed.done()
+    trained = attempts(tmp_path)
+    assert len({attempt.group for attempt in trained}) == 2
+    assert lost_and_doubled(lineage(trained), make_sources(config)["train"], TOY_STEPS) == (0, 0)
+    assert "lost" in {line["event"] for line in read_journals(str(tmp_path / "killed"))}
+    assert kills.weights_of(tmp_path / "killed") == kills.weights_of(Path(toy_run))
+    reference = run_files.read_json(f"{toy_run}/results.json")
+    measured = {name: value for name, value in reference.items() if name.startswith(("test/", "validation/"))}
+    assert measured
+    assert {name: results[name] for name in measured} == measured
+    assert read_ledger(f"{toy_run}/ledger.parquet") == read_ledger(str(tmp_path / "killed" / "ledger.parquet")) == []
+    wait_until_idle()
+
+
+def wait_until_idle() -> None:
+    """Wait until everything that runs of this Ray have held is given back; fail after a minute."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_nothing_is_lost_or_doubled_and_the_weights_are_the_same_bits(manifest: str) -> None:
+    what = ("rank 0", "train node", "decode node", "driver", "hang")
     command = [sys.executable, "jobs/benchmark.py", "kills", "--manifest", manifest, "--num-runs", str(len(what))]
     done = subprocess.run(  # in a process of its own: this one may be connected to the Ray of other tests
         [*command, "--seed", "1", "--what", *what], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Prepares a corpus on a cluster of two nodes, each with one CPU; prints its manifest's hash and the nodes that worked.
+"""Prepares the corpus `small` on a cluster of two nodes, each with one CPU; prints its hash and the nodes that worked.
 
 python tests/jobs/two_nodes.py ROOT OUT ANNOTATIONS …
 """
@@ -32,7 +32,7 @@ def main() -> None:
             return probe(batch, **settings)
 
         stages.probe_batch = probe_and_tell
-        done = prepare(PrepareConfig(corpus="toy", root=root, out=out, annotations=tuple(annotations)))
+        done = prepare(PrepareConfig(corpus="small", root=root, out=out, annotations=tuple(annotations)))
     finally:
         ray.shutdown()
         cluster.shutdown()
