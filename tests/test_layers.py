@@ -31,7 +31,7 @@ ROOMS = {
     "cluster": set(),
     "jobs.run": {"pipeline", "snps3_model.config"},
     "jobs.tracking": {"jobs.ROOT", "pipeline.storage"},
-    "jobs.tasks": {"jobs.run", "pipeline", "snps3_model"},
+    "jobs.tasks": {"jobs.run", "cluster.world", "pipeline", "snps3_model"},
     "jobs.training": {"jobs.run", "jobs.tracking", "jobs.tasks", "cluster", "pipeline", "snps3_model"},
     "jobs.evaluation": {
         *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.corpus.summary"),

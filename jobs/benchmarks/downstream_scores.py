@@ -57,7 +57,7 @@ def both_stages(run: str, folder: str, num_clips: int, num_frames: int, k: int) 
     manifest = many_tests(Path(folder), num_clips)
     rows = split_rows(manifest, "test")[Kind.VIDEO].slice(0, num_clips).to_pylist()
     paths, texts = [row["uri"] for row in rows], [row["captions"][0] for row in rows]
-    data = dataclasses.replace(model.config.data, num_frames=num_frames)
+    data = dataclasses.replace(model.data, num_frames=num_frames)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
         frames = list(pool.map(partial(decode, data=data), paths, chunksize=50))

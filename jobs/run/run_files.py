@@ -2,7 +2,8 @@
 
 STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
              answers.json                                       of question answering, likewise
-             checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
+             checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together;
+                                                     config.json of a checkpoint is that of the run, with its commit
              best/  ledger.parquet  evaluation/  seconds.json  results.json  report.html    results
              logs/                                              what each process said (jobs/tracking/journal.py)
              stop                                               asks the run to write a checkpoint and end
@@ -18,7 +19,7 @@ from pipeline import storage
 from pipeline.corpus.manifest import checksum
 
 SNAPSHOT, IDENTITY, SECONDS = "checkpoint_manager_snapshot.json", "identity.json", "seconds.json"
-FAILURE = "failure.json"
+CONFIG, FAILURE = "config.json", "failure.json"
 ANSWERS = "answers.json"
 """What question answering chooses from, by number."""
 PROGRESS = "progress.json"
