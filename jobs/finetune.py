@@ -6,13 +6,12 @@ can be set anew; from scratch with `--model.initial-weights None`. The same comm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jobs.command_line.entry import run_command, run_training
+from jobs.command_line.entry import ExitStatus, run_command
 
 if TYPE_CHECKING:
     from jobs.command_line import parsing
-    from jobs.run.config import PretrainConfig
 
 import argparse
 import functools
@@ -29,30 +28,33 @@ def parse(argv: list[str]) -> parsing.Command:
     early = argparse.ArgumentParser(add_help=False)
     early.add_argument("--run")
     known, rest = early.parse_known_args(argv)
-    presets = {name: ((recipe.__doc__ or "").splitlines()[0], recipe) for name, recipe in RECIPES.items()}
-    if not known.run:
-        if rest and rest[0] in presets:
-            parsing.refuse("--run must name the folder of the pre-trained run, as in --run runs/tiny")
-        return parsing.parse(
-            rest, program="finetune.py", presets={name: (text, _no_run) for name, (text, _) in presets.items()}
-        )
-    folder = storage.absolute(known.run)
-    try:
-        run = config_of(folder)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        parsing.refuse(f"--run {known.run}: {error}")
-    bound = {name: (text, functools.partial(recipe, run, folder)) for name, (text, recipe) in presets.items()}
-    return parsing.parse(rest, program="finetune.py", presets=bound)
-
-
-def _no_run() -> PretrainConfig:
-    raise ValueError("--run must name the folder of the pre-trained run")
+    run: Any = None  # then nothing but the usage is printed
+    folder = storage.absolute(known.run or ".")
+    if known.run:
+        try:
+            run = config_of(folder)
+        except (ValueError, FileNotFoundError, PermissionError) as error:
+            parsing.refuse(f"--run {known.run}: {error}")
+    elif rest and rest[0] in RECIPES:
+        parsing.refuse("--run must name the folder of the pre-trained run, as in --run runs/tiny")
+    presets = {
+        name: ((recipe.__doc__ or "").splitlines()[0], functools.partial(recipe, run, folder))
+        for name, recipe in RECIPES.items()
+    }
+    return parsing.parse(rest, program="finetune.py", presets=presets)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
+    """Return the exit status: 0 done or stopped, 1 lost or diverged, 2 refused."""
+    from jobs.command_line import parsing
+    from jobs.launch import driver
 
-    return run_training(parse(sys.argv[1:] if argv is None else argv), program="finetune")
+    command = parse(sys.argv[1:] if argv is None else argv)
+    if (answer := parsing.answered(command)) is not None:
+        return answer
+    with ExitStatus("finetune") as status:
+        driver.pretrain(command.config)
+    return status.value
 
 
 if __name__ == "__main__":

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import sys
 
-from jobs.command_line.entry import run_command, run_training
+from jobs.command_line.entry import ExitStatus, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
+    """Return the exit status: 0 done or stopped, 1 lost or diverged, 2 refused."""
     from jobs.command_line import parsing
+    from jobs.launch import driver
 
-    return run_training(parsing.parse(argv), program="pretrain")
+    command = parsing.parse(argv)
+    if (answer := parsing.answered(command)) is not None:
+        return answer
+    with ExitStatus("pretrain") as status:
+        driver.pretrain(command.config)
+    return status.value
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ ROOMS = {
     "cluster": {"cluster.ray_internals"},
     "jobs.run": {"cluster.ray_internals", "pipeline", "snps3_model.config", "snps3_model.loss_table"},
     "jobs.tracking": {"jobs.ROOT", "pipeline.storage"},
-    "jobs.tasks": {"jobs.run", "pipeline", "snps3_model"},
+    "jobs.tasks": {"jobs.run", "cluster.world", "pipeline", "snps3_model"},
     "jobs.training": {"jobs.run", "jobs.tracking", "jobs.tasks", "cluster", "pipeline", "snps3_model"},
     "jobs.evaluation": {
         *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.corpus.summary"),

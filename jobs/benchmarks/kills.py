@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from typing import Any
 import ray
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated import autoscaler_pb2
+from torch import Tensor
 
 from cluster.run import Runtime
 from jobs import ROOT
@@ -45,6 +46,7 @@ from jobs.run.presets import tiny
 from jobs.tracking.journal import read_journals
 from jobs.training import trainer
 from jobs.training.job import Job, make_sources
+from pipeline.records import Batch
 from pipeline.stream.loader import ClipSource, split_rows
 
 NUM_STEPS, EVERY = 24, 6
@@ -61,30 +63,25 @@ WAIT_SECONDS = 480
 
 
 def recorded_rank(job: Job, runtime: Runtime) -> None:
-    """`worker.pretrain_rank`; each step's clips go to a file of this process as soon as the step is done."""
-    steps, rank = trainer.training_steps, runtime.world.rank
+    """Train as a rank does; write each step's clips to a file of this process as soon as the step is done."""
+    rank = runtime.world.rank
     path = Path(job.run_folder).parent / "trained" / f"{time.time_ns()}-{rank}-{os.getpid()}.jsonl"
     path.parent.mkdir(exist_ok=True)
 
-    def recorded(state: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
-        with path.open("a", buffering=1) as file:
-            group = runtime.world.gather_objects([time.time_ns()])[0]
-            start = {"group": group, "pid": os.getpid(), "rank": rank, "num_ranks": runtime.world.size}
-            start |= {"first_step": state.progress.step, "node": ray.get_runtime_context().get_node_id()}
-            file.write(json.dumps(start) + "\n")
-            for metrics, batch in steps(state, *arguments, **options):
-                clips = batch.clip_ids[batch.weight > 0.5].tolist()
-                loss = metrics["loss/total"].item()
-                done = {"step": state.progress.step, "time": time.time(), "clips": clips, "loss": loss}
-                file.write(json.dumps(done) + "\n")
-                time.sleep(PACE_SECONDS)
-                yield metrics, batch
+    with path.open("a", buffering=1) as file:
 
-    trainer.training_steps = recorded
-    try:
-        trainer.pretrain_rank(job, runtime)
-    finally:
-        trainer.training_steps = steps
+        def record(step: int, metrics: dict[str, Tensor], batch: Batch) -> None:
+            if not file.tell():
+                group = runtime.world.gather_objects([time.time_ns()])[0]
+                start = {"group": group, "pid": os.getpid(), "rank": rank, "num_ranks": runtime.world.size}
+                start |= {"first_step": step - 1, "node": ray.get_runtime_context().get_node_id()}
+                file.write(json.dumps(start) + "\n")
+            clips = batch.clip_ids[batch.weight > 0.5].tolist()
+            done = {"step": step, "time": time.time(), "clips": clips, "loss": metrics["loss/total"].item()}
+            file.write(json.dumps(done) + "\n")
+            time.sleep(PACE_SECONDS)
+
+        trainer.pretrain_rank(job, runtime, on_step=record)
 
 
 @dataclass(frozen=True)
@@ -291,7 +288,8 @@ def run_killed(what: str, step: int, config: PretrainConfig, cluster: LocalClust
         if driver.process.poll() is None:
             driver.kill()
     history = attempts(driver.storage)
-    lost, doubled = lost_and_doubled(lineage(history), make_sources(config)["train"], NUM_STEPS)
+    source = make_sources(config.data, config.placement, config.optim.global_batch, config.seed)["train"]
+    lost, doubled = lost_and_doubled(lineage(history), source, NUM_STEPS)
     losses = [line for line in read_journals(str(driver.storage / config.name)) if line["event"] == "lost"]
     noticed = [datetime.datetime.fromisoformat(line["time"]).timestamp() for line in losses]
     later = [attempt for attempt in history if attempt.group / 1e9 > killed_at and attempt.times]

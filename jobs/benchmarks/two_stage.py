@@ -53,7 +53,7 @@ def both_stages(run: str, folder: str, num_clips: int, num_frames: int, k: int) 
     manifest = embedded_corpus(root, num_test=num_clips, num_processes=cores())
     rows = split_rows(manifest, "test")[Kind.VIDEO].slice(0, num_clips).to_pylist()
     paths, texts = [row["uri"] for row in rows], [row["captions"][0] for row in rows]
-    data = dataclasses.replace(model.config.data, num_frames=num_frames)
+    data = dataclasses.replace(model.data, num_frames=num_frames)
     with process_pool() as pool:
         frames = list(pool.map(partial(decode, data=data), paths, chunksize=50))
     relevant = retrieval.true_of(texts, [[text] for text in texts])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cluster.auth import use_private_token
 from jobs import ROOT
-
-if TYPE_CHECKING:
-    from jobs.command_line.parsing import Command
 
 
 def run_command(main: Callable[[], int | None]) -> int:
@@ -27,24 +24,22 @@ def run_command(main: Callable[[], int | None]) -> int:
     return main() or 0
 
 
-def run_training(command: Command, *, program: str) -> int:
-    """Exit status of pre-training or fine-tuning: 0 done or stopped, 1 lost or diverged, 2 refused."""
-    from cluster.run import LostError
-    from jobs.command_line.parsing import answered
-    from jobs.launch.driver import pretrain
-    from jobs.launch.lease import LeaseLostError
-    from jobs.tracking.mlflow_runs import refuse_unreachable
-    from jobs.training.step import RunError
+class ExitStatus(contextlib.AbstractContextManager["ExitStatus"]):
+    """Within it, an error of pre-training or fine-tuning becomes a line on stderr and a `value`: 1 for a run that is
+    lost or diverged, 2 for one that is refused. A context, so that it is no frame between a command and its run."""
 
-    if (status := answered(command)) is not None:
-        return status
-    try:
-        refuse_unreachable(command.config.placement.storage)
-        pretrain(command.config)
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
-    except (RunError, LostError, LeaseLostError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    def __init__(self, program: str) -> None:
+        self.program, self.value = program, 0
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        from cluster.run import LostError
+        from jobs.launch.lease import LeaseLostError
+        from jobs.training.step import RunError
+
+        if isinstance(error, RunError | LostError | LeaseLostError):
+            self.value = 1
+        elif isinstance(error, ValueError | FileNotFoundError | PermissionError | ConnectionError):
+            self.value = 2
+        if self.value:
+            print(f"{self.program}: {error}", file=sys.stderr)
+        return bool(self.value)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from jobs.launch.preflight import describe, problems, survey
+from jobs.launch.preflight import describe, survey
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import current_arguments
 from jobs.run.presets import PRESETS
@@ -78,12 +78,12 @@ def parse(
 
 def answered(command: Command) -> int | None:
     """Exit code of what needs no start: a dry run, 1 if it found problems; a run with problems, 2. None: go on."""
+    plan = survey(command.config)
     if command.dry_run:
-        found = survey(command.config)
-        print(describe(found))
-        return 1 if found.problems else 0
-    if found := problems(command.config):
-        print("\n".join(f"error: {problem}" for problem in found), file=sys.stderr)
+        print(describe(plan))
+        return 1 if plan.problems else 0
+    if plan.problems:
+        print("\n".join(f"error: {problem}" for problem in plan.problems), file=sys.stderr)
         return 2
     return None
 

@@ -5,10 +5,8 @@ What must be the same for two scores to be comparable stands in `Protocol`; what
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -17,14 +15,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.corpus.summary import annotated_beside
 from jobs.run import run_files
-from jobs.run.config import PretrainConfig
+from jobs.run.config import DataConfig, SelectionConfig, TaskConfig
 from jobs.run.fields import as_dict
 from jobs.tasks.retrieval import Fusion
-from jobs.tasks.tasks import Predicted
+from jobs.tasks.task import Measured, hash_of_ids, score_name
 from pipeline import storage
 from pipeline.corpus.manifest import checksum, read_manifest
 from pipeline.records import Kind
-from pipeline.stream.loader import ClipSource, split_rows
+from pipeline.stream.loader import split_rows
+
+RETRIEVAL = "retrieval"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Protocol:
     """How a score is measured."""
 
     task: str
-    """retrieval, question_answering or multiple_choice."""
+    """retrieval, question_answering, multiple_choice, or the name of a task of somebody else."""
     run: str
     """Folder of the run."""
     manifest: str
@@ -55,6 +55,11 @@ class Protocol:
     """The frames were black: a baseline that sees nothing."""
     seed: int = 0
     """Of the bootstrap."""
+
+    @property
+    def is_retrieval(self) -> bool:
+        """Captions query for clips; every other task asks about them."""
+        return self.task == RETRIEVAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,131 +98,77 @@ class Card:
 
     @property
     def doubts(self) -> list[str]:
-        """Why the score says more than it should."""
-        found = ["chosen on the same clips"] if self.is_selected_on_test else []
-        return found + ([f"trained on {self.num_trained_on} of these clips"] if self.num_trained_on else [])
+        """Return why the score says more than it should."""
+        doubts = ["chosen on the same clips"] if self.is_selected_on_test else []
+        return doubts + ([f"trained on {self.num_trained_on} of these clips"] if self.num_trained_on else [])
 
 
 EXPORTED = "cards"
 """Folder of the cards in a model that jobs/export.py wrote."""
-TASKS: Mapping[str, str] = MappingProxyType(
-    {"captions": "retrieval", "question_answering": "question_answering", "multiple_choice": "multiple_choice"}
-)
-"""What a run is scored on, by what it is trained for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What came out of a measurement."""
-
-    ids_hash: str
-    num_videos: int
-    num_queries: int
-    num_missing: int
-    num_undecoded: int
-    scores: Mapping[str, float]
+def make_card(protocol: Protocol, measured: Measured, **facts: Any) -> Card:
+    """Return the card of a score; `facts` are the other fields of `Card`."""
+    fields = asdict(measured)
+    if measured.num_missing is None:
+        fields["num_missing"] = num_missing(protocol.manifest, protocol.split)
+    return Card(protocol=protocol, questions_hash=hash_of_questions(protocol), **fields, **facts)
 
 
-def of_answers(predicted: Sequence[Predicted], results: Mapping[str, float]) -> Measured:
-    """`results`: of a task, with its counts, on the dataset `test`."""
-    scores = {name: value for name, value in results.items() if name.startswith("test/")}
-    counts = {name: int(scores.pop(f"test/{name}")) for name in ("num_missing", "num_undecoded", "num_asked")}
-    ids = sorted((one.clip_id, one.question_id) for one in predicted)
-    return Measured(
-        ids_hash=hash_of_ids(ids),
-        num_videos=len({clip_id for clip_id, _ in ids}),
-        num_queries=counts["num_asked"],
-        num_missing=counts["num_missing"],
-        num_undecoded=counts["num_undecoded"],
-        scores=scores,
-    )
+def selected_on(selection: SelectionConfig, data: DataConfig) -> str:
+    """Return by what the checkpoint of a run is chosen."""
+    return f"{selection.metric} on {data.validation_split}"
 
 
-def of_retrieval(
-    clip_ids: Sequence[int], texts: Sequence[str], source: ClipSource, scores: Mapping[str, float]
-) -> Measured:
-    """Of the clips of `source` those of `clip_ids` were decoded, and asked for by `texts`."""
-    return Measured(
-        ids_hash=hash_of_ids([*clip_ids, *texts]),
-        num_videos=len(clip_ids),
-        num_queries=len(texts),
-        num_missing=num_missing(source.manifest_path, source.split),
-        num_undecoded=len(source.rows()) - len(clip_ids),
-        scores=scores,
-    )
-
-
-def make_card(
-    protocol: Protocol,
-    measured: Measured,
-    run: PretrainConfig,
-    *,
-    is_selected_on_test: bool,
-    num_trained_on: int,
-    **facts: Any,
-) -> Card:
-    """The card of a score of `run`; `facts` are the hashes, date, hardware and commit."""
-    return Card(
-        protocol=protocol,
-        run_seed=run.seed,
-        questions_hash=hash_of_questions(protocol),
-        selected_on=f"{run.selection.metric} on {run.data.validation_split}",
-        is_selected_on_test=is_selected_on_test,
-        num_trained_on=num_trained_on,
-        **asdict(measured),
-        **facts,
-    )
-
-
-def own_protocol(config: PretrainConfig, run_folder: str) -> Protocol:
-    """How a run measures itself at its end."""
-    is_retrieval = config.task.kind == "captions"
-    most = config.data.max_evaluation_clips
-    num_clips = num_videos(storage.absolute(config.data.manifest), config.data.test_split)
+def own_protocol(
+    run_folder: str, *, data: DataConfig, task: TaskConfig, rerank: int | None, scores_all_pairs: bool
+) -> Protocol:
+    """Return how a run measures itself at its end. `scores_all_pairs`: whether its task does (`Task`)."""
+    max_clips, num_clips = data.max_evaluation_clips, num_videos(storage.absolute(data.manifest), data.test_split)
     return Protocol(
-        task=TASKS[config.task.kind],
+        task=score_name(task.kind),
         run=run_folder,
-        manifest=storage.absolute(config.data.manifest),
-        split=config.data.test_split,
-        questions=storage.absolute(config.task.test) if config.task.test else None,
-        num_frames=config.data.num_frames,
-        frame_size_px=config.data.frame_size_px,
-        max_clips=most if is_retrieval and num_clips > most else None,
-        rerank=config.selection.rerank if is_retrieval else None,
-        is_video_hidden=config.task.is_video_hidden and not is_retrieval,
+        manifest=storage.absolute(data.manifest),
+        split=data.test_split,
+        questions=storage.absolute(task.test) if task.test else None,
+        num_frames=data.num_frames,
+        frame_size_px=data.frame_size_px,
+        max_clips=max_clips if scores_all_pairs and num_clips > max_clips else None,
+        rerank=rerank if scores_all_pairs else None,
+        is_video_hidden=task.is_video_hidden,
     )
 
 
 def num_shared(scored: tuple[str, str], seen: tuple[str, str]) -> int:
-    """Clips of the manifest and split `scored` that are in `seen` too: the same bytes from and to the same time,
-    whatever they are called there."""
+    """Return how many clips of the manifest and split `scored` are in `seen` too: the same bytes from and to the same
+    time, whatever they are called there."""
     names = ["checksum", "start_seconds", "end_seconds"]
-    one, other = (split_rows(path, split)[Kind.VIDEO].select(names) for path, split in (scored, seen))
-    some = other.filter(pc.field("checksum").isin(one["checksum"].combine_chunks()))
-    return len(contents(one) & contents(some))
+    first, second = (split_rows(path, split)[Kind.VIDEO].select(names) for path, split in (scored, seen))
+    second = second.filter(pc.field("checksum").isin(first["checksum"].combine_chunks()))
+    return len(contents(first) & contents(second))
 
 
 def contents(clips: pa.Table) -> set[tuple[Any, ...]]:
-    """The rows, each once."""
+    """Return the rows as a set."""
     return set(zip(*(column.to_pylist() for column in clips.columns), strict=True))
 
 
 def num_missing(manifest_path: str, split: str) -> int:
-    """Clips of a split that the caption files named and the manifest has not, where jobs/prepare.py tells."""
+    """Return how many clips of a split the caption files name and the manifest lacks, as jobs/prepare.py has noted."""
     manifest = read_manifest(manifest_path)
     num_clips = manifest.splits[split]
     return annotated_beside(manifest_path, manifest.hash).get(split, num_clips) - num_clips
 
 
 def num_videos(manifest_path: str, split: str) -> int:
-    """Of a split."""
+    """Return the number of videos of a split."""
     return len(split_rows(manifest_path, split)[Kind.VIDEO])
 
 
 def card_folder(run_folder: str, protocol: Protocol, own: Protocol) -> str:
-    """Where the card of a score lies, unless somebody wants it elsewhere: a folder per protocol.
+    """Return the folder of the card of a score, one per protocol.
 
-    `own`: how the run measures itself, which needs no more than task and split in its name.
+    `own`: how the run measures itself, which has no more than task and split in its name.
     """
     name = f"{protocol.task}-{protocol.split}"
     if protocol != own:
@@ -226,8 +177,7 @@ def card_folder(run_folder: str, protocol: Protocol, own: Protocol) -> str:
 
 
 def read_cards(run_folder: str) -> dict[str, Card]:
-    """Those of the scores of a run by the folder that each lies in, or of a model that jobs/export.py wrote by the name
-    that each has there."""
+    """Return the cards of a run by the folder that each lies in, or of an exported model by their names there."""
     names: dict[str, str] = {}
     for path in sorted(storage.list_files(run_folder)):
         if path.endswith("/card.json"):
@@ -238,22 +188,17 @@ def read_cards(run_folder: str) -> dict[str, Card]:
 
 
 def hash_of_questions(protocol: Protocol) -> str:
-    """32 hex digits of the file of questions; empty where none are asked."""
+    """Return 32 hex digits of the file of questions; empty without one."""
     return checksum(storage.read_bytes(protocol.questions)) if protocol.questions else ""
 
 
-def hash_of_ids(ids: Iterable[Any]) -> str:
-    """32 hex digits of ids in their order."""
-    return checksum(json.dumps(list(ids), ensure_ascii=False).encode())
-
-
 def write_card(card: Card, path: str) -> None:
-    """The card as JSON."""
+    """Write the card as JSON."""
     run_files.write_json(path, as_dict(card))
 
 
 def read_card(path: str) -> Card:
-    """The card in a file. ValueError that names what is wrong with it."""
+    """Return the card in a file. ValueError that names what is wrong with it."""
     storage.check_readable(path)
     try:
         return TypeAdapter(Card).validate_python(run_files.read_json(path))
@@ -263,11 +208,11 @@ def read_card(path: str) -> Card:
         raise ValueError(f"{path} is no protocol card: {where} {first['msg']}") from error
 
 
-def refuse_other(card: Card, found: Mapping[str, str]) -> None:
-    """ValueError that names what of `found` (weights, manifest_hash, questions_hash, ids_hash) is not the card's."""
-    wanted = {name: getattr(card, name) or found[name] for name in found}  # older cards lack the hash of questions
+def refuse_other(card: Card, hashes: Mapping[str, str]) -> None:
+    """Raise ValueError naming which hashes (weights, manifest_hash, questions_hash, ids_hash) are not the card's."""
+    expected = {name: getattr(card, name) or hashes[name] for name in hashes}  # older cards lack the hash of questions
     if wrong := [
-        f"{name} is {found[name]}, the card has {wanted[name]}" for name in found if found[name] != wanted[name]
+        f"{name} is {value}, the card has {expected[name]}" for name, value in hashes.items() if value != expected[name]
     ]:
         raise ValueError(
             f"the card of {card.protocol.run} cannot be repeated: {'; '.join(wrong)}; its score is that of others"
@@ -275,18 +220,18 @@ def refuse_other(card: Card, found: Mapping[str, str]) -> None:
 
 
 def not_repeated(card: Card, scores: Mapping[str, float]) -> list[str]:
-    """A line per score that is not the card's: equal on the same hardware, inside its interval elsewhere."""
+    """Return a line per score that is not the card's: equal on the same hardware, inside its interval elsewhere."""
     lines = []
-    for name, wanted in card.scores.items():
+    for name, expected in card.scores.items():
         if name.endswith(("_low", "_high")):
             continue
         value = scores.get(name, float("nan"))
-        if value == wanted:
+        if value == expected:
             continue
         low, high = card.scores.get(f"{name}_low"), card.scores.get(f"{name}_high")
         if low is None or high is None:
             place = "which has no interval"
         else:
             place = f"{'inside' if low <= value <= high else 'outside'} [{low:.4f}, {high:.4f}]"
-        lines.append(f"{name}: was {wanted:.4f}, is {value:.4f}, {place}")
+        lines.append(f"{name}: was {expected:.4f}, is {value:.4f}, {place}")
     return lines

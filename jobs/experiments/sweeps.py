@@ -260,7 +260,8 @@ def steps_of(config: PretrainConfig) -> int:
     """Of a run, whose epochs have as many as its corpus and its batch make."""
     if config.optim.num_epochs is None:
         return config.optim.num_steps
-    return in_steps(config, make_plan(config).first_step).optim.num_steps
+    plan = make_plan(config.data, config.optim.global_batch, config.seed)
+    return in_steps(config.optim, plan.first_step).num_steps
 
 
 def refuse_other_rungs(config: SweepConfig, corners: Sequence[tuple[str, Any, PretrainConfig]], num_steps: int) -> None:

@@ -17,7 +17,7 @@ import tyro
 
 from jobs.evaluation.cards import EXPORTED, Card, read_cards
 from jobs.run import run_files
-from jobs.run.config import PretrainConfig
+from jobs.run.config import DataConfig
 from jobs.run.fields import as_dict
 from jobs.run.run_identity import config_of
 from jobs.tracking import mlflow_runs
@@ -25,6 +25,7 @@ from jobs.training import checkpoints
 from pipeline import storage
 from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.text.tokenizer import SPECIAL_TOKENS
+from snps3_model.config import ModelConfig
 
 COPIED = ("tokenizer.json", "significant_words.json", run_files.IDENTITY, run_files.ANSWERS)
 QUEUES = "queues."
@@ -54,8 +55,8 @@ def export(config: ExportConfig) -> str:
     weights, cards = without_queues(storage.read_bytes(run_files.best_weights(run))), read_cards(run)
     files = {
         "config.json": as_dict(settings) | {"model_type": "snps3", "architectures": ["SNPS3"]},
-        "preprocessor_config.json": preprocessing(settings),
-        "tokenizer_config.json": tokenizer_settings(settings),
+        "preprocessor_config.json": preprocessing(settings.data),
+        "tokenizer_config.json": tokenizer_settings(settings.text.max_tokens),
         **{f"{EXPORTED}/{name}.json": as_dict(card) for name, card in cards.items()},
     }
     for name, value in files.items():
@@ -63,7 +64,9 @@ def export(config: ExportConfig) -> str:
     for name in COPIED:
         if storage.exists(f"{run}/{name}"):
             storage.write_bytes_atomic(f"{out}/{name}", storage.read_bytes(f"{run}/{name}"))
-    storage.write_bytes_atomic(f"{out}/README.md", model_card(settings, cards).encode())
+    storage.write_bytes_atomic(
+        f"{out}/README.md", model_card(settings.name, settings.data, settings.model, cards).encode()
+    )
     storage.write_bytes_atomic(f"{out}/{run_files.WEIGHTS}", weights)
     if config.register:
         place = settings.placement
@@ -80,9 +83,8 @@ def without_queues(data: bytes) -> bytes:
     return data if len(kept) == len(weights) else safetensors.torch.save(kept, checkpoints.METADATA)
 
 
-def preprocessing(config: PretrainConfig) -> dict[str, Any]:
-    """How videos become what the network sees."""
-    data = config.data
+def preprocessing(data: DataConfig) -> dict[str, Any]:
+    """Return how videos become what the network reads."""
     return {
         "image_processor_type": "SNPS3VideoProcessor",
         "num_frames": data.num_frames,
@@ -95,23 +97,26 @@ def preprocessing(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-def tokenizer_settings(config: PretrainConfig) -> dict[str, Any]:
-    """What Hugging Face asks beside tokenizer.json."""
+def tokenizer_settings(max_tokens: int) -> dict[str, Any]:
+    """Return what Hugging Face reads beside tokenizer.json."""
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     special = dict(zip(names, SPECIAL_TOKENS, strict=True))
-    length = config.text.max_tokens
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "do_lower_case": True} | special
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_tokens,
+        "do_lower_case": True,
+    } | special
 
 
-def model_card(config: PretrainConfig, cards: Mapping[str, Card]) -> str:
-    """README.md: what the model is, how it is used, and its scores with their protocols."""
+def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[str, Card]) -> str:
+    """Return README.md: what the model is, how it is used, and its scores with their protocols."""
     lines = [
         "---",
         "library_name: snps3-ray",
         "pipeline_tag: feature-extraction",
         "---",
         "",
-        f"# {config.name}",
+        f"# {name}",
         "",
         "One BERT-type network for text and for text with video (SNP-S3, IEEE TCSVT 2023), trained with SNP-S3 on Ray.",
         "",
@@ -123,8 +128,8 @@ def model_card(config: PretrainConfig, cards: Mapping[str, Card]) -> str:
         "print(model.dual_scores(texts, videos), model.match(texts, videos))",
         "```",
         "",
-        f"{config.data.num_frames} frames of {config.data.shown_px} px; {config.model.num_layers} layers of "
-        f"{config.model.hidden}; visual encoder {config.model.visual.encoder}.",
+        f"{data.num_frames} frames of {data.shown_px} px; {model.num_layers} layers of {model.hidden}; visual encoder "
+        f"{model.visual.encoder}.",
         "",
         "## Scores",
         "",

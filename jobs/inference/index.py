@@ -187,7 +187,7 @@ class Embedder:
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> None:
         """The file of a part."""
-        data = self.model.config.data
+        data = self.model.data
         shape = (len(rows), data.num_frames, data.frame_size_px, data.frame_size_px, 4)
         frames = np.frombuffer(b"".join(row["frames"] for row in rows), np.uint8).reshape(shape)
         videos = self.model.embed_frames(frames)

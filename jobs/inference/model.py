@@ -23,11 +23,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jobs.run import run_files
-from jobs.run.config import DataConfig, PretrainConfig
+from jobs.run.config import DataConfig
 from jobs.run.run_identity import config_of
 from jobs.tasks import retrieval
+from jobs.tasks.network import build_model
 from jobs.tasks.retrieval import Queries
-from jobs.tasks.tasks import Language
+from jobs.tasks.text import TextProcessor
 from pipeline import storage
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.media import kind_of
@@ -58,13 +59,10 @@ class Model:
     """A network that is not trained any more, and all it needs to read videos and texts."""
 
     network: SNPS3
-    language: Language
+    text: TextProcessor
+    data: DataConfig
+    """How the run read its videos."""
     temperature: float
-
-    @property
-    def config(self) -> PretrainConfig:
-        """The run that it comes from."""
-        return self.language.config
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +72,7 @@ class Model:
     def embed_videos(self, paths: Sequence[str]) -> Videos:
         """Videos or images, of which as many frames are looked at as in training. DecodeError for the first that
         cannot be read."""
-        return self.embed_frames(np.stack([decode(path, self.config.data) for path in paths]))
+        return self.embed_frames(np.stack([decode(path, self.data) for path in paths]))
 
     @torch.no_grad()
     def embed_frames(self, frames: np.ndarray) -> Videos:
@@ -89,14 +87,14 @@ class Model:
             frame_pad_mask=frames[..., 3].astype(bool),
             num_frames=np.full(count, frames.shape[1]),
         )
-        drawn = draw_augmentation(rows, self.config.data.augmentation, seed=0, is_training=False)
-        batch = augment(self.language.batch(rows).to(self.device), drawn)
+        drawn = draw_augmentation(rows, self.data.augmentation, seed=0, is_training=False)
+        batch = augment(self.text.batch(rows).to(self.device), drawn)
         video = self.network.encode_video(normalise(batch.frames), batch.frame_pad_mask)
         return Videos(tokens=video.tokens, vectors=video.vectors)
 
     def embed_texts(self, texts: Sequence[str]) -> Queries:
         """Texts; a long one keeps its beginning."""
-        ids, mask = (part.to(self.device) for part in self.language.tokens(texts))
+        ids, mask = (part.to(self.device) for part in self.text.tokens(texts))
         return retrieval.encode_texts(self.network, ids, mask, local_gather)
 
     def dual_scores(self, texts: Queries, videos: Videos) -> Float[Tensor, "Q N"]:
@@ -137,8 +135,8 @@ def load(folder: str, device: str = "cpu") -> Model:
     hub. ValueError that names what does not fit."""
     folder = huggingface_hub.snapshot_download(folder) if is_hub_name(folder) else storage.absolute(folder)
     config = config_of(folder)
-    language = Language.load(folder, config)
-    network = language.network()
+    text = TextProcessor.load(folder, text=config.text, masking=config.masking, seed=config.seed)
+    network = build_model(config.model, text.tokenizer)
     path = run_files.best_weights(folder)
     weights = safetensors.torch.load(storage.read_bytes(path))
     report = load_earlier_run(network, weights, path)
@@ -148,4 +146,4 @@ def load(folder: str, device: str = "cpu") -> Model:
     if "log_temperature" in weights:
         temperature = max(weights["log_temperature"].exp().item(), LEAST_TEMPERATURE)
     network.eval().to(device)
-    return Model(network=network, language=language, temperature=temperature)
+    return Model(network=network, text=text, data=config.data, temperature=temperature)

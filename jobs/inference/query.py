@@ -69,7 +69,7 @@ def read_index(folder: str, model: Model) -> tuple[list[str], Videos]:
     if not paths:
         raise ValueError(f"{folder} holds no embedded video")
     table = pa.concat_tables(storage.read_table(path) for path in paths)
-    hidden = model.config.model.hidden
+    hidden = model.network.config.hidden
 
     def column(name: str) -> torch.Tensor:
         values = table[name].combine_chunks().flatten().to_numpy()

@@ -7,6 +7,7 @@ checkpoint and end.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import signal
@@ -19,25 +20,30 @@ from typing import Any
 
 from cluster import run as cluster_run
 from cluster.connection import at_once, connected_ray, spans_machines
+from jobs.evaluation import cards
 from jobs.launch import lease, preflight
 from jobs.reports import run_results
 from jobs.run import run_files
-from jobs.run.config import Placement, PretrainConfig, TextConfig, in_steps, with_decoder
+from jobs.run.config import TASK_FILES, Placement, PretrainConfig, TextConfig, in_steps, with_decoder
 from jobs.run.fields import as_dict, config_hash, flat
 from jobs.run.run_identity import identity
-from jobs.tasks.tasks import AskingTask, Language, QuestionTask, make_task
+from jobs.tasks.retrieval import RetrievalOptions
+from jobs.tasks.task import TaskInputs, task_type
+from jobs.tasks.text import TextProcessor
 from jobs.tracking import journal, machine, mlflow_runs
 from jobs.tracking.machine import hardware
 from jobs.tracking.mlflow_runs import Tracker
 from jobs.training import trainer
 from jobs.training.job import Job, datasets, make_plan, make_sources, with_absolute_weights, workers
+from jobs.training.requests import STOP_FILE
 from jobs.training.step import DivergedError, RunError
 from pipeline import storage
-from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.stream.loader import split_rows
 from pipeline.text.masking import MaskingConfig
 from pipeline.text.significance import UNRANKED, SignificantWords, mine_significant_words
 from pipeline.text.tokenizer import Tokenizer, train_wordpiece
+from snps3_model.loss_table import load_extra
 
 
 def pretrain(
@@ -48,69 +54,111 @@ def pretrain(
     tags: Mapping[str, str] = MappingProxyType({}),
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """The results of the run, which is continued if it was begun before. Stopped on request: no results yet.
+    """Train or resume a run and return its results; without results if it is stopped on request.
 
-    `on_rank` is what every rank does; a measurement may want to look on. `watchers` are told of what the ranks report,
-    by Ray Train. `tags` are those of the MLflow run. `is_stopped`: whether somebody has asked for a stop meanwhile.
+    `on_rank` is what every rank does; a measurement may wrap it. `watchers` observe the reports of the ranks to Ray
+    Train. `tags` are those of the MLflow run. `is_stopped`: whether a stop was requested before the run began.
     """
-    run_folder = storage.join(storage.absolute(config.placement.storage), config.name)
+    placement = config.placement
+    mlflow_runs.refuse_unreachable(placement.storage)
+    run_folder = storage.join(storage.absolute(placement.storage), config.name)
     manifest = read_manifest(config.data.manifest)
-    manifest_hash, config = manifest.hash, with_decoder(config, manifest.fastest_decoder)
     with lease.held(run_folder) as held:
-        run_hash = claim_folder(config, run_folder, manifest_hash)
-        config = in_steps(config, make_plan(config).first_step)
+        data = with_decoder(config.data, manifest.fastest_decoder)
+        config = dataclasses.replace(config, data=data)
+        run_hash = claim_folder(config.name, identity(config, manifest.hash), run_folder)
+        plan = make_plan(data, config.optim.global_batch, config.seed)
+        config = dataclasses.replace(config, optim=in_steps(config.optim, plan.first_step))
+        run_files.write_json(f"{run_folder}/{run_files.CONFIG}", as_dict(config) | {"commit": machine.git_commit()})
         if storage.exists(f"{run_folder}/results.json"):
             print(f"{config.name} is finished: {run_folder}/report.html")
             return run_files.read_json(f"{run_folder}/results.json")
-        params = flat(as_dict(config)) | {"manifest_hash": manifest_hash}
-        tracker = mlflow_runs.open_run(
-            config.placement.storage,
-            experiment=config.placement.experiment,
-            name=config.name,
-            identity_hash=run_hash,
-            params=params,
-            tags=tags,
-        )
-        tracker.log_dataset(manifest.corpus, manifest_hash, storage.absolute(config.data.manifest))
-        status = "FAILED"
-        try:
-            job = make_job(config, run_folder, tracker)
+        params = flat(as_dict(config)) | {"manifest_hash": manifest.hash}
+        with tracked(placement, config.name, run_hash, params, tags, held) as (tracker, outcome):
+            tracker.log_dataset(manifest.corpus, manifest.hash, storage.absolute(data.manifest))
+            job = make_job(config, manifest, run_folder, tracker)
             clean(run_folder)
             if is_stopped():  # the request may have been among what is gone
                 ask_to_stop(run_folder)
             watched = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
             with watched, stopping_on_signal(run_folder):
-                refuse_scattered_metrics(config.placement.storage)
+                refuse_scattered_metrics(placement.storage)
                 cluster_run.run(
                     on_rank,
                     job,
-                    storage=storage_of(config, run_folder, held.owner.id),
+                    storage=storage_of(placement.storage, run_folder, held.owner.id),
                     name=config.name,
                     datasets=datasets(job),
-                    workers=workers(config),
+                    workers=workers(placement),
                     on_loss=functools.partial(journal.note_losses, run_folder),
                     watchers=watchers,
                 )
-            if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
-                raise failure(run_folder)
-            if not run_files.is_finished(run_folder):
-                status = "KILLED"
-                print(
-                    f"{config.name} was stopped at step {run_files.committed_step(run_folder)}; run it again to go on"
-                )
+            outcome["status"] = ended(run_folder)
+            if outcome["status"] == "KILLED":
                 return {}
             held.check()
-            found = finish(job, tracker, manifest_hash=manifest_hash, run_hash=run_hash)
-            status = "FINISHED"
-            return found
-        finally:
-            held.check()
-            tracker.finish(status)
+            protocol = own_protocol(run_folder, config, job)
+            return finish(job, protocol, tracker, manifest_hash=manifest.hash, run_hash=run_hash)
 
 
-def storage_of(config: PretrainConfig, run_folder: str, owner_id: str) -> cluster_run.Storage:
-    """Where the run's folder lies, for Ray Train; checkpoints go there with our own client and its patience."""
-    filesystem, inner = storage.arrow_filesystem(config.placement.storage)
+@contextlib.contextmanager
+def tracked(
+    placement: Placement,
+    name: str,
+    run_hash: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    held: lease.Lease,
+) -> Iterator[tuple[Tracker, dict[str, str]]]:
+    """Within it, the MLflow run is open; it ends with the `status` of the second value, and as FAILED with an error.
+
+    Nothing is written at the end by a driver that has lost its lease.
+    """
+    tracker = mlflow_runs.open_run(
+        placement.storage,
+        experiment=placement.experiment,
+        name=name,
+        identity_hash=run_hash,
+        params=params,
+        tags=tags,
+    )
+    outcome = {"status": "FAILED"}
+    try:
+        yield tracker, outcome
+    except BaseException:
+        outcome["status"] = "FAILED"
+        raise
+    finally:
+        held.check()
+        tracker.finish(outcome["status"])
+
+
+def own_protocol(run_folder: str, config: PretrainConfig, job: Job) -> cards.Protocol:
+    """Return how the run measures itself on its test split."""
+    return cards.own_protocol(
+        run_folder,
+        data=config.data,
+        task=config.task,
+        rerank=config.selection.rerank,
+        scores_all_pairs=job.task.scores_all_pairs,
+    )
+
+
+def ended(run_folder: str) -> str:
+    """Return how the ranks ended, as a status of MLflow. RunError if they stopped for good."""
+    if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
+        reason = run_files.read_json(f"{run_folder}/{run_files.FAILURE}")
+        raise (DivergedError if reason["has_diverged"] else RunError)(reason["error"])
+    if run_files.is_finished(run_folder):
+        return "FINISHED"
+    name, step = run_folder.rpartition("/")[2], run_files.committed_step(run_folder)
+    print(f"{name} was stopped at step {step}; run it again to go on")
+    return "KILLED"
+
+
+def storage_of(storage_path: str, run_folder: str, owner_id: str) -> cluster_run.Storage:
+    """Return where the run's folder lies, for Ray Train; checkpoints are uploaded with our client and its retries."""
+    filesystem, inner = storage.arrow_filesystem(storage_path)
     upload = functools.partial(upload_checkpoint, run_folder, owner_id)
     return cluster_run.Storage(path=inner, filesystem=filesystem, upload=upload)
 
@@ -125,81 +173,99 @@ def upload_checkpoint(run_folder: str, owner_id: str, folder: str, name: str) ->
 
 
 def refuse_scattered_metrics(storage_path: str) -> None:
-    """ValueError if the connected cluster has several machines, or will, and metrics would go to a file of one."""
+    """Raise ValueError if the connected cluster has or will have several machines, and metrics go to a file of one."""
     if spans_machines() or cluster_run.grows():
         mlflow_runs.refuse_local(storage_path)
 
 
-def runs_at_once(wanted: int | None, placement: Placement) -> int:
-    """How many runs go at a time in the connected cluster: as many as are `wanted`, or there is room for. ValueError
-    if there will never be room for those wanted."""
+def runs_at_once(num_runs: int | None, placement: Placement) -> int:
+    """Return how many runs go at a time in the connected cluster: `num_runs`, or as many as there is room for.
+    ValueError if there will never be room for `num_runs`."""
     num_gpus = placement.most_workers if placement.use_gpu else 0
-    return at_once(wanted, preflight.num_cpus(placement), num_gpus, grows=cluster_run.grows())
-
-
-def failure(run_folder: str) -> RunError:
-    """Why the run stopped for good, as its ranks left word."""
-    told = run_files.read_json(f"{run_folder}/{run_files.FAILURE}")
-    return (DivergedError if told["has_diverged"] else RunError)(told["error"])
+    return at_once(num_runs, preflight.num_cpus(placement), num_gpus, grows=cluster_run.grows())
 
 
 def clean(run_folder: str) -> None:
-    """What an earlier try has left in the run's folder and nobody is to read is gone."""
-    for name in (trainer.STOP_FILE, run_files.FAILURE):
+    """Remove what an earlier try has left in the run's folder and nobody may read."""
+    for name in (STOP_FILE, run_files.FAILURE):
         storage.remove(f"{run_folder}/{name}")
     for name in run_files.remove_uncommitted_checkpoints(run_folder):
         print(f"removed {name}, which was uploaded but never committed")
 
 
-def claim_folder(config: PretrainConfig, run_folder: str, manifest_hash: str) -> str:
-    """The hash of the run's identity, after its folder was seen to be new or to hold the same identity."""
-    if refused := preflight.identity_refusal(config, run_folder, manifest_hash):
-        raise ValueError(refused)
-    fields = identity(config, manifest_hash)
-    path = f"{run_folder}/{run_files.IDENTITY}"
+def claim_folder(name: str, fields: Mapping[str, Any], run_folder: str) -> str:
+    """Return the hash of the run's identity, after its folder is seen to be new or to hold the same identity."""
+    if refusal := preflight.identity_refusal(name, fields, run_folder):
+        raise ValueError(refusal)
+    run_hash, path = config_hash(dict(fields)), f"{run_folder}/{run_files.IDENTITY}"
     if not storage.exists(path):
-        run_files.write_json(path, {"hash": config_hash(fields), "fields": fields})
-    run_files.write_json(f"{run_folder}/config.json", as_dict(config))
-    return config_hash(fields)
+        run_files.write_json(path, {"hash": run_hash, "fields": fields})
+    return run_hash
 
 
-def make_job(config: PretrainConfig, run_folder: str, tracker: Tracker) -> Job:
-    """Vocabulary, significant words and sources of the run; the first two are kept in its folder."""
-    config = with_absolute_weights(config)
-    rows = split_rows(config.data.manifest, config.data.train_split)
-    captions = [text for table in rows.values() for texts in table["captions"].to_pylist() for text in texts]
-    tokenizer = kept_tokenizer(config, run_folder, captions)
-    table = kept_table(config.text, run_folder, captions, tokenizer)
+def make_job(config: PretrainConfig, manifest: Manifest, run_folder: str, tracker: Tracker) -> Job:
+    """Return what the ranks need. Vocabulary, significant words and answers are kept in the run's folder."""
+    data, text, seed = config.data, config.text, config.seed
+    rows = split_rows(data.manifest, data.train_split)
+    captions = [caption for table in rows.values() for texts in table["captions"].to_pylist() for caption in texts]
+    tokenizer = kept_tokenizer(text, run_folder, captions)
+    table = kept_table(text, run_folder, captions, tokenizer)
     refuse_more_words_than_there_are(config.masking, table)
-    sources, answers = make_sources(config), f"{run_folder}/{run_files.ANSWERS}"
-    task = make_task(config, sources, run_files.read_json(answers) if storage.exists(answers) else None)
-    if isinstance(task, QuestionTask):
-        run_files.write_json(answers, task.answers)
-    if isinstance(task, AskingTask) and (asked := task.in_vain()):
-        print("training questions: " + ", ".join(f"{name.split('/')[1]} {count:.0f}" for name, count in asked.items()))
+    task_class = task_type(config.task.kind)
+    max_clips = data.max_evaluation_clips if task_class.scores_all_pairs else None
+    sources = make_sources(data, config.placement, config.optim.global_batch, seed, max_clips=max_clips)
+    task = task_class.create(
+        TaskInputs(
+            config=config.task,
+            files={name: path for name in TASK_FILES if (path := getattr(config.task, name))},
+            objective=config.objective,
+            extra=load_extra(config.objective) if config.task.kind == "captions" else {},
+            retrieval=RetrievalOptions(rerank=config.selection.rerank),
+            manifest=manifest,
+            sources=sources,
+            seed=seed,
+            run_folder=run_folder,
+        )
+    )
+    for name, value in task.run_files().items():
+        run_files.write_json(f"{run_folder}/{name}", value)
+    if facts := task.training_facts():
+        print("training questions: " + ", ".join(f"{name.split('/')[1]} {count:.0f}" for name, count in facts.items()))
+    length_groups = config.placement.length_groups
     return Job(
-        config=config,
+        name=config.name,
+        seed=seed,
         run_folder=run_folder,
-        language=Language(tokenizer=tokenizer, table=table, config=config),
+        text=TextProcessor(
+            tokenizer=tokenizer, table=table, text=text, masking=config.masking, seed=seed, length_groups=length_groups
+        ),
         task=task,
+        model=with_absolute_weights(config.model),
         sources=sources,
+        data=data,
+        optim=config.optim,
+        selection=config.selection,
+        placement=config.placement,
+        config_json=storage.read_bytes(f"{run_folder}/{run_files.CONFIG}"),
         tracking_uri=tracker.uri,
         tracking_run_id=tracker.run_id,
     )
 
 
-def kept_tokenizer(config: PretrainConfig, run_folder: str, captions: list[str]) -> Tokenizer:
-    """The vocabulary in the run's folder; first the configured one, or one trained on the captions, is put there."""
+def kept_tokenizer(text: TextConfig, run_folder: str, captions: list[str]) -> Tokenizer:
+    """Return the vocabulary in the run's folder. A new run first writes the configured one, or one trained on the
+    captions, and reads it like a resumed one."""
     path = f"{run_folder}/tokenizer.json"
     if not storage.exists(path):
-        given = config.text.vocabulary
-        made = Tokenizer.load(given) if given else train_wordpiece(captions, config.text.vocabulary_size)
-        storage.write_bytes_atomic(path, made.to_json().encode())
+        given = text.vocabulary
+        tokenizer = Tokenizer.load(given) if given else train_wordpiece(captions, text.vocabulary_size)
+        storage.write_bytes_atomic(path, tokenizer.to_json().encode())
     return Tokenizer.from_json(storage.read_bytes(path).decode())
 
 
 def kept_table(text: TextConfig, run_folder: str, captions: list[str], tokenizer: Tokenizer) -> SignificantWords:
-    """The significant words in the run's folder; first the configured ones, or the captions' own, are put there."""
+    """Return the significant words in the run's folder. A new run first writes the configured ones, or those of the
+    captions."""
     path = f"{run_folder}/significant_words.json"
     if not storage.exists(path):
         if text.significant_words:
@@ -212,7 +278,7 @@ def kept_table(text: TextConfig, run_folder: str, captions: list[str], tokenizer
 
 
 def refuse_more_words_than_there_are(masking: MaskingConfig, table: SignificantWords) -> None:
-    """ValueError when more significant words are asked for than the captions hold."""
+    """Raise ValueError when the configuration asks for more significant words than the captions hold."""
     num_words = len(table.significant_ids(UNRANKED - 1))
     if not num_words:
         raise ValueError(
@@ -228,7 +294,7 @@ def refuse_more_words_than_there_are(masking: MaskingConfig, table: SignificantW
 
 @contextlib.contextmanager
 def stopping_on_signal(run_folder: str) -> Iterator[None]:
-    """Within it, SIGTERM leaves a request in the run's folder, which the workers answer with a checkpoint."""
+    """Within it, SIGTERM writes a stop request to the run's folder, which the workers answer with a checkpoint."""
 
     def request(_signal: int, _frame: Any) -> None:
         print("asked to stop: waiting for the checkpoint", flush=True)
@@ -239,13 +305,13 @@ def stopping_on_signal(run_folder: str) -> Iterator[None]:
 
 
 def ask_to_stop(run_folder: str) -> None:
-    """The workers of the run write a checkpoint and end."""
-    storage.write_bytes_atomic(f"{run_folder}/{trainer.STOP_FILE}", b"")
+    """Ask the workers of the run to write a checkpoint and end."""
+    storage.write_bytes_atomic(f"{run_folder}/{STOP_FILE}", b"")
 
 
 @contextlib.contextmanager
 def answering_signals(answer: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
-    """Within it, these signals are answered so; not in other threads than the first, which no signal reaches."""
+    """Within it, `answer` handles these signals; not in other threads than the first, which no signal reaches."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -257,8 +323,10 @@ def answering_signals(answer: Callable[[int, Any], None], *numbers: signal.Signa
             signal.signal(number, handler)
 
 
-def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> dict[str, Any]:
-    """Results and report in the run's folder and in MLflow."""
+def finish(
+    job: Job, own_protocol: cards.Protocol, tracker: Tracker, *, manifest_hash: str, run_hash: str
+) -> dict[str, Any]:
+    """Write results and report to the run's folder and to MLflow, and return the results."""
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),
@@ -266,19 +334,19 @@ def finish(job: Job, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> 
         "config_hash": run_hash,
         "manifest_hash": manifest_hash,
     }
-    found, page = run_results.conclude(job, tracker, facts)
+    results, page = run_results.conclude(job, own_protocol, tracker, facts)
     storage.write_bytes_atomic(f"{job.run_folder}/report.html", page.encode())
-    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
-    tracker.log(numbers, int(found["num_steps"]))
+    numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
+    tracker.log(numbers, int(results["num_steps"]))
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("config.json", run_files.IDENTITY, "report.html", "significant_words.json"):
+        for name in (run_files.CONFIG, run_files.IDENTITY, "report.html", "significant_words.json"):
             Path(folder, name).write_bytes(storage.read_bytes(f"{job.run_folder}/{name}"))
             tracker.log_file(Path(folder, name))
-        run_files.write_json(f"{folder}/results.json", found)
+        run_files.write_json(f"{folder}/results.json", results)
         tracker.log_file(Path(folder, "results.json"))
-    run_files.write_json(f"{job.run_folder}/results.json", found)  # last: with it the run counts as finished
-    for key in sorted(key for key in found if key.endswith(("r1", "r10"))):
-        print(f"{key:34s} {found[key]:.3f}")
+    run_files.write_json(f"{job.run_folder}/results.json", results)  # last: with it the run counts as finished
+    for key in sorted(key for key in results if key.endswith(("r1", "r10"))):
+        print(f"{key:34s} {results[key]:.3f}")
     print(f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json")
     print(f"MLflow: {mlflow_runs.without_password(tracker.uri)}")
-    return found
+    return results

@@ -1,112 +1,144 @@
-"""From the scores that a run left in its folder to its results and its report."""
+"""From what a run left in its folder to its results and its report.
+
+run folder, MLflow ──read_record──► Record ──results_of──► results.json
+                                           └─report_data─► report.html
+"""
 
 from __future__ import annotations
 
-import io
-import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 
 from jobs.evaluation import cards
 from jobs.reports.run_report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.run import run_files
-from jobs.tasks import retrieval
-from jobs.tasks.tasks import AskingTask, Predicted
+from jobs.tasks.task import Examples, Measured, SavedScores
 from jobs.tracking.journal import read_journals
 from jobs.tracking.mlflow_runs import OF_THE_MACHINE, Tracker
 from jobs.training.job import Job
 from pipeline import storage
 from pipeline.corpus.ledger import count_by_reason, read_ledger
+from pipeline.records import Rejected
+from pipeline.text.tokenizer import Tokenizer
 
 NUM_MASKED = 9
+"""Captions with masked words that the report shows."""
+TEST_DATASETS = ("test", "temporal")
 
 
-def conclude(job: Job, tracker: Tracker, facts: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """Flat results of the run, and its report as a page."""
-    best = run_files.read_json(f"{job.run_folder}/best/{run_files.PROGRESS}")
-    seconds = run_files.read_json(f"{job.run_folder}/{run_files.SECONDS}")
-    num_steps = run_files.committed_step(job.run_folder)
-    found: dict[str, Any] = {"num_steps": num_steps, "best_step": best["step"], "name": job.config.name}
-    found |= facts | {f"seconds/{name}": value for name, value in seconds.items()}
-    rankings: dict[str, Ranking] = {}
-    masked: list[MaskedCaption] = []
-    for name in ("test", "temporal"):
-        if isinstance(job.task, AskingTask):
-            if name in job.sources and name in job.task.asked:
-                answers = [
-                    Predicted(**answer) for answer in run_files.read_json(f"{job.run_folder}/evaluation/{name}.json")
-                ]
-                scores = job.task.results(answers, name)
-                found |= scores
-                if name == "test":
-                    write_own_card(job, cards.of_answers(answers, scores), facts)
-        elif name in job.sources:
-            saved = load_evaluation(f"{job.run_folder}/evaluation/{name}.npz")
-            scores = measured(saved, name, job.config.selection.rerank)
-            found |= scores
-            rankings[name] = ranking(saved, name, job.config.selection.rerank)
-            if name == "test":
-                masked = masked_captions(saved, job)
-                seen = cards.of_retrieval(saved["clip_ids"].tolist(), saved["captions"], job.sources[name], scores)
-                write_own_card(job, seen, facts)
-    if isinstance(job.task, AskingTask):
-        found |= job.task.in_vain()
-    rejected = read_ledger(f"{job.run_folder}/ledger.parquet")
-    ceilings = corpus_ceilings(job)
-    found |= {"num_parameters": num_parameters(job.run_folder)} | most_memory(job.run_folder)
-    found |= {f"ceiling/{name}": value for name, value in ceilings.items()} | {"num_rejected": len(rejected)}
-    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
-    train, validation = histories(tracker)
-    page = render_report(
-        ReportData(
-            name=job.config.name,
-            date=facts["date"],
-            hardware=facts["hardware"],
-            commit=facts["commit"],
-            config_hash=facts["config_hash"],
-            manifest_hash=facts["manifest_hash"],
-            train_history=train,
-            validation_history=validation,
-            results=numbers,
-            ceilings=ceilings,
-            test=rankings.get("test"),
-            temporal=rankings.get("temporal"),
-            masked_captions=masked,
-            num_clips={name: len(source.rows()) for name, source in job.sources.items() if name != "train"},
-            ledger={str(reason): count for reason, count in count_by_reason(rejected).items()},
-            timings=seconds,
-            protocols=list(cards.read_cards(job.run_folder).values()),
-        )
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a finished run has left behind."""
+
+    best_step: int
+    num_steps: int
+    seconds: Mapping[str, float]
+    scores: Mapping[str, SavedScores]
+    """By test dataset."""
+    rejected: Sequence[Rejected]
+    ceilings: Mapping[str, float]
+    num_parameters: int
+    memory: Mapping[str, float]
+
+
+def conclude(job: Job, protocol: cards.Protocol, tracker: Tracker, facts: Mapping[str, str]) -> tuple[dict, str]:
+    """Write the protocol card of the run's own test; return its flat results, and its report as a page.
+
+    `protocol`: how the run measures itself. `facts`: date, hardware, commit, config_hash, manifest_hash.
+    """
+    record = read_record(job)
+    if "test" in record.scores:
+        write_own_card(job, protocol, record.scores["test"].measured, facts)
+    results = results_of(job, record, facts)
+    data = report_data(job, record, results, facts, histories(tracker), list(cards.read_cards(job.run_folder).values()))
+    return results, render_report(data)
+
+
+def read_record(job: Job) -> Record:
+    """Read what the ranks left in the run's folder."""
+    folder, scores = job.run_folder, {}
+    for name in TEST_DATASETS:
+        source = job.sources.get(name)
+        if source and (saved := job.task.read_scores(name, source, f"{folder}/evaluation")):
+            scores[name] = saved
+    return Record(
+        best_step=run_files.read_json(f"{folder}/best/{run_files.PROGRESS}")["step"],
+        num_steps=run_files.committed_step(folder),
+        seconds=run_files.read_json(f"{folder}/{run_files.SECONDS}"),
+        scores=scores,
+        rejected=read_ledger(f"{folder}/ledger.parquet"),
+        ceilings=corpus_ceilings(job.data.manifest),
+        num_parameters=num_parameters(folder),
+        memory=peak_memory(folder),
     )
-    return found, page
+
+
+def results_of(job: Job, record: Record, facts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the results of the run under flat names."""
+    results: dict[str, Any] = {"num_steps": record.num_steps, "best_step": record.best_step, "name": job.name}
+    results |= {**facts, **{f"seconds/{name}": value for name, value in record.seconds.items()}}
+    for saved in record.scores.values():
+        results |= saved.metrics
+    results |= {**job.task.training_facts(), "num_parameters": record.num_parameters, **record.memory}
+    ceilings = {f"ceiling/{name}": value for name, value in record.ceilings.items()}
+    return results | ceilings | {"num_rejected": len(record.rejected)}
+
+
+def report_data(
+    job: Job,
+    record: Record,
+    results: Mapping[str, Any],
+    facts: Mapping[str, str],
+    histories: tuple[list[dict[str, float]], list[dict[str, float]]],
+    protocols: Sequence[cards.Card],
+) -> ReportData:
+    """Return what the page shows. `histories`: logged rows of training and of validation."""
+    examples = {name: saved.examples for name, saved in record.scores.items() if saved.examples}
+    rankings = {name: ranking(shown) for name, shown in examples.items()}
+    return ReportData(
+        name=job.name,
+        **facts,
+        train_history=histories[0],
+        validation_history=histories[1],
+        results={key: value for key, value in results.items() if isinstance(value, int | float)},
+        ceilings=record.ceilings,
+        test=rankings.get("test"),
+        temporal=rankings.get("temporal"),
+        masked_captions=masked_captions(examples["test"], job.text.tokenizer) if "test" in examples else (),
+        num_clips={name: len(source.rows()) for name, source in job.sources.items() if name != "train"},
+        ledger={str(reason): count for reason, count in count_by_reason(record.rejected).items()},
+        timings=record.seconds,
+        protocols=protocols,
+    )
 
 
 def num_parameters(run_folder: str) -> int:
-    """Of the network with its heads, without what only lies in queues."""
+    """Return the size of the network with its heads, without its queues."""
     weights = safetensors.torch.load(storage.read_bytes(run_files.best_weights(run_folder)))
     return sum(tensor.numel() for name, tensor in weights.items() if not name.startswith("queues."))
 
 
-def most_memory(run_folder: str) -> dict[str, float]:
-    """The most that a rank has held, in MiB of the process and of its GPU."""
+def peak_memory(run_folder: str) -> dict[str, float]:
+    """Return the most memory that a rank has held, in MiB of the process and of its GPU."""
     lines = [line for line in read_journals(run_folder) if line["event"] == "step"]
     names = ("memory_mib", "gpu_memory_mib")
     return {name: max(values) for name in names if (values := [line[name] for line in lines if line.get(name)])}
 
 
-def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) -> None:
-    """The card of what the run measured at its end is in its folder."""
-    config = job.config
-    protocol = cards.own_protocol(config, job.run_folder)
+def write_own_card(job: Job, protocol: cards.Protocol, measured: Measured, facts: Mapping[str, str]) -> None:
+    """Write the card of what the run measured at its end to its folder."""
+    data = job.data
     scored, chosen, trained = (
-        (protocol.manifest, getattr(config.data, f"{name}_split")) for name in ("test", "validation", "train")
+        (protocol.manifest, split) for split in (data.test_split, data.validation_split, data.train_split)
     )
     card = cards.make_card(
         protocol,
         measured,
-        config,
+        run_seed=job.seed,
+        selected_on=cards.selected_on(job.selection, data),
         is_selected_on_test=cards.num_shared(scored, chosen) > 0,
         num_trained_on=cards.num_shared(scored, trained),
         weights=run_files.weights_hash(job.run_folder),
@@ -116,44 +148,17 @@ def write_own_card(job: Job, measured: cards.Measured, facts: dict[str, str]) ->
     cards.write_card(card, f"{cards.card_folder(job.run_folder, protocol, protocol)}/card.json")
 
 
-def load_evaluation(path: str) -> dict[str, Any]:
-    """The arrays and texts that the workers saved."""
-    with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    return arrays | {name: json.loads(str(arrays[name])) for name in ("captions", "filled")}
+def ranking(examples: Examples) -> Ranking:
+    """Return the scores of a dataset for the report's pictures."""
+    names = ("captions", "clips", "relevant", "scores", "groups")
+    return Ranking(**{name: getattr(examples, name) for name in names})
 
 
-def measured(saved: dict[str, Any], name: str, rerank: int | None = None) -> dict[str, float]:
-    """The metrics of a split: retrieval over all clips, or within groups for the temporal test."""
-    scored = retrieval.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
-    if name == "temporal":
-        return retrieval.group_results(scored, saved["groups"], name)
-    return retrieval.retrieval_results(scored, saved["relevant"], name, rerank=rerank)
-
-
-def ranking(saved: dict[str, Any], name: str, rerank: int | None = None) -> Ranking:
-    """The scores of a split for the report's pictures."""
-    scored = retrieval.Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
-    scores = {"fused": scored.fused, "dual": scored.dual, "cross": scored.cross}
-    if name == "temporal":
-        scores = {"cross": scored.cross, "dual": scored.dual}
-    elif rerank:
-        scores = {"fused": retrieval.reranked(scored, rerank), "dual": scored.dual}
-    return Ranking(
-        captions=saved["captions"],
-        clips=saved["thumbnails"],
-        relevant=saved["relevant"],
-        scores=scores,
-        groups=saved["groups"] if name == "temporal" else None,
-    )
-
-
-def masked_captions(saved: dict[str, Any], job: Job) -> list[MaskedCaption]:
-    """A few captions with their masked words and what the model filled in."""
-    pieces, special = job.language.tokenizer.pieces, job.language.tokenizer.special
-    shown = []
-    for row, blanks in enumerate(saved["filled"]):
-        ids = [token for token in saved["token_ids"][row].tolist() if token != special.pad]
+def masked_captions(examples: Examples, tokenizer: Tokenizer) -> list[MaskedCaption]:
+    """Return a few captions with their masked words and what the model filled in."""
+    pieces, shown = tokenizer.pieces, []
+    for row, blanks in enumerate(examples.filled):
+        ids = [token for token in examples.token_ids[row].tolist() if token != tokenizer.special.pad]
         words = [pieces[token] for token in ids]
         for position, true_id, _ in blanks:
             words[position] = pieces[true_id]
@@ -162,13 +167,14 @@ def masked_captions(saved: dict[str, Any], job: Job) -> list[MaskedCaption]:
             for position, _, guesses in blanks
         ]
         if guessed:
-            shown.append(MaskedCaption(words=words[1:-1], blanks=guessed, frames=saved["thumbnails"][row]))
+            shown.append(MaskedCaption(words=words[1:-1], blanks=guessed, frames=examples.clips[row]))
     return shown[:NUM_MASKED]
 
 
-def corpus_ceilings(job: Job) -> dict[str, float]:
-    """What scorers with stated knowledge reach on this corpus, where the corpus says so (the embedded one does)."""
-    folder = job.config.data.manifest.rsplit("/", 1)[0]
+def corpus_ceilings(manifest: str) -> dict[str, float]:
+    """Return what scorers with stated knowledge reach on this corpus, where a file beside it says so (the embedded
+    corpus has one)."""
+    folder = manifest.rsplit("/", 1)[0]
     for path in (f"{folder}/corpus.json", f"{folder}/../corpus.json"):
         if storage.exists(path):
             return flat_ceilings(run_files.read_json(path).get("ceilings", {}))
@@ -176,18 +182,18 @@ def corpus_ceilings(job: Job) -> dict[str, float]:
 
 
 def flat_ceilings(ceilings: dict[str, Any]) -> dict[str, float]:
-    """`{scorer: {metric: value}}` for the two headline metrics, as `test/oracle` and so on."""
-    wanted = {"test": "test/t2v/r1", "temporal": "temporal/t2v/group_r1"}
+    """Return `{scorer: {metric: value}}` for the two headline metrics, as `test/oracle` and so on."""
+    headlines = {"test": "test/t2v/r1", "temporal": "temporal/t2v/group_r1"}
     return {
         f"{split}/{scorer}": float(values[metric])
         for scorer, values in ceilings.items()
-        for split, metric in wanted.items()
+        for split, metric in headlines.items()
         if metric in values
     }
 
 
 def histories(tracker: Tracker) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Logged rows by step: of training, and of the validation split."""
+    """Return logged rows by step: of training, and of the validation split."""
     train: dict[int, dict[str, float]] = {}
     validation: dict[int, dict[str, float]] = {}
     for name in tracker.metric_names():

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from jobs.run.fields import flat
 from pipeline.decode import decoders
@@ -199,9 +199,10 @@ class SelectionConfig:
 class TaskConfig:
     """What is learned about the clips."""
 
-    kind: Literal["captions", "question_answering", "multiple_choice"] = "captions"
-    """`captions`: the losses of `objective`, for pre-training and for retrieval. The others fine-tune on what the files
-    below ask."""
+    kind: str = "captions"
+    """`captions`: the losses of `objective`, for pre-training and for retrieval. `question_answering` and
+    `multiple_choice` fine-tune on the files of questions below. A task of your own: `package.module:Name`, or an entry
+    point of the group `snps3.tasks`."""
     train: str | None = None
     """Questions about the clips of `data.train_split`; the other three likewise. Multiple choice needs none for
     training and validation: it draws four captions of other clips."""
@@ -227,15 +228,15 @@ class TaskConfig:
                 raise ValueError(f"task.{files[0]} names questions, which task.kind=captions does not ask")
             if self.is_video_hidden:
                 raise ValueError("task.is_video_hidden is for questions and choices; captions alone find no clip")
-            return
-        needed = ("train", "validation", "test") if self.kind == "question_answering" else ("test",)
-        for name in needed:
+        for name in NEEDED_FILES.get(self.kind, ()):
             if not getattr(self, name):
                 raise ValueError(f"task.kind={self.kind} needs task.{name}, a file of questions")
 
 
 TASK_FILES = ("train", "validation", "test", "temporal")
 """Datasets of a run that questions may be asked about."""
+NEEDED_FILES = {"question_answering": ("train", "validation", "test"), "multiple_choice": ("test",)}
+"""Those that a task cannot do without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +334,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name must be a plain folder name of letters, digits and _ . -, got {self.name!r}")
-        refuse_what_is_no_number(self)
+        validate_finite(flat(dataclasses.asdict(self)))
         refuse_small_sizes(self.model)
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
@@ -355,7 +356,7 @@ class PretrainConfig:
                 f"objective.queue_length must be at least {needed}, the frames of one step of "
                 f"optim.global_batch={batch}, got {length}; raise it, or set it to None"
             )
-        self._refuse_frozen_random_weights()
+        refuse_frozen_random_weights(self.model)
         refuse_order_without_time(self.objective, self.model)
         visual, rows = self.model.visual, self.placement.rows_at_once
         if rows is not None and visual.encoder == "small_cnn" and not visual.frozen_batch_norm:
@@ -369,30 +370,31 @@ class PretrainConfig:
                 f"objective.num_hard_negatives must be below optim.global_batch, got {negatives} of {batch}"
             )
 
-    def _refuse_frozen_random_weights(self) -> None:
-        visual = self.model.visual
-        if visual.pretrained is not None or self.model.initial_weights is not None:
-            return
-        for name, why in {
-            "frozen_batch_norm": "normalises nothing and the run would not learn",
-            "frozen": "sees nothing and never learns to",
-        }.items():
-            if getattr(visual, name):
-                raise ValueError(
-                    f"model.visual.{name} on random weights {why}; set model.visual.pretrained, or leave {name} off"
-                )
+
+def refuse_frozen_random_weights(model: ModelConfig) -> None:
+    """Raise ValueError for a visual encoder that is frozen before it has learned anything."""
+    if model.visual.pretrained is not None or model.initial_weights is not None:
+        return
+    for name, why in {
+        "frozen_batch_norm": "normalises nothing and the run would not learn",
+        "frozen": "sees nothing and never learns to",
+    }.items():
+        if getattr(model.visual, name):
+            raise ValueError(
+                f"model.visual.{name} on random weights {why}; set model.visual.pretrained, or leave {name} off"
+            )
 
 
-def refuse_what_is_no_number(config: PretrainConfig) -> None:
-    """ValueError that names a number which is none: comparisons with NaN are all false, so no rule sees it."""
-    for name, value in flat(dataclasses.asdict(config)).items():
+def validate_finite(fields: Mapping[str, Any]) -> None:
+    """Raise ValueError naming any number that is NaN or infinite: comparisons with NaN are false, no rule sees it."""
+    for name, value in fields.items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 raise ValueError(f"{name} must be a finite number, got {number}")
 
 
 def refuse_small_sizes(model: ModelConfig) -> None:
-    """ValueError that names a size of the network of which nothing can be built."""
+    """Raise ValueError that names a size of the network of which nothing can be built."""
     sizes = ("hidden", "num_layers", "num_heads", "feed_forward", "max_positions")
     for name, value in {name: getattr(model, name) for name in sizes}.items():
         if value < 1:
@@ -405,21 +407,19 @@ def refuse_small_sizes(model: ModelConfig) -> None:
         raise ValueError(f"model.initial_std must be above 0, got {model.initial_std}")
 
 
-def in_steps(config: PretrainConfig, first_step: Callable[[int], int]) -> PretrainConfig:
-    """The same run with what it counts in epochs (end, decay) in steps; `first_step` is that of the plan."""
-    optim = config.optim
+def in_steps(optim: OptimConfig, first_step: Callable[[int], int]) -> OptimConfig:
+    """Return the schedule with its epochs (end, decay) in steps; `first_step` maps an epoch to its first step."""
     num_steps, decay_step = optim.num_steps, optim.decay_step
     if optim.num_epochs is not None:
         num_steps = min(num_steps, first_step(optim.num_epochs))
     if optim.decay_epoch is not None:
         decay_step = first_step(optim.decay_epoch)
-    return dataclasses.replace(config, optim=dataclasses.replace(optim, num_steps=num_steps, decay_step=decay_step))
+    return dataclasses.replace(optim, num_steps=num_steps, decay_step=decay_step)
 
 
-def with_decoder(config: PretrainConfig, fastest: str | None) -> PretrainConfig:
-    """The same run with a decoder in place of `auto`: the one that was measured to be the fastest, if any was."""
-    decoder = decoders.resolve(config.data.decoder, fastest)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=decoder))
+def with_decoder(data: DataConfig, fastest: str | None) -> DataConfig:
+    """Return the data with a decoder in place of `auto`: the one that was measured to be the fastest, if any was."""
+    return dataclasses.replace(data, decoder=decoders.resolve(data.decoder, fastest))
 
 
 def nearest_multiples(batch: int, workers: int) -> str:

@@ -2,7 +2,8 @@
 
 STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
              answers.json                                       of question answering, likewise
-             checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together
+             checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together;
+                                                     config.json of a checkpoint is that of the run, with its commit
              best/  ledger.parquet  evaluation/  seconds.json  results.json  report.html    results
              driver.lease.json                                  the driver that has the run (jobs/launch/lease.py)
              logs/                                              what each process said (jobs/tracking/journal.py)
@@ -22,7 +23,7 @@ from pipeline import storage
 from pipeline.corpus.manifest import checksum
 
 IDENTITY, SECONDS = "identity.json", "seconds.json"
-FAILURE = "failure.json"
+CONFIG, FAILURE = "config.json", "failure.json"
 ANSWERS = "answers.json"
 """What question answering chooses from, by number."""
 PROGRESS = "progress.json"

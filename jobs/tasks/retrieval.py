@@ -1,7 +1,7 @@
 """Retrieval on a split: encode each clip and text once, score by both encoders, measure.
 
-clips, texts ─ encode ─ gather ─► dual scores of all pairs ─ asked ─► cross scores, a share of the pairs per rank
-                                                       └── reranked ◄─┘   (the first k; k = all: exhaustive)
+clips, texts ─ encode ─ gather ─► dual scores of all pairs ─ chosen ─► cross scores, a share of the pairs per rank
+                                                       └── reranked ◄──┘   (the first k; k = all: exhaustive)
 """
 
 from __future__ import annotations
@@ -28,6 +28,27 @@ from snps3_model.snps3 import SNPS3, dual_scores
 MASKED_WORDS = "masked_word_accuracy"
 PAIRS_AT_ONCE, TEXTS_AT_ONCE = 4096, 1024
 """Pairs of one cross pass, and texts of one text pass, during evaluation."""
+
+
+Fusion = Literal["sum", "cross"]
+"""What orders the clips that the cross encoder scores: both scores, standardised and added, or its own."""
+ChoosePairs = Callable[[Float[np.ndarray, "Q N"]], Bool[np.ndarray, "Q N"]]
+"""From the dual scores, which pairs the cross encoder scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions:
+    """How retrieval is measured."""
+
+    queries: str = "first"
+    """Captions that query: the `first` of each clip, `each` of them, or all of a clip joined to a `paragraph`."""
+    rerank: int | None = None
+    """Clips of each text, and texts of each clip, that the cross encoder orders anew; None: all."""
+    fusion: Fusion = "sum"
+    prior: str = "none"
+    """`dual_softmax` adds scores with the prior of all queries in columns of their own."""
+    seed: int = 0
+    """Of the bootstrap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +114,8 @@ def encode_texts(
     """Texts, of which each rank encodes a share."""
     model.eval()
     share = -(-len(token_ids) // num_ranks)
-    own = torch.arange(rank * share, (rank + 1) * share, device=token_ids.device).clamp(max=len(token_ids) - 1)
-    parts = [model.encode_text(token_ids[some], token_mask[some]).vector for some in own.split(TEXTS_AT_ONCE)]
+    rows = torch.arange(rank * share, (rank + 1) * share, device=token_ids.device).clamp(max=len(token_ids) - 1)
+    parts = [model.encode_text(token_ids[part], token_mask[part]).vector for part in rows.split(TEXTS_AT_ONCE)]
     vectors = gather(torch.cat(parts))[: len(token_ids)]
     return Queries(token_ids=token_ids, token_mask=token_mask, vectors=vectors)
 
@@ -109,24 +130,24 @@ def score(
     rank: int,
     num_ranks: int,
     temperature: float | Float[Tensor, ""],
-    asked: Callable[[Float[np.ndarray, "Q N"]], Bool[np.ndarray, "Q N"]] | None = None,
+    choose: ChoosePairs | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> Scored:
-    """The dual score of all pairs, and the cross score of those that `asked` chooses by them; None chooses all.
+    """The dual score of all pairs, and the cross score of those that `choose` picks by them; None picks all.
 
     `alive` is called after each part, since all pairs of a large split take long.
     """
     model.eval()
     dual = dual_scores(queries.vectors, gallery.frame_vectors, temperature).cpu().numpy()
-    chosen = asked(dual) if asked else np.ones(dual.shape, bool)
-    if asked:  # ranks on unlike machines may round otherwise, and must not choose other pairs
+    chosen = choose(dual) if choose else np.ones(dual.shape, bool)
+    if choose:  # ranks on unlike machines may round otherwise, and must not choose other pairs
         chosen = gather(torch.from_numpy(chosen)[None].to(queries.vectors.device))[0].cpu().numpy()
     text, clip = np.nonzero(chosen)
     share = -(-len(text) // num_ranks)
-    own = np.arange(rank * share, (rank + 1) * share).clip(max=len(text) - 1)
-    found = gather(cross_scores(model, queries, gallery.frame_tokens, text[own], clip[own], alive))[: len(text)]
+    pairs = np.arange(rank * share, (rank + 1) * share).clip(max=len(text) - 1)
+    scores = gather(cross_scores(model, queries, gallery.frame_tokens, text[pairs], clip[pairs], alive))[: len(text)]
     cross = np.full(dual.shape, np.nan, dual.dtype)
-    cross[text, clip] = found.cpu().numpy()
+    cross[text, clip] = scores.cpu().numpy()
     return Scored(clip_ids=gallery.clip_ids.cpu().numpy(), dual=dual, cross=cross)
 
 
@@ -141,14 +162,14 @@ def cross_scores(
 ) -> Float[Tensor, " P"]:
     """The cross encoder's score of each pair of a text and a clip.
 
-    Some pairs at a time, texts of equal length together, each part as wide as its longest.
+    `PAIRS_AT_ONCE` pairs at a time, texts of equal length together, each part as wide as its longest text.
     """
     device, parts = frame_tokens.device, []
     lengths = queries.token_mask.sum(1).cpu().numpy()
     order = np.argsort(lengths[text], kind="stable")
     for start in range(0, len(text), PAIRS_AT_ONCE):
-        some = order[start : start + PAIRS_AT_ONCE]
-        texts, clips = text[some], clip[some]
+        pairs = order[start : start + PAIRS_AT_ONCE]
+        texts, clips = text[pairs], clip[pairs]
         width, rows = int(lengths[texts].max()), torch.from_numpy(texts).to(device)
         ids, mask = queries.token_ids[rows, :width], queries.token_mask[rows, :width]
         parts.append(model.score(ids, mask, frame_tokens[torch.from_numpy(clips).to(device)]))
@@ -163,10 +184,6 @@ def highest(scores: Float[np.ndarray, "Q N"], k: int) -> Bool[np.ndarray, "Q N"]
     chosen = np.zeros(scores.shape, bool)
     np.put_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
     return chosen
-
-
-Fusion = Literal["sum", "cross"]
-"""What orders the clips that the cross encoder was asked about: both scores, standardised and added, or its own."""
 
 
 def reranked(scored: Scored, k: int, fusion: Fusion = "sum") -> Float[np.ndarray, "Q N"]:
@@ -207,10 +224,10 @@ def retrieval_results(
 
     `owners`: the clip that each text was written for, if one clip asks by several: they count as one in the interval.
     """
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     turned = dataclasses.replace(scored, dual=scored.dual.T, cross=scored.cross.T)
     k = rerank or max(scored.dual.shape)
-    for direction, matrices, wanted, units in (("t2v", scored, relevant, owners), ("v2t", turned, relevant.T, None)):
+    for direction, matrices, right, units in (("t2v", scored, relevant, owners), ("v2t", turned, relevant.T, None)):
         columns = {"": reranked(matrices, k, fusion), "dual_": matrices.dual}
         if rerank is None:
             columns["cross_"] = matrices.cross
@@ -218,8 +235,8 @@ def retrieval_results(
             columns["dual_softmax_"] = dual_softmax(columns[""])
         for name, matrix in columns.items():
             key = f"{prefix}/{direction}/{name}"
-            found |= metrics.direction_metrics(matrix, wanted, key, seed=seed, units=units)
-    return found
+            results |= metrics.direction_metrics(matrix, right, key, seed=seed, units=units)
+    return results
 
 
 def dual_softmax(scores: Float[np.ndarray, "Q N"]) -> Float[np.ndarray, "Q N"]:
@@ -246,8 +263,8 @@ def group_results(scored: Scored, groups: Int[np.ndarray, " N"], prefix: str) ->
 def true_of(texts: Sequence[str], captions: Sequence[Sequence[str]]) -> Bool[np.ndarray, "Q N"]:
     """True where a text is a caption of a clip. `captions`: all of each clip."""
     has: dict[str, list[int]] = {}
-    for column, some in enumerate(captions):
-        for text in some:
+    for column, of_clip in enumerate(captions):
+        for text in of_clip:
             has.setdefault(text, []).append(column)
     relevant = np.zeros((len(texts), len(captions)), bool)
     for row, text in enumerate(texts):

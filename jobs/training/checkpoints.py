@@ -1,4 +1,4 @@
-"""How a checkpoint is written and read. Nothing is pickled. What else a run's folder holds: `jobs/run/run_files.py`."""
+"""Write and read checkpoints, without pickle. The other files of a run's folder: `jobs/run/run_files.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from jobs.run.run_files import PROGRESS, WEIGHTS
+from jobs.run.run_files import CONFIG, PROGRESS, WEIGHTS
 from jobs.training.ema import WeightAverage
 from pipeline import storage
 
@@ -23,7 +23,7 @@ METADATA = {"format": "pt"}
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run has come. The position in the data is the step: the plan says the rest."""
+    """How far a run has come. The step is the position in the data too: the plan derives the rest."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -34,7 +34,7 @@ class Progress:
     score: float = float("-inf")
     """Of the last evaluation."""
     probes: dict[str, float] | None = None
-    """What sweeps compare runs by, of the last evaluation."""
+    """Metrics of the last evaluation by which sweeps compare runs."""
     seconds: dict[str, float] | None = None
     """Time spent so far, by what it went to."""
     is_finished: bool = False
@@ -46,8 +46,12 @@ def save(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     average: WeightAverage | None = None,
+    *,
+    config_json: bytes = b"",
 ) -> None:
-    """Weights, optimizer, progress and a moving average of the weights in `folder`."""
+    """Write weights, optimizer, progress, the moving average of the weights and the resolved configuration."""
+    if config_json:
+        Path(folder, CONFIG).write_bytes(config_json)
     if average:
         safetensors.torch.save_file(average.values, os.path.join(folder, AVERAGE))
     Path(folder, WEIGHTS).write_bytes(weight_bytes(model))
@@ -58,7 +62,7 @@ def save(
 def load(
     folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
 ) -> Progress:
-    """The progress in `folder`, after all else there was loaded. Any missing or odd tensor is refused."""
+    """Load what `save` wrote and return its progress. ValueError for a tensor that is missing or unexpected."""
     if average:
         average.load(safetensors.torch.load_file(os.path.join(folder, AVERAGE)))
     load_weights(Path(folder, WEIGHTS).read_bytes(), model)
@@ -67,20 +71,20 @@ def load(
 
 
 def save_best(run_folder: str, model: nn.Module, progress: Progress) -> None:
-    """The weights that scored best so far, beside what they scored."""
+    """Write the weights that scored best so far, beside their progress."""
     storage.write_bytes_atomic(f"{run_folder}/best/{WEIGHTS}", weight_bytes(model))
     storage.write_bytes_atomic(f"{run_folder}/best/{PROGRESS}", json.dumps(asdict(progress)).encode())
 
 
 def weight_bytes(model: nn.Module) -> bytes:
-    """The weights of `model` as a safetensors file; tied tensors stand under the first of their names."""
+    """Return the weights of `model` as a safetensors file; tied tensors stand under the first of their names."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     return safetensors.torch.save(_unshared(tensors), METADATA)
 
 
 def load_weights(data: bytes, model: nn.Module) -> None:
-    """The weights of a safetensors file in `model`, by name and shape; a tensor too few or too many is refused, but
-    for the heads of other packages' losses where `model` is not trained with any."""
+    """Load a safetensors file into `model`, by name and shape. ValueError for a missing or unexpected tensor, but for
+    the heads of other packages' losses where `model` is not trained with any."""
     weights = safetensors.torch.load(data)
     if not getattr(model, "extra_heads", None):
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("extra_heads.")}

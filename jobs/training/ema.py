@@ -1,4 +1,9 @@
-"""A moving average of a run's weights, to be evaluated and kept instead of the last ones."""
+"""A moving average of a run's weights, to be evaluated and kept instead of the last ones.
+
+`torch.optim.swa_utils.AveragedModel` would need a deep copy of the network (hooks, gathers and queues included), has
+names with a prefix `module.` in its checkpoint and counts updates in a tensor on the device; its
+`get_ema_multi_avg_fn` has one fixed decay, without the faster start below. Checkpoints and numbers would change.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +29,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Moves towards the weights after `step` steps, at first faster, so that the random start is soon forgotten."""
+        """Move towards the weights after `step` steps; at first faster, so that the random start is soon forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, tensor in network.state_dict().items():
             if name in self.averaged:
@@ -33,20 +38,20 @@ class WeightAverage:
                 self.values[name].copy_(tensor)
 
     def load(self, values: dict[str, Tensor]) -> None:
-        """Goes on from saved averages; KeyError for a tensor that is not there."""
+        """Resume from saved averages. KeyError for a tensor that is missing."""
         for name, value in self.values.items():
             value.copy_(values[name])
 
 
 @contextmanager
 def averaged(network: nn.Module, average: WeightAverage | None) -> Iterator[None]:
-    """`network` with the averages instead of its weights, if there are any; as it was, afterwards."""
+    """Within it, `network` has the averages instead of its weights, if there are any."""
     if average is None:
         yield
         return
-    own = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(average.values)
     try:
         yield
     finally:
-        network.load_state_dict(own)
+        network.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""A run as its ranks get it: where its clips come from, in which order, on how many workers."""
+"""A run as its ranks receive it: its task, its clips in their order, and the settings of the train loop."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import ray.data
 
 from cluster import run as cluster_run
-from jobs.run.config import PretrainConfig
-from jobs.tasks.tasks import CaptionTask, ChoiceTask, Language, QuestionTask
+from jobs.run.config import DataConfig, OptimConfig, Placement, SelectionConfig
+from jobs.tasks.task import Task
+from jobs.tasks.text import TextProcessor
 from jobs.training import streams
 from pipeline import storage
 from pipeline.records import Kind
 from pipeline.stream.epoch_plan import Plan
 from pipeline.stream.loader import ClipSource, segments, split_rows
+from snps3_model.config import ModelConfig
 from snps3_model.loading import is_hub_name
 
 
@@ -25,102 +26,112 @@ from snps3_model.loading import is_hub_name
 class Job:
     """What the driver hands to every rank."""
 
-    config: PretrainConfig
+    name: str
+    seed: int
     run_folder: str
-    language: Language
-    task: CaptionTask | QuestionTask | ChoiceTask
+    text: TextProcessor
+    task: Task
+    model: ModelConfig
     sources: dict[str, ClipSource]
-    """By name: train, validation, test, and temporal if there is one."""
-    tracking_uri: str
-    tracking_run_id: str
+    """By dataset: train, validation, test, and temporal if there is one."""
+    data: DataConfig
+    optim: OptimConfig
+    selection: SelectionConfig
+    placement: Placement
+    config_json: bytes = b""
+    """The resolved configuration, as it lies in the run's folder: each checkpoint gets a copy."""
+    tracking_uri: str = ""
+    tracking_run_id: str = ""
 
 
-def with_absolute_weights(config: PretrainConfig) -> PretrainConfig:
-    """The same run for its ranks, which Ray Train starts in a folder of their own: paths lead from this process's."""
+def with_absolute_weights(model: ModelConfig) -> ModelConfig:
+    """Return the model with absolute paths, because Ray Train starts ranks in a folder of their own."""
 
     def seen_from_anywhere(path: str | None) -> str | None:
         return path if path is None or is_hub_name(path) else storage.absolute(path)
 
-    model, visual = config.model, config.model.visual
     visual = dataclasses.replace(
-        visual, pretrained=seen_from_anywhere(visual.pretrained), backbone=seen_from_anywhere(visual.backbone)
+        model.visual,
+        pretrained=seen_from_anywhere(model.visual.pretrained),
+        backbone=seen_from_anywhere(model.visual.backbone),
     )
-    model = dataclasses.replace(
+    return dataclasses.replace(
         model,
         visual=visual,
         initial_weights=seen_from_anywhere(model.initial_weights),
         pretrained_text=seen_from_anywhere(model.pretrained_text),
     )
-    return dataclasses.replace(config, model=model)
 
 
-def make_plan(config: PretrainConfig) -> Plan:
-    """The order of the training clips."""
-    rows = split_rows(config.data.manifest, config.data.train_split)
+def make_plan(data: DataConfig, global_batch: int, seed: int) -> Plan:
+    """Return the order of the training clips."""
+    rows = split_rows(data.manifest, data.train_split)
     return Plan(
-        seed=config.seed,
+        seed=seed,
         num_videos=len(rows[Kind.VIDEO]),
         num_images=len(rows[Kind.IMAGE]),
-        global_batch=config.optim.global_batch,
-        mixing=config.data.mixing,
+        global_batch=global_batch,
+        mixing=data.mixing,
     )
 
 
-def make_sources(config: PretrainConfig) -> dict[str, ClipSource]:
-    """Where the clips of training and of each evaluation come from, by name."""
-    training = ClipSource(
-        split=config.data.train_split,
-        plan=make_plan(config),
-        long_sides_px=config.data.augmentation.long_sides_px,
-        **_of_every_source(config),
+def make_sources(
+    data: DataConfig, placement: Placement, global_batch: int, seed: int, *, max_clips: int | None = None
+) -> dict[str, ClipSource]:
+    """Return where the clips of training and of each evaluation come from, by dataset. An evaluation reads `max_clips`
+    of its split at most."""
+    evaluation = evaluation_sources(data, placement, global_batch, seed, max_clips=max_clips)
+    training = dataclasses.replace(
+        evaluation["validation"],
+        split=data.train_split,
+        plan=make_plan(data, global_batch, seed),
+        max_clips=None,
+        long_sides_px=data.augmentation.long_sides_px,
     )
-    return {"train": training} | evaluation_sources(config)
+    return {"train": training} | evaluation
 
 
-def evaluation_sources(config: PretrainConfig) -> dict[str, ClipSource]:
-    """Where the clips of each evaluation come from, by name. A corpus without training clips has these too."""
-    data = config.data
-    most = data.max_evaluation_clips if config.task.kind == "captions" else None
+def evaluation_sources(
+    data: DataConfig, placement: Placement, global_batch: int, seed: int, *, max_clips: int | None = None
+) -> dict[str, ClipSource]:
+    """Return where the clips of each evaluation come from. A corpus without training clips has these too."""
     splits = {"validation": data.validation_split, "test": data.test_split, "temporal": data.temporal_split}
     return {
-        name: ClipSource(split=split, plan=None, max_clips=most, **_of_every_source(config))
+        name: ClipSource(
+            manifest_path=storage.absolute(data.manifest),
+            split=split,
+            plan=None,
+            max_clips=max_clips,
+            num_frames=data.num_frames,
+            frame_size_px=data.frame_size_px,
+            decoder=data.decoder,
+            sampling=data.sampling,
+            limits=placement.decode_limits,
+            seed=seed,
+            batch=global_batch,
+            patience_seconds=placement.storage_patience_seconds,
+        )
         for name, split in splits.items()
         if split
     }
 
 
-def _of_every_source(config: PretrainConfig) -> dict[str, Any]:
-    data = config.data
-    return {
-        "manifest_path": storage.absolute(data.manifest),
-        "num_frames": data.num_frames,
-        "frame_size_px": data.frame_size_px,
-        "decoder": data.decoder,
-        "sampling": data.sampling,
-        "limits": config.placement.decode_limits,
-        "seed": config.seed,
-        "batch": config.optim.global_batch,
-        "patience_seconds": config.placement.storage_patience_seconds,
-    }
-
-
 def datasets(job: Job) -> dict[str, Callable[[int], ray.data.Dataset]]:
-    """A builder per dataset, called with the number of ranks whenever a worker group has asked for it: training begins
-    at the last committed step."""
+    """Return a builder per dataset, called with the number of ranks whenever a worker group asks for it: training
+    begins at the last committed step."""
     built: dict[str, Callable[[int], ray.data.Dataset]] = {
         name: functools.partial(streams.evaluation_stream, source)
         for name, source in job.sources.items()
         if name != "train"
     }
-    train, config = job.sources["train"], job.config
-    for name, start, stop in segments(train, config.optim.num_steps, config.placement.most_workers):
+    train = job.sources["train"]
+    for name, start, stop in segments(train, job.optim.num_steps, job.placement.most_workers):
         built[name] = functools.partial(streams.training_stream, train, job.run_folder, start, stop)
     return built
 
 
-def workers(config: PretrainConfig) -> cluster_run.Workers:
-    """The worker group that the placement asks for."""
-    placement = config.placement
+def workers(placement: Placement) -> cluster_run.Workers:
+    """Return the worker group that the placement asks for."""
     return cluster_run.Workers(
         fewest=placement.fewest_workers,
         most=placement.most_workers,

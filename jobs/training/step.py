@@ -1,4 +1,4 @@
-"""The train loop: batches in the order of the plan, one optimizer step each, and what is due in between."""
+"""Optimizer steps: the state of a run, one step, and the loop over batches in the order of the plan."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cluster.run import Runtime
 from jobs.run import run_files
-from jobs.run.config import OptimConfig, PretrainConfig
-from jobs.tasks.tasks import Network
+from jobs.run.config import OptimConfig
+from jobs.tasks.network import Network
 from jobs.training import checkpoints
 from jobs.training.checkpoints import Progress
 from jobs.training.ema import WeightAverage
@@ -27,17 +27,16 @@ class TrainState:
     """Everything a resumed run needs, and nothing else."""
 
     network: Network
-    """The network with what it is trained on."""
     wrapped: nn.Module
-    """The same, with gradients averaged over the ranks."""
+    """The network, with gradients averaged over the ranks."""
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None = None
-    """Moving average of the weights, if the run wants one."""
+    """Moving average of the weights, with `optim.average_decay`."""
     progress: Progress = field(default_factory=Progress)
 
 
 def make_state(network: Network, wrapped: nn.Module, config: OptimConfig) -> TrainState:
-    """A run before its first step."""
+    """Return a run before its first step."""
     return TrainState(
         network=network,
         wrapped=wrapped,
@@ -46,17 +45,18 @@ def make_state(network: Network, wrapped: nn.Module, config: OptimConfig) -> Tra
     )
 
 
-def train_step(state: TrainState, batch: Batch, config: PretrainConfig, rank: int) -> dict[str, Tensor]:
-    """One optimizer step. Returns detached scalars; what is random in it depends on (seed, step, rank) alone."""
-    torch.manual_seed(hash((config.seed, state.progress.step, rank)) & 0xFFFFFFFF)
+def train_step(state: TrainState, batch: Batch, optim: OptimConfig, *, seed: int, rank: int) -> dict[str, Tensor]:
+    """Do one optimizer step and return detached scalars. Nothing here waits for the device; what is random in it
+    depends on (seed, step, rank) alone."""
+    torch.manual_seed(hash((seed, state.progress.step, rank)) & 0xFFFFFFFF)
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.progress.step, config.optim)
-    with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
+        group["lr"] = learning_rate(state.progress.step, optim)
+    with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=optim.precision == "bf16"):
         losses = state.wrapped(batch, normalise(batch.frames))
         weights = state.network.weights
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
     total.backward()
-    grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.optim.max_grad_norm)
+    grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), optim.max_grad_norm)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.progress.step += 1
@@ -67,34 +67,34 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig, rank: in
 
 
 def training_steps(
-    state: TrainState, batches: Iterator[Batch], config: PretrainConfig, *, rank: int, clock: Clock
+    state: TrainState, batches: Iterator[Batch], optim: OptimConfig, *, seed: int, rank: int, clock: Clock
 ) -> Iterator[tuple[dict[str, Tensor], Batch]]:
-    """The metrics and the batch of each step until the run's last one."""
+    """Yield the metrics and the batch of each step until the run's last one."""
     state.wrapped.train()
-    while state.progress.step < config.optim.num_steps:
+    while state.progress.step < optim.num_steps:
         with clock("data_wait"):
             batch = next(batches)
         with clock("step"):
-            metrics = train_step(state, batch, config, rank)
+            metrics = train_step(state, batch, optim, seed=seed, rank=rank)
         yield metrics, batch
         state.wrapped.train()
 
 
 class RunError(RuntimeError):
-    """What stops a run for good: starting again from the last checkpoint would only repeat it."""
+    """An error that stops a run for good: starting again from the last checkpoint would only repeat it."""
 
 
 class DivergedError(RunError):
-    """The loss, or what it is made of, is no number any more."""
+    """The loss, or a part of it, is not finite."""
 
 
 def non_finite(metrics: dict[str, float]) -> list[str]:
-    """Names of the metrics that are no numbers."""
+    """Return the names of the metrics that are not finite."""
     return sorted(name for name, value in metrics.items() if not math.isfinite(value))
 
 
 def non_finite_error(wrong: list[str], step: int, clip_ids: list[int], run_folder: str) -> DivergedError:
-    """Says which metrics, at which step, with which clips, and the checkpoint to go back to."""
+    """Return an error that names the metrics, the step, the clips of its batch, and the last good checkpoint."""
     last = run_files.committed_checkpoint(run_folder) or "none yet"
     return DivergedError(
         f"{', '.join(wrong)} not finite at step {step}; clips of the batch: {clip_ids}; last good checkpoint: {last}. "
@@ -102,19 +102,19 @@ def non_finite_error(wrong: list[str], step: int, clip_ids: list[int], run_folde
     )
 
 
-def commit(state: TrainState, runtime: Runtime, probes: Mapping[str, float]) -> None:
-    """Have a checkpoint committed; the first rank writes it, all take part. `probes`: measured at this very step."""
+def save_checkpoint(state: TrainState, runtime: Runtime, probes: Mapping[str, float], config_json: bytes = b"") -> None:
+    """Commit a checkpoint; the first rank writes it, all take part. `probes`: metrics of this very step."""
     progress = state.progress
     score = progress.score if math.isfinite(progress.score) else -1.0
 
     def write(folder: str) -> None:
-        checkpoints.save(folder, state.network, state.optimizer, progress, state.average)
+        checkpoints.save(folder, state.network, state.optimizer, progress, state.average, config_json=config_json)
 
     runtime.report(score, progress.step, write if runtime.world.is_first else None, probes)
 
 
 class Clock:
-    """Seconds spent, by what they went to."""
+    """Seconds spent, by what they went to; a context manager per part."""
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds = dict(seconds or {})

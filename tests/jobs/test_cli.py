@@ -13,7 +13,7 @@ from toy import SPLITS, corpus, run_of
 
 from jobs.command_line import parsing
 from jobs.command_line.parsing import Command, answered, parse
-from jobs.launch.preflight import Machine, dry_run, num_parameters, problems, this_machine
+from jobs.launch.preflight import Machine, describe, num_parameters, survey, this_machine
 from jobs.run.config import PretrainConfig, with_decoder
 from jobs.run.fields import config_hash
 from jobs.run.presets import tiny
@@ -29,9 +29,19 @@ from snps3_model.snps3 import SNPS3
 ENOUGH = Machine(num_cpus=2, num_gpus=0)
 
 
+def problems(config: PretrainConfig, machine: Machine | None = None) -> list[str]:
+    return list(survey(config, machine).problems)
+
+
+def dry_run(config: PretrainConfig, machine: Machine | None = None) -> str:
+    return describe(survey(config, machine))
+
+
 def begin(config: PretrainConfig) -> Path:
     """The run's folder as the driver leaves it before the first step."""
-    fields = identity(with_decoder(config, None), read_manifest(config.data.manifest).hash)
+    fields = identity(
+        dataclasses.replace(config, data=with_decoder(config.data, None)), read_manifest(config.data.manifest).hash
+    )
     folder = Path(config.placement.storage) / config.name
     folder.mkdir(parents=True)
     write_json(f"{folder}/identity.json", {"hash": config_hash(fields), "fields": fields})

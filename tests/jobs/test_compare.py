@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from cluster.head import free_ports
-from jobs.command_line import entry, parsing
+from jobs import pretrain
+from jobs.command_line import parsing
 from jobs.launch import driver
 from jobs.reports.comparison import CURVES, CompareConfig, compare, costs, differences, scores
-from jobs.run.presets import tiny
 from jobs.tracking import mlflow_runs
 from jobs.tracking.mlflow_runs import Logged
 from snps3_model.config import ObjectiveConfig
@@ -124,8 +124,8 @@ def test_a_run_is_refused_before_it_starts_if_its_server_does_not_answer(
     (port,) = free_ports(1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(parsing, "answered", lambda command: None)
-    monkeypatch.setattr(driver, "pretrain", lambda config: pytest.fail("was started"))
-    assert entry.run_training(parsing.Command(config=tiny()), program="pretrain") == 2
+    monkeypatch.setattr(driver, "read_manifest", lambda path: pytest.fail("was started"))
+    assert pretrain.main(["tiny"]) == 2
     assert f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer" in capsys.readouterr().err
 
 

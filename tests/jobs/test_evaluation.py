@@ -18,7 +18,6 @@ from jobs.evaluation.scoring import (
     EvaluateConfig,
     moved_to,
     protocol_of,
-    queries_of,
     refuse_seen,
     refuse_too_many_rejected,
     run_manifest,
@@ -27,6 +26,7 @@ from jobs.evaluation.scoring import (
 from jobs.run.config import TaskConfig
 from jobs.run.presets import tiny
 from jobs.tasks import retrieval
+from jobs.tasks.captions import queries_of
 from jobs.tasks.retrieval import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
 from pipeline.corpus.annotations import Annotation
 from pipeline.corpus.manifest import clip_id, make_manifest, read_manifest, write_manifest
@@ -80,9 +80,9 @@ def test_pairs_that_are_asked_for_have_the_scores_of_all_pairs() -> None:
     assert gallery.clip_ids.tolist() == [int(batch.clip_ids[row]) for row in (0, 1, 2, 4, 5)]
     queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, local_gather)
 
-    def found(asked: Any) -> Scored:
+    def found(choose: Any) -> Scored:
         return retrieval.score(
-            network.model, queries, gallery, local_gather, rank=0, num_ranks=1, temperature=0.05, asked=asked
+            network.model, queries, gallery, local_gather, rank=0, num_ranks=1, temperature=0.05, choose=choose
         )
 
     every, some = found(None), found(lambda dual: highest(dual, 2))
@@ -180,13 +180,13 @@ def test_a_run_is_scored_with_the_file_of_the_split_that_it_is_scored_on() -> No
     task = TaskConfig(kind="question_answering", train="a", validation="b", test="c", temporal="d")
     run = dataclasses.replace(tiny(), task=task)
     for split, name in (("val", "b"), ("test", "c"), ("temporal", "d")):
-        asked = protocol_of(EvaluateConfig(run="x", split=split), run, "x")
+        asked = protocol_of(EvaluateConfig(run="x", split=split), run.data, run.task, "x")
         assert asked.questions
         assert asked.questions.endswith(f"/{name}")
     with pytest.raises(ValueError, match="on the split train needs --questions"):
-        protocol_of(EvaluateConfig(run="x", split="train"), run, "x")
+        protocol_of(EvaluateConfig(run="x", split="train"), run.data, run.task, "x")
     with pytest.raises(ValueError, match="--rerank 5 says nothing to --task question_answering"):
-        protocol_of(EvaluateConfig(run="x", rerank=5), run, "x")
+        protocol_of(EvaluateConfig(run="x", rerank=5), run.data, run.task, "x")
 
 
 @pytest.mark.parametrize("name", ["rerank", "num_frames", "max_clips"])
@@ -344,7 +344,7 @@ def test_a_hash_of_ids_depends_on_their_order() -> None:
 )
 def test_what_cannot_be_scored_is_refused(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        protocol_of(EvaluateConfig(run="runs/tiny", **asked), tiny(), "runs/tiny")
+        protocol_of(EvaluateConfig(run="runs/tiny", **asked), tiny().data, tiny().task, "runs/tiny")
 
 
 @pytest.mark.parametrize(
@@ -359,14 +359,14 @@ def test_a_score_on_clips_that_the_run_has_seen_is_refused_unless_it_is_asked_fo
 ) -> None:
     run = tiny()
     wish = EvaluateConfig(run="runs/tiny")
-    protocol = protocol_of(wish, run, "runs/tiny")
+    protocol = protocol_of(wish, run.data, run.task, "runs/tiny")
     seen = {"validation": 0, "train": 0}
-    refuse_seen(wish, run, protocol, seen, None)
+    refuse_seen(wish, run.data, protocol, seen, None)
     with pytest.raises(ValueError, match=said):
-        refuse_seen(wish, run, protocol, seen | {name: 3}, None)
-    refuse_seen(dataclasses.replace(wish, **{option: True}), run, protocol, seen | {name: 3}, None)
+        refuse_seen(wish, run.data, protocol, seen | {name: 3}, None)
+    refuse_seen(dataclasses.replace(wish, **{option: True}), run.data, protocol, seen | {name: 3}, None)
     told = card(is_selected_on_test=name == "validation", num_trained_on=3 * (name == "train"))
-    refuse_seen(wish, run, protocol, seen | {name: 3}, told)  # it is to be repeated, and says so
+    refuse_seen(wish, run.data, protocol, seen | {name: 3}, told)  # it is to be repeated, and says so
     assert len(told.doubts) == 1
 
 
@@ -379,6 +379,6 @@ def test_clips_that_a_run_has_seen_are_known_in_other_splits_and_manifests(tmp_p
     assert cards.num_shared((own, "test"), (other, "train")) == 1
     run = dataclasses.replace(tiny(), data=dataclasses.replace(tiny().data, manifest=own))
     protocol = Protocol(task="retrieval", run="runs/x", manifest=other, split="test")
-    assert run_manifest(run, protocol, read_manifest(own).hash) == own
-    assert run_manifest(run, protocol, read_manifest(other).hash) == other  # the run's own has moved there
-    assert run_manifest(run, protocol, "0" * 32) == ""
+    assert run_manifest(run.data, protocol, read_manifest(own).hash) == own
+    assert run_manifest(run.data, protocol, read_manifest(other).hash) == other  # the run's own has moved there
+    assert run_manifest(run.data, protocol, "0" * 32) == ""

@@ -13,7 +13,7 @@ import pytest
 from jobs.benchmarks.mining import mining
 from jobs.corpus.word_mining import MineConfig, describe, mine_words
 from jobs.launch.driver import kept_table
-from jobs.launch.preflight import problems
+from jobs.launch.preflight import survey
 from jobs.mine_words import main
 from jobs.run.config import TextConfig
 from jobs.run.presets import tiny
@@ -119,7 +119,7 @@ def test_a_run_whose_table_is_not_there_is_refused_before_it_starts(folder: Path
     text = TextConfig(vocabulary=str(folder / "vocabulary"), significant_words=str(folder / "nothing.json"))
     placement = dataclasses.replace(tiny().placement, storage=str(folder / "runs"))  # where no run has the name
     config = dataclasses.replace(tiny(), text=text, placement=placement)
-    found = [one for one in problems(config) if "significant_words" in one]
+    found = [one for one in survey(config).problems if "significant_words" in one]
     assert len(found) == 1
     assert found[0].startswith(f"text.significant_words: {folder}/nothing.json does not exist")
 

@@ -21,7 +21,7 @@ from jobs.inference.model import decode, load
 from jobs.run import run_files
 from jobs.run.fields import as_dict
 from jobs.run.presets import tiny
-from jobs.tasks.tasks import Language
+from jobs.tasks.network import build_model
 from pipeline.decode.codec import encode_video
 from pipeline.decode.isolation import Limits
 from pipeline.records import DecodeError, Reason
@@ -41,13 +41,12 @@ def run(tmp_path: Path) -> str:
     )
     tokenizer = train_wordpiece(CAPTIONS, 100)
     table = mine_significant_words(CAPTIONS, tokenizer.pieces)
-    language = Language(tokenizer=tokenizer, table=table, config=config)
     folder = tmp_path / "made"
     (folder / "best").mkdir(parents=True)
     (folder / "tokenizer.json").write_text(tokenizer.to_json())
     table.save(str(folder / "significant_words.json"))
     run_files.write_json(f"{folder}/config.json", as_dict(config))
-    weights = {f"model.{name}": tensor for name, tensor in language.network().state_dict().items()}
+    weights = {f"model.{name}": tensor for name, tensor in build_model(config.model, tokenizer).state_dict().items()}
     safetensors.torch.save_file(weights, folder / "best" / run_files.WEIGHTS)
     return str(folder)
 

@@ -108,7 +108,7 @@ def test_sixteen_real_and_generated_pairs_are_learned_by_heart(
         state = make_state(network, network, config.optim)
         dual, cross, words = answers(network, unseen)
         assert max(dual, cross, words) < 0.4
-        for _ in training_steps(state, stream, config, rank=0, clock=Clock()):
+        for _ in training_steps(state, stream, config.optim, seed=config.seed, rank=0, clock=Clock()):
             if state.progress.step % 25 == 0:
                 dual, cross, words = answers(network, unseen)
                 if (dual, cross) == (1.0, 1.0) and words > 0.9:

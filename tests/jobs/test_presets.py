@@ -117,19 +117,19 @@ def steps(per_epoch: int) -> Callable[[int], int]:
 
 def test_epochs_become_steps_of_the_corpus():
     webvid = preset("webvid_video_swin")
-    known = in_steps(webvid, steps(1000)).optim
+    known = in_steps(webvid.optim, steps(1000))
     assert (known.num_steps, known.decay_step) == (10_000, 5_000)
-    assert in_steps(in_steps(webvid, steps(1000)), steps(1000)) == in_steps(webvid, steps(1000))
-    few_epochs = in_steps(preset("coco_vg_pvt"), steps(1_178)).optim
+    assert in_steps(known, steps(1000)) == known
+    few_epochs = in_steps(preset("coco_vg_pvt").optim, steps(1_178))
     assert (few_epochs.num_steps, few_epochs.decay_step) == (30 * 1_178, 110_000)
-    assert in_steps(preset("cc3m_video_swin"), steps(23_438)).optim.num_steps == 130_000
-    assert in_steps(tiny(), steps(32)) == tiny()
+    assert in_steps(preset("cc3m_video_swin").optim, steps(23_438)).num_steps == 130_000
+    assert in_steps(tiny().optim, steps(32)) == tiny().optim
 
 
 def test_epochs_of_images_and_then_of_videos_are_counted_each_with_its_own_steps():
     plan = Plan(seed=0, num_videos=1280, num_images=640, global_batch=128, mixing=MixingConfig(image_epochs=2))
     optim = dataclasses.replace(tiny().optim, num_steps=1000, num_epochs=5, decay_epoch=3, decay="step")
-    known = in_steps(dataclasses.replace(tiny(), optim=optim), plan.first_step).optim
+    known = in_steps(optim, plan.first_step)
     assert (known.num_steps, known.decay_step) == (2 * 5 + 3 * 10, 2 * 5 + 1 * 10)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from cluster import run as cluster_run
 from jobs.corpus.preparation import PrepareConfig, Prepared, prepare
 from jobs.launch.driver import pretrain
-from jobs.launch.preflight import problems
+from jobs.launch.preflight import survey
 from jobs.run import run_files
 from jobs.run.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig, with_decoder
 from jobs.run.presets import tiny
@@ -98,7 +98,8 @@ def prepare_real_clips(real_files: Path, folder: Path, *, cut: bool) -> Prepared
 
 def training_frames(config: PretrainConfig) -> list[dict]:
     """What the workers are handed in every step of the run, but for where the files lie."""
-    source = make_sources(with_decoder(config, None))["train"]
+    data = with_decoder(config.data, None)
+    source = make_sources(data, config.placement, config.optim.global_batch, config.seed)["train"]
     tables = [decode_share(source, step, 0, 1) for step in range(config.optim.num_steps)]
     return pa.concat_tables(tables).drop_columns("uri").to_pylist()
 
@@ -111,7 +112,7 @@ def test_ranks_are_given_weights_by_paths_that_lead_from_any_folder(
 
     def given(*, visual: VisualConfig | None = None, **model: Any) -> list[str | None]:
         changed = dataclasses.replace(tiny().model, visual=visual or tiny().model.visual, **model)
-        made = with_absolute_weights(dataclasses.replace(tiny(), model=changed)).model
+        made = with_absolute_weights(changed)
         return [made.initial_weights, made.pretrained_text, made.visual.pretrained, made.visual.backbone]
 
     assert given() == [None] * 4
@@ -266,7 +267,7 @@ def test_a_bucket_holds_corpus_ledger_and_run_and_a_stopped_run_goes_on(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)  # where MLflow puts the artefacts of such a server
     run = small_run("small", prepared.manifest_path, f"{bucket}/runs", num_steps=3, global_batch=4)
-    assert problems(run) == []
+    assert survey(run).problems == ()
     pretrain_until_stopped(run, monkeypatch)
     found = pretrain(run)
     assert (found["num_steps"], found["num_rejected"]) == (3, 0)

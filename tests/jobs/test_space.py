@@ -205,7 +205,7 @@ def test_trials_keep_the_weights_that_they_are_compared_by(capsys: pytest.Captur
     assert not capsys.readouterr().out
     made = sweeps.selected_by(PROBES[1], tiny())
     assert made.selection.metric == PROBES[1]
-    assert preflight.metric_problems(made) == []
+    assert preflight.metric_problems(made.task.kind, made.selection) == []
     assert f"highest {PROBES[1]}" in capsys.readouterr().out
 
 

@@ -39,14 +39,19 @@ from jobs.benchmarks.support.faulty_store import Faults, faulty_store
 from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
 from jobs.launch.driver import pretrain
 from jobs.run import run_files
+from jobs.run.config import PretrainConfig
 from jobs.tracking.journal import read_journals
 from jobs.training.job import make_sources
 from pipeline import storage
 from pipeline.corpus.ledger import read_ledger
-from pipeline.stream.loader import split_rows
+from pipeline.stream.loader import ClipSource, split_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.ray
+
+
+def training_source(config: PretrainConfig) -> ClipSource:
+    return make_sources(config.data, config.placement, config.optim.global_batch, config.seed)["train"]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ def test_what_was_undone_by_a_restart_does_not_count() -> None:
 
 
 def test_a_lost_and_a_doubled_clip_are_counted(manifest: str) -> None:
-    source = make_sources(small_run("x", manifest, small_placement("unused")))["train"]
+    source = training_source(small_run("x", manifest, small_placement("unused")))
     ids = {kind: rows["clip_id"].to_numpy() for kind, rows in split_rows(manifest, "train").items()}
     planned = [source.planned(step) for step in range(NUM_STEPS)]
     trained = {step.step + 1: [int(ids[step.kind][row]) for row in step.rows if row >= 0] for step in planned}
@@ -176,7 +181,7 @@ def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
             driver.kill()
     found = attempts(driver.storage)
     assert {one.num_ranks for one in found} == {1, 2}
-    assert lost_and_doubled(lineage(found), make_sources(config)["train"], num_steps) == (0, 0)
+    assert lost_and_doubled(lineage(found), training_source(config), num_steps) == (0, 0)
 
 
 @pytest.mark.slow

@@ -10,12 +10,16 @@ import pyarrow as pa
 import pytest
 import torch
 
+from cluster.world import World
 from jobs.launch.preflight import metric_problems
 from jobs.run.presets import tiny
 from jobs.run.recipes import RECIPES
-from jobs.tasks.tasks import ChoiceTask, Language, Predicted, QuestionTask, accuracies, drawn_choices, every_caption
+from jobs.tasks.choices import ChoiceTask, all_captions, drawn_choices
+from jobs.tasks.questions import Predicted, QuestionTask, accuracies
+from jobs.tasks.task import Evaluation
+from jobs.tasks.text import TextProcessor
 from pipeline.corpus.questions import AskedClips, Choice, Question
-from pipeline.records import IGNORED_LABEL, ClipRows
+from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import train_wordpiece
 
@@ -24,10 +28,10 @@ ANSWERS = ("red", "blue")
 
 
 @pytest.fixture(scope="module")
-def language() -> Language:
+def text() -> TextProcessor:
     tokenizer = train_wordpiece([*CAPTIONS, "what colour is it ?"], 100)
     table = mine_significant_words(CAPTIONS, tokenizer.pieces)
-    return Language(tokenizer=tokenizer, table=table, config=tiny())
+    return TextProcessor(tokenizer=tokenizer, table=table, text=tiny().text, masking=tiny().masking, seed=0)
 
 
 def rows(count: int, *, epoch: int = 0, rejected: tuple[int, ...] = ()) -> ClipRows:
@@ -51,19 +55,19 @@ def question(clip: int, answer: str, text: str = "what colour is it ?") -> Quest
 def asking(**by_clip: Any) -> QuestionTask:
     clips = {int(name[1:]): tuple(some) for name, some in by_clip.items()}
     asked = AskedClips(by_clip=clips, missing=())
-    return QuestionTask(asked={"train": asked, "test": asked}, answers=ANSWERS)
+    return QuestionTask(questions={"train": asked, "test": asked}, answers=ANSWERS)
 
 
-def test_a_clip_without_a_known_answer_teaches_nothing(language: Language) -> None:
+def test_a_clip_without_a_known_answer_teaches_nothing(text: TextProcessor) -> None:
     task = asking(c0=[question(0, "red")], c1=[question(1, "pink")], c2=[question(2, "blue")])
-    batch = task.batch(rows(5, rejected=(2,)), language)
+    batch = task.batch(rows(5, rejected=(2,)), text)
     assert batch.weight.tolist() == [1, 0, 0, 0, 0]
     assert batch.answers[0].tolist() == [[0]]
     assert (batch.answers[1:] == IGNORED_LABEL).all()
-    assert language.tokenizer.decode(batch.token_ids[0].numpy()) == "what colour is it ?"
+    assert text.tokenizer.decode(batch.token_ids[0].numpy()) == "what colour is it ?"
 
 
-def test_another_question_is_drawn_in_another_epoch_and_the_same_one_twice(language: Language) -> None:
+def test_another_question_is_drawn_in_another_epoch_and_the_same_one_twice(text: TextProcessor) -> None:
     task = asking(c0=[question(0, "red", f"is it a {colour} one ?") for colour in ("red", "blue", "green")])
     drawn = [task.drawn(rows(1, epoch=epoch), 0, 1)[0] for epoch in range(12)]
     again = [task.drawn(rows(1, epoch=epoch), 0, 1)[0] for epoch in range(12)]
@@ -71,19 +75,23 @@ def test_another_question_is_drawn_in_another_epoch_and_the_same_one_twice(langu
     assert len({one.text for (one,) in drawn}) == 3
 
 
-def test_several_questions_are_asked_about_a_clip_that_is_shown_once(language: Language) -> None:
+def test_several_questions_are_asked_about_a_clip_that_is_shown_once(text: TextProcessor) -> None:
     asks = [question(0, answer, f"is it a {answer} one ?") for answer in ("red", "pink", "blue")]
     task = asking(c0=asks, c1=[question(1, "pink")], c2=[question(2, "blue")])
-    config = dataclasses.replace(language.config, task=dataclasses.replace(language.config.task, questions_per_clip=4))
-    batch = task.batch(rows(4), dataclasses.replace(language, config=config))
+    batch = dataclasses.replace(task, questions_per_clip=4).batch(rows(4), text)
     assert batch.weight.tolist() == [1, 0, 1, 0]
     assert batch.question_weight.sum(1).tolist() == [2, 0, 1, 0]
     asked = {
-        language.tokenizer.decode(ids.numpy()): answers.tolist()
+        text.tokenizer.decode(ids.numpy()): answers.tolist()
         for ids, answers, weight in zip(batch.question_ids[0], batch.answers[0], batch.question_weight[0], strict=True)
         if weight
     }
     assert asked == {"is it a red one ?": [0], "is it a blue one ?": [1]}
+
+
+def evaluation(network: Any, batch: Batch, text: TextProcessor) -> Evaluation:
+    world, source = World(0, 1, torch.device("cpu")), None
+    return Evaluation(name="test", batches=[batch], source=source, network=network, text=text, world=world)  # type: ignore[arg-type]
 
 
 class Fixed:
@@ -103,10 +111,10 @@ class Fixed:
         return torch.tensor([[0.0, 1.0]]).repeat(len(ids), 1)
 
 
-def test_every_question_about_a_usable_clip_is_asked_and_known_or_not_it_counts(language: Language) -> None:
+def test_every_question_about_a_usable_clip_is_asked_and_known_or_not_it_counts(text: TextProcessor) -> None:
     task = asking(c0=[question(0, "red"), question(0, "blue")], c1=[question(1, "pink")], c2=[question(2, "blue")])
-    batch = language.batch(rows(3, rejected=(2,)))
-    predicted = list(task.predictions(Fixed(), [batch], language, "test"))
+    batch = text.batch(rows(3, rejected=(2,)))
+    predicted = list(task.predictions(evaluation(Fixed(), batch, text)))
     assert [(one.question_id, one.is_right) for one in predicted] == [
         ("0-red", False),
         ("0-blue", True),
@@ -116,40 +124,40 @@ def test_every_question_about_a_usable_clip_is_asked_and_known_or_not_it_counts(
     assert results["test/accuracy"] == pytest.approx(1 / 3)
     assert (results["test/num_asked"], results["test/num_undecoded"], results["test/num_missing"]) == (3, 1, 0)
     assert results["test/num_outside_list"] == 1  # pink
-    assert task.in_vain() == {"train/num_asked": 4, "train/num_missing": 0, "train/num_outside_list": 1}
+    assert task.training_facts() == {"train/num_asked": 4, "train/num_missing": 0, "train/num_outside_list": 1}
 
 
-def test_a_share_without_a_usable_clip_asks_nothing_of_the_network(language: Language) -> None:
-    network, batch = Fixed(), language.batch(rows(2, rejected=(0, 1)))
-    assert list(asking(c0=[question(0, "red")]).predictions(network, [batch], language, "test")) == []
+def test_a_share_without_a_usable_clip_asks_nothing_of_the_network(text: TextProcessor) -> None:
+    network, batch = Fixed(), text.batch(rows(2, rejected=(0, 1)))
+    assert list(asking(c0=[question(0, "red")]).predictions(evaluation(network, batch, text))) == []
     assert network.seen == []
 
 
-def test_the_blind_baseline_sees_black_frames(language: Language) -> None:
+def test_the_blind_baseline_sees_black_frames(text: TextProcessor) -> None:
     seeing, blind = asking(c0=[question(0, "red")]), dataclasses.replace(asking(), is_video_hidden=True)
-    blind = dataclasses.replace(blind, asked=seeing.asked)
-    assert seeing.batch(rows(1), language).frames.float().mean() == 200
-    assert blind.batch(rows(1), language).frames.max() == 0
+    blind = dataclasses.replace(blind, questions=seeing.questions)
+    assert seeing.batch(rows(1), text).frames.float().mean() == 200
+    assert blind.batch(rows(1), text).frames.max() == 0
     for task in (seeing, blind):
         network = Fixed()
-        list(task.predictions(network, [language.batch(rows(1))], language, "test"))
+        list(task.predictions(evaluation(network, text.batch(rows(1)), text)))
         assert len(network.seen[0].unique()) == 3  # one value per channel
     assert not torch.equal(network.seen[0], torch.zeros_like(network.seen[0]))
 
 
-def test_made_choices_hold_the_own_caption_at_a_random_place_among_others(language: Language) -> None:
+def test_made_choices_hold_the_own_caption_at_a_random_place_among_others(text: TextProcessor) -> None:
     own = {clip: frozenset({CAPTIONS[clip], CAPTIONS[clip + 1]}) for clip in range(3)}
-    task = ChoiceTask(asked={}, others=tuple(CAPTIONS), captions=own)
+    task = ChoiceTask(questions={}, others=tuple(CAPTIONS), captions=own)
     places = set()
     for epoch in range(30):
-        choice = task.made(rows(3, epoch=epoch), 1, seed=0)
+        choice = task.choice_for(rows(3, epoch=epoch), 1, seed=0)
         assert choice
         assert choice.options[choice.answer] == CAPTIONS[1]
         assert len(set(choice.options)) == 5
         assert CAPTIONS[2] not in choice.options  # another caption of the same clip
         places.add(choice.answer)
     assert places == set(range(5))
-    batch = task.batch(rows(3, rejected=(0,)), language)
+    batch = task.batch(rows(3, rejected=(0,)), text)
     assert batch.option_ids.shape[:2] == (3, 5)
     right = batch.option_ids[torch.arange(3), batch.answer]
     width = min(right.shape[1], batch.token_ids.shape[1])
@@ -172,22 +180,22 @@ def test_validation_without_a_file_draws_one_choice_a_clip_and_the_same_ones_aga
         assert choice.options[choice.answer] == CAPTIONS[clip]
         assert len({*choice.options, CAPTIONS[clip + 1]}) == 6
     with pytest.raises(ValueError, match=r"name a file of choices: task\.train"):
-        every_caption({0: frozenset(CAPTIONS[:2]), 1: frozenset(CAPTIONS[2:5])}, "task.train")
+        all_captions({0: frozenset(CAPTIONS[:2]), 1: frozenset(CAPTIONS[2:5])}, "task.train")
 
 
 def test_msrvtt_mc_is_trained_with_its_test_file_alone() -> None:
     config = RECIPES["msrvtt_multiple_choice"](tiny(), "/runs/tiny")
     assert config.task.test == "corpora/msrvtt_full/msrvtt_multi_choice_qa.jsonl"
     assert (config.task.train, config.task.validation, config.data.num_frames) == (None, None, 16)
-    assert metric_problems(config) == []
+    assert metric_problems(config.task.kind, config.selection) == []
 
 
-def test_choices_of_a_file_are_taken_as_they_are(language: Language) -> None:
+def test_choices_of_a_file_are_taken_as_they_are(text: TextProcessor) -> None:
     choice = Choice(question_id="m", clip_name="1", options=tuple(CAPTIONS[:5]), answer=1)
     asked = AskedClips(by_clip={1: (choice,)}, missing=())
-    batch = ChoiceTask(asked={"train": asked}).batch(rows(2), language)
+    batch = ChoiceTask(questions={"train": asked}).batch(rows(2), text)
     assert batch.weight.tolist() == [0, 1]
-    assert [language.tokenizer.decode(ids.numpy()) for ids in batch.option_ids[1]] == CAPTIONS[:5]
+    assert [text.tokenizer.decode(ids.numpy()) for ids in batch.option_ids[1]] == CAPTIONS[:5]
 
 
 def test_the_interval_of_an_accuracy_counts_clips_and_not_questions() -> None:

@@ -24,10 +24,10 @@ from jobs.training.optimizer import learning_rate
 from jobs.training.step import (
     Clock,
     TrainState,
-    commit,
     make_state,
     non_finite,
     non_finite_error,
+    save_checkpoint,
     train_step,
     training_steps,
 )
@@ -69,7 +69,10 @@ def batches(first: int = 0) -> Iterator[Batch]:
 def run_to(state: TrainState, stop: int) -> list[dict[str, Tensor]]:
     """The metrics of the steps up to `stop`, on the batches of these steps."""
     stream = batches(state.progress.step)
-    return [train_step(state, next(stream), CONFIG, 0) for _ in range(state.progress.step, stop)]
+    return [
+        train_step(state, next(stream), CONFIG.optim, seed=CONFIG.seed, rank=0)
+        for _ in range(state.progress.step, stop)
+    ]
 
 
 def assert_equal(first: object, second: object) -> None:
@@ -131,11 +134,9 @@ def test_averages_stand_in_for_the_weights_for_a_while_only() -> None:
 
 
 def test_a_step_depends_on_seed_step_and_rank_and_on_no_other_generator() -> None:
-    def losses(outside: int, rank: int = 0, **changes: int) -> float:
+    def losses(outside: int, rank: int = 0, seed: int = CONFIG.seed) -> float:
         torch.manual_seed(outside)
-        return train_step(new_state(), random_batch(6), dataclasses.replace(CONFIG, **changes), rank)[
-            "loss/total"
-        ].item()
+        return train_step(new_state(), random_batch(6), CONFIG.optim, seed=seed, rank=rank)["loss/total"].item()
 
     assert losses(1) == losses(2)
     assert len({losses(1), losses(1, rank=1), losses(1, seed=5)}) == 3
@@ -144,8 +145,8 @@ def test_a_step_depends_on_seed_step_and_rank_and_on_no_other_generator() -> Non
 def test_bfloat16_is_near_single_precision_and_keeps_weights_in_it() -> None:
     half = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, precision="bf16"))
     full, rounded = new_state(dropout=0.0), new_state(dropout=0.0)
-    expected = train_step(full, random_batch(6), CONFIG, 0)
-    found = train_step(rounded, random_batch(6), half, 0)
+    expected = train_step(full, random_batch(6), CONFIG.optim, seed=CONFIG.seed, rank=0)
+    found = train_step(rounded, random_batch(6), half.optim, seed=CONFIG.seed, rank=0)
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value.item(), rel=0.1), name
     assert found["loss/total"] != expected["loss/total"]
@@ -154,7 +155,7 @@ def test_bfloat16_is_near_single_precision_and_keeps_weights_in_it() -> None:
 
 def test_a_step_leaves_no_gradient_and_counts_itself() -> None:
     state = new_state()
-    metrics = train_step(state, random_batch(6), CONFIG, 0)
+    metrics = train_step(state, random_batch(6), CONFIG.optim, seed=CONFIG.seed, rank=0)
     assert all(parameter.grad is None for parameter in state.network.parameters())
     assert not any(value.requires_grad for value in metrics.values())
     assert metrics.keys() == {"loss/total", "grad_norm", *(f"loss/{name}" for name in CONFIG.objective.weights)}
@@ -168,7 +169,7 @@ def test_the_total_is_the_weighted_sum_and_the_first_step_is_adams() -> None:
     state = new_state(dropout=0.0, config=config)
     before = copy.deepcopy(state.network)
     batch = random_batch(6)
-    metrics = train_step(state, batch, config, 0)
+    metrics = train_step(state, batch, config.optim, seed=config.seed, rank=0)
     losses = before(batch, normalise(batch.frames))
     total = sum(objective.weights[name] * loss for name, loss in losses.items())
     assert metrics["loss/total"].item() == pytest.approx(float(total.detach()), rel=1e-6)
@@ -197,28 +198,28 @@ def test_parts_that_no_loss_reaches_are_left_to_themselves() -> None:
     config = dataclasses.replace(CONFIG, objective=ObjectiveConfig(gvtm_level2=0.0, masked_words_cross=0.0))
     state = new_state(config=config)
     before = copy.deepcopy(state.network.model.cross_words.state_dict())
-    train_step(state, random_batch(6), config, 0)
+    train_step(state, random_batch(6), config.optim, seed=config.seed, rank=0)
     assert_equal(dict(state.network.model.cross_words.state_dict()), dict(before))
 
 
 def test_the_loop_ends_at_the_last_step_and_counts_its_waits() -> None:
     state, clock = new_state(), Clock({"evaluation": 2.0})
-    done = list(training_steps(state, batches(), CONFIG, rank=0, clock=clock))
+    done = list(training_steps(state, batches(), CONFIG.optim, seed=CONFIG.seed, rank=0, clock=clock))
     assert len(done) == state.progress.step == CONFIG.optim.num_steps
     assert [batch.clip_ids.tolist() for _, batch in done] == [
         batch.clip_ids.tolist() for batch, _ in zip(batches(), range(6), strict=False)
     ]
     assert {"evaluation", "data_wait", "step"} <= clock.seconds.keys()
     assert clock.seconds["evaluation"] == 2.0
-    assert list(training_steps(state, batches(), CONFIG, rank=0, clock=clock)) == []
+    assert list(training_steps(state, batches(), CONFIG.optim, seed=CONFIG.seed, rank=0, clock=clock)) == []
 
 
 def test_the_loop_goes_back_to_training_after_an_evaluation() -> None:
     state = new_state()
-    for _ in training_steps(state, batches(), CONFIG, rank=0, clock=Clock()):
+    for _ in training_steps(state, batches(), CONFIG.optim, seed=CONFIG.seed, rank=0, clock=Clock()):
         state.network.eval()
     evaluated, plain = state, new_state()
-    list(training_steps(plain, batches(), CONFIG, rank=0, clock=Clock()))
+    list(training_steps(plain, batches(), CONFIG.optim, seed=CONFIG.seed, rank=0, clock=Clock()))
     assert_same_state(evaluated, plain)
 
 
@@ -282,12 +283,12 @@ def test_the_first_rank_writes_the_checkpoint_and_all_take_part(tmp_path: Path) 
     state = new_state()
     run_to(state, 2)
     first, second = (Reporting(World(rank, 2, torch.device("cpu")), folder=str(tmp_path)) for rank in range(2))
-    commit(state, first, {})
+    save_checkpoint(state, first, {})
     read = new_state(seed=3)
     read.progress = checkpoints.load(str(tmp_path), read.network, read.optimizer)
     assert_same_state(read, state)
     state.progress = dataclasses.replace(state.progress, score=0.25)
-    commit(state, second, {"probe": 0.5})
+    save_checkpoint(state, second, {"probe": 0.5})
     assert first.reports + second.reports == [(-1.0, 2, True, {}), (0.25, 2, False, {"probe": 0.5})]
     assert Progress().step == 0
 
@@ -340,7 +341,7 @@ def test_sixteen_pairs_are_learned_by_heart() -> None:
     assert max(first) < 0.4
     dual, cross, words, totals = *first, []
     endless = (batch for _ in iter(int, 1))
-    for metrics, _ in training_steps(state, endless, config, rank=0, clock=Clock()):
+    for metrics, _ in training_steps(state, endless, config.optim, seed=config.seed, rank=0, clock=Clock()):
         totals.append(metrics["loss/total"].item())
         if state.progress.step % 25 == 0:
             dual, cross, words = answers(state.network, batch)

@@ -13,17 +13,18 @@ from PIL import Image
 from cluster.run import Runtime
 from cluster.world import World
 from jobs.run.config import DataConfig, OptimConfig, PretrainConfig
-from jobs.tasks.tasks import CaptionTask, Language
-from jobs.training import trainer
+from jobs.tasks.captions import CaptionTask
+from jobs.tasks.text import TextProcessor
+from jobs.training.batches import RankBatches
 from jobs.training.job import Job, make_sources
-from jobs.training.trainer import Rank
+from jobs.training.step import Clock
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.records import Batch, Kind, Stage
 from pipeline.storage import upload_folder
 from pipeline.stream.augmentation import AugmentationConfig
 from pipeline.stream.epoch_plan import MixingConfig
-from pipeline.stream.loader import decode_share
+from pipeline.stream.loader import ClipSource, decode_share
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import train_wordpiece
 
@@ -78,30 +79,43 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     )
 
 
-@pytest.fixture(autouse=True)
-def no_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "Tracker", lambda *_: None)
+def sources_of(config: PretrainConfig) -> dict[str, ClipSource]:
+    return make_sources(config.data, config.placement, config.optim.global_batch, config.seed)
+
+
+def job_of(config: PretrainConfig) -> Job:
+    tokenizer = train_wordpiece(CAPTIONS, 100)
+    return Job(
+        name=config.name,
+        seed=config.seed,
+        run_folder="",
+        text=TextProcessor(
+            tokenizer=tokenizer,
+            table=mine_significant_words(CAPTIONS, tokenizer.pieces),
+            text=config.text,
+            masking=config.masking,
+            seed=config.seed,
+        ),
+        task=CaptionTask(objective=config.objective),
+        model=config.model,
+        sources=sources_of(config),
+        data=config.data,
+        optim=config.optim,
+        selection=config.selection,
+        placement=config.placement,
+    )
 
 
 def batches(
     config: PretrainConfig, source: str, stage: Stage, *, rank: int = 0, num_ranks: int = 1, start: int = 0
 ) -> Iterator[Batch]:
     """What `rank` shows its network in the steps from `start` on, decoded here and now."""
-    tokenizer = train_wordpiece(CAPTIONS, 100)
-    job = Job(
-        config=config,
-        run_folder="",
-        language=Language(tokenizer=tokenizer, table=mine_significant_words(CAPTIONS, tokenizer.pieces), config=config),
-        task=CaptionTask(),
-        sources=make_sources(config),
-        tracking_uri="",
-        tracking_run_id="",
-    )
+    job = job_of(config)
     clips = job.sources[source]
     stop = NUM_STEPS if source == "train" else clips.num_evaluation_steps()
     tables = (decode_share(clips, step, rank, num_ranks) for step in range(start, stop))
     world = World(rank, num_ranks, torch.device("cpu"))
-    return Rank(job, Runtime(world, upload_folder)).batches(source, tables, start)
+    return RankBatches(job, Runtime(world, upload_folder), Clock()).read(source, tables, start)
 
 
 def columns(batch: Batch) -> list[torch.Tensor]:
@@ -110,9 +124,7 @@ def columns(batch: Batch) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def training(config: PretrainConfig) -> list[Batch]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "Tracker", lambda *_: None)
-        return list(batches(config, "train", Stage.TRAIN))
+    return list(batches(config, "train", Stage.TRAIN))
 
 
 def test_images_come_first_for_their_epochs_and_then_videos_each_clip_once_per_epoch(training: list[Batch]) -> None:
@@ -164,7 +176,7 @@ def test_evaluation_shows_the_middle_whatever_the_seed(config: PretrainConfig) -
 
 def test_without_augmentation_the_network_sees_what_was_decoded(config: PretrainConfig) -> None:
     off = dataclasses.replace(config, data=dataclasses.replace(config.data, augmentation=AugmentationConfig()))
-    table = decode_share(make_sources(off)["train"], 0, 0, 1)
+    table = decode_share(sources_of(off)["train"], 0, 0, 1)
     (first, *_) = batches(off, "train", Stage.TRAIN)
     assert b"".join(table["frames"].to_pylist()) == first.frames.numpy().tobytes()
     assert first.frames.shape == (BATCH, 1, SIZE_PX, SIZE_PX, 3)

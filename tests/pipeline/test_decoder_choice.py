@@ -60,4 +60,4 @@ def test_the_measured_times_travel_with_the_manifest_and_change_no_hash(manifest
 )
 def test_auto_is_the_measured_decoder_and_a_named_one_is_kept(asked, fastest, taken) -> None:
     config = PretrainConfig(name="one", data=DataConfig(decoder=asked))
-    assert with_decoder(config, fastest).data.decoder == taken
+    assert with_decoder(config.data, fastest).decoder == taken

@@ -18,7 +18,8 @@ from jobs.launch import preflight
 from jobs.run.presets import tiny
 from jobs.run.recipes import RECIPES
 from jobs.run.run_identity import config_of
-from jobs.tasks.tasks import CaptionTask, make_task
+from jobs.tasks.captions import CaptionTask
+from jobs.tasks.network import NetworkOptions
 from jobs.training import checkpoints
 from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig
@@ -42,6 +43,7 @@ CLASH = LOSSES[0]
 NUMBER = 3
 '''
 RUN = Path(__file__).parent.parent / "data" / "run_v0_1_0"
+OPTIONS = NetworkOptions(gather=local_gather, rank=0, mask_id=MASK, rows_at_once=None)
 ALONE = dict.fromkeys((loss.name for loss in LOSSES), 0.0)
 
 
@@ -63,8 +65,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def trained(objective: ObjectiveConfig) -> Pretraining:
     """A tiny network with the losses that `objective` names, as a run makes it."""
-    config = dataclasses.replace(tiny(), objective=objective)
-    network = make_task(config, {}).network(tiny_network().model, config, local_gather, 0, MASK)
+    task = CaptionTask(objective=objective, extra=load_extra(objective))
+    network = task.network(tiny_network().model, OPTIONS)
     assert isinstance(network, Pretraining)
     return network.double()
 
@@ -102,7 +104,7 @@ def test_a_run_folder_that_names_a_package_imports_nothing(package: str, tmp_pat
     weights = safetensors.torch.load_file(file) | {"extra_heads.agreement.weight": torch.ones(1, 16)}
     safetensors.torch.save_file(weights, file)
     model, config = load(str(folder)), config_of(str(folder))
-    evaluated = CaptionTask().network(model.network, config, local_gather, 0, MASK)
+    evaluated = CaptionTask(objective=config.objective).network(model.network, OPTIONS)
     checkpoints.load_weights(file.read_bytes(), evaluated)
     assert RECIPES["tiny_retrieval"](config, str(folder)).objective.extra == ()
     assert package not in sys.modules

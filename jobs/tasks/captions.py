@@ -1,0 +1,245 @@
+"""Captions and clips that belong together: pre-training, and retrieval in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jobs.tasks import retrieval
+from jobs.tasks.network import Network, NetworkOptions
+from jobs.tasks.retrieval import ChoosePairs, Gallery, RetrievalOptions, Scored
+from jobs.tasks.task import Evaluation, Examples, Measured, SavedScores, Task, TaskInputs, hash_of_ids
+from pipeline import storage
+from snps3_model.config import ObjectiveConfig
+from snps3_model.loss_table import Loss
+from snps3_model.objective import Pretraining
+from snps3_model.snps3 import SNPS3
+
+if TYPE_CHECKING:
+    from pipeline.stream.loader import ClipSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """All texts of a dataset scored against all its clips."""
+
+    scored: Scored
+    texts: list[str]
+    relevant: Bool[np.ndarray, "Q N"]
+    """True where a text is a caption of a clip."""
+    owners: Int[np.ndarray, " Q"]
+    """The clip that each text was written for."""
+    groups: Int[np.ndarray, " N"] | None = None
+    """Temporal test: clips are ranked within their groups."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionTask(Task):
+    """Pre-training with the losses of `objective`, measured by retrieval."""
+
+    score_name: ClassVar[str] = "retrieval"
+    scores_all_pairs: ClassVar[bool] = True
+    needs_own_head: ClassVar[bool] = False
+
+    objective: ObjectiveConfig
+    extra: Mapping[Loss, float] = field(default_factory=dict)
+    """Losses of other packages with their weights; only where a run trains."""
+    options: RetrievalOptions = field(default_factory=RetrievalOptions)
+
+    @classmethod
+    def create(cls, inputs: TaskInputs) -> Self:
+        """Return the task; it reads no files."""
+        return cls(objective=inputs.objective, extra=inputs.extra, options=inputs.retrieval)
+
+    @classmethod
+    def metric_names(cls, rerank: int | None) -> list[str]:
+        """Return every recall, and the accuracy of masked words."""
+        return retrieval.selectable_metrics("validation", rerank)
+
+    def network(self, model: SNPS3, options: NetworkOptions) -> Network:
+        """Return the network with its objectives."""
+        network = Pretraining(
+            model,
+            self.objective,
+            options.gather,
+            options.rank,
+            mask_id=options.mask_id,
+            rows_at_once=options.rows_at_once,
+            extra=self.extra,
+        )
+        return cast(Network, network)
+
+    def summary(self, metrics: Mapping[str, float]) -> str:
+        """Return R@1 of both scores together and of each."""
+        keys = {name: f"validation/t2v/{name}_r1" for name in ("dual", "cross")}
+        parts = ", ".join(f"{name} {metrics[key]:.3f}" for name, key in keys.items() if key in metrics)
+        return f"validation R@1 {metrics['validation/t2v/r1']:.3f} ({parts})"
+
+    def measure(self, evaluation: Evaluation) -> dict[str, float]:
+        """Return recalls and ranks in both directions, and the share of masked words that are filled in right."""
+        evaluation = dataclasses.replace(evaluation, batches=list(evaluation.batches))
+        metrics = self.results(self.ranked(evaluation), evaluation.name)
+        if self.objective.masked_words_cross and evaluation.name == "validation":
+            metrics[f"{evaluation.name}/{retrieval.MASKED_WORDS}"] = retrieval.masked_word_accuracy(
+                evaluation.network.model, evaluation.batches, evaluation.world.gather
+            )
+        return metrics
+
+    def results(self, ranked: Ranked, name: str) -> dict[str, float]:
+        """Return the metrics of a dataset: over all clips, or within groups for the temporal test."""
+        if ranked.groups is not None:
+            return retrieval.group_results(ranked.scored, ranked.groups, name)
+        options = self.options
+        return retrieval.retrieval_results(
+            ranked.scored,
+            ranked.relevant,
+            name,
+            rerank=options.rerank,
+            fusion=options.fusion,
+            prior=options.prior,
+            seed=options.seed,
+            owners=ranked.owners if options.queries == "each" else None,
+        )
+
+    def ranked(self, evaluation: Evaluation) -> Ranked:
+        """Score the texts of a dataset against its clips: the dual score of all pairs, the cross score of all, of the
+        first of each text and clip, or of those within groups."""
+        gallery = retrieval.encode_clips(evaluation.network.model, evaluation.batches, evaluation.world.gather)
+        clip_ids = gallery.clip_ids.cpu().numpy()
+        texts, relevant, owners = queries_of(evaluation.source, clip_ids, self.options.queries)
+        rerank, groups = self.options.rerank, None
+        if evaluation.name == "temporal":
+            groups = evaluation.source.groups(clip_ids)
+            within = groups[:, None] == groups[None, :]
+            scored = pair_scores(evaluation, gallery, texts, lambda _: within)
+            scored = dataclasses.replace(scored, cross=np.where(within, scored.cross, 0.0))
+        else:
+            first = functools.partial(retrieval.first_of_both, k=rerank) if rerank else None
+            scored = pair_scores(evaluation, gallery, texts, first)
+        return Ranked(scored=scored, texts=texts, relevant=relevant, owners=owners, groups=groups)
+
+    def score(self, evaluation: Evaluation, folder: str) -> Measured:
+        """Return what the card of a split says, and write all scores to `folder`/scores.npz."""
+        ranked = self.ranked(evaluation)
+        if evaluation.world.is_first:
+            retrieval.save_scores(f"{folder}/scores.npz", ranked.scored, texts={"texts": ranked.texts})
+        metrics = self.results(ranked, evaluation.name)
+        return measured(ranked.scored.clip_ids.tolist(), ranked.texts, evaluation.source, metrics)
+
+    def save_scores(self, evaluation: Evaluation, folder: str) -> None:
+        """Write scores, captions, thumbnails and filled-in words of a test split to `folder`/NAME.npz."""
+        batches, world = list(evaluation.batches), evaluation.world
+        ranked = self.ranked(dataclasses.replace(evaluation, batches=batches))
+        frames = world.gather_objects([retrieval.thumbnails([batch]) for batch in batches])
+        words = retrieval.fill_masked_words(evaluation.network.model, batches[0])
+        if not world.is_first:
+            return
+        of_ranks = [frames[rank * len(batches) : (rank + 1) * len(batches)] for rank in range(world.size)]
+        retrieval.save_scores(
+            f"{folder}/{evaluation.name}.npz",
+            ranked.scored,
+            texts={"captions": ranked.texts, "filled": words},
+            groups=evaluation.source.groups(ranked.scored.clip_ids),
+            relevant=ranked.relevant,
+            thumbnails=np.concatenate([part for step in zip(*of_ranks, strict=True) for part in step]),
+            token_ids=batches[0].masked_token_ids.cpu().numpy(),
+        )
+
+    def read_scores(self, name: str, source: ClipSource, folder: str) -> SavedScores:
+        """Return the metrics and the examples of the scores in `folder`/NAME.npz."""
+        saved = load_scores(f"{folder}/{name}.npz")
+        scored = Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
+        groups = saved["groups"] if name == "temporal" else None
+        ranked = Ranked(
+            scored=scored,
+            texts=saved["captions"],
+            relevant=saved["relevant"],
+            owners=np.arange(len(saved["captions"])),
+            groups=groups,
+        )
+        scores = {"fused": scored.fused, "dual": scored.dual, "cross": scored.cross}
+        if groups is not None:
+            scores = {"cross": scored.cross, "dual": scored.dual}
+        elif self.options.rerank:
+            scores = {"fused": retrieval.reranked(scored, self.options.rerank), "dual": scored.dual}
+        metrics = self.results(ranked, name)
+        return SavedScores(
+            metrics=metrics,
+            measured=measured(scored.clip_ids.tolist(), ranked.texts, source, metrics),
+            examples=Examples(
+                captions=ranked.texts,
+                clips=saved["thumbnails"],
+                relevant=ranked.relevant,
+                scores=scores,
+                groups=groups,
+                filled=saved["filled"],
+                token_ids=saved["token_ids"],
+            ),
+        )
+
+
+def measured(
+    clip_ids: Sequence[int], texts: Sequence[str], source: ClipSource, metrics: Mapping[str, float]
+) -> Measured:
+    """Return the card's part about these clips of `source`, which were decoded and searched by `texts`."""
+    return Measured(
+        ids_hash=hash_of_ids([*clip_ids, *texts]),
+        num_videos=len(clip_ids),
+        num_queries=len(texts),
+        num_missing=None,
+        num_undecoded=len(source.rows()) - len(clip_ids),
+        scores=metrics,
+    )
+
+
+def pair_scores(evaluation: Evaluation, gallery: Gallery, texts: Sequence[str], choose: ChoosePairs | None) -> Scored:
+    """Score texts against clips, each rank a share: the dual score of all pairs, the cross score of those that
+    `choose` picks by it; None picks all."""
+    network, world = cast(Pretraining, evaluation.network), evaluation.world
+    ids, mask = (part.to(world.device) for part in evaluation.text.tokens(texts))
+    share = {"rank": world.rank, "num_ranks": world.size}
+    return retrieval.score(
+        network.model,
+        retrieval.encode_texts(network.model, ids, mask, world.gather, **share),
+        gallery,
+        world.gather,
+        **share,
+        temperature=network.temperature,
+        choose=choose,
+        alive=evaluation.alive,
+    )
+
+
+def queries_of(
+    source: ClipSource, clip_ids: Int[np.ndarray, " N"], queries: str
+) -> tuple[list[str], Bool[np.ndarray, "Q N"], Int[np.ndarray, " Q"]]:
+    """Return the texts that query for these clips, which clips each is true of, and the clip it was written for."""
+    rows = source.rows()
+    captions = dict(zip(rows["clip_id"].to_pylist(), rows["captions"].to_pylist(), strict=True))
+    every = [captions[clip_id] for clip_id in clip_ids.tolist()]
+    of_clips = [texts_of(captions, queries) for captions in every]
+    texts = [text for texts in of_clips for text in texts]
+    owners = np.repeat(np.arange(len(of_clips)), [len(texts) for texts in of_clips])
+    return texts, retrieval.true_of(texts, of_clips if queries == "paragraph" else every), owners
+
+
+def texts_of(captions: Sequence[str], queries: str) -> list[str]:
+    """Return what queries for a clip with these captions: the `first`, `each` once, or all as one `paragraph`."""
+    return {"first": list(captions[:1]), "each": list(dict.fromkeys(captions)), "paragraph": [" ".join(captions)]}[
+        queries
+    ]
+
+
+def load_scores(path: str) -> dict[str, Any]:
+    """Return the arrays and texts that `save_scores` wrote."""
+    with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return arrays | {name: json.loads(str(arrays[name])) for name in ("captions", "filled")}

@@ -1,0 +1,337 @@
+"""Questions about clips: what all tasks have in common that ask about a clip, and open question answering."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jobs.run import run_files
+from jobs.tasks.network import Network, NetworkOptions
+from jobs.tasks.task import Evaluation, Measured, SavedScores, Task, TaskInputs, hash_of_ids
+from jobs.tasks.text import TextProcessor
+from pipeline import storage
+from pipeline.corpus.manifest import Manifest
+from pipeline.corpus.questions import (
+    Asked,
+    AskedClips,
+    ClipNames,
+    Question,
+    answer_list,
+    asked_clips,
+    known_answers,
+    outside,
+    read_questions,
+)
+from pipeline.records import IGNORED_LABEL, Batch, ClipRows, QuestionBatch
+from pipeline.stream.randomness import Purpose, clip_rng
+from pipeline.stream.transforms import normalise
+from snps3_model.downstream import Answering
+from snps3_model.metrics import bootstrap_intervals
+from snps3_model.snps3 import SNPS3
+
+if TYPE_CHECKING:
+    from pipeline.stream.loader import ClipSource
+
+ROWS_AT_ONCE = 1024
+"""Questions, or options, of one cross pass during evaluation."""
+COUNTS = ("num_missing", "num_undecoded", "num_asked")
+"""Metrics that a card shows beside its scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """An answer of the network."""
+
+    question_id: str
+    clip_id: int
+    kind: str
+    given: str
+    is_right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskingTask(Task, Generic[Asked]):
+    """Questions, or choices, about clips."""
+
+    reads_questions: ClassVar[bool] = True
+
+    questions: Mapping[str, AskedClips[Asked]]
+    """By dataset: train, validation, test, temporal."""
+    is_video_hidden: bool = False
+
+    @classmethod
+    def metric_names(cls, rerank: int | None) -> list[str]:
+        """Return the accuracy."""
+        del rerank
+        return ["validation/accuracy"]
+
+    def shown(self, batch: Batch) -> Batch:
+        """Return the batch, with black frames for the baseline that sees no video."""
+        return dataclasses.replace(batch, frames=torch.zeros_like(batch.frames)) if self.is_video_hidden else batch
+
+    def drawn(self, rows: ClipRows, seed: int, max_per_clip: int) -> list[list[Asked]]:
+        """Return at most so many of each training clip's questions, drawn anew in each epoch."""
+        by_clip = self.questions["train"].by_clip
+        drawn: list[list[Asked]] = []
+        for clip_id, weight in zip(rows.clip_ids.tolist(), rows.weight.tolist(), strict=True):
+            questions = list(by_clip.get(clip_id, ())) if weight > 0 else []
+            order = clip_rng(seed, rows.epoch, clip_id, Purpose.CAPTION).permutation(len(questions))
+            drawn.append([questions[place] for place in order[:max_per_clip].tolist()])
+        return drawn
+
+    @torch.no_grad()
+    def predictions(self, evaluation: Evaluation) -> Iterator[Predicted]:
+        """Yield the answers to all questions about this rank's clips, each of which is encoded once."""
+        network: Any = evaluation.network
+        network.eval()
+        by_clip = self.questions[evaluation.name].by_clip
+        for batch in evaluation.batches:
+            batch, usable = self.shown(batch), batch.weight > 0.5
+            if not usable.any():  # a rank's share of the last step may hold no clip, which not every encoder takes
+                continue
+            video = network.model.encode_video(normalise(batch.frames[usable]), batch.frame_pad_mask[usable])
+            pairs = [
+                (row, clip_id, question)
+                for row, clip_id in enumerate(batch.clip_ids[usable].tolist())
+                for question in by_clip.get(clip_id, ())
+            ]
+            for start in range(0, len(pairs), ROWS_AT_ONCE):
+                rows, clip_ids, questions = zip(*pairs[start : start + ROWS_AT_ONCE], strict=True)
+                tokens = video.tokens[torch.tensor(rows, device=video.tokens.device)]
+                answers = self.answers_to(network, questions, tokens, evaluation.text)
+                for clip_id, question, (given, is_right) in zip(clip_ids, questions, answers, strict=True):
+                    yield Predicted(
+                        question_id=question.question_id,
+                        clip_id=clip_id,
+                        kind=question.kind,
+                        given=given,
+                        is_right=is_right,
+                    )
+
+    @abc.abstractmethod
+    def answers_to(
+        self, network: Any, questions: Sequence[Asked], frame_tokens: Tensor, text: TextProcessor
+    ) -> list[tuple[str, bool]]:
+        """Return the answer to each question, and whether it is right."""
+
+    def results(self, predicted: Sequence[Predicted], name: str) -> dict[str, float]:
+        """Return the accuracies of the dataset `name`, and the numbers of questions that they are over."""
+        questions = self.questions[name]
+        counts = {"num_asked": len(predicted), "num_missing": len(questions.missing)}
+        counts["num_undecoded"] = questions.num_asked - len(predicted)
+        return accuracies(predicted, name) | {f"{name}/{key}": float(count) for key, count in counts.items()}
+
+    def all_predictions(self, evaluation: Evaluation) -> list[Predicted]:
+        """Return the answers to the questions about all ranks' clips."""
+        return evaluation.world.gather_objects(list(self.predictions(evaluation)))
+
+    def measure(self, evaluation: Evaluation) -> dict[str, float]:
+        """Return accuracies and counts."""
+        return self.results(self.all_predictions(evaluation), evaluation.name)
+
+    def score(self, evaluation: Evaluation, folder: str) -> Measured:
+        """Return what the card of a split says; nothing else is written."""
+        del folder
+        predicted = self.all_predictions(evaluation)
+        return measured(predicted, self.results(predicted, evaluation.name), evaluation.name)
+
+    def save_scores(self, evaluation: Evaluation, folder: str) -> None:
+        """Write all answers to `folder`/NAME.json, if the dataset has questions."""
+        batches = list(evaluation.batches)  # read in any case: its ledger names the clips that could not be decoded
+        if evaluation.name in self.questions:
+            predicted = self.all_predictions(dataclasses.replace(evaluation, batches=batches))
+            if evaluation.world.is_first:
+                path = f"{folder}/{evaluation.name}.json"
+                run_files.write_json(path, [asdict(answer) for answer in predicted])
+
+    def read_scores(self, name: str, source: ClipSource, folder: str) -> SavedScores | None:
+        """Return the metrics of the answers in `folder`/NAME.json; None without questions about the dataset."""
+        del source
+        if name not in self.questions:
+            return None
+        predicted = [Predicted(**answer) for answer in run_files.read_json(f"{folder}/{name}.json")]
+        metrics = self.results(predicted, name)
+        return SavedScores(metrics=metrics, measured=measured(predicted, metrics, name))
+
+    def training_facts(self) -> dict[str, float]:
+        """Return the numbers of training questions, and of those about clips that are not there."""
+        if not (questions := self.questions.get("train")):
+            return {}
+        return {"train/num_asked": float(questions.num_asked), "train/num_missing": float(len(questions.missing))}
+
+    def summary(self, metrics: Mapping[str, float]) -> str:
+        """Return the accuracy."""
+        return f"validation accuracy {metrics['validation/accuracy']:.3f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionTask(AskingTask[Question]):
+    """Video question answering over a list of answers."""
+
+    score_name: ClassVar[str] = "question_answering"
+
+    answers: tuple[str, ...]
+    is_multi_label: bool = False
+    questions_per_clip: int = 1
+
+    @classmethod
+    def create(cls, inputs: TaskInputs) -> Self:
+        """Return the task with the answers of the run, whose numbers its head has learned, or those of the training
+        questions. ValueError for fewer than two answers."""
+        config, path = inputs.config, f"{inputs.run_folder}/{run_files.ANSWERS}"
+        questions = {name: read_questions(path) for name, path in inputs.files.items()}
+        saved = run_files.read_json(path) if "train" not in questions or storage.exists(path) else None
+        answers = tuple(saved or answer_list(questions["train"], config.num_answers))
+        if len(answers) < 2:
+            raise ValueError(
+                f"{config.train}: question answering needs two answers at least, its questions have {answers}"
+            )
+        return cls(
+            questions=by_clips(inputs, questions),
+            is_video_hidden=config.is_video_hidden,
+            answers=answers,
+            is_multi_label=config.is_multi_label,
+            questions_per_clip=config.questions_per_clip,
+        )
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The place of each answer in the list."""
+        return {answer: number for number, answer in enumerate(self.answers)}
+
+    def run_files(self) -> dict[str, Any]:
+        """Return the list of answers."""
+        return {run_files.ANSWERS: self.answers}
+
+    def num_outside_list(self, name: str) -> float:
+        """Return the number of questions of a dataset of which no right answer is in the list."""
+        questions = [question for of_clip in self.questions[name].by_clip.values() for question in of_clip]
+        return float(len(outside(questions, self.answers)))
+
+    def training_facts(self) -> dict[str, float]:
+        """Add the training questions that have no answer in the list."""
+        return super().training_facts() | {"train/num_outside_list": self.num_outside_list("train")}
+
+    def results(self, predicted: Sequence[Predicted], name: str) -> dict[str, float]:
+        """Add the questions that count as wrong because their answer is not in the list."""
+        return super().results(predicted, name) | {f"{name}/num_outside_list": self.num_outside_list(name)}
+
+    def network(self, model: SNPS3, options: NetworkOptions) -> Network:
+        """Return the network with a score per answer."""
+        network = Answering(
+            model,
+            len(self.answers),
+            is_multi_label=self.is_multi_label,
+            gather=options.gather,
+            rows_at_once=options.rows_at_once,
+        )
+        return cast(Network, network)
+
+    def batch(self, rows: ClipRows, text: TextProcessor) -> QuestionBatch:
+        """Return training clips with some of their questions. One without a known answer gets weight 0, and so does a
+        clip that has no other."""
+        num_questions = self.questions_per_clip
+        drawn = [
+            questions + [None] * (num_questions - len(questions))
+            for questions in self.drawn(rows, text.seed, num_questions)
+        ]
+        texts = [[question.text if question else "" for question in of_clip] for of_clip in drawn]
+        right = [[known_answers(question, self.numbers) if question else [] for question in row] for row in drawn]
+        known = np.array([[bool(numbers) for numbers in of_clip] for of_clip in right], np.float32)
+        weight = rows.weight * known.max(1)
+        first = dataclasses.replace(rows, captions=[first for first, *_ in texts], weight=weight)
+        batch = self.shown(text.batch(first))
+        ids, mask = text.tokens([question for of_clip in texts for question in of_clip])
+        width = max([1, *(len(numbers) for of_clip in right for numbers in of_clip)])
+        padded = [[numbers + [IGNORED_LABEL] * (width - len(numbers)) for numbers in of_clip] for of_clip in right]
+        return QuestionBatch(
+            **columns_of(batch),
+            question_ids=ids.unflatten(0, (-1, num_questions)),
+            question_mask=mask.unflatten(0, (-1, num_questions)),
+            question_weight=torch.from_numpy(weight[:, None] * known),
+            answers=torch.tensor(padded),
+        )
+
+    def answers_to(
+        self, network: Any, questions: Sequence[Question], frame_tokens: Tensor, text: TextProcessor
+    ) -> list[tuple[str, bool]]:
+        """Return the answer with the highest score to each question."""
+        ids, mask = text.tokens([question.text for question in questions])
+        best = network.logits(ids.to(frame_tokens.device), mask.to(frame_tokens.device), frame_tokens).argmax(1)
+        answers = [self.answers[number] for number in best.tolist()]
+        return [(answer, answer in question.answers) for answer, question in zip(answers, questions, strict=True)]
+
+
+def by_clips(inputs: TaskInputs, questions: Mapping[str, Sequence[Asked]]) -> dict[str, AskedClips[Asked]]:
+    """Return the questions of each dataset by the clip that they are about. ValueError for a file that asks about a
+    dataset that is not read, or about none of its clips."""
+    for name in questions.keys() - inputs.sources.keys():
+        raise ValueError(f"task.{name} asks about a split that is not read: set data.{name}_split, or leave it out")
+    return {
+        name: of_split(inputs.manifest, inputs.sources[name], inputs.files[name], asked)
+        for name, asked in questions.items()
+    }
+
+
+def of_split(manifest: Manifest, source: ClipSource, path: str, questions: Sequence[Asked]) -> AskedClips[Asked]:
+    """Return the questions of the file `path` by clip. ValueError if they are about none of the clips of `source`."""
+    rows = manifest.split(source.split) if source.plan else source.rows()  # training shows pictures too
+    by_clip = asked_clips(questions, ClipNames(rows, manifest.root))
+    if not by_clip.by_clip:
+        examples = ", ".join(repr(question.clip_name) for question in questions[:3])
+        raise ValueError(
+            f"{path} asks about {examples}, …, and none of them is a clip of the split {source.split!r} of "
+            f"{manifest.corpus} in {manifest.root}; name the file of this split, or a manifest with these clips"
+        )
+    return by_clip
+
+
+def measured(predicted: Sequence[Predicted], results: Mapping[str, float], name: str) -> Measured:
+    """Return the card's part of the results of a dataset."""
+    scores = {key: value for key, value in results.items() if key.startswith(f"{name}/")}
+    counts = {count: int(scores.pop(f"{name}/{count}")) for count in COUNTS}
+    ids = sorted((answer.clip_id, answer.question_id) for answer in predicted)
+    return Measured(
+        ids_hash=hash_of_ids(ids),
+        num_videos=len({clip_id for clip_id, _ in ids}),
+        num_queries=counts["num_asked"],
+        num_missing=counts["num_missing"],
+        num_undecoded=counts["num_undecoded"],
+        scores=scores,
+    )
+
+
+def accuracies(predicted: Sequence[Predicted], prefix: str) -> dict[str, float]:
+    """Return `{prefix}/accuracy` with `_low` and `_high`, and the same for each kind, as `{prefix}/accuracy/{kind}`.
+
+    The interval is a bootstrap over clips, since the questions about one clip stand or fall together.
+    """
+    if not predicted:
+        raise ValueError(f"no question of {prefix} could be asked: no clip that its file names is there")
+    groups: dict[str, list[Predicted]] = defaultdict(list)
+    for answer in predicted:
+        groups[f"{prefix}/accuracy"].append(answer)
+        if answer.kind:
+            groups[f"{prefix}/accuracy/{answer.kind}"].append(answer)
+    results: dict[str, float] = {}
+    for key, answers in groups.items():
+        right = np.array([answer.is_right for answer in answers], float)
+        _, clip = np.unique([answer.clip_id for answer in answers], return_inverse=True)
+        totals, sizes = np.bincount(clip, weights=right), np.bincount(clip).astype(float)
+        low, high = bootstrap_intervals(totals[:, None], sizes)[:, 0]
+        results |= {key: float(right.mean()), f"{key}_low": float(low), f"{key}_high": float(high)}
+    return results
+
+
+def columns_of(batch: Batch) -> dict[str, Any]:
+    """Return the columns of a batch, for a batch with more of them."""
+    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(Batch)}

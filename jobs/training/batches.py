@@ -1,0 +1,68 @@
+"""This rank's batches: from its shares of the steps, as Ray Data delivers them, to tensors on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+
+from cluster.run import Runtime
+from jobs.training.job import Job
+from jobs.training.step import Clock
+from pipeline.records import Batch, Rejected, Stage
+from pipeline.stream.augmentation import draw_augmentation
+from pipeline.stream.loader import clip_rows, in_plan_order, rejected_rows, segments
+from pipeline.stream.transforms import augment
+from pipeline.text.masking import MaskingConfig
+
+EVALUATION_MASKING = MaskingConfig(top_k=None, min_masked=1)
+"""How the words of evaluation captions are masked, whatever the run trains with, so that runs can be compared."""
+
+
+class RankBatches:
+    """The batches of one rank, with counts of what it has read since its worker group started."""
+
+    def __init__(self, job: Job, runtime: Runtime, clock: Clock, alive: Callable[[], None] = lambda: None) -> None:
+        self.job, self.runtime, self.world, self.clock, self.alive = job, runtime, runtime.world, clock, alive
+        self.rejected: list[Rejected] = []
+        self.num_seen = self.num_retries = 0
+
+    def training(self, start_step: int) -> Iterator[Batch]:
+        """Yield the batches of the run from `start_step` to its end, over all segments of the data."""
+        for name, start, _ in self.segments(start_step):
+            yield from self.read("train", self._tables(name, "train"), max(start, start_step))
+
+    def evaluation(self, name: str) -> Iterator[Batch]:
+        """Yield the batches of one pass over an evaluation split."""
+        return self.read(name, self._tables(name, name), 0)
+
+    def segments(self, start_step: int) -> list[tuple[str, int, int]]:
+        """Return name and step range of each dataset that is left of the run from `start_step` on."""
+        num_steps, max_ranks = self.job.optim.num_steps, self.job.placement.most_workers
+        return [part for part in segments(self.job.sources["train"], num_steps, max_ranks) if part[2] > start_step]
+
+    def _tables(self, dataset: str, name: str) -> Iterator[pa.Table]:
+        return self.runtime.tables(dataset, self.job.sources[name].share(self.world.size))
+
+    def read(self, name: str, tables: Iterator[pa.Table], start_step: int) -> Iterator[Batch]:
+        """Yield this rank's shares of the steps from `start_step` on of the dataset `name`, as the network reads
+        them."""
+        job, source, is_training = self.job, self.job.sources[name], name == "train"
+        shares = in_plan_order(
+            tables,
+            start_step=start_step,
+            rank=self.world.rank,
+            num_ranks=self.world.size,
+            share=source.share(self.world.size),
+        )
+        for step, table in enumerate(shares, start_step):
+            self.alive()
+            self.rejected += rejected_rows(table, Stage.TRAIN if is_training else Stage.EVALUATE)
+            with self.clock("plan"):
+                epoch = source.planned(step).epoch
+            rows = clip_rows(table, source=source, epoch=epoch)
+            self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
+            self.num_retries += sum(table["num_retries"].to_pylist())
+            batch = job.task.batch(rows, job.text) if is_training else job.text.batch(rows, EVALUATION_MASKING)
+            drawn = draw_augmentation(rows, job.data.augmentation, seed=job.seed, is_training=is_training)
+            yield augment(batch.to(self.world.device), drawn)

@@ -1,0 +1,29 @@
+"""The network of a rank, and the weights that a new run begins with."""
+
+from __future__ import annotations
+
+from cluster.world import World
+from jobs.tasks.network import Network, NetworkOptions, build_model
+from jobs.training.job import Job
+from pipeline import storage
+from snps3_model.loading import initialise
+from snps3_model.visual_weights import load_visual_weights
+
+
+def make_network(job: Job, world: World, *, is_new: bool) -> tuple[Network, list[str]]:
+    """Return the network of the job's task on this rank's device. A new run gets the first weights that its model
+    names, with a line of report about each file of them."""
+    model, reports = build_model(job.model, job.text.tokenizer), []
+    if is_new:
+        earlier = job.model.initial_weights
+        content = storage.read_bytes(earlier) if earlier else None
+        reports = [str(report) for report in initialise(model, job.model, content)]
+        if path := job.model.visual.pretrained:
+            reports.append(str(load_visual_weights(model.visual, path)))
+    options = NetworkOptions(
+        gather=world.gather,
+        rank=world.rank,
+        mask_id=job.text.tokenizer.special.mask,
+        rows_at_once=job.placement.rows_at_once,
+    )
+    return job.task.network(model, options).to(world.device), reports

@@ -1,0 +1,135 @@
+"""What a rank reports while it trains: metrics, lines of progress, the ledger of rejected clips."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from cluster.world import World
+from jobs.run.config import OptimConfig
+from jobs.tracking import telemetry
+from jobs.tracking.journal import Journal
+from jobs.tracking.mlflow_runs import Tracker
+from jobs.training.batches import RankBatches
+from jobs.training.job import Job
+from jobs.training.optimizer import learning_rate
+from jobs.training.requests import Requests
+from jobs.training.step import Clock, RunError, non_finite, non_finite_error
+from pipeline import storage
+from pipeline.corpus.ledger import read_ledger, refuse_above_share, write_ledger
+from pipeline.records import Batch, Rejected
+
+
+class Reporter:
+    """The reports of one rank; most of them come from the first rank only."""
+
+    def __init__(self, job: Job, batches: RankBatches, journal: Journal, tracker: Tracker) -> None:
+        self.job, self.batches, self.journal, self.tracker = job, batches, journal, tracker
+        self.world = batches.world
+
+    def say(self, line: str) -> None:
+        """Print a line of progress."""
+        say(self.world, line)
+
+    def log(self, meter: Meter, metrics: dict[str, Tensor], batch: Batch, step: int, requests: Requests) -> None:
+        """Report losses, speed, and what was rejected so far, to MLflow, Prometheus, the journal and the terminal.
+
+        The one place that waits for the device. The ranks exchange their counts, and agree when to poll next. RunError
+        on all ranks when the loss is not finite or too many clips are rejected.
+        """
+        values = {name: value.item() for name, value in metrics.items()}
+        with meter.clock("telemetry"):
+            wrong, read = non_finite(values), self.batches
+            row = [len(read.rejected), read.num_seen, read.num_retries, bool(wrong)]
+            row = torch.tensor([[*row, requests.microseconds_per_step(step)]], device=self.world.device)
+            *counts, paces = zip(*self.world.gather(row).tolist(), strict=True)
+            num_rejected, num_seen, num_retries, is_wrong = map(sum, counts)
+            requests.set_pace(max(paces))
+            if is_wrong:
+                clip_ids = self.world.gather_objects(batch.clip_ids[batch.weight > 0.5].tolist())
+                raise non_finite_error(wrong or ["a metric of another rank"], step, clip_ids, self.job.run_folder)
+            self.refuse_too_many_rejected(num_rejected, num_seen)
+            self.publish(meter, values, {"rejected": num_rejected, "store_retries": num_retries}, step)
+
+    def publish(self, meter: Meter, values: dict[str, float], counts: dict[str, int], step: int) -> None:
+        """Hand the values of a step to whoever shows them."""
+        speed = meter.read(step)
+        values |= speed | counts | {"lr": meter.rate(step)}
+        memory = {"memory_mib": telemetry.memory_mib(), "gpu_memory_mib": telemetry.gpu_memory_mib(self.world.device)}
+        self.journal.note("step", step=step, loss=values["loss/total"], **speed, **memory, **counts)
+        gauges = speed | memory | counts | {"step": step, "loss": values["loss/total"]}
+        telemetry.publish(gauges, self.job.name, self.world.rank)
+        if self.world.is_first:
+            self.tracker.log(values, step)
+            self.say(meter.line(step, values))
+
+    def refuse_too_many_rejected(self, num_rejected: int, num_seen: int) -> None:
+        """Raise RunError, after the ledger is written, when too large a share of the clips could not be decoded."""
+        share = self.job.data.max_rejected_share
+        if num_rejected <= share * num_seen or num_rejected < 3:
+            return
+        rejected, path = self.world.gather_objects(self.batches.rejected), f"{self.job.run_folder}/ledger.parquet"
+        if self.world.is_first:
+            write_ledger(unique(rejected), path)
+        try:
+            refuse_above_share(rejected, num_seen, share, path)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+
+    def write_ledger(self) -> None:
+        """Write the ledger of the run: every clip that failed in this worker group, and before it."""
+        rejected = self.world.gather_objects(self.batches.rejected)
+        if self.world.is_first:
+            path = f"{self.job.run_folder}/ledger.parquet"
+            write_ledger(unique(rejected, path), path)
+
+
+def say(world: World, line: str) -> None:
+    """Print a line of progress, on the first rank only."""
+    if world.is_first:
+        sys.stderr.write(line + "\n")  # Ray Train shows what is printed twice
+        sys.stderr.flush()
+
+
+def unique(rejected: list[Rejected], path: str | None = None) -> list[Rejected]:
+    """Return each clip once per stage and reason, together with what already stands in the ledger at `path`."""
+    before = read_ledger(path) if path and storage.exists(path) else []
+    return list({(clip.clip_id, clip.stage, clip.reason): clip for clip in before + rejected}.values())
+
+
+class Meter:
+    """Speed since the start of this worker group, and over the last logged steps."""
+
+    def __init__(self, first_step: int, clock: Clock, optim: OptimConfig) -> None:
+        self.first_step, self.clock, self.optim = first_step, clock, optim
+        self.start = time.perf_counter()
+        self.last_step, self.last_seconds = first_step, dict(clock.seconds)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate at `step`."""
+        return learning_rate(step, self.optim)
+
+    def read(self, step: int) -> dict[str, float]:
+        """Return clips per second, step and data-wait seconds per step, since the last reading."""
+        seconds, num_steps = dict(self.clock.seconds), max(1, step - self.last_step)
+        spent = {name: seconds.get(name, 0.0) - self.last_seconds.get(name, 0.0) for name in ("data_wait", "step")}
+        elapsed = max(1e-9, spent["data_wait"] + spent["step"])
+        self.last_step, self.last_seconds = step, seconds
+        return {
+            "clips_per_second": num_steps * self.optim.global_batch / elapsed,
+            "data_wait_share": spent["data_wait"] / elapsed,
+            "seconds_per_step": elapsed / num_steps,
+        }
+
+    def line(self, step: int, values: dict[str, float]) -> str:
+        """Return a line for people: step, loss, speed, time left."""
+        per_step = (time.perf_counter() - self.start) / max(1, step - self.first_step)
+        left = int(per_step * (self.optim.num_steps - step))
+        return (
+            f"step {step}/{self.optim.num_steps} · loss {values['loss/total']:.3f} · "
+            f"{values['clips_per_second']:.0f} clips/s · waiting for data {100 * values['data_wait_share']:.0f} % · "
+            f"{left // 60}:{left % 60:02d} left"
+        )

@@ -1,0 +1,65 @@
+"""Requests from outside the loop: a person who stops the run, a cloud that takes a node away.
+
+A poll is an exchange between the ranks, so the loop polls only at some steps, and all ranks derive the same ones
+without asking each other: at each log they agree on a number of steps, from the time that their steps take.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+
+from cluster.run import Runtime
+from pipeline import storage
+
+STOP_FILE = "stop"
+"""A file of this name in the run's folder asks the run to write a checkpoint and end."""
+POLL_SECONDS = 2.0
+"""Time between polls, about: the first rank asks the storage for that file, and all wait for each other."""
+
+
+class StopRequest(Enum):
+    """The result of a poll."""
+
+    NONE = "none"
+    CHECKPOINT = "checkpoint"
+    STOP = "stop"
+
+
+class Requests:
+    """Polls of one rank. `interval` and `due_step` are the same on all ranks."""
+
+    def __init__(self, run_folder: str, runtime: Runtime, first_step: int) -> None:
+        self.path, self.runtime, self.world = f"{run_folder}/{STOP_FILE}", runtime, runtime.world
+        self.interval, self.due_step = 1, first_step + 1
+        self.paced_step, self.paced_seconds = first_step, time.monotonic()
+        self.asked_seconds = float("-inf")
+        self.has_seen_preemption = False
+
+    def microseconds_per_step(self, step: int) -> int:
+        """Return the wall time of this rank's steps since the last call."""
+        now, num_steps = time.monotonic(), max(1, step - self.paced_step)
+        elapsed = now - self.paced_seconds
+        self.paced_step, self.paced_seconds = step, now
+        return max(1, int(1e6 * elapsed / num_steps))
+
+    def set_pace(self, microseconds_per_step: int) -> None:
+        """Poll every so many steps that `POLL_SECONDS` pass. To be called on all ranks with the same number."""
+        self.interval = max(1, int(1e6 * POLL_SECONDS / microseconds_per_step))
+
+    def poll(self, step: int) -> StopRequest:
+        """Return what is requested after `step` steps. A barrier over all ranks."""
+        self.due_step = step + self.interval
+        if self.world.any(self._is_stop_requested()):
+            return StopRequest.STOP
+        if self.has_seen_preemption or not self.runtime.is_preempted():
+            return StopRequest.NONE
+        self.has_seen_preemption = True
+        return StopRequest.CHECKPOINT
+
+    def _is_stop_requested(self) -> bool:
+        now = time.monotonic()
+        if not self.world.is_first or now - self.asked_seconds < POLL_SECONDS:  # a log may follow the next at once
+            return False
+        self.asked_seconds = now
+        return storage.exists(self.path)
