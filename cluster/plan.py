@@ -189,7 +189,12 @@ class Plan:
     notes: list[str]
 
 
-def predicted_clips_per_second(
+def predicted_clips_per_second(**parts: float) -> float:
+    """Return the clips that arrive per second: the smallest of `limits_clips_per_second`, of the same arguments."""
+    return min(limits_clips_per_second(**parts).values())
+
+
+def limits_clips_per_second(
     *,
     decode_cores: float,
     decode_seconds_per_clip: float,
@@ -199,23 +204,8 @@ def predicted_clips_per_second(
     network_bytes_per_second: float = math.inf,
     store_reads_per_second: float = math.inf,
     control_plane_clips_per_second: float = math.inf,
-) -> float:
-    """Clips that arrive per second: the smallest of `limits_clips_per_second`, whose arguments are the same."""
-    return min(limits_clips_per_second(**locals()).values())
-
-
-def limits_clips_per_second(
-    *,
-    decode_cores: float,
-    decode_seconds_per_clip: float,
-    decode_efficiency: float,
-    gpu_clips_per_second: float,
-    bytes_per_clip: float,
-    network_bytes_per_second: float,
-    store_reads_per_second: float,
-    control_plane_clips_per_second: float,
 ) -> dict[str, float]:
-    """What each part of a cluster can do; infinite where nothing limits. All arguments are of the whole cluster."""
+    """Return what each part of a cluster can do; infinite where nothing limits. Arguments are of the whole cluster."""
     return {
         "GPUs": gpu_clips_per_second,
         "decoding": decode_cores * decode_efficiency / decode_seconds_per_clip,
@@ -223,11 +213,6 @@ def limits_clips_per_second(
         "store": store_reads_per_second,
         "control plane": control_plane_clips_per_second,
     }
-
-
-def decode_cores_needed(clips_per_second: float, *, decode_seconds_per_clip: float, decode_efficiency: float) -> float:
-    """Cores that decode so many clips per second."""
-    return clips_per_second * decode_seconds_per_clip / decode_efficiency
 
 
 def gpu_rate(config: PlanConfig) -> float:
@@ -247,11 +232,7 @@ def plan(config: PlanConfig) -> Plan:
     """The cluster that trains at the speed of its GPUs, or the speed of the one that was asked for."""
     trainer, decoder = config.trainer, config.decoder
     gpus_rate = config.num_gpus * gpu_rate(config)
-    cores = decode_cores_needed(
-        gpus_rate,
-        decode_seconds_per_clip=config.decode_seconds_per_clip,
-        decode_efficiency=config.decode_efficiency,
-    )
+    cores = gpus_rate * config.decode_seconds_per_clip / config.decode_efficiency
     num_decoders = config.num_decode_machines or math.ceil(cores / decoder.vcpus)
     gbit = min(
         config.num_gpu_machines * trainer.network_gbit_per_second, num_decoders * decoder.network_gbit_per_second

@@ -1,4 +1,4 @@
-"""Run one function on every rank of a Ray Train worker group. The only file that imports ray.train.
+"""Run one function on every rank of a Ray Train worker group. With cluster/ray_internals.py all that uses ray.train.
 
      DataConfig ──number of ranks──► datasets built for it, from the last committed step
 fit() ──► controller ──► worker group ──► function(config, runtime) on every rank
@@ -67,7 +67,7 @@ class LostError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The worker group that is asked for."""
+    """The worker group to start."""
 
     fewest: int
     most: int
@@ -79,23 +79,23 @@ class Workers:
     max_failures: int
     num_kept_checkpoints: int
     resize_seconds: float = 60.0
-    """Pause between two looks whether an elastic group should have another size."""
+    """Pause between two checks whether an elastic group should have another size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """Where a run's folder lies, as Ray Train is to write to it."""
+    """Where Ray Train writes a run's folder."""
 
     path: str
     """Inside `filesystem`."""
     upload: Callable[[str, str], None]
-    """Copies a local folder to the folder of a name in the run's folder."""
+    """Upload a local folder to the named folder of the run."""
     filesystem: Any = None
-    """Of Arrow. None: that of this machine, which all nodes share."""
+    """Of Arrow; None: local disk, which all nodes share."""
 
 
 class Runtime:
-    """What the function on a rank gets from Ray, and all it knows of it."""
+    """All that the function on a rank knows of Ray."""
 
     def __init__(self, world: World, upload: Callable[[str, str], None]) -> None:
         self.world, self.upload = world, upload
@@ -103,22 +103,23 @@ class Runtime:
         self._is_uploaded.set()
 
     def open(self, datasets: Sequence[str]) -> None:
-        """Has a process start for each of these, which hands it out: seconds that are otherwise waited for one after
-        the other. A barrier over all ranks."""
+        """Start the process that splits each dataset: at first use they would start one after the other, seconds each.
+
+        A barrier over all ranks.
+        """
         for name in datasets:
             shard(name)
 
     def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
-        """This rank's shares of a dataset, step by step."""
+        """Yield this rank's share of a dataset, `share` rows per step."""
         ray_internals.throttle_batch_metrics()
         yield from shard(dataset).iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2)
 
     def report(self, score: float, step: int, write: Callable[[str], None] | None, probes: Mapping[str, float]) -> None:
-        """Have committed what `write` writes to a folder (None on all ranks but the first), and those who watch told
-        of `probes`. A barrier over all ranks.
+        """Commit what `write` writes to a folder (None on all ranks but the first) and report `probes` to the watchers.
 
-        Returns when it is written here. It is uploaded meanwhile, and committed when it is there whole; a second one
-        waits until then, so that at most one copy waits on this machine.
+        A barrier over all ranks. Return when the checkpoint is written on this machine. It is uploaded in the
+        background and committed once it is whole; the next one waits for that, so at most one copy waits here.
         """
         metrics = {CHECKPOINT_METRIC: score, "step": step, **probes}
         if write is None:
@@ -141,7 +142,7 @@ class Runtime:
         )
 
     def _uploaded(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
-        """The folder `checkpoint` as the folder `name` of the run."""
+        """Upload the local folder `checkpoint` as the folder `name` of the run and return it there."""
         try:
             self.upload(checkpoint.path, name)
         except BaseException:
@@ -152,12 +153,12 @@ class Runtime:
         return ray_internals.stored_checkpoint(name)
 
     def is_preempted(self) -> bool:
-        """True if a node of this group is about to be taken away. A barrier over all ranks."""
+        """Return whether a node of this group is about to be preempted. A barrier over all ranks."""
         return ray.train.get_preemption_info() is not None
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[str | None]:
-        """A local folder with the last committed checkpoint, or None at the start of a run."""
+        """Yield a local folder with the last committed checkpoint, None at the start of a run."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             yield None
@@ -167,14 +168,14 @@ class Runtime:
 
 
 def shard(dataset: str) -> ray.data.DataIterator:
-    """What hands a dataset to this rank."""
+    """Return the iterator over this rank's part of a dataset."""
     iterator = ray.train.get_dataset_shard(dataset)
     assert iterator is not None, f"no dataset named {dataset} was handed to the trainer"
     return iterator
 
 
 class DataForRanks(DataConfig):
-    """Datasets that are built when a worker group asks for them, for as many ranks as it has."""
+    """Build the datasets when a worker group starts, for as many ranks as it has, and throttle their execution."""
 
     def __init__(self, builders: Mapping[str, Callable[[int], ray.data.Dataset]], workers: Workers) -> None:
         super().__init__(execution_options=ingest_options(workers))
@@ -188,13 +189,13 @@ class DataForRanks(DataConfig):
 
 
 @dataclass(frozen=True)
-class _Losses(UserCallback):
-    """Tells of ranks that were lost, in the process that starts them again."""
+class OnLoss(UserCallback):
+    """Call `listener` with the exceptions of lost ranks, in the process that restarts them."""
 
-    tell: Callable[[Mapping[int, Exception]], None]
+    listener: Callable[[Mapping[int, Exception]], None]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self.tell(worker_exceptions)
+        self.listener(worker_exceptions)
 
 
 def run(
@@ -208,11 +209,11 @@ def run(
     on_loss: Callable[[Mapping[int, Exception]], None] | None = None,
     watchers: Sequence[UserCallback] = (),
 ) -> None:
-    """`function(config, runtime)` on every rank, started again from the last checkpoint when a worker is lost.
+    """Run `function(config, runtime)` on every rank, again from the last checkpoint when a worker is lost.
 
-    `datasets`: of a number of ranks, the dataset that each of them reads its share of.
-    `on_loss`: told of the exceptions of lost ranks, by rank. `watchers`: told of what is reported.
-    LostError when a worker is lost once more than `workers.max_failures`, or could not be started at all.
+    `datasets`: builders by name; each returns, for a number of ranks, the dataset that the ranks share.
+    `on_loss`: called with the exceptions of lost ranks, by rank. `watchers`: called with what is reported.
+    Raise LostError when a worker is lost once more than `workers.max_failures`, or could not be started at all.
     """
     refuse_without_cpus(workers)
     ray_internals.propagate_to_train(ADDRESS)
@@ -234,17 +235,7 @@ def run(
         ),
         dataset_config=DataForRanks(datasets, workers),
         datasets=dict.fromkeys(datasets, no_rows),
-        run_config=RunConfig(
-            name=name,
-            storage_path=storage.path,
-            storage_filesystem=storage.filesystem,
-            logging_config=LoggingConfig(log_level="WARNING"),
-            failure_config=FailureConfig(max_failures=workers.max_failures),
-            callbacks=[*([_Losses(on_loss)] if on_loss else []), *watchers],
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=workers.num_kept_checkpoints, checkpoint_score_attribute=CHECKPOINT_METRIC
-            ),
-        ),
+        run_config=run_config(name, storage, workers, [*([OnLoss(on_loss)] if on_loss else []), *watchers]),
     )
     try:
         trainer.fit()
@@ -256,19 +247,34 @@ def run(
         ) from error
 
 
+def run_config(name: str, storage: Storage, workers: Workers, callbacks: list[UserCallback]) -> RunConfig:
+    """Return where Ray Train writes, how often it restarts, and which checkpoints it keeps."""
+    return RunConfig(
+        name=name,
+        storage_path=storage.path,
+        storage_filesystem=storage.filesystem,
+        logging_config=LoggingConfig(log_level="WARNING"),
+        failure_config=FailureConfig(max_failures=workers.max_failures),
+        callbacks=callbacks,
+        checkpoint_config=CheckpointConfig(
+            num_to_keep=workers.num_kept_checkpoints, checkpoint_score_attribute=CHECKPOINT_METRIC
+        ),
+    )
+
+
 def _last_line(error: BaseException) -> str:
-    """What an exception says, without the traceback that Ray puts before it."""
+    """Return the last line of an exception, without the traceback that Ray puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 def no_rows() -> ray.data.Dataset:
-    """What stands for a dataset until the number of ranks is known."""
+    """Return a stand-in for a dataset, until the number of ranks is known."""
     return ray.data.range(0)
 
 
 def ingest_options(workers: Workers) -> ray.data.ExecutionOptions:
-    """In order, on `decode_cpus` CPUs, on the data nodes where there are some."""
+    """Return options to decode in order, on `decode_cpus` CPUs, on the data nodes where there are some."""
     options = ray.data.ExecutionOptions(preserve_order=True)
     options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=workers.decode_cpus)
     if has_data_nodes():
@@ -277,17 +283,17 @@ def ingest_options(workers: Workers) -> ray.data.ExecutionOptions:
 
 
 def has_data_nodes() -> bool:
-    """Whether there are nodes of their own for decoding, or will be when they are asked for."""
+    """Return whether there are nodes for decoding alone, or will be on demand."""
     return grows() or any(DATA_NODES.items() <= node.get("Labels", {}).items() for node in ray.nodes() if node["Alive"])
 
 
 def grows() -> bool:
-    """Whether nodes come when they are asked for; Ray itself does not tell a job."""
+    """Return whether the cluster autoscales; Ray itself does not say so to a job."""
     return os.environ.get(AUTOSCALING) == "1"
 
 
 def refuse_without_cpus(workers: Workers) -> None:
-    """ValueError with the sum when training would leave no CPU for decoding, which Ray answers with a hang.
+    """Raise ValueError with the sum when training would leave no CPU for decoding: Ray would hang.
 
     A cluster that grows is not judged by the nodes it has now.
     """

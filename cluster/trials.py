@@ -138,30 +138,33 @@ def run_trials(
             storage_filesystem=filesystem,
         )
     else:
+        run_config = tune.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=tune.FailureConfig(max_failures=2),
+            callbacks=[OnTrialEnd()],
+            verbose=0,
+        )
         tuner = tune.Tuner(
-            trainable,
-            param_space=domains(search),
-            tune_config=tune.TuneConfig(
-                metric=search.metric,
-                mode="max",
-                num_samples=len(search.grid()) if search.method == "grid" else search.num_trials,
-                max_concurrent_trials=search.num_at_once if search.method == "optuna" else None,
-                search_alg=searcher(search),
-                scheduler=scheduler(search),
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=path,
-                storage_filesystem=filesystem,
-                failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[OnTrialEnd()],
-                verbose=0,
-            ),
+            trainable, param_space=domains(search), tune_config=tune_config(search), run_config=run_config
         )
     results = tuner.fit()
     states = ray_internals.trial_states(search_folder, filesystem)
     return [trial_from_result(result, states) for result in results]
+
+
+def tune_config(search: Search) -> tune.TuneConfig:
+    """Return how Tune proposes, schedules and names trials."""
+    return tune.TuneConfig(
+        metric=search.metric,
+        mode="max",
+        num_samples=len(search.grid()) if search.method == "grid" else search.num_trials,
+        max_concurrent_trials=search.num_at_once if search.method == "optuna" else None,
+        search_alg=searcher(search),
+        scheduler=scheduler(search),
+        trial_dirname_creator=lambda trial: trial.trial_id,
+    )
 
 
 @contextlib.contextmanager
