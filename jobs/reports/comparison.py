@@ -38,6 +38,7 @@ SCORES = ("test/", "temporal/", "validation/")
 COSTS = ("clips_per_second", "num_steps", "num_rejected", "num_parameters", "memory_mib", "gpu_memory_mib")
 LOW_IS_GOOD = ("rank",)
 
+
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
     """Which runs."""
