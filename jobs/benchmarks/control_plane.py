@@ -23,12 +23,11 @@ from cluster.measurements import MEASURED
 from cluster.plan import predicted_clips_per_second
 from jobs.benchmarks.support import sleeping_decoder
 from jobs.benchmarks.support.delivery import Delivery, deliver, steady_rate
-from jobs.benchmarks.support.fixtures import cores
+from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, cores
 from jobs.benchmarks.support.local_cluster import running_cluster
 from jobs.benchmarks.support.processes import MARKER, cpu_seconds, sampled
 from jobs.benchmarks.support.sleeping_decoder import Sleeping
 
-NUM_FRAMES, SIZE_PX = 8, 224
 DECODERS_PER_NODE = 4
 STORE_BYTES = 200 * 2**20
 SETTINGS = {

@@ -177,9 +177,7 @@ def sound_only(_: bytes) -> bytes:
     """Return a tenth of a second of silence."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8000)
+        file.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
         file.writeframes(bytes(1600))
     return buffer.getvalue()
 

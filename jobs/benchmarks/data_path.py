@@ -21,7 +21,7 @@ import numpy as np
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
 from jobs.benchmarks.support.delivery import Delivery, deliver, steady_rate
-from jobs.benchmarks.support.fixtures import clip_source, cores, process_pool
+from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, clip_source, cores, process_pool
 from jobs.benchmarks.support.processes import MARKER, bytes_spilled, pss_bytes, sampled
 from jobs.corpus.packing import PackConfig, pack
 from jobs.corpus.preparation import PrepareConfig, prepare
@@ -31,7 +31,7 @@ from pipeline.offline.shards import Content, PackingConfig
 from pipeline.records import Kind
 from pipeline.stream.loader import ClipSource, decode_slot, split_rows
 
-NUM_FRAMES, SIZE_PX, BATCH = 8, 224, 4
+BATCH = 4
 source_of = partial(clip_source, num_frames=NUM_FRAMES, size_px=SIZE_PX, batch=BATCH)
 """All clips of a manifest in the order of training, over and over."""
 

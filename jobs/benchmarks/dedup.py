@@ -11,8 +11,7 @@ import dataclasses
 import functools
 import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,44 +34,23 @@ FAMILY = 10
 COPY_CRF, MIN_SCALE, MAX_SCALE, MAX_CUT = 35, 0.5, 1.5, 0.2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thing:
-    """An ellipse or a rectangle on its way; lengths in pixels."""
-
-    is_round: bool
-    colour: tuple[int, int, int]
-    size: tuple[float, float]
-    start: tuple[float, float]
-    speed: tuple[float, float]
-    """Per second; it turns around at the border."""
-    swing: float
-    swings_per_second: float
-
-    def box(self, seconds: float) -> tuple[float, float, float, float]:
-        """Return left, top, right and bottom at a time."""
-        swing = self.swing * np.sin(2 * np.pi * self.swings_per_second * seconds)
-        x = _bounced(self.start[0] + self.speed[0] * seconds, WIDTH_PX)
-        y = _bounced(self.start[1] + self.speed[1] * seconds, HEIGHT_PX) + swing
-        return x - self.size[0], y - self.size[1], x + self.size[0], y + self.size[1]
-
-
-def _bounced(position: float, length: float) -> float:
-    return length - abs(position % (2 * length) - length)
-
-
-def drawn_thing(rng: np.random.Generator) -> Thing:
-    """Draw a thing of random looks on a random path."""
+def drawn_thing(rng: np.random.Generator) -> Callable[[ImageDraw.ImageDraw, float], None]:
+    """Draw the looks and the path of an ellipse or a rectangle; return the function that paints it at a time."""
     red, green, blue = rng.integers(0, 256, 3).tolist()
     angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(10, 90)
-    return Thing(
-        is_round=bool(rng.integers(2)),
-        colour=(red, green, blue),
-        size=(rng.uniform(7, 22), rng.uniform(7, 22)),
-        start=(rng.uniform(0, WIDTH_PX), rng.uniform(0, HEIGHT_PX)),
-        speed=(speed * np.cos(angle), speed * np.sin(angle)),
-        swing=rng.uniform(0, 15),
-        swings_per_second=rng.uniform(0.2, 1.0),
-    )
+    is_round = bool(rng.integers(2))
+    size, start = rng.uniform(7, 22, 2), rng.uniform((0, 0), (WIDTH_PX, HEIGHT_PX))
+    velocity = speed * np.array([np.cos(angle), np.sin(angle)])
+    swing, swings_per_second = rng.uniform(0, 15), rng.uniform(0.2, 1.0)
+
+    def paint(pen: ImageDraw.ImageDraw, seconds: float) -> None:
+        border = np.array([WIDTH_PX, HEIGHT_PX])
+        centre = border - abs((start + velocity * seconds) % (2 * border) - border)  # it turns around at the border
+        centre[1] += swing * np.sin(2 * np.pi * swings_per_second * seconds)
+        (left, top), (right, bottom) = (centre - size).tolist(), (centre + size).tolist()
+        (pen.ellipse if is_round else pen.rectangle)((left, top, right, bottom), fill=(red, green, blue))
+
+    return paint
 
 
 def drawn_texture(rng: np.random.Generator) -> Image.Image:
@@ -101,9 +79,8 @@ def frames_of(seed: int, index: int) -> UInt8[np.ndarray, "T 120 160 3"]:
         corner = np.array((WIDTH_PX, HEIGHT_PX)) / 2 + pan * (seconds - MAX_SECONDS / 2)
         left, top = corner.round().astype(int).tolist()
         frame = texture.crop((left, top, left + WIDTH_PX, top + HEIGHT_PX))
-        pen = ImageDraw.Draw(frame)
-        for thing in things:
-            (pen.ellipse if thing.is_round else pen.rectangle)(thing.box(seconds), fill=thing.colour)
+        for paint in things:
+            paint(ImageDraw.Draw(frame), seconds)
         frames.append(np.asarray(frame))
     return np.stack(frames)
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from cluster.connection import connected_ray
 from jobs.benchmarks.support.faulty_store import Faults, faulty_store
-from jobs.benchmarks.support.fixtures import clip_source, write_small_clips
+from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, clip_source, write_small_clips
 from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.stream.loader import ClipSource, clip_stream
 
 ENDPOINT = "AWS_ENDPOINT_URL"
-FRAME_SIZE_PX, NUM_FRAMES, BATCH = 224, 8, 8
-"""Of the clips as they are read: large enough that each step is a block of its own."""
+BATCH = 8
+"""Clips of a step: so many that each step is a block of its own."""
 KEPT = ["clip_id", "weight", "num_retries"]
 
 
@@ -58,7 +58,7 @@ def s3_faults(
 def epoch(manifest_path: str) -> dict[str, Any]:
     """Return the clips missing, those delivered more than once, retries and seconds of one epoch of training."""
     clip_ids = set(read_manifest(manifest_path).table["clip_id"].to_pylist())
-    source = clip_source(manifest_path, num_frames=NUM_FRAMES, size_px=FRAME_SIZE_PX, batch=BATCH)
+    source = clip_source(manifest_path, num_frames=NUM_FRAMES, size_px=SIZE_PX, batch=BATCH)
     first = as_read(source, num_steps=2)  # workers start and read the manifest
     start = time.perf_counter()
     rows = as_read(source, num_steps=-(-len(clip_ids) // BATCH))

@@ -100,13 +100,14 @@ def corpus_page(data: CorpusData) -> str:
     films = FilmRoll()
     table = data.corpus.table
     ledger = None if data.ledger is None else {str(reason): count for reason, count in data.ledger.items()}
+
+    def film(clip: ShownClip, split: str = "") -> dict[str, str]:
+        return {"film": films.add("clip", len(films.clips), clip.frames), "split": split, "caption": clip.caption}
+
     views = {
         "totals": totals(table),
-        "shown": [film_view(films, split, clip) for split, clips in data.shown.items() for clip in clips],
-        "pairs": [
-            {"kind": pair.kind, "similarity": pair.similarity, "clips": [film_view(films, "", c) for c in pair.clips]}
-            for pair in data.pairs
-        ],
+        "shown": [film(clip, split) for split, clips in data.shown.items() for clip in clips],
+        "pairs": [(pair, [film(clip) for clip in pair.clips]) for pair in data.pairs],
         "charts": charts(table),
         "sizes": bars(common_sizes(table)),
         "ledger": None if ledger is None else bars(most_frequent_first(ledger)),
@@ -114,11 +115,6 @@ def corpus_page(data: CorpusData) -> str:
         "words": [] if data.words is None else bars(most_significant(data.words)),
     }
     return template("corpus_report.html").render(corpus=data.corpus, films=films.rules(), **views)
-
-
-def film_view(films: FilmRoll, split: str, clip: ShownClip) -> dict[str, str]:
-    """Return a clip's film, split and caption."""
-    return {"film": films.add("clip", len(films.clips), clip.frames), "split": split, "caption": clip.caption}
 
 
 def clip_seconds(table: pa.Table) -> Float[np.ndarray, " N"]:
@@ -169,15 +165,11 @@ def charts(table: pa.Table) -> list[dict[str, Any]]:
         "Captions per clip": (np.array([len(captions) for captions in table["captions"].to_pylist()]), "captions"),
         "Length of captions": (caption_lengths(table), "words"),
     }
-    views = [
-        {
-            "title": title,
-            "svg": figures.histogram(numbers.astype(float), unit),
-            "note": f"median {np.median(numbers):,.4g} {unit}",
-        }
-        for title, (numbers, unit) in values.items()
-        if len(numbers)
-    ]
+    views = []
+    for title, (numbers, unit) in values.items():
+        if len(numbers):
+            svg, note = figures.histogram(numbers.astype(float), unit), f"median {np.median(numbers):,.4g} {unit}"
+            views.append({"title": title, "svg": svg, "note": note})
     if ranked := word_counts(table).most_common():
         ranks = np.unique(np.geomspace(1, len(ranked), figures.MAX_POINTS).round().astype(int)).tolist()
         line = [(rank, ranked[rank - 1][1]) for rank in ranks]
@@ -226,9 +218,9 @@ def _shown_pairs(pairs: Sequence[dict[str, Any]], rows: Mapping[int, dict[str, A
     known.sort(key=lambda pair: (-pair["similarity"], pair["clip_id"]))
     shown = []
     for pair in (known[place] for place in evenly(np.arange(len(known)), NUM_PAIRS_SHOWN)):
-        clips = _shown_clips([rows[pair["clip_id"]], rows[pair["other_clip_id"]]], decoder)
-        if len(clips) == 2:
-            shown.append(ShownPair(kind=pair["kind"], similarity=pair["similarity"], clips=(clips[0], clips[1])))
+        match _shown_clips([rows[pair["clip_id"]], rows[pair["other_clip_id"]]], decoder):
+            case [first, second]:
+                shown.append(ShownPair(kind=pair["kind"], similarity=pair["similarity"], clips=(first, second)))
     return shown
 
 

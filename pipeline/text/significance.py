@@ -63,7 +63,7 @@ class WordCounts:
     """Captions counted, equal ones each time."""
 
     def to_json(self) -> str:
-        """Return the counts as the published code writes them, part of speech → word → count, and captions beside them."""
+        """Return the counts as the published code writes them, part of speech → word → count, and captions."""
         captions = {"captions": self.num_captions_with, "num_captions": self.num_captions}
         return json.dumps({**self.by_pos, **captions}, ensure_ascii=False)
 

@@ -37,6 +37,10 @@ def all_lemmas(word: str) -> dict[str, tuple[str, ...]]:
     return lemminflect.getAllLemmas(word)
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _CLOSED_CLASSES = {
     "DET": "a an the this that these those each every some any no another both either neither all half such "
     "my your his her its our their whose which what",
@@ -60,16 +64,16 @@ _CLOSED_CLASSES = {
     "hundred thousand million dozen",
     "INTJ": "oh yes hey hello wow",
 }
-_CLOSED = {word: pos for pos, words in reversed(_CLOSED_CLASSES.items()) for word in words.split()}
-_TO_BE = frozenset("am is are was were be been being isn aren wasn weren re".split())
-_SINGULAR = frozenset("a an another each every one this".split())
+_CLOSED = {word: pos for pos, words in reversed(_CLOSED_CLASSES.items()) for word in _words(words)}
+_TO_BE = _words("am is are was were be been being isn aren wasn weren re")
+_SINGULAR = _words("a an another each every one this")
 _SUFFIXES = ((r".{2,}ly", "ADV"), (r".{2,}(ing|ed)", "VERB"), (r".{3,}(ous|ful|less|able|ible|ish|ive|ic)", "ADJ"))
-_ADJECTIVES = frozenset(
+_ADJECTIVES = _words(
     "white black red blue yellow green brown gray grey pink purple small big large tiny huge little old young new tall "
-    "long short full many several few same different other wooden open empty busy".split()
+    "long short full many several few same different other wooden open empty busy"
 )
 """Adjectives that the dictionary also has as nouns or verbs, which they hardly ever are in a caption."""
-_NOUNS = frozenset("top home pan bar building parking dining clothing ceiling railing evening morning".split())
+_NOUNS = _words("top home pan bar building parking dining clothing ceiling railing evening morning")
 """Nouns that the dictionary also has, or only has, as something else."""
 
 
@@ -147,7 +151,7 @@ def _spacy_pipeline(model: str) -> Any:
 
 
 def _model_package(model: str) -> str | None:
-    """Return the installed package of a spaCy model of this name, or of one that begins with it, as in redistributions."""
+    """Return the package of an installed spaCy model of this name, or of one that begins with it."""
     packages = {point.name: point.value for point in importlib.metadata.entry_points(group="spacy_models")}
     return next((packages[name] for name in sorted(packages) if f"{name}_".startswith(f"{model}_")), None)
 

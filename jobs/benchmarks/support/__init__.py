@@ -1,4 +1,5 @@
-"""What measurements need and the product does not: clusters on one machine, a store with faults, processes watched.
+"""What measurements need and the product does not: clusters on one machine, a store with faults, generated corpora,
+delivery to ranks, processes watched.
 
-May import `cluster` and `pipeline`.
+May import `jobs.ROOT`, `jobs.corpus`, `cluster` and `pipeline`.
 """

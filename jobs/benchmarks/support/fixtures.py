@@ -22,6 +22,9 @@ from pipeline.records import Kind
 from pipeline.stream.epoch_plan import Plan
 from pipeline.stream.loader import ClipSource, split_rows
 
+NUM_FRAMES, SIZE_PX = 8, 224
+"""Of the clips that measurements of the data path decode."""
+
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
