@@ -195,8 +195,8 @@ def visual_problems(config: PretrainConfig) -> list[str]:
     if problem:
         name = "augmentation.crop_px" if config.data.augmentation.crop_px else "frame_size_px"
         found.append(f"data.{name}={size}: {problem}")
-    is_file = visual.pretrained is not None and visual.encoder != "auto"
-    if is_file and not os.path.exists(str(visual.pretrained)):
+    path = visual.pretrained if visual.encoder != "auto" else None
+    if path is not None and _tried(found, "model.visual.pretrained", lambda: storage.exists(path)) is False:
         found.append(
             f"model.visual.pretrained={visual.pretrained} is not there; download the weights to it, or set it to None "
             "to start from random ones"

@@ -159,7 +159,7 @@ class Rank:
             for report in initialise(model, config.model, content):
                 self.say(str(report))
             if path := config.model.visual.pretrained:
-                self.say(str(load_visual_weights(model.visual, path)))
+                self.say(str(load_visual_weights(model.visual, path, storage)))
         network = self.job.task.network(model, config, world.gather, world.rank, tokenizer.special.mask)
         return network.to(world.device)
 
