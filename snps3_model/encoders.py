@@ -4,28 +4,19 @@ frames (B, T, 3, H, W), pad mask (B, T, H, W) ─► backbone ─► 1 × 1 proj
 
 ResNet-50, PVTv2 and Transformers' backbones see every frame as an image, all frames of a batch at once; Video Swin
 (snps3_model/video_swin.py) sees the clip.
+
+Transformers is imported by what uses it: it takes two seconds, which the small CNN and Video Swin do without.
 """
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PvtV2Config,
-    PvtV2Model,
-    ResNetConfig,
-    ResNetModel,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
 
 from snps3_model.config import VisualConfig
 from snps3_model.video_swin import GEOMETRIES, VideoSwin
@@ -75,6 +66,8 @@ class ResNet50(nn.Module):
     width = 2048
 
     def __init__(self) -> None:
+        from transformers import ResNetConfig, ResNetModel
+
         super().__init__()
         network = ResNetModel(ResNetConfig())
         freeze_batch_norms(network)
@@ -98,7 +91,9 @@ class ResNet50(nn.Module):
 class PvtV2(nn.Module):
     """Transformers' PVTv2 with the epsilons of the release."""
 
-    def __init__(self, config: PvtV2Config) -> None:
+    def __init__(self, config: Any) -> None:
+        from transformers import PvtV2Model
+
         super().__init__()
         network = PvtV2Model(config)
         for name, module in network.named_modules():
@@ -122,7 +117,7 @@ class PublicBackbone(nn.Module):
     unreached: frozenset[str] = frozenset()
     """Parameters of the network that its grid does not depend on."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.patch_px = patch_px(config)
         self.network = network_of(config)
@@ -222,17 +217,22 @@ def make_encoder(config: VisualConfig, hidden: int) -> nn.Module:
     return VisualEncoder(backbone, width=width, hidden=hidden, multiple_px=multiple, is_frozen=config.frozen)
 
 
-def pvt_config(name: str, drop_path: float = 0.0) -> PvtV2Config:
-    """PVTv2 of one of the published sizes."""
+def pvt_config(name: str, drop_path: float = 0.0) -> Any:
+    """The `PvtV2Config` of one of the published sizes."""
+    from transformers import PvtV2Config
+
     widths, depths, ratios = PVT_SIZES[name]
     return PvtV2Config(hidden_sizes=widths, depths=depths, mlp_ratios=ratios, drop_path_rate=drop_path)
 
 
-def public_config(config: VisualConfig) -> PreTrainedConfig:
+def public_config(config: VisualConfig) -> Any:
     """The image network that the folder or hub name `config.backbone` describes; of CLIP and its like the vision side.
 
     Raises FileNotFoundError where nothing is found, ValueError for a network that sees no images.
     """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
+
     assert config.backbone is not None, "VisualConfig asks for a backbone"
     try:
         public = AutoConfig.from_pretrained(config.backbone)
@@ -257,8 +257,11 @@ def public_config(config: VisualConfig) -> PreTrainedConfig:
     return public
 
 
-def network_of(config: PreTrainedConfig) -> PreTrainedModel:
+def network_of(config: Any) -> Any:
     """The backbone of `config` with random weights, or the whole model where Transformers has no backbone of it."""
+    from transformers import AutoBackbone, AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
+
     if type(config) in MODEL_FOR_BACKBONE_MAPPING:
         return AutoBackbone.from_config(config)
     model_class = MODEL_MAPPING[type(config)]
@@ -267,7 +270,7 @@ def network_of(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(config)
 
 
-def explored(config: PreTrainedConfig) -> tuple[int, frozenset[str]]:
+def explored(config: Any) -> tuple[int, frozenset[str]]:
     """Channels of the network's grid, and the parameters that its grid does not depend on; nothing is computed.
 
     The latter (mask tokens, norms before a pooler) must not ask for a gradient: DDP would wait for it.
@@ -281,13 +284,13 @@ def explored(config: PreTrainedConfig) -> tuple[int, frozenset[str]]:
     return grid.shape[1], frozenset(name for name, parameter in parameters if parameter.grad is None)
 
 
-def image_px(config: PreTrainedConfig) -> int:
+def image_px(config: Any) -> int:
     """Side of the images for which a network was made; 224 where its configuration does not say."""
     size = getattr(config, "image_size", 224) or 224
     return int(size if isinstance(size, int) else max(size))
 
 
-def patch_px(config: PreTrainedConfig) -> int:
+def patch_px(config: Any) -> int:
     """Side of a patch, 1 for networks without."""
     size = getattr(config, "patch_size", 1) or 1
     return int(size if isinstance(size, int) else max(size))

@@ -6,17 +6,14 @@ text pass ─ inputs of a layer ─ softmax(Q Kᵀ) once more, by hand ─► at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
-from transformers import BertModel
-from transformers.models.bert.modeling_bert import BertLayer
+from torch import Tensor, nn
 
 from pipeline.records import IGNORED_LABEL
-from snps3_model.snps3 import TextFeatures, additive_mask
+from snps3_model.snps3 import TextFeatures, additive_mask, layers_of
 
 MASKED_SHARE = 0.15
 """Share of a caption's words that attentive masking hides."""
@@ -25,13 +22,13 @@ LEAST_IMPORTANCE = 1e-6
 
 
 def attention_map(
-    layer: BertLayer, hidden: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
+    layer: Any, hidden: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
 ) -> Float[Tensor, "B heads L L"]:
     """The attention of `layer` over its input `hidden`, without dropout: (query, key) last.
 
     Computed here and not asked for from the layer: with scaled-dot-product attention it gives none, in silence.
     """
-    own = layer.attention.self
+    own: Any = layer.attention.self
     B, L = mask.shape
     query, key = (
         project(hidden).view(B, L, own.num_attention_heads, -1).transpose(1, 2) for project in (own.query, own.key)
@@ -42,14 +39,13 @@ def attention_map(
 
 @torch.no_grad()
 def words_importance(
-    network: BertModel, text: TextFeatures, mask: Bool[Tensor, "B L"], layers: Literal["last", "all"]
+    network: nn.Module, text: TextFeatures, mask: Bool[Tensor, "B L"], layers: Literal["last", "all"]
 ) -> Float[Tensor, "B L"]:
     """Attention that each token receives: the mean over heads, summed over queries and over `layers` (§1.4).
 
     The published code takes all layers; its sum has [PAD] among the queries, and so has this one.
     """
-    modules: Sequence[BertLayer] = list(network.encoder.layer)  # pyright: ignore[reportAssignmentType]
-    pairs = list(zip(modules, text.layers[:-1], strict=True))
+    pairs = list(zip(layers_of(network), text.layers[:-1], strict=True))
     chosen = pairs if layers == "all" else pairs[-1:]
     return torch.stack([attention_map(layer, hidden, mask).mean(1).sum(1) for layer, hidden in chosen]).sum(0)
 

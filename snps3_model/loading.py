@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
-from transformers import AutoConfig, BertConfig, BertModel, PreTrainedConfig
 
 from snps3_model.config import ModelConfig
 from snps3_model.snps3 import SNPS3
@@ -56,6 +56,8 @@ def load_bert(model: SNPS3, config: ModelConfig) -> WeightsReport:
     the cross pass, and a separate cross network (from the first layers), start as copies. ValueError names what
     differs, FileNotFoundError that nothing is there.
     """
+    from transformers.models.bert.modeling_bert import BertModel
+
     source = str(config.pretrained_text)
     refuse_other_sizes(config, len(model.word_embeddings), bert_config(source))
     loaded, facts = BertModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
@@ -86,8 +88,10 @@ def is_hub_name(source: str) -> bool:
     return is_name and not source.startswith((".", "pretrained/")) and not Path(source).exists()
 
 
-def bert_config(source: str) -> PreTrainedConfig:
+def bert_config(source: str) -> Any:
     """The configuration of a checkpoint on disk or on the hub; FileNotFoundError where there is none."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(source, local_files_only=not is_hub_name(source))
     except (OSError, ValueError) as error:
@@ -97,24 +101,25 @@ def bert_config(source: str) -> PreTrainedConfig:
         ) from error
 
 
-def refuse_other_sizes(config: ModelConfig, vocabulary_size: int, found: PreTrainedConfig) -> None:
-    """ValueError that lists every size in which the BERT `found` is not the shared network."""
+def refuse_other_sizes(config: ModelConfig, vocabulary_size: int, checkpoint: Any) -> None:
+    """Raise ValueError with every size in which a BERT of the configuration `checkpoint` is not the shared network."""
     source = config.pretrained_text
-    if not isinstance(found, BertConfig):
+    if checkpoint.model_type != "bert":
         raise ValueError(
-            f"model.pretrained_text={source} is a {found.model_type}, and the shared network is a bert: take a BERT"
+            f"model.pretrained_text={source} is a {checkpoint.model_type}, and the shared network is a bert: take a "
+            "BERT"
         )
     wrong = []
     for name, field in SIZES.items():
-        ours, theirs = getattr(config, field.removeprefix("model.")), getattr(found, name)
+        ours, theirs = getattr(config, field.removeprefix("model.")), getattr(checkpoint, name)
         if ours != theirs:
             wrong.append(f"{field} is {ours} but {name} there is {theirs}: set {field} to {theirs}")
     for name, fixed in FIXED.items():
-        if getattr(found, name) != fixed:
-            wrong.append(f"{name} there is {getattr(found, name)} and must be {fixed}: take another checkpoint")
-    if found.vocab_size != vocabulary_size:
+        if (theirs := getattr(checkpoint, name)) != fixed:
+            wrong.append(f"{name} there is {theirs} and must be {fixed}: take another checkpoint")
+    if checkpoint.vocab_size != vocabulary_size:
         wrong.append(
-            f"the run's vocabulary has {vocabulary_size} pieces but vocab_size there is {found.vocab_size}: set "
+            f"the run's vocabulary has {vocabulary_size} pieces but vocab_size there is {checkpoint.vocab_size}: set "
             "text.vocabulary to the checkpoint's own"
         )
     if wrong:

@@ -2,7 +2,7 @@
 
     scores (Q, C), relevant (Q, C) ──placements──► per query: wrong candidates above, tied right, tied wrong
                                                       │ recalls_at, ranks       (one number per query)
-                                                      └ retrieval_metrics       (means and their bootstrap intervals)
+                                                      └ direction_metrics       (means and their bootstrap intervals)
 
 Ties. A query's rank is that of its best right candidate. Candidates with the same score as that one count as if they
 were put in a random order, and every metric is its expected value over that order: a scorer that gives everything the
@@ -93,22 +93,6 @@ def recall_at(k: int, scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarra
     return float(recalls_at(k, placements(scores, relevant)).mean())
 
 
-def median_rank(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> float:
-    """The median over queries of the rank of the best right candidate; 1 is best."""
-    return float(np.median(ranks(placements(scores, relevant))))
-
-
-def mean_rank(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> float:
-    """The mean over queries of the rank of the best right candidate; 1 is best."""
-    return float(ranks(placements(scores, relevant)).mean())
-
-
-def mean_recall(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> float:
-    """The mean of recall@1, @5 and @10, in [0, 1]."""
-    placed = placements(scores, relevant)
-    return float(np.mean([recalls_at(k, placed).mean() for k in RECALL_RANKS]))
-
-
 def bootstrap_intervals(
     totals: Float[np.ndarray, "units metrics"],
     sizes: Float[np.ndarray, " units"],
@@ -156,27 +140,6 @@ def direction_metrics(
         metrics |= {f"{prefix}{name}_low": float(low), f"{prefix}{name}_high": float(high)}
     metrics[f"{prefix}median_rank"] = float(np.median(ranks(placed)))
     metrics[f"{prefix}mean_rank"] = float(ranks(placed).mean())
-    return metrics
-
-
-def retrieval_metrics(
-    scores: Float[np.ndarray, "texts clips"],
-    relevant: Bool[np.ndarray, "texts clips"],
-    prefix: str,
-    *,
-    score: str = "",
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Retrieval in both directions as flat keys: `test/t2v/r1`, `test/v2t/median_rank`, … for the prefix `test`.
-
-    `score` names one of several scores of the same clips: `dual` gives `test/t2v/dual_r1`. Recalls and their bounds
-    are in [0, 1], ranks count from 1. The interval is a bootstrap over the queries of that direction.
-    """
-    metrics = {}
-    for key, matrix in both_directions(scores, prefix, score).items():
-        of_query = relevant if matrix is scores else relevant.T
-        metrics |= direction_metrics(matrix, of_query, key, num_resamples=num_resamples, seed=seed)
     return metrics
 
 

@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
-from transformers.models.bert.modeling_bert import BertLayer, BertPooler
 
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import make_encoder
 from snps3_model.visual import pool, pool_parts
+
+if TYPE_CHECKING:  # two seconds, which only those who make a network spend
+    from transformers.models.bert.modeling_bert import BertModel
 
 VISUAL_TYPE = 1
 """Token type of frames; captions have type 0."""
@@ -94,6 +94,9 @@ class SNPS3(nn.Module):
     """The shared network, its visual encoder and its heads (paper, Fig. 2). Knows nothing of losses or ranks."""
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, pad_id: int, separator_id: int) -> None:
+        from transformers.models.bert.configuration_bert import BertConfig
+        from transformers.models.bert.modeling_bert import BertModel, BertPooler
+
         super().__init__()
         self.config, self.separator_id = config, separator_id
         self.visual = make_encoder(config.visual, config.hidden)
@@ -140,7 +143,7 @@ class SNPS3(nn.Module):
         self.cross_words = WordHead(config.hidden, vocabulary_size)
 
     @property
-    def text_pooler(self) -> BertPooler:
+    def text_pooler(self) -> nn.Module:
         pooler = self.bert.pooler
         assert pooler is not None, "the shared network is built with its text pooler"
         return pooler
@@ -165,7 +168,7 @@ class SNPS3(nn.Module):
         return all_layers(self.temporal, embedded, embedded.new_ones(embedded.shape[:2], dtype=torch.bool))[-1]
 
     @property
-    def cross_network(self) -> BertModel:
+    def cross_network(self) -> Any:
         """The network of the cross pass: the shared one, or that of the baseline P3E."""
         return self.bert if self.separate_cross is None else self.separate_cross
 
@@ -283,24 +286,29 @@ def refuse_strange_ids(token_ids: Int64[Tensor, "B L"], vocabulary_size: int) ->
 
 
 def all_layers(
-    network: BertModel, embedded: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
+    network: nn.Module, embedded: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
 ) -> tuple[Float[Tensor, "B L D"], ...]:
     """`embedded`, and what each layer of `network` made of it; nothing looks where `mask` is False."""
     # BertModel adds position and type once more to embeddings that it is given, hence its layers one by one
     additive = additive_mask(mask, embedded.dtype)
     states = [embedded]
-    for layer in network.encoder.layer:
+    for layer in layers_of(network):
         states.append(layer(states[-1], additive))
     return tuple(states)
 
 
+def layers_of(network: Any) -> Any:
+    """The layers of a BERT, one after the other."""
+    return network.encoder.layer
+
+
 def first_state(
-    network: BertModel, embedded: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
+    network: nn.Module, embedded: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
 ) -> Float[Tensor, "B 1 D"]:
     """What the last layer of `network` makes of the first token. It looks at all tokens; queries, attention output and
     feed-forward part of the others, five sixths of the layer, are left out."""
     additive, hidden = additive_mask(mask, embedded.dtype), embedded
-    *earlier, last = cast(Sequence[BertLayer], network.encoder.layer)
+    *earlier, last = layers_of(network)
     for layer in earlier:
         hidden = layer(hidden, additive)
     attention, first = last.attention, hidden[:, :1]

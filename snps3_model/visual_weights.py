@@ -11,22 +11,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
 
 from snps3_model.encoders import PublicBackbone, PvtV2, ResNet50, VisualEncoder
 from snps3_model.loading import WeightsReport, few
 from snps3_model.video_swin import VideoSwin
-
-"""Names shown of a long list."""
 
 WRAPPERS = re.compile(r"^(module|model|backbone|visual|img_encoder|enc_img|swin|resnet|pvt_v2|network)\.")
 LEFT_OUT = re.compile(
@@ -62,18 +59,36 @@ SWIN_RULES = (
     (r"^features\.([135])\.", lambda m: f"{_swin_stage(m)}.downsample."),
 )
 
+Weights = Mapping[str, Tensor]
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 
-def load_visual_weights(encoder: nn.Module, path: str) -> WeightsReport:
-    """Puts the weights at `path` into `encoder` and says what was done with each tensor.
+@runtime_checkable
+class Files(Protocol):
+    """Where files are read from, as `pipeline.storage` does it."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or a folder."""
+        ...
+
+    def is_folder(self, path: str) -> bool:
+        """Whether it is a folder."""
+        ...
+
+    def read_bytes(self, path: str) -> bytes:
+        """The content of a file."""
+        ...
+
+
+def load_visual_weights(encoder: nn.Module, path: str, files: Files) -> WeightsReport:
+    """Put the weights that `files` has at `path` into `encoder`; return what was done with each tensor.
 
     Only the projection to the network's width may be missing, only what is known to belong to other parts may be left
     over; anything else raises ValueError and leaves the encoder as it was. FileNotFoundError if nothing is there.
     """
     if isinstance(encoder, VisualEncoder) and isinstance(encoder.backbone, PublicBackbone):
-        return _load_public(encoder, encoder.backbone, path)
-    return load_named(encoder, read_weights(path), path)
+        return _load_public(encoder, encoder.backbone, path, files)
+    return load_named(encoder, read_weights(path, files), path)
 
 
 def load_named(encoder: nn.Module, weights: Mapping[str, Tensor], source: str) -> WeightsReport:
@@ -141,86 +156,93 @@ def inflated(name: str, tensor: Tensor, like: Tensor, source: str) -> Tensor:
     )
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
-    """Name → tensor of a .safetensors, .pt, .pth or .bin file, or of a folder in Hugging Face format.
+def read_weights(path: str, files: Files) -> dict[str, Tensor]:
+    """Return name → tensor of a .safetensors, .pt, .pth or .bin file, or of a folder in Hugging Face format.
 
     Pickles are read with `weights_only`, so nothing in them is executed.
     """
-    file = Path(path)
-    if file.is_dir():
-        return _read_folder(file)
-    if not file.is_file():
+    if not files.exists(path):
         raise FileNotFoundError(
             f"model.visual.pretrained={path} is not there; download the weights to it, or set model.visual.pretrained "
             "to None to start from random ones"
         )
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    found = torch.load(file, map_location="cpu", weights_only=True)
+    if files.is_folder(path):
+        return _read_folder(path, files)
+    content = files.read_bytes(path)
+    if path.endswith(".safetensors"):
+        return dict(sorted(safetensors.torch.load(content).items()))  # it gives them in any order
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    weights = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    weights = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if not weights:
         raise ValueError(f"{path} holds no tensors by name; give model.visual.pretrained a state dict")
     return weights
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
+def _read_folder(folder: str, files: Files) -> dict[str, Tensor]:
     for whole in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / whole).is_file():
-            return read_weights(str(folder / whole))
-        index = folder / f"{whole}.index.json"
-        if index.is_file():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return {name: tensor for file in files for name, tensor in read_weights(str(folder / file)).items()}
+        if files.exists(f"{folder}/{whole}"):
+            return read_weights(f"{folder}/{whole}", files)
+        if files.exists(index := f"{folder}/{whole}.index.json"):
+            shards = sorted(set(json.loads(files.read_bytes(index))["weight_map"].values()))
+            return {name: part for shard in shards for name, part in read_weights(f"{folder}/{shard}", files).items()}
     raise FileNotFoundError(
         f"model.visual.pretrained={folder} has neither model.safetensors nor pytorch_model.bin; name a folder in "
         "Hugging Face format, or the file itself"
     )
 
 
-def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str) -> WeightsReport:
+def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str, files: Files) -> WeightsReport:
     """Weights in Hugging Face format through Transformers, which knows the names of every age of its models."""
-    network = backbone.network
-    if Path(path).is_file():
-        return load_named(encoder, read_weights(path), path)
-    found, missing, unexpected = _read_public(network, path)
+    network, weights = backbone.network, None
+    if files.exists(path):  # no name on the hub
+        weights = read_weights(path, files)
+        if not files.is_folder(path):
+            return load_named(encoder, weights, path)
+    state, missing, unexpected = _read_public(network, path, weights)
     if missing:
-        found |= _last_norm(network, path, missing)
-        missing = missing - set(found)
+        state |= _last_norm(network, path, weights, missing)
+        missing = missing - set(state)
     own = network.state_dict()
     needed = missing - backbone.unreached
-    wrong = {name for name, tensor in found.items() if tensor.shape != own[name].shape}
+    wrong = {name for name, tensor in state.items() if tensor.shape != own[name].shape}
     if needed or wrong:
         raise ValueError(
             f"{path} does not fit model.visual.backbone: {len(needed)} of its tensors are missing"
             f"{few(sorted(needed))} and {len(wrong)} have other shapes{few(sorted(wrong))}; let both name the same "
             "model"
         )
-    network.load_state_dict(found, strict=False)
+    network.load_state_dict(state, strict=False)
     projection = [name for name in encoder.state_dict() if name.startswith("projection.")]
     return WeightsReport(
         source=path,
-        loaded=tuple(f"backbone.network.{name}" for name in found),
+        loaded=tuple(f"backbone.network.{name}" for name in state),
         missing=(*projection, *(f"backbone.network.{name}" for name in sorted(missing))),
         unexpected=tuple(sorted(unexpected)),
         reshaped=(),
     )
 
 
-def _read_public(network: PreTrainedModel, path: str) -> tuple[dict[str, Tensor], set[str], set[str]]:
+def _from_pretrained(model_class: Any, config: Any, path: str, weights: Weights | None, **options: Any) -> Any:
+    """A model of Transformers with `weights`, or with those of `path` on the hub."""
+    return model_class.from_pretrained(
+        path if weights is None else None, config=config, state_dict=weights, dtype=torch.float32, **options
+    )
+
+
+def _read_public(network: Any, path: str, weights: Weights | None) -> tuple[dict[str, Tensor], set[str], set[str]]:
     """The tensors at `path` by `network`'s names; which of these are missing there; and what else lies there."""
     try:
-        loaded: Any = type(network).from_pretrained(
-            path, config=network.config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+        model, info = _from_pretrained(
+            type(network), network.config, path, weights, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except OSError as error:
         raise FileNotFoundError(
             f"model.visual.pretrained={path} is neither a folder with weights nor a name on the hub that can be "
             f"reached; download the model and name its folder ({error})"
         ) from error
-    model, info = loaded
     own = network.state_dict()
     mismatched = {entry[0]: tuple(entry[1]) for entry in info["mismatched_keys"]}
     missing = set(own) & set(info["missing_keys"])
@@ -229,12 +251,15 @@ def _read_public(network: PreTrainedModel, path: str) -> tuple[dict[str, Tensor]
     return state, missing, set(info["unexpected_keys"])
 
 
-def _last_norm(network: PreTrainedModel, path: str, missing: set[str]) -> dict[str, Tensor]:
+def _last_norm(network: Any, path: str, weights: Weights | None, missing: set[str]) -> dict[str, Tensor]:
     """The norm of the last stage, which the whole model keeps under another name than its backbone."""
     named = {name: name.rpartition(".")[2] for name in missing if name.startswith("hidden_states_norms.")}
     if not named:
         return {}
-    norm = getattr(AutoModel.from_pretrained(path, dtype=torch.float32), "layernorm", None)
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    whole = _from_pretrained(MODEL_MAPPING[type(network.config)], network.config, path, weights)
+    norm = getattr(whole, "layernorm", None)
     state = {} if norm is None else norm.state_dict()
     return {name: state[part] for name, part in named.items() if part in state}
 

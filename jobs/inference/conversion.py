@@ -9,7 +9,6 @@ The preset says which network it is. Every tensor of it must be in the checkpoin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -30,8 +29,8 @@ class Convert:
 
     preset: Annotated[str, tyro.conf.Positional]
     """The preset whose network the checkpoint is of."""
-    checkpoint: Path
-    """File of the published code: .ckpt, .pth, .pt or .safetensors. Nothing in it is executed."""
+    checkpoint: str
+    """File or s3:// URL of the published code: .ckpt, .pth, .pt or .safetensors. Nothing in it is executed."""
     out: str
     """The new .safetensors file, for --model.initial-weights."""
 
@@ -47,12 +46,13 @@ def convert(config: Convert) -> WeightsReport:
     is not there."""
     _, preset = PRESETS[config.preset]
     run = preset()
-    if not config.checkpoint.is_file():
-        raise FileNotFoundError(f"--checkpoint {config.checkpoint} is not there; name a file of the published code")
-    weights = read_weights(str(config.checkpoint))
+    checkpoint = str(config.checkpoint)
+    if not storage.exists(checkpoint) or storage.is_folder(checkpoint):
+        raise FileNotFoundError(f"--checkpoint {checkpoint} is not there; name a file of the published code")
+    weights = read_weights(checkpoint, storage)
     # the ids are BERT's; no tensor depends on them
     model = SNPS3(run.model, vocabulary_size=run.text.vocabulary_size, pad_id=0, separator_id=102)
     network = Pretraining(model, run.objective, mask_id=103)
-    report = load_published(network, weights, str(config.checkpoint), load_named)
+    report = load_published(network, weights, checkpoint, load_named)
     storage.write_bytes_atomic(config.out, checkpoints.weight_bytes(network))
     return report

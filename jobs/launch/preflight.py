@@ -207,8 +207,8 @@ def visual_problems(visual: VisualConfig, data: DataConfig) -> list[str]:
     if problem:
         name = "augmentation.crop_px" if data.augmentation.crop_px else "frame_size_px"
         problems.append(f"data.{name}={size}: {problem}")
-    is_file = visual.pretrained is not None and visual.encoder != "auto"
-    if is_file and not os.path.exists(str(visual.pretrained)):
+    path = visual.pretrained if visual.encoder != "auto" else None
+    if path is not None and _tried(problems, "model.visual.pretrained", lambda: storage.exists(path)) is False:
         problems.append(
             f"model.visual.pretrained={visual.pretrained} is not there; download the weights to it, or set it to None "
             "to start from random ones"

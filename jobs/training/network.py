@@ -19,7 +19,7 @@ def make_network(job: Job, world: World, *, is_new: bool) -> tuple[Network, list
         content = storage.read_bytes(earlier) if earlier else None
         reports = [str(report) for report in initialise(model, job.model, content)]
         if path := job.model.visual.pretrained:
-            reports.append(str(load_visual_weights(model.visual, path)))
+            reports.append(str(load_visual_weights(model.visual, path, storage)))
     options = NetworkOptions(
         gather=world.gather,
         rank=world.rank,

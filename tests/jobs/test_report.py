@@ -16,6 +16,7 @@ from jobs.evaluation.cards import Card, Protocol
 from jobs.reports import figures
 from jobs.reports.run_report import Blank, MaskedCaption, Ranking, ReportData, render_report, with_protocols
 from snps3_model import metrics
+from tests.scores import retrieval_metrics
 
 COLOURS = {"red": (214, 64, 69), "blue": (52, 101, 220), "green": (58, 160, 86), "yellow": (231, 183, 44)}
 MOVES = ("slides to the right", "rises slowly", "slides to the left", "sinks")
@@ -113,7 +114,7 @@ def demo_data(num_clips: int = 200, num_steps: int = 1200) -> ReportData:
     results = metrics.group_metrics(temporal.scores["cross"], np.asarray(temporal.groups), "temporal")
     results["temporal/t2v/dual_group_r1"] = 0.24
     for score, begin in (("fused", ""), ("dual", "dual"), ("cross", "cross")):
-        results |= metrics.retrieval_metrics(test.scores[score], test.relevant, "test", score=begin)
+        results |= retrieval_metrics(test.scores[score], test.relevant, "test", score=begin)
     return ReportData(
         name="tiny-seed-0",
         date="2026-11-23",

@@ -13,7 +13,8 @@ from tables import table_of_ranks
 
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.stream.collate import collate
-from pipeline.text.masking import MaskingConfig, Strategy
+from pipeline.stream.randomness import Purpose, clip_rng
+from pipeline.text.masking import MaskingConfig, Strategy, choose_words
 from pipeline.text.significance import SignificantWords, mine_significant_words
 from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 
@@ -45,7 +46,7 @@ def make_rows(indices: list[int], *, epoch: int = 0, empty: tuple[int, ...] = ()
     )
 
 
-def make_batch(rows: ClipRows, *, masking: MaskingConfig | None = None, seed: int = 0, **options: int) -> Batch:
+def make_batch(rows: ClipRows, *, masking: MaskingConfig | None = None, seed: int = 0, **options: int | None) -> Batch:
     masking = masking or MaskingConfig()
     return collate(rows, tokenizer=TOKENIZER, table=TABLE, masking=masking, num_words=NUM_WORDS, seed=seed, **options)
 
@@ -138,3 +139,21 @@ def test_rows_and_tables_that_do_not_fit_are_refused() -> None:
     small = table_of_ranks(np.zeros(5, dtype=np.int64))
     with pytest.raises(ValueError, match="has 5 ids, the vocabulary"):
         collate(make_rows([0]), tokenizer=TOKENIZER, table=small, masking=MaskingConfig(), num_words=3, seed=0)
+
+
+def test_the_words_of_lvwm_follow_their_own_rank_and_not_that_of_masking() -> None:
+    rows = make_rows([0, 2, 3, 6])
+    every, fewest = make_batch(rows, lvwm_top_k=None), make_batch(rows, lvwm_top_k=0)
+    for batch, top_k in ((every, None), (fewest, 0)):
+        for row in range(4):
+            length = int(batch.token_mask[row].sum())
+            ids = batch.token_ids[row, :length].numpy()
+            rng = clip_rng(0, 0, int(rows.clip_ids[row]), Purpose.WORDS)
+            expected = choose_words(
+                ids, num_words=NUM_WORDS, special=TOKENIZER.special, table=TABLE, top_k=top_k, rng=rng
+            )
+            assert batch.word_positions[row].tolist() == expected.tolist()
+    assert not torch.equal(every.word_positions, fewest.word_positions)
+    swept = make_batch(rows, masking=MaskingConfig(top_k=0), lvwm_top_k=None)
+    assert torch.equal(swept.word_positions, every.word_positions)
+    assert not torch.equal(swept.masked_token_ids, every.masked_token_ids)

@@ -11,6 +11,7 @@ from golden import Recording, golden
 from torch import Tensor, nn
 from transformers import PvtV2Config
 
+from pipeline import storage
 from snps3_model.config import VisualConfig
 from snps3_model.encoders import (
     PVT_SIZES,
@@ -378,7 +379,7 @@ def public_folder(name: str, folder: Path) -> str:
 def test_a_local_folder_in_hub_format_becomes_an_encoder(name: str, tmp_path: Path) -> None:
     folder = public_folder(name, tmp_path / name)
     encoder = make_encoder(VisualConfig(encoder="auto", backbone=folder, pretrained=folder), 6).eval()
-    report = load_visual_weights(encoder, folder)
+    report = load_visual_weights(encoder, folder, storage)
     assert {part for part in report.missing if part.startswith("projection.")} == set(report.missing)
     frames = noise(2, 2, 3, 40, 40)
     grid, mask = encoder(frames, no_padding(frames))

@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline import storage
 from snps3_model.config import VisualConfig
 from snps3_model.encoders import ResNet50, VisualEncoder, make_encoder
 from snps3_model.video_swin import GEOMETRIES, SwinGeometry, VideoSwin
@@ -64,7 +65,7 @@ def test_video_swin_loads_each_public_release(release: str, tmp_path: Path) -> N
         named = {f"backbone.{name}": tensor for name, tensor in (weights | INDEX).items()}
         file = {"state_dict": named | {"cls_head.fc_cls.weight": torch.zeros(4, 32)}, "meta": {"epoch": 30}}
     torch.save(file, tmp_path / "release.pth")
-    report = load_visual_weights(encoder, str(tmp_path / "release.pth"))
+    report = load_visual_weights(encoder, str(tmp_path / "release.pth"), storage)
     torch.testing.assert_close(dict(encoder.backbone.state_dict()), weights, rtol=0, atol=0)
     assert set(report.loaded) == {f"backbone.{name}" for name in weights}
     assert set(report.missing) == {"projection.weight", "projection.bias"}
@@ -129,7 +130,7 @@ def test_resnet50_loads_torchvisions_names(tmp_path: Path) -> None:
                 weights[f"{prefix}.conv{number}.weight"] = torch.randn(shape)
                 weights |= {f"{prefix}.bn{number}.{part}": torch.randn(shape[0]) for part in norm}
     torch.save(weights, tmp_path / "resnet50.pth")
-    report = load_visual_weights(encoder, str(tmp_path / "resnet50.pth"))
+    report = load_visual_weights(encoder, str(tmp_path / "resnet50.pth"), storage)
     assert set(report.missing) == {"projection.weight", "projection.bias"}
     assert set(report.unexpected) == {"fc.weight", "fc.bias", "bn1.num_batches_tracked"}
     state = encoder.backbone.state_dict()
@@ -154,7 +155,7 @@ def test_folders_in_hub_format_load(encoder: str, model, tmp_path: Path) -> None
     whole = model().eval()
     whole.save_pretrained(tmp_path, max_shard_size="8MB")
     ours = make_encoder(VisualConfig(encoder=encoder, frozen_batch_norm=encoder == "resnet50"), 8).eval()
-    report = load_visual_weights(ours, str(tmp_path))
+    report = load_visual_weights(ours, str(tmp_path), storage)
     assert set(report.missing) == {"projection.weight", "projection.bias"}
     frames = torch.randn(2, 3, 64, 64)
     expected = whole.base_model(frames).last_hidden_state
@@ -166,7 +167,7 @@ def test_a_saved_run_of_ours_fills_its_encoder_again(tmp_path: Path) -> None:
         first, second = make(), make()
         names = [name for name in first.state_dict() if not name.endswith("num_batches_tracked")]
         save_file({f"model.visual.{name}": first.state_dict()[name] for name in names}, tmp_path / "run.safetensors")
-        report = load_visual_weights(second, str(tmp_path / "run.safetensors"))
+        report = load_visual_weights(second, str(tmp_path / "run.safetensors"), storage)
         assert (report.missing, report.unexpected, report.reshaped) == ((), (), ())
         torch.testing.assert_close(dict(second.state_dict()), dict(first.state_dict()), rtol=0, atol=0)
 
@@ -200,12 +201,12 @@ def test_weights_of_another_network_are_refused_and_change_nothing() -> None:
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.visual\.pretrained=.*absent\.pt is not there; download"):
-        read_weights(str(tmp_path / "absent.pt"))
+        read_weights(str(tmp_path / "absent.pt"), storage)
     with pytest.raises(FileNotFoundError, match=r"has neither model\.safetensors nor pytorch_model\.bin"):
-        read_weights(str(tmp_path))
+        read_weights(str(tmp_path), storage)
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     with pytest.raises(ValueError, match="holds no tensors by name"):
-        read_weights(str(tmp_path / "empty.pt"))
+        read_weights(str(tmp_path / "empty.pt"), storage)
 
 
 class Bomb:
@@ -219,7 +220,7 @@ class Bomb:
 def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1), "bomb": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pth")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        read_weights(str(tmp_path / "bomb.pth"))
+        read_weights(str(tmp_path / "bomb.pth"), storage)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -230,6 +231,41 @@ def test_a_public_backbone_of_another_size_is_refused(tmp_path: Path) -> None:
         transformers.ViTModel(config).save_pretrained(tmp_path / str(width))
     encoder = make_encoder(VisualConfig(encoder="auto", backbone=str(tmp_path / "16")), 5)
     with pytest.raises(ValueError, match=r"does not fit model\.visual\.backbone: 0 .* missing and \d+ have other shap"):
-        load_visual_weights(encoder, str(tmp_path / "32"))
+        load_visual_weights(encoder, str(tmp_path / "32"), storage)
     with pytest.raises(FileNotFoundError, match="is neither a folder with weights nor a name on the hub"):
-        load_visual_weights(encoder, str(tmp_path / "absent"))
+        load_visual_weights(encoder, str(tmp_path / "absent"), storage)
+
+
+class Shelf:
+    """Files in memory, as a bucket holds them: no folders but the prefixes of keys."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self.files = {f"{prefix}/{path.name}": path.read_bytes() for path in folder.iterdir()}
+
+    def exists(self, path: str) -> bool:
+        return path in self.files or self.is_folder(path)
+
+    def is_folder(self, path: str) -> bool:
+        return any(name.startswith(f"{path}/") for name in self.files)
+
+    def read_bytes(self, path: str) -> bytes:
+        return self.files[path]
+
+
+@pytest.mark.parametrize("kind", ["auto", "resnet50"])
+def test_weights_of_a_bucket_fill_the_encoder_as_those_of_a_folder_do(kind: str, tmp_path: Path) -> None:
+    if kind == "auto":
+        sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
+        model = transformers.ViTModel(transformers.ViTConfig(hidden_size=16, image_size=32, **sizes))
+        config = VisualConfig(encoder="auto", backbone=str(tmp_path))
+    else:
+        model = transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=3))
+        config = VisualConfig(encoder="resnet50", frozen_batch_norm=True)
+    model.save_pretrained(tmp_path, max_shard_size="8MB" if kind == "resnet50" else "1GB")
+    local, remote = make_encoder(config, 5), make_encoder(config, 5)
+    first = load_visual_weights(local, str(tmp_path), storage)
+    second = load_visual_weights(remote, "s3://bucket/weights", Shelf(tmp_path, "s3://bucket/weights"))
+    assert (set(second.loaded), second.missing) == (set(first.loaded), first.missing)
+    backbones = [dict(encoder.backbone.state_dict()) for encoder in (remote, local)]
+    torch.testing.assert_close(*backbones, rtol=0, atol=0)
+    assert len(second.loaded) > 10
