@@ -1,7 +1,7 @@
 """The catalogue of runs: each function returns a whole configuration; the command line starts from one by its name.
 
 `tiny` runs anywhere on the embedded corpus. The others are the published recipes of the paper's pre-training
-(docs/corpora.md says which of their corpora can still be had, and what differs).
+(docs/reference/corpora.md says which of their corpora can still be had, and what differs).
 """
 
 from __future__ import annotations

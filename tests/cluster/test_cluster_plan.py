@@ -228,8 +228,8 @@ def test_what_the_planner_repeats_of_the_code_is_so() -> None:
 
 
 def rows_of_the_page(first: str) -> list[list[str]]:
-    """The rows under the heading row of docs/cluster.md that begins with `first`, cell by cell."""
-    page = (Path(__file__).parent.parent.parent / "docs/cluster.md").read_text()
+    """The rows under the heading row of docs/how-to/run-on-a-cluster.md that begins with `first`, cell by cell."""
+    page = (Path(__file__).parent.parent.parent / "docs/how-to/run-on-a-cluster.md").read_text()
     body = page.split(f"\n| {first} |")[1].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in body]
 

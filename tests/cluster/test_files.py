@@ -443,8 +443,8 @@ def job_arguments(command: str) -> list[str]:
 
 
 def commands_of_the_page() -> list[str]:
-    """Every command of docs/cluster.md that pre-trains, with its line breaks taken out."""
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs/cluster.md").read_text(), flags=re.S)
+    """Every command of docs/how-to/run-on-a-cluster.md that pre-trains, with its line breaks taken out."""
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs/how-to/run-on-a-cluster.md").read_text(), flags=re.S)
     lines = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     return [line for line in lines if "jobs.pretrain" in line]
 

@@ -271,7 +271,7 @@ def test_cells_of_another_machine_are_those_of_the_same_manifest_wherever_it_lie
 def test_the_cells_in_the_docs_are_those_of_the_command_beside_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And go on by it: a field that is added later has to be added to them."""
     saved = read_json(str(ROOT / "docs" / "results" / f"{name}.json"))["fields"]
-    told = (ROOT / "docs" / "sweeps.md").read_text()
+    told = (ROOT / "docs" / "reference" / "results.md").read_text()
     (command,) = re.findall(rf"^python (jobs/ablate\.py \S+ --name {name} [^`]*)^```", told, re.MULTILINE)
     own, base = parsing.split(command.replace("\\\n", " ").split()[1:])
     monkeypatch.setattr(ablation, "read_manifest", lambda path: types.SimpleNamespace(hash=saved["data.manifest_hash"]))
