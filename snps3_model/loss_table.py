@@ -43,10 +43,10 @@ class Loss:
     """It is logged as `loss/NAME`; a built-in loss has its weight in the field of this name of `ObjectiveConfig`."""
     title: str
     """In reports."""
-    compute: str | Callable[[Any], Any]
-    """The loss of the global batch, of a `snps3_model.step.Step`; a name `module:function` is imported for training."""
     reaches: frozenset[str]
     """Names from `PARTS`. Other parts get no gradient, unless another loss reaches them: DDP would wait for it."""
+    compute: Callable[[Any], Any] | None = None
+    """Of a `snps3_model.step.Step` the loss of the global batch; None: the function of this name in `loss_terms.py`."""
     symbol: str = ""
     """In the paper, whose order reports follow."""
     reads_raw_text: Callable[[ObjectiveConfig], bool] = _always
@@ -70,8 +70,8 @@ class Loss:
         return "cross_network" in self.reaches
 
     def function(self) -> Callable[[Any], Any]:
-        """What computes it, imported if need be."""
-        return attribute(self.compute) if isinstance(self.compute, str) else self.compute
+        """Return what computes it. That of a built-in loss is imported here, since it needs torch."""
+        return self.compute or attribute(f"snps3_model.loss_terms:{self.name}")
 
 
 LOSSES = (
@@ -79,7 +79,6 @@ LOSSES = (
         name="gvtm_level1",
         symbol="ℒ3",
         title="ℒ3 · clip and caption apart (level 1)",
-        compute="snps3_model.loss_terms:gvtm_level1",
         reaches=DUAL | {"text_pooler"},
         is_kept_for_retrieval=True,
     ),
@@ -87,7 +86,6 @@ LOSSES = (
         name="gvtm_level2",
         symbol="ℒ4",
         title="ℒ4 · clip and caption together (level 2)",
-        compute="snps3_model.loss_terms:gvtm_level2",
         reaches=CROSS | {"cross_pooler", "similarity"},
         reads_raw_text=lambda config: config.num_hard_negatives is not None or config.mining != "both_ways",
         is_kept_for_retrieval=True,
@@ -95,14 +93,12 @@ LOSSES = (
     Loss(
         name="lvwm",
         title="LVWM · significant words and clip",
-        compute="snps3_model.loss_terms:lvwm",
         reaches=DUAL,
     ),
     Loss(
         name="masked_words_text",
         symbol="ℒ1",
         title="ℒ1 · masked words from the words alone",
-        compute="snps3_model.loss_terms:masked_words_text",
         reaches=frozenset({"bert", "text_words"}),
         reads_raw_text=lambda config: config.text_alone == "raw",
     ),
@@ -110,14 +106,12 @@ LOSSES = (
         name="masked_words_cross",
         symbol="ℒ2",
         title="ℒ2 · masked words from words and clip",
-        compute="snps3_model.loss_terms:masked_words_cross",
         reaches=CROSS | {"cross_words"},
         reads_raw_text=_never,
     ),
     Loss(
         name="itm",
         title="ITM · does this caption belong to this clip",
-        compute="snps3_model.loss_terms:itm",
         reaches=CROSS | {"cross_pooler"},
         reads_raw_text=lambda config: config.itm_negative == "hard",
         is_optional=True,
@@ -125,7 +119,6 @@ LOSSES = (
     Loss(
         name="clip_order",
         title="clip order · where moved frames belong",
-        compute="snps3_model.loss_terms:clip_order",
         reaches=frozenset({"visual", "temporal", "frame_places"}),
         reads_raw_text=_never,
         is_optional=True,

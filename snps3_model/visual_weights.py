@@ -15,7 +15,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -63,25 +63,10 @@ Weights = Mapping[str, Tensor]
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 
-@runtime_checkable
-class Files(Protocol):
-    """Where files are read from, as `pipeline.storage` does it."""
-
-    def exists(self, path: str) -> bool:
-        """Whether there is a file or a folder."""
-        ...
-
-    def is_folder(self, path: str) -> bool:
-        """Whether it is a folder."""
-        ...
-
-    def read_bytes(self, path: str) -> bytes:
-        """The content of a file."""
-        ...
-
-
-def load_visual_weights(encoder: nn.Module, path: str, files: Files) -> WeightsReport:
+def load_visual_weights(encoder: nn.Module, path: str, files: Any) -> WeightsReport:
     """Put the weights that `files` has at `path` into `encoder`; return what was done with each tensor.
+
+    `files` is `pipeline.storage`, or anything with its `exists`, `is_folder` and `read_bytes`.
 
     Only the projection to the network's width may be missing, only what is known to belong to other parts may be left
     over; anything else raises ValueError and leaves the encoder as it was. FileNotFoundError if nothing is there.
@@ -156,7 +141,7 @@ def inflated(name: str, tensor: Tensor, like: Tensor, source: str) -> Tensor:
     )
 
 
-def read_weights(path: str, files: Files) -> dict[str, Tensor]:
+def read_weights(path: str, files: Any) -> dict[str, Tensor]:
     """Return name → tensor of a .safetensors, .pt, .pth or .bin file, or of a folder in Hugging Face format.
 
     Pickles are read with `weights_only`, so nothing in them is executed.
@@ -181,7 +166,7 @@ def read_weights(path: str, files: Files) -> dict[str, Tensor]:
     return weights
 
 
-def _read_folder(folder: str, files: Files) -> dict[str, Tensor]:
+def _read_folder(folder: str, files: Any) -> dict[str, Tensor]:
     for whole in ("model.safetensors", "pytorch_model.bin"):
         if files.exists(f"{folder}/{whole}"):
             return read_weights(f"{folder}/{whole}", files)
@@ -194,7 +179,7 @@ def _read_folder(folder: str, files: Files) -> dict[str, Tensor]:
     )
 
 
-def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str, files: Files) -> WeightsReport:
+def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str, files: Any) -> WeightsReport:
     """Weights in Hugging Face format through Transformers, which knows the names of every age of its models."""
     network, weights = backbone.network, None
     if files.exists(path):  # no name on the hub
