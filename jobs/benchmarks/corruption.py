@@ -28,7 +28,7 @@ from pipeline.corpus import ledger
 from pipeline.corpus.ledger import TooManyRejectedError
 from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.codec import encode_video
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.records import Reason, Rejected, Stage
 from pipeline.stream.epoch_plan import Plan
 from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, rejected_rows

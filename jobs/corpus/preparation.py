@@ -31,8 +31,8 @@ from pipeline.corpus.annotations import Annotation, Format
 from pipeline.corpus.manifest import make_manifest, write_manifest
 from pipeline.corpus.sources import Layout, Source, open_source
 from pipeline.decode.codec import usable
+from pipeline.decode.config import Limits
 from pipeline.decode.decoder_choice import measure_decoders
-from pipeline.decode.isolation import Limits
 from pipeline.offline.stages import Probed, clips_of, probe_clips, unnamed_files
 from pipeline.records import Rejected
 

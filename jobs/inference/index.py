@@ -29,7 +29,7 @@ from pipeline import storage
 from pipeline.corpus.ledger import read_ledger, write_ledger
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.offline.shards import PASSING
 from pipeline.records import DecodeError, Reason, Rejected, Stage
 

@@ -25,7 +25,8 @@ from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.decode.codec import usable
 from pipeline.records import Kind
-from pipeline.stream.epoch_plan import MixingConfig, Plan
+from pipeline.stream.config import MixingConfig
+from pipeline.stream.epoch_plan import Plan
 from pipeline.text.tokenizer import Tokenizer
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import frame_size_problem

@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.run.config import OptimConfig, Placement, PretrainConfig, SelectionConfig, TaskConfig
 from jobs.run.run_files import best_weights
-from pipeline.stream.epoch_plan import MixingConfig
+from pipeline.stream.config import MixingConfig
 
 MOST_PX = 448
 """Long side of whole frames; question answering sees no smaller ones."""

@@ -43,7 +43,7 @@ from pipeline.stream.collate import collate
 from pipeline.stream.loader import ClipSource, split_rows
 from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.stream.transforms import normalise
-from pipeline.text.masking import MaskingConfig
+from pipeline.text.config import MaskingConfig
 from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import Tokenizer
 from snps3_model.downstream import Answering, Choosing

@@ -45,7 +45,7 @@ from pipeline.records import Batch, Rejected, Stage
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.loader import clip_rows, in_plan_order, rejected_rows, segments
 from pipeline.stream.transforms import augment
-from pipeline.text.masking import MaskingConfig
+from pipeline.text.config import MaskingConfig
 from snps3_model.loading import initialise
 from snps3_model.objective import Pretraining
 from snps3_model.visual_weights import load_visual_weights

@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.corpus.media import EncodedFrames, Media
-from pipeline.decode.sampling import SEGMENTS, Policy, Sampling, choose, sample_window, window
+from pipeline.decode.config import Sampling
+from pipeline.decode.sampling import SEGMENTS, Policy, choose, sample_window, window
 from pipeline.records import DecodeError, Kind, Reason
 
 log = logging.getLogger(__name__)

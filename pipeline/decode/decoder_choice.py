@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from pipeline.corpus import media
 from pipeline.decode.codec import known_info, time_decoding, usable_decoders
-from pipeline.decode.isolation import Limits, isolated
+from pipeline.decode.config import Limits
+from pipeline.decode.isolation import isolated
 from pipeline.records import DecodeError, Kind
 
 log = logging.getLogger(__name__)

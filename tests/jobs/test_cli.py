@@ -20,9 +20,8 @@ from jobs.run.presets import tiny
 from jobs.run.run_files import write_json
 from jobs.run.run_identity import identity
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
-from pipeline.stream.augmentation import AugmentationConfig
-from pipeline.stream.epoch_plan import MixingConfig
-from pipeline.text.masking import Strategy
+from pipeline.stream.config import AugmentationConfig, MixingConfig
+from pipeline.text.config import Strategy
 from snps3_model.config import VisualConfig
 from snps3_model.snps3 import SNPS3
 

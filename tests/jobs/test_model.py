@@ -23,7 +23,7 @@ from jobs.run.fields import as_dict
 from jobs.run.presets import tiny
 from jobs.tasks.tasks import Language
 from pipeline.decode.codec import encode_video
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.records import DecodeError, Reason
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import train_wordpiece

@@ -25,7 +25,8 @@ from pipeline.decode.codec import (
     usable,
     usable_decoders,
 )
-from pipeline.decode.sampling import Policy, Sampling
+from pipeline.decode.config import Sampling
+from pipeline.decode.sampling import Policy
 from pipeline.records import Kind, Reason
 
 NUM_FRAMES = 40

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.stream.collate import collate
-from pipeline.text.masking import MaskingConfig, Strategy
+from pipeline.text.config import MaskingConfig, Strategy
 from pipeline.text.significance import SignificantWords, mine_significant_words
 from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from golden import golden
 
-from pipeline.decode.sampling import Policy, Sampling, choose, sample_frames, sample_window, segments, spaced_frames
+from pipeline.decode.config import Sampling
+from pipeline.decode.sampling import Policy, choose, sample_frames, sample_window, segments, spaced_frames
 
 CASES = [(1, 1), (1, 7), (4, 2), (4, 4), (4, 5), (4, 100), (16, 3), (16, 300), (7, 10_001)]
 
