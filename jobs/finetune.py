@@ -1,4 +1,6 @@
-"""Fine-tune a pre-trained run on a task: `ray job submit -- python jobs/finetune.py RECIPE --run RUN --name NAME …`.
+"""Fine-tune a pre-trained run on a task.
+
+ray job submit -- python jobs/finetune.py RECIPE --run RUN --name NAME …
 
 The network, its vocabulary and the first weights are those of RUN; the recipe says what is learned and how. Every field
 can be set anew; from scratch with `--model.initial-weights None`. The same command again goes on.
@@ -6,53 +8,52 @@ can be set anew; from scratch with `--model.initial-weights None`. The same comm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from jobs.command_line.entry import run_command, run_training
-
-if TYPE_CHECKING:
-    from jobs.command_line import parsing
-    from jobs.run.config import PretrainConfig
-
 import argparse
 import functools
 import sys
+from typing import Any
+
+from jobs.command_line import parsing
+from jobs.command_line.entry import run_command
 
 
-def parse(argv: list[str]) -> parsing.Command:
-    """What was asked for; refused on stderr with exit code 2."""
-    from jobs.command_line import parsing
+def parse(argv: list[str] | None) -> parsing.Command:
+    """Return the recipe with its fields; a run that is not there is refused."""
     from jobs.run.recipes import RECIPES
     from jobs.run.run_identity import config_of
     from pipeline import storage
 
     early = argparse.ArgumentParser(add_help=False)
-    early.add_argument("--run")
+    early.add_argument("--run", default="")
     known, rest = early.parse_known_args(argv)
-    presets = {name: ((recipe.__doc__ or "").splitlines()[0], recipe) for name, recipe in RECIPES.items()}
-    if not known.run:
-        if rest and rest[0] in presets:
-            parsing.refuse("--run must name the folder of the pre-trained run, as in --run runs/tiny")
-        return parsing.parse(
-            rest, program="finetune.py", presets={name: (text, _no_run) for name, (text, _) in presets.items()}
-        )
+    run: Any = None
     folder = storage.absolute(known.run)
-    try:
-        run = config_of(folder)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        parsing.refuse(f"--run {known.run}: {error}")
-    bound = {name: (text, functools.partial(recipe, run, folder)) for name, (text, recipe) in presets.items()}
-    return parsing.parse(rest, program="finetune.py", presets=bound)
-
-
-def _no_run() -> PretrainConfig:
-    raise ValueError("--run must name the folder of the pre-trained run")
+    if known.run:
+        try:
+            run = config_of(folder)
+        except (ValueError, FileNotFoundError, PermissionError) as error:
+            parsing.refuse(f"--run {known.run}: {error}")
+    elif rest and rest[0] in RECIPES:
+        parsing.refuse("--run must name the folder of the pre-trained run, as in --run runs/tiny")
+    presets = {
+        name: ((recipe.__doc__ or "").splitlines()[0], functools.partial(recipe, run, folder))
+        for name, recipe in RECIPES.items()
+    }
+    return parsing.parse(rest, program="finetune.py", presets=presets)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
+    """Return the exit status of the command line."""
+    command = parse(argv)
+    if (status := parsing.answered(command)) is not None:
+        return status
 
-    return run_training(parse(sys.argv[1:] if argv is None else argv), program="finetune")
+    from jobs.launch.driver import pretrain
+    from jobs.tracking.mlflow_runs import refuse_unreachable
+
+    refuse_unreachable(command.config.placement.storage)
+    pretrain(command.config)
+    return 0
 
 
 if __name__ == "__main__":

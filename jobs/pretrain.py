@@ -1,4 +1,6 @@
-"""Pre-train one model and report on it: `ray job submit -- python jobs/pretrain.py PRESET --name NAME …`.
+"""Pre-train one model and report on it.
+
+ray job submit -- python jobs/pretrain.py PRESET --name NAME …
 
 The same command again goes on from the last checkpoint. SIGTERM (as from `ray job stop`) asks the run to write a
 checkpoint and end.
@@ -8,14 +10,22 @@ from __future__ import annotations
 
 import sys
 
-from jobs.command_line.entry import run_command, run_training
+from jobs.command_line import parsing
+from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    from jobs.command_line import parsing
+    """Return the exit status of the command line."""
+    command = parsing.parse(argv)
+    if (status := parsing.answered(command)) is not None:
+        return status
 
-    return run_training(parsing.parse(argv), program="pretrain")
+    from jobs.launch.driver import pretrain
+    from jobs.tracking.mlflow_runs import refuse_unreachable
+
+    refuse_unreachable(command.config.placement.storage)
+    pretrain(command.config)
+    return 0
 
 
 if __name__ == "__main__":

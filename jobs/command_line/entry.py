@@ -1,49 +1,89 @@
-"""What every command does before and after its own work."""
+"""What every command does before and after its own work: authentication, refusals, exit status."""
 
 from __future__ import annotations
 
+import difflib
+import importlib.metadata
+import logging
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cluster.auth import use_private_token
-from jobs import ROOT
 
-if TYPE_CHECKING:
-    from jobs.command_line.parsing import Command
+DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 130
+"""Exit statuses: done; failed while running; refused before anything ran; stopped on request."""
+REFUSALS = (
+    *(ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError),
+    ConnectionError,
+)
+"""What a command raises for input that cannot work."""
+DISTRIBUTION = "snps3-ray"
+JOBS = Path(__file__).parent.parent
 
 
 def run_command(main: Callable[[], int | None]) -> int:
-    """The exit status of a command that is started as a program.
+    """Return the exit status of a command that is started as a program.
 
     Ray reads its way of authentication when it is imported, so a command imports what imports Ray inside `main`.
     """
-    if (
-        sys.path and Path(sys.path[0]).resolve() == ROOT / "jobs"
-    ):  # `python jobs/x.py` would let our rooms hide packages
-        sys.path[0] = str(ROOT)
+    if sys.path and Path(sys.path[0]).resolve() == JOBS:  # `python jobs/x.py` would let our rooms hide packages
+        sys.path[0] = str(JOBS.parent)
     use_private_token()
-    return main() or 0
+    return exit_status(main)
 
 
-def run_training(command: Command, *, program: str) -> int:
-    """Exit status of pre-training or fine-tuning: 0 done or stopped, 1 lost or diverged, 2 refused."""
-    from cluster.run import LostError
-    from jobs.command_line.parsing import answered
-    from jobs.launch.driver import pretrain
-    from jobs.tracking.mlflow_runs import refuse_unreachable
-    from jobs.training.step import RunError
+def exit_status(main: Callable[[], int | None]) -> int:
+    """Return what `main` returns; for what it refuses, or what stops it, the status after one line on stderr.
 
-    if (status := answered(command)) is not None:
-        return status
+    A RuntimeError that is not the run's own, and every other exception, is a bug and keeps its traceback.
+    """
     try:
-        refuse_unreachable(command.config.placement.storage)
-        pretrain(command.config)
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
-    except (RunError, LostError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return main() or DONE
+    except REFUSALS as error:
+        return _say(error, REFUSED)
+    except OSError as error:  # a full disk, say
+        return _say(error, FAILED)
+    except KeyboardInterrupt:
+        return STOPPED
+    except ModuleNotFoundError as error:
+        if (remedy := missing_extra(error.name or "")) is None:
+            raise
+        return _say(remedy, FAILED)
+    except RuntimeError as error:
+        from cluster.run import LostError
+        from jobs.training.step import RunError
+        from pipeline.corpus.ledger import TooManyRejectedError
+
+        if not isinstance(error, (LostError, RunError, TooManyRejectedError)):
+            raise
+        return _say(error, FAILED)
+
+
+def missing_extra(module: str) -> str | None:
+    """Return which package lacks, which extra brings it, and the command; None for a module that no extra brings."""
+    package = module.partition(".")[0]
+    for requirement in importlib.metadata.requires(DISTRIBUTION) or ():
+        name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"](\w+)", requirement)
+        if name and extra and name[0].replace("-", "_").lower() == package:
+            return f"the package {package} is not installed; pip install '{DISTRIBUTION}[{extra[1]}]' brings it"
+    return None
+
+
+def log_progress() -> None:
+    """Show what a job on a corpus logs as it goes, without Ray's own lines."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("ray", "ray.data"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Return the question whether the nearest of `names` was meant; empty if none is near."""
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.4)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _say(error: object, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
