@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs import ROOT
+from jobs.benchmarks.cli_start import cli_start
 from jobs.benchmarks.compare_time import compare_runs
 from jobs.benchmarks.control_plane import control_plane
 from jobs.benchmarks.corruption import corruption
@@ -130,4 +131,5 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "downstream": downstream,
     "compare": compare_runs,
     "sweep": sweep,
+    "cli-start": cli_start,
 }
