@@ -28,7 +28,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
-from botocore import exceptions as boto
 
 T = TypeVar("T")
 
@@ -48,13 +47,10 @@ _S3_OPTIONS = {
 _PASSING_CODES = {"SlowDown", "RequestTimeout", "XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"}
 """Answers with a status below 500 that another try may not get."""
 _PASSING_ERRORS = (
-    TimeoutError,
-    ConnectionError,
-    boto.IncompleteReadError,
-    boto.HTTPClientError,
-    boto.EndpointConnectionError,
-    boto.ConnectTimeoutError,
+    *("IncompleteReadError", "HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError"),
+    *("ResponseParserError", "ClientPayloadError"),
 )
+"""Names of botocore's and aiohttp's errors that another try may not get."""
 _RIGHTS = {
     "HeadObject": "s3:GetObject",
     "HeadBucket": "s3:ListBucket",
@@ -307,10 +303,7 @@ def _may_pass(error: Exception) -> bool:
     """True if another try may succeed: the store is busy or broken for the moment, or the line was."""
     refusal = _refusal(error)
     if refusal is None:
-        from aiohttp import ClientPayloadError  # here, so that who uses no store does not wait for them
-        from botocore.parsers import ResponseParserError
-
-        return isinstance(error, (*_PASSING_ERRORS, ClientPayloadError, ResponseParserError))
+        return isinstance(error, (TimeoutError, ConnectionError)) or _is_of_client(error, *_PASSING_ERRORS)
     status = refusal.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return _code(refusal) in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
 
@@ -329,16 +322,16 @@ def _in_words(error: Exception, path: str) -> Exception | None:
             return OSError(error.errno, f"no space left for {path}: make room there, and give the same command again")
         case NotADirectoryError() | FileExistsError():
             return NotADirectoryError(f"a part of {path} is a file, not a folder: choose another path")
-        case boto.NoCredentialsError() | boto.PartialCredentialsError():
+        case _ if _is_of_client(error, "NoCredentialsError", "PartialCredentialsError"):
             return PermissionError(f"no credentials for {path}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-        case boto.SSLError():
+        case _ if _is_of_client(error, "SSLError"):
             return ConnectionError(f"no secure connection for {path}: check AWS_ENDPOINT_URL and AWS_CA_BUNDLE")
-        case boto.ParamValidationError():
+        case _ if _is_of_client(error, "ParamValidationError"):
             return ValueError(f"{path} names no bucket and key: {error}")
     return None
 
 
-def _missing_right(refusal: boto.ClientError | None, path: str) -> str:
+def _missing_right(refusal: Any, path: str) -> str:
     """Which call was refused, and which right or credential would let it through."""
     if not is_remote(path):
         return "give this user the right"
@@ -360,12 +353,18 @@ def _missing_right(refusal: boto.ClientError | None, path: str) -> str:
     return words + (", or check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if code == "403" else "")
 
 
-def _refusal(error: Exception) -> boto.ClientError | None:
+def _refusal(error: Exception) -> Any:
     """The answer of an S3 store behind an error, if there was one."""
-    return next((one for one in (error, error.__cause__) if isinstance(one, boto.ClientError)), None)
+    return next((one for one in (error, error.__cause__) if _is_of_client(one, "ClientError")), None)
 
 
-def _code(refusal: boto.ClientError) -> str:
+def _is_of_client(error: BaseException | None, *names: str) -> bool:
+    """True for an error of the S3 client with one of these names. By name: only who uses S3 needs the client."""
+    kinds = type(error).__mro__
+    return any(kind.__module__.split(".")[0] in ("botocore", "aiohttp") and kind.__name__ in names for kind in kinds)
+
+
+def _code(refusal: Any) -> str:
     return str(refusal.response.get("Error", {}).get("Code", ""))
 
 

@@ -19,9 +19,8 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote, unquote
-
-import lmdb
 
 from pipeline import storage
 from pipeline.corpus import manifest
@@ -155,8 +154,13 @@ def _read_key(path: str, key: str) -> bytes:
 
 
 @functools.cache
-def _environment(path: str) -> lmdb.Environment:
+def _environment(path: str) -> Any:
     """Opened once per process, since LMDB forbids more."""
+    try:
+        import lmdb
+    except ModuleNotFoundError as error:
+        remedy = "the package lmdb is not installed; pip install 'snps3-ray[lmdb]' brings it"
+        raise ModuleNotFoundError(f"{path}: {remedy}", name="lmdb") from error
     if storage.is_remote(path):
         raise ValueError(
             f"{path}: LMDB maps a file into memory, so it must be local; jobs/pack.py can pack it to a bucket"
