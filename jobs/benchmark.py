@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import tyro
 
-    from jobs import ROOT
+    from jobs import WORKPLACE
     from jobs.benchmarks.registry import BENCHMARKS
     from jobs.tracking.machine import hardware
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
             f"there is no benchmark {name!r}; {nearest(name, BENCHMARKS) or 'name one'} "
             f"(usage: benchmark.py NAME [options]; NAME is one of {', '.join(BENCHMARKS)})"
         )
-    os.chdir(ROOT)
+    os.chdir(WORKPLACE)
     result = tyro.cli(BENCHMARKS[name], args=options, prog=f"benchmark.py {name}")
     facts = {"benchmark": name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "hardware": hardware()}
     print(json.dumps(facts | result))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cluster.trials import STEP, Search, scheduler
-from jobs.experiments.seeds import ROOT
+from jobs import ROOT
 from jobs.experiments.sweeps import SweepConfig, rungs_of
 from jobs.run import run_files
 from jobs.tracking import mlflow_runs
