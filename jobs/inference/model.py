@@ -1,6 +1,6 @@
 """A trained model in a few lines: videos and texts in, vectors and matching scores out.
 
-from jobs.model import load
+from snps3 import load
 
 model = load("runs/tiny")
 videos = model.embed_videos(["a.mp4", "b.mp4"])

@@ -16,6 +16,7 @@ import tyro
 
 from jobs import finetune
 from jobs.benchmarks.kills import small_corpus
+from jobs.command_line.entry import exit_status
 from jobs.corpus.preparation import PrepareConfig, prepare
 from jobs.evaluate import main
 from jobs.evaluation.cards import read_card
@@ -132,8 +133,7 @@ def test_retrieval_is_scored_and_the_card_repeats_it(
     assert main(["--card", str(path), "--placement.storage", str(folder / "runs"), "--placement.num-workers", "1"]) == 0
     assert "every score is that of the card" in capsys.readouterr().out
     assert read_card(str(path)) == card
-    with pytest.raises(SystemExit):
-        main(["--card", str(path), "--rerank", "3"])
+    assert exit_status(lambda: main(["--card", str(path), "--rerank", "3"])) == 2
     assert "--rerank 3 is not for --card" in capsys.readouterr().err
 
 
