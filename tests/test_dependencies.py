@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -95,3 +96,13 @@ def test_a_missing_extra_is_one_line_with_the_command(
     line = "error: the package ray is not installed; pip install 'snps3-ray[train]' brings it\n"
     assert capsys.readouterr().err == line
     assert missing_extra("nothing_of_ours") is None
+
+
+def test_the_image_installs_the_core_and_every_extra_that_a_cluster_uses() -> None:
+    script = re.search(r'python -c "(.*?)"', (ROOT / "cluster/Dockerfile").read_text().replace("\\\n", ""), re.DOTALL)
+    assert script
+    code = script[1].replace("'pyproject.toml'", repr(str(ROOT / "pyproject.toml")))
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    installed = {name_of(line) for line in printed.splitlines()}
+    needed = EXTRAS.keys() - {"all", "dev", "spacy", "torchcodec"}
+    assert installed == CORE.union(*(EXTRAS[name] for name in needed))
