@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install pretrain test test-slow nightly check format lint types clean
+.PHONY: help install pretrain test test-slow wheel-test resolve nightly check format lint types clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,10 +18,10 @@ help:  ## this list
 install: $(STAMP)  ## build .venv with the pinned dependencies
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and \
-		f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; say make PYTHON=python3.12 …" or 0)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and \
+		f"Python 3.11 or newer is needed, {sys.executable} is {v[0]}.{v[1]}; say make PYTHON=python3.12 …" or 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
 pretrain: install  ## make the corpus, pre-train `tiny` on it, evaluate and report; ARGS='tiny --name other …'
@@ -32,6 +32,12 @@ test: install  ## the test suite and its ten longest durations
 
 test-slow: install  ## the tests that start whole runs; SLOW='slow and not nightly' for those that CI runs
 	$(BIN)/python -m pytest -m '$(SLOW)' --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 $(TESTS)
+
+wheel-test:  ## build the wheel, install it in an empty environment outside the checkout, and run it there
+	tests/wheel.sh $(PYTHON)
+
+resolve:  ## which machines and Pythons the package index has wheels of the core for
+	tests/resolve.sh $(PYTHON)
 
 nightly: SLOW = nightly
 nightly: test-slow  ## the slow tests that CI leaves out, then twenty runs that lose something at random

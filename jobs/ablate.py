@@ -1,4 +1,6 @@
-"""The paper's ablations over seeds: `ray job submit -- python jobs/ablate.py III --name NAME [-- PRESET …]`.
+"""Repeat the paper's ablations over seeds.
+
+ray job submit -- python jobs/ablate.py III --name NAME [-- PRESET …]
 
 II    P3E (a network for text, another for text with video) against SNP (one for both), with MLM and GVTM
 III   MLM or MSSM, with GVTM alone or with LVWM
@@ -11,40 +13,21 @@ thing, and to the first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from jobs.command_line.entry import run_command
-
-if TYPE_CHECKING:
-    from jobs.experiments.ablation import AblateConfig
-    from jobs.run.config import PretrainConfig
-
 import sys
-from collections.abc import Sequence
 
-
-def parse(argv: Sequence[str]) -> tuple[AblateConfig, PretrainConfig]:
-    """What was asked for; refused on stderr with exit code 2."""
-    import tyro
-
-    from jobs.command_line import parsing
-    from jobs.experiments.ablation import AblateConfig
-
-    own, base = parsing.split(argv)
-    with parsing.refusing():
-        config = tyro.cli(AblateConfig, args=own, prog="ablate.py", description=__doc__)
-    return config, parsing.checked(base, name=config.name, program="ablate.py … --")
+from jobs.command_line import parsing
+from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line: 1 where a run failed, 130 where it was asked to stop."""
-    from jobs.command_line import parsing
-    from jobs.experiments.ablation import StoppedError, ablate
+    """Return the exit status of the command line: 1 where a run failed, 130 where it was asked to stop."""
+    from jobs.experiments.ablation import AblateConfig, StoppedError, ablate
 
-    config, base = parse(sys.argv[1:] if argv is None else argv)
+    options, run_options = parsing.split(sys.argv[1:] if argv is None else argv)
+    config = parsing.read(AblateConfig, options, program="ablate.py", description=__doc__)
+    base = parsing.checked(run_options, name=config.name, program="ablate.py … --")
     try:
-        with parsing.refusing():
-            text, failed = ablate(config, base)
+        text, failed = ablate(config, base)
     except StoppedError:
         print(f"{config.name} was stopped; the same command goes on from here")
         return 130

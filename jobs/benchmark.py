@@ -1,30 +1,38 @@
-"""Measurements: `python jobs/benchmark.py NAME` prints one JSON object, with date and hardware, on its last line."""
+"""Measure: print one JSON object, with date and hardware, on the last line.
+
+python jobs/benchmark.py NAME [--OPTION VALUE …]
+"""
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
 import sys
 
-from jobs.command_line.entry import run_command
+from jobs.command_line.entry import nearest, run_command
 
 
-def main() -> None:
-    """Runs the benchmark that the command line names."""
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit status of the command line."""
+    import datetime
+    import json
+    import os
+
     import tyro
 
-    from jobs import ROOT
+    from jobs import WORKPLACE
     from jobs.benchmarks.registry import BENCHMARKS, benchmark
     from jobs.tracking.machine import hardware
 
-    if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
-        sys.exit(f"usage: benchmark.py NAME [options]; NAME is one of {', '.join(BENCHMARKS)}")
-    name = sys.argv[1]
-    os.chdir(ROOT)
-    result = tyro.cli(benchmark(name), args=sys.argv[2:], prog=f"benchmark.py {name}")
+    name, *options = (sys.argv[1:] if argv is None else argv) or [""]
+    if name not in BENCHMARKS:
+        raise ValueError(
+            f"there is no benchmark {name!r}; {nearest(name, BENCHMARKS) or 'name one'} "
+            f"(usage: benchmark.py NAME [options]; NAME is one of {', '.join(BENCHMARKS)})"
+        )
+    os.chdir(WORKPLACE)
+    result = tyro.cli(benchmark(name), args=options, prog=f"benchmark.py {name}")
     facts = {"benchmark": name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "hardware": hardware()}
     print(json.dumps(facts | result))
+    return 0
 
 
 if __name__ == "__main__":

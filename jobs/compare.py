@@ -1,4 +1,6 @@
-"""Runs beside each other on one page: `python jobs/compare.py RUN RUN …`, by their names or ids in MLflow.
+"""Show runs beside each other on one page.
+
+python jobs/compare.py RUN RUN …                 by their names or ids in MLflow
 
 What differs in their configurations, their scores with intervals, their curves, and what they cost. Reads an SQLite
 file or a tracking server (MLFLOW_TRACKING_URI).
@@ -8,19 +10,16 @@ from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    import tyro
-
-    from jobs.command_line import parsing
+    """Return the exit status of the command line."""
     from jobs.reports.comparison import CompareConfig, compare
 
-    with parsing.refusing():
-        config = tyro.cli(CompareConfig, args=argv, prog="compare.py", description=__doc__)
-        print(compare(config))
+    config = parsing.read(CompareConfig, argv, program="compare.py", description=__doc__)
+    print(compare(config))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint of the published code as first weights of a run of ours.
+"""Turn a checkpoint of the published code into first weights of a run.
 
     python jobs/convert.py webvid_video_swin --checkpoint univl.ckpt --out pretrained/snp_vst.safetensors
     python jobs/pretrain.py webvid_video_swin --name mine --model.initial-weights pretrained/snp_vst.safetensors
@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
-def main() -> None:
-    """Command line."""
-    import tyro
-
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit status of the command line."""
     from jobs.inference.conversion import Convert, convert
 
-    try:
-        print(convert(tyro.cli(Convert, description=__doc__)))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"convert: {error}")
+    config = parsing.read(Convert, argv, program="convert.py", description=__doc__)
+    print(convert(config))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A corpus on one HTML page that opens offline: sizes, lengths, words, rejected samples, copies, and some of its clips.
+"""Show a corpus on one HTML page that opens offline.
+
+Sizes, lengths, words, rejected samples, copies, and some of its clips.
 
 python -m jobs.corpus_report --manifest M --out PAGE.html [--ledgers L …] [--pairs P] [--words W]
 
@@ -9,22 +11,17 @@ from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the page is written, 1 with a message when it is not."""
-    import tyro
-
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit status of the command line."""
     from jobs.reports.corpus import CorpusReportConfig, corpus_page, read_corpus
     from pipeline import storage
 
-    config = tyro.cli(CorpusReportConfig, args=arguments, description="A corpus on one HTML page.")
-    try:
-        storage.write_bytes_atomic(storage.absolute(config.out), corpus_page(read_corpus(config)).encode())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = parsing.read(CorpusReportConfig, argv, program="corpus_report.py", description=__doc__)
+    storage.write_bytes_atomic(storage.absolute(config.out), corpus_page(read_corpus(config)).encode())
     print(config.out)
     return 0
 

@@ -1,4 +1,4 @@
-"""Copies in a corpus, and between it and test sets: a report, and a manifest without them.
+"""Find copies in a corpus, and between it and test sets: a report, and a manifest without them.
 
 python -m jobs.deduplicate --manifest M --out FOLDER_OR_BUCKET [--against OTHER_MANIFEST …] [--write-filtered]
 
@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import sys
 
-from jobs.command_line.entry import run_command
+from jobs.command_line import parsing
+from jobs.command_line.entry import log_progress, run_command
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the corpus was searched, 1 with a message when it was not."""
-    from jobs.command_line.data_job import run_data_job
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit status of the command line."""
     from jobs.corpus.deduplication import DeduplicateConfig, deduplicate, describe
 
-    description = "Copies in a corpus, and between it and test sets."
-    return run_data_job(DeduplicateConfig, deduplicate, describe, description, arguments)
+    log_progress()
+    print(describe(deduplicate(parsing.read(DeduplicateConfig, argv, program="deduplicate.py", description=__doc__))))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Embed a folder or bucket of videos: `ray job submit -- python jobs/embed.py RUN --videos FOLDER --out FOLDER`.
+"""Embed a folder or bucket of videos.
+
+ray job submit -- python jobs/embed.py RUN --videos FOLDER --out FOLDER
 
     list of videos ─ parts of a few ─► decode (CPU) ─► embed (one model per worker) ─► OUT/part-00000.parquet …
 
@@ -10,21 +12,18 @@ from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    import tyro
-
-    from jobs.command_line import parsing
+    """Return the exit status of the command line."""
     from jobs.inference.index import REJECTED, EmbedConfig, embed
 
-    config = tyro.cli(EmbedConfig, args=argv, prog="embed.py", description=__doc__)
-    with parsing.refusing():
-        found = embed(config)
+    config = parsing.read(EmbedConfig, argv, program="embed.py", description=__doc__)
+    counts = embed(config)
     print(
-        f"{found['videos']} videos: {found['embedded']} embedded now, {found['rejected']} rejected now "
+        f"{counts['videos']} videos: {counts['embedded']} embedded now, {counts['rejected']} rejected now "
         f"({config.out}/{REJECTED}), the others are in {config.out} already"
     )
     return 0

@@ -1,5 +1,6 @@
-"""Score a run on a task and write its protocol card: `ray job submit -- python jobs/evaluate.py RUN …`.
+"""Score a run on a task and write its protocol card.
 
+ray job submit -- python jobs/evaluate.py RUN …
 python jobs/evaluate.py runs/tiny                                 retrieval on the run's test split, exhaustive
 python jobs/evaluate.py runs/tiny --rerank 100                    the same in two stages
 python jobs/evaluate.py runs/tiny --task multiple_choice --questions corpora/embedded/multiple_choice/test.jsonl
@@ -12,23 +13,21 @@ from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line: 1 where a card's score did not come out again."""
+    """Return the exit status of the command line: 1 where a card's score did not come out again."""
     import torch
-    import tyro
 
-    from jobs.command_line import parsing
     from jobs.evaluation.cards import not_repeated, read_card
     from jobs.evaluation.scoring import EvaluateConfig, evaluate, table
     from jobs.reports.run_report import refresh_protocols
 
     torch.set_num_threads(1)  # ranks compute; a table in the driver needs no pool
-    config = tyro.cli(EvaluateConfig, args=argv, prog="evaluate.py", description=__doc__)
-    with parsing.refusing():
-        card = evaluate(config)
+    config = parsing.read(EvaluateConfig, argv, program="evaluate.py", description=__doc__)
+    card = evaluate(config)
     refresh_protocols(card.protocol.run)
     print(table(card))
     if config.card:

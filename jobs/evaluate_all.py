@@ -1,4 +1,6 @@
-"""Every evaluation of a checkpoint into one table: `ray job submit -- python jobs/evaluate_all.py RUN`.
+"""Evaluate a checkpoint on everything that is at hand, into one table.
+
+ray job submit -- python jobs/evaluate_all.py RUN
 
     zero-shot     retrieval on each corpus that is at hand, and MSR-VTT's multiple choice
     fine-tuned    each recipe of jobs/finetune.py whose corpus is at hand, and its score; MSRVTT-MC once more
@@ -10,19 +12,16 @@ from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line: 1 where an evaluation failed."""
-    import tyro
-
-    from jobs.command_line import parsing
+    """Return the exit status of the command line: 1 where an evaluation failed."""
     from jobs.experiments.suite import EvaluateAllConfig, evaluate_all
 
-    config = tyro.cli(EvaluateAllConfig, args=argv, prog="evaluate_all.py", description=__doc__)
-    with parsing.refusing():
-        failed = evaluate_all(config)
+    config = parsing.read(EvaluateAllConfig, argv, program="evaluate_all.py", description=__doc__)
+    failed = evaluate_all(config)
     if failed:
         print("\n".join(failed), file=sys.stderr)
     return int(bool(failed))

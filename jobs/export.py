@@ -1,4 +1,6 @@
-"""Write a model as a folder in Hugging Face's format: `python jobs/export.py RUN FOLDER`.
+"""Write a model as a folder in Hugging Face's format.
+
+python jobs/export.py RUN FOLDER
 
 config.json  model.safetensors  tokenizer.json  tokenizer_config.json  preprocessor_config.json  README.md (model card)
 significant_words.json  identity.json  answers.json (of question answering)  cards/ (protocol cards of the run's scores)
@@ -10,19 +12,16 @@ from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    import tyro
-
-    from jobs.command_line import parsing
+    """Return the exit status of the command line."""
     from jobs.inference.hub_folder import ExportConfig, export
 
-    config = tyro.cli(ExportConfig, args=argv, prog="export.py", description=__doc__)
-    with parsing.refusing():
-        print(export(config))
+    config = parsing.read(ExportConfig, argv, program="export.py", description=__doc__)
+    print(export(config))
     return 0
 
 

@@ -1,4 +1,6 @@
-"""Fine-tune a pre-trained run on a task: `ray job submit -- python jobs/finetune.py RECIPE --run RUN --name NAME …`.
+"""Fine-tune a pre-trained run on a task.
+
+ray job submit -- python jobs/finetune.py RECIPE --run RUN --name NAME …
 
 The network, its vocabulary and the first weights are those of RUN; the recipe says what is learned and how. Every field
 can be set anew; from scratch with `--model.initial-weights None`. The same command again goes on.
@@ -6,30 +8,26 @@ can be set anew; from scratch with `--model.initial-weights None`. The same comm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from jobs.command_line.entry import ExitStatus, run_command
-
-if TYPE_CHECKING:
-    from jobs.command_line import parsing
-
 import argparse
 import functools
 import sys
+from typing import Any
+
+from jobs.command_line import parsing
+from jobs.command_line.entry import run_command
 
 
-def parse(argv: list[str]) -> parsing.Command:
-    """What was asked for; refused on stderr with exit code 2."""
-    from jobs.command_line import parsing
+def parse(argv: list[str] | None) -> parsing.Command:
+    """Return the recipe with its fields; a run that is not there is refused."""
     from jobs.run.recipes import RECIPES
     from jobs.run.run_identity import config_of
     from pipeline import storage
 
     early = argparse.ArgumentParser(add_help=False)
-    early.add_argument("--run")
+    early.add_argument("--run", default="")
     known, rest = early.parse_known_args(argv)
-    run: Any = None  # then nothing but the usage is printed
-    folder = storage.absolute(known.run or ".")
+    run: Any = None
+    folder = storage.absolute(known.run)
     if known.run:
         try:
             run = config_of(folder)
@@ -45,16 +43,17 @@ def parse(argv: list[str]) -> parsing.Command:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status: 0 done or stopped, 1 lost or diverged, 2 refused."""
-    from jobs.command_line import parsing
-    from jobs.launch import driver
+    """Return the exit status of the command line."""
+    command = parse(argv)
+    if (status := parsing.answered(command)) is not None:
+        return status
 
-    command = parse(sys.argv[1:] if argv is None else argv)
-    if (answer := parsing.answered(command)) is not None:
-        return answer
-    with ExitStatus("finetune") as status:
-        driver.pretrain(command.config)
-    return status.value
+    from jobs.launch.driver import pretrain
+    from jobs.tracking.mlflow_runs import refuse_unreachable
+
+    refuse_unreachable(command.config.placement.storage)
+    pretrain(command.config)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The main job on this machine: make the embedded corpus, start a Ray head, submit prepare and pretrain to it.
+"""Make the embedded corpus on this machine, start a Ray head, submit prepare and pretrain to it.
 
 python -m jobs.local [PRESET] [--FIELD VALUE …]        what `make pretrain` runs
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line; 130 after Ctrl-C."""
-    from jobs.command_line import parsing
+    """Return the exit status of the command line; 130 after Ctrl-C."""
     from jobs.corpus.generation import progress_printer
     from jobs.launch.local_run import run_locally
 

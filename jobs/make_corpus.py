@@ -1,23 +1,23 @@
-"""Makes the embedded corpus: `python -m jobs.make_corpus --out corpora/embedded`."""
+"""Make the embedded corpus.
+
+python -m jobs.make_corpus --out corpora/embedded
+"""
 
 from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
-def main() -> None:
-    """Command line."""
-    import tyro
-
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit status of the command line."""
     from jobs.corpus.generation import MakeCorpus, run
 
-    config = tyro.cli(MakeCorpus, description=__doc__)
-    try:
-        run(config)
-    except ValueError as error:
-        sys.exit(f"corpus: {error}")
+    config = parsing.read(MakeCorpus, argv, program="make_corpus.py", description=__doc__)
+    run(config)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Captions of any corpus in; its significant words out, as a Ray Data job. Any number of runs can share them.
+"""Count the significant words of captions, for any number of runs to share.
 
 python -m jobs.mine_words --captions MANIFEST_OR_JSON_LINES --vocabulary FOLDER --out FOLDER_OR_BUCKET
 
@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import sys
 
-from jobs.command_line.entry import run_command
+from jobs.command_line import parsing
+from jobs.command_line.entry import log_progress, run_command
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the words are there, 1 with a message when they are not."""
-    from jobs.command_line.data_job import run_data_job
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit status of the command line."""
     from jobs.corpus.word_mining import MineConfig, describe, mine_words
 
-    return run_data_job(MineConfig, mine_words, describe, "Captions in; significant_words.json out.", arguments)
+    log_progress()
+    print(describe(mine_words(parsing.read(MineConfig, argv, program="mine_words.py", description=__doc__))))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A prepared corpus packed into few large files, as a Ray Data job: raw bytes, or the clips' frames as JPEG.
+"""Pack a prepared corpus into few large files: raw bytes, or the clips' frames as JPEG.
 
 python -m jobs.pack --manifest CORPUS/manifest.parquet --out FOLDER_OR_BUCKET [--packing.content raw]
 
@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import sys
 
-from jobs.command_line.entry import run_command
+from jobs.command_line import parsing
+from jobs.command_line.entry import log_progress, run_command
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the corpus is packed, 1 with a message when it is not."""
-    from jobs.command_line.data_job import run_data_job
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit status of the command line."""
     from jobs.corpus.packing import PackConfig, pack
     from jobs.corpus.preparation import describe
 
-    description = "A prepared corpus packed into few large files: raw bytes, or frames as JPEG."
-    return run_data_job(PackConfig, pack, describe, description, arguments)
+    log_progress()
+    print(describe(pack(parsing.read(PackConfig, argv, program="pack.py", description=__doc__))))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Raw videos and captions in; manifest and ledger of rejected samples out, as a Ray Data job.
+"""Make a corpus of raw videos and captions: a manifest, and a ledger of rejected samples.
 
 python -m jobs.prepare --corpus NAME --root FOLDER_OR_BUCKET --annotations FILE … --out FOLDER_OR_BUCKET
 
@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import sys
 
-from jobs.command_line.entry import run_command
+from jobs.command_line import parsing
+from jobs.command_line.entry import log_progress, run_command
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the corpus is prepared, 1 with a message when it is not."""
-    from jobs.command_line.data_job import run_data_job
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit status of the command line."""
     from jobs.corpus.preparation import PrepareConfig, describe, prepare
 
-    description = "Raw videos and captions in; manifest.parquet and rejected.parquet out."
-    return run_data_job(PrepareConfig, prepare, describe, description, arguments)
+    log_progress()
+    print(describe(prepare(parsing.read(PrepareConfig, argv, program="prepare.py", description=__doc__))))
+    return 0
 
 
 if __name__ == "__main__":

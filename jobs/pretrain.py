@@ -1,4 +1,6 @@
-"""Pre-train one model and report on it: `ray job submit -- python jobs/pretrain.py PRESET --name NAME …`.
+"""Pre-train one model and report on it.
+
+ray job submit -- python jobs/pretrain.py PRESET --name NAME …
 
 The same command again goes on from the last checkpoint. SIGTERM (as from `ray job stop`) asks the run to write a
 checkpoint and end.
@@ -8,20 +10,22 @@ from __future__ import annotations
 
 import sys
 
-from jobs.command_line.entry import ExitStatus, run_command
+from jobs.command_line import parsing
+from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status: 0 done or stopped, 1 lost or diverged, 2 refused."""
-    from jobs.command_line import parsing
-    from jobs.launch import driver
-
+    """Return the exit status of the command line."""
     command = parsing.parse(argv)
-    if (answer := parsing.answered(command)) is not None:
-        return answer
-    with ExitStatus("pretrain") as status:
-        driver.pretrain(command.config)
-    return status.value
+    if (status := parsing.answered(command)) is not None:
+        return status
+
+    from jobs.launch.driver import pretrain
+    from jobs.tracking.mlflow_runs import refuse_unreachable
+
+    refuse_unreachable(command.config.placement.storage)
+    pretrain(command.config)
+    return 0
 
 
 if __name__ == "__main__":

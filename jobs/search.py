@@ -1,4 +1,6 @@
-"""Find videos by a sentence: `python jobs/search.py INDEX "a red ring rises"`, in an index of jobs/embed.py.
+"""Find videos by a sentence, in an index of jobs/embed.py.
+
+python jobs/search.py INDEX "a red ring rises"
 
 The dual encoder's vectors choose `--rerank` videos, the cross encoder puts them in order.
 """
@@ -7,21 +9,17 @@ from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    import tyro
-
-    from jobs.command_line import parsing
+    """Return the exit status of the command line."""
     from jobs.inference.query import SearchConfig, search
 
-    config = tyro.cli(SearchConfig, args=argv, prog="search.py", description=__doc__)
-    with parsing.refusing():
-        found = search(config)
-    for one in found:
-        print(f"{one.cross:8.3f}  {one.dual:8.3f}  {one.uri}")
+    config = parsing.read(SearchConfig, argv, program="search.py", description=__doc__)
+    for video in search(config):
+        print(f"{video.cross:8.3f}  {video.dual:8.3f}  {video.uri}")
     return 0
 
 

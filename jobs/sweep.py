@@ -1,5 +1,6 @@
-"""Sweep masking ratios, loss weights and more: `ray job submit -- python jobs/sweep.py SPACE --name NAME [PRESET …]`.
+"""Sweep masking ratios, loss weights and more.
 
+ray job submit -- python jobs/sweep.py SPACE --name NAME [-- PRESET …]
 python jobs/sweep.py masking_ratio --name ratio                                    a ready space, on `tiny`
 python jobs/sweep.py --name mine --vary optim.lr=1e-4..3e-3:log masking.strategy=mssm,mlm
 python jobs/sweep.py loss_weights --name weights -- tiny --optim.num-steps 200     what follows -- is as for pretrain.py
@@ -10,45 +11,25 @@ compared by a probe on the validation split, never by the weighted loss. The sam
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from jobs.command_line.entry import run_command
-
-if TYPE_CHECKING:
-    from jobs.experiments.sweeps import SweepConfig
-    from jobs.run.config import PretrainConfig
-
 import sys
-from collections.abc import Sequence
 
-
-def parse(argv: Sequence[str]) -> tuple[SweepConfig, PretrainConfig]:
-    """What was asked for; refused on stderr with exit code 2."""
-    import tyro
-
-    from jobs.command_line import parsing
-    from jobs.experiments.sweeps import SweepConfig
-
-    own, base = parsing.split(argv)
-    with parsing.refusing():
-        config = tyro.cli(SweepConfig, args=own, prog="sweep.py", description=__doc__)
-    return config, parsing.checked(base, name=config.name, program="sweep.py … --")
+from jobs.command_line import parsing
+from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line: 1 where a trial failed, 130 after Ctrl-C."""
-    from jobs.command_line import parsing
-    from jobs.experiments.sweeps import changed_selection, describe, sweep
+    """Return the exit status of the command line: 1 where a trial failed, 130 after Ctrl-C."""
+    from jobs.experiments.sweeps import SweepConfig, changed_selection, describe, sweep
 
-    words = sys.argv[1:] if argv is None else argv
-    config, base = parse(words)
-    with parsing.refusing():
-        rows = sweep(config, base)
+    options, run_options = parsing.split(sys.argv[1:] if argv is None else argv)
+    config = parsing.read(SweepConfig, options, program="sweep.py", description=__doc__)
+    base = parsing.checked(run_options, name=config.name, program="sweep.py … --")
+    rows = sweep(config, base)
     if not rows:
         print(f"{config.name} was stopped; the same command goes on from here")
         return 130
     selection = changed_selection(base, rows[0])
-    print(describe(rows, config, parsing.split(words)[1], selection))
+    print(describe(rows, config, run_options, selection))
     return int(any(row.status == "failed" for row in rows))
 
 

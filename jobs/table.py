@@ -1,4 +1,6 @@
-"""The scores of runs beside published ones: `python jobs/table.py RUN [RUN …] [--out table.md]`.
+"""Put the scores of runs beside published ones.
+
+python jobs/table.py RUN [RUN …] [--out table.md]
 
 Every protocol card in the runs' folders is a row, under its benchmark. A card belongs to a benchmark if the name of its
 corpus says so (`msrvtt`, `didemo`, `msvd`); others stand under their own. Benchmarks without a card say "not run".
@@ -8,20 +10,17 @@ from __future__ import annotations
 
 import sys
 
+from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line."""
-    import tyro
-
-    from jobs.command_line import parsing
+    """Return the exit status of the command line."""
     from jobs.evaluation.leaderboard import TableConfig, table
     from pipeline import storage
 
-    config = tyro.cli(TableConfig, args=argv, prog="table.py", description=__doc__)
-    with parsing.refusing():
-        text = table(config)
+    config = parsing.read(TableConfig, argv, program="table.py", description=__doc__)
+    text = table(config)
     if config.out:
         storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
     else:

@@ -32,7 +32,7 @@ ROOMS = {
     "cluster.ray_internals": set(),
     "cluster": {"cluster.ray_internals"},
     "jobs.run": {"cluster.ray_internals", "pipeline", "snps3_model.config", "snps3_model.loss_table"},
-    "jobs.tracking": {"jobs.ROOT", "pipeline.storage"},
+    "jobs.tracking": {"jobs.ROOT", "jobs.WORKPLACE", "pipeline.storage"},
     "jobs.tasks": {"jobs.run", "cluster.world", "pipeline", "snps3_model"},
     "jobs.training": {"jobs.run", "jobs.tracking", "jobs.tasks", "cluster", "pipeline", "snps3_model"},
     "jobs.evaluation": {
@@ -44,26 +44,28 @@ ROOMS = {
         *("pipeline", "snps3_model"),
     },
     "jobs.launch": {
-        *("jobs.ROOT", "jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.reports"),
+        *("jobs.ROOT", "jobs.WORKPLACE", "jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.reports"),
+        "jobs.evaluation.cards",
         *("cluster", "pipeline", "snps3_model"),
     },
     "jobs.command_line": {
-        *("jobs.ROOT", "jobs.run", "jobs.launch", "jobs.training.step", "jobs.tracking"),
-        "cluster",
+        *("jobs.run", "jobs.launch", "jobs.training.step"),
+        *("cluster", "pipeline.corpus.ledger"),
     },
     "jobs.corpus": {"cluster", "pipeline"},
     "jobs.inference": {
         *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation"),
         *("cluster", "pipeline", "snps3_model"),
     },
+    "snps3": {"jobs.command_line.entry", "jobs.inference.model"},
     "jobs.experiments": {
-        *("jobs.ROOT", "jobs.run", "jobs.tracking", "jobs.training", "jobs.evaluation", "jobs.launch"),
-        *("jobs.command_line", "cluster", "pipeline", "snps3_model.loss_table"),
+        *("jobs.ROOT", "jobs.WORKPLACE", "jobs.run", "jobs.tracking", "jobs.training", "jobs.evaluation"),
+        *("jobs.launch", "jobs.command_line", "cluster", "pipeline", "snps3_model.loss_table"),
     },
     "jobs.benchmarks": {"jobs", "cluster", "pipeline", "snps3_model"},
 }
 """Of each room what its files may import, beside one another. Each room's `__init__` says it in words."""
-COMMANDS = {"jobs", "pipeline.storage", "pipeline.synthetic"}
+COMMANDS = {"jobs", "pipeline.storage"}
 """What the commands, jobs/NAME.py, may import."""
 ONE_FILE = {
     "decord": "pipeline/decode/decord_video.py",
@@ -112,7 +114,7 @@ def is_in(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
 
 
-PACKAGES = ("jobs", "pipeline", "snps3_model", "cluster")
+PACKAGES = ("snps3", "jobs", "pipeline", "snps3_model", "cluster")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 NAMES = {path.relative_to(ROOT).as_posix(): imported_names(path.read_text()) for path in FILES}
 

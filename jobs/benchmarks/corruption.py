@@ -28,7 +28,7 @@ from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline.corpus import ledger
 from pipeline.corpus.ledger import TooManyRejectedError
 from pipeline.corpus.manifest import read_manifest
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.records import Reason, Rejected, Stage
 from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, rejected_rows
 from pipeline.stream.transforms import normalise

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "restart": "kills:restart",
     "lease": "lease:lease",
     "planted-faults": "planted_faults:planted_faults",
+    "cli-start": "cli_start:cli_start",
     "overhead": "tiny_runs:overhead",
     "control-plane": "control_plane:control_plane",
     "two-stage": "two_stage:two_stage",

@@ -35,7 +35,7 @@ from jobs.run.config import Placement
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.stream.collate import collate
 from pipeline.stream.transforms import normalise
-from pipeline.text.masking import MaskingConfig
+from pipeline.text.config import MaskingConfig
 from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import Tokenizer
 from snps3_model import losses

@@ -1,4 +1,4 @@
 """Command lines: parse a preset or a dataclass, refuse in one line, exit status.
 
-May import `jobs.run` and `jobs.launch.preflight`.
+May import `jobs.run`, `jobs.launch.preflight`, and where an error is read `cluster.run` and `jobs.training.step`.
 """

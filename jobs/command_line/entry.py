@@ -1,45 +1,90 @@
-"""What every command does before and after its own work."""
+"""What every command does before and after its own work: authentication, refusals, exit status."""
 
 from __future__ import annotations
 
-import contextlib
+import difflib
+import importlib.metadata
+import logging
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cluster.auth import use_private_token
-from jobs import ROOT
+
+DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 130
+"""Exit statuses: done; failed while running; refused before anything ran; stopped on request."""
+REFUSALS = (
+    *(ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError),
+    ConnectionError,
+)
+"""What a command raises for input that cannot work."""
+DISTRIBUTION = "snps3-ray"
+JOBS = Path(__file__).parent.parent
 
 
 def run_command(main: Callable[[], int | None]) -> int:
-    """The exit status of a command that is started as a program.
+    """Return the exit status of a command that is started as a program.
 
     Ray reads its way of authentication when it is imported, so a command imports what imports Ray inside `main`.
     """
-    if (
-        sys.path and Path(sys.path[0]).resolve() == ROOT / "jobs"
-    ):  # `python jobs/x.py` would let our rooms hide packages
-        sys.path[0] = str(ROOT)
+    if sys.path and Path(sys.path[0]).resolve() == JOBS:  # `python jobs/x.py` would let our rooms hide packages
+        sys.path[0] = str(JOBS.parent)
     use_private_token()
-    return main() or 0
+    return exit_status(main)
 
 
-class ExitStatus(contextlib.AbstractContextManager["ExitStatus"]):
-    """Within it, an error of pre-training or fine-tuning becomes a line on stderr and a `value`: 1 for a run that is
-    lost or diverged, 2 for one that is refused. A context, so that it is no frame between a command and its run."""
+def exit_status(main: Callable[[], int | None]) -> int:
+    """Return what `main` returns; for what it refuses, or what stops it, the status after one line on stderr.
 
-    def __init__(self, program: str) -> None:
-        self.program, self.value = program, 0
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+    A RuntimeError that is not the run's own, and every other exception, is a bug and keeps its traceback.
+    """
+    try:
+        return main() or DONE
+    except REFUSALS as error:
+        return _say(error, REFUSED)
+    except OSError as error:  # a full disk, say
+        return _say(error, FAILED)
+    except KeyboardInterrupt:
+        return STOPPED
+    except ModuleNotFoundError as error:
+        if (remedy := missing_extra(error.name or "")) is None:
+            raise
+        return _say(remedy, FAILED)
+    except RuntimeError as error:
         from cluster.run import LostError
         from jobs.launch.lease import LeaseLostError
         from jobs.training.step import RunError
+        from pipeline.corpus.ledger import TooManyRejectedError
 
-        if isinstance(error, RunError | LostError | LeaseLostError):
-            self.value = 1
-        elif isinstance(error, ValueError | FileNotFoundError | PermissionError | ConnectionError):
-            self.value = 2
-        if self.value:
-            print(f"{self.program}: {error}", file=sys.stderr)
-        return bool(self.value)
+        if not isinstance(error, (LostError, LeaseLostError, RunError, TooManyRejectedError)):
+            raise
+        return _say(error, FAILED)
+
+
+def missing_extra(module: str) -> str | None:
+    """Return which package lacks, which extra brings it, and the command; None for a module that no extra brings."""
+    package = module.partition(".")[0]
+    for requirement in importlib.metadata.requires(DISTRIBUTION) or ():
+        name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"](\w+)", requirement)
+        if name and extra and name[0].replace("-", "_").lower() == package:
+            return f"the package {package} is not installed; pip install '{DISTRIBUTION}[{extra[1]}]' brings it"
+    return None
+
+
+def log_progress() -> None:
+    """Show what a job on a corpus logs as it goes, without Ray's own lines."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("ray", "ray.data"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Return the question whether the nearest of `names` was meant; empty if none is near."""
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.4)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _say(error: object, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status

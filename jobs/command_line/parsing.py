@@ -5,27 +5,21 @@ python jobs/pretrain.py tiny --name first --optim.lr 2e-4 --placement.num-worker
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import io
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
+import tyro._errors  # private: pyproject.toml caps the version, and tests/jobs/test_cli.py reads every refusal
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from jobs.launch.preflight import describe, survey
+from jobs.command_line.entry import nearest
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import current_arguments
 from jobs.run.presets import PRESETS
 
-NOT_A_NUMBER = {
-    r"invalid literal for int\(\) with base 10: ('.*')": r"\1 is not a whole number",
-    r"could not convert string to float: ('.*')": r"\1 is not a number",
-}
-"""What Python says of a word where a number is needed, and what we say."""
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,28 +50,39 @@ def parse(
     if name not in presets:
         refuse(_unknown_preset(name, presets))
     description, preset = presets[name]
-    box = io.StringIO()
+    default = Command(config=preset())
+    return read(Command, arguments[1:], program=f"{program} {name}", description=description, default=default)
+
+
+def read(
+    config_type: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    program: str,
+    description: str | None,
+    default: Config | None = None,
+) -> Config:
+    """Return the dataclass that the command line describes; what it cannot be is refused in one line."""
+    start: Any = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(box):
+        with tyro._errors.on_parse_error(_refuse_value):
             return tyro.cli(
-                Command,
-                default=Command(config=preset()),
-                args=arguments[1:],
-                prog=f"{program} {name}",
+                config_type,
+                args=argv,
+                prog=program,
                 description=description,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.EnumChoicesFromValues),
+                registry=_NUMBERS,
+                **start,
             )
-    except ValueError as error:  # of a rule between parts of the configuration
+    except ValueError as error:  # a rule between parts of the configuration
         refuse(str(error))
-    except SystemExit:
-        if message := _value_error(box.getvalue()):
-            refuse(message)
-        sys.stderr.write(box.getvalue())
-        raise
 
 
 def answered(command: Command) -> int | None:
     """Exit code of what needs no start: a dry run, 1 if it found problems; a run with problems, 2. None: go on."""
+    from jobs.launch.preflight import describe, survey
+
     plan = survey(command.config)
     if command.dry_run:
         print(describe(plan))
@@ -123,41 +128,45 @@ def _usage(program: str, presets: Mapping[str, tuple[str, object]]) -> str:
 
 
 def _unknown_preset(name: str, presets: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, presets, n=1, cutoff=0.4)
+    hint = nearest(name, presets) or "name one of the presets"
     if name.startswith("-"):
         hint = f"the name of a preset comes before the fields, as in `{next(iter(presets))} {name}`"
-    else:
-        hint = f"did you mean {near[0]}?" if near else "name one of the presets"
     return f"there is no preset {name!r}; {hint} (presets: {', '.join(presets)})"
 
 
-def _value_error(box: str) -> str | None:
-    """The message in the frame that tyro draws around a ValueError of one part of the configuration, unframed."""
-    lines = [line.strip("│╭╮╰╯─| ") for line in box.splitlines()]
-    lines = [line for line in lines if line.strip("-+") or not line]  # without the rules of a frame in ASCII
-    if not lines or "Value error" not in lines[0]:
+def _refuse_value(event: tyro._errors.ParseErrorEvent) -> None:
+    """Refuse a value in one line, where tyro would draw a box; unknown options keep tyro's list of near ones."""
+    if isinstance(event, tyro._errors.InstantiationFailure):
+        names = event.argument.lowered.name_or_flags if event.argument else ()
+        refuse(": ".join([*names[:1], event.message]))
+
+
+_NUMBERS = ConstructorRegistry()
+
+
+@_NUMBERS.primitive_rule
+def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
+    """How whole and other numbers are read, with an error that says what is no number."""
+    kind = info.type
+    if kind not in (int, float):
         return None
-    stop = next((number for number, line in enumerate(lines) if number and _ends_message(line)), len(lines))
-    message = " ".join(lines[1:stop]).removeprefix("Error parsing ")
-    for pattern, plain in NOT_A_NUMBER.items():
-        message = re.sub(pattern, plain, message)
-    return message.partition(": ")[2] if message.startswith("config") else message
 
+    def read_number(words: list[str]) -> float:
+        try:
+            return kind(words[0])
+        except ValueError as error:
+            raise ValueError(f"{words[0]!r} is not a {'whole ' * (kind is int)}number") from error
 
-def _ends_message(line: str) -> bool:
-    return not line or line.startswith(("Argument helptext:", "For full helptext,"))
-
-
-@contextlib.contextmanager
-def refusing() -> Iterator[None]:
-    """What the block says cannot be is refused."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError) as error:
-        refuse(str(error))
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=read_number,
+        is_instance=lambda value: isinstance(value, (int, kind)),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def refuse(message: str) -> NoReturn:
-    """Ends with exit code 2 and a line on stderr."""
+    """End with exit status 2 and a line on stderr."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -27,7 +27,7 @@ from jobs.corpus.summary import annotated_beside
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.offline.shards import (
     Item,
     PackingConfig,

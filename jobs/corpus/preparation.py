@@ -31,9 +31,9 @@ from pipeline.corpus.annotations import Annotation, Format
 from pipeline.corpus.manifest import make_manifest, write_manifest
 from pipeline.corpus.sources import Layout, Source, open_source
 from pipeline.decode import decoders
+from pipeline.decode.config import Limits
 from pipeline.decode.decoder_choice import measure_decoders
 from pipeline.decode.decoders import DecoderName
-from pipeline.decode.isolation import Limits
 from pipeline.offline.stages import Probed, clips_of, probe_clips, unnamed_files
 from pipeline.records import Rejected
 

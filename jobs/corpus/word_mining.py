@@ -28,7 +28,8 @@ import pyarrow as pa
 from cluster.connection import connected_ray
 from pipeline import storage
 from pipeline.offline.word_counts import count_captions, read_captions
-from pipeline.text.significance import UNRANKED, SignificanceConfig, WordCounts, rank_words
+from pipeline.text.config import UNRANKED
+from pipeline.text.significance import SignificanceConfig, WordCounts, rank_words
 from pipeline.text.tagging import TaggerName, best_tagger, tagger_version
 from pipeline.text.tokenizer import read_pieces
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from jobs import ROOT
+from jobs import WORKPLACE
 from jobs.run import run_files
 from jobs.run.fields import differences
 from pipeline import storage
@@ -24,10 +24,10 @@ def run_job(program: str, preset: str, name: str, options: Sequence[str], storag
 
     CalledProcessError if the run fails.
     """
-    command = [sys.executable, str(ROOT / f"jobs/{program}.py"), preset, "--name", name]
+    command = [sys.executable, "-m", f"jobs.{program}", preset, "--name", name]
     command += ["--placement.storage", storage, *options]
     print(" ".join(command), file=sys.stderr, flush=True)
-    subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
+    subprocess.run(command, check=True, cwd=WORKPLACE, stdout=sys.stderr)
     return run_files.read_json(f"{storage}/{name}/results.json")
 
 

@@ -25,7 +25,7 @@ from snps3_model.visual_weights import load_named, read_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """What is converted, and where it goes."""
+    """A checkpoint, and the file that it becomes."""
 
     preset: Annotated[str, tyro.conf.Positional]
     """The preset whose network the checkpoint is of."""
@@ -42,7 +42,7 @@ class Convert:
 
 
 def convert(config: Convert) -> WeightsReport:
-    """Writes `config.out`. ValueError where the checkpoint is not of the preset's network, FileNotFoundError where it
+    """Write `config.out`. ValueError where the checkpoint is not of the preset's network, FileNotFoundError where it
     is not there."""
     _, preset = PRESETS[config.preset]
     run = preset()

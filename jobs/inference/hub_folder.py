@@ -121,7 +121,7 @@ def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[s
         "One BERT-type network for text and for text with video (SNP-S3, IEEE TCSVT 2023), trained with SNP-S3 on Ray.",
         "",
         "```python",
-        "from jobs.model import load",
+        "from snps3 import load",
         "",
         'model = load("THIS FOLDER")',
         'videos, texts = model.embed_videos(["a.mp4"]), model.embed_texts(["a red ring rises"])',

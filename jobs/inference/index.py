@@ -21,6 +21,7 @@ import tyro
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
+from jobs.inference.index_files import INDEX, REJECTED, parts_in
 from jobs.inference.model import decode, load
 from jobs.run import run_files
 from jobs.run.config import DataConfig
@@ -29,11 +30,10 @@ from pipeline import storage
 from pipeline.corpus.ledger import read_ledger, write_ledger
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.offline.shards import PASSING
 from pipeline.records import DecodeError, Reason, Rejected, Stage
 
-INDEX, REJECTED = "index.json", "rejected.parquet"
 DECODED = pa.schema(
     [("part", pa.string()), ("uri", pa.string()), ("frames", pa.large_binary()), ("refused", pa.string())]
 )
@@ -49,7 +49,7 @@ EMBEDDED = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
-    """What is embedded, with what, and where to."""
+    """Which videos are embedded, with which model, and where to."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a run, or of an exported model."""
@@ -73,7 +73,7 @@ class EmbedConfig:
 
 
 def embed(config: EmbedConfig) -> dict[str, int]:
-    """Videos that were there, and that were embedded and rejected by this call."""
+    """Embed the videos that the index lacks. Return counts: all videos, those embedded now, those rejected now."""
     run, videos, out = map(storage.absolute, (config.run, config.videos, config.out))
     uris = sorted(storage.join(videos, path) for path in storage.list_files(videos) if kind_of(path))
     if not uris:
@@ -84,7 +84,7 @@ def embed(config: EmbedConfig) -> dict[str, int]:
         return {"videos": len(uris), "embedded": 0, "rejected": 0}
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         data = ray.data.from_items(
-            [{"part": name, "uris": some} for name, some in parts], override_num_blocks=len(parts)
+            [{"part": name, "uris": part} for name, part in parts], override_num_blocks=len(parts)
         )
         data.context.target_max_block_size = None  # a part stays together
         done = (
@@ -112,47 +112,43 @@ def embed(config: EmbedConfig) -> dict[str, int]:
 
 
 def claim(config: EmbedConfig, videos: str, out: str) -> None:
-    """ValueError if `out` holds the index of another model or folder; else it is this one's."""
+    """Write what the index belongs to. ValueError if `out` holds the index of another model or folder."""
     folder = storage.absolute(config.run)
-    own = {"model": run_files.weights_hash(folder), "videos": videos, "run": folder}
+    identity = {"model": run_files.weights_hash(folder), "videos": videos, "run": folder}
     path = f"{out}/{INDEX}"
     if storage.exists(path):
-        found = run_files.read_json(path)
-        if wrong := [name for name in ("model", "videos") if found[name] != own[name]]:
+        known = run_files.read_json(path)
+        if wrong := [name for name in ("model", "videos") if known[name] != identity[name]]:
             raise ValueError(
-                f"{out} is the index of another {wrong[0]}: {found[wrong[0]]}, not {own[wrong[0]]}; take another --out"
+                f"{out} is the index of another {wrong[0]}: {known[wrong[0]]}, not {identity[wrong[0]]}; "
+                "take another --out"
             )
-    run_files.write_json(path, own)
+    run_files.write_json(path, identity)
 
 
 def known_uris(out: str) -> set[str]:
-    """What the index holds, and what was rejected for it; what may come right is tried again."""
+    """Return the videos that the index holds or has rejected for good; passing failures are tried again."""
     path = f"{out}/{REJECTED}"
     rejected = read_ledger(path) if storage.exists(path) else []
-    known = {one.uri for one in rejected if one.reason not in PASSING}
+    known = {row.uri for row in rejected if row.reason not in PASSING}
     for path in parts_in(out):
         known |= set(storage.read_table(path, ["uri"])["uri"].to_pylist())
     return known
 
 
-def parts_in(out: str) -> list[str]:
-    """The files of an index."""
-    return sorted(storage.join(out, path) for path in storage.list_files(out) if path.startswith("part-"))
-
-
 def parts_of(uris: Sequence[str], known: set[str], size: int) -> list[tuple[str, list[str]]]:
-    """Names of files, and the videos that are not yet in one, in order.
+    """Return file names with their videos: those that are not yet in a file, in order.
 
     A name is that of all its videos: a part that begins alike but holds others never takes the place of a written one.
     """
     left = [uri for uri in uris if uri not in known]
     parts = [left[start : start + size] for start in range(0, len(left), size)]
-    names = [hashlib.blake2b("\n".join(some).encode(), digest_size=8).hexdigest() for some in parts]
-    return [(f"part-{name}.parquet", some) for name, some in zip(names, parts, strict=True)]
+    names = [hashlib.blake2b("\n".join(part).encode(), digest_size=8).hexdigest() for part in parts]
+    return [(f"part-{name}.parquet", part) for name, part in zip(names, parts, strict=True)]
 
 
 def decode_part(parts: pa.Table, *, data: DataConfig, limits: Limits) -> pa.Table:
-    """The frames of each video of a part, or why there are none."""
+    """Return the frames of each video of a part, or the reason why there are none."""
     rows = []
     for part in parts.to_pylist():
         for uri in part["uris"]:
@@ -175,18 +171,18 @@ class Embedder:
         rows = table.to_pylist()
         done = []
         for name in dict.fromkeys(row["part"] for row in rows):
-            own = [row for row in rows if row["part"] == name]
-            good = [row for row in own if not row["refused"]]
+            part = [row for row in rows if row["part"] == name]
+            good = [row for row in part if not row["refused"]]
             if good:
                 self.write(name, good)
-            rejected = [json.dumps([row["uri"], *json.loads(row["refused"])]) for row in own if row["refused"]]
+            rejected = [json.dumps([row["uri"], *json.loads(row["refused"])]) for row in part if row["refused"]]
             done.append({"embedded": len(good), "rejected": rejected})
         return pa.Table.from_pylist(
             done, schema=pa.schema([("embedded", pa.int64()), ("rejected", pa.list_(pa.string()))])
         )
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """The file of a part."""
+        """Write the file of a part."""
         data = self.model.data
         shape = (len(rows), data.num_frames, data.frame_size_px, data.frame_size_px, 4)
         frames = np.frombuffer(b"".join(row["frames"] for row in rows), np.uint8).reshape(shape)
@@ -204,9 +200,9 @@ class Embedder:
 
 
 def note_rejected(rejected: list[list[str]], path: str, videos: str) -> None:
-    """Adds them to the ledger of an index, in which what was tried again stands only if it failed again."""
+    """Add to the ledger of an index; a passing failure of before stays only if it failed again."""
     before = read_ledger(path) if storage.exists(path) else []
-    before = [one for one in before if one.reason not in PASSING]
+    before = [row for row in before if row.reason not in PASSING]
     new = [
         Rejected(clip_id=clip_id("embedded", uri), uri=uri, stage=Stage.EVALUATE, reason=Reason(reason), detail=detail)
         for uri, reason, detail in rejected

@@ -1,6 +1,6 @@
 """A trained model in a few lines: videos and texts in, vectors and matching scores out.
 
-from jobs.model import load
+from snps3 import load
 
 model = load("runs/tiny")
 videos = model.embed_videos(["a.mp4", "b.mp4"])
@@ -33,7 +33,8 @@ from pipeline import storage
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.media import kind_of
 from pipeline.decode.codec import decode_frames, letterbox
-from pipeline.decode.isolation import Limits, isolated
+from pipeline.decode.config import Limits
+from pipeline.decode.isolation import isolated
 from pipeline.records import ClipRows, DecodeError, Kind, Reason
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 import tyro
 
-from jobs.inference.index import INDEX, parts_in
+from jobs.inference.index_files import INDEX, parts_in
 from jobs.inference.model import Model, Videos, load
 from jobs.run import run_files
 from pipeline import storage
@@ -21,7 +21,7 @@ from pipeline import storage
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """What is looked for, and where."""
+    """A sentence, and the index that is searched."""
 
     index: Annotated[str, tyro.conf.Positional]
     """Folder that jobs/embed.py wrote."""
@@ -42,7 +42,7 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Match:
     """A video and its scores."""
 
     uri: str
@@ -50,21 +50,23 @@ class Found:
     dual: float
 
 
-def search(config: SearchConfig) -> list[Found]:
-    """The best videos, best first. ValueError for an index of another model."""
+def search(config: SearchConfig) -> list[Match]:
+    """Return the best videos, best first. ValueError for an index of another model."""
     folder = storage.absolute(config.index)
     storage.check_readable(f"{folder}/{INDEX}")
     facts = run_files.read_json(f"{folder}/{INDEX}")
     run = storage.absolute(config.run or facts["run"])
-    if (found := run_files.weights_hash(run)) != facts["model"]:
-        raise ValueError(f"{folder} was made with the model {facts['model']}, and {run} is {found}; name it with --run")
+    if (weights := run_files.weights_hash(run)) != facts["model"]:
+        raise ValueError(
+            f"{folder} was made with the model {facts['model']}, and {run} is {weights}; name it with --run"
+        )
     model = load(run)
     uris, videos = read_index(folder, model)
     return best(model, uris, videos, config)
 
 
 def read_index(folder: str, model: Model) -> tuple[list[str], Videos]:
-    """Every video of an index."""
+    """Return every video of an index."""
     paths = parts_in(folder)
     if not paths:
         raise ValueError(f"{folder} holds no embedded video")
@@ -78,12 +80,12 @@ def read_index(folder: str, model: Model) -> tuple[list[str], Videos]:
     return table["uri"].to_pylist(), Videos(tokens=column("tokens"), vectors=column("vectors"))
 
 
-def best(model: Model, uris: list[str], videos: Videos, config: SearchConfig) -> list[Found]:
-    """The videos in the order of the cross encoder, among those that the dual encoder puts first."""
+def best(model: Model, uris: list[str], videos: Videos, config: SearchConfig) -> list[Match]:
+    """Return the videos that the dual encoder puts first, in the order of the cross encoder."""
     text = model.embed_texts([config.text])
     dual = model.dual_scores(text, videos)[0].numpy()
     first = np.argsort(-dual, kind="stable")[: config.rerank]
     chosen = Videos(tokens=videos.tokens[first], vectors=videos.vectors[first])
     cross = model.match(text, chosen)[0].numpy()
     order = np.argsort(-cross, kind="stable")[: config.num_results]
-    return [Found(uri=uris[first[i]], cross=float(cross[i]), dual=float(dual[first[i]])) for i in order]
+    return [Match(uri=uris[first[i]], cross=float(cross[i]), dual=float(dual[first[i]])) for i in order]

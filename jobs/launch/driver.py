@@ -40,8 +40,8 @@ from jobs.training.step import DivergedError, RunError
 from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.stream.loader import split_rows
-from pipeline.text.masking import MaskingConfig
-from pipeline.text.significance import UNRANKED, SignificantWords, mine_significant_words
+from pipeline.text.config import UNRANKED, MaskingConfig
+from pipeline.text.significance import SignificantWords, mine_significant_words
 from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 from snps3_model.loss_table import load_extra
 

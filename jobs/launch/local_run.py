@@ -13,20 +13,20 @@ from pathlib import Path
 import ray
 
 from cluster.head import Head, local_head
-from jobs import ROOT
+from jobs import WORKPLACE
 from jobs.run.config import PretrainConfig
 from jobs.tracking import mlflow_runs
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus
 
-CORPUS = ROOT / "corpora" / "embedded"
+CORPUS = WORKPLACE / "corpora" / "embedded"
 OBJECT_STORE_BYTES = 400 * 2**20
 
 
 def run_locally(config: PretrainConfig, arguments: list[str], progress: Callable[[int, int], None]) -> int:
     """Exit status of the run on a Ray head of this machine; 130 if it was stopped. `progress`: of the corpus."""
     start = time.perf_counter()
-    os.chdir(ROOT)
+    os.chdir(WORKPLACE)
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C switched off
         signal.signal(number, signal.default_int_handler)
     make_corpus(CorpusConfig(), CORPUS, num_processes=os.cpu_count() or 1, progress=progress)
@@ -44,14 +44,14 @@ def run_locally(config: PretrainConfig, arguments: list[str], progress: Callable
 def prepare(head: Head) -> int:
     """Exit status of the job that turns the embedded corpus into its manifest; it does nothing the second time."""
     annotations = sorted(str(path) for path in (CORPUS / "annotations").glob("*.jsonl"))
-    entrypoint = [sys.executable, str(ROOT / "jobs/prepare.py"), "--corpus", "embedded", "--root", str(CORPUS)]
+    entrypoint = [sys.executable, "-m", "jobs.prepare", "--corpus", "embedded", "--root", str(CORPUS)]
     entrypoint += ["--annotations", *annotations, "--out", str(CORPUS / "manifest")]
     return head.submit(entrypoint, job_id=f"prepare-{secrets.token_hex(3)}")
 
 
 def pretrain(head: Head, arguments: list[str]) -> int:
     """Exit status of the pre-training job."""
-    entrypoint = [sys.executable, str(ROOT / "jobs/pretrain.py"), *arguments]
+    entrypoint = [sys.executable, "-m", "jobs.pretrain", *arguments]
     return head.submit(entrypoint, job_id=f"pretrain-{secrets.token_hex(3)}")
 
 

@@ -38,7 +38,8 @@ from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.decode import decoders
 from pipeline.records import Kind
-from pipeline.stream.epoch_plan import MixingConfig, Plan
+from pipeline.stream.config import MixingConfig
+from pipeline.stream.epoch_plan import Plan
 from pipeline.text.tokenizer import Tokenizer
 from snps3_model.config import ModelConfig, VisualConfig
 from snps3_model.encoders import frame_size_problem

@@ -15,12 +15,10 @@ from typing import Any, Literal
 
 from jobs.run.fields import flat
 from pipeline.decode import decoders
+from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.decoders import DecoderName
-from pipeline.decode.isolation import Limits
-from pipeline.decode.sampling import Sampling
-from pipeline.stream.augmentation import AugmentationConfig
-from pipeline.stream.epoch_plan import MixingConfig
-from pipeline.text.masking import MaskingConfig
+from pipeline.stream.config import AugmentationConfig, MixingConfig
+from pipeline.text.config import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from jobs.run.config import DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
-from pipeline.stream.augmentation import AugmentationConfig
-from pipeline.text.masking import MaskingConfig
+from pipeline.stream.config import AugmentationConfig
+from pipeline.text.config import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 
 BERT_BASE = "pretrained/bert-base-uncased"

@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.run.config import OptimConfig, Placement, PretrainConfig, SelectionConfig, TaskConfig
 from jobs.run.run_files import best_weights
-from pipeline.stream.epoch_plan import MixingConfig
+from pipeline.stream.config import MixingConfig
 from snps3_model.loss_table import LOSSES
 
 MOST_PX = 448

@@ -13,7 +13,7 @@ from jobs.run.config import TextConfig
 from pipeline import storage
 from pipeline.records import Batch, ClipRows
 from pipeline.stream.collate import collate
-from pipeline.text.masking import MaskingConfig
+from pipeline.text.config import MaskingConfig
 from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import Tokenizer
 

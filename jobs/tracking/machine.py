@@ -7,15 +7,19 @@ import platform
 import subprocess
 from pathlib import Path
 
+from jobs import ROOT
+
 DIRTY = "-dirty"
 """Mark of a commit whose files were changed since."""
 
 
 def git_commit() -> str:
     """The commit of the code, with a mark if it was changed since; `unknown` outside a repository."""
+    if not (ROOT / ".git").exists():  # installed, perhaps below somebody else's repository
+        return "unknown"
     described = subprocess.run(
         ["git", "describe", "--always", f"--dirty={DIRTY}", "--abbrev=12", "--exclude=*"],  # a tag is no commit
-        cwd=Path(__file__).parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -13,7 +13,7 @@ from pipeline.records import Batch, Rejected, Stage
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.loader import clip_rows, in_plan_order, rejected_rows, segments
 from pipeline.stream.transforms import augment
-from pipeline.text.masking import MaskingConfig
+from pipeline.text.config import MaskingConfig
 
 EVALUATION_MASKING = MaskingConfig(top_k=None, min_masked=1)
 """How the words of evaluation captions are masked, whatever the run trains with, so that runs can be compared."""

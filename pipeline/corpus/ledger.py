@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
 )
 
 
-class TooManyRejectedError(ValueError):
+class TooManyRejectedError(RuntimeError):
     """More samples were rejected than the run allows."""
 
 

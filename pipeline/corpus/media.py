@@ -143,8 +143,11 @@ def _read_key(path: str, key: str) -> bytes:
 @functools.cache
 def _environment(path: str) -> lmdb.Environment:
     """Open an LMDB, once per process, since LMDB forbids more."""
-    import lmdb  # only who has one needs the package
-
+    try:
+        import lmdb  # only who has one needs the package
+    except ModuleNotFoundError as error:
+        remedy = "the package lmdb is not installed; pip install 'snps3-ray[lmdb]' brings it"
+        raise ModuleNotFoundError(f"{path}: {remedy}", name="lmdb") from error
     if storage.is_remote(path):
         raise ValueError(
             f"{path}: LMDB maps a file into memory, so it must be local; jobs/pack.py can pack it to a bucket"

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.decode import decoders
+from pipeline.decode.config import Sampling
 from pipeline.decode.containers import refuse_damaged_container
 from pipeline.decode.images import (
     DecodedClip,
@@ -28,7 +29,7 @@ from pipeline.decode.images import (
     letterbox,
 )
 from pipeline.decode.info import VideoInfo, known_info
-from pipeline.decode.sampling import SEGMENTS, Policy, Sampling, choose, window
+from pipeline.decode.sampling import SEGMENTS, Policy, choose, window
 from pipeline.decode.video import Video, encode_video
 from pipeline.records import DecodeError, EncodedFrames, Kind, Media, Reason
 

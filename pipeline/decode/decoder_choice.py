@@ -11,7 +11,8 @@ import pyarrow as pa
 from pipeline.corpus import media
 from pipeline.decode import decoders
 from pipeline.decode.codec import known_info, time_decoding
-from pipeline.decode.isolation import Limits, isolated
+from pipeline.decode.config import Limits
+from pipeline.decode.isolation import isolated
 from pipeline.records import DecodeError, Kind
 
 log = logging.getLogger(__name__)

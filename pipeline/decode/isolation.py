@@ -32,7 +32,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.decode import decoders
+from pipeline.decode.config import Limits
 from pipeline.records import DecodeError, EncodedFrames, Media, Reason
 
 log = logging.getLogger(__name__)
@@ -51,21 +51,6 @@ PRELOADED = "pipeline.decode.codec"
 PROC = Path("/proc")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the decoding of one clip may take. A clip that takes more, twice, is rejected."""
-
-    seconds: float = 60.0
-    """Time for one clip."""
-    memory_gib: float = 4.0
-    """Memory of the process that decodes, the file's bytes included."""
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "memory_gib"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"the limit {name} must be above 0, got {getattr(self, name)}")
 
 
 def isolated(function: Callable[..., Any], data: Media, *, limits: Limits, **arguments: Any) -> Any:

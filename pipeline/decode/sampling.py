@@ -8,11 +8,11 @@ the policy says where they start.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 import numpy as np
+
+from pipeline.decode.config import Sampling
 
 
 class Policy(StrEnum):
@@ -22,25 +22,6 @@ class Policy(StrEnum):
     """The middle one: evaluation."""
     RANDOM = "random"
     """A uniformly drawn one: training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Which frames of a video make a clip."""
-
-    rule: Literal["segments", "dense", "fps", "key_frames"] = "segments"
-    """`segments`: one from each of as many equal parts. `dense`: every `stride`-th of one stretch. `fps`:
-    `frames_per_second` of one stretch. `key_frames`: frames that the file stores whole, and no others are decoded."""
-    stride: int = 4
-    """Frames from one to the next under `dense`."""
-    frames_per_second: float = 2.0
-    """Rate of a clip under `fps`; above the video's own, frames repeat."""
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ValueError(f"data.sampling.stride must be at least 1, got {self.stride}")
-        if not self.frames_per_second > 0:
-            raise ValueError(f"data.sampling.frames_per_second must be above 0, got {self.frames_per_second}")
 
 
 SEGMENTS = Sampling()

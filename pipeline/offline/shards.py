@@ -23,7 +23,8 @@ from pipeline import storage
 from pipeline.corpus import manifest, media
 from pipeline.corpus.fetching import fetch
 from pipeline.decode.codec import decode_frames, encode_image, fit_long_side, known_info, window_indices
-from pipeline.decode.isolation import Limits, isolated
+from pipeline.decode.config import Limits
+from pipeline.decode.isolation import isolated
 from pipeline.records import DecodeError, EncodedFrames, Kind, Reason, Rejected, Stage
 
 VERSION = 1

@@ -25,7 +25,8 @@ from pipeline.corpus.fetching import fetch_ahead, fetched
 from pipeline.corpus.media import kind_of
 from pipeline.corpus.sources import Layout, Source
 from pipeline.decode.codec import probe
-from pipeline.decode.isolation import Limits, isolated
+from pipeline.decode.config import Limits
+from pipeline.decode.isolation import isolated
 from pipeline.records import DecodeError, Kind, Media, Reason, Rejected, Stage
 
 log = logging.getLogger(__name__)

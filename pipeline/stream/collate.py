@@ -12,7 +12,8 @@ import torch
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.stream.lengths import groups_by_length
 from pipeline.stream.randomness import Purpose, clip_rng
-from pipeline.text.masking import MaskingConfig, choose_words, mask_words
+from pipeline.text.config import MaskingConfig
+from pipeline.text.masking import choose_words, mask_words
 from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import Tokenizer
 

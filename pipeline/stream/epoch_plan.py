@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pipeline.records import Kind
+from pipeline.stream.config import MixingConfig
 
 PADDING = -1
 """The row of a slot without a clip: the tail of an epoch."""
@@ -30,28 +31,6 @@ class PlannedStep:
     kind: Kind
     rows: Int64[np.ndarray, " global_batch"]
     """Row of each slot's clip among the clips of `kind` in order of clip_id, or `PADDING`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixingConfig:
-    """The order of steps of images and steps of videos; by default mixed, each clip once per epoch."""
-
-    weights: tuple[int, int] | None = None
-    """By turns: (steps of images, steps of videos) of each period. Each kind has epochs of its own, and an epoch of the
-    run is then one of its videos."""
-    image_epochs: int | None = None
-    """In sequence: so many epochs of images, then epochs of videos to the end of the run."""
-
-    def __post_init__(self) -> None:
-        if self.weights is not None and self.image_epochs is not None:
-            raise ValueError(
-                f"data.mixing.weights={self.weights} (by turns) and data.mixing.image_epochs={self.image_epochs} (in "
-                "sequence) exclude each other; set one of them to None"
-            )
-        if self.weights is not None and min(self.weights) < 1:
-            raise ValueError(f"data.mixing.weights must be at least 1 each, got {self.weights}; None mixes all steps")
-        if self.image_epochs is not None and self.image_epochs < 1:
-            raise ValueError(f"data.mixing.image_epochs must be at least 1 or None, got {self.image_epochs}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,9 @@ from pipeline import storage
 from pipeline.corpus.fetching import fetch_ahead
 from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.codec import decode_frames, known_info, letterbox
-from pipeline.decode.isolation import Limits, isolated
-from pipeline.decode.sampling import Policy, Sampling
+from pipeline.decode.config import Limits, Sampling
+from pipeline.decode.isolation import isolated
+from pipeline.decode.sampling import Policy
 from pipeline.records import ClipRows, DecodeError, Kind, Media, Rejected, Stage
 from pipeline.stream.epoch_plan import PADDING, Plan, PlannedStep, sequential
 from pipeline.stream.randomness import Purpose, clip_rng

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from pipeline.records import Batch
-from pipeline.stream.augmentation import Augmentation, Operation
+from pipeline.stream.augmentation import Augmentation
+from pipeline.stream.config import Operation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real
 
 from pipeline import storage
+from pipeline.text.config import UNRANKED
 from pipeline.text.tagging import Tagger, all_lemmas, lexicon_tagger
 from pipeline.text.tokenizer import PREFIX, whole_words
 
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 CONTENT_POS = ("NOUN", "VERB", "ADJ")
 """The parts of speech that count, in the order of the columns of `pos_counts`."""
-UNRANKED = int(np.iinfo(np.int64).max)
-"""Rank of a word that was never counted: significant under no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -11,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from toy import SPLITS, corpus, run_of
 
+from cluster.run import LostError
 from jobs.command_line import parsing
+from jobs.command_line.entry import exit_status
 from jobs.command_line.parsing import Command, answered, parse
 from jobs.launch.preflight import Machine, describe, num_parameters, survey, this_machine
 from jobs.run.config import PretrainConfig, with_decoder
@@ -19,10 +22,11 @@ from jobs.run.fields import config_hash
 from jobs.run.presets import tiny
 from jobs.run.run_files import write_json
 from jobs.run.run_identity import identity
+from jobs.training.step import DivergedError
+from pipeline.corpus.ledger import TooManyRejectedError
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
-from pipeline.stream.augmentation import AugmentationConfig
-from pipeline.stream.epoch_plan import MixingConfig
-from pipeline.text.masking import Strategy
+from pipeline.stream.config import AugmentationConfig, MixingConfig
+from pipeline.text.config import Strategy
 from snps3_model.config import VisualConfig
 from snps3_model.snps3 import SNPS3
 
@@ -425,6 +429,42 @@ def test_the_exit_code_tells_whether_a_run_may_start(tmp_path, capsys, monkeypat
     assert "problems   1\n  - the run name 'bad' is taken" in capsys.readouterr().out
     assert answered(Command(config=bad)) == 2
     assert capsys.readouterr().err.startswith("error: the run name 'bad' is taken")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("no clip"), 2),
+        (PermissionError("no right"), 2),
+        (ConnectionError("no answer"), 2),
+        (OSError(errno.ENOSPC, "no space left"), 1),
+        (TooManyRejectedError("half of the clips"), 1),
+        (LostError("three workers"), 1),
+        (DivergedError("step 3"), 1),
+    ],
+)
+def test_what_stops_a_command_is_one_line_and_a_status(
+    error: Exception, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped() -> int:
+        raise error
+
+    assert exit_status(stopped) == status
+    assert capsys.readouterr() == ("", f"error: {error}\n")
+
+
+def test_a_bug_keeps_its_traceback_and_ctrl_c_its_status() -> None:
+    def fails(error: BaseException) -> Callable[[], int]:
+        def main() -> int:
+            raise error
+
+        return main
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        exit_status(fails(RuntimeError("a bug")))
+    with pytest.raises(ModuleNotFoundError):
+        exit_status(fails(ModuleNotFoundError("No module named 'ours'", name="ours")))
+    assert exit_status(fails(KeyboardInterrupt())) == 130
 
 
 def test_a_dry_run_of_many_runs_shows_the_plan_of_one_and_starts_none(

@@ -19,8 +19,8 @@ from jobs.run.config import (
 )
 from jobs.run.fields import as_dict, config_hash, differences, flat
 from jobs.run.run_identity import identity
-from pipeline.stream.augmentation import AugmentationConfig
-from pipeline.text.masking import MaskingConfig, Strategy
+from pipeline.stream.config import AugmentationConfig
+from pipeline.text.config import MaskingConfig, Strategy
 from snps3_model.config import ModelConfig, ObjectiveConfig
 
 CONFIG = PretrainConfig(name="first")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks.dedup import FPS, frames_of
+from jobs.command_line.entry import exit_status
 from jobs.corpus.deduplication import PAIRS
 from jobs.corpus_report import main
 from jobs.reports.corpus import (
@@ -144,5 +145,6 @@ def test_the_command_line_reads_what_jobs_wrote(folder):
 
 
 def test_wrong_paths_are_refused_with_what_to_do(folder, capsys):
-    assert main(["--manifest", str(folder / "none.parquet"), "--out", str(folder / "page.html")]) == 1
+    arguments = ["--manifest", str(folder / "none.parquet"), "--out", str(folder / "page.html")]
+    assert exit_status(lambda: main(arguments)) == 2
     assert "none.parquet does not exist" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks.dedup import FPS, copied, dedup, frames_of, scored
+from jobs.command_line.entry import exit_status
 from jobs.corpus.deduplication import DeduplicateConfig, deduplicate, describe
 from jobs.deduplicate import main
 from pipeline import storage
@@ -139,9 +140,9 @@ def test_a_clip_that_cannot_be_read_is_rejected_with_its_reason(tmp_path, files,
 
 def test_searches_that_would_remove_or_overwrite_everything_are_refused(tmp_path, files, capsys):
     path = write_corpus(str(tmp_path), {"v2.mp4": files["v2.mp4"]})
-    assert main(["--manifest", path, "--out", str(tmp_path / "out"), "--against", path]) == 1
+    assert exit_status(lambda: main(["--manifest", path, "--out", str(tmp_path / "out"), "--against", path])) == 2
     assert "all of them would leak: name another manifest" in capsys.readouterr().err
-    assert main(["--manifest", path, "--out", str(tmp_path), "--write-filtered"]) == 1
+    assert exit_status(lambda: main(["--manifest", path, "--out", str(tmp_path), "--write-filtered"])) == 2
     assert "name another folder" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"similarity.min_overlap must lie in \(0, 1\], got 0.0"):
         SimilarityConfig(min_overlap=0.0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jobs.benchmarks.mining import mining
+from jobs.command_line.entry import exit_status
 from jobs.corpus.word_mining import MineConfig, describe, mine_words
 from jobs.launch.driver import kept_table
 from jobs.launch.preflight import survey
@@ -137,7 +138,7 @@ def test_what_cannot_work_is_refused_before_ray_is_asked(
         ([*with_vocabulary, "--stop-words", str(folder / "stop.txt")], "one word per line, got 'two words'"),
         ([*with_vocabulary, "--split", "test", "--captions", str(folder / "nothing")], "nothing does not exist"),
     ):
-        assert main(more) == 1
+        assert exit_status(lambda more=more: main(more)) == 2
         assert message in " ".join(capsys.readouterr().err.split())
 
 

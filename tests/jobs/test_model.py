@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from jobs.run.fields import as_dict
 from jobs.run.presets import tiny
 from jobs.tasks.network import build_model
 from pipeline.decode.codec import encode_video
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.records import DecodeError, Reason
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import train_wordpiece
@@ -114,3 +116,18 @@ def test_a_table_says_what_is_not_at_hand_where_nothing_is(
     text = out.read_text()
     assert "| ours | not run | not run | not run | |" in text
     assert "SNP-S3-VST | 31.5 | 61.3 | 73.2 | published" in text
+
+
+def test_a_strangers_folder_that_names_a_plug_in_is_refused_without_importing_it(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strangers_module.py").write_text("raise SystemExit('was imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for part, field in (("data", "decoder"), ("task", "kind")):
+        settings = json.loads(Path(run, "config.json").read_text())
+        settings[part][field] = "strangers_module:Reader"
+        folder = shutil.copytree(run, tmp_path / field)
+        (folder / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(ValueError, match=rf"{part}\.{field}"):
+            load(str(folder))
+    assert "strangers_module" not in sys.modules

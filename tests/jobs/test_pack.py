@@ -19,7 +19,7 @@ from pipeline.corpus.ledger import read_ledger
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
 from pipeline.corpus.sources import open_source
 from pipeline.decode.codec import decode_clip, encode_video, known_info
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.offline.shards import Content, PackingConfig, items_of, read_indexes, write_shard
 from pipeline.offline.stages import KNOWN, clips_of, probe_batch
 from pipeline.records import DecodeError, Kind, Reason, Stage

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.command_line.entry import exit_status
 from jobs.corpus.preparation import PrepareConfig, Prepared, describe, prepare
 from jobs.prepare import main
 from pipeline import storage
@@ -147,13 +148,14 @@ def test_settings_that_cannot_work_are_refused(tmp_path, changes, message):
 
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     arguments = ["--corpus", "toy", "--root", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
-    assert main(arguments) == 1
+    assert exit_status(lambda: main(arguments)) == 2
     assert (
         f"error: {tmp_path}/nowhere does not exist (the nearest folder that does is {tmp_path})"
         in capsys.readouterr().err
     )
     (tmp_path / "file").write_bytes(b"")
-    assert main(["--corpus", "toy", "--root", str(tmp_path), "--out", str(tmp_path / "file" / "out")]) == 1
+    arguments = ["--corpus", "toy", "--root", str(tmp_path), "--out", str(tmp_path / "file" / "out")]
+    assert exit_status(lambda: main(arguments)) == 2
     assert "is a file, not a folder" in capsys.readouterr().err
 
 

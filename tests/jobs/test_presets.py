@@ -11,8 +11,8 @@ from jobs.run.fields import as_dict as plain
 from jobs.run.fields import flat
 from jobs.run.presets import PRESETS, tiny
 from jobs.run.run_identity import identity
-from pipeline.stream.augmentation import AugmentationConfig
-from pipeline.stream.epoch_plan import MixingConfig, Plan
+from pipeline.stream.config import AugmentationConfig, MixingConfig
+from pipeline.stream.epoch_plan import Plan
 from snps3_model.config import VisualConfig
 from snps3_model.encoders import VisualEncoder, make_encoder
 from snps3_model.snps3 import SNPS3

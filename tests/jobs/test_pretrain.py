@@ -33,7 +33,7 @@ from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.records import Reason
-from pipeline.stream.augmentation import AugmentationConfig
+from pipeline.stream.config import AugmentationConfig
 from pipeline.stream.loader import decode_share
 from snps3_model.config import ObjectiveConfig, VisualConfig
 

@@ -22,8 +22,7 @@ from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_man
 from pipeline.decode.codec import encode_video
 from pipeline.records import Batch, Kind, Stage
 from pipeline.storage import upload_folder
-from pipeline.stream.augmentation import AugmentationConfig
-from pipeline.stream.epoch_plan import MixingConfig
+from pipeline.stream.config import AugmentationConfig, MixingConfig
 from pipeline.stream.loader import ClipSource, decode_share
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import train_wordpiece

@@ -18,13 +18,12 @@ from pipeline.records import Batch, ClipRows
 from pipeline.stream.augmentation import (
     LARGEST_MOVE,
     Augmentation,
-    AugmentationConfig,
     ColourChange,
-    Operation,
     draw_augmentation,
     may_flip,
     sampling_map,
 )
+from pipeline.stream.config import AugmentationConfig, Operation
 from pipeline.stream.transforms import COLOUR_CHANGES, IMAGENET_MEAN, IMAGENET_STD, augment, normalise
 
 SQUARE_PX, NUM_FRAMES = 48, 3

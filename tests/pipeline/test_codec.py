@@ -24,9 +24,10 @@ from pipeline.decode.codec import (
     fit_long_side,
     open_video,
 )
+from pipeline.decode.config import Sampling
 from pipeline.decode.decoders import loadable
 from pipeline.decode.decord_video import decord_width
-from pipeline.decode.sampling import Policy, Sampling
+from pipeline.decode.sampling import Policy
 from pipeline.records import Kind, Reason
 
 NUM_FRAMES = 40

@@ -14,7 +14,8 @@ from tables import table_of_ranks
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.stream.collate import collate
 from pipeline.stream.randomness import Purpose, clip_rng
-from pipeline.text.masking import MaskingConfig, Strategy, choose_words
+from pipeline.text.config import MaskingConfig, Strategy
+from pipeline.text.masking import choose_words
 from pipeline.text.significance import SignificantWords, mine_significant_words
 from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 

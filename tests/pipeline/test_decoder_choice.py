@@ -11,9 +11,9 @@ import pytest
 from jobs.run.config import DataConfig, PretrainConfig, with_decoder
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
 from pipeline.decode.codec import encode_video, open_video
+from pipeline.decode.config import Limits
 from pipeline.decode.decoder_choice import measure_decoders
 from pipeline.decode.decoders import loadable
-from pipeline.decode.isolation import Limits
 
 MEASURED = {"decord": {"seconds": 0.1, "cpu_seconds": 0.4}, "pyav": {"seconds": 0.3, "cpu_seconds": 0.2}}
 

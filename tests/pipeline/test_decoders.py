@@ -17,7 +17,8 @@ from jobs.run.fields import as_dict
 from jobs.run.run_identity import config_of
 from pipeline.decode import decoders
 from pipeline.decode.codec import decode_frames, encode_video, open_video
-from pipeline.decode.isolation import Limits, isolated
+from pipeline.decode.config import Limits
+from pipeline.decode.isolation import isolated
 from pipeline.records import Kind
 
 ROOT = Path(__file__).parents[2]

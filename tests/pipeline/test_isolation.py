@@ -15,7 +15,8 @@ from misbehaviour import blunder, describe, devour, doubled, fall, hang, hang_on
 
 from pipeline.decode import isolation
 from pipeline.decode.codec import decode_clip, decode_frames, encode_video, letterbox
-from pipeline.decode.isolation import Limits, isolated
+from pipeline.decode.config import Limits
+from pipeline.decode.isolation import isolated
 from pipeline.decode.sampling import Policy
 from pipeline.records import DecodeError, Kind, Reason
 from pipeline.stream.randomness import Purpose, clip_rng

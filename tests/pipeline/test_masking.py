@@ -16,15 +16,9 @@ from tables import table_of_ranks
 from pipeline.records import IGNORED_LABEL
 from pipeline.stream.loader import choose_caption
 from pipeline.stream.randomness import Purpose, clip_rng
-from pipeline.text.masking import (
-    MaskingConfig,
-    Strategy,
-    choose_words,
-    mask_words,
-    num_chosen,
-    random_piece,
-)
-from pipeline.text.significance import UNRANKED, SignificantWords
+from pipeline.text.config import UNRANKED, MaskingConfig, Strategy
+from pipeline.text.masking import choose_words, mask_words, num_chosen, random_piece
+from pipeline.text.significance import SignificantWords
 from pipeline.text.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(pad=0, unknown=1, cls=2, sep=3, mask=4)

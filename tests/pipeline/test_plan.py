@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.records import Kind
-from pipeline.stream.epoch_plan import PADDING, MixingConfig, Plan, permute, sequential
+from pipeline.stream.config import MixingConfig
+from pipeline.stream.epoch_plan import PADDING, Plan, permute, sequential
 
 SIZES = st.integers(0, 40)
 

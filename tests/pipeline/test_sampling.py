@@ -7,16 +7,8 @@ import pytest
 from golden import golden
 
 from pipeline.decode.codec import DecodeError, VideoInfo, clip_indices
-from pipeline.decode.sampling import (
-    Policy,
-    Sampling,
-    choose,
-    published_frames,
-    sample_frames,
-    segments,
-    spaced_frames,
-    window,
-)
+from pipeline.decode.config import Sampling
+from pipeline.decode.sampling import Policy, choose, published_frames, sample_frames, segments, spaced_frames, window
 
 CASES = [(1, 1), (1, 7), (4, 2), (4, 4), (4, 5), (4, 100), (16, 3), (16, 300), (7, 10_001)]
 

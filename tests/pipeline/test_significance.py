@@ -16,9 +16,9 @@ from golden import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.text.config import UNRANKED
 from pipeline.text.significance import (
     CONTENT_POS,
-    UNRANKED,
     SignificanceConfig,
     SignificantWords,
     WordCounts,

@@ -14,7 +14,7 @@ from pipeline.corpus import media
 from pipeline.corpus.annotations import Format, read_annotations, spoken_clips
 from pipeline.corpus.sources import Layout, open_source
 from pipeline.decode.codec import encode_image, encode_video
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.offline.stages import KNOWN, clips_of, probe_batch, unnamed_files
 from pipeline.records import Reason
 

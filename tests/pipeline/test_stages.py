@@ -11,7 +11,7 @@ from pipeline.corpus import manifest
 from pipeline.corpus.annotations import Annotation
 from pipeline.corpus.sources import Source, open_source
 from pipeline.decode.codec import encode_video
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.offline.stages import KNOWN, clips_of, probe_batch, probe_clips, unnamed_files
 from pipeline.records import Kind, Reason, Stage
 

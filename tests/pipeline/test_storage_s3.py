@@ -22,7 +22,7 @@ from pipeline.corpus.fetching import fetch_ahead
 from pipeline.corpus.ledger import read_ledger, write_ledger
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.decode.codec import encode_video
-from pipeline.decode.isolation import Limits
+from pipeline.decode.config import Limits
 from pipeline.offline.stages import KNOWN, probe_batch
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.stream.epoch_plan import Plan

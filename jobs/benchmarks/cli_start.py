@@ -1,0 +1,45 @@
+"""CPU seconds of a command before it does anything: its help, its refusal of a typing error, and of `load`'s import."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+from jobs import ROOT
+
+STARTS = {
+    "help_cpu_seconds": (["jobs/pretrain.py", "--help"], 0),
+    "typo_cpu_seconds": (["jobs/pretrain.py", "tinny"], 2),
+    "load_cpu_seconds": (["-c", "from jobs.model import load"], 0),
+}
+"""What is started, and the exit status that it must have."""
+
+
+def cli_start(num_runs: int = 5, tree: str | None = None) -> dict[str, Any]:
+    """Median CPU seconds, user and system, of a few starts; with `tree` those of another checkout beside them."""
+    trees = {"": str(ROOT)} | ({"tree/": tree} if tree else {})
+    seconds: dict[str, list[float]] = {f"{prefix}{name}": [] for prefix in trees for name in STARTS}
+    for _ in range(num_runs):  # by turns, so that a busy minute of the machine meets both trees
+        for prefix, folder in trees.items():
+            for name, (arguments, status) in STARTS.items():
+                seconds[prefix + name].append(cpu_seconds_of(arguments, os.path.abspath(folder), status))
+    return {name: statistics.median(values) for name, values in seconds.items()} | {"num_runs": num_runs}
+
+
+def cpu_seconds_of(arguments: list[str], folder: str, status: int) -> float:
+    """CPU seconds of one Python process in a checkout. RuntimeError if it does not end with `status`."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": folder},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, ended, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(ended)
+    if process.returncode != status:
+        raise RuntimeError(f"{arguments} in {folder} ended with {process.returncode}, not {status}")
+    return usage.ru_utime + usage.ru_stime
