@@ -69,6 +69,7 @@ def test_the_saved_form_makes_the_same_configuration_again() -> None:
     parts = {field.name: type(getattr(config, field.name)) for field in dataclasses.fields(config)}
     saved["masking"]["strategy"] = Strategy(saved["masking"]["strategy"])
     saved["model"]["visual"] = CONFIG.model.visual
+    saved["objective"]["extra"] = tuple(saved["objective"]["extra"])
     saved["data"] |= {"mixing": CONFIG.data.mixing, "augmentation": CONFIG.data.augmentation}
     again = {name: parts[name](**value) if isinstance(value, dict) else value for name, value in saved.items()}
     assert as_dict(PretrainConfig(**again)) == as_dict(config)
