@@ -23,7 +23,7 @@ def test_a_dataset_stands_beside_its_run_once(tmp_path: Path) -> None:
 def test_runs_can_be_searched_by_commit_and_by_whether_it_was_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, hash_alone: str, is_dirty: str
 ) -> None:
-    monkeypatch.setattr(mlflow_runs, "commit", lambda: code)
+    monkeypatch.setattr(mlflow_runs, "git_commit", lambda: code)
     tracker = mlflow_runs.open_run(str(tmp_path), experiment="e", name="n", identity_hash="h", params={})
     tags = MlflowClient(tracking_uri=tracker.uri).get_run(tracker.run_id).data.tags
     assert (tags["mlflow.source.git.commit"], tags["mlflow.source.git.dirty"]) == (hash_alone, is_dirty)
