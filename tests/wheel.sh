@@ -24,7 +24,8 @@ cp -r "${MODEL:-$checkout/tests/data/run_v0_1_0}" "$place/model"
 mkdir "$place/elsewhere"
 cd "$place/elsewhere"
 unset PYTHONPATH
-"$place/venv/bin/snps3" --help | grep --quiet '^  pretrain '
+commands=$("$place/venv/bin/snps3" --help)
+grep --quiet '^  pretrain ' <<< "$commands"
 status=0
 plan=$("$place/venv/bin/snps3" pretrain tiny --dry-run) || status=$?
 echo "$plan"
