@@ -169,7 +169,7 @@ FAULTS = (
     ),
     fault(
         "the last file of a checkpoint is not uploaded",
-        "jobs/test_checkpoints.py pipeline/test_storage.py jobs/test_training.py",
+        "pipeline/test_storage.py pipeline/test_storage_s3.py",
         (
             "    for name in list_files(folder):\n        target = join(path, name)",
             "    for name in list_files(folder)[:-1]:\n        target = join(path, name)",

@@ -98,3 +98,13 @@ def test_rights_that_are_missing_are_named(tmp_path):
 def test_an_unknown_store_is_refused():
     with pytest.raises(ValueError, match=r"ftpx://host/x: .* use a local path or s3://bucket/key"):
         storage.check_readable("ftpx://host/x")
+
+
+def test_every_file_of_a_folder_is_uploaded(tmp_path):
+    contents = {"a.json": b"{}", "inner/b.bin": b"\0\1", "z": b""}
+    for name, content in contents.items():
+        storage.write_bytes_atomic(str(tmp_path / "from" / name), content)
+    storage.upload_folder(str(tmp_path / "from"), str(tmp_path / "to"))
+    assert {
+        name: storage.read_bytes(str(tmp_path / "to" / name)) for name in storage.list_files(str(tmp_path / "to"))
+    } == contents
