@@ -49,9 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         return status
 
     from jobs.launch.driver import pretrain
-    from jobs.tracking.mlflow_runs import refuse_unreachable
 
-    refuse_unreachable(command.config.placement.storage)
     pretrain(command.config)
     return 0
 

@@ -45,7 +45,6 @@ ROOMS = {
     },
     "jobs.launch": {
         *("jobs.ROOT", "jobs.WORKPLACE", "jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.reports"),
-        "jobs.evaluation.cards",
         *("cluster", "pipeline", "snps3_model"),
     },
     "jobs.command_line": {

@@ -24,6 +24,7 @@ BENCHMARKS = {
     "lease": "lease:lease",
     "planted-faults": "planted_faults:planted_faults",
     "cli-start": "cli_start:cli_start",
+    "structure": "structure:structure",
     "overhead": "tiny_runs:overhead",
     "control-plane": "control_plane:control_plane",
     "two-stage": "two_stage:two_stage",

@@ -20,11 +20,10 @@ from typing import Any
 
 from cluster import run as cluster_run
 from cluster.connection import at_once, connected_ray, spans_machines
-from jobs.evaluation import cards
 from jobs.launch import lease, preflight
 from jobs.reports import run_results
 from jobs.run import run_files
-from jobs.run.config import TASK_FILES, Placement, PretrainConfig, TextConfig, in_steps, with_decoder
+from jobs.run.config import TASK_FILES, Placement, PretrainConfig, TaskConfig, TextConfig, in_steps, with_decoder
 from jobs.run.fields import as_dict, config_hash, flat
 from jobs.run.run_identity import identity
 from jobs.tasks.retrieval import RetrievalOptions
@@ -97,8 +96,7 @@ def pretrain(
             if outcome["status"] == "KILLED":
                 return {}
             held.check()
-            protocol = own_protocol(run_folder, config, job)
-            return finish(job, protocol, tracker, manifest_hash=manifest.hash, run_hash=run_hash)
+            return finish(job, config.task, tracker, manifest_hash=manifest.hash, run_hash=run_hash)
 
 
 @contextlib.contextmanager
@@ -131,17 +129,6 @@ def tracked(
     finally:
         held.check()
         tracker.finish(outcome["status"])
-
-
-def own_protocol(run_folder: str, config: PretrainConfig, job: Job) -> cards.Protocol:
-    """Return how the run measures itself on its test split."""
-    return cards.own_protocol(
-        run_folder,
-        data=config.data,
-        task=config.task,
-        rerank=config.selection.rerank,
-        scores_all_pairs=job.task.scores_all_pairs,
-    )
 
 
 def ended(run_folder: str) -> str:
@@ -323,9 +310,7 @@ def answering_signals(answer: Callable[[int, Any], None], *numbers: signal.Signa
             signal.signal(number, handler)
 
 
-def finish(
-    job: Job, own_protocol: cards.Protocol, tracker: Tracker, *, manifest_hash: str, run_hash: str
-) -> dict[str, Any]:
+def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> dict[str, Any]:
     """Write results and report to the run's folder and to MLflow, and return the results."""
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -334,7 +319,7 @@ def finish(
         "config_hash": run_hash,
         "manifest_hash": manifest_hash,
     }
-    results, page = run_results.conclude(job, own_protocol, tracker, facts)
+    results, page = run_results.conclude(job, task, tracker, facts)
     storage.write_bytes_atomic(f"{job.run_folder}/report.html", page.encode())
     numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
     tracker.log(numbers, int(results["num_steps"]))

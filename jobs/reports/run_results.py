@@ -15,6 +15,7 @@ import safetensors.torch
 from jobs.evaluation import cards
 from jobs.reports.run_report import Blank, MaskedCaption, Ranking, ReportData, render_report
 from jobs.run import run_files
+from jobs.run.config import TaskConfig
 from jobs.tasks.task import Examples, Measured, SavedScores
 from jobs.tracking.journal import read_journals
 from jobs.tracking.mlflow_runs import OF_THE_MACHINE, Tracker
@@ -44,13 +45,20 @@ class Record:
     memory: Mapping[str, float]
 
 
-def conclude(job: Job, protocol: cards.Protocol, tracker: Tracker, facts: Mapping[str, str]) -> tuple[dict, str]:
+def conclude(job: Job, task: TaskConfig, tracker: Tracker, facts: Mapping[str, str]) -> tuple[dict[str, Any], str]:
     """Write the protocol card of the run's own test; return its flat results, and its report as a page.
 
-    `protocol`: how the run measures itself. `facts`: date, hardware, commit, config_hash, manifest_hash.
+    `facts`: date, hardware, commit, config_hash, manifest_hash.
     """
     record = read_record(job)
     if "test" in record.scores:
+        protocol = cards.own_protocol(
+            job.run_folder,
+            data=job.data,
+            task=task,
+            rerank=job.selection.rerank,
+            scores_all_pairs=job.task.scores_all_pairs,
+        )
         write_own_card(job, protocol, record.scores["test"].measured, facts)
     results = results_of(job, record, facts)
     data = report_data(job, record, results, facts, histories(tracker), list(cards.read_cards(job.run_folder).values()))

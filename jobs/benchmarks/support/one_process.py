@@ -1,0 +1,142 @@
+"""A run in this process, without Ray: a world of one that decodes for itself. For measurements and tests of the code
+between a command and its losses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cluster import run as cluster_run
+from cluster.run import Runtime
+from cluster.world import World
+from jobs.evaluation import scoring
+from jobs.launch import driver
+from jobs.run import run_files
+from jobs.training.job import Job
+from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
+from pipeline.decode.codec import encode_video
+from pipeline.stream.loader import decode_share, segments
+
+
+class OneProcess(Runtime):
+    """What Ray gives to a rank, given by this process. Checkpoints are committed as Ray Train commits them."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(World(0, 1, torch.device("cpu")), upload=lambda folder, name: None)
+        self.job = job
+
+    def open(self, datasets: object) -> None:
+        """Do nothing: there is nobody to wait for."""
+
+    def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
+        """Decode each step of a dataset when it is asked for."""
+        del share
+        sources, num_steps = self.job.sources, self.job.optim.num_steps
+        training = segments(sources["train"], num_steps, 1) if "train" in sources else []
+        steps = {name: range(start, stop) for name, start, stop in training}
+        first = run_files.committed_step(self.job.run_folder)
+        if dataset in steps:
+            yield from (decode_share(sources["train"], step, 0, 1) for step in steps[dataset] if step >= first)
+        else:
+            source = sources[dataset]
+            yield from (decode_share(source, step, 0, 1) for step in range(source.num_evaluation_steps()))
+
+    def report(self, score: float, step: int, write: Callable[[str], None] | None, probes: Mapping[str, float]) -> None:
+        """Write a checkpoint to the run's folder and commit it."""
+        assert write, "the only rank writes"
+        name = f"checkpoint_{step:06}"
+        os.makedirs(f"{self.job.run_folder}/{name}", exist_ok=True)
+        write(f"{self.job.run_folder}/{name}")
+        latest = {"checkpoint_dir_name": name, "metrics": {"score": score, "step": step, **probes}}
+        snapshot = {"checkpoint_results": [latest], "latest_checkpoint_result": latest}
+        run_files.write_json(f"{self.job.run_folder}/{run_files.SNAPSHOT}", snapshot)
+
+    def is_preempted(self) -> bool:
+        """Return False: nobody takes this process away."""
+        return False
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[str | None]:
+        """Yield the folder of the last committed checkpoint."""
+        name = run_files.committed_checkpoint(self.job.run_folder)
+        yield f"{self.job.run_folder}/{name}" if name else None
+
+
+def run(function: Callable[[Any, Runtime], None], config: Any, **options: Any) -> None:
+    """Stand in for `cluster.run.run`."""
+    del options
+    function(config, OneProcess(getattr(config, "job", config)))
+
+
+@contextlib.contextmanager
+def in_one_process() -> Iterator[None]:
+    """Within it, `driver.pretrain` and `scoring.evaluate` run in this process."""
+    with (
+        mock.patch.object(cluster_run, "run", run),
+        mock.patch.object(driver, "connected_ray", lambda **_: contextlib.nullcontext()),
+        mock.patch.object(driver, "refuse_scattered_metrics", lambda _: None),
+        mock.patch.object(scoring, "connected_ray", lambda **_: contextlib.nullcontext()),
+    ):
+        yield
+
+
+def make_clips(folder: Path, *, num_train: int = 6, num_val: int = 4, size_px: int = 32) -> str:
+    """Write a manifest of short videos of noise, and return its path. Each evaluation split, val and test, has its own
+    clips."""
+    rows = []
+    for number in range(num_train + 2 * num_val):
+        split = "train" if number < num_train else ("val", "test")[number % 2]
+        coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 4, 3), np.uint8)
+        path = folder / f"{number}.mp4"
+        path.write_bytes(encode_video(coarse.repeat(size_px // 4, 1).repeat(size_px // 4, 2), fps=8))
+        rows.append(
+            {
+                "clip_id": clip_id("noise", path.name),
+                "uri": str(path),
+                "captions": [f"the bright square number {number} moves"],
+                "kind": "video",
+                "split": split,
+                "width": size_px,
+                "height": size_px,
+                "fps": 8.0,
+                "duration_seconds": 0.5,
+                "num_frames": 4,
+                "bytes": path.stat().st_size,
+                "checksum": checksum(path.read_bytes()),
+            }
+        )
+    write_manifest(make_manifest("noise", str(folder), rows), manifest := str(folder / "manifest.parquet"))
+    return manifest
+
+
+def small_options(manifest: str, storage: Path, *, name: str = "small", num_steps: int = 2) -> list[str]:
+    """Return the command line of a run of seconds on `make_clips`, of the losses of `tiny`."""
+    settings = {
+        "name": name,
+        "data.manifest": manifest,
+        "data.temporal-split": None,
+        "data.num-frames": 2,
+        "data.frame-size-px": 32,
+        "data.decoder": "pyav",
+        "text.vocabulary-size": 120,
+        "model.hidden": 16,
+        "model.num-layers": 1,
+        "model.num-heads": 2,
+        "model.feed-forward": 32,
+        "objective.num-hard-negatives": 1,
+        "optim.num-steps": num_steps,
+        "optim.global-batch": 4,
+        "optim.warmup-steps": 1,
+        "selection.evaluate-every": num_steps,
+        "placement.storage": storage,
+        "placement.num-workers": 1,
+    }
+    return ["tiny", *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
