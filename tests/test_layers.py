@@ -163,7 +163,8 @@ def test_rooms_have_no_cycle() -> None:
 
 def test_commands_are_short_import_rooms_and_are_imported_by_nobody() -> None:
     commands = {path: names for path, names in NAMES.items() if re.fullmatch(r"jobs/[a-z]\w*\.py", path)}
-    imported = {name for names in NAMES.values() for name in names}
+    measured = "jobs/benchmarks/structure.py"  # counts the frames between a command and a loss
+    imported = {name for path, names in NAMES.items() if path != measured for name in names}
     for path, names in commands.items():
         assert len((ROOT / path).read_text().splitlines()) <= 60, path
         assert all(any(is_in(name, allowed) for allowed in COMMANDS) for name in names if is_ours(name)), path

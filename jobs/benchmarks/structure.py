@@ -12,7 +12,7 @@ import sys
 import tempfile
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,7 +29,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def structure(tree: str | None = None) -> dict[str, Any]:
-    """Return the figures of this tree, or those of the source files alone of another one, of an earlier version, say."""
+    """Return the figures of this tree, or of the source files alone of another one, such as an earlier version."""
     figures = source_figures(Path(tree) if tree else ROOT)
     return figures if tree else {**hops(), **figures}
 
@@ -119,14 +119,18 @@ def comments(source: str) -> int:
     return sum(token.type == tokenize.COMMENT for token in tokenize.generate_tokens(io.StringIO(source).readline))
 
 
-def long_definitions(modules: dict[str, ast.Module], kind: Any, max_lines: int) -> dict[str, int]:
+def long_definitions(modules: Mapping[str, ast.Module], kind: Any, max_lines: int) -> dict[str, int]:
     """Return the definitions of a kind with more than `max_lines` lines, decorators not counted."""
     return {
         f"{path}:{node.name}": lines
         for path, module in modules.items()
-        for node in ast.walk(module)
-        if isinstance(node, kind) and (lines := (node.end_lineno or 0) - node.lineno + 1) > max_lines
+        for node in map(_any, ast.walk(module))
+        if isinstance(node, kind) and (lines := node.end_lineno - node.lineno + 1) > max_lines
     }
+
+
+def _any(node: Any) -> Any:
+    return node
 
 
 def whole_config_receivers(modules: dict[str, ast.Module]) -> list[str]:

@@ -35,10 +35,10 @@ from pipeline.offline.shards import (
     is_final,
     items_of,
     read_indexes,
-    rejected_of,
     write_shard,
 )
 from pipeline.offline.stages import mapped
+from pipeline.records import Rejected, Stage
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def pack(config: PackConfig) -> Prepared:
     ]
     done = commit(
         pa.Table.from_pylist(packed, SCHEMA),
-        [rejected_of(row) for row in found if row["reason"]],
+        [Rejected.from_row(row, Stage.PACK) for row in found if row["reason"]],
         corpus=manifest.corpus,
         root=out,
         out=out,

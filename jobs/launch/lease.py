@@ -246,6 +246,8 @@ def held(run_folder: str) -> Iterator[Lease]:
     content = acquire(run_folder, owner)
     thread, is_main = threading.get_ident(), threading.current_thread() is threading.main_thread()
     interrupt = functools.partial(signal.pthread_kill, thread, signal.SIGINT) if is_main else lambda: None
+    if is_main and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     lease = Lease(run_folder, owner, content, on_loss=interrupt)
     keeper = threading.Thread(target=lease.keep, name="lease", daemon=True)
     keeper.start()

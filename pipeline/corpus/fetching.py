@@ -11,7 +11,7 @@ from pipeline.records import DecodeError, Media, Reason
 
 
 def fetch(uri: str, checksum: str | None = None) -> Media:
-    """`media.read`; DecodeError if there is nothing usable at `uri`."""
+    """Return `media.read`; raise DecodeError if there is nothing usable at `uri`."""
     try:
         return media.read(uri, checksum)
     except FileNotFoundError as error:
@@ -24,14 +24,6 @@ def fetch(uri: str, checksum: str | None = None) -> Media:
         raise DecodeError(Reason.UNREADABLE, "a folder, not a file") from error
 
 
-def fetch_ahead(wanted: Iterable[tuple[str, str | None]]) -> Iterator[Callable[[], Media]]:
-    """For each pair (uri, checksum) a function that does what `fetch` does; distant files are then on their way."""
-    return storage.ahead((media.file_of(uri), partial(fetch, uri, checksum)) for uri, checksum in wanted)
-
-
-def fetched(read: Callable[[], Media]) -> Media | DecodeError:
-    """What `read` gives, or why it gives nothing."""
-    try:
-        return read()
-    except DecodeError as error:
-        return error
+def fetch_ahead(files: Iterable[tuple[str, str | None]]) -> Iterator[Callable[[], Media]]:
+    """Yield a function that does what `fetch` does, for each pair (uri, checksum), with distant files on their way."""
+    return storage.ahead((media.file_of(uri), partial(fetch, uri, checksum)) for uri, checksum in files)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.records import Reason, Rejected
+from pipeline.records import Reason, Rejected, Stage
 
 SCHEMA = pa.schema(
     [
@@ -21,32 +21,44 @@ SCHEMA = pa.schema(
 )
 
 
+def with_reason(schema: pa.Schema) -> pa.Schema:
+    """Return `schema`, all columns nullable, with reason and detail: null reasons are those of usable clips."""
+    columns = [field.with_nullable(True) for field in schema]
+    return pa.schema([*columns, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
+
+
+def split_by_reason(table: pa.Table, stage: Stage) -> tuple[pa.Table, list[Rejected]]:
+    """Return the rows without a reason, and the others as samples that `stage` rejected."""
+    lost = table.filter(table["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
+    return table.filter(table["reason"].is_null()), [Rejected.from_row(row, stage) for row in lost]
+
+
 class TooManyRejectedError(RuntimeError):
     """More samples were rejected than the run allows."""
 
 
 def write_ledger(rejected: Iterable[Rejected], path: str) -> None:
-    """`path` holds all of `rejected`, sorted by id, stage and reason; written also when there are none."""
-    ordered = sorted(rejected, key=lambda one: (one.clip_id, one.stage, one.reason, one.detail))
+    """Write all of `rejected` to `path`, sorted by id, stage and reason; also when there are none."""
+    ordered = sorted(rejected, key=lambda sample: (sample.clip_id, sample.stage, sample.reason, sample.detail))
     storage.write_table(path, pa.Table.from_pylist([sample.to_row() for sample in ordered], schema=SCHEMA))
 
 
 def read_ledger(path: str) -> list[Rejected]:
-    """The rejected samples in a ledger."""
+    """Return the rejected samples in a ledger."""
     return [Rejected.from_row(row) for row in storage.read_table(path).to_pylist()]
 
 
 def count_by_reason(rejected: Iterable[Rejected]) -> dict[Reason, int]:
-    """Reason → number of samples, the most frequent first."""
-    return dict(Counter(one.reason for one in rejected).most_common())
+    """Return reason → number of samples, the most frequent first."""
+    return dict(Counter(sample.reason for sample in rejected).most_common())
 
 
 def refuse_above_share(rejected: Iterable[Rejected], num_samples: int, max_share: float, ledger_path: str) -> None:
-    """Nothing, if at most `max_share` of `num_samples` is rejected; otherwise TooManyRejectedError with the counts.
+    """Raise TooManyRejectedError, with the counts, if more than `max_share` of `num_samples` is rejected.
 
     Files that no annotation names (`no_annotation`) are no samples: they stand in the ledger and do not count here.
     """
-    counts = count_by_reason(one for one in rejected if one.reason != Reason.NO_ANNOTATION)
+    counts = count_by_reason(sample for sample in rejected if sample.reason != Reason.NO_ANNOTATION)
     lost = sum(counts.values())
     if num_samples and lost / num_samples > max_share:
         reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())

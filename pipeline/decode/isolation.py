@@ -133,8 +133,8 @@ class DecodeProcess:
                 os.kill(self.pid, signal.SIGKILL)
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            os.close(self._handle)
+        if (handle := getattr(self, "_handle", None)) is not None:
+            os.close(handle)
 
     def _resident_bytes(self) -> int:
         """Return the process's resident memory; 0 where the system does not say, so that only time is limited.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,10 @@ from jaxtyping import Float32, Int64, UInt8, UInt64
 from PIL import Image
 
 from pipeline import storage
-from pipeline.corpus import manifest, media
-from pipeline.corpus.fetching import fetch_ahead, fetched
+from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.manifest import Manifest
 from pipeline.decode.codec import Video, decode_image, known_info, open_video, window_indices
-from pipeline.offline.stages import map_clips
+from pipeline.offline.stages import look_at_files, map_clips
 from pipeline.records import DecodeError, Kind, Media, Reason, Rejected, Stage
 
 FRAMES_PER_SECOND = 8.0
@@ -52,10 +50,6 @@ SCHEMA = pa.schema(
         pa.field("thumbnails", pa.large_binary(), nullable=False),
     ]
 )
-_FINDING = pa.schema(
-    [field.with_nullable(True) for field in SCHEMA]
-    + [pa.field("uri", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())]
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +63,7 @@ class Fingerprints:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Fingerprints:
-        """The fingerprints in a table of `SCHEMA`."""
+        """Return the fingerprints in a table of `SCHEMA`."""
         column = table["thumbnails"].combine_chunks()
         offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset :][: len(column) + 1]
         joined = np.frombuffer(column.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]  # no copy: gigabytes
@@ -81,7 +75,7 @@ class Fingerprints:
 
     @classmethod
     def joined(cls, parts: Sequence[Fingerprints]) -> Fingerprints:
-        """Those of several corpora, one after the other."""
+        """Return those of several corpora, one after the other."""
         lengths = np.concatenate([np.diff(part.starts) for part in parts])
         return cls(
             clip_ids=np.concatenate([part.clip_ids for part in parts]),
@@ -90,12 +84,12 @@ class Fingerprints:
         )
 
     def of(self, index: int) -> UInt8[np.ndarray, "T 384"]:
-        """The thumbnails of one clip."""
+        """Return the thumbnails of one clip."""
         return self.thumbnails[self.starts[index] : self.starts[index + 1]]
 
 
 def thumbnails_of(frames: UInt8[np.ndarray, "T 64 64 3"]) -> UInt8[np.ndarray, "T 384"]:
-    """Luma and both chroma of each frame (Rec. 601, chroma around 128), as means over squares of pixels."""
+    """Return luma and both chroma of each frame (Rec. 601, chroma around 128), as means over squares of pixels."""
     planes = frames.astype(np.float32) @ _YCBCR.T + np.array([0.0, 128.0, 128.0], np.float32)
     luma, chroma = _means(planes[..., :1], LUMA_SIDE), _means(planes[..., 1:], CHROMA_SIDE)
     rows = [luma[..., 0], chroma[..., 0], chroma[..., 1]]
@@ -109,7 +103,7 @@ def _means(planes: Float32[np.ndarray, "T H H C"], side: int) -> Float32[np.ndar
 
 
 def perceptual_hashes(thumbnails: UInt8[np.ndarray, "F 384"]) -> UInt64[np.ndarray, " F"]:
-    """A bit for each of the 64 lowest frequencies of the luma (DCT-II): whether it exceeds their median."""
+    """Return a bit for each of the 64 lowest frequencies of the luma (DCT-II): whether it exceeds their median."""
     luma = thumbnails[:, : PLANES[1]].reshape(-1, LUMA_SIDE, LUMA_SIDE).astype(np.float32)
     coefficients = (_COSINES @ luma @ _COSINES.T).reshape(len(luma), HASH_SIDE**2)
     is_high = coefficients > np.median(coefficients, axis=1, keepdims=True)
@@ -117,7 +111,7 @@ def perceptual_hashes(thumbnails: UInt8[np.ndarray, "F 384"]) -> UInt64[np.ndarr
 
 
 def clip_thumbnails(data: Media, clip: Mapping[str, Any], decoder: str) -> UInt8[np.ndarray, "T 384"]:
-    """The thumbnails of a manifest's clip, at least one. DecodeError if the file shows none or is another one."""
+    """Return the thumbnails of a manifest's clip, at least one. DecodeError if the file shows none or is another."""
     if media.checksum(data) != clip["checksum"]:
         raise DecodeError(Reason.WRONG_CHECKSUM, "the file is not the one in the manifest: prepare the corpus again")
     if clip["kind"] == Kind.IMAGE:
@@ -128,7 +122,7 @@ def clip_thumbnails(data: Media, clip: Mapping[str, Any], decoder: str) -> UInt8
 
 
 def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:
-    """A thumbnail for the middle of each 1 / `FRAMES_PER_SECOND` of a window, or of the window if that is shorter.
+    """Return a thumbnail for the middle of each 1 / `FRAMES_PER_SECOND` of a window, or of a shorter window.
 
     Each is a mixture of the two frames around its time: of a copy that was cut elsewhere, what it shows between two
     frames lies between two thumbnails of the original as well.
@@ -139,41 +133,33 @@ def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:
     before = positions.astype(np.int64)
     after = np.minimum(before + 1, len(window) - 1)
     needed, places = np.unique(np.concatenate([before, after]), return_inverse=True)
-    found = thumbnails_of(video.frames([window[index] for index in needed], SIZE_PX)).astype(np.float32)
+    thumbnails = thumbnails_of(video.frames([window[index] for index in needed], SIZE_PX)).astype(np.float32)
     weight = (positions - before).astype(np.float32)[:, None]
-    mixed = (1 - weight) * found[places[:count]] + weight * found[places[count:]]
+    mixed = (1 - weight) * thumbnails[places[:count]] + weight * thumbnails[places[count:]]
     return np.rint(mixed).astype(np.uint8)
 
 
 def fingerprint_batch(batch: pa.Table, decoder: str) -> pa.Table:
-    """The clips of `batch` with their thumbnails, or with reason and detail. Each file is fetched once."""
-    rows = []
-    files = [(uri, list(clips)) for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
-    for (_, clips), read in zip(files, fetch_ahead((uri, None) for uri, _ in files), strict=True):
-        data = fetched(read)
-        for clip in clips:
-            known = {name: clip[name] for name in ("clip_id", "checksum", "uri")}
-            try:
-                if isinstance(data, DecodeError):
-                    raise data
-                rows.append(known | {"thumbnails": clip_thumbnails(data, clip, decoder).tobytes()})
-            except DecodeError as error:
-                rows.append(known | {"reason": str(error.reason), "detail": error.detail})
-    return pa.Table.from_pylist(rows, schema=_FINDING)
+    """Return the clips of `batch` with their thumbnails, or with reason and detail."""
+
+    def look(data: Media, clip: dict[str, Any]) -> dict[str, Any]:
+        return {"thumbnails": clip_thumbnails(data, clip, decoder).tobytes()}
+
+    return look_at_files(batch, look, SCHEMA.append(pa.field("uri", pa.string())))
 
 
 def fingerprint_corpus(
     corpus: Manifest, path: str, *, decoder: str, subcluster: str | None = None
 ) -> tuple[Fingerprints, list[Rejected]]:
-    """The fingerprints of all clips that have one, in order of clip_id, and the clips that have none.
+    """Return the fingerprints of all clips that have one, in order of clip_id, and the clips that have none.
 
     What `path` holds of the same clip and file is taken from there. The rest is computed by a Ray Data job over
     the nodes of `subcluster` (None: all nodes), and the cache is written again.
     """
-    wanted = set(zip(corpus.table["clip_id"].to_pylist(), corpus.table["checksum"].to_pylist(), strict=True))
+    keys = set(zip(*(corpus.table[name].to_pylist() for name in ("clip_id", "checksum")), strict=True))
     cached = read_cache(path)
     is_known = [
-        key in wanted for key in zip(cached["clip_id"].to_pylist(), cached["checksum"].to_pylist(), strict=True)
+        key in keys for key in zip(*(cached[name].to_pylist() for name in ("clip_id", "checksum")), strict=True)
     ]
     cached = cached.filter(pa.array(is_known, pa.bool_()))
     is_cached = pc.field("clip_id").isin(cached["clip_id"].combine_chunks())
@@ -181,22 +167,20 @@ def fingerprint_corpus(
     if not clips:
         return Fingerprints.from_table(cached), []
     look = functools.partial(fingerprint_batch, decoder=decoder)
-    found = pa.concat_tables(map_clips(clips, look, schema=manifest.SCHEMA, subcluster=subcluster))
-    made = found.filter(found["reason"].is_null()).select(SCHEMA.names).cast(SCHEMA)
-    whole = pa.concat_tables([cached, made]).sort_by("clip_id").combine_chunks()
-    write_cache(whole, path)
-    lost = found.filter(found["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
-    rejected = [Rejected.from_row(row, Stage.PREPARE) for row in lost]
-    return Fingerprints.from_table(whole), rejected
+    computed = pa.concat_tables(map_clips(clips, look, schema=manifest.SCHEMA, subcluster=subcluster))
+    usable, rejected = ledger.split_by_reason(computed, Stage.PREPARE)
+    table = pa.concat_tables([cached, usable.select(SCHEMA.names).cast(SCHEMA)]).sort_by("clip_id").combine_chunks()
+    write_cache(table, path)
+    return Fingerprints.from_table(table), rejected
 
 
 def cache_path(manifest_path: str) -> str:
-    """Where the fingerprints of a manifest, a file or a folder of parts, are kept: beside it."""
+    """Return where the fingerprints of a manifest, a file or a folder of parts, are kept: beside it."""
     return manifest_path.rstrip("/").removesuffix(".parquet") + "-fingerprints.parquet"
 
 
 def read_cache(path: str) -> pa.Table:
-    """The fingerprints that were computed before; none if there is no file, or one of another version."""
+    """Return the fingerprints that were computed before; none if there is no file, or one of another version."""
     if not storage.exists(path):
         return SCHEMA.empty_table()
     table = storage.read_table(path)
@@ -205,5 +189,5 @@ def read_cache(path: str) -> pa.Table:
 
 
 def write_cache(table: pa.Table, path: str) -> None:
-    """`path` holds the fingerprints, written whole or not at all."""
+    """Write the fingerprints to `path`, whole or not at all."""
     storage.write_table(path, table.replace_schema_metadata({_VERSION_KEY: VERSION}))

@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.corpus import manifest, media
+from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.fetching import fetch
 from pipeline.decode.codec import decode_frames, encode_image, fit_long_side, known_info, window_indices
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
-from pipeline.records import DecodeError, EncodedFrames, Kind, Reason, Rejected, Stage
+from pipeline.records import DecodeError, EncodedFrames, Kind, Reason
 
 VERSION = 1
 """Raised when the same input would give other shards."""
@@ -37,8 +37,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("values", pa.list_(pa.binary()), nullable=False),  # one file, or one JPEG per frame
     ]
 )
-INDEX_SCHEMA = pa.schema([field.with_nullable(True) for field in manifest.SCHEMA]).append(pa.field("key", pa.string()))
-INDEX_SCHEMA = INDEX_SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("detail", pa.string()))
+INDEX_SCHEMA = ledger.with_reason(manifest.SCHEMA.append(pa.field("key", pa.string())))
 PASSING = frozenset({Reason.MISSING, Reason.UNAVAILABLE, Reason.TIMEOUT, Reason.CRASHED, Reason.OUT_OF_MEMORY})
 """Reasons that may lie in the store or the machine: such clips are tried again when the pass is repeated."""
 
@@ -129,21 +128,21 @@ def write_shard(items: Sequence[Item], config: PackingConfig, folder: str, limit
     """
     name = hashlib.blake2b("\n".join([config.hash, *(item.key for item in items)]).encode(), digest_size=10).hexdigest()
     path = storage.join(folder, f"{name}.parquet")
-    filled, found = [], []
+    filled, rows = [], []
     for item in items:
         try:
             values, changed = _values(item, config, limits)
         except DecodeError as error:
-            found += [_entry(clip, item, reason=str(error.reason), detail=error.detail) for clip in item.clips]
+            rows += [_entry(clip, item, reason=str(error.reason), detail=error.detail) for clip in item.clips]
         else:
             filled.append((item, values, changed))
     data, starts = _shard([(item, values) for item, values, _ in filled])
     for (item, values, changed), start in zip(filled, starts, strict=True):
         changed |= _place(path, data, start, values, config)
-        found += [_entry(clip, item, **changed) for clip in item.clips]
+        rows += [_entry(clip, item, **changed) for clip in item.clips]
     if filled:
         storage.write_bytes_atomic(path, data)
-    table = pa.Table.from_pylist(found, schema=INDEX_SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
     described = {b"snps3_packing": config.hash.encode(), b"settings": json.dumps(asdict(config)).encode()}
     storage.write_table(storage.join(folder, name + INDEX_SUFFIX), table.replace_schema_metadata(described))
     return table
@@ -163,13 +162,6 @@ def read_indexes(folder: str, config: PackingConfig) -> pa.Table:
 def is_final(row: dict[str, Any]) -> bool:
     """Whether a row of an index stands, or its clip should be tried again."""
     return row["reason"] is None or Reason(row["reason"]) not in PASSING
-
-
-def rejected_of(row: dict[str, Any]) -> Rejected:
-    """The rejected clip in a row of an index that has a reason."""
-    return Rejected(
-        clip_id=row["clip_id"], uri=row["uri"], stage=Stage.PACK, reason=Reason(row["reason"]), detail=row["detail"]
-    )
 
 
 def _key(owner: str, clips: Sequence[dict[str, Any]]) -> str:

@@ -17,11 +17,10 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 
-from pipeline.corpus import manifest, media
+from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.annotations import Annotation
-from pipeline.corpus.fetching import fetch_ahead, fetched
+from pipeline.corpus.fetching import fetch_ahead
 from pipeline.corpus.media import kind_of
 from pipeline.corpus.sources import Layout, Source
 from pipeline.decode.codec import probe
@@ -31,13 +30,6 @@ from pipeline.records import DecodeError, Kind, Media, Reason, Rejected, Stage
 
 log = logging.getLogger(__name__)
 
-_FINDING = (
-    pa.schema([field.with_nullable(True) for field in manifest.SCHEMA])
-    .append(
-        pa.field("reason", pa.string())  # null: the clip is usable
-    )
-    .append(pa.field("detail", pa.string()))
-)
 KNOWN = pa.schema([manifest.SCHEMA.field(index) for index in range(manifest.SCHEMA.get_field_index("group") + 1)])
 """The columns of a manifest row that are known before a file is opened."""
 
@@ -52,22 +44,22 @@ class Probed:
 
 
 def clips_of(annotations: Iterable[Annotation], *, corpus: str, source: Source) -> list[dict[str, Any]]:
-    """Manifest rows as far as they are known before a file is opened, sorted by uri. Equal ids are refused."""
+    """Return manifest rows as far as they are known before a file is opened, sorted by uri. Equal ids are refused."""
     clips, owners = [], {}
-    for one in annotations:
-        clip_id = manifest.clip_id(corpus, one.relative_path, one.start_seconds, one.end_seconds)
+    for annotation in annotations:
+        row = {field.name: getattr(annotation, field.name) for field in fields(annotation)}
+        path = row.pop("relative_path")
+        clip_id = manifest.clip_id(corpus, path, annotation.start_seconds, annotation.end_seconds)
         if clip_id in owners:
-            raise ValueError(f"the ids of {owners[clip_id]} and {one.relative_path} collide: rename one of the files")
-        owners[clip_id] = one.relative_path
-        known = {field.name: getattr(one, field.name) for field in fields(one) if field.name != "relative_path"}
-        uri = source.uri(one.relative_path)
-        clips.append(known | {"clip_id": clip_id, "uri": uri, "captions": list(one.captions)})
+            raise ValueError(f"the ids of {owners[clip_id]} and {path} collide: rename one of the files")
+        owners[clip_id] = path
+        clips.append(row | {"clip_id": clip_id, "uri": source.uri(path), "captions": list(annotation.captions)})
     return sorted(clips, key=lambda clip: (clip["uri"], clip["start_seconds"] or 0.0, clip["clip_id"]))
 
 
 def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Source) -> list[Rejected]:
-    """What lies in `source` and no annotation names, and what could not be listed, as rejected samples."""
-    named = {source.name(one.relative_path) for one in annotations}
+    """Return what lies in `source` and no annotation names, and what could not be listed, as rejected samples."""
+    named = {source.name(annotation.relative_path) for annotation in annotations}
     unnamed = [
         _reject(manifest.clip_id(corpus, name), uri, Reason.NO_ANNOTATION, "no annotation names this file")
         for name, uri in source.places.items()
@@ -81,7 +73,7 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
 def probe_clips(
     clips: Sequence[dict[str, Any]], *, decoder: str, limits: Limits, subcluster: str | None = None
 ) -> Probed:
-    """Every clip as a row or as a rejected sample, by a Ray Data job over the nodes of `subcluster` (None: all nodes).
+    """Return every clip as a row or as a rejected sample, by a Ray Data job over the nodes of `subcluster` (None: all).
 
     Clips without captions are rejected before anything is fetched.
     """
@@ -94,33 +86,44 @@ def probe_clips(
     if not captioned:
         return Probed(rows=manifest.SCHEMA.empty_table(), rejected=silent)
     probing = partial(probe_batch, decoder=decoder, limits=limits)
-    found = pa.concat_tables(map_clips(captioned, probing, schema=KNOWN, subcluster=subcluster))
-    usable = found["reason"].is_null()
-    lost = found.filter(found["reason"].is_valid()).select(["clip_id", "uri", "reason", "detail"]).to_pylist()
-    rejected = [_reject(one["clip_id"], one["uri"], Reason(one["reason"]), one["detail"]) for one in lost]
-    return Probed(rows=found.filter(usable).select(manifest.SCHEMA.names), rejected=silent + rejected)
+    probed = pa.concat_tables(map_clips(captioned, probing, schema=KNOWN, subcluster=subcluster))
+    usable, rejected = ledger.split_by_reason(probed, Stage.PREPARE)
+    return Probed(rows=usable.select(manifest.SCHEMA.names), rejected=silent + rejected)
 
 
 def probe_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
-    """The clips of `batch` as whole manifest rows, or with reason and detail. Each file is fetched once."""
+    """Return the clips of `batch` as whole manifest rows, or with reason and detail."""
+
+    def look(data: Media, clip: dict[str, Any]) -> dict[str, Any]:
+        times = {name: clip[name] for name in ("start_seconds", "end_seconds")}
+        columns = isolated(probe, data, limits=limits, kind=Kind(clip["kind"]), decoder=decoder, **times)
+        return columns | {"bytes": len(data), "checksum": media.checksum(data)}
+
+    return look_at_files(batch, look, manifest.SCHEMA)
+
+
+def look_at_files(
+    batch: pa.Table, look: Callable[[Media, dict[str, Any]], dict[str, Any]], schema: pa.Schema
+) -> pa.Table:
+    """Return each clip of `batch` with the columns that `look(data, clip)` adds, or with reason and detail.
+
+    The columns are those of `schema`, reason and detail. Each file is fetched once.
+    """
     rows = []
     files = [(uri, list(clips)) for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
     for (_, clips), read in zip(files, fetch_ahead((uri, None) for uri, _ in files), strict=True):
-        data = fetched(read)
-        rows += [clip | _look_into(data, clip, decoder, limits) for clip in clips]
-    return pa.Table.from_pylist(rows, schema=_FINDING)
-
-
-def _look_into(data: Media | DecodeError, clip: dict[str, Any], decoder: str, limits: Limits) -> dict[str, Any]:
-    """The columns that only the file knows."""
-    try:
-        if isinstance(data, DecodeError):
-            raise data
-        times = {name: clip[name] for name in ("start_seconds", "end_seconds")}
-        look = isolated(probe, data, limits=limits, kind=Kind(clip["kind"]), decoder=decoder, **times)
-    except DecodeError as error:
-        return {"reason": str(error.reason), "detail": error.detail}
-    return look | {"bytes": len(data), "checksum": media.checksum(data)}
+        try:
+            data = read()
+        except DecodeError as error:
+            data = error
+        for clip in clips:
+            try:
+                if isinstance(data, DecodeError):
+                    raise data
+                rows.append(clip | look(data, clip))
+            except DecodeError as error:
+                rows.append(clip | {"reason": str(error.reason), "detail": error.detail})
+    return pa.Table.from_pylist(rows, schema=ledger.with_reason(schema))
 
 
 def map_clips(
@@ -130,21 +133,23 @@ def map_clips(
     schema: pa.Schema,
     subcluster: str | None = None,
 ) -> list[pa.Table]:
-    """What `look` finds of tables of some clips (rows of `schema`), by a Ray Data job with a CPU per table."""
+    """Return `look` of tables of some clips (rows of `schema`), by a Ray Data job with a CPU per table."""
     return list(mapped(list(_blocks(clips, schema)), look, subcluster=subcluster))
 
 
 def mapped(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None
 ) -> Iterator[pa.Table]:
-    """`streamed`; says every few seconds how many of the clips in `blocks` are done."""
+    """Yield `streamed`; log every few seconds how many of the clips in `blocks` are done."""
     yield from _with_progress(streamed(blocks, function, subcluster=subcluster), sum(len(block) for block in blocks))
 
 
 def streamed(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None = None
 ) -> Iterator[pa.Table]:
-    """`function` of each block, as they are done, computed by Ray Data on the nodes of `subcluster` (None: all)."""
+    """Yield `function` of each block as it is done, by Ray Data on the nodes of `subcluster` (None: all)."""
+    import ray.data  # so that a command's --help does not wait for Ray
+
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     if subcluster:
@@ -161,7 +166,7 @@ def streamed(
 
 
 def _blocks(clips: Sequence[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Tables of at most 256 clips, and at least about eight: enough tasks for every CPU, few enough to schedule."""
+    """Yield tables of about 8 to 256 clips: enough tasks for every CPU, few enough to schedule."""
     size = max(8, min(256, len(clips) // 64))
     for start in range(0, len(clips), size):
         yield pa.Table.from_pylist(list(clips[start : start + size]), schema=schema)

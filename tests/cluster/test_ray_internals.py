@@ -137,7 +137,9 @@ def test_both_throttles_run_where_a_dataset_is_executed(local_ray: None) -> None
 
 
 def test_a_variable_is_propagated_to_the_processes_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_constants, "ENV_VARS_TO_PROPAGATE", set(train_constants.ENV_VARS_TO_PROPAGATE))
+    monkeypatch.setattr(
+        train_constants, "ENV_VARS_TO_PROPAGATE", set(train_constants.ENV_VARS_TO_PROPAGATE) - {"RAY_ADDRESS"}
+    )
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert "RAY_ADDRESS" not in train_constants.get_env_vars_to_propagate()
     ray_internals.propagate_to_train("RAY_ADDRESS")

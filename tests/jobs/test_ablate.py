@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from jobs import ROOT
 from jobs.command_line import parsing
 from jobs.experiments import ablation
 from jobs.experiments.ablation import (
@@ -25,7 +26,7 @@ from jobs.experiments.ablation import (
     shortened,
     table,
 )
-from jobs.experiments.seeds import ROOT, over_seeds, read_cells, write_cells
+from jobs.experiments.seeds import over_seeds, read_cells, write_cells
 from jobs.run import recipes, run_identity
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import differences

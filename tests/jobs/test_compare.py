@@ -11,6 +11,7 @@ import pytest
 from cluster.head import free_ports
 from jobs import pretrain
 from jobs.command_line import parsing
+from jobs.command_line.entry import exit_status
 from jobs.launch import driver
 from jobs.reports.comparison import CURVES, CompareConfig, compare, costs, differences, scores
 from jobs.tracking import mlflow_runs
@@ -125,7 +126,7 @@ def test_a_run_is_refused_before_it_starts_if_its_server_does_not_answer(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(parsing, "answered", lambda command: None)
     monkeypatch.setattr(driver, "read_manifest", lambda path: pytest.fail("was started"))
-    assert pretrain.main(["tiny"]) == 2
+    assert exit_status(lambda: pretrain.main(["tiny"])) == 2
     assert f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer" in capsys.readouterr().err
 
 

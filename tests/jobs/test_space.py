@@ -271,11 +271,13 @@ def test_a_run_that_stopped_for_good_says_whether_it_diverged(
 ) -> None:
     """A corpus of which too much could not be decoded says nothing of the values: that trial failed."""
     run_files.write_json(f"{tmp_path}/failure.json", {"error": "why", "has_diverged": has_diverged})
-    found = driver.failure(str(tmp_path))
-    assert (type(found), str(found)) == (error, "why")
+    with pytest.raises(error, match=r"^why$") as raised:
+        driver.ended(str(tmp_path))
+    failure = raised.value
+    assert type(failure) is error
 
     def stopped(*_: object, **__: object) -> None:
-        raise found
+        raise failure
 
     reported: list[dict[str, float]] = []
     monkeypatch.setattr(driver, "pretrain", stopped)

@@ -112,7 +112,7 @@ def test_a_killed_rank_costs_no_clip_and_no_bit(toy_run: str, manifest: str, tmp
     assert killed.done()
     trained = attempts(tmp_path)
     assert len({attempt.group for attempt in trained}) == 2
-    assert lost_and_doubled(lineage(trained), make_sources(config)["train"], TOY_STEPS) == (0, 0)
+    assert lost_and_doubled(lineage(trained), training_source(config), TOY_STEPS) == (0, 0)
     assert "lost" in {line["event"] for line in read_journals(str(tmp_path / "killed"))}
     assert kills.weights_of(tmp_path / "killed") == kills.weights_of(Path(toy_run))
     reference = run_files.read_json(f"{toy_run}/results.json")

@@ -115,11 +115,11 @@ import pyarrow as pa
 import jobs.corpus.deduplication, jobs.reports.corpus
 from jobs.corpus.preparation import PrepareConfig
 from jobs.inference.model import decode
-from jobs.run.config import DataConfig, PretrainConfig, with_decoder
+from jobs.run.config import DataConfig, with_decoder
 from pipeline.decode import decoders
 from pipeline.decode.codec import probe
 PrepareConfig(corpus="toy", root=sys.argv[1], out=sys.argv[1])
-assert with_decoder(PretrainConfig(name="one"), "decord").data.decoder == "pyav"
+assert with_decoder(DataConfig(), "decord").decoder == "pyav"
 data = open(f"{sys.argv[1]}/clip.mp4", "rb").read()
 print(probe(data, kind="video", start_seconds=None, end_seconds=None, decoder="auto")["num_frames"])
 print(decode(f"{sys.argv[1]}/clip.mp4", DataConfig()).shape)

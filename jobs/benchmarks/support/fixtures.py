@@ -72,8 +72,11 @@ def write_small_clips(folder: str, num_clips: int) -> str:
     return f"{folder}/captions.jsonl"
 
 
-def embedded_corpus(root: Path, *, num_test: int = 12, num_processes: int = 1) -> str:
-    """Make and prepare a small embedded corpus in `root` if it is not there; return the path of its manifest."""
+def embedded_corpus(root: Path, *, name: str | None = None, num_test: int = 12, num_processes: int = 1) -> str:
+    """Make and prepare a small embedded corpus in `root` if it is not there; return the path of its manifest.
+
+    `name` enters the ids of its clips; by default it is that of the folder.
+    """
     from jobs.corpus.preparation import PrepareConfig, prepare
     from pipeline.synthetic.clips import CorpusConfig
     from pipeline.synthetic.corpus import make_corpus
@@ -85,13 +88,13 @@ def embedded_corpus(root: Path, *, num_test: int = 12, num_processes: int = 1) -
         )
         make_corpus(sizes, root, num_processes=num_processes)
         annotations = tuple(sorted(str(file) for file in (root / "annotations").glob("*.jsonl")))
-        prepare(PrepareConfig(corpus=root.name, root=str(root), out=str(path.parent), annotations=annotations))
+        prepare(PrepareConfig(corpus=name or root.name, root=str(root), out=str(path.parent), annotations=annotations))
     return str(path)
 
 
 def small_corpus(folder: str) -> str:
     """Return the path of the manifest of a small embedded corpus in `folder`/corpus."""
-    return embedded_corpus(Path(folder, "corpus"))
+    return embedded_corpus(Path(folder, "corpus"), name="small")
 
 
 def clip_source(manifest: str, *, num_frames: int, size_px: int, batch: int, **changes: Any) -> ClipSource:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from cluster import run as cluster_run
+from cluster.ray_internals import SNAPSHOT
 from cluster.run import Runtime
 from cluster.world import World
 from jobs.evaluation import scoring
@@ -57,7 +58,7 @@ class OneProcess(Runtime):
         write(f"{self.job.run_folder}/{name}")
         latest = {"checkpoint_dir_name": name, "metrics": {"score": score, "step": step, **probes}}
         snapshot = {"checkpoint_results": [latest], "latest_checkpoint_result": latest}
-        run_files.write_json(f"{self.job.run_folder}/{run_files.SNAPSHOT}", snapshot)
+        run_files.write_json(f"{self.job.run_folder}/{SNAPSHOT}", snapshot)
 
     def is_preempted(self) -> bool:
         """Return False: nobody takes this process away."""
@@ -81,9 +82,9 @@ def in_one_process() -> Iterator[None]:
     """Within it, `driver.pretrain` and `scoring.evaluate` run in this process."""
     with (
         mock.patch.object(cluster_run, "run", run),
-        mock.patch.object(driver, "connected_ray", lambda **_: contextlib.nullcontext()),
-        mock.patch.object(driver, "refuse_scattered_metrics", lambda _: None),
-        mock.patch.object(scoring, "connected_ray", lambda **_: contextlib.nullcontext()),
+        mock.patch.object(driver, "connected_ray", return_value=contextlib.nullcontext()),
+        mock.patch.object(driver, "refuse_scattered_metrics", return_value=None),
+        mock.patch.object(scoring, "connected_ray", return_value=contextlib.nullcontext()),
     ):
         yield
 
