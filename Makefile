@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install pretrain test test-slow wheel-test resolve nightly check format lint types clean
+.PHONY: help install pretrain test test-slow wheel-test resolve docs nightly check format lint types clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,10 @@ wheel-test:  ## build the wheel, install it in an empty environment outside the 
 
 resolve:  ## which machines and Pythons the package index has wheels of the core for
 	tests/resolve.sh $(PYTHON)
+
+docs: install  ## build the site from docs/ into site/
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/zensical build
 
 nightly: SLOW = nightly
 nightly: test-slow  ## the slow tests that CI leaves out, then twenty runs that lose something at random

@@ -19,6 +19,8 @@ PACKAGES = ("snps3", "jobs", "pipeline", "snps3_model", "cluster")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {"PIL": "pillow"}
 """Modules that are not called as what is installed; all others are."""
+TOOLS = {"dev", "docs"}
+"""Extras of who works on the project, whose packages the code does not import."""
 LEFT_TO_OTHERS = {"webdataset": "jobs/benchmarks/loaders.py"}
 """Loaders that a benchmark measures where they are installed."""
 
@@ -48,7 +50,7 @@ FILES = {path.relative_to(ROOT).as_posix(): path for package in PACKAGES for pat
 
 
 def test_every_import_is_declared() -> None:
-    declared = CORE | set().union(*(lines for extra, lines in EXTRAS.items() if extra != "dev"))
+    declared = CORE | set().union(*(lines for extra, lines in EXTRAS.items() if extra not in TOOLS))
     missing = {(name, path) for path, file in FILES.items() for name in third_party(file) - declared}
     assert {(name, path) for name, path in missing if LEFT_TO_OTHERS.get(name) != path} == set()
 
@@ -57,7 +59,7 @@ def test_everything_declared_is_imported_or_its_reason_is_known() -> None:
     imported = set().union(*(third_party(file) for file in FILES.values()))
     through_others = {"nvidia_ml_py", "s3fs", "gcsfs", "boto3", "google_api_python_client", "optuna", "botocore"}
     through_others |= {"spacy", "snps3_ray"}
-    declared = CORE | set().union(*(lines for extra, lines in EXTRAS.items() if extra != "dev"))
+    declared = CORE | set().union(*(lines for extra, lines in EXTRAS.items() if extra not in TOOLS))
     assert declared - imported - through_others == set()
 
 
