@@ -20,7 +20,7 @@ import pyarrow as pa
 import ray.data
 
 from pipeline.corpus import manifest, media
-from pipeline.corpus.annotations import Annotation
+from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.fetching import fetch_ahead, fetched
 from pipeline.corpus.media import Media, kind_of
 from pipeline.corpus.sources import Layout, Source
