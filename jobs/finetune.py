@@ -22,27 +22,29 @@ import sys
 def parse(argv: list[str]) -> parsing.Command:
     """What was asked for; refused on stderr with exit code 2."""
     from jobs.command_line import parsing
-    from jobs.run.recipes import RECIPES
+    from jobs.run.datasets import known_recipes
+    from jobs.run.recipes import fine_tuning
     from jobs.run.run_identity import config_of
     from pipeline import storage
 
     early = argparse.ArgumentParser(add_help=False)
     early.add_argument("--run")
     known, rest = early.parse_known_args(argv)
-    presets = {name: ((recipe.__doc__ or "").splitlines()[0], recipe) for name, recipe in RECIPES.items()}
+    recipes = known_recipes()
     if not known.run:
-        if rest and rest[0] in presets:
+        if rest and rest[0] in recipes:
             parsing.refuse("--run must name the folder of the pre-trained run, as in --run runs/tiny")
-        return parsing.parse(
-            rest, program="finetune.py", presets={name: (text, _no_run) for name, (text, _) in presets.items()}
-        )
+        unusable = {name: (recipe.title, _no_run) for name, recipe in recipes.items()}
+        return parsing.parse(rest, program="finetune.py", presets=unusable)
     folder = storage.absolute(known.run)
     try:
         run = config_of(folder)
     except (ValueError, FileNotFoundError, PermissionError) as error:
         parsing.refuse(f"--run {known.run}: {error}")
-    bound = {name: (text, functools.partial(recipe, run, folder)) for name, (text, recipe) in presets.items()}
-    return parsing.parse(rest, program="finetune.py", presets=bound)
+    presets = {
+        name: (recipe.title, functools.partial(fine_tuning, recipe, run, folder)) for name, recipe in recipes.items()
+    }
+    return parsing.parse(rest, program="finetune.py", presets=presets)
 
 
 def _no_run() -> PretrainConfig:
@@ -51,7 +53,6 @@ def _no_run() -> PretrainConfig:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line."""
-
     return run_training(parse(sys.argv[1:] if argv is None else argv), program="finetune")
 
 
