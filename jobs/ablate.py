@@ -39,7 +39,8 @@ def parse(argv: Sequence[str]) -> tuple[AblateConfig, PretrainConfig]:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line: 1 where a run failed, 130 where it was asked to stop."""
     from jobs.command_line import parsing
-    from jobs.experiments.ablation import StoppedError, ablate
+    from jobs.experiments.ablation import ablate
+    from jobs.experiments.child_runs import STOPPED, StoppedError
 
     config, base = parse(sys.argv[1:] if argv is None else argv)
     try:
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             text, failed = ablate(config, base)
     except StoppedError:
         print(f"{config.name} was stopped; the same command goes on from here")
-        return 130
+        return STOPPED
     print(text)
     for (row, seed), error in failed.items():
         print(f"ablate: “{row}” with seed {seed}: {error}", file=sys.stderr)

@@ -14,15 +14,20 @@ from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the command line: 1 where an evaluation failed."""
+    """Exit status of the command line: 1 where an evaluation failed, 130 where it was asked to stop."""
     import tyro
 
     from jobs.command_line import parsing
+    from jobs.experiments.child_runs import STOPPED, StoppedError
     from jobs.experiments.suite import EvaluateAllConfig, evaluate_all
 
     config = tyro.cli(EvaluateAllConfig, args=argv, prog="evaluate_all.py", description=__doc__)
-    with parsing.refusing():
-        failed = evaluate_all(config)
+    try:
+        with parsing.refusing():
+            failed = evaluate_all(config)
+    except StoppedError:
+        print("stopped; the same command goes on from here")
+        return STOPPED
     if failed:
         print("\n".join(failed), file=sys.stderr)
     return int(bool(failed))

@@ -38,17 +38,20 @@ def parse(argv: Sequence[str]) -> tuple[SweepConfig, PretrainConfig]:
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line: 1 where a trial failed, 130 after Ctrl-C."""
     from jobs.command_line import parsing
-    from jobs.experiments.sweeps import changed_selection, describe, sweep
+    from jobs.experiments.child_runs import STOPPED, StoppedError
+    from jobs.experiments.sweep_table import changed_selection, describe
+    from jobs.experiments.sweeps import sweep
 
     words = sys.argv[1:] if argv is None else argv
     config, base = parse(words)
-    with parsing.refusing():
-        rows = sweep(config, base)
-    if not rows:
+    try:
+        with parsing.refusing():
+            rows = sweep(config, base)
+    except StoppedError:
         print(f"{config.name} was stopped; the same command goes on from here")
-        return 130
-    selection = changed_selection(base, rows[0])
-    print(describe(rows, config, parsing.split(words)[1], selection))
+        return STOPPED
+    selection = changed_selection(base.placement.storage, base.selection, rows[0])
+    print(describe(rows, config.name, config.metric, parsing.split(words)[1], selection))
     return int(any(row.status == "failed" for row in rows))
 
 

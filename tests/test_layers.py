@@ -56,7 +56,7 @@ ROOMS = {
     },
     "jobs.experiments": {
         *("jobs.ROOT", "jobs.run", "jobs.tracking", "jobs.training", "jobs.evaluation", "jobs.launch"),
-        *("jobs.command_line", "cluster", "pipeline"),
+        *("jobs.command_line", "jobs.reports", "cluster", "pipeline"),
     },
     "jobs.benchmarks": {"jobs", "cluster", "pipeline", "snps3_model"},
 }

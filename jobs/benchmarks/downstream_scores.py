@@ -17,15 +17,20 @@ import numpy as np
 import torch
 
 from cluster.run import WORKER_ENVIRONMENT
-from jobs.experiments.seeds import over_seeds, read_cells, run_job, write_cells
+from jobs.command_line.parsing import option
+from jobs.experiments.cells import read_cells, write_cells
+from jobs.experiments.child_runs import run_child
+from jobs.experiments.statistics import over_seeds
 from jobs.inference.model import Model, Videos, decode, load
 from jobs.run import presets, run_files
+from jobs.run.datasets import known_recipes
 from jobs.run.fields import flat
-from jobs.run.recipes import RECIPES
-from jobs.run.run_identity import identity
+from jobs.run.recipes import fine_tuning
+from jobs.run.run_identity import config_of, identity, with_values
 from jobs.tasks import retrieval
 from jobs.tasks.retrieval import Queries, Scored, highest, reranked
 from pipeline.records import Kind
+from pipeline.storage import absolute
 from pipeline.stream.loader import split_rows
 from snps3_model.metrics import bootstrap_intervals, placements, recalls_at
 
@@ -144,24 +149,24 @@ def timed(function: Callable[[], T]) -> tuple[T, float]:
 
 
 SCRATCH, ONE_FRAME, NO_VIDEO = (
-    ("--model.initial-weights", "None"),
-    ("--data.num-frames", "1"),
-    ("--task.is-video-hidden",),
+    {"model.initial_weights": None},
+    {"data.num_frames": 1},
+    {"task.is_video_hidden": True},
 )
-VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "retrieval": ("tiny_retrieval", ()),
+        "retrieval": ("tiny_retrieval", {}),
         "retrieval-scratch": ("tiny_retrieval", SCRATCH),
         "retrieval-one-frame": ("tiny_retrieval", ONE_FRAME),
-        "qa": ("tiny_qa", ()),
+        "qa": ("tiny_qa", {}),
         "qa-scratch": ("tiny_qa", SCRATCH),
         "qa-question-only": ("tiny_qa", NO_VIDEO),
-        "multiple-choice": ("tiny_multiple_choice", ()),
+        "multiple-choice": ("tiny_multiple_choice", {}),
         "multiple-choice-scratch": ("tiny_multiple_choice", SCRATCH),
         "multiple-choice-one-frame": ("tiny_multiple_choice", ONE_FRAME),
     }
 )
-"""Name → recipe of jobs/finetune.py and what is set anew."""
+"""Name → recipe of jobs/finetune.py and fields that are set anew."""
 ACCURACY, QUESTION_KINDS = "test/accuracy", ("colour", "shape", "count", "action", "order")
 KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -186,21 +191,23 @@ def downstream(storage: str = "runs/benchmark", results: str = RESULTS, num_seed
     `results` as it comes; what stands there is not run again, and runs that are finished in `storage` are read.
     """
     fields = settings()
-    found = read_cells(results, fields)
+    cells = read_cells(results, fields)
     for seed in range(num_seeds):
-        name = f"seed-{seed}"
-        if all((variant, seed) in found for variant in (ZERO_SHOT, *VARIANTS)):
+        name, common = f"seed-{seed}", {"seed": seed, "placement.storage": storage}
+        if all((variant, seed) in cells for variant in (ZERO_SHOT, *VARIANTS)):
             continue
-        pretrained = run_job("pretrain", "tiny", name, ["--seed", str(seed)], storage)  # for its weights, too
-        found[ZERO_SHOT, seed] = kept("tiny_retrieval", pretrained)
-        write_cells(results, fields, found)
-        for variant in [variant for variant in VARIANTS if (variant, seed) not in found]:
-            recipe, options = VARIANTS[variant]
-            given = ["--run", f"{storage}/{name}", "--seed", str(seed), *options]
-            found[variant, seed] = kept(recipe, run_job("finetune", recipe, f"{variant}-{seed}", given, storage))
-            write_cells(results, fields, found)
+        pretraining = run_child(with_values(presets.tiny(), common, name=name), is_isolated=True)  # for its weights too
+        cells[ZERO_SHOT, seed] = kept("tiny_retrieval", pretraining.unwrap())
+        write_cells(results, fields, cells)
+        run_folder = absolute(f"{storage}/{name}")
+        for variant in [variant for variant in VARIANTS if (variant, seed) not in cells]:
+            recipe, changes = VARIANTS[variant]
+            tuned = fine_tuning(known_recipes()[recipe], config_of(run_folder), run_folder)
+            tuned = with_values(tuned, {**common, **changes}, name=f"{variant}-{seed}")
+            cells[variant, seed] = kept(recipe, run_child(tuned, is_isolated=True).unwrap())
+            write_cells(results, fields, cells)
     return compared(
-        [{variant: found[variant, seed] for variant in (ZERO_SHOT, *VARIANTS)} for seed in range(num_seeds)]
+        [{variant: cells[variant, seed] for variant in (ZERO_SHOT, *VARIANTS)} for seed in range(num_seeds)]
     )
 
 
@@ -216,10 +223,15 @@ def settings() -> dict[str, Any]:
     """
     base, frames = presets.tiny(), run_files.read_json(CORPUS)["content_hash"]
     made = {"pretrain": base} | {
-        recipe: RECIPES[recipe](base, "RUN") for recipe in dict.fromkeys(recipe for recipe, _ in VARIANTS.values())
+        recipe: fine_tuning(known_recipes()[recipe], base, "RUN")
+        for recipe in dict.fromkeys(recipe for recipe, _ in VARIANTS.values())
     }
     fields = {recipe: identity(config, frames) for recipe, config in made.items()}
-    return flat(fields) | {f"variant.{name}": [recipe, *options] for name, (recipe, options) in VARIANTS.items()}
+    words = {
+        name: [recipe, *(word for field, value in changes.items() for word in option(field, value))]
+        for name, (recipe, changes) in VARIANTS.items()
+    }
+    return flat(fields) | {f"variant.{name}": variant for name, variant in words.items()}
 
 
 def compared(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:

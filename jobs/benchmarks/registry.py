@@ -8,7 +8,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,10 @@ from jobs.benchmarks.s3_faults import s3_faults
 from jobs.benchmarks.step_time import step
 from jobs.benchmarks.support.processes import MARKER, bytes_spilled, pss_bytes
 from jobs.benchmarks.sweep_cost import sweep
-from jobs.experiments.seeds import over_seeds, run_job
-from jobs.run import run_files
+from jobs.experiments.child_runs import run_child
+from jobs.experiments.statistics import over_seeds
+from jobs.run import presets, run_files
+from jobs.run.run_identity import with_values
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
 
 MANIFEST = "corpora/embedded/manifest/manifest.parquet"
@@ -44,24 +46,26 @@ def retrieval(storage: str = "runs/benchmark", num_seeds: int = 3, num_steps: in
     """
     shuffled = f"{storage}/shuffled/manifest.parquet"
     shuffle_captions(MANIFEST, shuffled)
-    seeds = [[f"seed-{seed}", "--seed", str(seed)] for seed in range(num_seeds)]
-    one_frame = [["one-frame", "--data.num-frames", "1"]]
-    chance = [["shuffled-captions", "--data.manifest", shuffled]]
-    steps = ["--optim.num-steps", str(num_steps)] if num_steps else []
-    found = {
-        name: run_job("pretrain", "tiny", name, [*options, *steps], storage)
-        for name, *options in seeds + one_frame + chance
-    }
+    seeds = {f"seed-{seed}": {"seed": seed} for seed in range(num_seeds)}
+    variants = seeds | {"one-frame": {"data.num_frames": 1}, "shuffled-captions": {"data.manifest": shuffled}}
+    found = {name: results_of_tiny(name, storage, changes, num_steps) for name, changes in variants.items()}
     keys = ("test/t2v/r1", "test/t2v/dual_r1", "test/t2v/cross_r1", "test/v2t/r1", "temporal/t2v/group_r1")
     keys += ("temporal/t2v/dual_group_r1", "test/t2v/r5", "test/t2v/r10", "test/t2v/median_rank")
     result: dict[str, Any] = {}
     for key in keys:
-        spread = over_seeds([found[name][key] for name, *_ in seeds])
+        spread = over_seeds([found[name][key] for name in seeds])
         result |= {key: spread["mean"], f"{key}/seeds": spread["seeds"], f"{key}/interval": spread["interval"]}
         result |= {f"one_frame/{key}": found["one-frame"][key], f"shuffled/{key}": found["shuffled-captions"][key]}
     result["ceilings"] = {k: v for k, v in found["seed-0"].items() if k.startswith("ceiling/")}
     result["seconds"] = {name: {k: round(v) for k, v in r.items() if "seconds/" in k} for name, r in found.items()}
     return result
+
+
+def results_of_tiny(name: str, storage: str, changes: Mapping[str, Any], num_steps: int | None) -> dict[str, Any]:
+    """Return the results of `tiny` with these fields set anew, run in a process of its own."""
+    steps = {} if num_steps is None else {"optim.num_steps": num_steps}
+    config = with_values(presets.tiny(), {**changes, **steps, "placement.storage": storage}, name=name)
+    return dict(run_child(config, is_isolated=True).unwrap())
 
 
 def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[str, Any]:
@@ -86,7 +90,7 @@ def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[st
 def overhead(num_steps: int = 240, storage: str = "runs") -> dict[str, Any]:
     """Share of the time in steps that plan, telemetry, looks and checkpoints of `tiny` take beside them."""
     name = f"overhead-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    results = run_job("pretrain", "tiny", name, ["--optim.num-steps", str(num_steps)], storage)
+    results = results_of_tiny(name, storage, {}, num_steps)
     return overhead_of(results) | {"num_steps": num_steps}
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs import ROOT
 from jobs.benchmarks import downstream_scores
 from jobs.benchmarks.downstream_scores import KEYS, SPENT, VARIANTS, compared, gap_closed
-from jobs.experiments.seeds import ROOT
 from jobs.run.fields import differences
 from jobs.run.run_files import read_json, write_json
 
