@@ -21,7 +21,8 @@ from jobs.command_line.entry import run_command
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status of the command line: 1 where a run failed, 130 where it was asked to stop."""
-    from jobs.experiments.ablation import AblateConfig, StoppedError, ablate
+    from jobs.experiments.ablation import AblateConfig, ablate
+    from jobs.experiments.child_runs import STOPPED, StoppedError
 
     options, run_options = parsing.split(sys.argv[1:] if argv is None else argv)
     config = parsing.read(AblateConfig, options, program="ablate.py", description=__doc__)
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         text, failed = ablate(config, base)
     except StoppedError:
         print(f"{config.name} was stopped; the same command goes on from here")
-        return 130
+        return STOPPED
     print(text)
     for (row, seed), error in failed.items():
         print(f"ablate: “{row}” with seed {seed}: {error}", file=sys.stderr)

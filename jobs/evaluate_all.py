@@ -17,11 +17,16 @@ from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line: 1 where an evaluation failed."""
+    """Return the exit status of the command line: 1 where an evaluation failed, 130 where it was asked to stop."""
+    from jobs.experiments.child_runs import STOPPED, StoppedError
     from jobs.experiments.suite import EvaluateAllConfig, evaluate_all
 
     config = parsing.read(EvaluateAllConfig, argv, program="evaluate_all.py", description=__doc__)
-    failed = evaluate_all(config)
+    try:
+        failed = evaluate_all(config)
+    except StoppedError:
+        print("stopped; the same command goes on from here")
+        return STOPPED
     if failed:
         print("\n".join(failed), file=sys.stderr)
     return int(bool(failed))

@@ -19,7 +19,8 @@ from jobs.command_line.entry import run_command
 
 def parse(argv: list[str] | None) -> parsing.Command:
     """Return the recipe with its fields; a run that is not there is refused."""
-    from jobs.run.recipes import RECIPES
+    from jobs.run.datasets import known_recipes
+    from jobs.run.recipes import fine_tuning
     from jobs.run.run_identity import config_of
     from pipeline import storage
 
@@ -27,17 +28,17 @@ def parse(argv: list[str] | None) -> parsing.Command:
     early.add_argument("--run", default="")
     known, rest = early.parse_known_args(argv)
     run: Any = None
+    recipes = known_recipes()
     folder = storage.absolute(known.run)
     if known.run:
         try:
             run = config_of(folder)
         except (ValueError, FileNotFoundError, PermissionError) as error:
             parsing.refuse(f"--run {known.run}: {error}")
-    elif rest and rest[0] in RECIPES:
+    elif rest and rest[0] in recipes:
         parsing.refuse("--run must name the folder of the pre-trained run, as in --run runs/tiny")
     presets = {
-        name: ((recipe.__doc__ or "").splitlines()[0], functools.partial(recipe, run, folder))
-        for name, recipe in RECIPES.items()
+        name: (recipe.title, functools.partial(fine_tuning, recipe, run, folder)) for name, recipe in recipes.items()
     }
     return parsing.parse(rest, program="finetune.py", presets=presets)
 

@@ -19,17 +19,20 @@ from jobs.command_line.entry import run_command
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status of the command line: 1 where a trial failed, 130 after Ctrl-C."""
-    from jobs.experiments.sweeps import SweepConfig, changed_selection, describe, sweep
+    from jobs.experiments.child_runs import STOPPED, StoppedError
+    from jobs.experiments.sweep_table import changed_selection, describe
+    from jobs.experiments.sweeps import SweepConfig, sweep
 
     options, run_options = parsing.split(sys.argv[1:] if argv is None else argv)
     config = parsing.read(SweepConfig, options, program="sweep.py", description=__doc__)
     base = parsing.checked(run_options, name=config.name, program="sweep.py … --")
-    rows = sweep(config, base)
-    if not rows:
+    try:
+        rows = sweep(config, base)
+    except StoppedError:
         print(f"{config.name} was stopped; the same command goes on from here")
-        return 130
-    selection = changed_selection(base, rows[0])
-    print(describe(rows, config, run_options, selection))
+        return STOPPED
+    selection = changed_selection(base.placement.storage, base.selection, rows[0])
+    print(describe(rows, config.name, config.metric, run_options, selection))
     return int(any(row.status == "failed" for row in rows))
 
 

@@ -59,7 +59,7 @@ ROOMS = {
     "snps3": {"jobs.command_line.entry", "jobs.inference.model"},
     "jobs.experiments": {
         *("jobs.ROOT", "jobs.WORKPLACE", "jobs.run", "jobs.tracking", "jobs.training", "jobs.evaluation"),
-        *("jobs.launch", "jobs.command_line", "cluster", "pipeline", "snps3_model.loss_table"),
+        *("jobs.launch", "jobs.command_line", "jobs.reports", "cluster", "pipeline", "snps3_model.loss_table"),
     },
     "jobs.benchmarks": {"jobs", "cluster", "pipeline", "snps3_model"},
 }

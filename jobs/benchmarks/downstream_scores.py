@@ -7,26 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from jobs.experiments.seeds import over_seeds, read_cells, run_job, write_cells
+from jobs.command_line.parsing import option
+from jobs.experiments.cells import read_cells, write_cells
+from jobs.experiments.child_runs import run_child
+from jobs.experiments.statistics import over_seeds
 from jobs.run import presets, run_files
+from jobs.run.datasets import known_recipes
 from jobs.run.fields import flat
-from jobs.run.recipes import RECIPES
-from jobs.run.run_identity import identity
+from jobs.run.recipes import fine_tuning
+from jobs.run.run_identity import config_of, identity, with_values
+from pipeline.storage import absolute
 
-SCRATCH = ("--model.initial-weights", "None")
-ONE_FRAME = ("--data.num-frames", "1")
-VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "retrieval": ("tiny_retrieval", ()),
+SCRATCH = {"model.initial_weights": None}
+ONE_FRAME = {"data.num_frames": 1}
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "retrieval": ("tiny_retrieval", {}),
     "retrieval-scratch": ("tiny_retrieval", SCRATCH),
     "retrieval-one-frame": ("tiny_retrieval", ONE_FRAME),
-    "qa": ("tiny_qa", ()),
+    "qa": ("tiny_qa", {}),
     "qa-scratch": ("tiny_qa", SCRATCH),
-    "qa-question-only": ("tiny_qa", ("--task.is-video-hidden",)),
-    "multiple-choice": ("tiny_multiple_choice", ()),
+    "qa-question-only": ("tiny_qa", {"task.is_video_hidden": True}),
+    "multiple-choice": ("tiny_multiple_choice", {}),
     "multiple-choice-scratch": ("tiny_multiple_choice", SCRATCH),
     "multiple-choice-one-frame": ("tiny_multiple_choice", ONE_FRAME),
 }
-"""Name → recipe of jobs/finetune.py and the options that it changes."""
+"""Name → recipe of jobs/finetune.py and the fields that it changes."""
 R1, TEMPORAL, ACCURACY = "test/t2v/r1", "temporal/t2v/group_r1", "test/accuracy"
 RANDOM, HARD = f"{ACCURACY}/random", f"{ACCURACY}/hard"
 KEYS = {
@@ -62,16 +67,20 @@ def downstream(storage: str = "runs/benchmark", results: str = RESULTS, num_seed
     cells = read_cells(results, fields)
     variants = (ZERO_SHOT, *VARIANTS)
     for seed in range(num_seeds):
-        name = f"seed-{seed}"
+        name, common = f"seed-{seed}", {"seed": seed, "placement.storage": storage}
         if all((variant, seed) in cells for variant in variants):
             continue
-        pretrained = run_job("pretrain", "tiny", name, ["--seed", str(seed)], storage)  # for its weights, too
-        cells[ZERO_SHOT, seed] = kept("tiny_retrieval", pretrained)
+        pretraining = run_child(
+            with_values(presets.tiny(), common, name=name), is_isolated=True
+        )  # for its weights, too
+        cells[ZERO_SHOT, seed] = kept("tiny_retrieval", pretraining.unwrap())
         write_cells(results, fields, cells)
+        run_folder = absolute(f"{storage}/{name}")
         for variant in [variant for variant in VARIANTS if (variant, seed) not in cells]:
             recipe, changes = VARIANTS[variant]
-            options = ["--run", f"{storage}/{name}", "--seed", str(seed), *changes]
-            cells[variant, seed] = kept(recipe, run_job("finetune", recipe, f"{variant}-{seed}", options, storage))
+            tuned = fine_tuning(known_recipes()[recipe], config_of(run_folder), run_folder)
+            tuned = with_values(tuned, {**common, **changes}, name=f"{variant}-{seed}")
+            cells[variant, seed] = kept(recipe, run_child(tuned, is_isolated=True).unwrap())
             write_cells(results, fields, cells)
     return compared([{variant: cells[variant, seed] for variant in variants} for seed in range(num_seeds)])
 
@@ -87,9 +96,13 @@ def settings() -> dict[str, Any]:
     The corpus is identified by its frames: encoders of other versions write other bytes.
     """
     base, frames = presets.tiny(), run_files.read_json(CORPUS)["content_hash"]
-    recipes = {recipe: RECIPES[recipe](base, "RUN") for recipe, _ in VARIANTS.values()}
+    recipes = {recipe: fine_tuning(known_recipes()[recipe], base, "RUN") for recipe, _ in VARIANTS.values()}
     fields = {name: identity(config, frames) for name, config in ({"pretrain": base} | recipes).items()}
-    return flat(fields) | {f"variant.{name}": [recipe, *options] for name, (recipe, options) in VARIANTS.items()}
+    words = {
+        name: [recipe, *(word for field, value in changes.items() for word in option(field, value))]
+        for name, (recipe, changes) in VARIANTS.items()
+    }
+    return flat(fields) | {f"variant.{name}": variant for name, variant in words.items()}
 
 
 def compared(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:

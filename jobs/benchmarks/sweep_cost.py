@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import dataclasses
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cluster.trials import STEP, Search, scheduler
-from jobs import ROOT
+from jobs.experiments import sweeps
 from jobs.experiments.sweeps import SweepConfig, rungs_of
-from jobs.run import run_files
+from jobs.run import presets, run_files
+from jobs.run.run_identity import with_values
 from jobs.tracking import mlflow_runs
 
 SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.ratio=0.15,0.3,0.5")
 METRIC, TRAINED = "validation/t2v/mean_recall", "loss/total"
-RUNS = (
-    "tiny --data.temporal-split None --data.max-evaluation-clips 200 --optim.global-batch 32 --selection.rerank 20 "
-    "--placement.log-every 1"
-)
+RUNS = {
+    "data.temporal_split": None,
+    "data.max_evaluation_clips": 200,
+    "optim.global_batch": 32,
+    "selection.rerank": 20,
+    "placement.log_every": 1,
+}
 ASHA = SweepConfig(name="sweep", vary=SPACE)
 NUM_ORDERS = 200
 Curve = Sequence[tuple[int, float]]
@@ -36,15 +39,19 @@ def sweep(storage: str = "runs/benchmark", num_steps: int = 96) -> dict[str, Any
     after the other, and what ASHA saves depends on which comes first: so the curves of the grid are shown to ASHA in
     `NUM_ORDERS` random orders too. `seconds` are those of reading where a sweep was finished before.
     """
-    rungs = map(str, rungs_of(ASHA, num_steps))  # where trials that nobody stops are evaluated too
-    steps = ["--optim.num-steps", str(num_steps), "--selection.evaluate-every", str(num_steps)]
-    steps += ["--optim.warmup-steps", str(num_steps // 10)]  # in `tiny`'s warm-up all trials are at chance
-    steps += ["--selection.evaluate-also", *rungs]
+    steps = {
+        "optim.num_steps": num_steps,
+        "optim.warmup_steps": num_steps // 10,  # in `tiny`'s warm-up all trials are at chance
+        "selection.evaluate_every": num_steps,
+        "selection.evaluate_also": rungs_of(ASHA, num_steps),  # where trials that nobody stops are evaluated too
+    }
+    base = with_values(presets.tiny(), {**RUNS, **steps, "placement.storage": storage}, name="sweep-base")
     rows, seconds, total, logged = {}, {}, {}, {}
-    for how in ("none", "asha"):
+    schedulers: tuple[Literal["none", "asha"], ...] = ("none", "asha")
+    for how in schedulers:
         name = f"sweep-{how}-{num_steps}"
         start = time.perf_counter()
-        run_sweep(name, how, [*RUNS.split(), *steps, "--placement.storage", storage])
+        sweeps.sweep(dataclasses.replace(ASHA, name=name, search="grid", scheduler=how), base)
         seconds[how] = time.perf_counter() - start
         rows[how] = run_files.read_json(f"{storage}/{name}/sweep.json")
         names = [row["name"] for row in rows[how] if row["score"] is not None]
@@ -90,11 +97,3 @@ def shown_to_asha(curves: Sequence[Curve], num_steps: int) -> tuple[float, int]:
                 break
         steps += step
     return best, steps
-
-
-def run_sweep(name: str, scheduler: str, base: Sequence[str]) -> None:
-    """Run a sweep of the grid in a process of its own. CalledProcessError if it fails."""
-    command = [sys.executable, str(ROOT / "jobs/sweep.py"), "--name", name, "--vary", *SPACE]
-    command += ["--search", "grid", "--scheduler", scheduler, "--", *base]
-    print(" ".join(command), file=sys.stderr, flush=True)
-    subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)

@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ import pyarrow as pa
 
 from jobs import ROOT
 from jobs.benchmarks.support.processes import MARKER, bytes_spilled, pss_bytes, sampled
-from jobs.experiments.seeds import over_seeds, run_job
-from jobs.run import run_files
+from jobs.experiments.child_runs import run_child
+from jobs.experiments.statistics import over_seeds
+from jobs.run import presets, run_files
+from jobs.run.run_identity import with_values
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
 
 MANIFEST = "corpora/embedded/manifest/manifest.parquet"
@@ -33,10 +36,9 @@ def retrieval(storage: str = "runs/benchmark", num_seeds: int = 3, num_steps: in
     """
     shuffled = f"{storage}/shuffled/manifest.parquet"
     shuffle_captions(MANIFEST, shuffled)
-    steps = ["--optim.num-steps", str(num_steps)] if num_steps else []
-    seeds = {f"seed-{seed}": ["--seed", str(seed)] for seed in range(num_seeds)}
-    options = seeds | {"one-frame": ["--data.num-frames", "1"], "shuffled-captions": ["--data.manifest", shuffled]}
-    runs = {name: run_job("pretrain", "tiny", name, [*changes, *steps], storage) for name, changes in options.items()}
+    seeds = {f"seed-{seed}": {"seed": seed} for seed in range(num_seeds)}
+    variants = seeds | {"one-frame": {"data.num_frames": 1}, "shuffled-captions": {"data.manifest": shuffled}}
+    runs = {name: results_of_tiny(name, storage, changes, num_steps) for name, changes in variants.items()}
     result: dict[str, Any] = {}
     for key in KEYS:
         spread = over_seeds([runs[name][key] for name in seeds])
@@ -45,6 +47,13 @@ def retrieval(storage: str = "runs/benchmark", num_seeds: int = 3, num_steps: in
     result["ceilings"] = {k: v for k, v in runs["seed-0"].items() if k.startswith("ceiling/")}
     result["seconds"] = {name: {k: round(v) for k, v in r.items() if "seconds/" in k} for name, r in runs.items()}
     return result
+
+
+def results_of_tiny(name: str, storage: str, changes: Mapping[str, Any], num_steps: int | None) -> dict[str, Any]:
+    """Return the results of `tiny` with these fields set anew, run in a process of its own."""
+    steps = {} if num_steps is None else {"optim.num_steps": num_steps}
+    config = with_values(presets.tiny(), {**changes, **steps, "placement.storage": storage}, name=name)
+    return dict(run_child(config, is_isolated=True).unwrap())
 
 
 def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[str, Any]:
@@ -67,7 +76,7 @@ def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[st
 def overhead(num_steps: int = 240, storage: str = "runs") -> dict[str, Any]:
     """Share of the time in steps that plan, telemetry, looks and checkpoints of `tiny` take beside them."""
     name = f"overhead-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    results = run_job("pretrain", "tiny", name, ["--optim.num-steps", str(num_steps)], storage)
+    results = results_of_tiny(name, storage, {}, num_steps)
     return overhead_of(results) | {"num_steps": num_steps}
 
 

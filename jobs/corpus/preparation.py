@@ -27,7 +27,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from cluster.connection import connected_ray
 from pipeline import storage
 from pipeline.corpus import annotations, ledger
-from pipeline.corpus.annotations import Annotation, Format
+from pipeline.corpus.caption_formats import format_named
+from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.manifest import make_manifest, write_manifest
 from pipeline.corpus.sources import Layout, Source, open_source
 from pipeline.decode import decoders
@@ -57,8 +58,10 @@ class PrepareConfig:
     """Folder or bucket for manifest.parquet and rejected.parquet."""
     annotations: tuple[str, ...] = ()
     """Caption files, each PATH or SPLIT=PATH; none: .txt side-cars below the root."""
-    format: Format | None = None
-    """Format of the caption files; by default their content tells it."""
+    format: str | None = None
+    """Format of the caption files: json_lines, webvid_csv, msrvtt_json, msrvtt_csv, didemo, activitynet, vatex, lsmdc,
+    msvd, sidecars, asr, the name of an installed data set, or package.module:Name of a reader outside. None recognises
+    it by their content."""
     lists: tuple[str, ...] = ()
     """SPLIT=PATH of files that name the clips of a split, a name per line or a table; clips in none are left out."""
     layout: Layout | None = None
@@ -84,6 +87,8 @@ class PrepareConfig:
         if not 0 <= self.max_rejected_share <= 1:
             raise ValueError(f"max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
         decoders.load(self.decoder)
+        if self.format is not None:
+            format_named(self.format)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,7 @@ from cluster import run as cluster_run
 from cluster.connection import connected_ray
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Card, Protocol, read_card, refuse_other, write_card
-from jobs.evaluation.leaderboard import benchmark_of
-from jobs.evaluation.published import PUBLISHED
+from jobs.evaluation.leaderboard import doubt_of
 from jobs.run import run_files
 from jobs.run.config import DataConfig, Placement, PretrainConfig, TaskConfig, with_decoder
 from jobs.run.fields import as_dict, config_hash, flat
@@ -418,8 +417,7 @@ def table(card: Card) -> str:
             f"asked by: {protocol.queries}; re-ranked: {protocol.rerank or 'all'}, by {protocol.fusion}; prior: "
             f"{protocol.prior}"
         )
-    benchmark = PUBLISHED.get(benchmark_of(card))
-    if benchmark and (doubt := benchmark.doubt(card.num_videos, card.num_queries)):
+    if doubt := doubt_of(card):
         lines.append(doubt)
     lines += [f"{doubt.upper()}: this score says too much" for doubt in card.doubts]
     for name, value in sorted(card.scores.items()):

@@ -1,4 +1,4 @@
-"""What a sweep varies: fields of the configuration by their dotted names, and the values of each.
+"""Search spaces: fields of the configuration by their dotted names, and the values of each.
 
 masking.ratio=0.1..0.6   optim.lr=1e-4..3e-3:log   text.num_words=1..5:int   objective.lvwm_stage=after,both
 """
@@ -9,14 +9,14 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from cluster.domains import Choice, Domain, Range
 from jobs.run.config import PretrainConfig
-from jobs.run.fields import as_dict, current_name, flat
-from jobs.run.run_identity import with_values
+from jobs.run.fields import current_name
 from snps3_model.loss_table import PAPER_ORDER
 
 WEIGHTS = tuple(f"objective.{loss.name}" for loss in PAPER_ORDER if not loss.needs_temporal)
@@ -38,13 +38,13 @@ SPACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-"""Ready spaces by name."""
+"""Presets of spaces by name."""
 MOST_TOGETHER = 1000
-"""Values of the other fields that are tried with one that does not go with the configuration as it is."""
+"""Values of the other fields that are tried with a value that the base refuses alone."""
 
 
 def parse(texts: Sequence[str]) -> dict[str, Domain]:
-    """The domain of each field. ValueError that names the text that is none."""
+    """Return the domain of each field. ValueError that names a text that is no domain."""
     space: dict[str, Domain] = {}
     for text in texts:
         name, _, values = text.partition("=")
@@ -61,7 +61,7 @@ def parse(texts: Sequence[str]) -> dict[str, Domain]:
 
 
 def domain(text: str) -> Domain:
-    """`LOW..HIGH`, with `:log` for equal ratios or `:int` for whole numbers, or values apart by commas."""
+    """Read `LOW..HIGH`, with `:log` for equal ratios or `:int` for whole numbers, or values apart by commas."""
     if ".." not in text:
         return Choice(values=tuple(map(value, text.split(","))))
     bounds, *marks = text.split(":")
@@ -77,18 +77,29 @@ def domain(text: str) -> Domain:
 
 
 def value(text: str) -> Any:
-    """A number, None, True or False; otherwise the word itself."""
+    """Return a number, None, True or False; otherwise the word itself."""
     plain = {"None": None, "True": True, "False": False}
     if text in plain:
         return plain[text]
     return json.loads(text) if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", text) else text
 
 
-def corners(space: Mapping[str, Domain], base: PretrainConfig) -> list[tuple[str, Any, PretrainConfig]]:
-    """Each varied field with each value at which a rule would break first, and the configuration with it: `base` in all
-    else or, where that does not go together, with values of the other varied fields. ValueError that names an unknown
-    field, with the nearest, or a value that the configuration refuses in any case."""
-    fields = flat(as_dict(base))
+@dataclass(frozen=True, kw_only=True)
+class Corner:
+    """A value of a varied field at which a rule would break first, and a run with it."""
+
+    field: str
+    value: Any
+    run: PretrainConfig
+
+
+def corners(space: Mapping[str, Domain], fields: Collection[str], make: Callable[..., PretrainConfig]) -> list[Corner]:
+    """Return the corners of a space: as the base in all else or, where that does not go together, with values of the
+    other varied fields.
+
+    `fields`: of the base, by their dotted names; `make`: of values and a name, the base with them. ValueError that
+    names an unknown field, with the nearest, or a value that the configuration refuses in any case.
+    """
     if kept := [name for name in space if name == "name" or name.startswith("placement.")]:
         raise ValueError(f"{kept[0]} changes nothing that is computed, so it cannot be varied; set it for all runs")
     for name in space:
@@ -96,31 +107,28 @@ def corners(space: Mapping[str, Domain], base: PretrainConfig) -> list[tuple[str
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"the configuration has no field {name!r}{hint}")
-    found = []
+    every = []
     for name, choices in space.items():
         others = {other: its.corners for other, its in space.items() if other != name}
         points = itertools.islice(itertools.product(*others.values()), MOST_TOGETHER)
         together = [dict(zip(others, point, strict=True)) for point in points]
         for corner in choices.corners:
             try:
-                found.append((name, corner, first_that_goes(base, name, corner, [{}, *together])))
+                run = _first_valid(make, [{**values, name: corner} for values in ({}, *together)])
             except ValueError as error:
                 shown = f"{corner:g}" if isinstance(corner, float) else corner
                 hint = "; is it a range of whole numbers, LOW..HIGH:int?" if "valid integer" in str(error) else ""
                 raise ValueError(f"{name} cannot be {shown}: {error}{hint}") from error
-    return found
+            every.append(Corner(field=name, value=corner, run=run))
+    return every
 
 
-def first_that_goes(
-    base: PretrainConfig, name: str, corner: Any, others: Sequence[Mapping[str, Any]]
-) -> PretrainConfig:
-    """The configuration with this value and the first of the others that it goes together with; the first of the errors
-    if there is none."""
-    first: ValueError | None = None
-    for values in others:
+def _first_valid(make: Callable[..., PretrainConfig], candidates: Sequence[Mapping[str, Any]]) -> PretrainConfig:
+    """Return the run of the first values that go together; ValueError of the first ones if none do."""
+    errors: list[ValueError] = []
+    for values in candidates:
         try:
-            return with_values(base, {**values, name: corner}, name=base.name)
+            return make(values, name="corner")
         except ValueError as error:
-            first = first or error
-    assert first
-    raise first
+            errors.append(error)
+    raise errors[0]

@@ -1,7 +1,7 @@
 """Every evaluation of a checkpoint into one table: `ray job submit -- python jobs/evaluate_all.py RUN`.
 
-    zero-shot     retrieval on each corpus that is at hand, and MSR-VTT's multiple choice
-    fine-tuned    each recipe of jobs/finetune.py whose corpus is at hand, and its score; MSRVTT-MC once more
+    zero-shot     retrieval on each data set that is at hand, and MSR-VTT's multiple choice
+    fine-tuned    each recipe of jobs/finetune.py whose data set is at hand, and its score; MSRVTT-MC once more
 
 As many at a time as the cluster has room for. What is finished already is read; what is not at hand is "not run".
 """
@@ -9,9 +9,8 @@ As many at a time as the cluster has room for. What is finished already is read;
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-from collections.abc import Iterator
+import functools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -20,31 +19,31 @@ import tyro
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
-from jobs import ROOT
-from jobs.command_line import parsing
 from jobs.evaluation import leaderboard
 from jobs.evaluation.cards import hash_of_questions, read_card
-from jobs.launch import driver
+from jobs.evaluation.scoring import EvaluateConfig, evaluate
+from jobs.experiments.child_runs import StoppedError, StopRequest, run_child
+from jobs.launch import driver, preflight
+from jobs.reports.run_report import refresh_protocols
 from jobs.run import run_files
 from jobs.run.config import TASK_FILES, Placement, PretrainConfig
-from jobs.run.fields import flat
-from jobs.run.recipes import CHOICES, MSRVTT_FULL, RECIPES, embedded_folder
-from jobs.run.run_identity import config_of
+from jobs.run.datasets import CHOICES, MSRVTT_FULL, known_datasets, known_recipes
+from jobs.run.fields import as_dict
+from jobs.run.recipes import CORPORA, Recipe, corpus_folder, fine_tuning
+from jobs.run.run_identity import config_of, with_values
+from jobs.tracking import mlflow_runs
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.synthetic.corpus import SUMMARY_NAME
 
-CORPORA = ("embedded", "msrvtt", "didemo", "msvd", "lsmdc", "activitynet", "vatex")
-"""Those whose captions ask for their clips."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateAllConfig:
-    """Whose evaluations, on what, and how many at a time."""
+    """The run to evaluate, the corpora, and how many evaluations at a time."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of the pre-trained run."""
-    corpora: str = "corpora"
+    corpora: str = CORPORA
     """Folder or bucket with NAME/manifest.parquet of each corpus, and its files of questions."""
     rerank: int | None = None
     """Clips of each text that the cross encoder orders anew; None: all."""
@@ -61,39 +60,50 @@ class EvaluateAllConfig:
         if self.num_at_once is not None and self.num_at_once < 1:
             raise ValueError(f"num_at_once must be at least 1, got {self.num_at_once}")
 
+    @property
+    def fixed_placement(self) -> Placement:
+        """Return the placement with a fixed number of workers."""
+        return dataclasses.replace(self.placement, num_workers=self.placement.most_workers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A score, and the commands that lead to it."""
+    """A score, and the fine-tuning that it needs."""
 
     name: str
-    commands: tuple[tuple[str, ...], ...]
-    """Words after `python jobs/`."""
-    needs: tuple[str, ...]
+    scoring: EvaluateConfig
+    training: PretrainConfig | None = None
+    """Run that is made first; None: the run that is scored is there."""
+    needs: tuple[str, ...] = ()
     """Files without which it is not run."""
-    folder: str
-    """Of the run that is scored."""
-    card: str
-    """The card that it writes."""
-    rerank: int | None = None
-    """With which it is scored."""
     after: str = ""
     """The evaluation whose fine-tuning it needs."""
     refused: str = ""
     """Why this run cannot be fine-tuned so."""
 
+    @property
+    def folder(self) -> str:
+        """Return the folder of the run that is scored; empty for a refused fine-tuning."""
+        return self.scoring.run
+
+    @property
+    def card(self) -> str:
+        """Return the path of the card that it writes."""
+        return f"{self.scoring.out}/card.json"
+
     def obstacles(self) -> list[str]:
-        """Why it is not run: files that are not there, or the run itself."""
+        """Return why it is not run: files that are not there, or the run itself."""
         missing = [f"{path} is not there" for path in self.needs if not storage.exists(path)]
         return [self.refused, *missing] if self.refused else missing
 
     def is_done(self) -> bool:
-        """Its card is there, and is that of the run's weights on manifest and questions as they are now, re-ranked as
-        wanted."""
-        if not (self.card and storage.exists(self.card) and storage.exists(run_files.best_weights(self.folder))):
+        """Return whether its card is there, of the run's weights on manifest and questions as they are now, re-ranked
+        alike."""
+        weights = run_files.best_weights(self.folder)
+        if self.refused or not (storage.exists(self.card) and storage.exists(weights)):
             return False
         card = read_card(self.card)
-        if card.weights != run_files.weights_hash(self.folder) or card.protocol.rerank != self.rerank:
+        if card.weights != run_files.weights_hash(self.folder) or card.protocol.rerank != self.scoring.rerank:
             return False
         if card.questions_hash and card.questions_hash != hash_of_questions(card.protocol):
             return False
@@ -101,137 +111,132 @@ class Evaluation:
 
 
 def evaluations(config: EvaluateAllConfig) -> list[Evaluation]:
-    """All of them, whether their data is at hand or not. ValueError for a folder that holds no run."""
+    """Return all of them, whether their data is at hand or not. ValueError for a folder that holds no run."""
     run_folder, corpora = storage.absolute(config.run), storage.absolute(config.corpora)
-    run = config_of(run_folder)
-    found = [retrieval(config, run_folder, corpora, name) for name in CORPORA]
-    found.append(choices(config, run_folder, corpora, needs=()))
+    config_of(run_folder)
+    planned = [zero_shot(config, run_folder, dataset.name, dataset.manifest) for dataset in known_datasets()]
+    planned.append(choices(config, run_folder, corpora))
     if config.is_zero_shot_only:
-        return found
-    for name, recipe in RECIPES.items():
+        return planned
+    for name, recipe in known_recipes().items():
         try:
-            made = recipe(run, run_folder)
+            planned.append(tuned(config, run_folder, recipe))
         except ValueError as error:
-            found.append(Evaluation(name=name, commands=(), needs=(), folder="", card="", refused=str(error)))
-        else:
-            found.append(tuned(config, run_folder, corpora, name, made))
-    best = next(one for one in found if one.name == "msrvtt_retrieval")
+            planned.append(Evaluation(name=name, scoring=EvaluateConfig(), refused=str(error)))
+    best = next(evaluation for evaluation in planned if evaluation.name == "msrvtt_retrieval")
     once_more = choices(config, best.folder, corpora, needs=best.needs)
-    return [*found, dataclasses.replace(once_more, after=best.name, refused=best.refused)]
+    return [*planned, dataclasses.replace(once_more, after=best.name, refused=best.refused)]
 
 
-def retrieval(config: EvaluateAllConfig, run_folder: str, corpora: str, corpus: str) -> Evaluation:
-    """Retrieval on a corpus, with the run as it is."""
-    manifest = manifest_of(corpora, corpus)
-    out = f"{run_folder}/evaluation/{corpus}-retrieval"
-    words = ["evaluate.py", run_folder, "--task", "retrieval", "--manifest", manifest, "--split", "test", "--out", out]
-    return Evaluation(
-        name=f"{corpus} retrieval, zero-shot",
-        commands=(with_options(config, words, rerank=config.rerank),),
-        needs=(manifest,),
-        folder=run_folder,
-        card=f"{out}/card.json",
+def zero_shot(config: EvaluateAllConfig, run_folder: str, corpus: str, manifest: str) -> Evaluation:
+    """Return retrieval on a corpus, with the run as it is; `manifest`: path in the folder of the corpus."""
+    scoring = EvaluateConfig(
+        run=run_folder,
+        task="retrieval",
+        manifest=f"{storage.absolute(config.corpora)}/{corpus}/{manifest}",
+        split="test",
         rerank=config.rerank,
+        out=f"{run_folder}/evaluation/{corpus}-retrieval",
+        placement=config.fixed_placement,
     )
+    return Evaluation(name=f"{corpus} retrieval, zero-shot", scoring=scoring, needs=(str(scoring.manifest),))
 
 
-def choices(config: EvaluateAllConfig, run_folder: str, corpora: str, needs: tuple[str, ...]) -> Evaluation:
-    """MSRVTT-MC by the matching score of a run that was not trained on choices."""
-    manifest, questions = manifest_of(corpora, MSRVTT_FULL), f"{corpora}/{MSRVTT_FULL}/{CHOICES}"
-    out = f"{run_folder}/evaluation/msrvtt-choices"
-    words = ["evaluate.py", run_folder, "--task", "multiple_choice", "--manifest", manifest, "--questions", questions]
-    return Evaluation(
-        name=f"MSRVTT-MC with {run_folder.rsplit('/', 1)[-1]}",
-        commands=(with_options(config, [*words, "--split", "test", "--out", out]),),
-        needs=(manifest, questions, *needs),
-        folder=run_folder,
-        card=f"{out}/card.json",
+def choices(config: EvaluateAllConfig, run_folder: str, corpora: str, needs: tuple[str, ...] = ()) -> Evaluation:
+    """Return MSRVTT-MC by the matching score of a run that was not trained on choices."""
+    manifest, questions = f"{corpora}/{MSRVTT_FULL}/manifest.parquet", f"{corpora}/{MSRVTT_FULL}/{CHOICES}"
+    scoring = EvaluateConfig(
+        run=run_folder,
+        task="multiple_choice",
+        manifest=manifest,
+        questions=questions,
+        split="test",
+        out=f"{run_folder}/evaluation/msrvtt-choices",
+        placement=config.fixed_placement,
     )
+    name = f"MSRVTT-MC with {run_folder.rsplit('/', 1)[-1]}"
+    return Evaluation(name=name, scoring=scoring, needs=(manifest, questions, *needs))
 
 
-def tuned(config: EvaluateAllConfig, run_folder: str, corpora: str, recipe: str, made: PretrainConfig) -> Evaluation:
-    """A recipe on the run, and its score."""
-
-    def moved(path: str) -> str:
-        return f"{corpora}/{path.removeprefix('corpora/')}" if path.startswith("corpora/") else storage.absolute(path)
-
-    name = f"{run_folder.rsplit('/', 1)[-1]}-{made.name}"
+def tuned(config: EvaluateAllConfig, run_folder: str, recipe: Recipe) -> Evaluation:
+    """Return fine-tuning of the run by a recipe, and its score. ValueError if the run cannot be fine-tuned so."""
+    training = fine_tuning(recipe, config_of(run_folder), run_folder)
+    paths = {f"task.{name}": path for name in TASK_FILES if (path := getattr(training.task, name))}
+    paths |= {"data.manifest": training.data.manifest}
+    corpora = storage.absolute(config.corpora)
+    files = {  # corpora that the recipe names lie in the folder that the command names
+        name: path.replace(CORPORA, corpora, 1) if path.startswith(f"{CORPORA}/") else storage.absolute(path)
+        for name, path in paths.items()
+    }
+    name = f"{run_folder.rsplit('/', 1)[-1]}-{training.name}"
     folder = storage.absolute(f"{config.placement.storage}/{name}")
-    files = {f"--task.{key}": moved(path) for key in TASK_FILES if (path := getattr(made.task, key))}
-    files |= {"--data.manifest": moved(made.data.manifest)}
-    train = ["finetune.py", recipe, "--run", run_folder, "--name", name]
-    train += [word for option in files.items() for word in option]
-    out = f"{folder}/evaluation/{recipe}"
-    rerank = config.rerank if made.task.kind == "captions" else None
+    # the whole placement: fine-tuning would begin with what the run had
+    training = with_values(training, {**files, "placement": as_dict(config.fixed_placement)}, name=name)
+    embedded = () if recipe.corpus else (f"{corpus_folder(training.data.manifest)}/{SUMMARY_NAME}",)
     return Evaluation(
-        name=recipe,
-        commands=(
-            with_options(config, train),
-            with_options(config, ["evaluate.py", folder, "--out", out], rerank=rerank),
+        name=recipe.name,
+        training=training,
+        scoring=EvaluateConfig(
+            run=folder,
+            rerank=config.rerank if recipe.task == "captions" else None,
+            out=f"{folder}/evaluation/{recipe.name}",
+            placement=config.fixed_placement,
         ),
-        needs=(*files.values(), *embedded_corpus(recipe, files["--data.manifest"])),
-        folder=folder,
-        card=f"{out}/card.json",
-        rerank=rerank,
+        needs=(*files.values(), *embedded),
     )
-
-
-def embedded_corpus(recipe: str, manifest: str) -> tuple[str, ...]:
-    """What tells that the run's own corpus is the embedded one, for whose sake some recipes are there."""
-    return (f"{embedded_folder(manifest)}/{SUMMARY_NAME}",) if recipe.startswith("tiny_") else ()
-
-
-def manifest_of(corpora: str, corpus: str) -> str:
-    """Path of the manifest of a corpus; jobs/local.py keeps that of the embedded one in a folder of its own."""
-    return f"{corpora}/{corpus}/{'manifest/' if corpus == 'embedded' else ''}manifest.parquet"
-
-
-def with_options(config: EvaluateAllConfig, words: list[str], *, rerank: int | None = None) -> tuple[str, ...]:
-    """A command with where it runs: all of it, since fine-tuning would begin with what the run had."""
-    more = ["--rerank", str(rerank)] if rerank else []
-    fields = flat(dataclasses.asdict(config.placement)) | {"num_workers": config.placement.most_workers}
-    options = [word for name, value in fields.items() for word in parsing.option(f"placement.{name}", value)]
-    return (*words, *more, *options)
 
 
 def evaluate_all(config: EvaluateAllConfig) -> list[str]:
-    """What went wrong, a line each; the table of the rest is in `config.out`."""
-    wanted = evaluations(config)
-    to_do: list[Evaluation] = []
-    for one in wanted:
-        obstacles, is_done = one.obstacles(), one.is_done()
-        print(f"{one.name}: {f'not run, {obstacles[0]}' if obstacles else 'done' if is_done else 'to do'}")
+    """Return what failed, a line each; the table of the rest is in `config.out`.
+
+    StoppedError if it was asked to stop: fine-tuning that was under way has left a checkpoint.
+    """
+    planned, to_do = evaluations(config), []
+    for evaluation in planned:
+        obstacles, is_done = evaluation.obstacles(), evaluation.is_done()
+        state = f"not run, {obstacles[0]}" if obstacles else "done" if is_done else "to do"
+        print(f"{evaluation.name}: {state}")
         if not obstacles and not is_done:
-            to_do.append(one)
-    failed: list[str] = []
-    if to_do:
-        with (
-            connected_ray(worker_environment=WORKER_ENVIRONMENT),
-            ThreadPoolExecutor(driver.runs_at_once(config.num_at_once, config.placement)) as pool,
-        ):
-            for wave in (False, True):  # those that need another's fine-tuning come after it
-                some = [one for one in to_do if bool(one.after) == wave]
-                failed += pool.map(run_commands, some)
-    folders = dict.fromkeys(one.folder for one in wanted if one.is_done())
+            to_do.append(evaluation)
+    failed = run_all(to_do, config) if to_do else []
+    folders = dict.fromkeys(evaluation.folder for evaluation in planned if evaluation.is_done())
+    for folder in folders:
+        refresh_protocols(folder)
     text = leaderboard.table(leaderboard.TableConfig(runs=tuple(folders)))
     storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
     print(f"table: {storage.absolute(config.out)}")
+    return failed
+
+
+def run_all(to_do: Sequence[Evaluation], config: EvaluateAllConfig) -> list[str]:
+    """Run evaluations, as many at a time as there is room for; return what failed, a line each."""
+    mlflow_runs.refuse_unreachable(config.placement.storage)
+    stop, failed = StopRequest(), []
+    with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True), stop.on_signals():
+        driver.refuse_scattered_metrics(config.placement.storage)
+        with ThreadPoolExecutor(driver.runs_at_once(config.num_at_once, config.placement)) as pool:
+            for wave in (False, True):  # those that need another's fine-tuning come after it
+                evaluations = [evaluation for evaluation in to_do if bool(evaluation.after) == wave]
+                failed += pool.map(functools.partial(run_evaluation, stop=stop), evaluations)
+    if stop.is_made:
+        raise StoppedError
     return [line for line in failed if line]
 
 
-def run_commands(one: Evaluation) -> str:
-    """Runs the commands of an evaluation until one fails. Why it did; empty if none did."""
-    if one.after and not storage.exists(f"{one.folder}/results.json"):
-        return f"{one.name} was not run: {one.after} has not ended well"
-    for words in one.commands:
-        command = [sys.executable, str(ROOT / "jobs" / words[0]), *words[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return f"{one.name} failed: {' '.join(command)}\n" + "\n".join(last_lines(done.stderr or done.stdout))
-    print(f"{one.name}: done", flush=True)
+def run_evaluation(evaluation: Evaluation, stop: StopRequest) -> str:
+    """Run an evaluation, after the fine-tuning that it needs. Return why it failed; empty if it did not."""
+    if evaluation.after and not storage.exists(f"{evaluation.folder}/results.json"):
+        return f"{evaluation.name} was not run: {evaluation.after} has not ended well"
+    if evaluation.training:
+        if problems := preflight.survey(evaluation.training).problems:
+            return f"{evaluation.name} failed: {'; '.join(problems)}"
+        if error := run_child(evaluation.training, stop=stop).error:
+            return f"{evaluation.name} failed: {error}"
+    if stop.is_made:
+        return ""
+    try:
+        evaluate(evaluation.scoring)
+    except Exception as error:  # of whatever kind: the other evaluations go on
+        return f"{evaluation.name} failed: {error}"
+    print(f"{evaluation.name}: done", flush=True)
     return ""
-
-
-def last_lines(text: str, count: int = 15) -> Iterator[str]:
-    """The end of what a command printed, indented."""
-    yield from (f"    {line}" for line in text.splitlines()[-count:])

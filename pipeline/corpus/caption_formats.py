@@ -1,122 +1,159 @@
-"""Caption files of the retrieval benchmarks as their authors published them.
+"""The formats in which people write captions beside their videos: how each is named, recognised and read.
 
-Each reader yields (file and place in it, the clip's file, its captions). Where a benchmark asks by paragraphs (DiDeMo,
-ActivityNet), all sentences of a video are one caption, in the order of the file.
+To add one: a reader in caption_readers.py and an entry in `FORMATS`. From outside this tree, a reader or a `Format`:
+`--format package.module:Name`, or an entry point of the group `snps3.datasets`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import functools
+import importlib
+import importlib.metadata
+import inspect
 import json
-import posixpath
-import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-Clip = tuple[str, str, list[Any]]
-MSVD_LINE = re.compile(r"(\S+_\d+_\d+)\s+(\S.*)")
-LSMDC_COLUMNS = 6
-"""Clip, four times, sentence; apart by tabs."""
-LIST_COLUMNS = ("video_id", "vid_id", "video", "clip_name", "id")
-"""What the column of names is called in lists that are tables."""
+from pipeline.corpus import caption_readers
+from pipeline.corpus.caption_readers import LSMDC_COLUMNS, MSVD_LINE, Annotated
+
+ENTRY_POINTS = "snps3.datasets"
 
 
-def msrvtt_csv(text: str, path: str) -> Iterator[Clip]:
-    """MSR-VTT's test split 1K-A: columns `video_id` and `sentence`, one sentence per video."""
-    for number, fields in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2):
-        where = f"{path}:{number}"
-        yield where, _field(fields, "video_id", where), [fields.get("sentence")]
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a format is recognised by."""
+
+    line: str
+    """The first line that is not blank."""
+    value: Any
+    """JSON of that line, or else of the whole file; None: neither is JSON."""
+
+    @property
+    def columns(self) -> set[str]:
+        """The header, if this is a CSV table."""
+        return {column.strip() for column in self.line.split(",")}
+
+    def lists(self, *keys: str) -> bool:
+        """Whether the file is a JSON list of objects with these keys."""
+        return isinstance(self.value, list) and bool(self.value) and set(keys) <= set(self.value[0])
+
+    def is_by_video(self) -> bool:
+        """Whether the file is a JSON object of objects with `sentences`."""
+        items = self.value.values() if isinstance(self.value, dict) else ()
+        return bool(items) and all(isinstance(item, dict) and "sentences" in item for item in items)
 
 
-def didemo(text: str, path: str) -> Iterator[Clip]:
-    """A JSON list with `video` and `description`, several per video: a paragraph per video."""
-    sentences: dict[str, list[str]] = defaultdict(list)
-    for index, one in enumerate(_list(text, path)):
-        where = f"{path}: [{index}]"
-        sentences[_field(one, "video", where)].append(_field(one, "description", where))
-    for video, some in sentences.items():
-        yield f"{path}: {video}", video, [_paragraph(some)]
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A way in which captions are written."""
+
+    name: str
+    read: Callable[[str, str], Iterator[Annotated]] | None = None
+    """Of the text of a file and its path, the annotations."""
+    read_path: Callable[[str], Iterator[Annotated]] | None = None
+    """In its place where the captions are in more than one file: of a path, the annotations."""
+    fits: Callable[[Head], bool] = lambda head: False
+    """Whether a file is recognised as of this format."""
 
 
-def activitynet(text: str, path: str) -> Iterator[Clip]:
-    """A JSON object by video, each with `sentences`: a paragraph per video."""
-    for video, one in json.loads(text).items():
-        where = f"{path}: {video}"
-        if not isinstance(one, Mapping) or not isinstance(one.get("sentences"), list):
-            raise ValueError(f"{where}: needs sentences, a list")
-        yield where, f"{video}.mp4", [_paragraph([str(sentence) for sentence in one["sentences"]])]
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        format.name: format
+        for format in (
+            Format(
+                name="json_lines", read=caption_readers.read_json_lines, fits=lambda head: head.line.startswith("{")
+            ),
+            Format(
+                name="webvid_csv",
+                read=caption_readers.read_webvid,
+                fits=lambda head: {"videoid", "name", "page_dir"} <= head.columns,
+            ),
+            Format(
+                name="msrvtt_json",
+                read=caption_readers.read_msrvtt,
+                fits=lambda head: isinstance(head.value, dict) and {"videos", "sentences"} <= head.value.keys(),
+            ),
+            Format(
+                name="msrvtt_csv",
+                read=caption_readers.read_msrvtt_csv,
+                fits=lambda head: {"video_id", "sentence"} <= head.columns,
+            ),
+            Format(
+                name="didemo", read=caption_readers.read_didemo, fits=lambda head: head.lists("video", "description")
+            ),
+            Format(name="activitynet", read=caption_readers.read_activitynet, fits=Head.is_by_video),
+            Format(name="vatex", read=caption_readers.read_vatex, fits=lambda head: head.lists("videoID", "enCap")),
+            Format(
+                name="lsmdc",
+                read=caption_readers.read_lsmdc,
+                fits=lambda head: head.line.count("\t") >= LSMDC_COLUMNS - 1,
+            ),
+            Format(
+                name="msvd",
+                read=caption_readers.read_msvd,
+                fits=lambda head: bool(MSVD_LINE.fullmatch(head.line.strip())),
+            ),
+            Format(name="sidecars", read_path=caption_readers.read_sidecars),
+            Format(name="asr", read_path=caption_readers.read_asr),
+        )
+    }
+)
+"""By the name that `--format` takes; the most general one first, which is tried last."""
 
 
-def vatex(text: str, path: str) -> Iterator[Clip]:
-    """A JSON list with `videoID` and the English captions `enCap`."""
-    for index, one in enumerate(_list(text, path)):
-        where = f"{path}: [{index}]"
-        video = _field(one, "videoID", where)
-        if not isinstance(one.get("enCap"), list):
-            raise ValueError(f"{where}: needs enCap, a list of captions; the test file without captions asks nothing")
-        yield where, f"{video}.mp4", list(one["enCap"])
+def recognised(text: str, path: str) -> Format:
+    """Return the format of a file's text. ValueError if it is none of ours."""
+    line = text.lstrip().split("\n", 1)[0]
+    head = Head(line=line, value=_json_or_none(line) or _json_or_none(text))
+    if line.startswith("[") and not (isinstance(head.value, list) and head.value and isinstance(head.value[0], dict)):
+        raise ValueError(f"{path}: no JSON list of objects ({line[:60]!r})")
+    if format := next((format for format in reversed(tuple(FORMATS.values())) if format.fits(head)), None):
+        return format
+    if line.startswith("["):
+        columns = sorted(head.value[0])
+        raise ValueError(f"{path}: cannot tell the format of a list of {columns}; name it with --format")
+    raise ValueError(
+        f"{path}: cannot tell the format from {line[:60]!r}; it may be {', '.join(FORMATS)}, name it with --format"
+    )
 
 
-def lsmdc(text: str, path: str) -> Iterator[Clip]:
-    """Lines of six columns, apart by tabs; clips lie in a folder per film."""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        columns = line.split("\t")
-        if len(columns) < LSMDC_COLUMNS:
-            raise ValueError(f"{path}:{number}: needs {LSMDC_COLUMNS} columns apart by tabs, got {len(columns)}")
-        clip = columns[0].strip()
-        yield f"{path}:{number}", f"{clip.rpartition('_')[0]}/{clip}.avi", [columns[LSMDC_COLUMNS - 1]]
-
-
-def msvd(text: str, path: str) -> Iterator[Clip]:
-    """Lines `NAME SENTENCE`, many per clip."""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        found = MSVD_LINE.fullmatch(line.strip())
-        if not found:
-            raise ValueError(f"{path}:{number}: needs the clip's name and a sentence, got {line[:80]!r}")
-        yield f"{path}:{number}", f"{found[1]}.avi", [found[2]]
-
-
-def read_list(text: str, path: str) -> list[str]:
-    """The clips of a split: a name per line, or the column of names of a table; without suffixes."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and "," in lines[0]:
-        rows = list(csv.DictReader(lines))
-        column = next((name for name in LIST_COLUMNS if name in rows[0]), None) if rows else None
-        if column is None:
-            raise ValueError(f"{path}: a table of clips needs one of the columns {', '.join(LIST_COLUMNS)}")
-        lines = [row[column] for row in rows]
-    if not lines:
-        raise ValueError(f"{path} names no clip")
-    return [stem(line) for line in lines]
-
-
-def stem(name: str) -> str:
-    """What lists call a clip: its file's name without folders and without the suffix of a video."""
-    return re.sub(r"\.(mp4|avi|webm|mkv|mov|m4v|3gp|mpg|mpeg|flv|wmv)$", "", posixpath.basename(name), flags=re.I)
-
-
-def _list(text: str, path: str) -> list[Any]:
+def _json_or_none(text: str) -> Any:
+    if not text.lstrip().startswith(("{", "[")):
+        return None
     try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error})") from error
-    if not isinstance(found, list):
-        raise ValueError(f"{path}: needs a JSON list")
-    return found
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
-def _field(fields: Any, name: str, where: str) -> str:
-    value = fields.get(name) if isinstance(fields, Mapping) else None
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: needs {name}, a text that is not empty, got {value!r}")
-    return value.strip()
+def format_named(name: str) -> Format:
+    """Return a format by its name, that of an installed data set, or `package.module:Name`. ValueError for none."""
+    if name in FORMATS:
+        return FORMATS[name]
+    module, _, attribute = name.partition(":")
+    try:
+        loaded = getattr(importlib.import_module(module), attribute) if attribute else installed_datasets()[name]
+    except KeyError:
+        raise ValueError(
+            f"format must be one of {', '.join((*FORMATS, *installed_datasets()))}, or package.module:Name of a "
+            f"reader outside, got {name!r}"
+        ) from None
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"format {name}: {error}") from error
+    plugin: Any = getattr(loaded, "format", loaded)  # of a whole Dataset of jobs/run/datasets.py
+    if isinstance(plugin, str):
+        return format_named(plugin)
+    if isinstance(plugin, Format):
+        return plugin
+    if not inspect.isfunction(plugin):
+        raise ValueError(f"format {name} must be a Format, or a reader as in pipeline/corpus/caption_readers.py")
+    return Format(name=name, read=plugin)
 
 
-def _paragraph(sentences: list[str]) -> str:
-    return " ".join(sentence.strip() for sentence in sentences)
+@functools.cache
+def installed_datasets() -> Mapping[str, Any]:
+    """Return what installed packages name under the entry points `snps3.datasets`, by name."""
+    return {point.name: point.load() for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}

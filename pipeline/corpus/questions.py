@@ -1,4 +1,4 @@
-"""What downstream tasks ask about clips: questions with answers, and choices among five captions.
+"""Questions about clips with their answers, and choices among five captions, for the downstream tasks.
 
     JSON lines, as the published code has them · JSON lists of MSRVTT-QA and MSVD-QA  ──►  Question | Choice
     + the manifest's clips by name  ──►  asked questions by clip, and those whose clip is not there
@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from pipeline import storage
 from pipeline.corpus import media
+from pipeline.corpus.text_files import json_lines, read_text
 
 NUM_OPTIONS = 5
 """Options of a choice: what the field's multiple-choice sets have."""
@@ -34,9 +34,9 @@ class Question:
     clip_name: str
     text: str
     answers: tuple[str, ...]
-    """The right ones; more than one in multi-label sets."""
+    """The right answers; more than one in multi-label sets."""
     kind: str = ""
-    """Sort of question, where the file tells; accuracy is shown for each."""
+    """Sort of question, where the file has it; accuracy is shown for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,12 @@ Asked = TypeVar("Asked", Question, Choice)
 
 
 def read_questions(path: str) -> list[Question]:
-    """The questions of a file. ValueError with file and line for one that is none, and for a file without any."""
+    """Return the questions of a file. ValueError with file and line for what is none, and for a file without any."""
     return _all(path, _question)
 
 
 def read_choices(path: str) -> list[Choice]:
-    """The choices of a file. ValueError with file and line for one that is none, and for a file without any."""
+    """Return the choices of a file. ValueError with file and line for what is none, and for a file without any."""
     return _all(path, _choice)
 
 
@@ -106,56 +106,49 @@ def _choice(record: Mapping[str, Any], where: str) -> Choice:
 
 
 def _first(record: Mapping[str, Any], ours: str, theirs: str) -> Any:
-    """What the published code calls `ours` and the authors of the sets `theirs`."""
+    """Return the field that the published code calls `ours` and the authors of the sets `theirs`."""
     return record[ours] if ours in record else record[theirs]
 
 
 def _text(value: Any, what: str) -> str:
-    """Words or a number, as the files have both. ValueError for none."""
+    """Return words or a number as text, as the files have both. ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise ValueError(f"{what} must be a text that is not empty, got {value!r}")
     return str(value).strip()
 
 
-def _all(path: str, read: Any) -> list[Any]:
-    found = [_read(path, where, read, record) for where, record in _records(path)]
-    if not found:
+def _all(path: str, read: Callable[[Mapping[str, Any], str], Asked]) -> list[Asked]:
+    asked = [_read(f"{path}:{number}", number, read, record) for number, record in _records(path)]
+    if not asked:
         raise ValueError(f"{path} asks nothing: name a file with a question in each line, or a list of them")
-    return found
+    return asked
 
 
 def _records(path: str) -> Iterator[tuple[str, Any]]:
+    """Yield (number of a line or an item, value) of a file of JSON lines, or with a JSON list."""
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        yield from ((where.rpartition(":")[2], record) for where, record in json_lines(text, path))
+        return
     try:
-        text = storage.read_bytes(path).decode("utf-8-sig")
-        records = json.loads(text) if text.lstrip().startswith("[") else None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error}); convert it first") from error
+        records = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: begins as a JSON list and is none ({error})") from error
-    if records is not None:
-        yield from ((f"{number}", record) for number, record in enumerate(records))
-        return
-    for number, line in enumerate(text.split("\n"), 1):  # other ends of lines may stand within a text
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not a line of JSON ({error}); mend or remove it") from error
-            yield f"{number}", record
+    yield from ((str(number), record) for number, record in enumerate(records))
 
 
-def _read(path: str, where: str, read: Any, record: Any) -> Any:
+def _read(where: str, number: str, read: Callable[[Mapping[str, Any], str], Asked], record: Any) -> Asked:
     if not isinstance(record, Mapping):
-        raise ValueError(f"{path}:{where}: an object is needed, got {str(record)[:60]!r}")
+        raise ValueError(f"{where}: an object is needed, got {str(record)[:60]!r}")
     try:
-        return read(record, where)
+        return read(record, number)
     except KeyError as error:
-        raise ValueError(f"{path}:{where}: lacks {error}; it has {', '.join(record)}") from error
+        raise ValueError(f"{where}: lacks {error}; it has {', '.join(record)}") from error
     except ValueError as error:
-        raise ValueError(f"{path}:{where}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
 
 
-# --- the clips that are meant -----------------------------------------------------------------------------------------
+# --- clips by name ----------------------------------------------------------------------------------------------------
 
 
 class ClipNames:
@@ -170,18 +163,18 @@ class ClipNames:
                 self.ids[name].add(clip_id)
 
     def find(self, name: str) -> int | None:
-        """The clip that is called `name`; None if there is none. ValueError if there are several.
+        """Return the id of the clip that is called `name`; None if there is none. ValueError if there are several.
 
         A name with a folder means the clip in that folder: the same file name in another one is another clip.
         """
         tried = [form.format(name) for form in NUMBERED] if name.isdigit() else [name, posixpath.splitext(name)[0]]
         for candidate in tried:
-            if found := self.ids.get(candidate):
-                if len(found) > 1:
+            if clip_ids := self.ids.get(candidate):
+                if len(clip_ids) > 1:
                     raise ValueError(
-                        f"{name!r} is the name of {len(found)} clips; name clips by their path below the root"
+                        f"{name!r} is the name of {len(clip_ids)} clips; name clips by their path below the root"
                     )
-                return next(iter(found))
+                return next(iter(clip_ids))
         return None
 
 
@@ -204,20 +197,20 @@ class AskedClips(Generic[Asked]):
 
 
 def asked_clips(asked: Iterable[Asked], names: ClipNames) -> AskedClips[Asked]:
-    """The questions by the clip that they are about."""
-    found: dict[int, list[Asked]] = defaultdict(list)
+    """Return the questions by the clip that they are about."""
+    by_clip: dict[int, list[Asked]] = defaultdict(list)
     missing: list[Asked] = []
-    for one in asked:
-        clip_id = names.find(one.clip_name)
-        (missing if clip_id is None else found[clip_id]).append(one)
-    return AskedClips(by_clip={clip: tuple(some) for clip, some in found.items()}, missing=tuple(missing))
+    for question in asked:
+        clip_id = names.find(question.clip_name)
+        (missing if clip_id is None else by_clip[clip_id]).append(question)
+    return AskedClips(by_clip={clip: tuple(asked) for clip, asked in by_clip.items()}, missing=tuple(missing))
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def answer_list(train: Iterable[Question], size: int) -> tuple[str, ...]:
-    """The `size` most frequent answers of the training split, ties by the alphabet.
+    """Return the `size` most frequent answers of the training split, ties by the alphabet.
 
     Training questions of which no answer is among them teach nothing and are left out; test questions stay, and count
     as wrong.
@@ -227,11 +220,11 @@ def answer_list(train: Iterable[Question], size: int) -> tuple[str, ...]:
 
 
 def known_answers(question: Question, numbers: Mapping[str, int]) -> list[int]:
-    """The numbers of a question's right answers, as far as they are in the list."""
+    """Return the numbers of a question's right answers, as far as they are in the list."""
     return [numbers[answer] for answer in question.answers if answer in numbers]
 
 
 def outside(questions: Sequence[Question], answers: Sequence[str]) -> list[Question]:
-    """The questions of which no right answer is in the list."""
+    """Return the questions of which no right answer is in the list."""
     numbers = {answer: number for number, answer in enumerate(answers)}
     return [question for question in questions if not known_answers(question, numbers)]

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.corpus import ledger, manifest, media
-from pipeline.corpus.annotations import Annotation
+from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.fetching import fetch_ahead
 from pipeline.corpus.media import kind_of
 from pipeline.corpus.sources import Layout, Source

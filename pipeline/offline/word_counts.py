@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.text_files import json_lines, read_text
 from pipeline.offline.stages import streamed
 from pipeline.text.significance import CONTENT_POS, WordCounts, count_words
 from pipeline.text.tagging import TaggerName, make_tagger
@@ -35,8 +36,7 @@ def read_captions(source: str, split: str | None) -> pa.ChunkedArray:
         table = manifest.split(split) if split else manifest.table
         captions = pa.chunked_array([chunk.flatten() for chunk in table["captions"].chunks], pa.string())
     else:
-        lines = storage.read_bytes(source).decode("utf-8-sig").split("\n")
-        captions = pa.chunked_array([pa.array(_captions_of_lines(lines, source, split), pa.string())])
+        captions = pa.chunked_array([pa.array(_captions_of_lines(source, split), pa.string())])
     if not len(captions):
         raise ValueError(f"{source} holds no caption" + (f" of the split {split!r}" if split else ""))
     return captions
@@ -82,16 +82,11 @@ def _blocks(distinct: pa.Table) -> Iterator[pa.Table]:
         yield distinct.slice(start, size)
 
 
-def _captions_of_lines(lines: Sequence[str], source: str, split: str | None) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{source}:{number}: no JSON ({error}): {line[:80]!r}") from error
+def _captions_of_lines(source: str, split: str | None) -> Iterator[str]:
+    for where, fields in json_lines(read_text(source), source):
         caption = fields.get("caption") if isinstance(fields, dict) else None
         if not isinstance(caption, str):
-            raise ValueError(f"{source}:{number}: needs an object with caption, a text, got {line[:80]!r}")
+            line = json.dumps(fields, ensure_ascii=False)[:80]
+            raise ValueError(f"{where}: needs an object with caption, a text, got {line!r}")
         if split is None or fields.get("split", split) == split:
             yield caption

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import signal
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,25 +13,28 @@ import scipy.stats
 
 from jobs import ROOT
 from jobs.command_line import parsing
-from jobs.experiments import ablation
+from jobs.experiments import ablation, statistics
 from jobs.experiments.ablation import (
     PRIMARY,
     RECALLS,
     ROWS,
     AblateConfig,
-    difference,
     is_missing,
     numbers,
-    seeds_needed,
     shortened,
     table,
 )
-from jobs.experiments.seeds import over_seeds, read_cells, write_cells
-from jobs.run import recipes, run_identity
+from jobs.experiments.cells import read_cells, write_cells
+from jobs.experiments.child_runs import StoppedError, StopRequest
+from jobs.experiments.statistics import difference, over_seeds, seeds_needed
+from jobs.launch import driver
 from jobs.run.config import PretrainConfig
+from jobs.run.datasets import known_recipes
 from jobs.run.fields import differences
 from jobs.run.presets import tiny
+from jobs.run.recipes import fine_tuning
 from jobs.run.run_files import read_json
+from jobs.run.run_identity import identity, with_values
 from jobs.training.step import RunError
 
 
@@ -39,9 +42,22 @@ def wish(**changes: object) -> AblateConfig:
     return AblateConfig(**{"table": "III", "name": "a"} | changes)  # type: ignore[arg-type]
 
 
+def of(base: PretrainConfig) -> Callable[..., PretrainConfig]:
+    return functools.partial(with_values, base)
+
+
+def tuned_by(recipe: str, run: PretrainConfig, run_folder: str = "RUN") -> PretrainConfig:
+    return fine_tuning(known_recipes()[recipe], run, run_folder)
+
+
+def common_fields(table: str, base: PretrainConfig, manifest_hash: str) -> dict[str, object]:
+    tuned = {task: identity(tuned_by(recipe, base), manifest_hash) for task, recipe in ablation.DOWNSTREAM.items()}
+    return ablation.common_fields(table, identity(base, manifest_hash), tuned)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_fits_the_preset_and_differs_from_the_others(name: str) -> None:
-    made = [run_identity.with_values(tiny(), values, name="x") for values in ROWS[name].values()]
+    made = [with_values(tiny(), values, name="x") for values in ROWS[name].values()]
     assert len(set(map(repr, made))) == len(made)
     assert ablation.PAPER[name].keys() == ROWS[name].keys()
 
@@ -105,7 +121,7 @@ def test_a_cell_that_fails_or_is_stopped_leaves_the_others_alone() -> None:
     outcomes: dict[str, tuple[dict[str, float], Exception | None]] = {
         "a": ({"x": 1.0}, None),
         "b": ({}, RunError("too many clips")),
-        "c": ({}, ablation.StoppedError()),
+        "c": ({}, StoppedError()),
         "d": ({}, KeyError()),
         "e": ({"y": 3.0}, None),
     }
@@ -115,7 +131,7 @@ def test_a_cell_that_fails_or_is_stopped_leaves_the_others_alone() -> None:
     assert failed == {("b", 0): "too many clips", ("d", 0): "KeyError"}
 
 
-@pytest.mark.parametrize("error", [RunError("no answers"), ablation.StoppedError()])
+@pytest.mark.parametrize("error", [RunError("no answers"), StoppedError()])
 def test_what_was_pre_trained_counts_though_its_fine_tuning_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -126,10 +142,10 @@ def test_what_was_pre_trained_counts_though_its_fine_tuning_fails(
             raise error
         return {"num_steps": 7}
 
-    monkeypatch.setattr(ablation.driver, "pretrain", run)
+    monkeypatch.setattr(driver, "pretrain", run)
     monkeypatch.setattr(ablation, "config_of", lambda folder: base)
     config, cell = wish(downstream_seeds=(0,)), ("MLM, GVTM", 0)
-    found, why = ablation.one_cell(cell, config=config, base=base, parent="p", runs=ablation.Runs())
+    found, why = ablation.run_cell(cell, config=config, make=of(base), parent="p", stop=StopRequest())
     assert (found, why) == ({"num_steps": 7.0, "retrieval/num_steps": 7.0}, error)
     assert is_missing(cell, config, {cell: found})  # and the same command tries it again
 
@@ -139,12 +155,12 @@ def test_rows_that_would_be_the_same_run_are_refused() -> None:
         return dataclasses.replace(tiny(), objective=dataclasses.replace(tiny().objective, **objective))  # type: ignore[arg-type]
 
     for name in ROWS:
-        ablation.refuse_equal_rows(wish(table=name), tiny())
-    ablation.refuse_equal_rows(wish(table="II"), base(lvwm=0.0))
+        ablation.refuse_equal_rows(name, of(tiny()))
+    ablation.refuse_equal_rows("II", of(base(lvwm=0.0)))
     with pytest.raises(ValueError, match=r"“MLM, GVTM” and “MLM, GVTM and LVWM” would be .*: objective\.lvwm is 0"):
-        ablation.refuse_equal_rows(wish(), base(lvwm=0.0))
+        ablation.refuse_equal_rows("III", of(base(lvwm=0.0)))
     with pytest.raises(ValueError, match="without masked words MLM and MSSM are one"):
-        ablation.refuse_equal_rows(wish(), base(masked_words_text=0.0, masked_words_cross=0.0))
+        ablation.refuse_equal_rows("III", of(base(masked_words_text=0.0, masked_words_cross=0.0)))
 
 
 def test_rows_that_differ_in_one_thing_are_compared_and_all_with_the_first() -> None:
@@ -160,8 +176,8 @@ def test_a_table_says_what_so_many_seeds_can_tell() -> None:
     shifted = values - values.mean() + 1.24 * values.std(ddof=1)
     low, _ = over_seeds(shifted.tolist())["interval"]
     assert low == pytest.approx(0, abs=0.01)
-    assert "5 seeds tell a difference from 0 if it is 1.24 times" in ablation.resolution(5)
-    assert ablation.resolution(2) == ""
+    assert "5 seeds tell a difference from 0 if it is 1.24 times" in statistics.resolution(5)
+    assert statistics.resolution(2) == ""
 
 
 def test_cells_are_kept_and_those_of_other_settings_are_refused(tmp_path: Path) -> None:
@@ -195,37 +211,37 @@ def test_an_ablation_of_one_seed_is_refused() -> None:
 
 
 def test_an_ablation_without_captions_or_questions_is_refused_before_it_begins() -> None:
-    answers = dataclasses.replace(tiny(), task=dataclasses.replace(tiny().task, kind="multiple_choice", test="t"))
     with pytest.raises(ValueError, match=r"task\.kind=multiple_choice have no mean recall"):
-        ablation.refuse_no_captions(wish(), answers)
+        ablation.refuse_no_captions("multiple_choice", ())
     elsewhere = dataclasses.replace(tiny(), data=dataclasses.replace(tiny().data, manifest="/no/corpus/m/m.parquet"))
-    ablation.refuse_no_captions(wish(), elsewhere)
+    ablation.refuse_no_captions("captions", ())
     with pytest.raises(FileNotFoundError, match="/no/corpus/questions"):
-        ablation.refuse_no_captions(wish(downstream_seeds=(0,)), elsewhere)
+        ablation.refuse_no_captions("captions", [tuned_by("tiny_qa", elsewhere).task])
 
 
 def test_fine_tuning_asks_what_lies_beside_the_manifest_and_may_be_shortened() -> None:
     data = dataclasses.replace(tiny().data, manifest="s3://bucket/corpus/manifest/manifest.parquet")
     run = dataclasses.replace(tiny(), data=data)
-    tuned = recipes.tiny_qa(run, "runs/x")
+    tuned = tuned_by("tiny_qa", run)
     assert tuned.task.test == "s3://bucket/corpus/questions/test.jsonl"
-    assert recipes.tiny_qa(tiny(), "runs/x").task.train == "corpora/embedded/questions/train.jsonl"
-    assert recipes.tiny_multiple_choice(run, "runs/x").task.train == "s3://bucket/corpus/multiple_choice/train.jsonl"
-    assert shortened(tuned, None) == tuned
-    short = shortened(tuned, 60)
+    assert tuned_by("tiny_qa", tiny()).task.train == "corpora/embedded/questions/train.jsonl"
+    assert tuned_by("tiny_multiple_choice", run).task.train == "s3://bucket/corpus/multiple_choice/train.jsonl"
+    assert with_values(tuned, shortened(None), name=tuned.name) == tuned
+    short = with_values(tuned, shortened(60), name=tuned.name)
     assert (short.optim.num_steps, short.optim.warmup_steps, short.selection.evaluate_every) == (60, 6, 60)
     assert short.selection.metric == tuned.selection.metric
 
 
 def test_cells_of_longer_and_shorter_fine_tuning_are_not_mixed() -> None:
     found = {("MLM, GVTM", 0): {"retrieval/num_steps": 120.0, "qa/num_steps": 120.0}}
-    ablation.refuse_other_fine_tuning(wish(downstream_seeds=(0, 1), downstream_steps=120), tiny(), found)
-    ablation.refuse_other_fine_tuning(wish(downstream_steps=60), tiny(), found)  # none will be fine-tuned
+    steps_of = {task: tuned_by(recipe, tiny()).optim.num_steps for task, recipe in ablation.DOWNSTREAM.items()}
+    ablation.refuse_other_fine_tuning(wish(downstream_seeds=(0, 1), downstream_steps=120), steps_of, found)
+    ablation.refuse_other_fine_tuning(wish(downstream_steps=60), steps_of, found)  # none will be fine-tuned
     for steps, wanted in ((60, 60), (None, 240)):
         with pytest.raises(
             ValueError, match=f"was fine-tuned for 120 steps .retrieval., and others would be for {wanted}"
         ):
-            ablation.refuse_other_fine_tuning(wish(downstream_seeds=(0, 1), downstream_steps=steps), tiny(), found)
+            ablation.refuse_other_fine_tuning(wish(downstream_seeds=(0, 1), downstream_steps=steps), steps_of, found)
 
 
 def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
@@ -234,34 +250,30 @@ def test_a_signal_stops_the_runs_under_way_and_none_begins_after_it(
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
     begun: list[str] = []
 
-    def stopped_run(config: PretrainConfig, tags: object, is_stopped: Callable[[], bool]) -> dict[str, object]:
+    def stopped_run(config: PretrainConfig, is_stopped: Callable[[], bool], **_: object) -> dict[str, object]:
         begun.append(config.name)
         assert not is_stopped()
         signal.raise_signal(signal.SIGTERM)
         assert is_stopped()  # a run that is just starting removes the request, and asks
         return {} if (tmp_path / config.name / "stop").exists() else {"num_steps": 1}
 
-    monkeypatch.setattr(ablation.driver, "pretrain", stopped_run)
-    runs, before = ablation.Runs(), signal.getsignal(signal.SIGTERM)
-    with ablation.stopped_by_signals(runs):
+    monkeypatch.setattr(driver, "pretrain", stopped_run)
+    stop, before = StopRequest(), signal.getsignal(signal.SIGTERM)
+    with stop.on_signals():
         for seed in range(2):
-            found, why = ablation.one_cell(("MLM, GVTM", seed), config=wish(), base=base, parent="p", runs=runs)
+            found, why = ablation.run_cell(("MLM, GVTM", seed), config=wish(), make=of(base), parent="p", stop=stop)
             assert found == {}
-            assert isinstance(why, ablation.StoppedError)
+            assert isinstance(why, StoppedError)
     assert begun == ["a-mlm-gvtm-0"]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_cells_of_another_machine_are_those_of_the_same_manifest_wherever_it_lies(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ablation, "read_manifest", lambda path: types.SimpleNamespace(hash="same"))
-
+def test_cells_of_another_machine_are_those_of_the_same_manifest_wherever_it_lies() -> None:
     def fields(manifest: str, num_steps: int = 480) -> dict[str, object]:
         base = tiny()
         data, optim = base.data, dataclasses.replace(base.optim, num_steps=num_steps)
         base = dataclasses.replace(base, data=dataclasses.replace(data, manifest=manifest), optim=optim)
-        return ablation.identity_of(wish(), base)
+        return common_fields("III", base, "same")
 
     here = fields("corpora/embedded/manifest/manifest.parquet")
     assert here == fields("s3://bucket/embedded/manifest/manifest.parquet")
@@ -269,11 +281,11 @@ def test_cells_of_another_machine_are_those_of_the_same_manifest_wherever_it_lie
 
 
 @pytest.mark.parametrize("name", ["table-ii", "table-iii"])
-def test_the_cells_in_the_docs_are_those_of_the_command_beside_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cells_in_the_docs_are_those_of_the_command_beside_them(name: str) -> None:
     """And go on by it: a field that is added later has to be added to them."""
     saved = read_json(str(ROOT / "docs" / "results" / f"{name}.json"))["fields"]
     told = (ROOT / "docs" / "reference" / "results.md").read_text()
     (command,) = re.findall(rf"^python (jobs/ablate\.py \S+ --name {name} [^`]*)^```", told, re.MULTILINE)
     own, base = parsing.split(command.replace("\\\n", " ").split()[1:])
-    monkeypatch.setattr(ablation, "read_manifest", lambda path: types.SimpleNamespace(hash=saved["data.manifest_hash"]))
-    assert differences(saved, ablation.identity_of(wish(table=own[0]), parsing.parse(base).config)) == []
+    fields = common_fields(own[0], parsing.parse(base).config, saved["data.manifest_hash"])
+    assert differences(saved, fields) == []

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import tyro
 
 from jobs import finetune
 from jobs.command_line.entry import exit_status
@@ -21,7 +20,7 @@ from jobs.evaluate import main
 from jobs.evaluation.cards import read_card
 from jobs.evaluation.leaderboard import TableConfig, table
 from jobs.evaluation.scoring import EvaluateConfig, evaluate
-from jobs.experiments.suite import CORPORA, EvaluateAllConfig, evaluate_all, evaluations
+from jobs.experiments.suite import EvaluateAllConfig, evaluate_all, evaluations
 from jobs.inference.hub_folder import ExportConfig, export
 from jobs.inference.index import EmbedConfig, embed
 from jobs.inference.model import load
@@ -30,7 +29,8 @@ from jobs.launch.driver import pretrain
 from jobs.reports.run_report import PROTOCOLS, refresh_protocols
 from jobs.run import recipes, run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
-from jobs.run.recipes import CHOICES, MSRVTT_FULL, RECIPES
+from jobs.run.datasets import CHOICES, DATASETS, MSRVTT_FULL, known_recipes
+from jobs.run.recipes import fine_tuning
 from jobs.run.run_identity import config_of
 from pipeline.corpus.ledger import read_ledger
 from pipeline.records import Kind
@@ -76,7 +76,7 @@ def questions(manifest: str, folder: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def qa_run(folder: Path, manifest: str, run: str) -> str:
     """Folder of a run that was fine-tuned on questions for a few steps."""
-    recipe = recipes.tiny_qa(config_of(run), os.path.relpath(run))  # as a person may write it
+    recipe = fine_tuning(known_recipes()["tiny_qa"], config_of(run), os.path.relpath(run))  # as a person may write it
     files = questions(manifest, "questions")
     train = str(Path(files["test"]).with_name("train.jsonl"))
     task = dataclasses.replace(recipe.task, train=train, temporal=None, **files)
@@ -276,23 +276,29 @@ def everything(folder: Path, run: str, **changes: object) -> EvaluateAllConfig:
 
 def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Path, run: str) -> None:
     found = {one.name: one for one in evaluations(everything(folder, run, rerank=100))}
-    assert len(found) == len(CORPORA) + 1 + len(RECIPES) + 1
+    assert len(found) == len(DATASETS) + 1 + len(known_recipes()) + 1
     at_hand = {name for name, one in found.items() if not one.obstacles()}
     assert at_hand == {"tiny_retrieval", "tiny_qa", "tiny_multiple_choice"}  # the run's own corpus
-    for one in found.values():  # the commands are understood by those who get them
-        for program, *words in one.commands:
-            if program == "evaluate.py":
-                assert tyro.cli(EvaluateConfig, args=words).out == one.card.removesuffix("/card.json")
-            else:
-                assert finetune.parse(words).config.placement.num_workers == 1
+    for one in found.values():
+        if one.training:  # as the command of fine-tuning would have it with these options
+            assert one.training.placement.num_workers == one.scoring.placement.num_workers == 1
+            assert one.folder == f"{one.training.placement.storage}/{one.training.name}"
+            words = [one.name, "--run", run, "--name", one.training.name, "--placement.storage", str(folder / "runs")]
+            words += ["--data.manifest", one.training.data.manifest]
+            typed = finetune.parse(words).config
+            assert (typed.model, typed.optim, typed.selection) == (
+                one.training.model,
+                one.training.optim,
+                one.training.selection,
+            )
     tuned = found["msrvtt_qa"]
     assert tuned.obstacles()[0].startswith(f"{folder}/corpora/msrvtt_full/")
-    assert [words[0] for words in tuned.commands] == ["finetune.py", "evaluate.py"]
-    assert "--rerank" in found["msvd_retrieval"].commands[1]
+    assert tuned.training
+    assert tuned.training.task.train == f"{folder}/corpora/msrvtt_full/train_qa.json"
+    assert (found["msvd_retrieval"].scoring.rerank, tuned.scoring.rerank) == (100, None)
     assert "max_positions must be at least 64" in found["didemo_retrieval"].obstacles()[0]
-    assert "--rerank" not in tuned.commands[1]
     assert found["MSRVTT-MC with small-msrvtt-retrieval"].folder == found["msrvtt_retrieval"].folder
-    assert len(evaluations(everything(folder, run, is_zero_shot_only=True))) == len(CORPORA) + 1
+    assert len(evaluations(everything(folder, run, is_zero_shot_only=True))) == len(DATASETS) + 1
 
 
 @pytest.mark.slow

@@ -24,11 +24,12 @@ from jobs.evaluation.scoring import (
     table,
 )
 from jobs.run.config import TaskConfig
+from jobs.run.datasets import published_test_set
 from jobs.run.presets import tiny
 from jobs.tasks import retrieval
 from jobs.tasks.captions import queries_of
 from jobs.tasks.retrieval import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
-from pipeline.corpus.annotations import Annotation
+from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.manifest import clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.records import Kind
 from snps3_model.gather import local_gather
@@ -302,12 +303,22 @@ def test_scores_with_a_prior_are_in_a_row_of_their_own() -> None:
         for end, more in (("", 0.0), ("_low", -0.1), ("_high", 0.1))
     }
     protocol = Protocol(task="retrieval", run="runs/x", manifest="m", split="test", prior="dual_softmax")
-    plain, prior, *_ = rows("MSR-VTT 7K, text to video", [("mine", card(protocol=protocol, scores=scores))])[2:]
+    plain, prior, *_ = rows(
+        published_test_set("msrvtt", "retrieval", 7000), [("mine", card(protocol=protocol, scores=scores))]
+    )[2:]
     assert plain.startswith("| **mine** | 40.0 [30.0, 50.0] | not run |")
     assert prior.startswith("| **mine**, **all queries as a prior** (dual softmax) | 50.0 [40.0, 60.0] | not run |")
-    assert not any("prior" in line for line in rows("MSR-VTT 7K, text to video", [("mine", card())]))
+    assert not any(
+        "prior" in line for line in rows(published_test_set("msrvtt", "retrieval", 7000), [("mine", card())])
+    )
     answered = card(protocol=Protocol(task="question_answering", run="runs/x", manifest="m", split="test"))
-    assert sum("**mine**" in line for line in rows("MSRVTT-QA", [("mine", answered)])) == 1
+    assert (
+        sum(
+            "**mine**" in line
+            for line in rows(published_test_set("MSR-VTT_full", "question_answering", 6513), [("mine", answered)])
+        )
+        == 1
+    )
 
 
 def test_a_score_is_repeated_or_said_to_be_inside_or_outside_its_interval() -> None:

@@ -13,7 +13,7 @@ from jobs.corpus import packing
 from jobs.corpus.packing import PackConfig
 from pipeline import storage
 from pipeline.corpus import media
-from pipeline.corpus.annotations import Annotation
+from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.ledger import read_ledger
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest

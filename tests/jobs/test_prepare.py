@@ -12,7 +12,11 @@ import pytest
 from jobs.command_line.entry import exit_status
 from jobs.corpus.preparation import PrepareConfig, Prepared, describe, prepare
 from jobs.prepare import main
+from jobs.run.datasets import known_datasets, known_recipes, published_test_set
+from jobs.run.presets import tiny
+from jobs.run.recipes import fine_tuning
 from pipeline import storage
+from pipeline.corpus.caption_formats import installed_datasets
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.codec import encode_video
@@ -204,3 +208,67 @@ def test_two_nodes_give_the_manifest_of_one(tmp_path, small_manifest):
     command = [sys.executable, str(Path(__file__).parent / "two_nodes.py"), str(corpus), str(tmp_path / "two"), *lines]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert json.loads(done.stdout.splitlines()[-1]) == {"hash": read_manifest(small_manifest).hash, "num_nodes": 2}
+
+
+OUTSIDER = """
+from jobs.run.datasets import Dataset, TestSet
+from jobs.run.recipes import Recipe
+from pipeline.corpus.caption_readers import annotated
+from pipeline.corpus.text_files import lines
+
+
+def read(text, path):
+    for where, line in lines(text, path):
+        name, caption = line.split("|")
+        yield annotated(where, name, [caption])
+
+
+RECIPE = Recipe(name="film_retrieval", title="Retrieval on films.", corpus="films", num_steps=70, decay_step=40)
+FILMS = Dataset(name="films", format="outsider.captions:read", recipes=(RECIPE,), tests=(TestSet(title="Films"),))
+"""
+
+
+@pytest.fixture
+def outsider(folder, monkeypatch):
+    """An installed package with a data set of its own, and a file of captions in its format."""
+    package, installed = folder / "site" / "outsider", folder / "site" / "outsider-1.dist-info"
+    package.mkdir(parents=True)
+    installed.mkdir()
+    (package / "__init__.py").touch()
+    (package / "captions.py").write_text(OUTSIDER)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text("[snps3.datasets]\nfilms = outsider.captions:FILMS\n")
+    monkeypatch.syspath_prepend(folder / "site")
+    (folder / "captions.films").write_text("v1|one\nv2|two\n")
+    caches = (installed_datasets, known_datasets)
+    for cached in caches:
+        cached.cache_clear()
+    yield folder
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_a_data_set_of_another_package_is_prepared_and_fine_tuned_on(outsider):
+    captions = (str(outsider / "captions.films"),)
+    by_reader = prepare(config(outsider, annotations=captions, format="outsider.captions:read"))
+    by_name = prepare(config(outsider, annotations=captions, format="films", out=str(outsider / "named")))
+    assert by_reader.num_clips == by_name.num_clips == {"train": 2}
+    assert by_reader.manifest_hash == by_name.manifest_hash
+    assert read_manifest(by_name.manifest_path).table["captions"].to_pylist() == [["one"], ["two"]]
+    tuned = fine_tuning(known_recipes()["film_retrieval"], tiny(), "runs/tiny")
+    assert (tuned.data.manifest, tuned.optim.num_steps) == ("corpora/films/manifest.parquet", 70)
+    assert published_test_set("films", "retrieval", 2).title == "Films"
+
+
+@pytest.mark.parametrize(
+    ("format", "message"),
+    [
+        ("msvdd", "format must be one of json_lines, .*, asr, or package.module:Name of a reader outside, got 'msvdd'"),
+        ("no.such:reader", "format no.such:reader: No module named 'no'"),
+        ("json:nothing", "format json:nothing: module 'json' has no attribute 'nothing'"),
+        ("json:JSONDecodeError", "must be a Format, or a reader"),
+    ],
+)
+def test_a_format_that_is_none_is_refused(tmp_path, format, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, format=format)

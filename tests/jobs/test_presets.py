@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from jobs.evaluation.leaderboard import COLUMNS
+from jobs.evaluation.published import FILE, published_scores
 from jobs.run.config import OptimConfig, PretrainConfig, in_steps
+from jobs.run.datasets import DATASETS, published_test_set
 from jobs.run.fields import as_dict as plain
 from jobs.run.fields import flat
 from jobs.run.presets import PRESETS, tiny
 from jobs.run.run_identity import identity
+from pipeline.corpus.caption_formats import format_named
 from pipeline.stream.config import AugmentationConfig, MixingConfig
 from pipeline.stream.epoch_plan import Plan
 from snps3_model.config import VisualConfig
@@ -148,3 +153,27 @@ def test_epochs_are_identity():
 def test_a_schedule_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         OptimConfig(**changes)
+
+
+def test_published_scores_and_formats_belong_to_a_data_set():
+    tests = {test.title: test for dataset in DATASETS for test in dataset.tests}
+    assert json.loads(FILE.read_text()).keys() == tests.keys()
+    for test in tests.values():
+        assert all(len(scores) == len(COLUMNS[test.task]) for scores in published_scores(test).values())
+    assert all(format_named(dataset.format).read for dataset in DATASETS)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "task", "num_train", "title"),
+    [
+        ("MSR-VTT", "retrieval", 8000, "MSR-VTT 7K, text to video"),
+        ("msr_vtt_9k", "retrieval", 8001, "MSR-VTT 9K, text to video"),
+        ("msrvtt_full", "multiple_choice", 6513, "MSRVTT-MC"),
+        ("msvd", "question_answering", 1200, "MSVD-QA"),
+        ("didemo", "question_answering", 1, None),
+        ("embedded", "retrieval", 1, None),
+    ],
+)
+def test_a_corpus_is_compared_on_its_published_test_set(corpus, task, num_train, title):
+    test = published_test_set(corpus, task, num_train)
+    assert (test.title if test else None) == title

@@ -2,26 +2,40 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
 from toy import run_of
 
-from cluster.domains import Choice, Range
+from cluster.domains import Choice, Domain, Range
 from cluster.trials import Trial
 from jobs.command_line import parsing
 from jobs.experiments import space, sweeps
-from jobs.experiments.sweeps import SweepConfig, describe, evaluated_at, identity_hash, row_of, rungs_of, summary
+from jobs.experiments.sweep_table import describe, row_of, summary
+from jobs.experiments.sweeps import SweepConfig, evaluated_at, identity_hash, rungs_of
 from jobs.launch import driver, preflight
 from jobs.run import run_files, run_identity
-from jobs.run.config import PretrainConfig
+from jobs.run.config import PretrainConfig, in_steps
+from jobs.run.fields import as_dict, flat
 from jobs.run.presets import tiny
+from jobs.run.run_identity import identity
+from jobs.training.job import make_plan
 from jobs.training.step import DivergedError, RunError
 from jobs.training.trainer import PROBES
 from pipeline.corpus.manifest import read_manifest
 from pipeline.synthetic.corpus import CorpusConfig, clips_of
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import train_wordpiece
+
+
+def corners_of(parsed: dict[str, Domain], base: PretrainConfig | None = None) -> list[space.Corner]:
+    base = base or tiny()
+    return space.corners(parsed, flat(as_dict(base)), functools.partial(run_identity.with_values, base))
+
+
+def steps_of(base: PretrainConfig) -> int:
+    return sweeps.steps_of(base.optim, functools.partial(make_plan, base.data, base.optim.global_batch, base.seed))
 
 
 def test_domains_are_read_from_words() -> None:
@@ -65,7 +79,7 @@ def test_points_of_a_grid_go_from_end_to_end() -> None:
 @pytest.mark.parametrize("name", space.SPACES)
 def test_every_ready_space_fits_the_configuration(name: str) -> None:
     found = space.parse(space.SPACES[name])
-    space.corners(found, tiny())
+    corners_of(found)
 
 
 def test_values_are_set_in_their_parts_and_all_else_stays() -> None:
@@ -78,15 +92,15 @@ def test_values_are_set_in_their_parts_and_all_else_stays() -> None:
 
 def test_an_unknown_field_is_refused_with_the_nearest_and_an_impossible_value_with_its_rule() -> None:
     with pytest.raises(ValueError, match=r"no field 'masking\.rato'; did you mean masking\.ratio\?"):
-        space.corners(space.parse(["masking.rato=0.1..0.2"]), tiny())
+        corners_of(space.parse(["masking.rato=0.1..0.2"]))
     with pytest.raises(ValueError, match=r"masking\.ratio cannot be 2"):
-        space.corners(space.parse(["masking.ratio=0.1..2"]), tiny())
+        corners_of(space.parse(["masking.ratio=0.1..2"]))
 
 
 def test_a_range_of_whole_numbers_must_say_so() -> None:
-    space.corners(space.parse(["text.num_words=1..5:int"]), tiny())
+    corners_of(space.parse(["text.num_words=1..5:int"]))
     with pytest.raises(ValueError, match=r"text\.num_words cannot be 2\.27.* is it a range of whole numbers"):
-        space.corners(space.parse(["text.num_words=1..5"]), tiny())
+        corners_of(space.parse(["text.num_words=1..5"]))
 
 
 def test_values_that_go_only_together_can_be_varied_together() -> None:
@@ -95,16 +109,16 @@ def test_values_that_go_only_together_can_be_varied_together() -> None:
     heads = ["model.hidden=80,160", "model.num_heads=5,10"]
     for texts in (falls, heads):
         parsed = space.parse(texts)
-        assert len(space.corners(parsed, tiny())) == 4
+        assert len(corners_of(parsed)) == 4
         (first, _), *_ = parsed.items()
         with pytest.raises(ValueError, match=r"optim\.decay cannot be step|model\.num_heads cannot be 5"):
-            space.corners({name: one for name, one in parsed.items() if (name == first) == (texts is falls)}, tiny())
+            corners_of({name: one for name, one in parsed.items() if (name == first) == (texts is falls)})
 
 
 @pytest.mark.parametrize("text", ["name=a,b", "placement.storage=runs,other"])
 def test_where_a_run_lies_cannot_be_varied(text: str) -> None:
     with pytest.raises(ValueError, match="changes nothing that is computed, so it cannot be varied"):
-        space.corners(space.parse([text]), tiny())
+        corners_of(space.parse([text]))
 
 
 def test_a_small_corpus_has_as_many_significant_words_as_the_ready_space_asks_for() -> None:
@@ -142,36 +156,41 @@ def test_trials_are_evaluated_at_the_rungs(capsys: pytest.CaptureFixture[str]) -
     base = dataclasses.replace(tiny(), optim=dataclasses.replace(tiny().optim, num_steps=320))
     rungs = rungs_of(wish(), 320)
     assert rungs == (20, 80)
-    made = evaluated_at(rungs, base).selection
+    made = evaluated_at(rungs, base.selection, base.optim.warmup_steps)
     assert [step for step in range(1, 321) if made.is_due(step)] == [20, 80, 240]
     told = capsys.readouterr().out
     assert "after steps 20, 80 too" in told
     assert "at step 20 the learning rate still rises" in told
     often = dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=20))
-    assert evaluated_at(rungs, often) == often
-    assert evaluated_at(rungs_of(wish(scheduler="none"), 180), base) == base
+    assert evaluated_at(rungs, often.selection, 50) == often.selection
+    assert evaluated_at(rungs_of(wish(scheduler="none"), 180), base.selection, 50) == base.selection
     assert rungs_of(wish(), tiny().optim.num_steps) == (30, 120)  # the preset as it is can be swept
     with pytest.raises(ValueError, match=r"180 / 4\^5 steps, less than one; take more steps or fewer --num-rungs"):
         rungs_of(wish(num_rungs=5), 180)
 
 
-def corners(*texts: str, base: PretrainConfig | None = None) -> list[tuple[str, object, PretrainConfig]]:
-    return space.corners(space.parse(texts), base or tiny())
+def corners(*texts: str, base: PretrainConfig | None = None) -> list[space.Corner]:
+    return corners_of(space.parse(texts), base)
+
+
+def lengths(*texts: str, base: PretrainConfig | None = None) -> list[tuple[str, int]]:
+    return [(corner.field, steps_of(corner.run)) for corner in corners(*texts, base=base)]
 
 
 def test_trials_of_other_lengths_are_not_compared_early(tmp_path: Path) -> None:
-    steps = corners("optim.num_steps=90,180")
+    steps = lengths("optim.num_steps=90,180")
+    assert steps == [("optim.num_steps", 90), ("optim.num_steps", 180)]
     with pytest.raises(ValueError, match=r"optim\.num_steps cannot be varied: .* after equal steps"):
         sweeps.refuse_other_rungs(wish(), steps, 90)
     sweeps.refuse_other_rungs(wish(scheduler="none"), steps, 90)
     base = run_of(tmp_path)
     optim = dataclasses.replace(base.optim, num_epochs=2, warmup_steps=1, global_batch=32)
     base = dataclasses.replace(base, optim=optim)
-    num_steps = sweeps.steps_of(base)
-    assert num_steps < base.optim.num_steps
-    sweeps.refuse_other_rungs(wish(), corners("optim.lr=1e-4..1e-3", base=base), num_steps)
+    num_steps = steps_of(base)
+    assert num_steps == in_steps(base, make_plan(base).first_step).optim.num_steps < base.optim.num_steps
+    sweeps.refuse_other_rungs(wish(), lengths("optim.lr=1e-4..1e-3", base=base), num_steps)
     with pytest.raises(ValueError, match=r"optim\.global_batch cannot be varied"):
-        sweeps.refuse_other_rungs(wish(), corners("optim.global_batch=16,32", base=base), num_steps)
+        sweeps.refuse_other_rungs(wish(), lengths("optim.global_batch=16,32", base=base), num_steps)
 
 
 @pytest.mark.parametrize(
@@ -185,25 +204,31 @@ def test_trials_of_other_lengths_are_not_compared_early(tmp_path: Path) -> None:
 )
 def test_a_value_that_a_run_would_refuse_before_its_start_is_refused(tmp_path: Path, text: str, why: str) -> None:
     base = run_of(tmp_path)
-    found, manifest = corners(text, base=base), read_manifest(base.data.manifest)
+    manifest, machine = read_manifest(base.data.manifest), preflight.this_machine()
+    problems = [(one, preflight.value_problems(one.run, manifest, machine)) for one in corners(text, base=base)]
     with pytest.raises(ValueError, match=why) if why else contextlib.nullcontext():
-        sweeps.refuse_what_cannot_run(found, manifest)
+        sweeps.refuse_problems(problems)
+
+
+def refuse_unmeasured(metric: str, varied: dict[str, Domain], base: PretrainConfig) -> None:
+    weight = base.objective.masked_words_cross
+    sweeps.refuse_unmeasured(metric, varied, kind=base.task.kind, words_weight=weight)
 
 
 @pytest.mark.parametrize("metric", PROBES)
 def test_what_changes_the_question_is_not_varied(metric: str) -> None:
-    sweeps.refuse_unmeasured(metric, space.parse(["masking.ratio=0.1..0.6"]), tiny())
+    refuse_unmeasured(metric, space.parse(["masking.ratio=0.1..0.6"]), tiny())
     with pytest.raises(ValueError, match=r"data\.max_evaluation_clips cannot be varied: .* ask each something else"):
-        sweeps.refuse_unmeasured(metric, space.parse(["data.max_evaluation_clips=8,1000"]), tiny())
+        refuse_unmeasured(metric, space.parse(["data.max_evaluation_clips=8,1000"]), tiny())
     seeds = space.parse(["seed=0,1,2"])  # by which words are hidden
     with contextlib.nullcontext() if metric == PROBES[0] else pytest.raises(ValueError, match="seed cannot be varied"):
-        sweeps.refuse_unmeasured(metric, seeds, tiny())
+        refuse_unmeasured(metric, seeds, tiny())
 
 
 def test_trials_keep_the_weights_that_they_are_compared_by(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweeps.selected_by(PROBES[0], tiny()) == tiny()
+    assert sweeps.selected_by(PROBES[0], tiny().selection) == tiny().selection
     assert not capsys.readouterr().out
-    made = sweeps.selected_by(PROBES[1], tiny())
+    made = dataclasses.replace(tiny(), selection=sweeps.selected_by(PROBES[1], tiny().selection))
     assert made.selection.metric == PROBES[1]
     assert preflight.metric_problems(made.task.kind, made.selection) == []
     assert f"highest {PROBES[1]}" in capsys.readouterr().out
@@ -213,22 +238,23 @@ def test_a_trial_that_was_asked_to_stop_is_no_result(tmp_path: Path, monkeypatch
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
     monkeypatch.setattr(driver, "pretrain", lambda *_, **__: {})
     monkeypatch.setattr(sweeps.trials, "report", lambda _: pytest.fail("was reported"))
+    make = functools.partial(run_identity.with_values, base)
     with pytest.raises(RuntimeError, match="s-t was asked to stop"):
-        sweeps.one_trial("t", {}, None, base=base, sweep_name="s", parent="p", server=None)
+        sweeps.run_trial("t", {}, None, make=make, sweep_name="s", parent="p", server=None)
 
 
 def test_what_no_trial_could_be_compared_by_is_refused() -> None:
     base, words = tiny(), "validation/masked_word_accuracy"
-    sweeps.refuse_unmeasured(words, {}, base)
+    refuse_unmeasured(words, {}, base)
     silent = dataclasses.replace(base, objective=dataclasses.replace(base.objective, masked_words_cross=0.0))
-    sweeps.refuse_unmeasured(wish().metric, {}, silent)
+    refuse_unmeasured(wish().metric, {}, silent)
     with pytest.raises(ValueError, match=r"masked_words_cross=0 fills in no words"):
-        sweeps.refuse_unmeasured(words, {}, silent)
+        refuse_unmeasured(words, {}, silent)
     with pytest.raises(ValueError, match=r"masked_words_cross=0 fills in no words"):
-        sweeps.refuse_unmeasured(words, space.parse(["objective.masked_words_cross=0..1"]), base)
+        refuse_unmeasured(words, space.parse(["objective.masked_words_cross=0..1"]), base)
     task = dataclasses.replace(base.task, kind="multiple_choice", validation="v", test="t")
     with pytest.raises(ValueError, match=r"task\.kind=multiple_choice do not measure"):
-        sweeps.refuse_unmeasured(wish().metric, {}, dataclasses.replace(base, task=task))
+        refuse_unmeasured(wish().metric, {}, dataclasses.replace(base, task=task))
 
 
 def test_a_sweep_that_is_refused_does_not_take_its_name(tmp_path: Path) -> None:
@@ -240,26 +266,26 @@ def test_a_sweep_that_is_refused_does_not_take_its_name(tmp_path: Path) -> None:
 
 def test_another_search_corpus_or_number_at_a_time_makes_another_sweep_and_another_place_does_not() -> None:
     """Tune goes on with as many at a time as it began with."""
-    own = identity_hash(wish(), tiny(), "h")
+    own = identity_hash(wish(), identity(tiny(), "h"))
     moved = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage="s3://bucket"))
-    assert identity_hash(wish(), moved, "h") == own
+    assert identity_hash(wish(), identity(moved, "h")) == own
     for other in (wish(seed=1), wish(num_at_once=3)):
-        assert identity_hash(other, tiny(), "h") != own
-    assert identity_hash(wish(), tiny(), "another") != own
+        assert identity_hash(other, identity(tiny(), "h")) != own
+    assert identity_hash(wish(), identity(tiny(), "another")) != own
 
 
 def test_a_trial_counts_by_its_best_and_one_that_diverged_is_no_result() -> None:
     metric, num_steps = wish().metric, 80  # stopped by its own patience
     highest = {metric: 0.5, "step": 60.0}
-    stopped = row_of(Trial(trial_id="a", values={}, highest=highest), wish())
+    stopped = row_of(Trial(trial_id="a", values={}, highest=highest), wish().name, wish().metric)
     assert (stopped.score, stopped.num_steps, stopped.status) == (0.5, 60, "stopped")
     ended = {metric: 0.6, "step": num_steps, "finished": 1.0}
-    whole = row_of(Trial(trial_id="b", values={}, highest=ended), wish())
+    whole = row_of(Trial(trial_id="b", values={}, highest=ended), wish().name, wish().metric)
     assert (whole.num_steps, whole.status) == (num_steps, "finished")
     odd = highest | {"step": 70.0, "diverged": 1.0}
-    diverged = row_of(Trial(trial_id="c", values={}, highest=odd), wish())
+    diverged = row_of(Trial(trial_id="c", values={}, highest=odd), wish().name, wish().metric)
     assert (diverged.score, diverged.status) == (None, "diverged")
-    failed = row_of(Trial(trial_id="d", values={}, highest=highest, error="out of memory"), wish())
+    failed = row_of(Trial(trial_id="d", values={}, highest=highest, error="out of memory"), wish().name, wish().metric)
     assert (failed.score, failed.status) == (None, "failed")
     found = summary([whole, stopped, diverged, failed])
     assert (found["best"], found["num_steps"]) == (0.6, num_steps + 60 + 70 + 60)
@@ -283,17 +309,22 @@ def test_a_run_that_stopped_for_good_says_whether_it_diverged(
     monkeypatch.setattr(driver, "pretrain", stopped)
     monkeypatch.setattr(sweeps.trials, "report", reported.append)
     base = dataclasses.replace(tiny(), placement=dataclasses.replace(tiny().placement, storage=str(tmp_path)))
+    make = functools.partial(run_identity.with_values, base)
     with contextlib.nullcontext() if has_diverged else pytest.raises(RunError, match="why"):
-        sweeps.one_trial("t", {}, None, base=base, sweep_name="s", parent="p", server=None)
+        sweeps.run_trial("t", {}, None, make=make, sweep_name="s", parent="p", server=None)
     assert [line["diverged"] for line in reported] == [1] * has_diverged
 
 
 def test_the_best_can_be_run_once_more_by_the_command_that_is_told() -> None:
     values = {"optim.lr": 0.1 + 0.2, "masking.top_k": None, "masking.whole_words": True, "placement.use_gpu": False}
-    row = row_of(Trial(trial_id="a", values=values, highest={wish().metric: 0.5, "step": 1.0}), wish())
+    row = row_of(
+        Trial(trial_id="a", values=values, highest={wish().metric: 0.5, "step": 1.0}), wish().name, wish().metric
+    )
     words = ["tiny", "--optim.num-steps", "20", "--selection.evaluate-every", "10"]  # and evaluated at the rungs
     config = parsing.parse(
-        describe([row], wish(), words, {"selection.evaluate_also": (1, 5)}).partition("jobs/pretrain.py ")[2].split()
+        describe([row], wish().name, wish().metric, words, {"selection.evaluate_also": (1, 5)})
+        .partition("jobs/pretrain.py ")[2]
+        .split()
     ).config
     assert (config.name, config.optim.num_steps, config.optim.lr) == ("s-best", 20, 0.1 + 0.2)
     assert [step for step in range(1, 21) if config.selection.is_due(step)] == [1, 5, 10, 20]

@@ -12,8 +12,9 @@ import torch
 
 from cluster.world import World
 from jobs.launch.preflight import metric_problems
+from jobs.run.datasets import known_recipes
 from jobs.run.presets import tiny
-from jobs.run.recipes import RECIPES
+from jobs.run.recipes import fine_tuning
 from jobs.tasks.choices import ChoiceTask, all_captions, drawn_choices
 from jobs.tasks.questions import Predicted, QuestionTask, accuracies
 from jobs.tasks.task import Evaluation
@@ -184,7 +185,7 @@ def test_validation_without_a_file_draws_one_choice_a_clip_and_the_same_ones_aga
 
 
 def test_msrvtt_mc_is_trained_with_its_test_file_alone() -> None:
-    config = RECIPES["msrvtt_multiple_choice"](tiny(), "/runs/tiny")
+    config = fine_tuning(known_recipes()["msrvtt_multiple_choice"], tiny(), "/runs/tiny")
     assert config.task.test == "corpora/msrvtt_full/msrvtt_multi_choice_qa.jsonl"
     assert (config.task.train, config.task.validation, config.data.num_frames) == (None, None, 16)
     assert metric_problems(config.task.kind, config.selection) == []

@@ -55,7 +55,7 @@ def test_lists_of_the_authors_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{oops", "not a line of JSON"),
+        ("{oops", "no JSON"),
         ('{"caption": "what ?"}', "lacks 'clip_name'|lacks 'answer'"),
         ('"word"', "an object is needed"),
         ('{"caption": "what ?", "clip_name": "a", "label": null}', "an answer must be a text .* got None"),

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline import storage
 from pipeline.corpus import media
-from pipeline.corpus.annotations import Format, read_annotations, spoken_clips
+from pipeline.corpus.annotations import read_annotations
+from pipeline.corpus.caption_readers import spoken_clips
 from pipeline.corpus.sources import Layout, open_source
 from pipeline.decode.codec import encode_image, encode_video
 from pipeline.decode.config import Limits
@@ -124,11 +125,11 @@ def test_spoken_sentences_become_clips(tmp_path):
     write(tmp_path / "asr/film.json", json.dumps(words))
     one = write(tmp_path / "all.json", json.dumps({"film": words}))
     for source in (str(tmp_path / "asr"), one):
-        clips = read_annotations([source], format=Format.ASR)
+        clips = read_annotations([source], format="asr")
         assert [(clip.start_seconds, clip.end_seconds, clip.captions) for clip in clips] == expected
         assert {clip.relative_path for clip in clips} == {"film.mp4"}
     with pytest.raises(ValueError, match=r"needs start, end and text, three lists of one length"):
-        read_annotations([write(tmp_path / "bad.json", '{"film": {"start": [0]}}')], format=Format.ASR)
+        read_annotations([write(tmp_path / "bad.json", '{"film": {"start": [0]}}')], format="asr")
 
 
 def test_what_is_too_short_at_the_end_joins_the_clip_before():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.corpus import manifest
-from pipeline.corpus.annotations import Annotation
+from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.sources import Source, open_source
 from pipeline.decode.codec import encode_video
 from pipeline.decode.config import Limits

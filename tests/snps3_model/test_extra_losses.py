@@ -15,8 +15,9 @@ from batches import MASK, random_batch, tiny_network
 
 from jobs.inference.model import load
 from jobs.launch import preflight
+from jobs.run.datasets import known_recipes
 from jobs.run.presets import tiny
-from jobs.run.recipes import RECIPES
+from jobs.run.recipes import fine_tuning
 from jobs.run.run_identity import config_of
 from jobs.tasks.captions import CaptionTask
 from jobs.tasks.network import NetworkOptions
@@ -106,7 +107,7 @@ def test_a_run_folder_that_names_a_package_imports_nothing(package: str, tmp_pat
     model, config = load(str(folder)), config_of(str(folder))
     evaluated = CaptionTask(objective=config.objective).network(model.network, OPTIONS)
     checkpoints.load_weights(file.read_bytes(), evaluated)
-    assert RECIPES["tiny_retrieval"](config, str(folder)).objective.extra == ()
+    assert fine_tuning(known_recipes()["tiny_retrieval"], config, str(folder)).objective.extra == ()
     assert package not in sys.modules
 
 

@@ -1,0 +1,253 @@
+"""One record per data set: the format of its captions, its recipes of fine-tuning, and the test sets that are compared.
+
+To add one: a reader in pipeline/corpus/caption_formats.py if its captions have a format of their own, an entry here,
+and in jobs/evaluation/published_scores.json what others have scored. From outside this tree: a `Dataset` as entry point
+of the group `snps3.datasets`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jobs.run.recipes import Recipe
+from pipeline.corpus.caption_formats import Format, installed_datasets
+
+QA_FILES = {"train": "train_qa.json", "validation": "val_qa.json", "test": "test_qa.json"}
+MSRVTT_FULL = "msrvtt_full"
+"""Corpus of MSR-VTT as its authors split it (6,513, 497 and 2,990 videos), which MSRVTT-QA and MC ask about. That of
+retrieval, `msrvtt`, has 1,000 of these test videos as its own and trains on others."""
+CHOICES = "msrvtt_multi_choice_qa.jsonl"
+"""File of MSRVTT-MC beside that corpus's manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """A test set whose scores are compared with published ones."""
+
+    __test__ = False  # not a test of pytest's
+
+    title: str
+    """Heading of its table, and its key among the published scores."""
+    task: str = "retrieval"
+    sizes: tuple[int, ...] = ()
+    """Test videos of retrieval, questions of other tasks; several for several versions. Empty: unknown."""
+    min_train: int = 0
+    """Training clips from which on this is the test set meant, where a data set has several of one task."""
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Published scores in per cent by method, beside those of published_scores.json."""
+
+    def doubt(self, num_videos: int, num_queries: int) -> str:
+        """Return why a score over so many is not comparable, in a few words; empty for the whole set."""
+        count, unit = (num_videos, "videos") if self.task == "retrieval" else (num_queries, "questions")
+        if count in self.sizes or not self.sizes:
+            return ""
+        return f"{count} of {' or '.join(f'{size:,}' for size in self.sizes)} {unit}: another test set than theirs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A published data set."""
+
+    name: str
+    """Folder below `corpora/`, and the part of a corpus's name by which its scores are recognised."""
+    format: str | Format
+    """Format of its captions, as in `jobs/prepare.py --format`."""
+    manifest: str = "manifest.parquet"
+    """Path in its folder."""
+    recipes: tuple[Recipe, ...] = ()
+    tests: tuple[TestSet, ...] = ()
+
+    def test_of(self, task: str, num_train: int) -> TestSet | None:
+        """Return the test set of a task, for a corpus with so many training clips; None if there is none."""
+        fitting = [test for test in self.tests if test.task == task and test.min_train <= num_train]
+        return max(fitting, key=lambda test: test.min_train, default=None)
+
+
+def embedded_files(folder: str) -> dict[str, str]:
+    """Return the files of the embedded corpus that ask about the clips of each split."""
+    files = {"train": "train", "validation": "val", "test": "test", "temporal": "temporal"}
+    return {dataset: f"{folder}/{file}.jsonl" for dataset, file in files.items()}
+
+
+DATASETS = (
+    Dataset(
+        name="embedded",
+        format="json_lines",
+        manifest="manifest/manifest.parquet",  # jobs/local.py keeps it in a folder of its own
+        recipes=(
+            Recipe(
+                name="tiny_retrieval",
+                title="Retrieval on the embedded corpus.",
+                num_steps=240,
+                lr=1e-3,
+                num_evaluations=2,
+            ),
+            Recipe(
+                name="tiny_qa",
+                title="Question answering on the embedded corpus.",
+                task="question_answering",
+                files=embedded_files("questions"),
+                task_fields={"questions_per_clip": 5},
+                num_steps=480,
+                lr=2e-3,
+                num_evaluations=3,
+            ),
+            Recipe(
+                name="tiny_multiple_choice",
+                title="Multiple choice on the embedded corpus, trained with options that differ in one attribute.",
+                task="multiple_choice",
+                files=embedded_files("multiple_choice"),
+                num_steps=480,
+                lr=2e-3,
+                num_evaluations=3,
+            ),
+        ),
+    ),
+    Dataset(
+        name="msrvtt",
+        format="msrvtt_json",  # its test split 1K-A: msrvtt_csv
+        recipes=(
+            Recipe(
+                name="msrvtt_retrieval",
+                title="Retrieval on MSR-VTT; its 7K or 9K training split is what the manifest has as `train`.",
+                corpus="msrvtt",
+            ),
+            Recipe(
+                name="msrvtt_qa",
+                title="Question answering on MSRVTT-QA over 1,500 answers.",
+                task="question_answering",
+                corpus=MSRVTT_FULL,
+                files=QA_FILES,
+                task_fields={"num_answers": 1500},
+            ),
+            # It has a test file only: training and validation draw captions of other clips. MSR-VTT's schedule; the
+            # paper scores its retrieval checkpoints instead.
+            Recipe(
+                name="msrvtt_multiple_choice",
+                title="Multiple choice on MSRVTT-MC, which has a test file only: training and validation draw captions "
+                "of other clips.",
+                task="multiple_choice",
+                corpus=MSRVTT_FULL,
+                files={"test": CHOICES},
+            ),
+        ),
+        tests=(
+            TestSet(title="MSR-VTT 7K, text to video", sizes=(1000,)),
+            TestSet(title="MSR-VTT 9K, text to video", sizes=(1000,), min_train=8001),
+            TestSet(title="MSRVTT-QA", task="question_answering", sizes=(72_821,)),
+            TestSet(title="MSRVTT-MC", task="multiple_choice", sizes=(2990,)),
+        ),
+    ),
+    Dataset(
+        name="didemo",
+        format="didemo",
+        recipes=(
+            Recipe(
+                name="didemo_retrieval",
+                title="Retrieval of DiDeMo's videos by paragraphs, which need more than 30 tokens.",
+                corpus="didemo",
+                max_tokens=64,
+            ),
+        ),
+        tests=(TestSet(title="DiDeMo, paragraph to video", sizes=(1003, 1004)),),
+    ),
+    Dataset(
+        name="msvd",
+        format="msvd",
+        recipes=(
+            Recipe(
+                name="msvd_retrieval",
+                title="Retrieval on MSVD, at a tenth of the rate.",
+                corpus="msvd",
+                num_steps=16_000,
+                decay_step=8_000,
+                lr=1e-6,
+            ),
+            Recipe(
+                name="msvd_qa",
+                title="Question answering on MSVD-QA over 1,000 answers.",
+                task="question_answering",
+                corpus="msvd",
+                files=QA_FILES,
+                task_fields={"num_answers": 1000},
+                num_steps=18_000,
+                decay_step=10_000,
+            ),
+        ),
+        tests=(
+            TestSet(title="MSVD, text to video", sizes=(670,)),
+            TestSet(title="MSVD-QA", task="question_answering", sizes=(13_157,)),
+        ),
+    ),
+    # The paper has no schedule for the last three: they take MSR-VTT's, and ActivityNet DiDeMo's.
+    Dataset(
+        name="lsmdc",
+        format="lsmdc",
+        recipes=(
+            Recipe(
+                name="lsmdc_retrieval",
+                title="Retrieval on LSMDC, with MSR-VTT's schedule: the paper has none for it.",
+                corpus="lsmdc",
+            ),
+        ),
+        tests=(TestSet(title="LSMDC, text to video", sizes=(1000,)),),
+    ),
+    Dataset(
+        name="activitynet",
+        format="activitynet",
+        recipes=(
+            Recipe(
+                name="activitynet_retrieval",
+                title="Retrieval of ActivityNet's videos by paragraphs, with DiDeMo's schedule: the paper has none "
+                "for it.",
+                corpus="activitynet",
+                max_tokens=128,
+            ),
+        ),
+        tests=(TestSet(title="ActivityNet, paragraph to video", sizes=(4917,)),),
+    ),
+    Dataset(
+        name="vatex",
+        format="vatex",
+        recipes=(
+            Recipe(
+                name="vatex_retrieval",
+                title="Retrieval on VATEX, with MSR-VTT's schedule: the paper has none for it.",
+                corpus="vatex",
+            ),
+        ),
+        tests=(TestSet(title="VATEX, text to video", sizes=(1500,)),),
+    ),
+)
+
+
+@functools.cache
+def known_datasets() -> tuple[Dataset, ...]:
+    """Return the data sets of this file and of installed packages. ValueError for a plug-in that is no `Dataset`."""
+    plugins = installed_datasets()
+    for name, plugin in plugins.items():
+        if not isinstance(plugin, Dataset):
+            raise ValueError(f"the entry point {name!r} of the group snps3.datasets is no Dataset of jobs.run.datasets")
+    return (*DATASETS, *plugins.values())
+
+
+def known_recipes() -> dict[str, Recipe]:
+    """Return the recipes of all data sets by name."""
+    return {recipe.name: recipe for dataset in known_datasets() for recipe in dataset.recipes}
+
+
+def published_test_set(corpus: str, task: str, num_train: int) -> TestSet | None:
+    """Return the test set of the corpus of this name with so many training clips; None if it is no published one."""
+
+    def plain(name: str) -> str:
+        return name.lower().replace("-", "").replace("_", "")
+
+    fitting = [dataset for dataset in known_datasets() if plain(dataset.name) in plain(corpus)]
+    return next((test for dataset in fitting if (test := dataset.test_of(task, num_train))), None)
+
+
+def manifest_path(corpora: str, dataset: Dataset) -> str:
+    """Return the path of a data set's manifest below the folder `corpora`."""
+    return f"{corpora}/{dataset.name}/{dataset.manifest}"
