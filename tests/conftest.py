@@ -15,9 +15,11 @@ from filelock import FileLock
 
 # read when Ray is imported; `disabled` is for a Ray that only this machine's loopback reaches
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-# Networks of a few thousand weights gain nothing from a second thread, and the threads of two test processes spend nine
-# tenths of their time waiting for each other. Read when torch is imported, here and in the processes that tests start.
+# Networks of a few thousand weights gain nothing from a second thread, and threads of several processes wait for each
+# other. Read when torch is imported, here and in the processes that tests start.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# An MLflow server would start seven more processes for jobs that no test submits.
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 
 
 THIRD_PARTY_WARNINGS = (
