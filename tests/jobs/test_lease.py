@@ -203,6 +203,7 @@ def test_a_store_that_is_gone_pauses_the_owner_until_it_is_back_or_for_good(
 
 def test_a_driver_whose_run_is_taken_is_interrupted_and_stops(tmp_path: Path, quick: None) -> None:
     other = lease.this_process()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray Tune may have left its own here
 
     def drive() -> None:
         with lease.held(str(tmp_path)) as held:
@@ -210,8 +211,11 @@ def test_a_driver_whose_run_is_taken_is_interrupted_and_stops(tmp_path: Path, qu
             time.sleep(30)
 
     start = time.monotonic()
-    with pytest.raises(LeaseLostError, match="was taken over by process"):
-        drive()
+    try:
+        with pytest.raises(LeaseLostError, match="was taken over by process"):
+            drive()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 20
     assert storage.read_bytes(f"{tmp_path}/{LEASE}") == other.to_bytes()
 

@@ -187,7 +187,8 @@ def test_trials_of_other_lengths_are_not_compared_early(tmp_path: Path) -> None:
     optim = dataclasses.replace(base.optim, num_epochs=2, warmup_steps=1, global_batch=32)
     base = dataclasses.replace(base, optim=optim)
     num_steps = steps_of(base)
-    assert num_steps == in_steps(base, make_plan(base).first_step).optim.num_steps < base.optim.num_steps
+    plan = make_plan(base.data, base.optim.global_batch, base.seed)
+    assert num_steps == in_steps(base.optim, plan.first_step).num_steps < base.optim.num_steps
     sweeps.refuse_other_rungs(wish(), lengths("optim.lr=1e-4..1e-3", base=base), num_steps)
     with pytest.raises(ValueError, match=r"optim\.global_batch cannot be varied"):
         sweeps.refuse_other_rungs(wish(), lengths("optim.global_batch=16,32", base=base), num_steps)
