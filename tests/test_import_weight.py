@@ -15,7 +15,10 @@ HEAVY = {
     *("torch", "ray", "transformers", "mlflow", "pyarrow", "av", "decord", "scipy", "matplotlib", "numpy", "pandas"),
     *("tokenizers", "safetensors", "huggingface_hub", "lmdb", "spacy", "jinja2", "requests", "botocore", "fsspec"),
 }
-DOOR = {"mlflow", "matplotlib", "tyro", "lmdb", "spacy", "botocore", "s3fs", "optuna"}
+DOOR = {
+    *("mlflow", "matplotlib", "tyro", "lmdb", "spacy", "botocore", "s3fs", "optuna"),
+    *("ray", "decord", "scipy", "jinja2", "requests", "pandas"),
+}
 
 
 def imported_by(code: str, *arguments: str) -> set[str]:

@@ -201,7 +201,10 @@ def names_any(names: set[str], annotation: ast.expr | None) -> bool:
     if annotation is None:
         return False
     text = annotation.value if isinstance(annotation, ast.Constant) else None
-    node = ast.parse(text, mode="eval").body if isinstance(text, str) else annotation
+    try:
+        node = ast.parse(text, mode="eval").body if isinstance(text, str) else annotation
+    except SyntaxError:  # a shape of jaxtyping
+        return False
     if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Callable"):
         return False
     if isinstance(node, ast.Name | ast.Attribute):
