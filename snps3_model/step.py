@@ -115,10 +115,10 @@ class Step:
         first = 0 if pool is local_gather else self.rank * count
         return torch.arange(count, device=self.batch.weight.device) + first
 
-    @torch.no_grad()
     def dual_scores(self, pool: Gather, temperature: float | Float[Tensor, ""]) -> Float[Tensor, "P P"]:
         """Scores of all captions and clips of `pool` by which negatives are chosen."""
-        return dual_scores(pool(self.text.vector), pool(self.video.vectors), temperature)
+        with torch.no_grad():  # torch.compile cannot pass a method through the decorator
+            return dual_scores(pool(self.text.vector), pool(self.video.vectors), temperature)
 
     def encode_texts(self, draws: Draws | None, *, is_raw_needed: bool) -> None:
         """The text pass over the captions as they are, and over the masked ones if they are known before it; both
