@@ -1,6 +1,6 @@
 """The lease of a run's folder: one driver at a time, on local disks and on S3.
 
-    driver ──driver.lease.json, renewed every 5 s──► folder ◄──watches the content for 30 s── second driver
+    driver ──driver.lease, renewed every 5 s──► folder ◄──watches the content for 30 s── second driver
                                                                 changed: refuse · unchanged or gone: take over
 
 Nobody compares clocks: a second driver measures on its own clock how long the content has stood still, and the owner
@@ -27,7 +27,8 @@ from typing import Literal
 
 from pipeline import storage
 
-LEASE = "driver.lease.json"
+LEASE = "driver.lease"
+"""No `.json` or `.pkl`: Ray Tune copies such files of a sweep that it resumes, and writes its stale copies back."""
 RENEW_SECONDS = 5.0
 EXPIRES_SECONDS = 30.0
 """A lease whose content has stood still for so long may be taken."""

@@ -5,7 +5,7 @@ STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json 
              checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together;
                                                      config.json of a checkpoint is that of the run, with its commit
              best/  ledger.parquet  evaluation/  seconds.json  results.json  report.html    results
-             driver.lease.json                                  the driver that has the run (jobs/launch/lease.py)
+             driver.lease                                       the driver that has the run (jobs/launch/lease.py)
              logs/                                              what each process said (jobs/tracking/journal.py)
              stop                                               asks the run to write a checkpoint and end
              failure.json                                       why the run stopped for good

@@ -286,7 +286,7 @@ def test_a_second_driver_is_refused_before_it_changes_anything_and_a_dry_run_say
     with live_driver(str(run_folder)) as pid:
         with pytest.raises(ValueError, match=f"has a live driver: process {pid} on .*take another --name"):
             driver.pretrain(config)
-        assert [path.name for path in run_folder.iterdir() if path.suffix == ".json"] == [LEASE]
+        assert [path.name for path in run_folder.iterdir() if not path.name.startswith(".")] == [LEASE]
         fields = identity(config, driver.read_manifest(config.data.manifest).hash)
         driver.claim_folder(config.name, fields, str(run_folder))
         words = preflight.describe(preflight.survey(config))
