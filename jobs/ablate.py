@@ -5,8 +5,8 @@ ray job submit -- python jobs/ablate.py III --name NAME [-- PRESET …]
 II    P3E (a network for text, another for text with video) against SNP (one for both), with MLM and GVTM
 III   MLM or MSSM, with GVTM alone or with LVWM
 
-Every row and seed is a run of its own; as many at a time as the cluster has room for. The same command goes on, and
-with more seeds keeps those that are done: NAME/cells.json has what came out of each, and is all that is needed to go on
+Every row and seed is a run of its own; as many at a time as the cluster has room for. The same command resumes, and
+with more seeds keeps those that are done: NAME/cells.json has the results of each, and is all that is needed to resume
 elsewhere. NAME/table.md has means, 95 % intervals over seeds, and differences seed by seed of rows that differ in one
 thing, and to the first.
 """
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         text, failed = ablate(config, base)
     except StoppedError:
-        print(f"{config.name} was stopped; the same command goes on from here")
+        print(f"{config.name} was stopped; the same command resumes from here")
         return STOPPED
     print(text)
     for (row, seed), error in failed.items():

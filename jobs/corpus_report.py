@@ -4,7 +4,7 @@ Sizes, lengths, words, rejected samples, copies, and some of its clips.
 
 python -m jobs.corpus_report --manifest M --out PAGE.html [--ledgers L …] [--pairs P] [--words W]
 
-A section without data says what was missing. `corpus_page` is pure: the caller writes the file.
+A section without data says what was missing.
 """
 
 from __future__ import annotations

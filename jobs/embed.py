@@ -4,7 +4,7 @@ ray job submit -- python jobs/embed.py RUN --videos FOLDER --out FOLDER
 
     list of videos ─ parts of a few ─► decode (CPU) ─► embed (one model per worker) ─► OUT/part-00000.parquet …
 
-A part that is there is not embedded again, so the same command goes on after a stop; new videos are new parts. A video
+A part that is there is not embedded again, so the same command resumes after a stop; new videos are new parts. A video
 that cannot be read is a row of OUT/rejected.parquet, and not of the index. `jobs/search.py` answers from OUT.
 """
 

@@ -2,8 +2,8 @@
 
 ray job submit -- python jobs/evaluate_all.py RUN
 
-    zero-shot     retrieval on each corpus that is at hand, and MSR-VTT's multiple choice
-    fine-tuned    each recipe of jobs/finetune.py whose corpus is at hand, and its score; MSRVTT-MC once more
+    zero-shot     retrieval on each data set that is at hand, and MSR-VTT's multiple choice
+    fine-tuned    each recipe of jobs/finetune.py whose data set is at hand, and its score; MSRVTT-MC once more
 
 As many at a time as the cluster has room for. What is finished already is read; what is not at hand is "not run".
 """
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         failed = evaluate_all(config)
     except StoppedError:
-        print("stopped; the same command goes on from here")
+        print("stopped; the same command resumes from here")
         return STOPPED
     if failed:
         print("\n".join(failed), file=sys.stderr)

@@ -3,7 +3,7 @@
 ray job submit -- python jobs/finetune.py RECIPE --run RUN --name NAME …
 
 The network, its vocabulary and the first weights are those of RUN; the recipe says what is learned and how. Every field
-can be set anew; from scratch with `--model.initial-weights None`. The same command again goes on.
+can be set anew; from scratch with `--model.initial-weights None`. The same command again resumes.
 """
 
 from __future__ import annotations

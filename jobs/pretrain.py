@@ -2,7 +2,7 @@
 
 ray job submit -- python jobs/pretrain.py PRESET --name NAME …
 
-The same command again goes on from the last checkpoint. SIGTERM (as from `ray job stop`) asks the run to write a
+The same command again resumes from the last checkpoint. SIGTERM (as from `ray job stop`) asks the run to write a
 checkpoint and end.
 """
 

@@ -6,7 +6,7 @@ python jobs/sweep.py --name mine --vary optim.lr=1e-4..3e-3:log masking.strategy
 python jobs/sweep.py loss_weights --name weights -- tiny --optim.num-steps 200     what follows -- is as for pretrain.py
 
 Every trial is a pre-training run of its own, in its own folder and MLflow run below that of the sweep. Trials are
-compared by a probe on the validation split, never by the weighted loss. The same command again goes on.
+compared by a probe on the validation split, never by the weighted loss. The same command again resumes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         rows = sweep(config, base)
     except StoppedError:
-        print(f"{config.name} was stopped; the same command goes on from here")
+        print(f"{config.name} was stopped; the same command resumes from here")
         return STOPPED
     selection = changed_selection(base.placement.storage, base.selection, rows[0])
     print(describe(rows, config.name, config.metric, run_options, selection))

@@ -141,12 +141,13 @@ def whole_config_receivers(modules: dict[str, ast.Module]) -> list[str]:
     A function receives it by a parameter whose annotation names `PretrainConfig` or a class with a field of it, by
     `self` of such a class, or by an unspecific parameter (`Any`, `**options`, none) to which a receiver passes it.
     """
-    holders = {CONFIG} | holding_classes(modules)
+    holders = holding_names(modules)
     functions = dict(all_functions(modules))
     receivers = {
         name
         for name, (function, owner) in functions.items()
-        if owner in holders - {CONFIG} or any(names_any(holders, part) for _, part in parameters(function))
+        if owner in (known := holders[name.partition(":")[0]]) - {CONFIG}
+        or any(names_any(known, part) for _, part in parameters(function))
     }
     by_name: dict[str, list[str]] = {}
     for name in functions:
@@ -154,24 +155,38 @@ def whole_config_receivers(modules: dict[str, ast.Module]) -> list[str]:
     while passed := {
         callee
         for name in receivers
-        for callee in passed_on(functions[name][0], holders, by_name, functions)
+        for callee in passed_on(functions[name][0], holders[name.partition(":")[0]], by_name, functions)
         if callee not in receivers
     }:
         receivers |= passed
     return sorted(receivers)
 
 
-def holding_classes(modules: dict[str, ast.Module]) -> set[str]:
+def holding_names(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """Return, by file, the names that mean the config or a class that holds one: defined there, or imported."""
+    defined = {path: holding_classes(module) for path, module in modules.items()}
+    names = {path: {CONFIG} | classes for path, classes in defined.items()}
+    for path, module in modules.items():
+        for node in ast.walk(module):
+            if isinstance(node, ast.ImportFrom):
+                home = str(node.module).replace(".", "/")
+                names[path] |= {part.name for part in node.names if part.name in defined.get(f"{home}.py", ())}
+                for part in node.names:  # `from jobs.room import module` makes `module.Class` possible
+                    classes = defined.get(f"{home}/{part.name}.py", set())
+                    names[path] |= {f"{part.asname or part.name}.{name}" for name in classes}
+    return names
+
+
+def holding_classes(module: ast.Module) -> set[str]:
     """Return the classes that keep a whole config in a field, or in an attribute that `__init__` sets."""
     holders = set()
-    for module in modules.values():
-        for node in ast.walk(module):
-            if isinstance(node, ast.ClassDef):
-                fields = [part.annotation for part in node.body if isinstance(part, ast.AnnAssign)]
-                starts = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
-                fields += [annotation for start in starts for _, annotation in parameters(start) if annotation]
-                if any(names_any({CONFIG}, field) for field in fields):
-                    holders.add(node.name)
+    for node in ast.walk(module):
+        if isinstance(node, ast.ClassDef):
+            fields = [part.annotation for part in node.body if isinstance(part, ast.AnnAssign)]
+            starts = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+            fields += [annotation for start in starts for _, annotation in parameters(start) if annotation]
+            if any(names_any({CONFIG}, field) for field in fields):
+                holders.add(node.name)
     return holders
 
 
@@ -210,7 +225,8 @@ def names_any(names: set[str], annotation: ast.expr | None) -> bool:
     if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Callable"):
         return False
     if isinstance(node, ast.Name | ast.Attribute):
-        return ast.unparse(node).rpartition(".")[2] in names
+        name = ast.unparse(node)
+        return name in names or name.rpartition(".")[2] == CONFIG
     return any(names_any(names, child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr))
 
 

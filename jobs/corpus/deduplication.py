@@ -1,13 +1,6 @@
-"""Copies in a corpus, and between it and test sets: a report, and a manifest without them.
+"""Copies in a corpus, and between it and test sets, as a Ray Data job.
 
-python -m jobs.deduplicate --manifest M --out FOLDER_OR_BUCKET [--against OTHER_MANIFEST …] [--write-filtered]
-
-out/pairs.parquet      a row per pair of clips that show the same: exact, near or leak
-out/deduplicate.json   counts, settings, seconds
-out/manifest.parquet   with --write-filtered: the clips that stay
-out/rejected.parquet   with --write-filtered: a row per clip that goes, with the one it copies
-
-What frames look like is kept beside each manifest (…-fingerprints.parquet), so that only new clips are decoded again.
+Fingerprints are kept beside each manifest, so that only new clips are decoded again.
 """
 
 from __future__ import annotations

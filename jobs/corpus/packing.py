@@ -1,11 +1,4 @@
-"""A prepared corpus packed into few large files, as a Ray Data job: raw bytes, or the clips' frames as JPEG.
-
-python -m jobs.pack --manifest CORPUS/manifest.parquet --out FOLDER_OR_BUCKET [--packing.content raw]
-
-out/shards/*.parquet   the data, and an index of each shard     (pipeline/offline/shards.py)
-out/manifest.parquet   as before, its uris point into the shards: train on it instead of the first one
-out/rejected.parquet   clips that could not be packed
-"""
+"""A prepared corpus packed into few large files, as a Ray Data job."""
 
 from __future__ import annotations
 

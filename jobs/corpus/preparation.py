@@ -1,11 +1,4 @@
-"""Raw videos and captions in; manifest and ledger of rejected samples out, as a Ray Data job.
-
-python -m jobs.prepare --corpus NAME --root FOLDER_OR_BUCKET --annotations FILE … --out FOLDER_OR_BUCKET
-
-out/manifest.parquet   a row per usable clip          (pipeline/corpus/manifest.py)
-out/rejected.parquet   a row per sample that is not   (pipeline/corpus/ledger.py)
-out/prepare.json       what it was made from, counts, seconds: the same again does nothing
-"""
+"""Raw videos and captions in; manifest and ledger of rejected samples out, as a Ray Data job."""
 
 from __future__ import annotations
 

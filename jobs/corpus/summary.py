@@ -1,4 +1,4 @@
-"""TODO"""
+"""What a corpus was prepared from, read beside its manifest."""
 
 from __future__ import annotations
 

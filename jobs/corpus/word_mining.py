@@ -1,14 +1,4 @@
-"""Captions of any corpus in; its significant words out, as a Ray Data job. Any number of runs can share them.
-
-python -m jobs.mine_words --captions MANIFEST_OR_JSON_LINES --vocabulary FOLDER --out FOLDER_OR_BUCKET
-
-out/significant_words.json   rank, counts and family of each id of the vocabulary     (pipeline/text/significance.py)
-out/word_families.json       the families alone, as the published code keeps them
-out/word_counts.json         part of speech → word → count, whatever the vocabulary
-out/mine_words.json          what they were made from, and by what: the same again does nothing
-
-python jobs/pretrain.py PRESET --text.vocabulary FOLDER --text.significant-words OUT/significant_words.json takes them.
-"""
+"""The significant words of a corpus's captions, counted by a Ray Data job. Any number of runs can share them."""
 
 from __future__ import annotations
 

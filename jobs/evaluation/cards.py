@@ -17,7 +17,7 @@ from jobs.corpus.summary import annotated_beside
 from jobs.run import run_files
 from jobs.run.config import DataConfig, SelectionConfig, TaskConfig
 from jobs.run.fields import as_dict
-from jobs.tasks.retrieval import Fusion
+from jobs.tasks.retrieval import Fusion, RetrievalOptions
 from jobs.tasks.task import Measured, hash_of_ids, score_name
 from pipeline import storage
 from pipeline.corpus.manifest import checksum, read_manifest
@@ -55,6 +55,13 @@ class Protocol:
     """The frames were black: a baseline that sees nothing."""
     seed: int = 0
     """Of the bootstrap."""
+
+    @property
+    def retrieval_options(self) -> RetrievalOptions:
+        """The part that a task of captions is made with."""
+        return RetrievalOptions(
+            queries=self.queries, rerank=self.rerank, fusion=self.fusion, prior=self.prior, seed=self.seed
+        )
 
     @property
     def is_retrieval(self) -> bool:

@@ -1,12 +1,4 @@
-"""Score a run on a task and write its protocol card: `ray job submit -- python jobs/evaluate.py RUN …`.
-
-python jobs/evaluate.py runs/tiny                                 retrieval on the run's test split, exhaustive
-python jobs/evaluate.py runs/tiny --rerank 100                    the same in two stages
-python jobs/evaluate.py runs/tiny --task multiple_choice --questions corpora/embedded/multiple_choice/test.jsonl
-python jobs/evaluate.py --card runs/tiny/evaluation/retrieval-test/card.json       the same score again
-
-On the clips of any manifest. A score on the split by which the checkpoint was chosen is refused, unless asked for.
-"""
+"""Score a run on a task, on the clips of any manifest, and write its protocol card."""
 
 from __future__ import annotations
 
@@ -19,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import safetensors.torch
 import tyro
 
 from cluster import run as cluster_run
@@ -27,29 +18,22 @@ from cluster.connection import connected_ray
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Card, Protocol, read_card, refuse_other, write_card
 from jobs.evaluation.leaderboard import doubt_of
+from jobs.evaluation.rank import REJECTED, Request, evaluate_rank
 from jobs.run import run_files
 from jobs.run.config import DataConfig, Placement, PretrainConfig, TaskConfig, with_decoder
 from jobs.run.fields import as_dict, config_hash, flat
 from jobs.run.run_identity import config_of
-from jobs.tasks.retrieval import Fusion, RetrievalOptions
-from jobs.tasks.task import Evaluation, Measured, TaskInputs, own_type, score_name, scored_kind, task_type
+from jobs.tasks.retrieval import Fusion
+from jobs.tasks.task import Measured, TaskInputs, own_type, score_name, scored_kind, task_type
 from jobs.tasks.text import TextProcessor
 from jobs.tracking import machine, mlflow_runs
-from jobs.training import checkpoints, streams
-from jobs.training.batches import RankBatches
+from jobs.training import streams
 from jobs.training.job import Job, evaluation_sources, with_absolute_weights, workers
-from jobs.training.network import make_network
-from jobs.training.reporting import say, unique
-from jobs.training.step import Clock
 from pipeline import storage
-from pipeline.corpus.ledger import write_ledger
 from pipeline.corpus.manifest import Manifest, read_manifest
-from snps3_model.loading import load_earlier_run
 
 PLACES = ("run", "manifest", "questions")
 """What may lie elsewhere when a card's score is repeated."""
-REJECTED = "rejected.parquet"
-"""Beside a card: the clips that could not be decoded, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,13 +297,7 @@ def make_request(
             config=dataclasses.replace(run.task, is_video_hidden=protocol.is_video_hidden),
             files={"test": protocol.questions} if protocol.questions else {},
             objective=run.objective,
-            retrieval=RetrievalOptions(
-                queries=protocol.queries,
-                rerank=protocol.rerank,
-                fusion=protocol.fusion,
-                prior=protocol.prior,
-                seed=protocol.seed,
-            ),
+            retrieval=protocol.retrieval_options,
             manifest=manifest,
             sources=source,
             seed=run.seed,
@@ -343,49 +321,6 @@ def make_request(
         placement=placement,
     )
     return Request(job=job, is_own_task=kind == run.task.kind, out=out)
-
-
-# --- on every rank ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the driver hands to every rank."""
-
-    job: Job
-    is_own_task: bool
-    """The run was trained for what it is scored on: its weights include the head."""
-    out: str
-
-
-def evaluate_rank(request: Request, runtime: cluster_run.Runtime) -> None:
-    """Score this rank's share; the first rank writes the result of all."""
-    job, world, out = request.job, runtime.world, request.out
-    batches = RankBatches(job, runtime, Clock())
-    network, _ = make_network(job, world, is_new=False)
-    path = run_files.best_weights(job.run_folder)
-    weights = storage.read_bytes(path)
-    if request.is_own_task:
-        checkpoints.load_weights(weights, network)
-    else:
-        report = load_earlier_run(network.model, safetensors.torch.load(weights), path)
-        say(world, str(report))
-    evaluation = Evaluation(
-        name="test",
-        batches=batches.evaluation("test"),
-        source=job.sources["test"],
-        network=network,
-        text=job.text,
-        world=world,
-    )
-    measured = job.task.score(evaluation, out)
-    rejected = world.gather_objects(batches.rejected)
-    if world.is_first:
-        run_files.write_json(f"{out}/measured.json", dataclasses.asdict(measured))
-        write_ledger(unique(rejected), f"{out}/{REJECTED}")
-
-
-# --- reports ----------------------------------------------------------------------------------------------------------
 
 
 def log(card: Card, run_name: str, placement: Placement) -> None:

@@ -1,13 +1,4 @@
-"""The paper's ablations over seeds: `ray job submit -- python jobs/ablate.py III --name NAME [-- PRESET …]`.
-
-II    P3E (a network for text, another for text with video) against SNP (one for both), with MLM and GVTM
-III   MLM or MSSM, with GVTM alone or with LVWM
-
-Every row and seed is a run of its own; as many at a time as the cluster has room for. The same command resumes, and
-with more seeds keeps those that are done: NAME/cells.json has the results of each, and is all that is needed to resume
-elsewhere. NAME/table.md has means, 95 % intervals over seeds, and differences seed by seed of rows that differ in one
-thing, and to the first.
-"""
+"""The paper's ablations over seeds: a run per row and seed, and a table with intervals and paired differences."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""Every evaluation of a checkpoint into one table: `ray job submit -- python jobs/evaluate_all.py RUN`.
-
-    zero-shot     retrieval on each data set that is at hand, and MSR-VTT's multiple choice
-    fine-tuned    each recipe of jobs/finetune.py whose data set is at hand, and its score; MSRVTT-MC once more
-
-As many at a time as the cluster has room for. What is finished already is read; what is not at hand is "not run".
-"""
+"""Every evaluation of a checkpoint in one table: zero-shot, and fine-tuned by each recipe whose data set is at hand."""
 
 from __future__ import annotations
 

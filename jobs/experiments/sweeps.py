@@ -1,8 +1,4 @@
-"""Sweep masking ratios, loss weights and more: `ray job submit -- python jobs/sweep.py SPACE --name NAME [PRESET …]`.
-
-Every trial is a pre-training run of its own, in its own folder and MLflow run below that of the sweep. Trials are
-compared by a probe on the validation split, never by the weighted loss. The same command again resumes.
-"""
+"""Sweeps with Ray Tune: every trial is a pre-training run of its own, compared by a probe on the validation split."""
 
 from __future__ import annotations
 

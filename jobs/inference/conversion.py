@@ -1,10 +1,4 @@
-"""A checkpoint of the published code as first weights of a run of ours.
-
-    python jobs/convert.py webvid_video_swin --checkpoint univl.ckpt --out pretrained/snp_vst.safetensors
-    python jobs/pretrain.py webvid_video_swin --name mine --model.initial-weights pretrained/snp_vst.safetensors
-
-The preset says which network it is. Every tensor of it must be in the checkpoint, and what is left over is named.
-"""
+"""A checkpoint of the published code as first weights of a run of ours."""
 
 from __future__ import annotations
 

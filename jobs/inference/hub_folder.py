@@ -1,10 +1,4 @@
-"""Write a model as a folder in Hugging Face's format: `python jobs/export.py RUN FOLDER`.
-
-config.json  model.safetensors  tokenizer.json  tokenizer_config.json  preprocessor_config.json  README.md (model card)
-significant_words.json  identity.json  answers.json (of question answering)  cards/ (protocol cards of the run's scores)
-
-Whatever takes a run's folder (`jobs.model.load`, finetune, embed) takes such a folder; `load` its name on the hub, too.
-"""
+"""A model as a folder in Hugging Face's format."""
 
 from __future__ import annotations
 

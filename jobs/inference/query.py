@@ -1,7 +1,4 @@
-"""Find videos by a sentence: `python jobs/search.py INDEX "a red ring rises"`, in an index of jobs/embed.py.
-
-The dual encoder's vectors choose `--rerank` videos, the cross encoder puts them in order.
-"""
+"""Search an index by a sentence: the dual encoder chooses the videos, the cross encoder ranks them."""
 
 from __future__ import annotations
 

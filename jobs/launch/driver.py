@@ -1,8 +1,4 @@
-"""Pre-train one model and report on it: `ray job submit -- python jobs/pretrain.py PRESET --name NAME …`.
-
-The same command again goes on from the last checkpoint. SIGTERM (as from `ray job stop`) asks the run to write a
-checkpoint and end.
-"""
+"""The driver of a pre-training run: hold its lease, start its workers, report on it, and stop it on SIGTERM."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""A corpus on one HTML page that opens offline: sizes, lengths, words, rejected samples, copies, and some of its clips.
+"""A corpus on one HTML page that opens offline.
 
-python -m jobs.corpus_report --manifest M --out PAGE.html [--ledgers L …] [--pairs P] [--words W]
-
-A section without data says what was missing. `corpus_page` is pure: the caller writes the file.
+`corpus_page` is pure: the caller writes the file.
 """
 
 from __future__ import annotations

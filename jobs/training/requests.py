@@ -46,6 +46,7 @@ class Requests:
     def set_pace(self, microseconds_per_step: int) -> None:
         """Poll every so many steps that `POLL_SECONDS` pass. To be called on all ranks with the same number."""
         self.interval = max(1, int(1e6 * POLL_SECONDS / microseconds_per_step))
+        self.due_step = self.paced_step + self.interval
 
     def poll(self, step: int) -> StopRequest:
         """Return what is requested after `step` steps. A barrier over all ranks."""

@@ -1,0 +1,61 @@
+"""What every rank of an evaluation does: score its share of a split with the best weights of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import safetensors.torch
+
+from cluster.run import Runtime
+from jobs.run import run_files
+from jobs.tasks.task import Evaluation
+from jobs.training import checkpoints
+from jobs.training.batches import RankBatches
+from jobs.training.job import Job
+from jobs.training.network import make_network
+from jobs.training.reporting import say, unique
+from jobs.training.step import Clock
+from pipeline import storage
+from pipeline.corpus.ledger import write_ledger
+from snps3_model.loading import load_earlier_run
+
+REJECTED = "rejected.parquet"
+"""Beside a card: the clips that could not be decoded, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the driver hands to every rank."""
+
+    job: Job
+    is_own_task: bool
+    """The run was trained for what it is scored on: its weights include the head."""
+    out: str
+
+
+def evaluate_rank(request: Request, runtime: Runtime) -> None:
+    """Score this rank's share; the first rank writes the result of all."""
+    job, world, out = request.job, runtime.world, request.out
+    batches = RankBatches(job, runtime, Clock())
+    network, _ = make_network(job, world, is_new=False)
+    path = run_files.best_weights(job.run_folder)
+    weights = storage.read_bytes(path)
+    if request.is_own_task:
+        checkpoints.load_weights(weights, network)
+    else:
+        report = load_earlier_run(network.model, safetensors.torch.load(weights), path)
+        say(world, str(report))
+    evaluation = Evaluation(
+        name="test",
+        batches=batches.evaluation("test"),
+        source=job.sources["test"],
+        network=network,
+        text=job.text,
+        world=world,
+    )
+    measured = job.task.score(evaluation, out)
+    rejected = world.gather_objects(batches.rejected)
+    if world.is_first:
+        run_files.write_json(f"{out}/measured.json", dataclasses.asdict(measured))
+        write_ledger(unique(rejected), f"{out}/{REJECTED}")
