@@ -20,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     command = parsing.parse(arguments, program="jobs.local")
     if command.dry_run:
         return parsing.answered(command) or 0
-    return run_locally(command.config, arguments, progress_printer())
+    storage, name = command.config.placement.storage, command.config.name
+    return run_locally(arguments, storage=storage, name=name, progress=progress_printer())
 
 
 if __name__ == "__main__":

@@ -6,9 +6,14 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from snps3_model import losses
+from pipeline.records import IGNORED_LABEL
 from snps3_model.importance import attentive_masks, words_importance
+from snps3_model.negatives import hard_negatives
+from snps3_model.noise import hashed_uniform, pair_noise, word_noise
 from snps3_model.step import Draws, Step
+
+MOVED_SHARE = 0.15
+"""Share of the frames that change places in the clip-order task."""
 
 
 @torch.no_grad()
@@ -27,11 +32,11 @@ def draw(step: Step, mask_id: int | None) -> Draws:
     if config.itm_negative == "hard":
         scores = step.dual_scores(gather, step.temperature)
     else:
-        scores = losses.pair_noise(gather(step.clip_ids))
+        scores = pair_noise(gather(step.clip_ids))
     own = step.rows_in(gather)
     false, has_false = own, torch.zeros_like(own, dtype=torch.bool)
     if len(weight) > 1:
-        false, has_false = (rows[own, 0] for rows in losses.hard_negatives(scores.T, weight, 1))
+        false, has_false = (rows[own, 0] for rows in hard_negatives(scores.T, weight, 1))
     ids, mask = step.gathered_captions(batch.token_ids, gather)
     return Draws(
         masked_token_ids=masked,
@@ -48,14 +53,35 @@ def attentive(step: Step, mask_id: int) -> tuple[Int64[Tensor, "b L"], Int64[Ten
     """Masked ids and labels: the batch's, or on `attentive_share` of the steps those drawn by attention."""
     batch, config, model = step.batch, step.config, step.model
     pool = step.gather(step.clip_ids).sum()
-    is_attentive = losses.hashed_uniform(pool[None], pool.new_zeros(1), pool) < config.attentive_share
+    is_attentive = hashed_uniform(pool[None], pool.new_zeros(1), pool) < config.attentive_share
     masked, labels = attentive_masks(
         batch.token_ids,
         batch.token_mask,
         words_importance(model.bert, step.text, batch.token_mask, config.attentive_layers),
-        losses.word_noise(step.clip_ids, batch.token_ids.shape[1], pool),
+        word_noise(step.clip_ids, batch.token_ids.shape[1], pool),
         separator_id=model.separator_id,
         mask_id=mask_id,
     )
     masked = torch.where(is_attentive, masked, batch.masked_token_ids)
     return masked, torch.where(is_attentive, labels, batch.labels)
+
+
+def moved_frames(
+    clip_ids: Int64[Tensor, " b"], num_frames: int, pool: Int64[Tensor, ""]
+) -> tuple[Int64[Tensor, "b T"], Int64[Tensor, "b T"]]:
+    """For the clip-order task: which frame stands at each place, and at the places of moved frames which one it is.
+
+    A share of 0.15 of the frames, two at least, change places in a circle (frame order modelling; Li et al., EMNLP
+    2020). `pool` is the sum of the clip ids of the global batch; elsewhere, and in an image, the label is ignored.
+    """
+    places = torch.arange(num_frames, device=clip_ids.device)
+    num_moved = min(max(2, round(MOVED_SHARE * num_frames)), num_frames)
+    chosen = hashed_uniform(clip_ids, places, pool).argsort(dim=1)[:, :num_moved]
+    order = places.expand(len(clip_ids), -1).scatter(1, chosen.roll(1, dims=1), chosen)
+    return order, torch.where(order == places, IGNORED_LABEL, order)
+
+
+def masked_positions(labels: Int64[Tensor, "b L"], most: int) -> Int64[Tensor, "b most"]:
+    """Where each row has its labels, in order, filled up with positions that have none; no row may have more than
+    `most`. Its shape is known without a look at the labels, so nothing waits for the device."""
+    return (labels != IGNORED_LABEL).int().argsort(dim=1, descending=True, stable=True)[:, :most]

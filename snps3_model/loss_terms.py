@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from pipeline.records import IGNORED_LABEL, LengthGroup
 from snps3_model import losses
+from snps3_model.draws import masked_positions, moved_frames
+from snps3_model.negatives import easy_weights, hard_negatives, mined_clips, with_true_clip
+from snps3_model.noise import pair_noise
 from snps3_model.passes import by_length, groups_of
-from snps3_model.published_negatives import easy_weights, mined_clips, with_true_clip
 from snps3_model.step import Step
 
 
@@ -113,7 +115,7 @@ def clip_order(step: Step) -> Float[Tensor, ""]:
     """The clip-order task: where each frame that was moved belongs."""
     frames, model = step.video.frames, step.model
     assert model.frame_places is not None, "refused when the network was built"
-    order, labels = losses.moved_frames(step.clip_ids, frames.shape[1], step.gather(step.clip_ids).sum())
+    order, labels = moved_frames(step.clip_ids, frames.shape[1], step.gather(step.clip_ids).sum())
     labels = labels.masked_fill((step.batch.weight < 0.5)[:, None], IGNORED_LABEL)
     moved = frames.gather(1, order[..., None].expand_as(frames))
     logits = model.frame_places(step.in_chunks(model.look_over_time, moved))
@@ -124,7 +126,7 @@ def masked_logits(
     step: Step, hidden: Float[Tensor, "b L D"], head: nn.Module, table: Float[Tensor, "V D"]
 ) -> tuple[Float[Tensor, "M V"], Int64[Tensor, " M"]]:
     """Vocabulary logits and labels of the masked positions; no other position is projected onto the vocabulary."""
-    positions = losses.masked_positions(step.draws.labels, step.draws.most_masked)
+    positions = masked_positions(step.draws.labels, step.draws.most_masked)
     labels = step.draws.labels.gather(1, positions).flatten()
     hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
     return head(hidden, table), labels
@@ -146,10 +148,10 @@ def hard_pairs(
     assert count is not None, "all_pairs needs no choice"
     scores = step.dual_scores(pool, step.temperature)
     if config.negative_spread:
-        scores = scores / config.negative_spread + losses.pair_noise(pool(step.clip_ids))
+        scores = scores / config.negative_spread + pair_noise(pool(step.clip_ids))
     weight, clips, own = pool(step.batch.weight), pool(step.visual), step.rows_in(pool)
-    wrong_clips, clips_usable = (rows[own] for rows in losses.hard_negatives(scores, weight, count))
-    wrong_captions, captions_usable = (rows[own] for rows in losses.hard_negatives(scores.T, weight, count))
+    wrong_clips, clips_usable = (rows[own] for rows in hard_negatives(scores, weight, count))
+    wrong_captions, captions_usable = (rows[own] for rows in hard_negatives(scores.T, weight, count))
     of_captions = pair_scores(step, captions, clips, torch.cat([own[:, None], wrong_clips], dim=1))
     pooled_ids, pooled_mask = step.gathered_captions(ids, pool)
     pooled = step.model.embed_caption(pooled_ids)

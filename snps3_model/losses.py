@@ -21,8 +21,6 @@ from snps3_model.snps3 import dual_scores
 
 Frames = Literal["all", "middle"]
 """Which frames of a clip are matched; see ObjectiveConfig.frames."""
-MOVED_SHARE = 0.15
-"""Share of the frames that change places in the clip-order task."""
 EXCLUDED = -1e9
 """A score that no softmax sees; finite, so that a row without any candidate still has a gradient of 0."""
 
@@ -132,47 +130,6 @@ def itm(
     return global_mean((of_true + of_false) / 2, weight, gather)
 
 
-def hard_negatives(
-    scores: Float[Tensor, "B B"], weight: Float[Tensor, " B"], count: int
-) -> tuple[Int64[Tensor, "B k"], Bool[Tensor, "B k"]]:
-    """For each row the `count` best-scoring columns other than its own, and which of them are usable."""
-    is_pair = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    blocked = is_pair | (weight < 0.5)[None, :]
-    best = scores.detach().masked_fill(blocked, -torch.inf).topk(min(count, len(scores) - 1), dim=1)
-    return best.indices, best.values > -torch.inf
-
-
-def pair_noise(clip_ids: Int64[Tensor, " B"]) -> Float[Tensor, "B B"]:
-    """Gumbel noise for each ordered pair of the global batch, a function of the clips that meet in it alone.
-
-    Added to scores, the k highest are k draws without replacement from their softmax. No generator is involved, so
-    the draws are the same on any number of ranks and after a resume.
-    """
-    return gumbel(clip_ids, clip_ids, clip_ids.sum())
-
-
-def word_noise(clip_ids: Int64[Tensor, " b"], length: int, pool: Int64[Tensor, ""]) -> Float[Tensor, "b L"]:
-    """Gumbel noise for each word of a caption, a function of its clip, its place and `pool`, the sum of the clip ids
-    of the global batch."""
-    places = torch.arange(length, device=clip_ids.device)
-    return gumbel(clip_ids, places, pool)
-
-
-def gumbel(rows: Int64[Tensor, " R"], columns: Int64[Tensor, " C"], salt: Int64[Tensor, ""]) -> Float[Tensor, "R C"]:
-    """Gumbel noise, a function of row, column and `salt`."""
-    return -torch.log(-torch.log(hashed_uniform(rows, columns, salt))).float()
-
-
-def hashed_uniform(
-    rows: Int64[Tensor, " R"], columns: Int64[Tensor, " C"], salt: Int64[Tensor, ""]
-) -> Float[Tensor, "R C"]:
-    """Uniform numbers in (0, 1) in double precision, a function of row, column and `salt`."""
-    rows = rows * 0x5851F42D4C957F2D + salt
-    mixed = (rows[:, None] ^ (columns * 0x14057B7EF767814F)[None, :]) * 0x2545F4914F6CDD1D
-    mixed = (mixed ^ (mixed >> 29)) * 0x1D8E4E27C47D124F
-    return ((mixed >> 40) & 0x7FFFFF).double().add(0.5) / 0x800000
-
-
 def gvtm_level2(
     positive: Float[Tensor, " b"],
     negatives: Float[Tensor, "b N"],
@@ -199,24 +156,3 @@ def global_mean(losses: Float[Tensor, " b"], weight: Float[Tensor, " b"], gather
     sums = torch.stack([(losses * weight).sum(), weight.sum()])
     total = gather(sums[None]).sum(0)
     return total[0] / total[1].clamp(min=1.0)
-
-
-def moved_frames(
-    clip_ids: Int64[Tensor, " b"], num_frames: int, pool: Int64[Tensor, ""]
-) -> tuple[Int64[Tensor, "b T"], Int64[Tensor, "b T"]]:
-    """For the clip-order task: which frame stands at each place, and at the places of moved frames which one it is.
-
-    A share of 0.15 of the frames, two at least, change places in a circle (frame order modelling; Li et al., EMNLP
-    2020). `pool` is the sum of the clip ids of the global batch; elsewhere, and in an image, the label is ignored.
-    """
-    places = torch.arange(num_frames, device=clip_ids.device)
-    num_moved = min(max(2, round(MOVED_SHARE * num_frames)), num_frames)
-    chosen = hashed_uniform(clip_ids, places, pool).argsort(dim=1)[:, :num_moved]
-    order = places.expand(len(clip_ids), -1).scatter(1, chosen.roll(1, dims=1), chosen)
-    return order, torch.where(order == places, IGNORED_LABEL, order)
-
-
-def masked_positions(labels: Int64[Tensor, "b L"], most: int) -> Int64[Tensor, "b most"]:
-    """Where each row has its labels, in order, filled up with positions that have none; no row may have more than
-    `most`. Its shape is known without a look at the labels, so nothing waits for the device."""
-    return (labels != IGNORED_LABEL).int().argsort(dim=1, descending=True, stable=True)[:, :most]

@@ -7,7 +7,6 @@ compared with the plan, and the final weights with those of a run that was left 
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import datetime
 import functools
@@ -15,7 +14,6 @@ import hashlib
 import itertools
 import json
 import os
-import pickle
 import random
 import signal
 import statistics
@@ -42,13 +40,16 @@ from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
 from jobs.launch import driver as launch
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig, SelectionConfig
+from jobs.run.fields import as_dict
 from jobs.run.presets import tiny
+from jobs.run.run_identity import config_of
 from jobs.tracking.journal import read_journals
 from jobs.training import trainer
 from jobs.training.job import Job, make_sources
 from pipeline.records import Batch
 from pipeline.stream.loader import ClipSource, split_rows
 
+RUN_NAME = "small"
 NUM_STEPS, EVERY = 24, 6
 """Steps of a run, and between its checkpoints."""
 PACE_SECONDS = 0.4
@@ -149,21 +150,23 @@ def lost_and_doubled(trained: dict[int, list[int]], source: ClipSource, num_step
 
 
 class Driver:
-    """A run in a process of its own."""
+    """A run in a process of its own, of the config in `storage`/config.json."""
 
-    def __init__(self, config: PretrainConfig, address: str) -> None:
-        self.config, self.address = config, address
-        self.storage = Path(config.placement.storage)
-        self.storage.mkdir(parents=True, exist_ok=True)
+    def __init__(self, storage: Path, address: str) -> None:
+        self.storage, self.address = storage, address
+        self.log = storage / "driver.log"
         self.start()
+
+    @property
+    def run_folder(self) -> Path:
+        return self.storage / RUN_NAME
 
     def start(self) -> None:
         """Start the process, or start it again."""
         script = "import sys; from jobs.benchmarks.kills import drive; drive(sys.argv[1])"
-        settings = base64.b64encode(pickle.dumps(self.config)).decode()
         variables = os.environ | {"RAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)} | QUICK_NOTICE
-        command = [sys.executable, "-c", script, settings]
-        with open(self.storage / f"{self.config.name}.log", "ab") as log:
+        command = [sys.executable, "-c", script, str(self.storage)]
+        with self.log.open("ab") as log:
             outputs = {"stdout": log, "stderr": subprocess.STDOUT}
             self.process = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **outputs)
 
@@ -194,12 +197,19 @@ class Driver:
 
     def words(self) -> str:
         """Return the end of what it has printed."""
-        return (self.storage / f"{self.config.name}.log").read_text(errors="replace")[-3000:]
+        return self.log.read_text(errors="replace")[-3000:]
 
 
-def drive(settings: str) -> None:
-    """Run from the last checkpoint to the end, in this process."""
-    launch.pretrain(pickle.loads(base64.b64decode(settings)), on_rank=recorded_rank)
+def drive(folder: str) -> None:
+    """Run the config in `folder` from its last checkpoint to the end, in this process."""
+    launch.pretrain(config_of(folder), on_rank=recorded_rank)
+
+
+def new_driver(storage: str, manifest: str, address: str) -> Driver:
+    """Start a small run with its files in `storage`."""
+    config = small_run(RUN_NAME, manifest, small_placement(storage))
+    run_files.write_json(f"{storage}/{run_files.CONFIG}", as_dict(config))
+    return Driver(Path(storage), address)
 
 
 def small_run(name: str, manifest: str, placement: Placement) -> PretrainConfig:
@@ -251,7 +261,7 @@ def announce_loss(driver: Driver, cluster: LocalCluster, trained: list[Attempt])
     reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # pyright: ignore[reportAttributeAccessIssue]
     store.drain_node(trained[-1].node, reason, "announced by the measurement", int((time.time() + 30) * 1000))
     while time.monotonic() < deadline and driver.process.poll() is None:
-        events = [line["event"] for line in read_journals(str(driver.storage / driver.config.name))]
+        events = [line["event"] for line in read_journals(str(driver.run_folder))]
         if "preempted" in events and "checkpoint" in events[events.index("preempted") :]:
             break
         time.sleep(0.2)
@@ -275,10 +285,8 @@ KILLS: dict[str, Callable[[Driver, LocalCluster, list[Attempt]], None]] = {
 }
 
 
-def run_killed(what: str, step: int, config: PretrainConfig, cluster: LocalCluster) -> dict[str, Any]:
-    """Kill something after `step` steps of a run, let the run end, and return what became of it."""
-    cluster.fill()
-    driver = Driver(config, cluster.address)
+def run_killed(what: str, step: int, driver: Driver, source: ClipSource, cluster: LocalCluster) -> dict[str, Any]:
+    """Kill something after `step` steps of a run on `source`, let the run end, and return what became of it."""
     try:
         trained = driver.wait_for_step(step)
         killed_at = time.time()
@@ -288,9 +296,8 @@ def run_killed(what: str, step: int, config: PretrainConfig, cluster: LocalClust
         if driver.process.poll() is None:
             driver.kill()
     history = attempts(driver.storage)
-    source = make_sources(config.data, config.placement, config.optim.global_batch, config.seed)["train"]
     lost, doubled = lost_and_doubled(lineage(history), source, NUM_STEPS)
-    losses = [line for line in read_journals(str(driver.storage / config.name)) if line["event"] == "lost"]
+    losses = [line for line in read_journals(str(driver.run_folder)) if line["event"] == "lost"]
     noticed = [datetime.datetime.fromisoformat(line["time"]).timestamp() for line in losses]
     later = [attempt for attempt in history if attempt.group / 1e9 > killed_at and attempt.times]
     starts, first_steps = [attempt.group / 1e9 for attempt in later], [min(rank.times.values()) for rank in later]
@@ -304,7 +311,7 @@ def run_killed(what: str, step: int, config: PretrainConfig, cluster: LocalClust
         "seconds_to_group": min(starts, default=killed_at) - killed_at,
         "seconds_to_step": min(first_steps, default=killed_at) - killed_at,
         "causes": sorted({line["cause"].split(":")[0] for line in losses}),
-        "weights": weights_of(driver.storage / config.name),
+        "weights": weights_of(driver.run_folder),
     }
 
 
@@ -324,15 +331,18 @@ def kills(
         manifest = manifest or small_corpus(folder)  # before there is a cluster that preparing could join
         with running_cluster() as cluster:
             cluster.fill()
-            whole = Driver(small_run("whole", manifest, small_placement(f"{folder}/whole")), cluster.address)
+            whole = new_driver(f"{folder}/whole", manifest, cluster.address)
             whole.wait_for_step(1)
             refuse_unknown_actors(cluster.address)
             whole.finish()
-            expected = weights_of(whole.storage / "whole")
+            expected = weights_of(whole.run_folder)
+            config = config_of(f"{folder}/whole")
+            source = make_sources(config.data, config.placement, config.optim.global_batch, config.seed)["train"]
             for number in range(num_runs):
                 kind, step = what[number % len(what)], rng.randint(1, NUM_STEPS - 3)
-                config = small_run("killed", manifest, small_placement(f"{folder}/{number}"))
-                run = run_killed(kind, step, config, cluster)
+                cluster.fill()
+                driver = new_driver(f"{folder}/{number}", manifest, cluster.address)
+                run = run_killed(kind, step, driver, source, cluster)
                 run["bit_equal"] = run.pop("weights") == expected
                 runs.append(run)
                 print(json.dumps(run), file=sys.stderr, flush=True)

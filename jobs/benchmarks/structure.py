@@ -46,6 +46,8 @@ class LossStacks:
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
         if event != "call" or not frame.f_code.co_filename.endswith(LOSSES):  # of millions of calls
             return
+        if frame.f_code.co_name == "<module>":  # its import
+            return
         if not (names := list(project_functions(frame))) or not names[0].startswith(LOSSES):
             return
         names = names[: next(i for i, name in enumerate(names) if name.endswith(":main")) + 1]

@@ -62,12 +62,10 @@ class EvaluateAllConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A score, and the fine-tuning that it needs."""
+    """A score of a run that is there, or that another evaluation makes."""
 
     name: str
     scoring: EvaluateConfig
-    training: PretrainConfig | None = None
-    """Run that is made first; None: the run that is scored is there."""
     needs: tuple[str, ...] = ()
     """Files without which it is not run."""
     after: str = ""
@@ -102,6 +100,13 @@ class Evaluation:
         if card.questions_hash and card.questions_hash != hash_of_questions(card.protocol):
             return False
         return card.manifest_hash == read_manifest(card.protocol.manifest).hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned(Evaluation):
+    """A score, and the fine-tuning that it needs."""
+
+    training: PretrainConfig
 
 
 def evaluations(config: EvaluateAllConfig) -> list[Evaluation]:
@@ -152,7 +157,7 @@ def choices(config: EvaluateAllConfig, run_folder: str, corpora: str, needs: tup
     return Evaluation(name=name, scoring=scoring, needs=(manifest, questions, *needs))
 
 
-def tuned(config: EvaluateAllConfig, run_folder: str, recipe: Recipe) -> Evaluation:
+def tuned(config: EvaluateAllConfig, run_folder: str, recipe: Recipe) -> FineTuned:
     """Return fine-tuning of the run by a recipe, and its score. ValueError if the run cannot be fine-tuned so."""
     training = fine_tuning(recipe, config_of(run_folder), run_folder)
     paths = {f"task.{name}": path for name in TASK_FILES if (path := getattr(training.task, name))}
@@ -167,7 +172,7 @@ def tuned(config: EvaluateAllConfig, run_folder: str, recipe: Recipe) -> Evaluat
     # the whole placement: fine-tuning would begin with what the run had
     training = with_values(training, {**files, "placement": as_dict(config.fixed_placement)}, name=name)
     embedded = () if recipe.corpus else (f"{corpus_folder(training.data.manifest)}/{SUMMARY_NAME}",)
-    return Evaluation(
+    return FineTuned(
         name=recipe.name,
         training=training,
         scoring=EvaluateConfig(
@@ -202,7 +207,7 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
     return failed
 
 
-def run_all(to_do: Sequence[Evaluation], config: EvaluateAllConfig) -> list[str]:
+def run_all(to_do: Sequence[Evaluation | FineTuned], config: EvaluateAllConfig) -> list[str]:
     """Run evaluations, as many at a time as there is room for; return what failed, a line each."""
     mlflow_runs.refuse_unreachable(config.placement.storage)
     stop, failed = StopRequest(), []
@@ -217,11 +222,11 @@ def run_all(to_do: Sequence[Evaluation], config: EvaluateAllConfig) -> list[str]
     return [line for line in failed if line]
 
 
-def run_evaluation(evaluation: Evaluation, stop: StopRequest) -> str:
+def run_evaluation(evaluation: Evaluation | FineTuned, stop: StopRequest) -> str:
     """Run an evaluation, after the fine-tuning that it needs. Return why it failed; empty if it did not."""
     if evaluation.after and not storage.exists(f"{evaluation.folder}/results.json"):
         return f"{evaluation.name} was not run: {evaluation.after} has not ended well"
-    if evaluation.training:
+    if isinstance(evaluation, FineTuned):
         if problems := preflight.survey(evaluation.training).problems:
             return f"{evaluation.name} failed: {'; '.join(problems)}"
         if error := run_child(evaluation.training, stop=stop).error:

@@ -123,7 +123,10 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     refuse_other_rungs(config, [(c.field, length) for c, length in zip(corners, lengths, strict=True)], num_steps)
     rungs = rungs_of(config, num_steps)
     manifest, machine = read_manifest(base.data.manifest), preflight.this_machine()
-    refuse_problems((corner, preflight.value_problems(corner.run, manifest, machine)) for corner in corners)
+    refuse_problems(
+        (f"{corner.field} cannot be {shown(corner.value)}", preflight.value_problems(corner.run, manifest, machine))
+        for corner in corners
+    )
     base = dataclasses.replace(base, selection=evaluated_at(rungs, base.selection, base.optim.warmup_steps))
     mlflow_runs.refuse_unreachable(placement.storage)
     folder = storage.absolute(f"{placement.storage}/{config.name}")
@@ -236,11 +239,11 @@ def selected_by(metric: str, selection: SelectionConfig) -> SelectionConfig:
     return dataclasses.replace(selection, metric=metric)
 
 
-def refuse_problems(problems: Iterable[tuple[space.Corner, Sequence[str]]]) -> None:
+def refuse_problems(problems: Iterable[tuple[str, Sequence[str]]]) -> None:
     """Raise ValueError for the first value with problems that a run would be refused for: a file that is not there."""
-    for corner, lines in problems:
+    for refusal, lines in problems:
         if lines:
-            raise ValueError(f"{corner.field} cannot be {shown(corner.value)}: {lines[0]}")
+            raise ValueError(f"{refusal}: {lines[0]}")
 
 
 def steps_of(optim: OptimConfig, plan: Callable[[], Plan]) -> int:

@@ -14,7 +14,6 @@ import ray
 
 from cluster.head import Head, local_head
 from jobs import WORKPLACE
-from jobs.run.config import PretrainConfig
 from jobs.tracking import mlflow_runs
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus
@@ -23,8 +22,11 @@ CORPUS = WORKPLACE / "corpora" / "embedded"
 OBJECT_STORE_BYTES = 400 * 2**20
 
 
-def run_locally(config: PretrainConfig, arguments: list[str], progress: Callable[[int, int], None]) -> int:
-    """Exit status of the run on a Ray head of this machine; 130 if it was stopped. `progress`: of the corpus."""
+def run_locally(arguments: list[str], *, storage: str, name: str, progress: Callable[[int, int], None]) -> int:
+    """Exit status of pretrain with `arguments` on a Ray head of this machine; 130 if it was stopped.
+
+    `storage` and `name` are those of the run that `arguments` describe. `progress`: of the corpus.
+    """
     start = time.perf_counter()
     os.chdir(WORKPLACE)
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C switched off
@@ -34,9 +36,9 @@ def run_locally(config: PretrainConfig, arguments: list[str], progress: Callable
     with local_head(num_cpus=num_cpus, object_store_bytes=OBJECT_STORE_BYTES) as head:
         print(f"Ray {ray.__version__}: dashboard at {head.dashboard_url} while the job runs", flush=True)
         status = prepare(head) or pretrain(head, arguments)
-    run_folder = Path(config.placement.storage).resolve() / config.name
+    run_folder = Path(storage).resolve() / name
     if status == 0 and (run_folder / "results.json").exists():
-        print(conclusion(config, run_folder, time.perf_counter() - start), flush=True)
+        print(conclusion(run_folder, mlflow_runs.tracking_uri(storage), time.perf_counter() - start), flush=True)
         return 0
     return status or 130
 
@@ -55,13 +57,12 @@ def pretrain(head: Head, arguments: list[str]) -> int:
     return head.submit(entrypoint, job_id=f"pretrain-{secrets.token_hex(3)}")
 
 
-def conclusion(config: PretrainConfig, run_folder: Path, seconds: float) -> str:
+def conclusion(run_folder: Path, tracking_uri: str, seconds: float) -> str:
     """Where the results lie and how to look at them."""
-    uri = mlflow_runs.tracking_uri(config.placement.storage)
     return (
         f"\ndone in {seconds / 60:.1f} minutes\n"
         f"  look:     open {run_folder / 'report.html'} in a browser\n"
         f"  numbers:  {run_folder / 'results.json'}\n"
-        f"  compare:  {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}\n"
+        f"  compare:  {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {tracking_uri}\n"
         f"  again:    the same command does nothing now; another --name makes another run"
     )

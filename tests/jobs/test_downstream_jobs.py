@@ -20,7 +20,7 @@ from jobs.evaluate import main
 from jobs.evaluation.cards import read_card
 from jobs.evaluation.leaderboard import TableConfig, table
 from jobs.evaluation.scoring import EvaluateConfig, evaluate
-from jobs.experiments.suite import EvaluateAllConfig, evaluate_all, evaluations
+from jobs.experiments.suite import EvaluateAllConfig, FineTuned, evaluate_all, evaluations
 from jobs.inference.hub_folder import ExportConfig, export
 from jobs.inference.index import EmbedConfig, embed
 from jobs.inference.model import load
@@ -275,29 +275,25 @@ def everything(folder: Path, run: str, **changes: object) -> EvaluateAllConfig:
 
 
 def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Path, run: str) -> None:
-    found = {one.name: one for one in evaluations(everything(folder, run, rerank=100))}
-    assert len(found) == len(DATASETS) + 1 + len(known_recipes()) + 1
-    at_hand = {name for name, one in found.items() if not one.obstacles()}
+    planned = {evaluation.name: evaluation for evaluation in evaluations(everything(folder, run, rerank=100))}
+    assert len(planned) == len(DATASETS) + 1 + len(known_recipes()) + 1
+    at_hand = {name for name, evaluation in planned.items() if not evaluation.obstacles()}
     assert at_hand == {"tiny_retrieval", "tiny_qa", "tiny_multiple_choice"}  # the run's own corpus
-    for one in found.values():
-        if one.training:  # as the command of fine-tuning would have it with these options
-            assert one.training.placement.num_workers == one.scoring.placement.num_workers == 1
-            assert one.folder == f"{one.training.placement.storage}/{one.training.name}"
-            words = [one.name, "--run", run, "--name", one.training.name, "--placement.storage", str(folder / "runs")]
-            words += ["--data.manifest", one.training.data.manifest]
-            typed = finetune.parse(words).config
-            assert (typed.model, typed.optim, typed.selection) == (
-                one.training.model,
-                one.training.optim,
-                one.training.selection,
-            )
-    tuned = found["msrvtt_qa"]
-    assert tuned.obstacles()[0].startswith(f"{folder}/corpora/msrvtt_full/")
-    assert tuned.training
-    assert tuned.training.task.train == f"{folder}/corpora/msrvtt_full/train_qa.json"
-    assert (found["msvd_retrieval"].scoring.rerank, tuned.scoring.rerank) == (100, None)
-    assert "max_positions must be at least 64" in found["didemo_retrieval"].obstacles()[0]
-    assert found["MSRVTT-MC with small-msrvtt-retrieval"].folder == found["msrvtt_retrieval"].folder
+    tuned = {name: evaluation for name, evaluation in planned.items() if isinstance(evaluation, FineTuned)}
+    assert "msrvtt_qa" in tuned
+    for name, evaluation in tuned.items():  # as the command of fine-tuning would have it with these options
+        training = evaluation.training
+        assert training.placement.num_workers == evaluation.scoring.placement.num_workers == 1
+        assert evaluation.folder == f"{training.placement.storage}/{training.name}"
+        words = [name, "--run", run, "--name", training.name, "--placement.storage", str(folder / "runs")]
+        typed = finetune.parse([*words, "--data.manifest", training.data.manifest]).config
+        assert (typed.model, typed.optim, typed.selection) == (training.model, training.optim, training.selection)
+    answers = tuned["msrvtt_qa"]
+    assert answers.obstacles()[0].startswith(f"{folder}/corpora/msrvtt_full/")
+    assert answers.training.task.train == f"{folder}/corpora/msrvtt_full/train_qa.json"
+    assert (planned["msvd_retrieval"].scoring.rerank, answers.scoring.rerank) == (100, None)
+    assert "max_positions must be at least 64" in planned["didemo_retrieval"].obstacles()[0]
+    assert planned["MSRVTT-MC with small-msrvtt-retrieval"].folder == planned["msrvtt_retrieval"].folder
     assert len(evaluations(everything(folder, run, is_zero_shot_only=True))) == len(DATASETS) + 1
 
 

@@ -26,6 +26,7 @@ from jobs.benchmarks import kills
 from jobs.benchmarks.kills import (
     EVERY,
     NUM_STEPS,
+    RUN_NAME,
     Attempt,
     Driver,
     attempts,
@@ -40,6 +41,7 @@ from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
 from jobs.launch.driver import pretrain
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
+from jobs.run.fields import as_dict
 from jobs.tracking.journal import read_journals
 from jobs.training.job import make_sources
 from pipeline import storage
@@ -154,6 +156,11 @@ def cluster() -> Iterator[LocalCluster]:
         yield nodes
 
 
+def driver_of(config: PretrainConfig, cluster: LocalCluster) -> Driver:
+    run_files.write_json(f"{config.placement.storage}/{run_files.CONFIG}", as_dict(config))
+    return Driver(Path(config.placement.storage), cluster.address)
+
+
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
@@ -166,22 +173,22 @@ def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
     config = small_run("elastic", manifest, placement)
     num_steps = 4 * NUM_STEPS  # nodes take a while to come and to be noticed
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, num_steps=num_steps))
-    driver = Driver(config, cluster.address)
+    driver = driver_of(config, cluster)
     try:
         driver.wait_for_step(3)
         cluster.fill(num_train=2)
-        while max(one.num_ranks for one in attempts(driver.storage)) < 2:
+        while max(rank.num_ranks for rank in attempts(driver.storage)) < 2:
             assert driver.process.poll() is None, driver.words()
             time.sleep(0.1)
-        driver.wait_for_step(max(max(one.clips, default=0) for one in attempts(driver.storage)) + 2)
+        driver.wait_for_step(max(max(rank.clips, default=0) for rank in attempts(driver.storage)) + 2)
         cluster.kill(cluster.train_nodes, cluster.train_nodes[-1])
         driver.finish()
     finally:
         if driver.process.poll() is None:
             driver.kill()
-    found = attempts(driver.storage)
-    assert {one.num_ranks for one in found} == {1, 2}
-    assert lost_and_doubled(lineage(found), training_source(config), num_steps) == (0, 0)
+    trained = attempts(driver.storage)
+    assert {rank.num_ranks for rank in trained} == {1, 2}
+    assert lost_and_doubled(lineage(trained), training_source(config), num_steps) == (0, 0)
 
 
 @pytest.mark.slow
@@ -189,10 +196,11 @@ def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
 def test_a_node_that_is_announced_to_go_is_preceded_by_a_checkpoint(
     manifest: str, tmp_path: Path, cluster: LocalCluster
 ) -> None:
-    config = small_run("killed", manifest, small_placement(str(tmp_path), max_failures=0))
-    run = kills.run_killed("notice", 2, config, cluster)
+    cluster.fill()
+    config = small_run(RUN_NAME, manifest, small_placement(str(tmp_path), max_failures=0))
+    run = kills.run_killed("notice", 2, driver_of(config, cluster), training_source(config), cluster)
     assert (run["lost"], run["doubled"], run["num_groups"]) == (0, 0, 2)
-    steps = {line["step"] for line in read_journals(str(tmp_path / "killed")) if line["event"] == "checkpoint"}
+    steps = {line["step"] for line in read_journals(str(tmp_path / RUN_NAME)) if line["event"] == "checkpoint"}
     assert any(step % EVERY for step in steps), steps
 
 

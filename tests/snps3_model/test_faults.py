@@ -21,7 +21,7 @@ from jobs.training.checkpoints import Progress
 from pipeline.records import IGNORED_LABEL
 from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig, reference_objective
-from snps3_model.published_negatives import mined_clips
+from snps3_model.negatives import mined_clips
 from snps3_model.queues import enqueued
 
 QUEUED = ObjectiveConfig(queue_length=16, queue_momentum=0.9)

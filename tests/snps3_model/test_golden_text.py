@@ -15,7 +15,7 @@ from pipeline.records import IGNORED_LABEL
 from snps3_model import losses
 from snps3_model.gather import local_gather
 from snps3_model.importance import attention_map, words_importance
-from snps3_model.published_negatives import easy_weights, mined_clips, with_true_clip
+from snps3_model.negatives import easy_weights, mined_clips, with_true_clip
 from snps3_model.queues import Keys, enqueued, move_towards
 from snps3_model.snps3 import SNPS3, WordHead, dual_scores
 

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.records import IGNORED_LABEL
+from snps3_model.draws import masked_positions
 from snps3_model.gather import local_gather
 from snps3_model.losses import (
     gvtm_level1,
     gvtm_level2,
-    hard_negatives,
     lvwm,
-    masked_positions,
     masked_words,
     mil_nce,
-    pair_noise,
     weighted_mean,
 )
+from snps3_model.negatives import hard_negatives
+from snps3_model.noise import pair_noise
 
 TEMPERATURE = 0.05
 

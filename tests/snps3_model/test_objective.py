@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.records import Batch
 from pipeline.stream.transforms import normalise
 from snps3_model.config import ModelConfig, ObjectiveConfig, reference_objective
-from snps3_model.draws import attentive
+from snps3_model.draws import attentive, moved_frames
 from snps3_model.importance import attentive_masks
-from snps3_model.losses import hard_negatives, moved_frames, word_noise
+from snps3_model.negatives import hard_negatives
+from snps3_model.noise import word_noise
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
 
@@ -149,7 +150,7 @@ def test_a_spread_draws_other_negatives_for_other_batch_mates_and_the_same_twice
         chosen.append(hard_negatives(scores, weight, count)[0])
         return hard_negatives(scores, weight, count)
 
-    monkeypatch.setattr("snps3_model.losses.hard_negatives", noted)
+    monkeypatch.setattr("snps3_model.loss_terms.hard_negatives", noted)
     batch, network = random_batch(12), tiny_network(ObjectiveConfig(num_hard_negatives=1, negative_spread=50.0))
     for ids in (batch.clip_ids, batch.clip_ids, batch.clip_ids + 1):
         run(network, dataclasses.replace(batch, clip_ids=ids))

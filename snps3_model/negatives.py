@@ -1,16 +1,26 @@
-"""The published choice of negatives for GVTM level 2: clips per caption, by level-1 scores, without a gradient."""
+"""The choice of negatives for GVTM level 2 by level-1 scores, without a gradient: hard ones, and as published."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 SET_ASIDE = 100.0
 """What the published code moves the true pair by, so that it is chosen last."""
 LEAST_WEIGHT = 0.2
+
+
+def hard_negatives(
+    scores: Float[Tensor, "B B"], weight: Float[Tensor, " B"], count: int
+) -> tuple[Int64[Tensor, "B k"], Bool[Tensor, "B k"]]:
+    """For each row the `count` best-scoring columns other than its own, and which of them are usable."""
+    is_pair = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    blocked = is_pair | (weight < 0.5)[None, :]
+    best = scores.detach().masked_fill(blocked, -torch.inf).topk(min(count, len(scores) - 1), dim=1)
+    return best.indices, best.values > -torch.inf
 
 
 def mined_clips(
