@@ -1,16 +1,15 @@
 """Encoded clips to frames: what other rooms import of this one.
 
-    media ──open_video──► info ──sampling──► indices ──frames(indices, size)──► uint8 ──letterbox──► square clip
+    media ──open_video──► timeline ──sampling──► indices ──frames(indices, size)──► uint8 ──letterbox──► square clip
 
-The container's index (PyAV, headers and packet list only) says what a file holds; a decoder of the table in
-`decoders.py` turns the chosen frames into pixels. Whatever is wrong with a file becomes one exception, `DecodeError`.
+The container's packets (PyAV) say when which frame is on screen; a decoder of the table in `decoders.py` turns the
+chosen frames into pixels. Whatever is wrong with a file becomes one exception, `DecodeError`.
 `isolation.py` guards the process that opens a file.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,13 +28,15 @@ from pipeline.decode.images import (
     letterbox,
 )
 from pipeline.decode.info import VideoInfo, known_info
-from pipeline.decode.sampling import SEGMENTS, Policy, choose, window
+from pipeline.decode.sampling import SEGMENTS, Policy, clip_indices
+from pipeline.decode.timeline import Timeline
 from pipeline.decode.video import Video, encode_video
-from pipeline.records import DecodeError, EncodedFrames, Kind, Media, Reason
+from pipeline.records import DecodeError, EncodedFrames, Kind, Media
 
 __all__ = [
     "DecodeError",
     "DecodedClip",
+    "Timeline",
     "Video",
     "VideoInfo",
     "clip_indices",
@@ -50,7 +51,6 @@ __all__ = [
     "open_video",
     "probe",
     "time_decoding",
-    "window_indices",
 ]
 
 PROBE_SIZE_PX = 64
@@ -87,7 +87,7 @@ def decode_frames(
     by_key_frames = sampling.rule == "key_frames"
     with open_video(data, decoders.KEY_FRAMES if by_key_frames else decoder, known) as video:
         indices = clip_indices(
-            video.info,
+            video.timeline,
             num_frames=num_frames,
             sampling=sampling,
             policy=policy,
@@ -111,7 +111,7 @@ def probe(
         return {"width": width, "height": height, "num_frames": 1}
     with open_video(data, decoder) as video:
         info = video.info
-        indices = window_indices(info, start_seconds, end_seconds)
+        indices = video.timeline.window(start_seconds, end_seconds)
         needed = sorted({indices[0], indices[len(indices) // 2], indices[-1]})
         video.frames(needed, fit_long_side(info.width, info.height, PROBE_SIZE_PX))
     return asdict(info)
@@ -122,46 +122,6 @@ def time_decoding(data: Media, **settings: Any) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     decode_frames(data, **settings)
     return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-
-
-def clip_indices(
-    info: VideoInfo,
-    *,
-    num_frames: int,
-    sampling: Sampling = SEGMENTS,
-    policy: Policy = Policy.MIDDLE,
-    rng: np.random.Generator | None = None,
-    start_seconds: float | None = None,
-    end_seconds: float | None = None,
-    key_frames: Sequence[int] = (),
-) -> list[int]:
-    """Return the frame indices of a clip.
-
-    DecodeError: out_of_range if it starts after the end of the video, no_frames if key frames are asked for and none
-    of `key_frames` lies in it.
-    """
-    frames: Sequence[int] = window_indices(info, start_seconds, end_seconds)
-    if sampling.rule == "key_frames":
-        frames = [index for index in key_frames if index in frames]
-        if not frames:
-            raise DecodeError(Reason.NO_FRAMES, "no key frame lies in the clip: choose another data.sampling.rule")
-    places = choose(sampling, num_frames, len(frames), policy, fps=info.fps, rng=rng)
-    return [frames[index] for index in places]
-
-
-def window_indices(info: VideoInfo, start_seconds: float | None, end_seconds: float | None) -> range:
-    """Return all frames of a window, cut to the video; None: from the start, to the end.
-
-    DecodeError if it starts after the video ends.
-    """
-    first = int((start_seconds or 0.0) * info.fps)
-    if first >= info.num_frames:
-        detail = f"the clip starts at {start_seconds} s, the video ends at {info.duration_seconds:.3f} s"
-        raise DecodeError(Reason.OUT_OF_RANGE, detail)
-    if end_seconds is None:
-        return range(first, info.num_frames)
-    _, stop = window(fps=info.fps, start_seconds=start_seconds or 0.0, end_seconds=end_seconds)
-    return range(first, min(stop, info.num_frames))
 
 
 def open_video(data: Media, decoder: str = decoders.AUTO, known: VideoInfo | None = None) -> Video:

@@ -17,6 +17,9 @@ class Sampling:
     """Frames from one to the next under `dense`."""
     frames_per_second: float = 2.0
     """Rate of a clip under `fps`; above the video's own, frames repeat."""
+    clock: Literal["time", "index"] = "time"
+    """What places are counted in. `time`: what a player shows, also where the rate varies or a stream begins late.
+    `index`: frames, as published: seconds times the mean rate."""
 
     def __post_init__(self) -> None:
         if self.stride < 1:

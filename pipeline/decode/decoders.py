@@ -70,8 +70,8 @@ DECODERS = {
 }
 CHOICES = tuple(name for name, decoder in DECODERS.items() if decoder.is_choice)
 """What a user may name beside `auto` and a decoder from outside."""
-PREFERRED, FLOOR = "decord", "pyav"
-"""What `auto` means where nothing was measured, and where the preferred one is not installed."""
+DEFAULT = "pyav"
+"""What `auto` means where nothing was measured: exact on every file, and always installed."""
 
 if TYPE_CHECKING:
     DecoderName = str
@@ -92,10 +92,10 @@ def is_built_in(decoder: str) -> bool:
 
 
 def resolve(decoder: str, fastest: str | None = None) -> str:
-    """Return the decoder that is used: `auto` is the `fastest` measured one, else decord, else PyAV, as installed."""
+    """Return the decoder that is used: `auto` is the `fastest` measured one where it is installed, else PyAV."""
     if decoder != AUTO:
         return decoder
-    return next(name for name in (fastest, PREFERRED, FLOOR) if name in CHOICES and _is_installed(name))
+    return next(name for name in (fastest, DEFAULT) if name in CHOICES and _is_installed(name))
 
 
 def load(decoder: str) -> OpenVideo:

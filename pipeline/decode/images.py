@@ -11,6 +11,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
+from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, EncodedFrames, Media, Reason
 
 
@@ -65,6 +66,7 @@ class ImagesVideo:
         self._images = data.images
         self.key_frames = list(range(len(data.images)))
         self.info = known or self._look()
+        self.timeline = Timeline.uniform(self.info)
         refuse_other_length(len(self._images), self.info, "images")
 
     def _look(self) -> VideoInfo:

@@ -1,18 +1,22 @@
-"""Which frames of a video make a clip. Pure: length, rule, policy and generator in, frame indices out.
+"""Which frames of a video make a clip. Pure: times, rule, policy and generator in, frame indices out.
 
-A video of V frames is cut into m = min(num_frames, V) segments of equal length; one frame is taken from each
-segment, by policy; a video shorter than the clip repeats its frames evenly. Other rules space the frames equally, and
-the policy says where they start.
+A window of V frames is cut into m = min(num_frames, V) segments of equal length; one place is taken from each
+segment, by policy; a video shorter than the clip repeats its frames evenly. Other rules space the places equally, and
+the policy says where they start. A place stands for the V-th part of the window's time, and for the frame that is on
+screen in the middle of it: at a constant rate, that of the same number.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from enum import StrEnum
 
 import numpy as np
 
 from pipeline.decode.config import Sampling
+from pipeline.decode.timeline import Timeline
+from pipeline.records import DecodeError, Reason
 
 
 class Policy(StrEnum):
@@ -27,19 +31,50 @@ class Policy(StrEnum):
 SEGMENTS = Sampling()
 
 
+def clip_indices(
+    timeline: Timeline,
+    *,
+    num_frames: int,
+    sampling: Sampling = SEGMENTS,
+    policy: Policy = Policy.MIDDLE,
+    rng: np.random.Generator | None = None,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    key_frames: Sequence[int] = (),
+) -> list[int]:
+    """Return the frames of a clip, as indices into `timeline`.
+
+    DecodeError: out_of_range if the video shows nothing in the window, no_frames if key frames are asked for and none
+    of `key_frames` lies in it.
+    """
+    window = timeline.window(start_seconds, end_seconds)
+    if sampling.rule == "key_frames":
+        keys = [index for index in key_frames if index in window]
+        if not keys:
+            raise DecodeError(Reason.NO_FRAMES, "no key frame lies in the clip: choose another data.sampling.rule")
+        return [keys[place] for place in sample_frames(num_frames, len(keys), policy, rng=rng)]
+    if sampling.clock == "index":
+        first, stop = published_window(timeline.fps, start_seconds, end_seconds)
+        frames = range(len(timeline.times))[first : None if end_seconds is None else stop] or window
+        return [frames[place] for place in choose(sampling, num_frames, len(frames), policy, timeline.fps, rng=rng)]
+    start = max(start_seconds or 0.0, float(timeline.times[window[0]]))
+    end = timeline.end if end_seconds is None else min(end_seconds, timeline.end)
+    places_per_second = round(len(window) / (end - start), 6)
+    places = choose(sampling, num_frames, len(window), policy, places_per_second, rng=rng)
+    shown = timeline.on_screen(start + (np.array(places) + 0.5) * (end - start) / len(window))
+    return [min(max(index, window[0]), window[-1]) for index in shown]
+
+
 def choose(
     sampling: Sampling,
     num_frames: int,
     length: int,
-    policy: Policy = Policy.MIDDLE,
-    *,
+    policy: Policy,
     fps: float,
+    *,
     rng: np.random.Generator | None = None,
 ) -> list[int]:
-    """Return `num_frames` ascending positions in a sequence of `length` frames (of key frames, under that rule).
-
-    `fps` is the video's rate; where it varies, the mean one, so that `fps` clips are evenly spaced in frames.
-    """
+    """Return `num_frames` ascending places in a sequence of `length`, of which `fps` pass in a second."""
     match sampling.rule:
         case "segments" | "key_frames":
             return sample_frames(num_frames, length, policy, rng=rng)
@@ -103,12 +138,10 @@ def published_frames(
     return [min(min(start, length - 1) + index, length - 1) for index in indices]
 
 
-def window(*, fps: float, start_seconds: float, end_seconds: float) -> tuple[int, int]:
+def published_window(fps: float, start_seconds: float | None, end_seconds: float | None) -> tuple[int, int]:
     """Return [first, stop) of the frames between two times, at least one frame; a video may end before."""
-    if not 0 <= start_seconds < end_seconds:
-        raise ValueError(f"a clip needs 0 <= start < end, got start {start_seconds} s and end {end_seconds} s")
-    first = int(start_seconds * fps)
-    return first, first + max(1, int((end_seconds - start_seconds) * fps))
+    first = int((start_seconds or 0.0) * fps)
+    return first, first + max(1, int(((end_seconds or 0.0) - (start_seconds or 0.0)) * fps))
 
 
 def _refuse_none(num_frames: int, length: int) -> None:

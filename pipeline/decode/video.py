@@ -1,18 +1,17 @@
-"""Videos by PyAV: the container's index, exact frames, key frames, the H.264 encoder. The only file that imports av.
+"""Videos by PyAV: when each frame is shown, exact frames, key frames, the H.264 encoder. The only file that imports av.
 
-PyAV is the decoder that is always there: it says what a file holds, and it decodes where another decoder fails.
+PyAV is the decoder that is always there: it says what a file holds, and it decodes what another decoder may not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import itertools
-import logging
+import operator
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import av
 import av.error
@@ -20,15 +19,27 @@ import av.logging
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
+from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, Reason
 
-log = logging.getLogger(__name__)
-
 av.logging.set_level(None)
+
+FILTER = (
+    int(Interpolation.BICUBIC)
+    | int(Interpolation.ACCURATE_RND)
+    | int(Interpolation.FULL_CHR_H_INT)
+    | int(Interpolation.FULL_CHR_H_INP)
+)
+"""The one filter of all decoders, bicubic over the area that a pixel covers. `images.resize` is the same on RGB."""
+UPRIGHT = np.eye(2, dtype=np.int64)
+PLAIN_CODECS = ("h264", "vp8", "vp9")
 
 
 @runtime_checkable
@@ -37,6 +48,9 @@ class Video(Protocol):
 
     @property
     def info(self) -> VideoInfo: ...
+
+    @property
+    def timeline(self) -> Timeline: ...
 
     def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
         """The frames at `indices`, RGB, resized to `size` = (width, height).
@@ -51,38 +65,52 @@ class Video(Protocol):
 
 
 class PyavVideo:
-    """The container's index, and frames by seeking to the key frame before each and decoding up to it.
+    """The file's packets, and frames by decoding from the key frame before each.
 
-    Frames that the codec marks as damaged are refused, not shown.
+    Frames that nothing refers to are not decoded unless they are asked for. Frames that depend on a damaged packet are
+    refused, not shown.
     """
 
     def __init__(self, data: bytes, known: VideoInfo | None = None) -> None:
-        with _refusals():
+        with refusals():
             self._container: InputContainer = av.open(io.BytesIO(data), mode="r")
             try:
                 self._stream = self._video_stream()
-                self._pts, self._key_pts = self._index()
-                self.info, self._quarter_turns = self._read_info()
-                refuse_other_length(self.info.num_frames, known)
+                self._codec = self._stream.codec_context
+                self._packets = [packet for packet in self._container.demux(self._stream) if packet.size]
+                self._packet_pts = self._presentation_times()
+                self._keys = [place for place, packet in enumerate(self._packets) if packet.is_keyframe]
+                self._pts = self._shown()
+                refuse_other_length(len(self._pts), known)
+                self._reformatter = VideoReformatter()
+                self.info = known or self._read_info()
             except BaseException:
                 self.close()
                 raise
 
     def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
         """As `Video.frames`. DecodeError if one of them does not decode."""
-        times = sorted({self._pts[index] for index in indices})
-        with _refusals():
-            images = {frame.pts: self._image(frame, size) for frame in self._decode(times) if not frame.is_corrupt}
-        if missing := [pts for pts in times if pts not in images]:
-            first = self._pts.index(missing[0])
-            detail = f"{len(missing)} of {len(times)} frames do not decode, the first is frame {first}"
-            raise DecodeError(Reason.UNREADABLE, detail)
+        size = size or (self.info.width, self.info.height)
+        with refusals():
+            images = {pts: self._image(frame, size) for pts, frame in self._decode({self._pts[i] for i in indices})}
         return np.stack([images[self._pts[index]] for index in indices])
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """When each frame is on screen. A clock that starts with the file's first stream, as a player's does."""
+        unit = float(self._stream.time_base or 1)
+        start = (self._container.start_time or 0) / 1e6
+        zero = start if start > 0 else min(0.0, self._pts[0] * unit)
+        times = np.array(self._pts) * unit - zero
+        last = self._packets[self._packet_pts.index(self._pts[-1])]
+        rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        gap = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / (rate or 1.0)
+        return Timeline(times, float(times[-1] + ((last.duration or 0) * unit or gap)))
 
     @property
     def key_frames(self) -> list[int]:
         """Indices of the key frames that are shown, ascending."""
-        keys = set(self._key_pts)
+        keys = {self._packet_pts[place] for place in self._keys}
         return [index for index, pts in enumerate(self._pts) if pts in keys]
 
     def close(self) -> None:
@@ -95,6 +123,23 @@ class PyavVideo:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Return whether a decoder that counts frames shows the same ones: MP4 or Matroska without edits, of closed
+        groups, and upright square pixels of 8 bits."""
+        starts = [self._packet_pts[self._keys[bisect_right(self._keys, place) - 1]] for place in range(len(self._pts))]
+        is_closed = all(map(operator.ge, self._packet_pts, starts))
+        return (
+            bool({"mp4", "matroska"} & {*self._container.format.name.split(",")})
+            and self._codec.name in PLAIN_CODECS
+            and (self._codec.pix_fmt, self._codec.color_range) in (("yuv420p", 0), ("yuv420p", 1))
+            and len(self._pts) == len(self._packets)
+            and self._pts[0] == 0
+            and is_closed
+            and self._first_frame[1] == (self.info.width, self.info.height)
+            and bool((self._first_frame[0] == UPRIGHT).all())
+        )
+
     def _video_stream(self) -> av.VideoStream:
         if not self._container.streams.video:
             kinds = ", ".join(sorted({str(stream.type) for stream in self._container.streams})) or "nothing"
@@ -103,140 +148,196 @@ class PyavVideo:
         if stream.codec_context is None:
             raise DecodeError(Reason.UNSUPPORTED_CODEC, "FFmpeg has no decoder for the video stream")
         stream.thread_count = 1
+        stream.codec_context.options = {"err_detect": "explode"}
         return stream
 
-    def _index(self) -> tuple[list[int], list[int]]:
-        """Presentation times of the shown frames and of the key frames, both ascending, in units of the stream."""
-        shown, keys = [], []
-        for packet in self._container.demux(self._stream):
-            if packet.size and packet.pts is not None:
-                keys += [packet.pts] * packet.is_keyframe
-                shown += [packet.pts] * (not packet.is_discard)
+    def _shown(self) -> list[int]:
+        """Return the presentation times of the shown frames, ascending, in units of the stream.
+
+        Not shown are what an edit list leaves out, and what comes before the first key frame, in the file or on screen.
+        """
+        if not self._keys:
+            raise DecodeError(
+                Reason.NO_FRAMES,
+                "the video stream has no key frame" if self._packets else "the video stream has no frames",
+            )
+        first = self._keys[0]
+        shown = {
+            pts
+            for packet, pts in zip(self._packets[first:], self._packet_pts[first:], strict=True)
+            if not packet.is_discard and not self._is_invisible(packet)
+            if pts >= self._packet_pts[first] or self._lacks_presentation_times
+        }
         if not shown:
             raise DecodeError(Reason.NO_FRAMES, "the video stream has no frames")
-        return sorted(shown), sorted(keys)
+        return sorted(shown)
 
-    def _read_info(self) -> tuple[VideoInfo, int]:
-        """The info, and the counter-clockwise quarter turns to the upright picture, which only a frame knows."""
-        frame = next(iter(self._decode(self._first_pts())), None)
-        if frame is None:
-            raise DecodeError(Reason.UNREADABLE, "the first frame does not decode")
-        rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
-        if not rate:
-            raise DecodeError(Reason.UNREADABLE, "the video stream has no frame rate")
-        quarter_turns = round(frame.rotation / 90) % 4
-        width, height = (frame.height, frame.width) if quarter_turns % 2 else (frame.width, frame.height)
-        num_frames = len(self._pts)
-        info = VideoInfo(
-            num_frames=num_frames, fps=rate, width=width, height=height, duration_seconds=num_frames / rate
-        )
-        return info, quarter_turns
+    def _presentation_times(self) -> list[int]:
+        """Return the time of each packet; a raw stream has none, and its frames follow each other at its rate."""
+        rate, unit = self._stream.guessed_rate or self._stream.average_rate or 25, self._stream.time_base or 1
+        times = []
+        for place, packet in enumerate(self._packets):
+            pts = packet.dts if packet.pts is None else packet.pts
+            times.append(round(place / (rate * unit)) if pts is None else pts)
+        return times
 
-    def _first_pts(self) -> list[int]:
-        """Presentation time of the frame that tells size and rotation."""
-        return self._pts[:1]
+    def _is_invisible(self, packet: Packet) -> bool:
+        """A VP8 frame that is only referred to; of other codecs, such frames share a packet with a shown one."""
+        return self._codec.name == "vp8" and not bytes(packet)[0] & 0x10
 
-    def _decode(self, times: list[int]) -> Iterator[av.VideoFrame]:
-        """Yield the frames at the presentation `times` (ascending); those that do not decode are left out."""
-        for key_pts, group in itertools.groupby(times, key=self._key_before):
-            left = list(group)
-            self._container.seek(key_pts, stream=self._stream, backward=True)
-            for frame in self._container.decode(self._stream):
-                if frame.pts is None:
-                    continue
-                if frame.pts in left:
-                    yield frame
-                left = [pts for pts in left if pts > frame.pts]
-                if not left:
-                    break
+    @cached_property
+    def _lacks_presentation_times(self) -> bool:
+        """AVI counts its packets in the order of decoding, and says nothing of the order of display."""
+        return bool(self._codec.has_b_frames) and all(packet.pts in (None, packet.dts) for packet in self._packets)
 
-    def _key_before(self, pts: int) -> int:
-        """Presentation time of the last key frame at or before `pts`."""
-        return self._key_pts[max(0, bisect_right(self._key_pts, pts) - 1)] if self._key_pts else pts
+    @cached_property
+    def _first_frame(self) -> tuple[NDArray[np.int64], tuple[int, int]]:
+        """How a frame is turned, and its (width, height): what a frame alone tells."""
+        _, frame = next(self._decode({self._first_pts()}))
+        return orientation(frame), (frame.width, frame.height)
 
-    def _image(self, frame: av.VideoFrame, size: tuple[int, int] | None) -> UInt8[np.ndarray, "H W 3"]:
-        width, height = size or (self.info.width, self.info.height)
-        if self._quarter_turns % 2:
+    def _read_info(self) -> VideoInfo:
+        matrix, (width, height) = self._first_frame
+        aspect = self._stream.sample_aspect_ratio or self._codec.sample_aspect_ratio
+        width = max(1, round(width * float(aspect or 1)))
+        timeline, num_frames = self.timeline, len(self._pts)
+        rate, first = float(self._stream.average_rate or self._stream.guessed_rate or 0), float(timeline.times[0])
+        fps, end = timeline.fps, timeline.end
+        if rate and abs(num_frames / rate - (end - first)) < 0.5 / rate:  # constant: the rate that the file names
+            fps, end = rate, first + num_frames / rate
+        if matrix[0, 1]:
             width, height = height, width
-        image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-        return np.rot90(image, self._quarter_turns)
+        return VideoInfo(num_frames=num_frames, fps=fps, width=width, height=height, duration_seconds=end)
+
+    def _first_pts(self) -> int:
+        """Return the time of the frame that tells size and rotation."""
+        return self._pts[0]
+
+    def _decode(self, times: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield the frames at the presentation `times`, each with its time. DecodeError if one does not decode."""
+        if self._lacks_presentation_times:
+            yield from self._decode_in_order(times)
+            return
+        places = {pts: place for place, pts in enumerate(self._packet_pts) if pts in times}
+        groups: dict[int, set[int]] = {}
+        for pts in sorted(times):
+            groups.setdefault(self._group_of(pts, places[pts]), set()).add(pts)
+        for group, wanted in groups.items():
+            stop = max(places[pts] for pts in wanted) + 1
+            frames: dict[int, av.VideoFrame] = {}
+            damage = ""
+            for start in dict.fromkeys((group, max(0, group - 1), 0)):  # a key frame may refer to frames before it
+                frames, damage = self._decode_group(self._keys[start], stop, wanted)
+                if frames.keys() == wanted and not damage:
+                    break
+            else:
+                missing = min(wanted - frames.keys(), default=min(wanted))
+                detail = f"frame {self._pts.index(missing)} does not decode" + (f": {damage}" if damage else "")
+                raise DecodeError(Reason.UNREADABLE, detail)
+            yield from frames.items()
+
+    def _group_of(self, pts: int, place: int) -> int:
+        """Return the number of the last key frame that comes before a packet, in the file and on screen."""
+        group = max(0, bisect_right(self._keys, place) - 1)
+        while group and self._packet_pts[self._keys[group]] > pts:
+            group -= 1
+        return group
+
+    def _decode_group(self, start: int, stop: int, wanted: set[int]) -> tuple[dict[int, av.VideoFrame], str]:
+        """Decode the packets [start, stop) from a key frame on; return the frames at `wanted`, and what was damaged."""
+        frames: dict[int, av.VideoFrame] = {}
+        damage = ""
+        self._codec.flush_buffers()
+        for place in [*range(start, stop), None]:
+            if place is not None and self._packet_pts[place] < self._packet_pts[start]:
+                continue  # shown before the key frame: may refer to frames before it, and nothing refers to it
+            packet = None if place is None else self._packets[place]
+            is_needed = place is None or self._packet_pts[place] in wanted or not self._can_skip
+            self._codec.skip_frame = "DEFAULT" if is_needed else "NONREF"
+            try:
+                for frame in self._codec.decode(packet):
+                    if frame.pts in wanted and not frame.is_corrupt:
+                        frames[frame.pts] = frame
+            except FFmpegError as error:
+                damage = damage or first_line(error)
+        return frames, damage
+
+    def _decode_in_order(self, times: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """As `_decode`, where only the order of the decoded frames tells their times."""
+        wanted = {self._pts.index(pts) for pts in times}
+        self._codec.flush_buffers()
+        self._codec.skip_frame = "DEFAULT"
+        count = 0
+        for packet in [*self._packets[self._keys[0] :], None]:
+            for frame in self._codec.decode(packet):
+                if count in wanted and not frame.is_corrupt:
+                    wanted.remove(count)
+                    yield self._pts[count], frame
+                count += 1
+            if not wanted:
+                return
+        raise DecodeError(Reason.UNREADABLE, f"frame {min(wanted)} does not decode")
+
+    @cached_property
+    def _can_skip(self) -> bool:
+        """Return whether frames that are marked as referred to by none really are. In an HEVC stream with temporal
+        layers, the mark speaks of its own layer alone (H.265, 7.4.2.2)."""
+        if self._codec.name != "hevc":
+            return True
+        _, found, parameters = (self._codec.extradata or b"").partition(b"\x40\x01")  # the header of a VPS
+        return bool(found) and not parameters[1] >> 1 & 7
+
+    def _image(self, frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+        """Return a frame upright, in RGB, of `size` = (width, height)."""
+        matrix = orientation(frame)
+        width, height = size[::-1] if matrix[0, 1] else size
+        image = self._reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation=FILTER, threads=1
+        )
+        return upright(image.to_ndarray(), matrix)
 
 
 class KeyFrameVideo(PyavVideo):
     """Key frames, each decoded from its own packet: no other packet reaches the decoder."""
 
-    def _first_pts(self) -> list[int]:
-        return [self._pts[index] for index in self.key_frames[:1]]
+    def _first_pts(self) -> int:
+        return self._pts[(self.key_frames or [0])[0]]
 
-    def _decode(self, times: list[int]) -> Iterator[av.VideoFrame]:
-        for pts in times:
-            self._container.seek(pts, stream=self._stream, backward=True)
-            packet = next((packet for packet in self._container.demux(self._stream) if packet.pts == pts), None)
-            if packet is not None:
-                yield from self._stream.decode(packet)
-                yield from self._stream.decode(None)  # the next seek makes the decoder ready again
-
-
-@dataclass(frozen=True, kw_only=True)
-class FastDecoder:
-    """A decoder that gives frames by their index and resizes them itself; PyAV does all the rest.
-
-    Called as `decoder(data, known)`, it opens a video.
-    """
-
-    name: str
-    read: Callable[[bytes, VideoInfo, Sequence[int], tuple[int, int]], NDArray[np.uint8] | None]
-    """`read(data, info, indices, (width, height))`: frames (T, H, W, 3), RGB; None where the decoder counts other
-    frames than the container (edit lists: the same number would name another frame)."""
-    errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, AssertionError)
-    """What `read` raises when it gives up."""
-    check: Callable[[], None] | None = None
-    """Raises ValueError with the remedy where the library loads and cannot be used."""
-
-    def __call__(self, data: bytes, known: VideoInfo | None = None) -> FastVideo:
-        return FastVideo(self, data, known)
+    def _decode(self, times: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        for place in self._keys:
+            if (pts := self._packet_pts[place]) in times:
+                frames, damage = self._decode_group(place, place + 1, {pts})
+                if not frames or damage:
+                    raise DecodeError(Reason.UNREADABLE, f"frame {self._pts.index(pts)} does not decode: {damage}")
+                yield from frames.items()
 
 
-class FastVideo:
-    """Frames by a `FastDecoder`, or by PyAV, which gives the verdict, where that one gives up.
+def orientation(frame: av.VideoFrame) -> NDArray[np.int64]:
+    """Return the signs of the display matrix M, (2, 2): the pixel at (x, y) is shown at M (x, y). A slanted picture is
+    left as it is."""
+    parts: Any = frame.side_data
+    for part in parts:
+        if part.type != SideDataType.DISPLAYMATRIX:
+            continue
+        a, b, _, c, d = np.sign(np.frombuffer(bytes(part), "<i4")[:5])
+        matrix = np.array([[a, c], [b, d]], np.int64)
+        if abs(np.linalg.det(matrix)) == 1 and np.count_nonzero(matrix) == 2:
+            return matrix
+    return UPRIGHT
 
-    On a busy machine decord gives up on good files. The container is indexed only where nothing is known of it.
-    """
 
-    def __init__(self, decoder: FastDecoder, data: bytes, known: VideoInfo | None = None) -> None:
-        self._decoder, self._data = decoder, data
-        self._pyav = PyavVideo(data) if known is None else None
-        self.info = known or self._indexed().info
-
-    def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
-        """As `Video.frames`."""
-        size = size or (self.info.width, self.info.height)
-        try:
-            frames = self._decoder.read(self._data, self.info, indices, size)
-        except self._decoder.errors as error:
-            log.info("%s gave up, PyAV decodes this clip: %s", self._decoder.name, first_line(error))
-            frames = None
-        return self._indexed().frames(indices, size) if frames is None else frames
-
-    def _indexed(self) -> PyavVideo:
-        if self._pyav is None:
-            self._pyav = PyavVideo(self._data, self.info)
-        return self._pyav
-
-    def __enter__(self) -> FastVideo:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._pyav is not None:
-            self._pyav.close()
+def upright(image: UInt8[np.ndarray, "H W 3"], matrix: NDArray[np.int64]) -> UInt8[np.ndarray, "h w 3"]:
+    """Turn and flip an image as `orientation` says."""
+    image = image.transpose(1, 0, 2) if matrix[0, 1] else image
+    return image[:: matrix[1].sum(), :: matrix[0].sum()]
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """Turn FFmpeg's refusal of a file into DecodeError."""
     try:
         yield
-    except (FFmpegError, ValueError) as error:
+    except (FFmpegError, ValueError, IndexError) as error:
         match error:
             case av.error.DecoderNotFoundError() | av.error.PatchWelcomeError():
                 reason = Reason.UNSUPPORTED_CODEC

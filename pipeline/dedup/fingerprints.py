@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.manifest import Manifest
-from pipeline.decode.codec import Video, decode_image, known_info, open_video, window_indices
+from pipeline.decode.codec import Video, decode_image, known_info, open_video
 from pipeline.offline.stages import look_at_files, map_clips
 from pipeline.records import DecodeError, Kind, Media, Reason, Rejected, Stage
 
@@ -118,7 +118,7 @@ def clip_thumbnails(data: Media, clip: Mapping[str, Any], decoder: str) -> UInt8
         image = Image.fromarray(decode_image(data)).resize(SIZE_PX, Image.Resampling.BICUBIC)
         return thumbnails_of(np.asarray(image)[None])
     with open_video(data, decoder, known_info(dict(clip))) as video:
-        return video_thumbnails(video, window_indices(video.info, clip["start_seconds"], clip["end_seconds"]))
+        return video_thumbnails(video, video.timeline.window(clip["start_seconds"], clip["end_seconds"]))
 
 
 def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:

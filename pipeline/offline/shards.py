@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.fetching import fetch
-from pipeline.decode.codec import decode_frames, encode_image, fit_long_side, known_info, window_indices
+from pipeline.decode.codec import Timeline, decode_frames, encode_image, fit_long_side, known_info
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
 from pipeline.records import DecodeError, EncodedFrames, Kind, Reason
@@ -182,7 +182,7 @@ def _values(item: Item, config: PackingConfig, limits: Limits) -> tuple[Sequence
     num_frames, changed = 1, {}
     if clip["kind"] == Kind.VIDEO:
         info = known_info(clip)
-        length = len(window_indices(info, clip["start_seconds"], clip["end_seconds"]))
+        length = len(Timeline.uniform(info).window(clip["start_seconds"], clip["end_seconds"]))
         num_frames, seconds = min(config.num_frames, length), length / info.fps
         changed = {"num_frames": num_frames, "fps": num_frames / seconds, "duration_seconds": seconds}
         changed |= {"start_seconds": None, "end_seconds": None}  # the frames are those of the clip alone

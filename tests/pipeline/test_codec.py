@@ -16,7 +16,6 @@ from jobs.benchmarks.corruption import unknown_codec, without_frames
 from pipeline.decode import decoders
 from pipeline.decode.codec import (
     DecodeError,
-    clip_indices,
     decode_clip,
     decode_frames,
     decode_image,
@@ -26,8 +25,7 @@ from pipeline.decode.codec import (
 )
 from pipeline.decode.config import Sampling
 from pipeline.decode.decoders import loadable
-from pipeline.decode.decord_video import decord_width
-from pipeline.decode.sampling import Policy
+from pipeline.decode.sampling import Policy, clip_indices
 from pipeline.records import Kind, Reason
 
 NUM_FRAMES = 40
@@ -225,17 +223,6 @@ def test_every_width_decodes_with_decord_natively_and_on_request(width, video):
         assert opened.frames([3, 8], (width, 36)).shape == (2, 36, width, 3)
 
 
-def test_the_width_asked_of_decord_never_pads_a_row_by_a_whole_channel():
-    for width in range(1, 2000):
-        asked = decord_width(width)
-        assert asked >= width
-        for alignment in (32, 64):  # AVFrame buffers: the width grows to a power of two until its bytes fit
-            row = next(
-                3 * -(-asked // i) * i for i in (2**k for k in range(8)) if 3 * -(-asked // i) * i % alignment == 0
-            )
-            assert row % asked or row // asked == 3
-
-
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("quarter_turns", [1, 2, 3])
 def test_a_turned_video_is_shown_upright(decoder, quarter_turns):
@@ -273,8 +260,8 @@ def test_a_clip_of_a_window_lies_inside_it(video):
         )
         assert all(10 <= index < 20 for index in read_index(clip.frames[:, :48]))
     with open_video(video) as opened:
-        assert clip_indices(opened.info, num_frames=2, start_seconds=3.0) == [32, 37]
-        assert clip_indices(opened.info, num_frames=2, end_seconds=2.0) == [4, 14]
+        assert clip_indices(opened.timeline, num_frames=2, start_seconds=3.0) == [32, 37]
+        assert clip_indices(opened.timeline, num_frames=2, end_seconds=2.0) == [4, 14]
 
 
 def test_a_short_video_repeats_its_frames():

@@ -56,7 +56,7 @@ def test_the_measured_times_travel_with_the_manifest_and_change_no_hash(manifest
 
 
 @pytest.mark.parametrize(
-    ("asked", "fastest", "taken"), [("auto", None, "decord"), ("auto", "pyav", "pyav"), ("decord", "pyav", "decord")]
+    ("asked", "fastest", "taken"), [("auto", None, "pyav"), ("auto", "pyav", "pyav"), ("decord", "pyav", "decord")]
 )
 def test_auto_is_the_measured_decoder_and_a_named_one_is_kept(asked, fastest, taken) -> None:
     config = PretrainConfig(name="one", data=DataConfig(decoder=asked))

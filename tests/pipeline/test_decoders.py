@@ -24,12 +24,12 @@ from pipeline.records import Kind
 ROOT = Path(__file__).parents[2]
 OUTSIDE = """
 import numpy as np
-from pipeline.decode.video import FastDecoder
+from pipeline.decode.fast_video import FastDecoder
 
-def read(data, info, indices, size):
+def read(data, info, indices):
     if len(indices) == 3:
         raise ArithmeticError("no clip of three frames")
-    return np.full((len(indices), size[1], size[0], 3), 77, np.uint8)
+    return np.full((len(indices), info.height, info.width, 3), 77, np.uint8)
 
 PLAIN = FastDecoder(name="plain", read=read, errors=(ArithmeticError,))
 """

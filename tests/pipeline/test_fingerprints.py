@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.corpus import manifest
 from pipeline.corpus.manifest import make_manifest
-from pipeline.decode.codec import DecodeError, VideoInfo, encode_video
+from pipeline.decode.codec import DecodeError, Timeline, VideoInfo, encode_video
 from pipeline.dedup import fingerprints
 from pipeline.dedup.fingerprints import (
     Fingerprints,
@@ -73,6 +73,7 @@ class Ramp:
 
     def __init__(self, fps: float) -> None:
         self.info = VideoInfo(num_frames=50, fps=fps, width=64, height=64, duration_seconds=50 / fps)
+        self.timeline = Timeline.uniform(self.info)
 
     def frames(self, indices, size):
         return np.repeat(4 * np.array(indices, np.uint8), 64 * 64 * 3).reshape(-1, 64, 64, 3)
