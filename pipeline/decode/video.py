@@ -23,12 +23,16 @@ from av.error import FFmpegError
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
+from pipeline.decode.formats import FORMAT_WHITELIST, container_of
 from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
 from pipeline.records import DecodeError, Reason
 
 log = logging.getLogger(__name__)
 
 av.logging.set_level(None)
+
+BYTES_ALONE = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none"}
+"""FFmpeg opens no other demuxer, and nothing but the bytes that it is given."""
 
 
 @runtime_checkable
@@ -58,7 +62,9 @@ class PyavVideo:
 
     def __init__(self, data: bytes, known: VideoInfo | None = None) -> None:
         with _refusals():
-            self._container: InputContainer = av.open(io.BytesIO(data), mode="r")
+            self._container: InputContainer = av.open(
+                io.BytesIO(data), mode="r", format=container_of(data).demuxer, container_options=BYTES_ALONE
+            )
             try:
                 self._stream = self._video_stream()
                 self._pts, self._key_pts = self._index()
