@@ -105,7 +105,7 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (rb"8BPS", "a Photoshop picture"),
     (rb"....ftyp(?:hei[cfmsx]|hev[cmsx]|mif1|msf1)", "a HEIF picture"),
     (rb"\x00\x00\x00\x0c(?:jP  |JXL )|\xff\x0a|\xff\x4f\xff\x51", "a JPEG 2000 or JPEG XL picture"),
-    (rb"qoif|DDS |P[1-7]\s", "a picture"),
+    (rb"qoif|DDS |P[1-7]\s", "a DDS, QOI or PNM picture"),
     (rb"RIFF....WAVE|fLaC|ID3|FORM....AIF|\.snd|\xff[\xe2\xe3\xf1-\xf3\xf9-\xfb]", "sound"),
     (rb"\{\s*[\"}]|\[\s*[\[{\"\d\]]", "a JSON text"),
 )
@@ -113,7 +113,7 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
 _FLAGS = re.DOTALL | re.IGNORECASE
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _XML_PLAYLIST = re.compile(rb"<(?:\w+:)?(?:MPD|CompositionPlaylist)", re.IGNORECASE)
-_UNSUPPORTED = ("HEIF", "JPEG 2000", "SVG", "PostScript", "Photoshop", "a picture", "Magic Lantern")
+_OTHER_PICTURES = ("picture", "drawing", "PostScript")
 _BOXES = frozenset(b"ftyp moov mdat moof mfra free skip wide uuid sidx styp meta pnot udta".split())
 """Outer boxes of an MP4. One of these that ends behind the file is cut off; what else does so is junk."""
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -245,10 +245,10 @@ def _refusal(data: bytes, wanted: str) -> DecodeError:
     if name is None:
         kinds = "a video" if wanted == "a video" else "a picture"
         return DecodeError(Reason.UNREADABLE, f"the file begins with {data[:8].hex(' ')}, like no format of {kinds}")
-    supported = not any(word in name for word in _UNSUPPORTED)
-    return DecodeError(
-        Reason.UNREADABLE if supported else Reason.UNSUPPORTED_CODEC, f"the file is {name}, not {wanted}"
-    )
+    if wanted == "a picture" and any(word in name for word in _OTHER_PICTURES):
+        detail = f"the file is {name}, which is not read here: convert it to JPEG or PNG"
+        return DecodeError(Reason.UNSUPPORTED_CODEC, detail)
+    return DecodeError(Reason.UNREADABLE, f"the file is {name}, not {wanted}")
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
