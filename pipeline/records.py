@@ -6,6 +6,7 @@ manifest row ──fetch, decode──► ClipRows | Rejected ──collate─�
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # torch takes two seconds, which a process that only decodes 
     from jaxtyping import Bool, Float, Float32, Int64, UInt8
     from torch import Tensor
 
+_ADDRESS = re.compile(r" ?(?:at |@ ?)0x[0-9a-fA-F]{4,}")
 IGNORED_LABEL = -1
 """Label of a token position that no masked-word loss scores."""
 
@@ -63,12 +65,18 @@ class Reason(StrEnum):
     """Another clip of the corpus shows the same."""
     LEAKED = "leaked"
     """A clip of a test split shows the same."""
+    FAILED = "failed"
+    """Code of ours raised what it should not, whatever the file holds: an error to report."""
 
 
 class DecodeError(Exception):
-    """A file that gives no clip, with the reason. Survives pickling, since it crosses processes."""
+    """A file that gives no clip, with the reason. Survives pickling, since it crosses processes.
+
+    Addresses in memory are left out of the detail, so that one file gives one detail on every run.
+    """
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        detail = _ADDRESS.sub("", detail)
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -47,10 +46,8 @@ def blunder(data: bytes) -> None:
     raise KeyError("no such thing")
 
 
-def hang_once(data: bytes) -> str:
-    """Hangs the first time, as on a machine that is busy for a while."""
-    path = Path(data.decode())
-    if not path.exists():
-        path.touch()
+def hang_until(data: bytes) -> str:
+    """Hangs, as on a machine that is busy for a while: until a time of `time.monotonic`."""
+    if time.monotonic() < float(data):
         time.sleep(60)
     return "done"

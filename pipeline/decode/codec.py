@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 
 from pipeline.decode import decoders
 from pipeline.decode.config import Sampling
-from pipeline.decode.containers import refuse_damaged_container
+from pipeline.decode.formats import container_of, refuse_damaged
 from pipeline.decode.images import (
     DecodedClip,
     ImagesVideo,
@@ -132,5 +132,6 @@ def open_video(data: Media, decoder: str = decoders.AUTO, known: VideoInfo | Non
     opener = decoders.load(decoder)
     if isinstance(data, EncodedFrames):
         return ImagesVideo(data, known)
-    refuse_damaged_container(data)
+    container_of(data)  # before any decoder sees it: decord and torchcodec ask FFmpeg's probes
+    refuse_damaged(data)
     return opener(data, known)

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
+from pipeline.decode.formats import picture_format
 from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
 from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, EncodedFrames, Media, Reason
+
+GROUND = (255, 255, 255)
+"""What shows through where a picture is transparent, as on a web page."""
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a long comment is no reason against the pixels
+
+_UPRIGHT: dict[Hashable, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Orientation of EXIF → what makes the picture upright."""
+_ORIENTATION = 0x0112
 
 
 class DecodedClip(NamedTuple):
@@ -40,7 +57,7 @@ def letterbox(frames: UInt8[np.ndarray, "T H W 3"], size_px: int) -> DecodedClip
 
 
 def decode_image(data: Media, size_px: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """Return a JPEG or PNG as RGB, turned as its EXIF tag says; long side `size_px` if given."""
+    """Return a picture as RGB, turned as its EXIF tag says; long side `size_px` if given."""
     image = open_image(data.images[0] if isinstance(data, EncodedFrames) else data)
     if size_px is not None:
         image = image.resize(fit_long_side(*image.size, size_px), Image.Resampling.BICUBIC)
@@ -48,15 +65,45 @@ def decode_image(data: Media, size_px: int | None = None) -> UInt8[np.ndarray, "
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Return a JPEG or PNG, upright and in RGB. DecodeError says why the bytes are none."""
-    if not data:
-        raise DecodeError(Reason.EMPTY, "the file has no bytes")
+    """Return a picture of `formats.PICTURES`, the first of several, upright and in RGB. DecodeError if it is none."""
+    name = picture_format(data)
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # any other of Pillow's formats could start a program: EPS starts Ghostscript
+        with Image.open(io.BytesIO(data), formats=[name]) as opened:
+            opened.load()
+            image = _in_rgb(opened)
+            turn = _UPRIGHT.get(_orientation(opened))
+            return image if turn is None else image.transpose(turn)
+    except (DecodeError, MemoryError):
+        raise
+    except Exception as error:  # what damaged bytes raise in Pillow: RuntimeError, struct.error, TypeError, …
         cut = isinstance(error, OSError) and "truncated" in str(error)
         raise DecodeError(Reason.TRUNCATED if cut else Reason.UNREADABLE, first_line(error)) from error
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture of any depth and palette in RGB, on `GROUND` where it is transparent."""
+    if image.mode in ("I", "F"):
+        raise DecodeError(
+            Reason.UNSUPPORTED_CODEC, "the numbers of 32 bits in the picture name no white: save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # Pillow would cut it off at 255
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGB", image.size, GROUND)
+        ground.paste(image, mask=image.getchannel("A"))
+        return ground
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> Hashable:
+    """Return the EXIF tag, whatever it holds; None where EXIF cannot be read, which is no reason against the pixels."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # of damaged EXIF
+        return None
+    return value if isinstance(value, Hashable) else None
 
 
 class ImagesVideo:

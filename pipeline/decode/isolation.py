@@ -7,6 +7,10 @@
 The worker waits for the answer and watches time and memory. A process that breaks a limit is killed; the fork server
 has the next one ready within milliseconds.
 
+A decode process has the variables of `_KEPT` alone, so no key of a cloud; a working directory that no longer exists,
+so that a relative path leads nowhere; and, once it has imported what its first request needs, only its memory and
+libraries (`sandbox.py`). Therefore a process serves one decoder.
+
 Why not `multiprocessing` with its start method forkserver, or a process pool:
 - They unpickle what comes back, from a process that has read a stranger's file.
 - Each of their processes runs the main script again, which in a Ray worker imports Ray, and needs a guard in a user's.
@@ -20,6 +24,7 @@ import atexit
 import contextlib
 import ctypes
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -28,18 +33,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from pipeline.decode import decoders
+from pipeline.decode import decoders, sandbox
 from pipeline.decode.config import Limits
+from pipeline.decode.info import first_line
 from pipeline.records import DecodeError, EncodedFrames, Media, Reason
 
 log = logging.getLogger(__name__)
@@ -49,6 +58,14 @@ WATCH_EVERY_SECONDS = 0.05
 PRELOADED = "pipeline.decode.codec"
 """What the fork server imports, so that no decode process has to."""
 PROC = Path("/proc")
+_KEPT = (
+    *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONHOME"),
+    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
+    *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "DECORD_EOF_RETRY_MAX"),
+)
+"""Variables that a decode process inherits."""
+_ON_DEVICES = frozenset({"torchcodec-cuda"})
+"""Decoders that open devices."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
 
@@ -56,33 +73,51 @@ _PR_SET_PDEATHSIG = 1
 def isolated(function: Callable[..., Any], data: Media, *, limits: Limits, **arguments: Any) -> Any:
     """Return `function(data, **arguments)`, an array or a value that JSON can hold, computed in another process.
 
-    Frames that are kept as images are decoded here: Pillow refuses what is too large and does not hang, and the way to
-    another process would cost as much as they do.
-
-    DecodeError as the function raised it, or with the reason timeout, crashed or out_of_memory; any other exception is
-    a RuntimeError with its traceback. A process that fails is followed by a fresh one, which tries once more: a busy
-    machine, or a leak of earlier clips, costs no sample.
+    DecodeError as the function raised it, or with the reason timeout, crashed or out_of_memory; any other exception has
+    the reason `failed`, with its type, its first line and its place, and its traceback is logged. A process that fails
+    is followed by a fresh one, which tries once more: a busy machine, or a leak of earlier clips, costs no sample.
     """
-    if isinstance(data, EncodedFrames):
-        return function(data, **arguments)
-    request = pickle.dumps((function, arguments))
+    images = [len(image) for image in data.images] if isinstance(data, EncodedFrames) else None
+    needs = (function.__module__, arguments.get("decoder"))
+    request = pickle.dumps(_Request(function, arguments, images, needs[1]))
+    content = b"".join(data.images) if isinstance(data, EncodedFrames) else data
     try:
-        answer, content = _attempt(request, data, limits)
+        answer, content = _attempt(needs, request, content, limits)
     except _LimitError as error:
         log.info("%s: once more in a fresh process", error)
-        answer, content = _attempt(request, data, limits)
+        answer, content = _attempt(needs, request, content, limits)
     if "shape" in answer:
         return np.frombuffer(content, answer["dtype"]).reshape(answer["shape"])
     if "traceback" in answer:
-        raise RuntimeError(answer["traceback"])
+        log.warning("%s: %s", answer["detail"], answer["traceback"])
     if "reason" in answer:
         raise DecodeError(Reason(answer["reason"]), answer["detail"])
     return answer["value"]
 
 
-def _attempt(request: bytes, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
-    """Return the answer of this thread's process, which is killed if it gives none."""
-    process, _local.process = getattr(_local, "process", None) or DecodeProcess(), None
+def unguarded(limits: Limits) -> list[str]:
+    """Return what a decode process on this machine can reach, of network, programs and files; [] is as it should be."""
+    return isolated(sandbox.what_gets_through, b"", limits=limits)
+
+
+@dataclass(frozen=True)
+class _Request:
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    images: list[int] | None
+    """Lengths of the images of `EncodedFrames`; None for bytes."""
+    decoder: str | None
+
+
+def _attempt(
+    needs: tuple[str, str | None], request: bytes, data: bytes, limits: Limits
+) -> tuple[dict[str, Any], bytes]:
+    """Return the answer of this thread's process, which is killed if it gives none, or cannot import what it needs."""
+    process, _local.process = getattr(_local, "process", None), None
+    if process is not None and process.needs != needs:
+        process.kill()
+        process = None
+    process = process or DecodeProcess(needs)
     try:
         answer = process.call(request, data, limits)
     except BaseException:
@@ -99,7 +134,8 @@ class _LimitError(DecodeError):
 class DecodeProcess:
     """A process that computes one thing at a time. Without an answer to the last one it is of no use."""
 
-    def __init__(self) -> None:
+    def __init__(self, needs: tuple[str, str | None]) -> None:
+        self.needs = needs
         self._channel, theirs = _channel()
         with theirs:
             _fork(theirs)
@@ -155,20 +191,20 @@ class DecodeProcess:
 class _ForkServer:
     """A process that has everything imported and only ever forks.
 
-    What makes malloc good for training (`cluster/run.py`) makes decord a fifth slower, so it is not inherited.
+    What makes malloc good for training (`cluster/run.py`) makes decord a fifth slower: it is not inherited, either.
     """
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         command = f"from pipeline.decode.isolation import serve_forks; serve_forks({theirs.fileno()})"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | {
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ} | {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "OPENBLAS_NUM_THREADS": "1",  # a process with threads must not fork
             "OMP_NUM_THREADS": "1",
         }
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", command],
+                [sys.executable, "-P", "-c", command],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -217,6 +253,8 @@ def serve_forks(control_fd: int) -> None:
     """Fork for each channel that is sent, until the worker is gone."""
     importlib.import_module(PRELOADED)
     decoders.load(decoders.AUTO)
+    Image.init()  # all of Pillow's formats, which it otherwise imports when it needs one
+    _leave_folder()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
     control, server_pid = socket.socket(fileno=control_fd), os.getpid()
     while True:
@@ -237,9 +275,10 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         if os.getppid() != server_pid:
             return
         channel.send_bytes(str(os.getpid()).encode())
+        is_sealed = False
         while True:
-            function, arguments = pickle.loads(channel.recv_bytes())
-            answer, content = _answer(function, channel.recv_bytes(), arguments)
+            answer, content = _answer(channel.recv_bytes(), channel.recv_bytes(), is_sealed)
+            is_sealed = True
             channel.send_bytes(json.dumps(answer).encode())
             channel.send_bytes(content)
     except (EOFError, OSError):
@@ -248,16 +287,40 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         os._exit(0)
 
 
-def _answer(function: Callable[..., Any], data: bytes, arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def _answer(request: bytes, data: bytes, is_sealed: bool) -> tuple[dict[str, Any], Any]:
     """Return what is said of the outcome, and the pixels of an array."""
     try:
-        value = function(data, **arguments)
+        asked: _Request = pickle.loads(request)  # imports what it names
+        if not is_sealed:
+            if asked.decoder is not None:
+                decoders.load(asked.decoder)
+            sandbox.seal(may_use_devices=asked.decoder in _ON_DEVICES)
+        value = asked.function(data if asked.images is None else _images(data, asked.images), **asked.arguments)
     except DecodeError as error:
         return {"reason": str(error.reason), "detail": error.detail}, b""
     except MemoryError:
         return {"reason": str(Reason.OUT_OF_MEMORY), "detail": "the machine has no more memory"}, b""
-    except Exception:
-        return {"traceback": traceback.format_exc()}, b""
+    except Exception as error:
+        detail = f"{type(error).__name__}: {first_line(error)} ({_place(error)})"
+        return {"reason": str(Reason.FAILED), "detail": detail, "traceback": traceback.format_exc()}, b""
     if not isinstance(value, np.ndarray):
         return {"value": value}, b""
     return {"dtype": value.dtype.str, "shape": value.shape}, np.ascontiguousarray(value).data.cast("B")
+
+
+def _images(data: bytes, lengths: Sequence[int]) -> EncodedFrames:
+    stops = list(itertools.accumulate(lengths))
+    return EncodedFrames(tuple(data[stop - length : stop] for length, stop in zip(lengths, stops, strict=True)))
+
+
+def _place(error: Exception) -> str:
+    """Return where an exception was raised."""
+    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}, line {line}"
+
+
+def _leave_folder() -> None:
+    """Work in a folder that is gone: no relative path leads anywhere, to read or to write."""
+    folder = tempfile.mkdtemp()
+    os.chdir(folder)
+    os.rmdir(folder)

@@ -25,6 +25,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
+from pipeline.decode.formats import FORMAT_WHITELIST, container_of
 from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
 from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, Reason
@@ -40,6 +41,8 @@ FILTER = (
 """The one filter of all decoders, bicubic over the area that a pixel covers. `images.resize` is the same on RGB."""
 UPRIGHT = np.eye(2, dtype=np.int64)
 PLAIN_CODECS = ("h264", "vp8", "vp9")
+BYTES_ALONE = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none"}
+"""FFmpeg opens no other demuxer, and nothing but the bytes that it is given."""
 
 
 @runtime_checkable
@@ -73,7 +76,9 @@ class PyavVideo:
 
     def __init__(self, data: bytes, known: VideoInfo | None = None) -> None:
         with refusals():
-            self._container: InputContainer = av.open(io.BytesIO(data), mode="r")
+            self._container: InputContainer = av.open(
+                io.BytesIO(data), mode="r", format=container_of(data).demuxer, container_options=BYTES_ALONE
+            )
             try:
                 self._stream = self._video_stream()
                 self._codec = self._stream.codec_context

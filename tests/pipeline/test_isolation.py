@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from misbehaviour import blunder, describe, devour, doubled, fall, hang, hang_once, leave, refuse
+from misbehaviour import blunder, describe, devour, doubled, fall, hang, hang_until, leave, refuse
 
 from pipeline.decode import isolation
 from pipeline.decode.codec import decode_clip, decode_frames, encode_video, letterbox
@@ -94,16 +95,19 @@ def test_without_a_way_to_measure_memory_only_time_is_limited(monkeypatch, tmp_p
         run(hang, limits=TIGHT)
 
 
-def test_a_machine_that_was_busy_for_a_while_costs_no_sample(tmp_path: Path) -> None:
-    assert run(hang_once, str(tmp_path / "seen").encode(), TIGHT) == "done"
+def test_a_machine_that_was_busy_for_a_while_costs_no_sample() -> None:
+    assert run(hang_until, str(time.monotonic() + TIGHT.seconds).encode(), TIGHT) == "done"
 
 
-def test_errors_of_the_file_and_errors_of_ours_are_told_apart_and_cost_no_process() -> None:
+def test_errors_of_the_file_and_errors_of_ours_are_told_apart_and_cost_no_process(caplog) -> None:
     before = run(describe)["pid"]
     with pytest.raises(DecodeError, match="truncated: cut"):
         run(refuse)
-    with pytest.raises(RuntimeError, match="KeyError: 'no such thing'"):
+    with pytest.raises(DecodeError) as caught:
         run(blunder)
+    assert caught.value.reason == Reason.FAILED
+    assert re.fullmatch(r"KeyError: 'no such thing' \(misbehaviour\.blunder, line \d+\)", caught.value.detail)
+    assert "in blunder" in caplog.text
     assert run(describe)["pid"] == before
 
 

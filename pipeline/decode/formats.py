@@ -1,0 +1,309 @@
+"""What a file is, by its bytes alone: the videos and pictures that may be opened, and the name of anything else.
+
+No decoder is asked. FFmpeg's probes answer with any of 300 demuxers, and some of those open what the file names: a
+playlist in front of a video makes them fetch an address. So a file is read as what its first bytes say, or not at all.
+
+FFmpeg's probes, where a decoder runs them by itself (decord 0.6.0: FFmpeg 4.1; torchcodec), look at the first MiB:
+- `hls`, `concat`, `vobsub` and `mlv` compare the first bytes, behind an ID3 tag if there is one. No container of
+  `container_of` begins with one of these.
+- `sdp` wants a line that begins with `c=IN IP`, behind lines of which none begins with a zero byte, and beats weaker
+  probes: those of MPEG-TS, of elementary streams, of an MP4 or a GIF with odd headers.
+- `dash` and `imf` want `<MPD` or `<CompositionPlaylist` before the first zero byte.
+- `image2`, `rtsp` and `sap` go by the file's name, which the bytes do not have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.records import DecodeError, Kind, Reason
+
+PROBED_BYTES = 2**20
+"""How far into a file FFmpeg's probes look."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A kind of file that may be opened as a video."""
+
+    name: str
+    """For people."""
+    demuxer: str
+    """FFmpeg's name: `av.open(..., format=demuxer)`."""
+
+
+MP4 = Container("MP4", "mov")
+MATROSKA = Container("Matroska", "matroska")
+AVI = Container("AVI", "avi")
+ASF = Container("ASF", "asf")
+FLV = Container("FLV", "flv")
+TS = Container("MPEG-TS", "mpegts")
+BEGINNINGS: tuple[tuple[bytes, Container], ...] = (
+    (rb"....(?:ftyp|moov|mdat|moof|styp|sidx|free|skip|wide|pnot|uuid)", MP4),
+    (rb"\x1a\x45\xdf\xa3", MATROSKA),
+    (rb"RIFF....AVI[ \x19]", AVI),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c", ASF),
+    (rb"FLV[\x00-\x04]", FLV),
+    (rb"OggS\x00", Container("Ogg", "ogg")),
+    (rb"GIF8[79]a", Container("GIF", "gif")),
+    (rb"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", Container("MXF", "mxf")),
+    (rb"DKIF\x00\x00", Container("IVF", "ivf")),
+    (rb"nut/multimedia container\x00", Container("NUT", "nut")),
+    (rb"\.RMF\x00\x00", Container("RealMedia", "rm")),
+    (rb"\x1f\x07\x00[\x3f\xbf]", Container("DV", "dv")),
+    (rb"\x12\x00\x0a", Container("AV1 video", "obu")),
+    (rb"\x00\x00\x01\xba", Container("MPEG-PS", "mpeg")),
+    (rb"\x00{2,3}\x01\xb3", Container("MPEG video", "mpegvideo")),
+    (rb"\x00{2,3}\x01(?:\xb0|[\x00-\x0f]\x00\x00\x01\x20)", Container("MPEG-4 video", "m4v")),
+    (rb"\x00{2,3}\x01(?:[\x40\x42\x46]\x01)", Container("HEVC video", "hevc")),
+    (rb"\x00{2,3}\x01[\x09\x27\x47\x67\x06]", Container("H.264 video", "h264")),
+)
+"""Pattern of the first bytes → container. None of these demuxers opens anything but the bytes that it is given."""
+FORMAT_WHITELIST = ",".join(sorted({container.demuxer for _, container in BEGINNINGS} | {TS.demuxer}))
+"""For FFmpeg's option `format_whitelist`."""
+
+PICTURES: tuple[tuple[bytes, str], ...] = (
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"RIFF....WEBP", "WEBP"),
+    (rb"GIF8[79]a", "GIF"),
+    (rb"....ftyp(?:avi[fs]|m[is]f1....(?:....){0,8}?avi[fs])", "AVIF"),
+    (rb"II[\x2a\x2b]\x00|MM\x00[\x2a\x2b]", "TIFF"),
+    (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", "BMP"),
+)
+"""Pattern of the first bytes → Pillow's name of a format that may be opened: all that do so without another program."""
+
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (rb"version https://git-lfs", "a Git LFS pointer: fetch the file that it stands for with `git lfs pull`"),
+    (rb"#EXTM3U", "an HLS playlist"),
+    (rb"ffconcat", "an ffconcat playlist"),
+    (rb"\[playlist\]", "a PLS playlist"),
+    (rb"# VobSub", "a VobSub index"),
+    (rb"MLVI", "a Magic Lantern recording"),
+    (rb"\[Reference\]|<asx|ASF https?:", "an ASF redirector"),
+    (rb"RTSPtext|rtspu?://|rtsps://", "an RTSP redirector"),
+    (rb"v=0\r?\n|[acmostv]=[^\n]*\n[acmostv]=|c=IN IP", "an SDP session description"),
+    (rb"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:\w+:)?MPD", "a DASH manifest"),
+    (rb"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:\w+:)?(?:CompositionPlaylist|AssetMap)", "an IMF playlist"),
+    (rb"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<SmoothStreamingMedia", "a Smooth Streaming manifest"),
+    (rb"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<smil", "a SMIL presentation"),
+    (rb"(?:<\?xml[^>]*>\s*)?(?:<!.*?>\s*)*<svg", "an SVG drawing"),
+    (rb"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype html|html|head|body)", "an HTML page"),
+    (rb"<\?xml|<\w+[\s>]", "an XML document"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript document"),
+    (rb"%PDF-", "a PDF document"),
+    (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "a ZIP archive"),
+    (rb"\x1f\x8b", "a gzip archive"),
+    (rb"7z\xbc\xaf\x27\x1c|Rar!|\xfd7zXZ\x00|BZh[1-9]|\x28\xb5\x2f\xfd", "an archive"),
+    (rb".{257}ustar", "a tar archive"),
+    (rb"\x7fELF|MZ.{2,60}\x00|#!", "a program"),
+    (rb"SQLite format 3\x00", "an SQLite database"),
+    (rb"PAR1", "a Parquet table"),
+    (rb"\x89HDF|\x93NUMPY", "an array"),
+    (rb"8BPS", "a Photoshop picture"),
+    (rb"....ftyp(?:hei[cfmsx]|hev[cmsx]|mif1|msf1)", "a HEIF picture"),
+    (rb"\x00\x00\x00\x0c(?:jP  |JXL )|\xff\x0a|\xff\x4f\xff\x51", "a JPEG 2000 or JPEG XL picture"),
+    (rb"qoif|DDS |P[1-7]\s", "a DDS, QOI or PNM picture"),
+    (rb"RIFF....WAVE|fLaC|ID3|FORM....AIF|\.snd|\xff[\xe2\xe3\xf1-\xf3\xf9-\xfb]", "sound"),
+    (rb"\{\s*[\"}]|\[\s*[\[{\"\d\]]", "a JSON text"),
+)
+"""Pattern of the first bytes, in small letters or large, → what people call such a file."""
+_FLAGS = re.DOTALL | re.IGNORECASE
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+_XML_PLAYLIST = re.compile(rb"<(?:\w+:)?(?:MPD|CompositionPlaylist)", re.IGNORECASE)
+_OTHER_PICTURES = ("picture", "drawing", "PostScript")
+_BOXES = frozenset(b"ftyp moov mdat moof mfra free skip wide uuid sidx styp meta pnot udta".split())
+"""Outer boxes of an MP4. One of these that ends behind the file is cut off; what else does so is junk."""
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+def container_of(data: bytes) -> Container:
+    """Return the container that the bytes are. DecodeError names what they are instead of a video."""
+    _refuse_empty(data)
+    found = _video(data)
+    if found is None or (found is MP4 and _is_picture_only(data)):
+        raise _refusal(data, "a video")
+    if playlist := _hidden_playlist(data):
+        raise DecodeError(Reason.UNREADABLE, f"the file is {playlist} that begins like {found.name}, not a video")
+    return found
+
+
+def picture_format(data: bytes) -> str:
+    """Return Pillow's name of the format that the bytes are. DecodeError names what they are instead of a picture."""
+    _refuse_empty(data)
+    if found := _picture(data):
+        return found
+    raise _refusal(data, "a picture")
+
+
+def kind_by_bytes(data: bytes) -> Kind | None:
+    """Return what a file without a suffix is, by its first KiB; None if it is no clip."""
+    if (picture := _picture(data)) and picture != "GIF":
+        return Kind.IMAGE
+    return Kind.VIDEO if data and _video(data) else None
+
+
+def refuse_damaged(data: bytes) -> None:
+    """Raise DecodeError if a file is shorter than its headers announce, or an MP4 without its index.
+
+    Decoders do not notice: they repeat the last frame that they have, or try again for minutes.
+    """
+    _refuse_empty(data)
+    match _video(data):
+        case Container(demuxer="mov"):
+            announced = _mp4_length(data)
+        case Container(demuxer="avi"):
+            announced = _avi_length(data)
+        case Container(demuxer="matroska"):
+            announced = _matroska_length(data)
+        case Container(demuxer="asf"):
+            announced = _asf_length(data)
+        case _:
+            announced = 0
+    if announced > len(data):
+        raise DecodeError(
+            Reason.TRUNCATED, f"the file has {len(data)} bytes, {announced - len(data)} fewer than it announces"
+        )
+
+
+def _refuse_empty(data: bytes) -> None:
+    if not data:
+        raise DecodeError(Reason.EMPTY, "the file has no bytes")
+
+
+def _picture(data: bytes) -> str | None:
+    return next((name for pattern, name in PICTURES if re.match(pattern, data[:64], re.DOTALL)), None)
+
+
+def _video(data: bytes) -> Container | None:
+    """Return the container by its first bytes, MPEG-TS by the distance of its packets."""
+    head = data[:64]
+    for pattern, container in BEGINNINGS:
+        if re.match(pattern, head, re.DOTALL):
+            return container
+    return TS if _is_transport_stream(data) else None
+
+
+def _is_transport_stream(data: bytes) -> bool:
+    """Return whether packets of 188, 192 or 204 bytes follow each other, from the middle of the first one on.
+
+    A file that is cut out of a stream may begin anywhere. Text in front is no packet: it could be a playlist.
+    """
+    if data[0] != 0x47 and ((data[:8].isascii() and _is_text(data[:8])) or _other(data)):
+        return False
+    for size in (188, 192, 204):
+        for start in range(min(size, len(data))):
+            marks = data[start : start + 64 * size : size]
+            if marks[0] == 0x47 and len(marks) >= 2 and marks.count(0x47) > 0.8 * len(marks):
+                return True
+    return False
+
+
+def _is_picture_only(data: bytes) -> bool:
+    """Return whether an MP4 is a HEIF or AVIF file without a track."""
+    return bool(_picture(data) or "HEIF" in (_other(data) or "")) and b"moov" not in {kind for kind, _ in _boxes(data)}
+
+
+def _hidden_playlist(data: bytes) -> str | None:
+    """Return what FFmpeg's probes could take a file for that begins as a container does; see the top of this file."""
+    if data.find(b"c=IN IP", 0, PROBED_BYTES) >= 0:
+        start = 0
+        while start < min(len(data), PROBED_BYTES) and data[start]:
+            if data.startswith(b"c=IN IP", start):
+                return "an SDP session description"
+            start = data.find(b"\n", start) + 1 or len(data)
+            start += data[start : start + 1] == b"\r"
+    before_zero = data[: max(0, data.find(b"\0", 0, PROBED_BYTES))] or data[:PROBED_BYTES] * (data[0] != 0)
+    return "a playlist" if _XML_PLAYLIST.search(before_zero) else None
+
+
+def _other(data: bytes) -> str | None:
+    """Return what people call a file that is neither a video nor a picture of those that are opened."""
+    head = data[:4096].lstrip(_BLANK)
+    return next((name for pattern, name in _OTHERS if re.match(pattern, head, _FLAGS)), None)
+
+
+def _is_text(data: bytes) -> bool:
+    return all((byte >= 0x20 and byte != 0x7F) or byte in b"\t\r\n\f" for byte in data)
+
+
+def _refusal(data: bytes, wanted: str) -> DecodeError:
+    """Return why the bytes are not what is wanted, in the same words on every run."""
+    name = _other(data)
+    if name == "sound" and wanted == "a video":
+        return DecodeError(Reason.NO_VIDEO_STREAM, "the file holds audio, no video")
+    if name is None and (picture := _picture(data)):
+        name = f"{'an' if picture == 'AVIF' else 'a'} {picture} picture"
+    elif name is None and (video := _video(data)):
+        name = f"a video ({video.name})"
+    elif name is None and not any(data):
+        name = "nothing but zeros"
+    elif name is None and (data[:2] in (b"\xff\xfe", b"\xfe\xff") or _is_text(data[:512])):
+        name = "a text"
+    if name is None:
+        kinds = "a video" if wanted == "a video" else "a picture"
+        return DecodeError(Reason.UNREADABLE, f"the file begins with {data[:8].hex(' ')}, like no format of {kinds}")
+    if wanted == "a picture" and any(word in name for word in _OTHER_PICTURES):
+        detail = f"the file is {name}, which is not read here: convert it to JPEG or PNG"
+        return DecodeError(Reason.UNSUPPORTED_CODEC, detail)
+    return DecodeError(Reason.UNREADABLE, f"the file is {name}, not {wanted}")
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield the type and the end of each outer box of an MP4."""
+    position = 0
+    while position + 8 <= len(data):
+        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        if size == 1:  # a 64-bit size follows the type
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        end = position + size if size else len(data)  # 0: to the end of the file
+        if 0 < size < 8 or (end > len(data) and kind not in _BOXES):  # bytes of another kind, which players ignore
+            return
+        yield kind, end
+        position = end
+
+
+def _mp4_length(data: bytes) -> int:
+    """Return the end of the last outer box. DecodeError if all are there and none is an index."""
+    boxes = list(_boxes(data))
+    end = max((end for _, end in boxes), default=0)
+    if end <= len(data) and b"moov" not in {kind for kind, _ in boxes}:
+        detail = (
+            "the MP4 has no index (box moov): its recording was cut short, or it is a segment without its first one"
+        )
+        raise DecodeError(Reason.UNREADABLE, detail)
+    return end
+
+
+def _avi_length(data: bytes) -> int:
+    """Return the end of the last RIFF list; old writers count its 8 bytes twice."""
+    end = 0
+    while data.startswith(b"RIFF", end):
+        end += 8 + int.from_bytes(data[end + 4 : end + 8], "little")
+        end += end % 2
+    return end if end > len(data) + 8 else 0
+
+
+def _matroska_length(data: bytes) -> int:
+    """Return the end of the first segment; 0 if it was written as a stream, without a length."""
+    header_size, position = _ebml_size(data, 4)
+    segment_size, first = _ebml_size(data, position + (header_size or 0) + 4)
+    return 0 if segment_size is None else first + segment_size
+
+
+def _ebml_size(data: bytes, position: int) -> tuple[int | None, int]:
+    """Return the variable-length size at `position` (None: unknown) and the position after it."""
+    if position >= len(data) or not data[position]:
+        return None, position
+    length = 9 - data[position].bit_length()
+    size = int.from_bytes(data[position : position + length], "big") & ((1 << 7 * length) - 1)
+    return None if size == (1 << 7 * length) - 1 else size, position + length
+
+
+def _asf_length(data: bytes) -> int:
+    """Return the size of the file that the header states; 0 for a broadcast, which states none."""
+    start = data.find(_ASF_FILE, 0, 2**16)
+    is_broadcast = start < 0 or len(data) <= start + 88 or bool(data[start + 88] & 1)
+    return 0 if is_broadcast else int.from_bytes(data[start + 40 : start + 48], "little")
