@@ -75,9 +75,10 @@ class PyavVideo:
     """
 
     def __init__(self, data: bytes, known: VideoInfo | None = None) -> None:
+        self._demuxer = container_of(data).demuxer
         with refusals():
             self._container: InputContainer = av.open(
-                io.BytesIO(data), mode="r", format=container_of(data).demuxer, container_options=BYTES_ALONE
+                io.BytesIO(data), mode="r", format=self._demuxer, container_options=BYTES_ALONE
             )
             try:
                 self._stream = self._video_stream()
@@ -135,7 +136,7 @@ class PyavVideo:
         starts = [self._packet_pts[self._keys[bisect_right(self._keys, place) - 1]] for place in range(len(self._pts))]
         is_closed = all(map(operator.ge, self._packet_pts, starts))
         return (
-            bool({"mp4", "matroska"} & {*self._container.format.name.split(",")})
+            self._demuxer in ("mov", "matroska")
             and self._codec.name in PLAIN_CODECS
             and (self._codec.pix_fmt, self._codec.color_range) in (("yuv420p", 0), ("yuv420p", 1))
             and len(self._pts) == len(self._packets)
