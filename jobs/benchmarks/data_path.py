@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
@@ -64,18 +65,20 @@ def made_clips(clips: Clips, folder: str) -> str:
     return str(root / "manifest" / "manifest.parquet")
 
 
-def write_clip(index: int, clips: Clips, folder: str) -> None:
-    """Write a clip of a drifting texture of its own as H.264, with a caption beside it."""
+def moving_texture(index: int, clips: Clips) -> NDArray[np.uint8]:
+    """Return the frames (T, H, W, 3) of a clip: a drifting texture of its own."""
     rng = np.random.default_rng(index)
     coarse = rng.integers(0, 255, (clips.height // 8 + 40, clips.width // 8 + 40, 3), np.uint8)
     texture = coarse.repeat(8, axis=0).repeat(8, axis=1) // 2 + rng.integers(0, 40, (1, 1, 3), np.uint8)
     grain = rng.integers(0, 24, (*texture.shape[:2], 1), np.uint8)
     texture, velocity = texture + grain, rng.uniform(0.2, 1.0, 2)
-    frames = []
-    for time_index in range(clips.seconds * clips.fps):
-        y, x = (velocity * time_index).astype(int) % 300
-        frames.append(texture[y : y + clips.height, x : x + clips.width])
-    video = encode_video(np.stack(frames), fps=clips.fps, gop=clips.gop)
+    corners = [(velocity * time_index).astype(int) % 300 for time_index in range(clips.seconds * clips.fps)]
+    return np.stack([texture[y : y + clips.height, x : x + clips.width] for y, x in corners])
+
+
+def write_clip(index: int, clips: Clips, folder: str) -> None:
+    """Write a clip as H.264, with a caption beside it."""
+    video = encode_video(moving_texture(index, clips), fps=clips.fps, gop=clips.gop)
     Path(folder, f"{index:04}.txt").write_text(f"texture number {index} moves\n")
     Path(folder, f"{index:04}.mp4").write_bytes(video)
 

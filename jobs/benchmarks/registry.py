@@ -11,6 +11,7 @@ BENCHMARKS = {
     "main-job": "tiny_runs:main_job",
     "step": "step_time:step",
     "gpu-step": "gpu_step:gpu_step",
+    "decode": "decode_cost:decode",
     "ingest": "data_path:ingest",
     "cache": "data_path:cache",
     "soak": "data_path:soak",

@@ -41,8 +41,14 @@ FILTER = (
 """The one filter of all decoders, bicubic over the area that a pixel covers. `images.resize` is the same on RGB."""
 UPRIGHT = np.eye(2, dtype=np.int64)
 PLAIN_CODECS = ("h264", "vp8", "vp9")
+SKIPPING_CODECS = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9", "vc1", "wmv3")
+"""Decoders that heed `skip_frame` for each packet; libdav1d reads it once."""
 BYTES_ALONE = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none"}
 """FFmpeg opens no other demuxer, and nothing but the bytes that it is given."""
+INDEXED = ("mov", "matroska")
+"""Demuxers of containers that say of each packet when it is shown."""
+NO_TRIAL = {"skip_frame": "all"}
+"""FFmpeg decodes some frames of a file that it opens, to guess what these containers say."""
 
 
 @runtime_checkable
@@ -77,9 +83,8 @@ class PyavVideo:
     def __init__(self, data: bytes, known: VideoInfo | None = None) -> None:
         self._demuxer = container_of(data).demuxer
         with refusals():
-            self._container: InputContainer = av.open(
-                io.BytesIO(data), mode="r", format=self._demuxer, container_options=BYTES_ALONE
-            )
+            options = BYTES_ALONE | (NO_TRIAL if self._demuxer in INDEXED else {})
+            self._container: InputContainer = av.open(io.BytesIO(data), "r", format=self._demuxer, options=options)
             try:
                 self._stream = self._video_stream()
                 self._codec = self._stream.codec_context
@@ -119,6 +124,11 @@ class PyavVideo:
         keys = {self._packet_pts[place] for place in self._keys}
         return [index for index, pts in enumerate(self._pts) if pts in keys]
 
+    @property
+    def codec(self) -> str:
+        """FFmpeg's name of the decoder."""
+        return self._codec.name
+
     def close(self) -> None:
         """Close the container."""
         self._container.close()
@@ -136,7 +146,7 @@ class PyavVideo:
         starts = [self._packet_pts[self._keys[bisect_right(self._keys, place) - 1]] for place in range(len(self._pts))]
         is_closed = all(map(operator.ge, self._packet_pts, starts))
         return (
-            self._demuxer in ("mov", "matroska")
+            self._demuxer in INDEXED
             and self._codec.name in PLAIN_CODECS
             and (self._codec.pix_fmt, self._codec.color_range) in (("yuv420p", 0), ("yuv420p", 1))
             and len(self._pts) == len(self._packets)
@@ -286,10 +296,10 @@ class PyavVideo:
 
     @cached_property
     def _can_skip(self) -> bool:
-        """Return whether frames that are marked as referred to by none really are. In an HEVC stream with temporal
-        layers, the mark speaks of its own layer alone (H.265, 7.4.2.2)."""
+        """Return whether the decoder can leave out frames that are marked as referred to by none, and the mark is true.
+        In an HEVC stream with temporal layers, it speaks of its own layer alone (H.265, 7.4.2.2)."""
         if self._codec.name != "hevc":
-            return True
+            return self._codec.name in SKIPPING_CODECS
         _, found, parameters = (self._codec.extradata or b"").partition(b"\x40\x01")  # the header of a VPS
         return bool(found) and not parameters[1] >> 1 & 7
 
