@@ -106,7 +106,7 @@ def cpu_seconds(read: Callable[[Sequence[int]], NDArray[np.uint8]], indices: Seq
     return time.process_time() - before
 
 
-def full_decode(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+def full_decode(data: bytes, size: tuple[int, int]) -> NDArray[Any]:
     """Return every frame of a file, (T, H, W, 3), decoded in order by PyAV with one thread."""
     with av.open(io.BytesIO(data), "r") as container:
         container.streams.video[0].thread_count = 1
