@@ -34,7 +34,7 @@ from pipeline.records import Rejected
 log = logging.getLogger(__name__)
 
 _SETTINGS = ("corpus", "format", "layout", "split", "decoder", "max_rejected_share", "measure_decoders")
-VERSION = 2
+VERSION = 3
 """Raised when the same input would give another manifest."""
 MARKER = "prepare.json"
 

@@ -39,7 +39,7 @@ class DataConfig:
     """Long side of a frame; the rest of the square is padding."""
     decoder: DecoderName = decoders.AUTO
     """`auto` is the fastest that jobs/prepare.py --measure-decoders found on this corpus; if nothing was measured,
-    decord where it is installed, else pyav. The torchcodec ones need its package, FFmpeg libraries, and
+    pyav. The torchcodec ones need its package, FFmpeg libraries, and
     `torchcodec-cuda` a GPU. Another decoder is named as `package.module:NAME`."""
     sampling: Sampling = field(default_factory=Sampling)
     max_rejected_share: float = 0.05

@@ -39,6 +39,8 @@ FILTER = (
     | int(Interpolation.FULL_CHR_H_INP)
 )
 """The one filter of all decoders, bicubic over the area that a pixel covers. `images.resize` is the same on RGB."""
+LEAST_STRETCH = 0.01
+"""Pixels that are narrower or wider by less are square: encoders that round a size write 640:639."""
 UPRIGHT = np.eye(2, dtype=np.int64)
 PLAIN_CODECS = ("h264", "vp8", "vp9")
 SKIPPING_CODECS = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9", "vc1", "wmv3")
@@ -214,8 +216,9 @@ class PyavVideo:
 
     def _read_info(self) -> VideoInfo:
         matrix, (width, height) = self._first_frame
-        aspect = self._stream.sample_aspect_ratio or self._codec.sample_aspect_ratio
-        width = max(1, round(width * float(aspect or 1)))
+        aspect = float(self._stream.sample_aspect_ratio or self._codec.sample_aspect_ratio or 1)
+        if abs(aspect - 1) > LEAST_STRETCH:
+            width = max(1, round(width * aspect))
         timeline, num_frames = self.timeline, len(self._pts)
         rate, first = float(self._stream.average_rate or self._stream.guessed_rate or 0), float(timeline.times[0])
         fps, end = timeline.fps, timeline.end
