@@ -125,6 +125,7 @@ def library_folders() -> list[str]:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     folders = {sysconfig.get_path(name) for name in names} | {str(Path(sys.base_prefix) / "lib")}
     folders |= {path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
+    folders.add(str(Path(__file__).parents[1]))  # in a checkout, our own modules lie with none of these
     folders |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"}
     folders |= set(filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
     return sorted(folder for folder in folders if Path(folder).exists())
