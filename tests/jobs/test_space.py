@@ -206,7 +206,10 @@ def test_trials_of_other_lengths_are_not_compared_early(tmp_path: Path) -> None:
 def test_a_value_that_a_run_would_refuse_before_its_start_is_refused(tmp_path: Path, text: str, why: str) -> None:
     base = run_of(tmp_path)
     manifest, machine = read_manifest(base.data.manifest), preflight.this_machine()
-    problems = [(one, preflight.value_problems(one.run, manifest, machine)) for one in corners(text, base=base)]
+    problems = [
+        (f"{corner.field} cannot be {corner.value}", preflight.value_problems(corner.run, manifest, machine))
+        for corner in corners(text, base=base)
+    ]
     with pytest.raises(ValueError, match=why) if why else contextlib.nullcontext():
         sweeps.refuse_problems(problems)
 
