@@ -196,7 +196,10 @@ def make_job(config: PretrainConfig, manifest: Manifest, run_folder: str, tracke
     refuse_more_words_than_there_are(config.masking, table)
     task_class = task_type(config.task.kind)
     max_clips = data.max_evaluation_clips if task_class.scores_all_pairs else None
-    sources = make_sources(data, config.placement, config.optim.global_batch, seed, max_clips=max_clips)
+    failures = f"{run_folder}/{run_files.UNDECODED}"
+    sources = make_sources(
+        data, config.placement, config.optim.global_batch, seed, max_clips=max_clips, failures=failures
+    )
     task = task_class.create(
         TaskInputs(
             config=config.task,

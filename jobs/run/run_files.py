@@ -24,6 +24,8 @@ from pipeline.corpus.manifest import checksum
 
 IDENTITY, SECONDS = "identity.json", "seconds.json"
 CONFIG, FAILURE = "config.json", "failure.json"
+UNDECODED = "undecoded"
+"""Folder with a file for each clip that did not decode, which no later epoch tries again."""
 ANSWERS = "answers.json"
 """What question answering chooses from, by number."""
 PROGRESS = "progress.json"

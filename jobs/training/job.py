@@ -76,10 +76,16 @@ def make_plan(data: DataConfig, global_batch: int, seed: int) -> Plan:
 
 
 def make_sources(
-    data: DataConfig, placement: Placement, global_batch: int, seed: int, *, max_clips: int | None = None
+    data: DataConfig,
+    placement: Placement,
+    global_batch: int,
+    seed: int,
+    *,
+    max_clips: int | None = None,
+    failures: str = "",
 ) -> dict[str, ClipSource]:
     """Return where the clips of training and of each evaluation come from, by dataset. An evaluation reads `max_clips`
-    of its split at most."""
+    of its split at most. `failures`: folder of the clips that do not decode."""
     evaluation = evaluation_sources(data, placement, global_batch, seed, max_clips=max_clips)
     training = dataclasses.replace(
         evaluation["validation"],
@@ -88,7 +94,8 @@ def make_sources(
         max_clips=None,
         long_sides_px=data.augmentation.long_sides_px,
     )
-    return {"train": training} | evaluation
+    sources = {"train": training} | evaluation
+    return {name: dataclasses.replace(source, failures=failures) for name, source in sources.items()}
 
 
 def evaluation_sources(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from pipeline.decode.isolation import isolated
 from pipeline.decode.sampling import Policy
 from pipeline.records import ClipRows, DecodeError, Kind, Media, Rejected, Stage
 from pipeline.stream.epoch_plan import PADDING, Plan, PlannedStep, sequential
+from pipeline.stream.failures import fail, failures_in, note_failure
 from pipeline.stream.randomness import Purpose, clip_rng
 
 MAX_BLOCKS = 10_000
@@ -78,6 +80,8 @@ class ClipSource:
 
     patience_seconds: float = 0.0
     """How long a store that fails is asked again before a clip counts as unavailable."""
+    failures: str = ""
+    """Folder in which clips that do not decode are noted, so that none is decoded again; empty: none is noted."""
 
     def share(self, num_ranks: int) -> int:
         """Slots of a step that are one rank's. Where the ranks do not divide the batch, the last slots stay empty."""
@@ -148,7 +152,8 @@ def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop
         raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
     steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
     storage.set_retry_seconds(source.patience_seconds)
-    return pa.concat_tables(decode_share(source, step, rank, num_ranks) for step in steps)
+    failures = failures_in(source.failures)
+    return pa.concat_tables(decode_share(source, step, rank, num_ranks, failures) for step in steps)
 
 
 def clip_stream(
@@ -174,18 +179,28 @@ def clip_stream(
     )
 
 
-def decode_share(source: ClipSource, step: int, rank: int, num_ranks: int) -> pa.Table:
-    """One rank's slots of one step."""
+def decode_share(
+    source: ClipSource,
+    step: int,
+    rank: int,
+    num_ranks: int,
+    failures: Mapping[int, DecodeError] = MappingProxyType({}),
+) -> pa.Table:
+    """One rank's slots of one step. `failures`: clips that are known not to decode; others are noted."""
     share, planned = source.share(num_ranks), source.planned(step)
     table = split_rows(source.manifest_path, source.split)[planned.kind]
     rows = np.pad(planned.rows, (0, share * num_ranks - source.batch), constant_values=PADDING)
     rows, first_slot = rows[rank * share : (rank + 1) * share], (step * num_ranks + rank) * share
     found = [table.slice(row, 1).to_pylist()[0] if row >= 0 else None for row in rows.tolist()]
-    reads = fetch_ahead((row["uri"], row["checksum"]) if row else ("", None) for row in found)
-    decoded = [
-        decode_slot(slot, row, source, planned, read) | {"num_retries": storage.pop_retry_count()}
-        for slot, (row, read) in enumerate(zip(found, reads, strict=True), first_slot)
-    ]
+    known = [failures.get(row["clip_id"]) if row else None for row in found]
+    wanted = [row if row and not error else None for row, error in zip(found, known, strict=True)]
+    reads = fetch_ahead((row["uri"], row["checksum"]) if row else ("", None) for row in wanted)
+    decoded = []
+    for slot, (row, read, error) in enumerate(zip(found, reads, known, strict=True), first_slot):
+        done = decode_slot(slot, row, source, planned, functools.partial(fail, error) if error else read)
+        if not error:
+            note_failure(source.failures, done)
+        decoded.append(done | {"num_retries": storage.pop_retry_count()})
     return pa.Table.from_pylist(decoded, schema=CLIP_SCHEMA)
 
 

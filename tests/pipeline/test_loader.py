@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,8 @@ from PIL import Image
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.decode.codec import decode_clip, encode_video
 from pipeline.decode.sampling import Policy
-from pipeline.records import Kind, Reason, Stage
+from pipeline.records import Kind, Media, Reason, Stage
+from pipeline.stream import failures, loader
 from pipeline.stream.epoch_plan import PADDING, Plan
 from pipeline.stream.loader import (
     ClipSource,
@@ -372,3 +376,30 @@ def test_ranks_that_do_not_divide_the_batch_share_the_same_slots(
 def test_a_block_without_its_own_number_is_refused(source: ClipSource) -> None:
     with pytest.raises(RuntimeError, match="a block has 3 numbers instead of its own"):
         decode_block(pa.table({"id": [0, 1, 2]}), source=source, start_step=0, stop_step=9, num_ranks=2)
+
+
+def test_a_clip_that_does_not_decode_is_decoded_once_in_a_run(
+    source: ClipSource, two_epochs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers decode two epochs in turn; what the store did not have is asked for again."""
+    lengths, isolated = [], loader.isolated
+
+    def counted(function: Callable[..., Any], data: Media, **arguments: Any) -> Any:
+        lengths.append(len(data))
+        return isolated(function, data, **arguments)
+
+    monkeypatch.setattr(loader, "isolated", counted)
+    remembering = dataclasses.replace(source, failures=str(tmp_path / "undecoded"))
+    done = []
+    for start, stop in [(0, 6), (6, 12)]:
+        failures._read.cache_clear()  # as in another process
+        for number in range(source.num_groups(stop - start, 1)):
+            numbers = pa.table({"id": [number]})
+            block = decode_block(numbers, source=remembering, start_step=start, stop_step=stop, num_ranks=1)
+            done.append(block.drop_columns(["num_retries"]))
+    expected = pa.concat_tables(two_epochs).drop_columns(["num_retries"])
+    assert pa.concat_tables(done).equals(expected)
+    broken = [tmp_path / "undecoded" / f"{clip_id('tiny', f'{number:02}.mp4')}.json" for number in BROKEN]
+    noted = {json.loads(path.read_text())["reason"] for path in broken if path.exists()}
+    assert noted == {reason for reason in BROKEN.values() if reason != Reason.MISSING}
+    assert len(lengths) == 2 * (NUM_CLIPS - len(BROKEN)) + len(noted)

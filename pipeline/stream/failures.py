@@ -1,0 +1,39 @@
+"""What a run remembers of clips that did not decode: each costs its limits once, not in every epoch."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from pipeline import storage
+from pipeline.records import DecodeError, Reason
+
+OF_THE_STORE = frozenset({Reason.MISSING, Reason.UNAVAILABLE, Reason.WRONG_CHECKSUM})
+"""Not remembered: the next epoch may find the file."""
+
+
+def failures_in(folder: str) -> dict[int, DecodeError]:
+    """Return clip id → why it did not decode, as any worker has noted it in `folder`; none without one."""
+    if not folder or not storage.exists(folder):
+        return {}
+    return {int(name.removesuffix(".json")): _read(f"{folder}/{name}") for name in storage.list_files(folder)}
+
+
+def note_failure(folder: str, slot: Mapping[str, Any]) -> None:
+    """Note in `folder`, if there is one, a decoded `slot` whose clip did not decode."""
+    if folder and slot["reason"] and slot["reason"] not in OF_THE_STORE:
+        content = json.dumps({name: slot[name] for name in ("uri", "reason", "detail")})
+        storage.write_bytes_atomic(f"{folder}/{slot['clip_id']}.json", content.encode())
+
+
+def fail(error: DecodeError) -> NoReturn:
+    """Raise a remembered error, as decoding would."""
+    raise DecodeError(error.reason, error.detail)
+
+
+@functools.cache
+def _read(path: str) -> DecodeError:
+    noted = json.loads(storage.read_bytes(path))
+    return DecodeError(Reason(noted["reason"]), noted["detail"])
