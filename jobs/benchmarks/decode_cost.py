@@ -19,14 +19,14 @@ from typing import Any
 import av
 import decord
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from jobs.benchmarks.data_path import Clips, moving_texture
 from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, data_folder
 from pipeline.decode.codec import fit_long_side
+from pipeline.decode.pictures import Picture
 from pipeline.decode.sampling import Policy, sample_frames
-from pipeline.decode.video import FILTER, PyavVideo
+from pipeline.decode.video import PyavVideo
 
 GENERATED: Mapping[str, tuple[str, Mapping[str, str]]] = MappingProxyType(
     {
@@ -110,10 +110,8 @@ def full_decode(data: bytes, size: tuple[int, int]) -> NDArray[Any]:
     """Return every frame of a file, (T, H, W, 3), decoded in order by PyAV with one thread."""
     with av.open(io.BytesIO(data), "r") as container:
         container.streams.video[0].thread_count = 1
-        reformatter = VideoReformatter()
-        options = {"width": size[0], "height": size[1], "format": "rgb24", "interpolation": FILTER, "threads": 1}
-        frames = container.decode(video=0)
-        return np.stack([reformatter.reformat(frame, **options).to_ndarray() for frame in frames])
+        picture = Picture()
+        return np.stack([picture.of(frame, size) for frame in container.decode(video=0)])
 
 
 def encoded(frames: NDArray[np.uint8], codec: str, options: Mapping[str, str]) -> bytes:
