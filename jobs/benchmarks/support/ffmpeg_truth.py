@@ -18,10 +18,9 @@ from pipeline.decode.images import fit_long_side, resize
 
 SIZE_PX = 224
 """Long side of the frames that are compared: that of training."""
-SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
-"""Of ffmpeg's conversion to RGB, at the size of the source: chroma is interpolated."""
 _START = re.compile(r"Duration: .*, start: (-?[\d.]+)")
 _FRAME = re.compile(r" n: *\d+ pts: *(-?\d+|NOPTS).* sar:(\d+)/(\d+) s:(\d+)x(\d+)")
+_CODEC = re.compile(r"Video: (\w+)")
 _TIME_BASE = re.compile(r"config in time_base: (\d+/\d+)")
 
 
@@ -33,6 +32,14 @@ class Truth:
     times: np.ndarray
     numbers: list[int | None]
     worst_colour: float
+    codec: str
+    fps: float
+
+    @property
+    def half_frame(self) -> float:
+        """Half of the shortest time, in seconds, between two frames; containers round by up to 1 ms."""
+        gaps = np.diff(np.unique(self.times.round(4)))
+        return max(0.001, float(gaps.min() if len(gaps) else 1 / self.fps) / 2)
 
 
 def truth_of(path: Path, file: MediaFile) -> Truth | None:
@@ -56,7 +63,7 @@ def truth_of(path: Path, file: MediaFile) -> Truth | None:
         str(path),
     ]
     pixels = "rgba" if file.is_transparent else "rgb24"
-    shown = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", f"showinfo,scale=flags={SCALE_FLAGS},format={pixels}"]
+    shown = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", f"showinfo,format={pixels}"]
     output = ["-autoscale", "0", "-f", "rawvideo", "-"]
     done = subprocess.run([*command, *shown, *output], capture_output=True, timeout=FFMPEG_SECONDS, check=False)
     printed = done.stderr.decode(errors="replace")
@@ -72,13 +79,15 @@ def truth_of(path: Path, file: MediaFile) -> Truth | None:
     assert position == len(done.stdout), f"{path.name}: {position} bytes of frames, {len(done.stdout)} came"
     times = np.array([int(pts) for pts, *_ in frames]) * float(Fraction(_TIME_BASE.findall(printed)[0]))
     start = float(_START.findall(printed)[0]) if _START.search(printed) else times[0]
-    upright = [_undone(_opaque(picture), file.turned) for picture in pictures]
+    upright = [drawn_way_up(_opaque(picture), file.turned) for picture in pictures]
     size = training_size(frames[0])
     return Truth(
         frames=np.stack([resize(Image.fromarray(_opaque(picture)), size) for picture in pictures]),
         times=times - start,
         numbers=[read_number(picture) for picture in upright],
         worst_colour=max(map(colour_error, upright)),
+        codec=_CODEC.findall(printed)[0],
+        fps=file.fps,
     )
 
 
@@ -131,7 +140,7 @@ def _opaque(picture: np.ndarray) -> np.ndarray:
     return (picture[..., :3] * (picture[..., 3:] / 255.0)).round().astype(np.uint8)
 
 
-def _undone(picture: np.ndarray, turned: tuple[int, bool]) -> np.ndarray:
+def drawn_way_up(picture: np.ndarray, turned: tuple[int, bool]) -> np.ndarray:
     """Return the picture as it was drawn."""
     turned_back = np.rot90(picture, -turned[0])
     return turned_back[:, ::-1] if turned[1] else turned_back

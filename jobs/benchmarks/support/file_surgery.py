@@ -123,7 +123,7 @@ def remuxed(format: str, degrees: int) -> Edit:
 
     def edit(data: bytes) -> bytes:
         buffer = io.BytesIO()
-        with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=format) as target:
+        with av.open(io.BytesIO(data), "r") as source, av.open(buffer, "w", format=format) as target:
             stream = target.add_stream_from_template(source.streams.video[0])
             stream.set_display_rotation(degrees)
             for packet in source.demux(source.streams.video[0]):

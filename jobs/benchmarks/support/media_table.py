@@ -335,15 +335,6 @@ SHAPE = [
     _file("upside_down.mp4", source="h264_gop15.mp4", edit=with_matrix(180, True), turned=(2, True)),
     _file("mirrored_90.mp4", source="h264_gop15.mp4", edit=with_matrix(90, True), turned=(-1, True), shape=(144, 256)),
     _file("mirrored_270.mp4", source="h264_gop15.mp4", edit=with_matrix(270, True), turned=(1, True), shape=(144, 256)),
-    _file(
-        "turned_45.mp4",
-        source="h264_gop15.mp4",
-        edit=behind(b"tkhd", 44, bytes.fromhex("0000b5050000b505000000000000b505ffff4afb00000000")),
-        rule=Rule.MAY,
-        numbers=ANY,
-        is_numbered=False,
-        max_colour_error=None,
-    ),
     *(
         _file(f"wide_pixels.{suffix}", f"{encode} -aspect 16:9", size=(192, 144), shape=(256, 144))
         for suffix, encode in {
