@@ -223,10 +223,10 @@ def _row(*cells: str) -> list[str]:
 PAGE = """# Conformance: what each decoder shows of odd files
 
 `python jobs/benchmark.py conformance --page docs/reference/conformance.md` writes this page: {num_files} files, made on
-the spot, through {decoders}. Measure: the frames of ffmpeg {version} (`-fps_mode passthrough`, autorotated, RGB
-by its default flags), checked against the numbers and colours that were drawn. All frames of a file are compared, then clips as
-training draws them, with a long side of 224 pixels: what ffmpeg shows within half a frame's time must be
-equal within 40 dB, 30 dB where the picture is HDR.
+the spot, through {decoders}. The measure is what ffmpeg {version} shows (`-fps_mode passthrough`, autorotated, RGB by
+its defaults), checked against the numbers and colours that were drawn. Compared are all frames of a file, then clips as
+training draws them, with a long side of 224 pixels and the filter of `pipeline/decode/images.py`: what ffmpeg shows
+within half a frame's time must be equal within 40 dB, 30 dB where the picture is HDR.
 
 - HDR (PQ, HLG) is shown by its matrix and range, without tone mapping. Transparent pictures are shown on black.
 - Interlaced frames stay woven. Pixels become square by the width. A slanted display matrix is left as it is.
