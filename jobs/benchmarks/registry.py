@@ -17,6 +17,7 @@ BENCHMARKS = {
     "soak": "data_path:soak",
     "loaders": "loaders:loaders",
     "s3-faults": "s3_faults:s3_faults",
+    "conformance": "conformance:conformance",
     "corruption": "corruption:corruption",
     "mining": "mining:mining",
     "dedup": "dedup:dedup",
