@@ -10,13 +10,16 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 from numpy.typing import NDArray
+from PIL import Image
 
-from pipeline.decode.images import GROUND
+from pipeline.decode.images import GROUND, resize
 
 IN_RGB = int(Interpolation.BICUBIC)
 FILTER = IN_RGB | int(Interpolation.ACCURATE_RND)
 """The one filter of all decoders: frames in RGB at their own size, then bicubic over the area that a pixel covers.
 `images.resize` is the same."""
+LEAST_SIDE_PX = 64
+"""libswscale's filter is another one at the edges, which is most of a smaller picture."""
 UPRIGHT = np.eye(2, dtype=np.int64)
 
 
@@ -31,6 +34,8 @@ class Picture:
         matrix = orientation(frame)
         width, height = size[::-1] if matrix[0, 1] else size
         image = in_rgb(frame, self._to_rgb)
+        if min(image.width, image.height) <= LEAST_SIDE_PX:
+            return upright(resize(Image.fromarray(image.to_ndarray()), (width, height)), matrix)
         image = self._to_size.reformat(image, width, height, interpolation=FILTER, threads=1)
         return upright(image.to_ndarray(), matrix)
 
