@@ -35,7 +35,7 @@ from pipeline.records import IGNORED_LABEL, Batch, ClipRows, QuestionBatch
 from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.stream.transforms import normalise
 from snps3_model.downstream import Answering
-from snps3_model.metrics import bootstrap_intervals
+from snps3_model.metrics import with_intervals
 from snps3_model.snps3 import SNPS3
 
 if TYPE_CHECKING:
@@ -324,11 +324,8 @@ def accuracies(predicted: Sequence[Predicted], prefix: str) -> dict[str, float]:
             groups[f"{prefix}/accuracy/{answer.kind}"].append(answer)
     results: dict[str, float] = {}
     for key, answers in groups.items():
-        right = np.array([answer.is_right for answer in answers], float)
-        _, clip = np.unique([answer.clip_id for answer in answers], return_inverse=True)
-        totals, sizes = np.bincount(clip, weights=right), np.bincount(clip).astype(float)
-        low, high = bootstrap_intervals(totals[:, None], sizes)[:, 0]
-        results |= {key: float(right.mean()), f"{key}_low": float(low), f"{key}_high": float(high)}
+        clip_ids = np.array([answer.clip_id for answer in answers])
+        results |= with_intervals({key: np.array([answer.is_right for answer in answers], float)}, clip_ids)
     return results
 
 
