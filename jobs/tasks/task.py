@@ -175,27 +175,27 @@ class Task(abc.ABC):
 
     def score(self, evaluation: Evaluation, folder: str) -> Measured:
         """Return what a protocol card says of a dataset. May write raw scores to `folder`."""
-        del folder
-        return self._measured(evaluation)[1]
+        return self.saved(evaluation).measured
 
     def save_scores(self, evaluation: Evaluation, folder: str) -> None:
         """Write what `read_scores` reads to `folder`, on the first rank."""
-        metrics, measured = self._measured(evaluation)
+        saved = self.saved(evaluation)
         if evaluation.world.is_first:
-            run_files.write_json(f"{folder}/{evaluation.name}.json", {"metrics": metrics, "measured": asdict(measured)})
+            content = {"metrics": saved.metrics, "measured": asdict(saved.measured)}
+            run_files.write_json(f"{folder}/{evaluation.name}.json", content)
 
     def read_scores(self, name: str, source: ClipSource, folder: str) -> SavedScores | None:
         """Return what `save_scores` wrote for the dataset `name`; None if it is not measured."""
-        del source
         saved = run_files.read_json(f"{folder}/{name}.json")
         return SavedScores(metrics=saved["metrics"], measured=Measured(**saved["measured"]))
 
-    def _measured(self, evaluation: Evaluation) -> tuple[dict[str, float], Measured]:
+    def saved(self, evaluation: Evaluation) -> SavedScores:
+        """Return the metrics of a dataset with what they were measured on."""
         batches, world = list(evaluation.batches), evaluation.world
         metrics = self.measure(dataclasses.replace(evaluation, batches=batches))
         usable = [clip_id for batch in batches for clip_id in batch.clip_ids[batch.weight > 0.5].tolist()]
         clip_ids = sorted(world.gather_objects(usable))
-        return metrics, measured(clip_ids, (), evaluation.source, metrics)
+        return SavedScores(metrics=metrics, measured=measured(clip_ids, (), evaluation.source, metrics))
 
 
 def measured(

@@ -57,7 +57,7 @@ class Reporter:
     def publish(self, meter: Meter, values: dict[str, float], counts: dict[str, int], step: int) -> None:
         """Hand the values of a step to whoever shows them."""
         speed = meter.read(step)
-        values |= speed | counts | {"lr": meter.rate(step)}
+        values |= speed | counts | {"lr": learning_rate(step, self.job.optim)}
         memory = {"memory_mib": telemetry.memory_mib(), "gpu_memory_mib": telemetry.gpu_memory_mib(self.world.device)}
         self.journal.note("step", step=step, loss=values["loss/total"], **speed, **memory, **counts)
         gauges = speed | memory | counts | {"step": step, "loss": values["loss/total"]}
@@ -107,10 +107,6 @@ class Meter:
         self.first_step, self.clock, self.optim = first_step, clock, optim
         self.start = time.perf_counter()
         self.last_step, self.last_seconds = first_step, dict(clock.seconds)
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate at `step`."""
-        return learning_rate(step, self.optim)
 
     def read(self, step: int) -> dict[str, float]:
         """Return clips per second, step and data-wait seconds per step, since the last reading."""
