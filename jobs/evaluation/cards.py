@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
@@ -131,11 +130,12 @@ def own_protocol(
     run_folder: str, *, data: DataConfig, task: TaskConfig, rerank: int | None, scores_all_pairs: bool
 ) -> Protocol:
     """Return how a run measures itself at its end. `scores_all_pairs`: whether its task does (`Task`)."""
-    max_clips, num_clips = data.max_evaluation_clips, num_videos(storage.absolute(data.manifest), data.test_split)
+    manifest, max_clips = storage.absolute(data.manifest), data.max_evaluation_clips
+    num_clips = len(split_rows(manifest, data.test_split)[Kind.VIDEO])
     return Protocol(
         task=score_name(task.kind),
         run=run_folder,
-        manifest=storage.absolute(data.manifest),
+        manifest=manifest,
         split=data.test_split,
         questions=storage.absolute(task.test) if task.test else None,
         num_frames=data.num_frames,
@@ -152,12 +152,10 @@ def num_shared(scored: tuple[str, str], seen: tuple[str, str]) -> int:
     names = ["checksum", "start_seconds", "end_seconds"]
     first, second = (split_rows(path, split)[Kind.VIDEO].select(names) for path, split in (scored, seen))
     second = second.filter(pc.field("checksum").isin(first["checksum"].combine_chunks()))
-    return len(contents(first) & contents(second))
-
-
-def contents(clips: pa.Table) -> set[tuple[Any, ...]]:
-    """Return the rows as a set."""
-    return set(zip(*(column.to_pylist() for column in clips.columns), strict=True))
+    clips, others = (
+        set(zip(*(column.to_pylist() for column in rows.columns), strict=True)) for rows in (first, second)
+    )
+    return len(clips & others)
 
 
 def num_missing(manifest_path: str, split: str) -> int:
@@ -165,11 +163,6 @@ def num_missing(manifest_path: str, split: str) -> int:
     manifest = read_manifest(manifest_path)
     num_clips = manifest.splits[split]
     return annotated_beside(manifest_path, manifest.hash).get(split, num_clips) - num_clips
-
-
-def num_videos(manifest_path: str, split: str) -> int:
-    """Return the number of videos of a split."""
-    return len(split_rows(manifest_path, split)[Kind.VIDEO])
 
 
 def card_folder(run_folder: str, protocol: Protocol, own: Protocol) -> str:

@@ -28,7 +28,7 @@ class Reporter:
 
     def __init__(self, job: Job, batches: RankBatches, journal: Journal, tracker: Tracker) -> None:
         self.job, self.batches, self.journal, self.tracker = job, batches, journal, tracker
-        self.world = batches.world
+        self.world, self.ledger = batches.world, f"{job.run_folder}/ledger.parquet"
 
     def say(self, line: str) -> None:
         """Print a line of progress."""
@@ -71,20 +71,18 @@ class Reporter:
         share = self.job.data.max_rejected_share
         if num_rejected <= share * num_seen or num_rejected < 3:
             return
-        rejected, path = self.world.gather_objects(self.batches.rejected), f"{self.job.run_folder}/ledger.parquet"
-        if self.world.is_first:
-            write_ledger(unique(rejected), path)
+        rejected = self.write_ledger()
         try:
-            refuse_above_share(rejected, num_seen, share, path)
+            refuse_above_share(rejected, num_seen, share, self.ledger)
         except ValueError as error:
             raise RunError(str(error)) from error
 
-    def write_ledger(self) -> None:
-        """Write the ledger of the run: every clip that failed in this worker group, and before it."""
+    def write_ledger(self) -> list[Rejected]:
+        """Write the ledger of the run, every clip that failed in this worker group and before it; return the former."""
         rejected = self.world.gather_objects(self.batches.rejected)
         if self.world.is_first:
-            path = f"{self.job.run_folder}/ledger.parquet"
-            write_ledger(unique(rejected, path), path)
+            write_ledger(unique(rejected, self.ledger), self.ledger)
+        return rejected
 
 
 def say(world: World, line: str) -> None:
