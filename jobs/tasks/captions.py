@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 from jobs.tasks import retrieval
 from jobs.tasks.network import Network, NetworkOptions
-from jobs.tasks.retrieval import ChoosePairs, Gallery, RetrievalOptions, Scored
+from jobs.tasks.retrieval import ChoosePairs, RetrievalOptions, Scored
 from jobs.tasks.task import Evaluation, Examples, Measured, SavedScores, Task, TaskInputs, measured
 from snps3_model.config import ObjectiveConfig
 from snps3_model.loss_table import Loss
@@ -99,18 +99,24 @@ class CaptionTask(Task):
     def ranked(self, evaluation: Evaluation) -> Ranked:
         """Score the texts of a dataset against its clips: the dual score of all pairs, the cross score of all, of the
         first of each text and clip, or of those within groups."""
-        gallery = retrieval.encode_clips(evaluation.network.model, evaluation.batches, evaluation.world.gather)
+        network, world = cast(Pretraining, evaluation.network), evaluation.world
+        gallery = retrieval.encode_clips(network.model, evaluation.batches, world.gather)
         clip_ids = gallery.clip_ids.cpu().numpy()
         texts, relevant, owners = queries_of(evaluation.source, clip_ids, self.options.queries)
-        rerank, groups = self.options.rerank, None
-        if evaluation.name == "temporal":
-            groups = evaluation.source.groups(clip_ids)
+        ids, mask = (part.to(world.device) for part in evaluation.text.tokens(texts))
+        groups = evaluation.source.groups(clip_ids) if evaluation.name == "temporal" else None
+        scored = retrieval.score(
+            network.model,
+            retrieval.encode_texts(network.model, ids, mask, world),
+            gallery,
+            world,
+            temperature=network.temperature,
+            choose=pairs_to_score(groups, self.options.rerank),
+            alive=evaluation.alive,
+        )
+        if groups is not None:
             within = groups[:, None] == groups[None, :]
-            scored = pair_scores(evaluation, gallery, texts, lambda _: within)
             scored = dataclasses.replace(scored, cross=np.where(within, scored.cross, 0.0))
-        else:
-            first = functools.partial(retrieval.first_of_both, k=rerank) if rerank else None
-            scored = pair_scores(evaluation, gallery, texts, first)
         owners = owners if self.options.queries == "each" else None
         return Ranked(scored=scored, texts=texts, relevant=relevant, owners=owners, groups=groups)
 
@@ -168,20 +174,11 @@ class CaptionTask(Task):
         )
 
 
-def pair_scores(evaluation: Evaluation, gallery: Gallery, texts: Sequence[str], choose: ChoosePairs | None) -> Scored:
-    """Score texts against clips, each rank a share: the dual score of all pairs, the cross score of those that
-    `choose` picks by it; None picks all."""
-    network, world = cast(Pretraining, evaluation.network), evaluation.world
-    ids, mask = (part.to(world.device) for part in evaluation.text.tokens(texts))
-    return retrieval.score(
-        network.model,
-        retrieval.encode_texts(network.model, ids, mask, world),
-        gallery,
-        world,
-        temperature=network.temperature,
-        choose=choose,
-        alive=evaluation.alive,
-    )
+def pairs_to_score(groups: Int[np.ndarray, " N"] | None, rerank: int | None) -> ChoosePairs | None:
+    """Return which pairs the cross encoder scores: those within groups, the first of each text and clip, or all."""
+    if groups is not None:
+        return lambda _: groups[:, None] == groups[None, :]
+    return functools.partial(retrieval.first_of_both, k=rerank) if rerank else None
 
 
 def queries_of(
