@@ -108,6 +108,16 @@ class Card:
         doubts = ["chosen on the same clips"] if self.is_selected_on_test else []
         return doubts + ([f"trained on {self.num_trained_on} of these clips"] if self.num_trained_on else [])
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Return the scores without the ends of their intervals."""
+        return {name: value for name, value in self.scores.items() if not name.endswith(("_low", "_high"))}
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Return the ends of a score's interval; None if it has none."""
+        low, high = (self.scores.get(f"{name}_{end}") for end in ("low", "high"))
+        return None if low is None or high is None else (low, high)
+
 
 EXPORTED = "cards"
 """Folder of the cards in a model that jobs/export.py wrote."""
@@ -222,16 +232,12 @@ def refuse_other(card: Card, hashes: Mapping[str, str]) -> None:
 def not_repeated(card: Card, scores: Mapping[str, float]) -> list[str]:
     """Return a line per score that is not the card's: equal on the same hardware, inside its interval elsewhere."""
     lines = []
-    for name, expected in card.scores.items():
-        if name.endswith(("_low", "_high")):
-            continue
-        value = scores.get(name, float("nan"))
+    for name, expected in card.means.items():
+        value, ends = scores.get(name, float("nan")), card.interval(name)
         if value == expected:
             continue
-        low, high = card.scores.get(f"{name}_low"), card.scores.get(f"{name}_high")
-        if low is None or high is None:
-            place = "which has no interval"
-        else:
-            place = f"{'inside' if low <= value <= high else 'outside'} [{low:.4f}, {high:.4f}]"
+        place = "which has no interval"
+        if ends:
+            place = f"{'inside' if ends[0] <= value <= ends[1] else 'outside'} [{ends[0]:.4f}, {ends[1]:.4f}]"
         lines.append(f"{name}: was {expected:.4f}, is {value:.4f}, {place}")
     return lines

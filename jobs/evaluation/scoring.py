@@ -354,11 +354,7 @@ def table(card: Card) -> str:
     if doubt := doubt_of(card):
         lines.append(doubt)
     lines += [f"{doubt.upper()}: this score says too much" for doubt in card.doubts]
-    for name, value in sorted(card.scores.items()):
-        if name.endswith(("_low", "_high")):
-            continue
-        interval = ""
-        if f"{name}_low" in card.scores:
-            interval = f"  [{card.scores[f'{name}_low']:.3f}, {card.scores[f'{name}_high']:.3f}]"
-        lines.append(f"  {name:36s} {value:8.3f}{interval}")
+    for name, value in sorted(card.means.items()):
+        ends = card.interval(name)
+        lines.append(f"  {name:36s} {value:8.3f}" + (f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))
     return "\n".join(lines)
