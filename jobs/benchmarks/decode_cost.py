@@ -48,7 +48,10 @@ def decode(data: str | None = None, num_draws: int = 8, num_rounds: int = 3) -> 
     AV1, which decord does not read, is compared with a full decode by PyAV.
     """
     texture = moving_texture(0, Clips(width=SIZE[0], height=SIZE[1], fps=RATE))
-    files = {name: encoded(texture, codec, options) for name, (codec, options) in GENERATED.items()}
+    files = {
+        name: encoded(texture, codec, options, "webm" if "vp9" in codec else "mp4")
+        for name, (codec, options) in GENERATED.items()
+    }
     videos = sorted((data_folder(data, "the real clips") / "videos").glob("*.mp4"))
     files |= {f"h264 {path.stem}": path.read_bytes() for path in videos}
     rows = []
@@ -114,10 +117,10 @@ def full_decode(data: bytes, size: tuple[int, int]) -> NDArray[Any]:
         return np.stack([picture.of(frame, size) for frame in container.decode(video=0)])
 
 
-def encoded(frames: NDArray[np.uint8], codec: str, options: Mapping[str, str]) -> bytes:
-    """Return frames (T, H, W, 3) as the bytes of a file: WebM for VP9, MP4 for the others."""
+def encoded(frames: NDArray[np.uint8], codec: str, options: Mapping[str, str], format: str = "mp4") -> bytes:
+    """Return frames (T, H, W, 3) as the bytes of a file."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="webm" if "vp9" in codec else "mp4") as container:
+    with av.open(buffer, "w", format=format) as container:
         stream: Any = container.add_stream(codec, rate=RATE)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.options = "yuv420p", dict(options)

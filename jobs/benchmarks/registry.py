@@ -12,6 +12,7 @@ BENCHMARKS = {
     "step": "step_time:step",
     "gpu-step": "gpu_step:gpu_step",
     "decode": "decode_cost:decode",
+    "mutations": "mutations:mutations",
     "ingest": "data_path:ingest",
     "cache": "data_path:cache",
     "soak": "data_path:soak",

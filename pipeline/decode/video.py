@@ -36,8 +36,8 @@ LEAST_STRETCH = 0.01
 PLAIN_CODECS = ("h264", "vp8", "vp9")
 SKIPPING_CODECS = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9", "vc1", "wmv3")
 """Decoders that heed `skip_frame` for each packet; libdav1d reads it once."""
-BYTES_ALONE = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none"}
-"""FFmpeg opens no other demuxer, and nothing but the bytes that it is given."""
+BYTES_ALONE = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none", "err_detect": "explode"}
+"""FFmpeg opens no other demuxer, nothing but the bytes that it is given, and no damaged header."""
 NO_TRIAL = {"skip_frame": "all"}
 """FFmpeg decodes some frames of a file that it opens, to guess what an MP4 says."""
 UNTIMED = ("avi", "h264", "hevc", "m4v", "mpegvideo", "obu")
