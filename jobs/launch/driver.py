@@ -315,7 +315,7 @@ def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, 
         "config_hash": run_hash,
         "manifest_hash": manifest_hash,
     }
-    results, page = run_results.conclude(job, task, tracker, facts)
+    results, page = run_results.conclude(job, task, facts)
     storage.write_bytes_atomic(f"{job.run_folder}/report.html", page.encode())
     numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
     tracker.log(numbers, int(results["num_steps"]))

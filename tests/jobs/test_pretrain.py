@@ -194,7 +194,8 @@ def losses(config: PretrainConfig, config_hash: str) -> dict[str, list[tuple[int
     tracker = mlflow_runs.open_run(
         placement.storage, experiment=placement.experiment, name=config.name, identity_hash=config_hash, params={}
     )
-    return {name: tracker.history(name) for name in tracker.metric_names() if name.startswith("loss/")}
+    names = tracker.client.get_run(tracker.run_id).data.metrics
+    return {name: tracker.history(name) for name in names if name.startswith("loss/")}
 
 
 @pytest.mark.slow
