@@ -19,6 +19,7 @@ from jobs.inference.index_files import INDEX, REJECTED, parts_in
 from jobs.inference.model import decode, load
 from jobs.run import run_files
 from jobs.run.config import DataConfig
+from jobs.run.fields import refuse_below
 from jobs.run.run_identity import config_of
 from pipeline import storage
 from pipeline.corpus.ledger import read_ledger, write_ledger
@@ -61,9 +62,7 @@ class EmbedConfig:
     """What the decoding of one video may take."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "decode_cpus", "videos_per_part"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, "", num_workers=1, decode_cpus=1, videos_per_part=1)
 
 
 def embed(config: EmbedConfig) -> dict[str, int]:

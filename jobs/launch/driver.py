@@ -19,9 +19,9 @@ from cluster.connection import at_once, connected_ray, spans_machines
 from jobs.launch import lease, preflight
 from jobs.reports import run_results
 from jobs.run import run_files
-from jobs.run.config import TASK_FILES, Placement, PretrainConfig, TaskConfig, TextConfig, in_steps, with_decoder
+from jobs.run.config import TASK_FILES, Placement, PretrainConfig, TaskConfig, TextConfig
 from jobs.run.fields import as_dict, config_hash, flat
-from jobs.run.run_identity import identity
+from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.retrieval import RetrievalOptions
 from jobs.tasks.task import TaskInputs, task_type
 from jobs.tasks.text import TextProcessor

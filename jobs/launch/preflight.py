@@ -20,19 +20,9 @@ import torch
 
 from jobs.launch import lease
 from jobs.run import run_files
-from jobs.run.config import (
-    TASK_FILES,
-    DataConfig,
-    OptimConfig,
-    Placement,
-    PretrainConfig,
-    SelectionConfig,
-    TextConfig,
-    in_steps,
-    with_decoder,
-)
+from jobs.run.config import TASK_FILES, DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
 from jobs.run.fields import differences
-from jobs.run.run_identity import identity
+from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.task import task_type
 from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest

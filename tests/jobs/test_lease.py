@@ -20,8 +20,7 @@ from toy import run_of
 from jobs import ROOT
 from jobs.launch import driver, lease, preflight
 from jobs.launch.lease import EXPIRES_SECONDS, LEASE, TRUSTED_SECONDS, Lease, LeaseLostError, Watch
-from jobs.run.config import with_decoder
-from jobs.run.run_identity import identity
+from jobs.run.run_identity import identity, with_decoder
 from pipeline import storage
 
 QUICK = {"RENEW_SECONDS": 0.1, "EXPIRES_SECONDS": 8.0, "TRUSTED_SECONDS": 4.0, "POLL_SECONDS": 0.05}

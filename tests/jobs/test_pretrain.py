@@ -24,8 +24,9 @@ from jobs.corpus.preparation import PrepareConfig, Prepared, prepare
 from jobs.launch.driver import pretrain
 from jobs.launch.preflight import survey
 from jobs.run import run_files
-from jobs.run.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig, with_decoder
+from jobs.run.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig
 from jobs.run.presets import tiny
+from jobs.run.run_identity import with_decoder
 from jobs.tracking import mlflow_runs
 from jobs.training.job import make_sources, with_absolute_weights
 from pipeline import storage

@@ -16,10 +16,10 @@ from jobs.experiments.sweep_table import describe, row_of, summary
 from jobs.experiments.sweeps import SweepConfig, evaluated_at, identity_hash, rungs_of
 from jobs.launch import driver, preflight
 from jobs.run import run_files, run_identity
-from jobs.run.config import PretrainConfig, in_steps
+from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict, flat
 from jobs.run.presets import tiny
-from jobs.run.run_identity import identity
+from jobs.run.run_identity import identity, in_steps
 from jobs.training.job import make_plan
 from jobs.training.step import DivergedError, RunError
 from jobs.training.trainer import PROBES
