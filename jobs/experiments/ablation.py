@@ -156,7 +156,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
                     write_cells(f"{folder}/{CELLS}", fields, cells)
                     storage.write_bytes_atomic(f"{folder}/table.md", table(config, cells, failed).encode())
             if stop.is_made:
-                raise StoppedError
+                raise StoppedError(f"{config.name} was stopped")
             parent.log(means(config.table, cells), 0)
     return table(config, cells, failed), failed
 

@@ -176,7 +176,7 @@ def run_trials(
     if stopped := [trial.trial_id for trial in done if trial.is_open]:
         for trial_id in stopped:
             mlflow_runs.end_open(parent.uri, parent.run_id, trial_id, has_failed=True)
-        raise StoppedError
+        raise StoppedError(f"{sweep_name} was stopped")
     return done
 
 
