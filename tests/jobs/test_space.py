@@ -299,7 +299,7 @@ def test_a_run_that_stopped_for_good_says_whether_it_diverged(
     """A corpus of which too much could not be decoded says nothing of the values: that trial failed."""
     run_files.write_json(f"{tmp_path}/failure.json", {"error": "why", "has_diverged": has_diverged})
     with pytest.raises(error, match=r"^why$") as raised:
-        driver.ended(str(tmp_path))
+        driver.has_ended(str(tmp_path))
     failure = raised.value
     assert type(failure) is error
 
