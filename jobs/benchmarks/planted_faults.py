@@ -46,7 +46,9 @@ class Fault:
 CHANGE = re.compile("«(.*?)→(.*?)»", re.DOTALL)
 FAULTS = (
     Fault(
-        "a sampled window starts one frame late", "pipeline/test_sampling.py", "first = int(start_seconds * fps)«→ + 1»"
+        "a sampled window starts one frame late",
+        "pipeline/test_sampling.py",
+        "first = self.on_screen(np.array([start]))[0]«→ + 1»",
     ),
     Fault(
         "a random frame is never the last one of its segment",
