@@ -56,6 +56,10 @@ class Source:
                 return posixpath.splitext(clip_path)[0]
             case Layout.TAR:
                 return self._tar_of_member.get(clip_path, clip_path)
+            case Layout.FILES if clip_path not in self.places:
+                # readers give names without a suffix .mp4, and take what follows a dot for one
+                others = (clip_path.removesuffix(".mp4"), f"{clip_path}.mp4")
+                return next((name for name in others if name in self.places), clip_path)
             case _:
                 return clip_path
 
@@ -94,6 +98,8 @@ def passed_over(root: str, paths: Iterable[str]) -> dict[str, str]:
     found = {}
     for path in paths:
         if storage.is_surrogate(path):
+            if not (media.kind_of(path) or path.endswith(".tar")):
+                continue
             shown = os.fsencode(path).decode(errors="backslashreplace")
             found[shown] = "its name is not UTF-8, which a manifest needs: rename the file, for example with convmv"
         elif not storage.is_remote(root) and os.path.islink(local := storage.join(root, path)) and os.path.isdir(local):
