@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cluster.world import World
 from jobs.run import run_files
 from jobs.run.config import DataConfig
 from jobs.run.run_identity import config_of
@@ -38,7 +39,6 @@ from pipeline.records import ClipRows, DecodeError, Kind, Reason
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise
 from snps3_model import snps3
-from snps3_model.gather import local_gather
 from snps3_model.loading import few, is_hub_name, load_earlier_run
 from snps3_model.objective import LEAST_TEMPERATURE
 from snps3_model.snps3 import SNPS3
@@ -95,7 +95,7 @@ class Model:
     def embed_texts(self, texts: Sequence[str]) -> Queries:
         """Texts; a long one keeps its beginning."""
         ids, mask = (part.to(self.device) for part in self.text.tokens(texts))
-        return retrieval.encode_texts(self.network, ids, mask, local_gather)
+        return retrieval.encode_texts(self.network, ids, mask, World(rank=0, size=1, device=self.device))
 
     def dual_scores(self, texts: Queries, videos: Videos) -> Float[Tensor, "Q N"]:
         """The dual encoder's score of each text with each video."""

@@ -161,6 +161,8 @@ def refuse_damaged(data: bytes) -> None:
             announced = _matroska_length(data)
         case Container(demuxer="asf"):
             announced = _asf_length(data)
+        case Container(demuxer="gif") if not data.rstrip(b"\0").endswith(b";"):
+            raise DecodeError(Reason.TRUNCATED, "the GIF lacks the byte that ends it")
         case _:
             announced = 0
     if announced > len(data):
