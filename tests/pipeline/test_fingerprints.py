@@ -162,3 +162,18 @@ def test_an_image_is_one_thumbnail(tmp_path):
     data = (tmp_path / "a.png").read_bytes()
     found = clip_thumbnails(data, row(data, kind=str(Kind.IMAGE)), "decord")
     assert found.shape == (1, 384)
+
+
+def test_a_file_that_crashes_its_decoder_costs_its_clip(tmp_path, monkeypatch):
+    data = encode_video(moving(24), fps=8)
+    (tmp_path / "a.mp4").write_bytes(data)
+    rows = pa.Table.from_pylist([row(data, clip_id=1, uri=str(tmp_path / "a.mp4"))])
+
+    def crash(*_, **__):
+        raise DecodeError(Reason.CRASHED, "the process that decoded it ended")
+
+    (found,) = fingerprints.fingerprint_batch(rows, "pyav", Limits()).to_pylist()
+    assert found["reason"] is None
+    monkeypatch.setattr(fingerprints, "isolated", crash)
+    (found,) = fingerprints.fingerprint_batch(rows, "pyav", Limits()).to_pylist()
+    assert found["reason"] == "crashed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -14,10 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 import pytest
 from misbehaviour import reach
 
+import pipeline
 from pipeline.decode import decoders
 from pipeline.decode.codec import decode_frames, encode_video
 from pipeline.decode.config import Limits
@@ -40,10 +43,11 @@ class Server:
     def _count(self) -> None:
         while True:
             try:
-                self._socket.accept()[0].close()
+                connection, _ = self._socket.accept()
             except OSError:
                 return
-            self.num_asked += 1
+            self.num_asked += 1  # before the other side notices
+            connection.close()
 
     def close(self) -> None:
         self._socket.close()
@@ -58,7 +62,7 @@ def server() -> Iterator[Server]:
 
 def stream() -> bytes:
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mpegts") as output, av.open(io.BytesIO(VIDEO)) as source:
+    with av.open(buffer, "w", format="mpegts") as output, av.open(io.BytesIO(VIDEO), "r") as source:
         copy = output.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None:
@@ -111,9 +115,9 @@ def test_the_baits_work(server, tmp_path, monkeypatch) -> None:
     """Without an allow-list, FFmpeg shows the other file; and the server counts."""
     monkeypatch.chdir(tmp_path)
     Path("secret.mp4").write_bytes(VIDEO)
-    with av.open(io.BytesIO(hostile("secret.mp4")["ffconcat"])) as container:
+    with av.open(io.BytesIO(hostile("secret.mp4")["ffconcat"]), "r") as container:
         assert next(container.decode(video=0)).to_ndarray(format="rgb24").mean() > 250
-    with pytest.raises(av.FFmpegError):
+    with pytest.raises(av.error.FFmpegError):
         av.open(f"http://127.0.0.1:{server.port}/latest", timeout=5).close()
     assert server.num_asked >= 1
 
@@ -188,3 +192,13 @@ def test_strace_sees_no_file_no_connection_and_no_program(server, tmp_path) -> N
     assert "connect(" not in while_decoding
     assert "execve(" not in while_decoding
     assert server.num_asked == 0
+
+
+def test_strangers_files_are_opened_in_decode_processes_alone() -> None:
+    """Outside `pipeline/decode`, functions that open a file are handed to `isolated`, never called."""
+    root = Path(pipeline.__file__).parents[1]
+    files = [path for folder in ("pipeline", "jobs", "snps3") for path in (root / folder).rglob("*.py")]
+    calls = re.compile(r"(?<!def )\b(open_video|decode_image|decode_frames|decode_clip|probe|clip_thumbnails)\(")
+    found = {str(path.relative_to(root)) for path in files if calls.search(path.read_text())}
+    found -= {name for name in found if name.startswith(("pipeline/decode/", "jobs/benchmarks/"))}
+    assert found == {"pipeline/dedup/fingerprints.py"}  # in `clip_thumbnails`, which is handed over
