@@ -11,7 +11,6 @@ print(model.match(texts, videos))                # the same pairs by the cross e
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,13 +112,15 @@ def decode(path: str, data: DataConfig, limits: Limits | None = None) -> np.ndar
     """The middle frames of a video, uint8 (T, S, S, 4): RGB, and 1 where a pixel is padding. DecodeError for one that
     cannot be read.
 
-    `limits`: decode in a process of its own, within them, which a stranger's file may crash or hang.
+    A process of its own decodes it, within `limits`: a stranger's file may crash or hang it.
     """
     kind = kind_of(path)
     if kind is None:
         raise DecodeError(Reason.UNREADABLE, f"{path} is neither a video nor an image by its name")
-    decoded = (functools.partial(isolated, decode_frames, limits=limits) if limits else decode_frames)(
+    decoded = isolated(
+        decode_frames,
         fetch(path),
+        limits=limits or Limits(),
         kind=kind,
         num_frames=data.num_frames if kind == Kind.VIDEO else 1,
         size_px=data.frame_size_px,

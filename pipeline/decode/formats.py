@@ -139,10 +139,11 @@ def picture_format(data: bytes) -> str:
 
 
 def kind_by_bytes(data: bytes) -> Kind | None:
-    """Return what a file without a suffix is, by its first KiB; None if it is no clip."""
+    """Return what a file without a suffix is; None if it is no clip."""
     if (picture := _picture(data)) and picture != "GIF":
         return Kind.IMAGE
-    return Kind.VIDEO if data and _video(data) else None
+    found = _video(data) if data else None
+    return Kind.VIDEO if found and not (found is MP4 and _is_picture_only(data)) else None
 
 
 def refuse_damaged(data: bytes) -> None:
