@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.corpus.text_files import json_lines, read_text
-from pipeline.offline.stages import streamed
+from pipeline.offline.stages import in_blocks, streamed
 from pipeline.text.significance import CONTENT_POS, WordCounts, count_words
 from pipeline.text.tagging import TaggerName, make_tagger
 
@@ -46,7 +46,7 @@ def count_captions(captions: pa.ChunkedArray, *, tagger: TaggerName, spacy_model
     """What `count_words` gives, by a Ray Data job. Each distinct caption is tagged once."""
     distinct = pa.Table.from_struct_array(captions.value_counts())
     count = partial(_count_block, tagger=tagger, spacy_model=spacy_model, lower_case=lower_case)
-    blocks, total = list(_blocks(distinct)), _COUNTS.empty_table()
+    blocks, total = in_blocks(distinct, 256, 8192), _COUNTS.empty_table()
     for number, part in enumerate(streamed(blocks, count), start=1):
         total = _summed(pa.concat_tables([total, part]))
         if number * 10 % len(blocks) < 10:
@@ -73,13 +73,6 @@ def _summed(table: pa.Table) -> pa.Table:
     names = (*CONTENT_POS, CAPTIONS)
     summed = table.group_by("word").aggregate([(name, "sum") for name in names])
     return summed.rename_columns({f"{name}_sum": name for name in names}).select(_COUNTS.names).sort_by("word")
-
-
-def _blocks(distinct: pa.Table) -> Iterator[pa.Table]:
-    """Tables of at most 8,192 captions, and at least 256: enough tasks for every CPU, few enough to schedule."""
-    size = max(256, min(8192, len(distinct) // 64))
-    for start in range(0, len(distinct), size):
-        yield distinct.slice(start, size)
 
 
 def _captions_of_lines(source: str, split: str | None) -> Iterator[str]:
