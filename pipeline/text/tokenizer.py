@@ -129,12 +129,6 @@ class Tokenizer:
             rows.append(np.array([self.special.cls, *pieces, self.special.sep], dtype=np.int64))
         return rows
 
-    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """Return the text of `ids`, without [CLS], [SEP] and [PAD]; [MASK] and [UNK] stay visible."""
-        hidden = {self.special.cls, self.special.sep, self.special.pad}
-        pieces = [self.pieces[index] for index in map(int, ids) if index not in hidden]
-        return " ".join(pieces).replace(f" {PREFIX}", "")
-
 
 def _from_json(text: str) -> Tokenizer:
     # a function of the module is pickled by its name, a method with all that decorators put around it
