@@ -13,7 +13,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -36,15 +36,7 @@ log = logging.getLogger(__name__)
 
 KNOWN = pa.schema([manifest.SCHEMA.field(index) for index in range(manifest.SCHEMA.get_field_index("group") + 1)])
 """The columns of a manifest row that are known before a file is opened."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probed:
-    """What became of a corpus."""
-
-    rows: pa.Table
-    """Usable clips; columns of `manifest.SCHEMA`."""
-    rejected: list[Rejected]
+PROGRESS_SECONDS = 5.0
 
 
 def clips_of(annotations: Iterable[Annotation], *, corpus: str, source: Source) -> list[dict[str, Any]]:
@@ -84,10 +76,10 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
 
 def probe_clips(
     clips: Sequence[dict[str, Any]], *, decoder: str, limits: Limits, subcluster: str | None = None
-) -> Probed:
-    """Return every clip as a row or as a rejected sample, by a Ray Data job over the nodes of `subcluster` (None: all).
+) -> tuple[pa.Table, list[Rejected]]:
+    """Return the usable clips (`manifest.SCHEMA`) and the rejected ones, by a Ray Data job.
 
-    Clips without captions are rejected before anything is fetched.
+    It runs on the nodes of `subcluster` (None: all). Clips without captions are rejected before anything is fetched.
     """
     silent = [
         _reject(clip["clip_id"], clip["uri"], Reason.NO_CAPTION, "no caption with words")
@@ -96,11 +88,11 @@ def probe_clips(
     ]
     captioned = [clip for clip in clips if clip["captions"]]
     if not captioned:
-        return Probed(rows=manifest.SCHEMA.empty_table(), rejected=silent)
+        return manifest.SCHEMA.empty_table(), silent
     probing = partial(probe_batch, decoder=decoder, limits=limits)
-    probed = pa.concat_tables(map_clips(captioned, probing, schema=KNOWN, subcluster=subcluster))
+    probed = map_clips(captioned, probing, schema=KNOWN, subcluster=subcluster)
     usable, rejected = ledger.split_by_reason(probed, Stage.PREPARE)
-    return Probed(rows=usable.select(manifest.SCHEMA.names), rejected=silent + rejected)
+    return usable.select(manifest.SCHEMA.names), silent + rejected
 
 
 def probe_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
@@ -159,16 +151,34 @@ def map_clips(
     *,
     schema: pa.Schema,
     subcluster: str | None = None,
-) -> list[pa.Table]:
-    """Return `look` of tables of some clips (rows of `schema`), by a Ray Data job with a CPU per table."""
-    return list(mapped(list(_blocks(clips, schema)), look, subcluster=subcluster))
+) -> pa.Table:
+    """Return `look` of the clips (rows of `schema`), by a Ray Data job with a CPU per some clips."""
+    blocks = in_blocks(pa.Table.from_pylist(list(clips), schema=schema), 8, 256)
+    return pa.concat_tables(mapped(blocks, look, subcluster=subcluster))
+
+
+def in_blocks(table: pa.Table, least: int, most: int) -> list[pa.Table]:
+    """Cut a table into blocks of `least` to `most` rows: enough tasks for every CPU, few enough to schedule."""
+    size = max(least, min(most, len(table) // 64))
+    return [table.slice(start, size) for start in range(0, len(table), size)]
 
 
 def mapped(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None
 ) -> Iterator[pa.Table]:
     """Yield `streamed`; log every few seconds how many of the clips in `blocks` are done."""
-    yield from _with_progress(streamed(blocks, function, subcluster=subcluster), sum(len(block) for block in blocks))
+    started = said = time.monotonic()
+    done, num_clips = 0, sum(map(len, blocks))
+    for table in streamed(blocks, function, subcluster=subcluster):
+        yield table
+        done += table.num_rows
+        now = time.monotonic()
+        if now - said >= PROGRESS_SECONDS and done < num_clips:
+            rate = done / (now - started)
+            log.info(
+                "%d of %d clips looked at, %.0f clips/s, %.0f s left", done, num_clips, rate, (num_clips - done) / rate
+            )
+            said = now
 
 
 def streamed(
@@ -190,28 +200,6 @@ def streamed(
             num_cpus=1,
         )
         yield from done.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-def _blocks(clips: Sequence[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield tables of about 8 to 256 clips: enough tasks for every CPU, few enough to schedule."""
-    size = max(8, min(256, len(clips) // 64))
-    for start in range(0, len(clips), size):
-        yield pa.Table.from_pylist(list(clips[start : start + size]), schema=schema)
-
-
-def _with_progress(tables: Iterable[pa.Table], num_clips: int, every_seconds: float = 5.0) -> Iterator[pa.Table]:
-    started = said = time.monotonic()
-    done = 0
-    for table in tables:
-        yield table
-        done += table.num_rows
-        now = time.monotonic()
-        if now - said >= every_seconds and done < num_clips:
-            rate = done / (now - started)
-            log.info(
-                "%d of %d clips looked at, %.0f clips/s, %.0f s left", done, num_clips, rate, (num_clips - done) / rate
-            )
-            said = now
 
 
 def _reject(clip_id: int, uri: str, reason: Reason, detail: str) -> Rejected:
