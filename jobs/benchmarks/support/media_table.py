@@ -17,7 +17,6 @@ from jobs.benchmarks.support.file_surgery import (
 from jobs.benchmarks.support.media_encoders import (
     ANY,
     AV1,
-    H264,
     MPEG2,
     VP9,
     X264,
@@ -127,6 +126,17 @@ PLAIN = [
     clip("raw.hevc", X265),
     clip("raw.m2v", f"{MPEG2} -bf 2"),
     clip("raw.m4v", "-c:v mpeg4 -q:v 2 -f m4v"),
+    clip("utvideo.avi", "-c:v utvideo -pix_fmt gbrp", num_frames=20),
+    clip("zmbv.avi", "-c:v zmbv -pix_fmt bgr0", num_frames=20),
+    clip("svq1.mov", "-c:v svq1 -q:v 2 -pix_fmt yuv410p", num_frames=20, max_colour_error=24),
+    clip("flashsv.flv", "-c:v flashsv -pix_fmt bgr24", num_frames=20),
+    clip("intra_refresh.mkv", f"{X264} -x264-params intra-refresh=1:keyint=15"),
+    clip("temporal_layers.mp4", f"{X265}:temporal-layers=1"),
+    clip("film_grain.mp4", f"{AV1} -svtav1-params film-grain=25", max_colour_error=None),
+    clip("b_pyramid.mp4", "-c:v libx264 -preset slow -bf 8 -b-pyramid normal -refs 6 -crf 16 -pix_fmt yuv420p -g 30"),
+    clip("weighted.mp4", f"-vf fade=in:0:30 {X264} -weightp 2", is_numbered=False, max_colour_error=None),
+    clip("signed_offsets.mp4", f"{X264} -movflags +negative_cts_offsets"),
+    clip("two_tracks.mkv", f"-map 0:v -map 0:v {X264} -disposition:v:0 default"),
     clip("animation.gif", "-f gif", max_colour_error=40, num_frames=20),
 ]
 """Each container with the usual codecs, by the encoders' defaults where nothing else is said."""
@@ -139,6 +149,10 @@ TIME = [
     paused("vfr_pauses.ts", 10, 12, X264),
     paused("vfr_pauses.flv", 10, 12, X264),
     paused("vfr_pauses.wmv", 10, 12, "-c:v wmv2 -q:v 2"),
+    paused("vfr_dropped.avi", 10, 5, "-c:v mpeg4 -q:v 2"),
+    paused("vfr_pauses.mov", 10, 12, X264),
+    paused("vfr_hevc.mkv", 10, 12, X265),
+    paused("vfr_av1.webm", 10, 12, AV1),
     clip(
         "vfr_jitter.mp4",
         f"-vf settb=1/1000,setpts=N*40+17*(N-3*floor(N/3)) -fps_mode passthrough -enc_time_base 1/1000 {X264}",
