@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.benchmarks.support.file_surgery import remuxed, with_matrix
+from jobs.benchmarks.support.file_surgery import with_matrix, with_roll
 from jobs.benchmarks.support.media_encoders import AV1, H264, HEVC, MPEG2, VP9, X264, clip, tagged
 from jobs.benchmarks.support.media_files import Rule
 
@@ -98,16 +98,14 @@ COLOUR = [
 
 SHAPE = [
     *(
-        clip(
-            f"turned_{degrees}.{suffix}",
-            source="h264_gop15.mp4",
-            edit=edit,
-            turned=(-degrees // 90, False),
-            shape=(144, 256) if degrees % 180 else None,
+        clip(f"turned_{degrees}.{suffix}", source=source, edit=edit, turned=(-degrees // 90, False), shape=shape)
+        for degrees, shape in ((90, (144, 256)), (180, (256, 144)), (270, (144, 256)))
+        for suffix, source, edit in (
+            ("mp4", "h264_gop15.mp4", with_matrix(degrees)),
+            ("mkv", "with_colours.mkv", with_roll(degrees if degrees <= 180 else degrees - 360)),
         )
-        for degrees in (90, 180, 270)
-        for suffix, edit in (("mp4", with_matrix(degrees)), ("mkv", remuxed("matroska", -degrees)))
     ),
+    clip("with_colours.mkv", f"{tagged('bt709', 'bt709', 'bt709')} {H264} -g 15 -write_crc32 0"),
     clip("turned_90.mov", source="h264.mov", edit=with_matrix(90), turned=(-1, False), shape=(144, 256)),
     clip("mirrored.mp4", source="h264_gop15.mp4", edit=with_matrix(0, True), turned=(0, True)),
     clip("upside_down.mp4", source="h264_gop15.mp4", edit=with_matrix(180, True), turned=(2, True)),
