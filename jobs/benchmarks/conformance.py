@@ -114,9 +114,9 @@ def outcome_of(file: MediaFile, data: bytes, truth: Truth | None, decoder: str) 
         return make(refusal=f"{error.reason}: {error.detail[:100]}", fault="broke" if is_unread else "")
     if file.rule == Rule.REFUSE or truth is None:
         return make(fault="is not refused" if file.rule == Rule.REFUSE else "ffmpeg refuses it", worst_db=0.0)
-    worst_db, worst_seconds = compared(shown, times[np.concatenate(clips)], truth, file)
-    found = faults(worst_db, worst_seconds, times, truth, file)
-    return make(fault=", ".join(found), worst_db=worst_db, worst_seconds=worst_seconds, is_own=is_own)
+    decibel, seconds = compared(shown, times[np.concatenate(clips)], truth, file)
+    found = faults(decibel, seconds, times, truth, file)
+    return make(fault=", ".join(found), worst_db=decibel, worst_seconds=seconds, is_own=is_own)
 
 
 def look(data: bytes, *, decoder: str) -> dict[str, Any]:
@@ -149,18 +149,18 @@ def compared(
     shown: UInt8[np.ndarray, "T h w 3"], times: np.ndarray, truth: Truth, file: MediaFile
 ) -> tuple[float, float]:
     """Return the least PSNR (dB) of a frame to one that ffmpeg shows at its time, and the largest error in time (s)."""
-    worst_db, worst_seconds = SAME_DB, 0.0
+    least_db, most_seconds = SAME_DB, 0.0
     for frame, seconds in zip(shown, times, strict=True):
         distance = np.abs(truth.times - seconds)
         at_its_time = np.flatnonzero(distance <= max(truth.half_frame, distance.min()))
-        worst_db = min(worst_db, max(psnr(frame, truth.frames[place]) for place in at_its_time))
+        least_db = min(least_db, max(psnr(frame, truth.frames[place]) for place in at_its_time))
         number = read_number(drawn_way_up(frame, file.turned)) if file.is_numbered else None
         same = [place for place, other in enumerate(truth.numbers) if other == number and number is not None]
         if not same:  # it shows no number: the picture that is most alike
             alike = np.array([psnr(frame, other) for other in truth.frames])
             same = np.flatnonzero(alike >= min(alike.max(), file.min_db))
-        worst_seconds = max(worst_seconds, float(distance[same].min()))
-    return worst_db, worst_seconds
+        most_seconds = max(most_seconds, float(distance[same].min()))
+    return least_db, most_seconds
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
@@ -169,10 +169,10 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return min(SAME_DB, 10 * np.log10(255**2 / error)) if error else SAME_DB
 
 
-def faults(worst_db: float, worst_seconds: float, times: np.ndarray, truth: Truth, file: MediaFile) -> list[str]:
+def faults(least_db: float, most_seconds: float, times: np.ndarray, truth: Truth, file: MediaFile) -> list[str]:
     """Return what is wrong with the frames that a decoder shows."""
-    found = [f"{worst_db:.1f} dB"] if worst_db < file.min_db else []
-    found += [f"{worst_seconds:.3f} s away"] if worst_seconds > truth.half_frame else []
+    found = [f"{least_db:.1f} dB"] if least_db < file.min_db else []
+    found += [f"{most_seconds:.3f} s away"] if most_seconds > truth.half_frame else []
     missing = [seconds for seconds in truth.times if np.abs(times - seconds).min() > truth.half_frame]
     if missing and file.rule == Rule.READ:
         found.append(f"{len(missing)} of {len(truth.times)} frames are missing, the first at {missing[0]:.3f} s")
@@ -195,14 +195,16 @@ def summary(files: list[MediaFile], outcomes: list[Outcome]) -> dict[str, Any]:
         "known_faults": sorted({out.file.name for out in outcomes if out.fault and out.file.known_fault}),
         "num_read_itself": dict(collections.Counter(out.decoder for out in shown if out.is_own)),
         "unread": [file.name for file in files if file.rule == Rule.READ and file.name not in read],
-        "worst_db": min(
-            (out.worst_db for out in shown if out.worst_db is not None and out.file.min_db == 40), default=None
-        ),
-        "worst_db_of_hdr": min(
-            (out.worst_db for out in shown if out.worst_db is not None and out.file.min_db < 40), default=None
-        ),
-        "worst_frame_time": max((outcome.worst_seconds or 0.0 for outcome in shown), default=None),
+        "worst_db": worst_db(shown, 40.0),
+        "worst_db_of_hdr": worst_db(shown, 30.0),
+        "worst_frame_time": round(max((out.worst_seconds or 0.0 for out in shown), default=0.0), 4),
     }
+
+
+def worst_db(outcomes: list[Outcome], wanted: float) -> float:
+    """Return the least PSNR of the files of which `wanted` dB are asked."""
+    found = [outcome.worst_db for outcome in outcomes if outcome.file.min_db == wanted]
+    return round(min((number for number in found if number is not None), default=SAME_DB), 1)
 
 
 def written_page(
