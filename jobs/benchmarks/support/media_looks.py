@@ -23,6 +23,9 @@ COLOUR = [
     clip("bt709.mpg", f"{tagged('bt709', 'bt709', 'bt709')} {MPEG2} -bf 2"),
     clip("bt709_hd_untagged.mp4", X264, size=(1280, 720), num_frames=6),
     clip("bt2020_8bit.mp4", f"{tagged('bt2020', 'bt2020', 'bt709')} {H264}"),
+    clip("ycgco.mp4", f"{H264} -pix_fmt yuv420p -colorspace ycgco", max_colour_error=None),
+    clip("bt2020_constant.mp4", f"{H264} -pix_fmt yuv420p -colorspace bt2020c", max_colour_error=None),
+    clip("gbr_tag.mp4", f"{H264} -pix_fmt yuv420p -colorspace rgb", max_colour_error=None),
     clip("bt709.webm", f"{tagged('bt709', 'bt709', 'bt709')} {VP9}"),
     clip("bt709_av1.mp4", f"{tagged('bt709', 'bt709', 'bt709')} {AV1}"),
     clip("smpte240m.mp4", f"{tagged('smpte240m', 'smpte240m', 'smpte240m')} {H264}"),
@@ -37,15 +40,17 @@ COLOUR = [
     clip("h264_422_10bit.mp4", f"{H264} -pix_fmt yuv422p10le"),
     clip("vp9_10bit.webm", f"{VP9} -pix_fmt yuv420p10le"),
     clip("av1_10bit.mp4", f"{AV1} -pix_fmt yuv420p10le"),
+    clip("vp9_rgb.webm", f"{VP9} -pix_fmt gbrp"),
+    clip("hevc_444_12bit.mkv", f"{HEVC} -pix_fmt yuv444p12le"),
+    clip("raw_uyvy.avi", "-c:v rawvideo -pix_fmt uyvy422", num_frames=8),
+    clip("v210.mov", "-c:v v210", num_frames=8),
     clip("h264_444.mp4", f"{H264} -pix_fmt yuv444p"),
     clip("h264_rgb.mp4", "-c:v libx264rgb -preset veryfast -crf 16 -pix_fmt rgb24"),
     clip("h264_grey.mp4", f"{H264} -pix_fmt gray", max_colour_error=None),
     clip("ffv1_grey16.mkv", "-c:v ffv1 -pix_fmt gray16le", max_colour_error=None, num_frames=10),
-    clip(
-        "qtrle_palette.mov",
-        "-vf split[a][b];[a]palettegen[p];[b][p]paletteuse -c:v qtrle -pix_fmt pal8",
-        num_frames=10,
-        max_colour_error=40,
+    *(
+        clip(name, f"-vf split[a][b];[a]palettegen[p];[b][p]paletteuse -c:v {codec} -pix_fmt pal8", num_frames=8)
+        for name, codec in (("palette.mov", "qtrle"), ("palette.avi", "rawvideo"))
     ),
     clip(
         "pq.mp4",
@@ -134,6 +139,9 @@ SHAPE = [
     clip("odd_444.mp4", f"{H264} -pix_fmt yuv444p", size=(255, 143)),
     clip("odd_420.webm", VP9, size=(255, 143)),
     clip("odd.avi", "-c:v mjpeg -q:v 2 -pix_fmt yuvj420p", size=(255, 143), num_frames=20),
+    clip("odd_mpeg4.mkv", "-c:v mpeg4 -q:v 2", size=(255, 143)),
+    clip("odd_mpeg2.ts", MPEG2, size=(255, 143)),
+    clip("odd_theora.ogv", "-c:v libtheora -q:v 10", size=(255, 143)),
     clip("odd.gif", "-f gif", size=(131, 77), num_frames=10, max_colour_error=40),
     clip("cropped.mp4", X264, size=(250, 142)),
     clip("two_pixels.mp4", X264, size=(2, 2), num_frames=10, is_numbered=False, max_colour_error=None),
