@@ -226,20 +226,20 @@ def read(text, path):
 
 
 RECIPE = Recipe(name="film_retrieval", title="Retrieval on films.", corpus="films", num_steps=70, decay_step=40)
-FILMS = Dataset(name="films", format="outsider.captions:read", recipes=(RECIPE,), tests=(TestSet(title="Films"),))
+FILMS = Dataset(name="films", format="film_readers.captions:read", recipes=(RECIPE,), tests=(TestSet(title="Films"),))
 """
 
 
 @pytest.fixture
 def outsider(folder, monkeypatch):
     """An installed package with a data set of its own, and a file of captions in its format."""
-    package, installed = folder / "site" / "outsider", folder / "site" / "outsider-1.dist-info"
+    package, installed = folder / "site" / "film_readers", folder / "site" / "film_readers-1.dist-info"
     package.mkdir(parents=True)
     installed.mkdir()
     (package / "__init__.py").touch()
     (package / "captions.py").write_text(OUTSIDER)
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1\n")
-    (installed / "entry_points.txt").write_text("[snps3.datasets]\nfilms = outsider.captions:FILMS\n")
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: film_readers\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text("[snps3.datasets]\nfilms = film_readers.captions:FILMS\n")
     monkeypatch.syspath_prepend(folder / "site")
     (folder / "captions.films").write_text("v1|one\nv2|two\n")
     caches = (installed_datasets, known_datasets)
@@ -252,7 +252,7 @@ def outsider(folder, monkeypatch):
 
 def test_a_data_set_of_another_package_is_prepared_and_fine_tuned_on(outsider):
     captions = (str(outsider / "captions.films"),)
-    by_reader = prepare(config(outsider, annotations=captions, format="outsider.captions:read"))
+    by_reader = prepare(config(outsider, annotations=captions, format="film_readers.captions:read"))
     by_name = prepare(config(outsider, annotations=captions, format="films", out=str(outsider / "named")))
     assert by_reader.num_clips == by_name.num_clips == {"train": 2}
     assert by_reader.manifest_hash == by_name.manifest_hash
