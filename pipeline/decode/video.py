@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from pipeline.decode.formats import FORMAT_WHITELIST, container_of
 from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
+from pipeline.decode.pixels import stack
 from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, Reason
 
@@ -106,7 +107,7 @@ class PyavVideo:
         size = size or (self.info.width, self.info.height)
         with refusals():
             images = {pts: self._image(frame, size) for pts, frame in self._decode({self._pts[i] for i in indices})}
-        return np.stack([images[self._pts[index]] for index in indices])
+        return stack([images[self._pts[index]] for index in indices])
 
     @cached_property
     def timeline(self) -> Timeline:
