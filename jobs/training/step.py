@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -118,15 +119,12 @@ class Clock:
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds = dict(seconds or {})
-        self.started: list[tuple[str, float]] = []
 
-    def __call__(self, name: str) -> Clock:
-        self.name = name
-        return self
-
-    def __enter__(self) -> None:
-        self.started.append((self.name, time.perf_counter()))
-
-    def __exit__(self, *exception: object) -> None:
-        name, start = self.started.pop()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count the seconds within it to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
