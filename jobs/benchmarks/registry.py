@@ -13,6 +13,7 @@ BENCHMARKS = {
     "gpu-step": "gpu_step:gpu_step",
     "decode": "decode_cost:decode",
     "ingest": "data_path:ingest",
+    "host-copies": "host_copies:host_copies",
     "cache": "data_path:cache",
     "soak": "data_path:soak",
     "loaders": "loaders:loaders",
