@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import fsspec
 
 from pipeline import storage_errors
-from pipeline.storage_errors import is_remote
+from pipeline.storage_errors import is_remote, is_surrogate
 
 if TYPE_CHECKING:  # who only names paths does not wait for Arrow
     import pyarrow as pa
@@ -49,6 +49,8 @@ _S3_OPTIONS = {
     "use_listings_cache": False,  # other processes write to the same folders
     "config_kwargs": {"retries": {"total_max_attempts": 1}},  # `_ask` asks again, and nobody below it
 }
+_COLONS = "\0\0"
+"""Stands for `::` while fsspec reads a path; no name holds it."""
 _jitter = random.Random()
 
 
@@ -118,7 +120,12 @@ def is_folder(path: str) -> bool:
 
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
     """Return the bytes [start, stop) of a file; the whole file by default. FileNotFoundError names the path."""
-    return _ask(path, lambda store, inner: store.cat_file(inner, start=start, end=stop))
+
+    def call(store: Any, inner: str) -> bytes:
+        storage_errors.refuse_special(path, inner)
+        return store.cat_file(inner, start=start, end=stop)
+
+    return _ask(path, call)
 
 
 def ahead(reads: Iterable[tuple[str, Callable[[], T]]]) -> Iterator[Callable[[], T]]:
@@ -139,6 +146,7 @@ def read_with(path: str, function: Callable[[IO[bytes]], T]) -> T:
     """Return `function` of a file; of a remote one only the blocks that it reads are fetched."""
 
     def call(store: Any, inner: str) -> T:
+        storage_errors.refuse_special(path, inner)
         with store.open(inner, "rb") as file:
             return function(file)
 
@@ -146,8 +154,11 @@ def read_with(path: str, function: Callable[[IO[bytes]], T]) -> T:
 
 
 def list_files(root: str) -> list[str]:
-    """Return the paths of all files below `root` relative to it, sorted; hidden files and folders are left out."""
-    return sorted(_details(root))
+    """Return the paths of all files below `root` relative to it, sorted; hidden files and folders are left out.
+
+    So are names that are not UTF-8, and what lies behind a link to a folder; see `sources.passed_over`.
+    """
+    return sorted(path for path in _details(root) if not is_surrogate(path))
 
 
 def fingerprints(root: str) -> dict[str, str]:
@@ -324,12 +335,13 @@ def _is_s3(path: str) -> bool:
 
 def _resolve(path: str) -> tuple[Any, str]:
     try:
-        store, inner = fsspec.url_to_fs(path, **_S3_OPTIONS if _is_s3(path) else {})
+        # `::` in a name would be taken for two stores, one in the other
+        store, inner = fsspec.url_to_fs(path.replace("::", _COLONS), **_S3_OPTIONS if _is_s3(path) else {})
     except (ValueError, ImportError) as error:
         raise ValueError(f"{path}: {error}; use a local path or s3://bucket/key") from error
     if _is_s3(path):
         store.retries = 1
-    return store, inner
+    return store, inner.replace(_COLONS, "::")
 
 
 def _details(root: str) -> dict[str, dict[str, Any]]:

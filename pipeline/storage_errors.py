@@ -4,6 +4,8 @@ botocore, which is imported when a remote store has failed."""
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,17 @@ _RIGHTS = {
 def is_remote(path: str) -> bool:
     """Return True for a URL, False for a path of this machine."""
     return "://" in path and not path.startswith("file://")
+
+
+def is_surrogate(path: str) -> bool:
+    """Return whether a local disk keeps a name in another encoding than UTF-8, so that no manifest can hold it."""
+    return any("\udc80" <= character <= "\udcff" for character in path)
+
+
+def refuse_special(path: str, inner: str) -> None:
+    """Raise OSError for a local pipe, socket or device: whoever reads it may wait for ever."""
+    if not is_remote(path) and not stat.S_ISREG(mode := os.stat(inner).st_mode) and not stat.S_ISDIR(mode):
+        raise OSError(f"{path} is a pipe, socket or device, not a file")
 
 
 def may_pass(error: Exception) -> bool:

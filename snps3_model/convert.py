@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snps3_model.loading import WeightsReport, few, load_strictly
+from snps3_model.loading import WeightsReport, differences, few
 from snps3_model.objective import Pretraining
 
 PREFIXES = {
@@ -30,18 +30,15 @@ PREFIXES = {
     "itm_head.cls.seq_relationship.": "itm_head.",
 }
 """Published prefix → ours. The longest that fits counts."""
+WORD_EMBEDDINGS = "model.module.text_encoder.embeddings.word_embeddings.weight"
 ALIASES = {
     "model.module.text_encoder.module.": "model.module.text_encoder.",
     "model.module.cross_encoder.": "model.module.text_encoder.encoder.",
     "model.module.cross_embeddings.": "model.module.text_encoder.embeddings.",
     "mlm_head.transformer_mlm.cls.predictions.decoder.bias": "mlm_head.transformer_mlm.cls.predictions.bias",
     "mlm_head.text_encoder_mlm.cls.predictions.decoder.bias": "mlm_head.text_encoder_mlm.cls.predictions.bias",
-    "mlm_head.transformer_mlm.cls.predictions.decoder.weight": (
-        "model.module.text_encoder.embeddings.word_embeddings.weight"
-    ),
-    "mlm_head.text_encoder_mlm.cls.predictions.decoder.weight": (
-        "model.module.text_encoder.embeddings.word_embeddings.weight"
-    ),
+    "mlm_head.transformer_mlm.cls.predictions.decoder.weight": WORD_EMBEDDINGS,
+    "mlm_head.text_encoder_mlm.cls.predictions.decoder.weight": WORD_EMBEDDINGS,
 }
 """Second names of a tensor, by prefix, and the name that counts."""
 UNUSED = ("model.module.img_proj", "model.module.img_encoder.model.head.", "model.moco")
@@ -64,31 +61,32 @@ class Converted:
 
 def our_name(published: str) -> str:
     """Our name of a published parameter; ValueError for one that is not in the table."""
-    fitting = [prefix for prefix in PREFIXES if published.startswith(prefix)]
-    if not fitting:
+    ours = with_other_prefix(published, PREFIXES)
+    if ours is None:
         raise ValueError(
             f"{published} is not the name of a tensor of the published model; the table is snps3_model.convert.PREFIXES"
         )
-    prefix = max(fitting, key=len)
-    return PREFIXES[prefix] + published.removeprefix(prefix)
+    return ours
 
 
 def published_name(ours: str) -> str:
     """The published name of a parameter of ours; our own name for a part that the published model lacks."""
-    fitting = {ours_prefix: prefix for prefix, ours_prefix in PREFIXES.items() if ours.startswith(ours_prefix)}
-    if not fitting:
-        return ours
-    longest = max(fitting, key=len)
-    return fitting[longest] + ours.removeprefix(longest)
+    return with_other_prefix(ours, {own: published for published, own in PREFIXES.items()}) or ours
 
 
 def first_name(published: str) -> str:
     """The name that counts among the several that the published checkpoints give one tensor."""
-    fitting = [prefix for prefix in ALIASES if published.startswith(prefix)]
+    first = with_other_prefix(published, ALIASES)
+    return first_name(first) if first else published
+
+
+def with_other_prefix(name: str, prefixes: Mapping[str, str]) -> str | None:
+    """`name` with the longest of `prefixes` that fits replaced by its value; None if none fits."""
+    fitting = [prefix for prefix in prefixes if name.startswith(prefix)]
     if not fitting:
-        return published
+        return None
     prefix = max(fitting, key=len)
-    return first_name(ALIASES[prefix] + published.removeprefix(prefix))
+    return prefixes[prefix] + name.removeprefix(prefix)
 
 
 def convert(weights: Mapping[str, Tensor]) -> Converted:
@@ -128,13 +126,6 @@ def load_published(
     converted = convert(weights)
     heads = {name: tensor for name, tensor in converted.network.items() if name.startswith("itm_head.")}
     named = {name.removeprefix("model."): tensor for name, tensor in converted.network.items() if name not in heads}
-    own = {name for name in network.model.state_dict() if not name.startswith("visual.")}
-    if named.keys() != own:
-        missing, unknown = sorted(own - named.keys()), sorted(named.keys() - own)
-        raise ValueError(
-            f"{source} does not fit: {len(missing)} tensors are missing{few(missing)}, {len(unknown)} are unknown"
-            f"{few(unknown)}; build the network with its sizes and a shared cross network"
-        )
     load_visual(network.model.visual, converted.visual, source)
     visual = {f"visual.{name}": tensor for name, tensor in network.model.visual.state_dict().items()}
     load_strictly(network.model, named | visual, source)
@@ -142,3 +133,15 @@ def load_published(
         load_strictly(network.itm_head, {name.removeprefix("itm_head."): t for name, t in heads.items()}, source)
         heads = {}
     return WeightsReport(source=source, loaded=tuple(named), unexpected=(*heads, *converted.left_out))
+
+
+def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Puts `weights` into `module`; any tensor too few, too many or of another shape raises ValueError."""
+    missing, unknown, shapes = map(sorted, differences(module, weights))
+    if missing or unknown or shapes:
+        raise ValueError(
+            f"{source} does not fit: {len(missing)} tensors are missing{few(missing)}, {len(unknown)} are unknown"
+            f"{few(unknown)}, {len(shapes)} have other shapes{few(shapes)}; build the network with its sizes and a "
+            "shared cross network"
+        )
+    module.load_state_dict(weights)

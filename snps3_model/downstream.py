@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from pipeline.records import IGNORED_LABEL, ChoiceBatch, QuestionBatch
+from pipeline.records import IGNORED_LABEL, Batch, ChoiceBatch, QuestionBatch
 from snps3_model import losses
 from snps3_model.gather import Gather, local_gather
 from snps3_model.loss_table import CROSS
@@ -26,7 +26,22 @@ from snps3_model.snps3 import SNPS3
 from snps3_model.visual import synchronise
 
 
-class Answering(nn.Module):
+class Asking(nn.Module):
+    """The network on a task that asks about clips in its cross pass."""
+
+    def __init__(self, model: SNPS3, reached: Collection[str], gather: Gather, rows_at_once: int | None) -> None:
+        super().__init__()
+        self.model, self.gather, self.rows_at_once = model, gather, rows_at_once
+        synchronise(model, gather)
+        freeze_unreached(model, CROSS | {"cross_pooler", *reached})
+
+    def clip_tokens(self, batch: Batch, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B S D"]:
+        """The tokens of the batch's clips; those of weight 0 are all padding."""
+        pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
+        return in_chunks(self.model.encode_video, frames, pad_mask, size=self.rows_at_once).tokens
+
+
+class Answering(Asking):
     """Video question answering as classification over a list of answers."""
 
     weights: Mapping[str, float] = MappingProxyType({"answering": 1.0})
@@ -41,19 +56,16 @@ class Answering(nn.Module):
         rows_at_once: int | None = None,
     ) -> None:
         """`is_multi_label`: each answer is right or wrong for itself (binary cross entropy, as published)."""
-        super().__init__()
-        self.model, self.gather, self.is_multi_label, self.rows_at_once = model, gather, is_multi_label, rows_at_once
+        super().__init__(model, (), gather, rows_at_once)
+        self.is_multi_label = is_multi_label
         self.head = nn.Linear(model.config.hidden, num_answers)
-        synchronise(model, gather)
-        freeze_unreached(model, CROSS | {"cross_pooler"})
 
     def forward(self, batch: QuestionBatch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
         """The loss of the global batch by its name."""
-        pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
-        video = in_chunks(self.model.encode_video, frames, pad_mask, size=self.rows_at_once)
+        tokens = self.clip_tokens(batch, frames)
         columns = (batch.question_ids, batch.question_mask, batch.answers, batch.question_weight)
         ids, mask, answers, weight = (column.flatten(0, 1) for column in columns)
-        clips = video.tokens.repeat_interleave(batch.question_ids.shape[1], dim=0)
+        clips = tokens.repeat_interleave(batch.question_ids.shape[1], dim=0)
         logits = in_chunks(self.logits, ids, mask, clips, size=self.rows_at_once)
         return {"answering": answering(logits, answers, weight, self.is_multi_label, self.gather)}
 
@@ -64,22 +76,17 @@ class Answering(nn.Module):
         return self.head(self.model.fuse(token_ids, token_mask, frame_tokens).pooled)
 
 
-class Choosing(nn.Module):
+class Choosing(Asking):
     """Which of the options belongs to the clip: the highest matching score."""
 
     weights: Mapping[str, float] = MappingProxyType({"choosing": 1.0})
 
     def __init__(self, model: SNPS3, *, gather: Gather = local_gather, rows_at_once: int | None = None) -> None:
-        super().__init__()
-        self.model, self.gather, self.rows_at_once = model, gather, rows_at_once
-        synchronise(model, gather)
-        freeze_unreached(model, CROSS | {"cross_pooler", "similarity"})
+        super().__init__(model, ("similarity",), gather, rows_at_once)
 
     def forward(self, batch: ChoiceBatch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
         """The loss of the global batch by its name."""
-        pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
-        video = in_chunks(self.model.encode_video, frames, pad_mask, size=self.rows_at_once)
-        scores = self.logits(batch.option_ids, batch.option_mask, video.tokens)
+        scores = self.logits(batch.option_ids, batch.option_mask, self.clip_tokens(batch, frames))
         own = F.cross_entropy(scores, batch.answer, reduction="none")
         return {"choosing": losses.global_mean(own, batch.weight, self.gather)}
 
@@ -110,9 +117,9 @@ def answering(
     """
     if not is_multi_label:
         own = F.cross_entropy(logits, answers[:, 0].clamp(min=0), reduction="none")
-        return losses.global_mean(own, weight, gather)
-    wanted = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device, dtype=logits.dtype)
-    places = torch.where(answers == IGNORED_LABEL, logits.shape[1], answers)
-    wanted = wanted.scatter(1, places, 1.0)[:, :-1]
-    own = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
+    else:
+        wanted = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device, dtype=logits.dtype)
+        places = torch.where(answers == IGNORED_LABEL, logits.shape[1], answers)
+        wanted = wanted.scatter(1, places, 1.0)[:, :-1]
+        own = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
     return losses.global_mean(own, weight, gather)

@@ -114,16 +114,16 @@ class PvtV2(nn.Module):
 class PublicBackbone(nn.Module):
     """Any image network of Transformers: the last feature map of its backbone, or its patch tokens as a grid."""
 
-    unreached: frozenset[str] = frozenset()
-    """Parameters of the network that its grid does not depend on."""
-
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, width: int = 0, unreached: frozenset[str] = frozenset()) -> None:
+        """`width`: channels of the grid; `unreached`: parameters that it does not depend on, which stay as they are."""
         super().__init__()
-        self.patch_px = patch_px(config)
+        self.patch_px, self.width, self.unreached = side_px(config, "patch_size", 1), width, unreached
         self.network = network_of(config)
         freeze_batch_norms(self.network)
         parameters = inspect.signature(self.network.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
+        for name in unreached:
+            self.network.get_parameter(name).requires_grad_(False)
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D h w"]:
         output = self.network(images, **self.options)
@@ -146,13 +146,13 @@ class PublicBackbone(nn.Module):
 class VisualEncoder(nn.Module):
     """A backbone with the projection to the network's width; the mask is that of the cells' upper left pixels."""
 
-    def __init__(
-        self, backbone: nn.Module, *, width: int, hidden: int, multiple_px: int = 1, is_frozen: bool = False
-    ) -> None:
+    def __init__(self, backbone: Any, hidden: int, *, is_frozen: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projection = nn.Identity() if width == hidden else nn.Conv2d(width, hidden, kernel_size=1)
-        self.multiple_px, self.is_frozen = multiple_px, is_frozen
+        self.projection = (
+            nn.Identity() if backbone.width == hidden else nn.Conv2d(backbone.width, hidden, kernel_size=1)
+        )
+        self.multiple_px, self.is_frozen = getattr(backbone, "patch_px", 1), is_frozen
         if is_frozen:
             backbone.requires_grad_(False)
 
@@ -191,38 +191,25 @@ def make_encoder(config: VisualConfig, hidden: int) -> nn.Module:
     Called as `grid, grid_mask = encoder(frames, pad_mask)`. Weights come afterwards, from
     `snps3_model.visual_weights.load_visual_weights` or a checkpoint.
     """
-    name, multiple = config.encoder, 1
+    name = config.encoder
     if name == "small_cnn":
         return SmallCNN(config, hidden)
     if name == "resnet50":
         backbone = ResNet50()
-        width = backbone.width
     elif name in PVT_SIZES:
-        backbone = PvtV2(pvt_config(name, config.drop_path))
-        width = backbone.width
+        from transformers import PvtV2Config
+
+        widths, depths, ratios = PVT_SIZES[name]
+        rate = config.drop_path
+        backbone = PvtV2(PvtV2Config(hidden_sizes=widths, depths=depths, mlp_ratios=ratios, drop_path_rate=rate))
     elif name in GEOMETRIES:
-        geometry = GEOMETRIES[name]
-        backbone = VideoSwin(geometry, drop_path=config.drop_path, reference=config.reference_window_index)
-        width = geometry.width
+        backbone = VideoSwin(GEOMETRIES[name], drop_path=config.drop_path, reference=config.reference_window_index)
     else:
         public = public_config(config)
-        width, unreached = explored(public)
-        backbone = PublicBackbone(public)
-        multiple = backbone.patch_px
-        backbone.unreached = unreached
-        for parameter in unreached:
-            backbone.network.get_parameter(parameter).requires_grad_(False)
+        backbone = PublicBackbone(public, *explored(public))
     if config.activation_checkpointing:
         backbone.checkpoint_activations()
-    return VisualEncoder(backbone, width=width, hidden=hidden, multiple_px=multiple, is_frozen=config.frozen)
-
-
-def pvt_config(name: str, drop_path: float = 0.0) -> Any:
-    """The `PvtV2Config` of one of the published sizes."""
-    from transformers import PvtV2Config
-
-    widths, depths, ratios = PVT_SIZES[name]
-    return PvtV2Config(hidden_sizes=widths, depths=depths, mlp_ratios=ratios, drop_path_rate=drop_path)
+    return VisualEncoder(backbone, hidden, is_frozen=config.frozen)
 
 
 def public_config(config: VisualConfig) -> Any:
@@ -275,7 +262,8 @@ def explored(config: Any) -> tuple[int, frozenset[str]]:
 
     The latter (mask tokens, norms before a pooler) must not ask for a gradient: DDP would wait for it.
     """
-    side = -(-max(SMALLEST_PX, image_px(config)) // patch_px(config)) * patch_px(config)
+    patch = side_px(config, "patch_size", 1)
+    side = -(-max(SMALLEST_PX, side_px(config, "image_size", 224)) // patch) * patch
     with torch.device("meta"):
         backbone = PublicBackbone(config).eval()
         grid = backbone(torch.zeros(1, 3, side, side))
@@ -284,15 +272,9 @@ def explored(config: Any) -> tuple[int, frozenset[str]]:
     return grid.shape[1], frozenset(name for name, parameter in parameters if parameter.grad is None)
 
 
-def image_px(config: Any) -> int:
-    """Side of the images for which a network was made; 224 where its configuration does not say."""
-    size = getattr(config, "image_size", 224) or 224
-    return int(size if isinstance(size, int) else max(size))
-
-
-def patch_px(config: Any) -> int:
-    """Side of a patch, 1 for networks without."""
-    size = getattr(config, "patch_size", 1) or 1
+def side_px(config: Any, name: str, default: int) -> int:
+    """Side of the images or patches of a network, the field `name` of its configuration, if that says something."""
+    size = getattr(config, name, default) or default
     return int(size if isinstance(size, int) else max(size))
 
 
@@ -308,7 +290,7 @@ def frame_size_problem(config: VisualConfig, height: int, width: int) -> str | N
     """Why the encoder of `config` cannot take frames of this size, with the remedy; None if it can."""
     if config.encoder == "small_cnn":
         return None
-    multiple = patch_px(public_config(config)) if config.encoder == "auto" else 1
+    multiple = side_px(public_config(config), "patch_size", 1) if config.encoder == "auto" else 1
     return size_problem(height, width, multiple)
 
 

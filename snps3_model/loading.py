@@ -76,9 +76,7 @@ def load_bert(model: SNPS3, config: ModelConfig) -> WeightsReport:
     if model.separate_cross is not None:
         own = model.separate_cross.state_dict()
         model.separate_cross.load_state_dict({name: weights[name] for name in own})
-    return WeightsReport(
-        source=source, loaded=tuple(kept), missing=tuple(missing), unexpected=tuple(unexpected), reshaped=()
-    )
+    return WeightsReport(source=source, loaded=tuple(kept), missing=tuple(missing), unexpected=tuple(unexpected))
 
 
 def is_hub_name(source: str) -> bool:
@@ -134,14 +132,9 @@ def load_earlier_run(model: SNPS3, weights: Mapping[str, Tensor], source: str) -
     """
     named = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
     own = model.state_dict()
-    missing = sorted(own.keys() - named.keys())
+    missing, strangers, reshaped = map(sorted, differences(model, named))
     wrong = [name for name in missing if name.split(".")[0] not in NEW_PARTS]
-    strangers = sorted(named.keys() - own.keys())
-    shapes = [
-        f"{name} {tuple(named[name].shape)} there, {tuple(own[name].shape)} here"
-        for name in sorted(own.keys() & named.keys())
-        if named[name].shape != own[name].shape
-    ]
+    shapes = [f"{name} {tuple(named[name].shape)} there, {tuple(own[name].shape)} here" for name in reshaped]
     if wrong or strangers or shapes:
         raise ValueError(
             f"model.initial_weights={source} is of another network: {len(wrong)} tensors are missing{few(wrong)}, "
@@ -168,15 +161,10 @@ def few(names: Sequence[str]) -> str:
     return f" ({', '.join(names[:3])}{more})" if names else ""
 
 
-def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> WeightsReport:
-    """Puts `weights` into `module`; any tensor too few, too many or of another shape raises ValueError."""
+def differences(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Names of the tensors of `module` that `weights` lack, of those that it has no place for, and of those that have
+    another shape there."""
     own = module.state_dict()
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    shapes = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"{source} does not fit: {len(missing)} tensors are missing{few(missing)}, {len(unexpected)} are "
-            f"unknown{few(unexpected)}, {len(shapes)} have other shapes{few(shapes)}; build the network with its sizes"
-        )
-    module.load_state_dict(weights)
-    return WeightsReport(source=source, loaded=tuple(own))
+    missing = [name for name in own if name not in weights]
+    unknown = [name for name in weights if name not in own]
+    return missing, unknown, [name for name in own if name in weights and own[name].shape != weights[name].shape]

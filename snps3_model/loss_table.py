@@ -27,14 +27,6 @@ PARTS = DUAL | CROSS | HEADS
 """Parts of `SNPS3` that a loss may reach, by the names of their attributes."""
 
 
-def _always(config: ObjectiveConfig) -> bool:
-    return True
-
-
-def _never(config: ObjectiveConfig) -> bool:
-    return False
-
-
 @dataclass(frozen=True, kw_only=True)
 class Loss:
     """A loss of the objective."""
@@ -49,7 +41,7 @@ class Loss:
     """Of a `snps3_model.step.Step` the loss of the global batch; None: the function of this name in `loss_terms.py`."""
     symbol: str = ""
     """In the paper, whose order reports follow."""
-    reads_raw_text: Callable[[ObjectiveConfig], bool] = _always
+    reads_raw_text: Callable[[ObjectiveConfig], bool] = lambda config: True
     """Whether it needs the text pass over the caption as it is."""
     head: Callable[[Any], Any] | None = None
     """For a loss of another package: of the `SNPS3` a module of its own, trained and saved with the network."""
@@ -107,7 +99,7 @@ LOSSES = (
         symbol="ℒ2",
         title="ℒ2 · masked words from words and clip",
         reaches=CROSS | {"cross_words"},
-        reads_raw_text=_never,
+        reads_raw_text=lambda config: False,
     ),
     Loss(
         name="itm",
@@ -120,7 +112,7 @@ LOSSES = (
         name="clip_order",
         title="clip order · where moved frames belong",
         reaches=frozenset({"visual", "temporal", "frame_places"}),
-        reads_raw_text=_never,
+        reads_raw_text=lambda config: False,
         is_optional=True,
         needs_temporal=True,
     ),

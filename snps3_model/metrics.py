@@ -11,6 +11,7 @@ same score gets exactly chance, neither 1 nor 0. Without ties this is the usual 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +19,6 @@ from jaxtyping import Bool, Float, Int
 
 RECALL_RANKS = (1, 5, 10)
 """The k of the reported recalls; their mean is the mean recall."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean and its bootstrap 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +86,36 @@ def recall_at(k: int, scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarra
 
 
 def bootstrap_intervals(
-    totals: Float[np.ndarray, "units metrics"],
-    sizes: Float[np.ndarray, " units"],
+    values: Float[np.ndarray, "n metrics"],
+    units: Int[np.ndarray, " n"] | None = None,
     *,
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Float[np.ndarray, "2 metrics"]:
-    """The low and high ends of the 95 % percentile interval of `sum(totals) / sum(sizes)`.
+    """The low and high ends of the 95 % percentile interval of each column's mean.
 
-    Units are drawn with replacement. A unit is what is independent: a query (its value, size 1) or a group (the sum
-    over its captions, their number).
+    Rows of one number in `units` stand or fall together and are drawn together, with replacement; None: each by itself.
     """
-    num_units = len(sizes)
-    drawn = np.random.default_rng(seed).multinomial(num_units, np.full(num_units, 1 / num_units), size=num_resamples)
-    means = (drawn @ totals) / (drawn @ sizes)[:, None]
+    _, member = np.unique(np.arange(len(values)) if units is None else units, return_inverse=True)
+    sizes = np.bincount(member)
+    totals = np.zeros((len(sizes), values.shape[1]))
+    np.add.at(totals, member, values)
+    shares = np.full(len(sizes), 1 / len(sizes))
+    drawn = np.random.default_rng(seed).multinomial(len(sizes), shares, size=num_resamples)
+    means = (drawn @ totals) / (drawn @ sizes.astype(float))[:, None]
     return np.percentile(means, [2.5, 97.5], axis=0)
+
+
+def with_intervals(
+    columns: Mapping[str, Float[np.ndarray, " n"]], units: Int[np.ndarray, " n"] | None = None, **bootstrap: int
+) -> dict[str, float]:
+    """The mean of each column under its name, with the ends of its interval as `_low` and `_high`."""
+    values = np.stack(list(columns.values()), axis=1)
+    bounds = bootstrap_intervals(values, units, **bootstrap)
+    results = {}
+    for name, mean, low, high in zip(columns, values.mean(axis=0), *bounds, strict=True):
+        results |= {name: float(mean), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return results
 
 
 def direction_metrics(
@@ -116,31 +123,16 @@ def direction_metrics(
     relevant: Bool[np.ndarray, "Q C"],
     prefix: str,
     *,
-    num_resamples: int = 1000,
-    seed: int = 0,
     units: Int[np.ndarray, " Q"] | None = None,
+    **bootstrap: int,
 ) -> dict[str, float]:
-    """`{prefix}r1`, `r5`, `r10`, `mean_recall`, with `_low`, `_high`; `median_rank`, `mean_rank`; rows are queries.
-
-    `units`: queries of one number stand or fall together, so the bootstrap draws them together; None: each by itself.
-    """
+    """`{prefix}r1`, `r5`, `r10`, `mean_recall`, with `_low`, `_high`; `median_rank`, `mean_rank`; rows are queries."""
     placed = placements(scores, relevant)
-    recalls = [recalls_at(k, placed) for k in RECALL_RANKS]
-    columns = dict(
-        zip([*(f"r{k}" for k in RECALL_RANKS), "mean_recall"], [*recalls, np.mean(recalls, axis=0)], strict=True)
-    )
-    totals = np.stack(list(columns.values()), axis=1)
-    sums, sizes = totals, np.ones(len(totals))
-    if units is not None:
-        sums, sizes = (np.stack([part[units == unit].sum(0) for unit in np.unique(units)]) for part in (totals, sizes))
-    bounds = bootstrap_intervals(sums, sizes, num_resamples=num_resamples, seed=seed)
-    metrics = {}
-    for name, mean, low, high in zip(columns, totals.mean(axis=0), *bounds, strict=True):
-        metrics |= {f"{prefix}{name}": float(mean)}
-        metrics |= {f"{prefix}{name}_low": float(low), f"{prefix}{name}_high": float(high)}
-    metrics[f"{prefix}median_rank"] = float(np.median(ranks(placed)))
-    metrics[f"{prefix}mean_rank"] = float(ranks(placed).mean())
-    return metrics
+    recalls = {f"{prefix}r{k}": recalls_at(k, placed) for k in RECALL_RANKS}
+    recalls[f"{prefix}mean_recall"] = np.mean(list(recalls.values()), axis=0)
+    own_ranks = ranks(placed)
+    middles = {f"{prefix}median_rank": float(np.median(own_ranks)), f"{prefix}mean_rank": float(own_ranks.mean())}
+    return with_intervals(recalls, units, **bootstrap) | middles
 
 
 def both_directions(
@@ -151,42 +143,24 @@ def both_directions(
     return {f"{prefix}/t2v/{name}": scores, f"{prefix}/v2t/{name}": scores.T}
 
 
-def group_recall(
-    scores: Float[np.ndarray, "N N"],
-    groups: Int[np.ndarray, " N"],
-    *,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """In-group R@1: each query ranks only the clips of its own group. Query i belongs to candidate i.
-
-    Chance is one over the size of a group. The interval is a bootstrap over groups, since the clips of one group
-    stand or fall together.
-    """
-    _, members = np.unique(groups, return_inverse=True)
-    in_group = np.where(members[:, None] == members[None, :], scores, -np.inf)
-    hits = recalls_at(1, placements(in_group, np.eye(len(scores), dtype=bool)))
-    hits_per_group, sizes = np.bincount(members, weights=hits), np.bincount(members).astype(float)
-    low, high = bootstrap_intervals(hits_per_group[:, None], sizes, num_resamples=num_resamples, seed=seed)
-    return Estimate(value=float(hits.mean()), low=float(low[0]), high=float(high[0]))
+def group_hits(scores: Float[np.ndarray, "N N"], groups: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """R@1 of each query among the clips of its own group. Query i belongs to candidate i; chance is one over the size
+    of a group."""
+    in_group = np.where(groups[:, None] == groups[None, :], scores, -np.inf)
+    return recalls_at(1, placements(in_group, np.eye(len(scores), dtype=bool)))
 
 
 def group_metrics(
-    scores: Float[np.ndarray, "texts clips"],
-    groups: Int[np.ndarray, " texts"],
-    prefix: str,
-    *,
-    score: str = "",
-    num_resamples: int = 1000,
-    seed: int = 0,
+    scores: Float[np.ndarray, "texts clips"], groups: Int[np.ndarray, " texts"], prefix: str, score: str = ""
 ) -> dict[str, float]:
-    """In-group R@1 in both directions as flat keys: `temporal/t2v/group_r1`, `_low`, `_high` for prefix `temporal`."""
-    metrics = {}
+    """In-group R@1 in both directions as flat keys: `temporal/t2v/group_r1`, `_low`, `_high` for prefix `temporal`.
+
+    The bootstrap is over groups, since the clips of one group stand or fall together.
+    """
+    results = {}
     for start, matrix in both_directions(scores, prefix, score).items():
-        estimate = group_recall(matrix, groups, num_resamples=num_resamples, seed=seed)
-        key = f"{start}group_r1"
-        metrics |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
-    return metrics
+        results |= with_intervals({f"{start}group_r1": group_hits(matrix, groups)}, groups)
+    return results
 
 
 def fuse(dual: Float[np.ndarray, "Q C"], cross: Float[np.ndarray, "Q C"]) -> Float[np.ndarray, "Q C"]:

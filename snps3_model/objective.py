@@ -94,7 +94,7 @@ class Pretraining(nn.Module):
             rows_at_once=self.rows_at_once,
             temperature=self.temperature,
             queues=self.queues if self.training else None,
-            heads=self.heads,
+            heads=({"itm": self.itm_head} if self.itm_head else {}) | dict(self.extra_heads.items()),
         )
         step.video = step.in_chunks(self.model.encode_video, frames, step.pad_mask)
         step.encode_texts(draws, is_raw_needed=needs_raw_text(self.config, self.losses))
@@ -102,12 +102,6 @@ class Pretraining(nn.Module):
         if any(loss.is_cross for loss in self.losses):
             step.visual = self.model.embed_frames(step.video.tokens)
         return step
-
-    @property
-    def heads(self) -> dict[str, nn.Module]:
-        """Modules that belong to a loss, by its name."""
-        own = {} if self.itm_head is None else {"itm": self.itm_head}
-        return own | dict(self.extra_heads.items())
 
     @property
     def temperature(self) -> float | Float[Tensor, ""]:

@@ -9,9 +9,9 @@ Module names are those of the public releases, so their weights load by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from math import prod
 
 import torch
@@ -20,10 +20,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Triple = tuple[int, int, int]
+Triple = tuple[int, ...]
 """Time, height, width."""
-
-LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class SwinGeometry:
     depths: tuple[int, ...]
     heads: tuple[int, ...]
     window: Triple = (8, 7, 7)
-    patch: Triple = (2, 4, 4)
+    patch: tuple[int, int, int] = (2, 4, 4)
 
     @property
     def width(self) -> int:
@@ -73,12 +71,8 @@ def window_layout(
     offsets when height or width is cut.
     """
     used, used_shift = effective_window(size, window, shift)
-    padded = _triple(-(-s // w) * w for s, w in zip(size, used, strict=True))
-    if reference:
-        num_cells = prod(used)
-        index = relative_index(window, window, device)[:num_cells, :num_cells]
-    else:
-        index = relative_index(used, window, device)
+    padded = tuple(-(-s // w) * w for s, w in zip(size, used, strict=True))
+    index = relative_index(window if reference else used, window, device)[: prod(used), : prod(used)]
     blocked = shift_mask(padded, used, used_shift, device) if any(used_shift) else None
     return WindowLayout(used, used_shift, padded, index, blocked)
 
@@ -86,8 +80,8 @@ def window_layout(
 def effective_window(size: Triple, window: Triple, shift: Triple) -> tuple[Triple, Triple]:
     """Window and shift that fit `size`: an axis that one window covers is cut to it and not shifted."""
     cut = [s <= w for s, w in zip(size, window, strict=True)]
-    used = _triple(s if is_cut else w for s, w, is_cut in zip(size, window, cut, strict=True))
-    return used, _triple(0 if is_cut else s for s, is_cut in zip(shift, cut, strict=True))
+    used = tuple(s if is_cut else w for s, w, is_cut in zip(size, window, cut, strict=True))
+    return used, tuple(0 if is_cut else s for s, is_cut in zip(shift, cut, strict=True))
 
 
 def relative_index(window: Triple, table: Triple, device: torch.device | None = None) -> Int64[Tensor, "N N"]:
@@ -170,28 +164,17 @@ class WindowAttention(nn.Module):
         return self.proj(attended.view(B, W, heads, N, -1).transpose(2, 3).reshape(B, W, N, C))
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, cells: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(cells)))
-
-
 class SwinBlock(nn.Module):
     """Window attention and feed-forward, each after a norm and around a residual."""
 
     def __init__(self, width: int, num_heads: int, window: Triple, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, num_heads, window)
         self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(width)
+        self.norm2 = nn.LayerNorm(width)
+        layers = {"fc1": nn.Linear(width, 4 * width), "gelu": nn.GELU(), "fc2": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, cells: Float[Tensor, "B T H W C"], layout: WindowLayout) -> Float[Tensor, "B T H W C"]:
         cells = cells + self.drop_path(self.attend(self.norm1(cells), layout))
@@ -214,7 +197,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * width, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(4 * width)
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, cells: Float[Tensor, "B T H W C"]) -> Float[Tensor, "B T h w D"]:
@@ -237,7 +220,7 @@ class SwinStage(nn.Module):
 
     def forward(self, cells: Float[Tensor, "B T H W C"]) -> Float[Tensor, "B T h w D"]:
         _, T, H, W, _ = cells.shape
-        shifts = ((0, 0, 0), _triple(length // 2 for length in self.window))
+        shifts = ((0, 0, 0), tuple(length // 2 for length in self.window))
         layouts = [
             window_layout((T, H, W), self.window, shift, reference=self.reference, device=cells.device)
             for shift in shifts
@@ -254,11 +237,11 @@ class SwinStage(nn.Module):
 class PatchEmbedding(nn.Module):
     """Patches of 4 × 4 px over a frame and the next; after the last frame stands one of zeros, so T is kept."""
 
-    def __init__(self, width: int, patch: Triple) -> None:
+    def __init__(self, width: int, patch: tuple[int, int, int]) -> None:
         super().__init__()
         self.patch = patch
-        self.proj = nn.Conv3d(3, width, kernel_size=patch, stride=(1, *patch[1:]))
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.proj = nn.Conv3d(3, width, kernel_size=patch, stride=(1, patch[1], patch[2]))
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T h w C"]:
         length, height, width = self.patch
@@ -273,22 +256,21 @@ class VideoSwin(nn.Module):
     def __init__(self, geometry: SwinGeometry, *, drop_path: float = 0.0, reference: bool = False) -> None:
         super().__init__()
         self.patch_embed = PatchEmbedding(geometry.embed, geometry.patch)
-        num_blocks = sum(geometry.depths)
-        rates = [drop_path * number / max(num_blocks - 1, 1) for number in range(num_blocks)]
-        ends = [sum(geometry.depths[:stage]) for stage in range(len(geometry.depths) + 1)]
-        last = len(geometry.depths) - 1
+        self.width = geometry.width
+        num_blocks, last = sum(geometry.depths), len(geometry.depths) - 1
+        rates = (drop_path * number / max(num_blocks - 1, 1) for number in range(num_blocks))
         self.layers = nn.ModuleList(
             SwinStage(
                 geometry.embed * 2**stage,
-                geometry.heads[stage],
+                num_heads,
                 geometry.window,
-                rates[start:end],
+                list(islice(rates, depth)),
                 is_last=stage == last,
                 reference=reference,
             )
-            for stage, (start, end) in enumerate(pairwise(ends))
+            for stage, (depth, num_heads) in enumerate(zip(geometry.depths, geometry.heads, strict=True))
         )
-        self.norm = nn.LayerNorm(geometry.width, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(geometry.width)
         self.apply(_initialise)
 
     def forward(self, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T D h w"]:
@@ -302,11 +284,6 @@ class VideoSwin(nn.Module):
         for stage in self.layers:
             assert isinstance(stage, SwinStage)
             stage.is_checkpointed = True
-
-
-def _triple(values: Iterable[int]) -> Triple:
-    time, height, width = values
-    return time, height, width
 
 
 def _initialise(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from snps3_model.encoders import PublicBackbone, PvtV2, ResNet50, VisualEncoder
-from snps3_model.loading import WeightsReport, few
+from snps3_model.loading import WeightsReport, differences, few
 from snps3_model.video_swin import VideoSwin
 
 WRAPPERS = re.compile(r"^(module|model|backbone|visual|img_encoder|enc_img|swin|resnet|pvt_v2|network)\.")
@@ -32,19 +32,22 @@ LEFT_OUT = re.compile(
 )
 """Classification heads, the index tables that we compute, and counters: known to have no place in an encoder."""
 
-RESNET_RULES = (
+Rules = tuple[tuple[str, str], ...]
+"""Patterns and what takes their places, one after the other."""
+RESNET_RULES: Rules = (
     (r"^conv1\.", "embedder.embedder.convolution."),
     (r"^bn1\.", "embedder.embedder.normalization."),
-    (r"^layer(\d)\.(\d+)\.conv(\d)\.", lambda m: f"{_resnet_layer(m)}.convolution."),
-    (r"^layer(\d)\.(\d+)\.bn(\d)\.", lambda m: f"{_resnet_layer(m)}.normalization."),
-    (r"^layer(\d)\.(\d+)\.downsample\.0\.", lambda m: f"{_resnet_block(m)}.shortcut.convolution."),
-    (r"^layer(\d)\.(\d+)\.downsample\.1\.", lambda m: f"{_resnet_block(m)}.shortcut.normalization."),
+    *((rf"^layer{stage + 1}\.", f"encoder.stages.{stage}.layers.") for stage in range(4)),
+    *((rf"\.conv{layer + 1}\.", f".layer.{layer}.convolution.") for layer in range(3)),
+    *((rf"\.bn{layer + 1}\.", f".layer.{layer}.normalization.") for layer in range(3)),
+    (r"\.downsample\.0\.", ".shortcut.convolution."),
+    (r"\.downsample\.1\.", ".shortcut.normalization."),
 )
-PVT_RULES = (
-    (r"^patch_embed(\d)\.proj\.", lambda m: f"{_pvt_layer(m)}.patch_embedding.proj."),
-    (r"^patch_embed(\d)\.norm\.", lambda m: f"{_pvt_layer(m)}.patch_embedding.layer_norm."),
-    (r"^norm(\d)\.", lambda m: f"{_pvt_layer(m)}.layer_norm."),
-    (r"^block(\d)\.(\d+)\.", lambda m: f"{_pvt_layer(m)}.blocks.{m[2]}."),
+PVT_RULES: Rules = (
+    *((rf"^patch_embed{stage + 1}\.", f"encoder.layers.{stage}.patch_embedding.") for stage in range(4)),
+    *((rf"^norm{stage + 1}\.", f"encoder.layers.{stage}.layer_norm.") for stage in range(4)),
+    *((rf"^block{stage + 1}\.", f"encoder.layers.{stage}.blocks.") for stage in range(4)),
+    (r"\.patch_embedding\.norm\.", ".patch_embedding.layer_norm."),
     (r"\.norm([12])\.", r".layer_norm_\1."),
     (r"\.attn\.sr\.", ".attention.spatial_reduction."),
     (r"\.attn\.norm\.", ".attention.layer_norm."),
@@ -52,15 +55,20 @@ PVT_RULES = (
     (r"\.attn\.", ".attention."),
     (r"\.mlp\.fc([12])\.", r".mlp.dense\1."),
 )
-SWIN_RULES = (
-    (r"^features\.([0246])\.(\d+)\.mlp\.0\.", lambda m: f"{_swin_stage(m)}.blocks.{m[2]}.mlp.fc1."),
-    (r"^features\.([0246])\.(\d+)\.mlp\.3\.", lambda m: f"{_swin_stage(m)}.blocks.{m[2]}.mlp.fc2."),
-    (r"^features\.([0246])\.(\d+)\.", lambda m: f"{_swin_stage(m)}.blocks.{m[2]}."),
-    (r"^features\.([135])\.", lambda m: f"{_swin_stage(m)}.downsample."),
+SWIN_RULES: Rules = (
+    *((rf"^features\.{2 * stage}\.", f"layers.{stage}.blocks.") for stage in range(4)),
+    *((rf"^features\.{2 * stage + 1}\.", f"layers.{stage}.downsample.") for stage in range(3)),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
 )
+RELEASES: Mapping[type, tuple[str, Rules]] = {
+    ResNet50: ("backbone.", RESNET_RULES),
+    PvtV2: ("backbone.network.", PVT_RULES),
+    VideoSwin: ("backbone.", SWIN_RULES),
+}
+"""What the names of a backbone begin with in our encoder, and how they come from those of its releases."""
 
 Weights = Mapping[str, Tensor]
-Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 
 def load_visual_weights(encoder: nn.Module, path: str, files: Any) -> WeightsReport:
@@ -80,13 +88,8 @@ def load_named(encoder: nn.Module, weights: Mapping[str, Tensor], source: str) -
     """`load_visual_weights` of tensors already read; `source` names them in errors."""
     own = encoder.state_dict()
     named, unexpected = renamed(encoder, weights)
-    reshaped = []
-    for name, tensor in named.items():
-        if name in own and tensor.shape != own[name].shape:
-            named[name] = inflated(name, tensor, own[name], source)
-            reshaped.append(name)
-    missing = [name for name in own if name not in named]
-    strangers = [name for name in named if name not in own]
+    missing, strangers, reshaped = differences(encoder, named)
+    named |= {name: inflated(name, named[name], own[name], source) for name in reshaped}
     wrong = [name for name in missing if not name.startswith("projection.")]
     if wrong or strangers:
         raise ValueError(
@@ -106,7 +109,7 @@ def load_named(encoder: nn.Module, weights: Mapping[str, Tensor], source: str) -
 
 def renamed(encoder: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """`weights` by the names of `encoder`'s state, and the names of those known to belong elsewhere."""
-    backbone = getattr(encoder, "backbone", None)
+    prefix, rules = RELEASES.get(type(getattr(encoder, "backbone", None)), ("", ()))
     named: dict[str, Tensor] = {}
     unexpected = []
     for name, tensor in weights.items():
@@ -115,14 +118,11 @@ def renamed(encoder: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str
             unexpected.append(name)
         elif match := re.match(r"^(output_proj|projection)\.(weight|bias)$", bare):
             named[f"projection.{match[2]}"] = tensor
-        elif isinstance(backbone, PvtV2):
-            named |= {f"backbone.network.{ours}": part for ours, part in _pvt_tensors(bare, tensor).items()}
-        elif isinstance(backbone, ResNet50):
-            named[f"backbone.{_applied(RESNET_RULES, bare)}"] = tensor
-        elif isinstance(backbone, VideoSwin):
-            named[f"backbone.{_applied(SWIN_RULES, bare)}"] = tensor
+        elif ".attn.kv." in bare:  # keys and values lie in one tensor of PVTv2's release
+            for part, half in zip(("key", "value"), tensor.chunk(2), strict=True):
+                named[prefix + _applied(rules, bare.replace(".attn.kv.", f".attn.{part}."))] = half
         else:
-            named[bare] = tensor
+            named[prefix + _applied(rules, bare)] = tensor
     return named, unexpected
 
 
@@ -186,18 +186,17 @@ def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str, fi
         weights = read_weights(path, files)
         if not files.is_folder(path):
             return load_named(encoder, weights, path)
-    state, missing, unexpected = _read_public(network, path, weights)
-    if missing:
-        state |= _last_norm(network, path, weights, missing)
-        missing = missing - set(state)
-    own = network.state_dict()
-    needed = missing - backbone.unreached
-    wrong = {name for name, tensor in state.items() if tensor.shape != own[name].shape}
+    model, info = _read_public(network, path, weights)
+    missing = set(network.state_dict()) & set(info["missing_keys"])
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in missing}
+    state |= _last_norm(network, path, weights, missing)
+    missing -= set(state)
+    needed = sorted(missing - backbone.unreached)
+    wrong = sorted(name for name, *_ in info["mismatched_keys"])
     if needed or wrong:
         raise ValueError(
-            f"{path} does not fit model.visual.backbone: {len(needed)} of its tensors are missing"
-            f"{few(sorted(needed))} and {len(wrong)} have other shapes{few(sorted(wrong))}; let both name the same "
-            "model"
+            f"{path} does not fit model.visual.backbone: {len(needed)} of its tensors are missing{few(needed)} and "
+            f"{len(wrong)} have other shapes{few(wrong)}; let both name the same model"
         )
     network.load_state_dict(state, strict=False)
     projection = [name for name in encoder.state_dict() if name.startswith("projection.")]
@@ -205,8 +204,7 @@ def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str, fi
         source=path,
         loaded=tuple(f"backbone.network.{name}" for name in state),
         missing=(*projection, *(f"backbone.network.{name}" for name in sorted(missing))),
-        unexpected=tuple(sorted(unexpected)),
-        reshaped=(),
+        unexpected=tuple(sorted(info["unexpected_keys"])),
     )
 
 
@@ -217,10 +215,10 @@ def _from_pretrained(model_class: Any, config: Any, path: str, weights: Weights 
     )
 
 
-def _read_public(network: Any, path: str, weights: Weights | None) -> tuple[dict[str, Tensor], set[str], set[str]]:
-    """The tensors at `path` by `network`'s names; which of these are missing there; and what else lies there."""
+def _read_public(network: Any, path: str, weights: Weights | None) -> tuple[Any, Mapping[str, Any]]:
+    """The network at `path`, and what Transformers says about its tensors."""
     try:
-        model, info = _from_pretrained(
+        return _from_pretrained(
             type(network), network.config, path, weights, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except OSError as error:
@@ -228,12 +226,6 @@ def _read_public(network: Any, path: str, weights: Weights | None) -> tuple[dict
             f"model.visual.pretrained={path} is neither a folder with weights nor a name on the hub that can be "
             f"reached; download the model and name its folder ({error})"
         ) from error
-    own = network.state_dict()
-    mismatched = {entry[0]: tuple(entry[1]) for entry in info["mismatched_keys"]}
-    missing = set(own) & set(info["missing_keys"])
-    state = {name: tensor for name, tensor in model.state_dict().items() if name in own and name not in missing}
-    state |= {name: torch.empty(shape) for name, shape in mismatched.items() if name in own}
-    return state, missing, set(info["unexpected_keys"])
 
 
 def _last_norm(network: Any, path: str, weights: Weights | None, missing: set[str]) -> dict[str, Tensor]:
@@ -259,27 +251,3 @@ def _applied(rules: Rules, name: str) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _pvt_tensors(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Keys and values lie in one tensor of the release."""
-    if ".attn.kv." not in name:
-        return {_applied(PVT_RULES, name): tensor}
-    parts = zip(("key", "value"), tensor.chunk(2), strict=True)
-    return {_applied(PVT_RULES, name.replace(".attn.kv.", f".attn.{part}.")): half for part, half in parts}
-
-
-def _resnet_block(match: re.Match[str]) -> str:
-    return f"encoder.stages.{int(match[1]) - 1}.layers.{match[2]}"
-
-
-def _resnet_layer(match: re.Match[str]) -> str:
-    return f"{_resnet_block(match)}.layer.{int(match[3]) - 1}"
-
-
-def _pvt_layer(match: re.Match[str]) -> str:
-    return f"encoder.layers.{int(match[1]) - 1}"
-
-
-def _swin_stage(match: re.Match[str]) -> str:
-    return f"layers.{int(match[1]) // 2}"

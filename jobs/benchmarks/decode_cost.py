@@ -19,14 +19,14 @@ from typing import Any
 import av
 import decord
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from jobs.benchmarks.data_path import Clips, moving_texture
 from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, data_folder
 from pipeline.decode.codec import fit_long_side
+from pipeline.decode.pictures import Picture
 from pipeline.decode.sampling import Policy, sample_frames
-from pipeline.decode.video import FILTER, PyavVideo
+from pipeline.decode.video import PyavVideo
 
 GENERATED: Mapping[str, tuple[str, Mapping[str, str]]] = MappingProxyType(
     {
@@ -48,7 +48,10 @@ def decode(data: str | None = None, num_draws: int = 8, num_rounds: int = 3) -> 
     AV1, which decord does not read, is compared with a full decode by PyAV.
     """
     texture = moving_texture(0, Clips(width=SIZE[0], height=SIZE[1], fps=RATE))
-    files = {name: encoded(texture, codec, options) for name, (codec, options) in GENERATED.items()}
+    files = {
+        name: encoded(texture, codec, options, "webm" if "vp9" in codec else "mp4")
+        for name, (codec, options) in GENERATED.items()
+    }
     videos = sorted((data_folder(data, "the real clips") / "videos").glob("*.mp4"))
     files |= {f"h264 {path.stem}": path.read_bytes() for path in videos}
     rows = []
@@ -110,16 +113,14 @@ def full_decode(data: bytes, size: tuple[int, int]) -> NDArray[Any]:
     """Return every frame of a file, (T, H, W, 3), decoded in order by PyAV with one thread."""
     with av.open(io.BytesIO(data), "r") as container:
         container.streams.video[0].thread_count = 1
-        reformatter = VideoReformatter()
-        options = {"width": size[0], "height": size[1], "format": "rgb24", "interpolation": FILTER, "threads": 1}
-        frames = container.decode(video=0)
-        return np.stack([reformatter.reformat(frame, **options).to_ndarray() for frame in frames])
+        picture = Picture()
+        return np.stack([picture.of(frame, size) for frame in container.decode(video=0)])
 
 
-def encoded(frames: NDArray[np.uint8], codec: str, options: Mapping[str, str]) -> bytes:
-    """Return frames (T, H, W, 3) as the bytes of a file: WebM for VP9, MP4 for the others."""
+def encoded(frames: NDArray[np.uint8], codec: str, options: Mapping[str, str], format: str = "mp4") -> bytes:
+    """Return frames (T, H, W, 3) as the bytes of a file."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="webm" if "vp9" in codec else "mp4") as container:
+    with av.open(buffer, "w", format=format) as container:
         stream: Any = container.add_stream(codec, rate=RATE)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.options = "yuv420p", dict(options)

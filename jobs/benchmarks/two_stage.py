@@ -70,7 +70,7 @@ def both_stages(run: str, folder: str, num_clips: int, num_frames: int, k: int) 
             "k": count,
             "r1": float(hits.mean()),
             "difference": float((hits - exhaustive).mean()),
-            "difference_interval": bootstrap_intervals((hits - exhaustive)[:, None], np.ones(len(hits)))[:, 0].tolist(),
+            "difference_interval": bootstrap_intervals((hits - exhaustive)[:, None])[:, 0].tolist(),
             "scoring_seconds": seconds,
             "scoring_speedup": all_seconds / seconds,
             "total_speedup": (all_seconds + encoding) / (seconds + encoding),

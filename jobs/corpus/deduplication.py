@@ -24,6 +24,7 @@ from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
 from pipeline.decode import decoders
+from pipeline.decode.config import Limits
 from pipeline.decode.decoders import DecoderName
 from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, find_pairs, normalised_caption, removals
 from pipeline.dedup.fingerprints import Fingerprints, cache_path, fingerprint_corpus
@@ -70,6 +71,8 @@ class DeduplicateConfig:
     """Decoder of the frames that are compared."""
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
+    limits: Limits = field(default_factory=Limits)
+    """What looking at one clip may take."""
 
     def __post_init__(self) -> None:
         decoders.load(self.decoder)
@@ -109,7 +112,7 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
     with connected_ray():
         for one, path in zip(manifests, paths, strict=True):
             found, lost = fingerprint_corpus(
-                one, cache_path(path), decoder=config.decoder, subcluster=config.subcluster
+                one, cache_path(path), decoder=config.decoder, limits=config.limits, subcluster=config.subcluster
             )
             clips += clips_of(one, found, is_own=one is manifests[0])
             prints.append(found)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
@@ -109,6 +108,16 @@ class Card:
         doubts = ["chosen on the same clips"] if self.is_selected_on_test else []
         return doubts + ([f"trained on {self.num_trained_on} of these clips"] if self.num_trained_on else [])
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Return the scores without the ends of their intervals."""
+        return {name: value for name, value in self.scores.items() if not name.endswith(("_low", "_high"))}
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Return the ends of a score's interval; None if it has none."""
+        low, high = (self.scores.get(f"{name}_{end}") for end in ("low", "high"))
+        return None if low is None or high is None else (low, high)
+
 
 EXPORTED = "cards"
 """Folder of the cards in a model that jobs/export.py wrote."""
@@ -131,11 +140,12 @@ def own_protocol(
     run_folder: str, *, data: DataConfig, task: TaskConfig, rerank: int | None, scores_all_pairs: bool
 ) -> Protocol:
     """Return how a run measures itself at its end. `scores_all_pairs`: whether its task does (`Task`)."""
-    max_clips, num_clips = data.max_evaluation_clips, num_videos(storage.absolute(data.manifest), data.test_split)
+    manifest, max_clips = storage.absolute(data.manifest), data.max_evaluation_clips
+    num_clips = len(split_rows(manifest, data.test_split)[Kind.VIDEO])
     return Protocol(
         task=score_name(task.kind),
         run=run_folder,
-        manifest=storage.absolute(data.manifest),
+        manifest=manifest,
         split=data.test_split,
         questions=storage.absolute(task.test) if task.test else None,
         num_frames=data.num_frames,
@@ -152,12 +162,10 @@ def num_shared(scored: tuple[str, str], seen: tuple[str, str]) -> int:
     names = ["checksum", "start_seconds", "end_seconds"]
     first, second = (split_rows(path, split)[Kind.VIDEO].select(names) for path, split in (scored, seen))
     second = second.filter(pc.field("checksum").isin(first["checksum"].combine_chunks()))
-    return len(contents(first) & contents(second))
-
-
-def contents(clips: pa.Table) -> set[tuple[Any, ...]]:
-    """Return the rows as a set."""
-    return set(zip(*(column.to_pylist() for column in clips.columns), strict=True))
+    clips, others = (
+        set(zip(*(column.to_pylist() for column in rows.columns), strict=True)) for rows in (first, second)
+    )
+    return len(clips & others)
 
 
 def num_missing(manifest_path: str, split: str) -> int:
@@ -165,11 +173,6 @@ def num_missing(manifest_path: str, split: str) -> int:
     manifest = read_manifest(manifest_path)
     num_clips = manifest.splits[split]
     return annotated_beside(manifest_path, manifest.hash).get(split, num_clips) - num_clips
-
-
-def num_videos(manifest_path: str, split: str) -> int:
-    """Return the number of videos of a split."""
-    return len(split_rows(manifest_path, split)[Kind.VIDEO])
 
 
 def card_folder(run_folder: str, protocol: Protocol, own: Protocol) -> str:
@@ -229,16 +232,12 @@ def refuse_other(card: Card, hashes: Mapping[str, str]) -> None:
 def not_repeated(card: Card, scores: Mapping[str, float]) -> list[str]:
     """Return a line per score that is not the card's: equal on the same hardware, inside its interval elsewhere."""
     lines = []
-    for name, expected in card.scores.items():
-        if name.endswith(("_low", "_high")):
-            continue
-        value = scores.get(name, float("nan"))
+    for name, expected in card.means.items():
+        value, ends = scores.get(name, float("nan")), card.interval(name)
         if value == expected:
             continue
-        low, high = card.scores.get(f"{name}_low"), card.scores.get(f"{name}_high")
-        if low is None or high is None:
-            place = "which has no interval"
-        else:
-            place = f"{'inside' if low <= value <= high else 'outside'} [{low:.4f}, {high:.4f}]"
+        place = "which has no interval"
+        if ends:
+            place = f"{'inside' if ends[0] <= value <= ends[1] else 'outside'} [{ends[0]:.4f}, {ends[1]:.4f}]"
         lines.append(f"{name}: was {expected:.4f}, is {value:.4f}, {place}")
     return lines

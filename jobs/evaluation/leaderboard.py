@@ -113,10 +113,9 @@ def with_prior(key: str, prior: str) -> str:
 
 def score(card: Card, key: str) -> str:
     """Return a score in per cent, with its interval."""
-    if key not in card.scores:
+    if not (ends := card.interval(key)):
         return "not run"
-    low, high = card.scores[f"{key}_low"], card.scores[f"{key}_high"]
-    return f"{100 * card.scores[key]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * card.scores[key]:.1f} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
 
 
 def how(card: Card) -> str:

@@ -9,7 +9,6 @@ import safetensors.torch
 
 from cluster.run import Runtime
 from jobs.run import run_files
-from jobs.tasks.task import Evaluation
 from jobs.training import checkpoints
 from jobs.training.batches import RankBatches
 from jobs.training.job import Job
@@ -46,15 +45,7 @@ def evaluate_rank(request: Request, runtime: Runtime) -> None:
     else:
         report = load_earlier_run(network.model, safetensors.torch.load(weights), path)
         say(world, str(report))
-    evaluation = Evaluation(
-        name="test",
-        batches=batches.evaluation("test"),
-        source=job.sources["test"],
-        network=network,
-        text=job.text,
-        world=world,
-    )
-    measured = job.task.score(evaluation, out)
+    measured = job.task.score(batches.dataset("test", network), out)
     rejected = world.gather_objects(batches.rejected)
     if world.is_first:
         run_files.write_json(f"{out}/measured.json", dataclasses.asdict(measured))

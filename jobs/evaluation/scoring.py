@@ -27,8 +27,7 @@ from jobs.tasks.retrieval import Fusion
 from jobs.tasks.task import Measured, TaskInputs, own_type, score_name, scored_kind, task_type
 from jobs.tasks.text import TextProcessor
 from jobs.tracking import machine, mlflow_runs
-from jobs.training import streams
-from jobs.training.job import Job, evaluation_sources, with_absolute_weights, workers
+from jobs.training.job import Job, evaluation_sources, evaluation_stream, with_absolute_weights, workers
 from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest
 
@@ -139,7 +138,7 @@ def measure(request: Request) -> Measured:
             request,
             storage=cluster_run.Storage(path=scratch, upload=storage.upload_folder),
             name="evaluation",
-            datasets={"test": functools.partial(streams.evaluation_stream, job.sources["test"])},
+            datasets={"test": functools.partial(evaluation_stream, job.sources["test"])},
             workers=workers(job.placement),
         )
     return Measured(**run_files.read_json(f"{request.out}/measured.json"))
@@ -355,11 +354,7 @@ def table(card: Card) -> str:
     if doubt := doubt_of(card):
         lines.append(doubt)
     lines += [f"{doubt.upper()}: this score says too much" for doubt in card.doubts]
-    for name, value in sorted(card.scores.items()):
-        if name.endswith(("_low", "_high")):
-            continue
-        interval = ""
-        if f"{name}_low" in card.scores:
-            interval = f"  [{card.scores[f'{name}_low']:.3f}, {card.scores[f'{name}_high']:.3f}]"
-        lines.append(f"  {name:36s} {value:8.3f}{interval}")
+    for name, value in sorted(card.means.items()):
+        ends = card.interval(name)
+        lines.append(f"  {name:36s} {value:8.3f}" + (f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))
     return "\n".join(lines)

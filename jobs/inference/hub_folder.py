@@ -133,12 +133,11 @@ def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[s
     lines += ["| task | split | score | value | 95 % interval | protocol |", "|---|---|---|---|---|---|"]
     for folder, card in cards.items():
         where = f"{EXPORTED}/{folder}.json"
-        for name, value in card.scores.items():
-            if f"{name}_low" in card.scores:
-                low, high = card.scores[f"{name}_low"], card.scores[f"{name}_high"]
+        for name, value in card.means.items():
+            if ends := card.interval(name):
                 mark = "".join(f", {doubt}" for doubt in card.doubts)
                 lines.append(
                     f"| {card.protocol.task} | {card.protocol.split}{mark} | {name} | {value:.3f} "
-                    f"| {low:.3f} to {high:.3f} | [{where}]({where}) |"
+                    f"| {ends[0]:.3f} to {ends[1]:.3f} | [{where}]({where}) |"
                 )
     return "\n".join([*lines, ""])

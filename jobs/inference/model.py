@@ -11,7 +11,6 @@ print(model.match(texts, videos))                # the same pairs by the cross e
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cluster.world import World
 from jobs.run import run_files
 from jobs.run.config import DataConfig
 from jobs.run.run_identity import config_of
@@ -39,7 +39,6 @@ from pipeline.records import ClipRows, DecodeError, Kind, Reason
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise
 from snps3_model import snps3
-from snps3_model.gather import local_gather
 from snps3_model.loading import few, is_hub_name, load_earlier_run
 from snps3_model.objective import LEAST_TEMPERATURE
 from snps3_model.snps3 import SNPS3
@@ -96,7 +95,7 @@ class Model:
     def embed_texts(self, texts: Sequence[str]) -> Queries:
         """Texts; a long one keeps its beginning."""
         ids, mask = (part.to(self.device) for part in self.text.tokens(texts))
-        return retrieval.encode_texts(self.network, ids, mask, local_gather)
+        return retrieval.encode_texts(self.network, ids, mask, World(rank=0, size=1, device=self.device))
 
     def dual_scores(self, texts: Queries, videos: Videos) -> Float[Tensor, "Q N"]:
         """The dual encoder's score of each text with each video."""
@@ -113,13 +112,15 @@ def decode(path: str, data: DataConfig, limits: Limits | None = None) -> np.ndar
     """The middle frames of a video, uint8 (T, S, S, 4): RGB, and 1 where a pixel is padding. DecodeError for one that
     cannot be read.
 
-    `limits`: decode in a process of its own, within them, which a stranger's file may crash or hang.
+    A process of its own decodes it, within `limits`: a stranger's file may crash or hang it.
     """
     kind = kind_of(path)
     if kind is None:
         raise DecodeError(Reason.UNREADABLE, f"{path} is neither a video nor an image by its name")
-    decoded = (functools.partial(isolated, decode_frames, limits=limits) if limits else decode_frames)(
+    decoded = isolated(
+        decode_frames,
         fetch(path),
+        limits=limits or Limits(),
         kind=kind,
         num_frames=data.num_frames if kind == Kind.VIDEO else 1,
         size_px=data.frame_size_px,

@@ -20,10 +20,13 @@ from jobs.reports.figures import FilmRoll
 from jobs.reports.page import bars, evenly, most_frequent_first, template
 from pipeline import storage
 from pipeline.corpus import ledger
+from pipeline.corpus.fetching import fetch
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.decode import decoders
-from pipeline.decode.codec import decode_clip, known_info
+from pipeline.decode.codec import decode_frames, known_info
+from pipeline.decode.config import Limits
 from pipeline.decode.decoders import DecoderName
+from pipeline.decode.isolation import isolated
 from pipeline.records import DecodeError, Kind, Reason
 from pipeline.text.significance import SignificantWords
 from pipeline.text.tagging import split_words
@@ -227,8 +230,10 @@ def _shown_clips(rows: Sequence[dict[str, Any]], decoder: str) -> list[ShownClip
     clips = []
     for row in rows:
         try:
-            clip = decode_clip(
-                storage.read_bytes(row["uri"]),
+            frames = isolated(
+                decode_frames,
+                fetch(row["uri"]),
+                limits=Limits(),
                 kind=Kind(row["kind"]),
                 num_frames=figures.MAX_FRAMES,
                 size_px=FILM_SIZE_PX,
@@ -237,9 +242,8 @@ def _shown_clips(rows: Sequence[dict[str, Any]], decoder: str) -> list[ShownClip
                 decoder=decoder,
                 known=known_info(row) if row["kind"] == Kind.VIDEO else None,
             )
-        except (DecodeError, FileNotFoundError):
-            log.warning("%s cannot be shown", row["uri"])
+        except DecodeError as error:
+            log.warning("%s cannot be shown: %s", row["uri"], error)
             continue
-        height, width = (~clip.pad_mask[0]).any(1).sum(), (~clip.pad_mask[0]).any(0).sum()
-        clips.append(ShownClip(caption=row["captions"][0], frames=clip.frames[:, :height, :width]))
+        clips.append(ShownClip(caption=row["captions"][0], frames=frames))
     return clips

@@ -189,7 +189,7 @@ def ceilings(prefix: str, data: ReportData) -> dict[str, float]:
         if ranking.groups is None:
             scores["chance"] = metrics.recall_at(1, blind, ranking.relevant)
         else:
-            scores["chance"] = metrics.group_recall(blind, ranking.groups).value
+            scores["chance"] = float(metrics.group_hits(blind, ranking.groups).mean())
     return dict(sorted(scores.items(), key=lambda score: (score[1], score[0])))
 
 

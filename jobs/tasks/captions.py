@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from jobs.tasks import retrieval
 from jobs.tasks.network import Network, NetworkOptions
-from jobs.tasks.retrieval import ChoosePairs, Gallery, RetrievalOptions, Scored
-from jobs.tasks.task import Evaluation, Examples, Measured, SavedScores, Task, TaskInputs, hash_of_ids
-from pipeline import storage
+from jobs.tasks.retrieval import ChoosePairs, RetrievalOptions, Scored
+from jobs.tasks.task import Evaluation, Examples, Measured, SavedScores, Task, TaskInputs, measured
 from snps3_model.config import ObjectiveConfig
 from snps3_model.loss_table import Loss
 from snps3_model.objective import Pretraining
@@ -35,8 +32,8 @@ class Ranked:
     texts: list[str]
     relevant: Bool[np.ndarray, "Q N"]
     """True where a text is a caption of a clip."""
-    owners: Int[np.ndarray, " Q"]
-    """The clip that each text was written for."""
+    owners: Int[np.ndarray, " Q"] | None = None
+    """The clip that each text was written for, where a clip asks by several."""
     groups: Int[np.ndarray, " N"] | None = None
     """Temporal test: clips are ranked within their groups."""
 
@@ -97,33 +94,30 @@ class CaptionTask(Task):
         """Return the metrics of a dataset: over all clips, or within groups for the temporal test."""
         if ranked.groups is not None:
             return retrieval.group_results(ranked.scored, ranked.groups, name)
-        options = self.options
-        return retrieval.retrieval_results(
-            ranked.scored,
-            ranked.relevant,
-            name,
-            rerank=options.rerank,
-            fusion=options.fusion,
-            prior=options.prior,
-            seed=options.seed,
-            owners=ranked.owners if options.queries == "each" else None,
-        )
+        return retrieval.retrieval_results(ranked.scored, ranked.relevant, name, self.options, ranked.owners)
 
     def ranked(self, evaluation: Evaluation) -> Ranked:
         """Score the texts of a dataset against its clips: the dual score of all pairs, the cross score of all, of the
         first of each text and clip, or of those within groups."""
-        gallery = retrieval.encode_clips(evaluation.network.model, evaluation.batches, evaluation.world.gather)
+        network, world = cast(Pretraining, evaluation.network), evaluation.world
+        gallery = retrieval.encode_clips(network.model, evaluation.batches, world.gather)
         clip_ids = gallery.clip_ids.cpu().numpy()
         texts, relevant, owners = queries_of(evaluation.source, clip_ids, self.options.queries)
-        rerank, groups = self.options.rerank, None
-        if evaluation.name == "temporal":
-            groups = evaluation.source.groups(clip_ids)
+        ids, mask = (part.to(world.device) for part in evaluation.text.tokens(texts))
+        groups = evaluation.source.groups(clip_ids) if evaluation.name == "temporal" else None
+        scored = retrieval.score(
+            network.model,
+            retrieval.encode_texts(network.model, ids, mask, world),
+            gallery,
+            world,
+            temperature=network.temperature,
+            choose=pairs_to_score(groups, self.options.rerank),
+            alive=evaluation.alive,
+        )
+        if groups is not None:
             within = groups[:, None] == groups[None, :]
-            scored = pair_scores(evaluation, gallery, texts, lambda _: within)
             scored = dataclasses.replace(scored, cross=np.where(within, scored.cross, 0.0))
-        else:
-            first = functools.partial(retrieval.first_of_both, k=rerank) if rerank else None
-            scored = pair_scores(evaluation, gallery, texts, first)
+        owners = owners if self.options.queries == "each" else None
         return Ranked(scored=scored, texts=texts, relevant=relevant, owners=owners, groups=groups)
 
     def score(self, evaluation: Evaluation, folder: str) -> Measured:
@@ -138,7 +132,7 @@ class CaptionTask(Task):
         """Write scores, captions, thumbnails and filled-in words of a test split to `folder`/NAME.npz."""
         batches, world = list(evaluation.batches), evaluation.world
         ranked = self.ranked(dataclasses.replace(evaluation, batches=batches))
-        frames = world.gather_objects([retrieval.thumbnails([batch]) for batch in batches])
+        frames = world.gather_objects([batch.frames[batch.weight > 0.5].cpu().numpy() for batch in batches])
         words = retrieval.fill_masked_words(evaluation.network.model, batches[0])
         if not world.is_first:
             return
@@ -155,16 +149,10 @@ class CaptionTask(Task):
 
     def read_scores(self, name: str, source: ClipSource, folder: str) -> SavedScores:
         """Return the metrics and the examples of the scores in `folder`/NAME.npz."""
-        saved = load_scores(f"{folder}/{name}.npz")
+        saved = retrieval.load_scores(f"{folder}/{name}.npz")
         scored = Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
         groups = saved["groups"] if name == "temporal" else None
-        ranked = Ranked(
-            scored=scored,
-            texts=saved["captions"],
-            relevant=saved["relevant"],
-            owners=np.arange(len(saved["captions"])),
-            groups=groups,
-        )
+        ranked = Ranked(scored=scored, texts=saved["captions"], relevant=saved["relevant"], groups=groups)
         scores = {"fused": scored.fused, "dual": scored.dual, "cross": scored.cross}
         if groups is not None:
             scores = {"cross": scored.cross, "dual": scored.dual}
@@ -186,36 +174,11 @@ class CaptionTask(Task):
         )
 
 
-def measured(
-    clip_ids: Sequence[int], texts: Sequence[str], source: ClipSource, metrics: Mapping[str, float]
-) -> Measured:
-    """Return the card's part about these clips of `source`, which were decoded and searched by `texts`."""
-    return Measured(
-        ids_hash=hash_of_ids([*clip_ids, *texts]),
-        num_videos=len(clip_ids),
-        num_queries=len(texts),
-        num_missing=None,
-        num_undecoded=len(source.rows()) - len(clip_ids),
-        scores=metrics,
-    )
-
-
-def pair_scores(evaluation: Evaluation, gallery: Gallery, texts: Sequence[str], choose: ChoosePairs | None) -> Scored:
-    """Score texts against clips, each rank a share: the dual score of all pairs, the cross score of those that
-    `choose` picks by it; None picks all."""
-    network, world = cast(Pretraining, evaluation.network), evaluation.world
-    ids, mask = (part.to(world.device) for part in evaluation.text.tokens(texts))
-    share = {"rank": world.rank, "num_ranks": world.size}
-    return retrieval.score(
-        network.model,
-        retrieval.encode_texts(network.model, ids, mask, world.gather, **share),
-        gallery,
-        world.gather,
-        **share,
-        temperature=network.temperature,
-        choose=choose,
-        alive=evaluation.alive,
-    )
+def pairs_to_score(groups: Int[np.ndarray, " N"] | None, rerank: int | None) -> ChoosePairs | None:
+    """Return which pairs the cross encoder scores: those within groups, the first of each text and clip, or all."""
+    if groups is not None:
+        return lambda _: groups[:, None] == groups[None, :]
+    return functools.partial(retrieval.first_of_both, k=rerank) if rerank else None
 
 
 def queries_of(
@@ -236,10 +199,3 @@ def texts_of(captions: Sequence[str], queries: str) -> list[str]:
     return {"first": list(captions[:1]), "each": list(dict.fromkeys(captions)), "paragraph": [" ".join(captions)]}[
         queries
     ]
-
-
-def load_scores(path: str) -> dict[str, Any]:
-    """Return the arrays and texts that `save_scores` wrote."""
-    with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    return arrays | {name: json.loads(str(arrays[name])) for name in ("captions", "filled")}

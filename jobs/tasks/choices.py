@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jobs.tasks.network import Network, NetworkOptions
-from jobs.tasks.questions import AskingTask, by_clips, columns_of
+from jobs.tasks.questions import AskingTask, by_clips
 from jobs.tasks.task import TaskInputs
 from jobs.tasks.text import TextProcessor
 from pipeline.corpus.questions import NUM_OPTIONS, AskedClips, Choice, read_choices
@@ -35,7 +35,7 @@ class ChoiceTask(AskingTask[Choice]):
 
     others: tuple[str, ...] = ()
     """Captions of the training split, from which wrong options are drawn where no file has them."""
-    captions: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    captions: Mapping[int, Sequence[str]] = field(default_factory=dict)
     """All captions of each training clip: none of them is a wrong option for it."""
 
     @classmethod
@@ -44,7 +44,7 @@ class ChoiceTask(AskingTask[Choice]):
         questions = by_clips(inputs, {name: read_choices(path) for name, path in inputs.files.items()})
         if "validation" in inputs.sources and "validation" not in questions:
             questions["validation"] = drawn_choices(inputs.sources["validation"], inputs.seed)
-        captions: dict[int, frozenset[str]] = {}
+        captions: dict[int, Sequence[str]] = {}
         if "train" in inputs.sources and "train" not in questions:
             captions = captions_of(inputs.manifest.split(inputs.sources["train"].split))
         others = all_captions(captions, "task.train") if captions else ()
@@ -67,7 +67,7 @@ class ChoiceTask(AskingTask[Choice]):
         batch = self.shown(text.batch(dataclasses.replace(rows, weight=rows.weight * has_choice)))
         ids, mask = text.tokens([option for of_clip in options for option in of_clip])
         return ChoiceBatch(
-            **columns_of(batch),
+            **vars(batch),
             option_ids=ids.unflatten(0, (-1, NUM_OPTIONS)),
             option_mask=mask.unflatten(0, (-1, NUM_OPTIONS)),
             answer=torch.tensor([choice.answer if choice else 0 for choice in choices]),
@@ -94,7 +94,7 @@ class ChoiceTask(AskingTask[Choice]):
 def drawn_choice(
     clip_id: int,
     caption: str,
-    captions: Mapping[int, frozenset[str]],
+    captions: Mapping[int, Sequence[str]],
     others: Sequence[str],
     rng: np.random.Generator,
 ) -> Choice:
@@ -111,26 +111,22 @@ def drawn_choice(
 
 def drawn_choices(source: ClipSource, seed: int) -> AskedClips[Choice]:
     """Return a choice about each video of an evaluation split, the same in every evaluation."""
-    rows = source.rows()
-    captions = captions_of(rows)
+    captions = captions_of(source.rows())
     others = all_captions(captions, "task.validation")
     drawn = {
         clip_id: (drawn_choice(clip_id, texts[0], captions, others, clip_rng(seed, 0, clip_id, Purpose.WORDS)),)
-        for clip_id, texts in _captions(rows)
+        for clip_id, texts in captions.items()
     }
     return AskedClips(by_clip=drawn, missing=())
 
 
-def captions_of(rows: pa.Table) -> dict[int, frozenset[str]]:
-    """Return all captions of each clip of a table."""
-    return {clip_id: frozenset(texts) for clip_id, texts in _captions(rows)}
+def captions_of(rows: pa.Table) -> dict[int, Sequence[str]]:
+    """Return all captions of each clip of a table, each once."""
+    captions = zip(rows["clip_id"].to_pylist(), rows["captions"].to_pylist(), strict=True)
+    return {clip_id: tuple(dict.fromkeys(texts)) for clip_id, texts in captions}
 
 
-def _captions(rows: pa.Table) -> Iterable[tuple[int, list[str]]]:
-    return zip(rows["clip_id"].to_pylist(), rows["captions"].to_pylist(), strict=True)
-
-
-def all_captions(captions: Mapping[int, frozenset[str]], field_name: str) -> tuple[str, ...]:
+def all_captions(captions: Mapping[int, Sequence[str]], field_name: str) -> tuple[str, ...]:
     """Return what wrong options are drawn from. ValueError if there are too few for any clip."""
     others = tuple(sorted({text for of_clip in captions.values() for text in of_clip}))
     most = max(map(len, captions.values()), default=0)

@@ -35,7 +35,7 @@ from pipeline.records import IGNORED_LABEL, Batch, ClipRows, QuestionBatch
 from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.stream.transforms import normalise
 from snps3_model.downstream import Answering
-from snps3_model.metrics import bootstrap_intervals
+from snps3_model.metrics import with_intervals
 from snps3_model.snps3 import SNPS3
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ class AskingTask(Task, Generic[Asked]):
     @classmethod
     def metric_names(cls, rerank: int | None) -> list[str]:
         """Return the accuracy."""
-        del rerank
         return ["validation/accuracy"]
 
     def shown(self, batch: Batch) -> Batch:
@@ -138,11 +137,14 @@ class AskingTask(Task, Generic[Asked]):
         """Return accuracies and counts."""
         return self.results(self.all_predictions(evaluation), evaluation.name)
 
-    def score(self, evaluation: Evaluation, folder: str) -> Measured:
-        """Return what the card of a split says; nothing else is written."""
-        del folder
-        predicted = self.all_predictions(evaluation)
-        return measured(predicted, self.results(predicted, evaluation.name), evaluation.name)
+    def saved(self, evaluation: Evaluation) -> SavedScores:
+        """Return the results of all answers, with the card's part of them."""
+        return self.saved_of(self.all_predictions(evaluation), evaluation.name)
+
+    def saved_of(self, predicted: Sequence[Predicted], name: str) -> SavedScores:
+        """Return the results of the answers to the questions about the dataset `name`."""
+        metrics = self.results(predicted, name)
+        return SavedScores(metrics=metrics, measured=measured(predicted, metrics, name))
 
     def save_scores(self, evaluation: Evaluation, folder: str) -> None:
         """Write all answers to `folder`/NAME.json, if the dataset has questions."""
@@ -155,12 +157,10 @@ class AskingTask(Task, Generic[Asked]):
 
     def read_scores(self, name: str, source: ClipSource, folder: str) -> SavedScores | None:
         """Return the metrics of the answers in `folder`/NAME.json; None without questions about the dataset."""
-        del source
         if name not in self.questions:
             return None
-        predicted = [Predicted(**answer) for answer in run_files.read_json(f"{folder}/{name}.json")]
-        metrics = self.results(predicted, name)
-        return SavedScores(metrics=metrics, measured=measured(predicted, metrics, name))
+        answers = run_files.read_json(f"{folder}/{name}.json")
+        return self.saved_of([Predicted(**answer) for answer in answers], name)
 
     def training_facts(self) -> dict[str, float]:
         """Return the numbers of training questions, and of those about clips that are not there."""
@@ -254,7 +254,7 @@ class QuestionTask(AskingTask[Question]):
         width = max([1, *(len(numbers) for of_clip in right for numbers in of_clip)])
         padded = [[numbers + [IGNORED_LABEL] * (width - len(numbers)) for numbers in of_clip] for of_clip in right]
         return QuestionBatch(
-            **columns_of(batch),
+            **vars(batch),
             question_ids=ids.unflatten(0, (-1, num_questions)),
             question_mask=mask.unflatten(0, (-1, num_questions)),
             question_weight=torch.from_numpy(weight[:, None] * known),
@@ -324,14 +324,6 @@ def accuracies(predicted: Sequence[Predicted], prefix: str) -> dict[str, float]:
             groups[f"{prefix}/accuracy/{answer.kind}"].append(answer)
     results: dict[str, float] = {}
     for key, answers in groups.items():
-        right = np.array([answer.is_right for answer in answers], float)
-        _, clip = np.unique([answer.clip_id for answer in answers], return_inverse=True)
-        totals, sizes = np.bincount(clip, weights=right), np.bincount(clip).astype(float)
-        low, high = bootstrap_intervals(totals[:, None], sizes)[:, 0]
-        results |= {key: float(right.mean()), f"{key}_low": float(low), f"{key}_high": float(high)}
+        clip_ids = np.array([answer.clip_id for answer in answers])
+        results |= with_intervals({key: np.array([answer.is_right for answer in answers], float)}, clip_ids)
     return results
-
-
-def columns_of(batch: Batch) -> dict[str, Any]:
-    """Return the columns of a batch, for a batch with more of them."""
-    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(Batch)}

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cluster.world import World
 from pipeline import storage
 from pipeline.records import IGNORED_LABEL, Batch
 from pipeline.stream.transforms import normalise
@@ -101,22 +102,19 @@ def encode_clips(model: SNPS3, batches: Iterable[Batch], gather: Gather) -> Gall
     return Gallery(clip_ids=clip_ids, frame_tokens=tokens, frame_vectors=vectors)
 
 
+def share_of(count: int, world: World) -> Int[np.ndarray, " n"]:
+    """The places among `count` of which this rank takes care, as many on each rank; the last one may come again."""
+    share = -(-count // world.size)
+    return np.arange(world.rank * share, (world.rank + 1) * share).clip(max=count - 1)
+
+
 @torch.no_grad()
-def encode_texts(
-    model: SNPS3,
-    token_ids: Int[Tensor, "Q L"],
-    token_mask: Bool[Tensor, "Q L"],
-    gather: Gather,
-    *,
-    rank: int = 0,
-    num_ranks: int = 1,
-) -> Queries:
+def encode_texts(model: SNPS3, token_ids: Int[Tensor, "Q L"], token_mask: Bool[Tensor, "Q L"], world: World) -> Queries:
     """Texts, of which each rank encodes a share."""
     model.eval()
-    share = -(-len(token_ids) // num_ranks)
-    rows = torch.arange(rank * share, (rank + 1) * share, device=token_ids.device).clamp(max=len(token_ids) - 1)
+    rows = torch.from_numpy(share_of(len(token_ids), world)).to(token_ids.device)
     parts = [model.encode_text(token_ids[part], token_mask[part]).vector for part in rows.split(TEXTS_AT_ONCE)]
-    vectors = gather(torch.cat(parts))[: len(token_ids)]
+    vectors = world.gather(torch.cat(parts))[: len(token_ids)]
     return Queries(token_ids=token_ids, token_mask=token_mask, vectors=vectors)
 
 
@@ -125,10 +123,8 @@ def score(
     model: SNPS3,
     queries: Queries,
     gallery: Gallery,
-    gather: Gather,
+    world: World,
     *,
-    rank: int,
-    num_ranks: int,
     temperature: float | Float[Tensor, ""],
     choose: ChoosePairs | None = None,
     alive: Callable[[], None] = lambda: None,
@@ -141,11 +137,10 @@ def score(
     dual = dual_scores(queries.vectors, gallery.frame_vectors, temperature).cpu().numpy()
     chosen = choose(dual) if choose else np.ones(dual.shape, bool)
     if choose:  # ranks on unlike machines may round otherwise, and must not choose other pairs
-        chosen = gather(torch.from_numpy(chosen)[None].to(queries.vectors.device))[0].cpu().numpy()
+        chosen = world.gather(torch.from_numpy(chosen)[None].to(queries.vectors.device))[0].cpu().numpy()
     text, clip = np.nonzero(chosen)
-    share = -(-len(text) // num_ranks)
-    pairs = np.arange(rank * share, (rank + 1) * share).clip(max=len(text) - 1)
-    scores = gather(cross_scores(model, queries, gallery.frame_tokens, text[pairs], clip[pairs], alive))[: len(text)]
+    own = share_of(len(text), world)
+    scores = world.gather(cross_scores(model, queries, gallery.frame_tokens, text[own], clip[own], alive))[: len(text)]
     cross = np.full(dual.shape, np.nan, dual.dtype)
     cross[text, clip] = scores.cpu().numpy()
     return Scored(clip_ids=gallery.clip_ids.cpu().numpy(), dual=dual, cross=cross)
@@ -212,11 +207,7 @@ def retrieval_results(
     scored: Scored,
     relevant: Bool[np.ndarray, "Q N"],
     prefix: str,
-    *,
-    rerank: int | None = None,
-    fusion: Fusion = "sum",
-    prior: str = "none",
-    seed: int = 0,
+    options: RetrievalOptions,
     owners: Int[np.ndarray, " Q"] | None = None,
 ) -> dict[str, float]:
     """R@1/5/10, ranks and intervals in both directions: of the score that orders in the end, of the dual score, and of
@@ -226,16 +217,16 @@ def retrieval_results(
     """
     results: dict[str, float] = {}
     turned = dataclasses.replace(scored, dual=scored.dual.T, cross=scored.cross.T)
-    k = rerank or max(scored.dual.shape)
+    k = options.rerank or max(scored.dual.shape)
     for direction, matrices, right, units in (("t2v", scored, relevant, owners), ("v2t", turned, relevant.T, None)):
-        columns = {"": reranked(matrices, k, fusion), "dual_": matrices.dual}
-        if rerank is None:
+        columns = {"": reranked(matrices, k, options.fusion), "dual_": matrices.dual}
+        if options.rerank is None:
             columns["cross_"] = matrices.cross
-        if prior == "dual_softmax":
+        if options.prior == "dual_softmax":
             columns["dual_softmax_"] = dual_softmax(columns[""])
         for name, matrix in columns.items():
             key = f"{prefix}/{direction}/{name}"
-            results |= metrics.direction_metrics(matrix, right, key, seed=seed, units=units)
+            results |= metrics.direction_metrics(matrix, right, key, seed=options.seed, units=units)
     return results
 
 
@@ -249,7 +240,8 @@ def dual_softmax(scores: Float[np.ndarray, "Q N"]) -> Float[np.ndarray, "Q N"]:
 def selectable_metrics(prefix: str, rerank: int | None = None) -> list[str]:
     """Names among the results of a split that are high for a good model: every recall, without the interval's ends."""
     two = np.eye(2)
-    every = retrieval_results(Scored(clip_ids=np.arange(2), dual=two, cross=two), two > 0, prefix, rerank=rerank)
+    both = Scored(clip_ids=np.arange(2), dual=two, cross=two)
+    every = retrieval_results(both, two > 0, prefix, RetrievalOptions(rerank=rerank))
     names = [name for name in every if not name.endswith(("rank", "_low", "_high"))]
     return sorted([*names, f"{prefix}/{MASKED_WORDS}"])
 
@@ -272,26 +264,41 @@ def true_of(texts: Sequence[str], captions: Sequence[Sequence[str]]) -> Bool[np.
     return relevant
 
 
+def masked_states(model: SNPS3, batch: Batch) -> Float[Tensor, "B L D"]:
+    """Hidden states of the masked captions, after the cross pass with their clips."""
+    model.eval()
+    video = model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
+    return model.fuse(batch.masked_token_ids, batch.token_mask, video.tokens).text_hidden
+
+
 @torch.no_grad()
 def fill_masked_words(
     model: SNPS3, batch: Batch, *, num_guesses: int = 3
 ) -> list[list[tuple[int, int, list[tuple[int, float]]]]]:
     """For each caption its masked positions: (position, true id, [(guessed id, probability), …])."""
-    model.eval()
-    video = model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
-    hidden = model.fuse(batch.masked_token_ids, batch.token_mask, video.tokens).text_hidden
     rows = []
-    for row in range(len(batch.weight)):
-        positions = (batch.labels[row] != IGNORED_LABEL).nonzero()[:, 0]
-        probabilities = model.cross_words(hidden[row, positions], model.word_embeddings).softmax(-1)
+    for hidden, labels in zip(masked_states(model, batch), batch.labels, strict=True):
+        positions = (labels != IGNORED_LABEL).nonzero()[:, 0]
+        probabilities = model.cross_words(hidden[positions], model.word_embeddings).softmax(-1)
         best = probabilities.topk(num_guesses, dim=-1)
-        rows.append(
-            [
-                (int(position), int(batch.labels[row, position]), list(zip(ids.tolist(), values.tolist(), strict=True)))
-                for position, ids, values in zip(positions, best.indices, best.values, strict=True)
-            ]
-        )
+        guesses = [
+            list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        rows.append(list(zip(positions.tolist(), labels[positions].tolist(), guesses, strict=True)))
     return rows
+
+
+@torch.no_grad()
+def masked_word_accuracy(model: SNPS3, batches: Iterable[Batch], gather: Gather) -> float:
+    """Share of the masked words of all ranks' captions that the cross encoder fills in right, at its first guess."""
+    counts = []
+    for batch in batches:
+        is_masked = (batch.labels != IGNORED_LABEL) & (batch.weight > 0.5)[:, None]
+        guessed = model.cross_words(masked_states(model, batch)[is_masked], model.word_embeddings).argmax(-1)
+        right = (guessed == batch.labels[is_masked]).sum()
+        counts.append(torch.stack([right, is_masked.sum()]))
+    right, total = gather(torch.stack(counts).sum(0, keepdim=True)).sum(0).tolist()
+    return right / max(1, total)
 
 
 def save_scores(path: str, scored: Scored, *, texts: Mapping[str, Any], **arrays: np.ndarray) -> None:
@@ -303,22 +310,9 @@ def save_scores(path: str, scored: Scored, *, texts: Mapping[str, Any], **arrays
     storage.write_bytes_atomic(path, buffer.getvalue())
 
 
-@torch.no_grad()
-def masked_word_accuracy(model: SNPS3, batches: Iterable[Batch], gather: Gather) -> float:
-    """Share of the masked words of all ranks' captions that the cross encoder fills in right, at its first guess."""
-    model.eval()
-    counts = []
-    for batch in batches:
-        video = model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
-        hidden = model.fuse(batch.masked_token_ids, batch.token_mask, video.tokens).text_hidden
-        is_masked = (batch.labels != IGNORED_LABEL) & (batch.weight > 0.5)[:, None]
-        guessed = model.cross_words(hidden[is_masked], model.word_embeddings).argmax(-1)
-        right = (guessed == batch.labels[is_masked]).sum()
-        counts.append(torch.stack([right, is_masked.sum()]))
-    right, total = gather(torch.stack(counts).sum(0, keepdim=True)).sum(0).tolist()
-    return right / max(1, total)
-
-
-def thumbnails(batches: Iterable[Batch]) -> UInt8[np.ndarray, "N T H W 3"]:
-    """The frames of this rank's usable clips."""
-    return np.concatenate([batch.frames[batch.weight > 0.5].cpu().numpy() for batch in batches])
+def load_scores(path: str) -> dict[str, Any]:
+    """The arrays and texts that `save_scores` wrote."""
+    with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as file:
+        return {
+            name: json.loads(str(file[name])) if file[name].dtype.kind == "U" else file[name] for name in file.files
+        }

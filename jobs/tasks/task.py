@@ -16,7 +16,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
-import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,7 +35,7 @@ from jobs.tasks.text import TextProcessor
 from pipeline.corpus.manifest import Manifest, checksum
 from pipeline.records import Batch, ClipRows
 from snps3_model.config import ObjectiveConfig
-from snps3_model.loss_table import Loss
+from snps3_model.loss_table import Loss, attribute
 from snps3_model.snps3 import SNPS3
 
 if TYPE_CHECKING:  # the loader imports Ray, and preflight reads the names of metrics without it
@@ -176,34 +175,41 @@ class Task(abc.ABC):
 
     def score(self, evaluation: Evaluation, folder: str) -> Measured:
         """Return what a protocol card says of a dataset. May write raw scores to `folder`."""
-        del folder
-        return self._measured(evaluation)[1]
+        return self.saved(evaluation).measured
 
     def save_scores(self, evaluation: Evaluation, folder: str) -> None:
         """Write what `read_scores` reads to `folder`, on the first rank."""
-        metrics, measured = self._measured(evaluation)
+        saved = self.saved(evaluation)
         if evaluation.world.is_first:
-            run_files.write_json(f"{folder}/{evaluation.name}.json", {"metrics": metrics, "measured": asdict(measured)})
+            content = {"metrics": saved.metrics, "measured": asdict(saved.measured)}
+            run_files.write_json(f"{folder}/{evaluation.name}.json", content)
 
     def read_scores(self, name: str, source: ClipSource, folder: str) -> SavedScores | None:
         """Return what `save_scores` wrote for the dataset `name`; None if it is not measured."""
-        del source
         saved = run_files.read_json(f"{folder}/{name}.json")
         return SavedScores(metrics=saved["metrics"], measured=Measured(**saved["measured"]))
 
-    def _measured(self, evaluation: Evaluation) -> tuple[dict[str, float], Measured]:
+    def saved(self, evaluation: Evaluation) -> SavedScores:
+        """Return the metrics of a dataset with what they were measured on."""
         batches, world = list(evaluation.batches), evaluation.world
         metrics = self.measure(dataclasses.replace(evaluation, batches=batches))
         usable = [clip_id for batch in batches for clip_id in batch.clip_ids[batch.weight > 0.5].tolist()]
         clip_ids = sorted(world.gather_objects(usable))
-        return metrics, Measured(
-            ids_hash=hash_of_ids(clip_ids),
-            num_videos=len(clip_ids),
-            num_queries=len(clip_ids),
-            num_missing=None,
-            num_undecoded=len(evaluation.source.rows()) - len(clip_ids),
-            scores=metrics,
-        )
+        return SavedScores(metrics=metrics, measured=measured(clip_ids, (), evaluation.source, metrics))
+
+
+def measured(
+    clip_ids: Sequence[int], texts: Sequence[str], source: ClipSource, scores: Mapping[str, float]
+) -> Measured:
+    """Return the card's part about these clips of `source`, which were decoded and searched by `texts`."""
+    return Measured(
+        ids_hash=hash_of_ids([*clip_ids, *texts]),
+        num_videos=len(clip_ids),
+        num_queries=len(texts or clip_ids),
+        num_missing=None,
+        num_undecoded=len(source.rows()) - len(clip_ids),
+        scores=scores,
+    )
 
 
 def task_type(kind: str) -> type[Task]:
@@ -223,9 +229,8 @@ def task_type(kind: str) -> type[Task]:
                 "yours as package.module:Name"
             )
         path = points[kind]
-    module, _, name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = attribute(path)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"the task {kind} cannot be imported: {error}; install its package, or mend the name"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Int64
@@ -29,19 +30,12 @@ class TextProcessor:
     seed: int
     length_groups: int = 1
 
-    @staticmethod
-    def load(
-        folder: str, *, text: TextConfig, masking: MaskingConfig, seed: int, length_groups: int = 1
-    ) -> TextProcessor:
-        """Read the vocabulary and the significant words in a run's folder."""
-        return TextProcessor(
-            tokenizer=Tokenizer.load(f"{folder}/tokenizer.json"),
-            table=SignificantWords.from_json(storage.read_bytes(f"{folder}/significant_words.json").decode()),
-            text=text,
-            masking=masking,
-            seed=seed,
-            length_groups=length_groups,
-        )
+    @classmethod
+    def load(cls, folder: str, **settings: Any) -> Self:
+        """Read the vocabulary and the significant words in a run's folder; `settings` are the other fields."""
+        tokenizer = Tokenizer.load(f"{folder}/tokenizer.json")
+        table = SignificantWords.from_json(storage.read_bytes(f"{folder}/significant_words.json").decode())
+        return cls(tokenizer=tokenizer, table=table, **settings)
 
     def batch(self, rows: ClipRows, masking: MaskingConfig | None = None) -> Batch:
         """Return clips and captions as the network reads them, masked as in training or by `masking`."""

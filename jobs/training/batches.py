@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.run import Runtime
+from jobs.tasks.network import Network
+from jobs.tasks.task import Evaluation
 from jobs.training.job import Job
 from jobs.training.step import Clock
 from pipeline.records import Batch, ClipRows, Rejected, Stage
@@ -47,6 +49,18 @@ class RankBatches:
         """Return name and step range of each dataset that is left of the run from `start_step` on."""
         num_steps, max_ranks = self.job.optim.num_steps, self.job.placement.most_workers
         return [part for part in segments(self.job.sources["train"], num_steps, max_ranks) if part[2] > start_step]
+
+    def dataset(self, name: str, network: Network, batches: Iterable[Batch] | None = None) -> Evaluation:
+        """Return an evaluation split with what it is measured with; `batches`, where they have been read already."""
+        return Evaluation(
+            name=name,
+            batches=self.evaluation(name) if batches is None else batches,
+            source=self.job.sources[name],
+            network=network,
+            text=self.job.text,
+            world=self.world,
+            alive=self.alive,
+        )
 
     def _tables(self, dataset: str, name: str) -> Iterator[pa.Table]:
         return self.runtime.tables(dataset, self.job.sources[name].share(self.world.size))

@@ -6,18 +6,19 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import ray.data
 
 from cluster import run as cluster_run
+from jobs.run import run_files
 from jobs.run.config import DataConfig, OptimConfig, Placement, SelectionConfig
 from jobs.tasks.task import Task
 from jobs.tasks.text import TextProcessor
-from jobs.training import streams
 from pipeline import storage
 from pipeline.records import Kind
 from pipeline.stream.epoch_plan import Plan
-from pipeline.stream.loader import ClipSource, segments, split_rows
+from pipeline.stream.loader import ClipSource, clip_stream, segments, split_rows
 from snps3_model.config import ModelConfig
 from snps3_model.loading import is_hub_name
 
@@ -47,20 +48,12 @@ class Job:
 def with_absolute_weights(model: ModelConfig) -> ModelConfig:
     """Return the model with absolute paths, because Ray Train starts ranks in a folder of their own."""
 
-    def seen_from_anywhere(path: str | None) -> str | None:
-        return path if path is None or is_hub_name(path) else storage.absolute(path)
+    def absolute(part: Any, *names: str) -> Any:
+        paths = {name: path for name in names if (path := getattr(part, name)) and not is_hub_name(path)}
+        return dataclasses.replace(part, **{name: storage.absolute(path) for name, path in paths.items()})
 
-    visual = dataclasses.replace(
-        model.visual,
-        pretrained=seen_from_anywhere(model.visual.pretrained),
-        backbone=seen_from_anywhere(model.visual.backbone),
-    )
-    return dataclasses.replace(
-        model,
-        visual=visual,
-        initial_weights=seen_from_anywhere(model.initial_weights),
-        pretrained_text=seen_from_anywhere(model.pretrained_text),
-    )
+    visual = absolute(model.visual, "pretrained", "backbone")
+    return dataclasses.replace(absolute(model, "initial_weights", "pretrained_text"), visual=visual)
 
 
 def make_plan(data: DataConfig, global_batch: int, seed: int) -> Plan:
@@ -127,14 +120,23 @@ def datasets(job: Job) -> dict[str, Callable[[int], ray.data.Dataset]]:
     """Return a builder per dataset, called with the number of ranks whenever a worker group asks for it: training
     begins at the last committed step."""
     built: dict[str, Callable[[int], ray.data.Dataset]] = {
-        name: functools.partial(streams.evaluation_stream, source)
-        for name, source in job.sources.items()
-        if name != "train"
+        name: functools.partial(evaluation_stream, source) for name, source in job.sources.items() if name != "train"
     }
     train = job.sources["train"]
     for name, start, stop in segments(train, job.optim.num_steps, job.placement.most_workers):
-        built[name] = functools.partial(streams.training_stream, train, job.run_folder, start, stop)
+        built[name] = functools.partial(training_stream, train, job.run_folder, start, stop)
     return built
+
+
+def training_stream(source: ClipSource, run_folder: str, start: int, stop: int, num_ranks: int) -> ray.data.Dataset:
+    """Return the steps [start, stop) that are not yet committed; one step if all are, which nobody then asks for."""
+    first = min(max(start, run_files.committed_step(run_folder)), stop - 1)
+    return clip_stream(source, start_step=first, stop_step=stop, num_ranks=num_ranks)
+
+
+def evaluation_stream(source: ClipSource, num_ranks: int) -> ray.data.Dataset:
+    """Return one pass over an evaluation split."""
+    return clip_stream(source, start_step=0, stop_step=source.num_evaluation_steps(), num_ranks=num_ranks)
 
 
 def workers(placement: Placement) -> cluster_run.Workers:

@@ -28,7 +28,7 @@ class Reporter:
 
     def __init__(self, job: Job, batches: RankBatches, journal: Journal, tracker: Tracker) -> None:
         self.job, self.batches, self.journal, self.tracker = job, batches, journal, tracker
-        self.world = batches.world
+        self.world, self.ledger = batches.world, f"{job.run_folder}/ledger.parquet"
 
     def say(self, line: str) -> None:
         """Print a line of progress."""
@@ -57,7 +57,7 @@ class Reporter:
     def publish(self, meter: Meter, values: dict[str, float], counts: dict[str, int], step: int) -> None:
         """Hand the values of a step to whoever shows them."""
         speed = meter.read(step)
-        values |= speed | counts | {"lr": meter.rate(step)}
+        values |= speed | counts | {"lr": learning_rate(step, self.job.optim)}
         memory = {"memory_mib": telemetry.memory_mib(), "gpu_memory_mib": telemetry.gpu_memory_mib(self.world.device)}
         self.journal.note("step", step=step, loss=values["loss/total"], **speed, **memory, **counts)
         gauges = speed | memory | counts | {"step": step, "loss": values["loss/total"]}
@@ -71,20 +71,18 @@ class Reporter:
         share = self.job.data.max_rejected_share
         if num_rejected <= share * num_seen or num_rejected < 3:
             return
-        rejected, path = self.world.gather_objects(self.batches.rejected), f"{self.job.run_folder}/ledger.parquet"
-        if self.world.is_first:
-            write_ledger(unique(rejected), path)
+        rejected = self.write_ledger()
         try:
-            refuse_above_share(rejected, num_seen, share, path)
+            refuse_above_share(rejected, num_seen, share, self.ledger)
         except ValueError as error:
             raise RunError(str(error)) from error
 
-    def write_ledger(self) -> None:
-        """Write the ledger of the run: every clip that failed in this worker group, and before it."""
+    def write_ledger(self) -> list[Rejected]:
+        """Write the ledger of the run, every clip that failed in this worker group and before it; return the former."""
         rejected = self.world.gather_objects(self.batches.rejected)
         if self.world.is_first:
-            path = f"{self.job.run_folder}/ledger.parquet"
-            write_ledger(unique(rejected, path), path)
+            write_ledger(unique(rejected, self.ledger), self.ledger)
+        return rejected
 
 
 def say(world: World, line: str) -> None:
@@ -107,10 +105,6 @@ class Meter:
         self.first_step, self.clock, self.optim = first_step, clock, optim
         self.start = time.perf_counter()
         self.last_step, self.last_seconds = first_step, dict(clock.seconds)
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate at `step`."""
-        return learning_rate(step, self.optim)
 
     def read(self, step: int) -> dict[str, float]:
         """Return clips per second, step and data-wait seconds per step, since the last reading."""

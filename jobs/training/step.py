@@ -122,7 +122,6 @@ class Clock:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Count the seconds within it to `name`."""
         start = time.perf_counter()
         try:
             yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from cluster.run import Runtime
 from jobs.run import run_files
 from jobs.tasks.retrieval import MASKED_WORDS
-from jobs.tasks.task import Evaluation
 from jobs.tracking.journal import Journal
 from jobs.tracking.mlflow_runs import Tracker
 from jobs.training import checkpoints
@@ -66,15 +65,10 @@ class Trainer:
     """The train loop of one rank."""
 
     def __init__(
-        self,
-        job: Job,
-        runtime: Runtime,
-        journal: Journal | None = None,
-        alive: Callable[[], None] = lambda: None,
-        on_step: OnStep | None = None,
+        self, job: Job, runtime: Runtime, journal: Journal, alive: Callable[[], None], on_step: OnStep | None
     ) -> None:
-        self.job, self.runtime, self.world, self.alive, self.on_step = job, runtime, runtime.world, alive, on_step
-        self.journal = journal or Journal(job.run_folder, f"rank-{runtime.world.rank}")
+        self.job, self.runtime, self.world, self.journal = job, runtime, runtime.world, journal
+        self.alive, self.on_step = alive, on_step
         self.tracker = Tracker(job.tracking_uri, job.tracking_run_id)
         self.clock = Clock()
         self.batches = RankBatches(job, runtime, self.clock, alive)
@@ -137,7 +131,7 @@ class Trainer:
     def validate(self, state: TrainState, validation: list[Batch]) -> bool:
         """Measure the validation split and keep the best weights. True if the run should stop early."""
         progress, selection, say = state.progress, self.job.selection, self.reporter.say
-        metrics = self.job.task.measure(self.evaluation("validation", validation, state))
+        metrics = self.job.task.measure(self.batches.dataset("validation", state.network, validation))
         progress.score = metrics[selection.metric]
         progress.probes = {name: metrics[name] for name in (*PROBES, selection.metric) if name in metrics}
         if progress.score > progress.best_score:
@@ -153,18 +147,6 @@ class Trainer:
             f"{selection.metric} {progress.score:.3f}, best {progress.best_score:.3f} at step {progress.best_step}"
         )
         return selection.patience is not None and progress.num_stale >= selection.patience
-
-    def evaluation(self, name: str, batches: Iterable[Batch], state: TrainState) -> Evaluation:
-        """Return a dataset with what it is measured with."""
-        return Evaluation(
-            name=name,
-            batches=batches,
-            source=self.job.sources[name],
-            network=state.network,
-            text=self.job.text,
-            world=self.world,
-            alive=self.alive,
-        )
 
     def save(self, state: TrainState, request: StopRequest, probes: dict[str, float]) -> None:
         """Commit a checkpoint, and say for which request. `probes`: metrics of this very step."""
@@ -189,8 +171,7 @@ class Trainer:
             for name in ("test", "temporal"):
                 if name in self.job.sources:
                     with self.clock("evaluation"):
-                        evaluation = self.evaluation(name, self.batches.evaluation(name), state)
-                        self.job.task.save_scores(evaluation, f"{folder}/evaluation")
+                        self.job.task.save_scores(self.batches.dataset(name, state.network), f"{folder}/evaluation")
             if self.world.is_first:
                 run_files.write_json(f"{folder}/{run_files.SECONDS}", self.clock.seconds)
         self.reporter.write_ledger()

@@ -7,6 +7,7 @@ paragraphs (DiDeMo, ActivityNet), all sentences of a video are one caption, in t
 from __future__ import annotations
 
 import json
+import logging
 import posixpath
 import re
 from collections import defaultdict
@@ -27,6 +28,8 @@ SPLIT_FOLDERS = frozenset({"train", "val", "validation", "test"})
 MSVD_LINE = re.compile(r"(\S+_\d+_\d+)\s+(\S.*)")
 LSMDC_COLUMNS = 6
 """Clip, four times, sentence; apart by tabs."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +211,7 @@ def read_sidecars(path: str) -> Iterator[Annotated]:
     """A folder, or tars: beside a.mp4 lies a.txt, a caption per line, or a.json with `caption`.
 
     A first folder train, val, … is the split. A side-car without a video is a caption of a missing file; a video
-    without a side-car has no captions.
+    without a side-car, or with one that cannot be read, has no captions.
     """
     places = open_source(path).places
     sidecars = {posixpath.splitext(name)[0]: name for name in places if name.lower().endswith(".txt")}
@@ -218,7 +221,13 @@ def read_sidecars(path: str) -> Iterator[Annotated]:
         stem, first = posixpath.splitext(name)[0], name.split("/", 1)[0]
         sidecar = sidecars.get(stem) or (f"{stem}.json" if f"{stem}.json" in places else None)
         where = places[sidecar or name]
-        captions = _sidecar_captions(where, sidecar) if sidecar else []
+        try:
+            captions = _sidecar_captions(where, sidecar) if sidecar else []
+        except (OSError, UnicodeDecodeError) as error:  # a link to itself, a pipe, Latin-1: no caption of this clip
+            if storage.is_remote(where):
+                raise
+            log.warning("%s cannot be read, so its clip has no captions: %s", where, error)
+            captions = []
         yield annotated(where, name, captions, split=first if first in SPLIT_FOLDERS else "")
 
 

@@ -22,6 +22,10 @@ def fetch(uri: str, checksum: str | None = None) -> Media:
         raise DecodeError(Reason.WRONG_CHECKSUM, str(error)) from error
     except IsADirectoryError as error:
         raise DecodeError(Reason.UNREADABLE, "a folder, not a file") from error
+    except (OSError, ValueError) as error:  # a link to itself, a pipe, a name that is too long or holds a zero byte
+        if storage.is_remote(uri):  # of a store, these are wrong credentials or addresses, which no other file has
+            raise
+        raise DecodeError(Reason.UNREADABLE, str(error)) from error
 
 
 def fetch_ahead(files: Iterable[tuple[str, str | None]]) -> Iterator[Callable[[], Media]]:

@@ -29,9 +29,13 @@ if TYPE_CHECKING:
     import lmdb
 
 VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}
+    ".mp4 .mov .qt .m4v .f4v .3gp .3g2 .avi .divx .mkv .webm .mpg .mpeg .mpe .m1v .m2v .vob .ts .mts .m2ts .wmv .asf "
+    ".flv .ogv .ogm .gif .mxf .rm .rmvb .dv .nut .ivf .h264 .264 .h265 .265 .hevc".split()
 )
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .avif .heic .heif .jxl .jp2 .svg .eps .psd .tga".split()
+)
+"""The last nine are not read: their files stand in the ledger, by their names."""
 _INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames)=(?P<start>\d+)-(?P<stop>\d+)(&name=(?P<name>.+))?")
 _KEYED = re.compile(r"(?P<path>.+\.lmdb)#key=(?P<key>.+)")
 _LENGTH = struct.Struct("<I")

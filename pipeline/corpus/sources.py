@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import tarfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import IO
@@ -43,6 +44,8 @@ class Source:
     """Name → uri of all that is there."""
     damaged: Mapping[str, str]
     """Uri of a packed file that could not be listed to its end → what is wrong with it."""
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+    """Name of a file or folder that no clip can be read from → why."""
 
     def name(self, clip_path: str) -> str:
         """The name under which a clip is kept that an annotation calls `clip_path`."""
@@ -53,6 +56,10 @@ class Source:
                 return posixpath.splitext(clip_path)[0]
             case Layout.TAR:
                 return self._tar_of_member.get(clip_path, clip_path)
+            case Layout.FILES if clip_path not in self.places:
+                # readers give names without a suffix .mp4, and take what follows a dot for one
+                others = (clip_path.removesuffix(".mp4"), f"{clip_path}.mp4")
+                return next((name for name in others if name in self.places), clip_path)
             case _:
                 return clip_path
 
@@ -77,7 +84,30 @@ def open_source(root: str, layout: Layout | None = None, files: Sequence[str] | 
     if layout == Layout.LMDB or (layout is None and media.is_lmdb(root)):
         places = {key: media.keyed(root, key) for key in media.keys(root)}
         return Source(root=root, layout=Layout.LMDB, places=places, damaged={})
-    files = storage.list_files(root) if files is None else files
+    paths = storage.list_files(root) if files is None else files
+    skipped = passed_over(root, paths)
+    files = [path for path in paths if path not in skipped and not storage.is_surrogate(path)]
+    return replace(_with_layout(root, layout, files), passed_over=skipped)
+
+
+def passed_over(root: str, paths: Iterable[str]) -> dict[str, str]:
+    """Return of `paths` below `root`, as `storage.fingerprints` has them, those that no clip can be read from → why.
+
+    In the names, bytes that are not UTF-8 stand as `\\xe9`.
+    """
+    found = {}
+    for path in paths:
+        if storage.is_surrogate(path):
+            if not (media.kind_of(path) or path.endswith(".tar")):
+                continue
+            shown = os.fsencode(path).decode(errors="backslashreplace")
+            found[shown] = "its name is not UTF-8, which a manifest needs: rename the file, for example with convmv"
+        elif not storage.is_remote(root) and os.path.islink(local := storage.join(root, path)) and os.path.isdir(local):
+            found[path] = "a link to a folder, which is not followed: move or mount the folder there instead"
+    return found
+
+
+def _with_layout(root: str, layout: Layout | None, files: Sequence[str]) -> Source:
     tars = [name for name in files if name.endswith(".tar")]
     if layout == Layout.TAR or (layout is None and tars):
         return _tars(root, tars)
@@ -89,11 +119,16 @@ def open_source(root: str, layout: Layout | None = None, files: Sequence[str] | 
     return Source(root=root, layout=Layout.FILES, places=places, damaged={})
 
 
-def _tars(root: str, tars: list[str]) -> Source:
+def _tars(root: str, tars: Sequence[str]) -> Source:
     places, damaged = {}, {}
     for tar in tars:
         path = storage.join(root, tar)
-        members, fault = storage.read_with(path, _members)
+        try:
+            members, fault = storage.read_with(path, _members)
+        except OSError as error:
+            if storage.is_remote(path):
+                raise
+            members, fault = [], str(error)
         for member, start, stop in members:
             name = f"{tar}/{member}"
             places[name] = media.named(media.inside(path, start, stop), name)

@@ -139,10 +139,11 @@ def picture_format(data: bytes) -> str:
 
 
 def kind_by_bytes(data: bytes) -> Kind | None:
-    """Return what a file without a suffix is, by its first KiB; None if it is no clip."""
+    """Return what a file without a suffix is; None if it is no clip."""
     if (picture := _picture(data)) and picture != "GIF":
         return Kind.IMAGE
-    return Kind.VIDEO if data and _video(data) else None
+    found = _video(data) if data else None
+    return Kind.VIDEO if found and not (found is MP4 and _is_picture_only(data)) else None
 
 
 def refuse_damaged(data: bytes) -> None:
@@ -160,6 +161,8 @@ def refuse_damaged(data: bytes) -> None:
             announced = _matroska_length(data)
         case Container(demuxer="asf"):
             announced = _asf_length(data)
+        case Container(demuxer="gif") if not data.rstrip(b"\0").endswith(b";"):
+            raise DecodeError(Reason.TRUNCATED, "the GIF lacks the byte that ends it")
         case _:
             announced = 0
     if announced > len(data):

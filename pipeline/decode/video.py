@@ -1,4 +1,4 @@
-"""Videos by PyAV: when each frame is shown, exact frames, key frames, the H.264 encoder. The only file that imports av.
+"""Videos by PyAV: when each frame is shown, exact frames, key frames, the H.264 encoder. Only this room imports av.
 
 PyAV is the decoder that is always there: it says what a file holds, and it decodes what another decoder may not.
 """
@@ -11,7 +11,7 @@ import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import av
 import av.error
@@ -20,38 +20,29 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
-from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from pipeline.decode.formats import FORMAT_WHITELIST, container_of
 from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
+from pipeline.decode.pictures import UPRIGHT, Picture, orientation
 from pipeline.decode.pixels import stack
 from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, Reason
 
 av.logging.set_level(None)
 
-FILTER = (
-    int(Interpolation.BICUBIC)
-    | int(Interpolation.ACCURATE_RND)
-    | int(Interpolation.FULL_CHR_H_INT)
-    | int(Interpolation.FULL_CHR_H_INP)
-)
-"""The one filter of all decoders, bicubic over the area that a pixel covers. `images.resize` is the same on RGB."""
 LEAST_STRETCH = 0.01
 """Pixels that are narrower or wider by less are square: encoders that round a size write 640:639."""
-UPRIGHT = np.eye(2, dtype=np.int64)
 PLAIN_CODECS = ("h264", "vp8", "vp9")
 SKIPPING_CODECS = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9", "vc1", "wmv3")
 """Decoders that heed `skip_frame` for each packet; libdav1d reads it once."""
-BYTES_ALONE = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none"}
-"""FFmpeg opens no other demuxer, and nothing but the bytes that it is given."""
-INDEXED = ("mov", "matroska")
-"""Demuxers of containers that say of each packet when it is shown."""
+BYTES_ALONE = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none", "err_detect": "explode"}
+"""FFmpeg opens no other demuxer, nothing but the bytes that it is given, and no damaged header."""
 NO_TRIAL = {"skip_frame": "all"}
-"""FFmpeg decodes some frames of a file that it opens, to guess what these containers say."""
+"""FFmpeg decodes some frames of a file that it opens, to guess what an MP4 says."""
+UNTIMED = ("avi", "h264", "hevc", "m4v", "mpegvideo", "obu")
+"""Demuxers of containers that do not say when a frame is shown."""
 
 
 @runtime_checkable
@@ -86,7 +77,7 @@ class PyavVideo:
     def __init__(self, data: bytes, known: VideoInfo | None = None) -> None:
         self._demuxer = container_of(data).demuxer
         with refusals():
-            options = BYTES_ALONE | (NO_TRIAL if self._demuxer in INDEXED else {})
+            options = BYTES_ALONE | (NO_TRIAL if self._demuxer == "mov" else {})
             self._container: InputContainer = av.open(io.BytesIO(data), "r", format=self._demuxer, options=options)
             try:
                 self._stream = self._video_stream()
@@ -96,7 +87,7 @@ class PyavVideo:
                 self._keys = [place for place, packet in enumerate(self._packets) if packet.is_keyframe]
                 self._pts = self._shown()
                 refuse_other_length(len(self._pts), known)
-                self._reformatter = VideoReformatter()
+                self._picture = Picture()
                 self.info = known or self._read_info()
             except BaseException:
                 self.close()
@@ -106,16 +97,19 @@ class PyavVideo:
         """As `Video.frames`. DecodeError if one of them does not decode."""
         size = size or (self.info.width, self.info.height)
         with refusals():
-            images = {pts: self._image(frame, size) for pts, frame in self._decode({self._pts[i] for i in indices})}
+            images = {
+                pts: self._picture.of(frame, size) for pts, frame in self._decode({self._pts[i] for i in indices})
+            }
         return stack([images[self._pts[index]] for index in indices])
 
     @cached_property
     def timeline(self) -> Timeline:
         """When each frame is on screen. A clock that starts with the file's first stream, as a player's does."""
         unit = float(self._stream.time_base or 1)
-        start = (self._container.start_time or 0) / 1e6
-        zero = start if start > 0 else min(0.0, self._pts[0] * unit)
-        times = np.array(self._pts) * unit - zero
+        start = self._container.start_time
+        first = self._pts[0] * unit
+        zero = first if start is None else start / 1e6 if start > 0 else min(0.0, first)
+        times = np.array(self._pts) * unit - zero + self._delay
         last = self._packets[self._packet_pts.index(self._pts[-1])]
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         gap = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / (rate or 1.0)
@@ -149,7 +143,7 @@ class PyavVideo:
         starts = [self._packet_pts[self._keys[bisect_right(self._keys, place) - 1]] for place in range(len(self._pts))]
         is_closed = all(map(operator.ge, self._packet_pts, starts))
         return (
-            self._demuxer in INDEXED
+            self._demuxer in ("mov", "matroska")
             and self._codec.name in PLAIN_CODECS
             and (self._codec.pix_fmt, self._codec.color_range) in (("yuv420p", 0), ("yuv420p", 1))
             and len(self._pts) == len(self._packets)
@@ -183,7 +177,7 @@ class PyavVideo:
         first = self._keys[0]
         shown = {
             pts
-            for packet, pts in zip(self._packets[first:], self._packet_pts[first:], strict=True)
+            for packet, pts in [*self._timed_packets][first:]
             if not packet.is_discard and not self._is_invisible(packet)
             if pts >= self._packet_pts[first] or self._lacks_presentation_times
         }
@@ -207,7 +201,31 @@ class PyavVideo:
     @cached_property
     def _lacks_presentation_times(self) -> bool:
         """AVI counts its packets in the order of decoding, and says nothing of the order of display."""
-        return bool(self._codec.has_b_frames) and all(packet.pts in (None, packet.dts) for packet in self._packets)
+        return bool(self._codec.has_b_frames) and self._is_counted
+
+    @cached_property
+    def _is_counted(self) -> bool:
+        lags = {None if packet.dts is None else pts - packet.dts for packet, pts in self._timed_packets}
+        return self._demuxer in UNTIMED and len(lags) == 1
+
+    @property
+    def _timed_packets(self) -> Iterator[tuple[Packet, int]]:
+        return zip(self._packets, self._packet_pts, strict=True)
+
+    @cached_property
+    def _delay(self) -> float:
+        """Return by how many seconds a frame is shown after the time of its packet, or before it.
+
+        Where packets are counted, FFmpeg shows a frame when the decoder gives it, at the time of the last packet read.
+        """
+        first = self._packets[0]
+        if not self._is_counted or first.dts is None:
+            return 0.0
+        lag = first.dts - self._packet_pts[0]
+        if self._lacks_presentation_times:
+            self._codec.flush_buffers()
+            lag += next(count for count, packet in enumerate([*self._packets, None]) if self._codec.decode(packet))
+        return lag * float(self._stream.time_base or 1)
 
     @cached_property
     def _first_frame(self) -> tuple[NDArray[np.int64], tuple[int, int]]:
@@ -272,6 +290,8 @@ class PyavVideo:
             if place is not None and self._packet_pts[place] < self._packet_pts[start]:
                 continue  # shown before the key frame: may refer to frames before it, and nothing refers to it
             packet = None if place is None else self._packets[place]
+            if packet is not None and packet.is_corrupt:
+                damage = damage or "the container marks a packet as damaged"
             is_needed = place is None or self._packet_pts[place] in wanted or not self._can_skip
             self._codec.skip_frame = "DEFAULT" if is_needed else "NONREF"
             try:
@@ -307,15 +327,6 @@ class PyavVideo:
         _, found, parameters = (self._codec.extradata or b"").partition(b"\x40\x01")  # the header of a VPS
         return bool(found) and not parameters[1] >> 1 & 7
 
-    def _image(self, frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-        """Return a frame upright, in RGB, of `size` = (width, height)."""
-        matrix = orientation(frame)
-        width, height = size[::-1] if matrix[0, 1] else size
-        image = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=FILTER, threads=1
-        )
-        return upright(image.to_ndarray(), matrix)
-
 
 class KeyFrameVideo(PyavVideo):
     """Key frames, each decoded from its own packet: no other packet reaches the decoder."""
@@ -330,26 +341,6 @@ class KeyFrameVideo(PyavVideo):
                 if not frames or damage:
                     raise DecodeError(Reason.UNREADABLE, f"frame {self._pts.index(pts)} does not decode: {damage}")
                 yield from frames.items()
-
-
-def orientation(frame: av.VideoFrame) -> NDArray[np.int64]:
-    """Return the signs of the display matrix M, (2, 2): the pixel at (x, y) is shown at M (x, y). A slanted picture is
-    left as it is."""
-    parts: Any = frame.side_data
-    for part in parts:
-        if part.type != SideDataType.DISPLAYMATRIX:
-            continue
-        a, b, _, c, d = np.sign(np.frombuffer(bytes(part), "<i4")[:5])
-        matrix = np.array([[a, c], [b, d]], np.int64)
-        if abs(np.linalg.det(matrix)) == 1 and np.count_nonzero(matrix) == 2:
-            return matrix
-    return UPRIGHT
-
-
-def upright(image: UInt8[np.ndarray, "H W 3"], matrix: NDArray[np.int64]) -> UInt8[np.ndarray, "h w 3"]:
-    """Turn and flip an image as `orientation` says."""
-    image = image.transpose(1, 0, 2) if matrix[0, 1] else image
-    return image[:: matrix[1].sum(), :: matrix[0].sum()]
 
 
 @contextlib.contextmanager

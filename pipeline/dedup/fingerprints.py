@@ -22,6 +22,8 @@ from pipeline import storage
 from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.manifest import Manifest
 from pipeline.decode.codec import Video, decode_image, known_info, open_video
+from pipeline.decode.config import Limits
+from pipeline.decode.isolation import isolated
 from pipeline.offline.stages import look_at_files, map_clips
 from pipeline.records import DecodeError, Kind, Media, Reason, Rejected, Stage
 
@@ -139,17 +141,18 @@ def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:
     return np.rint(mixed).astype(np.uint8)
 
 
-def fingerprint_batch(batch: pa.Table, decoder: str) -> pa.Table:
+def fingerprint_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
     """Return the clips of `batch` with their thumbnails, or with reason and detail."""
 
     def look(data: Media, clip: dict[str, Any]) -> dict[str, Any]:
-        return {"thumbnails": clip_thumbnails(data, clip, decoder).tobytes()}
+        thumbnails = isolated(clip_thumbnails, data, limits=limits, clip=clip, decoder=decoder)
+        return {"thumbnails": thumbnails.tobytes()}
 
     return look_at_files(batch, look, SCHEMA.append(pa.field("uri", pa.string())))
 
 
 def fingerprint_corpus(
-    corpus: Manifest, path: str, *, decoder: str, subcluster: str | None = None
+    corpus: Manifest, path: str, *, decoder: str, limits: Limits, subcluster: str | None = None
 ) -> tuple[Fingerprints, list[Rejected]]:
     """Return the fingerprints of all clips that have one, in order of clip_id, and the clips that have none.
 
@@ -166,7 +169,7 @@ def fingerprint_corpus(
     clips = corpus.table.filter(~is_cached).sort_by([("uri", "ascending"), ("clip_id", "ascending")]).to_pylist()
     if not clips:
         return Fingerprints.from_table(cached), []
-    look = functools.partial(fingerprint_batch, decoder=decoder)
+    look = functools.partial(fingerprint_batch, decoder=decoder, limits=limits)
     computed = pa.concat_tables(map_clips(clips, look, schema=manifest.SCHEMA, subcluster=subcluster))
     usable, rejected = ledger.split_by_reason(computed, Stage.PREPARE)
     table = pa.concat_tables([cached, usable.select(SCHEMA.names).cast(SCHEMA)]).sort_by("clip_id").combine_chunks()

@@ -38,8 +38,10 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 INDEX_SCHEMA = ledger.with_reason(manifest.SCHEMA.append(pa.field("key", pa.string())))
-PASSING = frozenset({Reason.MISSING, Reason.UNAVAILABLE, Reason.TIMEOUT, Reason.CRASHED, Reason.OUT_OF_MEMORY})
-"""Reasons that may lie in the store or the machine: such clips are tried again when the pass is repeated."""
+PASSING = frozenset(
+    {Reason.MISSING, Reason.UNAVAILABLE, Reason.TIMEOUT, Reason.CRASHED, Reason.OUT_OF_MEMORY, Reason.FAILED}
+)
+"""Reasons that may lie in the store, the machine or our code: such clips are tried again when the pass is repeated."""
 
 
 class Content(StrEnum):

@@ -8,7 +8,9 @@ The driver holds one small row per clip, no pixels and no file.
 
 from __future__ import annotations
 
+import functools
 import logging
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -18,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.fetching import fetch_ahead
@@ -25,7 +28,8 @@ from pipeline.corpus.media import kind_of
 from pipeline.corpus.sources import Layout, Source
 from pipeline.decode.codec import probe
 from pipeline.decode.config import Limits
-from pipeline.decode.isolation import isolated
+from pipeline.decode.formats import kind_by_bytes
+from pipeline.decode.isolation import isolated, unguarded
 from pipeline.records import DecodeError, Kind, Media, Reason, Rejected, Stage
 
 log = logging.getLogger(__name__)
@@ -65,9 +69,17 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
         for name, uri in source.places.items()
         if name not in named and (source.layout in (Layout.LMDB, Layout.FRAME_FOLDERS) or kind_of(name))
     ]
-    return unnamed + [
+    damaged = [
         _reject(manifest.clip_id(corpus, uri), uri, Reason.TRUNCATED, detail) for uri, detail in source.damaged.items()
     ]
+    return (
+        unnamed
+        + damaged
+        + [
+            _reject(manifest.clip_id(corpus, name), storage.join(source.root, name), Reason.NO_ANNOTATION, detail)
+            for name, detail in source.passed_over.items()
+        ]
+    )
 
 
 def probe_clips(
@@ -93,13 +105,28 @@ def probe_clips(
 
 def probe_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
     """Return the clips of `batch` as whole manifest rows, or with reason and detail."""
+    _say_unguarded(limits)
 
     def look(data: Media, clip: dict[str, Any]) -> dict[str, Any]:
         times = {name: clip[name] for name in ("start_seconds", "end_seconds")}
-        columns = isolated(probe, data, limits=limits, kind=Kind(clip["kind"]), decoder=decoder, **times)
-        return columns | {"bytes": len(data), "checksum": media.checksum(data)}
+        kind = Kind(clip["kind"])
+        if isinstance(data, bytes) and not kind_of(media.name_of(clip["uri"], "")):
+            kind = kind_by_bytes(data) or kind
+        columns = isolated(probe, data, limits=limits, kind=kind, decoder=decoder, **times)
+        return columns | {"kind": str(kind), "bytes": len(data), "checksum": media.checksum(data)}
 
     return look_at_files(batch, look, manifest.SCHEMA)
+
+
+@functools.cache
+def _say_unguarded(limits: Limits) -> None:
+    """Log, once in a process, what decode processes of this machine are not kept from."""
+    if found := unguarded(limits):
+        log.warning(
+            "decode processes on %s can reach %s: Linux keeps them out with seccomp and, from 5.13, with Landlock",
+            platform.node(),
+            " and ".join(found),
+        )
 
 
 def look_at_files(

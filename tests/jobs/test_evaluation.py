@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.world import World
 from jobs.corpus.preparation import MARKER, Prepared, hash_of_list, lists_of, mark_done
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Protocol, not_repeated, read_card, refuse_other, write_card
@@ -28,7 +29,15 @@ from jobs.run.datasets import published_test_set
 from jobs.run.presets import tiny
 from jobs.tasks import retrieval
 from jobs.tasks.captions import queries_of
-from jobs.tasks.retrieval import Scored, dual_softmax, first_of_both, highest, reranked, retrieval_results
+from jobs.tasks.retrieval import (
+    RetrievalOptions,
+    Scored,
+    dual_softmax,
+    first_of_both,
+    highest,
+    reranked,
+    retrieval_results,
+)
 from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.manifest import clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.records import Kind
@@ -37,6 +46,7 @@ from tests.batches import random_batch, tiny_network
 from tests.cards import card
 
 NUM_TEXTS, NUM_CLIPS = 9, 7
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
 def scored(seed: int = 0) -> Scored:
@@ -79,12 +89,10 @@ def test_pairs_that_are_asked_for_have_the_scores_of_all_pairs() -> None:
     network, batch = tiny_network(dtype=torch.float32).eval(), random_batch(6, empty=(3,))
     gallery = retrieval.encode_clips(network.model, [batch], local_gather)
     assert gallery.clip_ids.tolist() == [int(batch.clip_ids[row]) for row in (0, 1, 2, 4, 5)]
-    queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, local_gather)
+    queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, ALONE)
 
     def found(choose: Any) -> Scored:
-        return retrieval.score(
-            network.model, queries, gallery, local_gather, rank=0, num_ranks=1, temperature=0.05, choose=choose
-        )
+        return retrieval.score(network.model, queries, gallery, ALONE, temperature=0.05, choose=choose)
 
     every, some = found(None), found(lambda dual: highest(dual, 2))
     chosen = highest(every.dual, 2)
@@ -140,10 +148,10 @@ def test_a_clip_that_could_not_be_decoded_shifts_no_column() -> None:
 def test_scores_of_two_stages_and_of_the_prior_stand_in_columns_of_their_own() -> None:
     both = Scored(clip_ids=np.arange(6), dual=np.eye(6), cross=np.eye(6))
     relevant = np.eye(6, dtype=bool)
-    plain = retrieval_results(both, relevant, "test")
+    plain = retrieval_results(both, relevant, "test", RetrievalOptions())
     assert plain["test/t2v/r1"] == plain["test/v2t/cross_r1"] == 1.0
     assert not any("softmax" in name for name in plain)
-    two = retrieval_results(both, relevant, "test", rerank=2, prior="dual_softmax")
+    two = retrieval_results(both, relevant, "test", RetrievalOptions(rerank=2, prior="dual_softmax"))
     assert "test/t2v/cross_r1" not in two
     assert {name for name in two if name.endswith("t2v/dual_softmax_r1")} == {"test/t2v/dual_softmax_r1"}
 
@@ -153,9 +161,9 @@ def test_a_run_that_asks_about_the_first_pairs_only_measures_what_it_would_have_
     both, relevant = scored(), np.eye(NUM_TEXTS, NUM_CLIPS, dtype=bool)
     relevant[NUM_CLIPS:, 0] = True
     asked = dataclasses.replace(both, cross=np.where(first_of_both(both.dual, k), both.cross, np.nan))
-    found = retrieval_results(asked, relevant, "validation", rerank=k)
-    assert found == retrieval_results(both, relevant, "validation", rerank=k)
-    whole = retrieval_results(both, relevant, "validation")
+    found = retrieval_results(asked, relevant, "validation", RetrievalOptions(rerank=k))
+    assert found == retrieval_results(both, relevant, "validation", RetrievalOptions(rerank=k))
+    whole = retrieval_results(both, relevant, "validation", RetrievalOptions())
     assert {name: value for name, value in found.items() if "dual" in name}.items() <= whole.items()
     if k == NUM_TEXTS:  # all of both
         assert found.items() <= whole.items()
@@ -168,7 +176,8 @@ def test_captions_of_one_clip_are_one_unit_of_the_interval() -> None:
     dual, relevant = np.repeat(np.eye(40), 3, axis=0), np.repeat(np.eye(40, dtype=bool), 3, axis=0)
     dual[: 3 * 20] = np.roll(dual[: 3 * 20], 1, axis=1)
     both, owners = Scored(clip_ids=np.arange(40), dual=dual, cross=dual), np.repeat(np.arange(40), 3)
-    alone, together = (retrieval_results(both, relevant, "test", owners=some) for some in (None, owners))
+    options = RetrievalOptions()
+    alone, together = (retrieval_results(both, relevant, "test", options, some) for some in (None, owners))
     assert alone["test/t2v/r1"] == together["test/t2v/r1"] == 0.5
 
     def width(found: dict[str, float]) -> float:

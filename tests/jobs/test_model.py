@@ -94,11 +94,11 @@ def test_a_video_that_crashes_its_decoder_costs_its_row(tmp_path: Path, monkeypa
     def crash(*_: object, **__: object) -> None:
         raise DecodeError(Reason.CRASHED, "the process that decoded it ended")
 
-    monkeypatch.setattr("jobs.inference.model.isolated", crash)
     video = tmp_path / "a.mp4"
     video.write_bytes(encode_video(np.zeros((8, 16, 16, 3), np.uint8), fps=4))
     data = tiny().data
-    assert decode(str(video), data).shape == (data.num_frames, data.frame_size_px, data.frame_size_px, 4)  # here
+    assert decode(str(video), data).shape == (data.num_frames, data.frame_size_px, data.frame_size_px, 4)
+    monkeypatch.setattr("jobs.inference.model.isolated", crash)
     parts = pa.table({"part": ["part-0"], "uris": [[str(video)]]})
     (row,) = decode_part(parts, data=data, limits=Limits()).to_pylist()
     assert json.loads(row["refused"]) == ["crashed", "the process that decoded it ended"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.world import World
 from jobs.run.presets import tiny
 from jobs.tasks import retrieval
 from jobs.training.step import Clock, make_state, training_steps
@@ -77,11 +78,10 @@ def tokenizer_and_batches(real_files: Path) -> tuple[Tokenizer, Iterator[Batch],
 
 def answers(network: Pretraining, batch: Batch) -> tuple[float, float, float]:
     """In-batch R@1 through level 1 and through level 2, and the share of masked words that are filled in right."""
+    alone = World(rank=0, size=1, device=torch.device("cpu"))
     gallery = retrieval.encode_clips(network.model, [batch], local_gather)
-    queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, local_gather)
-    scored = retrieval.score(
-        network.model, queries, gallery, local_gather, rank=0, num_ranks=1, temperature=network.temperature
-    )
+    queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, alone)
+    scored = retrieval.score(network.model, queries, gallery, alone, temperature=network.temperature)
     right = np.eye(NUM_PAIRS, dtype=bool)
     filled = [answer for row in retrieval.fill_masked_words(network.model, batch) for answer in row]
     words = np.mean([true == guesses[0][0] for _, true, guesses in filled])

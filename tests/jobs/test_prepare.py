@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -272,3 +273,81 @@ def test_a_data_set_of_another_package_is_prepared_and_fine_tuned_on(outsider):
 def test_a_format_that_is_none_is_refused(tmp_path, format, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, format=format)
+
+
+NAMES = {
+    "good.mp4": None,
+    "Show :: part 2.mp4": None,
+    "no_suffix": None,
+    "S01E02.Pilot.mp4": None,
+    "link.mp4": None,
+    "disc.m2ts": None,
+    "loop.mp4": (Reason.UNREADABLE, "Too many levels of symbolic links"),
+    "pipe.mp4": (Reason.UNREADABLE, "a pipe, socket or device"),
+    "broken.mp4": (Reason.MISSING, "does not exist"),
+    "folder.mp4": (Reason.UNREADABLE, "a folder, not a file"),
+    "page.mp4": (Reason.UNREADABLE, "the file is an HTML page, not a video"),
+    "phone.heic": (Reason.UNSUPPORTED_CODEC, "convert it to JPEG or PNG"),
+    "zero\0byte.mp4": (Reason.UNREADABLE, "null byte"),
+    f"{'long' * 99}.mp4": (Reason.UNREADABLE, "File name too long"),
+}
+"""Name in the annotations → its row in the ledger; None: it is usable."""
+UNNAMED = {
+    "caf\\xe9.mp4": "its name is not UTF-8",
+    "linked": "a link to a folder",
+    "tape.mxf": "no annotation names this file",
+    "other.gif": "no annotation names this file",
+}
+
+
+def test_no_name_link_or_pipe_ends_prepare(tmp_path, local_ray):
+    root = tmp_path / "videos"
+    (tmp_path / "elsewhere").mkdir()
+    root.mkdir()
+    video = encode_video(np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8), fps=8)
+    for name in (
+        "good.mp4",
+        "Show :: part 2.mp4",
+        "no_suffix",
+        "S01E02.Pilot.mp4",
+        "disc.m2ts",
+        "tape.mxf",
+        "other.gif",
+    ):
+        (root / name).write_bytes(video)
+    (root / "page.mp4").write_text("<html><body>404</body></html>")
+    (root / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9.mp4")).write_bytes(video)
+    os.mkfifo(root / "pipe.mp4")
+    (root / "folder.mp4").mkdir()
+    targets = {"loop.mp4": "loop.mp4", "broken.mp4": "gone", "link.mp4": "good.mp4", "linked": "../elsewhere"}
+    for name, target in targets.items():
+        (root / name).symlink_to(target)
+    write_lines(
+        tmp_path / "captions.jsonl", [name.removesuffix("Pilot.mp4") + "Pilot" * ("Pilot" in name) for name in NAMES]
+    )
+    done = prepare(config(tmp_path, max_rejected_share=1.0))
+    usable = {Path(uri).name for uri in read_manifest(done.manifest_path).table["uri"].to_pylist()}
+    assert usable == {name for name, row in NAMES.items() if row is None}
+    rows = {storage.relative_to(row.uri, str(root)): row for row in read_ledger(done.ledger_path)}
+    for name, (reason, detail) in {name: row for name, row in NAMES.items() if row}.items():
+        assert rows[name].reason == reason
+        assert detail in rows[name].detail
+    for name, detail in UNNAMED.items():
+        assert (rows[name].reason, rows[name].detail[: len(detail)]) == (Reason.NO_ANNOTATION, detail)
+
+
+@pytest.mark.parametrize("how", ["pipe", "loop", "latin"])
+def test_a_side_car_that_cannot_be_read_costs_its_clip(tmp_path, local_ray, how):
+    write_corpus(tmp_path, num_clips=2)
+    root, sidecar = tmp_path / "videos", tmp_path / "videos" / "v1.txt"
+    (root / "v0.txt").write_text("a caption")
+    match how:
+        case "pipe":
+            os.mkfifo(sidecar)
+        case "loop":
+            sidecar.symlink_to("v1.txt")
+        case _:
+            sidecar.write_bytes(b"caf\xe9")
+    done = prepare(config(tmp_path, annotations=(), max_rejected_share=1.0))
+    assert (done.num_clips, done.num_rejected) == ({"train": 1}, {"no_caption": 1})

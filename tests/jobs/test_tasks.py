@@ -147,7 +147,7 @@ def test_the_blind_baseline_sees_black_frames(text: TextProcessor) -> None:
 
 
 def test_made_choices_hold_the_own_caption_at_a_random_place_among_others(text: TextProcessor) -> None:
-    own = {clip: frozenset({CAPTIONS[clip], CAPTIONS[clip + 1]}) for clip in range(3)}
+    own = {clip: (CAPTIONS[clip], CAPTIONS[clip + 1]) for clip in range(3)}
     task = ChoiceTask(questions={}, others=tuple(CAPTIONS), captions=own)
     places = set()
     for epoch in range(30):
@@ -181,7 +181,7 @@ def test_validation_without_a_file_draws_one_choice_a_clip_and_the_same_ones_aga
         assert choice.options[choice.answer] == CAPTIONS[clip]
         assert len({*choice.options, CAPTIONS[clip + 1]}) == 6
     with pytest.raises(ValueError, match=r"name a file of choices: task\.train"):
-        all_captions({0: frozenset(CAPTIONS[:2]), 1: frozenset(CAPTIONS[2:5])}, "task.train")
+        all_captions({0: CAPTIONS[:2], 1: CAPTIONS[2:5]}, "task.train")
 
 
 def test_msrvtt_mc_is_trained_with_its_test_file_alone() -> None:

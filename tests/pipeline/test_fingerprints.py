@@ -9,6 +9,7 @@ from PIL import Image
 from pipeline.corpus import manifest
 from pipeline.corpus.manifest import make_manifest
 from pipeline.decode.codec import DecodeError, Timeline, VideoInfo, encode_video
+from pipeline.decode.config import Limits
 from pipeline.dedup import fingerprints
 from pipeline.dedup.fingerprints import (
     Fingerprints,
@@ -142,16 +143,16 @@ def test_what_was_computed_once_is_not_decoded_again(tmp_path, local_ray):
         (tmp_path / f"{index}.mp4").write_bytes(files[index])
     rows = [row(data, clip_id=index, uri=str(tmp_path / f"{index}.mp4")) for index, data in files.items()]
     corpus, path = make_manifest("toy", str(tmp_path), rows), str(tmp_path / "prints.parquet")
-    first, rejected = fingerprints.fingerprint_corpus(corpus, path, decoder="decord")
+    first, rejected = fingerprints.fingerprint_corpus(corpus, path, decoder="decord", limits=Limits())
     assert rejected == []
     for index, data in files.items():
         assert (first.of(index) == clip_thumbnails(data, rows[index], "decord")).all()
     (tmp_path / "0.mp4").unlink()
-    again, rejected = fingerprints.fingerprint_corpus(corpus, path, decoder="decord")
+    again, rejected = fingerprints.fingerprint_corpus(corpus, path, decoder="decord", limits=Limits())
     assert rejected == []
     assert (again.thumbnails == first.thumbnails).all()
     (tmp_path / "prints.parquet").unlink()
-    less, (lost,) = fingerprints.fingerprint_corpus(corpus, path, decoder="decord")
+    less, (lost,) = fingerprints.fingerprint_corpus(corpus, path, decoder="decord", limits=Limits())
     assert less.clip_ids.tolist() == [1, 2]
     assert (lost.clip_id, lost.reason) == (0, Reason.MISSING)
 
@@ -161,3 +162,18 @@ def test_an_image_is_one_thumbnail(tmp_path):
     data = (tmp_path / "a.png").read_bytes()
     found = clip_thumbnails(data, row(data, kind=str(Kind.IMAGE)), "decord")
     assert found.shape == (1, 384)
+
+
+def test_a_file_that_crashes_its_decoder_costs_its_clip(tmp_path, monkeypatch):
+    data = encode_video(moving(24), fps=8)
+    (tmp_path / "a.mp4").write_bytes(data)
+    rows = pa.Table.from_pylist([row(data, clip_id=1, uri=str(tmp_path / "a.mp4"))])
+
+    def crash(*_, **__):
+        raise DecodeError(Reason.CRASHED, "the process that decoded it ended")
+
+    (found,) = fingerprints.fingerprint_batch(rows, "pyav", Limits()).to_pylist()
+    assert found["reason"] is None
+    monkeypatch.setattr(fingerprints, "isolated", crash)
+    (found,) = fingerprints.fingerprint_batch(rows, "pyav", Limits()).to_pylist()
+    assert found["reason"] == "crashed"

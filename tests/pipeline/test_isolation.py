@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from misbehaviour import blunder, describe, devour, doubled, fall, hang, hang_until, leave, refuse
+from misbehaviour import blunder, describe, devour, doubled, fall, hang, hang_until, leave, look_at_images, refuse
 
 from pipeline.decode import isolation
 from pipeline.decode.codec import decode_clip, decode_frames, encode_video, letterbox
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
 from pipeline.decode.sampling import Policy
-from pipeline.records import DecodeError, Kind, Reason
+from pipeline.records import DecodeError, EncodedFrames, Kind, Reason
 from pipeline.stream.randomness import Purpose, clip_rng
 
 LIMITS = Limits(seconds=60.0, memory_gib=0.75)
@@ -149,3 +149,9 @@ def test_a_clip_decoded_apart_is_the_clip_decoded_here() -> None:
 def test_limits_that_nothing_can_keep_are_refused(limit: str) -> None:
     with pytest.raises(ValueError, match=f"the limit {limit} must be above 0, got 0"):
         Limits(**{limit: 0.0})
+
+
+def test_frames_kept_as_images_are_looked_at_apart() -> None:
+    found = isolated(look_at_images, EncodedFrames((b"one", b"", b"three")), limits=LIMITS)
+    assert found["images"] == ["one", "", "three"]
+    assert found["pid"] != os.getpid()

@@ -101,7 +101,7 @@ def test_golden_small_pvt(case: str) -> None:
         sr_ratios=settings["sr_ratios"],
         linear_attention=variant == "linear",
     )
-    encoder = VisualEncoder(PvtV2(config), width=settings["embed_dims"][-1], hidden=settings["hidden"]).eval()
+    encoder = VisualEncoder(PvtV2(config), hidden=settings["hidden"]).eval()
     report = load_named(encoder, PVT.tensors(f"w/{variant}"), variant)
     assert (report.missing, report.unexpected) == ((), ())
     frames = PVT.frames(case)
@@ -119,7 +119,7 @@ def test_golden_mask_of_video_swin(case: str) -> None:
     geometry = SwinGeometry(
         embed=settings["embed_dim"], depths=tuple(settings["depths"]), heads=tuple(settings["num_heads"])
     )
-    encoder = VisualEncoder(VideoSwin(geometry, reference=True), width=geometry.width, hidden=settings["hidden"]).eval()
+    encoder = VisualEncoder(VideoSwin(geometry, reference=True), hidden=settings["hidden"]).eval()
     load_named(encoder, SWIN.tensors("w/swin"), "swin")
     frames = SWIN.frames(case)
     pad_mask = no_padding(frames)
@@ -221,12 +221,12 @@ def test_other_sizes_have_the_number_of_parameters_of_their_releases(name: str, 
 
 def small_swin(**options: bool | float) -> VisualEncoder:
     geometry = SwinGeometry(embed=8, depths=(2, 2), heads=(1, 2), window=(2, 3, 3))
-    return VisualEncoder(VideoSwin(geometry, **options), width=16, hidden=5)
+    return VisualEncoder(VideoSwin(geometry, **options), hidden=5)
 
 
 def small_pvt(drop_path: float = 0.0) -> VisualEncoder:
     config = PvtV2Config(hidden_sizes=(8, 16, 20, 32), depths=(1, 1, 1, 1), drop_path_rate=drop_path)
-    return VisualEncoder(PvtV2(config), width=32, hidden=5)
+    return VisualEncoder(PvtV2(config), hidden=5)
 
 
 SMALL = {
@@ -286,7 +286,7 @@ def test_checkpointed_stages_keep_fewer_tensors() -> None:
 def test_a_frozen_encoder_trains_its_projection_only_and_drops_no_path() -> None:
     torch.manual_seed(0)
     backbone = VideoSwin(SwinGeometry(embed=8, depths=(2, 2), heads=(1, 2), window=(2, 3, 3)), drop_path=0.9)
-    encoder = VisualEncoder(backbone, width=16, hidden=5, is_frozen=True).train()
+    encoder = VisualEncoder(backbone, hidden=5, is_frozen=True).train()
     frames = noise(1, 2, 3, 32, 32)
     first, second = (encoder(frames, no_padding(frames))[0] for _ in range(2))
     assert torch.equal(first, second)

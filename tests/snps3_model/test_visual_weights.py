@@ -23,11 +23,11 @@ SMALL = SwinGeometry(embed=8, depths=(2, 1, 2), heads=(1, 2, 4), window=(2, 3, 3
 
 
 def swin_encoder(geometry: SwinGeometry = SMALL, hidden: int = 5) -> VisualEncoder:
-    return VisualEncoder(VideoSwin(geometry), width=geometry.width, hidden=hidden)
+    return VisualEncoder(VideoSwin(geometry), hidden=hidden)
 
 
 def resnet_encoder() -> VisualEncoder:
-    return VisualEncoder(ResNet50(), width=2048, hidden=8)
+    return VisualEncoder(ResNet50(), hidden=8)
 
 
 def renumbered(weights: dict[str, Tensor]) -> dict[str, Tensor]:

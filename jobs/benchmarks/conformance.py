@@ -1,0 +1,237 @@
+"""Odd files through each decoder that loads here, against the ffmpeg command's own frames.
+
+drawn frames ─► ffmpeg, bytes changed ─► file ─┬─► ffmpeg: frames, times ─► checked against what was drawn ─┐
+                                               └─► each decoder, isolated: frames, times ───────────────────┴─► page
+"""
+
+from __future__ import annotations
+
+import collections
+import shutil
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jobs.benchmarks.support.drawn_frames import read_number
+from jobs.benchmarks.support.ffmpeg_truth import SIZE_PX, Truth, doubts, drawn_way_up, truth_of
+from jobs.benchmarks.support.media_files import MediaFile, Rule, Workshop
+from jobs.benchmarks.support.media_table import FILES
+from pipeline.decode import decoders
+from pipeline.decode.codec import VideoInfo, fit_long_side, open_video
+from pipeline.decode.config import Limits
+from pipeline.decode.isolation import isolated
+from pipeline.records import DecodeError
+
+LIMITS = Limits(seconds=20.0)
+NUM_CLIPS, NUM_FRAMES = 3, 8
+"""Clips that are drawn of each file as training draws them, besides one of all its frames."""
+SAME_DB = 99.0
+"""What is said of frames that are equal bit by bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a decoder made of a file."""
+
+    file: MediaFile
+    decoder: str
+    fault: str = ""
+    """What is wrong with it; empty: nothing."""
+    refusal: str = ""
+    worst_db: float | None = None
+    worst_seconds: float | None = None
+    """Largest distance between the time that the decoder names for a frame and the time of the frame that it shows."""
+
+    def __str__(self) -> str:
+        """What the page says of it."""
+        if self.refusal:
+            return f"**{self.refusal}**" if self.fault else self.refusal
+        shown = "equal" if self.worst_db == SAME_DB else f"{self.worst_db:.0f} dB"
+        return f"**{self.fault}**" if self.fault else shown
+
+
+def conformance(only: str = "", page: str | None = None, folder: str | None = None) -> dict[str, Any]:
+    """Files of the table whose name contains `only`, each through each decoder that loads here.
+
+    `page` names the Markdown file that is written; `folder` keeps the files, which are removed by default.
+    """
+    if not shutil.which("ffmpeg"):
+        raise FileNotFoundError("the suite makes its files with the ffmpeg command: apt-get install ffmpeg")
+    start, files = time.perf_counter(), [file for file in FILES if only in file.name]
+    names = [name for name in decoders.loadable() if name != "torchcodec-cuda"]
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
+        root = Path(folder or scratch)
+        root.mkdir(parents=True, exist_ok=True)
+        tried = list(pool.map(partial(tried_file, workshop=Workshop(root, FILES), names=names), files))
+    outcomes = [outcome for _, _, found in tried for outcome in found]
+    wrong = {file.name: doubted for (_, doubted, _), file in zip(tried, files, strict=True) if doubted}
+    result = summary(files, outcomes) | {"doubts": wrong, "seconds": round(time.perf_counter() - start, 1)}
+    if page:
+        Path(page).write_text(written_page(files, [truth for truth, _, _ in tried], outcomes, names, result))
+    return result
+
+
+def tried_file(
+    file: MediaFile, *, workshop: Workshop, names: list[str]
+) -> tuple[Truth | None, list[str], list[Outcome]]:
+    """Return what ffmpeg shows of a file, where it contradicts what was drawn, and what each decoder made of it."""
+    path = workshop.path(file.name)
+    truth, data = truth_of(path, file), path.read_bytes()
+    outcomes = [outcome_of(file, data, truth, name) for name in names]
+    for outcome in outcomes:
+        if outcome.fault:
+            print(f"{file.name}: {outcome.decoder}: {outcome.fault} {outcome.refusal}".rstrip(), flush=True)
+    return truth, doubts(truth, file), outcomes
+
+
+def outcome_of(file: MediaFile, data: bytes, truth: Truth | None, decoder: str) -> Outcome:
+    """Decode a file and compare it."""
+    make = partial(Outcome, file=file, decoder=decoder)
+    try:
+        facts = isolated(look, data, limits=LIMITS, decoder=decoder)
+        times, info = np.array(facts.pop("times")), VideoInfo(**facts)
+        size, clips = fit_long_side(info.width, info.height, SIZE_PX), drawn_clips(len(times))
+        height, width = truth.frames.shape[1:3] if truth else size[::-1]
+        if max(abs(size[0] - width), abs(size[1] - height)) > 1:
+            return make(fault=f"{info.width}x{info.height} is another shape", worst_db=0.0)
+        shown = isolated(show, data, limits=LIMITS, decoder=decoder, clips=clips, known=info, size=(width, height))
+    except DecodeError as error:
+        is_unread = error.reason in ("crashed", "timeout", "out_of_memory", "failed")
+        return make(refusal=f"{error.reason}: {error.detail[:100]}", fault="broke" if is_unread else "")
+    if file.rule == Rule.REFUSE or truth is None:
+        return make(fault="is not refused" if file.rule == Rule.REFUSE else "ffmpeg refuses it", worst_db=0.0)
+    worst_db, worst_seconds = compared(shown, times[np.concatenate(clips)], truth, file)
+    found = faults(worst_db, worst_seconds, times, truth, file)
+    return make(fault=", ".join(found), worst_db=worst_db, worst_seconds=worst_seconds)
+
+
+def look(data: bytes, *, decoder: str) -> dict[str, Any]:
+    """Return what a decoder says of a file, and the times of its frames."""
+    with open_video(data, decoder) as video:
+        return asdict(video.info) | {"times": video.timeline.times.tolist()}
+
+
+def show(
+    data: bytes, *, decoder: str, clips: list[list[int]], known: VideoInfo, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """Return the frames of several clips, one behind another; the file is opened for each, as training does."""
+    parts = []
+    for clip in clips:
+        with open_video(data, decoder, known) as video:
+            parts.append(video.frames(clip, size))
+    return np.concatenate(parts)
+
+
+def drawn_clips(num_frames: int) -> list[list[int]]:
+    """Return all frames, clips of some, and the last."""
+    rng, count = np.random.default_rng(num_frames), min(NUM_FRAMES, num_frames)
+    drawn = [sorted(rng.choice(num_frames, count, replace=False).tolist()) for _ in range(NUM_CLIPS)]
+    return [list(range(num_frames)), *drawn, [num_frames - 1]]
+
+
+def compared(
+    shown: UInt8[np.ndarray, "T h w 3"], times: np.ndarray, truth: Truth, file: MediaFile
+) -> tuple[float, float]:
+    """Return the least PSNR (dB) of a frame to one that ffmpeg shows at its time, and the largest error in time (s)."""
+    worst_db, worst_seconds = SAME_DB, 0.0
+    for frame, seconds in zip(shown, times, strict=True):
+        distance = np.abs(truth.times - seconds)
+        at_its_time = np.flatnonzero(distance <= max(truth.half_frame, distance.min()))
+        worst_db = min(worst_db, max(psnr(frame, truth.frames[place]) for place in at_its_time))
+        number = read_number(drawn_way_up(frame, file.turned)) if file.is_numbered else None
+        same = [place for place, other in enumerate(truth.numbers) if other == number and number is not None]
+        if not same:
+            same = [int(np.argmax([psnr(frame, other) for other in truth.frames]))]
+        worst_seconds = max(worst_seconds, float(distance[same].min()))
+    return worst_db, worst_seconds
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the peak signal-to-noise ratio in dB, at most `SAME_DB`."""
+    error = float(np.square(one.astype(np.int32) - other).mean())
+    return min(SAME_DB, 10 * np.log10(255**2 / error)) if error else SAME_DB
+
+
+def faults(worst_db: float, worst_seconds: float, times: np.ndarray, truth: Truth, file: MediaFile) -> list[str]:
+    """Return what is wrong with the frames that a decoder shows."""
+    found = [f"{worst_db:.1f} dB"] if worst_db < file.min_db else []
+    found += [f"{worst_seconds:.3f} s away"] if worst_seconds > truth.half_frame else []
+    missing = [seconds for seconds in truth.times if np.abs(times - seconds).min() > truth.half_frame]
+    if missing and file.rule == Rule.READ:
+        found.append(f"{len(missing)} of {len(truth.times)} frames are missing, the first at {missing[0]:.3f} s")
+    return found
+
+
+def summary(files: list[MediaFile], outcomes: list[Outcome]) -> dict[str, Any]:
+    """Return the totals: of all pairs, and by decoder."""
+    shown = [outcome for outcome in outcomes if outcome.worst_db is not None and not outcome.fault]
+    read = {outcome.file.name for outcome in shown}
+    failures: dict[str, list[str]] = collections.defaultdict(list)
+    for outcome in outcomes:
+        failures[outcome.decoder] += [outcome.file.name] * bool(outcome.fault)
+    return {
+        "num_files": len(files),
+        "num_pairs": len(outcomes),
+        "num_accepted": sum(not outcome.refusal for outcome in outcomes),
+        "num_failures": {decoder: len(names) for decoder, names in failures.items()},
+        "failures": dict(failures),
+        "unread": [file.name for file in files if file.rule == Rule.READ and file.name not in read],
+        "worst_db": min(
+            (out.worst_db for out in shown if out.worst_db is not None and out.file.min_db == 40), default=None
+        ),
+        "worst_db_of_hdr": min(
+            (out.worst_db for out in shown if out.worst_db is not None and out.file.min_db < 40), default=None
+        ),
+        "worst_frame_time": max((outcome.worst_seconds or 0.0 for outcome in shown), default=None),
+    }
+
+
+def written_page(
+    files: list[MediaFile],
+    truths: list[Truth | None],
+    outcomes: list[Outcome],
+    names: list[str],
+    result: dict[str, Any],
+) -> str:
+    """Return the page of the docs."""
+    version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
+    cells = {(outcome.file.name, outcome.decoder): str(outcome).replace("|", "/") for outcome in outcomes}
+    lines = [PAGE.format(version=version, decoders=" and ".join(names), **result)]
+    for rule in Rule:
+        lines += [f"## {rule.capitalize()}", "", *_row("file", "codec", "shown", *names)]
+        for file, truth in zip(files, truths, strict=True):
+            if file.rule == rule:
+                shown = (truth.codec, f"{len(truth.times)} frames") if truth else ("", "refused")
+                lines += _row(f"`{file.name}`", *shown, *(cells[file.name, name] for name in names))[:1]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> list[str]:
+    """Return a row of a table, and the line that follows if it is the first."""
+    return [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
+
+
+PAGE = """# Conformance: what each decoder shows of odd files
+
+`python jobs/benchmark.py conformance --page docs/reference/conformance.md` writes this page: {num_files} files, made on
+the spot, through {decoders}. The measure is what ffmpeg {version} shows (`-fps_mode passthrough`, autorotated, RGB by
+its defaults), checked against the numbers and colours that were drawn. Compared are all frames of a file, then clips as
+training draws them, with a long side of 224 pixels and the filter of `pipeline/decode/images.py`: what ffmpeg shows
+within half a frame's time must be equal within 40 dB, 30 dB where the picture is HDR.
+
+- HDR (PQ, HLG) is shown by its matrix and range, without tone mapping. Transparent pictures are shown on black.
+- Interlaced frames stay woven. Pixels become square by the width. A slanted display matrix is left as it is.
+- What is damaged is measured by ffmpeg with `-err_detect explode -xerror`.
+
+A cell names the worst PSNR of a frame, or the refusal; **bold** is a fault. Worst over all files: {worst_db} dB,
+{worst_db_of_hdr} dB of HDR, {worst_frame_time} s.
+"""

@@ -1,0 +1,135 @@
+"""Files changed byte by byte: what no encoder writes, and what happens to files on their way."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from functools import partial
+
+import av
+import numpy as np
+
+Edit = Callable[[bytes], bytes]
+BOXES_OF_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts"}
+TURNS = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+"""Degrees clockwise to the upright picture → a, b, c, d of the display matrix."""
+
+
+def cut(share: float) -> Edit:
+    """Keep the first `share` of a file."""
+    return lambda data: data[: int(len(data) * share)]
+
+
+def cut_head(share: float, step: int = 1) -> Edit:
+    """Drop the first `share` of a file, a multiple of `step` bytes."""
+    return lambda data: data[int(len(data) * share) // step * step :]
+
+
+def hole(first: float, last: float, filled: bool = True) -> Edit:
+    """Fill a part of a file, given in shares of its length, with zeros, or leave it out."""
+
+    def edit(data: bytes) -> bytes:
+        start, stop = int(len(data) * first), int(len(data) * last)
+        return data[:start] + bytes(stop - start if filled else 0) + data[stop:]
+
+    return edit
+
+
+def flips(count: int, seed: int, first: float = 0.2, last: float = 0.9) -> Edit:
+    """Flip `count` bits between two shares of a file's length."""
+
+    def edit(data: bytes) -> bytes:
+        rng, damaged = np.random.default_rng(seed), bytearray(data)
+        for position in rng.integers(int(len(data) * first), int(len(data) * last), count).tolist():
+            damaged[position] ^= 1 << int(rng.integers(8))
+        return bytes(damaged)
+
+    return edit
+
+
+def appended(tail: bytes) -> Edit:
+    """Append bytes."""
+    return lambda data: data + tail
+
+
+def prepended(head: bytes) -> Edit:
+    """Put bytes in front."""
+    return lambda data: head + data
+
+
+def replaced(old: bytes, new: bytes, count: int = 1) -> Edit:
+    """Replace bytes that are there."""
+
+    def edit(data: bytes) -> bytes:
+        assert old in data, old
+        return data.replace(old, new, count)
+
+    return edit
+
+
+def behind(mark: bytes, offset: int, new: bytes) -> Edit:
+    """Overwrite bytes at `offset` from the first byte of each `mark`."""
+
+    def edit(data: bytes) -> bytes:
+        changed, position = bytearray(data), data.index(mark)
+        while position >= 0:
+            changed[position + offset : position + offset + len(new)] = new
+            position = data.find(mark, position + 1)
+        return bytes(changed)
+
+    return edit
+
+
+def with_matrix(degrees: int, mirrored: bool = False) -> Edit:
+    """Write the display matrix of an MP4's tracks: turned, and mirrored left to right before that."""
+    a, b, c, d = TURNS[degrees]
+    a, b = (-a, -b) if mirrored else (a, b)
+    one = 1 << 16
+    return behind(b"tkhd", 44, struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30))
+
+
+def with_edits(*edits: tuple[int, int]) -> Edit:
+    """Give an MP4 whose moov comes last an edit list of (duration in ms, media time; -1: nothing is shown)."""
+    body = struct.pack(">II", 0, len(edits)) + b"".join(struct.pack(">IiI", *edit, 1 << 16) for edit in edits)
+    return partial(_with_box, kind=b"elst", body=body)
+
+
+def swapped_boxes(data: bytes) -> bytes:
+    """Put the outer boxes of an MP4 in the reverse order; what the index points at is elsewhere then."""
+    parts, position = [], 0
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        parts.append(data[position : position + size])
+        position += size
+    return b"".join([parts[0], *reversed(parts[1:])])
+
+
+def _with_box(data: bytes, kind: bytes, body: bytes) -> bytes:
+    parts, position = [], 0
+    while position < len(data):
+        size, name = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        content = data[position + 8 : position + size]
+        if name in BOXES_OF_BOXES:
+            content = _with_box(content, kind, body)
+        content = body if name == kind else content
+        parts += [struct.pack(">I", len(content) + 8), name, content]
+        position += size
+    return b"".join(parts)
+
+
+def remuxed(format: str, degrees: int) -> Edit:
+    """Copy the packets into another container, which names a rotation."""
+
+    def edit(data: bytes) -> bytes:
+        buffer = io.BytesIO()
+        with av.open(io.BytesIO(data), "r") as source, av.open(buffer, "w", format=format) as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            stream.set_display_rotation(degrees)
+            for packet in source.demux(source.streams.video[0]):
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
+        return buffer.getvalue()
+
+    return edit
