@@ -118,7 +118,7 @@ class Room:
         self.frames: NDArray[np.uint8] | None = None
         """What lies there."""
 
-    def put(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def put(self, images: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
         """Write equal images there; return them as an array of that memory. ValueError if they do not fit."""
         shape, num_bytes = (len(images), *images[0].shape), images[0].nbytes
         if len({(image.dtype.str, image.shape) for image in images}) > 1 or images[0].dtype != np.uint8:
@@ -132,7 +132,7 @@ class Room:
         self.frames = np.frombuffer(mapped, np.uint8)[skipped:].reshape(shape)
         return self.frames
 
-    def keep(self, frames: NDArray[np.uint8]) -> None:
+    def keep(self, frames: NDArray[Any]) -> None:
         """Write frames there, unless they lie there."""
         if frames is not self.frames:
             self.put([*frames.copy()])
