@@ -207,7 +207,7 @@ def block_of(folder: Path, sizes: list[tuple[int, int]]) -> tuple[ClipSource, pa
         manifest_path=str(folder / "manifest.parquet"),
         split="val",
         num_frames=NUM_FRAMES,
-        frame_size_px=SIZE_PX,
+        frame_size_px=4 * SIZE_PX,
         decoder="pyav",
         seed=0,
         plan=None,
@@ -218,7 +218,9 @@ def block_of(folder: Path, sizes: list[tuple[int, int]]) -> tuple[ClipSource, pa
 
 @needs_memfd
 def test_a_block_is_one_buffer_of_shared_memory_and_the_rank_copies_it_once(tmp_path: Path) -> None:
-    source, number = block_of(tmp_path, SIZES)
+    sizes = [(4 * width, 4 * height) for width, height in SIZES]  # far more bytes than the rows have beside them
+    large = SETTINGS | {"size_px": 4 * SIZE_PX}
+    source, number = block_of(tmp_path, sizes)
     settings: dict[str, Any] = {"source": source, "start_step": 0, "stop_step": 1, "num_ranks": 1}
     decode_block(number, **settings)
     tracemalloc.start()
@@ -228,7 +230,7 @@ def test_a_block_is_one_buffer_of_shared_memory_and_the_rank_copies_it_once(tmp_
     (_, stops, data) = frames.chunk(0).buffers()
     assert frames.num_chunks == 1
     assert "/memfd:pixels" in mapping_of(data.address)
-    expected = [decode_frames(video(number, size), **SETTINGS) for number, size in enumerate(SIZES)]
+    expected = [decode_frames(video(number, size), **large) for number, size in enumerate(sizes)]
     assert data.size == sum(clip.nbytes for clip in expected)
     assert np.frombuffer(stops, np.int64).tolist()[-2:] == [data.size, data.size], "an empty slot has no pixels"
     assert peak_bytes < min(clip.nbytes for clip in expected), "no clip lies in memory of Python or NumPy"
@@ -241,8 +243,8 @@ def test_a_block_is_one_buffer_of_shared_memory_and_the_rank_copies_it_once(tmp_
     tracemalloc.stop()
     assert rows.frames.nbytes <= copied_bytes < rows.frames.nbytes * 1.25
     assert tensor.data_ptr() == rows.frames.__array_interface__["data"][0]
-    for number, size in enumerate(SIZES):
-        clip = decode_clip(video(number, size), **SETTINGS)
+    for number, size in enumerate(sizes):
+        clip = decode_clip(video(number, size), **large)
         np.testing.assert_array_equal(rows.frames[number], clip.frames)
         np.testing.assert_array_equal(rows.frame_pad_mask[number], clip.pad_mask)
     assert not rows.frames[-1].any()
