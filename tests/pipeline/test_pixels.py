@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tracemalloc
 from collections.abc import Iterator
@@ -140,6 +141,7 @@ def test_frames_larger_than_asked_for_are_the_decoders_failure(transport: str) -
 
 @needs_memfd
 def test_memory_is_used_again_when_nobody_looks_at_it_any_more() -> None:
+    gc.collect()  # what errors of other tests still refer to
     pixels._idle.clear()
     buffer = PixelBuffer(CLIP_BYTES)
     decode_into(buffer, video(0))
@@ -158,6 +160,7 @@ def test_memory_is_used_again_when_nobody_looks_at_it_any_more() -> None:
 
 @needs_memfd
 def test_memory_of_unusual_size_is_not_kept() -> None:
+    gc.collect()  # what errors of other tests still refer to
     pixels._idle.clear()
     del (buffer := [PixelBuffer(pixels.KEPT_BYTES + 1)])[:]
     assert not buffer
