@@ -1,0 +1,163 @@
+"""Pixels of clips behind one another, in memory that a worker shares with the processes that decode for it.
+
+    decode process: `stack(images)` ──► memfd ──► `PixelBuffer.memory`, the one data buffer of a column: worker
+
+Its size is sealed: a decode process that a stranger's file has taken over cannot take it from under the worker, nor
+fill the machine with it. Where the system has no memfd, pixels come through the channel of `isolation.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import mmap
+import os
+import struct
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+
+from pipeline.records import DecodeError, Reason
+
+KEPT_BYTES = 32 * 2**20
+"""Memory of up to this size is used again, since fresh pages cost as much as the rest of a clip's way."""
+MOST_IDLE = 2
+_PLACE = struct.Struct("QQ")
+_idle: list[int] = []
+"""Memory that waits for its next use."""
+
+
+class PixelBuffer:
+    """The pixels of several clips, `capacity` bytes at most."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.used = capacity, 0
+        self._num_frames, self._size_px = 0, 0
+        self._received = bytearray()
+        self.fd = _take(capacity) if hasattr(os, "memfd_create") else None
+
+    def expecting(self, num_frames: int, size_px: int) -> PixelBuffer:
+        """Say what the next clip has, and the most that its sides have; return this buffer."""
+        self._num_frames, self._size_px = num_frames, size_px
+        return self
+
+    def place(self) -> bytes:
+        """Return what tells a decode process where the next clip goes; empty where there is no shared memory."""
+        return b"" if self.fd is None else _PLACE.pack(self.used, self._num_frames * self._size_px**2 * 3)
+
+    def add(self, shape: Any, content: bytes) -> tuple[int, int, int, int]:
+        """Count in a clip of `shape` (T, H, W, 3), whose `content` came through the channel if memory is not shared.
+
+        DecodeError if that cannot be: a decode process may say anything.
+        """
+        is_shape = isinstance(shape, list) and [type(length) for length in shape] == [int] * 4
+        num_frames, height, width, channels = shape if is_shape else (0, 0, 0, 0)
+        sides = range(1, self._size_px + 1)
+        if (num_frames, channels) != (self._num_frames, 3) or height not in sides or width not in sides:
+            expected = f"{self._num_frames} frames of at most {self._size_px}×{self._size_px}"
+            raise DecodeError(Reason.FAILED, f"the decoder gave something else than {expected}")
+        if self.fd is None and len(content) != math.prod(shape):
+            raise DecodeError(Reason.FAILED, "the decoder gave fewer pixels than it says")
+        self.used += math.prod(shape)
+        self._received += content
+        return num_frames, height, width, channels
+
+    def renew(self) -> None:
+        """Go on in other memory: the kernel may let a process that was killed write to this one for a while."""
+        if self.fd is None:
+            return
+        fresh = _take(self.capacity)
+        if self.used:
+            with mmap.mmap(self.fd, self.used, prot=mmap.PROT_READ) as old, mmap.mmap(fresh, self.used) as new:
+                new[:] = old
+        os.close(self.fd)
+        self.fd = fresh
+
+    def memory(self) -> Any:
+        """Return the pixels of all clips, as an object with Python's buffer protocol, whose memory is used again once
+        nobody refers to it. Nothing can be added any more."""
+        if self.fd is None or not self.used:
+            return self._received
+        mapped, fd, self.fd = mmap.mmap(self.fd, self.used, prot=mmap.PROT_READ), self.fd, None
+        weakref.finalize(mapped, _give_back, fd, self.capacity).atexit = False
+        return mapped
+
+    def __del__(self) -> None:
+        if (fd := getattr(self, "fd", None)) is not None:
+            _give_back(fd, self.capacity)
+
+
+def _take(capacity: int) -> int:
+    """Return a memfd of at least `capacity` bytes."""
+    if capacity <= KEPT_BYTES:
+        with contextlib.suppress(IndexError):
+            return _idle.pop()
+    fd = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, max(capacity, KEPT_BYTES))  # memory is taken page by page, when it is written
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def _give_back(fd: int, capacity: int) -> None:
+    if capacity <= KEPT_BYTES and len(_idle) < MOST_IDLE:
+        _idle.append(fd)
+    else:
+        os.close(fd)
+
+
+class Room:
+    """A clip's place in the shared memory, in the decode process."""
+
+    def __init__(self, fd: int, place: bytes) -> None:
+        self._fd, (self._start, self._size) = fd, _PLACE.unpack(place)
+        self.frames: NDArray[np.uint8] | None = None
+        """What lies there."""
+
+    def put(self, images: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
+        """Write equal images there; return them as an array of that memory. ValueError if they do not fit."""
+        shape, num_bytes = (len(images), *images[0].shape), images[0].nbytes
+        if len({(image.dtype.str, image.shape) for image in images}) > 1 or images[0].dtype != np.uint8:
+            raise ValueError(f"images of uint8 and one shape were expected, got {images[0].dtype} {shape}")
+        if len(images) * num_bytes > self._size:
+            raise ValueError(f"frames of shape {shape} do not fit into {self._size} bytes")
+        for place, image in enumerate(images):  # writing to a mapping would cost a page fault for each page
+            os.pwrite(self._fd, np.ascontiguousarray(image).data, self._start + place * num_bytes)
+        skipped = self._start % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(self._fd, skipped + len(images) * num_bytes, offset=self._start - skipped)
+        self.frames = np.frombuffer(mapped, np.uint8)[skipped:].reshape(shape)
+        return self.frames
+
+    def keep(self, frames: NDArray[Any]) -> None:
+        """Write frames there, unless they lie there."""
+        if frames is not self.frames:
+            self.put([*frames.copy()])
+
+    def close(self) -> None:
+        """Close the memory."""
+        os.close(self._fd)
+
+
+_rooms: list[Room] = []
+"""The place of the clip that this process decodes, if it shares memory."""
+
+
+@contextlib.contextmanager
+def lent(room: Room | None) -> Iterator[None]:
+    """Within it, the first `stack` of frames goes there, if anywhere."""
+    _rooms.extend([room] if room else [])
+    try:
+        yield
+    finally:
+        _rooms.clear()
+
+
+def stack(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "T H W 3"]:
+    """Return `np.stack(images)`, in the memory of the worker that asked for them: the only copy in this process."""
+    if _rooms and _rooms[-1].frames is None:
+        return _rooms[-1].put(images)
+    return np.stack(images)
