@@ -28,6 +28,7 @@ from jobs.corpus.packing import PackConfig, pack
 from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline.corpus.fetching import fetch
 from pipeline.decode.codec import encode_video
+from pipeline.decode.pixels import PixelBuffer
 from pipeline.offline.shards import Content, PackingConfig
 from pipeline.records import Kind
 from pipeline.stream.loader import ClipSource, decode_slot, split_rows
@@ -89,7 +90,9 @@ def decode_step(step: int, source: ClipSource) -> int:
     table = split_rows(source.manifest_path, source.split)[planned.kind]
     rows = [table.slice(row, 1).to_pylist()[0] for row in planned.rows.tolist() if row >= 0]
     reads = [partial(fetch, row["uri"], row["checksum"]) for row in rows]
-    return sum(decode_slot(0, row, source, planned, read)["weight"] > 0 for row, read in zip(rows, reads, strict=True))
+    pixels = PixelBuffer(len(rows) * source.clip_bytes)
+    slots = (decode_slot(0, row, source, planned, read, pixels) for row, read in zip(rows, reads, strict=True))
+    return sum(slot["weight"] > 0 for slot in slots)
 
 
 def pool_rate(source: ClipSource, num_steps: int) -> float:

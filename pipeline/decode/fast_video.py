@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.decode.images import resize
 from pipeline.decode.info import VideoInfo, first_line
+from pipeline.decode.pixels import stack
 from pipeline.decode.timeline import Timeline
 from pipeline.decode.video import PyavVideo
 
@@ -57,7 +58,7 @@ class FastVideo:
         if frames is None:
             return self._pyav.frames(indices, size)
         size = size or (self.info.width, self.info.height)
-        return np.stack([resize(Image.fromarray(frame), size) for frame in frames])
+        return stack([resize(Image.fromarray(frame), size) for frame in frames])
 
     def _read(self, indices: Sequence[int]) -> NDArray[np.uint8] | None:
         try:

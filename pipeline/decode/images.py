@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from pipeline.decode.formats import picture_format
 from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
+from pipeline.decode.pixels import stack
 from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, EncodedFrames, Media, Reason
 
@@ -125,7 +126,7 @@ class ImagesVideo:
         """As `Video.frames`."""
         size = size or (self.info.width, self.info.height)
         images = {index: resize(open_image(self._images[index]), size) for index in set(indices)}
-        return np.stack([images[index] for index in indices])
+        return stack([images[index] for index in indices])
 
     def __enter__(self) -> ImagesVideo:
         return self

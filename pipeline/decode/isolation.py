@@ -2,7 +2,7 @@
 
     worker ──once──► fork server (imported, never decodes) ──fork──► decode process ──► answer
        └─────────────── function, arguments, bytes ─────────────────────▲   │
-       └─────────────── value or array, no pickle ◄─────────────────────────┘
+       └─────────────── value or array, no pickle; frames in shared memory ◄┘
 
 The worker waits for the answer and watches time and memory. A process that breaks a limit is killed; the fork server
 has the next one ready within milliseconds.
@@ -49,6 +49,7 @@ from PIL import Image
 from pipeline.decode import decoders, sandbox
 from pipeline.decode.config import Limits
 from pipeline.decode.info import first_line
+from pipeline.decode.pixels import PixelBuffer, Room, lent
 from pipeline.records import DecodeError, EncodedFrames, Media, Reason
 
 log = logging.getLogger(__name__)
@@ -70,22 +71,27 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
 
 
-def isolated(function: Callable[..., Any], data: Media, *, limits: Limits, **arguments: Any) -> Any:
+def isolated(
+    function: Callable[..., Any], data: Media, *, limits: Limits, pixels: PixelBuffer | None = None, **arguments: Any
+) -> Any:
     """Return `function(data, **arguments)`, an array or a value that JSON can hold, computed in another process.
 
     DecodeError as the function raised it, or with the reason timeout, crashed or out_of_memory; any other exception has
     the reason `failed`, with its type, its first line and its place, and its traceback is logged. A process that fails
     is followed by a fresh one, which tries once more: a busy machine, or a leak of earlier clips, costs no sample.
+    `pixels`: frames are put there, and their shape (T, H, W, 3) is returned.
     """
     images = [len(image) for image in data.images] if isinstance(data, EncodedFrames) else None
     needs = (function.__module__, arguments.get("decoder"))
     request = pickle.dumps(_Request(function, arguments, images, needs[1]))
     content = b"".join(data.images) if isinstance(data, EncodedFrames) else data
     try:
-        answer, content = _attempt(needs, request, content, limits)
+        answer, content = _attempt(needs, request, content, limits, pixels)
     except _LimitError as error:
         log.info("%s: once more in a fresh process", error)
-        answer, content = _attempt(needs, request, content, limits)
+        answer, content = _attempt(needs, request, content, limits, pixels)
+    if "shape" in answer and pixels:
+        return pixels.add(answer["shape"], content)
     if "shape" in answer:
         return np.frombuffer(content, answer["dtype"]).reshape(answer["shape"])
     if "traceback" in answer:
@@ -110,7 +116,7 @@ class _Request:
 
 
 def _attempt(
-    needs: tuple[str, str | None], request: bytes, data: bytes, limits: Limits
+    needs: tuple[str, str | None], request: bytes, data: bytes, limits: Limits, pixels: PixelBuffer | None
 ) -> tuple[dict[str, Any], bytes]:
     """Return the answer of this thread's process, which is killed if it gives none, or cannot import what it needs."""
     process, _local.process = getattr(_local, "process", None), None
@@ -119,9 +125,11 @@ def _attempt(
         process = None
     process = process or DecodeProcess(needs)
     try:
-        answer = process.call(request, data, limits)
+        answer = process.call(request, data, limits, pixels)
     except BaseException:
         process.kill()
+        if pixels:
+            pixels.renew()
         raise
     _local.process = process
     return answer
@@ -145,12 +153,18 @@ class DecodeProcess:
             raise RuntimeError("no decode process starts on this machine: see what it has printed") from error
         self._handle = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
 
-    def call(self, request: bytes, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
-        """Return the answer to a request, and the pixels of an array."""
+    def call(
+        self, request: bytes, data: bytes, limits: Limits, pixels: PixelBuffer | None = None
+    ) -> tuple[dict[str, Any], bytes]:
+        """Return the answer to a request, and the pixels of an array unless they are in `pixels`."""
         stop = time.monotonic() + limits.seconds
         try:
             self._channel.send_bytes(request)
             self._channel.send_bytes(data)
+            self._channel.send_bytes(pixels.place() if pixels else b"")
+            if pixels and pixels.fd is not None:
+                with socket.fromfd(self._channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+                    socket.send_fds(channel, [b"m"], [pixels.fd])
             while not self._channel.poll(WATCH_EVERY_SECONDS):
                 if self._resident_bytes() > limits.memory_gib * 2**30:
                     raise _LimitError(Reason.OUT_OF_MEMORY, f"decoding took more than {limits.memory_gib:g} GiB")
@@ -277,7 +291,8 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         channel.send_bytes(str(os.getpid()).encode())
         is_sealed = False
         while True:
-            answer, content = _answer(channel.recv_bytes(), channel.recv_bytes(), is_sealed)
+            request, data = channel.recv_bytes(), channel.recv_bytes()
+            answer, content = _answer(request, data, _receive_room(channel), is_sealed)
             is_sealed = True
             channel.send_bytes(json.dumps(answer).encode())
             channel.send_bytes(content)
@@ -287,15 +302,31 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         os._exit(0)
 
 
-def _answer(request: bytes, data: bytes, is_sealed: bool) -> tuple[dict[str, Any], Any]:
-    """Return what is said of the outcome, and the pixels of an array."""
+def _receive_room(channel: Connection) -> Room | None:
+    """Return where the frames go, if the worker shares memory."""
+    if not (place := channel.recv_bytes()):
+        return None
+    with socket.fromfd(channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+        _, (fd,), _, _ = socket.recv_fds(stream, 1, 1)
+    try:
+        return Room(fd, place)
+    finally:
+        os.close(fd)
+
+
+def _answer(request: bytes, data: bytes, room: Room | None, is_sealed: bool) -> tuple[dict[str, Any], Any]:
+    """Return what is said of the outcome, and the pixels of an array unless they are in `room`."""
     try:
         asked: _Request = pickle.loads(request)  # imports what it names
         if not is_sealed:
             if asked.decoder is not None:
                 decoders.load(asked.decoder)
             sandbox.seal(may_use_devices=asked.decoder in _ON_DEVICES)
-        value = asked.function(data if asked.images is None else _images(data, asked.images), **asked.arguments)
+        with lent(room):
+            value = asked.function(data if asked.images is None else _images(data, asked.images), **asked.arguments)
+        if room and isinstance(value, np.ndarray):
+            room.keep(value)
+            return {"shape": value.shape}, b""
     except DecodeError as error:
         return {"reason": str(error.reason), "detail": error.detail}, b""
     except MemoryError:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pipeline.decode.formats import FORMAT_WHITELIST, container_of
 from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
 from pipeline.decode.pictures import UPRIGHT, Picture, orientation
+from pipeline.decode.pixels import stack
 from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, Reason
 
@@ -99,7 +100,7 @@ class PyavVideo:
             images = {
                 pts: self._picture.of(frame, size) for pts, frame in self._decode({self._pts[i] for i in indices})
             }
-        return np.stack([images[self._pts[index]] for index in indices])
+        return stack([images[self._pts[index]] for index in indices])
 
     @cached_property
     def timeline(self) -> Timeline:

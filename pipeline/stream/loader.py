@@ -19,14 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.corpus.fetching import fetch_ahead
 from pipeline.corpus.manifest import read_manifest
-from pipeline.decode.codec import decode_frames, known_info, letterbox
+from pipeline.decode.codec import decode_frames, known_info
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.isolation import isolated
+from pipeline.decode.pixels import PixelBuffer
 from pipeline.decode.sampling import Policy
 from pipeline.records import ClipRows, DecodeError, Kind, Media, Rejected, Stage
 from pipeline.stream.epoch_plan import PADDING, Plan, PlannedStep, sequential
@@ -44,7 +46,7 @@ CLIP_SCHEMA = pa.schema(
         ("clip_id", pa.int64()),
         ("weight", pa.float32()),
         ("caption", pa.string()),
-        ("frames", pa.large_binary()),
+        ("frames", pa.large_binary()),  # uint8 (num_frames, real_height, real_width, 3); empty where the weight is 0
         ("num_frames", pa.int32()),
         ("real_height", pa.int32()),
         ("real_width", pa.int32()),
@@ -83,14 +85,18 @@ class ClipSource:
     failures: str = ""
     """Folder in which clips that do not decode are noted, so that none is decoded again; empty: none is noted."""
 
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of a clip's pixels at most."""
+        return self.num_frames * self.frame_size_px**2 * 3
+
     def share(self, num_ranks: int) -> int:
         """Slots of a step that are one rank's. Where the ranks do not divide the batch, the last slots stay empty."""
         return -(-self.batch // num_ranks)
 
     def steps_per_block(self, num_ranks: int) -> int:
         """Steps of one rank that are decoded together."""
-        step_bytes = self.share(num_ranks) * self.num_frames * self.frame_size_px**2 * 3
-        return max(1, BLOCK_BYTES // step_bytes)
+        return max(1, BLOCK_BYTES // (self.share(num_ranks) * self.clip_bytes))
 
     def first_step(self, group: int, num_ranks: int) -> int:
         """Of a rank's block `group`, counted from the first of all: blocks of 1, 2, 4 … steps until they hold
@@ -152,8 +158,7 @@ def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop
         raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
     steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
     storage.set_retry_seconds(source.patience_seconds)
-    failures = failures_in(source.failures)
-    return pa.concat_tables(decode_share(source, step, rank, num_ranks, failures) for step in steps)
+    return decode_shares(source, steps, rank, num_ranks, failures_in(source.failures))
 
 
 def clip_stream(
@@ -187,6 +192,35 @@ def decode_share(
     failures: Mapping[int, DecodeError] = MappingProxyType({}),
 ) -> pa.Table:
     """One rank's slots of one step. `failures`: clips that are known not to decode; others are noted."""
+    return decode_shares(source, range(step, step + 1), rank, num_ranks, failures)
+
+
+def decode_shares(
+    source: ClipSource, steps: range, rank: int, num_ranks: int, failures: Mapping[int, DecodeError]
+) -> pa.Table:
+    """One rank's slots of a few steps, as one chunk: a share is then cut out of it without a copy."""
+    pixels = PixelBuffer(len(steps) * source.share(num_ranks) * source.clip_bytes)
+    slots, stops = [], [0]
+    for step in steps:
+        for slot in decoded_slots(source, step, rank, num_ranks, failures, pixels):
+            slots.append(slot)
+            stops.append(pixels.used)
+    buffers = [None, pa.py_buffer(np.array(stops)), pa.py_buffer(pixels.memory())]
+    frames = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(slots), buffers)
+    place = CLIP_SCHEMA.get_field_index("frames")
+    table = pa.Table.from_pylist(slots, schema=CLIP_SCHEMA.remove(place))
+    return table.add_column(place, CLIP_SCHEMA.field(place), frames)
+
+
+def decoded_slots(
+    source: ClipSource,
+    step: int,
+    rank: int,
+    num_ranks: int,
+    failures: Mapping[int, DecodeError],
+    pixels: PixelBuffer,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one rank's slots of one step, as `decode_slot` gives them."""
     share, planned = source.share(num_ranks), source.planned(step)
     table = split_rows(source.manifest_path, source.split)[planned.kind]
     rows = np.pad(planned.rows, (0, share * num_ranks - source.batch), constant_values=PADDING)
@@ -195,27 +229,29 @@ def decode_share(
     known = [failures.get(row["clip_id"]) if row else None for row in found]
     wanted = [row if row and not error else None for row, error in zip(found, known, strict=True)]
     reads = fetch_ahead((row["uri"], row["checksum"]) if row else ("", None) for row in wanted)
-    decoded = []
     for slot, (row, read, error) in enumerate(zip(found, reads, known, strict=True), first_slot):
-        done = decode_slot(slot, row, source, planned, functools.partial(fail, error) if error else read)
+        done = decode_slot(slot, row, source, planned, functools.partial(fail, error) if error else read, pixels)
         if not error:
             note_failure(source.failures, done)
-        decoded.append(done | {"num_retries": storage.pop_retry_count()})
-    return pa.Table.from_pylist(decoded, schema=CLIP_SCHEMA)
+        yield done | {"num_retries": storage.pop_retry_count()}
 
 
 def decode_slot(
-    slot: int, row: dict[str, Any] | None, source: ClipSource, planned: PlannedStep, read: Callable[[], Media]
+    slot: int,
+    row: dict[str, Any] | None,
+    source: ClipSource,
+    planned: PlannedStep,
+    read: Callable[[], Media],
+    pixels: PixelBuffer,
 ) -> dict[str, Any]:
-    """The row of one slot, of the file that `read` gives. A clip that cannot be had or decoded becomes weight 0 with
-    its reason, never an exception."""
+    """The row of one slot, of the file that `read` gives, without its frames, which are in `pixels`. A clip that cannot
+    be had or decoded becomes weight 0 with its reason, never an exception."""
     length, size = source.num_frames if planned.kind == Kind.VIDEO else 1, source.frame_size_px
     empty = {
         "slot": slot,
         "clip_id": row["clip_id"] if row else -1,
         "weight": 0.0,
         "caption": "",
-        "frames": bytes(length * size * size * 3),
         "num_frames": length,
         "real_height": size,
         "real_width": size,
@@ -232,10 +268,11 @@ def decode_slot(
         drawn_px = int(size_rng.choice(source.long_sides_px))
     rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.FRAMES)
     try:
-        frames = isolated(
+        _, height, width, _ = isolated(
             decode_frames,
             read(),
             limits=source.limits,
+            pixels=pixels.expecting(length, size),
             kind=planned.kind,
             num_frames=length,
             size_px=drawn_px,
@@ -249,15 +286,13 @@ def decode_slot(
         )
     except DecodeError as error:
         return empty | {"reason": str(error.reason), "detail": error.detail}
-    clip = letterbox(frames, size)
     captions = row["captions"]
     caption_rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.CAPTION)
     return empty | {
         "weight": 1.0,
         "caption": choose_caption(captions, caption_rng) if is_training else captions[0],
-        "frames": clip.frames.tobytes(),
-        "real_height": int((~clip.pad_mask[0]).any(1).sum()),
-        "real_width": int((~clip.pad_mask[0]).any(0).sum()),
+        "real_height": height,
+        "real_width": width,
     }
 
 
@@ -268,25 +303,36 @@ def choose_caption(captions: list[str], rng: np.random.Generator) -> str:
     return captions[int(rng.integers(len(captions)))]
 
 
-def clip_rows(table: pa.Table, *, source: ClipSource, epoch: int) -> ClipRows:
-    """A rank's share as arrays."""
-    B, size = len(table), source.frame_size_px
-    num_frames = table["num_frames"].to_numpy()
-    frames = np.frombuffer(b"".join(table["frames"].to_pylist()), dtype=np.uint8)
-    frames = frames.reshape(B, int(num_frames[0]), size, size, 3)
+def clip_rows(
+    table: pa.Table, *, source: ClipSource, epoch: int, allocate: Callable[..., NDArray[np.uint8]] = np.empty
+) -> ClipRows:
+    """A rank's share as arrays: the one copy of its pixels, into the square that `allocate` makes, with padding."""
+    B, size, num_frames = len(table), source.frame_size_px, table["num_frames"].to_numpy()
+    heights, widths = table["real_height"].to_numpy(), table["real_width"].to_numpy()
+    frames = allocate((B, int(num_frames[0]), size, size, 3), np.uint8)
+    for square, clip, height, width in zip(frames, table["frames"], heights.tolist(), widths.tolist(), strict=True):
+        fill(square, clip.as_buffer(), height, width)
     side = np.arange(size)
-    is_padding = (side[None, :, None] >= table["real_height"].to_numpy()[:, None, None]) | (
-        side[None, None, :] >= table["real_width"].to_numpy()[:, None, None]
-    )
+    is_padding = (side[None, :, None] >= heights[:, None, None]) | (side[None, None, :] >= widths[:, None, None])
     return ClipRows(
         clip_ids=table["clip_id"].to_numpy(),
         weight=table["weight"].to_numpy(),
         epoch=epoch,
         captions=table["caption"].to_pylist(),
         frames=frames,
-        frame_pad_mask=np.broadcast_to(is_padding[:, None], frames.shape[:4]).copy(),
+        frame_pad_mask=np.broadcast_to(is_padding[:, None], frames.shape[:4]),
         num_frames=num_frames.astype(np.int64),
     )
+
+
+def fill(square: UInt8[np.ndarray, "T S S 3"], clip: pa.Buffer, height: int, width: int) -> None:
+    """Copy a clip (T, height, width, 3) to the upper left corner, zeros elsewhere; an empty one is all zeros."""
+    if not clip.size:
+        square[:] = 0
+        return
+    square[:, :height, :width] = np.frombuffer(clip, np.uint8).reshape(-1, height, width, 3)
+    square[:, height:] = 0
+    square[:, :height, width:] = 0
 
 
 def rejected_rows(table: pa.Table, stage: Stage) -> list[Rejected]:

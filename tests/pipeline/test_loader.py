@@ -296,7 +296,9 @@ def test_evaluation_reads_first_captions_and_middle_frames_in_order_of_the_ids(s
     assert usable["caption"] == f"clip {number_of(usable)}"
     data = Path(usable["uri"]).read_bytes()
     clip = decode_clip(data, kind=Kind.VIDEO, num_frames=NUM_FRAMES, size_px=SIZE_PX)
-    assert usable["frames"] == clip.frames.tobytes()
+    height, width = usable["real_height"], usable["real_width"]
+    assert usable["frames"] == clip.frames[:, :height, :width].tobytes()
+    assert clip.pad_mask.sum() == NUM_FRAMES * (SIZE_PX**2 - height * width)
 
 
 def test_a_long_run_is_cut_into_segments_that_cover_it(source: ClipSource) -> None:

@@ -1,0 +1,139 @@
+"""Pixels of clips behind one another, in memory that a worker shares with the processes that decode for it.
+
+    decode process: `stack(images)` ──► memfd ──► `PixelBuffer.memory`, the one data buffer of a column: worker
+
+Its size is sealed: a decode process that a stranger's file has taken over cannot take it from under the worker, nor
+fill the machine with it. Where the system has no memfd, pixels come through the channel of `isolation.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+
+from pipeline.records import DecodeError, Reason
+
+_PLACE = struct.Struct("QQ")
+
+
+class PixelBuffer:
+    """The pixels of several clips, `capacity` bytes at most."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.used = capacity, 0
+        self._num_frames, self._size_px = 0, 0
+        self._received = bytearray()
+        self.fd = _sealed_file(capacity) if hasattr(os, "memfd_create") else None
+
+    def expecting(self, num_frames: int, size_px: int) -> PixelBuffer:
+        """Say what the next clip has, and the most that its sides have; return this buffer."""
+        self._num_frames, self._size_px = num_frames, size_px
+        return self
+
+    def place(self) -> bytes:
+        """Return what tells a decode process where the next clip goes; empty where there is no shared memory."""
+        return b"" if self.fd is None else _PLACE.pack(self.used, self._num_frames * self._size_px**2 * 3)
+
+    def add(self, shape: Any, content: bytes) -> tuple[int, int, int, int]:
+        """Count in a clip of `shape` (T, H, W, 3), whose `content` came through the channel if memory is not shared.
+
+        DecodeError if that cannot be: a decode process may say anything.
+        """
+        is_shape = isinstance(shape, list) and [type(length) for length in shape] == [int] * 4
+        num_frames, height, width, channels = shape if is_shape else (0, 0, 0, 0)
+        sides = range(1, self._size_px + 1)
+        if (num_frames, channels) != (self._num_frames, 3) or height not in sides or width not in sides:
+            expected = f"{self._num_frames} frames of at most {self._size_px}×{self._size_px}"
+            raise DecodeError(Reason.FAILED, f"the decoder gave something else than {expected}")
+        if self.fd is None and len(content) != math.prod(shape):
+            raise DecodeError(Reason.FAILED, "the decoder gave fewer pixels than it says")
+        self.used += math.prod(shape)
+        self._received += content
+        return num_frames, height, width, channels
+
+    def renew(self) -> None:
+        """Go on in other memory: the kernel may let a process that was killed write to this one for a while."""
+        if self.fd is None:
+            return
+        fresh = _sealed_file(self.capacity)
+        if self.used:
+            with mmap.mmap(self.fd, self.used, prot=mmap.PROT_READ) as old, mmap.mmap(fresh, self.used) as new:
+                new[:] = old
+        os.close(self.fd)
+        self.fd = fresh
+
+    def memory(self) -> Any:
+        """Return the pixels of all clips, as an object with Python's buffer protocol that keeps them in memory."""
+        if self.fd is None or not self.used:
+            return self._received
+        return mmap.mmap(self.fd, self.used, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
+
+    def __del__(self) -> None:
+        if (fd := getattr(self, "fd", None)) is not None:
+            os.close(fd)
+
+
+def _sealed_file(num_bytes: int) -> int:
+    fd = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, num_bytes)  # memory is taken page by page, when it is written
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+class Room:
+    """A clip's place in the shared memory, in the decode process. It is mapped for one clip: what a process has mapped
+    and written counts as its memory."""
+
+    def __init__(self, fd: int, place: bytes) -> None:
+        start, length = _PLACE.unpack(place)
+        skipped = start % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(fd, skipped + length, offset=start - skipped)
+        self.bytes = np.frombuffer(mapped, np.uint8)[skipped:]
+        self.is_taken = False
+
+    def array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Return the memory as an array; ValueError if it is too small."""
+        if math.prod(shape) > self.bytes.size:
+            raise ValueError(f"frames of shape {shape} do not fit into {self.bytes.size} bytes")
+        return self.bytes[: math.prod(shape)].reshape(shape)
+
+    def keep(self, frames: NDArray[np.uint8]) -> None:
+        """Copy an array there, unless it lies there."""
+        kept = self.array(frames.shape)
+        if frames.dtype != np.uint8:
+            raise ValueError(f"frames must be uint8, got {frames.dtype}")
+        if frames.__array_interface__ != kept.__array_interface__:
+            kept[...] = frames
+
+
+_rooms: list[Room] = []
+"""The place of the clip that this process decodes, if it shares memory."""
+
+
+@contextlib.contextmanager
+def lent(room: Room | None) -> Iterator[None]:
+    """Within it, the first `stack` of frames goes there, if anywhere."""
+    _rooms.extend([room] if room else [])
+    try:
+        yield
+    finally:
+        _rooms.clear()
+
+
+def stack(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "T H W 3"]:
+    """Return `np.stack(images)`, in the memory of the worker that asked for them: the only copy in this process."""
+    out = None
+    if _rooms and not _rooms[-1].is_taken:
+        _rooms[-1].is_taken = True
+        out = _rooms[-1].array((len(images), *images[0].shape))
+    return np.stack(images, out=out)
