@@ -130,9 +130,10 @@ class DistantFile:
         return self.num_bytes
 
 
-Media = bytes | EncodedFrames | EncodedPackets | DistantFile
-"""An encoded clip: the bytes of a video or an image, the images of a video's frames, or what of a long video it needs.
-"""
+Stored = bytes | EncodedFrames
+"""What lies at a uri: the bytes of a video or an image, or the images of a video's frames."""
+Media = Stored | EncodedPackets | DistantFile
+"""An encoded clip, or what of a long video it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)

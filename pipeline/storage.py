@@ -128,6 +128,11 @@ def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> 
     return _ask(path, call)
 
 
+def num_bytes(path: str) -> int:
+    """Return the size of a file. FileNotFoundError names the path."""
+    return _ask(path, lambda store, inner: int(store.info(inner)["size"]))
+
+
 def ahead(reads: Iterable[tuple[str, Callable[[], T]]]) -> Iterator[Callable[[], T]]:
     """Yield of each pair (path, function that reads from it) a function that gives or raises what that one does.
 

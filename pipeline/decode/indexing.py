@@ -62,6 +62,9 @@ class LatePacket:
 class IndexedVideo(PyavVideo):
     """A file of any size, whose packets are read twice: to be indexed, and to be decoded."""
 
+    def __enter__(self) -> IndexedVideo:
+        return self
+
     def index(self, num_bytes: int) -> PacketIndex:
         """Return the index of the packets of the file, which has `num_bytes`."""
         base = self._stream.time_base
@@ -83,7 +86,11 @@ class IndexedVideo(PyavVideo):
 
     def _kept(self, packet: Packet, data: bytes) -> Any:
         self._data, content, start = data, bytes(packet), packet.pos
-        position = -1 if start is None or self._demuxer in UNTIMED else data.find(content, start, start + len(content) + MOST_HEADER_BYTES)
+        position = (
+            -1
+            if start is None or self._demuxer in UNTIMED
+            else data.find(content, start, start + len(content) + MOST_HEADER_BYTES)
+        )
         if position < 0 or any(packet.has_sidedata(kind) for kind in BESIDE):
             raise UnindexedError
         is_hidden = packet.is_discard or super()._is_invisible(packet)

@@ -43,7 +43,7 @@ def check_of(data: bytes | memoryview) -> int:
     return zlib.crc32(data) & 0xFFFF
 
 
-def group_of(keys: Sequence[int], packet_pts: Sequence[int], pts: int, place: int) -> int:
+def group_of(keys: Sequence[int], packet_pts: Sequence[int] | NDArray[np.int64], pts: int, place: int) -> int:
     """Return the number of the last key frame that comes before a packet, in the file and on screen."""
     group = max(0, bisect_right(keys, place) - 1)
     while group and packet_pts[keys[group]] > pts:
@@ -62,7 +62,9 @@ class PacketIndex:
 
     def __post_init__(self) -> None:
         first, stop = self.packets["position"], self.packets["position"] + self.packets["size"]
-        if not (len(self.keys) and len(self._shown) and (first >= 0).all() and (stop <= self.header["num_bytes"]).all()):
+        if not (
+            len(self.keys) and len(self._shown) and (first >= 0).all() and (stop <= self.header["num_bytes"]).all()
+        ):
             raise DecodeError(Reason.UNREADABLE, "the index of packets is damaged: prepare the corpus again")
 
     @cached_property
@@ -89,14 +91,19 @@ class PacketIndex:
         return np.argsort(self.packets["pts"], kind="stable")
 
     def cut(
-        self, frames: Sequence[int], read: Callable[[int, int], bytes], *, keys_alone: bool = False, spare: int | None = None
+        self,
+        frames: Sequence[int],
+        read: Callable[[int, int], bytes],
+        *,
+        keys_alone: bool = False,
+        spare: int | None = None,
     ) -> EncodedPackets:
         """Return what decoding `frames` needs, `read(start, stop)` of the file.
 
         `spare`: groups more before each, for frames that refer to them, or ALL; by default what its frames needed when
         the file was indexed. `keys_alone`: the frames are key frames, and nothing else is decoded.
         """
-        spare = self.header["spare"] if spare is None else spare
+        spare = int(self.header["spare"]) if spare is None else spare
         pts = self._shown[list(frames)]
         places = self._by_time[np.searchsorted(self.packets["pts"][self._by_time], pts, "right") - 1]
         runs = [self._run(int(time), int(place), spare, keys_alone) for time, place in zip(pts, places, strict=True)]
@@ -140,7 +147,8 @@ class PacketIndex:
             header = json.loads(head)
             packets = np.zeros(len(body) // PACKET.itemsize, PACKET)
             start = 0
-            for name, (kind, _) in (PACKET.fields or {}).items():
+            for name in PACKET.names or ():
+                kind = PACKET[name]
                 stop = start + len(packets) * kind.itemsize
                 planes = np.frombuffer(body[start:stop], np.uint8).reshape(kind.itemsize, -1)
                 packets[name], start = np.ascontiguousarray(planes.T).view(kind)[:, 0], stop

@@ -70,7 +70,8 @@ class PyavVideo(PacketVideo):
         with refusals():
             options = BYTES_ALONE | (NO_TRIAL if self._demuxer == "mov" else {})
             file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
-            self._container: InputContainer = av.open(file, "r", format=self._demuxer, options=options)
+            container: Any = av.open(file, "r", format=self._demuxer, options=options)
+            self._container: InputContainer = container
             try:
                 self._stream = self._video_stream()
                 self._codec = self._stream.codec_context

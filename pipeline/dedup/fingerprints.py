@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def fingerprint_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table
         thumbnails = isolated(clip_thumbnails, data, limits=limits, clip=clip, decoder=decoder)
         return {"thumbnails": thumbnails.tobytes()}
 
-    return look_at_files(batch, look, SCHEMA.append(pa.field("uri", pa.string())))
+    return look_at_files(batch, lambda _, data: partial(look, data), SCHEMA.append(pa.field("uri", pa.string())))
 
 
 def fingerprint_corpus(

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -18,7 +19,7 @@ import pytest
 
 from jobs.benchmarks.support.faulty_store import Faults, faulty_store
 from pipeline import storage
-from pipeline.corpus.fetching import fetch_ahead
+from pipeline.corpus.fetching import fetch
 from pipeline.corpus.ledger import read_ledger, write_ledger
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
 from pipeline.decode.codec import encode_video
@@ -194,9 +195,8 @@ def test_distant_files_are_fetched_while_those_before_them_are_used(bucket, at):
     write_clips(bucket)
     with faulty_store(os.environ["AWS_ENDPOINT_URL"], Faults(latency_seconds=0.1)) as store:
         at(AWS_ENDPOINT_URL=store.endpoint)
-        reads = fetch_ahead(
-            (f"{bucket}/{name}", None) for name in (*(f"{number}.mp4" for number in range(NUM_CLIPS)), "none")
-        )
+        paths = [f"{bucket}/{name}" for name in (*(f"{number}.mp4" for number in range(NUM_CLIPS)), "none")]
+        reads = storage.ahead((path, partial(fetch, path)) for path in paths)
         first = next(reads)
         assert first() == storage.read_bytes(f"{bucket}/0.mp4")
         assert 1 < store.most_at_once <= storage.NUM_AHEAD + 1
