@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 
 from pipeline.decode import decoders, indexing
 from pipeline.decode.config import Sampling
-from pipeline.decode.formats import container_of, refuse_damaged
+from pipeline.decode.formats import Content, container_of, refuse_damaged
 from pipeline.decode.groups import CutVideo
 from pipeline.decode.images import (
     DecodedClip,
@@ -129,7 +129,7 @@ def proofs(window: range) -> list[int]:
     return sorted({window[0], window[len(window) // 2], window[-1]})
 
 
-def index_packets(data: bytes) -> UInt8[np.ndarray, " N"]:
+def index_packets(data: Content) -> UInt8[np.ndarray, " N"]:
     """As `indexing.index_packets`: here, so that one decode process serves it and the functions above."""
     return indexing.index_packets(data)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import overload
 
 BLOCK_BYTES, NUM_KEPT = 2**24, 4
 """Blocks that are read at once, and how many of them stay in memory."""
@@ -20,11 +21,18 @@ class DistantBytes(io.RawIOBase):
     def __len__(self) -> int:
         return self._num_bytes
 
+    @overload
+    def __getitem__(self, part: int) -> int: ...
+    @overload
+    def __getitem__(self, part: slice) -> bytes: ...
     def __getitem__(self, part: int | slice) -> int | bytes:
         if isinstance(part, int):
-            return self[part : part + 1][0]  # pyright: ignore[reportIndexIssue]
+            return self[part : part + 1][0]
         start, stop, step = part.indices(self._num_bytes)
         return b"".join(self._parts(start, stop))[::step]
+
+    def __iter__(self) -> Iterator[int]:  # pyright: ignore[reportIncompatibleMethodOverride]  # as of bytes, not of lines
+        return (self[place] for place in range(self._num_bytes))
 
     def find(self, content: bytes, start: int = 0, stop: int | None = None) -> int:
         """Return where `content` begins between two positions; −1 if it does not lie there."""

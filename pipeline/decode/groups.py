@@ -19,6 +19,7 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from jaxtyping import UInt8
 
+from pipeline.decode.formats import Content
 from pipeline.decode.info import VideoInfo, first_line
 from pipeline.decode.packets import CORRUPT, KEY, group_of
 from pipeline.decode.pictures import Picture
@@ -46,7 +47,7 @@ class PacketVideo:
 
     info: VideoInfo
     _codec: VideoCodecContext
-    _packets: list[Packet]
+    _packets: list[Any]
     _packet_pts: list[int]
     _keys: list[int]
     """Places of the key frames in `_packets`."""
@@ -187,7 +188,7 @@ def codec_of(header: Any) -> VideoCodecContext:
     return codec
 
 
-def packet_of(one: Any, data: bytes, time_base: Fraction) -> Packet:
+def packet_of(one: Any, data: Content, time_base: Fraction) -> Packet:
     """Return the packet that a row of `PACKET` describes, out of `data`."""
     packet = Packet(int(one["size"]))  # with the zeros behind it that FFmpeg reads, which `Packet(bytes)` has not
     packet.update(data[one["position"] : one["position"] + one["size"]])

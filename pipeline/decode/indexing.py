@@ -10,7 +10,7 @@ import numpy as np
 from av.packet import Packet
 from jaxtyping import UInt8
 
-from pipeline.decode.formats import refuse_damaged
+from pipeline.decode.formats import Content, refuse_damaged
 from pipeline.decode.groups import CutVideo, packet_of, parameters_of
 from pipeline.decode.packets import CORRUPT, KEY, PACKET, SHOWN, PacketIndex, check_of
 from pipeline.decode.video import UNTIMED, PyavVideo
@@ -26,7 +26,7 @@ class UnindexedError(Exception):
     """What a container gives is not what lies in the file in one piece, and at a time."""
 
 
-def index_packets(data: bytes) -> UInt8[np.ndarray, " N"]:
+def index_packets(data: Content) -> UInt8[np.ndarray, " N"]:
     """Return `PacketIndex.to_bytes` of a file; nothing where it has none and has to be read whole.
 
     DecodeError if the file is none, or damaged.
@@ -84,7 +84,7 @@ class IndexedVideo(PyavVideo):
         packets = [self._late(place).row(pts, pts in shown) for place, pts in enumerate(self._packet_pts)]
         return PacketIndex(header, np.array(packets, PACKET))
 
-    def _kept(self, packet: Packet, data: bytes) -> Any:
+    def _kept(self, packet: Packet, data: Content) -> Any:
         self._data, content, start = data, bytes(packet), packet.pos
         position = (
             -1
@@ -105,11 +105,11 @@ class IndexedVideo(PyavVideo):
         late, pts = self._late(place), self._packet_pts[place]
         return packet_of(np.array(late.row(pts, True), PACKET), self._data, self._stream.time_base or Fraction(1))
 
-    def _is_invisible(self, packet: Packet) -> bool:
+    def _is_invisible(self, packet: Any) -> bool:
         return False  # `_kept` has looked
 
 
-def _proven(video: IndexedVideo, index: PacketIndex, data: bytes) -> PacketIndex:
+def _proven(video: IndexedVideo, index: PacketIndex, data: Content) -> PacketIndex:
     """Return the index, with the groups that its frames need more. UnindexedError if by it a clip would have other
     frames, or at other times, than the file."""
     frames = sorted({0, video.info.num_frames // 2, video.info.num_frames - 1})

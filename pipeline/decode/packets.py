@@ -57,7 +57,7 @@ class PacketIndex:
 
     header: Mapping[str, Any]
     """What `PyavVideo.header` says, and the size of the file, `num_bytes`."""
-    packets: NDArray[np.void]
+    packets: NDArray[Any]
     """`PACKET`s."""
 
     def __post_init__(self) -> None:
@@ -188,7 +188,7 @@ def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
-def _packets_in(packets: NDArray[np.void], read: Callable[[int, int], bytes]) -> bytes:
+def _packets_in(packets: NDArray[Any], read: Callable[[int, int], bytes]) -> bytes:
     """Return the bytes of packets behind one another. DecodeError if they are not those that were indexed."""
     starts = packets["position"].tolist()
     ranges = list(zip(starts, (packets["position"] + packets["size"]).tolist(), strict=True))

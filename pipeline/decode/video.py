@@ -20,7 +20,7 @@ from av.packet import Packet
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
-from pipeline.decode.formats import FORMAT_WHITELIST, container_of
+from pipeline.decode.formats import FORMAT_WHITELIST, Content, container_of
 from pipeline.decode.groups import STRICT, PacketVideo, refusals
 from pipeline.decode.info import VideoInfo, refuse_other_length
 from pipeline.decode.pictures import UPRIGHT, Picture, orientation
@@ -65,7 +65,7 @@ class Video(Protocol):
 class PyavVideo(PacketVideo):
     """All packets of a file, and when its frames are shown."""
 
-    def __init__(self, data: bytes, known: VideoInfo | None = None) -> None:
+    def __init__(self, data: Content, known: VideoInfo | None = None) -> None:
         self._demuxer = container_of(data).demuxer
         with refusals():
             options = BYTES_ALONE | (NO_TRIAL if self._demuxer == "mov" else {})
@@ -141,8 +141,8 @@ class PyavVideo(PacketVideo):
             and bool((self._first_frame[0] == UPRIGHT).all())
         )
 
-    def _kept(self, packet: Packet, data: bytes) -> Packet:
-        """Return what is kept of a packet of the file."""
+    def _kept(self, packet: Packet, data: Content) -> Any:
+        """Return what is kept of a packet of the file: itself, or what has its attributes."""
         return packet
 
     def _video_stream(self) -> av.VideoStream:
@@ -186,7 +186,7 @@ class PyavVideo(PacketVideo):
             times.append(round(place / (rate * unit)) if pts is None else pts)
         return times
 
-    def _is_invisible(self, packet: Packet) -> bool:
+    def _is_invisible(self, packet: Any) -> bool:
         """A VP8 frame that is only referred to; of other codecs, such frames share a packet with a shown one."""
         return self._codec.name == "vp8" and not bytes(packet)[0] & 0x10
 
@@ -201,7 +201,7 @@ class PyavVideo(PacketVideo):
         return self._demuxer in UNTIMED and len(lags) == 1
 
     @property
-    def _timed_packets(self) -> Iterator[tuple[Packet, int]]:
+    def _timed_packets(self) -> Iterator[tuple[Any, int]]:
         return zip(self._packets, self._packet_pts, strict=True)
 
     @cached_property
