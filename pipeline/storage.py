@@ -119,11 +119,19 @@ def is_folder(path: str) -> bool:
 
 
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """Return the bytes [start, stop) of a file; the whole file by default. FileNotFoundError names the path."""
+    """Return the bytes [start, stop) of a file, fewer where it ends before; the whole file by default.
+
+    FileNotFoundError names the path.
+    """
 
     def call(store: Any, inner: str) -> bytes:
         storage_errors.refuse_special(path, inner)
-        return store.cat_file(inner, start=start, end=stop)
+        try:
+            return store.cat_file(inner, start=start, end=stop)
+        except OSError as error:
+            if is_remote(path) and storage_errors.is_beyond_end(error):
+                return b""
+            raise
 
     return _ask(path, call)
 

@@ -64,6 +64,12 @@ def is_failed_condition(error: Exception) -> bool:
     return refusal is not None and _code(refusal) in _CONDITION_CODES
 
 
+def is_beyond_end(error: Exception) -> bool:
+    """Return True if a file has no byte of the range that was asked for."""
+    refusal = _refusal(error)
+    return refusal is not None and _code(refusal) in ("InvalidRange", "416")
+
+
 def in_words(error: Exception, path: str) -> Exception | None:
     """Return one of a store's errors with the path and what to do; None where its own words are the best."""
     refusal = _refusal(error) if is_remote(path) else None

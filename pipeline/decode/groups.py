@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from pipeline.decode.formats import Content
 from pipeline.decode.info import VideoInfo, first_line
-from pipeline.decode.packets import CORRUPT, KEY, group_of
+from pipeline.decode.packets import CORRUPT, KEY, content_of, group_of
 from pipeline.decode.pictures import Picture
 from pipeline.decode.pixels import stack
 from pipeline.decode.timeline import Timeline
@@ -190,8 +190,9 @@ def codec_of(header: Any) -> VideoCodecContext:
 
 def packet_of(one: Any, data: Content, time_base: Fraction) -> Packet:
     """Return the packet that a row of `PACKET` describes, out of `data`."""
-    packet = Packet(int(one["size"]))  # with the zeros behind it that FFmpeg reads, which `Packet(bytes)` has not
-    packet.update(data[one["position"] : one["position"] + one["size"]])
+    position, size, span = (int(one[name]) for name in ("position", "size", "span"))
+    packet = Packet(size)  # with the zeros behind it that FFmpeg reads, which `Packet(bytes)` has not
+    packet.update(content_of(data[position : position + span], size))
     packet.pts, packet.dts, packet.time_base = int(one["pts"]), int(one["dts"]), time_base
     packet.is_keyframe, packet.is_corrupt = bool(one["flags"] & KEY), bool(one["flags"] & CORRUPT)
     return packet

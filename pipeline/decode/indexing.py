@@ -10,9 +10,10 @@ import numpy as np
 from av.packet import Packet
 from jaxtyping import UInt8
 
-from pipeline.decode.formats import Content, refuse_damaged
+from pipeline.decode.formats import TS, Content, refuse_damaged
 from pipeline.decode.groups import CutVideo, packet_of, parameters_of
 from pipeline.decode.packets import CORRUPT, KEY, PACKET, SHOWN, PacketIndex, check_of
+from pipeline.decode.transport_stream import PIECE_BYTES, packet_at
 from pipeline.decode.video import UNTIMED, PyavVideo
 from pipeline.records import DecodeError
 
@@ -20,6 +21,9 @@ BESIDE = ("palette", "new_extradata", "param_change", "encryption_info")
 """What a packet may bring beside its bytes that a decoder needs."""
 MOST_HEADER_BYTES = 64
 """Of a packet, between the position that FFmpeg names and its first byte: 4 in Matroska, 16 in FLV."""
+
+MOST_SPANS = (2, 8, 32)
+"""Of a packet in MPEG-TS, the bytes of the file among which its pieces are looked for, in multiples of its own."""
 
 
 class UnindexedError(Exception):
@@ -48,6 +52,7 @@ class LatePacket:
     duration: int | None
     size: int
     position: int
+    span: int
     check: int
     is_keyframe: bool
     is_corrupt: bool
@@ -56,7 +61,7 @@ class LatePacket:
     def row(self, pts: int, is_shown: bool) -> tuple[int, ...]:
         """Return the packet as a `PACKET`."""
         flags = KEY * self.is_keyframe + SHOWN * is_shown + CORRUPT * self.is_corrupt
-        return pts, pts if self.dts is None else self.dts, self.position, self.size, self.check, flags
+        return pts, pts if self.dts is None else self.dts, self.position, self.size, self.span, self.check, flags
 
 
 class IndexedVideo(PyavVideo):
@@ -85,17 +90,14 @@ class IndexedVideo(PyavVideo):
         return PacketIndex(header, np.array(packets, PACKET))
 
     def _kept(self, packet: Packet, data: Content) -> Any:
-        self._data, content, start = data, bytes(packet), packet.pos
-        position = (
-            -1
-            if start is None or self._demuxer in UNTIMED
-            else data.find(content, start, start + len(content) + MOST_HEADER_BYTES)
-        )
-        if position < 0 or any(packet.has_sidedata(kind) for kind in BESIDE):
+        self._data, content = data, bytes(packet)
+        if packet.pos is None or self._demuxer in UNTIMED or any(packet.has_sidedata(kind) for kind in BESIDE):
             raise UnindexedError
+        find = _pieces if self._demuxer == TS.demuxer else _one_piece
+        position, span = find(data, content, packet.pos)
         is_hidden = packet.is_discard or super()._is_invisible(packet)
-        flags = packet.is_keyframe, packet.is_corrupt, is_hidden
-        return LatePacket(packet.pts, packet.dts, packet.duration, len(content), position, check_of(content), *flags)
+        times, flags = (packet.pts, packet.dts, packet.duration), (packet.is_keyframe, packet.is_corrupt, is_hidden)
+        return LatePacket(*times, len(content), position, span, check_of(content), *flags)
 
     def _late(self, place: int) -> LatePacket:
         packet: Any = self._packets[place]
@@ -107,6 +109,23 @@ class IndexedVideo(PyavVideo):
 
     def _is_invisible(self, packet: Any) -> bool:
         return False  # `_kept` has looked
+
+
+def _one_piece(data: Content, content: bytes, position: int) -> tuple[int, int]:
+    """Return where a packet lies in the file, and how many bytes it spans."""
+    found = data.find(content, position, position + len(content) + MOST_HEADER_BYTES)
+    if found < 0:
+        raise UnindexedError
+    return found, len(content)
+
+
+def _pieces(data: Content, content: bytes, position: int) -> tuple[int, int]:
+    """As `_one_piece`, in MPEG-TS."""
+    for most in MOST_SPANS:
+        found, span = packet_at(data[position : position + most * (len(content) + PIECE_BYTES)], len(content))
+        if found == content and span != len(content):
+            return position, span
+    raise UnindexedError
 
 
 def _proven(video: IndexedVideo, index: PacketIndex, data: Content) -> PacketIndex:

@@ -21,16 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode.timeline import Timeline
+from pipeline.decode.transport_stream import packet_at
 from pipeline.records import DecodeError, EncodedPackets, Media, Reason
 
 T = TypeVar("T")
+T_bytes = TypeVar("T_bytes", bytes, memoryview)
 
 PACKET = np.dtype(
-    [("pts", "<i8"), ("dts", "<i8"), ("position", "<i8"), ("size", "<i8"), ("check", "<u2"), ("flags", "u1")]
+    [
+        *(("pts", "<i8"), ("dts", "<i8"), ("position", "<i8"), ("size", "<i8"), ("span", "<i8")),
+        *(("check", "<u2"), ("flags", "u1")),
+    ]
 )
-"""A packet in the order of the file. Times are in units of the stream, positions and sizes in bytes of the file."""
+"""A packet in the order of the file. Times are in units of the stream. Its `size` bytes lie in the `span` bytes from
+`position` on: all of them, or in pieces of MPEG-TS."""
 CUT = np.dtype([*PACKET.descr, ("number", "<i8")])
-"""A packet of `EncodedPackets`: its position is that in the bytes cut out, its number that in the file."""
+"""A packet of `EncodedPackets`: its position is that in the bytes cut out, where it is one piece."""
 KEY, SHOWN, CORRUPT = 1, 2, 4
 """Flags: decoding can begin here; its frame is shown; the container marks it as damaged."""
 JOINED_BYTES = 2**16
@@ -41,6 +47,11 @@ ALL = -1
 def check_of(data: bytes | memoryview) -> int:
     """Return 16 bits that tell a packet's bytes from others."""
     return zlib.crc32(data) & 0xFFFF
+
+
+def content_of(data: T_bytes, size: int) -> T_bytes | bytes:
+    """Return the `size` bytes of a packet out of the bytes that it spans in its file."""
+    return data if len(data) == size else packet_at(data, size)[0]
 
 
 def group_of(keys: Sequence[int], packet_pts: Sequence[int] | NDArray[np.int64], pts: int, place: int) -> int:
@@ -61,7 +72,7 @@ class PacketIndex:
     """`PACKET`s."""
 
     def __post_init__(self) -> None:
-        first, stop = self.packets["position"], self.packets["position"] + self.packets["size"]
+        first, stop = self.packets["position"], self.packets["position"] + self.packets["span"]
         if not (
             len(self.keys) and len(self._shown) and (first >= 0).all() and (stop <= self.header["num_bytes"]).all()
         ):
@@ -112,7 +123,11 @@ class PacketIndex:
         cut = np.zeros(len(packets), CUT)
         for name in PACKET.names or ():
             cut[name] = packets[name]
-        cut["number"], cut["position"] = numbers, np.cumsum(packets["size"]) - packets["size"]
+        cut["span"], cut["number"], cut["position"] = (
+            packets["size"],
+            numbers,
+            np.cumsum(packets["size"]) - packets["size"],
+        )
         wider = {0: 1, 1: ALL}.get(spare) if not keys_alone and any(first > self.keys[0] for first, _ in runs) else None
         return EncodedPackets(
             header=self.header,
@@ -133,7 +148,8 @@ class PacketIndex:
     def to_bytes(self) -> bytes:
         """Return the index compressed; neighbours are stored as differences, and bytes of one weight together."""
         columns = self.packets.copy()
-        columns["position"][1:] -= self.packets["position"][:-1] + self.packets["size"][:-1]
+        columns["span"] -= self.packets["size"]
+        columns["position"][1:] -= self.packets["position"][:-1] + self.packets["span"][:-1]
         for name in ("pts", "dts"):
             columns[name][1:] -= self.packets[name][:-1]
         planes = [_planes(columns[name]) for name in PACKET.names or ()]
@@ -154,7 +170,8 @@ class PacketIndex:
                 packets[name], start = np.ascontiguousarray(planes.T).view(kind)[:, 0], stop
             for name in ("pts", "dts"):
                 packets[name] = np.cumsum(packets[name])
-            packets["position"] = np.cumsum(packets["position"]) + np.cumsum(packets["size"]) - packets["size"]
+            packets["span"] += packets["size"]
+            packets["position"] = np.cumsum(packets["position"]) + np.cumsum(packets["span"]) - packets["span"]
             return PacketIndex(header, packets)
         except (ValueError, KeyError, TypeError, zlib.error) as error:
             detail = f"the index of packets is damaged ({error}): prepare the corpus again"
@@ -191,12 +208,12 @@ def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 def _packets_in(packets: NDArray[Any], read: Callable[[int, int], bytes]) -> bytes:
     """Return the bytes of packets behind one another. DecodeError if they are not those that were indexed."""
     starts = packets["position"].tolist()
-    ranges = list(zip(starts, (packets["position"] + packets["size"]).tolist(), strict=True))
+    ranges = list(zip(starts, (packets["position"] + packets["span"]).tolist(), strict=True))
     blocks = {start: memoryview(read(start, stop)) for start, stop in joined(ranges)}
     firsts, parts = sorted(blocks), []
-    for (start, stop), check in zip(ranges, packets["check"].tolist(), strict=True):
+    for (start, stop), size, check in zip(ranges, packets["size"].tolist(), packets["check"].tolist(), strict=True):
         first = firsts[bisect_right(firsts, start) - 1]
-        part = blocks[first][start - first : stop - first]
+        part = content_of(blocks[first][start - first : stop - first], size)
         if check_of(part) != check:
             detail = f"bytes {start} to {stop} are not those that prepare has seen: prepare the corpus again"
             raise DecodeError(Reason.WRONG_CHECKSUM, detail)

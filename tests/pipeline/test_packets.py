@@ -102,10 +102,12 @@ FILMS = {
     "ten bits": Film(pixels="yuv420p10le"),
     "full range": Film(pixels="yuvj420p"),
     "FLV": Film(format="flv", has_sound=False),
+    "MPEG-TS": Film(format="mpegts"),
+    "HEVC in MPEG-TS": Film(format="mpegts", codec="libx265", options=X265, has_sound=False),
+    "MPEG-2 in MPEG-TS": Film(format="mpegts", codec="mpeg2video", options={"bf": "2"}),
     "motion JPEG": Film(format="mov", codec="mjpeg", pixels="yuvj420p"),
 }
 WHOLE = {
-    "MPEG-TS": Film(format="mpegts"),
     "AVI, which has no times": Film(format="avi", codec="mpeg4", options={"bf": "2"}, has_sound=False),
     "MPEG-PS": Film(format="mpeg", codec="mpeg2video", has_sound=False),
 }
@@ -359,8 +361,8 @@ def test_clips_that_are_no_part_of_a_file_and_other_decoders_read_it_whole(films
     )
     assert [row["packets"] is None for row in rows] == [True, False, False, True, True]
     assert [row["reason"] for row in rows] == [None, None, None, Reason.OUT_OF_RANGE, Reason.OUT_OF_RANGE]
-    (tmp_path / "film.ts").write_bytes(films["MPEG-TS"])
-    (row,) = probed(tmp_path, [(0.5, 1.5)], "film.ts")
+    (tmp_path / "film.mpg").write_bytes(films["MPEG-PS"])
+    (row,) = probed(tmp_path, [(0.5, 1.5)], "film.mpg")
     assert (row["reason"], row["packets"], row["num_frames"]) == (None, None, NUM_FRAMES)
 
 
@@ -372,8 +374,8 @@ def test_a_large_file_is_prepared_without_being_read_whole(films, tmp_path, monk
     assert probed(tmp_path, [(0.5, 1.5)], "film.mkv") == wanted
     (row,) = probed(tmp_path, [(None, None)], "film.mkv")
     assert row["packets"] == wanted[0]["packets"]
-    (tmp_path / "film.ts").write_bytes(films["MPEG-TS"])
-    (row,) = probed(tmp_path, [(0.5, 1.5)], "film.ts")
+    (tmp_path / "film.mpg").write_bytes(films["MPEG-PS"])
+    (row,) = probed(tmp_path, [(0.5, 1.5)], "film.mpg")
     assert (row["reason"], row["packets"]) == (None, None)
 
 
