@@ -20,18 +20,13 @@ from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line: 1 where a run failed, 130 where it was asked to stop."""
+    """Return the exit status of the command line: 1 where a run failed."""
     from jobs.experiments.ablation import AblateConfig, ablate
-    from jobs.experiments.child_runs import STOPPED, StoppedError
 
     options, run_options = parsing.split(sys.argv[1:] if argv is None else argv)
     config = parsing.read(AblateConfig, options, program="ablate.py", description=__doc__)
     base = parsing.checked(run_options, name=config.name, program="ablate.py … --")
-    try:
-        text, failed = ablate(config, base)
-    except StoppedError:
-        print(f"{config.name} was stopped; the same command resumes from here")
-        return STOPPED
+    text, failed = ablate(config, base)
     print(text)
     for (row, seed), error in failed.items():
         print(f"ablate: “{row}” with seed {seed}: {error}", file=sys.stderr)
@@ -39,4 +34,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

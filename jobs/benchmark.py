@@ -10,8 +10,8 @@ import sys
 from jobs.command_line.entry import nearest, run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     import datetime
     import json
     import os
@@ -32,8 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     result = tyro.cli(benchmark(name), args=options, prog=f"benchmark.py {name}")
     facts = {"benchmark": name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "hardware": hardware()}
     print(json.dumps(facts | result))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

@@ -8,20 +8,17 @@ file or a tracking server (MLFLOW_TRACKING_URI).
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.reports.comparison import CompareConfig, compare
 
     config = parsing.read(CompareConfig, argv, program="compare.py", description=__doc__)
     print(compare(config))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

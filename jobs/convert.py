@@ -8,20 +8,17 @@ The preset says which network it is. Every tensor of it must be in the checkpoin
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.inference.conversion import Convert, convert
 
     config = parsing.read(Convert, argv, program="convert.py", description=__doc__)
     print(convert(config))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

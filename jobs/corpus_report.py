@@ -9,22 +9,19 @@ A section without data says what was missing.
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.reports.corpus import CorpusReportConfig, corpus_page, read_corpus
     from pipeline import storage
 
     config = parsing.read(CorpusReportConfig, argv, program="corpus_report.py", description=__doc__)
     storage.write_bytes_atomic(storage.absolute(config.out), corpus_page(read_corpus(config)).encode())
     print(config.out)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

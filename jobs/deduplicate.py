@@ -12,20 +12,17 @@ What frames look like is kept beside each manifest (…-fingerprints.parquet), s
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import log_progress, run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.corpus.deduplication import DeduplicateConfig, deduplicate, describe
 
     log_progress()
     print(describe(deduplicate(parsing.read(DeduplicateConfig, argv, program="deduplicate.py", description=__doc__))))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

@@ -10,14 +10,12 @@ that cannot be read is a row of OUT/rejected.parquet, and not of the index. `job
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.inference.index import REJECTED, EmbedConfig, embed
 
     config = parsing.read(EmbedConfig, argv, program="embed.py", description=__doc__)
@@ -26,8 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{counts['videos']} videos: {counts['embedded']} embedded now, {counts['rejected']} rejected now "
         f"({config.out}/{REJECTED}), the others are in {config.out} already"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

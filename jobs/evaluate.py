@@ -11,8 +11,6 @@ On the clips of any manifest. A score on the split by which the checkpoint was c
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
@@ -38,4 +36,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

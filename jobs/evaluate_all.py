@@ -17,20 +17,15 @@ from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line: 1 where an evaluation failed, 130 where it was asked to stop."""
-    from jobs.experiments.child_runs import STOPPED, StoppedError
+    """Return the exit status of the command line: 1 where an evaluation failed."""
     from jobs.experiments.suite import EvaluateAllConfig, evaluate_all
 
     config = parsing.read(EvaluateAllConfig, argv, program="evaluate_all.py", description=__doc__)
-    try:
-        failed = evaluate_all(config)
-    except StoppedError:
-        print("stopped; the same command resumes from here")
-        return STOPPED
+    failed = evaluate_all(config)
     if failed:
         print("\n".join(failed), file=sys.stderr)
     return int(bool(failed))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

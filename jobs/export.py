@@ -10,20 +10,17 @@ Whatever takes a run's folder (`jobs.model.load`, finetune, embed) takes such a 
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.inference.hub_folder import ExportConfig, export
 
     config = parsing.read(ExportConfig, argv, program="export.py", description=__doc__)
     print(export(config))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

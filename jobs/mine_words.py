@@ -12,20 +12,17 @@ python jobs/pretrain.py PRESET --text.vocabulary FOLDER --text.significant-words
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import log_progress, run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.corpus.word_mining import MineConfig, describe, mine_words
 
     log_progress()
     print(describe(mine_words(parsing.read(MineConfig, argv, program="mine_words.py", description=__doc__))))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

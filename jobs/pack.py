@@ -9,21 +9,18 @@ out/rejected.parquet   clips that could not be packed
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import log_progress, run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.corpus.packing import PackConfig, pack
     from jobs.corpus.preparation import describe
 
     log_progress()
     print(describe(pack(parsing.read(PackConfig, argv, program="pack.py", description=__doc__))))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

@@ -10,20 +10,17 @@ out/prepare.json       what it was made from, counts, seconds: the same again do
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import log_progress, run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.corpus.preparation import PrepareConfig, describe, prepare
 
     log_progress()
     print(describe(prepare(parsing.read(PrepareConfig, argv, program="prepare.py", description=__doc__))))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

@@ -8,8 +8,6 @@ checkpoint and end.
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
@@ -27,4 +25,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

@@ -7,21 +7,18 @@ The dual encoder's vectors choose `--rerank` videos, the cross encoder puts them
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.inference.query import SearchConfig, search
 
     config = parsing.read(SearchConfig, argv, program="search.py", description=__doc__)
     for video in search(config):
         print(f"{video.cross:8.3f}  {video.dual:8.3f}  {video.uri}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

@@ -18,23 +18,18 @@ from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line: 1 where a trial failed, 130 after Ctrl-C."""
-    from jobs.experiments.child_runs import STOPPED, StoppedError
+    """Return the exit status of the command line: 1 where a trial failed."""
     from jobs.experiments.sweep_table import changed_selection, describe
     from jobs.experiments.sweeps import SweepConfig, sweep
 
     options, run_options = parsing.split(sys.argv[1:] if argv is None else argv)
     config = parsing.read(SweepConfig, options, program="sweep.py", description=__doc__)
     base = parsing.checked(run_options, name=config.name, program="sweep.py … --")
-    try:
-        rows = sweep(config, base)
-    except StoppedError:
-        print(f"{config.name} was stopped; the same command resumes from here")
-        return STOPPED
+    rows = sweep(config, base)
     selection = changed_selection(base.placement.storage, base.selection, rows[0])
     print(describe(rows, config.name, config.metric, run_options, selection))
     return int(any(row.status == "failed" for row in rows))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

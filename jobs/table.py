@@ -8,14 +8,12 @@ corpus says so (`msrvtt`, `didemo`, `msvd`); others stand under their own. Bench
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit status of the command line."""
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says."""
     from jobs.evaluation.leaderboard import TableConfig, table
     from pipeline import storage
 
@@ -25,8 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         storage.write_bytes_atomic(storage.absolute(config.out), text.encode())
     else:
         print(text)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -31,15 +32,10 @@ def cli_start(num_runs: int = 5, tree: str | None = None) -> dict[str, Any]:
 
 def cpu_seconds_of(arguments: list[str], folder: str, status: int) -> float:
     """CPU seconds of one Python process in a checkout. RuntimeError if it does not end with `status`."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": folder},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    _, ended, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(ended)
-    if process.returncode != status:
-        raise RuntimeError(f"{arguments} in {folder} ended with {process.returncode}, not {status}")
-    return usage.ru_utime + usage.ru_stime
+    command, environment = [sys.executable, *arguments], os.environ | {"PYTHONPATH": folder}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ended.returncode != status:
+        raise RuntimeError(f"{arguments} in {folder} ended with {ended.returncode}, not {status}")
+    return used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime

@@ -12,8 +12,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, defaultdict
 from typing import Any
 
 import ray
@@ -54,20 +53,6 @@ ENOUGH = 0.90
 """Share of the planned rate below which a rate counts as broken."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Nodes:
-    """How large the cluster is, beside its head."""
-
-    num_train: int = 8
-    """Each with one rank."""
-    num_data: int = 23
-
-    @property
-    def num_decoders(self) -> int:
-        """Clips that are decoded at a time."""
-        return self.num_data * DECODERS_PER_NODE
-
-
 def sleeping_source(num_ranks: int) -> Sleeping:
     """Return clips of 8 frames of 224 px, each of which takes as long as decoding one was measured to take."""
     nothing: dict[str, Any] = {"manifest_path": "", "split": "", "decoder": "", "seed": 0, "plan": None}
@@ -75,7 +60,7 @@ def sleeping_source(num_ranks: int) -> Sleeping:
     return Sleeping(**nothing, **sizes, seconds_per_clip=DECODE_SECONDS)
 
 
-def measure(rate: float, source: Sleeping, nodes: Nodes, seconds: float, marker: str) -> dict[str, Any]:
+def measure(rate: float, source: Sleeping, num_decoders: int, seconds: float, marker: str) -> dict[str, Any]:
     """Return the clips per second of all ranks whose steps could take `rate`, and which processes used the cores."""
     num_steps = max(20, round(rate * seconds / source.batch))
     with tempfile.TemporaryDirectory() as folder, sampled(lambda: cpu_seconds(marker), SAMPLE_SECONDS) as samples:
@@ -83,13 +68,13 @@ def measure(rate: float, source: Sleeping, nodes: Nodes, seconds: float, marker:
         ranks = deliver(
             Delivery(source=source, num_steps=num_steps, folder=folder, step_seconds=step_seconds),
             name="control-plane",
-            num_ranks=nodes.num_train,
+            num_ranks=source.batch // CLIPS_PER_RANK,
             cpus_each=1,
-            decode_cpus=nodes.num_decoders,
+            decode_cpus=num_decoders,
             decode=sleeping_decoder.sleep_block,
         )
     planned = predicted_clips_per_second(
-        decode_cores=nodes.num_decoders,
+        decode_cores=num_decoders,
         decode_seconds_per_clip=source.seconds_per_clip,
         decode_efficiency=1.0,  # a sleeping decoder loses nothing to the other processes of its core
         gpu_clips_per_second=rate,
@@ -103,20 +88,15 @@ def measure(rate: float, source: Sleeping, nodes: Nodes, seconds: float, marker:
 
 def cores_used(samples: list[tuple[float, Counter[str]]], start: float, end: float) -> dict[str, float]:
     """Return the cores that each kind of process kept busy between two times, the busiest first."""
-    within = [(when, with_decoders_as_one(used)) for when, used in samples if start <= when <= end]
+    within = [sample for sample in samples if start <= sample[0] <= end]
     if len(within) < 2:
         return {}
     (first, before), (last, after) = within[0], within[-1]
-    busy = {kind: (after[kind] - before[kind]) / (last - first) for kind in after}
+    busy: defaultdict[str, float] = defaultdict(float)
+    for kind in after | before:  # between two tasks a process that decodes has another name
+        is_decoder = kind == "IDLE" or kind.startswith("ReadRange")
+        busy["decoders" if is_decoder else kind] += (after[kind] - before[kind]) / (last - first)
     return {kind: round(cores, 3) for kind, cores in sorted(busy.items(), key=lambda item: -item[1]) if cores >= 0.01}
-
-
-def with_decoders_as_one(used: Counter[str]) -> Counter[str]:
-    """Count the processes that decode as one kind: between two tasks such a process has another name."""
-    total: Counter[str] = Counter()
-    for kind, seconds in used.items():
-        total["decoders" if kind == "IDLE" or kind.startswith("ReadRange") else kind] += seconds
-    return total
 
 
 def control_plane(
@@ -125,20 +105,16 @@ def control_plane(
     """Clips per second that reach the ranks over what the planner says, at rates that rise until it breaks."""
     os.environ.update(cluster_run.WORKER_ENVIRONMENT | SETTINGS)
     os.environ[MARKER] = marker = os.urandom(8).hex()
-    nodes = Nodes(num_train=num_train_nodes, num_data=num_data_nodes)
-    source, rows = sleeping_source(nodes.num_train), []
+    source, num_decoders, rows = sleeping_source(num_train_nodes), num_data_nodes * DECODERS_PER_NODE, []
     with running_cluster(data_cpus=DECODERS_PER_NODE, store_bytes=STORE_BYTES, shows_logs=False) as cluster:
-        cluster.fill(nodes.num_train, nodes.num_data)
-        ray.init(address=cluster.address, logging_level=logging.WARNING, log_to_driver=False)
-        try:
-            measure(rates[0], source, nodes, 10.0, marker)  # starts all processes once
+        cluster.fill(num_train_nodes, num_data_nodes)
+        with ray.init(address=cluster.address, logging_level=logging.WARNING, log_to_driver=False):
+            measure(rates[0], source, num_decoders, 10.0, marker)  # starts all processes once
             for rate in rates:
-                rows.append(measure(rate, source, nodes, seconds, marker))
+                rows.append(measure(rate, source, num_decoders, seconds, marker))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
                 if rows[-1]["ratio"] < ENOUGH:
                     break
-        finally:
-            ray.shutdown()
     best, last = [*rows[:1], *(row for row in rows if row["ratio"] >= ENOUGH)][-1], rows[-1]
     busy = last["cores_used"]
     return {
@@ -146,10 +122,10 @@ def control_plane(
         "clips_per_second": best["delivered"],
         "breaking_rate": last["asked"] if last["ratio"] < ENOUGH else None,
         "one_core_at": {kind: round(last["delivered"] / busy[kind]) for kind in SINGLE if kind in busy},
-        "num_nodes": 1 + nodes.num_train + nodes.num_data,
-        "num_decoders": nodes.num_decoders,
+        "num_nodes": 1 + num_train_nodes + num_data_nodes,
+        "num_decoders": num_decoders,
         "bytes_per_clip": source.num_frames * source.frame_size_px**2 * 3,
-        "clips_per_block": source.steps_per_block(nodes.num_train) * CLIPS_PER_RANK,
+        "clips_per_block": source.steps_per_block(num_train_nodes) * CLIPS_PER_RANK,
         "decode_seconds_per_clip": source.seconds_per_clip,
         "cores": cores(),
         "rates": rows,

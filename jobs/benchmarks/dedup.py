@@ -7,7 +7,6 @@ by up to 20 % of its length, scaled to between 50 and 150 % and encoded again at
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tempfile
 import time
@@ -20,11 +19,10 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from jobs.benchmarks.support.fixtures import process_pool
+from jobs.benchmarks.support.fixtures import manifest_row, process_pool
 from jobs.corpus.deduplication import DeduplicateConfig, deduplicate
 from pipeline.corpus import manifest
 from pipeline.decode.codec import encode_video, open_video
-from pipeline.records import Kind
 
 FPS = 12
 WIDTH_PX, HEIGHT_PX = 160, 120
@@ -103,15 +101,9 @@ def write_clip(folder: Path, seed: int, is_copied: bool, index: int) -> list[dic
     files = {f"{index:05d}.mp4": encode_video(frames_of(seed, index), fps=FPS)}
     if is_copied:
         files[f"{index:05d}-copy.mp4"] = copied(files[f"{index:05d}.mp4"], np.random.default_rng([seed, 3, index]))
-    rows = []
     for name, data in files.items():
         (folder / name).write_bytes(data)
-        with open_video(data) as video:
-            known = dataclasses.asdict(video.info)
-        names = {"clip_id": manifest.clip_id("planted", name), "uri": str(folder / name), "captions": [f"clip {name}"]}
-        facts = {"kind": str(Kind.VIDEO), "split": "train", "bytes": len(data), "checksum": manifest.checksum(data)}
-        rows.append(known | names | facts)
-    return rows
+    return [manifest_row("planted", folder / name, f"clip {name}") for name in files]
 
 
 def write_corpus(folder: Path, *, seed: int, num_clips: int, num_copies: int) -> str:

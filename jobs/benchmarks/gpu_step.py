@@ -92,27 +92,21 @@ def measure(
     step()
     with FlopCounterMode(display=False) as counter:
         loss = step()
-    synchronise(device)
+    loss.item()  # which waits for the device
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     for _ in range(num_steps):
         loss = step()
-    synchronise(device)
+    last_loss = loss.item()
     seconds = (time.perf_counter() - start) / num_steps
     return {
         "seconds_per_step": seconds,
         "clips_per_second": num_clips / seconds,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
         "tflops_per_second": counter.get_total_flops() / seconds / 1e12,
-        "loss": loss.item(),
+        "loss": last_loss,
     }
-
-
-def synchronise(device: str) -> None:
-    """Wait until the device has finished."""
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def random_batch(num_clips: int, num_frames: int, size_px: int) -> Batch:

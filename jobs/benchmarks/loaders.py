@@ -35,87 +35,52 @@ def decode(data: bytes) -> Any:
     return reader.get_batch([int(np.random.randint(a, b)) for a, b in itertools.pairwise(edges)]).asnumpy()
 
 
-class Files:
-    """A map-style dataset for torch's DataLoader."""
+def collate(samples: list[Any]) -> Any:
+    """Return a batch of decoded clips, in the process that loads them. A sample is a file, or holds one as "mp4"."""
+    from torch.utils.data import default_collate
 
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Any:
-        return decode(Path(self.paths[index]).read_bytes())
+    return default_collate([decode(s.read_bytes() if isinstance(s, Path) else s["mp4"]) for s in samples])
 
 
-def of_torch(dataset: Any, num_workers: int, num_passes: int) -> Iterator[Any]:
-    """Yield batches of a DataLoader whose workers stay from pass to pass."""
-    from torch.utils.data import DataLoader, IterableDataset
-
-    shuffle = None if isinstance(dataset, IterableDataset) else True
-    workers = {"num_workers": num_workers, "prefetch_factor": 4, "persistent_workers": True}
-    loader = DataLoader(dataset, batch_size=BATCH, shuffle=shuffle, **workers)
-    for _ in range(num_passes):
-        yield from loader
+def files(folder: str) -> list[Path]:
+    """Return the files, which torch's DataLoader reads one by one."""
+    return sorted(Path(folder, "videos").glob("*.mp4"))
 
 
-def dataloader(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
-    """Yield batches of torch.utils.data.DataLoader over the files."""
-    yield from of_torch(Files(sorted(map(str, Path(folder, "videos").glob("*.mp4")))), num_workers, num_passes)
-
-
-def webdataset(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
-    """Yield batches of WebDataset over tars of 25 clips."""
-    wds: Any = importlib.import_module("webdataset")
-
-    shards = sorted(map(str, Path(folder, "tars").glob("*.tar")))
-    clips = wds.WebDataset(shards, shardshuffle=len(shards), seed=0).map(lambda sample: decode(sample["mp4"]))
-    loader = wds.WebLoader(clips, batch_size=BATCH, num_workers=num_workers, prefetch_factor=4, persistent_workers=True)
-    for _ in range(num_passes):
-        yield from loader
-
-
-def streaming(folder: str, num_workers: int, num_passes: int) -> Iterator[Any]:
-    """Yield batches of MosaicML Streaming over its own shards."""
-    base: Any = importlib.import_module("streaming").StreamingDataset
-
-    class Clips(base):
-        def __getitem__(self, index: Any) -> Any:
-            return decode(super().__getitem__(index)["mp4"])
-
-    dataset = Clips(local=str(Path(folder, "mds")), batch_size=BATCH, shuffle=True)
-    yield from of_torch(dataset, num_workers, num_passes)
-
-
-def write_tars(folder: str) -> None:
-    """Write the clips as tars."""
-    paths, out = sorted(Path(folder, "videos").glob("*.mp4")), Path(folder, "tars")
+def tars(folder: str) -> Any:
+    """Return the dataset of WebDataset over tars of 25 clips, which are written if they are not there."""
+    paths, out = files(folder), Path(folder, "tars")
     for start in range(0, 0 if out.exists() else len(paths), CLIPS_PER_SHARD):
         out.mkdir(exist_ok=True)
         with tarfile.open(out / f"{start:06}.tar", "w") as archive:
             for path in paths[start : start + CLIPS_PER_SHARD]:
                 archive.add(path, path.name)
+    shards = sorted(map(str, out.glob("*.tar")))
+    return importlib.import_module("webdataset").WebDataset(shards, shardshuffle=len(shards), seed=0)
 
 
-def write_mds(folder: str) -> None:
-    """Write the clips as Streaming's shards."""
-    out = Path(folder, "mds")
-    if not out.exists():
-        with importlib.import_module("streaming").MDSWriter(out=str(out), columns={"mp4": "bytes"}) as writer:
-            for path in sorted(Path(folder, "videos").glob("*.mp4")):
+def mds(folder: str) -> Any:
+    """Return the dataset of MosaicML Streaming over its own shards, which are written if they are not there."""
+    library, out = importlib.import_module("streaming"), str(Path(folder, "mds"))
+    if not Path(out).exists():
+        with library.MDSWriter(out=out, columns={"mp4": "bytes"}) as writer:
+            for path in files(folder):
                 writer.write({"mp4": path.read_bytes()})
+    return library.StreamingDataset(local=out, batch_size=BATCH, shuffle=True)
 
 
-LOADERS = {"dataloader": dataloader, "webdataset": webdataset, "streaming": streaming}
+LOADERS = {"dataloader": files, "webdataset": tars, "streaming": mds}
 
 
-def arrivals_of(
-    loader: str, folder: str, python: str, num_workers: int, num_passes: int = 1
-) -> list[tuple[float, int]]:
-    """Return (time, clips) of each batch, from a process of its own. CalledProcessError if it fails."""
-    from jobs.benchmarks.support.fixtures import json_of_child  # not at the top: Streaming's Python lacks Ray
+def batches(dataset: Any, num_workers: int, num_passes: int) -> Iterator[Any]:
+    """Yield batches of torch's DataLoader, whose workers stay from pass to pass."""
+    from torch.utils.data import DataLoader, IterableDataset
 
-    return json_of_child("jobs.benchmarks.loaders", loader, folder, num_workers, num_passes, python=python)
+    shuffle = None if isinstance(dataset, IterableDataset) else True
+    workers = {"num_workers": num_workers, "prefetch_factor": 4, "persistent_workers": True}
+    loader = DataLoader(dataset, batch_size=BATCH, shuffle=shuffle, collate_fn=collate, **workers)
+    for _ in range(num_passes):
+        yield from loader
 
 
 def loaders(
@@ -126,12 +91,12 @@ def loaders(
     streaming_python: str = sys.executable,
 ) -> dict[str, Any]:
     """Clips per second of Ray Data to a Train worker, and of each other loader; rounds take turns."""
+    # not at the top: Streaming's Python lacks Ray
     from jobs.benchmarks.data_path import Clips, cores, delivered, made_clips, source_of, steady_rate
+    from jobs.benchmarks.support.fixtures import json_of_child
 
     clips = Clips(count=num_clips)
     source = source_of(made_clips(clips, folder))
-    files = f"{folder}/{clips.name}"
-    write_tars(files)
     rates: dict[str, list[float]] = {name: [] for name in ("ray", *LOADERS)}
     not_run: dict[str, str] = {}
     for _ in range(num_rounds):
@@ -141,7 +106,8 @@ def loaders(
         for name in [name for name in LOADERS if name not in not_run]:
             python = streaming_python if name == "streaming" else sys.executable
             try:
-                rates[name].append(steady_rate(arrivals_of(name, files, python, cores(), num_passes)))
+                arguments = (name, f"{folder}/{clips.name}", cores(), num_passes)
+                rates[name].append(steady_rate(json_of_child("jobs.benchmarks.loaders", *arguments, python=python)))
             except subprocess.CalledProcessError as error:
                 not_run[name] = (error.stderr.strip().splitlines() or ["no message"])[-1]
         print({name: values[-1:] for name, values in rates.items()}, file=sys.stderr, flush=True)
@@ -153,7 +119,5 @@ def loaders(
 
 if __name__ == "__main__":
     loader, folder, num_workers, num_passes = sys.argv[1:]
-    if loader == "streaming":
-        write_mds(folder)
-    batches = LOADERS[loader](folder, int(num_workers), int(num_passes))
-    print(json.dumps([(time.perf_counter(), len(batch)) for batch in batches]))
+    loaded = batches(LOADERS[loader](folder), int(num_workers), int(num_passes))
+    print(json.dumps([(time.perf_counter(), len(batch)) for batch in loaded]))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,180 +33,133 @@ class Fault:
     """One wrong piece of code."""
 
     name: str
-    tests: tuple[str, ...]
-    """Test files, of which the tests that are slow or need Ray are left out, or single tests."""
-    changes: tuple[tuple[str, str], ...]
-    """The right code and the wrong one; more than one pair where the code was written differently in time. The first
-    whose right code occurs exactly once in the packages is planted."""
+    tests: str
+    """Test files below tests/, of which the tests that are slow or need Ray are left out, or single tests."""
+    code: str
+    """Code that occurs exactly once in the packages, in which `«right→wrong»` is the fault."""
+
+    def versions(self) -> tuple[str, str]:
+        """Return the code as it is, and with the fault."""
+        return CHANGE.sub(r"\1", self.code), CHANGE.sub(r"\2", self.code)
 
 
-def fault(name: str, tests: str, *changes: tuple[str, str]) -> Fault:
-    return Fault(name, tuple(f"tests/{test}" for test in tests.split()), changes)
-
-
-AUTHENTICATION = "jobs/test_survival.py::test_a_job_is_taken_with_the_token_and_refused_without"
-EARLY_STOPPING = "jobs/test_pretrain.py::test_real_clips_are_trained_on_and_a_cut_copy_of_one_changes_nothing"
+CHANGE = re.compile("«(.*?)→(.*?)»", re.DOTALL)
 FAULTS = (
-    fault(
+    Fault(
         "a sampled window starts one frame late",
         "pipeline/test_sampling.py",
-        ("first = int(start_seconds * fps)", "first = int(start_seconds * fps) + 1"),
+        "first = self.on_screen(np.array([start]))[0]«→ + 1»",
     ),
-    fault(
+    Fault(
         "a random frame is never the last one of its segment",
         "pipeline/test_sampling.py",
-        (
-            "max(last, first + 1) if reference else stop",
-            "max(last, first + 1)",
-        ),
-        ("int(rng.integers(first, stop))", "int(rng.integers(first, max(first + 1, stop - 1)))"),
+        "int(rng.integers(first, «stop→max(first + 1, stop - 1)»))",
     ),
-    fault(
+    Fault(
         "labels are shifted against the gathered word states",
         "snps3_model/test_golden_step.py",
-        (
-            "draws.labels.gather(1, chosen).flatten()",
-            "draws.labels.gather(1, chosen).flatten().roll(1)",
-        ),
-        ("draws.labels.gather(1, positions).flatten()", "draws.labels.gather(1, positions).flatten().roll(1)"),
+        "draws.labels.gather(1, positions).flatten()«→.roll(1)»",
     ),
-    fault(
+    Fault(
         "gathered gradients go to the first rank's rows",
         "cluster/test_world.py",
-        ("total.chunk(dist.get_world_size())[dist.get_rank()]", "total.chunk(dist.get_world_size())[0]"),
+        "total.chunk(dist.get_world_size())[«dist.get_rank()→0»]",
     ),
-    fault(
+    Fault(
         "the words to predict are left in the caption",
         "pipeline/test_masking.py",
-        ("masked_ids[position] = special.mask", "masked_ids[position] = ids[position]"),
+        "masked_ids[position] = «special.mask→ids[position]»",
     ),
-    fault(
-        "gradients are never set to zero",
-        "jobs/test_training.py",
-        ("state.optimizer.zero_grad(set_to_none=True)", "pass"),
+    Fault(
+        "gradients are never set to zero", "jobs/test_training.py", "«state.optimizer.zero_grad(set_to_none=True)→pass»"
     ),
-    fault(
+    Fault(
         "a step depends on the random state that it finds",
         "jobs/test_training.py",
-        ("torch.manual_seed(hash((config.seed, state.progress.step, rank)) & 0xFFFFFFFF)", "pass"),
-        ("torch.manual_seed(hash((seed, state.progress.step, rank)) & 0xFFFFFFFF)", "pass"),
+        "«torch.manual_seed(hash((seed, state.progress.step, rank)) & 0xFFFFFFFF)→pass»",
     ),
-    fault(
+    Fault(
         "the temperature has the wrong sign",
         "snps3_model/test_losses.py snps3_model/test_golden_step.py",
-        (
-            'torch.logsumexp(torch.einsum("qd,ctd->qct", text, video) / temperature, dim=-1)',
-            'torch.logsumexp(torch.einsum("qd,ctd->qct", text, video) / -temperature, dim=-1)',
-        ),
+        'torch.logsumexp(torch.einsum("qd,ctd->qct", text, video) / «→-»temperature, dim=-1)',
     ),
-    fault(
+    Fault(
         "epochs of the plan are counted from 1",
         "pipeline/test_plan.py",
-        (
-            "epoch, position = divmod(step, self.steps_per_epoch)",
-            "epoch, position = divmod(step + self.steps_per_epoch, self.steps_per_epoch)",
-        ),
+        "epoch, position = divmod(step«→ + self.steps_per_epoch», self.steps_per_epoch)",
     ),
-    fault(
+    Fault(
         "rows of weight 0 count in the mean",
         "snps3_model/test_losses.py snps3_model/test_objective.py",
-        ("(loss * weight).sum() / weight.sum().clamp(min=1.0)", "(loss * weight).sum() / len(weight)"),
+        "(loss * weight).sum() / «weight.sum().clamp(min=1.0)→len(weight)»",
     ),
-    fault(
+    Fault(
         "a checkpoint comes back without its optimizer",
         "jobs/test_checkpoints.py jobs/test_training.py",
-        ("optimizer.load_state_dict(torch.load(", "str(torch.load("),
-        ("optimizer.load_state_dict(", "str("),
+        "«optimizer.load_state_dict→str»(torch.load(",
     ),
-    fault(
+    Fault(
         "averaged weights stay in the network after an evaluation",
         "jobs/test_training.py",
-        ("        network.load_state_dict(own)", "        pass"),
-        ("        network.load_state_dict(weights)", "        pass"),
+        "        «network.load_state_dict(weights)→pass»",
     ),
-    fault(
+    Fault(
         "recall counts one candidate too many",
         "snps3_model/test_metrics.py",
-        ("np.clip(k - placed.num_above, 0, num_tied)", "np.clip(k + 1 - placed.num_above, 0, num_tied)"),
+        "np.clip(k «→+ 1 »- placed.num_above, 0, num_tied)",
     ),
-    fault(
+    Fault(
         "the padding mask is inverted",
         "pipeline/test_codec.py",
-        (
-            "pad_mask = np.ones((num_frames, size_px, size_px), bool)\n    pad_mask[:, :height, :width] = False",
-            "pad_mask = np.zeros((num_frames, size_px, size_px), bool)\n    pad_mask[:, :height, :width] = True",
-        ),
+        "np.«ones→zeros»((num_frames, size_px, size_px), bool)\n    pad_mask[:, :height, :width] = «False→True»",
     ),
-    fault(
+    Fault(
         "the reason of a clip that cannot be decoded is swallowed",
         "pipeline/test_loader.py",
-        ('empty | {"reason": str(error.reason), "detail": error.detail}', 'empty | {"detail": error.detail}'),
+        'empty | {«"reason": str(error.reason), →»"detail": error.detail}',
     ),
-    fault(
-        "the cosine ends half way down",
-        "jobs/test_training.py",
-        ("math.cos(math.pi * min(1.0, share))", "math.cos(math.pi / 2 * min(1.0, share))"),
-    ),
-    fault(
+    Fault("the cosine ends half way down", "jobs/test_training.py", "math.cos(math.pi «→/ 2 »* min(1.0, share))"),
+    Fault(
         "LVWM takes its words from the padding",
         "snps3_model/test_golden_step.py snps3_model/test_objective.py",
-        ("states[rows, batch.word_positions]", "states[rows, -1 - batch.word_positions]"),
+        "states[rows, «→-1 - »batch.word_positions]",
     ),
-    fault(
+    Fault(
         "the rows of the other splits are read",
         "pipeline/test_manifest.py",
-        ('pc.equal(self.table["split"], name)', 'pc.not_equal(self.table["split"], name)'),
+        'pc.«equal→not_equal»(self.table["split"], name)',
     ),
-    fault(
+    Fault(
         "Ray takes requests without a token",
-        AUTHENTICATION,
-        ('"RAY_AUTH_MODE": "token",\n', '"RAY_AUTH_MODE": "disabled",\n'),
+        "jobs/test_survival.py::test_a_job_is_taken_with_the_token_and_refused_without",
+        '"RAY_AUTH_MODE": "«token→disabled»",\n',
     ),
-    fault(
+    Fault(
         "a clip id may occur twice",
         "pipeline/test_manifest.py",
-        ("if pc.count_distinct(ids).as_py() == len(ids):", "if True:"),
+        "if «pc.count_distinct(ids).as_py() == len(ids)→True»:",
     ),
-    fault(
+    Fault(
         "the last file of a checkpoint is not uploaded",
         "pipeline/test_storage.py pipeline/test_storage_s3.py",
-        (
-            "    for name in list_files(folder):\n        target = join(path, name)",
-            "    for name in list_files(folder)[:-1]:\n        target = join(path, name)",
-        ),
+        "    for name in list_files(folder)«→[:-1]»:\n        target = join(path, name)",
     ),
-    fault(
-        "uploads that were never committed are kept",
-        "jobs/test_checkpoints.py",
-        ('name.startswith("checkpoint_") and name not in kept', 'name.startswith("checkpoint_") and name in kept'),
-        ("sorted(checkpoints - kept)", "sorted(checkpoints & kept)"),
-    ),
-    fault(
+    Fault("uploads that were never committed are kept", "jobs/test_checkpoints.py", "sorted(checkpoints «-→&» kept)"),
+    Fault(
         "a run stops one evaluation too late",
-        EARLY_STOPPING,
-        ("progress.num_stale >= selection.patience", "progress.num_stale > selection.patience"),
+        "jobs/test_pretrain.py::test_real_clips_are_trained_on_and_a_cut_copy_of_one_changes_nothing",
+        "progress.num_stale «>=→>» selection.patience",
     ),
-    fault(
+    Fault(
         "a pair is its own hard negative",
         "snps3_model/test_losses.py snps3_model/test_objective.py",
-        (
-            "blocked = is_pair | (weight < 0.5)[None, :]",
-            "blocked = is_pair & (weight < 0.5)[None, :]",
-        ),
+        "blocked = is_pair «|→&» (weight < 0.5)[None, :]",
     ),
-    fault(
-        "MSSM rounds its count of words",
-        "pipeline/test_masking.py",
-        ("(share - int(share) >= 0.3)", "(share - int(share) >= 0.5)"),
-        ("(exact - int(exact) >= 0.3)", "(exact - int(exact) >= 0.5)"),
-    ),
-    fault(
+    Fault("MSSM rounds its count of words", "pipeline/test_masking.py", "(exact - int(exact) >= 0.«3→5»)"),
+    Fault(
         "two purposes share the random numbers of a clip",
         "pipeline/test_augmentation.py pipeline/test_collate.py pipeline/test_loader.py",
-        (
-            'struct.pack("<qqq", seed, epoch, clip_id) + str(purpose).encode()',
-            'struct.pack("<qqq", seed, epoch, clip_id)',
-        ),
+        'struct.pack("<qqq", seed, epoch, clip_id)« + str(purpose).encode()→»',
     ),
 )
 
@@ -223,30 +176,26 @@ def planted_faults(
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "tree")
         shutil.copytree(tree, copy, ignore=LEFT_OUT)
-        tests = tuple(dict.fromkeys(test for fault in chosen for test in fault.tests))
         if check_first:
+            tests = " ".join(fault.tests for fault in chosen)
             status, _, output = run_tests(copy, tests, seconds_per_fault * len(chosen))
             if status != PASSED:
                 raise RuntimeError(f"the tests fail without any fault (status {status}): {output[-3000:]}")
         outcomes = [outcome_of(fault, copy, seconds_per_fault) for fault in chosen]
-    counts = {
-        word: sum(outcome["outcome"] == word for outcome in outcomes) for word in ("caught", "missed", "unplaced")
-    }
-    return counts | {"faults": outcomes}
+    counts = Counter(outcome["outcome"] for outcome in outcomes)
+    return {word: counts[word] for word in ("caught", "missed", "unplaced")} | {"faults": outcomes}
 
 
 def outcome_of(fault: Fault, copy: Path, most_seconds: float) -> dict[str, Any]:
     """Plant `fault` in the tree `copy`, run its tests, and take it away again."""
-    change = place_of(fault, copy)
-    if change is None:
-        outcome: dict[str, Any] = {"name": fault.name, "outcome": "unplaced"}
-    else:
-        path, right, wrong = change
-        with planted(path, right, wrong):
-            status, seconds, output = run_tests(copy, fault.tests, most_seconds)
-        outcome = {
-            "name": fault.name,
-            "outcome": "missed" if status == PASSED else "caught" if status == FAILED else f"status {status}",
+    outcome: dict[str, Any] = {"name": fault.name, "outcome": "unplaced"}
+    if path := place_of(fault, copy):
+        whole = path.read_text()
+        path.write_text(whole.replace(*fault.versions()))
+        status, seconds, output = run_tests(copy, fault.tests, most_seconds)
+        path.write_text(whole)
+        outcome |= {
+            "outcome": {PASSED: "missed", FAILED: "caught"}.get(status, f"status {status}"),
             "file": str(path.relative_to(copy)),
             "test": next((line.split()[1] for line in output.splitlines() if line.startswith("FAILED ")), None),
             "seconds": round(seconds, 1),
@@ -255,49 +204,25 @@ def outcome_of(fault: Fault, copy: Path, most_seconds: float) -> dict[str, Any]:
     return outcome
 
 
-def place_of(fault: Fault, copy: Path) -> tuple[Path, str, str] | None:
-    """Return file, right code and wrong code; None if no right code of `fault` occurs exactly once in the packages."""
-    files = [
-        path for name in PACKAGES for path in sorted((copy / name).rglob("*.py")) if path.name != Path(__file__).name
-    ]
-    texts = {path: path.read_text() for path in files}
-    for right, wrong in fault.changes:
-        places = [path for path, text in texts.items() for _ in range(text.count(right))]
-        if len(places) == 1:
-            return places[0], right, wrong
-    return None
+def place_of(fault: Fault, copy: Path) -> Path | None:
+    """Return the file with the right code; None if it does not occur exactly once in the packages."""
+    files = [path for name in PACKAGES for path in (copy / name).rglob("*.py") if path.name != Path(__file__).name]
+    places = [path for path in files for _ in range(path.read_text().count(fault.versions()[0]))]
+    return places[0] if len(places) == 1 else None
 
 
-@contextmanager
-def planted(path: Path, right: str, wrong: str) -> Iterator[None]:
-    """Within it, the file has the wrong code."""
-    whole = path.read_text()
-    path.write_text(whole.replace(right, wrong))
-    try:
-        yield
-    finally:
-        path.write_text(whole)
-
-
-def run_tests(copy: Path, tests: tuple[str, ...], most_seconds: float) -> tuple[int, float, str]:
+def run_tests(copy: Path, tests: str, most_seconds: float) -> tuple[int, float, str]:
     """Return status, seconds and output of pytest in the tree `copy`, up to the first failure."""
-    single = [test for test in tests if "::" in test]
-    files = [test for test in tests if "::" not in test]
+    named = dict.fromkeys(f"tests/{test}" for test in tests.split())
+    files, single = ([test for test in named if ("::" in test) is is_single] for is_single in (False, True))
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     start, status, output = time.perf_counter(), PASSED, ""
     for selected in ([*files, "-m", "not slow and not ray"] if files else [], single):
         if selected and status == PASSED:
             command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *selected]
+            options: dict[str, Any] = {"cwd": copy, "env": environment, "capture_output": True, "text": True}
             try:
-                done = subprocess.run(
-                    command,
-                    cwd=copy,
-                    env=environment,
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                    timeout=most_seconds,
-                )
+                done = subprocess.run(command, timeout=most_seconds, **options)
             except subprocess.TimeoutExpired:
                 return TIMED_OUT, time.perf_counter() - start, ""
             status, output = done.returncode, done.stdout + done.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -41,5 +41,4 @@ BENCHMARKS = {
 
 def benchmark(name: str) -> Callable[..., dict[str, Any]]:
     """Import and return the function of a measurement."""
-    module, _, function = BENCHMARKS[name].partition(":")
-    return getattr(importlib.import_module(f"jobs.benchmarks.{module}"), function)
+    return pkgutil.resolve_name(f"jobs.benchmarks.{BENCHMARKS[name]}")

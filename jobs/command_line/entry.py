@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from cluster.auth import use_private_token
 
@@ -23,15 +24,19 @@ DISTRIBUTION = "snps3-ray"
 JOBS = Path(__file__).parent.parent
 
 
-def run_command(main: Callable[[], int | None]) -> int:
-    """Return the exit status of a command that is started as a program.
+class StoppedError(Exception):
+    """A command was asked to stop, left what it had done, and goes on when it is given again."""
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command that is started as a program, and exit with its status.
 
     Ray reads its way of authentication when it is imported, so a command imports what imports Ray inside `main`.
     """
     if sys.path and Path(sys.path[0]).resolve() == JOBS:  # `python jobs/x.py` would let our rooms hide packages
         sys.path[0] = str(JOBS.parent)
     use_private_token()
-    return exit_status(main)
+    sys.exit(exit_status(main))
 
 
 def exit_status(main: Callable[[], int | None]) -> int:
@@ -46,6 +51,9 @@ def exit_status(main: Callable[[], int | None]) -> int:
     except OSError as error:  # a full disk, say
         return _say(error, FAILED)
     except KeyboardInterrupt:
+        return STOPPED
+    except StoppedError as error:
+        print(f"{str(error) or 'stopped'}; the same command resumes from here")
         return STOPPED
     except ModuleNotFoundError as error:
         if (remedy := missing_extra(error.name or "")) is None:

@@ -105,7 +105,8 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
     paths = [storage.absolute(path) for path in (config.manifest, *config.against)]
     out = storage.absolute(config.out)
     manifests = [read_manifest(path) for path in paths]
-    _refuse_same(manifests, paths)
+    if same := [path for path, other in zip(paths[1:], manifests[1:], strict=True) if other.hash == manifests[0].hash]:
+        raise ValueError(f"{same[0]} holds the same clips as {paths[0]}, all of them would leak: name another manifest")
     _refuse_overwriting(config, paths[0], out)
     storage.check_writable(out)
     clips, prints, unreadable = [], [], []
@@ -163,19 +164,14 @@ def clips_of(corpus: Manifest, found: Fingerprints, *, is_own: bool) -> list[Cli
 
 def pair_row(clips: Sequence[Clip], pair: Pair) -> dict[str, Any]:
     """A row of `PAIRS`."""
-    copy, original, aligned = clips[pair.copy], clips[pair.original], pair.alignment
+    copy, original = clips[pair.copy], clips[pair.original]
     return {
-        "clip_id": copy.clip_id,
-        "split": copy.split,
-        "uri": copy.uri,
-        "other_clip_id": original.clip_id,
-        "other_corpus": original.corpus,
-        "other_split": original.split,
-        "other_uri": original.uri,
+        **{name: getattr(copy, name) for name in ("clip_id", "split", "uri")},
+        **{f"other_{name}": getattr(original, name) for name in ("clip_id", "corpus", "split", "uri")},
+        **dataclasses.asdict(pair.alignment),
         "kind": str(pair.kind),
-        "similarity": aligned.similarity,
+        "similarity": pair.alignment.similarity,
         "same_caption": pair.same_caption,
-        **dataclasses.asdict(aligned),
     }
 
 
@@ -205,14 +201,6 @@ def describe(done: Deduplicated) -> str:
         f"seconds    {done.seconds:.1f}",
     ]
     return "\n".join(lines)
-
-
-def _refuse_same(manifests: Sequence[Manifest], paths: Sequence[str]) -> None:
-    for other, path in zip(manifests[1:], paths[1:], strict=True):
-        if other.hash == manifests[0].hash:
-            raise ValueError(
-                f"{path} holds the same clips as {paths[0]}, all of them would leak: name another manifest"
-            )
 
 
 def _refuse_overwriting(config: DeduplicateConfig, manifest_path: str, out: str) -> None:

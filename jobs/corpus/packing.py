@@ -22,7 +22,6 @@ from pipeline.corpus import media
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
 from pipeline.decode.config import Limits
 from pipeline.offline.shards import (
-    Item,
     PackingConfig,
     batches_of,
     is_final,
@@ -107,16 +106,12 @@ def _packed(manifest: Manifest, config: PackConfig, folder: str) -> list[dict[st
     missing = [item for item in items if item.key not in before]
     log.info("%d clips in %d items, %d of them packed before", len(manifest), len(items), len(items) - len(missing))
     if missing:
-        blocks = [_block(batch) for batch in batches_of(missing, config.packing)]
+        shards = ([clip for item in batch for clip in item.clips] for batch in batches_of(missing, config.packing))
+        blocks = [pa.Table.from_pylist(clips, schema=SCHEMA) for clips in shards]
         write = partial(write_block, config=config.packing, folder=folder, limits=config.limits)
         with connected_ray():
             found += pa.concat_tables(mapped(blocks, write, subcluster=config.subcluster)).to_pylist()
     return found
-
-
-def _block(items: list[Item]) -> pa.Table:
-    """The items of one shard as a table that Ray Data carries: their clips, in order."""
-    return pa.Table.from_pylist([clip for item in items for clip in item.clips], schema=SCHEMA)
 
 
 def write_block(block: pa.Table, config: PackingConfig, folder: str, limits: Limits) -> pa.Table:

@@ -20,7 +20,7 @@ from pipeline import storage
 from pipeline.offline.word_counts import count_captions, read_captions
 from pipeline.text.config import UNRANKED
 from pipeline.text.significance import SignificanceConfig, WordCounts, rank_words
-from pipeline.text.tagging import TaggerName, best_tagger, tagger_version
+from pipeline.text.tagging import best_tagger, tagger_version
 from pipeline.text.tokenizer import read_pieces
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,12 @@ def mine_words(config: MineConfig) -> Mined:
     if before.get("inputs") == inputs:
         log.info("nothing to do: %s was made from the same input; --force makes it again", storage.join(out, WORDS))
         return _mined(before)
-    counts = _kept_counts(out) if before.get("counted") == counted else _count(captions, tagger, config)
+    if before.get("counted") == counted:
+        counts = WordCounts.from_json(storage.read_bytes(storage.join(out, COUNTS)).decode())
+    else:
+        lower_case = significance.lower_case
+        with connected_ray():
+            counts = count_captions(captions, tagger=tagger, spacy_model=config.spacy_model, lower_case=lower_case)
     storage.remove(storage.join(out, SUMMARY))  # until all files are there, nothing is finished
     ranked = _write(counts, pieces, significance, out)
     if not ranked:
@@ -133,17 +138,6 @@ def describe(done: Mined) -> str:
         f"captions  {done.num_captions}\ntagger    {done.tagger}\nwords     {done.num_words}: "
         f"{', '.join(done.top_words)} …\ntable     {done.words_path}\nseconds   {done.seconds:.1f}"
     )
-
-
-def _count(captions: pa.ChunkedArray, tagger: TaggerName, config: MineConfig) -> WordCounts:
-    with connected_ray():
-        return count_captions(
-            captions, tagger=tagger, spacy_model=config.spacy_model, lower_case=config.significance.lower_case
-        )
-
-
-def _kept_counts(out: str) -> WordCounts:
-    return WordCounts.from_json(storage.read_bytes(storage.join(out, COUNTS)).decode())
 
 
 def _write(counts: WordCounts, pieces: list[str], config: SignificanceConfig, out: str) -> list[str]:

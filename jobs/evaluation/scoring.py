@@ -20,9 +20,9 @@ from jobs.evaluation.cards import Card, Protocol, read_card, refuse_other, write
 from jobs.evaluation.leaderboard import doubt_of
 from jobs.evaluation.rank import REJECTED, Request, evaluate_rank
 from jobs.run import run_files
-from jobs.run.config import DataConfig, Placement, PretrainConfig, TaskConfig, with_decoder
+from jobs.run.config import DataConfig, Placement, PretrainConfig, TaskConfig
 from jobs.run.fields import as_dict, config_hash, flat
-from jobs.run.run_identity import config_of
+from jobs.run.run_identity import config_of, with_decoder
 from jobs.tasks.retrieval import Fusion
 from jobs.tasks.task import Measured, TaskInputs, own_type, score_name, scored_kind, task_type
 from jobs.tasks.text import TextProcessor

@@ -120,10 +120,8 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
     tuned = {task: fine_tuning(recipes[recipe], base, "RUN") for task, recipe in DOWNSTREAM.items()}
     refuse_no_captions(base.task.kind, [run.task for run in tuned.values()] if config.downstream_seeds else ())
     refuse_equal_rows(config.table, make)
-    folder, manifest_hash = (
-        storage.absolute(f"{placement.storage}/{config.name}"),
-        read_manifest(base.data.manifest).hash,
-    )
+    folder = storage.absolute(f"{placement.storage}/{config.name}")
+    manifest_hash = read_manifest(base.data.manifest).hash
     fields = common_fields(
         config.table,
         identity(base, manifest_hash),
@@ -156,7 +154,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
                     write_cells(f"{folder}/{CELLS}", fields, cells)
                     storage.write_bytes_atomic(f"{folder}/table.md", table(config, cells, failed).encode())
             if stop.is_made:
-                raise StoppedError
+                raise StoppedError(f"{config.name} was stopped")
             parent.log(means(config.table, cells), 0)
     return table(config, cells, failed), failed
 

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import WORKPLACE
-from jobs.command_line.entry import run_command
+from jobs.command_line.entry import DONE, FAILED, REFUSED, STOPPED, StoppedError, run_command
 from jobs.run import run_files
 from pipeline import storage
 
@@ -27,12 +27,6 @@ if TYPE_CHECKING:
     from jobs.tracking.mlflow_runs import Tracker
 
 Status = Literal["finished", "stopped", "diverged", "failed"]
-STOPPED = 130
-"""Exit status of a command that was asked to stop, and goes on when it is given again."""
-
-
-class StoppedError(Exception):
-    """A run was asked to stop, and left a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +155,12 @@ def main() -> int:
     config = config_of(sys.argv[1])
     if problems := preflight.survey(config).problems:
         print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
-        return 2
+        return REFUSED
     outcome = run_child(config)
     if outcome.error:
         print(f"{config.name}: {outcome.status}: {outcome.error}", file=sys.stderr)
-    return {"finished": 0, "stopped": STOPPED}.get(outcome.status, 1)
+    return {"finished": DONE, "stopped": STOPPED}.get(outcome.status, FAILED)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

@@ -24,7 +24,7 @@ from jobs.experiments.sweep_table import Row, place, row_of, run_name, shown, su
 from jobs.launch import driver, lease, preflight
 from jobs.run import run_files
 from jobs.run.config import OptimConfig, PretrainConfig, SelectionConfig
-from jobs.run.fields import as_dict, config_hash, flat
+from jobs.run.fields import as_dict, config_hash, flat, refuse_below
 from jobs.run.run_identity import identity, with_values
 from jobs.tracking import mlflow_runs
 from jobs.tracking.mlflow_runs import Tracker
@@ -93,9 +93,7 @@ class SweepConfig:
             raise ValueError(f"name a space ({', '.join(space.SPACES)}) or what to --vary")
         if self.space is not None and self.space not in space.SPACES:
             raise ValueError(f"there is no space {self.space!r}; there are {', '.join(space.SPACES)}, or say --vary")
-        for name, least in {"num_trials": 1, "points_per_range": 2, "num_rungs": 1, "reduction_factor": 2}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        refuse_below(self, "", num_trials=1, points_per_range=2, num_rungs=1, reduction_factor=2)
         if self.num_at_once is not None and self.num_at_once < 1:
             raise ValueError(f"num_at_once must be at least 1, got {self.num_at_once}; None takes what room there is")
         if self.metric not in PROBES:
@@ -181,7 +179,7 @@ def run_trials(
     if stopped := [trial.trial_id for trial in done if trial.is_open]:
         for trial_id in stopped:
             mlflow_runs.end_open(parent.uri, parent.run_id, trial_id, has_failed=True)
-        raise StoppedError
+        raise StoppedError(f"{sweep_name} was stopped")
     return done
 
 

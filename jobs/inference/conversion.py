@@ -38,8 +38,7 @@ class Convert:
 def convert(config: Convert) -> WeightsReport:
     """Write `config.out`. ValueError where the checkpoint is not of the preset's network, FileNotFoundError where it
     is not there."""
-    _, preset = PRESETS[config.preset]
-    run = preset()
+    run = PRESETS[config.preset][1]()
     checkpoint = str(config.checkpoint)
     if not storage.exists(checkpoint) or storage.is_folder(checkpoint):
         raise FileNotFoundError(f"--checkpoint {checkpoint} is not there; name a file of the published code")

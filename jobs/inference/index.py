@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 import tyro
 
@@ -19,17 +19,18 @@ from jobs.inference.index_files import INDEX, REJECTED, parts_in
 from jobs.inference.model import decode, load
 from jobs.run import run_files
 from jobs.run.config import DataConfig
+from jobs.run.fields import refuse_below
 from jobs.run.run_identity import config_of
 from pipeline import storage
-from pipeline.corpus.ledger import read_ledger, write_ledger
+from pipeline.corpus.ledger import read_ledger, with_reason, write_ledger
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of
 from pipeline.decode.config import Limits
 from pipeline.offline.shards import PASSING
-from pipeline.records import DecodeError, Reason, Rejected, Stage
+from pipeline.records import DecodeError, Rejected, Stage
 
-DECODED = pa.schema(
-    [("part", pa.string()), ("uri", pa.string()), ("frames", pa.large_binary()), ("refused", pa.string())]
+DECODED = with_reason(
+    pa.schema([("part", pa.string()), ("clip_id", pa.int64()), ("uri", pa.string()), ("frames", pa.large_binary())])
 )
 EMBEDDED = pa.schema(
     [
@@ -61,9 +62,7 @@ class EmbedConfig:
     """What the decoding of one video may take."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "decode_cpus", "videos_per_part"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, "", num_workers=1, decode_cpus=1, videos_per_part=1)
 
 
 def embed(config: EmbedConfig) -> dict[str, int]:
@@ -100,9 +99,9 @@ def embed(config: EmbedConfig) -> dict[str, int]:
             )
             .take_all()
         )
-    rejected = [json.loads(text) for row in done for text in row["rejected"]]
-    note_rejected(rejected, f"{out}/{REJECTED}", videos)
-    return {"videos": len(uris), "embedded": sum(row["embedded"] for row in done), "rejected": len(rejected)}
+    rejected = [Rejected.from_row(row, Stage.EVALUATE) for row in done if row["reason"]]
+    write_ledger(rejected_for_good(out) + rejected, f"{out}/{REJECTED}")
+    return {"videos": len(uris), "embedded": len(done) - len(rejected), "rejected": len(rejected)}
 
 
 def claim(config: EmbedConfig, videos: str, out: str) -> None:
@@ -120,11 +119,15 @@ def claim(config: EmbedConfig, videos: str, out: str) -> None:
     run_files.write_json(path, identity)
 
 
-def known_uris(out: str) -> set[str]:
-    """Return the videos that the index holds or has rejected for good; passing failures are tried again."""
+def rejected_for_good(out: str) -> list[Rejected]:
+    """Return the rejected videos of an index without those of passing failures, which are tried again."""
     path = f"{out}/{REJECTED}"
-    rejected = read_ledger(path) if storage.exists(path) else []
-    known = {row.uri for row in rejected if row.reason not in PASSING}
+    return [row for row in read_ledger(path) if row.reason not in PASSING] if storage.exists(path) else []
+
+
+def known_uris(out: str) -> set[str]:
+    """Return the videos that the index holds or has rejected for good."""
+    known = {row.uri for row in rejected_for_good(out)}
     for path in parts_in(out):
         known |= set(storage.read_table(path, ["uri"])["uri"].to_pylist())
     return known
@@ -146,11 +149,11 @@ def decode_part(parts: pa.Table, *, data: DataConfig, limits: Limits) -> pa.Tabl
     rows = []
     for part in parts.to_pylist():
         for uri in part["uris"]:
-            row = {"part": part["part"], "uri": uri, "frames": b"", "refused": ""}
+            row = {"part": part["part"], "clip_id": clip_id("embedded", uri), "uri": uri}
             try:
                 row["frames"] = decode(uri, data, limits).tobytes()
             except DecodeError as error:
-                row["refused"] = json.dumps([str(error.reason), error.detail])
+                row |= {"reason": str(error.reason), "detail": error.detail}
             rows.append(row)
     return pa.Table.from_pylist(rows, schema=DECODED)
 
@@ -162,43 +165,18 @@ class Embedder:
         self.model, self.out = load(run, "cuda" if use_gpu else "cpu"), out
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        rows = table.to_pylist()
-        done = []
-        for name in dict.fromkeys(row["part"] for row in rows):
-            part = [row for row in rows if row["part"] == name]
-            good = [row for row in part if not row["refused"]]
-            if good:
-                self.write(name, good)
-            rejected = [json.dumps([row["uri"], *json.loads(row["refused"])]) for row in part if row["refused"]]
-            done.append({"embedded": len(good), "rejected": rejected})
-        return pa.Table.from_pylist(
-            done, schema=pa.schema([("embedded", pa.int64()), ("rejected", pa.list_(pa.string()))])
-        )
+        """Write the videos that were decoded; return all of them, with the reason where one was not."""
+        usable = table.filter(table["reason"].is_null())
+        for name in usable["part"].unique().to_pylist():
+            self.write(name, usable.filter(pc.field("part") == name))
+        return table.drop_columns(["part", "frames"])
 
-    def write(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def write(self, name: str, rows: pa.Table) -> None:
         """Write the file of a part."""
         data = self.model.data
         shape = (len(rows), data.num_frames, data.frame_size_px, data.frame_size_px, 4)
-        frames = np.frombuffer(b"".join(row["frames"] for row in rows), np.uint8).reshape(shape)
+        frames = np.frombuffer(b"".join(rows["frames"].to_pylist()), np.uint8).reshape(shape)
         videos = self.model.embed_frames(frames)
-        table = pa.table(
-            {
-                "clip_id": [clip_id("embedded", row["uri"]) for row in rows],
-                "uri": [row["uri"] for row in rows],
-                "vectors": list(videos.vectors.flatten(1).cpu().numpy()),
-                "tokens": list(videos.tokens.flatten(1).cpu().numpy()),
-            },
-            schema=EMBEDDED,
-        )
-        storage.write_table(f"{self.out}/{name}", table)
-
-
-def note_rejected(rejected: list[list[str]], path: str, videos: str) -> None:
-    """Add to the ledger of an index; a passing failure of before stays only if it failed again."""
-    before = read_ledger(path) if storage.exists(path) else []
-    before = [row for row in before if row.reason not in PASSING]
-    new = [
-        Rejected(clip_id=clip_id("embedded", uri), uri=uri, stage=Stage.EVALUATE, reason=Reason(reason), detail=detail)
-        for uri, reason, detail in rejected
-    ]
-    write_ledger(before + new, path)
+        vectors, tokens = (list(part.flatten(1).cpu().numpy()) for part in (videos.vectors, videos.tokens))
+        columns = {"clip_id": rows["clip_id"], "uri": rows["uri"], "vectors": vectors, "tokens": tokens}
+        storage.write_table(f"{self.out}/{name}", pa.table(columns, schema=EMBEDDED))

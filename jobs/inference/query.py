@@ -13,6 +13,7 @@ import tyro
 from jobs.inference.index_files import INDEX, parts_in
 from jobs.inference.model import Model, Videos, load
 from jobs.run import run_files
+from jobs.run.fields import refuse_below
 from pipeline import storage
 
 
@@ -31,9 +32,7 @@ class SearchConfig:
     """Folder of the model; None: where it lay when the index was made."""
 
     def __post_init__(self) -> None:
-        for name in ("num_results", "rerank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, "", num_results=1, rerank=1)
         if not self.text.strip():
             raise ValueError("text must say what is looked for, got an empty one")
 

@@ -19,9 +19,9 @@ from cluster.connection import at_once, connected_ray, spans_machines
 from jobs.launch import lease, preflight
 from jobs.reports import run_results
 from jobs.run import run_files
-from jobs.run.config import TASK_FILES, Placement, PretrainConfig, TaskConfig, TextConfig, in_steps, with_decoder
+from jobs.run.config import TASK_FILES, Placement, PretrainConfig, TaskConfig, TextConfig
 from jobs.run.fields import as_dict, config_hash, flat
-from jobs.run.run_identity import identity
+from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.retrieval import RetrievalOptions
 from jobs.tasks.task import TaskInputs, task_type
 from jobs.tasks.text import TextProcessor
@@ -59,18 +59,13 @@ def pretrain(
     run_folder = storage.join(storage.absolute(placement.storage), config.name)
     manifest = read_manifest(config.data.manifest)
     with lease.held(run_folder) as held:
-        data = with_decoder(config.data, manifest.fastest_decoder)
-        config = dataclasses.replace(config, data=data)
-        run_hash = claim_folder(config.name, identity(config, manifest.hash), run_folder)
-        plan = make_plan(data, config.optim.global_batch, config.seed)
-        config = dataclasses.replace(config, optim=in_steps(config.optim, plan.first_step))
-        run_files.write_json(f"{run_folder}/{run_files.CONFIG}", as_dict(config) | {"commit": machine.git_commit()})
+        config, run_hash = claim_folder(config, manifest, run_folder)
         if storage.exists(f"{run_folder}/results.json"):
             print(f"{config.name} is finished: {run_folder}/report.html")
             return run_files.read_json(f"{run_folder}/results.json")
         params = flat(as_dict(config)) | {"manifest_hash": manifest.hash}
-        with tracked(placement, config.name, run_hash, params, tags, held) as (tracker, outcome):
-            tracker.log_dataset(manifest.corpus, manifest.hash, storage.absolute(data.manifest))
+        with tracked(placement, run_folder, run_hash, params, tags, held) as tracker:
+            tracker.log_dataset(manifest.corpus, manifest.hash, storage.absolute(config.data.manifest))
             job = make_job(config, manifest, run_folder, tracker)
             clean(run_folder)
             if is_stopped():  # the request may have been among what is gone
@@ -88,8 +83,7 @@ def pretrain(
                     on_loss=functools.partial(journal.note_losses, run_folder),
                     watchers=watchers,
                 )
-            outcome["status"] = ended(run_folder)
-            if outcome["status"] == "KILLED":
+            if not has_ended(run_folder):
                 return {}
             held.check()
             return finish(job, config.task, tracker, manifest_hash=manifest.hash, run_hash=run_hash)
@@ -98,45 +92,44 @@ def pretrain(
 @contextlib.contextmanager
 def tracked(
     placement: Placement,
-    name: str,
+    run_folder: str,
     run_hash: str,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     held: lease.Lease,
-) -> Iterator[tuple[Tracker, dict[str, str]]]:
-    """Within it, the MLflow run is open; it ends with the `status` of the second value, and as FAILED with an error.
+) -> Iterator[Tracker]:
+    """Within it, the MLflow run is open; it ends as FINISHED, as KILLED if training was stopped, as FAILED by an error.
 
     Nothing is written at the end by a driver that has lost its lease.
     """
     tracker = mlflow_runs.open_run(
         placement.storage,
         experiment=placement.experiment,
-        name=name,
+        name=run_folder.rpartition("/")[2],
         identity_hash=run_hash,
         params=params,
         tags=tags,
     )
-    outcome = {"status": "FAILED"}
     try:
-        yield tracker, outcome
+        yield tracker
     except BaseException:
-        outcome["status"] = "FAILED"
-        raise
-    finally:
         held.check()
-        tracker.finish(outcome["status"])
+        tracker.finish("FAILED")
+        raise
+    held.check()
+    tracker.finish("FINISHED" if run_files.is_finished(run_folder) else "KILLED")
 
 
-def ended(run_folder: str) -> str:
-    """Return how the ranks ended, as a status of MLflow. RunError if they stopped for good."""
+def has_ended(run_folder: str) -> bool:
+    """Return whether the ranks trained to the end, and were not stopped. RunError if they stopped for good."""
     if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
         reason = run_files.read_json(f"{run_folder}/{run_files.FAILURE}")
         raise (DivergedError if reason["has_diverged"] else RunError)(reason["error"])
     if run_files.is_finished(run_folder):
-        return "FINISHED"
+        return True
     name, step = run_folder.rpartition("/")[2], run_files.committed_step(run_folder)
     print(f"{name} was stopped at step {step}; run it again to go on")
-    return "KILLED"
+    return False
 
 
 def storage_of(storage_path: str, run_folder: str, owner_id: str) -> cluster_run.Storage:
@@ -176,14 +169,22 @@ def clean(run_folder: str) -> None:
         print(f"removed {name}, which was uploaded but never committed")
 
 
-def claim_folder(name: str, fields: Mapping[str, Any], run_folder: str) -> str:
-    """Return the hash of the run's identity, after its folder is seen to be new or to hold the same identity."""
-    if refusal := preflight.identity_refusal(name, fields, run_folder):
+def claim_folder(config: PretrainConfig, manifest: Manifest, run_folder: str) -> tuple[PretrainConfig, str]:
+    """Return the config with what the corpus decides, and the hash of its identity; the run's folder holds both.
+
+    ValueError if the folder holds another identity.
+    """
+    config = dataclasses.replace(config, data=with_decoder(config.data, manifest.fastest_decoder))
+    fields, path = identity(config, manifest.hash), f"{run_folder}/{run_files.IDENTITY}"
+    if refusal := preflight.identity_refusal(config.name, fields, run_folder):
         raise ValueError(refusal)
-    run_hash, path = config_hash(dict(fields)), f"{run_folder}/{run_files.IDENTITY}"
+    run_hash = config_hash(fields)
     if not storage.exists(path):
         run_files.write_json(path, {"hash": run_hash, "fields": fields})
-    return run_hash
+    plan = make_plan(config.data, config.optim.global_batch, config.seed)
+    config = dataclasses.replace(config, optim=in_steps(config.optim, plan.first_step))
+    run_files.write_json(f"{run_folder}/{run_files.CONFIG}", as_dict(config) | {"commit": machine.git_commit()})
+    return config, run_hash
 
 
 def make_job(config: PretrainConfig, manifest: Manifest, run_folder: str, tracker: Tracker) -> Job:
@@ -278,16 +279,14 @@ def refuse_more_words_than_there_are(masking: MaskingConfig, table: SignificantW
         )
 
 
-@contextlib.contextmanager
-def stopping_on_signal(run_folder: str) -> Iterator[None]:
+def stopping_on_signal(run_folder: str) -> contextlib.AbstractContextManager[None]:
     """Within it, SIGTERM writes a stop request to the run's folder, which the workers answer with a checkpoint."""
 
-    def request(_signal: int, _frame: Any) -> None:
+    def request(*_: Any) -> None:
         print("asked to stop: waiting for the checkpoint", flush=True)
         ask_to_stop(run_folder)
 
-    with answering_signals(request, signal.SIGTERM):
-        yield
+    return answering_signals(request, signal.SIGTERM)
 
 
 def ask_to_stop(run_folder: str) -> None:
@@ -318,7 +317,7 @@ def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, 
         "config_hash": run_hash,
         "manifest_hash": manifest_hash,
     }
-    results, page = run_results.conclude(job, task, tracker, facts)
+    results, page = run_results.conclude(job, task, facts)
     storage.write_bytes_atomic(f"{job.run_folder}/report.html", page.encode())
     numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
     tracker.log(numbers, int(results["num_steps"]))

@@ -20,19 +20,9 @@ import torch
 
 from jobs.launch import lease
 from jobs.run import run_files
-from jobs.run.config import (
-    TASK_FILES,
-    DataConfig,
-    OptimConfig,
-    Placement,
-    PretrainConfig,
-    SelectionConfig,
-    TextConfig,
-    in_steps,
-    with_decoder,
-)
+from jobs.run.config import TASK_FILES, DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
 from jobs.run.fields import differences
-from jobs.run.run_identity import identity
+from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.task import task_type
 from pipeline import storage
 from pipeline.corpus.manifest import Manifest, read_manifest
@@ -86,9 +76,8 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
         fields = identity(dataclasses.replace(config, data=data), manifest.hash)
         _tried(problems, "data.manifest", lambda: check_clips(manifest))
     problems += value_problems(config, manifest, machine)
-    can_write = not (storage_problems := storage_refusals(placement.storage))
+    can_write = _tried(problems, "placement.storage", lambda: storage.check_writable(placement.storage) is None)
     state, refusals = folder_state(config.name, fields, run_folder)
-    problems += storage_problems
     if manifest:
         plan = _tried(
             problems, "data.train_split", lambda: training_plan(data, optim.global_batch, config.seed, manifest)
@@ -105,13 +94,6 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
         "storage": lambda: f"{storage.absolute(placement.storage)} {'can' if can_write else 'cannot'} be written",
     }
     return Survey(facts=facts, problems=(*problems, *refusals))
-
-
-def storage_refusals(path: str) -> list[str]:
-    """Return why nothing can be written to the run's storage."""
-    problems: list[str] = []
-    _tried(problems, "placement.storage", lambda: storage.check_writable(path))
-    return problems
 
 
 def value_problems(config: PretrainConfig, manifest: Manifest | None, machine: Machine) -> list[str]:

@@ -107,11 +107,11 @@ def costs(runs: Sequence[Logged]) -> list[dict[str, Any]]:
 
 def charts(runs: Sequence[Logged]) -> list[dict[str, Any]]:
     """Return a chart per curve that any run has, a line per run."""
-    lines = {curve: {run.run_id: run.curves.get(curve, []) for run in runs} for curve in CURVES}
+    lines = {curve: [run.curves.get(curve, []) for run in runs] for curve in CURVES}
     return [
         {"name": curve, "svg": figures.line_chart(points, width=500, height=280)}
         for curve, points in lines.items()
-        if any(points.values())
+        if any(points)
     ]
 
 

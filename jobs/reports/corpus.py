@@ -174,7 +174,7 @@ def charts(table: pa.Table) -> list[dict[str, Any]]:
     if ranked := word_counts(table).most_common():
         ranks = np.unique(np.geomspace(1, len(ranked), figures.MAX_POINTS).round().astype(int)).tolist()
         line = [(rank, ranked[rank - 1][1]) for rank in ranks]
-        svg = figures.line_chart({"words": line}, x_label="rank of the word", is_log=True)
+        svg = figures.line_chart([line], x_label="rank of the word", is_log=True)
         note = f"“{ranked[0][0]}” {ranked[0][1]:,} times"
         views.append({"title": "How often words occur", "svg": svg, "note": note})
     return views

@@ -1,6 +1,6 @@
 """Pictures of the pages: line charts as SVG, clips as filmstrips in CSS. Pure, nothing is written.
 
-The SVG is written here and not by matplotlib: 40 lines suffice for lines, ticks and a legend, their colours are CSS
+The SVG is written here and not by matplotlib: 40 lines suffice for lines and ticks, their colours are CSS
 variables, so one drawing suits the light and the dark page, and a report needs no plotting library.
 """
 
@@ -9,15 +9,12 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from markupsafe import Markup, escape
 from PIL import Image
-
-Row = Mapping[str, float]
-"""One line of the history: `step` and the scalars logged at that step."""
 
 NUM_COLOURS = 6
 DASHES = ("", "6 3", "1.5 3")
@@ -33,11 +30,6 @@ FILM_SIZES = ((96, 82), (72, 80), (48, 75), (32, 60))
 MAX_FILM_BYTES = 1_800_000
 """Limit of all filmstrips together, so that a page stays below 3 MB."""
 MAX_FRAMES = 6
-
-
-def series(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
-    """Return (step, value) of a scalar, without the rows that lack it."""
-    return [(row["step"], row[name]) for row in rows if name in row]
 
 
 def thinned(points: Sequence[tuple[float, float]], max_points: int = MAX_POINTS) -> Float[np.ndarray, "P 2"]:
@@ -58,21 +50,19 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def line_chart(
-    lines: Mapping[str, Sequence[tuple[float, float]]],
+    lines: Iterable[Sequence[tuple[float, float]]],
     *,
     x_label: str = "step",
     width: int = 400,
     height: int = 210,
     is_log: bool = False,
-    has_legend: bool = False,
 ) -> Markup:
-    """Draw named lines of (x, y) as one SVG element that takes its colours and font from the page.
+    """Draw lines of (x, y) as one SVG element that takes its colours and font from the page.
 
     `is_log` draws both axes logarithmically, for values above 0. Otherwise y begins at 0 unless a value lies below.
     """
-    arrays = {name: thinned(points) for name, points in lines.items()}
-    arrays = {name: np.log10(array) if is_log else array for name, array in arrays.items()}
-    every = np.concatenate([*arrays.values(), np.zeros((0 if any(map(len, arrays.values())) else 1, 2))])
+    arrays = [np.log10(thinned(line)) if is_log else thinned(line) for line in lines]
+    every = np.concatenate([*arrays, np.zeros((0 if any(map(len, arrays)) else 1, 2))])
     low, high = every.min(axis=0), every.max(axis=0)
     low[1] = min(low[1], 0.0)
     high = np.where(high > low, high, low + 1)
@@ -87,13 +77,10 @@ def line_chart(
         x = origin[0] + scale[0] * tick
         parts.append(f'<text x="{x:.1f}" y="{height - 19}" text-anchor="middle">{_number(tick, is_log)}</text>')
     parts.append(f'<text x="{(LEFT + width) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>')
-    for number, (name, array) in enumerate(arrays.items()):
+    for number, array in enumerate(arrays):
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in origin + scale * array)
         colour, dash = line_style(number)
         parts.append(f'<polyline points="{points}" stroke="var({colour})" stroke-dasharray="{dash}"/>')
-        if has_legend:
-            place = f'x="{width - 8}" y="{TOP + 12 + 15 * number}" text-anchor="end"'
-            parts.append(f'<text {place} style="fill:var({colour})">{escape(name)}</text>')
     head = f'<svg class="chart" viewBox="0 0 {width} {height}" aria-hidden="true" focusable="false">'
     return Markup(head + "".join(parts) + "</svg>")
 
@@ -115,7 +102,7 @@ def histogram(values: Float[np.ndarray, " N"], label: str) -> Markup:
     bins = np.arange(values.min(), highest + 2) - 0.5 if is_whole else MAX_BINS
     counts, edges = np.histogram(np.minimum(values, highest), bins=bins)
     outline = np.stack([edges.repeat(2), [0, *counts.repeat(2), 0]], axis=1)
-    return line_chart({label: [(x, y) for x, y in outline.tolist()]}, x_label=label)
+    return line_chart([[(x, y) for x, y in outline.tolist()]], x_label=label)
 
 
 class FilmRoll:

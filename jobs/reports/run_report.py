@@ -2,8 +2,9 @@
 
     ReportData ──views of each section──► report.html (jinja2, escaped) ──► str
 
-It shows what MLflow does not: scores beside their ceilings, examples with frames, filled-in words, protocols, rejected
-samples. `render_report` is pure: the caller writes the file. A section without data says what was missing.
+It shows what MLflow, where the curves are, does not: scores beside their ceilings, examples with frames, filled-in
+words, protocols, rejected samples. `render_report` is pure: the caller writes the file. A section without data says
+what was missing.
 """
 
 from __future__ import annotations
@@ -13,22 +14,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import UInt8
 from markupsafe import Markup
 
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Card
-from jobs.reports import figures
 from jobs.reports.figures import FilmRoll
 from jobs.reports.page import bars, evenly, most_frequent_first, template
+from jobs.tasks.task import Examples
 from pipeline import storage
 from snps3_model import metrics
-from snps3_model.loss_table import PAPER_ORDER
 
 NUM_TOP = 5
 NUM_QUERIES = 5
 NUM_GROUPS = 3
-NUM_MASKED_CAPTIONS = 9
 PROTOCOLS = ("<!-- protocols -->", "<!-- end of protocols -->")
 
 SCORE_ROWS = (
@@ -42,50 +41,16 @@ SCORE_ROWS = (
     ("order in time", "dual", "temporal/t2v/dual_group_"),
 )
 """Search, score, and how the keys of its results begin."""
-LOSS_TITLES = {"total": "all losses together"} | {loss.name: loss.title for loss in PAPER_ORDER}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """One test set and what each score says about every pair of caption and clip."""
-
-    captions: Sequence[str]
-    """Q captions, the queries."""
-    clips: UInt8[np.ndarray, "C T h w 3"]
-    """Thumbnails of the C candidates; 96 pixels of height are plenty."""
-    relevant: Bool[np.ndarray, "Q C"]
-    """True where a clip is a right answer."""
-    scores: Mapping[str, Float[np.ndarray, "Q C"]]
-    """`fused`, `dual`, `cross` or a part of them; the examples are ranked by the first."""
-    groups: Int[np.ndarray, " Q"] | None = None
-    """Temporal test: the group of each caption and of the clip with the same index."""
-
-    def __post_init__(self) -> None:
-        shape = (len(self.captions), len(self.clips))
-        if not self.scores:
-            raise ValueError("a ranking needs at least one score; leave the ranking out if there is none")
-        for name, matrix in {"relevant": self.relevant, **self.scores}.items():
-            if matrix.shape != shape:
-                raise ValueError(f"{name} must be captions × clips = {shape}, got {matrix.shape}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blank:
-    """A masked word and what the model put there."""
-
-    position: int
-    """Index into the words of the caption."""
-    guesses: Sequence[tuple[str, float]]
-    """Words and their probabilities, best first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedCaption:
-    """A caption whose `blanks` the model filled in while it saw the clip."""
+    """A caption of which the model filled in some words while it saw the clip."""
 
     words: Sequence[str]
     """The words as they really are."""
-    blanks: Sequence[Blank]
+    guesses: Mapping[int, Sequence[tuple[str, float]]]
+    """Words with their probabilities, best first, by the place of the word that was masked."""
     frames: UInt8[np.ndarray, "T h w 3"]
 
 
@@ -99,16 +64,12 @@ class ReportData:
     commit: str
     config_hash: str
     manifest_hash: str
-    train_history: Sequence[figures.Row] = ()
-    """Rows of `step` and `loss/…`; other scalars are left to MLflow."""
-    validation_history: Sequence[figures.Row] = ()
-    """Rows of `step` and `loss/…`, with or without a leading `validation/`."""
     results: Mapping[str, float] = field(default_factory=dict)
     """Flat keys as `snps3_model.metrics` makes them, prefixes `test` and `temporal`."""
     ceilings: Mapping[str, float] = field(default_factory=dict)
     """Scores of other models, in [0, 1], by prefix: `test/chance`, `test/single_frame`, `temporal/single_frame`, …"""
-    test: Ranking | None = None
-    temporal: Ranking | None = None
+    test: Examples | None = None
+    temporal: Examples | None = None
     masked_captions: Sequence[MaskedCaption] = ()
     num_clips: Mapping[str, int] = field(default_factory=dict)
     """Usable clips per split."""
@@ -128,8 +89,7 @@ def render_report(data: ReportData) -> str:
         "ceilings": {name: ceilings(name, data) for name in ("test", "temporal")},
         "queries": query_views(data.test, films) if data.test else [],
         "groups": group_views(data.temporal, films) if data.temporal else [],
-        "masked": masked_views(data.masked_captions[:NUM_MASKED_CAPTIONS], films),
-        "losses": loss_views(data.train_history, data.validation_history),
+        "masked": masked_views(data.masked_captions, films),
         "ledger": bars(most_frequent_first(data.ledger)),
         "protocols": protocols_section(data.protocols),
     }
@@ -193,7 +153,7 @@ def ceilings(prefix: str, data: ReportData) -> dict[str, float]:
     return dict(sorted(scores.items(), key=lambda score: (score[1], score[0])))
 
 
-def query_views(test: Ranking, films: FilmRoll) -> list[dict[str, Any]]:
+def query_views(test: Examples, films: FilmRoll) -> list[dict[str, Any]]:
     """Return five queries with their top five clips, evenly spaced from the best answered query to the worst.
 
     The choice is a rule, so that nobody picks the pretty ones.
@@ -212,7 +172,7 @@ def query_views(test: Ranking, films: FilmRoll) -> list[dict[str, Any]]:
     return views
 
 
-def hit(test: Ranking, films: FilmRoll, query: int, clip: int, place: float) -> dict[str, Any]:
+def hit(test: Examples, films: FilmRoll, query: int, clip: int, place: float) -> dict[str, Any]:
     """Return one clip in the answer to a query: its film, its place and the caption it really has."""
     owners = np.flatnonzero(test.relevant[:, clip])
     return {
@@ -223,7 +183,7 @@ def hit(test: Ranking, films: FilmRoll, query: int, clip: int, place: float) -> 
     }
 
 
-def group_views(temporal: Ranking, films: FilmRoll) -> list[dict[str, Any]]:
+def group_views(temporal: Examples, films: FilmRoll) -> list[dict[str, Any]]:
     """Return temporal groups from the best to the worst answered: clips, captions and the score of every pair."""
     if temporal.groups is None:
         return []
@@ -254,24 +214,8 @@ def masked_views(examples: Sequence[MaskedCaption], films: FilmRoll) -> list[dic
     """Return captions cut into plain words and blanks, each blank with its three best guesses."""
     views = []
     for index, example in enumerate(examples):
-        guesses_at = {blank.position: list(blank.guesses)[:3] for blank in example.blanks}
         pieces = [
-            {"word": word, "guesses": guesses_at.get(position, [])} for position, word in enumerate(example.words)
+            {"word": word, "guesses": example.guesses.get(place, ())[:3]} for place, word in enumerate(example.words)
         ]
         views.append({"film": films.add("masked", index, example.frames), "pieces": pieces})
-    return views
-
-
-def loss_views(train: Sequence[figures.Row], validation: Sequence[figures.Row]) -> list[dict[str, Any]]:
-    """Return a chart per loss in the order of `LOSS_TITLES`, losses of other names last."""
-    validation = [{key.removeprefix("validation/"): value for key, value in row.items()} for row in validation]
-    names = {key.removeprefix("loss/") for row in train for key in row if key.startswith("loss/")}
-    views = []
-    for name in [name for name in LOSS_TITLES if name in names] + sorted(names - LOSS_TITLES.keys()):
-        points = figures.thinned(figures.series(train, f"loss/{name}"))
-        if len(points):
-            lines = {"training": points.tolist(), "validation": figures.series(validation, f"loss/{name}")}
-            chart = figures.line_chart({label: line for label, line in lines.items() if line}, has_legend=True)
-            first, last = points[[0, -1], 1]
-            views.append({"title": LOSS_TITLES.get(name, name), "svg": chart, "first": first, "last": last})
     return views

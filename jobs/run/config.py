@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jobs.run.fields import flat
+from jobs.run.fields import flat, refuse_below
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.decoders import DecoderName
@@ -59,9 +59,7 @@ class DataConfig:
         decoders.check_name(self.decoder)
         if not self.manifest:
             raise ValueError("data.manifest must name the manifest that jobs/prepare.py wrote, got an empty path")
-        for name in ("num_frames", "frame_size_px", "max_evaluation_clips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, "data", num_frames=1, frame_size_px=1, max_evaluation_clips=1)
         if not 0 <= self.max_rejected_share <= 1:
             raise ValueError(f"data.max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
         crop_px, long_sides_px = self.augmentation.crop_px, self.augmentation.long_sides_px
@@ -99,14 +97,9 @@ class TextConfig:
             raise ValueError("text.significant_words are numbered by a vocabulary: set text.vocabulary to the same one")
         if self.word_families and not self.significant_words:
             raise ValueError("text.word_families belong to text.significant_words, which is not set")
-        if self.max_tokens < 3:
-            raise ValueError(f"text.max_tokens must be at least 3, got {self.max_tokens}")
-        if self.vocabulary_size < 1:
-            raise ValueError(f"text.vocabulary_size must be at least 1, got {self.vocabulary_size}")
+        refuse_below(self, "text", max_tokens=3, vocabulary_size=1, lvwm_top_k=0)
         if not 1 <= self.num_words <= self.max_tokens:
             raise ValueError(f"text.num_words must lie in [1, text.max_tokens], got {self.num_words}")
-        if (self.lvwm_top_k or 0) < 0:
-            raise ValueError(f"text.lvwm_top_k must not be negative, got {self.lvwm_top_k}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,15 +140,12 @@ class OptimConfig:
         for name in ("num_steps", "global_batch", "lr", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "decay_step", "decay_epoch"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"optim.{name} must not be negative, got {getattr(self, name)}")
+        refuse_below(self, "optim", weight_decay=0, warmup_steps=0, decay_step=0, decay_epoch=0)
+        refuse_below(self, "optim", " or None", num_epochs=1)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas[0]} and {self.betas[1]}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
             raise ValueError(f"optim.average_decay must lie between 0 and 1 or be None, got {self.average_decay}")
-        if self.num_epochs is not None and self.num_epochs < 1:
-            raise ValueError(f"optim.num_epochs must be at least 1 or None, got {self.num_epochs}")
         if self.decay == "step" and self.decay_step is None and self.decay_epoch is None:
             raise ValueError(
                 "optim.decay=step needs optim.decay_step or optim.decay_epoch, where the rate falls to a tenth"
@@ -179,14 +169,11 @@ class SelectionConfig:
     None: all, whose cost grows with the square of the clips."""
 
     def __post_init__(self) -> None:
-        if self.evaluate_every < 1:
-            raise ValueError(f"selection.evaluate_every must be at least 1, got {self.evaluate_every}")
+        refuse_below(self, "selection", evaluate_every=1)
+        refuse_below(self, "selection", " or None", patience=1)
+        refuse_below(self, "selection", ", or None for all pairs", rerank=1)
         if wrong := [step for step in self.evaluate_also if step < 1]:
             raise ValueError(f"selection.evaluate_also must have steps of at least 1, got {wrong[0]}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"selection.patience must be at least 1 or None, got {self.patience}")
-        if self.rerank is not None and self.rerank < 1:
-            raise ValueError(f"selection.rerank must be at least 1, or None for all pairs, got {self.rerank}")
 
     def is_due(self, step: int) -> bool:
         """True if the run is evaluated after this step, even if it is not its last."""
@@ -217,10 +204,7 @@ class TaskConfig:
     """All frames are black: the baseline that shows what the question alone tells."""
 
     def __post_init__(self) -> None:
-        if self.num_answers < 2:
-            raise ValueError(f"task.num_answers must be at least 2, got {self.num_answers}")
-        if self.questions_per_clip < 1:
-            raise ValueError(f"task.questions_per_clip must be at least 1, got {self.questions_per_clip}")
+        refuse_below(self, "task", num_answers=2, questions_per_clip=1)
         if self.kind == "captions":
             if files := [name for name in TASK_FILES if getattr(self, name)]:
                 raise ValueError(f"task.{files[0]} names questions, which task.kind=captions does not ask")
@@ -279,13 +263,11 @@ class Placement:
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
-        counts = ("decode_cpus", "log_every", "num_kept_checkpoints", "threads_per_worker", "length_groups")
-        for name, count in {
-            "num_workers": self.fewest_workers,
-            **{name: getattr(self, name) for name in counts},
-        }.items():
-            if count < 1:
-                raise ValueError(f"placement.{name} must be at least 1, got {count}")
+        if self.fewest_workers < 1:
+            raise ValueError(f"placement.num_workers must be at least 1, got {self.fewest_workers}")
+        refuse_below(self, "placement", decode_cpus=1, log_every=1, num_kept_checkpoints=1)
+        refuse_below(self, "placement", threads_per_worker=1, length_groups=1)
+        refuse_below(self, "placement", " or None", rows_at_once=1)
         if self.fewest_workers > self.most_workers:
             raise ValueError(
                 f"placement.num_workers must name the fewest first, got {self.fewest_workers} and {self.most_workers}"
@@ -295,8 +277,6 @@ class Placement:
                 raise ValueError(f"placement.{name} must not be negative, got {getattr(self, name):g}")
         if self.hang_seconds <= 0:
             raise ValueError(f"placement.hang_seconds must be above 0, got {self.hang_seconds:g}")
-        if self.rows_at_once is not None and self.rows_at_once < 1:
-            raise ValueError(f"placement.rows_at_once must be at least 1 or None, got {self.rows_at_once}")
         for name in ("storage", "experiment"):
             if not getattr(self, name):
                 raise ValueError(f"placement.{name} must not be empty")
@@ -333,9 +313,8 @@ class PretrainConfig:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name must be a plain folder name of letters, digits and _ . -, got {self.name!r}")
         validate_finite(flat(dataclasses.asdict(self)))
+        refuse_below(self, "", seed=0)
         refuse_small_sizes(self.model)
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
         workers, batch = self.placement.most_workers, self.optim.global_batch
         if self.placement.fewest_workers == workers and batch % workers:
             raise ValueError(
@@ -393,31 +372,13 @@ def validate_finite(fields: Mapping[str, Any]) -> None:
 
 def refuse_small_sizes(model: ModelConfig) -> None:
     """Raise ValueError that names a size of the network of which nothing can be built."""
-    sizes = ("hidden", "num_layers", "num_heads", "feed_forward", "max_positions")
-    for name, value in {name: getattr(model, name) for name in sizes}.items():
-        if value < 1:
-            raise ValueError(f"model.{name} must be at least 1, got {value}")
+    refuse_below(model, "model", hidden=1, num_layers=1, num_heads=1, feed_forward=1, max_positions=1)
     if min(model.visual.channels) < 1:
         raise ValueError(f"model.visual.channels must be at least 1 each, got {model.visual.channels}")
     if not 0 <= model.dropout < 1:
         raise ValueError(f"model.dropout must lie in [0, 1), got {model.dropout}")
     if model.initial_std <= 0:
         raise ValueError(f"model.initial_std must be above 0, got {model.initial_std}")
-
-
-def in_steps(optim: OptimConfig, first_step: Callable[[int], int]) -> OptimConfig:
-    """Return the schedule with its epochs (end, decay) in steps; `first_step` maps an epoch to its first step."""
-    num_steps, decay_step = optim.num_steps, optim.decay_step
-    if optim.num_epochs is not None:
-        num_steps = min(num_steps, first_step(optim.num_epochs))
-    if optim.decay_epoch is not None:
-        decay_step = first_step(optim.decay_epoch)
-    return dataclasses.replace(optim, num_steps=num_steps, decay_step=decay_step)
-
-
-def with_decoder(data: DataConfig, fastest: str | None) -> DataConfig:
-    """Return the data with a decoder in place of `auto`: the one that was measured to be the fastest, if any was."""
-    return dataclasses.replace(data, decoder=decoders.resolve(data.decoder, fastest))
 
 
 def nearest_multiples(batch: int, workers: int) -> str:

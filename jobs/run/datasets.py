@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.run.recipes import Recipe
 from pipeline.corpus.caption_formats import Format, installed_datasets
@@ -71,6 +72,11 @@ def embedded_files(folder: str) -> dict[str, str]:
     return {dataset: f"{folder}/{file}.jsonl" for dataset, file in files.items()}
 
 
+def retrieval(corpus: str, title: str, **schedule: Any) -> Recipe:
+    """Return the recipe of retrieval on a published corpus."""
+    return Recipe(name=f"{corpus}_retrieval", title=title, corpus=corpus, **schedule)
+
+
 DATASETS = (
     Dataset(
         name="embedded",
@@ -109,10 +115,8 @@ DATASETS = (
         name="msrvtt",
         format="msrvtt_json",  # its test split 1K-A: msrvtt_csv
         recipes=(
-            Recipe(
-                name="msrvtt_retrieval",
-                title="Retrieval on MSR-VTT; its 7K or 9K training split is what the manifest has as `train`.",
-                corpus="msrvtt",
+            retrieval(
+                "msrvtt", "Retrieval on MSR-VTT; its 7K or 9K training split is what the manifest has as `train`."
             ),
             Recipe(
                 name="msrvtt_qa",
@@ -144,11 +148,8 @@ DATASETS = (
         name="didemo",
         format="didemo",
         recipes=(
-            Recipe(
-                name="didemo_retrieval",
-                title="Retrieval of DiDeMo's videos by paragraphs, which need more than 30 tokens.",
-                corpus="didemo",
-                max_tokens=64,
+            retrieval(
+                "didemo", "Retrieval of DiDeMo's videos by paragraphs, which need more than 30 tokens.", max_tokens=64
             ),
         ),
         tests=(TestSet(title="DiDeMo, paragraph to video", sizes=(1003, 1004)),),
@@ -157,13 +158,8 @@ DATASETS = (
         name="msvd",
         format="msvd",
         recipes=(
-            Recipe(
-                name="msvd_retrieval",
-                title="Retrieval on MSVD, at a tenth of the rate.",
-                corpus="msvd",
-                num_steps=16_000,
-                decay_step=8_000,
-                lr=1e-6,
+            retrieval(
+                "msvd", "Retrieval on MSVD, at a tenth of the rate.", num_steps=16_000, decay_step=8_000, lr=1e-6
             ),
             Recipe(
                 name="msvd_qa",
@@ -185,24 +181,16 @@ DATASETS = (
     Dataset(
         name="lsmdc",
         format="lsmdc",
-        recipes=(
-            Recipe(
-                name="lsmdc_retrieval",
-                title="Retrieval on LSMDC, with MSR-VTT's schedule: the paper has none for it.",
-                corpus="lsmdc",
-            ),
-        ),
+        recipes=(retrieval("lsmdc", "Retrieval on LSMDC, with MSR-VTT's schedule: the paper has none for it."),),
         tests=(TestSet(title="LSMDC, text to video", sizes=(1000,)),),
     ),
     Dataset(
         name="activitynet",
         format="activitynet",
         recipes=(
-            Recipe(
-                name="activitynet_retrieval",
-                title="Retrieval of ActivityNet's videos by paragraphs, with DiDeMo's schedule: the paper has none "
-                "for it.",
-                corpus="activitynet",
+            retrieval(
+                "activitynet",
+                "Retrieval of ActivityNet's videos by paragraphs, with DiDeMo's schedule: the paper has none for it.",
                 max_tokens=128,
             ),
         ),
@@ -211,13 +199,7 @@ DATASETS = (
     Dataset(
         name="vatex",
         format="vatex",
-        recipes=(
-            Recipe(
-                name="vatex_retrieval",
-                title="Retrieval on VATEX, with MSR-VTT's schedule: the paper has none for it.",
-                corpus="vatex",
-            ),
-        ),
+        recipes=(retrieval("vatex", "Retrieval on VATEX, with MSR-VTT's schedule: the paper has none for it."),),
         tests=(TestSet(title="VATEX, text to video", sizes=(1500,)),),
     ),
 )
@@ -246,8 +228,3 @@ def published_test_set(corpus: str, task: str, num_train: int) -> TestSet | None
 
     fitting = [dataset for dataset in known_datasets() if plain(dataset.name) in plain(corpus)]
     return next((test for dataset in fitting if (test := dataset.test_of(task, num_train))), None)
-
-
-def manifest_path(corpora: str, dataset: Dataset) -> str:
-    """Return the path of a data set's manifest below the folder `corpora`."""
-    return f"{corpora}/{dataset.name}/{dataset.manifest}"

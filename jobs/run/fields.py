@@ -74,6 +74,19 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
+def refuse_below(config: Any, section: str, or_none: str = "", **least: float) -> None:
+    """Raise ValueError for the first field that is set to less than its least value.
+
+    `section`: of the configuration, by which the error names the field; `or_none`: what it says of fields that may be
+    None.
+    """
+    for field, lowest in least.items():
+        value, name = getattr(config, field), f"{section}.{field}" if section else field
+        if value is not None and value < lowest:
+            rule = f"must be at least {lowest}" if lowest else "must not be negative"
+            raise ValueError(f"{name} {rule}{or_none}, got {value}")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value

@@ -45,64 +45,33 @@ def tiny() -> PretrainConfig:
 
 def coco_vg_resnet50() -> PretrainConfig:
     """Images of COCO and Visual Genome, ResNet-50 with frozen batch normalisation: SNP-R50 of the paper."""
-    return PretrainConfig(
-        name="coco_vg_resnet50",
-        data=_whole_images("coco_vg"),
-        text=_text(),
-        model=_bert_base(
-            VisualConfig(encoder="resnet50", pretrained="pretrained/resnet50.safetensors", frozen_batch_norm=True)
-        ),
-        optim=_optim(num_steps=400_000, num_epochs=20, decay_step=150_000),
-        selection=_selection(),
-        placement=_placement(),
-    )
+    visual = VisualConfig(encoder="resnet50", pretrained="pretrained/resnet50.safetensors", frozen_batch_norm=True)
+    optim = _optim(num_steps=400_000, num_epochs=20, decay_step=150_000)
+    return _published("coco_vg_resnet50", _whole_images("coco_vg"), visual, optim)
 
 
 def coco_vg_pvt() -> PretrainConfig:
     """Images of COCO and Visual Genome, PVTv2-B2: SNP-PVT of the paper."""
-    return PretrainConfig(
-        name="coco_vg_pvt",
-        data=_whole_images("coco_vg"),
-        text=_text(),
-        model=_bert_base(VisualConfig(encoder="pvt_v2_b2", pretrained="pretrained/pvt_v2_b2.safetensors")),
-        optim=_optim(num_steps=130_000, num_epochs=30, decay_step=110_000),
-        selection=_selection(),
-        placement=_placement(),
-    )
+    visual = VisualConfig(encoder="pvt_v2_b2", pretrained="pretrained/pvt_v2_b2.safetensors")
+    optim = _optim(num_steps=130_000, num_epochs=30, decay_step=110_000)
+    return _published("coco_vg_pvt", _whole_images("coco_vg"), visual, optim)
 
 
 def cc3m_video_swin() -> PretrainConfig:
     """Images of CC3M, Video Swin: the first half of SNP-VST's pre-training."""
-    return PretrainConfig(
-        name="cc3m_video_swin",
-        data=_crops("cc3m", num_frames=1),
-        text=_text(),
-        model=_bert_base(
-            VisualConfig(
-                encoder="video_swin_small", drop_path=0.2, pretrained="pretrained/video_swin_small.safetensors"
-            )
-        ),
-        optim=_optim(num_steps=130_000, num_epochs=30, decay_step=110_000),
-        selection=_selection(),
-        placement=_placement(),
-    )
+    weights = "pretrained/video_swin_small.safetensors"
+    visual = VisualConfig(encoder="video_swin_small", drop_path=0.2, pretrained=weights)
+    optim = _optim(num_steps=130_000, num_epochs=30, decay_step=110_000)
+    return _published("cc3m_video_swin", _crops("cc3m", num_frames=1), visual, optim)
 
 
 def webvid_video_swin() -> PretrainConfig:
     """Videos of WebVid-2M, 4 frames, Video Swin: the second half, from the weights of `cc3m_video_swin`."""
-    return PretrainConfig(
-        name="webvid_video_swin",
-        data=_crops("webvid2m", num_frames=4),
-        text=_text(),
-        model=_bert_base(
-            VisualConfig(encoder="video_swin_small", drop_path=0.2),
-            initial_weights="runs/cc3m_video_swin/best/model.safetensors",
-        ),
-        # 10 epochs of about 2.5 million clips are about 195,000 steps: the epochs end the run
-        optim=_optim(num_steps=200_000, num_epochs=10, decay_epoch=5),
-        selection=_selection(),
-        placement=_placement(),
-    )
+    visual = VisualConfig(encoder="video_swin_small", drop_path=0.2)
+    # 10 epochs of about 2.5 million clips are about 195,000 steps: the epochs end the run
+    optim = _optim(num_steps=200_000, num_epochs=10, decay_epoch=5)
+    weights = "runs/cc3m_video_swin/best/model.safetensors"
+    return _published("webvid_video_swin", _crops("webvid2m", num_frames=4), visual, optim, initial_weights=weights)
 
 
 PRESETS: Mapping[str, tuple[str, Callable[[], PretrainConfig]]] = MappingProxyType(
@@ -114,14 +83,39 @@ PRESETS: Mapping[str, tuple[str, Callable[[], PretrainConfig]]] = MappingProxyTy
 """Name → what it is in one line, and the function."""
 
 
-def _manifest(corpus: str) -> str:
-    return f"corpora/{corpus}/manifest.parquet"
+def _published(
+    name: str, data: DataConfig, visual: VisualConfig, optim: OptimConfig, *, initial_weights: str | None = None
+) -> PretrainConfig:
+    """The shared network of the paper on one node of 8 GPUs, as every published script has it.
+
+    `initial_weights`: of an earlier run, in place of BERT's.
+    """
+    return PretrainConfig(
+        name=name,
+        data=data,
+        text=TextConfig(vocabulary=BERT_BASE, vocabulary_size=30_522, max_tokens=30, num_words=3),
+        model=ModelConfig(
+            visual=visual,
+            pretrained_text=None if initial_weights else BERT_BASE,
+            initial_weights=initial_weights,
+            hidden=768,
+            num_layers=12,
+            num_heads=12,
+            feed_forward=3072,
+            max_positions=512,
+            dropout=0.1,
+            initial_std=0.02,
+        ),
+        optim=optim,
+        selection=SelectionConfig(evaluate_every=5000),
+        placement=Placement(num_workers=8, use_gpu=True, cpus_per_worker=1, decode_cpus=32, num_kept_checkpoints=10),
+    )
 
 
 def _whole_images(corpus: str) -> DataConfig:
     """Whole images, whose long side is drawn anew at each visit."""
     return DataConfig(
-        manifest=_manifest(corpus),
+        manifest=f"corpora/{corpus}/manifest.parquet",
         num_frames=1,
         frame_size_px=768,
         augmentation=AugmentationConfig(long_sides_px=tuple(range(224, 769, 32))),
@@ -134,36 +128,17 @@ def _crops(corpus: str, *, num_frames: int) -> DataConfig:
     A long side of 480 px leaves a 16:9 clip the smallest short side, so that interpolation hardly enlarges.
     """
     return DataConfig(
-        manifest=_manifest(corpus),
+        manifest=f"corpora/{corpus}/manifest.parquet",
         num_frames=num_frames,
         frame_size_px=480,
         augmentation=AugmentationConfig(crop_px=224, short_side_px=(268, 336), flip_probability=0.5, num_operations=2),
     )
 
 
-def _text() -> TextConfig:
-    return TextConfig(vocabulary=BERT_BASE, vocabulary_size=30_522, max_tokens=30, num_words=3)
-
-
-def _bert_base(visual: VisualConfig, *, initial_weights: str | None = None) -> ModelConfig:
-    """The shared network of the paper; an earlier run's weights replace BERT's."""
-    return ModelConfig(
-        visual=visual,
-        pretrained_text=None if initial_weights else BERT_BASE,
-        initial_weights=initial_weights,
-        hidden=768,
-        num_layers=12,
-        num_heads=12,
-        feed_forward=3072,
-        max_positions=512,
-        dropout=0.1,
-        initial_std=0.02,
-    )
-
-
 def _optim(
     *, num_steps: int, num_epochs: int, decay_step: int | None = None, decay_epoch: int | None = None
 ) -> OptimConfig:
+    """The schedule of all published scripts: where the rate falls and what ends a run differs."""
     return OptimConfig(
         num_steps=num_steps,
         num_epochs=num_epochs,
@@ -177,12 +152,3 @@ def _optim(
         decay_epoch=decay_epoch,
         max_grad_norm=5.0,
     )
-
-
-def _selection() -> SelectionConfig:
-    return SelectionConfig(evaluate_every=5000)
-
-
-def _placement() -> Placement:
-    """One node of 8 GPUs, as every published script has it."""
-    return Placement(num_workers=8, use_gpu=True, cpus_per_worker=1, decode_cpus=32, num_kept_checkpoints=10)

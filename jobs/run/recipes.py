@@ -75,9 +75,8 @@ def fine_tuning(recipe: Recipe, run: PretrainConfig, run_folder: str) -> Pretrai
     task: dict[str, Any] = {dataset: f"{corpus}/{file}" for dataset, file in recipe.files.items()}
     task |= recipe.task_fields
     # a run scores itself in two stages on a published corpus; jobs/evaluate.py scores all pairs
-    selection: dict[str, Any] = {"rerank": 100 if recipe.corpus else run.selection.rerank}
-    if not recipe.is_retrieval:
-        selection = {"metric": ACCURACY}
+    rerank = 100 if recipe.corpus else run.selection.rerank
+    selection: dict[str, Any] = {"rerank": rerank} if recipe.is_retrieval else {"metric": ACCURACY}
     return dataclasses.replace(
         run,
         name=recipe.name.replace("_", "-"),
@@ -114,15 +113,8 @@ def optim_of(recipe: Recipe, optim: OptimConfig) -> OptimConfig:
     optim = dataclasses.replace(optim, num_steps=recipe.num_steps, num_epochs=None, lr=recipe.lr)
     if recipe.corpus is None:
         return dataclasses.replace(optim, warmup_steps=recipe.num_steps // 10)
-    return dataclasses.replace(
-        optim,
-        global_batch=32,
-        weight_decay=1e-4,
-        warmup_steps=0,
-        decay="step",
-        decay_step=recipe.decay_step,
-        decay_epoch=None,
-    )
+    optim = dataclasses.replace(optim, global_batch=32, weight_decay=1e-4, warmup_steps=0)
+    return dataclasses.replace(optim, decay="step", decay_step=recipe.decay_step, decay_epoch=None)
 
 
 def paper_data(recipe: Recipe, data: DataConfig) -> DataConfig:

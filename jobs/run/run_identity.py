@@ -1,15 +1,15 @@
-"""Which fields name a run; its saved configuration read back; the same configuration with fields set anew."""
+"""Which fields name a run; its saved configuration read back; fields set anew, by name or by what the corpus says."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.run import run_files
-from jobs.run.config import PretrainConfig
+from jobs.run.config import DataConfig, OptimConfig, PretrainConfig
 from jobs.run.fields import as_dict, current_name, flat, with_current_names
 from pipeline import storage
 from pipeline.decode import decoders
@@ -52,3 +52,18 @@ def with_values(base: PretrainConfig, values: Mapping[str, Any], *, name: str) -
         return TypeAdapter(PretrainConfig).validate_python(tree)
     except ValidationError as error:
         raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+
+
+def in_steps(optim: OptimConfig, first_step: Callable[[int], int]) -> OptimConfig:
+    """Return the schedule with its epochs (end, decay) in steps; `first_step` maps an epoch to its first step."""
+    num_steps, decay_step = optim.num_steps, optim.decay_step
+    if optim.num_epochs is not None:
+        num_steps = min(num_steps, first_step(optim.num_epochs))
+    if optim.decay_epoch is not None:
+        decay_step = first_step(optim.decay_epoch)
+    return dataclasses.replace(optim, num_steps=num_steps, decay_step=decay_step)
+
+
+def with_decoder(data: DataConfig, fastest: str | None) -> DataConfig:
+    """Return the data with a decoder in place of `auto`: the one that was measured to be the fastest, if any was."""
+    return dataclasses.replace(data, decoder=decoders.resolve(data.decoder, fastest))

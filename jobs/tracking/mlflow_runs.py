@@ -36,8 +36,6 @@ PARENT = "mlflow.parentRunId"
 GIT_COMMIT, GIT_DIRTY = "mlflow.source.git.commit", "mlflow.source.git.dirty"
 """Tags that MLflow shows as the version of the code."""
 REACH_SECONDS = 5.0
-OF_THE_MACHINE = "system/"
-"""Prefix of the metrics that MLflow measures of a machine."""
 
 
 def client_of(uri: str) -> MlflowClient:
@@ -140,10 +138,6 @@ class Tracker:
         """Return (step, value) of a metric, by step; of a step logged twice the last value."""
         values = {metric.step: metric.value for metric in self.client.get_metric_history(self.run_id, name)}
         return sorted(values.items())
-
-    def metric_names(self) -> list[str]:
-        """Return the names of all metrics logged so far, sorted."""
-        return sorted(self.client.get_run(self.run_id).data.metrics)
 
     @contextlib.contextmanager
     def machine_watched(self) -> Iterator[None]:

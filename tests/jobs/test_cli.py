@@ -17,11 +17,11 @@ from jobs.command_line import parsing
 from jobs.command_line.entry import exit_status
 from jobs.command_line.parsing import Command, answered, parse
 from jobs.launch.preflight import Machine, describe, num_parameters, survey, this_machine
-from jobs.run.config import PretrainConfig, with_decoder
+from jobs.run.config import PretrainConfig
 from jobs.run.fields import config_hash
 from jobs.run.presets import tiny
 from jobs.run.run_files import write_json
-from jobs.run.run_identity import identity
+from jobs.run.run_identity import identity, with_decoder
 from jobs.training.step import DivergedError
 from pipeline.corpus.ledger import TooManyRejectedError
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.benchmarks import data_path, loaders
+from jobs.benchmarks import data_path
 from jobs.benchmarks.data_path import Clips, decode_step, delivered, made_clips, pool_rate, source_of, steady_rate
+from jobs.benchmarks.support.fixtures import json_of_child
 from pipeline.corpus import media
 from pipeline.decode.codec import open_video
 from pipeline.records import Kind
@@ -44,5 +45,5 @@ def test_other_loaders_deliver_every_clip(tmp_path):
     (tmp_path / "videos").mkdir()
     for index in range(5):
         data_path.write_clip(index, CLIPS, str(tmp_path / "videos"))
-    arrivals = loaders.arrivals_of("dataloader", str(tmp_path), loaders.sys.executable, 1)
+    arrivals = json_of_child("jobs.benchmarks.loaders", "dataloader", tmp_path, 1, 1)
     assert [count for _, count in arrivals] == [4, 1]

@@ -125,7 +125,8 @@ def test_retrieval_is_scored_and_the_card_repeats_it(
     assert protocols_of(run) == {"retrieval on test"}
     assert "t2v/dual_softmax_r1" in Path(run, "report.html").read_text()
     capsys.readouterr()
-    assert main(["--card", str(path), "--placement.storage", str(folder / "runs"), "--placement.num-workers", "1"]) == 0
+    arguments = ["--placement.storage", str(folder / "runs"), "--placement.num-workers", "1"]
+    assert exit_status(lambda: main(["--card", str(path), *arguments])) == 0
     assert "every score is that of the card" in capsys.readouterr().out
     assert read_card(str(path)) == card
     assert exit_status(lambda: main(["--card", str(path), "--rerank", "3"])) == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import signal
@@ -20,8 +19,6 @@ from toy import run_of
 from jobs import ROOT
 from jobs.launch import driver, lease, preflight
 from jobs.launch.lease import EXPIRES_SECONDS, LEASE, TRUSTED_SECONDS, Lease, LeaseLostError, Watch
-from jobs.run.config import with_decoder
-from jobs.run.run_identity import identity
 from pipeline import storage
 
 QUICK = {"RENEW_SECONDS": 0.1, "EXPIRES_SECONDS": 8.0, "TRUSTED_SECONDS": 4.0, "POLL_SECONDS": 0.05}
@@ -281,14 +278,12 @@ def live_driver(run_folder: str) -> Iterator[int]:
 
 def test_a_second_driver_is_refused_before_it_changes_anything_and_a_dry_run_says_so(tmp_path: Path) -> None:
     config = run_of(tmp_path)
-    config = dataclasses.replace(config, data=with_decoder(config.data, None))
     run_folder = Path(config.placement.storage, config.name)
     with live_driver(str(run_folder)) as pid:
         with pytest.raises(ValueError, match=f"has a live driver: process {pid} on .*take another --name"):
             driver.pretrain(config)
         assert [path.name for path in run_folder.iterdir() if not path.name.startswith(".")] == [LEASE]
-        fields = identity(config, driver.read_manifest(config.data.manifest).hash)
-        driver.claim_folder(config.name, fields, str(run_folder))
+        driver.claim_folder(config, driver.read_manifest(config.data.manifest), str(run_folder))
         words = preflight.describe(preflight.survey(config))
         assert re.search(
             rf"without a checkpoint yet; has a driver, process {pid} on .*, which renewed its lease", words

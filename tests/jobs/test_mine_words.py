@@ -81,7 +81,7 @@ def test_the_command_line_writes_into_a_bucket(
     storage.write_bytes_atomic(f"{bucket}/captions.jsonl", (folder / "captions.jsonl").read_bytes())
     storage.write_bytes_atomic(f"{bucket}/bert/tokenizer.json", (folder / "vocabulary" / "tokenizer.json").read_bytes())
     arguments = ["--captions", f"{bucket}/captions.jsonl", "--vocabulary", f"{bucket}/bert", "--out", f"{bucket}/words"]
-    assert main([*arguments, "--tagger", "lexicon"]) == 0
+    assert exit_status(lambda: main([*arguments, "--tagger", "lexicon"])) == 0
     assert f"table     {bucket}/words/significant_words.json" in capsys.readouterr().out
     text = TextConfig(
         vocabulary=str(folder / "vocabulary"),

@@ -18,15 +18,16 @@ from jobs.evaluation.cards import Protocol, read_cards, write_card
 from jobs.evaluation.leaderboard import TableConfig, table
 from jobs.experiments.suite import EvaluateAllConfig, evaluate_all
 from jobs.inference.hub_folder import ExportConfig, export, without_queues
-from jobs.inference.index import decode_part, known_uris, note_rejected
+from jobs.inference.index import decode_part, known_uris
 from jobs.inference.model import decode, load
 from jobs.run import run_files
 from jobs.run.fields import as_dict
 from jobs.run.presets import tiny
 from jobs.tasks.network import build_model
+from pipeline.corpus.ledger import write_ledger
 from pipeline.decode.codec import encode_video
 from pipeline.decode.config import Limits
-from pipeline.records import DecodeError, Reason
+from pipeline.records import DecodeError, Reason, Rejected, Stage
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import train_wordpiece
 from tests.cards import card
@@ -101,8 +102,8 @@ def test_a_video_that_crashes_its_decoder_costs_its_row(tmp_path: Path, monkeypa
     monkeypatch.setattr("jobs.inference.model.isolated", crash)
     parts = pa.table({"part": ["part-0"], "uris": [[str(video)]]})
     (row,) = decode_part(parts, data=data, limits=Limits()).to_pylist()
-    assert json.loads(row["refused"]) == ["crashed", "the process that decoded it ended"]
-    note_rejected([[str(video), *json.loads(row["refused"])]], f"{tmp_path}/rejected.parquet", str(tmp_path))
+    assert (row["reason"], row["detail"]) == ("crashed", "the process that decoded it ended")
+    write_ledger([Rejected.from_row(row, Stage.EVALUATE)], f"{tmp_path}/rejected.parquet")
     assert known_uris(str(tmp_path)) == set()  # it is tried again
 
 

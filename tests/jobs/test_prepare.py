@@ -166,7 +166,8 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
 
 def test_the_command_line_prepares(folder, capsys):
     arguments = ["--corpus", "toy", "--root", str(folder / "videos"), "--out", str(folder / "out")]
-    assert main([*arguments, "--annotations", f"val={folder / 'captions.jsonl'}", "--format", "json_lines"]) == 0
+    arguments += ["--annotations", f"val={folder / 'captions.jsonl'}", "--format", "json_lines"]
+    assert exit_status(lambda: main(arguments)) == 0
     assert "clips     test 1, train 5" in capsys.readouterr().out
 
 

@@ -9,12 +9,12 @@ import torch
 
 from jobs.evaluation.leaderboard import COLUMNS
 from jobs.evaluation.published import FILE, published_scores
-from jobs.run.config import OptimConfig, PretrainConfig, in_steps
+from jobs.run.config import OptimConfig, PretrainConfig
 from jobs.run.datasets import DATASETS, published_test_set
 from jobs.run.fields import as_dict as plain
 from jobs.run.fields import flat
 from jobs.run.presets import PRESETS, tiny
-from jobs.run.run_identity import identity
+from jobs.run.run_identity import identity, in_steps
 from pipeline.corpus.caption_formats import format_named
 from pipeline.stream.config import AugmentationConfig, MixingConfig
 from pipeline.stream.epoch_plan import Plan

@@ -24,8 +24,9 @@ from jobs.corpus.preparation import PrepareConfig, Prepared, prepare
 from jobs.launch.driver import pretrain
 from jobs.launch.preflight import survey
 from jobs.run import run_files
-from jobs.run.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig, with_decoder
+from jobs.run.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig
 from jobs.run.presets import tiny
+from jobs.run.run_identity import with_decoder
 from jobs.tracking import mlflow_runs
 from jobs.training.job import make_sources, with_absolute_weights
 from pipeline import storage
@@ -194,7 +195,8 @@ def losses(config: PretrainConfig, config_hash: str) -> dict[str, list[tuple[int
     tracker = mlflow_runs.open_run(
         placement.storage, experiment=placement.experiment, name=config.name, identity_hash=config_hash, params={}
     )
-    return {name: tracker.history(name) for name in tracker.metric_names() if name.startswith("loss/")}
+    names = tracker.client.get_run(tracker.run_id).data.metrics
+    return {name: tracker.history(name) for name in names if name.startswith("loss/")}
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ import pytest
 
 from jobs.evaluation.cards import Card, Protocol
 from jobs.reports import figures
-from jobs.reports.run_report import Blank, MaskedCaption, Ranking, ReportData, render_report, with_protocols
+from jobs.reports.run_report import MaskedCaption, ReportData, render_report, with_protocols
+from jobs.tasks.task import Examples
 from snps3_model import metrics
 from tests.scores import retrieval_metrics
 
@@ -40,9 +41,14 @@ def fake_scores(num_clips: int, strength: float, rng: np.random.Generator) -> di
     return {"fused": metrics.fuse(dual, cross), "dual": dual, "cross": cross}
 
 
-def demo_test(rng: np.random.Generator, num_clips: int = 200) -> Ranking:
+def examples(**changes: object) -> Examples:
+    nothing = {"groups": None, "filled": (), "token_ids": np.zeros((0, 0), int)}
+    return Examples(**nothing | changes)  # type: ignore[arg-type]
+
+
+def demo_test(rng: np.random.Generator, num_clips: int = 200) -> Examples:
     words = [(list(COLOURS)[index % 4], index // 4 % 4) for index in range(num_clips)]
-    return Ranking(
+    return examples(
         captions=[f"a {colour} square {MOVES[move]} over a grainy floor" for colour, move in words],
         clips=np.stack([moving_square(COLOURS[colour], move, rng) for colour, move in words]),
         relevant=np.eye(num_clips, dtype=bool),
@@ -50,10 +56,10 @@ def demo_test(rng: np.random.Generator, num_clips: int = 200) -> Ranking:
     )
 
 
-def demo_temporal(rng: np.random.Generator, num_groups: int = 12) -> Ranking:
+def demo_temporal(rng: np.random.Generator, num_groups: int = 12) -> Examples:
     groups = np.repeat(np.arange(num_groups), 4)
     colours = [list(COLOURS)[group % 4] for group in groups]
-    return Ranking(
+    return examples(
         captions=[f"the {colour} square {MOVES[index % 4]}" for index, colour in enumerate(colours)],
         clips=np.stack([moving_square(COLOURS[c], index % 4, rng) for index, c in enumerate(colours)]),
         relevant=np.eye(len(groups), dtype=bool),
@@ -62,31 +68,17 @@ def demo_temporal(rng: np.random.Generator, num_groups: int = 12) -> Ranking:
     )
 
 
-def demo_history(rng: np.random.Generator, num_steps: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    starts = {"gvtm_level1": 3.9, "gvtm_level2": 1.4, "masked_words_text": 5.6, "masked_words_cross": 5.6, "lvwm": 3.5}
-    train, validation = [], []
-    for step in range(1, num_steps + 1):
-        left = np.exp(-step / (num_steps / 4))
-        row = {f"loss/{name}": start * (0.3 + 0.7 * left) * rng.normal(1, 0.06) for name, start in starts.items()}
-        pace = 41 + 3 * rng.normal() - 25 * (step % 50 == 0)
-        train.append({"step": step, "loss/total": sum(row.values()), "clips_per_second": pace} | row)
-        if step % (num_steps // 8) == 0:
-            recalls = {f"validation/t2v/{s}r{k}": (1 - left) * k**0.25 * 0.5 for s in ("", "dual_") for k in (1, 5, 10)}
-            validation.append({"step": step, "validation/loss/total": 20 * (0.36 + 0.7 * left)} | recalls)
-    return train, validation
-
-
 def demo_masked(rng: np.random.Generator) -> list[MaskedCaption]:
-    examples = []
+    masked = []
     for index, (colour, rgb) in enumerate([*COLOURS.items(), *COLOURS.items()][:6]):
         words = f"a {colour} square {MOVES[index % 4]} over a grainy floor".split()
         other = list(COLOURS)[(index + 1) % 4]
         right, wrong = [(colour, 0.81), (other, 0.11), ("small", 0.03)], [(other, 0.46), (colour, 0.41), ("a", 0.02)]
-        blanks = [Blank(position=1, guesses=wrong if index % 3 == 2 else right)]
+        guesses = {1: wrong if index % 3 == 2 else right}
         if index % 2:
-            blanks.append(Blank(position=3, guesses=[(words[3], 0.62), ("spins", 0.2), ("grows", 0.1)]))
-        examples.append(MaskedCaption(words=words, blanks=blanks, frames=moving_square(rgb, index % 4, rng)))
-    return examples
+            guesses[3] = [(words[3], 0.62), ("spins", 0.2), ("grows", 0.1)]
+        masked.append(MaskedCaption(words=words, guesses=guesses, frames=moving_square(rgb, index % 4, rng)))
+    return masked
 
 
 def demo_card(**changes: object) -> Card:
@@ -106,11 +98,10 @@ def demo_card(**changes: object) -> Card:
     return Card(**dict.fromkeys(texts, "x") | counts | fields | changes)  # type: ignore[arg-type]
 
 
-def demo_data(num_clips: int = 200, num_steps: int = 1200) -> ReportData:
+def demo_data(num_clips: int = 200) -> ReportData:
     """Data shaped like that of a real run."""
     rng = np.random.default_rng(0)
     test, temporal = demo_test(rng, num_clips), demo_temporal(rng)
-    train, validation = demo_history(rng, num_steps)
     results = metrics.group_metrics(temporal.scores["cross"], np.asarray(temporal.groups), "temporal")
     results["temporal/t2v/dual_group_r1"] = 0.24
     for score, begin in (("fused", ""), ("dual", "dual"), ("cross", "cross")):
@@ -122,8 +113,6 @@ def demo_data(num_clips: int = 200, num_steps: int = 1200) -> ReportData:
         commit="0173642",
         config_hash="9f2c11ab",
         manifest_hash="77aa03d1",
-        train_history=train,
-        validation_history=validation,
         results=results,
         ceilings={
             "test/knows_the_scene": 0.97,
@@ -151,7 +140,7 @@ def demo_data(num_clips: int = 200, num_steps: int = 1200) -> ReportData:
 
 @pytest.fixture(scope="module")
 def data() -> ReportData:
-    return demo_data(num_clips=48, num_steps=160)
+    return demo_data(num_clips=48)
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +177,9 @@ def test_the_page_is_whole_and_holds_every_section(page, data):
     assert parsed.open == []
     for text in (data.name, data.date, data.hardware, data.commit, data.config_hash, data.manifest_hash):
         assert text in page
-    for heading in ("Scores", "Examples of retrieval", "order in time", "Masked words", "Losses", "Rejected samples"):
+    for heading in ("Scores", "Examples of retrieval", "order in time", "Masked words", "Rejected samples"):
         assert heading in page
     assert page.count('class="query"') == 5
-    assert page.count("<svg") == 6  # five losses and their sum
     assert "The run took 7 min 48 s" in page
     assert "Left out" not in page
     assert f"{100 * data.results['test/t2v/r1']:.1f}\N{NO-BREAK SPACE}%" in page
@@ -236,9 +224,7 @@ def test_every_picture_has_a_text_instead(page):
 
 def test_captions_of_strangers_are_text_and_nothing_else(data):
     evil = "<script>alert(1)</script>\"' onload=x & $x_1$ {{ 7 * 7 }} </style>"
-    masked = MaskedCaption(
-        words=[evil, "b"], blanks=[Blank(position=1, guesses=[(evil, 0.5)])], frames=data.masked_captions[0].frames
-    )
+    masked = MaskedCaption(words=[evil, "b"], guesses={1: [(evil, 0.5)]}, frames=data.masked_captions[0].frames)
     changed = dataclasses.replace(
         data,
         name=evil,
@@ -246,7 +232,6 @@ def test_captions_of_strangers_are_text_and_nothing_else(data):
         test=dataclasses.replace(data.test, captions=[evil] * len(data.test.captions)),
         temporal=dataclasses.replace(data.temporal, captions=[evil] * len(data.temporal.captions)),
         masked_captions=[masked],
-        train_history=[{"step": step, f"loss/{evil}": 1.0} for step in range(5)],
         ceilings={f"test/{evil}": 0.5},
         ledger={evil: 1},
         timings={evil: 1.0},
@@ -263,7 +248,7 @@ def test_captions_of_strangers_are_text_and_nothing_else(data):
 def test_an_empty_run_says_what_is_missing():
     page = render_report(ReportData(name="x", date="", hardware="", commit="", config_hash="", manifest_hash=""))
     assert Tags(page).open == []
-    assert page.count("Left out") == 7
+    assert page.count("Left out") == 6
     assert "the ledger of rejected samples is empty" in page
 
 
@@ -272,8 +257,7 @@ def test_each_part_may_be_missing(data, name):
     field = next(field for field in dataclasses.fields(ReportData) if field.name == name)
     default = field.default if field.default is not dataclasses.MISSING else {}
     empty = "" if isinstance(getattr(data, name), str) else default
-    quick = data if name.endswith("history") else dataclasses.replace(data, train_history=(), validation_history=())
-    assert Tags(render_report(dataclasses.replace(quick, **{name: empty}))).open == []
+    assert Tags(render_report(dataclasses.replace(data, **{name: empty}))).open == []
 
 
 def test_the_right_clip_is_shown_even_when_it_comes_last():
@@ -290,19 +274,18 @@ def demo_empty() -> ReportData:
     return ReportData(name="x", date="", hardware="", commit="", config_hash="", manifest_hash="")
 
 
-def test_constant_scores_and_broken_losses_still_make_a_page():
+def test_constant_scores_still_make_a_page():
     rng = np.random.default_rng(1)
     test = dataclasses.replace(demo_test(rng, 12), scores={"dual": np.zeros((12, 12))})
     temporal = dataclasses.replace(demo_temporal(rng, 2), scores={"cross": np.zeros((8, 8))})
-    history = [{"step": 1, "loss/total": float("nan")}, {"step": 2, "loss/total": 2.0}, {"step": 3}]
-    page = render_report(dataclasses.replace(demo_empty(), test=test, temporal=temporal, train_history=history))
+    page = render_report(dataclasses.replace(demo_empty(), test=test, temporal=temporal))
     assert "nan" not in re.sub(r"base64,[^)\"]*", "", page).lower().replace("financ", "")
     assert "6.5" in page
 
 
 def test_a_still_image_and_wide_frames_are_shown_too():
     rng = np.random.default_rng(1)
-    still = Ranking(
+    still = examples(
         captions=["a", "b"],
         clips=rng.integers(0, 255, size=(2, 1, 40, 90, 3), dtype=np.uint8),
         relevant=np.eye(2, dtype=bool),
@@ -311,20 +294,12 @@ def test_a_still_image_and_wide_frames_are_shown_too():
     assert "--n:1;--w:90;--h:40" in render_report(dataclasses.replace(demo_empty(), test=still))
 
 
-def test_scores_of_another_shape_are_refused():
-    test = demo_test(np.random.default_rng(1), 12)
-    with pytest.raises(ValueError, match=r"dual must be captions × clips = \(12, 12\), got \(11, 12\)"):
-        dataclasses.replace(test, scores={"dual": np.zeros((11, 12))})
-    with pytest.raises(ValueError, match="at least one score"):
-        dataclasses.replace(test, scores={})
-
-
 def test_a_chart_is_xml_whose_lines_end_where_their_values_are():
-    lines = {"<a>": [(step, 1 / step) for step in range(1, 2000)], "b": [(10, 0.5), (20, float("nan")), (1999, 2.0)]}
-    svg = figures.line_chart(lines, width=400, height=200, has_legend=True)
+    lines = [[(step, 1 / step) for step in range(1, 2000)], [(10, 0.5), (20, float("nan")), (1999, 2.0)]]
+    svg = figures.line_chart(lines, x_label="<steps>", width=400, height=200)
     assert len(svg) < 6_000
     chart = ET.fromstring(svg)
-    assert [text.text for text in chart.iter("text")][-2:] == ["<a>", "b"]
+    assert [text.text for text in chart.iter("text")][-1] == "<steps>"
     first, second = (line.attrib for line in chart.iter("polyline"))
     assert (first["stroke"], second["stroke"]) == ("var(--c1)", "var(--c2)")
     places = [tuple(map(float, point.split(","))) for point in second["points"].split()]
@@ -345,11 +320,11 @@ def test_ticks_are_round_numbers_within_the_axis(low, high, expected):
 
 def test_an_axis_without_values_or_with_equal_ones_is_drawn_too():
     for points in ([], [(1, 0.0)], [(3, 5.0), (3, 5.0)], [(1, float("inf"))]):
-        assert "nan" not in figures.line_chart({"x": points})
+        assert "nan" not in figures.line_chart([points])
 
 
 def test_logarithmic_axes_show_plain_numbers():
-    svg = figures.line_chart({"x": [(1, 10_000), (100, 1)]}, is_log=True)
+    svg = figures.line_chart([[(1, 10_000), (100, 1)]], is_log=True)
     assert {"1", "100", "10,000"} <= {text.text for text in ET.fromstring(svg).iter("text")}
 
 

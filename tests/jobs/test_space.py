@@ -16,10 +16,10 @@ from jobs.experiments.sweep_table import describe, row_of, summary
 from jobs.experiments.sweeps import SweepConfig, evaluated_at, identity_hash, rungs_of
 from jobs.launch import driver, preflight
 from jobs.run import run_files, run_identity
-from jobs.run.config import PretrainConfig, in_steps
+from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict, flat
 from jobs.run.presets import tiny
-from jobs.run.run_identity import identity
+from jobs.run.run_identity import identity, in_steps
 from jobs.training.job import make_plan
 from jobs.training.step import DivergedError, RunError
 from jobs.training.trainer import PROBES
@@ -302,7 +302,7 @@ def test_a_run_that_stopped_for_good_says_whether_it_diverged(
     """A corpus of which too much could not be decoded says nothing of the values: that trial failed."""
     run_files.write_json(f"{tmp_path}/failure.json", {"error": "why", "has_diverged": has_diverged})
     with pytest.raises(error, match=r"^why$") as raised:
-        driver.ended(str(tmp_path))
+        driver.has_ended(str(tmp_path))
     failure = raised.value
     assert type(failure) is error
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.run.config import DataConfig, PretrainConfig, with_decoder
+from jobs.run.config import DataConfig, PretrainConfig
+from jobs.run.run_identity import with_decoder
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
 from pipeline.decode.codec import encode_video, open_video
 from pipeline.decode.config import Limits

@@ -115,7 +115,8 @@ import pyarrow as pa
 import jobs.corpus.deduplication, jobs.reports.corpus
 from jobs.corpus.preparation import PrepareConfig
 from jobs.inference.model import decode
-from jobs.run.config import DataConfig, with_decoder
+from jobs.run.config import DataConfig
+from jobs.run.run_identity import with_decoder
 from pipeline.decode import decoders
 from pipeline.decode.codec import probe
 PrepareConfig(corpus="toy", root=sys.argv[1], out=sys.argv[1])

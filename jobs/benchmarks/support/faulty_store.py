@@ -70,33 +70,25 @@ class FaultyStore(ThreadingHTTPServer):
         """Choose the fault of the next request: "gone", "refused", "cut", "slow_down", or "whole" for none."""
         with self._lock:
             self._num_gets += method == "GET"
-            is_due = {
-                "gone": time.monotonic() < self.gone_until,
-                "refused": method == "PUT" and bool(self.faults.put_refusal),
-                "cut": method == "GET" and _is_due(self._num_gets, self.faults.cut_every),
-                "slow_down": method == "GET" and _is_due(self._num_gets, self.faults.slow_down_every),
-                "whole": True,
-            }
-            fault = next(name for name, due in is_due.items() if due)
+            fault = "refused" if method == "PUT" and self.faults.put_refusal else "whole"
+            for name, every in (("slow_down", self.faults.slow_down_every), ("cut", self.faults.cut_every)):
+                if method == "GET" and every and self._num_gets % every == 0:
+                    fault = name
+            if time.monotonic() < self.gone_until:
+                fault = "gone"
             self.counts[fault] += 1
         return fault
-
-
-def _is_due(number: int, every: int) -> bool:
-    return every > 0 and number % every == 0
 
 
 @contextlib.contextmanager
 def faulty_store(target: str, faults: Faults) -> Iterator[FaultyStore]:
     """Run a store with `faults` before the endpoint `target` while the context lasts."""
     with FaultyStore(target, faults) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:
             yield server
         finally:
             server.shutdown()
-            thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -120,14 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
     def pass_on(self, body: bytes, *, is_cut: bool) -> None:
         target = self.server.target
         connection = http.client.HTTPConnection(str(target.hostname), target.port or 80)
-        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in {**_foreign(self.headers), "Content-Length": str(len(body))}.items():
-            connection.putheader(name, value)
-        connection.endheaders(body)
+        connection.request(self.command, self.path, body, _foreign(self.headers))
         with contextlib.closing(connection), connection.getresponse() as response:
             content = response.read()
-        length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
-        headers = _foreign(response.headers) | ({} if length is None else {"Content-Length": length})
+        headers = _foreign(response.headers)
+        headers["Content-Length"] = response.getheader("Content-Length", str(len(content)))
         sent = content[: len(content) // 2] if is_cut else content
         self.server.count_bytes(len(sent) * (self.command == "GET"))
         self.send(response.status, headers, sent)
@@ -143,10 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Log nothing: the requests of a test are no news."""
 
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815  as http.server calls them
+
 
 def _foreign(headers: Message) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in OWN_HEADERS}
-
-
-for _method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
-    setattr(_Handler, f"do_{_method}", _Handler.answer)

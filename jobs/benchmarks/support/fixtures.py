@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -17,7 +18,8 @@ import numpy as np
 
 from jobs import ROOT
 from pipeline import storage
-from pipeline.decode.codec import encode_video
+from pipeline.corpus.manifest import checksum, clip_id
+from pipeline.decode.codec import encode_video, open_video
 from pipeline.records import Kind
 from pipeline.stream.epoch_plan import Plan
 from pipeline.stream.loader import ClipSource, split_rows
@@ -90,6 +92,15 @@ def embedded_corpus(root: Path, *, name: str | None = None, num_test: int = 12, 
         annotations = tuple(sorted(str(file) for file in (root / "annotations").glob("*.jsonl")))
         prepare(PrepareConfig(corpus=name or root.name, root=str(root), out=str(path.parent), annotations=annotations))
     return str(path)
+
+
+def manifest_row(corpus: str, path: Path, caption: str, split: str = "train") -> dict[str, Any]:
+    """Return the row of a video file in the manifest of `corpus`."""
+    data = path.read_bytes()
+    with open_video(data) as video:
+        known = dataclasses.asdict(video.info)
+    named = {"clip_id": clip_id(corpus, path.name), "uri": str(path), "captions": [caption], "split": split}
+    return known | named | {"kind": str(Kind.VIDEO), "bytes": len(data), "checksum": checksum(data)}
 
 
 def small_corpus(folder: str) -> str:

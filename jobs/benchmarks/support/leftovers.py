@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -18,16 +17,6 @@ OTHER_KINDS = ("DatasetManager", "PreemptionWatcher")
 """Of those that a run may have too."""
 
 
-@contextlib.contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Ray is connected to the cluster at `address`."""
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def living_actors() -> list[Mapping[str, Any]]:
     """Return the actors of the connected cluster that are not dead, as Ray's state has them."""
     return [actor for actor in state.actors().values() if actor["State"] != "DEAD"]
@@ -38,7 +27,7 @@ def refuse_unknown_actors(address: str) -> None:
 
     `leftovers` looks for these names: where Ray has renamed one, it would find nothing however much was left.
     """
-    with connected(address):
+    with ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False):
         names = sorted({actor["ActorClassName"] for actor in living_actors()})
     if unseen := [kind for kind in KINDS if not any(kind in name for name in names)]:
         raise RuntimeError(f"no actor of a live run is called {unseen[0]}; it has {', '.join(names)}: adapt KINDS")
@@ -47,13 +36,9 @@ def refuse_unknown_actors(address: str) -> None:
 def leftovers(address: str) -> list[str]:
     """Return actors of runs that are still alive, and placement groups that are still held, after all runs are over."""
     time.sleep(10)  # a killed driver is noticed by its silence
-    with connected(address):
-        groups = [f"placement group {key}" for key, group in placement_group_table().items() if is_held(group)]
+    with ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False):
+        held = [key for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
         kinds = KINDS + OTHER_KINDS
         left = [actor for actor in living_actors() if any(kind in actor["ActorClassName"] for kind in kinds)]
+        groups = [f"placement group {key}" for key in held]
         return groups + [f"{actor['ActorClassName']} {actor['State']}" for actor in left]
-
-
-def is_held(group: Mapping[str, Any]) -> bool:
-    """Return whether a placement group has resources."""
-    return group["state"] != "REMOVED"

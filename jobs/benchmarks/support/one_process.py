@@ -18,11 +18,12 @@ from cluster import run as cluster_run
 from cluster.ray_internals import SNAPSHOT
 from cluster.run import Runtime
 from cluster.world import World
+from jobs.benchmarks.support.fixtures import manifest_row
 from jobs.evaluation import scoring
 from jobs.launch import driver
 from jobs.run import run_files
 from jobs.training.job import Job
-from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
+from pipeline.corpus.manifest import make_manifest, write_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.stream.loader import decode_share, segments
 
@@ -89,39 +90,24 @@ def in_one_process() -> Iterator[None]:
         yield
 
 
-def make_clips(folder: Path, *, num_train: int = 6, num_val: int = 4, size_px: int = 32) -> str:
-    """Write a manifest of short videos of noise, and return its path. Each evaluation split, val and test, has its own
-    clips."""
+def make_clips(folder: Path) -> str:
+    """Write a manifest of short videos of noise, six to train on, and return its path. Each evaluation split, val and
+    test, has four clips of its own."""
     rows = []
-    for number in range(num_train + 2 * num_val):
-        split = "train" if number < num_train else ("val", "test")[number % 2]
+    for number in range(14):
+        split = "train" if number < 6 else ("val", "test")[number % 2]
         coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 4, 3), np.uint8)
         path = folder / f"{number}.mp4"
-        path.write_bytes(encode_video(coarse.repeat(size_px // 4, 1).repeat(size_px // 4, 2), fps=8))
-        rows.append(
-            {
-                "clip_id": clip_id("noise", path.name),
-                "uri": str(path),
-                "captions": [f"the bright square number {number} moves"],
-                "kind": "video",
-                "split": split,
-                "width": size_px,
-                "height": size_px,
-                "fps": 8.0,
-                "duration_seconds": 0.5,
-                "num_frames": 4,
-                "bytes": path.stat().st_size,
-                "checksum": checksum(path.read_bytes()),
-            }
-        )
+        path.write_bytes(encode_video(coarse.repeat(8, 1).repeat(8, 2), fps=8))
+        rows.append(manifest_row("noise", path, f"the bright square number {number} moves", split))
     write_manifest(make_manifest("noise", str(folder), rows), manifest := str(folder / "manifest.parquet"))
     return manifest
 
 
-def small_options(manifest: str, storage: Path, *, name: str = "small", num_steps: int = 2) -> list[str]:
+def small_options(manifest: str, storage: Path, *, num_steps: int = 2) -> list[str]:
     """Return the command line of a run of seconds on `make_clips`, of the losses of `tiny`."""
     settings = {
-        "name": name,
+        "name": "small",
         "data.manifest": manifest,
         "data.temporal-split": None,
         "data.num-frames": 2,
