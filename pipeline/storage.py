@@ -119,26 +119,15 @@ def is_folder(path: str) -> bool:
 
 
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """Return the bytes [start, stop) of a file, fewer where it ends before; the whole file by default.
-
-    FileNotFoundError names the path.
-    """
+    """Return those of the bytes [start, stop) that a file has; by default all. FileNotFoundError names the path."""
 
     def call(store: Any, inner: str) -> bytes:
         storage_errors.refuse_special(path, inner)
-        try:
+        with storage_errors.none_behind_the_end(path):
             return store.cat_file(inner, start=start, end=stop)
-        except OSError as error:
-            if is_remote(path) and storage_errors.is_beyond_end(error):
-                return b""
-            raise
+        return b""
 
     return _ask(path, call)
-
-
-def num_bytes(path: str) -> int:
-    """Return the size of a file. FileNotFoundError names the path."""
-    return _ask(path, lambda store, inner: int(store.info(inner)["size"]))
 
 
 def ahead(reads: Iterable[tuple[str, Callable[[], T]]]) -> Iterator[Callable[[], T]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.records import DecodeError, DistantFile, Reason, Stored
@@ -42,4 +44,4 @@ def fetch_start(uri: str) -> Stored | DistantFile:
             raise DecodeError(Reason.TRUNCATED, f"{uri} changes while it is read")
         return part
 
-    return DistantFile(storage.num_bytes(uri), read)
+    return DistantFile(storage.read_with(uri, lambda file: file.seek(0, io.SEEK_END)), read)
