@@ -11,7 +11,7 @@ from av.packet import Packet
 from jaxtyping import UInt8
 
 from pipeline.decode.formats import TS, Content, refuse_damaged
-from pipeline.decode.groups import CutVideo, packet_of, parameters_of
+from pipeline.decode.groups import CutVideo, PacketVideo, packet_of, parameters_of
 from pipeline.decode.packets import CORRUPT, KEY, PACKET, SHOWN, PacketIndex, check_of
 from pipeline.decode.transport_stream import PIECE_BYTES, packet_at
 from pipeline.decode.video import UNTIMED, PyavVideo
@@ -130,15 +130,21 @@ def _pieces(data: Content, content: bytes, position: int) -> tuple[int, int]:
 
 def _proven(video: IndexedVideo, index: PacketIndex, data: Content) -> PacketIndex:
     """Return the index, with the groups that its frames need more. UnindexedError if by it a clip would have other
-    frames, or at other times, than the file."""
+    frames, or at other times, than the file. A damaged frame has to be one for both."""
     frames = sorted({0, video.info.num_frames // 2, video.info.num_frames - 1})
+    whole = [_shown(video, frame) for frame in frames]
     for spare in (0, 1):
         index = PacketIndex({**index.header, "spare": spare}, index.packets)
-        cut = index.cut(frames, lambda start, stop: data[start:stop])
-        try:
-            same = np.array_equal(CutVideo(cut).frames(frames), video.frames(frames))
-        except DecodeError:
-            continue
-        if same and np.array_equal(index.timeline.times, video.timeline.times):
+        cuts = [index.cut([frame], lambda start, stop: data[start:stop]) for frame in frames]
+        shown = [_shown(CutVideo(cut), frame) for cut, frame in zip(cuts, frames, strict=True)]
+        if shown == whole and any(whole) and np.array_equal(index.timeline.times, video.timeline.times):
             return index
     raise UnindexedError
+
+
+def _shown(video: PacketVideo, frame: int) -> bytes | None:
+    """Return the pixels of a frame; None if it does not decode."""
+    try:
+        return video.frames([frame]).tobytes()
+    except DecodeError:
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,36 @@ def test_a_clip_by_its_packets_is_that_of_the_whole_file(name, films):
     for frame in range(len(whole)):
         shown = decoded(cut_of(index, data, [frame]), lambda packets, n=frame: cut_video(packets).frames([n]))
         np.testing.assert_array_equal(shown[0], whole[frame])
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_a_damaged_file_is_used_or_refused_as_when_it_is_read_whole(name, films):
+    for seed in range(4):
+        rng, damaged = np.random.default_rng(seed), bytearray(films[name])
+        for position in rng.integers(0, len(damaged), 3).tolist():
+            damaged[position] ^= 1 << int(rng.integers(8))
+        data = bytes(damaged)
+        try:
+            if not len(raw := index_packets(data)):
+                continue
+        except DecodeError as error:
+            with pytest.raises(DecodeError, match=str(error.reason)), PyavVideo(data) as video:
+                video.frames([0])
+            continue
+        index = PacketIndex.from_bytes(bytes(raw))
+        for frame in rng.integers(0, len(index.timeline.times), 3).tolist():
+            cut = cut_of(index, data, [frame])
+            by_packets = outcome(lambda c=cut, f=frame: decoded(c, lambda packets: cut_video(packets).frames([f])))
+            with open_video(data, "pyav") as video:
+                assert by_packets == outcome(lambda v=video, f=frame: v.frames([f]))
+
+
+def outcome(show: Callable[[], Any]) -> Any:
+    """Return the pixels, or why there are none."""
+    try:
+        return show().tobytes()
+    except DecodeError as error:
+        return error.reason, error.detail
 
 
 @pytest.mark.parametrize("name", WHOLE)
