@@ -118,7 +118,8 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
             clips += clips_of(one, found, is_own=one is manifests[0])
             prints.append(found)
             unreadable.append(lost)
-    search = find_pairs(clips, Fingerprints.joined(prints), config.similarity, train_split=config.train_split)
+    fingerprints = Fingerprints.from_table(pa.concat_tables(prints))
+    search = find_pairs(clips, fingerprints, config.similarity, train_split=config.train_split)
     pairs_path = storage.join(out, "pairs.parquet")
     rows = [pair_row(clips, pair) for pair in search.pairs]
     storage.write_table(pairs_path, pa.Table.from_pylist(rows, schema=PAIRS))
@@ -140,7 +141,7 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
     return done
 
 
-def clips_of(corpus: Manifest, found: Fingerprints, *, is_own: bool) -> list[Clip]:
+def clips_of(corpus: Manifest, found: pa.Table, *, is_own: bool) -> list[Clip]:
     """The clips of a manifest that have a fingerprint, in the order of those."""
     names = ("clip_id", "uri", "split", "group", "kind", "width", "height", "checksum", "start_seconds", "end_seconds")
     rows = corpus.table.select([*names, "captions"]).to_pylist()
@@ -158,7 +159,7 @@ def clips_of(corpus: Manifest, found: Fingerprints, *, is_own: bool) -> list[Cli
             captions=frozenset(map(normalised_caption, row["captions"])),
             is_own=is_own,
         )
-        for row in (by_id[clip_id] for clip_id in found.clip_ids.tolist())
+        for row in (by_id[clip_id] for clip_id in found["clip_id"].to_pylist())
     ]
 
 

@@ -28,7 +28,7 @@ from pipeline.decode import decoders
 from pipeline.decode.config import Limits
 from pipeline.decode.decoder_choice import measure_decoders
 from pipeline.decode.decoders import DecoderName
-from pipeline.offline.stages import Probed, clips_of, probe_clips, unnamed_files
+from pipeline.offline.stages import clips_of, probe_clips, unnamed_files
 from pipeline.records import Rejected
 
 log = logging.getLogger(__name__)
@@ -126,17 +126,17 @@ def prepare(config: PrepareConfig) -> Prepared:
     list_hashes = {split: hash_of_list(paths) for split, paths in lists.items()}
     for split, paths in lists.items():
         log.info("split %s: %d clips are annotated, list %s", split, len(paths), list_hashes[split])
-    probed = _probed(config, annotated, open_source(root, config.layout, list(files)), out)
+    rows, rejected = _probed(config, annotated, open_source(root, config.layout, list(files)), out)
     done = commit(
-        probed.rows,
-        probed.rejected,
+        rows,
+        rejected,
         corpus=config.corpus,
         root=root,
         out=out,
         num_samples=len(annotated),
         max_rejected_share=config.max_rejected_share,
         started=started,
-        decoders=measure_decoders(probed.rows, config.limits) if config.measure_decoders else {},
+        decoders=measure_decoders(rows, config.limits) if config.measure_decoders else {},
     )
     num_annotated = {split: len(paths) for split, paths in lists.items()}
     done = dataclasses.replace(done, num_annotated=num_annotated, list_hashes=list_hashes)
@@ -204,21 +204,22 @@ def commit(
     )
 
 
-def _probed(config: PrepareConfig, annotated: list[Annotation], source: Source, out: str) -> Probed:
+def _probed(
+    config: PrepareConfig, annotated: list[Annotation], source: Source, out: str
+) -> tuple[pa.Table, list[Rejected]]:
     clips = clips_of(annotated, corpus=config.corpus, source=source)
     captions = ", ".join(config.annotations) or "side-cars"
     log.info("%d clips in %s, %d %s below %s", len(clips), captions, len(source.places), source.layout, source.root)
     with connected_ray():
-        probed = probe_clips(
+        rows, rejected = probe_clips(
             clips,
             decoder=config.decoder,
             limits=config.limits,
             subcluster=config.subcluster,
             packets_folder=storage.join(out, PACKETS),
         )
-    _say_read_whole(probed.rows)
-    unnamed = unnamed_files(annotated, corpus=config.corpus, source=source)
-    return dataclasses.replace(probed, rejected=probed.rejected + unnamed)
+    _say_read_whole(rows)
+    return rows, rejected + unnamed_files(annotated, corpus=config.corpus, source=source)
 
 
 def _say_read_whole(rows: pa.Table) -> None:

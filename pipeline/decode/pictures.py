@@ -18,6 +18,9 @@ IN_RGB = int(Interpolation.BICUBIC)
 FILTER = IN_RGB | int(Interpolation.ACCURATE_RND)
 """The one filter of all decoders: frames in RGB at their own size, then bicubic over the area that a pixel covers.
 `images.resize` is the same."""
+REC_601 = 5
+AS_COLOUR_SPACE = {space: space for space in (0, 1, 2, 4, 5, 6, 7, 9)} | {10: 9}
+"""Numbers of `AVColorSpace` → that which libswscale converts from; all others are read as Rec. 601."""
 LEAST_SIDE_PX = 64
 """libswscale's filter is another one at the edges, which is most of a smaller picture."""
 UPRIGHT = np.eye(2, dtype=np.int64)
@@ -47,8 +50,10 @@ def in_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> av.VideoFrame
     Chroma stands in the middle of its pixels and fields are not told apart, as in the FFmpeg of every other decoder:
     newer ones heed where the stream says that it stands.
     """
-    name = frame.format.name
-    if name.startswith(("yuv", "p0")) and (frame.interlaced_frame or name not in ("yuv420p", "yuvj420p")):
+    name, is_fast = frame.format.name, frame.format.name in ("yuv420p", "yuvj420p") and not frame.width % 2
+    if name.startswith(("yuv", "p0")) and (
+        frame.interlaced_frame or not is_fast or AS_COLOUR_SPACE.get(int(frame.colorspace)) != int(frame.colorspace)
+    ):
         frame = without_marks(frame)
     if not any(component.is_alpha for component in frame.format.components):
         return reformatter.reformat(frame, format="rgb24", interpolation=IN_RGB, threads=1)
@@ -65,7 +70,8 @@ def without_marks(frame: av.VideoFrame) -> av.VideoFrame:
         buffer: Any = old
         rows = np.frombuffer(buffer, np.uint8).reshape(-1, old.line_size)[:, : new.line_size]
         new.update(np.pad(rows, ((0, 0), (0, new.line_size - rows.shape[1]))).tobytes())
-    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+    copy.color_range = frame.color_range
+    copy.colorspace = AS_COLOUR_SPACE.get(int(frame.colorspace), REC_601)
     return copy
 
 

@@ -8,7 +8,7 @@ Frames are sampled by time and not by their share of the clip, so that a trimmed
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -74,16 +74,6 @@ class Fingerprints:
             clip_ids=table["clip_id"].to_numpy(),
             starts=(offsets - offsets[0]) // THUMBNAIL_BYTES,
             thumbnails=joined.reshape(-1, THUMBNAIL_BYTES),
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[Fingerprints]) -> Fingerprints:
-        """Return those of several corpora, one after the other."""
-        lengths = np.concatenate([np.diff(part.starts) for part in parts])
-        return cls(
-            clip_ids=np.concatenate([part.clip_ids for part in parts]),
-            starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-            thumbnails=np.concatenate([part.thumbnails for part in parts]),
         )
 
     def of(self, index: int) -> UInt8[np.ndarray, "T 384"]:
@@ -154,28 +144,25 @@ def fingerprint_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table
 
 def fingerprint_corpus(
     corpus: Manifest, path: str, *, decoder: str, limits: Limits, subcluster: str | None = None
-) -> tuple[Fingerprints, list[Rejected]]:
-    """Return the fingerprints of all clips that have one, in order of clip_id, and the clips that have none.
+) -> tuple[pa.Table, list[Rejected]]:
+    """Return the fingerprints (`SCHEMA`) of all clips that have one, in order of clip_id, and the clips that have none.
 
     What `path` holds of the same clip and file is taken from there. The rest is computed by a Ray Data job over
     the nodes of `subcluster` (None: all nodes), and the cache is written again.
     """
-    keys = set(zip(*(corpus.table[name].to_pylist() for name in ("clip_id", "checksum")), strict=True))
-    cached = read_cache(path)
-    is_known = [
-        key in keys for key in zip(*(cached[name].to_pylist() for name in ("clip_id", "checksum")), strict=True)
-    ]
-    cached = cached.filter(pa.array(is_known, pa.bool_()))
-    is_cached = pc.field("clip_id").isin(cached["clip_id"].combine_chunks())
+    cached, names = read_cache(path), ["clip_id", "checksum"]
+    known = cached.select(names).join(corpus.table.select(names), names, join_type="left semi")
+    is_cached = pc.field("clip_id").isin(known["clip_id"].combine_chunks())
+    cached = cached.filter(is_cached)
     clips = corpus.table.filter(~is_cached).sort_by([("uri", "ascending"), ("clip_id", "ascending")]).to_pylist()
     if not clips:
-        return Fingerprints.from_table(cached), []
+        return cached, []
     look = functools.partial(fingerprint_batch, decoder=decoder, limits=limits)
-    computed = pa.concat_tables(map_clips(clips, look, schema=manifest.SCHEMA, subcluster=subcluster))
+    computed = map_clips(clips, look, schema=manifest.SCHEMA, subcluster=subcluster)
     usable, rejected = ledger.split_by_reason(computed, Stage.PREPARE)
-    table = pa.concat_tables([cached, usable.select(SCHEMA.names).cast(SCHEMA)]).sort_by("clip_id").combine_chunks()
-    write_cache(table, path)
-    return Fingerprints.from_table(table), rejected
+    table = pa.concat_tables([cached, usable.select(SCHEMA.names).cast(SCHEMA)]).sort_by("clip_id")
+    storage.write_table(path, table.replace_schema_metadata({_VERSION_KEY: VERSION}))
+    return table, rejected
 
 
 def cache_path(manifest_path: str) -> str:
@@ -190,8 +177,3 @@ def read_cache(path: str) -> pa.Table:
     table = storage.read_table(path)
     is_ours = (table.schema.metadata or {}).get(_VERSION_KEY) == VERSION
     return table.select(SCHEMA.names).cast(SCHEMA) if is_ours else SCHEMA.empty_table()
-
-
-def write_cache(table: pa.Table, path: str) -> None:
-    """Write the fingerprints to `path`, whole or not at all."""
-    storage.write_table(path, table.replace_schema_metadata({_VERSION_KEY: VERSION}))

@@ -9,13 +9,13 @@ The driver holds one small row per clip, no pixels and no file.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
-from itertools import groupby
 from typing import Any, NoReturn
 
 import pyarrow as pa
@@ -38,15 +38,7 @@ Look = Callable[[dict[str, Any]], dict[str, Any]]
 
 KNOWN = pa.schema([manifest.SCHEMA.field(index) for index in range(manifest.SCHEMA.get_field_index("group") + 1)])
 """The columns of a manifest row that are known before a file is opened."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probed:
-    """What became of a corpus."""
-
-    rows: pa.Table
-    """Usable clips; columns of `manifest.SCHEMA`."""
-    rejected: list[Rejected]
+PROGRESS_SECONDS = 5.0
 
 
 def clips_of(annotations: Iterable[Annotation], *, corpus: str, source: Source) -> list[dict[str, Any]]:
@@ -91,10 +83,11 @@ def probe_clips(
     limits: Limits,
     subcluster: str | None = None,
     packets_folder: str | None = None,
-) -> Probed:
-    """Return every clip as a row or as a rejected sample, by a Ray Data job over the nodes of `subcluster` (None: all).
+) -> tuple[pa.Table, list[Rejected]]:
+    """Return the usable clips (`manifest.SCHEMA`) and the rejected ones, by a Ray Data job.
 
-    Clips without captions are rejected before anything is fetched. Indexes of packets are written to `packets_folder`.
+    It runs on the nodes of `subcluster` (None: all). Clips without captions are rejected before anything is fetched.
+    Indexes of packets are written to `packets_folder`.
     """
     silent = [
         _reject(clip["clip_id"], clip["uri"], Reason.NO_CAPTION, "no caption with words")
@@ -103,11 +96,11 @@ def probe_clips(
     ]
     captioned = [clip for clip in clips if clip["captions"]]
     if not captioned:
-        return Probed(rows=manifest.SCHEMA.empty_table(), rejected=silent)
+        return manifest.SCHEMA.empty_table(), silent
     probing = partial(probe_batch, decoder=decoder, limits=limits, packets_folder=packets_folder)
-    probed = pa.concat_tables(map_clips(captioned, probing, schema=KNOWN, subcluster=subcluster))
+    probed = map_clips(captioned, probing, schema=KNOWN, subcluster=subcluster)
     usable, rejected = ledger.split_by_reason(probed, Stage.PREPARE)
-    return Probed(rows=usable.select(manifest.SCHEMA.names), rejected=silent + rejected)
+    return usable.select(manifest.SCHEMA.names), silent + rejected
 
 
 def probe_batch(batch: pa.Table, decoder: str, limits: Limits, packets_folder: str | None = None) -> pa.Table:
@@ -142,7 +135,7 @@ def look_at_files(
     The columns are those of `schema`, reason and detail. Each file is fetched once.
     """
     rows = []
-    files = [(uri, list(clips)) for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
+    files = [(uri, list(clips)) for uri, clips in itertools.groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
     reads = storage.ahead((media.file_of(uri), partial(fetch, uri)) for uri, _ in files)
     for (uri, clips), read in zip(files, reads, strict=True):
         try:
@@ -163,16 +156,42 @@ def map_clips(
     *,
     schema: pa.Schema,
     subcluster: str | None = None,
-) -> list[pa.Table]:
-    """Return `look` of tables of some clips (rows of `schema`), by a Ray Data job with a CPU per table."""
-    return list(mapped(list(_blocks(clips, schema)), look, subcluster=subcluster))
+) -> pa.Table:
+    """Return `look` of the clips (rows of `schema`), by a Ray Data job with a CPU per some clips."""
+    blocks = in_blocks(pa.Table.from_pylist(list(clips), schema=schema), 8, 256, together="uri")
+    return pa.concat_tables(mapped(blocks, look, subcluster=subcluster))
+
+
+def in_blocks(table: pa.Table, least: int, most: int, together: str | None = None) -> list[pa.Table]:
+    """Cut a table into blocks of `least` to `most` rows: enough tasks for every CPU, few enough to schedule.
+
+    Neighbours that are equal in the column `together` are not parted, so that a file is looked at once.
+    """
+    size = max(least, min(most, len(table) // 64))
+    owners = table[together].to_pylist() if together else range(len(table))
+    stops = [0]
+    for stop in range(1, len(table) + 1):
+        if stop == len(table) or (stop - stops[-1] >= size and owners[stop] != owners[stop - 1]):
+            stops.append(stop)
+    return [table.slice(start, stop - start) for start, stop in itertools.pairwise(stops)]
 
 
 def mapped(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None
 ) -> Iterator[pa.Table]:
     """Yield `streamed`; log every few seconds how many of the clips in `blocks` are done."""
-    yield from _with_progress(streamed(blocks, function, subcluster=subcluster), sum(len(block) for block in blocks))
+    started = said = time.monotonic()
+    done, num_clips = 0, sum(map(len, blocks))
+    for table in streamed(blocks, function, subcluster=subcluster):
+        yield table
+        done += table.num_rows
+        now = time.monotonic()
+        if now - said >= PROGRESS_SECONDS and done < num_clips:
+            rate = done / (now - started)
+            log.info(
+                "%d of %d clips looked at, %.0f clips/s, %.0f s left", done, num_clips, rate, (num_clips - done) / rate
+            )
+            said = now
 
 
 def streamed(
@@ -194,32 +213,6 @@ def streamed(
             num_cpus=1,
         )
         yield from done.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-def _blocks(clips: Sequence[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield tables of about 8 to 256 clips: enough tasks for every CPU, few enough to schedule. The clips of a file
-    that follow each other stay together."""
-    size = max(8, min(256, len(clips) // 64))
-    start = 0
-    for stop in range(1, len(clips) + 1):
-        if stop == len(clips) or (stop - start >= size and clips[stop]["uri"] != clips[stop - 1]["uri"]):
-            yield pa.Table.from_pylist(list(clips[start:stop]), schema=schema)
-            start = stop
-
-
-def _with_progress(tables: Iterable[pa.Table], num_clips: int, every_seconds: float = 5.0) -> Iterator[pa.Table]:
-    started = said = time.monotonic()
-    done = 0
-    for table in tables:
-        yield table
-        done += table.num_rows
-        now = time.monotonic()
-        if now - said >= every_seconds and done < num_clips:
-            rate = done / (now - started)
-            log.info(
-                "%d of %d clips looked at, %.0f clips/s, %.0f s left", done, num_clips, rate, (num_clips - done) / rate
-            )
-            said = now
 
 
 def _reject(clip_id: int, uri: str, reason: Reason, detail: str) -> Rejected:

@@ -1,12 +1,13 @@
 """The words of a whole corpus counted on all CPUs of a cluster.
 
-captions ──distinct ones, in blocks──► tagger, on CPU workers ──a row per word and block──► summed ──► WordCounts
+captions ──distinct ones, in blocks──► tagger, on CPU workers ──their counts──► summed ──► WordCounts
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
@@ -15,15 +16,15 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.corpus.text_files import json_lines, read_text
-from pipeline.offline.stages import streamed
+from pipeline.offline.stages import in_blocks, streamed
 from pipeline.text.significance import CONTENT_POS, WordCounts, count_words
 from pipeline.text.tagging import TaggerName, make_tagger
 
 log = logging.getLogger(__name__)
 
 CAPTIONS = "captions"
-"""Column of a table of counts: captions that hold the word."""
-_COUNTS = pa.schema([("word", pa.string()), *((name, pa.int64()) for name in (*CONTENT_POS, CAPTIONS))])
+"""What stands in place of a part of speech where captions that hold the word are counted."""
+_COUNTS = pa.schema([("pos", pa.string()), ("word", pa.string()), ("count", pa.int64())])
 
 
 def read_captions(source: str, split: str | None) -> pa.ChunkedArray:
@@ -46,40 +47,26 @@ def count_captions(captions: pa.ChunkedArray, *, tagger: TaggerName, spacy_model
     """What `count_words` gives, by a Ray Data job. Each distinct caption is tagged once."""
     distinct = pa.Table.from_struct_array(captions.value_counts())
     count = partial(_count_block, tagger=tagger, spacy_model=spacy_model, lower_case=lower_case)
-    blocks, total = list(_blocks(distinct)), _COUNTS.empty_table()
+    blocks = in_blocks(distinct, 256, 8192)
+    totals = {pos: Counter[str]() for pos in (*CONTENT_POS, CAPTIONS)}
     for number, part in enumerate(streamed(blocks, count), start=1):
-        total = _summed(pa.concat_tables([total, part]))
+        for row in part.to_pylist():
+            totals[row["pos"]][row["word"]] += row["count"]
         if number * 10 % len(blocks) < 10:
             log.info("%d of %d blocks of captions are counted", number, len(blocks))
-    log.info("%d captions, %d of them distinct, hold %d words", len(captions), len(distinct), len(total))
-    words = total["word"].to_pylist()
-    columns = {name: dict(zip(words, total[name].to_pylist(), strict=True)) for name in (*CONTENT_POS, CAPTIONS)}
-    by_pos = {pos: {word: count for word, count in columns[pos].items() if count} for pos in CONTENT_POS}
-    return WordCounts(by_pos=by_pos, num_captions_with=columns[CAPTIONS], num_captions=len(captions))
+    by_pos = {pos: dict(sorted(words.items())) for pos, words in totals.items()}  # whatever block came first
+    with_word = by_pos.pop(CAPTIONS)
+    log.info("%d captions, %d of them distinct, hold %d words", len(captions), len(distinct), len(with_word))
+    return WordCounts(by_pos=by_pos, num_captions_with=with_word, num_captions=len(captions))
 
 
 def _count_block(block: pa.Table, tagger: TaggerName, spacy_model: str, lower_case: bool) -> pa.Table:
-    """The counts of a block of captions (`values`) that occur `counts` times each, a row per word."""
+    """The counts of a block of captions (`values`) that occur `counts` times each (`_COUNTS`)."""
     times_of = dict(zip(block["values"].to_pylist(), block["counts"].to_pylist(), strict=True))
     counts = count_words(times_of, make_tagger(tagger, spacy_model), lower_case=lower_case)
-    words = list(counts.num_captions_with)
-    columns = {pos: [counts.by_pos[pos].get(word, 0) for word in words] for pos in CONTENT_POS}
-    captions = [counts.num_captions_with[word] for word in words]
-    return pa.table({"word": words, **columns, CAPTIONS: captions}, schema=_COUNTS)
-
-
-def _summed(table: pa.Table) -> pa.Table:
-    """One row per word, sorted by it, so that the result does not depend on the order of the blocks."""
-    names = (*CONTENT_POS, CAPTIONS)
-    summed = table.group_by("word").aggregate([(name, "sum") for name in names])
-    return summed.rename_columns({f"{name}_sum": name for name in names}).select(_COUNTS.names).sort_by("word")
-
-
-def _blocks(distinct: pa.Table) -> Iterator[pa.Table]:
-    """Tables of at most 8,192 captions, and at least 256: enough tasks for every CPU, few enough to schedule."""
-    size = max(256, min(8192, len(distinct) // 64))
-    for start in range(0, len(distinct), size):
-        yield distinct.slice(start, size)
+    by_pos = {**counts.by_pos, CAPTIONS: counts.num_captions_with}
+    rows = [{"pos": pos, "word": word, "count": by_pos[pos][word]} for pos in by_pos for word in by_pos[pos]]
+    return pa.Table.from_pylist(rows, schema=_COUNTS)
 
 
 def _captions_of_lines(source: str, split: str | None) -> Iterator[str]:

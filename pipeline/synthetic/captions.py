@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum, auto
+from enum import IntEnum
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -27,25 +27,13 @@ MAX_WORDS = 26
 T = TypeVar("T")
 
 
-class Slot(IntEnum):
-    """A choice that the grammar makes."""
-
-    TEMPLATE = 0
-    SHAPE = auto()
-    SECOND_SHAPE = auto()
-    SIZE = auto()
-    SECOND_SIZE = auto()
-    VERB = auto()
-    SECOND_VERB = auto()
-    ADVERB = auto()
-    TEXTURE = auto()
-    SURFACE = auto()
-    PLACE = auto()
-    NAMES_SIZE = auto()
-    NAMES_TEXTURE = auto()
-    NAMES_ADVERB = auto()
-    NAMES_BYSTANDER = auto()
-    NAMES_DIRECTION = auto()
+Slot = IntEnum(
+    "Slot",
+    "TEMPLATE SHAPE SECOND_SHAPE SIZE SECOND_SIZE VERB SECOND_VERB ADVERB TEXTURE SURFACE PLACE "
+    "NAMES_SIZE NAMES_TEXTURE NAMES_ADVERB NAMES_BYSTANDER NAMES_DIRECTION",
+    start=0,
+)
+"""The choices that the grammar makes."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +165,10 @@ def _parts(scene: Scene, style: Style) -> dict[str, str]:
     order = list(dict.fromkeys(actor for event in scene.events for actor in event.actors))
     order += [index for index in range(len(scene.things)) if index not in order]
     named = [_noun_phrase(scene.things[index], style, is_second=place > 0) for place, index in enumerate(order)]
-    verbs = [style.pick(Slot.VERB, VERBS_BY_ACTION[event.action]) for event in scene.events[:1]]
-    verbs += [style.pick(Slot.SECOND_VERB, VERBS_BY_ACTION[event.action]) for event in scene.events[1:]]
+    verbs = [
+        style.pick(slot, VERBS_BY_ACTION[event.action])
+        for slot, event in zip((Slot.VERB, Slot.SECOND_VERB), scene.events, strict=False)
+    ]
     verb, then_verb = (*verbs, Verb("", "", ""), Verb("", "", ""))[:2]
     texture = style.pick(Slot.TEXTURE, WORDS_BY_TEXTURE[scene.background.texture])
     surface = style.pick(Slot.SURFACE, SURFACES)
@@ -189,11 +179,8 @@ def _parts(scene: Scene, style: Style) -> dict[str, str]:
     return {
         "thing": named[0],
         "other": named[-1],
-        "does": verb.third,
-        "doing": verb.progressive,
-        "do": verb.plural,
-        "tail": verb.tail,
-        "then_does": then_verb.third,
+        **verb._asdict(),
+        "then_does": then_verb.does,
         "then_tail": then_verb.tail,
         "adverb": style.pick(Slot.ADVERB, ADVERBS) if style.uniforms[Slot.NAMES_ADVERB] < 0.9 else "",
         "direction": f"to the {direction_of(scene, scene.events[0])}" if names_direction else "",

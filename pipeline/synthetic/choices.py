@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.synthetic.captions import Caption, Style, caption_of
-from pipeline.synthetic.scenes import JOINT_ACTIONS, SIZES, TEXTURES, Event, Scene, Thing, combinations_of
+from pipeline.synthetic.scenes import JOINT_ACTIONS, SIZES, TEXTURES, Event, Scene, combinations_of
 from pipeline.synthetic.splits import Combination, Richness
 from pipeline.synthetic.statements import agrees, meaning_of
 
@@ -83,15 +83,10 @@ def _other_events(scene: Scene, richness: Richness) -> list[Scene]:
         for action in richness.repeatable:
             if action not in (first.action, second.action):
                 variants += [(replace(first, action=action), second), (first, replace(second, action=action))]
-    elif len(events[0].actors) == 2:
-        variants = _with_other_actions(events[0], JOINT_ACTIONS)
     else:
-        variants = _with_other_actions(events[0], richness.solo_actions)
+        actions = JOINT_ACTIONS if len(events[0].actors) == 2 else richness.solo_actions
+        variants = [(replace(events[0], action=action),) for action in actions if action != events[0].action]
     return [replace(scene, events=variant) for variant in variants]
-
-
-def _with_other_actions(event: Event, actions: Sequence[str]) -> list[tuple[Event, ...]]:
-    return [(replace(event, action=action),) for action in actions if action != event.action]
 
 
 def _other_looks(rng: np.random.Generator, scene: Scene, richness: Richness) -> list[Scene]:
@@ -106,9 +101,6 @@ def _other_looks(rng: np.random.Generator, scene: Scene, richness: Richness) -> 
         changed = [replace(thing, colour=str(rng.choice(colours))), replace(thing, size=other_size)]
         if shapes:
             changed.append(replace(thing, shape=str(rng.choice(shapes))))
-        scenes += [_with_thing(scene, index, other) for other in changed]
+        before, after = scene.things[:index], scene.things[index + 1 :]
+        scenes += [replace(scene, things=(*before, other, *after)) for other in changed]
     return scenes
-
-
-def _with_thing(scene: Scene, index: int, thing: Thing) -> Scene:
-    return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))

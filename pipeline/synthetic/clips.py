@@ -41,10 +41,8 @@ class CorpusConfig:
     """How many colours, shapes and actions there are."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_train_videos", 1), ("num_val", 1), ("num_test", 1), ("num_temporal_groups", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name, least in (("seed", 0), ("num_train_images", 0), ("captions_per_clip", 1), ("fps", 1)):
+        positive = ("num_train_videos", "num_val", "num_test", "num_temporal_groups", "captions_per_clip", "fps")
+        for name, least in (dict.fromkeys(positive, 1) | {"seed": 0, "num_train_images": 0}).items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.num_frames < 8:

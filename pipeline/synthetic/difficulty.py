@@ -7,7 +7,9 @@ every figure is an expectation. Keys are those of a run's results, such as `test
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 from pipeline.synthetic.choices import Choice
 from pipeline.synthetic.clips import SceneClip
@@ -34,9 +36,9 @@ def retrieval_ceilings(clips: Sequence[SceneClip], may_agree: Agreement) -> Figu
     figures: Figures = {}
     for direction, rows in (("t2v", table), ("v2t", [list(row) for row in zip(*table, strict=True)])):
         for rank in RECALL_RANKS:
-            figures[f"{direction}/r{rank}"] = _mean(expected_recall(sum(row), rank) for row in rows)
+            figures[f"{direction}/r{rank}"] = fmean(expected_recall(sum(row), rank) for row in rows)
         if clips[0].group is not None:
-            figures[f"{direction}/group_r1"] = _mean(
+            figures[f"{direction}/group_r1"] = fmean(
                 1 / sum(agreed for agreed, other in zip(row, clips, strict=True) if other.group == clip.group)
                 for row, clip in zip(rows, clips, strict=True)
             )
@@ -45,10 +47,10 @@ def retrieval_ceilings(clips: Sequence[SceneClip], may_agree: Agreement) -> Figu
 
 def bag_of_frames_ceilings(clips: Sequence[SceneClip], num_frames: int) -> Figures:
     """In-group recall of who sees every frame but not in which order; the captions name all that tells clips apart."""
-    bags: dict[str | None, list[frozenset[object]]] = {}
+    bags: dict[str | None, list[frozenset[object]]] = defaultdict(list)
     for clip in clips:
-        bags.setdefault(clip.group, []).append(frames_shown(clip.scene, num_frames))
-    in_group = _mean(1 / group.count(bag) for group in bags.values() for bag in group)
+        bags[clip.group].append(frames_shown(clip.scene, num_frames))
+    in_group = fmean(1 / group.count(bag) for group in bags.values() for bag in group)
     return {"t2v/group_r1": in_group, "v2t/group_r1": in_group}
 
 
@@ -67,13 +69,13 @@ def choice_ceilings(
     choices: Mapping[str, Sequence[Choice]], scenes: Mapping[str, Scene], may_agree: Agreement
 ) -> Figures:
     """Accuracy by difficulty; `choices` and `scenes` by clip name."""
-    rows: dict[str, list[float]] = {}
+    rows: dict[str, list[float]] = defaultdict(list)
     for clip_name, of_clip in choices.items():
         meaning = meaning_of(scenes[clip_name])
         for choice in of_clip:
             num_equal = sum(may_agree(option.statement, meaning) for option in choice.options)
-            rows.setdefault(f"choice/{choice.difficulty}", []).append(1 / num_equal)
-    return {key: _mean(values) for key, values in sorted(rows.items())}
+            rows[f"choice/{choice.difficulty}"].append(1 / num_equal)
+    return {key: fmean(values) for key, values in sorted(rows.items())}
 
 
 def question_ceilings(
@@ -82,9 +84,8 @@ def question_ceilings(
     """Accuracy by type for `oracle`, which needs the answer to be in the closed list, and for `single_frame`."""
     ceilings: dict[str, Figures] = {"oracle": {}, "single_frame": {}}
     for kind in QUESTION_TYPES:
-        rows = [question for question in asked if question.question_type == kind]
-        if rows:
-            ceilings["oracle"][f"qa/{kind}"] = _mean(question.answer in answers for question in rows)
+        if rows := [question for question in asked if question.question_type == kind]:
+            ceilings["oracle"][f"qa/{kind}"] = fmean(question.answer in answers for question in rows)
             ceilings["single_frame"][f"qa/{kind}"] = single_frame_accuracy(rows, train)
     return ceilings
 
@@ -98,7 +99,7 @@ def corpus_ceilings(
     num_frames: int,
 ) -> dict[str, Figures]:
     """All figures by scorer; `questions` and `choices` by split and clip name."""
-    ceilings: dict[str, Figures] = {"oracle": {}, "single_frame": {}, "bag_of_frames": {}}
+    ceilings: dict[str, Figures] = {"oracle": {}, "single_frame": {}}
     agreements: dict[str, Agreement] = {"oracle": agrees, "single_frame": agrees_with_frame}
     train = [question for of_clip in questions["train"].values() for question in of_clip]
     for split in ("val", "test", "temporal"):
@@ -110,12 +111,6 @@ def corpus_ceilings(
             figures = retrieval_ceilings(of_split, may_agree) | choice_ceilings(choices[split], scenes, may_agree)
             figures |= by_scorer[scorer]
             ceilings[scorer] |= {f"{split}/{key}": round(value, 4) for key, value in figures.items()}
-    temporal = [clip for clip in clips if clip.split == "temporal"]
-    bag = bag_of_frames_ceilings(temporal, num_frames)
+    bag = bag_of_frames_ceilings([clip for clip in clips if clip.split == "temporal"], num_frames)
     ceilings["bag_of_frames"] = {f"temporal/{key}": round(value, 4) for key, value in bag.items()}
     return ceilings
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -64,12 +64,8 @@ def questions_of(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """One question of each type that the scene can answer."""
     main = scene.things[scene.events[0].actors[0]] if scene.events else scene.things[0]
     number = _NUMBER_WORDS[len(scene.things)]
-    drawn = [
-        ("colour", "colour", _COLOUR, main.colour, (main.colour,)),
-        ("shape", "shape", _SHAPE, main.shape, (main.shape,)),
-        ("count", "count", _COUNT, number, (number,)),
-        *_event_questions(scene, rng),
-    ]
+    seen = (("colour", _COLOUR, main.colour), ("shape", _SHAPE, main.shape), ("count", _COUNT, number))
+    drawn = [(kind, kind, texts, answer, (answer,)) for kind, texts, answer in seen] + _event_questions(scene, rng)
     return [
         Question(text=_ask(rng, texts, main, form), answer=answer, question_type=kind, form=form, seen=seen)
         for kind, form, texts, answer, seen in drawn
@@ -139,16 +135,15 @@ def single_frame_accuracy(asked: Sequence[Question], train: Iterable[Question]) 
 
     Among the answers that the frame leaves open it gives the most frequent one of the form, ties broken at random.
     """
-    counts: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for question in train:
-        counts.setdefault(question.form, Counter())[question.answer] += 1
+        counts[question.form][question.answer] += 1
 
     def chance(question: Question) -> float:
-        known = counts.get(question.form, Counter())
-        if question.seen:  # the frame shows them, and how often a shape acts first in general says nothing about it
-            return (question.answer in question.seen) / len(question.seen)
+        known = counts[question.form]
         most = max(known.values(), default=0)
-        best = [answer for answer, count in known.items() if count == most]
+        # Of what the frame shows, how often a shape acts first in general says nothing about it.
+        best = question.seen or [answer for answer, count in known.items() if count == most]
         return (question.answer in best) / max(len(best), 1)
 
     return sum(map(chance, asked)) / len(asked)

@@ -64,9 +64,8 @@ def _pattern(texture: str, size_px: int, rng: np.random.Generator) -> NDArray[np
             return np.clip(4 * (wave_x + wave_y - 1.0), -1, 1)
         case "checked":
             return np.clip(4 * wave_x * wave_y, -1, 1)
-        case "plain" | "grainy":
+        case _:  # plain, grainy
             return np.zeros((size_px, size_px))
-    raise ValueError(f"no such texture: {texture!r}")
 
 
 def _draw(scene: Scene, posed: tuple[Pose, ...], background: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -115,7 +114,9 @@ def _outlines(shape: str) -> tuple[tuple[NDArray[np.float64], int], ...]:
         case "triangle":
             return ((np.array([(0, -1.1), (1.15, 0.9), (-1.15, 0.9)]), 255),)
         case "star":
-            return ((_star(points=5, outer=1.25, inner=0.52), 255),)
+            angles = np.arange(10) * math.pi / 5 - math.pi / 2
+            radii = np.where(np.arange(10) % 2 == 0, 1.25, 0.52)
+            return ((np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1), 255),)
         case "cross":
             arm, half = 1.1, 0.36
             quarter = np.array([(half, -arm), (half, -half), (arm, -half)])
@@ -132,9 +133,3 @@ def _outlines(shape: str) -> tuple[tuple[NDArray[np.float64], int], ...]:
 def _circle(radius: float) -> NDArray[np.float64]:
     angles = np.linspace(0, 2 * math.pi, 40, endpoint=False)
     return radius * np.stack([np.cos(angles), np.sin(angles)], 1)
-
-
-def _star(*, points: int, outer: float, inner: float) -> NDArray[np.float64]:
-    angles = np.arange(2 * points) * math.pi / points - math.pi / 2
-    radii = np.where(np.arange(2 * points) % 2 == 0, outer, inner)
-    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)

@@ -136,9 +136,8 @@ def _solo(event: Event, pose: Pose, tau: float) -> Pose:
             return pose._replace(visible=tau < event.moment - 0.5)
         case "appear":
             return pose._replace(visible=tau > 0.5 - event.moment)
-        case "blink":
+        case _:  # blink
             return pose._replace(visible=not _BLINK_OFF[0] < abs(tau) < _BLINK_OFF[1])
-    raise ValueError(f"no such action of one thing: {event.action!r}; there are {', '.join(SOLO_ACTIONS)}")
 
 
 def _joint(action: str, pair: list[Pose], tau: float) -> list[Pose]:
@@ -150,23 +149,20 @@ def _joint(action: str, pair: list[Pose], tau: float) -> list[Pose]:
         case "meet" | "part":
             touching = first.radius + second.radius
             shift = (distance - touching) / 2 * share * (1 if action == "meet" else -1)
-            return [
-                first._replace(x=first.x + shift * along_x, y=first.y + shift * along_y),
-                second._replace(x=second.x - shift * along_x, y=second.y - shift * along_y),
-            ]
+            step_x, step_y = shift * along_x, shift * along_y
         case "chase":
             shift = _CHASE_TRAVEL * share * math.copysign(1.0, along_x)
             return [pose._replace(x=pose.x + shift) for pose in pair]
-        case "pass":  # half a turn on an ellipse, wide enough that the two do not touch
-            centre_x, centre_y = (first.x + second.x) / 2, (first.y + second.y) / 2
+        case _:  # pass: half a turn on an ellipse, wide enough that the two do not touch
+            centre = {"x": (first.x + second.x) / 2, "y": (first.y + second.y) / 2}
+            first, second = first._replace(**centre), second._replace(**centre)
             reach = -distance / 2 * math.cos(math.pi * share)
             aside = ((first.radius + second.radius) / 2 + 1) * math.sin(math.pi * share)
             step_x, step_y = reach * along_x - aside * along_y, reach * along_y + aside * along_x
-            return [
-                first._replace(x=centre_x + step_x, y=centre_y + step_y),
-                second._replace(x=centre_x - step_x, y=centre_y - step_y),
-            ]
-    raise ValueError(f"no such action of two things: {action!r}; there are {', '.join(JOINT_ACTIONS)}")
+    return [
+        first._replace(x=first.x + step_x, y=first.y + step_y),
+        second._replace(x=second.x - step_x, y=second.y - step_y),
+    ]
 
 
 def combinations_of(scene: Scene) -> tuple[tuple[str, str, str], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,17 +126,12 @@ def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
 def novel_scenes(seed: int, richness: Richness, split: str, num_clips: int) -> list[Scene]:
     """Scenes of pairwise different meaning whose main thing shows a held-out combination."""
     looks = _looks_by_action(held_out_combinations(seed, richness))
-    scenes: dict[Statement, Scene] = {}
-    for index in range(num_clips):
-        for attempt in range(_MAX_ATTEMPTS):
-            scene = _draw_scene(rng_for(seed, split, index, attempt), richness, looks)
-            if scenes.setdefault(meaning_of(scene), scene) is scene:
-                break
-        else:
-            raise ValueError(
-                f"{split}: only {index} of {num_clips} distinct scenes found; ask for fewer or raise richness"
-            )
-    return list(scenes.values())
+
+    def draw(rng: np.random.Generator, _: int) -> tuple[Scene, ...]:
+        return (_draw_scene(rng, richness, looks),)
+
+    drawn = _distinct(draw, seed, split, num_clips, "scenes found; ask for fewer or raise richness")
+    return [scene for (scene,) in drawn]
 
 
 def uncovered_pairs(richness: Richness, scenes: Iterable[Scene]) -> set[tuple[str, str]]:
@@ -152,32 +147,38 @@ def still_scenes(seed: int, richness: Richness, num_images: int) -> list[Scene]:
 
     def draw(index: int) -> Scene:
         rng = rng_for(seed, "image", index)
-        num_things = 2 if rng.random() < richness.double_share else 1
-        looks = list(itertools.product(richness.colours, richness.shapes))
-        return Scene(
-            things=_place(rng, _draw_looks(rng, looks, num_things)), events=(), background=_draw_background(rng)
-        )
+        looks = _draw_looks(rng, richness, 2 if rng.random() < richness.double_share else 1)
+        return Scene(things=_place(rng, looks), events=(), background=_draw_background(rng))
 
     return [draw(index) for index in range(num_images)]
 
 
 def temporal_groups(seed: int, richness: Richness, num_groups: int) -> list[tuple[Scene, ...]]:
     """Groups of four scenes that are equal but for their events; two pairs of them are each other's reversal."""
+
+    def draw(rng: np.random.Generator, index: int) -> tuple[Scene, ...]:
+        return _draw_group(rng, richness, _GROUP_KINDS[index % len(_GROUP_KINDS)])
+
+    return _distinct(draw, seed, "temporal", num_groups, "groups found; ask for fewer")
+
+
+def _distinct(
+    draw: Callable[[np.random.Generator, int], tuple[Scene, ...]], seed: int, split: str, num_groups: int, refusal: str
+) -> list[tuple[Scene, ...]]:
+    """Groups of scenes of pairwise different meaning, each drawn until it is a new one."""
     groups: dict[frozenset[Statement], tuple[Scene, ...]] = {}
     for index in range(num_groups):
-        kind = _GROUP_KINDS[index % len(_GROUP_KINDS)]
         for attempt in range(_MAX_ATTEMPTS):
-            group = _draw_group(rng_for(seed, "temporal", index, attempt), richness, kind)
+            group = draw(rng_for(seed, split, index, attempt), index)
             if groups.setdefault(frozenset(map(meaning_of, group)), group) is group:
                 break
         else:
-            raise ValueError(f"temporal: only {index} of {num_groups} distinct groups found; ask for fewer")
+            raise ValueError(f"{split}: only {index} of {num_groups} distinct {refusal}")
     return list(groups.values())
 
 
 def _draw_group(rng: np.random.Generator, richness: Richness, kind: str) -> tuple[Scene, ...]:
-    looks = list(itertools.product(richness.colours, richness.shapes))
-    things = _place(rng, _draw_looks(rng, looks, 2 if kind in ("order", "relation") else 1))
+    things = _place(rng, _draw_looks(rng, richness, 2 if kind in ("order", "relation") else 1))
     background = _draw_background(rng)
     match kind:
         case "direction":
@@ -188,11 +189,9 @@ def _draw_group(rng: np.random.Generator, richness: Richness, kind: str) -> tupl
         case "order":
             actions = rng.choice(richness.repeatable, 2, replace=False).tolist()
             variants = [_in_turn(action, action, actors) for action in actions for actors in ((0, 1), (1, 0))]
-        case "relation":
+        case _:  # relation
             pairs = (("meet", (0, 1)), ("part", (0, 1)), ("chase", (0, 1)), ("chase", (1, 0)))
             variants = [(_event(rng, action, *actors),) for action, actors in pairs]
-        case _:
-            raise ValueError(f"no such kind of group: {kind!r}")
     return tuple(Scene(things=things, events=events, background=background) for events in variants)
 
 
@@ -208,9 +207,7 @@ def _draw_scene(rng: np.random.Generator, richness: Richness, looks: dict[str, l
     is_double = rng.random() < richness.double_share
     layout = rng.choice(list(_SHARE_BY_LAYOUT), p=list(_SHARE_BY_LAYOUT.values())) if is_double else "single"
     action = _draw_action(rng, richness, layout)
-    main = looks[action][rng.integers(len(looks[action]))]
-    others = [look for look in itertools.product(richness.colours, richness.shapes) if _differ(look, main)]
-    drawn = [main] if layout in ("single", "twice") else [main, others[rng.integers(len(others))]]
+    drawn = _draw_looks(rng, richness, 1 if layout in ("single", "twice") else 2, looks[action])
     second_action = rng.choice([other for other in richness.repeatable if layout == "order" or other != action])
     match layout:
         case "twice":
@@ -246,17 +243,14 @@ def _in_turn(action: str, next_action: str, actors: tuple[int, int]) -> tuple[Ev
     return first, Event(action=next_action, actors=actors[1:], phase="second")
 
 
-def _differ(look: Look, other: Look) -> bool:
-    return look[0] != other[0] and look[1] != other[1]
-
-
-def _draw_looks(rng: np.random.Generator, looks: Sequence[Look], num_things: int) -> list[Look]:
-    """Looks that share neither colour nor shape."""
-    drawn = [looks[int(rng.integers(len(looks)))]]
-    if num_things == 2:
-        others = [look for look in looks if _differ(look, drawn[0])]
-        drawn.append(others[rng.integers(len(others))])
-    return drawn
+def _draw_looks(
+    rng: np.random.Generator, richness: Richness, num_things: int, of_main: Sequence[Look] = ()
+) -> list[Look]:
+    """Looks that share neither colour nor shape, the first one of `of_main` if there are any in it."""
+    looks = list(itertools.product(richness.colours, richness.shapes))
+    first = (of_main or looks)[int(rng.integers(len(of_main or looks)))]
+    others = [look for look in looks if look[0] != first[0] and look[1] != first[1]]
+    return [first, *(others[rng.integers(len(others))] for _ in range(num_things - 1))]
 
 
 def _place(rng: np.random.Generator, looks: Sequence[Look]) -> tuple[Thing, ...]:

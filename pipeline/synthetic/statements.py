@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipeline.synthetic.scenes import MUTUAL_ACTIONS, Event, Scene, Thing
+from pipeline.synthetic.scenes import MUTUAL_ACTIONS, Event, Scene
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -61,17 +61,13 @@ def direction_of(scene: Scene, event: Event) -> str:
 
 
 def _claim(scene: Scene, event: Event) -> Claim:
-    actors = [_look(scene.things[actor]) for actor in event.actors]
+    actors = [(scene.things[actor].colour, scene.things[actor].shape) for actor in event.actors]
     return Claim(
         action=event.action,
         actors=tuple(sorted(actors) if event.action in MUTUAL_ACTIONS else actors),
         phase=event.phase if len(scene.events) > 1 else "",
         direction=direction_of(scene, event),
     )
-
-
-def _look(thing: Thing) -> tuple[str, str]:
-    return thing.colour, thing.shape
 
 
 def agrees_with_frame(statement: Statement, meaning: Statement) -> bool:

@@ -28,9 +28,9 @@ SURFACES = ("wall", "background", "floor", "cloth")
 class Verb(NamedTuple):
     """A verb phrase: `slides`, `sliding`, `slide`, and what follows it."""
 
-    third: str
-    progressive: str
-    plural: str
+    does: str
+    doing: str
+    do: str
     tail: str = ""
 
 
@@ -38,7 +38,7 @@ _SIDEWAYS = ("slides sliding slide", "moves moving move", "glides gliding glide"
 
 
 def _verbs(*forms: str, tail: str = "") -> tuple[Verb, ...]:
-    return tuple(Verb(third, progressive, plural, tail) for third, progressive, plural in map(str.split, forms))
+    return tuple(Verb(*form.split(), tail=tail) for form in forms)
 
 
 _UP = _verbs("goes going go", "floats floating float", tail="up")

@@ -87,8 +87,8 @@ def _whole_words(chosen: np.ndarray, ids: np.ndarray, table: SignificantWords) -
 
 def random_piece(rng: np.random.Generator, vocabulary_size: int, special: SpecialIds) -> int:
     """A uniformly drawn id that is none of the special ones."""
-    drawn = int(rng.integers(vocabulary_size - len(special.ascending)))
-    for special_id in special.ascending:
+    drawn = int(rng.integers(vocabulary_size - len(special)))
+    for special_id in sorted(special):
         drawn += drawn >= special_id
     return drawn
 

@@ -14,7 +14,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -107,14 +106,13 @@ class SignificantWords:
         return np.array([word.startswith(PREFIX) for word in self.words], dtype=bool)
 
     @cached_property
-    def _ids_by_rank(self) -> tuple[np.ndarray, np.ndarray]:
-        order = np.argsort(self.ranks, kind="stable")
-        return order, self.ranks[order]
+    def _ids_by_rank(self) -> np.ndarray:
+        return np.argsort(self.ranks, kind="stable")
 
     def significant_ids(self, top_k: int) -> Int64[np.ndarray, " S"]:
         """Return the ids whose rank is at most `top_k`, best first. With ties they may be more than `top_k + 1`."""
-        order, ranks = self._ids_by_rank
-        return order[: np.searchsorted(ranks, min(top_k, UNRANKED - 1), side="right")]
+        last_rank = min(top_k, UNRANKED - 1)
+        return self._ids_by_rank[: np.searchsorted(self.ranks, last_rank, side="right", sorter=self._ids_by_rank)]
 
     def family(self, word_id: int) -> Int64[np.ndarray, " members"]:
         """Return the ids of the word's inflections, itself included; only itself if it has no family."""
@@ -161,16 +159,19 @@ class SignificantWords:
         return json.dumps(columns, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str, families: Sequence[Sequence[int]] | None = None) -> SignificantWords:
-        """Read a table of `to_json`, or of the published code, whose families are in another file."""
+    def from_json(cls, text: str, families: str | None = None) -> SignificantWords:
+        """Read a table of `to_json`, or of the published code, whose families are in another file (`families_json`)."""
         columns = json.loads(text)
         pos_columns = [f"{pos.lower()}_count" for pos in CONTENT_POS]
         missing = [name for name in ("name", "total_count", "rank", *pos_columns) if name not in columns]
         if missing:
             raise ValueError(f"not a table of significant words: the columns {', '.join(missing)} are missing")
         totals = np.array(columns["total_count"], dtype=np.int64)
-        no_families: Sequence[Sequence[int]] = [()] * len(totals)
-        starts, members = _flat(columns.get("family_ids", no_families) if families is None else families)
+        family_ids = columns.get("family_ids", [()] * len(totals))
+        if families:
+            id_of = {word: index for index, word in reversed(list(enumerate(columns["name"])))}
+            family_ids = [[id_of[word] for word in family] for family in json.loads(families)]
+        starts, members = _flat(family_ids)
         return cls(
             words=tuple(columns["name"]),
             total_counts=totals,
@@ -182,8 +183,7 @@ class SignificantWords:
 
     def families_json(self) -> str:
         """Return the families as the published code keeps them in a file of their own: a list of words per id."""
-        starts = self.family_starts.tolist()
-        families = [self.family_members[start:stop].tolist() for start, stop in pairwise(starts)]
+        families = np.split(self.family_members, self.family_starts[1:-1])
         return json.dumps([[self.words[member] for member in family] for family in families], ensure_ascii=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -195,12 +195,8 @@ class SignificantWords:
         cls, path: str | os.PathLike[str], families_path: str | os.PathLike[str] | None = None
     ) -> SignificantWords:
         """Read the table in a JSON file, local or in a bucket; the published word families can be given beside it."""
-        text = storage.read_bytes(str(path)).decode()
-        if families_path is None:
-            return cls.from_json(text)
-        id_of = {word: index for index, word in reversed(list(enumerate(json.loads(text)["name"])))}
-        families = json.loads(storage.read_bytes(str(families_path)))
-        return cls.from_json(text, [[id_of[word] for word in family] for family in families])
+        families = storage.read_bytes(str(families_path)).decode() if families_path else None
+        return cls.from_json(storage.read_bytes(str(path)).decode(), families)
 
 
 def count_words(
@@ -254,8 +250,8 @@ def tf_idf(counts: WordCounts, words: Sequence[str]) -> Float64[np.ndarray, " wo
     is the sum over all captions of n(w in it) · idf(w). A word of every caption scores 0; words that are in less than
     N / e of the captions, once in each, keep the order of their counts.
     """
-    totals = np.array([sum(counts.by_pos[pos].get(word, 0) for pos in CONTENT_POS) for word in words], dtype=np.float64)
-    captions = np.array([counts.num_captions_with.get(word, 0) for word in words], dtype=np.float64)
+    totals = np.array([sum(counts.by_pos[pos].get(word, 0) for pos in CONTENT_POS) for word in words])
+    captions = np.array([counts.num_captions_with.get(word, 0) for word in words])
     return totals * np.log(max(counts.num_captions, 1) / np.maximum(captions, 1))
 
 

@@ -37,11 +37,7 @@ def all_lemmas(word: str) -> dict[str, tuple[str, ...]]:
     return lemminflect.getAllLemmas(word)
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_CLOSED_CLASSES = {
+_WORDS_BY_POS = {
     "DET": "a an the this that these those each every some any no another both either neither all half such "
     "my your his her its our their whose which what",
     "PRON": "i you he she it we they me him us them mine yours hers ours theirs myself yourself himself herself itself "
@@ -63,18 +59,17 @@ _CLOSED_CLASSES = {
     "NUM": "zero two three four five six seven eight nine ten eleven twelve thirteen twenty thirty forty fifty "
     "hundred thousand million dozen",
     "INTJ": "oh yes hey hello wow",
+    # Adjectives and nouns that the dictionary also, or only, has as something else, which they hardly ever are in a
+    # caption.
+    "ADJ": "white black red blue yellow green brown gray grey pink purple small big large tiny huge little old young "
+    "new tall long short full many several few same different other wooden open empty busy",
+    "NOUN": "top home pan bar building parking dining clothing ceiling railing evening morning",
 }
-_CLOSED = {word: pos for pos, words in reversed(_CLOSED_CLASSES.items()) for word in _words(words)}
-_TO_BE = _words("am is are was were be been being isn aren wasn weren re")
-_SINGULAR = _words("a an another each every one this")
+"""Words of one part of speech; the first one that lists a word has it."""
+_KNOWN = {word: pos for pos, words in reversed(_WORDS_BY_POS.items()) for word in words.split()}
+_TO_BE = frozenset("am is are was were be been being isn aren wasn weren re".split())
+_SINGULAR = frozenset("a an another each every one this".split())
 _SUFFIXES = ((r".{2,}ly", "ADV"), (r".{2,}(ing|ed)", "VERB"), (r".{3,}(ous|ful|less|able|ible|ish|ive|ic)", "ADJ"))
-_ADJECTIVES = _words(
-    "white black red blue yellow green brown gray grey pink purple small big large tiny huge little old young new tall "
-    "long short full many several few same different other wooden open empty busy"
-)
-"""Adjectives that the dictionary also has as nouns or verbs, which they hardly ever are in a caption."""
-_NOUNS = _words("top home pan bar building parking dining clothing ceiling railing evening morning")
-"""Nouns that the dictionary also has, or only has, as something else."""
 
 
 def split_words(caption: str) -> list[str]:
@@ -163,12 +158,8 @@ def _candidates(word: str) -> frozenset[str]:
         return frozenset({"PUNCT"})
     if word[0].isdigit():
         return frozenset({"NUM"})
-    if word in _CLOSED:
-        return frozenset({_CLOSED[word]})
-    if word in _ADJECTIVES:
-        return frozenset({"ADJ"})
-    if word in _NOUNS:
-        return frozenset({"NOUN"})
+    if word in _KNOWN:
+        return frozenset({_KNOWN[word]})
     known = frozenset(all_lemmas(word)) & {"NOUN", "VERB", "ADJ", "ADV"}
     if known:
         # The dictionary lists "slowly" as a noun or "quickly" as an adjective here and there.

@@ -7,8 +7,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -27,20 +27,14 @@ MAX_LETTERS = 1000
 """Letters a trained vocabulary may hold in each of its two forms; rarer ones become [UNK]."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpecialIds:
-    """Ids of the five special tokens."""
+class SpecialIds(NamedTuple):
+    """Ids of the five special tokens, in the order of `SPECIAL_TOKENS`."""
 
     pad: int
     unknown: int
     cls: int
     sep: int
     mask: int
-
-    @cached_property
-    def ascending(self) -> tuple[int, ...]:
-        """Return all five in ascending order."""
-        return tuple(sorted((self.pad, self.unknown, self.cls, self.sep, self.mask)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +85,7 @@ class Tokenizer:
         model.no_padding()
         model.no_truncation()
         model.encode_special_tokens = True
-        names = ("pad", "unknown", "cls", "sep", "mask")
-        special = SpecialIds(**{name: vocabulary[token] for name, token in zip(names, SPECIAL_TOKENS, strict=True)})
+        special = SpecialIds(*(vocabulary[token] for token in SPECIAL_TOKENS))
         return cls(model, tuple(sorted(vocabulary, key=vocabulary.__getitem__)), special)
 
     def __reduce__(self) -> tuple[Callable[[str], Tokenizer], tuple[str]]:
@@ -135,12 +128,6 @@ class Tokenizer:
                 pieces = random_truncate(pieces, max_tokens - 2, window_rng(index) if window_rng else None)
             rows.append(np.array([self.special.cls, *pieces, self.special.sep], dtype=np.int64))
         return rows
-
-    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """Return the text of `ids`, without [CLS], [SEP] and [PAD]; [MASK] and [UNK] stay visible."""
-        hidden = {self.special.cls, self.special.sep, self.special.pad}
-        pieces = [self.pieces[index] for index in map(int, ids) if index not in hidden]
-        return " ".join(pieces).replace(f" {PREFIX}", "")
 
 
 def _from_json(text: str) -> Tokenizer:

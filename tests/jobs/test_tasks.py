@@ -65,7 +65,7 @@ def test_a_clip_without_a_known_answer_teaches_nothing(text: TextProcessor) -> N
     assert batch.weight.tolist() == [1, 0, 0, 0, 0]
     assert batch.answers[0].tolist() == [[0]]
     assert (batch.answers[1:] == IGNORED_LABEL).all()
-    assert text.tokenizer.decode(batch.token_ids[0].numpy()) == "what colour is it ?"
+    assert text.tokenizer.model.decode(batch.token_ids[0].tolist()) == "what colour is it?"
 
 
 def test_another_question_is_drawn_in_another_epoch_and_the_same_one_twice(text: TextProcessor) -> None:
@@ -83,11 +83,11 @@ def test_several_questions_are_asked_about_a_clip_that_is_shown_once(text: TextP
     assert batch.weight.tolist() == [1, 0, 1, 0]
     assert batch.question_weight.sum(1).tolist() == [2, 0, 1, 0]
     asked = {
-        text.tokenizer.decode(ids.numpy()): answers.tolist()
+        text.tokenizer.model.decode(ids.tolist()): answers.tolist()
         for ids, answers, weight in zip(batch.question_ids[0], batch.answers[0], batch.question_weight[0], strict=True)
         if weight
     }
-    assert asked == {"is it a red one ?": [0], "is it a blue one ?": [1]}
+    assert asked == {"is it a red one?": [0], "is it a blue one?": [1]}
 
 
 def evaluation(network: Any, batch: Batch, text: TextProcessor) -> Evaluation:
@@ -196,7 +196,7 @@ def test_choices_of_a_file_are_taken_as_they_are(text: TextProcessor) -> None:
     asked = AskedClips(by_clip={1: (choice,)}, missing=())
     batch = ChoiceTask(questions={"train": asked}).batch(rows(2), text)
     assert batch.weight.tolist() == [0, 1]
-    assert [text.tokenizer.decode(ids.numpy()) for ids in batch.option_ids[1]] == CAPTIONS[:5]
+    assert [text.tokenizer.model.decode(ids.tolist()) for ids in batch.option_ids[1]] == CAPTIONS[:5]
 
 
 def test_the_interval_of_an_accuracy_counts_clips_and_not_questions() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.corpus.manifest import SCHEMA, make_manifest, write_manifest
-from pipeline.offline import word_counts
+from pipeline.offline.stages import in_blocks
 from pipeline.offline.word_counts import count_captions, read_captions
 from pipeline.text.significance import count_words
 from pipeline.text.tagging import lexicon_tagger
@@ -44,7 +44,7 @@ def test_blocks_on_workers_give_the_counts_of_one_process(
     assert counts.by_pos == expected.by_pos
     assert counts.num_captions_with == expected.num_captions_with
     assert counts.num_captions == len(captions)
-    assert len(list(word_counts._blocks(pa.table({"values": sorted(set(captions))})))) == 3
+    assert len(in_blocks(pa.table({"values": sorted(set(captions))}), 256, 8192)) == 3
 
 
 def test_captions_of_a_manifest_are_those_of_the_split(tmp_path: Path) -> None:

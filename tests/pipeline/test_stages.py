@@ -12,7 +12,7 @@ from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.sources import Source, open_source
 from pipeline.decode.codec import encode_video
 from pipeline.decode.config import Limits
-from pipeline.offline.stages import KNOWN, clips_of, probe_batch, probe_clips, unnamed_files
+from pipeline.offline.stages import KNOWN, clips_of, in_blocks, probe_batch, probe_clips, unnamed_files
 from pipeline.records import Kind, Reason, Stage
 
 
@@ -84,13 +84,13 @@ def test_a_batch_is_probed_without_ray(folder, decoder):
 @pytest.mark.ray
 def test_a_corpus_is_probed_by_ray_data(folder, local_ray):
     clips = clips_of(ANNOTATIONS, corpus="toy", source=open_source(str(folder)))
-    probed = probe_clips(clips, decoder="decord", limits=Limits())
-    silent = next(one for one in probed.rejected if one.reason == Reason.NO_CAPTION)
+    rows, rejected = probe_clips(clips, decoder="decord", limits=Limits())
+    silent = next(one for one in rejected if one.reason == Reason.NO_CAPTION)
     assert silent.uri == f"{folder}/silent.mp4"
-    assert {one.stage for one in probed.rejected} == {Stage.PREPARE}
-    reasons = {one.uri.rsplit("/", 1)[1]: one.reason for one in probed.rejected if one != silent}
-    check(probed.rows.to_pylist(), reasons)
-    made = manifest.make_manifest("toy", str(folder), probed.rows)
+    assert {one.stage for one in rejected} == {Stage.PREPARE}
+    reasons = {one.uri.rsplit("/", 1)[1]: one.reason for one in rejected if one != silent}
+    check(rows.to_pylist(), reasons)
+    made = manifest.make_manifest("toy", str(folder), rows)
     assert made.splits == {"test": 1, "train": 2}
 
 
@@ -117,8 +117,16 @@ def test_files_that_no_annotation_names_are_listed():
 
 
 def test_nothing_with_words_needs_no_ray():
-    probed = probe_clips(
+    rows, rejected = probe_clips(
         clips_of([annotation("a.mp4")], corpus="toy", source=empty("/v")), decoder="decord", limits=Limits()
     )
-    assert not probed.rows.num_rows
-    assert [one.reason for one in probed.rejected] == [Reason.NO_CAPTION]
+    assert not rows.num_rows
+    assert [one.reason for one in rejected] == [Reason.NO_CAPTION]
+
+
+def test_the_clips_of_a_file_stay_together():
+    table = pa.table({"uri": ["a"] * 20 + ["b"] * 3 + ["c"] * 10 + ["d"] * 2})
+    assert [len(block) for block in in_blocks(table, 8, 256)] == [8, 8, 8, 8, 3]
+    assert [len(block) for block in in_blocks(table, 8, 256, together="uri")] == [20, 13, 2]
+    assert pa.concat_tables(in_blocks(table, 8, 256, together="uri")).equals(table)
+    assert in_blocks(table[:0], 8, 256, together="uri") == []

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Callable
 from functools import partial
 
-import av
 import numpy as np
 
 Edit = Callable[[bytes], bytes]
@@ -118,18 +116,16 @@ def _with_box(data: bytes, kind: bytes, body: bytes) -> bytes:
     return b"".join(parts)
 
 
-def remuxed(format: str, degrees: int) -> Edit:
-    """Copy the packets into another container, which names a rotation."""
+def with_roll(degrees: float) -> Edit:
+    """Let a Matroska file name a rotation, clockwise, in place of its colours (element Colour), which the stream names
+    too. The file must hold no checksums."""
 
     def edit(data: bytes) -> bytes:
-        buffer = io.BytesIO()
-        with av.open(io.BytesIO(data), "r") as source, av.open(buffer, "w", format=format) as target:
-            stream = target.add_stream_from_template(source.streams.video[0])
-            stream.set_display_rotation(degrees)
-            for packet in source.demux(source.streams.video[0]):
-                if packet.size:
-                    packet.stream = stream
-                    target.mux(packet)
-        return buffer.getvalue()
+        start = data.index(b"\x55\xb0")
+        stop = start + 3 + (data[start + 2] & 0x7F)
+        roll = b"\x76\x71\x81\x00" + b"\x76\x75\x84" + struct.pack(">f", -degrees)  # rectangular; ProjectionPoseRoll
+        projection = b"\x76\x70" + bytes([0x80 | len(roll)]) + roll
+        void = stop - start - len(projection) - 2
+        return data[:start] + projection + b"\xec" + bytes([0x80 | void]) + bytes(void) + data[stop:]
 
     return edit

@@ -60,8 +60,10 @@ class MediaFile:
     """Width and height as shown, if not those that are drawn."""
     is_numbered: bool = True
     """Whether the picture is large enough to read its number."""
+    known_fault: str = ""
+    """Why a decoder that reads it shows something else, if nothing can be done about it here."""
     is_transparent: bool = False
-    """Whether the decoded picture has alpha, which is shown on black."""
+    """Whether the decoded picture has alpha, which is shown on `images.GROUND`."""
     max_colour_error: float | None = 16.0
     """Largest difference of ffmpeg's colours from those drawn, of 255; None where the codec has not these colours."""
 
