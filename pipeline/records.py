@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -96,8 +96,44 @@ class EncodedFrames:
         return sum(len(image) for image in self.images)
 
 
-Media = bytes | EncodedFrames
-"""An encoded clip: the bytes of a video or an image, or the images of a video's frames."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EncodedPackets:
+    """The packets of a video that some of its frames need, cut out of the file."""
+
+    header: Mapping[str, Any]
+    """What a decoder has to know, and the file's `info` (`pipeline/decode/packets.py`)."""
+    packets: np.ndarray
+    """Where each of them lies in `data`, its times and its number in the file: `pipeline.decode.packets.CUT`."""
+    wanted: tuple[int, ...]
+    """Numbers of the frames of a clip in the file, in their order."""
+    pts: tuple[int, ...]
+    """When each of these is shown, in units of the stream."""
+    data: bytes
+    wider: Callable[[], EncodedPackets] | None = None
+    """Fetches more packets before these, for a frame that does not decode with these alone; None: there are no more."""
+
+    def __len__(self) -> int:
+        """Return the bytes of all packets."""
+        return len(self.data)
+
+
+@dataclass(frozen=True, eq=False)
+class DistantFile:
+    """A file that is too large for memory: parts of it are read when they are needed."""
+
+    num_bytes: int
+    read: Callable[[int, int], bytes]
+    """`read(start, stop)`: the bytes in [start, stop)."""
+
+    def __len__(self) -> int:
+        """Return the bytes of the file."""
+        return self.num_bytes
+
+
+Stored = bytes | EncodedFrames
+"""What lies at a uri: the bytes of a video or an image, or the images of a video's frames."""
+Media = Stored | EncodedPackets | DistantFile
+"""An encoded clip, or what of a long video it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)

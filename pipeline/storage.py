@@ -119,11 +119,13 @@ def is_folder(path: str) -> bool:
 
 
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """Return the bytes [start, stop) of a file; the whole file by default. FileNotFoundError names the path."""
+    """Return those of the bytes [start, stop) that a file has; by default all. FileNotFoundError names the path."""
 
     def call(store: Any, inner: str) -> bytes:
         storage_errors.refuse_special(path, inner)
-        return store.cat_file(inner, start=start, end=stop)
+        with storage_errors.none_behind_the_end(path):
+            return store.cat_file(inner, start=start, end=stop)
+        return b""
 
     return _ask(path, call)
 

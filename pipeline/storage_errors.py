@@ -3,9 +3,11 @@ botocore, which is imported when a remote store has failed."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +64,17 @@ def is_failed_condition(error: Exception) -> bool:
     """Return True if a store refused a conditional write because its condition did not hold."""
     refusal = _refusal(error)
     return refusal is not None and _code(refusal) in _CONDITION_CODES
+
+
+@contextlib.contextmanager
+def none_behind_the_end(path: str) -> Iterator[None]:
+    """Let pass that a remote file has no byte of the range that is asked for."""
+    try:
+        yield
+    except OSError as error:
+        refusal = _refusal(error) if is_remote(path) else None
+        if not refusal or _code(refusal) not in ("InvalidRange", "416"):
+            raise
 
 
 def in_words(error: Exception, path: str) -> Exception | None:

@@ -88,6 +88,7 @@ EXCEPTIONS = {
     "cluster/ray_internals.py",
     "jobs/benchmarks/decode_cost.py",
     "jobs/benchmarks/loaders.py",
+    "jobs/benchmarks/ranges.py",
     "jobs/benchmarks/support/file_surgery.py",
     "jobs/inference/mlflow_model.py",
 }

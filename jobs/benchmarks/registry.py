@@ -19,6 +19,7 @@ BENCHMARKS = {
     "soak": "data_path:soak",
     "loaders": "loaders:loaders",
     "s3-faults": "s3_faults:s3_faults",
+    "ranges": "ranges:ranges",
     "conformance": "conformance:conformance",
     "corruption": "corruption:corruption",
     "mining": "mining:mining",

@@ -34,9 +34,11 @@ from pipeline.records import Rejected
 log = logging.getLogger(__name__)
 
 _SETTINGS = ("corpus", "format", "layout", "split", "decoder", "max_rejected_share", "measure_decoders")
-VERSION = 3
+VERSION = 4
 """Raised when the same input would give another manifest."""
 MARKER = "prepare.json"
+PACKETS = "packets"
+"""Folder beside the manifest for the indexes of long videos, one file each, named after the checksum of the video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class PrepareConfig:
     root: str
     """Folder or bucket of the videos and images: a local path or s3://bucket/prefix."""
     out: str
-    """Folder or bucket for manifest.parquet and rejected.parquet."""
+    """Folder or bucket for manifest.parquet, rejected.parquet and packets/."""
     annotations: tuple[str, ...] = ()
     """Caption files, each PATH or SPLIT=PATH; none: .txt side-cars below the root."""
     format: str | None = None
@@ -124,7 +126,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     list_hashes = {split: hash_of_list(paths) for split, paths in lists.items()}
     for split, paths in lists.items():
         log.info("split %s: %d clips are annotated, list %s", split, len(paths), list_hashes[split])
-    rows, rejected = _probed(config, annotated, open_source(root, config.layout, list(files)))
+    rows, rejected = _probed(config, annotated, open_source(root, config.layout, list(files)), out)
     done = commit(
         rows,
         rejected,
@@ -202,13 +204,36 @@ def commit(
     )
 
 
-def _probed(config: PrepareConfig, annotated: list[Annotation], source: Source) -> tuple[pa.Table, list[Rejected]]:
+def _probed(
+    config: PrepareConfig, annotated: list[Annotation], source: Source, out: str
+) -> tuple[pa.Table, list[Rejected]]:
     clips = clips_of(annotated, corpus=config.corpus, source=source)
     captions = ", ".join(config.annotations) or "side-cars"
     log.info("%d clips in %s, %d %s below %s", len(clips), captions, len(source.places), source.layout, source.root)
     with connected_ray():
-        rows, rejected = probe_clips(clips, decoder=config.decoder, limits=config.limits, subcluster=config.subcluster)
+        rows, rejected = probe_clips(
+            clips,
+            decoder=config.decoder,
+            limits=config.limits,
+            subcluster=config.subcluster,
+            packets_folder=storage.join(out, PACKETS),
+        )
+    _say_read_whole(rows)
     return rows, rejected + unnamed_files(annotated, corpus=config.corpus, source=source)
+
+
+def _say_read_whole(rows: pa.Table) -> None:
+    """Log how many files are read whole for clips that are parts of them."""
+    columns = (rows[name].to_pylist() for name in ("uri", "packets", "start_seconds", "end_seconds"))
+    parts = [(uri, packets) for uri, packets, *times in zip(*columns, strict=True) if times != [None, None]]
+    if whole := sorted({uri for uri, packets in parts if packets is None}):
+        log.warning(
+            "%d of %d files with several clips are read whole for each of them, since their packets do not lie in one "
+            "piece each, or another decoder than pyav reads them; the first is %s",
+            len(whole),
+            len({uri for uri, _ in parts}),
+            whole[0],
+        )
 
 
 def _counts(rejected: list[Rejected]) -> dict[str, int]:
@@ -222,7 +247,8 @@ def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
     ours = {
         storage.relative_to(storage.join(out, name), root) for name in ("manifest.parquet", "rejected.parquet", MARKER)
     }
-    return {name: print_ for name, print_ in files.items() if name not in ours}
+    packets = storage.relative_to(storage.join(out, PACKETS), root) + "/"
+    return {name: print_ for name, print_ in files.items() if name not in ours and not name.startswith(packets)}
 
 
 def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], files: dict[str, str]) -> str:

@@ -1,16 +1,18 @@
-"""Fetch the encoded media that manifest rows name, one file or several ahead."""
+"""Fetch the encoded media that manifest rows name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+import io
 
 from pipeline import storage
 from pipeline.corpus import media
-from pipeline.records import DecodeError, Media, Reason
+from pipeline.records import DecodeError, DistantFile, Reason, Stored
+
+IN_MEMORY_BYTES = 2**26
+"""Files up to this size are fetched whole by prepare; larger ones are read in parts."""
 
 
-def fetch(uri: str, checksum: str | None = None) -> Media:
+def fetch(uri: str, checksum: str | None = None) -> Stored:
     """Return `media.read`; raise DecodeError if there is nothing usable at `uri`."""
     try:
         return media.read(uri, checksum)
@@ -28,6 +30,18 @@ def fetch(uri: str, checksum: str | None = None) -> Media:
         raise DecodeError(Reason.UNREADABLE, str(error)) from error
 
 
-def fetch_ahead(files: Iterable[tuple[str, str | None]]) -> Iterator[Callable[[], Media]]:
-    """Yield a function that does what `fetch` does, for each pair (uri, checksum), with distant files on their way."""
-    return storage.ahead((media.file_of(uri), partial(fetch, uri, checksum)) for uri, checksum in files)
+def fetch_start(uri: str) -> Stored | DistantFile:
+    """As `fetch`; of a file of more than `IN_MEMORY_BYTES`, a `DistantFile`."""
+    if media.is_part(uri):
+        return fetch(uri)
+    start = fetch(media.inside(uri, 0, IN_MEMORY_BYTES))
+    if len(start) < IN_MEMORY_BYTES:
+        return start
+
+    def read(start: int, stop: int) -> bytes:
+        part = fetch(media.inside(uri, start, stop))
+        if not isinstance(part, bytes) or len(part) != stop - start:
+            raise DecodeError(Reason.TRUNCATED, f"{uri} changes while it is read")
+        return part
+
+    return DistantFile(storage.read_with(uri, lambda file: file.seek(0, io.SEEK_END)), read)

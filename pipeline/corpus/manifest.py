@@ -1,4 +1,8 @@
-"""The rows of a corpus: one Parquet row per clip, a stable id, no pixels."""
+"""The rows of a corpus: one Parquet row per clip, a stable id, no pixels.
+
+Of a clip with `packets`, training fetches the bytes of a few packets, of which the file's checksum says nothing: each
+packet has a check of its own in the index (`pipeline/decode/packets.py`).
+"""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
@@ -36,10 +40,13 @@ SCHEMA = pa.schema(
         pa.field("duration_seconds", pa.float64()),  # null: an image
         pa.field("num_frames", pa.int64(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),
-        pa.field("checksum", pa.string(), nullable=False),  # of the file's bytes
+        pa.field("checksum", pa.string(), nullable=False),  # of the file's bytes, also where the clip is a part of them
+        pa.field("packets", pa.string()),  # where the index of the file's packets lies; null: it is read whole
     ]
 )
-OPTIONAL_COLUMNS = frozenset({"start_seconds", "end_seconds", "group", "fps", "duration_seconds"})
+OPTIONAL_COLUMNS = frozenset({"start_seconds", "end_seconds", "group", "fps", "duration_seconds", "packets"})
+PLACES = frozenset({"uri", "packets"})
+"""Columns that say where bytes lie; they are no part of the hash."""
 _METADATA_KEY = b"snps3_manifest"
 
 
@@ -133,11 +140,11 @@ def read_manifest(path: str) -> Manifest:
 
 
 def manifest_hash(table: pa.Table) -> str:
-    """32 hex digits of the rows in order of their ids, over every column of `SCHEMA` but `uri`."""
+    """32 hex digits of the rows in order of their ids, over every column of `SCHEMA` but `PLACES`."""
     digest = hashlib.blake2b(digest_size=16)
     table = table.sort_by("clip_id")
     for field in SCHEMA:
-        if field.name != "uri":
+        if field.name not in PLACES:
             digest.update(f"{field.name}:{field.type}:{table.num_rows};".encode())
             _update(digest, table[field.name].combine_chunks())
     return digest.hexdigest()

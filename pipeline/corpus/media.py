@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 
 from pipeline import storage
 from pipeline.corpus import manifest
-from pipeline.records import EncodedFrames, Kind, Media
+from pipeline.records import EncodedFrames, Kind, Stored
 
 if TYPE_CHECKING:
     import lmdb
@@ -51,7 +51,7 @@ def kind_of(path: str) -> Kind | None:
     return Kind.IMAGE if suffix in IMAGE_SUFFIXES else Kind.VIDEO if suffix in VIDEO_SUFFIXES else None
 
 
-def read(uri: str, checksum: str | None = None) -> Media:
+def read(uri: str, checksum: str | None = None) -> Stored:
     """The encoded clip at `uri`, in one of the forms above.
 
     FileNotFoundError names a file, key or folder that is not there. DamagedMediaError: a part of a packed file does not
@@ -76,6 +76,11 @@ def file_of(uri: str) -> str:
     """The file or folder in which `uri` lies."""
     match = _INSIDE.fullmatch(uri) or _KEYED.fullmatch(uri)
     return match["path"] if match else uri
+
+
+def is_part(uri: str) -> bool:
+    """Return whether `uri` is a part of a file, or a folder: no file of its own."""
+    return file_of(uri) != uri or uri.endswith("/")
 
 
 def inside(path: str, start: int, stop: int, *, frames: bool = False) -> str:
@@ -114,7 +119,7 @@ def keys(path: str) -> list[str]:
         return sorted(key.decode() for key, _ in transaction.cursor())
 
 
-def checksum(media: Media) -> str:
+def checksum(media: Stored) -> str:
     """Of the encoded clip, as the manifest keeps it."""
     return manifest.checksum(pack(media.images) if isinstance(media, EncodedFrames) else media)
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.decode import decoders
+from pipeline.decode import decoders, indexing
 from pipeline.decode.config import Sampling
-from pipeline.decode.formats import container_of, refuse_damaged
+from pipeline.decode.formats import Content, container_of, refuse_damaged
+from pipeline.decode.groups import CutVideo
 from pipeline.decode.images import (
     DecodedClip,
     ImagesVideo,
@@ -31,7 +32,7 @@ from pipeline.decode.info import VideoInfo, known_info
 from pipeline.decode.sampling import SEGMENTS, Policy, clip_indices
 from pipeline.decode.timeline import Timeline
 from pipeline.decode.video import Video, encode_video
-from pipeline.records import DecodeError, EncodedFrames, Kind, Media
+from pipeline.records import DecodeError, DistantFile, EncodedFrames, EncodedPackets, Kind, Media
 
 __all__ = [
     "DecodeError",
@@ -78,23 +79,27 @@ def decode_frames(
 ) -> UInt8[np.ndarray, "T H W 3"]:
     """Return `num_frames` frames of a video, or the one frame of an image, their long side `size_px`.
 
-    Only the sampled frames are converted. `known` is what prepare found of the video: with it the container is not
-    indexed a second time, which halves the cost of a short clip. Key frames are always PyAV's work. DecodeError if the
-    file gives no such clip.
+    Only the sampled frames are converted. Of `EncodedPackets`, these were sampled already. `known` is what prepare
+    found of the video: with it the container is not indexed a second time, which halves the cost of a short clip. Key
+    frames are always PyAV's work. DecodeError if the file gives no such clip.
     """
     if kind == Kind.IMAGE:
         return decode_image(data, size_px)[None]
     by_key_frames = sampling.rule == "key_frames"
     with open_video(data, decoders.KEY_FRAMES if by_key_frames else decoder, known) as video:
-        indices = clip_indices(
-            video.timeline,
-            num_frames=num_frames,
-            sampling=sampling,
-            policy=policy,
-            rng=rng,
-            start_seconds=start_seconds,
-            end_seconds=end_seconds,
-            key_frames=getattr(video, "key_frames", ()) if by_key_frames else (),
+        indices = (
+            data.wanted
+            if isinstance(data, EncodedPackets)
+            else clip_indices(
+                video.timeline,
+                num_frames=num_frames,
+                sampling=sampling,
+                policy=policy,
+                rng=rng,
+                start_seconds=start_seconds,
+                end_seconds=end_seconds,
+                key_frames=getattr(video, "key_frames", ()) if by_key_frames else (),
+            )
         )
         return video.frames(indices, fit_long_side(video.info.width, video.info.height, size_px))
 
@@ -111,10 +116,22 @@ def probe(
         return {"width": width, "height": height, "num_frames": 1}
     with open_video(data, decoder) as video:
         info = video.info
-        indices = video.timeline.window(start_seconds, end_seconds)
-        needed = sorted({indices[0], indices[len(indices) // 2], indices[-1]})
+        if isinstance(data, EncodedPackets):
+            needed = data.wanted
+        else:
+            needed = proofs(video.timeline.window(start_seconds, end_seconds))
         video.frames(needed, fit_long_side(info.width, info.height, PROBE_SIZE_PX))
     return asdict(info)
+
+
+def proofs(window: range) -> list[int]:
+    """Return the frames of a window that have to decode."""
+    return sorted({window[0], window[len(window) // 2], window[-1]})
+
+
+def index_packets(data: Content) -> UInt8[np.ndarray, " N"]:
+    """As `indexing.index_packets`: here, so that one decode process serves it and the functions above."""
+    return indexing.index_packets(data)
 
 
 def time_decoding(data: Media, **settings: Any) -> dict[str, float]:
@@ -132,6 +149,10 @@ def open_video(data: Media, decoder: str = decoders.AUTO, known: VideoInfo | Non
     opener = decoders.load(decoder)
     if isinstance(data, EncodedFrames):
         return ImagesVideo(data, known)
+    if isinstance(data, EncodedPackets):
+        return CutVideo(data, known)
+    if isinstance(data, DistantFile):
+        raise ValueError("a distant file is indexed, and its packets are decoded")
     container_of(data)  # before any decoder sees it: decord and torchcodec ask FFmpeg's probes
     refuse_damaged(data)
     return opener(data, known)

@@ -18,7 +18,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.decode.distant import DistantBytes
 from pipeline.records import DecodeError, Kind, Reason
+
+Content = bytes | DistantBytes
 
 PROBED_BYTES = 2**20
 """How far into a file FFmpeg's probes look."""
@@ -119,7 +122,7 @@ _BOXES = frozenset(b"ftyp moov mdat moof mfra free skip wide uuid sidx styp meta
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
-def container_of(data: bytes) -> Container:
+def container_of(data: Content) -> Container:
     """Return the container that the bytes are. DecodeError names what they are instead of a video."""
     _refuse_empty(data)
     found = _video(data)
@@ -130,7 +133,7 @@ def container_of(data: bytes) -> Container:
     return found
 
 
-def picture_format(data: bytes) -> str:
+def picture_format(data: Content) -> str:
     """Return Pillow's name of the format that the bytes are. DecodeError names what they are instead of a picture."""
     _refuse_empty(data)
     if found := _picture(data):
@@ -138,7 +141,7 @@ def picture_format(data: bytes) -> str:
     raise _refusal(data, "a picture")
 
 
-def kind_by_bytes(data: bytes) -> Kind | None:
+def kind_by_bytes(data: Content) -> Kind | None:
     """Return what a file without a suffix is; None if it is no clip."""
     if (picture := _picture(data)) and picture != "GIF":
         return Kind.IMAGE
@@ -146,7 +149,7 @@ def kind_by_bytes(data: bytes) -> Kind | None:
     return Kind.VIDEO if found and not (found is MP4 and _is_picture_only(data)) else None
 
 
-def refuse_damaged(data: bytes) -> None:
+def refuse_damaged(data: Content) -> None:
     """Raise DecodeError if a file is shorter than its headers announce, or an MP4 without its index.
 
     Decoders do not notice: they repeat the last frame that they have, or try again for minutes.
@@ -161,7 +164,7 @@ def refuse_damaged(data: bytes) -> None:
             announced = _matroska_length(data)
         case Container(demuxer="asf"):
             announced = _asf_length(data)
-        case Container(demuxer="gif") if not data.rstrip(b"\0").endswith(b";"):
+        case Container(demuxer="gif") if not data[-PROBED_BYTES:].rstrip(b"\0").endswith(b";"):
             raise DecodeError(Reason.TRUNCATED, "the GIF lacks the byte that ends it")
         case _:
             announced = 0
@@ -171,16 +174,16 @@ def refuse_damaged(data: bytes) -> None:
         )
 
 
-def _refuse_empty(data: bytes) -> None:
+def _refuse_empty(data: Content) -> None:
     if not data:
         raise DecodeError(Reason.EMPTY, "the file has no bytes")
 
 
-def _picture(data: bytes) -> str | None:
+def _picture(data: Content) -> str | None:
     return next((name for pattern, name in PICTURES if re.match(pattern, data[:64], re.DOTALL)), None)
 
 
-def _video(data: bytes) -> Container | None:
+def _video(data: Content) -> Container | None:
     """Return the container by its first bytes, MPEG-TS by the distance of its packets."""
     head = data[:64]
     for pattern, container in BEGINNINGS:
@@ -189,7 +192,7 @@ def _video(data: bytes) -> Container | None:
     return TS if _is_transport_stream(data) else None
 
 
-def _is_transport_stream(data: bytes) -> bool:
+def _is_transport_stream(data: Content) -> bool:
     """Return whether packets of 188, 192 or 204 bytes follow each other, from the middle of the first one on.
 
     A file that is cut out of a stream may begin anywhere. Text in front is no packet: it could be a playlist.
@@ -204,12 +207,12 @@ def _is_transport_stream(data: bytes) -> bool:
     return False
 
 
-def _is_picture_only(data: bytes) -> bool:
+def _is_picture_only(data: Content) -> bool:
     """Return whether an MP4 is a HEIF or AVIF file without a track."""
     return bool(_picture(data) or "HEIF" in (_other(data) or "")) and b"moov" not in {kind for kind, _ in _boxes(data)}
 
 
-def _hidden_playlist(data: bytes) -> str | None:
+def _hidden_playlist(data: Content) -> str | None:
     """Return what FFmpeg's probes could take a file for that begins as a container does; see the top of this file."""
     if data.find(b"c=IN IP", 0, PROBED_BYTES) >= 0:
         start = 0
@@ -222,17 +225,17 @@ def _hidden_playlist(data: bytes) -> str | None:
     return "a playlist" if _XML_PLAYLIST.search(before_zero) else None
 
 
-def _other(data: bytes) -> str | None:
+def _other(data: Content) -> str | None:
     """Return what people call a file that is neither a video nor a picture of those that are opened."""
     head = data[:4096].lstrip(_BLANK)
     return next((name for pattern, name in _OTHERS if re.match(pattern, head, _FLAGS)), None)
 
 
-def _is_text(data: bytes) -> bool:
+def _is_text(data: Content) -> bool:
     return all((byte >= 0x20 and byte != 0x7F) or byte in b"\t\r\n\f" for byte in data)
 
 
-def _refusal(data: bytes, wanted: str) -> DecodeError:
+def _refusal(data: Content, wanted: str) -> DecodeError:
     """Return why the bytes are not what is wanted, in the same words on every run."""
     name = _other(data)
     if name == "sound" and wanted == "a video":
@@ -254,7 +257,7 @@ def _refusal(data: bytes, wanted: str) -> DecodeError:
     return DecodeError(Reason.UNREADABLE, f"the file is {name}, not {wanted}")
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
+def _boxes(data: Content) -> Iterator[tuple[bytes, int]]:
     """Yield the type and the end of each outer box of an MP4."""
     position = 0
     while position + 8 <= len(data):
@@ -268,7 +271,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
         position = end
 
 
-def _mp4_length(data: bytes) -> int:
+def _mp4_length(data: Content) -> int:
     """Return the end of the last outer box. DecodeError if all are there and none is an index."""
     boxes = list(_boxes(data))
     end = max((end for _, end in boxes), default=0)
@@ -280,7 +283,7 @@ def _mp4_length(data: bytes) -> int:
     return end
 
 
-def _avi_length(data: bytes) -> int:
+def _avi_length(data: Content) -> int:
     """Return the end of the last RIFF list; old writers count its 8 bytes twice."""
     end = 0
     while data.startswith(b"RIFF", end):
@@ -289,14 +292,14 @@ def _avi_length(data: bytes) -> int:
     return end if end > len(data) + 8 else 0
 
 
-def _matroska_length(data: bytes) -> int:
+def _matroska_length(data: Content) -> int:
     """Return the end of the first segment; 0 if it was written as a stream, without a length."""
     header_size, position = _ebml_size(data, 4)
     segment_size, first = _ebml_size(data, position + (header_size or 0) + 4)
     return 0 if segment_size is None else first + segment_size
 
 
-def _ebml_size(data: bytes, position: int) -> tuple[int | None, int]:
+def _ebml_size(data: Content, position: int) -> tuple[int | None, int]:
     """Return the variable-length size at `position` (None: unknown) and the position after it."""
     if position >= len(data) or not data[position]:
         return None, position
@@ -305,7 +308,7 @@ def _ebml_size(data: bytes, position: int) -> tuple[int | None, int]:
     return None if size == (1 << 7 * length) - 1 else size, position + length
 
 
-def _asf_length(data: bytes) -> int:
+def _asf_length(data: Content) -> int:
     """Return the size of the file that the header states; 0 for a broadcast, which states none."""
     start = data.find(_ASF_FILE, 0, 2**16)
     is_broadcast = start < 0 or len(data) <= start + 88 or bool(data[start + 88] & 1)

@@ -59,7 +59,10 @@ def letterbox(frames: UInt8[np.ndarray, "T H W 3"], size_px: int) -> DecodedClip
 
 def decode_image(data: Media, size_px: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Return a picture as RGB, turned as its EXIF tag says; long side `size_px` if given."""
-    image = open_image(data.images[0] if isinstance(data, EncodedFrames) else data)
+    encoded = data.images[0] if isinstance(data, EncodedFrames) else data
+    if not isinstance(encoded, bytes):
+        raise ValueError("a picture is read whole, not in parts")
+    image = open_image(encoded)
     if size_px is not None:
         image = image.resize(fit_long_side(*image.size, size_px), Image.Resampling.BICUBIC)
     return np.array(image)

@@ -23,8 +23,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import importlib
-import itertools
 import json
 import logging
 import os
@@ -37,7 +37,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,7 +50,8 @@ from pipeline.decode import decoders, sandbox
 from pipeline.decode.config import Limits
 from pipeline.decode.info import first_line
 from pipeline.decode.pixels import PixelBuffer, Room, lent
-from pipeline.records import DecodeError, EncodedFrames, Media, Reason
+from pipeline.decode.transport import Read, Shape, part_of, put_together, taken_apart
+from pipeline.records import DecodeError, DistantFile, Media, Reason
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +82,15 @@ def isolated(
     is followed by a fresh one, which tries once more: a busy machine, or a leak of earlier clips, costs no sample.
     `pixels`: frames are put there, and their shape (T, H, W, 3) is returned.
     """
-    images = [len(image) for image in data.images] if isinstance(data, EncodedFrames) else None
     needs = (function.__module__, arguments.get("decoder"))
-    request = pickle.dumps(_Request(function, arguments, images, needs[1]))
-    content = b"".join(data.images) if isinstance(data, EncodedFrames) else data
+    content, shape = taken_apart(data)
+    request = pickle.dumps(_Request(function, arguments, shape, needs[1]))
+    file = data if isinstance(data, DistantFile) else None
     try:
-        answer, content = _attempt(needs, request, content, limits, pixels)
+        answer, content = _attempt(needs, request, content, limits, pixels, file)
     except _LimitError as error:
         log.info("%s: once more in a fresh process", error)
-        answer, content = _attempt(needs, request, content, limits, pixels)
+        answer, content = _attempt(needs, request, content, limits, pixels, file)
     if "shape" in answer and pixels:
         return pixels.add(answer["shape"], content)
     if "shape" in answer:
@@ -110,13 +111,17 @@ def unguarded(limits: Limits) -> list[str]:
 class _Request:
     function: Callable[..., Any]
     arguments: dict[str, Any]
-    images: list[int] | None
-    """Lengths of the images of `EncodedFrames`; None for bytes."""
+    shape: Shape
     decoder: str | None
 
 
 def _attempt(
-    needs: tuple[str, str | None], request: bytes, data: bytes, limits: Limits, pixels: PixelBuffer | None
+    needs: tuple[str, str | None],
+    request: bytes,
+    data: bytes,
+    limits: Limits,
+    pixels: PixelBuffer | None,
+    file: DistantFile | None,
 ) -> tuple[dict[str, Any], bytes]:
     """Return the answer of this thread's process, which is killed if it gives none, or cannot import what it needs."""
     process, _local.process = getattr(_local, "process", None), None
@@ -125,7 +130,7 @@ def _attempt(
         process = None
     process = process or DecodeProcess(needs)
     try:
-        answer = process.call(request, data, limits, pixels)
+        answer = process.call(request, data, limits, pixels, file)
     except BaseException:
         process.kill()
         if pixels:
@@ -137,6 +142,15 @@ def _attempt(
 
 class _LimitError(DecodeError):
     """A process did not answer within the limits."""
+
+
+@contextlib.contextmanager
+def _ended_process() -> Iterator[None]:
+    """Name what talking to a process that has ended raises."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise _LimitError(Reason.CRASHED, "the process that decoded it ended") from error
 
 
 class DecodeProcess:
@@ -154,25 +168,43 @@ class DecodeProcess:
         self._handle = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
 
     def call(
-        self, request: bytes, data: bytes, limits: Limits, pixels: PixelBuffer | None = None
+        self,
+        request: bytes,
+        data: bytes,
+        limits: Limits,
+        pixels: PixelBuffer | None = None,
+        file: DistantFile | None = None,
     ) -> tuple[dict[str, Any], bytes]:
-        """Return the answer to a request, and the pixels of an array unless they are in `pixels`."""
+        """Return the answer to a request, and the pixels of an array unless they are in `pixels`.
+
+        Meanwhile the process may ask for parts of a distant `file`; the time that these take does not count.
+        """
         stop = time.monotonic() + limits.seconds
-        try:
+        with _ended_process():
             self._channel.send_bytes(request)
             self._channel.send_bytes(data)
             self._channel.send_bytes(pixels.place() if pixels else b"")
             if pixels and pixels.fd is not None:
                 with socket.fromfd(self._channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
                     socket.send_fds(channel, [b"m"], [pixels.fd])
+        while True:
+            answer, content = self._received(limits, stop)
+            if file is None or "part" not in answer:
+                return answer, content
+            asked = time.monotonic()
+            part = part_of(file, answer["part"])
+            stop += time.monotonic() - asked
+            with _ended_process():
+                self._channel.send_bytes(part)
+
+    def _received(self, limits: Limits, stop: float) -> tuple[dict[str, Any], bytes]:
+        with _ended_process():
             while not self._channel.poll(WATCH_EVERY_SECONDS):
                 if self._resident_bytes() > limits.memory_gib * 2**30:
                     raise _LimitError(Reason.OUT_OF_MEMORY, f"decoding took more than {limits.memory_gib:g} GiB")
                 if time.monotonic() > stop:
                     raise _LimitError(Reason.TIMEOUT, f"decoding took longer than {limits.seconds:g} s")
             return json.loads(self._channel.recv_bytes()), self._channel.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise _LimitError(Reason.CRASHED, "the process that decoded it ended") from error
 
     def kill(self) -> None:
         """Kill the process."""
@@ -289,11 +321,11 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         if os.getppid() != server_pid:
             return
         channel.send_bytes(str(os.getpid()).encode())
-        is_sealed = False
+        is_sealed, read = False, functools.partial(_ask, channel)
         while True:
             request, data = channel.recv_bytes(), channel.recv_bytes()
             room = _receive_room(channel)
-            answer, content = _answer(request, data, room, is_sealed)
+            answer, content = _answer(request, data, room, is_sealed, read)
             if room:
                 room.close()
             is_sealed = True
@@ -305,6 +337,13 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         os._exit(0)
 
 
+def _ask(channel: Connection, start: int, stop: int) -> bytes:
+    """Return a part of a distant file, which the worker reads."""
+    channel.send_bytes(json.dumps({"part": [start, stop]}).encode())
+    channel.send_bytes(b"")
+    return channel.recv_bytes()
+
+
 def _receive_room(channel: Connection) -> Room | None:
     """Return where the frames go, if the worker shares memory."""
     if not (place := channel.recv_bytes()):
@@ -314,7 +353,7 @@ def _receive_room(channel: Connection) -> Room | None:
     return Room(fd, place)
 
 
-def _answer(request: bytes, data: bytes, room: Room | None, is_sealed: bool) -> tuple[dict[str, Any], Any]:
+def _answer(request: bytes, data: bytes, room: Room | None, is_sealed: bool, read: Read) -> tuple[dict[str, Any], Any]:
     """Return what is said of the outcome, and the pixels of an array unless they are in `room`."""
     try:
         asked: _Request = pickle.loads(request)  # imports what it names
@@ -323,7 +362,7 @@ def _answer(request: bytes, data: bytes, room: Room | None, is_sealed: bool) -> 
                 decoders.load(asked.decoder)
             sandbox.seal(may_use_devices=asked.decoder in _ON_DEVICES)
         with lent(room):
-            value = asked.function(data if asked.images is None else _images(data, asked.images), **asked.arguments)
+            value = asked.function(put_together(data, asked.shape, read), **asked.arguments)
         if room and isinstance(value, np.ndarray):
             room.keep(value)
             return {"shape": value.shape}, b""
@@ -337,11 +376,6 @@ def _answer(request: bytes, data: bytes, room: Room | None, is_sealed: bool) -> 
     if not isinstance(value, np.ndarray):
         return {"value": value}, b""
     return {"dtype": value.dtype.str, "shape": value.shape}, np.ascontiguousarray(value).data.cast("B")
-
-
-def _images(data: bytes, lengths: Sequence[int]) -> EncodedFrames:
-    stops = list(itertools.accumulate(lengths))
-    return EncodedFrames(tuple(data[stop - length : stop] for length, stop in zip(lengths, stops, strict=True)))
 
 
 def _place(error: Exception) -> str:

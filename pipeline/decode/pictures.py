@@ -27,14 +27,15 @@ UPRIGHT = np.eye(2, dtype=np.int64)
 
 
 class Picture:
-    """Makes pictures of frames, of one video: tables of its formats and sizes are kept."""
+    """Makes pictures of frames, of one video: tables of its formats and sizes are kept. `matrix`: how all of them are
+    turned, as `orientation` says; None where each frame tells."""
 
-    def __init__(self) -> None:
-        self._to_rgb, self._to_size = VideoReformatter(), VideoReformatter()
+    def __init__(self, matrix: NDArray[np.int64] | None = None) -> None:
+        self._to_rgb, self._to_size, self._matrix = VideoReformatter(), VideoReformatter(), matrix
 
     def of(self, frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
         """Return a frame upright, in RGB, of `size` = (width, height)."""
-        matrix = orientation(frame)
+        matrix = orientation(frame) if self._matrix is None else self._matrix
         width, height = size[::-1] if matrix[0, 1] else size
         image = in_rgb(frame, self._to_rgb)
         if min(image.width, image.height) <= LEAST_SIDE_PX:

@@ -5,28 +5,25 @@ PyAV is the decoder that is always there: it says what a file holds, and it deco
 
 from __future__ import annotations
 
-import contextlib
 import io
 import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import av
-import av.error
 import av.logging
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
 from av.packet import Packet
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
-from pipeline.decode.formats import FORMAT_WHITELIST, container_of
-from pipeline.decode.info import VideoInfo, first_line, refuse_other_length
+from pipeline.decode.formats import FORMAT_WHITELIST, Content, container_of
+from pipeline.decode.groups import STRICT, PacketVideo, refusals
+from pipeline.decode.info import VideoInfo, refuse_other_length
 from pipeline.decode.pictures import UPRIGHT, Picture, orientation
-from pipeline.decode.pixels import stack
 from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, Reason
 
@@ -35,8 +32,6 @@ av.logging.set_level(None)
 LEAST_STRETCH = 0.01
 """Pixels that are narrower or wider by less are square: encoders that round a size write 640:639."""
 PLAIN_CODECS = ("h264", "vp8", "vp9")
-SKIPPING_CODECS = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9", "vc1", "wmv3")
-"""Decoders that heed `skip_frame` for each packet; libdav1d reads it once."""
 BYTES_ALONE = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none", "err_detect": "explode"}
 """FFmpeg opens no other demuxer, nothing but the bytes that it is given, and no damaged header."""
 NO_TRIAL = {"skip_frame": "all"}
@@ -67,22 +62,21 @@ class Video(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-class PyavVideo:
-    """The file's packets, and frames by decoding from the key frame before each.
+class PyavVideo(PacketVideo):
+    """All packets of a file, and when its frames are shown."""
 
-    Frames that nothing refers to are not decoded unless they are asked for. Frames that depend on a damaged packet are
-    refused, not shown.
-    """
-
-    def __init__(self, data: bytes, known: VideoInfo | None = None) -> None:
+    def __init__(self, data: Content, known: VideoInfo | None = None) -> None:
         self._demuxer = container_of(data).demuxer
         with refusals():
             options = BYTES_ALONE | (NO_TRIAL if self._demuxer == "mov" else {})
-            self._container: InputContainer = av.open(io.BytesIO(data), "r", format=self._demuxer, options=options)
+            file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
+            container: Any = av.open(file, "r", format=self._demuxer, options=options)
+            self._container: InputContainer = container
             try:
                 self._stream = self._video_stream()
                 self._codec = self._stream.codec_context
-                self._packets = [packet for packet in self._container.demux(self._stream) if packet.size]
+                self._packets = [self._kept(one, data) for one in self._container.demux(self._stream) if one.size]
+                self._numbers = range(len(self._packets))
                 self._packet_pts = self._presentation_times()
                 self._keys = [place for place, packet in enumerate(self._packets) if packet.is_keyframe]
                 self._pts = self._shown()
@@ -93,27 +87,21 @@ class PyavVideo:
                 self.close()
                 raise
 
-    def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
-        """As `Video.frames`. DecodeError if one of them does not decode."""
-        size = size or (self.info.width, self.info.height)
-        with refusals():
-            images = {
-                pts: self._picture.of(frame, size) for pts, frame in self._decode({self._pts[i] for i in indices})
-            }
-        return stack([images[self._pts[index]] for index in indices])
-
     @cached_property
     def timeline(self) -> Timeline:
         """When each frame is on screen. A clock that starts with the file's first stream, as a player's does."""
         unit = float(self._stream.time_base or 1)
-        start = self._container.start_time
-        first = self._pts[0] * unit
-        zero = first if start is None else start / 1e6 if start > 0 else min(0.0, first)
-        times = np.array(self._pts) * unit - zero + self._delay
+        times = np.array(self._pts) * unit - self._zero + self._delay
         last = self._packets[self._packet_pts.index(self._pts[-1])]
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         gap = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / (rate or 1.0)
         return Timeline(times, float(times[-1] + ((last.duration or 0) * unit or gap)))
+
+    @cached_property
+    def _zero(self) -> float:
+        """Return the time of the stream, in seconds, at which a player's clock shows 0."""
+        start, first = self._container.start_time, self._pts[0] * float(self._stream.time_base or 1)
+        return first if start is None else start / 1e6 if start > 0 else min(0.0, first)
 
     @property
     def key_frames(self) -> list[int]:
@@ -153,6 +141,10 @@ class PyavVideo:
             and bool((self._first_frame[0] == UPRIGHT).all())
         )
 
+    def _kept(self, packet: Packet, data: Content) -> Any:
+        """Return what is kept of a packet of the file: itself, or what has its attributes."""
+        return packet
+
     def _video_stream(self) -> av.VideoStream:
         if not self._container.streams.video:
             kinds = ", ".join(sorted({str(stream.type) for stream in self._container.streams})) or "nothing"
@@ -161,7 +153,7 @@ class PyavVideo:
         if stream.codec_context is None:
             raise DecodeError(Reason.UNSUPPORTED_CODEC, "FFmpeg has no decoder for the video stream")
         stream.thread_count = 1
-        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.options = STRICT
         return stream
 
     def _shown(self) -> list[int]:
@@ -194,7 +186,7 @@ class PyavVideo:
             times.append(round(place / (rate * unit)) if pts is None else pts)
         return times
 
-    def _is_invisible(self, packet: Packet) -> bool:
+    def _is_invisible(self, packet: Any) -> bool:
         """A VP8 frame that is only referred to; of other codecs, such frames share a packet with a shown one."""
         return self._codec.name == "vp8" and not bytes(packet)[0] & 0x10
 
@@ -209,7 +201,7 @@ class PyavVideo:
         return self._demuxer in UNTIMED and len(lags) == 1
 
     @property
-    def _timed_packets(self) -> Iterator[tuple[Packet, int]]:
+    def _timed_packets(self) -> Iterator[tuple[Any, int]]:
         return zip(self._packets, self._packet_pts, strict=True)
 
     @cached_property
@@ -252,55 +244,7 @@ class PyavVideo:
         return self._pts[0]
 
     def _decode(self, times: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield the frames at the presentation `times`, each with its time. DecodeError if one does not decode."""
-        if self._lacks_presentation_times:
-            yield from self._decode_in_order(times)
-            return
-        places = {pts: place for place, pts in enumerate(self._packet_pts) if pts in times}
-        groups: dict[int, set[int]] = {}
-        for pts in sorted(times):
-            groups.setdefault(self._group_of(pts, places[pts]), set()).add(pts)
-        for group, wanted in groups.items():
-            stop = max(places[pts] for pts in wanted) + 1
-            frames: dict[int, av.VideoFrame] = {}
-            damage = ""
-            for start in dict.fromkeys((group, max(0, group - 1), 0)):  # a key frame may refer to frames before it
-                frames, damage = self._decode_group(self._keys[start], stop, wanted)
-                if frames.keys() == wanted and not damage:
-                    break
-            else:
-                missing = min(wanted - frames.keys(), default=min(wanted))
-                detail = f"frame {self._pts.index(missing)} does not decode" + (f": {damage}" if damage else "")
-                raise DecodeError(Reason.UNREADABLE, detail)
-            yield from frames.items()
-
-    def _group_of(self, pts: int, place: int) -> int:
-        """Return the number of the last key frame that comes before a packet, in the file and on screen."""
-        group = max(0, bisect_right(self._keys, place) - 1)
-        while group and self._packet_pts[self._keys[group]] > pts:
-            group -= 1
-        return group
-
-    def _decode_group(self, start: int, stop: int, wanted: set[int]) -> tuple[dict[int, av.VideoFrame], str]:
-        """Decode the packets [start, stop) from a key frame on; return the frames at `wanted`, and what was damaged."""
-        frames: dict[int, av.VideoFrame] = {}
-        damage = ""
-        self._codec.flush_buffers()
-        for place in [*range(start, stop), None]:
-            if place is not None and self._packet_pts[place] < self._packet_pts[start]:
-                continue  # shown before the key frame: may refer to frames before it, and nothing refers to it
-            packet = None if place is None else self._packets[place]
-            if packet is not None and packet.is_corrupt:
-                damage = damage or "the container marks a packet as damaged"
-            is_needed = place is None or self._packet_pts[place] in wanted or not self._can_skip
-            self._codec.skip_frame = "DEFAULT" if is_needed else "NONREF"
-            try:
-                for frame in self._codec.decode(packet):
-                    if frame.pts in wanted and not frame.is_corrupt:
-                        frames[frame.pts] = frame
-            except FFmpegError as error:
-                damage = damage or first_line(error)
-        return frames, damage
+        return self._decode_in_order(times) if self._lacks_presentation_times else super()._decode(times)
 
     def _decode_in_order(self, times: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """As `_decode`, where only the order of the decoded frames tells their times."""
@@ -318,15 +262,6 @@ class PyavVideo:
                 return
         raise DecodeError(Reason.UNREADABLE, f"frame {min(wanted)} does not decode")
 
-    @cached_property
-    def _can_skip(self) -> bool:
-        """Return whether the decoder can leave out frames that are marked as referred to by none, and the mark is true.
-        In an HEVC stream with temporal layers, it speaks of its own layer alone (H.265, 7.4.2.2)."""
-        if self._codec.name != "hevc":
-            return self._codec.name in SKIPPING_CODECS
-        _, found, parameters = (self._codec.extradata or b"").partition(b"\x40\x01")  # the header of a VPS
-        return bool(found) and not parameters[1] >> 1 & 7
-
 
 class KeyFrameVideo(PyavVideo):
     """Key frames, each decoded from its own packet: no other packet reaches the decoder."""
@@ -341,22 +276,6 @@ class KeyFrameVideo(PyavVideo):
                 if not frames or damage:
                     raise DecodeError(Reason.UNREADABLE, f"frame {self._pts.index(pts)} does not decode: {damage}")
                 yield from frames.items()
-
-
-@contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Turn FFmpeg's refusal of a file into DecodeError."""
-    try:
-        yield
-    except (FFmpegError, ValueError, IndexError) as error:
-        match error:
-            case av.error.DecoderNotFoundError() | av.error.PatchWelcomeError():
-                reason = Reason.UNSUPPORTED_CODEC
-            case av.error.MemoryError():
-                reason = Reason.OUT_OF_MEMORY
-            case _:
-                reason = Reason.UNREADABLE
-        raise DecodeError(reason, first_line(error)) from error
 
 
 def encode_video(frames: NDArray[np.uint8], *, fps: int, crf: int = 23, gop: int = 250) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from pipeline.decode.codec import Video, decode_image, known_info, open_video
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
 from pipeline.offline.stages import look_at_files, map_clips
-from pipeline.records import DecodeError, Kind, Media, Reason, Rejected, Stage
+from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage, Stored
 
 FRAMES_PER_SECOND = 8.0
 """Thumbnails per second of a video, so 3 KB. Two clips are compared at shifts of half their spacing, which is what
@@ -102,7 +103,7 @@ def perceptual_hashes(thumbnails: UInt8[np.ndarray, "F 384"]) -> UInt64[np.ndarr
     return np.packbits(is_high, axis=1).view(np.uint64).ravel()
 
 
-def clip_thumbnails(data: Media, clip: Mapping[str, Any], decoder: str) -> UInt8[np.ndarray, "T 384"]:
+def clip_thumbnails(data: Stored, clip: Mapping[str, Any], decoder: str) -> UInt8[np.ndarray, "T 384"]:
     """Return the thumbnails of a manifest's clip, at least one. DecodeError if the file shows none or is another."""
     if media.checksum(data) != clip["checksum"]:
         raise DecodeError(Reason.WRONG_CHECKSUM, "the file is not the one in the manifest: prepare the corpus again")
@@ -134,11 +135,11 @@ def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:
 def fingerprint_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
     """Return the clips of `batch` with their thumbnails, or with reason and detail."""
 
-    def look(data: Media, clip: dict[str, Any]) -> dict[str, Any]:
+    def look(data: Stored, clip: dict[str, Any]) -> dict[str, Any]:
         thumbnails = isolated(clip_thumbnails, data, limits=limits, clip=clip, decoder=decoder)
         return {"thumbnails": thumbnails.tobytes()}
 
-    return look_at_files(batch, look, SCHEMA.append(pa.field("uri", pa.string())))
+    return look_at_files(batch, lambda _, data: partial(look, data), SCHEMA.append(pa.field("uri", pa.string())))
 
 
 def fingerprint_corpus(

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,12 +23,16 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.fetching import fetch
+from pipeline.decode.clip_media import fetch_clip
 from pipeline.decode.codec import Timeline, decode_frames, encode_image, fit_long_side, known_info
 from pipeline.decode.config import Limits
+from pipeline.decode.decoders import AUTO
 from pipeline.decode.isolation import isolated
+from pipeline.decode.packets import decoded
+from pipeline.decode.sampling import SEGMENTS
 from pipeline.records import DecodeError, EncodedFrames, Kind, Reason
 
-VERSION = 1
+VERSION = 2
 """Raised when the same input would give other shards."""
 INDEX_SUFFIX = ".index.parquet"
 SHARD_SCHEMA = pa.schema(
@@ -178,8 +183,8 @@ def _entry(clip: dict[str, Any], item: Item, **changed: Any) -> dict[str, Any]:
 def _values(item: Item, config: PackingConfig, limits: Limits) -> tuple[Sequence[bytes], dict[str, Any]]:
     """What is kept of an item, and the columns of the manifest that change by it. DecodeError if it gives no clip."""
     clip = item.clips[0]
-    data = fetch(clip["uri"], clip["checksum"])
     if config.content == Content.RAW:
+        data: Any = fetch(clip["uri"], clip["checksum"])
         return (data.images if isinstance(data, EncodedFrames) else (data,)), {}
     num_frames, changed = 1, {}
     if clip["kind"] == Kind.VIDEO:
@@ -188,17 +193,18 @@ def _values(item: Item, config: PackingConfig, limits: Limits) -> tuple[Sequence
         num_frames, seconds = min(config.num_frames, length), length / info.fps
         changed = {"num_frames": num_frames, "fps": num_frames / seconds, "duration_seconds": seconds}
         changed |= {"start_seconds": None, "end_seconds": None}  # the frames are those of the clip alone
-    frames = isolated(
+    choice = {name: clip[name] for name in ("start_seconds", "end_seconds")}
+    choice |= {"num_frames": num_frames, "sampling": SEGMENTS}
+    decode = partial(
+        isolated,
         decode_frames,
-        data,
         limits=limits,
         kind=Kind(clip["kind"]),
-        num_frames=num_frames,
         size_px=min(config.frame_size_px, max(clip["width"], clip["height"])),
-        start_seconds=clip["start_seconds"],
-        end_seconds=clip["end_seconds"],
         known=known_info(clip) if clip["kind"] == Kind.VIDEO else None,
+        **choice,
     )
+    frames = decoded(fetch_clip(clip, AUTO, **choice), decode)
     height, width = frames.shape[1:3]
     values = [encode_image(frame, quality=config.quality) for frame in frames]
     return values, changed | {"width": width, "height": height}
@@ -235,4 +241,4 @@ def _place(path: str, data: bytes, start: int, values: Sequence[bytes], config: 
     if is_file:
         start = stop - len(values[0])
     uri = media.inside(path, start, stop, frames=not is_file)
-    return {"uri": uri, "bytes": stop - start, "checksum": manifest.checksum(data[start:stop])}
+    return {"uri": uri, "packets": None, "bytes": stop - start, "checksum": manifest.checksum(data[start:stop])}

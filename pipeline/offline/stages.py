@@ -9,30 +9,32 @@ The driver holds one small row per clip, no pixels and no file.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
-from itertools import groupby
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.caption_readers import Annotation
-from pipeline.corpus.fetching import fetch_ahead
+from pipeline.corpus.fetching import fetch, fetch_start
 from pipeline.corpus.media import kind_of
 from pipeline.corpus.sources import Layout, Source
-from pipeline.decode.codec import probe
 from pipeline.decode.config import Limits
-from pipeline.decode.formats import kind_by_bytes
-from pipeline.decode.isolation import isolated, unguarded
-from pipeline.records import DecodeError, Kind, Media, Reason, Rejected, Stage
+from pipeline.decode.isolation import unguarded
+from pipeline.offline.probing import ProbedFile
+from pipeline.records import DecodeError, DistantFile, Reason, Rejected, Stage, Stored
 
 log = logging.getLogger(__name__)
+
+Look = Callable[[dict[str, Any]], dict[str, Any]]
+"""Returns the columns that only its file knows of a clip."""
 
 KNOWN = pa.schema([manifest.SCHEMA.field(index) for index in range(manifest.SCHEMA.get_field_index("group") + 1)])
 """The columns of a manifest row that are known before a file is opened."""
@@ -75,11 +77,17 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
 
 
 def probe_clips(
-    clips: Sequence[dict[str, Any]], *, decoder: str, limits: Limits, subcluster: str | None = None
+    clips: Sequence[dict[str, Any]],
+    *,
+    decoder: str,
+    limits: Limits,
+    subcluster: str | None = None,
+    packets_folder: str | None = None,
 ) -> tuple[pa.Table, list[Rejected]]:
     """Return the usable clips (`manifest.SCHEMA`) and the rejected ones, by a Ray Data job.
 
     It runs on the nodes of `subcluster` (None: all). Clips without captions are rejected before anything is fetched.
+    Indexes of packets are written to `packets_folder`.
     """
     silent = [
         _reject(clip["clip_id"], clip["uri"], Reason.NO_CAPTION, "no caption with words")
@@ -89,25 +97,20 @@ def probe_clips(
     captioned = [clip for clip in clips if clip["captions"]]
     if not captioned:
         return manifest.SCHEMA.empty_table(), silent
-    probing = partial(probe_batch, decoder=decoder, limits=limits)
+    probing = partial(probe_batch, decoder=decoder, limits=limits, packets_folder=packets_folder)
     probed = map_clips(captioned, probing, schema=KNOWN, subcluster=subcluster)
     usable, rejected = ledger.split_by_reason(probed, Stage.PREPARE)
     return usable.select(manifest.SCHEMA.names), silent + rejected
 
 
-def probe_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
+def probe_batch(batch: pa.Table, decoder: str, limits: Limits, packets_folder: str | None = None) -> pa.Table:
     """Return the clips of `batch` as whole manifest rows, or with reason and detail."""
     _say_unguarded(limits)
 
-    def look(data: Media, clip: dict[str, Any]) -> dict[str, Any]:
-        times = {name: clip[name] for name in ("start_seconds", "end_seconds")}
-        kind = Kind(clip["kind"])
-        if isinstance(data, bytes) and not kind_of(media.name_of(clip["uri"], "")):
-            kind = kind_by_bytes(data) or kind
-        columns = isolated(probe, data, limits=limits, kind=kind, decoder=decoder, **times)
-        return columns | {"kind": str(kind), "bytes": len(data), "checksum": media.checksum(data)}
+    def look_at(uri: str, data: Stored | DistantFile) -> Look:
+        return ProbedFile(uri, data, decoder, limits, packets_folder).columns
 
-    return look_at_files(batch, look, manifest.SCHEMA)
+    return look_at_files(batch, look_at, manifest.SCHEMA, fetch_start)
 
 
 @functools.cache
@@ -122,24 +125,26 @@ def _say_unguarded(limits: Limits) -> None:
 
 
 def look_at_files(
-    batch: pa.Table, look: Callable[[Media, dict[str, Any]], dict[str, Any]], schema: pa.Schema
+    batch: pa.Table,
+    look_at: Callable[[str, Any], Look],
+    schema: pa.Schema,
+    fetch: Callable[[str], Any] = fetch,
 ) -> pa.Table:
-    """Return each clip of `batch` with the columns that `look(data, clip)` adds, or with reason and detail.
+    """Return each clip of `batch` with the columns that `look_at(uri, data)` finds of it, or with reason and detail.
 
     The columns are those of `schema`, reason and detail. Each file is fetched once.
     """
     rows = []
-    files = [(uri, list(clips)) for uri, clips in groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
-    for (_, clips), read in zip(files, fetch_ahead((uri, None) for uri, _ in files), strict=True):
+    files = [(uri, list(clips)) for uri, clips in itertools.groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
+    reads = storage.ahead((media.file_of(uri), partial(fetch, uri)) for uri, _ in files)
+    for (uri, clips), read in zip(files, reads, strict=True):
         try:
-            data = read()
+            look = look_at(uri, read())
         except DecodeError as error:
-            data = error
+            look = partial(fail, error)
         for clip in clips:
             try:
-                if isinstance(data, DecodeError):
-                    raise data
-                rows.append(clip | look(data, clip))
+                rows.append(clip | look(clip))
             except DecodeError as error:
                 rows.append(clip | {"reason": str(error.reason), "detail": error.detail})
     return pa.Table.from_pylist(rows, schema=ledger.with_reason(schema))
@@ -153,14 +158,22 @@ def map_clips(
     subcluster: str | None = None,
 ) -> pa.Table:
     """Return `look` of the clips (rows of `schema`), by a Ray Data job with a CPU per some clips."""
-    blocks = in_blocks(pa.Table.from_pylist(list(clips), schema=schema), 8, 256)
+    blocks = in_blocks(pa.Table.from_pylist(list(clips), schema=schema), 8, 256, together="uri")
     return pa.concat_tables(mapped(blocks, look, subcluster=subcluster))
 
 
-def in_blocks(table: pa.Table, least: int, most: int) -> list[pa.Table]:
-    """Cut a table into blocks of `least` to `most` rows: enough tasks for every CPU, few enough to schedule."""
+def in_blocks(table: pa.Table, least: int, most: int, together: str | None = None) -> list[pa.Table]:
+    """Cut a table into blocks of `least` to `most` rows: enough tasks for every CPU, few enough to schedule.
+
+    Neighbours that are equal in the column `together` are not parted, so that a file is looked at once.
+    """
     size = max(least, min(most, len(table) // 64))
-    return [table.slice(start, size) for start in range(0, len(table), size)]
+    owners = table[together].to_pylist() if together else range(len(table))
+    stops = [0]
+    for stop in range(1, len(table) + 1):
+        if stop == len(table) or (stop - stops[-1] >= size and owners[stop] != owners[stop - 1]):
+            stops.append(stop)
+    return [table.slice(start, stop - start) for start, stop in itertools.pairwise(stops)]
 
 
 def mapped(
@@ -204,3 +217,8 @@ def streamed(
 
 def _reject(clip_id: int, uri: str, reason: Reason, detail: str) -> Rejected:
     return Rejected(clip_id=clip_id, uri=uri, stage=Stage.PREPARE, reason=reason, detail=detail)
+
+
+def fail(error: DecodeError, clip: dict[str, Any]) -> NoReturn:
+    """Raise what became of the clip's file."""
+    raise error

@@ -23,11 +23,13 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.corpus.fetching import fetch_ahead
+from pipeline.corpus import media
 from pipeline.corpus.manifest import read_manifest
+from pipeline.decode.clip_media import fetch_clip
 from pipeline.decode.codec import decode_frames, known_info
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.isolation import isolated
+from pipeline.decode.packets import decoded
 from pipeline.decode.pixels import PixelBuffer
 from pipeline.decode.sampling import Policy
 from pipeline.records import ClipRows, DecodeError, Kind, Media, Rejected, Stage
@@ -228,7 +230,12 @@ def decoded_slots(
     found = [table.slice(row, 1).to_pylist()[0] if row >= 0 else None for row in rows.tolist()]
     known = [failures.get(row["clip_id"]) if row else None for row in found]
     wanted = [row if row and not error else None for row, error in zip(found, known, strict=True)]
-    reads = fetch_ahead((row["uri"], row["checksum"]) if row else ("", None) for row in wanted)
+    reads = storage.ahead(
+        (media.file_of(row["uri"]), functools.partial(fetch_clip, row, source.decoder, **choice(source, planned, row)))
+        if row
+        else ("", fetch_nothing)
+        for row in wanted
+    )
     for slot, (row, read, error) in enumerate(zip(found, reads, known, strict=True), first_slot):
         done = decode_slot(slot, row, source, planned, functools.partial(fail, error) if error else read, pixels)
         if not error:
@@ -266,24 +273,19 @@ def decode_slot(
     if is_training and source.long_sides_px:
         size_rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.SIZE)
         drawn_px = int(size_rng.choice(source.long_sides_px))
-    rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.FRAMES)
+    decode = functools.partial(
+        isolated,
+        decode_frames,
+        limits=source.limits,
+        pixels=pixels.expecting(length, size),
+        kind=planned.kind,
+        size_px=drawn_px,
+        decoder=source.decoder,
+        known=known_info(row) if planned.kind == Kind.VIDEO else None,
+        **choice(source, planned, row),
+    )
     try:
-        _, height, width, _ = isolated(
-            decode_frames,
-            read(),
-            limits=source.limits,
-            pixels=pixels.expecting(length, size),
-            kind=planned.kind,
-            num_frames=length,
-            size_px=drawn_px,
-            sampling=source.sampling,
-            policy=Policy.RANDOM if is_training else Policy.MIDDLE,
-            rng=rng if is_training else None,
-            start_seconds=row["start_seconds"],
-            end_seconds=row["end_seconds"],
-            decoder=source.decoder,
-            known=known_info(row) if planned.kind == Kind.VIDEO else None,
-        )
+        _, height, width, _ = decoded(read(), decode)
     except DecodeError as error:
         return empty | {"reason": str(error.reason), "detail": error.detail}
     captions = row["captions"]
@@ -294,6 +296,24 @@ def decode_slot(
         "real_height": height,
         "real_width": width,
     }
+
+
+def choice(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> dict[str, Any]:
+    """How the frames of a clip are chosen, in the words of `clip_indices`: the same each time that it is asked."""
+    is_training = source.plan is not None
+    return {
+        "num_frames": source.num_frames if planned.kind == Kind.VIDEO else 1,
+        "sampling": source.sampling,
+        "policy": Policy.RANDOM if is_training else Policy.MIDDLE,
+        "rng": clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.FRAMES) if is_training else None,
+        "start_seconds": row["start_seconds"],
+        "end_seconds": row["end_seconds"],
+    }
+
+
+def fetch_nothing() -> Media:
+    """The file of a slot without a clip, which nobody asks for."""
+    return b""
 
 
 def choose_caption(captions: list[str], rng: np.random.Generator) -> str:

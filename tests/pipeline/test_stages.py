@@ -12,7 +12,7 @@ from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.sources import Source, open_source
 from pipeline.decode.codec import encode_video
 from pipeline.decode.config import Limits
-from pipeline.offline.stages import KNOWN, clips_of, probe_batch, probe_clips, unnamed_files
+from pipeline.offline.stages import KNOWN, clips_of, in_blocks, probe_batch, probe_clips, unnamed_files
 from pipeline.records import Kind, Reason, Stage
 
 
@@ -122,3 +122,11 @@ def test_nothing_with_words_needs_no_ray():
     )
     assert not rows.num_rows
     assert [one.reason for one in rejected] == [Reason.NO_CAPTION]
+
+
+def test_the_clips_of_a_file_stay_together():
+    table = pa.table({"uri": ["a"] * 20 + ["b"] * 3 + ["c"] * 10 + ["d"] * 2})
+    assert [len(block) for block in in_blocks(table, 8, 256)] == [8, 8, 8, 8, 3]
+    assert [len(block) for block in in_blocks(table, 8, 256, together="uri")] == [20, 13, 2]
+    assert pa.concat_tables(in_blocks(table, 8, 256, together="uri")).equals(table)
+    assert in_blocks(table[:0], 8, 256, together="uri") == []

@@ -5,10 +5,12 @@ Tests with the fixture `bucket` need a real S3 server; the others need none.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -18,15 +20,17 @@ import pytest
 
 from jobs.benchmarks.support.faulty_store import Faults, faulty_store
 from pipeline import storage
-from pipeline.corpus.fetching import fetch_ahead
+from pipeline.corpus import fetching
+from pipeline.corpus.fetching import fetch
 from pipeline.corpus.ledger import read_ledger, write_ledger
 from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
+from pipeline.decode.clip_media import fetch_part
 from pipeline.decode.codec import encode_video
 from pipeline.decode.config import Limits
 from pipeline.offline.stages import KNOWN, probe_batch
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.stream.epoch_plan import Plan
-from pipeline.stream.loader import ClipSource, decode_block
+from pipeline.stream.loader import ClipSource, decode_block, split_rows
 from pipeline.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 NOBODY = "http://127.0.0.1:9"
@@ -190,13 +194,61 @@ def test_a_store_is_asked_a_stated_number_of_times_and_then_the_sample_is_unavai
     assert f"{bucket}/0.mp4" in finding["detail"]
 
 
+def test_bytes_behind_the_end_are_none_and_an_empty_file_is_empty(bucket, at):
+    at()
+    storage.write_bytes_atomic(f"{bucket}/0.mp4", b"")
+    storage.write_bytes_atomic(f"{bucket}/ten", b"0123456789")
+    assert [storage.read_bytes(f"{bucket}/ten", start, start + 4) for start in (0, 8, 10, 99)] == [
+        b"0123",
+        b"89",
+        b"",
+        b"",
+    ]
+    with pytest.raises(DecodeError, match=r"wrong_checksum: .* has become shorter"):
+        fetch_part(f"{bucket}/ten", 8, 12)
+    (finding,) = probe_batch(known_clips(bucket), "pyav", Limits()).to_pylist()
+    assert finding["reason"] == Reason.EMPTY
+    assert storage.pop_retry_count() == 0
+
+
+def test_a_long_video_in_a_bucket_is_prepared_and_trained_on_in_parts(bucket, at, monkeypatch):
+    """Faults on the way change nothing; what is fetched is an index and less than the file for each clip."""
+    monkeypatch.setattr(fetching, "IN_MEMORY_BYTES", 20_000)
+    frames = np.random.default_rng(0).integers(0, 256, (200, 8, 12, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    data = encode_video(frames, fps=8, gop=8)
+    storage.write_bytes_atomic(f"{bucket}/0.mp4", data)
+    known = [known_clips(bucket).to_pylist()[0] | {"clip_id": n, "start_seconds": 2.0 * n} for n in range(12)]
+    known = [row | {"end_seconds": row["start_seconds"] + 2.0} for row in known]
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    with faulty_store(endpoint, Faults(slow_down_every=5, cut_every=7)) as store:
+        at(AWS_ENDPOINT_URL=store.endpoint)
+        clips = pa.Table.from_pylist(known, schema=KNOWN)
+        rows = probe_batch(clips, "pyav", Limits(), f"{bucket}/packets").drop_columns(["reason", "detail"]).to_pylist()
+        assert store.num_bytes < 4 * len(data)  # checksum, index, clips, and what was cut short
+        source = dataclasses.replace(source_of(write_rows(bucket, rows)), decoder="pyav")
+        store.num_bytes = 0
+        by_parts = epoch(source)
+        assert 0 < store.num_bytes < 2.5 * len(data)
+        assert store.counts["cut"] > 1
+    at(AWS_ENDPOINT_URL=endpoint)
+    write_rows(bucket, [row | {"packets": None} for row in rows])
+    split_rows.cache_clear()
+    assert by_parts.drop_columns("num_retries").equals(epoch(source).drop_columns("num_retries"))
+    assert set(by_parts["weight"].to_pylist()) == {1.0}
+
+
+def write_rows(bucket: str, rows: list[dict[str, Any]]) -> str:
+    """Write a manifest and return its path."""
+    write_manifest(make_manifest("tiny", bucket, rows), f"{bucket}/manifest.parquet")
+    return f"{bucket}/manifest.parquet"
+
+
 def test_distant_files_are_fetched_while_those_before_them_are_used(bucket, at):
     write_clips(bucket)
     with faulty_store(os.environ["AWS_ENDPOINT_URL"], Faults(latency_seconds=0.1)) as store:
         at(AWS_ENDPOINT_URL=store.endpoint)
-        reads = fetch_ahead(
-            (f"{bucket}/{name}", None) for name in (*(f"{number}.mp4" for number in range(NUM_CLIPS)), "none")
-        )
+        paths = [f"{bucket}/{name}" for name in (*(f"{number}.mp4" for number in range(NUM_CLIPS)), "none")]
+        reads = storage.ahead((path, partial(fetch, path)) for path in paths)
         first = next(reads)
         assert first() == storage.read_bytes(f"{bucket}/0.mp4")
         assert 1 < store.most_at_once <= storage.NUM_AHEAD + 1

@@ -35,7 +35,8 @@ class Faults:
 
 
 class FaultyStore(ThreadingHTTPServer):
-    """The proxy; `endpoint` is its own URL, `counts` the faults so far, `most_at_once` requests met in their pause."""
+    """The proxy; `endpoint` is its own URL, `counts` the faults so far, `most_at_once` requests met in their pause,
+    `num_bytes` were sent in answer to GETs."""
 
     daemon_threads = True
 
@@ -48,7 +49,7 @@ class FaultyStore(ThreadingHTTPServer):
         self.gone_until = float("-inf")
         """Until then, in monotonic time, every request is answered 503."""
         self.counts: Counter[str] = Counter()
-        self.most_at_once = self._num_waiting = self._num_gets = 0
+        self.num_bytes = self.most_at_once = self._num_waiting = self._num_gets = 0
         self._lock = threading.Lock()
 
     def wait(self) -> None:
@@ -59,6 +60,11 @@ class FaultyStore(ThreadingHTTPServer):
         time.sleep(self.faults.latency_seconds)
         with self._lock:
             self._num_waiting -= 1
+
+    def count_bytes(self, count: int) -> None:
+        """Count bytes that are sent."""
+        with self._lock:
+            self.num_bytes += count
 
     def fault(self, method: str) -> str:
         """Choose the fault of the next request: "gone", "refused", "cut", "slow_down", or "whole" for none."""
@@ -111,7 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
             content = response.read()
         headers = _foreign(response.headers)
         headers["Content-Length"] = response.getheader("Content-Length", str(len(content)))
-        self.send(response.status, headers, content[: len(content) // 2] if is_cut else content)
+        sent = content[: len(content) // 2] if is_cut else content
+        self.server.count_bytes(len(sent) * (self.command == "GET"))
+        self.send(response.status, headers, sent)
         self.close_connection = is_cut
 
     def send(self, status: int, headers: dict[str, str], content: bytes) -> None:

@@ -1,0 +1,214 @@
+"""Exact frames from packets: decode from the key frame before each, without what no other frame needs.
+
+The packets come from an opened file (`PyavVideo`), or were cut out of it for the frames of one clip (`CutVideo`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from av.error import FFmpegError
+from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
+from jaxtyping import UInt8
+
+from pipeline.decode.formats import Content
+from pipeline.decode.info import VideoInfo, first_line
+from pipeline.decode.packets import CORRUPT, KEY, content_of, group_of
+from pipeline.decode.pictures import Picture
+from pipeline.decode.pixels import stack
+from pipeline.decode.timeline import Timeline
+from pipeline.records import DecodeError, EncodedPackets, Reason
+
+SKIPPING_CODECS = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9", "vc1", "wmv3")
+"""Decoders that heed `skip_frame` for each packet; libdav1d reads it once."""
+STRICT = {"err_detect": "explode"}
+"""Option of every decoder: what is damaged is an error."""
+PARAMETERS = (
+    *("width", "height", "pix_fmt", "bits_per_coded_sample", "reorder_depth"),
+    *("color_range", "colorspace", "color_primaries", "color_trc"),
+)
+"""What a container may tell a decoder, beside the codec's tag and extradata."""
+
+
+class PacketVideo:
+    """Frames by their packets. Whoever derives from it sets the attributes below.
+
+    Frames that nothing refers to are not decoded unless they are asked for. Frames that depend on a damaged packet are
+    refused, not shown.
+    """
+
+    info: VideoInfo
+    _codec: VideoCodecContext
+    _packets: list[Any]
+    _packet_pts: list[int]
+    _keys: list[int]
+    """Places of the key frames in `_packets`."""
+    _numbers: Sequence[int]
+    """Place of each packet in the file: packets may be left out, and nothing is decoded across a gap."""
+    _pts: Sequence[int]
+    """When each frame is shown, by its number."""
+    _picture: Picture
+
+    def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
+        """As `Video.frames`. DecodeError if one of them does not decode."""
+        size = size or (self.info.width, self.info.height)
+        pts = [self._time_of(index) for index in indices]
+        with refusals():
+            images = {time: self._picture.of(frame, size) for time, frame in self._decode(set(pts))}
+        return stack([images[time] for time in pts])
+
+    def _time_of(self, index: int) -> int:
+        return self._pts[index]
+
+    def _number_of(self, pts: int) -> int:
+        return self._pts.index(pts)
+
+    def _packet(self, place: int) -> Packet:
+        return self._packets[place]
+
+    def _decode(self, times: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield the frames at the presentation `times`, each with its time. DecodeError if one does not decode."""
+        places = {pts: place for place, pts in enumerate(self._packet_pts) if pts in times}
+        groups: dict[int, set[int]] = {}
+        for pts in sorted(times):
+            groups.setdefault(group_of(self._keys, self._packet_pts, pts, places[pts]), set()).add(pts)
+        for group, wanted in groups.items():
+            stop = max(places[pts] for pts in wanted) + 1
+            frames: dict[int, av.VideoFrame] = {}
+            damage = ""
+            for start in self._starts(group, stop):
+                frames, damage = self._decode_group(start, stop, wanted)
+                if frames.keys() == wanted and not damage:
+                    break
+            else:
+                missing = min(wanted - frames.keys(), default=min(wanted))
+                detail = f"frame {self._number_of(missing)} does not decode" + (f": {damage}" if damage else "")
+                raise DecodeError(Reason.UNREADABLE, detail)
+            yield from frames.items()
+
+    def _starts(self, group: int, stop: int) -> list[int]:
+        """Return where decoding may begin, one after the other: a key frame may refer to frames before it."""
+        starts = [self._keys[start] for start in dict.fromkeys((group, max(0, group - 1), 0))]
+        return [start for start in starts if self._numbers[stop - 1] - self._numbers[start] == stop - 1 - start]
+
+    def _decode_group(self, start: int, stop: int, wanted: set[int]) -> tuple[dict[int, av.VideoFrame], str]:
+        """Decode the packets [start, stop) from a key frame on; return the frames at `wanted`, and what was damaged."""
+        frames: dict[int, av.VideoFrame] = {}
+        damage = ""
+        self._codec.flush_buffers()
+        for place in [*range(start, stop), None]:
+            if place is not None and self._packet_pts[place] < self._packet_pts[start]:
+                continue  # shown before the key frame: may refer to frames before it, and nothing refers to it
+            packet = None if place is None else self._packet(place)
+            if packet is not None and packet.is_corrupt:
+                damage = damage or "the container marks a packet as damaged"
+            is_needed = place is None or self._packet_pts[place] in wanted or not self._can_skip
+            self._codec.skip_frame = "DEFAULT" if is_needed else "NONREF"
+            try:
+                for frame in self._codec.decode(packet):
+                    if frame.pts in wanted and not frame.is_corrupt:
+                        frames[frame.pts] = frame
+            except FFmpegError as error:
+                damage = damage or first_line(error)
+        return frames, damage
+
+    @cached_property
+    def _can_skip(self) -> bool:
+        """Return whether the decoder can leave out frames that are marked as referred to by none, and the mark is true.
+        In an HEVC stream with temporal layers, it speaks of its own layer alone (H.265, 7.4.2.2)."""
+        if self._codec.name != "hevc":
+            return self._codec.name in SKIPPING_CODECS
+        _, found, parameters = (self._codec.extradata or b"").partition(b"\x40\x01")  # the header of a VPS
+        return bool(found) and not parameters[1] >> 1 & 7
+
+
+class CutVideo(PacketVideo):
+    """The frames that `EncodedPackets` were cut out for, by their numbers in the file: no container is opened."""
+
+    def __init__(self, data: EncodedPackets, known: VideoInfo | None = None) -> None:
+        header = data.header
+        self.info = known or VideoInfo(**header["info"])
+        self._picture = Picture(np.array(header["matrix"]))
+        self._packet_pts, self._numbers = data.packets["pts"].tolist(), data.packets["number"].tolist()
+        self._keys = np.flatnonzero(data.packets["flags"] & KEY).tolist()
+        self._pts = data.pts
+        self._times = dict(zip(data.wanted, data.pts, strict=True))
+        with refusals():
+            self._codec = codec_of(header)
+            base = Fraction(*header["time_base"])
+            self._packets = [packet_of(one, data.data, base) for one in data.packets]
+
+    @property
+    def timeline(self) -> Timeline:
+        """Not known of these frames: `PacketIndex.timeline` has chosen them."""
+        raise AttributeError("packets that were cut out of a video have no timeline")
+
+    def _time_of(self, index: int) -> int:
+        return self._times[index]
+
+    def _number_of(self, pts: int) -> int:
+        return next(number for number, time in self._times.items() if time == pts)
+
+    def __enter__(self) -> CutVideo:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing is open."""
+
+
+def parameters_of(codec: VideoCodecContext) -> dict[str, Any]:
+    """Return what `codec_of` makes the same decoder of."""
+    return {
+        "codec": codec.name,
+        "tag": codec.codec_tag.encode("latin-1").hex(),
+        "extradata": (codec.extradata or b"").hex(),
+        "parameters": {name: value for name in PARAMETERS if (value := getattr(codec, name)) is not None},
+    }
+
+
+def codec_of(header: Any) -> VideoCodecContext:
+    """Return a decoder for packets whose stream `header` describes."""
+    codec: Any = av.CodecContext.create(header["codec"], "r")
+    codec.thread_count, codec.options = 1, STRICT
+    if header["tag"] != "00000000":
+        codec.codec_tag = bytes.fromhex(header["tag"]).decode("latin-1")
+    extradata = bytes.fromhex(header["extradata"])
+    for padding in (64, 0) if extradata else ():  # FFmpeg reads 64 zeros behind it, which PyAV leaves to chance
+        codec.extradata = extradata + bytes(padding)
+    for name, value in header["parameters"].items():
+        setattr(codec, name, int(value) if name != "pix_fmt" else value)
+    return codec
+
+
+def packet_of(one: Any, data: Content, time_base: Fraction) -> Packet:
+    """Return the packet that a row of `PACKET` describes, out of `data`."""
+    position, size, span = (int(one[name]) for name in ("position", "size", "span"))
+    packet = Packet(size)  # with the zeros behind it that FFmpeg reads, which `Packet(bytes)` has not
+    packet.update(content_of(data[position : position + span], size))
+    packet.pts, packet.dts, packet.time_base = int(one["pts"]), int(one["dts"]), time_base
+    packet.is_keyframe, packet.is_corrupt = bool(one["flags"] & KEY), bool(one["flags"] & CORRUPT)
+    return packet
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Turn FFmpeg's refusal of a file into DecodeError."""
+    try:
+        yield
+    except (FFmpegError, ValueError, IndexError) as error:
+        match error:
+            case av.error.DecoderNotFoundError() | av.error.PatchWelcomeError():
+                reason = Reason.UNSUPPORTED_CODEC
+            case av.error.MemoryError():
+                reason = Reason.OUT_OF_MEMORY
+            case _:
+                reason = Reason.UNREADABLE
+        raise DecodeError(reason, first_line(error)) from error

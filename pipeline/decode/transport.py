@@ -1,0 +1,48 @@
+"""How an encoded clip goes to a decode process: as bytes, and as what the process makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+from pipeline.decode.distant import BLOCK_BYTES, DistantBytes
+from pipeline.records import DecodeError, DistantFile, EncodedFrames, EncodedPackets, Media, Reason
+
+Shape = list[int] | EncodedPackets | int | None
+"""Lengths of the images of `EncodedFrames`; `EncodedPackets` without their bytes; the size of a `DistantFile`; None for
+bytes."""
+Read = Callable[[int, int], bytes]
+
+
+def taken_apart(data: Media) -> tuple[bytes, Shape]:
+    """Return the bytes of a clip, and what else has to be known of it."""
+    match data:
+        case EncodedFrames():
+            return b"".join(data.images), [len(image) for image in data.images]
+        case EncodedPackets():
+            return data.data, dataclasses.replace(data, data=b"", wider=None)
+        case DistantFile():
+            return b"", data.num_bytes
+    return data, None
+
+
+def put_together(content: bytes, shape: Shape, read: Read) -> Media | DistantBytes:
+    """Return the clip again. `read` gives parts of a distant file."""
+    match shape:
+        case list():
+            stops = itertools.accumulate(shape)
+            return EncodedFrames(tuple(content[stop - size : stop] for size, stop in zip(shape, stops, strict=True)))
+        case EncodedPackets():
+            return dataclasses.replace(shape, data=content)
+        case int():
+            return DistantBytes(shape, read)
+    return content
+
+
+def part_of(file: DistantFile, asked: object) -> bytes:
+    """Return the bytes [start, stop) that a decode process asks for. DecodeError if it asks for anything else."""
+    match asked:
+        case [int(start), int(stop)] if 0 <= start < stop <= min(file.num_bytes, start + BLOCK_BYTES):
+            return file.read(start, stop)
+    raise DecodeError(Reason.FAILED, "the decoder asked for something else than a part of the file")

@@ -1,0 +1,99 @@
+"""One file of a corpus as `prepare` looks at it: what its clips share is found once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.corpus import media
+from pipeline.corpus.fetching import fetch
+from pipeline.corpus.media import kind_of
+from pipeline.decode.clip_media import READERS_OF_PACKETS
+from pipeline.decode.codec import index_packets, probe, proofs
+from pipeline.decode.config import Limits
+from pipeline.decode.distant import BLOCK_BYTES
+from pipeline.decode.formats import kind_by_bytes
+from pipeline.decode.isolation import isolated
+from pipeline.decode.packets import PacketIndex, decoded
+from pipeline.records import DecodeError, DistantFile, Kind, Reason, Stored
+
+
+@dataclass(frozen=True)
+class ProbedFile:
+    """A file, or what else has a uri. All raise DecodeError if it is of no use."""
+
+    uri: str
+    data: Stored | DistantFile
+    decoder: str
+    limits: Limits
+    packets_folder: str | None
+    """Where indexes are written; None: nowhere."""
+
+    def columns(self, clip: dict[str, Any]) -> dict[str, Any]:
+        """Return the columns of the manifest that only the file knows of one of its clips."""
+        times = {name: clip[name] for name in ("start_seconds", "end_seconds")}
+        kind = Kind(clip["kind"])
+        if isinstance(self.data, bytes) and not kind_of(media.name_of(self.uri, "")):
+            kind = kind_by_bytes(self.data) or kind
+        probing = partial(isolated, probe, limits=self.limits, kind=kind, decoder=self.decoder, **times)
+        is_part = isinstance(self.data, DistantFile) or set(times.values()) != {None}
+        index = self._index if kind == Kind.VIDEO and is_part else None
+        if isinstance(index, DecodeError):
+            raise index
+        if index:
+            frames = proofs(_window(index, times))
+            found = decoded(index.cut(frames, self._read), probing) | {"packets": self._packets_path}
+        else:
+            found = probing(self._whole)
+        return found | {"kind": str(kind), "bytes": len(self.data), "checksum": self._checksum}
+
+    @cached_property
+    def _index(self) -> PacketIndex | DecodeError | None:
+        """The index of the packets, written for training; None where a clip needs the whole file; why there is none,
+        so that a file that hangs does so once and not for each clip."""
+        if self.packets_folder is None or self.decoder not in READERS_OF_PACKETS or media.is_part(self.uri):
+            return None
+        try:
+            found = np.asarray(isolated(index_packets, self.data, limits=self.limits), np.uint8)
+            if not found.size:
+                return None
+            index = PacketIndex.from_bytes(found.tobytes())
+        except DecodeError as error:
+            return error
+        storage.write_bytes_atomic(self._packets_path, index.to_bytes())
+        return index
+
+    @property
+    def _packets_path(self) -> str:
+        """By content, so that equal files share it and a changed one gets another."""
+        return storage.join(self.packets_folder or "", f"{self._checksum}.packets")
+
+    @cached_property
+    def _checksum(self) -> str:
+        if not isinstance(self.data, DistantFile):
+            return media.checksum(self.data)
+        digest = hashlib.blake2b(digest_size=16)
+        for start in range(0, len(self.data), BLOCK_BYTES):
+            digest.update(self._read(start, min(start + BLOCK_BYTES, len(self.data))))
+        return digest.hexdigest()
+
+    @cached_property
+    def _whole(self) -> Stored:
+        return fetch(self.uri) if isinstance(self.data, DistantFile) else self.data
+
+    def _read(self, start: int, stop: int) -> bytes:
+        if isinstance(self.data, DistantFile):
+            return self.data.read(start, stop)
+        return self.data[start:stop] if isinstance(self.data, bytes) else b""
+
+
+def _window(index: PacketIndex, times: dict[str, float | None]) -> range:
+    try:
+        return index.timeline.window(**times)
+    except ValueError as error:
+        raise DecodeError(Reason.OUT_OF_RANGE, str(error)) from error
