@@ -152,8 +152,6 @@ def manifest_hash(table: pa.Table) -> str:
 
 def _update(digest: Any, array: pa.Array) -> None:
     """Adds values, lengths and nulls; offsets and buffers of Arrow differ between equal arrays and do not enter."""
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
     if pa.types.is_list(array.type):
         digest.update(
@@ -206,14 +204,10 @@ def _conform(table: pa.Table, *, source: str) -> pa.Table:
             raise ValueError(
                 f"{source}: column {field.name} has {columns[-1].null_count} empty values; it needs one per row"
             )
-    _refuse_equal_ids(columns[0], source)
+    times = pa.Table.from_struct_array(columns[0].value_counts())
+    twice = times.filter(pc.field("counts") > 1)["values"]
+    if len(twice):
+        raise ValueError(
+            f"{source}: {len(twice)} clip ids occur more than once, the first is {pc.min(twice)}: keep one row of each"
+        )
     return pa.Table.from_arrays(columns, schema=SCHEMA)
-
-
-def _refuse_equal_ids(ids: pa.ChunkedArray | pa.Array, source: str) -> None:
-    if pc.count_distinct(ids).as_py() == len(ids):
-        return
-    twice = sorted(value for value, count in Counter(ids.to_pylist()).items() if count > 1)
-    raise ValueError(
-        f"{source}: {len(twice)} clip ids occur more than once, the first is {twice[0]}: keep one row of each"
-    )

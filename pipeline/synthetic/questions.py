@@ -86,26 +86,17 @@ def _event_questions(scene: Scene, rng: np.random.Generator) -> list[_Drawn]:
         if first.actors == last.actors:
             return [("order", "turn", _TURNS[which], _answer(event), ())]
         return [("action", "action", _ACTION, _answer(first), ()), _who(scene, which, event)]
-    if first.action in MUTUAL_ACTIONS:
-        asked: list[_Drawn] = [("action", "mutual action", _MUTUAL_ACTION, _answer(first), ())]
-        return asked + _time_question(first, _WHEN_TWO)
-    return [("action", "action", _ACTION, _answer(first), ()), *_solo_order(scene, first)]
-
-
-def _solo_order(scene: Scene, event: Event) -> list[_Drawn]:
-    if event.action == "chase":
-        return [_who(scene, "behind", event)]
-    if event.action in ("left", "right"):
-        side = "right" if event.action == "left" else "left"
-        return [("order", "side", _STARTS_ON, side, ())]
-    return _time_question(event, _WHEN)
-
-
-def _time_question(event: Event, texts: tuple[str, ...]) -> list[_Drawn]:
-    if event.action not in _STATE_AND_TIME:
-        return []
-    state, time = _STATE_AND_TIME[event.action]
-    return [("order", f"time {state}", texts, time, ())]
+    is_mutual = first.action in MUTUAL_ACTIONS
+    form, texts = ("mutual action", _MUTUAL_ACTION) if is_mutual else ("action", _ACTION)
+    drawn: list[_Drawn] = [("action", form, texts, _answer(first), ())]
+    if first.action == "chase":
+        drawn.append(_who(scene, "behind", first))
+    elif first.action in ("left", "right"):
+        drawn.append(("order", "side", _STARTS_ON, "right" if first.action == "left" else "left", ()))
+    elif first.action in _STATE_AND_TIME:
+        state, time = _STATE_AND_TIME[first.action]
+        drawn.append(("order", f"time {state}", _WHEN_TWO if is_mutual else _WHEN, time, ()))
+    return drawn
 
 
 def _who(scene: Scene, which: str, event: Event) -> _Drawn:
