@@ -6,11 +6,13 @@ its own. Both sides of a comparison decode the same clips to 8 frames of 224², 
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +23,12 @@ from numpy.typing import NDArray
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
+from jobs.benchmarks import loaders
 from jobs.benchmarks.support.delivery import Delivery, deliver, steady_rate
 from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, clip_source, cores, process_pool
 from jobs.benchmarks.support.processes import MARKER, bytes_spilled, pss_bytes, sampled
+from jobs.benchmarks.support.timed_block import NAME as BLOCK_TIMES
+from jobs.benchmarks.support.timed_block import timed_block
 from jobs.corpus.packing import PackConfig, pack
 from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline.corpus.fetching import fetch
@@ -34,6 +39,9 @@ from pipeline.records import Kind
 from pipeline.stream.loader import ClipSource, decode_slot, split_rows
 
 BATCH = 4
+FIRST_BATCH = ("Ray starts", "worker group", "decode worker", "decoding", "delivery")
+"""What the seconds until the first batch go to: a Ray of our own; the worker of Ray Train, until it asks for clips; Ray
+Data, until a worker begins to decode; its first block, with all that decoding loads; the way to the rank."""
 source_of = partial(clip_source, num_frames=NUM_FRAMES, size_px=SIZE_PX, batch=BATCH)
 """All clips of a manifest in the order of training, over and over."""
 
@@ -84,57 +92,86 @@ def write_clip(index: int, clips: Clips, folder: str) -> None:
     Path(folder, f"{index:04}.mp4").write_bytes(video)
 
 
-def decode_step(step: int, source: ClipSource) -> int:
-    """Decode a step's clips as the loader does; return the number of usable ones."""
+def rows_of(step: int, source: ClipSource) -> list[dict[str, Any]]:
+    """Return the rows of a step's clips."""
     planned = source.planned(step)
     table = split_rows(source.manifest_path, source.split)[planned.kind]
-    rows = [table.slice(row, 1).to_pylist()[0] for row in planned.rows.tolist() if row >= 0]
+    return [table.slice(row, 1).to_pylist()[0] for row in planned.rows.tolist() if row >= 0]
+
+
+def decord_step(step: int, source: ClipSource) -> int:
+    """Decode a step's clips as another loader does, with decord; return their number."""
+    return len([loaders.decode(Path(row["uri"]).read_bytes()) for row in rows_of(step, source)])
+
+
+def decode_step(step: int, source: ClipSource) -> int:
+    """Decode a step's clips as the loader does; return the number of usable ones."""
+    planned, rows = source.planned(step), rows_of(step, source)
     reads = [partial(fetch, row["uri"], row["checksum"]) for row in rows]
     pixels = PixelBuffer(len(rows) * source.clip_bytes)
     slots = (decode_slot(0, row, source, planned, read, pixels) for row, read in zip(rows, reads, strict=True))
     return sum(slot["weight"] > 0 for slot in slots)
 
 
-def pool_rate(source: ClipSource, num_steps: int) -> float:
+def pool_rate(source: ClipSource, num_steps: int, decode: Callable[..., int] = decode_step) -> float:
     """Return the clips per second that a process pool decodes, and drops."""
     with process_pool() as pool:
-        decoded = pool.map(partial(decode_step, source=source), range(num_steps))
+        decoded = pool.map(partial(decode, source=source), range(num_steps))
         return steady_rate([(time.perf_counter(), count) for count in decoded])
 
 
 def delivered(source: ClipSource, num_steps: int, folder: str, decode_cpus: int | None = None) -> dict[str, Any]:
-    """Return when the clips reached one Train worker, fed by decoders on every core of a Ray of our own."""
+    """Return when the clips reached one Train worker, fed by decoders on every core of a Ray of our own, and what the
+    seconds until the first went to."""
     decode_cpus, delivery = decode_cpus or cores(), Delivery(source=source, num_steps=num_steps, folder=folder)
+    times, decode = [time.perf_counter()], partial(timed_block, folder=folder)
     with connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, num_cpus=decode_cpus + 1):
+        times.append(time.perf_counter())
         # Ray refuses a worker without any CPU; that of this one is nearly all left to decoding
-        return deliver(delivery, name="delivery", num_ranks=1, cpus_each=0.01, decode_cpus=decode_cpus)[0]
+        (found,) = deliver(
+            delivery, name="delivery", num_ranks=1, cpus_each=0.01, decode_cpus=decode_cpus, decode=decode
+        )
+    times += [found["started"], *json.loads(Path(folder, BLOCK_TIMES).read_text()), found["arrivals"][0][0]]
+    return found | {"first_batch": dict(zip(FIRST_BATCH, np.diff(times).tolist(), strict=True))}
 
 
 def ingest(
-    folder: str = "corpora/benchmark", num_clips: int = 200, num_rounds: int = 5, num_passes: int = 3
+    folder: str = "corpora/benchmark",
+    num_clips: int = 200,
+    num_rounds: int = 5,
+    num_passes: int = 3,
+    manifest: str | None = None,
 ) -> dict[str, Any]:
-    """Clips per second that reach a Train worker through Ray Data, over those of a process pool that only decodes.
+    """Clips per second that reach a Train worker through Ray Data, over those of a process pool that only decodes: as
+    we do, or with decord. `first_batch_seconds` begin before Ray does.
 
-    Both go over the clips `num_passes` times: twenty seconds would hold little of a steady state.
+    All go over the clips `num_passes` times: twenty seconds would hold little of a steady state.
+    `manifest`: of other clips than the generated ones.
     """
-    source = source_of(made_clips(Clips(count=num_clips), folder))
+    source = source_of(manifest or made_clips(Clips(count=num_clips), folder))
+    num_clips = len(split_rows(source.manifest_path, source.split)[Kind.VIDEO])
     num_steps = num_passes * -(-num_clips // BATCH)
-    ray_rates, pool_rates, first_seconds = [], [], []
+    rates: dict[str, list[float]] = {"ray": [], "pool": [], "decord_pool": []}
+    first_batches = []
     for number in range(num_rounds):
-        pool_rates.append(pool_rate(source, num_steps))
+        rates["pool"].append(pool_rate(source, num_steps))
+        rates["decord_pool"].append(pool_rate(source, num_steps, decord_step))
         with tempfile.TemporaryDirectory() as scratch:
             delivery = delivered(source, num_steps, scratch)
-        ray_rates.append(steady_rate(delivery["arrivals"]))
-        first_seconds.append(delivery["arrivals"][0][0] - delivery["started"])
-        rates = f"pool {pool_rates[-1]:.2f}, Ray {ray_rates[-1]:.2f} clips/s"
-        print(f"round {number}: {rates}", file=sys.stderr, flush=True)
-    ratios = [ray / pool for ray, pool in zip(ray_rates, pool_rates, strict=True)]
+        rates["ray"].append(steady_rate(delivery["arrivals"]))
+        first_batches.append(delivery["first_batch"])
+        last = {name: round(values[-1], 2) for name, values in rates.items()}
+        print(f"round {number}: clips/s {last}, first batch {first_batches[-1]}", file=sys.stderr, flush=True)
+    ratios = {
+        f"ratio_to_{name}": [ray / other for ray, other in zip(rates["ray"], rates[name], strict=True)]
+        for name in ("pool", "decord_pool")
+    }
     return {
-        "ratio_to_pool": statistics.median(ratios),
+        **{name: statistics.median(values) for name, values in ratios.items()},
         "ratios": ratios,
-        "clips_per_second_ray": statistics.median(ray_rates),
-        "clips_per_second_pool": statistics.median(pool_rates),
-        "first_batch_seconds": statistics.median(first_seconds),
+        **{f"clips_per_second_{name}": statistics.median(values) for name, values in rates.items()},
+        "first_batch_seconds": statistics.median(sum(parts.values()) for parts in first_batches),
+        "first_batch": {part: statistics.median(parts[part] for parts in first_batches) for part in FIRST_BATCH},
         "cores": cores(),
         "num_clips": num_clips,
         "num_passes": num_passes,

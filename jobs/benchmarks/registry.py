@@ -14,6 +14,7 @@ BENCHMARKS = {
     "decode": "decode_cost:decode",
     "mutations": "mutations:mutations",
     "ingest": "data_path:ingest",
+    "host-copies": "host_copies:host_copies",
     "cache": "data_path:cache",
     "soak": "data_path:soak",
     "loaders": "loaders:loaders",

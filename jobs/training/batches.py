@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
+import torch
+from numpy.typing import NDArray
 
 from cluster.run import Runtime
 from jobs.tasks.network import Network
 from jobs.tasks.task import Evaluation
 from jobs.training.job import Job
 from jobs.training.step import Clock
-from pipeline.records import Batch, Rejected, Stage
+from pipeline.records import Batch, ClipRows, Rejected, Stage
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.loader import clip_rows, in_plan_order, rejected_rows, segments
 from pipeline.stream.transforms import augment
@@ -19,6 +24,8 @@ from pipeline.text.config import MaskingConfig
 
 EVALUATION_MASKING = MaskingConfig(top_k=None, min_masked=1)
 """How the words of evaluation captions are masked, whatever the run trains with, so that runs can be compared."""
+
+Item = TypeVar("Item")
 
 
 class RankBatches:
@@ -69,14 +76,37 @@ class RankBatches:
             num_ranks=self.world.size,
             share=source.share(self.world.size),
         )
-        for step, table in enumerate(shares, start_step):
+        allocate = pinned if self.world.device.type == "cuda" else np.empty
+
+        def copied() -> Iterator[tuple[pa.Table, ClipRows]]:
+            for step, table in enumerate(shares, start_step):
+                with self.clock("plan"):
+                    epoch = source.planned(step).epoch
+                yield table, clip_rows(table, source=source, epoch=epoch, allocate=allocate)
+
+        for table, rows in ahead(copied()):
             self.alive()
             self.rejected += rejected_rows(table, Stage.TRAIN if is_training else Stage.EVALUATE)
-            with self.clock("plan"):
-                epoch = source.planned(step).epoch
-            rows = clip_rows(table, source=source, epoch=epoch)
             self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
             self.num_retries += sum(table["num_retries"].to_pylist())
             batch = job.task.batch(rows, job.text) if is_training else job.text.batch(rows, EVALUATION_MASKING)
             drawn = draw_augmentation(rows, job.data.augmentation, seed=job.seed, is_training=is_training)
             yield augment(batch.to(self.world.device), drawn)
+
+
+def pinned(shape: tuple[int, ...], dtype: type[np.uint8]) -> NDArray[np.uint8]:
+    """Return an array in memory from which a GPU copies while the process goes on."""
+    del dtype
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield `items`; a thread makes the next one meanwhile."""
+    pool, end = ThreadPoolExecutor(1, "copies"), object()
+    try:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item  # pyright: ignore[reportReturnType]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -324,7 +324,10 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         is_sealed, read = False, functools.partial(_ask, channel)
         while True:
             request, data = channel.recv_bytes(), channel.recv_bytes()
-            answer, content = _answer(request, data, _receive_room(channel), is_sealed, read)
+            room = _receive_room(channel)
+            answer, content = _answer(request, data, room, is_sealed, read)
+            if room:
+                room.close()
             is_sealed = True
             channel.send_bytes(json.dumps(answer).encode())
             channel.send_bytes(content)
@@ -347,10 +350,7 @@ def _receive_room(channel: Connection) -> Room | None:
         return None
     with socket.fromfd(channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as stream:
         _, (fd,), _, _ = socket.recv_fds(stream, 1, 1)
-    try:
-        return Room(fd, place)
-    finally:
-        os.close(fd)
+    return Room(fd, place)
 
 
 def _answer(request: bytes, data: bytes, room: Room | None, is_sealed: bool, read: Read) -> tuple[dict[str, Any], Any]:

@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,12 @@ from numpy.typing import NDArray
 
 from pipeline.records import DecodeError, Reason
 
+KEPT_BYTES = 32 * 2**20
+"""Memory of up to this size is used again, since fresh pages cost as much as the rest of a clip's way."""
+MOST_IDLE = 2
 _PLACE = struct.Struct("QQ")
+_idle: list[int] = []
+"""Memory that waits for its next use."""
 
 
 class PixelBuffer:
@@ -33,7 +39,7 @@ class PixelBuffer:
         self.capacity, self.used = capacity, 0
         self._num_frames, self._size_px = 0, 0
         self._received = bytearray()
-        self.fd = _sealed_file(capacity) if hasattr(os, "memfd_create") else None
+        self.fd = _take(capacity) if hasattr(os, "memfd_create") else None
 
     def expecting(self, num_frames: int, size_px: int) -> PixelBuffer:
         """Say what the next clip has, and the most that its sides have; return this buffer."""
@@ -65,7 +71,7 @@ class PixelBuffer:
         """Go on in other memory: the kernel may let a process that was killed write to this one for a while."""
         if self.fd is None:
             return
-        fresh = _sealed_file(self.capacity)
+        fresh = _take(self.capacity)
         if self.used:
             with mmap.mmap(self.fd, self.used, prot=mmap.PROT_READ) as old, mmap.mmap(fresh, self.used) as new:
                 new[:] = old
@@ -73,47 +79,67 @@ class PixelBuffer:
         self.fd = fresh
 
     def memory(self) -> Any:
-        """Return the pixels of all clips, as an object with Python's buffer protocol that keeps them in memory."""
+        """Return the pixels of all clips, as an object with Python's buffer protocol, whose memory is used again once
+        nobody refers to it. Nothing can be added any more."""
         if self.fd is None or not self.used:
             return self._received
-        return mmap.mmap(self.fd, self.used, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
+        mapped, fd, self.fd = mmap.mmap(self.fd, self.used, prot=mmap.PROT_READ), self.fd, None
+        weakref.finalize(mapped, _give_back, fd, self.capacity).atexit = False
+        return mapped
 
     def __del__(self) -> None:
         if (fd := getattr(self, "fd", None)) is not None:
-            os.close(fd)
+            _give_back(fd, self.capacity)
 
 
-def _sealed_file(num_bytes: int) -> int:
+def _take(capacity: int) -> int:
+    """Return a memfd of at least `capacity` bytes."""
+    if capacity <= KEPT_BYTES:
+        with contextlib.suppress(IndexError):
+            return _idle.pop()
     fd = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, num_bytes)  # memory is taken page by page, when it is written
+    os.ftruncate(fd, max(capacity, KEPT_BYTES))  # memory is taken page by page, when it is written
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 
 
+def _give_back(fd: int, capacity: int) -> None:
+    if capacity <= KEPT_BYTES and len(_idle) < MOST_IDLE:
+        _idle.append(fd)
+    else:
+        os.close(fd)
+
+
 class Room:
-    """A clip's place in the shared memory, in the decode process. It is mapped for one clip: what a process has mapped
-    and written counts as its memory."""
+    """A clip's place in the shared memory, in the decode process."""
 
     def __init__(self, fd: int, place: bytes) -> None:
-        start, length = _PLACE.unpack(place)
-        skipped = start % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(fd, skipped + length, offset=start - skipped)
-        self.bytes = np.frombuffer(mapped, np.uint8)[skipped:]
-        self.is_taken = False
+        self._fd, (self._start, self._size) = fd, _PLACE.unpack(place)
+        self.frames: NDArray[np.uint8] | None = None
+        """What lies there."""
 
-    def array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Return the memory as an array; ValueError if it is too small."""
-        if math.prod(shape) > self.bytes.size:
-            raise ValueError(f"frames of shape {shape} do not fit into {self.bytes.size} bytes")
-        return self.bytes[: math.prod(shape)].reshape(shape)
+    def put(self, images: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
+        """Write equal images there; return them as an array of that memory. ValueError if they do not fit."""
+        shape, num_bytes = (len(images), *images[0].shape), images[0].nbytes
+        if len({(image.dtype.str, image.shape) for image in images}) > 1 or images[0].dtype != np.uint8:
+            raise ValueError(f"images of uint8 and one shape were expected, got {images[0].dtype} {shape}")
+        if len(images) * num_bytes > self._size:
+            raise ValueError(f"frames of shape {shape} do not fit into {self._size} bytes")
+        for place, image in enumerate(images):  # writing to a mapping would cost a page fault for each page
+            os.pwrite(self._fd, np.ascontiguousarray(image).data, self._start + place * num_bytes)
+        skipped = self._start % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(self._fd, skipped + len(images) * num_bytes, offset=self._start - skipped)
+        self.frames = np.frombuffer(mapped, np.uint8)[skipped:].reshape(shape)
+        return self.frames
 
-    def keep(self, frames: NDArray[np.uint8]) -> None:
-        """Copy an array there, unless it lies there."""
-        kept = self.array(frames.shape)
-        if frames.dtype != np.uint8:
-            raise ValueError(f"frames must be uint8, got {frames.dtype}")
-        if frames.__array_interface__ != kept.__array_interface__:
-            kept[...] = frames
+    def keep(self, frames: NDArray[Any]) -> None:
+        """Write frames there, unless they lie there."""
+        if frames is not self.frames:
+            self.put([*frames.copy()])
+
+    def close(self) -> None:
+        """Close the memory."""
+        os.close(self._fd)
 
 
 _rooms: list[Room] = []
@@ -132,8 +158,6 @@ def lent(room: Room | None) -> Iterator[None]:
 
 def stack(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "T H W 3"]:
     """Return `np.stack(images)`, in the memory of the worker that asked for them: the only copy in this process."""
-    out = None
-    if _rooms and not _rooms[-1].is_taken:
-        _rooms[-1].is_taken = True
-        out = _rooms[-1].array((len(images), *images[0].shape))
-    return np.stack(images, out=out)
+    if _rooms and _rooms[-1].frames is None:
+        return _rooms[-1].put(images)
+    return np.stack(images)

@@ -66,10 +66,10 @@ def collate(
             ids, num_words=num_words, special=tokenizer.special, table=table, top_k=lvwm_top_k, rng=word_rng
         )
     return Batch(
-        clip_ids=_tensor(rows.clip_ids),
-        weight=_tensor(rows.weight),
-        frames=_tensor(rows.frames),
-        frame_pad_mask=_tensor(rows.frame_pad_mask),
+        clip_ids=as_tensor(rows.clip_ids),
+        weight=as_tensor(rows.weight),
+        frames=as_tensor(rows.frames),
+        frame_pad_mask=as_tensor(rows.frame_pad_mask),
         token_ids=torch.from_numpy(token_ids),
         masked_token_ids=torch.from_numpy(masked_ids),
         token_mask=torch.from_numpy(token_ids != tokenizer.special.pad),
@@ -91,6 +91,7 @@ def _token_length(lengths: list[int], num_words: int, pad_to: int | None) -> int
     return pad_to
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    # Arrays that come out of an object store are read-only; torch cannot mark a tensor so, hence the copy.
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """Return an array's memory as a tensor. Arrays that come out of an object store are read-only; torch cannot mark a
+    tensor so, hence a copy."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
