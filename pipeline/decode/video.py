@@ -182,8 +182,9 @@ class PyavVideo(PacketVideo):
         rate, unit = self._stream.guessed_rate or self._stream.average_rate or 25, self._stream.time_base or 1
         times = []
         for place, packet in enumerate(self._packets):
-            pts = packet.dts if packet.pts is None else packet.pts
-            times.append(round(place / (rate * unit)) if pts is None else pts)
+            if packet.pts is None:
+                packet.pts = round(place / (rate * unit)) if packet.dts is None else packet.dts
+            times.append(packet.pts)
         return times
 
     def _is_invisible(self, packet: Any) -> bool:
