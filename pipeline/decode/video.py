@@ -17,6 +17,7 @@ import av.logging
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
@@ -146,10 +147,13 @@ class PyavVideo(PacketVideo):
         return packet
 
     def _video_stream(self) -> av.VideoStream:
-        if not self._container.streams.video:
-            kinds = ", ".join(sorted({str(stream.type) for stream in self._container.streams})) or "nothing"
-            raise DecodeError(Reason.NO_VIDEO_STREAM, f"the file holds {kinds}, no video")
-        stream = self._container.streams.video[0]
+        streams = [one for one in self._container.streams.video if not one.disposition & Disposition.attached_pic]
+        if not streams:
+            kinds = {"a cover" if stream.type == "video" else stream.type for stream in self._container.streams}
+            raise DecodeError(
+                Reason.NO_VIDEO_STREAM, f"the file holds {', '.join(sorted(kinds)) or 'nothing'}, no video"
+            )
+        stream = streams[0]
         if stream.codec_context is None:
             raise DecodeError(Reason.UNSUPPORTED_CODEC, "FFmpeg has no decoder for the video stream")
         stream.thread_count = 1
