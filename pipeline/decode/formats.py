@@ -214,15 +214,15 @@ def _is_picture_only(data: Content) -> bool:
 
 def _hidden_playlist(data: Content) -> str | None:
     """Return what FFmpeg's probes could take a file for that begins as a container does; see the top of this file."""
-    if data.find(b"c=IN IP", 0, PROBED_BYTES) >= 0:
+    if data[0] and data.find(b"c=IN IP", 0, PROBED_BYTES) >= 0:  # no line counts behind a zero byte
         start = 0
         while start < min(len(data), PROBED_BYTES) and data[start]:
             if data.startswith(b"c=IN IP", start):
                 return "an SDP session description"
             start = data.find(b"\n", start) + 1 or len(data)
             start += data[start : start + 1] == b"\r"
-    before_zero = data[: max(0, data.find(b"\0", 0, PROBED_BYTES))] or data[:PROBED_BYTES] * (data[0] != 0)
-    return "a playlist" if _XML_PLAYLIST.search(before_zero) else None
+    zero = data.find(b"\0", 0, PROBED_BYTES)
+    return "a playlist" if _XML_PLAYLIST.search(data[: zero if zero >= 0 else PROBED_BYTES]) else None
 
 
 def _other(data: Content) -> str | None:
