@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import NoReturn
 
 from pipeline import storage
 from pipeline.corpus import media
@@ -45,3 +46,8 @@ def fetch_start(uri: str) -> Stored | DistantFile:
         return part
 
     return DistantFile(storage.read_with(uri, lambda file: file.seek(0, io.SEEK_END)), read)
+
+
+def fail(error: DecodeError, *_: object) -> NoReturn:
+    """Raise what is known to become of a file, in place of fetching or decoding it."""
+    raise DecodeError(error.reason, error.detail)

@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.caption_readers import Annotation
-from pipeline.corpus.fetching import fetch, fetch_start
+from pipeline.corpus.fetching import fail, fetch, fetch_start
 from pipeline.corpus.media import kind_of
 from pipeline.corpus.sources import Layout, Source
 from pipeline.decode.config import Limits
@@ -217,8 +217,3 @@ def streamed(
 
 def _reject(clip_id: int, uri: str, reason: Reason, detail: str) -> Rejected:
     return Rejected(clip_id=clip_id, uri=uri, stage=Stage.PREPARE, reason=reason, detail=detail)
-
-
-def fail(error: DecodeError, clip: dict[str, Any]) -> NoReturn:
-    """Raise what became of the clip's file."""
-    raise error

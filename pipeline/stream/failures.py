@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from pipeline import storage
 from pipeline.records import DecodeError, Reason
@@ -26,11 +26,6 @@ def note_failure(folder: str, slot: Mapping[str, Any]) -> None:
     if folder and slot["reason"] and slot["reason"] not in OF_THE_STORE:
         content = json.dumps({name: slot[name] for name in ("uri", "reason", "detail")})
         storage.write_bytes_atomic(f"{folder}/{slot['clip_id']}.json", content.encode())
-
-
-def fail(error: DecodeError) -> NoReturn:
-    """Raise a remembered error, as decoding would."""
-    raise DecodeError(error.reason, error.detail)
 
 
 @functools.cache

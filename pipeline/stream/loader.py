@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.corpus import media
+from pipeline.corpus.fetching import fail
 from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.clip_media import fetch_clip
 from pipeline.decode.codec import decode_frames, known_info
@@ -34,7 +35,7 @@ from pipeline.decode.pixels import PixelBuffer
 from pipeline.decode.sampling import Policy
 from pipeline.records import ClipRows, DecodeError, Kind, Media, Rejected, Stage
 from pipeline.stream.epoch_plan import PADDING, Plan, PlannedStep, sequential
-from pipeline.stream.failures import fail, failures_in, note_failure
+from pipeline.stream.failures import failures_in, note_failure
 from pipeline.stream.randomness import Purpose, clip_rng
 
 MAX_BLOCKS = 10_000
