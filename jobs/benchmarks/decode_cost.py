@@ -26,7 +26,7 @@ from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, data_folder
 from pipeline.decode.codec import fit_long_side
 from pipeline.decode.pictures import Picture
 from pipeline.decode.sampling import Policy, sample_frames
-from pipeline.decode.video import PyavVideo
+from pipeline.decode.video import PyavVideo, encode
 
 GENERATED: Mapping[str, tuple[str, Mapping[str, str]]] = MappingProxyType(
     {
@@ -49,7 +49,7 @@ def decode(data: str | None = None, num_draws: int = 8, num_rounds: int = 3) -> 
     """
     texture = moving_texture(0, Clips(width=SIZE[0], height=SIZE[1], fps=RATE))
     files = {
-        name: encoded(texture, codec, options, "webm" if "vp9" in codec else "mp4")
+        name: encode(texture, codec, fps=RATE, options=options, format="webm" if "vp9" in codec else "mp4")
         for name, (codec, options) in GENERATED.items()
     }
     videos = sorted((data_folder(data, "the real clips") / "videos").glob("*.mp4"))
@@ -115,16 +115,3 @@ def full_decode(data: bytes, size: tuple[int, int]) -> NDArray[Any]:
         container.streams.video[0].thread_count = 1
         picture = Picture()
         return np.stack([picture.of(frame, size) for frame in container.decode(video=0)])
-
-
-def encoded(frames: NDArray[np.uint8], codec: str, options: Mapping[str, str], format: str = "mp4") -> bytes:
-    """Return frames (T, H, W, 3) as the bytes of a file."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=format) as container:
-        stream: Any = container.add_stream(codec, rate=RATE)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.options = "yuv420p", dict(options)
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()

@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image
 
 from jobs.benchmarks.conformance import Outcome, look, outcome_of
-from jobs.benchmarks.decode_cost import encoded
 from jobs.benchmarks.support import file_surgery
 from jobs.benchmarks.support.drawn_frames import drawn_frames
 from jobs.benchmarks.support.ffmpeg_truth import truth_of
@@ -28,6 +27,7 @@ from jobs.benchmarks.support.media_files import MediaFile, Rule
 from pipeline.decode.codec import probe
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
+from pipeline.decode.video import encode
 from pipeline.records import DecodeError, Kind
 
 LIMITS = Limits(seconds=5.0, memory_gib=2.0)
@@ -42,7 +42,7 @@ VIDEOS = {
     "vp9.webm": ("webm", "libvpx-vp9", {"g": "12"}),
 }
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-NUM_FRAMES, SIZE = 36, (96, 64)
+NUM_FRAMES, FPS, SIZE = 36, 30, (96, 64)
 BROKEN = ("failed",)
 """Reasons that no file may have: mistakes of ours. A crash, a hang and hunger for memory stay in the decode process."""
 
@@ -105,7 +105,10 @@ def kind_of(name: str) -> Kind:
 def originals() -> dict[str, bytes]:
     """Return name → bytes of undamaged files."""
     frames = drawn_frames(NUM_FRAMES, *SIZE)
-    files = {name: encoded(frames, codec, options, format) for name, (format, codec, options) in VIDEOS.items()}
+    files = {
+        name: encode(frames, codec, fps=FPS, options=options, format=format)
+        for name, (format, codec, options) in VIDEOS.items()
+    }
     for format in PICTURES:
         buffer = io.BytesIO()
         Image.fromarray(frames[0]).save(buffer, format)

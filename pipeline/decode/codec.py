@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 PROBE_SIZE_PX = 64
-"""Long side of the frames that prove a clip usable: a width that decord needs no detour for."""
+"""Long side of the frames that prove a clip usable."""
 
 
 def decode_clip(data: Media, *, size_px: int, **settings: Any) -> DecodedClip:
@@ -80,8 +80,8 @@ def decode_frames(
     """Return `num_frames` frames of a video, or the one frame of an image, their long side `size_px`.
 
     Only the sampled frames are converted. Of `EncodedPackets`, these were sampled already. `known` is what prepare
-    found of the video: with it the container is not indexed a second time, which halves the cost of a short clip. Key
-    frames are always PyAV's work. DecodeError if the file gives no such clip.
+    found of the video: with it no frame is decoded to learn its size, and a file with another number of frames is
+    refused. Key frames are always PyAV's work. DecodeError if the file gives no such clip.
     """
     if kind == Kind.IMAGE:
         return decode_image(data, size_px)[None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import operator
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -288,12 +288,20 @@ def encode_video(frames: NDArray[np.uint8], *, fps: int, crf: int = 23, gop: int
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"H.264 4:2:0 needs an even height and width, got {height}×{width}")
+    options = {"crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1"}
+    options |= {"x264-params": "mbtree=0"}  # with it the same frames gave other bytes, on CPUs with AVX-512
+    return encode(frames, "libx264", fps=fps, options=options)
+
+
+def encode(
+    frames: NDArray[np.uint8], codec: str, *, fps: int, options: Mapping[str, str], format: str = "mp4"
+) -> bytes:
+    """Return `frames` (T, H, W, 3) RGB as the bytes of a file, by an encoder of FFmpeg with its `options`."""
     buffer = io.BytesIO()
-    with av.open(buffer, mode="w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1"}
-        stream.options |= {"x264-params": "mbtree=0"}  # with it the same frames gave other bytes, on CPUs with AVX-512
+    with av.open(buffer, "w", format=format) as container:
+        stream: Any = container.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.options = "yuv420p", dict(options)
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
