@@ -125,6 +125,8 @@ def test_the_baits_work(server, tmp_path, monkeypatch) -> None:
 def test_a_decode_process_reaches_nothing(server, tmp_path, monkeypatch) -> None:
     if not _guards_here():
         pytest.skip(f"Linux {platform.release()} on {platform.machine()} has no Landlock or no seccomp")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # the attempts write to the working directory, too
     (tmp_path / "secret").write_text("private")
     data = f"{server.port} {tmp_path}".encode()
     before = reach(data)
