@@ -54,7 +54,7 @@ GFLOPS_PER_PAIR = 10.5
 that are compared, which are all of a GPU's batch."""
 OBJECT_STORE_SHARE = 0.3
 """Of a machine's memory, by Ray's default."""
-PREFETCHED_BATCHES = 2
+PREFETCHED_BATCHES = 1
 """Batches that a worker asks for ahead (`Runtime.tables` in cluster/run.py)."""
 BLOCK_BYTES = 16 * 2**20
 """Pixels of a block of the data path at most (pipeline/stream/loader.py)."""

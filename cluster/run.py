@@ -113,7 +113,8 @@ class Runtime:
     def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
         """Yield this rank's share of a dataset, `share` rows per step."""
         ray_internals.throttle_batch_metrics()
-        yield from shard(dataset).iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2)
+        # before the first batch, Ray waits for a block more than it prefetches
+        yield from shard(dataset).iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=1)
 
     def report(self, score: float, step: int, write: Callable[[str], None] | None, probes: Mapping[str, float]) -> None:
         """Commit what `write` writes to a folder (None on all ranks but the first) and report `probes` to the watchers.

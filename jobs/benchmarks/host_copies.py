@@ -48,7 +48,7 @@ def host_copies(folder: str = "corpora/benchmark", num_rounds: int = 7, num_repe
         stream = clip_stream(
             source, start_step=0, stop_step=7, num_ranks=1, decode=partial(traced_block, folder=scratch)
         )
-        tables = stream.iter_batches(batch_size=source.share(1), batch_format="pyarrow", prefetch_batches=2)
+        tables = stream.iter_batches(batch_size=source.share(1), batch_format="pyarrow", prefetch_batches=1)
         found = [copies_in_rank(table, source) for table in tables]
         worker = [json.loads(path.read_text()) for path in Path(scratch).glob("*.json")]
     for name in ("worker", "object store"):

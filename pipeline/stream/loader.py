@@ -102,11 +102,12 @@ class ClipSource:
         return max(1, BLOCK_BYTES // (self.share(num_ranks) * self.clip_bytes))
 
     def first_step(self, group: int, num_ranks: int) -> int:
-        """Of a rank's block `group`, counted from the first of all: blocks of 1, 2, 4 … steps until they hold
-        `steps_per_block`, so that training begins when the first is decoded and not the first of that size."""
+        """Of a rank's block `group`, counted from the first of all: blocks of 1, 1, 2, 4 … steps until they hold
+        `steps_per_block`, so that training begins when the first is decoded and not the first of that size. The second
+        is no larger, since Ray Data hands out a block when it has the next."""
         size = self.steps_per_block(num_ranks)
-        num_doubled = min(group, size.bit_length() - 1)
-        return 2**num_doubled - 1 + (group - num_doubled) * size
+        num_grown = min(group, size.bit_length())
+        return 2**num_grown // 2 + (group - num_grown) * size
 
     def num_groups(self, num_steps: int, num_ranks: int) -> int:
         """Blocks of a rank that hold so many steps."""

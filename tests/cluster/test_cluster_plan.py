@@ -77,8 +77,8 @@ def test_a_plan_done_by_hand() -> None:
     assert found.gbit_per_second_into_each_gpu_machine == pytest.approx(0.96338, rel=1e-4)
     assert found.gbit_per_second_out_of_each_decode_machine == pytest.approx(0.64225, rel=1e-4)
     assert found.bucket_gb == 500
-    # (2 + 2) batches × 16 clips × 4 GPUs
-    assert found.object_store_gib_per_gpu_machine == pytest.approx(256 * 602_112 / 2**30)
+    # (1 + 2) batches × 16 clips × 4 GPUs
+    assert found.object_store_gib_per_gpu_machine == pytest.approx(192 * 602_112 / 2**30)
     assert found.quotas == {
         "Running On-Demand Standard instances (L-1216C47A)": 8,
         "All Standard Spot requests (L-34B43A08)": 96,

@@ -30,7 +30,7 @@ def test_a_slept_block_has_the_slots_and_the_size_of_a_decoded_one(num_ranks: in
             for group in range(source.num_groups(num_steps, num_ranks))
         ]
         assert blocks[0].schema == CLIP_SCHEMA
-        assert [len(block) // share for block in blocks] == [1, 2, 2]
+        assert [len(block) // share for block in blocks] == [1, 1, 2, 1]
         table = pa.concat_tables(blocks)
         assert {len(frames) for frames in table["frames"].to_pylist()} == {8 * 16 * 16 * 3}
         steps = (table.slice(step * share, share) for step in range(num_steps))

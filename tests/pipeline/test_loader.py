@@ -126,7 +126,7 @@ def from_ray(source: ClipSource, start_step: int, stop_step: int) -> list[list[p
     iterators = stream.streaming_split(NUM_RANKS, equal=True)
 
     def consume(rank: int) -> list[pa.Table]:
-        tables = iterators[rank].iter_batches(batch_size=SHARE, batch_format="pyarrow", prefetch_batches=2)
+        tables = iterators[rank].iter_batches(batch_size=SHARE, batch_format="pyarrow", prefetch_batches=1)
         return list(in_plan_order(iter(tables), start_step=start_step, rank=rank, num_ranks=NUM_RANKS, share=SHARE))
 
     with ThreadPoolExecutor(NUM_RANKS) as threads:
@@ -326,7 +326,7 @@ def test_blocks_grow_until_they_are_full_and_cover_all_steps(
     steps = [block for block, rank in found if rank == 1]
     assert [step for block in steps for step in block] == list(range(5, 5 + num_steps))
     lengths = [len(block) for block in steps]
-    grown = [2**number for number in range(10) if 2 ** (number + 1) <= size] + [size] * 25
+    grown = [1] + [2**number for number in range(10) if 2 ** (number + 1) <= size] + [size] * 25
     assert lengths[:-1] == grown[: len(lengths) - 1]
     assert 1 <= lengths[-1] <= grown[len(lengths) - 1]
 
@@ -338,7 +338,7 @@ def test_blocks_of_several_steps_hold_each_ranks_shares_in_turn(
     monkeypatch.setattr("pipeline.stream.loader.BLOCK_BYTES", 3 * step_bytes)
     bounds = {"start_step": 2, "stop_step": 10, "num_ranks": NUM_RANKS}
     blocks = [decode_block(pa.table({"id": [n]}), source=source, **bounds) for n in range(8)]
-    assert [len(block) // SHARE for block in blocks] == [1, 1, 3, 3, 3, 3, 1, 1]
+    assert [len(block) // SHARE for block in blocks] == [1, 1, 1, 1, 3, 3, 3, 3]
     for rank in range(NUM_RANKS):
         mine = pa.concat_tables(blocks[rank::NUM_RANKS])
         assert mine == pa.concat_tables(table.slice(rank * SHARE, SHARE) for table in two_epochs[2:10])

@@ -222,7 +222,7 @@ def block_of(folder: Path, sizes: list[tuple[int, int]]) -> tuple[ClipSource, pa
 @needs_memfd
 def test_a_block_is_one_buffer_of_shared_memory_and_the_rank_copies_it_once(tmp_path: Path) -> None:
     sizes = [(4 * width, 4 * height) for width, height in SIZES]  # far more bytes than the rows have beside them
-    large = SETTINGS | {"size_px": 4 * SIZE_PX}
+    large: dict[str, Any] = SETTINGS | {"size_px": 4 * SIZE_PX}
     source, number = block_of(tmp_path, sizes)
     settings: dict[str, Any] = {"source": source, "start_step": 0, "stop_step": 1, "num_ranks": 1}
     decode_block(number, **settings)
