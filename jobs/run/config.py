@@ -120,6 +120,8 @@ class OptimConfig:
     """`vectors` spares biases, norms and other vectors; `published` goes by names and decays the norms of visual
     encoders."""
     betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    """Added to the root of Adam's second moment: gradients well below it hardly move their weights."""
     warmup_steps: int = 50
     """Steps of linear rise from a tenth of `lr`."""
     decay: Literal["cosine", "step"] = "cosine"
@@ -137,7 +139,7 @@ class OptimConfig:
     the last weights."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "global_batch", "lr", "max_grad_norm"):
+        for name in ("num_steps", "global_batch", "lr", "eps", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
         refuse_below(self, "optim", weight_decay=0, warmup_steps=0, decay_step=0, decay_epoch=0)

@@ -54,7 +54,7 @@ def parameter_groups(
 def make_optimizer(named: Iterable[tuple[str, Tensor]], config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW as `config` has it."""
     groups = parameter_groups(named, lr=config.lr, weight_decay=config.weight_decay, rule=config.decay_rule)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def step_factor(

@@ -62,7 +62,8 @@ def small_run(name: str, manifest: str, folder: str, *, num_steps: int, global_b
             tiny().model, visual=VisualConfig(channels=(8, 16)), hidden=16, num_layers=1, num_heads=2, feed_forward=32
         ),
         objective=ObjectiveConfig(num_hard_negatives=1, negative_spread=2.0),
-        optim=OptimConfig(num_steps=num_steps, global_batch=global_batch, warmup_steps=1),
+        # some gradients are little but rounding, which Adam would blow up to whole steps with its own eps
+        optim=OptimConfig(num_steps=num_steps, global_batch=global_batch, warmup_steps=1, eps=1e-3),
         selection=SelectionConfig(evaluate_every=num_steps),
         placement=dataclasses.replace(tiny().placement, storage=folder, log_every=1),
     )
@@ -233,20 +234,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
         found = last_weights(other)
         for name, weight in last_weights(whole).items():
             apart = (found[name] - weight).float().square().mean().sqrt().item()
-            assert apart <= allowed(name, whole), (name, apart)
-
-
-def allowed(name: str, config: PretrainConfig) -> float:
-    """How far the weights of a layer may be apart between numbers of workers, root mean square.
-
-    Sums are rounded in another order; a hundredth of one step's largest move leaves room for that, and for single
-    weights whose gradient is little more than rounding. Softmax cancels the biases of attention keys and, as long as
-    all pairs score nearly the same, those of the matching score: their gradient is little but rounding, which Adam
-    blows up to whole steps.
-    """
-    cancelled = ("self.key.bias", "similarity.1.bias", "similarity.3.bias", "cross_pooler.dense.bias")
-    is_cancelled = name.endswith(cancelled)
-    return config.optim.lr * (2 * config.optim.num_steps if is_cancelled else 0.01)
+            assert apart <= 1e-3 * whole.optim.lr, (name, apart)  # sums are rounded in another order
 
 
 def test_a_bucket_holds_corpus_ledger_and_run_and_a_stopped_run_goes_on(
