@@ -225,7 +225,8 @@ def written_page(
                 shown = (truth.codec, f"{len(truth.times)} frames") if truth else ("", "refused")
                 lines += _row(f"`{file.name}`", *shown, *(cells[file.name, name] for name in names))[:1]
         lines.append("")
-    return "\n".join(lines)
+    known = [f"- `{file.name}`: {file.known_fault}." for file in files if file.known_fault]
+    return "\n".join([*lines, "## Known faults", "", *known, ""])
 
 
 def _row(*cells: str) -> list[str]:

@@ -6,6 +6,7 @@ PyAV is the decoder that is always there: it says what a file holds, and it deco
 from __future__ import annotations
 
 import io
+import itertools
 import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +80,7 @@ class PyavVideo(PacketVideo):
                 self._packets = [self._kept(one, data) for one in self._container.demux(self._stream) if one.size]
                 self._numbers = range(len(self._packets))
                 self._packet_pts = self._presentation_times()
-                self._keys = [place for place, packet in enumerate(self._packets) if packet.is_keyframe]
+                self._keys = self._places_of_keys()
                 self._pts = self._shown()
                 refuse_other_length(len(self._pts), known)
                 self._picture = Picture()
@@ -92,7 +93,7 @@ class PyavVideo(PacketVideo):
     def timeline(self) -> Timeline:
         """When each frame is on screen. A clock that starts with the file's first stream, as a player's does."""
         unit = float(self._stream.time_base or 1)
-        times = np.array(self._pts) * unit - self._zero + self._delay
+        times = np.array(self._pts_on_screen) * unit - self._zero
         last = self._packets[self._packet_pts.index(self._pts[-1])]
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         gap = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / (rate or 1.0)
@@ -160,6 +161,13 @@ class PyavVideo(PacketVideo):
         stream.codec_context.options = STRICT
         return stream
 
+    def _places_of_keys(self) -> list[int]:
+        """Return the packets at which decoding can begin. A packet's palette holds for the packets after it, too."""
+        keys = [place for place, packet in enumerate(self._packets) if packet.is_keyframe]
+        packets: list[Any] = [self._packets[place] for place in keys]
+        with_palette = [isinstance(packet, Packet) and packet.has_sidedata("palette") for packet in packets]
+        return [*itertools.compress(keys, with_palette)] or keys
+
     def _shown(self) -> list[int]:
         """Return the presentation times of the shown frames, ascending, in units of the stream.
 
@@ -182,11 +190,12 @@ class PyavVideo(PacketVideo):
         return sorted(shown)
 
     def _presentation_times(self) -> list[int]:
-        """Return the time of each packet; a raw stream has none, and its frames follow each other at its rate."""
+        """Return the time of each packet; a raw stream has none, and its frames follow each other at its rate. In AVI,
+        FFmpeg guesses it from the order of decoding, and errs where one packet holds two frames."""
         rate, unit = self._stream.guessed_rate or self._stream.average_rate or 25, self._stream.time_base or 1
         times = []
         for place, packet in enumerate(self._packets):
-            if packet.pts is None:
+            if packet.pts is None or (self._demuxer == "avi" and packet.dts is not None):
                 packet.pts = round(place / (rate * unit)) if packet.dts is None else packet.dts
             times.append(packet.pts)
         return times
@@ -210,19 +219,20 @@ class PyavVideo(PacketVideo):
         return zip(self._packets, self._packet_pts, strict=True)
 
     @cached_property
-    def _delay(self) -> float:
-        """Return by how many seconds a frame is shown after the time of its packet, or before it.
-
-        Where packets are counted, FFmpeg shows a frame when the decoder gives it, at the time of the last packet read.
-        """
+    def _pts_on_screen(self) -> list[int]:
+        """Return when each frame is shown, in units of the stream: at the time of its packet, except where packets are
+        counted. There FFmpeg shows a frame when the decoder gives it, at the time of the last packet read."""
         first = self._packets[0]
         if not self._is_counted or first.dts is None:
-            return 0.0
+            return [*self._pts]
         lag = first.dts - self._packet_pts[0]
+        shown = [pts + lag for pts in self._pts]
         if self._lacks_presentation_times:
             self._codec.flush_buffers()
-            lag += next(count for count, packet in enumerate([*self._packets, None]) if self._codec.decode(packet))
-        return lag * float(self._stream.time_base or 1)
+            delay = next(count for count, packet in enumerate([*self._packets, None]) if self._codec.decode(packet))
+            step = min(map(operator.sub, shown[1:], shown), default=1)
+            shown = shown[delay:] + [shown[-1] + number * step for number in range(1, delay + 1)]
+        return shown
 
     @cached_property
     def _first_frame(self) -> tuple[NDArray[np.int64], tuple[int, int]]:
