@@ -127,31 +127,35 @@ def run_trials(
             function(trial_id, values, ray_internals.measurement_callback(search.metric))
 
     trainable = tune.with_resources(trial, ray_internals.HEAD)
+    tuner = make_tuner(trainable, search, name=name, path=path, filesystem=filesystem, files=files)
+    results = tuner.fit()
+    states = ray_internals.trial_states(search_folder, filesystem)
+    return [trial_from_result(result, states) for result in results]
+
+
+def make_tuner(
+    trainable: Any, search: Search, *, name: str, path: str, filesystem: Any, files: Collection[str]
+) -> tune.Tuner:
+    """Return the search as it was left in its folder, or a new one; arguments as of `run_trials`."""
     if ray_internals.can_resume_search(files):
-        log.info("resuming the sweep in %s", search_folder)
-        tuner = tune.Tuner.restore(
-            search_folder,
+        log.info("resuming the sweep in %s/%s", path, name)
+        return tune.Tuner.restore(
+            f"{path}/{name}",
             trainable,
             resume_unfinished=True,
             resume_errored=True,
             param_space=domains(search),
             storage_filesystem=filesystem,
         )
-    else:
-        run_config = tune.RunConfig(
-            name=name,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=tune.FailureConfig(max_failures=2),
-            callbacks=[OnTrialEnd()],
-            verbose=0,
-        )
-        tuner = tune.Tuner(
-            trainable, param_space=domains(search), tune_config=tune_config(search), run_config=run_config
-        )
-    results = tuner.fit()
-    states = ray_internals.trial_states(search_folder, filesystem)
-    return [trial_from_result(result, states) for result in results]
+    run_config = tune.RunConfig(
+        name=name,
+        storage_path=path,
+        storage_filesystem=filesystem,
+        failure_config=tune.FailureConfig(max_failures=2),
+        callbacks=[OnTrialEnd()],
+        verbose=0,
+    )
+    return tune.Tuner(trainable, param_space=domains(search), tune_config=tune_config(search), run_config=run_config)
 
 
 def tune_config(search: Search) -> tune.TuneConfig:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import time
 import uuid
@@ -21,7 +20,7 @@ import av
 import numpy as np
 
 from cluster.connection import connected_ray
-from jobs.benchmarks.support.faulty_store import Faults, faulty_store
+from jobs.benchmarks.support.faulty_store import ENDPOINT, Faults, faulty_store, store_endpoint
 from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, clip_source
 from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline import storage
@@ -32,7 +31,6 @@ from pipeline.decode.video import PyavVideo
 from pipeline.records import Kind
 from pipeline.stream.loader import ClipSource, choice, clip_stream, split_rows
 
-ENDPOINT = "AWS_ENDPOINT_URL"
 BATCH, FPS, WIDTH, HEIGHT = 8, 25, 426, 240
 KEPT = ["clip_id", "weight", "reason", "num_retries", "frames"]
 
@@ -53,11 +51,7 @@ def ranges(
     The film is made in `container`, or read from the file `film`, and uploaded to a new bucket of the server in
     AWS_ENDPOINT_URL, which is removed at the end.
     """
-    endpoint = os.environ.get(ENDPOINT)
-    if not endpoint:
-        raise ValueError(
-            f"{ENDPOINT} is unset: set it to the http:// URL of an S3 server on which a bucket may be made"
-        )
+    endpoint = store_endpoint()
     faults = Faults(slow_down_every=slow_down_every, cut_every=cut_every, latency_seconds=latency_seconds)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections import Counter
 from typing import Any
 
 from cluster.connection import connected_ray
-from jobs.benchmarks.support.faulty_store import Faults, faulty_store
+from jobs.benchmarks.support.faulty_store import ENDPOINT, Faults, faulty_store, store_endpoint
 from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, clip_source, write_small_clips
 from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 from pipeline.stream.loader import ClipSource, clip_stream
 
-ENDPOINT = "AWS_ENDPOINT_URL"
 BATCH = 8
 """Clips of a step: so many that each step is a block of its own."""
 KEPT = ["clip_id", "weight", "num_retries"]
@@ -29,12 +27,7 @@ def s3_faults(
 
     The corpus is made, uploaded to a new bucket of the server in AWS_ENDPOINT_URL, and removed at the end.
     """
-    endpoint = os.environ.get(ENDPOINT)
-    if not endpoint:
-        raise ValueError(
-            f"{ENDPOINT} is unset: set it to the http:// URL of an S3 server on which a bucket may be made, with "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
+    endpoint = store_endpoint()
     faults = Faults(slow_down_every=slow_down_every, cut_every=cut_every, latency_seconds=latency_seconds)
     with storage.temporary_bucket(f"s3://snps3-benchmark-{uuid.uuid4().hex[:12]}") as bucket:
         captions = write_small_clips(bucket, num_clips)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -106,7 +106,16 @@ class Evaluation:
 class FineTuned(Evaluation):
     """A score, and the fine-tuning that it needs."""
 
-    training: PretrainConfig
+    start: str
+    """Folder of the run whose weights it starts from."""
+    recipe: Recipe
+    values: Mapping[str, Any]
+    """Fields that differ from the recipe's."""
+
+    def training(self) -> PretrainConfig:
+        """Return the config of the fine-tuning. ValueError if the run cannot be fine-tuned so."""
+        training = fine_tuning(self.recipe, config_of(self.start), self.start)
+        return with_values(training, self.values, name=self.folder.rsplit("/", 1)[-1])
 
 
 def evaluations(config: EvaluateAllConfig) -> list[Evaluation]:
@@ -169,12 +178,13 @@ def tuned(config: EvaluateAllConfig, run_folder: str, recipe: Recipe) -> FineTun
     }
     name = f"{run_folder.rsplit('/', 1)[-1]}-{training.name}"
     folder = storage.absolute(f"{config.placement.storage}/{name}")
-    # the whole placement: fine-tuning would begin with what the run had
-    training = with_values(training, {**files, "placement": as_dict(config.fixed_placement)}, name=name)
     embedded = () if recipe.corpus else (f"{corpus_folder(training.data.manifest)}/{SUMMARY_NAME}",)
     return FineTuned(
         name=recipe.name,
-        training=training,
+        start=run_folder,
+        recipe=recipe,
+        # the whole placement: fine-tuning would begin with what the run had
+        values={**files, "placement": as_dict(config.fixed_placement)},
         scoring=EvaluateConfig(
             run=folder,
             rerank=config.rerank if recipe.task == "captions" else None,
@@ -227,9 +237,10 @@ def run_evaluation(evaluation: Evaluation | FineTuned, stop: StopRequest) -> str
     if evaluation.after and not storage.exists(f"{evaluation.folder}/results.json"):
         return f"{evaluation.name} was not run: {evaluation.after} has not ended well"
     if isinstance(evaluation, FineTuned):
-        if problems := preflight.survey(evaluation.training).problems:
+        training = evaluation.training()
+        if problems := preflight.survey(training).problems:
             return f"{evaluation.name} failed: {'; '.join(problems)}"
-        if error := run_child(evaluation.training, stop=stop).error:
+        if error := run_child(training, stop=stop).error:
             return f"{evaluation.name} failed: {error}"
     if stop.is_made:
         return ""

@@ -75,7 +75,7 @@ class PyavVideo(PacketVideo):
             container: Any = av.open(file, "r", format=self._demuxer, options=options)
             self._container: InputContainer = container
             try:
-                self._stream = self._video_stream()
+                self._stream = video_stream(container)
                 self._codec = self._stream.codec_context
                 self._packets = [self._kept(one, data) for one in self._container.demux(self._stream) if one.size]
                 self._numbers = range(len(self._packets))
@@ -146,20 +146,6 @@ class PyavVideo(PacketVideo):
     def _kept(self, packet: Packet, data: Content) -> Any:
         """Return what is kept of a packet of the file: itself, or what has its attributes."""
         return packet
-
-    def _video_stream(self) -> av.VideoStream:
-        streams = [one for one in self._container.streams.video if not one.disposition & Disposition.attached_pic]
-        if not streams:
-            kinds = {"a cover" if stream.type == "video" else stream.type for stream in self._container.streams}
-            raise DecodeError(
-                Reason.NO_VIDEO_STREAM, f"the file holds {', '.join(sorted(kinds)) or 'nothing'}, no video"
-            )
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise DecodeError(Reason.UNSUPPORTED_CODEC, "FFmpeg has no decoder for the video stream")
-        stream.thread_count = 1
-        stream.codec_context.options = STRICT
-        return stream
 
     def _places_of_keys(self) -> list[int]:
         """Return the packets at which decoding can begin. A packet's palette holds for the packets after it, too."""
@@ -276,6 +262,20 @@ class PyavVideo(PacketVideo):
             if not wanted:
                 return
         raise DecodeError(Reason.UNREADABLE, f"frame {min(wanted)} does not decode")
+
+
+def video_stream(container: InputContainer) -> av.VideoStream:
+    """Return the first video stream that is no cover, to be decoded by one thread, damage being an error."""
+    streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    if not streams:
+        kinds = {"a cover" if stream.type == "video" else stream.type for stream in container.streams}
+        raise DecodeError(Reason.NO_VIDEO_STREAM, f"the file holds {', '.join(sorted(kinds)) or 'nothing'}, no video")
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise DecodeError(Reason.UNSUPPORTED_CODEC, "FFmpeg has no decoder for the video stream")
+    stream.thread_count = 1
+    stream.codec_context.options = STRICT
+    return stream
 
 
 class KeyFrameVideo(PyavVideo):

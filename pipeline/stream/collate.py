@@ -6,6 +6,8 @@ ClipRows ──encode once──► token_ids ──┬──► masked_token_id
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
@@ -38,32 +40,22 @@ def collate(
     `num_words` words of rank `lvwm_top_k` at most are chosen for LVWM. With more than one of `most_length_groups`,
     short captions pass through the network at their own length.
     """
-    if len(table.ranks) != tokenizer.vocabulary_size:
-        raise ValueError(
-            f"the table of significant words has {len(table.ranks)} ids, the vocabulary {tokenizer.vocabulary_size}; "
-            "both must come from the same run"
-        )
-    captions = [caption if weight > 0 else "" for caption, weight in zip(rows.captions, rows.weight, strict=True)]
-    clip_ids = rows.clip_ids.tolist()
-    token_rows = tokenizer.encode(
-        captions, max_tokens, lambda row: clip_rng(seed, rows.epoch, clip_ids[row], Purpose.WINDOW)
-    )
+    _refuse_other_vocabulary(table, tokenizer)
+    token_rows = _encoded(rows, tokenizer, max_tokens, seed)
     num_tokens = [len(ids) for ids in token_rows]
     length = _token_length(num_tokens, num_words, pad_to)
-
-    token_ids = np.full((len(captions), length), tokenizer.special.pad, dtype=np.int64)
+    token_ids = np.full((len(token_rows), length), tokenizer.special.pad, dtype=np.int64)
     masked_ids, labels = token_ids.copy(), np.full_like(token_ids, IGNORED_LABEL)
-    positions = np.empty((len(captions), num_words), dtype=np.int64)
-    for row, (ids, clip_id) in enumerate(zip(token_rows, clip_ids, strict=True)):
-        mask_rng = clip_rng(seed, rows.epoch, clip_id, Purpose.MASKS)
-        word_rng = clip_rng(seed, rows.epoch, clip_id, Purpose.WORDS)
+    positions = np.empty((len(token_rows), num_words), dtype=np.int64)
+    for row, (ids, clip_id) in enumerate(zip(token_rows, rows.clip_ids.tolist(), strict=True)):
+        rng = functools.partial(clip_rng, seed, rows.epoch, clip_id)
         end = len(ids)
         token_ids[row, :end] = ids
         masked_ids[row, :end], labels[row, :end] = mask_words(
-            ids, special=tokenizer.special, table=table, config=masking, rng=mask_rng
+            ids, special=tokenizer.special, table=table, config=masking, rng=rng(Purpose.MASKS)
         )
         positions[row] = choose_words(
-            ids, num_words=num_words, special=tokenizer.special, table=table, top_k=lvwm_top_k, rng=word_rng
+            ids, num_words=num_words, special=tokenizer.special, table=table, top_k=lvwm_top_k, rng=rng(Purpose.WORDS)
         )
     return Batch(
         clip_ids=as_tensor(rows.clip_ids),
@@ -78,6 +70,20 @@ def collate(
         most_masked=int((labels != IGNORED_LABEL).sum(1).max(initial=0)),
         length_groups=groups_by_length(num_tokens, most_length_groups) if most_length_groups > 1 else (),
     )
+
+
+def _refuse_other_vocabulary(table: SignificantWords, tokenizer: Tokenizer) -> None:
+    if len(table.ranks) != tokenizer.vocabulary_size:
+        raise ValueError(
+            f"the table of significant words has {len(table.ranks)} ids, the vocabulary {tokenizer.vocabulary_size}; "
+            "both must come from the same run"
+        )
+
+
+def _encoded(rows: ClipRows, tokenizer: Tokenizer, max_tokens: int, seed: int) -> list[np.ndarray]:
+    captions = [caption if weight > 0 else "" for caption, weight in zip(rows.captions, rows.weight, strict=True)]
+    clip_ids = rows.clip_ids.tolist()
+    return tokenizer.encode(captions, max_tokens, lambda row: clip_rng(seed, rows.epoch, clip_ids[row], Purpose.WINDOW))
 
 
 def _token_length(lengths: list[int], num_words: int, pad_to: int | None) -> int:

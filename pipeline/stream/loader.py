@@ -271,17 +271,13 @@ def decode_slot(
     if row is None:
         return empty
     is_training = source.plan is not None
-    drawn_px = size
-    if is_training and source.long_sides_px:
-        size_rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.SIZE)
-        drawn_px = int(size_rng.choice(source.long_sides_px))
     decode = functools.partial(
         isolated,
         decode_frames,
         limits=source.limits,
         pixels=pixels.expecting(length, size),
         kind=planned.kind,
-        size_px=drawn_px,
+        size_px=drawn_size_px(source, planned, row),
         decoder=source.decoder,
         known=known_info(row) if planned.kind == Kind.VIDEO else None,
         **choice(source, planned, row),
@@ -298,6 +294,13 @@ def decode_slot(
         "real_height": height,
         "real_width": width,
     }
+
+
+def drawn_size_px(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> int:
+    """Return the long side of a clip, in pixels: drawn in training, if there are several to draw from."""
+    if source.plan is None or not source.long_sides_px:
+        return source.frame_size_px
+    return int(clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.SIZE).choice(source.long_sides_px))
 
 
 def choice(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> dict[str, Any]:

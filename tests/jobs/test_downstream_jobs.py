@@ -283,7 +283,7 @@ def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Pa
     tuned = {name: evaluation for name, evaluation in planned.items() if isinstance(evaluation, FineTuned)}
     assert "msrvtt_qa" in tuned
     for name, evaluation in tuned.items():  # as the command of fine-tuning would have it with these options
-        training = evaluation.training
+        training = evaluation.training()
         assert training.placement.num_workers == evaluation.scoring.placement.num_workers == 1
         assert evaluation.folder == f"{training.placement.storage}/{training.name}"
         words = [name, "--run", run, "--name", training.name, "--placement.storage", str(folder / "runs")]
@@ -291,7 +291,7 @@ def test_all_evaluations_are_planned_and_what_is_not_at_hand_is_named(folder: Pa
         assert (typed.model, typed.optim, typed.selection) == (training.model, training.optim, training.selection)
     answers = tuned["msrvtt_qa"]
     assert answers.obstacles()[0].startswith(f"{folder}/corpora/msrvtt_full/")
-    assert answers.training.task.train == f"{folder}/corpora/msrvtt_full/train_qa.json"
+    assert answers.training().task.train == f"{folder}/corpora/msrvtt_full/train_qa.json"
     assert (planned["msvd_retrieval"].scoring.rerank, answers.scoring.rerank) == (100, None)
     assert "max_positions must be at least 64" in planned["didemo_retrieval"].obstacles()[0]
     assert planned["MSRVTT-MC with small-msrvtt-retrieval"].folder == planned["msrvtt_retrieval"].folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+ENDPOINT = "AWS_ENDPOINT_URL"
 OWN_HEADERS = {"connection", "content-length", "date", "expect", "keep-alive", "server", "transfer-encoding"}
 """Headers that each side of the proxy writes for itself, in lower case."""
 
@@ -32,6 +34,16 @@ class Faults:
     """Pause before each answer."""
     put_refusal: str = ""
     """Status and code that answer every PUT, e.g. "411 MissingContentLength"."""
+
+
+def store_endpoint() -> str:
+    """Return the URL of the real store. ValueError if none is set."""
+    if endpoint := os.environ.get(ENDPOINT):
+        return endpoint
+    raise ValueError(
+        f"{ENDPOINT} is unset: set it to the http:// URL of an S3 server on which a bucket may be made, with "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
 
 
 class FaultyStore(ThreadingHTTPServer):
