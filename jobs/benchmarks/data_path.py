@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -214,22 +215,28 @@ def soak(folder: str = "corpora/benchmark", num_decodes: int = 20_000, num_warm:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "rank-0.count")
 
-        def read() -> tuple[int, float, int]:
+        def read() -> tuple[int, Counter[str], int]:
             count = int(path.read_text() or 0) if path.exists() else 0
-            return count, pss_bytes(marker) / 2**20, bytes_spilled()
+            return count, pss_bytes(marker), bytes_spilled()
 
         started = time.perf_counter()
         with sampled(read, 2.0) as samples:
             arrivals = delivered(source, num_decodes // BATCH, scratch)["arrivals"]
     end = max(count for _, (count, _, _) in samples)  # from then on processes may be ending
-    steady = [(count, mib) for _, (count, mib, _) in samples if num_warm <= count < end]
-    counts, mib = np.array(steady).T
+    steady = [(count, used) for _, (count, used, _) in samples if num_warm <= count < end]
+    kinds = sorted({kind for _, used in steady for kind in used})
+    counts, num_bytes = (
+        np.array([count for count, _ in steady]),
+        np.array([[used[k] for k in kinds] for _, used in steady]),
+    )
+    slopes = np.polyfit(counts / 1000, num_bytes / 1e6, 1)[0]
     return {
         "spilled_bytes": max(spilled for _, (_, _, spilled) in samples),
-        "slope_mb_per_1000": float(np.polyfit(counts / 1000, mib * 2**20 / 1e6, 1)[0]),
+        "slope_mb_per_1000": float(slopes.sum()),
+        "slope_by_process": dict(zip(kinds, slopes.round(3).tolist(), strict=True)),
         "num_decodes": sum(count for _, count in arrivals),
         "num_samples": len(steady),
-        "mib_first": float(mib[0]),
-        "mib_last": float(mib[-1]),
+        "mib_first": float(num_bytes[0].sum() / 2**20),
+        "mib_last": float(num_bytes[-1].sum() / 2**20),
         "seconds": time.perf_counter() - started,
     }

@@ -61,7 +61,7 @@ def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[st
     marker = secrets.token_hex(8)
     command = [sys.executable, "-m", "jobs.local", "tiny", "--name", name, "--placement.storage", storage]
     start = time.perf_counter()
-    with sampled(lambda: (pss_bytes(marker), bytes_spilled()), SAMPLE_SECONDS) as samples:
+    with sampled(lambda: (pss_bytes(marker).total(), bytes_spilled()), SAMPLE_SECONDS) as samples:
         status = subprocess.run(command, env=os.environ | {MARKER: marker}, stdout=sys.stderr, cwd=ROOT).returncode
     if status:
         sys.exit(f"the main job ended with status {status}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections import Counter
 
+import psutil
 import pyarrow as pa
 import pytest
 
 from jobs.benchmarks.control_plane import cores_used, sleeping_source
-from jobs.benchmarks.support.processes import kind_of
+from jobs.benchmarks.support.processes import MARKER, cpu_seconds, kind_of
 from jobs.benchmarks.support.sleeping_decoder import sleep_block
 from pipeline.stream.loader import CLIP_SCHEMA, in_plan_order
 
@@ -54,8 +57,22 @@ def test_cores_are_counted_between_two_times_only() -> None:
         (["python", "-u", "/x/dashboard/agent.py", "--b"], "node agents"),
         (["python", "/x/dashboard/dashboard.py"], "dashboard"),
         (["python", "jobs/benchmark.py"], "driver and others"),
+        (["python", "-c", "from pipeline.decode.isolation import serve_forks; serve_forks(5)"], "decode processes"),
         ([], "driver and others"),
     ],
 )
 def test_a_process_is_known_by_its_command_line(command: list[str], kind: str) -> None:
     assert kind_of(command) == kind
+
+
+def test_a_process_without_variables_counts_for_the_one_that_has_started_it() -> None:
+    child = "import time; print(sum(range(3 * 10**7)), flush=True); time.sleep(60)  # serve_forks"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], env={{}})"
+    marker = "a process without variables"
+    with subprocess.Popen([sys.executable, "-c", parent], env={MARKER: marker}, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        used = cpu_seconds(marker)
+        for descendant in psutil.Process(process.pid).children():
+            descendant.kill()
+    assert used["decode processes"] > 0.1

@@ -19,9 +19,13 @@ MARKER = "SNPS3_BENCHMARK"
 """Environment variable that a measurement sets to a word of its own, so that its processes are known."""
 
 
-def pss_bytes(marker: str) -> int:
-    """Return the memory of the processes that carry `marker` in their environment; shared pages count in shares."""
-    return sum(info["memory_full_info"].pss for info in _marked(marker, "memory_full_info"))
+def pss_bytes(marker: str) -> Counter[str]:
+    """Return the memory of the processes that carry `marker` in their environment, and of those that they have started,
+    by what they are to Ray; shared pages count in shares."""
+    used: Counter[str] = Counter()
+    for info in _marked(marker, "cmdline", "memory_full_info"):
+        used[kind_of(info["cmdline"])] += info["memory_full_info"].pss
+    return used
 
 
 def cpu_seconds(marker: str) -> Counter[str]:
@@ -35,6 +39,8 @@ def cpu_seconds(marker: str) -> Counter[str]:
 def kind_of(command: list[str]) -> str:
     """Return what a process is to Ray, by its command line: an actor or task by its name, `raylet`, `node agents`, …"""
     text = " ".join(command)
+    if "serve_forks" in text:
+        return "decode processes"
     if text.startswith("ray::"):
         return re.split(r"[.(:]", text.removeprefix("ray::"))[0].strip() or "idle worker"
     program = os.path.basename(command[0]) if command else ""
@@ -65,11 +71,14 @@ def sampled(read: Callable[[], T], every_seconds: float) -> Iterator[list[tuple[
 
 
 def _marked(marker: str, *fields: str) -> Iterator[dict[str, Any]]:
+    """Yield `fields` of the processes with `marker`, and of their descendants: decode processes inherit no variable."""
     import psutil  # a dependency of measurements only
 
-    for process in psutil.process_iter():
+    marked: set[int] = set()
+    for process in sorted(psutil.process_iter(), key=lambda process: process.pid):
         try:
-            if process.environ().get(MARKER) == marker:
+            if process.ppid() in marked or process.environ().get(MARKER) == marker:
+                marked.add(process.pid)
                 yield process.as_dict(fields)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
