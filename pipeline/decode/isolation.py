@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 
 WATCH_EVERY_SECONDS = 0.05
 """How often the memory of a process that has not answered yet is measured."""
+ANSWERS_PER_PROCESS = 1_000
+"""Then a fresh process follows: the heap of FFmpeg grows by some kilobytes with each clip."""
 PRELOADED = "pipeline.decode.codec"
 """What the fork server imports, so that no decode process has to."""
 PROC = Path("/proc")
@@ -136,7 +138,11 @@ def _attempt(
         if pixels:
             pixels.renew()
         raise
-    _local.process = process
+    process.num_answers += 1
+    if process.num_answers == ANSWERS_PER_PROCESS:
+        process.kill()
+    else:
+        _local.process = process
     return answer
 
 
@@ -157,7 +163,7 @@ class DecodeProcess:
     """A process that computes one thing at a time. Without an answer to the last one it is of no use."""
 
     def __init__(self, needs: tuple[str, str | None]) -> None:
-        self.needs = needs
+        self.needs, self.num_answers = needs, 0
         self._channel, theirs = _channel()
         with theirs:
             _fork(theirs)

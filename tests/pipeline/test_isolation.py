@@ -39,6 +39,13 @@ def test_values_and_arrays_come_back_from_another_process() -> None:
     np.testing.assert_array_equal(run(doubled, data), doubled(data))
 
 
+def test_a_process_is_renewed_before_its_heap_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "ANSWERS_PER_PROCESS", 3)
+    isolation._local.__dict__.pop("process").kill()
+    pids = [run(describe)["pid"] for _ in range(7)]
+    assert [pids.index(pid) for pid in pids] == [0, 0, 0, 3, 3, 3, 6]
+
+
 @pytest.mark.parametrize(
     ("function", "limits", "reason"),
     [
