@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -18,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+PORTS = range(20_000, 32_000)
+"""Above the ports of Ray's workers, below those that systems hand out."""
 START_SECONDS = 90
 """How long a head may take to answer."""
 STOP_SECONDS = 120
@@ -121,9 +124,15 @@ def ray_command(*words: str) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at the moment."""
+    """Return ports that nobody listens on, of those that the system gives to no process that asks for any port: with
+    several Rays on a machine, another's process would take one before ours listens on it."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        bound: list[int] = []
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            listener = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                listener.bind(("127.0.0.1", port))
+                bound.append(port)
+            if len(bound) == count:
+                return bound
+    raise RuntimeError(f"fewer than {count} of the ports {PORTS.start} to {PORTS.stop - 1} are free")
