@@ -84,7 +84,7 @@ class PlanConfig:
     """What is read from the object store for one clip: its file, or its part of a shard."""
     decode_seconds_per_clip: float = DECODE_SECONDS_PER_CLIP
     """CPU seconds of one core for fetching, decoding and resizing one clip: `prepare --measure-decoders` measures the
-    decoders on your corpus; shards of JPEG frames took 0.0044 (docs/reference/results.md)."""
+    decoders on your corpus; shards of JPEG frames took 0.0044 (`python jobs/benchmark.py cache`)."""
     gpu_clips_per_second: float | None = None
     """What one GPU trains per second, as `python jobs/benchmark.py gpu-step` measures it. None estimates it from the
     arithmetic of a step: a first guess, not a measurement."""

@@ -22,12 +22,13 @@ def main(argv: list[str] | None = None) -> None:
     from jobs.benchmarks.registry import BENCHMARKS, benchmark
     from jobs.tracking.machine import hardware
 
+    usage = f"usage: benchmark.py NAME [options]; NAME is one of {', '.join(BENCHMARKS)}"
     name, *options = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("-h", "--help"):
+        print(usage)
+        return
     if name not in BENCHMARKS:
-        raise ValueError(
-            f"there is no benchmark {name!r}; {nearest(name, BENCHMARKS) or 'name one'} "
-            f"(usage: benchmark.py NAME [options]; NAME is one of {', '.join(BENCHMARKS)})"
-        )
+        raise ValueError(f"there is no benchmark {name!r}; {nearest(name, BENCHMARKS) or 'name one'} ({usage})")
     os.chdir(WORKPLACE)
     result = tyro.cli(benchmark(name), args=options, prog=f"benchmark.py {name}")
     facts = {"benchmark": name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "hardware": hardware()}
