@@ -68,7 +68,8 @@ def local_head(*, num_cpus: int, object_store_bytes: int) -> Iterator[Head]:
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     }
-    environment.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):  # a token in the environment would outrank ours
+        environment.pop(name, None)
     command = [*ray_command("start"), "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", f"--num-cpus={num_cpus}"]
     command += [f"--dashboard-agent-listen-port={agent_port}", f"--ray-client-server-port={client_port}"]
