@@ -177,6 +177,14 @@ class SNPS3(nn.Module):
         """The word vectors that the cross pass reads and predicts."""
         return self.cross_network.embeddings.word_embeddings.weight
 
+    def text_word_logits(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        """Vocabulary logits of hidden states of the text pass."""
+        return self.text_words(hidden, self.word_embeddings)
+
+    def cross_word_logits(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        """Vocabulary logits of hidden states of the cross pass, whose network may have a word table of its own."""
+        return self.cross_words(hidden, self.cross_word_embeddings)
+
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextFeatures:
         """The shared layers over the caption alone. ValueError for an id outside the vocabulary (on a CPU; a GPU would
         have to be waited for)."""
