@@ -290,6 +290,21 @@ def test_a_learned_temperature_stops_at_a_hundredth() -> None:
         torch.testing.assert_close(network.temperature, torch.tensor(0.01).double())
 
 
+def test_a_learned_temperature_comes_back_from_where_it_stops() -> None:
+    """Overshooting the least temperature in a step is as stopping at it."""
+    ways, batch = [], random_batch(8)
+    for start in (0.01, 0.0099, 0.005):
+        network = tiny_network(only("gvtm_level1", learn_temperature=True, temperature=start))
+        optimizer = torch.optim.AdamW([network.log_temperature], lr=1e-2, weight_decay=0.0)
+        for _ in range(5):
+            optimizer.zero_grad()
+            network(batch, normalise(batch.frames).double())["gvtm_level1"].backward()
+            optimizer.step()
+        ways.append(torch.as_tensor(network.temperature).item())
+    assert ways[0] > 0.0104
+    assert ways[1:] == pytest.approx(ways[:1] * 2, rel=1e-6)
+
+
 def test_moved_frames_are_a_circle_of_other_places() -> None:
     ids = torch.randint(0, 2**62, (200,), generator=torch.Generator().manual_seed(0))
     for num_frames, num_moved in ((1, 0), (2, 2), (4, 2), (16, 2), (40, 6)):
