@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import make_encoder
+from snps3_model.precision import in_single_precision
 from snps3_model.visual import pool, pool_parts
 
 if TYPE_CHECKING:  # two seconds, which only those who make a network spend
@@ -158,7 +159,7 @@ class SNPS3(nn.Module):
         means, side = pool(grid, grid_mask), self.config.grid_side
         seen = self.look_over_time(means)
         tokens = seen if side == 1 else pool_parts(grid, grid_mask, side)
-        return VideoFeatures(frames=means, tokens=tokens, vectors=F.normalize(self.video_head(seen), dim=-1))
+        return VideoFeatures(frames=means, tokens=tokens, vectors=unit(self.video_head(seen)))
 
     def look_over_time(self, frames: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The temporal encoder over a clip's frames; `frames` themselves where there is none."""
@@ -198,7 +199,7 @@ class SNPS3(nn.Module):
     def encode_embedded(self, text: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"]) -> TextFeatures:
         """The text pass over captions that are embedded already."""
         layers = all_layers(self.bert, text, token_mask)
-        return TextFeatures(layers=layers, vector=F.normalize(self.text_pooler(layers[-1]), dim=-1))
+        return TextFeatures(layers=layers, vector=unit(self.text_pooler(layers[-1])))
 
     def fuse(
         self,
@@ -341,6 +342,13 @@ def additive_mask(mask: Bool[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor
     return additive.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None, :]
 
 
+@in_single_precision
+def unit(vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """`vectors` with length 1."""
+    return F.normalize(vectors, dim=-1)
+
+
+@in_single_precision
 def dual_scores(
     text: Float[Tensor, "Q D"], video: Float[Tensor, "C T D"], temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, "Q C"]:
