@@ -21,6 +21,7 @@ from jobs.training import checkpoints
 from jobs.training.checkpoints import Progress
 from jobs.training.ema import WeightAverage, averaged
 from jobs.training.optimizer import learning_rate
+from jobs.training.reporting import Meter
 from jobs.training.step import (
     Clock,
     TrainState,
@@ -212,6 +213,27 @@ def test_the_loop_ends_at_the_last_step_and_counts_its_waits() -> None:
     assert {"evaluation", "data_wait", "step"} <= clock.seconds.keys()
     assert clock.seconds["evaluation"] == 2.0
     assert list(training_steps(state, batches(), CONFIG.optim, seed=CONFIG.seed, rank=0, clock=clock)) == []
+
+
+def test_speed_counts_the_wait_for_the_device_wherever_it_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is asked to log or to vote answers after its steps; evaluation and checkpoints are no steps."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock = Clock({"data_wait": 7.0})
+    meter = Meter(0, clock, OptimConfig(global_batch=64))
+    for step in range(1, 5):
+        for part, seconds in {"data_wait": 0.03, "step": 0.02, "look": 0.2 * (step % 2 == 0)}.items():
+            with clock(part):
+                now[0] += seconds
+    now[0] += 0.4  # the losses of the last two steps are asked for
+    found = meter.read(4)
+    assert found["seconds_per_step"] == pytest.approx(0.05 + 0.8 / 4)
+    assert found["clips_per_second"] == pytest.approx(64 / 0.25)
+    assert found["data_wait_share"] == pytest.approx(0.03 / 0.25)
+    for part, seconds in {"evaluation": 30.0, "checkpoint": 5.0, "data_wait": 0.05, "step": 0.2}.items():
+        with clock(part):
+            now[0] += seconds
+    assert meter.read(5) == pytest.approx({"seconds_per_step": 0.25, "clips_per_second": 256, "data_wait_share": 0.2})
 
 
 def test_the_loop_goes_back_to_training_after_an_evaluation() -> None:
