@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from batches import CLS, MASK, NUM_WORDS, PAD, SEP, VOCABULARY, part, random_batch, tiny_network
+from batches import CLS, MASK, MAX_TOKENS, NUM_WORDS, PAD, SEP, VOCABULARY, part, random_batch, tiny_network
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -366,6 +367,23 @@ def test_a_step_on_one_device_waits_for_nothing(monkeypatch, objective: Objectiv
     with NoWaiting():
         losses = network(batch, frames)
         torch.stack(list(losses.values())).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["hard", "itm"])
+def test_captions_of_other_ranks_have_a_width_that_the_host_knows(monkeypatch, name: str) -> None:
+    """The same losses as with the width of their longest, for which a host would wait."""
+    monkeypatch.setattr("snps3_model.snps3.refuse_strange_ids", lambda ids, size: None)
+    objective = {"hard": ObjectiveConfig(num_hard_negatives=2), "itm": only("itm")}[name]
+    batch, losses = random_batch(5), []
+    for width, mode in ((None, contextlib.nullcontext()), (MAX_TOKENS + 1, NoWaiting())):
+        network = tiny_network(objective)
+        network.gather = lambda rows: torch.cat([rows, rows])
+        shaped = dataclasses.replace(batch, most_tokens=width)
+        with mode:
+            found = network(shaped, normalise(batch.frames).double())
+            torch.stack(list(found.values())).sum().backward()
+        losses.append(found)
+    torch.testing.assert_close(losses[0], losses[1])
 
 
 def test_attentive_masking_without_the_id_of_the_mask_is_refused() -> None:
