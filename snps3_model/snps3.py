@@ -283,7 +283,8 @@ def widened(hidden: Float[Tensor, "B l D"], num_tokens: int) -> Float[Tensor, "B
 
 def refuse_strange_ids(token_ids: Int64[Tensor, "B L"], vocabulary_size: int) -> None:
     """ValueError that names an id which is none of the vocabulary's."""
-    if token_ids.device.type != "cpu" or torch.compiler.is_compiling() or not token_ids.numel():
+    has_values = type(token_ids) is Tensor and token_ids.device.type == "cpu"  # fake tensors are of a subclass
+    if not has_values or torch.compiler.is_compiling() or not token_ids.numel():
         return
     least, most = token_ids.aminmax()
     if least < 0 or most >= vocabulary_size:
