@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from jobs.run.config import OptimConfig
 from pipeline.records import IGNORED_LABEL, Batch
@@ -95,13 +95,22 @@ class Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        # as FlopCounterMode, which besides follows modules and so keeps what checkpointed parts give free
-        if formula := flop_registry.get(func._overloadpacket):
-            self.flop += formula(*args, **(kwargs or {}), out_val=result)
+        self.flop += flop_of(func, args, kwargs or {}, result)
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self.add(value)
         return result
+
+
+def flop_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Return what `FlopCounterMode` counts, which itself would keep what checkpointed parts set free. It counts the
+    gradient of a grouped convolution's weight as if it had one group; here it costs as much as the convolution."""
+    packet = func._overloadpacket
+    if packet is torch.ops.aten.convolution_backward:
+        gradient, features, weight, is_transposed, is_asked = args[0], args[1], args[2], args[7], args[10]
+        return sum(is_asked[:2]) * conv_flop_count(features.shape, weight.shape, gradient.shape, is_transposed)
+    formula = flop_registry.get(packet)
+    return formula(*args, **kwargs, out_val=result) if formula else 0
 
 
 def step_cost(model: ModelConfig, objective: ObjectiveConfig, optim: OptimConfig, shape: StepShape) -> StepCost:
