@@ -234,6 +234,8 @@ class Placement:
     checkpoint with more or fewer when nodes come or go. The cluster then needs nodes of its own for decoding."""
     use_gpu: bool = False
     """One GPU per train worker, NCCL; otherwise CPU and gloo."""
+    gpu_memory_gib: float = 80.0
+    """Memory of each GPU: a run of which a step needs more is refused."""
     cpus_per_worker: float = 0.5
     """CPUs that Ray reserves for each train worker."""
     threads_per_worker: int = 1
@@ -277,8 +279,9 @@ class Placement:
         for name in ("cpus_per_worker", "max_failures", "storage_patience_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"placement.{name} must not be negative, got {getattr(self, name):g}")
-        if self.hang_seconds <= 0:
-            raise ValueError(f"placement.hang_seconds must be above 0, got {self.hang_seconds:g}")
+        for name in ("hang_seconds", "gpu_memory_gib"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"placement.{name} must be above 0, got {getattr(self, name):g}")
         for name in ("storage", "experiment"):
             if not getattr(self, name):
                 raise ValueError(f"placement.{name} must not be empty")

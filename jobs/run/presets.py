@@ -106,6 +106,7 @@ def _published(
             dropout=0.1,
             initial_std=0.02,
         ),
+        objective=ObjectiveConfig(pairs="local"),  # as published; pairs of the global batch take four times the work
         optim=optim,
         selection=SelectionConfig(evaluate_every=5000),
         placement=Placement(num_workers=8, use_gpu=True, cpus_per_worker=1, decode_cpus=32, num_kept_checkpoints=10),

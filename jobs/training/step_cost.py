@@ -7,6 +7,7 @@ Not counted: what a library keeps for itself (the CUDA context, workspaces of cu
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ def flop_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     return formula(*args, **kwargs, out_val=result) if formula else 0
 
 
+@functools.lru_cache(maxsize=32)
 def step_cost(model: ModelConfig, objective: ObjectiveConfig, optim: OptimConfig, shape: StepShape) -> StepCost:
     """Count a step of the losses of `objective`. Takes seconds, whatever the size of the network."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # half a second
