@@ -129,6 +129,21 @@ def test_evaluation_predicts_masked_words_as_the_loss_does(cross_network: Any) -
     assert retrieval.masked_word_accuracy(model, [batch], local_gather) == pytest.approx(first)
 
 
+def test_scores_in_bfloat16_are_near_those_in_single_precision() -> None:
+    network, batch = tiny_network(dtype=torch.float32).eval(), random_batch(6)
+    found = []
+    for is_bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            gallery = retrieval.encode_clips(network.model, [batch], local_gather)
+            queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, ALONE)
+            found.append(retrieval.score(network.model, queries, gallery, ALONE, temperature=1.0))
+            assert retrieval.fill_masked_words(network.model, batch)
+    exact, rounded = found
+    assert rounded.cross.dtype == rounded.dual.dtype == np.float32
+    np.testing.assert_allclose(rounded.dual, exact.dual, atol=0.05)
+    np.testing.assert_allclose(rounded.cross, exact.cross, atol=0.05 * np.ptp(exact.cross) + 0.02)
+
+
 class Clips:
     """A split of three clips, of which two have a caption in common."""
 

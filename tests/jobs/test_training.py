@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from jobs.training import checkpoints
 from jobs.training.checkpoints import Progress
 from jobs.training.ema import WeightAverage, averaged
 from jobs.training.optimizer import learning_rate
+from jobs.training.precision import is_evaluated_in_bf16, set_float32_precision
 from jobs.training.reporting import Meter
 from jobs.training.step import (
     Clock,
@@ -152,6 +154,24 @@ def test_bfloat16_is_near_single_precision_and_keeps_weights_in_it() -> None:
         assert found[name].item() == pytest.approx(value.item(), rel=0.1), name
     assert found["loss/total"] != expected["loss/total"]
     assert all(parameter.dtype == torch.float32 for parameter in rounded.network.parameters())
+
+
+@pytest.mark.parametrize(("precision", "matrices"), [("fp32", "highest"), ("tf32", "high"), ("bf16", "highest")])
+def test_float32_is_rounded_to_tf32_where_it_is_asked_for_only(precision: Any, matrices: str) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.conv.fp32_precision
+    try:
+        set_float32_precision(precision)
+        assert torch.get_float32_matmul_precision() == matrices
+        assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.conv.fp32_precision = before[1]
+
+
+def test_evaluation_computes_in_the_precision_of_the_run_on_a_gpu_only() -> None:
+    assert not is_evaluated_in_bf16("bf16", torch.device("cpu"))  # cards that were measured there are repeated
+    assert is_evaluated_in_bf16("bf16", torch.device("cuda", 0))
+    assert not is_evaluated_in_bf16("tf32", torch.device("cuda", 0))
 
 
 def test_a_step_leaves_no_gradient_and_counts_itself() -> None:
