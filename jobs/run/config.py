@@ -21,6 +21,9 @@ from pipeline.stream.config import AugmentationConfig, MixingConfig
 from pipeline.text.config import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
 
+Precision = Literal["fp32", "tf32", "bf16"]
+"""Numbers of a step's matrices and convolutions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -131,9 +134,9 @@ class OptimConfig:
     decay_epoch: int | None = None
     """The epoch, counted from 0, whose first step is `decay_step`."""
     max_grad_norm: float = 5.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: matrices and convolutions of the step in bfloat16 (autocast), weights and their moments in fp32; for GPUs
-    and the few CPUs that compute in it."""
+    precision: Precision = "fp32"
+    """`bf16`: matrices and convolutions in bfloat16 (autocast), weights, moments and losses in fp32; for GPUs and the
+    few CPUs that compute in it. `tf32`: in fp32 with factors that a GPU rounds to ten bits."""
     average_decay: float | None = None
     """Evaluate and keep a moving average of the weights, of which this part stays at each step (0.999, say); None takes
     the last weights."""

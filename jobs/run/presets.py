@@ -152,4 +152,5 @@ def _optim(
         decay_step=decay_step,
         decay_epoch=decay_epoch,
         max_grad_norm=5.0,
+        precision="bf16",
     )

@@ -167,7 +167,7 @@ def cross_scores(
         texts, clips = text[pairs], clip[pairs]
         width, rows = int(lengths[texts].max()), torch.from_numpy(texts).to(device)
         ids, mask = queries.token_ids[rows, :width], queries.token_mask[rows, :width]
-        parts.append(model.score(ids, mask, frame_tokens[torch.from_numpy(clips).to(device)]))
+        parts.append(model.score(ids, mask, frame_tokens[torch.from_numpy(clips).to(device)]).float())
         alive()
     return torch.cat(parts)[torch.from_numpy(np.argsort(order, kind="stable")).to(device)]
 

@@ -158,14 +158,14 @@ def test_bfloat16_is_near_single_precision_and_keeps_weights_in_it() -> None:
 
 @pytest.mark.parametrize(("precision", "matrices"), [("fp32", "highest"), ("tf32", "high"), ("bf16", "highest")])
 def test_float32_is_rounded_to_tf32_where_it_is_asked_for_only(precision: Any, matrices: str) -> None:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.conv.fp32_precision
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         set_float32_precision(precision)
         assert torch.get_float32_matmul_precision() == matrices
         assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
     finally:
         torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.conv.fp32_precision = before[1]
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def test_evaluation_computes_in_the_precision_of_the_run_on_a_gpu_only() -> None:
