@@ -51,7 +51,7 @@ GFLOPS_PER_FRAME = {"resnet50": 24.6, "pvt_v2_b2": 24.0, "video_swin_small": 60.
 GFLOPS_PER_CLIP = 24.5
 GFLOPS_PER_PAIR = 10.5
 """The shared network of base size with captions of 20 tokens, as torch counts it: per clip, and per clip and caption
-that are compared, which are all of a GPU's batch."""
+that are compared."""
 OBJECT_STORE_SHARE = 0.3
 """Of a machine's memory, by Ray's default."""
 PREFETCHED_BATCHES = 1
@@ -80,6 +80,10 @@ class PlanConfig:
     """Side of the square in which frames travel (`data.frame_size_px`)."""
     batch_per_gpu: int = 16
     """Clips of a step on each GPU."""
+    pairs_per_clip: int | None = None
+    """Captions with which a clip is compared in the cross pass: 1 + 2 · `objective.num_hard_negatives`, or the global
+    batch with `objective.pairs=gathered`. None: the clips of its GPU, as in the published presets; only used for the
+    estimate of its speed."""
     source_bytes_per_clip: int = 500_000
     """What is read from the object store for one clip: its file, or its part of a shard."""
     decode_seconds_per_clip: float = DECODE_SECONDS_PER_CLIP
@@ -122,7 +126,7 @@ class PlanConfig:
     def __post_init__(self) -> None:
         counts = "clips epochs frames frame_size_px batch_per_gpu source_bytes_per_clip num_gpus num_decode_machines"
         rates = "decode_seconds_per_clip shown_px store_reads_per_second gpu_clips_per_second"
-        for name in (*counts.split(), *rates.split(), "control_plane_clips_per_second"):
+        for name in (*counts.split(), *rates.split(), "control_plane_clips_per_second", "pairs_per_clip"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value:g}; a plan needs something to divide by")
@@ -225,7 +229,8 @@ def gpu_rate(config: PlanConfig) -> float:
 def train_gflops_per_clip(config: PlanConfig) -> float:
     """Arithmetic of one clip in a step of base size, forward and backward."""
     per_frame = GFLOPS_PER_FRAME[config.model] * (config.shown_px / 224) ** 2
-    return GFLOPS_PER_CLIP + config.frames * per_frame + config.batch_per_gpu * GFLOPS_PER_PAIR
+    num_pairs = config.pairs_per_clip or config.batch_per_gpu
+    return GFLOPS_PER_CLIP + config.frames * per_frame + num_pairs * GFLOPS_PER_PAIR
 
 
 def plan(config: PlanConfig) -> Plan:

@@ -220,13 +220,16 @@ class Batch:
     """The K significant words that LVWM matches with the video, as positions in the caption."""
     most_masked: int | None = None
     """Labels of a row at most, counted on the host so that no step has to ask its device; None if nobody counted."""
+    most_tokens: int | None = None
+    """Tokens of a caption of any rank at most, so that no step has to ask for the longest; None: it asks, which on a
+    CPU costs nothing and saves padding."""
     length_groups: tuple[LengthGroup, ...] = ()
     """Every row in one of them; none to pass all rows at once."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del columns["most_masked"], columns["length_groups"]
+        del columns["most_masked"], columns["most_tokens"], columns["length_groups"]
         moved = {name: column.to(device, non_blocking=True) for name, column in columns.items()}
         groups = tuple(
             dataclasses.replace(group, rows=group.rows.to(device, non_blocking=True)) for group in self.length_groups

@@ -22,6 +22,7 @@ from snps3_model.gather import Gather, local_gather
 from snps3_model.loss_table import CROSS
 from snps3_model.objective import freeze_unreached
 from snps3_model.passes import in_chunks
+from snps3_model.precision import in_single_precision
 from snps3_model.snps3 import SNPS3
 from snps3_model.visual import synchronise
 
@@ -87,8 +88,7 @@ class Choosing(Asking):
     def forward(self, batch: ChoiceBatch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
         """The loss of the global batch by its name."""
         scores = self.logits(batch.option_ids, batch.option_mask, self.clip_tokens(batch, frames))
-        own = F.cross_entropy(scores, batch.answer, reduction="none")
-        return {"choosing": losses.global_mean(own, batch.weight, self.gather)}
+        return {"choosing": choosing(scores, batch.answer, batch.weight, self.gather)}
 
     def logits(
         self,
@@ -103,6 +103,15 @@ class Choosing(Asking):
         return in_chunks(self.model.score, ids, mask, clips, size=self.rows_at_once).view(-1, num_options)
 
 
+@in_single_precision
+def choosing(
+    scores: Float[Tensor, "B O"], answer: Int64[Tensor, " B"], weight: Float[Tensor, " B"], gather: Gather
+) -> Float[Tensor, ""]:
+    """Cross entropy with the right option; the mean over the clips of the global batch."""
+    return losses.global_mean(F.cross_entropy(scores, answer, reduction="none"), weight, gather)
+
+
+@in_single_precision
 def answering(
     logits: Float[Tensor, "B A"],
     answers: Int64[Tensor, "B N"],

@@ -5,9 +5,11 @@ Each gives the loss of the global batch, the same number on every rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.records import IGNORED_LABEL, LengthGroup
 from snps3_model import losses
@@ -87,14 +89,13 @@ def lvwm(step: Step) -> Float[Tensor, ""]:
 def masked_words_text(step: Step) -> Float[Tensor, ""]:
     """ℒ1: from the masked caption alone, or as published from the raw one, which shows the answer."""
     text = step.text if step.config.text_alone == "raw" else step.masked_text
-    logits, labels = masked_logits(step, text.hidden, step.model.text_words, step.model.word_embeddings)
+    logits, labels = masked_logits(step, text.hidden, step.model.text_word_logits)
     return losses.masked_words(logits, labels, gather=step.gather)
 
 
 def masked_words_cross(step: Step) -> Float[Tensor, ""]:
     """ℒ2: from the masked caption and the clip."""
-    table = step.model.cross_word_embeddings
-    logits, labels = masked_logits(step, step.fused.text_hidden, step.model.cross_words, table)
+    logits, labels = masked_logits(step, step.fused.text_hidden, step.model.cross_word_logits)
     return losses.masked_words(logits, labels, gather=step.gather)
 
 
@@ -123,13 +124,13 @@ def clip_order(step: Step) -> Float[Tensor, ""]:
 
 
 def masked_logits(
-    step: Step, hidden: Float[Tensor, "b L D"], head: nn.Module, table: Float[Tensor, "V D"]
+    step: Step, hidden: Float[Tensor, "b L D"], head: Callable[[Tensor], Tensor]
 ) -> tuple[Float[Tensor, "M V"], Int64[Tensor, " M"]]:
     """Vocabulary logits and labels of the masked positions; no other position is projected onto the vocabulary."""
     positions = masked_positions(step.draws.labels, step.draws.most_masked)
     labels = step.draws.labels.gather(1, positions).flatten()
     hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
-    return head(hidden, table), labels
+    return head(hidden), labels
 
 
 def all_pairs(step: Step, captions: Float[Tensor, "b L D"]) -> Float[Tensor, "b P"]:

@@ -2,7 +2,7 @@
 
 Every loss is the loss of the *global* batch and the same number on every rank: `gather` brings the other ranks' rows,
 with gradient. Since each rank then differentiates the same number and DDP averages, the gradient is exact for any
-number of ranks. Rows of weight 0 change no loss and no gradient.
+number of ranks. Rows of weight 0 change no loss and no gradient. All are computed in single precision at least.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.records import IGNORED_LABEL
 from snps3_model.gather import Gather
+from snps3_model.precision import in_single_precision
 from snps3_model.snps3 import dual_scores
 
 Frames = Literal["all", "middle"]
@@ -25,11 +26,13 @@ EXCLUDED = -1e9
 """A score that no softmax sees; finite, so that a row without any candidate still has a gradient of 0."""
 
 
+@in_single_precision
 def weighted_mean(loss: Float[Tensor, " B"], weight: Float[Tensor, " B"]) -> Float[Tensor, ""]:
     """Mean over the rows of weight 1; 0 when there is none."""
     return (loss * weight).sum() / weight.sum().clamp(min=1.0)
 
 
+@in_single_precision
 def mil_nce(
     scores: Float[Tensor, "B B"], weight: Float[Tensor, " B"], importance: Float[Tensor, " B"] | None = None
 ) -> Float[Tensor, ""]:
@@ -45,6 +48,7 @@ def mil_nce(
     return weighted_mean(losses if importance is None else losses * importance, weight)
 
 
+@in_single_precision
 def mil_nce_of_middle_frames(
     scores: Float[Tensor, "B B T"], weight: Float[Tensor, " B"], importance: Float[Tensor, " B"] | None = None
 ) -> Float[Tensor, ""]:
@@ -61,6 +65,7 @@ def mil_nce_of_middle_frames(
     return weighted_mean(losses if importance is None else losses * importance, weight)
 
 
+@in_single_precision
 def gvtm_level1(
     text: Float[Tensor, "b D"],
     video: Float[Tensor, "b T D"],
@@ -77,6 +82,7 @@ def gvtm_level1(
     return mil_nce_of_middle_frames(cosines / temperature, gather(weight))
 
 
+@in_single_precision
 def gvtm_level1_queued(
     text: Float[Tensor, "b D"],
     video: Float[Tensor, "b T D"],
@@ -101,6 +107,7 @@ def gvtm_level1_queued(
     return global_mean((of_frames.mean(1) + of_captions) / 2, weight, gather)
 
 
+@in_single_precision
 def lvwm(
     words: Float[Tensor, "b K D"],
     video: Float[Tensor, "b T D"],
@@ -121,6 +128,7 @@ def lvwm(
     return mil_nce_of_middle_frames(torch.logsumexp(similarities, dim=2), gather(weight))
 
 
+@in_single_precision
 def itm(
     true_pairs: Float[Tensor, "b 2"], false_pairs: Float[Tensor, "b 2"], weight: Float[Tensor, " b"], *, gather: Gather
 ) -> Float[Tensor, ""]:
@@ -130,6 +138,7 @@ def itm(
     return global_mean((of_true + of_false) / 2, weight, gather)
 
 
+@in_single_precision
 def gvtm_level2(
     positive: Float[Tensor, " b"],
     negatives: Float[Tensor, "b N"],
@@ -145,12 +154,14 @@ def gvtm_level2(
     return global_mean(losses, weight, gather)
 
 
+@in_single_precision
 def masked_words(logits: Float[Tensor, "M V"], labels: Int64[Tensor, " M"], *, gather: Gather) -> Float[Tensor, ""]:
     """ℒ1 and ℒ2: cross entropy where there is a label, mean over those of the global batch; 0 when there is none."""
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
     return global_mean(losses, (labels != IGNORED_LABEL).to(losses.dtype), gather)
 
 
+@in_single_precision
 def global_mean(losses: Float[Tensor, " b"], weight: Float[Tensor, " b"], gather: Gather) -> Float[Tensor, ""]:
     """Weighted mean over the rows of all ranks."""
     sums = torch.stack([(losses * weight).sum(), weight.sum()])

@@ -6,6 +6,7 @@ computes each from them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
@@ -23,7 +24,7 @@ from snps3_model.snps3 import SNPS3
 from snps3_model.step import Draws, Step
 from snps3_model.visual import synchronise
 
-LEAST_TEMPERATURE = 0.01
+LEAST_LOG_TEMPERATURE = math.log(0.01)
 """Where a learned temperature stops (CLIP)."""
 NO_EXTRA: Mapping[Loss, float] = MappingProxyType({})
 
@@ -78,6 +79,8 @@ class Pretraining(nn.Module):
         `frames` are the batch's frames after augmentation and normalisation on the device. `draws` are made from the
         clip ids if they are not given.
         """
+        if self.training and self.log_temperature is not None:
+            self.stop_temperature(self.log_temperature)
         step = self.step(batch, frames, draws)
         return {name: compute(step) for name, compute in self.terms.items()}
 
@@ -108,7 +111,13 @@ class Pretraining(nn.Module):
         """What the cosines of GVTM level 1 are divided by."""
         if self.log_temperature is None:
             return self.config.temperature
-        return self.log_temperature.exp().clamp(min=LEAST_TEMPERATURE)
+        return self.log_temperature.clamp(min=LEAST_LOG_TEMPERATURE).exp()
+
+    @torch.no_grad()
+    def stop_temperature(self, log_temperature: nn.Parameter) -> None:
+        """Set a parameter that the last step took below the least temperature back to it: further down it would have
+        no gradient, and never come back."""
+        log_temperature.clamp_(min=LEAST_LOG_TEMPERATURE)
 
 
 def freeze_unreached(model: SNPS3, reached: Collection[str]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import make_encoder
+from snps3_model.precision import in_single_precision
 from snps3_model.visual import pool, pool_parts
 
 if TYPE_CHECKING:  # two seconds, which only those who make a network spend
@@ -158,7 +159,7 @@ class SNPS3(nn.Module):
         means, side = pool(grid, grid_mask), self.config.grid_side
         seen = self.look_over_time(means)
         tokens = seen if side == 1 else pool_parts(grid, grid_mask, side)
-        return VideoFeatures(frames=means, tokens=tokens, vectors=F.normalize(self.video_head(seen), dim=-1))
+        return VideoFeatures(frames=means, tokens=tokens, vectors=unit(self.video_head(seen)))
 
     def look_over_time(self, frames: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The temporal encoder over a clip's frames; `frames` themselves where there is none."""
@@ -177,6 +178,14 @@ class SNPS3(nn.Module):
         """The word vectors that the cross pass reads and predicts."""
         return self.cross_network.embeddings.word_embeddings.weight
 
+    def text_word_logits(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        """Vocabulary logits of hidden states of the text pass."""
+        return self.text_words(hidden, self.word_embeddings)
+
+    def cross_word_logits(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        """Vocabulary logits of hidden states of the cross pass, whose network may have a word table of its own."""
+        return self.cross_words(hidden, self.cross_word_embeddings)
+
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextFeatures:
         """The shared layers over the caption alone. ValueError for an id outside the vocabulary (on a CPU; a GPU would
         have to be waited for)."""
@@ -190,7 +199,7 @@ class SNPS3(nn.Module):
     def encode_embedded(self, text: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"]) -> TextFeatures:
         """The text pass over captions that are embedded already."""
         layers = all_layers(self.bert, text, token_mask)
-        return TextFeatures(layers=layers, vector=F.normalize(self.text_pooler(layers[-1]), dim=-1))
+        return TextFeatures(layers=layers, vector=unit(self.text_pooler(layers[-1])))
 
     def fuse(
         self,
@@ -274,7 +283,8 @@ def widened(hidden: Float[Tensor, "B l D"], num_tokens: int) -> Float[Tensor, "B
 
 def refuse_strange_ids(token_ids: Int64[Tensor, "B L"], vocabulary_size: int) -> None:
     """ValueError that names an id which is none of the vocabulary's."""
-    if token_ids.device.type != "cpu" or torch.compiler.is_compiling() or not token_ids.numel():
+    has_values = type(token_ids) is Tensor and token_ids.device.type == "cpu"  # fake tensors are of a subclass
+    if not has_values or torch.compiler.is_compiling() or not token_ids.numel():
         return
     least, most = token_ids.aminmax()
     if least < 0 or most >= vocabulary_size:
@@ -333,6 +343,13 @@ def additive_mask(mask: Bool[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor
     return additive.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None, :]
 
 
+@in_single_precision
+def unit(vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """`vectors` with length 1."""
+    return F.normalize(vectors, dim=-1)
+
+
+@in_single_precision
 def dual_scores(
     text: Float[Tensor, "Q D"], video: Float[Tensor, "C T D"], temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, "Q C"]:

@@ -179,15 +179,13 @@ class Step:
     def gathered_captions(
         self, ids: Int64[Tensor, "b L"], pool: Gather
     ) -> tuple[Int64[Tensor, "P F"], Bool[Tensor, "P F"]]:
-        """Token ids and mask of the captions of `pool`, padded to the longest of them.
-
-        Other ranks' lengths are known to the device only: one wait per step, of several ranks.
-        """
-        mask = self.batch.token_mask
+        """Token ids and mask of the captions of `pool`, padded to `batch.most_tokens`; where that is not known, to the
+        longest of them, for which the host waits."""
+        mask, most = self.batch.token_mask, self.batch.most_tokens
         if pool is local_gather:
             return ids, mask
-        room = self.model.config.max_positions - ids.shape[1]
+        room = (most or self.model.config.max_positions) - ids.shape[1]
         ids = pool(nn.functional.pad(ids, (0, room)))
         mask = pool(nn.functional.pad(mask, (0, room)).to(torch.uint8)).bool()
-        longest = int(mask.sum(1).max())
+        longest = most or int(mask.sum(1).max())
         return ids[:, :longest], mask[:, :longest]

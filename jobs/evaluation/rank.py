@@ -13,6 +13,7 @@ from jobs.training import checkpoints
 from jobs.training.batches import RankBatches
 from jobs.training.job import Job
 from jobs.training.network import make_network
+from jobs.training.precision import evaluation_autocast, set_float32_precision
 from jobs.training.reporting import say, unique
 from jobs.training.step import Clock
 from pipeline import storage
@@ -45,7 +46,9 @@ def evaluate_rank(request: Request, runtime: Runtime) -> None:
     else:
         report = load_earlier_run(network.model, safetensors.torch.load(weights), path)
         say(world, str(report))
-    measured = job.task.score(batches.dataset("test", network), out)
+    set_float32_precision(job.optim.precision)
+    with evaluation_autocast(job.optim.precision, world.device):
+        measured = job.task.score(batches.dataset("test", network), out)
     rejected = world.gather_objects(batches.rejected)
     if world.is_first:
         run_files.write_json(f"{out}/measured.json", dataclasses.asdict(measured))

@@ -40,7 +40,7 @@ from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise
 from snps3_model import snps3
 from snps3_model.loading import few, is_hub_name, load_earlier_run
-from snps3_model.objective import LEAST_TEMPERATURE
+from snps3_model.objective import LEAST_LOG_TEMPERATURE
 from snps3_model.snps3 import SNPS3
 
 
@@ -146,6 +146,6 @@ def load(folder: str, device: str = "cpu") -> Model:
         raise ValueError(f"{path} lacks {len(lost)} tensors of its network{few(lost)}; write it anew")
     temperature = config.objective.temperature
     if "log_temperature" in weights:
-        temperature = max(weights["log_temperature"].exp().item(), LEAST_TEMPERATURE)
+        temperature = weights["log_temperature"].clamp(min=LEAST_LOG_TEMPERATURE).exp().item()
     network.eval().to(device)
     return Model(network=network, text=text, data=config.data, temperature=temperature)

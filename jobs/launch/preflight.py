@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from jobs.launch import lease
+from jobs.launch.step_memory import memory_line, memory_problems, step_shape
 from jobs.run import run_files
 from jobs.run.config import TASK_FILES, DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
 from jobs.run.fields import differences
@@ -84,12 +85,17 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
         )
     if plan:
         optim = in_steps(optim, plan.first_step)
+    shape = step_shape(data, config.text, config.masking, optim, placement, num_pieces(config.text)[0])
+    step = (config.model, config.objective, config.optim, placement, shape)
+    if config.task.kind == "captions":
+        problems += _tried(problems, "placement.gpu_memory_gib", lambda: memory_problems(*step)) or []
     facts = {
         "run": lambda: f"{config.name}: {run_folder} ({state})",
         "corpus": functools.partial(_corpus_line, data, manifest),
         "training": functools.partial(_training_line, optim, data.mixing, plan),
         "frames": functools.partial(_frames_line, data, optim.global_batch),
         "model": functools.partial(_model_line, config.model, config.text),
+        "step": functools.partial(_step_line, config.task.kind, step),
         "resources": functools.partial(_resources_line, placement, machine),
         "storage": lambda: f"{storage.absolute(placement.storage)} {'can' if can_write else 'cannot'} be written",
     }
@@ -331,6 +337,12 @@ def _model_line(model: ModelConfig, text: TextConfig) -> str:
     if number is None:
         return f"{model.visual.encoder}: cannot be built"
     return f"{number / 1e6:.2f} M parameters, with a vocabulary of {bound}{pieces} pieces"
+
+
+def _step_line(kind: str, step: Any) -> str:
+    if kind != "captions":
+        return f"not counted for task.kind={kind}"
+    return _tried([], "", lambda: memory_line(*step)) or "cannot be counted"
 
 
 def _resources_line(placement: Placement, machine: Machine) -> str:

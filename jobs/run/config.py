@@ -21,6 +21,9 @@ from pipeline.stream.config import AugmentationConfig, MixingConfig
 from pipeline.text.config import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
 
+Precision = Literal["fp32", "tf32", "bf16"]
+"""Numbers of a step's matrices and convolutions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -131,9 +134,9 @@ class OptimConfig:
     decay_epoch: int | None = None
     """The epoch, counted from 0, whose first step is `decay_step`."""
     max_grad_norm: float = 5.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: matrices and convolutions of the step in bfloat16 (autocast), weights and their moments in fp32; for GPUs
-    and the few CPUs that compute in it."""
+    precision: Precision = "fp32"
+    """`bf16`: matrices and convolutions in bfloat16 (autocast), weights, moments and losses in fp32; for GPUs and the
+    few CPUs that compute in it. `tf32`: in fp32 with factors that a GPU rounds to ten bits."""
     average_decay: float | None = None
     """Evaluate and keep a moving average of the weights, of which this part stays at each step (0.999, say); None takes
     the last weights."""
@@ -234,6 +237,8 @@ class Placement:
     checkpoint with more or fewer when nodes come or go. The cluster then needs nodes of its own for decoding."""
     use_gpu: bool = False
     """One GPU per train worker, NCCL; otherwise CPU and gloo."""
+    gpu_memory_gib: float = 80.0
+    """Memory of each GPU: a run of which a step needs more is refused."""
     cpus_per_worker: float = 0.5
     """CPUs that Ray reserves for each train worker."""
     threads_per_worker: int = 1
@@ -277,8 +282,9 @@ class Placement:
         for name in ("cpus_per_worker", "max_failures", "storage_patience_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"placement.{name} must not be negative, got {getattr(self, name):g}")
-        if self.hang_seconds <= 0:
-            raise ValueError(f"placement.hang_seconds must be above 0, got {self.hang_seconds:g}")
+        for name in ("hang_seconds", "gpu_memory_gib"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"placement.{name} must be above 0, got {getattr(self, name):g}")
         for name in ("storage", "experiment"):
             if not getattr(self, name):
                 raise ValueError(f"placement.{name} must not be empty")

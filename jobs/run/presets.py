@@ -106,6 +106,7 @@ def _published(
             dropout=0.1,
             initial_std=0.02,
         ),
+        objective=ObjectiveConfig(pairs="local"),  # as published; pairs of the global batch take four times the work
         optim=optim,
         selection=SelectionConfig(evaluate_every=5000),
         placement=Placement(num_workers=8, use_gpu=True, cpus_per_worker=1, decode_cpus=32, num_kept_checkpoints=10),
@@ -151,4 +152,5 @@ def _optim(
         decay_step=decay_step,
         decay_epoch=decay_epoch,
         max_grad_norm=5.0,
+        precision="bf16",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self, cast
@@ -134,17 +135,18 @@ class CaptionTask(Task):
         ranked = self.ranked(dataclasses.replace(evaluation, batches=batches))
         frames = world.gather_objects([batch.frames[batch.weight > 0.5].cpu().numpy() for batch in batches])
         words = retrieval.fill_masked_words(evaluation.network.model, batches[0])
+        usable = (batches[0].weight > 0.5).cpu().numpy()
         if not world.is_first:
             return
         of_ranks = [frames[rank * len(batches) : (rank + 1) * len(batches)] for rank in range(world.size)]
         retrieval.save_scores(
             f"{folder}/{evaluation.name}.npz",
             ranked.scored,
-            texts={"captions": ranked.texts, "filled": words},
+            texts={"captions": ranked.texts, "filled": list(itertools.compress(words, usable))},
             groups=evaluation.source.groups(ranked.scored.clip_ids),
             relevant=ranked.relevant,
             thumbnails=np.concatenate([part for step in zip(*of_ranks, strict=True) for part in step]),
-            token_ids=batches[0].masked_token_ids.cpu().numpy(),
+            token_ids=batches[0].masked_token_ids.cpu().numpy()[usable],
         )
 
     def read_scores(self, name: str, source: ClipSource, folder: str) -> SavedScores:

@@ -167,7 +167,7 @@ def cross_scores(
         texts, clips = text[pairs], clip[pairs]
         width, rows = int(lengths[texts].max()), torch.from_numpy(texts).to(device)
         ids, mask = queries.token_ids[rows, :width], queries.token_mask[rows, :width]
-        parts.append(model.score(ids, mask, frame_tokens[torch.from_numpy(clips).to(device)]))
+        parts.append(model.score(ids, mask, frame_tokens[torch.from_numpy(clips).to(device)]).float())
         alive()
     return torch.cat(parts)[torch.from_numpy(np.argsort(order, kind="stable")).to(device)]
 
@@ -279,7 +279,7 @@ def fill_masked_words(
     rows = []
     for hidden, labels in zip(masked_states(model, batch), batch.labels, strict=True):
         positions = (labels != IGNORED_LABEL).nonzero()[:, 0]
-        probabilities = model.cross_words(hidden[positions], model.word_embeddings).softmax(-1)
+        probabilities = model.cross_word_logits(hidden[positions]).softmax(-1)
         best = probabilities.topk(num_guesses, dim=-1)
         guesses = [
             list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -294,7 +294,7 @@ def masked_word_accuracy(model: SNPS3, batches: Iterable[Batch], gather: Gather)
     counts = []
     for batch in batches:
         is_masked = (batch.labels != IGNORED_LABEL) & (batch.weight > 0.5)[:, None]
-        guessed = model.cross_words(masked_states(model, batch)[is_masked], model.word_embeddings).argmax(-1)
+        guessed = model.cross_word_logits(masked_states(model, batch)[is_masked]).argmax(-1)
         right = (guessed == batch.labels[is_masked]).sum()
         counts.append(torch.stack([right, is_masked.sum()]))
     right, total = gather(torch.stack(counts).sum(0, keepdim=True)).sum(0).tolist()

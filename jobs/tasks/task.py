@@ -113,7 +113,8 @@ class Examples:
     """By name; the report ranks by the first."""
     groups: Int[np.ndarray, " Q"] | None
     filled: Sequence[Sequence[tuple[int, int, Sequence[tuple[int, float]]]]]
-    """For each of the first captions its masked positions: (position, true id, [(guessed id, probability), …])."""
+    """For the caption of each of the first clips its masked positions: (position, true id, [(guessed id, probability),
+    …])."""
     token_ids: Int[np.ndarray, "b L"]
     """Of those captions."""
 

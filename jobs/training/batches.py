@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -90,6 +91,8 @@ class RankBatches:
             self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
             self.num_retries += sum(table["num_retries"].to_pylist())
             batch = job.task.batch(rows, job.text) if is_training else job.text.batch(rows, EVALUATION_MASKING)
+            if self.world.device.type != "cpu":
+                batch = dataclasses.replace(batch, most_tokens=max(job.text.text.max_tokens, batch.token_ids.shape[1]))
             drawn = draw_augmentation(rows, job.data.augmentation, seed=job.seed, is_training=is_training)
             yield augment(batch.to(self.world.device), drawn)
 

@@ -40,7 +40,8 @@ class Reporter:
         The one place that waits for the device. The ranks exchange their counts, and agree when to poll next. RunError
         on all ranks when the loss is not finite or too many clips are rejected.
         """
-        values = {name: value.item() for name, value in metrics.items()}
+        with meter.clock("step"):  # the device ends it now
+            values = {name: value.item() for name, value in metrics.items()}
         with meter.clock("telemetry"):
             wrong, read = non_finite(values), self.batches
             row = [len(read.rejected), read.num_seen, read.num_retries, bool(wrong)]
@@ -99,22 +100,28 @@ def unique(rejected: list[Rejected], path: str | None = None) -> list[Rejected]:
 
 
 class Meter:
-    """Speed since the start of this worker group, and over the last logged steps."""
+    """Speed since the start of this worker group, and over the last logged steps.
+
+    The host hands steps to a device and waits for it elsewhere, so a step takes the wall time that no `BETWEEN_STEPS`
+    explains.
+    """
+
+    BETWEEN_STEPS = ("evaluation", "checkpoint")
 
     def __init__(self, first_step: int, clock: Clock, optim: OptimConfig) -> None:
         self.first_step, self.clock, self.optim = first_step, clock, optim
         self.start = time.perf_counter()
-        self.last_step, self.last_seconds = first_step, dict(clock.seconds)
+        self.last_step, self.last_read, self.last_seconds = first_step, self.start, dict(clock.seconds)
 
     def read(self, step: int) -> dict[str, float]:
         """Return clips per second, step and data-wait seconds per step, since the last reading."""
-        seconds, num_steps = dict(self.clock.seconds), max(1, step - self.last_step)
-        spent = {name: seconds.get(name, 0.0) - self.last_seconds.get(name, 0.0) for name in ("data_wait", "step")}
-        elapsed = max(1e-9, spent["data_wait"] + spent["step"])
-        self.last_step, self.last_seconds = step, seconds
+        now, seconds, num_steps = time.perf_counter(), dict(self.clock.seconds), max(1, step - self.last_step)
+        spent = {name: value - self.last_seconds.get(name, 0.0) for name, value in seconds.items()}
+        elapsed = max(1e-9, now - self.last_read - sum(spent.get(name, 0.0) for name in self.BETWEEN_STEPS))
+        self.last_step, self.last_read, self.last_seconds = step, now, seconds
         return {
             "clips_per_second": num_steps * self.optim.global_batch / elapsed,
-            "data_wait_share": spent["data_wait"] / elapsed,
+            "data_wait_share": spent.get("data_wait", 0.0) / elapsed,
             "seconds_per_step": elapsed / num_steps,
         }
 

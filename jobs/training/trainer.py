@@ -18,6 +18,7 @@ from jobs.training.batches import RankBatches
 from jobs.training.ema import averaged
 from jobs.training.job import Job
 from jobs.training.network import make_network
+from jobs.training.precision import evaluation_autocast, set_float32_precision
 from jobs.training.reporting import Meter, Reporter
 from jobs.training.requests import Requests, StopRequest
 from jobs.training.step import Clock, DivergedError, RunError, TrainState, make_state, save_checkpoint, training_steps
@@ -87,6 +88,7 @@ class Trainer:
         """Return the state of the last committed checkpoint, or a new one from the seed."""
         optim = self.job.optim
         torch.manual_seed(self.job.seed)
+        set_float32_precision(optim.precision)
         with self.runtime.restored() as folder:
             network, reports = make_network(self.job, self.world, is_new=folder is None)
             for report in reports:
@@ -120,7 +122,7 @@ class Trainer:
             if is_logged or request != StopRequest.NONE:
                 self.reporter.log(meter, metrics, batch, step, requests)
             if is_due:
-                with clock("evaluation"), averaged(state.network, state.average):
+                with clock("evaluation"), self.in_precision(), averaged(state.network, state.average):
                     is_last |= self.validate(state, validation)
                 progress.is_finished = is_last
             if is_due or request != StopRequest.NONE:
@@ -148,6 +150,10 @@ class Trainer:
         )
         return selection.patience is not None and progress.num_stale >= selection.patience
 
+    def in_precision(self) -> torch.autocast:
+        """Return the context of an evaluation."""
+        return evaluation_autocast(self.job.optim.precision, self.world.device)
+
     def save(self, state: TrainState, request: StopRequest, probes: dict[str, float]) -> None:
         """Commit a checkpoint, and say for which request. `probes`: metrics of this very step."""
         if request == StopRequest.CHECKPOINT:
@@ -170,7 +176,7 @@ class Trainer:
             checkpoints.load_weights(best, state.network)
             for name in ("test", "temporal"):
                 if name in self.job.sources:
-                    with self.clock("evaluation"):
+                    with self.clock("evaluation"), self.in_precision():
                         self.job.task.save_scores(self.batches.dataset(name, state.network), f"{folder}/evaluation")
             if self.world.is_first:
                 run_files.write_json(f"{folder}/{run_files.SECONDS}", self.clock.seconds)

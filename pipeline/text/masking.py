@@ -40,7 +40,7 @@ def mask_words(
     else:
         chosen = _each_with_probability(pieces, config, rng)
     if config.whole_words:
-        chosen = _whole_words(chosen, ids, table)
+        chosen = _whole_words(chosen, pieces, ids, table)
     masked_ids, labels = ids.copy(), np.full(len(ids), IGNORED_LABEL)
     labels[chosen] = ids[chosen]
     for position, draw in zip(chosen.tolist(), rng.random(len(chosen)).tolist(), strict=True):
@@ -79,10 +79,10 @@ def _each_with_probability(pieces: np.ndarray, config: MaskingConfig, rng: np.ra
     return pieces[np.argsort(draws)[:count]]
 
 
-def _whole_words(chosen: np.ndarray, ids: np.ndarray, table: SignificantWords) -> np.ndarray:
-    """All positions of the words that `chosen` lies in."""
-    word = np.cumsum(~table.is_continuation[ids])
-    return np.flatnonzero(np.isin(word, word[chosen]))
+def _whole_words(chosen: np.ndarray, pieces: np.ndarray, ids: np.ndarray, table: SignificantWords) -> np.ndarray:
+    """All positions of the words that `chosen` lies in; a window that begins inside a word begins with its rest."""
+    word = np.cumsum(~table.is_continuation[ids[pieces]])
+    return pieces[np.isin(word, word[np.isin(pieces, chosen)])]
 
 
 def random_piece(rng: np.random.Generator, vocabulary_size: int, special: SpecialIds) -> int:

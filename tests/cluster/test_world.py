@@ -90,6 +90,9 @@ def small_facts(world: World) -> dict[str, object]:
     rows = (torch.arange(2.0) + 2 * world.rank).requires_grad_()
     gathered = world.gather(rows)
     (gathered * torch.arange(1.0, len(gathered) + 1) * (world.rank + 1)).sum().backward()
+    terms = [torch.zeros(2, requires_grad=True) for _ in range(2)]
+    added = world.gather(terms[0]) + world.gather(terms[1])  # autograd hands both the same gradient
+    (added * torch.arange(1.0, len(added) + 1) * (world.rank + 1)).sum().backward()
     return {
         "is_first": world.is_first,
         "any_last": world.any(world.rank == world.size - 1),
@@ -98,6 +101,7 @@ def small_facts(world: World) -> dict[str, object]:
         "running_mean": module.running_mean.tolist(),
         "gathered": gathered.tolist(),
         "gradient": rows.grad.tolist(),
+        "gradients_of_sum": [term.grad.tolist() for term in terms],
     }
 
 
@@ -199,7 +203,8 @@ def test_gather_any_and_broadcast(of_ranks, size: int) -> None:
             "weight": [1.0, 1.0],
             "running_mean": [5.0, 5.0],
             "gathered": [float(row) for row in range(2 * size)],
-            "gradient": [total * (2 * rank + 1), total * (2 * rank + 2)],
+            "gradient": (gradient := [total * (2 * rank + 1), total * (2 * rank + 2)]),
+            "gradients_of_sum": [gradient, gradient],
         }
 
 

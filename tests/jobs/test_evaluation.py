@@ -41,8 +41,12 @@ from jobs.tasks.retrieval import (
 from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.manifest import clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.records import Kind
+from pipeline.stream.transforms import normalise
+from snps3_model.config import ObjectiveConfig
 from snps3_model.gather import local_gather
-from tests.batches import random_batch, tiny_network
+from snps3_model.objective import Pretraining
+from snps3_model.snps3 import SNPS3
+from tests.batches import PAD, SEP, VOCABULARY, random_batch, tiny_network
 from tests.cards import card
 
 NUM_TEXTS, NUM_CLIPS = 9, 7
@@ -107,6 +111,37 @@ def test_pairs_that_are_asked_for_have_the_scores_of_all_pairs() -> None:
             for c in range(5)
         ]
     np.testing.assert_allclose(every.cross.ravel(), torch.cat(pairs).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cross_network", ["shared", "separate"])
+def test_evaluation_predicts_masked_words_as_the_loss_does(cross_network: Any) -> None:
+    config = dataclasses.replace(tiny_network().model.config, cross_network=cross_network)
+    torch.manual_seed(0)
+    model = SNPS3(config, vocabulary_size=VOCABULARY, pad_id=PAD, separator_id=SEP)
+    only = ObjectiveConfig(gvtm_level1=0.0, gvtm_level2=0.0, masked_words_text=0.0, lvwm=0.0)
+    network, batch = Pretraining(model, only).eval(), random_batch(6)
+    filled = retrieval.fill_masked_words(model, batch, num_guesses=VOCABULARY)
+    blanks = [(true_id, guesses) for row in filled for _, true_id, guesses in row]
+    entropy = -np.mean([np.log(dict(guesses)[true_id]) for true_id, guesses in blanks])
+    loss = network(batch, normalise(batch.frames))["masked_words_cross"].item()
+    assert entropy == pytest.approx(loss, rel=1e-5)
+    first = np.mean([guesses[0][0] == true_id for true_id, guesses in blanks])
+    assert retrieval.masked_word_accuracy(model, [batch], local_gather) == pytest.approx(first)
+
+
+def test_scores_in_bfloat16_are_near_those_in_single_precision() -> None:
+    network, batch = tiny_network(dtype=torch.float32).eval(), random_batch(6)
+    found = []
+    for is_bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            gallery = retrieval.encode_clips(network.model, [batch], local_gather)
+            queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, ALONE)
+            found.append(retrieval.score(network.model, queries, gallery, ALONE, temperature=1.0))
+            assert retrieval.fill_masked_words(network.model, batch)
+    exact, rounded = found
+    assert rounded.cross.dtype == rounded.dual.dtype == np.float32
+    np.testing.assert_allclose(rounded.dual, exact.dual, atol=0.05)
+    np.testing.assert_allclose(rounded.cross, exact.cross, atol=0.05 * np.ptp(exact.cross) + 0.02)
 
 
 class Clips:

@@ -81,6 +81,7 @@ def test_what_all_recipes_share(name):
     assert [fields[f"masking.{key}"] for key in ("strategy", "ratio", "top_k")] == ["mssm", 0.15, 3000]
     assert (fields["objective.temperature"], fields["objective.num_hard_negatives"]) == (0.05, None)
     assert set(preset(name).objective.weights.values()) == {1.0}
+    assert fields["optim.precision"] == "bf16"  # the published runs had AMP
     placement = preset(name).placement
     assert (placement.num_workers, placement.use_gpu, placement.num_kept_checkpoints) == (8, True, 10)
     assert preset(name).selection.evaluate_every == 5000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,14 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.records import IGNORED_LABEL
+from snps3_model.downstream import answering
 from snps3_model.draws import masked_positions
 from snps3_model.gather import local_gather
 from snps3_model.losses import (
     gvtm_level1,
+    gvtm_level1_queued,
     gvtm_level2,
+    itm,
     lvwm,
     masked_words,
     mil_nce,
+    mil_nce_of_middle_frames,
     weighted_mean,
 )
 from snps3_model.negatives import hard_negatives
@@ -48,6 +53,82 @@ def test_mil_nce_is_its_formula(size: int) -> None:
     scores = normal(size, size)
     weight = torch.ones(size, dtype=torch.float64)
     assert mil_nce(scores, weight).item() == pytest.approx(mil_nce_by_hand(scores.tolist()), abs=1e-13)
+
+
+def learned_pairs(num_rows: int, *parts: tuple[int, ...]) -> list[Tensor]:
+    """Tensors (num_rows, …, 64) with noise around a vector of length 4 per row, in numbers that bfloat16 holds."""
+    rng = torch.Generator().manual_seed(0)
+    base = 0.5 * torch.randn(num_rows, 64, generator=rng)
+    return [
+        (base.view(num_rows, *[1] * len(part), 64) + 0.2 * torch.randn(num_rows, *part, 64, generator=rng)).bfloat16()
+        for part in parts
+    ]
+
+
+def learned_scores(*shape: int) -> Tensor:
+    """Scores that are 7.5 higher in the first column, or on the diagonal of a square, in numbers of bfloat16."""
+    rng = torch.Generator().manual_seed(1)
+    scores, rows = torch.randn(*shape, generator=rng) / 2, torch.arange(shape[0])
+    scores[rows, rows if shape[0] == shape[1] else 0] += 7.5
+    return scores.bfloat16()
+
+
+ONES = torch.ones(16, dtype=torch.bfloat16)
+LEARNED: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
+    "mil_nce": (lambda s: mil_nce(s, ONES.to(s.dtype)), [learned_scores(16, 16)]),
+    "middle frames": (lambda s: mil_nce_of_middle_frames(s, ONES.to(s.dtype)), [learned_scores(16, 16, 2)]),
+    "level 1": (
+        lambda t, v: gvtm_level1(t, v, ONES.to(t.dtype), temperature=2.0, gather=local_gather),
+        learned_pairs(16, (), (3,)),
+    ),
+    "queues": (
+        lambda t, v, tk, vk, tq, vq: gvtm_level1_queued(
+            t, v, tk, vk, tq, vq, ONES.to(t.dtype), temperature=1.5, gather=local_gather
+        ),
+        [*learned_pairs(16, (), (3,), (), (3,)), *(rows.flip(1) for rows in learned_pairs(16, (), ()))],
+    ),
+    "lvwm": (lambda w, v: lvwm(w, v, ONES.to(w.dtype), gather=local_gather), learned_pairs(16, (3,), (3,))),
+    "itm": (
+        lambda t, f: itm(t, f, ONES.to(t.dtype), gather=local_gather),
+        [learned_scores(16, 2).flip(1), learned_scores(16, 2)],
+    ),
+    "level 2": (
+        lambda s: gvtm_level2(
+            s[:, 0], s[:, 1:], torch.ones(16, 4, dtype=torch.bool), ONES.to(s.dtype), gather=local_gather
+        ),
+        [learned_scores(16, 5)],
+    ),
+    "masked words": (
+        lambda s: masked_words(s, torch.zeros(16, dtype=torch.long), gather=local_gather),
+        [learned_scores(16, 40)],
+    ),
+    "answering": (
+        lambda s: answering(s, torch.zeros(16, 1, dtype=torch.long), ONES.to(s.dtype), False, local_gather),
+        [learned_scores(16, 40)],
+    ),
+    "several answers": (
+        lambda s: answering(s, torch.zeros(16, 1, dtype=torch.long), ONES.to(s.dtype), True, local_gather),
+        [learned_scores(16, 40) - 5],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_small_loss_of_bfloat16_features_is_that_of_the_same_numbers_in_double_precision(name: str) -> None:
+    """Log-sum-exp minus the true score is a small difference of large numbers."""
+    function, features = LEARNED[name]
+    results = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in features]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = function(*inputs)
+        gradients = torch.autograd.grad(loss, inputs)
+        results[dtype] = (loss.detach().double(), [gradient.double() for gradient in gradients])
+    (loss, gradients), (expected, exact) = results.values()
+    assert 1e-4 < expected < 0.5
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+    for gradient, truth in zip(gradients, exact, strict=True):
+        assert (gradient - truth).norm() < 0.01 * truth.norm()
 
 
 def test_chance_is_the_logarithm_of_all_candidates() -> None:

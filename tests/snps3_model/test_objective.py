@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from batches import CLS, MASK, NUM_WORDS, PAD, SEP, VOCABULARY, part, random_batch, tiny_network
+from batches import CLS, MASK, MAX_TOKENS, NUM_WORDS, PAD, SEP, VOCABULARY, part, random_batch, tiny_network
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -290,6 +291,21 @@ def test_a_learned_temperature_stops_at_a_hundredth() -> None:
         torch.testing.assert_close(network.temperature, torch.tensor(0.01).double())
 
 
+def test_a_learned_temperature_comes_back_from_where_it_stops() -> None:
+    """Overshooting the least temperature in a step is as stopping at it."""
+    ways, batch = [], random_batch(8)
+    for start in (0.01, 0.0099, 0.005):
+        network = tiny_network(only("gvtm_level1", learn_temperature=True, temperature=start))
+        optimizer = torch.optim.AdamW([network.log_temperature], lr=1e-2, weight_decay=0.0)
+        for _ in range(5):
+            optimizer.zero_grad()
+            network(batch, normalise(batch.frames).double())["gvtm_level1"].backward()
+            optimizer.step()
+        ways.append(torch.as_tensor(network.temperature).item())
+    assert ways[0] > 0.0104
+    assert ways[1:] == pytest.approx(ways[:1] * 2, rel=1e-6)
+
+
 def test_moved_frames_are_a_circle_of_other_places() -> None:
     ids = torch.randint(0, 2**62, (200,), generator=torch.Generator().manual_seed(0))
     for num_frames, num_moved in ((1, 0), (2, 2), (4, 2), (16, 2), (40, 6)):
@@ -351,6 +367,23 @@ def test_a_step_on_one_device_waits_for_nothing(monkeypatch, objective: Objectiv
     with NoWaiting():
         losses = network(batch, frames)
         torch.stack(list(losses.values())).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["hard", "itm"])
+def test_captions_of_other_ranks_have_a_width_that_the_host_knows(monkeypatch, name: str) -> None:
+    """The same losses as with the width of their longest, for which a host would wait."""
+    monkeypatch.setattr("snps3_model.snps3.refuse_strange_ids", lambda ids, size: None)
+    objective = {"hard": ObjectiveConfig(num_hard_negatives=2), "itm": only("itm")}[name]
+    batch, losses = random_batch(5), []
+    for width, mode in ((None, contextlib.nullcontext()), (MAX_TOKENS + 1, NoWaiting())):
+        network = tiny_network(objective)
+        network.gather = lambda rows: torch.cat([rows, rows])
+        shaped = dataclasses.replace(batch, most_tokens=width)
+        with mode:
+            found = network(shaped, normalise(batch.frames).double())
+            torch.stack(list(found.values())).sum().backward()
+        losses.append(found)
+    torch.testing.assert_close(losses[0], losses[1])
 
 
 def test_attentive_masking_without_the_id_of_the_mask_is_refused() -> None:
