@@ -22,6 +22,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
+import ray.util
 import torch
 from ray.train import (
     Checkpoint,
@@ -35,9 +36,9 @@ from ray.train import (
     UserCallback,
     WorkerGroupError,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
-from cluster import ray_internals
+from cluster import network, ray_internals
 from cluster.connection import ADDRESS
 from cluster.world import World, make_world
 
@@ -226,7 +227,7 @@ def run(
 
     trainer = TorchTrainer(
         on_each_rank,
-        torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
+        torch_config=ray_internals.torch_config("nccl" if workers.use_gpu else "gloo", bind_to_rays_interface),
         scaling_config=ScalingConfig(
             num_workers=workers.fewest if workers.fewest == workers.most else (workers.fewest, workers.most),
             use_gpu=workers.use_gpu,
@@ -261,6 +262,11 @@ def run_config(name: str, storage: Storage, workers: Workers, callbacks: list[Us
             num_to_keep=workers.num_kept_checkpoints, checkpoint_score_attribute=CHECKPOINT_METRIC
         ),
     )
+
+
+def bind_to_rays_interface() -> None:
+    """Have this rank exchange gradients by the interface by which Ray reaches it."""
+    network.bind_to_interface_of(ray.util.get_node_ip_address())
 
 
 def _last_line(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train import UserCallback
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal import constants as train_constants
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
     _CheckpointManagerState,
@@ -106,6 +107,31 @@ def test_a_rank_can_ask_where_its_checkpoints_lie() -> None:
     assert callable(TrainContext.get_storage)
     assert callable(StorageContext.build_checkpoint_path_from_name)
     assert "storage_filesystem" in inspect.getsource(StorageContext.__init__)
+
+
+def test_ranks_prepare_before_their_process_group_is_made() -> None:
+    config = ray_internals.torch_config("gloo", before_start=breakpoint)
+    assert isinstance(config, TorchConfig)
+    assert (config.backend, config.timeout_s) == ("gloo", TorchConfig().timeout_s)
+    config = pickle.loads(cloudpickle.dumps(config))  # as it comes to the controller
+
+    class Ranks:
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+
+        def execute(self, function: Any, **_: Any) -> None:
+            self.calls.append(function.__name__)
+            if len(self.calls) > 1:
+                raise RuntimeError("far enough")
+
+        def execute_single(self, rank: int, function: Any) -> tuple[str, int]:
+            del rank, function
+            return "10.0.0.1", 29500
+
+    ranks = Ranks()
+    with pytest.raises(RuntimeError, match="far enough"):
+        config.backend_cls().on_start(ranks, config)
+    assert ranks.calls == ["breakpoint", "set_env_vars"]
 
 
 def test_batch_metrics_are_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
