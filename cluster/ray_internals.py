@@ -212,6 +212,25 @@ def propagate_to_train(variable: str) -> None:
         ENV_VARS_TO_PROPAGATE.add(variable)
 
 
+def hand_worker_lines_to(listener: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+    """Have `listener` called with what workers and raylets print, where Ray would print it; return what undoes that.
+
+    To be called before `ray.init`. Ray prints all of it to the driver's streams, or nothing: without this the lines of
+    progress scroll away among those of Ray's own actors.
+    """
+    undo = contextlib.ExitStack()
+    with _optional("print_to_stdstream", "what workers print is shown as Ray shows it"):
+        from ray._private import worker
+
+        def hand_over(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+            del ignore_prefix
+            listener(data)
+
+        undo.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
+        worker.print_to_stdstream = hand_over
+    return undo.close
+
+
 def silence_progress() -> None:
     """Keep Ray Data from warning, in each dataset, that its progress bars are off. Cosmetic."""
     importlib.import_module("ray.data")  # which resets the levels of its loggers when it is imported

@@ -10,6 +10,7 @@ fit() ──► controller ──► worker group ──► function(config, run
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -40,6 +41,7 @@ from ray.train.torch import TorchTrainer
 
 from cluster import network, ray_internals
 from cluster.connection import ADDRESS
+from cluster.worker_lines import say_warnings
 from cluster.world import World, make_world
 
 DATA_NODES = {"ray-subcluster": "data"}
@@ -50,6 +52,7 @@ AUTOSCALING = "SNPS3_AUTOSCALING"
 NOT_DATA_NODES = {key: f"!{value}" for key, value in DATA_NODES.items()}
 """Where there are such nodes, workers that train on CPUs leave theirs alone: decoding could not start."""
 CHECKPOINT_METRIC = "score"
+log = logging.getLogger(__name__)
 WORKER_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -147,7 +150,8 @@ class Runtime:
         """Upload the local folder `checkpoint` as the folder `name` of the run and return it there."""
         try:
             self.upload(checkpoint.path, name)
-        except BaseException:
+        except BaseException as error:
+            log.warning("the upload of %s failed, so the one before it counts: %s", name, error)
             shutil.rmtree(checkpoint.path, ignore_errors=True)
             raise
         finally:
@@ -221,6 +225,7 @@ def run(
     ray_internals.propagate_to_train(ADDRESS)
 
     def on_each_rank(_: dict[str, Any]) -> None:
+        say_warnings()
         torch.set_num_threads(workers.threads_each)
         world = make_world(f"cuda:{ray.train.get_context().get_local_rank()}" if workers.use_gpu else "cpu")
         function(config, Runtime(world, storage.upload))
@@ -242,7 +247,7 @@ def run(
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        causes = "; ".join(f"rank {rank}: {_last_line(cause)}" for rank, cause in error.worker_failures.items())
+        causes = "; ".join(f"rank {rank}: {last_line(cause)}" for rank, cause in error.worker_failures.items())
         raise LostError(
             f"workers were lost more than {workers.max_failures} times, at last {causes}. The same command goes on "
             "from the last checkpoint"
@@ -269,7 +274,7 @@ def bind_to_rays_interface() -> None:
     network.bind_to_interface_of(ray.util.get_node_ip_address())
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """Return the last line of an exception, without the traceback that Ray puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -48,7 +48,7 @@ ROOMS = {
         *("cluster", "pipeline", "snps3_model"),
     },
     "jobs.command_line": {
-        *("jobs.run", "jobs.launch", "jobs.training.step"),
+        *("jobs.ROOT", "jobs.run", "jobs.launch", "jobs.tracking.voice", "jobs.training.step"),
         *("cluster", "pipeline.corpus.ledger"),
     },
     "jobs.corpus": {"cluster", "pipeline"},

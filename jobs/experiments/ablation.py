@@ -26,7 +26,7 @@ from jobs.run.datasets import known_recipes
 from jobs.run.fields import config_hash, flat
 from jobs.run.recipes import fine_tuning
 from jobs.run.run_identity import config_of, identity, with_values
-from jobs.tracking import mlflow_runs
+from jobs.tracking import mlflow_runs, voice
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 
@@ -130,6 +130,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
     cells = read_cells(f"{folder}/{CELLS}", fields)
     refuse_other_fine_tuning(config, {task: run.optim.num_steps for task, run in tuned.items()}, cells)
     mlflow_runs.refuse_unreachable(placement.storage)
+    voice.keep_log_in(folder)
     with lease.held(folder) as held, connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         cells = read_cells(f"{folder}/{CELLS}", fields)  # again: the driver before may have added some meanwhile
         driver.refuse_scattered_metrics(placement.storage)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from jobs.tracking import voice
 from pipeline import storage
 
 LEASE = "driver.lease"
@@ -117,10 +118,9 @@ def acquire(
     content = read(path)
     watch = Watch(content, start)
     if content is not None:
-        print(
+        voice.show(
             f"{run_folder} has a driver: {owner_of(content) or 'unknown'}; waiting up to {EXPIRES_SECONDS:.0f} s to "
-            "see whether it is alive",
-            flush=True,
+            "see whether it is alive"
         )
     while True:
         verdict = watch.verdict(content, now())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import logging
@@ -16,6 +17,7 @@ import ray
 import ray.data
 from ray import cloudpickle, tune
 from ray._common import constants
+from ray._private import worker as ray_worker
 from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
@@ -194,6 +196,20 @@ def test_what_only_tunes_may_be_absent_and_is_logged_once(
         "ENV_VARS_TO_PROPAGATE",
         "StreamingExecutor.UPDATE_METRICS_INTERVAL_S",
     ]
+
+
+def test_what_workers_and_raylets_print_is_handed_over() -> None:
+    heard: list[Any] = []
+    printed = ray_worker.print_to_stdstream  # the name that the dispatcher and the listener for errors look up
+    assert "partial(print_to_stdstream, ignore_prefix" in inspect.getsource(ray_worker.connect)
+    assert "print_to_stdstream(" in inspect.getsource(ray_worker.listen_error_messages)
+    undo = ray_internals.hand_worker_lines_to(heard.append)
+    batch = {"lines": ["a line"], "pid": 7, "is_err": True}
+    functools.partial(ray_worker.print_to_stdstream, ignore_prefix=False)(batch)
+    ray_worker.print_to_stdstream(batch, ignore_prefix=False)
+    undo()
+    assert heard == [batch, batch]
+    assert ray_worker.print_to_stdstream is printed
 
 
 def test_the_logger_of_the_progress_bars_is_silenced() -> None:
