@@ -1,4 +1,4 @@
-"""Say where a run is: step, rate, time left, last checkpoint, rejected clips, what was lost and resumed.
+"""Say where a run is: step, rate, time left, checkpoint, rejected clips, what was lost.
 
 python jobs/status.py NAME [--storage FOLDER_OR_BUCKET]         or the run's folder, as s3://bucket/runs/first
 
