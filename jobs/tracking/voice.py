@@ -171,10 +171,15 @@ def begin(command: str) -> Voice:
     voice = _voice = Voice(command, Terminal(stream, is_relayed=os.environ.get(LIVE) == "1"))
     os.dup2(voice.file_descriptor, STDERR)
     to_file = logging.StreamHandler(os.fdopen(voice.file_descriptor, "w", encoding="utf-8", errors="replace"))
-    to_file.setFormatter(logging.Formatter(FORMAT))
+    to_file.setFormatter(log_formatter())
     logging.basicConfig(level=logging.INFO, handlers=[to_file, voice.handler], force=True)
     logging.captureWarnings(True)
     return voice
+
+
+def log_formatter() -> logging.Formatter:
+    """Return how lines of the log are written."""
+    return logging.Formatter(FORMAT)
 
 
 def current() -> Voice | None:
