@@ -13,9 +13,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = {
     "pipeline.records": set(),
+    "pipeline.redaction": set(),
     "pipeline.storage_errors": set(),
     "pipeline.storage": {"pipeline.storage_errors"},
-    "pipeline.corpus": {"pipeline.records", "pipeline.storage"},
+    "pipeline.corpus": {"pipeline.records", "pipeline.redaction", "pipeline.storage"},
     "pipeline.decode": {"pipeline.corpus", "pipeline.records"},
     "pipeline.text": {"pipeline.records", "pipeline.storage"},
     "pipeline.stream": {"pipeline.corpus", "pipeline.decode", "pipeline.text", "pipeline.records", "pipeline.storage"},
@@ -32,7 +33,7 @@ ROOMS = {
     "cluster.ray_internals": set(),
     "cluster": {"cluster.ray_internals"},
     "jobs.run": {"cluster.ray_internals", "pipeline", "snps3_model.config", "snps3_model.loss_table"},
-    "jobs.tracking": {"jobs.ROOT", "jobs.WORKPLACE", "pipeline.storage"},
+    "jobs.tracking": {"jobs.ROOT", "jobs.WORKPLACE", "pipeline.redaction", "pipeline.storage"},
     "jobs.tasks": {"jobs.run", "cluster.world", "pipeline", "snps3_model"},
     "jobs.training": {"jobs.run", "jobs.tracking", "jobs.tasks", "cluster", "pipeline", "snps3_model"},
     "jobs.evaluation": {

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import ROOT
 from jobs.tracking.machine import DIRTY, git_commit
 from pipeline import storage
+from pipeline.redaction import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -156,7 +157,9 @@ class Tracker:
         """Log what the run was trained on, by its hash; the same again changes nothing."""
         from mlflow.entities import Dataset, DatasetInput
 
-        dataset = Dataset(name=name, digest=digest, source_type="manifest", source=json.dumps({"uri": source}))
+        dataset = Dataset(
+            name=name, digest=digest, source_type="manifest", source=json.dumps({"uri": without_secrets(source)})
+        )
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
     def log_file(self, path: str | Path) -> None:
@@ -203,7 +206,9 @@ def open_run(
         }
         # with its tags at once: nobody who resumes or ends it would find a run without them
         run = client.create_run(experiment_id, run_name=name, tags=known_tags)
-    left = [Param(key, str(value)[:500]) for key, value in params.items() if key not in run.data.params]
+    left = [
+        Param(key, without_secrets(str(value))[:500]) for key, value in params.items() if key not in run.data.params
+    ]
     client.log_batch(run.info.run_id, params=left)
     return Tracker(uri, run.info.run_id)
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.redaction import without_secrets
+
 PACKAGES = ("jobs", "pipeline", "snps3_model", "cluster", "snps3")
 """Loggers of the product. Of others nothing is shown."""
 SAID, PROGRESS = "snps3.said", "snps3.progress"
@@ -48,13 +50,14 @@ class Terminal:
     def say(self, line: str) -> None:
         """Write a line that stays."""
         with self.lock:
-            self.stream.write(f"{CLEAR if self.is_open else ''}{line}\n")
+            self.stream.write(f"{CLEAR if self.is_open else ''}{without_secrets(line)}\n")
             self.stream.flush()
             self.is_open = False
 
     def show_progress(self, line: str, now: float, *, is_last: bool = False) -> None:
         """Write the line of progress, in place of the one before, if it is due `now` (seconds, monotonic)."""
         pause = LIVE_SECONDS if self.is_live or self.is_relayed else PROGRESS_SECONDS
+        line = without_secrets(line)
         with self.lock:
             if not is_last and now - self.shown_at < pause:
                 return
@@ -160,6 +163,13 @@ class Voice:
             Path(self.path).unlink(missing_ok=True)
 
 
+class WithoutSecrets(logging.Formatter):
+    """Format records, tracebacks too, without the secrets in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
 _voice: Voice | None = None
 
 
@@ -179,7 +189,7 @@ def begin(command: str) -> Voice:
 
 def log_formatter() -> logging.Formatter:
     """Return how lines of the log are written."""
-    return logging.Formatter(FORMAT)
+    return WithoutSecrets(FORMAT)
 
 
 def current() -> Voice | None:
@@ -198,7 +208,7 @@ def say(line: str) -> None:
     if _voice:
         _voice.terminal.say(line)
     else:
-        print(line, file=sys.stderr, flush=True)
+        print(without_secrets(line), file=sys.stderr, flush=True)
 
 
 def show(line: str) -> None:
@@ -209,7 +219,7 @@ def show(line: str) -> None:
         return
     if terminal:
         terminal.clear()
-    print(line, flush=True)
+    print(without_secrets(line), flush=True)
 
 
 def relayed_environment() -> dict[str, str]:
