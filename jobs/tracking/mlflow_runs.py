@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import difflib
+import fcntl
 import functools
 import http.client
 import json
@@ -44,6 +45,21 @@ def client_of(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+@contextlib.contextmanager
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Within it, no other process of this machine makes tables or experiments in the SQLite file at `uri`: MLflow fails
+    where two first starts do so at once."""
+    file = uri.removeprefix("sqlite:///")
+    if file == uri:
+        yield
+        return
+    os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+    with open(f"{file}.lock", "ab") as lock:
+        with contextlib.suppress(OSError):  # some shared file systems cannot lock
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def tracking_uri(storage_path: str) -> str:
@@ -186,12 +202,13 @@ def open_run(
     from mlflow.entities import Param
 
     uri = tracking_uri(storage_path)
-    client = client_of(uri)
-    known_experiment = client.get_experiment_by_name(experiment)
     location = None if os.environ.get(URI_VARIABLE) else f"file://{storage.absolute(storage_path)}/mlflow-artifacts"
-    experiment_id = (
-        known_experiment.experiment_id if known_experiment else client.create_experiment(experiment, location)
-    )
+    with one_at_a_time(uri):
+        client = client_of(uri)
+        known_experiment = client.get_experiment_by_name(experiment)
+        experiment_id = (
+            known_experiment.experiment_id if known_experiment else client.create_experiment(experiment, location)
+        )
     key = f"tags.run_key = '{name}@{identity_hash}'"
     if known := client.search_runs([experiment_id], filter_string=key, max_results=1):
         (run,) = known
