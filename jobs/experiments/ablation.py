@@ -29,6 +29,7 @@ from jobs.run.run_identity import config_of, identity, with_values
 from jobs.tracking import mlflow_runs, voice
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
+from pipeline.foreign_text import in_markdown
 
 Values = Mapping[str, Any]
 GVTM_ALONE = MappingProxyType({"objective.lvwm": 0.0})
@@ -319,7 +320,7 @@ def table(config: AblateConfig, cells: Cells, failed: Mapping[Cell, str] = Mappi
         lines += [f"- {row}, to {other}: {difference(scores[row], scores[other])}" for row, other in pairs]
     if failed:
         lines += ["", "What failed, and is tried again by the same command:", ""]
-        lines += [f"- “{row}” with seed {seed}: {error}" for (row, seed), error in sorted(failed.items())]
+        lines += [f"- “{row}” with seed {seed}: {in_markdown(error)}" for (row, seed), error in sorted(failed.items())]
     return "\n".join([*lines, ""])
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.foreign_text import printable
 from pipeline.redaction import without_secrets
 
 PACKAGES = ("jobs", "pipeline", "snps3_model", "cluster", "snps3")
@@ -38,6 +39,11 @@ CLEAR = "\r\x1b[K"
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
+def cleaned(text: str) -> str:
+    """Return `text` as it may be shown and logged: without secrets, control characters as their escapes."""
+    return printable(without_secrets(text))
+
+
 class Terminal:
     """The one writer of lines for people."""
 
@@ -50,14 +56,14 @@ class Terminal:
     def say(self, line: str) -> None:
         """Write a line that stays."""
         with self.lock:
-            self.stream.write(f"{CLEAR if self.is_open else ''}{without_secrets(line)}\n")
+            self.stream.write(f"{CLEAR if self.is_open else ''}{cleaned(line)}\n")
             self.stream.flush()
             self.is_open = False
 
     def show_progress(self, line: str, now: float, *, is_last: bool = False) -> None:
         """Write the line of progress, in place of the one before, if it is due `now` (seconds, monotonic)."""
         pause = LIVE_SECONDS if self.is_live or self.is_relayed else PROGRESS_SECONDS
-        line = without_secrets(line)
+        line = cleaned(line)
         with self.lock:
             if not is_last and now - self.shown_at < pause:
                 return
@@ -163,11 +169,11 @@ class Voice:
             Path(self.path).unlink(missing_ok=True)
 
 
-class WithoutSecrets(logging.Formatter):
-    """Format records, tracebacks too, without the secrets in them."""
+class Cleaned(logging.Formatter):
+    """Format records, tracebacks too, as text without secrets and control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
+        return cleaned(super().format(record))
 
 
 _voice: Voice | None = None
@@ -189,7 +195,7 @@ def begin(command: str) -> Voice:
 
 def log_formatter() -> logging.Formatter:
     """Return how lines of the log are written."""
-    return WithoutSecrets(FORMAT)
+    return Cleaned(FORMAT)
 
 
 def current() -> Voice | None:
@@ -208,7 +214,7 @@ def say(line: str) -> None:
     if _voice:
         _voice.terminal.say(line)
     else:
-        print(without_secrets(line), file=sys.stderr, flush=True)
+        print(cleaned(line), file=sys.stderr, flush=True)
 
 
 def show(line: str) -> None:
@@ -219,7 +225,7 @@ def show(line: str) -> None:
         return
     if terminal:
         terminal.clear()
-    print(without_secrets(line), flush=True)
+    print(cleaned(line), flush=True)
 
 
 def relayed_environment() -> dict[str, str]:
