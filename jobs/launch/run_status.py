@@ -95,7 +95,7 @@ def read_run(
         committed=run_files.committed_progress(folder) or {},
         checkpoint=run_files.committed_checkpoint(folder),
         rejected=count_by_reason(read_ledger(ledger_path)) if storage.exists(ledger_path) else {},
-        events=[event for event in read_journals(folder) if is_told(event)],
+        events=[event for event in read_journals(folder) if is_shown(event)],
     )
 
 
@@ -108,7 +108,7 @@ def is_renewed(path: str, content: bytes, wait: Callable[[float], None], seconds
     return False
 
 
-def is_told(event: Mapping[str, Any]) -> bool:
+def is_shown(event: Mapping[str, Any]) -> bool:
     """Return whether an event of the journal is part of a run's story: starts are those of the first rank."""
     return event["event"] in ("lost", "hang", "preempted") or (event["event"] == "start" and event["who"] == "rank-0")
 
@@ -129,7 +129,7 @@ def describe(status: Status) -> str:
     rows.append(("saved", f"step {committed['step']}, {status.checkpoint}{best}" if committed else "nothing yet"))
     reasons = ", ".join(f"{reason} {count}" for reason, count in status.rejected.items())
     rows.append(("rejected", f"{reasons}; {status.folder}/ledger.parquet" if reasons else "none"))
-    rows += [("", ""), *((event["time"][:19] + "Z", told(event)) for event in status.events)]
+    rows += [("", ""), *((event["time"][:19] + "Z", in_words(event)) for event in status.events)]
     return "\n".join(f"{name:9} {value}".rstrip() for name, value in rows if value or not name)
 
 
@@ -142,7 +142,7 @@ STATES: Mapping[State, str] = {
 }
 
 
-def told(event: Mapping[str, Any]) -> str:
+def in_words(event: Mapping[str, Any]) -> str:
     """Return an event of the journal in words."""
     if event["event"] == "start":
         num_redone = event.get("num_redone_steps", 0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 import sys
 import tempfile
 import threading
@@ -121,11 +122,10 @@ class Voice:
         self.terminal, self.is_named = terminal, False
         self.handler = ToTerminal(terminal, self.name_log)
         self.copy_path: str | None = None
-        folder = Path(tempfile.gettempdir(), f"snps3-logs-{os.getuid()}")
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder = private_folder(Path(tempfile.gettempdir(), f"snps3-logs-{os.getuid()}"))
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self.path = str(folder / f"{command}-{stamp}-{os.getpid()}.log")
-        self.file_descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.file_descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
 
     def keep_in(self, folder: str) -> None:
         """Go on with the log in `folder`, and name it; where that is in a store, a copy goes there at the end.
@@ -174,6 +174,15 @@ class Cleaned(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return cleaned(super().format(record))
+
+
+def private_folder(path: Path) -> Path:
+    """Return a folder that only this user can read: `path`, or a new one where another user was there first."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+        return path
+    return Path(tempfile.mkdtemp(prefix=f"{path.name}-", dir=path.parent))
 
 
 _voice: Voice | None = None

@@ -63,6 +63,18 @@ def test_a_refusal_is_one_line_and_leaves_no_log(tmp_path: Path) -> None:
     assert list(tmp_path.glob("snps3-logs-*/*")) == []
 
 
+def test_a_log_folder_that_others_may_read_or_have_put_there_is_not_used(tmp_path: Path) -> None:
+    private = voice.private_folder(tmp_path / "new")
+    assert (private, private.stat().st_mode & 0o777) == (tmp_path / "new", 0o700)
+    assert voice.private_folder(private) == private
+    (tmp_path / "open").mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to(private)
+    for planted in ("open", "link"):
+        other = voice.private_folder(tmp_path / planted)
+        assert other not in (private, tmp_path / planted)
+        assert other.stat().st_mode & 0o777 == 0o700
+
+
 class FakeTerminal(io.StringIO):
     def isatty(self) -> bool:
         return True
