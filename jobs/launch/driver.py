@@ -230,9 +230,7 @@ def make_job(config: PretrainConfig, manifest: Manifest, run_folder: str, tracke
     )
     for name, value in task.run_files().items():
         run_files.write_json(f"{run_folder}/{name}", value)
-    if facts := task.training_facts():
-        counts = (f"{name.split('/')[1]} {count:.0f}" for name, count in facts.items())
-        voice.show(f"training questions: {', '.join(counts)}")
+    show_questions(task.training_facts())
     length_groups = config.placement.length_groups
     return Job(
         name=config.name,
@@ -252,6 +250,13 @@ def make_job(config: PretrainConfig, manifest: Manifest, run_folder: str, tracke
         tracking_uri=tracker.uri,
         tracking_run_id=tracker.run_id,
     )
+
+
+def show_questions(facts: Mapping[str, float]) -> None:
+    """Show how many training questions a task has, of which kinds."""
+    counts = [f"{name.split('/')[1]} {count:.0f}" for name, count in facts.items()]
+    if counts:
+        voice.show(f"training questions: {', '.join(counts)}")
 
 
 def kept_tokenizer(text: TextConfig, run_folder: str, captions: list[str]) -> Tokenizer:
