@@ -26,9 +26,11 @@ class StatusFile:
         self.path, self.written_at = f"{run_folder}/{STATUS}", float("-inf")
         self.writing: threading.Thread | None = None
 
-    def update(self, **values: Any) -> None:
-        """Write `values` with the time, unless that was done a moment ago or is still being done."""
-        if time.monotonic() - self.written_at < EVERY_SECONDS or (self.writing and self.writing.is_alive()):
+    def update(self, *, is_last: bool = False, **values: Any) -> None:
+        """Write `values` with the time; but for the last, not where that was done a moment ago or is being done."""
+        if is_last and self.writing:
+            self.writing.join(EVERY_SECONDS)
+        elif time.monotonic() - self.written_at < EVERY_SECONDS or (self.writing and self.writing.is_alive()):
             return
         self.written_at = time.monotonic()
         data = (json.dumps({"time": now(), **values}, indent=1) + "\n").encode()

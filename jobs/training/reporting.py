@@ -67,7 +67,8 @@ class Reporter:
         if self.world.is_first:
             self.tracker.log(values, step)
             left = {"seconds_left": meter.seconds_left(step), "num_steps": self.job.optim.num_steps}
-            self.status.update(num_ranks=self.world.size, **gauges, **left)
+            is_last = step == self.job.optim.num_steps
+            self.status.update(is_last=is_last, num_ranks=self.world.size, **gauges, **left)
             worker_lines.show_progress(f"{self.job.name} · {meter.line(step, values)}")
 
     def refuse_too_many_rejected(self, num_rejected: int, num_seen: int) -> None:

@@ -168,6 +168,10 @@ def test_the_status_file_is_rewritten_every_so_often_and_training_waits_for_no_s
     status.update(step=5)
     status.writing.join()
     assert read_status(str(tmp_path))["step"] == 5
+    status.update(step=6)
+    status.update(is_last=True, step=7)
+    status.writing.join()
+    assert read_status(str(tmp_path))["step"] == 7
     (tmp_path / STATUS).write_text("{")
     assert read_status(str(tmp_path)) == {}
 

@@ -9,12 +9,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from cluster import worker_lines
+from cluster.run import Runtime
+from cluster.world import World
+from jobs.launch import driver
+from jobs.run.config import OptimConfig
 from jobs.tracking import voice
+from jobs.tracking.journal import read_journals
 from jobs.tracking.voice import CLEAR, LIVE_MARK, PROGRESS_SECONDS, Terminal, ToTerminal
+from jobs.training.reporting import Meter
+from jobs.training.step import Clock
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = """
@@ -129,3 +139,30 @@ def test_lines_of_workers_reach_the_loggers_of_the_driver(
     other = (worker_lines.WORKERS, "(RayTrainWorker 1 10.0.0.2) (a raylet) speaks")
     assert heard[:4] == [*said, (worker_lines.SAID, warning), other]
     assert heard[4:7] == [*said, (worker_lines.WORKERS, warning)]
+
+
+def test_a_lost_rank_a_failed_upload_and_rejected_clips_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver.report_losses(f"{tmp_path}/small", {3: RuntimeError("Traceback\nhost 10.0.0.2 is gone"), 1: OSError("x")})
+    said = f"{worker_lines.MARK}small: ranks 1, 3 lost: host 10.0.0.2 is gone; a new group"
+    assert capsys.readouterr().err.startswith(said)
+    assert [line["rank"] for line in read_journals(f"{tmp_path}/small")] == [3, 1]
+
+    def fail(folder: str, name: str) -> None:
+        raise ConnectionError("no answer from the store")
+
+    worker_lines.say_warnings()
+    try:
+        checkpoint: Any = SimpleNamespace(path=str(tmp_path / "local"))
+        with pytest.raises(ConnectionError):
+            Runtime(World(rank=0, size=1, device=torch.device("cpu")), fail)._uploaded(checkpoint, "checkpoint_2")
+    finally:
+        for package in worker_lines.PACKAGES:
+            logging.getLogger(package).handlers.clear()
+    warning = "warning: the upload of checkpoint_2 failed, so the one before it counts: no answer from the store"
+    assert f"{worker_lines.MARK}{warning}" in capsys.readouterr().err.splitlines()
+
+    meter = Meter(0, Clock(), OptimConfig(num_steps=60))
+    values = {"loss/total": 1.0, "clips_per_second": 8.0, "data_wait_share": 0.5}
+    assert meter.line(10, values | {"rejected": 2}) == meter.line(10, values) + " · 2 rejected"
