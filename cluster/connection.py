@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping
 import ray
 
 from cluster import ray_internals
+from cluster.worker_lines import Listener
 
 GIVEN_BACK_SECONDS = 15.0
+log = logging.getLogger(__name__)
 ADDRESS = "RAY_ADDRESS"
 """Environment variable that names a Ray."""
 
@@ -61,7 +63,7 @@ def connected_ray(
     """Ray is connected: as it is already, to the cluster of `RAY_ADDRESS` (as in `ray job submit`), or to our own.
 
     What is connected here is left at the end. `RAY_AUTH_MODE` is the caller's to choose, before Ray is imported.
-    `is_watched`: what workers print is shown, and a Ray of our own has its dashboard.
+    `is_watched`: what workers print is logged, what they say is shown, and a Ray of our own has its dashboard.
     `num_cpus`: of a Ray of our own, by default as many as there are.
     """
     ray_internals.silence_progress()
@@ -70,6 +72,9 @@ def connected_ray(
             yield
         return
     address = os.environ.get(ADDRESS, "local")
+    log.info("joining the Ray at %s", address)
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    hear_no_more = ray_internals.hand_worker_lines_to(Listener())
     ray.init(
         address=address,
         num_cpus=num_cpus if address == "local" else None,
@@ -83,6 +88,7 @@ def connected_ray(
             yield
     finally:
         ray.shutdown()
+        hear_no_more()
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 PORTS = range(20_000, 32_000)
 """Above the ports of Ray's workers, below those that systems hand out."""
@@ -34,8 +35,8 @@ class Head:
     dashboard_url: str
     environment: dict[str, str]
 
-    def submit(self, entrypoint: Sequence[str], *, job_id: str) -> int:
-        """Exit status of `ray job submit … -- entrypoint`, whose output is shown as it comes.
+    def submit(self, entrypoint: Sequence[str], *, job_id: str, show: Callable[[str], None] = print) -> int:
+        """Return the exit status of `ray job submit … -- entrypoint`; `show` gets each line of its output as it comes.
 
         Ctrl-C asks the job to stop and waits until it has.
         """
@@ -43,19 +44,35 @@ class Head:
         environment = self.environment | {"RAY_ADDRESS": self.dashboard_url}
         command = [*ray_command("job", "submit"), *address, "--submission-id", job_id, "--", *entrypoint]
         # In a session of its own, so that Ctrl-C reaches us and not the client that shows the output.
-        client = subprocess.Popen(command, env=environment, start_new_session=True)
+        client = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,  # else its words have another form in a terminal
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
         while True:
             try:
+                for line in client.stdout or ():
+                    show(line.rstrip("\n"))
                 return client.wait()
             except KeyboardInterrupt:
-                print("\nstopping: the job writes its checkpoint (this takes a moment)", flush=True)
+                show("stopping: the job writes its checkpoint (this takes a moment)")
                 stop = [*ray_command("job", "stop"), *address, "--no-wait", job_id]
                 subprocess.run(stop, env=environment, start_new_session=True, check=False, stdout=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager
-def local_head(*, num_cpus: int, object_store_bytes: int) -> Iterator[Head]:
-    """A head with its dashboard on free loopback ports, behind a token that only this user can read."""
+def local_head(
+    *, num_cpus: int, object_store_bytes: int, job_environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Head]:
+    """A head with its dashboard on free loopback ports, behind a token that only this user can read.
+
+    `job_environment`: variables of its jobs.
+    """
     folder = Path(tempfile.mkdtemp(prefix="snps3-"))
     token_path = folder / "token"
     token_path.touch(mode=0o600)
@@ -67,6 +84,7 @@ def local_head(*, num_cpus: int, object_store_bytes: int) -> Iterator[Head]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        **job_environment,
     }
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):  # a token in the environment would outrank ours
         environment.pop(name, None)

@@ -16,13 +16,14 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import ray.data
     import ray.train
+    import ray.train.torch
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,28 @@ def stored_checkpoint(name: str) -> ray.train.Checkpoint:
 
     storage: Any = get_context().get_storage()
     return Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+
+
+def torch_config(backend: str, before_start: Callable[[], None]) -> ray.train.torch.TorchConfig:
+    """Return how ranks form a process group with `backend`; each rank first calls `before_start`.
+
+    `backend_cls` of a config and `on_start` of a backend are developer API. The process group is made before a rank's
+    function is called, and nothing public runs on the ranks before that: without this gloo could not be told which
+    interface to bind to.
+    """
+    from ray.train.torch import TorchConfig
+
+    class PreparedBackend(TorchConfig().backend_cls):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(before_start)
+            super().on_start(worker_group, backend_config)
+
+    class PreparedTorchConfig(TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            return PreparedBackend
+
+    return PreparedTorchConfig(backend=backend)
 
 
 # --- tuning: optional at run time -------------------------------------------------------------------------------------
@@ -187,6 +210,25 @@ def propagate_to_train(variable: str) -> None:
         from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
         ENV_VARS_TO_PROPAGATE.add(variable)
+
+
+def hand_worker_lines_to(listener: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+    """Have `listener` called with what workers and raylets print, where Ray would print it; return what undoes that.
+
+    To be called before `ray.init`. Ray prints all of it to the driver's streams, or nothing: without this the lines of
+    progress scroll away among those of Ray's own actors.
+    """
+    undo = contextlib.ExitStack()
+    with _optional("print_to_stdstream", "what workers print is shown as Ray shows it"):
+        from ray._private import worker
+
+        def hand_over(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+            del ignore_prefix
+            listener(data)
+
+        undo.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
+        worker.print_to_stdstream = hand_over
+    return undo.close
 
 
 def silence_progress() -> None:

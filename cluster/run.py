@@ -10,6 +10,7 @@ fit() ──► controller ──► worker group ──► function(config, run
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
+import ray.util
 import torch
 from ray.train import (
     Checkpoint,
@@ -35,10 +37,11 @@ from ray.train import (
     UserCallback,
     WorkerGroupError,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
-from cluster import ray_internals
+from cluster import network, ray_internals
 from cluster.connection import ADDRESS
+from cluster.worker_lines import say_warnings
 from cluster.world import World, make_world
 
 DATA_NODES = {"ray-subcluster": "data"}
@@ -49,6 +52,7 @@ AUTOSCALING = "SNPS3_AUTOSCALING"
 NOT_DATA_NODES = {key: f"!{value}" for key, value in DATA_NODES.items()}
 """Where there are such nodes, workers that train on CPUs leave theirs alone: decoding could not start."""
 CHECKPOINT_METRIC = "score"
+log = logging.getLogger(__name__)
 WORKER_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -146,7 +150,8 @@ class Runtime:
         """Upload the local folder `checkpoint` as the folder `name` of the run and return it there."""
         try:
             self.upload(checkpoint.path, name)
-        except BaseException:
+        except BaseException as error:
+            log.warning("the upload of %s failed, so the one before it counts: %s", name, error)
             shutil.rmtree(checkpoint.path, ignore_errors=True)
             raise
         finally:
@@ -220,13 +225,14 @@ def run(
     ray_internals.propagate_to_train(ADDRESS)
 
     def on_each_rank(_: dict[str, Any]) -> None:
+        say_warnings()
         torch.set_num_threads(workers.threads_each)
         world = make_world(f"cuda:{ray.train.get_context().get_local_rank()}" if workers.use_gpu else "cpu")
         function(config, Runtime(world, storage.upload))
 
     trainer = TorchTrainer(
         on_each_rank,
-        torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
+        torch_config=ray_internals.torch_config("nccl" if workers.use_gpu else "gloo", bind_to_rays_interface),
         scaling_config=ScalingConfig(
             num_workers=workers.fewest if workers.fewest == workers.most else (workers.fewest, workers.most),
             use_gpu=workers.use_gpu,
@@ -241,7 +247,7 @@ def run(
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        causes = "; ".join(f"rank {rank}: {_last_line(cause)}" for rank, cause in error.worker_failures.items())
+        causes = "; ".join(f"rank {rank}: {last_line(cause)}" for rank, cause in error.worker_failures.items())
         raise LostError(
             f"workers were lost more than {workers.max_failures} times, at last {causes}. The same command goes on "
             "from the last checkpoint"
@@ -263,7 +269,12 @@ def run_config(name: str, storage: Storage, workers: Workers, callbacks: list[Us
     )
 
 
-def _last_line(error: BaseException) -> str:
+def bind_to_rays_interface() -> None:
+    """Have this rank exchange gradients by the interface by which Ray reaches it."""
+    network.bind_to_interface_of(ray.util.get_node_ip_address())
+
+
+def last_line(error: BaseException) -> str:
     """Return the last line of an exception, without the traceback that Ray puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

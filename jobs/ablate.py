@@ -22,6 +22,7 @@ from jobs.command_line.entry import run_command
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status of the command line: 1 where a run failed."""
     from jobs.experiments.ablation import AblateConfig, ablate
+    from jobs.tracking import voice
 
     options, run_options = parsing.split(sys.argv[1:] if argv is None else argv)
     config = parsing.read(AblateConfig, options, program="ablate.py", description=__doc__)
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     text, failed = ablate(config, base)
     print(text)
     for (row, seed), error in failed.items():
-        print(f"ablate: “{row}” with seed {seed}: {error}", file=sys.stderr)
+        voice.say(f"ablate: “{row}” with seed {seed}: {error}")
     return int(bool(failed))
 
 

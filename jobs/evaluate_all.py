@@ -10,8 +10,6 @@ As many at a time as the cluster has room for. What is finished already is read;
 
 from __future__ import annotations
 
-import sys
-
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
 
@@ -19,11 +17,12 @@ from jobs.command_line.entry import run_command
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status of the command line: 1 where an evaluation failed."""
     from jobs.experiments.suite import EvaluateAllConfig, evaluate_all
+    from jobs.tracking import voice
 
     config = parsing.read(EvaluateAllConfig, argv, program="evaluate_all.py", description=__doc__)
     failed = evaluate_all(config)
     if failed:
-        print("\n".join(failed), file=sys.stderr)
+        voice.say("\n".join(failed))
     return int(bool(failed))
 
 

@@ -14,10 +14,11 @@ from jobs.command_line.entry import run_command
 def main(argv: list[str] | None = None) -> None:
     """Do what the command line says."""
     from jobs.inference.query import SearchConfig, search
+    from jobs.tracking import voice
 
     config = parsing.read(SearchConfig, argv, program="search.py", description=__doc__)
     for video in search(config):
-        print(f"{video.cross:8.3f}  {video.dual:8.3f}  {video.uri}")
+        voice.show(f"{video.cross:8.3f}  {video.dual:8.3f}  {video.uri}")
 
 
 if __name__ == "__main__":

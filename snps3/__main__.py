@@ -39,7 +39,7 @@ def main() -> int:
         return importlib.import_module(f"jobs.{name.replace('-', '_')}").main()
 
     del sys.argv[1]
-    return run_command(run)
+    return run_command(run, name)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = {
     "pipeline.records": set(),
+    "pipeline.redaction": set(),
+    "pipeline.foreign_text": set(),
     "pipeline.storage_errors": set(),
     "pipeline.storage": {"pipeline.storage_errors"},
-    "pipeline.corpus": {"pipeline.records", "pipeline.storage"},
+    "pipeline.corpus": {"pipeline.records", "pipeline.redaction", "pipeline.storage"},
     "pipeline.decode": {"pipeline.corpus", "pipeline.records"},
     "pipeline.text": {"pipeline.records", "pipeline.storage"},
     "pipeline.stream": {"pipeline.corpus", "pipeline.decode", "pipeline.text", "pipeline.records", "pipeline.storage"},
@@ -32,7 +34,9 @@ ROOMS = {
     "cluster.ray_internals": set(),
     "cluster": {"cluster.ray_internals"},
     "jobs.run": {"cluster.ray_internals", "pipeline", "snps3_model.config", "snps3_model.loss_table"},
-    "jobs.tracking": {"jobs.ROOT", "jobs.WORKPLACE", "pipeline.storage"},
+    "jobs.tracking": {
+        *("jobs.ROOT", "jobs.WORKPLACE", "pipeline.foreign_text", "pipeline.redaction", "pipeline.storage"),
+    },
     "jobs.tasks": {"jobs.run", "cluster.world", "pipeline", "snps3_model"},
     "jobs.training": {"jobs.run", "jobs.tracking", "jobs.tasks", "cluster", "pipeline", "snps3_model"},
     "jobs.evaluation": {
@@ -43,15 +47,16 @@ ROOMS = {
         *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation.cards"),
         *("pipeline", "snps3_model"),
     },
+    "jobs.launch.lease": {"jobs.tracking.voice", "pipeline.storage"},
     "jobs.launch": {
         *("jobs.ROOT", "jobs.WORKPLACE", "jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.reports"),
         *("cluster", "pipeline", "snps3_model"),
     },
     "jobs.command_line": {
-        *("jobs.run", "jobs.launch", "jobs.training.step"),
+        *("jobs.ROOT", "jobs.run", "jobs.launch", "jobs.tracking.voice", "jobs.training.step"),
         *("cluster", "pipeline.corpus.ledger"),
     },
-    "jobs.corpus": {"cluster", "pipeline"},
+    "jobs.corpus": {"jobs.launch.lease", "cluster", "pipeline"},
     "jobs.inference": {
         *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation"),
         *("cluster", "pipeline", "snps3_model"),

@@ -27,6 +27,7 @@ BENCHMARKS = {
     "kills": "kills:kills",
     "restart": "kills:restart",
     "lease": "lease:lease",
+    "log-lines": "log_lines:log_lines",
     "planted-faults": "planted_faults:planted_faults",
     "cli-start": "cli_start:cli_start",
     "structure": "structure:structure",

@@ -7,11 +7,14 @@ import importlib.metadata
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
 from cluster.auth import use_private_token
+from jobs import ROOT
+from jobs.tracking import voice
 
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 """Exit statuses: done; failed while running; refused before anything ran; stopped on request."""
@@ -22,27 +25,36 @@ REFUSALS = (
 """What a command raises for input that cannot work."""
 DISTRIBUTION = "snps3-ray"
 JOBS = Path(__file__).parent.parent
+TRACEBACKS = logging.getLogger("traceback")
+"""Of no package of ours: what it logs is in the log alone."""
 
 
 class StoppedError(Exception):
     """A command was asked to stop, left what it had done, and goes on when it is given again."""
 
 
-def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command that is started as a program, and exit with its status.
+def run_command(main: Callable[[], int | None], name: str | None = None) -> NoReturn:
+    """Run a command that is started as a program, and exit with its status. `name`: by default that of its file.
 
     Ray reads its way of authentication when it is imported, so a command imports what imports Ray inside `main`.
     """
     if sys.path and Path(sys.path[0]).resolve() == JOBS:  # `python jobs/x.py` would let our rooms hide packages
         sys.path[0] = str(JOBS.parent)
     use_private_token()
-    sys.exit(exit_status(main))
+    said = voice.begin(name or Path(sys.argv[0]).stem)
+    try:
+        status = exit_status(main)
+    except Exception as error:
+        status = _say_bug(error)
+    finally:
+        said.end()
+    sys.exit(status)
 
 
 def exit_status(main: Callable[[], int | None]) -> int:
     """Return what `main` returns; for what it refuses, or what stops it, the status after one line on stderr.
 
-    A RuntimeError that is not the run's own, and every other exception, is a bug and keeps its traceback.
+    A RuntimeError that is not the run's own, and every other exception, is a bug and is raised.
     """
     try:
         return main() or DONE
@@ -53,7 +65,7 @@ def exit_status(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return STOPPED
     except StoppedError as error:
-        print(f"{str(error) or 'stopped'}; the same command resumes from here")
+        voice.say(f"{str(error) or 'stopped'}; the same command resumes from here")
         return STOPPED
     except ModuleNotFoundError as error:
         if (remedy := missing_extra(error.name or "")) is None:
@@ -82,9 +94,8 @@ def missing_extra(module: str) -> str | None:
 
 def log_progress() -> None:
     """Show what a job on a corpus logs as it goes, without Ray's own lines."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("ray", "ray.data"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if said := voice.current():
+        said.handler.is_verbose = True
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -94,5 +105,24 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def _say(error: object, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    """Say what a command refuses, or what stopped it; its traceback is in the log if there is one."""
+    voice.say(f"error: {error}")
+    said = voice.current()
+    if said and said.is_named:
+        TRACEBACKS.error("%s", error, exc_info=isinstance(error, BaseException))
+        voice.say(f"log: {said.path}")
     return status
+
+
+def _say_bug(error: Exception) -> int:
+    """Say what nobody expected: what, where, and that the log has the traceback."""
+    TRACEBACKS.error("%s", error, exc_info=error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(ROOT)]
+    place = f" at {Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}" if ours else ""
+    voice.say(f"error: {type(error).__name__}{place}: {lines[-1]}")
+    voice.say("this is unexpected: report it with the log, which has the traceback")
+    if said := voice.current():
+        said.is_named = True
+        voice.say(f"log: {said.path}")
+    return FAILED

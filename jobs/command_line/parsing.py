@@ -5,6 +5,7 @@ python jobs/pretrain.py tiny --name first --optim.lr 2e-4 --placement.num-worker
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from jobs.command_line.entry import nearest
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import current_arguments
 from jobs.run.presets import PRESETS
+from jobs.tracking import voice
 
 Config = TypeVar("Config")
 
@@ -44,7 +46,7 @@ def parse(
     """
     arguments = current_arguments(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage(program, presets), file=sys.stdout if arguments else sys.stderr)
+        print(_usage(program, presets), file=sys.stdout if arguments else voice.terminal_stream())
         sys.exit(0 if arguments else 2)
     name = arguments[0]
     if name not in presets:
@@ -65,7 +67,8 @@ def read(
     """Return the dataclass that the command line describes; what it cannot be is refused in one line."""
     start: Any = {} if default is None else {"default": default}
     try:
-        with tyro._errors.on_parse_error(_refuse_value):
+        # by tyro's box of near options too
+        with contextlib.redirect_stderr(voice.terminal_stream()), tyro._errors.on_parse_error(_refuse_value):
             return tyro.cli(
                 config_type,
                 args=argv,
@@ -88,7 +91,7 @@ def answered(command: Command) -> int | None:
         print(describe(plan))
         return 1 if plan.problems else 0
     if plan.problems:
-        print("\n".join(f"error: {problem}" for problem in plan.problems), file=sys.stderr)
+        voice.say("\n".join(f"error: {problem}" for problem in plan.problems))
         return 2
     return None
 
@@ -168,5 +171,5 @@ def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
 
 def refuse(message: str) -> NoReturn:
     """End with exit status 2 and a line on stderr."""
-    print(f"error: {message}", file=sys.stderr)
+    voice.say(f"error: {message}")
     sys.exit(2)

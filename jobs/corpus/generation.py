@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,8 @@ import tyro
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus
 
-_PROGRESS_EVERY_SECONDS = 2.0
+_PROGRESS_EVERY_SECONDS = 0.5
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class MakeCorpus:
 
 
 def progress_printer() -> Callable[[int, int], None]:
-    """A progress callback that prints a line every two seconds and one at the end."""
+    """A progress callback that logs how far the corpus is, twice a second, and the end."""
     start = shown = time.monotonic()
 
     def show(done: int, total: int) -> None:
@@ -44,11 +45,8 @@ def progress_printer() -> Callable[[int, int], None]:
             shown = now
             per_second = done / max(now - start, 1e-9)
             left = (total - done) / per_second
-            print(
-                f"corpus: {done}/{total} clips, {per_second:.0f} clips/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"corpus: {done}/{total} clips, {per_second:.0f} clips/s, {left:.0f} s left"
+            log.info("%s", line, extra={"is_progress": True})
 
     return show
 

@@ -17,6 +17,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from cluster.connection import connected_ray
 from jobs.corpus.preparation import Prepared, already_done, commit, mark_done
 from jobs.corpus.summary import annotated_beside
+from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
@@ -63,11 +64,17 @@ class PackConfig:
 def pack(config: PackConfig) -> Prepared:
     """Shards, manifest and ledger. Nothing is done twice: whole shards of an earlier pass are kept, one by one.
 
-    TooManyRejectedError, after the ledger is written, when more than the allowed share is rejected.
+    TooManyRejectedError, after the ledger is written, when more than the allowed share is rejected. ValueError while
+    another job writes to the same folder.
     """
-    started = time.monotonic()
     out = storage.absolute(config.out)
     storage.check_writable(out)
+    with lease.held(out) as held:
+        return _pack(config, out, held)
+
+
+def _pack(config: PackConfig, out: str, held: lease.Lease) -> Prepared:
+    started = time.monotonic()
     manifest, marker = read_manifest(config.manifest), storage.join(out, MARKER)
     inputs = f"{manifest.hash} {config.packing.hash} {config.max_rejected_share}"
     if not config.force and (done := already_done(marker, inputs)):
@@ -80,6 +87,7 @@ def pack(config: PackConfig) -> Prepared:
         for row in found
         if not row["reason"]
     ]
+    held.check()
     done = commit(
         pa.Table.from_pylist(packed, SCHEMA),
         [Rejected.from_row(row, Stage.PACK) for row in found if row["reason"]],

@@ -18,6 +18,7 @@ import pyarrow as pa
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from cluster.connection import connected_ray
+from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import annotations, ledger
 from pipeline.corpus.caption_formats import format_named
@@ -108,12 +109,18 @@ def prepare(config: PrepareConfig) -> Prepared:
     """Manifest and ledger of a corpus; both are written at the end, whole.
 
     With unchanged input (settings, caption files, size and version of each file below the root) nothing is done.
-    TooManyRejectedError, after the ledger is written, when more than the allowed share is rejected.
+    TooManyRejectedError, after the ledger is written, when more than the allowed share is rejected. ValueError while
+    another job writes to the same folder.
     """
-    started = time.monotonic()
     root, out = storage.absolute(config.root), storage.absolute(config.out)
     storage.check_readable(root)
     storage.check_writable(out)
+    with lease.held(out) as held:
+        return _prepared(config, root, out, held)
+
+
+def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> Prepared:
+    started = time.monotonic()
     sources = config.annotations or (root,)
     files = _outside(storage.fingerprints(root), root, out)
     inputs = _fingerprint(config, root, sources, files)
@@ -127,6 +134,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     for split, paths in lists.items():
         log.info("split %s: %d clips are annotated, list %s", split, len(paths), list_hashes[split])
     rows, rejected = _probed(config, annotated, open_source(root, config.layout, list(files)), out)
+    held.check()
     done = commit(
         rows,
         rejected,
@@ -244,9 +252,8 @@ def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
     """`files` without those that we write, should `out` lie below `root`."""
     if not (out + "/").startswith(root + "/"):
         return files
-    ours = {
-        storage.relative_to(storage.join(out, name), root) for name in ("manifest.parquet", "rejected.parquet", MARKER)
-    }
+    names = ("manifest.parquet", "rejected.parquet", MARKER, lease.LEASE)
+    ours = {storage.relative_to(storage.join(out, name), root) for name in names}
     packets = storage.relative_to(storage.join(out, PACKETS), root) + "/"
     return {name: print_ for name, print_ in files.items() if name not in ours and not name.startswith(packets)}
 

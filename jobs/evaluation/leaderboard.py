@@ -20,6 +20,7 @@ from jobs.evaluation.published import published_scores
 from jobs.run.datasets import TestSet, known_datasets, published_test_set
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
+from pipeline.foreign_text import in_markdown
 
 COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -79,13 +80,13 @@ def doubt_of(card: Card) -> str:
 
 
 def title_of(card: Card) -> str:
-    """Return the heading under which a card stands: its test set, or its corpus, task and split."""
+    """Return the heading, in Markdown, under which a card stands: its test set, or its corpus, task and split."""
     protocol, task = card.protocol, card.protocol.task.replace("_", " ")
     try:
         test = test_of(card)
     except FileNotFoundError:  # of a run that was scored elsewhere
-        return f"{protocol.manifest}, which is not there: {task} on {protocol.split}"
-    return test.title if test else f"{read_manifest(protocol.manifest).corpus}, {task} on {protocol.split}"
+        return in_markdown(f"{protocol.manifest}, which is not there: {task} on {protocol.split}")
+    return test.title if test else in_markdown(f"{read_manifest(protocol.manifest).corpus}, {task} on {protocol.split}")
 
 
 def rows(test: TestSet | None, cards: Sequence[tuple[str, Card]]) -> list[str]:
@@ -96,7 +97,7 @@ def rows(test: TestSet | None, cards: Sequence[tuple[str, Card]]) -> list[str]:
         doubt = test.doubt(card.num_videos, card.num_queries) if test else ""
         for prior in ("", DUAL_SOFTMAX) if card.protocol.prior != "none" else ("",):
             values = " | ".join(score(card, with_prior(key, prior)) for key in columns.values())
-            title = f"**{run}**" + (", **all queries as a prior** (dual softmax)" if prior else "")
+            title = f"**{in_markdown(run)}**" + (", **all queries as a prior** (dual softmax)" if prior else "")
             lines.append(f"| {title} | {values} | {how(card)}{f'; **{doubt}**' if doubt else ''} |")
     if not cards:
         lines.append(f"| ours | {' | '.join(['not run'] * len(columns))} | |")

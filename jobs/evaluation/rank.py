@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import safetensors.torch
-
 from cluster.run import Runtime
 from jobs.run import run_files
 from jobs.training import checkpoints
@@ -42,9 +40,9 @@ def evaluate_rank(request: Request, runtime: Runtime) -> None:
     path = run_files.best_weights(job.run_folder)
     weights = storage.read_bytes(path)
     if request.is_own_task:
-        checkpoints.load_weights(weights, network)
+        checkpoints.load_weights(weights, network, path)
     else:
-        report = load_earlier_run(network.model, safetensors.torch.load(weights), path)
+        report = load_earlier_run(network.model, checkpoints.read_weights(weights, path), path)
         say(world, str(report))
     set_float32_precision(job.optim.precision)
     with evaluation_autocast(job.optim.precision, world.device):

@@ -26,9 +26,10 @@ from jobs.run.datasets import known_recipes
 from jobs.run.fields import config_hash, flat
 from jobs.run.recipes import fine_tuning
 from jobs.run.run_identity import config_of, identity, with_values
-from jobs.tracking import mlflow_runs
+from jobs.tracking import mlflow_runs, voice
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
+from pipeline.foreign_text import in_markdown
 
 Values = Mapping[str, Any]
 GVTM_ALONE = MappingProxyType({"objective.lvwm": 0.0})
@@ -130,6 +131,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
     cells = read_cells(f"{folder}/{CELLS}", fields)
     refuse_other_fine_tuning(config, {task: run.optim.num_steps for task, run in tuned.items()}, cells)
     mlflow_runs.refuse_unreachable(placement.storage)
+    voice.keep_log_in(folder)
     with lease.held(folder) as held, connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         cells = read_cells(f"{folder}/{CELLS}", fields)  # again: the driver before may have added some meanwhile
         driver.refuse_scattered_metrics(placement.storage)
@@ -318,7 +320,7 @@ def table(config: AblateConfig, cells: Cells, failed: Mapping[Cell, str] = Mappi
         lines += [f"- {row}, to {other}: {difference(scores[row], scores[other])}" for row, other in pairs]
     if failed:
         lines += ["", "What failed, and is tried again by the same command:", ""]
-        lines += [f"- “{row}” with seed {seed}: {error}" for (row, seed), error in sorted(failed.items())]
+        lines += [f"- “{row}” with seed {seed}: {in_markdown(error)}" for (row, seed), error in sorted(failed.items())]
     return "\n".join([*lines, ""])
 
 

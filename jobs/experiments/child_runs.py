@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jobs import WORKPLACE
 from jobs.command_line.entry import DONE, FAILED, REFUSED, STOPPED, StoppedError, run_command
 from jobs.run import run_files
+from jobs.tracking import voice
 from pipeline import storage
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class StopRequest:
         from jobs.launch import driver
 
         self.is_made = True
-        print("asked to stop: waiting for the checkpoints", file=sys.stderr, flush=True)
+        voice.say("asked to stop: waiting for the checkpoints")
         for folder in list(self.run_folders):
             driver.ask_to_stop(folder)
 
@@ -106,9 +107,10 @@ def run_child(
 def _run_isolated(fields: Mapping[str, Any], run_folder: str) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         run_files.write_json(f"{folder}/config.json", fields)
-        print(f"{fields['name']}: begins in a process of its own", file=sys.stderr, flush=True)
+        voice.say(f"{fields['name']}: begins in a process of its own")
         command = [sys.executable, "-m", "jobs.experiments.child_runs", folder]
-        status = subprocess.run(command, check=False, cwd=WORKPLACE, stdout=sys.stderr).returncode
+        stream = voice.terminal_stream()
+        status = subprocess.run(command, check=False, cwd=WORKPLACE, stdout=stream, stderr=stream).returncode
     if status == STOPPED:
         return Outcome(status="stopped", error=StoppedError())
     if status:
@@ -154,11 +156,11 @@ def main() -> int:
 
     config = config_of(sys.argv[1])
     if problems := preflight.survey(config).problems:
-        print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+        voice.say("\n".join(f"error: {problem}" for problem in problems))
         return REFUSED
     outcome = run_child(config)
     if outcome.error:
-        print(f"{config.name}: {outcome.status}: {outcome.error}", file=sys.stderr)
+        voice.say(f"{config.name}: {outcome.status}: {outcome.error}")
     return {"finished": DONE, "stopped": STOPPED}.get(outcome.status, FAILED)
 
 

@@ -26,7 +26,7 @@ from jobs.run import run_files
 from jobs.run.config import OptimConfig, PretrainConfig, SelectionConfig
 from jobs.run.fields import as_dict, config_hash, flat, refuse_below
 from jobs.run.run_identity import identity, with_values
-from jobs.tracking import mlflow_runs
+from jobs.tracking import mlflow_runs, voice
 from jobs.tracking.mlflow_runs import Tracker
 from jobs.training.job import make_plan
 from jobs.training.trainer import PROBES
@@ -130,6 +130,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     folder = storage.absolute(f"{placement.storage}/{config.name}")
     sweep_hash = identity_hash(config, identity(base, manifest.hash))
     refuse_other_sweep(folder, sweep_hash)
+    voice.keep_log_in(folder)
     with lease.held(folder) as held, connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         driver.refuse_scattered_metrics(placement.storage)
         search = Search(

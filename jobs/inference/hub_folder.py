@@ -17,6 +17,7 @@ from jobs.run.run_identity import config_of
 from jobs.tracking import mlflow_runs
 from jobs.training import checkpoints
 from pipeline import storage
+from pipeline.foreign_text import in_markdown
 from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.text.tokenizer import SPECIAL_TOKENS
 from snps3_model.config import ModelConfig
@@ -72,7 +73,7 @@ def export(config: ExportConfig) -> str:
 def without_queues(data: bytes) -> bytes:
     """A safetensors file without the queues that only training reads; the same bytes where it has none, so that the
     protocol cards of a run are its exported model's too."""
-    weights = safetensors.torch.load(data)
+    weights = checkpoints.read_weights(data, "the model of the run")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(QUEUES)}
     return data if len(kept) == len(weights) else safetensors.torch.save(kept, checkpoints.METADATA)
 
@@ -136,8 +137,9 @@ def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[s
         for name, value in card.means.items():
             if ends := card.interval(name):
                 mark = "".join(f", {doubt}" for doubt in card.doubts)
+                task, split = in_markdown(card.protocol.task), in_markdown(card.protocol.split)
                 lines.append(
-                    f"| {card.protocol.task} | {card.protocol.split}{mark} | {name} | {value:.3f} "
+                    f"| {task} | {split}{mark} | {name} | {value:.3f} "
                     f"| {ends[0]:.3f} to {ends[1]:.3f} | [{where}]({where}) |"
                 )
     return "\n".join([*lines, ""])

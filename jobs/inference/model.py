@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import huggingface_hub
 import numpy as np
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,6 +28,7 @@ from jobs.tasks import retrieval
 from jobs.tasks.network import build_model
 from jobs.tasks.retrieval import Queries
 from jobs.tasks.text import TextProcessor
+from jobs.training.checkpoints import read_weights
 from pipeline import storage
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.media import kind_of
@@ -140,7 +140,7 @@ def load(folder: str, device: str = "cpu") -> Model:
     text = TextProcessor.load(folder, text=config.text, masking=config.masking, seed=config.seed)
     network = build_model(config.model, text.tokenizer)
     path = run_files.best_weights(folder)
-    weights = safetensors.torch.load(storage.read_bytes(path))
+    weights = read_weights(storage.read_bytes(path), path)
     report = load_earlier_run(network, weights, path)
     if lost := report.missing:  # a run may begin with weights that lack them, a trained model may not
         raise ValueError(f"{path} lacks {len(lost)} tensors of its network{few(lost)}; write it anew")

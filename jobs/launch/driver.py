@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import signal
 import tempfile
 import threading
@@ -15,7 +16,9 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster import run as cluster_run
+from cluster import worker_lines
 from cluster.connection import at_once, connected_ray, spans_machines
+from cluster.run import last_line
 from jobs.launch import lease, preflight
 from jobs.reports import run_results
 from jobs.run import run_files
@@ -25,7 +28,7 @@ from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.retrieval import RetrievalOptions
 from jobs.tasks.task import TaskInputs, task_type
 from jobs.tasks.text import TextProcessor
-from jobs.tracking import journal, machine, mlflow_runs
+from jobs.tracking import journal, machine, mlflow_runs, voice
 from jobs.tracking.machine import hardware
 from jobs.tracking.mlflow_runs import Tracker
 from jobs.training import trainer
@@ -60,8 +63,9 @@ def pretrain(
     manifest = read_manifest(config.data.manifest)
     with lease.held(run_folder) as held:
         config, run_hash = claim_folder(config, manifest, run_folder)
+        voice.keep_log_in(run_folder)
         if storage.exists(f"{run_folder}/results.json"):
-            print(f"{config.name} is finished: {run_folder}/report.html")
+            voice.show(f"{config.name} is finished: {run_folder}/report.html")
             return run_files.read_json(f"{run_folder}/results.json")
         params = flat(as_dict(config)) | {"manifest_hash": manifest.hash}
         with tracked(placement, run_folder, run_hash, params, tags, held) as tracker:
@@ -80,7 +84,7 @@ def pretrain(
                     name=config.name,
                     datasets=datasets(job),
                     workers=workers(placement),
-                    on_loss=functools.partial(journal.note_losses, run_folder),
+                    on_loss=functools.partial(report_losses, run_folder),
                     watchers=watchers,
                 )
             if not has_ended(run_folder):
@@ -120,6 +124,16 @@ def tracked(
     tracker.finish("FINISHED" if run_files.is_finished(run_folder) else "KILLED")
 
 
+def report_losses(run_folder: str, causes: Mapping[int, Exception]) -> None:
+    """Write which ranks were lost, and why, to the run's journal, and say it; in the process that restarts them."""
+    journal.note_losses(run_folder, causes)
+    name, (first, *_) = run_folder.rpartition("/")[2], causes.values()
+    ranks = f"rank{'s' * (len(causes) > 1)} {', '.join(map(str, sorted(causes)))}"
+    worker_lines.say(
+        f"{name}: {ranks} lost: {last_line(first)}; a new group of workers goes on from the last checkpoint"
+    )
+
+
 def has_ended(run_folder: str) -> bool:
     """Return whether the ranks trained to the end, and were not stopped. RunError if they stopped for good."""
     if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
@@ -128,7 +142,7 @@ def has_ended(run_folder: str) -> bool:
     if run_files.is_finished(run_folder):
         return True
     name, step = run_folder.rpartition("/")[2], run_files.committed_step(run_folder)
-    print(f"{name} was stopped at step {step}; run it again to go on")
+    voice.show(f"{name} was stopped at step {step}; run it again to go on")
     return False
 
 
@@ -166,7 +180,7 @@ def clean(run_folder: str) -> None:
     for name in (STOP_FILE, run_files.FAILURE):
         storage.remove(f"{run_folder}/{name}")
     for name in run_files.remove_uncommitted_checkpoints(run_folder):
-        print(f"removed {name}, which was uploaded but never committed")
+        voice.show(f"removed {name}, which was uploaded but never committed")
 
 
 def claim_folder(config: PretrainConfig, manifest: Manifest, run_folder: str) -> tuple[PretrainConfig, str]:
@@ -216,8 +230,7 @@ def make_job(config: PretrainConfig, manifest: Manifest, run_folder: str, tracke
     )
     for name, value in task.run_files().items():
         run_files.write_json(f"{run_folder}/{name}", value)
-    if facts := task.training_facts():
-        print("training questions: " + ", ".join(f"{name.split('/')[1]} {count:.0f}" for name, count in facts.items()))
+    show_questions(task.training_facts())
     length_groups = config.placement.length_groups
     return Job(
         name=config.name,
@@ -237,6 +250,13 @@ def make_job(config: PretrainConfig, manifest: Manifest, run_folder: str, tracke
         tracking_uri=tracker.uri,
         tracking_run_id=tracker.run_id,
     )
+
+
+def show_questions(facts: Mapping[str, float]) -> None:
+    """Show how many training questions a task has, of which kinds."""
+    counts = [f"{name.split('/')[1]} {count:.0f}" for name, count in facts.items()]
+    if counts:
+        voice.show(f"training questions: {', '.join(counts)}")
 
 
 def kept_tokenizer(text: TextConfig, run_folder: str, captions: list[str]) -> Tokenizer:
@@ -283,7 +303,7 @@ def stopping_on_signal(run_folder: str) -> contextlib.AbstractContextManager[Non
     """Within it, SIGTERM writes a stop request to the run's folder, which the workers answer with a checkpoint."""
 
     def request(*_: Any) -> None:
-        print("asked to stop: waiting for the checkpoint", flush=True)
+        voice.say("asked to stop: waiting for the checkpoint")
         ask_to_stop(run_folder)
 
     return answering_signals(request, signal.SIGTERM)
@@ -328,8 +348,10 @@ def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, 
         run_files.write_json(f"{folder}/results.json", results)
         tracker.log_file(Path(folder, "results.json"))
     run_files.write_json(f"{job.run_folder}/results.json", results)  # last: with it the run counts as finished
-    for key in sorted(key for key in results if key.endswith(("r1", "r10"))):
-        print(f"{key:34s} {results[key]:.3f}")
-    print(f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json")
-    print(f"MLflow: {mlflow_runs.without_password(tracker.uri)}")
+    recalls = sorted(key for key in results if key.endswith(("r1", "r10")))
+    for split, keys in itertools.groupby(recalls, key=lambda key: key.rpartition("/")[0]):
+        values = (f"{key.rpartition('/')[2]} {results[key]:.3f}" for key in keys)
+        voice.show(f"{split:13s} {'  '.join(values)}")
+    voice.show(f"report: {job.run_folder}/report.html\nresults: {job.run_folder}/results.json")
+    voice.show(f"MLflow: {mlflow_runs.without_password(tracker.uri)}")
     return results

@@ -1,4 +1,4 @@
-"""The lease of a run's folder: one driver at a time, on local disks and on S3.
+"""The lease of a folder, of a run or a corpus: one driver at a time, on local disks and on S3.
 
     driver ──driver.lease, renewed every 5 s──► folder ◄──watches the content for 30 s── second driver
                                                                 changed: refuse · unchanged or gone: take over
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from jobs.tracking import voice
 from pipeline import storage
 
 LEASE = "driver.lease"
@@ -117,10 +118,9 @@ def acquire(
     content = read(path)
     watch = Watch(content, start)
     if content is not None:
-        print(
+        voice.show(
             f"{run_folder} has a driver: {owner_of(content) or 'unknown'}; waiting up to {EXPIRES_SECONDS:.0f} s to "
-            "see whether it is alive",
-            flush=True,
+            "see whether it is alive"
         )
     while True:
         verdict = watch.verdict(content, now())
@@ -128,7 +128,8 @@ def acquire(
             raise ValueError(
                 f"{run_folder} has a live driver: {owner_of(content) or 'unknown'}, seen to renew its lease "
                 f"{now() - start:.0f} s after this start. Stop it first (`ray job stop`, or SIGTERM to that process), "
-                f"or take another --name; the lease of a killed driver expires after {EXPIRES_SECONDS:.0f} s"
+                "or take another --name or another folder; the lease of a killed driver expires after "
+                f"{EXPIRES_SECONDS:.0f} s"
             )
         if verdict == "free":
             new = owner.to_bytes()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -14,47 +16,68 @@ import ray
 
 from cluster.head import Head, local_head
 from jobs import WORKPLACE
-from jobs.tracking import mlflow_runs
+from jobs.tracking import mlflow_runs, voice
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus
 
-CORPUS = WORKPLACE / "corpora" / "embedded"
+CORPUS, EMBEDDED = WORKPLACE / "corpora" / "embedded", CorpusConfig()
+CHATTER = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\t(INFO|SUCC) |Running entrypoint for job ")
+"""How such lines begin."""
+log = logging.getLogger("ray.job_client")
 OBJECT_STORE_BYTES = 400 * 2**20
 
 
-def run_locally(arguments: list[str], *, storage: str, name: str, progress: Callable[[int, int], None]) -> int:
+def run_locally(
+    arguments: list[str],
+    *,
+    storage: str,
+    name: str,
+    progress: Callable[[int, int], None],
+    corpus: Path = CORPUS,
+    contents: CorpusConfig = EMBEDDED,
+) -> int:
     """Exit status of pretrain with `arguments` on a Ray head of this machine; 130 if it was stopped.
 
-    `storage` and `name` are those of the run that `arguments` describe. `progress`: of the corpus.
+    `storage` and `name` are those of the run that `arguments` describe. `progress`: of the corpus, which is made in the
+    folder `corpus` with `contents`.
     """
     start = time.perf_counter()
     os.chdir(WORKPLACE)
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C switched off
         signal.signal(number, signal.default_int_handler)
-    make_corpus(CorpusConfig(), CORPUS, num_processes=os.cpu_count() or 1, progress=progress)
+    make_corpus(contents, corpus, num_processes=os.cpu_count() or 1, progress=progress)
     num_cpus = max(2, os.cpu_count() or 2)
-    with local_head(num_cpus=num_cpus, object_store_bytes=OBJECT_STORE_BYTES) as head:
-        print(f"Ray {ray.__version__}: dashboard at {head.dashboard_url} while the job runs", flush=True)
-        status = prepare(head) or pretrain(head, arguments)
+    live = voice.relayed_environment()
+    with local_head(num_cpus=num_cpus, object_store_bytes=OBJECT_STORE_BYTES, job_environment=live) as head:
+        voice.show(f"Ray {ray.__version__}: dashboard at {head.dashboard_url} while the job runs")
+        status = prepare(head, corpus) or pretrain(head, arguments)
     run_folder = Path(storage).resolve() / name
     if status == 0 and (run_folder / "results.json").exists():
-        print(conclusion(run_folder, mlflow_runs.tracking_uri(storage), time.perf_counter() - start), flush=True)
+        voice.show(conclusion(run_folder, mlflow_runs.tracking_uri(storage), time.perf_counter() - start))
         return 0
     return status or 130
 
 
-def prepare(head: Head) -> int:
-    """Exit status of the job that turns the embedded corpus into its manifest; it does nothing the second time."""
-    annotations = sorted(str(path) for path in (CORPUS / "annotations").glob("*.jsonl"))
-    entrypoint = [sys.executable, "-m", "jobs.prepare", "--corpus", "embedded", "--root", str(CORPUS)]
-    entrypoint += ["--annotations", *annotations, "--out", str(CORPUS / "manifest")]
-    return head.submit(entrypoint, job_id=f"prepare-{secrets.token_hex(3)}")
+def prepare(head: Head, corpus: Path) -> int:
+    """Exit status of the job that turns a made corpus into its manifest; it does nothing the second time."""
+    annotations = sorted(str(path) for path in (corpus / "annotations").glob("*.jsonl"))
+    entrypoint = [sys.executable, "-m", "jobs.prepare", "--corpus", "embedded", "--root", str(corpus)]
+    entrypoint += ["--annotations", *annotations, "--out", str(corpus / "manifest")]
+    return head.submit(entrypoint, job_id=f"prepare-{secrets.token_hex(3)}", show=relay)
 
 
 def pretrain(head: Head, arguments: list[str]) -> int:
     """Exit status of the pre-training job."""
     entrypoint = [sys.executable, "-m", "jobs.pretrain", *arguments]
-    return head.submit(entrypoint, job_id=f"pretrain-{secrets.token_hex(3)}")
+    return head.submit(entrypoint, job_id=f"pretrain-{secrets.token_hex(3)}", show=relay)
+
+
+def relay(line: str) -> None:
+    """Show a line of a job's output; what Ray's client and job server say of themselves is logged."""
+    if CHATTER.match(line) or not line.strip():
+        log.info("%s", line)
+    else:
+        voice.show(line)
 
 
 def conclusion(run_folder: Path, tracking_uri: str, seconds: float) -> str:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import safetensors.torch
-
 from jobs.evaluation import cards
 from jobs.reports.run_report import MaskedCaption, ReportData, render_report
 from jobs.run import run_files
 from jobs.run.config import TaskConfig
 from jobs.tasks.task import Examples, Measured, SavedScores
 from jobs.tracking.journal import read_journals
+from jobs.training import checkpoints
 from jobs.training.job import Job
 from pipeline import storage
 from pipeline.corpus.ledger import count_by_reason, read_ledger
@@ -78,7 +77,8 @@ def read_scores(job: Job) -> dict[str, SavedScores]:
 
 def num_parameters(run_folder: str) -> int:
     """Return the size of the network with its heads, without its queues."""
-    weights = safetensors.torch.load(storage.read_bytes(run_files.best_weights(run_folder)))
+    path = run_files.best_weights(run_folder)
+    weights = checkpoints.read_weights(storage.read_bytes(path), path)
     return sum(tensor.numel() for name, tensor in weights.items() if not name.startswith("queues."))
 
 

@@ -9,6 +9,8 @@ STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json 
              logs/                                              what each process said (jobs/tracking/journal.py)
              stop                                               asks the run to write a checkpoint and end
              failure.json                                       why the run stopped for good
+             status.json                                        where the run is (jobs/tracking/status_file.py)
+             COMMAND-TIME-PID.log                               all that a driver's libraries said (tracking/voice.py)
 """
 
 from __future__ import annotations

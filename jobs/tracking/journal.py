@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import storage
+from pipeline.redaction import without_secrets
 
 FOLDER = "logs"
 
@@ -30,7 +31,8 @@ class Journal:
 
     def note(self, event: str, **values: Any) -> None:
         """One line, kept until the next flush."""
-        self.lines.append(json.dumps({"time": now(), "who": self.who, "event": event, **values}))
+        shown = {key: without_secrets(value) if isinstance(value, str) else value for key, value in values.items()}
+        self.lines.append(json.dumps({"time": now(), "who": self.who, "event": event, **shown}))
 
     def flush(self) -> None:
         """The lines since the last flush are in the run's folder."""

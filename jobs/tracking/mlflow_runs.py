@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import difflib
+import fcntl
 import functools
 import http.client
 import json
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import ROOT
 from jobs.tracking.machine import DIRTY, git_commit
 from pipeline import storage
+from pipeline.redaction import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,6 +45,21 @@ def client_of(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+@contextlib.contextmanager
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Within it, no other process of this machine makes tables or experiments in the SQLite file at `uri`: MLflow fails
+    where two first starts do so at once."""
+    file = uri.removeprefix("sqlite:///")
+    if file == uri:
+        yield
+        return
+    os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+    with open(f"{file}.lock", "ab") as lock:
+        with contextlib.suppress(OSError):  # some shared file systems cannot lock
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def tracking_uri(storage_path: str) -> str:
@@ -156,7 +173,9 @@ class Tracker:
         """Log what the run was trained on, by its hash; the same again changes nothing."""
         from mlflow.entities import Dataset, DatasetInput
 
-        dataset = Dataset(name=name, digest=digest, source_type="manifest", source=json.dumps({"uri": source}))
+        dataset = Dataset(
+            name=name, digest=digest, source_type="manifest", source=json.dumps({"uri": without_secrets(source)})
+        )
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
     def log_file(self, path: str | Path) -> None:
@@ -183,12 +202,13 @@ def open_run(
     from mlflow.entities import Param
 
     uri = tracking_uri(storage_path)
-    client = client_of(uri)
-    known_experiment = client.get_experiment_by_name(experiment)
     location = None if os.environ.get(URI_VARIABLE) else f"file://{storage.absolute(storage_path)}/mlflow-artifacts"
-    experiment_id = (
-        known_experiment.experiment_id if known_experiment else client.create_experiment(experiment, location)
-    )
+    with one_at_a_time(uri):
+        client = client_of(uri)
+        known_experiment = client.get_experiment_by_name(experiment)
+        experiment_id = (
+            known_experiment.experiment_id if known_experiment else client.create_experiment(experiment, location)
+        )
     key = f"tags.run_key = '{name}@{identity_hash}'"
     if known := client.search_runs([experiment_id], filter_string=key, max_results=1):
         (run,) = known
@@ -203,7 +223,9 @@ def open_run(
         }
         # with its tags at once: nobody who resumes or ends it would find a run without them
         run = client.create_run(experiment_id, run_name=name, tags=known_tags)
-    left = [Param(key, str(value)[:500]) for key, value in params.items() if key not in run.data.params]
+    left = [
+        Param(key, without_secrets(str(value))[:500]) for key, value in params.items() if key not in run.data.params
+    ]
     client.log_batch(run.info.run_id, params=left)
     return Tracker(uri, run.info.run_id)
 

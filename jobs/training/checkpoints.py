@@ -9,6 +9,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from jobs.run.run_files import CONFIG, PROGRESS, WEIGHTS
@@ -82,10 +83,18 @@ def weight_bytes(model: nn.Module) -> bytes:
     return safetensors.torch.save(_unshared(tensors), METADATA)
 
 
-def load_weights(data: bytes, model: nn.Module) -> None:
+def read_weights(data: bytes, path: str) -> dict[str, torch.Tensor]:
+    """Return name → tensor of a safetensors file. ValueError with its `path` if its header does not fit its bytes."""
+    try:
+        return safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}; copy it again, or write it anew") from error
+
+
+def load_weights(data: bytes, model: nn.Module, path: str = "the checkpoint") -> None:
     """Load a safetensors file into `model`, by name and shape. ValueError for a missing or unexpected tensor, but for
     the heads of other packages' losses where `model` is not trained with any."""
-    weights = safetensors.torch.load(data)
+    weights = read_weights(data, path)
     if not getattr(model, "extra_heads", None):
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("extra_heads.")}
     missing, unexpected = model.load_state_dict(weights, strict=False)

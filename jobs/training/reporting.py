@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import torch
 from torch import Tensor
 
+from cluster import worker_lines
 from cluster.world import World
 from jobs.run.config import OptimConfig
 from jobs.tracking import telemetry
 from jobs.tracking.journal import Journal
 from jobs.tracking.mlflow_runs import Tracker
+from jobs.tracking.status_file import StatusFile
 from jobs.training.batches import RankBatches
 from jobs.training.job import Job
 from jobs.training.optimizer import learning_rate
 from jobs.training.requests import Requests
 from jobs.training.step import Clock, RunError, non_finite, non_finite_error
 from pipeline import storage
-from pipeline.corpus.ledger import read_ledger, refuse_above_share, write_ledger
+from pipeline.corpus.ledger import count_by_reason, read_ledger, refuse_above_share, write_ledger
 from pipeline.records import Batch, Rejected
 
 
@@ -29,10 +30,11 @@ class Reporter:
     def __init__(self, job: Job, batches: RankBatches, journal: Journal, tracker: Tracker) -> None:
         self.job, self.batches, self.journal, self.tracker = job, batches, journal, tracker
         self.world, self.ledger = batches.world, f"{job.run_folder}/ledger.parquet"
+        self.status, self.num_said = StatusFile(job.run_folder), 0
 
     def say(self, line: str) -> None:
-        """Print a line of progress."""
-        say(self.world, line)
+        """Say a line about the run."""
+        say(self.world, f"{self.job.name}: {line}")
 
     def log(self, meter: Meter, metrics: dict[str, Tensor], batch: Batch, step: int, requests: Requests) -> None:
         """Report losses, speed, and what was rejected so far, to MLflow, Prometheus, the journal and the terminal.
@@ -65,7 +67,10 @@ class Reporter:
         telemetry.publish(gauges, self.job.name, self.world.rank)
         if self.world.is_first:
             self.tracker.log(values, step)
-            self.say(meter.line(step, values))
+            left = {"seconds_left": meter.seconds_left(step), "num_steps": self.job.optim.num_steps}
+            is_last = step == self.job.optim.num_steps
+            self.status.update(is_last=is_last, num_ranks=self.world.size, **gauges, **left)
+            worker_lines.show_progress(f"{self.job.name} · {meter.line(step, values)}")
 
     def refuse_too_many_rejected(self, num_rejected: int, num_seen: int) -> None:
         """Raise RunError, after the ledger is written, when too large a share of the clips could not be decoded."""
@@ -82,15 +87,19 @@ class Reporter:
         """Write the ledger of the run, every clip that failed in this worker group and before it; return the former."""
         rejected = self.world.gather_objects(self.batches.rejected)
         if self.world.is_first:
-            write_ledger(unique(rejected, self.ledger), self.ledger)
+            lost = unique(rejected, self.ledger)
+            write_ledger(lost, self.ledger)
+            if len(lost) > self.num_said:
+                self.num_said = len(lost)
+                last, reasons = lost[-1], ", ".join(f"{why} {count}" for why, count in count_by_reason(lost).items())
+                self.say(f"clips that cannot be used: {reasons} (the last is {last.uri}); all are in {self.ledger}")
         return rejected
 
 
 def say(world: World, line: str) -> None:
-    """Print a line of progress, on the first rank only."""
+    """Say a line to the person who started the run, on the first rank only."""
     if world.is_first:
-        sys.stderr.write(line + "\n")  # Ray Train shows what is printed twice
-        sys.stderr.flush()
+        worker_lines.say(line)
 
 
 def unique(rejected: list[Rejected], path: str | None = None) -> list[Rejected]:
@@ -125,12 +134,16 @@ class Meter:
             "seconds_per_step": elapsed / num_steps,
         }
 
-    def line(self, step: int, values: dict[str, float]) -> str:
-        """Return a line for people: step, loss, speed, time left."""
+    def seconds_left(self, step: int) -> float:
+        """Return the seconds to the last step, at the pace of this worker group so far."""
         per_step = (time.perf_counter() - self.start) / max(1, step - self.first_step)
-        left = int(per_step * (self.optim.num_steps - step))
+        return per_step * (self.optim.num_steps - step)
+
+    def line(self, step: int, values: dict[str, float]) -> str:
+        """Return a line for people: step, loss, speed, time left, clips that were rejected."""
+        rejected, left = values.get("rejected", 0), int(self.seconds_left(step))
         return (
             f"step {step}/{self.optim.num_steps} · loss {values['loss/total']:.3f} · "
             f"{values['clips_per_second']:.0f} clips/s · waiting for data {100 * values['data_wait_share']:.0f} % · "
-            f"{left // 60}:{left % 60:02d} left"
+            f"{left // 60}:{left % 60:02d} left" + (f" · {rejected:.0f} rejected" if rejected else "")
         )

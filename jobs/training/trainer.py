@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from jobs.run import run_files
 from jobs.tasks.retrieval import MASKED_WORDS
 from jobs.tracking.journal import Journal
 from jobs.tracking.mlflow_runs import Tracker
+from jobs.tracking.status_file import read_status
 from jobs.training import checkpoints
 from jobs.training.batches import RankBatches
 from jobs.training.ema import averaged
@@ -62,6 +64,11 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
         journal.flush()
 
 
+def num_lost_steps(committed_step: int, status: Mapping[str, Any]) -> int:
+    """Return how many steps after the committed one an earlier worker group had reported, by its `status.json`."""
+    return max(0, int(status.get("step", 0)) - committed_step)
+
+
 class Trainer:
     """The train loop of one rank."""
 
@@ -87,6 +94,7 @@ class Trainer:
     def restore(self) -> TrainState:
         """Return the state of the last committed checkpoint, or a new one from the seed."""
         optim = self.job.optim
+        num_redone = 0
         torch.manual_seed(self.job.seed)
         set_float32_precision(optim.precision)
         with self.runtime.restored() as folder:
@@ -97,8 +105,12 @@ class Trainer:
             if folder:
                 state.progress = checkpoints.load(folder, network, state.optimizer, state.average)
                 self.clock.seconds = dict(state.progress.seconds or {})
-                self.reporter.say(f"continuing at step {state.progress.step} of {optim.num_steps}")
-        self.journal.note("start", step=state.progress.step, num_ranks=self.world.size, device=str(self.world.device))
+                num_redone = num_lost_steps(state.progress.step, read_status(self.job.run_folder))
+                first, last = state.progress.step + 1, state.progress.step + num_redone
+                again = f"; steps {first} to {last} had been done and are done again" if num_redone else ""
+                self.reporter.say(f"continuing at step {state.progress.step} of {optim.num_steps}{again}")
+        facts = {"num_ranks": self.world.size, "device": str(self.world.device), "num_redone_steps": num_redone}
+        self.journal.note("start", step=state.progress.step, **facts)
         return state
 
     def train(self, state: TrainState, validation: list[Batch]) -> None:

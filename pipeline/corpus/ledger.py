@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.records import Reason, Rejected, Stage
+from pipeline.redaction import without_secrets
 
 SCHEMA = pa.schema(
     [
@@ -38,9 +39,13 @@ class TooManyRejectedError(RuntimeError):
 
 
 def write_ledger(rejected: Iterable[Rejected], path: str) -> None:
-    """Write all of `rejected` to `path`, sorted by id, stage and reason; also when there are none."""
+    """Write all of `rejected` to `path`, without secrets, sorted by id, stage and reason; also when there are none."""
     ordered = sorted(rejected, key=lambda sample: (sample.clip_id, sample.stage, sample.reason, sample.detail))
-    storage.write_table(path, pa.Table.from_pylist([sample.to_row() for sample in ordered], schema=SCHEMA))
+    rows = [
+        sample.to_row() | {"uri": without_secrets(sample.uri), "detail": without_secrets(sample.detail)}
+        for sample in ordered
+    ]
+    storage.write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def read_ledger(path: str) -> list[Rejected]:

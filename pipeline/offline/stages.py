@@ -188,9 +188,8 @@ def mapped(
         now = time.monotonic()
         if now - said >= PROGRESS_SECONDS and done < num_clips:
             rate = done / (now - started)
-            log.info(
-                "%d of %d clips looked at, %.0f clips/s, %.0f s left", done, num_clips, rate, (num_clips - done) / rate
-            )
+            counts = (done, num_clips, rate, (num_clips - done) / rate)
+            log.info("%d of %d clips looked at, %.0f clips/s, %.0f s left", *counts, extra={"is_progress": True})
             said = now
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import logging
@@ -16,10 +17,12 @@ import ray
 import ray.data
 from ray import cloudpickle, tune
 from ray._common import constants
+from ray._private import worker as ray_worker
 from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train import UserCallback
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal import constants as train_constants
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
     _CheckpointManagerState,
@@ -108,6 +111,31 @@ def test_a_rank_can_ask_where_its_checkpoints_lie() -> None:
     assert "storage_filesystem" in inspect.getsource(StorageContext.__init__)
 
 
+def test_ranks_prepare_before_their_process_group_is_made() -> None:
+    config = ray_internals.torch_config("gloo", before_start=breakpoint)
+    assert isinstance(config, TorchConfig)
+    assert (config.backend, config.timeout_s) == ("gloo", TorchConfig().timeout_s)
+    config = pickle.loads(cloudpickle.dumps(config))  # as it comes to the controller
+
+    class Ranks:
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+
+        def execute(self, function: Any, **_: Any) -> None:
+            self.calls.append(function.__name__)
+            if len(self.calls) > 1:
+                raise RuntimeError("far enough")
+
+        def execute_single(self, rank: int, function: Any) -> tuple[str, int]:
+            del rank, function
+            return "10.0.0.1", 29500
+
+    ranks = Ranks()
+    with pytest.raises(RuntimeError, match="far enough"):
+        config.backend_cls().on_start(ranks, config)
+    assert ranks.calls == ["breakpoint", "set_env_vars"]
+
+
 def test_batch_metrics_are_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchIterator, "UPDATE_METRICS_INTERVAL_S", 5.0)  # which fails if there is no such attribute
     ray_internals.throttle_batch_metrics()
@@ -168,6 +196,20 @@ def test_what_only_tunes_may_be_absent_and_is_logged_once(
         "ENV_VARS_TO_PROPAGATE",
         "StreamingExecutor.UPDATE_METRICS_INTERVAL_S",
     ]
+
+
+def test_what_workers_and_raylets_print_is_handed_over() -> None:
+    heard: list[Any] = []
+    printed = ray_worker.print_to_stdstream  # the name that the dispatcher and the listener for errors look up
+    assert "partial(print_to_stdstream, ignore_prefix" in inspect.getsource(ray_worker.connect)
+    assert "print_to_stdstream(" in inspect.getsource(ray_worker.listen_error_messages)
+    undo = ray_internals.hand_worker_lines_to(heard.append)
+    batch = {"lines": ["a line"], "pid": 7, "is_err": True}
+    functools.partial(ray_worker.print_to_stdstream, ignore_prefix=False)(batch)
+    ray_worker.print_to_stdstream(batch, ignore_prefix=False)
+    undo()
+    assert heard == [batch, batch]
+    assert ray_worker.print_to_stdstream is printed
 
 
 def test_the_logger_of_the_progress_bars_is_silenced() -> None:

@@ -64,6 +64,7 @@ def storage(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     done = pretrain(corpus, folder)
     assert done.returncode == 0, done.stderr
+    (folder / "said.txt").write_text(done.stdout + done.stderr)
     return folder
 
 
@@ -76,6 +77,18 @@ def test_a_run_leaves_results_and_a_report_and_its_name_is_taken(corpus: Path, s
     refused = pretrain(corpus, storage, "--optim.lr", "1.0")
     assert refused.returncode == 2
     assert "optim.lr" in refused.stderr
+
+
+def test_a_run_says_little_and_its_log_has_the_rest(corpus: Path, storage: Path) -> None:
+    said = (storage / "said.txt").read_text()
+    (log,) = (storage / "small").glob("pretrain-*.log")
+    assert f"log: {log}" in said.splitlines()
+    assert len(said.splitlines()) <= 60
+    assert str(broken_clip(corpus)) in said
+    assert "small · step 1/7 · loss" in said
+    for noise in ("mlflow.store", "Starting execution of Dataset"):
+        assert noise in log.read_text()
+        assert noise not in said
 
 
 def test_a_clip_that_breaks_after_prepare_is_in_the_ledger_and_the_run_goes_on(corpus: Path, storage: Path) -> None:

@@ -1,0 +1,247 @@
+"""What a command says: a line of progress, lines for people, and a log of all that its libraries say.
+
+    our lines and warnings ──────────────► terminal or job log, without secrets
+    Ray, MLflow, botocore, torch, workers ─► the log, named when Ray is connected and at an error
+    stderr of processes and of C++ ────────► the log
+
+In a terminal the line of progress updates in place; elsewhere it is a line every `PROGRESS_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from pipeline.foreign_text import printable
+from pipeline.redaction import without_secrets
+
+PACKAGES = ("jobs", "pipeline", "snps3_model", "cluster", "snps3")
+"""Loggers of the product. Of others nothing is shown."""
+SAID, PROGRESS = "snps3.said", "snps3.progress"
+"""Loggers of lines for people and of the line of progress; processes of a run speak by them too."""
+PROGRESS_SECONDS = 30.0
+LIVE, LIVE_MARK = "SNPS3_PROGRESS_LIVE", "[snps3 progress] "
+"""Environment variable that is 1 where whoever reads our output shows it in a terminal: then each line of progress is
+written, behind this mark."""
+CONNECTS = "cluster.connection"
+"""Logger that speaks when a command joins a Ray: from then on others speak too, and the log is named."""
+LIVE_SECONDS = 0.2
+STDERR = 2
+CLEAR = "\r\x1b[K"
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def cleaned(text: str) -> str:
+    """Return `text` as it may be shown and logged: without secrets, control characters as their escapes."""
+    return printable(without_secrets(text))
+
+
+class Terminal:
+    """The one writer of lines for people."""
+
+    def __init__(self, stream: TextIO, *, is_relayed: bool = False) -> None:
+        self.stream, self.is_relayed = stream, is_relayed
+        self.is_live = stream.isatty() and not is_relayed
+        self.shown_at, self.is_open = float("-inf"), False
+        self.lock = threading.RLock()
+
+    def say(self, line: str) -> None:
+        """Write a line that stays."""
+        with self.lock:
+            self.stream.write(f"{CLEAR if self.is_open else ''}{cleaned(line)}\n")
+            self.stream.flush()
+            self.is_open = False
+
+    def show_progress(self, line: str, now: float, *, is_last: bool = False) -> None:
+        """Write the line of progress, in place of the one before, if it is due `now` (seconds, monotonic)."""
+        pause = LIVE_SECONDS if self.is_live or self.is_relayed else PROGRESS_SECONDS
+        line = cleaned(line)
+        with self.lock:
+            if not is_last and now - self.shown_at < pause:
+                return
+            self.shown_at = now
+            if self.is_live:
+                self.stream.write(CLEAR + line[: max(20, _columns() - 1)])
+                self.is_open = True
+            else:
+                self.stream.write(f"{LIVE_MARK if self.is_relayed else ''}{line}\n")
+            self.stream.flush()
+
+    def clear(self) -> None:
+        """Take the line of progress away, before somebody else writes to the terminal."""
+        with self.lock:
+            if self.is_open:
+                self.stream.write(CLEAR)
+                self.stream.flush()
+                self.is_open = False
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno() if sys.__stdout__ else 1).columns
+    except (OSError, ValueError):
+        return 120
+
+
+class ToTerminal(logging.Handler):
+    """Show the product's warnings, what is said, and progress; with `verbose` also what the product logs as it goes."""
+
+    def __init__(self, terminal: Terminal, name_log: Callable[[], None]) -> None:
+        super().__init__()
+        self.terminal, self.name_log, self.is_verbose = terminal, name_log, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.name == CONNECTS:
+            self.name_log()
+        elif record.name == PROGRESS or getattr(record, "is_progress", False):
+            self.terminal.show_progress(message, time.monotonic())
+        elif record.name == SAID:
+            self.terminal.say(message)
+        elif record.name.partition(".")[0] not in PACKAGES:
+            return
+        elif record.levelno >= logging.WARNING:
+            self.terminal.say(f"{record.levelname.lower()}: {message}")
+        elif self.is_verbose and record.levelno >= logging.INFO:
+            self.terminal.say(message)
+
+
+class Voice:
+    """The voice of one command: its terminal and its log."""
+
+    def __init__(self, command: str, terminal: Terminal) -> None:
+        self.terminal, self.is_named = terminal, False
+        self.handler = ToTerminal(terminal, self.name_log)
+        self.copy_path: str | None = None
+        folder = private_folder(Path(tempfile.gettempdir(), f"snps3-logs-{os.getuid()}"))
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        self.path = str(folder / f"{command}-{stamp}-{os.getpid()}.log")
+        self.file_descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+
+    def keep_in(self, folder: str) -> None:
+        """Go on with the log in `folder`, and name it; where that is in a store, a copy goes there at the end.
+
+        Nothing where the log has been named already.
+        """
+        from pipeline import storage
+
+        if self.is_named:
+            return
+        name = Path(self.path).name
+        if storage.is_remote(folder):
+            self.copy_path = f"{folder}/{name}"
+        else:
+            os.makedirs(folder, exist_ok=True)
+            before, self.path = self.path, os.path.join(folder, name)
+            moved = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.write(moved, Path(before).read_bytes())
+            for number in (self.file_descriptor, STDERR):
+                os.dup2(moved, number)
+            os.close(moved)
+            os.unlink(before)
+        self.name_log()
+
+    def name_log(self) -> None:
+        """Say where the log is, once."""
+        if not self.is_named:
+            self.is_named = True
+            later = f", at the end also {self.copy_path}" if self.copy_path else ""
+            self.terminal.say(f"log: {self.path}{later}")
+
+    def end(self) -> None:
+        """Copy the log to its folder in a store; remove one that nobody was told of and nobody needs."""
+        self.terminal.clear()
+        if self.copy_path:
+            from pipeline import storage
+
+            with contextlib.suppress(OSError):  # the store is gone: the log is where it was said to be
+                storage.write_bytes_atomic(self.copy_path, Path(self.path).read_bytes())
+        if not self.is_named:
+            Path(self.path).unlink(missing_ok=True)
+
+
+class Cleaned(logging.Formatter):
+    """Format records, tracebacks too, as text without secrets and control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return cleaned(super().format(record))
+
+
+def private_folder(path: Path) -> Path:
+    """Return a folder that only this user can read: `path`, or a new one where another user was there first."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+        return path
+    return Path(tempfile.mkdtemp(prefix=f"{path.name}-", dir=path.parent))
+
+
+_voice: Voice | None = None
+
+
+def begin(command: str) -> Voice:
+    """Give this process, a command, its voice: from here on stderr is the log, and `say` writes to the terminal."""
+    global _voice
+    sys.stderr.flush()
+    stream = os.fdopen(os.dup(STDERR), "w", buffering=1, encoding="utf-8", errors="replace")
+    voice = _voice = Voice(command, Terminal(stream, is_relayed=os.environ.get(LIVE) == "1"))
+    os.dup2(voice.file_descriptor, STDERR)
+    to_file = logging.StreamHandler(os.fdopen(voice.file_descriptor, "w", encoding="utf-8", errors="replace"))
+    to_file.setFormatter(log_formatter())
+    logging.basicConfig(level=logging.INFO, handlers=[to_file, voice.handler], force=True)
+    logging.captureWarnings(True)
+    return voice
+
+
+def log_formatter() -> logging.Formatter:
+    """Return how lines of the log are written."""
+    return Cleaned(FORMAT)
+
+
+def current() -> Voice | None:
+    """Return the voice of this command, None in a process that is no command."""
+    return _voice
+
+
+def keep_log_in(folder: str) -> None:
+    """Have the command's log lie in `folder`, and say so; nothing in a process that is no command."""
+    if _voice:
+        _voice.keep_in(folder)
+
+
+def say(line: str) -> None:
+    """Say a line to the person who started the command."""
+    if _voice:
+        _voice.terminal.say(line)
+    else:
+        print(cleaned(line), file=sys.stderr, flush=True)
+
+
+def show(line: str) -> None:
+    """Print a line to stdout: of a result, or of another command, whose lines of progress stay such."""
+    terminal = _voice.terminal if _voice else None
+    if terminal and line.startswith(LIVE_MARK):
+        terminal.show_progress(line.removeprefix(LIVE_MARK), time.monotonic())
+        return
+    if terminal:
+        terminal.clear()
+    print(cleaned(line), flush=True)
+
+
+def relayed_environment() -> dict[str, str]:
+    """Return what a command needs in its environment whose output is handed to `show`."""
+    return {LIVE: "1"} if _voice and _voice.terminal.is_live else {}
+
+
+def terminal_stream() -> TextIO:
+    """Return where a library writes that speaks to the person in our name, as a parser of options does."""
+    return _voice.terminal.stream if _voice else sys.stderr
