@@ -30,13 +30,13 @@ TRACEBACKS = logging.getLogger("traceback")
 
 
 class StoppedError(Exception):
-    """A command was asked to stop, left what it had done, and goes on when it is given again."""
+    """Raised when a command stops on request; the same command resumes."""
 
 
 def run_command(main: Callable[[], int | None], name: str | None = None) -> NoReturn:
     """Run a command that is started as a program, and exit with its status. `name`: by default that of its file.
 
-    Ray reads its way of authentication when it is imported, so a command imports what imports Ray inside `main`.
+    Ray reads its authentication settings at import, so commands import Ray inside `main`.
     """
     if sys.path and Path(sys.path[0]).resolve() == JOBS:  # `python jobs/x.py` would let our rooms hide packages
         sys.path[0] = str(JOBS.parent)
@@ -52,7 +52,7 @@ def run_command(main: Callable[[], int | None], name: str | None = None) -> NoRe
 
 
 def exit_status(main: Callable[[], int | None]) -> int:
-    """Return what `main` returns; for what it refuses, or what stops it, the status after one line on stderr.
+    """Run `main` and return its exit status; report a refusal in one line on stderr.
 
     A RuntimeError that is not the run's own, and every other exception, is a bug and is raised.
     """
@@ -83,7 +83,7 @@ def exit_status(main: Callable[[], int | None]) -> int:
 
 
 def missing_extra(module: str) -> str | None:
-    """Return which package lacks, which extra brings it, and the command; None for a module that no extra brings."""
+    """Return a message naming the missing package and the extra that installs it; None if no extra does."""
     package = module.partition(".")[0]
     for requirement in importlib.metadata.requires(DISTRIBUTION) or ():
         name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"](\w+)", requirement)

@@ -1,4 +1,4 @@
-"""The command line of a run: a preset, any field of it set anew, and `--dry-run`.
+"""Parse the command line of a run: a preset, overrides of its fields, and `--dry-run`.
 
 python jobs/pretrain.py tiny --name first --optim.lr 2e-4 --placement.num-workers 1 [--dry-run]
 """
@@ -64,7 +64,7 @@ def read(
     description: str | None,
     default: Config | None = None,
 ) -> Config:
-    """Return the dataclass that the command line describes; what it cannot be is refused in one line."""
+    """Parse a command line into a dataclass; refuse invalid values in one line, with exit status 2."""
     start: Any = {} if default is None else {"default": default}
     try:
         # by tyro's box of near options too
@@ -83,7 +83,7 @@ def read(
 
 
 def answered(command: Command) -> int | None:
-    """Exit code of what needs no start: a dry run, 1 if it found problems; a run with problems, 2. None: go on."""
+    """Return the exit status if nothing should start: 0 or 1 after a dry run, 2 for a run with problems; else None."""
     from jobs.launch.preflight import describe, survey
 
     plan = survey(command.config)
@@ -112,8 +112,8 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def checked(arguments: Sequence[str], *, name: str, program: str) -> PretrainConfig:
-    """The configuration that the runs of `name` have in common; refused if none of them could start. With `--dry-run`
-    the plan of one is shown, and nothing starts."""
+    """Return the configuration that the runs of `name` share; exit if none could start. With `--dry-run`, print the
+    plan of one and exit."""
     preset, *options = arguments
     command = parse([preset, "--name", f"{name}-base", *options], program=program)
     if (status := answered(command)) is not None:

@@ -149,8 +149,8 @@ def refuse_too_many_rejected(card: Card, path: str, share: float) -> None:
     num_scored = card.num_videos if card.protocol.is_retrieval else card.num_queries
     if card.num_undecoded > share * (num_scored + card.num_undecoded):
         raise ValueError(
-            f"{card.num_undecoded} of what was asked about could not be decoded ({path} says why), more than "
-            f"data.max_rejected_share={share} of all: a score over the others would be that of another test set"
+            f"{card.num_undecoded} clips or questions could not be scored, because their clips do not decode ({path} "
+            f"lists them): more than data.max_rejected_share={share}; the rest is a different test set"
         )
 
 
@@ -184,9 +184,9 @@ def protocol_of(config: EvaluateConfig, data: DataConfig, trained: TaskConfig, r
     if task.reads_questions and not questions:
         raise ValueError(f"--task {name} on the split {split} needs --questions, the file that asks about its clips")
     if not task.reads_questions and config.questions:
-        raise ValueError(f"--questions are not asked by --task {name}; name the task")
+        raise ValueError(f"--questions has no effect with --task {name}; choose a task that reads questions")
     if not task.scores_all_pairs:
-        refuse_given(config, ("queries", "rerank", "fusion", "dual_softmax"), f"says nothing to --task {name}")
+        refuse_given(config, ("queries", "rerank", "fusion", "dual_softmax"), f"has no effect with --task {name}")
     return Protocol(
         task=name,
         run=run_folder,
@@ -233,7 +233,7 @@ def moved_to(config: EvaluateConfig, protocol: Protocol) -> Protocol:
     others = ("card", "out", "placement", "allow_selection_on_test", "allow_training_on_test", *PLACES)
     others += ("task",) if is_named else ()
     names = [field.name for field in dataclasses.fields(config) if field.name not in others]
-    refuse_given(config, names, "is not for --card, which says it all")
+    refuse_given(config, names, "conflicts with --card, which fixes every setting")
     if not protocol.questions:
         refuse_given(config, ["questions"], "is not asked by the card")
     return dataclasses.replace(protocol, **{name: storage.absolute(getattr(config, name)) for name in places})
@@ -246,7 +246,7 @@ def run_manifest(data: DataConfig, protocol: Protocol, manifest_hash: str) -> st
             if read_manifest(path).hash == manifest_hash:
                 return path
     name = protocol.run.rpartition("/")[2]
-    print(f"{data.manifest} is not as {name} learned from it: did it learn from these clips? Not checked")
+    print(f"{data.manifest} has changed since {name} was trained; overlap with its training clips was not checked")
     return ""
 
 
@@ -268,8 +268,8 @@ def refuse_seen(
         if seen[name] and not (getattr(config, option) or is_known):
             raise ValueError(
                 f"the checkpoint of {protocol.run} was {what} on the split {getattr(data, f'{name}_split')}, which "
-                f"has {seen[name]} clips of the split {protocol.split}, and so its score there says too much; take "
-                f"another --split, or --{option.replace('_', '-')}, which the card will show"
+                f"shares {seen[name]} clips with the split {protocol.split}, so the score would be too optimistic; "
+                f"choose another --split, or pass --{option.replace('_', '-')}, which the card records"
             )
 
 
@@ -353,7 +353,7 @@ def table(card: Card) -> str:
         )
     if doubt := doubt_of(card):
         lines.append(doubt)
-    lines += [f"{doubt.upper()}: this score says too much" for doubt in card.doubts]
+    lines += [f"{doubt.upper()}: this score is too optimistic" for doubt in card.doubts]
     for name, value in sorted(card.means.items()):
         ends = card.interval(name)
         lines.append(f"  {name:36s} {value:8.3f}" + (f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))

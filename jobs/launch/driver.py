@@ -102,7 +102,7 @@ def tracked(
     tags: Mapping[str, str],
     held: lease.Lease,
 ) -> Iterator[Tracker]:
-    """Within it, the MLflow run is open; it ends as FINISHED, as KILLED if training was stopped, as FAILED by an error.
+    """Keep the MLflow run open; end it as FINISHED, as KILLED after a stop, or as FAILED after an error.
 
     Nothing is written at the end by a driver that has lost its lease.
     """
@@ -142,7 +142,7 @@ def has_ended(run_folder: str) -> bool:
     if run_files.is_finished(run_folder):
         return True
     name, step = run_folder.rpartition("/")[2], run_files.committed_step(run_folder)
-    voice.show(f"{name} was stopped at step {step}; run it again to go on")
+    voice.show(f"{name} was stopped at step {step}; the same command resumes it")
     return False
 
 
@@ -169,7 +169,7 @@ def refuse_scattered_metrics(storage_path: str) -> None:
 
 
 def runs_at_once(num_runs: int | None, placement: Placement) -> int:
-    """Return how many runs go at a time in the connected cluster: `num_runs`, or as many as there is room for.
+    """Return the number of concurrent runs: `num_runs`, or as many as fit on the connected cluster.
     ValueError if there will never be room for `num_runs`."""
     num_gpus = placement.most_workers if placement.use_gpu else 0
     return at_once(num_runs, preflight.num_cpus(placement), num_gpus, grows=cluster_run.grows())
@@ -316,7 +316,7 @@ def ask_to_stop(run_folder: str) -> None:
 
 @contextlib.contextmanager
 def answering_signals(answer: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
-    """Within it, `answer` handles these signals; not in other threads than the first, which no signal reaches."""
+    """Handle these signals with `answer`. Do nothing outside the main thread, the only one to receive signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -87,5 +87,5 @@ def conclusion(run_folder: Path, tracking_uri: str, seconds: float) -> str:
         f"  look:     open {run_folder / 'report.html'} in a browser\n"
         f"  numbers:  {run_folder / 'results.json'}\n"
         f"  compare:  {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {tracking_uri}\n"
-        f"  again:    the same command does nothing now; another --name makes another run"
+        f"  again:    this run is finished; pass another --name to train a new one"
     )

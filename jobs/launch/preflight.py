@@ -1,4 +1,4 @@
-"""What can be known of a run before anything starts: its plan in numbers, and every reason why it could not work.
+"""Check a run before it starts: describe its plan in numbers and collect every problem.
 
 Nothing here starts Ray or decodes a clip. The manifest is read whole; one small file is written to the storage and
 removed again.
@@ -146,7 +146,7 @@ def known_manifest(path: str) -> Manifest:
 
 
 def check_clips(manifest: Manifest) -> None:
-    """Nothing, if the store of the clips answers and lets them be read; a clip that is missing is a sample's matter."""
+    """Raise if the object store of the clips cannot be read. A missing clip is rejected later, as a sample."""
     uri = manifest.table["uri"][0].as_py()
     if storage.is_remote(uri):
         with contextlib.suppress(FileNotFoundError):
@@ -172,15 +172,15 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
 
 
 def metric_problems(kind: str, selection: SelectionConfig) -> list[str]:
-    """Return why a run of the task `kind` cannot select its weights: a metric that is not measured, or not better when
-    it is higher, would be noticed after the first evaluation only."""
+    """Return the problem if `selection.metric` is not a higher-is-better metric of the task `kind`. Without this check
+    the run fails at its first evaluation."""
     problems: list[str] = []
     task = _tried(problems, "task.kind", lambda: task_type(kind))
     if task is None or selection.metric in (names := task.metric_names(selection.rerank)):
         return problems
     near = difflib.get_close_matches(selection.metric, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
-    return [f"selection.metric: {selection.metric!r} cannot be selected by; {hint}choose one of {', '.join(names)}"]
+    return [f"selection.metric={selection.metric!r} cannot select weights; {hint}choose one of {', '.join(names)}"]
 
 
 def num_cpus(placement: Placement) -> float:
@@ -199,8 +199,8 @@ def visual_problems(visual: VisualConfig, data: DataConfig) -> list[str]:
     path = visual.pretrained if visual.encoder != "auto" else None
     if path is not None and _tried(problems, "model.visual.pretrained", lambda: storage.exists(path)) is False:
         problems.append(
-            f"model.visual.pretrained={visual.pretrained} is not there; download the weights to it, or set it to None "
-            "to start from random ones"
+            f"model.visual.pretrained={visual.pretrained} does not exist; download the weights there, or set it to "
+            "None to start from random ones"
         )
     return problems
 
@@ -244,9 +244,9 @@ def folder_state(name: str, fields: Mapping[str, Any] | None, run_folder: str) -
     if refusal:
         return "refused: was begun with another identity", [refusal]
     if storage.exists(f"{run_folder}/results.json"):
-        return "finished: its results are there, and nothing would be trained", problems
+        return "finished: results exist, nothing to train", problems
     step = _tried(problems, run_folder, lambda: run_files.committed_step(run_folder))
-    state = f"would go on from step {step}" if step else "was begun, without a checkpoint yet"
+    state = f"resumes from step {step}" if step else "started, no checkpoint yet"
     return state + (_tried(problems, run_folder, lambda: lease.note(run_folder)) or ""), problems
 
 

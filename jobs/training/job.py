@@ -129,7 +129,7 @@ def datasets(job: Job) -> dict[str, Callable[[int], ray.data.Dataset]]:
 
 
 def training_stream(source: ClipSource, run_folder: str, start: int, stop: int, num_ranks: int) -> ray.data.Dataset:
-    """Return the steps [start, stop) that are not yet committed; one step if all are, which nobody then asks for."""
+    """Return the uncommitted steps of [start, stop); if all are committed, the last one, which no rank reads."""
     first = min(max(start, run_files.committed_step(run_folder)), stop - 1)
     return clip_stream(source, start_step=first, stop_step=stop, num_ranks=num_ranks)
 

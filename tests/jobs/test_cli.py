@@ -308,7 +308,7 @@ def test_a_metric_that_cannot_be_selected_by_is_named_before_the_start(tmp_path,
     config = run_of(tmp_path)
     config = dataclasses.replace(config, selection=dataclasses.replace(config.selection, metric=metric))
     (problem,) = problems(config, ENOUGH)
-    assert problem.startswith(f"selection.metric: '{metric}' cannot be selected by; did you mean ")
+    assert problem.startswith(f"selection.metric='{metric}' cannot select weights; did you mean ")
     assert meant in problem.partition("?")[0]
 
 
@@ -388,14 +388,14 @@ def test_a_vocabulary_that_is_not_there_is_named(tmp_path):
 def test_a_run_that_was_begun_would_go_on(tmp_path):
     config = run_of(tmp_path)
     folder = begin(config)
-    assert "(was begun, without a checkpoint yet)" in dry_run(config, ENOUGH)
+    assert "(started, no checkpoint yet)" in dry_run(config, ENOUGH)
     (folder / "checkpoint_1").mkdir()
     (folder / "checkpoint_1" / "progress.json").write_text('{"step": 175}')
     latest = {"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_1"}}
     (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(latest))
     moved = dataclasses.replace(config, placement=dataclasses.replace(config.placement, num_workers=1))
     for same in (config, moved):
-        assert "(would go on from step 175)" in dry_run(same, ENOUGH)
+        assert "(resumes from step 175)" in dry_run(same, ENOUGH)
         assert problems(same, ENOUGH) == []
     write_json(f"{folder}/results.json", {})
     assert "finished" in dry_run(config, ENOUGH)

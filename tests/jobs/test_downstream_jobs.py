@@ -130,7 +130,7 @@ def test_retrieval_is_scored_and_the_card_repeats_it(
     assert "every score is that of the card" in capsys.readouterr().out
     assert read_card(str(path)) == card
     assert exit_status(lambda: main(["--card", str(path), "--rerank", "3"])) == 2
-    assert "--rerank 3 is not for --card" in capsys.readouterr().err
+    assert "--rerank 3 conflicts with --card" in capsys.readouterr().err
 
 
 @pytest.mark.slow

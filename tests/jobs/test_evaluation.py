@@ -230,7 +230,7 @@ def test_a_run_is_scored_with_the_file_of_the_split_that_it_is_scored_on() -> No
         assert asked.questions.endswith(f"/{name}")
     with pytest.raises(ValueError, match="on the split train needs --questions"):
         protocol_of(EvaluateConfig(run="x", split="train"), run.data, run.task, "x")
-    with pytest.raises(ValueError, match="--rerank 5 says nothing to --task question_answering"):
+    with pytest.raises(ValueError, match="--rerank 5 has no effect with --task question_answering"):
         protocol_of(EvaluateConfig(run="x", rerank=5), run.data, run.task, "x")
 
 
@@ -275,7 +275,7 @@ def test_a_card_is_repeated_where_its_files_lie_now_and_as_it_says(tmp_path: Pat
     with pytest.raises(ValueError, match="questions_hash is"):
         refuse_other(own, {"questions_hash": cards.hash_of_questions(moved)})
     refuse_other(card(protocol=asked), {"questions_hash": cards.hash_of_questions(moved)})  # of before there was one
-    with pytest.raises(ValueError, match="--rerank 3 is not for --card"):
+    with pytest.raises(ValueError, match="--rerank 3 conflicts with --card"):
         moved_to(dataclasses.replace(wish, rerank=3), asked)
     with pytest.raises(ValueError, match="is not asked by the card"):
         moved_to(wish, card().protocol)
@@ -377,7 +377,7 @@ def test_a_share_that_could_not_be_decoded_is_of_what_was_asked_for() -> None:
     protocol = Protocol(task="question_answering", run="runs/x", manifest="m", split="test")
     ten_each = card(protocol=protocol, num_videos=98, num_queries=980, num_undecoded=20)  # questions about two clips
     refuse_too_many_rejected(ten_each, "rejected.parquet", 0.05)
-    with pytest.raises(ValueError, match="20 of what was asked about could not be decoded"):
+    with pytest.raises(ValueError, match="20 clips or questions could not be scored"):
         refuse_too_many_rejected(ten_each, "rejected.parquet", 0.01)
     refuse_too_many_rejected(card(num_videos=95, num_queries=950, num_undecoded=5), "rejected.parquet", 0.05)
     with pytest.raises(ValueError, match="another test set"):
