@@ -34,6 +34,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    votes: dist.ProcessGroup | None = None
+    """By which the hosts agree, so that no one waits for its GPU; None: the group of the gradients, on CPUs."""
 
     @property
     def is_first(self) -> bool:
@@ -48,8 +50,8 @@ class World:
         """Return on every rank whether `flag` is true on any: how ranks agree to stop at the same step."""
         if self.size == 1:
             return flag
-        votes = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(votes)
+        votes = torch.tensor([float(flag)])
+        dist.all_reduce(votes, group=self.votes)
         return votes.item() > 0
 
     def gather_objects(self, values: list[Any]) -> list[Any]:
@@ -57,7 +59,7 @@ class World:
         if self.size == 1:
             return list(values)
         parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, values)
+        dist.all_gather_object(parts, values, group=self.votes)
         return [value for part in parts for value in part]
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -74,4 +76,6 @@ def make_world(device: str) -> World:
     """Return the world of the initialised process group, or a world of one, on `device`."""
     size = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
-    return World(rank=rank, size=size, device=torch.device(device))
+    is_host_apart = size > 1 and dist.get_backend() != "gloo"
+    votes = dist.new_group(backend="gloo") if is_host_apart else None
+    return World(rank=rank, size=size, device=torch.device(device), votes=votes)

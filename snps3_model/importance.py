@@ -64,7 +64,7 @@ def attentive_masks(
     Of n words max(⌊0.15 n⌋, 1) are hidden, all as [MASK]; the first token and the separator are no words.
     """
     is_word = token_mask & (token_ids != separator_id)
-    is_word[:, 0] = False
+    is_word[:, 0].fill_(False)  # an assigned constant would be copied from the host
     num_hidden = (MASKED_SHARE * is_word.sum(1)).long().clamp(min=1)
     keys = (importance + LEAST_IMPORTANCE).log() + noise
     place = keys.masked_fill(~is_word, -torch.inf).argsort(dim=1, descending=True).argsort(dim=1)

@@ -45,6 +45,8 @@ class Loss:
     """Whether it needs the text pass over the caption as it is."""
     head: Callable[[Any], Any] | None = None
     """For a loss of another package: of the `SNPS3` a module of its own, trained and saved with the network."""
+    spares_layers: Callable[[ObjectiveConfig], bool] = lambda config: False
+    """Whether it reads no more of `bert` than the embeddings."""
     is_kept_for_retrieval: bool = False
     """Whether fine-tuning for retrieval keeps it."""
     is_optional: bool = False
@@ -86,6 +88,7 @@ LOSSES = (
         name="lvwm",
         title="LVWM · significant words and clip",
         reaches=DUAL,
+        spares_layers=lambda config: config.lvwm_stage == "before",
     ),
     Loss(
         name="masked_words_text",
@@ -130,6 +133,14 @@ def active_losses(config: ObjectiveConfig, extra: Iterable[Loss] = ()) -> tuple[
 def reached_parts(losses: Iterable[Loss]) -> frozenset[str]:
     """The parts of the network that any of `losses` reaches."""
     return frozenset().union(*(loss.reaches for loss in losses))
+
+
+def reaches_text_layers(config: ObjectiveConfig, losses: Iterable[Loss], *, is_cross_shared: bool) -> bool:
+    """Whether one of `losses` passes through the layers of the text network, which may be those of the cross pass."""
+    return any(
+        ("bert" in loss.reaches and not loss.spares_layers(config)) or (is_cross_shared and loss.is_cross)
+        for loss in losses
+    )
 
 
 def needs_raw_text(config: ObjectiveConfig, losses: Iterable[Loss]) -> bool:

@@ -18,7 +18,7 @@ from pipeline.records import Batch
 from snps3_model.config import ObjectiveConfig, refuse_order_without_time
 from snps3_model.draws import draw
 from snps3_model.gather import Gather, local_gather
-from snps3_model.loss_table import PARTS, Loss, active_losses, needs_raw_text, reached_parts
+from snps3_model.loss_table import PARTS, Loss, active_losses, needs_raw_text, reached_parts, reaches_text_layers
 from snps3_model.queues import MomentumQueues
 from snps3_model.snps3 import SNPS3
 from snps3_model.step import Draws, Step
@@ -70,6 +70,8 @@ class Pretraining(nn.Module):
         self.terms = {loss.name: loss.function() for loss in self.losses}
         synchronise(model, gather)
         freeze_unreached(model, reached_parts(self.losses))
+        if not reaches_text_layers(config, self.losses, is_cross_shared=model.separate_cross is None):
+            model.bert.encoder.requires_grad_(False)
 
     def forward(
         self, batch: Batch, frames: Float[Tensor, "B T 3 H W"], draws: Draws | None = None

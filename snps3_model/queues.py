@@ -124,7 +124,7 @@ def enqueued(
     is_usable = is_usable & keys.isfinite().all()
     count = is_usable.sum()
     first = (~is_usable).long().argsort(stable=True)  # usable keys first, in their order
-    start = position if end == "circular" else torch.minimum(position + count, count.new_tensor(K)) - count
+    start = position if end == "circular" else (position + count).clamp(max=K) - count
     places = (start + torch.arange(m, device=queue.device)) % K
     content = torch.where(is_usable[first][:, None], keys[first], queue[places])
     return queue.index_copy(0, places, content), (start + count) % K

@@ -17,7 +17,8 @@ from jaxtyping import Float, UInt8
 
 from jobs.reports import figures
 from jobs.reports.figures import FilmRoll
-from jobs.reports.page import bars, evenly, most_frequent_first, template
+from jobs.reports.page import bars, most_frequent_first, template
+from jobs.tasks.examples import evenly
 from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.fetching import fetch

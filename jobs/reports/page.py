@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from jaxtyping import Int
 
 
 @functools.cache
@@ -43,14 +41,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def evenly(indices: Int[np.ndarray, " N"], count: int) -> list[int]:
-    """Choose at most `count` of `indices`, evenly spaced from the first to the last."""
-    if len(indices) == 0:
-        return []
-    places = np.unique(np.linspace(0, len(indices) - 1, count).round().astype(int))
-    return [int(indices[place]) for place in places]
 
 
 def bars(counts: Mapping[str, int]) -> list[dict[str, Any]]:

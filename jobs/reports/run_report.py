@@ -20,14 +20,12 @@ from markupsafe import Markup
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Card
 from jobs.reports.figures import FilmRoll
-from jobs.reports.page import bars, evenly, most_frequent_first, template
+from jobs.reports.page import bars, most_frequent_first, template
+from jobs.tasks.examples import shown_groups, shown_queries
 from jobs.tasks.task import Examples
 from pipeline import storage
 from snps3_model import metrics
 
-NUM_TOP = 5
-NUM_QUERIES = 5
-NUM_GROUPS = 3
 PROTOCOLS = ("<!-- protocols -->", "<!-- end of protocols -->")
 
 SCORE_ROWS = (
@@ -154,22 +152,15 @@ def ceilings(prefix: str, data: ReportData) -> dict[str, float]:
 
 
 def query_views(test: Examples, films: FilmRoll) -> list[dict[str, Any]]:
-    """Return five queries with their top five clips, evenly spaced from the best answered query to the worst.
-
-    The choice is a rule, so that nobody picks the pretty ones.
-    """
-    scores = next(iter(test.scores.values()))
-    ranks = metrics.ranks(metrics.placements(scores, test.relevant))
-    order = np.argsort(-scores, axis=1, kind="stable")
-    views = []
-    for query in evenly(np.argsort(ranks, kind="stable"), NUM_QUERIES):
-        top = [int(clip) for clip in order[query, :NUM_TOP]]
-        hits = [hit(test, films, query, clip, place) for place, clip in enumerate(top, start=1)]
-        if not test.relevant[query, top].any():
-            right = next(int(clip) for clip in order[query] if test.relevant[query, clip])
-            hits.append(hit(test, films, query, right, ranks[query]))
-        views.append({"caption": test.captions[query], "rank": ranks[query], "hits": hits})
-    return views
+    """Return five queries with their top five clips, evenly spaced from the best answered query to the worst."""
+    return [
+        {
+            "caption": test.captions[query],
+            "rank": rank,
+            "hits": [hit(test, films, query, clip, place) for clip, place in clips],
+        }
+        for query, rank, clips in shown_queries(next(iter(test.scores.values())), test.relevant)
+    ]
 
 
 def hit(test: Examples, films: FilmRoll, query: int, clip: int, place: float) -> dict[str, Any]:
@@ -188,21 +179,17 @@ def group_views(temporal: Examples, films: FilmRoll) -> list[dict[str, Any]]:
     if temporal.groups is None:
         return []
     name, scores = next(iter(temporal.scores.items()))
-    members = [np.flatnonzero(temporal.groups == group) for group in np.unique(temporal.groups)]
-    num_right = [(scores[np.ix_(rows, rows)].argmax(axis=1) == np.arange(len(rows))).sum() for rows in members]
-    best_first = np.argsort(-np.asarray(num_right), kind="stable")
     views = []
-    for group in evenly(best_first, NUM_GROUPS):
-        rows = members[group]
+    for num_right, rows in shown_groups(scores, temporal.groups):
         table = scores[np.ix_(rows, rows)]
         spread = np.maximum(np.ptp(table, axis=1, keepdims=True), np.finfo(float).tiny)
         shades = (table - table.min(axis=1, keepdims=True)) / spread
         views.append(
             {
                 "score": name,
-                "num_right": int(num_right[group]),
+                "num_right": num_right,
                 "captions": [temporal.captions[int(row)] for row in rows],
-                "films": [films.add("temporal", int(row), temporal.clips[row]) for row in rows],
+                "films": [films.add("temporal", int(row), temporal.clips[int(row)]) for row in rows],
                 "cells": np.dstack([table, shades]).tolist(),
                 "answers": table.argmax(axis=1).tolist(),
             }

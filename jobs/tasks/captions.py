@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from jobs.tasks import retrieval
+from jobs.tasks.examples import NUM_FIRST, pictures_of, shown_clips, thumbnails
 from jobs.tasks.network import Network, NetworkOptions
-from jobs.tasks.retrieval import ChoosePairs, RetrievalOptions, Scored
+from jobs.tasks.retrieval import ChoosePairs, OnEncoded, RetrievalOptions, Scored
 from jobs.tasks.task import Evaluation, Examples, Measured, SavedScores, Task, TaskInputs, measured
+from pipeline.records import Batch
 from snps3_model.config import ObjectiveConfig
 from snps3_model.loss_table import Loss
 from snps3_model.objective import Pretraining
@@ -83,12 +86,16 @@ class CaptionTask(Task):
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """Return recalls and ranks in both directions, and the share of masked words that are filled in right."""
-        evaluation = dataclasses.replace(evaluation, batches=list(evaluation.batches))
-        metrics = self.results(self.ranked(evaluation), evaluation.name)
-        if self.objective.masked_words_cross and evaluation.name == "validation":
-            metrics[f"{evaluation.name}/{retrieval.MASKED_WORDS}"] = retrieval.masked_word_accuracy(
-                evaluation.network.model, evaluation.batches, evaluation.world.gather
-            )
+        counts: list[Tensor] = []
+        are_words_asked = self.objective.masked_words_cross and evaluation.name == "validation"
+
+        def count(batch: Batch, tokens: Tensor) -> None:
+            counts.append(retrieval.masked_words_right(evaluation.network.model, batch, tokens))
+
+        metrics = self.results(self.ranked(evaluation, [count] if are_words_asked else []), evaluation.name)
+        if are_words_asked:
+            share = retrieval.share_right(counts, evaluation.world.gather)
+            metrics[f"{evaluation.name}/{retrieval.MASKED_WORDS}"] = share
         return metrics
 
     def results(self, ranked: Ranked, name: str) -> dict[str, float]:
@@ -97,11 +104,11 @@ class CaptionTask(Task):
             return retrieval.group_results(ranked.scored, ranked.groups, name)
         return retrieval.retrieval_results(ranked.scored, ranked.relevant, name, self.options, ranked.owners)
 
-    def ranked(self, evaluation: Evaluation) -> Ranked:
+    def ranked(self, evaluation: Evaluation, on_encoded: Sequence[OnEncoded] = ()) -> Ranked:
         """Score the texts of a dataset against its clips: the dual score of all pairs, the cross score of all, of the
-        first of each text and clip, or of those within groups."""
+        first of each text and clip, or of those within groups. `on_encoded` sees each batch."""
         network, world = cast(Pretraining, evaluation.network), evaluation.world
-        gallery = retrieval.encode_clips(network.model, evaluation.batches, world.gather)
+        gallery = retrieval.encode_clips(network.model, evaluation.batches, world.gather, on_encoded)
         clip_ids = gallery.clip_ids.cpu().numpy()
         texts, relevant, owners = queries_of(evaluation.source, clip_ids, self.options.queries)
         ids, mask = (part.to(world.device) for part in evaluation.text.tokens(texts))
@@ -130,24 +137,48 @@ class CaptionTask(Task):
         return measured(ranked.scored.clip_ids.tolist(), ranked.texts, evaluation.source, metrics)
 
     def save_scores(self, evaluation: Evaluation, folder: str) -> None:
-        """Write scores, captions, thumbnails and filled-in words of a test split to `folder`/NAME.npz."""
-        batches, world = list(evaluation.batches), evaluation.world
-        ranked = self.ranked(dataclasses.replace(evaluation, batches=batches))
-        frames = world.gather_objects([batch.frames[batch.weight > 0.5].cpu().numpy() for batch in batches])
-        words = retrieval.fill_masked_words(evaluation.network.model, batches[0])
-        usable = (batches[0].weight > 0.5).cpu().numpy()
-        if not world.is_first:
-            return
-        of_ranks = [frames[rank * len(batches) : (rank + 1) * len(batches)] for rank in range(world.size)]
-        retrieval.save_scores(
-            f"{folder}/{evaluation.name}.npz",
-            ranked.scored,
-            texts={"captions": ranked.texts, "filled": list(itertools.compress(words, usable))},
-            groups=evaluation.source.groups(ranked.scored.clip_ids),
-            relevant=ranked.relevant,
-            thumbnails=np.concatenate([part for step in zip(*of_ranks, strict=True) for part in step]),
-            token_ids=batches[0].masked_token_ids.cpu().numpy()[usable],
-        )
+        """Write scores, captions, filled-in words and the pictures of a report of a test split to `folder`/NAME.npz."""
+        model, world = evaluation.network.model, evaluation.world
+        pictures: dict[int, np.ndarray] = {}
+        words: list[retrieval.Filled] = []
+        masked_ids: list[np.ndarray] = []
+
+        def look(batch: Batch, tokens: Tensor) -> None:
+            usable = (batch.weight > 0.5).cpu().numpy()
+            clip_ids = batch.clip_ids.cpu().numpy()[usable].tolist()
+            pictures.update(zip(clip_ids, thumbnails(batch.frames)[usable], strict=True))
+            if not masked_ids:
+                filled = itertools.compress(retrieval.fill_masked_words(model, batch, tokens), usable)
+                words.extend(itertools.islice(filled, NUM_FIRST))
+                masked_ids.append(batch.masked_token_ids.cpu().numpy()[usable][:NUM_FIRST])
+
+        ranked = self.ranked(evaluation, [look])
+        clip_ids = ranked.scored.clip_ids
+        scores = next(iter(self.scores_of(ranked).values()))
+        num_filled = len(words) if evaluation.name == "test" else 0
+        shown = shown_clips(scores, ranked.relevant, ranked.groups, num_filled)
+        shown_ids = {int(clip_ids[column]) for column in shown}
+        known = world.gather_objects([{name: pictures[name] for name in shown_ids & pictures.keys()}])
+        if world.is_first:
+            retrieval.save_scores(
+                f"{folder}/{evaluation.name}.npz",
+                ranked.scored,
+                texts={"captions": ranked.texts, "filled": words},
+                groups=evaluation.source.groups(clip_ids),
+                relevant=ranked.relevant,
+                shown=np.array(shown),
+                thumbnails=pictures_of(shown, clip_ids, known),
+                token_ids=masked_ids[0],
+            )
+
+    def scores_of(self, ranked: Ranked) -> dict[str, Float[np.ndarray, "Q N"]]:
+        """Return the scores of a report by their names; it ranks by the first."""
+        scored = ranked.scored
+        if ranked.groups is not None:
+            return {"cross": scored.cross, "dual": scored.dual}
+        if self.options.rerank:
+            return {"fused": retrieval.reranked(scored, self.options.rerank), "dual": scored.dual}
+        return {"fused": scored.fused, "dual": scored.dual, "cross": scored.cross}
 
     def read_scores(self, name: str, source: ClipSource, folder: str) -> SavedScores:
         """Return the metrics and the examples of the scores in `folder`/NAME.npz."""
@@ -155,20 +186,15 @@ class CaptionTask(Task):
         scored = Scored(clip_ids=saved["clip_ids"], dual=saved["dual"], cross=saved["cross"])
         groups = saved["groups"] if name == "temporal" else None
         ranked = Ranked(scored=scored, texts=saved["captions"], relevant=saved["relevant"], groups=groups)
-        scores = {"fused": scored.fused, "dual": scored.dual, "cross": scored.cross}
-        if groups is not None:
-            scores = {"cross": scored.cross, "dual": scored.dual}
-        elif self.options.rerank:
-            scores = {"fused": retrieval.reranked(scored, self.options.rerank), "dual": scored.dual}
         metrics = self.results(ranked, name)
         return SavedScores(
             metrics=metrics,
             measured=measured(scored.clip_ids.tolist(), ranked.texts, source, metrics),
             examples=Examples(
                 captions=ranked.texts,
-                clips=saved["thumbnails"],
+                clips=dict(zip(saved["shown"].tolist(), saved["thumbnails"], strict=True)),
                 relevant=ranked.relevant,
-                scores=scores,
+                scores=self.scores_of(ranked),
                 groups=groups,
                 filled=saved["filled"],
                 token_ids=saved["token_ids"],

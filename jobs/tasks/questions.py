@@ -148,12 +148,13 @@ class AskingTask(Task, Generic[Asked]):
 
     def save_scores(self, evaluation: Evaluation, folder: str) -> None:
         """Write all answers to `folder`/NAME.json, if the dataset has questions."""
-        batches = list(evaluation.batches)  # read in any case: its ledger names the clips that could not be decoded
-        if evaluation.name in self.questions:
-            predicted = self.all_predictions(dataclasses.replace(evaluation, batches=batches))
-            if evaluation.world.is_first:
-                path = f"{folder}/{evaluation.name}.json"
-                run_files.write_json(path, [asdict(answer) for answer in predicted])
+        if evaluation.name not in self.questions:
+            for _ in evaluation.batches:  # read all the same: the ledger names the clips that could not be decoded
+                pass
+            return
+        predicted = self.all_predictions(evaluation)
+        if evaluation.world.is_first:
+            run_files.write_json(f"{folder}/{evaluation.name}.json", [asdict(answer) for answer in predicted])
 
     def read_scores(self, name: str, source: ClipSource, folder: str) -> SavedScores | None:
         """Return the metrics of the answers in `folder`/NAME.json; None without questions about the dataset."""

@@ -85,14 +85,22 @@ class Scored:
         return metrics.fuse(self.dual, self.cross)
 
 
+OnEncoded = Callable[[Batch, Float[Tensor, "B S D"]], None]
+"""Called with each batch and the tokens of its clips, while they are there."""
+
+
 @torch.no_grad()
-def encode_clips(model: SNPS3, batches: Iterable[Batch], gather: Gather) -> Gallery:
+def encode_clips(
+    model: SNPS3, batches: Iterable[Batch], gather: Gather, on_encoded: Sequence[OnEncoded] = ()
+) -> Gallery:
     """The clips of a split from every rank's share of each step; all ranks must have equally many steps. Rejected
-    clips are left out."""
+    clips are left out. No batch is kept."""
     model.eval()
     parts = []
     for batch in batches:
         video = model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
+        for call in on_encoded:
+            call(batch, video.tokens)
         gathered = [gather(column) for column in (batch.clip_ids, video.tokens, video.vectors, batch.weight)]
         usable = gathered[-1] > 0.5
         parts.append([column[usable] for column in gathered[:-1]])
@@ -264,20 +272,22 @@ def true_of(texts: Sequence[str], captions: Sequence[Sequence[str]]) -> Bool[np.
     return relevant
 
 
-def masked_states(model: SNPS3, batch: Batch) -> Float[Tensor, "B L D"]:
+def masked_states(model: SNPS3, batch: Batch, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B L D"]:
     """Hidden states of the masked captions, after the cross pass with their clips."""
-    model.eval()
-    video = model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
-    return model.fuse(batch.masked_token_ids, batch.token_mask, video.tokens).text_hidden
+    return model.fuse(batch.masked_token_ids, batch.token_mask, tokens).text_hidden
+
+
+Filled = list[tuple[int, int, list[tuple[int, float]]]]
+"""Of a caption its masked positions: (position, true id, [(guessed id, probability), …])."""
 
 
 @torch.no_grad()
 def fill_masked_words(
-    model: SNPS3, batch: Batch, *, num_guesses: int = 3
-) -> list[list[tuple[int, int, list[tuple[int, float]]]]]:
-    """For each caption its masked positions: (position, true id, [(guessed id, probability), …])."""
+    model: SNPS3, batch: Batch, tokens: Float[Tensor, "B S D"], *, num_guesses: int = 3
+) -> list[Filled]:
+    """What the model guesses for the masked words of each caption."""
     rows = []
-    for hidden, labels in zip(masked_states(model, batch), batch.labels, strict=True):
+    for hidden, labels in zip(masked_states(model, batch, tokens), batch.labels, strict=True):
         positions = (labels != IGNORED_LABEL).nonzero()[:, 0]
         probabilities = model.cross_word_logits(hidden[positions]).softmax(-1)
         best = probabilities.topk(num_guesses, dim=-1)
@@ -289,15 +299,16 @@ def fill_masked_words(
 
 
 @torch.no_grad()
-def masked_word_accuracy(model: SNPS3, batches: Iterable[Batch], gather: Gather) -> float:
-    """Share of the masked words of all ranks' captions that the cross encoder fills in right, at its first guess."""
-    counts = []
-    for batch in batches:
-        is_masked = (batch.labels != IGNORED_LABEL) & (batch.weight > 0.5)[:, None]
-        guessed = model.cross_word_logits(masked_states(model, batch)[is_masked]).argmax(-1)
-        right = (guessed == batch.labels[is_masked]).sum()
-        counts.append(torch.stack([right, is_masked.sum()]))
-    right, total = gather(torch.stack(counts).sum(0, keepdim=True)).sum(0).tolist()
+def masked_words_right(model: SNPS3, batch: Batch, tokens: Float[Tensor, "B S D"]) -> Int[Tensor, 2]:
+    """How many masked words the cross encoder fills in right at its first guess, and how many there are."""
+    is_masked = (batch.labels != IGNORED_LABEL) & (batch.weight > 0.5)[:, None]
+    guessed = model.cross_word_logits(masked_states(model, batch, tokens)[is_masked]).argmax(-1)
+    return torch.stack([(guessed == batch.labels[is_masked]).sum(), is_masked.sum()])
+
+
+def share_right(counts: Sequence[Int[Tensor, 2]], gather: Gather) -> float:
+    """The share of the masked words of all ranks that are right."""
+    right, total = gather(torch.stack([*counts]).sum(0, keepdim=True)).sum(0).tolist()
     return right / max(1, total)
 
 

@@ -17,7 +17,7 @@ import abc
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -107,7 +107,8 @@ class Examples:
     """Scored pairs of a dataset for the report of a run."""
 
     captions: Sequence[str]
-    clips: UInt8[np.ndarray, "C T h w 3"]
+    clips: Mapping[int, UInt8[np.ndarray, "T h w 3"]]
+    """Pictures of the columns that a report shows."""
     relevant: Bool[np.ndarray, "Q C"]
     scores: Mapping[str, Float[np.ndarray, "Q C"]]
     """By name; the report ranks by the first."""
@@ -192,10 +193,15 @@ class Task(abc.ABC):
 
     def saved(self, evaluation: Evaluation) -> SavedScores:
         """Return the metrics of a dataset with what they were measured on."""
-        batches, world = list(evaluation.batches), evaluation.world
-        metrics = self.measure(dataclasses.replace(evaluation, batches=batches))
-        usable = [clip_id for batch in batches for clip_id in batch.clip_ids[batch.weight > 0.5].tolist()]
-        clip_ids = sorted(world.gather_objects(usable))
+        usable: list[int] = []
+
+        def noted() -> Iterator[Batch]:
+            for batch in evaluation.batches:
+                usable.extend(batch.clip_ids[batch.weight > 0.5].tolist())
+                yield batch
+
+        metrics = self.measure(dataclasses.replace(evaluation, batches=noted()))
+        clip_ids = sorted(evaluation.world.gather_objects(usable))
         return SavedScores(metrics=metrics, measured=measured(clip_ids, (), evaluation.source, metrics))
 
 

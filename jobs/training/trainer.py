@@ -86,7 +86,7 @@ class Trainer:
         """Return the state to go on from, and the validation clips."""
         state = self.restore()
         self.runtime.open(["validation", *[name for name, _, _ in self.batches.segments(state.progress.step)[:1]]])
-        validation = list(self.batches.evaluation("validation"))
+        validation = [batch.to("cpu") for batch in self.batches.evaluation("validation")]
         num_parameters = sum(parameter.numel() for parameter in state.network.parameters())
         self.reporter.say(f"{num_parameters / 1e6:.2f} M parameters, {self.world.size} ranks")
         return state, validation
@@ -145,7 +145,8 @@ class Trainer:
     def validate(self, state: TrainState, validation: list[Batch]) -> bool:
         """Measure the validation split and keep the best weights. True if the run should stop early."""
         progress, selection, say = state.progress, self.job.selection, self.reporter.say
-        metrics = self.job.task.measure(self.batches.dataset("validation", state.network, validation))
+        batches = (batch.to(self.world.device) for batch in validation)  # one at a time on the device
+        metrics = self.job.task.measure(self.batches.dataset("validation", state.network, batches))
         progress.score = metrics[selection.metric]
         progress.probes = {name: metrics[name] for name in (*PROBES, selection.metric) if name in metrics}
         if progress.score > progress.best_score:

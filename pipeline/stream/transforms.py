@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,13 @@ LARGEST_BLEND = 0.9
 
 def normalise(frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T 3 H W"]:
     """Move channels first, scale to [0, 1], subtract ImageNet's mean and divide by its standard deviation (§4.3)."""
-    mean = torch.tensor(IMAGENET_MEAN, device=frames.device)
-    std = torch.tensor(IMAGENET_STD, device=frames.device)
+    mean, std = constant(IMAGENET_MEAN, frames.device), constant(IMAGENET_STD, frames.device)
     return ((frames.float() / 255 - mean) / std).permute(0, 1, 4, 2, 3)
+
+
+def constant(values: Sequence[float], device: torch.device) -> Float[Tensor, " n"]:
+    """Return numbers written by the device itself: a copy of the host's would wait for all that it has yet to do."""
+    return torch.stack([torch.full((), value, device=device) for value in values])
 
 
 def augment(batch: Batch, drawn: Augmentation | None) -> Batch:
@@ -78,7 +82,7 @@ Strengths = Float[Tensor, "n 1 1 1 1"]
 
 def grey(frames: ClipFrames) -> Float[Tensor, "n T 1 H W"]:
     """Return the brightness of each pixel."""
-    shares = torch.tensor(LUMINANCE, device=frames.device)[:, None, None]
+    shares = constant(LUMINANCE, frames.device)[:, None, None]
     return (frames * shares).sum(2, keepdim=True)
 
 

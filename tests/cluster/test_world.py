@@ -105,6 +105,12 @@ def small_facts(world: World) -> dict[str, object]:
     }
 
 
+def votes_of_the_host(world: World) -> list[object]:
+    """What ranks agree on whose device holds no values: nothing of it may pass through the device."""
+    apart = World(world.rank, world.size, torch.device("meta"), votes=dist.new_group(backend="gloo"))
+    return [apart.any(apart.rank == 1), apart.any(False), apart.gather_objects([apart.rank])]
+
+
 def on_each_rank(rank: int, folder: str) -> None:
     """Each world size in turn, on as many of the processes as it needs."""
     torch.set_num_threads(1)
@@ -113,7 +119,8 @@ def on_each_rank(rank: int, folder: str) -> None:
             return
         dist.init_process_group("gloo", init_method=f"file://{folder}/store-{size}", rank=rank, world_size=size)
         world = make_world("cpu")
-        torch.save({"cases": all_cases(world), "facts": small_facts(world)}, f"{folder}/{size}-{rank}.pt")
+        facts = small_facts(world) | {"votes": votes_of_the_host(world)}
+        torch.save({"cases": all_cases(world), "facts": facts}, f"{folder}/{size}-{rank}.pt")
         dist.barrier()
         dist.destroy_process_group()
 
@@ -205,6 +212,7 @@ def test_gather_any_and_broadcast(of_ranks, size: int) -> None:
             "gathered": [float(row) for row in range(2 * size)],
             "gradient": (gradient := [total * (2 * rank + 1), total * (2 * rank + 2)]),
             "gradients_of_sum": [gradient, gradient],
+            "votes": [True, False, list(range(size))],
         }
 
 

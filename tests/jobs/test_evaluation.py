@@ -120,13 +120,15 @@ def test_evaluation_predicts_masked_words_as_the_loss_does(cross_network: Any) -
     model = SNPS3(config, vocabulary_size=VOCABULARY, pad_id=PAD, separator_id=SEP)
     only = ObjectiveConfig(gvtm_level1=0.0, gvtm_level2=0.0, masked_words_text=0.0, lvwm=0.0)
     network, batch = Pretraining(model, only).eval(), random_batch(6)
-    filled = retrieval.fill_masked_words(model, batch, num_guesses=VOCABULARY)
+    tokens = model.encode_video(normalise(batch.frames), batch.frame_pad_mask).tokens.detach()
+    filled = retrieval.fill_masked_words(model, batch, tokens, num_guesses=VOCABULARY)
     blanks = [(true_id, guesses) for row in filled for _, true_id, guesses in row]
     entropy = -np.mean([np.log(dict(guesses)[true_id]) for true_id, guesses in blanks])
     loss = network(batch, normalise(batch.frames))["masked_words_cross"].item()
     assert entropy == pytest.approx(loss, rel=1e-5)
     first = np.mean([guesses[0][0] == true_id for true_id, guesses in blanks])
-    assert retrieval.masked_word_accuracy(model, [batch], local_gather) == pytest.approx(first)
+    counts = [retrieval.masked_words_right(model, batch, tokens)]
+    assert retrieval.share_right(counts, local_gather) == pytest.approx(first)
 
 
 def test_scores_in_bfloat16_are_near_those_in_single_precision() -> None:
@@ -137,7 +139,7 @@ def test_scores_in_bfloat16_are_near_those_in_single_precision() -> None:
             gallery = retrieval.encode_clips(network.model, [batch], local_gather)
             queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, ALONE)
             found.append(retrieval.score(network.model, queries, gallery, ALONE, temperature=1.0))
-            assert retrieval.fill_masked_words(network.model, batch)
+            assert retrieval.fill_masked_words(network.model, batch, gallery.frame_tokens)
     exact, rounded = found
     assert rounded.cross.dtype == rounded.dual.dtype == np.float32
     np.testing.assert_allclose(rounded.dual, exact.dual, atol=0.05)

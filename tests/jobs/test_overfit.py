@@ -83,9 +83,10 @@ def answers(network: Pretraining, batch: Batch) -> tuple[float, float, float]:
     queries = retrieval.encode_texts(network.model, batch.token_ids, batch.token_mask, alone)
     scored = retrieval.score(network.model, queries, gallery, alone, temperature=network.temperature)
     right = np.eye(NUM_PAIRS, dtype=bool)
-    filled = [answer for row in retrieval.fill_masked_words(network.model, batch) for answer in row]
-    words = np.mean([true == guesses[0][0] for _, true, guesses in filled])
-    return metrics.recall_at(1, scored.dual, right), metrics.recall_at(1, scored.cross, right), float(words)
+    words = retrieval.fill_masked_words(network.model, batch, gallery.frame_tokens)
+    filled = [answer for row in words for answer in row]
+    share = np.mean([true == guesses[0][0] for _, true, guesses in filled])
+    return metrics.recall_at(1, scored.dual, right), metrics.recall_at(1, scored.cross, right), float(share)
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def demo_test(rng: np.random.Generator, num_clips: int = 200) -> Examples:
     words = [(list(COLOURS)[index % 4], index // 4 % 4) for index in range(num_clips)]
     return examples(
         captions=[f"a {colour} square {MOVES[move]} over a grainy floor" for colour, move in words],
-        clips=np.stack([moving_square(COLOURS[colour], move, rng) for colour, move in words]),
+        clips=dict(enumerate(moving_square(COLOURS[colour], move, rng) for colour, move in words)),
         relevant=np.eye(num_clips, dtype=bool),
         scores=fake_scores(num_clips, 2.7, rng),
     )
@@ -61,7 +61,7 @@ def demo_temporal(rng: np.random.Generator, num_groups: int = 12) -> Examples:
     colours = [list(COLOURS)[group % 4] for group in groups]
     return examples(
         captions=[f"the {colour} square {MOVES[index % 4]}" for index, colour in enumerate(colours)],
-        clips=np.stack([moving_square(COLOURS[c], index % 4, rng) for index, c in enumerate(colours)]),
+        clips={index: moving_square(COLOURS[c], index % 4, rng) for index, c in enumerate(colours)},
         relevant=np.eye(len(groups), dtype=bool),
         scores={name: matrix for name, matrix in fake_scores(len(groups), 1.4, rng).items() if name == "cross"},
         groups=groups,
@@ -287,7 +287,7 @@ def test_a_still_image_and_wide_frames_are_shown_too():
     rng = np.random.default_rng(1)
     still = examples(
         captions=["a", "b"],
-        clips=rng.integers(0, 255, size=(2, 1, 40, 90, 3), dtype=np.uint8),
+        clips=dict(enumerate(rng.integers(0, 255, size=(2, 1, 40, 90, 3), dtype=np.uint8))),
         relevant=np.eye(2, dtype=bool),
         scores={"dual": np.eye(2)},
     )

@@ -197,10 +197,10 @@ def test_a_loss_alone_makes_its_own_passes_only(monkeypatch, name: str, text_pas
     assert (count["encode_embedded"], count["fuse_embedded"] + count["score_embedded"]) == (text_passes, cross_passes)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_alone_trains_all_that_may_be_trained(name: str) -> None:
+@pytest.mark.parametrize("objective", [*map(only, LOSSES), only("lvwm", lvwm_stage="before")])
+def test_a_loss_alone_trains_all_that_may_be_trained(objective: ObjectiveConfig) -> None:
     """DDP waits for the gradient of every parameter that wants one."""
-    network = tiny_network(only(name))
+    network = tiny_network(objective)
     _, gradients = run(network, random_batch(4))
     assert {n for n, p in network.named_parameters() if p.requires_grad} == gradients.keys()
 
