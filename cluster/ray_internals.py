@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -229,6 +229,22 @@ def hand_worker_lines_to(listener: Callable[[Mapping[str, Any]], None]) -> Calla
         undo.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
         worker.print_to_stdstream = hand_over
     return undo.close
+
+
+def autoscaler_events(lines: Sequence[str]) -> list[str]:
+    """Return what the autoscaler tells people in lines of its log: machines that come, and such as cannot be had.
+
+    Ray picks them out where it prints; without this they would stand in the log alone. Nothing outside of a Ray.
+    """
+    import ray
+
+    if not ray.is_initialized():  # the way of the log is asked of the cluster
+        return []
+    with _optional("filter_autoscaler_events", "what the autoscaler says stands in the log alone"):
+        from ray._private.worker import filter_autoscaler_events
+
+        return [event for event in filter_autoscaler_events(list(lines)) if not event.startswith("Tip:")]
+    return []
 
 
 def silence_progress() -> None:

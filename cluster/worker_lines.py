@@ -7,16 +7,22 @@ anything else there ────────────────────
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
+
+from cluster import ray_internals
 
 SAID, PROGRESS, WORKERS = "snps3.said", "snps3.progress", "snps3.workers"
 """Loggers of the driver: lines for people, the line of progress, and all else that workers print."""
 MARK, PROGRESS_MARK = "[snps3] ", "[snps3 progress] "
 PACKAGES = ("jobs", "pipeline", "snps3_model", "cluster", "snps3")
 """The loggers of the product: a warning of theirs is one that a person can act on."""
+
+OUT_OF_MEMORY = re.compile("killed due to memory pressure")
+"""In a raylet's message: what it ends to keep its machine alive, which a smaller batch or fewer CPUs mend."""
 
 
 def say(line: str) -> None:
@@ -61,26 +67,36 @@ class Listener:
     """Hand the lines of workers, as Ray brings them to the driver, to the driver's loggers."""
 
     def __init__(self) -> None:
-        self.warnings: set[str] = set()
+        self.said_once: set[str] = set()
         self.lock = threading.Lock()
 
     def __call__(self, batch: Mapping[str, Any]) -> None:
         """`batch`: lines of one process, with its name, pid and address."""
-        name = batch.get("actor_name") or batch.get("task_name") or "worker"
+        name, lines = batch.get("actor_name") or batch.get("task_name") or "worker", batch.get("lines", ())
         source = " ".join(map(str, filter(None, (name, batch.get("pid"), batch.get("ip")))))
-        for line in batch.get("lines", ()):
+        for line in lines:
             self.hear(line, source)
+        if batch.get("pid") == "autoscaler":
+            for event in ray_internals.autoscaler_events(lines):
+                self.say_once(f"Ray: {event}")
+        elif batch.get("pid") == "raylet":
+            for line in filter(OUT_OF_MEMORY.search, lines):
+                self.say_once(f"warning: Ray: {line.strip()}")
 
     def hear(self, line: str, source: str) -> None:
         """Hand over one line. A warning that several processes say is shown once."""
         if line.startswith(PROGRESS_MARK):
             logging.getLogger(PROGRESS).info("%s", line.removeprefix(PROGRESS_MARK))
-            return
-        if not line.startswith(MARK):
+        elif not line.startswith(MARK):
             logging.getLogger(WORKERS).info("(%s) %s", source, line)
-            return
-        text = line.removeprefix(MARK)
+        elif (text := line.removeprefix(MARK)).startswith("warning: "):
+            self.say_once(text)
+        else:
+            logging.getLogger(SAID).info("%s", text)
+
+    def say_once(self, text: str) -> None:
+        """Show a text; log it only where it was shown before."""
         with self.lock:
-            is_repeated = text.startswith("warning: ") and text in self.warnings
-            self.warnings.add(text)
+            is_repeated = text in self.said_once
+            self.said_once.add(text)
         logging.getLogger(WORKERS if is_repeated else SAID).info("%s", text)

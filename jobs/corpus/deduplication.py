@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from cluster.connection import connected_ray
+from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
@@ -100,8 +101,10 @@ class Deduplicated:
 
 
 def deduplicate(config: DeduplicateConfig) -> Deduplicated:
-    """The pairs of a corpus, written to `out`, and with `write_filtered` the manifest of what is left of it."""
-    started = time.monotonic()
+    """The pairs of a corpus, written to `out`, and with `write_filtered` the manifest of what is left of it.
+
+    ValueError while another job writes to the same folder.
+    """
     paths = [storage.absolute(path) for path in (config.manifest, *config.against)]
     out = storage.absolute(config.out)
     manifests = [read_manifest(path) for path in paths]
@@ -109,6 +112,14 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
         raise ValueError(f"{same[0]} holds the same clips as {paths[0]}, all of them would leak: name another manifest")
     _refuse_overwriting(config, paths[0], out)
     storage.check_writable(out)
+    with lease.held(out) as held:
+        return _deduplicate(config, manifests, paths, out, held)
+
+
+def _deduplicate(
+    config: DeduplicateConfig, manifests: Sequence[Manifest], paths: Sequence[str], out: str, held: lease.Lease
+) -> Deduplicated:
+    started = time.monotonic()
     clips, prints, unreadable = [], [], []
     with connected_ray():
         for one, path in zip(manifests, paths, strict=True):
@@ -120,6 +131,7 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
             unreadable.append(lost)
     fingerprints = Fingerprints.from_table(pa.concat_tables(prints))
     search = find_pairs(clips, fingerprints, config.similarity, train_split=config.train_split)
+    held.check()
     pairs_path = storage.join(out, "pairs.parquet")
     rows = [pair_row(clips, pair) for pair in search.pairs]
     storage.write_table(pairs_path, pa.Table.from_pylist(rows, schema=PAIRS))

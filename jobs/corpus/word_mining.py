@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import pyarrow as pa
 
 from cluster.connection import connected_ray
+from jobs.launch import lease
 from pipeline import storage
 from pipeline.offline.word_counts import count_captions, read_captions
 from pipeline.text.config import UNRANKED
@@ -77,11 +78,17 @@ def mine_words(config: MineConfig) -> Mined:
     """The significant words of a corpus, written below `config.out`.
 
     With unchanged input (settings, captions, vocabulary, versions of the tagger) nothing is done; where only the
-    vocabulary or the ranking is another one, the captions are not tagged again.
+    vocabulary or the ranking is another one, the captions are not tagged again. ValueError while another job writes to
+    the same folder.
     """
-    started = time.monotonic()
     out = storage.absolute(config.out)
     storage.check_writable(out)
+    with lease.held(out) as held:
+        return _mine_words(config, out, held)
+
+
+def _mine_words(config: MineConfig, out: str, held: lease.Lease) -> Mined:
+    started = time.monotonic()
     tagger = best_tagger(config.spacy_model) if config.tagger == "auto" else config.tagger
     version = tagger_version(tagger, config.spacy_model)
     pieces = read_pieces(storage.absolute(config.vocabulary))
@@ -101,6 +108,7 @@ def mine_words(config: MineConfig) -> Mined:
         lower_case = significance.lower_case
         with connected_ray():
             counts = count_captions(captions, tagger=tagger, spacy_model=config.spacy_model, lower_case=lower_case)
+    held.check()
     storage.remove(storage.join(out, SUMMARY))  # until all files are there, nothing is finished
     ranked = _write(counts, pieces, significance, out)
     if not ranked:

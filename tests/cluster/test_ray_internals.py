@@ -17,7 +17,9 @@ import ray
 import ray.data
 from ray import cloudpickle, tune
 from ray._common import constants
+from ray._private import ray_constants
 from ray._private import worker as ray_worker
+from ray.autoscaler.v2 import utils as autoscaler_utils
 from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
@@ -210,6 +212,16 @@ def test_what_workers_and_raylets_print_is_handed_over() -> None:
     undo()
     assert heard == [batch, batch]
     assert ray_worker.print_to_stdstream is printed
+
+
+def test_what_the_autoscaler_tells_people_is_picked_out_of_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(autoscaler_utils, "is_autoscaler_v2", lambda: False)
+    lines = ["== status ==", f"now {ray_constants.LOG_PREFIX_EVENT_SUMMARY}Resized to 8 CPUs.", "idle"]
+    assert ray_internals.autoscaler_events(lines) == ["Resized to 8 CPUs."]
+    assert ray_internals.autoscaler_events(["nothing"]) == []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert ray_internals.autoscaler_events(lines) == []
 
 
 def test_the_logger_of_the_progress_bars_is_silenced() -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from toy import corpus
 
-from jobs.corpus import packing, preparation
+from jobs.corpus import deduplication, packing, preparation, word_mining
+from jobs.corpus.deduplication import DeduplicateConfig, deduplicate
 from jobs.corpus.packing import PackConfig, pack
 from jobs.corpus.preparation import PrepareConfig, prepare
+from jobs.corpus.word_mining import MineConfig, mine_words
 from jobs.launch import lease
 from pipeline.corpus.manifest import write_manifest
 
@@ -70,6 +72,29 @@ def test_a_second_pack_is_refused_while_the_first_works(tmp_path: Path, monkeypa
     (refusal,) = while_the_first_works(monkeypatch, packing, "_packed", lambda: pack(config), out)
     assert f"{out} has a live" in refusal
     assert not (out / lease.LEASE).exists()
+
+
+def test_a_second_search_for_copies_is_refused_while_the_first_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest(corpus(), str(tmp_path / "manifest.parquet"))
+    out = tmp_path / "out"
+    config = DeduplicateConfig(manifest=str(tmp_path / "manifest.parquet"), out=str(out))
+    (refusal,) = while_the_first_works(monkeypatch, deduplication, "connected_ray", lambda: deduplicate(config), out)
+    assert f"{out} has a live" in refusal
+
+
+def test_a_second_count_of_words_is_refused_while_the_first_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "captions.jsonl").write_text('{"clip_name": "a.mp4", "caption": "a dog runs"}\n')
+    (tmp_path / "vocabulary.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ndog\n")
+    out = tmp_path / "out"
+    config = MineConfig(
+        captions=(str(tmp_path / "captions.jsonl"),), vocabulary=str(tmp_path / "vocabulary.txt"), out=str(out)
+    )
+    (refusal,) = while_the_first_works(monkeypatch, word_mining, "read_captions", lambda: mine_words(config), out)
+    assert f"{out} has a live" in refusal
 
 
 def test_a_lease_below_the_root_is_no_part_of_the_corpus(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import worker_lines
+from cluster import ray_internals, worker_lines
 from cluster.run import Runtime
 from cluster.world import World
 from jobs.launch import driver
@@ -139,6 +139,22 @@ def test_lines_of_workers_reach_the_loggers_of_the_driver(
     other = (worker_lines.WORKERS, "(RayTrainWorker 1 10.0.0.2) (a raylet) speaks")
     assert heard[:4] == [*said, (worker_lines.SAID, warning), other]
     assert heard[4:7] == [*said, (worker_lines.WORKERS, warning)]
+
+
+def test_what_ray_says_of_memory_and_machines_is_shown_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_internals, "autoscaler_events", lambda lines: [line for line in lines if "had" in line])
+    listener, memory = worker_lines.Listener(), "2 Workers (tasks / actors) killed due to memory pressure (OOM), 0 else"
+    batches = [
+        {"pid": "raylet", "lines": [memory, "dump of a stack"]},
+        {"pid": "autoscaler", "lines": ["== status ==", "No machine of type g6 can be had."]},
+    ]
+    with caplog.at_level(logging.INFO):
+        for batch in batches * 2:
+            listener(batch)
+    said = [record.getMessage() for record in caplog.records if record.name == worker_lines.SAID]
+    assert said == [f"warning: Ray: {memory}", "Ray: No machine of type g6 can be had."]
 
 
 def test_a_lost_rank_a_failed_upload_and_rejected_clips_are_said(
