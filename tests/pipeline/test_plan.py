@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -216,6 +218,30 @@ def test_rows_far_apart_in_a_large_corpus_never_meet_twice() -> None:
     rows = np.concatenate([plan.step(number).rows for number in range(0, 100_000, 1000)])
     assert len(np.unique(rows)) == len(rows) == 100_000
     assert rows.mean() == pytest.approx(50_000_000, rel=0.02)
+
+
+def digest(plan: Plan, steps: Iterable[int]) -> str:
+    """16 hex digits of some steps of a plan."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for planned in map(plan.step, steps):
+        hashed.update(f"{planned.epoch} {planned.kind}".encode() + planned.rows.astype("<i8").tobytes())
+    return hashed.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("num_videos", "num_images", "global_batch", "expected"),
+    [
+        (43, 5, 8, "b87a1154b7be80a8"),
+        (1280, 640, 128, "ea5516910dae0553"),
+        (100_000, 0, 64, "e9eb5a5948bc2eaa"),
+        (10_000_000, 0, 1024, "dd1e2bc8fcff4be8"),
+    ],
+)
+def test_the_order_of_a_run_that_was_begun_is_the_same_in_every_version(
+    num_videos: int, num_images: int, global_batch: int, expected: str
+) -> None:
+    plan = make_plan(num_videos, num_images, global_batch, seed=7)
+    assert digest(plan, (0, 1, 5, 17, 100)) == expected
 
 
 def test_evaluation_goes_through_the_clips_once_in_order() -> None:
