@@ -203,7 +203,7 @@ def _encoded(table: pa.Table, number: int) -> tuple[Part, bytes]:
         buffer,
         compression="zstd",
         row_group_size=GROUP_ROWS,
-        write_statistics=["clip_id"],
+        write_statistics=["clip_id"],  # pyright: ignore[reportArgumentType]
         write_page_checksum=True,
     )
     data = buffer.getvalue()
