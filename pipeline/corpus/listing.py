@@ -7,6 +7,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,9 @@ from pipeline.records import Kind
 
 class Rows(abc.ABC):
     """The clips of one kind in a split, numbered in order of clip_id. Tables have the columns of `SCHEMA`."""
+
+    is_in_parts: ClassVar[bool]
+    """Whether they are read when they are asked for."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -44,6 +48,8 @@ class Rows(abc.ABC):
 class TableRows(Rows):
     """Rows in memory."""
 
+    is_in_parts: ClassVar[bool] = False
+
     table: pa.Table
 
     def __len__(self) -> int:
@@ -63,6 +69,9 @@ class TableRows(Rows):
 class Listing(abc.ABC):
     """A corpus: the clips of each split and kind, by number."""
 
+    is_in_parts: ClassVar[bool]
+    """Whether its rows are read when they are asked for."""
+
     corpus: str
     root: str
     """Where the files lay when the manifest was written; every `uri` of this corpus starts with it."""
@@ -78,11 +87,6 @@ class Listing(abc.ABC):
     @abc.abstractmethod
     def counts(self) -> Mapping[tuple[str, str], int]:
         """(split, kind) → number of its clips, where there are any."""
-
-    @property
-    @abc.abstractmethod
-    def is_in_parts(self) -> bool:
-        """Whether rows are read when they are asked for."""
 
     @abc.abstractmethod
     def rows(self, split: str, kind: Kind) -> Rows:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -55,6 +55,8 @@ def clip_id(
 class Manifest(Listing):
     """A corpus in memory. `table` has `SCHEMA`, unique ids, and is sorted by them."""
 
+    is_in_parts: ClassVar[bool] = False
+
     table: pa.Table
     format_version: int = 1
     """By which the hash is computed: that of `parts` for rows that were read from parts."""
@@ -70,10 +72,6 @@ class Manifest(Listing):
     def counts(self) -> Mapping[tuple[str, str], int]:
         return counted(self.table)
 
-    @property
-    def is_in_parts(self) -> bool:
-        return False
-
     def rows(self, split: str, kind: Kind) -> Rows:
         """The clips of one kind in a split, which no longer hold the others in memory."""
         return TableRows(of_kind(self.table, split, kind))
@@ -82,6 +80,8 @@ class Manifest(Listing):
 @dataclass(frozen=True, kw_only=True)
 class PartedManifest(Listing):
     """A corpus in parts, none of whose rows is in memory."""
+
+    is_in_parts: ClassVar[bool] = True
 
     path: str
     index: parts.PartIndex
@@ -96,10 +96,6 @@ class PartedManifest(Listing):
         for part in self.index.parts:
             counts[part.split, part.kind] = counts.get((part.split, part.kind), 0) + part.num_rows
         return counts
-
-    @property
-    def is_in_parts(self) -> bool:
-        return True
 
     def rows(self, split: str, kind: Kind) -> PartRows:
         of_kind = [part for part in self.index.parts if (part.split, part.kind) == (split, kind.value)]

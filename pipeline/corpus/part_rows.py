@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -79,6 +79,8 @@ CACHE = GroupCache(CACHE_BYTES)
 
 class PartRows(Rows):
     """The clips of one kind in a split, in `parts`, which are in order of clip_id."""
+
+    is_in_parts: ClassVar[bool] = True
 
     def __init__(self, folder: str, parts: Sequence[Part], cache: GroupCache = CACHE) -> None:
         self.folder, self.parts, self.cache = folder, list(parts), cache
