@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,59 +22,81 @@ from pipeline.corpus.content import checksum
 from pipeline.corpus.listing import Rows
 from pipeline.corpus.parts import GROUP_ROWS, REMEDY, Part
 
-CACHE_BYTES = 64 * 2**20
-"""Row groups that a process keeps, about 220 of WebVid's rows; the rows of two windows of `OrderConfig`."""
-NUM_FOOTERS = 16
-"""Footers of parts that a process keeps, half a megabyte each."""
+NUM_GROUPS = 112
+"""Row groups that a process keeps, 32 MiB of WebVid's rows: two windows of `OrderConfig`, and some of evaluation."""
+NUM_FOOTERS = 4
+"""Footers of parts that a process keeps: a megabyte each, once read."""
 Group = tuple[str, int]
 """Path of a part, and number of a row group in it."""
 
 
-class GroupCache:
-    """Row groups that were asked for last. Threads read several at a time; who asks for one waits for it."""
+@dataclass(frozen=True)
+class Fetched:
+    """The bytes of a row group, from `start` on in the file of its part."""
 
-    def __init__(self, max_bytes: int, num_threads: int = storage.NUM_AHEAD) -> None:
-        self.max_bytes, self.num_bytes_kept = max_bytes, 0
-        self.num_bytes_read = self.num_groups_read = 0
+    footer: pq.FileMetaData
+    start: int
+    data: bytes
+    num_bytes: int
+    """Fetched for it; the footer counts where it was not known."""
+
+
+class GroupCache:
+    """The row groups that were asked for last. Several are fetched at a time; who asks for one waits for it.
+
+    One thread makes tables of them, because Arrow's allocator keeps memory for each thread that has used it.
+    """
+
+    def __init__(self, max_groups: int) -> None:
+        self.max_groups, self.num_bytes_read, self.num_groups_read = max_groups, 0, 0
         self._lock, self._tables = threading.Lock(), OrderedDict[Group, Future[pa.Table]]()
-        self._num_threads = num_threads
+        self._waiting = deque[tuple[Group, Callable[[], Fetched], Future[pa.Table]]]()
+        self._num_in_flight = 0
 
     @functools.cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._num_threads, "rows")
+    def _pools(self) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
+        return ThreadPoolExecutor(storage.NUM_AHEAD, "fetched"), ThreadPoolExecutor(1, "parsed")
 
-    def ask(self, group: Group, read: Callable[[], tuple[pa.Table, int]]) -> Future[pa.Table]:
-        """Return the table of `group`, which is on its way; `read` gives it and the bytes that were fetched for it."""
-        with self._lock:
-            if group in self._tables:
-                self._tables.move_to_end(group)
-                return self._tables[group]
-            future = self._tables[group] = self._pool.submit(self._count, read)
-        future.add_done_callback(functools.partial(self._keep, group))
-        return future
+    def __len__(self) -> int:
+        return len(self._tables)
 
-    def _count(self, read: Callable[[], tuple[pa.Table, int]]) -> pa.Table:
-        table, num_bytes = read()
+    def ask(self, group: Group, fetch: Callable[[], Fetched]) -> Future[pa.Table]:
+        """Return the table of `group`, which is on its way; the oldest one goes."""
         with self._lock:
-            self.num_bytes_read += num_bytes
+            if group not in self._tables:
+                self._tables[group] = Future()
+                self._waiting.append((group, fetch, self._tables[group]))
+                if len(self._tables) > self.max_groups:
+                    self._tables.popitem(last=False)
+                self._advance()
+            self._tables.move_to_end(group)
+            return self._tables[group]
+
+    def _advance(self) -> None:
+        """Fetch what was asked for first, while few bytes wait to become tables. The lock is held."""
+        fetching, parsing = self._pools
+        while self._waiting and self._num_in_flight < storage.NUM_AHEAD:
+            group, fetch, asked = self._waiting.popleft()
+            self._num_in_flight += 1
+            parsing.submit(self._parse, group, fetching.submit(fetch), asked)
+
+    def _parse(self, group: Group, fetched: Future[Fetched], asked: Future[pa.Table]) -> None:
+        """Answer with a row group; one that cannot be read is asked for anew next time."""
+        try:
+            table = parsed(group, fetched.result())
+            self.num_bytes_read += fetched.result().num_bytes
             self.num_groups_read += 1
-        return table
-
-    def _keep(self, group: Group, future: Future[pa.Table]) -> None:
-        """Let the oldest go; one that could not be read is asked for anew next time."""
-        with self._lock:
-            if future.exception():
+            asked.set_result(table)
+        except BaseException as error:
+            with self._lock:
                 self._tables.pop(group, None)
-                return
-            self.num_bytes_kept += future.result().nbytes
-            for oldest in list(self._tables):
-                if self.num_bytes_kept <= self.max_bytes:
-                    break
-                if oldest != group and self._tables[oldest].done() and not self._tables[oldest].exception():
-                    self.num_bytes_kept -= self._tables.pop(oldest).result().nbytes
+            asked.set_exception(error)
+        with self._lock:
+            self._num_in_flight -= 1
+            self._advance()
 
 
-CACHE = GroupCache(CACHE_BYTES)
+CACHE = GroupCache(NUM_GROUPS)
 """Of this process, for all manifests."""
 
 
@@ -128,23 +151,30 @@ class PartRows(Rows):
         place = int(np.searchsorted(self._first_groups, number, side="right")) - 1
         part, group = self.parts[place], number - int(self._first_groups[place])
         path = storage.join(self.folder, part.name)
-        return self.cache.ask((path, group), functools.partial(read_group, path, part, group))
+        return self.cache.ask((path, group), functools.partial(fetch_group, path, part, group))
 
 
-def read_group(path: str, part: Part, group: int) -> tuple[pa.Table, int]:
-    """Return a row group of a part, and the bytes that were fetched. ValueError for a part that is not as it was
-    written, FileNotFoundError for none."""
-    footer, fetched = footer_of(path, part)
+def fetch_group(path: str, part: Part, group: int) -> Fetched:
+    """Return the bytes of a row group. ValueError for a part that is not as it was written, FileNotFoundError for
+    none."""
+    footer, num_bytes = footer_of(path, part)
     columns = [footer.row_group(group).column(number) for number in range(footer.num_columns)]
     starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
     start = min(starts)
     stop = max(first + column.total_compressed_size for first, column in zip(starts, columns, strict=True))
-    file = _Range(start, read_range(path, part, start, stop), part.num_bytes)
-    return _table(path, lambda: _opened(file, footer).read_row_group(group, use_threads=False)), stop - start + fetched
+    data = read_range(path, part, start, stop)
+    return Fetched(footer=footer, start=start, data=data, num_bytes=num_bytes + len(data))
+
+
+def parsed(group: Group, fetched: Fetched) -> pa.Table:
+    """Return the rows of a row group. ValueError for bytes that are not as they were written."""
+    path, number = group
+    file = _Range(fetched.start, fetched.data)
+    return _table(path, lambda: _opened(file, fetched.footer).read_row_group(number, use_threads=False))
 
 
 def read_part(path: str, part: Part) -> pa.Table:
-    """Return all rows of a part, which is read whole. Errors as those of `read_group`."""
+    """Return all rows of a part, which is read whole. Errors as those of `fetch_group` and `parsed`."""
     data = read_range(path, part, 0, part.num_bytes)
     footer = _checked_footer(path, part, data[-part.footer_bytes :])
     return _table(path, lambda: _opened(io.BytesIO(data), footer).read())
@@ -196,8 +226,8 @@ def _table(path: str, read: Callable[[], pa.Table]) -> pa.Table:
 class _Range(io.RawIOBase):
     """A file of which some bytes are there, those from `start` on."""
 
-    def __init__(self, start: int, data: bytes, num_bytes: int) -> None:
-        self.start, self.data, self.num_bytes, self.position = start, data, num_bytes, 0
+    def __init__(self, start: int, data: bytes) -> None:
+        self.start, self.data, self.position = start, data, 0
 
     def readable(self) -> bool:
         return True
@@ -206,7 +236,7 @@ class _Range(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + (0, self.position, self.num_bytes)[whence]
+        self.position = offset + (0, self.position, self.start + len(self.data))[whence]
         return self.position
 
     def tell(self) -> int:

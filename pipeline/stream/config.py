@@ -109,11 +109,11 @@ class OrderConfig:
     """How far apart the clips of a step lie in a manifest in parts, of which a process reads 1,024 rows at a time. A
     manifest in one file is permuted as a whole."""
 
-    whole_up_to: int = 131_072
+    whole_up_to: int = 102_400
     """A kind with at most so many clips is permuted as a whole. Of more, blocks of 1,024 clips are permuted, then the
     clips within windows of blocks."""
-    window_blocks: int = 64
-    """Blocks of a window: a step's clips are drawn from one window, or from two where it begins in one."""
+    window_blocks: int = 48
+    """Blocks of a window, from which a step's clips are drawn. A process keeps 112 blocks: this window and the next."""
 
     def __post_init__(self) -> None:
         if self.whole_up_to < 1024:
