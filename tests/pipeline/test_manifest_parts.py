@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.benchmarks.support.synthetic_manifest import synthetic_tables
+from pipeline import storage
 from pipeline.corpus import parts
 from pipeline.corpus.columns import PLACES, SCHEMA
 from pipeline.corpus.content import rows_digest
@@ -198,3 +199,15 @@ def test_rows_in_another_order_or_twice_are_refused(whole: Manifest, tmp_path: P
     with pytest.raises(ValueError, match="would have no rows"):
         parts.write_parts(str(tmp_path), [], corpus="toy", root="/")
     assert not (tmp_path / "index.json").exists()
+
+
+def test_parts_in_a_bucket_are_read_by_ranges(whole: Manifest, folder: Path, bucket: str) -> None:
+    index = write_in_parts(whole, f"{bucket}/manifest")
+    there, here = open_manifest(f"{bucket}/manifest"), open_manifest(str(folder))
+    drawn = np.random.default_rng(1).integers(0, there.num_clips("train", Kind.VIDEO), 300)
+    assert there.hash == here.hash
+    assert there.rows("train", Kind.VIDEO).take(drawn).equals(here.rows("train", Kind.VIDEO).take(drawn))
+    part, cache = index.parts[1], GroupCache(3)
+    storage.write_bytes_atomic(f"{bucket}/manifest/{part.name}", first_part(folder).read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{part.name} is cut"):
+        PartRows(f"{bucket}/manifest", [part], cache).take(np.array([0]))

@@ -30,14 +30,24 @@ FPS, DURATIONS_SECONDS = 29.97, (8.0, 28.0)
 MIN_WORDS, MAX_WORDS, WORD_LETTERS = 6, 20, 6
 EVALUATION = {"test": 1000, "val": 1000}
 ROWS_AT_ONCE = 32_768
+FREQUENT_WORDS = (
+    "a man woman child dog cat horse bird car boat city street house water tree flower mountain red blue green white "
+    "small big young walks runs plays drives flies swims talks smiles works dances cooks in on the with near at"
+).split()
+"""The most frequent words; all others are random letters."""
 
 
 def write_synthetic(path: str, num_rows: int, videos: str, *, part_rows: int = 65_536) -> PartIndex:
     """Write a manifest in parts of `num_rows` training videos, and of `EVALUATION`, to the folder `path`; and the file
     `videos` with what they hold."""
-    storage.write_bytes_atomic(videos, b"".join(video(number) for number in range(NUM_VIDEOS)))
+    write_videos(videos)
     tables = synthetic_tables({**EVALUATION, "train": num_rows}, videos)
     return write_parts(path, tables, corpus="synthetic", root=storage.absolute(videos), part_rows=part_rows)
+
+
+def write_videos(path: str) -> None:
+    """Write the file that all videos are parts of."""
+    storage.write_bytes_atomic(path, b"".join(video(number) for number in range(NUM_VIDEOS)))
 
 
 def video(number: int) -> bytes:
@@ -106,7 +116,7 @@ def _captions(drawn: UInt64[np.ndarray, " n"]) -> pa.Array:
 def _words() -> pa.Array:
     rng = np.random.default_rng(0)
     letters = rng.integers(ord("a"), ord("z") + 1, (20_000, WORD_LETTERS), np.uint8)
-    return pa.array([row.tobytes().decode() for row in letters])
+    return pa.array([*FREQUENT_WORDS, *(row.tobytes().decode() for row in letters)])
 
 
 def _mixed(values: UInt64[np.ndarray, " n"], key: int) -> UInt64[np.ndarray, " n"]:
