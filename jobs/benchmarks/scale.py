@@ -62,8 +62,9 @@ def scale(
         lookup = {"manifest": largest, "num_steps": num_steps, "batch": batch}
         result = {
             **by_rows[str(max(rows))],
-            **child("planned_rows", **lookup, num_workers=1),
+            **child("planned_rows", **lookup),
             "one_worker_of": {str(num_workers): child("planned_rows", **lookup, num_workers=num_workers)},
+            "ten_times_the_rows": child("planned_rows", **lookup, num_repeats=10),
             "imports_mib": imports_mib(),
             "by_rows": by_rows,
             "is_in_bucket": storage.is_remote(place),
@@ -96,17 +97,18 @@ def manifest_of(place: str, num_rows: int, local: str) -> str:
 
 
 def measured_run(manifest: str, runs: Path) -> dict[str, Any]:
-    """Run to the first batches; then go on from there as if that were step 10, and as if it were step 100,000."""
+    """Run to the first batches; then go on from there as if that were step 10, and as if it were step 100,000; twice
+    each, of which the quicker one counts, since other work disturbs seconds."""
     runs.mkdir()
     child("write_words", manifest=manifest, storage=str(runs))
     first = run_with_memory(manifest, runs)
-    resumed = {}
-    for step in (10, 100_000):
+    resumed: dict[str, list[float]] = {}
+    for step in (10, 100_000, 100_000, 10):
         relabel(runs / "scale", step)
-        resumed[str(step)] = run_with_memory(manifest, runs)
-        assert resumed[str(step)]["first_step"] == step + 1, resumed
-    seconds = {step: run["seconds_to_first_batch"] for step, run in resumed.items()}
-    return first | {"resumed_seconds": seconds, "resumed_worker_mib": resumed["100000"]["worker_mib"]}
+        run = run_with_memory(manifest, runs)
+        assert run["first_step"] == step + 1, run
+        resumed.setdefault(str(step), []).append(run["seconds_to_first_batch"])
+    return first | {"resumed_seconds": {step: min(seconds) for step, seconds in resumed.items()}}
 
 
 def relabel(run_folder: Path, step: int) -> None:

@@ -58,7 +58,7 @@ def test_the_bytes_that_are_counted_are_those_of_the_part(manifest: str, monkeyp
     assert isinstance(rows, PartRows)
     monkeypatch.setattr(scale_run, "CACHE", cache := GroupCache(10))
     monkeypatch.setattr(scale_run, "split_clips", lambda *_: {Kind.VIDEO: PartRows(rows.folder, rows.parts, cache)})
-    measured = scale_run.planned_rows(manifest, num_steps=20, batch=100, num_workers=1)
+    measured = scale_run.planned_rows(manifest, num_steps=20, batch=100)
     footers = sum(part.footer_bytes for part in rows.parts)
     counted = round(measured["row_bytes_read"] * 2000)
     content = sum(Path(rows.folder, part.name).stat().st_size for part in rows.parts) - footers - len("PAR1")

@@ -22,7 +22,7 @@ from jobs.run.config import Placement, PretrainConfig, SelectionConfig, TextConf
 from jobs.run.presets import tiny
 from jobs.training import trainer
 from jobs.training.job import Job
-from pipeline.corpus.part_rows import CACHE
+from pipeline.corpus.part_rows import CACHE, PartRows
 from pipeline.records import Batch, Kind
 from pipeline.stream.config import OrderConfig
 from pipeline.stream.epoch_plan import PADDING, Plan
@@ -92,9 +92,17 @@ def first_batch(manifest: str, storage: str) -> dict[str, Any]:
     }
 
 
-def planned_rows(manifest: str, num_steps: int, batch: int, num_workers: int) -> dict[str, Any]:
-    """Look up the rows of the steps that one of `num_workers` decode workers has, and those that it reads ahead."""
+def planned_rows(
+    manifest: str, *, num_steps: int, batch: int, num_workers: int = 1, num_repeats: int = 1
+) -> dict[str, Any]:
+    """Look up the rows of the steps that one of `num_workers` decode workers has, and those that it reads ahead.
+
+    `num_repeats`: how often the parts are listed, so that few of them stand for a manifest of many more rows; but for
+    the last one, as all others begin and end with a block of the order.
+    """
     clips = split_clips(manifest, "train")[Kind.VIDEO]
+    if isinstance(clips, PartRows) and num_repeats > 1:
+        clips = PartRows(clips.folder, clips.parts[:-1] * num_repeats, CACHE)
     order = OrderConfig() if clips.is_in_parts else None
     plan = Plan(seed=0, num_videos=len(clips), num_images=0, global_batch=batch, order=order)
     cpu, wall = time.process_time(), time.perf_counter()
@@ -106,6 +114,7 @@ def planned_rows(manifest: str, num_steps: int, batch: int, num_workers: int) ->
             clips.prefetch(later.rows[later.rows != PADDING])
     num_rows, (private, shared) = num_steps * batch, private_and_shared_bytes()
     return {
+        "num_rows": len(clips),
         "row_cpu_us": 1e6 * (time.process_time() - cpu) / num_rows,
         "row_us": 1e6 * (time.perf_counter() - wall) / num_rows,
         "row_bytes_read": CACHE.num_bytes_read / num_rows,
