@@ -48,7 +48,8 @@ class GroupCache:
     """
 
     def __init__(self, max_groups: int) -> None:
-        self.max_groups, self.num_bytes_read, self.num_groups_read = max_groups, 0, 0
+        self.max_groups = self._first_max_groups = max_groups
+        self.num_bytes_read = self.num_groups_read = 0
         self._lock, self._tables = threading.Lock(), OrderedDict[Group, Future[pa.Table]]()
         self._waiting = deque[tuple[Group, Callable[[], Fetched], Future[pa.Table]]]()
         self._num_in_flight = 0
@@ -59,6 +60,10 @@ class GroupCache:
 
     def __len__(self) -> int:
         return len(self._tables)
+
+    def double(self) -> None:
+        """Keep twice as many from now on as at first."""
+        self.max_groups = 2 * self._first_max_groups
 
     def ask(self, group: Group, fetch: Callable[[], Fetched]) -> Future[pa.Table]:
         """Return the table of `group`, which is on its way; the oldest one goes."""
@@ -107,6 +112,8 @@ class PartRows(Rows):
 
     def __init__(self, folder: str, parts: Sequence[Part], cache: GroupCache = CACHE) -> None:
         self.folder, self.parts, self.cache = folder, list(parts), cache
+        if any(part.num_rows % GROUP_ROWS for part in self.parts[:-1]):
+            cache.double()  # a block of the order lies in two row groups
         self._starts = np.cumsum([0, *(part.num_rows for part in parts)])
         self._first_groups = np.cumsum([0, *(-(-part.num_rows // GROUP_ROWS) for part in parts)])
 

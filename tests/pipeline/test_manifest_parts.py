@@ -121,6 +121,17 @@ def test_only_the_row_groups_that_are_asked_for_are_read_and_few_are_kept(folder
         rows.take(np.array([len(rows)]))
 
 
+def test_where_parts_end_within_a_block_twice_as_many_row_groups_are_kept(whole: Manifest, tmp_path: Path) -> None:
+    index = parts.write_parts(str(tmp_path), [sorted_rows(whole)], corpus="toy", root="/", part_rows=1500)
+    of_train = [part for part in index.parts if part.split == "train" and part.kind == "video"]
+    cache, three_blocks = GroupCache(max_groups=3), np.arange(3 * GROUP_ROWS)
+    rows = PartRows(str(tmp_path), of_train, cache)
+    taken = rows.take(three_blocks)
+    num_groups_read = cache.num_groups_read
+    assert rows.take(three_blocks).equals(taken)
+    assert cache.num_groups_read == num_groups_read > 3
+
+
 def first_part(folder: Path) -> Path:
     return folder / json.loads((folder / "index.json").read_text())["parts"][1]["name"]
 
