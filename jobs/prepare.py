@@ -3,6 +3,7 @@
 python -m jobs.prepare --corpus NAME --root FOLDER_OR_BUCKET --annotations FILE … --out FOLDER_OR_BUCKET
 
 out/manifest.parquet   a row per usable clip          (pipeline/corpus/manifest.py)
+out/manifest/          the same in parts, with --in-parts
 out/rejected.parquet   a row per sample that is not   (pipeline/corpus/ledger.py)
 out/packets/           indexes of long videos         (pipeline/decode/packets.py)
 out/prepare.json       what it was made from, counts, seconds: the same again does nothing

@@ -37,7 +37,8 @@ from pipeline.decode.codec import encode_video
 from pipeline.decode.pixels import PixelBuffer
 from pipeline.offline.shards import Content, PackingConfig
 from pipeline.records import Kind
-from pipeline.stream.loader import ClipSource, decode_slot, split_rows
+from pipeline.stream.loader import ClipSource, decode_slot
+from pipeline.stream.source import split_rows
 
 BATCH = 4
 FIRST_BATCH = ("Ray starts", "worker group", "decode worker", "decoding", "delivery")

@@ -47,7 +47,8 @@ from jobs.tracking.journal import read_journals
 from jobs.training import trainer
 from jobs.training.job import Job, make_sources
 from pipeline.records import Batch
-from pipeline.stream.loader import ClipSource, split_rows
+from pipeline.stream.loader import ClipSource
+from pipeline.stream.source import split_rows
 
 RUN_NAME = "small"
 NUM_STEPS, EVERY = 24, 6

@@ -29,7 +29,8 @@ from pipeline.decode.clip_media import index_at
 from pipeline.decode.codec import clip_indices, fit_long_side
 from pipeline.decode.video import PyavVideo
 from pipeline.records import Kind
-from pipeline.stream.loader import ClipSource, choice, clip_stream, split_rows
+from pipeline.stream.loader import ClipSource, choice, clip_stream
+from pipeline.stream.source import split_rows
 
 BATCH, FPS, WIDTH, HEIGHT = 8, 25, 426, 240
 KEPT = ["clip_id", "weight", "reason", "num_retries", "frames"]

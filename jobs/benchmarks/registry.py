@@ -37,6 +37,7 @@ BENCHMARKS = {
     "downstream": "downstream_scores:downstream",
     "compare": "compare_time:compare_runs",
     "sweep": "sweep_cost:sweep",
+    "scale": "scale:scale",
 }
 """Name → module of this folder and its function, whose parameters are the options of the command line."""
 

@@ -21,7 +21,7 @@ from jobs.inference.model import Model, Videos, decode, load
 from jobs.tasks import retrieval
 from jobs.tasks.retrieval import Queries, Scored, highest, reranked
 from pipeline.records import Kind
-from pipeline.stream.loader import split_rows
+from pipeline.stream.source import split_rows
 from snps3_model.metrics import bootstrap_intervals, placements, recalls_at
 
 KS = (10, 20, 50, 100, 200, 500)

@@ -23,7 +23,7 @@ from pipeline import storage
 from pipeline.corpus import annotations, ledger
 from pipeline.corpus.caption_formats import format_named
 from pipeline.corpus.caption_readers import Annotation
-from pipeline.corpus.manifest import make_manifest, write_manifest
+from pipeline.corpus.manifest import make_manifest, read_manifest, write_in_parts, write_manifest
 from pipeline.corpus.sources import Layout, Source, open_source
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
@@ -40,6 +40,8 @@ VERSION = 4
 MARKER = "prepare.json"
 PACKETS = "packets"
 """Folder beside the manifest for the indexes of long videos, one file each, named after the checksum of the video."""
+PARTS = "manifest"
+"""Folder of a manifest in parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class PrepareConfig:
     root: str
     """Folder or bucket of the videos and images: a local path or s3://bucket/prefix."""
     out: str
-    """Folder or bucket for manifest.parquet, rejected.parquet and packets/."""
+    """Folder or bucket for manifest.parquet (or manifest/), rejected.parquet and packets/."""
     annotations: tuple[str, ...] = ()
     """Caption files, each PATH or SPLIT=PATH; none: .txt side-cars below the root."""
     format: str | None = None
@@ -74,6 +76,9 @@ class PrepareConfig:
     """What looking at one clip may take."""
     measure_decoders: bool = False
     """Time every decoder that loads here on clips of this corpus; training with data.decoder=auto takes the fastest."""
+    in_parts: bool = False
+    """Write the manifest as a folder of parts, of which a run reads the rows that it needs: for millions of clips. A
+    corpus that has it in one file gets it without being looked at again, and another hash."""
     force: bool = False
     """Look at every file again, even if nothing changed."""
 
@@ -126,7 +131,7 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
     inputs = _fingerprint(config, root, sources, files)
     marker = storage.join(out, MARKER)
     if not config.force and (done := already_done(marker, inputs)):
-        return done
+        return upgraded(done, out, marker, inputs) if config.in_parts else done
     storage.remove(marker)  # until the new manifest is there, nothing is finished
     annotated = annotations.read_annotations(sources, split=config.split, format=config.format, lists=config.lists)
     lists = lists_of(annotated)
@@ -145,9 +150,24 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
         max_rejected_share=config.max_rejected_share,
         started=started,
         decoders=measure_decoders(rows, config.limits) if config.measure_decoders else {},
+        in_parts=config.in_parts,
     )
     num_annotated = {split: len(paths) for split, paths in lists.items()}
     done = dataclasses.replace(done, num_annotated=num_annotated, list_hashes=list_hashes)
+    mark_done(marker, inputs, done)
+    return done
+
+
+def upgraded(done: Prepared, out: str, marker: str, inputs: str) -> Prepared:
+    """The same corpus with its manifest in parts, which are written from the one file if they are not there."""
+    if not done.manifest_path.endswith(".parquet"):
+        return done
+    path = storage.join(out, PARTS)
+    index = write_in_parts(read_manifest(done.manifest_path), path)
+    log.info(
+        "the manifest of %s is in parts now: %s, hash %s was %s", index.corpus, path, index.hash, done.manifest_hash
+    )
+    done = dataclasses.replace(done, manifest_path=path, manifest_hash=index.hash)
     mark_done(marker, inputs, done)
     return done
 
@@ -190,6 +210,7 @@ def commit(
     max_rejected_share: float,
     started: float,
     decoders: Mapping[str, Mapping[str, float]],
+    in_parts: bool = False,
 ) -> Prepared:
     """Ledger and manifest in `out`. Refused, after the ledger is written: too many rejected samples, no usable one."""
     manifest_path, ledger_path = storage.join(out, "manifest.parquet"), storage.join(out, "rejected.parquet")
@@ -201,11 +222,15 @@ def commit(
     made = dataclasses.replace(made, decoders=decoders)
     if decoders:
         log.info("%s is the fastest decoder here: %s", made.fastest_decoder, made.decoders)
-    write_manifest(made, manifest_path)
+    if in_parts:
+        manifest_path, manifest_hash = storage.join(out, PARTS), write_in_parts(made, storage.join(out, PARTS)).hash
+    else:
+        write_manifest(made, manifest_path)
+        manifest_hash = made.hash
     return Prepared(
         manifest_path=manifest_path,
         ledger_path=ledger_path,
-        manifest_hash=made.hash,
+        manifest_hash=manifest_hash,
         num_clips=made.splits,
         num_rejected=_counts(rejected),
         seconds=round(time.monotonic() - started, 1),
@@ -254,8 +279,8 @@ def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
         return files
     names = ("manifest.parquet", "rejected.parquet", MARKER, lease.LEASE)
     ours = {storage.relative_to(storage.join(out, name), root) for name in names}
-    packets = storage.relative_to(storage.join(out, PACKETS), root) + "/"
-    return {name: print_ for name, print_ in files.items() if name not in ours and not name.startswith(packets)}
+    folders = tuple(storage.relative_to(storage.join(out, name), root) + "/" for name in (PACKETS, PARTS))
+    return {name: print_ for name, print_ in files.items() if name not in ours and not name.startswith(folders)}
 
 
 def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], files: dict[str, str]) -> str:

@@ -5,10 +5,11 @@ What must be the same for two scores to be comparable stands in `Protocol`; what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,9 +20,9 @@ from jobs.run.fields import as_dict
 from jobs.tasks.retrieval import Fusion, RetrievalOptions
 from jobs.tasks.task import Measured, hash_of_ids, score_name
 from pipeline import storage
-from pipeline.corpus.manifest import checksum, read_manifest
+from pipeline.corpus.manifest import checksum, open_manifest
 from pipeline.records import Kind
-from pipeline.stream.loader import split_rows
+from pipeline.stream.source import split_clips
 
 RETRIEVAL = "retrieval"
 
@@ -141,7 +142,7 @@ def own_protocol(
 ) -> Protocol:
     """Return how a run measures itself at its end. `scores_all_pairs`: whether its task does (`Task`)."""
     manifest, max_clips = storage.absolute(data.manifest), data.max_evaluation_clips
-    num_clips = len(split_rows(manifest, data.test_split)[Kind.VIDEO])
+    num_clips = len(split_clips(manifest, data.test_split)[Kind.VIDEO])
     return Protocol(
         task=score_name(task.kind),
         run=run_folder,
@@ -159,18 +160,27 @@ def own_protocol(
 def num_shared(scored: tuple[str, str], seen: tuple[str, str]) -> int:
     """Return how many clips of the manifest and split `scored` are in `seen` too: the same bytes from and to the same
     time, whatever they are called there."""
-    names = ["checksum", "start_seconds", "end_seconds"]
-    first, second = (split_rows(path, split)[Kind.VIDEO].select(names) for path, split in (scored, seen))
-    second = second.filter(pc.field("checksum").isin(first["checksum"].combine_chunks()))
-    clips, others = (
-        set(zip(*(column.to_pylist() for column in rows.columns), strict=True)) for rows in (first, second)
-    )
-    return len(clips & others)
+    clips, others = (split_clips(path, split)[Kind.VIDEO] for path, split in (scored, seen))
+    is_seen: dict[tuple[str, float | None, float | None], bool] = {}
+    for rows in clips.batches():
+        is_seen |= dict.fromkeys(places(rows), False)
+    checksums = pa.array({checksum for checksum, _, _ in is_seen}, pa.string())
+    for rows in others.batches():
+        is_seen |= {
+            place: True for place in places(rows.filter(pc.field("checksum").isin(checksums))) if place in is_seen
+        }
+    return sum(is_seen.values())
+
+
+def places(rows: pa.Table) -> Iterator[tuple[str, float | None, float | None]]:
+    """Return of each clip the checksum of its file, its start and its end in seconds."""
+    columns = rows.select(["checksum", "start_seconds", "end_seconds"]).columns
+    return zip(*(column.to_pylist() for column in columns), strict=True)
 
 
 def num_missing(manifest_path: str, split: str) -> int:
     """Return how many clips of a split the caption files name and the manifest lacks, as jobs/prepare.py has noted."""
-    manifest = read_manifest(manifest_path)
+    manifest = open_manifest(manifest_path)
     num_clips = manifest.splits[split]
     return annotated_beside(manifest_path, manifest.hash).get(split, num_clips) - num_clips
 

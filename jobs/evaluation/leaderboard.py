@@ -19,7 +19,7 @@ from jobs.evaluation.cards import Card, read_cards
 from jobs.evaluation.published import published_scores
 from jobs.run.datasets import TestSet, known_datasets, published_test_set
 from pipeline import storage
-from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.manifest import open_manifest
 from pipeline.foreign_text import in_markdown
 
 COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -64,7 +64,7 @@ def test_of(card: Card) -> TestSet | None:
 
     FileNotFoundError if its manifest is not there.
     """
-    manifest, protocol = read_manifest(card.protocol.manifest), card.protocol
+    manifest, protocol = open_manifest(card.protocol.manifest), card.protocol
     if protocol.split != "test":  # published scores are of test splits
         return None
     return published_test_set(manifest.corpus, protocol.task, manifest.splits.get("train", 0))
@@ -86,7 +86,7 @@ def title_of(card: Card) -> str:
         test = test_of(card)
     except FileNotFoundError:  # of a run that was scored elsewhere
         return in_markdown(f"{protocol.manifest}, which is not there: {task} on {protocol.split}")
-    return test.title if test else in_markdown(f"{read_manifest(protocol.manifest).corpus}, {task} on {protocol.split}")
+    return test.title if test else in_markdown(f"{open_manifest(protocol.manifest).corpus}, {task} on {protocol.split}")
 
 
 def rows(test: TestSet | None, cards: Sequence[tuple[str, Card]]) -> list[str]:

@@ -29,7 +29,8 @@ from jobs.tasks.text import TextProcessor
 from jobs.tracking import machine, mlflow_runs
 from jobs.training.job import Job, evaluation_sources, evaluation_stream, with_absolute_weights, workers
 from pipeline import storage
-from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.corpus.listing import Listing
+from pipeline.corpus.manifest import open_manifest
 
 PLACES = ("run", "manifest", "questions")
 """What may lie elsewhere when a card's score is repeated."""
@@ -89,7 +90,7 @@ def evaluate(config: EvaluateConfig) -> Card:
     run_folder = moved.run if moved else storage.absolute(config.run)
     run = config_of(run_folder)
     protocol = moved or protocol_of(config, run.data, run.task, run_folder)
-    manifest, identity = read_manifest(protocol.manifest), run_files.read_json(f"{run_folder}/{run_files.IDENTITY}")
+    manifest, identity = open_manifest(protocol.manifest), run_files.read_json(f"{run_folder}/{run_files.IDENTITY}")
     seen = num_seen(run.data, protocol, identity["fields"]["data.manifest_hash"])
     refuse_seen(config, run.data, protocol, seen, before)
     weights = run_files.weights_hash(run_folder)
@@ -243,7 +244,7 @@ def run_manifest(data: DataConfig, protocol: Protocol, manifest_hash: str) -> st
     """Return the path of the manifest that the run was trained with; say so and return "" where it is gone."""
     for path in (protocol.manifest, storage.absolute(data.manifest)):
         with contextlib.suppress(OSError):  # of a file that is gone, or a bucket that is not for everybody
-            if read_manifest(path).hash == manifest_hash:
+            if open_manifest(path).hash == manifest_hash:
                 return path
     name = protocol.run.rpartition("/")[2]
     print(f"{data.manifest} has changed since {name} was trained; overlap with its training clips was not checked")
@@ -273,9 +274,7 @@ def refuse_seen(
             )
 
 
-def make_request(
-    run: PretrainConfig, protocol: Protocol, placement: Placement, manifest: Manifest, out: str
-) -> Request:
+def make_request(run: PretrainConfig, protocol: Protocol, placement: Placement, manifest: Listing, out: str) -> Request:
     """Return what every rank needs: the run's network and words, the clips, and what is asked about them."""
     data = dataclasses.replace(
         run.data,
@@ -288,7 +287,7 @@ def make_request(
     data = with_decoder(data, manifest.fastest_decoder)
     sources = evaluation_sources(data, placement, run.optim.global_batch, run.seed, max_clips=protocol.max_clips)
     source = {"test": sources["test"]}
-    if not len(source["test"].rows()):
+    if not source["test"].num_clips:
         raise ValueError(f"{protocol.manifest} has no video in the split {protocol.split!r}")
     kind = scored_kind(protocol.task)
     task = task_type(kind).create(

@@ -28,7 +28,7 @@ from jobs.run.recipes import fine_tuning
 from jobs.run.run_identity import config_of, identity, with_values
 from jobs.tracking import mlflow_runs, voice
 from pipeline import storage
-from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.manifest import open_manifest
 from pipeline.foreign_text import in_markdown
 
 Values = Mapping[str, Any]
@@ -122,7 +122,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
     refuse_no_captions(base.task.kind, [run.task for run in tuned.values()] if config.downstream_seeds else ())
     refuse_equal_rows(config.table, make)
     folder = storage.absolute(f"{placement.storage}/{config.name}")
-    manifest_hash = read_manifest(base.data.manifest).hash
+    manifest_hash = open_manifest(base.data.manifest).hash
     fields = common_fields(
         config.table,
         identity(base, manifest_hash),

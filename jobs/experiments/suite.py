@@ -27,7 +27,7 @@ from jobs.run.recipes import CORPORA, Recipe, corpus_folder, fine_tuning
 from jobs.run.run_identity import config_of, with_values
 from jobs.tracking import mlflow_runs
 from pipeline import storage
-from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.manifest import open_manifest
 from pipeline.synthetic.corpus import SUMMARY_NAME
 
 
@@ -99,7 +99,7 @@ class Evaluation:
             return False
         if card.questions_hash and card.questions_hash != hash_of_questions(card.protocol):
             return False
-        return card.manifest_hash == read_manifest(card.protocol.manifest).hash
+        return card.manifest_hash == open_manifest(card.protocol.manifest).hash
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from jobs.tracking.mlflow_runs import Tracker
 from jobs.training.job import make_plan
 from jobs.training.trainer import PROBES
 from pipeline import storage
-from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.manifest import open_manifest
 from pipeline.stream.epoch_plan import Plan
 
 TABLE = "sweep.json"
@@ -120,7 +120,7 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     )
     refuse_other_rungs(config, [(c.field, length) for c, length in zip(corners, lengths, strict=True)], num_steps)
     rungs = rungs_of(config, num_steps)
-    manifest, machine = read_manifest(base.data.manifest), preflight.this_machine()
+    manifest, machine = open_manifest(base.data.manifest), preflight.this_machine()
     refuse_problems(
         (f"{corner.field} cannot be {shown(corner.value)}", preflight.value_problems(corner.run, manifest, machine))
         for corner in corners

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pyarrow as pa
+
 from cluster import run as cluster_run
 from cluster import worker_lines
 from cluster.connection import at_once, connected_ray, spans_machines
@@ -22,7 +24,7 @@ from cluster.run import last_line
 from jobs.launch import lease, preflight
 from jobs.reports import run_results
 from jobs.run import run_files
-from jobs.run.config import TASK_FILES, Placement, PretrainConfig, TaskConfig, TextConfig
+from jobs.run.config import TASK_FILES, DataConfig, Placement, PretrainConfig, TaskConfig, TextConfig
 from jobs.run.fields import as_dict, config_hash, flat
 from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.retrieval import RetrievalOptions
@@ -36,12 +38,16 @@ from jobs.training.job import Job, datasets, make_plan, make_sources, with_absol
 from jobs.training.requests import STOP_FILE
 from jobs.training.step import DivergedError, RunError
 from pipeline import storage
-from pipeline.corpus.manifest import Manifest, read_manifest
-from pipeline.stream.loader import split_rows
+from pipeline.corpus.listing import Listing, Rows
+from pipeline.corpus.manifest import open_manifest
+from pipeline.stream.source import split_clips
 from pipeline.text.config import UNRANKED, MaskingConfig
 from pipeline.text.significance import SignificantWords, mine_significant_words
 from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 from snps3_model.loss_table import load_extra
+
+MAX_CAPTIONED = 1_000_000
+"""Training clips whose captions a run without a vocabulary or a table of words counts at most."""
 
 
 def pretrain(
@@ -60,7 +66,7 @@ def pretrain(
     placement = config.placement
     mlflow_runs.refuse_unreachable(placement.storage)
     run_folder = storage.join(storage.absolute(placement.storage), config.name)
-    manifest = read_manifest(config.data.manifest)
+    manifest = open_manifest(config.data.manifest)
     with lease.held(run_folder) as held:
         config, run_hash = claim_folder(config, manifest, run_folder)
         voice.keep_log_in(run_folder)
@@ -183,7 +189,7 @@ def clean(run_folder: str) -> None:
         voice.show(f"removed {name}, which was uploaded but never committed")
 
 
-def claim_folder(config: PretrainConfig, manifest: Manifest, run_folder: str) -> tuple[PretrainConfig, str]:
+def claim_folder(config: PretrainConfig, manifest: Listing, run_folder: str) -> tuple[PretrainConfig, str]:
     """Return the config with what the corpus decides, and the hash of its identity; the run's folder holds both.
 
     ValueError if the folder holds another identity.
@@ -201,11 +207,10 @@ def claim_folder(config: PretrainConfig, manifest: Manifest, run_folder: str) ->
     return config, run_hash
 
 
-def make_job(config: PretrainConfig, manifest: Manifest, run_folder: str, tracker: Tracker) -> Job:
+def make_job(config: PretrainConfig, manifest: Listing, run_folder: str, tracker: Tracker) -> Job:
     """Return what the ranks need. Vocabulary, significant words and answers are kept in the run's folder."""
     data, text, seed = config.data, config.text, config.seed
-    rows = split_rows(data.manifest, data.train_split)
-    captions = [caption for table in rows.values() for texts in table["captions"].to_pylist() for caption in texts]
+    captions = functools.cache(functools.partial(training_captions, data))
     tokenizer = kept_tokenizer(text, run_folder, captions)
     table = kept_table(text, run_folder, captions, tokenizer)
     refuse_more_words_than_there_are(config.masking, table)
@@ -259,18 +264,20 @@ def show_questions(facts: Mapping[str, float]) -> None:
         voice.show(f"training questions: {', '.join(counts)}")
 
 
-def kept_tokenizer(text: TextConfig, run_folder: str, captions: list[str]) -> Tokenizer:
+def kept_tokenizer(text: TextConfig, run_folder: str, captions: Callable[[], list[str]]) -> Tokenizer:
     """Return the vocabulary in the run's folder. A new run first writes the configured one, or one trained on the
     captions, and reads it like a resumed one."""
     path = f"{run_folder}/tokenizer.json"
     if not storage.exists(path):
         given = text.vocabulary
-        tokenizer = Tokenizer.load(given) if given else train_wordpiece(captions, text.vocabulary_size)
+        tokenizer = Tokenizer.load(given) if given else train_wordpiece(captions(), text.vocabulary_size)
         storage.write_bytes_atomic(path, tokenizer.to_json().encode())
     return Tokenizer.from_json(storage.read_bytes(path).decode())
 
 
-def kept_table(text: TextConfig, run_folder: str, captions: list[str], tokenizer: Tokenizer) -> SignificantWords:
+def kept_table(
+    text: TextConfig, run_folder: str, captions: Callable[[], list[str]], tokenizer: Tokenizer
+) -> SignificantWords:
     """Return the significant words in the run's folder. A new run first writes the configured ones, or those of the
     captions."""
     path = f"{run_folder}/significant_words.json"
@@ -279,9 +286,30 @@ def kept_table(text: TextConfig, run_folder: str, captions: list[str], tokenizer
             table = SignificantWords.load(text.significant_words, text.word_families)
             table.refuse_other_vocabulary(tokenizer.pieces)
         else:
-            table = mine_significant_words(captions, tokenizer.pieces)
+            table = mine_significant_words(captions(), tokenizer.pieces)
         table.save(path)
     return SignificantWords.from_json(storage.read_bytes(path).decode())
+
+
+def training_captions(data: DataConfig) -> list[str]:
+    """Return the captions of the training clips, of a sample of them where there are more than `MAX_CAPTIONED`."""
+    clips = split_clips(data.manifest, data.train_split)
+    total = sum(map(len, clips.values()))
+    if total > MAX_CAPTIONED:
+        print(f"vocabulary and words: the captions of {MAX_CAPTIONED} of the {total} training clips are counted")
+    tables = (table for rows in clips.values() for table in sampled(rows, min(1.0, MAX_CAPTIONED / total)))
+    return [caption for table in tables for texts in table["captions"].to_pylist() for caption in texts]
+
+
+def sampled(rows: Rows, share: float, run_rows: int = 1024) -> Iterator[pa.Table]:
+    """Yield a share of the rows: all, or runs of them, evenly spaced. As ids are hashes, those are a random sample."""
+    if share >= 1:
+        yield from rows.batches()
+        return
+    num_runs = round(len(rows) * share / run_rows)
+    for run in range(num_runs):
+        start = run * len(rows) // num_runs
+        yield rows.range(start, start + run_rows)
 
 
 def refuse_more_words_than_there_are(masking: MaskingConfig, table: SignificantWords) -> None:

@@ -1,7 +1,7 @@
 """Check a run before it starts: describe its plan in numbers and collect every problem.
 
-Nothing here starts Ray or decodes a clip. The manifest is read whole; one small file is written to the storage and
-removed again.
+Nothing here starts Ray or decodes a clip. A manifest in one file is read whole, of one in parts the index; one small
+file is written to the storage and removed again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from jobs.run.fields import differences
 from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.task import task_type
 from pipeline import storage
-from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.corpus.listing import Listing
+from pipeline.corpus.manifest import open_manifest
 from pipeline.decode import decoders
 from pipeline.records import Kind
 from pipeline.stream.config import MixingConfig
@@ -102,7 +103,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     return Survey(facts=facts, problems=(*problems, *refusals))
 
 
-def value_problems(config: PretrainConfig, manifest: Manifest | None, machine: Machine) -> list[str]:
+def value_problems(config: PretrainConfig, manifest: Listing | None, machine: Machine) -> list[str]:
     """Return what is wrong with what the run is to compute, wherever it runs."""
     data, text, task = config.data, config.text, config.task
     problems = metric_problems(task.kind, config.selection) + (split_problems(data, manifest) if manifest else [])
@@ -137,17 +138,18 @@ def num_pieces(text: TextConfig) -> tuple[int, str]:
     return text.vocabulary_size, "at most "
 
 
-def known_manifest(path: str) -> Manifest:
+def known_manifest(path: str) -> Listing:
     """The manifest; where there is none, the error says how one is made."""
     try:
-        return read_manifest(path)
+        return open_manifest(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or write the manifest with jobs/prepare.py") from error
 
 
-def check_clips(manifest: Manifest) -> None:
+def check_clips(manifest: Listing) -> None:
     """Raise if the object store of the clips cannot be read. A missing clip is rejected later, as a sample."""
-    uri = manifest.table["uri"][0].as_py()
+    split, kind = next(iter(manifest.counts))
+    uri = manifest.rows(split, Kind(kind)).range(0, 1)["uri"][0].as_py()
     if storage.is_remote(uri):
         with contextlib.suppress(FileNotFoundError):
             storage.check_readable(uri)
@@ -205,26 +207,27 @@ def visual_problems(visual: VisualConfig, data: DataConfig) -> list[str]:
     return problems
 
 
-def split_problems(data: DataConfig, manifest: Manifest) -> list[str]:
+def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
     """Return which splits of the manifest cannot be used for their purpose."""
     problems: list[str] = []
     evaluated = {"data.validation_split": data.validation_split, "data.test_split": data.test_split}
     if data.temporal_split:
         evaluated["data.temporal_split"] = data.temporal_split
     for name, split in {"data.train_split": data.train_split, **evaluated}.items():
-        rows = _tried(problems, name, lambda split=split: manifest.split(split))
-        if rows is None:
+        num_problems = len(problems)
+        _tried(problems, name, lambda split=split: manifest.refuse_empty(split))
+        if len(problems) > num_problems:
             if name == "data.temporal_split":
                 problems[-1] += "; --data.temporal-split None leaves the temporal test out"
-        elif name in evaluated and Kind.VIDEO.value not in rows["kind"].to_pylist():
+        elif name in evaluated and not manifest.num_clips(split, Kind.VIDEO):
             problems.append(
-                f"{name}: the split {split!r} has {rows.num_rows} images and no videos, and evaluation reads videos "
-                "only; put some videos into it with jobs/prepare.py"
+                f"{name}: the split {split!r} has {manifest.splits[split]} images and no videos, and evaluation reads "
+                "videos only; put some videos into it with jobs/prepare.py"
             )
-        elif name == "data.temporal_split" and rows["group"].null_count:
+        elif name == "data.temporal_split" and (num_alone := manifest.split(split)["group"].null_count):
             problems.append(
-                f"{name}: {rows['group'].null_count} of {rows.num_rows} clips of the split {split!r} have no group to "
-                "be compared in; fill the column group, or pass --data.temporal-split None"
+                f"{name}: {num_alone} of {manifest.splits[split]} clips of the split {split!r} have no group to be "
+                "compared in; fill the column group, or pass --data.temporal-split None"
             )
     return problems
 
@@ -264,7 +267,7 @@ def identity_refusal(name: str, fields: Mapping[str, Any], run_folder: str) -> s
     )
 
 
-def training_plan(data: DataConfig, global_batch: int, seed: int, manifest: Manifest) -> Plan | None:
+def training_plan(data: DataConfig, global_batch: int, seed: int, manifest: Listing) -> Plan | None:
     """Return the plan of the training split; None if it has no clip."""
     kinds = _num_by_kind(manifest, data.train_split)
     if not kinds.total():
@@ -275,6 +278,7 @@ def training_plan(data: DataConfig, global_batch: int, seed: int, manifest: Mani
         num_images=kinds[Kind.IMAGE.value],
         global_batch=global_batch,
         mixing=data.mixing,
+        order=data.order if manifest.is_in_parts else None,
     )
 
 
@@ -292,7 +296,7 @@ def describe(survey: Survey) -> str:
     return "\n".join([*lines, f"problems   {len(problems) or 'none'}", *(f"  - {problem}" for problem in problems)])
 
 
-def _corpus_line(data: DataConfig, manifest: Manifest | None) -> str:
+def _corpus_line(data: DataConfig, manifest: Listing | None) -> str:
     if manifest is None:
         return "unknown"
     names = [data.train_split, data.validation_split, data.test_split, data.temporal_split]
@@ -357,9 +361,8 @@ def _resources_line(placement: Placement, machine: Machine) -> str:
     )
 
 
-def _num_by_kind(manifest: Manifest, split: str) -> Counter[str]:
-    splits, kinds = manifest.table["split"].to_pylist(), manifest.table["kind"].to_pylist()
-    return Counter(kind for of, kind in zip(splits, kinds, strict=True) if of == split)
+def _num_by_kind(manifest: Listing, split: str) -> Counter[str]:
+    return Counter({kind: count for (of, kind), count in manifest.counts.items() if of == split})
 
 
 def _tried(problems: list[str], name: str, look: Callable[[], Any]) -> Any:

@@ -58,7 +58,7 @@ def conclude(job: Job, task: TaskConfig, facts: Mapping[str, str]) -> tuple[dict
         test=examples.get("test"),
         temporal=examples.get("temporal"),
         masked_captions=masked_captions(examples["test"], job.text.tokenizer) if "test" in examples else (),
-        num_clips={name: len(source.rows()) for name, source in job.sources.items() if name != "train"},
+        num_clips={name: source.num_clips for name, source in job.sources.items() if name != "train"},
         ledger={str(reason): count for reason, count in count_by_reason(rejected).items()},
         timings=seconds,
         protocols=list(cards.read_cards(folder).values()),

@@ -17,7 +17,7 @@ from jobs.run.fields import flat, refuse_below
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.decoders import DecoderName
-from pipeline.stream.config import AugmentationConfig, MixingConfig
+from pipeline.stream.config import AugmentationConfig, MixingConfig, OrderConfig
 from pipeline.text.config import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
 
@@ -30,7 +30,7 @@ class DataConfig:
     """Which clips, and how they are decoded."""
 
     manifest: str = "corpora/embedded/manifest/manifest.parquet"
-    """Parquet manifest written by jobs/prepare.py: a path or an s3:// URL."""
+    """Manifest written by jobs/prepare.py, a Parquet file or a folder of parts: a path or an s3:// URL."""
     train_split: str = "train"
     validation_split: str = "val"
     test_split: str = "test"
@@ -51,6 +51,7 @@ class DataConfig:
     """Clips of a split between which a run retrieves at most, the first by clip_id; scoring all pairs grows with the
     square. Questions are asked about all clips."""
     mixing: MixingConfig = field(default_factory=MixingConfig)
+    order: OrderConfig = field(default_factory=OrderConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     @property

@@ -19,7 +19,7 @@ from jobs.tasks.network import Network, NetworkOptions
 from jobs.tasks.task import Evaluation, Measured, SavedScores, Task, TaskInputs, hash_of_ids
 from jobs.tasks.text import TextProcessor
 from pipeline import storage
-from pipeline.corpus.manifest import Manifest
+from pipeline.corpus.listing import Listing
 from pipeline.corpus.questions import (
     Asked,
     AskedClips,
@@ -283,7 +283,7 @@ def by_clips(inputs: TaskInputs, questions: Mapping[str, Sequence[Asked]]) -> di
     }
 
 
-def of_split(manifest: Manifest, source: ClipSource, path: str, questions: Sequence[Asked]) -> AskedClips[Asked]:
+def of_split(manifest: Listing, source: ClipSource, path: str, questions: Sequence[Asked]) -> AskedClips[Asked]:
     """Return the questions of the file `path` by clip. ValueError if they are about none of the clips of `source`."""
     rows = manifest.split(source.split) if source.plan else source.rows()  # training shows pictures too
     by_clip = asked_clips(questions, ClipNames(rows, manifest.root))

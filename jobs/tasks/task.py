@@ -32,7 +32,8 @@ from jobs.run.config import TaskConfig
 from jobs.tasks.network import Network, NetworkOptions
 from jobs.tasks.retrieval import RetrievalOptions
 from jobs.tasks.text import TextProcessor
-from pipeline.corpus.manifest import Manifest, checksum
+from pipeline.corpus.listing import Listing
+from pipeline.corpus.manifest import checksum
 from pipeline.records import Batch, ClipRows
 from snps3_model.config import ObjectiveConfig
 from snps3_model.loss_table import Loss, attribute
@@ -64,7 +65,7 @@ class TaskInputs:
     extra: Mapping[Loss, float] = field(default_factory=dict)
     """Losses of other packages with their weights; only where a run trains."""
     retrieval: RetrievalOptions
-    manifest: Manifest
+    manifest: Listing
     sources: Mapping[str, ClipSource]
     """Clips, by dataset."""
     seed: int
@@ -214,7 +215,7 @@ def measured(
         num_videos=len(clip_ids),
         num_queries=len(texts or clip_ids),
         num_missing=None,
-        num_undecoded=len(source.rows()) - len(clip_ids),
+        num_undecoded=source.num_clips - len(clip_ids),
         scores=scores,
     )
 

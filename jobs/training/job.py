@@ -18,7 +18,8 @@ from jobs.tasks.text import TextProcessor
 from pipeline import storage
 from pipeline.records import Kind
 from pipeline.stream.epoch_plan import Plan
-from pipeline.stream.loader import ClipSource, clip_stream, segments, split_rows
+from pipeline.stream.loader import ClipSource, clip_stream, segments
+from pipeline.stream.source import split_clips
 from snps3_model.config import ModelConfig
 from snps3_model.loading import is_hub_name
 
@@ -58,13 +59,14 @@ def with_absolute_weights(model: ModelConfig) -> ModelConfig:
 
 def make_plan(data: DataConfig, global_batch: int, seed: int) -> Plan:
     """Return the order of the training clips."""
-    rows = split_rows(data.manifest, data.train_split)
+    clips = split_clips(data.manifest, data.train_split)
     return Plan(
         seed=seed,
-        num_videos=len(rows[Kind.VIDEO]),
-        num_images=len(rows[Kind.IMAGE]),
+        num_videos=len(clips[Kind.VIDEO]),
+        num_images=len(clips[Kind.IMAGE]),
         global_batch=global_batch,
         mixing=data.mixing,
+        order=data.order if clips[Kind.VIDEO].is_in_parts else None,
     )
 
 

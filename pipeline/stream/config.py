@@ -102,3 +102,21 @@ class MixingConfig:
             raise ValueError(f"data.mixing.weights must be at least 1 each, got {self.weights}; None mixes all steps")
         if self.image_epochs is not None and self.image_epochs < 1:
             raise ValueError(f"data.mixing.image_epochs must be at least 1 or None, got {self.image_epochs}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderConfig:
+    """How far apart the clips of a step lie in a manifest in parts, of which a process reads 1,024 rows at a time. A
+    manifest in one file is permuted as a whole."""
+
+    whole_up_to: int = 102_400
+    """A kind with at most so many clips is permuted as a whole. Of more, blocks of 1,024 clips are permuted, then the
+    clips within windows of blocks."""
+    window_blocks: int = 48
+    """Blocks of a window, from which a step's clips are drawn. A process keeps 112 blocks: this window and the next."""
+
+    def __post_init__(self) -> None:
+        if self.whole_up_to < 1024:
+            raise ValueError(f"data.order.whole_up_to must be at least 1024, a block, got {self.whole_up_to}")
+        if self.window_blocks < 2:
+            raise ValueError(f"data.order.window_blocks must be at least 2, got {self.window_blocks}")

@@ -3,7 +3,8 @@
     (seed, number of clips, global batch) ── step ──► epoch, kind, global_batch rows of the manifest (−1: padding)
 
 The order is a keyed permutation, evaluated for one position without the others, so that a worker derives the rows of
-its steps whatever the number of clips. Global batches do not depend on the number of workers.
+its steps whatever the number of clips. Global batches do not depend on the number of workers. Of a large corpus in
+parts, the clips near one another in time lie in few blocks of the manifest (`OrderConfig`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from pipeline.records import Kind
-from pipeline.stream.config import MixingConfig
+from pipeline.stream.config import MixingConfig, OrderConfig
+from pipeline.stream.permutation import BLOCK_CLIPS, permute, permute_in_windows
 
 PADDING = -1
 """The row of a slot without a clip: the tail of an epoch."""
-NUM_ROUNDS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class Plan:
     num_images: int
     global_batch: int
     mixing: MixingConfig = field(default_factory=MixingConfig)
+    order: OrderConfig | None = None
+    """Of a corpus in parts; None permutes the clips of each kind as a whole, however many there are."""
 
     def __post_init__(self) -> None:
         if self.global_batch < 1:
@@ -80,13 +83,32 @@ class Plan:
 
     def step(self, step: int) -> PlannedStep:
         """Return the plan of global step `step`, counted from 0."""
+        return self._planned(step, *self._place(step))
+
+    def step_ahead(self, step: int) -> PlannedStep | None:
+        """Return the step of the same kind a window of blocks later, whose rows are worth reading by now; None where
+        clips are permuted as a whole."""
         kind, epoch, position = self._place(step)
+        if self.order is None or not self._is_windowed(kind):
+            return None
+        later = position + -(-self.order.window_blocks * BLOCK_CLIPS // self.global_batch)
+        return self._planned(step, kind, epoch + later // self.num_steps(kind), later % self.num_steps(kind))
+
+    def _planned(self, step: int, kind: Kind, epoch: int, position: int) -> PlannedStep:
         length = self.num_clips(kind)
         slots = position * self.global_batch + np.arange(self.global_batch, dtype=np.int64)
         rows = np.full(self.global_batch, PADDING, dtype=np.int64)
-        is_real = slots < length
-        rows[is_real] = permute(slots[is_real], length, key=(self.seed, epoch, 1 + (kind == Kind.IMAGE)))
+        is_real, key = slots < length, (self.seed, epoch, 1 + (kind == Kind.IMAGE))
+        if self.order is not None and self._is_windowed(kind):
+            window_blocks = self.order.window_blocks
+            rows[is_real] = permute_in_windows(slots[is_real], length, window_blocks=window_blocks, key=key)
+        else:
+            rows[is_real] = permute(slots[is_real], length, key=key)
         return PlannedStep(step=step, epoch=epoch, kind=kind, rows=rows)
+
+    def _is_windowed(self, *kinds: Kind) -> bool:
+        """Return whether any of `kinds` has too many clips to be permuted as a whole."""
+        return self.order is not None and any(self.num_clips(kind) > self.order.whole_up_to for kind in kinds)
 
     def _place(self, step: int) -> tuple[Kind, int, int]:
         """Return the kind of `step`, its epoch, and its place among the steps of its kind in that epoch."""
@@ -102,6 +124,10 @@ class Plan:
             epoch, position = divmod(step - start, self.num_steps(Kind.VIDEO))
             return Kind.VIDEO, self.mixing.image_epochs + epoch, position
         epoch, position = divmod(step, self.steps_per_epoch)
+        if self._is_windowed(*Kind):  # steps in a random order would need a window each; evenly mixed ones do not
+            earlier = position * self.num_steps(Kind.IMAGE) // self.steps_per_epoch
+            is_image = (position + 1) * self.num_steps(Kind.IMAGE) // self.steps_per_epoch > earlier
+            return (Kind.IMAGE, epoch, earlier) if is_image else (Kind.VIDEO, epoch, position - earlier)
         drawn = int(permute(np.array([position]), self.steps_per_epoch, key=(self.seed, epoch, 0))[0])
         num_video_steps = self.num_steps(Kind.VIDEO)
         return (Kind.VIDEO, epoch, drawn) if drawn < num_video_steps else (Kind.IMAGE, epoch, drawn - num_video_steps)
@@ -111,40 +137,3 @@ def sequential(step: int, *, length: int, batch: int, kind: Kind) -> PlannedStep
     """Return step `step` of one pass over `length` clips in order of clip_id, as evaluation reads them."""
     slots = step * batch + np.arange(batch, dtype=np.int64)
     return PlannedStep(step=step, epoch=0, kind=kind, rows=np.where(slots < length, slots, PADDING))
-
-
-def permute(positions: Int64[np.ndarray, " n"], length: int, *, key: tuple[int, ...]) -> Int64[np.ndarray, " n"]:
-    """Permute `positions` in [0, length) by the permutation that `key` selects.
-
-    A Feistel network over the next power of four, repeated until it lands inside (cycle walking), so that memory and
-    time do not depend on `length`.
-    """
-    half_bits = max(1, ((max(length, 2) - 1).bit_length() + 1) // 2)
-    round_keys = _mix(np.arange(1, NUM_ROUNDS + 1, dtype=np.uint64) ^ _fold(key))
-    moved = _feistel(positions.astype(np.uint64), half_bits, round_keys)
-    while (outside := moved >= length).any():
-        moved[outside] = _feistel(moved[outside], half_bits, round_keys)
-    return moved.astype(np.int64)
-
-
-def _feistel(values: np.ndarray, half_bits: int, round_keys: np.ndarray) -> np.ndarray:
-    mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
-    left, right = values >> shift, values & mask
-    for round_key in round_keys:
-        left, right = right, left ^ (_mix(right ^ round_key) & mask)
-    return (left << shift) | right
-
-
-def _fold(key: tuple[int, ...]) -> np.uint64:
-    folded = np.zeros(1, dtype=np.uint64)
-    for number in key:
-        folded = _mix(folded ^ np.array([number & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
-    return folded[0]
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: every input bit moves every output bit."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))

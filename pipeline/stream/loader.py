@@ -8,10 +8,8 @@ keeps its slot with weight 0: nothing is filtered, no rank ever gets fewer rows 
 
 from __future__ import annotations
 
-import bisect
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -19,29 +17,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.fetching import fail
-from pipeline.corpus.manifest import read_manifest
 from pipeline.decode.clip_media import fetch_clip
 from pipeline.decode.codec import decode_frames, known_info
-from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.isolation import isolated
 from pipeline.decode.packets import decoded
 from pipeline.decode.pixels import PixelBuffer
 from pipeline.decode.sampling import Policy
 from pipeline.records import ClipRows, DecodeError, Kind, Media, Rejected, Stage
-from pipeline.stream.epoch_plan import PADDING, Plan, PlannedStep, sequential
+from pipeline.stream.epoch_plan import PADDING, PlannedStep
 from pipeline.stream.failures import failures_in, note_failure
 from pipeline.stream.randomness import Purpose, clip_rng
+from pipeline.stream.source import ClipSource
 
 MAX_BLOCKS = 10_000
 """Full blocks of one dataset; a longer run is cut into segments, as Ray Data plans all blocks of a dataset at once."""
-BLOCK_BYTES = 16 * 2**20
-"""Pixels of one block: several steps of small clips, since each block costs Ray Data some milliseconds of its own."""
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -61,99 +56,11 @@ CLIP_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipSource:
-    """Which clips are read, and how they are decoded: all that a decode worker has to know."""
-
-    manifest_path: str
-    split: str
-    num_frames: int
-    frame_size_px: int
-    decoder: str
-    seed: int
-    plan: Plan | None
-    """The order of training; None reads the split's videos once, in order of clip_id, with middle frames."""
-    batch: int
-    """Slots per step: the global batch."""
-
-    max_clips: int | None = None
-    """Evaluation reads at most this many clips, the first by clip_id."""
-    sampling: Sampling = field(default_factory=Sampling)
-    limits: Limits = field(default_factory=Limits)
-    long_sides_px: tuple[int, ...] = ()
-    """Training decodes each clip with one of these long sides, drawn anew in each epoch; none: `frame_size_px`."""
-
-    patience_seconds: float = 0.0
-    """How long a store that fails is asked again before a clip counts as unavailable."""
-    failures: str = ""
-    """Folder in which clips that do not decode are noted, so that none is decoded again; empty: none is noted."""
-
-    @property
-    def clip_bytes(self) -> int:
-        """Bytes of a clip's pixels at most."""
-        return self.num_frames * self.frame_size_px**2 * 3
-
-    def share(self, num_ranks: int) -> int:
-        """Slots of a step that are one rank's. Where the ranks do not divide the batch, the last slots stay empty."""
-        return -(-self.batch // num_ranks)
-
-    def steps_per_block(self, num_ranks: int) -> int:
-        """Steps of one rank that are decoded together."""
-        return max(1, BLOCK_BYTES // (self.share(num_ranks) * self.clip_bytes))
-
-    def first_step(self, group: int, num_ranks: int) -> int:
-        """Of a rank's block `group`, counted from the first of all: blocks of 1, 1, 2, 4 … steps until they hold
-        `steps_per_block`, so that training begins when the first is decoded and not the first of that size. The second
-        is no larger, since Ray Data hands out a block when it has the next."""
-        size = self.steps_per_block(num_ranks)
-        num_grown = min(group, size.bit_length())
-        return 2**num_grown // 2 + (group - num_grown) * size
-
-    def num_groups(self, num_steps: int, num_ranks: int) -> int:
-        """Blocks of a rank that hold so many steps."""
-        first_step = functools.partial(self.first_step, num_ranks=num_ranks)
-        return bisect.bisect_left(range(num_steps + 1), num_steps, key=first_step)
-
-    def steps_of_block(self, number: int, start_step: int, stop_step: int, num_ranks: int) -> tuple[range, int]:
-        """Steps of a block, of those in [start, stop), and the rank whose shares it holds."""
-        group, rank = divmod(number, num_ranks)
-        first, after = (start_step + self.first_step(one, num_ranks) for one in (group, group + 1))
-        return range(first, min(after, stop_step)), rank
-
-    def planned(self, step: int) -> PlannedStep:
-        """The rows of one step."""
-        if self.plan is not None:
-            return self.plan.step(step)
-        return sequential(step, length=len(self.rows()), batch=self.batch, kind=Kind.VIDEO)
-
-    def rows(self) -> pa.Table:
-        """The videos of an evaluation split, in order of clip_id."""
-        return split_rows(self.manifest_path, self.split)[Kind.VIDEO][: self.max_clips]
-
-    def groups(self, clip_ids: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-        """A number per clip, equal for clips of one group; −1 for clips of none."""
-        rows = self.rows()
-        names = dict(zip(rows["clip_id"].to_pylist(), rows["group"].to_pylist(), strict=True))
-        known = {name: number for number, name in enumerate(sorted({name for name in names.values() if name}))}
-        return np.array([known.get(names[clip_id], -1) for clip_id in clip_ids.tolist()], dtype=np.int64)
-
-    def num_evaluation_steps(self) -> int:
-        """Steps of one pass over an evaluation split."""
-        return -(-len(self.rows()) // self.batch)
-
-
 def segments(source: ClipSource, num_steps: int, most_ranks: int) -> list[tuple[str, int, int]]:
     """Name and step range [start, stop) of each dataset that a run of `num_steps` on up to `most_ranks` is cut into."""
     size = max(1, MAX_BLOCKS // most_ranks) * source.steps_per_block(most_ranks)
     starts = range(0, num_steps, size)
     return [(f"train-{number}", start, min(start + size, num_steps)) for number, start in enumerate(starts)]
-
-
-@functools.cache
-def split_rows(manifest_path: str, split: str) -> dict[Kind, pa.Table]:
-    """The rows of a split by kind, each in order of clip_id; read once per process."""
-    rows = read_manifest(manifest_path).split(split)
-    return {kind: rows.filter(pc.field("kind") == kind.value).combine_chunks() for kind in Kind}
 
 
 def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
@@ -226,10 +133,11 @@ def decoded_slots(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one rank's slots of one step, as `decode_slot` gives them."""
     share, planned = source.share(num_ranks), source.planned(step)
-    table = split_rows(source.manifest_path, source.split)[planned.kind]
     rows = np.pad(planned.rows, (0, share * num_ranks - source.batch), constant_values=PADDING)
     rows, first_slot = rows[rank * share : (rank + 1) * share], (step * num_ranks + rank) * share
-    found = [table.slice(row, 1).to_pylist()[0] if row >= 0 else None for row in rows.tolist()]
+    taken = iter(source.clips(planned.kind).take(rows[rows != PADDING]).to_pylist())
+    found = [next(taken) if row != PADDING else None for row in rows.tolist()]
+    read_ahead(source, step)
     known = [failures.get(row["clip_id"]) if row else None for row in found]
     wanted = [row if row and not error else None for row, error in zip(found, known, strict=True)]
     reads = storage.ahead(
@@ -243,6 +151,13 @@ def decoded_slots(
         if not error:
             note_failure(source.failures, done)
         yield done | {"num_retries": storage.pop_retry_count()}
+
+
+def read_ahead(source: ClipSource, step: int) -> None:
+    """Begin to read the manifest's rows of the steps a window later."""
+    later = source.plan.step_ahead(step) if source.plan else None
+    if later:
+        source.clips(later.kind).prefetch(later.rows[later.rows != PADDING])
 
 
 def decode_slot(

@@ -9,7 +9,7 @@ from jobs.benchmarks.support.fixtures import json_of_child
 from pipeline.corpus import media
 from pipeline.decode.codec import open_video
 from pipeline.records import Kind
-from pipeline.stream.loader import split_rows
+from pipeline.stream.source import split_rows
 
 CLIPS = Clips(count=10, width=64, height=48, seconds=1, fps=10)
 

@@ -34,7 +34,7 @@ from jobs.run.recipes import fine_tuning
 from jobs.run.run_identity import config_of
 from pipeline.corpus.ledger import read_ledger
 from pipeline.records import Kind
-from pipeline.stream.loader import split_rows
+from pipeline.stream.source import split_rows
 
 pytestmark = pytest.mark.ray
 NUM_STEPS = 4

@@ -283,7 +283,7 @@ def test_a_second_driver_is_refused_before_it_changes_anything_and_a_dry_run_say
         with pytest.raises(ValueError, match=f"has a live driver: process {pid} on .*take another --name"):
             driver.pretrain(config)
         assert [path.name for path in run_folder.iterdir() if not path.name.startswith(".")] == [LEASE]
-        driver.claim_folder(config, driver.read_manifest(config.data.manifest), str(run_folder))
+        driver.claim_folder(config, driver.open_manifest(config.data.manifest), str(run_folder))
         words = preflight.describe(preflight.survey(config))
         assert re.search(
             rf"without a checkpoint yet; has a driver, process {pid} on .*, which renewed its lease", words

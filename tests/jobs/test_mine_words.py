@@ -8,17 +8,21 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from jobs.benchmarks.mining import mining
+from jobs.benchmarks.support.synthetic_manifest import synthetic_tables
 from jobs.command_line.entry import exit_status
 from jobs.corpus.word_mining import MineConfig, describe, mine_words
-from jobs.launch.driver import kept_table
+from jobs.launch import driver
+from jobs.launch.driver import kept_table, kept_tokenizer
 from jobs.launch.preflight import survey
 from jobs.mine_words import main
-from jobs.run.config import TextConfig
+from jobs.run.config import DataConfig, TextConfig
 from jobs.run.presets import tiny
 from pipeline import storage
+from pipeline.corpus.manifest import make_manifest, write_manifest
 from pipeline.text.significance import SignificanceConfig, SignificantWords, mine_significant_words
 from pipeline.text.tagging import lexicon_tagger
 from pipeline.text.tokenizer import Tokenizer, train_wordpiece
@@ -89,10 +93,15 @@ def test_the_command_line_writes_into_a_bucket(
         word_families=f"{bucket}/words/word_families.json",
     )
     tokenizer = Tokenizer.load(folder / "vocabulary")
-    table = kept_table(text, str(folder / "run"), [], tokenizer)
+    table = kept_table(text, str(folder / "run"), list, tokenizer)
     expected = mine_significant_words(CAPTIONS, tokenizer.pieces, tagger=lexicon_tagger)
     np.testing.assert_array_equal(table.ranks, expected.ranks)
     np.testing.assert_array_equal(table.family_members, expected.family_members)
+
+
+def unread() -> list[str]:
+    """Captions of a run that is given vocabulary and words."""
+    return pytest.fail("the captions were read")
 
 
 def test_a_run_takes_the_table_that_it_is_given_and_keeps_it(folder: Path) -> None:
@@ -100,13 +109,28 @@ def test_a_run_takes_the_table_that_it_is_given_and_keeps_it(folder: Path) -> No
     given = mine_significant_words(["a small wall", *CAPTIONS], tokenizer.pieces, tagger=lexicon_tagger)
     given.save(folder / "words.json")
     text = TextConfig(vocabulary=str(folder / "vocabulary"), significant_words=str(folder / "words.json"))
-    assert kept_table(text, str(folder / "run"), CAPTIONS, tokenizer).to_json() == given.to_json()
+    assert kept_tokenizer(text, str(folder / "run"), unread).pieces == tokenizer.pieces
+    assert kept_table(text, str(folder / "run"), unread, tokenizer).to_json() == given.to_json()
     (folder / "words.json").unlink()
-    assert kept_table(text, str(folder / "run"), CAPTIONS, tokenizer).to_json() == given.to_json()
+    assert kept_table(text, str(folder / "run"), unread, tokenizer).to_json() == given.to_json()
     other = train_wordpiece(["something else entirely"], 60)
     given.save(folder / "words.json")
     with pytest.raises(ValueError, match="ids, the vocabulary"):
-        kept_table(text, str(folder / "other"), CAPTIONS, other)
+        kept_table(text, str(folder / "other"), unread, other)
+
+
+def test_a_large_corpus_gives_a_sample_of_its_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = pa.concat_tables(synthetic_tables({"train": 20_000}, "/videos.bin"))
+    write_manifest(make_manifest("toy", "/videos.bin", tables), path := str(tmp_path / "manifest.parquet"))
+    data = DataConfig(manifest=path)
+    whole = driver.training_captions(data)
+    assert whole == [texts[0] for texts in tables["captions"].to_pylist()]
+    monkeypatch.setattr(driver, "MAX_CAPTIONED", 4096)
+    sample = driver.training_captions(data)
+    assert len(sample) == 4096
+    assert [whole.index(caption) for caption in sample[::1024]] == [0, 5000, 10_000, 15_000]
+    monkeypatch.setattr(driver, "MAX_CAPTIONED", 20_000)
+    assert driver.training_captions(data) == whole
 
 
 def test_a_table_without_its_vocabulary_is_refused() -> None:

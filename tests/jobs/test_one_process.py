@@ -30,6 +30,7 @@ from jobs.tracking import mlflow_runs
 from jobs.training import requests, trainer
 from jobs.training.job import Job
 from jobs.training.requests import STOP_FILE
+from pipeline.corpus.manifest import open_manifest, read_manifest, write_in_parts
 
 OUTSIDER = '''
 from dataclasses import dataclass
@@ -130,6 +131,20 @@ def test_the_identity_is_that_of_the_configuration_as_it_was_given(finished: Pat
     fields = run_files.read_json(f"{finished}/{run_files.IDENTITY}")["fields"]
     assert (fields["optim.num_steps"], fields["optim.num_epochs"]) == (100, 1)
     assert "commit" not in fields
+
+
+def test_a_corpus_in_parts_is_trained_on_as_one_file(finished: Path, manifest: str, tmp_path: Path) -> None:
+    write_in_parts(read_manifest(manifest), parts := str(tmp_path / "parts"))
+    words = [*small_options(parts, tmp_path, num_steps=100), "--optim.num-epochs", "1"]
+    with in_one_process():
+        assert pretrain.main(words) == 0
+    of_file, of_parts = (run_files.read_json(f"{folder}/results.json") for folder in (finished, tmp_path / "small"))
+    metrics = {key for key in of_file if key.split("/")[0] in ("validation", "test")}
+    assert len(metrics) > 10
+    assert {key: of_parts[key] for key in metrics} == {key: of_file[key] for key in metrics}
+    assert of_parts["manifest_hash"] == open_manifest(parts).hash != of_file["manifest_hash"]
+    for name in ("tokenizer.json", "significant_words.json", f"best/{run_files.WEIGHTS}"):
+        assert (tmp_path / "small" / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_steps_between_logs_and_polls_wait_for_nothing(

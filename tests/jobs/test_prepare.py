@@ -19,7 +19,7 @@ from jobs.run.recipes import fine_tuning
 from pipeline import storage
 from pipeline.corpus.caption_formats import installed_datasets
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
-from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.manifest import open_manifest, read_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.decode.decoders import loadable
 from pipeline.records import Reason
@@ -58,6 +58,19 @@ def config(folder: Path, **changes) -> PrepareConfig:
 def folder(tmp_path, local_ray) -> Path:
     write_corpus(tmp_path)
     return tmp_path
+
+
+def test_a_manifest_in_parts_is_made_of_the_corpus_or_of_the_one_file(folder, caplog):
+    one = prepare(config(folder))
+    with caplog.at_level("INFO"):
+        parts = prepare(config(folder, in_parts=True))
+    assert f"{folder}/out/manifest, hash {parts.manifest_hash} was {one.manifest_hash}" in caplog.text
+    assert read_manifest(parts.manifest_path).table.equals(read_manifest(one.manifest_path).table)
+    assert open_manifest(parts.manifest_path).hash == parts.manifest_hash != one.manifest_hash
+    assert prepare(config(folder, in_parts=True)) == parts
+    anew = prepare(config(folder, in_parts=True, out=str(folder / "videos" / "out")))
+    assert (anew.manifest_hash, anew.num_clips) == (parts.manifest_hash, one.num_clips)
+    assert prepare(config(folder, in_parts=True, out=str(folder / "videos" / "out"))) == anew
 
 
 def test_the_same_input_gives_the_same_bytes_and_again_does_nothing(folder):

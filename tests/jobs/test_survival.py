@@ -46,7 +46,8 @@ from jobs.tracking.journal import read_journals
 from jobs.training.job import make_sources
 from pipeline import storage
 from pipeline.corpus.ledger import read_ledger
-from pipeline.stream.loader import ClipSource, split_rows
+from pipeline.stream.loader import ClipSource
+from pipeline.stream.source import split_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.ray

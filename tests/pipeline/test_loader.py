@@ -319,7 +319,7 @@ def test_a_block_holds_as_many_steps_as_fit(source: ClipSource, size_px: int, nu
 def test_blocks_grow_until_they_are_full_and_cover_all_steps(
     source: ClipSource, monkeypatch: pytest.MonkeyPatch, size: int, num_steps: int
 ) -> None:
-    monkeypatch.setattr("pipeline.stream.loader.BLOCK_BYTES", size * SHARE * NUM_FRAMES * SIZE_PX**2 * 3)
+    monkeypatch.setattr("pipeline.stream.source.BLOCK_BYTES", size * SHARE * NUM_FRAMES * SIZE_PX**2 * 3)
     num_blocks = source.num_groups(num_steps, NUM_RANKS) * NUM_RANKS
     found = [source.steps_of_block(number, 5, 5 + num_steps, NUM_RANKS) for number in range(num_blocks)]
     assert [rank for _, rank in found] == list(range(NUM_RANKS)) * (num_blocks // NUM_RANKS)
@@ -335,7 +335,7 @@ def test_blocks_of_several_steps_hold_each_ranks_shares_in_turn(
     source: ClipSource, two_epochs: list[pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step_bytes = SHARE * NUM_FRAMES * SIZE_PX**2 * 3
-    monkeypatch.setattr("pipeline.stream.loader.BLOCK_BYTES", 3 * step_bytes)
+    monkeypatch.setattr("pipeline.stream.source.BLOCK_BYTES", 3 * step_bytes)
     bounds = {"start_step": 2, "stop_step": 10, "num_ranks": NUM_RANKS}
     blocks = [decode_block(pa.table({"id": [n]}), source=source, **bounds) for n in range(8)]
     assert [len(block) // SHARE for block in blocks] == [1, 1, 1, 1, 3, 3, 3, 3]

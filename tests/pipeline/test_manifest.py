@@ -83,6 +83,10 @@ def test_any_change_of_content_changes_the_hash(field):
     assert make_manifest("toy", "/videos", rows).hash != corpus().hash
 
 
+def test_the_hash_of_one_file_is_the_same_in_every_version():
+    assert corpus().hash == "75d20ad2be17c20e0d3ec6b8a0fc41de"  # runs and cards on disk name it
+
+
 def test_the_hash_sees_where_captions_end():
     tables = [
         corpus(num_clips=1, captions=captions).table for captions in (["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.corpus.parts import GROUP_ROWS
 from pipeline.records import Kind
-from pipeline.stream.config import MixingConfig
+from pipeline.stream.config import MixingConfig, OrderConfig
 from pipeline.stream.epoch_plan import PADDING, Plan, permute, sequential
+from pipeline.stream.permutation import BLOCK_CLIPS, permute_in_windows
 
 SIZES = st.integers(0, 40)
 
@@ -216,6 +221,112 @@ def test_rows_far_apart_in_a_large_corpus_never_meet_twice() -> None:
     rows = np.concatenate([plan.step(number).rows for number in range(0, 100_000, 1000)])
     assert len(np.unique(rows)) == len(rows) == 100_000
     assert rows.mean() == pytest.approx(50_000_000, rel=0.02)
+
+
+def digest(plan: Plan, steps: Iterable[int]) -> str:
+    """16 hex digits of some steps of a plan."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for planned in map(plan.step, steps):
+        hashed.update(f"{planned.epoch} {planned.kind}".encode() + planned.rows.astype("<i8").tobytes())
+    return hashed.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("num_videos", "num_images", "global_batch", "expected"),
+    [
+        (43, 5, 8, "b87a1154b7be80a8"),
+        (1280, 640, 128, "ea5516910dae0553"),
+        (100_000, 0, 64, "e9eb5a5948bc2eaa"),
+        (10_000_000, 0, 1024, "dd1e2bc8fcff4be8"),
+    ],
+)
+def test_the_order_of_a_run_that_was_begun_is_the_same_in_every_version(
+    num_videos: int, num_images: int, global_batch: int, expected: str
+) -> None:
+    plan = make_plan(num_videos, num_images, global_batch, seed=7)
+    assert digest(plan, (0, 1, 5, 17, 100)) == expected
+
+
+def windowed(num_videos: int, num_images: int = 0, *, whole_up_to: int = 1024, **fields: Any) -> Plan:
+    """A plan of a corpus in parts with windows of four blocks."""
+    order = OrderConfig(whole_up_to=whole_up_to, window_blocks=4)
+    plan: dict[str, Any] = {"seed": 7, "num_videos": num_videos, "num_images": num_images, "global_batch": 64}
+    return Plan(**plan | {"order": order} | fields)
+
+
+@settings(deadline=None, max_examples=30)
+@given(length=st.integers(1024, 12_000), window_blocks=st.integers(2, 6), key=st.integers(0, 2**40))
+def test_windows_of_blocks_hold_each_row_once_and_any_position_is_found_alone(
+    length: int, window_blocks: int, key: int
+) -> None:
+    rows = permute_in_windows(np.arange(length), length, window_blocks=window_blocks, key=(key, 1))
+    assert np.sort(rows).tolist() == list(range(length))
+    for position in (0, length // 3, length - 1):
+        alone = permute_in_windows(np.array([position]), length, window_blocks=window_blocks, key=(key, 1))
+        assert alone.tolist() == [rows[position]]
+
+
+def test_a_block_of_the_order_is_what_a_manifest_in_parts_reads_at_a_time() -> None:
+    assert BLOCK_CLIPS == GROUP_ROWS
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [MixingConfig(), MixingConfig(weights=(1, 2)), MixingConfig(image_epochs=1)],
+    ids=["mixed", "turns", "seq"],
+)
+def test_in_windows_too_each_clip_is_shown_once_per_epoch(mixing: MixingConfig) -> None:
+    plan = windowed(5000, 700, mixing=mixing, global_batch=250)
+    shown = {kind: Counter[tuple[int, int]]() for kind in Kind}
+    for step in range(3 * plan.steps_per_epoch):
+        planned = plan.step(step)
+        shown[planned.kind].update((planned.epoch, row) for row in planned.rows.tolist() if row != PADDING)
+    for kind, length in ((Kind.VIDEO, 5000), (Kind.IMAGE, 700)):
+        assert set(shown[kind].values()) == {1}
+        epochs = Counter(epoch for epoch, _ in shown[kind])
+        assert [count for _, count in sorted(epochs.items())][:-1] == [length] * (len(epochs) - 1)
+
+
+def test_a_small_corpus_in_parts_has_the_order_of_one_file() -> None:
+    steps = range(0, 400, 7)
+    parted, whole = windowed(5000, 700, whole_up_to=5000), windowed(5000, 700, order=None)
+    assert digest(parted, steps) == digest(whole, steps) != digest(windowed(5000, 700), steps)
+    assert parted.step_ahead(0) is None
+
+
+def test_a_step_in_windows_reads_few_blocks_and_the_next_window_is_known_ahead() -> None:
+    plan, whole = windowed(1_000_003), windowed(1_000_003, order=None)
+    for step in range(0, plan.steps_per_epoch - 1, 501):
+        assert len(np.unique(plan.step(step).rows // BLOCK_CLIPS)) <= 2 * 5
+        assert len(np.unique(whole.step(step).rows // BLOCK_CLIPS)) > 40
+    ahead = plan.step_ahead(3)
+    assert ahead is not None
+    assert ahead.rows.tolist() == plan.step(3 + 4 * BLOCK_CLIPS // 64).rows.tolist()
+    last = plan.step_ahead(plan.steps_per_epoch - 1)
+    assert last is not None
+    assert last.epoch == 1
+
+
+def test_the_order_in_windows_is_random_enough() -> None:
+    """Blocks of a manifest are random samples of the corpus, as ids are hashes. Of a window of W blocks two clips of a
+    step share a block as often as chance makes them, 1 time in W; and nothing of an epoch is left in the next."""
+    length, window_blocks = 200 * BLOCK_CLIPS, 4
+    orders = [
+        permute_in_windows(np.arange(length), length, window_blocks=window_blocks, key=(7, epoch, 1))
+        for epoch in range(2)
+    ]
+    blocks = (orders[0] // BLOCK_CLIPS).reshape(-1, 64)
+    same = (blocks[:, ::2] == blocks[:, 1::2]).mean()
+    expected, pairs = (BLOCK_CLIPS - 1) / (window_blocks * BLOCK_CLIPS - 1), blocks.size / 2
+    assert abs(same - expected) < 5 * (expected / pairs) ** 0.5
+    positions = [np.argsort(order) for order in orders]
+    for first, second, independent in (
+        (np.arange(length), positions[0], length / BLOCK_CLIPS),  # where a clip lies, and when it comes
+        (positions[0], positions[1], length / BLOCK_CLIPS),  # and when in the next epoch
+        (np.arange(length) % BLOCK_CLIPS, positions[0] % (4 * BLOCK_CLIPS), length),  # within block and window
+        (orders[0][:-1] % BLOCK_CLIPS, orders[0][1:] % BLOCK_CLIPS, length),  # one after the other
+    ):
+        assert abs(np.corrcoef(first, second)[0, 1]) < 5 / independent**0.5
 
 
 def test_evaluation_goes_through_the_clips_once_in_order() -> None:

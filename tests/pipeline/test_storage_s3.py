@@ -30,7 +30,8 @@ from pipeline.decode.config import Limits
 from pipeline.offline.stages import KNOWN, probe_batch
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage
 from pipeline.stream.epoch_plan import Plan
-from pipeline.stream.loader import ClipSource, decode_block, split_rows
+from pipeline.stream.loader import ClipSource, decode_block
+from pipeline.stream.source import split_clips
 from pipeline.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 NOBODY = "http://127.0.0.1:9"
@@ -232,7 +233,7 @@ def test_a_long_video_in_a_bucket_is_prepared_and_trained_on_in_parts(bucket, at
         assert store.counts["cut"] > 1
     at(AWS_ENDPOINT_URL=endpoint)
     write_rows(bucket, [row | {"packets": None} for row in rows])
-    split_rows.cache_clear()
+    split_clips.cache_clear()
     assert by_parts.drop_columns("num_retries").equals(epoch(source).drop_columns("num_retries"))
     assert set(by_parts["weight"].to_pylist()) == {1.0}
 

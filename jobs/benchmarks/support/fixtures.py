@@ -22,7 +22,8 @@ from pipeline.corpus.manifest import checksum, clip_id
 from pipeline.decode.codec import encode_video, open_video
 from pipeline.records import Kind
 from pipeline.stream.epoch_plan import Plan
-from pipeline.stream.loader import ClipSource, split_rows
+from pipeline.stream.loader import ClipSource
+from pipeline.stream.source import split_rows
 
 NUM_FRAMES, SIZE_PX = 8, 224
 """Of the clips that measurements of the data path decode."""

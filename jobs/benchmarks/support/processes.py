@@ -28,6 +28,23 @@ def pss_bytes(marker: str) -> Counter[str]:
     return used
 
 
+def private_and_shared_bytes(pid: int | str = "self") -> tuple[int, int]:
+    """Return the memory that a process has to itself, swapped out or not, and the pages that it shares with others."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in list(file)[1:]}
+    private = sum(kibibytes[name] for name in ("Private_Clean", "Private_Dirty", "Swap"))
+    return 1024 * private, 1024 * (kibibytes["Shared_Clean"] + kibibytes["Shared_Dirty"])
+
+
+def memory_by_process(marker: str) -> dict[int, tuple[str, int, int]]:
+    """Return what each process with `marker` is to Ray, its private and its shared bytes, by its number."""
+    result = {}
+    for info in _marked(marker, "cmdline", "pid"):
+        with contextlib.suppress(OSError):  # it has ended since
+            result[info["pid"]] = (kind_of(info["cmdline"]), *private_and_shared_bytes(info["pid"]))
+    return result
+
+
 def cpu_seconds(marker: str) -> Counter[str]:
     """Return the CPU time that the processes with `marker` have used so far, by what they are to Ray."""
     used: Counter[str] = Counter()

@@ -1,0 +1,127 @@
+"""Manifests of WebVid's shape, of any number of rows: 294 bytes a row, whose videos are bytes of one small file.
+
+Row i of a split depends on nothing but i, so that a manifest of any size is written in parts without holding it.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import UInt64
+
+from pipeline import storage
+from pipeline.corpus import media
+from pipeline.corpus.columns import SCHEMA
+from pipeline.corpus.content import checksum
+from pipeline.corpus.parts import PartIndex, write_parts
+from pipeline.records import Kind
+
+NUM_VIDEOS = 4096
+"""Different ones, of `VIDEO_BYTES` each."""
+VIDEO_BYTES = 32
+FPS, DURATIONS_SECONDS = 29.97, (8.0, 28.0)
+MIN_WORDS, MAX_WORDS, WORD_LETTERS = 6, 20, 6
+EVALUATION = {"test": 1000, "val": 1000}
+ROWS_AT_ONCE = 32_768
+FREQUENT_WORDS = (
+    "a man woman child dog cat horse bird car boat city street house water tree flower mountain red blue green white "
+    "small big young walks runs plays drives flies swims talks smiles works dances cooks in on the with near at"
+).split()
+"""The most frequent words; all others are random letters."""
+
+
+def write_synthetic(path: str, num_rows: int, videos: str, *, part_rows: int = 65_536) -> PartIndex:
+    """Write a manifest in parts of `num_rows` training videos, and of `EVALUATION`, to the folder `path`; and the file
+    `videos` with what they hold."""
+    write_videos(videos)
+    tables = synthetic_tables({**EVALUATION, "train": num_rows}, videos)
+    return write_parts(path, tables, corpus="synthetic", root=storage.absolute(videos), part_rows=part_rows)
+
+
+def write_videos(path: str) -> None:
+    """Write the file that all videos are parts of."""
+    storage.write_bytes_atomic(path, b"".join(video(number) for number in range(NUM_VIDEOS)))
+
+
+def video(number: int) -> bytes:
+    """Bytes that begin and end as a GIF does: decoders are given no others."""
+    return b"GIF89a" + hashlib.blake2b(number.to_bytes(8, "big"), digest_size=VIDEO_BYTES - 7).digest() + b";"
+
+
+def synthetic_tables(sizes: Mapping[str, int], videos: str) -> Iterator[pa.Table]:
+    """Yield the rows of splits in order of (split, clip_id); `sizes`: split → number of its videos."""
+    checksums = pa.array([checksum(video(number)) for number in range(NUM_VIDEOS)])
+    for place, (split, size) in enumerate(sorted(sizes.items())):
+        for start in range(0, size, ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, size), dtype=np.uint64)
+            yield _table(split, rows, _mixed(rows, place), (2**63 - 1) // size, videos, checksums)
+
+
+def _table(
+    split: str, rows: UInt64[np.ndarray, " n"], drawn: UInt64[np.ndarray, " n"], gap: int, videos: str, checksums
+) -> pa.Table:
+    """Rows whose ids are `gap` apart on average: sorted as they are made."""
+    clip_ids = (rows * np.uint64(gap) + drawn % np.uint64(gap)).astype(np.int64)
+    numbers = (drawn % np.uint64(NUM_VIDEOS)).astype(np.int64)
+    low, high = DURATIONS_SECONDS
+    durations = np.round(low + (drawn % np.uint64(997)).astype(float) / 997 * (high - low), 2)
+    names = pc.binary_join_element_wise(
+        f"{media.inside(videos, 0, 0).rpartition('=')[0]}=",
+        pa.array(numbers * VIDEO_BYTES).cast(pa.string()),
+        "-",
+        pa.array((numbers + 1) * VIDEO_BYTES).cast(pa.string()),
+        "&name=videos/",
+        pc.utf8_lpad(pa.array(clip_ids % 10**6).cast(pa.string()), 6, "0"),
+        "/",
+        pc.utf8_lpad(pa.array(clip_ids % 10**10).cast(pa.string()), 10, "0"),
+        ".mp4",
+        "",
+    )
+    columns = {name: pa.nulls(len(rows), SCHEMA.field(name).type) for name in SCHEMA.names} | {
+        "clip_id": clip_ids,
+        "uri": names,
+        "captions": _captions(drawn),
+        "kind": pa.repeat(Kind.VIDEO.value, len(rows)),
+        "split": pa.repeat(split, len(rows)),
+        "width": np.full(len(rows), 596),
+        "height": np.full(len(rows), 336),
+        "fps": np.full(len(rows), FPS),
+        "duration_seconds": durations,
+        "num_frames": np.ceil(durations * FPS).astype(np.int64),
+        "bytes": np.full(len(rows), VIDEO_BYTES),
+        "checksum": checksums.take(pa.array(numbers)),
+    }
+    return pa.table(columns).cast(SCHEMA)
+
+
+def _captions(drawn: UInt64[np.ndarray, " n"]) -> pa.Array:
+    """One caption per row, of words that are the rarer the longer the list gets."""
+    counts = (MIN_WORDS + drawn % np.uint64(MAX_WORDS - MIN_WORDS + 1)).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    places = np.arange(offsets[-1], dtype=np.uint64) - np.repeat(offsets[:-1], counts).astype(np.uint64)
+    shares = (_mixed(np.repeat(drawn, counts) + places, 7) >> np.uint64(11)).astype(float) / 2**53
+    words = pc.take(_words(), pa.array((len(_words()) ** shares).astype(np.int64) - 1))
+    texts = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), words), " ")
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(drawn) + 1), pa.int32()), texts)
+
+
+@functools.cache
+def _words() -> pa.Array:
+    rng = np.random.default_rng(0)
+    letters = rng.integers(ord("a"), ord("z") + 1, (20_000, WORD_LETTERS), np.uint8)
+    return pa.array([*FREQUENT_WORDS, *(row.tobytes().decode() for row in letters)])
+
+
+def _mixed(values: UInt64[np.ndarray, " n"], key: int) -> UInt64[np.ndarray, " n"]:
+    """SplitMix64 of `values` and `key`."""
+    mixed = (values + np.uint64(key << 40)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

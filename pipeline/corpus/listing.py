@@ -1,0 +1,137 @@
+"""What a manifest lists, whether its rows lie in memory or in parts that are read when they are asked for."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int64
+
+from pipeline.records import Kind
+
+
+class Rows(abc.ABC):
+    """The clips of one kind in a split, numbered in order of clip_id. Tables have the columns of `SCHEMA`."""
+
+    is_in_parts: ClassVar[bool]
+    """Whether they are read when they are asked for."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def take(self, positions: Int64[np.ndarray, " n"]) -> pa.Table:
+        """Return the rows at `positions`, in their order."""
+
+    @abc.abstractmethod
+    def range(self, start: int, stop: int) -> pa.Table:
+        """Return those of the rows [start, stop) that there are."""
+
+    @abc.abstractmethod
+    def prefetch(self, positions: Int64[np.ndarray, " n"]) -> None:
+        """Begin to read what `take` of these positions will need."""
+
+    def batches(self, num_rows: int = 65_536) -> Iterator[pa.Table]:
+        """Yield all rows, at most `num_rows` at a time."""
+        for start in range(0, len(self), num_rows):
+            yield self.range(start, start + num_rows)
+
+
+@dataclass(frozen=True)
+class TableRows(Rows):
+    """Rows in memory."""
+
+    is_in_parts: ClassVar[bool] = False
+
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def take(self, positions: Int64[np.ndarray, " n"]) -> pa.Table:
+        return self.table.take(pa.array(positions))
+
+    def range(self, start: int, stop: int) -> pa.Table:
+        return self.table[start:stop]
+
+    def prefetch(self, positions: Int64[np.ndarray, " n"]) -> None:
+        """Do nothing: all rows are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing(abc.ABC):
+    """A corpus: the clips of each split and kind, by number."""
+
+    is_in_parts: ClassVar[bool]
+    """Whether its rows are read when they are asked for."""
+
+    corpus: str
+    root: str
+    """Where the files lay when the manifest was written; every `uri` of this corpus starts with it."""
+    decoders: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    """Seconds and CPU seconds per clip, by decoder, where they were measured on this corpus. No part of the hash."""
+
+    @property
+    @abc.abstractmethod
+    def hash(self) -> str:
+        """32 hex digits that identify the content, wherever the files lie."""
+
+    @property
+    @abc.abstractmethod
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """(split, kind) → number of its clips, where there are any."""
+
+    @abc.abstractmethod
+    def rows(self, split: str, kind: Kind) -> Rows:
+        """The clips of one kind in a split; there may be none."""
+
+    @property
+    def fastest_decoder(self) -> str | None:
+        """The decoder to read this corpus with; None if none was measured."""
+        return min(self.decoders, key=lambda name: max(self.decoders[name].values()), default=None)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Name of each split → number of its clips."""
+        numbers = Counter[str]()
+        for (split, _), count in self.counts.items():
+            numbers[split] += count
+        return dict(sorted(numbers.items()))
+
+    def num_clips(self, split: str, kind: Kind) -> int:
+        """The number of clips of one kind in a split."""
+        return self.counts.get((split, kind.value), 0)
+
+    def refuse_empty(self, split: str) -> None:
+        """Raise ValueError, with the splits that there are, if this one has no clip."""
+        if split not in self.splits:
+            there_are = ", ".join(f"{name} ({count})" for name, count in self.splits.items()) or "no rows at all"
+            raise ValueError(f"the split {split!r} of corpus {self.corpus!r} is empty; there are: {there_are}")
+
+    def split(self, name: str) -> pa.Table:
+        """All rows of one split, in memory, sorted by id. An empty or unknown one is refused."""
+        self.refuse_empty(name)
+        kinds = [self.rows(name, kind) for kind in Kind if self.num_clips(name, kind)]
+        table = pa.concat_tables([rows.range(0, len(rows)) for rows in kinds])
+        return table.sort_by("clip_id") if len(kinds) > 1 else table
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+
+def counted(table: pa.Table) -> dict[tuple[str, str], int]:
+    """(split, kind) → number of rows of a table."""
+    groups = table.select(["split", "kind"]).group_by(["split", "kind"]).aggregate([([], "count_all")])
+    return {(row["split"], row["kind"]): row["count_all"] for row in groups.to_pylist()}
+
+
+def of_kind(table: pa.Table, split: str, kind: Kind) -> pa.Table:
+    """The rows of a split and kind, in one chunk."""
+    return table.filter((pc.field("split") == split) & (pc.field("kind") == kind.value)).combine_chunks()

@@ -1,0 +1,235 @@
+"""A manifest as a folder of Parquet parts with an index, written once, from a stream of rows.
+
+    index.json ── hash of each part's footer ──► part-00000-….parquet ── checksum of each page ──► rows
+
+Rows are sorted by (split, kind, clip_id). A part has rows of one split and kind, in row groups of `GROUP_ROWS`, so that
+row i of a split and kind is located by the index alone. The names of parts have their hashes in them, and the index is
+written last: a folder has the old manifest or the new one.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.corpus.columns import conform
+from pipeline.corpus.content import checksum, hex_digest, rows_digest
+
+INDEX = "index.json"
+FORMAT_VERSION = 2
+"""Of a manifest in parts; one file has the first."""
+GROUP_ROWS = 1024
+"""Rows of a row group: what is read at a time."""
+PART_ROWS = 64 * GROUP_ROWS
+"""Rows of a part at most: about 6 MB, with a footer of 0.1 MB."""
+REMEDY = "copy the whole folder again, or write the manifest anew with jobs/prepare.py"
+PART_KEY = b"snps3_manifest_part"
+"""Metadata of a part's file: the digest of its rows. A part says nothing without its index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A file of rows of one split and kind."""
+
+    name: str
+    """Below the folder of the manifest."""
+    split: str
+    kind: str
+    num_rows: int
+    first_clip_id: int
+    last_clip_id: int
+    digest: str
+    """Of its rows (`rows_digest`)."""
+    num_bytes: int
+    footer_bytes: int
+    footer_checksum: str
+    """The footer has the digest of the rows, and each page its checksum: this one vouches for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartIndex:
+    """All that is known of a manifest without its rows."""
+
+    corpus: str
+    root: str
+    parts: tuple[Part, ...]
+    decoders: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """32 hex digits of the rows; how they are cut into parts does not matter."""
+        return hex_digest(sum(int(part.digest, 16) for part in self.parts))
+
+
+def write_parts(
+    path: str,
+    tables: Iterable[pa.Table],
+    *,
+    corpus: str,
+    root: str,
+    decoders: Mapping[str, Mapping[str, float]] | None = None,
+    part_rows: int = PART_ROWS,
+) -> PartIndex:
+    """Write `tables`, whose rows come in order of (split, kind, clip_id), as a manifest in parts to the folder `path`.
+
+    One part is in memory at a time, and 8 bytes of each row. ValueError for rows in another order, for ids that occur
+    twice, for a column that is missing, and for no rows at all.
+    """
+    parts, clip_ids = [], []
+    for table in _cut(tables, part_rows):
+        part, data = _encoded(table, len(parts))
+        storage.write_bytes_atomic(storage.join(path, part.name), data)
+        parts.append(part)
+        clip_ids.append(table["clip_id"].to_numpy())
+    if not parts:
+        raise ValueError(f"{path} would have no rows: name a corpus with at least one usable clip")
+    _refuse_repeated(clip_ids, corpus)
+    index = PartIndex(corpus=corpus, root=root, parts=tuple(parts), decoders=decoders or {})
+    storage.write_bytes_atomic(storage.join(path, INDEX), _as_json(index))
+    return index
+
+
+def read_index(path: str) -> PartIndex:
+    """Return the index of the manifest in the folder `path`. ValueError for one that is damaged or of another
+    version."""
+    where = storage.join(path, INDEX)
+    try:
+        content = json.loads(storage.read_bytes(where))
+        version = content["format_version"]
+        if version == FORMAT_VERSION:
+            parts = tuple(Part(**part) for part in content["parts"])
+            index = PartIndex(
+                corpus=content["corpus"], root=content["root"], parts=parts, decoders=content.get("decoders", {})
+            )
+            written = content["hash"], content["num_rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where} is no index of a manifest ({error!r}): {REMEDY}") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{where} has format_version {version}, and this version reads {FORMAT_VERSION}: use the version that "
+            "wrote it, or write the manifest anew with jobs/prepare.py"
+        )
+    there = index.hash, sum(part.num_rows for part in parts)
+    if there != written:
+        raise ValueError(f"{where} says {written} of hash and rows, and its parts sum up to {there}: {REMEDY}")
+    return index
+
+
+def is_in_parts(path: str) -> bool:
+    """Return whether `path` is a folder with an index of parts."""
+    return storage.exists(storage.join(path, INDEX))
+
+
+def _as_json(index: PartIndex) -> bytes:
+    content: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "corpus": index.corpus,
+        "root": index.root,
+        "hash": index.hash,
+        "num_rows": sum(part.num_rows for part in index.parts),
+        "decoders": dict(index.decoders),
+        "parts": [dataclasses.asdict(part) for part in index.parts],
+    }
+    return json.dumps(content, indent=1).encode()
+
+
+def _cut(tables: Iterable[pa.Table], part_rows: int) -> Iterator[pa.Table]:
+    """Yield the rows again in tables of one split and kind and of at most `part_rows` rows. ValueError for another
+    order than (split, kind, clip_id)."""
+    waiting: list[pa.Table] = []
+    last: tuple[str, str, int] | None = None
+    for table in tables:
+        table = conform(table, source="a table of the manifest")
+        for run in _runs(table):
+            first_of, last_of = (_key(run, row) for row in (0, run.num_rows - 1))
+            if last and (first_of <= last):
+                raise ValueError(_misplaced(first_of, last))
+            if last and last[:2] != first_of[:2] and waiting:
+                yield pa.concat_tables(waiting)
+                waiting = []
+            last = last_of
+            waiting.append(run)
+            while sum(map(len, waiting)) >= part_rows:
+                whole = pa.concat_tables(waiting)
+                yield whole.slice(0, part_rows)
+                waiting = [whole.slice(part_rows)] if whole.num_rows > part_rows else []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _runs(table: pa.Table) -> Iterator[pa.Table]:
+    """Yield the rows again in tables of one split and kind, in which ids rise."""
+    if not table.num_rows:
+        return
+    codes = [pc.dictionary_encode(table[name].combine_chunks()).indices.to_numpy() for name in ("split", "kind")]
+    is_new = (np.diff(codes[0]) != 0) | (np.diff(codes[1]) != 0)
+    falls = (np.diff(table["clip_id"].to_numpy()) <= 0) & ~is_new
+    if falls.any():
+        row = int(np.argmax(falls))
+        raise ValueError(_misplaced(_key(table, row + 1), _key(table, row)))
+    bounds = [0, *(np.flatnonzero(is_new) + 1).tolist(), table.num_rows]
+    for start, stop in itertools.pairwise(bounds):
+        yield table.slice(start, stop - start)
+
+
+def _misplaced(key: tuple[str, str, int], last: tuple[str, str, int]) -> str:
+    return f"rows must come in order of split, kind and clip_id, each once, but {key} comes after {last}"
+
+
+def _key(table: pa.Table, row: int) -> tuple[str, str, int]:
+    return table["split"][row].as_py(), table["kind"][row].as_py(), table["clip_id"][row].as_py()
+
+
+def _encoded(table: pa.Table, number: int) -> tuple[Part, bytes]:
+    """The part that `table` is, and its bytes."""
+    digest = hex_digest(rows_digest(table))
+    buffer = io.BytesIO()
+    pq.write_table(
+        table.combine_chunks().replace_schema_metadata({PART_KEY: digest.encode()}),
+        buffer,
+        compression="zstd",
+        row_group_size=GROUP_ROWS,
+        write_statistics=["clip_id"],  # pyright: ignore[reportArgumentType]
+        write_page_checksum=True,
+    )
+    data = buffer.getvalue()
+    footer_bytes = int.from_bytes(data[-8:-4], "little") + 8
+    split, kind, first_clip_id = _key(table, 0)
+    part = Part(
+        name=f"part-{number:05d}-{digest[:12]}.parquet",
+        split=split,
+        kind=kind,
+        num_rows=table.num_rows,
+        first_clip_id=first_clip_id,
+        last_clip_id=table["clip_id"][-1].as_py(),
+        digest=digest,
+        num_bytes=len(data),
+        footer_bytes=footer_bytes,
+        footer_checksum=checksum(data[-footer_bytes:]),
+    )
+    return part, data
+
+
+def _refuse_repeated(clip_ids: list[np.ndarray], corpus: str) -> None:
+    """Raise ValueError if an id is in several splits or kinds; within one, ids were seen to rise."""
+    ids = np.sort(np.concatenate(clip_ids))
+    repeated = np.flatnonzero(np.diff(ids) == 0)
+    if len(repeated):
+        raise ValueError(
+            f"corpus {corpus!r}: {len(repeated)} clip ids occur more than once, the first is {ids[repeated[0]]}: keep "
+            "one row of each"
+        )
