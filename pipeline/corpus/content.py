@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64
 
-from pipeline.corpus.columns import PLACES, SCHEMA
+from pipeline.corpus.schema import PLACES, SCHEMA
 
 MODULUS = 2**128
 _ROWS_AT_ONCE = 65_536

@@ -18,10 +18,10 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus import parts
-from pipeline.corpus.columns import PLACES, SCHEMA, conform
 from pipeline.corpus.content import checksum, hex_digest, manifest_hash, rows_digest
 from pipeline.corpus.listing import Listing, Rows, TableRows, counted, of_kind
 from pipeline.corpus.part_rows import PartRows, read_part
+from pipeline.corpus.schema import PLACES, SCHEMA, conform
 from pipeline.records import Kind
 
 __all__ = [

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from pipeline import storage
-from pipeline.corpus.columns import SCHEMA
 from pipeline.corpus.content import checksum
 from pipeline.corpus.listing import Rows
 from pipeline.corpus.parts import GROUP_ROWS, REMEDY, Part
+from pipeline.corpus.schema import SCHEMA
 
 NUM_GROUPS = 112
 """Row groups that a process keeps, 32 MiB of WebVid's rows: two windows of `OrderConfig`, and some of evaluation."""

@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.corpus.columns import conform
 from pipeline.corpus.content import checksum, hex_digest, rows_digest
+from pipeline.corpus.schema import conform
 
 INDEX = "index.json"
 FORMAT_VERSION = 2

@@ -14,7 +14,6 @@ import pytest
 from jobs.benchmarks.support.synthetic_manifest import synthetic_tables
 from pipeline import storage
 from pipeline.corpus import parts
-from pipeline.corpus.columns import PLACES, SCHEMA
 from pipeline.corpus.content import rows_digest
 from pipeline.corpus.manifest import (
     Manifest,
@@ -25,6 +24,7 @@ from pipeline.corpus.manifest import (
     write_manifest,
 )
 from pipeline.corpus.part_rows import GroupCache, PartRows
+from pipeline.corpus.schema import PLACES, SCHEMA
 from pipeline.records import Kind
 
 SIZES = {"test": 300, "train": 5000, "val": 40}

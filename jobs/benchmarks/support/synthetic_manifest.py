@@ -18,9 +18,9 @@ from jaxtyping import UInt64
 
 from pipeline import storage
 from pipeline.corpus import media
-from pipeline.corpus.columns import SCHEMA
 from pipeline.corpus.content import checksum
 from pipeline.corpus.parts import PartIndex, write_parts
+from pipeline.corpus.schema import SCHEMA
 from pipeline.records import Kind
 
 NUM_VIDEOS = 4096
