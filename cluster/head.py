@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -18,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+PORTS = range(20_000, 32_000)
+"""Above the ports of Ray's workers, below those that systems hand out."""
 START_SECONDS = 90
 """How long a head may take to answer."""
 STOP_SECONDS = 120
@@ -65,7 +68,8 @@ def local_head(*, num_cpus: int, object_store_bytes: int) -> Iterator[Head]:
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     }
-    environment.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):  # a token in the environment would outrank ours
+        environment.pop(name, None)
     command = [*ray_command("start"), "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", f"--num-cpus={num_cpus}"]
     command += [f"--dashboard-agent-listen-port={agent_port}", f"--ray-client-server-port={client_port}"]
@@ -121,9 +125,15 @@ def ray_command(*words: str) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at the moment."""
+    """Return ports that nobody listens on, of those that the system gives to no process that asks for any port: with
+    several Rays on a machine, another's process would take one before ours listens on it."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        bound: list[int] = []
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            listener = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                listener.bind(("127.0.0.1", port))
+                bound.append(port)
+            if len(bound) == count:
+                return bound
+    raise RuntimeError(f"fewer than {count} of the ports {PORTS.start} to {PORTS.stop - 1} are free")

@@ -5,6 +5,7 @@
 | `files` | its path below the root | nothing else fits |
 | `tar` | `SHARD.tar/member`; the member alone where only one tar has it | `.tar` files below the root (WebDataset) |
 | `lmdb` | its key; of a path, the stem | the root ends in `.lmdb` |
+| `parquet` | `FILE.parquet/` and its path, its key or its row | `.parquet` files with videos in them, and no others |
 | `frame_folders` | the folder of its images, without a suffix | has to be said |
 """
 
@@ -22,7 +23,12 @@ from typing import IO
 
 from pipeline import storage
 from pipeline.corpus import media
+from pipeline.corpus.names import Names
+from pipeline.corpus.parquet_rows import media_column, media_places
 from pipeline.records import Kind
+
+GZIP = b"\x1f\x8b"
+"""First bytes of a compressed tar."""
 
 
 class Layout(StrEnum):
@@ -32,6 +38,7 @@ class Layout(StrEnum):
     TAR = "tar"
     LMDB = "lmdb"
     FRAME_FOLDERS = "frame_folders"
+    PARQUET = "parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +53,34 @@ class Source:
     """Uri of a packed file that could not be listed to its end → what is wrong with it."""
     passed_over: Mapping[str, str] = field(default_factory=dict)
     """Name of a file or folder that no clip can be read from → why."""
+    matched: Mapping[str, str] = field(default_factory=dict)
+    """What annotations call a clip → its name here, where only a part of the two is equal."""
+
+    def match(self, clip_paths: Iterable[str]) -> Source:
+        """Return this with the clips that annotations call otherwise, where it is certain which they mean.
+
+        Suffix, case and Unicode form do not count, nor folders where a single file has the name.
+        """
+        paths = dict.fromkeys(clip_paths)
+        taken = {name for path in paths if (name := self.name(path)) in self.places}
+        missing = [path for path in paths if self.name(path) not in self.places]
+        if not missing or self.layout not in (Layout.FILES, Layout.TAR, Layout.PARQUET):
+            return self
+        matched = self._names.match([*missing, *taken])
+        return replace(self, matched={path: matched[path] for path in missing if path in matched})
+
+    def nearest(self, clip_path: str) -> str:
+        """Return, in words, what is here that is called most like `clip_path`; empty if nothing is."""
+        return self._names.nearest(clip_path)
+
+    @cached_property
+    def _names(self) -> Names:
+        return Names(self.places)
 
     def name(self, clip_path: str) -> str:
         """The name under which a clip is kept that an annotation calls `clip_path`."""
+        if clip_path in self.matched:
+            return self.matched[clip_path]
         match self.layout:
             case Layout.LMDB if clip_path not in self.places:
                 return posixpath.splitext(posixpath.basename(clip_path))[0]
@@ -107,10 +139,30 @@ def passed_over(root: str, paths: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def packed(path: str) -> str:
+    """Return, in words, what to do with a compressed tar."""
+    name = path if path.endswith((".gz", ".tgz")) else f"{path}.gz"
+    move = "" if name == path else f"mv {path} {name} && "
+    return f"{path}: a compressed tar, of which no part can be read alone: {move}gunzip {name}"
+
+
 def _with_layout(root: str, layout: Layout | None, files: Sequence[str]) -> Source:
+    gzipped = [name for name in files if name.lower().endswith((".tar.gz", ".tgz"))]
+    if gzipped and not any(media.kind_of(name) or name.endswith(".tar") for name in files):
+        raise ValueError(packed(storage.join(root, gzipped[0])))
     tars = [name for name in files if name.endswith(".tar")]
     if layout == Layout.TAR or (layout is None and tars):
         return _tars(root, tars)
+    tables = [name for name in files if name.lower().endswith(".parquet")]
+    if layout == Layout.PARQUET or (layout is None and tables and not any(map(media.kind_of, files))):
+        places = {
+            f"{name}/{row}": media.named(uri, f"{name}/{row}")
+            for name in tables
+            if media_column(path := storage.join(root, name))
+            for row, uri in media_places(path).items()
+        }
+        if places or layout:
+            return Source(root=root, layout=Layout.PARQUET, places=places, damaged={})
     if layout == Layout.FRAME_FOLDERS:
         folders = {posixpath.dirname(name) for name in files if media.kind_of(name) == Kind.IMAGE} - {""}
         places = {folder: storage.join(root, folder) + "/" for folder in sorted(folders)}
@@ -123,6 +175,8 @@ def _tars(root: str, tars: Sequence[str]) -> Source:
     places, damaged = {}, {}
     for tar in tars:
         path = storage.join(root, tar)
+        if storage.read_bytes(path, 0, 2) == GZIP:
+            raise ValueError(packed(path))
         try:
             members, fault = storage.read_with(path, _members)
         except OSError as error:
@@ -139,12 +193,24 @@ def _tars(root: str, tars: Sequence[str]) -> Source:
 
 def _members(file: IO[bytes]) -> tuple[list[tuple[str, int, int]], str | None]:
     """Name, start and end of each file in a tar, and what is wrong with the tar."""
-    found = []
+    places: dict[str, tuple[int, int]] = {}
+    fault = None
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                if member.isfile():
-                    found.append((member.name, member.offset_data, member.offset_data + member.size))
+                name = posixpath.normpath(member.name)
+                if member.islnk() or member.issym():
+                    folder = "" if member.islnk() else posixpath.dirname(name)
+                    target = posixpath.normpath(posixpath.join(folder, member.linkname))
+                    if target in places:
+                        places[name] = places[target]
+                elif member.isfile() and not _is_of_finder(name):
+                    places[name] = (member.offset_data, member.offset_data + member.size)
     except tarfile.TarError as error:
-        return found, str(error)
-    return found, None
+        fault = str(error)
+    return [(name, start, stop) for name, (start, stop) in places.items()], fault
+
+
+def _is_of_finder(name: str) -> bool:
+    """Return whether a member is what macOS adds of its own: ._ files, .DS_Store, __MACOSX."""
+    return posixpath.basename(name).startswith(("._", ".DS_Store")) or name.startswith("__MACOSX/")

@@ -12,8 +12,8 @@ import pytest
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.annotations import read_annotations
-from pipeline.corpus.caption_readers import spoken_clips
 from pipeline.corpus.sources import Layout, open_source
+from pipeline.corpus.speech import spoken_clips
 from pipeline.decode.codec import encode_image, encode_video
 from pipeline.decode.config import Limits
 from pipeline.offline.stages import KNOWN, clips_of, probe_batch, unnamed_files
