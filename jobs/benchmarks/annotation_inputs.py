@@ -22,7 +22,7 @@ from jobs.benchmarks.support.untidy_captions import untidy
 TIMED_ROWS = 10_000
 
 
-def annotations(num_rows: int = TIMED_ROWS) -> dict[str, Any]:
+def annotation_inputs(num_rows: int = TIMED_ROWS) -> dict[str, Any]:
     """Return the share of cases that are read and of remedies that work, the numbers of silent misreadings and of
     crashes, and the seconds from the start of the command to the plan of `num_rows` clips."""
     cases = [*published(), *untidy()]

@@ -12,6 +12,7 @@ from pipeline.corpus.clip_rows import Annotation, WrongRow, is_outside
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of, name_of
 from pipeline.corpus.sources import Source
+from pipeline.corpus.splits import split_of_folder
 from pipeline.records import Reason, Rejected, Stage
 
 NUM_SAMPLES = 3
@@ -74,6 +75,11 @@ def make_plan(reading: Reading, source: Source) -> Plan:
             kind = kind_of(name) or clip.kind
             path = name if is_outside(clip.relative_path) else clip.relative_path
             clip = replace(clip, kind=kind, relative_path=path)
+        try:
+            clip = replace(clip, split=clip.split or split_of_folder(name) or annotations.DEFAULT_SPLIT)
+        except ValueError as error:
+            wrong.append(WrongRow(where=name, reason=str(error)))
+            continue
         key = (name, clip.start_seconds, clip.end_seconds)
         by_place[key] = annotations.merged(by_place[key], clip, clip.relative_path) if key in by_place else clip
     return Plan(clips=tuple(by_place.values()), source=source, wrong=tuple(wrong), notes=reading.notes)

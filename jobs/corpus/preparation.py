@@ -17,7 +17,6 @@ import pyarrow as pa
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from cluster.connection import connected_ray
 from jobs.corpus.planning import Plan, describe_plan, make_plan, with_nearest
 from pipeline import storage
 from pipeline.corpus import annotations, ledger
@@ -234,6 +233,8 @@ def _probed(config: PrepareConfig, planned: Plan, out: str) -> tuple[pa.Table, l
     clips = clips_of(planned.clips, corpus=config.corpus, source=source)
     captions = ", ".join(config.annotations) or "side-cars"
     log.info("%d clips in %s, %d %s below %s", len(clips), captions, len(source.places), source.layout, source.root)
+    from cluster.connection import connected_ray  # a dry run does not wait for Ray
+
     with connected_ray():
         rows, rejected = probe_clips(
             clips,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pipeline import storage
 from pipeline.corpus.caption_formats import FORMATS, Format, format_named, recognised
 from pipeline.corpus.caption_readers import read_rows
-from pipeline.corpus.clip_rows import Annotated, Annotation, WrongRow, is_outside
+from pipeline.corpus.clip_rows import Annotated, Annotation, WrongRow, attempt, is_outside
 from pipeline.corpus.columns import choose
 from pipeline.corpus.lists import ClipLists, read_lists
 from pipeline.corpus.media import kind_of
@@ -31,6 +31,7 @@ FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 """Suffixes of the parts that a folder of captions has; also before .gz, .zst and .bz2."""
 METADATA = re.compile(r"(.*/)?metadata\.(csv|jsonl|parquet)")
 """Hugging Face's VideoFolder: beside the videos, with `file_name` as their path from there."""
+DEFAULT_SPLIT = "train"
 MAX_NAMED = 20
 """Wrong rows that a refusal names."""
 
@@ -68,7 +69,7 @@ def read_annotations(
     wrong += [outside(clip) for clip in reading.clips if is_outside(clip.relative_path)]
     if wrong:
         raise ValueError("\n".join(wrong[:MAX_NAMED]))
-    return list(reading.clips)
+    return [replace(clip, split=clip.split or DEFAULT_SPLIT) for clip in reading.clips]
 
 
 def outside(clip: Annotation) -> str:
@@ -87,7 +88,8 @@ def read(
     """Return the clips and the wrong rows of all `sources`.
 
     A source is a file, a folder or a pattern, or `SPLIT=PATH`. The split of a clip is that of its row, else of the
-    source, else `split`, else that of a folder in its path or of the file's name, else train.
+    source, else `split`, else that of a folder in its path or of the file's name, else empty: that of the folder of its
+    video, or train.
     `format`: name of the format of all sources; None recognises each. `columns`: meaning → column of tables.
     `lists`: `SPLIT=PATH` of files that name the clips of a split; they come before all that, and a clip in none of them
     is left out. ValueError: a clip stands in two splits or two groups, or no row of a file can be read.
@@ -97,28 +99,31 @@ def read(
     for source in sources:
         named, path = split_and_path(source)
         for file, rows in _files(path, format, columns or {}, collector.notes.append):
-            of_file = split_named(named) if named else split
+            of_name = None if storage.is_folder(file) else split_of_file(file)
             num_wrong, num_rows = len(collector.wrong), 0
-            for where, annotation in rows:
-                if isinstance(annotation, WrongRow):
-                    collector.wrong.append(annotation)
+            for where, row in _in_splits(rows, split_named(named) if named else split, of_name):
+                if isinstance(row, WrongRow):
+                    collector.wrong.append(row)
                     continue
                 num_rows += 1
-                clip_split: str | None = annotation.split or of_file
-                clip_split = clip_split or _split_by_names(annotation.relative_path, file)
-                if lists:
-                    clip_split = clip_lists.split_of(annotation.relative_path)
-                if clip_split is not None:
-                    collector.add(where, replace(annotation, split=clip_split))
+                if not lists:
+                    collector.add(where, row)
+                elif (listed := clip_lists.split_of(row.relative_path)) is not None:
+                    collector.add(where, replace(row, split=listed))
             if not num_rows and len(collector.wrong) > num_wrong:
                 raise ValueError("\n".join(row.reason for row in collector.wrong[num_wrong:][:MAX_NAMED]))
-    clip_lists.refuse_unused(collector.clips)
+    clip_lists.refuse_unused()
     return Reading(clips=tuple(collector.clips.values()), wrong=tuple(collector.wrong), notes=tuple(collector.notes))
 
 
-def _split_by_names(clip_path: str, file: str) -> str:
-    of_file = None if storage.is_folder(file) else split_of_file(file)
-    return split_of_folder(clip_path) or of_file or "train"
+def _in_splits(rows: Iterable[Annotated], of_source: str | None, of_name: str | None) -> Iterator[Annotated]:
+    """Yield `rows` with the split of each: its own, that of the source, of its folder, or of the file's name."""
+
+    def read_split(where: str, clip: Annotation) -> Annotated:
+        split = clip.split or of_source or split_of_folder(clip.relative_path) or of_name
+        return where, replace(clip, split=split or "")
+
+    yield from attempt(rows, read_split)
 
 
 def split_and_path(source: str) -> tuple[str | None, str]:
@@ -130,7 +135,7 @@ def split_and_path(source: str) -> tuple[str | None, str]:
 def merged(known: Annotation, more: Annotation, where: str) -> Annotation:
     """Return a clip with the captions of both. ValueError if they differ in split, group or kind."""
     for name in ("split", "group", "kind"):
-        before, now = getattr(known, name), getattr(more, name)
+        before, now = (getattr(clip, name) or DEFAULT_SPLIT for clip in (known, more))
         if before != now:
             raise ValueError(
                 f"{where}: {known.relative_path} has {name} {now}, in an earlier line {before}; a clip has one {name}: "

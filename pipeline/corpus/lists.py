@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline import storage
@@ -44,6 +44,8 @@ class ClipLists:
 
     by_list: Mapping[str, Mapping[str, str]]
     used: set[str] = field(default_factory=set)
+    unlisted: list[str] = field(default_factory=list)
+    """Clips that no list names."""
 
     def __post_init__(self) -> None:
         self._by_name = {
@@ -53,17 +55,20 @@ class ClipLists:
     def split_of(self, clip_path: str) -> str | None:
         """Return the split of a clip; None if no list names it."""
         split, path = self._by_name.get(folded(stem_of(clip_path)), (None, None))
-        if path is not None:
+        if path is None:
+            self.unlisted.append(stem_of(clip_path))
+        else:
             self.used.add(path)
         return split
 
-    def refuse_unused(self, clips: Iterable[object]) -> None:
+    def refuse_unused(self) -> None:
         """Raise ValueError if a list names no clip of the caption files."""
         for path, names in self.by_list.items():
             if path not in self.used:
                 raise ValueError(
-                    f"{path} names no clip of the caption files: it has {', '.join(map(repr, list(names)[:3]))}; write "
-                    "a name per line, as the captions have it"
+                    f"{path} names no clip of the caption files: it has {', '.join(map(repr, list(names)[:3]))}, and "
+                    f"they have {', '.join(map(repr, self.unlisted[:3]))}; write a name per line, as "
+                    "the captions have it"
                 )
 
 

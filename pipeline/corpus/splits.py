@@ -23,8 +23,14 @@ def split_named(name: str) -> str:
 
 
 def split_of_folder(path: str) -> str | None:
-    """Return the split that a folder of `path` names; None if none does. ValueError for several."""
-    return _single(posixpath.dirname(path).split("/"), path)
+    """Return the split that a folder of `path` names; None if none does. ValueError for several.
+
+    Of a path that is none below a root, the innermost counts: the others are those of another machine.
+    """
+    folders = posixpath.dirname(path).split("/")
+    if path.startswith("/") or ":/" in path:
+        folders = [name for name in folders if name.lower() in SPLITS][-1:]
+    return _single(folders, path)
 
 
 def split_of_file(path: str) -> str | None:

@@ -246,6 +246,11 @@ def _splits() -> list[Case]:
              clips=[clip("a.mp4", "a dog", split="test")]),
         lines_case("split_of_path", ROW | {"clip_name": "videos/test/a.mp4"}, videos=("videos/test/a.mp4",),
                    clips=[clip("videos/test/a.mp4", "a dog", split="test")]),
+        lines_case("split_of_video", ROW, ROW | {"clip_name": "b"}, videos=("train/a.mp4", "test/b.mp4"),
+                   clips=[clip("train/a.mp4", "a dog"), clip("test/b.mp4", "a dog", split="test")]),
+        lines_case("split_of_two_folders", ROW, ROW | {"clip_name": "test/train/b.mp4"},
+                   videos=("a.mp4", "test/train/b.mp4"), rejected={"wrong_row": 1}),
+        lines_case("split_above_the_root", ROW | {"clip_name": "/home/dev/train/a.mp4"}),
         lines_case("split_own", ROW | {"split": "temporal"}, clips=[clip("a.mp4", "a dog", split="temporal")]),
     ]  # fmt: skip
 
