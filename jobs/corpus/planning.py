@@ -82,6 +82,8 @@ def make_plan(reading: Reading, source: Source) -> Plan:
             continue
         key = (name, clip.start_seconds, clip.end_seconds)
         by_place[key] = annotations.merged(by_place[key], clip, clip.relative_path) if key in by_place else clip
+    if not by_place and not wrong:
+        raise ValueError(f"no clip and no caption is in {source.root}: name the files with the captions, --annotations")
     return Plan(clips=tuple(by_place.values()), source=source, wrong=tuple(wrong), notes=reading.notes)
 
 
@@ -121,7 +123,8 @@ def _missed(plan: Plan, path: str) -> str:
 
 
 def _shown(clip: Annotation) -> str:
-    times = "" if clip.start_seconds is None else f"  {clip.start_seconds:g}–{clip.end_seconds or 0:g} s"
+    ends = ["" if time is None else f"{time:g}" for time in (clip.start_seconds, clip.end_seconds)]
+    times = f"  {'–'.join(ends)} s" if any(ends) else ""
     return f"{clip.relative_path}  {clip.split}{times}  {' | '.join(clip.captions)[:100]!r}"
 
 

@@ -237,6 +237,8 @@ def _of_file(
 
 
 def _of_rows(rows: list[Row], path: str, columns: Mapping[str, str], say: Callable[[str], None]) -> Iterator[Annotated]:
+    if not rows:
+        raise ValueError(f"{path} has no rows: name a file with captions")
     fields = [row for _, row in rows if not isinstance(row, WrongRow)]
     if not fields:
         yield from ((where, row) for where, row in rows if isinstance(row, WrongRow))

@@ -83,10 +83,15 @@ def _row(where: str, row: Mapping[str, Any], columns: Columns) -> Annotated:
         seconds_of(time, label, where, per_second=1000.0 if plain(label).endswith("ms") else 1.0)
         for time, label in zip(times, labels, strict=True)
     )
+    if columns.duration and start is not None:
+        seconds = seconds_of(row.get(columns.duration), columns.duration, where)
+        end = None if seconds is None else start + seconds
     kind, group = (row.get(field) if columns.is_own else None for field in ("type", "group"))
     if kind and str(kind).lower() not in set(Kind):
         raise ValueError(f"{where}: type must be one of {', '.join(Kind)}, got {kind!r}")
     split = row.get(columns.split) if columns.split else None
+    if not is_nothing(split) and not isinstance(split, str):
+        raise ValueError(f"{where}: {columns.split} must be a name such as train, val or test, got {split!r}")
     return annotated(
         where,
         name,

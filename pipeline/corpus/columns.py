@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.corpus.clip_rows import is_nothing, items_of
+from pipeline.corpus.splits import SPLITS
 
 NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
     {
@@ -17,7 +18,7 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
             ("clipname",),
             tuple(
                 "filename filepath videopath videofile videofilename path file relpath relativepath localpath clippath "
-                "imagepath imagefile mediapath".split()
+                "imagepath imagefile mediapath imagename".split()
             ),
             tuple(
                 "video videoid videoname vid vidid vidname clip clipid gifname gif youtubeid youtubevideoid ytid image "
@@ -31,7 +32,7 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
                 "caption captions encap text txt sentence sentences description descriptions prompt prompts phrase "
                 "narration conversations".split()
             ),
-            ("title", "query", "desc", "annotation", "alttext"),
+            ("title", "query", "desc", "annotation", "alttext", "comment"),
         ),
         "start": (
             tuple(
@@ -45,7 +46,10 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
                 "endtimems".split()
             ),
         ),
-        "span": (("timestamp", "timestamps", "times", "segment", "segments", "span", "window", "timespan"),),
+        "span": (
+            ("timestamp", "timestamps", "times", "segment", "segments", "span", "window", "timespan", "ts", "interval"),
+        ),
+        "duration": (),
         "split": (("split", "subset", "partition", "splits"),),
     }
 )
@@ -53,9 +57,12 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
 first. A span is a pair of times, or a list of pairs beside a list of captions."""
 LOOKS_LIKE = {
     "a caption": re.compile(r"caption|cap$|text|sentence|descri|prompt"),
-    "a time": re.compile(r"start|begin|^from|end(s|time|sec|frame|ts)?$|stop|timestamp|window|(^|time)to$"),
-    "a split": re.compile(r"split|subset|partition|^set$|^phase$|^fold$|^stage$|^mode$"),
+    "a time": re.compile(
+        r"start|begin|^from|end(s|time|sec|frame|ts)?$|stop|timestamp|window|(^|time)to$|^t[01]$|interval|offset"
+    ),
+    "a split": re.compile(r"split|subset|partition|^set$|^phase$|^fold$|^stage$|^mode$|^is(train|val|test)"),
 }
+LENGTHS = frozenset({"duration", "length", "durationseconds", "dur"})
 """What is named of the columns that are not used."""
 MSRVTT_COLUMNS = frozenset({"sen_id", "start time", "end time"})
 """In MSR-VTT's tables, times are those of the film that the clip was cut from."""
@@ -71,6 +78,8 @@ class Columns:
     end: str | None = None
     span: str | None = None
     split: str | None = None
+    duration: str | None = None
+    """Length of the clip; taken only where it is said."""
     notes: tuple[str, ...] = ()
     """Of unused columns, those that look as if they mattered."""
 
@@ -121,6 +130,8 @@ def choose(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], path: st
     is_spanned = chosen["span"] and _is_span(chosen["span"], rows)
     if chosen["start"] or chosen["end"] or not is_spanned:
         chosen["span"] = None if "span" not in given else chosen["span"]
+    if chosen["split"] is None and "split" not in given:
+        chosen["split"] = _of_splits([name for name in names if name not in chosen.values()], rows, path)
     columns = Columns(**chosen)  # pyright: ignore[reportArgumentType]
     unused = [name for name in names if name not in chosen.values()]
     if is_msrvtt:
@@ -159,6 +170,19 @@ def _is_span(name: str, rows: Iterable[Mapping[str, Any]]) -> bool:
     return bool(values) and all(isinstance(value, list) and value for value in values)
 
 
+def _of_splits(unused: list[str], rows: Sequence[Mapping[str, Any]], path: str) -> str | None:
+    """Return the column that has nothing but names of splits, whatever it is called. ValueError for several."""
+    fitting = [name for name in unused if _values(name, rows) and _values(name, rows) <= SPLITS.keys()]
+    if len(fitting) > 1:
+        remedy = " or ".join(f"--columns split={name}" for name in fitting)
+        raise ValueError(f"{path}: {' and '.join(fitting)} may each be the split: say {remedy}")
+    return next(iter(fitting), None)
+
+
+def _values(name: str, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {str(row[name]).strip().lower() for row in rows if not is_nothing(row.get(name))}
+
+
 def _checked(
     columns: Columns, unused: list[str], given: Mapping[str, str], rows: Sequence[Mapping[str, Any]], path: str
 ) -> tuple[str, ...]:
@@ -180,6 +204,18 @@ def _checked(
         raise ValueError(
             f"{path}: {' and '.join(alike['a time'])} may be the times of the clip: say --columns start=COLUMN "
             "end=COLUMN, in seconds, or --columns start= for whole videos"
+        )
+    lengths = [name for name in unused if plain(name) in LENGTHS]
+    if columns.start and columns.end is None and lengths and "duration" not in given:
+        raise ValueError(
+            f"{path}: {columns.start} has no end, and {lengths[0]} may be the length of the clip or of the video: say "
+            f"--columns duration={lengths[0]}, or --columns duration= for clips up to the end of the video"
+        )
+    flags = [name for name in alike["a split"] if plain(name).startswith("is")]
+    if columns.split is None and flags and "split" not in given:
+        raise ValueError(
+            f"{path}: {' and '.join(flags)} may say the split: write a column with train, val or test, or say "
+            "--columns split= to leave it out"
         )
     return tuple(f"{name} is not used, and looks like {sort}" for sort, names in alike.items() for name in names)
 

@@ -10,6 +10,7 @@ import csv
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,11 +44,15 @@ def delimiter_of(line: str) -> str | None:
 
 def csv_rows(text: str, path: str, *, header: bool = True) -> Iterator[Row]:
     """Yield the rows of a CSV table of any dialect. Without a header, fields are called "1", "2", …"""
+    if not header and not any(mark in text for mark in DELIMITERS):
+        text = re.sub(r"(?m)^([^\s]+)[ ]+", r"\1\t", text)  # a name and words, apart by a blank
     lines = re.split(r"\r\n|\n|\r", text)
     first = next((number for number, line in enumerate(lines) if line.strip()), 0)
     mark = delimiter_of(lines[first]) or next((mark for mark in "\t,;|" if mark in lines[first]), ",")
     fields = next(csv.reader([lines[first]], delimiter=mark, skipinitialspace=True))
     names = [name.strip() for name in fields] if header else [str(number + 1) for number in range(len(fields))]
+    if twice := [name for name, times in Counter(names).items() if name and times > 1]:
+        raise ValueError(f"{path}:{first + 1}: {len(twice) + 1} columns are called {twice[0]!r}: rename one of them")
     number = first + header
     shape: list[str] = []
     while number < len(lines):
@@ -58,6 +63,10 @@ def csv_rows(text: str, path: str, *, header: bool = True) -> Iterator[Row]:
         values, stop = _row_at(lines, number, mark, len(names), shape)
         if values is None:
             reason = f"{where}: no CSV, a quote is open at its end: {lines[number][:60]!r}"
+        elif len(values) > len(names) and not any(values[len(names) :]):
+            yield where, dict(zip(names, values, strict=False))  # marks at the end of a row, with nothing behind them
+            number = stop
+            continue
         elif len(values) != len(names):
             reason = (
                 f"{where}: has {len(values)} fields and the table {len(names)}: a {_MARKS[mark]} in a field needs "

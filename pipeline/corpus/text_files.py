@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,14 @@ from pipeline import storage
 
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 """First bytes → name."""
+_NO_TEXT = {
+    b"PK\x03\x04": "a zip or a spreadsheet: unpack it, or save the sheet as CSV",
+    b"ARROW1": "an Arrow file: write it as Parquet, with datasets' to_parquet or pyarrow's write_table",
+    b"\x93NUMPY": "an array of NumPy: write its rows as JSON lines",
+    b"\x89HDF": "an HDF5 file: write its rows as JSON lines or Parquet",
+    b"SQLite format 3": "a database: write its table as CSV",
+}
+"""First bytes → what it is, and what to do."""
 
 
 def read_text(path: str) -> str:
@@ -25,6 +34,8 @@ def read_text(path: str) -> str:
 def decompressed(data: bytes, path: str) -> bytes:
     """Return the bytes in a gzip, Zstandard or bzip2 file; those of another as they are. ValueError if cut short."""
     compression = next((name for start, name in _COMPRESSIONS.items() if data.startswith(start)), None)
+    if data.startswith(b"\xfd7zXZ"):
+        return lzma.decompress(data)
     if compression is None:
         return data
     try:
@@ -38,8 +49,14 @@ def decoded(data: bytes, path: str) -> str:
     if data.startswith(b"\x80") or data.startswith((b"(dp", b"(lp")):
         script = f"import json, pickle; json.dump(pickle.load(open({path!r}, 'rb')), open({path + '.json'!r}, 'w'))"
         raise ValueError(f'{path}: a pickle, which runs code when it is opened: if you trust it, python -c "{script}"')
+    if other := next((remedy for start, remedy in _NO_TEXT.items() if data.startswith(start)), None):
+        raise ValueError(f"{path}: {other}")
+    is_marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if not is_marked and data[:2].count(0) == 1:
+        order = "be" if data.startswith(b"\0") else "le"
+        raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {path} > FILE")
     try:
-        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        return data.decode("utf-16" if is_marked else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         remedy = f"convert it first: iconv -f cp1252 -t utf-8 {path} > FILE"
