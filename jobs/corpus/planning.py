@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline import storage
 from pipeline.corpus import annotations
 from pipeline.corpus.annotations import Reading
 from pipeline.corpus.clip_rows import Annotation, WrongRow, is_outside
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of, name_of
-from pipeline.corpus.sources import Source
+from pipeline.corpus.sources import Layout, Source
 from pipeline.corpus.splits import split_of_folder
 from pipeline.records import Reason, Rejected, Stage
 
 NUM_SAMPLES = 3
 MAX_NAMED = 5
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz")
 MAX_NEAREST = 100
 """Missing clips whose nearest name is looked for: each is compared with every name."""
 
@@ -65,26 +67,43 @@ def make_plan(reading: Reading, source: Source) -> Plan:
     source = source.match(clip.relative_path for clip in clips)
     wrong = list(reading.wrong)
     by_place: dict[tuple[str, float | None, float | None], Annotation] = {}
-    for clip in clips:
+    unsaid: list[str] = []
+    for given, clip in zip(reading.clips, clips, strict=True):
         name = source.name(clip.relative_path)
         if is_outside(clip.relative_path) and name not in source.places:
-            where = clip.relative_path
-            wrong.append(WrongRow(where=where, reason=f"{annotations.outside(clip)}, and no file there is called so"))
+            where = reading.places.get((given.relative_path, given.start_seconds, given.end_seconds), "")
+            reason = f"{where}: {annotations.outside(clip)}, and no file there is called so"
+            wrong.append(WrongRow(where=where, reason=reason))
             continue
         if name != clip.relative_path:
             kind = kind_of(name) or clip.kind
             path = name if is_outside(clip.relative_path) else clip.relative_path
             clip = replace(clip, kind=kind, relative_path=path)
         try:
-            clip = replace(clip, split=clip.split or split_of_folder(name) or annotations.DEFAULT_SPLIT)
+            split = clip.split or split_of_folder(name)
         except ValueError as error:
             wrong.append(WrongRow(where=name, reason=str(error)))
             continue
+        if split is None:
+            unsaid.append(name)
+        clip = replace(clip, split=split or annotations.DEFAULT_SPLIT)
         key = (name, clip.start_seconds, clip.end_seconds)
         by_place[key] = annotations.merged(by_place[key], clip, clip.relative_path) if key in by_place else clip
     if not by_place and not wrong:
         raise ValueError(f"no clip and no caption is in {source.root}: name the files with the captions, --annotations")
-    return Plan(clips=tuple(by_place.values()), source=source, wrong=tuple(wrong), notes=reading.notes)
+    refuse_uncaptioned(by_place.values(), source)
+    notes = list(reading.notes)
+    if unsaid and len(unsaid) < len(by_place):
+        notes.append(f"no split is named for {len(unsaid)} clips, which are in train, as {unsaid[0]}")
+    return Plan(clips=tuple(by_place.values()), source=source, wrong=tuple(wrong), notes=tuple(notes))
+
+
+def refuse_uncaptioned(clips: Collection[Annotation], source: Source) -> None:
+    """Raise ValueError if no clip has captions, and files that may have them lie among the videos."""
+    tables = [name for name in source.places if name.lower().endswith(TABLES) and not kind_of(name)]
+    if tables and source.layout == Layout.FILES and not any(clip.captions for clip in clips):
+        named = storage.join(source.root, tables[0])
+        raise ValueError(f"no clip below {source.root} has captions; if {tables[0]} has them: --annotations {named}")
 
 
 def _below(path: str, root: str) -> str:

@@ -36,6 +36,9 @@ MAX_NAMED = 20
 """Wrong rows that a refusal names."""
 
 
+Key = tuple[str, float | None, float | None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """What annotation files say."""
@@ -43,6 +46,8 @@ class Reading:
     clips: tuple[Annotation, ...]
     """One per clip (path, start, end), in order of first mention; captions of all files together."""
     wrong: tuple[WrongRow, ...] = ()
+    places: Mapping[Key, str] = field(default_factory=dict)
+    """Where a clip is first named, by path, start and end."""
     notes: tuple[str, ...] = ()
     """What was taken for what, a line for each file."""
 
@@ -51,12 +56,14 @@ class Reading:
 class _Collector:
     """Clips of all files so far."""
 
-    clips: dict[tuple[str, float | None, float | None], Annotation] = field(default_factory=dict)
+    clips: dict[Key, Annotation] = field(default_factory=dict)
+    places: dict[Key, str] = field(default_factory=dict)
     wrong: list[WrongRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, where: str, clip: Annotation) -> None:
         key = (clip.relative_path, clip.start_seconds, clip.end_seconds)
+        self.places.setdefault(key, where)
         self.clips[key] = merged(self.clips[key], clip, where) if key in self.clips else clip
 
 
@@ -113,7 +120,12 @@ def read(
             if not num_rows and len(collector.wrong) > num_wrong:
                 raise ValueError("\n".join(row.reason for row in collector.wrong[num_wrong:][:MAX_NAMED]))
     clip_lists.refuse_unused()
-    return Reading(clips=tuple(collector.clips.values()), wrong=tuple(collector.wrong), notes=tuple(collector.notes))
+    return Reading(
+        clips=tuple(collector.clips.values()),
+        wrong=tuple(collector.wrong),
+        places=collector.places,
+        notes=tuple(collector.notes),
+    )
 
 
 def _in_splits(rows: Iterable[Annotated], of_source: str | None, of_name: str | None) -> Iterator[Annotated]:

@@ -22,6 +22,7 @@ from pipeline.corpus import caption_readers, sidecars, speech
 from pipeline.corpus.caption_readers import LSMDC_COLUMNS, MSVD_LINE
 from pipeline.corpus.clip_rows import Annotated
 from pipeline.corpus.columns import plain
+from pipeline.corpus.media import kind_of
 from pipeline.corpus.tables import delimiter_of
 
 ENTRY_POINTS = "snps3.datasets"
@@ -157,6 +158,11 @@ def recognised(text: str, path: str) -> Format:
     head = Head(line=line, value=_json_or_none(line) or _json_or_none(text))
     if format := next((format for format in reversed(tuple(FORMATS.values())) if format.fits(head)), None):
         return format
+    if not re.search(r"[\s,;|]", line) and (kind_of(line) or "://" in line):
+        raise ValueError(
+            f"{path}: a list of names without captions: it says which clips are in a split, --lists SPLIT={path}, "
+            "beside the file with the captions"
+        )
     if line.startswith("["):
         raise ValueError(f"{path}: no JSON list of objects ({line[:60]!r})")
     raise ValueError(

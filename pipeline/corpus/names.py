@@ -54,7 +54,7 @@ class Names:
     def match(self, paths: Iterable[str]) -> dict[str, str]:
         """Return path → file, for the paths whose file is certain.
 
-        No file goes to two names of which one is not the end of the other: neither is certain then.
+        A file goes to several names only where one is the end of the other, to the letter.
         """
         candidates = {path: self.candidates(path) for path in dict.fromkeys(paths)}
         owners: dict[str, list[str]] = defaultdict(list)
@@ -65,7 +65,7 @@ class Names:
             path: place
             for place, rivals in owners.items()
             for path in rivals
-            if len(rivals) == 1 or _is_end(path, place)
+            if len(rivals) == 1 or (_is_end(path, place) and stem_of(path) == stem_of(place))
         }
 
     def nearest(self, path: str) -> str:

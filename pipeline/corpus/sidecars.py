@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.clip_rows import Annotated, WrongRow, annotated, attempt, captions_of
 from pipeline.corpus.media import kind_of
-from pipeline.corpus.names import folded
+from pipeline.corpus.names import folded, stem_of
 from pipeline.corpus.sources import open_source
 from pipeline.corpus.splits import split_of_folder
 from pipeline.corpus.text_files import read_text
@@ -46,6 +46,7 @@ def read_sidecars(path: str) -> Iterator[Annotated]:
     media_names = [name for name in places if kind_of(name)]
     texts = [name for name in places if name.lower().endswith(TEXT_SUFFIXES)]
     beside = _beside(media_names, texts)
+    beside |= _in_other_folders(beside, texts)
     used = {text for names in beside.values() for text in names}
     orphans = [name for name in texts if name not in used and not name.lower().endswith(".json")]
     gone = [name for name in orphans if not NO_CAPTIONS.fullmatch(posixpath.basename(name))]
@@ -74,6 +75,21 @@ def _beside(media_names: Sequence[str], texts: Sequence[str]) -> dict[str, list[
         + by_stem[folded(name)]
         + (by_key[_key(name)] if ".tar/" in name and num_media[_key(name)] == 1 else [])
         for name in media_names
+    }
+
+
+def _in_other_folders(beside: Mapping[str, list[str]], texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the side-cars of videos without any that lie in another folder, where a single one has their name."""
+    used = {text for names in beside.values() for text in names}
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for text in texts:
+        if text not in used:
+            by_stem[folded(posixpath.splitext(posixpath.basename(text))[0])].append(text)
+    stems = Counter(folded(stem_of(name)) for name in beside)
+    return {
+        name: by_stem[folded(stem_of(name))]
+        for name, names in beside.items()
+        if not names and stems[folded(stem_of(name))] == 1 and len(by_stem[folded(stem_of(name))]) == 1
     }
 
 
@@ -110,7 +126,7 @@ def sidecar_captions(uri: str, name: str) -> list[Any]:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if len(lines) > 1 and _is_wrapped(lines):
             raise ValueError(f"{uri}: {len(lines)} lines that read as one sentence; a line is a caption: join them")
-        return text.split("\n")
+        return re.split(r"[\r\n]+", text)
     try:
         value = json.loads(text)
     except ValueError as error:

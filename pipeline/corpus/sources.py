@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,14 @@ from pipeline.records import Kind
 
 GZIP = b"\x1f\x8b"
 """First bytes of a compressed tar."""
+COMPRESSED_TARS = {
+    ".tar.gz": "gunzip",
+    ".tgz": "gunzip",
+    ".tar.bz2": "bunzip2",
+    ".tar.xz": "unxz",
+    ".tar.zst": "unzstd",
+}
+"""Suffix → the command that unpacks it."""
 
 
 class Layout(StrEnum):
@@ -103,7 +112,7 @@ class Source:
     @cached_property
     def _tar_of_member(self) -> dict[str, str]:
         """Member → its name with the tar, for members that only one tar has."""
-        members = [(name.partition(".tar/")[2], name) for name in self.places]
+        members = [(re.split(r"\.tar/", name, maxsplit=1, flags=re.I)[-1], name) for name in self.places]
         times = Counter(member for member, _ in members)
         return {member: name for member, name in members if times[member] == 1}
 
@@ -141,16 +150,16 @@ def passed_over(root: str, paths: Iterable[str]) -> dict[str, str]:
 
 def packed(path: str) -> str:
     """Return, in words, what to do with a compressed tar."""
-    name = path if path.endswith((".gz", ".tgz")) else f"{path}.gz"
-    move = "" if name == path else f"mv {path} {name} && "
-    return f"{path}: a compressed tar, of which no part can be read alone: {move}gunzip {name}"
+    command = next((command for suffix, command in COMPRESSED_TARS.items() if path.lower().endswith(suffix)), None)
+    name, move = (path, "") if command else (f"{path}.gz", f"mv {path} {path}.gz && ")
+    return f"{path}: a compressed tar, of which no part can be read alone: {move}{command or 'gunzip'} {name}"
 
 
 def _with_layout(root: str, layout: Layout | None, files: Sequence[str]) -> Source:
-    gzipped = [name for name in files if name.lower().endswith((".tar.gz", ".tgz"))]
-    if gzipped and not any(media.kind_of(name) or name.endswith(".tar") for name in files):
-        raise ValueError(packed(storage.join(root, gzipped[0])))
-    tars = [name for name in files if name.endswith(".tar")]
+    tars = [name for name in files if name.lower().endswith(".tar")]
+    compressed = [name for name in files if name.lower().endswith(tuple(COMPRESSED_TARS))]
+    if compressed and not tars and not any(map(media.kind_of, files)):
+        raise ValueError(packed(storage.join(root, compressed[0])))
     if layout == Layout.TAR or (layout is None and tars):
         return _tars(root, tars)
     tables = [name for name in files if name.lower().endswith(".parquet")]

@@ -23,14 +23,16 @@ def split_named(name: str) -> str:
 
 
 def split_of_folder(path: str) -> str | None:
-    """Return the split that a folder of `path` names; None if none does. ValueError for several.
+    """Return the split that a folder of `path` names, or the packed file in it; None if none does.
 
+    ValueError for several folders that do.
     Of a path that is none below a root, the innermost counts: the others are those of another machine.
     """
     folders = posixpath.dirname(path).split("/")
     if path.startswith("/") or ":/" in path:
         folders = [name for name in folders if name.lower() in SPLITS][-1:]
-    return _single(folders, path)
+    packed = [name for name in folders if name.lower().endswith((".tar", ".parquet"))]
+    return _single(folders, path) or next(filter(None, map(split_of_file, packed)), None)
 
 
 def split_of_file(path: str) -> str | None:

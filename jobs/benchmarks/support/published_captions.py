@@ -253,6 +253,9 @@ def _shards() -> list[Case]:
         Case(name="tar_json_without_caption", files={"root/0.tar": tar(good | {"b.mp4": b"0",
              "b.json": '{"url": "x"}'})},
              videos=(), clips=one, rejected={"no_caption": 1}),
+        Case(name="tar_split_in_name", files={f"root/{name}-0.tar": tar({f"{name}.mp4": b"0", f"{name}.txt": "a dog"})
+                                              for name in ("train", "valid")}, videos=(),
+             clips=[clip("train-0.tar/train.mp4", "a dog"), clip("valid-0.tar/valid.mp4", "a dog", split="val")]),
         Case(name="tar_gz", files={"root/0.tar.gz": tar(good, "w:gz")}, videos=(), refusal="gunzip", remedy=gunzipped,
              clips=one),
         Case(name="tar_hidden_gz", files={"root/0.tar": tar(good, "w:gz")}, videos=(), refusal="mv .*gunzip",

@@ -97,8 +97,8 @@ def _damaged() -> list[Case]:
     one = [clip("b.mp4", "a cat")]
     comma = "path,text\na.mp4,a flag, waving\nb.mp4,a cat\n"
     return [
-        csv_case("two_columns_of_a_name", "path,text,text\na.mp4,x,a dog\n",
-                 refusal="2 columns are called 'text': rename", remedy=rewritten("c.csv", "path,text,", "path,other,"), clips=DOG),
+        csv_case("two_columns_of_a_name", "path,text,text\na.mp4,x,a dog\n", refusal="2 columns are called 'text'",
+                 remedy=rewritten("c.csv", "path,text,", "path,other,"), clips=DOG),
         csv_case("comma_at_the_end", TABLE.replace("dog\n", "dog,\n")),
         csv_case("no_rows", "path,text\n", refusal="has no rows", clips=DOG,
                  remedy=rewritten("c.csv", "text\n", "text\na.mp4,a dog")),
@@ -164,6 +164,9 @@ def _json() -> list[Case]:
         case("times_milliseconds", [ROW | {"start_ms": 1500, "end_ms": 3000}], clips=window),
         case("times_pair", [ROW | {"timestamp": [1.5, 3]}], clips=window),
         case("times_nan", [ROW | {"start": float("nan"), "end": float("nan")}]),
+        Case(name="urls_only", files={"u.txt": "https://h.example/a.mp4\n"}, annotations=("u.txt",), clips=DOG,
+             refusal="without captions.*--lists", remedy=lambda folder: {
+                 "annotations": (str(_write(folder / "d.jsonl", lines(ROW))),), "lists": (f"train={folder}/u.txt",)}),
         case("names_only", ["a.mp4"], refusal="--lists SPLIT=",
              remedy=lambda folder: {"annotations": (str(_write(folder / "d.jsonl", lines(ROW))),),
                                     "lists": (f"train={folder}/c.json",)}),
@@ -242,6 +245,9 @@ def _names() -> list[Case]:
         lines_case("two_names_two_splits", ROW, {"clip_name": "x/a", "caption": "it runs", "split": "test"},
                    videos=("x/a.mp4",), refusal="has split test, in an earlier line train",
                    remedy=rewritten("c.jsonl", '"test"', '"train"'), clips=[clip("x/a.mp4", "a dog", "it runs")]),
+        lines_case("two_cases", ROW | {"clip_name": "A"}, ROW, rejected={"missing": 1}),
+        lines_case("two_suffixes", ROW | {"clip_name": "a"}, videos=("a.webm", "a.mkv"), clips=[],
+                   rejected={"missing": 1}),
         lines_case("above", ROW, {"clip_name": "../gone.mp4", "caption": "x"}, rejected={"wrong_row": 1}),
     ]  # fmt: skip
 
@@ -315,6 +321,9 @@ def _sidecars() -> list[Case]:
         case("text_key", {"a.json": '{"text": "a dog"}'}, "a.mp4"),
         case("readme", {"a.txt": "a dog", "README.txt": "x", "LICENSE.txt": "y", "sub/readme.txt": "z"}, "a.mp4"),
         case("gone", {"a.txt": "a dog", "b.txt": "a cat"}, "a.mp4", rejected={"missing": 1}),
+        case("other_folder", {"captions/a.txt": "a dog"}, "videos/a.mp4", clips=[clip("videos/a.mp4", "a dog")]),
+        case("table_beside", {"c.csv": TABLE}, "a.mp4", "b.mp4", refusal="if c.csv has them: --annotations", clips=BOTH,
+             remedy=lambda folder: {"annotations": (f"{folder}/root/c.csv",)}),
         case("gif", {"t_250.txt": "a dog"}, "t_250.gif", clips=[clip("t_250.gif", "a dog")]),
         case("wrapped", {"a.txt": wrapped}, "a.mp4", refusal="read as one sentence.*join them",
              remedy=lambda folder: _write(folder / "root/a.txt", wrapped.replace("\n", " ")) and {},
