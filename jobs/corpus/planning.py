@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pipeline import storage
 from pipeline.corpus import annotations
 from pipeline.corpus.annotations import Reading
-from pipeline.corpus.clip_rows import Annotation, WrongRow, is_outside
+from pipeline.corpus.clip_rows import Annotation, WrongRow, is_outside, without_queries
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of, name_of
 from pipeline.corpus.sources import Layout, Source
@@ -48,10 +48,10 @@ class Plan:
         return [
             Rejected(
                 clip_id=clip_id(corpus, row.where),
-                uri=row.where,
+                uri=without_queries(row.where),
                 stage=Stage.PREPARE,
                 reason=Reason.WRONG_ROW,
-                detail=row.reason,
+                detail=without_queries(row.reason),
             )
             for row in self.wrong
         ]
@@ -127,7 +127,7 @@ def describe_plan(plan: Plan) -> str:
     )
     lines += _listed("wrong", "rows that cannot be read", [row.reason for row in plan.wrong])
     lines += [f"sample    {_shown(clip)}" for clip in plan.clips[:NUM_SAMPLES]]
-    return "\n".join(lines)
+    return without_queries("\n".join(lines))
 
 
 def _listed(word: str, what: str, items: Sequence[str], count: int | None = None) -> list[str]:

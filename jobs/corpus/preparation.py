@@ -284,10 +284,12 @@ def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], fil
     digest.update(json.dumps([VERSION, settings, root, sources, files, *config.lists], sort_keys=True).encode())
     for source in (*sources, *config.lists):
         _, path = annotations.split_and_path(source)
+        if path == root:  # its files are in `files`
+            continue
         for file, _ in annotations.source_files(path):
             if storage.is_folder(file):
-                digest.update(json.dumps(storage.fingerprints(file)).encode() if file != root else b"")
-            elif not file.startswith(f"{root}/"):
+                digest.update(json.dumps(storage.fingerprints(file)).encode())
+            else:
                 digest.update(storage.read_bytes(file))
     return digest.hexdigest()
 

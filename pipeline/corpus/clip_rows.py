@@ -117,6 +117,11 @@ def path_of(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/"))
 
 
+def without_queries(text: str) -> str:
+    """Return a message with the queries of its URLs left out: they may sign a request."""
+    return re.sub(r"(\w+://[^\s?\"']+)\?[^\s\"',;:]+", r"\1?…", text)
+
+
 def is_outside(path: str) -> bool:
     """Return whether `path` is not one below a root: absolute, above it, or a URL."""
     return path.startswith(("/", "../")) or "://" in path or bool(re.match(r"[A-Za-z]:/", path))

@@ -12,6 +12,8 @@ from typing import Any
 from pipeline.corpus.clip_rows import is_nothing, items_of
 from pipeline.corpus.splits import SPLITS
 
+KEY = "(key)"
+"""The column of the keys of a JSON dictionary, whose values are rows."""
 NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
     {
         "clip": (
@@ -24,6 +26,7 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
                 "video videoid videoname vid vidid vidname clip clipid gifname gif youtubeid youtubevideoid ytid image "
                 "imageid media".split()
             ),
+            (KEY,),
             ("id", "key", "name", "uid"),
             ("url", "videourl", "contenturl", "imageurl", "link"),
         ),
@@ -32,7 +35,7 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
                 "caption captions encap text txt sentence sentences description descriptions prompt prompts phrase "
                 "narration conversations".split()
             ),
-            ("title", "query", "desc", "annotation", "alttext", "comment"),
+            ("query", "desc", "alttext", "comment"),
         ),
         "start": (
             tuple(
@@ -191,10 +194,11 @@ def _checked(
         sort: [name for name in unused if pattern.search(plain(name)) and _has_values(name, rows)]
         for sort, pattern in LOOKS_LIKE.items()
     }
-    if columns.caption is None and "caption" not in given and not columns.is_own:
+    if columns.caption is None and "caption" not in given:
         if alike["a caption"]:
             remedy = " or ".join(f"--columns caption={name}" for name in alike["a caption"])
             raise ValueError(f"{path}: {' and '.join(alike['a caption'])} may be the caption: say {remedy}")
+    if columns.caption is None and "caption" not in given and not columns.is_own:
         raise ValueError(
             f"{path}: no column has captions: it has {_listed([*unused, columns.clip])}; name the file with the "
             "captions, or say --columns caption=COLUMN"

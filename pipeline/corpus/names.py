@@ -84,7 +84,7 @@ def _parts(path: str) -> list[str]:
 
 def _is_end(path: str, place: str) -> bool:
     """Return whether one of two paths is the end of the other, with suffix, case and Unicode form aside."""
-    mine, theirs = ([part for part in _parts(one) if part] for one in (path, place))
+    mine, theirs = ([part for part in _parts(name) if part] for name in (path, place))
     shared = min(len(mine), len(theirs))
     return mine[-shared:] == theirs[-shared:]
 
@@ -92,7 +92,7 @@ def _is_end(path: str, place: str) -> bool:
 def _fit(path: str, place: str) -> tuple[int, bool, bool, bool]:
     """Return how well `place` fits `path`: equal parts from the end, then kind, then case."""
     mine, theirs = _parts(path)[::-1], _parts(place)[::-1]
-    shared = next((i for i, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other), len(mine))
+    shared = next((i for i, parts in enumerate(zip(mine, theirs, strict=False)) if parts[0] != parts[1]), len(mine))
     same_name = stem_of(path) == stem_of(place)
     return shared, kind_of(path) == kind_of(place), same_name, path == place
 

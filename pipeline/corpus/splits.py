@@ -38,7 +38,8 @@ def split_of_folder(path: str) -> str | None:
 def split_of_file(path: str) -> str | None:
     """Return the split that the name of an annotation file has as a word of its own; None for none, or several."""
     try:
-        return _single(re.split(r"[^a-z]+", posixpath.basename(path).lower()), path)
+        name = posixpath.basename(path.partition("?")[0] if "://" in path else path)
+        return _single(re.split(r"[^a-z]+", name.lower()), path)
     except ValueError:
         return None
 

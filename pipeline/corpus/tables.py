@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.corpus.clip_rows import WrongRow
-from pipeline.corpus.columns import NAMES, plain
+from pipeline.corpus.columns import KEY, NAMES, plain
 from pipeline.corpus.splits import SPLITS, split_named
 
 Row = tuple[str, Mapping[str, Any] | WrongRow]
@@ -231,12 +231,12 @@ def _by_column(value: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _of_clip(where: str, clip: str, item: Any) -> Iterator[Row]:
     if isinstance(item, Mapping):
-        yield from _flat(where, {"clip_name": clip, **{k: v for k, v in item.items() if plain(k) != "clipname"}})
+        yield from _flat(where, {KEY: clip, **item})
     elif isinstance(item, list) and item and all(isinstance(part, Mapping) for part in item):
         for index, part in enumerate(item):
-            yield from _flat(f"{where}: [{index}]", {"clip_name": clip, **part})
+            yield from _flat(f"{where}: [{index}]", {KEY: clip, **part})
     else:
-        yield where, {"clip_name": clip, "caption": item}
+        yield where, {KEY: clip, "caption": item}
 
 
 def _flat(where: str, row: Any) -> Iterator[Row]:

@@ -83,7 +83,7 @@ def gunzipped(folder: Path) -> dict[str, Any]:
 
 def published() -> list[Case]:
     """Return the cases."""
-    return [*_benchmarks(), *_large_sets(), *_images(), *_shards()]
+    return [*_benchmarks(), *_msvd(), *_large_sets(), *_images(), *_shards()]
 
 
 def _benchmarks() -> list[Case]:
@@ -93,7 +93,6 @@ def _benchmarks() -> list[Case]:
         "images": [{"id": f"video{i}", "file_name": f"video{i}"} for i in range(3)],
         "annotations": [{"image_id": f"video{i}", "caption": f"caption of {i}"} for i in range(3)],
     }
-    msvd = "-abcPCjDBc_5_15 a dog runs\n"
     table = [
         {"video_id": "video0", "caption": "a", "sen_id": 1, "category": 2, "url": "u", "start time": 1.0,
          "end time": 9.0, "split": "train"},
@@ -111,21 +110,6 @@ def _benchmarks() -> list[Case]:
              videos=VIDEOS, clips=[clip(f"video{i}.mp4", f"caption of {i}") for i in range(3)]),
         Case(name="msrvtt_hf_parquet", files={"train.parquet": parquet(table)}, annotations=("train.parquet",),
              videos=VIDEOS, clips=[clip("video0.mp4", "a"), clip("video1.mp4", "b", split="test")]),
-        Case(name="msvd_header", files={"d.txt": f"####\n# Video Description Corpus\n\n####\n{msvd}"},
-             annotations=("d.txt",), videos=("-abcPCjDBc_5_15.avi",), clips=[clip("-abcPCjDBc_5_15.avi",
-             "a dog runs")]),
-        Case(name="msvd_mp4", files={"d.txt": msvd}, annotations=("d.txt",), videos=("-abcPCjDBc_5_15.mp4",),
-             clips=[clip("-abcPCjDBc_5_15.mp4", "a dog runs")]),
-        Case(name="msvd_pickle", files={"raw-captions.pkl": pickle.dumps({"-abcPCjDBc_5_15": [["a", "dog"], ["it"]]})},
-             annotations=("raw-captions.pkl",), videos=("-abcPCjDBc_5_15.avi",), refusal="a pickle.*json.dump",
-             remedy=unpickled, clips=[clip("-abcPCjDBc_5_15.avi", "a dog", "it")]),
-        Case(name="msvd_pickle_ascii", files={"raw-captions.pkl": pickle.dumps({"b_5_15": [["a", "dog"]]}, protocol=0)},
-             annotations=("raw-captions.pkl",), videos=("b_5_15.avi",), refusal="a pickle", remedy=unpickled,
-             clips=[clip("b_5_15.avi", "a dog")]),
-        Case(name="msvd_corpus", annotations=("video_corpus.csv",), videos=("mv89abcdzh4_33_46.avi",), files={
-            "video_corpus.csv": "VideoID,Start,End,WorkerID,Source,AnnotationTime,Language,Description\n"
-            "mv89abcdzh4,33,46,5,unverified,55,Slovene,Papagaj.\nmv89abcdzh4,33,46,1,clean,9,English,A parrot.\n"},
-            clips=[clip("mv89abcdzh4_33_46.avi", "A parrot.")]),
         Case(name="didemo", annotations=("test=test_data.json",), videos=("1@N01_70_b.mp4",),
              files={"test_data.json": json.dumps([
                  {"video": "1@N01_70_b.mpg", "description": f"moment {i}", "times": [[0, 1]]} for i in range(2)])},
@@ -158,6 +142,27 @@ def _benchmarks() -> list[Case]:
             ]}}})},
             clips=[clip("validation/226/aaaaaaaaaaa.mkv", "cut it", split="val", times=(3.0, 10.0)),
                    clip("validation/226/aaaaaaaaaaa.mkv", "fry it", split="val", times=(12.0, 20.0))]),
+    ]  # fmt: skip
+
+
+def _msvd() -> list[Case]:
+    msvd = "-abcPCjDBc_5_15 a dog runs\n"
+    return [
+        Case(name="msvd_header", files={"d.txt": f"####\n# Video Description Corpus\n\n####\n{msvd}"},
+             annotations=("d.txt",), videos=("-abcPCjDBc_5_15.avi",), clips=[clip("-abcPCjDBc_5_15.avi",
+             "a dog runs")]),
+        Case(name="msvd_mp4", files={"d.txt": msvd}, annotations=("d.txt",), videos=("-abcPCjDBc_5_15.mp4",),
+             clips=[clip("-abcPCjDBc_5_15.mp4", "a dog runs")]),
+        Case(name="msvd_pickle", files={"raw-captions.pkl": pickle.dumps({"-abcPCjDBc_5_15": [["a", "dog"], ["it"]]})},
+             annotations=("raw-captions.pkl",), videos=("-abcPCjDBc_5_15.avi",), refusal="a pickle.*json.dump",
+             remedy=unpickled, clips=[clip("-abcPCjDBc_5_15.avi", "a dog", "it")]),
+        Case(name="msvd_pickle_ascii", files={"raw-captions.pkl": pickle.dumps({"b_5_15": [["a", "dog"]]}, protocol=0)},
+             annotations=("raw-captions.pkl",), videos=("b_5_15.avi",), refusal="a pickle", remedy=unpickled,
+             clips=[clip("b_5_15.avi", "a dog")]),
+        Case(name="msvd_corpus", annotations=("video_corpus.csv",), videos=("mv89abcdzh4_33_46.avi",), files={
+            "video_corpus.csv": "VideoID,Start,End,WorkerID,Source,AnnotationTime,Language,Description\n"
+            "mv89abcdzh4,33,46,5,unverified,55,Slovene,Papagaj.\nmv89abcdzh4,33,46,1,clean,9,English,A parrot.\n"},
+            clips=[clip("mv89abcdzh4_33_46.avi", "A parrot.")]),
     ]  # fmt: skip
 
 
@@ -232,34 +237,34 @@ def _images() -> list[Case]:
 
 def _shards() -> list[Case]:
     good = {"a.mp4": b"0", "a.txt": "a dog", "a.json": '{"key": "a"}'}
-    one = [clip("0.tar/a.mp4", "a dog")]
+    first = [clip("0.tar/a.mp4", "a dog")]
     video = {"bytes": b"\0\0\0 ftypisom", "path": "a.mp4"}
     return [
-        Case(name="tar_readme", files={"root/0.tar": tar(good | {"README.txt": "words"})}, videos=(), clips=one),
-        Case(name="tar_orphan", files={"root/0.tar": tar(good | {"b.txt": "gone"})}, videos=(), clips=one,
+        Case(name="tar_readme", files={"root/0.tar": tar(good | {"README.txt": "words"})}, videos=(), clips=first),
+        Case(name="tar_orphan", files={"root/0.tar": tar(good | {"b.txt": "gone"})}, videos=(), clips=first,
              rejected={"missing": 1}),
         Case(name="tar_missing", files={"root/0.tar": tar(good), "c.jsonl": lines(
             {"clip_name": "0.tar/a.mp4", "caption": "a dog"}, {"clip_name": "0.tar/gone.mp4", "caption": "x"})},
-            videos=(), annotations=("c.jsonl",), clips=one, rejected={"missing": 1}),
+            videos=(), annotations=("c.jsonl",), clips=first, rejected={"missing": 1}),
         Case(name="tar_hard_link", files={"root/0.tar": tar(good | {"b.txt": "it runs"}, links={"b.mp4": "a.mp4"})},
-             videos=(), clips=[*one, clip("0.tar/b.mp4", "it runs")]),
+             videos=(), clips=[*first, clip("0.tar/b.mp4", "it runs")]),
         Case(name="tar_dotted_members", files={"root/0.tar": tar({f"./{name}": data for name, data in good.items()})},
-             videos=(), clips=one),
+             videos=(), clips=first),
         Case(name="tar_apple_double", files={"root/0.tar": tar(good | {"._a.mp4": b"1", "__MACOSX/._a.txt": "x"})},
-             videos=(), clips=one),
+             videos=(), clips=first),
         Case(name="tar_keys", files={"root/0.tar": tar({"a.mp4": b"0", "a.info.json": '{"x": 1}',
                                                         "a.mp4.json": '"a"', "a.caption.txt": "a dog"})},
-             videos=(), clips=one),
+             videos=(), clips=first),
         Case(name="tar_json_without_caption", files={"root/0.tar": tar(good | {"b.mp4": b"0",
              "b.json": '{"url": "x"}'})},
-             videos=(), clips=one, rejected={"no_caption": 1}),
+             videos=(), clips=first, rejected={"no_caption": 1}),
         Case(name="tar_split_in_name", files={f"root/{name}-0.tar": tar({f"{name}.mp4": b"0", f"{name}.txt": "a dog"})
                                               for name in ("train", "valid")}, videos=(),
              clips=[clip("train-0.tar/train.mp4", "a dog"), clip("valid-0.tar/valid.mp4", "a dog", split="val")]),
         Case(name="tar_gz", files={"root/0.tar.gz": tar(good, "w:gz")}, videos=(), refusal="gunzip", remedy=gunzipped,
-             clips=one),
+             clips=first),
         Case(name="tar_hidden_gz", files={"root/0.tar": tar(good, "w:gz")}, videos=(), refusal="mv .*gunzip",
-             remedy=gunzipped, clips=one),
+             remedy=gunzipped, clips=first),
         Case(name="hf_parquet_videos", files={"root/0.parquet": parquet([{"video": video, "text": "a dog"}])},
              videos=(),
              clips=[clip("0.parquet/a.mp4", "a dog")]),

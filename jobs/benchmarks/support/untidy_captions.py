@@ -94,7 +94,7 @@ def _dialects() -> list[Case]:
 
 
 def _damaged() -> list[Case]:
-    one = [clip("b.mp4", "a cat")]
+    second = [clip("b.mp4", "a cat")]
     comma = "path,text\na.mp4,a flag, waving\nb.mp4,a cat\n"
     return [
         csv_case("two_columns_of_a_name", "path,text,text\na.mp4,x,a dog\n", refusal="2 columns are called 'text'",
@@ -102,14 +102,14 @@ def _damaged() -> list[Case]:
         csv_case("comma_at_the_end", TABLE.replace("dog\n", "dog,\n")),
         csv_case("no_rows", "path,text\n", refusal="has no rows", clips=DOG,
                  remedy=rewritten("c.csv", "text\n", "text\na.mp4,a dog")),
-        csv_case("comma_in_caption", comma, clips=one, rejected={"wrong_row": 1}),
-        csv_case("comma_in_first_column", "text,path\na flag, waving,a.mp4\na cat,b.mp4\n", clips=one,
+        csv_case("comma_in_caption", comma, clips=second, rejected={"wrong_row": 1}),
+        csv_case("comma_in_first_column", "text,path\na flag, waving,a.mp4\na cat,b.mp4\n", clips=second,
                  rejected={"wrong_row": 1}),
         csv_case("comma_alone", "path,text\na.mp4,a flag, waving\n", refusal="c.csv:2: has 3 fields.*quotes around it",
                  remedy=rewritten("c.csv", "a flag, waving", '"a flag, waving"'), clips=[clip("a.mp4",
                  "a flag, waving")]),
-        csv_case("stray_quote", 'path,text\na.mp4,"a dog\nb.mp4,a cat\n', clips=one, rejected={"wrong_row": 1}),
-        csv_case("two_stray_quotes", 'path,text\na.mp4,"a dog\nb.mp4,a cat\nc.mp4,"a bird\nd.mp4,x\n', clips=one,
+        csv_case("stray_quote", 'path,text\na.mp4,"a dog\nb.mp4,a cat\n', clips=second, rejected={"wrong_row": 1}),
+        csv_case("two_stray_quotes", 'path,text\na.mp4,"a dog\nb.mp4,a cat\nc.mp4,"a bird\nd.mp4,x\n', clips=second,
                  rejected={"wrong_row": 2, "missing": 1}),
         csv_case("short_row", "path,text\na.mp4,a dog\nwhimpering\nb.mp4,a cat\n", rejected={"wrong_row": 1}),
         lines_case("bad_line", files={"c.jsonl": lines(ROW) + '{"clip_name": "b", cap\n' + "[1]\n"},
@@ -146,6 +146,7 @@ def _json() -> list[Case]:
              videos=AB, clips=[*DOG, clip("b.mp4", "a dog")]),
         case("by_clip", {"a.mp4": ["a dog", "it runs"]}, clips=[clip("a.mp4", "a dog", "it runs")]),
         case("by_clip_objects", {"a": {"caption": "a dog", "fps": 4}}),
+        case("by_number", {"0": {"video": "a.mp4", "caption": "a dog"}}),
         case("by_clip_rows", {"a": [{"text": "a dog", "start": 1.5, "end": 3}]}, clips=window),
         case("by_split", {"train": [ROW], "validation": [ROW | {"clip_name": "b"}]}, videos=AB,
              clips=[*DOG, clip("b.mp4", "a dog", split="val")]),
