@@ -194,11 +194,11 @@ def _checked(
         sort: [name for name in unused if pattern.search(plain(name)) and _has_values(name, rows)]
         for sort, pattern in LOOKS_LIKE.items()
     }
-    if columns.caption is None and "caption" not in given:
-        if alike["a caption"]:
-            remedy = " or ".join(f"--columns caption={name}" for name in alike["a caption"])
-            raise ValueError(f"{path}: {' and '.join(alike['a caption'])} may be the caption: say {remedy}")
-    if columns.caption is None and "caption" not in given and not columns.is_own:
+    is_silent = columns.caption is None and "caption" not in given
+    if is_silent and alike["a caption"]:
+        remedy = " or ".join(f"--columns caption={name}" for name in alike["a caption"])
+        raise ValueError(f"{path}: {' and '.join(alike['a caption'])} may be the caption: say {remedy}")
+    if is_silent and not columns.is_own:
         raise ValueError(
             f"{path}: no column has captions: it has {_listed([*unused, columns.clip])}; name the file with the "
             "captions, or say --columns caption=COLUMN"
