@@ -23,7 +23,7 @@ from pipeline.corpus.caption_readers import LSMDC_COLUMNS, MSVD_LINE
 from pipeline.corpus.clip_rows import Annotated
 from pipeline.corpus.columns import plain
 from pipeline.corpus.media import kind_of
-from pipeline.corpus.tables import delimiter_of
+from pipeline.corpus.tables import delimiter_of, is_preamble
 
 ENTRY_POINTS = "snps3.datasets"
 _TIMED = frozenset({"start", "end", "text"})
@@ -154,7 +154,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 def recognised(text: str, path: str) -> Format:
     """Return the format of a file's text. ValueError if it is none of ours."""
-    line = next((line for line in re.split(r"[\r\n]", text) if line.strip() and not line.startswith("#")), "").strip()
+    line = next((line for line in re.split(r"[\r\n]", text) if not is_preamble(line)), "").strip()
     head = Head(line=line, value=_json_or_none(line) or _json_or_none(text))
     if format := next((format for format in reversed(tuple(FORMATS.values())) if format.fits(head)), None):
         return format
@@ -164,11 +164,21 @@ def recognised(text: str, path: str) -> Format:
             "beside the file with the captions"
         )
     if line.startswith("["):
-        raise ValueError(f"{path}: no JSON list of objects ({line[:60]!r})")
+        raise ValueError(f"{path}: no JSON list of objects ({_fault(text)}): mend it, or copy it again")
     raise ValueError(
         f"{path}: cannot tell the format from {line[:60]!r}; it may be {', '.join(FORMATS)}, name it with --format; of "
-        "a table without a header, say which column is what, as in --columns clip=1 caption=2"
+        "a table without a header, say which column is what, as in --columns clip=1 caption=2, and of one with other "
+        "names --columns clip=NAME caption=NAME"
     )
+
+
+def _fault(text: str) -> str:
+    """Return what keeps a text from being JSON."""
+    try:
+        json.loads(text)
+    except ValueError as error:
+        return str(error)
+    return text.lstrip()[:60]
 
 
 def _json_or_none(text: str) -> Any:

@@ -67,7 +67,8 @@ LOOKS_LIKE = {
 }
 LENGTHS = frozenset({"duration", "length", "durationseconds", "dur"})
 """What is named of the columns that are not used."""
-MSRVTT_COLUMNS = frozenset({"sen_id", "start time", "end time"})
+MSRVTT_TIMES = frozenset({"start time", "end time"})
+MSRVTT_NAME = re.compile(r"video\d+(\.mp4)?")
 """In MSR-VTT's tables, times are those of the film that the clip was cut from."""
 
 
@@ -123,7 +124,7 @@ def choose(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], path: st
             raise ValueError(f"{path}: no column {column!r}{f'; the nearest is {near[0]!r}' if near else ''}: "
                              f"it has {_listed(names)}")  # fmt: skip
         chosen[meaning] = column or None
-    is_msrvtt = set(names) >= MSRVTT_COLUMNS
+    is_msrvtt = set(names) >= MSRVTT_TIMES and _is_named(rows, MSRVTT_NAME)
     for meaning, ranks in NAMES.items():
         if meaning not in chosen:
             times_of_film = is_msrvtt and meaning in ("start", "end", "span")
@@ -138,8 +139,12 @@ def choose(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], path: st
     columns = Columns(**chosen)  # pyright: ignore[reportArgumentType]
     unused = [name for name in names if name not in chosen.values()]
     if is_msrvtt:
-        unused = [name for name in unused if name not in MSRVTT_COLUMNS]
+        unused = [name for name in unused if name not in MSRVTT_TIMES]
     return replace(columns, notes=_checked(columns, unused, given, rows, path))
+
+
+def _is_named(rows: Sequence[Mapping[str, Any]], name: re.Pattern[str]) -> bool:
+    return all(name.fullmatch(str(row.get("video_id"))) for row in rows)
 
 
 def _by_rank(

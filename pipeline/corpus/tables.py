@@ -42,12 +42,17 @@ def delimiter_of(line: str) -> str | None:
     return best if known[best] >= 2 or (known[best] and best in line) else None
 
 
+def is_preamble(line: str) -> bool:
+    """Return whether a line before a header says nothing: a blank one, a comment, or Excel's `sep=;`."""
+    return not line.strip() or line.startswith("#") or bool(re.fullmatch(r"\ufeff?sep=.", line.strip(), re.I))
+
+
 def csv_rows(text: str, path: str, *, header: bool = True) -> Iterator[Row]:
     """Yield the rows of a CSV table of any dialect. Without a header, fields are called "1", "2", …"""
     if not header and not any(mark in text for mark in DELIMITERS):
         text = re.sub(r"(?m)^([^\s]+)[ ]+", r"\1\t", text)  # a name and words, apart by a blank
     lines = re.split(r"\r\n|\n|\r", text)
-    first = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    first = next((number for number, line in enumerate(lines) if not is_preamble(line)), 0)
     mark = delimiter_of(lines[first]) or next((mark for mark in "\t,;|" if mark in lines[first]), ",")
     fields = next(csv.reader([lines[first]], delimiter=mark, skipinitialspace=True))
     names = [name.strip() for name in fields] if header else [str(number + 1) for number in range(len(fields))]
@@ -143,6 +148,8 @@ def _line_rows(text: str, path: str) -> Iterator[Row]:
             continue
         if isinstance(value, dict):
             yield from _flat(where, value)
+        elif isinstance(value, list) and len(value) > 1:
+            yield where, {str(column + 1): field for column, field in enumerate(value)}
         else:
             reason = f"{where}: a line must be an object with clip_name and caption, got {value!r:.80}"
             yield where, WrongRow(where=where, reason=reason)

@@ -110,6 +110,8 @@ def _benchmarks() -> list[Case]:
              videos=VIDEOS, clips=[clip(f"video{i}.mp4", f"caption of {i}") for i in range(3)]),
         Case(name="msrvtt_hf_parquet", files={"train.parquet": parquet(table)}, annotations=("train.parquet",),
              videos=VIDEOS, clips=[clip("video0.mp4", "a"), clip("video1.mp4", "b", split="test")]),
+        Case(name="msrvtt_table", annotations=("c.csv",), videos=VIDEOS, clips=[clip("video0.mp4", "a")], files={
+            "c.csv": "video_id,caption,start time,end time\nvideo0,a,137.7,149.4\n"}),
         Case(name="didemo", annotations=("test=test_data.json",), videos=("1@N01_70_b.mp4",),
              files={"test_data.json": json.dumps([
                  {"video": "1@N01_70_b.mpg", "description": f"moment {i}", "times": [[0, 1]]} for i in range(2)])},
