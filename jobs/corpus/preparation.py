@@ -59,7 +59,7 @@ class PrepareConfig:
     """MEANING=COLUMN of tables and lines, where names do not say it: clip, caption, start, end, span, split. A
     number is a column of a table without a header; nothing after the = leaves a meaning out."""
     format: str | None = None
-    """Format of the caption files: table, json_lines, webvid_csv, msrvtt_json, msrvtt_csv, msvd_corpus, didemo,
+    """Format of the caption files: table, pairs, json_lines, webvid_csv, msrvtt_json, msrvtt_csv, msvd_corpus, didemo,
     activitynet, vatex, coco, karpathy, visual_genome, lsmdc, msvd, sidecars, asr, the name of an installed data set, or
     package.module:Name of a reader outside. None recognises it by their content."""
     lists: tuple[str, ...] = ()

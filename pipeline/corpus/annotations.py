@@ -24,7 +24,7 @@ from pipeline.corpus.media import kind_of
 from pipeline.corpus.parquet_rows import is_parquet, media_column, parquet_rows
 from pipeline.corpus.speech import read_speech
 from pipeline.corpus.splits import split_named, split_of_file, split_of_folder
-from pipeline.corpus.tables import Row, csv_rows, json_rows
+from pipeline.corpus.tables import Row, csv_rows, is_preamble, json_rows, pair_of
 from pipeline.corpus.text_files import read_text
 
 FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
@@ -235,8 +235,10 @@ def _of_file(
     text = read_text(path)
     if not text.strip():
         raise ValueError(f"{path} is empty: name a file with captions")
-    is_headless = any(column.isdigit() for column in columns.values())
     format = format or (FORMATS["table"] if columns else recognised(text, path))
+    if format.name == "pairs" and not columns:
+        columns = pair_of(next(line for line in re.split(r"[\r\n]", text) if not is_preamble(line))) or columns
+    is_headless = any(column.isdigit() for column in columns.values())
     if format.read:
         say(f"{path}: {format.name}")
         yield from format.read(text, path)

@@ -23,7 +23,7 @@ from pipeline.corpus.caption_readers import LSMDC_COLUMNS, MSVD_LINE
 from pipeline.corpus.clip_rows import Annotated
 from pipeline.corpus.columns import plain
 from pipeline.corpus.media import kind_of
-from pipeline.corpus.tables import delimiter_of, is_preamble
+from pipeline.corpus.tables import delimiter_of, is_preamble, pair_of
 
 ENTRY_POINTS = "snps3.datasets"
 _TIMED = frozenset({"start", "end", "text"})
@@ -81,6 +81,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         format.name: format
         for format in (
             Format(name="table", fits=_is_rows),
+            Format(name="pairs", fits=lambda head: pair_of(head.line) is not None),
             Format(name="json_lines", fits=lambda head: head.line.startswith("{")),
             Format(
                 name="webvid_csv",

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.corpus.clip_rows import WrongRow
 from pipeline.corpus.columns import KEY, NAMES, plain
+from pipeline.corpus.media import kind_of
 from pipeline.corpus.splits import SPLITS, split_named
 
 Row = tuple[str, Mapping[str, Any] | WrongRow]
@@ -40,6 +41,19 @@ def delimiter_of(line: str) -> str | None:
     known = {mark: sum(plain(name) in KNOWN for name in names) for mark, names in headers.items()}
     best = max(DELIMITERS, key=lambda mark: known[mark])
     return best if known[best] >= 2 or (known[best] and best in line) else None
+
+
+def pair_of(line: str) -> dict[str, str] | None:
+    """Return which column of a table without a header is the clip and which the caption, where its first line tells.
+
+    It does if there are two, and one of them is a URL or the path of a video or an image: CC3M's and TGIF's tables.
+    """
+    mark = next((mark for mark in "\t,;|" if mark in line), None)
+    fields = [field.strip() for field in next(csv.reader([line], delimiter=mark), [])] if mark else []
+    is_clip = ["://" in field or (kind_of(field) is not None and " " not in field) for field in fields]
+    if len(fields) != 2 or sum(is_clip) != 1:
+        return None
+    return {"clip": str(is_clip.index(True) + 1), "caption": str(is_clip.index(False) + 1)}
 
 
 def is_preamble(line: str) -> bool:

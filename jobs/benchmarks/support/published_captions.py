@@ -230,10 +230,11 @@ def _images() -> list[Case]:
         Case(name="visual_genome", annotations=("r.json",), videos=("VG_100K/1.jpg",), files={"r.json": json.dumps([
             {"id": 1, "regions": [{"region_id": 1382, "image_id": 1, "phrase": "the clock is green", "x": 4}]}])},
             clips=[clip("VG_100K/1.jpg", "the clock is green")]),
-        Case(name="cc3m", annotations=("t.tsv",), videos=("1.jpg",), refusal="--columns clip=1 caption=2", files={
-            "t.tsv": "a very good day\thttp://a.example/x/1.jpg\n"}, remedy=lambda _: {"columns": ("clip=2",
-            "caption=1")},
-            clips=[clip("1.jpg", "a very good day")]),
+        Case(name="cc3m", annotations=("t.tsv",), videos=("1.jpg",), clips=[clip("1.jpg", "a very good day")],
+             files={"t.tsv": "a very good day\thttp://a.example/x/1.jpg\n"}),
+        Case(name="tgif", annotations=("t.tsv",), videos=("tumblr_a_400.gif",),
+             clips=[clip("tumblr_a_400.gif", "a man")],
+             files={"t.tsv": "https://38.media.example/9f/tumblr_a_400.gif\ta man\n"}),
     ]  # fmt: skip
 
 
