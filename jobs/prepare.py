@@ -1,6 +1,6 @@
 """Make a corpus of raw videos and captions: a manifest, and a ledger of rejected samples.
 
-python -m jobs.prepare --corpus NAME --root FOLDER_OR_BUCKET --annotations FILE … --out FOLDER_OR_BUCKET
+python -m jobs.prepare --corpus NAME --root FOLDER_OR_BUCKET --annotations FILE … --out FOLDER_OR_BUCKET [--dry-run]
 
 out/manifest.parquet   a row per usable clip          (pipeline/corpus/manifest.py)
 out/manifest/          the same in parts, with --in-parts
@@ -17,10 +17,12 @@ from jobs.command_line.entry import log_progress, run_command
 
 def main(argv: list[str] | None = None) -> None:
     """Do what the command line says."""
-    from jobs.corpus.preparation import PrepareConfig, describe, prepare
+    from jobs.corpus.planning import describe_plan
+    from jobs.corpus.preparation import PrepareConfig, describe, plan, prepare
 
     log_progress()
-    print(describe(prepare(parsing.read(PrepareConfig, argv, program="prepare.py", description=__doc__))))
+    config = parsing.read(PrepareConfig, argv, program="prepare.py", description=__doc__)
+    print(describe_plan(plan(config)) if config.dry_run else describe(prepare(config)))
 
 
 if __name__ == "__main__":

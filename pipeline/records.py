@@ -51,6 +51,8 @@ class Reason(StrEnum):
     NO_CAPTION = "no_caption"
     OUT_OF_RANGE = "out_of_range"
     NO_ANNOTATION = "no_annotation"
+    WRONG_ROW = "wrong_row"
+    """A row of an annotation file that cannot be read."""
     UNAVAILABLE = "unavailable"
     """The store did not deliver it, however often it was asked."""
     UNSUPPORTED_CODEC = "unsupported_codec"

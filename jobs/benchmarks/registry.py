@@ -20,6 +20,7 @@ BENCHMARKS = {
     "loaders": "loaders:loaders",
     "s3-faults": "s3_faults:s3_faults",
     "ranges": "ranges:ranges",
+    "annotations": "annotation_inputs:annotation_inputs",
     "conformance": "conformance:conformance",
     "corruption": "corruption:corruption",
     "mining": "mining:mining",

@@ -17,14 +17,15 @@ import pyarrow as pa
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from cluster.connection import connected_ray
+from jobs.corpus.planning import Plan, describe_plan, make_plan, with_nearest
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import annotations, ledger
 from pipeline.corpus.caption_formats import format_named
-from pipeline.corpus.caption_readers import Annotation
+from pipeline.corpus.clip_rows import Annotation
+from pipeline.corpus.columns import meanings
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_in_parts, write_manifest
-from pipeline.corpus.sources import Layout, Source, open_source
+from pipeline.corpus.sources import Layout, open_source
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
 from pipeline.decode.decoder_choice import measure_decoders
@@ -34,8 +35,8 @@ from pipeline.records import Rejected
 
 log = logging.getLogger(__name__)
 
-_SETTINGS = ("corpus", "format", "layout", "split", "decoder", "max_rejected_share", "measure_decoders")
-VERSION = 4
+_SETTINGS = ("corpus", "format", "columns", "layout", "split", "decoder", "max_rejected_share", "measure_decoders")
+VERSION = 5
 """Raised when the same input would give another manifest."""
 MARKER = "prepare.json"
 PACKETS = "packets"
@@ -55,17 +56,22 @@ class PrepareConfig:
     out: str
     """Folder or bucket for manifest.parquet (or manifest/), rejected.parquet and packets/."""
     annotations: tuple[str, ...] = ()
-    """Caption files, each PATH or SPLIT=PATH; none: .txt side-cars below the root."""
+    """Caption files, folders or patterns of them, each PATH or SPLIT=PATH; none: side-cars or metadata below the
+    root."""
+    columns: tuple[str, ...] = ()
+    """MEANING=COLUMN of tables and lines, where names do not say it: clip, caption, start, end, span, split. A
+    number is a column of a table without a header; nothing after the = leaves a meaning out."""
     format: str | None = None
-    """Format of the caption files: json_lines, webvid_csv, msrvtt_json, msrvtt_csv, didemo, activitynet, vatex, lsmdc,
-    msvd, sidecars, asr, the name of an installed data set, or package.module:Name of a reader outside. None recognises
-    it by their content."""
+    """Format of the caption files: table, pairs, json_lines, webvid_csv, msrvtt_json, msrvtt_csv, msvd_corpus, didemo,
+    activitynet, vatex, coco, karpathy, visual_genome, lsmdc, msvd, sidecars, asr, the name of an installed data set, or
+    package.module:Name of a reader outside. None recognises it by their content."""
     lists: tuple[str, ...] = ()
     """SPLIT=PATH of files that name the clips of a split, a name per line or a table; clips in none are left out."""
     layout: Layout | None = None
     """How the videos are kept below the root; told by what is there, except for folders of key frames."""
-    split: str = "train"
-    """Split of clips for which neither a line nor SPLIT=PATH names one."""
+    split: str | None = None
+    """Split of clips for which neither a line nor SPLIT=PATH names one; None: that of their folder or of the caption
+    file's name, else train."""
     decoder: DecoderName = decoders.AUTO
     """Decoder that must be able to read the clips."""
     max_rejected_share: float = 0.05
@@ -81,6 +87,8 @@ class PrepareConfig:
     corpus that has it in one file gets it without being looked at again, and another hash."""
     force: bool = False
     """Look at every file again, even if nothing changed."""
+    dry_run: bool = False
+    """Print what would be taken for what, with three clips, and stop before any video is opened."""
 
     def __post_init__(self) -> None:
         if not self.corpus.strip():
@@ -88,6 +96,7 @@ class PrepareConfig:
         if not 0 <= self.max_rejected_share <= 1:
             raise ValueError(f"max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
         decoders.load(self.decoder)
+        meanings(self.columns)
         if self.format is not None:
             format_named(self.format)
 
@@ -133,12 +142,14 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
     if not config.force and (done := already_done(marker, inputs)):
         return upgraded(done, out, marker, inputs) if config.in_parts else done
     storage.remove(marker)  # until the new manifest is there, nothing is finished
-    annotated = annotations.read_annotations(sources, split=config.split, format=config.format, lists=config.lists)
+    planned = _plan(config, root, sources, files)
+    log.info("%s", describe_plan(planned))
+    annotated = planned.clips
     lists = lists_of(annotated)
     list_hashes = {split: hash_of_list(paths) for split, paths in lists.items()}
     for split, paths in lists.items():
         log.info("split %s: %d clips are annotated, list %s", split, len(paths), list_hashes[split])
-    rows, rejected = _probed(config, annotated, open_source(root, config.layout, list(files)), out)
+    rows, rejected = _probed(config, planned, out)
     held.check()
     done = commit(
         rows,
@@ -146,7 +157,7 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
         corpus=config.corpus,
         root=root,
         out=out,
-        num_samples=len(annotated),
+        num_samples=len(annotated) + len(planned.wrong),
         max_rejected_share=config.max_rejected_share,
         started=started,
         decoders=measure_decoders(rows, config.limits) if config.measure_decoders else {},
@@ -170,6 +181,19 @@ def upgraded(done: Prepared, out: str, marker: str, inputs: str) -> Prepared:
     done = dataclasses.replace(done, manifest_path=path, manifest_hash=index.hash)
     mark_done(marker, inputs, done)
     return done
+
+
+def plan(config: PrepareConfig) -> Plan:
+    """Return what `prepare` would make of the same configuration; no video is opened."""
+    root, out = storage.absolute(config.root), storage.absolute(config.out)
+    storage.check_readable(root)
+    return _plan(config, root, config.annotations or (root,), _outside(storage.fingerprints(root), root, out))
+
+
+def _plan(config: PrepareConfig, root: str, sources: Sequence[str], files: Mapping[str, str]) -> Plan:
+    columns = meanings(config.columns)
+    reading = annotations.read(sources, split=config.split, format=config.format, lists=config.lists, columns=columns)
+    return make_plan(reading, open_source(root, config.layout, list(files)))
 
 
 def lists_of(annotated: Sequence[Annotation]) -> dict[str, list[str]]:
@@ -237,12 +261,13 @@ def commit(
     )
 
 
-def _probed(
-    config: PrepareConfig, annotated: list[Annotation], source: Source, out: str
-) -> tuple[pa.Table, list[Rejected]]:
-    clips = clips_of(annotated, corpus=config.corpus, source=source)
+def _probed(config: PrepareConfig, planned: Plan, out: str) -> tuple[pa.Table, list[Rejected]]:
+    source = planned.source
+    clips = clips_of(planned.clips, corpus=config.corpus, source=source)
     captions = ", ".join(config.annotations) or "side-cars"
     log.info("%d clips in %s, %d %s below %s", len(clips), captions, len(source.places), source.layout, source.root)
+    from cluster.connection import connected_ray  # a dry run does not wait for Ray
+
     with connected_ray():
         rows, rejected = probe_clips(
             clips,
@@ -252,7 +277,8 @@ def _probed(
             packets_folder=storage.join(out, PACKETS),
         )
     _say_read_whole(rows)
-    return rows, rejected + unnamed_files(annotated, corpus=config.corpus, source=source)
+    unnamed = unnamed_files(planned.clips, corpus=config.corpus, source=source)
+    return rows, [*with_nearest(rejected, planned), *planned.rejected(config.corpus), *unnamed]
 
 
 def _say_read_whole(rows: pa.Table) -> None:
@@ -290,11 +316,13 @@ def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], fil
     digest.update(json.dumps([VERSION, settings, root, sources, files, *config.lists], sort_keys=True).encode())
     for source in (*sources, *config.lists):
         _, path = annotations.split_and_path(source)
-        storage.check_readable(path)
-        if storage.is_folder(path):
-            digest.update(json.dumps(storage.fingerprints(path)).encode() if path != root else b"")
-        else:
-            digest.update(storage.read_bytes(path))
+        if path == root:  # its files are in `files`
+            continue
+        for file, _ in annotations.source_files(path):
+            if storage.is_folder(file):
+                digest.update(json.dumps(storage.fingerprints(file)).encode())
+            else:
+                digest.update(storage.read_bytes(file))
     return digest.hexdigest()
 
 

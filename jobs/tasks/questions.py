@@ -21,6 +21,7 @@ from jobs.tasks.text import TextProcessor
 from pipeline import storage
 from pipeline.corpus.listing import Listing
 from pipeline.corpus.questions import (
+    MAPPING,
     Asked,
     AskedClips,
     ClipNames,
@@ -289,9 +290,12 @@ def of_split(manifest: Listing, source: ClipSource, path: str, questions: Sequen
     by_clip = asked_clips(questions, ClipNames(rows, manifest.root))
     if not by_clip.by_clip:
         examples = ", ".join(repr(question.clip_name) for question in questions[:3])
+        is_numbered = all(question.clip_name.removeprefix("vid").isdigit() for question in questions)
+        numbers = f"; if these are MSVD's numbers, put its {MAPPING} beside the questions" if is_numbered else ""
         raise ValueError(
             f"{path} asks about {examples}, …, and none of them is a clip of the split {source.split!r} of "
             f"{manifest.corpus} in {manifest.root}; name the file of this split, or a manifest with these clips"
+            f"{numbers}"
         )
     return by_clip
 

@@ -1,50 +1,142 @@
 """What people write beside their videos, read into one form.
 
-    JSON lines · WebVid CSV · the data sets' own files · videos with .txt side-cars  ──►  Annotation per clip
+    tables · JSON · the data sets' own files · videos with .txt side-cars  ──►  Annotation per clip | WrongRow
 
-The format is recognised by the content, or named. A line that cannot be read is refused with its file and number:
-captions lost in silence would change what is learned.
+The format is recognised by the content, or named; columns by a stated table of names, or as they are named. What was
+taken for what stands in the notes. A row that cannot be read is named with its file and line.
 """
 
 from __future__ import annotations
 
-import csv
+import fnmatch
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pipeline import storage
-from pipeline.corpus.caption_formats import FORMATS, format_named, recognised
-from pipeline.corpus.caption_readers import Annotated, Annotation
+from pipeline.corpus.caption_formats import FORMATS, Format, format_named, recognised
+from pipeline.corpus.caption_readers import read_rows
+from pipeline.corpus.clip_rows import Annotated, Annotation, WrongRow, attempt, is_outside
+from pipeline.corpus.columns import choose
+from pipeline.corpus.lists import ClipLists, read_lists
+from pipeline.corpus.media import kind_of
+from pipeline.corpus.parquet_rows import is_parquet, media_column, parquet_rows
+from pipeline.corpus.speech import read_speech
+from pipeline.corpus.splits import split_named, split_of_file, split_of_folder
+from pipeline.corpus.tables import Row, csv_rows, is_preamble, json_rows, pair_of
 from pipeline.corpus.text_files import read_text
 
-LIST_COLUMNS = ("video_id", "vid_id", "video", "clip_name", "id")
-"""What the column of names is called in lists that are tables."""
+FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
+"""Suffixes of the parts that a folder of captions has; also before .gz, .zst and .bz2."""
+METADATA = re.compile(r"(.*/)?metadata\.(csv|jsonl|parquet)")
+"""Hugging Face's VideoFolder: beside the videos, with `file_name` as their path from there."""
+DEFAULT_SPLIT = "train"
+MAX_NAMED = 20
+"""Wrong rows that a refusal names."""
+
+
+Key = tuple[str, float | None, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What annotation files say."""
+
+    clips: tuple[Annotation, ...]
+    """One per clip (path, start, end), in order of first mention; captions of all files together."""
+    wrong: tuple[WrongRow, ...] = ()
+    places: Mapping[Key, str] = field(default_factory=dict)
+    """Where a clip is first named, by path, start and end."""
+    notes: tuple[str, ...] = ()
+    """What was taken for what, a line for each file."""
+
+
+@dataclass
+class _Collector:
+    """Clips of all files so far."""
+
+    clips: dict[Key, Annotation] = field(default_factory=dict)
+    places: dict[Key, str] = field(default_factory=dict)
+    wrong: list[WrongRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, where: str, clip: Annotation) -> None:
+        key = (clip.relative_path, clip.start_seconds, clip.end_seconds)
+        self.places.setdefault(key, where)
+        self.clips[key] = merged(self.clips[key], clip, where) if key in self.clips else clip
 
 
 def read_annotations(
-    sources: Sequence[str], *, split: str = "train", format: str | None = None, lists: Sequence[str] = ()
+    sources: Sequence[str], *, split: str | None = None, format: str | None = None, lists: Sequence[str] = ()
 ) -> list[Annotation]:
-    """Return one annotation per clip (path, start, end), in order of first mention; captions of all sources together.
+    """Return the clips of `read`. ValueError, with all places, if a row is wrong or names a clip outside a root."""
+    reading = read(sources, split=split, format=format, lists=lists)
+    wrong = [row.reason for row in reading.wrong]
+    wrong += [outside(clip) for clip in reading.clips if is_outside(clip.relative_path)]
+    if wrong:
+        raise ValueError("\n".join(wrong[:MAX_NAMED]))
+    return [replace(clip, split=clip.split or DEFAULT_SPLIT) for clip in reading.clips]
 
-    A source is a file or folder, or `SPLIT=PATH`. Its own split is used where a line names none, then `split`.
-    `format`: name of the format of all sources; None recognises each.
+
+def outside(clip: Annotation) -> str:
+    """Return, in words, that a clip is none below a root."""
+    remedy = "download it there" if "://" in clip.relative_path else "move it there, or name a root above it"
+    return f"clip_name {clip.relative_path!r} must be a path below the corpus root: {remedy}"
+
+
+def read(
+    sources: Sequence[str],
+    *,
+    split: str | None = None,
+    format: str | None = None,
+    lists: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+) -> Reading:
+    """Return the clips and the wrong rows of all `sources`.
+
+    A source is a file, a folder or a pattern, or `SPLIT=PATH`. The split of a clip is that of its row, else of the
+    source, else `split`, else that of a folder in its path or of the file's name, else empty: that of the folder of its
+    video, or train.
+    `format`: name of the format of all sources; None recognises each. `columns`: meaning → column of tables.
     `lists`: `SPLIT=PATH` of files that name the clips of a split; they come before all that, and a clip in none of them
-    is left out. A clip that stands in two splits or two groups is refused.
+    is left out. ValueError: a clip stands in two splits or two groups, or no row of a file can be read.
     """
-    listed = read_lists(lists)
-    clips: dict[tuple[str, float | None, float | None], Annotation] = {}
+    clip_lists = ClipLists(read_lists(lists))
+    collector = _Collector()
     for source in sources:
         named, path = split_and_path(source)
-        for where, annotation in _read(path, format):
-            clip_split = listed.get(stem(annotation.relative_path)) if lists else annotation.split or named or split
-            if clip_split is None:
-                continue
-            clip = replace(annotation, split=clip_split)
-            key = (clip.relative_path, clip.start_seconds, clip.end_seconds)
-            clips[key] = _merge(clips[key], clip, where) if key in clips else clip
-    return list(clips.values())
+        for file, rows in _files(path, format, columns or {}, collector.notes.append):
+            of_name = None if storage.is_folder(file) else split_of_file(file)
+            num_wrong, num_rows = len(collector.wrong), 0
+            for where, row in _in_splits(rows, split_named(named) if named else split, of_name):
+                if isinstance(row, WrongRow):
+                    collector.wrong.append(row)
+                    continue
+                num_rows += 1
+                if not lists:
+                    collector.add(where, row)
+                elif (listed := clip_lists.split_of(row.relative_path)) is not None:
+                    collector.add(where, replace(row, split=listed))
+            if not num_rows and len(collector.wrong) > num_wrong:
+                raise ValueError("\n".join(row.reason for row in collector.wrong[num_wrong:][:MAX_NAMED]))
+    clip_lists.refuse_unused()
+    return Reading(
+        clips=tuple(collector.clips.values()),
+        wrong=tuple(collector.wrong),
+        places=collector.places,
+        notes=tuple(collector.notes),
+    )
+
+
+def _in_splits(rows: Iterable[Annotated], of_source: str | None, of_name: str | None) -> Iterator[Annotated]:
+    """Yield `rows` with the split of each: its own, that of the source, of its folder, or of the file's name."""
+
+    def read_split(where: str, clip: Annotation) -> Annotated:
+        split = clip.split or of_source or split_of_folder(clip.relative_path) or of_name
+        return where, replace(clip, split=split or "")
+
+    yield from attempt(rows, read_split)
 
 
 def split_and_path(source: str) -> tuple[str | None, str]:
@@ -53,58 +145,119 @@ def split_and_path(source: str) -> tuple[str | None, str]:
     return (match[1], match[2]) if match else (None, source)
 
 
-def read_lists(lists: Sequence[str]) -> dict[str, str]:
-    """Return the split of each clip by its name without suffix. ValueError for a clip in two of them."""
-    splits: dict[str, str] = {}
-    for source in lists:
-        split, path = split_and_path(source)
-        if split is None:
-            raise ValueError(f"a list of clips is named SPLIT=PATH, got {source!r}")
-        storage.check_readable(path)
-        for name in _listed(read_text(path), path):
-            if splits.setdefault(name, split) != split:
-                raise ValueError(f"{path}: {name} is in the split {splits[name]} too; a clip has one split")
-    return splits
+def merged(known: Annotation, more: Annotation, where: str) -> Annotation:
+    """Return a clip with the captions of both. ValueError if they differ in split, group or kind."""
+    for name in ("split", "group", "kind"):
+        before, now = (getattr(clip, name) or DEFAULT_SPLIT for clip in (known, more))
+        if before != now:
+            raise ValueError(
+                f"{where}: {known.relative_path} has {name} {now}, in an earlier line {before}; a clip has one {name}: "
+                "remove one of the lines"
+            )
+    return replace(known, captions=known.captions + more.captions)
 
 
-def _listed(text: str, path: str) -> list[str]:
-    """Return the clips of a split: a name per line, or the column of names of a table; without suffixes."""
-    names = [line.strip() for line in text.splitlines() if line.strip()]
-    if names and "," in names[0]:
-        rows = list(csv.DictReader(names))
-        column = next((name for name in LIST_COLUMNS if name in rows[0]), None) if rows else None
-        if column is None:
-            raise ValueError(f"{path}: a table of clips needs one of the columns {', '.join(LIST_COLUMNS)}")
-        names = [row[column] for row in rows]
-    if not names:
-        raise ValueError(f"{path} names no clip")
-    return [stem(name) for name in names]
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
-def stem(name: str) -> str:
-    """Return what lists call a clip: its file's name without folders and without the suffix of a video."""
-    return re.sub(r"\.(mp4|avi|webm|mkv|mov|m4v|3gp|mpg|mpeg|flv|wmv)$", "", posixpath.basename(name), flags=re.I)
-
-
-def _read(path: str, format_name: str | None) -> Iterator[Annotated]:
-    storage.check_readable(path)
-    format = format_named(format_name) if format_name else FORMATS["sidecars"] if storage.is_folder(path) else None
+def _files(
+    path: str, format_name: str | None, columns: Mapping[str, str], say: Callable[[str], None]
+) -> Iterator[tuple[str, Iterable[Annotated]]]:
+    """Yield each file of a source, or the source itself, with its annotations."""
+    format = format_named(format_name) if format_name else None
     if format and format.read_path:
-        yield from format.read_path(path)
+        storage.check_readable(path)
+        say(f"{path}: {format.name}")
+        yield path, format.read_path(path)
+        return
+    for file, folder in source_files(path):
+        if folder is None and storage.is_folder(file):
+            side_cars = FORMATS["sidecars"].read_path
+            assert side_cars
+            say(f"{file}: side-cars beside the videos")
+            yield file, side_cars(file)
+        else:
+            yield file, _below(folder or "", _of_file(file, format, columns, say))
+
+
+def _below(folder: str, annotations: Iterable[Annotated]) -> Iterator[Annotated]:
+    """Yield `annotations` with the paths below `folder`, and its split."""
+    for where, clip in annotations:
+        if folder and isinstance(clip, Annotation):
+            path = posixpath.normpath(posixpath.join(folder, clip.relative_path))
+            clip = replace(clip, relative_path=path, split=clip.split or split_of_folder(path) or "")
+        yield where, clip
+
+
+def source_files(path: str) -> list[tuple[str, str | None]]:
+    """Return the files of a source, each with the folder that its paths begin in; None: a file's own, the root.
+
+    A pattern gives the files that fit; a folder with videos itself, or the metadata beside them; a folder without, the
+    parts in it.
+    """
+    if re.search(r"[*?\[]", path) and not storage.exists(path):
+        folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0] or "."
+        names = [storage.join(folder, name) for name in storage.list_files(folder)]
+        fitting = [
+            name for name in names if fnmatch.fnmatch(name, storage.join(folder, path[len(folder) :].lstrip("/")))
+        ]
+        if not fitting:
+            raise FileNotFoundError(f"no file is called like {path}: check the pattern")
+        return [(name, None) for name in fitting]
+    storage.check_readable(path)
+    if not storage.is_folder(path) or path.rstrip("/").endswith(".lmdb"):
+        return [(path, None)]
+    names = storage.list_files(path)
+    if metadata := [name for name in names if METADATA.fullmatch(name)]:
+        return [(storage.join(path, name), posixpath.dirname(name)) for name in metadata]
+    parts = [name for name in names if re.sub(r"\.(gz|zst|bz2)$", "", name.lower()).endswith(FILES)]
+    if any(kind_of(name) or name.endswith(".tar") for name in names) or not parts or is_all_text(parts):
+        return [(path, None)]
+    return [(file, _folder_of(file, name)) for name in parts if (file := storage.join(path, name))]
+
+
+def _folder_of(file: str, name: str) -> str | None:
+    """Return the folder in which a part's names begin: its own, if it has the videos in it."""
+    return posixpath.dirname(name) if name.lower().endswith(".parquet") and media_column(file) else None
+
+
+def is_all_text(names: Sequence[str]) -> bool:
+    """Return whether files are side-cars whose videos are gone, rather than parts of a table."""
+    return all(name.lower().endswith(".txt") for name in names)
+
+
+def _of_file(
+    path: str, format: Format | None, columns: Mapping[str, str], say: Callable[[str], None]
+) -> Iterator[Annotated]:
+    if is_parquet(path):
+        yield from _of_rows(list(parquet_rows(path)), path, columns, say)
         return
     text = read_text(path)
     if not text.strip():
         raise ValueError(f"{path} is empty: name a file with captions")
-    format = format or recognised(text, path)
-    assert format.read
-    yield from format.read(text, path)
+    format = format or (FORMATS["table"] if columns else recognised(text, path))
+    if format.name == "pairs" and not columns:
+        columns = pair_of(next(line for line in re.split(r"[\r\n]", text) if not is_preamble(line))) or columns
+    is_headless = any(column.isdigit() for column in columns.values())
+    if format.read:
+        say(f"{path}: {format.name}")
+        yield from format.read(text, path)
+    elif format.name == "asr":
+        say(f"{path}: speech with times")
+        yield from read_speech(text, path)
+    else:
+        is_json = format.name == "json_lines" or text.lstrip().startswith(("{", "["))
+        rows = json_rows(text, path) if is_json else csv_rows(text, path, header=not is_headless)
+        yield from _of_rows(list(rows), path, columns, say)
 
 
-def _merge(known: Annotation, more: Annotation, where: str) -> Annotation:
-    for field in ("split", "group", "kind"):
-        before, now = getattr(known, field), getattr(more, field)
-        if before != now:
-            raise ValueError(
-                f"{where}: {known.relative_path} has {field} {now}, in an earlier line {before}; a clip has one {field}"
-            )
-    return replace(known, captions=known.captions + more.captions)
+def _of_rows(rows: list[Row], path: str, columns: Mapping[str, str], say: Callable[[str], None]) -> Iterator[Annotated]:
+    if not rows:
+        raise ValueError(f"{path} has no rows: name a file with captions")
+    fields = [row for _, row in rows if not isinstance(row, WrongRow)]
+    if not fields:
+        yield from ((where, row) for where, row in rows if isinstance(row, WrongRow))
+        return
+    chosen = choose(fields, columns, path)
+    say("; ".join([f"{path}: {chosen.describe()}", *chosen.notes]))
+    yield from read_rows(rows, chosen)

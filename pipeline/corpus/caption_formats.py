@@ -6,20 +6,27 @@ To add one: a reader in caption_readers.py and an entry in `FORMATS`. From outsi
 
 from __future__ import annotations
 
+import csv
 import functools
 import importlib
 import importlib.metadata
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.corpus import caption_readers
-from pipeline.corpus.caption_readers import LSMDC_COLUMNS, MSVD_LINE, Annotated
+from pipeline.corpus import caption_readers, sidecars, speech
+from pipeline.corpus.caption_readers import LSMDC_COLUMNS, MSVD_LINE
+from pipeline.corpus.clip_rows import Annotated
+from pipeline.corpus.columns import plain
+from pipeline.corpus.media import kind_of
+from pipeline.corpus.tables import delimiter_of, is_preamble, pair_of
 
 ENTRY_POINTS = "snps3.datasets"
+_TIMED = frozenset({"start", "end", "text"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,23 +34,29 @@ class Head:
     """What a format is recognised by."""
 
     line: str
-    """The first line that is not blank."""
+    """The first line that is not blank, nor begins with #."""
     value: Any
     """JSON of that line, or else of the whole file; None: neither is JSON."""
 
     @property
     def columns(self) -> set[str]:
-        """The header, if this is a CSV table."""
-        return {column.strip() for column in self.line.split(",")}
+        """The header, if this is a CSV table, as the table of names has it."""
+        mark = delimiter_of(self.line)
+        return {plain(name) for name in next(csv.reader([self.line], delimiter=mark))} if mark else set()
 
     def lists(self, *keys: str) -> bool:
         """Whether the file is a JSON list of objects with these keys."""
-        return isinstance(self.value, list) and bool(self.value) and set(keys) <= set(self.value[0])
+        items = self.value if isinstance(self.value, list) and self.value else [None]
+        return isinstance(items[0], dict) and set(keys) <= set(items[0])
 
-    def is_by_video(self) -> bool:
-        """Whether the file is a JSON object of objects with `sentences`."""
+    def has(self, **types: type) -> bool:
+        """Whether the file is a JSON object with values of these types."""
+        return isinstance(self.value, dict) and all(isinstance(self.value.get(k), v) for k, v in types.items())
+
+    def is_by_video(self, *keys: str) -> bool:
+        """Whether the file is a JSON object of objects with these keys."""
         items = self.value.values() if isinstance(self.value, dict) else ()
-        return bool(items) and all(isinstance(item, dict) and "sentences" in item for item in items)
+        return bool(items) and all(isinstance(item, dict) and set(keys) <= item.keys() for item in items)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,52 +65,88 @@ class Format:
 
     name: str
     read: Callable[[str, str], Iterator[Annotated]] | None = None
-    """Of the text of a file and its path, the annotations."""
+    """Of the text of a file and its path, the annotations; None here and below: a table, read by its columns."""
     read_path: Callable[[str], Iterator[Annotated]] | None = None
     """In its place where the captions are in more than one file: of a path, the annotations."""
     fits: Callable[[Head], bool] = lambda head: False
     """Whether a file is recognised as of this format."""
 
 
+def _is_rows(head: Head) -> bool:
+    return delimiter_of(head.line) is not None or isinstance(head.value, list | dict)
+
+
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         format.name: format
         for format in (
-            Format(
-                name="json_lines", read=caption_readers.read_json_lines, fits=lambda head: head.line.startswith("{")
-            ),
+            Format(name="table", fits=_is_rows),
+            Format(name="pairs", fits=lambda head: pair_of(head.line) is not None),
+            Format(name="json_lines", fits=lambda head: head.line.startswith("{")),
             Format(
                 name="webvid_csv",
                 read=caption_readers.read_webvid,
-                fits=lambda head: {"videoid", "name", "page_dir"} <= head.columns,
+                fits=lambda head: {"videoid", "name", "pagedir"} <= head.columns,
             ),
             Format(
                 name="msrvtt_json",
                 read=caption_readers.read_msrvtt,
-                fits=lambda head: isinstance(head.value, dict) and {"videos", "sentences"} <= head.value.keys(),
+                fits=lambda head: head.has(videos=list, sentences=list),
             ),
             Format(
                 name="msrvtt_csv",
                 read=caption_readers.read_msrvtt_csv,
-                fits=lambda head: {"video_id", "sentence"} <= head.columns,
+                fits=lambda head: (
+                    {"videoid", "sentence", "key"} <= head.columns or head.columns == {"videoid", "sentence"}
+                ),
             ),
             Format(
-                name="didemo", read=caption_readers.read_didemo, fits=lambda head: head.lists("video", "description")
+                name="msvd_corpus",
+                read=caption_readers.read_msvd_corpus,
+                fits=lambda head: {"videoid", "start", "end", "language", "description"} <= head.columns,
             ),
-            Format(name="activitynet", read=caption_readers.read_activitynet, fits=Head.is_by_video),
+            Format(
+                name="didemo",
+                read=caption_readers.read_didemo,
+                fits=lambda head: head.lists("video", "description", "times"),
+            ),
+            Format(
+                name="activitynet",
+                read=caption_readers.read_activitynet,
+                fits=lambda head: head.is_by_video("sentences"),
+            ),
             Format(name="vatex", read=caption_readers.read_vatex, fits=lambda head: head.lists("videoID", "enCap")),
+            Format(
+                name="coco",
+                read=caption_readers.read_coco,
+                fits=lambda head: head.has(images=list, annotations=list) or head.has(videos=list, annotations=list),
+            ),
+            Format(
+                name="karpathy",
+                read=caption_readers.read_karpathy,
+                fits=lambda head: head.has(images=list) and "sentences" in (head.value["images"] or [{}])[0],
+            ),
+            Format(
+                name="visual_genome",
+                read=caption_readers.read_visual_genome,
+                fits=lambda head: head.lists("regions"),
+            ),
             Format(
                 name="lsmdc",
                 read=caption_readers.read_lsmdc,
-                fits=lambda head: head.line.count("\t") >= LSMDC_COLUMNS - 1,
+                fits=lambda head: head.line.count("\t") >= LSMDC_COLUMNS - 1 and delimiter_of(head.line) is None,
             ),
             Format(
                 name="msvd",
                 read=caption_readers.read_msvd,
                 fits=lambda head: bool(MSVD_LINE.fullmatch(head.line.strip())),
             ),
-            Format(name="sidecars", read_path=caption_readers.read_sidecars),
-            Format(name="asr", read_path=caption_readers.read_asr),
+            Format(name="sidecars", read_path=sidecars.read_sidecars),
+            Format(
+                name="asr",
+                read_path=speech.read_asr,
+                fits=lambda head: head.is_by_video(*_TIMED) or head.columns == _TIMED,
+            ),
         )
     }
 )
@@ -106,18 +155,31 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 def recognised(text: str, path: str) -> Format:
     """Return the format of a file's text. ValueError if it is none of ours."""
-    line = text.lstrip().split("\n", 1)[0]
+    line = next((line for line in re.split(r"[\r\n]", text) if not is_preamble(line)), "").strip()
     head = Head(line=line, value=_json_or_none(line) or _json_or_none(text))
-    if line.startswith("[") and not (isinstance(head.value, list) and head.value and isinstance(head.value[0], dict)):
-        raise ValueError(f"{path}: no JSON list of objects ({line[:60]!r})")
     if format := next((format for format in reversed(tuple(FORMATS.values())) if format.fits(head)), None):
         return format
+    if not re.search(r"[\s,;|]", line) and (kind_of(line) or "://" in line):
+        raise ValueError(
+            f"{path}: a list of names without captions: it says which clips are in a split, --lists SPLIT={path}, "
+            "beside the file with the captions"
+        )
     if line.startswith("["):
-        columns = sorted(head.value[0])
-        raise ValueError(f"{path}: cannot tell the format of a list of {columns}; name it with --format")
+        raise ValueError(f"{path}: no JSON list of objects ({_fault(text)}): mend it, or copy it again")
     raise ValueError(
-        f"{path}: cannot tell the format from {line[:60]!r}; it may be {', '.join(FORMATS)}, name it with --format"
+        f"{path}: cannot tell the format from {line[:60]!r}; it may be {', '.join(FORMATS)}, name it with --format; of "
+        "a table without a header, say which column is what, as in --columns clip=1 caption=2, and of one with other "
+        "names --columns clip=NAME caption=NAME"
     )
+
+
+def _fault(text: str) -> str:
+    """Return what keeps a text from being JSON."""
+    try:
+        json.loads(text)
+    except ValueError as error:
+        return str(error)
+    return text.lstrip()[:60]
 
 
 def _json_or_none(text: str) -> Any:

@@ -17,7 +17,7 @@ def fetch(uri: str, checksum: str | None = None) -> Stored:
     """Return `media.read`; raise DecodeError if there is nothing usable at `uri`."""
     try:
         return media.read(uri, checksum)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:  # the latter for a path below a tar
         raise DecodeError(Reason.MISSING, str(error)) from error
     except storage.UnavailableError as error:
         raise DecodeError(Reason.UNAVAILABLE, str(error)) from error

@@ -6,6 +6,7 @@
 | `PATH#bytes=START-STOP` | these bytes of it: a member of a tar, a raw clip in a shard |
 | `PATH#frames=START-STOP` | the images in these bytes of a shard, each behind its length (4 bytes, little-endian) |
 | `PATH.lmdb#key=NAME` | the value of a key |
+| `PATH#row=NUMBER&column=COLUMN` | a value in a Parquet file |
 | `PATH/` | the images of a folder, in order of their names |
 
 A part of a packed file may end with `&name=NAME`: the clip's path below the root of the corpus that was packed.
@@ -18,8 +19,10 @@ import posixpath
 import re
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, unquote
+
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus import manifest
@@ -38,6 +41,7 @@ IMAGE_SUFFIXES = frozenset(
 """The last nine are not read: their files stand in the ledger, by their names."""
 _INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames)=(?P<start>\d+)-(?P<stop>\d+)(&name=(?P<name>.+))?")
 _KEYED = re.compile(r"(?P<path>.+\.lmdb)#key=(?P<key>.+)")
+_ROW = re.compile(r"(?P<path>.+)#row=(?P<row>\d+)&column=(?P<column>[^&]+)(&name=(?P<name>.+))?")
 _LENGTH = struct.Struct("<I")
 
 
@@ -59,11 +63,13 @@ def read(uri: str, checksum: str | None = None) -> Stored:
     """
     if match := _INSIDE.fullmatch(uri):
         data = storage.read_bytes(match["path"], int(match["start"]), int(match["stop"]))
-        if checksum is not None and manifest.checksum(data) != checksum:
-            raise DamagedMediaError(f"{uri} has another checksum than its manifest says: pack or prepare it again")
+        data = _checked(data, checksum, uri)
         return data if match["form"] == "bytes" else EncodedFrames(unpack(data, uri))
     if match := _KEYED.fullmatch(uri):
         return _read_key(match["path"], unquote(match["key"]))
+    if match := _ROW.fullmatch(uri):
+        value = _read_row(match["path"], int(match["row"]), unquote(match["column"]))
+        return _checked(value, checksum, uri)
     if uri.endswith("/"):
         names = [name for name in storage.list_files(uri) if kind_of(name) == Kind.IMAGE and "/" not in name]
         if not names:
@@ -72,9 +78,15 @@ def read(uri: str, checksum: str | None = None) -> Stored:
     return storage.read_bytes(uri)
 
 
+def _checked(data: bytes, checksum: str | None, uri: str) -> bytes:
+    if checksum is not None and manifest.checksum(data) != checksum:
+        raise DamagedMediaError(f"{uri} has another checksum than its manifest says: pack or prepare it again")
+    return data
+
+
 def file_of(uri: str) -> str:
     """The file or folder in which `uri` lies."""
-    match = _INSIDE.fullmatch(uri) or _KEYED.fullmatch(uri)
+    match = _INSIDE.fullmatch(uri) or _KEYED.fullmatch(uri) or _ROW.fullmatch(uri)
     return match["path"] if match else uri
 
 
@@ -90,13 +102,13 @@ def inside(path: str, start: int, stop: int, *, frames: bool = False) -> str:
 
 def named(uri: str, name: str) -> str:
     """The uri of a part of a packed file, with what the clip is called; another uri as it is."""
-    match = _INSIDE.fullmatch(uri)
+    match = _INSIDE.fullmatch(uri) or _ROW.fullmatch(uri)
     return f"{uri}&name={quote(name)}" if match and not match["name"] else uri
 
 
 def name_of(uri: str, root: str) -> str:
     """What a clip is called: its path below the root of its corpus, or its key."""
-    if (match := _INSIDE.fullmatch(uri)) and match["name"]:
+    if (match := _INSIDE.fullmatch(uri) or _ROW.fullmatch(uri)) and match["name"]:
         return unquote(match["name"])
     if match := _KEYED.fullmatch(uri):
         return unquote(match["key"])
@@ -106,6 +118,11 @@ def name_of(uri: str, root: str) -> str:
 def keyed(path: str, key: str) -> str:
     """The uri of a key's value in an LMDB."""
     return f"{path}#key={quote(key)}"
+
+
+def in_row(path: str, row: int, column: str) -> str:
+    """The uri of a value in a Parquet file."""
+    return f"{path}#row={row}&column={quote(column)}"
 
 
 def is_lmdb(path: str) -> bool:
@@ -147,6 +164,49 @@ def _read_key(path: str, key: str) -> bytes:
     if value is None:
         raise FileNotFoundError(f"{path} has no key {key!r}")
     return bytes(value)
+
+
+def _read_row(path: str, row: int, column: str) -> bytes:
+    first, values = _row_group(path, row, column)
+    value = values[row - first].as_py()
+    while isinstance(value, dict):  # a column within another
+        value = next(iter(value.values()))
+    if value is None:
+        raise FileNotFoundError(f"{path}: row {row} has no {column}")
+    return value
+
+
+@functools.lru_cache(maxsize=1)
+def _groups(path: str) -> list[int]:
+    """Rows of each row group: small, and asked for with every clip."""
+    import pyarrow.parquet as pq  # only who has videos in Parquet waits for it
+
+    def count(file: IO[bytes]) -> list[int]:
+        metadata = pq.ParquetFile(file).metadata
+        return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+
+    return storage.read_with(path, count)
+
+
+def _row_group(path: str, row: int, column: str) -> tuple[int, pa.ChunkedArray]:
+    """Return the first row of the row group with `row`, and the values of a column in it."""
+    first = 0
+    for index, num_rows in enumerate(_groups(path)):
+        if row < first + num_rows:
+            return first, _values(path, index, column)
+        first += num_rows
+    raise FileNotFoundError(f"{path} has no row {row}")
+
+
+@functools.lru_cache(maxsize=1)
+def _values(path: str, group: int, column: str) -> pa.ChunkedArray:
+    """The values of a row group, kept for the clips beside one another in it."""
+    import pyarrow.parquet as pq
+
+    def read(file: IO[bytes]) -> pa.ChunkedArray:
+        return pq.ParquetFile(file).read_row_group(group, columns=[column]).column(0)
+
+    return storage.read_with(path, read)
 
 
 @functools.cache

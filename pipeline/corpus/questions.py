@@ -1,6 +1,6 @@
 """Questions about clips with their answers, and choices among five captions, for the downstream tasks.
 
-    JSON lines, as the published code has them · JSON lists of MSRVTT-QA and MSVD-QA  ──►  Question | Choice
+    JSON lines, as the published code has them · JSON lists, CSV and Parquet of the data sets  ──►  Question | Choice
     + the manifest's clips by name  ──►  asked questions by clip, and those whose clip is not there
 
 A file names clips in its own way (`video9770`, `vid12`, `videos/test/0.mp4`, 9770); the manifest knows them by path.
@@ -10,18 +10,28 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.corpus import media
+from pipeline.corpus.clip_rows import WrongRow, is_nothing, items_of
+from pipeline.corpus.names import PREFIXES, folded
+from pipeline.corpus.parquet_rows import is_parquet, parquet_rows
+from pipeline.corpus.tables import csv_rows, delimiter_of
 from pipeline.corpus.text_files import json_lines, read_text
 
 NUM_OPTIONS = 5
 """Options of a choice: what the field's multiple-choice sets have."""
+MAPPING = "youtube_mapping.txt"
+MAX_NAMED = 20
+"""Wrong records that a refusal names."""
 NUMBERED = ("{}", "video{}", "vid{}")
 """What a clip that a file gives by number is called: as it stands, in MSR-VTT, in MSVD."""
 
@@ -76,68 +86,164 @@ def read_choices(path: str) -> list[Choice]:
     return _all(path, _choice)
 
 
+FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "clip_name": ("clip_name", "video_id", "video", "gif_name", "video_name", "vid", "vid_id", "video_path"),
+        "question": ("question", "caption", "query"),
+        "answer": ("label", "answer", "answers"),
+        "options": ("options", "choices", "candidates", "caption"),
+        "question_id": ("question_id", "qid", "id", "key"),
+        "kind": ("question_type", "difficulty", "type", "task_type"),
+    }
+)
+"""Meaning → what the published code and the authors of the sets call a field, the first one that a record has."""
+OPTION_COLUMN = re.compile(r"(?:a|option|opt|choice|answer)[_ ]?(\d|[A-Ea-e])")
+"""Columns of tables with an option each: NExT-QA's a0 to a4, TGIF-QA's a1 to a5."""
+LETTERS = "ABCDE"
+MEDIA_KINDS = frozenset({"video", "image"})
+"""What `type` says in the published code's lines, where it is no sort of question."""
+
+
 def _question(record: Mapping[str, Any], where: str) -> Question:
-    label = _first(record, "label", "answer")
+    label = _field(record, "answer")
     answers = label if isinstance(label, list) else [label]
+    answers = [answer["answer"] if isinstance(answer, Mapping) else answer for answer in answers]
     if not answers:
         raise ValueError("a question needs an answer, its list of them is empty")
+    if not is_nothing(more := record.get("additional_ref_answer")):  # NExT-OE
+        answers.append(more)
     return Question(
-        question_id=str(record.get("question_id", record.get("id", where))),
-        clip_name=_text(_first(record, "clip_name", "video_id"), "the name of a clip"),
-        text=_text(_first(record, "caption", "question"), "a question"),
+        question_id=str(_field(record, "question_id", where)),
+        clip_name=_text(_field(record, "clip_name"), "the name of a clip"),
+        text=_text(_field(record, "question"), "a question"),
         answers=tuple(_text(answer, "an answer") for answer in answers),
-        kind=str(record.get("question_type", "")),
+        kind=_kind(record),
     )
 
 
 def _choice(record: Mapping[str, Any], where: str) -> Choice:
-    options, answer = record["options"], str(record["answer"])
+    columns = sorted(name for name in record if OPTION_COLUMN.fullmatch(name))
+    options = [record[name] for name in columns] if len(columns) > 1 else items_of(_field(record, "options"))
+    answer = str(_field(record, "answer"))
     if not isinstance(options, list):
         raise ValueError(f"options must be a list of captions, got {str(options)[:60]!r}")
-    if not answer.isdecimal():
-        raise ValueError(f"the answer of a choice is the position of an option, got {answer!r}")
+    texts = tuple(_text(option, "an option") for option in options)
     return Choice(
-        question_id=str(record.get("qid", where)),
-        clip_name=_text(_first(record, "clip_name", "video_id"), "the name of a clip"),
-        options=tuple(_text(option, "an option") for option in options),
-        answer=int(answer),
-        kind=str(record.get("difficulty", "")),
+        question_id=str(_field(record, "question_id", where)),
+        clip_name=_text(_field(record, "clip_name"), "the name of a clip"),
+        options=texts,
+        answer=_position(answer, texts),
+        kind=_kind(record),
     )
 
 
-def _first(record: Mapping[str, Any], ours: str, theirs: str) -> Any:
-    """Return the field that the published code calls `ours` and the authors of the sets `theirs`."""
-    return record[ours] if ours in record else record[theirs]
+def _position(answer: str, options: Sequence[str]) -> int:
+    """Return the place of the right option: a number from 0 on, a letter from A on, or the option itself."""
+    if answer.isdecimal():
+        return int(answer)
+    if len(answer) == 1 and answer in LETTERS:
+        return LETTERS.index(answer)
+    if options.count(answer.strip()) == 1:
+        return options.index(answer.strip())
+    raise ValueError(
+        f"the answer of a choice is the position of an option, got {answer!r}; its letter or its words do too"
+    )
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    kind = str(_field(record, "kind", ""))
+    return "" if kind in MEDIA_KINDS else kind
+
+
+def _field(record: Mapping[str, Any], meaning: str, default: Any = None) -> Any:
+    """Return the field of a meaning. KeyError if there is none."""
+    names = FIELDS[meaning]
+    name = next((name for name in names if name in record), None)
+    if name is None and default is None:
+        raise KeyError(meaning)
+    return default if name is None else record[name]
 
 
 def _text(value: Any, what: str) -> str:
-    """Return words or a number as text, as the files have both. ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+    """Return words or a number as text, as the files have both. ValueError for anything else, and for NaN."""
+    is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if not is_text or str(value).strip().lower() in ("", "nan"):
         raise ValueError(f"{what} must be a text that is not empty, got {value!r}")
     return str(value).strip()
 
 
 def _all(path: str, read: Callable[[Mapping[str, Any], str], Asked]) -> list[Asked]:
-    asked = [_read(f"{path}:{number}", number, read, record) for number, record in _records(path)]
+    names, asked, wrong = mapped_names(path), [], []
+    for number, record in _with_answers(_records(path), path):
+        try:
+            question = _read(f"{path}:{number}", number, read, record)
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        name = names.get(question.clip_name) or names.get(f"vid{question.clip_name}")
+        asked.append(replace(question, clip_name=name) if name else question)
+    if wrong:
+        more = f"\n… and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
+        raise ValueError("\n".join(wrong[:MAX_NAMED]) + more)
     if not asked:
         raise ValueError(f"{path} asks nothing: name a file with a question in each line, or a list of them")
     return asked
 
 
+def mapped_names(path: str) -> dict[str, str]:
+    """Return number → name of a clip from the youtube_mapping.txt beside a file of questions; empty without one.
+
+    MSVD-QA asks about `vid1`, MSVD's files are called otherwise.
+    """
+    beside = storage.join(posixpath.dirname(path) or ".", MAPPING)
+    if not storage.exists(beside):
+        return {}
+    pairs = [line.split() for line in read_text(beside).splitlines() if line.strip()]
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+
+
 def _records(path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (number of a line or an item, value) of a file of JSON lines, or with a JSON list."""
-    text = read_text(path)
-    if not text.lstrip().startswith("["):
-        yield from ((where.rpartition(":")[2], record) for where, record in json_lines(text, path))
+    """Yield (number of a line, an item or a row, value) of JSON lines, a JSON list, a CSV table or Parquet."""
+    if is_parquet(path):
+        yield from ((where.rpartition(" ")[2], row) for where, row in parquet_rows(path))
         return
-    try:
-        records = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: begins as a JSON list and is none ({error})") from error
-    yield from ((str(number), record) for number, record in enumerate(records))
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        try:
+            records = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: begins as a JSON list and is none ({error})") from error
+        yield from ((str(number), record) for number, record in enumerate(records))
+    elif text.lstrip()[:1] not in ("{", '"', "") and delimiter_of(text.lstrip().splitlines()[0]):
+        yield from ((where.rpartition(":")[2], row) for where, row in csv_rows(text, path))
+    else:
+        yield from ((where.rpartition(":")[2], record) for where, record in json_lines(text, path))
+
+
+def _with_answers(records: Iterable[tuple[str, Any]], path: str) -> Iterator[tuple[str, Any]]:
+    """Yield `records`, those of ActivityNet-QA's NAME_q.json with the answers of NAME_a.json beside it.
+
+    ValueError for questions whose answers are in no file.
+    """
+    rows = list(records)
+    is_asked = [isinstance(row, Mapping) and "question_id" in row for _, row in rows]
+    if not rows or not all(is_asked) or any(name in row for _, row in rows for name in FIELDS["answer"]):
+        yield from rows
+        return
+    beside = re.sub(r"_q(\.\w+)$", r"_a\1", path)
+    if beside == path or not storage.exists(beside):
+        raise ValueError(
+            f"{path} has questions without answers: ActivityNet-QA has them in another file; keep the two beside one "
+            "another as NAME_q.json and NAME_a.json, and name the first"
+        )
+    answers = {str(row["question_id"]): row for _, row in _records(beside)}
+    for number, row in rows:
+        yield number, {**answers.get(str(row["question_id"]), {}), **row}
 
 
 def _read(where: str, number: str, read: Callable[[Mapping[str, Any], str], Asked], record: Any) -> Asked:
+    if isinstance(record, WrongRow):
+        raise ValueError(record.reason)
     if not isinstance(record, Mapping):
         raise ValueError(f"{where}: an object is needed, got {str(record)[:60]!r}")
     try:
@@ -157,10 +263,12 @@ class ClipNames:
     def __init__(self, rows: pa.Table, root: str) -> None:
         """`rows`: of a manifest; `root`: what its paths begin with."""
         self.ids: dict[str, set[int]] = defaultdict(set)
+        self.alike: dict[str, set[int]] = defaultdict(set)
         for clip_id, uri in zip(rows["clip_id"].to_pylist(), rows["uri"].to_pylist(), strict=True):
             path = media.name_of(uri, root)
             for name in {path, posixpath.splitext(path)[0], posixpath.basename(path), _stem(path)}:
                 self.ids[name].add(clip_id)
+                self.alike[folded(name)].add(clip_id)
 
     def find(self, name: str) -> int | None:
         """Return the id of the clip that is called `name`; None if there is none. ValueError if there are several.
@@ -168,8 +276,10 @@ class ClipNames:
         A name with a folder means the clip in that folder: the same file name in another one is another clip.
         """
         tried = [form.format(name) for form in NUMBERED] if name.isdigit() else [name, posixpath.splitext(name)[0]]
-        for candidate in tried:
-            if clip_ids := self.ids.get(candidate):
+        bare = tried[-1]
+        alike = [*tried, *(bare.removeprefix(prefix) for prefix in PREFIXES), *(prefix + bare for prefix in PREFIXES)]
+        for clip_ids in (*map(self.ids.get, tried), *(self.alike.get(folded(form)) for form in alike)):
+            if clip_ids:
                 if len(clip_ids) > 1:
                     raise ValueError(
                         f"{name!r} is the name of {len(clip_ids)} clips; name clips by their path below the root"

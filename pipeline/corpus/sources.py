@@ -5,6 +5,7 @@
 | `files` | its path below the root | nothing else fits |
 | `tar` | `SHARD.tar/member`; the member alone where only one tar has it | `.tar` files below the root (WebDataset) |
 | `lmdb` | its key; of a path, the stem | the root ends in `.lmdb` |
+| `parquet` | `FILE.parquet/` and its path, its key or its row | `.parquet` files with videos in them, and no others |
 | `frame_folders` | the folder of its images, without a suffix | has to be said |
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +24,20 @@ from typing import IO
 
 from pipeline import storage
 from pipeline.corpus import media
+from pipeline.corpus.names import Names
+from pipeline.corpus.parquet_rows import media_column, media_places
 from pipeline.records import Kind
+
+GZIP = b"\x1f\x8b"
+"""First bytes of a compressed tar."""
+COMPRESSED_TARS = {
+    ".tar.gz": "gunzip",
+    ".tgz": "gunzip",
+    ".tar.bz2": "bunzip2",
+    ".tar.xz": "unxz",
+    ".tar.zst": "unzstd",
+}
+"""Suffix → the command that unpacks it."""
 
 
 class Layout(StrEnum):
@@ -32,6 +47,7 @@ class Layout(StrEnum):
     TAR = "tar"
     LMDB = "lmdb"
     FRAME_FOLDERS = "frame_folders"
+    PARQUET = "parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +62,34 @@ class Source:
     """Uri of a packed file that could not be listed to its end → what is wrong with it."""
     passed_over: Mapping[str, str] = field(default_factory=dict)
     """Name of a file or folder that no clip can be read from → why."""
+    matched: Mapping[str, str] = field(default_factory=dict)
+    """What annotations call a clip → its name here, where only a part of the two is equal."""
+
+    def match(self, clip_paths: Iterable[str]) -> Source:
+        """Return this with the clips that annotations call otherwise, where it is certain which they mean.
+
+        Suffix, case and Unicode form do not count, nor folders where a single file has the name.
+        """
+        paths = dict.fromkeys(clip_paths)
+        taken = {name for path in paths if (name := self.name(path)) in self.places}
+        missing = [path for path in paths if self.name(path) not in self.places]
+        if not missing or self.layout not in (Layout.FILES, Layout.TAR, Layout.PARQUET):
+            return self
+        matched = self._names.match([*missing, *taken])
+        return replace(self, matched={path: matched[path] for path in missing if path in matched})
+
+    def nearest(self, clip_path: str) -> str:
+        """Return, in words, what is here that is called most like `clip_path`; empty if nothing is."""
+        return self._names.nearest(clip_path)
+
+    @cached_property
+    def _names(self) -> Names:
+        return Names(self.places)
 
     def name(self, clip_path: str) -> str:
         """The name under which a clip is kept that an annotation calls `clip_path`."""
+        if clip_path in self.matched:
+            return self.matched[clip_path]
         match self.layout:
             case Layout.LMDB if clip_path not in self.places:
                 return posixpath.splitext(posixpath.basename(clip_path))[0]
@@ -71,7 +112,7 @@ class Source:
     @cached_property
     def _tar_of_member(self) -> dict[str, str]:
         """Member → its name with the tar, for members that only one tar has."""
-        members = [(name.partition(".tar/")[2], name) for name in self.places]
+        members = [(re.split(r"\.tar/", name, maxsplit=1, flags=re.I)[-1], name) for name in self.places]
         times = Counter(member for member, _ in members)
         return {member: name for member, name in members if times[member] == 1}
 
@@ -107,10 +148,30 @@ def passed_over(root: str, paths: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def packed(path: str) -> str:
+    """Return, in words, what to do with a compressed tar."""
+    command = next((command for suffix, command in COMPRESSED_TARS.items() if path.lower().endswith(suffix)), None)
+    name, move = (path, "") if command else (f"{path}.gz", f"mv {path} {path}.gz && ")
+    return f"{path}: a compressed tar, of which no part can be read alone: {move}{command or 'gunzip'} {name}"
+
+
 def _with_layout(root: str, layout: Layout | None, files: Sequence[str]) -> Source:
-    tars = [name for name in files if name.endswith(".tar")]
+    tars = [name for name in files if name.lower().endswith(".tar")]
+    compressed = [name for name in files if name.lower().endswith(tuple(COMPRESSED_TARS))]
+    if compressed and not tars and not any(map(media.kind_of, files)):
+        raise ValueError(packed(storage.join(root, compressed[0])))
     if layout == Layout.TAR or (layout is None and tars):
         return _tars(root, tars)
+    tables = [name for name in files if name.lower().endswith(".parquet")]
+    if layout == Layout.PARQUET or (layout is None and tables and not any(map(media.kind_of, files))):
+        places = {
+            f"{name}/{row}": media.named(uri, f"{name}/{row}")
+            for name in tables
+            if media_column(path := storage.join(root, name))
+            for row, uri in media_places(path).items()
+        }
+        if places or layout:
+            return Source(root=root, layout=Layout.PARQUET, places=places, damaged={})
     if layout == Layout.FRAME_FOLDERS:
         folders = {posixpath.dirname(name) for name in files if media.kind_of(name) == Kind.IMAGE} - {""}
         places = {folder: storage.join(root, folder) + "/" for folder in sorted(folders)}
@@ -123,6 +184,8 @@ def _tars(root: str, tars: Sequence[str]) -> Source:
     places, damaged = {}, {}
     for tar in tars:
         path = storage.join(root, tar)
+        if storage.read_bytes(path, 0, 2) == GZIP:
+            raise ValueError(packed(path))
         try:
             members, fault = storage.read_with(path, _members)
         except OSError as error:
@@ -139,12 +202,24 @@ def _tars(root: str, tars: Sequence[str]) -> Source:
 
 def _members(file: IO[bytes]) -> tuple[list[tuple[str, int, int]], str | None]:
     """Name, start and end of each file in a tar, and what is wrong with the tar."""
-    found = []
+    places: dict[str, tuple[int, int]] = {}
+    fault = None
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                if member.isfile():
-                    found.append((member.name, member.offset_data, member.offset_data + member.size))
+                name = posixpath.normpath(member.name)
+                if member.islnk() or member.issym():
+                    folder = "" if member.islnk() else posixpath.dirname(name)
+                    target = posixpath.normpath(posixpath.join(folder, member.linkname))
+                    if target in places:
+                        places[name] = places[target]
+                elif member.isfile() and not _is_of_finder(name):
+                    places[name] = (member.offset_data, member.offset_data + member.size)
     except tarfile.TarError as error:
-        return found, str(error)
-    return found, None
+        fault = str(error)
+    return [(name, start, stop) for name, (start, stop) in places.items()], fault
+
+
+def _is_of_finder(name: str) -> bool:
+    """Return whether a member is what macOS adds of its own: ._ files, .DS_Store, __MACOSX."""
+    return posixpath.basename(name).startswith(("._", ".DS_Store")) or name.startswith("__MACOSX/")

@@ -2,21 +2,65 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import lzma
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline import storage
+
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+"""First bytes → name."""
+_NO_TEXT = {
+    b"PK\x03\x04": "a zip or a spreadsheet: unpack it, or save the sheet as CSV",
+    b"ARROW1": "an Arrow file: write it as Parquet, with datasets' to_parquet or pyarrow's write_table",
+    b"\x93NUMPY": "an array of NumPy: write its rows as JSON lines",
+    b"\x89HDF": "an HDF5 file: write its rows as JSON lines or Parquet",
+    b"SQLite format 3": "a database: write its table as CSV",
+}
+"""First bytes → what it is, and what to do."""
 
 
 def read_text(path: str) -> str:
-    """Return the text of a file without a byte-order mark. ValueError if it is not UTF-8."""
+    """Return the text of a file, decompressed and without a byte-order mark.
+
+    ValueError if it is neither UTF-8 nor UTF-16 with its mark.
+    """
+    return decoded(decompressed(storage.read_bytes(path), path), path)
+
+
+def decompressed(data: bytes, path: str) -> bytes:
+    """Return the bytes in a gzip, Zstandard or bzip2 file; those of another as they are. ValueError if cut short."""
+    compression = next((name for start, name in _COMPRESSIONS.items() if data.startswith(start)), None)
+    if data.startswith(b"\xfd7zXZ"):
+        return lzma.decompress(data)
+    if compression is None:
+        return data
     try:
-        return storage.read_bytes(path).decode("utf-8-sig")
+        return pa.input_stream(pa.py_buffer(data), compression=compression).read()
+    except OSError as error:
+        raise ValueError(f"{path}: damaged {compression} ({error}): copy it again") from error
+
+
+def decoded(data: bytes, path: str) -> str:
+    """Return the text in `data`. ValueError, with the line and a remedy, for what is no text in Unicode."""
+    if data.startswith(b"\x80") or data.startswith((b"(dp", b"(lp")):
+        script = f"import json, pickle; json.dump(pickle.load(open({path!r}, 'rb')), open({path + '.json'!r}, 'w'))"
+        raise ValueError(f'{path}: a pickle, which runs code when it is opened: if you trust it, python -c "{script}"')
+    if other := next((remedy for start, remedy in _NO_TEXT.items() if data.startswith(start)), None):
+        raise ValueError(f"{path}: {other}")
+    is_marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if not is_marked and data[:2].count(0) == 1:
+        order = "be" if data.startswith(b"\0") else "le"
+        raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {path} > FILE")
+    try:
+        return data.decode("utf-16" if is_marked else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error}); convert it first") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        remedy = f"convert it first: iconv -f cp1252 -t utf-8 {path} > FILE"
+        raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason} {data[error.start]:#x}); {remedy}") from error
 
 
 def lines(text: str, path: str) -> Iterator[tuple[str, str]]:
@@ -45,29 +89,10 @@ def json_value(text: str, path: str) -> Any:
         raise ValueError(f"{path}: no JSON ({error})") from error
 
 
-def table(text: str, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (`path:line`, fields) of the rows of a CSV table with a header. ValueError for what is no CSV."""
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for fields in rows:
-            yield f"{path}:{rows.line_num}", fields
-    except csv.Error as error:
-        raise ValueError(f"{path}:{rows.line_num + 1}: no CSV ({error})") from error
-
-
 def text_field(fields: Any, name: str, where: str) -> str:
-    """Return a field that must be a text, without blanks around it. ValueError if it is not."""
+    """Return a field that must be a text or a whole number, as text without blanks around it. ValueError if not."""
     value = fields.get(name) if isinstance(fields, Mapping) else None
+    value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}: needs {name}, a text that is not empty, got {value!r}")
     return value.strip()
-
-
-def seconds_field(fields: Mapping[str, Any], name: str, where: str) -> float | None:
-    """Return a field that must be a time in seconds; None if it is not there. ValueError for anything else."""
-    value = fields.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{where}: {name} must be a number of seconds from 0 on, got {value!r}")
-    return float(value)

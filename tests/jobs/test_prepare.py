@@ -278,7 +278,7 @@ def test_a_data_set_of_another_package_is_prepared_and_fine_tuned_on(outsider):
 @pytest.mark.parametrize(
     ("format", "message"),
     [
-        ("msvdd", "format must be one of json_lines, .*, asr, or package.module:Name of a reader outside, got 'msvdd'"),
+        ("msvdd", "format must be one of table, .*, asr, or package.module:Name of a reader outside, got 'msvdd'"),
         ("no.such:reader", "format no.such:reader: No module named 'no'"),
         ("json:nothing", "format json:nothing: module 'json' has no attribute 'nothing'"),
         ("json:JSONDecodeError", "must be a Format, or a reader"),

@@ -161,7 +161,7 @@ def test_published_scores_and_formats_belong_to_a_data_set():
     assert json.loads(FILE.read_text()).keys() == tests.keys()
     for test in tests.values():
         assert all(len(scores) == len(COLUMNS[test.task]) for scores in published_scores(test).values())
-    assert all(format_named(dataset.format).read for dataset in DATASETS)
+    assert all(format_named(dataset.format).name == dataset.format for dataset in DATASETS)
 
 
 @pytest.mark.parametrize(

@@ -132,14 +132,14 @@ def test_the_format_is_told_by_the_content(text, expected):
         (lines({"caption": "a", "clip_name": "v"}) + "[1]\n", r"f\.txt:2: a line must be an object"),
         (lines({"caption": "a"}), r"f\.txt:1: needs clip_name"),
         (lines({"caption": "a", "clip_name": " "}), r"f\.txt:1: needs clip_name"),
-        (lines({"caption": ["a"], "clip_name": "v"}), r"f\.txt:1: a caption must be text"),
-        (lines({"caption": "a", "clip_name": "../v"}), r"f\.txt:1: clip_name '\.\./v' must be a path below"),
-        (lines({"caption": "a", "clip_name": "/v"}), r"f\.txt:1: clip_name '/v' must be a path below"),
+        (lines({"caption": 5, "clip_name": "v"}), r"f\.txt:1: a caption must be text"),
+        (lines({"caption": "a", "clip_name": "../v"}), r"clip_name '\.\./v\.mp4' must be a path below"),
+        (lines({"caption": "a", "clip_name": "/v"}), r"clip_name '/v\.mp4' must be a path below"),
         (
             lines({"caption": "a", "clip_name": "v", "type": "film"}),
             r"f\.txt:1: type must be one of video, image, got 'film'",
         ),
-        (lines({"caption": "a", "clip_name": "v", "start": "0"}), r"f\.txt:1: start must be a number of seconds"),
+        (lines({"caption": "a", "clip_name": "v", "start": "1,5"}), r"f\.txt:1: start must be a number of seconds"),
         (
             lines({"caption": "a", "clip_name": "v", "start": 3, "end": 3}),
             r"f\.txt:1: a clip needs start < end, got start 3",
@@ -150,7 +150,10 @@ def test_the_format_is_told_by_the_content(text, expected):
             json.dumps(MSRVTT | {"sentences": [{"caption": "a", "video_id": "v9"}]}),
             r"sentences\[0\]: its video 'v9' is not among",
         ),
-        ("clip caption\nv0 a dog\n", r"cannot tell the format from 'clip caption'; it may be json_lines, .* --format"),
+        (
+            "clip caption\nv0 a dog\n",
+            r"cannot tell the format from 'clip caption'; it may be table, .* --format.* --columns clip=1",
+        ),
         (" \n", "is empty: name a file with captions"),
     ],
 )

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.annotations import read_annotations, read_lists
+from pipeline.corpus.annotations import read_annotations
 from pipeline.corpus.caption_formats import recognised
 from pipeline.corpus.caption_readers import Annotation
+from pipeline.corpus.lists import read_lists
 from pipeline.records import Kind
 
 
@@ -62,7 +63,7 @@ def test_a_benchmarks_own_file_is_told_and_read(format: str, tmp_path: Path) -> 
         ("lsmdc", "clip\tsentence", "captions:1: needs 6 columns apart by tabs, got 2"),
         ("msvd", "x_1_2 a dog\nnonsense", "captions:2: needs the clip's name and a sentence"),
         ("msrvtt_csv", "video_id,sentence\n,a dog", "captions:2: needs video_id"),
-        (None, '[{"name": "a"}]', "cannot tell the format of a list"),
+        (None, '[{"name": "a"}]', "no column has captions"),
     ],
 )
 def test_what_is_wrong_in_it_is_named(format: str | None, text: str, match: str, tmp_path: Path) -> None:

@@ -162,3 +162,69 @@ def test_the_published_choices_are_read(real_files: Path) -> None:
     choices = read_choices(str(real_files / "annotations" / "msrvtt_multi_choice_qa.jsonl"))
     assert [one.clip_name for one in choices] == ["video9770", "video9771"]
     assert choices[0].options[choices[0].answer] == "the boy is trying to fix the problem"
+
+
+NEXTQA = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n7,9,8,8,why,1,6,CW,a,b,c,d,e\n"
+TGIF = "gif_name\tquestion\ta1\ta2\ta3\ta4\ta5\tanswer\tvid_name\tkey\ntumblr_x\twhat ?\ta\tb\tc\td\te\t2\tT\t4\n"
+CHOICE = {"video": "x.mp4", "caption": ["a", "b", "c", "d", "e"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("nextqa.csv", NEXTQA, ("7", 1, "CW")),
+        ("tgif_action.csv", TGIF, ("tumblr_x", 2, "")),
+        ("vindlu.json", json.dumps([CHOICE | {"answer": 3}]), ("x.mp4", 3, "")),
+        ("letter.jsonl", json.dumps(CHOICE | {"answer": "B"}), ("x.mp4", 1, "")),
+        ("words.jsonl", json.dumps(CHOICE | {"answer": "e"}), ("x.mp4", 4, "")),
+    ],
+)
+def test_choices_of_other_sets_are_read(name: str, text: str, expected: tuple[str, int, str], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    (choice,) = read_choices(str(tmp_path / name))
+    assert (choice.clip_name, choice.answer, choice.kind) == expected
+    assert choice.options == ("a", "b", "c", "d", "e")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nextoe.csv", 'video,frame_count,width,height,question,answer,qid,type\nx,9,8,8,"who, then",dog,6,CW\n'),
+        ("tgif.tsv", "gif_name\tquestion\tanswer\tvid_name\tkey\nx\twho, then\tdog\tT\t6\n"),
+        ("vindlu.json", json.dumps([{"video": "x", "question": "who, then", "answer": "dog", "question_id": 6}])),
+        ("clipbert.jsonl", json.dumps({"gif_name": "x", "question": "who, then", "answer": "dog", "qid": 6})),
+    ],
+)
+def test_questions_of_other_sets_are_read(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    (question,) = read_questions(str(tmp_path / name))
+    read = (question.question_id, question.clip_name, question.text, question.answers)
+    assert read == ("6", "x", "who, then", ("dog",))
+    assert names("/corpus/X.gif").find("x") == 0
+
+
+def test_questions_whose_answers_lie_in_another_file_are_joined_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "val_q.json"
+    path.write_text(json.dumps([{"video_name": "1QIU", "question": "who", "question_id": "v_1_6"}]))
+    with pytest.raises(ValueError, match=r"NAME_q\.json and NAME_a\.json"):
+        read_questions(str(path))
+    (tmp_path / "val_a.json").write_text(json.dumps([{"answer": "dog", "type": 3, "question_id": "v_1_6"}]))
+    (question,) = read_questions(str(path))
+    assert (question.answers, question.kind) == (("dog",), "3")
+    assert names("/corpus/v_1QIU.mp4").find(question.clip_name) == 0
+
+
+def test_msvds_numbers_are_names_by_the_mapping_beside_the_questions(tmp_path: Path) -> None:
+    path = tmp_path / "train_qa.json"
+    path.write_text(json.dumps([{"answer": "dog", "id": 0, "question": "who", "video_id": 1}]))
+    assert [question.clip_name for question in read_questions(str(path))] == ["1"]
+    (tmp_path / "youtube_mapping.txt").write_text("-4wsuPCjDBc_5_15 vid1\nx_0_9 vid2\n")
+    (question,) = read_questions(str(path))
+    assert names("/corpus/-4wsuPCjDBc_5_15.avi").find(question.clip_name) == 0
+
+
+def test_all_wrong_records_are_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "qa.csv"
+    path.write_text("video,question,answer\na,who,dog\nb,who\nc,,dog\n")
+    with pytest.raises(ValueError, match=r"qa\.csv:3: has 2 fields(.|\n)*qa\.csv:4: a question must be a text"):
+        read_questions(str(path))

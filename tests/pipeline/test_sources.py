@@ -7,13 +7,14 @@ import tarfile
 import lmdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.annotations import read_annotations
-from pipeline.corpus.caption_readers import spoken_clips
 from pipeline.corpus.sources import Layout, open_source
+from pipeline.corpus.speech import spoken_clips
 from pipeline.decode.codec import encode_image, encode_video
 from pipeline.decode.config import Limits
 from pipeline.offline.stages import KNOWN, clips_of, probe_batch, unnamed_files
@@ -141,3 +142,25 @@ def test_what_is_too_short_at_the_end_joins_the_clip_before():
     joined = spoken_clips([(float(i), i + 1.0, f"w{i}") for i in range(23)])
     assert " ".join(text for *_, text in joined) == " ".join(f"w{i}" for i in range(23))
     assert all(end - start >= 5 and len(text.split()) >= 5 for start, end, text in joined)
+
+
+def test_videos_in_parquet_are_read_by_row(tmp_path):
+    videos = [video(seed) for seed in range(5)]
+    rows = [
+        {"video": {"bytes": data, "path": f"v{index}.mp4"}, "text": f"t{index}"} for index, data in enumerate(videos)
+    ]
+    (tmp_path / "train").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train/0.parquet", row_group_size=2)
+    source = open_source(str(tmp_path))
+    assert source.layout == Layout.PARQUET
+    annotated = read_annotations([source.root])
+    assert [(one.relative_path, one.captions, one.split) for one in annotated] == [
+        (f"train/0.parquet/v{index}.mp4", (f"t{index}",), "train") for index in range(5)
+    ]
+    found = probed(annotated, source)
+    assert [media.read(row["uri"], row["checksum"]) for row in found] == videos
+    assert [media.name_of(row["uri"], source.root) for row in found] == [one.relative_path for one in annotated]
+    with pytest.raises(media.DamagedMediaError, match="another checksum"):
+        media.read(found[0]["uri"], found[1]["checksum"])
+    with pytest.raises(FileNotFoundError, match="no row 5"):
+        media.read(media.in_row(f"{tmp_path}/train/0.parquet", 5, "video.bytes"))

@@ -1,0 +1,51 @@
+"""What annotation files, folders and file names call the splits of a corpus."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+SPLITS: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("train", "training", "trn"), "train"),
+        **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), "val"),
+        **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation"), "test"),
+    }
+)
+"""Name in lower case → our word; as Hugging Face reads them. Another name stays as it is."""
+
+
+def split_named(name: str) -> str:
+    """Return our word for a split."""
+    return SPLITS.get(name.strip().lower(), name.strip())
+
+
+def split_of_folder(path: str) -> str | None:
+    """Return the split that a folder of `path` names, or the packed file in it; None if none does.
+
+    ValueError for several folders that do.
+    Of a path that is none below a root, the innermost counts: the others are those of another machine.
+    """
+    folders = posixpath.dirname(path).split("/")
+    if path.startswith("/") or ":/" in path:
+        folders = [name for name in folders if name.lower() in SPLITS][-1:]
+    packed = [name for name in folders if name.lower().endswith((".tar", ".parquet"))]
+    return _single(folders, path) or next(filter(None, map(split_of_file, packed)), None)
+
+
+def split_of_file(path: str) -> str | None:
+    """Return the split that the name of an annotation file has as a word of its own; None for none, or several."""
+    try:
+        name = posixpath.basename(path.partition("?")[0] if "://" in path else path)
+        return _single(re.split(r"[^a-z]+", name.lower()), path)
+    except ValueError:
+        return None
+
+
+def _single(names: list[str], path: str) -> str | None:
+    splits = {SPLITS[name.lower()] for name in names if name.lower() in SPLITS}
+    if len(splits) > 1:
+        raise ValueError(f"{path} names the splits {' and '.join(sorted(splits))}: name one in a column `split`")
+    return next(iter(splits), None)

@@ -1,0 +1,290 @@
+"""Rows of tables in any container: CSV and TSV, JSON lines, lists and dictionaries, Parquet.
+
+A row is (`file:line` or another place, fields by name); a line that is none is a `WrongRow`, and not joined with its
+neighbours.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.corpus.clip_rows import WrongRow
+from pipeline.corpus.columns import KEY, NAMES, plain
+from pipeline.corpus.media import kind_of
+from pipeline.corpus.splits import SPLITS, split_named
+
+Row = tuple[str, Mapping[str, Any] | WrongRow]
+KNOWN = frozenset(name for ranks in NAMES.values() for rank in ranks for name in rank) | {"pagedir"}
+DELIMITERS = ",\t;|"
+NESTED = ("clips", "clip", "regions", "annotations", "segments", "captions", "sentences")
+"""Fields with a list of objects, each a row together with the fields beside it."""
+WRAPPERS = ("data", "annotations", "items", "rows", "samples", "records", "database", "videos", "clips", "results")
+
+csv.field_size_limit(sys.maxsize)
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def delimiter_of(line: str) -> str | None:
+    """Return what parts the fields of a table whose header is `line`; None if it is no header."""
+    try:
+        headers = {mark: next(csv.reader([line], delimiter=mark, skipinitialspace=True), []) for mark in DELIMITERS}
+    except csv.Error:
+        return None
+    known = {mark: sum(plain(name) in KNOWN for name in names) for mark, names in headers.items()}
+    best = max(DELIMITERS, key=lambda mark: known[mark])
+    return best if known[best] >= 2 or (known[best] and best in line) else None
+
+
+def pair_of(line: str) -> dict[str, str] | None:
+    """Return which column of a table without a header is the clip and which the caption, where its first line tells.
+
+    It does if there are two, and one of them is a URL or the path of a video or an image: CC3M's and TGIF's tables.
+    """
+    mark = next((mark for mark in "\t,;|" if mark in line), None)
+    fields = [field.strip() for field in next(csv.reader([line], delimiter=mark), [])] if mark else []
+    is_clip = ["://" in field or (kind_of(field) is not None and " " not in field) for field in fields]
+    if len(fields) != 2 or sum(is_clip) != 1:
+        return None
+    return {"clip": str(is_clip.index(True) + 1), "caption": str(is_clip.index(False) + 1)}
+
+
+def is_preamble(line: str) -> bool:
+    """Return whether a line before a header says nothing: a blank one, a comment, or Excel's `sep=;`."""
+    return not line.strip() or line.startswith("#") or bool(re.fullmatch(r"\ufeff?sep=.", line.strip(), re.I))
+
+
+def csv_rows(text: str, path: str, *, header: bool = True) -> Iterator[Row]:
+    """Yield the rows of a CSV table of any dialect. Without a header, fields are called "1", "2", …"""
+    if not header and not any(mark in text for mark in DELIMITERS):
+        text = re.sub(r"(?m)^([^\s]+)[ ]+", r"\1\t", text)  # a name and words, apart by a blank
+    lines = re.split(r"\r\n|\n|\r", text)
+    first = next((number for number, line in enumerate(lines) if not is_preamble(line)), 0)
+    mark = delimiter_of(lines[first]) or next((mark for mark in "\t,;|" if mark in lines[first]), ",")
+    fields = next(csv.reader([lines[first]], delimiter=mark, skipinitialspace=True))
+    names = [name.strip() for name in fields] if header else [str(number + 1) for number in range(len(fields))]
+    if twice := [name for name, times in Counter(names).items() if name and times > 1]:
+        raise ValueError(f"{path}:{first + 1}: {len(twice) + 1} columns are called {twice[0]!r}: rename one of them")
+    number = first + header
+    shape: list[str] = []
+    while number < len(lines):
+        if not lines[number].strip():
+            number += 1
+            continue
+        where, stop, values = f"{path}:{number + 1}", number + 1, None
+        values, stop = _row_at(lines, number, mark, len(names), shape)
+        if values is None:
+            reason = f"{where}: no CSV, a quote is open at its end: {lines[number][:60]!r}"
+        elif len(values) > len(names) and not any(values[len(names) :]):
+            yield where, dict(zip(names, values, strict=False))  # marks at the end of a row, with nothing behind them
+            number = stop
+            continue
+        elif len(values) != len(names):
+            reason = (
+                f"{where}: has {len(values)} fields and the table {len(names)}: a {_MARKS[mark]} in a field needs "
+                f"quotes around it: {lines[number][:60]!r}"
+            )
+        else:
+            shape = shape or [_shape(value) for value in values]
+            yield where, dict(zip(names, values, strict=True))
+            number = stop
+            continue
+        yield where, WrongRow(where=where, reason=reason)
+        number = stop
+
+
+_MARKS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+
+
+def _row_at(
+    lines: Sequence[str], number: int, mark: str, count: int, shape: Sequence[str]
+) -> tuple[list[str] | None, int]:
+    """Return the fields of the row that begins at a line (None: it does not end), and the line after it.
+
+    A quoted field may have several lines. One whose later lines are rows themselves was opened by a stray quote.
+    """
+    reader = csv.reader(
+        (line + "\n" for line in lines[number:]), delimiter=mark, strict=True, skipinitialspace=mark != "\t"
+    )
+    try:
+        values = next(reader)
+    except csv.Error:
+        return (lines[number].split(mark) if lines[number].count('"') % 2 == 0 else None), number + 1
+    stop = number + reader.line_num
+    for line in lines[number + 1 : stop]:
+        if line.count(mark) == count - 1 and count > 1 and _is_row(line, mark, values):
+            return None, number + 1
+    return values, stop
+
+
+def _is_row(line: str, mark: str, values: Sequence[str]) -> bool:
+    """Return whether a line within a quoted field begins as the row before it does."""
+    return _shape(line.split(mark)[0]) == _shape(values[0])
+
+
+def _shape(value: str) -> str:
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", value.strip().strip('"')))
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def json_rows(text: str, path: str) -> Iterator[Row]:
+    """Yield the rows of JSON lines, of a JSON list or dictionary, or of objects behind one another."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        yield from _line_rows(text, path)
+    else:
+        yield from value_rows(value, path)
+
+
+def _line_rows(text: str, path: str) -> Iterator[Row]:
+    lines = text.split("\n")  # not str.splitlines: other ends of lines may stand within a caption
+    if text.lstrip().startswith("{") and not _is_json(next(line for line in lines if line.strip()), text):
+        yield from _objects(text, path)
+        return
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(_without_comma(line))
+        except ValueError as error:
+            yield where, WrongRow(where=where, reason=f"{where}: no JSON ({error}): {line[:80]!r}")
+            continue
+        if isinstance(value, dict):
+            yield from _flat(where, value)
+        elif isinstance(value, list) and len(value) > 1:
+            yield where, {str(column + 1): field for column, field in enumerate(value)}
+        else:
+            reason = f"{where}: a line must be an object with clip_name and caption, got {value!r:.80}"
+            yield where, WrongRow(where=where, reason=reason)
+
+
+def _without_comma(line: str) -> str:
+    """Return a line without the comma with which the items of a list end."""
+    line = line.strip()
+    return line[:-1] if line.endswith("},") else line
+
+
+def _is_json(line: str, text: str) -> bool:
+    """Return whether a text has a JSON object per line, of which the first may be damaged."""
+    try:
+        json.loads(_without_comma(line))
+    except ValueError:
+        return len(re.findall(r"^\{.*\},?\s*$", text, re.M)) > 0
+    return True
+
+
+def _objects(text: str, path: str) -> Iterator[Row]:
+    """Yield objects of several lines each; the first line that is none ends the file, as no later one is certain."""
+    decoder, position = json.JSONDecoder(), 0
+    while (match := re.compile(r"\s*").match(text, position)) and match.end() < len(text):
+        where = f"{path}:{text.count(chr(10), 0, match.end()) + 1}"
+        try:
+            value, position = decoder.raw_decode(text, match.end())
+        except ValueError as error:
+            yield where, WrongRow(where=where, reason=f"{where}: no JSON ({error})")
+            return
+        yield from _flat(where, value)
+
+
+def value_rows(value: Any, path: str) -> Iterator[Row]:
+    """Yield the rows in a JSON value. ValueError for one that has none."""
+    if isinstance(value, list):
+        if not value:
+            raise ValueError(f"{path} is empty: name a file with captions")
+        if all(isinstance(item, str | int) for item in value):
+            raise ValueError(
+                f"{path}: no JSON list of objects but of names: it says which clips are in a split: --lists "
+                f"SPLIT={path}, beside the file with the captions"
+            )
+        for index, item in enumerate(value):
+            where = f"{path}: [{index}]"
+            if isinstance(item, list):
+                yield where, {str(number + 1): field for number, field in enumerate(item)}
+            elif isinstance(item, dict):
+                yield from _flat(where, item)
+            else:
+                yield where, WrongRow(where=where, reason=f"{where}: needs an object, got {item!r:.60}")
+    elif isinstance(value, dict):
+        yield from _dict_rows(value, path)
+    else:
+        raise ValueError(f"{path}: no rows in {value!r:.60}: a list of objects is needed, or a line for each")
+
+
+def _dict_rows(value: Mapping[str, Any], path: str) -> Iterator[Row]:
+    names = {plain(name) for name in value}
+    if not value:
+        raise ValueError(f"{path} is empty: name a file with captions")
+    if all(name.lower() in SPLITS and isinstance(part, list | dict) for name, part in value.items()):
+        for name, part in value.items():
+            for where, row in value_rows(part, f"{path}: {name}"):
+                yield where, row if isinstance(row, WrongRow) else {"split": split_named(name), **row}
+    elif len(names & KNOWN) >= 2 and (by_column := _by_column(value)):
+        yield from ((f"{path}: row {index}", row) for index, row in by_column)
+    elif names & KNOWN and any(not isinstance(item, list | dict) for item in value.values()):
+        yield from _flat(f"{path}:1", value)
+    elif wrapped := [name for name in WRAPPERS if isinstance(value.get(name), list | dict) and value[name]]:
+        yield from value_rows(value[wrapped[0]], path)
+    else:
+        for name, item in value.items():
+            yield from _of_clip(f"{path}: {name}", name, item)
+
+
+def _by_column(value: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows of a table that is written by columns; none if it is not."""
+    parts = list(value.values())
+    if all(isinstance(part, dict) for part in parts) and len({tuple(part) for part in parts}) == 1:
+        return [(index, {name: part[index] for name, part in value.items()}) for index in parts[0]]
+    if all(isinstance(part, list) for part in parts) and len({len(part) for part in parts}) == 1:
+        return [(str(index), {name: part[index] for name, part in value.items()}) for index in range(len(parts[0]))]
+    return []
+
+
+def _of_clip(where: str, clip: str, item: Any) -> Iterator[Row]:
+    if isinstance(item, Mapping):
+        yield from _flat(where, {KEY: clip, **item})
+    elif isinstance(item, list) and item and all(isinstance(part, Mapping) for part in item):
+        for index, part in enumerate(item):
+            yield from _flat(f"{where}: [{index}]", {KEY: clip, **part})
+    else:
+        yield where, {KEY: clip, "caption": item}
+
+
+def _flat(where: str, row: Any) -> Iterator[Row]:
+    """Yield a row for each object in a list of them in `row`; else the row itself."""
+    if not isinstance(row, Mapping):
+        yield (
+            where,
+            WrongRow(
+                where=where, reason=f"{where}: a line must be an object with clip_name and caption, got {row!r:.60}"
+            ),
+        )
+        return
+    name = next((name for name in NESTED if _is_nested(row.get(name))), None)
+    if name is None:
+        yield where, row
+        return
+    outer = {key: value for key, value in row.items() if key != name}
+    for index, inner in enumerate(row[name]):
+        ambiguous = {key for key in outer if key in inner and plain(key) in ("id", "key", "name")}
+        yield f"{where}: {name}[{index}]", {**{k: v for k, v in outer.items() if k not in ambiguous}, **inner}
+
+
+def _is_nested(value: Any) -> bool:
+    """Return whether a field is a list of objects of which each has a place of its own in the video or image."""
+    marks = ("start", "segment", "span", "timestamp", "imageid", "begin", "starttime", "clipid")
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, Mapping) and any(plain(key) in marks for key in item) for item in value)
+    )
