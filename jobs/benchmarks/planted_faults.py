@@ -137,7 +137,7 @@ FAULTS = (
     Fault(
         "a clip id may occur twice",
         "pipeline/test_manifest.py",
-        "if «pc.count_distinct(ids).as_py() == len(ids)→True»:",
+        "if «len(twice)→False»:",
     ),
     Fault(
         "the last file of a checkpoint is not uploaded",
