@@ -34,8 +34,8 @@ class World:
     rank: int
     size: int
     device: torch.device
-    votes: dist.ProcessGroup | None = None
-    """By which the hosts agree, so that no one waits for its GPU; None: the group of the gradients, on CPUs."""
+    votes: Any = None
+    """The process group by which the hosts agree, so that none waits for its GPU; None: that of gradients, on CPUs."""
 
     @property
     def is_first(self) -> bool:

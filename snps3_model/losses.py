@@ -33,6 +33,18 @@ def weighted_mean(loss: Float[Tensor, " B"], weight: Float[Tensor, " B"]) -> Flo
 
 
 @in_single_precision
+def products(equation: str, *factors: Tensor) -> Tensor:
+    """Scores as `torch.einsum` multiplies them."""
+    return torch.einsum(equation, *factors)
+
+
+@in_single_precision
+def log_share(true: Float[Tensor, " B"], others: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
+    """Minus the logarithm of the true candidate's share in a softmax over it and the others."""
+    return torch.logsumexp(torch.cat([true[:, None], others], dim=1), dim=1) - true
+
+
+@in_single_precision
 def mil_nce(
     scores: Float[Tensor, "B B"], weight: Float[Tensor, " B"], importance: Float[Tensor, " B"] | None = None
 ) -> Float[Tensor, ""]:
@@ -65,7 +77,6 @@ def mil_nce_of_middle_frames(
     return weighted_mean(losses if importance is None else losses * importance, weight)
 
 
-@in_single_precision
 def gvtm_level1(
     text: Float[Tensor, "b D"],
     video: Float[Tensor, "b T D"],
@@ -78,7 +89,7 @@ def gvtm_level1(
     """ℒ3: MIL-NCE of the dual encoder's scores over the gathered batch."""
     if frames == "all":
         return mil_nce(dual_scores(gather(text), gather(video), temperature), gather(weight))
-    cosines = torch.einsum("qd,ctd->qct", gather(text), gather(video))
+    cosines = products("qd,ctd->qct", gather(text), gather(video))
     return mil_nce_of_middle_frames(cosines / temperature, gather(weight))
 
 
@@ -107,7 +118,6 @@ def gvtm_level1_queued(
     return global_mean((of_frames.mean(1) + of_captions) / 2, weight, gather)
 
 
-@in_single_precision
 def lvwm(
     words: Float[Tensor, "b K D"],
     video: Float[Tensor, "b T D"],
@@ -122,7 +132,7 @@ def lvwm(
     joined by log-sum-exp.
     """
     words, video = gather(words), gather(video)
-    similarities = torch.einsum("ikd,jtd->ijkt", words, video)
+    similarities = products("ikd,jtd->ijkt", words, video)
     if frames == "all":
         return mil_nce(torch.logsumexp(similarities.flatten(2), dim=-1), gather(weight))
     return mil_nce_of_middle_frames(torch.logsumexp(similarities, dim=2), gather(weight))
@@ -138,7 +148,6 @@ def itm(
     return global_mean((of_true + of_false) / 2, weight, gather)
 
 
-@in_single_precision
 def gvtm_level2(
     positive: Float[Tensor, " b"],
     negatives: Float[Tensor, "b N"],
@@ -149,12 +158,9 @@ def gvtm_level2(
 ) -> Float[Tensor, ""]:
     """ℒ4: MIL-NCE of the cross encoder's scores; `negatives` are other clips for the caption and other captions for
     the clip. With all of both it equals `mil_nce` over all pairs."""
-    candidates = torch.cat([positive[:, None], negatives.masked_fill(~is_usable, EXCLUDED)], dim=1)
-    losses = torch.logsumexp(candidates, dim=1) - positive
-    return global_mean(losses, weight, gather)
+    return global_mean(log_share(positive, negatives.masked_fill(~is_usable, EXCLUDED)), weight, gather)
 
 
-@in_single_precision
 def masked_words(logits: Float[Tensor, "M V"], labels: Int64[Tensor, " M"], *, gather: Gather) -> Float[Tensor, ""]:
     """ℒ1 and ℒ2: cross entropy where there is a label, mean over those of the global batch; 0 when there is none."""
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")

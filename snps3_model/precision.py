@@ -21,11 +21,13 @@ def in_single_precision(function: Callable[Arguments, Result]) -> Callable[Argum
     score of 20 are wrong by 0.06, which is more than a small loss, and its gradient points anywhere.
     """
 
+    call: Callable[..., Result] = function
+
     @functools.wraps(function)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         device = next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         with torch.autocast(device.type, enabled=False):
-            return function(*map(_single, args), **{name: _single(value) for name, value in kwargs.items()})
+            return call(*map(_single, args), **{name: _single(value) for name, value in kwargs.items()})
 
     return wrapped
 
