@@ -56,7 +56,7 @@ ROOMS = {
         *("jobs.ROOT", "jobs.run", "jobs.launch", "jobs.tracking.voice", "jobs.training.step"),
         *("cluster", "pipeline.corpus.ledger"),
     },
-    "jobs.corpus": {"jobs.launch.lease", "cluster", "pipeline"},
+    "jobs.corpus": {"jobs.launch.lease", "jobs.tracking.voice", "cluster", "pipeline"},
     "jobs.inference": {
         *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation"),
         *("cluster", "pipeline", "snps3_model"),

@@ -33,14 +33,18 @@ class StoppedError(Exception):
     """Raised when a command stops on request; the same command resumes."""
 
 
-def run_command(main: Callable[[], int | None], name: str | None = None) -> NoReturn:
+def run_command(main: Callable[[], int | None], name: str | None = None, *, has_log: bool = True) -> NoReturn:
     """Run a command that is started as a program, and exit with its status. `name`: by default that of its file.
+
+    `has_log`: what others write to stderr is logged. A measurement leaves it in sight.
 
     Ray reads its authentication settings at import, so commands import Ray inside `main`.
     """
     if sys.path and Path(sys.path[0]).resolve() == JOBS:  # `python jobs/x.py` would let our rooms hide packages
         sys.path[0] = str(JOBS.parent)
     use_private_token()
+    if not has_log:
+        sys.exit(exit_status(main))
     said = voice.begin(name or Path(sys.argv[0]).stem)
     try:
         status = exit_status(main)

@@ -1,4 +1,4 @@
 """Jobs on a corpus: prepare, pack, deduplicate, count words, make the embedded one.
 
-May import `jobs.launch.lease`, `cluster` and `pipeline`.
+May import `jobs.launch.lease`, `jobs.tracking.voice`, `cluster` and `pipeline`.
 """

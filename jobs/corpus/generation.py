@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -11,11 +10,11 @@ from pathlib import Path
 
 import tyro
 
+from jobs.tracking import voice
 from pipeline.synthetic.clips import CorpusConfig
 from pipeline.synthetic.corpus import make_corpus
 
 _PROGRESS_EVERY_SECONDS = 0.5
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class MakeCorpus:
 
 
 def progress_printer() -> Callable[[int, int], None]:
-    """A progress callback that logs how far the corpus is, twice a second, and the end."""
+    """A progress callback that shows how far the corpus is, twice a second, and the end."""
     start = shown = time.monotonic()
 
     def show(done: int, total: int) -> None:
@@ -46,7 +45,7 @@ def progress_printer() -> Callable[[int, int], None]:
             per_second = done / max(now - start, 1e-9)
             left = (total - done) / per_second
             line = f"corpus: {done}/{total} clips, {per_second:.0f} clips/s, {left:.0f} s left"
-            log.info("%s", line, extra={"is_progress": True})
+            voice.show_progress(line, is_last=done == total)
 
     return show
 

@@ -226,6 +226,14 @@ def say(line: str) -> None:
         print(cleaned(line), file=sys.stderr, flush=True)
 
 
+def show_progress(line: str, *, is_last: bool = False) -> None:
+    """Show how far the command is, in place of the line before or every so often; the last in any case."""
+    if _voice:
+        _voice.terminal.show_progress(line, time.monotonic(), is_last=is_last)
+    else:
+        print(cleaned(line), file=sys.stderr, flush=True)
+
+
 def show(line: str) -> None:
     """Print a line to stdout: of a result, or of another command, whose lines of progress stay such."""
     terminal = _voice.terminal if _voice else None
