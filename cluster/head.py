@@ -54,15 +54,19 @@ class Head:
             errors="replace",
             start_new_session=True,
         )
-        while True:
-            try:
-                for line in client.stdout or ():
-                    show(line.rstrip("\n"))
-                return client.wait()
-            except KeyboardInterrupt:
-                show("stopping: the job writes its checkpoint (this takes a moment)")
-                stop = [*ray_command("job", "stop"), *address, "--no-wait", job_id]
-                subprocess.run(stop, env=environment, start_new_session=True, check=False, stdout=subprocess.DEVNULL)
+        assert client.stdout is not None
+        with client.stdout as output:
+            while True:
+                try:
+                    for line in output:
+                        show(line.rstrip("\n"))
+                    return client.wait()
+                except KeyboardInterrupt:
+                    show("stopping: the job writes its checkpoint (this takes a moment)")
+                    stop = [*ray_command("job", "stop"), *address, "--no-wait", job_id]
+                    subprocess.run(
+                        stop, env=environment, start_new_session=True, check=False, stdout=subprocess.DEVNULL
+                    )
 
 
 @contextlib.contextmanager
