@@ -15,6 +15,7 @@ from jobs.inference.index import EmbedConfig, Embedder, bring_up_to_date, claim,
 from jobs.inference.index_files import parts_in
 from jobs.inference.model import decode, load, windows
 from jobs.inference.query import SearchConfig, search
+from jobs.run import run_files
 from jobs.run.presets import tiny
 from pipeline import storage
 from pipeline.decode.codec import decode_frames, encode_image, encode_video
@@ -133,3 +134,22 @@ def test_windows_that_leave_seconds_out_and_workers_that_find_no_cpu_are_refused
     with pytest.raises(ValueError, match="2 workers × 2 CPUs and 0 GPUs are more than the cluster's 3 CPUs"):
         refuse_too_many(config)
     refuse_too_many(dataclasses.replace(config, decode_cpus=1))
+
+
+def test_an_index_without_windows_is_searched_and_not_added_to(run: str, tmp_path: Path) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "index"
+    videos.mkdir()
+    for number in range(2):
+        (videos / f"{number}.mp4").write_bytes(film(3, seed=number))
+    config = EmbedConfig(run=run, videos=str(videos), out=str(out), window_seconds=None)
+    index(config)
+    query = SearchConfig(index=str(out), text="a red ring rises")
+    now = search(query)
+    for path in parts_in(str(out)):
+        old = storage.read_table(path).drop_columns(["version", "start_seconds", "end_seconds", "strip"])
+        storage.write_table(path, old)
+    facts = run_files.read_json(f"{out}/index.json")
+    run_files.write_json(f"{out}/index.json", {name: facts[name] for name in ("model", "videos", "run")})
+    assert [(one.uri, one.cross, one.span) for one in search(query)] == [(one.uri, one.cross, "") for one in now]
+    with pytest.raises(ValueError, match="another format: None, not 2; take another --out"):
+        claim(config, config.videos, config.out)
