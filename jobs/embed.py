@@ -2,10 +2,11 @@
 
 ray job submit -- python jobs/embed.py RUN --videos FOLDER --out FOLDER
 
-    list of videos ─ parts of a few ─► decode (CPU) ─► embed (one model per worker) ─► OUT/part-00000.parquet …
+    list of videos ─ parts of a few ─► windows decoded (CPU) and embedded (a model per worker) ─► OUT/part-….parquet
 
-A part that is there is not embedded again, so the same command resumes after a stop; new videos are new parts. A video
-that cannot be read is a row of OUT/rejected.parquet, and not of the index. `jobs/search.py` answers from OUT.
+A row is a window, with its times and a strip of its frames. What is there is not embedded again: the same command goes
+on after a stop, adds new videos and changed ones, and drops those that are gone. A video that cannot be read is a row
+of OUT/rejected.parquet, and not of the index. `jobs/search.py` answers from OUT.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Find videos by a sentence, in an index of jobs/embed.py.
+"""Find moments of videos by a sentence, in an index of jobs/embed.py.
 
 python jobs/search.py INDEX "a red ring rises"
 
@@ -17,8 +17,8 @@ def main(argv: list[str] | None = None) -> None:
     from jobs.tracking import voice
 
     config = parsing.read(SearchConfig, argv, program="search.py", description=__doc__)
-    for video in search(config):
-        voice.show(f"{video.cross:8.3f}  {video.dual:8.3f}  {video.uri}")
+    for moment in search(config):
+        voice.show(f"{moment.cross:8.3f}  {moment.dual:8.3f}  {moment.span:>15}  {moment.uri}".rstrip())
 
 
 if __name__ == "__main__":

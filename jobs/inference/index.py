@@ -1,45 +1,51 @@
-"""Vectors of a folder or bucket of videos, in parts: a part that is there is not embedded again."""
+"""Vectors of a folder or bucket of videos, a row per window: what is there is not embedded again."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import ray
 import ray.data
 import tyro
 
 from cluster.connection import connected_ray
-from cluster.run import WORKER_ENVIRONMENT
-from jobs.inference.index_files import INDEX, REJECTED, parts_in
-from jobs.inference.model import decode, load
+from cluster.run import WORKER_ENVIRONMENT, grows
+from jobs.inference.index_files import FORMAT, INDEX, REJECTED, parts_in
+from jobs.inference.model import load, windows
 from jobs.run import run_files
-from jobs.run.config import DataConfig
 from jobs.run.fields import refuse_below
-from jobs.run.run_identity import config_of
 from pipeline import storage
 from pipeline.corpus.ledger import read_ledger, with_reason, write_ledger
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of
 from pipeline.decode.config import Limits
+from pipeline.decode.images import encode_image
 from pipeline.offline.shards import PASSING
 from pipeline.records import DecodeError, Rejected, Stage
 
-DECODED = with_reason(
-    pa.schema([("part", pa.string()), ("clip_id", pa.int64()), ("uri", pa.string()), ("frames", pa.large_binary())])
-)
+DONE = with_reason(pa.schema([("clip_id", pa.int64()), ("uri", pa.string()), ("windows", pa.int64())]))
 EMBEDDED = pa.schema(
     [
         ("clip_id", pa.int64()),
         ("uri", pa.string()),
+        ("version", pa.string()),  # size and time of change, or ETag
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),  # null: an image
+        ("strip", pa.binary()),  # JPEG
         ("vectors", pa.list_(pa.float32())),  # T × D, by frames
         ("tokens", pa.list_(pa.float32())),  # S × D, by tokens
     ]
 )
+ROWS_PER_FILE = 2048
+"""Windows after which a file of the index is written, at the end of a video."""
+STRIP_FRAMES, STRIP_QUALITY = 4, 75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,71 +58,94 @@ class EmbedConfig:
     """Folder or s3:// URL; images count too."""
     out: str
     """Folder or s3:// URL of the index."""
+    window_seconds: float | None = 10.0
+    """Length of the windows that a video is cut into; None: the whole video is one."""
+    stride_seconds: float = 5.0
+    """From the start of one window to the next."""
     num_workers: int = 1
     """Copies of the model that embed."""
     decode_cpus: int = 1
+    """Videos that a worker decodes at a time, each on a CPU."""
     use_gpu: bool = False
     videos_per_part: int = 64
-    """Videos of one file of the index."""
+    """Videos that a worker takes at a time."""
     limits: Limits = field(default_factory=Limits)
-    """What the decoding of one video may take."""
+    """What the decoding of one video, or of 32 windows of it, may take."""
 
     def __post_init__(self) -> None:
         refuse_below(self, "", num_workers=1, decode_cpus=1, videos_per_part=1)
+        if self.window_seconds is not None and not 0 < self.stride_seconds <= self.window_seconds:
+            raise ValueError(
+                "windows need 0 < stride_seconds <= window_seconds, so that no second is left out; got "
+                f"{self.stride_seconds} and {self.window_seconds}"
+            )
 
 
 def embed(config: EmbedConfig) -> dict[str, int]:
-    """Embed the videos that the index lacks. Return counts: all videos, those embedded now, those rejected now."""
+    """Embed the videos that the index lacks, and drop the windows of those that have changed or are gone.
+
+    Return counts: all videos, those embedded now, those rejected now. ValueError for an index of something else.
+    """
     run, videos, out = map(storage.absolute, (config.run, config.videos, config.out))
-    uris = sorted(storage.join(videos, path) for path in storage.list_files(videos) if kind_of(path))
-    if not uris:
+    listed = storage.fingerprints(videos)
+    versions = {storage.join(videos, path): listed[path] for path in sorted(listed) if kind_of(path)}
+    if not versions:
         raise ValueError(f"{videos} holds neither videos nor images")
     claim(config, videos, out)
-    parts = parts_of(uris, known_uris(out), config.videos_per_part)
+    known = bring_up_to_date(out, versions)
+    parts = parts_of(versions, known, config.videos_per_part)
     if not parts:
-        return {"videos": len(uris), "embedded": 0, "rejected": 0}
+        return {"videos": len(versions), "embedded": 0, "rejected": 0}
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
+        refuse_too_many(config)
         data = ray.data.from_items(
-            [{"part": name, "uris": part} for name, part in parts], override_num_blocks=len(parts)
+            [{"part": name, "uris": part, "versions": [versions[uri] for uri in part]} for name, part in parts],
+            override_num_blocks=len(parts),
         )
-        data.context.target_max_block_size = None  # a part stays together
-        done = (
-            data.map_batches(
-                decode_part,  # pyright: ignore[reportArgumentType]
-                batch_size=None,
-                batch_format="pyarrow",
-                fn_kwargs={"data": config_of(run).data, "limits": config.limits},
-                num_cpus=1,
-            )
-            .map_batches(
-                Embedder,  # pyright: ignore[reportArgumentType]
-                batch_size=None,
-                batch_format="pyarrow",
-                fn_constructor_args=(run, out, config.use_gpu),
-                concurrency=config.num_workers,
-                num_gpus=1 if config.use_gpu else 0,
-                num_cpus=0 if config.use_gpu else 1,
-            )
-            .take_all()
-        )
+        done = data.map_batches(
+            Embedder,  # pyright: ignore[reportArgumentType]
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_constructor_args=(run, out, config),
+            concurrency=config.num_workers,
+            num_gpus=1 if config.use_gpu else 0,
+            num_cpus=config.decode_cpus,
+        ).take_all()
     rejected = [Rejected.from_row(row, Stage.EVALUATE) for row in done if row["reason"]]
     write_ledger(rejected_for_good(out) + rejected, f"{out}/{REJECTED}")
-    return {"videos": len(uris), "embedded": len(done) - len(rejected), "rejected": len(rejected)}
+    return {"videos": len(versions), "embedded": len(done) - len(rejected), "rejected": len(rejected)}
+
+
+def refuse_too_many(config: EmbedConfig) -> None:
+    """Raise ValueError for more workers than the connected cluster holds: they would wait for ever."""
+    have = ray.cluster_resources()
+    cpus, gpus = config.num_workers * config.decode_cpus, config.num_workers if config.use_gpu else 0
+    if not grows() and (cpus > have.get("CPU", 0) or gpus > have.get("GPU", 0)):
+        raise ValueError(
+            f"{config.num_workers} workers × {config.decode_cpus} CPUs and {gpus} GPUs are more than the cluster's "
+            f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; lower --num-workers or --decode-cpus"
+        )
 
 
 def claim(config: EmbedConfig, videos: str, out: str) -> None:
-    """Write what the index belongs to. ValueError if `out` holds the index of another model or folder."""
+    """Write what the index belongs to. ValueError if `out` holds the index of another model, folder or windows."""
     folder = storage.absolute(config.run)
-    identity = {"model": run_files.weights_hash(folder), "videos": videos, "run": folder}
+    identity = {
+        "format": FORMAT,
+        "model": run_files.weights_hash(folder),
+        "videos": videos,
+        "window_seconds": config.window_seconds,
+        "stride_seconds": config.stride_seconds if config.window_seconds else None,
+    }
     path = f"{out}/{INDEX}"
     if storage.exists(path):
         known = run_files.read_json(path)
-        if wrong := [name for name in ("model", "videos") if known[name] != identity[name]]:
+        if wrong := [name for name in identity if known.get(name) != identity[name]]:
             raise ValueError(
-                f"{out} is the index of another {wrong[0]}: {known[wrong[0]]}, not {identity[wrong[0]]}; "
+                f"{out} is the index of another {wrong[0]}: {known.get(wrong[0])}, not {identity[wrong[0]]}; "
                 "take another --out"
             )
-    run_files.write_json(path, identity)
+    run_files.write_json(path, identity | {"run": folder})
 
 
 def rejected_for_good(out: str) -> list[Rejected]:
@@ -125,58 +154,118 @@ def rejected_for_good(out: str) -> list[Rejected]:
     return [row for row in read_ledger(path) if row.reason not in PASSING] if storage.exists(path) else []
 
 
-def known_uris(out: str) -> set[str]:
-    """Return the videos that the index holds or has rejected for good."""
-    known = {row.uri for row in rejected_for_good(out)}
-    for path in parts_in(out):
-        known |= set(storage.read_table(path, ["uri"])["uri"].to_pylist())
+def bring_up_to_date(out: str, versions: Mapping[str, str]) -> set[str]:
+    """Drop the rows of videos that have changed or are gone, and rename those of moved ones. Return what is indexed.
+
+    A new path with the size and the time of change (or the ETag) of exactly one that is gone is that video.
+    """
+    known = {str(row.uri) for row in rejected_for_good(out)}
+    contents = {path: storage.read_table(path, ["uri", "version"]) for path in parts_in(out)}
+    indexed = {uri: version for table in contents.values() for uri, version in pairs(table)}
+    moved = renamed(indexed, versions)
+    for path, table in contents.items():
+        names = [moved.get(uri, uri) for uri, _ in pairs(table)]
+        stays = [versions.get(name) == version for name, (_, version) in zip(names, pairs(table), strict=True)]
+        known |= {uri for uri, is_current in zip(names, stays, strict=True) if is_current}
+        if not any(stays):
+            storage.remove(path)
+        elif names != table["uri"].to_pylist() or not all(stays):
+            rows = storage.read_table(path)
+            rows = rows.set_column(rows.schema.get_field_index("uri"), "uri", pa.array(names, pa.string()))
+            storage.write_table(path, rows.filter(pa.array(stays)))
     return known
 
 
-def parts_of(uris: Sequence[str], known: set[str], size: int) -> list[tuple[str, list[str]]]:
-    """Return file names with their videos: those that are not yet in a file, in order.
+def pairs(table: pa.Table) -> Iterator[tuple[str, str]]:
+    """Yield uri and version of each row."""
+    for row in table.select(["uri", "version"]).to_pylist():
+        yield str(row["uri"]), str(row["version"])
+
+
+def renamed(indexed: Mapping[str, str], versions: Mapping[str, str]) -> dict[str, str]:
+    """Return old → new path of the videos that were moved."""
+
+    def by_version(files: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {}
+        for uri, version in files:
+            groups.setdefault(version, []).append(uri)
+        return groups
+
+    gone = by_version((uri, version) for uri, version in indexed.items() if uri not in versions)
+    new = by_version((uri, version) for uri, version in versions.items() if uri not in indexed)
+    return {old[0]: new[version][0] for version, old in gone.items() if len(old) == 1 == len(new.get(version, ()))}
+
+
+def parts_of(versions: Mapping[str, str], known: set[str], size: int) -> list[tuple[str, list[str]]]:
+    """Return names with the videos of each part: those that are not yet indexed, in order.
 
     A name is that of all its videos: a part that begins alike but holds others never takes the place of a written one.
     """
-    left = [uri for uri in uris if uri not in known]
+    left = [uri for uri in versions if uri not in known]
     parts = [left[start : start + size] for start in range(0, len(left), size)]
-    names = [hashlib.blake2b("\n".join(part).encode(), digest_size=8).hexdigest() for part in parts]
-    return [(f"part-{name}.parquet", part) for name, part in zip(names, parts, strict=True)]
-
-
-def decode_part(parts: pa.Table, *, data: DataConfig, limits: Limits) -> pa.Table:
-    """Return the frames of each video of a part, or the reason why there are none."""
-    rows = []
-    for part in parts.to_pylist():
-        for uri in part["uris"]:
-            row = {"part": part["part"], "clip_id": clip_id("embedded", uri), "uri": uri}
-            try:
-                row["frames"] = decode(uri, data, limits).tobytes()
-            except DecodeError as error:
-                row |= {"reason": str(error.reason), "detail": error.detail}
-            rows.append(row)
-    return pa.Table.from_pylist(rows, schema=DECODED)
+    contents = ["\n".join(f"{uri} {versions[uri]}" for uri in part) for part in parts]
+    names = [hashlib.blake2b(content.encode(), digest_size=8).hexdigest() for content in contents]
+    return [(f"part-{name}", part) for name, part in zip(names, parts, strict=True)]
 
 
 class Embedder:
-    """A model that embeds decoded parts, and writes each as a file."""
+    """A model that decodes and embeds videos, and writes the files of an index."""
 
-    def __init__(self, run: str, out: str, use_gpu: bool) -> None:
-        self.model, self.out = load(run, "cuda" if use_gpu else "cpu"), out
+    def __init__(self, run: str, out: str, config: EmbedConfig) -> None:
+        self.model, self.out, self.config = load(run, "cuda" if config.use_gpu else "cpu"), out, config
+        self.lock = threading.Lock()
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Write the videos that were decoded; return all of them, with the reason where one was not."""
-        usable = table.filter(table["reason"].is_null())
-        for name in usable["part"].unique().to_pylist():
-            self.write(name, usable.filter(pc.field("part") == name))
-        return table.drop_columns(["part", "frames"])
+    def __call__(self, parts: pa.Table) -> pa.Table:
+        """Index the videos of some parts. Return a row per video, with the reason where it is not indexed."""
+        done = []
+        with ThreadPoolExecutor(self.config.decode_cpus) as pool:
+            for part in parts.to_pylist():
+                rows, number = [], 0
+                for row, windows in pool.map(self.video, part["uris"], part["versions"]):
+                    done.append(row)
+                    rows += windows
+                    if len(rows) >= ROWS_PER_FILE:
+                        self.write(f"{part['part']}-{number}.parquet", rows)
+                        rows, number = [], number + 1
+                self.write(f"{part['part']}-{number}.parquet", rows)
+        return pa.Table.from_pylist(done, schema=DONE)
 
-    def write(self, name: str, rows: pa.Table) -> None:
-        """Write the file of a part."""
-        data = self.model.data
-        shape = (len(rows), data.num_frames, data.frame_size_px, data.frame_size_px, 4)
-        frames = np.frombuffer(b"".join(rows["frames"].to_pylist()), np.uint8).reshape(shape)
-        videos = self.model.embed_frames(frames)
-        vectors, tokens = (list(part.flatten(1).cpu().numpy()) for part in (videos.vectors, videos.tokens))
-        columns = {"clip_id": rows["clip_id"], "uri": rows["uri"], "vectors": vectors, "tokens": tokens}
-        storage.write_table(f"{self.out}/{name}", pa.table(columns, schema=EMBEDDED))
+    def video(self, uri: str, version: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return what became of a video, and its rows of the index."""
+        facts: dict[str, Any] = {"clip_id": clip_id("embedded", uri), "uri": uri}
+        try:
+            rows = [facts | {"version": version} | row for row in self.rows(uri)]
+        except DecodeError as error:
+            return facts | {"windows": 0, "reason": str(error.reason), "detail": error.detail}, []
+        return facts | {"windows": len(rows)}, rows
+
+    def rows(self, uri: str) -> Iterator[dict[str, Any]]:
+        """Yield times, strip, vectors and tokens of each window of a video."""
+        config = self.config
+        for spans, frames in windows(uri, self.model.data, config.limits, config.window_seconds, config.stride_seconds):
+            with self.lock:
+                videos = self.model.embed_frames(frames)
+            parts = (list(part.flatten(1).cpu().numpy()) for part in (videos.vectors, videos.tokens))
+            for (start, end), clip, vectors, tokens in zip(spans, frames, *parts, strict=True):
+                yield {
+                    "start_seconds": start,
+                    "end_seconds": end,
+                    "strip": strip_of(clip),
+                    "vectors": vectors,
+                    "tokens": tokens,
+                }
+
+    def write(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Write a file of the index, if there is something to write."""
+        if rows:
+            storage.write_table(f"{self.out}/{name}", pa.Table.from_pylist(list(rows), schema=EMBEDDED))
+
+
+def strip_of(clip: np.ndarray) -> bytes:
+    """Return some frames of a clip, uint8 (T, S, S, 4) with padding in the last channel, side by side as a JPEG."""
+    shown = ~clip[0, ..., 3].astype(bool)
+    height, width = int(shown.any(1).sum()), int(shown.any(0).sum())
+    places = sorted(set(np.linspace(0, len(clip) - 1, STRIP_FRAMES).round().astype(int).tolist()))
+    return encode_image(
+        np.concatenate([clip[place, :height, :width, :3] for place in places], axis=1), quality=STRIP_QUALITY
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pipeline import storage
 
 INDEX, REJECTED = "index.json", "rejected.parquet"
+FORMAT = 2
+"""Of an index with a row per window; one without a format has a row per video, and is still searched."""
 
 
 def parts_in(out: str) -> list[str]:

@@ -11,7 +11,7 @@ print(model.match(texts, videos))                # the same pairs by the cross e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import huggingface_hub
@@ -35,6 +35,7 @@ from pipeline.corpus.media import kind_of
 from pipeline.decode.codec import decode_frames, letterbox
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
+from pipeline.decode.windows import WindowSettings, decode_windows
 from pipeline.records import ClipRows, DecodeError, Kind, Reason
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise
@@ -127,9 +128,36 @@ def decode(path: str, data: DataConfig, limits: Limits | None = None) -> np.ndar
         sampling=data.sampling,
         decoder=data.decoder,
     )
-    clip = letterbox(decoded, data.frame_size_px)
-    frames = np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)
+    frames = _padded(decoded, data.frame_size_px)
     return frames if kind == Kind.VIDEO else frames.repeat(data.num_frames, axis=0)
+
+
+def windows(
+    path: str, data: DataConfig, limits: Limits, window_seconds: float | None, stride_seconds: float
+) -> Iterator[tuple[list[tuple[float, float | None]], np.ndarray]]:
+    """Yield some windows of a video at a time, each as `decode` gives a whole one: uint8 (W, T, S, S, 4).
+
+    An image is one window without an end. DecodeError as of `decode`.
+    """
+    if kind_of(path) == Kind.IMAGE:
+        yield [(0.0, None)], decode(path, data, limits)[None]
+        return
+    settings = WindowSettings(
+        window_seconds=window_seconds,
+        stride_seconds=stride_seconds,
+        num_frames=data.num_frames,
+        size_px=data.frame_size_px,
+        sampling=data.sampling,
+        decoder=data.decoder,
+        limits=limits,
+    )
+    for spans, frames in decode_windows(path, settings):
+        yield [*spans], np.stack([_padded(clip, data.frame_size_px) for clip in frames])
+
+
+def _padded(frames: np.ndarray, size_px: int) -> np.ndarray:
+    clip = letterbox(frames, size_px)
+    return np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)
 
 
 def load(folder: str, device: str = "cpu") -> Model:

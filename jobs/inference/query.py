@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,6 +17,9 @@ from jobs.run import run_files
 from jobs.run.fields import refuse_below
 from pipeline import storage
 
+Place = tuple[str, float | None, float | None]
+"""Video, and start and end of a window of it in seconds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
@@ -27,7 +31,7 @@ class SearchConfig:
     """A sentence about the video."""
     num_results: int = 5
     rerank: int = 100
-    """Videos that the cross encoder puts in order."""
+    """Windows that the cross encoder puts in order."""
     run: str | None = None
     """Folder of the model; None: where it lay when the index was made."""
 
@@ -39,11 +43,19 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """A video and its scores."""
+    """A window of a video, and its scores."""
 
     uri: str
+    start_seconds: float | None
+    end_seconds: float | None
+    """None of both: the whole video, or an image."""
     cross: float
     dual: float
+
+    @property
+    def span(self) -> str:
+        """From–to in seconds; nothing for a whole video, or an image."""
+        return "" if self.end_seconds is None else f"{self.start_seconds:.1f}–{self.end_seconds:.1f} s"
 
 
 def search(config: SearchConfig) -> list[Match]:
@@ -57,12 +69,12 @@ def search(config: SearchConfig) -> list[Match]:
             f"{folder} was made with the model {facts['model']}, and {run} is {weights}; name it with --run"
         )
     model = load(run)
-    uris, videos = read_index(folder, model)
-    return best(model, uris, videos, config)
+    places, videos = read_index(folder, model)
+    return best(model, places, videos, config)
 
 
-def read_index(folder: str, model: Model) -> tuple[list[str], Videos]:
-    """Return every video of an index."""
+def read_index(folder: str, model: Model) -> tuple[list[Place], Videos]:
+    """Return every window of an index; of one without windows, every video."""
     paths = parts_in(folder)
     if not paths:
         raise ValueError(f"{folder} holds no embedded video")
@@ -73,15 +85,25 @@ def read_index(folder: str, model: Model) -> tuple[list[str], Videos]:
         values = table[name].combine_chunks().flatten().to_numpy()
         return torch.from_numpy(values.reshape(len(table), -1, hidden).copy())
 
-    return table["uri"].to_pylist(), Videos(tokens=column("tokens"), vectors=column("vectors"))
+    has_times = "start_seconds" in table.column_names
+    times = [table[name].to_pylist() if has_times else [None] * len(table) for name in ("start_seconds", "end_seconds")]
+    places = list(zip(table["uri"].to_pylist(), *times, strict=True))
+    return places, Videos(tokens=column("tokens"), vectors=column("vectors"))
 
 
-def best(model: Model, uris: list[str], videos: Videos, config: SearchConfig) -> list[Match]:
-    """Return the videos that the dual encoder puts first, in the order of the cross encoder."""
+def best(model: Model, places: Sequence[Place], videos: Videos, config: SearchConfig) -> list[Match]:
+    """Return the windows that the dual encoder puts first, in the order of the cross encoder."""
     text = model.embed_texts([config.text])
     dual = model.dual_scores(text, videos)[0].numpy()
     first = np.argsort(-dual, kind="stable")[: config.rerank]
     chosen = Videos(tokens=videos.tokens[first], vectors=videos.vectors[first])
     cross = model.match(text, chosen)[0].numpy()
     order = np.argsort(-cross, kind="stable")[: config.num_results]
-    return [Match(uri=uris[first[i]], cross=float(cross[i]), dual=float(dual[first[i]])) for i in order]
+    return [match_of(places[int(first[i])], float(cross[i]), float(dual[first[i]])) for i in order]
+
+
+def match_of(place: Place, cross: float, dual: float) -> Match:
+    """Return a place of an index with its scores."""
+    uri, start, end = place
+    is_image = end is None
+    return Match(uri=uri, start_seconds=None if is_image else start, end_seconds=end, cross=cross, dual=dual)

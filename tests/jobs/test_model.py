@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -18,40 +17,21 @@ from jobs.evaluation.cards import Protocol, read_cards, write_card
 from jobs.evaluation.leaderboard import TableConfig, table
 from jobs.experiments.suite import EvaluateAllConfig, evaluate_all
 from jobs.inference.hub_folder import ExportConfig, export, without_queues
-from jobs.inference.index import decode_part, known_uris
+from jobs.inference.index import EmbedConfig, Embedder, bring_up_to_date
 from jobs.inference.model import decode, load
 from jobs.run import run_files
-from jobs.run.fields import as_dict
 from jobs.run.presets import tiny
-from jobs.tasks.network import build_model
 from pipeline.corpus.ledger import write_ledger
 from pipeline.decode.codec import encode_video
-from pipeline.decode.config import Limits
 from pipeline.records import DecodeError, Reason, Rejected, Stage
-from pipeline.text.significance import mine_significant_words
-from pipeline.text.tokenizer import train_wordpiece
 from tests.cards import card
-
-CAPTIONS = ["a red ring rises", "a blue star falls", "two shapes meet"]
+from tests.made_run import made_run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> str:
     """Folder of a run with random weights, whose network looks over time."""
-    preset = tiny()
-    config = dataclasses.replace(
-        preset, name="made", model=dataclasses.replace(preset.model, num_temporal_layers=1, num_layers=1)
-    )
-    tokenizer = train_wordpiece(CAPTIONS, 100)
-    table = mine_significant_words(CAPTIONS, tokenizer.pieces)
-    folder = tmp_path / "made"
-    (folder / "best").mkdir(parents=True)
-    (folder / "tokenizer.json").write_text(tokenizer.to_json())
-    table.save(str(folder / "significant_words.json"))
-    run_files.write_json(f"{folder}/config.json", as_dict(config))
-    weights = {f"model.{name}": tensor for name, tensor in build_model(config.model, tokenizer).state_dict().items()}
-    safetensors.torch.save_file(weights, folder / "best" / run_files.WEIGHTS)
-    return str(folder)
+    return made_run(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["temporal", "bert"])
@@ -91,7 +71,9 @@ def test_queues_are_not_exported(tmp_path: Path) -> None:
     assert safetensors.torch.load(without_queues(data)).keys() == {"model.a"}
 
 
-def test_a_video_that_crashes_its_decoder_costs_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_that_crashes_its_decoder_costs_its_row(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def crash(*_: object, **__: object) -> None:
         raise DecodeError(Reason.CRASHED, "the process that decoded it ended")
 
@@ -99,12 +81,14 @@ def test_a_video_that_crashes_its_decoder_costs_its_row(tmp_path: Path, monkeypa
     video.write_bytes(encode_video(np.zeros((8, 16, 16, 3), np.uint8), fps=4))
     data = tiny().data
     assert decode(str(video), data).shape == (data.num_frames, data.frame_size_px, data.frame_size_px, 4)
-    monkeypatch.setattr("jobs.inference.model.isolated", crash)
-    parts = pa.table({"part": ["part-0"], "uris": [[str(video)]]})
-    (row,) = decode_part(parts, data=data, limits=Limits()).to_pylist()
-    assert (row["reason"], row["detail"]) == ("crashed", "the process that decoded it ended")
-    write_ledger([Rejected.from_row(row, Stage.EVALUATE)], f"{tmp_path}/rejected.parquet")
-    assert known_uris(str(tmp_path)) == set()  # it is tried again
+    monkeypatch.setattr("pipeline.decode.windows.isolated", crash)
+    out = f"{tmp_path}/index"
+    embedder = Embedder(run, out, EmbedConfig(run=run, videos=str(tmp_path), out=out))
+    parts = pa.table({"part": ["part-0"], "uris": [[str(video)]], "versions": [["1"]]})
+    (row,) = embedder(parts).to_pylist()
+    assert (row["reason"], row["detail"], row["windows"]) == ("crashed", "the process that decoded it ended", 0)
+    write_ledger([Rejected.from_row(row, Stage.EVALUATE)], f"{out}/rejected.parquet")
+    assert bring_up_to_date(out, {str(video): "1"}) == set()  # it is tried again
 
 
 def test_a_table_says_what_is_not_at_hand_where_nothing_is(

@@ -1,0 +1,148 @@
+"""The windows of a file, each sampled as a clip: the file is demuxed once, and its packets are read for a few windows
+at a time, so that memory does not grow with the video's length."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from pipeline.corpus.fetching import fetch, fetch_start
+from pipeline.decode.clip_media import READERS_OF_PACKETS, fetch_part
+from pipeline.decode.codec import clip_indices, decode_frames, fit_long_side, index_packets, open_video, probe
+from pipeline.decode.config import Limits, Sampling
+from pipeline.decode.isolation import isolated
+from pipeline.decode.packets import PacketIndex, decoded
+from pipeline.records import Kind, Media
+
+Span = tuple[float, float]
+"""[start, end) in seconds on a player's clock."""
+WINDOWS_AT_ONCE = 32
+"""Windows whose packets and frames are in memory together."""
+
+
+def spans_of(duration_seconds: float, window_seconds: float, stride_seconds: float) -> list[Span]:
+    """Return windows that cover a video: the last is the first that reaches its end."""
+    last = max(0, int(np.ceil((duration_seconds - window_seconds) / stride_seconds - 1e-9)))
+    starts = [index * stride_seconds for index in range(last + 1)]
+    return [(start, min(start + window_seconds, duration_seconds)) for start in starts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSettings:
+    """How windows are cut and decoded. Windows of None seconds: the whole video is one."""
+
+    window_seconds: float | None
+    stride_seconds: float
+    num_frames: int
+    size_px: int
+    sampling: Sampling
+    decoder: str
+    limits: Limits
+
+    def spans(self, duration_seconds: float) -> list[Span]:
+        """Return the windows of a video of this length."""
+        if self.window_seconds is None:
+            return [(0.0, duration_seconds)]
+        return spans_of(duration_seconds, self.window_seconds, self.stride_seconds)
+
+
+def decode_windows(uri: str, settings: WindowSettings) -> Iterator[tuple[list[Span], UInt8[np.ndarray, "W T H V 3"]]]:
+    """Yield windows of a video, in order and a few at a time, with their frames (long side `settings.size_px`).
+
+    Decode processes of their own open the file. DecodeError for a file that cannot be read, also after some windows.
+    """
+    data = fetch_start(uri)
+    packets = b""
+    if settings.decoder in READERS_OF_PACKETS:
+        packets = np.asarray(isolated(index_packets, data, limits=settings.limits), np.uint8).tobytes()
+    if packets:
+        yield from _by_packets(uri, data, PacketIndex.from_bytes(packets), settings)
+    else:
+        yield from _by_file(data if isinstance(data, bytes) else fetch(uri), settings)
+
+
+def _by_packets(
+    uri: str, data: Media, index: PacketIndex, settings: WindowSettings
+) -> Iterator[tuple[list[Span], UInt8[np.ndarray, "W T H V 3"]]]:
+    keys_alone = settings.sampling.rule == "key_frames"
+    in_memory = data if isinstance(data, bytes) else None
+    read = functools.partial(fetch_part, uri) if in_memory is None else lambda start, stop: in_memory[start:stop]
+    decode = functools.partial(
+        isolated,
+        decode_frames,
+        limits=settings.limits,
+        kind=Kind.VIDEO,
+        num_frames=settings.num_frames,
+        size_px=settings.size_px,
+        sampling=settings.sampling,
+        decoder=settings.decoder,
+    )
+    for spans in _few(settings.spans(index.timeline.end)):
+        indices = [
+            clip_indices(
+                index.timeline,
+                num_frames=settings.num_frames,
+                sampling=settings.sampling,
+                start_seconds=start,
+                end_seconds=end if end < index.timeline.end else None,
+                key_frames=index.key_frames if keys_alone else (),
+            )
+            for start, end in spans
+        ]
+        frames = decoded(index.cut(list(itertools.chain(*indices)), read, keys_alone=keys_alone), decode)
+        yield spans, frames.reshape(len(spans), settings.num_frames, *frames.shape[1:])
+
+
+def _by_file(data: Media, settings: WindowSettings) -> Iterator[tuple[list[Span], UInt8[np.ndarray, "W T H V 3"]]]:
+    facts = isolated(
+        probe,
+        data,
+        limits=settings.limits,
+        kind=Kind.VIDEO,
+        start_seconds=None,
+        end_seconds=None,
+        decoder=settings.decoder,
+    )
+    for spans in _few(settings.spans(facts["duration_seconds"])):
+        frames = isolated(
+            decode_spans,
+            data,
+            limits=settings.limits,
+            spans=spans,
+            num_frames=settings.num_frames,
+            size_px=settings.size_px,
+            sampling=settings.sampling,
+            decoder=settings.decoder,
+        )
+        yield spans, frames.reshape(len(spans), settings.num_frames, *frames.shape[1:])
+
+
+def decode_spans(
+    data: Media, *, spans: Sequence[Span], num_frames: int, size_px: int, sampling: Sampling, decoder: str
+) -> UInt8[np.ndarray, "N H V 3"]:
+    """Return the frames of windows behind one another, of a file that is opened once."""
+    with open_video(data, decoder) as video:
+        indices = [
+            clip_indices(
+                video.timeline,
+                num_frames=num_frames,
+                sampling=sampling,
+                start_seconds=start,
+                end_seconds=end if end < video.timeline.end else None,
+                key_frames=getattr(video, "key_frames", ()) if sampling.rule == "key_frames" else (),
+            )
+            for start, end in spans
+        ]
+        size = fit_long_side(video.info.width, video.info.height, size_px)
+        return video.frames(list(itertools.chain(*indices)), size)
+
+
+def _few(spans: Sequence[Any]) -> Iterator[list[Any]]:
+    for first in range(0, len(spans), WINDOWS_AT_ONCE):
+        yield list(spans[first : first + WINDOWS_AT_ONCE])
