@@ -220,7 +220,7 @@ def test_every_gpu_has_a_peak() -> None:
 
 
 def test_what_the_planner_repeats_of_the_code_is_so() -> None:
-    from pipeline.stream.loader import BLOCK_BYTES
+    from pipeline.stream.source import BLOCK_BYTES
 
     root = Path(__file__).parent.parent.parent
     assert planner.BLOCK_BYTES == BLOCK_BYTES

@@ -285,7 +285,9 @@ def test_the_cells_in_the_docs_are_those_of_the_command_beside_them(name: str) -
     """And go on by it: a field that is added later has to be added to them."""
     saved = read_json(str(ROOT / "docs" / "results" / f"{name}.json"))["fields"]
     told = (ROOT / "docs" / "reference" / "results.md").read_text()
-    (command,) = re.findall(rf"^python (jobs/ablate\.py \S+ --name {name} [^`]*)^```", told, re.MULTILINE)
-    own, base = parsing.split(command.replace("\\\n", " ").split()[1:])
+    told = told.replace("\\\n", " ")
+    (run,) = re.findall(r'^RUN="(.+)"$', told, re.MULTILINE)
+    (command,) = re.findall(rf"^snps3 ablate (.+ --name {name} .+)$", told, re.MULTILINE)
+    own, base = parsing.split(command.replace("$RUN", run).split())
     fields = common_fields(own[0], parsing.parse(base).config, saved["data.manifest_hash"])
     assert differences(saved, fields) == []

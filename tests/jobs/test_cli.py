@@ -267,7 +267,7 @@ def test_frames_and_weights_that_the_visual_encoder_cannot_use_are_problems(tmp_
     )
     size, weights = problems(config, ENOUGH)
     assert "data.frame_size_px=24: frames of 24 × 24 px are too small" in size
-    assert weights.startswith(f"model.visual.pretrained={tmp_path}/absent.pth is not there; download")
+    assert weights.startswith(f"model.visual.pretrained={tmp_path}/absent.pth does not exist; download")
 
 
 @pytest.mark.parametrize(("split", "field"), [("train", "train"), ("val", "validation"), ("test", "test")])

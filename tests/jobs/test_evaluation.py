@@ -382,7 +382,7 @@ def test_a_share_that_could_not_be_decoded_is_of_what_was_asked_for() -> None:
     with pytest.raises(ValueError, match="20 clips or questions could not be scored"):
         refuse_too_many_rejected(ten_each, "rejected.parquet", 0.01)
     refuse_too_many_rejected(card(num_videos=95, num_queries=950, num_undecoded=5), "rejected.parquet", 0.05)
-    with pytest.raises(ValueError, match="another test set"):
+    with pytest.raises(ValueError, match="a different test set"):
         refuse_too_many_rejected(card(num_videos=94, num_queries=940, num_undecoded=6), "rejected.parquet", 0.05)
 
 
@@ -395,7 +395,7 @@ def test_a_hash_of_ids_depends_on_their_order() -> None:
     [
         ({"task": "question_answering"}, "has no answers"),
         ({"task": "multiple_choice"}, "needs --questions"),
-        ({"questions": "x.jsonl"}, "name the task"),
+        ({"questions": "x.jsonl"}, "choose a task"),
         ({"rerank": 0}, "at least 1"),
     ],
 )
@@ -407,8 +407,8 @@ def test_what_cannot_be_scored_is_refused(asked: dict[str, Any], said: str) -> N
 @pytest.mark.parametrize(
     ("name", "said", "option"),
     [
-        ("validation", "was chosen on the split val, which has 3 clips", "allow_selection_on_test"),
-        ("train", "was trained on the split train, which has 3 clips", "allow_training_on_test"),
+        ("validation", "was chosen on the split val, which shares 3 clips", "allow_selection_on_test"),
+        ("train", "was trained on the split train, which shares 3 clips", "allow_training_on_test"),
     ],
 )
 def test_a_score_on_clips_that_the_run_has_seen_is_refused_unless_it_is_asked_for(

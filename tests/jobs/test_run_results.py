@@ -36,6 +36,10 @@ class Clips:
     def rows(self) -> pa.Table:
         return pa.table({"clip_id": self.clip_ids, "captions": [[str(clip_id)] for clip_id in self.clip_ids]})
 
+    @property
+    def num_clips(self) -> int:
+        return len(self.clip_ids)
+
     def groups(self, clip_ids: np.ndarray) -> np.ndarray:
         return np.arange(len(clip_ids)) // 2
 
