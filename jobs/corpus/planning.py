@@ -115,7 +115,7 @@ def _below(path: str, root: str) -> str:
 def describe_plan(plan: Plan) -> str:
     """Return what was taken for what, counts by split, what is wrong or missing, and three clips, for people."""
     splits = Counter(clip.split for clip in plan.clips)
-    lines = [f"captions  {note}" for note in plan.notes]
+    lines = [f"captions  {line}" for line in _joined(plan.notes)]
     lines.append("clips     " + (", ".join(f"{split} {count}" for split, count in sorted(splits.items())) or "none"))
     renamed = [f"{name} is {place}" for name, place in plan.renamed.items()]
     missing = plan.missing
@@ -128,6 +128,18 @@ def describe_plan(plan: Plan) -> str:
     lines += _listed("wrong", "rows that cannot be read", [row.reason for row in plan.wrong])
     lines += [f"sample    {_shown(clip)}" for clip in plan.clips[:NUM_SAMPLES]]
     return without_queries("\n".join(lines))
+
+
+def _joined(notes: Sequence[str]) -> list[str]:
+    """Return the notes, those that say the same of several files as one line."""
+    files: dict[str, list[str]] = {}
+    for note in notes:
+        file, _, text = note.partition(": ")
+        files.setdefault(text, []).append(file)
+    return [
+        f"{', '.join(names[:MAX_NAMED])}{', …' if len(names) > MAX_NAMED else ''}{': ' if text else ''}{text}"
+        for text, names in files.items()
+    ]
 
 
 def _listed(word: str, what: str, items: Sequence[str], count: int | None = None) -> list[str]:

@@ -147,8 +147,6 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
     annotated = planned.clips
     lists = lists_of(annotated)
     list_hashes = {split: hash_of_list(paths) for split, paths in lists.items()}
-    for split, paths in lists.items():
-        log.info("split %s: %d clips are annotated, list %s", split, len(paths), list_hashes[split])
     rows, rejected = _probed(config, planned, out)
     held.check()
     done = commit(
@@ -264,8 +262,7 @@ def commit(
 def _probed(config: PrepareConfig, planned: Plan, out: str) -> tuple[pa.Table, list[Rejected]]:
     source = planned.source
     clips = clips_of(planned.clips, corpus=config.corpus, source=source)
-    captions = ", ".join(config.annotations) or "side-cars"
-    log.info("%d clips in %s, %d %s below %s", len(clips), captions, len(source.places), source.layout, source.root)
+    log.info("%d clips are annotated, %d %s below %s", len(clips), len(source.places), source.layout, source.root)
     from cluster.connection import connected_ray  # a dry run does not wait for Ray
 
     with connected_ray():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def test_a_plan_says_what_was_taken_for_what(tmp_path: Path) -> None:
     assert "1 not there: video10.mp4 (the nearest is video100.mp4)" in text
     assert "c.jsonl:4: needs clip_name" in text
     assert "a.mp4  train  1–2.5 s  'a dog'" in text
+
+
+def test_files_that_are_read_alike_share_a_line(tmp_path: Path) -> None:
+    made = planned(tmp_path)
+    notes = ("a.csv: clip = path", "b.csv: clip = name", "c.csv: clip = path", "no split is named for 2 clips")
+    lines = describe_plan(dataclasses.replace(made, notes=notes)).splitlines()[:3]
+    assert lines == [
+        "captions  a.csv, c.csv: clip = path",
+        "captions  b.csv: clip = name",
+        "captions  no split is named for 2 clips",
+    ]
 
 
 def test_wrong_rows_stand_in_the_ledger_and_missing_clips_with_the_nearest_name(tmp_path: Path) -> None:
