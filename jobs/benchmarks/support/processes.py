@@ -96,7 +96,9 @@ def _marked(marker: str, *fields: str) -> Iterator[dict[str, Any]]:
         try:
             if process.ppid() in marked or process.environ().get(MARKER) == marker:
                 marked.add(process.pid)
-                yield process.as_dict(fields)
+                info = process.as_dict(fields)
+                if None not in info.values():  # it has ended meanwhile
+                    yield info
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
 
