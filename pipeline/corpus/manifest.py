@@ -131,7 +131,7 @@ def open_manifest(path: str) -> Manifest | PartedManifest:
     `read_manifest` does."""
     storage.check_readable(path)
     if not _has_index(path):
-        return read_manifest(path)
+        return _read_files(path)
     index = parts.read_index(path)
     return PartedManifest(corpus=index.corpus, root=index.root, decoders=index.decoders, path=path, index=index)
 
@@ -144,11 +144,16 @@ def read_manifest(path: str) -> Manifest:
     parts of different corpora, a part that is not as its index says.
     """
     storage.check_readable(path)
-    if _has_index(path):
-        index = parts.read_index(path)
-        tables = [read_part(storage.join(path, part.name), part) for part in index.parts]
-        manifest = make_manifest(index.corpus, index.root, pa.concat_tables(tables))
-        return dataclasses.replace(manifest, decoders=index.decoders, format_version=parts.FORMAT_VERSION)
+    if not _has_index(path):
+        return _read_files(path)
+    index = parts.read_index(path)
+    tables = [read_part(storage.join(path, part.name), part) for part in index.parts]
+    manifest = make_manifest(index.corpus, index.root, pa.concat_tables(tables))
+    return dataclasses.replace(manifest, decoders=index.decoders, format_version=parts.FORMAT_VERSION)
+
+
+def _read_files(path: str) -> Manifest:
+    """All rows of a Parquet file, or of a folder of them without an index."""
     tables, described = [], []
     for part in _files(path):
         table = _read_parquet(part)

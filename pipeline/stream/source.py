@@ -113,7 +113,7 @@ class ClipSource:
 
 @functools.cache
 def split_clips(manifest_path: str, split: str) -> dict[Kind, Rows]:
-    """The clips of a split by kind; the manifest is opened once per process."""
+    """The clips of a split by kind; the manifest is opened once per process and split."""
     manifest = open_manifest(manifest_path)
     manifest.refuse_empty(split)
     return {kind: manifest.rows(split, kind) for kind in Kind}
