@@ -25,6 +25,7 @@ BENCHMARKS = {
     "corruption": "corruption:corruption",
     "mining": "mining:mining",
     "dedup": "dedup:dedup",
+    "dedup-scale": "dedup_scale:dedup_scale",
     "kills": "kills:kills",
     "restart": "kills:restart",
     "lease": "lease:lease",

@@ -92,6 +92,11 @@ class Listing(abc.ABC):
     def rows(self, split: str, kind: Kind) -> Rows:
         """The clips of one kind in a split; there may be none."""
 
+    def batches(self, num_rows: int = 65_536) -> Iterator[pa.Table]:
+        """Yield all rows in order of (split, kind, clip_id), at most `num_rows` at a time."""
+        for split, kind in sorted(self.counts):
+            yield from self.rows(split, Kind(kind)).batches(num_rows)
+
     @property
     def fastest_decoder(self) -> str | None:
         """The decoder to read this corpus with; None if none was measured."""
