@@ -18,7 +18,10 @@ from pipeline.records import Kind
 
 
 class Rows(abc.ABC):
-    """The clips of one kind in a split, numbered in order of clip_id. Tables have the columns of `SCHEMA`."""
+    """The clips of one kind in a split, numbered in order of clip_id, those that were added later behind the others.
+
+    Tables have the columns of `SCHEMA`.
+    """
 
     is_in_parts: ClassVar[bool]
     """Whether they are read when they are asked for."""
@@ -92,10 +95,11 @@ class Listing(abc.ABC):
     def rows(self, split: str, kind: Kind) -> Rows:
         """The clips of one kind in a split; there may be none."""
 
-    def batches(self, num_rows: int = 65_536) -> Iterator[pa.Table]:
-        """Yield all rows in order of (split, kind, clip_id), at most `num_rows` at a time."""
-        for split, kind in sorted(self.counts):
-            yield from self.rows(split, Kind(kind)).batches(num_rows)
+    def batches(self, num_rows: int = 65_536, split: str | None = None) -> Iterator[pa.Table]:
+        """Yield all rows, or those of a split, in order of (split, kind, clip_id), at most `num_rows` at a time."""
+        for name, kind in sorted(self.counts):
+            if split in (None, name):
+                yield from self.rows(name, Kind(kind)).batches(num_rows)
 
     @property
     def fastest_decoder(self) -> str | None:
@@ -125,7 +129,7 @@ class Listing(abc.ABC):
         self.refuse_empty(name)
         kinds = [self.rows(name, kind) for kind in Kind if self.num_clips(name, kind)]
         table = pa.concat_tables([rows.range(0, len(rows)) for rows in kinds])
-        return table.sort_by("clip_id") if len(kinds) > 1 else table
+        return table.sort_by("clip_id") if len(kinds) > 1 or self.is_in_parts else table
 
     def __len__(self) -> int:
         return sum(self.counts.values())

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks.dedup import FPS, copied, dedup, frames_of, scored
+from jobs.benchmarks.dedup_scale import dedup_scale
 from jobs.command_line.entry import exit_status
 from jobs.corpus.deduplication import DeduplicateConfig, deduplicate, describe
 from jobs.deduplicate import main
@@ -163,3 +164,11 @@ def test_the_benchmark_finds_the_copies_that_it_plants(tmp_path, local_ray):
     result = dedup(num_clips=20, num_copies=4, folder=str(tmp_path / "corpus"))
     assert (result["recall"], result["false_positive_rate"]) == (1.0, 0.0)
     assert result["num_compared"] > 4  # of clips that share a texture
+
+
+def test_the_benchmark_of_sizes_finds_the_copies_that_are_drawn(tmp_path):
+    result = dedup_scale(sizes=(300, 400), folder=str(tmp_path), alike_sizes=(40,))
+    assert (result["recall"], result["false_positive_rate"]) == (1.0, 0.0)
+    assert result["by_size"]["300"]["num_found"] == 3
+    assert result["alike_per_clip"]["40"] > 0
+    assert 0 < result["private_mib"] < 400
