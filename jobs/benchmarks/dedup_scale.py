@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from pipeline import storage
 from pipeline.corpus.content import checksum
 from pipeline.corpus.manifest import make_manifest
 from pipeline.corpus.parts import write_parts
-from pipeline.dedup.candidates import Banding, candidates, entries_of, unique_pairs
-from pipeline.dedup.fingerprints import SCHEMA, cache_path, write_prints
+from pipeline.dedup.candidates import NUM_BANDS, SKETCH_BITS, Banding, candidates, entries_of, unique_pairs
+from pipeline.dedup.fingerprints import SCHEMA, cache_path, print_parts, write_prints
 from pipeline.records import Kind
 
 CHUNK = 4000
@@ -122,7 +123,7 @@ def table_of(indices: range) -> pa.Table:
 def write_chunk(folder: str, seed: int, chunk: tuple[int, int]) -> None:
     """Write the fingerprints of clips and copies, if they are not there."""
     path = f"{folder}/{chunk[0]}-{chunk[1]}"
-    if not storage.exists(path):
+    if not any(print_parts(path)):
         write_prints(path, [drawn_table(range(*chunk), seed)], max_bytes=2**40)
 
 
@@ -140,6 +141,6 @@ def alike_per_clip(num_clips: int, seed: int) -> float:
     shown = [drawn_prints.original(seed, index) for index in range(num_clips)]
     lengths = list(map(len, shown))
     entries = entries_of(np.concatenate(shown), np.repeat(np.arange(num_clips), lengths))
-    masks = Banding.of(sum(lengths)).masks.tolist()
-    pairs = [candidates(entries, mask, max_sketch_distance=64) for mask in masks]
+    banding = replace(Banding.of(sum(lengths), 1.0), max_sketch_distance=SKETCH_BITS)
+    pairs = [candidates(entries, banding, band) for band in range(NUM_BANDS)]
     return len(unique_pairs(np.concatenate(pairs))) / num_clips

@@ -28,9 +28,7 @@ NUM_BANDS = 16
 """Random choices of bits in which two frames may agree: more cost more and miss less."""
 MAX_DISTANCE = 8
 """Bits, of 64, in which the hashes of two frames that make a candidate may differ."""
-MAX_SKETCH_DISTANCE = 16
-"""Bits, of 64, in which their sketches may differ. The frames of a copy have 0.93 of their contrast in common, so that
-each bit differs with a probability of at most 0.12."""
+SKETCH_BITS = 64
 MAX_NEIGHBOURS = 64
 """Clips with equal bits that a clip is compared with, per frame and band: a crowd does not cost its square."""
 FRAMES_AT_ONCE = 16_384
@@ -52,12 +50,21 @@ class Banding:
     """Of a band: as many keys as there are frames."""
     num_buckets: int
     """Of each band."""
+    max_sketch_distance: int
+    """Bits in which the sketches of two frames that make a candidate may differ."""
 
     @classmethod
-    def of(cls, num_frames: int) -> Banding:
-        """Return the banding for so many frames."""
+    def of(cls, num_frames: int, min_picture: float) -> Banding:
+        """Return the banding for so many frames, of which those of copies have `min_picture` of their contrast in
+        common.
+
+        Each bit of the sketches of two such frames differs with a probability of at most `share`. Of a copy's many
+        frames the nearest two decide, so one standard deviation above the mean misses none.
+        """
         num_bits = min(max(math.ceil(math.log2(max(num_frames, 2))), 12), 28)
-        return cls(num_bits=num_bits, num_buckets=-(-num_frames // BUCKET_FRAMES) or 1)
+        share = math.acos(min_picture) / math.pi
+        distance = round(SKETCH_BITS * share + math.sqrt(SKETCH_BITS * share * (1 - share)))
+        return cls(num_bits=num_bits, num_buckets=-(-num_frames // BUCKET_FRAMES) or 1, max_sketch_distance=distance)
 
     @functools.cached_property
     def masks(self) -> UInt64[np.ndarray, " bands"]:
@@ -105,7 +112,7 @@ def sketches(thumbnails: UInt8[np.ndarray, "F 384"]) -> UInt64[np.ndarray, " F"]
 
 @functools.cache
 def _directions() -> Float32[np.ndarray, "384 64"]:
-    return np.random.default_rng(1).standard_normal((THUMBNAIL_BYTES, 64), np.float32)
+    return np.random.default_rng(1).standard_normal((THUMBNAIL_BYTES, SKETCH_BITS), np.float32)
 
 
 def scatter_entries(block: pa.Table, banding: Banding, folder: str) -> pa.Table:
@@ -139,22 +146,21 @@ def pairs_in_bucket(block: pa.Table, banding: Banding) -> pa.Table:
     """Return the candidates (`PAIRS`, first < second) among the entries of a bucket (`BUCKETS`), each once."""
     pieces = [storage.read_bytes(row["path"], row["start"], row["stop"]) for row in block.to_pylist()]
     entries = np.frombuffer(b"".join(pieces), ENTRY)
-    first, second = candidates(entries, int(banding.masks[block["band"][0].as_py()])).T
+    first, second = candidates(entries, banding, block["band"][0].as_py()).T
     return pa.table([first, second], schema=PAIRS)
 
 
-def candidates(
-    entries: Shaped[np.ndarray, " E"], mask: int, max_sketch_distance: int = MAX_SKETCH_DISTANCE
-) -> Int64[np.ndarray, "P 2"]:
-    """Return the pairs of clips (first < second), each once, with entries that are equal in the bits of `mask` and
+def candidates(entries: Shaped[np.ndarray, " E"], banding: Banding, band: int) -> Int64[np.ndarray, "P 2"]:
+    """Return the pairs of clips (first < second), each once, with entries that are equal in the bits of a band and
     nearly so in all others."""
+    mask = banding.masks[band]
     hashes, sketch, clips = (np.ascontiguousarray(entries[name]) for name in ENTRY.names or ())
     pairs = [np.zeros((0, 2), np.int64)]
-    shuffled = mixed(clips.astype(np.uint64) ^ np.uint64(mask))  # other neighbours in each band where there is a crowd
-    for left, right in neighbours(hashes & np.uint64(mask), shuffled):
+    shuffled = mixed(clips.astype(np.uint64) ^ mask)  # other neighbours in each band where there is a crowd
+    for left, right in neighbours(hashes & mask, shuffled):
         is_near = np.bitwise_count(hashes[left] ^ hashes[right]) <= MAX_DISTANCE
         left, right = left[is_near], right[is_near]
-        is_near = np.bitwise_count(sketch[left] ^ sketch[right]) <= max_sketch_distance
+        is_near = np.bitwise_count(sketch[left] ^ sketch[right]) <= banding.max_sketch_distance
         pairs.append(np.sort(np.stack([clips[left[is_near]], clips[right[is_near]]], axis=1), axis=1))
     return unique_pairs(np.concatenate(pairs))
 

@@ -5,6 +5,9 @@
 Frames are sampled by time and not by their share of the clip, so that a trimmed copy still shows the same ones.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+
 from __future__ import annotations
 
 import functools

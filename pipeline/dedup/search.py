@@ -149,7 +149,7 @@ def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, mapped:
     copies, chosen = exact_pairs(table)
     suspected = equal_captions(table, chosen)
     alike = [suspected]
-    for pairs in filter(len, candidate_pairs(table, chosen, folder, mapped)):
+    for pairs in filter(len, candidate_pairs(table, chosen, config.min_picture, folder, mapped)):
         first, second = (pairs[name].to_numpy() for name in candidates.PAIRS.names)
         is_compared = table.is_compared(first, second)
         alike.append(np.stack([first[is_compared], second[is_compared]], axis=1))
@@ -198,10 +198,10 @@ def equal_captions(table: ClipTable, chosen: Int64[np.ndarray, " C"]) -> Int64[n
 
 
 def candidate_pairs(
-    table: ClipTable, chosen: Int64[np.ndarray, " C"], folder: str, mapped: Mapped
+    table: ClipTable, chosen: Int64[np.ndarray, " C"], min_picture: float, folder: str, mapped: Mapped
 ) -> Iterator[pa.Table]:
     """Yield the candidates among the chosen clips, those of a bucket at a time (`candidates.PAIRS`)."""
-    banding = Banding.of(int((table.stop[chosen] - table.start[chosen]).sum()))
+    banding = Banding.of(int((table.stop[chosen] - table.start[chosen]).sum()), min_picture)
     by_part = chosen[np.lexsort((table.start[chosen], table.part[chosen]))]
     bounds = np.searchsorted(table.part[by_part], np.arange(len(table.paths) + 1))
     blocks = [
@@ -242,7 +242,7 @@ def compare(block: pa.Table, paths: Sequence[str], config: SimilarityConfig) -> 
     clips = np.unique(np.concatenate(list(ends.values())), axis=0)
     for part in np.unique(clips[:, 1]).tolist():
         numbers, _, starts, stops = clips[clips[:, 1] == part].T
-        shown |= dict(zip(numbers.tolist(), read_thumbnails(paths[part], starts, stops), strict=True))
+        shown |= dict(zip(numbers.tolist(), read_thumbnails(paths[int(part)], starts, stops), strict=True))
     rows = []
     for first, second in zip(*(block[end].to_pylist() for end in ends), strict=True):
         alignment = best_alignment(shown[first], shown[second], config.min_overlap)

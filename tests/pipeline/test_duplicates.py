@@ -84,7 +84,7 @@ class Found:
 
     def candidates(self) -> set[tuple[int, int]]:
         _, chosen = exact_pairs(self.table)
-        tables = search.candidate_pairs(self.table, chosen, self.folder, in_turn)
+        tables = search.candidate_pairs(self.table, chosen, 0.93, self.folder, in_turn)
         return {(one["first"], one["second"]) for table in tables for one in table.to_pylist()}
 
 
@@ -206,11 +206,13 @@ def test_buckets_hold_the_pairs_that_one_bucket_holds():
     shown = rng.integers(0, 256, (300, 384), np.uint8)
     shown = np.concatenate([shown, (shown + rng.normal(0, 4, shown.shape)).clip(0, 255).astype(np.uint8)])
     entries = entries_of(shown, np.arange(len(shown)))
-    one, several = (Banding(num_bits=12, num_buckets=number) for number in (1, 7))
-    for band, mask in enumerate(one.masks.tolist()):
+    one, several = (Banding(num_bits=12, num_buckets=number, max_sketch_distance=10) for number in (1, 7))
+    for band in range(candidates.NUM_BANDS):
         buckets = several.buckets(entries["hash"], band)
-        split = np.concatenate([candidates.candidates(entries[buckets == number], mask) for number in range(7)])
-        whole = candidates.candidates(entries, mask)
+        split = np.concatenate(
+            [candidates.candidates(entries[buckets == number], several, band) for number in range(7)]
+        )
+        whole = candidates.candidates(entries, one, band)
         assert len(whole) > 100
         assert sorted(split.tolist()) == whole.tolist()
 
