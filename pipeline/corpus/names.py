@@ -6,7 +6,7 @@ import difflib
 import posixpath
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 
 from pipeline.corpus.media import kind_of
@@ -95,15 +95,3 @@ def _fit(path: str, place: str) -> tuple[int, bool, bool, bool]:
     shared = next((i for i, parts in enumerate(zip(mine, theirs, strict=False)) if parts[0] != parts[1]), len(mine))
     same_name = stem_of(path) == stem_of(place)
     return shared, kind_of(path) == kind_of(place), same_name, path == place
-
-
-def match_exactly(paths: Iterable[str], places: Mapping[str, str]) -> dict[str, str]:
-    """Return path → file where a file has this path, or this path with or without .mp4."""
-    # readers give names without a suffix .mp4, and take what follows a dot for one
-    matched = {}
-    for path in paths:
-        forms = (path, path.removesuffix(".mp4"), f"{path}.mp4")
-        place = next((form for form in forms if form in places), None)
-        if place is not None:
-            matched[path] = place
-    return matched
