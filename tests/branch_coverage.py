@@ -1,4 +1,4 @@
-"""Print the branch coverage of each package, from what `make coverage` wrote: `python tests/branch_coverage.py [FILE]`."""
+"""Print the branch coverage of each package, of what `make coverage` wrote or of the FILE that is named."""
 
 from __future__ import annotations
 
