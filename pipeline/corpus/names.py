@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import posixpath
 import unicodedata
 from collections import defaultdict
@@ -10,6 +9,7 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from pipeline.corpus.media import kind_of
+from pipeline.nearest import nearest
 
 PREFIXES = ("v_",)
 """What names have before them in annotations and not in files, or the other way round: ActivityNet's."""
@@ -74,8 +74,8 @@ class Names:
             return f"{', '.join(places[:3])} are called so: name the clip by its path below the root"
         if len(self._by_stem) > MAX_COMPARED:
             return ""
-        near = difflib.get_close_matches(folded(stem_of(path)), self._by_stem, n=1, cutoff=0.75)
-        return f"the nearest is {self._by_stem[near[0]][0]}" if near else ""
+        near = nearest(folded(stem_of(path)), self._by_stem, cutoff=0.75)
+        return f"the nearest is {self._by_stem[near][0]}" if near else ""
 
 
 def _parts(path: str) -> list[str]:
