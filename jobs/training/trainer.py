@@ -130,7 +130,7 @@ class Trainer:
             is_logged = is_due or step % job.placement.log_every == 0 or step == meter.first_step + 1
             if not is_due and (is_logged or step >= requests.due_step):
                 with clock("look"):
-                    request = requests.poll(step)
+                    request = requests.poll(step, may_wait=is_logged)
             if is_logged or request != StopRequest.NONE:
                 self.reporter.log(meter, metrics, batch, step, requests)
             if is_due:
