@@ -102,6 +102,8 @@ class Trainer:
             for report in reports:
                 self.reporter.say(report)
             state = make_state(network, self.world.wrap(network), optim)
+            if self.job.placement.compiled:
+                state.wrapped.compile()
             if folder:
                 state.progress = checkpoints.load(folder, network, state.optimizer, state.average)
                 self.clock.seconds = dict(state.progress.seconds or {})
