@@ -22,7 +22,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
 
 from pipeline import storage
 from pipeline.dedup.duplicates import MIN_CONTRAST, centred, contrast
-from pipeline.dedup.fingerprints import THUMBNAIL_BYTES, perceptual_hashes
+from pipeline.dedup.fingerprints import THUMBNAIL_BYTES, perceptual_hashes, read_thumbnails
 
 NUM_BANDS = 16
 """Random choices of bits in which two frames may agree: more cost more and miss less."""
@@ -118,17 +118,16 @@ def _directions() -> Float32[np.ndarray, "384 64"]:
 def scatter_entries(block: pa.Table, banding: Banding, folder: str) -> pa.Table:
     """Write the entries of the clips of a part to a file in `folder`, sorted by band and bucket; return `BUCKETS`.
 
-    `block` has one row: path of the thumbnails, and clips, starts and stops of the part, in their order.
+    `block` has one row: number of the part, path of its thumbnails, and clips, starts and stops, in their order.
     """
     (part,) = block.to_pylist()
     stops, lengths = np.array(part["stops"]), np.array(part["stops"]) - np.array(part["starts"])
-    data = storage.read_ranges(part["path"], [(0, int(stops.max()) * THUMBNAIL_BYTES)])[0]
-    thumbnails = np.frombuffer(data, np.uint8).reshape(-1, THUMBNAIL_BYTES)
+    (thumbnails,) = read_thumbnails(part["path"], np.array([0]), stops.max(keepdims=True))
     frames = np.repeat(stops - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
     if len(frames) < len(thumbnails):
         thumbnails = thumbnails[frames]
     entries = entries_of(thumbnails, np.repeat(np.array(part["clips"], np.int64), lengths))
-    path = storage.join(folder, f"{part['path'].rpartition('/')[2]}.entries")
+    path = storage.join(folder, f"{part['number']}.entries")
     pieces, rows, position = [], [], 0
     for band in range(NUM_BANDS):
         buckets = banding.buckets(entries["hash"], band)

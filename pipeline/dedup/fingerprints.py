@@ -216,7 +216,9 @@ def hash_texts(texts: Iterable[str]) -> UInt64[np.ndarray, " N"]:
 def read_thumbnails(
     path: str, starts: Int64[np.ndarray, " N"], stops: Int64[np.ndarray, " N"]
 ) -> list[UInt8[np.ndarray, "T 384"]]:
-    """Return the thumbnails of some clips in the file of a part."""
+    """Return the thumbnails of some clips in the file of a part. ValueError if it does not reach so far."""
     ranges = zip((starts * THUMBNAIL_BYTES).tolist(), (stops * THUMBNAIL_BYTES).tolist(), strict=True)
     pieces = storage.read_ranges(path, ranges)
+    if list(map(len, pieces)) != ((stops - starts) * THUMBNAIL_BYTES).tolist():
+        raise ValueError(f"{path} is cut: remove it and {index_of(path)}, and its clips are decoded again")
     return [np.frombuffer(piece, np.uint8).reshape(-1, THUMBNAIL_BYTES) for piece in pieces]

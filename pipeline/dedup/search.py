@@ -204,11 +204,12 @@ def candidate_pairs(
     banding = Banding.of(int((table.stop[chosen] - table.start[chosen]).sum()), min_picture)
     by_part = chosen[np.lexsort((table.start[chosen], table.part[chosen]))]
     bounds = np.searchsorted(table.part[by_part], np.arange(len(table.paths) + 1))
-    blocks = [
-        pa.Table.from_pylist([{"path": path, "clips": clips, "starts": table.start[clips], "stops": table.stop[clips]}])
-        for path, clips in zip(table.paths, np.split(by_part, bounds[1:-1]), strict=True)
-        if len(clips)
-    ]
+    blocks = []
+    for number, clips in enumerate(np.split(by_part, bounds[1:-1])):
+        if len(clips):
+            places = {"starts": table.start[clips], "stops": table.stop[clips]}
+            part = {"number": number, "path": table.paths[number], "clips": clips, **places}
+            blocks.append(pa.Table.from_pylist([part]))
     scatter = functools.partial(candidates.scatter_entries, banding=banding, folder=folder)
     buckets: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for rows in mapped(blocks, scatter):

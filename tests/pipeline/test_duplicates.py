@@ -59,19 +59,19 @@ def row(index: int, **changes) -> dict:
 class Found:
     """The pairs among clips that show `shown`, of the manifests `toy` and, where a row says so, `other`."""
 
-    def __init__(self, folder: Path, shown: list[np.ndarray], rows: list[dict] | None = None) -> None:
+    def __init__(self, folder: Path | str, shown: list[np.ndarray], rows: list[dict] | None = None) -> None:
         rows = rows or [row(index) for index in range(len(shown))]
         corpora = {"toy": [], "other": []}
         for one in rows:
             corpora[one.pop("corpus", "toy")].append(one)
         self.listings = [make_manifest(name, "/", rows) for name, rows in corpora.items() if rows]
-        folders = [str(folder / listing.corpus) for listing in self.listings]
+        folders = [f"{folder}/{listing.corpus}" for listing in self.listings]
         for listing, where in zip(self.listings, folders, strict=True):
             blobs = [shown[clip_id].tobytes() for clip_id in listing.table["clip_id"].to_pylist()]
             columns = [listing.table["clip_id"], listing.table["checksum"], pa.array(blobs, pa.large_binary())]
             write_prints(where, [pa.Table.from_arrays(columns, schema=fingerprints.SCHEMA)], max_bytes=1)
         self.table = clip_table(self.listings, folders)
-        self.folder = str(folder / "entries")
+        self.folder = f"{folder}/entries"
 
     def looked_for(self) -> tuple[list[Pair], dict[int, Clip], search.Search]:
         done = find_copies(self.table, SimilarityConfig(), self.folder, in_turn)
@@ -296,6 +296,15 @@ EQUAL = {"checksum": "x"}
 def test_what_a_pair_is_called_and_which_of_both_is_the_copy(clips, pairs, tmp_path):
     rows = [row(index, **one) for index, one in enumerate(clips)]
     assert Found(tmp_path, [SHOWN] * len(rows), rows).pairs() == pairs
+
+
+def test_copies_in_a_bucket_are_those_in_a_folder(bucket, tmp_path):
+    rng = np.random.default_rng(0)
+    shown = [thumbnails_of(rng.integers(0, 256, (length, 64, 64, 3), np.uint8)) for length in (9, 12, 10)]
+    shown += [shown[1][2:11], shown[0]]
+    pairs = Found(tmp_path, shown).pairs()
+    assert [pair[:2] for pair in pairs] == [(4, 0), (3, 1)]
+    assert Found(bucket, shown).pairs() == pairs
 
 
 def test_of_equal_files_one_is_compared_with_the_others(tmp_path):

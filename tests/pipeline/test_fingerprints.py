@@ -149,6 +149,9 @@ def test_parts_of_any_size_hold_the_thumbnails_of_each_clip(tmp_path):
 def test_a_part_whose_writing_did_not_end_does_not_count(tmp_path):
     write_prints(str(tmp_path), [table_of([2, 1])])
     (path, _), *_ = fingerprints.print_parts(str(tmp_path))
+    Path(path).write_bytes(Path(path).read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"\.thumbnails is cut: remove it and .*\.parquet, and its clips are decoded"):
+        kept(tmp_path)
     Path(fingerprints.index_of(path)).unlink()
     assert kept(tmp_path) == {}
 
