@@ -11,7 +11,6 @@ or UnavailableError after the last try.
 from __future__ import annotations
 
 import fcntl
-import functools
 import io
 import os
 import random
@@ -154,19 +153,6 @@ def read_with(path: str, function: Callable[[IO[bytes]], T]) -> T:
             return function(file)
 
     return _ask(path, call)
-
-
-def read_ranges(path: str, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
-    """Return the bytes [start, stop) of each of `ranges` of a file; of a remote one no others are fetched."""
-    if is_remote(path):
-        reads = ((path, functools.partial(read_bytes, path, start, stop)) for start, stop in ranges)
-        return [read() for read in ahead(reads)]
-
-    def read(file: IO[bytes], start: int, stop: int) -> bytes:
-        file.seek(start)
-        return file.read(stop - start)
-
-    return read_with(path, lambda file: [read(file, start, stop) for start, stop in ranges])
 
 
 def list_files(root: str) -> list[str]:

@@ -165,7 +165,7 @@ def figures_of(corpus: Listing) -> CorpusFigures:
             "words_per_caption": per_caption,
         }.items():
             columns.setdefault(name, []).append(values)
-    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    joined = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
     return CorpusFigures(kinds=kinds, sizes=sizes, words=words, **joined)
 
 
@@ -225,7 +225,7 @@ def charts(corpus: CorpusFigures) -> list[dict[str, Any]]:
     views = []
     for title, (numbers, unit) in values.items():
         if len(numbers):
-            svg, note = figures.histogram(numbers.astype(float), unit), f"median {np.median(numbers):,.4g} {unit}"
+            svg, note = figures.histogram(numbers.astype(np.float32), unit), f"median {np.median(numbers):,.4g} {unit}"
             views.append({"title": title, "svg": svg, "note": note})
     if ranked := corpus.words.most_common():
         ranks = np.unique(np.geomspace(1, len(ranked), figures.MAX_POINTS).round().astype(int)).tolist()

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -217,8 +217,16 @@ def read_thumbnails(
     path: str, starts: Int64[np.ndarray, " N"], stops: Int64[np.ndarray, " N"]
 ) -> list[UInt8[np.ndarray, "T 384"]]:
     """Return the thumbnails of some clips in the file of a part. ValueError if it does not reach so far."""
-    ranges = zip((starts * THUMBNAIL_BYTES).tolist(), (stops * THUMBNAIL_BYTES).tolist(), strict=True)
-    pieces = storage.read_ranges(path, ranges)
+    ranges = list(zip((starts * THUMBNAIL_BYTES).tolist(), (stops * THUMBNAIL_BYTES).tolist(), strict=True))
+    if storage.is_remote(path):
+        pieces = [read() for read in storage.ahead((path, partial(storage.read_bytes, path, *each)) for each in ranges)]
+    else:
+        pieces = storage.read_with(path, lambda file: [_read_range(file, *each) for each in ranges])
     if list(map(len, pieces)) != ((stops - starts) * THUMBNAIL_BYTES).tolist():
         raise ValueError(f"{path} is cut: remove it and {index_of(path)}, and its clips are decoded again")
     return [np.frombuffer(piece, np.uint8).reshape(-1, THUMBNAIL_BYTES) for piece in pieces]
+
+
+def _read_range(file: IO[bytes], start: int, stop: int) -> bytes:
+    file.seek(start)
+    return file.read(stop - start)
