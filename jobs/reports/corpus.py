@@ -147,7 +147,7 @@ def corpus_page(data: CorpusData) -> str:
 
 def figures_of(corpus: Listing) -> CorpusFigures:
     """Count the clips of a corpus, some at a time."""
-    columns: dict[str, list[np.ndarray]] = {}
+    columns: dict[str, tuple[np.dtype, bytearray]] = {}  # they grow where they are: joined parts are there twice
     kinds, sizes, words = Counter[str](), Counter[tuple[int, int]](), Counter[str]()
     for rows in corpus.batches():
         captions = rows["captions"].combine_chunks()
@@ -164,8 +164,8 @@ def figures_of(corpus: Listing) -> CorpusFigures:
             "captions_per_clip": pc.list_value_length(captions).to_numpy(),
             "words_per_caption": per_caption,
         }.items():
-            columns.setdefault(name, []).append(values)
-    joined = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
+            columns.setdefault(name, (values.dtype, bytearray()))[1].extend(values.tobytes())
+    joined = {name: np.frombuffer(data, dtype) for name, (dtype, data) in columns.items()}
     return CorpusFigures(kinds=kinds, sizes=sizes, words=words, **joined)
 
 
@@ -199,7 +199,8 @@ def words_of(captions: pa.StringArray) -> tuple[Int32[np.ndarray, " M"], Counter
 def totals(figures: CorpusFigures) -> dict[str, str]:
     """Return the corpus in a few figures."""
     order = np.argsort(figures.files)
-    is_first = np.concatenate([[True], np.diff(figures.files[order]) != 0])[: len(order)]
+    ordered = figures.files[order]
+    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(order)]
     num_bytes = figures.num_bytes[order[is_first]].sum()
     return {
         "videos": f"{figures.kinds[Kind.VIDEO]:,}",
