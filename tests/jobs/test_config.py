@@ -21,7 +21,7 @@ from jobs.run.fields import as_dict, config_hash, differences, flat
 from jobs.run.run_identity import identity
 from pipeline.stream.config import AugmentationConfig
 from pipeline.text.config import MaskingConfig, Strategy
-from snps3_model.config import ModelConfig, ObjectiveConfig
+from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 
 CONFIG = PretrainConfig(name="first")
 
@@ -207,6 +207,10 @@ REFUSED = [
     (
         lambda: pretrain(data=DataConfig(num_frames=64)),
         r"model\.max_positions must be at least 65 for text\.max_tokens=30 and data\.num_frames=64, got 64",
+    ),
+    (
+        lambda: ModelConfig(visual=VisualConfig(encoder="clip_cnn"), grid_side=2),
+        r"encoder=clip_cnn gives one token per frame, and model\.grid_side=2 asks for more; set it to 1",
     ),
     (
         lambda: pretrain(objective=ObjectiveConfig(num_hard_negatives=64)),
