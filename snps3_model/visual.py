@@ -120,9 +120,13 @@ class ClipCNN(SmallCNN):
     | of `SmallCNN` | here | why |
     |---|---|---|
     | a first convolution of 3 × 3, every second pixel | 7 × 7, every fourth | large feature maps take the time |
-    | each frame's mean | its mean and its maximum | a thing of 16 px has a sixteenth of the mean |
+    | each frame's mean | its mean and its maximum, normalised | a thing of 16 px has a sixteenth of the mean |
     | an eighth of the channels from each frame beside it | all of them too, after pooling | motion is a difference |
     """
+
+    def __init__(self, config: VisualConfig, hidden: int) -> None:
+        super().__init__(config, hidden)
+        self.pooled_norm = PaddedBatchNorm(2 * config.channels[-1], frozen=config.frozen_batch_norm)
 
     def make_stem(self, channels: int) -> nn.Conv2d:
         """The first convolution; places join later, where they cost less."""
@@ -130,18 +134,20 @@ class ClipCNN(SmallCNN):
 
     def make_projection(self, channels: int, hidden: int) -> nn.Module:
         """From mean and maximum of three frames in a row."""
-        return nn.Sequential(nn.Linear(6 * channels, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        return nn.Linear(6 * channels, hidden)
 
     def forward(
         self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]
     ) -> tuple[Float[Tensor, "B T D 1 1"], Bool[Tensor, "B T 1 1"]]:
         """A cell per frame, and True where a frame is all padding."""
         features, is_real = self.features(frames, pad_mask)
-        features, padding = (part.unflatten(0, frames.shape[:2]) for part in (features, is_real[:, 0] < 0.5))
-        pooled = torch.cat([pool(features, padding), features.amax((-2, -1))], dim=-1)
+        mean = features.sum((-2, -1)) / is_real.sum((-2, -1)).clamp(min=1.0)
+        pooled, is_seen = torch.cat([mean, features.amax((-2, -1))], dim=1), is_real.amax((-2, -1), keepdim=True)
+        pooled = self.pooled_norm(pooled[..., None, None], is_seen) * is_seen
+        pooled = pooled.flatten(1).unflatten(0, frames.shape[:2])
         around = F.pad(pooled, (0, 0, 1, 1))
         cells = self.projection(torch.cat([around[:, :-2], pooled, around[:, 2:]], dim=-1))
-        return cells[..., None, None], padding.all(-1).all(-1)[..., None, None]
+        return cells[..., None, None], (is_seen < 0.5)[:, 0].unflatten(0, frames.shape[:2])
 
 
 def temporal_shift(features: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B T C h w"]:

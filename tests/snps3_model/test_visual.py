@@ -106,7 +106,8 @@ def test_without_padding_the_cell_of_a_frame_is_what_torchs_layers_give_for_it_a
             features = temporal_shift(features.unflatten(0, (2, 3))).flatten(0, 1)
             features = torch.cat([features, torch.stack([x, y]).double().expand(6, 2, height, width)], dim=1)
         features = F.relu(F.batch_norm(convolution(features), None, None, training=True))
-    pooled = torch.cat([features.mean((-2, -1)), features.flatten(2).max(-1).values], dim=-1).unflatten(0, (2, 3))
+    pooled = torch.cat([features.mean((-2, -1)), features.flatten(2).max(-1).values], dim=-1)
+    pooled = F.batch_norm(pooled, None, None, training=True).unflatten(0, (2, 3))
     nothing = torch.zeros_like(pooled[0, 0])
     for clip, cells in enumerate(network(frames, torch.zeros(2, 3, 16, 12, dtype=torch.bool))[0]):
         row = [nothing, *pooled[clip], nothing]
