@@ -19,7 +19,7 @@ from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.decoders import DecoderName
 from pipeline.stream.config import AugmentationConfig, MixingConfig, OrderConfig
 from pipeline.text.config import MaskingConfig
-from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
+from snps3_model.config import SCRATCH_ENCODERS, ModelConfig, ObjectiveConfig, refuse_order_without_time
 
 Precision = Literal["fp32", "tf32", "bf16"]
 """Numbers of a step's matrices and convolutions."""
@@ -352,9 +352,9 @@ class PretrainConfig:
         refuse_frozen_random_weights(self.model)
         refuse_order_without_time(self.objective, self.model)
         visual, rows = self.model.visual, self.placement.rows_at_once
-        if rows is not None and visual.encoder == "small_cnn" and not visual.frozen_batch_norm:
+        if rows is not None and visual.encoder in SCRATCH_ENCODERS and not visual.frozen_batch_norm:
             raise ValueError(
-                f"placement.rows_at_once={rows} would change what is computed: the small CNN normalises over all "
+                f"placement.rows_at_once={rows} would change what is computed: {visual.encoder} normalises over all "
                 "clips of a step; leave it None, or take another model.visual.encoder"
             )
         negatives = self.objective.num_hard_negatives

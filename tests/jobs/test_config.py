@@ -23,7 +23,7 @@ from jobs.run.run_identity import identity
 from pipeline.offline.shards import PackingConfig
 from pipeline.stream.config import AugmentationConfig, OrderConfig
 from pipeline.text.config import MaskingConfig, Strategy
-from snps3_model.config import ModelConfig, ObjectiveConfig
+from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 
 CONFIG = PretrainConfig(name="first")
 
@@ -212,6 +212,10 @@ REFUSED = [
         r"model\.max_positions must be at least 65 for text\.max_tokens=30 and data\.num_frames=64, got 64",
     ),
     (
+        lambda: ModelConfig(visual=VisualConfig(encoder="clip_cnn"), grid_side=2),
+        r"encoder=clip_cnn gives one token per frame, and model\.grid_side=2 asks for more; set it to 1",
+    ),
+    (
         lambda: pretrain(objective=ObjectiveConfig(num_hard_negatives=64)),
         r"objective\.num_hard_negatives must be below optim\.global_batch, got 64 of 64",
     ),
@@ -225,7 +229,7 @@ REFUSED = [
     ),
     (
         lambda: pretrain(placement=Placement(rows_at_once=8)),
-        r"placement\.rows_at_once=8 would change what is computed: the small CNN normalises over all clips",
+        r"placement\.rows_at_once=8 would change what is computed: small_cnn normalises over all clips",
     ),
     (lambda: OrderConfig(whole_up_to=1023), r"data\.order\.whole_up_to must be at least 1024, a block, got 1023"),
     (lambda: OrderConfig(window_blocks=1), r"data\.order\.window_blocks must be at least 2, got 1"),
