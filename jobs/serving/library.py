@@ -1,0 +1,197 @@
+"""An index that is open for questions: moments by a sentence or like another moment, strips, files.
+
+text ── dual scores of all windows ── filters ── first `rerank` ── cross scores ── both, fused ── distinct moments
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from jobs.inference.index_files import INDEX, parts_in
+from jobs.inference.model import Model, Videos
+from jobs.inference.query import model_of, read_index
+from jobs.inference.ranking import Place, distinct, highest_rows
+from jobs.run import run_files
+from pipeline import storage
+from pipeline.corpus.media import kind_of
+from pipeline.records import Kind
+from snps3_model import metrics, snps3
+
+MAX_QUERY_CHARACTERS = 1000
+PARTS_IN_MEMORY = 4
+"""Files of the index whose strips stay in memory."""
+
+
+class ChangedIndexError(Exception):
+    """Raised when the index was written anew after it was opened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which files are searched."""
+
+    folder: str = ""
+    """Below the root of the videos; empty: all."""
+    min_seconds: float = 0.0
+    max_seconds: float = math.inf
+    """Of the whole file. Images last 0 seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A window of a file, and its scores."""
+
+    row: int
+    file: int
+    """Number of the file."""
+    name: str
+    """Path below the root of the videos."""
+    kind: str
+    start_seconds: float | None
+    end_seconds: float | None
+    """None of both: a whole video, or an image."""
+    score: float
+    """What orders: both scores, standardised over the candidates and added; without a cross score the dual one."""
+    dual: float
+    cross: float | None
+
+
+class Library:
+    """The windows of an index, with their model. Several threads may ask."""
+
+    def __init__(self, folder: str, root: str, model: Model, places: Sequence[Place], videos: Videos) -> None:
+        self.folder, self.model, self.places, self.videos = folder, model, places, videos
+        self.uris = list(dict.fromkeys(uri for uri, _, _ in places))
+        numbers = {uri: number for number, uri in enumerate(self.uris)}
+        self.file_of_row = np.array([numbers[uri] for uri, _, _ in places])
+        self.names = [uri.removeprefix(f"{root}/") for uri in self.uris]
+        self.seconds = np.zeros(len(self.uris))
+        np.maximum.at(self.seconds, self.file_of_row, [end or 0.0 for _, _, end in places])
+        self.parts = parts_in(folder)
+        sizes = [len(storage.read_table(path, ["uri"])) for path in self.parts]
+        self.part_stops = list(itertools.accumulate(sizes))
+        self.strips_of = functools.lru_cache(PARTS_IN_MEMORY)(strips_of)
+        self.lock = threading.Lock()
+
+    @classmethod
+    def open(cls, index: str, run: str | None = None) -> Library:
+        """Open an index. ValueError for that of another model, FileNotFoundError for none."""
+        folder = storage.absolute(index)
+        model = model_of(folder, run)
+        places, videos = read_index(folder, model)
+        return cls(folder, run_files.read_json(f"{folder}/{INDEX}")["videos"], model, places, videos)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a page has to know before the first question."""
+        parents = {name.rpartition("/")[0] for name in self.names} - {""}
+        folders = {folder[:end] for folder in parents for end in slash_ends(folder)}
+        return {
+            "windows": len(self.places),
+            "files": len(self.uris),
+            "folders": sorted(folders),
+            "max_seconds": float(self.seconds.max()),
+            "max_query_characters": MAX_QUERY_CHARACTERS,
+        }
+
+    def by_text(self, text: str, filters: Filters, *, num: int, rerank: int = 100) -> list[Moment]:
+        """Return the best moments for a sentence."""
+        with self.lock:
+            query = self.model.embed_texts([text])
+            dual = self.model.dual_scores(query, self.videos)[0].numpy()
+            rows = highest_rows(dual, rerank, self.eligible(filters))
+            if not len(rows):
+                return []
+            chosen = Videos(tokens=self.videos.tokens[rows], vectors=self.videos.vectors[rows])
+            cross = self.model.match(query, chosen)[0].numpy()
+        scores = metrics.standardised(dual[rows]) + metrics.standardised(cross)
+        at = {int(row): place for place, row in enumerate(rows)}
+        kept = distinct(self.places, rows[np.argsort(-scores, kind="stable")].tolist(), num)
+        return [self.moment(row, float(scores[at[row]]), float(dual[row]), float(cross[at[row]])) for row in kept]
+
+    def like(self, row: int, filters: Filters, *, num: int) -> list[Moment]:
+        """Return the moments whose frames are nearest to those of a window, which is none of them."""
+        return self.near(self.videos.vectors[row], filters, num=num, shown=[row])
+
+    def near(
+        self, vectors: Float[torch.Tensor, "T D"], filters: Filters, *, num: int, shown: Sequence[int] = ()
+    ) -> list[Moment]:
+        """Return the moments nearest to a clip's frames, by the mean of their vectors."""
+        mean = snps3.unit(vectors.mean(0, keepdim=True))
+        dual = snps3.dual_scores(mean, self.videos.vectors, self.model.temperature)[0].numpy()
+        rows = highest_rows(dual, len(dual), self.eligible(filters))
+        kept = distinct(self.places, rows.tolist(), num, shown)
+        return [self.moment(row, float(dual[row]), float(dual[row]), None) for row in kept]
+
+    def around(self, row: int, *, reach: int) -> list[Moment]:
+        """Return the windows of a row's file from `reach` before it to `reach` after it, in order of time."""
+        rows = np.flatnonzero(self.file_of_row == self.file_of_row[row])
+        rows = rows[np.argsort([self.places[place][1] or 0.0 for place in rows], kind="stable")]
+        place = rows.tolist().index(row)
+        return [self.moment(int(near), 0.0, 0.0, None) for near in rows[max(0, place - reach) : place + reach + 1]]
+
+    def eligible(self, filters: Filters) -> Bool[np.ndarray, " N"]:
+        """Return which rows belong to files that pass."""
+        below = f"{filters.folder.strip('/')}/" if filters.folder.strip("/") else ""
+        in_folder = np.array([name.startswith(below) for name in self.names])
+        passes = in_folder & (self.seconds >= filters.min_seconds) & (self.seconds <= filters.max_seconds)
+        return passes[self.file_of_row]
+
+    def moment(self, row: int, score: float, dual: float, cross: float | None) -> Moment:
+        """Return a row with its scores."""
+        uri, start, end = self.places[row]
+        number = int(self.file_of_row[row])
+        return Moment(
+            row=row,
+            file=number,
+            name=self.names[number],
+            kind=str(kind_of(uri) or Kind.VIDEO),
+            start_seconds=None if end is None else start,
+            end_seconds=end,
+            score=score,
+            dual=dual,
+            cross=cross,
+        )
+
+    def strip(self, row: int) -> bytes:
+        """Return some frames of a window side by side, a JPEG.
+
+        FileNotFoundError for an index without strips, ChangedIndexError if it was written anew.
+        """
+        part = bisect.bisect_right(self.part_stops, row)
+        first = self.part_stops[part - 1] if part else 0
+        try:
+            rows = self.strips_of(self.parts[part])
+        except FileNotFoundError as error:
+            raise ChangedIndexError from error
+        if rows is None:
+            raise FileNotFoundError(f"{self.folder} was made without strips of frames: make it anew with snps3 embed")
+        uri, start, _ = self.places[row]
+        place = row - first
+        if place >= len(rows[0]) or (rows[0][place], rows[1][place]) != (uri, start):
+            raise ChangedIndexError
+        return rows[2][place]
+
+
+def strips_of(path: str) -> tuple[list[str], list[float], list[bytes]] | None:
+    """Return file, start and strip of each row of a part; None where it has no strips."""
+    table = storage.read_table(path)
+    if "strip" not in table.column_names:
+        return None
+    uris, starts, strips = (table[name].to_pylist() for name in ("uri", "start_seconds", "strip"))
+    return uris, starts, strips
+
+
+def slash_ends(folder: str) -> list[int]:
+    """Return where each folder of a path ends: of `a/b` at 1 and 3."""
+    return [place for place, letter in enumerate(folder) if letter == "/"] + [len(folder)]
