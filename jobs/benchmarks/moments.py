@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt8
 
-from jobs.inference.index import EmbedConfig, embed
+from jobs.benchmarks.support.local_index import embed_here
+from jobs.inference.index import EmbedConfig
 from jobs.run import run_files
 from jobs.run.run_identity import config_of
 from jobs.serving.library import Filters, Library, Moment
@@ -56,7 +57,7 @@ def moments(
         clips = write_long_files(root / "videos", rows, num_files, seed)
         seconds = float(np.median([clip.end_seconds - clip.start_seconds for clip in clips]))
         index = str(root / "index")
-        embed(
+        embed_here(
             EmbedConfig(
                 run=run, videos=str(root / "videos"), out=index, window_seconds=seconds, stride_seconds=seconds / 2
             )

@@ -136,7 +136,8 @@ class Library:
     def around(self, row: int, *, reach: int) -> list[Moment]:
         """Return the windows of a row's file from `reach` before it to `reach` after it, in order of time."""
         rows = np.flatnonzero(self.file_of_row == self.file_of_row[row])
-        rows = rows[np.argsort([self.places[place][1] or 0.0 for place in rows], kind="stable")]
+        starts = [self.places[near][1] or 0.0 for near in rows.tolist()]
+        rows = rows[np.argsort(starts, kind="stable")]
         place = rows.tolist().index(row)
         return [self.moment(int(near), 0.0, 0.0, None) for near in rows[max(0, place - reach) : place + reach + 1]]
 

@@ -18,15 +18,17 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.benchmarks.support.local_index import embed_here
 from jobs.inference.index import EmbedConfig
 from jobs.inference.index_files import parts_in
+from jobs.inference.model import Videos
 from jobs.inference.query import SearchConfig, search
 from jobs.inference.ranking import distinct, is_same_moment
 from jobs.serving.library import Filters, Library
 from jobs.serving.server import index_of, serve
 from pipeline import storage
 from pipeline.decode.codec import encode_image
-from tests.jobs.test_moments import film, index
+from tests.jobs.test_moments import film
 from tests.made_run import made_run
 from tests.served import chromium, served
 
@@ -46,7 +48,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> EmbedConfig:
     config = EmbedConfig(
         run=made_run(root), videos=f"{root}/videos", out=f"{root}/index", window_seconds=2.0, stride_seconds=1.0
     )
-    assert len(index(config)) == 4
+    assert len(embed_here(config)) == 4
     return config
 
 
@@ -163,6 +165,21 @@ def test_a_file_is_served_whole_and_by_ranges(port: int, library: Library) -> No
     assert get(port, f"/files/{number}", Range=f"bytes={len(content)}-")[0] == 416
     assert get(port, f"/files/{number}", "HEAD")[1]["Content-Length"] == str(len(content))
     assert get(port, f"/files/{number}", "POST")[0] == 405
+
+
+def test_a_file_in_a_bucket_is_served_by_ranges_too(library: Library, bucket: str) -> None:
+    content = Path(library.uris[library.names.index("long.mp4")]).read_bytes()
+    storage.write_bytes_atomic(f"{bucket}/long.mp4", content)
+    places = [(f"{bucket}/long.mp4", 0.0, 2.0), (f"{bucket}/gone.mp4", 0.0, 2.0)]
+    videos = Videos(tokens=library.videos.tokens[:2], vectors=library.videos.vectors[:2])
+    with served(Library(library.folder, bucket, library.model, places, videos)) as port:
+        assert get(port, "/files/0")[::2] == (200, content)
+        status, headers, part = get(port, "/files/0", Range="bytes=100-299")
+        assert (status, part) == (206, content[100:300])
+        assert headers["Content-Range"] == f"bytes 100-299/{len(content)}"
+        assert get(port, "/files/0", Range="bytes=50-")[2] == content[50:]
+        assert get(port, "/files/0", Range=f"bytes={len(content)}-")[0] == 416
+        assert b"gone.mp4 is gone since it was indexed" in get(port, "/files/1")[2]
 
 
 def test_strips_are_those_of_the_index_until_it_is_written_anew(indexed: EmbedConfig, tmp_path: Path) -> None:
