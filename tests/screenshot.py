@@ -1,6 +1,6 @@
 """Take the picture of the page that the README shows.
 
-python -m tests.screenshot INDEX "a red ring rises" docs/images/search.png
+python -m tests.screenshot INDEX "an orange box drifts to the right over a dotted cloth" docs/images/search.png
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from PIL import Image
 from jobs.serving.library import Library
 from tests.served import chromium, served
 
-SIZE_PX = {"width": 1280, "height": 800}
-NUM_COLOURS = 128
+SIZE_PX = {"width": 1280, "height": 720}
+NUM_COLOURS = 64
 
 
 def take(index: str, text: str, out: str) -> None:
