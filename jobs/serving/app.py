@@ -5,6 +5,7 @@
 | `/` | the page, one file |
 | `/api/index` | counts, folders, longest file |
 | `/api/search?q=…` or `?like=ROW`, with `folder`, `min_seconds`, `max_seconds`, `num` | moments, best first |
+| `/api/like`, a POST of a picture or video as `application/octet-stream` | the moments like it |
 | `/api/around/ROW` | the windows beside one |
 | `/strips/ROW` | frames of a window, a JPEG |
 | `/files/NUMBER` | a file of the index, or a range of its bytes |
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -36,11 +38,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.serving.library import MAX_QUERY_CHARACTERS, ChangedIndexError, Filters, Library
 from pipeline import storage
+from pipeline.records import DecodeError
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PAGE = Path(__file__).with_name("page.html").read_text()
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 BYTES_AT_ONCE = 2**20
+MAX_UPLOAD_BYTES = 2**26
+UPLOAD_TYPE = "application/octet-stream"
 NEIGHBOURS = 3
 
 
@@ -79,6 +84,7 @@ def make_app(library: Library, *, hosts: Sequence[str] = LOOPBACK) -> Starlette:
         Route("/favicon.ico", lambda request: Response(status_code=204)),
         Route("/api/index", pages.index),
         Route("/api/search", pages.search),
+        Route("/api/like", pages.like, methods=["POST"]),
         Route("/api/around/{row:int}", pages.around),
         Route("/strips/{row:int}", pages.strip),
         Route("/files/{number:int}", pages.file),
@@ -121,6 +127,16 @@ class Pages:
             moments = self.library.by_text(question.q, question.filters, num=question.num)
         return JSONResponse({"moments": [asdict(moment) for moment in moments]})
 
+    async def like(self, request: Request) -> Response:
+        """Return the moments like an uploaded picture or video."""
+        question = question_of(dict(request.query_params), is_upload=True)
+        media = await body_of(request)
+        try:
+            moments = await run_in_threadpool(self.library.like_media, media, question.filters, num=question.num)
+        except DecodeError as error:
+            raise AnswerError(400, f"the upload cannot be read ({error.reason}): {error.detail}") from error
+        return JSONResponse({"moments": [asdict(moment) for moment in moments]})
+
     def around(self, request: Request) -> Response:
         """Return the windows beside one."""
         moments = self.library.around(self.row(request.path_params["row"]), reach=NEIGHBOURS)
@@ -157,7 +173,20 @@ class Pages:
         return row
 
 
-def question_of(parameters: dict[str, str]) -> Question:
+async def body_of(request: Request) -> bytes:
+    """Return what is uploaded. AnswerError for more than `MAX_UPLOAD_BYTES`, and for what a form of another site may
+    send without being asked whether it may."""
+    if request.headers.get("content-type") != UPLOAD_TYPE:
+        raise AnswerError(415, f"upload the bytes of a picture or video as {UPLOAD_TYPE}")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_UPLOAD_BYTES:
+            raise AnswerError(413, f"an upload has at most {MAX_UPLOAD_BYTES // 2**20} MiB: cut out what matters")
+    return bytes(body)
+
+
+def question_of(parameters: dict[str, str], *, is_upload: bool = False) -> Question:
     """Read the parameters of a search. AnswerError that names the wrong one."""
     try:
         question = Question.model_validate(parameters)
@@ -166,7 +195,7 @@ def question_of(parameters: dict[str, str]) -> Question:
         raise AnswerError(400, f"{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}") from error
     if (length := len(question.q)) > MAX_QUERY_CHARACTERS:
         raise AnswerError(400, f"the question has {length:,} characters, at most {MAX_QUERY_CHARACTERS:,} are read")
-    if question.like is None and not question.q.strip():
+    if question.like is None and not question.q.strip() and not is_upload:
         raise AnswerError(400, "q is empty: say what is looked for")
     return question
 

@@ -16,19 +16,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jobs.inference.index_files import INDEX, parts_in
-from jobs.inference.model import Model, Videos
+from jobs.inference.model import Model, Videos, decode_media
 from jobs.inference.query import model_of, read_index
 from jobs.inference.ranking import Place, distinct, highest_rows
 from jobs.run import run_files
 from pipeline import storage
 from pipeline.corpus.media import kind_of
-from pipeline.records import Kind
+from pipeline.decode.formats import kind_by_bytes
+from pipeline.records import DecodeError, Kind, Reason
 from snps3_model import metrics, snps3
 
 MAX_QUERY_CHARACTERS = 1000
+ROWS_PER_MOMENT = 8
+"""Windows that are looked at for each moment that is shown: those beside it are the same one."""
 PARTS_IN_MEMORY = 4
 """Files of the index whose strips stay in memory."""
 
@@ -108,30 +111,46 @@ class Library:
         """Return the best moments for a sentence."""
         with self.lock:
             query = self.model.embed_texts([text])
-            dual = self.model.dual_scores(query, self.videos)[0].numpy()
-            rows = highest_rows(dual, rerank, self.eligible(filters))
+            rows, dual = self.first(query.vectors, max(rerank, ROWS_PER_MOMENT * num), filters)
             if not len(rows):
                 return []
             chosen = Videos(tokens=self.videos.tokens[rows], vectors=self.videos.vectors[rows])
             cross = self.model.match(query, chosen)[0].numpy()
-        scores = metrics.standardised(dual[rows]) + metrics.standardised(cross)
+        scores = metrics.standardised(dual) + metrics.standardised(cross)
+        order = np.argsort(-scores, kind="stable")
+        kept = distinct(self.places, rows[order].tolist(), num)
         at = {int(row): place for place, row in enumerate(rows)}
-        kept = distinct(self.places, rows[np.argsort(-scores, kind="stable")].tolist(), num)
-        return [self.moment(row, float(scores[at[row]]), float(dual[row]), float(cross[at[row]])) for row in kept]
+        return [self.moment(row, *(float(of[at[row]]) for of in (scores, dual, cross))) for row in kept]
 
     def like(self, row: int, filters: Filters, *, num: int) -> list[Moment]:
         """Return the moments whose frames are nearest to those of a window, which is none of them."""
         return self.near(self.videos.vectors[row], filters, num=num, shown=[row])
+
+    def like_media(self, media: bytes, filters: Filters, *, num: int) -> list[Moment]:
+        """Return the moments nearest to the middle frames of a picture or video. DecodeError if it is neither."""
+        if (kind := kind_by_bytes(media)) is None:
+            raise DecodeError(Reason.UNREADABLE, "it is neither a picture nor a video of a kind that is read")
+        frames = decode_media(media, kind, self.model.data)
+        with self.lock:
+            vectors = self.model.embed_frames(frames[None]).vectors[0]
+        return self.near(vectors, filters, num=num)
 
     def near(
         self, vectors: Float[torch.Tensor, "T D"], filters: Filters, *, num: int, shown: Sequence[int] = ()
     ) -> list[Moment]:
         """Return the moments nearest to a clip's frames, by the mean of their vectors."""
         mean = snps3.unit(vectors.mean(0, keepdim=True))
-        dual = snps3.dual_scores(mean, self.videos.vectors, self.model.temperature)[0].numpy()
-        rows = highest_rows(dual, len(dual), self.eligible(filters))
-        kept = distinct(self.places, rows.tolist(), num, shown)
-        return [self.moment(row, float(dual[row]), float(dual[row]), None) for row in kept]
+        rows, dual = self.first(mean, ROWS_PER_MOMENT * (num + len(shown)), filters)
+        scores = dict(zip(rows.tolist(), dual.tolist(), strict=True))
+        return [self.moment(row, scores[row], scores[row], None) for row in distinct(self.places, scores, num, shown)]
+
+    def first(
+        self, query: Float[torch.Tensor, "1 D"], count: int, filters: Filters
+    ) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, " K"]]:
+        """Return the rows of files that pass with the highest dual scores, best first, and their scores."""
+        dual = snps3.dual_scores(query, self.videos.vectors, self.model.temperature)[0].numpy()
+        rows = highest_rows(dual, count, self.eligible(filters))
+        return rows, dual[rows]
 
     def around(self, row: int, *, reach: int) -> list[Moment]:
         """Return the windows of a row's file from `reach` before it to `reach` after it, in order of time."""

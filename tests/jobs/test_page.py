@@ -24,6 +24,7 @@ from jobs.inference.index_files import parts_in
 from jobs.inference.model import Videos
 from jobs.inference.query import SearchConfig, search
 from jobs.inference.ranking import distinct, is_same_moment
+from jobs.serving.app import UPLOAD_TYPE
 from jobs.serving.library import Filters, Library
 from jobs.serving.server import index_of, serve
 from pipeline import storage
@@ -63,9 +64,11 @@ def port(library: Library) -> Iterator[int]:
         yield port
 
 
-def get(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+def get(
+    port: int, path: str, method: str = "GET", body: bytes | None = None, **headers: str
+) -> tuple[int, http.client.HTTPMessage, bytes]:
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request(method, path, headers=headers)
+        connection.request(method, path, body, headers)
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
 
@@ -109,6 +112,30 @@ def test_more_like_this_orders_by_the_angles_between_frames(library: Library) ->
     assert [moment.dual for moment in moments] == pytest.approx([float(expected[m.row]) for m in moments], abs=1e-3)
     assert sorted((m.dual for m in moments), reverse=True) == [m.dual for m in moments]
     assert not any(is_same_moment(library.places[row], library.places[moment.row]) for moment in moments)
+
+
+def test_an_upload_is_like_what_the_same_file_is_like(
+    library: Library, port: int, indexed: EmbedConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{indexed.videos}/trips/sea/short.mp4"
+    expected = library.near(library.model.embed_videos([path]).vectors[0], Filters(folder="trips"), num=3)
+    content, kind = Path(path).read_bytes(), {"Content-Type": UPLOAD_TYPE}
+    given = json.loads(get(port, "/api/like?num=3&folder=trips", "POST", content, **kind)[2])["moments"]
+    assert [moment["row"] for moment in given] == [moment.row for moment in expected]
+    assert [moment["dual"] for moment in given] == pytest.approx([moment.dual for moment in expected], abs=1e-4)
+
+    def refusal(content: bytes, **headers: str) -> tuple[int, str]:
+        status, _, answer = get(port, "/api/like", "POST", content, **headers)
+        return status, json.loads(answer)["error"]
+
+    assert refusal(b"<svg onload=alert(1)>", **kind) == (
+        400,
+        "the upload cannot be read (unreadable): it is neither a picture nor a video of a kind that is read",
+    )
+    assert refusal(content[: len(content) // 2], **kind)[1].startswith("the upload cannot be read (truncated)")
+    assert refusal(content, **{"Content-Type": "text/plain"})[0] == 415
+    monkeypatch.setattr("jobs.serving.app.MAX_UPLOAD_BYTES", 2**20)
+    assert refusal(bytes(2**20 + 1), **kind) == (413, "an upload has at most 1 MiB: cut out what matters")
 
 
 def test_filters_leave_what_lies_in_the_folder_and_lasts_so_long(library: Library, port: int) -> None:
@@ -264,6 +291,10 @@ def test_a_browser_searches_plays_at_the_second_and_asks_no_other_host(
         expect(page).to_have_url(re.compile(r"\?like=\d+$"))
         expect(page.locator("#status")).to_contain_text("like that one")
         page.go_back()
+        expect(page.locator("#status")).to_contain_text("for “a red <b>ring</b> rises”")
+        page.set_input_files("#upload", f"{indexed.videos}/still.png")
+        expect(page.locator("#status")).to_contain_text("like still.png, best first")
+        page.reload()
         expect(page.locator("#status")).to_contain_text("for “a red <b>ring</b> rises”")
         assert console == []
         assert {address.split("/")[2] for address in asked} == {f"127.0.0.1:{port}"}
