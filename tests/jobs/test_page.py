@@ -21,7 +21,6 @@ import torch
 from jobs.benchmarks.support.local_index import embed_here
 from jobs.inference.index import EmbedConfig
 from jobs.inference.index_files import parts_in
-from jobs.inference.model import Videos
 from jobs.inference.query import SearchConfig, search
 from jobs.inference.ranking import distinct, is_same_moment
 from jobs.serving.app import UPLOAD_TYPE
@@ -197,9 +196,9 @@ def test_a_file_is_served_whole_and_by_ranges(port: int, library: Library) -> No
 def test_a_file_in_a_bucket_is_served_by_ranges_too(library: Library, bucket: str) -> None:
     content = Path(library.uris[library.names.index("long.mp4")]).read_bytes()
     storage.write_bytes_atomic(f"{bucket}/long.mp4", content)
-    places = [(f"{bucket}/long.mp4", 0.0, 2.0), (f"{bucket}/gone.mp4", 0.0, 2.0)]
-    videos = Videos(tokens=library.videos.tokens[:2], vectors=library.videos.vectors[:2])
-    with served(Library(library.folder, bucket, library.model, places, videos)) as port:
+    remote = Library.open(library.folder)
+    remote.uris = remote.names = [f"{bucket}/long.mp4", f"{bucket}/gone.mp4"]
+    with served(remote) as port:
         assert get(port, "/files/0")[::2] == (200, content)
         status, headers, part = get(port, "/files/0", Range="bytes=100-299")
         assert (status, part) == (206, content[100:300])
@@ -212,18 +211,17 @@ def test_a_file_in_a_bucket_is_served_by_ranges_too(library: Library, bucket: st
 def test_strips_are_those_of_the_index_until_it_is_written_anew(indexed: EmbedConfig, tmp_path: Path) -> None:
     copy = str(tmp_path / "index")
     shutil.copytree(indexed.out, copy)
-    library = Library.open(copy)
-    rows = storage.read_table(parts_in(copy)[0]).to_pylist()
-    assert [library.strip(row) for row in range(len(rows))] == [row["strip"] for row in rows]
-    library = Library.open(copy)
     (part,) = parts_in(copy)
-    storage.write_table(part, storage.read_table(part).slice(1))
-    with served(Library.open(copy)) as later, served(library) as port:
-        assert get(later, "/strips/0")[2] == rows[1]["strip"]
-        # the page that was opened before names other rows
-        status, _, content = get(port, f"/strips/{len(rows) - 1}")
-        assert status == 409
-        assert "the index was written anew since it was opened" in json.loads(content)["error"]
+    rows = storage.read_table(part)
+    library = Library.open(copy)
+    assert [library.strip(row) for row in range(len(rows))] == rows["strip"].to_pylist()
+    library = Library.open(copy)
+    storage.write_table(part, rows.slice(1))
+    with served(library) as port:
+        for row in (0, len(rows) - 1):
+            status, _, content = get(port, f"/strips/{row}")
+            assert status == 409
+            assert "the index was written anew since it was opened" in json.loads(content)["error"]
 
 
 def test_other_hosts_are_refused_and_nothing_is_read_or_loaded_by_another_site(port: int) -> None:
