@@ -95,7 +95,7 @@ def make_app(library: Library, *, hosts: Sequence[str] = LOOPBACK) -> Starlette:
             Middleware(WithHeaders, headers=security_headers(PAGE)),
             Middleware(TrustedHostMiddleware, allowed_hosts=[*hosts], www_redirect=False),
         ],
-        exception_handlers={AnswerError: in_words, ChangedIndexError: changed},
+        exception_handlers={AnswerError: in_words, ChangedIndexError: changed, Exception: failed},
     )
 
 
@@ -231,13 +231,18 @@ def parts_of(uri: str, start: int, stop: int) -> Iterator[bytes]:
 
 def in_words(request: Request, error: Exception) -> Response:
     """Answer with what is wrong."""
-    status = error.status if isinstance(error, AnswerError) else 500
-    return JSONResponse({"error": str(error)}, status)
+    assert isinstance(error, AnswerError)
+    return JSONResponse({"error": str(error)}, error.status)
 
 
 def changed(request: Request, error: Exception) -> Response:
     """Answer that the rows of the index are others by now."""
     return JSONResponse({"error": "the index was written anew since it was opened: start snps3 search again"}, 409)
+
+
+def failed(request: Request, error: Exception) -> Response:
+    """Answer that something was not expected; the server logs its traceback."""
+    return JSONResponse({"error": f"this failed unexpectedly ({type(error).__name__}); the log has its traceback"}, 500)
 
 
 def security_headers(page: str) -> list[tuple[bytes, bytes]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int
 
@@ -73,8 +74,10 @@ class Moment:
 class Library:
     """The windows of an index, with their model. Several threads may ask."""
 
-    def __init__(self, folder: str, root: str, model: Model, places: Sequence[Place], videos: Videos) -> None:
-        self.folder, self.model, self.places, self.videos = folder, model, places, videos
+    def __init__(
+        self, folder: str, root: str, model: Model, places: Sequence[Place], videos: Videos, rerank: int
+    ) -> None:
+        self.folder, self.model, self.places, self.videos, self.rerank = folder, model, places, videos, rerank
         self.uris = list(dict.fromkeys(uri for uri, _, _ in places))
         numbers = {uri: number for number, uri in enumerate(self.uris)}
         self.file_of_row = np.array([numbers[uri] for uri, _, _ in places])
@@ -88,12 +91,15 @@ class Library:
         self.lock = threading.Lock()
 
     @classmethod
-    def open(cls, index: str, run: str | None = None) -> Library:
-        """Open an index. ValueError for that of another model, FileNotFoundError for none."""
+    def open(cls, index: str, run: str | None = None, *, rerank: int = 100) -> Library:
+        """Open an index, of which the cross encoder scores `rerank` windows for a sentence.
+
+        ValueError for that of another model, FileNotFoundError for none.
+        """
         folder = storage.absolute(index)
         model = model_of(folder, run)
         places, videos = read_index(folder, model)
-        return cls(folder, run_files.read_json(f"{folder}/{INDEX}")["videos"], model, places, videos)
+        return cls(folder, run_files.read_json(f"{folder}/{INDEX}")["videos"], model, places, videos, rerank)
 
     def facts(self) -> dict[str, Any]:
         """Return what a page has to know before the first question."""
@@ -107,11 +113,11 @@ class Library:
             "max_query_characters": MAX_QUERY_CHARACTERS,
         }
 
-    def by_text(self, text: str, filters: Filters, *, num: int, rerank: int = 100) -> list[Moment]:
+    def by_text(self, text: str, filters: Filters, *, num: int) -> list[Moment]:
         """Return the best moments for a sentence."""
         with self.lock:
             query = self.model.embed_texts([text])
-            rows, dual = self.first(query.vectors, max(rerank, ROWS_PER_MOMENT * num), filters)
+            rows, dual = self.first(query.vectors, max(self.rerank, num), filters)
             if not len(rows):
                 return []
             chosen = Videos(tokens=self.videos.tokens[rows], vectors=self.videos.vectors[rows])
@@ -205,10 +211,11 @@ class Library:
 
 def strips_of(path: str) -> tuple[list[str], list[float], list[bytes]] | None:
     """Return file, start and strip of each row of a part; None where it has no strips."""
-    table = storage.read_table(path)
-    if "strip" not in table.column_names:
+    names = ["uri", "start_seconds", "strip"]
+    table = storage.read_with(path, lambda file: pq.ParquetFile(file).read(names))
+    if table.column_names != names:
         return None
-    uris, starts, strips = (table[name].to_pylist() for name in ("uri", "start_seconds", "strip"))
+    uris, starts, strips = (table[name].to_pylist() for name in names)
     return uris, starts, strips
 
 

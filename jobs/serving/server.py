@@ -25,7 +25,7 @@ MAX_HEADER_BYTES = 2**18
 def serve(config: SearchConfig) -> None:
     """Answer until this process is asked to end. ValueError for a port that is taken, or an index of another model."""
     with listening(config.port) as listener:  # before the model is loaded, which takes longer
-        library = Library.open(index_of(config.index, config.run), config.run)
+        library = Library.open(index_of(config.index, config.run), config.run, rerank=config.rerank)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         voice.show(f"{url} shows {len(library.places)} moments of {len(library.uris)} files; Ctrl-C ends it")
         if has_screen():

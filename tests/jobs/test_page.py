@@ -174,6 +174,22 @@ def test_what_cannot_be_answered_is_said_in_words(port: int, path: str, status: 
     assert re.search(words, json.loads(content)["error"])
 
 
+@pytest.mark.parametrize("text", ["\0", "\u202e", "🦀" * 900, "%ff", "'; drop table", "{{7*7}}", "a\nb"])
+def test_any_text_is_a_question(port: int, text: str) -> None:
+    assert answer(port, f"/api/search?q={quote(text)}&num=1")["moments"]
+
+
+def test_what_nobody_expected_is_said_too(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(*arguments: object, **options: object) -> None:
+        raise RuntimeError("a path of the disk")
+
+    monkeypatch.setattr(library, "by_text", break_down)
+    with served(library) as port:
+        status, _, content = get(port, "/api/search?q=ring")
+    assert status == 500
+    assert json.loads(content)["error"] == "this failed unexpectedly (RuntimeError); the log has its traceback"
+
+
 @pytest.mark.parametrize("path", ["/files/../index.json", "/files/%2e%2e%2findex.json", "/files/-1", "/index.json"])
 def test_no_path_of_a_request_reaches_the_disk(port: int, path: str) -> None:
     assert get(port, path)[0] == 404
