@@ -269,6 +269,24 @@ def test_a_taken_port_and_a_folder_without_an_index_are_refused(indexed: EmbedCo
         Library.open(indexed.out, other)
 
 
+def test_a_folder_of_videos_is_embedded_below_it_once_for_each_model(
+    indexed: EmbedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos, embedded = tmp_path / "videos", []
+    shutil.copytree(indexed.videos, videos)
+
+    def without_ray(config: EmbedConfig) -> dict[str, int]:
+        embedded.append(len(embed_here(config)))
+        return {"videos": 4, "embedded": embedded[-1], "rejected": 0}
+
+    monkeypatch.setattr("jobs.inference.index.embed", without_ray)
+    out = index_of(str(videos), indexed.run)
+    assert index_of(str(videos), indexed.run) == out == index_of(out, None)
+    assert embedded == [4, 0]
+    assert sorted(Library.open(out).names) == sorted(["long.mp4", MARKUP, "trips/sea/short.mp4", "still.png"])
+    assert index_of(str(videos), made_run(tmp_path)) != out
+
+
 def test_a_browser_searches_plays_at_the_second_and_asks_no_other_host(
     indexed: EmbedConfig, library: Library, tmp_path: Path
 ) -> None:
