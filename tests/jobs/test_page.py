@@ -138,9 +138,14 @@ def test_an_upload_is_like_what_the_same_file_is_like(
 
 
 def test_filters_leave_what_lies_in_the_folder_and_lasts_so_long(library: Library, port: int) -> None:
+    query = library.model.embed_texts(["ring"]).vectors
+    every, passing = (library.first(query, 100, filters) for filters in (Filters(), Filters(folder="trips")))
+    is_below = [library.places[row][0].endswith("trips/sea/short.mp4") for row in every[0]]
+    assert passing[0].tolist() == every[0][is_below].tolist()
+    assert passing[1].tolist() == pytest.approx(every[1][is_below].tolist(), abs=1e-4)
     everything = answer(port, "/api/search?q=ring&num=100")["moments"]
     in_folder = answer(port, "/api/search?q=ring&num=100&folder=trips")["moments"]
-    assert {m["row"] for m in in_folder} == {m["row"] for m in everything if m["name"].startswith("trips/")} != set()
+    assert {moment["name"] for moment in in_folder} == {"trips/sea/short.mp4"}
     long = answer(port, "/api/search?q=ring&num=100&min_seconds=8.5&max_seconds=9.5")["moments"]
     assert {m["name"] for m in long} == {"long.mp4"}
     assert answer(port, "/api/search?q=ring&folder=trip")["moments"] == []
