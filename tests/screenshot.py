@@ -1,6 +1,6 @@
 """Take the picture of the page that the README shows.
 
-python -m tests.screenshot INDEX "a small red cross wobbles and after that a tiny orange square jumps" docs/images/search.png
+python -m tests.screenshot INDEX "a small red cross wobbles and after that a tiny orange square jumps" OUT.png
 """
 
 from __future__ import annotations
