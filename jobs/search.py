@@ -1,6 +1,7 @@
 """Find moments of videos by a sentence, in an index of jobs/embed.py.
 
 python jobs/search.py INDEX "a red ring rises"
+python jobs/search.py INDEX_OR_VIDEOS             a page in which to ask, and to play what is there
 
 The dual encoder's vectors choose `--rerank` videos, the cross encoder puts them in order.
 """
@@ -17,6 +18,11 @@ def main(argv: list[str] | None = None) -> None:
     from jobs.tracking import voice
 
     config = parsing.read(SearchConfig, argv, program="search.py", description=__doc__)
+    if config.text is None:
+        from jobs.serving.server import serve
+
+        serve(config)
+        return
     for moment in search(config):
         voice.show(f"{moment.cross:8.3f}  {moment.dual:8.3f}  {moment.span:>15}  {moment.uri}".rstrip())
 

@@ -64,6 +64,9 @@ ROOMS = {
         *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation"),
         *("cluster", "pipeline", "snps3_model"),
     },
+    "jobs.serving": {
+        *("jobs.run", "jobs.inference", "jobs.tracking.voice", "pipeline", "snps3_model"),
+    },
     "snps3": {"jobs.command_line.entry", "jobs.inference.model", "pipeline.nearest"},
     "jobs.experiments": {
         *("jobs.ROOT", "jobs.WORKPLACE", "jobs.run", "jobs.tracking", "jobs.training", "jobs.evaluation"),
@@ -91,6 +94,8 @@ ONE_FILE = {
     "torch.nn.parallel": "cluster/world.py",
     "lmdb": "pipeline/corpus/media.py",
     "lemminflect": "pipeline/text/tagging.py",
+    "starlette": "jobs/serving/app.py",
+    "uvicorn": "jobs/serving/server.py",
 }
 EXCEPTIONS = {
     "cluster/ray_internals.py",

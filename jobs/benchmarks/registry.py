@@ -39,6 +39,7 @@ BENCHMARKS = {
     "overhead": "tiny_runs:overhead",
     "control-plane": "control_plane:control_plane",
     "two-stage": "two_stage:two_stage",
+    "moments": "moments:moments",
     "downstream": "downstream_scores:downstream",
     "compare": "compare_time:compare_runs",
     "sweep": "sweep_cost:sweep",

@@ -13,12 +13,10 @@ import tyro
 
 from jobs.inference.index_files import INDEX, parts_in
 from jobs.inference.model import Model, Videos, load
+from jobs.inference.ranking import Place
 from jobs.run import run_files
 from jobs.run.fields import refuse_below
 from pipeline import storage
-
-Place = tuple[str, float | None, float | None]
-"""Video, and start and end of a window of it in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +24,20 @@ class SearchConfig:
     """A sentence, and the index that is searched."""
 
     index: Annotated[str, tyro.conf.Positional]
-    """Folder that jobs/embed.py wrote."""
-    text: Annotated[str, tyro.conf.Positional]
-    """A sentence about the video."""
+    """Folder that jobs/embed.py wrote. For the page with --run also a folder of videos, which is embedded first."""
+    text: Annotated[str | None, tyro.conf.Positional] = None
+    """A sentence about the video; None: a page opens in which to ask."""
     num_results: int = 5
     rerank: int = 100
     """Windows that the cross encoder puts in order."""
     run: str | None = None
     """Folder of the model; None: where it lay when the index was made."""
+    port: int = 8765
+    """Of the page, on this machine's loopback; 0: any that is free."""
 
     def __post_init__(self) -> None:
-        refuse_below(self, "", num_results=1, rerank=1)
-        if not self.text.strip():
+        refuse_below(self, "", num_results=1, rerank=1, port=0)
+        if self.text is not None and not self.text.strip():
             raise ValueError("text must say what is looked for, got an empty one")
 
 
@@ -61,16 +61,21 @@ class Match:
 def search(config: SearchConfig) -> list[Match]:
     """Return the best videos, best first. ValueError for an index of another model."""
     folder = storage.absolute(config.index)
+    model = model_of(folder, config.run)
+    places, videos = read_index(folder, model)
+    return best(model, places, videos, config)
+
+
+def model_of(folder: str, run: str | None) -> Model:
+    """Load the model that an index was made with, from `run` or where it lay then. ValueError for another model."""
     storage.check_readable(f"{folder}/{INDEX}")
     facts = run_files.read_json(f"{folder}/{INDEX}")
-    run = storage.absolute(config.run or facts["run"])
+    run = storage.absolute(run or facts["run"])
     if (weights := run_files.weights_hash(run)) != facts["model"]:
         raise ValueError(
             f"{folder} was made with the model {facts['model']}, and {run} is {weights}; name it with --run"
         )
-    model = load(run)
-    places, videos = read_index(folder, model)
-    return best(model, places, videos, config)
+    return load(run)
 
 
 def read_index(folder: str, model: Model) -> tuple[list[Place], Videos]:
@@ -93,7 +98,7 @@ def read_index(folder: str, model: Model) -> tuple[list[Place], Videos]:
 
 def best(model: Model, places: Sequence[Place], videos: Videos, config: SearchConfig) -> list[Match]:
     """Return the windows that the dual encoder puts first, in the order of the cross encoder."""
-    text = model.embed_texts([config.text])
+    text = model.embed_texts([config.text or ""])
     dual = model.dual_scores(text, videos)[0].numpy()
     first = np.argsort(-dual, kind="stable")[: config.rerank]
     chosen = Videos(tokens=videos.tokens[first], vectors=videos.vectors[first])
