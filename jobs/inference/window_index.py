@@ -1,14 +1,15 @@
 """An index of windows that is open for questions: mapped from disk, and not read.
 
-text ── dot products with the 8-bit codes of all windows ── first few hundred ── their dual scores ── first of them
+text ── dot products with the 8-bit codes of all windows ── first thousand   ── their dual scores ── first of them
         (a small index: dual scores of all windows)
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ Place = tuple[str, float | None, float | None]
 """Video, and start and end of a window of it in seconds."""
 EXACT_BYTES = 64 * 2**20
 """Of frame vectors, up to which an index is searched without its codes."""
-OVERSAMPLING, LEAST_CANDIDATES = 4, 400
+OVERSAMPLING, LEAST_CANDIDATES = 4, 1000
 """The codes choose so many windows per one that is asked for, and no fewer than those."""
 TABLES_IN_MEMORY = 64
 """Parts whose places stay in memory."""
@@ -54,12 +55,13 @@ class WindowIndex:
         self, texts: Float[Tensor, "1 D"], count: int, temperature: float
     ) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]]:
         """Return the windows with the highest dual scores for a text, best first, and their scores."""
-        if self.is_exact:
-            parts = [dual_scores(texts, part.vectors, temperature)[0] for part in self.parts]
-            return highest(torch.cat(parts), count)
-        rows = highest(self.coded_scores(texts), max(OVERSAMPLING * count, LEAST_CANDIDATES))[0]
-        order, scores = highest(dual_scores(texts, self.vectors(rows), temperature)[0], count)
-        return rows[order], scores
+        with one_thread():
+            if self.is_exact:
+                parts = [dual_scores(texts, part.vectors, temperature)[0] for part in self.parts]
+                return highest(torch.cat(parts), count)
+            rows = highest(self.coded_scores(texts), max(OVERSAMPLING * count, LEAST_CANDIDATES))[0]
+            order, scores = highest(dual_scores(texts, self.vectors(rows), temperature)[0], count)
+            return rows[order], scores
 
     def coded_scores(self, texts: Float[Tensor, "1 D"]) -> Float[Tensor, " N"]:
         """Return a number per window that orders them about as their mean cosine with the text does."""
@@ -88,6 +90,17 @@ class WindowIndex:
         numbers = np.searchsorted(self.stops, rows.numpy(), side="right")
         starts = np.concatenate([[0], self.stops])[numbers]
         return [(self.parts[number], int(place)) for number, place in zip(numbers, rows.numpy() - starts, strict=True)]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread: a part is so small that threads wait for each other, not for memory."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def highest(scores: Float[Tensor, " N"], count: int) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]]:
