@@ -61,7 +61,7 @@ ROOMS = {
     },
     "jobs.corpus": {"jobs.launch.lease", "jobs.tracking.voice", "cluster", "pipeline"},
     "jobs.inference": {
-        *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation"),
+        *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation", "jobs.launch.lease"),
         *("cluster", "pipeline", "snps3_model"),
     },
     "jobs.serving": {

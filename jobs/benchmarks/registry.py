@@ -44,6 +44,8 @@ BENCHMARKS = {
     "compare": "compare_time:compare_runs",
     "sweep": "sweep_cost:sweep",
     "scale": "scale:scale",
+    "search-scale": "search_scale:search_scale",
+    "retrieval-memory": "retrieval_memory:retrieval_memory",
 }
 """Name → module of this folder and its function, whose parameters are the options of the command line."""
 

@@ -1,22 +1,11 @@
-"""Which windows of an index are shown for a query, and in which order. Pure, numpy only."""
+"""Which windows of an index are shown for a query. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-from jaxtyping import Bool, Float, Int
-
 Place = tuple[str, float | None, float | None]
 """Video, and start and end of a window of it in seconds; without an end an image, without both a whole video."""
-
-
-def highest_rows(
-    scores: Float[np.ndarray, " N"], k: int, is_eligible: Bool[np.ndarray, " N"] | None = None
-) -> Int[np.ndarray, " k"]:
-    """Return the `k` highest of the eligible rows, best first; of equal ones the first."""
-    rows = np.arange(len(scores)) if is_eligible is None else np.flatnonzero(is_eligible)
-    return rows[np.argsort(-scores[rows], kind="stable")[:k]]
 
 
 def distinct(places: Sequence[Place], rows: Iterable[int], num: int, shown: Sequence[int] = ()) -> list[int]:

@@ -5,9 +5,7 @@ text ── dual scores of all windows ── filters ── first `rerank` ─�
 
 from __future__ import annotations
 
-import bisect
 import functools
-import itertools
 import math
 import threading
 from collections.abc import Sequence
@@ -19,10 +17,11 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int
 
-from jobs.inference.index_files import INDEX, parts_in
+from jobs.inference.index_files import INDEX
 from jobs.inference.model import Model, Videos, decode_media
-from jobs.inference.query import model_of, read_index
-from jobs.inference.ranking import Place, distinct, highest_rows
+from jobs.inference.query import open_index
+from jobs.inference.ranking import distinct
+from jobs.inference.window_index import WindowIndex
 from jobs.run import run_files
 from pipeline import storage
 from pipeline.corpus.media import kind_of
@@ -74,19 +73,15 @@ class Moment:
 class Library:
     """The windows of an index, with their model. Several threads may ask."""
 
-    def __init__(
-        self, folder: str, root: str, model: Model, places: Sequence[Place], videos: Videos, rerank: int
-    ) -> None:
-        self.folder, self.model, self.places, self.videos, self.rerank = folder, model, places, videos, rerank
+    def __init__(self, folder: str, root: str, model: Model, index: WindowIndex, rerank: int) -> None:
+        self.folder, self.model, self.index, self.rerank = folder, model, index, rerank
+        self.places = places = [place for part in index.parts for place in index.places_of(part.path)]
         self.uris = list(dict.fromkeys(uri for uri, _, _ in places))
         numbers = {uri: number for number, uri in enumerate(self.uris)}
         self.file_of_row = np.array([numbers[uri] for uri, _, _ in places])
         self.names = [uri.removeprefix(f"{root}/") for uri in self.uris]
         self.seconds = np.zeros(len(self.uris))
         np.maximum.at(self.seconds, self.file_of_row, [end or 0.0 for _, _, end in places])
-        self.parts = parts_in(folder)
-        sizes = [len(storage.read_table(path, ["uri"])) for path in self.parts]
-        self.part_stops = list(itertools.accumulate(sizes))
         self.strips_of = functools.lru_cache(PARTS_IN_MEMORY)(strips_of)
         self.lock = threading.Lock()
 
@@ -97,9 +92,8 @@ class Library:
         ValueError for that of another model, FileNotFoundError for none.
         """
         folder = storage.absolute(index)
-        model = model_of(folder, run)
-        places, videos = read_index(folder, model)
-        return cls(folder, run_files.read_json(f"{folder}/{INDEX}")["videos"], model, places, videos, rerank)
+        model, windows = open_index(folder, run)
+        return cls(folder, run_files.read_json(f"{folder}/{INDEX}")["videos"], model, windows, rerank)
 
     def facts(self) -> dict[str, Any]:
         """Return what a page has to know before the first question."""
@@ -120,8 +114,9 @@ class Library:
             rows, dual = self.first(query.vectors, max(self.rerank, num), filters)
             if not len(rows):
                 return []
-            chosen = Videos(tokens=self.videos.tokens[rows], vectors=self.videos.vectors[rows])
+            chosen = Videos(tokens=self.index.tokens(rows), vectors=self.index.vectors(rows))
             cross = self.model.match(query, chosen)[0].numpy()
+        rows, dual = rows.numpy(), dual.numpy()
         scores = metrics.standardised(dual) + metrics.standardised(cross)
         order = np.argsort(-scores, kind="stable")
         kept = distinct(self.places, rows[order].tolist(), num)
@@ -130,7 +125,7 @@ class Library:
 
     def like(self, row: int, filters: Filters, *, num: int) -> list[Moment]:
         """Return the moments whose frames are nearest to those of a window, which is none of them."""
-        return self.near(self.videos.vectors[row], filters, num=num, shown=[row])
+        return self.near(self.index.vectors(torch.tensor([row]))[0], filters, num=num, shown=[row])
 
     def like_media(self, media: bytes, filters: Filters, *, num: int) -> list[Moment]:
         """Return the moments nearest to the middle frames of a picture or video. DecodeError if it is neither."""
@@ -152,11 +147,9 @@ class Library:
 
     def first(
         self, query: Float[torch.Tensor, "1 D"], count: int, filters: Filters
-    ) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, " K"]]:
+    ) -> tuple[Int[torch.Tensor, " K"], Float[torch.Tensor, " K"]]:
         """Return the rows of files that pass with the highest dual scores, best first, and their scores."""
-        dual = snps3.dual_scores(query, self.videos.vectors, self.model.temperature)[0].numpy()
-        rows = highest_rows(dual, count, self.eligible(filters))
-        return rows, dual[rows]
+        return self.index.first(query, count, self.model.temperature, self.eligible(filters))
 
     def around(self, row: int, *, reach: int) -> list[Moment]:
         """Return the windows of a row's file from `reach` before it to `reach` after it, in order of time."""
@@ -194,16 +187,14 @@ class Library:
 
         FileNotFoundError for an index without strips, ChangedIndexError if it was written anew.
         """
-        part = bisect.bisect_right(self.part_stops, row)
-        first = self.part_stops[part - 1] if part else 0
+        ((part, place),) = self.index.located(torch.tensor([row]))
         try:
-            rows = self.strips_of(self.parts[part])
+            rows = self.strips_of(part.path)
         except FileNotFoundError as error:
             raise ChangedIndexError from error
         if rows is None:
             raise FileNotFoundError(f"{self.folder} was made without strips of frames: make it anew with snps3 embed")
         uri, start, _ = self.places[row]
-        place = row - first
         if place >= len(rows[0]) or (rows[0][place], rows[1][place]) != (uri, start):
             raise ChangedIndexError
         return rows[2][place]

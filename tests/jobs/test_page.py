@@ -103,7 +103,7 @@ def test_windows_are_the_same_moment_from_half_of_the_shorter_on() -> None:
 
 
 def test_more_like_this_orders_by_the_angles_between_frames(library: Library) -> None:
-    row, vectors = 3, library.videos.vectors.double()
+    row, vectors = 3, library.index.vectors(torch.arange(len(library.places))).double()
     query = vectors[row].mean(0)
     cosines = vectors @ (query / query.norm())
     expected = torch.logsumexp(cosines / library.model.temperature, 1)
