@@ -14,7 +14,7 @@ from cluster.run import Runtime
 from jobs.run import run_files
 from jobs.tasks.retrieval import MASKED_WORDS
 from jobs.tracking.journal import Journal, newest_lines
-from jobs.tracking.mlflow_runs import Tracker
+from jobs.tracking.patient_tracker import PatientTracker, keep_unsent
 from jobs.tracking.status_file import read_status
 from jobs.training import checkpoints
 from jobs.training.batches import RankBatches
@@ -63,6 +63,7 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
     finally:
         watchdog.stop()
         journal.flush()
+        keep_unsent(trainer.tracker, job.run_folder)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Trainer:
     ) -> None:
         self.job, self.runtime, self.world, self.journal = job, runtime, runtime.world, journal
         self.alive, self.on_step = alive, on_step
-        self.tracker = Tracker(job.tracking_uri, job.tracking_run_id)
+        self.tracker = PatientTracker(job.tracking_uri, job.tracking_run_id)
         self.clock = Clock()
         self.batches = RankBatches(job, runtime, self.clock, alive)
         self.reporter = Reporter(job, self.batches, self.journal, self.tracker)
