@@ -27,6 +27,7 @@ BENCHMARKS = {
     "dedup": "dedup:dedup",
     "kills": "kills:kills",
     "restart": "kills:restart",
+    "hosts": "hosts:hosts",
     "lease": "lease:lease",
     "log-lines": "log_lines:log_lines",
     "planted-faults": "planted_faults:planted_faults",

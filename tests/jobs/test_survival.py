@@ -7,6 +7,7 @@ process of its own, on a cluster of several nodes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -117,7 +118,7 @@ def test_a_killed_rank_costs_no_clip_and_no_bit(toy_run: str, manifest: str, tmp
     assert len({attempt.group for attempt in trained}) == 2
     assert lost_and_doubled(lineage(trained), training_source(config), TOY_STEPS) == (0, 0)
     assert "lost" in {line["event"] for line in read_journals(str(tmp_path / "killed"))}
-    assert kills.weights_of(tmp_path / "killed") == kills.weights_of(Path(toy_run))
+    assert kills.weights_of(str(tmp_path / "killed")) == kills.weights_of(toy_run)
     reference = run_files.read_json(f"{toy_run}/results.json")
     measured = {name: value for name, value in reference.items() if name.startswith(("test/", "validation/"))}
     assert measured
@@ -199,7 +200,9 @@ def test_a_node_that_is_announced_to_go_is_preceded_by_a_checkpoint(
 ) -> None:
     cluster.fill()
     config = small_run(RUN_NAME, manifest, small_placement(str(tmp_path), max_failures=0))
-    run = kills.run_killed("notice", 2, driver_of(config, cluster), training_source(config), cluster)
+    driver = driver_of(config, cluster)
+    notice = functools.partial(kills.announce_loss, driver, cluster)
+    run = kills.run_killed(2, driver, training_source(config), notice)
     assert (run["lost"], run["doubled"], run["num_groups"]) == (0, 0, 2)
     steps = {line["step"] for line in read_journals(str(tmp_path / RUN_NAME)) if line["event"] == "checkpoint"}
     assert any(step % EVERY for step in steps), steps
