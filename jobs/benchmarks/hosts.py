@@ -27,6 +27,7 @@ from jobs.benchmarks.support.hosts import RECORDS, Host, missing
 from jobs.run import run_files
 from jobs.run.config import Placement, SelectionConfig
 from jobs.run.fields import as_dict
+from jobs.tracking import mlflow_runs
 from jobs.tracking.journal import read_journals
 from jobs.training.job import make_sources
 from pipeline import storage
@@ -93,7 +94,16 @@ class HostRun(Driver):
         config = self.config
         source = make_sources(config.data, config.placement, config.optim.global_batch, config.seed)["train"]
         result = run_killed(step, self, source, lambda trained: fault(self.cluster, seconds))
-        return result | {"seconds_from_submit_to": self.seconds_to()}
+        return result | {"lost_points": self.num_lost_points(), "seconds_from_submit_to": self.seconds_to()}
+
+    def num_lost_points(self) -> int:
+        """Return how many steps have no loss in MLflow; each is logged."""
+        with self.cluster.laptop.network():
+            client = mlflow_runs.client_of(self.cluster.environment[mlflow_runs.URI_VARIABLE])
+            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+            (logged,) = client.search_runs(experiments, f"attributes.run_name = '{self.name}'")
+            steps = {point.step for point in client.get_metric_history(logged.info.run_id, "loss/total")}
+        return len(set(range(1, self.config.optim.num_steps + 1)) - steps)
 
 
 # --- what happens -----------------------------------------------------------------------------------------------------
@@ -205,7 +215,7 @@ def hosts(what: tuple[str, ...] = FAULTS, outage_seconds: float = 60.0, step: in
                     print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     for run in runs:
         run["bit_equal"] = run["weights"] == runs[0]["weights"]
-    totals = {name: sum(run[name] for run in runs) for name in ("lost", "doubled")}
+    totals = {name: sum(run[name] for run in runs) for name in ("lost", "doubled", "lost_points")}
     return totals | {"bit_equal": all(run["bit_equal"] for run in runs), "runs": runs}
 
 

@@ -23,7 +23,7 @@ from jobs import ROOT
 from jobs.benchmarks.support.faulty_store import ENDPOINT, Faults, FaultyStore, faulty_store, store_endpoint
 from jobs.benchmarks.support.hosts import Host, Lan
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 STORE_BYTES = 150 * 2**20
 """Of each host's object store."""
 AGAIN = 'while :; do "$@"; sleep 2; done'
