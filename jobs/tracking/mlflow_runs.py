@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the driver shows the address
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PARENT = "mlflow.parentRunId"
