@@ -31,6 +31,7 @@ BENCHMARKS = {
     "dedup-scale": "dedup_scale:dedup_scale",
     "kills": "kills:kills",
     "restart": "kills:restart",
+    "hosts": "hosts:hosts",
     "lease": "lease:lease",
     "log-lines": "log_lines:log_lines",
     "planted-faults": "planted_faults:planted_faults",
