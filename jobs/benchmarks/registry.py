@@ -39,6 +39,7 @@ BENCHMARKS = {
     "compare": "compare_time:compare_runs",
     "sweep": "sweep_cost:sweep",
     "scale": "scale:scale",
+    "split": "shot_detection:split",
 }
 """Name → module of this folder and its function, whose parameters are the options of the command line."""
 

@@ -92,6 +92,10 @@ class Listing(abc.ABC):
     def rows(self, split: str, kind: Kind) -> Rows:
         """The clips of one kind in a split; there may be none."""
 
+    def num_uncaptioned(self, split: str) -> int:
+        """The number of clips of a split without captions, as far as its rows are in memory."""
+        return 0
+
     @property
     def fastest_decoder(self) -> str | None:
         """The decoder to read this corpus with; None if none was measured."""

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.corpus import parts
@@ -75,6 +76,10 @@ class Manifest(Listing):
     def rows(self, split: str, kind: Kind) -> Rows:
         """The clips of one kind in a split, which no longer hold the others in memory."""
         return TableRows(of_kind(self.table, split, kind))
+
+    def num_uncaptioned(self, split: str) -> int:
+        captions = self.table.filter(pc.field("split") == split)["captions"].to_pylist()
+        return sum(not texts for texts in captions)
 
 
 @dataclass(frozen=True, kw_only=True)
