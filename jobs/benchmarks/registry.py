@@ -40,6 +40,7 @@ BENCHMARKS = {
     "sweep": "sweep_cost:sweep",
     "scale": "scale:scale",
     "split": "shot_detection:split",
+    "filters": "filter_scores:filters",
 }
 """Name → module of this folder and its function, whose parameters are the options of the command line."""
 

@@ -31,7 +31,9 @@ def read_kept(folder: str, schema: pa.Schema) -> pa.Table:
     names = [name for name in storage.list_files(folder) if name.endswith(".parquet")] if storage.exists(folder) else []
     tables = [storage.read_table(storage.join(folder, name)) for name in names]
     table = pa.concat_tables([result_schema(schema).empty_table(), *tables])
-    return table.filter(pc.invert(pc.is_in(table["reason"], pa.array([str(reason) for reason in PASSING]))))
+    return table.filter(
+        pc.invert(pc.is_in(table["reason"], pa.array([str(reason) for reason in PASSING], pa.string())))
+    )
 
 
 def keep(results: pa.Table, folder: str) -> None:
