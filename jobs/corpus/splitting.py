@@ -20,7 +20,7 @@ from pipeline.corpus.clip_rows import Annotation
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.sources import Source, open_source
 from pipeline.curation.cuts import of_length
-from pipeline.curation.shots import SPANS, Cutting, DetectorName, spans_of_files
+from pipeline.curation.shots import SPANS, Cutting, DetectorName, spans_of_files, weights_path
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
 from pipeline.decode.decoders import DecoderName
@@ -85,6 +85,8 @@ class SplitConfig:
         if bool(self.annotations) != (self.by == "times"):
             raise ValueError(f"--by times needs --annotations, and they need it; got --by {self.by}")
         decoders.load(self.decoder)
+        if self.by == "shots" and self.detector == "transnetv2":
+            weights_path()
 
     @property
     def cutting(self) -> Cutting:

