@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install pretrain test test-slow wheel-test resolve docs nightly check format lint types clean
+.PHONY: help install pretrain test coverage test-slow wheel-test resolve docs nightly check format lint types clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,10 @@ pretrain: install  ## make the corpus, pre-train `tiny` on it, evaluate and repo
 
 test: install  ## the test suite and its ten longest durations
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 $(TESTS)
+
+coverage: install  ## branch coverage of each package by the test suite
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report json $(TESTS)
+	$(BIN)/python tests/branch_coverage.py
 
 test-slow: install  ## the tests that start whole runs; SLOW='slow and not nightly' for those that CI runs
 	$(BIN)/python -m pytest -m '$(SLOW)' --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 $(TESTS)

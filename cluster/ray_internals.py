@@ -161,6 +161,20 @@ def throttle_batch_metrics() -> None:
         BatchIterator.UPDATE_METRICS_INTERVAL_S = METRICS_SECONDS
 
 
+def is_preempted() -> bool:
+    """Return, in a rank, whether Ray has told it that a node of its worker group is about to be preempted.
+
+    `ray.train.get_preemption_info`, which is asked where this is missing, is a barrier over all ranks.
+    """
+    import ray.train
+
+    with _optional("preemption_context", "ranks wait for each other when they ask whether a node is taken away"):
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        return get_train_context().preemption_context.preemption_info is not None
+    return ray.train.get_preemption_info() is not None
+
+
 class ThrottleMetrics:
     """Let a dataset's executor report its metrics every `METRICS_SECONDS`, as `throttle_batch_metrics` does."""
 

@@ -159,8 +159,8 @@ class Runtime:
         return ray_internals.stored_checkpoint(name)
 
     def is_preempted(self) -> bool:
-        """Return whether a node of this group is about to be preempted. A barrier over all ranks."""
-        return ray.train.get_preemption_info() is not None
+        """Return whether this rank has heard that a node of its group is about to be preempted."""
+        return ray_internals.is_preempted()
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[str | None]:

@@ -14,12 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster import ray_internals
-
-SAID, PROGRESS, WORKERS = "snps3.said", "snps3.progress", "snps3.workers"
-"""Loggers of the driver: lines for people, the line of progress, and all else that workers print."""
-MARK, PROGRESS_MARK = "[snps3] ", "[snps3 progress] "
-PACKAGES = ("jobs", "pipeline", "snps3_model", "cluster", "snps3")
-"""The loggers of the product: a warning of theirs is one that a person can act on."""
+from cluster.loggers import MARK, PACKAGES, PROGRESS, PROGRESS_MARK, SAID, WORKERS
 
 OUT_OF_MEMORY = re.compile("killed due to memory pressure")
 """In a raylet's message: what it ends to keep its machine alive, which a smaller batch or fewer CPUs mend."""

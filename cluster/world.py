@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +47,19 @@ class World:
         """Gather (n, …) of each rank to (size·n, …) in rank order, differentiably; `n` is the same on all ranks."""
         return rows if self.size == 1 else _Gather.apply(rows)  # pyright: ignore[reportReturnType]
 
-    def any(self, flag: bool) -> bool:
-        """Return on every rank whether `flag` is true on any: how ranks agree to stop at the same step."""
+    def highest(self, value: int) -> Callable[[], int]:
+        """Begin to ask all ranks for their `value`; the function that is returned waits for the highest of them, which
+        is the same on every rank."""
         if self.size == 1:
-            return flag
-        votes = torch.tensor([float(flag)])
-        dist.all_reduce(votes, group=self.votes)
-        return votes.item() > 0
+            return lambda: value
+        votes = torch.tensor([value])
+        work = dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.votes, async_op=True)
+
+        def answer() -> int:
+            work.wait()  # pyright: ignore[reportOptionalMemberAccess]
+            return int(votes.item())
+
+        return answer
 
     def gather_objects(self, values: list[Any]) -> list[Any]:
         """Return the values of all ranks in one list, in rank order. Pickled, between our own processes only."""

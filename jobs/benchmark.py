@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from jobs.command_line.entry import nearest, run_command
+from jobs.command_line.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     from jobs import WORKPLACE
     from jobs.benchmarks.registry import BENCHMARKS, benchmark
     from jobs.tracking.machine import hardware
+    from pipeline.nearest import did_you_mean
 
     usage = f"usage: benchmark.py NAME [options]; NAME is one of {', '.join(BENCHMARKS)}"
     name, *options = (sys.argv[1:] if argv is None else argv) or [""]
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         print(usage)
         return
     if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark {name!r}; {nearest(name, BENCHMARKS) or 'name one'} ({usage})")
+        raise ValueError(f"there is no benchmark {name!r}; {did_you_mean(name, BENCHMARKS) or 'name one'} ({usage})")
     os.chdir(WORKPLACE)
     result = tyro.cli(benchmark(name), args=options, prog=f"benchmark.py {name}")
     facts = {"benchmark": name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "hardware": hardware()}

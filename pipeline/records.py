@@ -230,15 +230,27 @@ class Batch:
     length_groups: tuple[LengthGroup, ...] = ()
     """Every row in one of them; none to pass all rows at once."""
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        columns = [getattr(self, name) for name in self._columns()]
+        return [*columns, *(group.rows for group in self.length_groups)]
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del columns["most_masked"], columns["most_tokens"], columns["length_groups"]
-        moved = {name: column.to(device, non_blocking=True) for name, column in columns.items()}
-        groups = tuple(
-            dataclasses.replace(group, rows=group.rows.to(device, non_blocking=True)) for group in self.length_groups
-        )
+        moved = {name: _moved(getattr(self, name), device) for name in self._columns()}
+        groups = tuple(dataclasses.replace(group, rows=_moved(group.rows, device)) for group in self.length_groups)
         return dataclasses.replace(self, **moved, length_groups=groups)
+
+    def _columns(self) -> list[str]:
+        others = ("most_masked", "most_tokens", "length_groups")
+        return [field.name for field in dataclasses.fields(self) if field.name not in others]
+
+
+def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`; one that is the same in all frames, as a pad mask is, travels once."""
+    is_repeated = tensor.ndim > 1 and tensor.stride(1) == 0
+    sent = (tensor[:, :1] if is_repeated else tensor).to(device, non_blocking=True)
+    return sent.expand_as(tensor) if is_repeated else sent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from jobs.command_line.entry import REFUSED, nearest, run_command
+from jobs.command_line.entry import REFUSED, run_command
+from pipeline.nearest import did_you_mean
 
 
 def commands() -> dict[str, str]:
@@ -31,7 +32,7 @@ def main() -> int:
         print(usage(), file=sys.stdout if name else sys.stderr)
         return 0 if name else REFUSED
     if name not in commands():
-        hint = nearest(name, commands()) or "name one of the commands"
+        hint = did_you_mean(name, commands()) or "name one of the commands"
         print(f"error: there is no command {name!r}; {hint} (commands: {', '.join(commands())})", file=sys.stderr)
         return REFUSED
 

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parent.parent
 ROOMS = {
     "pipeline.records": set(),
     "pipeline.redaction": set(),
+    "pipeline.nearest": set(),
     "pipeline.foreign_text": set(),
     "pipeline.storage_errors": set(),
     "pipeline.storage": {"pipeline.storage_errors"},
-    "pipeline.corpus": {"pipeline.records", "pipeline.redaction", "pipeline.storage"},
+    "pipeline.corpus": {"pipeline.nearest", "pipeline.records", "pipeline.redaction", "pipeline.storage"},
     "pipeline.decode": {"pipeline.corpus", "pipeline.records"},
     "pipeline.text": {"pipeline.records", "pipeline.storage"},
     "pipeline.stream": {"pipeline.corpus", "pipeline.decode", "pipeline.text", "pipeline.records", "pipeline.storage"},
@@ -36,10 +37,12 @@ ROOMS = {
     "pipeline.synthetic": {"pipeline.decode"},
     "snps3_model": {"pipeline.records"},
     "cluster.ray_internals": set(),
-    "cluster": {"cluster.ray_internals"},
+    "cluster.loggers": set(),
+    "cluster": {"cluster.loggers", "cluster.ray_internals"},
     "jobs.run": {"cluster.ray_internals", "pipeline", "snps3_model.config", "snps3_model.loss_table"},
     "jobs.tracking": {
-        *("jobs.ROOT", "jobs.WORKPLACE", "pipeline.foreign_text", "pipeline.redaction", "pipeline.storage"),
+        *("jobs.ROOT", "jobs.WORKPLACE", "cluster.loggers"),
+        *("pipeline.foreign_text", "pipeline.nearest", "pipeline.redaction", "pipeline.storage"),
     },
     "jobs.tasks": {"jobs.run", "cluster.world", "pipeline", "snps3_model"},
     "jobs.training": {"jobs.run", "jobs.tracking", "jobs.tasks", "cluster", "pipeline", "snps3_model"},
@@ -58,14 +61,14 @@ ROOMS = {
     },
     "jobs.command_line": {
         *("jobs.ROOT", "jobs.run", "jobs.launch", "jobs.tracking.voice", "jobs.training.step"),
-        *("cluster", "pipeline.corpus.ledger"),
+        *("cluster", "pipeline.corpus.ledger", "pipeline.nearest"),
     },
     "jobs.corpus": {"jobs.launch.lease", "jobs.tracking.voice", "cluster", "pipeline"},
     "jobs.inference": {
         *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation"),
         *("cluster", "pipeline", "snps3_model"),
     },
-    "snps3": {"jobs.command_line.entry", "jobs.inference.model"},
+    "snps3": {"jobs.command_line.entry", "jobs.inference.model", "pipeline.nearest"},
     "jobs.experiments": {
         *("jobs.ROOT", "jobs.WORKPLACE", "jobs.run", "jobs.tracking", "jobs.training", "jobs.evaluation"),
         *("jobs.launch", "jobs.command_line", "jobs.reports", "cluster", "pipeline", "snps3_model.loss_table"),
@@ -73,7 +76,7 @@ ROOMS = {
     "jobs.benchmarks": {"jobs", "cluster", "pipeline", "snps3_model"},
 }
 """Of each room what its files may import, beside one another. Each room's `__init__` says it in words."""
-COMMANDS = {"jobs", "pipeline.storage"}
+COMMANDS = {"jobs", "pipeline.nearest", "pipeline.storage"}
 """What the commands, jobs/NAME.py, may import."""
 ONE_FILE = {
     "decord": "pipeline/decode/decord_video.py",

@@ -1,7 +1,8 @@
 """Other people's loaders on the clips of `ingest`, each in its best known setting, with decord on as many processes.
 
 They decode straight to the size that ours has after its aspect ratio is kept, and pad nothing. A loader that is not
-installed is listed under `not_run`; Streaming, whose pins clash with ours, may be given a Python of its own.
+installed is listed under `not_run`; Streaming and SPDL, whose pins or libraries clash with ours, may be given a Python
+of their own. SPDL decodes with its own reader, on threads, as it is meant to.
 """
 
 from __future__ import annotations
@@ -69,7 +70,33 @@ def mds(folder: str) -> Any:
     return library.StreamingDataset(local=out, batch_size=BATCH, shuffle=True)
 
 
-LOADERS = {"dataloader": files, "webdataset": tars, "streaming": mds}
+def spdl_decode(path: Path) -> Any:
+    """Return what `decode` does, by SPDL's own reader, which skips the groups of pictures that hold no drawn frame."""
+    spdl_io = importlib.import_module("spdl.io")
+    packets = spdl_io.demux_video(str(path))
+    edges = np.linspace(0, len(packets), NUM_FRAMES + 1).astype(int)
+    indices = [int(np.random.randint(a, b)) for a, b in itertools.pairwise(edges)]
+    scaled = spdl_io.get_video_filter_desc(scale_width=SIZE[0], scale_height=SIZE[1], pix_fmt="rgb24")
+    frames = spdl_io.sample_decode_video(packets, indices, filter_desc=scaled)
+    return spdl_io.to_numpy(spdl_io.convert_frames(frames))
+
+
+def spdl_batches(paths: list[Path], num_workers: int, num_passes: int) -> Iterator[Any]:
+    """Yield batches of SPDL's pipeline of threads."""
+    import torch
+
+    def source() -> Iterator[Path]:
+        for seed in range(num_passes):
+            yield from (paths[index] for index in np.random.default_rng(seed).permutation(len(paths)))
+
+    builder = importlib.import_module("spdl.pipeline").PipelineBuilder()
+    decoded = builder.add_source(source()).pipe(spdl_decode, concurrency=num_workers).aggregate(BATCH)
+    pipeline = decoded.pipe(lambda clips: torch.from_numpy(np.stack(clips))).add_sink(4)
+    with (built := pipeline.build(num_threads=num_workers + 1)).auto_stop():
+        yield from built
+
+
+LOADERS = {"dataloader": files, "webdataset": tars, "streaming": mds, "spdl": files}
 
 
 def batches(dataset: Any, num_workers: int, num_passes: int) -> Iterator[Any]:
@@ -88,9 +115,12 @@ def loaders(
     num_clips: int = 200,
     num_rounds: int = 5,
     num_passes: int = 3,
-    streaming_python: str = sys.executable,
+    other_python: str = sys.executable,
 ) -> dict[str, Any]:
-    """Clips per second of Ray Data to a Train worker, and of each other loader; rounds take turns."""
+    """Clips per second of Ray Data to a Train worker, and of each other loader; rounds take turns.
+
+    `other_python`: the interpreter that has Streaming and SPDL.
+    """
     # not at the top: Streaming's Python lacks Ray
     from jobs.benchmarks.data_path import Clips, cores, delivered, made_clips, source_of, steady_rate
     from jobs.benchmarks.support.fixtures import json_of_child
@@ -104,7 +134,7 @@ def loaders(
             arrivals = delivered(source, num_passes * -(-num_clips // BATCH), scratch)["arrivals"]
         rates["ray"].append(steady_rate(arrivals))
         for name in [name for name in LOADERS if name not in not_run]:
-            python = streaming_python if name == "streaming" else sys.executable
+            python = other_python if name in ("streaming", "spdl") else sys.executable
             try:
                 arguments = (name, f"{folder}/{clips.name}", cores(), num_passes)
                 rates[name].append(steady_rate(json_of_child("jobs.benchmarks.loaders", *arguments, python=python)))
@@ -119,5 +149,5 @@ def loaders(
 
 if __name__ == "__main__":
     loader, folder, num_workers, num_passes = sys.argv[1:]
-    loaded = batches(LOADERS[loader](folder), int(num_workers), int(num_passes))
+    loaded = (spdl_batches if loader == "spdl" else batches)(LOADERS[loader](folder), int(num_workers), int(num_passes))
     print(json.dumps([(time.perf_counter(), len(batch)) for batch in loaded]))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -100,12 +99,6 @@ def log_progress() -> None:
     """Show what a job on a corpus logs as it goes, without Ray's own lines."""
     if said := voice.current():
         said.handler.is_verbose = True
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """Return the question whether the nearest of `names` was meant; empty if none is near."""
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.4)
-    return f"did you mean {near[0]}?" if near else ""
 
 
 def _say(error: object, status: int) -> int:

@@ -15,11 +15,11 @@ import tyro
 import tyro._errors  # private: pyproject.toml caps the version, and tests/jobs/test_cli.py reads every refusal
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from jobs.command_line.entry import nearest
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import current_arguments
 from jobs.run.presets import PRESETS
 from jobs.tracking import voice
+from pipeline.nearest import did_you_mean
 
 Config = TypeVar("Config")
 
@@ -131,7 +131,7 @@ def _usage(program: str, presets: Mapping[str, tuple[str, object]]) -> str:
 
 
 def _unknown_preset(name: str, presets: Mapping[str, object]) -> str:
-    hint = nearest(name, presets) or "name one of the presets"
+    hint = did_you_mean(name, presets) or "name one of the presets"
     if name.startswith("-"):
         hint = f"the name of a preset comes before the fields, as in `{next(iter(presets))} {name}`"
     return f"there is no preset {name!r}; {hint} (presets: {', '.join(presets)})"

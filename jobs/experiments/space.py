@@ -5,7 +5,6 @@ masking.ratio=0.1..0.6   optim.lr=1e-4..3e-3:log   text.num_words=1..5:int   obj
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import re
@@ -17,6 +16,7 @@ from typing import Any
 from cluster.domains import Choice, Domain, Range
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import current_name
+from pipeline.nearest import did_you_mean
 from snps3_model.loss_table import PAPER_ORDER
 
 WEIGHTS = tuple(f"objective.{loss.name}" for loss in PAPER_ORDER if not loss.needs_temporal)
@@ -104,9 +104,8 @@ def corners(space: Mapping[str, Domain], fields: Collection[str], make: Callable
         raise ValueError(f"{kept[0]} changes nothing that is computed, so it cannot be varied; set it for all runs")
     for name in space:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"the configuration has no field {name!r}{hint}")
+            hint = did_you_mean(name, fields, cutoff=0.5)
+            raise ValueError(f"the configuration has no field {name!r}; {hint}".rstrip("; "))
     every = []
     for name, choices in space.items():
         others = {other: its.corners for other, its in space.items() if other != name}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import os
 from collections import Counter
@@ -29,6 +28,7 @@ from pipeline import storage
 from pipeline.corpus.listing import Listing
 from pipeline.corpus.manifest import open_manifest
 from pipeline.decode import decoders
+from pipeline.nearest import did_you_mean
 from pipeline.records import Kind
 from pipeline.stream.config import MixingConfig
 from pipeline.stream.epoch_plan import Plan
@@ -180,8 +180,7 @@ def metric_problems(kind: str, selection: SelectionConfig) -> list[str]:
     task = _tried(problems, "task.kind", lambda: task_type(kind))
     if task is None or selection.metric in (names := task.metric_names(selection.rerank)):
         return problems
-    near = difflib.get_close_matches(selection.metric, names, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"{did_you_mean(selection.metric, names)} ".lstrip()
     return [f"selection.metric={selection.metric!r} cannot select weights; {hint}choose one of {', '.join(names)}"]
 
 

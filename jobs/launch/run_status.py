@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from jobs.tracking.status_file import read_status
 from jobs.training.requests import STOP_FILE
 from pipeline import storage
 from pipeline.corpus.ledger import count_by_reason, read_ledger
+from pipeline.nearest import did_you_mean
 from pipeline.records import Reason
 
 ANSWER_SECONDS = lease.RENEW_SECONDS + 2.0
@@ -66,8 +66,7 @@ def folder_of(config: RunConfig) -> str:
     parent, name = folder.rpartition("/")[::2]
     paths = storage.list_files(parent) if storage.exists(parent) else []
     names = sorted({path.split("/")[0] for path in paths if path.count("/") == 1 and path.endswith(run_files.IDENTITY)})
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:20]) or 'none'}"
+    hint = did_you_mean(name, names) or f"it has {', '.join(names[:20]) or 'none'}"
     raise ValueError(f"{parent} has no run {name!r}; {hint} (--storage names another folder)")
 
 

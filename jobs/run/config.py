@@ -249,7 +249,9 @@ class Placement:
     for the gradient. A larger global batch then fits, at about a third more work. None takes all at once."""
     length_groups: int = 2
     """Captions of a worker's batch pass through the network in at most so many groups of about equal length, so that
-    short ones are not padded to the longest. 1 takes all together; `torch.compile` wants that."""
+    short ones are not padded to the longest. 1 takes all together; `compiled` wants that."""
+    compiled: bool = False
+    """Have `torch.compile` make kernels of a training step; the first ones take minutes."""
     decode_cpus: int = 1
     """CPUs for fetching and decoding."""
     decode_limits: Limits = field(default_factory=Limits)
@@ -276,6 +278,11 @@ class Placement:
         refuse_below(self, "placement", decode_cpus=1, log_every=1, num_kept_checkpoints=1)
         refuse_below(self, "placement", threads_per_worker=1, length_groups=1)
         refuse_below(self, "placement", " or None", rows_at_once=1)
+        if self.compiled and self.length_groups > 1:
+            raise ValueError(
+                f"placement.compiled takes all captions of a batch together; set placement.length_groups=1, got "
+                f"{self.length_groups}"
+            )
         if self.fewest_workers > self.most_workers:
             raise ValueError(
                 f"placement.num_workers must name the fewest first, got {self.fewest_workers} and {self.most_workers}"

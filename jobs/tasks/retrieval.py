@@ -23,6 +23,7 @@ from pipeline import storage
 from pipeline.records import IGNORED_LABEL, Batch
 from pipeline.stream.transforms import normalise
 from snps3_model import metrics
+from snps3_model.draws import masked_positions
 from snps3_model.gather import Gather
 from snps3_model.snps3 import SNPS3, dual_scores
 
@@ -101,12 +102,12 @@ def encode_clips(
         video = model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
         for call in on_encoded:
             call(batch, video.tokens)
-        gathered = [gather(column) for column in (batch.clip_ids, video.tokens, video.vectors, batch.weight)]
-        usable = gathered[-1] > 0.5
-        parts.append([column[usable] for column in gathered[:-1]])
-    if not any(len(part[0]) for part in parts):
+        parts.append([gather(column) for column in (batch.clip_ids, video.tokens, video.vectors, batch.weight)])
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    usable = (columns[-1] > 0.5).nonzero()[:, 0] if columns else ()  # the host waits here, once
+    if not len(usable):
         raise ValueError("none of the clips could be decoded: there is nothing to score")
-    clip_ids, tokens, vectors = (torch.cat(column) for column in zip(*parts, strict=True))
+    clip_ids, tokens, vectors = (column[usable] for column in columns[:-1])
     return Gallery(clip_ids=clip_ids, frame_tokens=tokens, frame_vectors=vectors)
 
 
@@ -301,9 +302,12 @@ def fill_masked_words(
 @torch.no_grad()
 def masked_words_right(model: SNPS3, batch: Batch, tokens: Float[Tensor, "B S D"]) -> Int[Tensor, 2]:
     """How many masked words the cross encoder fills in right at its first guess, and how many there are."""
-    is_masked = (batch.labels != IGNORED_LABEL) & (batch.weight > 0.5)[:, None]
-    guessed = model.cross_word_logits(masked_states(model, batch, tokens)[is_masked]).argmax(-1)
-    return torch.stack([(guessed == batch.labels[is_masked]).sum(), is_masked.sum()])
+    positions = masked_positions(batch.labels, batch.most_masked or batch.labels.shape[1])
+    labels, hidden = batch.labels.gather(1, positions), masked_states(model, batch, tokens)
+    chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
+    guessed = model.cross_word_logits(chosen).argmax(-1).view_as(labels)
+    is_masked = (labels != IGNORED_LABEL) & (batch.weight > 0.5)[:, None]
+    return torch.stack([((guessed == labels) & is_masked).sum(), is_masked.sum()])
 
 
 def share_right(counts: Sequence[Int[Tensor, 2]], gather: Gather) -> float:

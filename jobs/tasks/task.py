@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,6 +33,7 @@ from jobs.tasks.retrieval import RetrievalOptions
 from jobs.tasks.text import TextProcessor
 from pipeline.corpus.listing import Listing
 from pipeline.corpus.manifest import checksum
+from pipeline.nearest import did_you_mean
 from pipeline.records import Batch, ClipRows
 from snps3_model.config import ObjectiveConfig
 from snps3_model.loss_table import Loss, attribute
@@ -230,8 +230,7 @@ def task_type(kind: str) -> type[Task]:
     if ":" not in path:
         points = {point.name: point.value for point in entry_points(group=GROUP)}
         if kind not in points:
-            near = difflib.get_close_matches(kind, [*TASKS, *points], n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = f"{did_you_mean(kind, [*TASKS, *points])} ".lstrip()
             raise ValueError(
                 f"there is no task {kind!r}; {hint}choose one of {', '.join([*TASKS, *points])}, or name a class of "
                 "yours as package.module:Name"

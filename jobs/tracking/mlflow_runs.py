@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import difflib
 import fcntl
 import functools
 import http.client
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import ROOT
 from jobs.tracking.machine import DIRTY, git_commit
 from pipeline import storage
+from pipeline.nearest import did_you_mean
 from pipeline.redaction import without_secrets
 
 if TYPE_CHECKING:
@@ -305,9 +305,8 @@ def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: 
         ]
         if not runs:
             known = [run.info.run_name for run in client.search_runs(experiment_ids, max_results=1000)]
-            near = difflib.get_close_matches(name, filter(None, known), n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"the experiment {experiment!r} has no run {name!r}{hint}")
+            hint = did_you_mean(name, filter(None, known))
+            raise ValueError(f"the experiment {experiment!r} has no run {name!r}; {hint}".rstrip("; "))
         tracker = Tracker(uri, runs[0].info.run_id)
         logged.append(
             Logged(

@@ -21,19 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from cluster.loggers import CONNECTS, PACKAGES, PROGRESS, PROGRESS_MARK, SAID
 from pipeline.foreign_text import printable
 from pipeline.redaction import without_secrets
 
-PACKAGES = ("jobs", "pipeline", "snps3_model", "cluster", "snps3")
-"""Loggers of the product. Of others nothing is shown."""
-SAID, PROGRESS = "snps3.said", "snps3.progress"
-"""Loggers of lines for people and of the line of progress; processes of a run speak by them too."""
 PROGRESS_SECONDS = 30.0
-LIVE, LIVE_MARK = "SNPS3_PROGRESS_LIVE", "[snps3 progress] "
+LIVE = "SNPS3_PROGRESS_LIVE"
 """Environment variable that is 1 where whoever reads our output shows it in a terminal: then each line of progress is
-written, behind this mark."""
-CONNECTS = "cluster.connection"
-"""Logger that speaks when a command joins a Ray: from then on others speak too, and the log is named."""
+written, behind `PROGRESS_MARK`."""
 LIVE_SECONDS = 0.2
 STDERR = 2
 CLEAR = "\r\x1b[K"
@@ -73,7 +68,7 @@ class Terminal:
                 self.stream.write(CLEAR + line[: max(20, _columns() - 1)])
                 self.is_open = True
             else:
-                self.stream.write(f"{LIVE_MARK if self.is_relayed else ''}{line}\n")
+                self.stream.write(f"{PROGRESS_MARK if self.is_relayed else ''}{line}\n")
             self.stream.flush()
 
     def clear(self) -> None:
@@ -237,8 +232,8 @@ def show_progress(line: str, *, is_last: bool = False) -> None:
 def show(line: str) -> None:
     """Print a line to stdout: of a result, or of another command, whose lines of progress stay such."""
     terminal = _voice.terminal if _voice else None
-    if terminal and line.startswith(LIVE_MARK):
-        terminal.show_progress(line.removeprefix(LIVE_MARK), time.monotonic())
+    if terminal and line.startswith(PROGRESS_MARK):
+        terminal.show_progress(line.removeprefix(PROGRESS_MARK), time.monotonic())
         return
     if terminal:
         terminal.clear()

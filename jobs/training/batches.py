@@ -17,7 +17,7 @@ from jobs.tasks.network import Network
 from jobs.tasks.task import Evaluation
 from jobs.training.job import Job
 from jobs.training.step import Clock
-from pipeline.records import Batch, ClipRows, Rejected, Stage
+from pipeline.records import Batch, Rejected, Stage
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.loader import clip_rows, in_plan_order, rejected_rows, segments
 from pipeline.stream.transforms import augment
@@ -67,9 +67,11 @@ class RankBatches:
         return self.runtime.tables(dataset, self.job.sources[name].share(self.world.size))
 
     def read(self, name: str, tables: Iterator[pa.Table], start_step: int) -> Iterator[Batch]:
-        """Yield this rank's shares of the steps from `start_step` on of the dataset `name`, as the network reads
-        them."""
-        job, source, is_training = self.job, self.job.sources[name], name == "train"
+        """Yield this rank's shares of the steps from `start_step` on of the dataset `name`, as the network reads them.
+
+        A thread makes the next batch and moves it to the device meanwhile. It is counted once it is yielded.
+        """
+        source, stage = self.job.sources[name], Stage.TRAIN if name == "train" else Stage.EVALUATE
         shares = in_plan_order(
             tables,
             start_step=start_step,
@@ -77,24 +79,51 @@ class RankBatches:
             num_ranks=self.world.size,
             share=source.share(self.world.size),
         )
-        allocate = pinned if self.world.device.type == "cuda" else np.empty
-
-        def copied() -> Iterator[tuple[pa.Table, ClipRows]]:
-            for step, table in enumerate(shares, start_step):
-                with self.clock("plan"):
-                    epoch = source.planned(step).epoch
-                yield table, clip_rows(table, source=source, epoch=epoch, allocate=allocate)
-
-        for table, rows in ahead(copied()):
+        transfer = Transfer(self.world.device)
+        batches = (
+            (table, transfer.sent(lambda table=table, step=step: self.made(name, table, step)))
+            for step, table in enumerate(shares, start_step)
+        )
+        for table, sent in ahead(batches):
             self.alive()
-            self.rejected += rejected_rows(table, Stage.TRAIN if is_training else Stage.EVALUATE)
+            self.rejected += rejected_rows(table, stage)
             self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
             self.num_retries += sum(table["num_retries"].to_pylist())
-            batch = job.task.batch(rows, job.text) if is_training else job.text.batch(rows, EVALUATION_MASKING)
-            if self.world.device.type != "cpu":
-                batch = dataclasses.replace(batch, most_tokens=max(job.text.text.max_tokens, batch.token_ids.shape[1]))
-            drawn = draw_augmentation(rows, job.data.augmentation, seed=job.seed, is_training=is_training)
-            yield augment(batch.to(self.world.device), drawn)
+            yield transfer.received(*sent)
+
+    def made(self, name: str, table: pa.Table, step: int) -> Batch:
+        """Return the batch of this rank's share of a step, on its device."""
+        job, source, device, is_training = self.job, self.job.sources[name], self.world.device, name == "train"
+        with self.clock("plan"):
+            epoch = source.planned(step).epoch
+        rows = clip_rows(table, source=source, epoch=epoch, allocate=pinned if device.type == "cuda" else np.empty)
+        batch = job.task.batch(rows, job.text) if is_training else job.text.batch(rows, EVALUATION_MASKING)
+        if device.type != "cpu":
+            batch = dataclasses.replace(batch, most_tokens=max(job.text.text.max_tokens, batch.token_ids.shape[1]))
+        drawn = draw_augmentation(rows, job.data.augmentation, seed=job.seed, is_training=is_training)
+        return augment(batch.to(device), drawn)
+
+
+class Transfer:
+    """Batches on their way to a device. On a GPU they are copied and augmented on a stream of their own, while that of
+    the steps goes on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def sent(self, make: Callable[[], Batch]) -> tuple[Batch, torch.cuda.Event | None]:
+        """Return what `make` returns, and when the device will have it. For the thread that makes batches."""
+        with torch.cuda.stream(self.stream):  # and on its device, which a new thread does not know
+            return make(), self.stream.record_event() if self.stream else None
+
+    def received(self, batch: Batch, event: torch.cuda.Event | None) -> Batch:
+        """Let the stream of the steps, not the host, wait for `batch`, and return it."""
+        if event:
+            steps = torch.cuda.current_stream(batch.frames.device)
+            steps.wait_event(event)
+            for tensor in batch.tensors():  # or its memory is free for the next batch before the steps have read it
+                tensor.record_stream(steps)
+        return batch
 
 
 def pinned(shape: tuple[int, ...], dtype: type[np.uint8]) -> NDArray[np.uint8]:
@@ -104,8 +133,8 @@ def pinned(shape: tuple[int, ...], dtype: type[np.uint8]) -> NDArray[np.uint8]:
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield `items`; a thread makes the next one meanwhile."""
-    pool, end = ThreadPoolExecutor(1, "copies"), object()
+    """Yield `items`; a thread makes the next one meanwhile. What it raises is raised here, with its traceback."""
+    pool, end = ThreadPoolExecutor(1, "prefetch"), object()
     try:
         coming = pool.submit(next, items, end)
         while (item := coming.result()) is not end:

@@ -52,9 +52,10 @@ def parameter_groups(
 
 
 def make_optimizer(named: Iterable[tuple[str, Tensor]], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW as `config` has it."""
+    """AdamW as `config` has it. On GPUs one kernel moves all weights."""
     groups = parameter_groups(named, lr=config.lr, weight_decay=config.weight_decay, rule=config.decay_rule)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    is_fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=is_fused or None)
 
 
 def step_factor(

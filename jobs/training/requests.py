@@ -1,13 +1,15 @@
 """Requests from outside the loop: a person who stops the run, a cloud that takes a node away.
 
 A poll is an exchange between the ranks, so the loop polls only at some steps, and all ranks derive the same ones
-without asking each other: at each log they agree on a number of steps, from the time that their steps take.
+without asking each other: at each log they agree on a number of steps, from the time that their steps take. Between
+logs no rank waits for another: a poll gives the answer to the one before, which has arrived by then.
 """
 
 from __future__ import annotations
 
 import time
-from enum import Enum
+from collections.abc import Callable
+from enum import IntEnum
 
 from cluster.run import Runtime
 from pipeline import storage
@@ -15,15 +17,15 @@ from pipeline import storage
 STOP_FILE = "stop"
 """A file of this name in the run's folder asks the run to write a checkpoint and end."""
 POLL_SECONDS = 2.0
-"""Time between polls, about: the first rank asks the storage for that file, and all wait for each other."""
+"""Time between polls, about: the first rank asks the storage for that file, and all exchange what they have heard."""
 
 
-class StopRequest(Enum):
-    """The result of a poll."""
+class StopRequest(IntEnum):
+    """The result of a poll: the highest that any rank has heard."""
 
-    NONE = "none"
-    CHECKPOINT = "checkpoint"
-    STOP = "stop"
+    NONE = 0
+    CHECKPOINT = 1
+    STOP = 2
 
 
 class Requests:
@@ -34,7 +36,9 @@ class Requests:
         self.interval, self.due_step = 1, first_step + 1
         self.paced_step, self.paced_seconds = first_step, time.monotonic()
         self.asked_seconds = float("-inf")
-        self.has_seen_preemption = False
+        self.has_answered_preemption = False
+        self.coming: Callable[[], int] = lambda: StopRequest.NONE
+        """Gives the answer to the poll before."""
 
     def microseconds_per_step(self, step: int) -> int:
         """Return the wall time of this rank's steps since the last call."""
@@ -48,15 +52,24 @@ class Requests:
         self.interval = max(1, int(1e6 * POLL_SECONDS / microseconds_per_step))
         self.due_step = self.paced_step + self.interval
 
-    def poll(self, step: int) -> StopRequest:
-        """Return what is requested after `step` steps. A barrier over all ranks."""
+    def poll(self, step: int, *, may_wait: bool = True) -> StopRequest:
+        """Return what is requested after `step` steps, on all ranks alike; what is asked later comes with the next
+        poll, unless the ranks `may_wait` for each other."""
         self.due_step = step + self.interval
-        if self.world.any(self._is_stop_requested()):
-            return StopRequest.STOP
-        if self.has_seen_preemption or not self.runtime.is_preempted():
+        answers, self.coming = [self.coming], self.world.highest(self._heard())
+        if may_wait or self.world.size == 1:
+            answers, self.coming = [*answers, self.coming], lambda: StopRequest.NONE
+        request = StopRequest(max(answer() for answer in answers))
+        if request == StopRequest.CHECKPOINT and self.has_answered_preemption:
             return StopRequest.NONE
-        self.has_seen_preemption = True
-        return StopRequest.CHECKPOINT
+        self.has_answered_preemption |= request == StopRequest.CHECKPOINT
+        return request
+
+    def _heard(self) -> StopRequest:
+        if self._is_stop_requested():
+            return StopRequest.STOP
+        is_new = not self.has_answered_preemption and self.runtime.is_preempted()
+        return StopRequest.CHECKPOINT if is_new else StopRequest.NONE
 
     def _is_stop_requested(self) -> bool:
         now = time.monotonic()

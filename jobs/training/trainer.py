@@ -102,6 +102,8 @@ class Trainer:
             for report in reports:
                 self.reporter.say(report)
             state = make_state(network, self.world.wrap(network), optim)
+            if self.job.placement.compiled:
+                state.wrapped.compile()
             if folder:
                 state.progress = checkpoints.load(folder, network, state.optimizer, state.average)
                 self.clock.seconds = dict(state.progress.seconds or {})
@@ -130,7 +132,7 @@ class Trainer:
             is_logged = is_due or step % job.placement.log_every == 0 or step == meter.first_step + 1
             if not is_due and (is_logged or step >= requests.due_step):
                 with clock("look"):
-                    request = requests.poll(step)
+                    request = requests.poll(step, may_wait=is_logged)
             if is_logged or request != StopRequest.NONE:
                 self.reporter.log(meter, metrics, batch, step, requests)
             if is_due:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from pipeline.corpus.clip_rows import is_nothing, items_of
 from pipeline.corpus.splits import SPLITS
+from pipeline.nearest import nearest
 
 KEY = "(key)"
 """The column of the keys of a JSON dictionary, whose values are rows."""
@@ -120,8 +120,8 @@ def choose(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], path: st
     chosen: dict[str, str | None] = {}
     for meaning, column in given.items():
         if column and column not in names:
-            near = difflib.get_close_matches(column, names, n=1)
-            raise ValueError(f"{path}: no column {column!r}{f'; the nearest is {near[0]!r}' if near else ''}: "
+            near = nearest(column, names, cutoff=0.6)
+            raise ValueError(f"{path}: no column {column!r}{f'; the nearest is {near!r}' if near else ''}: "
                              f"it has {_listed(names)}")  # fmt: skip
         chosen[meaning] = column or None
     is_msrvtt = set(names) >= MSRVTT_TIMES and _is_named(rows, MSRVTT_NAME)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import posixpath
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 
 from pipeline.corpus.media import kind_of
+from pipeline.nearest import nearest
 
 PREFIXES = ("v_",)
 """What names have before them in annotations and not in files, or the other way round: ActivityNet's."""
@@ -74,8 +74,8 @@ class Names:
             return f"{', '.join(places[:3])} are called so: name the clip by its path below the root"
         if len(self._by_stem) > MAX_COMPARED:
             return ""
-        near = difflib.get_close_matches(folded(stem_of(path)), self._by_stem, n=1, cutoff=0.75)
-        return f"the nearest is {self._by_stem[near[0]][0]}" if near else ""
+        near = nearest(folded(stem_of(path)), self._by_stem, cutoff=0.75)
+        return f"the nearest is {self._by_stem[near][0]}" if near else ""
 
 
 def _parts(path: str) -> list[str]:
@@ -95,15 +95,3 @@ def _fit(path: str, place: str) -> tuple[int, bool, bool, bool]:
     shared = next((i for i, parts in enumerate(zip(mine, theirs, strict=False)) if parts[0] != parts[1]), len(mine))
     same_name = stem_of(path) == stem_of(place)
     return shared, kind_of(path) == kind_of(place), same_name, path == place
-
-
-def match_exactly(paths: Iterable[str], places: Mapping[str, str]) -> dict[str, str]:
-    """Return path → file where a file has this path, or this path with or without .mp4."""
-    # readers give names without a suffix .mp4, and take what follows a dot for one
-    matched = {}
-    for path in paths:
-        forms = (path, path.removesuffix(".mp4"), f"{path}.mp4")
-        place = next((form for form in forms if form in places), None)
-        if place is not None:
-            matched[path] = place
-    return matched

@@ -117,27 +117,6 @@ def sample_frames(
     return _repeated([_take(first, stop, policy, rng) for first, stop in segments(num_frames, length)], num_frames)
 
 
-def published_frames(
-    num_frames: int,
-    length: int,
-    policy: Policy = Policy.MIDDLE,
-    *,
-    frames: tuple[int, int] | None = None,
-    rng: np.random.Generator | None = None,
-) -> list[int]:
-    """Return what the published code drew of the `frames` [first, stop) of a video, by default of all: the reference.
-
-    It never draws the last frame of a segment (of more than one frame), and repeats the last frame of the video where
-    `frames` ends after it.
-    """
-    start, end = frames or (0, length)
-    cut = segments(num_frames, end - start)
-    if policy == Policy.RANDOM:
-        cut = [(first, max(stop - 1, first + 1)) for first, stop in cut]
-    indices = _repeated([_take(first, stop, policy, rng) for first, stop in cut], num_frames)
-    return [min(min(start, length - 1) + index, length - 1) for index in indices]
-
-
 def published_window(fps: float, start_seconds: float | None, end_seconds: float | None) -> tuple[int, int]:
     """Return [first, stop) of the frames between two times, at least one frame; a video may end before."""
     first = int((start_seconds or 0.0) * fps)

@@ -99,5 +99,7 @@ def _token_length(lengths: list[int], num_words: int, pad_to: int | None) -> int
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
     """Return an array's memory as a tensor. Arrays that come out of an object store are read-only; torch cannot mark a
-    tensor so, hence a copy."""
+    tensor so, hence a copy, of one frame where all are the same memory."""
+    if array.ndim > 1 and array.strides[1] == 0 and array.shape[1] > 1:
+        return as_tensor(array[:, :1]).expand(array.shape)
     return torch.from_numpy(array if array.flags.writeable else array.copy())

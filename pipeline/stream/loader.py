@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 from jaxtyping import UInt8
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from pipeline import storage
@@ -250,17 +251,18 @@ def clip_rows(
     B, size, num_frames = len(table), source.frame_size_px, table["num_frames"].to_numpy()
     heights, widths = table["real_height"].to_numpy(), table["real_width"].to_numpy()
     frames = allocate((B, int(num_frames[0]), size, size, 3), np.uint8)
-    for square, clip, height, width in zip(frames, table["frames"], heights.tolist(), widths.tolist(), strict=True):
+    is_padding = np.ones((B, size, size), bool)
+    reals = zip(frames, is_padding, table["frames"], heights.tolist(), widths.tolist(), strict=True)
+    for square, mask, clip, height, width in reals:
         fill(square, clip.as_buffer(), height, width)
-    side = np.arange(size)
-    is_padding = (side[None, :, None] >= heights[:, None, None]) | (side[None, None, :] >= widths[:, None, None])
+        mask[:height, :width] = False
     return ClipRows(
         clip_ids=table["clip_id"].to_numpy(),
         weight=table["weight"].to_numpy(),
         epoch=epoch,
         captions=table["caption"].to_pylist(),
         frames=frames,
-        frame_pad_mask=np.broadcast_to(is_padding[:, None], frames.shape[:4]),
+        frame_pad_mask=as_strided(is_padding, frames.shape[:4], (size * size, 0, size, 1)),  # one for all frames
         num_frames=num_frames.astype(np.int64),
     )
 

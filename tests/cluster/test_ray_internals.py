@@ -26,11 +26,14 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal import constants as train_constants
+from ray.train.v2._internal.execution import context as train_context
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
     _CheckpointManagerState,
     _TrainingResultState,
 )
+from ray.train.v2._internal.execution.preemption import PreemptionContext
 from ray.train.v2._internal.execution.storage import StorageContext
+from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api.context import TrainContext
 from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial
@@ -111,6 +114,18 @@ def test_a_rank_can_ask_where_its_checkpoints_lie() -> None:
     assert callable(TrainContext.get_storage)
     assert callable(StorageContext.build_checkpoint_path_from_name)
     assert "storage_filesystem" in inspect.getsource(StorageContext.__init__)
+
+
+def test_a_rank_reads_what_it_was_told_of_its_nodes_without_asking_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(preemption_context=PreemptionContext())
+    monkeypatch.setattr(train_context, "_train_context", context)
+    assert "preemption_context" in inspect.getsource(RayTrainWorker.mark_preempt)
+    assert not ray_internals.is_preempted()
+    context.preemption_context.preemption_info = SimpleNamespace()
+    assert ray_internals.is_preempted()
+    monkeypatch.delattr(context, "preemption_context")
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
+    assert not ray_internals.is_preempted()
 
 
 def test_ranks_prepare_before_their_process_group_is_made() -> None:

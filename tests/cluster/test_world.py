@@ -95,8 +95,7 @@ def small_facts(world: World) -> dict[str, object]:
     (added * torch.arange(1.0, len(added) + 1) * (world.rank + 1)).sum().backward()
     return {
         "is_first": world.is_first,
-        "any_last": world.any(world.rank == world.size - 1),
-        "any_none": world.any(False),
+        "highest": [world.highest(value)() for value in (world.rank, 0)],
         "weight": module.weight.tolist(),
         "running_mean": module.running_mean.tolist(),
         "gathered": gathered.tolist(),
@@ -108,7 +107,8 @@ def small_facts(world: World) -> dict[str, object]:
 def votes_of_the_host(world: World) -> list[object]:
     """What ranks agree on whose device holds no values: nothing of it may pass through the device."""
     apart = World(world.rank, world.size, torch.device("meta"), votes=dist.new_group(backend="gloo"))
-    return [apart.any(apart.rank == 1), apart.any(False), apart.gather_objects([apart.rank])]
+    answers = [apart.highest(int(apart.rank == value)) for value in (1, apart.size)]
+    return [*(answer() for answer in answers), apart.gather_objects([apart.rank])]
 
 
 def on_each_rank(rank: int, folder: str) -> None:
@@ -205,14 +205,13 @@ def test_gather_any_and_broadcast(of_ranks, size: int) -> None:
     for rank, answers in enumerate(of_ranks[size]):
         assert answers["facts"] == {
             "is_first": rank == 0,
-            "any_last": True,
-            "any_none": False,
+            "highest": [size - 1, 0],
             "weight": [1.0, 1.0],
             "running_mean": [5.0, 5.0],
             "gathered": [float(row) for row in range(2 * size)],
             "gradient": (gradient := [total * (2 * rank + 1), total * (2 * rank + 2)]),
             "gradients_of_sum": [gradient, gradient],
-            "votes": [True, False, list(range(size))],
+            "votes": [1, 0, list(range(size))],
         }
 
 
@@ -222,5 +221,4 @@ def test_a_world_of_one_gathers_and_wraps_nothing() -> None:
     assert (world.rank, world.size, world.is_first) == (0, 1, True)
     assert world.gather(rows) is rows
     assert world.wrap(network) is network
-    assert world.any(True)
-    assert not world.any(False)
+    assert world.highest(2)() == 2

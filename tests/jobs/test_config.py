@@ -14,12 +14,14 @@ from jobs.run.config import (
     Placement,
     PretrainConfig,
     SelectionConfig,
+    TaskConfig,
     TextConfig,
     nearest_multiples,
 )
 from jobs.run.fields import as_dict, config_hash, differences, flat
 from jobs.run.run_identity import identity
-from pipeline.stream.config import AugmentationConfig
+from pipeline.offline.shards import PackingConfig
+from pipeline.stream.config import AugmentationConfig, OrderConfig
 from pipeline.text.config import MaskingConfig, Strategy
 from snps3_model.config import ModelConfig, ObjectiveConfig
 
@@ -212,6 +214,25 @@ REFUSED = [
         lambda: pretrain(objective=ObjectiveConfig(num_hard_negatives=64)),
         r"objective\.num_hard_negatives must be below optim\.global_batch, got 64 of 64",
     ),
+    (lambda: OptimConfig(average_decay=1.0), r"optim\.average_decay must lie between 0 and 1 or be None, got 1\.0"),
+    (lambda: TaskConfig(test="q.json"), r"task\.test names questions, which task\.kind=captions does not ask"),
+    (lambda: TaskConfig(is_video_hidden=True), r"task\.is_video_hidden is for questions and choices"),
+    (lambda: TaskConfig(kind="multiple_choice"), r"task\.kind=multiple_choice needs task\.test, a file of questions"),
+    (
+        lambda: pretrain(objective=ObjectiveConfig(queue_length=255)),
+        r"objective\.queue_length must be at least 256, the frames of one step of optim\.global_batch=64, got 255",
+    ),
+    (
+        lambda: pretrain(placement=Placement(rows_at_once=8)),
+        r"placement\.rows_at_once=8 would change what is computed: the small CNN normalises over all clips",
+    ),
+    (lambda: OrderConfig(whole_up_to=1023), r"data\.order\.whole_up_to must be at least 1024, a block, got 1023"),
+    (lambda: OrderConfig(window_blocks=1), r"data\.order\.window_blocks must be at least 2, got 1"),
+    *[
+        (lambda name=name: PackingConfig(**{name: 0}), rf"packing\.{name} must be at least 1, got 0")
+        for name in ("num_frames", "frame_size_px", "shard_bytes")
+    ],
+    (lambda: PackingConfig(quality=96), r"packing\.quality must lie in \[1, 95\], got 96"),
 ]
 
 

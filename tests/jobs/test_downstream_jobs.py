@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from jobs import finetune
+from jobs.benchmarks.support.one_process import in_one_process
 from jobs.command_line.entry import exit_status
 from jobs.corpus.preparation import PrepareConfig, prepare
 from jobs.evaluate import main
-from jobs.evaluation.cards import read_card
+from jobs.evaluation.cards import Card, read_card
 from jobs.evaluation.leaderboard import TableConfig, table
 from jobs.evaluation.scoring import EvaluateConfig, evaluate
 from jobs.experiments.suite import EvaluateAllConfig, FineTuned, evaluate_all, evaluations
@@ -91,6 +92,12 @@ def wish(folder: Path, run: str, **changes: object) -> EvaluateConfig:
     return EvaluateConfig(run=run, placement=placement(folder), **changes)  # type: ignore[arg-type]
 
 
+def evaluated(folder: Path, run: str, **changes: object) -> Card:
+    """Evaluate in this process: the ways through Ray are those of retrieval and of all evaluations."""
+    with in_one_process():
+        return evaluate(wish(folder, run, **changes))
+
+
 @pytest.mark.slow
 def test_a_recipe_begins_where_the_run_ended_and_with_its_words(run: str, qa_run: str) -> None:
     config = config_of(qa_run)
@@ -135,9 +142,9 @@ def test_retrieval_is_scored_and_the_card_repeats_it(
 
 @pytest.mark.slow
 def test_two_stages_over_all_clips_are_exhaustive_and_over_few_ask_less(folder: Path, run: str) -> None:
-    every = evaluate(wish(folder, run, out=str(folder / "every")))
-    all_again = evaluate(wish(folder, run, rerank=12, out=str(folder / "twelve")))
-    few = evaluate(wish(folder, run, rerank=2, out=str(folder / "two")))
+    every = evaluated(folder, run, out=str(folder / "every"))
+    all_again = evaluated(folder, run, rerank=12, out=str(folder / "twelve"))
+    few = evaluated(folder, run, rerank=2, out=str(folder / "two"))
     assert all_again.scores["test/t2v/mean_recall"] == pytest.approx(every.scores["test/t2v/mean_recall"])
     with np.load(folder / "two" / "scores.npz", allow_pickle=False) as saved:
         asked = ~np.isnan(saved["cross"])
@@ -150,7 +157,7 @@ def test_two_stages_over_all_clips_are_exhaustive_and_over_few_ask_less(folder: 
 @pytest.mark.slow
 def test_choices_are_scored_from_a_run_that_was_never_trained_on_any(folder: Path, manifest: str, run: str) -> None:
     path = questions(manifest, "multiple_choice")["test"]
-    card = evaluate(wish(folder, run, task="multiple_choice", questions=path))
+    card = evaluated(folder, run, task="multiple_choice", questions=path)
     assert card.num_queries == 24
     assert {"test/accuracy", "test/accuracy/random", "test/accuracy/hard"} <= card.scores.keys()
 
@@ -160,7 +167,7 @@ def test_questions_are_scored_as_the_run_scored_them_and_unknown_answers_count_a
     folder: Path, manifest: str, qa_run: str, tmp_path: Path
 ) -> None:
     own = read_card(f"{qa_run}/evaluation/question_answering-test/card.json")
-    card = evaluate(wish(folder, qa_run))
+    card = evaluated(folder, qa_run)
     results = run_files.read_json(f"{qa_run}/results.json")
     assert card.scores["test/accuracy"] == pytest.approx(results["test/accuracy"])
     assert card.ids_hash == own.ids_hash
@@ -169,7 +176,7 @@ def test_questions_are_scored_as_the_run_scored_them_and_unknown_answers_count_a
     gone = json.dumps(json.loads(lines[0]) | {"clip_name": "nowhere.mp4"})
     path = tmp_path / "odd.jsonl"
     path.write_text("\n".join([odd, gone]))
-    card = evaluate(wish(folder, qa_run, questions=str(path), out=str(tmp_path / "odd")))
+    card = evaluated(folder, qa_run, questions=str(path), out=str(tmp_path / "odd"))
     assert (card.num_queries, card.num_missing, card.scores["test/num_outside_list"]) == (1, 1, 1)
     assert card.scores["test/accuracy"] == 0.0
 
@@ -179,7 +186,7 @@ def test_questions_of_another_corpus_are_refused(folder: Path, qa_run: str, tmp_
     path = tmp_path / "other.jsonl"
     path.write_text('{"caption": "who ?", "clip_name": "video1", "label": "man"}\n')
     with pytest.raises(ValueError, match="none of them is a clip of"):
-        evaluate(wish(folder, qa_run, questions=str(path)))
+        evaluated(folder, qa_run, questions=str(path))
 
 
 def test_an_exported_model_gives_the_same_vectors_and_scores(run: str, manifest: str, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_steps_between_logs_and_polls_wait_for_nothing(
 
     monkeypatch.setattr(one_process, "OneProcess", Watched)
     monkeypatch.setattr(torch.Tensor, "item", counted("item", torch.Tensor.item))
-    for name in ("any", "gather_objects"):
+    for name in ("highest", "gather_objects"):
         monkeypatch.setattr(f"cluster.world.World.{name}", counted(name, getattr(World, name)))
     monkeypatch.setattr(requests, "POLL_SECONDS", 3600.0)  # no poll between logs
     words = [*small_options(manifest, tmp_path, num_steps=12), "--placement.log-every", "5"]
@@ -186,7 +186,7 @@ def test_steps_between_logs_and_polls_wait_for_nothing(
         driver.pretrain(config, on_rank=on_rank)
     logged = {1, 5, 10}
     assert {step: names for step, names in by_step.items() if step and step not in logged and names} == {}
-    assert all({"item", "any", "is_preempted"} <= set(by_step[step]) for step in logged)
+    assert all({"item", "highest", "is_preempted"} <= set(by_step[step]) for step in logged)
 
 
 def pretrain_config(words: list[str]) -> Any:

@@ -113,3 +113,20 @@ def test_the_fall_of_the_rate_is_reached_at_its_step() -> None:
     config = OptimConfig(num_steps=130_000, lr=5e-5, warmup_steps=2000, decay="step", decay_step=110_000)
     rates = [learning_rate(step, config) / config.lr for step in (0, 1000, 2000, 109_999, 110_000, 129_999)]
     np.testing.assert_allclose(rates, [0.1, 0.55, 1.0, 1.0, 0.1, 0.1], rtol=1e-12)
+
+
+def test_the_fused_optimizer_of_gpus_moves_weights_as_the_other_does() -> None:
+    moved = []
+    for is_fused in (False, True):
+        network = tiny_network(dtype=torch.float32)
+        optimizer = make_optimizer(network.named_parameters(), OptimConfig())
+        assert not optimizer.defaults["fused"]  # these weights lie on a CPU
+        for group in optimizer.param_groups:
+            group["fused"] = is_fused
+        rng = torch.Generator().manual_seed(0)
+        for _ in range(5):
+            for parameter in network.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=rng)
+            optimizer.step()
+        moved.append(dict(network.named_parameters()))
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-5, atol=1e-7)

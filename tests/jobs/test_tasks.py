@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from toy import run_of
 
 from cluster.world import World
 from jobs.launch.preflight import metric_problems
+from jobs.run import run_files
+from jobs.run.config import TaskConfig
 from jobs.run.datasets import known_recipes
 from jobs.run.presets import tiny
 from jobs.run.recipes import fine_tuning
 from jobs.tasks.choices import ChoiceTask, all_captions, drawn_choices
 from jobs.tasks.questions import Predicted, QuestionTask, accuracies
-from jobs.tasks.task import Evaluation
+from jobs.tasks.retrieval import RetrievalOptions
+from jobs.tasks.task import Evaluation, TaskInputs
 from jobs.tasks.text import TextProcessor
+from jobs.training.job import make_sources
+from pipeline.corpus.manifest import open_manifest
 from pipeline.corpus.questions import AskedClips, Choice, Question
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.text.significance import mine_significant_words
@@ -211,3 +218,83 @@ def test_the_interval_of_an_accuracy_counts_clips_and_not_questions() -> None:
     assert one == ten
     assert one["x/accuracy"] == 0.5
     assert 0.25 < one["x/accuracy_low"] < 0.45
+
+
+ASKED = '{"question": "what rises ?", "video": "%s", "answer": "%s", "question_id": "%s"}\n'
+
+
+def task_inputs(folder: Path, **files: str) -> TaskInputs:
+    """Inputs of question answering on the toy corpus, with files of questions by dataset."""
+    config = run_of(folder)
+    paths = {name: str(folder / f"{name}.jsonl") for name in files}
+    for name, text in files.items():
+        Path(paths[name]).write_text(text)
+    (folder / "run").mkdir()
+    return TaskInputs(
+        config=TaskConfig(kind="question_answering", train="train.jsonl", validation="val.jsonl", test="test.jsonl"),
+        files=paths,
+        objective=config.objective,
+        retrieval=RetrievalOptions(),
+        manifest=open_manifest(config.data.manifest),
+        sources=make_sources(config.data, config.placement, config.optim.global_batch, config.seed),
+        seed=0,
+        run_folder=str(folder / "run"),
+    )
+
+
+TRAINING = ASKED % ("train/9.mp4", "square", 1) + ASKED % ("train/8", "ring", 2)
+
+
+def test_questions_belong_to_clips_and_a_run_keeps_its_answers(tmp_path: Path) -> None:
+    inputs = task_inputs(tmp_path, train=TRAINING, test=ASKED % ("test/0", "square", 3) + ASKED % ("gone", "ring", 4))
+    task = QuestionTask.create(inputs)
+    assert task.answers == ("ring", "square")
+    assert (task.questions["test"].num_asked, len(task.questions["test"].missing)) == (1, 1)
+    run_files.write_json(str(tmp_path / "run" / run_files.ANSWERS), ["square", "ring", "cross"])
+    assert QuestionTask.create(inputs).answers == ("square", "ring", "cross")  # whose numbers its head has learned
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"train": ASKED % ("train/9", "square", 1)},
+            r"question answering needs two answers at least, its questions have \('square',\)",
+        ),
+        (
+            {"train": TRAINING, "test": ASKED % ("film", "ring", 3)},
+            r"test\.jsonl asks about 'film', …, and none of them is a clip of the split 'test' of toy in /videos; name",
+        ),
+        (
+            {"train": TRAINING, "test": ASKED % ("vid17", "ring", 3)},
+            "if these are MSVD's numbers, put its youtube_mapping.txt beside the questions",
+        ),
+        (
+            {"train": TRAINING, "temporal": ASKED % ("temporal/1", "ring", 3)},
+            r"task\.temporal asks about a split that is not read: set data\.temporal_split, or leave it out",
+        ),
+    ],
+)
+def test_questions_that_fit_no_clip_of_their_split_are_refused(tmp_path: Path, files, message: str) -> None:
+    inputs = task_inputs(tmp_path, **files)
+    sources = {name: source for name, source in inputs.sources.items() if name != "temporal"}
+    with pytest.raises(ValueError, match=message):
+        QuestionTask.create(dataclasses.replace(inputs, sources=sources))
+
+
+def test_the_answers_of_a_finished_run_are_read_as_they_were_measured(text: TextProcessor, tmp_path: Path) -> None:
+    task = asking(c0=[question(0, "red"), question(0, "blue")], c1=[question(1, "blue")])
+    asked = evaluation(Fixed(), text.batch(rows(2)), text)
+    task.save_scores(asked, str(tmp_path))
+    saved = task.read_scores("test", asked.source, str(tmp_path))
+    assert saved == task.saved(asked)
+    assert saved
+    assert saved.metrics == task.measure(asked)
+    assert (saved.measured.num_videos, saved.measured.num_queries) == (2, 3)
+    batches = iter([*asked.batches])
+    unasked = dataclasses.replace(asked, name="temporal", batches=batches)
+    task.save_scores(unasked, str(tmp_path))
+    assert next(batches, None) is None  # read all the same, for the ledger
+    assert task.read_scores("temporal", asked.source, str(tmp_path)) is None
+    with pytest.raises(ValueError, match="no question of test could be asked"):
+        accuracies([], "test")

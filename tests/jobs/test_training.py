@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from batches import CLS, FIRST_WORD, MASK, MAX_TOKENS, NUM_FRAMES, NUM_WORDS, SEP, SIZE_PX, random_batch, tiny_network
+from batches import CLS, FIRST_WORD, MASK, NUM_FRAMES, NUM_WORDS, SEP, SIZE_PX, random_batch, tiny_network
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.world import World
 from jobs.run import run_files
 from jobs.run.config import OptimConfig, Placement, PretrainConfig
-from jobs.run.presets import PRESETS
 from jobs.training import checkpoints
 from jobs.training.checkpoints import Progress
 from jobs.training.ema import WeightAverage, averaged
@@ -38,7 +36,7 @@ from jobs.training.step import (
 )
 from pipeline.records import IGNORED_LABEL, Batch
 from pipeline.stream.transforms import normalise
-from snps3_model.config import ObjectiveConfig, reference_objective
+from snps3_model.config import ObjectiveConfig
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import dual_scores
 
@@ -174,77 +172,6 @@ def test_evaluation_computes_in_the_precision_of_the_run_on_a_gpu_only() -> None
     assert not is_evaluated_in_bf16("bf16", torch.device("cpu"))  # cards that were measured there are repeated
     assert is_evaluated_in_bf16("bf16", torch.device("cuda", 0))
     assert not is_evaluated_in_bf16("tf32", torch.device("cuda", 0))
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuses what makes a host wait for its device, and what copies between the two."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "item")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = func._schema.name.removeprefix("aten::"), kwargs or {}
-        assert not name.startswith(self.WAITS), name
-        indices = args[1] if name.startswith("index") and isinstance(args[1], (list, tuple)) else ()
-        assert not any(index is not None and index.dtype == torch.bool for index in indices), f"{name} by a mask"
-        assert name not in ("lift_fresh", "lift"), "a constant of the host is copied to the device"
-        return func(*args, **kwargs)
-
-
-OBJECTIVES = {
-    **{name: (make().objective, make().optim.precision) for name, (_, make) in PRESETS.items()},
-    "published": (reference_objective(queue_length=32), "fp32"),
-    "learned temperature": (ObjectiveConfig(learn_temperature=True, itm=1.0), "bf16"),
-}
-
-
-def fused_state(objective: ObjectiveConfig, precision: Any) -> tuple[TrainState, OptimConfig]:
-    optim = OptimConfig(precision=precision, average_decay=0.9)
-    network = tiny_network(objective, dtype=torch.float32)
-    network.gather = lambda rows: torch.cat([rows, rows])  # as of two ranks
-    state = make_state(network, network, optim)
-    for group in state.optimizer.param_groups:
-        group["fused"] = True  # as on a GPU, where the number of the step lies on the device
-    return state, optim
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_no_step_of_a_preset_waits_for_its_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("snps3_model.snps3.refuse_strange_ids", lambda ids, size: None)  # looks at ids on a CPU only
-    monkeypatch.setattr(torch, "manual_seed", lambda seed: None)
-    state, optim = fused_state(*OBJECTIVES[name])
-    batch = dataclasses.replace(random_batch(6, empty=(2,)), most_masked=3, most_tokens=MAX_TOKENS)
-    train_step(state, batch, optim, seed=0, rank=0)  # which makes the moments
-    with NoWaiting():
-        train_step(state, batch, optim, seed=0, rank=0)
-
-
-class Planted(torch.autograd.Function):
-    """Hands its input on, and does what it should not in one of the passes."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, wait: Callable[[Tensor], object], when: str) -> Tensor:
-        ctx.wait = wait if when == "backward" else None
-        if when == "forward":
-            wait(loss)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        if ctx.wait:
-            ctx.wait(gradients[0])
-        return gradients[0], None, None
-
-
-@pytest.mark.parametrize("when", ["forward", "backward"])
-@pytest.mark.parametrize(
-    "wait",
-    [lambda x: x.item(), lambda x: torch.tensor(2.0) * x, lambda x: x[None][x[None] > 0], lambda x: (x > 0).nonzero()],
-    ids=["value", "constant", "mask", "nonzero"],
-)
-def test_a_planted_wait_is_caught_in_both_passes(wait: Callable[[Tensor], object], when: str) -> None:
-    loss = torch.ones((), requires_grad=True) * 1.0
-    with NoWaiting(), pytest.raises(AssertionError):
-        Planted.apply(loss, wait, when).backward()  # type: ignore[union-attr]
 
 
 def test_a_step_leaves_no_gradient_and_counts_itself() -> None:

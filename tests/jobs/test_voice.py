@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import ray_internals, worker_lines
+from cluster import connection, loggers, ray_internals, worker_lines
 from cluster.run import Runtime
 from cluster.world import World
 from jobs.launch import driver
 from jobs.run.config import OptimConfig
 from jobs.tracking import voice
 from jobs.tracking.journal import read_journals
-from jobs.tracking.voice import CLEAR, LIVE_MARK, PROGRESS_SECONDS, Terminal, ToTerminal
+from jobs.tracking.voice import CLEAR, PROGRESS_SECONDS, Terminal, ToTerminal
 from jobs.training.reporting import Meter
 from jobs.training.step import Clock
 
@@ -100,7 +100,7 @@ def test_progress_updates_in_place_in_a_terminal_and_is_a_line_every_so_often_el
     assert live.getvalue().count("\n") == 1
     assert live.getvalue().endswith(f"{CLEAR}step 60{CLEAR}done\n")
     assert file.getvalue() == f"step 0\nstep {PROGRESS_SECONDS:.0f}\nstep 60\ndone\n"
-    assert relayed.getvalue().count(LIVE_MARK) == 61
+    assert relayed.getvalue().count(loggers.PROGRESS_MARK) == 61
 
 
 def test_the_terminal_shows_what_is_said_and_the_products_warnings_and_names_the_log_with_ray() -> None:
@@ -110,14 +110,12 @@ def test_the_terminal_shows_what_is_said_and_the_products_warnings_and_names_the
         handler.emit(logging.LogRecord(name, getattr(logging, level), "", 0, "%s says", (name,), None))
     assert stream.getvalue() == "warning: jobs.x says\nsnps3.said says\n"
     assert not named
-    handler.emit(logging.LogRecord(voice.CONNECTS, logging.INFO, "", 0, "joining", (), None))
+    handler.emit(logging.LogRecord(loggers.CONNECTS, logging.INFO, "", 0, "joining", (), None))
     assert named
 
 
-def test_driver_and_workers_use_the_same_words() -> None:
-    assert voice.CONNECTS == "cluster.connection"
-    assert (voice.SAID, voice.PROGRESS) == (worker_lines.SAID, worker_lines.PROGRESS)
-    assert (voice.LIVE_MARK, voice.PACKAGES) == (worker_lines.PROGRESS_MARK, worker_lines.PACKAGES)
+def test_the_log_is_named_by_the_logger_that_speaks_when_a_ray_is_joined() -> None:
+    assert connection.log.name == loggers.CONNECTS
 
 
 def test_lines_of_workers_reach_the_loggers_of_the_driver(

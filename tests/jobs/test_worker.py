@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -183,3 +185,40 @@ def test_without_augmentation_the_network_sees_what_was_decoded(config: Pretrain
         assert not square[:, height:].any()
         assert not square[:, :, width:].any()
     assert first.frames.shape == (BATCH, 1, SIZE_PX, SIZE_PX, 3)
+
+
+def test_what_was_made_ahead_of_its_step_is_not_yet_counted(config: PretrainConfig) -> None:
+    job, is_second_taken = job_of(config), threading.Event()
+    source = job.sources["train"]
+
+    def tables() -> Iterator[pa.Table]:
+        for step in range(NUM_STEPS):
+            yield decode_share(source, step, 0, 1)
+            is_second_taken.set()
+
+    rank = RankBatches(job, Runtime(World(0, 1, torch.device("cpu")), upload_folder), Clock())
+    stream = rank.read("train", tables(), 0)
+    next(stream)
+    assert is_second_taken.wait(60)  # in a thread: nobody asks for the second batch here
+    assert rank.num_seen == BATCH
+    next(stream)
+    assert rank.num_seen == NUM_IMAGES
+    (thread,) = [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+    del stream  # as at the end of a run
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_an_error_of_the_thread_that_makes_batches_reaches_the_loop_with_its_place(config: PretrainConfig) -> None:
+    job = job_of(config)
+
+    def torn() -> Iterator[pa.Table]:
+        yield decode_share(job.sources["train"], 0, 0, 1)
+        raise OSError("the store went away")
+
+    rank = RankBatches(job, Runtime(World(0, 1, torch.device("cpu")), upload_folder), Clock())
+    stream = rank.read("train", torn(), 0)
+    next(stream)
+    with pytest.raises(OSError, match="the store went away") as error:
+        next(stream)
+    assert "torn" in [entry.name for entry in error.traceback]

@@ -11,9 +11,10 @@ from pipeline.decode.codec import DecodeError, Timeline, VideoInfo
 from pipeline.decode.config import Sampling
 from pipeline.decode.sampling import (
     Policy,
+    _repeated,
+    _take,
     choose,
     clip_indices,
-    published_frames,
     published_window,
     sample_frames,
     segments,
@@ -28,6 +29,27 @@ def _used(indices: np.ndarray) -> list[int]:
 
 
 PUBLISHED = Sampling(clock="index")
+
+
+def published_frames(
+    num_frames: int,
+    length: int,
+    policy: Policy = Policy.MIDDLE,
+    *,
+    frames: tuple[int, int] | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[int]:
+    """Return what the published code drew of the `frames` [first, stop) of a video, by default of all: the reference.
+
+    It never draws the last frame of a segment (of more than one frame), and repeats the last frame of the video where
+    `frames` ends after it.
+    """
+    start, end = frames or (0, length)
+    cut = segments(num_frames, end - start)
+    if policy == Policy.RANDOM:
+        cut = [(first, max(stop - 1, first + 1)) for first, stop in cut]
+    indices = _repeated([_take(first, stop, policy, rng) for first, stop in cut], num_frames)
+    return [min(min(start, length - 1) + index, length - 1) for index in indices]
 
 
 def clip_of(num_frames: int, length: int, *, fps: float, **settings: Any) -> list[int]:

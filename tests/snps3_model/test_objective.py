@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from batches import CLS, MASK, MAX_TOKENS, NUM_WORDS, PAD, SEP, VOCABULARY, part, random_batch, tiny_network
+from pretended_device import on_device
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.records import Batch
 from pipeline.stream.transforms import normalise
@@ -346,40 +346,28 @@ def test_the_clip_order_task_without_a_temporal_encoder_is_refused() -> None:
         tiny_network(ObjectiveConfig(clip_order=1.0))
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses what makes a host wait for its device: a value asked for, or a shape that depends on values."""
-
-    WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name
-        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"), (
-            name
-        )
-        return func(*args, **(kwargs or {}))
+def device_tensors(network: Pretraining, batch: Batch) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers(), *batch.tensors()]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
-def test_a_step_on_one_device_waits_for_nothing(monkeypatch, objective: ObjectiveConfig) -> None:
-    monkeypatch.setattr("snps3_model.snps3.refuse_strange_ids", lambda ids, size: None)  # looks at ids on a CPU only
+def test_a_step_on_one_device_waits_for_nothing(objective: ObjectiveConfig) -> None:
     network, batch = tiny_network(objective), random_batch(5)
-    frames = normalise(batch.frames).double()
-    with NoWaiting():
-        losses = network(batch, frames)
+    with on_device(device_tensors(network, batch)):
+        losses = network(batch, normalise(batch.frames).double())
         torch.stack(list(losses.values())).sum().backward()
 
 
 @pytest.mark.parametrize("name", ["hard", "itm"])
-def test_captions_of_other_ranks_have_a_width_that_the_host_knows(monkeypatch, name: str) -> None:
+def test_captions_of_other_ranks_have_a_width_that_the_host_knows(name: str) -> None:
     """The same losses as with the width of their longest, for which a host would wait."""
-    monkeypatch.setattr("snps3_model.snps3.refuse_strange_ids", lambda ids, size: None)
     objective = {"hard": ObjectiveConfig(num_hard_negatives=2), "itm": only("itm")}[name]
     batch, losses = random_batch(5), []
-    for width, mode in ((None, contextlib.nullcontext()), (MAX_TOKENS + 1, NoWaiting())):
+    for width in (None, MAX_TOKENS + 1):
         network = tiny_network(objective)
         network.gather = lambda rows: torch.cat([rows, rows])
         shaped = dataclasses.replace(batch, most_tokens=width)
-        with mode:
+        with on_device(device_tensors(network, shaped)) if width else contextlib.nullcontext():
             found = network(shaped, normalise(batch.frames).double())
             torch.stack(list(found.values())).sum().backward()
         losses.append(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,9 @@ class OneProcess(Runtime):
 
 
 def run(function: Callable[[Any, Runtime], None], config: Any, **options: Any) -> None:
-    """Stand in for `cluster.run.run`."""
+    """Stand in for `cluster.run.run`. What would go to the ranks is pickled as for them."""
     del options
+    config = pickle.loads(pickle.dumps(config))
     function(config, OneProcess(getattr(config, "job", config)))
 
 
