@@ -57,8 +57,8 @@ def motion(frames: Luma, frames_per_second: float) -> float:
         return 0.0
     coarse = reduced(frames, COARSE_PX)
     middle = (coarse[1:] + coarse[:-1]) / 2
-    slopes = np.hypot(*np.gradient(middle, axis=(1, 2)))
-    way_px = np.abs(np.diff(coarse, axis=0)).sum() / max(float(slopes.sum()), 1e-6)
+    down, across = np.gradient(middle, axis=(1, 2))
+    way_px = np.abs(np.diff(coarse, axis=0)).sum() / max(float(np.hypot(down, across).sum()), 1e-6)
     return float(way_px) / max(coarse.shape[1:]) * frames_per_second
 
 
@@ -81,7 +81,8 @@ def blur(frames: Luma) -> float:
 
 
 def _edge_width_px(frame: Float32[np.ndarray, "H W"]) -> float:
-    slopes, flatter = (np.hypot(*np.gradient(picture)) for picture in (frame, blurred(frame, REBLUR_PX)))
+    (down, across), (less_down, less_across) = np.gradient(frame), np.gradient(blurred(frame, REBLUR_PX))
+    slopes, flatter = np.hypot(down, across), np.hypot(less_down, less_across)
     least = max(np.quantile(slopes, 1 - EDGE_SHARE), LEAST_SLOPE)
     ratios = slopes[slopes >= least] / np.maximum(flatter[slopes >= least], 1e-6)
     lost = float(np.median(ratios)) ** 2 - 1 if len(ratios) else 0.0
@@ -94,5 +95,6 @@ def blurred(frame: Float32[np.ndarray, "H W"], deviation_px: float) -> Float32[n
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation_px) ** 2).astype(np.float32)
     for _ in range(2):
         padded = np.pad(frame, ((reach, reach), (0, 0)), mode="edge")
-        frame = sum(w * padded[k : k + len(frame)] for k, w in enumerate((weights / weights.sum()).tolist())).T
+        parts = [weight * padded[k : k + len(frame)] for k, weight in enumerate(weights / weights.sum())]
+        frame = np.sum(parts, axis=0).T
     return frame

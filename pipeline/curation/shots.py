@@ -35,8 +35,10 @@ Chunks = Iterable[UInt8[np.ndarray, "T H W 3"]]
 class Detector(Protocol):
     """What finds the transitions of a video."""
 
-    size: tuple[int, int]
-    """(width, height) of the frames that it looks at, in pixels."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the frames that it looks at, in pixels."""
+        ...
 
     def transitions(self, chunks: Chunks) -> list[Transition]:
         """Return the transitions of a video, in order."""
@@ -122,9 +124,8 @@ def weights_path() -> Path:
 @functools.lru_cache(1)
 def detector_named(name: DetectorName, threshold: float | None) -> Detector:
     """Return a detector; a network stays in memory."""
-    given = {} if threshold is None else {"threshold": threshold}
     if name == "content":
-        return ContentDetector(**given)
+        return ContentDetector() if threshold is None else ContentDetector(threshold=threshold)
     from pipeline.curation.transnet import NetworkDetector  # who needs no network does not wait for torch
 
-    return NetworkDetector(**given)
+    return NetworkDetector() if threshold is None else NetworkDetector(threshold)

@@ -41,8 +41,9 @@ class SeparableConv(nn.Module):
     def __init__(self, channels: int, filters: int, dilation: int) -> None:
         super().__init__()
         space = nn.Conv3d(channels, 2 * filters, (1, 3, 3), padding=(0, 1, 1), bias=False)
-        shape = {"padding": (dilation, 0, 0), "dilation": (dilation, 1, 1)}
-        self.layers = nn.Sequential(space, nn.Conv3d(2 * filters, filters, (3, 1, 1), bias=False, **shape))
+        reach, step = (dilation, 0, 0), (dilation, 1, 1)
+        time = nn.Conv3d(2 * filters, filters, (3, 1, 1), padding=reach, dilation=step, bias=False)
+        self.layers = nn.Sequential(space, time)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b f t h w"]:
         return self.layers(x)
