@@ -7,7 +7,7 @@ out/deduplicate.json   counts, settings, seconds
 out/manifest.parquet   with --write-filtered: the clips that stay
 out/rejected.parquet   with --write-filtered: a row per clip that goes, with the one it copies
 
-What frames look like is kept beside each manifest (…-fingerprints.parquet), so that only new clips are decoded again.
+What frames look like is kept beside each manifest (…-fingerprints/), so that only new clips are decoded again.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ import pyarrow as pa
 import torch
 
 from cluster.connection import connected_ray
+from jobs.benchmarks.support.file_surgery import with_boxes
 from jobs.benchmarks.support.fixtures import clip_source, write_small_clips
 from jobs.corpus.preparation import PrepareConfig, prepare
 from pipeline.corpus import ledger
@@ -35,7 +36,6 @@ from pipeline.stream.transforms import normalise
 
 NUM_FRAMES, SIZE_PX, BATCH = 4, 32, 8
 NUM_ENDLESS, NUM_PER_CHUNK = 30_000_000, 2_000
-CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 
 
 @dataclass
@@ -185,7 +185,8 @@ def sound_only(_: bytes) -> bytes:
 def without_frames(data: bytes) -> bytes:
     """Empty the index of frames; the video stream stays."""
     empty = bytes(8)  # version and flags, no entries
-    return with_tables(data, {b"stts": empty, b"stsc": empty, b"stsz": bytes(12), b"stco": empty, b"stss": None})
+    tables = {b"stts": empty, b"stsc": empty, b"stsz": bytes(12), b"stco": empty}
+    return with_boxes(data, tables | {b"stss": None, b"ctts": None})
 
 
 def endless(data: bytes) -> bytes:
@@ -196,7 +197,7 @@ def endless(data: bytes) -> bytes:
 
     first = data.index(b"mdat") + 4
     chunks = NUM_ENDLESS // NUM_PER_CHUNK
-    return with_tables(
+    return with_boxes(
         data,
         {
             b"stts": table(1, NUM_ENDLESS, 1),
@@ -204,24 +205,10 @@ def endless(data: bytes) -> bytes:
             b"stsz": table(1, NUM_ENDLESS),
             b"stco": table(chunks, *[first] * chunks),
             b"stss": None,
+            b"ctts": None,
             b"edts": None,  # it ends playback after the original frames
         },
     )
-
-
-def with_tables(data: bytes, tables: dict[bytes, bytes | None]) -> bytes:
-    """Replace the content of an MP4's boxes of these types; None removes them, and the order of display with them."""
-    parts, position = [], 0
-    while position < len(data):
-        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
-        body: bytes | None = data[position + 8 : position + size]
-        if kind in CONTAINERS:
-            body = with_tables(body, tables)
-        elif kind in tables or kind == b"ctts":
-            body = tables.get(kind)
-        parts += [] if body is None else [(len(body) + 8).to_bytes(4, "big"), kind, body]
-        position += size
-    return b"".join(parts)
 
 
 DAMAGES: dict[Reason, Callable[[bytes], bytes]] = {

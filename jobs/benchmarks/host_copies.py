@@ -37,12 +37,16 @@ from pipeline.stream.collate import as_tensor
 from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, decode_block
 
 CLIPS = Clips(count=12, seconds=2)
+STILL = "jobs.benchmarks.support.invented_video:StillVideo"
 
 
 def host_copies(folder: str = "corpora/benchmark", num_rounds: int = 7, num_repeats: int = 20) -> dict[str, Any]:
     """Copies of a clip's pixels, their bytes in the object store, and CPU milliseconds of a clip after the decoder."""
     manifest = made_clips(CLIPS, folder)
-    source, still = source_of(manifest), source_of(manifest, decoder="jobs.benchmarks.support.still_video:StillVideo")
+    source, still = (
+        source_of(manifest),
+        source_of(manifest, decoder="jobs.benchmarks.support.invented_video:StillVideo"),
+    )
     stages = {"decode process": copies_of_decoding(next(Path(manifest).parents[1].glob("videos/*.mp4")).read_bytes())}
     with tempfile.TemporaryDirectory() as scratch, connected_ray(num_cpus=cores() + 1):
         stream = clip_stream(

@@ -90,17 +90,31 @@ def rank_batches(num_steps: int, num_clips: int, num_frames: int, size_px: int) 
     """Return the training batches of the only rank of a run."""
     config = PretrainConfig(name="host-cost")
     plan = Plan(seed=0, num_videos=10**6, num_images=0, global_batch=num_clips)
-    shapes = {"num_frames": num_frames, "frame_size_px": size_px, "batch": num_clips}
-    source = ClipSource(manifest_path="", split="train", decoder="pyav", seed=0, plan=plan, **shapes)
+    source = ClipSource(
+        manifest_path="",
+        split="train",
+        num_frames=num_frames,
+        frame_size_px=size_px,
+        decoder="pyav",
+        seed=0,
+        plan=plan,
+        batch=num_clips,
+    )
     share = shares(num_clips, num_frames, size_px)
     tokenizer = train_wordpiece(captions := share["caption"].to_pylist(), 1000)
     table = mine_significant_words(captions, tokenizer.pieces)
-    words = {"text": config.text, "masking": config.masking, "length_groups": config.placement.length_groups}
     job = Job(
         name=config.name,
         seed=0,
         run_folder="",
-        text=TextProcessor(tokenizer=tokenizer, table=table, seed=0, **words),
+        text=TextProcessor(
+            tokenizer=tokenizer,
+            table=table,
+            text=config.text,
+            masking=config.masking,
+            seed=0,
+            length_groups=config.placement.length_groups,
+        ),
         task=CaptionTask(objective=config.objective),
         model=config.model,
         sources={"train": source},

@@ -32,7 +32,8 @@ def mining(
     overlap means nothing.
     """
     folder = data_folder(data, "captions")
-    captions = read_captions(str(folder / "coco_captions_25k.jsonl"), None).to_pylist()[:num_captions]
+    (captions,) = read_captions(str(folder / "coco_captions_25k.jsonl"), None)
+    captions = captions.to_pylist()[:num_captions]
     recorded = json.loads((folder / "significant_words_coco_spacy.json").read_text(encoding="utf-8"))
     vocabulary = read_pieces(str(folder / "bert-base-uncased-vocab.txt"))
     result: dict[str, Any] = {"num_captions": len(captions)}

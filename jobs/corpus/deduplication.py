@@ -10,8 +10,9 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,16 +21,24 @@ import pyarrow.compute as pc
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from cluster.connection import connected_ray
+from jobs.corpus.preparation import PARTS
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import ledger
-from pipeline.corpus.manifest import Manifest, make_manifest, read_manifest, write_manifest
+from pipeline.corpus.listing import Listing
+from pipeline.corpus.manifest import make_manifest, open_manifest, write_manifest
+from pipeline.corpus.parts import write_parts
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
 from pipeline.decode.decoders import DecoderName
-from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, find_pairs, normalised_caption, removals
-from pipeline.dedup.fingerprints import Fingerprints, cache_path, fingerprint_corpus
-from pipeline.records import Kind, Reason, Rejected, Stage
+from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, as_pair, connected, removals
+from pipeline.dedup.fingerprints import cache_path, fingerprint_corpus
+from pipeline.dedup.search import ClipTable, Search, clip_table, clips_at, find_copies
+from pipeline.offline.stages import streamed
+from pipeline.records import Reason, Rejected, Stage
+
+ENTRIES = "entries"
+"""Folder for what the tasks of a search tell each other."""
 
 PAIRS = pa.schema(
     [
@@ -48,6 +57,7 @@ PAIRS = pa.schema(
         ("shift_seconds", pa.float64()),  # the other clip shows this much later what this one shows
         ("overlap_seconds", pa.float64()),  # infinite: equal files
         ("same_caption", pa.bool_()),
+        ("group", pa.int64()),  # the same for all clips that pairs connect: the id of one of them
     ]
 )
 
@@ -87,6 +97,8 @@ class Deduplicated:
     num_clips: int
     num_pairs: dict[str, int]
     """Pairs per kind."""
+    num_groups: int
+    """Sets of clips that pairs connect."""
     num_compared: int
     """Pairs that looked alike at first."""
     num_suspected: int
@@ -107,45 +119,45 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
     """
     paths = [storage.absolute(path) for path in (config.manifest, *config.against)]
     out = storage.absolute(config.out)
-    manifests = [read_manifest(path) for path in paths]
-    if same := [path for path, other in zip(paths[1:], manifests[1:], strict=True) if other.hash == manifests[0].hash]:
+    listings = [open_manifest(path) for path in paths]
+    if same := [path for path, other in zip(paths[1:], listings[1:], strict=True) if other.hash == listings[0].hash]:
         raise ValueError(f"{same[0]} holds the same clips as {paths[0]}, all of them would leak: name another manifest")
     _refuse_overwriting(config, paths[0], out)
     storage.check_writable(out)
     with lease.held(out) as held:
-        return _deduplicate(config, manifests, paths, out, held)
+        return _deduplicate(config, listings, paths, out, held)
 
 
 def _deduplicate(
-    config: DeduplicateConfig, manifests: Sequence[Manifest], paths: Sequence[str], out: str, held: lease.Lease
+    config: DeduplicateConfig, listings: Sequence[Listing], paths: Sequence[str], out: str, held: lease.Lease
 ) -> Deduplicated:
     started = time.monotonic()
-    clips, prints, unreadable = [], [], []
+    folders = [cache_path(path) for path in paths]
+    settings = {"decoder": config.decoder, "limits": config.limits, "subcluster": config.subcluster}
     with connected_ray():
-        for one, path in zip(manifests, paths, strict=True):
-            found, lost = fingerprint_corpus(
-                one, cache_path(path), decoder=config.decoder, limits=config.limits, subcluster=config.subcluster
-            )
-            clips += clips_of(one, found, is_own=one is manifests[0])
-            prints.append(found)
-            unreadable.append(lost)
-    fingerprints = Fingerprints.from_table(pa.concat_tables(prints))
-    search = find_pairs(clips, fingerprints, config.similarity, train_split=config.train_split)
+        unreadable = [
+            fingerprint_corpus(listing, folder, **settings) for listing, folder in zip(listings, folders, strict=True)
+        ]
+        search = _search(config, clip_table(listings, folders), storage.join(out, ENTRIES))
+    clips = clips_at(listings, (number for pair in search.copies for number in pair))
+    pairs = [as_pair(clips, *numbers, alignment, config.train_split) for numbers, alignment in search.copies.items()]
+    groups = connected(search.copies)
     held.check()
     pairs_path = storage.join(out, "pairs.parquet")
-    rows = [pair_row(clips, pair) for pair in search.pairs]
+    rows = [pair_row(clips, pair) | {"group": clips[groups[pair.copy]].clip_id} for pair in pairs]
     storage.write_table(pairs_path, pa.Table.from_pylist(rows, schema=PAIRS))
-    gone = removals(clips, search.pairs, config.train_split)
+    gone = removals(clips, pairs, config.train_split)
     rejected = unreadable[0] + [rejected_copy(clips, pair) for pair in gone.values()]
     done = Deduplicated(
         pairs_path=pairs_path,
-        num_clips=len(manifests[0]),
-        num_pairs=dict(Counter(str(pair.kind) for pair in search.pairs)),
+        num_clips=len(listings[0]),
+        num_pairs=dict(Counter(str(pair.kind) for pair in pairs)),
+        num_groups=len(set(groups.values())),
         num_compared=search.num_compared,
         num_suspected=search.num_suspected,
         num_unreadable=sum(map(len, unreadable)),
         num_removed={str(reason): count for reason, count in ledger.count_by_reason(rejected).items()},
-        manifest_path=_write_filtered(manifests[0], rejected, out) if config.write_filtered else None,
+        manifest_path=_write_filtered(listings[0], rejected, out) if config.write_filtered else None,
         seconds=round(time.monotonic() - started, 1),
     )
     summary = {"config": dataclasses.asdict(config), "found": dataclasses.asdict(done)}
@@ -153,30 +165,17 @@ def _deduplicate(
     return done
 
 
-def clips_of(corpus: Manifest, found: pa.Table, *, is_own: bool) -> list[Clip]:
-    """The clips of a manifest that have a fingerprint, in the order of those."""
-    names = ("clip_id", "uri", "split", "group", "kind", "width", "height", "checksum", "start_seconds", "end_seconds")
-    rows = corpus.table.select([*names, "captions"]).to_pylist()
-    by_id = {row["clip_id"]: row for row in rows}
-    return [
-        Clip(
-            clip_id=row["clip_id"],
-            uri=row["uri"],
-            corpus=corpus.corpus,
-            split=row["split"],
-            group=row["group"],
-            kind=Kind(row["kind"]),
-            num_pixels=row["width"] * row["height"],
-            content=(row["checksum"], row["start_seconds"], row["end_seconds"]),
-            captions=frozenset(map(normalised_caption, row["captions"])),
-            is_own=is_own,
-        )
-        for row in (by_id[clip_id] for clip_id in found["clip_id"].to_pylist())
-    ]
+def _search(config: DeduplicateConfig, table: ClipTable, folder: str) -> Search:
+    """What there is among all clips; what tasks write to `folder` is removed again."""
+    storage.remove_folder(folder)  # of a search that was killed
+    try:
+        return find_copies(table, config.similarity, folder, partial(streamed, subcluster=config.subcluster))
+    finally:
+        storage.remove_folder(folder)
 
 
-def pair_row(clips: Sequence[Clip], pair: Pair) -> dict[str, Any]:
-    """A row of `PAIRS`."""
+def pair_row(clips: Mapping[int, Clip], pair: Pair) -> dict[str, Any]:
+    """A row of `PAIRS`, without its group."""
     copy, original = clips[pair.copy], clips[pair.original]
     return {
         **{name: getattr(copy, name) for name in ("clip_id", "split", "uri")},
@@ -188,7 +187,7 @@ def pair_row(clips: Sequence[Clip], pair: Pair) -> dict[str, Any]:
     }
 
 
-def rejected_copy(clips: Sequence[Clip], pair: Pair) -> Rejected:
+def rejected_copy(clips: Mapping[int, Clip], pair: Pair) -> Rejected:
     """The copy as a rejected sample that names what it copies."""
     copy, original = clips[pair.copy], clips[pair.original]
     how = "equal bytes" if copy.content == original.content else f"similarity {pair.alignment.similarity:.3f}"
@@ -207,7 +206,7 @@ def describe(done: Deduplicated) -> str:
     removed = ", ".join(f"{reason} {count}" for reason, count in done.num_removed.items()) or "nothing"
     lines = [
         f"clips      {done.num_clips}, without frames {done.num_unreadable}",
-        f"pairs      {pairs} ({done.num_compared} compared): {done.pairs_path}",
+        f"pairs      {pairs} in {done.num_groups} groups ({done.num_compared} compared): {done.pairs_path}",
         f"suspected  {done.num_suspected} pairs across splits have a caption in common and show something else",
         f"to remove  {removed}",
         f"manifest   {done.manifest_path or 'not written; --write-filtered writes one without these'}",
@@ -218,13 +217,21 @@ def describe(done: Deduplicated) -> str:
 
 def _refuse_overwriting(config: DeduplicateConfig, manifest_path: str, out: str) -> None:
     """The ledger of the job that made the manifest lies beside it and would be lost as well."""
-    if config.write_filtered and manifest_path in (out, storage.join(out, "manifest.parquet")):
+    if config.write_filtered and manifest_path in (
+        out,
+        *(storage.join(out, name) for name in ("manifest.parquet", PARTS)),
+    ):
         raise ValueError(f"--out {config.out} is where {manifest_path} lies: name another folder, so that both remain")
 
 
-def _write_filtered(corpus: Manifest, rejected: Sequence[Rejected], out: str) -> str:
-    path = storage.join(out, "manifest.parquet")
+def _write_filtered(corpus: Listing, rejected: Sequence[Rejected], out: str) -> str:
+    """The path of the manifest without the rejected clips: in parts where the corpus is."""
     ledger.write_ledger(rejected, storage.join(out, "rejected.parquet"))
-    is_gone = pc.field("clip_id").isin([one.clip_id for one in rejected])
-    write_manifest(make_manifest(corpus.corpus, corpus.root, corpus.table.filter(~is_gone)), path)
+    is_gone = pc.field("clip_id").isin([sample.clip_id for sample in rejected])
+    staying = (rows.filter(~is_gone) for rows in corpus.batches())
+    if corpus.is_in_parts:
+        write_parts(path := storage.join(out, PARTS), staying, corpus=corpus.corpus, root=corpus.root)
+    else:
+        path = storage.join(out, "manifest.parquet")
+        write_manifest(make_manifest(corpus.corpus, corpus.root, pa.concat_tables(staying)), path)
     return path

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+from jobs.corpus import appending
 from jobs.corpus.planning import Plan, describe_plan, make_plan, with_nearest
 from jobs.launch import lease
 from pipeline import storage
@@ -24,7 +25,7 @@ from pipeline.corpus import annotations, ledger
 from pipeline.corpus.caption_formats import format_named
 from pipeline.corpus.clip_rows import Annotation
 from pipeline.corpus.columns import meanings
-from pipeline.corpus.manifest import make_manifest, read_manifest, write_in_parts, write_manifest
+from pipeline.corpus.manifest import SCHEMA, make_manifest, read_manifest, write_in_parts, write_manifest
 from pipeline.corpus.sources import Layout, open_source
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
@@ -84,7 +85,8 @@ class PrepareConfig:
     """Time every decoder that loads here on clips of this corpus; training with data.decoder=auto takes the fastest."""
     in_parts: bool = False
     """Write the manifest as a folder of parts, of which a run reads the rows that it needs: for millions of clips. A
-    corpus that has it in one file gets it without being looked at again, and another hash."""
+    corpus that has it in one file gets it without being looked at again, and another hash. When files are added, these
+    alone are looked at, and their clips get parts of their own."""
     keep_uncaptioned: bool = False
     """Keep clips without captions, for jobs/caption.py and jobs/filter.py. A run refuses to train on them."""
     force: bool = False
@@ -119,6 +121,8 @@ class Prepared:
     """Clips per split that the caption files name, usable or not."""
     list_hashes: dict[str, str] = field(default_factory=dict)
     """Of their paths: whoever has the same list of clips has the same hash."""
+    change: str = ""
+    """What differs from the manifest in parts that was there before."""
 
 
 def prepare(config: PrepareConfig) -> Prepared:
@@ -149,7 +153,14 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
     annotated = planned.clips
     lists = lists_of(annotated)
     list_hashes = {split: hash_of_list(paths) for split, paths in lists.items()}
-    rows, rejected = _probed(config, planned, out)
+    parts_path, made_by = storage.join(out, PARTS), f"{VERSION} {decoders.resolve(config.decoder)}"
+    before = appending.version(parts_path)
+    may_keep = config.in_parts and not config.force
+
+    def unchanged(clips: list[dict[str, Any]]) -> pa.Table:
+        return appending.unchanged_rows(out, parts_path, clips if may_keep else [], files, root, made_by)
+
+    rows, rejected = _probed(config, planned, out, unchanged)
     held.check()
     done = commit(
         rows,
@@ -165,6 +176,9 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
     )
     num_annotated = {split: len(paths) for split, paths in lists.items()}
     done = dataclasses.replace(done, num_annotated=num_annotated, list_hashes=list_hashes)
+    if config.in_parts:
+        appending.write_files(out, files, made_by)
+        done = dataclasses.replace(done, change=appending.described(before, appending.version(parts_path)))
     mark_done(marker, inputs, done)
     return done
 
@@ -218,6 +232,7 @@ def describe(done: Prepared) -> str:
     rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
     return (
         (f"annotated {annotated}\n" if annotated else "")
+        + (f"changed   {done.change}\n" if done.change else "")
         + f"clips     {clips}\nrejected  {rejected}\nmanifest  {done.manifest_path} ({done.manifest_hash})\n"
         f"ledger    {done.ledger_path}\nseconds   {done.seconds:.1f}"
     )
@@ -261,21 +276,29 @@ def commit(
     )
 
 
-def _probed(config: PrepareConfig, planned: Plan, out: str) -> tuple[pa.Table, list[Rejected]]:
+def _probed(
+    config: PrepareConfig, planned: Plan, out: str, unchanged: Callable[[list[dict[str, Any]]], pa.Table]
+) -> tuple[pa.Table, list[Rejected]]:
+    """Rows and rejected samples; files are looked at but for the clips whose rows `unchanged` returns."""
     source = planned.source
     clips = clips_of(planned.clips, corpus=config.corpus, source=source)
     log.info("%d clips are annotated, %d %s below %s", len(clips), len(source.places), source.layout, source.root)
+    kept = unchanged(clips)
+    known = set(kept["clip_id"].to_pylist())
+    if known:
+        log.info("%d clips are as they were, %d are looked at", len(known), len(clips) - len(known))
     from cluster.connection import connected_ray  # a dry run does not wait for Ray
 
     with connected_ray():
         rows, rejected = probe_clips(
-            clips,
+            [clip for clip in clips if clip["clip_id"] not in known],
             decoder=config.decoder,
             limits=config.limits,
             subcluster=config.subcluster,
             packets_folder=storage.join(out, PACKETS),
             keeps_uncaptioned=config.keep_uncaptioned,
         )
+    rows = pa.concat_tables([kept, rows.select(SCHEMA.names).cast(SCHEMA)])
     _say_read_whole(rows)
     unnamed = unnamed_files(planned.clips, corpus=config.corpus, source=source)
     return rows, [*with_nearest(rejected, planned), *planned.rejected(config.corpus), *unnamed]
@@ -303,7 +326,7 @@ def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
     """`files` without those that we write, should `out` lie below `root`."""
     if not (out + "/").startswith(root + "/"):
         return files
-    names = ("manifest.parquet", "rejected.parquet", MARKER, lease.LEASE)
+    names = ("manifest.parquet", "rejected.parquet", appending.FILES, MARKER, lease.LEASE)
     ours = {storage.relative_to(storage.join(out, name), root) for name in names}
     folders = tuple(storage.relative_to(storage.join(out, name), root) + "/" for name in (PACKETS, PARTS))
     return {name: print_ for name, print_ in files.items() if name not in ours and not name.startswith(folders)}

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -92,11 +93,9 @@ def _mine_words(config: MineConfig, out: str, held: lease.Lease) -> Mined:
     tagger = best_tagger(config.spacy_model) if config.tagger == "auto" else config.tagger
     version = tagger_version(tagger, config.spacy_model)
     pieces = read_pieces(storage.absolute(config.vocabulary))
-    read = [read_captions(storage.absolute(source), config.split) for source in config.captions]
-    captions = pa.chunked_array([chunk for array in read for chunk in array.chunks])
     abandoned = (*config.significance.abandoned, *stop_words(config.stop_words))
     significance = dataclasses.replace(config.significance, abandoned=abandoned)
-    counted = _digest([VERSION, version, significance.lower_case], captions)
+    counted = _digest([VERSION, version, significance.lower_case], _captions(config))
     inputs = _digest([counted, dataclasses.asdict(significance), pieces])
     before = {} if config.force else _finished(out)
     if before.get("inputs") == inputs:
@@ -107,14 +106,16 @@ def _mine_words(config: MineConfig, out: str, held: lease.Lease) -> Mined:
     else:
         lower_case = significance.lower_case
         with connected_ray():
-            counts = count_captions(captions, tagger=tagger, spacy_model=config.spacy_model, lower_case=lower_case)
+            counts = count_captions(
+                _captions(config), tagger=tagger, spacy_model=config.spacy_model, lower_case=lower_case
+            )
     held.check()
     storage.remove(storage.join(out, SUMMARY))  # until all files are there, nothing is finished
     ranked = _write(counts, pieces, significance, out)
     if not ranked:
         raise ValueError(
-            f"no noun, verb or adjective of the {len(captions)} captions is a whole word of {config.vocabulary}: look "
-            "at both; a cased vocabulary wants --significance.no-lower-case"
+            f"no noun, verb or adjective of the {counts.num_captions} captions is a whole word of {config.vocabulary}: "
+            "look at both; a cased vocabulary wants --significance.no-lower-case"
         )
     summary = {
         "inputs": inputs,
@@ -122,7 +123,7 @@ def _mine_words(config: MineConfig, out: str, held: lease.Lease) -> Mined:
         "config": dataclasses.asdict(dataclasses.replace(config, significance=significance)),
         "words_path": storage.join(out, WORDS),
         "tagger": version,
-        "num_captions": len(captions),
+        "num_captions": counts.num_captions,
         "num_words": len(ranked),
         "top_words": ranked[:10],
         "seconds": round(time.monotonic() - started, 1),
@@ -157,11 +158,17 @@ def _write(counts: WordCounts, pieces: list[str], config: SignificanceConfig, ou
     return [table.words[index] for index in table.significant_ids(UNRANKED - 1)]
 
 
-def _digest(values: Any, captions: pa.ChunkedArray | None = None) -> str:
+def _captions(config: MineConfig) -> Iterator[pa.StringArray]:
+    """The captions of all sources, some at a time."""
+    for source in config.captions:
+        yield from read_captions(storage.absolute(source), config.split)
+
+
+def _digest(values: Any, captions: Iterable[pa.StringArray] = ()) -> str:
     """Hex digits that change with any of the values and captions."""
     digest = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16)
-    for chunk in captions.chunks if captions else ():
-        digest.update(pa.record_batch([chunk], ["captions"]).serialize())
+    for some in captions:
+        digest.update(pa.record_batch([some], ["captions"]).serialize())
     return digest.hexdigest()
 
 

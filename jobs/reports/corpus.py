@@ -1,7 +1,10 @@
 """A corpus on one HTML page that opens offline.
 
-`corpus_page` is pure: the caller writes the file.
+`corpus_page` is pure: the caller writes the file. Of all clips some at a time are read.
 """
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, UInt8
+import pyarrow.compute as pc
+from jaxtyping import Float32, Int32, Int64, UInt8
 
 from jobs.reports import figures
 from jobs.reports.figures import FilmRoll
@@ -22,7 +26,8 @@ from jobs.tasks.examples import evenly
 from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.fetching import fetch
-from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.corpus.listing import Listing
+from pipeline.corpus.manifest import open_manifest
 from pipeline.decode import decoders
 from pipeline.decode.codec import decode_frames, known_info
 from pipeline.decode.config import Limits
@@ -82,11 +87,33 @@ class ShownPair:
     clips: tuple[ShownClip, ShownClip]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CorpusFigures:
+    """What is counted of the `N` clips and `M` captions of a corpus: 40 bytes per clip, and the different words."""
+
+    seconds: Float32[np.ndarray, " V"]
+    """Length of each video clip: between its times where it has some, otherwise of its file."""
+    short_side_px: Int32[np.ndarray, " N"]
+    fps: Float32[np.ndarray, " V"]
+    num_bytes: Int64[np.ndarray, " N"]
+    """Of the file of each clip."""
+    files: Int64[np.ndarray, " N"]
+    """Equal for clips of one file."""
+    captions_per_clip: Int32[np.ndarray, " N"]
+    words_per_caption: Int32[np.ndarray, " M"]
+    kinds: Counter[str]
+    sizes: Counter[tuple[int, int]]
+    """Widths and heights in pixels."""
+    words: Counter[str]
+    """How often each word, in lower case, occurs in the captions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorpusData:
     """Everything the page shows."""
 
-    corpus: Manifest
+    corpus: Listing
+    figures: CorpusFigures
     shown: Mapping[str, Sequence[ShownClip]] = field(default_factory=dict)
     """By split."""
     ledger: Mapping[Reason, int] | None = None
@@ -100,18 +127,17 @@ class CorpusData:
 def corpus_page(data: CorpusData) -> str:
     """Return the page. Every text is escaped, nothing on it is fetched from elsewhere, no script runs."""
     films = FilmRoll()
-    table = data.corpus.table
     ledger = None if data.ledger is None else {str(reason): count for reason, count in data.ledger.items()}
 
     def film(clip: ShownClip, split: str = "") -> dict[str, str]:
         return {"film": films.add("clip", len(films.clips), clip.frames), "split": split, "caption": clip.caption}
 
     views = {
-        "totals": totals(table),
+        "totals": totals(data.figures),
         "shown": [film(clip, split) for split, clips in data.shown.items() for clip in clips],
         "pairs": [(pair, [film(clip) for clip in pair.clips]) for pair in data.pairs],
-        "charts": charts(table),
-        "sizes": bars(common_sizes(table)),
+        "charts": charts(data.figures),
+        "sizes": bars(common_sizes(data.figures.sizes)),
         "ledger": None if ledger is None else bars(most_frequent_first(ledger)),
         "num_pairs": None if data.num_pairs is None else bars(most_frequent_first(data.num_pairs)),
         "words": [] if data.words is None else bars(most_significant(data.words)),
@@ -119,60 +145,90 @@ def corpus_page(data: CorpusData) -> str:
     return template("corpus_report.html").render(corpus=data.corpus, films=films.rules(), **views)
 
 
-def clip_seconds(table: pa.Table) -> Float[np.ndarray, " N"]:
+def figures_of(corpus: Listing) -> CorpusFigures:
+    """Count the clips of a corpus, some at a time."""
+    columns: dict[str, tuple[np.dtype, bytearray]] = {}  # they grow where they are: joined parts are there twice
+    kinds, sizes, words = Counter[str](), Counter[tuple[int, int]](), Counter[str]()
+    for rows in corpus.batches():
+        captions = rows["captions"].combine_chunks()
+        per_caption, counts = words_of(captions.flatten())
+        words.update(counts)
+        kinds.update(rows["kind"].to_pylist())
+        sizes.update(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+        for name, values in {
+            "seconds": clip_seconds(rows),
+            "short_side_px": np.minimum(rows["width"], rows["height"]),
+            "fps": rows["fps"].drop_null().to_numpy().astype(np.float32),
+            "num_bytes": rows["bytes"].to_numpy(),
+            "files": np.array(list(map(hash, rows["uri"].to_pylist()))),
+            "captions_per_clip": pc.list_value_length(captions).to_numpy(),
+            "words_per_caption": per_caption,
+        }.items():
+            columns.setdefault(name, (values.dtype, bytearray()))[1].extend(values.tobytes())
+    joined = {name: np.frombuffer(data, dtype) for name, (dtype, data) in columns.items()}
+    return CorpusFigures(kinds=kinds, sizes=sizes, words=words, **joined)
+
+
+def clip_seconds(rows: pa.Table) -> Float32[np.ndarray, " V"]:
     """Return the length of each video clip: between its times where it has some, otherwise of its file."""
-    rows = table.select(["start_seconds", "end_seconds", "duration_seconds"]).to_pylist()
-    ends = [row["end_seconds"] if row["end_seconds"] is not None else row["duration_seconds"] for row in rows]
-    lengths = [end - (row["start_seconds"] or 0.0) for row, end in zip(rows, ends, strict=True) if end is not None]
-    return np.array(lengths, dtype=float)
+    ends = pc.coalesce(rows["end_seconds"], rows["duration_seconds"])
+    lengths = pc.subtract(ends, pc.fill_null(rows["start_seconds"], 0.0))
+    return lengths.drop_null().to_numpy().astype(np.float32)
 
 
-def caption_lengths(table: pa.Table) -> Float[np.ndarray, " M"]:
-    """Return the number of words of each caption."""
-    return np.array([len(words) for words in _caption_words(table)], dtype=float)
+def words_of(captions: pa.StringArray) -> tuple[Int32[np.ndarray, " M"], Counter[str]]:
+    """Return the number of words of each caption, and how often each word, in lower case, occurs.
+
+    What stands between blanks is split once, however often it occurs.
+    """
+    texts = pc.split_pattern(captions, " ")
+    tokens = texts.flatten().dictionary_encode()
+    split = [
+        [word.lower() for word in split_words(text) if word[0].isalnum()] for text in tokens.dictionary.to_pylist()
+    ]
+    codes = tokens.indices.to_numpy()
+    counts: Counter[str] = Counter()
+    for words, count in zip(split, np.bincount(codes, minlength=len(split)).tolist(), strict=True):
+        for word in words:
+            counts[word] += count
+    num_words = np.array(list(map(len, split)), np.int32)[codes]
+    starts = np.cumsum(pc.list_value_length(texts).to_numpy())
+    return np.diff(np.concatenate([[0], np.cumsum(num_words)])[np.concatenate([[0], starts])]).astype(np.int32), counts
 
 
-def word_counts(table: pa.Table) -> Counter[str]:
-    """Count how often each word, in lower case, occurs in the captions."""
-    return Counter(word.lower() for words in _caption_words(table) for word in words)
-
-
-def _caption_words(table: pa.Table) -> list[list[str]]:
-    captions = [caption for captions in table["captions"].to_pylist() for caption in captions]
-    return [[word for word in split_words(caption) if word[0].isalnum()] for caption in captions]
-
-
-def totals(table: pa.Table) -> dict[str, str]:
+def totals(figures: CorpusFigures) -> dict[str, str]:
     """Return the corpus in a few figures."""
-    kinds = Counter(table["kind"].to_pylist())
-    sizes = dict(zip(table["uri"].to_pylist(), table["bytes"].to_pylist(), strict=True))
+    order = np.argsort(figures.files)
+    ordered = figures.files[order]
+    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(order)]
+    num_bytes = figures.num_bytes[order[is_first]].sum()
     return {
-        "videos": f"{kinds[Kind.VIDEO]:,}",
-        "images": f"{kinds[Kind.IMAGE]:,}",
-        "hours of video": f"{clip_seconds(table).sum() / 3600:,.2f}",
-        "files": f"{len(sizes):,}",
-        "GB": f"{sum(sizes.values()) / 1e9:,.3f}",
-        "captions": f"{len(caption_lengths(table)):,}",
-        "different words": f"{len(word_counts(table)):,}",
+        "videos": f"{figures.kinds[Kind.VIDEO]:,}",
+        "images": f"{figures.kinds[Kind.IMAGE]:,}",
+        "hours of video": f"{figures.seconds.sum(dtype=np.float64) / 3600:,.2f}",
+        "files": f"{is_first.sum():,}",
+        "GB": f"{num_bytes / 1e9:,.3f}",
+        "captions": f"{len(figures.words_per_caption):,}",
+        "different words": f"{len(figures.words):,}",
     }
 
 
-def charts(table: pa.Table) -> list[dict[str, Any]]:
+def charts(corpus: CorpusFigures) -> list[dict[str, Any]]:
     """Return a chart per property of the clips, with its median; properties that no clip has are left out."""
     values = {
-        "Length of videos": (clip_seconds(table), "seconds"),
-        "Short side": (np.minimum(table["width"].to_numpy(), table["height"].to_numpy()), "pixels"),
-        "Frame rate of videos": (table["fps"].drop_null().to_numpy(), "frames per second"),
-        "Size of files": (table["bytes"].to_numpy() / 1e6, "MB"),
-        "Captions per clip": (np.array([len(captions) for captions in table["captions"].to_pylist()]), "captions"),
-        "Length of captions": (caption_lengths(table), "words"),
+        "Length of videos": (corpus.seconds, "seconds"),
+        "Short side": (corpus.short_side_px, "pixels"),
+        "Frame rate of videos": (corpus.fps, "frames per second"),
+        "Size of files": (corpus.num_bytes / np.float32(1e6), "MB"),
+        "Captions per clip": (corpus.captions_per_clip, "captions"),
+        "Length of captions": (corpus.words_per_caption, "words"),
     }
     views = []
     for title, (numbers, unit) in values.items():
         if len(numbers):
-            svg, note = figures.histogram(numbers.astype(float), unit), f"median {np.median(numbers):,.4g} {unit}"
+            svg, note = figures.histogram(numbers.astype(np.float32), unit), f"median {np.median(numbers):,.4g} {unit}"
             views.append({"title": title, "svg": svg, "note": note})
-    if ranked := word_counts(table).most_common():
+    if ranked := corpus.words.most_common():
         ranks = np.unique(np.geomspace(1, len(ranked), figures.MAX_POINTS).round().astype(int)).tolist()
         line = [(rank, ranked[rank - 1][1]) for rank in ranks]
         svg = figures.line_chart([line], x_label="rank of the word", is_log=True)
@@ -181,11 +237,10 @@ def charts(table: pa.Table) -> list[dict[str, Any]]:
     return views
 
 
-def common_sizes(table: pa.Table) -> dict[str, int]:
-    """Count the most common widths and heights; the rest as one entry."""
-    counts = Counter(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
-    common = {f"{width} × {height}": count for (width, height), count in counts.most_common(NUM_SIZES_SHOWN)}
-    return common | {f"{len(counts) - len(common)} others": len(table) - sum(common.values())}
+def common_sizes(sizes: Counter[tuple[int, int]]) -> dict[str, int]:
+    """Return the most common widths and heights with their counts; the rest as one entry."""
+    common = {f"{width} × {height}": count for (width, height), count in sizes.most_common(NUM_SIZES_SHOWN)}
+    return common | {f"{len(sizes) - len(common)} others": sizes.total() - sum(common.values())}
 
 
 def most_significant(words: SignificantWords) -> dict[str, int]:
@@ -196,31 +251,43 @@ def most_significant(words: SignificantWords) -> dict[str, int]:
 
 def read_corpus(config: CorpusReportConfig) -> CorpusData:
     """Read what the page shows from manifest, ledgers, pairs and files."""
-    corpus = read_manifest(config.manifest)
-    rows = {row["clip_id"]: row for row in corpus.table.to_pylist()}
-    shown = {}
-    for split in corpus.splits:
-        ids = evenly(corpus.split(split)["clip_id"].to_numpy(), NUM_SHOWN)
-        shown[split] = _shown_clips([rows[clip_id] for clip_id in ids], config.decoder)
+    corpus = open_manifest(config.manifest)
+    shown = {split: _shown_clips(evenly_from(corpus, split), config.decoder) for split in corpus.splits}
     rejected = [sample for path in config.ledgers for sample in ledger.read_ledger(path)]
     pairs = None if config.pairs is None else storage.read_table(config.pairs).to_pylist()
     return CorpusData(
         corpus=corpus,
+        figures=figures_of(corpus),
         shown=shown,
         ledger=ledger.count_by_reason(rejected) if config.ledgers else None,
         num_pairs=None if pairs is None else Counter(pair["kind"] for pair in pairs),
-        pairs=_shown_pairs(pairs or [], rows, config.decoder),
+        pairs=_shown_pairs(pairs, corpus, config.decoder) if pairs else [],
         words=None if config.words is None else SignificantWords.load(config.words),
     )
 
 
-def _shown_pairs(pairs: Sequence[dict[str, Any]], rows: Mapping[int, dict[str, Any]], decoder: str) -> list[ShownPair]:
+def evenly_from(corpus: Listing, split: str) -> list[dict[str, Any]]:
+    """Return rows of a split, evenly spaced among its videos and then its images by clip_id."""
+    places = np.array(evenly(np.arange(corpus.splits[split]), NUM_SHOWN))
+    shown = []
+    for kind in (Kind.VIDEO, Kind.IMAGE):
+        rows = corpus.rows(split, kind)
+        shown += rows.take(places[(places >= 0) & (places < len(rows))]).to_pylist()
+        places = places - len(rows)
+    return shown
+
+
+def _shown_pairs(pairs: Sequence[dict[str, Any]], corpus: Listing, decoder: str) -> list[ShownPair]:
     """Decode pairs within the corpus, from the most to the least similar."""
-    known = [pair for pair in pairs if pair["clip_id"] in rows and pair["other_clip_id"] in rows]
+    clip_ids = pa.array({pair[name] for pair in pairs for name in ("clip_id", "other_clip_id")}, pa.int64())
+    members = pa.concat_tables(rows.filter(pc.field("clip_id").isin(clip_ids)) for rows in corpus.batches())
+    place_of = {clip_id: place for place, clip_id in enumerate(members["clip_id"].to_pylist())}
+    known = [pair for pair in pairs if pair["clip_id"] in place_of and pair["other_clip_id"] in place_of]
     known.sort(key=lambda pair: (-pair["similarity"], pair["clip_id"]))
     shown = []
     for pair in (known[place] for place in evenly(np.arange(len(known)), NUM_PAIRS_SHOWN)):
-        match _shown_clips([rows[pair["clip_id"]], rows[pair["other_clip_id"]]], decoder):
+        rows = members.take([place_of[pair["clip_id"]], place_of[pair["other_clip_id"]]]).to_pylist()
+        match _shown_clips(rows, decoder):
             case [first, second]:
                 shown.append(ShownPair(kind=pair["kind"], similarity=pair["similarity"], clips=(first, second)))
     return shown

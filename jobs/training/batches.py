@@ -81,14 +81,14 @@ class RankBatches:
         )
         transfer = Transfer(self.world.device)
         batches = (
-            (table, transfer.sent(lambda table=table, step=step: self.made(name, table, step)))
+            (counted(table, stage), transfer.sent(lambda table=table, step=step: self.made(name, table, step)))
             for step, table in enumerate(shares, start_step)
         )
-        for table, sent in ahead(batches):
+        for (rejected, num_seen, num_retries), sent in ahead(batches):
             self.alive()
-            self.rejected += rejected_rows(table, stage)
-            self.num_seen += int((table["clip_id"].to_numpy() >= 0).sum())
-            self.num_retries += sum(table["num_retries"].to_pylist())
+            self.rejected += rejected
+            self.num_seen += num_seen
+            self.num_retries += num_retries
             yield transfer.received(*sent)
 
     def made(self, name: str, table: pa.Table, step: int) -> Batch:
@@ -104,6 +104,12 @@ class RankBatches:
         return augment(batch.to(device), drawn)
 
 
+def counted(table: pa.Table, stage: Stage) -> tuple[list[Rejected], int, int]:
+    """Return the clips of a share that failed, how many clips it holds, and how often the store was asked again."""
+    num_seen, num_retries = (table["clip_id"].to_numpy() >= 0).sum(), table["num_retries"].to_numpy().sum()
+    return rejected_rows(table, stage), int(num_seen), int(num_retries)
+
+
 class Transfer:
     """Batches on their way to a device. On a GPU they are copied and augmented on a stream of their own, while that of
     the steps goes on."""
@@ -111,12 +117,12 @@ class Transfer:
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def sent(self, make: Callable[[], Batch]) -> tuple[Batch, torch.cuda.Event | None]:
+    def sent(self, make: Callable[[], Batch]) -> tuple[Batch, torch.Event | torch.cuda.Event | None]:
         """Return what `make` returns, and when the device will have it. For the thread that makes batches."""
         with torch.cuda.stream(self.stream):  # and on its device, which a new thread does not know
             return make(), self.stream.record_event() if self.stream else None
 
-    def received(self, batch: Batch, event: torch.cuda.Event | None) -> Batch:
+    def received(self, batch: Batch, event: torch.Event | torch.cuda.Event | None) -> Batch:
         """Let the stream of the steps, not the host, wait for `batch`, and return it."""
         if event:
             steps = torch.cuda.current_stream(batch.frames.device)

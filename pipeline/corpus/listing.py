@@ -18,7 +18,10 @@ from pipeline.records import Kind
 
 
 class Rows(abc.ABC):
-    """The clips of one kind in a split, numbered in order of clip_id. Tables have the columns of `SCHEMA`."""
+    """The clips of one kind in a split, numbered in order of clip_id, those that were added later behind the others.
+
+    Tables have the columns of `SCHEMA`.
+    """
 
     is_in_parts: ClassVar[bool]
     """Whether they are read when they are asked for."""
@@ -96,6 +99,12 @@ class Listing(abc.ABC):
         """The number of clips of a split without captions, as far as its rows are in memory."""
         return 0
 
+    def batches(self, num_rows: int = 65_536, split: str | None = None) -> Iterator[pa.Table]:
+        """Yield all rows, or those of a split, in order of (split, kind, clip_id), at most `num_rows` at a time."""
+        for name, kind in sorted(self.counts):
+            if split in (None, name):
+                yield from self.rows(name, Kind(kind)).batches(num_rows)
+
     @property
     def fastest_decoder(self) -> str | None:
         """The decoder to read this corpus with; None if none was measured."""
@@ -124,7 +133,7 @@ class Listing(abc.ABC):
         self.refuse_empty(name)
         kinds = [self.rows(name, kind) for kind in Kind if self.num_clips(name, kind)]
         table = pa.concat_tables([rows.range(0, len(rows)) for rows in kinds])
-        return table.sort_by("clip_id") if len(kinds) > 1 else table
+        return table.sort_by("clip_id") if len(kinds) > 1 or self.is_in_parts else table
 
     def __len__(self) -> int:
         return sum(self.counts.values())

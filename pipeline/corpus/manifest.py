@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -125,10 +126,21 @@ def write_manifest(manifest: Manifest, path: str) -> None:
 
 
 def write_in_parts(manifest: Manifest, path: str) -> parts.PartIndex:
-    """The folder `path` holds the manifest in parts, with another hash than one file of the same rows has."""
+    """The folder `path` holds the manifest in parts, with another hash than one file of the same rows has.
+
+    Where it holds some of the rows and no others, its parts stay, and the rest is written to parts behind them.
+    """
+    new, behind = manifest.table, {}
+    if parts.is_in_parts(path):
+        before = parts.read_index(path)
+        ids = np.concatenate([rows["clip_id"].to_numpy() for rows in open_manifest(path).batches()])
+        is_old = np.isin(new["clip_id"].to_numpy(), ids)
+        same = hex_digest(rows_digest(new.filter(pa.array(is_old)))) == before.hash
+        if same and (before.corpus, before.root) == (manifest.corpus, manifest.root):
+            new, behind = new.filter(pa.array(~is_old)), {"behind": before.parts, "ids_behind": ids}
     order = [("split", "ascending"), ("kind", "ascending"), ("clip_id", "ascending")]
-    tables = iter([manifest.table.sort_by(order)])
-    return parts.write_parts(path, tables, corpus=manifest.corpus, root=manifest.root, decoders=manifest.decoders)
+    described = {"corpus": manifest.corpus, "root": manifest.root, "decoders": manifest.decoders}
+    return parts.write_parts(path, iter([new.sort_by(order)]), **described, **behind)
 
 
 def open_manifest(path: str) -> Manifest | PartedManifest:

@@ -13,10 +13,11 @@ written last: a folder has the old manifest or the new one.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Int64
 
 from pipeline import storage
 from pipeline.corpus.content import checksum, hex_digest, rows_digest
@@ -83,13 +85,19 @@ def write_parts(
     root: str,
     decoders: Mapping[str, Mapping[str, float]] | None = None,
     part_rows: int = PART_ROWS,
+    behind: Sequence[Part] = (),
+    ids_behind: Int64[np.ndarray, " n"] | None = None,
 ) -> PartIndex:
     """Write `tables`, whose rows come in order of (split, kind, clip_id), as a manifest in parts to the folder `path`.
 
-    One part is in memory at a time, and 8 bytes of each row. ValueError for rows in another order, for ids that occur
-    twice, for a column that is missing, and for no rows at all.
+    `behind`: parts that lie there, with the ids of their rows; they stay, and the new ones come behind them.
+
+    One part is in memory at a time, and 8 bytes of each row. Who reads what the folder held before goes on; parts that
+    are older still are removed. ValueError for rows in another order, for ids that occur twice, for a column that is
+    missing, for no rows at all, and if another process writes the folder meanwhile.
     """
-    parts, clip_ids = [], []
+    before = _index_bytes(path)
+    parts, clip_ids = list(behind), [] if ids_behind is None else [ids_behind]
     for table in _cut(tables, part_rows):
         part, data = _encoded(table, len(parts))
         storage.write_bytes_atomic(storage.join(path, part.name), data)
@@ -99,8 +107,29 @@ def write_parts(
         raise ValueError(f"{path} would have no rows: name a corpus with at least one usable clip")
     _refuse_repeated(clip_ids, corpus)
     index = PartIndex(corpus=corpus, root=root, parts=tuple(parts), decoders=decoders or {})
-    storage.write_bytes_atomic(storage.join(path, INDEX), _as_json(index))
+    _commit(path, index, before)
     return index
+
+
+def _index_bytes(path: str) -> bytes | None:
+    """The index of a folder as it lies there; None if there is none."""
+    try:
+        return storage.read_bytes(storage.join(path, INDEX))
+    except FileNotFoundError:
+        return None
+
+
+def _commit(path: str, index: PartIndex, before: bytes | None) -> None:
+    """The folder has `index`, if it has `before` until now, and no parts but those of the two."""
+    where, content = storage.join(path, INDEX), _as_json(index)
+    if not storage.write_if_unchanged(where, content, before) and _index_bytes(path) != content:
+        raise ValueError(
+            f"{where} was written by another process since this one began: let one of them write, and begin again"
+        )
+    kept = {part.name for part in index.parts} | {part["name"] for part in json.loads(before or b"{}").get("parts", [])}
+    for name in storage.list_files(path):
+        if fnmatch.fnmatch(name, "part-*.parquet") and name not in kept:
+            storage.remove(storage.join(path, name))
 
 
 def read_index(path: str) -> PartIndex:

@@ -1,10 +1,10 @@
-"""Copies among the clips of a corpus, and between it and test sets, from fingerprints alone. Pure.
+"""Whether two clips show the same, and which of them to do without. Pure.
 
-    perceptual hashes ──equal in some of their bits──► candidates ──best shift in time──► Alignment ──► Pair
+    thumbnails of both ──best shift in time──► Alignment ──► Pair ──► connected groups, removals
 
-A hash only proposes. What decides are the thumbnails, shifted in time until they fit best. They have to agree in the
-whole picture, in every region of it, and in what changes over time: clips that show other things on the same background
-fail one of them. Pictures without contrast are nobody's copy.
+Hashes only propose (`candidates.py`). What decides are the thumbnails, shifted in time until they fit best. They have
+to agree in the whole picture, in every region of it, and in what changes over time: clips that show other things on the
+same background fail one of them. Pictures without contrast are nobody's copy.
 """
 
 from __future__ import annotations
@@ -13,32 +13,15 @@ import dataclasses
 import itertools
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from jaxtyping import Float32, Int64, Real, UInt8, UInt64
+from jaxtyping import Float32, Real, UInt8
 
-from pipeline.dedup.fingerprints import (
-    FRAMES_PER_SECOND,
-    LUMA_SIDE,
-    PLANES,
-    THUMBNAIL_BYTES,
-    Fingerprints,
-    perceptual_hashes,
-)
-from pipeline.records import Kind
+from pipeline.dedup.fingerprints import FRAMES_PER_SECOND, LUMA_SIDE, PLANES, THUMBNAIL_BYTES
 
-NUM_TABLES = 16
-"""Random choices of bits in which two frames may agree: more cost more and miss less."""
-MAX_DISTANCE = 8
-"""Bits, of 64, in which the hashes of two frames that make a candidate may differ."""
-MAX_NEIGHBOURS = 64
-"""Clips with equal bits that a clip is compared with, per frame and table: a crowd does not cost its square."""
-BLOCK = 65_536
-"""Frames that are hashed at once."""
 MIN_CONTRAST = 4.0
 """Standard deviation, in levels of 256, below which a picture holds too little to be recognised by."""
 NOISE = 1.5
@@ -77,14 +60,12 @@ class PairKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What the search knows of a clip beside its fingerprint."""
+    """What is reported of a clip."""
 
     clip_id: int
     uri: str
     corpus: str
     split: str
-    group: str | None
-    kind: Kind
     num_pixels: int
     content: tuple[str, float | None, float | None]
     """Checksum of the file, start and end in seconds."""
@@ -126,7 +107,7 @@ SAME = Alignment(picture=1.0, region=1.0, change=1.0, shift_seconds=0.0, overlap
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two clips that show the same, as places in the list of clips."""
+    """Two clips that show the same, by their numbers in the search."""
 
     copy: int
     """The one to do without: of a leak the training clip, otherwise the smaller picture, then the higher id."""
@@ -136,58 +117,9 @@ class Pair:
     same_caption: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """What was found among all clips."""
-
-    pairs: list[Pair]
-    num_compared: int
-    """Candidates whose thumbnails were compared."""
-    num_suspected: int
-    """Pairs across splits or corpora that have a caption in common and show something else."""
-
-
 def normalised_caption(caption: str) -> str:
     """The words of a caption, in lower case and without marks."""
     return " ".join(re.findall(r"\w+", caption.casefold()))
-
-
-def find_pairs(
-    clips: Sequence[Clip], fingerprints: Fingerprints, config: SimilarityConfig, *, train_split: str
-) -> Search:
-    """All pairs that show the same; `fingerprints` are those of `clips`, in their order.
-
-    Of clips with equal bytes and times one per split is compared with the others. Not compared are clips of other
-    corpora among themselves, and within a split videos with images and clips of one group, which a test has made alike.
-    """
-    pairs, chosen = exact_pairs(clips)
-    by_caption = {pair for pair in equal_captions(clips, chosen) if is_leak(clips, *pair)}
-    by_hash = map(tuple, candidates(fingerprints, chosen).tolist())
-    compared = [pair for pair in sorted(by_caption.union(by_hash)) if is_compared(clips, *pair)]
-    for first, second in compared:
-        found = best_alignment(fingerprints.of(first), fingerprints.of(second), config.min_overlap)
-        if found and found.is_copy(config):
-            pairs[first, second] = found
-    return Search(
-        pairs=[as_pair(clips, *pair, found, train_split) for pair, found in sorted(pairs.items(), key=lambda p: p[0])],
-        num_compared=len(compared),
-        num_suspected=len(by_caption - pairs.keys()),
-    )
-
-
-def exact_pairs(clips: Sequence[Clip]) -> tuple[dict[tuple[int, int], Alignment], Int64[np.ndarray, " C"]]:
-    """Pairs of clips with equal bytes and times, and the clips to look at: the first of each content in each split."""
-    places = defaultdict(lambda: defaultdict(list))
-    for index in sorted(range(len(clips)), key=lambda index: clips[index].clip_id):
-        places[clips[index].content][place(clips[index])].append(index)
-    pairs: dict[tuple[int, int], Alignment] = {}
-    for by_place in places.values():
-        for (is_own, *_), (first, *others) in by_place.items():
-            pairs |= {(first, other): SAME for other in others if is_own}
-        firsts = [indices[0] for indices in by_place.values()]
-        pairs |= {pair: SAME for pair in itertools.combinations(firsts, 2) if is_leak(clips, *pair)}
-    chosen = [indices[0] for by_place in places.values() for indices in by_place.values()]
-    return pairs, np.array(sorted(chosen), dtype=np.int64)
 
 
 def place(clip: Clip) -> tuple[bool, str, str]:
@@ -195,22 +127,7 @@ def place(clip: Clip) -> tuple[bool, str, str]:
     return clip.is_own, clip.corpus, clip.split
 
 
-def is_leak(clips: Sequence[Clip], first: int, second: int) -> bool:
-    """True for clips that must not show the same because they are of different splits or corpora."""
-    one, other = clips[first], clips[second]
-    return (one.is_own or other.is_own) and place(one) != place(other)
-
-
-def is_compared(clips: Sequence[Clip], first: int, second: int) -> bool:
-    """True if it matters whether two clips of different content show the same."""
-    one, other = clips[first], clips[second]
-    if one.content == other.content:
-        return False
-    is_grouped = one.group is not None and one.group == other.group
-    return is_leak(clips, first, second) or (one.is_own and other.is_own and one.kind == other.kind and not is_grouped)
-
-
-def as_pair(clips: Sequence[Clip], first: int, second: int, found: Alignment, train_split: str) -> Pair:
+def as_pair(clips: Mapping[int, Clip], first: int, second: int, found: Alignment, train_split: str) -> Pair:
     """The pair with the clip to do without in front."""
 
     def worth(index: int) -> tuple[bool, bool, int, int]:
@@ -227,7 +144,22 @@ def as_pair(clips: Sequence[Clip], first: int, second: int, found: Alignment, tr
     return Pair(copy=first, original=second, kind=kind, alignment=found, same_caption=same_caption)
 
 
-def removals(clips: Sequence[Clip], pairs: Sequence[Pair], train_split: str) -> dict[int, Pair]:
+def connected(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return the lowest number that each number is connected to, over any number of pairs."""
+    lower: dict[int, int] = {}
+
+    def lowest(number: int) -> int:
+        while (below := lower.setdefault(number, number)) != number:
+            lower[number] = number = lower[below]  # halves the way for the next one
+        return number
+
+    for first, second in pairs:
+        one, other = sorted((lowest(first), lowest(second)))
+        lower[other] = one
+    return {number: lowest(number) for number in list(lower)}
+
+
+def removals(clips: Mapping[int, Clip], pairs: Sequence[Pair], train_split: str) -> dict[int, Pair]:
     """Clip to remove → the pair that says why: training clips that leak, then all duplicates but the best ones.
 
     A near duplicate goes only if what it copies stays. Evaluation clips that leak among themselves stay.
@@ -243,62 +175,12 @@ def removals(clips: Sequence[Clip], pairs: Sequence[Pair], train_split: str) -> 
     return removed
 
 
-def candidates(fingerprints: Fingerprints, chosen: Int64[np.ndarray, " C"]) -> Int64[np.ndarray, "P 2"]:
-    """Pairs (first < second) of chosen clips of which two frames have nearly the same hash, each pair once.
-
-    Frames are sorted by some bits of their hash, chosen at random, and those with equal bits are compared; then again
-    by other bits. Time and memory grow with the number of frames, times its logarithm, and not with its square.
-    """
-    is_chosen = np.zeros(len(fingerprints.clip_ids), bool)
-    is_chosen[chosen] = True
-    owners = np.repeat(np.arange(len(is_chosen)), np.diff(fingerprints.starts))
-    parts = np.array_split(fingerprints.thumbnails, len(owners) // BLOCK + 1)
-    has_contrast = np.concatenate([contrast(part) >= MIN_CONTRAST**2 for part in parts])
-    hashes = np.concatenate([perceptual_hashes(part) for part in parts])
-    usable = np.flatnonzero(is_chosen[owners] & has_contrast)
-    owners, hashes = owners[usable], hashes[usable]
-    rng, found = np.random.default_rng(0), np.zeros(0, np.int64)
-    num_bits = min(max(math.ceil(math.log2(max(len(hashes), 2))), 12), 28)  # as many keys as frames
-    for _ in range(NUM_TABLES):
-        bits = rng.choice(64, num_bits, replace=False).astype(np.uint64)
-        mask = np.bitwise_or.reduce(np.uint64(1) << bits)
-        shuffled = rng.permutation(len(is_chosen))  # other neighbours in each table where there is a crowd
-        numbers = [found]
-        for left, right in neighbours(hashes & mask, shuffled[owners]):
-            is_near = np.bitwise_count(hashes[left] ^ hashes[right]) <= MAX_DISTANCE
-            one, other = owners[left[is_near]], owners[right[is_near]]
-            numbers.append(np.minimum(one, other) * len(is_chosen) + np.maximum(one, other))
-        found = np.unique(np.concatenate(numbers))
-    return np.stack(np.divmod(found, len(is_chosen)), axis=1)
-
-
-def neighbours(
-    keys: UInt64[np.ndarray, " F"], owners: Int64[np.ndarray, " F"]
-) -> Iterator[tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]]:
-    """Places of equal keys of different owners: each with the next one, with the second next …, in order of owners."""
-    order = np.lexsort((owners, keys))
-    is_new = np.ones(len(order), bool)
-    is_new[1:] = (np.diff(keys[order]) != 0) | (np.diff(owners[order]) != 0)
-    order = order[is_new]
-    keys = keys[order]
-    for distance in range(1, min(MAX_NEIGHBOURS, len(order) - 1) + 1):
-        places = np.flatnonzero(keys[distance:] == keys[:-distance])
-        if not len(places):
-            return
-        yield order[places], order[places + distance]
-
-
-def equal_captions(clips: Sequence[Clip], chosen: Int64[np.ndarray, " C"]) -> set[tuple[int, int]]:
-    """Pairs (first < second) of chosen clips with a caption in common; of a crowd each with some others."""
-    numbers: dict[str, int] = defaultdict(lambda: len(numbers))
-    entries = [(numbers[caption], index) for index in chosen.tolist() for caption in sorted(clips[index].captions)]
-    if not entries:
-        return set()
-    keys, owners = np.array(entries, dtype=np.int64).T
-    pairs: set[tuple[int, int]] = set()
-    for left, right in neighbours(keys.astype(np.uint64), owners):
-        pairs |= set(zip(owners[left].tolist(), owners[right].tolist(), strict=True))
-    return pairs
+def centred(thumbnails: Real[np.ndarray, "T 384"]) -> Float32[np.ndarray, "T 384"]:
+    """Each thumbnail without the means of its planes."""
+    values = thumbnails.astype(np.float32)
+    for start, stop in itertools.pairwise([*PLANES, THUMBNAIL_BYTES]):
+        values[:, start:stop] -= values[:, start:stop].mean(1, keepdims=True)
+    return values
 
 
 def contrast(thumbnails: Real[np.ndarray, "T 384"]) -> Float32[np.ndarray, " T"]:

@@ -5,13 +5,17 @@
 Frames are sampled by time and not by their share of the clip, so that a trimmed copy still shows the same ones.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +24,13 @@ from jaxtyping import Float32, Int64, UInt8, UInt64
 from PIL import Image
 
 from pipeline import storage
-from pipeline.corpus import ledger, manifest, media
-from pipeline.corpus.manifest import Manifest
+from pipeline.corpus import ledger, media
+from pipeline.corpus.content import checksum
+from pipeline.corpus.listing import Listing
 from pipeline.decode.codec import Video, decode_image, known_info, open_video
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
-from pipeline.offline.stages import look_at_files, map_clips
+from pipeline.offline.stages import in_blocks, look_at_files, mapped
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage, Stored
 
 FRAMES_PER_SECOND = 8.0
@@ -39,11 +44,11 @@ PLANES = (0, LUMA_SIDE**2, LUMA_SIDE**2 + CHROMA_SIDE**2)
 THUMBNAIL_BYTES = LUMA_SIDE**2 + 2 * CHROMA_SIDE**2
 HASH_SIDE = 8
 """Lowest frequencies of the hash, in each direction."""
-VERSION = b"1"
+VERSION = b"2"
 """Raised when the same clip gets other thumbnails."""
 
 _VERSION_KEY = b"snps3_fingerprints"
-_YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
+YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
 _COSINES = np.cos(np.pi / LUMA_SIDE * np.outer(np.arange(HASH_SIDE), np.arange(LUMA_SIDE) + 0.5)).astype(np.float32)
 
 SCHEMA = pa.schema(
@@ -55,35 +60,23 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Fingerprints:
-    """The thumbnails of `N` clips, `F` of them in all."""
-
-    clip_ids: Int64[np.ndarray, " N"]
-    starts: Int64[np.ndarray, " N_plus_1"]
-    """The thumbnails of clip i are `thumbnails[starts[i]:starts[i + 1]]`, in order of time."""
-    thumbnails: UInt8[np.ndarray, "F 384"]
-
-    @classmethod
-    def from_table(cls, table: pa.Table) -> Fingerprints:
-        """Return the fingerprints in a table of `SCHEMA`."""
-        column = table["thumbnails"].combine_chunks()
-        offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset :][: len(column) + 1]
-        joined = np.frombuffer(column.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]  # no copy: gigabytes
-        return cls(
-            clip_ids=table["clip_id"].to_numpy(),
-            starts=(offsets - offsets[0]) // THUMBNAIL_BYTES,
-            thumbnails=joined.reshape(-1, THUMBNAIL_BYTES),
-        )
-
-    def of(self, index: int) -> UInt8[np.ndarray, "T 384"]:
-        """Return the thumbnails of one clip."""
-        return self.thumbnails[self.starts[index] : self.starts[index + 1]]
+PLACES = pa.schema(
+    [
+        pa.field("clip_id", pa.int64(), nullable=False),
+        pa.field("checksum", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),  # thumbnails [start, stop) of the file beside it
+        pa.field("stop", pa.int64(), nullable=False),
+    ]
+)
+THUMBNAILS = ".thumbnails"
+"""Ending of a file of nothing but thumbnails, so that those of any clips are read alone."""
+PART_BYTES = 64 * 2**20
+"""Of such a file, about."""
 
 
 def thumbnails_of(frames: UInt8[np.ndarray, "T 64 64 3"]) -> UInt8[np.ndarray, "T 384"]:
     """Return luma and both chroma of each frame (Rec. 601, chroma around 128), as means over squares of pixels."""
-    planes = frames.astype(np.float32) @ _YCBCR.T + np.array([0.0, 128.0, 128.0], np.float32)
+    planes = frames.astype(np.float32) @ YCBCR.T + np.array([0.0, 128.0, 128.0], np.float32)
     luma, chroma = _means(planes[..., :1], LUMA_SIDE), _means(planes[..., 1:], CHROMA_SIDE)
     rows = [luma[..., 0], chroma[..., 0], chroma[..., 1]]
     joined = np.concatenate([row.reshape(len(frames), -1) for row in rows], axis=1)
@@ -143,37 +136,97 @@ def fingerprint_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table
 
 
 def fingerprint_corpus(
-    corpus: Manifest, path: str, *, decoder: str, limits: Limits, subcluster: str | None = None
-) -> tuple[pa.Table, list[Rejected]]:
-    """Return the fingerprints (`SCHEMA`) of all clips that have one, in order of clip_id, and the clips that have none.
+    corpus: Listing, folder: str, *, decoder: str, limits: Limits, subcluster: str | None = None
+) -> list[Rejected]:
+    """Have `folder` hold fingerprints of all clips that give some, and return the others.
 
-    What `path` holds of the same clip and file is taken from there. The rest is computed by a Ray Data job over
-    the nodes of `subcluster` (None: all nodes), and the cache is written again.
+    What it holds of the same clip and file stays. The rest is computed by Ray Data jobs over the nodes of `subcluster`
+    (None: all nodes), and written in parts as it is done.
     """
-    cached, names = read_cache(path), ["clip_id", "checksum"]
-    known = cached.select(names).join(corpus.table.select(names), names, join_type="left semi")
-    is_cached = pc.field("clip_id").isin(known["clip_id"].combine_chunks())
-    cached = cached.filter(is_cached)
-    clips = corpus.table.filter(~is_cached).sort_by([("uri", "ascending"), ("clip_id", "ascending")]).to_pylist()
-    if not clips:
-        return cached, []
+    known = np.unique(np.concatenate([print_keys(part) for _, part in print_parts(folder)] or [np.zeros(0, np.uint64)]))
     look = functools.partial(fingerprint_batch, decoder=decoder, limits=limits)
-    computed = map_clips(clips, look, schema=manifest.SCHEMA, subcluster=subcluster)
-    usable, rejected = ledger.split_by_reason(computed, Stage.PREPARE)
-    table = pa.concat_tables([cached, usable.select(SCHEMA.names).cast(SCHEMA)]).sort_by("clip_id")
-    storage.write_table(path, table.replace_schema_metadata({_VERSION_KEY: VERSION}))
-    return table, rejected
+    rejected: list[Rejected] = []
+
+    def computed() -> Iterator[pa.Table]:
+        for rows in corpus.batches():
+            missing = rows.filter(pa.array(~np.isin(print_keys(rows), known)))
+            if missing.num_rows:
+                blocks = in_blocks(missing.sort_by([("uri", "ascending"), ("clip_id", "ascending")]), 8, 256, "uri")
+                for table in mapped(blocks, look, subcluster=subcluster):
+                    usable, lost = ledger.split_by_reason(table, Stage.PREPARE)
+                    rejected.extend(lost)
+                    yield usable.select(SCHEMA.names).cast(SCHEMA)
+
+    write_prints(folder, computed())
+    return rejected
 
 
 def cache_path(manifest_path: str) -> str:
-    """Return where the fingerprints of a manifest, a file or a folder of parts, are kept: beside it."""
-    return manifest_path.rstrip("/").removesuffix(".parquet") + "-fingerprints.parquet"
+    """Return the folder of a manifest's fingerprints: beside it, whether it is a file or a folder of parts."""
+    return manifest_path.rstrip("/").removesuffix(".parquet") + "-fingerprints"
 
 
-def read_cache(path: str) -> pa.Table:
-    """Return the fingerprints that were computed before; none if there is no file, or one of another version."""
-    if not storage.exists(path):
-        return SCHEMA.empty_table()
-    table = storage.read_table(path)
-    is_ours = (table.schema.metadata or {}).get(_VERSION_KEY) == VERSION
-    return table.select(SCHEMA.names).cast(SCHEMA) if is_ours else SCHEMA.empty_table()
+def write_prints(folder: str, tables: Iterable[pa.Table], max_bytes: int = PART_BYTES) -> None:
+    """Write fingerprints (`SCHEMA`) to `folder` as parts: a file of thumbnails, and a table of `PLACES` that is written
+    last."""
+    waiting: list[pa.Table] = []
+    for table in itertools.chain(tables, [None]):
+        if table is not None and table.num_rows:
+            waiting.append(table)
+        if waiting and (table is None or sum(one.nbytes for one in waiting) >= max_bytes):
+            _write_part(folder, pa.concat_tables(waiting))
+            waiting = []
+
+
+def _write_part(folder: str, table: pa.Table) -> None:
+    ends = np.cumsum(pc.binary_length(table["thumbnails"]).to_numpy()) // THUMBNAIL_BYTES
+    columns = [table["clip_id"], table["checksum"], np.concatenate([[0], ends[:-1]]), ends]
+    places = pa.table(dict(zip(PLACES.names, columns, strict=True)), schema=PLACES)
+    path = storage.join(folder, f"{checksum(print_keys(table).tobytes())}{THUMBNAILS}")
+    storage.write_bytes_atomic(path, b"".join(value.as_buffer() for value in table["thumbnails"]))
+    storage.write_table(index_of(path), places.replace_schema_metadata({_VERSION_KEY: VERSION}))
+
+
+def print_parts(folder: str) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the file of thumbnails and the table (`PLACES`) of each part of this version; none where there is no
+    folder."""
+    for name in storage.list_files(folder) if storage.exists(folder) else []:
+        if name.endswith(THUMBNAILS) and storage.exists(index := index_of(storage.join(folder, name))):
+            table = storage.read_table(index)
+            if (table.schema.metadata or {}).get(_VERSION_KEY) == VERSION:
+                yield storage.join(folder, name), table.replace_schema_metadata()
+
+
+def index_of(path: str) -> str:
+    """Return the table of the clips whose thumbnails a file holds."""
+    return path.removesuffix(THUMBNAILS) + ".parquet"
+
+
+def print_keys(table: pa.Table) -> UInt64[np.ndarray, " N"]:
+    """Return a number per row, equal for the same clip of the same file."""
+    return hash_texts(table["checksum"].to_pylist()) ^ table["clip_id"].to_numpy().astype(np.uint64)
+
+
+def hash_texts(texts: Iterable[str]) -> UInt64[np.ndarray, " N"]:
+    """Return 64 bits of BLAKE2b per text."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def read_thumbnails(
+    path: str, starts: Int64[np.ndarray, " N"], stops: Int64[np.ndarray, " N"]
+) -> list[UInt8[np.ndarray, "T 384"]]:
+    """Return the thumbnails of some clips in the file of a part. ValueError if it does not reach so far."""
+    ranges = list(zip((starts * THUMBNAIL_BYTES).tolist(), (stops * THUMBNAIL_BYTES).tolist(), strict=True))
+    if storage.is_remote(path):
+        pieces = [read() for read in storage.ahead((path, partial(storage.read_bytes, path, *each)) for each in ranges)]
+    else:
+        pieces = storage.read_with(path, lambda file: [_read_range(file, *each) for each in ranges])
+    if list(map(len, pieces)) != ((stops - starts) * THUMBNAIL_BYTES).tolist():
+        raise ValueError(f"{path} is cut: remove it and {index_of(path)}, and its clips are decoded again")
+    return [np.frombuffer(piece, np.uint8).reshape(-1, THUMBNAIL_BYTES) for piece in pieces]
+
+
+def _read_range(file: IO[bytes], start: int, stop: int) -> bytes:
+    file.seek(start)
+    return file.read(stop - start)

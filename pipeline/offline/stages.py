@@ -198,6 +198,8 @@ def streamed(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None = None
 ) -> Iterator[pa.Table]:
     """Yield `function` of each block as it is done, by Ray Data on the nodes of `subcluster` (None: all)."""
+    if not blocks:
+        return
     import ray.data  # so that a command's --help does not wait for Ray
 
     context = ray.data.DataContext.get_current().copy()

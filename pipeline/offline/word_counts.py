@@ -1,6 +1,6 @@
 """The words of a whole corpus counted on all CPUs of a cluster.
 
-captions ──distinct ones, in blocks──► tagger, on CPU workers ──their counts──► summed ──► WordCounts
+captions, some at a time ──distinct ones, in blocks──► tagger, on CPU workers ──their counts──► summed ──► WordCounts
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.manifest import open_manifest
 from pipeline.corpus.text_files import json_lines, read_text
 from pipeline.offline.stages import in_blocks, streamed
 from pipeline.text.significance import CONTENT_POS, WordCounts, count_words
@@ -24,40 +24,50 @@ log = logging.getLogger(__name__)
 
 CAPTIONS = "captions"
 """What stands in place of a part of speech where captions that hold the word are counted."""
+CAPTIONED_AT_ONCE = 2**19
+"""Clips whose captions are in memory at a time."""
 _COUNTS = pa.schema([("pos", pa.string()), ("word", pa.string()), ("count", pa.int64())])
 
 
-def read_captions(source: str, split: str | None) -> pa.ChunkedArray:
-    """The captions of one split (None: of all) of a manifest, or of a file with a JSON object with `caption` per line.
+def read_captions(source: str, split: str | None) -> Iterator[pa.StringArray]:
+    """Yield the captions of one split (None: of all) of a manifest, or of a file with a JSON object with `caption` per
+    line; of a manifest in parts some at a time.
 
     A line belongs to the split that it names, or to any if it names none. No caption at all is refused.
     """
     if source.endswith(".parquet") or storage.is_folder(source):
-        manifest = read_manifest(source)
-        table = manifest.split(split) if split else manifest.table
-        captions = pa.chunked_array([chunk.flatten() for chunk in table["captions"].chunks], pa.string())
+        listing = open_manifest(source)
+        if split:
+            listing.refuse_empty(split)
+        captions = (rows["captions"].combine_chunks().flatten() for rows in listing.batches(CAPTIONED_AT_ONCE, split))
     else:
-        captions = pa.chunked_array([pa.array(_captions_of_lines(source, split), pa.string())])
-    if not len(captions):
+        captions = iter([pa.array(_captions_of_lines(source, split), pa.string())])
+    num_captions = 0
+    for some in captions:
+        num_captions += len(some)
+        yield some
+    if not num_captions:
         raise ValueError(f"{source} holds no caption" + (f" of the split {split!r}" if split else ""))
-    return captions
 
 
-def count_captions(captions: pa.ChunkedArray, *, tagger: TaggerName, spacy_model: str, lower_case: bool) -> WordCounts:
-    """What `count_words` gives, by a Ray Data job. Each distinct caption is tagged once."""
-    distinct = pa.Table.from_struct_array(captions.value_counts())
+def count_captions(
+    captions: Iterable[pa.StringArray], *, tagger: TaggerName, spacy_model: str, lower_case: bool
+) -> WordCounts:
+    """What `count_words` gives, by a Ray Data job per array. Each distinct caption of an array is tagged once."""
     count = partial(_count_block, tagger=tagger, spacy_model=spacy_model, lower_case=lower_case)
-    blocks = in_blocks(distinct, 256, 8192)
     totals = {pos: Counter[str]() for pos in (*CONTENT_POS, CAPTIONS)}
-    for number, part in enumerate(streamed(blocks, count), start=1):
-        for row in part.to_pylist():
-            totals[row["pos"]][row["word"]] += row["count"]
-        if number * 10 % len(blocks) < 10:
-            log.info("%d of %d blocks of captions are counted", number, len(blocks))
+    num_captions = 0
+    for some in captions:
+        distinct = pa.Table.from_struct_array(some.value_counts())
+        for part in streamed(in_blocks(distinct, 256, 8192), count):
+            for row in part.to_pylist():
+                totals[row["pos"]][row["word"]] += row["count"]
+        num_captions += len(some)
+        log.info("%d captions are counted", num_captions, extra={"is_progress": True})
     by_pos = {pos: dict(sorted(words.items())) for pos, words in totals.items()}  # whatever block came first
     with_word = by_pos.pop(CAPTIONS)
-    log.info("%d captions, %d of them distinct, hold %d words", len(captions), len(distinct), len(with_word))
-    return WordCounts(by_pos=by_pos, num_captions_with=with_word, num_captions=len(captions))
+    log.info("%d captions hold %d words", num_captions, len(with_word))
+    return WordCounts(by_pos=by_pos, num_captions_with=with_word, num_captions=num_captions)
 
 
 def _count_block(block: pa.Table, tagger: TaggerName, spacy_model: str, lower_case: bool) -> pa.Table:

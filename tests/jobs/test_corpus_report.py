@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,16 +18,16 @@ from jobs.reports.corpus import (
     CorpusData,
     ShownClip,
     ShownPair,
-    caption_lengths,
-    clip_seconds,
     corpus_page,
-    word_counts,
+    figures_of,
+    totals,
 )
 from pipeline.corpus import ledger
-from pipeline.corpus.manifest import Manifest, make_manifest, write_manifest
+from pipeline.corpus.manifest import Manifest, make_manifest, open_manifest, write_in_parts, write_manifest
 from pipeline.decode.codec import encode_video
 from pipeline.records import Reason, Rejected, Stage
 from pipeline.text.significance import mine_significant_words
+from pipeline.text.tagging import split_words
 
 CAPTIONS = (["A red square moves.", "a square"], ["two <script>alert(1)</script> dogs"], ["a dog in the park"])
 
@@ -57,16 +58,44 @@ def corpus() -> Manifest:
     return make_manifest("toy", "nowhere", [row(0), row(1, **times), row(2, **image)])
 
 
+def data_of(corpus: Manifest, **shown) -> CorpusData:
+    return CorpusData(corpus=corpus, figures=figures_of(corpus), **shown)
+
+
+def test_figures_are_those_of_rows_looked_at_alone(tmp_path: Path) -> None:
+    captions = ["", " A  red-blue square's, ", "ÄPFEL\u00a0und 2 Äpfel …", "_x_ a\tb\nc"]
+    rows = [row(index, **{"captions": captions[index % 4 :], "width": 90 + index % 3}) for index in range(3)]
+    rows += [row(2, clip_id=3, start_seconds=1.0, end_seconds=2.5, uri="nowhere/0.mp4", captions=captions)]
+    corpus = make_manifest("toy", "/", rows)
+    write_in_parts(corpus, str(tmp_path / "manifest"))
+    lengths = [[word for word in split_words(text) if word[0].isalnum()] for one in rows for text in one["captions"]]
+    for listing in (corpus, open_manifest(str(tmp_path / "manifest"))):
+        figures = figures_of(listing)
+        assert figures.words == Counter(word.lower() for words in lengths for word in words)
+        assert figures.words_per_caption.tolist() == list(map(len, lengths))
+        assert figures.seconds.tolist() == [4.0, 4.0, 4.0, 1.5]
+        assert figures.sizes == Counter((one["width"], one["height"]) for one in rows)
+        assert totals(figures) == {
+            "videos": "4",
+            "images": "0",
+            "hours of video": "0.00",
+            "files": "3",
+            "GB": "0.000",
+            "captions": "13",
+            "different words": str(len(figures.words)),
+        }
+
+
 def test_lengths_and_words_are_those_of_clips_and_captions():
-    table = corpus().table
-    assert clip_seconds(table).tolist() == [4.0, 1.5]
-    assert sorted(caption_lengths(table)) == [2, 4, 5, 6]  # words of a mark's inside count, marks do not
-    assert word_counts(table)["a"] == 3
-    assert word_counts(table)["dog"] == 1
+    figures = figures_of(corpus())
+    assert figures.seconds.tolist() == [4.0, 1.5]
+    assert sorted(figures.words_per_caption) == [2, 4, 5, 6]  # words of a mark's inside count, marks do not
+    assert figures.words["a"] == 3
+    assert figures.words["dog"] == 1
 
 
 def test_a_page_without_more_than_a_manifest_says_what_is_missing():
-    page = corpus_page(CorpusData(corpus=corpus()))
+    page = corpus_page(data_of(corpus()))
     for missing in (
         "no clip could be read",
         "no table of significant words",
@@ -87,8 +116,8 @@ def test_a_full_page_shows_clips_words_reasons_and_copies_and_fetches_nothing():
     frames = np.random.default_rng(0).integers(0, 256, (6, 48, 64, 3), np.uint8)
     clips = [ShownClip(caption=captions[0], frames=np.roll(frames, index)) for index, captions in enumerate(CAPTIONS)]
     captions = [caption for captions in CAPTIONS for caption in captions]
-    data = CorpusData(
-        corpus=corpus(),
+    data = data_of(
+        corpus(),
         shown={"train": clips[:2], "test": clips[2:]},
         ledger={Reason.MISSING: 3, Reason.DUPLICATE: 1},
         num_pairs={"near": 2},
@@ -108,7 +137,7 @@ def test_a_full_page_shows_clips_words_reasons_and_copies_and_fetches_nothing():
 
 
 def test_an_empty_ledger_and_no_copies_are_said_to_be_so():
-    page = corpus_page(CorpusData(corpus=corpus(), ledger={}, num_pairs={}))
+    page = corpus_page(data_of(corpus(), ledger={}, num_pairs={}))
     assert "the ledger of rejected samples is empty" in page
     assert "None were found." in page
 

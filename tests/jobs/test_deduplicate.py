@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks.dedup import FPS, copied, dedup, frames_of, scored
+from jobs.benchmarks.dedup_scale import dedup_scale
 from jobs.command_line.entry import exit_status
 from jobs.corpus.deduplication import DeduplicateConfig, deduplicate, describe
 from jobs.deduplicate import main
@@ -83,7 +84,7 @@ def check_found(path: str, out: str) -> None:
     before, after = read_manifest(path).table, read_manifest(storage.join(out, "manifest.parquet")).table
     left = [row for row in before.to_pylist() if row["clip_id"] not in {one.clip_id for one in gone.values()}]
     assert after.to_pylist() == left
-    assert "pairs      exact 1, near 1, leak 1" in describe(done)
+    assert "pairs      exact 1, near 1, leak 1 in 3 groups" in describe(done)
 
 
 @pytest.mark.ray
@@ -96,7 +97,7 @@ def test_copies_are_reported_removed_and_named_in_the_ledger(tmp_path, files, lo
 def test_a_corpus_in_a_bucket_is_searched_there(bucket, files, local_ray):
     path = write_corpus(f"{bucket}/videos", files)
     check_found(path, f"{bucket}/out")
-    assert storage.exists(f"{bucket}/videos/manifest-fingerprints.parquet")
+    assert storage.exists(f"{bucket}/videos/manifest-fingerprints")
 
 
 @pytest.mark.ray
@@ -163,3 +164,11 @@ def test_the_benchmark_finds_the_copies_that_it_plants(tmp_path, local_ray):
     result = dedup(num_clips=20, num_copies=4, folder=str(tmp_path / "corpus"))
     assert (result["recall"], result["false_positive_rate"]) == (1.0, 0.0)
     assert result["num_compared"] > 4  # of clips that share a texture
+
+
+def test_the_benchmark_of_sizes_finds_the_copies_that_are_drawn(tmp_path):
+    result = dedup_scale(sizes=(300, 400), folder=str(tmp_path), alike_sizes=(40,))
+    assert (result["recall"], result["false_positive_rate"]) == (1.0, 0.0)
+    assert result["by_size"]["300"]["num_found"] == 3
+    assert result["alike_per_clip"]["40"] > 0
+    assert 0 < result["private_mib"] < 400

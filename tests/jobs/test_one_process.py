@@ -18,6 +18,7 @@ from jobs import pretrain
 from jobs.benchmarks.structure import PACKAGES, hops, source_figures
 from jobs.benchmarks.support import one_process
 from jobs.benchmarks.support.one_process import OneProcess, in_one_process, make_clips, small_options
+from jobs.command_line.entry import exit_status
 from jobs.evaluation.scoring import EvaluateConfig, evaluate
 from jobs.inference.model import load
 from jobs.launch import driver
@@ -214,6 +215,20 @@ def test_a_request_to_stop_is_answered_between_logs_and_the_run_goes_on_from_the
         assert driver.pretrain(config, on_rank=on_rank) == {}
         assert run_files.committed_step(str(folder)) == 3
         assert driver.pretrain(config)["num_steps"] == 8
+
+
+def test_a_loss_that_is_no_number_ends_the_command_with_step_and_clips(
+    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*small_options(manifest, tmp_path, num_steps=40), "--optim.lr", "1e30", "--optim.max-grad-norm", "1e30"]
+    with in_one_process():
+        assert exit_status(lambda: pretrain.main(words)) == 1
+    failure = run_files.read_json(f"{tmp_path}/small/{run_files.FAILURE}")
+    assert failure["has_diverged"]
+    assert "not finite at step" in failure["error"]
+    assert "clips of the batch: [" in failure["error"]
+    assert f"error: {failure['error']}" in capsys.readouterr().err
+    assert not (tmp_path / "small" / "results.json").exists()
 
 
 def test_ranks_agree_on_the_steps_at_which_they_poll() -> None:

@@ -261,7 +261,7 @@ def test_a_full_disk_is_named_and_the_last_unit_is_whole(manifest: str, tmp_path
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"no small disk can be made here: {mounted.stderr.strip()}")
@@ -282,24 +282,6 @@ def test_a_full_disk_is_named_and_the_last_unit_is_whole(manifest: str, tmp_path
         assert run_files.read_json(f"{folder}/{name}/{run_files.PROGRESS}")["step"] == step
     finally:
         subprocess.run(["umount", str(disk)], check=False)
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_no_number_stops_the_run_at_once_with_step_and_clips(manifest: str, tmp_path: Path) -> None:
-    """Starting again would only repeat it."""
-    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-    options = ["--placement.storage", str(tmp_path), "--optim.num-steps", "400", "--selection.evaluate-every", "3"]
-    process = command(
-        tmp_path, manifest, *options, "--optim.lr", "1e30", "--optim.max-grad-norm", "1e30", environment=environment
-    )
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 1, said
-    assert "not finite at step" in said
-    assert "clips of the batch: [" in said
-    failure = json.loads((tmp_path / "small" / run_files.FAILURE).read_text())["error"]
-    assert failure in said
-    starts = [line for line in read_journals(str(tmp_path / "small")) if line["event"] == "start"]
-    assert len(starts) == 1
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from conftest import made_once
 from mlflow import MlflowClient
 
 from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
+from jobs.tracking.journal import read_journals
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.ray
@@ -116,9 +117,11 @@ def test_a_sweep_whose_driver_is_killed_goes_on_marks_what_diverges_and_stops_th
         assert process.poll() is None, sweep.log.read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    diverged = list(tmp_path.glob("s-*/failure.json"))
-    assert len(diverged) == 1
-    before = {path: path.stat().st_mtime_ns for path in finished + diverged}
+    (diverged,) = tmp_path.glob("s-*/failure.json")
+    assert "not finite at step" in diverged.read_text()
+    starts = [line for line in read_journals(str(diverged.parent)) if line["event"] == "start"]
+    assert len(starts) == 1  # starting again would only repeat it
+    before = {path: path.stat().st_mtime_ns for path in (*finished, diverged)}
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert sweep.run() == 0, sweep.log.read_text()[-3000:]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,27 +10,27 @@ import pytest
 from PIL import Image
 
 from jobs.benchmarks.dedup import FPS, drawn_texture, frames_of
+from pipeline.corpus.manifest import make_manifest
 from pipeline.decode.codec import encode_video, open_video
-from pipeline.dedup import fingerprints
+from pipeline.dedup import candidates, fingerprints, search
+from pipeline.dedup.candidates import MAX_DISTANCE, Banding, entries_of, neighbours, sketches
 from pipeline.dedup.duplicates import (
-    MAX_DISTANCE,
     MIN_CONTRAST,
     Alignment,
     Clip,
     Pair,
     PairKind,
     SimilarityConfig,
+    as_pair,
     best_alignment,
-    candidates,
+    connected,
     contrast,
     diagonal_sums,
-    find_pairs,
-    neighbours,
     normalised_caption,
     removals,
 )
-from pipeline.dedup.fingerprints import Fingerprints, perceptual_hashes, thumbnails_of, video_thumbnails
-from pipeline.records import Kind
+from pipeline.dedup.fingerprints import perceptual_hashes, thumbnails_of, video_thumbnails, write_prints
+from pipeline.dedup.search import clip_table, clips_at, exact_pairs, find_copies
 from pipeline.synthetic.clips import CorpusConfig, clips_of
 from pipeline.synthetic.render import render_video
 
@@ -39,10 +40,56 @@ def thumbnails(data: bytes) -> np.ndarray:
         return video_thumbnails(video, range(video.info.num_frames))
 
 
-def prints_of(clips: list[np.ndarray]) -> Fingerprints:
-    blobs = pa.array([one.tobytes() for one in clips], pa.large_binary())
-    columns = [pa.array(range(len(clips)), pa.int64()), pa.array(["checksum"] * len(clips)), blobs]
-    return Fingerprints.from_table(pa.Table.from_arrays(columns, schema=fingerprints.SCHEMA))
+def row(index: int, **changes) -> dict:
+    known = {
+        "clip_id": index,
+        "uri": f"{index}.mp4",
+        "captions": [f"clip {index}"],
+        "kind": "video",
+        "split": "train",
+        "width": 10,
+        "height": 10,
+        "num_frames": 24,
+        "bytes": 1,
+        "checksum": str(index),
+    }
+    return known | changes
+
+
+class Found:
+    """The pairs among clips that show `shown`, of the manifests `toy` and, where a row says so, `other`."""
+
+    def __init__(self, folder: Path | str, shown: list[np.ndarray], rows: list[dict] | None = None) -> None:
+        rows = rows or [row(index) for index in range(len(shown))]
+        corpora = {"toy": [], "other": []}
+        for one in rows:
+            corpora[one.pop("corpus", "toy")].append(one)
+        self.listings = [make_manifest(name, "/", rows) for name, rows in corpora.items() if rows]
+        folders = [f"{folder}/{listing.corpus}" for listing in self.listings]
+        for listing, where in zip(self.listings, folders, strict=True):
+            blobs = [shown[clip_id].tobytes() for clip_id in listing.table["clip_id"].to_pylist()]
+            columns = [listing.table["clip_id"], listing.table["checksum"], pa.array(blobs, pa.large_binary())]
+            write_prints(where, [pa.Table.from_arrays(columns, schema=fingerprints.SCHEMA)], max_bytes=1)
+        self.table = clip_table(self.listings, folders)
+        self.folder = f"{folder}/entries"
+
+    def looked_for(self) -> tuple[list[Pair], dict[int, Clip], search.Search]:
+        done = find_copies(self.table, SimilarityConfig(), self.folder, in_turn)
+        clips = clips_at(self.listings, (number for pair in done.copies for number in pair))
+        return [as_pair(clips, *numbers, one, "train") for numbers, one in done.copies.items()], clips, done
+
+    def pairs(self) -> list[tuple[int, int, PairKind]]:
+        pairs, clips, _ = self.looked_for()
+        return [(clips[pair.copy].clip_id, clips[pair.original].clip_id, pair.kind) for pair in pairs]
+
+    def candidates(self) -> set[tuple[int, int]]:
+        _, chosen = exact_pairs(self.table)
+        tables = search.candidate_pairs(self.table, chosen, 0.93, self.folder, in_turn)
+        return {(one["first"], one["second"]) for table in tables for one in table.to_pylist()}
+
+
+def in_turn(blocks, function):
+    return list(map(function, blocks))
 
 
 def clip(index: int, **changes) -> Clip:
@@ -51,8 +98,6 @@ def clip(index: int, **changes) -> Clip:
         uri=f"{index}.mp4",
         corpus="toy",
         split="train",
-        group=None,
-        kind=Kind.VIDEO,
         num_pixels=100,
         content=(str(index), None, None),
         captions=frozenset({f"clip {index}"}),
@@ -87,10 +132,10 @@ COPIES = {
 
 @pytest.mark.parametrize("how", COPIES.values(), ids=COPIES.keys())
 @pytest.mark.parametrize("index", [5, 21])
-def test_a_copy_is_a_candidate_and_fits_where_it_was_cut(how, index):
+def test_a_copy_is_a_candidate_and_fits_where_it_was_cut(how, index, tmp_path):
     frames = frames_of(0, index)
     original, copy = thumbnails(encode_video(frames, fps=FPS)), thumbnails(copy_of(frames, **how))
-    assert candidates(prints_of([original, copy]), np.arange(2)).tolist() == [[0, 1]]
+    assert Found(tmp_path, [original, copy]).candidates() == {(0, 1)}
     found = best_alignment(copy, original, 0.6)
     assert found is not None
     assert found.picture > 0.9
@@ -129,39 +174,66 @@ def noisy(picture: np.ndarray, seed: int, num_frames: int = 36) -> np.ndarray:
     return (picture + noise).clip(0, 255).astype(np.uint8)
 
 
-def test_still_pictures_match_by_what_they_show_and_plain_ones_never():
+def test_still_pictures_match_by_what_they_show_and_plain_ones_never(tmp_path):
     one, other = (np.asarray(drawn_texture(np.random.default_rng(seed)).resize((96, 96))) for seed in range(2))
     dark, grey = np.full((96, 96, 3), 4), np.full((96, 96, 3), 128)
     pictures = [one, one, other, dark, dark, grey, grey]
     data = [encode_video(noisy(picture, seed), fps=FPS) for seed, picture in enumerate(pictures)]
-    search = find_pairs(
-        [clip(index) for index in range(7)],
-        prints_of([thumbnails(one) for one in data]),
-        SimilarityConfig(),
-        train_split="train",
-    )
-    assert [(pair.copy, pair.original) for pair in search.pairs] == [(1, 0)]
+    assert Found(tmp_path, [thumbnails(one) for one in data]).pairs() == [(1, 0, "near")]
 
 
-def test_candidates_are_the_pairs_of_which_two_frames_have_nearly_the_same_hash():
+def test_candidates_are_the_pairs_of_which_two_frames_have_nearly_the_same_hash(tmp_path):
     rng = np.random.default_rng(0)
     clips = [rng.integers(0, 256, (4, 384), np.uint8) for _ in range(60)]
     for index in range(0, 60, 3):  # a frame of the next clip, somewhat noisier than this one's
         clips[index + 1][2] = (clips[index][1] + rng.normal(0, 4, 384)).clip(0, 255).astype(np.uint8)
-    prints = prints_of(clips)
-    chosen = np.arange(50)
-    hashes = perceptual_hashes(prints.thumbnails).reshape(60, 4)
+    hashes = perceptual_hashes(np.concatenate(clips)).reshape(60, 4)
     near = {
         (one, other)
-        for one, other in itertools.combinations(chosen.tolist(), 2)
+        for one, other in itertools.combinations(range(60), 2)
         if np.bitwise_count(hashes[one][:, None] ^ hashes[other][None]).min() <= 4
     }
     assert len(near) > 10
-    found = set(map(tuple, candidates(prints, chosen).tolist()))
+    found = Found(tmp_path, clips).candidates()
     assert near <= found
     assert all(
         np.bitwise_count(hashes[one][:, None] ^ hashes[other][None]).min() <= MAX_DISTANCE for one, other in found
     )
+
+
+def test_buckets_hold_the_pairs_that_one_bucket_holds():
+    rng = np.random.default_rng(0)
+    shown = rng.integers(0, 256, (300, 384), np.uint8)
+    shown = np.concatenate([shown, (shown + rng.normal(0, 4, shown.shape)).clip(0, 255).astype(np.uint8)])
+    entries = entries_of(shown, np.arange(len(shown)))
+    one, several = (Banding(num_bits=12, num_buckets=number, max_sketch_distance=10) for number in (1, 7))
+    for band in range(candidates.NUM_BANDS):
+        buckets = several.buckets(entries["hash"], band)
+        split = np.concatenate(
+            [candidates.candidates(entries[buckets == number], several, band) for number in range(7)]
+        )
+        whole = candidates.candidates(entries, one, band)
+        assert len(whole) > 100
+        assert sorted(split.tolist()) == whole.tolist()
+
+
+def test_bits_of_sketches_differ_as_angles_do():
+    rng = np.random.default_rng(0)
+    one, noise = rng.normal(0, 1, (2, 4000, 384))
+    for share in (0.1, 0.5, 1.0):
+        other = 128 + 30 * (one + share * noise)
+        first, second = ((128 + 30 * one).clip(0, 255).astype(np.uint8), other.clip(0, 255).astype(np.uint8))
+        differing = np.bitwise_count(sketches(first) ^ sketches(second)).mean() / 64
+        assert differing == pytest.approx(np.arctan(share) / np.pi, abs=0.01)
+
+
+def test_connected_clips_are_those_that_a_walk_over_pairs_reaches():
+    pairs = np.random.default_rng(0).integers(0, 60, (40, 2)).tolist()
+    reached = {number: {number} for pair in pairs for number in pair}
+    for _ in pairs:
+        for one, other in pairs:
+            reached[one] = reached[other] = reached[one] | reached[other]
+    assert connected(map(tuple, pairs)) == {number: min(others) for number, others in reached.items()}
 
 
 def test_neighbours_are_all_pairs_of_equal_keys_until_there_is_a_crowd():
@@ -195,50 +267,59 @@ def test_contrast_is_the_variance_within_planes():
     assert (contrast(np.full((1, 384), 90, np.uint8)) < MIN_CONTRAST**2).all()
 
 
-def related(*changes: dict) -> list[tuple[int, int, PairKind]]:
-    """The pairs found among clips that all show the same."""
-    shown = thumbnails_of(frames_of(0, 5)[::3, ::2, 32:160:2][:, :, :64].repeat(2, axis=1)[:, :64])
-    clips = [clip(index, **one) for index, one in enumerate(changes)]
-    search = find_pairs(clips, prints_of([shown] * len(clips)), SimilarityConfig(), train_split="train")
-    return [(pair.copy, pair.original, pair.kind) for pair in search.pairs]
+SHOWN = thumbnails_of(frames_of(0, 5)[::3, ::2, 32:160:2][:, :, :64].repeat(2, axis=1)[:, :64])
 
 
-EQUAL = {"content": ("x", None, None)}
+EQUAL = {"checksum": "x"}
 
 
 @pytest.mark.parametrize(
     ("clips", "pairs"),
     [
         ([{}, {}], [(1, 0, "near")]),
-        ([{}, {"num_pixels": 200}], [(0, 1, "near")]),
+        ([{}, {"width": 20}], [(0, 1, "near")]),
         ([EQUAL, EQUAL], [(1, 0, "exact")]),
-        ([EQUAL, {"content": ("x", 0.0, 2.0)}], [(1, 0, "near")]),
+        ([EQUAL, EQUAL | {"start_seconds": 0.0, "end_seconds": 2.0}], [(1, 0, "near")]),
         ([{}, {"split": "test"}], [(0, 1, "leak")]),
         ([{"split": "test"}, {"split": "train"}], [(1, 0, "leak")]),
         ([EQUAL, EQUAL | {"split": "val"}], [(0, 1, "leak")]),
-        ([{}, {"corpus": "other", "is_own": False}], [(0, 1, "leak")]),
-        ([{"corpus": "other", "is_own": False}, {"corpus": "other", "is_own": False}], []),
+        ([{}, {"corpus": "other"}], [(0, 1, "leak")]),
+        (
+            [{}, {"corpus": "other", "checksum": "x"}, {"corpus": "other", "checksum": "y"}],
+            [(0, 1, "leak"), (0, 2, "leak")],
+        ),
         ([{"group": "g"}, {"group": "g"}], []),
-        ([{"kind": Kind.IMAGE}, {}], []),
-        ([{"kind": Kind.IMAGE}, {"split": "test"}], [(0, 1, "leak")]),
+        ([{"kind": "image"}, {}], []),
+        ([{"kind": "image"}, {"split": "test"}], [(0, 1, "leak")]),
     ],
 )
-def test_what_a_pair_is_called_and_which_of_both_is_the_copy(clips, pairs):
-    assert related(*clips) == pairs
+def test_what_a_pair_is_called_and_which_of_both_is_the_copy(clips, pairs, tmp_path):
+    rows = [row(index, **one) for index, one in enumerate(clips)]
+    assert Found(tmp_path, [SHOWN] * len(rows), rows).pairs() == pairs
 
 
-def test_of_equal_files_one_is_compared_with_the_others():
-    pairs = related(EQUAL, EQUAL, EQUAL, {})
+def test_copies_in_a_bucket_are_those_in_a_folder(bucket, tmp_path):
+    rng = np.random.default_rng(0)
+    shown = [thumbnails_of(rng.integers(0, 256, (length, 64, 64, 3), np.uint8)) for length in (9, 12, 10)]
+    shown += [shown[1][2:11], shown[0]]
+    pairs = Found(tmp_path, shown).pairs()
+    assert [pair[:2] for pair in pairs] == [(4, 0), (3, 1)]
+    assert Found(bucket, shown).pairs() == pairs
+
+
+def test_of_equal_files_one_is_compared_with_the_others(tmp_path):
+    rows = [row(index, **one) for index, one in enumerate((EQUAL, EQUAL, EQUAL, {}))]
+    pairs = Found(tmp_path, [SHOWN] * 4, rows).pairs()
     assert set(pairs) == {(1, 0, "exact"), (2, 0, "exact"), (3, 0, "near")}
 
 
-def test_equal_captions_across_splits_are_suspected_and_frames_decide():
+def test_equal_captions_across_splits_are_suspected_and_frames_decide(tmp_path):
     family = [thumbnails(encode_video(frames_of(0, index), fps=FPS)) for index in (5, 6)]
-    clips = [clip(0, captions=frozenset({"a dog"})), clip(1, captions=frozenset({"a dog", "a cat"}), split="test")]
-    search = find_pairs(clips, prints_of(family), SimilarityConfig(), train_split="train")
-    assert (search.pairs, search.num_suspected) == ([], 1)
-    search = find_pairs(clips, prints_of([family[0]] * 2), SimilarityConfig(), train_split="train")
-    assert ([pair.same_caption for pair in search.pairs], search.num_suspected) == ([True], 0)
+    rows = [row(0, captions=["a dog"]), row(1, captions=["A dog.", "a cat"], split="test")]
+    pairs, _, done = Found(tmp_path / "family", family, rows).looked_for()
+    assert (pairs, done.num_suspected) == ([], 1)
+    pairs, _, done = Found(tmp_path / "same", [family[0]] * 2, rows).looked_for()
+    assert ([pair.same_caption for pair in pairs], done.num_suspected) == ([True], 0)
 
 
 def test_captions_are_equal_whatever_their_case_marks_and_spaces():
@@ -257,7 +338,10 @@ def pair(copy: int, original: int, kind: PairKind) -> Pair:
 def test_what_is_removed_copies_something_that_stays():
     clips = [clip(index) for index in range(4)]
     chain = [pair(1, 0, PairKind.NEAR), pair(2, 1, PairKind.NEAR), pair(3, 2, PairKind.NEAR)]
-    assert {gone: why.original for gone, why in removals(clips, chain[::-1], "train").items()} == {1: 0, 3: 2}
+    assert {gone: why.original for gone, why in removals(dict(enumerate(clips)), chain[::-1], "train").items()} == {
+        1: 0,
+        3: 2,
+    }
 
 
 def test_training_clips_that_leak_are_removed_first_and_evaluation_clips_stay():
@@ -268,36 +352,35 @@ def test_training_clips_that_leak_are_removed_first_and_evaluation_clips_stay():
         pair(2, 3, PairKind.LEAK),
         pair(3, 4, PairKind.LEAK),
     ]
-    assert {gone: why.original for gone, why in removals(clips, found, "train").items()} == {0: 2}
+    assert {gone: why.original for gone, why in removals(dict(enumerate(clips)), found, "train").items()} == {0: 2}
 
 
 def test_equal_files_go_even_where_the_one_that_they_equal_leaks():
     clips = [clip(0), clip(1), clip(2, split="test")]
     found = [pair(0, 2, PairKind.LEAK), pair(1, 0, PairKind.EXACT)]
-    assert set(removals(clips, found, "train")) == {0, 1}
+    assert set(removals(dict(enumerate(clips)), found, "train")) == {0, 1}
 
 
-def test_clips_of_the_embedded_corpus_are_hardly_ever_taken_for_copies():
+def test_clips_of_the_embedded_corpus_are_hardly_ever_taken_for_copies(tmp_path):
     config = CorpusConfig(num_train_videos=80, num_train_images=0, num_val=10, num_test=10, num_temporal_groups=5)
     scenes = clips_of(config)
     shown = [render_video(one.scene, num_frames=config.num_frames, size_px=config.size_px) for one in scenes]
     data = [encode_video(frames, fps=config.fps) for frames in shown]
-    clips = [clip(index, split=one.split, group=one.group) for index, one in enumerate(scenes)]
-    search = find_pairs(clips, prints_of([thumbnails(one) for one in data]), SimilarityConfig(), train_split="train")
-    assert len(search.pairs) <= 1
+    rows = [row(index, split=one.split, group=one.group) for index, one in enumerate(scenes)]
+    assert len(Found(tmp_path, [thumbnails(one) for one in data], rows).pairs()) <= 1
 
 
 @pytest.mark.parametrize("name", ["video1.mp4", "video9770.mp4", "video9771.mp4"])
-def test_copies_of_real_clips_are_found(real_files, name):
+def test_copies_of_real_clips_are_found(real_files, name, tmp_path):
     data = (real_files / "videos" / name).read_bytes()
     with open_video(data) as video:
         fps = round(video.info.fps)
         kept = range(int(0.13 * video.info.num_frames), int(0.93 * video.info.num_frames))
         width, height = (2 * round(0.3 * side) for side in (video.info.width, video.info.height))
         copy = encode_video(video.frames(kept, (width, height)), fps=fps, crf=35)
-    prints = prints_of([thumbnails(data), thumbnails(copy)])
-    assert candidates(prints, np.arange(2)).tolist() == [[0, 1]]
-    found = best_alignment(prints.of(1), prints.of(0), 0.6)
+    shown = [thumbnails(data), thumbnails(copy)]
+    assert Found(tmp_path, shown).candidates() == {(0, 1)}
+    found = best_alignment(shown[1], shown[0], 0.6)
     assert found is not None
     assert found.similarity > 0.85
     assert found.shift_seconds == pytest.approx(kept.start / fps, abs=0.07)

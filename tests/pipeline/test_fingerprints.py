@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,11 +15,12 @@ from pipeline.decode.codec import DecodeError, Timeline, VideoInfo, encode_video
 from pipeline.decode.config import Limits
 from pipeline.dedup import fingerprints
 from pipeline.dedup.fingerprints import (
-    Fingerprints,
     clip_thumbnails,
     perceptual_hashes,
+    read_thumbnails,
     thumbnails_of,
     video_thumbnails,
+    write_prints,
 )
 from pipeline.records import Kind, Reason
 
@@ -115,22 +119,41 @@ def test_another_file_than_the_manifests_is_refused():
     assert caught.value.reason == Reason.WRONG_CHECKSUM
 
 
-def test_fingerprints_of_several_corpora_keep_their_own_thumbnails():
+def table_of(lengths: list[int]) -> pa.Table:
+    """Random thumbnails of clips, by how many they have."""
     rng = np.random.default_rng(0)
-    parts = []
-    for lengths in ((2, 1), (3,)):
-        blobs = [rng.integers(0, 256, 384 * length, np.uint8).tobytes() for length in lengths]
-        columns = [list(range(len(blobs))), ["checksum"] * len(blobs), blobs]
-        parts.append(
-            pa.Table.from_arrays(
-                [pa.array(c) for c in columns[:2]] + [pa.array(blobs, pa.large_binary())],
-                schema=fingerprints.SCHEMA,
-            )
-        )
-    joined, first, second = map(Fingerprints.from_table, (pa.concat_tables(parts), *parts))
-    assert [len(joined.of(index)) for index in range(3)] == [2, 1, 3]
-    assert (joined.of(2) == second.of(0)).all()
-    assert (joined.of(1) == first.of(1)).all()
+    blobs = [rng.integers(0, 256, 384 * length, np.uint8).tobytes() for length in lengths]
+    columns = [pa.array(range(len(blobs))), pa.array(["checksum"] * len(blobs)), pa.array(blobs, pa.large_binary())]
+    return pa.Table.from_arrays(columns, schema=fingerprints.SCHEMA)
+
+
+def kept(folder: Path) -> dict[int, bytes]:
+    """The thumbnails of each clip in a folder of fingerprints."""
+    shown = {}
+    for path, places in fingerprints.print_parts(str(folder)):
+        thumbnails = read_thumbnails(path, places["start"].to_numpy(), places["stop"].to_numpy())
+        shown |= zip(places["clip_id"].to_pylist(), (one.tobytes() for one in thumbnails), strict=True)
+    return shown
+
+
+def test_parts_of_any_size_hold_the_thumbnails_of_each_clip(tmp_path):
+    table = table_of([2, 1, 3, 5, 1])
+    for max_bytes in (1, 1500, 10**9):
+        write_prints(str(tmp_path / str(max_bytes)), [table[:2], table[2:2], table[2:]], max_bytes)
+        expected = dict(zip(table["clip_id"].to_pylist(), table["thumbnails"].to_pylist(), strict=True))
+        assert kept(tmp_path / str(max_bytes)) == expected
+    assert len(list(fingerprints.print_parts(str(tmp_path / "1")))) == 2
+    assert kept(tmp_path / "nowhere") == {}
+
+
+def test_a_part_whose_writing_did_not_end_does_not_count(tmp_path):
+    write_prints(str(tmp_path), [table_of([2, 1])])
+    (path, _), *_ = fingerprints.print_parts(str(tmp_path))
+    Path(path).write_bytes(Path(path).read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"\.thumbnails is cut: remove it and .*\.parquet, and its clips are decoded"):
+        kept(tmp_path)
+    Path(fingerprints.index_of(path)).unlink()
+    assert kept(tmp_path) == {}
 
 
 @pytest.mark.ray
@@ -140,19 +163,17 @@ def test_what_was_computed_once_is_not_decoded_again(tmp_path, local_ray):
         files[index] = encode_video(moving(24, seed=index), fps=8)
         (tmp_path / f"{index}.mp4").write_bytes(files[index])
     rows = [row(data, clip_id=index, uri=str(tmp_path / f"{index}.mp4")) for index, data in files.items()]
-    corpus, path = make_manifest("toy", str(tmp_path), rows), str(tmp_path / "prints.parquet")
-    table, rejected = fingerprints.fingerprint_corpus(corpus, path, decoder="decord", limits=Limits())
-    assert rejected == []
-    first = Fingerprints.from_table(table)
-    for index, data in files.items():
-        assert (first.of(index) == clip_thumbnails(data, rows[index], "decord")).all()
+    corpus, folder = make_manifest("toy", str(tmp_path), rows), tmp_path / "prints"
+    settings = {"decoder": "decord", "limits": Limits()}
+    assert fingerprints.fingerprint_corpus(corpus, str(folder), **settings) == []
+    shown = {index: clip_thumbnails(data, rows[index], "decord").tobytes() for index, data in files.items()}
+    assert kept(folder) == shown
     (tmp_path / "0.mp4").unlink()
-    again, rejected = fingerprints.fingerprint_corpus(corpus, path, decoder="decord", limits=Limits())
-    assert rejected == []
-    assert again.equals(table)
-    (tmp_path / "prints.parquet").unlink()
-    less, (lost,) = fingerprints.fingerprint_corpus(corpus, path, decoder="decord", limits=Limits())
-    assert less["clip_id"].to_pylist() == [1, 2]
+    assert fingerprints.fingerprint_corpus(corpus, str(folder), **settings) == []
+    assert kept(folder) == shown
+    shutil.rmtree(folder)
+    (lost,) = fingerprints.fingerprint_corpus(corpus, str(folder), **settings)
+    assert kept(folder) == {index: shown[index] for index in (1, 2)}
     assert (lost.clip_id, lost.reason) == (0, Reason.MISSING)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +210,54 @@ def test_rows_in_another_order_or_twice_are_refused(whole: Manifest, tmp_path: P
     with pytest.raises(ValueError, match="would have no rows"):
         parts.write_parts(str(tmp_path), [], corpus="toy", root="/")
     assert not (tmp_path / "index.json").exists()
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("part-*")}
+
+
+def named_by(index: parts.PartIndex) -> set[str]:
+    return {part.name for part in index.parts}
+
+
+def test_a_folder_that_is_written_again_keeps_the_parts_of_the_last_two_manifests(
+    whole: Manifest, tmp_path: Path
+) -> None:
+    rows = sorted_rows(whole)
+    first, second, third = (
+        parts.write_parts(str(tmp_path), [rows.slice(start)], corpus="toy", root="/") for start in (0, 1, 2)
+    )
+    assert names_in(tmp_path) == named_by(second) | named_by(third)
+    assert not named_by(first) <= names_in(tmp_path)
+    assert len(read_manifest(str(tmp_path))) == len(rows) - 2
+
+
+def test_rows_that_are_added_get_parts_of_their_own_behind_the_others(whole: Manifest, tmp_path: Path) -> None:
+    path, is_old = str(tmp_path / "manifest"), np.random.default_rng(0).random(len(whole)) < 0.8
+    old = dataclasses.replace(whole, table=whole.table.filter(pa.array(is_old)))
+    before = write_in_parts(old, path)
+    numbered = open_manifest(path).rows("train", Kind.VIDEO).range(0, 10**9)
+    after = write_in_parts(whole, path)
+    assert after.parts[: len(before.parts)] == before.parts
+    assert after.hash == write_in_parts(whole, str(tmp_path / "anew")).hash != before.hash
+    listing = open_manifest(path)
+    assert listing.rows("train", Kind.VIDEO).range(0, len(numbered)).equals(numbered)
+    assert listing.split("train").equals(whole.split("train"))
+    assert read_manifest(path).table.equals(whole.table)
+    assert write_in_parts(whole, path) == after
+    assert write_in_parts(old, path) == before  # some are gone: all anew
+
+
+def test_of_two_writers_the_one_that_ends_later_is_refused(whole: Manifest, folder: Path) -> None:
+    rows = sorted_rows(whole)
+
+    def tables() -> Iterator[pa.Table]:
+        yield rows.slice(0, 700)
+        parts.write_parts(str(folder), [rows.slice(1)], corpus="toy", root="/")
+
+    with pytest.raises(ValueError, match=r"index\.json was written by another process since this one began"):
+        parts.write_parts(str(folder), tables(), corpus="toy", root="/")
+    assert len(read_manifest(str(folder))) == len(rows) - 1
 
 
 def test_parts_in_a_bucket_are_read_by_ranges(whole: Manifest, folder: Path, bucket: str) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import storage
-from pipeline.corpus.manifest import SCHEMA, make_manifest, write_manifest
+from pipeline.corpus.manifest import SCHEMA, make_manifest, write_in_parts, write_manifest
 from pipeline.offline.stages import in_blocks
 from pipeline.offline.word_counts import count_captions, read_captions
 from pipeline.text.significance import count_words
@@ -32,6 +32,10 @@ def manifest_rows() -> list[dict]:
     return rows
 
 
+def texts_of(source: str, split: str | None) -> list[str]:
+    return [caption for captions in read_captions(source, split) for caption in captions.to_pylist()]
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("lower_case", [True, False])
 def test_blocks_on_workers_give_the_counts_of_one_process(
@@ -39,7 +43,7 @@ def test_blocks_on_workers_give_the_counts_of_one_process(
 ) -> None:
     captions = [*CAPTIONS, *CAPTIONS[:3], *(f"a thing number {index} shines" for index in range(600))]
     expected = count_words(captions, lexicon_tagger, lower_case=lower_case)
-    chunks = pa.chunked_array([captions[:5], captions[5:]])
+    chunks = [pa.array(captions[:5]), pa.array(captions[5:])]
     counts = count_captions(chunks, tagger="lexicon", spacy_model="", lower_case=lower_case)
     assert counts.by_pos == expected.by_pos
     assert counts.num_captions_with == expected.num_captions_with
@@ -50,26 +54,28 @@ def test_blocks_on_workers_give_the_counts_of_one_process(
 def test_captions_of_a_manifest_are_those_of_the_split(tmp_path: Path) -> None:
     path = str(tmp_path / "manifest.parquet")
     write_manifest(make_manifest("toy", "/v", manifest_rows()), path)
-    assert read_captions(path, "train").to_pylist() == [CAPTIONS[0], CAPTIONS[1], CAPTIONS[1], CAPTIONS[2]]
-    assert len(read_captions(path, None)) == 6
-    assert read_captions(str(tmp_path), "test").to_pylist() == [CAPTIONS[2], CAPTIONS[3]]
+    write_in_parts(make_manifest("toy", "/v", manifest_rows()), str(tmp_path / "parts"))
+    for source in (path, str(tmp_path / "parts")):
+        assert texts_of(source, "train") == [CAPTIONS[0], CAPTIONS[1], CAPTIONS[1], CAPTIONS[2]]
+        assert len(texts_of(source, None)) == 6
+        assert texts_of(source, "test") == [CAPTIONS[2], CAPTIONS[3]]
     with pytest.raises(ValueError, match="the split 'val' of corpus 'toy' is empty"):
-        read_captions(path, "val")
+        texts_of(path, "val")
 
 
 def test_a_line_belongs_to_the_split_that_it_names_or_to_any(tmp_path: Path) -> None:
     lines = [{"caption": "one"}, {"caption": "two", "split": "test"}, {"caption": "three", "split": "train"}]
     path = write_lines(tmp_path / "captions.jsonl", lines)
-    assert read_captions(path, "train").to_pylist() == ["one", "three"]
-    assert read_captions(path, None).to_pylist() == ["one", "two", "three"]
+    assert texts_of(path, "train") == ["one", "three"]
+    assert texts_of(path, None) == ["one", "two", "three"]
 
 
 def test_a_bucket_is_read_as_a_folder_is(bucket: str) -> None:
     lines = "".join(json.dumps({"caption": caption}) + "\n" for caption in CAPTIONS)
     storage.write_bytes_atomic(f"{bucket}/captions.jsonl", lines.encode())
     write_manifest(make_manifest("toy", "/v", manifest_rows()), f"{bucket}/corpus/manifest.parquet")
-    assert read_captions(f"{bucket}/captions.jsonl", None).to_pylist() == CAPTIONS
-    assert len(read_captions(f"{bucket}/corpus/manifest.parquet", "train")) == 4
+    assert texts_of(f"{bucket}/captions.jsonl", None) == CAPTIONS
+    assert len(texts_of(f"{bucket}/corpus/manifest.parquet", "train")) == 4
 
 
 @pytest.mark.parametrize(
@@ -84,4 +90,4 @@ def test_a_bucket_is_read_as_a_folder_is(bucket: str) -> None:
 def test_lines_that_are_no_captions_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "captions.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_captions(str(tmp_path / "captions.jsonl"), "train")
+        texts_of(str(tmp_path / "captions.jsonl"), "train")

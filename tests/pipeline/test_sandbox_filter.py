@@ -7,6 +7,7 @@ import errno
 import operator
 import os
 import platform
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -149,3 +150,20 @@ def test_nothing_is_asked_of_a_kernel_that_keeps_no_process_from_new_privileges(
     monkeypatch.setattr(sys, "platform", "darwin")
     mac = sealed(monkeypatch, "x86_64", Kernel())
     assert (mac.is_restricted, mac.program) == (False, [])
+
+
+HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
+
+
+@pytest.mark.parametrize("machine", HEADERS)
+def test_the_numbers_of_calls_are_those_of_the_kernels_headers(machine: str) -> None:
+    if not Path(HEADERS[machine]).exists():
+        pytest.skip(f"{HEADERS[machine]} is not installed (linux-libc-dev)")
+    text, column = Path(HEADERS[machine]).read_text(), list(CALLS).index(machine)
+    known = {name: int(number) for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", text)}
+    opening = {name: numbers for name, (numbers, _) in sandbox._OPENING.items()}
+    tables = sandbox._OUTSIDE | sandbox._FILES | opening | {"tgkill": sandbox._TGKILL}
+    ours = {name: number for name, row in tables.items() if (number := row[column]) is not None}
+    older = ours.keys() - known.keys()  # than these headers
+    assert {name: known[name] for name in ours.keys() - older} == {name: ours[name] for name in ours.keys() - older}
+    assert older <= {"fchmodat2", "openat2", "pidfd_getfd"}

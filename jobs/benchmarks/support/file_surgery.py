@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -90,7 +90,7 @@ def with_matrix(degrees: int, mirrored: bool = False) -> Edit:
 def with_edits(*edits: tuple[int, int]) -> Edit:
     """Give an MP4 whose moov comes last an edit list of (duration in ms, media time; -1: nothing is shown)."""
     body = struct.pack(">II", 0, len(edits)) + b"".join(struct.pack(">IiI", *edit, 1 << 16) for edit in edits)
-    return partial(_with_box, kind=b"elst", body=body)
+    return partial(with_boxes, contents={b"elst": body})
 
 
 def swapped_boxes(data: bytes) -> bytes:
@@ -103,15 +103,17 @@ def swapped_boxes(data: bytes) -> bytes:
     return b"".join([parts[0], *reversed(parts[1:])])
 
 
-def _with_box(data: bytes, kind: bytes, body: bytes) -> bytes:
+def with_boxes(data: bytes, contents: Mapping[bytes, bytes | None]) -> bytes:
+    """Replace the content of an MP4's boxes of these types; None removes them."""
     parts, position = [], 0
     while position < len(data):
         size, name = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
-        content = data[position + 8 : position + size]
-        if name in BOXES_OF_BOXES:
-            content = _with_box(content, kind, body)
-        content = body if name == kind else content
-        parts += [struct.pack(">I", len(content) + 8), name, content]
+        content: bytes | None = data[position + 8 : position + size]
+        if name in contents:
+            content = contents[name]
+        elif name in BOXES_OF_BOXES:
+            content = with_boxes(content, contents)
+        parts += [] if content is None else [struct.pack(">I", len(content) + 8), name, content]
         position += size
     return b"".join(parts)
 

@@ -1,5 +1,4 @@
-"""A decoder that makes pixels of a file's first bytes, for measurements of manifests whose videos are a few bytes each.
-It imports what the decode process has anyway."""
+"""Decoders without a codec, for measurements of all the rest. They import what the decode process has anyway."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from pipeline.decode.timeline import Timeline
 
 
 class InventedVideo:
-    """A video whose frames repeat the bytes of its file, from another one on in each frame."""
+    """A video whose frames repeat the bytes of its file, which may be a few, from another one on in each frame."""
 
     def __init__(self, data: bytes, known: VideoInfo | None) -> None:
         assert known is not None
@@ -30,3 +29,14 @@ class InventedVideo:
 
     def __exit__(self, *exception: object) -> None:
         pass
+
+
+class StillVideo(InventedVideo):
+    """A video that shows one picture, 224×126, in all frames."""
+
+    picture = np.random.default_rng(0).integers(0, 255, (126, 224, 3), np.uint8)
+
+    def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
+        """As `Video.frames`."""
+        del size
+        return stack([self.picture] * len(indices))

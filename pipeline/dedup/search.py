@@ -1,0 +1,276 @@
+"""The search for copies among clips whose fingerprints lie on disk, in tasks.
+
+    listings ──► ClipTable: 60 bytes per clip ──equal bytes and times──► exact pairs, one clip of each content
+    fingerprints ──`candidates.py`──► pairs that look alike ──thumbnails of both──► those that show the same
+
+The process that searches holds the table and the pairs, and no thumbnail.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int64, UInt64
+
+from pipeline.corpus.listing import Listing
+from pipeline.dedup import candidates
+from pipeline.dedup.candidates import Banding, mixed, neighbours, unique_pairs
+from pipeline.dedup.duplicates import SAME, Alignment, Clip, SimilarityConfig, best_alignment, normalised_caption
+from pipeline.dedup.fingerprints import hash_texts, print_keys, print_parts, read_thumbnails
+from pipeline.records import Kind
+
+Mapped = Callable[[Sequence[pa.Table], Callable[[pa.Table], pa.Table]], Iterable[pa.Table]]
+"""Returns what a function makes of each of some tables, in any order: `offline.stages.streamed`, or a loop."""
+PAIRS_AT_ONCE = 1024
+"""Pairs of a task, with the thumbnails of up to twice as many clips."""
+COLUMNS = ("clip_id", "checksum", "start_seconds", "end_seconds", "group", "kind", "split", "captions")
+COPIES = pa.schema([*candidates.PAIRS, *((field.name, pa.float64()) for field in fields(Alignment))])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipTable:
+    """What a search knows of `N` clips, which are called by their numbers in it: those of all listings in turn."""
+
+    clip_ids: Int64[np.ndarray, " N"]
+    contents: UInt64[np.ndarray, " N"]
+    """Equal for equal bytes and times."""
+    groups: UInt64[np.ndarray, " N"]
+    """Equal for clips that a test compares among themselves; 0: none."""
+    places: Int64[np.ndarray, " N"]
+    """A number per listing and split."""
+    is_own: Bool[np.ndarray, " N"]
+    """False: a clip of another corpus that the own clips are compared with."""
+    is_image: Bool[np.ndarray, " N"]
+    part: Int64[np.ndarray, " N"]
+    """Which of `paths` has the thumbnails [start, stop) of the clip; −1: there are none."""
+    start: Int64[np.ndarray, " N"]
+    stop: Int64[np.ndarray, " N"]
+    paths: tuple[str, ...]
+    captions: UInt64[np.ndarray, " M"]
+    """The captions of all clips, where there are several places; equal for equal words."""
+    captioned: Int64[np.ndarray, " M"]
+    """The clip of each."""
+
+    def is_leak(self, first: Int64[np.ndarray, " P"], second: Int64[np.ndarray, " P"]) -> Bool[np.ndarray, " P"]:
+        """Whether clips must not show the same because they are of different splits or corpora."""
+        return (self.is_own[first] | self.is_own[second]) & (self.places[first] != self.places[second])
+
+    def is_compared(self, first: Int64[np.ndarray, " P"], second: Int64[np.ndarray, " P"]) -> Bool[np.ndarray, " P"]:
+        """Whether it matters that clips of different content show the same.
+
+        It does not for clips of other corpora among themselves, and within a split for videos with images and for clips
+        of one group, which a test has made alike.
+        """
+        is_grouped = (self.groups[first] != 0) & (self.groups[first] == self.groups[second])
+        is_alike = self.is_own[first] & self.is_own[second] & (self.is_image[first] == self.is_image[second])
+        differs = self.contents[first] != self.contents[second]
+        return differs & (self.is_leak(first, second) | (is_alike & ~is_grouped))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What there is among all clips."""
+
+    copies: Mapping[tuple[int, int], Alignment]
+    """Numbers of two clips that show the same."""
+    num_compared: int
+    """Candidates whose thumbnails were compared."""
+    num_suspected: int
+    """Pairs across splits or corpora that have a caption in common and show something else."""
+
+
+def clip_table(listings: Sequence[Listing], folders: Sequence[str]) -> ClipTable:
+    """Return the table of the clips of `listings`, the first of which is the own one; `folders` have their
+    fingerprints."""
+    columns: dict[str, list[np.ndarray]] = {}
+    paths: list[str] = []
+    first_place = first_clip = 0
+    has_places = len(listings) > 1 or len(listings[0].splits) > 1
+    for listing, folder in zip(listings, folders, strict=True):
+        places = {split: first_place + number for number, split in enumerate(listing.splits)}
+        parts = [_columns(rows.select(COLUMNS), places, has_places) for rows in listing.batches()]
+        of_listing = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        num_clips = len(of_listing["clip_ids"])
+        of_listing["captioned"] = first_clip + np.repeat(np.arange(num_clips), of_listing.pop("num_captions"))
+        of_listing["is_own"] = np.full(num_clips, listing is listings[0])
+        of_listing |= _located(of_listing.pop("print_keys"), folder, paths)
+        for name, values in of_listing.items():
+            columns.setdefault(name, []).append(values)
+        first_place, first_clip = first_place + len(places), first_clip + num_clips
+    return ClipTable(paths=tuple(paths), **{name: np.concatenate(values) for name, values in columns.items()})
+
+
+def _columns(rows: pa.Table, places: Mapping[str, int], has_captions: bool) -> dict[str, np.ndarray]:
+    """The columns of a table that rows of a manifest say."""
+    names = ("checksum", "start_seconds", "end_seconds")
+    contents = zip(*(rows[name].to_pylist() for name in names), strict=True)
+    captions = [list(map(normalised_caption, texts)) if has_captions else [] for texts in rows["captions"].to_pylist()]
+    groups = rows["group"].to_pylist()
+    has_group = np.array([group is not None for group in groups], bool)
+    return {
+        "clip_ids": rows["clip_id"].to_numpy(),
+        "contents": hash_texts(map(str, contents)),
+        "groups": np.where(has_group, hash_texts(map(str, groups)), np.uint64(0)),
+        "places": np.array([places[split] for split in rows["split"].to_pylist()], np.int64),
+        "is_image": np.array(rows["kind"].to_pylist()) == Kind.IMAGE.value,
+        "print_keys": print_keys(rows),
+        "captions": hash_texts(itertools.chain.from_iterable(captions)),
+        "num_captions": np.array(list(map(len, captions)), np.int64),
+    }
+
+
+def _located(keys: UInt64[np.ndarray, " N"], folder: str, paths: list[str]) -> dict[str, np.ndarray]:
+    """Which of `paths` has the thumbnails of each clip, and where; the paths of a folder are added."""
+    columns = {name: np.full(len(keys), -1) for name in ("part", "start", "stop")}
+    order = np.argsort(keys)
+    for path, places in print_parts(folder):
+        these = print_keys(places)
+        ranks = np.minimum(np.searchsorted(keys, these, sorter=order), len(keys) - 1)
+        is_here = keys[order[ranks]] == these
+        numbers = order[ranks[is_here]]
+        columns["part"][numbers] = len(paths)
+        for name in ("start", "stop"):
+            columns[name][numbers] = places[name].to_numpy()[is_here]
+        paths.append(path)
+    return columns
+
+
+def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, mapped: Mapped) -> Search:
+    """All pairs of clips that show the same; tasks write to `folder`.
+
+    Of clips with equal bytes and times one per split is compared with the others.
+    """
+    copies, chosen = exact_pairs(table)
+    suspected = equal_captions(table, chosen)
+    alike = [suspected]
+    for pairs in filter(len, candidate_pairs(table, chosen, config.min_picture, folder, mapped)):
+        first, second = (pairs[name].to_numpy() for name in candidates.PAIRS.names)
+        is_compared = table.is_compared(first, second)
+        alike.append(np.stack([first[is_compared], second[is_compared]], axis=1))
+        if sum(map(len, alike[1:])) > len(alike[0]):
+            alike = [unique_pairs(np.concatenate(alike))]
+    compared = unique_pairs(np.concatenate(alike))
+    for rows in mapped(_pair_blocks(table, compared), functools.partial(compare, paths=table.paths, config=config)):
+        for row in rows.to_pylist():
+            numbers = row.pop("first"), row.pop("second")
+            copies[numbers] = Alignment(**row)
+    num_suspected = sum(pair not in copies for pair in map(tuple, suspected.tolist()))
+    return Search(copies=dict(sorted(copies.items())), num_compared=len(compared), num_suspected=num_suspected)
+
+
+def exact_pairs(table: ClipTable) -> tuple[dict[tuple[int, int], Alignment], Int64[np.ndarray, " C"]]:
+    """Pairs of clips with equal bytes and times, and the clips to look at: the first of each content in each place, by
+    clip_id."""
+    there = np.flatnonzero(table.part >= 0)
+    order = there[np.lexsort((table.clip_ids[there], table.places[there], table.contents[there]))]
+    contents, places = table.contents[order], table.places[order]
+    is_new_content = np.concatenate([[True], np.diff(contents) != 0])[: len(order)]
+    is_first = is_new_content | np.concatenate([[True], np.diff(places) != 0])[: len(order)]
+    first_of = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
+    again = np.flatnonzero(~is_first & table.is_own[order])
+    pairs = dict.fromkeys(zip(first_of[again].tolist(), order[again].tolist(), strict=True), SAME)
+    chosen, content = order[is_first], np.cumsum(is_new_content)[is_first]
+    several = np.flatnonzero(np.isin(content, content[1:][np.diff(content) == 0]))
+    for _, same in itertools.groupby(several.tolist(), key=lambda place: content[place]):
+        for first, second in itertools.combinations(sorted(chosen[list(same)].tolist()), 2):
+            if table.is_leak(np.array([first]), np.array([second])).any():
+                pairs[first, second] = SAME
+    return pairs, np.sort(chosen)
+
+
+def equal_captions(table: ClipTable, chosen: Int64[np.ndarray, " C"]) -> Int64[np.ndarray, "P 2"]:
+    """Pairs (first < second) of chosen clips across places, of different content, with a caption in common; of a crowd
+    each with some others."""
+    is_chosen = np.isin(table.captioned, chosen)
+    captions, clips = table.captions[is_chosen], table.captioned[is_chosen]
+    pairs = [np.zeros((0, 2), np.int64)]
+    for left, right in neighbours(captions, mixed(clips.astype(np.uint64))):
+        first, second = np.minimum(clips[left], clips[right]), np.maximum(clips[left], clips[right])
+        is_suspect = table.is_leak(first, second) & (table.contents[first] != table.contents[second])
+        pairs.append(np.stack([first[is_suspect], second[is_suspect]], axis=1))
+    return unique_pairs(np.concatenate(pairs))
+
+
+def candidate_pairs(
+    table: ClipTable, chosen: Int64[np.ndarray, " C"], min_picture: float, folder: str, mapped: Mapped
+) -> Iterator[pa.Table]:
+    """Yield the candidates among the chosen clips, those of a bucket at a time (`candidates.PAIRS`)."""
+    banding = Banding.of(int((table.stop[chosen] - table.start[chosen]).sum()), min_picture)
+    by_part = chosen[np.lexsort((table.start[chosen], table.part[chosen]))]
+    bounds = np.searchsorted(table.part[by_part], np.arange(len(table.paths) + 1))
+    blocks = []
+    for number, clips in enumerate(np.split(by_part, bounds[1:-1])):
+        if len(clips):
+            places = {"starts": table.start[clips], "stops": table.stop[clips]}
+            part = {"number": number, "path": table.paths[number], "clips": clips, **places}
+            blocks.append(pa.Table.from_pylist([part]))
+    scatter = functools.partial(candidates.scatter_entries, banding=banding, folder=folder)
+    buckets: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for rows in mapped(blocks, scatter):
+        for row in rows.to_pylist():
+            buckets.setdefault((row["band"], row["bucket"]), []).append(row)
+    blocks = [pa.Table.from_pylist(rows, schema=candidates.BUCKETS) for rows in buckets.values()]
+    yield from mapped(blocks, functools.partial(candidates.pairs_in_bucket, banding=banding))
+
+
+def _pair_blocks(table: ClipTable, pairs: Int64[np.ndarray, "P 2"]) -> list[pa.Table]:
+    """Pairs with the places of their thumbnails, in blocks; those of one part are neighbours."""
+    pairs = pairs[np.argsort(table.part[pairs[:, 0]], kind="stable")]
+    blocks = []
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        columns = {}
+        for end, numbers in zip(("first", "second"), pairs[start : start + PAIRS_AT_ONCE].T, strict=True):
+            columns |= {end: numbers} | {
+                f"{end}_{name}": getattr(table, name)[numbers] for name in ("part", "start", "stop")
+            }
+        blocks.append(pa.table(columns))
+    return blocks
+
+
+def compare(block: pa.Table, paths: Sequence[str], config: SimilarityConfig) -> pa.Table:
+    """Return the pairs of a block that show the same (`COPIES`)."""
+    ends = {
+        end: np.stack([block[f"{end}{name}"].to_numpy() for name in ("", "_part", "_start", "_stop")], axis=1)
+        for end in ("first", "second")
+    }
+    shown: dict[int, np.ndarray] = {}
+    clips = np.unique(np.concatenate(list(ends.values())), axis=0)
+    for part in np.unique(clips[:, 1]).tolist():
+        numbers, _, starts, stops = clips[clips[:, 1] == part].T
+        shown |= dict(zip(numbers.tolist(), read_thumbnails(paths[int(part)], starts, stops), strict=True))
+    rows = []
+    for first, second in zip(*(block[end].to_pylist() for end in ends), strict=True):
+        alignment = best_alignment(shown[first], shown[second], config.min_overlap)
+        if alignment and alignment.is_copy(config):
+            rows.append({"first": first, "second": second, **vars(alignment)})
+    return pa.Table.from_pylist(rows, schema=COPIES)
+
+
+def clips_at(listings: Sequence[Listing], numbers: Iterable[int]) -> dict[int, Clip]:
+    """Return what is reported of some clips of `listings`, by their numbers in the table."""
+    sought, first = np.unique(np.fromiter(numbers, np.int64)), 0
+    clips: dict[int, Clip] = {}
+    for listing in listings:
+        for rows in listing.batches():
+            here = sought[np.searchsorted(sought, first) : np.searchsorted(sought, first + len(rows))]
+            for number, row in zip(here.tolist(), rows.take(pa.array(here - first)).to_pylist(), strict=True):
+                clips[number] = _clip(row, listing.corpus, is_own=listing is listings[0])
+            first += len(rows)
+    return clips
+
+
+def _clip(row: Mapping[str, Any], corpus: str, *, is_own: bool) -> Clip:
+    return Clip(
+        corpus=corpus,
+        num_pixels=row["width"] * row["height"],
+        content=(row["checksum"], row["start_seconds"], row["end_seconds"]),
+        captions=frozenset(map(normalised_caption, row["captions"])),
+        is_own=is_own,
+        **{name: row[name] for name in ("clip_id", "uri", "split")},
+    )
