@@ -67,6 +67,8 @@ class Reason(StrEnum):
     """Another clip of the corpus shows the same."""
     LEAKED = "leaked"
     """A clip of a test split shows the same."""
+    FILTERED = "filtered"
+    """A score of it is beyond a threshold."""
     FAILED = "failed"
     """Code of ours raised what it should not, whatever the file holds: an error to report."""
 

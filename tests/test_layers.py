@@ -23,6 +23,10 @@ ROOMS = {
     "pipeline.text": {"pipeline.records", "pipeline.storage"},
     "pipeline.stream": {"pipeline.corpus", "pipeline.decode", "pipeline.text", "pipeline.records", "pipeline.storage"},
     "pipeline.offline": {"pipeline.corpus", "pipeline.decode", "pipeline.text", "pipeline.records", "pipeline.storage"},
+    "pipeline.curation": {
+        *("pipeline.corpus", "pipeline.decode", "pipeline.offline", "pipeline.records"),
+        *("pipeline.redaction", "pipeline.storage"),
+    },
     "pipeline.dedup": {
         "pipeline.corpus",
         "pipeline.decode",

@@ -47,6 +47,8 @@ BENCHMARKS = {
     "scale": "scale:scale",
     "search-scale": "search_scale:search_scale",
     "retrieval-memory": "retrieval_memory:retrieval_memory",
+    "split": "shot_detection:split",
+    "filters": "filter_scores:filters",
 }
 """Name → module of this folder and its function, whose parameters are the options of the command line."""
 

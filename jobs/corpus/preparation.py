@@ -87,6 +87,8 @@ class PrepareConfig:
     """Write the manifest as a folder of parts, of which a run reads the rows that it needs: for millions of clips. A
     corpus that has it in one file gets it without being looked at again, and another hash. When files are added, these
     alone are looked at, and their clips get parts of their own."""
+    keep_uncaptioned: bool = False
+    """Keep clips without captions, for jobs/caption.py and jobs/filter.py. A run refuses to train on them."""
     force: bool = False
     """Look at every file again, even if nothing changed."""
     dry_run: bool = False
@@ -294,6 +296,7 @@ def _probed(
             limits=config.limits,
             subcluster=config.subcluster,
             packets_folder=storage.join(out, PACKETS),
+            keeps_uncaptioned=config.keep_uncaptioned,
         )
     rows = pa.concat_tables([kept, rows.select(SCHEMA.names).cast(SCHEMA)])
     _say_read_whole(rows)
@@ -333,6 +336,7 @@ def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], fil
     """Hex digits that change with whatever could change manifest or ledger."""
     digest = hashlib.blake2b(digest_size=16)
     settings = {name: getattr(config, name) for name in _SETTINGS} | {"decoder": decoders.resolve(config.decoder)}
+    settings |= {"keep_uncaptioned": True} if config.keep_uncaptioned else {}  # corpora from before it stay as they are
     digest.update(json.dumps([VERSION, settings, root, sources, files, *config.lists], sort_keys=True).encode())
     for source in (*sources, *config.lists):
         _, path = annotations.split_and_path(source)

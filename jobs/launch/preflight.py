@@ -228,6 +228,11 @@ def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
                 f"{name}: {num_alone} of {manifest.splits[split]} clips of the split {split!r} have no group to be "
                 "compared in; fill the column group, or pass --data.temporal-split None"
             )
+        elif num_silent := manifest.num_uncaptioned(split):
+            problems.append(
+                f"{name}: {num_silent} of {manifest.splits[split]} clips of the split {split!r} have no caption; write "
+                "some with jobs/caption.py, or prepare the corpus without --keep-uncaptioned"
+            )
     return problems
 
 

@@ -95,6 +95,10 @@ class Listing(abc.ABC):
     def rows(self, split: str, kind: Kind) -> Rows:
         """The clips of one kind in a split; there may be none."""
 
+    def num_uncaptioned(self, split: str) -> int:
+        """The number of clips of a split without captions, as far as its rows are in memory."""
+        return 0
+
     def batches(self, num_rows: int = 65_536, split: str | None = None) -> Iterator[pa.Table]:
         """Yield all rows, or those of a split, in order of (split, kind, clip_id), at most `num_rows` at a time."""
         for name, kind in sorted(self.counts):

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.corpus import parts
@@ -76,6 +77,10 @@ class Manifest(Listing):
     def rows(self, split: str, kind: Kind) -> Rows:
         """The clips of one kind in a split, which no longer hold the others in memory."""
         return TableRows(of_kind(self.table, split, kind))
+
+    def num_uncaptioned(self, split: str) -> int:
+        captions = self.table.filter(pc.field("split") == split)["captions"].to_pylist()
+        return sum(not texts for texts in captions)
 
 
 @dataclass(frozen=True, kw_only=True)

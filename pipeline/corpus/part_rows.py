@@ -20,7 +20,7 @@ from pipeline import storage
 from pipeline.corpus.content import checksum
 from pipeline.corpus.listing import Rows
 from pipeline.corpus.parts import GROUP_ROWS, REMEDY, Part
-from pipeline.corpus.schema import SCHEMA
+from pipeline.corpus.schema import SCHEMA, completed
 
 NUM_GROUPS = 112
 """Row groups that a process keeps, 32 MiB of WebVid's rows: two windows of `OrderConfig`, and some of evaluation."""
@@ -225,7 +225,7 @@ def _opened(file: Any, footer: pq.FileMetaData) -> pq.ParquetFile:
 
 def _table(path: str, read: Callable[[], pa.Table]) -> pa.Table:
     try:
-        return read().cast(SCHEMA)
+        return completed(read())
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from error
 

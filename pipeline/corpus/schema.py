@@ -26,11 +26,22 @@ SCHEMA = pa.schema(
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("checksum", pa.string(), nullable=False),  # of the file's bytes, also where the clip is a part of them
         pa.field("packets", pa.string()),  # where the index of the file's packets lies; null: it is read whole
+        pa.field("caption_sources", pa.list_(pa.string())),  # who wrote each caption; null: annotations say it
     ]
 )
-OPTIONAL_COLUMNS = frozenset({"start_seconds", "end_seconds", "group", "fps", "duration_seconds", "packets"})
-PLACES = frozenset({"uri", "packets"})
-"""Columns that say where bytes lie; they are no part of the hash."""
+OPTIONAL_COLUMNS = frozenset(
+    {"start_seconds", "end_seconds", "group", "fps", "duration_seconds", "packets", "caption_sources"}
+)
+PLACES = frozenset({"uri", "packets", "caption_sources"})
+"""Columns that say where bytes lie and captions come from; they are no part of the hash."""
+
+
+def completed(table: pa.Table, schema: pa.Schema = SCHEMA) -> pa.Table:
+    """`table` with the columns of `schema`, all null where an earlier version has not written one."""
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names).cast(schema)
 
 
 def conform(table: pa.Table, *, source: str) -> pa.Table:

@@ -10,11 +10,12 @@ chosen frames into pixels. Whatever is wrong with a file becomes one exception, 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
 from pipeline.decode import decoders, indexing
 from pipeline.decode.config import Sampling
@@ -43,10 +44,12 @@ __all__ = [
     "clip_indices",
     "decode_clip",
     "decode_frames",
+    "decode_frames_at",
     "decode_image",
     "encode_image",
     "encode_video",
     "fit_long_side",
+    "frame_times",
     "known_info",
     "letterbox",
     "open_video",
@@ -122,6 +125,20 @@ def probe(
             needed = proofs(video.timeline.window(start_seconds, end_seconds))
         video.frames(needed, fit_long_side(info.width, info.height, PROBE_SIZE_PX))
     return asdict(info)
+
+
+def decode_frames_at(
+    data: Media, *, indices: Sequence[int], size: tuple[int, int], decoder: str
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """Return frames by their numbers, of `size` = (width, height); of `EncodedPackets`, those that they are of."""
+    with open_video(data, decoder) as video:
+        return video.frames(data.wanted if isinstance(data, EncodedPackets) else indices, size)
+
+
+def frame_times(data: Media, *, decoder: str) -> Float64[np.ndarray, " T_plus_1"]:
+    """Return when each frame of a video is shown, and when the last one leaves the screen, in seconds."""
+    with open_video(data, decoder) as video:
+        return np.append(video.timeline.times, video.timeline.end)
 
 
 def proofs(window: range) -> list[int]:

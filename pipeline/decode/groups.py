@@ -6,10 +6,11 @@ The packets come from an opened file (`PyavVideo`), or were cut out of it for th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import av.error
@@ -26,6 +27,8 @@ from pipeline.decode.pictures import Picture
 from pipeline.decode.pixels import stack
 from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, EncodedPackets, Reason
+
+T = TypeVar("T")
 
 SKIPPING_CODECS = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9", "vc1", "wmv3")
 """Decoders that heed `skip_frame` for each packet; libdav1d reads it once."""
@@ -62,7 +65,7 @@ class PacketVideo:
         size = size or (self.info.width, self.info.height)
         pts = [self._time_of(index) for index in indices]
         with refusals():
-            images = {time: self._picture.of(frame, size) for time, frame in self._decode(set(pts))}
+            images = dict(self._decode(set(pts), functools.partial(self._picture.of, size=size)))
         return stack([images[time] for time in pts])
 
     def _time_of(self, index: int) -> int:
@@ -74,18 +77,19 @@ class PacketVideo:
     def _packet(self, place: int) -> Packet:
         return self._packets[place]
 
-    def _decode(self, times: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield the frames at the presentation `times`, each with its time. DecodeError if one does not decode."""
+    def _decode(self, times: set[int], keep: Callable[[av.VideoFrame], T]) -> Iterator[tuple[int, T]]:
+        """Yield what to `keep` of the frames at the presentation `times`, each with its time. DecodeError if one does
+        not decode."""
         places = {pts: place for place, pts in enumerate(self._packet_pts) if pts in times}
         groups: dict[int, set[int]] = {}
         for pts in sorted(times):
             groups.setdefault(group_of(self._keys, self._packet_pts, pts, places[pts]), set()).add(pts)
         for group, wanted in groups.items():
             stop = max(places[pts] for pts in wanted) + 1
-            frames: dict[int, av.VideoFrame] = {}
+            frames: dict[int, T] = {}
             damage = ""
             for start in self._starts(group, stop):
-                frames, damage = self._decode_group(start, stop, wanted)
+                frames, damage = self._decode_group(start, stop, wanted, keep)
                 if frames.keys() == wanted and not damage:
                     break
             else:
@@ -99,9 +103,12 @@ class PacketVideo:
         starts = [self._keys[start] for start in dict.fromkeys((group, max(0, group - 1), 0))]
         return [start for start in starts if self._numbers[stop - 1] - self._numbers[start] == stop - 1 - start]
 
-    def _decode_group(self, start: int, stop: int, wanted: set[int]) -> tuple[dict[int, av.VideoFrame], str]:
-        """Decode the packets [start, stop) from a key frame on; return the frames at `wanted`, and what was damaged."""
-        frames: dict[int, av.VideoFrame] = {}
+    def _decode_group(
+        self, start: int, stop: int, wanted: set[int], keep: Callable[[av.VideoFrame], T]
+    ) -> tuple[dict[int, T], str]:
+        """Decode the packets [start, stop) from a key frame on; return what to `keep` of the frames at `wanted`, and
+        what was damaged. No frame is held in its own size, since a group may have hundreds."""
+        frames: dict[int, T] = {}
         damage = ""
         self._codec.flush_buffers()
         for place in [*range(start, stop), None]:
@@ -115,7 +122,7 @@ class PacketVideo:
             try:
                 for frame in self._codec.decode(packet):
                     if frame.pts in wanted and not frame.is_corrupt:
-                        frames[frame.pts] = frame
+                        frames[frame.pts] = keep(frame)
             except FFmpegError as error:
                 damage = damage or first_line(error)
         return frames, damage

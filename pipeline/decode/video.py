@@ -9,9 +9,9 @@ import io
 import itertools
 import operator
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import av
 import av.logging
@@ -30,6 +30,8 @@ from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, Reason
 
 av.logging.set_level(None)
+
+T = TypeVar("T")
 
 LEAST_STRETCH = 0.01
 """Pixels that are narrower or wider by less are square: encoders that round a size write 640:639."""
@@ -223,7 +225,7 @@ class PyavVideo(PacketVideo):
     @cached_property
     def _first_frame(self) -> tuple[NDArray[np.int64], tuple[int, int]]:
         """How a frame is turned, and its (width, height): what a frame alone tells."""
-        _, frame = next(self._decode({self._first_pts()}))
+        _, frame = next(self._decode({self._first_pts()}, lambda frame: frame))
         return orientation(frame), (frame.width, frame.height)
 
     def _read_info(self) -> VideoInfo:
@@ -244,10 +246,10 @@ class PyavVideo(PacketVideo):
         """Return the time of the frame that tells size and rotation."""
         return self._pts[0]
 
-    def _decode(self, times: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        return self._decode_in_order(times) if self._lacks_presentation_times else super()._decode(times)
+    def _decode(self, times: set[int], keep: Callable[[av.VideoFrame], T]) -> Iterator[tuple[int, T]]:
+        return (self._decode_in_order if self._lacks_presentation_times else super()._decode)(times, keep)
 
-    def _decode_in_order(self, times: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode_in_order(self, times: set[int], keep: Callable[[av.VideoFrame], T]) -> Iterator[tuple[int, T]]:
         """As `_decode`, where only the order of the decoded frames tells their times."""
         wanted = {self._pts.index(pts) for pts in times}
         self._codec.flush_buffers()
@@ -257,7 +259,7 @@ class PyavVideo(PacketVideo):
             for frame in self._codec.decode(packet):
                 if count in wanted and not frame.is_corrupt:
                     wanted.remove(count)
-                    yield self._pts[count], frame
+                    yield self._pts[count], keep(frame)
                 count += 1
             if not wanted:
                 return
@@ -284,10 +286,10 @@ class KeyFrameVideo(PyavVideo):
     def _first_pts(self) -> int:
         return self._pts[(self.key_frames or [0])[0]]
 
-    def _decode(self, times: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode(self, times: set[int], keep: Callable[[av.VideoFrame], T]) -> Iterator[tuple[int, T]]:
         for place in self._keys:
             if (pts := self._packet_pts[place]) in times:
-                frames, damage = self._decode_group(place, place + 1, {pts})
+                frames, damage = self._decode_group(place, place + 1, {pts}, keep)
                 if not frames or damage:
                     raise DecodeError(Reason.UNREADABLE, f"frame {self._pts.index(pts)} does not decode: {damage}")
                 yield from frames.items()

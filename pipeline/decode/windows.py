@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.decode.codec import clip_indices, decode_frames, fit_long_side, in
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.isolation import isolated
 from pipeline.decode.packets import PacketIndex, decoded
-from pipeline.records import Kind, Media
+from pipeline.records import DistantFile, EncodedFrames, Kind, Media, Stored
 
 Span = tuple[float, float]
 """[start, end) in seconds on a player's clock."""
@@ -58,21 +58,29 @@ def decode_windows(uri: str, settings: WindowSettings) -> Iterator[tuple[list[Sp
     Decode processes of their own open the file. DecodeError for a file that cannot be read, also after some windows.
     """
     data = fetch_start(uri)
-    packets = b""
-    if settings.decoder in READERS_OF_PACKETS:
-        packets = np.asarray(isolated(index_packets, data, limits=settings.limits), np.uint8).tobytes()
-    if packets:
-        yield from _by_packets(uri, data, PacketIndex.from_bytes(packets), settings)
+    if index := packet_index(data, settings.decoder, settings.limits):
+        yield from _by_packets(reader_of(uri, data), index, settings)
     else:
         yield from _by_file(data if isinstance(data, bytes) else fetch(uri), settings)
 
 
+def packet_index(data: Stored | DistantFile, decoder: str, limits: Limits) -> PacketIndex | None:
+    """Return the index of a file's packets; None where it has none, or the decoder reads whole files alone."""
+    if decoder not in READERS_OF_PACKETS or isinstance(data, EncodedFrames):
+        return None
+    packets = np.asarray(isolated(index_packets, data, limits=limits), np.uint8).tobytes()
+    return PacketIndex.from_bytes(packets) if packets else None
+
+
+def reader_of(uri: str, data: Stored | DistantFile) -> Callable[[int, int], bytes]:
+    """Return what reads the bytes [start, stop) of a file: of its `data` where these are in memory."""
+    return (lambda start, stop: data[start:stop]) if isinstance(data, bytes) else functools.partial(fetch_part, uri)
+
+
 def _by_packets(
-    uri: str, data: Media, index: PacketIndex, settings: WindowSettings
+    read: Callable[[int, int], bytes], index: PacketIndex, settings: WindowSettings
 ) -> Iterator[tuple[list[Span], UInt8[np.ndarray, "W T H V 3"]]]:
     keys_alone = settings.sampling.rule == "key_frames"
-    in_memory = data if isinstance(data, bytes) else None
-    read = functools.partial(fetch_part, uri) if in_memory is None else lambda start, stop: in_memory[start:stop]
     decode = functools.partial(
         isolated,
         decode_frames,

@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -23,13 +22,10 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.corpus import ledger, manifest, media
 from pipeline.corpus.fetching import fetch
-from pipeline.decode.clip_media import fetch_clip
-from pipeline.decode.codec import Timeline, decode_frames, encode_image, fit_long_side, known_info
+from pipeline.corpus.schema import completed
+from pipeline.decode.clip_frames import clip_frames
+from pipeline.decode.codec import Timeline, encode_image, fit_long_side, known_info
 from pipeline.decode.config import Limits
-from pipeline.decode.decoders import AUTO
-from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import decoded
-from pipeline.decode.sampling import SEGMENTS
 from pipeline.records import DecodeError, EncodedFrames, Kind, Reason
 
 VERSION = 2
@@ -162,7 +158,7 @@ def read_indexes(folder: str, config: PackingConfig) -> pa.Table:
         if name.endswith(INDEX_SUFFIX):
             table = storage.read_table(storage.join(folder, name))
             if (table.schema.metadata or {}).get(b"snps3_packing") == config.hash.encode():
-                tables.append(table.replace_schema_metadata())
+                tables.append(completed(table.replace_schema_metadata(), INDEX_SCHEMA))
     return pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
 
 
@@ -193,18 +189,7 @@ def _values(item: Item, config: PackingConfig, limits: Limits) -> tuple[Sequence
         num_frames, seconds = min(config.num_frames, length), length / info.fps
         changed = {"num_frames": num_frames, "fps": num_frames / seconds, "duration_seconds": seconds}
         changed |= {"start_seconds": None, "end_seconds": None}  # the frames are those of the clip alone
-    choice = {name: clip[name] for name in ("start_seconds", "end_seconds")}
-    choice |= {"num_frames": num_frames, "sampling": SEGMENTS}
-    decode = partial(
-        isolated,
-        decode_frames,
-        limits=limits,
-        kind=Kind(clip["kind"]),
-        size_px=min(config.frame_size_px, max(clip["width"], clip["height"])),
-        known=known_info(clip) if clip["kind"] == Kind.VIDEO else None,
-        **choice,
-    )
-    frames = decoded(fetch_clip(clip, AUTO, **choice), decode)
+    frames = clip_frames(clip, num_frames=num_frames, size_px=config.frame_size_px, limits=limits)
     height, width = frames.shape[1:3]
     values = [encode_image(frame, quality=config.quality) for frame in frames]
     return values, changed | {"width": width, "height": height}

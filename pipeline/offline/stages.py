@@ -83,22 +83,23 @@ def probe_clips(
     limits: Limits,
     subcluster: str | None = None,
     packets_folder: str | None = None,
+    keeps_uncaptioned: bool = False,
 ) -> tuple[pa.Table, list[Rejected]]:
     """Return the usable clips (`manifest.SCHEMA`) and the rejected ones, by a Ray Data job.
 
-    It runs on the nodes of `subcluster` (None: all). Clips without captions are rejected before anything is fetched.
-    Indexes of packets are written to `packets_folder`.
+    It runs on the nodes of `subcluster` (None: all). Clips without captions are rejected before anything is fetched,
+    unless they are kept. Indexes of packets are written to `packets_folder`.
     """
     silent = [
         _reject(clip["clip_id"], clip["uri"], Reason.NO_CAPTION, "no caption with words")
         for clip in clips
-        if not clip["captions"]
+        if not (clip["captions"] or keeps_uncaptioned)
     ]
-    captioned = [clip for clip in clips if clip["captions"]]
-    if not captioned:
+    kept = [clip for clip in clips if clip["captions"] or keeps_uncaptioned]
+    if not kept:
         return manifest.SCHEMA.empty_table(), silent
     probing = partial(probe_batch, decoder=decoder, limits=limits, packets_folder=packets_folder)
-    probed = map_clips(captioned, probing, schema=KNOWN, subcluster=subcluster)
+    probed = map_clips(kept, probing, schema=KNOWN, subcluster=subcluster)
     usable, rejected = ledger.split_by_reason(probed, Stage.PREPARE)
     return usable.select(manifest.SCHEMA.names), silent + rejected
 

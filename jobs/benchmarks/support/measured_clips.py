@@ -1,0 +1,65 @@
+"""Clips whose motion, blur and black bars are known: pictures of noise with things on them, panned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFilter
+
+from jobs.benchmarks.dedup import drawn_texture
+
+SIZE_PX, FPS, NUM_FRAMES = (256, 144), 8, 16
+MOST_MOTION, MOST_BLUR_PX, MOST_BARS = 0.5, 4.0, 0.4
+"""Share of the width per second, standard deviation of a Gaussian, share of the height."""
+NUM_THINGS = 40
+
+
+@dataclass(frozen=True)
+class MeasuredClip:
+    """A clip, and the truth about it."""
+
+    frames: UInt8[np.ndarray, "16 144 256 3"]
+    truth: dict[str, float]
+    """Name of a score → what it should rank by."""
+
+
+def measured_clip(seed: int, number: int) -> MeasuredClip:
+    """Return a clip with one of motion, blur and bars drawn evenly; the others are moderate, and the same for all."""
+    rng = np.random.default_rng([seed, number])
+    varied = ("motion", "blur", "letterbox")[number % 3]
+    level = float(rng.uniform())
+    motion = MOST_MOTION * (level if varied == "motion" else 0.1)
+    blur_px = MOST_BLUR_PX * level if varied == "blur" else 0.0
+    bar_px = round(SIZE_PX[1] * MOST_BARS * level / 2) if varied == "letterbox" else 0
+    frames = panned(drawn_picture(rng, blur_px), motion, rng.uniform(0, 2 * np.pi))
+    frames[:, :bar_px] = frames[:, SIZE_PX[1] - bar_px :] = 0
+    truth = {"motion": motion, "blur": blur_px, "letterbox": 2 * bar_px / SIZE_PX[1]}
+    return MeasuredClip(frames, {varied: truth[varied]})
+
+
+def drawn_picture(rng: np.random.Generator, blur_px: float) -> Image.Image:
+    """Return a picture of more than twice the size of a clip, blurred by a Gaussian."""
+    width, height = (2 * side + 128 for side in SIZE_PX)
+    picture = drawn_texture(rng).resize((width, height), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(picture)
+    for _ in range(NUM_THINGS):
+        x, y, half_width, half_height = rng.uniform((0, 0, 5, 5), (width, height, 40, 40)).tolist()
+        draw = pen.ellipse if rng.integers(2) else pen.rectangle
+        colour = tuple(rng.integers(0, 256, 3).tolist())
+        draw((x - half_width, y - half_height, x + half_width, y + half_height), fill=colour)
+    return picture.filter(ImageFilter.GaussianBlur(blur_px)) if blur_px else picture
+
+
+def panned(picture: Image.Image, motion: float, angle: float) -> UInt8[np.ndarray, "16 144 256 3"]:
+    """Return frames cut out of a picture along a straight way, `motion` widths per second long."""
+    way = motion * SIZE_PX[0] / FPS * np.array([np.cos(angle), np.sin(angle)])
+    frames = []
+    for place in np.arange(NUM_FRAMES) - (NUM_FRAMES - 1) / 2:
+        left, top = (np.array(picture.size) - SIZE_PX) / 2 + place * way
+        cut = picture.transform(
+            SIZE_PX, Image.Transform.AFFINE, (1, 0, left, 0, 1, top), resample=Image.Resampling.BICUBIC
+        )
+        frames.append(np.asarray(cut))
+    return np.stack(frames)

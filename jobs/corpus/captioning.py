@@ -1,0 +1,259 @@
+"""Captions for clips, by an endpoint: a new version of a manifest, beside the captions that are there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.corpus.preparation import Prepared, commit
+from jobs.launch import lease
+from pipeline import storage
+from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
+from pipeline.curation.endpoint import Endpoint, EndpointConfig
+from pipeline.decode.clip_frames import clip_frames
+from pipeline.decode.codec import encode_image
+from pipeline.decode.config import Limits
+from pipeline.offline.kept import keep, key_of, parted, result_schema
+from pipeline.records import DecodeError, Rejected, Stage
+
+log = logging.getLogger(__name__)
+
+MARKER, KEPT = "caption.json", "answers"
+ANSWERS = pa.schema(
+    [
+        ("clip_id", pa.int64()),
+        ("uri", pa.string()),
+        ("caption", pa.string()),
+        ("caption_source", pa.string()),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("num_requests", pa.int64()),
+    ]
+)
+ANSWERS_PER_FILE = 8
+"""Captions that a kill loses at most, beside those that are being asked for."""
+QUALITY = 85
+"""Of the JPEGs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig:
+    """Which clips are captioned, by whom, from what."""
+
+    manifest: str
+    """manifest.parquet of the corpus; `prepare --keep-uncaptioned` makes one of clips without captions."""
+    out: str
+    """Folder or bucket for the manifest with the captions, and for the answers so far."""
+    endpoint: EndpointConfig
+    source: str | None = None
+    """Who wrote the captions, in the column `caption_sources`; None: the name of the model."""
+    only_uncaptioned: bool = False
+    """Ask for clips without captions alone."""
+    num_frames: int = 8
+    """Frames of a clip that are sent, evenly over its time."""
+    frame_size_px: int = 512
+    """Long side of a frame at most."""
+    num_at_once: int = 8
+    """Requests at a time."""
+    max_rejected_share: float = 0.05
+    """Largest share of clips that may be left without a caption, in [0, 1]."""
+    limits: Limits = field(default_factory=Limits)
+    """What decoding one clip may take."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "frame_size_px", "num_at_once"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.max_rejected_share <= 1:
+            raise ValueError(f"max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
+
+    @property
+    def source_name(self) -> str:
+        return self.source or self.endpoint.model
+
+    @property
+    def question(self) -> tuple[object, ...]:
+        """What an answer depends on, beside the clip."""
+        endpoint = self.endpoint
+        asked = (endpoint.model, endpoint.prompt, endpoint.max_tokens, endpoint.temperature)
+        return (self.source_name, *asked, self.num_frames, self.frame_size_px)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioned:
+    """What `caption` made."""
+
+    prepared: Prepared
+    num_captions: int
+    """Of this source, also of earlier passes."""
+    num_asked: int
+    """Clips that were asked for now."""
+    num_requests: int
+    input_tokens: int
+    output_tokens: int
+    dollars: float | None
+    """Of all captions; None without prices."""
+
+    @property
+    def dollars_per_thousand(self) -> float | None:
+        """Return the price of a thousand captions."""
+        return None if self.dollars is None else 1000 * self.dollars / max(1, self.num_captions)
+
+
+def caption(config: CaptionConfig) -> Captioned:
+    """Write the manifest with a caption of the endpoint for each clip, and the ledger of those that have none.
+
+    A clip that was answered before is not asked for again. ValueError for captions that would be overwritten, or while
+    another job writes to the same folder. TooManyRejectedError, after the ledger is written.
+    """
+    out = storage.absolute(config.out)
+    manifest = read_manifest(config.manifest)
+    refuse_overwriting(config, manifest, out)
+    storage.check_writable(out)
+    with lease.held(out) as held:
+        storage.write_bytes_atomic(storage.join(out, MARKER), json.dumps(_identity(config)).encode())
+        return _caption(config, manifest, out, held)
+
+
+def refuse_overwriting(config: CaptionConfig, manifest: Manifest, out: str) -> None:
+    """Raise ValueError if captions of the same source, or another manifest, would be written over."""
+    if storage.absolute(config.manifest) in (out, storage.join(out, "manifest.parquet")):
+        raise ValueError(
+            f"--out {config.out} is where {config.manifest} lies: name another folder, so that both remain"
+        )
+    sources = {source for row in manifest.table["caption_sources"].to_pylist() for source in row or ()}
+    if config.source_name in sources:
+        raise ValueError(f"{config.manifest} has captions of {config.source_name!r} already: name another --source")
+    marker = storage.join(out, MARKER)
+    before = json.loads(storage.read_bytes(marker)) if storage.exists(marker) else _identity(config)
+    if different := [name for name, value in _identity(config).items() if before.get(name) != value]:
+        raise ValueError(f"{out} holds captions of another {different[0]}: take another --out")
+
+
+def _identity(config: CaptionConfig) -> dict[str, Any]:
+    asked = dataclasses.asdict(config.endpoint)
+    names = ("model", "prompt", "max_tokens", "temperature")
+    of_config = {"manifest": storage.absolute(config.manifest), "source": config.source_name}
+    of_config |= {"num_frames": config.num_frames, "frame_size_px": config.frame_size_px}
+    return of_config | {name: asked[name] for name in names}
+
+
+def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Lease) -> Captioned:
+    started = time.monotonic()
+    clips = [row for row in manifest.table.to_pylist() if not (config.only_uncaptioned and row["captions"])]
+    keys = [
+        key_of(*map(clip.get, ("clip_id", "checksum", "start_seconds", "end_seconds")), *config.question)
+        for clip in clips
+    ]
+    rows = pa.Table.from_pylist(clips, SCHEMA).append_column("key", pa.array(keys, pa.string()))
+    folder = storage.join(out, KEPT)
+    kept, left = parted(rows, folder, ANSWERS)
+    log.info("%d clips, %d of them answered before", len(clips), len(kept))
+    endpoint = Endpoint(config.endpoint)
+    asked = ask_all(left.to_pylist(), lambda clip: answer_of(clip, endpoint, config), config.num_at_once, folder)
+    held.check()
+    answers = [*kept.to_pylist(), *asked]
+    written = {row["clip_id"]: row["caption"] for row in answers if not row["reason"]}
+    table = with_captions(manifest.table.to_pylist(), written, config.source_name)
+    prepared = commit(
+        pa.Table.from_pylist([row for row in table if row["captions"]], SCHEMA),
+        [Rejected.from_row(row, Stage.PREPARE) for row in answers if row["reason"]],
+        corpus=manifest.corpus,
+        root=manifest.root,
+        out=out,
+        num_samples=len(clips),
+        max_rejected_share=config.max_rejected_share,
+        started=started,
+        decoders=manifest.decoders,
+    )
+    tokens = {
+        name: sum(row[name] or 0 for row in answers) for name in ("input_tokens", "output_tokens", "num_requests")
+    }
+    dollars = config.endpoint.dollars(tokens["input_tokens"], tokens["output_tokens"])
+    return Captioned(prepared=prepared, num_captions=len(written), num_asked=len(asked), dollars=dollars, **tokens)
+
+
+def answer_of(clip: dict[str, Any], endpoint: Endpoint, config: CaptionConfig) -> dict[str, Any]:
+    """Return the row of `ANSWERS` of a clip, or with the reason why it has no caption."""
+    row = {name: clip[name] for name in ("clip_id", "uri", "key")} | {"caption_source": config.source_name}
+    try:
+        frames = clip_frames(clip, num_frames=config.num_frames, size_px=config.frame_size_px, limits=config.limits)
+        answer = endpoint.caption([encode_image(frame, quality=QUALITY) for frame in frames])
+    except DecodeError as error:
+        return row | {"reason": str(error.reason), "detail": error.detail}
+    values = dataclasses.asdict(answer)
+    return row | {"caption": values.pop("text")} | values
+
+
+def ask_all(
+    clips: Sequence[dict[str, Any]], ask: Callable[[dict[str, Any]], dict[str, Any]], num_at_once: int, folder: str
+) -> list[dict[str, Any]]:
+    """Return `ask` of all clips, some at a time; each few answers are kept in `folder`, and at a failure the others."""
+    done: list[dict[str, Any]] = []
+    waiting: list[dict[str, Any]] = []
+
+    def keep_waiting() -> None:
+        if waiting:
+            keep(pa.Table.from_pylist(waiting, result_schema(ANSWERS)), folder)
+            done.extend(waiting)
+            waiting.clear()
+
+    try:
+        for answer in in_threads(clips, ask, num_at_once):
+            waiting.append(answer | {name: answer.get(name) for name in result_schema(ANSWERS).names})
+            if len(waiting) == ANSWERS_PER_FILE:
+                keep_waiting()
+                counts = (len(done), len(clips))
+                log.info("%d of %d clips captioned", *counts, extra={"is_progress": True})
+    finally:
+        keep_waiting()
+    return done
+
+
+def in_threads(
+    items: Sequence[dict[str, Any]], function: Callable[[dict[str, Any]], dict[str, Any]], num_threads: int
+) -> Iterator[dict[str, Any]]:
+    """Yield `function` of the items as each is done. What was not begun when one fails is not begun."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        begun: set[Future[dict[str, Any]]] = set()
+        for item in items:
+            begun.add(pool.submit(function, item))
+            if len(begun) > num_threads:
+                finished, begun = wait(begun, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in finished)
+        yield from (future.result() for future in begun)
+
+
+def with_captions(rows: Sequence[dict[str, Any]], written: dict[int, str], source: str) -> list[dict[str, Any]]:
+    """Return rows of a manifest, each with the caption that was written for it behind those that it has."""
+    changed = []
+    for row in rows:
+        text, captions = written.get(row["clip_id"]), row["captions"]
+        sources = row["caption_sources"] or [None] * len(captions)
+        more = [] if text is None else [text]
+        changed.append(row | {"captions": captions + more, "caption_sources": sources + [source] * len(more)})
+    return changed
+
+
+def describe(done: Captioned) -> str:
+    """The outcome in a few lines for people."""
+    rejected = ", ".join(f"{reason} {count}" for reason, count in done.prepared.num_rejected.items()) or "none"
+    thousand = done.dollars_per_thousand
+    count = max(1, done.num_captions)
+    price = (
+        "no prices given" if thousand is None else f"${thousand:.2f} per thousand captions, ${done.dollars:.2f} in all"
+    )
+    return (
+        f"captions  {done.num_captions}, {done.num_asked} clips asked for now, {done.num_requests} requests\n"
+        f"tokens    {done.input_tokens} in, {done.output_tokens} out: {done.input_tokens / count:.0f} and "
+        f"{done.output_tokens / count:.0f} per caption\ncost      {price}\nrejected  {rejected}: "
+        f"{done.prepared.ledger_path}\nmanifest  {done.prepared.manifest_path} ({done.prepared.manifest_hash})"
+    )

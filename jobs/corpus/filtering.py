@@ -1,0 +1,221 @@
+"""Scores of a corpus, and a new version of its manifest by thresholds, as a Ray Data job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.corpus.filter_page import page_of
+from jobs.corpus.preparation import Prepared, commit
+from jobs.corpus.resumption import computed_once
+from jobs.launch import lease
+from pipeline import storage
+from pipeline.corpus import ledger
+from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
+from pipeline.curation.scores import NAMES, SCORES, VERSION, known_scores, score_clips
+from pipeline.decode import decoders
+from pipeline.decode.config import Limits
+from pipeline.decode.decoders import DecoderName
+from pipeline.offline.kept import key_of
+from pipeline.records import Reason, Rejected, Stage
+
+log = logging.getLogger(__name__)
+
+TABLE, KEPT, REPORT, PAGE = "scores.parquet", "scores", "filter.json", "filter.html"
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+_RULE = re.compile(r"(\w+)(>=|<=)(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a clip's score must be to stay. A clip without the score stays."""
+
+    name: str
+    relation: str
+    threshold: float
+
+    def keeps(self, score: float | None) -> bool:
+        """Return whether a clip with this score stays."""
+        if score is None:
+            return True
+        return score >= self.threshold if self.relation == ">=" else score <= self.threshold
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.relation}{self.threshold:g}"
+
+
+def rule_of(text: str) -> Rule:
+    """Return the rule of a word such as `motion>=0.02`. ValueError for none, and for an unknown score."""
+    match = _RULE.fullmatch(text.replace(" ", ""))
+    if match is None or match[1] not in NAMES:
+        raise ValueError(f"rules are SCORE>=NUMBER or SCORE<=NUMBER, with {', '.join(NAMES)} as scores, got {text!r}")
+    return Rule(match[1], match[2], float(match[3]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Which clips are scored, and which of them stay."""
+
+    manifest: str
+    """manifest.parquet of the corpus."""
+    out: str
+    """Folder or bucket for the scores, the report, and with rules the new manifest and its ledger."""
+    keep: tuple[str, ...] = ()
+    """Rules such as `motion>=0.02 letterbox<=0.1`; a clip stays if it fulfils all. None: clips are scored alone."""
+    splits: tuple[str, ...] = ("train",)
+    """Splits that are filtered; clips of others stay."""
+    decoder: DecoderName = decoders.AUTO
+    subcluster: str | None = None
+    """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
+    limits: Limits = field(default_factory=Limits)
+    """What decoding one clip may take."""
+
+    def __post_init__(self) -> None:
+        decoders.load(self.decoder)
+        self.rules  # noqa: B018  # refused here if they are none
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return tuple(map(rule_of, self.keep))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filtered:
+    """What `filter_clips` found."""
+
+    scores_path: str
+    page_path: str
+    num_clips: int
+    num_unreadable: int
+    """Clips that gave no frames; by rules they go."""
+    quantiles: dict[str, list[float]]
+    """Of each score, at `QUANTILES`."""
+    taken_out: dict[str, tuple[int, int]]
+    """Rule → clips that it takes out, and those that no other rule takes out."""
+    prepared: Prepared | None
+    """The new version, if there are rules."""
+
+
+def filter_clips(config: FilterConfig) -> Filtered:
+    """Write scores and report, and with rules the manifest of the clips that stay. The manifest of `config` is not
+    touched. A clip that was scored before is not decoded again.
+
+    ValueError if the manifest would be written over, or while another job writes to the same folder.
+    """
+    started = time.monotonic()
+    path, out = storage.absolute(config.manifest), storage.absolute(config.out)
+    if path in (out, storage.join(out, "manifest.parquet")):
+        raise ValueError(f"--out {config.out} is where {path} lies: name another folder, so that both remain")
+    manifest = read_manifest(path)
+    storage.check_writable(out)
+    with lease.held(out) as held:
+        scored = scores_in(manifest, config, out)
+        held.check()
+        scores, unreadable = ledger.split_by_reason(scored, Stage.PREPARE)
+        clips = {clip["clip_id"]: clip for clip in manifest.table.to_pylist()}
+        rows = [
+            row | {"split": clips[row["clip_id"]]["split"]} | known_scores(clips[row["clip_id"]])
+            for row in scores.select(SCORES.names).sort_by("clip_id").to_pylist()
+        ]
+        gone = {rule: losers(rows, rule, config.splits) for rule in config.rules}
+        done = Filtered(
+            scores_path=storage.join(out, TABLE),
+            page_path=storage.join(out, PAGE),
+            num_clips=len(manifest),
+            num_unreadable=len(unreadable),
+            quantiles=quantiles_of(rows),
+            taken_out={str(rule): (len(ids), len(ids - others_of(rule, gone))) for rule, ids in gone.items()},
+            prepared=_new_version(manifest, rows, unreadable, gone, out, started) if gone else None,
+        )
+        table = pa.Table.from_pylist([{name: row[name] for name in ("clip_id", "uri", *NAMES)} for row in rows])
+        storage.write_table(done.scores_path, table)
+        storage.write_bytes_atomic(done.page_path, page_of(rows, config.rules, describe(done)).encode())
+        summary = {"config": dataclasses.asdict(config), "found": dataclasses.asdict(done)}
+        storage.write_bytes_atomic(storage.join(out, REPORT), json.dumps(summary, indent=1).encode())
+        return done
+
+
+def scores_in(manifest: Manifest, config: FilterConfig, out: str) -> pa.Table:
+    """Return the scores of all clips, or the reasons why they have none."""
+    rows = manifest.table.sort_by([("uri", "ascending"), ("clip_id", "ascending")])
+    decoder = decoders.resolve(config.decoder)
+    names = ("clip_id", "checksum", "start_seconds", "end_seconds")
+    keys = [key_of(VERSION, decoder, *row.values()) for row in rows.select(list(names)).to_pylist()]
+    rows = rows.append_column("key", pa.array(keys, pa.string()))
+    score = partial(score_clips, limits=config.limits, decoder=config.decoder)
+    options = {"most_at_once": 64, "together": "uri", "subcluster": config.subcluster}
+    return computed_once(rows, score, storage.join(out, KEPT), SCORES, **options)
+
+
+def losers(rows: Sequence[Mapping[str, Any]], rule: Rule, splits: Sequence[str]) -> set[int]:
+    """Return the ids of the clips that a rule takes out of the splits."""
+    return {row["clip_id"] for row in rows if row["split"] in splits and not rule.keeps(row[rule.name])}
+
+
+def others_of(rule: Rule, gone: Mapping[Rule, set[int]]) -> set[int]:
+    """Return the ids of the clips that other rules take out."""
+    return set().union(*(ids for other, ids in gone.items() if other != rule))
+
+
+def quantiles_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the quantiles of each score that any clip has."""
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in NAMES}
+    return {name: np.quantile(known, QUANTILES).round(4).tolist() for name, known in values.items() if known}
+
+
+def _new_version(
+    manifest: Manifest,
+    rows: Sequence[Mapping[str, Any]],
+    unreadable: Sequence[Rejected],
+    gone: Mapping[Rule, set[int]],
+    out: str,
+    started: float,
+) -> Prepared:
+    lost = {clip_id for ids in gone.values() for clip_id in ids} | {row.clip_id for row in unreadable}
+    rejected = [
+        Rejected(
+            clip_id=row["clip_id"],
+            uri=row["uri"],
+            stage=Stage.PREPARE,
+            reason=Reason.FILTERED,
+            detail=", ".join(f"{rule.name} {row[rule.name]:g} is not {rule}" for rule in broken),
+        )
+        for row in rows
+        if (broken := [rule for rule, ids in gone.items() if row["clip_id"] in ids])
+    ]
+    stays = pa.array([clip_id not in lost for clip_id in manifest.table["clip_id"].to_pylist()])
+    return commit(
+        manifest.table.filter(stays).select(SCHEMA.names),
+        [*unreadable, *rejected],
+        corpus=manifest.corpus,
+        root=manifest.root,
+        out=out,
+        num_samples=len(manifest),
+        max_rejected_share=1.0,
+        started=started,
+        decoders=manifest.decoders,
+    )
+
+
+def describe(done: Filtered) -> str:
+    """The outcome in a few lines for people."""
+    lines = [f"clips      {done.num_clips}, without frames {done.num_unreadable}: {done.scores_path}"]
+    lines += [f"{name:<10} {' '.join(f'{value:g}' for value in values)}" for name, values in done.quantiles.items()]
+    lines.append(f"           at {', '.join(f'{share:.0%}' for share in QUANTILES)} of the clips")
+    for rule, (count, alone) in done.taken_out.items():
+        lines.append(f"takes out  {count} by {rule}, {alone} of them by no other rule")
+    version = done.prepared
+    new = (
+        f"{version.manifest_path} ({version.manifest_hash})" if version else "as it is; --keep RULE … writes a new one"
+    )
+    return "\n".join([*lines, f"manifest   {new}", f"page       {done.page_path}"])

@@ -1,0 +1,72 @@
+"""Where shots begin and end: changes from frame to frame, transitions, and spans of bounded length. Pure.
+
+frames ──content_changes──► changes ──runs_above──► transitions ──spans_of_shots──► seconds ──of_length──► clips
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+Transition = tuple[int, int]
+"""(stop of the shot before, start of the shot after), in frames: equal at a cut, apart where one shot turns into the
+other."""
+Span = tuple[float, float]
+"""[start, end) in seconds on a player's clock."""
+
+
+def hsv(frames: UInt8[np.ndarray, "T H W 3"]) -> Float32[np.ndarray, "T H W 3"]:
+    """Return hue in [0, 180), saturation and value in [0, 255] of RGB frames, as OpenCV scales them in 8 bits."""
+    colours = frames.astype(np.float32)
+    red, green, blue = np.moveaxis(colours, -1, 0)
+    value = colours.max(-1)
+    chroma = value - colours.min(-1)
+    divisor = np.where(chroma, chroma, 1)
+    degrees = np.where(
+        value == red,
+        60 * (green - blue) / divisor,
+        np.where(value == green, 120 + 60 * (blue - red) / divisor, 240 + 60 * (red - green) / divisor),
+    )
+    saturation = 255 * chroma / np.where(value, value, 1)
+    return np.stack([degrees % 360 / 2, saturation, value], axis=-1)
+
+
+def content_changes(frames: UInt8[np.ndarray, "T H W 3"]) -> Float64[np.ndarray, " T_minus_1"]:
+    """Return how much each frame differs from the one before it: the mean over pixels, hue, saturation and value.
+
+    This is the score of PySceneDetect's content detector, so that its thresholds mean the same here.
+    """
+    colours = hsv(frames)
+    return np.abs(np.diff(colours, axis=0)).mean((1, 2, 3), dtype=np.float64)
+
+
+def runs_above(scores: Float64[np.ndarray, " T"], threshold: float) -> list[tuple[int, int]]:
+    """Return [first, stop) of each run of scores that reach the threshold."""
+    edges = np.diff(scores >= threshold, prepend=False, append=False)
+    places = np.flatnonzero(edges).tolist()
+    return list(zip(places[::2], places[1::2], strict=True))
+
+
+def spans_of_shots(transitions: Iterable[Transition], times: Float64[np.ndarray, " T"], end: float) -> list[Span]:
+    """Return the times of the shots between transitions; `times` of the frames, and the `end` of the last, in seconds.
+    Frames of a gradual transition are in no shot."""
+    bounds = [0, *(frame for transition in transitions for frame in transition), len(times)]
+    on_screen = [*times.tolist(), end]
+    shots = zip(bounds[::2], bounds[1::2], strict=True)
+    return [(on_screen[first], on_screen[stop]) for first, stop in shots if first < stop]
+
+
+def of_length(spans: Iterable[Span], least_seconds: float, most_seconds: float) -> list[Span]:
+    """Return `spans` without those that are shorter than allowed, and longer ones cut into equal parts."""
+    parts = []
+    for start, end in spans:
+        if end - start < least_seconds:
+            continue
+        count = math.ceil((end - start) / most_seconds - 1e-9)
+        edges = np.linspace(start, end, count + 1).tolist()
+        parts += itertools.pairwise(edges)
+    return parts

@@ -1,0 +1,100 @@
+"""Measures of a clip's pixels by which a corpus is filtered: motion, blur, black, static, letterbox. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
+DARK = 32.0
+"""Luma up to which a pixel is black, of 255."""
+BLACK_SHARE = 0.98
+"""Of the pixels of a black frame."""
+STATIC_CHANGE = 0.5
+"""Mean change of luma, of 255, below which two frames are the same."""
+COARSE_PX = 32
+"""Long side of the frames in which motion is measured, so that fast motion is a step of few pixels, too."""
+REBLUR_PX, MOST_BLUR_PX = 1.5, 16.0
+EDGE_SHARE, LEAST_SLOPE = 0.02, 1.0
+"""Pixels that are looked at as edges: the steepest share of them, from a change of luma per pixel on."""
+
+Luma = Float32[np.ndarray, "T H W"]
+
+
+def luma(frames: UInt8[np.ndarray, "T H W 3"]) -> Luma:
+    """Return the luma of RGB frames, in [0, 255]."""
+    return frames.astype(np.float32) @ REC_601
+
+
+def black(frames: Luma) -> float:
+    """Return the share of frames that are black."""
+    return float(((frames <= DARK).mean((1, 2)) >= BLACK_SHARE).mean())
+
+
+def static(frames: Luma) -> float:
+    """Return the share of frames that show what the frame before them shows; 0 of a single frame."""
+    changes = np.abs(np.diff(frames, axis=0)).mean((1, 2))
+    return float((changes < STATIC_CHANGE).mean()) if len(changes) else 0.0
+
+
+def letterbox(frames: Luma) -> float:
+    """Return the share of the picture that is in black bars at its edges in all frames; 0 where all is black."""
+    brightest = frames.max(0)
+    rows, columns = (np.flatnonzero(np.quantile(brightest, 0.98, axis=axis) > DARK) for axis in (1, 0))
+    if not len(rows) or not len(columns):
+        return 0.0
+    inside = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+    return 1 - float(inside) / brightest.size
+
+
+def motion(frames: Luma, frames_per_second: float) -> float:
+    """Return how far edges move, as the share of the long side per second, averaged over all edges.
+
+    A change in time over the change in space is the way of an edge (the optical flow along its normal); edges that
+    stand still count as well, so a small thing that moves counts little. 0 of a single frame.
+    """
+    if len(frames) < 2:
+        return 0.0
+    coarse = reduced(frames, COARSE_PX)
+    middle = (coarse[1:] + coarse[:-1]) / 2
+    down, across = np.gradient(middle, axis=(1, 2))
+    way_px = np.abs(np.diff(coarse, axis=0)).sum() / max(float(np.hypot(down, across).sum()), 1e-6)
+    return float(way_px) / max(coarse.shape[1:]) * frames_per_second
+
+
+def reduced(frames: Luma, long_side_px: int) -> Float32[np.ndarray, "T h w"]:
+    """Return frames of about that long side, each pixel the mean of a square."""
+    step = max(1, round(max(frames.shape[1:]) / long_side_px))
+    height, width = (length // step * step for length in frames.shape[1:])
+    cut = frames[:, :height, :width].reshape(len(frames), height // step, step, width // step, step)
+    return cut.mean((2, 4))
+
+
+def blur(frames: Luma) -> float:
+    """Return how wide edges are: the standard deviation of the Gaussian that would blur a sharp edge to one of these,
+    in pixels, the median over strong edges and over frames (Zhuo and Sim, 2011).
+
+    Blurred once more by a known Gaussian, a sharp edge loses much of its slope and a blurred one little. A picture
+    without edges has `MOST_BLUR_PX`.
+    """
+    return float(np.median([_edge_width_px(frame) for frame in frames]))
+
+
+def _edge_width_px(frame: Float32[np.ndarray, "H W"]) -> float:
+    (down, across), (less_down, less_across) = np.gradient(frame), np.gradient(blurred(frame, REBLUR_PX))
+    slopes, flatter = np.hypot(down, across), np.hypot(less_down, less_across)
+    least = max(np.quantile(slopes, 1 - EDGE_SHARE), LEAST_SLOPE)
+    ratios = slopes[slopes >= least] / np.maximum(flatter[slopes >= least], 1e-6)
+    lost = float(np.median(ratios)) ** 2 - 1 if len(ratios) else 0.0
+    return min(MOST_BLUR_PX, REBLUR_PX / lost**0.5) if lost > 0 else MOST_BLUR_PX
+
+
+def blurred(frame: Float32[np.ndarray, "H W"], deviation_px: float) -> Float32[np.ndarray, "H W"]:
+    """Return a picture blurred by a Gaussian; its edges are continued."""
+    reach = round(4 * deviation_px)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation_px) ** 2).astype(np.float32)
+    for _ in range(2):
+        padded = np.pad(frame, ((reach, reach), (0, 0)), mode="edge")
+        parts = [weight * padded[k : k + len(frame)] for k, weight in enumerate(weights / weights.sum())]
+        frame = np.sum(parts, axis=0).T
+    return frame

@@ -1,0 +1,45 @@
+"""Frames of a manifest's clip, for passes over a corpus: in a process of their own, of the bytes that they need."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from pipeline.decode.clip_media import fetch_clip
+from pipeline.decode.codec import decode_frames, known_info
+from pipeline.decode.config import Limits, Sampling
+from pipeline.decode.decoders import AUTO
+from pipeline.decode.isolation import isolated
+from pipeline.decode.packets import decoded
+from pipeline.decode.sampling import SEGMENTS
+from pipeline.records import Kind
+
+
+def clip_frames(
+    clip: dict[str, Any],
+    *,
+    num_frames: int,
+    size_px: int,
+    limits: Limits,
+    sampling: Sampling = SEGMENTS,
+    decoder: str = AUTO,
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """Return frames of the clip in a row of a manifest, of an image its only one; long side `size_px`, or its own if
+    that is shorter. DecodeError if the clip cannot be had."""
+    kind = Kind(clip["kind"])
+    choice = {name: clip[name] for name in ("start_seconds", "end_seconds")}
+    choice |= {"num_frames": num_frames if kind == Kind.VIDEO else 1, "sampling": sampling}
+    decode = partial(
+        isolated,
+        decode_frames,
+        limits=limits,
+        kind=kind,
+        size_px=min(size_px, max(clip["width"], clip["height"])),
+        decoder=decoder,
+        known=known_info(clip) if kind == Kind.VIDEO else None,
+        **choice,
+    )
+    return decoded(fetch_clip(clip, decoder, **choice), decode)
