@@ -279,9 +279,7 @@ class Placement:
         refuse_below(self, "placement", threads_per_worker=1, length_groups=1)
         refuse_below(self, "placement", " or None", rows_at_once=1)
         if self.compiled and self.length_groups > 1:
-            raise ValueError(
-                f"placement.compiled takes whole batches: set placement.length_groups=1, got {self.length_groups}"
-            )
+            raise ValueError(f"placement.compiled needs placement.length_groups=1, got {self.length_groups}")
         if self.fewest_workers > self.most_workers:
             raise ValueError(
                 f"placement.num_workers must name the fewest first, got {self.fewest_workers} and {self.most_workers}"
