@@ -351,7 +351,7 @@ class PretrainConfig:
         visual, rows = self.model.visual, self.placement.rows_at_once
         if rows is not None and visual.encoder in SCRATCH_ENCODERS and not visual.frozen_batch_norm:
             raise ValueError(
-                f"placement.rows_at_once={rows} would change what is computed: {visual.encoder} normalises over all "
+                f"placement.rows_at_once={rows} would change what is computed: that CNN normalises over all "
                 "clips of a step; leave it None, or take another model.visual.encoder"
             )
         negatives = self.objective.num_hard_negatives

@@ -26,7 +26,7 @@ def tiny() -> PretrainConfig:
         text=TextConfig(lvwm_top_k=None),
         masking=MaskingConfig(top_k=None),
         model=ModelConfig(
-            visual=VisualConfig(encoder="clip_cnn", channels=(48, 96, 96)),
+            visual=VisualConfig(channels=(24, 48, 96, 96)),
             hidden=96,
             num_layers=2,
             num_heads=4,
@@ -38,8 +38,8 @@ def tiny() -> PretrainConfig:
         objective=ObjectiveConfig(
             masked_words_text=0.3, masked_words_cross=0.3, num_hard_negatives=2, negative_spread=2.0
         ),
-        optim=OptimConfig(num_steps=640, global_batch=64, lr=2e-3, warmup_steps=50),
-        selection=SelectionConfig(evaluate_every=320),
+        optim=OptimConfig(num_steps=480, global_batch=64, lr=2e-3, warmup_steps=50),
+        selection=SelectionConfig(evaluate_every=240),
     )
 
 
