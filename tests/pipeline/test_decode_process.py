@@ -128,10 +128,10 @@ NOTED: list[str] = []
 
 
 @pytest.mark.parametrize(("decoder", "devices"), [("pyav", False), ("torchcodec-cuda", True), (None, False)])
-def test_a_process_loads_its_decoder_and_is_sealed_before_it_sees_its_first_file(decoder, devices, monkeypatch) -> None:
-    with in_threads():
-        monkeypatch.setattr(decoders, "load", lambda name: NOTED.append(f"loads {name}"))
-        monkeypatch.setattr(sandbox, "seal", lambda *, may_use_devices: NOTED.append(f"sealed, {may_use_devices}"))
+def test_a_process_loads_its_decoder_and_is_sealed_before_it_sees_its_first_file(decoder, devices) -> None:
+    with in_threads(), pytest.MonkeyPatch.context() as patch:  # undone before those of `in_threads`
+        patch.setattr(decoders, "load", lambda name: NOTED.append(f"loads {name}"))
+        patch.setattr(sandbox, "seal", lambda *, may_use_devices: NOTED.append(f"sealed, {may_use_devices}"))
         NOTED.clear()
         for content in (b"one", b"two"):
             isolated(note, content, limits=LIMITS, decoder=decoder)
