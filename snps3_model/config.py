@@ -13,6 +13,7 @@ from snps3_model.loss_table import LOSSES, parse_extra
 
 Encoder = Literal[
     "small_cnn",
+    "clip_cnn",
     "resnet50",
     "pvt_v2_b0",
     "pvt_v2_b1",
@@ -25,7 +26,8 @@ Encoder = Literal[
     "video_swin_base",
     "auto",
 ]
-PRETRAINED_ENCODERS: tuple[str, ...] = get_args(Encoder)[1:]
+SCRATCH_ENCODERS: tuple[str, ...] = get_args(Encoder)[:2]
+PRETRAINED_ENCODERS: tuple[str, ...] = get_args(Encoder)[2:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +35,16 @@ class VisualConfig:
     """The encoder from frames to a grid of features."""
 
     encoder: Encoder = "small_cnn"
-    """The small CNN learns from scratch, all others start from pre-trained weights; the paper has resnet50, pvt_v2_b2
-    and video_swin_small. `auto` is the image network that `backbone` describes."""
+    """`small_cnn` and `clip_cnn` learn from scratch, the latter sees motion; all others start from pre-trained weights.
+    The paper has resnet50, pvt_v2_b2 and video_swin_small. `auto` is the image network that `backbone` describes."""
     backbone: str | None = None
     """For `auto`: folder or hub name, in Hugging Face format, of a DINOv2, DINOv3, ConvNeXt, Swin, ViT, CLIP …; only
     its config.json is read here, its weights if `pretrained` names it too."""
     channels: tuple[int, ...] = (32, 64, 128, 128)
-    """Output channels of each 3×3 convolution of the small CNN; every convolution but the last halves the frame."""
+    """Output channels of each convolution of the CNNs that learn from scratch. Each but the last halves the frame; the
+    first of `clip_cnn` takes a quarter."""
     frozen_batch_norm: bool = False
-    """Use stored statistics instead of the batch's: a choice for the small CNN, the only way for resnet50. Only
+    """Use stored statistics instead of the batch's: a choice for CNNs from scratch, the only way for resnet50. Only
     sensible with pre-trained weights."""
     frozen: bool = False
     """Train only the projection to the network's width, not the pre-trained encoder."""
@@ -62,9 +65,9 @@ class VisualConfig:
             raise ValueError(f"model.visual.channels needs at least 2 convolutions, got {self.channels}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"model.visual.drop_path must lie in [0, 1), got {self.drop_path}")
-        if self.encoder not in ("small_cnn", *PRETRAINED_ENCODERS):
+        if self.encoder not in get_args(Encoder):
             raise ValueError(
-                f"model.visual.encoder={self.encoder!r} is unknown; take small_cnn or one of "
+                f"model.visual.encoder={self.encoder!r} is unknown; take {' or '.join(SCRATCH_ENCODERS)}, or one of "
                 f"{', '.join(PRETRAINED_ENCODERS)}"
             )
         if (self.encoder == "auto") != (self.backbone is not None):
@@ -82,7 +85,7 @@ class VisualConfig:
     def _refuse_what_has_no_effect(self) -> None:
         """A setting that the chosen encoder would leave aside is a mistake."""
         kinds = {
-            "frozen_batch_norm": ("small_cnn", "resnet50"),
+            "frozen_batch_norm": (*SCRATCH_ENCODERS, "resnet50"),
             "frozen": PRETRAINED_ENCODERS,
             "drop_path": tuple(name for name in PRETRAINED_ENCODERS if name != "resnet50"),
             "activation_checkpointing": PRETRAINED_ENCODERS,
@@ -132,6 +135,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.grid_side < 1:
             raise ValueError(f"model.grid_side must be at least 1, got {self.grid_side}")
+        if self.grid_side > 1 and self.visual.encoder == "clip_cnn":
+            raise ValueError(
+                f"model.visual.encoder=clip_cnn gives one token per frame, and model.grid_side={self.grid_side} asks "
+                "for more; set it to 1, or take another encoder"
+            )
         if self.num_temporal_layers < 0:
             raise ValueError(f"model.num_temporal_layers must not be negative, got {self.num_temporal_layers}")
         if self.grid_side > 1 and self.num_temporal_layers:

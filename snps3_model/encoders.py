@@ -5,7 +5,7 @@ frames (B, T, 3, H, W), pad mask (B, T, H, W) ─► backbone ─► 1 × 1 proj
 ResNet-50, PVTv2 and Transformers' backbones see every frame as an image, all frames of a batch at once; Video Swin
 (snps3_model/video_swin.py) sees the clip.
 
-Transformers is imported by what uses it: it takes two seconds, which the small CNN and Video Swin do without.
+Transformers is imported by what uses it: it takes two seconds, which CNNs from scratch and Video Swin do without.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from snps3_model.config import VisualConfig
+from snps3_model.config import SCRATCH_ENCODERS, VisualConfig
 from snps3_model.video_swin import GEOMETRIES, VideoSwin
-from snps3_model.visual import SmallCNN
+from snps3_model.visual import ClipCNN, SmallCNN
 
 SMALLEST_PX = 32
 """Shortest side of a frame for encoders of stride 32."""
@@ -192,8 +192,8 @@ def make_encoder(config: VisualConfig, hidden: int) -> nn.Module:
     `snps3_model.visual_weights.load_visual_weights` or a checkpoint.
     """
     name = config.encoder
-    if name == "small_cnn":
-        return SmallCNN(config, hidden)
+    if name in SCRATCH_ENCODERS:
+        return (SmallCNN if name == "small_cnn" else ClipCNN)(config, hidden)
     if name == "resnet50":
         backbone = ResNet50()
     elif name in PVT_SIZES:
@@ -288,7 +288,7 @@ def freeze_batch_norms(network: nn.Module) -> None:
 
 def frame_size_problem(config: VisualConfig, height: int, width: int) -> str | None:
     """Why the encoder of `config` cannot take frames of this size, with the remedy; None if it can."""
-    if config.encoder == "small_cnn":
+    if config.encoder in SCRATCH_ENCODERS:
         return None
     multiple = side_px(public_config(config), "patch_size", 1) if config.encoder == "auto" else 1
     return size_problem(height, width, multiple)

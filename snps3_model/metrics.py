@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float, Int
 
 RECALL_RANKS = (1, 5, 10)
 """The k of the reported recalls; their mean is the mean recall."""
+QUERIES_AT_ONCE = 256
+"""Rows of a score matrix that are compared at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +42,26 @@ def placements(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C
     """
     if scores.size == 0:
         raise ValueError(f"scores must hold at least one query and one candidate, got shape {scores.shape}")
-    if np.isnan(scores).any():
+    if np.isnan(scores.max()):
         raise ValueError(
             f"scores must be numbers, got {int(np.isnan(scores).sum())} NaN; look at the loss of this model"
         )
     if not relevant.any(axis=1).all():
         query = int(np.flatnonzero(~relevant.any(axis=1))[0])
         raise ValueError(f"every query needs at least one right candidate, query {query} has none; leave it out")
+    starts = range(0, len(scores), QUERIES_AT_ONCE)
+    counts = [_counts(scores[i : i + QUERIES_AT_ONCE], relevant[i : i + QUERIES_AT_ONCE]) for i in starts]
+    return Placements(**{name: np.concatenate([part[name] for part in counts]) for name in counts[0]})
+
+
+def _counts(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> dict[str, Int[np.ndarray, " Q"]]:
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
     tied = scores == best
-    return Placements(
-        num_above=(scores > best).sum(axis=1),
-        num_tied_right=(tied & relevant).sum(axis=1),
-        num_tied_wrong=(tied & ~relevant).sum(axis=1),
-    )
+    return {
+        "num_above": (scores > best).sum(axis=1),
+        "num_tied_right": (tied & relevant).sum(axis=1),
+        "num_tied_wrong": (tied & ~relevant).sum(axis=1),
+    }
 
 
 def recalls_at(k: int, placed: Placements) -> Float[np.ndarray, " Q"]:

@@ -1,9 +1,11 @@
-"""Frames to features: the small CNN, its batch normalisation, and pooling.
+"""Frames to features: the CNNs that learn from scratch, their batch normalisation, and pooling.
 
 frames (B, T, 3, H, W) ──encoder──► grid (B, T, D, h, w) ──pool──► one token per frame (B, T, D)
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +62,7 @@ class PaddedBatchNorm(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """A few 3×3 convolutions with batch normalisation: the encoder of the `tiny` preset, trained from scratch.
+    """A few 3×3 convolutions with batch normalisation, trained from scratch: the encoder of `tiny` until version 0.1.0.
 
     Before each convolution two channels with every pixel's place in the real frame (x, y in [−1, 1]) join the features
     (Liu et al., NeurIPS 2018), since pooling over the grid would otherwise forget where in the frame a thing is. Before
@@ -70,31 +72,82 @@ class SmallCNN(nn.Module):
 
     def __init__(self, config: VisualConfig, hidden: int) -> None:
         super().__init__()
-        inputs = (3, *config.channels[:-1])
-        self.strides = (*[2] * (len(config.channels) - 1), 1)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(i + 2, o, kernel_size=3, stride=stride, padding=1, bias=False)
-            for i, o, stride in zip(inputs, config.channels, self.strides, strict=True)
-        )
+        first, *_, last = config.channels
+        self.convolutions = nn.ModuleList([self.make_stem(first)])
+        for layer, (i, o) in enumerate(itertools.pairwise(config.channels), 2):
+            stride = 1 if layer == len(config.channels) else 2
+            self.convolutions.append(nn.Conv2d(i + 2, o, kernel_size=3, stride=stride, padding=1, bias=False))
         self.norms = nn.ModuleList(PaddedBatchNorm(o, frozen=config.frozen_batch_norm) for o in config.channels)
-        self.projection = nn.Conv2d(config.channels[-1], hidden, kernel_size=1)
+        self.projection = self.make_projection(last, hidden)
+
+    def make_stem(self, channels: int) -> nn.Conv2d:
+        """The first convolution."""
+        return nn.Conv2d(3 + 2, channels, kernel_size=3, stride=2, padding=1, bias=False)
+
+    def make_projection(self, channels: int, hidden: int) -> nn.Module:
+        """What turns features into tokens of the network's width."""
+        return nn.Conv2d(channels, hidden, kernel_size=1)
 
     def forward(
         self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]
     ) -> tuple[Float[Tensor, "B T D h w"], Bool[Tensor, "B T h w"]]:
         """The feature grid and its pad mask (True = padding)."""
-        B, T = frames.shape[:2]
+        features, is_real = self.features(frames, pad_mask)
+        grid, is_padding = self.projection(features), (is_real < 0.5)[:, 0]
+        return grid.unflatten(0, frames.shape[:2]), is_padding.unflatten(0, frames.shape[:2])
+
+    def features(
+        self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]
+    ) -> tuple[Float[Tensor, "N C h w"], Float[Tensor, "N 1 h w"]]:
+        """What the convolutions make of N = B·T frames, 0 on padding, and 1 on real cells."""
         is_real = (~pad_mask).flatten(0, 1)[:, None].to(frames.dtype)
         features = frames.flatten(0, 1) * is_real
         for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            assert isinstance(convolution, nn.Conv2d)
             if layer:
-                features = temporal_shift(features.unflatten(0, (B, T))).flatten(0, 1)
-            features = convolution(torch.cat([features, places(is_real) * is_real], dim=1))
-            stride = self.strides[layer]
-            is_real = is_real[..., ::stride, ::stride]  # the pixels on which the kernel is centred
-            features = F.relu(norm(features, is_real)) * is_real
-        grid = self.projection(features)
-        return grid.unflatten(0, (B, T)), (is_real < 0.5)[:, 0].unflatten(0, (B, T))
+                features = temporal_shift(features.unflatten(0, frames.shape[:2])).flatten(0, 1)
+            if convolution.in_channels > features.shape[1]:
+                features = torch.cat([features, places(is_real) * is_real], dim=1)
+            rows, columns = convolution.stride
+            is_real = is_real[..., ::rows, ::columns]  # the pixels on which the kernel is centred
+            features = F.relu(norm(convolution(features), is_real)) * is_real
+        return features, is_real
+
+
+class ClipCNN(SmallCNN):
+    """The encoder of the `tiny` preset: a CNN that gives one cell per frame, which knows the frames beside it.
+
+    | of `SmallCNN` | here | why |
+    |---|---|---|
+    | a first convolution of 3 × 3, every second pixel | 7 × 7, every fourth | large feature maps take the time |
+    | each frame's mean | its mean and its maximum, normalised | a thing of 16 px has a sixteenth of the mean |
+    | an eighth of the channels from each frame beside it | all of them too, after pooling | motion is a difference |
+    """
+
+    def __init__(self, config: VisualConfig, hidden: int) -> None:
+        super().__init__(config, hidden)
+        self.pooled_norm = PaddedBatchNorm(2 * config.channels[-1], frozen=config.frozen_batch_norm)
+
+    def make_stem(self, channels: int) -> nn.Conv2d:
+        """The first convolution; places join later, where they cost less."""
+        return nn.Conv2d(3, channels, kernel_size=7, stride=4, padding=3, bias=False)
+
+    def make_projection(self, channels: int, hidden: int) -> nn.Module:
+        """From mean and maximum of three frames in a row."""
+        return nn.Linear(6 * channels, hidden)
+
+    def forward(
+        self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]
+    ) -> tuple[Float[Tensor, "B T D 1 1"], Bool[Tensor, "B T 1 1"]]:
+        """A cell per frame, and True where a frame is all padding."""
+        features, is_real = self.features(frames, pad_mask)
+        mean = features.sum((-2, -1)) / is_real.sum((-2, -1)).clamp(min=1.0)
+        pooled, is_seen = torch.cat([mean, features.amax((-2, -1))], dim=1), is_real.amax((-2, -1), keepdim=True)
+        pooled = self.pooled_norm(pooled[..., None, None], is_seen) * is_seen
+        pooled = pooled.flatten(1).unflatten(0, frames.shape[:2])
+        around = F.pad(pooled, (0, 0, 1, 1))
+        cells = self.projection(torch.cat([around[:, :-2], pooled, around[:, 2:]], dim=-1))
+        return cells[..., None, None], (is_seen < 0.5)[:, 0].unflatten(0, frames.shape[:2])
 
 
 def temporal_shift(features: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B T C h w"]:

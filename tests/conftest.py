@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -141,15 +142,16 @@ def tracking_server(tmp_path: Path) -> Iterator[str]:
     """The address of a real MLflow server."""
     from cluster.head import free_ports
 
-    (port,) = free_ports(1)
+    with mlflow_server(tmp_path, *free_ports(1)) as uri:
+        yield uri
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[str]:
+    """Run a real MLflow server with its files in `folder`, and yield its address."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "a"),
-    ]
-    with (tmp_path / "server.log").open("wb") as log:
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "a")]
+    with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(command, env=os.environ, stdout=log, stderr=log, start_new_session=True)
     uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
     try:
@@ -158,7 +160,7 @@ def tracking_server(tmp_path: Path) -> Iterator[str]:
                 urllib.request.urlopen(f"{uri}/health", timeout=2).close()
                 break
             except OSError:
-                assert process.poll() is None, (tmp_path / "server.log").read_text()
+                assert process.poll() is None, (folder / "server.log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.5)
         yield uri

@@ -65,8 +65,11 @@ ROOMS = {
     },
     "jobs.corpus": {"jobs.launch.lease", "jobs.tracking.voice", "cluster", "pipeline"},
     "jobs.inference": {
-        *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation"),
+        *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation", "jobs.launch.lease"),
         *("cluster", "pipeline", "snps3_model"),
+    },
+    "jobs.serving": {
+        *("jobs.run", "jobs.inference", "jobs.tracking.voice", "pipeline", "snps3_model"),
     },
     "snps3": {"jobs.command_line.entry", "jobs.inference.model", "pipeline.nearest"},
     "jobs.experiments": {
@@ -95,6 +98,8 @@ ONE_FILE = {
     "torch.nn.parallel": "cluster/world.py",
     "lmdb": "pipeline/corpus/media.py",
     "lemminflect": "pipeline/text/tagging.py",
+    "starlette": "jobs/serving/app.py",
+    "uvicorn": "jobs/serving/server.py",
 }
 EXCEPTIONS = {
     "cluster/ray_internals.py",

@@ -47,6 +47,7 @@ from jobs.tracking.journal import read_journals
 from jobs.training import trainer
 from jobs.training.job import Job, make_sources
 from pipeline.records import Batch
+from pipeline.storage import read_bytes
 from pipeline.stream.loader import ClipSource
 from pipeline.stream.source import split_rows
 
@@ -64,10 +65,11 @@ WAIT_SECONDS = 480
 # --- a run that writes down what it trains on -------------------------------------------------------------------------
 
 
-def recorded_rank(job: Job, runtime: Runtime) -> None:
-    """Train as a rank does; write each step's clips to a file of this process as soon as the step is done."""
+def recorded_rank(job: Job, runtime: Runtime, folder: str = "") -> None:
+    """Train as a rank does; write each step's clips to a file of this process as soon as the step is done, in `folder`,
+    by default that of the storage."""
     rank = runtime.world.rank
-    path = Path(job.run_folder).parent / "trained" / f"{time.time_ns()}-{rank}-{os.getpid()}.jsonl"
+    path = Path(folder or Path(job.run_folder).parent, "trained", f"{time.time_ns()}-{rank}-{os.getpid()}.jsonl")
     path.parent.mkdir(exist_ok=True)
 
     with path.open("a", buffering=1) as file:
@@ -159,8 +161,8 @@ class Driver:
         self.start()
 
     @property
-    def run_folder(self) -> Path:
-        return self.storage / RUN_NAME
+    def run_folder(self) -> str:
+        return f"{self.storage}/{RUN_NAME}"
 
     def start(self) -> None:
         """Start the process, or start it again."""
@@ -201,9 +203,9 @@ class Driver:
         return self.log.read_text(errors="replace")[-3000:]
 
 
-def drive(folder: str) -> None:
-    """Run the config in `folder` from its last checkpoint to the end, in this process."""
-    launch.pretrain(config_of(folder), on_rank=recorded_rank)
+def drive(folder: str, records: str = "") -> None:
+    """Run the config in `folder` from its last checkpoint to the end, in this process. `records`: of the ranks."""
+    launch.pretrain(config_of(folder), on_rank=functools.partial(recorded_rank, folder=records))
 
 
 def new_driver(storage: str, manifest: str, address: str) -> Driver:
@@ -262,7 +264,7 @@ def announce_loss(driver: Driver, cluster: LocalCluster, trained: list[Attempt])
     reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # pyright: ignore[reportAttributeAccessIssue]
     store.drain_node(trained[-1].node, reason, "announced by the measurement", int((time.time() + 30) * 1000))
     while time.monotonic() < deadline and driver.process.poll() is None:
-        events = [line["event"] for line in read_journals(str(driver.run_folder))]
+        events = [line["event"] for line in read_journals(driver.run_folder)]
         if "preempted" in events and "checkpoint" in events[events.index("preempted") :]:
             break
         time.sleep(0.2)
@@ -286,24 +288,25 @@ KILLS: dict[str, Callable[[Driver, LocalCluster, list[Attempt]], None]] = {
 }
 
 
-def run_killed(what: str, step: int, driver: Driver, source: ClipSource, cluster: LocalCluster) -> dict[str, Any]:
-    """Kill something after `step` steps of a run on `source`, let the run end, and return what became of it."""
+def run_killed(
+    step: int, driver: Driver, source: ClipSource, kill: Callable[[list[Attempt]], object]
+) -> dict[str, Any]:
+    """Call `kill` after `step` steps of a run on `source`, let the run end, and return what became of it."""
     try:
         trained = driver.wait_for_step(step)
         killed_at = time.time()
-        KILLS[what](driver, cluster, trained)
+        kill(trained)
         driver.finish()
     finally:
         if driver.process.poll() is None:
             driver.kill()
     history = attempts(driver.storage)
     lost, doubled = lost_and_doubled(lineage(history), source, NUM_STEPS)
-    losses = [line for line in read_journals(str(driver.run_folder)) if line["event"] == "lost"]
+    losses = [line for line in read_journals(driver.run_folder) if line["event"] == "lost"]
     noticed = [datetime.datetime.fromisoformat(line["time"]).timestamp() for line in losses]
     later = [attempt for attempt in history if attempt.group / 1e9 > killed_at and attempt.times]
     starts, first_steps = [attempt.group / 1e9 for attempt in later], [min(rank.times.values()) for rank in later]
     return {
-        "what": what,
         "step": step,
         "lost": lost,
         "doubled": doubled,
@@ -311,15 +314,22 @@ def run_killed(what: str, step: int, driver: Driver, source: ClipSource, cluster
         "seconds_to_notice": min(noticed) - killed_at if noticed else None,
         "seconds_to_group": min(starts, default=killed_at) - killed_at,
         "seconds_to_step": min(first_steps, default=killed_at) - killed_at,
+        "longest_pause_seconds": longest_pause(history, killed_at),
         "causes": sorted({line["cause"].split(":")[0] for line in losses}),
         "weights": weights_of(driver.run_folder),
     }
 
 
-def weights_of(run_folder: Path) -> str:
+def longest_pause(history: list[Attempt], since: float) -> float:
+    """Return the longest time in seconds between two steps of which the later was done after `since`."""
+    times = sorted(time for attempt in history for time in attempt.times.values())
+    return max((later - earlier for earlier, later in itertools.pairwise(times) if later > since), default=0.0)
+
+
+def weights_of(run_folder: str) -> str:
     """Return a hash of the bits of the last checkpoint's weights."""
-    name = run_files.committed_checkpoint(str(run_folder))
-    return hashlib.blake2b((run_folder / str(name) / run_files.WEIGHTS).read_bytes()).hexdigest()
+    name = run_files.committed_checkpoint(run_folder)
+    return hashlib.blake2b(read_bytes(f"{run_folder}/{name}/{run_files.WEIGHTS}")).hexdigest()
 
 
 def kills(
@@ -343,7 +353,8 @@ def kills(
                 kind, step = what[number % len(what)], rng.randint(1, NUM_STEPS - 3)
                 cluster.fill()
                 driver = new_driver(f"{folder}/{number}", manifest, cluster.address)
-                run = run_killed(kind, step, driver, source, cluster)
+                kill = functools.partial(KILLS[kind], driver, cluster)
+                run = {"what": kind} | run_killed(step, driver, source, kill)
                 run["bit_equal"] = run.pop("weights") == expected
                 runs.append(run)
                 print(json.dumps(run), file=sys.stderr, flush=True)

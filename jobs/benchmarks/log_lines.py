@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.head import local_head
+from jobs.benchmarks.hosts import job_log_of_a_bad_day
 from jobs.command_line import parsing
 from jobs.corpus.generation import progress_printer
 from jobs.launch import local_run
@@ -28,11 +29,16 @@ CLIENT = re.compile(r"\S+ \S+\t(INFO|SUCC) (cli|sdk)\.py:")
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def log_lines(num_steps: int = 480, num_job_steps: int = 60, is_small: bool = False) -> dict[str, Any]:
+def log_lines(
+    num_steps: int = 480, num_job_steps: int = 60, is_small: bool = False, on_hosts: bool = False
+) -> dict[str, Any]:
     """Lines of the terminal of a whole run on this machine, and of the job log of a shorter one.
 
-    `is_small`: on a hundred clips of 2 frames of 32 px instead of the embedded corpus.
+    `is_small`: on a hundred clips of 2 frames of 32 px instead of the embedded corpus. `on_hosts`: only the job log, of
+    a run on hosts of their own, where an upload fails and a host is lost too.
     """
+    if on_hosts:
+        return lines_on_hosts(num_job_steps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         local_run.make_corpus(SMALL if is_small else CorpusConfig(), folder / "corpus")
@@ -51,6 +57,15 @@ def log_lines(num_steps: int = 480, num_job_steps: int = 60, is_small: bool = Fa
         "terminal": terminal,
         "job_log": job,
     }
+
+
+def lines_on_hosts(num_steps: int) -> dict[str, Any]:
+    """Return the job log of a run on hosts of their own, and whether what went wrong can be seen in it."""
+    lines, video_name = job_log_of_a_bad_day(num_steps)
+    job = [line for line in lines if not CLIENT.match(line)]
+    visible = {"bad_video": video_name, "failed_upload": "the upload of checkpoint_", "lost_worker": " lost: "}
+    seen = {f"is_{name}_in_job_log": any(part in line for line in job) for name, part in visible.items()}
+    return {"job_log_lines": len(job), "num_job_steps": num_steps, **seen, "job_log": job}
 
 
 def video(folder: Path, number: int) -> Path:

@@ -49,13 +49,7 @@ def two_stage(
 def both_stages(run: str, folder: str, num_clips: int, num_frames: int, k: int) -> dict[str, Any]:
     """Measure `two_stage` in this process."""
     model = load(run)
-    root = Path(folder, f"embedded-{num_clips}-tests")
-    manifest = embedded_corpus(root, num_test=num_clips, num_processes=cores())
-    rows = split_rows(manifest, "test")[Kind.VIDEO].slice(0, num_clips).to_pylist()
-    paths, texts = [row["uri"] for row in rows], [row["captions"][0] for row in rows]
-    data = dataclasses.replace(model.data, num_frames=num_frames)
-    with process_pool() as pool:
-        frames = list(pool.map(partial(decode, data=data), paths, chunksize=50))
+    frames, texts = clips_and_captions(model, folder, num_clips, num_frames)
     relevant = retrieval.true_of(texts, [[text] for text in texts])
     videos, video_seconds = timed(lambda: encoded(model, frames))
     queries, text_seconds = timed(lambda: model.embed_texts(texts))
@@ -90,6 +84,19 @@ def both_stages(run: str, folder: str, num_clips: int, num_frames: int, k: int) 
         "threads": torch.get_num_threads(),
         "curve": curve,
     }
+
+
+def clips_and_captions(
+    model: Model, folder: str, num_clips: int, num_frames: int
+) -> tuple[list[np.ndarray], list[str]]:
+    """Decode the test clips of an embedded corpus in `folder`, which is made if it is not there, for a model."""
+    root = Path(folder, f"embedded-{num_clips}-tests")
+    manifest = embedded_corpus(root, num_test=num_clips, num_processes=cores())
+    rows = split_rows(manifest, "test")[Kind.VIDEO].slice(0, num_clips).to_pylist()
+    data = dataclasses.replace(model.data, num_frames=num_frames)
+    with process_pool() as pool:
+        frames = list(pool.map(partial(decode, data=data), [row["uri"] for row in rows], chunksize=50))
+    return frames, [row["captions"][0] for row in rows]
 
 
 def encoded(model: Model, frames: list[np.ndarray]) -> Videos:

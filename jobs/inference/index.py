@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,14 +12,26 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
+import torch
 import tyro
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT, grows
-from jobs.inference.index_files import FORMAT, INDEX, REJECTED, parts_in
+from jobs.inference.index_files import (
+    FORMAT,
+    INDEX,
+    REJECTED,
+    keep_tensors,
+    num_windows,
+    parts_in,
+    remove_part,
+    write_tensors,
+)
 from jobs.inference.model import load, windows
+from jobs.launch import lease
 from jobs.run import run_files
 from jobs.run.fields import refuse_below
 from pipeline import storage
@@ -39,8 +52,6 @@ EMBEDDED = pa.schema(
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),  # null: an image
         ("strip", pa.binary()),  # JPEG
-        ("vectors", pa.list_(pa.float32())),  # T × D, by frames
-        ("tokens", pa.list_(pa.float32())),  # S × D, by tokens
     ]
 )
 ROWS_PER_FILE = 2048
@@ -84,8 +95,14 @@ class EmbedConfig:
 def embed(config: EmbedConfig) -> dict[str, int]:
     """Embed the videos that the index lacks, and drop the windows of those that have changed or are gone.
 
-    Return counts: all videos, those embedded now, those rejected now. ValueError for an index of something else.
+    Return counts: all videos, those embedded now, those rejected now. ValueError for an index of something else, and
+    for one to which another process adds.
     """
+    with lease.held(storage.absolute(config.out)) as held:
+        return _embed(config, held)
+
+
+def _embed(config: EmbedConfig, held: lease.Lease) -> dict[str, int]:
     run, videos, out = map(storage.absolute, (config.run, config.videos, config.out))
     listed = storage.fingerprints(videos)
     versions = {storage.join(videos, path): listed[path] for path in sorted(listed) if kind_of(path)}
@@ -111,6 +128,7 @@ def embed(config: EmbedConfig) -> dict[str, int]:
             num_gpus=1 if config.use_gpu else 0,
             num_cpus=config.decode_cpus,
         ).take_all()
+    held.check()
     rejected = [Rejected.from_row(row, Stage.EVALUATE) for row in done if row["reason"]]
     write_ledger(rejected_for_good(out) + rejected, f"{out}/{REJECTED}")
     return {"videos": len(versions), "embedded": len(done) - len(rejected), "rejected": len(rejected)}
@@ -157,10 +175,11 @@ def rejected_for_good(out: str) -> list[Rejected]:
 def bring_up_to_date(out: str, versions: Mapping[str, str]) -> set[str]:
     """Drop the rows of videos that have changed or are gone, and rename those of moved ones. Return what is indexed.
 
-    A new path with the size and the time of change (or the ETag) of exactly one that is gone is that video.
+    A new path with the size and the time of change (or the ETag) of exactly one that is gone is that video. A part
+    whose tensors are broken, or of another length, is removed: its videos are embedded again.
     """
     known = {str(row.uri) for row in rejected_for_good(out)}
-    contents = {path: storage.read_table(path, ["uri", "version"]) for path in parts_in(out)}
+    contents = {path: table for path in parts_in(out) if (table := readable(path)) is not None}
     indexed = {uri: version for table in contents.values() for uri, version in pairs(table)}
     moved = renamed(indexed, versions)
     for path, table in contents.items():
@@ -168,12 +187,24 @@ def bring_up_to_date(out: str, versions: Mapping[str, str]) -> set[str]:
         stays = [versions.get(name) == version for name, (_, version) in zip(names, pairs(table), strict=True)]
         known |= {uri for uri, is_current in zip(names, stays, strict=True) if is_current}
         if not any(stays):
-            storage.remove(path)
+            remove_part(path)
         elif names != table["uri"].to_pylist() or not all(stays):
+            if not all(stays):
+                keep_tensors(path, stays)
             rows = storage.read_table(path)
             rows = rows.set_column(rows.schema.get_field_index("uri"), "uri", pa.array(names, pa.string()))
             storage.write_table(path, rows.filter(pa.array(stays)))
     return known
+
+
+def readable(path: str) -> pa.Table | None:
+    """Return file and version of each row of a part; remove one whose tensors are not those of its rows."""
+    table = storage.read_with(path, lambda file: pq.read_table(file, columns=["uri", "version"]))
+    with contextlib.suppress(ValueError):
+        if num_windows(path) == len(table):
+            return table
+    remove_part(path)
+    return None
 
 
 def pairs(table: pa.Table) -> Iterator[tuple[str, str]]:
@@ -213,6 +244,7 @@ class Embedder:
 
     def __init__(self, run: str, out: str, config: EmbedConfig) -> None:
         self.model, self.out, self.config = load(run, "cuda" if config.use_gpu else "cpu"), out, config
+        self.weights = run_files.weights_hash(run)
         self.lock = threading.Lock()
 
     def __call__(self, parts: pa.Table) -> pa.Table:
@@ -245,7 +277,7 @@ class Embedder:
         for spans, frames in windows(uri, self.model.data, config.limits, config.window_seconds, config.stride_seconds):
             with self.lock:
                 videos = self.model.embed_frames(frames)
-            parts = (list(part.flatten(1).cpu().numpy()) for part in (videos.vectors, videos.tokens))
+            parts = videos.vectors.cpu().float(), videos.tokens.cpu().float()
             for (start, end), clip, vectors, tokens in zip(spans, frames, *parts, strict=True):
                 yield {
                     "start_seconds": start,
@@ -256,9 +288,12 @@ class Embedder:
                 }
 
     def write(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Write a file of the index, if there is something to write."""
+        """Write a part of the index, if there is something to write."""
         if rows:
-            storage.write_table(f"{self.out}/{name}", pa.Table.from_pylist(list(rows), schema=EMBEDDED))
+            path = f"{self.out}/{name}"
+            vectors, tokens = (torch.stack([row[name] for row in rows]) for name in ("vectors", "tokens"))
+            write_tensors(path, vectors, tokens, self.weights)
+            storage.write_table(path, pa.Table.from_pylist(list(rows), schema=EMBEDDED))
 
 
 def strip_of(clip: np.ndarray) -> bytes:

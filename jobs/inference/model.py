@@ -36,7 +36,7 @@ from pipeline.decode.codec import decode_frames, letterbox
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
 from pipeline.decode.windows import WindowSettings, decode_windows
-from pipeline.records import ClipRows, DecodeError, Kind, Reason
+from pipeline.records import ClipRows, DecodeError, Kind, Reason, Stored
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise
 from snps3_model import snps3
@@ -118,9 +118,14 @@ def decode(path: str, data: DataConfig, limits: Limits | None = None) -> np.ndar
     kind = kind_of(path)
     if kind is None:
         raise DecodeError(Reason.UNREADABLE, f"{path} is neither a video nor an image by its name")
+    return decode_media(fetch(path), kind, data, limits)
+
+
+def decode_media(media: Stored, kind: Kind, data: DataConfig, limits: Limits | None = None) -> np.ndarray:
+    """As `decode`, of the bytes of a video or an image."""
     decoded = isolated(
         decode_frames,
-        fetch(path),
+        media,
         limits=limits or Limits(),
         kind=kind,
         num_frames=data.num_frames if kind == Kind.VIDEO else 1,

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
-import pyarrow as pa
-import torch
 import tyro
 
-from jobs.inference.index_files import INDEX, parts_in
+from jobs.inference.index_files import INDEX
 from jobs.inference.model import Model, Videos, load
+from jobs.inference.ranking import Place
+from jobs.inference.window_index import WindowIndex
 from jobs.run import run_files
 from jobs.run.fields import refuse_below
 from pipeline import storage
-
-Place = tuple[str, float | None, float | None]
-"""Video, and start and end of a window of it in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +25,25 @@ class SearchConfig:
     """A sentence, and the index that is searched."""
 
     index: Annotated[str, tyro.conf.Positional]
-    """Folder that jobs/embed.py wrote."""
-    text: Annotated[str, tyro.conf.Positional]
-    """A sentence about the video."""
+    """Folder that jobs/embed.py wrote. For the page with --run also a folder of videos, which is embedded first."""
+    text: Annotated[str | None, tyro.conf.Positional] = None
+    """A sentence about the video; without it and --queries a page opens in which to ask."""
+    queries: str | None = None
+    """File of many sentences instead, a JSON string per line, or an object with a `text`; `-`: standard input."""
     num_results: int = 5
     rerank: int = 100
     """Windows that the cross encoder puts in order."""
     run: str | None = None
     """Folder of the model; None: where it lay when the index was made."""
+    port: int = 8765
+    """Of the page, on this machine's loopback; 0: any that is free."""
 
     def __post_init__(self) -> None:
-        refuse_below(self, "", num_results=1, rerank=1)
-        if not self.text.strip():
+        refuse_below(self, "", num_results=1, rerank=1, port=0)
+        if self.text is not None and not self.text.strip():
             raise ValueError("text must say what is looked for, got an empty one")
+        if self.text is not None and self.queries is not None:
+            raise ValueError(f"give either a text or --queries, got {self.text!r} and {self.queries!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,47 +64,76 @@ class Match:
 
 
 def search(config: SearchConfig) -> list[Match]:
-    """Return the best videos, best first. ValueError for an index of another model."""
-    folder = storage.absolute(config.index)
+    """Return the best windows for `config.text`, best first. ValueError for an index of another model."""
+    model, index = opened(config)
+    return best(model, index, config.text or "", config)
+
+
+def answers(config: SearchConfig) -> Iterator[str]:
+    """Yield a JSON line per line of `config.queries`: its text, and the best windows. The index is opened once.
+
+    ValueError for a line that does not ask; in a file before the first answer.
+    """
+    lines = sys.stdin if config.queries == "-" else read_lines(storage.absolute(str(config.queries)))
+    texts = (text_of(number, line) for number, line in enumerate(lines, 1) if line.strip())
+    if config.queries != "-":
+        texts = iter([*texts])
+    model, index = opened(config)
+    for text in texts:
+        matches = [dataclasses.asdict(match) for match in best(model, index, text, config)]
+        yield json.dumps({"text": text, "matches": matches}, ensure_ascii=False)
+
+
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a file of queries."""
+    return storage.read_bytes(path).decode().splitlines()
+
+
+def text_of(number: int, line: str) -> str:
+    """Return what a line of queries asks. ValueError for one that does not."""
+    try:
+        query = json.loads(line)
+        text = query if isinstance(query, str) else query["text"]
+        if text.strip():
+            return text
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    rule = 'must be a JSON string or {"text": "…"} that is not empty'
+    raise ValueError(f"line {number} of the queries {rule}, got {line.strip()!r:.80}")
+
+
+def opened(config: SearchConfig) -> tuple[Model, WindowIndex]:
+    """Load the model of an index, and open the index. ValueError for another model."""
+    return open_index(config.index, config.run)
+
+
+def open_index(index: str, run: str | None) -> tuple[Model, WindowIndex]:
+    """Load the model that an index was made with, from `run` or where it lay then, and open the index."""
+    folder = storage.absolute(index)
+    model = model_of(folder, run)
+    facts = run_files.read_json(f"{folder}/{INDEX}")
+    return model, WindowIndex.open(folder, facts["model"], model.network.config.hidden)
+
+
+def model_of(folder: str, run: str | None) -> Model:
+    """Load the model that an index was made with, from `run` or where it lay then. ValueError for another model."""
     storage.check_readable(f"{folder}/{INDEX}")
     facts = run_files.read_json(f"{folder}/{INDEX}")
-    run = storage.absolute(config.run or facts["run"])
+    run = storage.absolute(run or facts["run"])
     if (weights := run_files.weights_hash(run)) != facts["model"]:
         raise ValueError(
             f"{folder} was made with the model {facts['model']}, and {run} is {weights}; name it with --run"
         )
-    model = load(run)
-    places, videos = read_index(folder, model)
-    return best(model, places, videos, config)
+    return load(run)
 
 
-def read_index(folder: str, model: Model) -> tuple[list[Place], Videos]:
-    """Return every window of an index; of one without windows, every video."""
-    paths = parts_in(folder)
-    if not paths:
-        raise ValueError(f"{folder} holds no embedded video")
-    table = pa.concat_tables(storage.read_table(path) for path in paths)
-    hidden = model.network.config.hidden
-
-    def column(name: str) -> torch.Tensor:
-        values = table[name].combine_chunks().flatten().to_numpy()
-        return torch.from_numpy(values.reshape(len(table), -1, hidden).copy())
-
-    has_times = "start_seconds" in table.column_names
-    times = [table[name].to_pylist() if has_times else [None] * len(table) for name in ("start_seconds", "end_seconds")]
-    places = list(zip(table["uri"].to_pylist(), *times, strict=True))
-    return places, Videos(tokens=column("tokens"), vectors=column("vectors"))
-
-
-def best(model: Model, places: Sequence[Place], videos: Videos, config: SearchConfig) -> list[Match]:
+def best(model: Model, index: WindowIndex, sentence: str, config: SearchConfig) -> list[Match]:
     """Return the windows that the dual encoder puts first, in the order of the cross encoder."""
-    text = model.embed_texts([config.text])
-    dual = model.dual_scores(text, videos)[0].numpy()
-    first = np.argsort(-dual, kind="stable")[: config.rerank]
-    chosen = Videos(tokens=videos.tokens[first], vectors=videos.vectors[first])
-    cross = model.match(text, chosen)[0].numpy()
-    order = np.argsort(-cross, kind="stable")[: config.num_results]
-    return [match_of(places[int(first[i])], float(cross[i]), float(dual[first[i]])) for i in order]
+    text = model.embed_texts([sentence])
+    first, dual = index.first(text.vectors, config.rerank, model.temperature)
+    cross = model.match(text, Videos(tokens=index.tokens(first), vectors=index.vectors(first)))[0]
+    order = cross.argsort(descending=True, stable=True)[: config.num_results].tolist()
+    return [match_of(index.place(int(first[i])), float(cross[i]), float(dual[i])) for i in order]
 
 
 def match_of(place: Place, cross: float, dual: float) -> Match:

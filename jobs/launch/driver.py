@@ -30,7 +30,7 @@ from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.retrieval import RetrievalOptions
 from jobs.tasks.task import TaskInputs, task_type
 from jobs.tasks.text import TextProcessor
-from jobs.tracking import journal, machine, mlflow_runs, voice
+from jobs.tracking import journal, machine, mlflow_runs, patient_tracker, voice
 from jobs.tracking.machine import hardware
 from jobs.tracking.mlflow_runs import Tracker
 from jobs.training import trainer
@@ -122,6 +122,8 @@ def tracked(
     )
     try:
         yield tracker
+    except mlflow_runs.SilentServerError:
+        raise  # there is nobody to tell
     except BaseException:
         held.check()
         tracker.finish("FAILED")
@@ -357,7 +359,12 @@ def answering_signals(answer: Callable[[int, Any], None], *numbers: signal.Signa
 
 
 def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> dict[str, Any]:
-    """Write results and report to the run's folder and to MLflow, and return the results."""
+    """Write results and report to the run's folder and to MLflow, and return the results.
+
+    SilentServerError where MLflow is gone: the run then counts as unfinished, and the same command comes back here.
+    """
+    mlflow_runs.refuse_silent(tracker.uri, job.run_folder)
+    patient_tracker.send_kept(tracker, job.run_folder)
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),

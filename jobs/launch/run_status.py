@@ -145,7 +145,9 @@ def in_words(event: Mapping[str, Any]) -> str:
     """Return an event of the journal in words."""
     if event["event"] == "start":
         num_redone = event.get("num_redone_steps", 0)
-        again = f"; {num_redone} steps after it had been done and are done again" if num_redone else ""
+        upload = event.get("uncommitted_step")
+        again = f"; the checkpoint of step {upload} was not uploaded to its end" if upload else ""
+        again += f"; {num_redone} steps after it had been done and are done again" if num_redone else ""
         return f"{event['num_ranks']} ranks began after step {event['step']}{again}"
     if event["event"] == "lost":
         lines = [line.strip() for line in event["cause"].splitlines() if line.strip()]

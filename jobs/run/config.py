@@ -19,7 +19,7 @@ from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.decoders import DecoderName
 from pipeline.stream.config import AugmentationConfig, MixingConfig, OrderConfig
 from pipeline.text.config import MaskingConfig
-from snps3_model.config import ModelConfig, ObjectiveConfig, refuse_order_without_time
+from snps3_model.config import SCRATCH_ENCODERS, ModelConfig, ObjectiveConfig, refuse_order_without_time
 
 Precision = Literal["fp32", "tf32", "bf16"]
 """Numbers of a step's matrices and convolutions."""
@@ -279,10 +279,7 @@ class Placement:
         refuse_below(self, "placement", threads_per_worker=1, length_groups=1)
         refuse_below(self, "placement", " or None", rows_at_once=1)
         if self.compiled and self.length_groups > 1:
-            raise ValueError(
-                f"placement.compiled takes all captions of a batch together; set placement.length_groups=1, got "
-                f"{self.length_groups}"
-            )
+            raise ValueError(f"placement.compiled needs placement.length_groups=1, got {self.length_groups}")
         if self.fewest_workers > self.most_workers:
             raise ValueError(
                 f"placement.num_workers must name the fewest first, got {self.fewest_workers} and {self.most_workers}"
@@ -352,9 +349,9 @@ class PretrainConfig:
         refuse_frozen_random_weights(self.model)
         refuse_order_without_time(self.objective, self.model)
         visual, rows = self.model.visual, self.placement.rows_at_once
-        if rows is not None and visual.encoder == "small_cnn" and not visual.frozen_batch_norm:
+        if rows is not None and visual.encoder in SCRATCH_ENCODERS and not visual.frozen_batch_norm:
             raise ValueError(
-                f"placement.rows_at_once={rows} would change what is computed: the small CNN normalises over all "
+                f"placement.rows_at_once={rows} would change what is computed: that CNN normalises over all "
                 "clips of a step; leave it None, or take another model.visual.encoder"
             )
         negatives = self.objective.num_hard_negatives

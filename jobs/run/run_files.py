@@ -10,6 +10,7 @@ STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json 
              stop                                               asks the run to write a checkpoint and end
              failure.json                                       why the run stopped for good
              status.json                                        where the run is (jobs/tracking/status_file.py)
+             unsent_metrics.json                                what MLflow did not take (tracking/patient_tracker.py)
              COMMAND-TIME-PID.log                               all that a driver's libraries said (tracking/voice.py)
 """
 

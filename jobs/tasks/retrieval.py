@@ -30,6 +30,8 @@ from snps3_model.snps3 import SNPS3, dual_scores
 MASKED_WORDS = "masked_word_accuracy"
 PAIRS_AT_ONCE, TEXTS_AT_ONCE = 4096, 1024
 """Pairs of one cross pass, and texts of one text pass, during evaluation."""
+ROWS_AT_ONCE = 256
+"""Rows of a score matrix that are worked out or sorted at a time."""
 
 
 Fusion = Literal["sum", "cross"]
@@ -143,10 +145,12 @@ def score(
     `alive` is called after each part, since all pairs of a large split take long.
     """
     model.eval()
-    dual = dual_scores(queries.vectors, gallery.frame_vectors, temperature).cpu().numpy()
+    rows = queries.vectors.split(ROWS_AT_ONCE)
+    dual = np.concatenate([dual_scores(row, gallery.frame_vectors, temperature).cpu().numpy() for row in rows])
     chosen = choose(dual) if choose else np.ones(dual.shape, bool)
     if choose:  # ranks on unlike machines may round otherwise, and must not choose other pairs
-        chosen = world.gather(torch.from_numpy(chosen)[None].to(queries.vectors.device))[0].cpu().numpy()
+        bits = torch.from_numpy(np.packbits(chosen))[None].to(queries.vectors.device)
+        chosen = np.unpackbits(world.gather(bits)[0].cpu().numpy(), count=dual.size).reshape(dual.shape).view(bool)
     text, clip = np.nonzero(chosen)
     own = share_of(len(text), world)
     scores = world.gather(cross_scores(model, queries, gallery.frame_tokens, text[own], clip[own], alive))[: len(text)]
@@ -185,8 +189,13 @@ def highest(scores: Float[np.ndarray, "Q N"], k: int) -> Bool[np.ndarray, "Q N"]
     """True at the `k` highest of each row; of equal ones the first."""
     if k >= scores.shape[1]:
         return np.ones(scores.shape, bool)
-    chosen = np.zeros(scores.shape, bool)
-    np.put_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
+    chosen = np.empty(scores.shape, bool)
+    for start in range(0, len(scores), ROWS_AT_ONCE):
+        rows = scores[start : start + ROWS_AT_ONCE]
+        least = np.partition(rows, -k, axis=1)[:, -k, None]
+        above, tied = rows > least, rows == least
+        is_among_first = tied.cumsum(axis=1) <= k - above.sum(axis=1, keepdims=True)
+        chosen[start : start + ROWS_AT_ONCE] = above | (tied & is_among_first)
     return chosen
 
 
@@ -201,8 +210,10 @@ def reranked(scored: Scored, k: int, fusion: Fusion = "sum") -> Float[np.ndarray
         raise ValueError(f"the cross encoder was not asked about all of the first {k} clips of each text")
     dual, cross = (metrics.standardised(matrix[first]) for matrix in (scored.dual, scored.cross))
     anew = dual + cross if fusion == "sum" else scored.cross[first].astype(np.float64)
-    behind = scored.dual.astype(np.float64)
-    result = behind - behind.max() + anew.min() - 1.0
+    result = scored.dual.astype(np.float64)
+    result -= result.max()
+    result += anew.min()
+    result -= 1.0
     result[first] = anew
     return result
 

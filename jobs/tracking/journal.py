@@ -59,6 +59,18 @@ def read_journals(run_folder: str) -> list[dict[str, Any]]:
     return sorted((json.loads(line) for text in texts for line in text.splitlines()), key=lambda line: line["time"])
 
 
+def newest_lines(run_folder: str, who: str) -> list[dict[str, Any]]:
+    """Return the lines that a process flushed last, empty before the first flush; reads a single file."""
+    folder = f"{run_folder}/{FOLDER}"
+    names = (
+        [name for name in storage.list_files(folder) if name.startswith(f"{who}-")] if storage.exists(folder) else []
+    )
+    if not names:
+        return []
+    newest = max(names, key=lambda name: (name.rsplit("-", 2)[0], int(name.rpartition("-")[2].partition(".")[0])))
+    return [json.loads(line) for line in storage.read_bytes(f"{folder}/{newest}").decode().splitlines()]
+
+
 def note_losses(run_folder: str, causes: Mapping[int, Exception]) -> None:
     """A line in the run's journal for each rank that was lost, with the cause; told by the process that restarts."""
     journal = Journal(run_folder, "controller")

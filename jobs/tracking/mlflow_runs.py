@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the driver shows the address
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PARENT = "mlflow.parentRunId"
@@ -38,6 +39,14 @@ PARENT = "mlflow.parentRunId"
 GIT_COMMIT, GIT_DIRTY = "mlflow.source.git.commit", "mlflow.source.git.dirty"
 """Tags that MLflow shows as the version of the code."""
 REACH_SECONDS = 5.0
+POINTS_AT_ONCE = 1000
+"""MLflow's limit of a request."""
+Point = tuple[str, float, int, int]
+"""Name, value, time in ms and step."""
+
+
+class SilentServerError(TimeoutError):
+    """The tracking server does not answer, or takes nothing."""
 
 
 def client_of(uri: str) -> MlflowClient:
@@ -83,15 +92,30 @@ def tracking_uri(storage_path: str) -> str:
 def refuse_unreachable(storage_path: str) -> None:
     """Raise ValueError with the address of a tracking server that does not answer."""
     uri = tracking_uri(storage_path)
-    if not uri.startswith(("http://", "https://")):
-        return
-    try:
-        urllib.request.urlopen(health_request(uri), timeout=REACH_SECONDS).close()
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    if error := silence(uri):
         raise ValueError(
             f"the tracking server {without_password(uri)} of {URI_VARIABLE} does not answer "
             f"({type(error).__name__}); start it, or unset {URI_VARIABLE} for a file in placement.storage"
         ) from error
+
+
+def refuse_silent(uri: str, run_folder: str) -> None:
+    """Raise SilentServerError if the results of a run cannot be sent because the tracking server is gone."""
+    if error := silence(uri):
+        raise SilentServerError(
+            f"{run_folder} is trained and evaluated, but the tracking server {without_password(uri)} does not answer "
+            f"({type(error).__name__}): start it and give the same command again, which sends what is missing there"
+        ) from error
+
+
+def silence(uri: str) -> Exception | None:
+    """Return the error with which a tracking server does not answer; None if it does, or where metrics go to a file."""
+    if uri.startswith(("http://", "https://")):
+        try:
+            urllib.request.urlopen(health_request(uri), timeout=REACH_SECONDS).close()
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return error
+    return None
 
 
 def health_request(uri: str) -> urllib.request.Request:
@@ -145,11 +169,20 @@ class Tracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the finite values under their names, at `step`."""
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
-        values = [Metric(name, float(v), now, step) for name, v in metrics.items() if math.isfinite(v)]
-        self.client.log_batch(self.run_id, metrics=values)
+        self.send([(name, float(value), now, step) for name, value in metrics.items() if math.isfinite(value)])
+
+    def send(self, points: Sequence[Point]) -> None:
+        """Send points of curves. SilentServerError if the server does not take them."""
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        for start in range(0, len(points), POINTS_AT_ONCE):
+            batch = [Metric(*point) for point in points[start : start + POINTS_AT_ONCE]]
+            try:
+                self.client.log_batch(self.run_id, metrics=batch)
+            except MlflowException as error:
+                raise SilentServerError(f"{without_password(self.uri)} takes no metrics: {error}") from error
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return (step, value) of a metric, by step; of a step logged twice the last value."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from cluster.run import Runtime
 from jobs.run import run_files
 from jobs.tasks.retrieval import MASKED_WORDS
-from jobs.tracking.journal import Journal
-from jobs.tracking.mlflow_runs import Tracker
+from jobs.tracking.journal import Journal, newest_lines
+from jobs.tracking.patient_tracker import PatientTracker, keep_unsent
 from jobs.tracking.status_file import read_status
 from jobs.training import checkpoints
 from jobs.training.batches import RankBatches
@@ -62,11 +63,30 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
     finally:
         watchdog.stop()
         journal.flush()
+        keep_unsent(trainer.tracker, job.run_folder)
 
 
-def num_lost_steps(committed_step: int, status: Mapping[str, Any]) -> int:
-    """Return how many steps after the committed one an earlier worker group had reported, by its `status.json`."""
-    return max(0, int(status.get("step", 0)) - committed_step)
+@dataclass(frozen=True)
+class Lost:
+    """What an earlier worker group had done after the committed step."""
+
+    num_redone_steps: int
+    uncommitted_step: int | None
+    """Of a checkpoint whose upload did not come to its end."""
+
+    @classmethod
+    def after(cls, committed_step: int, status: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Lost:
+        """Return what was lost, by the run's `status.json` and the newest `lines` of its first rank's journal."""
+        reported = max([int(status.get("step", 0)), *(line.get("step", 0) for line in lines)])
+        saved = max((line["step"] for line in lines if line["event"] == "checkpoint"), default=0)
+        return cls(max(0, reported - committed_step), saved if saved > committed_step else None)
+
+    def in_words(self, committed_step: int) -> str:
+        """Return what is done again, and why from so far back."""
+        first, last = committed_step + 1, committed_step + self.num_redone_steps
+        upload = f"; the checkpoint of step {self.uncommitted_step} was not uploaded to its end"
+        redone = f"; steps {first} to {last} had been done and are done again"
+        return upload * (self.uncommitted_step is not None) + redone * (self.num_redone_steps > 0)
 
 
 class Trainer:
@@ -77,7 +97,7 @@ class Trainer:
     ) -> None:
         self.job, self.runtime, self.world, self.journal = job, runtime, runtime.world, journal
         self.alive, self.on_step = alive, on_step
-        self.tracker = Tracker(job.tracking_uri, job.tracking_run_id)
+        self.tracker = PatientTracker(job.tracking_uri, job.tracking_run_id)
         self.clock = Clock()
         self.batches = RankBatches(job, runtime, self.clock, alive)
         self.reporter = Reporter(job, self.batches, self.journal, self.tracker)
@@ -94,7 +114,7 @@ class Trainer:
     def restore(self) -> TrainState:
         """Return the state of the last committed checkpoint, or a new one from the seed."""
         optim = self.job.optim
-        num_redone = 0
+        lost = Lost(0, None)
         torch.manual_seed(self.job.seed)
         set_float32_precision(optim.precision)
         with self.runtime.restored() as folder:
@@ -107,11 +127,10 @@ class Trainer:
             if folder:
                 state.progress = checkpoints.load(folder, network, state.optimizer, state.average)
                 self.clock.seconds = dict(state.progress.seconds or {})
-                num_redone = num_lost_steps(state.progress.step, read_status(self.job.run_folder))
-                first, last = state.progress.step + 1, state.progress.step + num_redone
-                again = f"; steps {first} to {last} had been done and are done again" if num_redone else ""
-                self.reporter.say(f"continuing at step {state.progress.step} of {optim.num_steps}{again}")
-        facts = {"num_ranks": self.world.size, "device": str(self.world.device), "num_redone_steps": num_redone}
+                step, folder = state.progress.step, self.job.run_folder
+                lost = Lost.after(step, read_status(folder), newest_lines(folder, "rank-0"))
+                self.reporter.say(f"continuing at step {step} of {optim.num_steps}{lost.in_words(step)}")
+        facts = {"num_ranks": self.world.size, "device": str(self.world.device)} | asdict(lost)
         self.journal.note("start", step=state.progress.step, **facts)
         return state
 

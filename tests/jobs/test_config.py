@@ -23,7 +23,7 @@ from jobs.run.run_identity import identity
 from pipeline.offline.shards import PackingConfig
 from pipeline.stream.config import AugmentationConfig, OrderConfig
 from pipeline.text.config import MaskingConfig, Strategy
-from snps3_model.config import ModelConfig, ObjectiveConfig
+from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
 
 CONFIG = PretrainConfig(name="first")
 
@@ -191,7 +191,7 @@ REFUSED = [
     (lambda: Placement(num_workers=(0, 2)), r"placement\.num_workers must be at least 1, got 0"),
     (lambda: Placement(num_workers=(4, 2)), r"placement\.num_workers must name the fewest first, got 4 and 2"),
     (lambda: Placement(max_failures=-1), r"placement\.max_failures must not be negative, got -1"),
-    (lambda: Placement(compiled=True), r"placement\.compiled .* set placement\.length_groups=1, got 2"),
+    (lambda: Placement(compiled=True), r"placement\.compiled needs placement\.length_groups=1, got 2"),
     (lambda: Placement(hang_seconds=0), r"placement\.hang_seconds must be above 0, got 0"),
     (lambda: pretrain(name=""), "name must be a plain folder name of letters, digits and _ . -, got ''"),
     (lambda: pretrain(name="a/b"), "name must be a plain folder name of letters, digits and _ . -, got 'a/b'"),
@@ -210,6 +210,10 @@ REFUSED = [
     (
         lambda: pretrain(data=DataConfig(num_frames=64)),
         r"model\.max_positions must be at least 65 for text\.max_tokens=30 and data\.num_frames=64, got 64",
+    ),
+    (
+        lambda: ModelConfig(visual=VisualConfig(encoder="clip_cnn"), grid_side=2),
+        r"encoder=clip_cnn gives one token per frame, and model\.grid_side=2 asks for more; set it to 1",
     ),
     (
         lambda: pretrain(objective=ObjectiveConfig(num_hard_negatives=64)),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cluster.world import World
+from jobs.benchmarks.retrieval_memory import drawn_scores
 from jobs.corpus.preparation import MARKER, Prepared, hash_of_list, lists_of, mark_done
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Protocol, not_repeated, read_card, refuse_other, write_card
@@ -42,6 +43,7 @@ from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.manifest import clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.records import Kind
 from pipeline.stream.transforms import normalise
+from snps3_model import metrics
 from snps3_model.config import ObjectiveConfig
 from snps3_model.gather import local_gather
 from snps3_model.objective import Pretraining
@@ -191,6 +193,32 @@ def test_scores_of_two_stages_and_of_the_prior_stand_in_columns_of_their_own() -
     two = retrieval_results(both, relevant, "test", RetrievalOptions(rerank=2, prior="dual_softmax"))
     assert "test/t2v/cross_r1" not in two
     assert {name for name in two if name.endswith("t2v/dual_softmax_r1")} == {"test/t2v/dual_softmax_r1"}
+
+
+@pytest.mark.parametrize("k", [1, 3, 12])
+def test_matrices_are_worked_on_in_parts_as_in_one(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    dual = rng.integers(0, 4, (40, 13)).astype(np.float32)  # with ties
+    both = Scored(clip_ids=np.arange(13), dual=dual, cross=rng.normal(size=dual.shape).astype(np.float32))
+    relevant = rng.random(dual.shape) < 0.2
+    relevant[np.arange(40), np.arange(40) % 13] = True
+    whole = first_of_both(dual, k), retrieval_results(both, relevant, "test", RetrievalOptions(rerank=k))
+    for matrix in (dual, dual.T):
+        order = np.argsort(-matrix, axis=1, kind="stable")[:, :k]
+        assert all(set(np.flatnonzero(row)) == {*first} for row, first in zip(highest(matrix, k), order, strict=True))
+    monkeypatch.setattr(retrieval, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(metrics, "QUERIES_AT_ONCE", 7)
+    np.testing.assert_array_equal(first_of_both(dual, k), whole[0])
+    assert retrieval_results(both, relevant, "test", RetrievalOptions(rerank=k)) == whole[1]
+
+
+def test_texts_are_scored_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = drawn_scores(30, k=5, num_frames=2, width=8)
+    monkeypatch.setattr(retrieval, "ROWS_AT_ONCE", 7)
+    parts = drawn_scores(30, k=5, num_frames=2, width=8)
+    np.testing.assert_allclose(parts.dual, whole.dual, atol=1e-5)
+    np.testing.assert_array_equal(parts.cross, whole.cross)
+    assert np.isfinite(parts.cross).sum(axis=1).min() >= 5
 
 
 @pytest.mark.parametrize("k", [1, 3, 9])

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors.torch
 
 from jobs.inference.index import EmbedConfig, Embedder, bring_up_to_date, claim, parts_of, refuse_too_many
-from jobs.inference.index_files import parts_in
+from jobs.inference.index_files import parts_in, remove_part
 from jobs.inference.model import decode, load, windows
 from jobs.inference.query import SearchConfig, search
 from jobs.run import run_files
@@ -147,9 +148,14 @@ def test_an_index_without_windows_is_searched_and_not_added_to(run: str, tmp_pat
     now = search(query)
     for path in parts_in(str(out)):
         old = storage.read_table(path).drop_columns(["version", "start_seconds", "end_seconds", "strip"])
+        tensors = safetensors.torch.load_file(path.replace(".parquet", ".safetensors"))
+        for name in ("vectors", "tokens"):
+            numbers = pa.array(list(tensors[name].flatten(1).numpy()), pa.list_(pa.float32()))
+            old = old.append_column(name, numbers)
+        remove_part(path)
         storage.write_table(path, old)
     facts = run_files.read_json(f"{out}/index.json")
     run_files.write_json(f"{out}/index.json", {name: facts[name] for name in ("model", "videos", "run")})
     assert [(one.uri, one.cross, one.span) for one in search(query)] == [(one.uri, one.cross, "") for one in now]
-    with pytest.raises(ValueError, match="another format: None, not 2; take another --out"):
+    with pytest.raises(ValueError, match="another format: None, not 3; take another --out"):
         claim(config, config.videos, config.out)

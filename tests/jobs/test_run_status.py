@@ -16,10 +16,10 @@ from jobs.launch import lease, run_status
 from jobs.launch.run_status import RunConfig, ask_to_stop, describe, folder_of, read_run
 from jobs.run import run_files
 from jobs.tracking import status_file
-from jobs.tracking.journal import Journal
+from jobs.tracking.journal import Journal, newest_lines
 from jobs.tracking.status_file import STATUS, StatusFile, read_status
 from jobs.training.requests import Requests, StopRequest
-from jobs.training.trainer import num_lost_steps
+from jobs.training.trainer import Lost
 from pipeline import storage
 from pipeline.corpus.ledger import write_ledger
 from pipeline.records import Reason, Rejected, Stage
@@ -29,7 +29,7 @@ AT |= {"num_ranks": 2, "seconds_left": 3725.2, "num_steps": 60, "rejected": 2}
 
 
 def make_run(folder: str) -> None:
-    """Write what a run of 60 steps leaves that lost a rank at step 47, after its checkpoint of step 40."""
+    """Write what a run of 60 steps leaves that lost a rank at step 48, while its checkpoint of step 45 was uploaded."""
     run_files.write_json(f"{folder}/{run_files.IDENTITY}", {})
     run_files.write_json(f"{folder}/{run_files.CONFIG}", {"optim": {"num_steps": 60}})
     progress = {"step": 40, "best_score": 0.625, "best_step": 20, "is_finished": False}
@@ -39,14 +39,20 @@ def make_run(folder: str) -> None:
     status.update(**AT)
     assert status.writing
     status.writing.join()
-    lost = [
+    rejected = [
         Rejected(clip_id=number, uri=f"/v/{number}.mp4", stage=Stage.TRAIN, reason=Reason.TRUNCATED, detail="cut")
         for number in (1, 2)
     ]
-    write_ledger(lost, f"{folder}/ledger.parquet")
+    write_ledger(rejected, f"{folder}/ledger.parquet")
+    earlier = Journal(folder, "rank-0")
+    for events in ((("checkpoint", 40),), (("checkpoint", 45), ("step", 48))):
+        for event, step in events:
+            earlier.note(event, step=step)
+        earlier.flush()
+    lost = Lost.after(40, read_status(folder), newest_lines(folder, "rank-0"))
     for who in ("rank-0", "rank-1"):
         journal = Journal(folder, who)
-        journal.note("start", step=40, num_ranks=2, num_redone_steps=num_lost_steps(40, read_status(folder)))
+        journal.note("start", step=40, num_ranks=2, **dataclasses.asdict(lost))
         journal.note("step", step=41)
         journal.flush()
     controller = Journal(folder, "controller")
@@ -96,7 +102,8 @@ def test_the_status_is_what_the_processes_of_the_run_wrote(folder: str) -> None:
         "left      1:02:05",
         "saved     step 40, checkpoint_2, best score 0.625 at step 20",
         f"rejected  truncated 2; {folder}/ledger.parquet",
-        "2 ranks began after step 40; 7 steps after it had been done and are done again",
+        "2 ranks began after step 40; the checkpoint of step 45 was not uploaded to its end; "
+        "8 steps after it had been done and are done again",
         "rank 1 was lost: The actor died: its node was cut off",
     ):
         assert part in words

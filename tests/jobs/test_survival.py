@@ -7,6 +7,7 @@ process of its own, on a cluster of several nodes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -20,8 +21,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from conftest import mlflow_server
 from toy import TOY_STEPS, toy_config
 
+from cluster.head import free_ports
 from jobs.benchmarks import kills
 from jobs.benchmarks.kills import (
     EVERY,
@@ -42,6 +45,7 @@ from jobs.launch.driver import pretrain
 from jobs.run import run_files
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict
+from jobs.tracking import mlflow_runs
 from jobs.tracking.journal import read_journals
 from jobs.training.job import make_sources
 from pipeline import storage
@@ -117,7 +121,7 @@ def test_a_killed_rank_costs_no_clip_and_no_bit(toy_run: str, manifest: str, tmp
     assert len({attempt.group for attempt in trained}) == 2
     assert lost_and_doubled(lineage(trained), training_source(config), TOY_STEPS) == (0, 0)
     assert "lost" in {line["event"] for line in read_journals(str(tmp_path / "killed"))}
-    assert kills.weights_of(tmp_path / "killed") == kills.weights_of(Path(toy_run))
+    assert kills.weights_of(str(tmp_path / "killed")) == kills.weights_of(toy_run)
     reference = run_files.read_json(f"{toy_run}/results.json")
     measured = {name: value for name, value in reference.items() if name.startswith(("test/", "validation/"))}
     assert measured
@@ -199,7 +203,9 @@ def test_a_node_that_is_announced_to_go_is_preceded_by_a_checkpoint(
 ) -> None:
     cluster.fill()
     config = small_run(RUN_NAME, manifest, small_placement(str(tmp_path), max_failures=0))
-    run = kills.run_killed("notice", 2, driver_of(config, cluster), training_source(config), cluster)
+    driver = driver_of(config, cluster)
+    notice = functools.partial(kills.announce_loss, driver, cluster)
+    run = kills.run_killed(2, driver, training_source(config), notice)
     assert (run["lost"], run["doubled"], run["num_groups"]) == (0, 0, 2)
     steps = {line["step"] for line in read_journals(str(tmp_path / RUN_NAME)) if line["event"] == "checkpoint"}
     assert any(step % EVERY for step in steps), steps
@@ -254,6 +260,38 @@ def test_a_run_waits_for_a_bucket_that_is_gone_for_a_while(manifest: str, bucket
     assert not [line for line in read_journals(f"{bucket}/runs/small") if line["event"] == "lost"]
     kept = [path for path in storage.list_files(f"{bucket}/runs/small") if path.startswith("checkpoint_2")]
     assert len({path.split("/")[0] for path in kept}) <= 3  # the two best, and the latest
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_tracking_server_that_is_gone_for_good_costs_a_run_its_end_and_the_same_command_gives_it_back(
+    manifest: str, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    options = ["--placement.storage", str(tmp_path), "--optim.num-steps", "40", "--selection.evaluate-every", "10"]
+
+    def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+        said, _ = process.communicate(timeout=400)
+        return process.returncode, said
+
+    with mlflow_server(tmp_path, port) as uri:
+        environment = {"MLFLOW_TRACKING_URI": uri}
+        process = command(tmp_path, manifest, *options, environment=environment)
+        while run_files.committed_step(str(tmp_path / "small")) < 10:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.2)
+    status, said = finished(process)
+    assert status == 1, said
+    assert "does not answer: training goes on" in said
+    assert "is trained and evaluated, but the tracking server" in said
+    with mlflow_server(tmp_path, port):
+        status, said = finished(command(tmp_path, manifest, *options, environment=environment))
+        assert status == 0, said
+        client = mlflow_runs.client_of(uri)
+        (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+        assert run.info.status == "FINISHED"
+        points = client.get_metric_history(run.info.run_id, "loss/total")
+    assert {point.step for point in points} == set(range(1, 41))
 
 
 @pytest.mark.slow

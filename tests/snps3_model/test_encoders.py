@@ -461,7 +461,7 @@ def test_an_unknown_encoder_is_refused_with_those_there_are() -> None:
     config = VisualConfig()
     object.__setattr__(config, "encoder", "resnet51")  # under pytest the types refuse it before
     with pytest.raises(
-        ValueError, match=r"encoder='resnet51' is unknown; take small_cnn or one of resnet50, pvt_v2_b0"
+        ValueError, match=r"encoder='resnet51' is unknown; take small_cnn or clip_cnn, or one of resnet50, pvt_v2_b0"
     ):
         config.__post_init__()
 

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snps3_model.config import VisualConfig
 from snps3_model.gather import local_gather
-from snps3_model.visual import PaddedBatchNorm, SmallCNN, places, pool, pool_parts, synchronise
+from snps3_model.visual import (
+    ClipCNN,
+    PaddedBatchNorm,
+    SmallCNN,
+    places,
+    pool,
+    pool_parts,
+    synchronise,
+    temporal_shift,
+)
 
 CONFIG = VisualConfig(channels=(4, 6, 8))
 HIDDEN = 5
 
 
-def small_cnn() -> SmallCNN:
+def small_cnn(kind: type[SmallCNN] = SmallCNN) -> SmallCNN:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return SmallCNN(CONFIG, HIDDEN).double()
+        return kind(CONFIG, HIDDEN).double()
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -34,14 +44,15 @@ def padded(frames: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return canvas, pad_mask
 
 
+@pytest.mark.parametrize("kind", [SmallCNN, ClipCNN])
 @pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize("canvas", [(8, 8), (8, 16), (24, 9), (11, 13)])
 @pytest.mark.parametrize("real", [(4, 8), (8, 4), (8, 8), (5, 7), (7, 1)])
 def test_a_frame_has_the_same_feature_whatever_the_padding(
-    real: tuple[int, int], canvas: tuple[int, int], is_training: bool
+    real: tuple[int, int], canvas: tuple[int, int], is_training: bool, kind: type[SmallCNN]
 ) -> None:
     frames = noise(2, 2, 3, *real)
-    alone, inside = small_cnn().train(is_training), small_cnn().train(is_training)
+    alone, inside = small_cnn(kind).train(is_training), small_cnn(kind).train(is_training)
     expected = pool(*alone(*padded(frames, *real)))
     found = pool(*inside(*padded(frames, *canvas)))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
@@ -49,9 +60,10 @@ def test_a_frame_has_the_same_feature_whatever_the_padding(
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_a_frame_has_the_same_feature_whatever_its_batch_mates() -> None:
+@pytest.mark.parametrize("kind", [SmallCNN, ClipCNN])
+def test_a_frame_has_the_same_feature_whatever_its_batch_mates(kind: type[SmallCNN]) -> None:
     frames, pad_mask = padded(noise(3, 2, 3, 4, 8), 8, 8)
-    network = small_cnn().eval()
+    network = small_cnn(kind).eval()
     expected = pool(*network(frames[:1], pad_mask[:1]))
     mates = frames.clone()
     mates[1:] = noise(2, 2, 3, 8, 8, seed=7)
@@ -69,8 +81,9 @@ def test_the_mask_of_the_grid_marks_strips_and_not_only_the_corner() -> None:
     assert high[0, 0].tolist() == [[False, True], [False, True]]
 
 
-def test_frames_that_are_all_padding_give_zeros_and_no_gradient() -> None:
-    network = small_cnn()
+@pytest.mark.parametrize("kind", [SmallCNN, ClipCNN])
+def test_frames_that_are_all_padding_give_zeros_and_no_gradient(kind: type[SmallCNN]) -> None:
+    network = small_cnn(kind)
     frames = noise(2, 2, 3, 8, 8).requires_grad_()
     pad_mask = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
     pad_mask[1] = True
@@ -81,6 +94,32 @@ def test_frames_that_are_all_padding_give_zeros_and_no_gradient() -> None:
     assert frames.grad is not None
     assert not frames.grad[1].any()
     assert frames.grad[0].any()
+
+
+def test_without_padding_the_cell_of_a_frame_is_what_torchs_layers_give_for_it_and_its_neighbours() -> None:
+    network, frames = small_cnn(ClipCNN), noise(2, 3, 3, 16, 12)
+    features = frames.flatten(0, 1)
+    for layer, convolution in enumerate(network.convolutions):
+        if layer:
+            height, width = features.shape[-2:]
+            y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+            features = temporal_shift(features.unflatten(0, (2, 3))).flatten(0, 1)
+            features = torch.cat([features, torch.stack([x, y]).double().expand(6, 2, height, width)], dim=1)
+        features = F.relu(F.batch_norm(convolution(features), None, None, training=True))
+    pooled = torch.cat([features.mean((-2, -1)), features.flatten(2).max(-1).values], dim=-1)
+    pooled = F.batch_norm(pooled, None, None, training=True).unflatten(0, (2, 3))
+    nothing = torch.zeros_like(pooled[0, 0])
+    for clip, cells in enumerate(network(frames, torch.zeros(2, 3, 16, 12, dtype=torch.bool))[0]):
+        row = [nothing, *pooled[clip], nothing]
+        expected = torch.stack([network.projection(torch.cat(row[frame : frame + 3])) for frame in range(3)])
+        torch.testing.assert_close(cells[..., 0, 0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_clip_backwards_is_another_clip_to_who_sees_motion() -> None:
+    frames, pad_mask = noise(1, 3, 3, 16, 16), torch.zeros(1, 3, 16, 16, dtype=torch.bool)
+    network = small_cnn(ClipCNN).eval()
+    forth, back = (pool(*network(clip, pad_mask)) for clip in (frames, frames.flip(1)))
+    assert (forth - back.flip(1)).abs().amax(-1).min() > 1e-3
 
 
 def test_places_run_from_corner_to_corner_of_the_real_frame() -> None:

@@ -34,6 +34,8 @@ class Faults:
     """Pause before each answer."""
     put_refusal: str = ""
     """Status and code that answer every PUT, e.g. "411 MissingContentLength"."""
+    refused_part: str = ""
+    """Only PUTs to a key with this in it are refused."""
 
 
 def store_endpoint() -> str:
@@ -52,12 +54,12 @@ class FaultyStore(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, target: str, faults: Faults) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, target: str, faults: Faults, address: str) -> None:
+        super().__init__((address, 0), _Handler)
         self.target, self.faults = urlsplit(target), faults
         if self.target.scheme != "http":
             raise ValueError(f"the endpoint behind the faults must be an http:// URL, got {target}")
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        self.endpoint = f"http://{address}:{self.server_port}"
         self.gone_until = float("-inf")
         """Until then, in monotonic time, every request is answered 503."""
         self.counts: Counter[str] = Counter()
@@ -78,11 +80,12 @@ class FaultyStore(ThreadingHTTPServer):
         with self._lock:
             self.num_bytes += count
 
-    def fault(self, method: str) -> str:
+    def fault(self, method: str, key: str) -> str:
         """Choose the fault of the next request: "gone", "refused", "cut", "slow_down", or "whole" for none."""
         with self._lock:
             self._num_gets += method == "GET"
-            fault = "refused" if method == "PUT" and self.faults.put_refusal else "whole"
+            is_refused = method == "PUT" and self.faults.put_refusal and self.faults.refused_part in key
+            fault = "refused" if is_refused else "whole"
             for name, every in (("slow_down", self.faults.slow_down_every), ("cut", self.faults.cut_every)):
                 if method == "GET" and every and self._num_gets % every == 0:
                     fault = name
@@ -93,9 +96,17 @@ class FaultyStore(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def faulty_store(target: str, faults: Faults) -> Iterator[FaultyStore]:
-    """Run a store with `faults` before the endpoint `target` while the context lasts."""
-    with FaultyStore(target, faults) as server:
+def faulty_store(
+    target: str,
+    faults: Faults,
+    address: str = "127.0.0.1",
+    network: contextlib.AbstractContextManager[object] | None = None,
+) -> Iterator[FaultyStore]:
+    """Run a store with `faults` before the endpoint `target` while the context lasts. It listens on an address of the
+    `network`, and reaches the endpoint from the one of this process."""
+    with network or contextlib.nullcontext():
+        server = FaultyStore(target, faults, address)
+    with server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:
             yield server
@@ -110,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.wait()
-        fault = self.server.fault(self.command)
+        fault = self.server.fault(self.command, self.path)
         if fault in ("slow_down", "gone", "refused"):
             self.refuse(self.server.faults.put_refusal if fault == "refused" else "503 SlowDown")
         else:

@@ -1,0 +1,30 @@
+"""Which windows of an index are shown for a query. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+Place = tuple[str, float | None, float | None]
+"""Video, and start and end of a window of it in seconds; without an end an image, without both a whole video."""
+
+
+def distinct(places: Sequence[Place], rows: Iterable[int], num: int, shown: Sequence[int] = ()) -> list[int]:
+    """Return the first `num` of `rows`, without those that are the same moment as one before them or a `shown` row."""
+    kept = [*shown]
+    for row in rows:
+        if len(kept) == num + len(shown):
+            break
+        if not any(is_same_moment(places[row], places[other]) for other in kept):
+            kept.append(row)
+    return kept[len(shown) :]
+
+
+def is_same_moment(place: Place, other: Place) -> bool:
+    """Return whether two windows of a file share half of the shorter one, or more."""
+    (uri, start, end), (other_uri, other_start, other_end) = place, other
+    if uri != other_uri:
+        return False
+    if start is None or end is None or other_start is None or other_end is None:
+        return True
+    shared = min(end, other_end) - max(start, other_start)
+    return shared >= 0.5 * min(end - start, other_end - other_start) - 1e-9

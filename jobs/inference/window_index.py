@@ -1,0 +1,134 @@
+"""An index of windows that is open for questions: mapped from disk, and not read.
+
+text ── dot products with the 8-bit codes of all windows ── first thousand   ── their dual scores ── first of them
+        (a small index: dual scores of all windows)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from jobs.inference.index_files import Part, coded, open_part, parts_in
+from jobs.inference.ranking import Place
+from pipeline import storage
+from snps3_model.snps3 import dual_scores
+
+EXACT_BYTES = 64 * 2**20
+"""Of frame vectors, up to which an index is searched without its codes."""
+OVERSAMPLING, LEAST_CANDIDATES = 4, 1000
+"""The codes choose so many windows per one that is asked for, and no fewer than those."""
+TABLES_IN_MEMORY = 64
+"""Parts whose places stay in memory."""
+
+
+class WindowIndex:
+    """The windows of an index. Its rows count through its parts."""
+
+    def __init__(self, parts: Sequence[Part], exact_bytes: int = EXACT_BYTES) -> None:
+        self.parts = parts
+        self.stops = np.array([*itertools.accumulate(map(len, parts))])
+        self.is_exact = sum(part.vectors.nbytes for part in parts) <= exact_bytes
+        self.places_of = functools.lru_cache(TABLES_IN_MEMORY)(places_of)
+
+    @classmethod
+    def open(cls, folder: str, model: str, width: int) -> WindowIndex:
+        """Open the index that a model with these weights made, of vectors of `width`. ValueError as of `open_part`."""
+        reads = [(path, functools.partial(open_part, path, model, width)) for path in parts_in(folder)]
+        if not reads:
+            raise ValueError(f"{folder} holds no embedded video")
+        return cls([part() for part in storage.ahead(reads)])
+
+    def __len__(self) -> int:
+        return int(self.stops[-1])
+
+    def first(
+        self,
+        texts: Float[Tensor, "1 D"],
+        count: int,
+        temperature: float,
+        is_eligible: Bool[np.ndarray, " N"] | None = None,
+    ) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]]:
+        """Return the eligible windows with the highest dual scores for a text, best first, and their scores."""
+        with one_thread():
+            if self.is_exact:
+                parts = [dual_scores(texts, part.vectors, temperature)[0] for part in self.parts]
+                return highest(torch.cat(parts), count, is_eligible)
+            candidates = max(OVERSAMPLING * count, LEAST_CANDIDATES)
+            rows = highest(self.coded_scores(texts), candidates, is_eligible)[0]
+            if not len(rows):
+                return rows, torch.empty(0)
+            order, scores = highest(dual_scores(texts, self.vectors(rows), temperature)[0], count)
+            return rows[order], scores
+
+    def coded_scores(self, texts: Float[Tensor, "1 D"]) -> Float[Tensor, " N"]:
+        """Return a number per window that orders them about as their mean cosine with the text does."""
+        codes = coded(texts[:, None])[0].T.contiguous()
+        # torch.mm refuses 8-bit integers
+        return torch.cat([torch.ops.aten._int_mm(part.codes, codes)[:, 0] * part.scale for part in self.parts])
+
+    def vectors(self, rows: Int[Tensor, " K"]) -> Float[Tensor, "K T D"]:
+        """Return the frame vectors of windows."""
+        return torch.stack([part.vectors[place] for part, place in self.located(rows)])
+
+    def tokens(self, rows: Int[Tensor, " K"]) -> Float[Tensor, "K S D"]:
+        """Return the tokens of windows, for the cross encoder."""
+        return torch.stack([part.tokens[place] for part, place in self.located(rows)])
+
+    def place(self, row: int) -> Place:
+        """Return which window a row is. ValueError if its part was written anew since the index was opened."""
+        ((part, place),) = self.located(torch.tensor([row]))
+        places = self.places_of(part.path)
+        if len(places) != len(part):
+            raise ValueError(f"{part.path} was written anew since the index was opened; open it again")
+        return places[place]
+
+    def located(self, rows: Int[Tensor, " K"]) -> list[tuple[Part, int]]:
+        """Return part and place in it of each row."""
+        numbers = np.searchsorted(self.stops, rows.numpy(), side="right")
+        starts = np.concatenate([[0], self.stops])[numbers]
+        return [(self.parts[number], int(place)) for number, place in zip(numbers, rows.numpy() - starts, strict=True)]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread: a part is so small that threads wait for each other, not for memory."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def highest(
+    scores: Float[Tensor, " N"], count: int, is_eligible: Bool[np.ndarray, " N"] | None = None
+) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]]:
+    """Return the places of the `count` highest that are eligible, best first, and their scores; of equal ones the
+    first."""
+    if is_eligible is not None:
+        scores = scores.masked_fill(torch.from_numpy(~is_eligible), -torch.inf)
+        count = min(count, int(is_eligible.sum()))
+    if not count:
+        return torch.empty(0, dtype=torch.int64), scores[:0]
+    rows = (scores >= scores.topk(min(count, len(scores))).values[-1]).nonzero()[:, 0]
+    order = rows[scores[rows].argsort(descending=True, stable=True)[:count]]
+    return order, scores[order]
+
+
+def places_of(path: str) -> list[Place]:
+    """Return the windows of a part; one of the first format has no times."""
+    table = storage.read_with(path, lambda file: pq.ParquetFile(file).read(["uri", "start_seconds", "end_seconds"]))
+    nothing = [None] * len(table)
+    starts, ends = (
+        table[name].to_pylist() if name in table.column_names else nothing for name in ("start_seconds", "end_seconds")
+    )
+    return list(zip(table["uri"].to_pylist(), starts, ends, strict=True))

@@ -1,0 +1,93 @@
+"""Serve the page of an index on this machine's loopback until Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import webbrowser
+
+import uvicorn
+
+from jobs.inference.index_files import INDEX
+from jobs.inference.query import SearchConfig
+from jobs.run import run_files
+from jobs.serving.app import make_app
+from jobs.serving.library import Library
+from jobs.tracking import voice
+from pipeline import storage
+
+MAX_HEADER_BYTES = 2**18
+"""Of a request: a question that is much too long is still answered with what it may have."""
+
+
+def serve(config: SearchConfig) -> None:
+    """Answer until this process is asked to end. ValueError for a port that is taken, or an index of another model."""
+    with listening(config.port) as listener:  # before the model is loaded, which takes longer
+        library = Library.open(index_of(config.index, config.run), config.run, rerank=config.rerank)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        voice.show(f"{url} shows {len(library.places)} moments of {len(library.uris)} files; Ctrl-C ends it")
+        if has_screen():
+            webbrowser.open(url)
+        make_server(make_app(library)).run(sockets=[listener])
+
+
+def index_of(folder: str, run: str | None) -> str:
+    """Return an index, or that of a folder of videos, which is made or brought up to date below it, by model.
+
+    ValueError for a folder of neither, or without a model to embed it.
+    """
+    folder = storage.absolute(folder)
+    storage.check_readable(folder)
+    if storage.exists(f"{folder}/{INDEX}"):
+        return folder
+    if run is None:
+        raise ValueError(
+            f"{folder} is no index: it holds no {INDEX}; name the model with --run to index the videos in it, or an "
+            "index that snps3 embed wrote"
+        )
+    from jobs.inference.index import EmbedConfig, embed  # brings Ray, which an index does without
+
+    out = f"{folder}/.snps3/{run_files.weights_hash(storage.absolute(run))[:12]}"
+    counts = embed(EmbedConfig(run=run, videos=folder, out=out))
+    voice.say(f"{counts['videos']} files: {counts['embedded']} embedded now, {counts['rejected']} rejected ({out})")
+    return out
+
+
+def make_server(app: object) -> uvicorn.Server:
+    """Return a server of `app` that logs as its process does."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,  # pyright: ignore[reportArgumentType]
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=2,  # a browser that plays keeps its connection
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        )
+    )
+
+
+def listening(port: int) -> socket.socket:
+    """Return a socket that listens on loopback; 0: on any free port. ValueError for a port that cannot be had."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+    except (OSError, OverflowError) as error:
+        listener.close()
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "is taken by another process" if taken else f"cannot be listened on ({error})"
+        raise ValueError(f"port {port} {reason}; name another with --port, or 0 for any that is free") from error
+    return listener
+
+
+def has_screen() -> bool:
+    """Return whether a browser would open a window, and not take over the terminal."""
+    return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
