@@ -30,6 +30,8 @@ REACH = 50
 """Frames before and after one that it is compared with."""
 WINDOW, CONTEXT = 100, 25
 """Frames that the network sees at a time, and how many of them at either end are there for the others alone."""
+LEAST_SHOT = 6
+"""Frames between two transitions at most that make them one."""
 SIZE = (48, 27)
 BINS = 8
 """Of a colour histogram, per channel."""
@@ -138,10 +140,13 @@ class NetworkDetector:
 
     def transitions(self, chunks: Iterable[UInt8[np.ndarray, "T H W 3"]]) -> list[Transition]:
         """As `shots.Detector.transitions`."""
-        places, parts = self.probabilities(chunks).T.astype(np.float64)
-        frames_of = runs_above(np.maximum(places, parts), self.threshold)
-        # of a cut, the last frame before it is the one that is named
-        return [(first + 1, stop) for first, stop in frames_of if places[first:stop].max() >= self.threshold]
+        # the first output alone misses half of the fades; the second sees a fade as two, out and in
+        likeliest = self.probabilities(chunks).max(1).astype(np.float64)
+        joined: list[tuple[int, int]] = []
+        for first, stop in runs_above(likeliest, self.threshold):
+            is_one = bool(joined) and first - joined[-1][1] <= LEAST_SHOT
+            joined[-1:] = [(joined[-1][0], stop)] if is_one else [*joined[-1:], (first, stop)]
+        return [(first + 1, stop) for first, stop in joined]  # of a cut, the frame before it is the one that is named
 
     @torch.inference_mode()
     def probabilities(self, chunks: Iterable[UInt8[np.ndarray, "T H W 3"]]) -> Float32[np.ndarray, "T 2"]:

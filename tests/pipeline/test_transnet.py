@@ -59,9 +59,9 @@ def test_a_cut_is_behind_its_frame_and_a_slow_transition_has_its_length() -> Non
     frames[20, 0, 0] = 255  # a cut
     frames[65, 0, 0] = 255  # the middle of a slow one
     frames[60:71, 0, 1] = 255
-    frames[100:103, 0, 1] = 255  # a part of none
+    frames[100:106, 0, 1] = frames[112:118, 0, 1] = 255  # out of one shot, and into the next
     detector = NetworkDetector(network=Told())
-    assert detector.transitions(pieces(frames, 32)) == [(21, 21), (61, 71)]
+    assert detector.transitions(pieces(frames, 32)) == [(21, 21), (61, 71), (101, 118)]
 
 
 def test_without_the_package_that_ships_the_weights_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
