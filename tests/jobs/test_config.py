@@ -229,7 +229,7 @@ REFUSED = [
     ),
     (
         lambda: pretrain(placement=Placement(rows_at_once=8)),
-        r"placement\.rows_at_once=8 would change what is computed: the small CNN normalises over all clips",
+        r"placement\.rows_at_once=8 would change what is computed: that CNN normalises over all clips",
     ),
     (lambda: OrderConfig(whole_up_to=1023), r"data\.order\.whole_up_to must be at least 1024, a block, got 1023"),
     (lambda: OrderConfig(window_blocks=1), r"data\.order\.window_blocks must be at least 2, got 1"),
