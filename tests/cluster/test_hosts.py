@@ -92,6 +92,7 @@ def test_a_cable_is_pulled_and_put_back_and_a_slow_one_takes_the_time_that_it_is
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # it takes 195 s, and a new test of CI may take 60
 def test_a_run_on_hosts_of_their_own_survives_the_loss_of_one(bucket: str, tmp_path: Path) -> None:
     """It needs a Ray of its own, whose nodes are on hosts; `python jobs/benchmark.py hosts` has the other faults."""
     with train_layout(tmp_path) as cluster:

@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -67,11 +67,12 @@ class Host:
     name: str
     address: str
     pid: int
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, command: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Start a command in the code's folder, with its output in `log`. It ends with the host, if not before."""
         inside = ["nsenter", "--target", str(self.pid), *NAMESPACES, "env", f"--chdir={ROOT}", *command]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             inside,
             env={**environment, "HOME": HOME},
             stdin=subprocess.DEVNULL,
@@ -79,6 +80,8 @@ class Host:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
     def kill(self) -> None:
         """End the host and all that runs on it at once."""
@@ -87,6 +90,12 @@ class Host:
     def network(self) -> contextlib.AbstractContextManager[None]:
         """Within it, sockets that this thread makes are those of the host, and stay so."""
         return network_of(self.pid)
+
+
+def reap(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for the processes of a host that has ended."""
+    for process in processes:
+        process.wait(30)
 
 
 @contextlib.contextmanager
@@ -139,10 +148,11 @@ class Lan(contextlib.ExitStack):
     def add(self, name: str) -> Host:
         """Return a new host, on the switch. `name`: of at most 15 characters, as interfaces have."""
         self.num_hosts += 1
-        options = [*NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
+        options, started = [*NAMESPACES, "--fork", "--kill-child", "--mount-proc"], list[subprocess.Popen[bytes]]()
+        self.callback(reap, started)  # before the host's own, so that it runs after the host has ended
         parent = self._first_process(["unshare", *options], FIRST_PROCESS, name, str(self.records))
         pid = int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
-        host = Host(name, f"{SUBNET}.{self.num_hosts}", pid)
+        host = Host(name, f"{SUBNET}.{self.num_hosts}", pid, started)
         self._ip(self.switch, f"link add {name} type veth peer name eth0 netns {pid}")
         self._connect(host)
         return host
