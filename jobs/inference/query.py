@@ -65,7 +65,7 @@ class Match:
 
 def search(config: SearchConfig) -> list[Match]:
     """Return the best windows for `config.text`, best first. ValueError for an index of another model."""
-    model, index = opened(config)
+    model, index = open_index(config.index, config.run)
     return best(model, index, config.text or "", config)
 
 
@@ -78,7 +78,7 @@ def answers(config: SearchConfig) -> Iterator[str]:
     texts = (text_of(number, line) for number, line in enumerate(lines, 1) if line.strip())
     if config.queries != "-":
         texts = iter([*texts])
-    model, index = opened(config)
+    model, index = open_index(config.index, config.run)
     for text in texts:
         matches = [dataclasses.asdict(match) for match in best(model, index, text, config)]
         yield json.dumps({"text": text, "matches": matches}, ensure_ascii=False)
@@ -102,21 +102,12 @@ def text_of(number: int, line: str) -> str:
     raise ValueError(f"line {number} of the queries {rule}, got {line.strip()!r:.80}")
 
 
-def opened(config: SearchConfig) -> tuple[Model, WindowIndex]:
-    """Load the model of an index, and open the index. ValueError for another model."""
-    return open_index(config.index, config.run)
-
-
 def open_index(index: str, run: str | None) -> tuple[Model, WindowIndex]:
-    """Load the model that an index was made with, from `run` or where it lay then, and open the index."""
+    """Load the model that an index was made with, from `run` or where it lay then, and open the index.
+
+    ValueError for another model.
+    """
     folder = storage.absolute(index)
-    model = model_of(folder, run)
-    facts = run_files.read_json(f"{folder}/{INDEX}")
-    return model, WindowIndex.open(folder, facts["model"], model.network.config.hidden)
-
-
-def model_of(folder: str, run: str | None) -> Model:
-    """Load the model that an index was made with, from `run` or where it lay then. ValueError for another model."""
     storage.check_readable(f"{folder}/{INDEX}")
     facts = run_files.read_json(f"{folder}/{INDEX}")
     run = storage.absolute(run or facts["run"])
@@ -124,7 +115,8 @@ def model_of(folder: str, run: str | None) -> Model:
         raise ValueError(
             f"{folder} was made with the model {facts['model']}, and {run} is {weights}; name it with --run"
         )
-    return load(run)
+    model = load(run)
+    return model, WindowIndex.open(folder, weights, model.network.config.hidden)
 
 
 def best(model: Model, index: WindowIndex, sentence: str, config: SearchConfig) -> list[Match]:
