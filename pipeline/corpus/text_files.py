@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import lzma
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,10 @@ from pipeline import storage
 
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 """First bytes → name."""
+_MARKS_16 = (b"\xff\xfe", b"\xfe\xff")
+"""Byte-order marks of UTF-16."""
+PIECE_BYTES = 16 * 2**20
+"""Of a large file, what is in memory at a time."""
 _NO_TEXT = {
     b"PK\x03\x04": "a zip or a spreadsheet: unpack it, or save the sheet as CSV",
     b"ARROW1": "an Arrow file: write it as Parquet, with datasets' to_parquet or pyarrow's write_table",
@@ -28,37 +33,72 @@ def read_text(path: str) -> str:
 
     ValueError if it is neither UTF-8 nor UTF-16 with its mark.
     """
-    return decoded(decompressed(storage.read_bytes(path), path), path)
+    return "".join(text_pieces(path))
 
 
-def decompressed(data: bytes, path: str) -> bytes:
-    """Return the bytes in a gzip, Zstandard or bzip2 file; those of another as they are. ValueError if cut short."""
-    compression = next((name for start, name in _COMPRESSIONS.items() if data.startswith(start)), None)
-    if data.startswith(b"\xfd7zXZ"):
-        return lzma.decompress(data)
-    if compression is None:
-        return data
-    try:
-        return pa.input_stream(pa.py_buffer(data), compression=compression).read()
-    except OSError as error:
-        raise ValueError(f"{path}: damaged {compression} ({error}): copy it again") from error
+def text_pieces(path: str) -> Iterator[str]:
+    """Yield the text of a file, of a large one some lines at a time. ValueError as of `read_text`."""
+    first_line, rest = 1, b""
+    for data in _unpacked_pieces(path):
+        if first_line == 1 and not rest:
+            _refuse_no_text(data, path)
+        is_wide = data.startswith(_MARKS_16) or rest.startswith(_MARKS_16)  # cut nowhere: an end of line has two bytes
+        stop = 0 if is_wide else data.rfind(b"\n") + 1
+        if stop:
+            yield _decoded(rest + data[:stop], path, first_line)
+            first_line += rest.count(b"\n") + data.count(b"\n", 0, stop)
+            rest = b""
+        rest += data[stop:]
+    if rest:
+        yield _decoded(rest, path, first_line)
 
 
-def decoded(data: bytes, path: str) -> str:
-    """Return the text in `data`. ValueError, with the line and a remedy, for what is no text in Unicode."""
+def byte_pieces(path: str) -> Iterator[bytes]:
+    """Yield the bytes of a file, `PIECE_BYTES` at a time."""
+    start = 0
+    while data := storage.read_bytes(path, start, start + PIECE_BYTES):
+        yield data
+        start += len(data)
+        if len(data) < PIECE_BYTES:
+            return
+
+
+def _unpacked_pieces(path: str) -> Iterator[bytes]:
+    """Yield the bytes of a file some at a time; of a compressed one, those in it."""
+    pieces = byte_pieces(path)
+    head = next(pieces, b"")
+    compression = next((name for start, name in _COMPRESSIONS.items() if head.startswith(start)), None)
+    if head.startswith(b"\xfd7zXZ"):
+        yield lzma.decompress(b"".join([head, *pieces]))
+    elif compression:
+        try:
+            unpacked = pa.input_stream(pa.py_buffer(b"".join([head, *pieces])), compression=compression)
+            while data := unpacked.read(PIECE_BYTES):
+                yield data
+        except OSError as error:
+            raise ValueError(f"{path}: damaged {compression} ({error}): copy it again") from error
+    else:
+        yield from itertools.chain([head], pieces)
+
+
+def _refuse_no_text(data: bytes, path: str) -> None:
+    """Raise ValueError, with a remedy, for a file that begins as no text does."""
     if data.startswith(b"\x80") or data.startswith((b"(dp", b"(lp")):
         script = f"import json, pickle; json.dump(pickle.load(open({path!r}, 'rb')), open({path + '.json'!r}, 'w'))"
         raise ValueError(f'{path}: a pickle, which runs code when it is opened: if you trust it, python -c "{script}"')
     if other := next((remedy for start, remedy in _NO_TEXT.items() if data.startswith(start)), None):
         raise ValueError(f"{path}: {other}")
-    is_marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if not is_marked and data[:2].count(0) == 1:
+    if not data.startswith(_MARKS_16) and data[:2].count(0) == 1:
         order = "be" if data.startswith(b"\0") else "le"
         raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {path} > FILE")
+
+
+def _decoded(data: bytes, path: str, first_line: int) -> str:
+    """Return the text in `data`. ValueError, with the line and a remedy, for what is no text in Unicode."""
     try:
-        return data.decode("utf-16" if is_marked else "utf-8-sig")
+        return data.decode("utf-16" if data.startswith(_MARKS_16) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = data.count(b"\n", 0, error.start) + first_line
         remedy = f"convert it first: iconv -f cp1252 -t utf-8 {path} > FILE"
         raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason} {data[error.start]:#x}); {remedy}") from error
 
