@@ -43,17 +43,27 @@ MEASURED = (
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredManifest:
-    """What clips took in a manifest in parts, beside fetching and decoding."""
+    """What a clip takes in a manifest in parts with captions as long as WebVid's, beside fetching and decoding."""
 
-    what: str
     num_clips: int
-    bytes_per_clip: float | None = None
+    """At which it was measured."""
+    bytes_per_clip: float = 0.0
     """In the store."""
-    cpu_us_per_clip: float | None = None
+    cpu_us_per_clip: float = 0.0
 
 
-MANIFESTS = (
-    MeasuredManifest(what="`scale`, parts as written", num_clips=10_000_000, bytes_per_clip=89),
-    MeasuredManifest(what="`scale`, one of eight decode workers", num_clips=10_000_000, cpu_us_per_clip=46),
-    MeasuredManifest(what="`prepare-scale`", num_clips=300_000, cpu_us_per_clip=128),
-)
+STORED = MeasuredManifest(num_clips=10_000_000, bytes_per_clip=89)
+"""`scale`: the parts as they are written."""
+LOOKED_UP = MeasuredManifest(num_clips=10_000_000, cpu_us_per_clip=46)
+"""`scale`: rows of a step, by one of eight decode workers."""
+PREPARED = MeasuredManifest(num_clips=1_000_000, cpu_us_per_clip=146)
+"""`prepare-scale`: `prepare` without decoding."""
+
+
+def manifest_terms(num_clips: int, clips_per_second: float) -> dict[str, float]:
+    """Return what a manifest in parts takes: see `Plan.manifest`."""
+    return {
+        "gb": num_clips * STORED.bytes_per_clip / 1e9,
+        "lookup_cores": clips_per_second * LOOKED_UP.cpu_us_per_clip / 1e6,
+        "prepare_hours": num_clips * PREPARED.cpu_us_per_clip / 1e6 / 3600,
+    }
