@@ -123,6 +123,34 @@ def test_a_decoder_shows_each_frame_at_its_time(decoder: str, name: str, files: 
     assert max(map(colour_error, turned_back)) <= clip.max_colour_error
 
 
+def test_a_gif_without_delays_runs_as_in_players() -> None:
+    """They show a frame of less than 20 ms for 100."""
+    delays_ms = [10, 500, 20, 0, 40, 10, 100]
+    first, *others = (Image.fromarray(frame).quantize(64) for frame in drawn_frames(len(delays_ms), 64, 48))
+    first.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=others, duration=delays_ms)
+    shown_ms = [delay if delay >= 20 else 100 for delay in delays_ms]
+    with open_video(buffer.getvalue(), "pyav") as video:
+        np.testing.assert_allclose(video.timeline.times, np.cumsum([0, *shown_ms[:-1]]) / 1000)
+
+
+def test_a_stream_whose_clock_wraps_begins_where_its_sound_does() -> None:
+    """MPEG-TS counts 33 bits of 1/90000 s; what comes before 0 then is no delay of an encoder."""
+    wraps_seconds, buffer = 2**33 / 90_000, io.BytesIO()
+    with av.open(buffer, "w", format="mpegts", options={"muxdelay": "0"}) as container:
+        stream, sound = container.add_stream("libx264", rate=25, options=X264), container.add_stream("mp2", rate=48_000)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 96_000), np.int16), "s16", "mono")
+        silence.rate, silence.pts = 48_000, round((wraps_seconds - 0.4) * 48_000)
+        container.mux(sound.encode(silence))
+        for number, pixels in enumerate(drawn_frames(NUM_FRAMES, WIDTH, HEIGHT)):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = round((wraps_seconds + 0.2) * 25) + number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux([*stream.encode(), *sound.encode()])
+    with open_video(buffer.getvalue(), "pyav") as video:
+        np.testing.assert_allclose(video.timeline.times, np.array(EVEN) + 0.6, atol=0.03)
+
+
 @pytest.fixture(scope="module")
 def truth() -> Truth:
     """What ffmpeg would say of a plain file."""
