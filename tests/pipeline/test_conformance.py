@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from PIL import Image
 
 from jobs.benchmarks.conformance import compared, conformance, faults
@@ -23,6 +24,7 @@ from jobs.benchmarks.support.media_table import FILES
 from pipeline.decode import decoders
 from pipeline.decode.codec import open_video
 from pipeline.decode.images import resize
+from pipeline.records import DecodeError
 
 NUM_FRAMES, WIDTH, HEIGHT = 30, 256, 144
 EVEN = tuple(0.04 * number for number in range(NUM_FRAMES))
@@ -149,6 +151,19 @@ def test_a_stream_whose_clock_wraps_begins_where_its_sound_does() -> None:
         container.mux([*stream.encode(), *sound.encode()])
     with open_video(buffer.getvalue(), "pyav") as video:
         np.testing.assert_allclose(video.timeline.times, np.array(EVEN) + 0.6, atol=0.03)
+
+
+def test_frames_that_are_turned_differently_are_refused(files: dict[str, bytes]) -> None:
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(files["full range"])) as source, av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        insert = BitStreamFilterContext(
+            "h264_metadata=display_orientation=insert:rotate=90", source.streams.video[0], stream
+        )
+        for packet in source.demux(source.streams.video[0]):
+            container.mux(insert.filter(packet if packet.size else None))
+    with open_video(buffer.getvalue(), "pyav") as video, pytest.raises(DecodeError, match="only some frames name how"):
+        video.frames(range(NUM_FRAMES))
 
 
 @pytest.fixture(scope="module")
