@@ -200,13 +200,16 @@ class PyavVideo(PacketVideo):
 
     @cached_property
     def _lacks_presentation_times(self) -> bool:
-        """AVI counts its packets in the order of decoding, and says nothing of the order of display."""
-        return bool(self._codec.has_b_frames) and self._is_counted
+        """AVI, and MXF by FFmpeg, count packets in the order of decoding, and say nothing of the order of display."""
+        return bool(self._codec.has_b_frames) and self._demuxer in (*UNTIMED, "mxf") and self._has_one_lag
 
     @cached_property
     def _is_counted(self) -> bool:
-        lags = {None if packet.dts is None else pts - packet.dts for packet, pts in self._timed_packets}
-        return self._demuxer in UNTIMED and len(lags) == 1
+        return self._demuxer in UNTIMED and self._has_one_lag
+
+    @cached_property
+    def _has_one_lag(self) -> bool:
+        return len({None if packet.dts is None else pts - packet.dts for packet, pts in self._timed_packets}) == 1
 
     @property
     def _timed_packets(self) -> Iterator[tuple[Any, int]]:

@@ -69,6 +69,7 @@ CLIPS = {
     "video after sound": Clip(format="matroska", times=[1 + time for time in EVEN], shown_from=1.0, sound=True),
     "a clock that starts late": Clip(format="matroska", times=[10 + time for time in EVEN]),
     "fragments": Clip(format="mp4", container={"movflags": "frag_keyframe+empty_moov+default_base_moof"}),
+    "H.264 with B-frames in MXF": Clip(format="mxf"),
     "one frame in FLV": Clip(format="flv", times=EVEN[:1]),
     "two frames in MPEG-TS": Clip(format="mpegts", times=EVEN[:2]),
     "turned in Matroska": Clip(format="matroska", turn=90, shape=(HEIGHT, WIDTH)),
