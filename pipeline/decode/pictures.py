@@ -24,6 +24,8 @@ AS_COLOUR_SPACE = {space: space for space in (0, 1, 2, 4, 5, 6, 7, 9)} | {10: 9}
 """Numbers of `AVColorSpace` → that which libswscale converts from; all others are read as Rec. 601."""
 LEAST_SIDE_PX = 64
 """libswscale's filter is another one at the edges, which is most of a smaller picture."""
+TWO_LEVELS = ("monob", "monow")
+"""Formats whose greys are dots of black and white, of which libswscale's filter makes other greys."""
 UPRIGHT = np.eye(2, dtype=np.int64)
 
 
@@ -48,7 +50,7 @@ class Picture:
         matrix = self._matrix
         width, height = size[::-1] if matrix[0, 1] else size
         image = in_rgb(frame, self._to_rgb)
-        if min(image.width, image.height) <= LEAST_SIDE_PX:
+        if min(image.width, image.height) <= LEAST_SIDE_PX or frame.format.name in TWO_LEVELS:
             return upright(resize(Image.fromarray(image.to_ndarray()), (width, height)), matrix)
         image = self._to_size.reformat(image, width, height, interpolation=FILTER, threads=1)
         return upright(image.to_ndarray(), matrix)

@@ -16,7 +16,7 @@ import pytest
 from av.bitstream import BitStreamFilterContext
 from PIL import Image
 
-from jobs.benchmarks.conformance import compared, conformance, faults
+from jobs.benchmarks.conformance import compared, conformance, faults, psnr
 from jobs.benchmarks.support.drawn_frames import colour_error, drawn_frames, read_number
 from jobs.benchmarks.support.ffmpeg_truth import Truth
 from jobs.benchmarks.support.media_files import MediaFile, Rule
@@ -165,6 +165,19 @@ def test_frames_that_are_turned_differently_are_refused(files: dict[str, bytes])
             container.mux(insert.filter(packet if packet.size else None))
     with open_video(buffer.getvalue(), "pyav") as video, pytest.raises(DecodeError, match="only some frames name how"):
         video.frames(range(NUM_FRAMES))
+
+
+@pytest.mark.parametrize("pixels", ["monob", "gray"])
+def test_dots_and_greys_go_through_the_one_filter(pixels: str) -> None:
+    buffer, dots = io.BytesIO(), np.random.default_rng(0).integers(0, 2, (HEIGHT, WIDTH, 1), np.uint8) * 255
+    with av.open(buffer, "w", format="nut") as container:
+        stream = container.add_stream("ffv1" if pixels == "gray" else "rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixels
+        drawn = dots.repeat(3, 2) if pixels == "monob" else drawn_frames(1, WIDTH, HEIGHT)[0]
+        container.mux([*stream.encode(av.VideoFrame.from_ndarray(drawn, "rgb24")), *stream.encode()])
+    with open_video(buffer.getvalue(), "pyav") as video:
+        ((whole,), (small,)) = video.frames([0]), video.frames([0], (112, 63))
+    assert psnr(small, resize(Image.fromarray(whole), (112, 63))) >= 40
 
 
 @pytest.fixture(scope="module")
