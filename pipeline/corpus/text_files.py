@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,8 +13,10 @@ import pyarrow as pa
 
 from pipeline import storage
 
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
 """First bytes → name."""
+MAX_EXPANSION, MAX_EXPANDED_BYTES = 200, 2**26
+"""A file may grow to so many times its size, or to so many bytes. Captions grow tenfold."""
 _NO_TEXT = {
     b"PK\x03\x04": "a zip or a spreadsheet: unpack it, or save the sheet as CSV",
     b"ARROW1": "an Arrow file: write it as Parquet, with datasets' to_parquet or pyarrow's write_table",
@@ -32,34 +36,56 @@ def read_text(path: str) -> str:
 
 
 def decompressed(data: bytes, path: str) -> bytes:
-    """Return the bytes in a gzip, Zstandard or bzip2 file; those of another as they are. ValueError if cut short."""
+    """Return the bytes in a gzip, Zstandard, bzip2 or xz file; those of another as they are.
+
+    ValueError if it is damaged, or grows to more than captions do.
+    """
     compression = next((name for start, name in _COMPRESSIONS.items() if data.startswith(start)), None)
-    if data.startswith(b"\xfd7zXZ"):
-        return lzma.decompress(data)
     if compression is None:
         return data
+    most = max(MAX_EXPANDED_BYTES, MAX_EXPANSION * len(data))
     try:
-        return pa.input_stream(pa.py_buffer(data), compression=compression).read()
-    except OSError as error:
+        is_xz, buffer = compression == "xz", pa.py_buffer(data)
+        with lzma.open(io.BytesIO(data)) if is_xz else pa.input_stream(buffer, compression=compression) as stream:
+            content = read_at_most(stream, most)
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise ValueError(f"{path}: damaged {compression} ({error}): copy it again") from error
+    if content is None:
+        raise ValueError(
+            f"{path}: {len(data)} bytes of {compression} decompress to more than {most}, as no captions do; "
+            "if you trust it, decompress it yourself"
+        )
+    return content
+
+
+def read_at_most(stream: io.BufferedIOBase | pa.NativeFile, most: int) -> bytes | None:
+    """Return the bytes of a stream, read a few at a time; None as soon as they are more than `most`."""
+    parts, size = [], 0
+    while part := stream.read(2**22):
+        parts.append(part)
+        if (size := size + len(part)) > most:
+            return None
+    return b"".join(parts)
 
 
 def decoded(data: bytes, path: str) -> str:
     """Return the text in `data`. ValueError, with the line and a remedy, for what is no text in Unicode."""
+    named = shlex.quote(path)  # a name may hold what a shell would run
     if data.startswith(b"\x80") or data.startswith((b"(dp", b"(lp")):
-        script = f"import json, pickle; json.dump(pickle.load(open({path!r}, 'rb')), open({path + '.json'!r}, 'w'))"
-        raise ValueError(f'{path}: a pickle, which runs code when it is opened: if you trust it, python -c "{script}"')
+        script = "import json, pickle; json.dump(pickle.load(open(0, 'rb')), open(1, 'w'))"
+        remedy = f'python -c "{script}" < {named} > FILE'
+        raise ValueError(f"{path}: a pickle, which runs code when it is opened: if you trust it, {remedy}")
     if other := next((remedy for start, remedy in _NO_TEXT.items() if data.startswith(start)), None):
         raise ValueError(f"{path}: {other}")
     is_marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     if not is_marked and data[:2].count(0) == 1:
         order = "be" if data.startswith(b"\0") else "le"
-        raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {path} > FILE")
+        raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {named} > FILE")
     try:
         return data.decode("utf-16" if is_marked else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        remedy = f"convert it first: iconv -f cp1252 -t utf-8 {path} > FILE"
+        remedy = f"convert it first: iconv -f cp1252 -t utf-8 {named} > FILE"
         raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason} {data[error.start]:#x}); {remedy}") from error
 
 
