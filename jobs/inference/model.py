@@ -11,7 +11,7 @@ print(model.match(texts, videos))                # the same pairs by the cross e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import huggingface_hub
@@ -133,7 +133,7 @@ def decode_media(media: Stored, kind: Kind, data: DataConfig, limits: Limits | N
         sampling=data.sampling,
         decoder=data.decoder,
     )
-    frames = _padded(decoded, data.frame_size_px)
+    frames = padded(decoded, data.frame_size_px)
     return frames if kind == Kind.VIDEO else frames.repeat(data.num_frames, axis=0)
 
 
@@ -157,10 +157,10 @@ def windows(
         limits=limits,
     )
     for spans, frames in decode_windows(path, settings):
-        yield [*spans], np.stack([_padded(clip, data.frame_size_px) for clip in frames])
+        yield [*spans], np.stack([padded(clip, data.frame_size_px) for clip in frames])
 
 
-def _padded(frames: np.ndarray, size_px: int) -> np.ndarray:
+def padded(frames: np.ndarray, size_px: int) -> np.ndarray:
     clip = letterbox(frames, size_px)
     return np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)
 
@@ -177,8 +177,13 @@ def load(folder: str, device: str = "cpu") -> Model:
     report = load_earlier_run(network, weights, path)
     if lost := report.missing:  # a run may begin with weights that lack them, a trained model may not
         raise ValueError(f"{path} lacks {len(lost)} tensors of its network{few(lost)}; write it anew")
-    temperature = config.objective.temperature
-    if "log_temperature" in weights:
-        temperature = weights["log_temperature"].clamp(min=LEAST_LOG_TEMPERATURE).exp().item()
     network.eval().to(device)
+    temperature = temperature_of(weights, config.objective.temperature)
     return Model(network=network, text=text, data=config.data, temperature=temperature)
+
+
+def temperature_of(weights: Mapping[str, Tensor], default: float) -> float:
+    """Return the temperature of dual scores: that of the weights if it was learned."""
+    if "log_temperature" not in weights:
+        return default
+    return weights["log_temperature"].clamp(min=LEAST_LOG_TEMPERATURE).exp().item()
