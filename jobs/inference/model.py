@@ -168,7 +168,7 @@ def padded(frames: np.ndarray, size_px: int) -> np.ndarray:
 def load(folder: str, device: str = "cpu") -> Model:
     """The best model of a run, or of a folder that jobs/export.py wrote; a name that is no folder is looked up on the
     hub. ValueError that names what does not fit."""
-    folder = huggingface_hub.snapshot_download(folder) if is_hub_name(folder) else storage.absolute(folder)
+    folder = folder_of(folder)
     config = config_of(folder)
     text = TextProcessor.load(folder, text=config.text, masking=config.masking, seed=config.seed)
     network = build_model(config.model, text.tokenizer)
@@ -180,6 +180,11 @@ def load(folder: str, device: str = "cpu") -> Model:
     network.eval().to(device)
     temperature = temperature_of(weights, config.objective.temperature)
     return Model(network=network, text=text, data=config.data, temperature=temperature)
+
+
+def folder_of(name: str) -> str:
+    """Return the folder of a model: `name`, or where what the hub has of this name was downloaded to."""
+    return huggingface_hub.snapshot_download(name) if is_hub_name(name) else storage.absolute(name)
 
 
 def temperature_of(weights: Mapping[str, Tensor], default: float) -> float:

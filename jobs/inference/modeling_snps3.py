@@ -167,7 +167,7 @@ def in_square(
     scale = size_px / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size != (width, height):
-        video = np.stack([Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in video])
+        video = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in video])
     rest = (0, 0, 0, size_px - size[0], 0, size_px - size[1])
     square = F.pad(torch.from_numpy(video), rest).numpy()
     padding = np.ones(square.shape[:3], bool)

@@ -30,6 +30,10 @@ TABLES_IN_MEMORY = 64
 """Parts whose places stay in memory."""
 
 
+class ChangedIndexError(ValueError):
+    """Raised when the index was written anew after it was opened."""
+
+
 class WindowIndex:
     """The windows of an index. Its rows count through its parts."""
 
@@ -84,12 +88,13 @@ class WindowIndex:
         return torch.stack([part.tokens[place] for part, place in self.located(rows)])
 
     def place(self, row: int) -> Place:
-        """Return which window a row is. ValueError if its part was written anew since the index was opened."""
+        """Return which window a row is. ChangedIndexError if its part was written anew since the index was opened."""
         ((part, place),) = self.located(torch.tensor([row]))
-        places = self.places_of(part.path)
-        if len(places) != len(part):
-            raise ValueError(f"{part.path} was written anew since the index was opened; open it again")
-        return places[place]
+        with contextlib.suppress(FileNotFoundError):
+            places = self.places_of(part.path)
+            if len(places) == len(part):
+                return places[place]
+        raise ChangedIndexError(f"{part.path} was written anew since the index was opened; open it again")
 
     def located(self, rows: Int[Tensor, " K"]) -> list[tuple[Part, int]]:
         """Return part and place in it of each row."""

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.evaluation.cards import Protocol, write_card
 from jobs.inference.hub_folder import ExportConfig, export
 from jobs.inference.model import load, padded
+from jobs.run import run_files
+from tests.cards import card
 from tests.made_run import made_run
 
 TEXTS = ["a red ring rises", "two shapes meet", "a blue star falls " * 20]
@@ -47,6 +50,22 @@ def test_a_stranger_without_this_package_and_network_gets_the_same_scores(folder
     here = {"cosines": cosines, "match": model.match(texts, videos), "dual": model.dual_scores(texts, videos)}
     for name, values in here.items():
         torch.testing.assert_close(torch.tensor(there[name]), values, atol=1e-6, rtol=1e-6, msg=name)
+
+
+def test_a_release_is_the_same_to_the_bit_and_its_card_has_the_scores_of_the_run(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    own = card(
+        protocol=Protocol(task="retrieval", run=run, manifest="gone", split="test"), weights=run_files.weights_hash(run)
+    )
+    write_card(own, f"{run}/evaluation/retrieval-test/card.json")
+    once, twice = (Path(export(ExportConfig(run=run, out=f"{tmp_path}/{name}"))) for name in ("once", "twice"))
+    files = {path.relative_to(once): path.read_bytes() for path in once.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(twice): path.read_bytes() for path in twice.rglob("*") if path.is_file()}
+    shown = (once / "README.md").read_text()
+    for name, value in own.means.items():
+        if ends := own.interval(name):
+            assert f"| {name} | {value:.3f} | {ends[0]:.3f} to {ends[1]:.3f} |" in shown
+    assert "license: apache-2.0" in shown
 
 
 @pytest.mark.parametrize(("rows", "words", "frames"), [(1, 3, 2), (3, 9, 4), (7, 17, 8)])
