@@ -34,6 +34,7 @@ from pipeline.corpus.fetching import fetch
 from pipeline.corpus.media import kind_of
 from pipeline.decode.codec import decode_frames, letterbox
 from pipeline.decode.config import Limits
+from pipeline.decode.formats import kind_by_bytes
 from pipeline.decode.isolation import isolated
 from pipeline.decode.windows import WindowSettings, decode_windows
 from pipeline.records import ClipRows, DecodeError, Kind, Reason, Stored
@@ -135,6 +136,13 @@ def decode_media(media: Stored, kind: Kind, data: DataConfig, limits: Limits | N
     )
     frames = padded(decoded, data.frame_size_px)
     return frames if kind == Kind.VIDEO else frames.repeat(data.num_frames, axis=0)
+
+
+def decode_unnamed(media: bytes, data: DataConfig) -> np.ndarray:
+    """As `decode`, of bytes that say themselves what they are. DecodeError if that is neither a picture nor a video."""
+    if (kind := kind_by_bytes(media)) is None:
+        raise DecodeError(Reason.UNREADABLE, "it is neither a picture nor a video of a kind that is read")
+    return decode_media(media, kind, data)
 
 
 def windows(

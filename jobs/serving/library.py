@@ -18,15 +18,14 @@ from jaxtyping import Float, Int
 
 from jobs.inference.index_files import INDEX
 from jobs.inference.indexed_files import Filters, IndexedFiles
-from jobs.inference.model import Model, Videos, decode_media
+from jobs.inference.model import Model, Videos, decode_unnamed
 from jobs.inference.query import MAX_QUERY_CHARACTERS, open_index
 from jobs.inference.ranking import Place, distinct
 from jobs.inference.window_index import ChangedIndexError, WindowIndex
 from jobs.run import run_files
 from pipeline import storage
 from pipeline.corpus.media import kind_of
-from pipeline.decode.formats import kind_by_bytes
-from pipeline.records import DecodeError, Kind, Reason
+from pipeline.records import Kind
 from snps3_model import metrics, snps3
 
 ROWS_PER_MOMENT = 8
@@ -107,9 +106,7 @@ class Library:
 
     def like_media(self, media: bytes, filters: Filters, *, num: int) -> list[Moment]:
         """Return the moments nearest to the middle frames of a picture or video. DecodeError if it is neither."""
-        if (kind := kind_by_bytes(media)) is None:
-            raise DecodeError(Reason.UNREADABLE, "it is neither a picture nor a video of a kind that is read")
-        frames = decode_media(media, kind, self.model.data)
+        frames = decode_unnamed(media, self.model.data)
         with self.lock:
             vectors = self.model.embed_frames(frames[None]).vectors[0]
         return self.near(vectors, filters, num=num)
