@@ -24,20 +24,21 @@ def compare_runs(num_runs: int = 300, num_compared: int = 10, num_points: int = 
             fill(folder, number, num_points)
         chosen = tuple(f"run-{number}" for number in np.linspace(0, num_runs - 1, num_compared).round().astype(int))
         page = f"{folder}/page.html"
-        seconds = timed(lambda: compare(CompareConfig(runs=chosen, storage=folder, out=page)))
+        named = timed("", lambda: compare(CompareConfig(runs=chosen, storage=folder, out=page)))
         page_bytes = Path(page).stat().st_size
         every = CompareConfig(filter="metrics.`test/t2v/r1` >= 0", storage=folder, out=page)
-        filter_seconds = timed(lambda: compare(every))
-        best_seconds = timed(lambda: logged_runs.best_checkpoint(folder, "snps3", "test/t2v/r1"))
+        passing = timed("filter_", lambda: compare(every))
+        best = timed("best_", lambda: logged_runs.best_checkpoint(folder, "snps3", "test/t2v/r1"))
     sizes = {"num_runs": num_runs, "num_compared": num_compared, "num_points": num_points, "page_bytes": page_bytes}
-    return {"seconds": seconds, "filter_seconds": filter_seconds, "best_seconds": best_seconds} | sizes
+    return named | passing | best | sizes
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Return the seconds that a call takes."""
-    start = time.perf_counter()
+def timed(prefix: str, call: Callable[[], object]) -> dict[str, float]:
+    """Return the seconds that a call takes, and the CPU seconds."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    return {f"{prefix}seconds": wall, f"{prefix}cpu_seconds": cpu}
 
 
 def fill(folder: str, number: int, num_points: int) -> None:

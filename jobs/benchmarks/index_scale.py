@@ -5,12 +5,13 @@ The films are scenes of the embedded corpus behind one another, half an hour eac
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import resource
 import shutil
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ def index_scale(run: str = "runs/tiny", hours: tuple[float, ...] = (1.0, 2.5, 5.
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "film.mp4").write_bytes(film())
-        results = {
-            f"{length:g}_hours": first_run(root, run, count) for length, count in zip(hours, counts, strict=True)
-        }
+        with ThreadPoolExecutor() as at_once:  # CPU seconds and memory are those of each process
+            first = at_once.map(functools.partial(first_run, root, run), counts)
+            results = {f"{length:g}_hours": result for length, result in zip(hours, first, strict=True)}
         videos, index = folders(root, counts[-1])
         nothing = embedded(run, videos, index)
         shutil.copyfile(root / "film.mp4", f"{videos}/one-more.mp4")

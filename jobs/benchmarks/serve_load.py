@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import itertools
 import json
@@ -36,6 +37,7 @@ from jobs.serving.server import listening, make_server
 from pipeline import storage
 from pipeline.synthetic.clips import CorpusConfig, clips_of
 
+WARM_SECONDS = 2.0
 WINDOWS_PER_FILE, WINDOW_SECONDS = 128, 10.0
 
 
@@ -59,11 +61,10 @@ def serve(
             actors = start_replicas(folder, run, count=num_replicas, num_cpus=1, rerank=reranked)
             files = IndexedFiles.read(parts_in(folder), "/videos")
             with served(Replicas(files, actors)) as port:
-                load_of = {"port": port, "num_clients": num_clients, "seconds": seconds}
-                asked(actors, **load_of | {"seconds": 2.0}, rerank=0)  # warm
-                dual = asked(actors, **load_of, rerank=0)
-                killed = asked(actors, **load_of, rerank=0, kills=True)
-                cross = asked(actors, **load_of, rerank=reranked)
+                ask = functools.partial(asked, actors, port=port, num_clients=num_clients)
+                ask(seconds=WARM_SECONDS)
+                dual, killed = ask(seconds=seconds), ask(seconds=seconds, kills=True)
+                cross = ask(seconds=seconds, rerank=reranked)
     sizes = {"num_windows": num_windows, "num_clients": num_clients, "num_replicas": num_replicas}
     return sizes | dual | {"killed": killed, f"rerank_{reranked}": cross, "lost": dual["lost"] + killed["lost"]}
 
@@ -105,7 +106,7 @@ def served(replicas: Replicas) -> Iterator[int]:
 
 
 def asked(
-    actors: list[Any], *, port: int, num_clients: int, seconds: float, rerank: int, kills: bool = False
+    actors: list[Any], *, port: int, num_clients: int, seconds: float, rerank: int = 0, kills: bool = False
 ) -> dict[str, Any]:
     """Let clients of another process ask for `seconds`. `kills`: a replica, after a third of them."""
     pids = [process_id(actor) for actor in actors]
