@@ -314,9 +314,16 @@ def log_model(tracker: Tracker, folder: str, hidden: int, registered_name: str |
             signature=signature,
             input_example=pandas.DataFrame({"text": ["a red ring rises"]}),
             registered_model_name=registered_name,
-            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in MODEL_REQUIREMENTS],
+            pip_requirements=model_requirements(),
         )
     return logged.model_uri
+
+
+def model_requirements() -> list[str]:
+    """Return what an exported folder needs, in the versions that are installed: as an index has them, which knows no
+    builds such as `+cpu`."""
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in MODEL_REQUIREMENTS}
+    return [f"{name}=={version}" for name, version in versions.items()]
 
 
 def passing(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
