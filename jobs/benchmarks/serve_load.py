@@ -32,6 +32,7 @@ from jobs.inference.indexed_files import IndexedFiles
 from jobs.inference.model import load
 from jobs.run import run_files
 from jobs.serving.app import make_app
+from jobs.serving.library import Library
 from jobs.serving.replicas import RETRY_SECONDS, GoneError, Replicas, ask_actor, start_replicas
 from jobs.serving.server import listening, make_server
 from pipeline import storage
@@ -53,20 +54,26 @@ def serve(
     `reranked` windows the cross encoder orders; CPU seconds of clients, server and replicas per request.
 
     The windows are drawn in all directions, the sentences are those of the embedded corpus. A request is lost whose
-    answer is not one of moments.
+    answer is not one of moments. Without replicas the server's own process answers, none is killed, and no Ray starts.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         write_index(folder, run, num_windows)
-        with connected_ray(worker_environment=WORKER_ENVIRONMENT):
+        actors, library = [], None
+        if num_replicas:
+            stack.enter_context(connected_ray(worker_environment=WORKER_ENVIRONMENT))
             actors = start_replicas(folder, run, count=num_replicas, num_cpus=1, rerank=reranked)
-            files = IndexedFiles.read(parts_in(folder), "/videos")
-            with served(Replicas(files, actors)) as port:
-                ask = functools.partial(asked, actors, port=port, num_clients=num_clients)
-                ask(seconds=WARM_SECONDS)
-                dual, killed = ask(seconds=seconds), ask(seconds=seconds, kills=True)
-                cross = ask(seconds=seconds, rerank=reranked)
+            library = Replicas(IndexedFiles.read(parts_in(folder), "/videos"), actors)
+        with served(library or Library.open(folder)) as port:
+            ask = functools.partial(asked, actors, port=port, num_clients=num_clients)
+            ask(seconds=WARM_SECONDS)
+            results = {
+                "dual": ask(seconds=seconds),
+                **({"killed": ask(seconds=seconds, kills=True)} if actors else {}),
+                f"rerank_{reranked}": ask(seconds=seconds, rerank=reranked),
+            }
     sizes = {"num_windows": num_windows, "num_clients": num_clients, "num_replicas": num_replicas}
-    return sizes | dual | {"killed": killed, f"rerank_{reranked}": cross, "lost": dual["lost"] + killed["lost"]}
+    lost = sum(result["lost"] for result in results.values())
+    return sizes | results["dual"] | results | {"lost": lost}
 
 
 def write_index(folder: str, run: str, num_windows: int) -> None:
@@ -92,10 +99,10 @@ def write_index(folder: str, run: str, num_windows: int) -> None:
 
 
 @contextlib.contextmanager
-def served(replicas: Replicas) -> Iterator[int]:
+def served(library: Library | Replicas) -> Iterator[int]:
     """Serve the page in a thread of this process, and yield the port."""
     with listening(0) as listener:
-        server = make_server(make_app(replicas))
+        server = make_server(make_app(library))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -113,6 +120,7 @@ def asked(
     processes = [psutil.Process(), *map(psutil.Process, pids)]
     before = [sum(process.cpu_times()[:2]) for process in processes]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(ask_for, port, 1, 0.0, 0).result()  # imports, which take as long as the questions
         clients = pool.submit(ask_for, port, num_clients, seconds, rerank)
         if kills:
             time.sleep(seconds / 3)
