@@ -163,7 +163,7 @@ class Library:
 
         FileNotFoundError for an index without strips, ChangedIndexError if it was written anew.
         """
-        ((part, place),) = self.index.located(torch.tensor([row]))
+        part, place = self.index.part_of(row)
         try:
             rows = self.strips_of(part.path)
         except FileNotFoundError as error:
