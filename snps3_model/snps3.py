@@ -226,7 +226,7 @@ class SNPS3(nn.Module):
         if self.parts is not None:
             places = self.parts.weight.repeat(frame_tokens.shape[1] // num_parts, 1)
             frame_tokens = frame_tokens + places
-        separator = self.cross_word_embeddings[self.separator_id].expand(len(frame_tokens), 1, -1)
+        separator = self.cross_word_embeddings[self.separator_id].expand(frame_tokens.shape[0], 1, -1)
         inputs = torch.cat([frame_tokens, separator], dim=1)
         kind = torch.full(inputs.shape[:2], VISUAL_TYPE, device=inputs.device)
         frame = torch.arange(inputs.shape[1], device=inputs.device)[None] // num_parts

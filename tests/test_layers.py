@@ -66,11 +66,19 @@ ROOMS = {
     },
     "jobs.corpus": {"jobs.launch.lease", "jobs.tracking.voice", "cluster", "pipeline"},
     "jobs.inference": {
-        *("jobs.run", "jobs.tracking", "jobs.tasks", "jobs.training", "jobs.evaluation", "jobs.launch.lease"),
+        *(
+            "jobs.ROOT",
+            "jobs.run",
+            "jobs.tracking",
+            "jobs.tasks",
+            "jobs.training",
+            "jobs.evaluation",
+            "jobs.launch.lease",
+        ),
         *("cluster", "pipeline", "snps3_model"),
     },
     "jobs.serving": {
-        *("jobs.run", "jobs.inference", "jobs.tracking.voice", "pipeline", "snps3_model"),
+        *("jobs.run", "jobs.inference", "jobs.tracking.voice", "cluster", "pipeline", "snps3_model"),
     },
     "snps3": {"jobs.command_line.entry", "jobs.inference.model", "pipeline.nearest"},
     "jobs.experiments": {
@@ -99,7 +107,7 @@ ONE_FILE = {
     "torch.nn.parallel": "cluster/world.py",
     "lmdb": "pipeline/corpus/media.py",
     "lemminflect": "pipeline/text/tagging.py",
-    "starlette": "jobs/serving/app.py",
+    "starlette": "jobs/serving/",
     "uvicorn": "jobs/serving/server.py",
 }
 EXCEPTIONS = {
