@@ -112,7 +112,10 @@ def public_config(config: VisualConfig) -> Any:
     assert config.backbone is not None, "VisualConfig asks for a backbone"
     try:
         if config.backbone.startswith("{"):
-            public = AutoConfig.for_model(**json.loads(config.backbone))
+            fields = json.loads(config.backbone)
+            fields.pop("attn_implementation", None)  # a stranger's may name code on the hub
+            fields.pop("_attn_implementation", None)
+            public = AutoConfig.for_model(**fields)
         else:
             public = AutoConfig.from_pretrained(config.backbone)
     except (OSError, ValueError, ImportError) as error:
