@@ -94,6 +94,8 @@ class PublicClipBackbone(PublicBackbone):
     def forward(self, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T D h w"]:
         if frames.shape[1] == 1:  # an image is a clip that stands still
             return self(frames.expand(-1, self.num_frames, -1, -1, -1)).mean(1, keepdim=True)
+        if frames.shape[1] % self.tubelet:
+            raise ValueError(f"{frames.shape[1]} frames do not fall into tubelets of {self.tubelet}")
         tokens = self.network(frames, **self.options).last_hidden_state
         shape = (frames.shape[1] // self.tubelet, *(side // self.patch_px for side in frames.shape[-2:]))
         grid = tokens[:, -math.prod(shape) :].unflatten(1, shape).permute(0, 1, 4, 2, 3)  # a class token stands before
@@ -170,7 +172,7 @@ def explored(config: Any, shape: tuple[int, int, int] | None = None) -> tuple[in
     network that cannot take clips of `shape` (T, H, W), by default that of its training.
     """
     patch = patch_px(config)
-    side = -(-max(SMALLEST_PX, side_px(config, "image_size", 224)) // patch) * patch
+    side = -(-max(SMALLEST_PX, side_px(config, "image_size", 0) or side_px(config, "crop_size", 224)) // patch) * patch
     trained = (clip_length(config), side, side)
     num_frames, height, width = shape or trained
     sees_clips = issubclass(public_class(config), PublicClipBackbone)
@@ -224,6 +226,6 @@ def refuse_other_pixels(config: VisualConfig) -> None:
     right = [name for name, known in PIXELS.items() if np.allclose((mean, std), known, atol=1e-3)]
     if config.pixels not in right:
         raise ValueError(
-            f"model.visual.pixels={config.pixels}, but {config.backbone} was trained with pixels of mean {mean} and "
+            f"it is {config.pixels}, but {config.backbone} was trained with pixels of mean {mean} and "
             f"standard deviation {std}: " + (f"set it to {right[0]}" if right else "take another network")
         )

@@ -33,7 +33,7 @@ OBJECTIVES = {
     "attentive": ObjectiveConfig(attentive_share=1.0),
     "published": reference_objective(queue_length=32, queue_momentum=0.9, pairs="gathered"),
 }
-ALL_LOSSES = (*LOSSES, "itm")
+ALL_LOSSES = (*LOSSES, "itm", "sigmoid")
 CASES = [(name, torch.float64) for name in OBJECTIVES] + [
     (name, torch.float32) for name in ("exact", "drawn", "published")
 ]

@@ -152,7 +152,7 @@ def test_pixels_of_another_tower_are_refused_with_its_own(tmp_path: Path) -> Non
     config = VisualConfig(encoder="auto", backbone=str(tmp_path))
     refuse_other_pixels(config)  # nothing says what they were
     transformers.SiglipImageProcessorPil().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"pixels=imagenet, but .* mean \[0\.5, 0\.5, 0\.5\] .*: set it to half"):
+    with pytest.raises(ValueError, match=r"it is imagenet, but .* mean \[0\.5, 0\.5, 0\.5\] .*: set it to half"):
         refuse_other_pixels(config)
     refuse_other_pixels(dataclasses.replace(config, pixels="half"))
 
@@ -171,7 +171,7 @@ def test_what_no_encoder_can_take_is_refused(tmp_path: Path) -> None:
     assert frame_size_problem(VisualConfig(), 8, 8) is None
     clips = VisualConfig(encoder="auto", backbone=public_folder("videomae", tmp_path / "clips"))
     assert frame_size_problem(clips, 40, 40, 2) is None
-    for size, num_frames in ((48, 2), (40, 4)):
+    for size, num_frames in ((48, 2), (40, 4), (40, 3)):
         with pytest.raises(ValueError, match=r"cannot take .* it was made for 2 frames of 40 × 40 px"):
             frame_size_problem(clips, size, size, num_frames)
     assert "at least 32 px" in str(frame_size_problem(VisualConfig(encoder="pvt_v2_b0"), 224, 24))
