@@ -54,8 +54,8 @@ def gvtm_level1(step: Step) -> Float[Tensor, ""]:
 def sigmoid(step: Step) -> Float[Tensor, ""]:
     """SigLIP's loss over the gathered batch; a clip of equal frames scores as one of them."""
     text, video = step.gather(step.text.vector), step.gather(step.video.vectors)
-    scores = dual_scores(text, video, step.temperature) - math.log(video.shape[1]) + step.heads["sigmoid"].bias
-    return losses.sigmoid(scores, step.gather(step.batch.weight))
+    scores = dual_scores(text, video, step.temperature) - math.log(video.shape[1])
+    return losses.sigmoid(step.heads["sigmoid"](scores), step.gather(step.batch.weight))
 
 
 def gvtm_level2(step: Step) -> Float[Tensor, ""]:

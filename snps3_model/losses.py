@@ -153,6 +153,9 @@ class PairBias(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
+    def forward(self, scores: Float[Tensor, "B B"]) -> Float[Tensor, "B B"]:
+        return scores + self.bias
+
 
 @in_single_precision
 def itm(

@@ -82,14 +82,16 @@ def measure(path: str, num_steps: int) -> dict[str, float]:
         dropout=0.0,
         initial_std=0.1,
     )
-    weights = {"masked_words_text": 0.3, "masked_words_cross": 0.3}
+    objective = ObjectiveConfig(
+        masked_words_text=0.3, masked_words_cross=0.3, num_hard_negatives=2, negative_spread=2.0
+    )
     job = rank_job(
         share,
         NUM_FRAMES,
         SIZE_PX,
         model=model,
         masking=MaskingConfig(top_k=None),
-        objective=ObjectiveConfig(**weights, num_hard_negatives=2, negative_spread=2.0),
+        objective=objective,
         optim=OptimConfig(num_steps=num_steps + WARM_STEPS, global_batch=64, lr=2e-3, warmup_steps=50),
     )
     torch.manual_seed(0)
