@@ -218,6 +218,11 @@ def test_a_library_is_imported_in_one_file_or_room(library: str, home: str) -> N
     assert {path for path in users if not path.startswith(home)} <= EXCEPTIONS
 
 
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_pictures_and_towers_are_read_without(library: str) -> None:
+    assert not {path for path, names in NAMES.items() if any(is_in(name, library) for name in names)} - EXCEPTIONS
+
+
 def test_each_home_imports_what_it_is_the_home_of() -> None:
     for library in (
         "decord",
