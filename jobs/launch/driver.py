@@ -382,6 +382,8 @@ def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, 
     storage.write_bytes_atomic(f"{job.run_folder}/report.html", page.encode())
     numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
     tracker.log(numbers, int(results["num_steps"]))
+    scores = {key: value for key, value in numbers.items() if key.startswith(("test/", "temporal/", "validation/"))}
+    tracker.log_checkpoint(job.name, run_files.weights_hash(job.run_folder), scores, int(results["num_steps"]))
     with tempfile.TemporaryDirectory() as folder:
         for name in (run_files.CONFIG, run_files.IDENTITY, "report.html", "significant_words.json"):
             Path(folder, name).write_bytes(storage.read_bytes(f"{job.run_folder}/{name}"))

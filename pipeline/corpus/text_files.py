@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import lzma
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,12 +14,14 @@ import pyarrow as pa
 
 from pipeline import storage
 
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
 """First bytes → name."""
 _MARKS_16 = (b"\xff\xfe", b"\xfe\xff")
 """Byte-order marks of UTF-16."""
 PIECE_BYTES = 16 * 2**20
 """Of a large file, what is in memory at a time."""
+MAX_EXPANSION, MAX_EXPANDED_BYTES = 200, 2**26
+"""A file may grow to so many times its size, or to so many bytes. Captions grow tenfold."""
 _NO_TEXT = {
     b"PK\x03\x04": "a zip or a spreadsheet: unpack it, or save the sheet as CSV",
     b"ARROW1": "an Arrow file: write it as Parquet, with datasets' to_parquet or pyarrow's write_table",
@@ -67,30 +71,48 @@ def _unpacked_pieces(path: str) -> Iterator[bytes]:
     """Yield the bytes of a file some at a time; of a compressed one, those in it."""
     pieces = byte_pieces(path)
     head = next(pieces, b"")
-    compression = next((name for start, name in _COMPRESSIONS.items() if head.startswith(start)), None)
-    if head.startswith(b"\xfd7zXZ"):
-        yield lzma.decompress(b"".join([head, *pieces]))
-    elif compression:
-        try:
-            unpacked = pa.input_stream(pa.py_buffer(b"".join([head, *pieces])), compression=compression)
-            while data := unpacked.read(PIECE_BYTES):
-                yield data
-        except OSError as error:
-            raise ValueError(f"{path}: damaged {compression} ({error}): copy it again") from error
+    if is_compressed(head):
+        data = b"".join([head, *pieces])
+        yield from decompressed_pieces(data, path, max(MAX_EXPANDED_BYTES, MAX_EXPANSION * len(data)))
     else:
         yield from itertools.chain([head], pieces)
 
 
+def is_compressed(start: bytes) -> bool:
+    """Return whether a file that begins so is gzip, Zstandard, bzip2 or xz."""
+    return start.startswith(tuple(_COMPRESSIONS))
+
+
+def decompressed_pieces(data: bytes, path: str, most_bytes: int) -> Iterator[bytes]:
+    """Yield what a compressed file holds, some at a time. ValueError if it is damaged, or holds more than that."""
+    compression = next(name for start, name in _COMPRESSIONS.items() if data.startswith(start))
+    size = 0
+    try:
+        is_xz, buffer = compression == "xz", pa.py_buffer(data)
+        with lzma.open(io.BytesIO(data)) if is_xz else pa.input_stream(buffer, compression=compression) as stream:
+            while piece := stream.read(PIECE_BYTES):
+                if (size := size + len(piece)) > most_bytes:
+                    raise ValueError(
+                        f"{path}: {len(data)} bytes of {compression} decompress to more than {most_bytes}; if you "
+                        "trust it, decompress it yourself"
+                    )
+                yield piece
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise ValueError(f"{path}: damaged {compression} ({error}): copy it again") from error
+
+
 def _refuse_no_text(data: bytes, path: str) -> None:
     """Raise ValueError, with a remedy, for a file that begins as no text does."""
+    named = shlex.quote(path)  # a name may hold what a shell would run
     if data.startswith(b"\x80") or data.startswith((b"(dp", b"(lp")):
-        script = f"import json, pickle; json.dump(pickle.load(open({path!r}, 'rb')), open({path + '.json'!r}, 'w'))"
-        raise ValueError(f'{path}: a pickle, which runs code when it is opened: if you trust it, python -c "{script}"')
+        script = "import json, pickle; json.dump(pickle.load(open(0, 'rb')), open(1, 'w'))"
+        remedy = f'python -c "{script}" < {named} > FILE'
+        raise ValueError(f"{path}: a pickle, which runs code when it is opened: if you trust it, {remedy}")
     if other := next((remedy for start, remedy in _NO_TEXT.items() if data.startswith(start)), None):
         raise ValueError(f"{path}: {other}")
     if not data.startswith(_MARKS_16) and data[:2].count(0) == 1:
         order = "be" if data.startswith(b"\0") else "le"
-        raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {path} > FILE")
+        raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {named} > FILE")
 
 
 def _decoded(data: bytes, path: str, first_line: int) -> str:
@@ -99,7 +121,7 @@ def _decoded(data: bytes, path: str, first_line: int) -> str:
         return data.decode("utf-16" if data.startswith(_MARKS_16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + first_line
-        remedy = f"convert it first: iconv -f cp1252 -t utf-8 {path} > FILE"
+        remedy = f"convert it first: iconv -f cp1252 -t utf-8 {shlex.quote(path)} > FILE"
         raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason} {data[error.start]:#x}); {remedy}") from error
 
 
