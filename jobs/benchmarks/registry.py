@@ -32,6 +32,7 @@ BENCHMARKS = {
     "kills": "kills:kills",
     "restart": "kills:restart",
     "hosts": "hosts:hosts",
+    "image": "image:image",
     "lease": "lease:lease",
     "log-lines": "log_lines:log_lines",
     "planted-faults": "planted_faults:planted_faults",
