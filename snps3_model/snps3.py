@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import make_encoder
+from snps3_model.lora import add_low_rank
 from snps3_model.precision import in_single_precision
 from snps3_model.visual import pool, pool_parts
 
@@ -140,6 +141,9 @@ class SNPS3(nn.Module):
             nn.ReLU(),
             nn.Linear(2 * config.hidden, 1),
         )
+        if config.lora_rank is not None:
+            for network in filter(None, (self.bert, self.separate_cross)):
+                add_low_rank(network.encoder, config.lora_rank, "model.lora_rank")
         self.text_words = WordHead(config.hidden, vocabulary_size)
         self.cross_words = WordHead(config.hidden, vocabulary_size)
 

@@ -5,6 +5,7 @@ Its code is that of this package: the files that `modeling_snps3.py` imports, be
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from pipeline.foreign_text import in_markdown
 from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 from snps3_model.config import ModelConfig
+from snps3_model.public_networks import public_config
 
 COPIED = ("tokenizer.json", "significant_words.json", run_files.IDENTITY, run_files.ANSWERS)
 QUEUES = "queues."
@@ -71,6 +73,7 @@ def export(config: ExportConfig) -> str:
     if storage.exists(f"{out}/config.json"):
         raise ValueError(f"{out} holds a model already; take another folder")
     settings = config_of(run)
+    settings = dataclasses.replace(settings, model=described(settings.model))
     weights, cards = without_queues(storage.read_bytes(run_files.best_weights(run))), read_cards(run)
     facts = network_facts(Tokenizer.load(f"{run}/tokenizer.json"), weights, settings.objective.temperature)
     files = {
@@ -100,6 +103,16 @@ def export(config: ExportConfig) -> str:
         tracker = logged_runs.run_of(place.storage, place.experiment, settings.name)
         print(mlflow_runs.log_model(tracker, out, settings.model.hidden, config.register))
     return out
+
+
+def described(model: ModelConfig) -> ModelConfig:
+    """Return a model that names no folder of a network of Transformers: its description stands in place of it."""
+    visual = model.visual
+    if visual.backbone is None:
+        return model
+    return dataclasses.replace(
+        model, visual=dataclasses.replace(visual, backbone=public_config(visual).to_json_string())
+    )
 
 
 def without_queues(data: bytes) -> bytes:

@@ -42,6 +42,7 @@ from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise
 from snps3_model import snps3
 from snps3_model.loading import few, is_hub_name, load_earlier_run
+from snps3_model.lora import without_updates
 from snps3_model.objective import LEAST_LOG_TEMPERATURE
 from snps3_model.snps3 import SNPS3
 
@@ -179,7 +180,7 @@ def load(folder: str, device: str = "cpu") -> Model:
     folder = folder_of(folder)
     config = config_of(folder)
     text = TextProcessor.load(folder, text=config.text, masking=config.masking, seed=config.seed)
-    network = build_model(config.model, text.tokenizer)
+    network = build_model(without_updates(config.model), text.tokenizer)
     path = run_files.best_weights(folder)
     weights = read_weights(storage.read_bytes(path), path)
     report = load_earlier_run(network, weights, path)

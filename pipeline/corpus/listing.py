@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64
 
+from pipeline.corpus.schema import num_uncaptioned
 from pipeline.records import Kind
 
 
@@ -96,8 +97,8 @@ class Listing(abc.ABC):
         """The clips of one kind in a split; there may be none."""
 
     def num_uncaptioned(self, split: str) -> int:
-        """The number of clips of a split without captions, as far as its rows are in memory."""
-        return 0
+        """The number of clips of a split without captions."""
+        return sum(num_uncaptioned(rows) for rows in self.batches(split=split))
 
     def batches(self, num_rows: int = 65_536, split: str | None = None) -> Iterator[pa.Table]:
         """Yield all rows, or those of a split, in order of (split, kind, clip_id), at most `num_rows` at a time."""

@@ -15,6 +15,7 @@ A part of a packed file may end with `&name=NAME`: the clip's path below the roo
 from __future__ import annotations
 
 import functools
+import os
 import posixpath
 import re
 import struct
@@ -211,7 +212,7 @@ def _values(path: str, group: int, column: str) -> pa.ChunkedArray:
 
 @functools.cache
 def _environment(path: str) -> lmdb.Environment:
-    """Open an LMDB, once per process, since LMDB forbids more."""
+    """Open an LMDB, once per process, since LMDB forbids more. DamagedMediaError for one that was cut short."""
     try:
         import lmdb  # only who has one needs the package
     except ModuleNotFoundError as error:
@@ -223,6 +224,14 @@ def _environment(path: str) -> lmdb.Environment:
         )
     storage.check_readable(path)
     local = storage.absolute(path)
-    return lmdb.open(
-        local, subdir=storage.is_folder(local), readonly=True, lock=False, readahead=False, max_readers=512
-    )
+    is_folder = storage.is_folder(local)
+    environment = lmdb.open(local, subdir=is_folder, readonly=True, lock=False, readahead=False, max_readers=512)
+    size = os.path.getsize(os.path.join(local, "data.mdb") if is_folder else local)
+    # a mapped file has no end for LMDB: the kernel ends the process that looks for a page behind it
+    if (environment.info()["last_pgno"] + 1) * environment.stat()["psize"] > size:
+        environment.close()
+        raise DamagedMediaError(
+            f"{path}: cut short, it ends at byte {size} and its pages do not: copy it again, or write it anew with "
+            "mdb_copy -c"
+        )
+    return environment

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import shlex
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,7 +152,8 @@ def passed_over(root: str, paths: Iterable[str]) -> dict[str, str]:
 def packed(path: str) -> str:
     """Return, in words, what to do with a compressed tar."""
     command = next((command for suffix, command in COMPRESSED_TARS.items() if path.lower().endswith(suffix)), None)
-    name, move = (path, "") if command else (f"{path}.gz", f"mv {path} {path}.gz && ")
+    here, behind = shlex.quote(path), shlex.quote(f"{path}.gz")
+    name, move = (here, "") if command else (behind, f"mv {here} {behind} && ")
     return f"{path}: a compressed tar, of which no part can be read alone: {move}{command or 'gunzip'} {name}"
 
 
