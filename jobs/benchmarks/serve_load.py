@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import http.client
-import itertools
-import json
 import multiprocessing
 import os
 import signal
@@ -14,9 +11,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import psutil
@@ -26,6 +22,7 @@ from torch.nn.functional import normalize
 
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
+from jobs.benchmarks.support.search_clients import ask_for
 from jobs.inference.index import EMBEDDED, ROWS_PER_FILE
 from jobs.inference.index_files import INDEX, parts_in, write_tensors
 from jobs.inference.indexed_files import IndexedFiles
@@ -116,12 +113,13 @@ def asked(
     actors: list[Any], *, port: int, num_clients: int, seconds: float, rerank: int = 0, kills: bool = False
 ) -> dict[str, Any]:
     """Let clients of another process ask for `seconds`. `kills`: a replica, after a third of them."""
+    texts = [caption.text for clip in clips_of(CorpusConfig()) for caption in clip.captions]
     pids = [process_id(actor) for actor in actors]
     processes = [psutil.Process(), *map(psutil.Process, pids)]
     before = [sum(process.cpu_times()[:2]) for process in processes]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(ask_for, port, 1, 0.0, 0).result()  # imports, which take as long as the questions
-        clients = pool.submit(ask_for, port, num_clients, seconds, rerank)
+        pool.submit(ask_for, port, texts, 1, 0.0, 0).result()  # it is there
+        clients = pool.submit(ask_for, port, texts, num_clients, seconds, rerank)
         if kills:
             time.sleep(seconds / 3)
             os.kill(pids[0], signal.SIGKILL)
@@ -147,32 +145,3 @@ def process_id(actor: Any) -> int:
         with contextlib.suppress(GoneError):
             return ask_actor(actor, "process_id")
         time.sleep(RETRY_SECONDS)
-
-
-def ask_for(port: int, num_clients: int, seconds: float, rerank: int) -> tuple[list[float], int, float, float]:
-    """Ask with as many threads as clients, each one question after the other. Return milliseconds of each answer, how
-    many were none, seconds, and CPU seconds."""
-    texts = [quote(caption.text) for clip in clips_of(CorpusConfig()) for caption in clip.captions]
-    start, start_cpu = time.perf_counter(), time.process_time()
-    stop = start + seconds
-
-    def client(number: int) -> list[tuple[float, bool]]:
-        answers = []
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-        for text in itertools.islice(itertools.cycle(texts), number * 7, None):
-            if (begin := time.perf_counter()) >= stop:
-                break
-            try:
-                connection.request("GET", f"/api/search?q={text}&num=10&rerank={rerank}")
-                is_answered = len(json.loads(connection.getresponse().read()).get("moments", ())) == 10
-            except (OSError, http.client.HTTPException, ValueError):
-                is_answered = False
-                connection.close()
-            answers.append((1e3 * (time.perf_counter() - begin), is_answered))
-        connection.close()
-        return answers
-
-    with ThreadPoolExecutor(num_clients) as pool:
-        answers = [*itertools.chain.from_iterable(pool.map(client, range(num_clients)))]
-    wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    return [time_ms for time_ms, _ in answers], sum(not is_answered for _, is_answered in answers), wall, cpu

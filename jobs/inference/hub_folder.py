@@ -175,6 +175,29 @@ def tokenizer_settings(max_tokens: int) -> dict[str, Any]:
     } | special
 
 
+USAGE = """
+```python
+from snps3 import load
+
+model = load("THIS FOLDER")
+videos, texts = model.embed_videos(["a.mp4"]), model.embed_texts(["a red ring rises"])
+print(model.dual_scores(texts, videos), model.match(texts, videos))
+```
+
+Without that package, by Transformers alone:
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("THIS FOLDER", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("THIS FOLDER", trust_remote_code=True)
+texts, videos = processor(text=[…]), processor(videos=[…])  # uint8 ({num_frames}, H, W, 3) each
+vectors, clips = model.get_text_features(**texts), model.get_video_features(**videos)
+print(model.dual_scores(vectors, clips.vectors), model.match(**texts, tokens=clips.tokens))
+```
+"""
+
+
 def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[str, Card]) -> str:
     """Return README.md: what the model is, how it is used, and its scores with their protocols."""
     lines = [
@@ -187,36 +210,20 @@ def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[s
         f"# {name}",
         "",
         "One BERT-type network for text and for text with video (SNP-S3, IEEE TCSVT 2023), trained with SNP-S3 on Ray.",
-        "",
-        "```python",
-        "from snps3 import load",
-        "",
-        'model = load("THIS FOLDER")',
-        'videos, texts = model.embed_videos(["a.mp4"]), model.embed_texts(["a red ring rises"])',
-        "print(model.dual_scores(texts, videos), model.match(texts, videos))",
-        "```",
-        "",
-        "Without that package, by Transformers alone:",
-        "",
-        "```python",
-        "from transformers import AutoModel, AutoProcessor",
-        "",
-        'model = AutoModel.from_pretrained("THIS FOLDER", trust_remote_code=True).eval()',
-        'processor = AutoProcessor.from_pretrained("THIS FOLDER", trust_remote_code=True)',
-        f"texts, videos = processor(text=[…]), processor(videos=[…])  # uint8 ({data.num_frames}, H, W, 3) each",
-        "vectors, clips = model.get_text_features(**texts), model.get_video_features(**videos)",
-        "print(model.dual_scores(vectors, clips.vectors), model.match(**texts, tokens=clips.tokens))",
-        "```",
-        "",
+        USAGE.replace("{num_frames}", str(data.num_frames)),
         f"{data.num_frames} frames of {data.shown_px} px; {model.num_layers} layers of {model.hidden}; visual encoder "
         f"{model.visual.encoder}.",
         "",
         "## Scores",
         "",
+        *(score_lines(cards) if cards else ["None were measured."]),
     ]
-    if not cards:
-        return "\n".join([*lines, "None were measured.", ""])
-    lines += ["| task | split | score | value | 95 % interval | protocol |", "|---|---|---|---|---|---|"]
+    return "\n".join([*lines, ""])
+
+
+def score_lines(cards: Mapping[str, Card]) -> list[str]:
+    """Return a table of the scores that have an interval, as lines of Markdown."""
+    lines = ["| task | split | score | value | 95 % interval | protocol |", "|---|---|---|---|---|---|"]
     for folder, card in cards.items():
         where = f"{EXPORTED}/{folder}.json"
         for name, value in card.means.items():
@@ -227,4 +234,4 @@ def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[s
                     f"| {task} | {split}{mark} | {name} | {value:.3f} "
                     f"| {ends[0]:.3f} to {ends[1]:.3f} | [{where}]({where}) |"
                 )
-    return "\n".join([*lines, ""])
+    return lines

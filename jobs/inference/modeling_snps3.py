@@ -29,6 +29,7 @@ from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.config import AugmentationConfig
 from pipeline.stream.transforms import normalise, resample
 from snps3_model.config import ModelConfig, VisualConfig
+from snps3_model.lora import without_updates
 from snps3_model.snps3 import SNPS3, VideoFeatures, dual_scores
 
 
@@ -52,7 +53,7 @@ class SNPS3Model(PreTrainedModel):
         visual = dict(settings.pop("visual"))
         visual["channels"] = tuple(visual["channels"])
         self.model = SNPS3(
-            ModelConfig(**settings, visual=VisualConfig(**visual)),
+            without_updates(ModelConfig(**settings, visual=VisualConfig(**visual))),
             vocabulary_size=config.vocab_size,
             pad_id=config.pad_token_id,
             separator_id=config.sep_token_id,

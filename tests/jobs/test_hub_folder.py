@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from jobs.evaluation.cards import Protocol, write_card
 from jobs.inference.hub_folder import ExportConfig, export
 from jobs.inference.model import load, padded
+from jobs.inference.modeling_snps3 import SNPS3Config, SNPS3Model
 from jobs.run import run_files
 from tests.cards import card
 from tests.made_run import made_run
@@ -66,6 +68,13 @@ def test_a_release_is_the_same_to_the_bit_and_its_card_has_the_scores_of_the_run
         if ends := own.interval(name):
             assert f"| {name} | {value:.3f} | {ends[0]:.3f} to {ends[1]:.3f} |" in shown
     assert "license: apache-2.0" in shown
+
+
+def test_a_network_that_was_trained_by_updates_is_loaded_without_them(folder: str) -> None:
+    settings = json.loads(Path(folder, "config.json").read_text())
+    settings["model"]["lora_rank"] = 2
+    network = SNPS3Model(SNPS3Config.from_dict(settings))
+    assert network.state_dict().keys() == safetensors.torch.load_file(f"{folder}/{run_files.WEIGHTS}").keys()
 
 
 @pytest.mark.parametrize(("rows", "words", "frames"), [(1, 3, 2), (3, 9, 4), (7, 17, 8)])
