@@ -164,9 +164,9 @@ def list_files(root: str) -> list[str]:
 
 
 def fingerprints(root: str) -> dict[str, str]:
-    """Return path below `root` → size and version (ETag, or time of change) of each file that `list_files` lists."""
+    """Return path below `root` → size and version (ETag, blob or time of change) of each file of `list_files`."""
     return {
-        path: f"{detail.get('size')} {detail.get('ETag') or detail.get('mtime')}"
+        path: f"{detail.get('size')} {detail.get('ETag') or detail.get('blob_id') or detail.get('mtime')}"
         for path, detail in sorted(_details(root).items())
     }
 

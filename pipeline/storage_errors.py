@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import stat
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ def refuse_special(path: str, inner: str) -> None:
 
 def may_pass(error: Exception) -> bool:
     """Return True if another try may succeed: a remote store is busy or broken for the moment, or the line was."""
+    if (status := _hub_status(error)) is not None or not _has_s3():
+        return status == 429 or (status or 0) >= 500 or isinstance(error, TimeoutError | ConnectionError)
     refusal = _refusal(error)
     if refusal is None:
         from aiohttp import ClientPayloadError
@@ -95,6 +98,11 @@ def in_words(error: Exception, path: str) -> Exception | None:
 
 
 def _remote_in_words(error: Exception, path: str) -> Exception | None:
+    if _hub_status(error) in (401, 403):
+        remedy = "set HF_TOKEN, and accept the terms of a gated data set on its page"
+        return PermissionError(f"no permission for {path}: {remedy}")
+    if not _has_s3():
+        return None
     from botocore import exceptions as boto
 
     match error:
@@ -129,8 +137,20 @@ def _missing_right(refusal: ClientError | None, path: str) -> str:
     return words + (", or check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if code == "403" else "")
 
 
+def _hub_status(error: Exception) -> int | None:
+    """Return the HTTP status with which a hub answered, if it was one."""
+    status = getattr(getattr(error, "response", None), "status_code", None)  # S3's response is a dictionary
+    return status if isinstance(status, int) else None
+
+
+def _has_s3() -> bool:
+    return importlib.util.find_spec("botocore") is not None
+
+
 def _refusal(error: Exception) -> ClientError | None:
     """Return the answer of an S3 store behind an error, if there was one."""
+    if not _has_s3():
+        return None
     from botocore.exceptions import ClientError
 
     return next((cause for cause in (error, error.__cause__) if isinstance(cause, ClientError)), None)
