@@ -21,7 +21,7 @@ from jobs.corpus import appending
 from jobs.corpus.planning import Plan, describe_plan, make_plan, with_nearest
 from jobs.launch import lease
 from pipeline import storage
-from pipeline.corpus import annotations, ledger
+from pipeline.corpus import annotations, ledger, media
 from pipeline.corpus.caption_formats import format_named
 from pipeline.corpus.clip_rows import Annotation
 from pipeline.corpus.columns import meanings
@@ -306,6 +306,8 @@ def _probed(
 
 def _say_read_whole(rows: pa.Table) -> None:
     """Log how many files are read whole for clips that are parts of them."""
+    if tars := {media.file_of(uri) for uri in rows["uri"].to_pylist() if "#unpacked=" in uri}:
+        log.warning("%d tars are compressed, and unpacked whole for each clip: train on what `pack` makes", len(tars))
     columns = (rows[name].to_pylist() for name in ("uri", "packets", "start_seconds", "end_seconds"))
     parts = [(uri, packets) for uri, packets, *times in zip(*columns, strict=True) if times != [None, None]]
     if whole := sorted({uri for uri, packets in parts if packets is None}):

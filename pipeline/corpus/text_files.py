@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline import storage
 
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
 """First bytes → name."""
 _NO_TEXT = {
     b"PK\x03\x04": "a zip or a spreadsheet: unpack it, or save the sheet as CSV",
@@ -31,17 +31,30 @@ def read_text(path: str) -> str:
     return decoded(decompressed(storage.read_bytes(path), path), path)
 
 
-def decompressed(data: bytes, path: str) -> bytes:
-    """Return the bytes in a gzip, Zstandard or bzip2 file; those of another as they are. ValueError if cut short."""
+def is_compressed(start: bytes) -> bool:
+    """Return whether a file that begins so is one that `decompressed` unpacks."""
+    return start.startswith(tuple(_COMPRESSIONS))
+
+
+def decompressed(data: bytes, path: str, most_bytes: int | None = None) -> bytes:
+    """Return the bytes in a gzip, Zstandard, bzip2 or xz file; those of another as they are.
+
+    ValueError if it is cut short, or holds more than `most_bytes`.
+    """
     compression = next((name for start, name in _COMPRESSIONS.items() if data.startswith(start)), None)
-    if data.startswith(b"\xfd7zXZ"):
-        return lzma.decompress(data)
     if compression is None:
         return data
     try:
-        return pa.input_stream(pa.py_buffer(data), compression=compression).read()
-    except OSError as error:
+        if compression == "xz":
+            content = lzma.LZMADecompressor().decompress(data, -1 if most_bytes is None else most_bytes + 1)
+        else:
+            stream = pa.input_stream(pa.py_buffer(data), compression=compression)
+            content = stream.read(None if most_bytes is None else most_bytes + 1)
+    except (OSError, lzma.LZMAError) as error:
         raise ValueError(f"{path}: damaged {compression} ({error}): copy it again") from error
+    if most_bytes is not None and len(content) > most_bytes:
+        raise ValueError(f"{path} holds more than {most_bytes / 2**30:.0f} GiB when it is unpacked: unpack it")
+    return content
 
 
 def decoded(data: bytes, path: str) -> str:
@@ -56,7 +69,7 @@ def decoded(data: bytes, path: str) -> str:
         order = "be" if data.startswith(b"\0") else "le"
         raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {path} > FILE")
     try:
-        return data.decode("utf-16" if is_marked else "utf-8-sig")
+        return data.decode("utf-16" if is_marked else "utf-8-sig").replace("\0", "")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         remedy = f"convert it first: iconv -f cp1252 -t utf-8 {path} > FILE"
