@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -95,8 +95,9 @@ class Listing(abc.ABC):
     def rows(self, split: str, kind: Kind) -> Rows:
         """The clips of one kind in a split; there may be none."""
 
-    def num_uncaptioned(self, split: str) -> int:
-        """The number of clips of a split without captions, as far as its rows are in memory."""
+    def num_uncaptioned(self, split: str, sources: Collection[str | None] = ()) -> int:
+        """The number of clips of a split without captions, or without any of these sources, as far as its rows are in
+        memory."""
         return 0
 
     def batches(self, num_rows: int = 65_536, split: str | None = None) -> Iterator[pa.Table]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -78,9 +78,10 @@ class Manifest(Listing):
         """The clips of one kind in a split, which no longer hold the others in memory."""
         return TableRows(of_kind(self.table, split, kind))
 
-    def num_uncaptioned(self, split: str) -> int:
-        captions = self.table.filter(pc.field("split") == split)["captions"].to_pylist()
-        return sum(not texts for texts in captions)
+    def num_uncaptioned(self, split: str, sources: Collection[str | None] = ()) -> int:
+        rows = self.table.filter(pc.field("split") == split).select(["captions", "caption_sources"]).to_pylist()
+        known = [row["caption_sources"] or [None] * len(row["captions"]) for row in rows]
+        return sum(not names or (bool(sources) and not {*names} & {*sources}) for names in known)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from jobs.launch.preflight import split_problems
 from jobs.run.presets import tiny
 from pipeline import storage
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
-from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.manifest import make_manifest, read_manifest
 from pipeline.curation.shots import SPANS
 from pipeline.decode.codec import encode_video
 from pipeline.offline.kept import keep, parted, result_schema
@@ -83,6 +84,10 @@ def test_shots_become_a_manifest_with_times_and_again_nothing_is_decoded(
     ]
     assert all(row["captions"] == [] and row["packets"] for row in rows)
     assert "4 of 4 clips of the split 'train' have no caption" in " ".join(split_problems(tiny().data, manifest))
+    weighted = replace(tiny().data, caption_weights=("annotation=1",))
+    rows = [row | {"captions": ["a"], "caption_sources": ["llava"]} for row in rows]
+    problems = " ".join(split_problems(weighted, make_manifest("films", manifest.root, rows)))
+    assert "data.caption_weights: 4 of 4 clips of the split 'train' have captions of other sources alone" in problems
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("Ray was asked for what is known")
