@@ -107,7 +107,8 @@ def _remote_in_words(error: Exception, path: str) -> Exception | None:
 
     match error:
         case boto.NoCredentialsError() | boto.PartialCredentialsError():
-            return PermissionError(f"no credentials for {path}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+            keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            return PermissionError(f"no credentials for {path}: set {keys}, or for a public bucket FSSPEC_S3_ANON=true")
         case boto.SSLError():
             return ConnectionError(f"no secure connection for {path}: check AWS_ENDPOINT_URL and AWS_CA_BUNDLE")
         case boto.ParamValidationError():
@@ -134,7 +135,9 @@ def _missing_right(refusal: ClientError | None, path: str) -> str:
     words = f"{call} was refused ({code}); give this key the right {right} on {where}"
     if right == "s3:GetObject":
         words += f", and s3:ListBucket on s3://{_bucket(path)}, without which a missing key looks the same"
-    return words + (", or check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if code == "403" else "")
+    words += ", or check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if code == "403" else ""
+    is_read = right in ("s3:GetObject", "s3:ListBucket")
+    return words + ("; where the requester pays, set FSSPEC_S3_REQUESTER_PAYS=true" if is_read else "")
 
 
 def _hub_status(error: Exception) -> int | None:
