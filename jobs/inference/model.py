@@ -133,7 +133,7 @@ def decode_media(media: Stored, kind: Kind, data: DataConfig, limits: Limits | N
         sampling=data.sampling,
         decoder=data.decoder,
     )
-    frames = _padded(decoded, data.frame_size_px)
+    frames = padded(decoded, data.frame_size_px)
     return frames if kind == Kind.VIDEO else frames.repeat(data.num_frames, axis=0)
 
 
@@ -157,10 +157,11 @@ def windows(
         limits=limits,
     )
     for spans, frames in decode_windows(path, settings):
-        yield [*spans], np.stack([_padded(clip, data.frame_size_px) for clip in frames])
+        yield [*spans], np.stack([padded(clip, data.frame_size_px) for clip in frames])
 
 
-def _padded(frames: np.ndarray, size_px: int) -> np.ndarray:
+def padded(frames: np.ndarray, size_px: int) -> np.ndarray:
+    """Return frames, uint8 (T, H, W, 3), in a square (T, S, S, 4): RGB, and 1 where a pixel is padding."""
     clip = letterbox(frames, size_px)
     return np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)
 

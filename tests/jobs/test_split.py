@@ -129,6 +129,9 @@ def test_a_stopped_pass_goes_on_and_passing_failures_are_tried_again(tmp_path: P
     assert kept["key"].to_pylist() == ["a", "a", "b"]
     assert left["key"].to_pylist() == ["c", "d"]
     assert parted(rows, str(tmp_path / "none"), SPANS)[1].equals(rows)
+    earlier = result_schema(SPANS.remove(SPANS.get_field_index("end_seconds")))  # of a version that knew less
+    keep(pa.Table.from_pylist([{"key": "d", "clip_id": 4}], earlier), str(tmp_path / "spans"))
+    assert parted(rows, str(tmp_path / "spans"), SPANS)[0].to_pylist()[-1]["end_seconds"] is None
 
 
 def test_what_cannot_work_is_refused(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
