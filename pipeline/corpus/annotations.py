@@ -81,7 +81,7 @@ def read_annotations(
 
 def outside(clip: Annotation) -> str:
     """Return, in words, that a clip is none below a root."""
-    remedy = "download it there" if "://" in clip.relative_path else "move it there, or name a root above it"
+    remedy = "`snps3 download` fetches it" if "://" in clip.relative_path else "move it there, or name a root above it"
     return f"clip_name {clip.relative_path!r} must be a path below the corpus root: {remedy}"
 
 
