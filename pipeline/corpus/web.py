@@ -109,8 +109,8 @@ def copy_url(
                 of_others = Reason.REFUSED if error.code < 400 else Reason.UNAVAILABLE  # urllib's own: no redirect
                 reason = Reason.MISSING if error.code in GONE_STATUS else of_others
                 raise DecodeError(reason, problem) from None
-        except http.client.InvalidURL as error:
-            raise DecodeError(Reason.REFUSED, f"no URL: {error}") from None
+        except http.client.InvalidURL:  # whose message may hold a password
+            raise DecodeError(Reason.REFUSED, "no URL of a host and a path") from None
         except (OSError, http.client.HTTPException) as error:  # no connection, one that ends, no answer in time
             reason = getattr(error, "reason", None)
             problem = f"{type(reason or error).__name__}: {reason or error}"
@@ -135,9 +135,10 @@ def copied(source: Any, file: io.BufferedIOBase, limits: WebLimits, length: int 
     """Copy `source` to `file`; return its bytes and SHA-256. DecodeError beyond the limits."""
     most, deadline = limits.max_gib * 2**30, time.monotonic() + limits.seconds
     num_bytes, digest = length or 0, hashlib.sha256()
+    read = getattr(source, "read1", source.read)  # `read` waits for a whole chunk, however slow its bytes come
     if num_bytes <= most:
         num_bytes = 0
-        while num_bytes <= most and (chunk := source.read(_CHUNK_BYTES)):
+        while num_bytes <= most and (chunk := read(_CHUNK_BYTES)):
             file.write(chunk)
             digest.update(chunk)
             num_bytes += len(chunk)

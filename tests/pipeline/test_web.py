@@ -73,6 +73,10 @@ class Web:
                 handler.send_header(name, value)
         handler.end_headers()
         with contextlib.suppress(OSError):  # who asked has given up
+            if path.endswith("drip.mp4"):
+                for place in range(100):
+                    handler.wfile.write(body[place : place + 1])
+                    time.sleep(0.01)
             handler.wfile.write(body)
 
 
@@ -152,6 +156,18 @@ def test_what_does_not_come_has_its_reason(web: Web, name: str, reason: Reason, 
     with pytest.raises(DecodeError, match=words) as caught:
         fetched(f"http://127.0.0.1:{web.port}/{name}.mp4", limits)
     assert caught.value.reason == reason
+
+
+def test_a_host_that_gives_a_byte_now_and_then_is_left(web: Web) -> None:
+    with pytest.raises(DecodeError, match=r"not here within 0\.1 s: raise --limits\.seconds") as caught:
+        fetched(f"http://127.0.0.1:{web.port}/drip.mp4", WebLimits(allow_private=True, seconds=0.1))
+    assert caught.value.reason == Reason.TIMEOUT
+
+
+def test_a_password_in_a_url_is_in_no_message() -> None:
+    with pytest.raises(DecodeError) as caught:
+        fetched("http://someone:very-secret@example.org/a.mp4", WebLimits(tries=1))
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "[::1]", "2130706433", "[::ffff:127.0.0.1]"])
