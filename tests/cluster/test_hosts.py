@@ -99,8 +99,11 @@ def test_a_run_on_hosts_of_their_own_survives_the_loss_of_one(bucket: str, tmp_p
         run = HostRun("small", prepared(cluster, bucket), bucket, cluster)
         result = run.through(kill_train_host, FAULT_STEP, 0)
     assert (result["lost"], result["doubled"], result["num_groups"]) == (0, 0, 2)
-    starts = [line for line in read_journals(run.run_folder) if line["event"] == "start" and line["who"] == "rank-0"]
-    assert starts[-1]["num_redone_steps"] >= 1
+    lines = [line for line in read_journals(run.run_folder) if line["who"] == "rank-0"]
+    starts = [line for line in lines if line["event"] == "start"]
+    done = [line["step"] for line in lines if line["event"] == "step" and line["time"] < starts[-1]["time"]]
+    # on a slow machine the host goes only after the next checkpoint was committed, and no step is done again
+    assert starts[-1]["num_redone_steps"] >= max(done) - starts[-1]["step"]
     again = f"continuing at step {starts[-1]['step']} of 24"
     (line,) = [line for line in run.log.read_text().splitlines() if again in line]
     assert (starts[-1]["uncommitted_step"] is not None) == ("was not uploaded to its end" in line)
