@@ -39,3 +39,21 @@ MEASURED = (
         clips_per_second=10.6,
     ),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredManifest:
+    """What clips took in a manifest in parts, beside fetching and decoding."""
+
+    what: str
+    num_clips: int
+    bytes_per_clip: float | None = None
+    """In the store."""
+    cpu_us_per_clip: float | None = None
+
+
+MANIFESTS = (
+    MeasuredManifest(what="`scale`, parts as written", num_clips=10_000_000, bytes_per_clip=89),
+    MeasuredManifest(what="`scale`, one of eight decode workers", num_clips=10_000_000, cpu_us_per_clip=46),
+    MeasuredManifest(what="`prepare-scale`", num_clips=300_000, cpu_us_per_clip=128),
+)

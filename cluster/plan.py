@@ -57,6 +57,9 @@ OBJECT_STORE_SHARE = 0.3
 """Of a machine's memory, by Ray's default."""
 PREFETCHED_BATCHES = 1
 """Batches that a worker asks for ahead (`Runtime.tables` in cluster/run.py)."""
+MANIFEST_BYTES_PER_CLIP, LOOKUP_US_PER_CLIP, PREPARE_US_PER_CLIP = 89, 46, 128
+"""Of a manifest in parts, with captions as long as WebVid's: in the store, and CPU time of its rows in training and of
+`prepare`, beside decoding (cluster/measurements.py)."""
 BLOCK_BYTES = 16 * 2**20
 """Pixels of a block of the data path at most (pipeline/stream/loader.py)."""
 
@@ -185,6 +188,11 @@ class Plan:
     bucket_gb: float
     bucket_mb_per_second: float
     bucket_reads_per_second: float
+    manifest_gb: float
+    lookup_cores: float
+    """That look up rows of the manifest at this speed."""
+    prepare_hours: float
+    """Of one core of the driver of `prepare`, beside those that decode."""
     dollars_per_hour: float | None
     dollars_machines: float | None
     dollars_bucket_reads: float | None
@@ -273,6 +281,9 @@ def plan(config: PlanConfig) -> Plan:
         bucket_gb=bucket_gb,
         bucket_mb_per_second=rate * config.source_bytes_per_clip / 1e6,
         bucket_reads_per_second=rate,
+        manifest_gb=config.clips * MANIFEST_BYTES_PER_CLIP / 1e9,
+        lookup_cores=rate * LOOKUP_US_PER_CLIP / 1e6,
+        prepare_hours=config.clips * PREPARE_US_PER_CLIP / 1e6 / 3600,
         **dollars(
             read_prices(config.prices) if config.prices else {},
             groups(config, num_decoders),
@@ -348,6 +359,8 @@ def table(config: PlanConfig, plan: Plan) -> str:
         ("", f"{plan.object_store_gib_per_decode_machine:.2f} GiB on each decode machine"),
         ("bucket", f"{plan.bucket_gb:.0f} GB, {plan.bucket_mb_per_second:.0f} MB/s"),
         ("", f"{plan.bucket_reads_per_second:.0f} reads/s"),
+        ("manifest", f"{plan.manifest_gb:.2f} GB, {plan.lookup_cores:.2f} cores look up its rows"),
+        ("prepare", f"{plan.prepare_hours:.2f} hours of its driver's core, beside decoding"),
         *(("dollars", words.format(plan)) for field, words in MONEY.items() if getattr(plan, field) is not None),
         *(("quota", f"{units} of {name}") for name, units in plan.quotas.items()),
         *(("note", note) for note in plan.notes),

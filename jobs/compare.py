@@ -1,6 +1,7 @@
 """Show runs beside each other on one page.
 
 python jobs/compare.py RUN RUN …                 by their names or ids in MLflow
+python jobs/compare.py --filter "metrics.`test/t2v/r1` > 0.3"
 
 What differs in their configurations, their scores with intervals, their curves, and what they cost. Reads an SQLite
 file or a tracking server (MLFLOW_TRACKING_URI).

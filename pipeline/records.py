@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # torch takes two seconds, which a process that only decodes 
 
 _ADDRESS = re.compile(r" ?(?:at |@ ?)0x[0-9a-fA-F]{4,}")
 IGNORED_LABEL = -1
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of the red, green and blue of pixels in [0, 1]; encoders are given frames normalised by them."""
 """Label of a token position that no masked-word loss scores."""
 
 

@@ -11,11 +11,11 @@ or UnavailableError after the last try.
 from __future__ import annotations
 
 import fcntl
+import functools
 import io
 import os
 import random
 import tempfile
-import threading
 import time
 import uuid
 from collections import deque
@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 
-from pipeline import storage_errors
+from pipeline import storage_errors, storage_pages
 from pipeline.storage_errors import is_remote, is_surrogate
 
 if TYPE_CHECKING:  # who only names paths does not wait for Arrow
@@ -58,26 +58,7 @@ class UnavailableError(ConnectionError):
     """A store did not give or take something, however often it was asked."""
 
 
-class RetryBudget:
-    """How long this process asks a store that fails again, and how often it has: one for all threads that read."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._lock, self._count = threading.Lock(), 0
-
-    def count(self) -> None:
-        """Count a retry."""
-        with self._lock:
-            self._count += 1
-
-    def pop(self) -> int:
-        """Return the retries since this was called last."""
-        with self._lock:
-            count, self._count = self._count, 0
-        return count
-
-
-_retries = RetryBudget()
+_retries = storage_errors.RetryBudget()
 
 
 def set_retry_seconds(seconds: float) -> None:
@@ -160,15 +141,33 @@ def list_files(root: str) -> list[str]:
 
     So are names that are not UTF-8, and what lies behind a link to a folder; see `sources.passed_over`.
     """
-    return sorted(path for path in _details(root) if not is_surrogate(path))
+    return [path for path, _ in listed(root) if not is_surrogate(path)]
 
 
 def fingerprints(root: str) -> dict[str, str]:
-    """Return path below `root` → size and version (ETag, blob or time of change) of each file of `list_files`."""
-    return {
-        path: f"{detail.get('size')} {detail.get('ETag') or detail.get('blob_id') or detail.get('mtime')}"
-        for path, detail in sorted(_details(root).items())
-    }
+    """Return path below `root` → size and version of each file, as `listed` has them."""
+    return dict(listed(root))
+
+
+def listed(root: str) -> Iterator[tuple[str, str]]:
+    """Yield path below `root`, and size and version (ETag, or time of change), of each file that is not hidden, sorted.
+
+    A bucket is listed page by page, and a local folder folder by folder.
+    """
+    if _is_s3(root):
+        files = storage_pages.s3_files(functools.partial(_ask, root))
+    elif not is_remote(root) and Path(absolute(root)).is_dir():
+        files = storage_pages.local_files(absolute(root))
+    else:
+        inner, details = _ask(root, lambda store, inner: (inner.rstrip("/") + "/", store.find(inner, detail=True)))
+        files = (
+            (
+                str(path).removeprefix(inner),
+                f"{detail.get('size')} {detail.get('ETag') or detail.get('blob_id') or detail.get('mtime')}",
+            )
+            for path, detail in sorted(details.items())
+        )
+    return ((path, version) for path, version in files if not _is_hidden(path))
 
 
 def write_bytes_atomic(path: str, data: bytes) -> None:
@@ -344,13 +343,6 @@ def _resolve(path: str) -> tuple[Any, str]:
     if _is_s3(path):
         store.retries = 1
     return store, inner.replace(_COLONS, "::")
-
-
-def _details(root: str) -> dict[str, dict[str, Any]]:
-    """Return path below `root` → what the store says of it, without hidden files and folders."""
-    found = _ask(root, lambda store, inner: (inner.rstrip("/") + "/", store.find(inner, detail=True)))
-    paths = {str(path).removeprefix(found[0]): detail for path, detail in found[1].items()}
-    return {path: detail for path, detail in paths.items() if not _is_hidden(path)}
 
 
 def _replace(target: Path, data: bytes) -> None:

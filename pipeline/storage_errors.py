@@ -8,6 +8,7 @@ import errno
 import importlib.util
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,25 @@ _RIGHTS = {
     "CompleteMultipartUpload": "s3:PutObject",
 }
 """The right that a call needs, where it is not named like the call."""
+
+
+class RetryBudget:
+    """How long this process asks a store that fails again, and how often it has: one for all threads that read."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock, self._count = threading.Lock(), 0
+
+    def count(self) -> None:
+        """Count a retry."""
+        with self._lock:
+            self._count += 1
+
+    def pop(self) -> int:
+        """Return the retries since this was called last."""
+        with self._lock:
+            count, self._count = self._count, 0
+        return count
 
 
 def is_remote(path: str) -> bool:

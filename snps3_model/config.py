@@ -26,6 +26,7 @@ Encoder = Literal[
     "video_swin_base",
     "auto",
 ]
+Pixels = Literal["imagenet", "clip", "half"]
 SCRATCH_ENCODERS: tuple[str, ...] = get_args(Encoder)[:2]
 PRETRAINED_ENCODERS: tuple[str, ...] = get_args(Encoder)[2:]
 
@@ -38,8 +39,12 @@ class VisualConfig:
     """`small_cnn` and `clip_cnn` learn from scratch, the latter sees motion; all others start from pre-trained weights.
     The paper has resnet50, pvt_v2_b2 and video_swin_small. `auto` is the image network that `backbone` describes."""
     backbone: str | None = None
-    """For `auto`: folder or hub name, in Hugging Face format, of a DINOv2, DINOv3, ConvNeXt, Swin, ViT, CLIP …; only
-    its config.json is read here, its weights if `pretrained` names it too."""
+    """For `auto`: folder or hub name, in Hugging Face format, of a DINOv2, DINOv3, ConvNeXt, Swin, ViT, CLIP, SigLIP …
+    that sees frames, or of a VideoMAE, ViViT or V-JEPA 2 that sees the clip; only its config.json is read here, its
+    weights if `pretrained` names it too."""
+    pixels: Pixels = "imagenet"
+    """For `auto`: mean and standard deviation of the pixels that `backbone` was trained with, those of ImageNet, of
+    CLIP, or one half each (SigLIP, ViT)."""
     channels: tuple[int, ...] = (32, 64, 128, 128)
     """Output channels of each convolution of the CNNs that learn from scratch. Each but the last halves the frame; the
     first of `clip_cnn` takes a quarter."""
@@ -48,6 +53,9 @@ class VisualConfig:
     sensible with pre-trained weights."""
     frozen: bool = False
     """Train only the projection to the network's width, not the pre-trained encoder."""
+    lora_rank: int | None = None
+    """Train updates of this rank of the pre-trained encoder's linear layers (LoRA) and leave all else in it as it is;
+    None trains it whole."""
     drop_path: float = 0.0
     """Stochastic depth: the share of residual branches left out, rising from 0 to this over the layers. The paper has
     0.2 for Video Swin and none for the others."""
@@ -80,6 +88,11 @@ class VisualConfig:
                 "model.visual.encoder=resnet50 has frozen batch normalisation only, as in the paper; set "
                 "model.visual.frozen_batch_norm"
             )
+        if self.lora_rank is not None and (self.lora_rank < 1 or self.frozen):
+            raise ValueError(
+                f"model.visual.lora_rank must be at least 1 or None, and needs model.visual.frozen off, got "
+                f"{self.lora_rank} with frozen={self.frozen}"
+            )
         self._refuse_what_has_no_effect()
 
     def _refuse_what_has_no_effect(self) -> None:
@@ -87,8 +100,10 @@ class VisualConfig:
         kinds = {
             "frozen_batch_norm": (*SCRATCH_ENCODERS, "resnet50"),
             "frozen": PRETRAINED_ENCODERS,
+            "lora_rank": tuple(name for name in PRETRAINED_ENCODERS if name != "resnet50"),
             "drop_path": tuple(name for name in PRETRAINED_ENCODERS if name != "resnet50"),
             "activation_checkpointing": PRETRAINED_ENCODERS,
+            "pixels": ("auto",) if self.pixels != "imagenet" else get_args(Encoder),
             "reference_window_index": tuple(name for name in PRETRAINED_ENCODERS if name.startswith("video_swin")),
         }
         for name, encoders in kinds.items():
@@ -109,6 +124,9 @@ class ModelConfig:
     shared network; None starts from random weights."""
     initial_weights: str | None = None
     """Weights of an earlier run of the same network, its `best/model.safetensors`; None starts a first run."""
+    lora_rank: int | None = None
+    """Train updates of this rank of the linear layers of the shared network (LoRA), besides its embeddings and all
+    heads; None trains it whole."""
     hidden: int = 128
     """Width of the shared network and of the dual-encoder vectors."""
     num_layers: int = 2
@@ -133,6 +151,10 @@ class ModelConfig:
     from scratch needs more, about 1/√hidden, or its attention starts flat and the cross pass learns nothing."""
 
     def __post_init__(self) -> None:
+        if self.lora_rank is not None and not 1 <= self.lora_rank < self.hidden:
+            raise ValueError(
+                f"model.lora_rank must lie in [1, model.hidden={self.hidden}) or be None, got {self.lora_rank}"
+            )
         if self.grid_side < 1:
             raise ValueError(f"model.grid_side must be at least 1, got {self.grid_side}")
         if self.grid_side > 1 and self.visual.encoder == "clip_cnn":
@@ -174,13 +196,16 @@ class ObjectiveConfig:
     """LVWM: single significant words matched with the clip."""
     itm: float = 0.0
     """Fused pair true or false, as two classes. In the published code (1), not in the paper."""
+    sigmoid: float = 0.0
+    """Dual-encoder matching, each pair true or false by itself (SigLIP), beside ℒ3 or with `gvtm_level1` at 0 in its
+    place; with a bias of its own, and `temperature` (SigLIP begins with 0.1 and learns it)."""
     clip_order: float = 0.0
     """Some frames change places before the temporal encoder, which tells where they belong (published, off). Needs
     `model.num_temporal_layers`."""
     itm_negative: Literal["random", "hard"] = "random"
     """The false caption of `itm`: any other of the gathered batch, or the one that the dual encoder scores highest."""
     temperature: float = 0.05
-    """Divides the cosines of GVTM level 1; raw cosines (1.0) were seen to learn nothing."""
+    """Divides the cosines of GVTM level 1 and `sigmoid`; raw cosines (1.0) were seen to learn nothing."""
     learn_temperature: bool = False
     """Let `temperature` be trained, from its value here down to 0.01 (CLIP)."""
     frames: Literal["all", "middle"] = "all"

@@ -12,6 +12,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from snps3_model.config import ModelConfig
+from snps3_model.lora import DOWN, UP, merged
 from snps3_model.snps3 import SNPS3
 
 SIZES = {
@@ -132,6 +133,7 @@ def load_earlier_run(model: SNPS3, weights: Mapping[str, Tensor], source: str) -
     """
     named = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
     own = model.state_dict()
+    named = merged(named, own)
     missing, strangers, reshaped = map(sorted, differences(model, named))
     wrong = [name for name in missing if name.split(".")[0] not in NEW_PARTS]
     shapes = [f"{name} {tuple(named[name].shape)} there, {tuple(own[name].shape)} here" for name in reshaped]
@@ -163,8 +165,8 @@ def few(names: Sequence[str]) -> str:
 
 def differences(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
     """Names of the tensors of `module` that `weights` lack, of those that it has no place for, and of those that have
-    another shape there."""
+    another shape there. Weights without low-rank updates are whole: theirs begin at 0."""
     own = module.state_dict()
-    missing = [name for name in own if name not in weights]
+    missing = [name for name in own if name not in weights and not name.endswith((DOWN, UP))]
     unknown = [name for name in weights if name not in own]
     return missing, unknown, [name for name in own if name in weights and own[name].shape != weights[name].shape]

@@ -44,7 +44,7 @@ class Loss:
     reads_raw_text: Callable[[ObjectiveConfig], bool] = lambda config: True
     """Whether it needs the text pass over the caption as it is."""
     head: Callable[[Any], Any] | None = None
-    """For a loss of another package: of the `SNPS3` a module of its own, trained and saved with the network."""
+    """Of the `SNPS3` a module of the loss's own, trained and saved with the network."""
     spares_layers: Callable[[ObjectiveConfig], bool] = lambda config: False
     """Whether it reads no more of `bert` than the embeddings."""
     is_kept_for_retrieval: bool = False
@@ -75,6 +75,14 @@ LOSSES = (
         title="ℒ3 · clip and caption apart (level 1)",
         reaches=DUAL | {"text_pooler"},
         is_kept_for_retrieval=True,
+    ),
+    Loss(
+        name="sigmoid",
+        title="sigmoid · is this the caption of this clip, pair by pair",
+        reaches=DUAL | {"text_pooler"},
+        head=lambda model: attribute("snps3_model.losses:PairBias")(),
+        is_kept_for_retrieval=True,
+        is_optional=True,
     ),
     Loss(
         name="gvtm_level2",

@@ -5,6 +5,7 @@ Each gives the loss of the global batch, the same number on every rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,7 @@ from snps3_model.draws import masked_positions, moved_frames
 from snps3_model.negatives import easy_weights, hard_negatives, mined_clips, with_true_clip
 from snps3_model.noise import pair_noise
 from snps3_model.passes import by_length, groups_of
+from snps3_model.snps3 import dual_scores
 from snps3_model.step import Step
 
 
@@ -47,6 +49,13 @@ def gvtm_level1(step: Step) -> Float[Tensor, ""]:
     )
     queues.add(keys, batch.weight, step.gather)
     return loss
+
+
+def sigmoid(step: Step) -> Float[Tensor, ""]:
+    """SigLIP's loss over the gathered batch; a clip of equal frames scores as one of them."""
+    text, video = step.gather(step.text.vector), step.gather(step.video.vectors)
+    scores = dual_scores(text, video, step.temperature) - math.log(video.shape[1])
+    return losses.sigmoid(step.heads["sigmoid"](scores), step.gather(step.batch.weight))
 
 
 def gvtm_level2(step: Step) -> Float[Tensor, ""]:

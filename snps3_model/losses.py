@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.records import IGNORED_LABEL
 from snps3_model.gather import Gather
@@ -136,6 +136,25 @@ def lvwm(
     if frames == "all":
         return mil_nce(torch.logsumexp(similarities.flatten(2), dim=-1), gather(weight))
     return mil_nce_of_middle_frames(torch.logsumexp(similarities, dim=2), gather(weight))
+
+
+@in_single_precision
+def sigmoid(scores: Float[Tensor, "B B"], weight: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """SigLIP's loss over caption × clip scores: whether a pair is true, asked of each pair alone. The sum over the
+    clips of a caption, and the mean over captions."""
+    true = 2 * torch.eye(len(scores), device=scores.device, dtype=scores.dtype) - 1
+    return weighted_mean((F.softplus(-true * scores) * weight).sum(1), weight)
+
+
+class PairBias(nn.Module):
+    """What SigLIP adds to the score of every pair: nearly all of them are wrong, so it begins low."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, scores: Float[Tensor, "B B"]) -> Float[Tensor, "B B"]:
+        return scores + self.bias
 
 
 @in_single_precision

@@ -11,7 +11,7 @@ same score gets exactly chance, neither 1 nor 0. Without ties this is the usual 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,17 +40,25 @@ def placements(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C
 
     Refuses a query without a right candidate and scores that are not a number.
     """
-    if scores.size == 0:
-        raise ValueError(f"scores must hold at least one query and one candidate, got shape {scores.shape}")
-    if np.isnan(scores.max()):
-        raise ValueError(
-            f"scores must be numbers, got {int(np.isnan(scores).sum())} NaN; look at the loss of this model"
-        )
+    starts = range(0, len(scores), QUERIES_AT_ONCE)
+    return placements_of((scores[i : i + QUERIES_AT_ONCE] for i in starts), relevant)
+
+
+def placements_of(blocks: Iterable[Float[np.ndarray, "q C"]], relevant: Bool[np.ndarray, "Q C"]) -> Placements:
+    """`placements` of scores that come some rows at a time, so that they are never there all at once."""
+    if relevant.size == 0:
+        raise ValueError(f"scores must hold at least one query and one candidate, got shape {relevant.shape}")
     if not relevant.any(axis=1).all():
         query = int(np.flatnonzero(~relevant.any(axis=1))[0])
         raise ValueError(f"every query needs at least one right candidate, query {query} has none; leave it out")
-    starts = range(0, len(scores), QUERIES_AT_ONCE)
-    counts = [_counts(scores[i : i + QUERIES_AT_ONCE], relevant[i : i + QUERIES_AT_ONCE]) for i in starts]
+    counts, start = [], 0
+    for scores in blocks:
+        if np.isnan(scores.max()):
+            raise ValueError(
+                f"scores must be numbers, got {int(np.isnan(scores).sum())} NaN; look at the loss of this model"
+            )
+        counts.append(_counts(scores, relevant[start : start + len(scores)]))
+        start += len(scores)
     return Placements(**{name: np.concatenate([part[name] for part in counts]) for name in counts[0]})
 
 
@@ -135,7 +143,13 @@ def direction_metrics(
     **bootstrap: int,
 ) -> dict[str, float]:
     """`{prefix}r1`, `r5`, `r10`, `mean_recall`, with `_low`, `_high`; `median_rank`, `mean_rank`; rows are queries."""
-    placed = placements(scores, relevant)
+    return placed_metrics(placements(scores, relevant), prefix, units=units, **bootstrap)
+
+
+def placed_metrics(
+    placed: Placements, prefix: str, *, units: Int[np.ndarray, " Q"] | None = None, **bootstrap: int
+) -> dict[str, float]:
+    """`direction_metrics` of where the candidates stand."""
     recalls = {f"{prefix}r{k}": recalls_at(k, placed) for k in RECALL_RANKS}
     recalls[f"{prefix}mean_recall"] = np.mean(list(recalls.values()), axis=0)
     own_ranks = ranks(placed)

@@ -55,7 +55,7 @@ class Pretraining(nn.Module):
         self.model, self.config, self.gather, self.rank, self.mask_id = model, config, gather, rank, mask_id
         self.rows_at_once = rows_at_once
         self.log_temperature: nn.Parameter | None = None
-        if config.learn_temperature and config.gvtm_level1:
+        if config.learn_temperature and (config.gvtm_level1 or config.sigmoid):
             self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
         self.queues: MomentumQueues | None = None
         if config.gvtm_level1 and config.queue_length is not None:
@@ -63,10 +63,10 @@ class Pretraining(nn.Module):
                 model, length=config.queue_length, momentum=config.queue_momentum, end=config.queue_end
             )
         self.itm_head = nn.Linear(model.config.hidden, 2) if config.itm else None
-        self.extra_heads = nn.ModuleDict({loss.name: loss.head(model) for loss in extra if loss.head})
         self.weights = config.weights | {loss.name: weight for loss, weight in extra.items()}
         """What each loss counts in the total."""
         self.losses = active_losses(config, extra)
+        self.extra_heads = nn.ModuleDict({loss.name: loss.head(model) for loss in self.losses if loss.head})
         self.terms = {loss.name: loss.function() for loss in self.losses}
         synchronise(model, gather)
         freeze_unreached(model, reached_parts(self.losses))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from snps3_model.config import ModelConfig
 from snps3_model.encoders import make_encoder
+from snps3_model.lora import add_low_rank
 from snps3_model.precision import in_single_precision
 from snps3_model.visual import pool, pool_parts
 
@@ -140,6 +141,9 @@ class SNPS3(nn.Module):
             nn.ReLU(),
             nn.Linear(2 * config.hidden, 1),
         )
+        if config.lora_rank is not None:
+            for network in filter(None, (self.bert, self.separate_cross)):
+                add_low_rank(network.encoder, config.lora_rank, "model.lora_rank")
         self.text_words = WordHead(config.hidden, vocabulary_size)
         self.cross_words = WordHead(config.hidden, vocabulary_size)
 
@@ -226,7 +230,7 @@ class SNPS3(nn.Module):
         if self.parts is not None:
             places = self.parts.weight.repeat(frame_tokens.shape[1] // num_parts, 1)
             frame_tokens = frame_tokens + places
-        separator = self.cross_word_embeddings[self.separator_id].expand(len(frame_tokens), 1, -1)
+        separator = self.cross_word_embeddings[self.separator_id].expand(frame_tokens.shape[0], 1, -1)
         inputs = torch.cat([frame_tokens, separator], dim=1)
         kind = torch.full(inputs.shape[:2], VISUAL_TYPE, device=inputs.device)
         frame = torch.arange(inputs.shape[1], device=inputs.device)[None] // num_parts

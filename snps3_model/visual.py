@@ -154,8 +154,9 @@ def temporal_shift(features: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B T C
     """The first eighth of the channels from the frame before, the second from the frame after, zeros at both ends."""
     fold = features.shape[2] // 8
     before, after, still = features.split([fold, fold, features.shape[2] - 2 * fold], dim=2)
-    before = F.pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
-    after = F.pad(after[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
+    # padded before it is cut: torch.export would refuse clips of two frames, of which a cut leaves one
+    before = F.pad(before, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
+    after = F.pad(after, (0, 0, 0, 0, 0, 0, 0, 1))[:, 1:]
     return torch.cat([before, after, still], dim=2)
 
 

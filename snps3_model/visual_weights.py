@@ -21,8 +21,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from snps3_model.encoders import PublicBackbone, PvtV2, ResNet50, VisualEncoder
+from snps3_model.encoders import PvtV2, ResNet50, VisualEncoder
 from snps3_model.loading import WeightsReport, differences, few
+from snps3_model.public_networks import PublicBackbone
 from snps3_model.video_swin import VideoSwin
 
 WRAPPERS = re.compile(r"^(module|model|backbone|visual|img_encoder|enc_img|swin|resnet|pvt_v2|network)\.")

@@ -87,6 +87,7 @@ FILMS = {
     "motion JPEG": Film(format="mov", codec="mjpeg", pixels="yuvj420p"),
 }
 WHOLE = {
+    "MXF that counts packets": Film(format="mxf", has_sound=False),
     "AVI, which has no times": Film(format="avi", codec="mpeg4", options={"bf": "2"}, has_sound=False),
     "MPEG-PS": Film(format="mpeg", codec="mpeg2video", has_sound=False),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 
@@ -17,11 +18,12 @@ from pipeline.text.tokenizer import train_wordpiece
 CAPTIONS = ["a red ring rises", "a blue star falls", "two shapes meet"]
 
 
-def made_run(root: Path) -> str:
-    """Return the folder, below `root`, of a run with random weights, whose network looks over time."""
+def made_run(root: Path, **fields: Any) -> str:
+    """Return the folder, below `root`, of a run with random weights, whose network looks over time; `fields` of its
+    model are set anew."""
     preset = tiny()
     config = dataclasses.replace(
-        preset, name="made", model=dataclasses.replace(preset.model, num_temporal_layers=1, num_layers=1)
+        preset, name="made", model=dataclasses.replace(preset.model, num_temporal_layers=1, num_layers=1, **fields)
     )
     tokenizer = train_wordpiece(CAPTIONS, 100)
     table = mine_significant_words(CAPTIONS, tokenizer.pieces)

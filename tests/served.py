@@ -12,14 +12,15 @@ import pytest
 
 from jobs.serving.app import make_app
 from jobs.serving.library import Library
+from jobs.serving.replicas import Replicas
 from jobs.serving.server import listening, make_server
 
 
 @contextlib.contextmanager
-def served(library: Library) -> Iterator[int]:
+def served(library: Library | Replicas, token: str | None = None) -> Iterator[int]:
     """Serve a library, and yield the port."""
     with listening(0) as listener:
-        server = make_server(make_app(library))
+        server = make_server(make_app(library, token=token))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

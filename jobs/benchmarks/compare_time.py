@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,32 @@ import numpy as np
 from jobs.reports.comparison import CURVES, CompareConfig, compare
 from jobs.run.fields import as_dict, flat
 from jobs.run.presets import tiny
-from jobs.tracking import mlflow_runs
+from jobs.tracking import logged_runs, mlflow_runs
 
 
-def compare_runs(num_runs: int = 200, num_compared: int = 10, num_points: int = 40) -> dict[str, Any]:
-    """Seconds for the page of `num_compared` of `num_runs` runs in a store, with `num_points` of each curve."""
+def compare_runs(num_runs: int = 300, num_compared: int = 10, num_points: int = 10) -> dict[str, Any]:
+    """Seconds for the page of `num_compared` of `num_runs` runs in a store, with `num_points` of each curve; for that
+    of all by a filter; and for the best of their LoggedModels."""
     with tempfile.TemporaryDirectory() as folder:
         for number in range(num_runs):
             fill(folder, number, num_points)
-        chosen = np.linspace(0, num_runs - 1, num_compared).round().astype(int)
-        start = time.perf_counter()
-        path = compare(CompareConfig(runs=tuple(f"run-{n}" for n in chosen), storage=folder, out=f"{folder}/page.html"))
-        seconds = time.perf_counter() - start
-        sizes = {"num_runs": num_runs, "num_compared": num_compared, "num_points": num_points}
-        return {"seconds": seconds, **sizes, "page_bytes": Path(path).stat().st_size}
+        chosen = tuple(f"run-{number}" for number in np.linspace(0, num_runs - 1, num_compared).round().astype(int))
+        page = f"{folder}/page.html"
+        named = timed("", lambda: compare(CompareConfig(runs=chosen, storage=folder, out=page)))
+        page_bytes = Path(page).stat().st_size
+        every = CompareConfig(filter="metrics.`test/t2v/r1` >= 0", storage=folder, out=page)
+        passing = timed("filter_", lambda: compare(every))
+        best = timed("best_", lambda: logged_runs.best_checkpoint(folder, "snps3", "test/t2v/r1"))
+    sizes = {"num_runs": num_runs, "num_compared": num_compared, "num_points": num_points, "page_bytes": page_bytes}
+    return named | passing | best | sizes
+
+
+def timed(prefix: str, call: Callable[[], object]) -> dict[str, float]:
+    """Return the seconds that a call takes, and the CPU seconds."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    call()
+    wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    return {f"{prefix}seconds": wall, f"{prefix}cpu_seconds": cpu}
 
 
 def fill(folder: str, number: int, num_points: int) -> None:
@@ -39,5 +52,6 @@ def fill(folder: str, number: int, num_points: int) -> None:
         f"test/{way}/{score}r{k}": rng.random() for way in ("t2v", "v2t") for score in ("", "dual_") for k in (1, 5)
     }
     ends = {f"{name}_{end}": value for name, value in scores.items() for end in ("low", "high")}
+    tracker.log_checkpoint(f"run-{number}", f"{number:032}", scores, num_points)
     tracker.log(scores | ends | {"seconds/step": 100.0, "num_steps": num_points}, num_points)
     tracker.finish("FINISHED")

@@ -106,7 +106,7 @@ def control_plane(
     os.environ.update(cluster_run.WORKER_ENVIRONMENT | SETTINGS)
     os.environ[MARKER] = marker = os.urandom(8).hex()
     source, num_decoders, rows = sleeping_source(num_train_nodes), num_data_nodes * DECODERS_PER_NODE, []
-    with running_cluster(data_cpus=DECODERS_PER_NODE, store_bytes=STORE_BYTES, shows_logs=False) as cluster:
+    with running_cluster(data_cpus=DECODERS_PER_NODE, store_bytes=STORE_BYTES) as cluster:
         cluster.fill(num_train_nodes, num_data_nodes)
         with ray.init(address=cluster.address, logging_level=logging.WARNING, log_to_driver=False):
             measure(rates[0], source, num_decoders, 10.0, marker)  # starts all processes once

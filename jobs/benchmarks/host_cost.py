@@ -50,7 +50,8 @@ def host_cost(num_steps: int = 100, num_clips: int = 256, num_frames: int = 4, s
 def measure(num_steps: int, num_clips: int, num_frames: int, size_px: int) -> dict[str, Any]:
     """Return the figures of `num_steps` steps, after three that warm up."""
     alone = statistics.mean(stand_in() for _ in range(20))
-    batches = iter(rank_batches(num_steps + 3, num_clips, num_frames, size_px))
+    share = shares(num_clips, num_frames, size_px)
+    batches = rank_batches(rank_job(share, num_frames, size_px), share, num_steps + 3)
     for _ in range(3):
         next(batches)
         stand_in()
@@ -86,10 +87,9 @@ def stand_in() -> float:
     return time.perf_counter() - start
 
 
-def rank_batches(num_steps: int, num_clips: int, num_frames: int, size_px: int) -> Iterator[Any]:
-    """Return the training batches of the only rank of a run."""
-    config = PretrainConfig(name="host-cost")
-    plan = Plan(seed=0, num_videos=10**6, num_images=0, global_batch=num_clips)
+def rank_job(share: pa.Table, num_frames: int, size_px: int, **sections: Any) -> Job:
+    """Return the job of the only rank of a run whose every step is `share`; `sections` of its configuration."""
+    config, num_clips = PretrainConfig(name="measured", **sections), len(share)
     source = ClipSource(
         manifest_path="",
         split="train",
@@ -97,24 +97,23 @@ def rank_batches(num_steps: int, num_clips: int, num_frames: int, size_px: int) 
         frame_size_px=size_px,
         decoder="pyav",
         seed=0,
-        plan=plan,
+        plan=Plan(seed=0, num_videos=10**6, num_images=0, global_batch=num_clips),
         batch=num_clips,
     )
-    share = shares(num_clips, num_frames, size_px)
     tokenizer = train_wordpiece(captions := share["caption"].to_pylist(), 1000)
-    table = mine_significant_words(captions, tokenizer.pieces)
-    job = Job(
+    text = TextProcessor(
+        tokenizer=tokenizer,
+        table=mine_significant_words(captions, tokenizer.pieces),
+        text=config.text,
+        masking=config.masking,
+        seed=0,
+        length_groups=config.placement.length_groups,
+    )
+    return Job(
         name=config.name,
         seed=0,
         run_folder="",
-        text=TextProcessor(
-            tokenizer=tokenizer,
-            table=table,
-            text=config.text,
-            masking=config.masking,
-            seed=0,
-            length_groups=config.placement.length_groups,
-        ),
+        text=text,
         task=CaptionTask(objective=config.objective),
         model=config.model,
         sources={"train": source},
@@ -123,7 +122,11 @@ def rank_batches(num_steps: int, num_clips: int, num_frames: int, size_px: int) 
         selection=config.selection,
         placement=config.placement,
     )
-    place = CLIP_SCHEMA.get_field_index("slot")
+
+
+def rank_batches(job: Job, share: pa.Table, num_steps: int) -> Iterator[Any]:
+    """Return the training batches of the rank."""
+    place, num_clips = CLIP_SCHEMA.get_field_index("slot"), len(share)
     slots = (np.arange(step * num_clips, (step + 1) * num_clips) for step in range(num_steps))
     tables = (share.set_column(place, "slot", pa.array(of_step)) for of_step in slots)
     runtime = Runtime(World(0, 1, torch.device("cpu")), lambda folder, name: None)

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt8
 
-from jobs.benchmarks.support.local_index import embed_here
 from jobs.inference.index import EmbedConfig
+from jobs.inference.indexed_files import Filters
+from jobs.inference.local_index import embed_here
 from jobs.run import run_files
 from jobs.run.run_identity import config_of
-from jobs.serving.library import Filters, Library, Moment
+from jobs.serving.library import Library, Moment
 from pipeline.corpus.media import read
 from pipeline.decode.codec import encode_video, open_video
 from pipeline.records import Kind
@@ -69,7 +70,7 @@ def moments(
         "clip_level_r5": clip_level,
         "hit_at_5_over_r5": measured(clips, answers)["hit_at_5"] / clip_level,
         "window_seconds": seconds,
-        "num_windows": len(library.places),
+        "num_windows": len(library.index),
         "num_files": num_files,
     }
 

@@ -127,7 +127,7 @@ FAULTS = (
     Fault(
         "the rows of the other splits are read",
         "pipeline/test_manifest.py",
-        'pc.«equal→not_equal»(self.table["split"], name)',
+        '(pc.field("split") «==→!=» split) & (pc.field("kind") == kind.value)).combine_chunks()',
     ),
     Fault(
         "Ray takes requests without a token",

@@ -33,10 +33,10 @@ KINDS = {"worker": "ReadRange", "rank": ("_RayTrainWorker", "RayTrainWorker")}
 """How the names of decode tasks and ranks begin."""
 IMPORTS = {
     "worker": "import ray.data, pipeline.stream.loader",
-    "rank": "import ray.data, ray.train, jobs.training.trainer",
+    "rank": "import ray.data, ray.train, jobs.training.trainer, torch._dynamo",
     "driver": "import jobs.launch.driver",
 }
-"""What each process imports."""
+"""What each process imports; torch imports the last of a rank's, 66 MiB, when it makes an optimizer."""
 PRIVATE = "from jobs.benchmarks.support.processes import private_and_shared_bytes as of; print(of()[0] / 2**20)"
 
 

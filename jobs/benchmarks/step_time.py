@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from cluster.run import WORKER_ENVIRONMENT
 from jobs.benchmarks.support.fixtures import data_folder, json_of_child
+from jobs.benchmarks.tiny_step import tiny_speedup
 from jobs.run.config import Placement
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.stream.collate import collate
@@ -200,8 +201,12 @@ def step(
     num_steps: int = 3,
     num_rounds: int = 2,
     threads: int | None = None,
+    earlier: str | None = None,
 ) -> dict[str, Any]:
-    """Speed-up and memory of a training step; `data` is the folder SNPS3_TEST_DATA if it is not given."""
+    """Speed-up and memory of a training step; `data` is the folder SNPS3_TEST_DATA if it is not given.
+
+    `earlier`, a worktree of v0.1.0, adds the speed-up of its `tiny` in today's trainer.
+    """
     folder, threads = data_folder(data, "the first captions"), threads or os.cpu_count()
     if unknown := [name for name in rows if name not in ROWS]:
         raise ValueError(f"there is no row {unknown[0]!r}; the rows are {', '.join(ROWS)}")
@@ -214,7 +219,7 @@ def step(
                 run = json_of_child("jobs.benchmarks.step_time", *arguments, environment=WORKER_ENVIRONMENT)
                 runs[way].append(run)
         result |= compared(name, runs)
-    return result
+    return result | (tiny_speedup(earlier) if earlier else {})
 
 
 def compared(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jobs.experiments import sweeps
 from jobs.experiments.sweeps import SweepConfig, rungs_of
 from jobs.run import presets, run_files
 from jobs.run.run_identity import with_values
-from jobs.tracking import mlflow_runs
+from jobs.tracking import logged_runs
 
 SPACE = ("optim.lr=0.0005,0.001,0.002,0.004", "masking.ratio=0.15,0.3,0.5")
 METRIC, TRAINED = "validation/t2v/mean_recall", "loss/total"
@@ -55,7 +55,7 @@ def sweep(storage: str = "runs/benchmark", num_steps: int = 96) -> dict[str, Any
         seconds[how] = time.perf_counter() - start
         rows[how] = run_files.read_json(f"{storage}/{name}/sweep.json")
         names = [row["name"] for row in rows[how] if row["score"] is not None]
-        logged[how] = mlflow_runs.read_runs(storage, "snps3", names, (METRIC, TRAINED))
+        logged[how] = logged_runs.read_runs(storage, "snps3", names, (METRIC, TRAINED))
         total[how] = sum(run.curves[TRAINED][-1][0] for run in logged[how])
     grid, asha = (max(rows[name], key=lambda row: row["score"] or -1.0) for name in ("none", "asha"))
     best = next(run for run in logged["none"] if run.name == grid["name"])

@@ -13,11 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.preparation import Prepared, commit
+from jobs.corpus.preparation import Prepared, commit, refuse_writing_over
 from jobs.corpus.resumption import asked_once
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
+from pipeline.corpus.parts import is_in_parts
+from pipeline.corpus.sorted_rows import SortedRows
 from pipeline.curation.endpoint import Endpoint, EndpointConfig
 from pipeline.decode.clip_frames import clip_frames
 from pipeline.decode.codec import encode_image
@@ -48,7 +50,8 @@ class CaptionConfig:
     """Which clips are captioned, by whom, from what."""
 
     manifest: str
-    """manifest.parquet of the corpus; `prepare --keep-uncaptioned` makes one of clips without captions."""
+    """Manifest of the corpus: a file or a folder of parts, as the new one then is. `prepare --keep-uncaptioned` makes
+    one of clips without captions."""
     out: str
     """Folder or bucket for the manifest with the captions, and for the answers so far."""
     endpoint: EndpointConfig
@@ -124,10 +127,7 @@ def caption(config: CaptionConfig) -> Captioned:
 
 def refuse_overwriting(config: CaptionConfig, manifest: Manifest, out: str) -> None:
     """Raise ValueError if captions of the same source, or another manifest, would be written over."""
-    if storage.absolute(config.manifest) in (out, storage.join(out, "manifest.parquet")):
-        raise ValueError(
-            f"--out {config.out} is where {config.manifest} lies: name another folder, so that both remain"
-        )
+    refuse_writing_over(config.manifest, out)
     sources = {source for row in manifest.table["caption_sources"].to_pylist() for source in row or ()}
     if config.source_name in sources:
         raise ValueError(f"{config.manifest} has captions of {config.source_name!r} already: name another --source")
@@ -161,7 +161,7 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
     written = {row["clip_id"]: row["caption"] for row in answers if not row["reason"]}
     rows = with_captions(manifest.table.to_pylist(), written, config.source_name)
     prepared = commit(
-        pa.Table.from_pylist([row for row in rows if row["captions"]], SCHEMA),
+        SortedRows([pa.Table.from_pylist([row for row in rows if row["captions"]], SCHEMA)]),
         [Rejected.from_row(row, Stage.PREPARE) for row in answers if row["reason"]],
         corpus=manifest.corpus,
         root=manifest.root,
@@ -170,6 +170,7 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
         max_rejected_share=config.max_rejected_share,
         started=started,
         decoders=manifest.decoders,
+        in_parts=is_in_parts(config.manifest),
     )
     tokens = {
         name: sum(row[name] or 0 for row in answers) for name in ("input_tokens", "output_tokens", "num_requests")

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from cluster.connection import connected_ray
-from jobs.corpus.preparation import PARTS
+from jobs.corpus.preparation import PARTS, refuse_writing_over
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import ledger
@@ -122,7 +122,8 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
     listings = [open_manifest(path) for path in paths]
     if same := [path for path, other in zip(paths[1:], listings[1:], strict=True) if other.hash == listings[0].hash]:
         raise ValueError(f"{same[0]} holds the same clips as {paths[0]}, all of them would leak: name another manifest")
-    _refuse_overwriting(config, paths[0], out)
+    if config.write_filtered:
+        refuse_writing_over(paths[0], out)
     storage.check_writable(out)
     with lease.held(out) as held:
         return _deduplicate(config, listings, paths, out, held)
@@ -213,15 +214,6 @@ def describe(done: Deduplicated) -> str:
         f"seconds    {done.seconds:.1f}",
     ]
     return "\n".join(lines)
-
-
-def _refuse_overwriting(config: DeduplicateConfig, manifest_path: str, out: str) -> None:
-    """The ledger of the job that made the manifest lies beside it and would be lost as well."""
-    if config.write_filtered and manifest_path in (
-        out,
-        *(storage.join(out, name) for name in ("manifest.parquet", PARTS)),
-    ):
-        raise ValueError(f"--out {config.out} is where {manifest_path} lies: name another folder, so that both remain")
 
 
 def _write_filtered(corpus: Listing, rejected: Sequence[Rejected], out: str) -> str:

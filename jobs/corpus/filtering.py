@@ -16,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.corpus.filter_page import page_of
-from jobs.corpus.preparation import Prepared, commit
+from jobs.corpus.preparation import Prepared, commit, refuse_writing_over
 from jobs.corpus.resumption import asked_once, computed_once
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import ledger
-from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
+from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.corpus.parts import is_in_parts
+from pipeline.corpus.sorted_rows import SortedRows
 from pipeline.curation.language import LANGUAGES
 from pipeline.curation.scores import NAMES, SCORES, VERSION, known_scores, score_clips
 from pipeline.decode import decoders
@@ -80,7 +82,7 @@ class FilterConfig:
     """Which clips are scored, and which of them stay."""
 
     manifest: str
-    """manifest.parquet of the corpus."""
+    """Manifest of the corpus: a file or a folder of parts. The new version is what this one is."""
     out: str
     """Folder or bucket for the scores, the report, and with rules the new manifest and its ledger."""
     keep: tuple[str, ...] = ()
@@ -134,8 +136,7 @@ def filter_clips(config: FilterConfig, load_matcher: Callable[[str, Limits], Mat
     """
     started = time.monotonic()
     path, out = storage.absolute(config.manifest), storage.absolute(config.out)
-    if path in (out, storage.join(out, "manifest.parquet")):
-        raise ValueError(f"--out {config.out} is where {path} lies: name another folder, so that both remain")
+    refuse_writing_over(path, out)
     manifest = read_manifest(path)
     storage.check_writable(out)
     with lease.held(out) as held:
@@ -162,7 +163,7 @@ def filter_clips(config: FilterConfig, load_matcher: Callable[[str, Limits], Mat
             num_unreadable=len(unreadable),
             quantiles=quantiles_of(rows),
             taken_out={str(rule): (len(ids), len(ids - others_of(rule, gone))) for rule, ids in gone.items()},
-            prepared=_new_version(manifest, rows, unreadable, gone, out, started) if gone else None,
+            prepared=_new_version(manifest, rows, unreadable, gone, out, started, is_in_parts(path)) if gone else None,
         )
         table = pa.Table.from_pylist([{name: row[name] for name in ("clip_id", "uri", *NAMES)} for row in rows])
         storage.write_table(done.scores_path, table)
@@ -223,6 +224,7 @@ def _new_version(
     gone: Mapping[Rule, set[int]],
     out: str,
     started: float,
+    in_parts: bool,
 ) -> Prepared:
     lost = {clip_id for ids in gone.values() for clip_id in ids} | {row.clip_id for row in unreadable}
     rejected = [
@@ -238,7 +240,7 @@ def _new_version(
     ]
     stays = pa.array([clip_id not in lost for clip_id in manifest.table["clip_id"].to_pylist()])
     return commit(
-        manifest.table.filter(stays).select(SCHEMA.names),
+        SortedRows([manifest.table.filter(stays)]),
         [*unreadable, *rejected],
         corpus=manifest.corpus,
         root=manifest.root,
@@ -247,6 +249,7 @@ def _new_version(
         max_rejected_share=1.0,
         started=started,
         decoders=manifest.decoders,
+        in_parts=in_parts,
     )
 
 

@@ -21,6 +21,8 @@ from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
+from pipeline.corpus.parts import is_in_parts
+from pipeline.corpus.sorted_rows import SortedRows
 from pipeline.decode.config import Limits
 from pipeline.offline.shards import (
     PackingConfig,
@@ -43,7 +45,7 @@ class PackConfig:
     """What is packed, and where to."""
 
     manifest: str
-    """manifest.parquet of the corpus."""
+    """Manifest of the corpus: a file or a folder of parts. The packed one is what this one is."""
     out: str
     """Folder or bucket for shards, manifest and ledger."""
     packing: PackingConfig = field(default_factory=PackingConfig)
@@ -89,7 +91,7 @@ def _pack(config: PackConfig, out: str, held: lease.Lease) -> Prepared:
     ]
     held.check()
     done = commit(
-        pa.Table.from_pylist(packed, SCHEMA),
+        SortedRows([pa.Table.from_pylist(packed, SCHEMA)]),
         [Rejected.from_row(row, Stage.PACK) for row in found if row["reason"]],
         corpus=manifest.corpus,
         root=out,
@@ -97,7 +99,7 @@ def _pack(config: PackConfig, out: str, held: lease.Lease) -> Prepared:
         num_samples=len(manifest),
         max_rejected_share=config.max_rejected_share,
         started=started,
-        decoders={},
+        in_parts=is_in_parts(config.manifest),
     )
     done = dataclasses.replace(done, num_annotated=annotated_beside(config.manifest, manifest.hash))
     mark_done(marker, inputs, done)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from pipeline import storage
 from pipeline.corpus import annotations
@@ -30,31 +31,31 @@ class Plan:
     clips: tuple[Annotation, ...]
     source: Source
     wrong: tuple[WrongRow, ...]
-    notes: tuple[str, ...]
-    """What was taken for what."""
+    unsaid: tuple[str, ...] = ()
+    """Clips for which nothing names a split."""
 
     @property
     def missing(self) -> list[Annotation]:
         """Clips that no file was listed for."""
         return [clip for clip in self.clips if self.source.name(clip.relative_path) not in self.source.places]
 
-    @property
-    def renamed(self) -> dict[str, str]:
-        """Clip as annotations call it → the file that was taken for it, where their paths differ."""
-        return dict(self.source.matched)
-
     def rejected(self, corpus: str) -> list[Rejected]:
         """Return the wrong rows for the ledger."""
-        return [
-            Rejected(
-                clip_id=clip_id(corpus, row.where),
-                uri=without_queries(row.where),
-                stage=Stage.PREPARE,
-                reason=Reason.WRONG_ROW,
-                detail=without_queries(row.reason),
-            )
-            for row in self.wrong
-        ]
+        return wrong_rows(self.wrong, corpus)
+
+
+def wrong_rows(rows: Iterable[WrongRow], corpus: str) -> list[Rejected]:
+    """Return wrong rows for the ledger."""
+    return [
+        Rejected(
+            clip_id=clip_id(corpus, row.where),
+            uri=without_queries(row.where),
+            stage=Stage.PREPARE,
+            reason=Reason.WRONG_ROW,
+            detail=without_queries(row.reason),
+        )
+        for row in rows
+    ]
 
 
 def make_plan(reading: Reading, source: Source) -> Plan:
@@ -89,21 +90,7 @@ def make_plan(reading: Reading, source: Source) -> Plan:
         clip = replace(clip, split=split or annotations.DEFAULT_SPLIT)
         key = (name, clip.start_seconds, clip.end_seconds)
         by_place[key] = annotations.merged(by_place[key], clip, clip.relative_path) if key in by_place else clip
-    if not by_place and not wrong:
-        raise ValueError(f"no clip and no caption is in {source.root}: name the files with the captions, --annotations")
-    refuse_uncaptioned(by_place.values(), source)
-    notes = list(reading.notes)
-    if unsaid and len(unsaid) < len(by_place):
-        notes.append(f"no split is named for {len(unsaid)} clips, which are in train, as {unsaid[0]}")
-    return Plan(clips=tuple(by_place.values()), source=source, wrong=tuple(wrong), notes=tuple(notes))
-
-
-def refuse_uncaptioned(clips: Collection[Annotation], source: Source) -> None:
-    """Raise ValueError if no clip has captions, and files that may have them lie among the videos."""
-    tables = [name for name in source.places if name.lower().endswith(TABLES) and not kind_of(name)]
-    if tables and source.layout == Layout.FILES and not any(clip.captions for clip in clips):
-        named = storage.join(source.root, tables[0])
-        raise ValueError(f"no clip below {source.root} has captions; if {tables[0]} has them: --annotations {named}")
+    return Plan(clips=tuple(by_place.values()), source=source, wrong=tuple(wrong), unsaid=tuple(unsaid))
 
 
 def _below(path: str, root: str) -> str:
@@ -112,22 +99,81 @@ def _below(path: str, root: str) -> str:
     return path[len(root) :] if path.startswith(root) else path
 
 
-def describe_plan(plan: Plan) -> str:
+@dataclass
+class Outline:
+    """What stands in plans, counted, with a few examples of each."""
+
+    notes: list[str] = field(default_factory=list)
+    """What was taken for what."""
+    splits: Counter[str] = field(default_factory=Counter)
+    """Clips by split."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Renamed, silent, missing, wrong and unsaid clips and rows."""
+    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    list_hashes: Counter[str] = field(default_factory=Counter)
+    """Sum of the hashes of the clips of each split."""
+
+    def add(self, plan: Plan) -> None:
+        """Count the clips of a plan too."""
+        self.splits.update(clip.split for clip in plan.clips)
+        for clip in plan.clips:
+            self.list_hashes[clip.split] += hash_of_clip(clip)
+        missing = plan.missing
+        self._note("renamed", [f"{name} is {place}" for name, place in plan.source.matched.items()])
+        self._note("silent", [clip.relative_path for clip in plan.clips if not clip.captions])
+        shown = [_missed(plan, clip.relative_path) for clip in missing[: MAX_NAMED - len(self.examples["missing"])]]
+        self._note("missing", shown, len(missing))
+        self._note("wrong", [row.reason for row in plan.wrong])
+        self._note("unsaid", plan.unsaid)
+        self._note("sample", [_shown(clip) for clip in plan.clips[:NUM_SAMPLES]])
+
+    def _note(self, sort: str, items: Sequence[str], count: int | None = None) -> None:
+        self.counts[sort] += len(items) if count is None else count
+        self.examples[sort] += items[: MAX_NAMED - len(self.examples[sort])]
+
+    def refuse(self, source: Source, telling: Sequence[str]) -> None:
+        """Raise ValueError if there is no clip, or if none has captions and a table of `telling`, the names of files
+        below the root, may have them."""
+        if not self.splits and not self.counts["wrong"]:
+            raise ValueError(
+                f"no clip and no caption is in {source.root}: name the files with the captions, --annotations"
+            )
+        tables = [name for name in telling if name.lower().endswith(TABLES) and not kind_of(name)]
+        if tables and source.layout == Layout.FILES and self.counts["silent"] == self.splits.total():
+            named = f"--annotations {storage.join(source.root, tables[0])}"
+            raise ValueError(f"no clip below {source.root} has captions; if {tables[0]} has them: {named}")
+
+
+def hash_of_clip(clip: Annotation) -> int:
+    """Return 48 bits of the path of a clip, with its times where it is a part of a file. The sums of these tell lists
+    of clips apart, whatever their order."""
+    times = [time for time in (clip.start_seconds, clip.end_seconds) if time is not None]
+    text = " ".join([clip.relative_path, *map(str, times)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+
+
+def describe_outline(outline: Outline) -> str:
     """Return what was taken for what, counts by split, what is wrong or missing, and three clips, for people."""
-    splits = Counter(clip.split for clip in plan.clips)
-    lines = [f"captions  {line}" for line in _joined(plan.notes)]
-    lines.append("clips     " + (", ".join(f"{split} {count}" for split, count in sorted(splits.items())) or "none"))
-    renamed = [f"{name} is {place}" for name, place in plan.renamed.items()]
-    missing = plan.missing
-    silent = [clip.relative_path for clip in plan.clips if not clip.captions]
-    lines += _listed("renamed", "by name alone", renamed)
-    lines += _listed("silent", "without captions", silent)
-    lines += _listed(
-        "missing", "not there", [_missed(plan, clip.relative_path) for clip in missing[:MAX_NAMED]], len(missing)
-    )
-    lines += _listed("wrong", "rows that cannot be read", [row.reason for row in plan.wrong])
-    lines += [f"sample    {_shown(clip)}" for clip in plan.clips[:NUM_SAMPLES]]
+    counts, examples = outline.counts, outline.examples
+    notes = list(outline.notes)
+    if 0 < counts["unsaid"] < outline.splits.total():
+        notes.append(f"no split is named for {counts['unsaid']} clips, which are in train, as {examples['unsaid'][0]}")
+    lines = [f"captions  {line}" for line in _joined(notes)]
+    splits = ", ".join(f"{split} {count}" for split, count in sorted(outline.splits.items()))
+    lines.append(f"clips     {splits or 'none'}")
+    for sort, what in _SORTS.items():
+        more = "; …" if counts[sort] > MAX_NAMED else ""
+        lines += [f"{sort:<9} {counts[sort]} {what}: {'; '.join(examples[sort])}{more}"] if counts[sort] else []
+    lines += [f"sample    {line}" for line in examples["sample"][:NUM_SAMPLES]]
     return without_queries("\n".join(lines))
+
+
+_SORTS = {
+    "renamed": "by name alone",
+    "silent": "without captions",
+    "missing": "not there",
+    "wrong": "rows that cannot be read",
+}
 
 
 def _joined(notes: Sequence[str]) -> list[str]:
@@ -140,12 +186,6 @@ def _joined(notes: Sequence[str]) -> list[str]:
         f"{', '.join(names[:MAX_NAMED])}{', …' if len(names) > MAX_NAMED else ''}{': ' if text else ''}{text}"
         for text, names in files.items()
     ]
-
-
-def _listed(word: str, what: str, items: Sequence[str], count: int | None = None) -> list[str]:
-    count = len(items) if count is None else count
-    more = "; …" if count > MAX_NAMED else ""
-    return [f"{word:<9} {count} {what}: {'; '.join(items[:MAX_NAMED])}{more}"] if count else []
 
 
 def _missed(plan: Plan, path: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,28 +18,37 @@ import pyarrow as pa
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from jobs.corpus import appending
-from jobs.corpus.planning import Plan, describe_plan, make_plan, with_nearest
+from jobs.corpus.gathering import Files, Gathered, gather
+from jobs.corpus.planning import Plan, describe_outline, with_nearest, wrong_rows
+from jobs.corpus.probing import FilesReadWhole, probe_clips
 from jobs.launch import lease
 from pipeline import storage
-from pipeline.corpus import annotations, ledger, media
+from pipeline.corpus import annotations, ledger
+from pipeline.corpus.buckets import NUM_BUCKETS
 from pipeline.corpus.caption_formats import format_named
-from pipeline.corpus.clip_rows import Annotation
 from pipeline.corpus.columns import meanings
-from pipeline.corpus.manifest import SCHEMA, make_manifest, read_manifest, write_in_parts, write_manifest
-from pipeline.corpus.sources import Layout, open_source
+from pipeline.corpus.manifest import SCHEMA, make_manifest, read_manifest, write_in_parts, write_manifest, write_sorted
+from pipeline.corpus.sorted_rows import SortedRows
+from pipeline.corpus.sources import Layout
+from pipeline.corpus.text_files import byte_pieces
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
 from pipeline.decode.decoder_choice import measure_decoders
 from pipeline.decode.decoders import DecoderName
-from pipeline.offline.stages import clips_of, probe_clips, unnamed_files
-from pipeline.records import Rejected
+from pipeline.offline.stages import clips_of, unnamed_files
+from pipeline.records import Kind, Rejected
 
 log = logging.getLogger(__name__)
 
-_SETTINGS = ("corpus", "format", "columns", "layout", "split", "decoder", "max_rejected_share", "measure_decoders")
+_SETTINGS = (
+    *("corpus", "format", "columns", "layout", "split", "decoder", "max_rejected_share", "measure_decoders"),
+    "keep_uncaptioned",
+)
 VERSION = 5
 """Raised when the same input would give another manifest."""
-MARKER = "prepare.json"
+MARKER, FILE = "prepare.json", "manifest.parquet"
+PROBED = "probed"
+"""Folder of what is found of each clip, until the manifest is written: a job that was killed goes on from it."""
 PACKETS = "packets"
 """Folder beside the manifest for the indexes of long videos, one file each, named after the checksum of the video."""
 PARTS = "manifest"
@@ -142,25 +151,17 @@ def prepare(config: PrepareConfig) -> Prepared:
 def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> Prepared:
     started = time.monotonic()
     sources = config.annotations or (root,)
-    files = _outside(storage.fingerprints(root), root, out)
-    inputs = _fingerprint(config, root, sources, files)
-    marker = storage.join(out, MARKER)
+    files = Files.below(root, functools.partial(_is_ours, root=root, out=out))
+    inputs = _fingerprint(config, root, sources, files.hash)
+    marker, made_by = storage.join(out, MARKER), f"{VERSION} {decoders.resolve(config.decoder)}"
     if not config.force and (done := already_done(marker, inputs)):
         return upgraded(done, out, marker, inputs) if config.in_parts else done
     storage.remove(marker)  # until the new manifest is there, nothing is finished
-    planned = _plan(config, root, sources, files)
-    log.info("%s", describe_plan(planned))
-    annotated = planned.clips
-    lists = lists_of(annotated)
-    list_hashes = {split: hash_of_list(paths) for split, paths in lists.items()}
-    parts_path, made_by = storage.join(out, PARTS), f"{VERSION} {decoders.resolve(config.decoder)}"
-    before = appending.version(parts_path)
-    may_keep = config.in_parts and not config.force
-
-    def unchanged(clips: list[dict[str, Any]]) -> pa.Table:
-        return appending.unchanged_rows(out, parts_path, clips if may_keep else [], files, root, made_by)
-
-    rows, rejected = _probed(config, planned, out, unchanged)
+    gathered = _gathered(config, root, sources, files)
+    outline = gathered.outline()
+    log.info("%s", describe_outline(outline))
+    before = appending.version(storage.join(out, PARTS))
+    rows, rejected = _probed(config, gathered, out, made_by)
     held.check()
     done = commit(
         rows,
@@ -168,18 +169,20 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
         corpus=config.corpus,
         root=root,
         out=out,
-        num_samples=len(annotated) + len(planned.wrong),
+        num_samples=outline.splits.total() + outline.counts["wrong"],
         max_rejected_share=config.max_rejected_share,
         started=started,
-        decoders=measure_decoders(rows, config.limits) if config.measure_decoders else {},
+        limits=config.limits if config.measure_decoders else None,
         in_parts=config.in_parts,
     )
-    num_annotated = {split: len(paths) for split, paths in lists.items()}
-    done = dataclasses.replace(done, num_annotated=num_annotated, list_hashes=list_hashes)
+    hashes = {split: f"{total % 2**48:012x}" for split, total in sorted(outline.list_hashes.items())}
+    done = dataclasses.replace(done, num_annotated=dict(sorted(outline.splits.items())), list_hashes=hashes)
     if config.in_parts:
-        appending.write_files(out, files, made_by)
-        done = dataclasses.replace(done, change=appending.described(before, appending.version(parts_path)))
+        appending.write_listing(out, files.buckets, made_by)
+        change = appending.described(before, appending.version(storage.join(out, PARTS)))
+        done = dataclasses.replace(done, change=change)
     mark_done(marker, inputs, done)
+    storage.remove_folder(storage.join(out, PROBED))
     return done
 
 
@@ -198,30 +201,26 @@ def upgraded(done: Prepared, out: str, marker: str, inputs: str) -> Prepared:
 
 
 def plan(config: PrepareConfig) -> Plan:
-    """Return what `prepare` would make of the same configuration; no video is opened."""
+    """Return all that `prepare` would make of the same configuration, in memory."""
+    gathered = gathered_of(config)
+    gathered.outline()  # refuses where there is nothing to prepare
+    whole = gathered.plan(0, NUM_BUCKETS)
+    return dataclasses.replace(whole, wrong=(*gathered.wrong, *whole.wrong))
+
+
+def gathered_of(config: PrepareConfig) -> Gathered:
+    """Return what `prepare` would look at with the same configuration; no video is opened."""
     root, out = storage.absolute(config.root), storage.absolute(config.out)
     storage.check_readable(root)
-    return _plan(config, root, config.annotations or (root,), _outside(storage.fingerprints(root), root, out))
+    files = Files.below(root, functools.partial(_is_ours, root=root, out=out))
+    return _gathered(config, root, config.annotations or (root,), files)
 
 
-def _plan(config: PrepareConfig, root: str, sources: Sequence[str], files: Mapping[str, str]) -> Plan:
-    columns = meanings(config.columns)
-    reading = annotations.read(sources, split=config.split, format=config.format, lists=config.lists, columns=columns)
-    return make_plan(reading, open_source(root, config.layout, list(files)))
-
-
-def lists_of(annotated: Sequence[Annotation]) -> dict[str, list[str]]:
-    """The clips of each split by their paths, with their times where they are parts of files; sorted."""
-    lists: dict[str, list[str]] = defaultdict(list)
-    for one in annotated:
-        times = [time for time in (one.start_seconds, one.end_seconds) if time is not None]
-        lists[one.split].append(" ".join([one.relative_path, *map(str, times)]))
-    return {split: sorted(paths) for split, paths in sorted(lists.items())}
-
-
-def hash_of_list(paths: Sequence[str]) -> str:
-    """12 hex digits."""
-    return hashlib.blake2b("\n".join(paths).encode(), digest_size=6).hexdigest()
+def _gathered(config: PrepareConfig, root: str, sources: Sequence[str], files: Files) -> Gathered:
+    notes: list[str] = []
+    settings = {"split": config.split, "format": config.format, "lists": config.lists}
+    rows = annotations.annotated_rows(sources, notes.append, **settings, columns=meanings(config.columns))
+    return gather(root, config.layout, files, rows, notes)
 
 
 def describe(done: Prepared) -> str:
@@ -238,8 +237,15 @@ def describe(done: Prepared) -> str:
     )
 
 
+def refuse_writing_over(manifest: str, out: str) -> None:
+    """Raise ValueError if the folder `out` holds `manifest`: a job would write over it, or over its ledger."""
+    path, out = storage.absolute(manifest), storage.absolute(out)
+    if path in (out, *(storage.join(out, name) for name in (FILE, PARTS))):
+        raise ValueError(f"--out {out} is where {path} lies: name another folder, so that both remain")
+
+
 def commit(
-    rows: pa.Table,
+    rows: SortedRows,
     rejected: list[Rejected],
     *,
     corpus: str,
@@ -248,107 +254,112 @@ def commit(
     num_samples: int,
     max_rejected_share: float,
     started: float,
-    decoders: Mapping[str, Mapping[str, float]],
+    decoders: Mapping[str, Mapping[str, float]] | None = None,
+    limits: Limits | None = None,
     in_parts: bool = False,
 ) -> Prepared:
-    """Ledger and manifest in `out`. Refused, after the ledger is written: too many rejected samples, no usable one."""
-    manifest_path, ledger_path = storage.join(out, "manifest.parquet"), storage.join(out, "rejected.parquet")
+    """Ledger and manifest in `out`. Refused, after the ledger is written: too many rejected samples, no usable one.
+
+    `limits`: decoders are timed on clips of the corpus, within these; otherwise `decoders` are known times.
+    """
+    manifest_path, ledger_path = storage.join(out, PARTS if in_parts else FILE), storage.join(out, "rejected.parquet")
     ledger.write_ledger(rejected, ledger_path)
     ledger.refuse_above_share(rejected, num_samples, max_rejected_share, ledger_path)
-    made = make_manifest(corpus, root, rows)
-    if not len(made):
+    if not len(rows):
         raise ValueError(f"no clip of {root} is usable: {_counts(rejected) or 'no file and no caption was found'}")
-    made = dataclasses.replace(made, decoders=decoders)
-    if decoders:
-        log.info("%s is the fastest decoder here: %s", made.fastest_decoder, made.decoders)
+    if limits and (videos := next(rows.tables(Kind.VIDEO), None)) is not None:
+        decoders = measure_decoders(videos, limits)
+        log.info("measured of each decoder here, per clip: %s", decoders)
     if in_parts:
-        manifest_path, manifest_hash = storage.join(out, PARTS), write_in_parts(made, storage.join(out, PARTS)).hash
+        index = write_sorted(rows, manifest_path, corpus=corpus, root=root, decoders=decoders or {})
+        manifest_hash = index.hash
     else:
-        write_manifest(made, manifest_path)
+        made = make_manifest(corpus, root, pa.concat_tables(rows.tables()))
+        write_manifest(made := dataclasses.replace(made, decoders=decoders or {}), manifest_path)
         manifest_hash = made.hash
     return Prepared(
         manifest_path=manifest_path,
         ledger_path=ledger_path,
         manifest_hash=manifest_hash,
-        num_clips=made.splits,
+        num_clips=rows.splits,
         num_rejected=_counts(rejected),
         seconds=round(time.monotonic() - started, 1),
     )
 
 
-def _probed(
-    config: PrepareConfig, planned: Plan, out: str, unchanged: Callable[[list[dict[str, Any]]], pa.Table]
-) -> tuple[pa.Table, list[Rejected]]:
-    """Rows and rejected samples; files are looked at but for the clips whose rows `unchanged` returns."""
-    source = planned.source
-    clips = clips_of(planned.clips, corpus=config.corpus, source=source)
-    log.info("%d clips are annotated, %d %s below %s", len(clips), len(source.places), source.layout, source.root)
-    kept = unchanged(clips)
-    known = set(kept["clip_id"].to_pylist())
-    if known:
-        log.info("%d clips are as they were, %d are looked at", len(known), len(clips) - len(known))
+def _probed(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -> tuple[SortedRows, list[Rejected]]:
+    """Rows and rejected samples; of a manifest in parts, whose files are known, only what is new is looked at."""
+    source, num_clips = gathered.source, len(gathered.rows)
+    log.info("%d clips are annotated, %s below %s", num_clips, source.layout, source.root)
+    parts_path = storage.join(out, PARTS)
+    earlier = appending.Earlier.read(out, parts_path, made_by) if config.in_parts and not config.force else None
+    if config.force:
+        storage.remove_folder(storage.join(out, PROBED))
+    rows, read_whole = SortedRows(), FilesReadWhole()
+    rejected = [*wrong_rows(gathered.wrong, config.corpus), *unnamed_files([], corpus=config.corpus, source=source)]
     from cluster.connection import connected_ray  # a dry run does not wait for Ray
 
     with connected_ray():
-        rows, rejected = probe_clips(
-            [clip for clip in clips if clip["clip_id"] not in known],
-            decoder=config.decoder,
-            limits=config.limits,
-            subcluster=config.subcluster,
-            packets_folder=storage.join(out, PACKETS),
-            keeps_uncaptioned=config.keep_uncaptioned,
-        )
-    rows = pa.concat_tables([kept, rows.select(SCHEMA.names).cast(SCHEMA)])
-    _say_read_whole(rows)
-    unnamed = unnamed_files(planned.clips, corpus=config.corpus, source=source)
-    return rows, [*with_nearest(rejected, planned), *planned.rejected(config.corpus), *unnamed]
-
-
-def _say_read_whole(rows: pa.Table) -> None:
-    """Log how many files are read whole for clips that are parts of them."""
-    if tars := {media.file_of(uri) for uri in rows["uri"].to_pylist() if "#unpacked=" in uri}:
-        log.warning("%d tars are compressed, and unpacked whole for each clip: train on what `pack` makes", len(tars))
-    columns = (rows[name].to_pylist() for name in ("uri", "packets", "start_seconds", "end_seconds"))
-    parts = [(uri, packets) for uri, packets, *times in zip(*columns, strict=True) if times != [None, None]]
-    if whole := sorted({uri for uri, packets in parts if packets is None}):
-        log.warning(
-            "%d of %d files with several clips are read whole for each of them, since their packets do not lie in one "
-            "piece each, or another decoder than pyav reads them; the first is %s",
-            len(whole),
-            len({uri for uri, _ in parts}),
-            whole[0],
-        )
+        for number, portion in enumerate(gathered.portions):
+            plan, files_in = gathered.plan(*portion), gathered.files_of(*portion)
+            versions = gathered.files.versions(*files_in)
+            clips = clips_of(plan.clips, corpus=config.corpus, source=plan.source)
+            kept = SCHEMA.empty_table()
+            if earlier:
+                kept = earlier.unchanged(portion, files_in, clips, versions, source.root)
+                known = set(kept["clip_id"].to_pylist())
+                clips = [clip for clip in clips if clip["clip_id"] not in known]
+                log.info("%d clips are as they were, %d are looked at", len(known), len(clips))
+            usable, lost = probe_clips(
+                clips,
+                decoder=config.decoder,
+                limits=config.limits,
+                kept_in=storage.join(out, f"{PROBED}/{number:03d}"),
+                versions={storage.join(source.root, name): f"{of} {made_by}" for name, of in versions.items()},
+                packets_folder=storage.join(out, PACKETS),
+                subcluster=config.subcluster,
+                keeps_uncaptioned=config.keep_uncaptioned,
+            )
+            rows.add(table := pa.concat_tables([kept, usable]))
+            read_whole.add(table)
+            alone = dataclasses.replace(plan.source, damaged={}, passed_over={})
+            unnamed = unnamed_files(plan.clips, corpus=config.corpus, source=alone)
+            rejected += [*with_nearest(lost, plan), *plan.rejected(config.corpus), *unnamed]
+            log.info("portion %d of %d is done", number + 1, len(gathered.portions), extra={"is_progress": True})
+    read_whole.say()
+    return rows, rejected
 
 
 def _counts(rejected: list[Rejected]) -> dict[str, int]:
     return {str(reason): count for reason, count in ledger.count_by_reason(rejected).items()}
 
 
-def _outside(files: dict[str, str], root: str, out: str) -> dict[str, str]:
-    """`files` without those that we write, should `out` lie below `root`."""
+def _is_ours(name: str, root: str, out: str) -> bool:
+    """Whether a file below `root` is what we write to `out`, should that lie below it."""
     if not (out + "/").startswith(root + "/"):
-        return files
-    names = ("manifest.parquet", "rejected.parquet", appending.FILES, MARKER, lease.LEASE)
-    ours = {storage.relative_to(storage.join(out, name), root) for name in names}
-    folders = tuple(storage.relative_to(storage.join(out, name), root) + "/" for name in (PACKETS, PARTS))
-    return {name: print_ for name, print_ in files.items() if name not in ours and not name.startswith(folders)}
+        return False
+    below = (out + "/")[len(root) + 1 :]
+    files = (FILE, "rejected.parquet", MARKER, lease.LEASE)
+    folders = tuple(f"{below}{name}/" for name in (PACKETS, PARTS, PROBED, appending.LISTING))
+    return name in {below + file for file in files} or name.startswith(folders)
 
 
-def _fingerprint(config: PrepareConfig, root: str, sources: tuple[str, ...], files: dict[str, str]) -> str:
+def _fingerprint(config: PrepareConfig, root: str, sources: Sequence[str], files_hash: str) -> str:
     """Hex digits that change with whatever could change manifest or ledger."""
     digest = hashlib.blake2b(digest_size=16)
     settings = {name: getattr(config, name) for name in _SETTINGS} | {"decoder": decoders.resolve(config.decoder)}
-    settings |= {"keep_uncaptioned": True} if config.keep_uncaptioned else {}  # corpora from before it stay as they are
-    digest.update(json.dumps([VERSION, settings, root, sources, files, *config.lists], sort_keys=True).encode())
+    digest.update(json.dumps([VERSION, settings, root, sources, files_hash, *config.lists], sort_keys=True).encode())
     for source in (*sources, *config.lists):
         _, path = annotations.split_and_path(source)
-        if path == root:  # its files are in `files`
+        if path == root:  # its files are in `files_hash`
             continue
         for file, _ in annotations.source_files(path):
             if storage.is_folder(file):
-                digest.update(json.dumps(storage.fingerprints(file)).encode())
+                for pair in storage.listed(file):
+                    digest.update(json.dumps(pair).encode())
             else:
-                digest.update(storage.read_bytes(file))
+                for data in byte_pieces(file):
+                    digest.update(data)
     return digest.hexdigest()
 
 

@@ -1,7 +1,12 @@
-"""A model as a folder in Hugging Face's format."""
+"""A model as a folder in Hugging Face's format, with the code that Transformers loads it by where this package is not.
+
+Its code is that of this package: the files that `modeling_snps3.py` imports, beside each other.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -9,21 +14,40 @@ from typing import Annotated, Any
 import safetensors.torch
 import tyro
 
+from jobs import ROOT
 from jobs.evaluation.cards import EXPORTED, Card, read_cards
+from jobs.inference.model import load, temperature_of
 from jobs.run import run_files
 from jobs.run.config import DataConfig
 from jobs.run.fields import as_dict
 from jobs.run.run_identity import config_of
-from jobs.tracking import mlflow_runs
+from jobs.tracking import logged_runs, mlflow_runs
 from jobs.training import checkpoints
 from pipeline import storage
 from pipeline.foreign_text import in_markdown
 from pipeline.stream.transforms import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.text.tokenizer import SPECIAL_TOKENS
+from pipeline.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 from snps3_model.config import ModelConfig
+from snps3_model.public_networks import public_config
 
 COPIED = ("tokenizer.json", "significant_words.json", run_files.IDENTITY, run_files.ANSWERS)
 QUEUES = "queues."
+MODELING = "modeling_snps3"
+OURS = re.compile(r"^( *from) ((?:pipeline|snps3_model)(?:\.\w+)+) import", re.MULTILINE)
+SHAPES = '''"""Shapes of tensors in annotations, which nothing checks here."""
+
+
+class Shaped:
+    def __class_getitem__(cls, shape):
+        return cls
+
+
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return Shaped
+'''
+"""In place of jaxtyping."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +58,8 @@ class ExportConfig:
     """Folder of the run."""
     out: Annotated[str, tyro.conf.Positional]
     """Folder to write; it may be in a bucket."""
+    programs: bool = False
+    """Write text.pt2, video.pt2 and match.pt2 too, which torch runs without any of our code."""
     register: str | None = None
     """Log it to the run in MLflow too, as code over these files, and register it under this name. Needs a folder on
     this machine."""
@@ -47,9 +73,11 @@ def export(config: ExportConfig) -> str:
     if storage.exists(f"{out}/config.json"):
         raise ValueError(f"{out} holds a model already; take another folder")
     settings = config_of(run)
+    settings = dataclasses.replace(settings, model=described(settings.model))
     weights, cards = without_queues(storage.read_bytes(run_files.best_weights(run))), read_cards(run)
+    facts = network_facts(Tokenizer.load(f"{run}/tokenizer.json"), weights, settings.objective.temperature)
     files = {
-        "config.json": as_dict(settings) | {"model_type": "snps3", "architectures": ["SNPS3"]},
+        "config.json": as_dict(settings) | facts,
         "preprocessor_config.json": preprocessing(settings.data),
         "tokenizer_config.json": tokenizer_settings(settings.text.max_tokens),
         **{f"{EXPORTED}/{name}.json": as_dict(card) for name, card in cards.items()},
@@ -59,15 +87,32 @@ def export(config: ExportConfig) -> str:
     for name in COPIED:
         if storage.exists(f"{run}/{name}"):
             storage.write_bytes_atomic(f"{out}/{name}", storage.read_bytes(f"{run}/{name}"))
+    for name, code in code_files().items():
+        storage.write_bytes_atomic(f"{out}/{name}", code.encode())
     storage.write_bytes_atomic(
         f"{out}/README.md", model_card(settings.name, settings.data, settings.model, cards).encode()
     )
     storage.write_bytes_atomic(f"{out}/{run_files.WEIGHTS}", weights)
+    if config.programs:
+        from jobs.inference.programs import programs_of  # torch.export takes seconds to import
+
+        for name, program in programs_of(load(run)).items():
+            storage.write_bytes_atomic(f"{out}/{name}.pt2", program)
     if config.register:
         place = settings.placement
-        tracker = mlflow_runs.run_of(place.storage, place.experiment, settings.name)
+        tracker = logged_runs.run_of(place.storage, place.experiment, settings.name)
         print(mlflow_runs.log_model(tracker, out, settings.model.hidden, config.register))
     return out
+
+
+def described(model: ModelConfig) -> ModelConfig:
+    """Return a model that names no folder of a network of Transformers: its description stands in place of it."""
+    visual = model.visual
+    if visual.backbone is None:
+        return model
+    return dataclasses.replace(
+        model, visual=dataclasses.replace(visual, backbone=public_config(visual).to_json_string())
+    )
 
 
 def without_queues(data: bytes) -> bytes:
@@ -78,10 +123,37 @@ def without_queues(data: bytes) -> bytes:
     return data if len(kept) == len(weights) else safetensors.torch.save(kept, checkpoints.METADATA)
 
 
+def network_facts(tokenizer: Tokenizer, weights: bytes, temperature: float) -> dict[str, Any]:
+    """Return what Transformers has to know of a network beside the settings of its run."""
+    classes = {"AutoConfig": "SNPS3Config", "AutoModel": "SNPS3Model", "AutoProcessor": "SNPS3Processor"}
+    return {
+        "model_type": "snps3",
+        "architectures": ["SNPS3Model"],
+        "auto_map": {kind: f"{MODELING}.{name}" for kind, name in classes.items()},
+        "vocab_size": tokenizer.vocabulary_size,
+        "pad_token_id": tokenizer.special.pad,
+        "sep_token_id": tokenizer.special.sep,
+        "dual_temperature": temperature_of(safetensors.torch.load(weights), temperature),
+    }
+
+
+def code_files() -> dict[str, str]:
+    """Return by file name the code of the network and its processor, which needs Transformers, Pillow and torch."""
+    files, left = {"array_shapes.py": SHAPES}, [f"jobs.inference.{MODELING}"]
+    while left:
+        module = left.pop()
+        code = (ROOT / f"{module.replace('.', '/')}.py").read_text().replace("from jaxtyping", "from .array_shapes")
+        files[f"{module.removeprefix('jobs.inference.').replace('.', '_')}.py"] = OURS.sub(
+            lambda line: f"{line[1]} .{line[2].replace('.', '_')} import", code
+        )
+        left += [name for _, name in OURS.findall(code) if f"{name.replace('.', '_')}.py" not in files]
+    return files
+
+
 def preprocessing(data: DataConfig) -> dict[str, Any]:
     """Return how videos become what the network reads."""
     return {
-        "image_processor_type": "SNPS3VideoProcessor",
+        "auto_map": {"AutoProcessor": f"{MODELING}.SNPS3Processor"},
         "num_frames": data.num_frames,
         "sampling": "middle frame of equal segments",
         "size": {"longest_edge": data.frame_size_px},
@@ -107,7 +179,8 @@ def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[s
     """Return README.md: what the model is, how it is used, and its scores with their protocols."""
     lines = [
         "---",
-        "library_name: snps3-ray",
+        "library_name: transformers",
+        "license: apache-2.0",
         "pipeline_tag: feature-extraction",
         "---",
         "",
@@ -121,6 +194,18 @@ def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[s
         'model = load("THIS FOLDER")',
         'videos, texts = model.embed_videos(["a.mp4"]), model.embed_texts(["a red ring rises"])',
         "print(model.dual_scores(texts, videos), model.match(texts, videos))",
+        "```",
+        "",
+        "Without that package, by Transformers alone:",
+        "",
+        "```python",
+        "from transformers import AutoModel, AutoProcessor",
+        "",
+        'model = AutoModel.from_pretrained("THIS FOLDER", trust_remote_code=True).eval()',
+        'processor = AutoProcessor.from_pretrained("THIS FOLDER", trust_remote_code=True)',
+        f"texts, videos = processor(text=[…]), processor(videos=[…])  # uint8 ({data.num_frames}, H, W, 3) each",
+        "vectors, clips = model.get_text_features(**texts), model.get_video_features(**videos)",
+        "print(model.dual_scores(vectors, clips.vectors), model.match(**texts, tokens=clips.tokens))",
         "```",
         "",
         f"{data.num_frames} frames of {data.shown_px} px; {model.num_layers} layers of {model.hidden}; visual encoder "

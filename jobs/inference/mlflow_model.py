@@ -1,14 +1,14 @@
 """A model as MLflow loads it: this code over a folder that jobs/export.py wrote. Texts in, unit vectors out.
 
-MLflow runs this file by itself; nobody imports it.
+MLflow runs this file by itself, where this package need not be; nobody imports it.
 """
 
 from __future__ import annotations
 
+import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-
-from jobs.inference.model import load
+from transformers import AutoModel, AutoProcessor
 
 
 class TextEncoder(PythonModel):
@@ -16,11 +16,15 @@ class TextEncoder(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Reads the exported folder."""
-        self.model = load(context.artifacts["model"])
+        folder = context.artifacts["model"]
+        self.model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+        self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 
     def predict(self, context, model_input, params=None):  # MLflow takes hints of types for another signature
         """Unit vectors (N, D) of the column `text`."""
-        return self.model.embed_texts([str(text) for text in model_input["text"]]).vectors.numpy()
+        with torch.no_grad():
+            texts = self.processor(text=[str(text) for text in model_input["text"]])
+            return self.model.get_text_features(**texts).numpy()
 
 
 set_model(TextEncoder())

@@ -11,7 +11,7 @@ print(model.match(texts, videos))                # the same pairs by the cross e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import huggingface_hub
@@ -34,6 +34,7 @@ from pipeline.corpus.fetching import fetch
 from pipeline.corpus.media import kind_of
 from pipeline.decode.codec import decode_frames, letterbox
 from pipeline.decode.config import Limits
+from pipeline.decode.formats import kind_by_bytes
 from pipeline.decode.isolation import isolated
 from pipeline.decode.windows import WindowSettings, decode_windows
 from pipeline.records import ClipRows, DecodeError, Kind, Reason, Stored
@@ -41,6 +42,7 @@ from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise
 from snps3_model import snps3
 from snps3_model.loading import few, is_hub_name, load_earlier_run
+from snps3_model.lora import without_updates
 from snps3_model.objective import LEAST_LOG_TEMPERATURE
 from snps3_model.snps3 import SNPS3
 
@@ -137,6 +139,13 @@ def decode_media(media: Stored, kind: Kind, data: DataConfig, limits: Limits | N
     return frames if kind == Kind.VIDEO else frames.repeat(data.num_frames, axis=0)
 
 
+def decode_unnamed(media: bytes, data: DataConfig) -> np.ndarray:
+    """As `decode`, of bytes that say themselves what they are. DecodeError if that is neither a picture nor a video."""
+    if (kind := kind_by_bytes(media)) is None:
+        raise DecodeError(Reason.UNREADABLE, "it is neither a picture nor a video of a kind that is read")
+    return decode_media(media, kind, data)
+
+
 def windows(
     path: str, data: DataConfig, limits: Limits, window_seconds: float | None, stride_seconds: float
 ) -> Iterator[tuple[list[tuple[float, float | None]], np.ndarray]]:
@@ -169,17 +178,27 @@ def padded(frames: np.ndarray, size_px: int) -> np.ndarray:
 def load(folder: str, device: str = "cpu") -> Model:
     """The best model of a run, or of a folder that jobs/export.py wrote; a name that is no folder is looked up on the
     hub. ValueError that names what does not fit."""
-    folder = huggingface_hub.snapshot_download(folder) if is_hub_name(folder) else storage.absolute(folder)
+    folder = folder_of(folder)
     config = config_of(folder)
     text = TextProcessor.load(folder, text=config.text, masking=config.masking, seed=config.seed)
-    network = build_model(config.model, text.tokenizer)
+    network = build_model(without_updates(config.model), text.tokenizer)
     path = run_files.best_weights(folder)
     weights = read_weights(storage.read_bytes(path), path)
     report = load_earlier_run(network, weights, path)
     if lost := report.missing:  # a run may begin with weights that lack them, a trained model may not
         raise ValueError(f"{path} lacks {len(lost)} tensors of its network{few(lost)}; write it anew")
-    temperature = config.objective.temperature
-    if "log_temperature" in weights:
-        temperature = weights["log_temperature"].clamp(min=LEAST_LOG_TEMPERATURE).exp().item()
     network.eval().to(device)
+    temperature = temperature_of(weights, config.objective.temperature)
     return Model(network=network, text=text, data=config.data, temperature=temperature)
+
+
+def folder_of(name: str) -> str:
+    """Return the folder of a model: `name`, or where what the hub has of this name was downloaded to."""
+    return huggingface_hub.snapshot_download(name) if is_hub_name(name) else storage.absolute(name)
+
+
+def temperature_of(weights: Mapping[str, Tensor], default: float) -> float:
+    """Return the temperature of dual scores: that of the weights if it was learned."""
+    if "log_temperature" not in weights:
+        return default
+    return weights["log_temperature"].clamp(min=LEAST_LOG_TEMPERATURE).exp().item()

@@ -6,18 +6,27 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
 from jobs.inference.index_files import INDEX
+from jobs.inference.indexed_files import Filters, IndexedFiles
 from jobs.inference.model import Model, Videos, load
-from jobs.inference.ranking import Place
+from jobs.inference.ranking import Place, distinct
 from jobs.inference.window_index import WindowIndex
 from jobs.run import run_files
 from jobs.run.fields import refuse_below
 from pipeline import storage
+
+MAX_QUERY_CHARACTERS = 1000
+
+
+def refuse_long(text: str) -> None:
+    """Raise ValueError for a question that is no sentence: more of it would be left out than is read."""
+    if len(text) > MAX_QUERY_CHARACTERS:
+        raise ValueError(f"the question has {len(text):,} characters, at most {MAX_QUERY_CHARACTERS:,} are read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +44,7 @@ class SearchConfig:
     """Windows that the cross encoder puts in order."""
     run: str | None = None
     """Folder of the model; None: where it lay when the index was made."""
+    filters: Annotated[Filters, tyro.conf.arg(name="")] = field(default_factory=Filters)
     port: int = 8765
     """Of the page, on this machine's loopback; 0: any that is free."""
 
@@ -42,6 +52,7 @@ class SearchConfig:
         refuse_below(self, "", num_results=1, rerank=1, port=0)
         if self.text is not None and not self.text.strip():
             raise ValueError("text must say what is looked for, got an empty one")
+        refuse_long(self.text or "")
         if self.text is not None and self.queries is not None:
             raise ValueError(f"give either a text or --queries, got {self.text!r} and {self.queries!r}")
 
@@ -65,8 +76,7 @@ class Match:
 
 def search(config: SearchConfig) -> list[Match]:
     """Return the best windows for `config.text`, best first. ValueError for an index of another model."""
-    model, index = open_index(config.index, config.run)
-    return best(model, index, config.text or "", config)
+    return Answerer(config).best(config.text or "")
 
 
 def answers(config: SearchConfig) -> Iterator[str]:
@@ -78,9 +88,9 @@ def answers(config: SearchConfig) -> Iterator[str]:
     texts = (text_of(number, line) for number, line in enumerate(lines, 1) if line.strip())
     if config.queries != "-":
         texts = iter([*texts])
-    model, index = open_index(config.index, config.run)
+    answerer = Answerer(config)
     for text in texts:
-        matches = [dataclasses.asdict(match) for match in best(model, index, text, config)]
+        matches = [dataclasses.asdict(match) for match in answerer.best(text)]
         yield json.dumps({"text": text, "matches": matches}, ensure_ascii=False)
 
 
@@ -108,6 +118,13 @@ def open_index(index: str, run: str | None) -> tuple[Model, WindowIndex]:
     ValueError for another model.
     """
     folder = storage.absolute(index)
+    run, weights = model_of(folder, run)
+    model = load(run)
+    return model, WindowIndex.open(folder, weights, model.network.config.hidden)
+
+
+def model_of(folder: str, run: str | None) -> tuple[str, str]:
+    """Return folder and weights hash of the model that an index was made with. ValueError if `run` is another one."""
     storage.check_readable(f"{folder}/{INDEX}")
     facts = run_files.read_json(f"{folder}/{INDEX}")
     run = storage.absolute(run or facts["run"])
@@ -115,17 +132,33 @@ def open_index(index: str, run: str | None) -> tuple[Model, WindowIndex]:
         raise ValueError(
             f"{folder} was made with the model {facts['model']}, and {run} is {weights}; name it with --run"
         )
-    model = load(run)
-    return model, WindowIndex.open(folder, weights, model.network.config.hidden)
+    return run, weights
 
 
-def best(model: Model, index: WindowIndex, sentence: str, config: SearchConfig) -> list[Match]:
-    """Return the windows that the dual encoder puts first, in the order of the cross encoder."""
-    text = model.embed_texts([sentence])
-    first, dual = index.first(text.vectors, config.rerank, model.temperature)
-    cross = model.match(text, Videos(tokens=index.tokens(first), vectors=index.vectors(first)))[0]
-    order = cross.argsort(descending=True, stable=True)[: config.num_results].tolist()
-    return [match_of(index.place(int(first[i])), float(cross[i]), float(dual[i])) for i in order]
+class Answerer:
+    """An index with its model, open for one question after the other."""
+
+    def __init__(self, config: SearchConfig) -> None:
+        self.config = config
+        self.model, self.index = open_index(config.index, config.run)
+        self.is_eligible = None
+        if config.filters != Filters():
+            root = run_files.read_json(f"{storage.absolute(config.index)}/{INDEX}")["videos"]
+            files = IndexedFiles.read([part.path for part in self.index.parts], root)
+            self.is_eligible = files.passing(config.filters)
+
+    def best(self, sentence: str) -> list[Match]:
+        """Return the windows that the dual encoder puts first, in the order of the cross encoder; of those that are the
+        same moment the best."""
+        text = self.model.embed_texts([sentence])
+        first, dual = self.index.first(text.vectors, self.config.rerank, self.model.temperature, self.is_eligible)
+        if not len(first):
+            return []
+        cross = self.model.match(text, Videos(tokens=self.index.tokens(first), vectors=self.index.vectors(first)))[0]
+        order = cross.argsort(descending=True, stable=True)
+        scores = {int(first[i]): (float(cross[i]), float(dual[i])) for i in order}
+        kept = distinct(self.index.place, scores, self.config.num_results)
+        return [match_of(place, *scores[row]) for row, place in kept.items()]
 
 
 def match_of(place: Place, cross: float, dual: float) -> Match:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 Place = tuple[str, float | None, float | None]
 """Video, and start and end of a window of it in seconds; without an end an image, without both a whole video."""
 
 
-def distinct(places: Sequence[Place], rows: Iterable[int], num: int, shown: Sequence[int] = ()) -> list[int]:
-    """Return the first `num` of `rows`, without those that are the same moment as one before them or a `shown` row."""
-    kept = [*shown]
+def distinct(
+    place: Callable[[int], Place], rows: Iterable[int], num: int, shown: Sequence[int] = ()
+) -> dict[int, Place]:
+    """Return the first `num` of `rows` with their places, without those that are the same moment as one before them or
+    a `shown` row."""
+    kept = {row: place(row) for row in shown}
     for row in rows:
         if len(kept) == num + len(shown):
             break
-        if not any(is_same_moment(places[row], places[other]) for other in kept):
-            kept.append(row)
-    return kept[len(shown) :]
+        here = place(row)
+        if not any(is_same_moment(here, other) for other in kept.values()):
+            kept[row] = here
+    return {row: here for row, here in kept.items() if row not in shown}
 
 
 def is_same_moment(place: Place, other: Place) -> bool:

@@ -30,6 +30,10 @@ TABLES_IN_MEMORY = 64
 """Parts whose places stay in memory."""
 
 
+class ChangedIndexError(ValueError):
+    """Raised when the index was written anew after it was opened."""
+
+
 class WindowIndex:
     """The windows of an index. Its rows count through its parts."""
 
@@ -77,25 +81,39 @@ class WindowIndex:
 
     def vectors(self, rows: Int[Tensor, " K"]) -> Float[Tensor, "K T D"]:
         """Return the frame vectors of windows."""
-        return torch.stack([part.vectors[place] for part, place in self.located(rows)])
+        return self.gathered("vectors", rows)
 
     def tokens(self, rows: Int[Tensor, " K"]) -> Float[Tensor, "K S D"]:
         """Return the tokens of windows, for the cross encoder."""
-        return torch.stack([part.tokens[place] for part, place in self.located(rows)])
+        return self.gathered("tokens", rows)
+
+    def gathered(self, name: str, rows: Int[Tensor, " K"]) -> Float[Tensor, "K _ D"]:
+        """Return a tensor of windows, read part by part: a thousand rows one by one take as long as all the codes."""
+        numbers, places = map(torch.from_numpy, self.located(rows))
+        gathered = torch.empty(len(rows), *getattr(self.parts[0], name).shape[1:])
+        for number in numbers.unique().tolist():
+            is_in = numbers == number
+            gathered[is_in] = getattr(self.parts[number], name)[places[is_in]]
+        return gathered
 
     def place(self, row: int) -> Place:
-        """Return which window a row is. ValueError if its part was written anew since the index was opened."""
-        ((part, place),) = self.located(torch.tensor([row]))
-        places = self.places_of(part.path)
-        if len(places) != len(part):
-            raise ValueError(f"{part.path} was written anew since the index was opened; open it again")
-        return places[place]
+        """Return which window a row is. ChangedIndexError if its part was written anew since the index was opened."""
+        part, place = self.part_of(row)
+        with contextlib.suppress(FileNotFoundError):
+            places = self.places_of(part.path)
+            if len(places) == len(part):
+                return places[place]
+        raise ChangedIndexError(f"{part.path} was written anew since the index was opened; open it again")
 
-    def located(self, rows: Int[Tensor, " K"]) -> list[tuple[Part, int]]:
-        """Return part and place in it of each row."""
+    def part_of(self, row: int) -> tuple[Part, int]:
+        """Return the part of a row, and its place in it."""
+        (number,), (place,) = self.located(torch.tensor([row]))
+        return self.parts[number], int(place)
+
+    def located(self, rows: Int[Tensor, " K"]) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
+        """Return the number of the part of each row, and the places in it."""
         numbers = np.searchsorted(self.stops, rows.numpy(), side="right")
-        starts = np.concatenate([[0], self.stops])[numbers]
-        return [(self.parts[number], int(place)) for number, place in zip(numbers, rows.numpy() - starts, strict=True)]
+        return numbers, rows.numpy() - np.concatenate([[0], self.stops])[numbers]
 
 
 @contextlib.contextmanager

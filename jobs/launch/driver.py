@@ -10,7 +10,7 @@ import itertools
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -212,7 +212,7 @@ def claim_folder(config: PretrainConfig, manifest: Listing, run_folder: str) -> 
 def make_job(config: PretrainConfig, manifest: Listing, run_folder: str, tracker: Tracker) -> Job:
     """Return what the ranks need. Vocabulary, significant words and answers are kept in the run's folder."""
     data, text, seed = config.data, config.text, config.seed
-    captions = functools.cache(functools.partial(training_captions, data))
+    captions = functools.cache(functools.partial(TrainingCaptions, data))
     tokenizer = kept_tokenizer(text, run_folder, captions)
     table = kept_table(text, run_folder, captions, tokenizer)
     refuse_more_words_than_there_are(config.masking, table)
@@ -266,7 +266,7 @@ def show_questions(facts: Mapping[str, float]) -> None:
         voice.show(f"training questions: {', '.join(counts)}")
 
 
-def kept_tokenizer(text: TextConfig, run_folder: str, captions: Callable[[], list[str]]) -> Tokenizer:
+def kept_tokenizer(text: TextConfig, run_folder: str, captions: Callable[[], Iterable[str]]) -> Tokenizer:
     """Return the vocabulary in the run's folder. A new run first writes the configured one, or one trained on the
     captions, and reads it like a resumed one."""
     path = f"{run_folder}/tokenizer.json"
@@ -278,7 +278,7 @@ def kept_tokenizer(text: TextConfig, run_folder: str, captions: Callable[[], lis
 
 
 def kept_table(
-    text: TextConfig, run_folder: str, captions: Callable[[], list[str]], tokenizer: Tokenizer
+    text: TextConfig, run_folder: str, captions: Callable[[], Iterable[str]], tokenizer: Tokenizer
 ) -> SignificantWords:
     """Return the significant words in the run's folder. A new run first writes the configured ones, or those of the
     captions."""
@@ -293,14 +293,20 @@ def kept_table(
     return SignificantWords.from_json(storage.read_bytes(path).decode())
 
 
-def training_captions(data: DataConfig) -> list[str]:
-    """Return the captions of the training clips, of a sample of them where there are more than `MAX_CAPTIONED`."""
-    clips = split_clips(data.manifest, data.train_split)
-    total = sum(map(len, clips.values()))
-    if total > MAX_CAPTIONED:
-        print(f"vocabulary and words: the captions of {MAX_CAPTIONED} of the {total} training clips are counted")
-    tables = (table for rows in clips.values() for table in sampled(rows, min(1.0, MAX_CAPTIONED / total)))
-    return [caption for table in tables for texts in table["captions"].to_pylist() for caption in texts]
+class TrainingCaptions:
+    """The captions of the training clips, of a sample of them where there are more than `MAX_CAPTIONED`. They are read
+    anew each time, so that they are never in memory together."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self.clips = split_clips(data.manifest, data.train_split)
+        total = sum(map(len, self.clips.values()))
+        self.share = min(1.0, MAX_CAPTIONED / total)
+        if self.share < 1:
+            print(f"vocabulary and words: the captions of {MAX_CAPTIONED} of the {total} training clips are counted")
+
+    def __iter__(self) -> Iterator[str]:
+        for table in (table for rows in self.clips.values() for table in sampled(rows, self.share)):
+            yield from table["captions"].combine_chunks().flatten().to_pylist()
 
 
 def sampled(rows: Rows, share: float, run_rows: int = 1024) -> Iterator[pa.Table]:
@@ -376,6 +382,8 @@ def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, 
     storage.write_bytes_atomic(f"{job.run_folder}/report.html", page.encode())
     numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
     tracker.log(numbers, int(results["num_steps"]))
+    scores = {key: value for key, value in numbers.items() if key.startswith(("test/", "temporal/", "validation/"))}
+    tracker.log_checkpoint(job.name, run_files.weights_hash(job.run_folder), scores, int(results["num_steps"]))
     with tempfile.TemporaryDirectory() as folder:
         for name in (run_files.CONFIG, run_files.IDENTITY, "report.html", "significant_words.json"):
             Path(folder, name).write_bytes(storage.read_bytes(f"{job.run_folder}/{name}"))

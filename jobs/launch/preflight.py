@@ -37,6 +37,7 @@ from snps3_model.config import ModelConfig, VisualConfig
 from snps3_model.encoders import frame_size_problem
 from snps3_model.loading import bert_config, is_hub_name, refuse_other_sizes
 from snps3_model.loss_table import load_extra
+from snps3_model.public_networks import refuse_other_pixels
 from snps3_model.snps3 import SNPS3
 
 
@@ -193,10 +194,12 @@ def visual_problems(visual: VisualConfig, data: DataConfig) -> list[str]:
     """Return why the visual encoder could not be made, filled with its weights, or take the frames."""
     size = data.shown_px
     problems: list[str] = []
-    problem = _tried(problems, "model.visual.backbone", lambda: frame_size_problem(visual, size, size))
+    problem = _tried(problems, "model.visual.backbone", lambda: frame_size_problem(visual, size, size, data.num_frames))
     if problem:
         name = "augmentation.crop_px" if data.augmentation.crop_px else "frame_size_px"
         problems.append(f"data.{name}={size}: {problem}")
+    if visual.encoder == "auto":
+        _tried(problems, "model.visual.pixels", lambda: refuse_other_pixels(visual))
     path = visual.pretrained if visual.encoder != "auto" else None
     if path is not None and _tried(problems, "model.visual.pretrained", lambda: storage.exists(path)) is False:
         problems.append(
@@ -235,7 +238,7 @@ def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
                 f"{name}: {num_silent} of {manifest.splits[split]} clips of the split {split!r} have no caption; write "
                 "some with jobs/caption.py, or prepare the corpus without --keep-uncaptioned"
             )
-        elif name == "data.train_split" and drawn and (num_silent := manifest.num_uncaptioned(split, drawn)):
+        elif name == "data.train_split" and drawn and (num_silent := manifest.num_of_other_sources(split, drawn)):
             problems.append(
                 f"data.caption_weights: {num_silent} of {manifest.splits[split]} clips of the split {split!r} have "
                 f"captions of other sources alone than {', '.join(weights)}: name these too"

@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from jobs.reports import figures
 from jobs.reports.page import template
-from jobs.tracking import mlflow_runs
-from jobs.tracking.mlflow_runs import Logged
+from jobs.tracking import logged_runs, mlflow_runs
+from jobs.tracking.logged_runs import Logged
 from pipeline import storage
 from snps3_model.loss_table import PAPER_ORDER
 
@@ -38,8 +38,12 @@ LOW_IS_GOOD = ("rank",)
 class CompareConfig:
     """Which runs."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Names of runs, the newest of each name, or their ids in MLflow."""
+    filter: str | None = None
+    """In place of names: what MLflow's search takes, such as "metrics.`test/t2v/r1` > 0.3"; any number of runs."""
+    order: str = "test/t2v/r1"
+    """Score by which the runs of a filter are put in order, the highest first."""
     storage: str = "runs"
     """Where the runs lie; its mlflow.db is read unless MLFLOW_TRACKING_URI names a server."""
     experiment: str = "snps3"
@@ -47,25 +51,45 @@ class CompareConfig:
     """The page."""
 
     def __post_init__(self) -> None:
-        if not 2 <= len(self.runs) <= figures.MAX_LINES:
+        if self.filter is not None and self.runs:
+            raise ValueError(f"give either names of runs or --filter, got {self.runs} and {self.filter!r}")
+        if self.filter is None and not 2 <= len(self.runs) <= figures.MAX_LINES:
             raise ValueError(f"two to {figures.MAX_LINES} runs can be compared, got {len(self.runs)}")
         if odd := [name for name in self.runs if "'" in name]:
             raise ValueError(f"{odd[0]!r} cannot be looked for: MLflow's filters know no quotes; take the run's id")
 
 
 def compare(config: CompareConfig) -> str:
-    """Write the page and return its path. Raise ValueError for a run that is not there, or is named twice."""
+    """Write the page and return its path. Raise ValueError for a run that is not there, or is named twice, and for a
+    filter that fewer than two pass."""
     mlflow_runs.refuse_unreachable(config.storage)
-    runs = mlflow_runs.read_runs(config.storage, config.experiment, config.runs, CURVES)
+    if config.filter is None:
+        runs = logged_runs.read_runs(config.storage, config.experiment, config.runs, CURVES)
+    else:
+        runs = logged_runs.search_runs(
+            config.storage, config.experiment, config.filter, config.order, CURVES, figures.MAX_LINES
+        )
+        if len(runs) < 2:
+            raise ValueError(f"{len(runs)} runs pass --filter {config.filter!r}, and two or more can be compared")
     for number, run in enumerate(runs):
         if any(run.run_id == other.run_id for other in runs[:number]):
             raise ValueError(f"the run {run.name!r} ({run.run_id}) is named twice; name others to compare it with")
     path = storage.absolute(config.out)
+    every, runs = overview(runs), runs[: figures.MAX_LINES]
     tables = {"differences": differences(runs), "scores": scores(runs), "costs": costs(runs), "charts": charts(runs)}
     shown = [(run, figures.line_style(number)) for number, run in enumerate(runs)]
-    page = template("compare.html").render(runs=shown, films=Markup(), **tables)
+    page = template("compare.html").render(runs=shown, every=every, films=Markup(), **tables)
     storage.write_bytes_atomic(path, page.encode())
     return path
+
+
+def overview(runs: Sequence[Logged]) -> dict[str, Any] | None:
+    """Return a row per run with its scores and what differs; None where all fit beside each other."""
+    if len(runs) <= figures.MAX_LINES:
+        return None
+    columns = scores(runs) + differences(runs)
+    rows = [{"run": run, "cells": [column["cells"][place] for column in columns]} for place, run in enumerate(runs)]
+    return {"names": [column["name"] for column in columns], "rows": rows}
 
 
 def differences(runs: Sequence[Logged]) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ NUM_PAIRS_SHOWN = 6
 NUM_WORDS_SHOWN = 24
 NUM_SIZES_SHOWN = 8
 FILM_SIZE_PX = 96
+FILES_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,19 +199,28 @@ def words_of(captions: pa.StringArray) -> tuple[Int32[np.ndarray, " M"], Counter
 
 def totals(figures: CorpusFigures) -> dict[str, str]:
     """Return the corpus in a few figures."""
-    order = np.argsort(figures.files)
-    ordered = figures.files[order]
-    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(order)]
-    num_bytes = figures.num_bytes[order[is_first]].sum()
+    num_files, num_bytes = distinct_files(figures.files, figures.num_bytes)
     return {
         "videos": f"{figures.kinds[Kind.VIDEO]:,}",
         "images": f"{figures.kinds[Kind.IMAGE]:,}",
         "hours of video": f"{figures.seconds.sum(dtype=np.float64) / 3600:,.2f}",
-        "files": f"{is_first.sum():,}",
+        "files": f"{num_files:,}",
         "GB": f"{num_bytes / 1e9:,.3f}",
         "captions": f"{len(figures.words_per_caption):,}",
         "different words": f"{len(figures.words):,}",
     }
+
+
+def distinct_files(files: Int64[np.ndarray, " N"], num_bytes: Int64[np.ndarray, " N"]) -> tuple[int, int]:
+    """Return the number of different files and their bytes. 9 bytes per clip are in memory for it."""
+    order = np.argsort(files)
+    count = total = 0
+    for start in range(0, len(order), FILES_AT_ONCE):
+        places = order[max(0, start - 1) : start + FILES_AT_ONCE]  # the last one of those before, too
+        firsts = places[1:][files[places[1:]] != files[places[:-1]]]
+        firsts = firsts if start else np.concatenate([places[:1], firsts])
+        count, total = count + len(firsts), total + int(num_bytes[firsts].sum())
+    return count, total
 
 
 def charts(corpus: CorpusFigures) -> list[dict[str, Any]]:

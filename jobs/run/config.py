@@ -7,13 +7,18 @@ identity. Placement (where, on how many workers, how often it is logged) may cha
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from jobs.run.fields import flat, refuse_below
+from jobs.run.rules import (
+    nearest_multiples,
+    refuse_frozen_random_weights,
+    refuse_rates_of_nothing,
+    refuse_small_sizes,
+    validate_finite,
+)
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.decoders import DecoderName
@@ -131,6 +136,12 @@ class OptimConfig:
     """Added to the root of Adam's second moment: gradients well below it hardly move their weights."""
     warmup_steps: int = 50
     """Steps of linear rise from a tenth of `lr`."""
+    pretrained_rate: float = 1.0
+    """Rate of the parts that start from pre-trained weights, as a share of `lr`."""
+    layer_decay: float = 1.0
+    """Of these parts each layer has this share of the rate of the layer above it."""
+    frozen_steps: int = 0
+    """These parts stay as they are for so many steps, while the others get used to them."""
     decay: Literal["cosine", "step"] = "cosine"
     """After the warm-up: `cosine` to a fiftieth; `step` to a tenth at `decay_step` or `decay_epoch`."""
     decay_step: int | None = None
@@ -149,7 +160,15 @@ class OptimConfig:
         for name in ("num_steps", "global_batch", "lr", "eps", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
-        refuse_below(self, "optim", weight_decay=0, warmup_steps=0, decay_step=0, decay_epoch=0)
+        refuse_below(self, "optim", weight_decay=0, warmup_steps=0, decay_step=0, decay_epoch=0, frozen_steps=0)
+        for name in ("pretrained_rate", "layer_decay"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"optim.{name} must lie in (0, 1], got {getattr(self, name)}")
+        if self.frozen_steps >= self.num_steps:
+            raise ValueError(
+                f"optim.frozen_steps must be below optim.num_steps={self.num_steps}, got {self.frozen_steps}; "
+                "model.visual.frozen keeps the visual encoder as it is for all of them"
+            )
         refuse_below(self, "optim", " or None", num_epochs=1)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas[0]} and {self.betas[1]}")
@@ -347,6 +366,7 @@ class PretrainConfig:
                 f"optim.global_batch={batch}, got {length}; raise it, or set it to None"
             )
         refuse_frozen_random_weights(self.model)
+        refuse_rates_of_nothing(self.optim, self.model)
         refuse_order_without_time(self.objective, self.model)
         visual, rows = self.model.visual, self.placement.rows_at_once
         if rows is not None and visual.encoder in SCRATCH_ENCODERS and not visual.frozen_batch_norm:
@@ -359,42 +379,3 @@ class PretrainConfig:
             raise ValueError(
                 f"objective.num_hard_negatives must be below optim.global_batch, got {negatives} of {batch}"
             )
-
-
-def refuse_frozen_random_weights(model: ModelConfig) -> None:
-    """Raise ValueError for a visual encoder that is frozen before it has learned anything."""
-    if model.visual.pretrained is not None or model.initial_weights is not None:
-        return
-    for name, why in {
-        "frozen_batch_norm": "normalises nothing and the run would not learn",
-        "frozen": "sees nothing and never learns to",
-    }.items():
-        if getattr(model.visual, name):
-            raise ValueError(
-                f"model.visual.{name} on random weights {why}; set model.visual.pretrained, or leave {name} off"
-            )
-
-
-def validate_finite(fields: Mapping[str, Any]) -> None:
-    """Raise ValueError naming any number that is NaN or infinite: comparisons with NaN are false, no rule sees it."""
-    for name, value in fields.items():
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"{name} must be a finite number, got {number}")
-
-
-def refuse_small_sizes(model: ModelConfig) -> None:
-    """Raise ValueError that names a size of the network of which nothing can be built."""
-    refuse_below(model, "model", hidden=1, num_layers=1, num_heads=1, feed_forward=1, max_positions=1)
-    if min(model.visual.channels) < 1:
-        raise ValueError(f"model.visual.channels must be at least 1 each, got {model.visual.channels}")
-    if not 0 <= model.dropout < 1:
-        raise ValueError(f"model.dropout must lie in [0, 1), got {model.dropout}")
-    if model.initial_std <= 0:
-        raise ValueError(f"model.initial_std must be above 0, got {model.initial_std}")
-
-
-def nearest_multiples(batch: int, workers: int) -> str:
-    """The remedy for a batch that cannot be shared equally."""
-    below, above = batch // workers * workers, -(-batch // workers) * workers
-    return f"take {above}" if below == 0 else f"take {below} or {above}"

@@ -1,4 +1,4 @@
-"""A page and a JSON API over an index of moments: open it, answer, play, serve on loopback.
+"""A page and a JSON API over an index of moments: open it, answer, play, serve on loopback or by replicas on Ray.
 
-May import `jobs.run`, `jobs.inference`, `jobs.tracking.voice`, `pipeline` and `snps3_model`.
+May import `jobs.run`, `jobs.inference`, `jobs.tracking.voice`, `cluster`, `pipeline` and `snps3_model`.
 """

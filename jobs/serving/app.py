@@ -4,11 +4,12 @@
 |---|---|
 | `/` | the page, one file |
 | `/api/index` | counts, folders, longest file |
-| `/api/search?q=…` or `?like=ROW`, with `folder`, `min_seconds`, `max_seconds`, `num` | moments, best first |
+| `/api/search?q=…` or `?like=ROW`, with filters, `num` and `rerank` | moments, best first |
 | `/api/like`, a POST of a picture or video as `application/octet-stream` | the moments like it |
 | `/api/around/ROW` | the windows beside one |
 | `/strips/ROW` | frames of a window, a JPEG |
 | `/files/NUMBER` | a file of the index, or a range of its bytes |
+| `/openapi.json` | all this in words of OpenAPI |
 | `/healthz` | `ok` once questions are answered |
 
 A file is named by its number in the index, so no path of a request reaches the disk.
@@ -17,13 +18,14 @@ A file is named by its number in the index, so no path of a request reaches the 
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import mimetypes
 import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -36,7 +38,13 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.serving.library import MAX_QUERY_CHARACTERS, ChangedIndexError, Filters, Library
+from jobs.inference.indexed_files import Filters, UndatedError
+from jobs.inference.query import refuse_long
+from jobs.inference.window_index import ChangedIndexError
+from jobs.serving.access import TokenGate
+from jobs.serving.library import Library
+from jobs.serving.openapi import description
+from jobs.serving.replicas import Replicas
 from pipeline import storage
 from pipeline.records import DecodeError
 
@@ -60,23 +68,36 @@ class AnswerError(Exception):
 class Question(BaseModel):
     """What `/api/search` takes."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     q: str = ""
+    """A sentence about what happens."""
     like: int | None = Field(None, ge=0)
+    """Row of a moment whose like is looked for, in place of a sentence."""
     folder: str = ""
+    """Below the root of the videos."""
     min_seconds: float = Field(0.0, ge=0)
     max_seconds: float = Field(float("inf"), ge=0)
+    """Of the whole file."""
+    since: datetime.date | None = None
+    until: datetime.date | None = None
+    """Days of the last change of the file."""
     num: int = Field(24, ge=1, le=200)
+    """Moments."""
+    rerank: int | None = Field(None, ge=0, le=1000)
+    """Windows that the cross encoder puts in order; 0: none."""
 
     @property
     def filters(self) -> Filters:
-        """Which files are searched."""
-        return Filters(folder=self.folder, min_seconds=self.min_seconds, max_seconds=self.max_seconds)
+        """Which files are searched. AnswerError for those that no file can pass."""
+        try:
+            return Filters(**{field.name: getattr(self, field.name) for field in fields(Filters)})
+        except ValueError as error:
+            raise AnswerError(400, str(error)) from error
 
 
-def make_app(library: Library, *, hosts: Sequence[str] = LOOPBACK) -> Starlette:
+def make_app(library: Library | Replicas, *, hosts: Sequence[str] = LOOPBACK, token: str | None = None) -> Starlette:
     """Return the application. `hosts`: names by which it may be called; a page of another host that resolves to this
-    machine is refused."""
+    machine is refused. `token`: what each request has to bring, but for `/healthz`."""
     pages = Pages(library)
     routes = [
         Route("/", pages.page),
@@ -88,21 +109,30 @@ def make_app(library: Library, *, hosts: Sequence[str] = LOOPBACK) -> Starlette:
         Route("/api/around/{row:int}", pages.around),
         Route("/strips/{row:int}", pages.strip),
         Route("/files/{number:int}", pages.file),
+        Route("/openapi.json", lambda request: JSONResponse(description(Question, UPLOAD_TYPE))),
     ]
+    gate = [Middleware(TokenGate, token=token)] if token else []
     return Starlette(
         routes=routes,
         middleware=[
             Middleware(WithHeaders, headers=security_headers(PAGE)),
             Middleware(TrustedHostMiddleware, allowed_hosts=[*hosts], www_redirect=False),
+            *gate,
         ],
-        exception_handlers={AnswerError: in_words, ChangedIndexError: changed, Exception: failed},
+        exception_handlers={
+            AnswerError: in_words,
+            UndatedError: in_words,
+            ChangedIndexError: changed,
+            TimeoutError: busy,
+            Exception: failed,
+        },
     )
 
 
 class Pages:
     """What each address answers with."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library | Replicas) -> None:
         self.library = library
 
     def page(self, request: Request) -> Response:
@@ -124,7 +154,7 @@ class Pages:
             row = self.row(question.like)
             moments = self.library.like(row, question.filters, num=question.num)
         else:
-            moments = self.library.by_text(question.q, question.filters, num=question.num)
+            moments = self.library.by_text(question.q, question.filters, num=question.num, rerank=question.rerank)
         return JSONResponse({"moments": [asdict(moment) for moment in moments]})
 
     async def like(self, request: Request) -> Response:
@@ -151,11 +181,11 @@ class Pages:
 
     def file(self, request: Request) -> Response:
         """Return a file of the index, or the range of its bytes that is asked for."""
-        number, library = request.path_params["number"], self.library
-        if number >= len(library.uris):
-            raise AnswerError(404, f"the index has {len(library.uris)} files, and none with the number {number}")
-        uri, media_type = library.uris[number], media_type_of(library.uris[number])
-        gone = AnswerError(404, f"{library.names[number]} is gone since it was indexed; run snps3 embed again")
+        number, files = request.path_params["number"], self.library.files
+        if number >= len(files.uris):
+            raise AnswerError(404, f"the index has {len(files.uris)} files, and none with the number {number}")
+        uri, media_type = files.uris[number], media_type_of(files.uris[number])
+        gone = AnswerError(404, f"{files.names[number]} is gone since it was indexed; run snps3 embed again")
         if storage.is_remote(uri):
             return remote_file(uri, media_type, request.headers.get("range"), gone)
         try:
@@ -168,8 +198,8 @@ class Pages:
 
     def row(self, row: int) -> int:
         """Return a row of the index. AnswerError for one that it lacks."""
-        if row >= len(self.library.places):
-            raise AnswerError(404, f"the index has {len(self.library.places)} windows, and no row {row}")
+        if row >= (count := len(self.library.files.of_row)):
+            raise AnswerError(404, f"the index has {count} windows, and no row {row}")
         return row
 
 
@@ -193,8 +223,10 @@ def question_of(parameters: dict[str, str], *, is_upload: bool = False) -> Quest
     except ValidationError as error:
         first = error.errors()[0]
         raise AnswerError(400, f"{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}") from error
-    if (length := len(question.q)) > MAX_QUERY_CHARACTERS:
-        raise AnswerError(400, f"the question has {length:,} characters, at most {MAX_QUERY_CHARACTERS:,} are read")
+    try:
+        refuse_long(question.q)
+    except ValueError as error:
+        raise AnswerError(400, str(error)) from error
     if question.like is None and not question.q.strip() and not is_upload:
         raise AnswerError(400, "q is empty: say what is looked for")
     return question
@@ -231,13 +263,17 @@ def parts_of(uri: str, start: int, stop: int) -> Iterator[bytes]:
 
 def in_words(request: Request, error: Exception) -> Response:
     """Answer with what is wrong."""
-    assert isinstance(error, AnswerError)
-    return JSONResponse({"error": str(error)}, error.status)
+    return JSONResponse({"error": str(error)}, error.status if isinstance(error, AnswerError) else 400)
 
 
 def changed(request: Request, error: Exception) -> Response:
     """Answer that the rows of the index are others by now."""
     return JSONResponse({"error": "the index was written anew since it was opened: start snps3 search again"}, 409)
+
+
+def busy(request: Request, error: Exception) -> Response:
+    """Answer that no replica can be asked."""
+    return JSONResponse({"error": f"{error}: ask again in some seconds"}, 503, {"Retry-After": "5"})
 
 
 def failed(request: Request, error: Exception) -> Response:

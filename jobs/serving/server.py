@@ -13,7 +13,7 @@ import uvicorn
 from jobs.inference.index_files import INDEX
 from jobs.inference.query import SearchConfig
 from jobs.run import run_files
-from jobs.serving.app import make_app
+from jobs.serving.app import LOOPBACK, make_app
 from jobs.serving.library import Library
 from jobs.tracking import voice
 from pipeline import storage
@@ -26,11 +26,16 @@ def serve(config: SearchConfig) -> None:
     """Answer until this process is asked to end. ValueError for a port that is taken, or an index of another model."""
     with listening(config.port) as listener:  # before the model is loaded, which takes longer
         library = Library.open(index_of(config.index, config.run), config.run, rerank=config.rerank)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        voice.show(f"{url} shows {len(library.places)} moments of {len(library.uris)} files; Ctrl-C ends it")
-        if has_screen():
-            webbrowser.open(url)
-        make_server(make_app(library)).run(sockets=[listener])
+        show_page(library, listener)
+
+
+def show_page(library: Library, listener: socket.socket) -> None:
+    """Show the page of a library in a browser, if there is a screen, and answer until this process is asked to end."""
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    voice.show(f"{url} shows {len(library.index)} moments of {len(library.files.uris)} files; Ctrl-C ends it")
+    if has_screen():
+        webbrowser.open(url)
+    make_server(make_app(library)).run(sockets=[listener])
 
 
 def index_of(folder: str, run: str | None) -> str:
@@ -73,12 +78,12 @@ def make_server(app: object) -> uvicorn.Server:
     )
 
 
-def listening(port: int) -> socket.socket:
-    """Return a socket that listens on loopback; 0: on any free port. ValueError for a port that cannot be had."""
+def listening(port: int, host: str = LOOPBACK[0]) -> socket.socket:
+    """Return a socket that listens on `host`; 0: on any free port. ValueError for a port that cannot be had."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind((host, port))
         listener.listen()
     except (OSError, OverflowError) as error:
         listener.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from jobs.tasks.network import Network, NetworkOptions
@@ -81,14 +82,21 @@ class ChoiceTask(AskingTask[Choice]):
         rng = clip_rng(seed, rows.epoch, clip_id, Purpose.WORDS)
         return drawn_choice(clip_id, rows.captions[row], self.captions, self.others, rng)
 
-    def answers_to(
+    def choose(
         self, network: Any, questions: Sequence[Choice], frame_tokens: Tensor, text: TextProcessor
-    ) -> list[tuple[str, bool]]:
+    ) -> Int64[Tensor, " Q"]:
         """Return the option with the highest matching score."""
         ids, mask = text.tokens([option for choice in questions for option in choice.options])
         ids, mask = (part.to(frame_tokens.device).unflatten(0, (-1, NUM_OPTIONS)) for part in (ids, mask))
-        best = network.logits(ids, mask, frame_tokens).argmax(1).tolist()
-        return [(choice.options[place], place == choice.answer) for place, choice in zip(best, questions, strict=True)]
+        return network.logits(ids, mask, frame_tokens).argmax(1)
+
+    def answer(self, question: Choice, number: int) -> str:
+        """Return the option."""
+        return question.options[number]
+
+    def is_right(self, question: Choice, number: int) -> bool:
+        """Return whether it is the clip's."""
+        return number == question.answer
 
 
 def drawn_choice(

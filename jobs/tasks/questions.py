@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from jobs.run import run_files
@@ -89,39 +90,60 @@ class AskingTask(Task, Generic[Asked]):
         return drawn
 
     @torch.no_grad()
-    def predictions(self, evaluation: Evaluation) -> Iterator[Predicted]:
-        """Yield the answers to all questions about this rank's clips, each of which is encoded once."""
+    def predictions(self, evaluation: Evaluation) -> list[Predicted]:
+        """Return the answers to all questions about this rank's clips, each of which is encoded once. No batch is kept,
+        and the host waits for the device twice, however many there are."""
         network: Any = evaluation.network
         network.eval()
-        by_clip = self.questions[evaluation.name].by_clip
-        for batch in evaluation.batches:
-            batch, usable = self.shown(batch), batch.weight > 0.5
-            if not usable.any():  # a rank's share of the last step may hold no clip, which not every encoder takes
-                continue
-            video = network.model.encode_video(normalise(batch.frames[usable]), batch.frame_pad_mask[usable])
-            pairs = [
-                (row, clip_id, question)
-                for row, clip_id in enumerate(batch.clip_ids[usable].tolist())
-                for question in by_clip.get(clip_id, ())
-            ]
-            for start in range(0, len(pairs), ROWS_AT_ONCE):
-                rows, clip_ids, questions = zip(*pairs[start : start + ROWS_AT_ONCE], strict=True)
-                tokens = video.tokens[torch.tensor(rows, device=video.tokens.device)]
-                answers = self.answers_to(network, questions, tokens, evaluation.text)
-                for clip_id, question, (given, is_right) in zip(clip_ids, questions, answers, strict=True):
-                    yield Predicted(
-                        question_id=question.question_id,
-                        clip_id=clip_id,
-                        kind=question.kind,
-                        given=given,
-                        is_right=is_right,
-                    )
+        parts = []
+        for batch in map(self.shown, evaluation.batches):
+            video = network.model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
+            parts.append((batch.clip_ids, batch.weight, video.tokens))
+        if not parts:
+            return []
+        clip_ids, weight, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
+        asked = self.asked(evaluation.name, clip_ids.tolist(), weight.tolist())
+        chosen = []
+        for start in range(0, len(asked), ROWS_AT_ONCE):
+            rows, _, questions = zip(*asked[start : start + ROWS_AT_ONCE], strict=True)
+            clips = tokens[torch.tensor(rows).to(tokens.device)]
+            chosen.append(self.choose(network, questions, clips, evaluation.text))
+            evaluation.alive()
+        numbers = torch.cat(chosen).tolist() if chosen else []
+        return [
+            Predicted(
+                question_id=question.question_id,
+                clip_id=clip_id,
+                kind=question.kind,
+                given=self.answer(question, number),
+                is_right=self.is_right(question, number),
+            )
+            for (_, clip_id, question), number in zip(asked, numbers, strict=True)
+        ]
+
+    def asked(self, name: str, clip_ids: Sequence[int], weight: Sequence[float]) -> list[tuple[int, int, Asked]]:
+        """Return the row, clip and question of each question about the usable clips."""
+        by_clip = self.questions[name].by_clip
+        return [
+            (row, clip_id, question)
+            for row, (clip_id, share) in enumerate(zip(clip_ids, weight, strict=True))
+            if share > 0.5
+            for question in by_clip.get(clip_id, ())
+        ]
 
     @abc.abstractmethod
-    def answers_to(
+    def choose(
         self, network: Any, questions: Sequence[Asked], frame_tokens: Tensor, text: TextProcessor
-    ) -> list[tuple[str, bool]]:
-        """Return the answer to each question, and whether it is right."""
+    ) -> Int64[Tensor, " Q"]:
+        """Return the number of the answer to each question, on the device."""
+
+    @abc.abstractmethod
+    def answer(self, question: Asked, number: int) -> str:
+        """Return the answer of this number."""
+
+    @abc.abstractmethod
+    def is_right(self, question: Asked, number: int) -> bool:
+        """Return whether it answers the question."""
 
     def results(self, predicted: Sequence[Predicted], name: str) -> dict[str, float]:
         """Return the accuracies of the dataset `name`, and the numbers of questions that they are over."""
@@ -132,7 +154,7 @@ class AskingTask(Task, Generic[Asked]):
 
     def all_predictions(self, evaluation: Evaluation) -> list[Predicted]:
         """Return the answers to the questions about all ranks' clips."""
-        return evaluation.world.gather_objects(list(self.predictions(evaluation)))
+        return evaluation.world.gather_objects(self.predictions(evaluation))
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """Return accuracies and counts."""
@@ -263,14 +285,20 @@ class QuestionTask(AskingTask[Question]):
             answers=torch.tensor(padded),
         )
 
-    def answers_to(
+    def choose(
         self, network: Any, questions: Sequence[Question], frame_tokens: Tensor, text: TextProcessor
-    ) -> list[tuple[str, bool]]:
-        """Return the answer with the highest score to each question."""
+    ) -> Int64[Tensor, " Q"]:
+        """Return the answer with the highest score."""
         ids, mask = text.tokens([question.text for question in questions])
-        best = network.logits(ids.to(frame_tokens.device), mask.to(frame_tokens.device), frame_tokens).argmax(1)
-        answers = [self.answers[number] for number in best.tolist()]
-        return [(answer, answer in question.answers) for answer, question in zip(answers, questions, strict=True)]
+        return network.logits(ids.to(frame_tokens.device), mask.to(frame_tokens.device), frame_tokens).argmax(1)
+
+    def answer(self, question: Question, number: int) -> str:
+        """Return an answer of the list."""
+        return self.answers[number]
+
+    def is_right(self, question: Question, number: int) -> bool:
+        """Return whether it is one of the question's answers."""
+        return self.answers[number] in question.answers
 
 
 def by_clips(inputs: TaskInputs, questions: Mapping[str, Sequence[Asked]]) -> dict[str, AskedClips[Asked]]:

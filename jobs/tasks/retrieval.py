@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -145,8 +145,9 @@ def score(
     `alive` is called after each part, since all pairs of a large split take long.
     """
     model.eval()
-    rows = queries.vectors.split(ROWS_AT_ONCE)
-    dual = np.concatenate([dual_scores(row, gallery.frame_vectors, temperature).cpu().numpy() for row in rows])
+    dual = np.empty((len(queries.vectors), len(gallery.clip_ids)), np.float32)
+    for start, rows in zip(range(0, len(dual), ROWS_AT_ONCE), queries.vectors.split(ROWS_AT_ONCE), strict=True):
+        dual[start : start + len(rows)] = dual_scores(rows, gallery.frame_vectors, temperature).cpu().numpy()
     chosen = choose(dual) if choose else np.ones(dual.shape, bool)
     if choose:  # ranks on unlike machines may round otherwise, and must not choose other pairs
         bits = torch.from_numpy(np.packbits(chosen))[None].to(queries.vectors.device)
@@ -205,22 +206,33 @@ def reranked(scored: Scored, k: int, fusion: Fusion = "sum") -> Float[np.ndarray
 
     Each score is standardised over the pairs that are ordered anew. For the other direction, transpose both matrices.
     """
+    return np.concatenate(list(reranked_rows(scored, k, fusion)))
+
+
+def reranked_rows(scored: Scored, k: int, fusion: Fusion = "sum") -> Iterator[Float[np.ndarray, "q N"]]:
+    """Yield the rows of `reranked`, `ROWS_AT_ONCE` at a time."""
     first = highest(scored.dual, k)
     if np.isnan(scored.cross[first]).any():
         raise ValueError(f"the cross encoder was not asked about all of the first {k} clips of each text")
     dual, cross = (metrics.standardised(matrix[first]) for matrix in (scored.dual, scored.cross))
     anew = dual + cross if fusion == "sum" else scored.cross[first].astype(np.float64)
-    result = scored.dual.astype(np.float64)
-    result -= result.max()
-    result += anew.min()
-    result -= 1.0
-    result[first] = anew
-    return result
+    best, num_done = scored.dual.max(), 0
+    for start in range(0, len(first), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        result = scored.dual[rows].astype(np.float64)
+        result -= best
+        result += anew.min()
+        result -= 1.0
+        result[first[rows]] = anew[num_done : num_done + first[rows].sum()]
+        num_done += first[rows].sum()
+        yield result
 
 
 def first_of_both(dual: Float[np.ndarray, "Q N"], k: int) -> Bool[np.ndarray, "Q N"]:
     """True at the `k` best clips of each text and at the `k` best texts of each clip."""
-    return highest(dual, k) | highest(dual.T, k).T
+    chosen = highest(dual, k)
+    chosen |= highest(dual.T, k).T
+    return chosen
 
 
 def retrieval_results(
@@ -239,14 +251,16 @@ def retrieval_results(
     turned = dataclasses.replace(scored, dual=scored.dual.T, cross=scored.cross.T)
     k = options.rerank or max(scored.dual.shape)
     for direction, matrices, right, units in (("t2v", scored, relevant, owners), ("v2t", turned, relevant.T, None)):
-        columns = {"": reranked(matrices, k, options.fusion), "dual_": matrices.dual}
+        rows = reranked_rows(matrices, k, options.fusion)
+        placed = {"": metrics.placements_of(rows, right), "dual_": metrics.placements(matrices.dual, right)}
         if options.rerank is None:
-            columns["cross_"] = matrices.cross
+            placed["cross_"] = metrics.placements(matrices.cross, right)
         if options.prior == "dual_softmax":
-            columns["dual_softmax_"] = dual_softmax(columns[""])
-        for name, matrix in columns.items():
+            normalised = dual_softmax(reranked(matrices, k, options.fusion))
+            placed["dual_softmax_"] = metrics.placements(normalised, right)
+        for name, of_name in placed.items():
             key = f"{prefix}/{direction}/{name}"
-            results |= metrics.direction_metrics(matrix, right, key, seed=options.seed, units=units)
+            results |= metrics.placed_metrics(of_name, key, seed=options.seed, units=units)
     return results
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
 
 from cluster.world import World
 from jobs.run import run_files
@@ -194,14 +195,15 @@ class Task(abc.ABC):
 
     def saved(self, evaluation: Evaluation) -> SavedScores:
         """Return the metrics of a dataset with what they were measured on."""
-        usable: list[int] = []
+        seen: list[tuple[Tensor, Tensor]] = []
 
         def noted() -> Iterator[Batch]:
             for batch in evaluation.batches:
-                usable.extend(batch.clip_ids[batch.weight > 0.5].tolist())
+                seen.append((batch.clip_ids, batch.weight))
                 yield batch
 
         metrics = self.measure(dataclasses.replace(evaluation, batches=noted()))
+        usable = [clip_id for clip_ids, weight in seen for clip_id in clip_ids[weight > 0.5].tolist()]
         clip_ids = sorted(evaluation.world.gather_objects(usable))
         return SavedScores(metrics=metrics, measured=measured(clip_ids, (), evaluation.source, metrics))
 

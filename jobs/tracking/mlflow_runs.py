@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import functools
 import http.client
+import importlib.metadata
 import json
 import logging
 import math
@@ -15,7 +16,6 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from jobs import ROOT
 from jobs.tracking.machine import DIRTY, git_commit
 from pipeline import storage
-from pipeline.nearest import did_you_mean
 from pipeline.redaction import without_secrets
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ GIT_COMMIT, GIT_DIRTY = "mlflow.source.git.commit", "mlflow.source.git.dirty"
 REACH_SECONDS = 5.0
 POINTS_AT_ONCE = 1000
 """MLflow's limit of a request."""
+MODEL_REQUIREMENTS = ("torch", "transformers", "pillow", "safetensors", "numpy")
+"""Of an exported folder, which has the code of its network."""
 Point = tuple[str, float, int, int]
 """Name, value, time in ms and step."""
 
@@ -211,6 +212,30 @@ class Tracker:
         )
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
+    def log_checkpoint(self, name: str, weights: str, scores: Mapping[str, float], step: int) -> str:
+        """Log the kept checkpoint as a LoggedModel with its finite scores on the run's data set, by which
+        `search_logged_models` finds the best; return its id. `weights`: their hash; the same again changes nothing."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        run = self.client.get_run(self.run_id)
+        for output in run.outputs.model_outputs if run.outputs else ():
+            if self.client.get_logged_model(output.model_id).tags.get("weights") == weights:
+                return output.model_id
+        datasets = [given.dataset for given in run.inputs.dataset_inputs] if run.inputs else []
+        data = {"dataset_name": datasets[0].name, "dataset_digest": datasets[0].digest} if datasets else {}
+        tags = {"weights": weights, GIT_COMMIT: run.data.tags.get(GIT_COMMIT, "")}
+        model = self.client.create_logged_model(
+            run.info.experiment_id, name, self.run_id, tags=tags, params=dict(run.data.params), model_type="snps3"
+        )
+        now = int(time.time() * 1000)
+        finite = {key: float(value) for key, value in scores.items() if math.isfinite(value)}
+        metrics = [Metric(key, value, now, step, model_id=model.model_id, **data) for key, value in finite.items()]
+        for start in range(0, len(metrics), POINTS_AT_ONCE):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + POINTS_AT_ONCE])
+        self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
+        self.client.finalize_logged_model(model.model_id, "READY")
+        return model.model_id
+
     def log_file(self, path: str | Path) -> None:
         """Log a file as an artefact of the run."""
         self.client.log_artifact(self.run_id, str(path))
@@ -289,66 +314,30 @@ def log_model(tracker: Tracker, folder: str, hidden: int, registered_name: str |
             signature=signature,
             input_example=pandas.DataFrame({"text": ["a red ring rises"]}),
             registered_model_name=registered_name,
-            pip_requirements=["snps3-ray"],
+            pip_requirements=model_requirements(),
         )
     return logged.model_uri
 
 
-def run_of(storage_path: str, experiment: str, name: str) -> Tracker:
-    """Return the newest MLflow run of this name. Raise ValueError if there is none."""
-    (logged,) = read_runs(storage_path, experiment, [name], ())
-    return Tracker(tracking_uri(storage_path), logged.run_id)
+def model_requirements() -> list[str]:
+    """Return what an exported folder needs, in the versions that are installed: as an index has them, which knows no
+    builds such as `+cpu`."""
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in MODEL_REQUIREMENTS}
+    return [f"{name}=={version}" for name, version in versions.items()]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Logged:
-    """A run as MLflow has it."""
+def passing(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
+    """Return the runs of an experiment that pass a filter of MLflow. ValueError for one that it does not read."""
+    from mlflow.exceptions import MlflowException
 
-    name: str
-    run_id: str
-    status: str
-    params: Mapping[str, str]
-    metrics: Mapping[str, float]
-    """The last value of each."""
-    curves: Mapping[str, list[tuple[int, float]]]
-    """(step, value) of the requested ones."""
-
-
-def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: Sequence[str]) -> list[Logged]:
-    """Return the runs of these names or ids, the newest of each, with the histories of `curves`.
-
-    Raise ValueError that names a missing one and the nearest that there is.
-    """
-    uri = tracking_uri(storage_path)
-    file = uri.removeprefix("sqlite:///")
-    if file != uri and not os.path.exists(file):  # which MLflow would make
-        raise ValueError(f"there is no {file}: no run was logged there, or {URI_VARIABLE} is not set")
-    client = client_of(uri)
-    known_experiment = client.get_experiment_by_name(experiment)
-    if known_experiment is None:
-        names_there = ", ".join(sorted(other.name for other in client.search_experiments()))
-        raise ValueError(f"{without_password(uri)} has no experiment {experiment!r}; it has {names_there}")
-    experiment_ids = [known_experiment.experiment_id]
-    logged = []
-    for name in names:
-        runs = [
-            run
-            for key in (f"attributes.run_name = '{name}'", f"attributes.run_id = '{name}'")
-            for run in client.search_runs(experiment_ids, filter_string=key, max_results=1)
-        ]
-        if not runs:
-            known = [run.info.run_name for run in client.search_runs(experiment_ids, max_results=1000)]
-            hint = did_you_mean(name, filter(None, known))
-            raise ValueError(f"the experiment {experiment!r} has no run {name!r}; {hint}".rstrip("; "))
-        tracker = Tracker(uri, runs[0].info.run_id)
-        logged.append(
-            Logged(
-                name=runs[0].info.run_name or name,
-                run_id=tracker.run_id,
-                status=runs[0].info.status,
-                params=dict(runs[0].data.params),
-                metrics=dict(runs[0].data.metrics),
-                curves={curve: tracker.history(curve) for curve in curves if curve in runs[0].data.metrics},
-            )
-        )
-    return logged
+    runs, page = [], ""
+    try:
+        while page is not None:
+            read = client.search_runs([experiment_id], query, max_results=POINTS_AT_ONCE, page_token=page or None)
+            runs, page = [*runs, *read], read.token or None
+    except MlflowException as error:
+        raise ValueError(
+            f"--filter {query!r} is none that MLflow reads ({error.message}); write, say, "
+            "\"metrics.`test/t2v/r1` > 0.3 and params.`optim.lr` = '0.001'\""
+        ) from error
+    return runs

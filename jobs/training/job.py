@@ -49,8 +49,11 @@ class Job:
 def with_absolute_weights(model: ModelConfig) -> ModelConfig:
     """Return the model with absolute paths, because Ray Train starts ranks in a folder of their own."""
 
+    def is_no_path(source: str) -> bool:
+        return is_hub_name(source) or source.startswith("{")  # an exported model's own description
+
     def absolute(part: Any, *names: str) -> Any:
-        paths = {name: path for name in names if (path := getattr(part, name)) and not is_hub_name(path)}
+        paths = {name: path for name in names if (path := getattr(part, name)) and not is_no_path(path)}
         return dataclasses.replace(part, **{name: storage.absolute(path) for name, path in paths.items()})
 
     visual = absolute(model.visual, "pretrained", "backbone")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from jobs.run.config import OptimConfig
+from snps3_model.config import ModelConfig
 from snps3_model.convert import published_name
 
 Rule = Literal["vectors", "published"]
+LAYER = re.compile(r".*\.(?:layers?|blocks?|stages?)\.\d+\.")
+"""What the names of a layer's parameters begin with, in every network of ours and of Transformers."""
 
 
 def is_decayed(name: str, parameter: Tensor, rule: Rule) -> bool:
@@ -32,28 +36,68 @@ def parameter_groups(
     rule: Rule = "vectors",
     slow: tuple[str, ...] = (),
     slow_factor: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer, decayed ones first; frozen parameters are in none.
 
-    Parameters whose names contain one of `slow` have groups of their own, before the others, with lr · `slow_factor`.
+    Parameters whose names contain one of `slow` have groups of their own, before the others, slowest first: with lr ·
+    `slow_factor`, and · `layer_decay` for each layer of their part above them.
     """
     kept = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    groups = []
+    names = [name for name, _ in kept]
+    factors = {
+        name: slow_factor * layer_decay**number
+        for part in slow
+        for name, number in layers_above([name for name in names if part in name]).items()
+    }
+    kinds = [*((True, factor) for factor in sorted({*factors.values()})), (False, 1.0)]
+    groups: dict[Any, dict[str, Any]] = {}
     for decays in (True, False):
-        for is_slow in (True, False) if slow else (False,):
-            members = [
-                parameter
-                for name, parameter in kept
-                if is_decayed(name, parameter, rule) == decays and any(part in name for part in slow) == is_slow
-            ]
-            rate = lr * slow_factor if is_slow else lr
-            groups.append({"params": members, "lr": rate, "weight_decay": weight_decay if decays else 0.0})
-    return groups
+        for is_slow, factor in kinds:
+            rates = {"lr": lr * factor, "weight_decay": weight_decay if decays else 0.0}
+            groups[decays, is_slow, factor] = {"params": [], "factor": factor, "is_slow": is_slow} | rates
+    for name, parameter in kept:
+        kind = is_decayed(name, parameter, rule), name in factors, factors.get(name, 1.0)
+        groups[kind]["params"].append(parameter)
+    return [*groups.values()]
 
 
-def make_optimizer(named: Iterable[tuple[str, Tensor]], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW as `config` has it. On GPUs one kernel moves all weights."""
-    groups = parameter_groups(named, lr=config.lr, weight_decay=config.weight_decay, rule=config.decay_rule)
+def layers_above(names: Sequence[str]) -> dict[str, int]:
+    """How many layers stand above each of a part's parameters, which are named in the order of the forward pass."""
+    below: dict[str, int] = {}
+    layers: dict[str, None] = {}
+    for name in names:
+        if match := LAYER.match(name):
+            layers[match[0]] = None
+        below[name] = len(layers)
+    return {name: len(layers) - number for name, number in below.items()}
+
+
+def pretrained_parts(model: ModelConfig) -> tuple[str, ...]:
+    """What the names of parameters contain that start from pre-trained weights."""
+    visual, text = ("model.visual.backbone.",), ("model.bert.", "model.separate_cross.")
+    is_earlier = model.initial_weights is not None
+    return (
+        *(visual if is_earlier or model.visual.pretrained is not None else ()),
+        *(text if is_earlier or model.pretrained_text is not None else ()),
+    )
+
+
+def make_optimizer(
+    named: Iterable[tuple[str, Tensor]], config: OptimConfig, pretrained: tuple[str, ...] = ()
+) -> torch.optim.Optimizer:
+    """AdamW as `config` has it, with rates of their own for the `pretrained` parts. On GPUs one kernel moves all
+    weights."""
+    is_plain = config.pretrained_rate == config.layer_decay == 1 and not config.frozen_steps
+    groups = parameter_groups(
+        named,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        rule=config.decay_rule,
+        slow=() if is_plain else pretrained,
+        slow_factor=config.pretrained_rate,
+        layer_decay=config.layer_decay,
+    )
     is_fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=is_fused or None)
 
@@ -78,3 +122,11 @@ def learning_rate(step: int, config: OptimConfig) -> float:
         return config.lr * (0.1 + 0.9 * step / config.warmup_steps)
     share = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
     return config.lr * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, config: OptimConfig) -> None:
+    """Give each group its rate of the step after `step` steps: 0 for pre-trained parts that do not move yet."""
+    rate = learning_rate(step, config)
+    for group in optimizer.param_groups:
+        is_held = group["is_slow"] and step < config.frozen_steps
+        group["lr"] = 0.0 if is_held else rate * group["factor"]

@@ -18,7 +18,7 @@ from jobs.tasks.network import Network
 from jobs.training import checkpoints
 from jobs.training.checkpoints import Progress
 from jobs.training.ema import WeightAverage
-from jobs.training.optimizer import learning_rate, make_optimizer
+from jobs.training.optimizer import make_optimizer, set_rates
 from pipeline.records import Batch
 from pipeline.stream.transforms import normalise
 
@@ -36,12 +36,14 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
 
-def make_state(network: Network, wrapped: nn.Module, config: OptimConfig) -> TrainState:
-    """Return a run before its first step."""
+def make_state(
+    network: Network, wrapped: nn.Module, config: OptimConfig, pretrained: tuple[str, ...] = ()
+) -> TrainState:
+    """Return a run before its first step. `pretrained`: parts whose rates `config` sets apart, by their names."""
     return TrainState(
         network=network,
         wrapped=wrapped,
-        optimizer=make_optimizer(network.named_parameters(), config),
+        optimizer=make_optimizer(network.named_parameters(), config, pretrained),
         average=WeightAverage(network, config.average_decay) if config.average_decay else None,
     )
 
@@ -50,8 +52,7 @@ def train_step(state: TrainState, batch: Batch, optim: OptimConfig, *, seed: int
     """Do one optimizer step and return detached scalars. Nothing here waits for the device; what is random in it
     depends on (seed, step, rank) alone."""
     torch.manual_seed(hash((seed, state.progress.step, rank)) & 0xFFFFFFFF)
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.progress.step, optim)
+    set_rates(state.optimizer, state.progress.step, optim)
     with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=optim.precision == "bf16"):
         losses = state.wrapped(batch, normalise(batch.frames))
         weights = state.network.weights

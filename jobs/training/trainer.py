@@ -21,6 +21,7 @@ from jobs.training.batches import RankBatches
 from jobs.training.ema import averaged
 from jobs.training.job import Job
 from jobs.training.network import make_network
+from jobs.training.optimizer import pretrained_parts
 from jobs.training.precision import evaluation_autocast, set_float32_precision
 from jobs.training.reporting import Meter, Reporter
 from jobs.training.requests import Requests, StopRequest
@@ -121,7 +122,7 @@ class Trainer:
             network, reports = make_network(self.job, self.world, is_new=folder is None)
             for report in reports:
                 self.reporter.say(report)
-            state = make_state(network, self.world.wrap(network), optim)
+            state = make_state(network, self.world.wrap(network), optim, pretrained_parts(self.job.model))
             if self.job.placement.compiled:
                 state.wrapped.compile()
             if folder:

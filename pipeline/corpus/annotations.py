@@ -9,6 +9,7 @@ taken for what stands in the notes. A row that cannot be read is named with its 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,8 +25,8 @@ from pipeline.corpus.media import is_tar, kind_of
 from pipeline.corpus.parquet_rows import is_parquet, media_column, parquet_rows
 from pipeline.corpus.speech import read_speech
 from pipeline.corpus.splits import split_named, split_of_file, split_of_folder
-from pipeline.corpus.tables import Row, csv_rows, is_preamble, json_rows, pair_of
-from pipeline.corpus.text_files import read_text
+from pipeline.corpus.tables import Row, csv_rows, has_object_per_line, is_preamble, json_rows, pair_of
+from pipeline.corpus.text_files import text_pieces
 
 FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 """Suffixes of the parts that a folder of captions has; also before .gz, .zst and .bz2."""
@@ -34,6 +35,8 @@ METADATA = re.compile(r"(.*/)?metadata\.(csv|jsonl|parquet)")
 DEFAULT_SPLIT = "train"
 MAX_NAMED = 20
 """Wrong rows that a refusal names."""
+NUM_TELLING = 2**15
+"""Rows of a table by which its columns are told apart."""
 
 
 Key = tuple[str, float | None, float | None]
@@ -50,21 +53,6 @@ class Reading:
     """Where a clip is first named, by path, start and end."""
     notes: tuple[str, ...] = ()
     """What was taken for what, a line for each file."""
-
-
-@dataclass
-class _Collector:
-    """Clips of all files so far."""
-
-    clips: dict[Key, Annotation] = field(default_factory=dict)
-    places: dict[Key, str] = field(default_factory=dict)
-    wrong: list[WrongRow] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, where: str, clip: Annotation) -> None:
-        key = (clip.relative_path, clip.start_seconds, clip.end_seconds)
-        self.places.setdefault(key, where)
-        self.clips[key] = merged(self.clips[key], clip, where) if key in self.clips else clip
 
 
 def read_annotations(
@@ -93,40 +81,67 @@ def read(
     lists: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
 ) -> Reading:
-    """Return the clips and the wrong rows of all `sources`.
+    """Return the clips and the wrong rows of `annotated_rows`. ValueError: a clip stands in two splits or groups."""
+    notes: list[str] = []
+    rows = annotated_rows(sources, notes.append, split=split, format=format, lists=lists, columns=columns)
+    reading = collected(rows)
+    return replace(reading, notes=tuple(notes))
+
+
+def annotated_rows(
+    sources: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    split: str | None = None,
+    format: str | None = None,
+    lists: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+) -> Iterator[Annotated]:
+    """Yield the clips and the wrong rows of all `sources`, with their places. `say` gets what was taken for what.
 
     A source is a file, a folder or a pattern, or `SPLIT=PATH`. The split of a clip is that of its row, else of the
     source, else `split`, else that of a folder in its path or of the file's name, else empty: that of the folder of its
     video, or train.
     `format`: name of the format of all sources; None recognises each. `columns`: meaning → column of tables.
     `lists`: `SPLIT=PATH` of files that name the clips of a split; they come before all that, and a clip in none of them
-    is left out. ValueError: a clip stands in two splits or two groups, or no row of a file can be read.
+    is left out. ValueError: no row of a file can be read, or a list names no clip.
     """
     clip_lists = ClipLists(read_lists(lists))
-    collector = _Collector()
     for source in sources:
         named, path = split_and_path(source)
-        for file, rows in _files(path, format, columns or {}, collector.notes.append):
+        for file, rows in _files(path, format, columns or {}, say):
             of_name = None if storage.is_folder(file) else split_of_file(file)
-            num_wrong, num_rows = len(collector.wrong), 0
+            wrong: list[str] = []
+            num_rows = 0
             for where, row in _in_splits(rows, split_named(named) if named else split, of_name):
                 if isinstance(row, WrongRow):
-                    collector.wrong.append(row)
+                    wrong += [row.reason] if len(wrong) < MAX_NAMED else []
+                    yield where, row
                     continue
                 num_rows += 1
                 if not lists:
-                    collector.add(where, row)
+                    yield where, row
                 elif (listed := clip_lists.split_of(row.relative_path)) is not None:
-                    collector.add(where, replace(row, split=listed))
-            if not num_rows and len(collector.wrong) > num_wrong:
-                raise ValueError("\n".join(row.reason for row in collector.wrong[num_wrong:][:MAX_NAMED]))
+                    yield where, replace(row, split=listed)
+            if not num_rows and wrong:
+                raise ValueError("\n".join(wrong))
     clip_lists.refuse_unused()
-    return Reading(
-        clips=tuple(collector.clips.values()),
-        wrong=tuple(collector.wrong),
-        places=collector.places,
-        notes=tuple(collector.notes),
-    )
+
+
+def collected(rows: Iterable[Annotated]) -> Reading:
+    """Return the clips of annotations, those of one path, start and end as one. ValueError: one stands in two splits or
+    groups."""
+    clips: dict[Key, Annotation] = {}
+    places: dict[Key, str] = {}
+    wrong: list[WrongRow] = []
+    for where, clip in rows:
+        if isinstance(clip, WrongRow):
+            wrong.append(clip)
+            continue
+        key = (clip.relative_path, clip.start_seconds, clip.end_seconds)
+        places.setdefault(key, where)
+        clips[key] = merged(clips[key], clip, where) if key in clips else clip
+    return Reading(clips=tuple(clips.values()), wrong=tuple(wrong), places=places)
 
 
 def _in_splits(rows: Iterable[Annotated], of_source: str | None, of_name: str | None) -> Iterator[Annotated]:
@@ -230,34 +245,43 @@ def _of_file(
     path: str, format: Format | None, columns: Mapping[str, str], say: Callable[[str], None]
 ) -> Iterator[Annotated]:
     if is_parquet(path):
-        yield from _of_rows(list(parquet_rows(path)), path, columns, say)
+        yield from _of_rows(parquet_rows(path), path, columns, say)
         return
-    text = read_text(path)
-    if not text.strip():
+    pieces = text_pieces(path)
+    head, more = next(pieces, ""), next(pieces, None)
+    if not head.strip():
         raise ValueError(f"{path} is empty: name a file with captions")
+    text, is_long = head, more is not None
+    if is_long and head.lstrip().startswith(("{", "[")) and not has_object_per_line(head):
+        text, is_long = "".join([head, more or "", *pieces]), False
     format = format or (FORMATS["table"] if columns else recognised(text, path))
     if format.name == "pairs" and not columns:
         columns = pair_of(next(line for line in re.split(r"[\r\n]", text) if not is_preamble(line))) or columns
     is_headless = any(column.isdigit() for column in columns.values())
+    whole = itertools.chain([head, more or ""], pieces) if is_long else text
     if format.read:
         say(f"{path}: {format.name}")
-        yield from format.read(text, path)
+        yield from format.read(whole if format.is_by_line or not is_long else "".join(whole), path)
     elif format.name == "asr":
         say(f"{path}: speech with times")
-        yield from read_speech(text, path)
+        yield from read_speech("".join(whole), path)
     else:
         is_json = format.name == "json_lines" or text.lstrip().startswith(("{", "["))
-        rows = json_rows(text, path) if is_json else csv_rows(text, path, header=not is_headless)
-        yield from _of_rows(list(rows), path, columns, say)
+        rows = json_rows(whole, path) if is_json else csv_rows(whole, path, header=not is_headless)
+        yield from _of_rows(rows, path, columns, say)
 
 
-def _of_rows(rows: list[Row], path: str, columns: Mapping[str, str], say: Callable[[str], None]) -> Iterator[Annotated]:
-    if not rows:
+def _of_rows(
+    rows: Iterator[Row], path: str, columns: Mapping[str, str], say: Callable[[str], None]
+) -> Iterator[Annotated]:
+    """Yield the clips of rows. What the columns are is told by the first `NUM_TELLING` of them."""
+    head = list(itertools.islice(rows, NUM_TELLING))
+    if not head:
         raise ValueError(f"{path} has no rows: name a file with captions")
-    fields = [row for _, row in rows if not isinstance(row, WrongRow)]
+    fields = [row for _, row in head if not isinstance(row, WrongRow)]
     if not fields:
-        yield from ((where, row) for where, row in rows if isinstance(row, WrongRow))
+        yield from ((where, row) for where, row in head if isinstance(row, WrongRow))
         return
     chosen = choose(fields, columns, path)
     say("; ".join([f"{path}: {chosen.describe()}", *chosen.notes]))
-    yield from read_rows(rows, chosen)
+    yield from read_rows(itertools.chain(head, rows), chosen)

@@ -64,8 +64,10 @@ class Format:
     """A way in which captions are written."""
 
     name: str
-    read: Callable[[str, str], Iterator[Annotated]] | None = None
+    read: Callable[[Any, str], Iterator[Annotated]] | None = None
     """Of the text of a file and its path, the annotations; None here and below: a table, read by its columns."""
+    is_by_line: bool = False
+    """Whether `read` takes the text in pieces that end with a line, too, so that a large file is never in memory."""
     read_path: Callable[[str], Iterator[Annotated]] | None = None
     """In its place where the captions are in more than one file: of a path, the annotations."""
     fits: Callable[[Head], bool] = lambda head: False
@@ -86,6 +88,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             Format(
                 name="webvid_csv",
                 read=caption_readers.read_webvid,
+                is_by_line=True,
                 fits=lambda head: {"videoid", "name", "pagedir"} <= head.columns,
             ),
             Format(

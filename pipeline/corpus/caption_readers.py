@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ LSMDC_COLUMNS = 6
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def read_rows(rows: Sequence[Row], columns: Columns) -> Iterator[Annotated]:
+def read_rows(rows: Iterable[Row], columns: Columns) -> Iterator[Annotated]:
     """Yield the clips of the rows of a table, of JSON lines or of Parquet, by what was taken for what.
 
     A column with a list of spans beside one with as many captions is a clip each.
@@ -117,7 +117,7 @@ def _spoken(value: Any) -> list[Any]:
 # --- published files --------------------------------------------------------------------------------------------------
 
 
-def read_webvid(text: str, path: str) -> Iterator[Annotated]:
+def read_webvid(text: str | Iterable[str], path: str) -> Iterator[Annotated]:
     """Columns `videoid`, `name`, `page_dir`; the file is {page_dir}/{videoid}.mp4."""
 
     def read(where: str, row: Mapping[str, Any]) -> Annotated:
@@ -127,7 +127,7 @@ def read_webvid(text: str, path: str) -> Iterator[Annotated]:
     yield from attempt(_lower_csv(text, path), read)
 
 
-def _lower_csv(text: str, path: str) -> Iterator[Row]:
+def _lower_csv(text: str | Iterable[str], path: str) -> Iterator[Row]:
     for where, row in csv_rows(text, path):
         yield where, row if isinstance(row, WrongRow) else {name.lower(): value for name, value in row.items()}
 

@@ -4,12 +4,15 @@ Of a clip with `packets`, training fetches the bytes of a few packets, of which 
 packet has a check of its own in the index (`pipeline/decode/packets.py`).
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int64
 
 from pipeline import storage
 from pipeline.corpus import parts
@@ -24,6 +28,7 @@ from pipeline.corpus.content import checksum, hex_digest, manifest_hash, rows_di
 from pipeline.corpus.listing import Listing, Rows, TableRows, counted, of_kind
 from pipeline.corpus.part_rows import PartRows, read_part
 from pipeline.corpus.schema import PLACES, SCHEMA, conform
+from pipeline.corpus.sorted_rows import SortedRows
 from pipeline.records import Kind
 
 __all__ = [
@@ -39,6 +44,7 @@ __all__ = [
     "read_manifest",
     "write_in_parts",
     "write_manifest",
+    "write_sorted",
 ]
 
 _METADATA_KEY = b"snps3_manifest"
@@ -78,11 +84,6 @@ class Manifest(Listing):
         """The clips of one kind in a split, which no longer hold the others in memory."""
         return TableRows(of_kind(self.table, split, kind))
 
-    def num_uncaptioned(self, split: str, sources: Collection[str | None] = ()) -> int:
-        rows = self.table.filter(pc.field("split") == split).select(["captions", "caption_sources"]).to_pylist()
-        known = [row["caption_sources"] or [None] * len(row["captions"]) for row in rows]
-        return sum(not names or (bool(sources) and not {*names} & {*sources}) for names in known)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PartedManifest(Listing):
@@ -108,6 +109,11 @@ class PartedManifest(Listing):
         of_kind = [part for part in self.index.parts if (part.split, part.kind) == (split, kind.value)]
         return PartRows(self.path, of_kind)
 
+    def num_uncaptioned(self, split: str) -> int:
+        counts = [part.num_uncaptioned for part in self.index.parts if part.split == split]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else super().num_uncaptioned(split)
+
 
 def make_manifest(corpus: str, root: str, rows: Iterable[Mapping[str, Any]] | pa.Table) -> Manifest:
     """A manifest of `rows`, sorted by id. Wrong types and ids that occur twice are refused."""
@@ -127,21 +133,33 @@ def write_manifest(manifest: Manifest, path: str) -> None:
 
 
 def write_in_parts(manifest: Manifest, path: str) -> parts.PartIndex:
-    """The folder `path` holds the manifest in parts, with another hash than one file of the same rows has.
+    """The folder `path` holds the manifest in parts, with another hash than one file of the same rows has."""
+    described = {"corpus": manifest.corpus, "root": manifest.root, "decoders": manifest.decoders}
+    return write_sorted(SortedRows([manifest.table]), path, **described)
 
-    Where it holds some of the rows and no others, its parts stay, and the rest is written to parts behind them.
+
+def write_sorted(
+    rows: SortedRows, path: str, *, corpus: str, root: str, decoders: Mapping[str, Mapping[str, float]]
+) -> parts.PartIndex:
+    """The folder `path` holds `rows` as a manifest in parts.
+
+    Where it holds some of them and no others, its parts stay, and the rest is written to parts behind them.
     """
-    new, behind = manifest.table, {}
+    tables, behind = rows.tables(), {}
     if parts.is_in_parts(path):
         before = parts.read_index(path)
-        ids = np.concatenate([rows["clip_id"].to_numpy() for rows in open_manifest(path).batches()])
-        is_old = np.isin(new["clip_id"].to_numpy(), ids)
-        same = hex_digest(rows_digest(new.filter(pa.array(is_old)))) == before.hash
-        if same and (before.corpus, before.root) == (manifest.corpus, manifest.root):
-            new, behind = new.filter(pa.array(~is_old)), {"behind": before.parts, "ids_behind": ids}
-    order = [("split", "ascending"), ("kind", "ascending"), ("clip_id", "ascending")]
-    described = {"corpus": manifest.corpus, "root": manifest.root, "decoders": manifest.decoders}
-    return parts.write_parts(path, iter([new.sort_by(order)]), **described, **behind)
+        ids = np.sort(np.concatenate([rows["clip_id"].to_numpy() for rows in open_manifest(path).batches()]))
+        old = (rows_digest(table.filter(_is_among(table, ids))) for table in rows.tables())
+        if hex_digest(sum(old)) == before.hash and (before.corpus, before.root) == (corpus, root):
+            tables = (table.filter(pc.invert(_is_among(table, ids))) for table in tables)
+            behind = {"behind": before.parts, "ids_behind": ids}
+    return parts.write_parts(path, tables, corpus=corpus, root=root, decoders=decoders, **behind)
+
+
+def _is_among(table: pa.Table, ids: Int64[np.ndarray, " n"]) -> pa.Array:
+    """Whether the id of each row is among `ids`, which rise."""
+    own = table["clip_id"].to_numpy()
+    return pa.array(ids[np.minimum(np.searchsorted(ids, own), len(ids) - 1)] == own)
 
 
 def open_manifest(path: str) -> Manifest | PartedManifest:

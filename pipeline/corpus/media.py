@@ -16,6 +16,7 @@ A part of a packed file may end with `&name=NAME`: the clip's path below the roo
 from __future__ import annotations
 
 import functools
+import os
 import posixpath
 import re
 import struct
@@ -27,7 +28,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus import manifest
-from pipeline.corpus.text_files import decompressed
+from pipeline.corpus.text_files import decompressed_pieces
 from pipeline.records import EncodedFrames, Kind, Stored
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .avif .heic .heif .jxl .jp2 .svg .eps .psd .tga".split()
 )
 """The last nine are not read: their files stand in the ledger, by their names."""
-_TAR = re.compile(r"(?i)\.(tar(\.(gz|bz2|xz|zst))?|tgz)$")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MOST_UNPACKED_BYTES = 2**33
 _INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames|unpacked)=(?P<start>\d+)-(?P<stop>\d+)(&name=(?P<name>.+))?")
 _KEYED = re.compile(r"(?P<path>.+\.lmdb)#key=(?P<key>.+)")
@@ -108,13 +109,13 @@ def inside(path: str, start: int, stop: int, form: Literal["bytes", "frames", "u
 
 def is_tar(path: str) -> bool:
     """Return whether a name is that of a tar, also of a compressed one."""
-    return bool(_TAR.search(path))
+    return path.lower().endswith(TAR_SUFFIXES)
 
 
 @functools.lru_cache(maxsize=1)
 def unpacked(path: str) -> bytes:
     """The content of a compressed file, kept for the clips beside one another in it. ValueError if it is damaged."""
-    return decompressed(storage.read_bytes(path), path, MOST_UNPACKED_BYTES)
+    return b"".join(decompressed_pieces(storage.read_bytes(path), path, MOST_UNPACKED_BYTES))
 
 
 def named(uri: str, name: str) -> str:
@@ -228,7 +229,7 @@ def _values(path: str, group: int, column: str) -> pa.ChunkedArray:
 
 @functools.cache
 def _environment(path: str) -> lmdb.Environment:
-    """Open an LMDB, once per process, since LMDB forbids more."""
+    """Open an LMDB, once per process, since LMDB forbids more. DamagedMediaError for one that was cut short."""
     try:
         import lmdb  # only who has one needs the package
     except ModuleNotFoundError as error:
@@ -240,6 +241,14 @@ def _environment(path: str) -> lmdb.Environment:
         )
     storage.check_readable(path)
     local = storage.absolute(path)
-    return lmdb.open(
-        local, subdir=storage.is_folder(local), readonly=True, lock=False, readahead=False, max_readers=512
-    )
+    is_folder = storage.is_folder(local)
+    environment = lmdb.open(local, subdir=is_folder, readonly=True, lock=False, readahead=False, max_readers=512)
+    size = os.path.getsize(os.path.join(local, "data.mdb") if is_folder else local)
+    # a mapped file has no end for LMDB: the kernel ends the process that looks for a page behind it
+    if (environment.info()["last_pgno"] + 1) * environment.stat()["psize"] > size:
+        environment.close()
+        raise DamagedMediaError(
+            f"{path}: cut short, it ends at byte {size} and its pages do not: copy it again, or write it anew with "
+            "mdb_copy -c"
+        )
+    return environment

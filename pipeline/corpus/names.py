@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import posixpath
 import unicodedata
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
 from urllib.parse import unquote
 
+from pipeline.corpus.buckets import NUM_BUCKETS
 from pipeline.corpus.media import kind_of
 from pipeline.nearest import nearest
 
@@ -27,6 +29,15 @@ def stem_of(path: str) -> str:
 def folded(name: str) -> str:
     """Return `name` with case and Unicode form aside."""
     return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+def bucket_of_name(path: str) -> int:
+    """Return one number for all paths of clips and files that `Names` or `Source` may take for one another: what is
+    before the first dot of the last part, with case, Unicode form and `PREFIXES` aside."""
+    name = folded(path.rpartition("/")[2].partition(".")[0])
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    return zlib.crc32(name.encode(errors="surrogateescape")) % NUM_BUCKETS
 
 
 class Names:

@@ -35,9 +35,9 @@ def media_column(path: str) -> str | None:
 
 def parquet_rows(path: str) -> Iterator[Row]:
     """Yield the rows of a Parquet file without columns of bytes; of one with videos, with their names in it."""
-    table = _without_bytes(path)
     names = media_names(path) if media_column(path) else None
-    for number, row in enumerate(table.to_pylist()):
+    rows = (row for table in _without_bytes(path) for row in table.to_pylist())
+    for number, row in enumerate(rows):
         name = {"clip_name": f"{posixpath.basename(path)}/{names[number]}"} if names else {}
         yield (
             f"{path}: row {number}",
@@ -49,7 +49,7 @@ def media_names(path: str) -> list[str]:
     """Return what the videos in a Parquet file are called: by path, key or number of the row."""
     column = media_column(path) or ""
     outer, suffix = column.removesuffix(".bytes"), f".{column}" if media.kind_of(f"x.{column}") else ".mp4"
-    rows: list[dict[str, Any]] = _without_bytes(path).to_pylist()
+    rows: list[dict[str, Any]] = [row for table in _without_bytes(path) for row in table.to_pylist()]
     names = []
     for number, row in enumerate(rows):
         inner = row.get(outer)
@@ -71,7 +71,8 @@ def _schema(path: str) -> pa.Schema:
     return storage.read_with(path, pq.read_schema)
 
 
-def _without_bytes(path: str) -> pa.Table:
+def _without_bytes(path: str) -> Iterator[pa.Table]:
+    """Yield the row groups of a Parquet file, without columns of bytes."""
     import pyarrow.parquet as pq
 
     columns = []
@@ -81,10 +82,14 @@ def _without_bytes(path: str) -> pa.Table:
             columns += [f"{field.name}.{child.name}" for child in children if not _is_bytes(child.type)]
         elif not _is_bytes(field.type):
             columns.append(field.name)
+    footer = storage.read_with(path, pq.read_metadata)
     if not columns:
-        num_rows = storage.read_with(path, lambda file: pq.ParquetFile(file).metadata.num_rows)
-        return pa.table({"row": range(num_rows)})
-    return storage.read_with(path, lambda file: pq.ParquetFile(file).read(columns=columns))
+        yield pa.table({"row": range(footer.num_rows)})
+        return
+    for number in range(footer.num_row_groups):
+        yield storage.read_with(
+            path, lambda file, number=number: pq.ParquetFile(file, metadata=footer).read_row_group(number, columns)
+        )
 
 
 def _is_bytes(type: pa.DataType) -> bool:

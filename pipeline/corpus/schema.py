@@ -70,3 +70,8 @@ def conform(table: pa.Table, *, source: str) -> pa.Table:
             f"{source}: {len(twice)} clip ids occur more than once, the first is {pc.min(twice)}: keep one row of each"
         )
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def num_uncaptioned(table: pa.Table) -> int:
+    """Return the number of rows without captions."""
+    return pc.sum(pc.equal(pc.list_value_length(table["captions"]), 0)).as_py() or 0

@@ -7,11 +7,12 @@ neighbours.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.corpus.clip_rows import WrongRow
@@ -73,31 +74,60 @@ def is_preamble(line: str) -> bool:
     return not line.strip() or line.startswith("#") or bool(re.fullmatch(r"\ufeff?sep=.", line.strip(), re.I))
 
 
-def csv_rows(text: str, path: str, *, header: bool = True) -> Iterator[Row]:
-    """Yield the rows of a CSV table of any dialect. Without a header, fields are called "1", "2", …"""
-    if not header and not any(mark in text for mark in DELIMITERS):
-        text = re.sub(r"(?m)^([^\s]+)[ ]+", r"\1\t", text)  # a name and words, apart by a blank
-    lines = re.split(r"\r\n|\n|\r", text)
-    first = next((number for number, line in enumerate(lines) if not is_preamble(line)), 0)
-    mark = delimiter_of(lines[first]) or next((mark for mark in "\t,;|" if mark in lines[first]), ",")
-    quote = "'" if any(map(_SINGLE_QUOTED.fullmatch, lines[first + header : first + header + 1])) else '"'
-    fields = next(csv.reader([lines[first]], delimiter=mark, quotechar=quote, skipinitialspace=True))
+class _Lines:
+    """The lines of a text that comes in pieces, which end with a line; those before `first_needed` are forgotten."""
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        self._pieces, self._lines, self._start, self.first_needed = iter(pieces), list[str](), 0, 0
+
+    def at(self, number: int) -> str | None:
+        """Return a line, without its end; None behind the last."""
+        while number >= self._start + len(self._lines):
+            if (piece := next(self._pieces, None)) is None:
+                return None
+            num_forgotten = min(self.first_needed - self._start, len(self._lines))
+            lines = re.split(r"\r\n|\n|\r", piece)
+            self._lines = self._lines[num_forgotten:] + (lines if lines[-1] else lines[:-1])
+            self._start += num_forgotten
+        return self._lines[number - self._start]
+
+    def since(self, number: int) -> Iterator[str]:
+        """Yield a line and all behind it."""
+        while (line := self.at(number)) is not None:
+            yield line
+            number += 1
+
+
+def csv_rows(text: str | Iterable[str], path: str, *, header: bool = True) -> Iterator[Row]:
+    """Yield the rows of a CSV table of any dialect, whole or in pieces that end with a line. Without a header, fields
+    are called "1", "2", …"""
+    pieces = iter([text] if isinstance(text, str) else text)
+    head = next(pieces, "")
+    pieces = itertools.chain([head], pieces)
+    if not header and not any(mark in head for mark in DELIMITERS):  # a name and words, apart by a blank
+        pieces = (re.sub(r"(?m)^([^\s]+)[ ]+", r"\1\t", piece) for piece in pieces)
+    lines = _Lines(pieces)
+    first = next((number for number, line in enumerate(lines.since(0)) if not is_preamble(line)), 0)
+    top = lines.at(first) or ""
+    mark = delimiter_of(top) or next((mark for mark in "\t,;|" if mark in top), ",")
+    quote = "'" if header and _SINGLE_QUOTED.fullmatch(lines.at(first + 1) or "") else '"'
+    fields = next(csv.reader([top], delimiter=mark, quotechar=quote, skipinitialspace=True))
     names = [name.strip() for name in fields] if header else [str(number + 1) for number in range(len(fields))]
     if twice := [name for name, times in Counter(names).items() if name and times > 1]:
         raise ValueError(f"{path}:{first + 1}: {len(twice) + 1} columns are called {twice[0]!r}: rename one of them")
     number = first + header
-    shape: list[str] = []
-    while number < len(lines):
-        if not lines[number].strip() or (mark == "|" and _RULE.fullmatch(lines[number])):
+    while (line := lines.at(number)) is not None:
+        lines.first_needed = number
+        if not line.strip() or (mark == "|" and _RULE.fullmatch(line)):
             number += 1
             continue
-        where, stop, values = f"{path}:{number + 1}", number + 1, None
-        values, stop = _row_at(lines, number, mark, len(names), shape, quote)
-        if lines[number].startswith("#") and len(values or ()) != len(names):
+        where = f"{path}:{number + 1}"
+        values, stop = _row_at(lines, number, mark, len(names), quote)
+        if line.startswith("#") and len(values or ()) != len(names):
             number += 1  # a comment
             continue
         if values is None:
-            reason = f"{where}: no CSV, a quote is open at its end: {lines[number][:60]!r}"
+            reason = f"{where}: no CSV, a quote is open at its end: {line[:60]!r}"
         elif len(values) > len(names) and not any(values[len(names) :]):
             yield where, dict(zip(names, values, strict=False))  # marks at the end of a row, with nothing behind them
             number = stop
@@ -105,10 +135,9 @@ def csv_rows(text: str, path: str, *, header: bool = True) -> Iterator[Row]:
         elif len(values) != len(names):
             reason = (
                 f"{where}: has {len(values)} fields and the table {len(names)}: a {_MARKS[mark]} in a field needs "
-                f"quotes around it: {lines[number][:60]!r}"
+                f"quotes around it: {line[:60]!r}"
             )
         else:
-            shape = shape or [_shape(value) for value in values]
             yield where, dict(zip(names, values, strict=True))
             number = stop
             continue
@@ -122,24 +151,22 @@ _RULE = re.compile(r"[\s|:-]*-[\s|:-]*")
 _MARKS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 
-def _row_at(
-    lines: Sequence[str], number: int, mark: str, count: int, shape: Sequence[str], quote: str
-) -> tuple[list[str] | None, int]:
+def _row_at(lines: _Lines, number: int, mark: str, count: int, quote: str) -> tuple[list[str] | None, int]:
     """Return the fields of the row that begins at a line (None: it does not end), and the line after it.
 
     A quoted field may have several lines. One whose later lines are rows themselves was opened by a stray quote.
     """
     dialect: dict[str, Any] = {"delimiter": mark, "quotechar": quote, "skipinitialspace": mark != "\t"}
-    reader = csv.reader((line + "\n" for line in lines[number:]), **dialect, strict=True)
+    reader = csv.reader((line + "\n" for line in lines.since(number)), **dialect, strict=True)
     try:
         values = next(reader)
     except csv.Error:
-        line = lines[number]
+        line = lines.at(number) or ""
         if '\\"' in line and len(values := _escaped(line, dialect)) == count:
             return values, number + 1
         return (line.split(mark) if line.count('"') % 2 == 0 else None), number + 1
     stop = number + reader.line_num
-    for line in lines[number + 1 : stop]:
+    for line in itertools.islice(lines.since(number + 1), stop - number - 1):
         if line.count(mark) == count - 1 and count > 1 and _is_row(line, mark, values):
             return None, number + 1
     return values, stop
@@ -165,21 +192,29 @@ def _shape(value: str) -> str:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def json_rows(text: str, path: str) -> Iterator[Row]:
-    """Yield the rows of JSON lines, of a JSON list or dictionary, or of objects behind one another."""
+def json_rows(text: str | Iterable[str], path: str) -> Iterator[Row]:
+    """Yield the rows of JSON lines, of a JSON list or dictionary, or of objects behind one another.
+
+    A text in pieces that end with a line has JSON lines.
+    """
+    if not isinstance(text, str):
+        yield from _line_rows(
+            itertools.chain.from_iterable(piece.removesuffix("\n").split("\n") for piece in text), path
+        )
+        return
     try:
         value = json.loads(text)
     except ValueError:
-        yield from _line_rows(text, path)
+        lines = text.split("\n")  # not str.splitlines: other ends of lines may stand within a caption
+        if text.lstrip().startswith("{") and not _is_json(next(line for line in lines if line.strip()), text):
+            yield from _objects(text, path)
+        else:
+            yield from _line_rows(lines, path)
     else:
         yield from value_rows(value, path)
 
 
-def _line_rows(text: str, path: str) -> Iterator[Row]:
-    lines = text.split("\n")  # not str.splitlines: other ends of lines may stand within a caption
-    if text.lstrip().startswith("{") and not _is_json(next(line for line in lines if line.strip()), text):
-        yield from _objects(text, path)
-        return
+def _line_rows(lines: Iterable[str], path: str) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         where = f"{path}:{number}"
         if not line.strip():
@@ -211,6 +246,15 @@ def _is_json(line: str, text: str) -> bool:
     except ValueError:
         return len(re.findall(r"^\{.*\},?\s*$", text, re.M)) > 0
     return True
+
+
+def has_object_per_line(text: str) -> bool:
+    """Return whether a text that begins with an object or a list has JSON lines, by the first of them."""
+    line = next((line for line in text.split("\n") if line.strip()), "")
+    try:
+        return isinstance(json.loads(_without_comma(line)), dict | list)
+    except ValueError:
+        return False
 
 
 def _objects(text: str, path: str) -> Iterator[Row]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import lzma
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +16,12 @@ from pipeline import storage
 
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
 """First bytes → name."""
+_MARKS_16 = (b"\xff\xfe", b"\xfe\xff")
+"""Byte-order marks of UTF-16."""
+PIECE_BYTES = 16 * 2**20
+"""Of a large file, what is in memory at a time."""
+MAX_EXPANSION, MAX_EXPANDED_BYTES = 200, 2**26
+"""A file may grow to so many times its size, or to so many bytes. Captions grow tenfold."""
 _NO_TEXT = {
     b"PK\x03\x04": "a zip or a spreadsheet: unpack it, or save the sheet as CSV",
     b"ARROW1": "an Arrow file: write it as Parquet, with datasets' to_parquet or pyarrow's write_table",
@@ -28,51 +37,91 @@ def read_text(path: str) -> str:
 
     ValueError if it is neither UTF-8 nor UTF-16 with its mark.
     """
-    return decoded(decompressed(storage.read_bytes(path), path), path)
+    return "".join(text_pieces(path))
+
+
+def text_pieces(path: str) -> Iterator[str]:
+    """Yield the text of a file, of a large one some lines at a time. ValueError as of `read_text`."""
+    first_line, rest = 1, b""
+    for data in _unpacked_pieces(path):
+        if first_line == 1 and not rest:
+            _refuse_no_text(data, path)
+        is_wide = data.startswith(_MARKS_16) or rest.startswith(_MARKS_16)  # cut nowhere: an end of line has two bytes
+        stop = 0 if is_wide else data.rfind(b"\n") + 1
+        if stop:
+            yield _decoded(rest + data[:stop], path, first_line)
+            first_line += rest.count(b"\n") + data.count(b"\n", 0, stop)
+            rest = b""
+        rest += data[stop:]
+    if rest:
+        yield _decoded(rest, path, first_line)
+
+
+def byte_pieces(path: str) -> Iterator[bytes]:
+    """Yield the bytes of a file, `PIECE_BYTES` at a time."""
+    start = 0
+    while data := storage.read_bytes(path, start, start + PIECE_BYTES):
+        yield data
+        start += len(data)
+        if len(data) < PIECE_BYTES:
+            return
+
+
+def _unpacked_pieces(path: str) -> Iterator[bytes]:
+    """Yield the bytes of a file some at a time; of a compressed one, those in it."""
+    pieces = byte_pieces(path)
+    head = next(pieces, b"")
+    if is_compressed(head):
+        data = b"".join([head, *pieces])
+        yield from decompressed_pieces(data, path, max(MAX_EXPANDED_BYTES, MAX_EXPANSION * len(data)))
+    else:
+        yield from itertools.chain([head], pieces)
 
 
 def is_compressed(start: bytes) -> bool:
-    """Return whether a file that begins so is one that `decompressed` unpacks."""
+    """Return whether a file that begins so is gzip, Zstandard, bzip2 or xz."""
     return start.startswith(tuple(_COMPRESSIONS))
 
 
-def decompressed(data: bytes, path: str, most_bytes: int | None = None) -> bytes:
-    """Return the bytes in a gzip, Zstandard, bzip2 or xz file; those of another as they are.
-
-    ValueError if it is cut short, or holds more than `most_bytes`.
-    """
-    compression = next((name for start, name in _COMPRESSIONS.items() if data.startswith(start)), None)
-    if compression is None:
-        return data
+def decompressed_pieces(data: bytes, path: str, most_bytes: int) -> Iterator[bytes]:
+    """Yield what a compressed file holds, some at a time. ValueError if it is damaged, or holds more than that."""
+    compression = next(name for start, name in _COMPRESSIONS.items() if data.startswith(start))
+    size = 0
     try:
-        if compression == "xz":
-            content = lzma.LZMADecompressor().decompress(data, -1 if most_bytes is None else most_bytes + 1)
-        else:
-            stream = pa.input_stream(pa.py_buffer(data), compression=compression)
-            content = stream.read(None if most_bytes is None else most_bytes + 1)
-    except (OSError, lzma.LZMAError) as error:
+        is_xz, buffer = compression == "xz", pa.py_buffer(data)
+        with lzma.open(io.BytesIO(data)) if is_xz else pa.input_stream(buffer, compression=compression) as stream:
+            while piece := stream.read(PIECE_BYTES):
+                if (size := size + len(piece)) > most_bytes:
+                    raise ValueError(
+                        f"{path}: {len(data)} bytes of {compression} decompress to more than {most_bytes}; if you "
+                        "trust it, decompress it yourself"
+                    )
+                yield piece
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise ValueError(f"{path}: damaged {compression} ({error}): copy it again") from error
-    if most_bytes is not None and len(content) > most_bytes:
-        raise ValueError(f"{path} holds more than {most_bytes / 2**30:.0f} GiB when it is unpacked: unpack it")
-    return content
 
 
-def decoded(data: bytes, path: str) -> str:
-    """Return the text in `data`. ValueError, with the line and a remedy, for what is no text in Unicode."""
+def _refuse_no_text(data: bytes, path: str) -> None:
+    """Raise ValueError, with a remedy, for a file that begins as no text does."""
+    named = shlex.quote(path)  # a name may hold what a shell would run
     if data.startswith(b"\x80") or data.startswith((b"(dp", b"(lp")):
-        script = f"import json, pickle; json.dump(pickle.load(open({path!r}, 'rb')), open({path + '.json'!r}, 'w'))"
-        raise ValueError(f'{path}: a pickle, which runs code when it is opened: if you trust it, python -c "{script}"')
+        script = "import json, pickle; json.dump(pickle.load(open(0, 'rb')), open(1, 'w'))"
+        remedy = f'python -c "{script}" < {named} > FILE'
+        raise ValueError(f"{path}: a pickle, which runs code when it is opened: if you trust it, {remedy}")
     if other := next((remedy for start, remedy in _NO_TEXT.items() if data.startswith(start)), None):
         raise ValueError(f"{path}: {other}")
-    is_marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if not is_marked and data[:2].count(0) == 1:
+    if not data.startswith(_MARKS_16) and data[:2].count(0) == 1:
         order = "be" if data.startswith(b"\0") else "le"
-        raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {path} > FILE")
+        raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {named} > FILE")
+
+
+def _decoded(data: bytes, path: str, first_line: int) -> str:
+    """Return the text in `data`. ValueError, with the line and a remedy, for what is no text in Unicode."""
     try:
-        return data.decode("utf-16" if is_marked else "utf-8-sig").replace("\0", "")
+        return data.decode("utf-16" if data.startswith(_MARKS_16) else "utf-8-sig").replace("\0", "")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        remedy = f"convert it first: iconv -f cp1252 -t utf-8 {path} > FILE"
+        line = data.count(b"\n", 0, error.start) + first_line
+        remedy = f"convert it first: iconv -f cp1252 -t utf-8 {shlex.quote(path)} > FILE"
         raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason} {data[error.start]:#x}); {remedy}") from error
 
 

@@ -57,7 +57,7 @@ BEGINNINGS: tuple[tuple[bytes, Container], ...] = (
     (rb"\.RMF\x00\x00", Container("RealMedia", "rm")),
     (rb"\x1f\x07\x00[\x3f\xbf]", Container("DV", "dv")),
     (rb"\x12\x00\x0a", Container("AV1 video", "obu")),
-    (rb"\x00\x00\x01\xba", Container("MPEG-PS", "mpeg")),
+    (rb"\x00\x00\x01[\xba\xbb\xbd\xc0-\xef]", Container("MPEG-PS", "mpeg")),
     (rb"\x00{2,3}\x01\xb3", Container("MPEG video", "mpegvideo")),
     (rb"\x00{2,3}\x01(?:\xb0|[\x00-\x0f]\x00\x00\x01\x20)", Container("MPEG-4 video", "m4v")),
     (rb"\x00{2,3}\x01(?:[\x40\x42\x46]\x01)", Container("HEVC video", "hevc")),
@@ -105,6 +105,10 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (rb"SQLite format 3\x00", "an SQLite database"),
     (rb"PAR1", "a Parquet table"),
     (rb"\x89HDF|\x93NUMPY", "an array"),
+    (rb"YUV4MPEG2 ", "a YUV4MPEG2 film"),
+    (rb"\xb7\xd8\x00\x20\x37\x49\xda\x11", "a WTV film"),
+    (rb"\x00{4}\x01\xbc", "a GXF film"),
+    (rb"[FCZ]WS[\x03-\x2d]", "a Flash film"),
     (rb"8BPS", "a Photoshop picture"),
     (rb"....ftyp(?:hei[cfmsx]|hev[cmsx]|mif1|msf1)", "a HEIF picture"),
     (rb"\x00\x00\x00\x0c(?:jP  |JXL )|\xff\x0a|\xff\x4f\xff\x51", "a JPEG 2000 or JPEG XL picture"),
@@ -116,7 +120,11 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
 _FLAGS = re.DOTALL | re.IGNORECASE
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _XML_PLAYLIST = re.compile(rb"<(?:\w+:)?(?:MPD|CompositionPlaylist)", re.IGNORECASE)
-_OTHER_PICTURES = ("picture", "drawing", "PostScript")
+_UNREAD = {
+    "a picture": (("picture", "drawing", "PostScript"), "JPEG or PNG"),
+    "a video": (("film",), "MP4 or Matroska"),
+}
+"""What is wanted → words in the names of such files that are not read, and what to convert them to."""
 _BOXES = frozenset(b"ftyp moov mdat moof mfra free skip wide uuid sidx styp meta pnot udta".split())
 """Outer boxes of an MP4. One of these that ends behind the file is cut off; what else does so is junk."""
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -249,10 +257,11 @@ def _refusal(data: Content, wanted: str) -> DecodeError:
     elif name is None and (data[:2] in (b"\xff\xfe", b"\xfe\xff") or _is_text(data[:512])):
         name = "a text"
     if name is None:
-        kinds = "a video" if wanted == "a video" else "a picture"
-        return DecodeError(Reason.UNREADABLE, f"the file begins with {data[:8].hex(' ')}, like no format of {kinds}")
-    if wanted == "a picture" and any(word in name for word in _OTHER_PICTURES):
-        detail = f"the file is {name}, which is not read here: convert it to JPEG or PNG"
+        begins = f"the file begins with {data[:8].hex(' ')}, like no format of {wanted}"
+        return DecodeError(Reason.UNREADABLE, f"{begins} that is read here: convert it, if it is one")
+    words, better = _UNREAD[wanted]
+    if any(word in name for word in words):
+        detail = f"the file is {name}, which is not read here: convert it to {better}"
         return DecodeError(Reason.UNSUPPORTED_CODEC, detail)
     return DecodeError(Reason.UNREADABLE, f"the file is {name}, not {wanted}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,12 @@ class IndexedVideo(PyavVideo):
 
     def _is_invisible(self, packet: Any) -> bool:
         return False  # `_kept` has looked
+
+    @cached_property
+    def _lacks_presentation_times(self) -> bool:
+        if super()._lacks_presentation_times:
+            raise UnindexedError
+        return False
 
 
 def _one_piece(data: Content, content: bytes, position: int) -> tuple[int, int]:

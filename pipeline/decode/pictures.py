@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.decode.images import GROUND, resize
+from pipeline.records import DecodeError, Reason
 
 IN_RGB = int(Interpolation.BICUBIC)
 FILTER = IN_RGB | int(Interpolation.ACCURATE_RND)
@@ -23,22 +24,33 @@ AS_COLOUR_SPACE = {space: space for space in (0, 1, 2, 4, 5, 6, 7, 9)} | {10: 9}
 """Numbers of `AVColorSpace` → that which libswscale converts from; all others are read as Rec. 601."""
 LEAST_SIDE_PX = 64
 """libswscale's filter is another one at the edges, which is most of a smaller picture."""
+TWO_LEVELS = ("monob", "monow")
+"""Formats whose greys are dots of black and white, of which libswscale's filter makes other greys."""
 UPRIGHT = np.eye(2, dtype=np.int64)
 
 
 class Picture:
     """Makes pictures of frames, of one video: tables of its formats and sizes are kept. `matrix`: how all of them are
-    turned, as `orientation` says; None where each frame tells."""
+    turned, as `orientation` says; None where the first tells."""
 
     def __init__(self, matrix: NDArray[np.int64] | None = None) -> None:
         self._to_rgb, self._to_size, self._matrix = VideoReformatter(), VideoReformatter(), matrix
+        self._is_told_by_frames = False
 
     def of(self, frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-        """Return a frame upright, in RGB, of `size` = (width, height)."""
-        matrix = orientation(frame) if self._matrix is None else self._matrix
+        """Return a frame upright, in RGB, of `size` = (width, height). DecodeError if others are turned differently.
+
+        H.264 and HEVC may name a turn at key frames alone, which FFmpeg does not keep for the frames that follow.
+        """
+        if self._matrix is None:
+            self._matrix, self._is_told_by_frames = orientation(frame), True
+        elif self._is_told_by_frames and not np.array_equal(self._matrix, orientation(frame)):
+            detail = "only some frames name how they are turned: encode the video anew, with ffmpeg -i IN OUT.mp4"
+            raise DecodeError(Reason.UNSUPPORTED_CODEC, detail)
+        matrix = self._matrix
         width, height = size[::-1] if matrix[0, 1] else size
         image = in_rgb(frame, self._to_rgb)
-        if min(image.width, image.height) <= LEAST_SIDE_PX:
+        if min(image.width, image.height) <= LEAST_SIDE_PX or frame.format.name in TWO_LEVELS:
             return upright(resize(Image.fromarray(image.to_ndarray()), (width, height)), matrix)
         image = self._to_size.reformat(image, width, height, interpolation=FILTER, threads=1)
         return upright(image.to_ndarray(), matrix)

@@ -9,7 +9,7 @@ import io
 import itertools
 import operator
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -40,6 +40,8 @@ BYTES_ALONE = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none
 """FFmpeg opens no other demuxer, nothing but the bytes that it is given, and no damaged header."""
 NO_TRIAL = {"skip_frame": "all"}
 """FFmpeg decodes some frames of a file that it opens, to guess what an MP4 says."""
+MOST_PRIMING_SECONDS = 0.1
+"""Sound before a file's time 0 that its encoder needs and players skip: 2112 samples of AAC, 80 ms of Opus."""
 UNTIMED = ("avi", "h264", "hevc", "m4v", "mpegvideo", "obu")
 """Demuxers of containers that do not say when a frame is shown."""
 
@@ -79,7 +81,9 @@ class PyavVideo(PacketVideo):
             try:
                 self._stream = video_stream(container)
                 self._codec = self._stream.codec_context
-                self._packets = [self._kept(one, data) for one in self._container.demux(self._stream) if one.size]
+                packets = (packet for packet in self._container.demux(self._stream) if packet.size)
+                packets = as_played(packets) if self._demuxer == "gif" else packets
+                self._packets = [self._kept(packet, data) for packet in packets]
                 self._numbers = range(len(self._packets))
                 self._packet_pts = self._presentation_times()
                 self._keys = self._places_of_keys()
@@ -105,7 +109,9 @@ class PyavVideo(PacketVideo):
     def _zero(self) -> float:
         """Return the time of the stream, in seconds, at which a player's clock shows 0."""
         start, first = self._container.start_time, self._pts[0] * float(self._stream.time_base or 1)
-        return first if start is None else start / 1e6 if start > 0 else min(0.0, first)
+        if start is None:
+            return first
+        return min(0.0, first) if -MOST_PRIMING_SECONDS <= start / 1e6 <= 0 else start / 1e6
 
     @property
     def key_frames(self) -> list[int]:
@@ -194,13 +200,16 @@ class PyavVideo(PacketVideo):
 
     @cached_property
     def _lacks_presentation_times(self) -> bool:
-        """AVI counts its packets in the order of decoding, and says nothing of the order of display."""
-        return bool(self._codec.has_b_frames) and self._is_counted
+        """AVI, and MXF by FFmpeg, count packets in the order of decoding, and say nothing of the order of display."""
+        return bool(self._codec.has_b_frames) and self._demuxer in (*UNTIMED, "mxf") and self._has_one_lag
 
     @cached_property
     def _is_counted(self) -> bool:
-        lags = {None if packet.dts is None else pts - packet.dts for packet, pts in self._timed_packets}
-        return self._demuxer in UNTIMED and len(lags) == 1
+        return self._demuxer in UNTIMED and self._has_one_lag
+
+    @cached_property
+    def _has_one_lag(self) -> bool:
+        return len({None if packet.dts is None else pts - packet.dts for packet, pts in self._timed_packets}) == 1
 
     @property
     def _timed_packets(self) -> Iterator[tuple[Any, int]]:
@@ -278,6 +287,16 @@ def video_stream(container: InputContainer) -> av.VideoStream:
     stream.thread_count = 1
     stream.codec_context.options = STRICT
     return stream
+
+
+def as_played(packets: Iterable[Packet]) -> Iterator[Packet]:
+    """Yield the packets of a GIF, which counts 1/100 s: players take less than 20 ms for no delay, and wait for 100."""
+    later = 0
+    for packet in packets:
+        packet.pts = packet.dts = (packet.pts or 0) + later
+        if (duration := packet.duration or 0) < 2:
+            packet.duration, later = 10, later + 10 - duration
+        yield packet
 
 
 class KeyFrameVideo(PyavVideo):

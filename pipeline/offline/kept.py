@@ -62,15 +62,16 @@ def compute(
     folder: str,
     *,
     most_at_once: int,
+    least_at_once: int = 1,
     together: str | None = None,
     subcluster: str | None = None,
 ) -> pa.Table:
     """Return `function` of the rows, by a Ray Data job that keeps each block in `folder` as soon as it is computed.
 
-    `function` returns one or more rows of `result_schema` for each key. A task takes at most `most_at_once` rows, but
-    neighbours that are equal in the column `together` are not parted.
+    `function` returns one or more rows of `result_schema` for each key. A task takes `least_at_once` to `most_at_once`
+    rows, but neighbours that are equal in the column `together` are not parted.
     """
-    blocks = in_blocks(rows, 1, most_at_once, together)
+    blocks = in_blocks(rows, least_at_once, most_at_once, together)
     compute_block = partial(compute_and_keep, function=function, folder=folder)
     return pa.concat_tables(mapped(blocks, compute_block, subcluster=subcluster))
 

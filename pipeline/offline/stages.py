@@ -76,42 +76,15 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
     )
 
 
-def probe_clips(
-    clips: Sequence[dict[str, Any]],
-    *,
-    decoder: str,
-    limits: Limits,
-    subcluster: str | None = None,
-    packets_folder: str | None = None,
-    keeps_uncaptioned: bool = False,
-) -> tuple[pa.Table, list[Rejected]]:
-    """Return the usable clips (`manifest.SCHEMA`) and the rejected ones, by a Ray Data job.
-
-    It runs on the nodes of `subcluster` (None: all). Clips without captions are rejected before anything is fetched,
-    unless they are kept. Indexes of packets are written to `packets_folder`.
-    """
-    silent = [
-        _reject(clip["clip_id"], clip["uri"], Reason.NO_CAPTION, "no caption with words")
-        for clip in clips
-        if not (clip["captions"] or keeps_uncaptioned)
-    ]
-    kept = [clip for clip in clips if clip["captions"] or keeps_uncaptioned]
-    if not kept:
-        return manifest.SCHEMA.empty_table(), silent
-    probing = partial(probe_batch, decoder=decoder, limits=limits, packets_folder=packets_folder)
-    probed = map_clips(kept, probing, schema=KNOWN, subcluster=subcluster)
-    usable, rejected = ledger.split_by_reason(probed, Stage.PREPARE)
-    return usable.select(manifest.SCHEMA.names), silent + rejected
-
-
 def probe_batch(batch: pa.Table, decoder: str, limits: Limits, packets_folder: str | None = None) -> pa.Table:
-    """Return the clips of `batch` as whole manifest rows, or with reason and detail."""
+    """Return the clips of `batch` as whole manifest rows, or with reason and detail; with `key` where they have one."""
     _say_unguarded(limits)
 
     def look_at(uri: str, data: Stored | DistantFile) -> Look:
         return ProbedFile(uri, data, decoder, limits, packets_folder).columns
 
-    return look_at_files(batch, look_at, manifest.SCHEMA, fetch_start)
+    keys = [field for field in batch.schema if field.name == "key"]
+    return look_at_files(batch, look_at, pa.schema([*manifest.SCHEMA, *keys]), fetch_start)
 
 
 @functools.cache
@@ -149,18 +122,6 @@ def look_at_files(
             except DecodeError as error:
                 rows.append(clip | {"reason": str(error.reason), "detail": error.detail})
     return pa.Table.from_pylist(rows, schema=ledger.with_reason(schema))
-
-
-def map_clips(
-    clips: Sequence[dict[str, Any]],
-    look: Callable[[pa.Table], pa.Table],
-    *,
-    schema: pa.Schema,
-    subcluster: str | None = None,
-) -> pa.Table:
-    """Return `look` of the clips (rows of `schema`), by a Ray Data job with a CPU per some clips."""
-    blocks = in_blocks(pa.Table.from_pylist(list(clips), schema=schema), 8, 256, together="uri")
-    return pa.concat_tables(mapped(blocks, look, subcluster=subcluster))
 
 
 def in_blocks(table: pa.Table, least: int, most: int, together: str | None = None) -> list[pa.Table]:

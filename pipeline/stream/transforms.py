@@ -10,12 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from pipeline.records import Batch
+from pipeline.records import IMAGENET_MEAN, IMAGENET_STD, Batch
 from pipeline.stream.augmentation import Augmentation
 from pipeline.stream.config import Operation
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601)."""
 LARGEST_BLEND = 0.9

@@ -7,11 +7,12 @@ captions ──tagger──► WordCounts: (word, NOUN | VERB | ADJ) ──vocab
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -26,6 +27,8 @@ from pipeline.text.tokenizer import PREFIX, whole_words
 
 logger = logging.getLogger(__name__)
 
+CAPTIONS_AT_ONCE = 2**16
+"""Captions that are counted together."""
 CONTENT_POS = ("NOUN", "VERB", "ADJ")
 """The parts of speech that count, in the order of the columns of `pos_counts`."""
 
@@ -202,22 +205,35 @@ class SignificantWords:
 def count_words(
     captions: Iterable[str] | Mapping[str, int], tagger: Tagger | None = None, *, lower_case: bool = True
 ) -> WordCounts:
-    """Count the words of `captions`, or of each caption as often as the mapping says. Equal ones are tagged once."""
+    """Count the words of `captions`, or of each caption as often as the mapping says.
+
+    Of `captions` some at a time are in memory, and equal ones of these are tagged once.
+    """
     if tagger is None:
         logger.warning("no tagger given: parts of speech come from the built-in dictionary and a few rules of context")
         tagger = lexicon_tagger
-    times_of = Counter[str]()
-    for caption, times in Counter(captions).items():
-        times_of[caption.lower() if lower_case else caption] += times
     by_pos = {pos: Counter[str]() for pos in CONTENT_POS}
-    num_captions_with = Counter[str]()
-    for tagged, times in zip(tagger(times_of), times_of.values(), strict=True):
-        content = [(word, pos) for word, pos in tagged if pos in by_pos]
-        for word, pos in content:
-            by_pos[pos][word] += times
-        for word in {word for word, _ in content}:
-            num_captions_with[word] += times
-    return WordCounts(by_pos=by_pos, num_captions_with=num_captions_with, num_captions=times_of.total())
+    num_captions_with, num_captions = Counter[str](), 0
+    for some in [captions] if isinstance(captions, Mapping) else _counted(captions):
+        times_of = Counter[str]()
+        for caption, times in some.items():
+            times_of[caption.lower() if lower_case else caption] += times
+        for tagged, times in zip(tagger(times_of), times_of.values(), strict=True):
+            content = [(word, pos) for word, pos in tagged if pos in by_pos]
+            for word, pos in content:
+                by_pos[pos][word] += times
+            for word in {word for word, _ in content}:
+                num_captions_with[word] += times
+        num_captions += times_of.total()
+    return WordCounts(by_pos=by_pos, num_captions_with=num_captions_with, num_captions=num_captions)
+
+
+def _counted(captions: Iterable[str]) -> Iterator[Counter[str]]:
+    """Yield how often each caption occurs among some of them at a time; no caption at all is one of these times."""
+    captions = iter(captions)
+    yield Counter(itertools.islice(captions, CAPTIONS_AT_ONCE))
+    while some := Counter(itertools.islice(captions, CAPTIONS_AT_ONCE)):
+        yield some
 
 
 def rank_words(

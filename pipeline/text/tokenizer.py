@@ -180,11 +180,10 @@ def whole_words(pieces: Sequence[str]) -> list[str]:
 
 
 def train_wordpiece(captions: Iterable[str], vocabulary_size: int) -> Tokenizer:
-    """Learn a vocabulary from `captions`: at most `vocabulary_size` pieces, always the same ones.
+    """Learn a vocabulary from `captions`, which are read twice: at most `vocabulary_size` pieces, always the same ones.
 
     Every letter seen is in the vocabulary both as the start of a word and inside one, so no word of them is unknown.
     """
-    captions = list(captions)
     letters = _letters(captions)
     # The trainer numbers the letters in the order of a hash map, which differs from process to process and decides ties
     # later on. Given as special tokens, they get fixed ids; the trained object is thrown away, its pieces are kept.
@@ -205,11 +204,11 @@ def train_wordpiece(captions: Iterable[str], vocabulary_size: int) -> Tokenizer:
     return Tokenizer.from_pieces(sorted(vocabulary, key=vocabulary.__getitem__))
 
 
-def _letters(captions: Sequence[str]) -> list[str]:
-    normalizer = normalizers.BertNormalizer(lowercase=True)
-    counts = Counter(
-        letter for caption in captions for letter in normalizer.normalize_str(caption) if not letter.isspace()
-    )
+def _letters(captions: Iterable[str]) -> list[str]:
+    normalizer, counts = normalizers.BertNormalizer(lowercase=True), Counter[str]()
+    for caption in captions:
+        counts.update(normalizer.normalize_str(caption))
+    counts = {letter: count for letter, count in counts.items() if not letter.isspace()}
     if not counts:
         raise ValueError("a vocabulary cannot be learned from captions without a single word")
     frequent = sorted(counts, key=lambda letter: (-counts[letter], letter))[:MAX_LETTERS]

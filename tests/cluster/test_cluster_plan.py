@@ -11,9 +11,10 @@ import pytest
 
 from cluster import plan as planner
 from cluster.machines import DECODERS, HEADS, MACHINES, PEAK_TFLOPS, TRAINERS, Cloud
-from cluster.measurements import DECODE_SECONDS_PER_CLIP, MEASURED, Measured
+from cluster.measurements import DECODE_SECONDS_PER_CLIP, MANIFESTS, MEASURED, Measured
 from cluster.plan import DECODE_EFFICIENCY, PlanConfig, plan, predicted_clips_per_second
 from cluster.prices import Price, read_prices
+from jobs.benchmarks.support.synthetic_manifest import write_synthetic
 
 TOLERANCE = 0.15
 """The machine's speed was seen to vary by a fifth between runs; within one measurement it is steadier than this."""
@@ -251,6 +252,18 @@ def test_the_page_quotes_the_measurements() -> None:
         )
         assert float(quoted.removesuffix(" clips/s")) == measured.clips_per_second
         assert formula == f"{predicted:.1f}"
+
+
+def test_a_manifest_takes_what_was_measured_at_any_size(tmp_path: Path) -> None:
+    stored, lookup, prepared = MANIFESTS
+    for clips in (10_000_000, 100_000_000):
+        found = plan(PlanConfig(clips=clips, gpu_clips_per_second=50.0))
+        assert found.manifest_gb == clips * stored.bytes_per_clip / 1e9
+        assert found.lookup_cores == pytest.approx(found.clips_per_second * lookup.cpu_us_per_clip / 1e6)
+        assert found.prepare_hours == pytest.approx(clips * prepared.cpu_us_per_clip / 3.6e9)
+    parts = write_synthetic(str(tmp_path / "manifest"), 20_000, str(tmp_path / "videos.bin")).parts
+    num_bytes, num_rows = sum(part.num_bytes for part in parts), sum(part.num_rows for part in parts)
+    assert num_bytes / num_rows == pytest.approx(stored.bytes_per_clip, rel=TOLERANCE)
 
 
 @pytest.mark.slow

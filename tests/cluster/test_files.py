@@ -6,6 +6,7 @@ import copy
 import functools
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -406,6 +407,14 @@ def test_an_image_with_a_fault_is_refused(old: str, new: str, fault: str) -> Non
     text = (CLUSTER / "Dockerfile").read_text()
     assert old in text
     assert fault in dockerfile_faults(text.replace(old, new))
+
+
+def test_every_package_of_the_wheel_comes_into_the_image() -> None:
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    packages = {path.parent.name for pattern in setup["include"] for path in ROOT.glob(f"{pattern}/__init__.py")}
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert packages
+    assert packages <= {line.removeprefix("!") for line in ignored if line.startswith("!")}
 
 
 def test_the_runtime_environment_can_be_had() -> None:

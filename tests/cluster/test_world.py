@@ -29,10 +29,11 @@ OBJECTIVES = {
     "temperature": ObjectiveConfig(learn_temperature=True),
     "itm": ObjectiveConfig(itm=1.0),
     "hard itm": ObjectiveConfig(itm=1.0, itm_negative="hard"),
+    "sigmoid": ObjectiveConfig(**NONE | {"sigmoid": 1.0}, learn_temperature=True),
     "attentive": ObjectiveConfig(attentive_share=1.0),
     "published": reference_objective(queue_length=32, queue_momentum=0.9, pairs="gathered"),
 }
-ALL_LOSSES = (*LOSSES, "itm")
+ALL_LOSSES = (*LOSSES, "itm", "sigmoid")
 CASES = [(name, torch.float64) for name in OBJECTIVES] + [
     (name, torch.float32) for name in ("exact", "drawn", "published")
 ]

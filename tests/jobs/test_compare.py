@@ -14,8 +14,8 @@ from jobs.command_line import parsing
 from jobs.command_line.entry import exit_status
 from jobs.launch import driver
 from jobs.reports.comparison import CURVES, CompareConfig, compare, costs, differences, scores
-from jobs.tracking import mlflow_runs
-from jobs.tracking.mlflow_runs import Logged
+from jobs.tracking import logged_runs, mlflow_runs
+from jobs.tracking.logged_runs import Logged
 from snps3_model.config import ObjectiveConfig
 
 
@@ -75,6 +75,46 @@ def test_runs_of_a_file_are_compared(tmp_path: Path) -> None:
         compare(CompareConfig(runs=("one", "two"), storage=str(tmp_path), experiment="other"))
 
 
+def test_a_filter_takes_more_runs_than_fit_beside_each_other_the_best_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(str(tmp_path))
+    monkeypatch.setattr("jobs.reports.figures.MAX_LINES", 2)
+    out = str(tmp_path / "page.html")
+    every = CompareConfig(filter="metrics.`test/t2v/r1` >= 0", storage=str(tmp_path), out=out)
+    page = Path(compare(every)).read_text()
+    everyone, beside = page.split("<h2>Configuration</h2>")
+    rows = [everyone.index(f'<th scope="row">{name}<') for name in ("&lt;three&gt;", "two", "one")]
+    assert rows == sorted(rows)
+    assert '<th scope="col">two</th>' in beside
+    assert '<th scope="col">one</th>' not in beside
+    assert "3 runs, the best first" in everyone
+    with pytest.raises(ValueError, match=r"1 runs pass --filter .* and two or more can be compared"):
+        compare(dataclasses.replace(every, filter="metrics.`test/t2v/r1` > 0.15"))
+    with pytest.raises(ValueError, match=r"--filter 'r1 is high' is none that MLflow reads .*; write, say"):
+        compare(dataclasses.replace(every, filter="r1 is high"))
+    with pytest.raises(ValueError, match="give either names of runs or --filter"):
+        CompareConfig(runs=("one", "two"), filter="x")
+
+
+def test_the_best_checkpoint_is_found_among_logged_models_with_its_data_set(tmp_path: Path) -> None:
+    fill(str(tmp_path))
+    for number, name in enumerate(("one", "two", "<three>")):
+        tracker = logged_runs.run_of(str(tmp_path), "snps3", name)
+        tracker.log_dataset("embedded", "0123", "manifest.parquet")
+        scores = {"test/t2v/r1": (0.2, 0.9, 0.4)[number], "test/t2v/nothing": float("nan")}
+        model_id = tracker.log_checkpoint(name, f"weights-{number}", scores, 3)
+        assert tracker.log_checkpoint(name, f"weights-{number}", scores, 3) == model_id
+    best = logged_runs.run_of(str(tmp_path), "snps3", "two")
+    assert logged_runs.best_checkpoint(str(tmp_path), "snps3", "test/t2v/r1") == (best.run_id, "weights-1")
+    (output,) = best.client.get_run(best.run_id).outputs.model_outputs
+    model = best.client.get_logged_model(output.model_id)
+    assert (str(model.status), model.params["seed"]) == ("READY", "1")
+    assert [(one.key, one.value, one.dataset_name) for one in model.metrics or ()] == [("test/t2v/r1", 0.9, "embedded")]
+    with pytest.raises(ValueError, match="no checkpoint of the experiment 'snps3' has the score 'test/t2v/r2'"):
+        logged_runs.best_checkpoint(str(tmp_path), "snps3", "test/t2v/r2")
+
+
 def test_every_loss_of_the_objective_has_its_curve() -> None:
     objective = dataclasses.replace(ObjectiveConfig(), itm=1.0, clip_order=1.0)
     assert {f"loss/{name}" for name in objective.weights} <= set(CURVES)
@@ -94,7 +134,7 @@ def test_one_run_and_too_many_are_refused() -> None:
 
 def test_a_run_named_twice_and_a_name_that_cannot_be_looked_for_are_refused(tmp_path: Path) -> None:
     fill(str(tmp_path))
-    (again,) = mlflow_runs.read_runs(str(tmp_path), "snps3", ["one"], ())
+    (again,) = logged_runs.read_runs(str(tmp_path), "snps3", ["one"], ())
     for second in ("one", again.run_id):
         with pytest.raises(ValueError, match=rf"the run 'one' \({again.run_id}\) is named twice"):
             compare(CompareConfig(runs=("one", "two", second), storage=str(tmp_path)))

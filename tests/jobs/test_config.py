@@ -191,6 +191,12 @@ REFUSED = [
     (lambda: Placement(num_workers=(0, 2)), r"placement\.num_workers must be at least 1, got 0"),
     (lambda: Placement(num_workers=(4, 2)), r"placement\.num_workers must name the fewest first, got 4 and 2"),
     (lambda: Placement(max_failures=-1), r"placement\.max_failures must not be negative, got -1"),
+    (lambda: OptimConfig(layer_decay=0.0), r"optim\.layer_decay must lie in \(0, 1\], got 0"),
+    (lambda: OptimConfig(num_steps=9, frozen_steps=9), r"optim\.frozen_steps must be below optim\.num_steps=9, got 9"),
+    (
+        lambda: dataclasses.replace(CONFIG, optim=OptimConfig(pretrained_rate=0.1)),
+        r"optim\.pretrained_rate=0\.1 has no effect on random weights",
+    ),
     (lambda: Placement(compiled=True), r"placement\.compiled needs placement\.length_groups=1, got 2"),
     (lambda: Placement(hang_seconds=0), r"placement\.hang_seconds must be above 0, got 0"),
     (lambda: pretrain(name=""), "name must be a plain folder name of letters, digits and _ . -, got ''"),

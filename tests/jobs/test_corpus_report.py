@@ -14,11 +14,13 @@ from jobs.benchmarks.dedup import FPS, frames_of
 from jobs.command_line.entry import exit_status
 from jobs.corpus.deduplication import PAIRS
 from jobs.corpus_report import main
+from jobs.reports import corpus as corpus_room
 from jobs.reports.corpus import (
     CorpusData,
     ShownClip,
     ShownPair,
     corpus_page,
+    distinct_files,
     figures_of,
     totals,
 )
@@ -60,6 +62,15 @@ def corpus() -> Manifest:
 
 def data_of(corpus: Manifest, **shown) -> CorpusData:
     return CorpusData(corpus=corpus, figures=figures_of(corpus), **shown)
+
+
+def test_files_are_counted_once_however_many_are_compared_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = np.random.default_rng(0).integers(0, 40, 100)
+    num_bytes = files * 1000 + 7
+    for at_once in (1, 3, 100, 1000):
+        monkeypatch.setattr(corpus_room, "FILES_AT_ONCE", at_once)
+        assert distinct_files(files, num_bytes) == (len(set(files)), sum(set(num_bytes.tolist())))
+    assert distinct_files(files[:0], num_bytes[:0]) == (0, 0)
 
 
 def test_figures_are_those_of_rows_looked_at_alone(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_an_exported_model_gives_the_same_vectors_and_scores(run: str, manifest:
     assert "from snps3 import load" in card
     from transformers import AutoTokenizer
 
-    tokens = AutoTokenizer.from_pretrained(out)(texts[0])["input_ids"]
+    tokens = AutoTokenizer.from_pretrained(out, trust_remote_code=True)(texts[0])["input_ids"]
     assert tokens == here.text.tokenizer.encode(texts[:1])[0].tolist()
     with pytest.raises(ValueError, match="holds a model already"):
         export(ExportConfig(run=run, out=out))

@@ -12,7 +12,8 @@ import torch
 
 from cluster.world import World
 from jobs.benchmarks.retrieval_memory import drawn_scores
-from jobs.corpus.preparation import MARKER, Prepared, hash_of_list, lists_of, mark_done
+from jobs.corpus.planning import Outline, Plan
+from jobs.corpus.preparation import MARKER, Prepared, mark_done
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Protocol, not_repeated, read_card, refuse_other, write_card
 from jobs.evaluation.leaderboard import rows
@@ -41,6 +42,7 @@ from jobs.tasks.retrieval import (
 )
 from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.manifest import clip_id, make_manifest, read_manifest, write_manifest
+from pipeline.corpus.sources import open_source
 from pipeline.records import Kind
 from pipeline.stream.transforms import normalise
 from snps3_model import metrics
@@ -355,9 +357,14 @@ def test_the_list_of_a_split_has_a_hash_that_does_not_depend_on_its_order() -> N
     def clip(path: str, split: str, start: float | None = None) -> Annotation:
         return Annotation(relative_path=path, captions=("x",), kind=Kind.VIDEO, split=split, start_seconds=start)
 
-    lists = lists_of([clip("b.mp4", "test"), clip("a.mp4", "train"), clip("a.mp4", "test", 1.0)])
-    assert lists == {"test": ["a.mp4 1.0", "b.mp4"], "train": ["a.mp4"]}
-    assert hash_of_list(lists["test"]) != hash_of_list(lists["train"])
+    clips = [clip("b.mp4", "test"), clip("a.mp4", "train"), clip("a.mp4", "test", 1.0)]
+    hashes = []
+    for order in (clips, clips[::-1], [*clips[:2], clip("a.mp4", "test")]):
+        outline = Outline()
+        outline.add(Plan(clips=tuple(order), source=open_source("/v", files=[]), wrong=()))
+        hashes.append(outline.list_hashes)
+    assert hashes[0] == hashes[1]
+    assert hashes[0]["train"] == hashes[2]["train"] != hashes[0]["test"] != hashes[2]["test"]
 
 
 def test_a_score_over_another_number_of_clips_than_published_ones_says_so(tmp_path: Path) -> None:

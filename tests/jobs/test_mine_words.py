@@ -123,14 +123,16 @@ def test_a_large_corpus_gives_a_sample_of_its_captions(tmp_path: Path, monkeypat
     tables = pa.concat_tables(synthetic_tables({"train": 20_000}, "/videos.bin"))
     write_manifest(make_manifest("toy", "/videos.bin", tables), path := str(tmp_path / "manifest.parquet"))
     data = DataConfig(manifest=path)
-    whole = driver.training_captions(data)
+    whole = list(driver.TrainingCaptions(data))
     assert whole == [texts[0] for texts in tables["captions"].to_pylist()]
     monkeypatch.setattr(driver, "MAX_CAPTIONED", 4096)
-    sample = driver.training_captions(data)
+    captions = driver.TrainingCaptions(data)
+    sample = list(captions)
     assert len(sample) == 4096
+    assert list(captions) == sample  # the words are counted after the vocabulary is made
     assert [whole.index(caption) for caption in sample[::1024]] == [0, 5000, 10_000, 15_000]
     monkeypatch.setattr(driver, "MAX_CAPTIONED", 20_000)
-    assert driver.training_captions(data) == whole
+    assert list(driver.TrainingCaptions(data)) == whole
 
 
 def test_a_table_without_its_vocabulary_is_refused() -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
+import transformers
 
 from jobs.evaluation.cards import Protocol, read_cards, write_card
 from jobs.evaluation.leaderboard import TableConfig, table
@@ -24,6 +25,8 @@ from jobs.run.presets import tiny
 from pipeline.corpus.ledger import write_ledger
 from pipeline.decode.codec import encode_video
 from pipeline.records import DecodeError, Reason, Rejected, Stage
+from snps3_model.config import VisualConfig
+from snps3_model.lora import UP
 from tests.cards import card
 from tests.made_run import made_run
 
@@ -64,6 +67,28 @@ def test_an_exported_model_has_the_weights_and_cards_of_its_run_and_so_has_its_o
     text = table(TableConfig(runs=(twice,)))  # elsewhere, without the manifest
     assert "gone.parquet, which is not there: retrieval on test" in text
     assert "| **twice** | 50.0 [40.0, 60.0] |" in text
+
+
+def test_an_exported_tower_with_updates_gives_its_vectors_where_its_folder_is_not(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    transformers.SiglipVisionConfig(**sizes, patch_size=16, image_size=64).save_pretrained(tmp_path / "tower")
+    visual = VisualConfig(encoder="auto", backbone=str(tmp_path / "tower"), pixels="half", lora_rank=2, pretrained="w")
+    run = made_run(tmp_path, visual=visual)
+    path = f"{run}/best/{run_files.WEIGHTS}"
+    weights = safetensors.torch.load_file(path)
+    ups = {name: torch.randn_like(tensor) for name, tensor in weights.items() if name.endswith(UP)}
+    assert ups
+    safetensors.torch.save_file(weights | ups, path)
+    frames = np.random.default_rng(0).integers(0, 2, (1, 4, 64, 64, 4), np.uint8) * 255
+    frames[..., 3] = 0
+    own = load(run).embed_frames(frames)
+    out = export(ExportConfig(run=run, out=str(tmp_path / "model")))
+    shutil.rmtree(tmp_path / "tower")
+    exported = load(out).embed_frames(frames)
+    torch.testing.assert_close(exported.vectors, own.vectors, rtol=1e-6, atol=1e-6)
+    safetensors.torch.save_file(weights, path)
+    with pytest.raises(FileNotFoundError, match=r"model\.visual\.backbone=.*tower is neither a folder"):
+        load(run)
 
 
 def test_queues_are_not_exported(tmp_path: Path) -> None:

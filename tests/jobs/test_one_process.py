@@ -27,7 +27,7 @@ from jobs.run.config import Placement
 from jobs.run.fields import flat
 from jobs.run.run_identity import config_of
 from jobs.tasks.task import task_type
-from jobs.tracking import mlflow_runs
+from jobs.tracking import logged_runs
 from jobs.training import requests, trainer
 from jobs.training.job import Job
 from jobs.training.requests import STOP_FILE
@@ -120,7 +120,7 @@ def test_the_resolved_configuration_is_the_same_in_folder_checkpoint_and_mlflow(
     checkpoint = finished / str(run_files.committed_checkpoint(str(finished)))
     assert (checkpoint / run_files.CONFIG).read_bytes() == (finished / run_files.CONFIG).read_bytes()
     assert len(saved.pop("commit")) >= 7
-    tracker = mlflow_runs.run_of(str(finished.parent), Placement.experiment, "small")
+    tracker = logged_runs.run_of(str(finished.parent), Placement.experiment, "small")
     params = dict(tracker.client.get_run(tracker.run_id).data.params)
     params.pop("manifest_hash")
     assert params == {name: str(value)[:500] for name, value in flat(saved).items()}

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from batches import tiny_network
+from batches import random_batch, tiny_network
 from golden import golden
 from torch import nn
 
 from jobs.run.config import OptimConfig
-from jobs.training.optimizer import is_decayed, learning_rate, make_optimizer, parameter_groups, step_factor
+from jobs.training import checkpoints
+from jobs.training.optimizer import (
+    is_decayed,
+    layers_above,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    pretrained_parts,
+    step_factor,
+)
+from jobs.training.step import make_state, train_step
+from snps3_model.config import ModelConfig, VisualConfig
 
 SLOW = ("text_encoder.embeddings.", "text_encoder.encoder.", "text_encoder.pooler.", "img_encoder.")
 
@@ -113,6 +126,77 @@ def test_the_fall_of_the_rate_is_reached_at_its_step() -> None:
     config = OptimConfig(num_steps=130_000, lr=5e-5, warmup_steps=2000, decay="step", decay_step=110_000)
     rates = [learning_rate(step, config) / config.lr for step in (0, 1000, 2000, 109_999, 110_000, 129_999)]
     np.testing.assert_allclose(rates, [0.1, 0.55, 1.0, 1.0, 0.1, 0.1], rtol=1e-12)
+
+
+TEXT = ("model.bert.",)
+
+
+def after_steps(num_steps: int, **settings: float) -> dict[str, torch.Tensor]:
+    """The weights of a small network whose text network counts as pre-trained."""
+    config = OptimConfig(num_steps=10, warmup_steps=0, **settings)  # type: ignore[arg-type]
+    network = tiny_network(dtype=torch.float32)
+    state = make_state(network, network, config, TEXT)  # pyright: ignore[reportArgumentType]
+    for _ in range(num_steps):
+        train_step(state, random_batch(4), config, seed=0, rank=0)
+    return {name: parameter.detach().double() for name, parameter in network.named_parameters()}
+
+
+def test_rates_of_pretrained_layers_shorten_their_steps_and_no_other() -> None:
+    """A step of AdamW with its decay is as long as the rate says."""
+    start, plain = after_steps(0), after_steps(1)
+    slow = after_steps(1, pretrained_rate=0.5, layer_decay=0.5)
+    shares = {
+        "model.bert.pooler.dense.weight": 0.5,
+        "model.bert.encoder.layer.1.output.dense.weight": 0.5,
+        "model.bert.encoder.layer.0.output.dense.weight": 0.25,
+        "model.bert.embeddings.word_embeddings.weight": 0.125,
+        "model.similarity.1.weight": 1.0,
+    }
+    for name, share in shares.items():
+        whole, step = plain[name] - start[name], slow[name] - start[name]
+        assert whole.abs().max() > 1e-4
+        torch.testing.assert_close(step, share * whole, rtol=1e-3, atol=1e-6)
+
+
+def test_pretrained_parts_stay_for_the_first_steps_and_move_then() -> None:
+    start, held, moved = (after_steps(count, frozen_steps=2) for count in (0, 2, 3))
+    trained = [name for name, weight in start.items() if not torch.equal(moved[name], weight)]
+    assert {name.startswith(TEXT) for name in trained} == {True, False}
+    for name in trained:
+        assert torch.equal(held[name], start[name]) == name.startswith(TEXT), name
+
+
+def test_a_resumed_run_keeps_the_rates_of_its_parts(tmp_path: Path) -> None:
+    config = OptimConfig(num_steps=10, warmup_steps=0, pretrained_rate=0.5, layer_decay=0.5, frozen_steps=1)
+    networks = [tiny_network(dtype=torch.float32, seed=seed) for seed in (0, 1)]
+    first, again = (make_state(network, network, config, TEXT) for network in networks)  # pyright: ignore[reportArgumentType]
+    for step in range(4):
+        if step == 2:
+            checkpoints.save(str(tmp_path), networks[0], first.optimizer, first.progress)
+            again.progress = checkpoints.load(str(tmp_path), networks[1], again.optimizer)
+        for state in (first, again)[: 1 + (step >= 2)]:
+            train_step(state, random_batch(4), config, seed=0, rank=0)
+    assert all(torch.equal(*pair) for pair in zip(*(n.state_dict().values() for n in networks), strict=True))
+
+
+def test_layers_are_counted_from_above_through_stages() -> None:
+    names = (
+        "embed.w",
+        "layers.0.blocks.0.w",
+        "layers.0.blocks.1.w",
+        "layers.0.norm.w",
+        "layers.1.blocks.0.w",
+        "norm.w",
+    )
+    assert list(layers_above([f"visual.{name}" for name in names]).values()) == [4, 3, 2, 1, 0, 0]
+
+
+def test_what_starts_from_weights_is_what_the_model_names_them_for() -> None:
+    visual = VisualConfig(encoder="pvt_v2_b0", pretrained="weights")
+    assert pretrained_parts(ModelConfig()) == ()
+    assert pretrained_parts(ModelConfig(visual=visual)) == ("model.visual.backbone.",)
+    assert pretrained_parts(ModelConfig(pretrained_text="bert")) == ("model.bert.", "model.separate_cross.")
+    assert len(pretrained_parts(ModelConfig(initial_weights="run"))) == 3
 
 
 def test_the_fused_optimizer_of_gpus_moves_weights_as_the_other_does() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import http.client
 import itertools
 import json
@@ -18,13 +20,16 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.benchmarks.support.local_index import embed_here
+from jobs.command_line import parsing
 from jobs.inference.index import EmbedConfig
 from jobs.inference.index_files import parts_in
+from jobs.inference.indexed_files import Filters, start_of
+from jobs.inference.local_index import embed_here
+from jobs.inference.model import Videos
 from jobs.inference.query import SearchConfig, search
 from jobs.inference.ranking import distinct, is_same_moment
 from jobs.serving.app import UPLOAD_TYPE
-from jobs.serving.library import Filters, Library
+from jobs.serving.library import Library
 from jobs.serving.server import index_of, serve
 from pipeline import storage
 from pipeline.decode.codec import encode_image
@@ -76,41 +81,46 @@ def answer(port: int, path: str) -> Any:
     return json.loads(get(port, path)[2])
 
 
-def test_moments_have_the_scores_of_search_and_none_is_shown_twice(library: Library, indexed: EmbedConfig) -> None:
+def test_moments_have_the_scores_of_the_model_and_none_is_shown_twice(library: Library, indexed: EmbedConfig) -> None:
     text = "a red ring rises"
-    every = {
-        (match.uri, match.start_seconds, match.end_seconds): (match.dual, match.cross)
-        for match in search(SearchConfig(index=indexed.out, text=text, num_results=100))
-    }
+    rows = torch.arange(len(library.index))
+    query = library.model.embed_texts([text])
+    videos = Videos(tokens=library.index.tokens(rows), vectors=library.index.vectors(rows))
+    dual, cross = (of(query, videos)[0].numpy() for of in (library.model.dual_scores, library.model.match))
     moments = library.by_text(text, Filters(), num=100)
-    assert len(every) == len(library.places)
     for moment in moments:
-        key = (library.uris[moment.file], moment.start_seconds, moment.end_seconds)
-        assert (moment.dual, moment.cross) == pytest.approx(every[key], abs=1e-4)
-    dual, cross = (np.array(column) for column in zip(*every.values(), strict=True))
-    best = list(every)[np.argmax((dual - dual.mean()) / dual.std() + (cross - cross.mean()) / cross.std())]
-    assert (library.uris[moments[0].file], moments[0].start_seconds, moments[0].end_seconds) == best
-    shown = [library.places[moment.row] for moment in moments]
+        assert (moment.dual, moment.cross) == pytest.approx((dual[moment.row], cross[moment.row]), abs=1e-4)
+    assert moments[0].row == np.argmax((dual - dual.mean()) / dual.std() + (cross - cross.mean()) / cross.std())
+    places = [library.index.place(row) for row in rows.tolist()]
+    shown = [places[moment.row] for moment in moments]
     assert not any(is_same_moment(*pair) for pair in itertools.combinations(shown, 2))
-    assert all(any(is_same_moment(place, other) for other in shown) for place in library.places)
+    assert all(any(is_same_moment(place, other) for other in shown) for place in places)
+    by_vectors = library.by_text(text, Filters(), num=100, rerank=0)
+    assert by_vectors[0].row == dual.argmax()
+    assert {moment.cross for moment in by_vectors} == {None}
+    in_terminal = search(SearchConfig(index=indexed.out, text=text, num_results=100))
+    assert [match.cross for match in in_terminal] == sorted((match.cross for match in in_terminal), reverse=True)
+    spans = [(match.uri, match.start_seconds, match.end_seconds) for match in in_terminal]
+    assert not any(is_same_moment(*pair) for pair in itertools.combinations(spans, 2))
+    assert in_terminal[0].cross == pytest.approx(cross.max(), abs=1e-4)
 
 
 def test_windows_are_the_same_moment_from_half_of_the_shorter_on() -> None:
     places = [("a", 0.0, 2.0), ("a", 1.0, 3.0), ("a", 1.1, 3.1), ("b", 0.0, 2.0), ("a", 3.0, 3.4), ("c", 0.0, None)]
-    assert distinct(places, range(6), 10) == [0, 2, 3, 4, 5]
-    assert distinct(places, [1, 0, 2, 3], 1) == [1]
-    assert distinct(places, range(6), 2, shown=[1]) == [3, 4]
+    assert [*distinct(places.__getitem__, range(6), 10)] == [0, 2, 3, 4, 5]
+    assert distinct(places.__getitem__, [1, 0, 2, 3], 1) == {1: places[1]}
+    assert [*distinct(places.__getitem__, range(6), 2, shown=[1])] == [3, 4]
 
 
 def test_more_like_this_orders_by_the_angles_between_frames(library: Library) -> None:
-    row, vectors = 3, library.index.vectors(torch.arange(len(library.places))).double()
+    row, vectors = 3, library.index.vectors(torch.arange(len(library.index))).double()
     query = vectors[row].mean(0)
     cosines = vectors @ (query / query.norm())
     expected = torch.logsumexp(cosines / library.model.temperature, 1)
     moments = library.like(row, Filters(), num=100)
     assert [moment.dual for moment in moments] == pytest.approx([float(expected[m.row]) for m in moments], abs=1e-3)
     assert sorted((m.dual for m in moments), reverse=True) == [m.dual for m in moments]
-    assert not any(is_same_moment(library.places[row], library.places[moment.row]) for moment in moments)
+    assert not any(is_same_moment(*map(library.index.place, (row, moment.row))) for moment in moments)
 
 
 def test_an_upload_is_like_what_the_same_file_is_like(
@@ -140,7 +150,7 @@ def test_an_upload_is_like_what_the_same_file_is_like(
 def test_filters_leave_what_lies_in_the_folder_and_lasts_so_long(library: Library, port: int) -> None:
     query = library.model.embed_texts(["ring"]).vectors
     every, passing = (library.first(query, 100, filters) for filters in (Filters(), Filters(folder="trips")))
-    is_below = [library.places[row][0].endswith("trips/sea/short.mp4") for row in every[0]]
+    is_below = [library.index.place(row)[0].endswith("trips/sea/short.mp4") for row in every[0].tolist()]
     assert passing[0].tolist() == every[0][is_below].tolist()
     assert passing[1].tolist() == pytest.approx(every[1][is_below].tolist(), abs=1e-4)
     everything = answer(port, "/api/search?q=ring&num=100")["moments"]
@@ -151,11 +161,35 @@ def test_filters_leave_what_lies_in_the_folder_and_lasts_so_long(library: Librar
     assert answer(port, "/api/search?q=ring&folder=trip")["moments"] == []
     facts = answer(port, "/api/index")
     assert facts["folders"] == sorted(["<script>document.title='taken'<", "trips", "trips/sea"])
-    assert (facts["windows"], facts["files"]) == (len(library.places), 4)
+    assert (facts["windows"], facts["files"]) == (len(library.index), 4)
     near = answer(port, f"/api/around/{everything[0]['row']}")["moments"]
     starts = [moment["start_seconds"] for moment in near]
     assert starts == sorted(starts)
     assert {moment["name"] for moment in near} == {everything[0]["name"]}
+
+
+def test_days_of_change_choose_files_and_the_terminal_filters_as_the_page(
+    indexed: EmbedConfig, library: Library, port: int
+) -> None:
+    day = datetime.date(2026, 2, 3)
+    changed = np.array([start_of(day) - 1, start_of(day), start_of(day) + 86_399, start_of(day) + 86_400])
+    files = dataclasses.replace(library.files, changed=changed)
+    for filters, expected in (
+        (Filters(since=day), [1, 2, 3]),
+        (Filters(until=day), [0, 1, 2]),
+        (Filters(since=day, until=day), [1, 2]),
+    ):
+        assert sorted({*files.of_row[files.passing(filters)].tolist()}) == expected
+    undated = dataclasses.replace(library.files, changed=np.full(4, np.nan))
+    with pytest.raises(ValueError, match="since and until need files with a date of change"):
+        undated.passing(Filters(since=day))
+    tomorrow = datetime.date.today() + datetime.timedelta(days=1)
+    assert answer(port, f"/api/search?q=ring&since={tomorrow}")["moments"] == []
+    assert search(SearchConfig(index=indexed.out, text="ring", filters=Filters(since=tomorrow))) == []
+    there = search(SearchConfig(index=indexed.out, text="ring", num_results=100, filters=Filters(folder="trips")))
+    assert {Path(match.uri).name for match in there} == {"short.mp4"}
+    config = parsing.read(SearchConfig, [indexed.out, "ring", "--since", str(day)], program="search.py", description="")
+    assert config.filters == Filters(since=day)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +201,13 @@ def test_filters_leave_what_lies_in_the_folder_and_lasts_so_long(library: Librar
         (f"/api/search?q={quote('火' * 10_000)}", 400, "the question has 10,000 characters"),
         ("/api/search?q=a&num=0", 400, "num: Input should be greater than or equal to 1, got '0'"),
         ("/api/search?q=a&min_seconds=long", 400, "min_seconds: .*, got 'long'"),
+        (
+            "/api/search?q=a&min_seconds=3&max_seconds=2",
+            400,
+            "min_seconds must not exceed max_seconds, got 3.0 and 2.0",
+        ),
+        ("/api/search?q=a&since=2026-02-30", 400, "since: .*day value is outside expected range, got '2026-02-30'"),
+        ("/api/search?q=a&since=2026-02-03&until=2026-02-01", 400, "since must not be after until"),
         ("/api/search?q=a&fodler=b", 400, "fodler: Extra inputs are not permitted"),
         ("/api/search?like=99", 404, "the index has 18 windows, and no row 99"),
         ("/strips/99", 404, "no row 99"),
@@ -201,8 +242,8 @@ def test_no_path_of_a_request_reaches_the_disk(port: int, path: str) -> None:
 
 
 def test_a_file_is_served_whole_and_by_ranges(port: int, library: Library) -> None:
-    number = library.names.index("long.mp4")
-    content = Path(library.uris[number]).read_bytes()
+    number = library.files.names.index("long.mp4")
+    content = Path(library.files.uris[number]).read_bytes()
     status, headers, whole = get(port, f"/files/{number}")
     assert (status, whole, headers["Content-Type"], headers["Accept-Ranges"]) == (200, content, "video/mp4", "bytes")
     status, headers, part = get(port, f"/files/{number}", Range="bytes=100-299")
@@ -215,10 +256,11 @@ def test_a_file_is_served_whole_and_by_ranges(port: int, library: Library) -> No
 
 
 def test_a_file_in_a_bucket_is_served_by_ranges_too(library: Library, bucket: str) -> None:
-    content = Path(library.uris[library.names.index("long.mp4")]).read_bytes()
+    content = Path(library.files.uris[library.files.names.index("long.mp4")]).read_bytes()
     storage.write_bytes_atomic(f"{bucket}/long.mp4", content)
     remote = Library.open(library.folder)
-    remote.uris = remote.names = [f"{bucket}/long.mp4", f"{bucket}/gone.mp4"]
+    uris = [f"{bucket}/long.mp4", f"{bucket}/gone.mp4"]
+    remote.files = dataclasses.replace(remote.files, uris=uris, names=uris)
     with served(remote) as port:
         assert get(port, "/files/0")[::2] == (200, content)
         status, headers, part = get(port, "/files/0", Range="bytes=100-299")
@@ -288,7 +330,7 @@ def test_a_folder_of_videos_is_embedded_below_it_once_for_each_model(
     out = index_of(str(videos), indexed.run)
     assert index_of(str(videos), indexed.run) == out == index_of(out, None)
     assert embedded == [4, 0]
-    assert sorted(Library.open(out).names) == sorted(["long.mp4", MARKUP, "trips/sea/short.mp4", "still.png"])
+    assert sorted(Library.open(out).files.names) == sorted(["long.mp4", MARKUP, "trips/sea/short.mp4", "still.png"])
     assert index_of(str(videos), made_run(tmp_path)) != out
 
 
@@ -337,7 +379,7 @@ def test_a_browser_searches_plays_at_the_second_and_asks_no_other_host(
         assert {address.split("/")[2] for address in asked} == {f"127.0.0.1:{port}"}
 
         place = next(place for place, moment in enumerate(moments) if moment.name.startswith("trips/"))
-        path, hidden = Path(library.uris[moments[place].file]), tmp_path / "hidden.mp4"
+        path, hidden = Path(library.files.uris[moments[place].file]), tmp_path / "hidden.mp4"
         shutil.move(path, hidden)
         page.locator(".strip").nth(place).click()
         gone = "trips/sea/short.mp4 is gone since it was indexed; run snps3 embed again"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from jobs.corpus.planning import Plan, describe_plan, with_nearest
-from jobs.corpus.preparation import PrepareConfig, plan
+from jobs.corpus.planning import Outline, Plan, describe_outline, with_nearest
+from jobs.corpus.preparation import PrepareConfig, gathered_of, plan
 from jobs.prepare import main
 from pipeline.records import Reason, Rejected, Stage
 
@@ -29,12 +28,16 @@ def settings(folder: Path) -> dict[str, str]:
     return {"root": f"{folder}/root", "out": f"{folder}/out"}
 
 
+def toy(folder: Path) -> PrepareConfig:
+    return PrepareConfig(corpus="toy", annotations=(f"{folder}/c.jsonl",), **settings(folder))
+
+
 def planned(folder: Path) -> Plan:
-    return plan(PrepareConfig(corpus="toy", annotations=(f"{folder}/c.jsonl",), **settings(folder)))
+    return plan(toy(folder))
 
 
 def test_a_plan_says_what_was_taken_for_what(tmp_path: Path) -> None:
-    text = describe_plan(planned(tmp_path))
+    text = describe_outline(gathered_of(toy(tmp_path)).outline())
     assert "clip = path, caption = text, start = start, end = end" in text
     assert "1 by name alone: v10.mp4 is x/v10.webm" in text
     assert "1 not there: video10.mp4 (the nearest is video100.mp4)" in text
@@ -42,10 +45,9 @@ def test_a_plan_says_what_was_taken_for_what(tmp_path: Path) -> None:
     assert "a.mp4  train  1–2.5 s  'a dog'" in text
 
 
-def test_files_that_are_read_alike_share_a_line(tmp_path: Path) -> None:
-    made = planned(tmp_path)
-    notes = ("a.csv: clip = path", "b.csv: clip = name", "c.csv: clip = path", "no split is named for 2 clips")
-    lines = describe_plan(dataclasses.replace(made, notes=notes)).splitlines()[:3]
+def test_files_that_are_read_alike_share_a_line() -> None:
+    notes = ["a.csv: clip = path", "b.csv: clip = name", "c.csv: clip = path", "no split is named for 2 clips"]
+    lines = describe_outline(Outline(notes=notes)).splitlines()[:3]
     assert lines == [
         "captions  a.csv, c.csv: clip = path",
         "captions  b.csv: clip = name",
@@ -78,7 +80,7 @@ def test_signed_urls_are_shown_without_their_signature(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text(
         f"url,caption\n{url},a dog\nhttps://host.example/a.mp4?X-Amz-Signature=01,x,y\na,b\n"
     )
-    made = plan(PrepareConfig(corpus="toy", annotations=(f"{tmp_path}/c.csv",), **paths))
-    shown = describe_plan(made) + str(made.rejected("toy"))
+    config = PrepareConfig(corpus="toy", annotations=(f"{tmp_path}/c.csv",), **paths)
+    shown = describe_outline(gathered_of(config).outline()) + str(plan(config).rejected("toy"))
     assert "host.example/gone.mp4" in shown
     assert "X-Amz" not in shown

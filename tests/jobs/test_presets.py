@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import SiglipImageProcessorPil, SiglipVisionConfig
 
 from jobs.evaluation.leaderboard import COLUMNS
 from jobs.evaluation.published import FILE, published_scores
-from jobs.run.config import OptimConfig, PretrainConfig
+from jobs.launch.preflight import visual_problems
+from jobs.run.config import DataConfig, OptimConfig, PretrainConfig
 from jobs.run.datasets import DATASETS, published_test_set
 from jobs.run.fields import as_dict as plain
 from jobs.run.fields import flat
@@ -115,6 +117,17 @@ def test_frozen_random_weights_are_refused():
         dataclasses.replace(tiny(), model=dataclasses.replace(tiny().model, visual=tiny_visual))
     begun = dataclasses.replace(tiny().model, visual=tiny_visual, initial_weights="best/model.safetensors")
     assert dataclasses.replace(tiny(), model=begun).model.visual.frozen
+
+
+def test_frames_and_pixels_of_another_tower_are_refused_before_the_start(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    SiglipVisionConfig(**sizes, patch_size=14, image_size=224).save_pretrained(tmp_path)
+    SiglipImageProcessorPil().save_pretrained(tmp_path)
+    visual = VisualConfig(encoder="auto", backbone=str(tmp_path))
+    size, pixels = visual_problems(visual, DataConfig(frame_size_px=64))
+    assert "data.frame_size_px=64: frames of 64 × 64 px do not fall into the encoder's patches of 14 px" in size
+    assert pixels.startswith("model.visual.pixels: it is imagenet, but ")
+    assert visual_problems(dataclasses.replace(visual, pixels="half"), DataConfig(frame_size_px=70)) == []
 
 
 def steps(per_epoch: int) -> Callable[[int], int]:

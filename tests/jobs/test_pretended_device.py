@@ -51,7 +51,7 @@ def checkpointed(visual: VisualConfig) -> VisualConfig:
 
 
 HARD = ObjectiveConfig(num_hard_negatives=2, negative_spread=1.0, learn_temperature=True)
-ITM = ObjectiveConfig(itm=1.0, itm_negative="hard", lvwm_stage="both")
+ITM = ObjectiveConfig(itm=1.0, itm_negative="hard", lvwm_stage="both", sigmoid=1.0)
 ORDER = ObjectiveConfig(clip_order=1.0, mining="nearest", reweight_easy=True, frames="middle")
 PUBLISHED = reference_objective(queue_length=32)
 TOP_K = ObjectiveConfig(mining="top_k", text_alone="raw", matching_text="masked", attentive_share=0.5)
@@ -181,13 +181,20 @@ def test_retrieval_waits_as_often_for_three_batches_as_for_one(text: TextProcess
     assert retrieval_waits(text, 3) == retrieval_waits(text, 1)
 
 
-@pytest.mark.parametrize("name", ["questions", "choices"])
-def test_evaluation_of_a_task_mixes_nothing(name: str, text: TextProcessor) -> None:
-    task, world = TASKS[name], World(0, 1, DEVICE)
+def answering_waits(name: str, text: TextProcessor, num_batches: int) -> list[str]:
+    """What a host waits for while a task's questions are answered."""
+    task, world, waits = TASKS[name], World(0, 1, DEVICE), []
     network, batch = task.network(small_model(CNN), NetworkOptions()), text.batch(clips())
-    with on_device([*network.parameters(), *network.buffers(), *batch.tensors()], []):
-        case = Evaluation(name="test", batches=[batch], source=None, network=network, text=text, world=world)  # type: ignore[arg-type]
-        assert len(list(task.predictions(case))) == 5
+    batches = [batch] * num_batches
+    with on_device([*network.parameters(), *network.buffers(), *batch.tensors()], waits):
+        case = Evaluation(name="test", batches=batches, source=None, network=network, text=text, world=world)  # type: ignore[arg-type]
+        assert len(task.predictions(case)) == 5 * num_batches
+    return waits
+
+
+@pytest.mark.parametrize("name", ["questions", "choices"])
+def test_answers_to_three_batches_are_waited_for_as_often_as_to_one(name: str, text: TextProcessor) -> None:
+    assert answering_waits(name, text, 3) == answering_waits(name, text, 1)
 
 
 class Planted(torch.autograd.Function):

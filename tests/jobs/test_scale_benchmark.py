@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from jobs.benchmarks.support import scale_run
+from jobs.benchmarks.support import report_run, scale_run
 from jobs.benchmarks.support.invented_video import InventedVideo
 from jobs.benchmarks.support.processes import private_and_shared_bytes
 from jobs.benchmarks.support.synthetic_manifest import EVALUATION, write_synthetic
@@ -64,6 +65,15 @@ def test_the_bytes_that_are_counted_are_those_of_the_part(manifest: str, monkeyp
     counted = round(measured["row_bytes_read"] * 2000)
     content = sum(Path(rows.folder, part.name).stat().st_size for part in rows.parts) - footers - len("PAR1")
     assert content <= counted <= content + cache.num_groups_read * footers
+
+
+def test_a_report_of_an_invented_manifest_is_measured(
+    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_run.main(manifest, str(tmp_path / "page.html"))
+    measured = json.loads(capsys.readouterr().out)
+    assert f"{3000 + sum(EVALUATION.values()):,}" in (tmp_path / "page.html").read_text()
+    assert measured["private_mib"] >= measured["imports_mib"] > 0
 
 
 def test_memory_is_what_psutil_says() -> None:

@@ -18,7 +18,7 @@ from jobs.launch.preflight import split_problems
 from jobs.run.presets import tiny
 from pipeline import storage
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
-from pipeline.corpus.manifest import make_manifest, read_manifest
+from pipeline.corpus.manifest import make_manifest, open_manifest, read_manifest, write_in_parts
 from pipeline.curation.shots import SPANS
 from pipeline.decode.codec import encode_video
 from pipeline.offline.kept import keep, parted, result_schema
@@ -83,7 +83,9 @@ def test_shots_become_a_manifest_with_times_and_again_nothing_is_decoded(
         (Path(name).name, start, end) for name, start, end in clips
     ]
     assert all(row["captions"] == [] and row["packets"] for row in rows)
-    assert "4 of 4 clips of the split 'train' have no caption" in " ".join(split_problems(tiny().data, manifest))
+    write_in_parts(manifest, parts := str(videos.parent / "parts"))
+    for listing in (manifest, open_manifest(parts)):
+        assert "4 of 4 clips of the split 'train' have no caption" in " ".join(split_problems(tiny().data, listing))
     weighted = replace(tiny().data, caption_weights=("annotation=1",))
     rows = [row | {"captions": ["a"], "caption_sources": ["llava"]} for row in rows]
     problems = " ".join(split_problems(weighted, make_manifest("films", manifest.root, rows)))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
 import logging
+import lzma
+import pickle
 import re
 import shutil
 import struct
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,9 +29,11 @@ from jobs.inference.model import load
 from jobs.run.presets import tiny
 from jobs.tracking import voice
 from jobs.training import checkpoints
+from pipeline.corpus.text_files import read_text
 
 MARKUP = "<img src=x onerror=alert(1)>|[x](javascript:alert(2))`\n# heading"
 CURSOR = "a\x1b]0;title\x07\x1b[2J\rerror: none\x9b\u202e4pm.exe"
+MAX_EXPANDED_BYTES = 2**26
 SAVED_RUN = Path(__file__).parent.parent / "data" / "run_v0_1_0"
 
 
@@ -117,3 +124,41 @@ def test_a_model_folder_with_a_lying_header_is_refused_by_the_name_of_its_file(t
     (folder / "best" / "model.safetensors").write_bytes(LYING["10⁹ numbers"])
     with pytest.raises(ValueError, match=r"best/model\.safetensors is no whole safetensors file"):
         load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("data", "converted"),
+    [
+        ("0 a dog runs\n".encode("utf-16-le"), "0 a dog runs\n"),
+        ("0 ein Hund läuft\n".encode("cp1252"), "0 ein Hund läuft\n"),
+        (pickle.dumps({"caption": "a dog"}), '{"caption": "a dog"}'),
+    ],
+)
+def test_a_remedy_for_a_file_does_what_it_says_and_nothing_that_the_name_says(
+    data: bytes, converted: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "$(touch pwned)`touch pwned`;touch pwned;'.csv"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"iconv|pickle") as refused:
+        read_text(str(path))
+    (command,) = re.findall(r"(?:iconv|python) .*", str(refused.value))
+    subprocess.run(["sh", "-c", command.replace("FILE", "FILE.json")], cwd=tmp_path, check=False)
+    written = [file.read_text() for file in tmp_path.iterdir() if file.suffix == ".json"]
+    assert (written, (tmp_path / "pwned").exists()) == ([converted], False)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_small_file_that_decompresses_to_much_is_refused(compress: Any, tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_bytes(compress(bytes(MAX_EXPANDED_BYTES + 1)))
+    with pytest.raises(ValueError, match=r"captions.jsonl: .* decompress to more than .*yourself"):
+        read_text(str(path))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_damaged_compressed_file_is_refused_in_words(compress: Any, tmp_path: Path) -> None:
+    path, data = tmp_path / "captions.jsonl", bytearray(compress(bytes(range(256)) * 40))
+    for damaged in (data[:-30], data[:20] + bytes(9) + data[29:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"captions.jsonl: damaged .*: copy it again"):
+            read_text(str(path))

@@ -152,7 +152,11 @@ def test_a_sweep_that_is_asked_to_stop_ends_its_trials(manifest: str, tmp_path: 
         time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 130, sweep.log.read_text()[-3000:]
-    assert "the same command resumes from here" in sweep.log.read_text()
+    said = sweep.log.read_text().splitlines()
+    assert any("the same command resumes from here" in line for line in said)
+    evaluations = [line for line in said if ": step " in line]
+    assert evaluations
+    assert len(evaluations) == len(set(evaluations))
     statuses = sweep.statuses()
     assert statuses["sweep KILLED"] == 1
     assert set(statuses) <= {"sweep KILLED", "KILLED"}, statuses

@@ -8,6 +8,11 @@ from mlflow import MlflowClient
 from jobs.tracking import mlflow_runs
 
 
+def test_what_a_registered_model_needs_is_on_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cpu")
+    assert set(mlflow_runs.model_requirements()) >= {"torch==2.13.0", "transformers==2.13.0"}
+
+
 def test_a_dataset_stands_beside_its_run_once(tmp_path: Path) -> None:
     tracker = mlflow_runs.open_run(str(tmp_path), experiment="e", name="n", identity_hash="h", params={})
     for _ in range(2):

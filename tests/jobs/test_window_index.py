@@ -177,6 +177,7 @@ def test_a_question_is_a_text_or_a_file() -> None:
     for options, refusal in (
         ({"text": " "}, "text must say what is looked for"),
         ({"text": "a", "queries": "b"}, "give either a text or --queries"),
+        ({"text": "a" * 10_000}, "the question has 10,000 characters, at most 1,000 are read"),
     ):
         with pytest.raises(ValueError, match=refusal):
             SearchConfig(index="index", **options)

@@ -13,8 +13,8 @@ import pyarrow as pa
 import ray
 from ray.cluster_utils import Cluster
 
+from jobs.corpus import probing
 from jobs.corpus.preparation import PrepareConfig, prepare
-from pipeline.offline import stages
 
 
 def main() -> None:
@@ -24,14 +24,14 @@ def main() -> None:
     try:
         cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
         cluster.wait_for_nodes()
-        probe = stages.probe_batch
+        probe = probing.probe_batch
 
         def probe_and_tell(batch: pa.Table, **settings: Any) -> pa.Table:
             with open(f"{out}.nodes", "a") as file:
                 file.write(ray.get_runtime_context().get_node_id() + "\n")
             return probe(batch, **settings)
 
-        stages.probe_batch = probe_and_tell
+        probing.probe_batch = probe_and_tell
         done = prepare(PrepareConfig(corpus="small", root=root, out=out, annotations=tuple(annotations)))
     finally:
         ray.shutdown()

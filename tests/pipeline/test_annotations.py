@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
 
-from pipeline.corpus.annotations import read_annotations
+from pipeline.corpus import text_files
+from pipeline.corpus.annotations import read, read_annotations
 from pipeline.corpus.caption_formats import recognised
 from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.media import kind_of
@@ -192,3 +194,31 @@ def test_lines_of_the_published_code_are_read(real_files):
     assert [one.relative_path for one in chinese] == [one.relative_path for one in english]
     assert [len(one.captions) for one in english] == [2, 2]
     assert all(not one.captions for one in read_annotations([str(folder / "ucf101_sample.jsonl")]))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gzip"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'clip,caption\r\na,"two\r\nlines, and ""more"""\n\nb,é\n"c",one mark too many"\nd,"open\ne,plain\nf,x,y,\n',
+        '{"clip": "a", "caption": "é"}\n\n{"clip": "b", "caption": "x\u2028y"}\nno json\n{"clip": "c", "caption": "z"}',
+        WEBVID,
+        "a.mp4 a dog\nb.mp4 two cats\n",
+    ],
+)
+def test_a_large_file_is_read_in_pieces_as_a_small_one_at_once(text, encoding, tmp_path, monkeypatch):
+    path = tmp_path / "captions"
+    path.write_bytes(gzip.compress(text.encode()) if encoding == "gzip" else text.encode(encoding))
+    settings = {"columns": {"clip": "1", "caption": "2"}} if text.startswith("a.mp4") else {}
+    whole = read([str(path)], **settings)
+    assert whole.clips
+    for num_bytes in (8, 13, 40):
+        monkeypatch.setattr(text_files, "PIECE_BYTES", num_bytes)
+        assert read([str(path)], **settings) == whole
+
+
+def test_a_wrong_letter_in_a_large_file_is_named_by_its_line(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_bytes(b"clip,caption\na,one\nb,two\nc,caf\xe9\nd,four\n")
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 9)
+    with pytest.raises(ValueError, match=r"a\.csv:4: not UTF-8"):
+        read([str(tmp_path / "a.csv")])

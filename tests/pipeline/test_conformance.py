@@ -13,9 +13,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from PIL import Image
 
-from jobs.benchmarks.conformance import compared, conformance, faults
+from jobs.benchmarks.conformance import compared, conformance, faults, psnr
 from jobs.benchmarks.support.drawn_frames import colour_error, drawn_frames, read_number
 from jobs.benchmarks.support.ffmpeg_truth import Truth
 from jobs.benchmarks.support.media_files import MediaFile, Rule
@@ -23,6 +24,7 @@ from jobs.benchmarks.support.media_table import FILES
 from pipeline.decode import decoders
 from pipeline.decode.codec import open_video
 from pipeline.decode.images import resize
+from pipeline.records import DecodeError
 
 NUM_FRAMES, WIDTH, HEIGHT = 30, 256, 144
 EVEN = tuple(0.04 * number for number in range(NUM_FRAMES))
@@ -67,6 +69,7 @@ CLIPS = {
     "video after sound": Clip(format="matroska", times=[1 + time for time in EVEN], shown_from=1.0, sound=True),
     "a clock that starts late": Clip(format="matroska", times=[10 + time for time in EVEN]),
     "fragments": Clip(format="mp4", container={"movflags": "frag_keyframe+empty_moov+default_base_moof"}),
+    "H.264 with B-frames in MXF": Clip(format="mxf"),
     "one frame in FLV": Clip(format="flv", times=EVEN[:1]),
     "two frames in MPEG-TS": Clip(format="mpegts", times=EVEN[:2]),
     "turned in Matroska": Clip(format="matroska", turn=90, shape=(HEIGHT, WIDTH)),
@@ -121,6 +124,60 @@ def test_a_decoder_shows_each_frame_at_its_time(decoder: str, name: str, files: 
     np.testing.assert_array_equal(again, frames[drawn])
     assert frames.shape[1:3] == clip.shape[::-1]
     assert max(map(colour_error, turned_back)) <= clip.max_colour_error
+
+
+def test_a_gif_without_delays_runs_as_in_players() -> None:
+    """They show a frame of less than 20 ms for 100."""
+    delays_ms = [10, 500, 20, 0, 40, 10, 100]
+    first, *others = (Image.fromarray(frame).quantize(64) for frame in drawn_frames(len(delays_ms), 64, 48))
+    first.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=others, duration=delays_ms)
+    shown_ms = [delay if delay >= 20 else 100 for delay in delays_ms]
+    with open_video(buffer.getvalue(), "pyav") as video:
+        np.testing.assert_allclose(video.timeline.times, np.cumsum([0, *shown_ms[:-1]]) / 1000)
+
+
+def test_a_stream_whose_clock_wraps_begins_where_its_sound_does() -> None:
+    """MPEG-TS counts 33 bits of 1/90000 s; what comes before 0 then is no delay of an encoder."""
+    wraps_seconds, buffer = 2**33 / 90_000, io.BytesIO()
+    with av.open(buffer, "w", format="mpegts", options={"muxdelay": "0"}) as container:
+        stream, sound = container.add_stream("libx264", rate=25, options=X264), container.add_stream("mp2", rate=48_000)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 96_000), np.int16), "s16", "mono")
+        silence.rate, silence.pts = 48_000, round((wraps_seconds - 0.4) * 48_000)
+        container.mux(sound.encode(silence))
+        for number, pixels in enumerate(drawn_frames(NUM_FRAMES, WIDTH, HEIGHT)):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = round((wraps_seconds + 0.2) * 25) + number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux([*stream.encode(), *sound.encode()])
+    with open_video(buffer.getvalue(), "pyav") as video:
+        np.testing.assert_allclose(video.timeline.times, np.array(EVEN) + 0.6, atol=0.03)
+
+
+def test_frames_that_are_turned_differently_are_refused(files: dict[str, bytes]) -> None:
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(files["full range"])) as source, av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        insert = BitStreamFilterContext(
+            "h264_metadata=display_orientation=insert:rotate=90", source.streams.video[0], stream
+        )
+        for packet in source.demux(source.streams.video[0]):
+            container.mux(insert.filter(packet if packet.size else None))
+    with open_video(buffer.getvalue(), "pyav") as video, pytest.raises(DecodeError, match="only some frames name how"):
+        video.frames(range(NUM_FRAMES))
+
+
+@pytest.mark.parametrize("pixels", ["monob", "gray"])
+def test_dots_and_greys_go_through_the_one_filter(pixels: str) -> None:
+    buffer, dots = io.BytesIO(), np.random.default_rng(0).integers(0, 2, (HEIGHT, WIDTH, 1), np.uint8) * 255
+    with av.open(buffer, "w", format="nut") as container:
+        stream = container.add_stream("ffv1" if pixels == "gray" else "rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixels
+        drawn = dots.repeat(3, 2) if pixels == "monob" else drawn_frames(1, WIDTH, HEIGHT)[0]
+        container.mux([*stream.encode(av.VideoFrame.from_ndarray(drawn, "rgb24")), *stream.encode()])
+    with open_video(buffer.getvalue(), "pyav") as video:
+        ((whole,), (small,)) = video.frames([0]), video.frames([0], (112, 63))
+    assert psnr(small, resize(Image.fromarray(whole), (112, 63))) >= 40
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,8 @@ CONTAINERS = {
     "mpegts from the middle of a packet": ("mpegts", made("mpegts", "mpeg2video")[100:]),
     "mpegts with a wrong byte": ("mpegts", (ts := made("mpegts", "mpeg2video"))[:188] + b"x" + ts[189:]),
     "mpeg": ("mpeg", made("mpeg", "mpeg2video")),
-    "vob": ("mpeg", made("vob", "mpeg2video")),
+    "vob": ("mpeg", vob := made("vob", "mpeg2video")),
+    "vob from the middle of a pack": ("mpeg", vob[vob.index(b"\0\0\1\xe0") :]),
     "mpeg video": ("mpegvideo", made("mpeg2video", "mpeg2video")),
     "m4v": ("m4v", made("m4v")),
     "h264": ("h264", made("h264", "libx264")),
@@ -114,6 +115,20 @@ def test_what_is_no_video_is_refused_by_its_name(name) -> None:
         assert kind_by_bytes(data) is None
         with pytest.raises(DecodeError, match=re.escape(words)):
             picture_format(data)
+
+
+FILMS = {
+    "YUV4MPEG2": made("yuv4mpegpipe", "wrapped_avframe"),
+    "WTV": made("wtv", "mpeg2video"),
+    "Flash": made("swf", "flv"),
+    "GXF": b"\0\0\0\0\x01\xbc" + bytes(99),
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_a_film_that_is_not_read_says_what_to_make_of_it(name) -> None:
+    with pytest.raises(DecodeError, match=f"a {name} film, which is not read here: convert it to MP4 or Matroska"):
+        decode_frames(FILMS[name], kind=Kind.VIDEO, num_frames=2, size_px=32)
 
 
 @pytest.mark.parametrize("line", [b"\nc=IN IP4 127.0.0.1\n", b"\n\rc=IN IP4 127.0.0.1\n"])

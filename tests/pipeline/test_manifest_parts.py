@@ -270,3 +270,18 @@ def test_parts_in_a_bucket_are_read_by_ranges(whole: Manifest, folder: Path, buc
     storage.write_bytes_atomic(f"{bucket}/manifest/{part.name}", first_part(folder).read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{part.name} is cut"):
         PartRows(f"{bucket}/manifest", [part], cache).take(np.array([0]))
+
+
+def test_clips_without_captions_are_counted_in_parts_of_any_age(tmp_path, whole):
+    rows = [row | {"captions": [] if index % 3 == 0 else ["x"]} for index, row in enumerate(whole.table.to_pylist())]
+    manifest = make_manifest("toy", "/", rows)
+    write_in_parts(manifest, path := str(tmp_path / "manifest"))
+    counts = {split: manifest.num_uncaptioned(split) for split in manifest.splits}
+    assert sum(counts.values()) == -(-len(rows) // 3)
+    assert {split: open_manifest(path).num_uncaptioned(split) for split in counts} == counts
+    index = tmp_path / "manifest" / "index.json"
+    content = json.loads(index.read_text())
+    for part in content["parts"]:
+        del part["num_uncaptioned"]  # as it was written before they were counted
+    index.write_text(json.dumps(content))
+    assert {split: open_manifest(path).num_uncaptioned(split) for split in counts} == counts

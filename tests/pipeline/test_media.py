@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import lmdb
 import pytest
 
@@ -77,3 +80,20 @@ def test_keys_of_an_lmdb(tmp_path):
         media.read(media.keyed(path, "c"))
     with pytest.raises(ValueError, match="LMDB maps a file into memory, so it must be local"):
         media.read("s3://bucket/videos.lmdb#key=a")
+
+
+def test_an_lmdb_that_was_cut_short_is_refused_before_its_pages_are_looked_for(tmp_path):
+    """In a process of its own: pages that a mapped file lacks end the process that reads them."""
+    path = str(tmp_path / "videos.lmdb")
+    with lmdb.open(path, map_size=2**24) as environment, environment.begin(write=True) as transaction:
+        for number in range(30):
+            transaction.put(b"%d" % number, bytes([number]) * 20_000)
+    data = tmp_path / "videos.lmdb" / "data.mdb"
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    script = "import sys; from pipeline.corpus.media import keyed, keys, read\n"
+    script += "for look in (keys, lambda path: [read(keyed(path, str(number))) for number in range(30)]):\n"
+    script += "    try: look(sys.argv[1])\n    except ValueError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = f": cut short, it ends at byte {data.stat().st_size} and its pages do not: copy it again, or write it anew"
+    assert [line.partition("videos.lmdb")[2] for line in done.stdout.splitlines()] == [f"{words} with mdb_copy -c"] * 2

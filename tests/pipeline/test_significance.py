@@ -16,6 +16,7 @@ from golden import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.text import significance
 from pipeline.text.config import UNRANKED
 from pipeline.text.significance import (
     CONTENT_POS,
@@ -61,6 +62,15 @@ def counted(num_captions: int = 100, **by_pos: dict[str, int]) -> WordCounts:
 
 def ids_of(table: SignificantWords, *words: str) -> list[int]:
     return [table.words.index(word) for word in words]
+
+
+def test_words_are_counted_the_same_however_many_captions_are_counted_together(monkeypatch):
+    captions = [*CAPTIONS, *CAPTIONS[:3], CAPTIONS[0].upper()]
+    together = count_words(captions)
+    for at_once in (1, 2, len(captions)):
+        monkeypatch.setattr(significance, "CAPTIONS_AT_ONCE", at_once)
+        assert count_words(captions) == together == count_words(iter(captions))
+    assert count_words([]).num_captions == 0
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=30))

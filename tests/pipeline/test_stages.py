@@ -7,12 +7,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from jobs.corpus.probing import probe_clips
 from pipeline.corpus import manifest
 from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.sources import Source, open_source
 from pipeline.decode.codec import encode_video
 from pipeline.decode.config import Limits
-from pipeline.offline.stages import KNOWN, clips_of, in_blocks, probe_batch, probe_clips, unnamed_files
+from pipeline.offline.stages import KNOWN, clips_of, in_blocks, probe_batch, unnamed_files
 from pipeline.records import Kind, Reason, Stage
 
 
@@ -82,9 +83,9 @@ def test_a_batch_is_probed_without_ray(folder, decoder):
 
 
 @pytest.mark.ray
-def test_a_corpus_is_probed_by_ray_data(folder, local_ray):
+def test_a_corpus_is_probed_by_ray_data(folder, local_ray, tmp_path):
     clips = clips_of(ANNOTATIONS, corpus="toy", source=open_source(str(folder)))
-    rows, rejected = probe_clips(clips, decoder="decord", limits=Limits())
+    rows, rejected = probe_clips(clips, decoder="decord", limits=Limits(), kept_in=str(tmp_path / "kept"), versions={})
     silent = next(one for one in rejected if one.reason == Reason.NO_CAPTION)
     assert silent.uri == f"{folder}/silent.mp4"
     assert {one.stage for one in rejected} == {Stage.PREPARE}
@@ -117,9 +118,8 @@ def test_files_that_no_annotation_names_are_listed():
 
 
 def test_nothing_with_words_needs_no_ray():
-    rows, rejected = probe_clips(
-        clips_of([annotation("a.mp4")], corpus="toy", source=empty("/v")), decoder="decord", limits=Limits()
-    )
+    clips = clips_of([annotation("a.mp4")], corpus="toy", source=empty("/v"))
+    rows, rejected = probe_clips(clips, decoder="decord", limits=Limits(), kept_in="/nowhere", versions={})
     assert not rows.num_rows
     assert [one.reason for one in rejected] == [Reason.NO_CAPTION]
 

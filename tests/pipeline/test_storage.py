@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
+from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline import storage
@@ -108,3 +111,17 @@ def test_every_file_of_a_folder_is_uploaded(tmp_path):
     assert {
         name: storage.read_bytes(str(tmp_path / "to" / name)) for name in storage.list_files(str(tmp_path / "to"))
     } == contents
+
+
+def test_a_folder_is_listed_in_order_as_fsspec_does(tmp_path: Path) -> None:
+    for name in ("a/x/f.mp4", "a.b", "a/x.mp4", "é", ".hidden/x", "a/.x", "ab/c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link").symlink_to(tmp_path / "ab")
+    (tmp_path / "other").symlink_to(tmp_path / "a.b")
+    found = fsspec.filesystem("file").find(str(tmp_path), detail=True)
+    theirs = {path.removeprefix(f"{tmp_path}/"): f"{of['size']} {of['mtime']}" for path, of in sorted(found.items())}
+    listed = list(storage.listed(str(tmp_path)))
+    assert listed == [(path, version) for path, version in theirs.items() if not re.search(r"(^|/)\.", path)]
+    assert [path for path, _ in listed] == ["a.b", "a/x.mp4", "a/x/f.mp4", "ab/c", "link", "other", "é"]
+    assert not list(storage.listed(str(tmp_path / "nowhere")))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
@@ -11,21 +9,19 @@ from golden import Recording, golden
 from torch import Tensor, nn
 from transformers import PvtV2Config
 
-from pipeline import storage
 from snps3_model.config import VisualConfig
 from snps3_model.encoders import (
     PVT_SIZES,
-    FrozenBatchNorm,
     PvtV2,
     ResNet50,
     VisualEncoder,
-    frame_size_problem,
     grid_mask,
     make_encoder,
 )
+from snps3_model.public_networks import FrozenBatchNorm
 from snps3_model.video_swin import SwinGeometry, VideoSwin
 from snps3_model.visual import SmallCNN, pool
-from snps3_model.visual_weights import load_named, load_visual_weights
+from snps3_model.visual_weights import load_named
 
 POOLING = golden("visual_pooling")
 SWIN = golden("visual_swin")
@@ -338,107 +334,6 @@ def test_resnet50_trains_no_statistics() -> None:
     assert all(torch.equal(before[name], buffer) for name, buffer in encoder.named_buffers())
 
 
-PUBLIC = {
-    "dinov2": (transformers.Dinov2Config, {"patch_size": 8, "image_size": 40}, (5, 5)),
-    "dinov3": (transformers.DINOv3ViTConfig, {"patch_size": 8, "image_size": 40, "num_register_tokens": 2}, (5, 5)),
-    "vit": (transformers.ViTConfig, {"patch_size": 8, "image_size": 32}, (5, 5)),
-    "siglip": (transformers.SiglipVisionConfig, {"patch_size": 8, "image_size": 32}, (5, 5)),
-    "convnext": (transformers.ConvNextConfig, {"hidden_sizes": [4, 8, 8, 16], "depths": [1, 1, 1, 1]}, (1, 1)),
-    "swin": (
-        transformers.SwinConfig,
-        {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 5},
-        (5, 5),
-    ),
-    "resnet": (transformers.ResNetConfig, {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 4}, (5, 5)),
-    "clip": (transformers.CLIPConfig, {}, (5, 5)),
-}
-TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-
-
-def public_folder(name: str, folder: Path) -> str:
-    """A model of random weights as the hub would give it: config.json and model.safetensors."""
-    kind, sizes, _ = PUBLIC[name]
-    torch.manual_seed(3)
-    if name == "clip":
-        vision = TRANSFORMER | {"patch_size": 8, "image_size": 32}
-        config = kind(vision_config=vision, text_config=TRANSFORMER | {"vocab_size": 9}, projection_dim=4)
-    elif name in ("dinov2", "dinov3", "vit", "siglip"):
-        config = kind(**TRANSFORMER | sizes)
-    else:
-        config = kind(**sizes)
-    model = transformers.AutoModel.from_config(config)
-    with torch.no_grad():  # fresh norms are all ones and zeros, fresh statistics too
-        for seed, tensor in enumerate(model.state_dict().values()):
-            if tensor.ndim == 1:
-                tensor.copy_(0.5 + noise(len(tensor), seed=seed).abs())
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_a_local_folder_in_hub_format_becomes_an_encoder(name: str, tmp_path: Path) -> None:
-    folder = public_folder(name, tmp_path / name)
-    encoder = make_encoder(VisualConfig(encoder="auto", backbone=folder, pretrained=folder), 6).eval()
-    report = load_visual_weights(encoder, folder, storage)
-    assert {part for part in report.missing if part.startswith("projection.")} == set(report.missing)
-    frames = noise(2, 2, 3, 40, 40)
-    grid, mask = encoder(frames, no_padding(frames))
-    assert grid.shape == (2, 2, 6, *PUBLIC[name][2])
-    assert mask.shape == (2, 2, *PUBLIC[name][2])
-    expected = plain_features(name, folder, frames.flatten(0, 1))
-    torch.testing.assert_close(encoder.backbone(frames.flatten(0, 1)), expected, rtol=1e-4, atol=1e-5)
-
-
-def plain_features(name: str, folder: str, images: Tensor) -> Tensor:
-    """The last feature map by Transformers' own models, without our code."""
-    if name == "clip":
-        model = transformers.CLIPModel.from_pretrained(folder).vision_model
-    else:
-        model = transformers.AutoModel.from_pretrained(folder)
-    options = {"interpolate_pos_encoding": True} if name in ("vit", "siglip", "clip") else {}
-    output = model.eval()(images, **options).last_hidden_state
-    if name == "convnext":  # the backbone norms its map, the whole model what it pools from it
-        return model.layernorm(output.movedim(1, -1)).movedim(-1, 1)
-    if output.ndim == 4:
-        return output
-    num_before = {"vit": 1, "clip": 1, "dinov2": 1, "dinov3": 3}.get(name, 0)
-    return output[:, num_before:].transpose(1, 2).unflatten(2, PUBLIC[name][2])
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_only_what_the_grid_depends_on_asks_for_a_gradient(name: str, tmp_path: Path) -> None:
-    folder = public_folder(name, tmp_path / name)
-    encoder = make_encoder(VisualConfig(encoder="auto", backbone=folder), 6).train()
-    frames = noise(1, 1, 3, 40, 40)
-    encoder(frames, no_padding(frames))[0].sum().backward()
-    asked = {key for key, parameter in encoder.named_parameters() if parameter.requires_grad}
-    assert asked == {key for key, parameter in encoder.named_parameters() if parameter.grad is not None}
-
-
-def test_what_no_encoder_can_take_is_refused(tmp_path: Path) -> None:
-    frames = noise(1, 1, 3, 16, 48)
-    with pytest.raises(ValueError, match=r"16 × 48 px are too small: .* at least 32 px; raise data\.frame_size_px"):
-        small_swin()(frames, no_padding(frames))
-    folder = public_folder("vit", tmp_path)
-    config = VisualConfig(encoder="auto", backbone=folder)
-    frames = noise(1, 1, 3, 36, 36)
-    with pytest.raises(ValueError, match=r"36 × 36 px do not fall into the encoder's patches of 8 px.*here 32 × 32"):
-        make_encoder(config, 6)(frames, no_padding(frames))
-    assert "patches of 8 px" in str(frame_size_problem(config, 36, 36))
-    assert frame_size_problem(config, 40, 40) is None
-    assert frame_size_problem(VisualConfig(), 8, 8) is None
-    assert "at least 32 px" in str(frame_size_problem(VisualConfig(encoder="pvt_v2_b0"), 224, 24))
-
-
-def test_backbones_that_are_not_there_or_see_no_images_are_refused(tmp_path: Path) -> None:
-    absent = VisualConfig(encoder="auto", backbone=str(tmp_path / "absent"))
-    with pytest.raises(FileNotFoundError, match=r"model\.visual\.backbone=.*absent is neither a folder"):
-        make_encoder(absent, 6)
-    transformers.BertConfig(**TRANSFORMER).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a 'bert', which is no image network"):
-        make_encoder(VisualConfig(encoder="auto", backbone=str(tmp_path)), 6)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -450,6 +345,7 @@ def test_backbones_that_are_not_there_or_see_no_images_are_refused(tmp_path: Pat
         ({"frozen": True}, "model.visual.frozen has no effect on model.visual.encoder=small_cnn"),
         ({"encoder": "pvt_v2_b1", "frozen_batch_norm": True}, "frozen_batch_norm has no effect on .*=pvt_v2_b1"),
         ({"encoder": "pvt_v2_b1", "reference_window_index": True}, "reference_window_index has no effect"),
+        ({"encoder": "resnet50", "frozen_batch_norm": True, "pixels": "clip"}, "model.visual.pixels has no effect on"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict, message: str) -> None:

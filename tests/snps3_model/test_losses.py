@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
+from batches import random_batch, tiny_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import SiglipConfig, SiglipModel
 
 from pipeline.records import IGNORED_LABEL
+from pipeline.stream.transforms import normalise
+from snps3_model.config import ObjectiveConfig
 from snps3_model.downstream import answering
 from snps3_model.draws import masked_positions
 from snps3_model.gather import local_gather
@@ -24,6 +30,7 @@ from snps3_model.losses import (
     masked_words,
     mil_nce,
     mil_nce_of_middle_frames,
+    sigmoid,
     weighted_mean,
 )
 from snps3_model.negatives import hard_negatives
@@ -46,6 +53,35 @@ def mil_nce_by_hand(scores: list[list[float]]) -> float:
         row = sum(math.exp(scores[i][j]) for j in range(size) if j != i)
         total -= math.log(math.exp(scores[i][i]) / (column + row))
     return total / size
+
+
+def test_the_sigmoid_loss_is_that_of_siglip() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = sizes | {"patch_size": 8, "image_size": 16}
+    torch.manual_seed(0)
+    siglip = SiglipModel(
+        SiglipConfig(text_config=sizes | {"vocab_size": 9, "projection_size": 16}, vision_config=vision)
+    )
+    siglip.logit_scale.data.fill_(1.5)
+    siglip.logit_bias.data.fill_(-2.0)
+    tokens, images = torch.randint(0, 9, (5, 4)), torch.randn(5, 3, 16, 16)
+    theirs = siglip(input_ids=tokens, pixel_values=images, return_loss=True)
+    weight = torch.ones(5)
+    torch.testing.assert_close(sigmoid(theirs.logits_per_text, weight), theirs.loss, rtol=1e-5, atol=1e-6)
+    with_stranger = F.pad(theirs.logits_per_text, (0, 1, 0, 1), value=9.0)
+    ours = sigmoid(with_stranger, F.pad(weight, (0, 1)))
+    torch.testing.assert_close(ours, theirs.loss, rtol=1e-5, atol=1e-6)
+
+
+def test_a_clip_of_equal_frames_has_the_sigmoid_loss_of_its_image() -> None:
+    network, batch = tiny_network(ObjectiveConfig(sigmoid=1.0)), random_batch(4)
+    frames = normalise(batch.frames[:, :1]).double()
+    image = dataclasses.replace(batch, frames=batch.frames[:, :1], frame_pad_mask=batch.frame_pad_mask[:, :1])
+    still = dataclasses.replace(image, frame_pad_mask=image.frame_pad_mask.repeat(1, 3, 1, 1))
+    losses = [
+        network(shown, shape)["sigmoid"] for shown, shape in ((image, frames), (still, frames.repeat(1, 3, 1, 1, 1)))
+    ]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])

@@ -21,7 +21,7 @@ from snps3_model.snps3 import SNPS3
 OBJECTIVES = {
     "exact": ObjectiveConfig(),
     "hard": ObjectiveConfig(num_hard_negatives=2, lvwm_stage="both"),
-    "itm": ObjectiveConfig(itm=1.0),
+    "itm": ObjectiveConfig(itm=1.0, sigmoid=1.0),
     "attentive": ObjectiveConfig(attentive_share=1.0),
     "published": reference_objective(queue_length=32),
 }

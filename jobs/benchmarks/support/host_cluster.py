@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -21,13 +20,19 @@ from cluster.head import ray_command, wait_until_it_answers
 from cluster.run import DATA_NODES
 from jobs import ROOT
 from jobs.benchmarks.support.faulty_store import ENDPOINT, Faults, FaultyStore, faulty_store, store_endpoint
-from jobs.benchmarks.support.hosts import Host, Lan
+from jobs.benchmarks.support.hosts import HOME, RECORDS, Host, Lan
 
 START_SECONDS = 300.0
+TOKEN = f"{HOME}/.ray/auth_token"
+"""Where Ray looks for the token of a cluster."""
 STORE_BYTES = 150 * 2**20
 """Of each host's object store."""
 AGAIN = 'while :; do "$@"; sleep 2; done'
 """Start a command again when it ends, as systemd does: a raylet that was taken for dead ends when it is back."""
+TRACKING_COMMAND = (
+    *(sys.executable, "-m", "mlflow", "server", "--host", "0.0.0.0", "--workers", "1"),
+    *("--backend-store-uri", "sqlite:////tmp/mlflow.db", "--artifacts-destination", "/tmp/artifacts"),
+)
 
 
 @dataclass
@@ -58,6 +63,20 @@ class HostCluster:
         with self.log(host.name).open("ab") as log:
             return host.start(command, log, self.environment)
 
+    def make_token(self) -> None:
+        """Make the token of the cluster on its head, and copy it to the laptop."""
+        command = ["sh", "-c", f'"$@" > /dev/null && cp {TOKEN} {RECORDS}', "token"]
+        self._run(self.head, [*command, *ray_command("get-auth-token", "--generate")])
+        self.give_token(self.laptop)
+
+    def give_token(self, host: Host) -> None:
+        """Copy the token of the cluster to a host, where only its owner can read it."""
+        self._run(host, ["install", "-D", "--mode=600", f"{RECORDS}/{Path(TOKEN).name}", TOKEN])
+
+    def _run(self, host: Host, command: Sequence[str]) -> None:
+        if status := self.start(host, command).wait():
+            raise RuntimeError(f"{' '.join(command)} ended with {status}: {self.log(host.name).read_text()[-2000:]}")
+
     def start_head(self, *options: str) -> None:
         """Start Ray's head; it answers when this returns."""
         command = [*ray_command("start"), "--head", "--block", "--port=6379", "--dashboard-host=0.0.0.0", *options]
@@ -71,6 +90,7 @@ class HostCluster:
         command += [f"--object-store-memory={STORE_BYTES}", *(data_label() if decodes else [])]
         for name in names:
             self.nodes[name] = self.lan.add(name)
+            self.give_token(self.nodes[name])
             self.start(self.nodes[name], ["sh", "-c", AGAIN, "again", *command])
         deadline = time.monotonic() + START_SECONDS
         while not all("Ray runtime started" in self.log(name).read_text() for name in names):
@@ -109,33 +129,32 @@ def host_cluster(records: Path, *head_options: str) -> Iterator[HostCluster]:
     with Lan(records) as lan:
         laptop, head, store, tracking = map(lan.add, ("laptop", "head", "store", "tracking"))
         proxy = lan.enter_context(faulty_store(endpoint, Faults(), store.address, store.network()))
-        cluster = HostCluster(lan, laptop, head, store, tracking, proxy, environment(proxy.endpoint, tracking))
+        variables = environment(tracking) | {ENDPOINT: proxy.endpoint}
+        cluster = HostCluster(lan, laptop, head, store, tracking, proxy, variables)
         start_tracking(cluster)
+        cluster.make_token()
         cluster.start_head(*head_options)
         yield cluster
 
 
-def environment(endpoint: str, tracking: Host) -> dict[str, str]:
-    """Return the variables of all hosts: the code, the keys of the store, the token of the cluster."""
+def environment(tracking: Host) -> dict[str, str]:
+    """Return the variables of all hosts: the code, the keys of the store, where the metrics go."""
     kept = {name: value for name, value in os.environ.items() if name.startswith("AWS_") or name == "PATH"}
     return kept | {
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
-        ENDPOINT: endpoint,
         "MLFLOW_TRACKING_URI": f"http://{tracking.address}:5000",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_memory_monitor_refresh_ms": "0",  # a host sees the memory of the machine, and would end its own workers
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
 def start_tracking(cluster: HostCluster) -> None:
     """Start the MLflow server; it answers when this returns."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "0.0.0.0", "--workers", "1"]
-    command += ["--backend-store-uri", "sqlite:////tmp/mlflow.db", "--artifacts-destination", "/tmp/artifacts"]
-    process = cluster.start(cluster.tracking, command)
+    process = cluster.start(cluster.tracking, TRACKING_COMMAND)
     with cluster.laptop.network():
         wait_until_it_answers(cluster.environment["MLFLOW_TRACKING_URI"], process, cluster.log("tracking"))

@@ -23,8 +23,6 @@ class LocalCluster:
     cluster: Any
     data_cpus: int
     store_bytes: int
-    shows_logs: bool = True
-    """Each node has a process that follows its logs."""
     train_nodes: list[Any] = field(default_factory=list)
     data_nodes: list[Any] = field(default_factory=list)
 
@@ -35,7 +33,8 @@ class LocalCluster:
 
     def fill(self, num_train: int = 1, num_data: int = 1) -> None:
         """Add nodes of both kinds until there are so many."""
-        common = {"object_store_memory": self.store_bytes, "include_log_monitor": self.shows_logs, "wait": False}
+        # nodes of one machine have one folder of logs, which the head's monitor follows: each other would repeat it
+        common = {"object_store_memory": self.store_bytes, "include_log_monitor": False, "wait": False}
         while len(self.train_nodes) < num_train:
             self.train_nodes.append(self.cluster.add_node(num_cpus=1, **common))
         while len(self.data_nodes) < num_data:
@@ -49,9 +48,7 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def running_cluster(
-    *, data_cpus: int = 1, store_bytes: int = 100 * 2**20, shows_logs: bool = True
-) -> Iterator[LocalCluster]:
+def running_cluster(*, data_cpus: int = 1, store_bytes: int = 100 * 2**20) -> Iterator[LocalCluster]:
     """Run a cluster, and end it with all it started.
 
     `data_cpus`: of each node that decodes; one that trains has one. `store_bytes`: each node's object store.
@@ -66,6 +63,6 @@ def running_cluster(
         },
     )
     try:
-        yield LocalCluster(cluster, data_cpus, store_bytes, shows_logs)
+        yield LocalCluster(cluster, data_cpus, store_bytes)
     finally:
         cluster.shutdown()

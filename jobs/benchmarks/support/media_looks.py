@@ -47,6 +47,7 @@ COLOUR = [
     clip("h264_444.mp4", f"{H264} -pix_fmt yuv444p"),
     clip("h264_rgb.mp4", "-c:v libx264rgb -preset veryfast -crf 16 -pix_fmt rgb24"),
     clip("h264_grey.mp4", f"{H264} -pix_fmt gray", max_colour_error=None),
+    clip("dots.nut", "-c:v rawvideo -pix_fmt monob", max_colour_error=None, num_frames=8),
     clip("ffv1_grey16.mkv", "-c:v ffv1 -pix_fmt gray16le", max_colour_error=None, num_frames=10),
     *(
         clip(name, f"-vf split[a][b];[a]palettegen[p];[b][p]paletteuse -c:v {codec} -pix_fmt pal8", num_frames=8)
@@ -116,6 +117,12 @@ SHAPE = [
     clip("upside_down.mp4", source="h264_gop15.mp4", edit=with_matrix(180, True), turned=(2, True)),
     clip("mirrored_90.mp4", source="h264_gop15.mp4", edit=with_matrix(90, True), turned=(-1, True), shape=(144, 256)),
     clip("mirrored_270.mp4", source="h264_gop15.mp4", edit=with_matrix(270, True), turned=(1, True), shape=(144, 256)),
+    clip(
+        "turned_at_keys.mp4",
+        "-c copy -bsf:v h264_metadata=display_orientation=insert:rotate=270",
+        source="h264_gop15.mp4",
+        rule=Rule.MAY,
+    ),
     *(
         clip(f"wide_pixels.{suffix}", f"{encode} -aspect 16:9", size=(192, 144), shape=(256, 144))
         for suffix, encode in {

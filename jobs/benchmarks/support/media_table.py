@@ -178,6 +178,9 @@ TIME = [
     clip("starts_at_10.mp4", f"{X264} -output_ts_offset 10"),
     clip("starts_at_10.mkv", f"{X264} -output_ts_offset 10"),
     clip("clock_wraps.ts", f"{X264} -g 15 -output_ts_offset 95442.6"),
+    clip(
+        "clock_wraps_later.ts", f"{with_sound(4)} {X264} -g 15 -output_ts_offset 95441.4", num_frames=100, begins=0.023
+    ),
     clip("starts_below_0.mp4", f"{X264} -output_ts_offset -0.5 -avoid_negative_ts disabled", numbers=ANY),
     clip(
         "repeated_times.mkv",
@@ -188,6 +191,7 @@ TIME = [
     clip("one_fps.mp4", X264, fps=1, num_frames=20),
     clip("ntsc.mp4", X264, fps=30000 / 1001),
     clip("fps_120.mkv", X264, fps=120),
+    clip("hasty.gif", "-f gif", fps=100, num_frames=12, seconds=lambda number: number / 10, max_colour_error=40),
     clip("longer_sound.mp4", f"{with_sound(6)} {X264}"),
     clip("shorter_sound.mkv", f"{with_sound(0.5)} {X264}"),
     clip(
@@ -229,6 +233,7 @@ TIME = [
     ),
     clip("moved_of_h264.mkv", "-c copy", source="h264_gop15.mp4", before="-ss 0.7", numbers=ANY),
     clip("mid_gop.ts", source="h264_b.ts", edit=cut_head(0.3, 188), rule=Rule.MAY),
+    clip("mid_gop_wraps.ts", source="clock_wraps_later.ts", edit=cut_head(0.2, 188), num_frames=100, rule=Rule.MAY),
     clip("mid_gop_hevc.ts", source="hevc_opengop.ts", edit=cut_head(0.3, 188), rule=Rule.MAY),
     clip("mid_gop_mpeg2.ts", source="mpeg2_b.ts", edit=cut_head(0.3, 188), rule=Rule.MAY),
     clip("mid_gop.mpg", source="mpeg2_b.mpg", edit=cut_head(0.3, 2048), rule=Rule.MAY),

@@ -101,6 +101,11 @@ def _table(
     return pa.table(columns).cast(SCHEMA)
 
 
+def captions_of(numbers: range) -> list[str]:
+    """Return a caption for each number."""
+    return _captions(_mixed(np.arange(numbers.start, numbers.stop, dtype=np.uint64), 0)).flatten().to_pylist()
+
+
 def _captions(drawn: UInt64[np.ndarray, " n"]) -> pa.Array:
     """One caption per row, of words that are the rarer the longer the list gets."""
     counts = (MIN_WORDS + drawn % np.uint64(MAX_WORDS - MIN_WORDS + 1)).astype(np.int64)

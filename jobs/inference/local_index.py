@@ -1,4 +1,4 @@
-"""An index of a few videos, made in this process: what `embed` does, without a cluster."""
+"""An index of some videos, made in this process: what `embed` does, without a cluster."""
 
 from __future__ import annotations
 

@@ -1,0 +1,178 @@
+"""`serve` of `python jobs/benchmark.py`: clients that ask an index of drawn windows, while a replica is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import torch
+from torch.nn.functional import normalize
+
+from cluster.connection import connected_ray
+from cluster.run import WORKER_ENVIRONMENT
+from jobs.inference.index import EMBEDDED, ROWS_PER_FILE
+from jobs.inference.index_files import INDEX, parts_in, write_tensors
+from jobs.inference.indexed_files import IndexedFiles
+from jobs.inference.model import load
+from jobs.run import run_files
+from jobs.serving.app import make_app
+from jobs.serving.library import Library
+from jobs.serving.replicas import RETRY_SECONDS, GoneError, Replicas, ask_actor, start_replicas
+from jobs.serving.server import listening, make_server
+from pipeline import storage
+from pipeline.synthetic.clips import CorpusConfig, clips_of
+
+WARM_SECONDS = 2.0
+WINDOWS_PER_FILE, WINDOW_SECONDS = 128, 10.0
+
+
+def serve(
+    run: str = "runs/tiny",
+    num_windows: int = 100_000,
+    num_clients: int = 16,
+    num_replicas: int = 2,
+    seconds: float = 20.0,
+    reranked: int = 50,
+) -> dict[str, Any]:
+    """Answer times and rate of dual search with and without a replica that is killed, and of a search whose first
+    `reranked` windows the cross encoder orders; CPU seconds of clients, server and replicas per request.
+
+    The windows are drawn in all directions, the sentences are those of the embedded corpus. A request is lost whose
+    answer is not one of moments. Without replicas the server's own process answers, none is killed, and no Ray starts.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        write_index(folder, run, num_windows)
+        actors, library = [], None
+        if num_replicas:
+            stack.enter_context(connected_ray(worker_environment=WORKER_ENVIRONMENT))
+            actors = start_replicas(folder, run, count=num_replicas, num_cpus=1, rerank=reranked)
+            library = Replicas(IndexedFiles.read(parts_in(folder), "/videos"), actors)
+        with served(library or Library.open(folder)) as port:
+            ask = functools.partial(asked, actors, port=port, num_clients=num_clients)
+            ask(seconds=WARM_SECONDS)
+            results = {
+                "dual": ask(seconds=seconds),
+                **({"killed": ask(seconds=seconds, kills=True)} if actors else {}),
+                f"rerank_{reranked}": ask(seconds=seconds, rerank=reranked),
+            }
+    sizes = {"num_windows": num_windows, "num_clients": num_clients, "num_replicas": num_replicas}
+    lost = sum(result["lost"] for result in results.values())
+    return sizes | results["dual"] | results | {"lost": lost}
+
+
+def write_index(folder: str, run: str, num_windows: int) -> None:
+    """Write an index of drawn windows of a model."""
+    model, weights = load(run), run_files.weights_hash(run)
+    width, generator = model.network.config.hidden, torch.Generator().manual_seed(0)
+    for start in range(0, num_windows, ROWS_PER_FILE):
+        count = min(ROWS_PER_FILE, num_windows - start)
+        vectors = normalize(torch.randn(count, model.data.num_frames, width, generator=generator), dim=-1)
+        path = f"{folder}/part-{start:09}.parquet"
+        write_tensors(path, vectors, vectors.clone(), weights)
+        rows = [
+            {
+                "uri": f"/videos/{row // WINDOWS_PER_FILE:06}.mp4",
+                "version": "1 0.0",
+                "start_seconds": row % WINDOWS_PER_FILE * WINDOW_SECONDS,
+                "end_seconds": (row % WINDOWS_PER_FILE + 1) * WINDOW_SECONDS,
+            }
+            for row in range(start, start + count)
+        ]
+        storage.write_table(path, pa.Table.from_pylist(rows, schema=EMBEDDED))
+    run_files.write_json(f"{folder}/{INDEX}", {"model": weights, "videos": "/videos", "run": run})
+
+
+@contextlib.contextmanager
+def served(library: Library | Replicas) -> Iterator[int]:
+    """Serve the page in a thread of this process, and yield the port."""
+    with listening(0) as listener:
+        server = make_server(make_app(library))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def asked(
+    actors: list[Any], *, port: int, num_clients: int, seconds: float, rerank: int = 0, kills: bool = False
+) -> dict[str, Any]:
+    """Let clients of another process ask for `seconds`. `kills`: a replica, after a third of them."""
+    pids = [process_id(actor) for actor in actors]
+    processes = [psutil.Process(), *map(psutil.Process, pids)]
+    before = [sum(process.cpu_times()[:2]) for process in processes]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(ask_for, port, 1, 0.0, 0).result()  # imports, which take as long as the questions
+        clients = pool.submit(ask_for, port, num_clients, seconds, rerank)
+        if kills:
+            time.sleep(seconds / 3)
+            os.kill(pids[0], signal.SIGKILL)
+        milliseconds, lost, wall, cpu = clients.result()
+    used = [
+        0.0 if kills else sum(process.cpu_times()[:2]) - cpu for process, cpu in zip(processes, before, strict=True)
+    ]
+    count = len(milliseconds)
+    costs = {"server_cpu_ms": 1e3 * used[0] / count, "replica_cpu_ms": 1e3 * sum(used[1:]) / count}
+    return {
+        "p50_ms": float(np.percentile(milliseconds, 50)),
+        "p95_ms": float(np.percentile(milliseconds, 95)),
+        "requests_per_second": count / wall,
+        "num_requests": count,
+        "lost": lost,
+        "client_cpu_ms": 1e3 * cpu / count,
+    } | ({} if kills else costs)
+
+
+def process_id(actor: Any) -> int:
+    """Return the number of a replica's process, once it answers."""
+    while True:
+        with contextlib.suppress(GoneError):
+            return ask_actor(actor, "process_id")
+        time.sleep(RETRY_SECONDS)
+
+
+def ask_for(port: int, num_clients: int, seconds: float, rerank: int) -> tuple[list[float], int, float, float]:
+    """Ask with as many threads as clients, each one question after the other. Return milliseconds of each answer, how
+    many were none, seconds, and CPU seconds."""
+    texts = [quote(caption.text) for clip in clips_of(CorpusConfig()) for caption in clip.captions]
+    start, start_cpu = time.perf_counter(), time.process_time()
+    stop = start + seconds
+
+    def client(number: int) -> list[tuple[float, bool]]:
+        answers = []
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        for text in itertools.islice(itertools.cycle(texts), number * 7, None):
+            if (begin := time.perf_counter()) >= stop:
+                break
+            try:
+                connection.request("GET", f"/api/search?q={text}&num=10&rerank={rerank}")
+                is_answered = len(json.loads(connection.getresponse().read()).get("moments", ())) == 10
+            except (OSError, http.client.HTTPException, ValueError):
+                is_answered = False
+                connection.close()
+            answers.append((1e3 * (time.perf_counter() - begin), is_answered))
+        connection.close()
+        return answers
+
+    with ThreadPoolExecutor(num_clients) as pool:
+        answers = [*itertools.chain.from_iterable(pool.map(client, range(num_clients)))]
+    wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    return [time_ms for time_ms, _ in answers], sum(not is_answered for _, is_answered in answers), wall, cpu

@@ -1,0 +1,91 @@
+"""`serve`: the page and the JSON API of an index for others, by replicas on Ray."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+import ray
+import tyro
+
+from cluster.connection import connected_ray, num_held
+from cluster.run import WORKER_ENVIRONMENT
+from jobs.inference.index_files import parts_in
+from jobs.inference.indexed_files import IndexedFiles
+from jobs.inference.query import model_of
+from jobs.run import run_files
+from jobs.run.fields import refuse_below
+from jobs.serving.app import LOOPBACK, make_app
+from jobs.serving.replicas import Replicas, start_replicas
+from jobs.serving.server import listening, make_server
+from jobs.tracking import voice
+from pipeline import storage
+
+TOKEN = "SNPS3_TOKEN"
+"""Environment variable with what each request has to bring: on a command line others of the machine would see it."""
+LEAST_TOKEN_CHARACTERS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Which index is served, where, and by how many."""
+
+    index: Annotated[str, tyro.conf.Positional]
+    """Folder or s3:// URL that jobs/embed.py wrote."""
+    run: str | None = None
+    """Folder of the model; None: where it lay when the index was made."""
+    replicas: int = 2
+    """Processes that answer, each with the model and the index."""
+    replica_cpus: float = 1.0
+    """Of the cluster, for each of them."""
+    rerank: int = 100
+    """Windows that the cross encoder puts in order, if a request does not say."""
+    host: str = LOOPBACK[0]
+    """Address to listen on. Others than loopback need a token in SNPS3_TOKEN; TLS is left to a proxy before it."""
+    port: int = 8765
+
+    def __post_init__(self) -> None:
+        refuse_below(self, "", replicas=1, rerank=0, port=0)
+        if self.replica_cpus <= 0:
+            raise ValueError(f"replica_cpus must be above 0, got {self.replica_cpus}")
+
+
+def serve(config: ServeConfig) -> None:
+    """Answer until this process is asked to end.
+
+    ValueError for a port that is taken, an index of another model, an address without a token, and for more replicas
+    than the cluster holds.
+    """
+    token = token_for(config.host, os.environ.get(TOKEN))
+    folder = storage.absolute(config.index)
+    with listening(config.port, config.host) as listener:
+        run, _ = model_of(folder, config.run)
+        files = IndexedFiles.read(parts_in(folder), run_files.read_json(f"{folder}/index.json")["videos"])
+        with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
+            refuse_too_many(config)
+            actors = start_replicas(
+                folder, run, count=config.replicas, num_cpus=config.replica_cpus, rerank=config.rerank
+            )
+            app = make_app(Replicas(files, actors), hosts=LOOPBACK if config.host in LOOPBACK else ("*",), token=token)
+            url = f"http://{config.host}:{listener.getsockname()[1]}/"
+            voice.show(f"{url} serves {len(files.of_row)} moments of {len(files.uris)} files; Ctrl-C ends it")
+            make_server(app).run(sockets=[listener])
+
+
+def token_for(host: str, token: str | None) -> str | None:
+    """Return the token that requests need. ValueError for none where others reach the server, and for a short one."""
+    if token is None and host not in LOOPBACK:
+        raise ValueError(f"--host {host} lets others ask: set {TOKEN} to what they must bring, or take {LOOPBACK[0]}")
+    if token is not None and len(token) < LEAST_TOKEN_CHARACTERS:
+        raise ValueError(f"{TOKEN} must have at least {LEAST_TOKEN_CHARACTERS} characters, got {len(token)}")
+    return token
+
+
+def refuse_too_many(config: ServeConfig) -> None:
+    """Raise ValueError for more replicas than the connected cluster holds: they would wait for ever."""
+    if (most := num_held(ray.cluster_resources(), config.replica_cpus, 0)) < config.replicas:
+        raise ValueError(
+            f"--replicas {config.replicas} of {config.replica_cpus:g} CPUs are more than the {most} that the cluster "
+            "holds; lower one of them"
+        )

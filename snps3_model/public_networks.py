@@ -1,0 +1,231 @@
+"""Networks of Transformers as visual backbones: what a folder in the hub's format describes, and how it is called.
+
+Transformers is imported by what uses it: it takes two seconds, which encoders of ours do without.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipeline.records import IMAGENET_MEAN, IMAGENET_STD
+from snps3_model.config import Pixels, VisualConfig
+
+SMALLEST_PX = 32
+"""Shortest side of a frame for encoders of stride 32."""
+PIXELS: dict[Pixels, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and standard deviation of red, green and blue in [0, 1] by which networks were trained."""
+CLIP_NETWORKS = ("videomae", "vivit", "vjepa2")
+"""Model types of Transformers that see a clip; their patch tokens stand tubelet by tubelet."""
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation by stored statistics; neither they nor scale and shift are ever trained."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+        self.eps = eps
+
+    def forward(self, features: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C h w"]:
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shift = self.bias - self.running_mean * scale
+        scale, shift = (part.to(features.dtype)[:, None, None] for part in (scale, shift))
+        return torch.addcmul(shift, features, scale)
+
+
+class PublicBackbone(nn.Module):
+    """Any image network of Transformers: the last feature map of its backbone, or its patch tokens as a grid."""
+
+    def __init__(self, config: Any, width: int = 0, unreached: frozenset[str] = frozenset()) -> None:
+        """`width`: channels of the grid; `unreached`: parameters that it does not depend on, which stay as they are."""
+        super().__init__()
+        self.patch_px, self.width, self.unreached = patch_px(config), width, unreached
+        self.network = network_of(config)
+        freeze_batch_norms(self.network)
+        parameters = inspect.signature(self.network.forward).parameters
+        self.options = {name: True for name in ("interpolate_pos_encoding", "skip_predictor") if name in parameters}
+        for name in unreached:
+            self.network.get_parameter(name).requires_grad_(False)
+
+    def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D h w"]:
+        output = self.network(images, **self.options)
+        if hasattr(output, "feature_maps"):
+            return output.feature_maps[-1]
+        height, width = (side // self.patch_px for side in images.shape[-2:])
+        patches = output.last_hidden_state[:, -height * width :]  # class and register tokens stand before them
+        return patches.transpose(1, 2).unflatten(2, (height, width))
+
+    def checkpoint_activations(self) -> None:
+        """Layers are computed again in the backward pass instead of kept."""
+        if not self.network.supports_gradient_checkpointing:
+            raise ValueError(
+                f"model.visual.activation_checkpointing: {type(self.network).__name__} cannot compute its activations "
+                "again; leave activation_checkpointing off, or take another model.visual.backbone"
+            )
+        self.network.activation_checkpointing_enable({"use_reentrant": False})
+
+
+class PublicClipBackbone(PublicBackbone):
+    """A network of Transformers that sees the clip: its patch tokens as grids, one for all frames of a tubelet."""
+
+    def __init__(self, config: Any, width: int = 0, unreached: frozenset[str] = frozenset()) -> None:
+        super().__init__(config, width, unreached)
+        size = config.tubelet_size
+        self.tubelet, self.num_frames = size if isinstance(size, int) else size[0], clip_length(config)
+
+    def forward(self, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T D h w"]:
+        if frames.shape[1] == 1:  # an image is a clip that stands still
+            return self(frames.expand(-1, self.num_frames, -1, -1, -1)).mean(1, keepdim=True)
+        if frames.shape[1] % self.tubelet:
+            raise ValueError(f"{frames.shape[1]} frames do not fall into tubelets of {self.tubelet}")
+        tokens = self.network(frames, **self.options).last_hidden_state
+        shape = (frames.shape[1] // self.tubelet, *(side // self.patch_px for side in frames.shape[-2:]))
+        grid = tokens[:, -math.prod(shape) :].unflatten(1, shape).permute(0, 1, 4, 2, 3)  # a class token stands before
+        return grid.repeat_interleave(self.tubelet, dim=1)
+
+
+def public_config(config: VisualConfig) -> Any:
+    """The image network that the folder or hub name `config.backbone` describes; of CLIP and its like the vision side.
+    An exported model has the description itself, as JSON.
+
+    Raises FileNotFoundError where nothing is found, ValueError for a network that sees no images.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
+
+    assert config.backbone is not None, "VisualConfig asks for a backbone"
+    try:
+        if config.backbone.startswith("{"):
+            fields = json.loads(config.backbone)
+            fields.pop("attn_implementation", None)  # a stranger's may name code on the hub
+            fields.pop("_attn_implementation", None)
+            public = AutoConfig.for_model(**fields)
+        else:
+            public = AutoConfig.from_pretrained(config.backbone)
+    except (OSError, ValueError, ImportError) as error:
+        raise FileNotFoundError(
+            f"model.visual.backbone={config.backbone} is neither a folder with a config.json that Transformers knows "
+            f"nor a name on the hub that can be reached; download the model and name its folder ({error})"
+        ) from error
+    public = getattr(public, "vision_config", public)
+    known = type(public) in MODEL_FOR_BACKBONE_MAPPING or type(public) in MODEL_MAPPING
+    if not known or not (hasattr(public, "num_channels") or hasattr(public, "patch_size")):
+        raise ValueError(
+            f"model.visual.backbone={config.backbone} is a {public.model_type!r}, which is no image network of "
+            "Transformers; take one of AutoBackbone (dinov2, dinov3_vit, convnext, swin …), a ViT, a CLIP, a SigLIP, "
+            f"or of {', '.join(CLIP_NETWORKS)}"
+        )
+    if config.drop_path:
+        if not hasattr(public, "drop_path_rate"):
+            raise ValueError(
+                f"model.visual.drop_path={config.drop_path}: {public.model_type!r} has no stochastic depth; set it to 0"
+            )
+        public.drop_path_rate = config.drop_path
+    return public
+
+
+def network_of(config: Any) -> Any:
+    """The backbone of `config` with random weights, or the whole model where Transformers has no backbone of it."""
+    from transformers import AutoBackbone, AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
+
+    if type(config) in MODEL_FOR_BACKBONE_MAPPING:
+        return AutoBackbone.from_config(config)
+    model_class = MODEL_MAPPING[type(config)]
+    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        return AutoModel.from_config(config, add_pooling_layer=False)
+    return AutoModel.from_config(config)
+
+
+def public_class(config: Any) -> type[PublicBackbone]:
+    """How the network of `config` is called."""
+    return PublicClipBackbone if config.model_type in CLIP_NETWORKS else PublicBackbone
+
+
+def clip_length(config: Any) -> int:
+    """Frames of the clips that a network was trained on; 1 of images."""
+    return getattr(config, "frames_per_clip", 0) or getattr(config, "num_frames", 1)
+
+
+def explored(config: Any, shape: tuple[int, int, int] | None = None) -> tuple[int, frozenset[str]]:
+    """Channels of the network's grid, and the parameters that its grid does not depend on; nothing is computed.
+
+    The latter (mask tokens, norms before a pooler) must not ask for a gradient: DDP would wait for it. ValueError for a
+    network that cannot take clips of `shape` (T, H, W), by default that of its training.
+    """
+    patch = patch_px(config)
+    side = -(-max(SMALLEST_PX, side_px(config, "image_size", 0) or side_px(config, "crop_size", 224)) // patch) * patch
+    trained = (clip_length(config), side, side)
+    num_frames, height, width = shape or trained
+    sees_clips = issubclass(public_class(config), PublicClipBackbone)
+    try:
+        with torch.device("meta"):
+            backbone = public_class(config)(config).eval()
+            frames = torch.zeros(1, num_frames, 3, height, width)
+            grid = backbone(frames if sees_clips else frames.flatten(0, 1))
+    except (TypeError, ValueError, RuntimeError, ImportError) as error:
+        size, made_for = (f"{t} frames of {h} × {w} px" for t, h, w in ((num_frames, height, width), trained))
+        raise ValueError(
+            f"the {config.model_type!r} that model.visual.backbone names cannot take {size} ({error}); it was made for "
+            f"{made_for}: set data.num_frames and data.frame_size_px to these, or take another network"
+        ) from error
+    grid.sum().backward()
+    parameters = backbone.network.named_parameters()
+    return grid.shape[-3], frozenset(name for name, parameter in parameters if parameter.grad is None)
+
+
+def patch_px(config: Any) -> int:
+    """Side of the patches that a network cuts frames into; 1 if it cuts none."""
+    return side_px(config, "patch_size", 0) or side_px(config, "tubelet_size", 1)
+
+
+def side_px(config: Any, name: str, default: int) -> int:
+    """Side of the images or patches of a network, the field `name` of its configuration, if that says something."""
+    size = getattr(config, name, default) or default
+    return int(size if isinstance(size, int) else max(size))
+
+
+def freeze_batch_norms(network: nn.Module) -> None:
+    """Every batch normalisation of `network` becomes a frozen one: padding and batch mates have no say in it."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, FrozenBatchNorm(child.num_features, child.eps))
+
+
+def refuse_other_pixels(config: VisualConfig) -> None:
+    """Raise ValueError if `config.pixels` are not those that its backbone was trained with, by the
+    preprocessor_config.json there; a folder without one may have had any."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(str(config.backbone))
+    except OSError:
+        return
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    if not settings.get("do_normalize", True) or not mean or not std:
+        return
+    right = [name for name, known in PIXELS.items() if np.allclose((mean, std), known, atol=1e-3)]
+    if config.pixels not in right:
+        raise ValueError(
+            f"it is {config.pixels}, but {config.backbone} was trained with pixels of mean {mean} and "
+            f"standard deviation {std}: " + (f"set it to {right[0]}" if right else "take another network")
+        )
