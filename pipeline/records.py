@@ -70,6 +70,8 @@ class Reason(StrEnum):
     """Another clip of the corpus shows the same."""
     LEAKED = "leaked"
     """A clip of a test split shows the same."""
+    REFUSED = "refused"
+    """A download that may not be taken: a private address, too large, or a page in place of a file."""
     FILTERED = "filtered"
     """A score of it is beyond a threshold."""
     FAILED = "failed"

@@ -161,7 +161,10 @@ def listed(root: str) -> Iterator[tuple[str, str]]:
     else:
         inner, details = _ask(root, lambda store, inner: (inner.rstrip("/") + "/", store.find(inner, detail=True)))
         files = (
-            (str(path).removeprefix(inner), f"{detail.get('size')} {detail.get('ETag') or detail.get('mtime')}")
+            (
+                str(path).removeprefix(inner),
+                f"{detail.get('size')} {detail.get('ETag') or detail.get('blob_id') or detail.get('mtime')}",
+            )
             for path, detail in sorted(details.items())
         )
     return ((path, version) for path, version in files if not _is_hidden(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import stat
 import threading
@@ -67,6 +68,8 @@ def refuse_special(path: str, inner: str) -> None:
 
 def may_pass(error: Exception) -> bool:
     """Return True if another try may succeed: a remote store is busy or broken for the moment, or the line was."""
+    if (status := _hub_status(error)) is not None or not _has_s3():
+        return status == 429 or (status or 0) >= 500 or isinstance(error, TimeoutError | ConnectionError)
     refusal = _refusal(error)
     if refusal is None:
         from aiohttp import ClientPayloadError
@@ -115,11 +118,17 @@ def in_words(error: Exception, path: str) -> Exception | None:
 
 
 def _remote_in_words(error: Exception, path: str) -> Exception | None:
+    if _hub_status(error) in (401, 403):
+        remedy = "set HF_TOKEN, and accept the terms of a gated data set on its page"
+        return PermissionError(f"no permission for {path}: {remedy}")
+    if not _has_s3():
+        return None
     from botocore import exceptions as boto
 
     match error:
         case boto.NoCredentialsError() | boto.PartialCredentialsError():
-            return PermissionError(f"no credentials for {path}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+            keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            return PermissionError(f"no credentials for {path}: set {keys}, or for a public bucket FSSPEC_S3_ANON=true")
         case boto.SSLError():
             return ConnectionError(f"no secure connection for {path}: check AWS_ENDPOINT_URL and AWS_CA_BUNDLE")
         case boto.ParamValidationError():
@@ -146,11 +155,25 @@ def _missing_right(refusal: ClientError | None, path: str) -> str:
     words = f"{call} was refused ({code}); give this key the right {right} on {where}"
     if right == "s3:GetObject":
         words += f", and s3:ListBucket on s3://{_bucket(path)}, without which a missing key looks the same"
-    return words + (", or check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if code == "403" else "")
+    words += ", or check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if code == "403" else ""
+    is_read = right in ("s3:GetObject", "s3:ListBucket")
+    return words + ("; where the requester pays, set FSSPEC_S3_REQUESTER_PAYS=true" if is_read else "")
+
+
+def _hub_status(error: Exception) -> int | None:
+    """Return the HTTP status with which a hub answered, if it was one."""
+    status = getattr(getattr(error, "response", None), "status_code", None)  # S3's response is a dictionary
+    return status if isinstance(status, int) else None
+
+
+def _has_s3() -> bool:
+    return importlib.util.find_spec("botocore") is not None
 
 
 def _refusal(error: Exception) -> ClientError | None:
     """Return the answer of an S3 store behind an error, if there was one."""
+    if not _has_s3():
+        return None
     from botocore.exceptions import ClientError
 
     return next((cause for cause in (error, error.__cause__) if isinstance(cause, ClientError)), None)

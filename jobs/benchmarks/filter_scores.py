@@ -1,4 +1,4 @@
-"""How well scores rank clips whose motion, blur and black bars are known: `python jobs/benchmark.py filters`.
+"""How well scores rank clips whose motion, blur, black bars and letters are known: `python jobs/benchmark.py filters`.
 
 Clips are encoded as H.264 and scored by `pipeline/curation/scores.py`, by two decoders where both are installed; a rule
 at the median of each score says how often they decide alike.
@@ -22,11 +22,11 @@ from pipeline.decode import decoders
 from pipeline.decode.codec import decode_frames, encode_video, known_info
 from pipeline.records import Kind
 
-RANKED = ("motion", "blur", "letterbox")
+RANKED = ("motion", "blur", "letterbox", "text")
 DECODERS = ("pyav", "decord")
 
 
-def filters(num_clips: int = 150, seed: int = 0) -> dict[str, Any]:
+def filters(num_clips: int = 200, seed: int = 0) -> dict[str, Any]:
     """Rank correlation of each score with the truth, and the share of clips that two decoders' scores keep alike."""
     names = [name for name in DECODERS if name in decoders.loadable()]
     truths: dict[str, list[tuple[float, float]]] = {name: [] for name in RANKED}

@@ -6,14 +6,15 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from jobs.corpus.preparation import Prepared, commit, refuse_writing_over
+from jobs.corpus.resumption import asked_once
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
@@ -23,7 +24,7 @@ from pipeline.curation.endpoint import Endpoint, EndpointConfig
 from pipeline.decode.clip_frames import clip_frames
 from pipeline.decode.codec import encode_image
 from pipeline.decode.config import Limits
-from pipeline.offline.kept import keep, key_of, parted, result_schema
+from pipeline.offline.kept import key_of
 from pipeline.records import DecodeError, Rejected, Stage
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ ANSWERS = pa.schema(
         ("num_requests", pa.int64()),
     ]
 )
-ANSWERS_PER_FILE = 8
-"""Captions that a kill loses at most, beside those that are being asked for."""
 QUALITY = 85
 """Of the JPEGs."""
 
@@ -153,18 +152,16 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
         key_of(*map(clip.get, ("clip_id", "checksum", "start_seconds", "end_seconds")), *config.question)
         for clip in clips
     ]
-    rows = pa.Table.from_pylist(clips, SCHEMA).append_column("key", pa.array(keys, pa.string()))
-    folder = storage.join(out, KEPT)
-    kept, left = parted(rows, folder, ANSWERS)
-    log.info("%d clips, %d of them answered before", len(clips), len(kept))
-    endpoint = Endpoint(config.endpoint)
-    asked = ask_all(left.to_pylist(), lambda clip: answer_of(clip, endpoint, config), config.num_at_once, folder)
+    keyed = [clip | {"key": key} for clip, key in zip(clips, keys, strict=True)]
+    endpoint, folder = Endpoint(config.endpoint), storage.join(out, KEPT)
+    ask = partial(answer_of, endpoint=endpoint, config=config)
+    table, num_asked = asked_once(keyed, ask, folder, ANSWERS, num_at_once=config.num_at_once, what="captions")
     held.check()
-    answers = [*kept.to_pylist(), *asked]
+    answers = table.to_pylist()
     written = {row["clip_id"]: row["caption"] for row in answers if not row["reason"]}
-    table = with_captions(manifest.table.to_pylist(), written, config.source_name)
+    rows = with_captions(manifest.table.to_pylist(), written, config.source_name)
     prepared = commit(
-        SortedRows([pa.Table.from_pylist([row for row in table if row["captions"]], SCHEMA)]),
+        SortedRows([pa.Table.from_pylist([row for row in rows if row["captions"]], SCHEMA)]),
         [Rejected.from_row(row, Stage.PREPARE) for row in answers if row["reason"]],
         corpus=manifest.corpus,
         root=manifest.root,
@@ -179,7 +176,7 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
         name: sum(row[name] or 0 for row in answers) for name in ("input_tokens", "output_tokens", "num_requests")
     }
     dollars = config.endpoint.dollars(tokens["input_tokens"], tokens["output_tokens"])
-    return Captioned(prepared=prepared, num_captions=len(written), num_asked=len(asked), dollars=dollars, **tokens)
+    return Captioned(prepared=prepared, num_captions=len(written), num_asked=num_asked, dollars=dollars, **tokens)
 
 
 def answer_of(clip: dict[str, Any], endpoint: Endpoint, config: CaptionConfig) -> dict[str, Any]:
@@ -192,45 +189,6 @@ def answer_of(clip: dict[str, Any], endpoint: Endpoint, config: CaptionConfig) -
         return row | {"reason": str(error.reason), "detail": error.detail}
     values = dataclasses.asdict(answer)
     return row | {"caption": values.pop("text")} | values
-
-
-def ask_all(
-    clips: Sequence[dict[str, Any]], ask: Callable[[dict[str, Any]], dict[str, Any]], num_at_once: int, folder: str
-) -> list[dict[str, Any]]:
-    """Return `ask` of all clips, some at a time; each few answers are kept in `folder`, and at a failure the others."""
-    done: list[dict[str, Any]] = []
-    waiting: list[dict[str, Any]] = []
-
-    def keep_waiting() -> None:
-        if waiting:
-            keep(pa.Table.from_pylist(waiting, result_schema(ANSWERS)), folder)
-            done.extend(waiting)
-            waiting.clear()
-
-    try:
-        for answer in in_threads(clips, ask, num_at_once):
-            waiting.append(answer | {name: answer.get(name) for name in result_schema(ANSWERS).names})
-            if len(waiting) == ANSWERS_PER_FILE:
-                keep_waiting()
-                counts = (len(done), len(clips))
-                log.info("%d of %d clips captioned", *counts, extra={"is_progress": True})
-    finally:
-        keep_waiting()
-    return done
-
-
-def in_threads(
-    items: Sequence[dict[str, Any]], function: Callable[[dict[str, Any]], dict[str, Any]], num_threads: int
-) -> Iterator[dict[str, Any]]:
-    """Yield `function` of the items as each is done. What was not begun when one fails is not begun."""
-    with ThreadPoolExecutor(num_threads) as pool:
-        begun: set[Future[dict[str, Any]]] = set()
-        for item in items:
-            begun.add(pool.submit(function, item))
-            if len(begun) > num_threads:
-                finished, begun = wait(begun, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in finished)
-        yield from (future.result() for future in begun)
 
 
 def with_captions(rows: Sequence[dict[str, Any]], written: dict[int, str], source: str) -> list[dict[str, Any]]:

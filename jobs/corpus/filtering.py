@@ -7,35 +7,48 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from jobs.corpus.filter_page import page_of
 from jobs.corpus.preparation import Prepared, commit, refuse_writing_over
-from jobs.corpus.resumption import computed_once
+from jobs.corpus.resumption import asked_once, computed_once
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import ledger
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.parts import is_in_parts
 from pipeline.corpus.sorted_rows import SortedRows
+from pipeline.curation.language import LANGUAGES
 from pipeline.curation.scores import NAMES, SCORES, VERSION, known_scores, score_clips
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
 from pipeline.decode.decoders import DecoderName
 from pipeline.offline.kept import key_of
-from pipeline.records import Reason, Rejected, Stage
+from pipeline.records import DecodeError, Reason, Rejected, Stage
 
 log = logging.getLogger(__name__)
 
-TABLE, KEPT, REPORT, PAGE = "scores.parquet", "scores", "filter.json", "filter.html"
+TABLE, KEPT, MATCHES, REPORT, PAGE = "scores.parquet", "scores", "matches", "filter.json", "filter.html"
+MATCHED = pa.schema([("clip_id", pa.int64()), ("uri", pa.string()), ("match", pa.float64())])
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 _RULE = re.compile(r"(\w+)(>=|<=)(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+
+
+class Matcher(Protocol):
+    """Scores how well a clip, a row of a manifest, and its captions match. DecodeError for one that cannot be had."""
+
+    @property
+    def name(self) -> str:
+        """What tells it from others."""
+        ...
+
+    def __call__(self, clip: Mapping[str, Any]) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,10 @@ class FilterConfig:
     """Folder or bucket for the scores, the report, and with rules the new manifest and its ledger."""
     keep: tuple[str, ...] = ()
     """Rules such as `motion>=0.02 letterbox<=0.1`; a clip stays if it fulfils all. None: clips are scored alone."""
+    language: str = "en"
+    """Of `caption_language`, the share of a clip's captions that are in it: en, de, zh, …"""
+    model: str | None = None
+    """Folder of a run or an exported model: `match` is then the cosine of a clip and its least fitting caption."""
     splits: tuple[str, ...] = ("train",)
     """Splits that are filtered; clips of others stay."""
     decoder: DecoderName = decoders.AUTO
@@ -84,7 +101,10 @@ class FilterConfig:
 
     def __post_init__(self) -> None:
         decoders.load(self.decoder)
-        self.rules  # noqa: B018  # refused here if they are none
+        if self.language not in LANGUAGES:
+            raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {self.language!r}")
+        if self.model is None and any(rule.name == "match" for rule in self.rules):
+            raise ValueError("match is scored by a model: name a run, --model FOLDER")
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -108,9 +128,9 @@ class Filtered:
     """The new version, if there are rules."""
 
 
-def filter_clips(config: FilterConfig) -> Filtered:
+def filter_clips(config: FilterConfig, load_matcher: Callable[[str, Limits], Matcher] | None = None) -> Filtered:
     """Write scores and report, and with rules the manifest of the clips that stay. The manifest of `config` is not
-    touched. A clip that was scored before is not decoded again.
+    touched. A clip that was scored before is not decoded again. `load_matcher` reads `config.model`.
 
     ValueError if the manifest would be written over, or while another job writes to the same folder.
     """
@@ -124,9 +144,16 @@ def filter_clips(config: FilterConfig) -> Filtered:
         held.check()
         scores, unreadable = ledger.split_by_reason(scored, Stage.PREPARE)
         clips = {clip["clip_id"]: clip for clip in manifest.table.to_pylist()}
+        readable = scores.select(SCORES.names).sort_by("clip_id").to_pylist()
+        matches = {}
+        if config.model and load_matcher:
+            matcher = load_matcher(config.model, config.limits)
+            matches = matches_of([clips[row["clip_id"]] for row in readable], matcher, storage.join(out, MATCHES))
         rows = [
-            row | {"split": clips[row["clip_id"]]["split"]} | known_scores(clips[row["clip_id"]])
-            for row in scores.select(SCORES.names).sort_by("clip_id").to_pylist()
+            row
+            | {"split": clips[row["clip_id"]]["split"], "match": matches.get(row["clip_id"])}
+            | known_scores(clips[row["clip_id"]], config.language)
+            for row in readable
         ]
         gone = {rule: losers(rows, rule, config.splits) for rule in config.rules}
         done = Filtered(
@@ -156,6 +183,22 @@ def scores_in(manifest: Manifest, config: FilterConfig, out: str) -> pa.Table:
     score = partial(score_clips, limits=config.limits, decoder=config.decoder)
     options = {"most_at_once": 64, "together": "uri", "subcluster": config.subcluster}
     return computed_once(rows, score, storage.join(out, KEPT), SCORES, **options)
+
+
+def matches_of(clips: Sequence[Mapping[str, Any]], matcher: Matcher, folder: str) -> dict[int, float]:
+    """Return how well each clip and its captions match; those of `folder` are not asked for again."""
+    names = ("checksum", "start_seconds", "end_seconds", "captions")
+    rows = [{**clip, "key": key_of(matcher.name, *map(clip.get, names))} for clip in clips if clip["captions"]]
+
+    def ask(clip: Mapping[str, Any]) -> dict[str, Any]:
+        row = {name: clip[name] for name in ("clip_id", "uri", "key")}
+        try:
+            return row | {"match": matcher(clip)}
+        except DecodeError as error:
+            return row | {"reason": str(error.reason), "detail": error.detail}
+
+    table, _ = asked_once(rows, ask, folder, MATCHED, num_at_once=1, what="clips matched with their captions")
+    return {row["clip_id"]: row["match"] for row in table.to_pylist() if not row["reason"]}
 
 
 def losers(rows: Sequence[Mapping[str, Any]], rule: Rule, splits: Sequence[str]) -> set[int]:

@@ -26,7 +26,7 @@ from pipeline.corpus import annotations, media
 from pipeline.corpus.buckets import NUM_BUCKETS, Buckets, portions
 from pipeline.corpus.clip_rows import Annotated, Annotation, WrongRow
 from pipeline.corpus.names import bucket_of_name
-from pipeline.corpus.sources import COMPRESSED_TARS, Layout, Source, open_source, passed_over
+from pipeline.corpus.sources import Layout, Source, open_source, passed_over
 from pipeline.records import Kind
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ ROWS_AT_ONCE = 2**14
 PORTION_ROWS = 2**16
 """Annotations and files of a portion at most, unless those of one bucket are more."""
 PROGRESS_SECONDS = 5.0
-_TELLING = (".tar", ".parquet", *COMPRESSED_TARS, *TABLES)
+_TELLING = (".parquet", *media.TAR_SUFFIXES, *TABLES)
 """Suffixes of files that tell how a corpus is kept."""
 
 

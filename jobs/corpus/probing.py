@@ -64,11 +64,12 @@ class FilesReadWhole:
     """How many files are read whole for clips that are parts of them."""
 
     def __init__(self) -> None:
-        self.num_files = self.num_whole = 0
+        self.num_files = self.num_whole = self.num_unpacked = 0
         self.first: str | None = None
 
     def add(self, rows: pa.Table) -> None:
         """Count the files of rows, of which no later ones are parts."""
+        self.num_unpacked += len({media.file_of(uri) for uri in rows["uri"].to_pylist() if "#unpacked=" in uri})
         columns = (rows[name].to_pylist() for name in ("uri", "packets", "start_seconds", "end_seconds"))
         parts = [(uri, packets) for uri, packets, *times in zip(*columns, strict=True) if times != [None, None]]
         whole = {uri for uri, packets in parts if packets is None}
@@ -78,6 +79,9 @@ class FilesReadWhole:
 
     def say(self) -> None:
         """Log it."""
+        if self.num_unpacked:
+            text = "%d tars are compressed, and unpacked whole for each clip: train on what `pack` makes of them"
+            log.warning(text, self.num_unpacked)
         if self.num_whole:
             log.warning(
                 "%d of %d files with several clips are read whole for each of them, since their packets do not lie in "

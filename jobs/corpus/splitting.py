@@ -34,7 +34,7 @@ TABLE = pa.schema([("clip_name", pa.string()), ("start", pa.float64()), ("end", 
 """A clip, by the path of its video below the root, and seconds."""
 TIMED = pa.schema([*TABLE, ("captions", pa.list_(pa.string())), ("split", pa.string())])
 """The same, of an annotation."""
-VERSION = 1
+VERSION = 2
 """Raised when the same video would give other spans."""
 
 

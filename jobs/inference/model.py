@@ -170,6 +170,7 @@ def windows(
 
 
 def padded(frames: np.ndarray, size_px: int) -> np.ndarray:
+    """Return frames, uint8 (T, H, W, 3), in a square (T, S, S, 4): RGB, and 1 where a pixel is padding."""
     clip = letterbox(frames, size_px)
     return np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)
 

@@ -30,7 +30,7 @@ from pipeline.corpus.manifest import open_manifest
 from pipeline.decode import decoders
 from pipeline.nearest import did_you_mean
 from pipeline.records import Kind
-from pipeline.stream.config import MixingConfig
+from pipeline.stream.config import ANNOTATION, MixingConfig, caption_weights
 from pipeline.stream.epoch_plan import Plan
 from pipeline.text.tokenizer import Tokenizer
 from snps3_model.config import ModelConfig, VisualConfig
@@ -215,6 +215,8 @@ def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
     evaluated = {"data.validation_split": data.validation_split, "data.test_split": data.test_split}
     if data.temporal_split:
         evaluated["data.temporal_split"] = data.temporal_split
+    weights = caption_weights(data.caption_weights)
+    drawn = [None if source == ANNOTATION else source for source, weight in weights.items() if weight]
     for name, split in {"data.train_split": data.train_split, **evaluated}.items():
         num_problems = len(problems)
         _tried(problems, name, lambda split=split: manifest.refuse_empty(split))
@@ -235,6 +237,11 @@ def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
             problems.append(
                 f"{name}: {num_silent} of {manifest.splits[split]} clips of the split {split!r} have no caption; write "
                 "some with jobs/caption.py, or prepare the corpus without --keep-uncaptioned"
+            )
+        elif name == "data.train_split" and drawn and (num_silent := manifest.num_of_other_sources(split, drawn)):
+            problems.append(
+                f"data.caption_weights: {num_silent} of {manifest.splits[split]} clips of the split {split!r} have "
+                f"captions of other sources alone than {', '.join(weights)}: name these too"
             )
     return problems
 

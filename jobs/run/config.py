@@ -22,7 +22,7 @@ from jobs.run.rules import (
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.decoders import DecoderName
-from pipeline.stream.config import AugmentationConfig, MixingConfig, OrderConfig
+from pipeline.stream.config import AugmentationConfig, MixingConfig, OrderConfig, caption_weights
 from pipeline.text.config import MaskingConfig
 from snps3_model.config import SCRATCH_ENCODERS, ModelConfig, ObjectiveConfig, refuse_order_without_time
 
@@ -47,14 +47,16 @@ class DataConfig:
     """Long side of a frame; the rest of the square is padding."""
     decoder: DecoderName = decoders.AUTO
     """`auto` is the fastest that jobs/prepare.py --measure-decoders found on this corpus; if nothing was measured,
-    pyav. The torchcodec ones need its package, FFmpeg libraries, and
-    `torchcodec-cuda` a GPU. Another decoder is named as `package.module:NAME`."""
+    pyav. The torchcodec ones need its package and FFmpeg, `torchcodec-cuda` a GPU. `package.module:NAME`: another."""
     sampling: Sampling = field(default_factory=Sampling)
     max_rejected_share: float = 0.05
     """The run stops when more than this share of the clips seen so far could not be decoded."""
     max_evaluation_clips: int = 1000
     """Clips of a split between which a run retrieves at most, the first by clip_id; scoring all pairs grows with the
     square. Questions are asked about all clips."""
+    caption_weights: tuple[str, ...] = ()
+    """SOURCE=WEIGHT, `annotation` for captions of annotations: a clip's source is drawn by weight, then one of its
+    captions; others are never shown. () draws from all captions alike."""
     mixing: MixingConfig = field(default_factory=MixingConfig)
     order: OrderConfig = field(default_factory=OrderConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -66,6 +68,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         decoders.check_name(self.decoder)
+        caption_weights(self.caption_weights)
         if not self.manifest:
             raise ValueError("data.manifest must name the manifest that jobs/prepare.py wrote, got an empty path")
         refuse_below(self, "data", num_frames=1, frame_size_px=1, max_evaluation_clips=1)
@@ -147,8 +150,8 @@ class OptimConfig:
     """The epoch, counted from 0, whose first step is `decay_step`."""
     max_grad_norm: float = 5.0
     precision: Precision = "fp32"
-    """`bf16`: matrices and convolutions in bfloat16 (autocast), weights, moments and losses in fp32; for GPUs and the
-    few CPUs that compute in it. `tf32`: in fp32 with factors that a GPU rounds to ten bits."""
+    """`bf16`: matrices and convolutions in bfloat16 (autocast), weights, moments and losses in fp32, for devices that
+    compute in it. `tf32`: in fp32 with factors that a GPU rounds to ten bits."""
     average_decay: float | None = None
     """Evaluate and keep a moving average of the weights, of which this part stays at each step (0.999, say); None takes
     the last weights."""
@@ -172,9 +175,7 @@ class OptimConfig:
         if self.average_decay is not None and not 0 < self.average_decay < 1:
             raise ValueError(f"optim.average_decay must lie between 0 and 1 or be None, got {self.average_decay}")
         if self.decay == "step" and self.decay_step is None and self.decay_epoch is None:
-            raise ValueError(
-                "optim.decay=step needs optim.decay_step or optim.decay_epoch, where the rate falls to a tenth"
-            )
+            raise ValueError("optim.decay=step needs optim.decay_step or optim.decay_epoch, where the rate falls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +196,7 @@ class SelectionConfig:
 
     def __post_init__(self) -> None:
         refuse_below(self, "selection", evaluate_every=1)
-        refuse_below(self, "selection", " or None", patience=1)
-        refuse_below(self, "selection", ", or None for all pairs", rerank=1)
+        refuse_below(self, "selection", " or None", patience=1, rerank=1)
         if wrong := [step for step in self.evaluate_also if step < 1]:
             raise ValueError(f"selection.evaluate_also must have steps of at least 1, got {wrong[0]}")
 

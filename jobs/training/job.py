@@ -91,6 +91,7 @@ def make_sources(
         plan=make_plan(data, global_batch, seed),
         max_clips=None,
         long_sides_px=data.augmentation.long_sides_px,
+        caption_weights=data.caption_weights,
     )
     sources = {"train": training} | evaluation
     return {name: dataclasses.replace(source, failures=failures) for name, source in sources.items()}

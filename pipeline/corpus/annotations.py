@@ -21,7 +21,7 @@ from pipeline.corpus.caption_readers import read_rows
 from pipeline.corpus.clip_rows import Annotated, Annotation, WrongRow, attempt, is_outside
 from pipeline.corpus.columns import choose
 from pipeline.corpus.lists import ClipLists, read_lists
-from pipeline.corpus.media import kind_of
+from pipeline.corpus.media import is_tar, kind_of
 from pipeline.corpus.parquet_rows import is_parquet, media_column, parquet_rows
 from pipeline.corpus.speech import read_speech
 from pipeline.corpus.splits import split_named, split_of_file, split_of_folder
@@ -69,7 +69,7 @@ def read_annotations(
 
 def outside(clip: Annotation) -> str:
     """Return, in words, that a clip is none below a root."""
-    remedy = "download it there" if "://" in clip.relative_path else "move it there, or name a root above it"
+    remedy = "`snps3 download` fetches it" if "://" in clip.relative_path else "move it there, or name a root above it"
     return f"clip_name {clip.relative_path!r} must be a path below the corpus root: {remedy}"
 
 
@@ -226,7 +226,7 @@ def source_files(path: str) -> list[tuple[str, str | None]]:
     if metadata := [name for name in names if METADATA.fullmatch(name)]:
         return [(storage.join(path, name), posixpath.dirname(name)) for name in metadata]
     parts = [name for name in names if re.sub(r"\.(gz|zst|bz2)$", "", name.lower()).endswith(FILES)]
-    if any(kind_of(name) or name.endswith(".tar") for name in names) or not parts or is_all_text(parts):
+    if any(kind_of(name) or is_tar(name) for name in names) or not parts or is_all_text(parts):
         return [(path, None)]
     return [(file, _folder_of(file, name)) for name in parts if (file := storage.join(path, name))]
 

@@ -73,6 +73,8 @@ def _row(where: str, row: Mapping[str, Any], columns: Columns) -> Annotated:
         name = name.get("path")
     if isinstance(name, float) and name.is_integer():
         name = int(name)
+    if isinstance(name, str) and re.fullmatch(r"\d+\.0", name):
+        name = name[:-2]  # a number that a table of numbers was written from
     name = text_field({"clip_name": None if is_nothing(name) else name}, "clip_name", where)
     span = items_of(row.get(columns.span)) if columns.span else None
     if span is not None and (not isinstance(span, list) or len(span) != 2):
@@ -90,7 +92,7 @@ def _row(where: str, row: Mapping[str, Any], columns: Columns) -> Annotated:
     if kind and str(kind).lower() not in set(Kind):
         raise ValueError(f"{where}: type must be one of {', '.join(Kind)}, got {kind!r}")
     split = row.get(columns.split) if columns.split else None
-    if not is_nothing(split) and not isinstance(split, str):
+    if not is_nothing(split) and (not isinstance(split, str) or split.strip().isdigit()):
         raise ValueError(f"{where}: {columns.split} must be a name such as train, val or test, got {split!r}")
     return annotated(
         where,

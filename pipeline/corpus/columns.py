@@ -72,6 +72,10 @@ MSRVTT_NAME = re.compile(r"video\d+(\.mp4)?")
 """In MSR-VTT's tables, times are those of the film that the clip was cut from."""
 
 
+_PAIR = re.compile(r"[\[(]?\s*[\d:.]+\s*(s|sec)?\s*(-|–|,|;|to|~|\s)\s*[\d:.]+\s*(s|sec)?\s*[\])]?")
+"""Two times in one text."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """What was taken for what."""
@@ -131,7 +135,7 @@ def choose(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], path: st
             chosen[meaning] = None if times_of_film else _by_rank(meaning, ranks, names, rows, path)
     if chosen["clip"] is None:
         raise ValueError(_without_clip(names, path))
-    is_spanned = chosen["span"] and _is_span(chosen["span"], rows)
+    is_spanned = chosen["span"] and _is_span(chosen["span"], rows, path)
     if chosen["start"] or chosen["end"] or not is_spanned:
         chosen["span"] = None if "span" not in given else chosen["span"]
     if chosen["split"] is None and "split" not in given:
@@ -173,8 +177,13 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "")
 
 
-def _is_span(name: str, rows: Iterable[Mapping[str, Any]]) -> bool:
+def _is_span(name: str, rows: Iterable[Mapping[str, Any]], path: str) -> bool:
     values = [items_of(row[name]) for row in rows if not is_nothing(row.get(name))]
+    if values and all(isinstance(value, str) and _PAIR.fullmatch(value.strip()) for value in values):
+        raise ValueError(
+            f"{path}: {name} may be the times of the clip, as {values[0]!r}: write them as columns start and end, or "
+            "say --columns span= for whole videos"
+        )
     return bool(values) and all(isinstance(value, list) and value for value in values)
 
 

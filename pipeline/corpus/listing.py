@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +16,8 @@ from jaxtyping import Int64
 
 from pipeline.corpus.schema import num_uncaptioned
 from pipeline.records import Kind
+
+_CAPTIONED = ["captions", "caption_sources"]
 
 
 class Rows(abc.ABC):
@@ -99,6 +101,11 @@ class Listing(abc.ABC):
     def num_uncaptioned(self, split: str) -> int:
         """The number of clips of a split without captions."""
         return sum(num_uncaptioned(rows) for rows in self.batches(split=split))
+
+    def num_of_other_sources(self, split: str, sources: Collection[str | None]) -> int:
+        """The number of clips of a split whose captions all are of other sources than these."""
+        rows = (row for table in self.batches(split=split) for row in table.select(_CAPTIONED).to_pylist())
+        return sum(not {*(row["caption_sources"] or [None] * len(row["captions"]))} & {*sources} for row in rows)
 
     def batches(self, num_rows: int = 65_536, split: str | None = None) -> Iterator[pa.Table]:
         """Yield all rows, or those of a split, in order of (split, kind, clip_id), at most `num_rows` at a time."""

@@ -4,6 +4,7 @@
 |---|---|
 | `PATH` | the file's bytes |
 | `PATH#bytes=START-STOP` | these bytes of it: a member of a tar, a raw clip in a shard |
+| `PATH#unpacked=START-STOP` | these bytes of a compressed file when it is unpacked, as a whole: a member of a .tar.gz |
 | `PATH#frames=START-STOP` | the images in these bytes of a shard, each behind its length (4 bytes, little-endian) |
 | `PATH.lmdb#key=NAME` | the value of a key |
 | `PATH#row=NUMBER&column=COLUMN` | a value in a Parquet file |
@@ -20,13 +21,14 @@ import posixpath
 import re
 import struct
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus import manifest
+from pipeline.corpus.text_files import decompressed_pieces
 from pipeline.records import EncodedFrames, Kind, Stored
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .avif .heic .heif .jxl .jp2 .svg .eps .psd .tga".split()
 )
 """The last nine are not read: their files stand in the ledger, by their names."""
-_INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames)=(?P<start>\d+)-(?P<stop>\d+)(&name=(?P<name>.+))?")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+MOST_UNPACKED_BYTES = 2**33
+_INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames|unpacked)=(?P<start>\d+)-(?P<stop>\d+)(&name=(?P<name>.+))?")
 _KEYED = re.compile(r"(?P<path>.+\.lmdb)#key=(?P<key>.+)")
 _ROW = re.compile(r"(?P<path>.+)#row=(?P<row>\d+)&column=(?P<column>[^&]+)(&name=(?P<name>.+))?")
 _LENGTH = struct.Struct("<I")
@@ -63,9 +67,11 @@ def read(uri: str, checksum: str | None = None) -> Stored:
     have the checksum given, since the file was damaged, or written anew after its manifest.
     """
     if match := _INSIDE.fullmatch(uri):
-        data = storage.read_bytes(match["path"], int(match["start"]), int(match["stop"]))
+        start, stop = int(match["start"]), int(match["stop"])
+        is_packed = match["form"] == "unpacked"
+        data = unpacked(match["path"])[start:stop] if is_packed else storage.read_bytes(match["path"], start, stop)
         data = _checked(data, checksum, uri)
-        return data if match["form"] == "bytes" else EncodedFrames(unpack(data, uri))
+        return EncodedFrames(unpack(data, uri)) if match["form"] == "frames" else data
     if match := _KEYED.fullmatch(uri):
         return _read_key(match["path"], unquote(match["key"]))
     if match := _ROW.fullmatch(uri):
@@ -96,9 +102,20 @@ def is_part(uri: str) -> bool:
     return file_of(uri) != uri or uri.endswith("/")
 
 
-def inside(path: str, start: int, stop: int, *, frames: bool = False) -> str:
-    """The uri of the bytes [start, stop) of a file; of the images in them with `frames`."""
-    return f"{path}#{'frames' if frames else 'bytes'}={start}-{stop}"
+def inside(path: str, start: int, stop: int, form: Literal["bytes", "frames", "unpacked"] = "bytes") -> str:
+    """The uri of the bytes [start, stop) of a file, of the images in them, or of those bytes when it is unpacked."""
+    return f"{path}#{form}={start}-{stop}"
+
+
+def is_tar(path: str) -> bool:
+    """Return whether a name is that of a tar, also of a compressed one."""
+    return path.lower().endswith(TAR_SUFFIXES)
+
+
+@functools.lru_cache(maxsize=1)
+def unpacked(path: str) -> bytes:
+    """The content of a compressed file, kept for the clips beside one another in it. ValueError if it is damaged."""
+    return b"".join(decompressed_pieces(storage.read_bytes(path), path, MOST_UNPACKED_BYTES))
 
 
 def named(uri: str, name: str) -> str:

@@ -8,6 +8,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
+from urllib.parse import unquote
 
 from pipeline.corpus.buckets import NUM_BUCKETS
 from pipeline.corpus.media import kind_of
@@ -57,6 +58,7 @@ class Names:
         """Return the files that `path` may mean and that fit it best; a single one is it."""
         stem = folded(stem_of(path))
         prefixed = [stem.removeprefix(prefix) for prefix in PREFIXES] + [prefix + stem for prefix in PREFIXES]
+        prefixed.append(unquote(stem))
         places = next((self._by_stem[key] for key in (stem, *prefixed) if key in self._by_stem), [])
         scores = {place: _fit(path, place) for place in places}
         best = max(scores.values(), default=None)

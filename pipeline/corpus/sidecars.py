@@ -73,7 +73,7 @@ def _beside(media_names: Sequence[str], texts: Sequence[str]) -> dict[str, list[
     return {
         name: by_stem[folded(posixpath.splitext(name)[0])]
         + by_stem[folded(name)]
-        + (by_key[_key(name)] if ".tar/" in name and num_media[_key(name)] == 1 else [])
+        + (by_key[_key(name)] if any(map(media.is_tar, name.split("/"))) and num_media[_key(name)] == 1 else [])
         for name in media_names
     }
 

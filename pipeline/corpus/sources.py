@@ -3,7 +3,7 @@
 | layout | name of a clip | told by |
 |---|---|---|
 | `files` | its path below the root | nothing else fits |
-| `tar` | `SHARD.tar/member`; the member alone where only one tar has it | `.tar` files below the root (WebDataset) |
+| `tar` | `SHARD.tar/member`; the member alone where only one tar has it | `.tar` and `.tar.gz` files (WebDataset) |
 | `lmdb` | its key; of a path, the stem | the root ends in `.lmdb` |
 | `parquet` | `FILE.parquet/` and its path, its key or its row | `.parquet` files with videos in them, and no others |
 | `frame_folders` | the folder of its images, without a suffix | has to be said |
@@ -11,34 +11,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 import re
-import shlex
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import IO
+from typing import Any
 
 from pipeline import storage
 from pipeline.corpus import media
 from pipeline.corpus.names import Names
 from pipeline.corpus.parquet_rows import media_column, media_places
+from pipeline.corpus.text_files import is_compressed
 from pipeline.records import Kind
-
-GZIP = b"\x1f\x8b"
-"""First bytes of a compressed tar."""
-COMPRESSED_TARS = {
-    ".tar.gz": "gunzip",
-    ".tgz": "gunzip",
-    ".tar.bz2": "bunzip2",
-    ".tar.xz": "unxz",
-    ".tar.zst": "unzstd",
-}
-"""Suffix → the command that unpacks it."""
 
 
 class Layout(StrEnum):
@@ -113,7 +103,8 @@ class Source:
     @cached_property
     def _tar_of_member(self) -> dict[str, str]:
         """Member → its name with the tar, for members that only one tar has."""
-        members = [(re.split(r"\.tar/", name, maxsplit=1, flags=re.I)[-1], name) for name in self.places]
+        behind = re.compile(r"(?i)\.(?:tar(?:\.\w+)?|tgz)/")
+        members = [(behind.split(name, maxsplit=1)[-1], name) for name in self.places]
         times = Counter(member for member, _ in members)
         return {member: name for member, name in members if times[member] == 1}
 
@@ -140,7 +131,7 @@ def passed_over(root: str, paths: Iterable[str]) -> dict[str, str]:
     found = {}
     for path in paths:
         if storage.is_surrogate(path):
-            if not (media.kind_of(path) or path.endswith(".tar")):
+            if not (media.kind_of(path) or media.is_tar(path)):
                 continue
             shown = os.fsencode(path).decode(errors="backslashreplace")
             found[shown] = "its name is not UTF-8, which a manifest needs: rename the file, for example with convmv"
@@ -149,19 +140,10 @@ def passed_over(root: str, paths: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def packed(path: str) -> str:
-    """Return, in words, what to do with a compressed tar."""
-    command = next((command for suffix, command in COMPRESSED_TARS.items() if path.lower().endswith(suffix)), None)
-    here, behind = shlex.quote(path), shlex.quote(f"{path}.gz")
-    name, move = (here, "") if command else (behind, f"mv {here} {behind} && ")
-    return f"{path}: a compressed tar, of which no part can be read alone: {move}{command or 'gunzip'} {name}"
-
-
 def _with_layout(root: str, layout: Layout | None, files: Sequence[str]) -> Source:
-    tars = [name for name in files if name.lower().endswith(".tar")]
-    compressed = [name for name in files if name.lower().endswith(tuple(COMPRESSED_TARS))]
-    if compressed and not tars and not any(map(media.kind_of, files)):
-        raise ValueError(packed(storage.join(root, compressed[0])))
+    tars = [name for name in files if media.is_tar(name)]
+    if not any(name.lower().endswith(".tar") for name in tars) and any(map(media.kind_of, files)):
+        tars = []  # an archive beside the videos
     if layout == Layout.TAR or (layout is None and tars):
         return _tars(root, tars)
     tables = [name for name in files if name.lower().endswith(".parquet")]
@@ -186,23 +168,24 @@ def _tars(root: str, tars: Sequence[str]) -> Source:
     places, damaged = {}, {}
     for tar in tars:
         path = storage.join(root, tar)
-        if storage.read_bytes(path, 0, 2) == GZIP:
-            raise ValueError(packed(path))
+        is_packed = is_compressed(storage.read_bytes(path, 0, 8))
         try:
-            members, fault = storage.read_with(path, _members)
-        except OSError as error:
-            if storage.is_remote(path):
+            members, fault = (
+                _members(io.BytesIO(media.unpacked(path))) if is_packed else storage.read_with(path, _members)
+            )
+        except (OSError, ValueError) as error:
+            if storage.is_remote(path) and not is_packed:
                 raise
             members, fault = [], str(error)
         for member, start, stop in members:
             name = f"{tar}/{member}"
-            places[name] = media.named(media.inside(path, start, stop), name)
+            places[name] = media.named(media.inside(path, start, stop, "unpacked" if is_packed else "bytes"), name)
         if fault:
             damaged[path] = f"the tar cannot be listed to its end: {fault}"
     return Source(root=root, layout=Layout.TAR, places=places, damaged=damaged)
 
 
-def _members(file: IO[bytes]) -> tuple[list[tuple[str, int, int]], str | None]:
+def _members(file: Any) -> tuple[list[tuple[str, int, int]], str | None]:
     """Name, start and end of each file in a tar, and what is wrong with the tar."""
     places: dict[str, tuple[int, int]] = {}
     fault = None

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from pipeline.corpus.media import is_tar
+
 SPLITS: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -31,7 +33,7 @@ def split_of_folder(path: str) -> str | None:
     folders = posixpath.dirname(path).split("/")
     if path.startswith("/") or ":/" in path:
         folders = [name for name in folders if name.lower() in SPLITS][-1:]
-    packed = [name for name in folders if name.lower().endswith((".tar", ".parquet"))]
+    packed = [name for name in folders if is_tar(name) or name.lower().endswith(".parquet")]
     return _single(folders, path) or next(filter(None, map(split_of_file, packed)), None)
 
 

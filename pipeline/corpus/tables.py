@@ -25,7 +25,19 @@ KNOWN = frozenset(name for ranks in NAMES.values() for rank in ranks for name in
 DELIMITERS = ",\t;|"
 NESTED = ("clips", "clip", "regions", "annotations", "segments", "captions", "sentences")
 """Fields with a list of objects, each a row together with the fields beside it."""
-WRAPPERS = ("data", "annotations", "items", "rows", "samples", "records", "database", "videos", "clips", "results")
+WRAPPERS = (
+    "data",
+    "annotations",
+    "items",
+    "rows",
+    "samples",
+    "records",
+    "database",
+    "videos",
+    "clips",
+    "results",
+    "dataset",
+)
 
 csv.field_size_limit(sys.maxsize)
 
@@ -98,18 +110,22 @@ def csv_rows(text: str | Iterable[str], path: str, *, header: bool = True) -> It
     first = next((number for number, line in enumerate(lines.since(0)) if not is_preamble(line)), 0)
     top = lines.at(first) or ""
     mark = delimiter_of(top) or next((mark for mark in "\t,;|" if mark in top), ",")
-    fields = next(csv.reader([top], delimiter=mark, skipinitialspace=True))
+    quote = "'" if header and _SINGLE_QUOTED.fullmatch(lines.at(first + 1) or "") else '"'
+    fields = next(csv.reader([top], delimiter=mark, quotechar=quote, skipinitialspace=True))
     names = [name.strip() for name in fields] if header else [str(number + 1) for number in range(len(fields))]
     if twice := [name for name, times in Counter(names).items() if name and times > 1]:
         raise ValueError(f"{path}:{first + 1}: {len(twice) + 1} columns are called {twice[0]!r}: rename one of them")
     number = first + header
     while (line := lines.at(number)) is not None:
         lines.first_needed = number
-        if not line.strip():
+        if not line.strip() or (mark == "|" and _RULE.fullmatch(line)):
             number += 1
             continue
         where = f"{path}:{number + 1}"
-        values, stop = _row_at(lines, number, mark, len(names))
+        values, stop = _row_at(lines, number, mark, len(names), quote)
+        if line.startswith("#") and len(values or ()) != len(names):
+            number += 1  # a comment
+            continue
         if values is None:
             reason = f"{where}: no CSV, a quote is open at its end: {line[:60]!r}"
         elif len(values) > len(names) and not any(values[len(names) :]):
@@ -129,26 +145,39 @@ def csv_rows(text: str | Iterable[str], path: str, *, header: bool = True) -> It
         number = stop
 
 
+_SINGLE_QUOTED = re.compile(r"'[^']*'([,\t;|]\s*'[^']*')+")
+_RULE = re.compile(r"[\s|:-]*-[\s|:-]*")
+"""The line below the header of a table in Markdown."""
 _MARKS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 
-def _row_at(lines: _Lines, number: int, mark: str, count: int) -> tuple[list[str] | None, int]:
+def _row_at(lines: _Lines, number: int, mark: str, count: int, quote: str) -> tuple[list[str] | None, int]:
     """Return the fields of the row that begins at a line (None: it does not end), and the line after it.
 
     A quoted field may have several lines. One whose later lines are rows themselves was opened by a stray quote.
     """
-    ended = (line + "\n" for line in lines.since(number))
-    reader = csv.reader(ended, delimiter=mark, strict=True, skipinitialspace=mark != "\t")
+    dialect: dict[str, Any] = {"delimiter": mark, "quotechar": quote, "skipinitialspace": mark != "\t"}
+    reader = csv.reader((line + "\n" for line in lines.since(number)), **dialect, strict=True)
     try:
         values = next(reader)
     except csv.Error:
         line = lines.at(number) or ""
+        if '\\"' in line and len(values := _escaped(line, dialect)) == count:
+            return values, number + 1
         return (line.split(mark) if line.count('"') % 2 == 0 else None), number + 1
     stop = number + reader.line_num
     for line in itertools.islice(lines.since(number + 1), stop - number - 1):
         if line.count(mark) == count - 1 and count > 1 and _is_row(line, mark, values):
             return None, number + 1
     return values, stop
+
+
+def _escaped(line: str, dialect: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a line whose quotes stand behind a backslash, as MySQL writes them; none if it has none."""
+    try:
+        return next(csv.reader([line], **dialect, strict=True, doublequote=False, escapechar="\\"))
+    except csv.Error:
+        return []
 
 
 def _is_row(line: str, mark: str, values: Sequence[str]) -> bool:
@@ -316,12 +345,22 @@ def _flat(where: str, row: Any) -> Iterator[Row]:
         return
     name = next((name for name in NESTED if _is_nested(row.get(name))), None)
     if name is None:
-        yield where, row
+        inner = next((row[key] for key in NESTED if _is_part(row.get(key), row)), {})
+        yield where, {**row, **inner}
         return
     outer = {key: value for key, value in row.items() if key != name}
     for index, inner in enumerate(row[name]):
         ambiguous = {key for key in outer if key in inner and plain(key) in ("id", "key", "name")}
         yield f"{where}: {name}[{index}]", {**{k: v for k, v in outer.items() if k not in ambiguous}, **inner}
+
+
+def _is_part(value: Any, row: Mapping[str, Any]) -> bool:
+    """Return whether a field is an object with known fields that `row` has not beside it."""
+    return (
+        isinstance(value, Mapping)
+        and any(plain(key) in KNOWN for key in value)
+        and not {plain(key) for key in value} & {plain(key) for key in row}
+    )
 
 
 def _is_nested(value: Any) -> bool:

@@ -118,7 +118,7 @@ def _refuse_no_text(data: bytes, path: str) -> None:
 def _decoded(data: bytes, path: str, first_line: int) -> str:
     """Return the text in `data`. ValueError, with the line and a remedy, for what is no text in Unicode."""
     try:
-        return data.decode("utf-16" if data.startswith(_MARKS_16) else "utf-8-sig")
+        return data.decode("utf-16" if data.startswith(_MARKS_16) else "utf-8-sig").replace("\0", "")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + first_line
         remedy = f"convert it first: iconv -f cp1252 -t utf-8 {shlex.quote(path)} > FILE"

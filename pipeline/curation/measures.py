@@ -1,9 +1,9 @@
-"""Measures of a clip's pixels by which a corpus is filtered: motion, blur, black, static, letterbox. Pure."""
+"""Measures of a clip's pixels by which a corpus is filtered: motion, blur, black, static, letterbox, text. Pure."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
 DARK = 32.0
@@ -17,6 +17,12 @@ COARSE_PX = 32
 REBLUR_PX, MOST_BLUR_PX = 1.5, 16.0
 EDGE_SHARE, LEAST_SLOPE = 0.02, 1.0
 """Pixels that are looked at as edges: the steepest share of them, from a change of luma per pixel on."""
+LETTER_SLOPE, LETTER_PX = 20.0, 6
+"""Change of luma from pixel to pixel at the edge of a letter's stroke, and the widest stroke or gap."""
+LETTERS_PX, LEAST_STROKES = (8, 16), 2.0
+"""Height and width of a cell of the picture, and the edges of strokes in each of its rows if it is full of letters."""
+STANDING_SHARE = 0.6
+"""Of the frames, in which an edge must lie at the same place to be one of letters."""
 
 Luma = Float32[np.ndarray, "T H W"]
 
@@ -98,3 +104,27 @@ def blurred(frame: Float32[np.ndarray, "H W"], deviation_px: float) -> Float32[n
         parts = [weight * padded[k : k + len(frame)] for k, weight in enumerate(weights / weights.sum())]
         frame = np.sum(parts, axis=0).T
     return frame
+
+
+def text(frames: Luma) -> float:
+    """Return the share of the picture that letters take: cells where luma rises and falls every few pixels, in lines
+    that stand still. In a picture that does not move, other fine patterns count too.
+    """
+    slopes = np.diff(frames, axis=2)
+    rises, falls = slopes > LETTER_SLOPE, slopes < -LETTER_SLOPE
+    strokes = (rises & _soon(falls)) | (falls & _soon(rises))
+    standing = strokes.mean(0) >= STANDING_SHARE
+    rows, columns = (length // side for length, side in zip(standing.shape, LETTERS_PX, strict=True))
+    if not rows or not columns:
+        return 0.0
+    cut = standing[: rows * LETTERS_PX[0], : columns * LETTERS_PX[1]]
+    cells = cut.reshape(rows, LETTERS_PX[0], columns, LETTERS_PX[1]).sum((1, 3)) / LETTERS_PX[0]
+    return float((cells >= LEAST_STROKES).mean())
+
+
+def _soon(edges: Bool[np.ndarray, "T H W"]) -> Bool[np.ndarray, "T H W"]:
+    """Return where one of `edges` lies within a stroke to the right."""
+    soon = np.zeros_like(edges)
+    for way in range(1, LETTER_PX):
+        soon[..., :-way] |= edges[..., way:]
+    return soon

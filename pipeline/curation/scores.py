@@ -10,16 +10,20 @@ import pyarrow as pa
 from jaxtyping import UInt8
 
 from pipeline.curation import measures
+from pipeline.curation.language import share_in
 from pipeline.decode.clip_frames import clip_frames
 from pipeline.decode.codec import encode_image
 from pipeline.decode.config import Limits, Sampling
 from pipeline.offline.kept import result_schema
 from pipeline.records import DecodeError, Kind
 
-VERSION = 1
+VERSION = 2
 """Raised when the same clip would get other scores."""
 SAMPLING, NUM_FRAMES, SIZE_PX = Sampling(rule="fps", frames_per_second=8.0), 16, 256
-NAMES = ("motion", "blur", "black", "static", "letterbox", "aspect", "caption_words")
+NAMES = (
+    *("motion", "blur", "black", "static", "letterbox", "text", "aspect", "caption_words", "caption_language"),
+    "match",
+)
 SCORES = pa.schema(
     [
         ("clip_id", pa.int64()),
@@ -29,6 +33,7 @@ SCORES = pa.schema(
         ("black", pa.float64()),  # share of frames
         ("static", pa.float64()),  # share of frames; null: an image
         ("letterbox", pa.float64()),  # share of the picture in black bars
+        ("text", pa.float64()),  # share of the picture in letters
         ("strip", pa.binary()),  # JPEG of some frames
     ]
 )
@@ -46,13 +51,19 @@ def scores_of(frames: UInt8[np.ndarray, "T H W 3"], kind: Kind) -> dict[str, flo
         "black": measures.black(luma),
         "static": measures.static(luma) if is_video else None,
         "letterbox": measures.letterbox(luma),
+        "text": measures.text(luma[:: max(1, len(luma) // STRIP_FRAMES)]),
     }
 
 
-def known_scores(clip: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the scores that the row of a manifest tells: width over height, and words of the shortest caption."""
+def known_scores(clip: Mapping[str, Any], language: str) -> dict[str, float | None]:
+    """Return the scores that the row of a manifest tells: width over height, words of the shortest caption, and the
+    share of its captions in a language."""
     words = [len(caption.split()) for caption in clip["captions"]]
-    return {"aspect": clip["width"] / clip["height"], "caption_words": min(words, default=None)}
+    return {
+        "aspect": clip["width"] / clip["height"],
+        "caption_words": min(words, default=None),
+        "caption_language": share_in(language, clip["captions"]),
+    }
 
 
 def score_clips(clips: pa.Table, limits: Limits, decoder: str) -> pa.Table:

@@ -18,18 +18,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.curation.cuts import Transition, runs_above
-from pipeline.curation.shots import weights_path
+from pipeline.curation.cuts import Transition, content_changes, runs_above
+from pipeline.curation.shots import ContentDetector, weights_path
 
 FILTERS, DILATIONS, UNITS = 16, (1, 2, 4, 8), 1024
 REACH = 50
 """Frames before and after one that it is compared with."""
 WINDOW, CONTEXT = 100, 25
 """Frames that the network sees at a time, and how many of them at either end are there for the others alone."""
+DOUBT = 0.2
+"""Share of the threshold at which a transition is one if the content detector sees a cut there too."""
 LEAST_SHOT = 6
 """Frames between two transitions at most that make them one."""
 SIZE = (48, 27)
@@ -140,8 +142,13 @@ class NetworkDetector:
 
     def transitions(self, chunks: Iterable[UInt8[np.ndarray, "T H W 3"]]) -> list[Transition]:
         """As `shots.Detector.transitions`."""
+        changes: list[Float64[np.ndarray, " n"]] = []
         # the first output alone misses half of the fades; the second sees a fade as two, out and in
-        likeliest = self.probabilities(chunks).max(1).astype(np.float64)
+        likeliest = self.probabilities(noting_changes(chunks, changes)).max(1).astype(np.float64)
+        following = np.append(np.concatenate(changes), 0.0)
+        # between shots that look alike the network doubts a cut of which the pixels leave no doubt
+        is_cut = (likeliest >= DOUBT * self.threshold) & (following >= ContentDetector.threshold)
+        likeliest[is_cut] = 1.0
         joined: list[tuple[int, int]] = []
         for first, stop in runs_above(likeliest, self.threshold):
             is_one = bool(joined) and first - joined[-1][1] <= LEAST_SHOT
@@ -156,6 +163,17 @@ class NetworkDetector:
             parts.append(self.network(torch.from_numpy(window)[None])[0, CONTEXT:-CONTEXT].numpy())
             num_frames += num_new
         return np.concatenate(parts)[:num_frames]
+
+
+def noting_changes(
+    chunks: Iterable[UInt8[np.ndarray, "T H W 3"]], changes: list[Float64[np.ndarray, " n"]]
+) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
+    """Yield `chunks`, and add to `changes` how much the frames differ from those before them, but for the first."""
+    last: np.ndarray | None = None
+    for frames in chunks:
+        changes.append(content_changes(frames if last is None else np.concatenate([last, frames])))
+        last = frames[-1:]
+        yield frames
 
 
 def windows_of(

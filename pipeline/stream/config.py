@@ -4,9 +4,13 @@ read it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+ANNOTATION = "annotation"
+"""Source of captions that no `caption_sources` names."""
 STRONGEST = 10.0
 """End of RandAugment's scale of magnitudes."""
 
@@ -120,3 +124,20 @@ class OrderConfig:
             raise ValueError(f"data.order.whole_up_to must be at least 1024, a block, got {self.whole_up_to}")
         if self.window_blocks < 2:
             raise ValueError(f"data.order.window_blocks must be at least 2, got {self.window_blocks}")
+
+
+def caption_weights(pairs: Sequence[str]) -> dict[str, float]:
+    """Return `SOURCE=WEIGHT` of data.caption_weights as source → weight. ValueError for what is none."""
+    weights = {}
+    for pair in pairs:
+        source, _, text = pair.rpartition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not source or not 0 <= weight < math.inf or source in weights:
+            raise ValueError(f"data.caption_weights are SOURCE=WEIGHT, each source once, from 0 on, got {pair!r}")
+        weights[source] = weight
+    if weights and not any(weights.values()):
+        raise ValueError(f"data.caption_weights must have one above 0, got {' '.join(pairs)}")
+    return weights

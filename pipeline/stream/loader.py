@@ -9,7 +9,7 @@ keeps its slot with weight 0: nothing is filtered, no rank ever gets fewer rows 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -30,7 +30,8 @@ from pipeline.decode.isolation import isolated
 from pipeline.decode.packets import decoded
 from pipeline.decode.pixels import PixelBuffer
 from pipeline.decode.sampling import Policy
-from pipeline.records import ClipRows, DecodeError, Kind, Media, Rejected, Stage
+from pipeline.records import ClipRows, DecodeError, Kind, Media, Reason, Rejected, Stage
+from pipeline.stream.config import ANNOTATION, caption_weights
 from pipeline.stream.epoch_plan import PADDING, PlannedStep
 from pipeline.stream.failures import failures_in, note_failure
 from pipeline.stream.randomness import Purpose, clip_rng
@@ -186,7 +187,6 @@ def decode_slot(
     }
     if row is None:
         return empty
-    is_training = source.plan is not None
     decode = functools.partial(
         isolated,
         decode_frames,
@@ -200,16 +200,18 @@ def decode_slot(
     )
     try:
         _, height, width, _ = decoded(read(), decode)
+        caption = drawn_caption(source, planned, row)
     except DecodeError as error:
         return empty | {"reason": str(error.reason), "detail": error.detail}
-    captions = row["captions"]
-    caption_rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.CAPTION)
-    return empty | {
-        "weight": 1.0,
-        "caption": choose_caption(captions, caption_rng) if is_training else captions[0],
-        "real_height": height,
-        "real_width": width,
-    }
+    return empty | {"weight": 1.0, "caption": caption, "real_height": height, "real_width": width}
+
+
+def drawn_caption(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> str:
+    """Return the caption that a clip is shown with: the first, in training a drawn one."""
+    if source.plan is None:
+        return row["captions"][0]
+    rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.CAPTION)
+    return choose_caption(row["captions"], rng, row["caption_sources"], source.caption_weights)
 
 
 def drawn_size_px(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> int:
@@ -237,11 +239,30 @@ def fetch_nothing() -> Media:
     return b""
 
 
-def choose_caption(captions: list[str], rng: np.random.Generator) -> str:
-    """One of a clip's captions, uniformly."""
+def choose_caption(
+    captions: Sequence[str],
+    rng: np.random.Generator,
+    sources: Sequence[str | None] | None = None,
+    weights: Sequence[str] = (),
+) -> str:
+    """One of a clip's captions: uniformly, or of a source (of each caption) that is drawn by `weights`, SOURCE=WEIGHT.
+
+    DecodeError, `no_caption`, for a clip that has none of these sources.
+    """
     if not captions:
         raise ValueError("a clip without captions cannot be trained on; prepare rejects it as `no_caption`")
-    return captions[int(rng.integers(len(captions)))]
+    if not weights:
+        return captions[int(rng.integers(len(captions)))]
+    by_source: dict[str, list[str]] = {}
+    for caption, name in zip(captions, sources or [None] * len(captions), strict=True):
+        by_source.setdefault(name or ANNOTATION, []).append(caption)
+    drawable = {name: weight for name, weight in caption_weights(weights).items() if weight and name in by_source}
+    if not drawable:
+        detail = f"has captions of {', '.join(by_source)} alone, and data.caption_weights={' '.join(weights)}"
+        raise DecodeError(Reason.NO_CAPTION, detail)
+    shares = np.array(list(drawable.values()))
+    of_source = by_source[list(drawable)[int(rng.choice(len(drawable), p=shares / shares.sum()))]]
+    return of_source[int(rng.integers(len(of_source)))]
 
 
 def clip_rows(

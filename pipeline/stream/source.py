@@ -41,7 +41,8 @@ class ClipSource:
     limits: Limits = field(default_factory=Limits)
     long_sides_px: tuple[int, ...] = ()
     """Training decodes each clip with one of these long sides, drawn anew in each epoch; none: `frame_size_px`."""
-
+    caption_weights: tuple[str, ...] = ()
+    """Training draws a caption by its source, as `config.caption_weights` reads it; none: from all alike."""
     patience_seconds: float = 0.0
     """How long a store that fails is asked again before a clip counts as unavailable."""
     failures: str = ""

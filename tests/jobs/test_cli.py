@@ -342,7 +342,9 @@ def test_a_bucket_that_cannot_be_had_is_named_before_the_start(tmp_path, monkeyp
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody answers
     config = run_of(tmp_path)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, manifest="s3://nowhere/m.parquet"))
-    assert "no credentials for s3://nowhere/m.parquet: set AWS_ACCESS_KEY_ID" in problems(config, ENOUGH)[0]
+    (problem, *_) = problems(config, ENOUGH)
+    assert "no credentials for s3://nowhere/m.parquet: set AWS_ACCESS_KEY_ID" in problem
+    assert "or for a public bucket FSSPEC_S3_ANON=true" in problem
 
 
 def test_a_bucket_without_the_right_to_write_is_named_before_the_start(tmp_path, bucket):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from made_run import made_run
 
 from jobs.benchmarks.support.fixtures import manifest_row
 from jobs.corpus.filtering import FilterConfig, describe, filter_clips, rule_of
+from jobs.inference.clip_match import ClipMatcher
+from jobs.inference.model import load
 from pipeline import storage
 from pipeline.corpus.ledger import read_ledger
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
@@ -82,7 +88,34 @@ def test_rules_write_a_new_version_and_say_what_each_takes_out(
     assert "letterbox&lt;=0.1" in page
 
 
+def test_a_clip_matches_its_caption_as_the_model_says_and_is_not_asked_again(manifest: str, tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    config = FilterConfig(manifest=manifest, out=str(tmp_path / "out"), keep=("match>=-1",), model=run, language="de")
+    done = filter_clips(config, ClipMatcher.load)
+    model = load(run)
+    texts = {row["uri"]: row["captions"][0] for row in read_manifest(manifest).table.to_pylist()}
+    for row in storage.read_table(done.scores_path).to_pylist():
+        videos, caption = model.embed_videos([row["uri"]]), model.embed_texts([texts[row["uri"]]])
+        cosines = torch.einsum("qd,ctd->qct", caption.vectors, videos.vectors) / model.temperature
+        expected = cosines.exp().mean().log() * model.temperature
+        assert row["match"] == pytest.approx(expected.item(), abs=1e-5)
+        assert row["caption_language"] in (0.0, None)
+
+    class Refusing:
+        name = ClipMatcher.load(run, config.limits).name
+
+        def __call__(self, clip: Mapping[str, Any]) -> float:
+            raise AssertionError(f"{clip['uri']} again")
+
+    again = filter_clips(config, lambda *_: Refusing())
+    assert storage.read_table(again.scores_path) == storage.read_table(done.scores_path)
+
+
 def test_what_cannot_work_is_refused(manifest: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="match is scored by a model: name a run, --model FOLDER"):
+        FilterConfig(manifest=manifest, out="out", keep=("match>=0",))
+    with pytest.raises(ValueError, match="language must be one of ar, bn, de"):
+        FilterConfig(manifest=manifest, out="out", language="klingon")
     for text in ("motion", "speed>=1", "motion>1", "motion>=fast"):
         with pytest.raises(ValueError, match="rules are SCORE>=NUMBER or SCORE<=NUMBER, with motion"):
             rule_of(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from jobs.launch.preflight import split_problems
 from jobs.run.presets import tiny
 from pipeline import storage
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
-from pipeline.corpus.manifest import open_manifest, read_manifest, write_in_parts
+from pipeline.corpus.manifest import make_manifest, open_manifest, read_manifest, write_in_parts
 from pipeline.curation.shots import SPANS
 from pipeline.decode.codec import encode_video
 from pipeline.offline.kept import keep, parted, result_schema
@@ -85,6 +86,10 @@ def test_shots_become_a_manifest_with_times_and_again_nothing_is_decoded(
     write_in_parts(manifest, parts := str(videos.parent / "parts"))
     for listing in (manifest, open_manifest(parts)):
         assert "4 of 4 clips of the split 'train' have no caption" in " ".join(split_problems(tiny().data, listing))
+    weighted = replace(tiny().data, caption_weights=("annotation=1",))
+    rows = [row | {"captions": ["a"], "caption_sources": ["llava"]} for row in rows]
+    problems = " ".join(split_problems(weighted, make_manifest("films", manifest.root, rows)))
+    assert "data.caption_weights: 4 of 4 clips of the split 'train' have captions of other sources alone" in problems
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("Ray was asked for what is known")
@@ -126,6 +131,9 @@ def test_a_stopped_pass_goes_on_and_passing_failures_are_tried_again(tmp_path: P
     assert kept["key"].to_pylist() == ["a", "a", "b"]
     assert left["key"].to_pylist() == ["c", "d"]
     assert parted(rows, str(tmp_path / "none"), SPANS)[1].equals(rows)
+    earlier = result_schema(SPANS.remove(SPANS.get_field_index("end_seconds")))  # of a version that knew less
+    keep(pa.Table.from_pylist([{"key": "d", "clip_id": 4}], earlier), str(tmp_path / "spans"))
+    assert parted(rows, str(tmp_path / "spans"), SPANS)[0].to_pylist()[-1]["end_seconds"] is None
 
 
 def test_what_cannot_work_is_refused(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.corpus.manifest import checksum, clip_id, make_manifest, write_manifest
+from pipeline.corpus.manifest import checksum, clip_id, make_manifest, read_manifest, write_manifest
 from pipeline.decode.codec import decode_clip, encode_video
 from pipeline.decode.sampling import Policy
 from pipeline.records import Kind, Media, Reason, Stage
@@ -217,6 +217,26 @@ def test_frames_and_captions_are_those_of_the_clip_and_the_epoch(source, corpus:
         assert rows.num_frames.tolist() == [NUM_FRAMES] * BATCH
         assert rows.epoch == epoch
     assert captions == {"clip", "number", "a square"}
+
+
+def test_captions_by_source_are_the_same_after_a_stop_and_for_any_number_of_ranks(
+    source: ClipSource, corpus: Path, two_epochs: list[pa.Table]
+) -> None:
+    manifest = read_manifest(str(corpus / "manifest.parquet"))
+    rows = [
+        row | {"caption_sources": [None, "one", "two"][: len(row["captions"])]} for row in manifest.table.to_pylist()
+    ]
+    write_manifest(make_manifest("tiny", str(corpus), rows), str(corpus / "sourced.parquet"))
+    sourced = dataclasses.replace(source, manifest_path=str(corpus / "sourced.parquet"))
+    assert shares(sourced, 5, 7, 0, 1) == two_epochs[5:7]  # without weights, sources change nothing
+    weighted = dataclasses.replace(sourced, caption_weights=("one=1", "two=3"))
+    whole = shares(weighted, 4, 8, 0, 1)
+    later = [shares(weighted, 6, 8, rank, 2) for rank in range(2)]
+    assert [pa.concat_tables(tables[index] for tables in later) for index in range(2)] == whole[2:]
+    captions = [row["caption"].rstrip("0123456789 ") for table in whole for row in table.to_pylist() if row["weight"]]
+    assert {*captions} == {"number", "a square"}
+    frames = [[table["frames"] for table in tables] for tables in (whole, two_epochs[4:8])]
+    assert frames[0] == frames[1]
 
 
 def test_another_epoch_samples_other_frames(two_epochs) -> None:

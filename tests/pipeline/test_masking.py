@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import table_of_ranks
 
-from pipeline.records import IGNORED_LABEL
+from pipeline.records import IGNORED_LABEL, DecodeError
+from pipeline.stream.config import caption_weights
 from pipeline.stream.loader import choose_caption
 from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.text.config import UNRANKED, MaskingConfig, Strategy
@@ -239,6 +240,30 @@ def test_each_caption_of_a_clip_is_chosen_equally_often() -> None:
     assert all(times / 3000 == pytest.approx(1 / 3, abs=0.035) for times in drawn.values())
     with pytest.raises(ValueError, match="no_caption"):
         choose_caption([], np.random.default_rng(0))
+
+
+def test_captions_are_drawn_by_the_weights_of_their_sources() -> None:
+    captions, sources = ["a", "b", "c", "d"], [None, None, "llava", "blip"]
+    weights = ("annotation=0.6", "llava=1.2", "blip=0", "unseen=9")
+
+    def draw(epoch: int) -> str:
+        return choose_caption(captions, clip_rng(0, epoch, 7, Purpose.CAPTION), sources, weights)
+
+    shares = {caption: times / 3000 for caption, times in Counter(map(draw, range(3000))).items()}
+    assert shares == pytest.approx({"a": 1 / 6, "b": 1 / 6, "c": 2 / 3}, abs=0.035)
+    assert [draw(epoch) for epoch in range(50)] == [draw(epoch) for epoch in range(50)]
+    alone = choose_caption(["a", "b"], clip_rng(0, 0, 7, Purpose.CAPTION), None, ("annotation=1", "blip=5"))
+    assert alone in ("a", "b")
+    with pytest.raises(DecodeError, match=r"has captions of blip alone, and data\.caption_weights=annotation=1"):
+        choose_caption(["d"], np.random.default_rng(0), ["blip"], ("annotation=1",))
+
+
+@pytest.mark.parametrize("pairs", [("llava",), ("llava=x",), ("=1",), ("a=-1",), ("a=inf",), ("a=1", "a=2")])
+def test_weights_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"data\.caption_weights are SOURCE=WEIGHT, each source once, from 0 on, got"):
+        caption_weights(pairs)
+    with pytest.raises(ValueError, match=r"data\.caption_weights must have one above 0, got a=0"):
+        caption_weights(("a=0",))
 
 
 def test_a_clip_draws_the_same_numbers_again_and_others_for_another_purpose() -> None:

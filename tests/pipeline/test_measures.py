@@ -8,8 +8,8 @@ from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
 from jobs.benchmarks.filter_scores import rank_correlation
-from jobs.benchmarks.support.measured_clips import MOST_MOTION, drawn_picture, panned
-from pipeline.curation.measures import MOST_BLUR_PX, black, blur, letterbox, luma, motion, static
+from jobs.benchmarks.support.measured_clips import MOST_MOTION, MOST_TEXT, drawn_picture, lettered, panned
+from pipeline.curation.measures import MOST_BLUR_PX, black, blur, letterbox, luma, motion, static, text
 from pipeline.curation.scores import scores_of
 from pipeline.records import Kind
 
@@ -50,6 +50,25 @@ def test_bars_black_frames_and_standing_pictures_are_counted(picture: Image.Imag
     barred[8:] = barred[8]
     assert static(luma(barred)) == (3 + 7) / 15
     assert letterbox(luma(np.zeros_like(frames))) == 0
+
+
+def test_letters_are_ranked_by_the_share_that_their_lines_have() -> None:
+    pairs = []
+    for number in range(16):
+        rng = np.random.default_rng([1, number])
+        frames = panned(drawn_picture(rng, 0.0), 0.15, rng.uniform(0, 6))[::4]
+        shown, share = lettered(frames, number * MOST_TEXT / 16, rng)
+        pairs.append((share, text(luma(shown))))
+        assert text(luma(frames)) < 0.02
+    assert spearmanr(*zip(*pairs, strict=True)).statistic > 0.95
+    assert text(luma(np.zeros((2, 4, 4, 3), np.uint8))) == 0
+
+
+def test_letters_that_pass_by_are_none_of_the_pictures() -> None:
+    rng = np.random.default_rng(0)
+    still, _ = lettered(np.full((4, 144, 256, 3), 128, np.uint8), 0.2, rng)
+    rolling = np.stack([np.roll(frame, 11 * place, axis=0) for place, frame in enumerate(still)])
+    assert text(luma(still)) > 5 * text(luma(rolling))
 
 
 def test_an_image_has_no_motion(picture: Image.Image) -> None:

@@ -45,7 +45,7 @@ def test_a_file_with_a_hash_in_its_name_is_a_file(tmp_path):
 def test_frames_in_a_file_and_in_a_folder_are_read_in_order(tmp_path):
     packed = media.pack([b"first", b"second"])
     storage.write_bytes_atomic(str(tmp_path / "shard.parquet"), b"head" + packed + b"tail")
-    uri = media.inside(str(tmp_path / "shard.parquet"), 4, 4 + len(packed), frames=True)
+    uri = media.inside(str(tmp_path / "shard.parquet"), 4, 4 + len(packed), "frames")
     for name, data in {"clip/002.jpg": b"second", "clip/001.jpg": b"first", "clip/note.txt": b"x"}.items():
         storage.write_bytes_atomic(str(tmp_path / name), data)
     assert media.read(uri, checksum(packed)) == EncodedFrames((b"first", b"second"))

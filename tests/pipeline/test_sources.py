@@ -46,18 +46,22 @@ def probed(annotated, source) -> list[dict]:
     return sorted(found, key=lambda row: row["captions"])
 
 
-def test_tars_are_read_like_the_files_in_them(tmp_path):
+@pytest.mark.parametrize("shard", ["000.tar", "000.tar.gz", "000.tar.zst"])
+def test_tars_are_read_like_the_files_in_them(tmp_path, shard):
     files = {"a.mp4": video(0), "a.txt": b"a caption\n", "b.mp4": video(1), "b.json": b'{"caption": ["one", "two"]}'}
     for name, data in files.items():
         write(tmp_path / "folder" / name, data)
-    write(tmp_path / "tars/train/000.tar", tar(files))
+    compression = {"gz": "gzip", "zst": "zstd"}.get(shard.rpartition(".")[2])
+    data = pa.compress(tar(files), codec=compression, asbytes=True) if compression else tar(files)
+    write(tmp_path / "tars/train" / shard, data)
     source = open_source(str(tmp_path / "tars"))
     assert source.layout == Layout.TAR
     annotated = read_annotations([source.root])
     assert [(one.relative_path, one.captions, one.split) for one in annotated] == [
-        ("train/000.tar/a.mp4", ("a caption",), "train"),
-        ("train/000.tar/b.mp4", ("one", "two"), "train"),
+        (f"train/{shard}/a.mp4", ("a caption",), "train"),
+        (f"train/{shard}/b.mp4", ("one", "two"), "train"),
     ]
+    assert source.uri("a.mp4") == source.places[f"train/{shard}/a.mp4"]
     of_files = probed(read_annotations([str(tmp_path / "folder")]), open_source(str(tmp_path / "folder")))
     of_tars = probed(annotated, source)
     facts = ("captions", "checksum", "bytes", "num_frames", "fps", "reason")

@@ -333,7 +333,8 @@ def test_a_missing_right_is_named_with_the_call_that_wanted_it(bucket):
             "s3:ListBucket",
             "",
             lambda: storage.list_files(f"{bucket}/closed"),
-            rf"ListObjectsV2 was refused .*; give this key the right s3:ListBucket on {bucket}$",
+            rf"ListObjectsV2 was refused .*; give this key the right s3:ListBucket on {bucket}; "
+            "where the requester pays, set FSSPEC_S3_REQUESTER_PAYS=true$",
         ),
         (
             "s3:PutObject",

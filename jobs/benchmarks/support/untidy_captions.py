@@ -22,7 +22,10 @@ TABLE = "path,text\na.mp4,a dog\nb.mp4,a cat\n"
 
 def untidy() -> list[Case]:
     """Return the cases."""
-    return [*_dialects(), *_damaged(), *_json(), *_columns(), *_names(), *_splits(), *_lists(), *_sidecars()]
+    return [
+        *(*_dialects(), *_of_programs(), *_damaged(), *_json()),
+        *(*_columns(), *_names(), *_splits(), *_lists(), *_sidecars()),
+    ]
 
 
 def rewritten(name: str, old: str, new: str) -> Any:
@@ -93,6 +96,32 @@ def _dialects() -> list[Case]:
              annotations=("parts",), videos=AB, clips=BOTH),
         Case(name="pattern", files={"parts/1.csv": TABLE, "parts/1.log": "x"}, annotations=("parts/*.csv",), videos=AB,
              clips=BOTH),
+    ]  # fmt: skip
+
+
+def _of_programs() -> list[Case]:
+    """Return tables as spreadsheets, databases and scripts write them."""
+    deep = {"dataset": {"train": {"a": {"sentences": ["a dog"]}}, "test": {"b": {"sentences": ["a cat"]}}}}
+    timed = [clip("a.mp4", "a dog", times=(1.5, 3.25))]
+    numbered = {"videos": ("101.mp4",), "clips": [clip("101.mp4", "a dog")]}
+    return [
+        csv_case("escaped_quotes", 'path,text\na.mp4,"a \\"big\\" dog, brown"\nb.mp4,a cat\n',
+                 clips=[clip("a.mp4", 'a "big" dog, brown'), BOTH[1]]),
+        csv_case("single_quotes", "path,text\n'a.mp4','a dog'\n'b.mp4','a cat'\n"),
+        csv_case("markdown", "| path | text |\n|---|:--|\n| a.mp4 | a dog |\n| b.mp4 | a cat |\n"),
+        csv_case("comments_between", TABLE.replace("b.mp4", "# checked\nb.mp4")),
+        csv_case("numbers_as_floats", "video_id,text\n101.0,a dog\n", **numbered),
+        csv_case("zero_bytes", TABLE.replace("a dog", "a dog\0").encode()),
+        csv_case("span_in_a_text", "path,text,segment\na.mp4,a dog,1.5-3.25\n", refusal="segment may be the times",
+                 remedy=lambda folder: _write(folder / "c.csv", "path,text,start,end\na.mp4,a dog,1.5,3.25\n") and {},
+                 clips=timed),
+        csv_case("numbered_splits", "path,text,split\na.mp4,a dog,0\nb.mp4,a cat,1\n", refusal="must be a name such as",
+                 remedy=lambda folder: _write(folder / "c.csv", "path,text\na.mp4,a dog\nb.mp4,a cat\n") and {}),
+        csv_case("percent_names", "path,text\nmy%20a.mp4,a dog\n", videos=("my a.mp4",),
+                 clips=[clip("my a.mp4", "a dog")]),
+        lines_case("object_of_captions", {"video": "a.mp4", "annotations": {"caption": "a dog"}}),
+        Case(name="deep_splits", files={"c.json": json.dumps(deep)}, annotations=("c.json",), videos=AB,
+             clips=[BOTH[0], clip("b.mp4", "a cat", split="test")]),
     ]  # fmt: skip
 
 

@@ -1,0 +1,51 @@
+"""How well clips and their captions match by a trained model, for `filter`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jobs.inference.model import Model, load, padded
+from jobs.run import run_files
+from pipeline import storage
+from pipeline.decode.clip_frames import clip_frames
+from pipeline.decode.config import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipMatcher:
+    """A model that scores a clip of a manifest with its captions."""
+
+    model: Model
+    limits: Limits
+    name: str
+    """Hash of its weights."""
+
+    @classmethod
+    def load(cls, folder: str, limits: Limits) -> ClipMatcher:
+        """Return the matcher of a run's folder, or of an exported model. ValueError for another."""
+        return cls(model=load(folder), limits=limits, name=run_files.weights_hash(storage.absolute(folder)))
+
+    def __call__(self, clip: Mapping[str, Any]) -> float:
+        """Return the cosine of a clip, softly that of its best frame, and its least fitting caption, in [-1, 1].
+
+        DecodeError for a clip that cannot be had.
+        """
+        data = self.model.data
+        frames = clip_frames(
+            dict(clip),
+            num_frames=data.num_frames,
+            size_px=data.frame_size_px,
+            limits=self.limits,
+            sampling=data.sampling,
+            decoder=data.decoder,
+        )
+        shown = padded(frames, data.frame_size_px)
+        shown = shown.repeat(data.num_frames // len(shown), axis=0)  # an image is as many equal frames
+        videos, texts = self.model.embed_frames(shown[None]), self.model.embed_texts(clip["captions"])
+        scores = self.model.dual_scores(texts, videos).numpy(force=True)
+        return float(np.min(scores) - math.log(data.num_frames)) * self.model.temperature
