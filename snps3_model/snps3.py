@@ -26,6 +26,7 @@ from snps3_model.precision import in_single_precision
 from snps3_model.visual import pool, pool_parts
 
 if TYPE_CHECKING:  # two seconds, which only those who make a network spend
+    from transformers.models.bert.configuration_bert import BertConfig
     from transformers.models.bert.modeling_bert import BertModel
 
 VISUAL_TYPE = 1
@@ -92,11 +93,29 @@ class WordHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(hidden))), word_embeddings, self.bias)
 
 
+def bert_config(config: ModelConfig, vocabulary_size: int, pad_id: int) -> BertConfig:
+    """Return the description of the shared network for Transformers."""
+    from transformers.models.bert.configuration_bert import BertConfig
+
+    return BertConfig(
+        vocab_size=vocabulary_size,
+        pad_token_id=pad_id,
+        hidden_size=config.hidden,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.feed_forward,
+        max_position_embeddings=config.max_positions,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        initializer_range=config.initial_std,
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
+    )
+
+
 class SNPS3(nn.Module):
     """The shared network, its visual encoder and its heads (paper, Fig. 2). Knows nothing of losses or ranks."""
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, pad_id: int, separator_id: int) -> None:
-        from transformers.models.bert.configuration_bert import BertConfig
         from transformers.models.bert.modeling_bert import BertModel, BertPooler
 
         super().__init__()
@@ -105,19 +124,7 @@ class SNPS3(nn.Module):
         self.video_head = nn.Sequential(
             nn.Linear(config.hidden, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.hidden)
         )
-        bert = BertConfig(
-            vocab_size=vocabulary_size,
-            pad_token_id=pad_id,
-            hidden_size=config.hidden,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.feed_forward,
-            max_position_embeddings=config.max_positions,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            initializer_range=config.initial_std,
-            attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
-        )
+        bert = bert_config(config, vocabulary_size, pad_id)
         self.bert = BertModel(bert, add_pooling_layer=True)
         self.cross_pooler = BertPooler(bert)
         self.cross_pooler.load_state_dict(self.text_pooler.state_dict())

@@ -21,8 +21,11 @@ DISTRIBUTIONS = {"PIL": "pillow"}
 """Modules that are not called as what is installed; all others are."""
 TOOLS = {"dev", "docs"}
 """Extras of who works on the project, whose packages the code does not import."""
-LEFT_TO_OTHERS = {"webdataset": "jobs/benchmarks/loaders.py"}
-"""Loaders that a benchmark measures where they are installed."""
+LEFT_TO_OTHERS = {
+    "webdataset": "jobs/benchmarks/loaders.py",
+    "timed_steps": "jobs/benchmarks/support/tiny_step_v0_1_0.py",
+}
+"""A loader that a benchmark measures where it is installed, and a file beside a script that runs by itself."""
 
 
 def name_of(requirement: str) -> str:

@@ -86,7 +86,7 @@ class PyavVideo(PacketVideo):
                 self._packets = [self._kept(packet, data) for packet in packets]
                 self._numbers = range(len(self._packets))
                 self._packet_pts = self._presentation_times()
-                self._keys = self._places_of_keys()
+                self._keys = places_of_keys(self._packets)
                 self._pts = self._shown()
                 refuse_other_length(len(self._pts), known)
                 self._picture = Picture()
@@ -154,13 +154,6 @@ class PyavVideo(PacketVideo):
     def _kept(self, packet: Packet, data: Content) -> Any:
         """Return what is kept of a packet of the file: itself, or what has its attributes."""
         return packet
-
-    def _places_of_keys(self) -> list[int]:
-        """Return the packets at which decoding can begin. A packet's palette holds for the packets after it, too."""
-        keys = [place for place, packet in enumerate(self._packets) if packet.is_keyframe]
-        packets: list[Any] = [self._packets[place] for place in keys]
-        with_palette = [isinstance(packet, Packet) and packet.has_sidedata("palette") for packet in packets]
-        return [*itertools.compress(keys, with_palette)] or keys
 
     def _shown(self) -> list[int]:
         """Return the presentation times of the shown frames, ascending, in units of the stream.
@@ -273,6 +266,14 @@ class PyavVideo(PacketVideo):
             if not wanted:
                 return
         raise DecodeError(Reason.UNREADABLE, f"frame {min(wanted)} does not decode")
+
+
+def places_of_keys(packets: Sequence[Any]) -> list[int]:
+    """Return the packets at which decoding can begin. A packet's palette holds for the packets after it, too."""
+    keys = [place for place, packet in enumerate(packets) if packet.is_keyframe]
+    keyed = [packets[place] for place in keys]
+    with_palette = [isinstance(packet, Packet) and packet.has_sidedata("palette") for packet in keyed]
+    return [*itertools.compress(keys, with_palette)] or keys
 
 
 def video_stream(container: InputContainer) -> av.VideoStream:
