@@ -46,9 +46,11 @@ def serve(
     num_replicas: int = 2,
     seconds: float = 20.0,
     reranked: int = 50,
+    rate: float = 60.0,
 ) -> dict[str, Any]:
-    """Answer times and rate of dual search with and without a replica that is killed, and of a search whose first
-    `reranked` windows the cross encoder orders; CPU seconds of clients, server and replicas per request.
+    """Answer times of `rate` dual searches a second with and without a replica that is killed, and of searches whose
+    first `reranked` windows the cross encoder orders; the same of clients that ask without a pause; CPU milliseconds of
+    clients, server and replicas per request.
 
     The windows are drawn in all directions, the sentences are those of the embedded corpus. A request is lost whose
     answer is not one of moments. Without replicas the server's own process answers, none is killed, and no Ray starts.
@@ -64,9 +66,11 @@ def serve(
             ask = functools.partial(asked, actors, port=port, num_clients=num_clients)
             ask(seconds=WARM_SECONDS)
             results = {
-                "dual": ask(seconds=seconds),
-                **({"killed": ask(seconds=seconds, kills=True)} if actors else {}),
-                f"rerank_{reranked}": ask(seconds=seconds, rerank=reranked),
+                "dual": ask(seconds=seconds, rate=rate),
+                **({"killed": ask(seconds=seconds, rate=rate, kills=True)} if actors else {}),
+                f"rerank_{reranked}": ask(seconds=seconds, rate=rate, rerank=reranked),
+                "unpaced": ask(seconds=seconds),
+                f"unpaced_rerank_{reranked}": ask(seconds=seconds, rerank=reranked),
             }
     sizes = {"num_windows": num_windows, "num_clients": num_clients, "num_replicas": num_replicas}
     lost = sum(result["lost"] for result in results.values())
@@ -110,16 +114,24 @@ def served(library: Library | Replicas) -> Iterator[int]:
 
 
 def asked(
-    actors: list[Any], *, port: int, num_clients: int, seconds: float, rerank: int = 0, kills: bool = False
+    actors: list[Any],
+    *,
+    port: int,
+    num_clients: int,
+    seconds: float,
+    rate: float | None = None,
+    rerank: int = 0,
+    kills: bool = False,
 ) -> dict[str, Any]:
-    """Let clients of another process ask for `seconds`. `kills`: a replica, after a third of them."""
+    """Let clients of another process ask for `seconds`, `rate` times a second in all, or without a pause. `kills`: a
+    replica, after a third of them."""
     texts = [caption.text for clip in clips_of(CorpusConfig()) for caption in clip.captions]
     pids = [process_id(actor) for actor in actors]
     processes = [psutil.Process(), *map(psutil.Process, pids)]
     before = [sum(process.cpu_times()[:2]) for process in processes]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(ask_for, port, texts, 1, 0.0, 0).result()  # it is there
-        clients = pool.submit(ask_for, port, texts, num_clients, seconds, rerank)
+        pool.submit(ask_for, port, texts, 1, 0.0, 0, None).result()  # it is there
+        clients = pool.submit(ask_for, port, texts, num_clients, seconds, rerank, rate)
         if kills:
             time.sleep(seconds / 3)
             os.kill(pids[0], signal.SIGKILL)

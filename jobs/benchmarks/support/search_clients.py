@@ -12,19 +12,22 @@ from urllib.parse import quote
 
 
 def ask_for(
-    port: int, texts: Sequence[str], num_clients: int, seconds: float, rerank: int
+    port: int, texts: Sequence[str], num_clients: int, seconds: float, rerank: int, rate: float | None
 ) -> tuple[list[float], int, float, float]:
-    """Ask with as many threads as clients. Return milliseconds of each answer, how many were no ten moments, seconds,
-    and CPU seconds."""
+    """Ask with as many threads as clients, `rate` times a second in all or without a pause. Return milliseconds of each
+    answer from when its turn to be asked came, how many were no ten moments, seconds, and CPU seconds."""
     start, start_cpu = time.perf_counter(), time.process_time()
     stop = start + seconds
 
     def client(number: int) -> list[tuple[float, bool]]:
         answers = []
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        turns = itertools.count(start + number / rate, num_clients / rate) if rate else None
         for text in itertools.islice(itertools.cycle(texts), number * 7, None):
-            if (begin := time.perf_counter()) >= stop:
+            begin = next(turns) if turns else time.perf_counter()
+            if begin >= stop:
                 break
+            time.sleep(max(0.0, begin - time.perf_counter()))
             try:
                 connection.request("GET", f"/api/search?q={quote(text)}&num=10&rerank={rerank}")
                 is_answered = len(json.loads(connection.getresponse().read()).get("moments", ())) == 10
