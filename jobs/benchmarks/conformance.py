@@ -244,6 +244,7 @@ within half a frame's time must be equal within 40 dB, 30 dB where the picture i
 
 - HDR (PQ, HLG) is shown by its matrix and range, without tone mapping. Transparent pictures are shown on white.
 - Interlaced frames stay woven. Pixels become square by the width. A slanted display matrix is left as it is.
+- A frame of a GIF that lasts less than 20 ms lasts 100 ms, as in players. A turn that only some frames name is refused.
 - What is damaged is measured by ffmpeg with `-err_detect explode -xerror`.
 
 A cell names the worst PSNR of a frame, or the refusal; "by pyav": the decoder might show another picture of the world,
