@@ -193,8 +193,19 @@ def load(folder: str, device: str = "cpu") -> Model:
 
 
 def folder_of(name: str) -> str:
-    """Return the folder of a model: `name`, or where what the hub has of this name was downloaded to."""
-    return huggingface_hub.snapshot_download(name) if is_hub_name(name) else storage.absolute(name)
+    """Return the folder of a model: `name`, or where what the hub has of this name was downloaded to.
+
+    FileNotFoundError if it is neither.
+    """
+    if not is_hub_name(name):
+        return storage.absolute(name)
+    try:
+        return huggingface_hub.snapshot_download(name)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{name} is no folder below {storage.absolute('.')}, nor a model on the hub that can be reached: check the "
+            f"path, or download the model ({type(error).__name__})"
+        ) from error
 
 
 def temperature_of(weights: Mapping[str, Tensor], default: float) -> float:

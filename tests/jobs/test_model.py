@@ -141,3 +141,13 @@ def test_a_strangers_folder_that_names_a_plug_in_loads_without_importing_it(
         assert load(str(folder)).data.decoder == "auto"
     assert "names the decoder strangers_module:Reader, which is not part of snps3" in caplog.text
     assert "strangers_module" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["nope", "owner/nope", "no..pe"])
+def test_a_name_that_is_no_folder_and_not_on_the_hub_is_refused_in_words(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=f"^{name} is no folder below .*, nor a model on the hub"):
+        load(name)
