@@ -103,7 +103,7 @@ def copy_url(
         try:
             return _copy_web(url, file, limits)
         except urllib.error.HTTPError as error:
-            problem, after = f"HTTP {error.code} {error.reason}", _retry_after(error)
+            problem, after = f"HTTP {error.code} {error.reason}", retry_after_seconds(error)
             error.close()
             if error.code not in PASSING_STATUS:
                 of_others = Reason.REFUSED if error.code < 400 else Reason.UNAVAILABLE  # urllib's own: no redirect
@@ -165,7 +165,7 @@ def _copy_stored(url: str, file: io.BufferedIOBase, limits: WebLimits) -> tuple[
         raise DecodeError(Reason.UNAVAILABLE, str(error)) from error
 
 
-def _retry_after(error: urllib.error.HTTPError) -> float:
+def retry_after_seconds(error: urllib.error.HTTPError) -> float:
     """Return the seconds that a host asks to wait, at most a minute; 0 where it names none."""
     try:
         return min(60.0, float(error.headers.get("Retry-After", 0)))

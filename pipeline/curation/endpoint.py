@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.corpus import web
 from pipeline.records import DecodeError, Reason
 from pipeline.redaction import HIDDEN, without_secrets
 
-PASSING_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+BUSY_STATUS = web.PASSING_STATUS | {409}
 """Answers after which the same request may succeed."""
 OURS_STATUS = frozenset({401, 402, 403, 404})
 """Answers that every other request would get as well."""
@@ -120,10 +121,10 @@ class Endpoint:
             try:
                 return _answer(self._sent(request), number)
             except urllib.error.HTTPError as error:
-                problem, after = f"{error.code} {self._without_key(error)}", _retry_after(error)
+                problem, after = f"{error.code} {self._without_key(error)}", web.retry_after_seconds(error)
                 if error.code in OURS_STATUS:
                     raise ValueError(self._remedy(problem)) from None
-                if error.code not in PASSING_STATUS:
+                if error.code not in BUSY_STATUS:
                     raise DecodeError(Reason.NO_CAPTION, f"the endpoint refuses the clip: {problem}") from None
             except (OSError, http.client.HTTPException) as error:  # no connection, one that ends, no answer in time
                 problem, after = f"{type(error).__name__}: {error}", 0.0
@@ -177,11 +178,3 @@ def _answer(body: dict[str, Any], num_requests: int) -> Answer:
 
 
 _USAGE = {"input": "prompt", "output": "completion"}
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    """Return the seconds that an endpoint asks to wait, at most a minute; 0 where it names none."""
-    try:
-        return min(60.0, float(error.headers.get("Retry-After", 0)))
-    except ValueError:  # a date
-        return 0.0
