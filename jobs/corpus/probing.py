@@ -14,7 +14,7 @@ from pipeline.corpus import ledger, media
 from pipeline.corpus.manifest import SCHEMA
 from pipeline.decode.config import Limits
 from pipeline.offline.kept import key_of
-from pipeline.offline.stages import KNOWN, probe_batch
+from pipeline.offline.stages import KNOWN, probe_batch, reject
 from pipeline.records import Reason, Rejected, Stage
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,7 @@ def probe_clips(
     of clips whose files have the same `versions` (by uri) is not looked at again.
     """
     silent = [
-        Rejected(
-            clip_id=clip["clip_id"],
-            uri=clip["uri"],
-            stage=Stage.PREPARE,
-            reason=Reason.NO_CAPTION,
-            detail="no caption with words",
-        )
+        reject(clip["clip_id"], clip["uri"], Reason.NO_CAPTION, "no caption with words")
         for clip in clips
         if not (clip["captions"] or keeps_uncaptioned)
     ]

@@ -59,18 +59,18 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
     """Return what lies in `source` and no annotation names, and what could not be listed, as rejected samples."""
     named = {source.name(annotation.relative_path) for annotation in annotations}
     unnamed = [
-        _reject(manifest.clip_id(corpus, name), uri, Reason.NO_ANNOTATION, "no annotation names this file")
+        reject(manifest.clip_id(corpus, name), uri, Reason.NO_ANNOTATION, "no annotation names this file")
         for name, uri in source.places.items()
         if name not in named and (source.layout in (Layout.LMDB, Layout.FRAME_FOLDERS) or kind_of(name))
     ]
     damaged = [
-        _reject(manifest.clip_id(corpus, uri), uri, Reason.TRUNCATED, detail) for uri, detail in source.damaged.items()
+        reject(manifest.clip_id(corpus, uri), uri, Reason.TRUNCATED, detail) for uri, detail in source.damaged.items()
     ]
     return (
         unnamed
         + damaged
         + [
-            _reject(manifest.clip_id(corpus, name), storage.join(source.root, name), Reason.NO_ANNOTATION, detail)
+            reject(manifest.clip_id(corpus, name), storage.join(source.root, name), Reason.NO_ANNOTATION, detail)
             for name, detail in source.passed_over.items()
         ]
     )
@@ -178,5 +178,5 @@ def streamed(
         yield from done.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _reject(clip_id: int, uri: str, reason: Reason, detail: str) -> Rejected:
+def reject(clip_id: int, uri: str, reason: Reason, detail: str) -> Rejected:
     return Rejected(clip_id=clip_id, uri=uri, stage=Stage.PREPARE, reason=reason, detail=detail)
