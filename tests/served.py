@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from jobs.benchmarks.support.served_app import served_app
 from jobs.serving.app import make_app
 from jobs.serving.library import Library
 from jobs.serving.replicas import Replicas
-from jobs.serving.server import listening, make_server
 
 
-@contextlib.contextmanager
-def served(library: Library | Replicas, token: str | None = None) -> Iterator[int]:
+def served(library: Library | Replicas, token: str | None = None) -> contextlib.AbstractContextManager[int]:
     """Serve a library, and yield the port."""
-    with listening(0) as listener:
-        server = make_server(make_app(library, token=token))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join()
+    return served_app(make_app(library, token=token))
 
 
 @contextlib.contextmanager

@@ -8,9 +8,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -23,6 +21,7 @@ from torch.nn.functional import normalize
 from cluster.connection import connected_ray
 from cluster.run import WORKER_ENVIRONMENT
 from jobs.benchmarks.support.search_clients import ask_for
+from jobs.benchmarks.support.served_app import served_app
 from jobs.inference.index import EMBEDDED, ROWS_PER_FILE
 from jobs.inference.index_files import INDEX, parts_in, write_tensors
 from jobs.inference.indexed_files import IndexedFiles
@@ -31,7 +30,6 @@ from jobs.run import run_files
 from jobs.serving.app import make_app
 from jobs.serving.library import Library
 from jobs.serving.replicas import RETRY_SECONDS, GoneError, Replicas, ask_actor, start_replicas
-from jobs.serving.server import listening, make_server
 from pipeline import storage
 from pipeline.synthetic.clips import CorpusConfig, clips_of
 
@@ -62,7 +60,7 @@ def serve(
             stack.enter_context(connected_ray(worker_environment=WORKER_ENVIRONMENT))
             actors = start_replicas(folder, run, count=num_replicas, num_cpus=1, rerank=reranked)
             library = Replicas(IndexedFiles.read(parts_in(folder), "/videos"), actors)
-        with served(library or Library.open(folder)) as port:
+        with served_app(make_app(library or Library.open(folder))) as port:
             ask = functools.partial(asked, actors, port=port, num_clients=num_clients)
             ask(seconds=WARM_SECONDS)
             results = {
@@ -97,20 +95,6 @@ def write_index(folder: str, run: str, num_windows: int) -> None:
         ]
         storage.write_table(path, pa.Table.from_pylist(rows, schema=EMBEDDED))
     run_files.write_json(f"{folder}/{INDEX}", {"model": weights, "videos": "/videos", "run": run})
-
-
-@contextlib.contextmanager
-def served(library: Library | Replicas) -> Iterator[int]:
-    """Serve the page in a thread of this process, and yield the port."""
-    with listening(0) as listener:
-        server = make_server(make_app(library))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def asked(
