@@ -104,21 +104,12 @@ def embed(config: EmbedConfig) -> dict[str, int]:
 
 def _embed(config: EmbedConfig, held: lease.Lease) -> dict[str, int]:
     run, videos, out = map(storage.absolute, (config.run, config.videos, config.out))
-    listed = storage.fingerprints(videos)
-    versions = {storage.join(videos, path): listed[path] for path in sorted(listed) if kind_of(path)}
-    if not versions:
-        raise ValueError(f"{videos} holds neither videos nor images")
-    claim(config, videos, out)
-    known = bring_up_to_date(out, versions)
-    parts = parts_of(versions, known, config.videos_per_part)
-    if not parts:
-        return {"videos": len(versions), "embedded": 0, "rejected": 0}
+    num_videos, rows = rows_to_embed(config, videos, out)
+    if not rows:
+        return {"videos": num_videos, "embedded": 0, "rejected": 0}
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         refuse_too_many(config)
-        data = ray.data.from_items(
-            [{"part": name, "uris": part, "versions": [versions[uri] for uri in part]} for name, part in parts],
-            override_num_blocks=len(parts),
-        )
+        data = ray.data.from_items(rows, override_num_blocks=len(rows))
         done = data.map_batches(
             Embedder,  # pyright: ignore[reportArgumentType]
             batch_size=None,
@@ -131,7 +122,22 @@ def _embed(config: EmbedConfig, held: lease.Lease) -> dict[str, int]:
     held.check()
     rejected = [Rejected.from_row(row, Stage.EVALUATE) for row in done if row["reason"]]
     write_ledger(rejected_for_good(out) + rejected, f"{out}/{REJECTED}")
-    return {"videos": len(versions), "embedded": len(done) - len(rejected), "rejected": len(rejected)}
+    return {"videos": num_videos, "embedded": len(done) - len(rejected), "rejected": len(rejected)}
+
+
+def rows_to_embed(config: EmbedConfig, videos: str, out: str) -> tuple[int, list[dict[str, Any]]]:
+    """Bring the index in `out` up to date; return how many videos there are, and those that it lacks, by parts.
+
+    ValueError for a folder without videos, and for an index of something else.
+    """
+    listed = storage.fingerprints(videos)
+    versions = {storage.join(videos, path): listed[path] for path in sorted(listed) if kind_of(path)}
+    if not versions:
+        raise ValueError(f"{videos} holds neither videos nor images")
+    claim(config, videos, out)
+    parts = parts_of(versions, bring_up_to_date(out, versions), config.videos_per_part)
+    rows = [{"part": name, "uris": part, "versions": [versions[uri] for uri in part]} for name, part in parts]
+    return len(versions), rows
 
 
 def refuse_too_many(config: EmbedConfig) -> None:

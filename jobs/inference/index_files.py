@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
+from jobs.run import run_files
 from pipeline import storage
 
 INDEX, REJECTED = "index.json", "rejected.parquet"
@@ -54,6 +55,11 @@ def parts_in(out: str) -> list[str]:
     """Return the paths of the tables of an index's parts, in order."""
     names = storage.list_files(out)
     return sorted(storage.join(out, name) for name in names if name.startswith("part-") and name.endswith(".parquet"))
+
+
+def videos_of(index: str) -> str:
+    """Return the folder of the videos that an index is of."""
+    return run_files.read_json(f"{storage.absolute(index)}/{INDEX}")["videos"]
 
 
 def tensors_of(path: str) -> str:

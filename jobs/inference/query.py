@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from jobs.inference.index_files import INDEX
+from jobs.inference.index_files import INDEX, videos_of
 from jobs.inference.indexed_files import Filters, IndexedFiles
 from jobs.inference.model import Model, Videos, load
 from jobs.inference.ranking import Place, distinct
@@ -21,6 +21,8 @@ from jobs.run.fields import refuse_below
 from pipeline import storage
 
 MAX_QUERY_CHARACTERS = 1000
+PORT = 8765
+"""Of the page, where nothing else is said."""
 
 
 def refuse_long(text: str) -> None:
@@ -45,7 +47,7 @@ class SearchConfig:
     run: str | None = None
     """Folder of the model; None: where it lay when the index was made."""
     filters: Annotated[Filters, tyro.conf.arg(name="")] = field(default_factory=Filters)
-    port: int = 8765
+    port: int = PORT
     """Of the page, on this machine's loopback; 0: any that is free."""
 
     def __post_init__(self) -> None:
@@ -143,8 +145,7 @@ class Answerer:
         self.model, self.index = open_index(config.index, config.run)
         self.is_eligible = None
         if config.filters != Filters():
-            root = run_files.read_json(f"{storage.absolute(config.index)}/{INDEX}")["videos"]
-            files = IndexedFiles.read([part.path for part in self.index.parts], root)
+            files = IndexedFiles.read([part.path for part in self.index.parts], videos_of(config.index))
             self.is_eligible = files.passing(config.filters)
 
     def best(self, sentence: str) -> list[Match]:

@@ -13,6 +13,7 @@ import tyro
 from jobs.inference.index import EmbedConfig
 from jobs.inference.local_index import embed_here
 from jobs.inference.model import folder_of
+from jobs.inference.query import PORT
 from jobs.run.fields import refuse_below
 from jobs.serving.library import Library
 from jobs.serving.server import listening, show_page
@@ -33,7 +34,7 @@ class DemoConfig:
     model: Annotated[str, tyro.conf.Positional] = "runs/tiny"
     """Folder or s3:// URL of a run or of an exported model, or its name on the hub."""
     num_films: int = 8
-    port: int = 8765
+    port: int = PORT
     """Of the page, on this machine's loopback; 0: any that is free."""
 
     def __post_init__(self) -> None:

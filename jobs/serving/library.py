@@ -16,13 +16,12 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
 
-from jobs.inference.index_files import INDEX
+from jobs.inference.index_files import videos_of
 from jobs.inference.indexed_files import Filters, IndexedFiles
 from jobs.inference.model import Model, Videos, decode_unnamed
 from jobs.inference.query import MAX_QUERY_CHARACTERS, open_index
 from jobs.inference.ranking import Place, distinct
 from jobs.inference.window_index import ChangedIndexError, WindowIndex
-from jobs.run import run_files
 from pipeline import storage
 from pipeline.corpus.media import kind_of
 from pipeline.records import Kind
@@ -70,7 +69,7 @@ class Library:
         """
         folder = storage.absolute(index)
         model, windows = open_index(folder, run)
-        return cls(folder, run_files.read_json(f"{folder}/{INDEX}")["videos"], model, windows, rerank)
+        return cls(folder, videos_of(folder), model, windows, rerank)
 
     def facts(self) -> dict[str, Any]:
         """Return what a page has to know before the first question."""

@@ -11,10 +11,9 @@ import tyro
 
 from cluster.connection import connected_ray, num_held
 from cluster.run import WORKER_ENVIRONMENT
-from jobs.inference.index_files import parts_in
+from jobs.inference.index_files import parts_in, videos_of
 from jobs.inference.indexed_files import IndexedFiles
-from jobs.inference.query import model_of
-from jobs.run import run_files
+from jobs.inference.query import PORT, model_of
 from jobs.run.fields import refuse_below
 from jobs.serving.app import LOOPBACK, make_app
 from jobs.serving.replicas import Replicas, start_replicas
@@ -43,7 +42,7 @@ class ServeConfig:
     """Windows that the cross encoder puts in order, if a request does not say."""
     host: str = LOOPBACK[0]
     """Address to listen on. Others than loopback need a token in SNPS3_TOKEN; TLS is left to a proxy before it."""
-    port: int = 8765
+    port: int = PORT
 
     def __post_init__(self) -> None:
         refuse_below(self, "", replicas=1, rerank=0, port=0)
@@ -61,7 +60,7 @@ def serve(config: ServeConfig) -> None:
     folder = storage.absolute(config.index)
     with listening(config.port, config.host) as listener:
         run, _ = model_of(folder, config.run)
-        files = IndexedFiles.read(parts_in(folder), run_files.read_json(f"{folder}/index.json")["videos"])
+        files = IndexedFiles.read(parts_in(folder), videos_of(folder))
         with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
             refuse_too_many(config)
             actors = start_replicas(

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 import safetensors.torch
 
-from jobs.inference.index import EmbedConfig, Embedder, bring_up_to_date, claim, parts_of, refuse_too_many
+from jobs.inference.index import EmbedConfig, claim, refuse_too_many
 from jobs.inference.index_files import parts_in, remove_part
+from jobs.inference.local_index import embed_here
 from jobs.inference.model import decode, load, windows
 from jobs.inference.query import SearchConfig, search
 from jobs.run import run_files
@@ -43,12 +44,7 @@ def versions_of(folder: Path) -> dict[str, str]:
 
 def index(config: EmbedConfig) -> list[str]:
     """As `embed`, without Ray. Return the names of the videos that were embedded."""
-    claim(config, config.videos, config.out)
-    versions = versions_of(Path(config.videos))
-    parts = parts_of(versions, bring_up_to_date(config.out, versions), config.videos_per_part)
-    rows = [{"part": name, "uris": part, "versions": [versions[uri] for uri in part]} for name, part in parts]
-    done = Embedder(config.run, config.out, config)(pa.Table.from_pylist(rows)).to_pylist() if rows else []
-    return [Path(row["uri"]).name for row in done if not row["reason"]]
+    return [Path(uri).name for uri in embed_here(config)]
 
 
 @pytest.mark.parametrize(("window", "stride"), [(10.0, 5.0), (4.0, 4.0), (3.0, 0.7), (1.0, 1.0)])
