@@ -35,6 +35,8 @@ from pipeline.corpus.manifest import open_manifest
 from pipeline.stream.epoch_plan import Plan
 
 TABLE = "sweep.json"
+MARKING_SECONDS = 10.0
+"""For which a sweep that is asked to stop waits for MLflow."""
 PROBE_FIELDS = (
     "data.manifest",
     "data.validation_split",
@@ -161,7 +163,7 @@ def run_trials(
     `make`: of values and a name, the run of a trial.
     """
     filesystem, inner = storage.arrow_filesystem(storage_path)
-    stop_like_ctrl_c()
+    stop_like_ctrl_c(before=functools.partial(mlflow_runs.end_open, parent.uri, parent.run_id))
     done = trials.run_trials(
         functools.partial(
             run_trial,
@@ -192,10 +194,21 @@ def tabulate(done: Iterable[Trial], config: SweepConfig, folder: str, parent: Tr
     return rows
 
 
-def stop_like_ctrl_c() -> None:
-    """Let SIGTERM, as of `ray job stop`, end the sweep as Ctrl-C does, which Tune handles."""
+def stop_like_ctrl_c(before: Callable[[], None]) -> None:
+    """Let SIGTERM, as of `ray job stop`, end the sweep as Ctrl-C does, which Tune handles, once `before` has returned.
+
+    `before` marks the trials as KILLED while they run: a trial that ends with its worker would mark itself as FAILED.
+    It has a thread of its own, since the interrupted one may hold locks of MLflow's client, and `MARKING_SECONDS`.
+    """
+
+    def stop() -> None:
+        marking = threading.Thread(target=before, daemon=True)
+        marking.start()
+        marking.join(MARKING_SECONDS)
+        os.kill(os.getpid(), signal.SIGINT)
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop, daemon=True).start())
 
 
 def run_trial(
