@@ -49,6 +49,8 @@ class Loss:
     """Whether it reads no more of `bert` than the embeddings."""
     is_kept_for_retrieval: bool = False
     """Whether fine-tuning for retrieval keeps it."""
+    is_first: bool = False
+    """Whether it is computed in the first `objective.dual_steps` too."""
     is_optional: bool = False
     """Not one of the paper's five: reported only where its weight is above 0."""
     needs_temporal: bool = False
@@ -75,6 +77,7 @@ LOSSES = (
         title="ℒ3 · clip and caption apart (level 1)",
         reaches=DUAL | {"text_pooler"},
         is_kept_for_retrieval=True,
+        is_first=True,
     ),
     Loss(
         name="sigmoid",
@@ -82,6 +85,7 @@ LOSSES = (
         reaches=DUAL | {"text_pooler"},
         head=lambda model: attribute("snps3_model.losses:PairBias")(),
         is_kept_for_retrieval=True,
+        is_first=True,
         is_optional=True,
     ),
     Loss(
@@ -138,6 +142,11 @@ def active_losses(config: ObjectiveConfig, extra: Iterable[Loss] = ()) -> tuple[
     return (*(loss for loss in LOSSES if getattr(config, loss.name)), *extra)
 
 
+def losses_at(step: int, config: ObjectiveConfig, losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
+    """Those of `losses` that the optimizer step after `step` steps computes."""
+    return tuple(loss for loss in losses if loss.is_first) if step < config.dual_steps else losses
+
+
 def reached_parts(losses: Iterable[Loss]) -> frozenset[str]:
     """The parts of the network that any of `losses` reaches."""
     return frozenset().union(*(loss.reaches for loss in losses))
@@ -154,6 +163,11 @@ def reaches_text_layers(config: ObjectiveConfig, losses: Iterable[Loss], *, is_c
 def needs_raw_text(config: ObjectiveConfig, losses: Iterable[Loss]) -> bool:
     """Whether one of `losses`, or the choice of masked words by attention, needs the text pass over the raw caption."""
     return bool(config.attentive_share) or any(loss.reads_raw_text(config) for loss in losses)
+
+
+def needs_masked_text(config: ObjectiveConfig, losses: Iterable[Loss]) -> bool:
+    """Whether ℒ1 is among `losses` and reads the masked caption."""
+    return config.text_alone == "masked" and any(loss.name == "masked_words_text" for loss in losses)
 
 
 def parse_extra(text: str) -> tuple[str, float]:

@@ -18,7 +18,16 @@ from pipeline.records import Batch
 from snps3_model.config import ObjectiveConfig, refuse_order_without_time
 from snps3_model.draws import draw
 from snps3_model.gather import Gather, local_gather
-from snps3_model.loss_table import PARTS, Loss, active_losses, needs_raw_text, reached_parts, reaches_text_layers
+from snps3_model.loss_table import (
+    PARTS,
+    Loss,
+    active_losses,
+    losses_at,
+    needs_masked_text,
+    needs_raw_text,
+    reached_parts,
+    reaches_text_layers,
+)
 from snps3_model.queues import MomentumQueues
 from snps3_model.snps3 import SNPS3
 from snps3_model.step import Draws, Step
@@ -65,13 +74,30 @@ class Pretraining(nn.Module):
         self.itm_head = nn.Linear(model.config.hidden, 2) if config.itm else None
         self.weights = config.weights | {loss.name: weight for loss, weight in extra.items()}
         """What each loss counts in the total."""
-        self.losses = active_losses(config, extra)
+        self.losses = self.all_losses = active_losses(config, extra)
         self.extra_heads = nn.ModuleDict({loss.name: loss.head(model) for loss in self.losses if loss.head})
         self.terms = {loss.name: loss.function() for loss in self.losses}
         synchronise(model, gather)
         freeze_unreached(model, reached_parts(self.losses))
         if not reaches_text_layers(config, self.losses, is_cross_shared=model.separate_cross is None):
             model.bert.encoder.requires_grad_(False)
+        self.trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        """What any of the losses trains."""
+
+    def choose_losses(self, step: int) -> bool:
+        """Compute from now on the losses of the optimizer step after `step` steps, and take the gradient from all that
+        none of them reaches. True if they are others than before: DDP then has to be told."""
+        losses = losses_at(step, self.config, self.all_losses)
+        if losses == self.losses:
+            return False
+        self.losses = losses
+        modules = [getattr(self.model, name) for name in reached_parts(losses)]
+        modules += [self.extra_heads[loss.name] for loss in losses if loss.head]
+        kept = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+        for parameter in self.trained:
+            is_reached = id(parameter) in kept or parameter is self.log_temperature
+            parameter.requires_grad_(losses is self.all_losses or is_reached)
+        return True
 
     def forward(
         self, batch: Batch, frames: Float[Tensor, "B T 3 H W"], draws: Draws | None = None
@@ -84,7 +110,7 @@ class Pretraining(nn.Module):
         if self.training and self.log_temperature is not None:
             self.stop_temperature(self.log_temperature)
         step = self.step(batch, frames, draws)
-        return {name: compute(step) for name, compute in self.terms.items()}
+        return {loss.name: self.terms[loss.name](step) for loss in self.losses}
 
     def step(self, batch: Batch, frames: Float[Tensor, "B T 3 H W"], draws: Draws | None = None) -> Step:
         """The batch with the passes that come before all losses."""
@@ -102,7 +128,11 @@ class Pretraining(nn.Module):
             heads=({"itm": self.itm_head} if self.itm_head else {}) | dict(self.extra_heads.items()),
         )
         step.video = step.in_chunks(self.model.encode_video, frames, step.pad_mask)
-        step.encode_texts(draws, is_raw_needed=needs_raw_text(self.config, self.losses))
+        step.encode_texts(
+            draws,
+            is_raw_needed=needs_raw_text(self.config, self.losses),
+            is_masked_needed=needs_masked_text(self.config, self.losses),
+        )
         step.draws = draws or draw(step, self.mask_id)
         if any(loss.is_cross for loss in self.losses):
             step.visual = self.model.embed_frames(step.video.tokens)

@@ -120,14 +120,13 @@ class Step:
         with torch.no_grad():  # torch.compile cannot pass a method through the decorator
             return dual_scores(pool(self.text.vector), pool(self.video.vectors), temperature)
 
-    def encode_texts(self, draws: Draws | None, *, is_raw_needed: bool) -> None:
+    def encode_texts(self, draws: Draws | None, *, is_raw_needed: bool, is_masked_needed: bool) -> None:
         """The text pass over the captions as they are, and over the masked ones if they are known before it; both
         together, so that the layers' weights are read once."""
         config, batch = self.config, self.batch
         if not is_raw_needed:
             return
-        is_masked_read = config.masked_words_text and config.text_alone == "masked"
-        if not is_masked_read or (draws is None and config.attentive_share):
+        if not is_masked_needed or (draws is None and config.attentive_share):
             (self.raw_text,) = self.encode_text(batch.token_ids)
             return
         masked_ids = draws.masked_token_ids if draws else batch.masked_token_ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -69,17 +69,36 @@ def train_step(state: TrainState, batch: Batch, optim: OptimConfig, *, seed: int
 
 
 def training_steps(
-    state: TrainState, batches: Iterator[Batch], optim: OptimConfig, *, seed: int, rank: int, clock: Clock
+    state: TrainState,
+    batches: Iterator[Batch],
+    optim: OptimConfig,
+    *,
+    seed: int,
+    rank: int,
+    clock: Clock,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
 ) -> Iterator[tuple[dict[str, Tensor], Batch]]:
-    """Yield the metrics and the batch of each step until the run's last one."""
+    """Yield the metrics and the batch of each step until the run's last one.
+
+    `wrap` returns a network with gradients averaged over the ranks, by default itself, in a world of one. It is called
+    again where other losses begin, since DDP waits for the gradients of all that it was made for.
+    """
     state.wrapped.train()
     while state.progress.step < optim.num_steps:
+        if chooses_losses(state):
+            state.wrapped = wrap(state.network).train()
         with clock("data_wait"):
             batch = next(batches)
         with clock("step"):
             metrics = train_step(state, batch, optim, seed=seed, rank=rank)
         yield metrics, batch
         state.wrapped.train()
+
+
+def chooses_losses(state: TrainState) -> bool:
+    """Whether the network computes other losses from its next step on; most tasks have the same for a whole run."""
+    choose = getattr(state.network, "choose_losses", None)
+    return bool(choose and choose(state.progress.step))
 
 
 class RunError(RuntimeError):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.run import Runtime
 from jobs.run import run_files
@@ -122,9 +122,7 @@ class Trainer:
             network, reports = make_network(self.job, self.world, is_new=folder is None)
             for report in reports:
                 self.reporter.say(report)
-            state = make_state(network, self.world.wrap(network), optim, pretrained_parts(self.job.model))
-            if self.job.placement.compiled:
-                state.wrapped.compile()
+            state = make_state(network, self.wrapped(network), optim, pretrained_parts(self.job.model))
             if folder:
                 state.progress = checkpoints.load(folder, network, state.optimizer, state.average)
                 self.clock.seconds = dict(state.progress.seconds or {})
@@ -135,13 +133,22 @@ class Trainer:
         self.journal.note("start", step=state.progress.step, **facts)
         return state
 
+    def wrapped(self, network: nn.Module) -> nn.Module:
+        """Return the network with gradients averaged over the ranks, compiled if the run is."""
+        wrapped = self.world.wrap(network)
+        if self.job.placement.compiled:
+            wrapped.compile()
+        return wrapped
+
     def train(self, state: TrainState, validation: list[Batch]) -> None:
         """Train until the last step, early stopping or a request to stop; the latter leaves the run unfinished."""
         job, progress, clock = self.job, state.progress, self.clock
         meter = Meter(progress.step, clock, job.optim)
         requests = Requests(job.run_folder, self.runtime, progress.step)
         batches = self.batches.training(progress.step)
-        steps = training_steps(state, batches, job.optim, seed=job.seed, rank=self.world.rank, clock=clock)
+        steps = training_steps(
+            state, batches, job.optim, seed=job.seed, rank=self.world.rank, clock=clock, wrap=self.wrapped
+        )
         for metrics, batch in steps:
             self.alive()
             step, request = progress.step, StopRequest.NONE
