@@ -217,7 +217,8 @@ def _is_transport_stream(data: Content) -> bool:
 
 def _is_picture_only(data: Content) -> bool:
     """Return whether an MP4 is a HEIF or AVIF file without a track."""
-    return bool(_picture(data) or "HEIF" in (_other(data) or "")) and b"moov" not in {kind for kind, _ in _boxes(data)}
+    has_track = any(kind == b"moov" for kind, _ in _boxes(data))
+    return not has_track and bool(_picture(data) or "HEIF" in (_other(data) or ""))
 
 
 def _hidden_playlist(data: Content) -> str | None:
