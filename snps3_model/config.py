@@ -243,9 +243,9 @@ class ObjectiveConfig:
     many clips per caption as a rank has rows: `nearest` to the true pair's level-1 score, or the highest (`top_k`)."""
     reweight_easy: bool = False
     """Captions whose true pair scores above the mean at level 1 count less in the published mining."""
-    dual_steps: int = 0
-    """Steps at the start of a run that compute GVTM level 1, or `sigmoid`, alone: the dual encoder learns for half the
-    price of a step, and hard negatives are hard from the first step that mines them."""
+    dual_share: float = 0.0
+    """The first steps of a run, this share of them, compute GVTM level 1, or `sigmoid`, alone: the dual encoder learns
+    for half the price of a step, and hard negatives are hard from the first step that mines them."""
     extra: tuple[str, ...] = ()
     """Losses of other packages: package.module:NAME, or the name of an entry point of the group snps3.losses, with
     =WEIGHT behind it if that is not 1. They are imported when a run is trained that names them on its command line."""
@@ -274,12 +274,12 @@ class ObjectiveConfig:
                 f"objective.mining={self.mining} takes as many clips as a rank has rows, got "
                 f"objective.num_hard_negatives={self.num_hard_negatives}; leave it None"
             )
-        if self.dual_steps < 0:
-            raise ValueError(f"objective.dual_steps must not be negative, got {self.dual_steps}; 0 leaves them out")
-        if self.dual_steps and not (self.gvtm_level1 or self.sigmoid):
+        if not 0 <= self.dual_share < 1:
+            raise ValueError(f"objective.dual_share must lie in [0, 1), got {self.dual_share}")
+        if self.dual_share and not (self.gvtm_level1 or self.sigmoid):
             raise ValueError(
-                f"objective.dual_steps={self.dual_steps} compute objective.gvtm_level1 or objective.sigmoid, and both "
-                "are 0; set one of them, or dual_steps to 0"
+                f"objective.dual_share={self.dual_share} is of objective.gvtm_level1 or objective.sigmoid alone, and "
+                "both are 0; set one of them, or dual_share to 0"
             )
         if min(self.weights.values()) < 0:
             raise ValueError(f"loss weights must not be negative, got {self.weights}")

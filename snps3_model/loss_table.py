@@ -50,7 +50,7 @@ class Loss:
     is_kept_for_retrieval: bool = False
     """Whether fine-tuning for retrieval keeps it."""
     is_first: bool = False
-    """Whether it is computed in the first `objective.dual_steps` too."""
+    """Whether it is computed in the first `objective.dual_share` of a run too."""
     is_optional: bool = False
     """Not one of the paper's five: reported only where its weight is above 0."""
     needs_temporal: bool = False
@@ -142,9 +142,9 @@ def active_losses(config: ObjectiveConfig, extra: Iterable[Loss] = ()) -> tuple[
     return (*(loss for loss in LOSSES if getattr(config, loss.name)), *extra)
 
 
-def losses_at(step: int, config: ObjectiveConfig, losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
-    """Those of `losses` that the optimizer step after `step` steps computes."""
-    return tuple(loss for loss in losses if loss.is_first) if step < config.dual_steps else losses
+def losses_at(done_share: float, config: ObjectiveConfig, losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
+    """Those of `losses` that the next optimizer step computes when `done_share` of a run's steps are done."""
+    return tuple(loss for loss in losses if loss.is_first) if done_share < config.dual_share else losses
 
 
 def reached_parts(losses: Iterable[Loss]) -> frozenset[str]:

@@ -365,11 +365,6 @@ class PretrainConfig:
                 f"objective.queue_length must be at least {needed}, the frames of one step of "
                 f"optim.global_batch={batch}, got {length}; raise it, or set it to None"
             )
-        if self.objective.dual_steps >= self.optim.num_steps:
-            raise ValueError(
-                f"objective.dual_steps must be below optim.num_steps={self.optim.num_steps}, got "
-                f"{self.objective.dual_steps}: the other losses would never begin; lower it, or raise optim.num_steps"
-            )
         refuse_frozen_random_weights(self.model)
         refuse_rates_of_nothing(self.optim, self.model)
         refuse_order_without_time(self.objective, self.model)

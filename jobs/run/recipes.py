@@ -105,7 +105,7 @@ def fine_tuning(recipe: Recipe, run: PretrainConfig, run_folder: str) -> Pretrai
 def matching(objective: ObjectiveConfig) -> ObjectiveConfig:
     """Return the losses of retrieval: GVTM of both levels, of captions with all their words."""
     weights: Any = {loss.name: 0.0 for loss in LOSSES if not loss.is_kept_for_retrieval}
-    return dataclasses.replace(objective, **weights, matching_text="raw", extra=(), dual_steps=0)
+    return dataclasses.replace(objective, **weights, matching_text="raw", extra=(), dual_share=0.0)
 
 
 def optim_of(recipe: Recipe, optim: OptimConfig) -> OptimConfig:

@@ -85,7 +85,7 @@ def training_steps(
     """
     state.wrapped.train()
     while state.progress.step < optim.num_steps:
-        if chooses_losses(state):
+        if chooses_losses(state, optim):
             state.wrapped = wrap(state.network).train()
         with clock("data_wait"):
             batch = next(batches)
@@ -95,10 +95,10 @@ def training_steps(
         state.wrapped.train()
 
 
-def chooses_losses(state: TrainState) -> bool:
+def chooses_losses(state: TrainState, optim: OptimConfig) -> bool:
     """Whether the network computes other losses from its next step on; most tasks have the same for a whole run."""
     choose = getattr(state.network, "choose_losses", None)
-    return bool(choose and choose(state.progress.step))
+    return bool(choose and choose(state.progress.step / optim.num_steps))
 
 
 class RunError(RuntimeError):

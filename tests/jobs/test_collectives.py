@@ -51,8 +51,8 @@ class QuietRuntime(Runtime):
         return False
 
 
-def new_state(world: World, dual_steps: int = 0) -> TrainState:
-    objective = ObjectiveConfig(num_hard_negatives=2, dual_steps=dual_steps)
+def new_state(world: World, dual_share: float = 0.0) -> TrainState:
+    objective = ObjectiveConfig(num_hard_negatives=2, dual_share=dual_share)
     model = tiny_network(objective).model
     network = Pretraining(model, objective, world.gather, world.rank, mask_id=MASK).float()
     return make_state(network, world.wrap(network), OptimConfig(num_steps=NUM_STEPS, global_batch=8))
@@ -104,10 +104,10 @@ def loop(world: World, folder: str, poll_seconds: float) -> dict[int, Counter[st
     return by_step
 
 
-def trained_in_two_phases(world: World, dual_steps: int = 2) -> dict[str, torch.Tensor]:
+def trained_in_two_phases(world: World, dual_share: float = 0.5) -> dict[str, torch.Tensor]:
     """The weights after four steps, of which the first have one loss."""
     optim = OptimConfig(num_steps=4, global_batch=8, warmup_steps=0, eps=1e-3)  # or rounding of gradients of 0 counts
-    network = new_state(world, dual_steps).network
+    network = new_state(world, dual_share).network
     state = make_state(network, world.wrap(network), optim)
     count = 8 // world.size
     rows = range(world.rank * count, (world.rank + 1) * count)
@@ -170,5 +170,5 @@ def test_two_ranks_change_from_one_loss_to_all_as_one_process_does(of_ranks: lis
     for rank in of_ranks:
         for name, tensor in rank["phases"].items():
             torch.testing.assert_close(tensor, alone[name], rtol=2e-3, atol=2e-5, msg=name)
-    never = trained_in_two_phases(World(0, 1, torch.device("cpu")), dual_steps=0)
+    never = trained_in_two_phases(World(0, 1, torch.device("cpu")), dual_share=0.0)
     assert max(float((never[name] - alone[name]).abs().max()) for name in never) > 2e-4

@@ -192,11 +192,10 @@ REFUSED = [
     (lambda: Placement(num_workers=(4, 2)), r"placement\.num_workers must name the fewest first, got 4 and 2"),
     (lambda: Placement(max_failures=-1), r"placement\.max_failures must not be negative, got -1"),
     (lambda: OptimConfig(layer_decay=0.0), r"optim\.layer_decay must lie in \(0, 1\], got 0"),
-    (lambda: ObjectiveConfig(dual_steps=-1), r"objective\.dual_steps must not be negative, got -1"),
-    (lambda: ObjectiveConfig(gvtm_level1=0.0, dual_steps=3), r"objective\.dual_steps=3 compute .* both are 0; set one"),
+    (lambda: ObjectiveConfig(dual_share=1.0), r"objective\.dual_share must lie in \[0, 1\), got 1"),
     (
-        lambda: pretrain(objective=ObjectiveConfig(dual_steps=9), optim=OptimConfig(num_steps=9)),
-        r"objective\.dual_steps must be below optim\.num_steps=9, got 9: .*lower it",
+        lambda: ObjectiveConfig(gvtm_level1=0.0, dual_share=0.5),
+        r"objective\.dual_share=0\.5 is of .* both are 0; set one",
     ),
     (lambda: OptimConfig(num_steps=9, frozen_steps=9), r"optim\.frozen_steps must be below optim\.num_steps=9, got 9"),
     (
