@@ -144,6 +144,8 @@ class OptimConfig:
     """These parts stay as they are for so many steps, while the others get used to them."""
     decay: Literal["cosine", "step"] = "cosine"
     """After the warm-up: `cosine` to a fiftieth; `step` to a tenth at `decay_step` or `decay_epoch`."""
+    hold_share: float = 0.0
+    """Share of the run, warm-up included, after which the cosine begins; until then the rate stays at `lr`."""
     decay_step: int | None = None
     """Step at which `step` decay falls; or name `decay_epoch`."""
     decay_epoch: int | None = None
@@ -164,6 +166,11 @@ class OptimConfig:
         for name in ("pretrained_rate", "layer_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must lie in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.hold_share < 1 or (self.hold_share and self.decay != "cosine"):
+            raise ValueError(
+                f"optim.hold_share must lie in [0, 1), and be 0 with optim.decay=step, got {self.hold_share} with "
+                f"optim.decay={self.decay}"
+            )
         if self.frozen_steps >= self.num_steps:
             raise ValueError(
                 f"optim.frozen_steps must be below optim.num_steps={self.num_steps}, got {self.frozen_steps}; "

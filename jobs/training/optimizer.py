@@ -114,14 +114,16 @@ def step_factor(
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Rate of the step after `step` steps: linear warm-up from a tenth, then cosine or one fall to a tenth (§5)."""
+    """Rate of the step after `step` steps: linear warm-up from a tenth, then cosine or one fall to a tenth (§5). The
+    cosine begins after `hold_share` of the run (warm-up, stable, decay; Hu et al., COLM 2024)."""
     if config.decay == "step":
         milestones = () if config.decay_step is None else (config.decay_step,)
         return config.lr * step_factor(step, warmup_steps=config.warmup_steps, milestones=milestones)
     if step < config.warmup_steps:
         return config.lr * (0.1 + 0.9 * step / config.warmup_steps)
-    share = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    return config.lr * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+    start = max(config.warmup_steps, config.hold_share * config.num_steps)
+    share = (step - start) / max(1, config.num_steps - start)
+    return config.lr * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, max(0.0, share)))) / 2)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, config: OptimConfig) -> None:

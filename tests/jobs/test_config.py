@@ -197,6 +197,10 @@ REFUSED = [
         lambda: ObjectiveConfig(gvtm_level1=0.0, dual_share=0.5),
         r"objective\.dual_share=0\.5 is of .* both are 0; set one",
     ),
+    (
+        lambda: OptimConfig(hold_share=1.0),
+        r"optim\.hold_share must lie in \[0, 1\), .* got 1\.0 with optim\.decay=cosine",
+    ),
     (lambda: OptimConfig(num_steps=9, frozen_steps=9), r"optim\.frozen_steps must be below optim\.num_steps=9, got 9"),
     (
         lambda: dataclasses.replace(CONFIG, optim=OptimConfig(pretrained_rate=0.1)),

@@ -299,6 +299,16 @@ def test_the_rate_rises_from_a_tenth_and_falls_as_a_cosine_to_a_fiftieth(step: i
     assert learning_rate(step, SCHEDULE) == pytest.approx(rate)
 
 
+def test_a_held_rate_falls_as_a_shorter_run_without_a_warm_up_does() -> None:
+    held = dataclasses.replace(SCHEDULE, hold_share=0.5)
+    short = dataclasses.replace(SCHEDULE, num_steps=55, warmup_steps=0)
+    assert {learning_rate(step, held) for step in range(10, 55)} == {2.0}
+    assert [learning_rate(step, held) for step in range(10)] == [learning_rate(step, SCHEDULE) for step in range(10)]
+    assert [learning_rate(55 + step, held) for step in range(56)] == pytest.approx(
+        [learning_rate(step, short) for step in range(56)]
+    )
+
+
 def test_the_rate_never_jumps_and_falls_all_the_way_after_the_warm_up() -> None:
     rates = [learning_rate(step, SCHEDULE) for step in range(111)]
     assert max(rates) == rates[10] == 2.0
