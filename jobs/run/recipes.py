@@ -110,7 +110,7 @@ def matching(objective: ObjectiveConfig) -> ObjectiveConfig:
 
 def optim_of(recipe: Recipe, optim: OptimConfig) -> OptimConfig:
     """Return AdamW as in pre-training, with the schedule of the recipe."""
-    optim = dataclasses.replace(optim, num_steps=recipe.num_steps, num_epochs=None, lr=recipe.lr)
+    optim = dataclasses.replace(optim, num_steps=recipe.num_steps, num_epochs=None, lr=recipe.lr, hold_share=0.0)
     if recipe.corpus is None:
         return dataclasses.replace(optim, warmup_steps=recipe.num_steps // 10)
     optim = dataclasses.replace(optim, global_batch=32, weight_decay=1e-4, warmup_steps=0)
