@@ -29,12 +29,13 @@ def rows_of(numbers: range, caption: str = "a clip") -> pa.Table:
     )
 
 
-def write(folder: Path, numbers: range, caption: str = "a clip") -> parts.PartIndex:
+def write(folder: Path | str, numbers: range, caption: str = "a clip") -> parts.PartIndex:
     return write_in_parts(make_manifest("toy", "/v", rows_of(numbers, caption)), str(folder))
 
 
-def test_each_version_is_read_as_it_was_written(tmp_path: Path) -> None:
-    folder = tmp_path / "manifest"
+@pytest.mark.parametrize("place", ["local", "bucket"])
+def test_each_version_is_read_as_it_was_written(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder = f"{request.getfixturevalue('bucket') if place == 'bucket' else tmp_path}/manifest"
     contents = [(range(4), "a clip"), (range(9), "a clip"), (range(2, 9), "another")]
     written = [write(folder, *content) for content in contents]
     assert [index.number for index in written] == [1, 2, 3]
@@ -46,7 +47,7 @@ def test_each_version_is_read_as_it_was_written(tmp_path: Path) -> None:
             assert isinstance(listing, PartedManifest)
             assert (listing.index.parts, listing.place) == (index.parts, f"{folder}@{index.number}")
             assert read_manifest(f"{folder}@{name}").table.equals(expected)
-    assert open_manifest(str(folder)).hash == written[-1].hash
+    assert open_manifest(folder).hash == written[-1].hash
 
 
 def test_the_same_rows_are_the_same_version(tmp_path: Path) -> None:
