@@ -47,6 +47,7 @@ BENCHMARKS = {
     "sweep": "sweep_cost:sweep",
     "scale": "scale:scale",
     "prepare-scale": "prepare_scale:prepare_scale",
+    "bucket-objects": "bucket_objects:bucket_objects",
     "corpus-report-scale": "corpus_scale:corpus_report_scale",
     "search-scale": "search_scale:search_scale",
     "demo": "demo_start:demo",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from jobs.corpus.gathering import FILES, numbers_of
 from pipeline import storage
 from pipeline.corpus import media, parts
 from pipeline.corpus.buckets import Buckets, portions
-from pipeline.corpus.manifest import SCHEMA, open_manifest
+from pipeline.corpus.content import row_digests
+from pipeline.corpus.manifest import SCHEMA, PartedManifest, open_manifest
+from pipeline.corpus.part_rows import read_part
 
 LISTING = "listing"
 """Folder beside a manifest in parts: size and version of each file that it was made from."""
@@ -79,18 +81,43 @@ class Earlier:
         return rows
 
 
-def version(manifest_path: str) -> tuple[dict[str, int], str]:
-    """Return the clips per split and the hash of the manifest that is there; nothing if there is none."""
-    if not parts.is_in_parts(manifest_path):
-        return {}, ""
-    listing = open_manifest(manifest_path)
-    return listing.splits, listing.hash
+def newest(manifest_path: str) -> PartedManifest | None:
+    """Return the manifest in parts that is there, if there is one."""
+    listing = open_manifest(manifest_path) if parts.is_in_parts(manifest_path) else None
+    return listing if isinstance(listing, PartedManifest) else None
 
 
-def described(before: tuple[dict[str, int], str], after: tuple[dict[str, int], str]) -> str:
-    """Return what differs between two manifests, for people; nothing if there was none before."""
-    (counts, old), (now, new) = before, after
-    if not old or old == new:
+def described(before: PartedManifest | None, after: PartedManifest | None) -> str:
+    """Return what differs between two versions of a manifest, for people; nothing if there was none before."""
+    if not before or not after or before.hash == after.hash:
         return ""
+    counts, now = before.splits, after.splits
     splits = [f"{split} {counts.get(split, 0)} → {now.get(split, 0)}" for split in sorted(counts.keys() | now.keys())]
-    return f"{', '.join(splits)}; hash {new} was {old}"
+    added, gone, changed = changes(before, after)
+    return (
+        f"{added} clips added, {gone} gone, {changed} changed: {', '.join(splits)}; version {after.index.number} was "
+        f"{before.index.number}; hash {after.hash} was {before.hash}"
+    )
+
+
+def changes(before: PartedManifest, after: PartedManifest) -> tuple[int, int, int]:
+    """Return how many clips are in `after` alone, in `before` alone, and in both with other rows.
+
+    Parts that both have are not read; of the rows of others, 24 bytes each are in memory.
+    """
+    shared = {part.name for part in before.index.parts} & {part.name for part in after.index.parts}
+    (old_ids, old_rows), (ids, rows) = (_digests_of(listing, shared) for listing in (before, after))
+    both, old_places, places = np.intersect1d(old_ids, ids, assume_unique=True, return_indices=True)
+    num_changed = np.count_nonzero((old_rows[old_places] != rows[places]).any(1))
+    return len(ids) - len(both), len(old_ids) - len(both), int(num_changed)
+
+
+def _digests_of(listing: PartedManifest, shared: Set[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and digests of the rows of a manifest that are in other parts than `shared`."""
+    ids, digests = [np.empty(0, np.int64)], [np.empty((0, 4), np.uint32)]
+    for part in listing.index.parts:
+        if part.name not in shared:
+            table = read_part(storage.join(listing.path, part.name), part)
+            ids.append(table["clip_id"].to_numpy())
+            digests.append(row_digests(table))
+    return np.concatenate(ids), np.concatenate(digests)

@@ -31,6 +31,7 @@ from pipeline.corpus.manifest import SCHEMA, make_manifest, read_manifest, write
 from pipeline.corpus.sorted_rows import SortedRows
 from pipeline.corpus.sources import Layout
 from pipeline.corpus.text_files import byte_pieces
+from pipeline.corpus.versions import split_version
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
 from pipeline.decode.decoder_choice import measure_decoders
@@ -160,7 +161,7 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
     gathered = _gathered(config, root, sources, files)
     outline = gathered.outline()
     log.info("%s", describe_outline(outline))
-    before = appending.version(storage.join(out, PARTS))
+    before = appending.newest(storage.join(out, PARTS))
     rows, rejected = _probed(config, gathered, out, made_by)
     held.check()
     done = commit(
@@ -179,7 +180,7 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
     done = dataclasses.replace(done, num_annotated=dict(sorted(outline.splits.items())), list_hashes=hashes)
     if config.in_parts:
         appending.write_listing(out, files.buckets, made_by)
-        change = appending.described(before, appending.version(storage.join(out, PARTS)))
+        change = appending.described(before, appending.newest(storage.join(out, PARTS)))
         done = dataclasses.replace(done, change=change)
     mark_done(marker, inputs, done)
     storage.remove_folder(storage.join(out, PROBED))
@@ -239,7 +240,7 @@ def describe(done: Prepared) -> str:
 
 def refuse_writing_over(manifest: str, out: str) -> None:
     """Raise ValueError if the folder `out` holds `manifest`: a job would write over it, or over its ledger."""
-    path, out = storage.absolute(manifest), storage.absolute(out)
+    path, out = storage.absolute(split_version(manifest)[0]), storage.absolute(out)
     if path in (out, *(storage.join(out, name) for name in (FILE, PARTS))):
         raise ValueError(f"--out {out} is where {path} lies: name another folder, so that both remain")
 

@@ -22,6 +22,7 @@ from cluster import worker_lines
 from cluster.connection import at_once, connected_ray, spans_machines
 from cluster.run import last_line
 from jobs.launch import lease, preflight
+from jobs.launch.manifest_version import with_version
 from jobs.reports import run_results
 from jobs.run import run_files
 from jobs.run.config import TASK_FILES, DataConfig, Placement, PretrainConfig, TaskConfig, TextConfig
@@ -39,7 +40,6 @@ from jobs.training.requests import STOP_FILE
 from jobs.training.step import DivergedError, RunError
 from pipeline import storage
 from pipeline.corpus.listing import Listing, Rows
-from pipeline.corpus.manifest import open_manifest
 from pipeline.stream.source import split_clips
 from pipeline.text.config import UNRANKED, MaskingConfig
 from pipeline.text.significance import SignificantWords, mine_significant_words
@@ -66,7 +66,7 @@ def pretrain(
     placement = config.placement
     mlflow_runs.refuse_unreachable(placement.storage)
     run_folder = storage.join(storage.absolute(placement.storage), config.name)
-    manifest = open_manifest(config.data.manifest)
+    config, manifest = with_version(config, run_folder, voice.say)
     with lease.held(run_folder) as held:
         config, run_hash = claim_folder(config, manifest, run_folder)
         voice.keep_log_in(run_folder)

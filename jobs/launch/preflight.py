@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from jobs.launch import lease
+from jobs.launch.manifest_version import with_version
 from jobs.launch.step_memory import memory_line, memory_problems, step_shape
 from jobs.run import run_files
 from jobs.run.config import TASK_FILES, DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
@@ -26,7 +27,7 @@ from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.task import task_type
 from pipeline import storage
 from pipeline.corpus.listing import Listing
-from pipeline.corpus.manifest import open_manifest
+from pipeline.corpus.manifest import PartedManifest
 from pipeline.decode import decoders
 from pipeline.nearest import did_you_mean
 from pipeline.records import Kind
@@ -72,7 +73,8 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     machine, placement, problems = machine or this_machine(), config.placement, []
     run_folder = storage.join(storage.absolute(placement.storage), config.name)
     problems += resource_problems(placement, machine)
-    manifest = _tried(problems, "data.manifest", lambda: known_manifest(config.data.manifest))
+    known = _tried(problems, "data.manifest", functools.partial(known_manifest, config, run_folder))
+    config, manifest = known or (config, None)
     data, optim, plan, fields = config.data, config.optim, None, None
     if manifest:
         data = with_decoder(config.data, manifest.fastest_decoder)
@@ -139,10 +141,10 @@ def num_pieces(text: TextConfig) -> tuple[int, str]:
     return text.vocabulary_size, "at most "
 
 
-def known_manifest(path: str) -> Listing:
-    """The manifest; where there is none, the error says how one is made."""
+def known_manifest(config: PretrainConfig, run_folder: str) -> tuple[PretrainConfig, Listing]:
+    """`with_version`; where there is no manifest, the error says how one is made."""
     try:
-        return open_manifest(path)
+        return with_version(config, run_folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or write the manifest with jobs/prepare.py") from error
 
@@ -319,7 +321,8 @@ def _corpus_line(data: DataConfig, manifest: Listing | None) -> str:
         f"{name} {' + '.join(f'{count} {kind}s' for kind, count in sorted(counts.items(), reverse=True)) or 0}"
         for name, counts in kinds.items()
     )
-    return f"{manifest.corpus}, {len(manifest)} clips: {splits}"
+    version = f" version {manifest.index.number}" if isinstance(manifest, PartedManifest) else ""
+    return f"{manifest.corpus}{version}, {len(manifest)} clips: {splits}"
 
 
 def _training_line(optim: OptimConfig, mixing: MixingConfig, plan: Plan | None) -> str:

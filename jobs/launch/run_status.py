@@ -46,6 +46,8 @@ class Status:
     error: str = ""
     """Why it stopped for good."""
     num_steps: int
+    manifest: str = ""
+    """Where the manifest lies, with the version that the run trains on if it is in parts."""
     at: Mapping[str, Any] = field(default_factory=dict)
     """`status.json`: the last reported step, rate and time left."""
     committed: Mapping[str, Any] = field(default_factory=dict)
@@ -84,12 +86,14 @@ def read_run(
         state = "running" if is_renewed(f"{folder}/{lease.LEASE}", content, wait, answer_seconds) else "silent"
     elif error:
         state = "failed"
+    config = run_files.read_json(f"{folder}/{run_files.CONFIG}")
     return Status(
         folder=folder,
         state=state,
         driver=driver,
         error=error,
-        num_steps=run_files.read_json(f"{folder}/{run_files.CONFIG}")["optim"]["num_steps"],
+        num_steps=config["optim"]["num_steps"],
+        manifest=config["data"]["manifest"],
         at=read_status(folder),
         committed=run_files.committed_progress(folder) or {},
         checkpoint=run_files.committed_checkpoint(folder),
@@ -117,6 +121,7 @@ def describe(status: Status) -> str:
     at, committed = status.at, status.committed
     driver = f", {status.driver}" if status.driver else ""
     rows = [("run", status.folder), ("state", f"{STATES[status.state]}{driver}"), ("error", status.error)]
+    rows.append(("manifest", status.manifest))
     if at:
         rows.append(("step", f"{at['step']} of {status.num_steps}, reported at {at['time']} (it is {now()} here)"))
     if at and status.state == "running":

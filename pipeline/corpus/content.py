@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt32
 
 from pipeline.corpus.schema import PLACES, SCHEMA
 
@@ -73,7 +73,15 @@ def hex_digest(digest: int) -> str:
 
 
 def _sum_of_digests(table: pa.Table) -> int:
-    """The numbers of a row and the lengths of its texts have a fixed width, so that no two rows have the same bytes."""
+    words = row_digests(table).sum(0, dtype=np.uint64).tolist()
+    return sum(word << (32 * place) for place, word in enumerate(words))
+
+
+def row_digests(table: pa.Table) -> UInt32[np.ndarray, "n 4"]:
+    """The digest of each row, over every column of `SCHEMA` but `PLACES`, in words of 32 bits, the lowest first.
+
+    The numbers of a row and the lengths of its texts have a fixed width, so that no two rows have the same bytes.
+    """
     numbers, texts = [], []
     for field in SCHEMA:
         if field.name in PLACES:
@@ -95,8 +103,7 @@ def _sum_of_digests(table: pa.Table) -> int:
         hashlib.blake2b(fixed[row * width : (row + 1) * width] + text, digest_size=16, person=b"snps3 row 2").digest()
         for row, text in enumerate(joined.to_pylist())
     )
-    words = np.frombuffer(digests, "<u4").reshape(-1, 4).sum(0, dtype=np.uint64).tolist()
-    return sum(word << (32 * place) for place, word in enumerate(words))
+    return np.frombuffer(digests, "<u4").reshape(-1, 4)
 
 
 def _joined(lists: pa.ListArray) -> tuple[pa.Array, pa.Array]:

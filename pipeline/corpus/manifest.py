@@ -29,6 +29,7 @@ from pipeline.corpus.listing import Listing, Rows, TableRows, counted, of_kind
 from pipeline.corpus.part_rows import PartRows, read_part
 from pipeline.corpus.schema import PLACES, SCHEMA, conform
 from pipeline.corpus.sorted_rows import SortedRows
+from pipeline.corpus.versions import split_version
 from pipeline.records import Kind
 
 __all__ = [
@@ -98,6 +99,11 @@ class PartedManifest(Listing):
     def hash(self) -> str:
         return self.index.hash
 
+    @property
+    def place(self) -> str:
+        """Its path with its version, under which these rows are found when there are newer ones."""
+        return f"{self.path}@{self.index.number}"
+
     @cached_property
     def counts(self) -> Mapping[tuple[str, str], int]:
         counts: dict[tuple[str, str], int] = {}
@@ -163,12 +169,12 @@ def _is_among(table: pa.Table, ids: Int64[np.ndarray, " n"]) -> pa.Array:
 
 
 def open_manifest(path: str) -> Manifest | PartedManifest:
-    """What the manifest at `path` lists. Of a manifest in parts only the index is read; one file is read whole, as
-    `read_manifest` does."""
-    storage.check_readable(path)
+    """What the manifest at `path` lists, or FOLDER@VERSION of a manifest in parts, of which only the index is read; one
+    file is read whole, as `read_manifest` does. ValueError for a version that is not there."""
+    path, version = _place(path)
     if not _has_index(path):
         return _read_files(path)
-    index = parts.read_index(path)
+    index = parts.read_index(path, version)
     return PartedManifest(corpus=index.corpus, root=index.root, decoders=index.decoders, path=path, index=index)
 
 
@@ -177,12 +183,12 @@ def read_manifest(path: str) -> Manifest:
     Parquet files of one corpus; local or in a bucket.
 
     Refused, with the name of what is wrong: a missing column, another type, an id that occurs twice, an empty manifest,
-    parts of different corpora, a part that is not as its index says.
+    parts of different corpora, a part that is not as its index says. FOLDER@VERSION as in `open_manifest`.
     """
-    storage.check_readable(path)
+    path, version = _place(path)
     if not _has_index(path):
         return _read_files(path)
-    index = parts.read_index(path)
+    index = parts.read_index(path, version)
     tables = [read_part(storage.join(path, part.name), part) for part in index.parts]
     manifest = make_manifest(index.corpus, index.root, pa.concat_tables(tables))
     return dataclasses.replace(manifest, decoders=index.decoders, format_version=parts.FORMAT_VERSION)
@@ -203,6 +209,17 @@ def _read_files(path: str) -> Manifest:
     if not len(manifest):
         raise ValueError(f"{path} has no rows: run jobs/prepare.py on a corpus with at least one usable clip")
     return manifest
+
+
+def _place(path: str) -> tuple[str, str | None]:
+    """Where a manifest lies, and which version of it is named. ValueError for one of a manifest without versions."""
+    folder, version = split_version(path)
+    storage.check_readable(folder)
+    if version and not _has_index(folder):
+        raise ValueError(
+            f"{folder} has no versions, as manifests in parts have (prepare --in-parts): leave @{version} out"
+        )
+    return folder, version
 
 
 def _has_index(path: str) -> bool:

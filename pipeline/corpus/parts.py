@@ -4,7 +4,7 @@
 
 Rows are sorted by (split, kind, clip_id). A part has rows of one split and kind, in row groups of `GROUP_ROWS`, so that
 row i of a split and kind is located by the index alone. The names of parts have their hashes in them, and the index is
-written last: a folder has the old manifest or the new one.
+written last: a folder has the old manifest or the new one. The old one stays readable (`pipeline/corpus/versions.py`).
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -12,6 +12,7 @@ written last: a folder has the old manifest or the new one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import io
@@ -30,6 +31,7 @@ from jaxtyping import Int64
 from pipeline import storage
 from pipeline.corpus.content import checksum, hex_digest, rows_digest
 from pipeline.corpus.schema import conform, num_uncaptioned
+from pipeline.corpus.versions import MAX_VERSIONS, Version, split_version, version_named
 
 INDEX = "index.json"
 FORMAT_VERSION = 2
@@ -72,6 +74,18 @@ class PartIndex:
     root: str
     parts: tuple[Part, ...]
     decoders: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    number: int = 1
+    """Of the version."""
+    earlier: tuple[Version, ...] = ()
+    """Versions that are there too, in order."""
+
+    @property
+    def version(self) -> Version:
+        return Version(number=self.number, hash=self.hash, num_rows=self.num_rows)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(part.num_rows for part in self.parts)
 
     @property
     def hash(self) -> str:
@@ -94,9 +108,10 @@ def write_parts(
 
     `behind`: parts that lie there, with the ids of their rows; they stay, and the new ones come behind them.
 
-    One part is in memory at a time, and 8 bytes of each row. Who reads what the folder held before goes on; parts that
-    are older still are removed. ValueError for rows in another order, for ids that occur twice, for a column that is
-    missing, for no rows at all, and if another process writes the folder meanwhile.
+    One part is in memory at a time, and 8 bytes of each row. Who reads what the folder held before goes on: if the rows
+    differ it is an earlier version now, of which `MAX_VERSIONS` are kept. ValueError for rows in another order, for ids
+    that occur twice, for a column that is missing, for no rows at all, and if another process writes the folder
+    meanwhile.
     """
     before = _index_bytes(path)
     parts, clip_ids = list(behind), [] if ids_behind is None else [ids_behind]
@@ -109,8 +124,7 @@ def write_parts(
         raise ValueError(f"{path} would have no rows: name a corpus with at least one usable clip")
     _refuse_repeated(clip_ids, corpus)
     index = PartIndex(corpus=corpus, root=root, parts=tuple(parts), decoders=decoders or {})
-    _commit(path, index, before)
-    return index
+    return _commit(path, index, before)
 
 
 def _index_bytes(path: str) -> bytes | None:
@@ -121,30 +135,68 @@ def _index_bytes(path: str) -> bytes | None:
         return None
 
 
-def _commit(path: str, index: PartIndex, before: bytes | None) -> None:
-    """The folder has `index`, if it has `before` until now, and no parts but those of the two."""
-    where, content = storage.join(path, INDEX), _as_json(index)
+def _commit(path: str, index: PartIndex, before: bytes | None) -> PartIndex:
+    """The folder has `index`, as the next version, if it has `before` until now; no files but those of its versions and
+    of `before`. Return the index with its number."""
+    where, last = storage.join(path, INDEX), None if before is None else _index_of(before, storage.join(path, INDEX))
+    if last and last.hash == index.hash:
+        index = dataclasses.replace(index, number=last.number, earlier=last.earlier)
+    elif last and before:
+        earlier = (*last.earlier, last.version)[1 - MAX_VERSIONS :]
+        index = dataclasses.replace(index, number=last.number + 1, earlier=earlier)
+        storage.write_bytes_atomic(storage.join(path, last.version.file), before)
+    content = _as_json(index)
     if not storage.write_if_unchanged(where, content, before) and _index_bytes(path) != content:
         raise ValueError(
             f"{where} was written by another process since this one began: let one of them write, and begin again"
         )
-    kept = {part.name for part in index.parts} | {part["name"] for part in json.loads(before or b"{}").get("parts", [])}
+    indices = [index, *([last] if last else []), *_earlier_indices(path, index)]
+    kept = {part.name for one in indices for part in one.parts} | {version.file for version in index.earlier}
     for name in storage.list_files(path):
-        if fnmatch.fnmatch(name, "part-*.parquet") and name not in kept:
+        if (fnmatch.fnmatch(name, "part-*.parquet") or fnmatch.fnmatch(name, "index-*.json")) and name not in kept:
             storage.remove(storage.join(path, name))
+    return index
 
 
-def read_index(path: str) -> PartIndex:
-    """Return the index of the manifest in the folder `path`. ValueError for one that is damaged or of another
-    version."""
+def _earlier_indices(path: str, index: PartIndex) -> Iterator[PartIndex]:
+    for version in index.earlier:
+        with contextlib.suppress(FileNotFoundError):  # a copy of the newest version alone
+            where = storage.join(path, version.file)
+            yield _index_of(storage.read_bytes(where), where)
+
+
+def read_index(path: str, version: str | None = None) -> PartIndex:
+    """Return the index of the manifest in the folder `path`: of the newest version, or of the one with this number or
+    hash. ValueError for one that is damaged or of another format, and for a version that is not there."""
     where = storage.join(path, INDEX)
+    newest = _index_of(storage.read_bytes(where), where)
+    if version is None:
+        return newest
+    named = version_named(version, (*newest.earlier, newest.version), path)
+    if named == newest.version:
+        return newest
+    where = storage.join(path, named.file)
     try:
-        content = json.loads(storage.read_bytes(where))
+        index = _index_of(storage.read_bytes(where), where)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}, the index of version {named.number}, is missing: {REMEDY}") from error
+    if index.version != named:
+        raise ValueError(f"{where} has the rows of {index.version} and should have {named}: {REMEDY}")
+    return index
+
+
+def _index_of(data: bytes, where: str) -> PartIndex:
+    try:
+        content = json.loads(data)
         version = content["format_version"]
         if version == FORMAT_VERSION:
-            parts = tuple(Part(**part) for part in content["parts"])
             index = PartIndex(
-                corpus=content["corpus"], root=content["root"], parts=parts, decoders=content.get("decoders", {})
+                corpus=content["corpus"],
+                root=content["root"],
+                parts=tuple(Part(**part) for part in content["parts"]),
+                decoders=content.get("decoders", {}),
+                number=content.get("version", 1),
+                earlier=tuple(Version(**earlier) for earlier in content.get("earlier", ())),
             )
             written = content["hash"], content["num_rows"]
     except (ValueError, KeyError, TypeError) as error:
@@ -154,15 +206,15 @@ def read_index(path: str) -> PartIndex:
             f"{where} has format_version {version}, and this version reads {FORMAT_VERSION}: use the version that "
             "wrote it, or write the manifest anew with jobs/prepare.py"
         )
-    there = index.hash, sum(part.num_rows for part in parts)
-    if there != written:
+    if (index.hash, index.num_rows) != written:
+        there = index.hash, index.num_rows
         raise ValueError(f"{where} says {written} of hash and rows, and its parts sum up to {there}: {REMEDY}")
     return index
 
 
 def is_in_parts(path: str) -> bool:
-    """Return whether `path` is a folder with an index of parts."""
-    return storage.exists(storage.join(path, INDEX))
+    """Return whether `path`, with a version behind it or not, is a folder with an index of parts."""
+    return storage.exists(storage.join(split_version(path)[0], INDEX))
 
 
 def _as_json(index: PartIndex) -> bytes:
@@ -171,7 +223,9 @@ def _as_json(index: PartIndex) -> bytes:
         "corpus": index.corpus,
         "root": index.root,
         "hash": index.hash,
-        "num_rows": sum(part.num_rows for part in index.parts),
+        "num_rows": index.num_rows,
+        "version": index.number,
+        "earlier": [dataclasses.asdict(version) for version in index.earlier],
         "decoders": dict(index.decoders),
         "parts": [dataclasses.asdict(part) for part in index.parts],
     }

@@ -153,13 +153,16 @@ def write_shard(items: Sequence[Item], config: PackingConfig, folder: str, limit
 
 def read_indexes(folder: str, config: PackingConfig) -> pa.Table:
     """What earlier passes with the same settings have packed below `folder`, or rejected for good (`INDEX_SCHEMA`)."""
-    tables = []
+    return pa.concat_tables([INDEX_SCHEMA.empty_table(), *indexes_in(folder, config)])
+
+
+def indexes_in(folder: str, config: PackingConfig) -> Iterator[pa.Table]:
+    """Yield the index of each shard that earlier passes with the same settings have written below `folder`."""
     for name in storage.list_files(folder) if storage.exists(folder) else []:
         if name.endswith(INDEX_SUFFIX):
             table = storage.read_table(storage.join(folder, name))
             if (table.schema.metadata or {}).get(b"snps3_packing") == config.hash.encode():
-                tables.append(completed(table.replace_schema_metadata(), INDEX_SCHEMA))
-    return pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
+                yield completed(table.replace_schema_metadata(), INDEX_SCHEMA)
 
 
 def is_final(row: dict[str, Any]) -> bool:

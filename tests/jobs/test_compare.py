@@ -165,7 +165,7 @@ def test_a_run_is_refused_before_it_starts_if_its_server_does_not_answer(
     (port,) = free_ports(1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(parsing, "answered", lambda command: None)
-    monkeypatch.setattr(driver, "open_manifest", lambda path: pytest.fail("was started"))
+    monkeypatch.setattr(driver, "with_version", lambda *_: pytest.fail("was started"))
     assert exit_status(lambda: pretrain.main(["tiny"])) == 2
     assert f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer" in capsys.readouterr().err
 

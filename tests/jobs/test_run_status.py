@@ -31,7 +31,9 @@ AT |= {"num_ranks": 2, "seconds_left": 3725.2, "num_steps": 60, "rejected": 2}
 def make_run(folder: str) -> None:
     """Write what a run of 60 steps leaves that lost a rank at step 48, while its checkpoint of step 45 was uploaded."""
     run_files.write_json(f"{folder}/{run_files.IDENTITY}", {})
-    run_files.write_json(f"{folder}/{run_files.CONFIG}", {"optim": {"num_steps": 60}})
+    run_files.write_json(
+        f"{folder}/{run_files.CONFIG}", {"optim": {"num_steps": 60}, "data": {"manifest": "corpora/toy/manifest@2"}}
+    )
     progress = {"step": 40, "best_score": 0.625, "best_step": 20, "is_finished": False}
     run_files.write_json(f"{folder}/checkpoint_2/{run_files.PROGRESS}", progress)
     run_files.write_json(f"{folder}/{SNAPSHOT}", {"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_2"}})
@@ -97,6 +99,7 @@ def test_the_status_is_what_the_processes_of_the_run_wrote(folder: str) -> None:
     assert running.state == "running"
     assert f"process {lease.this_process().pid} on" in words
     for part in (
+        "manifest  corpora/toy/manifest@2",
         "step      47 of 60",
         "81 clips/s, 0.80 s per step, waiting for data 31 %, 2 ranks, loss 3.250",
         "left      1:02:05",

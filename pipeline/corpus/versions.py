@@ -1,0 +1,56 @@
+"""Versions of a manifest in parts: FOLDER is the newest, FOLDER@3 is the third.
+
+index.json ── the newest ── names ──► index-00002-….json, index-00001-….json ── their parts, many of them the same
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline import storage
+
+MAX_VERSIONS = 10
+"""Versions of a manifest that can be read, the newest among them; files that only older ones need are removed."""
+_NAMED = re.compile(r"(.+)@(\d+|[0-9a-f]{32})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """What a manifest was once."""
+
+    number: int
+    """From 1."""
+    hash: str
+    num_rows: int
+
+    @property
+    def file(self) -> str:
+        """Name of its index when it is no longer the newest."""
+        return f"index-{self.number:05d}-{self.hash[:12]}.json"
+
+    def is_called(self, name: str) -> bool:
+        """Return whether it is meant by a number or a hash."""
+        return name in (str(self.number), self.hash)
+
+
+def split_version(path: str) -> tuple[str, str | None]:
+    """Return the path of a manifest and the version that stands behind it: a number or a hash; None where none does."""
+    named = _NAMED.fullmatch(path)
+    if named is None or storage.exists(path):
+        return path, None
+    return named[1], named[2]
+
+
+def version_named(name: str, versions: Sequence[Version], path: str) -> Version:
+    """Return one of the versions of the manifest at `path`, which are in order. ValueError if none is called so."""
+    for version in versions:
+        if version.is_called(name):
+            return version
+    there = ", ".join(f"{version.number} ({version.num_rows} clips)" for version in versions)
+    older = f"; {MAX_VERSIONS} are kept" if versions[0].number > 1 else ""
+    raise ValueError(
+        f"{path} has no version {name}: it has {there}{older}. Name one of them, as {path}@{versions[-1].number}, or "
+        f"leave @{name} out for the newest"
+    )
