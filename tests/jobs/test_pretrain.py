@@ -150,7 +150,8 @@ def test_real_clips_are_trained_on_and_a_cut_copy_of_one_changes_nothing(
     selection = SelectionConfig(evaluate_every=1, patience=2)
     placement = dataclasses.replace(runs[1].placement, num_workers=1)
     runs[1] = dataclasses.replace(runs[1], selection=selection, placement=placement)
-    found = pretrain(runs[1])
+    with in_one_process():
+        found = pretrain(runs[1])
     assert (found["num_steps"], found["num_rejected"], found["manifest_hash"]) == (3, 0, whole.manifest_hash)
     assert all(torch.isfinite(weight).all() for weight in last_weights(runs[1]).values())
 
@@ -260,6 +261,7 @@ def test_a_bucket_holds_corpus_ledger_and_run_and_a_stopped_run_goes_on(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)  # where MLflow puts the artefacts of such a server
     run = small_run("small", prepared.manifest_path, f"{bucket}/runs", num_steps=3, global_batch=4)
+    run = dataclasses.replace(run, placement=dataclasses.replace(run.placement, num_workers=1))
     assert survey(run).problems == ()
     pretrain_until_stopped(run, monkeypatch)
     found = pretrain(run)
