@@ -261,9 +261,9 @@ def test_a_bucket_holds_corpus_ledger_and_run_and_a_stopped_run_goes_on(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)  # where MLflow puts the artefacts of such a server
     run = small_run("small", prepared.manifest_path, f"{bucket}/runs", num_steps=3, global_batch=4)
-    run = dataclasses.replace(run, placement=dataclasses.replace(run.placement, num_workers=1))
     assert survey(run).problems == ()
-    pretrain_until_stopped(run, monkeypatch)
+    alone = dataclasses.replace(run, placement=dataclasses.replace(run.placement, num_workers=1))
+    pretrain_until_stopped(alone, monkeypatch)
     found = pretrain(run)
     assert (found["num_steps"], found["num_rejected"]) == (3, 0)
     assert run_files.is_finished(f"{bucket}/runs/small")
