@@ -13,7 +13,8 @@ SCRIPT = ROOT / "cluster" / "slurm.sbatch"
 SIGNAL_MINUTES = 5
 """Of the script's `--signal=B:TERM@300`."""
 UNDER_WAY = ("PENDING", "RUNNING", "COMPLETING")
-WAIT = 'for node in one two; do until (($(wc -l < "$OUT/$node") > $(wc -l < "$OUT/begun"))); do sleep 0.1; done; done'
+COME = 'until (($(wc -l < "$OUT/$node") > $(wc -l < "$OUT/begun"))); do sleep 0.1; done'
+WAIT = f"for node in one $( (($3 == 1)) || echo two); do {COME}; done"
 UNTIL_STOPPED = 'until [ -e "$OUT/stopped" ]; do sleep 0.1; done'
 STAND_IN = {
     "ray": 'echo "$1" >> "$OUT/$SLURMD_NODENAME"; exec sleep 600',
