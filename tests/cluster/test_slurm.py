@@ -16,10 +16,12 @@ import pytest
 from cluster.head import STOP_SECONDS
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sbatch"
+WAIT = 'until [ -e "$OUT/head" ] && { (($3 == 1)) || [ -e "$OUT/others" ]; }; do sleep 0.02; done'
+JOIN = '((SRUN > 0)) && exit "$SRUN"; ((SRUN)) || touch "$OUT/others"'
 STAND_IN = {
-    "ray": 'echo "ray $*" >> "$OUT/asked"',
-    "python": 'case "$2" in *address*) echo 10.0.0.1;; *nodes*) until [ -e "$OUT/joined" ]; do sleep 0.02; done;; esac',
-    "srun": 'echo "srun $*" >> "$OUT/asked"; ((SRUN)) && exit "$SRUN"; touch "$OUT/joined"; exec sleep 60',
+    "ray": 'echo "ray $*" >> "$OUT/asked"; echo $$ > "$OUT/head"; exec sleep 60',
+    "python": f'case "$2" in *address*) echo 10.0.0.1;; *nodes*) {WAIT};; esac',
+    "srun": f'echo "srun $*" >> "$OUT/asked"; {JOIN}; exec sleep 60',
     "scontrol": 'echo "scontrol $*" >> "$OUT/asked"',
     "snps3": 'trap "exit $STATUS" TERM; echo "snps3 $* $RAY_ADDRESS" >> "$OUT/asked"; while sleep 0.05; do :; done',
 }
@@ -29,20 +31,23 @@ STAND_IN = {
 class BatchScript:
     """The script on a node where all that it starts is a stand-in.
 
-    `status`: of the run, once it was asked to stop; `srun_status`: of Ray on the other nodes, 0 while it runs.
+    `status`: of the run, once it was asked to stop; `srun_status`: of Ray on the other nodes, 0 while it runs, -1 while
+    it does not join.
     """
 
     def __init__(self, folder: Path, status: int, srun_status: int = 0, num_nodes: int = 3) -> None:
         for name, script in STAND_IN.items():
             (folder / name).write_text(f"#!/bin/bash\n{script}\n")
             (folder / name).chmod(0o755)
-        self.asked_path = folder / "asked"
+        self.asked_path, self.head_path = folder / "asked", folder / "head"
         variables = {"PATH": f"{folder}:{os.environ['PATH']}", "OUT": str(folder), "STATUS": str(status)}
         variables |= {"SRUN": str(srun_status)}
         variables |= {"SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": str(num_nodes)}
         variables |= {"SLURM_CPUS_ON_NODE": "4", "SLURMD_NODENAME": "first"}
         command = ["bash", str(SCRIPT), "tiny", "--name", "a b"]
-        self.process = subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, env=variables, stderr=subprocess.PIPE, start_new_session=True, text=True
+        )
 
     def asked(self) -> list[str]:
         return self.asked_path.read_text().splitlines() if self.asked_path.exists() else []
@@ -52,12 +57,21 @@ class BatchScript:
         while not any(line.startswith("snps3") for line in self.asked()):
             assert self.process.poll() is None
             time.sleep(0.02)
+        return self.signalled()
+
+    def signalled(self) -> int:
+        """Send the signal, and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
+
+    def is_head_alive(self) -> bool:
+        """Return whether Ray is still there on the node of the script."""
+        return Path("/proc", self.head_path.read_text().strip()).exists()
 
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
 
 
 @pytest.fixture
@@ -77,17 +91,28 @@ def test_before_the_time_limit_the_run_is_asked_to_stop_and_the_job_is_requeued(
     script = batch_script(status=0)
     assert script.stop() == 0
     head, workers, run, requeue = script.asked()
-    assert head == "ray start --head --port=6379 --num-cpus=4"
+    assert head == "ray start --block --head --port=20017 --num-cpus=4"
     assert workers.startswith("srun --nodes=2 --ntasks=2 --exclude=first ")
-    assert workers.endswith(" 10.0.0.1:6379")
-    assert run == "snps3 pretrain tiny --name a b 10.0.0.1:6379"
+    assert workers.endswith(" 10.0.0.1:20017")
+    assert run == "snps3 pretrain tiny --name a b 10.0.0.1:20017"
     assert requeue == "scontrol requeue 17"
+    assert not script.is_head_alive()
 
 
 def test_a_run_that_fails_while_it_is_stopped_is_not_begun_again(batch_script) -> None:
     script = batch_script(status=1)
     assert script.stop() == 1
     assert not any("requeue" in line for line in script.asked())
+    assert not script.is_head_alive()
+
+
+def test_a_signal_that_comes_before_the_run_has_begun_is_named(batch_script) -> None:
+    script = batch_script(status=0, srun_status=-1)
+    while not script.head_path.exists():
+        time.sleep(0.02)
+    assert script.signalled() != 0
+    assert "give --time more" in script.process.stderr.read()
+    assert not script.is_head_alive()
 
 
 def test_without_the_other_nodes_the_job_fails(batch_script) -> None:
