@@ -17,6 +17,7 @@ from typing import Any
 
 from jobs.benchmarks.support.annotation_case import verdict
 from jobs.benchmarks.support.published_captions import published
+from jobs.benchmarks.support.recent_captions import recent
 from jobs.benchmarks.support.untidy_captions import untidy
 
 TIMED_ROWS = 10_000
@@ -25,7 +26,7 @@ TIMED_ROWS = 10_000
 def annotation_inputs(num_rows: int = TIMED_ROWS) -> dict[str, Any]:
     """Return the share of cases that are read and of remedies that work, the numbers of silent misreadings and of
     crashes, and the seconds from the start of the command to the plan of `num_rows` clips."""
-    cases = [*published(), *untidy()]
+    cases = [*published(), *untidy(), *recent()]
     with tempfile.TemporaryDirectory() as folder:
         verdicts = {case.name: verdict(case, Path(folder) / case.name) for case in cases}
         seconds = plan_seconds(Path(folder) / "timed", num_rows)

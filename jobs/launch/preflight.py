@@ -25,6 +25,7 @@ from jobs.run.config import TASK_FILES, DataConfig, OptimConfig, Placement, Pret
 from jobs.run.fields import differences
 from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.task import task_type
+from jobs.tracking import mlflow_runs
 from pipeline import storage
 from pipeline.corpus.listing import Listing
 from pipeline.corpus.manifest import PartedManifest
@@ -82,6 +83,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
         _tried(problems, "data.manifest", lambda: check_clips(manifest))
     problems += value_problems(config, manifest, machine)
     can_write = _tried(problems, "placement.storage", lambda: storage.check_writable(placement.storage) is None)
+    _tried(problems, f"metrics of {config.name}", lambda: mlflow_runs.tracking_uri(placement.storage))
     state, refusals = folder_state(config.name, fields, run_folder)
     if manifest:
         plan = _tried(

@@ -85,7 +85,8 @@ def tracking_uri(storage_path: str) -> str:
         return given
     if storage.is_remote(storage_path):
         raise ValueError(
-            f"placement.storage={storage_path} is not on this machine, so metrics need a server: set {URI_VARIABLE}"
+            f"placement.storage={storage_path} is not on this machine, and MLflow keeps metrics in a file or a server: "
+            f"set {URI_VARIABLE} to https://…, or to sqlite:///mlflow.db for runs of this machine alone"
         )
     return f"sqlite:///{storage.absolute(storage_path)}/mlflow.db"
 

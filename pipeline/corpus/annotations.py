@@ -24,7 +24,7 @@ from pipeline.corpus.lists import ClipLists, read_lists
 from pipeline.corpus.media import is_tar, kind_of
 from pipeline.corpus.parquet_rows import is_parquet, media_column, parquet_rows
 from pipeline.corpus.speech import read_speech
-from pipeline.corpus.splits import split_named, split_of_file, split_of_folder
+from pipeline.corpus.splits import SPLITS, split_named, split_of_file, split_of_folder
 from pipeline.corpus.tables import Row, csv_rows, has_object_per_line, is_preamble, json_rows, pair_of
 from pipeline.corpus.text_files import text_pieces
 
@@ -110,7 +110,7 @@ def annotated_rows(
     for source in sources:
         named, path = split_and_path(source)
         for file, rows in _files(path, format, columns or {}, say):
-            of_name = None if storage.is_folder(file) else split_of_file(file)
+            of_name = None if storage.is_folder(file) else _split_of_source(file, path)
             wrong: list[str] = []
             num_rows = 0
             for where, row in _in_splits(rows, split_named(named) if named else split, of_name):
@@ -152,6 +152,17 @@ def _in_splits(rows: Iterable[Annotated], of_source: str | None, of_name: str | 
         return where, replace(clip, split=split or "")
 
     yield from attempt(rows, read_split)
+
+
+def _split_of_source(file: str, source: str) -> str | None:
+    """Return the split that the name of a caption file has, or else the folder that it lies in: of a file in a folder
+    or pattern that was named, the innermost below that."""
+    if named := split_of_file(file):
+        return named
+    folder, pattern = posixpath.dirname(file), re.search(r"[*?\[]", source)
+    above = source[: pattern.start()].rpartition("/")[0] if pattern else source
+    folders = [posixpath.basename(folder)] if file == source else folder.removeprefix(above).split("/")
+    return next((SPLITS[name.lower()] for name in reversed(folders) if name.lower() in SPLITS), None)
 
 
 def split_and_path(source: str) -> tuple[str | None, str]:

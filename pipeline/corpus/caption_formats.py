@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.corpus import caption_readers, sidecars, speech
-from pipeline.corpus.caption_readers import LSMDC_COLUMNS, MSVD_LINE
+from pipeline.corpus.caption_readers import LSMDC_COLUMNS, MOMENT_LINE, MSVD_LINE
 from pipeline.corpus.clip_rows import Annotated
 from pipeline.corpus.columns import plain
 from pipeline.corpus.media import kind_of
@@ -143,6 +143,11 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 name="msvd",
                 read=caption_readers.read_msvd,
                 fits=lambda head: bool(MSVD_LINE.fullmatch(head.line.strip())),
+            ),
+            Format(
+                name="charades_sta",
+                read=caption_readers.read_charades_sta,
+                fits=lambda head: bool(MOMENT_LINE.fullmatch(head.line.strip())),
             ),
             Format(name="sidecars", read_path=sidecars.read_sidecars),
             Format(

@@ -10,10 +10,12 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from pipeline.corpus.clip_rows import (
+    NOT_AVAILABLE,
     Annotated,
     Annotation,
     WrongRow,
@@ -23,7 +25,7 @@ from pipeline.corpus.clip_rows import (
     items_of,
     seconds_of,
 )
-from pipeline.corpus.columns import Columns, plain
+from pipeline.corpus.columns import LOOKS_LIKE, MEDIA, Columns, choose, plain
 from pipeline.corpus.splits import split_named
 from pipeline.corpus.tables import Row, csv_rows
 from pipeline.corpus.text_files import json_value, lines, text_field
@@ -32,6 +34,8 @@ from pipeline.records import Kind
 __all__ = ["Annotated", "Annotation", "annotated"]
 
 MSVD_LINE = re.compile(r"(\S+_\d+_\d+)\s+(\S.*)")
+MOMENT_LINE = re.compile(r"(\S+)\s+([\d.]+)\s+([\d.]+)\s*##\s*(\S.*)")
+"""Clip, start, end, sentence of Charades-STA."""
 LSMDC_COLUMNS = 6
 """Clip, four times, sentence; apart by tabs."""
 
@@ -71,11 +75,13 @@ def _row(where: str, row: Mapping[str, Any], columns: Columns) -> Annotated:
     name = row.get(columns.clip)
     if isinstance(name, Mapping):  # a video in Parquet, as Hugging Face writes it
         name = name.get("path")
-    if isinstance(name, float) and name.is_integer():
+    if plain(columns.clip) in MEDIA and isinstance(listed := items_of(name), list) and len(listed) == 1:
+        name = listed[0]
+    if isinstance(name, float | Decimal) and name == name // 1:
         name = int(name)
     if isinstance(name, str) and re.fullmatch(r"\d+\.0", name):
         name = name[:-2]  # a number that a table of numbers was written from
-    name = text_field({"clip_name": None if is_nothing(name) else name}, "clip_name", where)
+    name = text_field({"clip_name": None if is_nothing(name) and name != NOT_AVAILABLE else name}, "clip_name", where)
     span = items_of(row.get(columns.span)) if columns.span else None
     if span is not None and (not isinstance(span, list) or len(span) != 2):
         raise ValueError(f"{where}: {columns.span} must be a start and an end, got {span!r}")
@@ -109,8 +115,9 @@ def _row(where: str, row: Mapping[str, Any], columns: Columns) -> Annotated:
 def _spoken(value: Any) -> list[Any]:
     """Return captions as they stand in a row; of a conversation, the answers."""
     turns = items_of(value)
-    if isinstance(turns, list) and turns and all(isinstance(turn, Mapping) and "from" in turn for turn in turns):
-        return [turn.get("value") for turn in turns if turn["from"] != "human"]
+    for who, what in (("from", "value"), ("role", "content")):
+        if isinstance(turns, list) and turns and all(isinstance(turn, Mapping) and who in turn for turn in turns):
+            return [turn.get(what) for turn in turns if turn[who] not in ("human", "user", "system")]
     return [value]
 
 
@@ -222,6 +229,9 @@ def read_vatex(text: str, path: str) -> Iterator[Annotated]:
 def read_coco(text: str, path: str) -> Iterator[Annotated]:
     """COCO's captions, and files in its form: `images` with `id` and `file_name`, `annotations` with `image_id`."""
     value = json_value(text, path)
+    if any(LOOKS_LIKE["a time"].search(plain(name)) for note in value["annotations"] for name in note):
+        yield from _read_coco_moments(value, path)
+        return
     captions: dict[str, list[Any]] = defaultdict(list)
     for note in value["annotations"]:
         captions[str(note.get("image_id", note.get("video_id")))].append(note.get("caption"))
@@ -235,6 +245,23 @@ def read_coco(text: str, path: str) -> Iterator[Annotated]:
     for image in captions:
         where = f"{path}: annotations of {image}"
         yield where, WrongRow(where=where, reason=f"{where}: it is not among `{key}`")
+
+
+def _read_coco_moments(value: Mapping[str, Any], path: str) -> Iterator[Annotated]:
+    """Yield the clips of a file in COCO's form whose `annotations` have times, in columns as of a table."""
+    key = "images" if "images" in value else "videos"
+    names = {str(item.get("id")): item for item in value[key]}
+
+    def row(where: str, note: Mapping[str, Any]) -> Row:
+        owner = str(note.get("image_id", note.get("video_id")))
+        if owner not in names:
+            return where, WrongRow(where=where, reason=f"{where}: its video {owner!r} is not among `{key}`")
+        video = names[owner]
+        return where, {"clip_name": video.get("file_name") or owner, "split": video.get("split"), **note}
+
+    rows = [row(where, note) for where, note in _listed(value["annotations"], f"{path}: annotations")]
+    columns = choose([fields for _, fields in rows if not isinstance(fields, WrongRow)], {}, path)
+    yield from read_rows(rows, columns)
 
 
 def read_karpathy(text: str, path: str) -> Iterator[Annotated]:
@@ -281,6 +308,19 @@ def read_msvd(text: str, path: str) -> Iterator[Annotated]:
         return annotated(where, f"{match[1]}.avi", [match[2]])
 
     yield from attempt(((where, line) for where, line in lines(text, path) if not line.startswith("#")), read)
+
+
+def read_charades_sta(text: str, path: str) -> Iterator[Annotated]:
+    """Lines `NAME START END##SENTENCE`, with seconds; the file is {NAME}.mp4."""
+
+    def read(where: str, line: str) -> Annotated:
+        match = MOMENT_LINE.fullmatch(line.strip())
+        if not match:
+            raise ValueError(f"{where}: needs NAME START END##SENTENCE, got {line[:80]!r}")
+        start, end = (seconds_of(match[place], name, where) for place, name in ((2, "start"), (3, "end")))
+        return annotated(where, match[1], [match[4]], start=start, end=end)
+
+    yield from attempt(lines(text, path), read)
 
 
 def _items(text: str, path: str) -> Iterator[tuple[str, Any]]:

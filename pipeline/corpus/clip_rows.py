@@ -6,6 +6,7 @@ name, captions, times, as they stand in a file  ──►  Annotation | WrongRow
 from __future__ import annotations
 
 import ast
+import datetime
 import json
 import math
 import posixpath
@@ -13,17 +14,23 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pipeline.corpus.media import kind_of
 from pipeline.records import Kind
 
-NO_WORDS = frozenset({"nan", "none", "null", "<na>"})
-"""Captions that are the word for nothing of the program that wrote them."""
+NO_WORDS = frozenset({"nan", "none", "null", "<na>", "n/a", "#n/a", r"\n"})
+"""What programs write for nothing, in lower case: Python, JSON, pandas, spreadsheets, databases (`\\N`)."""
+NOT_AVAILABLE = "NA"
+"""R's word for it; in lower case it is a word of languages."""
 TEXT_KEYS = ("caption", "text", "sentence", "raw", "phrase", "description", "content", "value")
 """Where an object in a list of captions has its words."""
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_ARRAY = re.compile(rf"\[(?:{_QUOTED})(?:\s+(?:{_QUOTED}))+\]")
+"""Texts in quotes, with blanks or ends of lines between them: an array of NumPy."""
 _YOUTUBE = re.compile(r"(www\.|m\.)?(youtube\.com|youtu\.be)")
 
 T = TypeVar("T")
@@ -130,14 +137,14 @@ def is_outside(path: str) -> bool:
 def is_nothing(value: Any) -> bool:
     """Return whether a value stands for no value: null, NaN, an empty text or the word for one of them."""
     if isinstance(value, str):
-        return not value.strip() or value.strip().lower() in NO_WORDS
+        return not value.strip() or value.strip().lower() in NO_WORDS or value.strip() == NOT_AVAILABLE
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def captions_of(value: Any) -> list[str]:
-    """Return the captions in a value: a text, a list of texts or objects, or such a list written as text.
+    """Return the captions in a value: a text, an object with one, a list of both, or such a list written as text.
 
-    Blanks are single. ValueError for what is neither.
+    Objects whose names are numbers are lists. Blanks are single. ValueError for what is neither.
     """
     if is_nothing(value):
         return []
@@ -148,7 +155,11 @@ def captions_of(value: Any) -> list[str]:
         if all(isinstance(item, list) and all(isinstance(word, str) for word in item) for item in value) and value:
             value = [" ".join(words) for words in value]  # MSVD's pickles have a list of words per sentence
         return [text for item in value for text in captions_of(_words_of(item))]
-    raise ValueError(f"a caption must be text or a list of texts, got {value!r}")
+    if isinstance(value, dict) and value:
+        if all(isinstance(name, str) and name.isdecimal() for name in value):
+            return captions_of([value[name] for name in sorted(value, key=int)])
+        return captions_of(_words_of(value))
+    raise ValueError(f"a caption must be text or a list of texts, got {value!r}: write it as one")
 
 
 def _words_of(item: Any) -> Any:
@@ -156,15 +167,20 @@ def _words_of(item: Any) -> Any:
         return item
     key = next((key for key in TEXT_KEYS if isinstance(item.get(key), str)), None)
     if key is None:
-        raise ValueError(f"a caption must be text, or an object with {' or '.join(TEXT_KEYS[:3])}, got {item!r}")
+        raise ValueError(
+            f"a caption must be text, or an object with {' or '.join(TEXT_KEYS[:3])}, got {item!r}: write the text in "
+            "its place, or a list of texts"
+        )
     return item[key]
 
 
 def _list_in(text: str) -> list[Any] | None:
-    """Return the list of texts that is written in a text, as JSON or Python write it; None: there is none."""
+    """Return the list of texts that is written in a text, as JSON, Python or NumPy write it; None: there is none."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
+    if _ARRAY.fullmatch(text):  # Python would join texts without commas between them
+        return [ast.literal_eval(item) for item in re.findall(_QUOTED, text)]
     for load in (json.loads, ast.literal_eval):
         try:
             value = load(text)
@@ -182,10 +198,14 @@ def items_of(value: Any) -> Any:
 
 
 def seconds_of(value: Any, name: str, where: str, *, per_second: float = 1.0) -> float | None:
-    """Return a time in seconds: a number of `1 / per_second` seconds, also as text, or H:MM:SS. None: there is none."""
+    """Return a time in seconds: a number of `1 / per_second` seconds, also as text, a time or H:MM:SS. None: none."""
     if is_nothing(value):
         return None
-    number: Any = value
+    if isinstance(value, datetime.time):
+        value = datetime.datetime.combine(datetime.date.min, value) - datetime.datetime.min
+    if isinstance(value, datetime.timedelta):
+        value, per_second = value.total_seconds(), 1.0
+    number: Any = float(value) if isinstance(value, Decimal) else value
     if isinstance(value, str):
         match = _CLOCK.fullmatch(value.strip())
         if match:

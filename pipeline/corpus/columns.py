@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -33,7 +34,7 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
         "caption": (
             tuple(
                 "caption captions encap text txt sentence sentences description descriptions prompt prompts phrase "
-                "narration conversations".split()
+                "narration conversations messages".split()
             ),
             ("query", "desc", "alttext", "comment"),
         ),
@@ -45,8 +46,8 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
         ),
         "end": (
             tuple(
-                "end endseconds endtime endsec ends endtimestamp stop stoptime finish endms tend timeend clipend "
-                "endtimems".split()
+                "end endseconds endtime endsec ends endtimestamp stop stoptime stopseconds stoptimestamp finish endms "
+                "tend timeend clipend endtimems".split()
             ),
         ),
         "span": (
@@ -61,12 +62,17 @@ first. A span is a pair of times, or a list of pairs beside a list of captions."
 LOOKS_LIKE = {
     "a caption": re.compile(r"caption|cap$|text|sentence|descri|prompt"),
     "a time": re.compile(
-        r"start|begin|^from|end(s|time|sec|frame|ts)?$|stop|timestamp|window|(^|time)to$|^t[01]$|interval|offset"
+        r"start|begin|^from|end(s|time|sec|frame|ts)?$|stop|timestamp|window|(^|time)to$|^t[01]$|interval|"
+        r"offset|spans?$|segments?$|moments?$"
     ),
     "a split": re.compile(r"split|subset|partition|^set$|^phase$|^fold$|^stage$|^mode$|^is(train|val|test)"),
 }
+MEDIA = ("videos", "images")
+"""Columns with the files of a conversation, as trainers of chat models have them; a clip if there is one in each."""
 LENGTHS = frozenset({"duration", "length", "durationseconds", "dur"})
 """What is named of the columns that are not used."""
+_ENDS = re.compile(r"end|stop|finish")
+"""Of columns that look like times, those that say where a clip ends."""
 MSRVTT_TIMES = frozenset({"start time", "end time"})
 MSRVTT_NAME = re.compile(r"video\d+(\.mp4)?")
 """In MSR-VTT's tables, times are those of the film that the clip was cut from."""
@@ -134,6 +140,8 @@ def choose(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], path: st
             times_of_film = is_msrvtt and meaning in ("start", "end", "span")
             chosen[meaning] = None if times_of_film else _by_rank(meaning, ranks, names, rows, path)
     if chosen["clip"] is None:
+        chosen["clip"] = next((name for name in names if plain(name) in MEDIA and _is_single(name, rows)), None)
+    if chosen["clip"] is None:
         raise ValueError(_without_clip(names, path))
     is_spanned = chosen["span"] and _is_span(chosen["span"], rows, path)
     if chosen["start"] or chosen["end"] or not is_spanned:
@@ -159,11 +167,22 @@ def _by_rank(
         if meaning in ("start", "end", "span") or not fitting:
             fitting = fitting or [name for name in names if plain(name) in rank]
         if len(fitting) > 1 and any(len({str(row.get(name)) for name in fitting}) > 1 for row in rows):
-            remedy = " or ".join(f"--columns {meaning}={name}" for name in fitting)
+            remedy = " or ".join(says(meaning, name) for name in fitting)
             raise ValueError(f"{path}: {' and '.join(fitting)} may each be the {meaning}: say {remedy}")
         if fitting:
             return fitting[0]
     return None
+
+
+def _is_single(name: str, rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether each value of a column is a list with one text."""
+    values = [items_of(row.get(name)) for row in rows]
+    return all(isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) for value in values)
+
+
+def says(meaning: str, name: str) -> str:
+    """Return the option that takes a column for something, as a shell reads it."""
+    return f"--columns {shlex.quote(f'{meaning}={name}')}"
 
 
 def _without_clip(names: list[str], path: str) -> str:
@@ -191,7 +210,7 @@ def _of_splits(unused: list[str], rows: Sequence[Mapping[str, Any]], path: str) 
     """Return the column that has nothing but names of splits, whatever it is called. ValueError for several."""
     fitting = [name for name in unused if _values(name, rows) and _values(name, rows) <= SPLITS.keys()]
     if len(fitting) > 1:
-        remedy = " or ".join(f"--columns split={name}" for name in fitting)
+        remedy = " or ".join(says("split", name) for name in fitting)
         raise ValueError(f"{path}: {' and '.join(fitting)} may each be the split: say {remedy}")
     return next(iter(fitting), None)
 
@@ -210,7 +229,7 @@ def _checked(
     }
     is_silent = columns.caption is None and "caption" not in given
     if is_silent and alike["a caption"]:
-        remedy = " or ".join(f"--columns caption={name}" for name in alike["a caption"])
+        remedy = " or ".join(says("caption", name) for name in alike["a caption"])
         raise ValueError(f"{path}: {' and '.join(alike['a caption'])} may be the caption: say {remedy}")
     if is_silent and not columns.is_own:
         raise ValueError(
@@ -219,15 +238,24 @@ def _checked(
         )
     untimed = columns.start is None and columns.end is None and columns.span is None
     if untimed and alike["a time"] and not given.keys() & {"start", "end", "span"}:
+        spans = [says("span", name) for name in alike["a time"] if _has_lists(name, rows)]
+        remedy = " or ".join(spans) or "--columns start=COLUMN end=COLUMN, in seconds"
         raise ValueError(
-            f"{path}: {' and '.join(alike['a time'])} may be the times of the clip: say --columns start=COLUMN "
-            "end=COLUMN, in seconds, or --columns start= for whole videos"
+            f"{path}: {' and '.join(alike['a time'])} may be the times of the clip: say {remedy}, or --columns start= "
+            "for whole videos"
+        )
+    ends = [name for name in alike["a time"] if _ENDS.search(plain(name))]
+    if columns.start and columns.end is None and ends and "end" not in given:
+        raise ValueError(
+            f"{path}: {columns.start} has no end, and {' and '.join(ends)} may be it: say "
+            f"{' or '.join(says('end', name) for name in ends)}, in seconds, or --columns end= for clips up to the end "
+            "of the video"
         )
     lengths = [name for name in unused if plain(name) in LENGTHS]
     if columns.start and columns.end is None and lengths and "duration" not in given:
         raise ValueError(
             f"{path}: {columns.start} has no end, and {lengths[0]} may be the length of the clip or of the video: say "
-            f"--columns duration={lengths[0]}, or --columns duration= for clips up to the end of the video"
+            f"{says('duration', lengths[0])}, or --columns duration= for clips up to the end of the video"
         )
     flags = [name for name in alike["a split"] if plain(name).startswith("is")]
     if columns.split is None and flags and "split" not in given:
@@ -236,6 +264,10 @@ def _checked(
             "--columns split= to leave it out"
         )
     return tuple(f"{name} is not used, and looks like {sort}" for sort, names in alike.items() for name in names)
+
+
+def _has_lists(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    return all(isinstance(items_of(row.get(name)), list) for row in rows if not is_nothing(row.get(name)))
 
 
 def _has_values(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:

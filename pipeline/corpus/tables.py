@@ -19,6 +19,7 @@ from pipeline.corpus.clip_rows import WrongRow
 from pipeline.corpus.columns import KEY, NAMES, plain
 from pipeline.corpus.media import kind_of
 from pipeline.corpus.splits import SPLITS, split_named
+from pipeline.corpus.text_files import RepeatedKeyError, unambiguous
 
 Row = tuple[str, Mapping[str, Any] | WrongRow]
 KNOWN = frozenset(name for ranks in NAMES.values() for rank in ranks for name in rank) | {"pagedir"}
@@ -203,7 +204,9 @@ def json_rows(text: str | Iterable[str], path: str) -> Iterator[Row]:
         )
         return
     try:
-        value = json.loads(text)
+        value = unambiguous(text)
+    except RepeatedKeyError as error:
+        raise ValueError(f"{path}: {error}") from error
     except ValueError:
         lines = text.split("\n")  # not str.splitlines: other ends of lines may stand within a caption
         if text.lstrip().startswith("{") and not _is_json(next(line for line in lines if line.strip()), text):
@@ -220,7 +223,7 @@ def _line_rows(lines: Iterable[str], path: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(_without_comma(line))
+            value = unambiguous(_without_comma(line))
         except ValueError as error:
             yield where, WrongRow(where=where, reason=f"{where}: no JSON ({error}): {line[:80]!r}")
             continue
@@ -302,6 +305,9 @@ def _dict_rows(value: Mapping[str, Any], path: str) -> Iterator[Row]:
         for name, part in value.items():
             for where, row in value_rows(part, f"{path}: {name}"):
                 yield where, row if isinstance(row, WrongRow) else {"split": split_named(name), **row}
+    elif isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):  # pandas' orient="split"
+        for number, fields in enumerate(value["data"]):
+            yield f"{path}: row {number}", dict(zip(map(str, value["columns"]), fields, strict=True))
     elif len(names & KNOWN) >= 2 and (by_column := _by_column(value)):
         yield from ((f"{path}: row {index}", row) for index, row in by_column)
     elif names & KNOWN and any(not isinstance(item, list | dict) for item in value.values()):

@@ -30,6 +30,8 @@ _NO_TEXT = {
     b"SQLite format 3": "a database: write its table as CSV",
 }
 """First bytes → what it is, and what to do."""
+_TAR, _TAR_AT = b"ustar", 257
+"""What stands in a tar, and at which byte."""
 
 
 def read_text(path: str) -> str:
@@ -110,6 +112,8 @@ def _refuse_no_text(data: bytes, path: str) -> None:
         raise ValueError(f"{path}: a pickle, which runs code when it is opened: if you trust it, {remedy}")
     if other := next((remedy for start, remedy in _NO_TEXT.items() if data.startswith(start)), None):
         raise ValueError(f"{path}: {other}")
+    if data[_TAR_AT:].startswith(_TAR):
+        raise ValueError(f"{path}: a tar: unpack it, and name the files in it that have the captions")
     if not data.startswith(_MARKS_16) and data[:2].count(0) == 1:
         order = "be" if data.startswith(b"\0") else "le"
         raise ValueError(f"{path}: UTF-16 without its mark: iconv -f utf-16{order} -t utf-8 {named} > FILE")
@@ -143,10 +147,32 @@ def json_lines(text: str, path: str) -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
+class RepeatedKeyError(ValueError):
+    """Raised for a JSON object with two values of one name, of which readers keep the last."""
+
+
+def unambiguous(text: str) -> Any:
+    """Return the value of a JSON text. RepeatedKeyError if an object in it has a name twice; ValueError for no JSON."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)
+        raise RepeatedKeyError(
+            f"{name!r} stands twice in one object: write its values as one list, or remove one of them"
+        )
+    return fields
+
+
 def json_value(text: str, path: str) -> Any:
-    """Return the value of a JSON file. ValueError if it has none."""
+    """Return the value of a JSON file. ValueError if it has none, or an object with a name twice."""
     try:
-        return json.loads(text)
+        return unambiguous(text)
+    except RepeatedKeyError as error:
+        raise ValueError(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: no JSON ({error})") from error
 

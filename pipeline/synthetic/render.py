@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pipeline.synthetic.scenes import FRAME_UNITS, Background, Pose, Scene, poses, tau_at
 
 _OVERSAMPLING = 4
-_RGB_BY_COLOUR = {
+RGB_BY_COLOUR = {
     "red": (222, 22, 28),
     "blue": (28, 62, 230),
     "yellow": (255, 226, 20),
@@ -75,7 +75,7 @@ def _draw(scene: Scene, posed: tuple[Pose, ...], background: NDArray[np.float32]
         if pose.visible:
             top, left, alpha = _coverage(thing.shape, pose, len(background))
             patch = frame[top : top + alpha.shape[0], left : left + alpha.shape[1]]
-            patch += alpha * (np.asarray(_RGB_BY_COLOUR[thing.colour], np.float32) - patch)
+            patch += alpha * (np.asarray(RGB_BY_COLOUR[thing.colour], np.float32) - patch)
     return (frame + 0.5).astype(np.uint8)
 
 

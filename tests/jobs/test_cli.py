@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -347,7 +348,19 @@ def test_a_bucket_that_cannot_be_had_is_named_before_the_start(tmp_path, monkeyp
     assert "or for a public bucket FSSPEC_S3_ANON=true" in problem
 
 
-def test_a_bucket_without_the_right_to_write_is_named_before_the_start(tmp_path, bucket):
+def test_a_bucket_for_runs_without_a_place_for_metrics_is_named_before_the_start(tmp_path, bucket, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = run_of(tmp_path)
+    config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, storage=f"{bucket}/runs"))
+    (problem,) = problems(config, ENOUGH)
+    remedy = re.search(r"MLFLOW_TRACKING_URI to .*, or to (sqlite:\S+)", problem)
+    assert remedy
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", remedy[1])
+    assert not problems(config, ENOUGH)
+
+
+def test_a_bucket_without_the_right_to_write_is_named_before_the_start(tmp_path, bucket, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     name = bucket.removeprefix("s3://")
     statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{name}/*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
