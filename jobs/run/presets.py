@@ -35,7 +35,7 @@ def tiny() -> PretrainConfig:
             dropout=0.0,
             initial_std=0.1,
         ),
-        # the dual encoder first: a loss of five at once learns neither shape nor motion within these steps (docs/log.md)
+        # the dual encoder first: all losses at once learn neither shape nor motion within these steps (docs/log.md)
         objective=ObjectiveConfig(
             gvtm_level2=2.0,
             masked_words_text=0.1,
