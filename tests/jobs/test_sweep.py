@@ -25,6 +25,11 @@ from jobs.tracking.journal import read_journals
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.ray
 SIZES = "--data.num-frames 2 --data.frame-size-px 32 --optim.global-batch 8 --optim.warmup-steps 1"
+ALL_LOSSES_AT_ONCE = (
+    "--model.visual.encoder small_cnn --objective.dual-share 0 --objective.gvtm-level2 1 --objective.lvwm 1 "
+    "--objective.masked-words-text 0.3 --objective.masked-words-cross 0.3 --optim.hold-share 0"
+)
+"""So that words are learned by heart in a few steps."""
 PLACE = "--placement.log-every 1 --placement.num-workers 1 --placement.cpus-per-worker 0.5"
 
 
@@ -78,7 +83,7 @@ class Sweep:
         self.environment |= {"MLFLOW_TRACKING_URI": server} if server else {}
         steps = f"--optim.num-steps {num_steps} --selection.evaluate-every {evaluate_every} --data.temporal-split None"
         paths = f"--data.manifest {os.path.relpath(manifest, ROOT)} --placement.storage {os.path.relpath(folder, ROOT)}"
-        base = f"tiny {paths} {steps} {SIZES} {PLACE} --data.train-split {train_split}"
+        base = f"tiny {paths} {steps} {SIZES} {ALL_LOSSES_AT_ONCE} {PLACE} --data.train-split {train_split}"
         self.words = [sys.executable, "jobs/sweep.py", "--name", "s", *own.split(), "--", *base.split()]
         self.log = folder / "sweep.log"
 
