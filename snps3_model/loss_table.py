@@ -142,9 +142,9 @@ def active_losses(config: ObjectiveConfig, extra: Iterable[Loss] = ()) -> tuple[
     return (*(loss for loss in LOSSES if getattr(config, loss.name)), *extra)
 
 
-def losses_at(done_share: float, config: ObjectiveConfig, losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
-    """Those of `losses` that the next optimizer step computes when `done_share` of a run's steps are done."""
-    return tuple(loss for loss in losses if loss.is_first) if done_share < config.dual_share else losses
+def losses_at(step: int, num_steps: int, config: ObjectiveConfig, losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
+    """Those of `losses` that a run of `num_steps` computes in the optimizer step after `step` steps."""
+    return tuple(loss for loss in losses if loss.is_first) if step < int(config.dual_share * num_steps) else losses
 
 
 def reached_parts(losses: Iterable[Loss]) -> frozenset[str]:

@@ -84,10 +84,10 @@ class Pretraining(nn.Module):
         self.trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         """What any of the losses trains."""
 
-    def choose_losses(self, done_share: float) -> bool:
-        """Compute from now on the losses of the optimizer step that follows `done_share` of a run's steps, and take the
-        gradient from all that none of them reaches. True if they are others than before: DDP then has to be told."""
-        losses = losses_at(done_share, self.config, self.all_losses)
+    def choose_losses(self, step: int, num_steps: int) -> bool:
+        """Compute from now on the losses of the optimizer step after `step` steps of `num_steps`, and take the gradient
+        from all that none of them reaches. True if they are others than before: DDP then has to be told."""
+        losses = losses_at(step, num_steps, self.config, self.all_losses)
         if losses == self.losses:
             return False
         self.losses = losses

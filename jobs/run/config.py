@@ -145,7 +145,8 @@ class OptimConfig:
     decay: Literal["cosine", "step"] = "cosine"
     """After the warm-up: `cosine` to a fiftieth; `step` to a tenth at `decay_step` or `decay_epoch`."""
     hold_share: float = 0.0
-    """Share of the run, warm-up included, after which the cosine begins; until then the rate stays at `lr`."""
+    """Share of the run, warm-up included, after which the cosine begins; until then the rate stays at `lr`, as `step`
+    decay keeps it anyway."""
     decay_step: int | None = None
     """Step at which `step` decay falls; or name `decay_epoch`."""
     decay_epoch: int | None = None
@@ -166,11 +167,8 @@ class OptimConfig:
         for name in ("pretrained_rate", "layer_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must lie in (0, 1], got {getattr(self, name)}")
-        if not 0 <= self.hold_share < 1 or (self.hold_share and self.decay != "cosine"):
-            raise ValueError(
-                f"optim.hold_share must lie in [0, 1), and be 0 with optim.decay=step, got {self.hold_share} with "
-                f"optim.decay={self.decay}"
-            )
+        if not 0 <= self.hold_share < 1:
+            raise ValueError(f"optim.hold_share must lie in [0, 1), got {self.hold_share}")
         if self.frozen_steps >= self.num_steps:
             raise ValueError(
                 f"optim.frozen_steps must be below optim.num_steps={self.num_steps}, got {self.frozen_steps}; "

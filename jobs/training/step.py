@@ -98,7 +98,7 @@ def training_steps(
 def chooses_losses(state: TrainState, optim: OptimConfig) -> bool:
     """Whether the network computes other losses from its next step on; most tasks have the same for a whole run."""
     choose = getattr(state.network, "choose_losses", None)
-    return bool(choose and choose(state.progress.step / optim.num_steps))
+    return bool(choose and choose(state.progress.step, optim.num_steps))
 
 
 class RunError(RuntimeError):

@@ -69,7 +69,7 @@ def test_a_second_prepare_is_refused_while_the_first_works(tmp_path: Path, monke
 def test_a_second_pack_is_refused_while_the_first_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_manifest(corpus(), str(tmp_path / "manifest.parquet"))
     config, out = PackConfig(manifest=str(tmp_path / "manifest.parquet"), out=str(tmp_path / "out")), tmp_path / "out"
-    (refusal,) = while_the_first_works(monkeypatch, packing, "_packed", lambda: pack(config), out)
+    (refusal,) = while_the_first_works(monkeypatch, packing, "packed_portions", lambda: pack(config), out)
     assert f"{out} has a live" in refusal
     assert not (out / lease.LEASE).exists()
 

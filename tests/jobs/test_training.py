@@ -89,7 +89,7 @@ def assert_same_state(first: TrainState, second: TrainState) -> None:
         assert_equal(first.average.values, second.average.values)
 
 
-@pytest.mark.parametrize(("decay", "dual_share"), [(None, 0.0), (0.9, 0.0), (None, 0.3), (0.9, 0.6)])
+@pytest.mark.parametrize(("decay", "dual_share"), [(None, 0.0), (0.9, 0.0), (None, 0.4), (0.9, 0.8)])
 def test_three_steps_a_stop_and_three_more_are_six_steps_to_the_bit(
     tmp_path: Path, decay: float | None, dual_share: float
 ) -> None:
@@ -231,7 +231,7 @@ def test_parts_that_no_loss_reaches_are_left_to_themselves() -> None:
 def test_dual_steps_are_those_of_a_run_with_the_first_loss_alone() -> None:
     """What it does not reach neither moves nor decays, and begins with a fresh optimizer at the first whole step."""
     alone = ObjectiveConfig(**dict.fromkeys(ObjectiveConfig().weights, 0.0) | {"gvtm_level1": 1.0})
-    state = new_state(config=dataclasses.replace(CONFIG, objective=ObjectiveConfig(dual_share=0.3)))
+    state = new_state(config=dataclasses.replace(CONFIG, objective=ObjectiveConfig(dual_share=0.4)))
     other, start = new_state(config=dataclasses.replace(CONFIG, objective=alone)), new_state()
     metrics = run_to(state, 2)
     assert_equal(metrics, run_to(other, 2))
