@@ -43,7 +43,7 @@ def tiny() -> PretrainConfig:
             lvwm=0.1,
             num_hard_negatives=2,
             negative_spread=2.0,
-            dual_share=0.53,
+            dual_share=0.531,
         ),
         optim=OptimConfig(num_steps=850, global_batch=64, lr=2e-3, warmup_steps=50, hold_share=0.53),
         selection=SelectionConfig(evaluate_every=425),
