@@ -25,7 +25,16 @@ from jobs.training.optimizer import pretrained_parts
 from jobs.training.precision import evaluation_autocast, set_float32_precision
 from jobs.training.reporting import Meter, Reporter
 from jobs.training.requests import Requests, StopRequest
-from jobs.training.step import Clock, DivergedError, RunError, TrainState, make_state, save_checkpoint, training_steps
+from jobs.training.step import (
+    Clock,
+    DivergedError,
+    RunError,
+    TrainState,
+    chooses_losses,
+    make_state,
+    save_checkpoint,
+    training_steps,
+)
 from jobs.training.watchdog import Watchdog
 from pipeline import storage
 from pipeline.records import Batch
@@ -122,13 +131,15 @@ class Trainer:
             network, reports = make_network(self.job, self.world, is_new=folder is None)
             for report in reports:
                 self.reporter.say(report)
-            state = make_state(network, self.wrapped(network), optim, pretrained_parts(self.job.model))
+            state = make_state(network, network, optim, pretrained_parts(self.job.model))
             if folder:
                 state.progress = checkpoints.load(folder, network, state.optimizer, state.average)
                 self.clock.seconds = dict(state.progress.seconds or {})
                 step, folder = state.progress.step, self.job.run_folder
                 lost = Lost.after(step, read_status(folder), newest_lines(folder, "rank-0"))
                 self.reporter.say(f"continuing at step {step} of {optim.num_steps}{lost.in_words(step)}")
+        chooses_losses(state, optim)
+        state.wrapped = self.wrapped(network)
         facts = {"num_ranks": self.world.size, "device": str(self.world.device)} | asdict(lost)
         self.journal.note("start", step=state.progress.step, **facts)
         return state
