@@ -1,6 +1,6 @@
-"""Run one function on every rank of a Ray Train worker group. With cluster/ray_internals.py all that uses ray.train.
+"""Run one function on every rank of a Ray Train worker group.
 
-     DataConfig ──number of ranks──► datasets built for it, from the last committed step
+DatasetsForRanks ──number of ranks──► datasets built for it, from the last committed step
 fit() ──► controller ──► worker group ──► function(config, runtime) on every rank
               ▲   │ lost worker or node, resize: a new group          │ report(checkpoint)
               │   └──────────── on_loss(causes by rank)               │ upload in a thread, one at a time
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -29,7 +28,6 @@ from ray.train import (
     Checkpoint,
     CheckpointConfig,
     CheckpointUploadMode,
-    DataConfig,
     FailureConfig,
     LoggingConfig,
     RunConfig,
@@ -41,49 +39,16 @@ from ray.train.torch import TorchTrainer
 
 from cluster import network, ray_internals
 from cluster.connection import ADDRESS
+from cluster.rank_datasets import NOT_DATA_NODES, DatasetsForRanks, Workers, grows, has_data_nodes, no_rows
 from cluster.worker_lines import say_warnings
 from cluster.world import World, make_world
 
-DATA_NODES = {"ray-subcluster": "data"}
-"""Label of the nodes that decode, on clusters that have such nodes."""
-AUTOSCALING = "SNPS3_AUTOSCALING"
-"""Environment variable that is 1 where nodes come when they are asked for: what is there at the start then says nothing
-(cluster/runtime_env.yaml)."""
-NOT_DATA_NODES = {key: f"!{value}" for key, value in DATA_NODES.items()}
-"""Where there are such nodes, workers that train on CPUs leave theirs alone: decoding could not start."""
 CHECKPOINT_METRIC = "score"
 log = logging.getLogger(__name__)
-WORKER_ENVIRONMENT = {
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31),
-}
-"""Of every process of a run: one line of progress of our own, and nobody is told. The features of a batch are megabytes
-each and live for a moment; glibc would ask the kernel for fresh pages each time, about a tenth of a step on a CPU."""
 
 
 class LostError(RuntimeError):
     """The run has lost its workers more often than it may be started again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """The worker group to start."""
-
-    fewest: int
-    most: int
-    """More than `fewest`: the group has as many as there is room for, and starts again when that changes."""
-    use_gpu: bool
-    cpus_each: float
-    threads_each: int
-    decode_cpus: int
-    max_failures: int
-    num_kept_checkpoints: int
-    resize_seconds: float = 60.0
-    """Pause between two checks whether an elastic group should have another size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,20 +145,6 @@ def shard(dataset: str) -> ray.data.DataIterator:
     return iterator
 
 
-class DataForRanks(DataConfig):
-    """Build the datasets when a worker group starts, for as many ranks as it has, and throttle their execution."""
-
-    def __init__(self, builders: Mapping[str, Callable[[int], ray.data.Dataset]], workers: Workers) -> None:
-        super().__init__(execution_options=ingest_options(workers))
-        self.builders = dict(builders)
-
-    def configure(self, datasets: dict[str, Any], world_size: int, *rest: Any, **options: Any) -> list[dict[str, Any]]:
-        built = {name: self.builders[name](world_size) for name in datasets}
-        for dataset in built.values():
-            ray_internals.throttle(dataset)
-        return super().configure(built, world_size, *rest, **options)
-
-
 @dataclass(frozen=True)
 class OnLoss(UserCallback):
     """Call `listener` with the exceptions of lost ranks, in the process that restarts them."""
@@ -240,7 +191,7 @@ def run(
             elastic_resize_monitor_interval_s=workers.resize_seconds,
             label_selector=NOT_DATA_NODES if has_data_nodes() and not workers.use_gpu else None,
         ),
-        dataset_config=DataForRanks(datasets, workers),
+        dataset_config=DatasetsForRanks(datasets, workers),
         datasets=dict.fromkeys(datasets, no_rows),
         run_config=run_config(name, storage, workers, [*([OnLoss(on_loss)] if on_loss else []), *watchers]),
     )
@@ -278,30 +229,6 @@ def last_line(error: BaseException) -> str:
     """Return the last line of an exception, without the traceback that Ray puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def no_rows() -> ray.data.Dataset:
-    """Return a stand-in for a dataset, until the number of ranks is known."""
-    return ray.data.range(0)
-
-
-def ingest_options(workers: Workers) -> ray.data.ExecutionOptions:
-    """Return options to decode in order, on `decode_cpus` CPUs, on the data nodes where there are some."""
-    options = ray.data.ExecutionOptions(preserve_order=True)
-    options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=workers.decode_cpus)
-    if has_data_nodes():
-        options.label_selector = DATA_NODES
-    return options
-
-
-def has_data_nodes() -> bool:
-    """Return whether there are nodes for decoding alone, or will be on demand."""
-    return grows() or any(DATA_NODES.items() <= node.get("Labels", {}).items() for node in ray.nodes() if node["Alive"])
-
-
-def grows() -> bool:
-    """Return whether the cluster autoscales; Ray itself does not say so to a job."""
-    return os.environ.get(AUTOSCALING) == "1"
 
 
 def refuse_without_cpus(workers: Workers) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import ray
 
-from cluster import run as cluster_run
 from cluster.measurements import MEASURED
 from cluster.plan import predicted_clips_per_second
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.benchmarks.support import sleeping_decoder
 from jobs.benchmarks.support.delivery import Delivery, deliver, steady_rate
 from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, cores
@@ -103,7 +103,7 @@ def control_plane(
     rates: tuple[int, ...] = RATES, seconds: float = 30.0, num_train_nodes: int = 8, num_data_nodes: int = 23
 ) -> dict[str, Any]:
     """Clips per second that reach the ranks over what the planner says, at rates that rise until it breaks."""
-    os.environ.update(cluster_run.WORKER_ENVIRONMENT | SETTINGS)
+    os.environ.update(WORKER_ENVIRONMENT | SETTINGS)
     os.environ[MARKER] = marker = os.urandom(8).hex()
     source, num_decoders, rows = sleeping_source(num_train_nodes), num_data_nodes * DECODERS_PER_NODE, []
     with running_cluster(data_cpus=DECODERS_PER_NODE, store_bytes=STORE_BYTES) as cluster:

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster import run as cluster_run
 from cluster.connection import connected_ray
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.benchmarks import loaders
 from jobs.benchmarks.support.delivery import Delivery, deliver, steady_rate
 from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, clip_source, cores, process_pool
@@ -127,7 +127,7 @@ def delivered(source: ClipSource, num_steps: int, folder: str, decode_cpus: int 
     seconds until the first went to."""
     decode_cpus, delivery = decode_cpus or cores(), Delivery(source=source, num_steps=num_steps, folder=folder)
     times, decode = [time.perf_counter()], partial(timed_block, folder=folder)
-    with connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, num_cpus=decode_cpus + 1):
+    with connected_ray(worker_environment=WORKER_ENVIRONMENT, num_cpus=decode_cpus + 1):
         times.append(time.perf_counter())
         # Ray refuses a worker without any CPU; that of this one is nearly all left to decoding
         (found,) = deliver(

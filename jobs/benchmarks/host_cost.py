@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cluster.run import WORKER_ENVIRONMENT, Runtime
+from cluster.run import Runtime
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from cluster.world import World
 from jobs.benchmarks.support.fixtures import json_of_child
 from jobs.run.config import PretrainConfig

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs import ROOT
 from jobs.benchmarks.support.processes import MARKER, memory_by_process, sampled
 from jobs.benchmarks.support.synthetic_manifest import write_synthetic, write_videos

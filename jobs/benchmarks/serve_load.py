@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import normalize
 
 from cluster.connection import connected_ray
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.benchmarks.support.search_clients import ask_for
 from jobs.benchmarks.support.served_app import served_app
 from jobs.inference.index import EMBEDDED, ROWS_PER_FILE

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.benchmarks.support.fixtures import data_folder, json_of_child
 from jobs.benchmarks.tiny_step import tiny_speedup
 from jobs.run.config import Placement

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs import ROOT
 from jobs.benchmarks.host_cost import rank_batches, rank_job, shares
 from jobs.benchmarks.support.timed_steps import WARM_STEPS, timed

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.benchmarks.support.fixtures import cores, embedded_corpus, process_pool
 from jobs.inference.model import Model, Videos, decode, load
 from jobs.tasks import retrieval

@@ -15,6 +15,7 @@ import tyro
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Card, Protocol, read_card, refuse_other, write_card
 from jobs.evaluation.leaderboard import doubt_of
@@ -27,7 +28,8 @@ from jobs.tasks.retrieval import Fusion
 from jobs.tasks.task import Measured, TaskInputs, own_type, score_name, scored_kind, task_type
 from jobs.tasks.text import TextProcessor
 from jobs.tracking import machine, mlflow_runs
-from jobs.training.job import Job, evaluation_sources, evaluation_stream, with_absolute_weights, workers
+from jobs.training.job import Job, evaluation_sources, with_absolute_weights, workers
+from jobs.training.streams import evaluation_stream
 from pipeline import storage
 from pipeline.corpus.listing import Listing
 from pipeline.corpus.manifest import open_manifest
@@ -132,7 +134,7 @@ def evaluate(config: EvaluateConfig) -> Card:
 def measure(request: Request) -> Measured:
     """Run the ranks and return what they measured."""
     job = request.job
-    connected = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
+    connected = connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True)
     with tempfile.TemporaryDirectory() as scratch, connected:
         cluster_run.run(
             evaluate_rank,

@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from cluster.connection import connected_ray
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.experiments.cells import Cell, Cells, read_cells, write_cells
 from jobs.experiments.child_runs import StoppedError, StopRequest, parent_run, run_child
 from jobs.experiments.statistics import difference, resolution, spread

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from cluster.connection import connected_ray
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.evaluation import leaderboard
 from jobs.evaluation.cards import hash_of_questions, read_card
 from jobs.evaluation.scoring import EvaluateConfig, evaluate

@@ -16,8 +16,8 @@ import tyro
 from cluster import trials
 from cluster.connection import connected_ray
 from cluster.domains import Domain
-from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.experiments import space
 from jobs.experiments.child_runs import StoppedError, parent_run, run_child
 from jobs.experiments.sweep_table import Row, place, row_of, run_name, shown, summary

@@ -19,7 +19,8 @@ import torch
 import tyro
 
 from cluster.connection import connected_ray
-from cluster.run import WORKER_ENVIRONMENT, grows
+from cluster.rank_datasets import grows
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.inference.index_files import (
     FORMAT,
     INDEX,

@@ -20,7 +20,9 @@ import pyarrow as pa
 from cluster import run as cluster_run
 from cluster import worker_lines
 from cluster.connection import at_once, connected_ray, spans_machines
+from cluster.rank_datasets import grows
 from cluster.run import last_line
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.launch import lease, preflight
 from jobs.launch.manifest_version import with_version
 from jobs.reports import run_results
@@ -80,7 +82,7 @@ def pretrain(
             clean(run_folder)
             if is_stopped():  # the request may have been among what is gone
                 ask_to_stop(run_folder)
-            watched = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
+            watched = connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True)
             with watched, stopping_on_signal(run_folder):
                 refuse_scattered_metrics(placement.storage)
                 cluster_run.run(
@@ -172,7 +174,7 @@ def upload_checkpoint(run_folder: str, owner_id: str, folder: str, name: str) ->
 
 def refuse_scattered_metrics(storage_path: str) -> None:
     """Raise ValueError if the connected cluster has or will have several machines, and metrics go to a file of one."""
-    if spans_machines() or cluster_run.grows():
+    if spans_machines() or grows():
         mlflow_runs.refuse_local(storage_path)
 
 
@@ -180,7 +182,7 @@ def runs_at_once(num_runs: int | None, placement: Placement) -> int:
     """Return the number of concurrent runs: `num_runs`, or as many as fit on the connected cluster.
     ValueError if there will never be room for `num_runs`."""
     num_gpus = placement.most_workers if placement.use_gpu else 0
-    return at_once(num_runs, preflight.num_cpus(placement), num_gpus, grows=cluster_run.grows())
+    return at_once(num_runs, preflight.num_cpus(placement), num_gpus, grows=grows())
 
 
 def clean(run_folder: str) -> None:

@@ -10,7 +10,7 @@ import ray
 import tyro
 
 from cluster.connection import connected_ray, num_held
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.inference.index_files import parts_in, videos_of
 from jobs.inference.indexed_files import IndexedFiles
 from jobs.inference.query import PORT, model_of

@@ -10,15 +10,15 @@ from typing import Any
 
 import ray.data
 
-from cluster import run as cluster_run
-from jobs.run import run_files
+from cluster.rank_datasets import Workers
 from jobs.run.config import DataConfig, OptimConfig, Placement, SelectionConfig
 from jobs.tasks.task import Task
 from jobs.tasks.text import TextProcessor
+from jobs.training.streams import evaluation_stream, training_stream
 from pipeline import storage
 from pipeline.records import Kind
 from pipeline.stream.epoch_plan import Plan
-from pipeline.stream.loader import ClipSource, clip_stream, segments
+from pipeline.stream.loader import ClipSource, segments
 from pipeline.stream.source import split_clips
 from snps3_model.config import ModelConfig
 from snps3_model.loading import is_hub_name
@@ -134,20 +134,9 @@ def datasets(job: Job) -> dict[str, Callable[[int], ray.data.Dataset]]:
     return built
 
 
-def training_stream(source: ClipSource, run_folder: str, start: int, stop: int, num_ranks: int) -> ray.data.Dataset:
-    """Return the uncommitted steps of [start, stop); if all are committed, the last one, which no rank reads."""
-    first = min(max(start, run_files.committed_step(run_folder)), stop - 1)
-    return clip_stream(source, start_step=first, stop_step=stop, num_ranks=num_ranks)
-
-
-def evaluation_stream(source: ClipSource, num_ranks: int) -> ray.data.Dataset:
-    """Return one pass over an evaluation split."""
-    return clip_stream(source, start_step=0, stop_step=source.num_evaluation_steps(), num_ranks=num_ranks)
-
-
-def workers(placement: Placement) -> cluster_run.Workers:
+def workers(placement: Placement) -> Workers:
     """Return the worker group that the placement asks for."""
-    return cluster_run.Workers(
+    return Workers(
         fewest=placement.fewest_workers,
         most=placement.most_workers,
         use_gpu=placement.use_gpu,

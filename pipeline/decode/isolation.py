@@ -243,7 +243,8 @@ class DecodeProcess:
 class _ForkServer:
     """A process that has everything imported and only ever forks.
 
-    What makes malloc good for training (`cluster/run.py`) makes decord a fifth slower: it is not inherited, either.
+    What makes malloc good for training (`cluster/worker_environment.py`) makes decord a fifth slower: it is not
+    inherited, either.
     """
 
     def __init__(self) -> None:

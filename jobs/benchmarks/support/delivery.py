@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster import run as cluster_run
+from cluster.rank_datasets import Workers
 from pipeline.storage import upload_folder
 from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, decode_block, in_plan_order
 
@@ -72,7 +73,7 @@ def deliver(
         storage=cluster_run.Storage(path=delivery.folder, upload=upload_folder),
         name=name,
         datasets={"train": stream},
-        workers=cluster_run.Workers(**workers, use_gpu=False, threads_each=1, max_failures=0, num_kept_checkpoints=1),
+        workers=Workers(**workers, use_gpu=False, threads_each=1, max_failures=0, num_kept_checkpoints=1),
     )
     return [json.loads(path.read_text()) for path in sorted(Path(delivery.folder).glob("rank-*.json"))]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.head import ray_command, wait_until_it_answers
-from cluster.run import DATA_NODES
+from cluster.rank_datasets import DATA_NODES
 from jobs import ROOT
 from jobs.benchmarks.support.faulty_store import ENDPOINT, Faults, FaultyStore, faulty_store, store_endpoint
 from jobs.benchmarks.support.hosts import HOME, RECORDS, Host, Lan

@@ -10,7 +10,7 @@ from typing import Any
 import ray.cluster_utils
 
 from cluster.head import free_ports
-from cluster.run import DATA_NODES
+from cluster.rank_datasets import DATA_NODES
 
 START_SECONDS = 300.0
 """Time limit for many nodes that start beside each other."""
