@@ -68,7 +68,7 @@ class CaptionConfig:
     max_rejected_share: float = 0.05
     """Largest share of clips that may be left without a caption, in [0, 1]."""
     limits: Limits = field(default_factory=Limits)
-    """What decoding one clip may take."""
+    """Limits of decoding one clip."""
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "frame_size_px", "num_at_once"):

@@ -97,7 +97,7 @@ class FilterConfig:
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
     limits: Limits = field(default_factory=Limits)
-    """What decoding one clip may take."""
+    """Limits of decoding one clip."""
 
     def __post_init__(self) -> None:
         decoders.load(self.decoder)

@@ -42,7 +42,7 @@ ROWS = pa.schema(
         *((name, pa.float64()) for name in ("start_seconds", "end_seconds")),
     ]
 )
-"""`where` an `Annotation` stands, and its fields."""
+"""Columns of an `Annotation`: its place (`where`) and its fields."""
 assert ROWS.names[1:] == [attribute.name for attribute in fields(Annotation)]
 ROWS_AT_ONCE = 2**14
 """Rows that are collected in Python before they become a table."""
@@ -69,7 +69,7 @@ class Files:
     def below(cls, root: str, is_ours: Callable[[str], bool]) -> Files:
         """List the files below `root` in batches, without those for which `is_ours` (our output); log progress."""
         files, digest = cls(), hashlib.blake2b(digest_size=16)
-        has_media, said = False, time.monotonic()
+        has_media, logged_at = False, time.monotonic()
         listed = ((name, version) for name, version in storage.listed(root) if not is_ours(name))
         while pairs := list(itertools.islice(listed, ROWS_AT_ONCE)):
             digest.update(json.dumps(pairs).encode())
@@ -81,9 +81,9 @@ class Files:
                     files.telling.append(name)
                 has_media |= is_media
             put(files.buckets, pairs)
-            if time.monotonic() - said >= PROGRESS_SECONDS:
+            if time.monotonic() - logged_at >= PROGRESS_SECONDS:
                 log.info("%d files are listed below %s", len(files.buckets), root, extra={"is_progress": True})
-                said = time.monotonic()
+                logged_at = time.monotonic()
         files.hash = digest.hexdigest()
         return files
 

@@ -19,12 +19,12 @@ _PROGRESS_EVERY_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class MakeCorpus:
-    """Makes the embedded corpus from a seed; a finished one of the same config is left alone."""
+    """Makes the embedded corpus from a seed, unless a complete one of the same config exists."""
 
     out: Path = Path("corpora/embedded")
     """Folder of the corpus; it appears only when complete."""
     corpus: tyro.conf.OmitArgPrefixes[CorpusConfig] = field(default_factory=CorpusConfig)
-    """What is in it."""
+    """Content of the corpus."""
     processes: int = len(os.sched_getaffinity(0))
     """Processes that draw and encode."""
 

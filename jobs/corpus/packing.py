@@ -67,7 +67,7 @@ class PackConfig:
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` pack, e.g. data; by default all do."""
     limits: Limits = field(default_factory=Limits)
-    """What decoding one clip may take."""
+    """Limits of decoding one clip."""
     force: bool = False
     """Write the manifest again, even if nothing changed."""
 

@@ -47,8 +47,8 @@ class SplitConfig:
     out: str
     """Folder or bucket for the clips, the ledger, and the spans of videos that are done."""
     by: Literal["shots", "stride", "times"] = "shots"
-    """`shots`: where a detector sees one shot end and the next begin. `stride`: windows of `--window-seconds` every
-    `--stride-seconds`. `times`: those of `--annotations`."""
+    """`shots`: at the shot boundaries of a detector. `stride`: windows of `--window-seconds` every `--stride-seconds`.
+    `times`: at the times of `--annotations`."""
     detector: DetectorName = "content"
     """`content` sees cuts, by the change from frame to frame. `transnetv2` sees slow transitions too, by a network
     whose weights the extra `shots` brings."""
@@ -135,7 +135,7 @@ def split(config: SplitConfig) -> Split:
         if not clips:
             least = f"{config.min_seconds:g} s"
             raise ValueError(f"no clip of {root} has {least}: lower --min-seconds or see {ledger_path}")
-        done = Split(
+        result = Split(
             clips_path=storage.join(out, CLIPS),
             ledger_path=ledger_path,
             num_videos=num_videos,
@@ -144,10 +144,10 @@ def split(config: SplitConfig) -> Split:
             num_left_out=sum(not parts_of(row, config) for row in rows),
             num_rejected={str(reason): count for reason, count in ledger.count_by_reason(rejected).items()},
         )
-        storage.write_table(done.clips_path, pa.Table.from_pylist(clips, TIMED if config.by == "times" else TABLE))
-        summary = {"config": dataclasses.asdict(config), "found": dataclasses.asdict(done)}
+        storage.write_table(result.clips_path, pa.Table.from_pylist(clips, TIMED if config.by == "times" else TABLE))
+        summary = {"config": dataclasses.asdict(config), "found": dataclasses.asdict(result)}
         storage.write_bytes_atomic(storage.join(out, MARKER), json.dumps(summary, indent=1).encode())
-        return done
+        return result
 
 
 def parts_of(row: dict[str, Any], config: SplitConfig) -> list[dict[str, Any]]:

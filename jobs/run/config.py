@@ -46,8 +46,8 @@ class DataConfig:
     frame_size_px: int = 48
     """Long side of a frame; the rest of the square is padding."""
     decoder: DecoderName = decoders.AUTO
-    """`auto` is the fastest that jobs/prepare.py --measure-decoders found on this corpus; if nothing was measured,
-    pyav. The torchcodec ones need its package and FFmpeg, `torchcodec-cuda` a GPU. `package.module:NAME`: another."""
+    """`auto` takes the fastest one measured by jobs/prepare.py --measure-decoders, or pyav without measurements. The
+    torchcodec ones need its package and FFmpeg, `torchcodec-cuda` a GPU. `package.module:NAME`: another."""
     sampling: Sampling = field(default_factory=Sampling)
     max_rejected_share: float = 0.05
     """The run stops when more than this share of the clips seen so far could not be decoded."""

@@ -35,7 +35,7 @@ class Ranked:
     scored: Scored
     texts: list[str]
     relevant: Bool[np.ndarray, "Q N"]
-    """True where a text is a caption of a clip."""
+    """Whether a text is a caption of a clip."""
     owners: Int[np.ndarray, " Q"] | None = None
     """The clip of each text, if clips can have several texts."""
     groups: Int[np.ndarray, " N"] | None = None

@@ -26,7 +26,7 @@ from snps3_model.loading import is_hub_name
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the driver hands to every rank."""
+    """The input of each rank, from the driver."""
 
     name: str
     seed: int
@@ -41,7 +41,7 @@ class Job:
     selection: SelectionConfig
     placement: Placement
     config_json: bytes = b""
-    """The resolved configuration, as it lies in the run's folder: each checkpoint gets a copy."""
+    """Content of config.json, the resolved configuration in the run's folder; each checkpoint gets a copy."""
     tracking_uri: str = ""
     tracking_run_id: str = ""
 

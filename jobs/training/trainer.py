@@ -65,7 +65,7 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
             if not state.progress.is_finished:
                 trainer.train(state, validation)
             trainer.finish(state)
-    except RunError as error:  # on all ranks alike
+    except RunError as error:  # raised on all ranks, so none waits for another
         journal.note("failed", error=str(error))
         if runtime.world.is_first:
             failure = {"error": str(error), "has_diverged": isinstance(error, DivergedError)}
