@@ -1,4 +1,4 @@
-"""What of an earlier pass over a corpus in parts still holds: `prepare` looks at new and changed files alone."""
+"""Reuse of an earlier manifest in parts, so that `prepare` probes only new and changed files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pipeline.corpus.manifest import SCHEMA, PartedManifest, open_manifest
 from pipeline.corpus.part_rows import read_part
 
 LISTING = "listing"
-"""Folder beside a manifest in parts: size and version of each file that it was made from."""
+"""Folder beside a manifest in parts, with name, size and version of each file that the manifest was made from."""
 PLANNED = ("uri", "captions", "split", "group")
-"""Columns of a clip that its file does not tell."""
+"""Columns of a clip that come from annotations and paths, not from the content of its file."""
 FILE_ROWS = 2**17
 _KEY = b"snps3_files"
 
 
 def write_listing(out: str, files: Buckets, made_by: str) -> None:
-    """Note the files that the manifest in `out` was made from, and what it was made by."""
+    """Record the files that the manifest in `out` was made from. `made_by`: version of `prepare`, and decoder."""
     storage.remove_folder(folder := storage.join(out, LISTING))
     for number, (start, stop) in enumerate(portions(files.counts, FILE_ROWS)):
         table = files.read(start, stop).replace_schema_metadata({_KEY: made_by.encode()})
@@ -35,14 +35,14 @@ def write_listing(out: str, files: Buckets, made_by: str) -> None:
 
 @dataclass(frozen=True)
 class Earlier:
-    """The manifest in parts that is there, and the files that it was made of, in the buckets of their names."""
+    """The rows of an earlier manifest in parts and the files that it was made from, both bucketed by file name."""
 
     rows: Buckets
     files: Buckets
 
     @classmethod
     def read(cls, out: str, manifest_path: str, made_by: str) -> Earlier | None:
-        """Return what tells which rows still hold; None where nothing does."""
+        """Return the earlier manifest and its files; None if there is none of the same `made_by`."""
         folder = storage.join(out, LISTING)
         if not (storage.exists(folder) and parts.is_in_parts(manifest_path)):
             return None
@@ -66,11 +66,13 @@ class Earlier:
         versions: Mapping[str, str],
         root: str,
     ) -> pa.Table:
-        """Return the rows whose clip is one of `clips`, those of the buckets `portion`, and whose file, one of the
-        buckets `files_in`, has one of `versions`; with what is said of the clip now."""
+        """Return the earlier rows of those `clips` whose files are unchanged, with the present values of `PLANNED`.
+
+        `portion` and `files_in` are the ranges of buckets of clips and files. `versions`: present version by file name.
+        """
         before = self.files.read(*files_in)
-        noted = zip(before["name"].to_pylist(), before["version"].to_pylist(), strict=True)
-        same = {storage.join(root, name) for name, version in noted if versions.get(name) == version}
+        recorded = zip(before["name"].to_pylist(), before["version"].to_pylist(), strict=True)
+        same = {storage.join(root, name) for name, version in recorded if versions.get(name) == version}
         known = {clip["clip_id"]: clip for clip in clips if clip["captions"] and media.file_of(clip["uri"]) in same}
         rows = self.rows.read(*portion)
         rows = rows.filter(pa.array(np.isin(rows["clip_id"].to_numpy(), np.array(list(known), np.int64))))
@@ -82,13 +84,13 @@ class Earlier:
 
 
 def newest(manifest_path: str) -> PartedManifest | None:
-    """Return the manifest in parts that is there, if there is one."""
+    """Return the newest version of the manifest in parts at `manifest_path`; None if there is none."""
     listing = open_manifest(manifest_path) if parts.is_in_parts(manifest_path) else None
     return listing if isinstance(listing, PartedManifest) else None
 
 
 def described(before: PartedManifest | None, after: PartedManifest | None) -> str:
-    """Return what differs between two versions of a manifest, for people; nothing if there was none before."""
+    """Return the differences of two versions of a manifest in words; empty if one is missing or they are equal."""
     if not before or not after or before.hash == after.hash:
         return ""
     counts, now = before.splits, after.splits
@@ -101,9 +103,9 @@ def described(before: PartedManifest | None, after: PartedManifest | None) -> st
 
 
 def changes(before: PartedManifest, after: PartedManifest) -> tuple[int, int, int]:
-    """Return how many clips are in `after` alone, in `before` alone, and in both with other rows.
+    """Return the number of clips only in `after`, only in `before`, and in both with different rows.
 
-    Parts that both have are not read; of the rows of others, 24 bytes each are in memory.
+    Parts that both have are not read. The rows of other parts take 24 bytes of memory each.
     """
     shared = {part.name for part in before.index.parts} & {part.name for part in after.index.parts}
     (old_ids, old_rows), (ids, rows) = (_digests_of(listing, shared) for listing in (before, after))
@@ -113,7 +115,7 @@ def changes(before: PartedManifest, after: PartedManifest) -> tuple[int, int, in
 
 
 def _digests_of(listing: PartedManifest, shared: Set[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and digests of the rows of a manifest that are in other parts than `shared`."""
+    """Return ids and digests of the rows of a manifest, except those in the parts `shared`."""
     ids, digests = [np.empty(0, np.int64)], [np.empty((0, 4), np.uint32)]
     for part in listing.index.parts:
         if part.name not in shared:

@@ -1,4 +1,4 @@
-"""Captions for clips, by an endpoint: a new version of a manifest, beside the captions that are there."""
+"""Caption clips with a model endpoint: a new manifest adds the captions to the existing ones."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ ANSWERS = pa.schema(
     ]
 )
 QUALITY = 85
-"""Of the JPEGs."""
+"""JPEG quality of the frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionConfig:
-    """Which clips are captioned, by whom, from what."""
+    """Which clips are captioned, and by which endpoint."""
 
     manifest: str
-    """Manifest of the corpus: a file or a folder of parts, as the new one then is. `prepare --keep-uncaptioned` makes
-    one of clips without captions."""
+    """Manifest of the corpus: a file or a folder of parts; the new one has the same form. `prepare --keep-uncaptioned`
+    makes one of clips without captions."""
     out: str
     """Folder or bucket for the manifest with the captions, and for the answers so far."""
     endpoint: EndpointConfig
     source: str | None = None
-    """Who wrote the captions, in the column `caption_sources`; None: the name of the model."""
+    """Name of the captions' author in the column `caption_sources`; None: the name of the model."""
     only_uncaptioned: bool = False
-    """Ask for clips without captions alone."""
+    """Caption only clips without captions."""
     num_frames: int = 8
     """Frames of a clip that are sent, evenly over its time."""
     frame_size_px: int = 512
@@ -68,7 +68,7 @@ class CaptionConfig:
     max_rejected_share: float = 0.05
     """Largest share of clips that may be left without a caption, in [0, 1]."""
     limits: Limits = field(default_factory=Limits)
-    """What decoding one clip may take."""
+    """Limits of decoding one clip."""
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "frame_size_px", "num_at_once"):
@@ -83,7 +83,7 @@ class CaptionConfig:
 
     @property
     def question(self) -> tuple[object, ...]:
-        """What an answer depends on, beside the clip."""
+        """Return the settings that an answer depends on, besides the clip."""
         endpoint = self.endpoint
         asked = (endpoint.model, endpoint.prompt, endpoint.max_tokens, endpoint.temperature)
         return (self.source_name, *asked, self.num_frames, self.frame_size_px)
@@ -91,13 +91,13 @@ class CaptionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Captioned:
-    """What `caption` made."""
+    """The result of `caption`."""
 
     prepared: Prepared
     num_captions: int
     """Of this source, also of earlier passes."""
     num_asked: int
-    """Clips that were asked for now."""
+    """Clips that this pass sent to the endpoint."""
     num_requests: int
     input_tokens: int
     output_tokens: int
@@ -111,10 +111,10 @@ class Captioned:
 
 
 def caption(config: CaptionConfig) -> Captioned:
-    """Write the manifest with a caption of the endpoint for each clip, and the ledger of those that have none.
+    """Write the manifest with a caption of the endpoint for each clip, and the ledger of the clips without one.
 
-    A clip that was answered before is not asked for again. ValueError for captions that would be overwritten, or while
-    another job writes to the same folder. TooManyRejectedError, after the ledger is written.
+    Answers of earlier passes are reused. ValueError if captions would be overwritten, or while another job writes to
+    the same folder. TooManyRejectedError, after the ledger is written, when more than the allowed share has no caption.
     """
     out = storage.absolute(config.out)
     manifest = read_manifest(config.manifest)
@@ -126,7 +126,7 @@ def caption(config: CaptionConfig) -> Captioned:
 
 
 def refuse_overwriting(config: CaptionConfig, manifest: Manifest, out: str) -> None:
-    """Raise ValueError if captions of the same source, or another manifest, would be written over."""
+    """Raise ValueError if captions of the same source, or another manifest, would be overwritten."""
     refuse_writing_over(config.manifest, out)
     sources = {source for row in manifest.table["caption_sources"].to_pylist() for source in row or ()}
     if config.source_name in sources:
@@ -180,7 +180,7 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
 
 
 def answer_of(clip: dict[str, Any], endpoint: Endpoint, config: CaptionConfig) -> dict[str, Any]:
-    """Return the row of `ANSWERS` of a clip, or with the reason why it has no caption."""
+    """Caption a clip and return its row of `ANSWERS`, or a row with the reason of the rejection."""
     row = {name: clip[name] for name in ("clip_id", "uri", "key")} | {"caption_source": config.source_name}
     try:
         frames = clip_frames(clip, num_frames=config.num_frames, size_px=config.frame_size_px, limits=config.limits)
@@ -192,7 +192,7 @@ def answer_of(clip: dict[str, Any], endpoint: Endpoint, config: CaptionConfig) -
 
 
 def with_captions(rows: Sequence[dict[str, Any]], written: dict[int, str], source: str) -> list[dict[str, Any]]:
-    """Return rows of a manifest, each with the caption that was written for it behind those that it has."""
+    """Return the rows of a manifest, each with its new caption, if any, after the captions that it has."""
     changed = []
     for row in rows:
         text, captions = written.get(row["clip_id"]), row["captions"]
@@ -203,7 +203,7 @@ def with_captions(rows: Sequence[dict[str, Any]], written: dict[int, str], sourc
 
 
 def describe(done: Captioned) -> str:
-    """The outcome in a few lines for people."""
+    """Return a summary for the terminal."""
     rejected = ", ".join(f"{reason} {count}" for reason, count in done.prepared.num_rejected.items()) or "none"
     thousand = done.dollars_per_thousand
     count = max(1, done.num_captions)

@@ -1,4 +1,4 @@
-"""Files of a list of URLs to a folder or a bucket, and the list with their paths, which prepare reads."""
+"""Download the files of a list of URLs to a folder or a bucket, and write their paths as a table for prepare."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FILES = pa.schema(
         *(("num_bytes", pa.int64()), ("sha256", pa.string())),
     ]
 )
-"""A file that was downloaded."""
+"""Columns of a downloaded file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class DownloadConfig:
     out: str
     """Folder or bucket: `--root` of prepare, whose `--annotations` is clips.jsonl in it."""
     column: str | None = None
-    """Column of the URLs; None: the only one that has nothing but URLs."""
+    """Column of the URLs; None: the only column with nothing but URLs."""
     suffix: str = ".mp4"
     """Of files whose URL names no video or image."""
     num_at_once: int = 16
@@ -71,22 +71,22 @@ class DownloadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Downloaded:
-    """What `download` made."""
+    """The result of `download`."""
 
     clips_path: str
     ledger_path: str
     num_rows: int
-    """Rows whose file is there."""
+    """Rows whose file exists."""
     num_files: int
     num_bytes: int
     num_asked: int
-    """Files that were asked for now."""
+    """Files that this pass requested."""
     num_rejected: dict[str, int]
     """Rows per reason."""
 
 
 def download(config: DownloadConfig) -> Downloaded:
-    """Fetch the file of each row's URL that is not there yet, and write the rows with the files' paths, and the ledger.
+    """Download the files that are missing; write the rows with the paths of their files, and the ledger.
 
     ValueError for a table without URLs, or while another job writes to the same folder. TooManyRejectedError, after the
     ledger is written, when more than the allowed share of rows has no file.
@@ -110,10 +110,10 @@ def download(config: DownloadConfig) -> Downloaded:
 
 
 def files_of(urls: Sequence[str], config: DownloadConfig, there: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return a row per file, hosts by turns so that one that is slow holds up no other.
+    """Return a row per file, interleaved by host, so that a slow host does not hold up the others.
 
-    The key changes with the file in `there` (name → size and version), so that a file that is gone is fetched again,
-    and of one that is not there with the limits that may have refused it.
+    The key depends on the size of the file in `there` (name → size and version), so that a file that was deleted is
+    downloaded again. The key of a missing file depends on the limits that may have rejected it.
     """
     names = {name_of_url(url, config.suffix): url for url in urls}
     limits = (config.limits.max_gib, config.limits.seconds, config.limits.allow_private)
@@ -130,7 +130,7 @@ def files_of(urls: Sequence[str], config: DownloadConfig, there: Mapping[str, st
 
 
 def fetched(file: dict[str, Any], out: str, limits: WebLimits) -> dict[str, Any]:
-    """Return the row of `FILES` of a file after it was fetched, or with the reason why there is none."""
+    """Download a file and return its row of `FILES`, or a row with the reason of the rejection."""
     row = {name: file[name] for name in ("clip_id", "uri", "name")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, file["name"])
@@ -153,7 +153,7 @@ def _written(
     files: Mapping[str, Mapping[str, Any]],
     num_asked: int,
 ) -> Downloaded:
-    """Write ledger and list. A row without a file stands in the ledger."""
+    """Write the ledger and the list of clips. Rows without a file go to the ledger."""
     rejected = [
         Rejected(clip_id=clip_id("download", row.where), uri=row.where, stage=Stage.PREPARE,
                  reason=Reason.WRONG_ROW, detail=row.reason)
@@ -167,24 +167,24 @@ def _written(
         else:
             clips.append({**row, column: file["uri"], "clip_name": file["name"], "sha256": file["sha256"]})
     lines = "".join(json.dumps(clip, ensure_ascii=False, default=str) + "\n" for clip in clips)
-    there = [file for file in files.values() if not file["reason"]]
-    done = Downloaded(
+    existing = [file for file in files.values() if not file["reason"]]
+    result = Downloaded(
         clips_path=storage.join(out, CLIPS),
         ledger_path=storage.join(out, LEDGER),
         num_rows=len(clips),
-        num_files=len(there),
-        num_bytes=sum(file["num_bytes"] for file in there),
+        num_files=len(existing),
+        num_bytes=sum(file["num_bytes"] for file in existing),
         num_asked=num_asked,
         num_rejected={str(reason): count for reason, count in ledger.count_by_reason(rejected).items()},
     )
-    ledger.write_ledger(rejected, done.ledger_path)
-    storage.write_bytes_atomic(done.clips_path, lines.encode())
-    ledger.refuse_above_share(rejected, len(rows) + len(wrong), config.max_rejected_share, done.ledger_path)
-    return done
+    ledger.write_ledger(rejected, result.ledger_path)
+    storage.write_bytes_atomic(result.clips_path, lines.encode())
+    ledger.refuse_above_share(rejected, len(rows) + len(wrong), config.max_rejected_share, result.ledger_path)
+    return result
 
 
 def describe(done: Downloaded) -> str:
-    """The outcome in a few lines for people."""
+    """Return a summary for the terminal."""
     rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
     return (
         f"files     {done.num_files}, {done.num_bytes / 2**30:.3f} GiB, {done.num_asked} asked for now\n"

@@ -1,4 +1,4 @@
-"""A prepared corpus packed into few large files, as a Ray Data job."""
+"""Pack a prepared corpus into few large files, as a Ray Data job."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ log = logging.getLogger(__name__)
 
 MARKER = "pack.json"
 PORTION_ROWS = 2**16
-"""Clips and rows of earlier indexes that are in memory at a time at most, unless those of one bucket are more."""
+"""Most clips and rows of earlier indexes in memory at a time, unless a single bucket has more."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """What is packed, and where to."""
+    """Which corpus is packed, and where to."""
 
     manifest: str
-    """Manifest of the corpus: a file or a folder of parts. The packed one is what this one is."""
+    """Manifest of the corpus: a file or a folder of parts. The packed one has the same form."""
     out: str
     """Folder or bucket for shards, manifest and ledger."""
     packing: PackingConfig = field(default_factory=PackingConfig)
@@ -67,7 +67,7 @@ class PackConfig:
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` pack, e.g. data; by default all do."""
     limits: Limits = field(default_factory=Limits)
-    """What decoding one clip may take."""
+    """Limits of decoding one clip."""
     force: bool = False
     """Write the manifest again, even if nothing changed."""
 
@@ -77,7 +77,7 @@ class PackConfig:
 
 
 def pack(config: PackConfig) -> Prepared:
-    """Shards, manifest and ledger. Nothing is done twice: whole shards of an earlier pass are kept, one by one.
+    """Write shards, manifest and ledger. Complete shards of earlier passes are reused.
 
     TooManyRejectedError, after the ledger is written, when more than the allowed share is rejected. ValueError while
     another job writes to the same folder.
@@ -92,21 +92,21 @@ def _pack(config: PackConfig, out: str, held: lease.Lease) -> Prepared:
     started = time.monotonic()
     listing, marker = open_manifest(config.manifest), storage.join(out, MARKER)
     inputs = f"{listing.hash} {config.packing.hash} {config.max_rejected_share}"
-    if not config.force and (done := already_done(marker, inputs)):
-        return done
+    if not config.force and (prepared := already_done(marker, inputs)):
+        return prepared
     storage.remove(marker)
     rows, rejected = SortedRows(), []
-    for clips, found in packed_portions(listing, config, storage.join(out, "shards")):
+    for clips, index_rows in packed_portions(listing, config, storage.join(out, "shards")):
         names = {clip["clip_id"]: media.name_of(clip["uri"], listing.root) for clip in clips}
-        rejected += [Rejected.from_row(row, Stage.PACK) for row in found if row["reason"]]
+        rejected += [Rejected.from_row(row, Stage.PACK) for row in index_rows if row["reason"]]
         packed = [
             {name: row[name] for name in SCHEMA.names} | {"uri": media.named(row["uri"], names[row["clip_id"]])}
-            for row in found
+            for row in index_rows
             if not row["reason"]
         ]
         rows.add(pa.Table.from_pylist(packed, SCHEMA))
     held.check()
-    done = commit(
+    prepared = commit(
         rows,
         rejected,
         corpus=listing.corpus,
@@ -117,19 +117,19 @@ def _pack(config: PackConfig, out: str, held: lease.Lease) -> Prepared:
         started=started,
         in_parts=listing.is_in_parts,
     )
-    done = dataclasses.replace(done, num_annotated=annotated_beside(config.manifest, listing.hash))
-    mark_done(marker, inputs, done)
-    return done
+    prepared = dataclasses.replace(prepared, num_annotated=annotated_beside(config.manifest, listing.hash))
+    mark_done(marker, inputs, prepared)
+    return prepared
 
 
 def packed_portions(listing: Listing, config: PackConfig, folder: str) -> Iterator[tuple[list[Row], list[Row]]]:
-    """Yield clips of the manifest, some at a time, with a row of an index for each."""
+    """Yield the clips of the manifest in portions, each with the index rows of its clips."""
     clips, before = by_item(listing, config.packing), Buckets(INDEX_SCHEMA)
     for table in indexes_in(folder, config.packing):
         final = table.filter(pa.array([is_final(row) for row in table.to_pylist()], pa.bool_()))
         before.add(buckets_of_keys(final["key"].to_pylist()), final)
     with contextlib.ExitStack() as stack:
-        joined = functools.cache(lambda: stack.enter_context(connected_ray()))  # who has nothing to pack does not wait
+        joined = functools.cache(lambda: stack.enter_context(connected_ray()))  # connects only if a clip must be packed
         ranges = list(portions(clips.counts + before.counts, PORTION_ROWS))
         for number, portion in enumerate(ranges, start=1):
             rows = clips.read(*portion).sort_by("clip_id").to_pylist()
@@ -139,11 +139,11 @@ def packed_portions(listing: Listing, config: PackConfig, folder: str) -> Iterat
             missing = [item for item in items if item.key not in packed]
             counts = (number, len(ranges), len(rows), len(items), len(items) - len(missing))
             log.info("portion %d of %d: %d clips in %d items, %d of them packed before", *counts)
-            found = [row for item in items for row in packed.get(item.key, [])]
+            index_rows = [row for item in items for row in packed.get(item.key, [])]
             if missing:
                 joined()
-                found += _packed_now(missing, config, folder)
-            yield rows, found
+                index_rows += _packed_now(missing, config, folder)
+            yield rows, index_rows
 
 
 def _packed_now(items: Sequence[Item], config: PackConfig, folder: str) -> list[Row]:
@@ -155,7 +155,10 @@ def _packed_now(items: Sequence[Item], config: PackConfig, folder: str) -> list[
 
 
 def by_item(listing: Listing, config: PackingConfig) -> Buckets:
-    """Return the clips of a manifest, those of an item in the bucket of its key, which takes all clips of a file."""
+    """Return the clips of a manifest, bucketed by the key of their item.
+
+    The key of an item can depend on all clips of a file, so the clips are first bucketed by file.
+    """
     by_file, by_key = Buckets(SCHEMA), Buckets(SCHEMA)
     for table in listing.batches():
         numbers = (zlib.crc32(uri.encode()) % NUM_BUCKETS for uri in table["uri"].to_pylist())
@@ -170,10 +173,10 @@ def by_item(listing: Listing, config: PackingConfig) -> Buckets:
 
 
 def buckets_of_keys(keys: Iterable[str]) -> Int64[np.ndarray, " n"]:
-    """Return the buckets of items, by the first two hex digits of their keys."""
+    """Return the bucket number of each key: its first two hex digits."""
     return np.fromiter((int(key[:2], 16) for key in keys), np.int64)
 
 
 def write_block(block: pa.Table, config: PackingConfig, folder: str, limits: Limits) -> pa.Table:
-    """The index of the shard that holds the clips of `block`."""
+    """Write the clips of `block` as one shard and return its index."""
     return write_shard(items_of(block.to_pylist(), config), config, folder, limits)

@@ -1,4 +1,4 @@
-"""Passes over rows that go on where they were stopped: of Ray Data, or of threads that wait for others' machines."""
+"""Resumable passes over rows: with Ray Data, or with threads that wait for remote services."""
 
 from __future__ import annotations
 
@@ -18,38 +18,39 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 ANSWERS_PER_FILE = 8
-"""Results that a kill loses at most, beside those that are being asked for."""
+"""Results per file: a kill loses at most these, and the pending requests."""
 
 
 def computed_once(
     rows: pa.Table, function: Callable[[pa.Table], pa.Table], folder: str, schema: pa.Schema, **options: Any
 ) -> pa.Table:
-    """Return the results of `rows`: those in `folder`, and of the others what `kept.compute` does with `options`.
+    """Return the results of `rows`: those kept in `folder`, and the others from `kept.compute` with `options`.
 
-    Ray is joined only if something is left to compute.
+    Connects to Ray only if something is left to compute.
     """
-    done, left = kept.parted(rows, folder, schema)
+    reused, left = kept.parted(rows, folder, schema)
     if not len(left):
-        return done
-    from cluster.connection import connected_ray  # who has nothing to compute does not wait for Ray
+        return reused
+    from cluster.connection import connected_ray  # here, so that Ray is imported only if it is needed
 
     with connected_ray():
-        return pa.concat_tables([done, kept.compute(left, function, folder, **options)])
+        return pa.concat_tables([reused, kept.compute(left, function, folder, **options)])
 
 
 def asked_once(
     rows: Sequence[Row], ask: Callable[[Row], Row], folder: str, schema: pa.Schema, *, num_at_once: int, what: str
 ) -> tuple[pa.Table, int]:
-    """Return the results of `rows` (with `key`), and of how many `ask` was asked now: those that `folder` has none of.
+    """Return the results of `rows` (with `key`), and the number of calls of `ask`: one per row without one in `folder`.
 
-    Each few results are kept in `folder` as they come, and at a failure the others. `what`: the results, for the log.
+    New results are written to `folder` every `ANSWERS_PER_FILE`, and on failure. `what`: name of the results, for the
+    log.
     """
     keys = pa.table({"key": pa.array([row["key"] for row in rows], pa.string())})
-    done, left = kept.parted(keys, folder, schema)
+    reused, left = kept.parted(keys, folder, schema)
     missing = set(left["key"].to_pylist())
     asked = [row for row in rows if row["key"] in missing]
     log.info("%d %s, %d of them from before", len(rows), what, len(rows) - len(asked))
-    results, fields = [done], kept.result_schema(schema)
+    results, fields = [reused], kept.result_schema(schema)
     waiting: list[Row] = []
 
     def keep_waiting() -> None:
@@ -70,7 +71,7 @@ def asked_once(
 
 
 def in_threads(items: Sequence[Row], function: Callable[[Row], Row], num_threads: int) -> Iterator[Row]:
-    """Yield `function` of the items as each is done. What was not begun when one fails is not begun."""
+    """Yield the results of `function` as they complete. After a failure, no further item is submitted."""
     with ThreadPoolExecutor(num_threads) as pool:
         begun: set[Future[Row]] = set()
         for item in items:

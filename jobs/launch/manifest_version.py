@@ -1,4 +1,4 @@
-"""Which version of its manifest a run trains on: the newest when it begins, and that one however often it resumes."""
+"""Pin a run to a version of its manifest: the newest when the run begins, and the same one whenever it resumes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pipeline.corpus.versions import split_version
 def with_version(
     config: PretrainConfig, run_folder: str, say: Callable[[str], object] = lambda line: None
 ) -> tuple[PretrainConfig, Listing]:
-    """Return the config with the version of a manifest in parts in its path, and what the manifest lists.
+    """Return the config and the manifest's listing. The config's path names the version if the manifest is in parts.
 
-    A run that was begun and names no version goes on with the one that it began with, while that is there.
+    A resumed run that names no version keeps the version it began with, as long as that exists.
     """
     listing, identity_path = open_manifest(config.data.manifest), f"{run_folder}/{run_files.IDENTITY}"
     if not isinstance(listing, PartedManifest):

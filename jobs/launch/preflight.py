@@ -1,7 +1,7 @@
 """Check a run before it starts: describe its plan in numbers and collect every problem.
 
-Nothing here starts Ray or decodes a clip. A manifest in one file is read whole, of one in parts the index; one small
-file is written to the storage and removed again.
+Nothing here starts Ray or decodes a clip. A manifest in one file is read whole, but only the index of one in parts. One
+small file is written to the storage and removed again.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ from snps3_model.snps3 import SNPS3
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a run may use, as far as it is known without starting Ray."""
+    """CPUs and GPUs that a run may use, as far as they are known without starting Ray."""
 
     num_cpus: int | None
-    """None: of a cluster, counted when the run starts."""
+    """None for a cluster, whose CPUs are counted when the run starts."""
     num_gpus: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """A run before its start."""
+    """The findings of all preflight checks of a run."""
 
     facts: Mapping[str, Callable[[], str]]
-    """The plan in lines, by what each is about; computed when they are shown."""
+    """Topic → function that computes its line of the plan."""
     problems: tuple[str, ...]
     """Each names the value, the rule and the remedy."""
 
 
 def this_machine() -> Machine:
-    """The CPUs and GPUs of this machine, or unknown ones where `RAY_ADDRESS` names a cluster."""
+    """Return the CPUs and GPUs of this machine, or None for each if `RAY_ADDRESS` names a cluster."""
     if os.environ.get("RAY_ADDRESS", "local") != "local":
         return Machine(num_cpus=None, num_gpus=None)
     return Machine(num_cpus=os.cpu_count() or 1, num_gpus=torch.cuda.device_count())
 
 
 def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
-    """Return all that is known of the run; problems are collected, so that one look shows them all."""
+    """Check the run and return its plan and its problems: all of them, not only the first."""
     machine, placement, problems = machine or this_machine(), config.placement, []
     run_folder = storage.join(storage.absolute(placement.storage), config.name)
     problems += resource_problems(placement, machine)
@@ -109,7 +109,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
 
 
 def value_problems(config: PretrainConfig, manifest: Listing | None, machine: Machine) -> list[str]:
-    """Return what is wrong with what the run is to compute, wherever it runs."""
+    """Return the problems of metric, splits, decoder, network, losses and files, whatever the resources."""
     data, text, task = config.data, config.text, config.task
     problems = metric_problems(task.kind, config.selection) + (split_problems(data, manifest) if manifest else [])
     if machine.num_cpus is not None:  # this machine decodes
@@ -125,7 +125,7 @@ def value_problems(config: PretrainConfig, manifest: Listing | None, machine: Ma
 
 
 def weight_problems(model: ModelConfig, text: TextConfig) -> list[str]:
-    """Return what is wrong with the first weights of the network; names on the hub are looked up by the run."""
+    """Return the problems of the initial weights. Names on the hub are not checked here, but by the run."""
     problems: list[str] = []
     earlier, pretrained = model.initial_weights, model.pretrained_text
     if earlier:
@@ -137,14 +137,14 @@ def weight_problems(model: ModelConfig, text: TextConfig) -> list[str]:
 
 
 def num_pieces(text: TextConfig) -> tuple[int, str]:
-    """Return the number of pieces of the run's vocabulary, and "at most " where it is yet to be trained."""
+    """Return the size of the run's vocabulary, with "at most " if the vocabulary is still to be trained."""
     if text.vocabulary and (loaded := _tried([], "", lambda: Tokenizer.load(str(text.vocabulary)))):
         return loaded.vocabulary_size, ""
     return text.vocabulary_size, "at most "
 
 
 def known_manifest(config: PretrainConfig, run_folder: str) -> tuple[PretrainConfig, Listing]:
-    """`with_version`; where there is no manifest, the error says how one is made."""
+    """Return the result of `with_version`. FileNotFoundError, with the remedy, if there is no manifest."""
     try:
         return with_version(config, run_folder)
     except FileNotFoundError as error:
@@ -152,7 +152,7 @@ def known_manifest(config: PretrainConfig, run_folder: str) -> tuple[PretrainCon
 
 
 def check_clips(manifest: Listing) -> None:
-    """Raise if the object store of the clips cannot be read. A missing clip is rejected later, as a sample."""
+    """Raise an error if the object store of the clips cannot be read. A missing clip is rejected later, as a sample."""
     split, kind = next(iter(manifest.counts))
     uri = manifest.rows(split, Kind(kind)).range(0, 1)["uri"][0].as_py()
     if storage.is_remote(uri):
@@ -161,7 +161,7 @@ def check_clips(manifest: Listing) -> None:
 
 
 def resource_problems(placement: Placement, machine: Machine) -> list[str]:
-    """Return the CPUs and GPUs that are missing: Ray would wait for them for ever."""
+    """Return which CPUs and GPUs are missing: Ray would wait for them forever."""
     problems: list[str] = []
     needed, have = num_cpus(placement), machine.num_cpus
     if have is not None and needed > have:
@@ -179,8 +179,8 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
 
 
 def metric_problems(kind: str, selection: SelectionConfig) -> list[str]:
-    """Return the problem if `selection.metric` is not a higher-is-better metric of the task `kind`. Without this check
-    the run fails at its first evaluation."""
+    """Return a problem unless `selection.metric` is a higher-is-better metric of the task `kind`. Without this check,
+    the run would fail at its first evaluation."""
     problems: list[str] = []
     task = _tried(problems, "task.kind", lambda: task_type(kind))
     if task is None or selection.metric in (names := task.metric_names(selection.rerank)):
@@ -190,12 +190,12 @@ def metric_problems(kind: str, selection: SelectionConfig) -> list[str]:
 
 
 def num_cpus(placement: Placement) -> float:
-    """CPUs that a run reserves: of its train workers, the fewest that it needs, and for decoding."""
+    """Return the CPUs that a run reserves for its minimum of train workers and for decoding."""
     return placement.fewest_workers * placement.cpus_per_worker + placement.decode_cpus
 
 
 def visual_problems(visual: VisualConfig, data: DataConfig) -> list[str]:
-    """Return why the visual encoder could not be made, filled with its weights, or take the frames."""
+    """Return why the visual encoder cannot be built, load its weights, or take frames of this size."""
     size = data.shown_px
     problems: list[str] = []
     problem = _tried(problems, "model.visual.backbone", lambda: frame_size_problem(visual, size, size, data.num_frames))
@@ -214,7 +214,7 @@ def visual_problems(visual: VisualConfig, data: DataConfig) -> list[str]:
 
 
 def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
-    """Return which splits of the manifest cannot be used for their purpose."""
+    """Return which splits of the manifest do not suit their use."""
     problems: list[str] = []
     evaluated = {"data.validation_split": data.validation_split, "data.test_split": data.test_split}
     if data.temporal_split:
@@ -251,7 +251,7 @@ def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
 
 
 def folder_state(name: str, fields: Mapping[str, Any] | None, run_folder: str) -> tuple[str, list[str]]:
-    """Return what the run's folder holds, and why it refuses this run, if it does. `fields`: the run's identity; None
+    """Return the state of the run's folder, in words, and the problems of using it. `fields`: the run's identity; None
     without a manifest."""
     problems: list[str] = []
     identity_path = f"{run_folder}/{run_files.IDENTITY}"
@@ -272,7 +272,7 @@ def folder_state(name: str, fields: Mapping[str, Any] | None, run_folder: str) -
 
 
 def identity_refusal(name: str, fields: Mapping[str, Any], run_folder: str) -> str | None:
-    """Return what differs between a run of this identity and the one that the folder holds; None if nothing does."""
+    """Return a refusal that lists how this identity differs from that of the run in the folder; None if they agree."""
     path = f"{run_folder}/{run_files.IDENTITY}"
     if not storage.exists(path):
         return None
@@ -301,7 +301,7 @@ def training_plan(data: DataConfig, global_batch: int, seed: int, manifest: List
 
 
 def num_parameters(model: ModelConfig, vocabulary_size: int) -> int:
-    """Trained numbers of the network, without making it."""
+    """Return the number of parameters of the network, built on the meta device."""
     with torch.device("meta"):
         network = SNPS3(model, vocabulary_size=vocabulary_size, pad_id=0, separator_id=1)
     return sum(parameter.numel() for parameter in network.parameters())
@@ -385,7 +385,7 @@ def _num_by_kind(manifest: Listing, split: str) -> Counter[str]:
 
 
 def _tried(problems: list[str], name: str, look: Callable[[], Any]) -> Any:
-    """Return what `look` returns; None, with a problem under `name`, if it refuses."""
+    """Return the result of `look`. If it raises, add a problem under `name` and return None."""
     try:
         return look()
     except (ValueError, KeyError, OSError) as error:

@@ -1,7 +1,7 @@
-"""The catalogue of runs: each function returns a whole configuration; the command line starts from one by its name.
+"""The catalogue of runs: each function returns a whole configuration, which the command line selects by name.
 
 `tiny` runs anywhere on the embedded corpus. The others are the published recipes of the paper's pre-training
-(docs/reference/corpora.md says which of their corpora can still be had, and what differs).
+(docs/reference/corpora.md says which of their corpora are still available, and what differs).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def tiny() -> PretrainConfig:
             dropout=0.0,
             initial_std=0.1,
         ),
-        # the dual encoder first: all losses at once learn neither shape nor motion within these steps (docs/log.md)
+        # dual-encoder losses first: with all losses from the start, neither shape nor motion is learned within these
+        # steps (docs/log.md)
         objective=ObjectiveConfig(
             gvtm_level2=2.0,
             masked_words_text=0.1,
@@ -87,15 +88,15 @@ PRESETS: Mapping[str, tuple[str, Callable[[], PretrainConfig]]] = MappingProxyTy
         for preset in (tiny, coco_vg_resnet50, coco_vg_pvt, cc3m_video_swin, webvid_video_swin)
     }
 )
-"""Name → what it is in one line, and the function."""
+"""Name → description in one line, and the function."""
 
 
 def _published(
     name: str, data: DataConfig, visual: VisualConfig, optim: OptimConfig, *, initial_weights: str | None = None
 ) -> PretrainConfig:
-    """The shared network of the paper on one node of 8 GPUs, as every published script has it.
+    """Return a run of the paper's shared network on one node of 8 GPUs, as in all published scripts.
 
-    `initial_weights`: of an earlier run, in place of BERT's.
+    `initial_weights`: weights of an earlier run, instead of BERT's.
     """
     return PretrainConfig(
         name=name,
@@ -121,7 +122,7 @@ def _published(
 
 
 def _whole_images(corpus: str) -> DataConfig:
-    """Whole images, whose long side is drawn anew at each visit."""
+    """Return data of whole images, whose long side is drawn at each visit."""
     return DataConfig(
         manifest=f"corpora/{corpus}/manifest.parquet",
         num_frames=1,
@@ -131,9 +132,9 @@ def _whole_images(corpus: str) -> DataConfig:
 
 
 def _crops(corpus: str, *, num_frames: int) -> DataConfig:
-    """Squares of 224 px out of clips of which RandAugment changes two things at most, half of them in a mirror.
+    """Return data of crops of 224 px, half of them flipped, with at most two operations of RandAugment.
 
-    A long side of 480 px leaves a 16:9 clip the smallest short side, so that interpolation hardly enlarges.
+    With a long side of 480 px, a 16:9 clip has about the smallest short side drawn, so that it is hardly upsampled.
     """
     return DataConfig(
         manifest=f"corpora/{corpus}/manifest.parquet",
@@ -146,7 +147,7 @@ def _crops(corpus: str, *, num_frames: int) -> DataConfig:
 def _optim(
     *, num_steps: int, num_epochs: int, decay_step: int | None = None, decay_epoch: int | None = None
 ) -> OptimConfig:
-    """The schedule of all published scripts: where the rate falls and what ends a run differs."""
+    """Return the schedule of all published scripts; they differ in when the rate drops and when the run ends."""
     return OptimConfig(
         num_steps=num_steps,
         num_epochs=num_epochs,

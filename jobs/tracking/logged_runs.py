@@ -1,4 +1,4 @@
-"""Runs read back from MLflow: by name, by a filter, or by the scores of their checkpoints."""
+"""Read runs from MLflow: by name, by a filter, or by the scores of their checkpoints."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def run_of(storage_path: str, experiment: str, name: str) -> Tracker:
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """A run as MLflow has it."""
+    """A run as logged in MLflow."""
 
     name: str
     run_id: str
     status: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
-    """The last value of each."""
+    """Last value of each metric."""
     curves: Mapping[str, list[tuple[int, float]]]
-    """(step, value) of the requested ones."""
+    """(step, value) of the requested metrics."""
 
 
 def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: Sequence[str]) -> list[Logged]:
-    """Return the runs of these names or ids, the newest of each, with the histories of `curves`.
+    """Return the newest run of each of these names or ids, with the histories of `curves`.
 
-    Raise ValueError that names a missing one and the nearest that there is.
+    Raise ValueError, with the nearest name, if a run does not exist.
     """
     uri, client, experiment_id = experiment_of(storage_path, experiment)
     logged = []
@@ -56,15 +56,15 @@ def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: 
 def search_runs(
     storage_path: str, experiment: str, query: str, order: str, curves: Sequence[str], num_curves: int
 ) -> list[Logged]:
-    """Return the runs that pass a filter of MLflow, those with the highest `order` first; the first `num_curves` with
-    the histories of `curves`. ValueError for a filter that MLflow does not read."""
+    """Return the runs that match an MLflow filter, sorted by the metric `order`, highest first; the first `num_curves`
+    have the histories of `curves`. ValueError for an invalid filter."""
     uri, client, experiment_id = experiment_of(storage_path, experiment)
     runs = sorted(passing(client, experiment_id, query), key=lambda run: -run.data.metrics.get(order, -math.inf))
     return [logged_of(uri, run, curves if place < num_curves else ()) for place, run in enumerate(runs)]
 
 
 def best_checkpoint(storage_path: str, experiment: str, score: str) -> tuple[str, str]:
-    """Return run id and weights hash of the LoggedModel with the highest `score`. ValueError if none has it."""
+    """Return run id and weights hash of the LoggedModel with the highest `score`. ValueError if none has this score."""
     _, client, experiment_id = experiment_of(storage_path, experiment)
     order = [{"field_name": f"metrics.{score}", "ascending": False}]
     models = client.search_logged_models([experiment_id], order_by=order, max_results=1)
@@ -74,21 +74,21 @@ def best_checkpoint(storage_path: str, experiment: str, score: str) -> tuple[str
 
 
 def experiment_of(storage_path: str, experiment: str) -> tuple[str, Any, str]:
-    """Return address, client and id of an experiment. ValueError if it is not there."""
+    """Return tracking URI, client and id of an experiment. ValueError if it does not exist."""
     uri = tracking_uri(storage_path)
     file = uri.removeprefix("sqlite:///")
-    if file != uri and not os.path.exists(file):  # which MLflow would make
+    if file != uri and not os.path.exists(file):  # MLflow would create it
         raise ValueError(f"there is no {file}: no run was logged there, or {URI_VARIABLE} is not set")
     client = client_of(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None:
-        names_there = ", ".join(sorted(other.name for other in client.search_experiments()))
-        raise ValueError(f"{without_password(uri)} has no experiment {experiment!r}; it has {names_there}")
+        names = ", ".join(sorted(other.name for other in client.search_experiments()))
+        raise ValueError(f"{without_password(uri)} has no experiment {experiment!r}; it has {names}")
     return uri, client, known.experiment_id
 
 
 def logged_of(uri: str, run: Any, curves: Sequence[str]) -> Logged:
-    """Return a run of MLflow's with the histories of `curves`."""
+    """Return an MLflow run as `Logged`, with the histories of `curves`."""
     tracker = Tracker(uri, run.info.run_id)
     return Logged(
         name=run.info.run_name or tracker.run_id,

@@ -26,7 +26,7 @@ from snps3_model.loading import is_hub_name
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the driver hands to every rank."""
+    """The input of each rank, from the driver."""
 
     name: str
     seed: int
@@ -41,13 +41,13 @@ class Job:
     selection: SelectionConfig
     placement: Placement
     config_json: bytes = b""
-    """The resolved configuration, as it lies in the run's folder: each checkpoint gets a copy."""
+    """Content of config.json, the resolved configuration in the run's folder; each checkpoint gets a copy."""
     tracking_uri: str = ""
     tracking_run_id: str = ""
 
 
 def with_absolute_weights(model: ModelConfig) -> ModelConfig:
-    """Return the model with absolute paths, because Ray Train starts ranks in a folder of their own."""
+    """Return the model config with absolute paths, because Ray Train starts ranks in another working directory."""
 
     def is_no_path(source: str) -> bool:
         return is_hub_name(source) or source.startswith("{")  # an exported model's own description
@@ -82,8 +82,8 @@ def make_sources(
     max_clips: int | None = None,
     failures: str = "",
 ) -> dict[str, ClipSource]:
-    """Return where the clips of training and of each evaluation come from, by dataset. An evaluation reads `max_clips`
-    of its split at most. `failures`: folder of the clips that do not decode."""
+    """Return the clip sources of training and of each evaluation, by dataset. An evaluation reads at most `max_clips`
+    of its split. `failures`: folder for the clips that do not decode."""
     evaluation = evaluation_sources(data, placement, global_batch, seed, max_clips=max_clips)
     training = dataclasses.replace(
         evaluation["validation"],
@@ -100,7 +100,7 @@ def make_sources(
 def evaluation_sources(
     data: DataConfig, placement: Placement, global_batch: int, seed: int, *, max_clips: int | None = None
 ) -> dict[str, ClipSource]:
-    """Return where the clips of each evaluation come from. A corpus without training clips has these too."""
+    """Return the clip source of each evaluation. Works for a corpus without training clips too."""
     splits = {"validation": data.validation_split, "test": data.test_split, "temporal": data.temporal_split}
     return {
         name: ClipSource(
@@ -123,8 +123,8 @@ def evaluation_sources(
 
 
 def datasets(job: Job) -> dict[str, Callable[[int], ray.data.Dataset]]:
-    """Return a builder per dataset, called with the number of ranks whenever a worker group asks for it: training
-    begins at the last committed step."""
+    """Return a builder per dataset. Each worker group calls it with its number of ranks; training then begins at the
+    last committed step."""
     built: dict[str, Callable[[int], ray.data.Dataset]] = {
         name: functools.partial(evaluation_stream, source) for name, source in job.sources.items() if name != "train"
     }

@@ -1,4 +1,4 @@
-"""Builders of the datasets of a run, for Ray's process that builds them: no module here imports torch."""
+"""Builders of a run's datasets. Ray calls them in a separate process, so nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.stream.source import ClipSource
 
 
 def training_stream(source: ClipSource, run_folder: str, start: int, stop: int, num_ranks: int) -> ray.data.Dataset:
-    """Return the uncommitted steps of [start, stop); if all are committed, the last one, which no rank reads."""
+    """Return the uncommitted steps of [start, stop). If all are committed, return the last one, which no rank reads."""
     first = min(max(start, run_files.committed_step(run_folder)), stop - 1)
     return clip_stream(source, start_step=first, stop_step=stop, num_ranks=num_ranks)
 

@@ -1,4 +1,4 @@
-"""What every rank does: restore, train, evaluate. Ray starts `pretrain_rank` again after a lost worker."""
+"""The loop of every rank: restore, train, evaluate. Ray starts `pretrain_rank` again after it loses a worker."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from pipeline import storage
 from pipeline.records import Batch
 
 PROBES = ("validation/t2v/mean_recall", f"validation/{MASKED_WORDS}")
-"""Metrics by which runs of any weights and ratios can be compared."""
+"""Metrics that are comparable between runs whatever their loss weights and masking ratios."""
 OnStep = Callable[[int, dict[str, Tensor], Batch], None]
-"""Called on each rank after each step, with the number of steps done, the metrics and the batch of the last."""
+"""Called on each rank after each step, with the number of steps done, and the metrics and the batch of that step."""
 
 
 def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> None:
@@ -65,7 +65,7 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
             if not state.progress.is_finished:
                 trainer.train(state, validation)
             trainer.finish(state)
-    except RunError as error:  # on all ranks alike
+    except RunError as error:  # raised on all ranks, so none waits for another
         journal.note("failed", error=str(error))
         if runtime.world.is_first:
             failure = {"error": str(error), "has_diverged": isinstance(error, DivergedError)}
@@ -78,21 +78,21 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
 
 @dataclass(frozen=True)
 class Lost:
-    """What an earlier worker group had done after the committed step."""
+    """Work of an earlier worker group after the committed step, which is lost."""
 
     num_redone_steps: int
     uncommitted_step: int | None
-    """Of a checkpoint whose upload did not come to its end."""
+    """Step of a checkpoint whose upload was interrupted."""
 
     @classmethod
     def after(cls, committed_step: int, status: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Lost:
-        """Return what was lost, by the run's `status.json` and the newest `lines` of its first rank's journal."""
+        """Derive the loss from the run's `status.json` and the newest `lines` of its first rank's journal."""
         reported = max([int(status.get("step", 0)), *(line.get("step", 0) for line in lines)])
         saved = max((line["step"] for line in lines if line["event"] == "checkpoint"), default=0)
         return cls(max(0, reported - committed_step), saved if saved > committed_step else None)
 
     def in_words(self, committed_step: int) -> str:
-        """Return what is done again, and why from so far back."""
+        """Return which steps are repeated, and which interrupted upload is the reason."""
         first, last = committed_step + 1, committed_step + self.num_redone_steps
         upload = f"; the checkpoint of step {self.uncommitted_step} was not uploaded to its end"
         redone = f"; steps {first} to {last} had been done and are done again"
@@ -113,7 +113,7 @@ class Trainer:
         self.reporter = Reporter(job, self.batches, self.journal, self.tracker)
 
     def prepare(self) -> tuple[TrainState, list[Batch]]:
-        """Return the state to go on from, and the validation clips."""
+        """Return the restored or new state, and the validation batches, on the CPU."""
         state = self.restore()
         self.runtime.open(["validation", *[name for name, _, _ in self.batches.segments(state.progress.step)[:1]]])
         validation = [batch.to("cpu") for batch in self.batches.evaluation("validation")]
@@ -145,14 +145,14 @@ class Trainer:
         return state
 
     def wrapped(self, network: nn.Module) -> nn.Module:
-        """Return the network with gradients averaged over the ranks, compiled if the run is."""
+        """Return the network with gradients averaged over the ranks, compiled if so configured."""
         wrapped = self.world.wrap(network)
         if self.job.placement.compiled:
             wrapped.compile()
         return wrapped
 
     def train(self, state: TrainState, validation: list[Batch]) -> None:
-        """Train until the last step, early stopping or a request to stop; the latter leaves the run unfinished."""
+        """Train until the last step, early stopping or a stop request, which leaves the run unfinished."""
         job, progress, clock = self.job, state.progress, self.clock
         meter = Meter(progress.step, clock, job.optim)
         requests = Requests(job.run_folder, self.runtime, progress.step)
@@ -183,9 +183,9 @@ class Trainer:
                 return
 
     def validate(self, state: TrainState, validation: list[Batch]) -> bool:
-        """Measure the validation split and keep the best weights. True if the run should stop early."""
+        """Evaluate the validation split and save the best weights. Return whether to stop early."""
         progress, selection, say = state.progress, self.job.selection, self.reporter.say
-        batches = (batch.to(self.world.device) for batch in validation)  # one at a time on the device
+        batches = (batch.to(self.world.device) for batch in validation)  # lazily: one at a time on the device
         metrics = self.job.task.measure(self.batches.dataset("validation", state.network, batches))
         progress.score = metrics[selection.metric]
         progress.probes = {name: metrics[name] for name in (*PROBES, selection.metric) if name in metrics}
@@ -204,11 +204,11 @@ class Trainer:
         return selection.patience is not None and progress.num_stale >= selection.patience
 
     def in_precision(self) -> torch.autocast:
-        """Return the context of an evaluation."""
+        """Return the autocast context of an evaluation."""
         return evaluation_autocast(self.job.optim.precision, self.world.device)
 
     def save(self, state: TrainState, request: StopRequest, probes: dict[str, float]) -> None:
-        """Commit a checkpoint, and say for which request. `probes`: metrics of this very step."""
+        """Commit a checkpoint and report the request behind it. `probes`: metrics of this step."""
         if request == StopRequest.CHECKPOINT:
             self.reporter.say("a node of this run is about to be taken away: writing a checkpoint")
             self.journal.note("preempted")

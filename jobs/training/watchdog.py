@@ -1,4 +1,4 @@
-"""Ends a process that stands still: an error within a stated time instead of a hang."""
+"""A watchdog that ends a hung process, so that a hang becomes an error within a known time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STDERR = 2
 class Watchdog:
     """Ends this process when `alive` was not called for `limit_seconds`.
 
-    Where every thread stood is written to stderr; `tell` is called first, and has ten seconds.
+    It first writes the stack of every thread to stderr, then calls `tell`, which has ten seconds.
     """
 
     def __init__(self, limit_seconds: float, tell: Callable[[float], None]) -> None:
@@ -25,11 +25,11 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def alive(self) -> None:
-        """Something was finished just now."""
+        """Report progress: restart the time limit."""
         self.last = time.monotonic()
 
     def stop(self) -> None:
-        """Nobody watches any more."""
+        """Stop watching."""
         self._is_over.set()
 
     def _watch(self) -> None:
