@@ -1,4 +1,4 @@
-"""What a run may set about decoding. Imports nothing that takes time: command lines read it."""
+"""Settings of decoding. Imports nothing slow, since every command line reads it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the decoding of one clip may take. A clip that takes more, twice, is rejected."""
+    """Limits on decoding one clip. A clip that exceeds them twice is rejected."""
 
     seconds: float = 60.0
     """Time for one clip."""
