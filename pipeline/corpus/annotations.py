@@ -131,7 +131,7 @@ def annotated_rows(
 
 
 def collected(rows: Iterable[Annotated]) -> Reading:
-    """Merge annotations with equal path, start and end into one clip. ValueError: they differ in split, group or kind."""
+    """Merge annotations of equal path, start and end into one clip. ValueError: they differ in split, group or kind."""
     clips: dict[Key, Annotation] = {}
     places: dict[Key, str] = {}
     wrong: list[WrongRow] = []

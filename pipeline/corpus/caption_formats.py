@@ -200,7 +200,7 @@ def _json_or_none(text: str) -> Any:
 
 
 def format_named(name: str) -> Format:
-    """Return a format by its name, by that of an installed data set, or by `package.module:Name`. ValueError: unknown."""
+    """Return a format by its name, that of an installed data set, or `package.module:Name`. ValueError if unknown."""
     if name in FORMATS:
         return FORMATS[name]
     module, _, attribute = name.partition(":")

@@ -23,7 +23,7 @@ def is_parquet(path: str) -> bool:
 
 
 def media_column(path: str) -> str | None:
-    """Return the column of a Parquet file with the bytes of videos or images (`video.bytes` if it is nested), or None."""
+    """Return the column of a Parquet file with the bytes of videos or images (`video.bytes` if nested), or None."""
     for field in _schema(path):
         if pa.types.is_struct(field.type):
             if "bytes" in [field.type.field(index).name for index in range(field.type.num_fields)]:

@@ -1,4 +1,4 @@
-"""Decode frames of a manifest's clip for passes over a corpus: in an isolated process, from only the bytes they need."""
+"""Decode frames of a manifest's clip for passes over a corpus: in an isolated process, from the bytes they need."""
 
 from __future__ import annotations
 

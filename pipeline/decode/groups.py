@@ -78,7 +78,7 @@ class PacketVideo:
         return self._packets[place]
 
     def _decode(self, times: set[int], keep: Callable[[av.VideoFrame], T]) -> Iterator[tuple[int, T]]:
-        """Yield (time, `keep(frame)`) for the frames at the presentation `times`. DecodeError if one does not decode."""
+        """Yield (time, `keep(frame)`) of the frames at the presentation `times`. DecodeError if one does not decode."""
         places = {pts: place for place, pts in enumerate(self._packet_pts) if pts in times}
         groups: dict[int, set[int]] = {}
         for pts in sorted(times):

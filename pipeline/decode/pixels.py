@@ -119,7 +119,7 @@ class Room:
         """Frames written there; None: none yet."""
 
     def put(self, images: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
-        """Write images of equal shape there; return them as an array over that memory. ValueError if they do not fit."""
+        """Write images of equal shape there; return them as an array of that memory. ValueError if they do not fit."""
         shape, num_bytes = (len(images), *images[0].shape), images[0].nbytes
         if len({(image.dtype.str, image.shape) for image in images}) > 1 or images[0].dtype != np.uint8:
             raise ValueError(f"images of uint8 and one shape were expected, got {images[0].dtype} {shape}")

@@ -78,7 +78,7 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
 
 
 def probe_batch(batch: pa.Table, decoder: str, limits: Limits, packets_folder: str | None = None) -> pa.Table:
-    """Return the clips of `batch` as complete manifest rows, or with reason and detail; `key` stays if `batch` has it."""
+    """Return the clips of `batch` as complete manifest rows, or with reason and detail; a column `key` stays."""
     _say_unguarded(limits)
 
     def look_at(uri: str, data: Stored | DistantFile) -> Look:

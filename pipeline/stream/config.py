@@ -1,6 +1,4 @@
-"""What a run may set about the order of clips and how they are shown. Imports nothing that takes time: command lines
-read it.
-"""
+"""Settings of the order of clips and of augmentation. Imports nothing slow, since every command line reads it."""
 
 from __future__ import annotations
 
@@ -10,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 ANNOTATION = "annotation"
-"""Source of captions that no `caption_sources` names."""
+"""Source of captions without an entry in `caption_sources`."""
 STRONGEST = 10.0
-"""End of RandAugment's scale of magnitudes."""
+"""Upper end of RandAugment's magnitude scale."""
 
 
 class Operation(StrEnum):
@@ -127,7 +125,7 @@ class OrderConfig:
 
 
 def caption_weights(pairs: Sequence[str]) -> dict[str, float]:
-    """Return `SOURCE=WEIGHT` of data.caption_weights as source → weight. ValueError for what is none."""
+    """Parse the `SOURCE=WEIGHT` pairs of data.caption_weights into source → weight. ValueError for malformed ones."""
     weights = {}
     for pair in pairs:
         source, _, text = pair.rpartition("=")
