@@ -49,5 +49,5 @@ def fetch_start(uri: str) -> Stored | DistantFile:
 
 
 def fail(error: DecodeError, *_: object) -> NoReturn:
-    """Raise a copy of `error`: stands in for fetching or decoding a file that is known to fail."""
+    """Raise a copy of `error`, in place of fetching or decoding a file that is known to fail."""
     raise DecodeError(error.reason, error.detail)

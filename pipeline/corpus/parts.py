@@ -206,8 +206,8 @@ def _index_of(data: bytes, where: str) -> PartIndex:
             "wrote it, or write the manifest anew with jobs/prepare.py"
         )
     if (index.hash, index.num_rows) != written:
-        there = index.hash, index.num_rows
-        raise ValueError(f"{where} says {written} of hash and rows, and its parts sum up to {there}: {REMEDY}")
+        summed = index.hash, index.num_rows
+        raise ValueError(f"{where} says {written} of hash and rows, and its parts sum up to {summed}: {REMEDY}")
     return index
 
 

@@ -36,8 +36,8 @@ def read_sidecars(path: str) -> Iterator[Annotated]:
     """Read a folder or tars in which a.txt, with a caption per line, or a.json with `caption` lies beside a.mp4.
 
     In tars, files with the same name up to the first dot are one sample, as in WebDataset. A folder called train, val,
-    … is the split. A .txt without a video is a caption of a missing file; a video without a side-car, or with one that
-    cannot be read, has no captions.
+    … is the split. A text file without a video is a caption of a missing file; a video without a side-car, or with one
+    that cannot be read, has no captions.
     """
     places = open_source(path).places
     if prompts := prompt_lists(places):

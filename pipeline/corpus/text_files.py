@@ -111,8 +111,8 @@ def _refuse_no_text(data: bytes, path: str) -> None:
         script = "import json, pickle; json.dump(pickle.load(open(0, 'rb')), open(1, 'w'))"
         remedy = f'python -c "{script}" < {named} > FILE'
         raise ValueError(f"{path}: a pickle, which runs code when it is opened: if you trust it, {remedy}")
-    if other := next((remedy for start, remedy in _NO_TEXT.items() if data.startswith(start)), None):
-        raise ValueError(f"{path}: {other}")
+    if description := next((remedy for start, remedy in _NO_TEXT.items() if data.startswith(start)), None):
+        raise ValueError(f"{path}: {description}")
     if data[_TAR_AT:].startswith(_TAR):
         raise ValueError(f"{path}: a tar: unpack it, and name the files in it that have the captions")
     if not data.startswith(_MARKS_16) and data[:2].count(0) == 1:

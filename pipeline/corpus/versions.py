@@ -49,9 +49,9 @@ def version_named(name: str, versions: Sequence[Version], path: str) -> Version:
     for version in versions:
         if version.is_called(name):
             return version
-    there = ", ".join(f"{version.number} ({version.num_rows} clips)" for version in versions)
+    listed = ", ".join(f"{version.number} ({version.num_rows} clips)" for version in versions)
     older = f"; {MAX_VERSIONS} are kept" if versions[0].number > 1 else ""
     raise ValueError(
-        f"{path} has no version {name}: it has {there}{older}. Name one of them, as {path}@{versions[-1].number}, or "
+        f"{path} has no version {name}: it has {listed}{older}. Name one of them, as {path}@{versions[-1].number}, or "
         f"leave @{name} out for the newest"
     )

@@ -34,19 +34,19 @@ class EndpointConfig:
     """Endpoint, model, prompt, limits and prices of caption requests."""
 
     url: str
-    """Of the API, to which /chat/completions is added: https://api.openai.com/v1, http://HOST:8000/v1."""
+    """Base URL of the API, without /chat/completions: https://api.openai.com/v1, http://HOST:8000/v1."""
     model: str
     prompt: str = "Describe in one sentence what happens in the video that these frames are from."
     max_tokens: int = 100
-    """Length of a caption at most."""
+    """Largest length of a caption."""
     temperature: float = 0.0
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key; unset for an endpoint without one."""
     timeout_seconds: float = 60.0
     tries: int = 6
-    """Requests for one clip at most, with growing pauses."""
+    """Largest number of requests for one clip, with growing pauses."""
     requests_per_minute: float | None = None
-    """Requests of this job at most, repeated ones too; None: as many as are answered."""
+    """Rate limit of this job, retries included; None: unlimited."""
     dollars_per_million_input_tokens: float | None = None
     dollars_per_million_output_tokens: float | None = None
     """Prices; without both of them tokens are counted and no cost."""

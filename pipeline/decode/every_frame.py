@@ -32,12 +32,12 @@ def every_frame(
     decode = functools.partial(isolated, decode_frames_at, limits=limits, size=size, decoder=decoder)
     if index := packet_index(data, decoder, limits):
         read, timeline, key_frames = reader_of(uri, data), index.timeline, index.key_frames
-        goes = gone_through(len(timeline.times), key_frames)
-        return timeline, (decoded(index.cut(go, read), functools.partial(decode, indices=())) for go in goes)
+        ranges = gone_through(len(timeline.times), key_frames)
+        return timeline, (decoded(index.cut(frames, read), functools.partial(decode, indices=())) for frames in ranges)
     whole = data if isinstance(data, bytes) else fetch(uri)
     *times, end = isolated(frame_times, whole, limits=limits, decoder=decoder).tolist()
-    goes = gone_through(len(times), ())
-    return Timeline(np.array(times), end), (decode(whole, indices=list(go)) for go in goes)
+    ranges = gone_through(len(times), ())
+    return Timeline(np.array(times), end), (decode(whole, indices=list(frames)) for frames in ranges)
 
 
 def gone_through(num_frames: int, key_frames: Sequence[int]) -> list[range]:

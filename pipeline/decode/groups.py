@@ -83,16 +83,16 @@ class PacketVideo:
         groups: dict[int, set[int]] = {}
         for pts in sorted(times):
             groups.setdefault(group_of(self._keys, self._packet_pts, pts, places[pts]), set()).add(pts)
-        for group, wanted in groups.items():
-            stop = max(places[pts] for pts in wanted) + 1
+        for group, needed in groups.items():
+            stop = max(places[pts] for pts in needed) + 1
             frames: dict[int, T] = {}
             damage = ""
             for start in self._starts(group, stop):
-                frames, damage = self._decode_group(start, stop, wanted, keep)
-                if frames.keys() == wanted and not damage:
+                frames, damage = self._decode_group(start, stop, needed, keep)
+                if frames.keys() == needed and not damage:
                     break
             else:
-                missing = min(wanted - frames.keys(), default=min(wanted))
+                missing = min(needed - frames.keys(), default=min(needed))
                 detail = f"frame {self._number_of(missing)} does not decode" + (f": {damage}" if damage else "")
                 raise DecodeError(Reason.UNREADABLE, detail)
             yield from frames.items()

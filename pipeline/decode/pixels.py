@@ -148,7 +148,7 @@ _rooms: list[Room] = []
 
 @contextlib.contextmanager
 def lent(room: Room | None) -> Iterator[None]:
-    """In this context, the first `stack` writes its frames to `room`, if there is one."""
+    """Let the first `stack` in this context write its frames to `room`, if there is one."""
     _rooms.extend([room] if room else [])
     try:
         yield

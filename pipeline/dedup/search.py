@@ -167,8 +167,8 @@ def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, mapped:
 def exact_pairs(table: ClipTable) -> tuple[dict[tuple[int, int], Alignment], Int64[np.ndarray, " C"]]:
     """Return the pairs of clips with equal bytes and times, and the clips to compare further: the first by clip_id of
     each content in each place."""
-    there = np.flatnonzero(table.part >= 0)
-    order = there[np.lexsort((table.clip_ids[there], table.places[there], table.contents[there]))]
+    located = np.flatnonzero(table.part >= 0)
+    order = located[np.lexsort((table.clip_ids[located], table.places[located], table.contents[located]))]
     contents, places = table.contents[order], table.places[order]
     is_new_content = np.concatenate([[True], np.diff(contents) != 0])[: len(order)]
     is_first = is_new_content | np.concatenate([[True], np.diff(places) != 0])[: len(order)]

@@ -60,11 +60,11 @@ class PackingConfig:
 
     content: Content = Content.FRAMES
     num_frames: int = 32
-    """Frames kept of a clip, evenly over its time; training draws its own from them. All, if the clip has fewer."""
+    """Frames kept of a clip, evenly spaced; training samples from them. All, if the clip has fewer."""
     frame_size_px: int = 256
     """Long side of a kept frame; a smaller one keeps its size."""
     quality: int = 90
-    """Of the JPEGs, in [1, 95]."""
+    """Quality of the JPEGs, in [1, 95]."""
     shard_bytes: int = 64 * 2**20
     """About the size of a shard, which is also what one worker holds in memory."""
 
@@ -166,7 +166,7 @@ def indexes_in(folder: str, config: PackingConfig) -> Iterator[pa.Table]:
 
 
 def is_final(row: dict[str, Any]) -> bool:
-    """Whether a row of an index stands, or its clip should be tried again."""
+    """Return whether a row of an index is final; False: its clip should be retried."""
     return row["reason"] is None or Reason(row["reason"]) not in PASSING
 
 
