@@ -1,9 +1,9 @@
-"""What people write beside their videos, read into one form.
+"""Read caption files of any format into one form.
 
-    tables · JSON · the data sets' own files · videos with .txt side-cars  ──►  Annotation per clip | WrongRow
+    tables · JSON · published data set files · videos with .txt side-cars  ──►  Annotation per clip | WrongRow
 
-The format is recognised by the content, or named; columns by a stated table of names, or as they are named. What was
-taken for what stands in the notes. A row that cannot be read is named with its file and line.
+The caller names the format, or it is detected from the content; the caller names columns, or a table of known names
+maps them. The notes record these decisions. A row that cannot be read is reported with its file and line.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pipeline.corpus.tables import Row, csv_rows, has_object_per_line, is_preamb
 from pipeline.corpus.text_files import text_pieces
 
 FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
-"""Suffixes of the parts that a folder of captions has; also before .gz, .zst and .bz2."""
+"""Suffixes of the caption files in a folder; .gz, .zst or .bz2 may follow."""
 METADATA = re.compile(r"(.*/)?metadata\.(csv|jsonl|parquet)")
-"""Hugging Face's VideoFolder: beside the videos, with `file_name` as their path from there."""
+"""Metadata of Hugging Face's VideoFolder: lies beside the videos; `file_name` is relative to its folder."""
 DEFAULT_SPLIT = "train"
 MAX_NAMED = 20
-"""Wrong rows that a refusal names."""
+"""Number of wrong rows that an error message lists."""
 NUM_TELLING = 2**15
-"""Rows of a table by which its columns are told apart."""
+"""Number of leading rows of a table from which its columns are inferred."""
 
 
 Key = tuple[str, float | None, float | None]
@@ -44,21 +44,21 @@ Key = tuple[str, float | None, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What annotation files say."""
+    """The content of annotation files."""
 
     clips: tuple[Annotation, ...]
     """One per clip (path, start, end), in order of first mention; captions of all files together."""
     wrong: tuple[WrongRow, ...] = ()
     places: Mapping[Key, str] = field(default_factory=dict)
-    """Where a clip is first named, by path, start and end."""
+    """Where each clip is named first, by path, start and end."""
     notes: tuple[str, ...] = ()
-    """What was taken for what, a line for each file."""
+    """The detected format and columns, one line per file."""
 
 
 def read_annotations(
     sources: Sequence[str], *, split: str | None = None, format: str | None = None, lists: Sequence[str] = ()
 ) -> list[Annotation]:
-    """Return the clips of `read`. ValueError, with all places, if a row is wrong or names a clip outside a root."""
+    """Return the clips of `read`. ValueError, with the places, if a row is wrong or names a clip outside the root."""
     reading = read(sources, split=split, format=format, lists=lists)
     wrong = [row.reason for row in reading.wrong]
     wrong += [outside(clip) for clip in reading.clips if is_outside(clip.relative_path)]
@@ -68,7 +68,7 @@ def read_annotations(
 
 
 def outside(clip: Annotation) -> str:
-    """Return, in words, that a clip is none below a root."""
+    """Return the error message for a clip that is not below the root."""
     remedy = "`snps3 download` fetches it" if "://" in clip.relative_path else "move it there, or name a root above it"
     return f"clip_name {clip.relative_path!r} must be a path below the corpus root: {remedy}"
 
@@ -81,7 +81,8 @@ def read(
     lists: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
 ) -> Reading:
-    """Return the clips and the wrong rows of `annotated_rows`. ValueError: a clip stands in two splits or groups."""
+    """Return the clips and the wrong rows of `annotated_rows`. ValueError: a clip is in two splits or groups, or has
+    two kinds."""
     notes: list[str] = []
     rows = annotated_rows(sources, notes.append, split=split, format=format, lists=lists, columns=columns)
     reading = collected(rows)
@@ -97,14 +98,15 @@ def annotated_rows(
     lists: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
 ) -> Iterator[Annotated]:
-    """Yield the clips and the wrong rows of all `sources`, with their places. `say` gets what was taken for what.
+    """Yield the clips and the wrong rows of all `sources`, with their places. `say` receives the detected formats and
+    columns.
 
-    A source is a file, a folder or a pattern, or `SPLIT=PATH`. The split of a clip is that of its row, else of the
-    source, else `split`, else that of a folder in its path or of the file's name, else empty: that of the folder of its
-    video, or train.
-    `format`: name of the format of all sources; None recognises each. `columns`: meaning → column of tables.
-    `lists`: `SPLIT=PATH` of files that name the clips of a split; they come before all that, and a clip in none of them
-    is left out. ValueError: no row of a file can be read, or a list names no clip.
+    A source is a file, a folder or a pattern, or `SPLIT=PATH`. The split of a clip comes from its row, else from the
+    source, else from `split`, else from a folder in its path or from the file's name; else it is empty, and the folder
+    of the video decides, or it is train.
+    `format`: name of the format of all sources; None detects each. `columns`: meaning → column of tables.
+    `lists`: `SPLIT=PATH` of files that name the clips of a split; they override all of these, and a clip in none of
+    them is left out. ValueError: no row of a file can be read, or a list names no clip.
     """
     clip_lists = ClipLists(read_lists(lists))
     for source in sources:
@@ -129,8 +131,7 @@ def annotated_rows(
 
 
 def collected(rows: Iterable[Annotated]) -> Reading:
-    """Return the clips of annotations, those of one path, start and end as one. ValueError: one stands in two splits or
-    groups."""
+    """Merge annotations of equal path, start and end into one clip. ValueError: they differ in split, group or kind."""
     clips: dict[Key, Annotation] = {}
     places: dict[Key, str] = {}
     wrong: list[WrongRow] = []
@@ -145,7 +146,7 @@ def collected(rows: Iterable[Annotated]) -> Reading:
 
 
 def _in_splits(rows: Iterable[Annotated], of_source: str | None, of_name: str | None) -> Iterator[Annotated]:
-    """Yield `rows` with the split of each: its own, that of the source, of its folder, or of the file's name."""
+    """Yield `rows` with their splits: from the row, else from the source, its folder or the file's name."""
 
     def read_split(where: str, clip: Annotation) -> Annotated:
         split = clip.split or of_source or split_of_folder(clip.relative_path) or of_name
@@ -155,8 +156,8 @@ def _in_splits(rows: Iterable[Annotated], of_source: str | None, of_name: str | 
 
 
 def _split_of_source(file: str, source: str) -> str | None:
-    """Return the split that the name of a caption file has, or else the folder that it lies in: of a file in a folder
-    or pattern that was named, the innermost below that."""
+    """Return the split in the name of a caption file, else that of its folder. If `source` is a folder or a pattern,
+    the innermost folder below it that names a split counts."""
     if named := split_of_file(file):
         return named
     folder, pattern = posixpath.dirname(file), re.search(r"[*?\[]", source)
@@ -166,7 +167,7 @@ def _split_of_source(file: str, source: str) -> str | None:
 
 
 def split_and_path(source: str) -> tuple[str | None, str]:
-    """Return `SPLIT=PATH` in two; (None, source) where no split is named."""
+    """Split `SPLIT=PATH` into split and path; without a split, return (None, source)."""
     match = re.fullmatch(r"(\w+)=(.+)", source)
     return (match[1], match[2]) if match else (None, source)
 
@@ -207,7 +208,7 @@ def _files(
 
 
 def _below(folder: str, annotations: Iterable[Annotated]) -> Iterator[Annotated]:
-    """Yield `annotations` with the paths below `folder`, and its split."""
+    """Yield `annotations` with `folder` prepended to their paths, and with its split if they have none."""
     for where, clip in annotations:
         if folder and isinstance(clip, Annotation):
             path = posixpath.normpath(posixpath.join(folder, clip.relative_path))
@@ -216,10 +217,10 @@ def _below(folder: str, annotations: Iterable[Annotated]) -> Iterator[Annotated]
 
 
 def source_files(path: str) -> list[tuple[str, str | None]]:
-    """Return the files of a source, each with the folder that its paths begin in; None: a file's own, the root.
+    """Return the files of a source, each with the folder that its paths are relative to; None: the root of the corpus.
 
-    A pattern gives the files that fit; a folder with videos itself, or the metadata beside them; a folder without, the
-    parts in it.
+    A pattern gives the matching files. A folder with videos gives the metadata files beside them, else itself. A folder
+    without videos gives the caption files in it.
     """
     if re.search(r"[*?\[]", path) and not storage.exists(path):
         folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0] or "."
@@ -243,7 +244,7 @@ def source_files(path: str) -> list[tuple[str, str | None]]:
 
 
 def _folder_of(file: str, name: str) -> str | None:
-    """Return the folder in which a part's names begin: its own, if it has the videos in it."""
+    """Return the folder that the names in a file are relative to: its own if the file contains the videos."""
     return posixpath.dirname(name) if name.lower().endswith(".parquet") and media_column(file) else None
 
 
@@ -285,7 +286,7 @@ def _of_file(
 def _of_rows(
     rows: Iterator[Row], path: str, columns: Mapping[str, str], say: Callable[[str], None]
 ) -> Iterator[Annotated]:
-    """Yield the clips of rows. What the columns are is told by the first `NUM_TELLING` of them."""
+    """Yield the clips of rows, with the columns inferred from the first `NUM_TELLING` rows."""
     head = list(itertools.islice(rows, NUM_TELLING))
     if not head:
         raise ValueError(f"{path} has no rows: name a file with captions")

@@ -1,6 +1,6 @@
-"""A clip with its captions as a row of an annotation file gives it, and a row that gives none.
+"""Parse a row of an annotation file into a clip with its captions, or into a wrong row.
 
-name, captions, times, as they stand in a file  ──►  Annotation | WrongRow
+raw name, captions and times  ──►  Annotation | WrongRow
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pipeline.corpus.media import kind_of
 from pipeline.records import Kind
 
 NO_WORDS = frozenset({"nan", "none", "null", "<na>", "n/a", "#n/a", r"\n"})
-"""What programs write for nothing, in lower case: Python, JSON, pandas, spreadsheets, databases (`\\N`)."""
+"""Spellings of a missing value, in lower case: of Python, JSON, pandas, spreadsheets, databases (`\\N`)."""
 NOT_AVAILABLE = "NA"
-"""R's word for it; in lower case it is a word of languages."""
+"""R's spelling of a missing value; only in capitals, since "na" is a word in some languages."""
 TEXT_KEYS = ("caption", "text", "sentence", "raw", "phrase", "description", "content", "value")
-"""Where an object in a list of captions has its words."""
+"""Keys under which an object in a list of captions may have its text."""
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _ARRAY = re.compile(rf"\[(?:{_QUOTED})(?:\s+(?:{_QUOTED}))+\]")
-"""Texts in quotes, with blanks or ends of lines between them: an array of NumPy."""
+"""Quoted texts with only whitespace between them: how NumPy prints an array."""
 _YOUTUBE = re.compile(r"(www\.|m\.)?(youtube\.com|youtu\.be)")
 
 T = TypeVar("T")
@@ -38,16 +38,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """A clip and its captions. No captions: the clip is known, and lacks them."""
+    """A clip and its captions, which may be none."""
 
     relative_path: str
-    """Below the corpus root, with forward slashes; outside it (`is_outside`), what a clip there may be found by."""
+    """Path below the corpus root, with forward slashes; if `is_outside`, a URL or path that a clip below the root may
+    be matched with."""
     captions: tuple[str, ...]
     kind: Kind
     split: str = ""
     """Empty where the file names none."""
     group: str | None = None
-    """Clips that a test compares among themselves."""
+    """Clips of one group are compared only with each other in a test."""
     start_seconds: float | None = None
     end_seconds: float | None = None
 
@@ -58,15 +59,15 @@ class WrongRow:
 
     where: str
     reason: str
-    """With the place, and what to do."""
+    """Includes the place and the remedy."""
 
 
 Annotated = tuple[str, Annotation | WrongRow]
-"""Place in a file, for messages, and what stands there."""
+"""Place in a file, for messages, and the row there."""
 
 
 def attempt(rows: Iterable[tuple[str, T | WrongRow]], read: Callable[[str, T], Annotated]) -> Iterator[Annotated]:
-    """Yield `read(place, row)` of each row; for one that it refuses by ValueError, a `WrongRow`."""
+    """Yield `read(place, row)` for each row, or a `WrongRow` if it raises ValueError."""
     for where, row in rows:
         if isinstance(row, WrongRow):
             yield where, row
@@ -88,7 +89,7 @@ def annotated(
     start: float | None = None,
     end: float | None = None,
 ) -> Annotated:
-    """Return the annotation of a clip as a file has it. ValueError for captions of no text, or times in wrong order.
+    """Return the place and the annotation of a clip. ValueError: a caption is not text, or start ≥ end.
 
     `name`: path below the corpus root, or a URL; without a suffix it gets .mp4, as in the published code.
     """
@@ -114,7 +115,7 @@ def annotated(
 
 
 def path_of(name: str) -> str:
-    """Return the path that a name of a clip means; of a URL without its query, of one to YouTube the id."""
+    """Normalise the name of a clip to a path: a URL loses its query, a YouTube URL becomes the video id."""
     if "://" in name:
         url = urlsplit(name)
         if _YOUTUBE.fullmatch(url.netloc):
@@ -125,17 +126,17 @@ def path_of(name: str) -> str:
 
 
 def without_queries(text: str) -> str:
-    """Return a message with the queries of its URLs left out: they may sign a request."""
+    """Remove the queries of all URLs from a message: they may contain signatures."""
     return re.sub(r"(\w+://[^\s?\"']+)\?[^\s\"',;:]+", r"\1?…", text)
 
 
 def is_outside(path: str) -> bool:
-    """Return whether `path` is not one below a root: absolute, above it, or a URL."""
+    """Return whether `path` is not below a root: absolute, above it, or a URL."""
     return path.startswith(("/", "../")) or "://" in path or bool(re.match(r"[A-Za-z]:/", path))
 
 
 def is_nothing(value: Any) -> bool:
-    """Return whether a value stands for no value: null, NaN, an empty text or the word for one of them."""
+    """Return whether a value is missing: null, NaN, an empty text or a spelling of these."""
     if isinstance(value, str):
         return not value.strip() or value.strip().lower() in NO_WORDS or value.strip() == NOT_AVAILABLE
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -144,7 +145,7 @@ def is_nothing(value: Any) -> bool:
 def captions_of(value: Any) -> list[str]:
     """Return the captions in a value: a text, an object with one, a list of both, or such a list written as text.
 
-    Objects whose names are numbers are lists. Blanks are single. ValueError for what is neither.
+    Objects whose keys are numbers are lists. Runs of whitespace become one blank. ValueError for anything else.
     """
     if is_nothing(value):
         return []
@@ -175,7 +176,7 @@ def _words_of(item: Any) -> Any:
 
 
 def _list_in(text: str) -> list[Any] | None:
-    """Return the list of texts that is written in a text, as JSON, Python or NumPy write it; None: there is none."""
+    """Parse a list written as text by JSON, Python or NumPy; return None if the text is not a list."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
@@ -192,13 +193,16 @@ def _list_in(text: str) -> list[Any] | None:
 
 
 def items_of(value: Any) -> Any:
-    """Return a list that is written as text as a list; another value as it is."""
+    """Return the parsed list if `value` is a list written as text, else `value` itself."""
     listed = _list_in(value) if isinstance(value, str) else None
     return value if listed is None else listed
 
 
 def seconds_of(value: Any, name: str, where: str, *, per_second: float = 1.0) -> float | None:
-    """Return a time in seconds: a number of `1 / per_second` seconds, also as text, a time or H:MM:SS. None: none."""
+    """Convert a time to seconds; None if it is missing. ValueError: it is not a time.
+
+    `value`: a number, `per_second` of them to a second, also as text; H:MM:SS; or an object of `datetime`.
+    """
     if is_nothing(value):
         return None
     if isinstance(value, datetime.time):

@@ -1,4 +1,4 @@
-"""Which column of a table of captions means what: by the stated names, or as the command line says."""
+"""Map the columns of a caption table to meanings, by known names or as the command line says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.corpus.splits import SPLITS
 from pipeline.nearest import nearest
 
 KEY = "(key)"
-"""The column of the keys of a JSON dictionary, whose values are rows."""
+"""Name of the column with the keys of a JSON dictionary whose values are rows."""
 NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
     {
         "clip": (
@@ -57,8 +57,8 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
         "split": (("split", "subset", "partition", "splits"),),
     }
 )
-"""Meaning → names in lower case without blanks, `_`, `-` and `.`, those of one rank together; a higher rank is taken
-first. A span is a pair of times, or a list of pairs beside a list of captions."""
+"""Meaning → ranks of normalised names (`plain`), in order of preference. A span is a pair of times, or a list of pairs
+beside a list of captions."""
 LOOKS_LIKE = {
     "a caption": re.compile(r"caption|cap$|text|sentence|descri|prompt"),
     "a time": re.compile(
@@ -68,23 +68,23 @@ LOOKS_LIKE = {
     "a split": re.compile(r"split|subset|partition|^set$|^phase$|^fold$|^stage$|^mode$|^is(train|val|test)"),
 }
 MEDIA = ("videos", "images")
-"""Columns with the files of a conversation, as trainers of chat models have them; a clip if there is one in each."""
+"""Columns of files in chat-model training data; used as the clip only if every row has exactly one file."""
 LENGTHS = frozenset({"duration", "length", "durationseconds", "dur"})
-"""What is named of the columns that are not used."""
+"""Names of columns that may give the length of a clip. They are not used unless named by the user."""
 _ENDS = re.compile(r"end|stop|finish")
-"""Of columns that look like times, those that say where a clip ends."""
+"""Matches, among columns that look like times, those of a clip's end."""
 MSRVTT_TIMES = frozenset({"start time", "end time"})
 MSRVTT_NAME = re.compile(r"video\d+(\.mp4)?")
-"""In MSR-VTT's tables, times are those of the film that the clip was cut from."""
+"""In MSR-VTT's tables, times refer to the video that the clip was cut from."""
 
 
 _PAIR = re.compile(r"[\[(]?\s*[\d:.]+\s*(s|sec)?\s*(-|–|,|;|to|~|\s)\s*[\d:.]+\s*(s|sec)?\s*[\])]?")
-"""Two times in one text."""
+"""Matches a text with two times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What was taken for what."""
+    """The column of each meaning."""
 
     clip: str
     caption: str | None
@@ -93,28 +93,28 @@ class Columns:
     span: str | None = None
     split: str | None = None
     duration: str | None = None
-    """Length of the clip; taken only where it is said."""
+    """Length of the clip; used only if the user names it."""
     notes: tuple[str, ...] = ()
-    """Of unused columns, those that look as if they mattered."""
+    """Unused columns that look relevant."""
 
     def describe(self) -> str:
-        """Return meanings and columns in a line."""
+        """Format meanings and columns as one line."""
         pairs = [(meaning, getattr(self, meaning)) for meaning in NAMES]
         return ", ".join(f"{meaning} = {name}" for meaning, name in pairs if name is not None)
 
     @property
     def is_own(self) -> bool:
-        """Return whether these are our own JSON lines, with `type` and `group`."""
+        """Return whether this is our own format of JSON lines, with `type` and `group`."""
         return self.clip == "clip_name"
 
 
 def plain(name: str) -> str:
-    """Return a column's name as the table of names has it."""
+    """Normalise a column name as in `NAMES`: lower case, without whitespace, `_`, `-` and `.`."""
     return re.sub(r"[\s_.\-]+", "", name).casefold()
 
 
 def meanings(pairs: Sequence[str]) -> dict[str, str]:
-    """Return `MEANING=COLUMN` as meaning → column. ValueError for what is none."""
+    """Parse `MEANING=COLUMN` pairs into meaning → column. ValueError for a malformed pair."""
     given = {}
     for pair in pairs:
         meaning, equals, column = pair.partition("=")
@@ -125,7 +125,7 @@ def meanings(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def choose(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], path: str) -> Columns:
-    """Return the columns of `rows`. ValueError, with the remedy, for none or several of a meaning."""
+    """Choose the column of each meaning. ValueError, with the remedy, if a required one is missing or ambiguous."""
     names = list(dict.fromkeys(name for row in rows for name in row if isinstance(name, str)))
     chosen: dict[str, str | None] = {}
     for meaning, column in given.items():
@@ -181,7 +181,7 @@ def _is_single(name: str, rows: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def says(meaning: str, name: str) -> str:
-    """Return the option that takes a column for something, as a shell reads it."""
+    """Return the command line option that assigns a column to a meaning, quoted for a shell."""
     return f"--columns {shlex.quote(f'{meaning}={name}')}"
 
 
@@ -207,7 +207,7 @@ def _is_span(name: str, rows: Iterable[Mapping[str, Any]], path: str) -> bool:
 
 
 def _of_splits(unused: list[str], rows: Sequence[Mapping[str, Any]], path: str) -> str | None:
-    """Return the column that has nothing but names of splits, whatever it is called. ValueError for several."""
+    """Return the column whose values are all names of splits, whatever it is called. ValueError for several."""
     fitting = [name for name in unused if _values(name, rows) and _values(name, rows) <= SPLITS.keys()]
     if len(fitting) > 1:
         remedy = " or ".join(says("split", name) for name in fitting)
@@ -222,7 +222,7 @@ def _values(name: str, rows: Sequence[Mapping[str, Any]]) -> set[str]:
 def _checked(
     columns: Columns, unused: list[str], given: Mapping[str, str], rows: Sequence[Mapping[str, Any]], path: str
 ) -> tuple[str, ...]:
-    """Return notes on unused columns; refuse where captions or times would be lost with them."""
+    """Return notes on unused columns. ValueError if captions, times or splits would be lost with them."""
     alike = {
         sort: [name for name in unused if pattern.search(plain(name)) and _has_values(name, rows)]
         for sort, pattern in LOOKS_LIKE.items()

@@ -17,11 +17,11 @@ from pipeline.corpus.tables import csv_rows, delimiter_of
 from pipeline.corpus.text_files import read_text
 
 LIST_COLUMNS = tuple(name for rank in NAMES["clip"][:4] for name in rank)
-"""What the column of names is called in lists that are tables."""
+"""Names of the clip column in lists that are tables."""
 
 
 def read_lists(lists: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return list (its path) → clip by its name without suffix → split. ValueError for a clip in two splits."""
+    """Return path of a list → name of a clip, without suffix → split. ValueError for a clip in two splits."""
     splits: dict[str, tuple[str, str]] = {}
     by_list: dict[str, dict[str, str]] = {}
     for source in lists:
@@ -41,7 +41,7 @@ def read_lists(lists: Sequence[str]) -> dict[str, dict[str, str]]:
 
 @dataclass
 class ClipLists:
-    """The splits of clips by lists, and which lists have named any."""
+    """Assigns clips to splits by lists, and records which lists were used."""
 
     by_list: Mapping[str, Mapping[str, str]]
     used: set[str] = field(default_factory=set)
@@ -74,8 +74,8 @@ class ClipLists:
 
 
 def _listed(text: str, path: str, split: str) -> list[str]:
-    """Return the clips of a split: a line, an item of a JSON list or the column of a table each; without suffixes. Of
-    rows that name their split, those of `split`."""
+    """Return the clips of a split, without suffixes: the lines of a text, the items of a JSON list, or a column of a
+    table. Rows that name another split are skipped."""
     names = _json_names(text, split) or [line.strip() for line in text.splitlines() if line.strip()]
     if names and delimiter_of(names[0]):
         rows = [row for _, row in csv_rows(text, path) if not isinstance(row, WrongRow)]
@@ -93,7 +93,7 @@ def _listed(text: str, path: str, split: str) -> list[str]:
 
 
 def _is_of(split: str, row: Mapping[str, Any]) -> bool:
-    """Return whether a row is of a split, or names none."""
+    """Return whether a row belongs to `split` or names no split."""
     named = next((row[name] for known in NAMES["split"][0] for name in row if plain(str(name)) == known), None)
     return is_nothing(named) or split_named(str(named)) == split
 
@@ -117,7 +117,7 @@ def _json_names(text: str, split: str) -> list[str]:
 
 
 def _name(line: str) -> str:
-    """Return the name in a line: without quotes, and without a label (a whole number) behind it."""
+    """Return the name in a line, without quotes and without a trailing label (an integer)."""
     line = line.strip().strip("\"'")
     match = re.fullmatch(r"(\S+)[\s,;]+-?\d+", line)
     return match[1].strip("\"'") if match else line

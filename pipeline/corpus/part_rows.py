@@ -1,4 +1,4 @@
-"""Rows of a manifest in parts, by number: the row groups that are asked for are read, and a bounded number kept."""
+"""Random access to the rows of a manifest in parts: row groups are read on demand, and a bounded number is cached."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from pipeline.corpus.parts import GROUP_ROWS, REMEDY, Part
 from pipeline.corpus.schema import SCHEMA, completed
 
 NUM_GROUPS = 112
-"""Row groups that a process keeps, 32 MiB of WebVid's rows: two windows of `OrderConfig`, and some of evaluation."""
+"""Cached row groups per process (32 MiB for WebVid): two windows of `OrderConfig`, and some for evaluation."""
 NUM_FOOTERS = 4
-"""Footers of parts that a process keeps: a megabyte each, once read."""
+"""Cached footers of parts per process: a megabyte each, when parsed."""
 Group = tuple[str, int]
 """Path of a part, and number of a row group in it."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """The bytes of a row group, from `start` on in the file of its part."""
+    """The bytes of a row group, which begin at byte `start` of its part."""
 
     footer: pq.FileMetaData
     start: int
     data: bytes
     num_bytes: int
-    """Fetched for it; the footer counts where it was not known."""
+    """Bytes fetched for it, including the footer if that was not cached."""
 
 
 class GroupCache:
-    """The row groups that were asked for last. Several are fetched at a time; who asks for one waits for it.
+    """LRU cache of row groups. Several are fetched at a time; the caller waits for the future of its group.
 
-    One thread makes tables of them, because Arrow's allocator keeps memory for each thread that has used it.
+    A single thread parses them, because Arrow's allocator keeps memory for each thread that has used it.
     """
 
     def __init__(self, max_groups: int) -> None:
@@ -62,11 +62,12 @@ class GroupCache:
         return len(self._tables)
 
     def double(self) -> None:
-        """Keep twice as many from now on as at first."""
+        """Raise the capacity to twice the initial one."""
         self.max_groups = 2 * self._first_max_groups
 
     def ask(self, group: Group, fetch: Callable[[], Fetched]) -> Future[pa.Table]:
-        """Return the table of `group`, which is on its way; the oldest one goes."""
+        """Return a future of the table of `group`, and request it if it is not cached. The least recently used group is
+        evicted."""
         with self._lock:
             if group not in self._tables:
                 self._tables[group] = Future()
@@ -78,7 +79,7 @@ class GroupCache:
             return self._tables[group]
 
     def _advance(self) -> None:
-        """Fetch what was asked for first, while few bytes wait to become tables. The lock is held."""
+        """Start fetches in order of request, with at most `NUM_AHEAD` unparsed groups. The caller holds the lock."""
         fetching, parsing = self._pools
         while self._waiting and self._num_in_flight < storage.NUM_AHEAD:
             group, fetch, asked = self._waiting.popleft()
@@ -86,7 +87,7 @@ class GroupCache:
             parsing.submit(self._parse, group, fetching.submit(fetch), asked)
 
     def _parse(self, group: Group, fetched: Future[Fetched], asked: Future[pa.Table]) -> None:
-        """Answer with a row group; one that cannot be read is asked for anew next time."""
+        """Resolve the future of a row group. A failed one leaves the cache, so that the next request retries it."""
         try:
             table = parsed(group, fetched.result())
             self.num_bytes_read += fetched.result().num_bytes
@@ -102,7 +103,7 @@ class GroupCache:
 
 
 CACHE = GroupCache(NUM_GROUPS)
-"""Of this process, for all manifests."""
+"""Cache of this process, shared by all manifests."""
 
 
 class PartRows(Rows):
@@ -113,7 +114,7 @@ class PartRows(Rows):
     def __init__(self, folder: str, parts: Sequence[Part], cache: GroupCache = CACHE) -> None:
         self.folder, self.parts, self.cache = folder, list(parts), cache
         if any(part.num_rows % GROUP_ROWS for part in self.parts[:-1]):
-            cache.double()  # a block of the order lies in two row groups
+            cache.double()  # a block of the order then spans two row groups
         self._starts = np.cumsum([0, *(part.num_rows for part in parts)])
         self._first_groups = np.cumsum([0, *(-(-part.num_rows // GROUP_ROWS) for part in parts)])
 
@@ -147,7 +148,7 @@ class PartRows(Rows):
             self._ask(number)
 
     def _located(self, positions: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
-        """The row group of each position, counted over all parts, and its place in it. IndexError behind the end."""
+        """Return the row group of each position, counted over all parts, and the row in it. IndexError past the end."""
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
             raise IndexError(f"rows [0, {len(self)}) of {self.folder} were asked for up to {positions.max()}")
         part = np.searchsorted(self._starts, positions, side="right") - 1
@@ -162,8 +163,7 @@ class PartRows(Rows):
 
 
 def fetch_group(path: str, part: Part, group: int) -> Fetched:
-    """Return the bytes of a row group. ValueError for a part that is not as it was written, FileNotFoundError for
-    none."""
+    """Fetch the bytes of a row group. ValueError: the part was changed; FileNotFoundError: it is missing."""
     footer, num_bytes = footer_of(path, part)
     columns = [footer.row_group(group).column(number) for number in range(footer.num_columns)]
     starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
@@ -174,21 +174,21 @@ def fetch_group(path: str, part: Part, group: int) -> Fetched:
 
 
 def parsed(group: Group, fetched: Fetched) -> pa.Table:
-    """Return the rows of a row group. ValueError for bytes that are not as they were written."""
+    """Parse the rows of a row group. ValueError for damaged bytes."""
     path, number = group
     file = _Range(fetched.start, fetched.data)
     return _table(path, lambda: _opened(file, fetched.footer).read_row_group(number, use_threads=False))
 
 
 def read_part(path: str, part: Part) -> pa.Table:
-    """Return all rows of a part, which is read whole. Errors as those of `fetch_group` and `parsed`."""
+    """Read all rows of a part. Raises the errors of `fetch_group` and `parsed`."""
     data = read_range(path, part, 0, part.num_bytes)
     footer = _checked_footer(path, part, data[-part.footer_bytes :])
     return _table(path, lambda: _opened(io.BytesIO(data), footer).read())
 
 
 def read_range(path: str, part: Part, start: int, stop: int) -> bytes:
-    """Return the bytes [start, stop) of a part."""
+    """Read the bytes [start, stop) of a part. FileNotFoundError: it is missing; ValueError: it is truncated."""
     try:
         data = storage.read_bytes(path, start, stop)
     except FileNotFoundError as error:
@@ -199,7 +199,7 @@ def read_range(path: str, part: Part, start: int, stop: int) -> bytes:
 
 
 def footer_of(path: str, part: Part) -> tuple[pq.FileMetaData, int]:
-    """Return the footer of a part, and the bytes that were fetched for it now."""
+    """Return the footer of a part, and the number of bytes fetched for it by this call (0: it was cached)."""
     before = _footers.cache_info().misses
     footer = _footers(path, part)
     return footer, part.footer_bytes if _footers.cache_info().misses > before else 0
@@ -231,7 +231,7 @@ def _table(path: str, read: Callable[[], pa.Table]) -> pa.Table:
 
 
 class _Range(io.RawIOBase):
-    """A file of which some bytes are there, those from `start` on."""
+    """A read-only file that holds only a range of its bytes, which begins at `start`."""
 
     def __init__(self, start: int, data: bytes) -> None:
         self.start, self.data, self.position = start, data, 0

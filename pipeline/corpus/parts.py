@@ -1,14 +1,14 @@
-"""A manifest as a folder of Parquet parts with an index, written once, from a stream of rows.
+"""A manifest as a folder of Parquet parts with an index, written from a stream of rows.
 
     index.json ── hash of each part's footer ──► part-00000-….parquet ── checksum of each page ──► rows
 
-Rows are sorted by (split, kind, clip_id). A part has rows of one split and kind, in row groups of `GROUP_ROWS`, so that
-row i of a split and kind is located by the index alone. The names of parts have their hashes in them, and the index is
-written last: a folder has the old manifest or the new one. The old one stays readable (`pipeline/corpus/versions.py`).
+Rows are sorted by (split, kind, clip_id). A part has rows of one split and kind, in row groups of `GROUP_ROWS`, so the
+index alone locates row i of a split and kind. The names of parts contain their hashes, and the index is written last,
+so a folder holds the old manifest or the new one. The old one stays readable (`pipeline/corpus/versions.py`).
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+# pyarrow.compute generates its functions at import, so type checkers cannot see them
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from pipeline.corpus.versions import MAX_VERSIONS, Version, split_version, versi
 
 INDEX = "index.json"
 FORMAT_VERSION = 2
-"""Of a manifest in parts; one file has the first."""
+"""Format version of a manifest in parts. One of a single file has version 1."""
 GROUP_ROWS = 1024
-"""Rows of a row group: what is read at a time."""
+"""Rows of a row group, the unit of reading."""
 PART_ROWS = 64 * GROUP_ROWS
-"""Rows of a part at most: about 6 MB, with a footer of 0.1 MB."""
+"""Largest number of rows of a part: about 6 MB, with a footer of 0.1 MB."""
 REMEDY = "copy the whole folder again, or write the manifest anew with jobs/prepare.py"
 PART_KEY = b"snps3_manifest_part"
-"""Metadata of a part's file: the digest of its rows. A part says nothing without its index."""
+"""Metadata key in a part's file: the digest of its rows. It also marks a file as a part, useless without its index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,27 +57,27 @@ class Part:
     first_clip_id: int
     last_clip_id: int
     digest: str
-    """Of its rows (`rows_digest`)."""
+    """Digest of its rows (`rows_digest`)."""
     num_bytes: int
     footer_bytes: int
     footer_checksum: str
-    """The footer has the digest of the rows, and each page its checksum: this one vouches for all."""
+    """Protects the whole part: the footer has the digest of the rows, and each page has a checksum."""
     num_uncaptioned: int | None = None
-    """Rows without captions; None: nobody has counted."""
+    """Number of rows without captions; None: not counted (by an earlier version)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartIndex:
-    """All that is known of a manifest without its rows."""
+    """The content of a manifest's index file."""
 
     corpus: str
     root: str
     parts: tuple[Part, ...]
     decoders: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     number: int = 1
-    """Of the version."""
+    """Number of the version."""
     earlier: tuple[Version, ...] = ()
-    """Versions that are there too, in order."""
+    """Earlier versions that are still readable, in order."""
 
     @property
     def version(self) -> Version:
@@ -89,7 +89,7 @@ class PartIndex:
 
     @property
     def hash(self) -> str:
-        """32 hex digits of the rows; how they are cut into parts does not matter."""
+        """Return the hash of the rows, 32 hex digits, independent of how they are cut into parts."""
         return hex_digest(sum(int(part.digest, 16) for part in self.parts))
 
 
@@ -106,12 +106,11 @@ def write_parts(
 ) -> PartIndex:
     """Write `tables`, whose rows come in order of (split, kind, clip_id), as a manifest in parts to the folder `path`.
 
-    `behind`: parts that lie there, with the ids of their rows; they stay, and the new ones come behind them.
+    `behind`: existing parts, with the ids of their rows; they stay, and the new ones are appended to them.
 
-    One part is in memory at a time, and 8 bytes of each row. Who reads what the folder held before goes on: if the rows
-    differ it is an earlier version now, of which `MAX_VERSIONS` are kept. ValueError for rows in another order, for ids
-    that occur twice, for a column that is missing, for no rows at all, and if another process writes the folder
-    meanwhile.
+    One part is in memory at a time, and 8 bytes of each row. Readers of the previous content are not disturbed: if the
+    rows differ, it becomes an earlier version, of which `MAX_VERSIONS` are kept, counting the newest. ValueError for
+    rows in another order, duplicate ids, a missing column, no rows, and if another process writes the folder meanwhile.
     """
     before = _index_bytes(path)
     parts, clip_ids = list(behind), [] if ids_behind is None else [ids_behind]
@@ -128,7 +127,7 @@ def write_parts(
 
 
 def _index_bytes(path: str) -> bytes | None:
-    """The index of a folder as it lies there; None if there is none."""
+    """Return the encoded index of a folder; None if there is none."""
     try:
         return storage.read_bytes(storage.join(path, INDEX))
     except FileNotFoundError:
@@ -136,8 +135,8 @@ def _index_bytes(path: str) -> bytes | None:
 
 
 def _commit(path: str, index: PartIndex, before: bytes | None) -> PartIndex:
-    """The folder has `index`, as the next version, if it has `before` until now; no files but those of its versions and
-    of `before`. Return the index with its number."""
+    """Write `index` as the next version if the folder's index still equals `before`; return it with its number. Equal
+    rows keep their number. Files that neither `before` nor a kept version needs are removed."""
     where, last = storage.join(path, INDEX), None if before is None else _index_of(before, storage.join(path, INDEX))
     if last and last.hash == index.hash:
         index = dataclasses.replace(index, number=last.number, earlier=last.earlier)
@@ -151,7 +150,7 @@ def _commit(path: str, index: PartIndex, before: bytes | None) -> PartIndex:
             f"{where} was written by another process since this one began: let one of them write, and begin again"
         )
     indices = [index, *([last] if last else []), *_earlier_indices(path, index)]
-    kept = {part.name for one in indices for part in one.parts} | {version.file for version in index.earlier}
+    kept = {part.name for each in indices for part in each.parts} | {version.file for version in index.earlier}
     for name in storage.list_files(path):
         if (fnmatch.fnmatch(name, "part-*.parquet") or fnmatch.fnmatch(name, "index-*.json")) and name not in kept:
             storage.remove(storage.join(path, name))
@@ -160,14 +159,14 @@ def _commit(path: str, index: PartIndex, before: bytes | None) -> PartIndex:
 
 def _earlier_indices(path: str, index: PartIndex) -> Iterator[PartIndex]:
     for version in index.earlier:
-        with contextlib.suppress(FileNotFoundError):  # a copy of the newest version alone
+        with contextlib.suppress(FileNotFoundError):  # the folder may be a copy of the newest version only
             where = storage.join(path, version.file)
             yield _index_of(storage.read_bytes(where), where)
 
 
 def read_index(path: str, version: str | None = None) -> PartIndex:
-    """Return the index of the manifest in the folder `path`: of the newest version, or of the one with this number or
-    hash. ValueError for one that is damaged or of another format, and for a version that is not there."""
+    """Read the index of the manifest in the folder `path`: of the newest version, or of the one with this number or
+    hash. ValueError for a damaged index, another format, and a version that does not exist."""
     where = storage.join(path, INDEX)
     newest = _index_of(storage.read_bytes(where), where)
     if version is None:
@@ -207,13 +206,13 @@ def _index_of(data: bytes, where: str) -> PartIndex:
             "wrote it, or write the manifest anew with jobs/prepare.py"
         )
     if (index.hash, index.num_rows) != written:
-        there = index.hash, index.num_rows
-        raise ValueError(f"{where} says {written} of hash and rows, and its parts sum up to {there}: {REMEDY}")
+        summed = index.hash, index.num_rows
+        raise ValueError(f"{where} says {written} of hash and rows, and its parts sum up to {summed}: {REMEDY}")
     return index
 
 
 def is_in_parts(path: str) -> bool:
-    """Return whether `path`, with a version behind it or not, is a folder with an index of parts."""
+    """Return whether `path`, with or without a version, is a folder with an index of parts."""
     return storage.exists(storage.join(split_version(path)[0], INDEX))
 
 
@@ -233,8 +232,8 @@ def _as_json(index: PartIndex) -> bytes:
 
 
 def _cut(tables: Iterable[pa.Table], part_rows: int) -> Iterator[pa.Table]:
-    """Yield the rows again in tables of one split and kind and of at most `part_rows` rows. ValueError for another
-    order than (split, kind, clip_id)."""
+    """Recut the rows into tables of one split and kind and of at most `part_rows` rows. ValueError for another order
+    than (split, kind, clip_id)."""
     waiting: list[pa.Table] = []
     last: tuple[str, str, int] | None = None
     for table in tables:
@@ -257,7 +256,7 @@ def _cut(tables: Iterable[pa.Table], part_rows: int) -> Iterator[pa.Table]:
 
 
 def _runs(table: pa.Table) -> Iterator[pa.Table]:
-    """Yield the rows again in tables of one split and kind, in which ids rise."""
+    """Cut a table into runs of one split and kind. ValueError if ids do not rise within a run."""
     if not table.num_rows:
         return
     codes = [pc.dictionary_encode(table[name].combine_chunks()).indices.to_numpy() for name in ("split", "kind")]
@@ -280,7 +279,7 @@ def _key(table: pa.Table, row: int) -> tuple[str, str, int]:
 
 
 def _encoded(table: pa.Table, number: int) -> tuple[Part, bytes]:
-    """The part that `table` is, and its bytes."""
+    """Encode `table` as a part; return its entry in the index, and its bytes."""
     digest = hex_digest(rows_digest(table))
     buffer = io.BytesIO()
     pq.write_table(
@@ -311,9 +310,9 @@ def _encoded(table: pa.Table, number: int) -> tuple[Part, bytes]:
 
 
 def _refuse_repeated(clip_ids: list[np.ndarray], corpus: str) -> None:
-    """Raise ValueError if an id is in several splits or kinds; within one, ids were seen to rise."""
+    """Raise ValueError for ids in several splits or kinds. Within one, `_cut` has checked that ids rise."""
     ids = np.concatenate(clip_ids)
-    clip_ids.clear()  # of ten million clips each copy is 80 MB
+    clip_ids.clear()  # free the copies: 80 MB each for ten million clips
     ids.sort()
     repeated = np.flatnonzero(ids[1:] == ids[:-1])
     if len(repeated):

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pipeline import storage
 
 MAX_VERSIONS = 10
-"""Versions of a manifest that can be read, the newest among them; files that only older ones need are removed."""
+"""Number of versions of a manifest that stay readable, counting the newest. Files of older ones are removed."""
 _NAMED = re.compile(r"(.+)@(\d+|[0-9a-f]{32})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """What a manifest was once."""
+    """One version of a manifest."""
 
     number: int
     """From 1."""
@@ -27,16 +27,16 @@ class Version:
 
     @property
     def file(self) -> str:
-        """Name of its index when it is no longer the newest."""
+        """Return the file name of its index once it is no longer the newest."""
         return f"index-{self.number:05d}-{self.hash[:12]}.json"
 
     def is_called(self, name: str) -> bool:
-        """Return whether it is meant by a number or a hash."""
+        """Return whether `name` is its number or hash."""
         return name in (str(self.number), self.hash)
 
 
 def split_version(path: str) -> tuple[str, str | None]:
-    """Return the path of a manifest and the version that stands behind it: a number or a hash; None where none does."""
+    """Split PATH@VERSION into the path of a manifest and its version, a number or a hash (None: not given)."""
     named = _NAMED.fullmatch(path)
     if named is None or storage.exists(path):
         return path, None
@@ -44,13 +44,14 @@ def split_version(path: str) -> tuple[str, str | None]:
 
 
 def version_named(name: str, versions: Sequence[Version], path: str) -> Version:
-    """Return one of the versions of the manifest at `path`, which are in order. ValueError if none is called so."""
+    """Return the version of the manifest at `path` with this number or hash; `versions` are in order. ValueError for an
+    unknown one."""
     for version in versions:
         if version.is_called(name):
             return version
-    there = ", ".join(f"{version.number} ({version.num_rows} clips)" for version in versions)
+    listed = ", ".join(f"{version.number} ({version.num_rows} clips)" for version in versions)
     older = f"; {MAX_VERSIONS} are kept" if versions[0].number > 1 else ""
     raise ValueError(
-        f"{path} has no version {name}: it has {there}{older}. Name one of them, as {path}@{versions[-1].number}, or "
+        f"{path} has no version {name}: it has {listed}{older}. Name one of them, as {path}@{versions[-1].number}, or "
         f"leave @{name} out for the newest"
     )

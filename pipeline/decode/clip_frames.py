@@ -1,4 +1,4 @@
-"""Frames of a manifest's clip, for passes over a corpus: in a process of their own, of the bytes that they need."""
+"""Decode frames of a manifest's clip for passes over a corpus: in an isolated process, from the bytes they need."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def clip_frames(
     sampling: Sampling = SEGMENTS,
     decoder: str = AUTO,
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """Return frames of the clip in a row of a manifest, of an image its only one; long side `size_px`, or its own if
-    that is shorter. DecodeError if the clip cannot be had."""
+    """Return `num_frames` frames of the clip in a row of a manifest (one of an image). Their long side is `size_px`, or
+    that of the clip if it is shorter. DecodeError if the clip cannot be fetched or decoded."""
     kind = Kind(clip["kind"])
     choice = {name: clip[name] for name in ("start_seconds", "end_seconds")}
     choice |= {"num_frames": num_frames if kind == Kind.VIDEO else 1, "sampling": sampling}

@@ -1,4 +1,4 @@
-"""What of its file a clip needs: the packets of its frames where `prepare` has indexed them, else the whole."""
+"""Fetch what a clip needs of its file: the packets of its frames if `prepare` has indexed them, else the whole file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.decode.sampling import clip_indices
 from pipeline.records import DecodeError, Media, Reason
 
 NUM_KEPT = 16
-"""Indexes that stay in a process's memory: about 3 MB for an hour of video."""
+"""Number of cached indexes per process: about 3 MB each for an hour of video."""
 READERS_OF_PACKETS = (AUTO, "pyav")
-"""Decoders that read packets; others are given the whole file."""
+"""Decoders that accept packets; others get the whole file."""
 _locks = [threading.Lock() for _ in range(64)]
 
 
 def fetch_clip(row: dict[str, Any], decoder: str, **choice: Any) -> Media:
-    """Return what `decode_frames` needs of the clip in a row of a manifest; `choice` as in `clip_indices`.
+    """Fetch what `decode_frames` needs for the clip in a row of a manifest; `choice` as in `clip_indices`.
 
-    DecodeError if there is nothing usable, or other bytes than those that prepare has seen.
+    DecodeError if the file is unusable or has changed since `prepare`.
     """
     if not row["packets"] or decoder not in READERS_OF_PACKETS:
         return fetch(row["uri"], row["checksum"])
@@ -36,7 +36,7 @@ def fetch_clip(row: dict[str, Any], decoder: str, **choice: Any) -> Media:
 
 
 def fetch_part(path: str, start: int, stop: int) -> bytes:
-    """Return the bytes [start, stop) of a file. DecodeError if they are not there."""
+    """Fetch the bytes [start, stop) of a file. DecodeError if it has become shorter."""
     data = fetch(media.inside(path, start, stop))
     if not isinstance(data, bytes) or len(data) != stop - start:
         raise DecodeError(Reason.WRONG_CHECKSUM, f"{path} has become shorter: prepare the corpus again")
@@ -44,7 +44,7 @@ def fetch_part(path: str, start: int, stop: int) -> bytes:
 
 
 def index_at(path: str) -> PacketIndex:
-    """Return an index that `prepare` has written; threads that need the same one fetch it once."""
+    """Return an index that `prepare` wrote. The lock makes concurrent threads fetch the same index only once."""
     with _locks[hash(path) % len(_locks)]:
         return _index_at(path)
 

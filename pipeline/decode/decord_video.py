@@ -1,4 +1,4 @@
-"""Frames by decord, which has wheels for x86-64 Linux only. The only file that imports it."""
+"""Decode frames with decord, which has wheels for x86-64 Linux only. The only file that imports decord."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ fail. A multiple of 64 is never padded, and from this width on the padding is le
 
 
 def read_frames(data: bytes, info: VideoInfo, indices: Sequence[int]) -> UInt8[np.ndarray, "T H W 3"] | None:
-    """As `FastDecoder.read`."""
+    """Implement `FastDecoder.read`."""
     if info.width < LEAST_WIDTH and info.width % 64:
         return None
     reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
@@ -30,7 +30,7 @@ def read_frames(data: bytes, info: VideoInfo, indices: Sequence[int]) -> UInt8[n
         if len(reader) != info.num_frames:
             return None
         frames = reader.get_batch(list(indices)).asnumpy()
-        reader.seek(0)  # otherwise the packets it has read ahead stay in memory
+        reader.seek(0)  # otherwise packets that it has prefetched leak
     finally:
         del reader
     return frames

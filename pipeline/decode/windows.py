@@ -1,5 +1,5 @@
-"""The windows of a file, each sampled as a clip: the file is demuxed once, and its packets are read for a few windows
-at a time, so that memory does not grow with the video's length."""
+"""Decode the windows of a file, each sampled as a clip. The file is demuxed once, and its packets are read for a few
+windows at a time, so that memory does not grow with the length of the video."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pipeline.records import DistantFile, EncodedFrames, Kind, Media, Stored
 Span = tuple[float, float]
 """[start, end) in seconds on a player's clock."""
 WINDOWS_AT_ONCE = 32
-"""Windows whose packets and frames are in memory together."""
+"""Number of windows whose packets and frames are in memory at a time."""
 
 
 def spans_of(duration_seconds: float, window_seconds: float, stride_seconds: float) -> list[Span]:
-    """Return windows that cover a video: the last is the first that reaches its end."""
+    """Return the windows that cover a video; the first window that reaches its end is the last one."""
     last = max(0, int(np.ceil((duration_seconds - window_seconds) / stride_seconds - 1e-9)))
     starts = [index * stride_seconds for index in range(last + 1)]
     return [(start, min(start + window_seconds, duration_seconds)) for start in starts]
@@ -35,7 +35,7 @@ def spans_of(duration_seconds: float, window_seconds: float, stride_seconds: flo
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSettings:
-    """How windows are cut and decoded. Windows of None seconds: the whole video is one."""
+    """How windows are cut and decoded. `window_seconds` None: the whole video is one window."""
 
     window_seconds: float | None
     stride_seconds: float
@@ -53,9 +53,9 @@ class WindowSettings:
 
 
 def decode_windows(uri: str, settings: WindowSettings) -> Iterator[tuple[list[Span], UInt8[np.ndarray, "W T H V 3"]]]:
-    """Yield windows of a video, in order and a few at a time, with their frames (long side `settings.size_px`).
+    """Yield batches of a video's windows, in order, with their frames (long side `settings.size_px`).
 
-    Decode processes of their own open the file. DecodeError for a file that cannot be read, also after some windows.
+    Isolated decode processes open the file. DecodeError for an unreadable file, possibly after some windows.
     """
     data = fetch_start(uri)
     if index := packet_index(data, settings.decoder, settings.limits):
@@ -65,7 +65,7 @@ def decode_windows(uri: str, settings: WindowSettings) -> Iterator[tuple[list[Sp
 
 
 def packet_index(data: Stored | DistantFile, decoder: str, limits: Limits) -> PacketIndex | None:
-    """Return the index of a file's packets; None where it has none, or the decoder reads whole files alone."""
+    """Return the index of a file's packets; None if it cannot be indexed or the decoder needs whole files."""
     if decoder not in READERS_OF_PACKETS or isinstance(data, EncodedFrames):
         return None
     packets = np.asarray(isolated(index_packets, data, limits=limits), np.uint8).tobytes()
@@ -73,7 +73,7 @@ def packet_index(data: Stored | DistantFile, decoder: str, limits: Limits) -> Pa
 
 
 def reader_of(uri: str, data: Stored | DistantFile) -> Callable[[int, int], bytes]:
-    """Return what reads the bytes [start, stop) of a file: of its `data` where these are in memory."""
+    """Return a function that reads the bytes [start, stop) of a file, from `data` if that is in memory."""
     return (lambda start, stop: data[start:stop]) if isinstance(data, bytes) else functools.partial(fetch_part, uri)
 
 
@@ -134,7 +134,7 @@ def _by_file(data: Media, settings: WindowSettings) -> Iterator[tuple[list[Span]
 def decode_spans(
     data: Media, *, spans: Sequence[Span], num_frames: int, size_px: int, sampling: Sampling, decoder: str
 ) -> UInt8[np.ndarray, "N H V 3"]:
-    """Return the frames of windows behind one another, of a file that is opened once."""
+    """Return the concatenated frames of several windows of a file, which is opened once."""
     with open_video(data, decoder) as video:
         indices = [
             clip_indices(

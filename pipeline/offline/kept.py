@@ -1,10 +1,10 @@
-"""Results of a pass that are kept as they come, a file per few rows, so that a pass that is repeated computes the rest.
+"""Checkpointed results of a pass: one file per block of rows, so that a repeated pass computes only the rest.
 
-A row is told by its column `key`, which changes with all that its result depends on.
+The column `key` identifies a row: a hash of everything that its result depends on.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+# pyarrow.compute generates its functions at import, so type checkers cannot see them
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pipeline.offline.stages import in_blocks, mapped
 
 
 def key_of(*parts: object) -> str:
-    """Return the key of a row, of all that its result depends on."""
+    """Return the key of a row: a hash of `parts`, which are everything that its result depends on."""
     return hashlib.blake2b("\n".join(map(repr, parts)).encode(), digest_size=16).hexdigest()
 
 
 def read_kept(folder: str, schema: pa.Schema) -> pa.Table:
-    """Return the results in `folder` (`schema`, key, reason, detail), without those of passing failures."""
+    """Return the results in `folder` (`schema`, key, reason, detail), without transient failures (`PASSING`)."""
     names = [name for name in storage.list_files(folder) if name.endswith(".parquet")] if storage.exists(folder) else []
     fields = result_schema(schema)  # files of an earlier version may lack some
     tables = [completed(storage.read_table(storage.join(folder, name)), fields) for name in names]
@@ -39,18 +39,18 @@ def read_kept(folder: str, schema: pa.Schema) -> pa.Table:
 
 
 def keep(results: pa.Table, folder: str) -> None:
-    """Write results to `folder`, under a name that tells their keys."""
+    """Write results to `folder`, in a file named by a hash of their keys."""
     name = key_of(*results["key"].to_pylist())
     storage.write_table(storage.join(folder, f"{name}.parquet"), results)
 
 
 def result_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the columns of results: those of `schema`, and key, reason and detail."""
+    """Return `schema` with the columns key, reason and detail."""
     return with_reason(schema.append(pa.field("key", pa.string())))
 
 
 def parted(rows: pa.Table, folder: str, schema: pa.Schema) -> tuple[pa.Table, pa.Table]:
-    """Return the results in `folder` of `rows`, and the rows that have none."""
+    """Return the results of `rows` that `folder` holds, and the rows without a result."""
     kept = read_kept(folder, schema)
     kept = kept.filter(pc.is_in(kept["key"], rows["key"].combine_chunks()))
     return kept, rows.filter(pc.invert(pc.is_in(rows["key"], kept["key"].combine_chunks())))
@@ -66,10 +66,10 @@ def compute(
     together: str | None = None,
     subcluster: str | None = None,
 ) -> pa.Table:
-    """Return `function` of the rows, by a Ray Data job that keeps each block in `folder` as soon as it is computed.
+    """Apply `function` to the rows in a Ray Data job that writes each block to `folder` as soon as it is computed.
 
     `function` returns one or more rows of `result_schema` for each key. A task takes `least_at_once` to `most_at_once`
-    rows, but neighbours that are equal in the column `together` are not parted.
+    rows; neighbouring rows with equal values in the column `together` stay in one task.
     """
     blocks = in_blocks(rows, least_at_once, most_at_once, together)
     compute_block = partial(compute_and_keep, function=function, folder=folder)
@@ -77,7 +77,7 @@ def compute(
 
 
 def compute_and_keep(block: pa.Table, function: Callable[[pa.Table], pa.Table], folder: str) -> pa.Table:
-    """Return `function` of a block, after it is kept."""
+    """Apply `function` to a block, write the results to `folder`, and return them."""
     results = function(block)
     keep(results, folder)
     return results

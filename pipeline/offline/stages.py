@@ -1,9 +1,9 @@
-"""From annotations to manifest rows and rejected samples: the offline chain, on Ray Data.
+"""Stages of the offline pipeline, on Ray Data: from annotations to manifest rows and rejected samples.
 
     annotations ──► clips (id, uri) ──probe, on CPU workers──► rows | Rejected
                                       fetch · checksum · container · decode first, middle, last frame
 
-The driver holds one small row per clip, no pixels and no file.
+The driver holds one small row per clip, but neither pixels nor files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipeline.records import DecodeError, DistantFile, Reason, Rejected, Stage, 
 log = logging.getLogger(__name__)
 
 Look = Callable[[dict[str, Any]], dict[str, Any]]
-"""Returns the columns that only its file knows of a clip."""
+"""Maps a clip to the columns that need its file."""
 
 KNOWN = pa.schema([manifest.SCHEMA.field(index) for index in range(manifest.SCHEMA.get_field_index("group") + 1)])
 """The columns of a manifest row that are known before a file is opened."""
@@ -42,7 +42,8 @@ PROGRESS_SECONDS = 5.0
 
 
 def clips_of(annotations: Iterable[Annotation], *, corpus: str, source: Source) -> list[dict[str, Any]]:
-    """Return manifest rows as far as they are known before a file is opened, sorted by uri. Equal ids are refused."""
+    """Return manifest rows as far as they are known before a file is opened, sorted by uri. ValueError: two clips have
+    the same id."""
     clips, owners = [], {}
     for annotation in annotations:
         row = {field.name: getattr(annotation, field.name) for field in fields(annotation)}
@@ -56,7 +57,7 @@ def clips_of(annotations: Iterable[Annotation], *, corpus: str, source: Source) 
 
 
 def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Source) -> list[Rejected]:
-    """Return what lies in `source` and no annotation names, and what could not be listed, as rejected samples."""
+    """Return as rejected samples the files in `source` that no annotation names and those that could not be listed."""
     named = {source.name(annotation.relative_path) for annotation in annotations}
     unnamed = [
         reject(manifest.clip_id(corpus, name), uri, Reason.NO_ANNOTATION, "no annotation names this file")
@@ -77,7 +78,7 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
 
 
 def probe_batch(batch: pa.Table, decoder: str, limits: Limits, packets_folder: str | None = None) -> pa.Table:
-    """Return the clips of `batch` as whole manifest rows, or with reason and detail; with `key` where they have one."""
+    """Return the clips of `batch` as complete manifest rows, or with reason and detail; a column `key` stays."""
     _say_unguarded(limits)
 
     def look_at(uri: str, data: Stored | DistantFile) -> Look:
@@ -89,12 +90,12 @@ def probe_batch(batch: pa.Table, decoder: str, limits: Limits, packets_folder: s
 
 @functools.cache
 def _say_unguarded(limits: Limits) -> None:
-    """Log, once in a process, what decode processes of this machine are not kept from."""
-    if found := unguarded(limits):
+    """Warn, once per process, about what the sandbox of this machine's decode processes does not block."""
+    if reachable := unguarded(limits):
         log.warning(
             "decode processes on %s can reach %s: Linux keeps them out with seccomp and, from 5.13, with Landlock",
             platform.node(),
-            " and ".join(found),
+            " and ".join(reachable),
         )
 
 
@@ -104,9 +105,9 @@ def look_at_files(
     schema: pa.Schema,
     fetch: Callable[[str], Any] = fetch,
 ) -> pa.Table:
-    """Return each clip of `batch` with the columns that `look_at(uri, data)` finds of it, or with reason and detail.
+    """Add to each clip of `batch` the columns that `look_at(uri, data)` returns for it, or reason and detail.
 
-    The columns are those of `schema`, reason and detail. Each file is fetched once.
+    The result has the columns of `schema`, reason and detail. Each file is fetched once.
     """
     rows = []
     files = [(uri, list(clips)) for uri, clips in itertools.groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
@@ -127,7 +128,7 @@ def look_at_files(
 def in_blocks(table: pa.Table, least: int, most: int, together: str | None = None) -> list[pa.Table]:
     """Cut a table into blocks of `least` to `most` rows: enough tasks for every CPU, few enough to schedule.
 
-    Neighbours that are equal in the column `together` are not parted, so that a file is looked at once.
+    Neighbouring rows with equal values in the column `together` stay in one block, so that each file is read once.
     """
     size = max(least, min(most, len(table) // 64))
     owners = table[together].to_pylist() if together else range(len(table))
@@ -141,16 +142,16 @@ def in_blocks(table: pa.Table, least: int, most: int, together: str | None = Non
 def mapped(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None
 ) -> Iterator[pa.Table]:
-    """Yield `streamed`; log every few seconds how many of the clips in `blocks` are done."""
+    """Yield from `streamed`, and log every `PROGRESS_SECONDS` how many of the clips in `blocks` are processed."""
     started = said = time.monotonic()
-    done, num_clips = 0, sum(map(len, blocks))
+    num_done, num_clips = 0, sum(map(len, blocks))
     for table in streamed(blocks, function, subcluster=subcluster):
         yield table
-        done += table.num_rows
+        num_done += table.num_rows
         now = time.monotonic()
-        if now - said >= PROGRESS_SECONDS and done < num_clips:
-            rate = done / (now - started)
-            counts = (done, num_clips, rate, (num_clips - done) / rate)
+        if now - said >= PROGRESS_SECONDS and num_done < num_clips:
+            rate = num_done / (now - started)
+            counts = (num_done, num_clips, rate, (num_clips - num_done) / rate)
             log.info("%d of %d clips looked at, %.0f clips/s, %.0f s left", *counts, extra={"is_progress": True})
             said = now
 
@@ -158,7 +159,7 @@ def mapped(
 def streamed(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None = None
 ) -> Iterator[pa.Table]:
-    """Yield `function` of each block as it is done, by Ray Data on the nodes of `subcluster` (None: all)."""
+    """Yield `function` of each block as Ray Data completes it, on the nodes of `subcluster` (None: all)."""
     if not blocks:
         return
     import ray.data  # so that a command's --help does not wait for Ray
@@ -168,14 +169,14 @@ def streamed(
     if subcluster:
         context.execution_options.label_selector = {"ray-subcluster": subcluster}
     with ray.data.DataContext.current(context):
-        done = ray.data.from_arrow(list(blocks)).map_batches(
+        results = ray.data.from_arrow(list(blocks)).map_batches(
             function,  # pyright: ignore[reportArgumentType]
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=1,
         )
-        yield from done.iter_batches(batch_size=None, batch_format="pyarrow")
+        yield from results.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def reject(clip_id: int, uri: str, reason: Reason, detail: str) -> Rejected:

@@ -1,7 +1,7 @@
-"""Captions with little padding: rows of about equal length pass through the network together.
+"""Reduce the padding of captions: rows of similar length pass through the network together.
 
 A batch is as wide as its longest caption; in MS-COCO that is nearly twice the mean, and GVTM level 2 multiplies it by
-the number of pairs. Which rows go together is decided on the host, so that no step waits for its device.
+the number of pairs. The groups are formed on the host, so that no step synchronises with its device.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def groups_by_length(num_tokens: Sequence[int], most: int) -> tuple[LengthGroup,
 
 
 def least_padding(num_rows: Counter[int], most: int) -> list[int]:
-    """Return the at most `most` lengths, ascending, to which rows are padded with the fewest tokens in all.
+    """Return at most `most` lengths, ascending, such that padding each row to the next one costs the fewest tokens.
 
     `num_rows` counts the rows of each length. Dynamic programming over the lengths that occur.
     """
     lengths, rows_before = sorted(num_rows), [0]
     for length in lengths:
         rows_before.append(rows_before[-1] + num_rows[length])
-    # best[end]: the fewest tokens of the rows of the first `end` lengths, and the lengths that they are padded to
+    # best[end]: the fewest tokens for the rows of the first `end` lengths, and the lengths they are padded to
     best: list[tuple[int, list[int]]] = [(0, [])]
     best += [(length * rows_before[end], [length]) for end, length in enumerate(lengths, 1)]
     for _ in range(most - 1):

@@ -1,4 +1,4 @@
-"""Questions about clips, each with its only answer and with the answers that the middle frame leaves open."""
+"""Questions about clips, each with its unique answer and the answers that are possible given the middle frame."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Question:
     answer: str
     question_type: str
     form: str
-    """Questions of one form have the same possible answers as far as the middle frame does not narrow them."""
+    """Questions of one form have the same possible answers, unless the middle frame narrows them."""
     seen: tuple[str, ...] = ()
-    """The answers that the middle frame leaves open; empty: any answer that the form has."""
+    """The answers that are possible given the middle frame; empty: any answer of the form."""
 
 
 def questions_of(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """One question of each type that the scene can answer."""
+    """Return one question of each type that the scene can answer."""
     main = scene.things[scene.events[0].actors[0]] if scene.events else scene.things[0]
     number = _NUMBER_WORDS[len(scene.things)]
     seen = (("colour", _COLOUR, main.colour), ("shape", _SHAPE, main.shape), ("count", _COUNT, number))
@@ -73,7 +73,7 @@ def questions_of(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 _Drawn = tuple[str, str, tuple[str, ...], str, tuple[str, ...]]
-"""Question type, form, texts, answer, answers that the middle frame leaves open."""
+"""Question type, form, texts, answer, answers that are possible given the middle frame."""
 
 
 def _event_questions(scene: Scene, rng: np.random.Generator) -> list[_Drawn]:
@@ -116,15 +116,16 @@ def _ask(rng: np.random.Generator, texts: tuple[str, ...], thing: Thing, form: s
 
 
 def closed_answers(questions: Iterable[Question]) -> list[str]:
-    """The answers, most frequent first."""
+    """Return the distinct answers, most frequent first."""
     counts = Counter(question.answer for question in questions)
     return sorted(counts, key=lambda answer: (-counts[answer], answer))
 
 
 def single_frame_accuracy(asked: Sequence[Question], train: Iterable[Question]) -> float:
-    """Best accuracy on `asked`, not empty, for who sees the middle frame and knows the answers given in training.
+    """Return the best accuracy on `asked`, not empty, from the middle frame and the answers given in training.
 
-    Among the answers that the frame leaves open it gives the most frequent one of the form, ties broken at random.
+    Where the frame shows which answers are possible, one of them is guessed; else the most frequent answer of the form.
+    Ties are broken at random.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for question in train:
@@ -133,7 +134,7 @@ def single_frame_accuracy(asked: Sequence[Question], train: Iterable[Question]) 
     def chance(question: Question) -> float:
         known = counts[question.form]
         most = max(known.values(), default=0)
-        # Of what the frame shows, how often a shape acts first in general says nothing about it.
+        # frequencies over all training clips, as of shapes that act first, say nothing about the shapes in this frame
         best = question.seen or [answer for answer, count in known.items() if count == most]
         return (question.answer in best) / max(len(best), 1)
 

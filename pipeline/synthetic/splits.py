@@ -1,4 +1,4 @@
-"""Which scenes each split shows: sampling, held-out combinations, groups of the temporal test."""
+"""Sample the scenes of each split: held-out combinations, groups of the temporal test."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _GROUP_KINDS = ("direction", "size", "direction", "order", "direction", "size", 
 _SHARE_BY_LAYOUT = {"twice": 0.2, "order": 0.3, "joint": 0.3, "bystander": 0.2}
 """Shares among the clips with two events or two things."""
 _WEIGHT_OF_REVERSIBLE = 1.5
-"""How much more often a single thing moves or changes size than it does another action."""
+"""Weight of moves and changes of size, relative to 1 for other actions of a single thing."""
 _MAX_ATTEMPTS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Richness:
-    """How many different things a corpus shows."""
+    """How diverse a corpus is."""
 
     num_colours: int = 8
     """Of 10."""
@@ -67,37 +67,37 @@ class Richness:
 
     @property
     def colours(self) -> tuple[str, ...]:
-        """The colours that occur."""
+        """Return the colours that occur."""
         return COLOURS[: self.num_colours]
 
     @property
     def shapes(self) -> tuple[str, ...]:
-        """The shapes that occur."""
+        """Return the shapes that occur."""
         return SHAPES[: self.num_shapes]
 
     @property
     def solo_actions(self) -> tuple[str, ...]:
-        """The actions of one thing that occur."""
+        """Return the actions of one thing that occur."""
         return SOLO_ACTIONS[: self.num_actions]
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """All actions that occur."""
+        """Return all actions that occur."""
         return (*self.solo_actions, *JOINT_ACTIONS)
 
     @property
     def repeatable(self) -> tuple[str, ...]:
-        """The actions that can follow one another."""
+        """Return the actions that can follow one another."""
         return tuple(action for action in REPEATABLE if action in self.solo_actions)
 
 
 def rng_for(seed: int, stream: str, *keys: int) -> np.random.Generator:
-    """The randomness of one clip: it depends on nothing but these numbers."""
+    """Return a generator for one clip that depends only on the arguments."""
     return np.random.default_rng([seed, _STREAMS.index(stream), *keys])
 
 
 def held_out_combinations(seed: int, richness: Richness) -> frozenset[Combination]:
-    """About one combination in five, spread so evenly that each pair of attributes keeps others for training."""
+    """Return about one combination in five, spread evenly, so that each pair of attributes also occurs in training."""
     rng = rng_for(seed, "held_out")
     axes = (richness.colours, richness.shapes, richness.actions)
     places = [dict(zip(axis, rng.permutation(len(axis)).tolist(), strict=True)) for axis in axes]
@@ -109,7 +109,7 @@ def held_out_combinations(seed: int, richness: Richness) -> frozenset[Combinatio
 
 
 def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
-    """Scenes in which no held-out combination occurs."""
+    """Draw scenes without held-out combinations."""
     held_out = held_out_combinations(seed, richness)
     looks = _looks_by_action(set(itertools.product(richness.colours, richness.shapes, richness.actions)) - held_out)
 
@@ -124,7 +124,7 @@ def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
 
 
 def novel_scenes(seed: int, richness: Richness, split: str, num_clips: int) -> list[Scene]:
-    """Scenes of pairwise different meaning whose main thing shows a held-out combination."""
+    """Draw scenes of pairwise different meaning whose main thing has a held-out combination."""
     looks = _looks_by_action(held_out_combinations(seed, richness))
 
     def draw(rng: np.random.Generator, _: int) -> tuple[Scene, ...]:
@@ -135,15 +135,15 @@ def novel_scenes(seed: int, richness: Richness, split: str, num_clips: int) -> l
 
 
 def uncovered_pairs(richness: Richness, scenes: Iterable[Scene]) -> set[tuple[str, str]]:
-    """The pairs of colour and shape, shape and action, colour and action that occur in none of the scenes."""
+    """Return the pairs of colour and shape, shape and action, colour and action that occur in none of the scenes."""
     axes = (richness.colours, richness.shapes, richness.actions)
-    wanted = {pair for one, other in itertools.combinations(axes, 2) for pair in itertools.product(one, other)}
+    possible = {pair for left, right in itertools.combinations(axes, 2) for pair in itertools.product(left, right)}
     shown = (combination for scene in scenes for combination in combinations_of(scene))
-    return wanted - {pair for combination in shown for pair in itertools.combinations(combination, 2)}
+    return possible - {pair for combination in shown for pair in itertools.combinations(combination, 2)}
 
 
 def still_scenes(seed: int, richness: Richness, num_images: int) -> list[Scene]:
-    """Scenes without events, for images."""
+    """Draw scenes without events, for images."""
 
     def draw(index: int) -> Scene:
         rng = rng_for(seed, "image", index)
@@ -154,7 +154,7 @@ def still_scenes(seed: int, richness: Richness, num_images: int) -> list[Scene]:
 
 
 def temporal_groups(seed: int, richness: Richness, num_groups: int) -> list[tuple[Scene, ...]]:
-    """Groups of four scenes that are equal but for their events; two pairs of them are each other's reversal."""
+    """Draw groups of four scenes that differ only in their events; they form two pairs of mutual reversals."""
 
     def draw(rng: np.random.Generator, index: int) -> tuple[Scene, ...]:
         return _draw_group(rng, richness, _GROUP_KINDS[index % len(_GROUP_KINDS)])
@@ -165,7 +165,7 @@ def temporal_groups(seed: int, richness: Richness, num_groups: int) -> list[tupl
 def _distinct(
     draw: Callable[[np.random.Generator, int], tuple[Scene, ...]], seed: int, split: str, num_groups: int, refusal: str
 ) -> list[tuple[Scene, ...]]:
-    """Groups of scenes of pairwise different meaning, each drawn until it is a new one."""
+    """Draw groups of scenes of pairwise different meaning: each is redrawn until it is new."""
     groups: dict[frozenset[Statement], tuple[Scene, ...]] = {}
     for index in range(num_groups):
         for attempt in range(_MAX_ATTEMPTS):
@@ -203,7 +203,7 @@ def _looks_by_action(combinations: Iterable[Combination]) -> dict[str, list[Look
 
 
 def _draw_scene(rng: np.random.Generator, richness: Richness, looks: dict[str, list[Look]]) -> Scene:
-    """A scene whose main thing has a look from `looks[action]`; the second thing may look like anything."""
+    """Draw a scene whose main thing has a look from `looks[action]`; the second thing may have any look."""
     is_double = rng.random() < richness.double_share
     layout = rng.choice(list(_SHARE_BY_LAYOUT), p=list(_SHARE_BY_LAYOUT.values())) if is_double else "single"
     action = _draw_action(rng, richness, layout)
@@ -246,7 +246,7 @@ def _in_turn(action: str, next_action: str, actors: tuple[int, int]) -> tuple[Ev
 def _draw_looks(
     rng: np.random.Generator, richness: Richness, num_things: int, of_main: Sequence[Look] = ()
 ) -> list[Look]:
-    """Looks that share neither colour nor shape, the first one of `of_main` if there are any in it."""
+    """Draw looks without common colour or shape; the first is from `of_main`, unless that is empty."""
     looks = list(itertools.product(richness.colours, richness.shapes))
     first = (of_main or looks)[int(rng.integers(len(of_main or looks)))]
     others = [look for look in looks if look[0] != first[0] and look[1] != first[1]]
@@ -254,12 +254,12 @@ def _draw_looks(
 
 
 def _place(rng: np.random.Generator, looks: Sequence[Look]) -> tuple[Thing, ...]:
-    """Things in their middle state; where they are depends on how many there are, never on what they will do."""
+    """Place things in their middle state. Positions depend on the number of things, never on their actions."""
     sizes = [SIZES[rng.integers(len(SIZES))]]
     centre_x, centre_y = (float(value) for value in rng.uniform(25, 39, 2))
     if len(looks) == 1:
         places = [(centre_x, centre_y)]
-    else:  # two big ones would leave no room to move
+    else:  # two big things would leave no space to move
         sizes.append(SIZES[rng.integers(len(SIZES))] if sizes[0] == "small" else "small")
         distance, angle, side = rng.uniform(28, 31), rng.uniform(-0.3, 0.3), rng.choice([-1.0, 1.0])
         half_x, half_y = side * distance / 2 * np.cos(angle), distance / 2 * np.sin(angle)
