@@ -16,9 +16,9 @@ ADDRESS = re.compile(r"(http://127\.0\.0\.1:\d+)/ shows")
 
 
 def demo(model: str = "runs/tiny") -> dict[str, Any]:
-    """Seconds and CPU seconds from the start of `snps3 demo` in a new process to the first moments that it answers.
+    """Return seconds and CPU seconds from the start of `snps3 demo` in a new process to its first answer.
 
-    RuntimeError with its output where it ends before.
+    Raise RuntimeError with its output if it ends before.
     """
     start, said = time.perf_counter(), ""
     command = [sys.executable, "-m", "snps3", "demo", model, "--port", "0"]
