@@ -58,8 +58,8 @@ def scored(path: Path, decoder: str) -> dict[str, Any]:
     """Return the scores of a clip, in this process."""
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names) | manifest_row("measured", path, "")
     size_px = min(SIZE_PX, max(row["width"], row["height"]))
-    asked = {"num_frames": NUM_FRAMES, "size_px": size_px, "sampling": SAMPLING, "decoder": decoder}
-    frames = decode_frames(path.read_bytes(), kind=Kind.VIDEO, known=known_info(row), **asked)
+    options = {"num_frames": NUM_FRAMES, "size_px": size_px, "sampling": SAMPLING, "decoder": decoder}
+    frames = decode_frames(path.read_bytes(), kind=Kind.VIDEO, known=known_info(row), **options)
     return scores_of(frames, Kind.VIDEO)
 
 

@@ -189,4 +189,4 @@ def put(table: pa.Table, store: np.ndarray) -> None:
 def own_and_children() -> tuple[float, float]:
     """Return the CPU seconds of this process, and of its living children."""
     times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
-    return time.process_time(), sum(one.user + one.system for one in times)
+    return time.process_time(), sum(child_times.user + child_times.system for child_times in times)

@@ -222,8 +222,8 @@ def run_tests(copy: Path, tests: str, most_seconds: float) -> tuple[int, float, 
             command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *selected]
             options: dict[str, Any] = {"cwd": copy, "env": environment, "capture_output": True, "text": True}
             try:
-                done = subprocess.run(command, timeout=most_seconds, **options)
+                process = subprocess.run(command, timeout=most_seconds, **options)
             except subprocess.TimeoutExpired:
                 return TIMED_OUT, time.perf_counter() - start, ""
-            status, output = done.returncode, done.stdout + done.stderr
+            status, output = process.returncode, process.stdout + process.stderr
     return status, time.perf_counter() - start, output

@@ -241,16 +241,16 @@ def passed_on(
     functions: dict[str, tuple[Function, str | None]],
 ) -> Iterator[str]:
     """Yield the functions that receive a receiver's parameter unchanged through an unspecific parameter."""
-    own = {name for name, annotation in parameters(function) if names_any(holders, annotation)}
+    receiving = {name for name, annotation in parameters(function) if names_any(holders, annotation)}
     for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
         callees = by_name.get(ast.unparse(call.func).rpartition(".")[2], [])
         if len(callees) != 1:
             continue
         takes = [pair for pair in parameters(functions[callees[0]][0]) if pair[0] not in ("self", "cls")]
-        given = dict(zip([name for name, _ in takes], call.args, strict=False))
-        given |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+        arguments = dict(zip([name for name, _ in takes], call.args, strict=False))
+        arguments |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
         for name, annotation in takes:
-            value = given.get(name)
+            value = arguments.get(name)
             is_unspecific = annotation is None or ast.unparse(annotation) in ("Any", "object")
-            if is_unspecific and isinstance(value, ast.Name) and value.id in own:
+            if is_unspecific and isinstance(value, ast.Name) and value.id in receiving:
                 yield callees[0]

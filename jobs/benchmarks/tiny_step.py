@@ -62,11 +62,11 @@ def child(command: tuple[str, ...], tree: str, path: str, num_steps: int) -> dic
     variables = os.environ | {"PYTHONPATH": tree} | dict(WORKER_ENVIRONMENT)
     arguments = [sys.executable, *command, path, str(num_steps)]
     try:
-        done = subprocess.run(arguments, check=True, cwd=tree, env=variables, capture_output=True, text=True)
+        process = subprocess.run(arguments, check=True, cwd=tree, env=variables, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
         error.add_note(error.stderr[-3000:])
         raise
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def measure(path: str, num_steps: int) -> dict[str, float]:
