@@ -96,7 +96,7 @@ class Choosing(Asking):
         option_mask: Bool[Tensor, "B O L"],
         frame_tokens: Float[Tensor, "B S D"],
     ) -> Float[Tensor, "B O"]:
-        """The matching score of each option with its clip."""
+        """Return the matching score of each option with its clip."""
         num_options = option_ids.shape[1]
         clips = frame_tokens.repeat_interleave(num_options, dim=0)
         ids, mask = option_ids.flatten(0, 1), option_mask.flatten(0, 1)

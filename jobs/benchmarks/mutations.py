@@ -82,9 +82,9 @@ def judged(number: int, name: str, *, seed: int, folder: Path) -> str:
     if truth is not None:  # if the beginning is damaged, versions of FFmpeg differ in the start of the clock
         first = isolated(look, data, limits=LIMITS, decoder="pyav")["times"][0]
         truth = replace(truth, times=truth.times - truth.times[0] + first)
-    outcome: Outcome = outcome_of(file, data, truth, "pyav")
+    comparison: Outcome = outcome_of(file, data, truth, "pyav")
     path.unlink()
-    return f"wrong: {outcome.fault}" if outcome.fault else "unreadable" if outcome.refusal else "equal"
+    return f"wrong: {comparison.fault}" if comparison.fault else "unreadable" if comparison.refusal else "equal"
 
 
 def probed(data: bytes, kind: Kind) -> str:

@@ -163,9 +163,8 @@ class Lan(contextlib.ExitStack):
         self._ip(self.switch, f"link set {host.name} master switch up")
         self._ip(host.pid, f"address add {host.address}/24 dev eth0")
         self._ip(host.pid, "link set eth0 up")
-        self._ip(
-            host.pid, f"route add default via {SUBNET}.254 onlink dev eth0"
-        )  # no router, but processes need a route
+        # no router answers there, but processes look for a default route
+        self._ip(host.pid, f"route add default via {SUBNET}.254 onlink dev eth0")
 
     def slow_down(self, host: Host, delay_seconds: float, lost_share: float) -> None:
         """Replace the host's cable by one with a delay in each direction and a share of lost frames.
