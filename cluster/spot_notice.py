@@ -96,20 +96,20 @@ def watch(config: NoticeConfig, act: Callable[[float], None], pause: Callable[[f
     is_reachable = True
     while True:
         try:
-            left = seconds_left(config, datetime.datetime.now(datetime.UTC))
+            remaining = seconds_left(config, datetime.datetime.now(datetime.UTC))
         except OSError as error:
             if is_reachable:
                 print(f"the metadata of this machine cannot be read, trying on: {error}", flush=True)
-            is_reachable, left = False, None
+            is_reachable, remaining = False, None
         else:
             is_reachable = True
-        if left is not None:
-            print(f"spot notice: this machine ends in {left:.0f} s", flush=True)
-            act(left)
+        if remaining is not None:
+            print(f"spot notice: this machine ends in {remaining:.0f} s", flush=True)
+            act(remaining)
             return
         pause(config.every_seconds)
 
 
 if __name__ == "__main__":
-    asked = tyro.cli(NoticeConfig, description=__doc__)
-    watch(asked, functools.partial(drain, asked.address))
+    config = tyro.cli(NoticeConfig, description=__doc__)
+    watch(config, functools.partial(drain, config.address))

@@ -159,10 +159,10 @@ def hard_pairs(
     scores = step.dual_scores(pool, step.temperature)
     if config.negative_spread:
         scores = scores / config.negative_spread + pair_noise(pool(step.clip_ids))
-    weight, clips, own = pool(step.batch.weight), pool(step.visual), step.rows_in(pool)
-    wrong_clips, clips_usable = (rows[own] for rows in hard_negatives(scores, weight, count))
-    wrong_captions, captions_usable = (rows[own] for rows in hard_negatives(scores.T, weight, count))
-    of_captions = pair_scores(step, captions, clips, torch.cat([own[:, None], wrong_clips], dim=1))
+    weight, clips, own_rows = pool(step.batch.weight), pool(step.visual), step.rows_in(pool)
+    wrong_clips, clips_usable = (rows[own_rows] for rows in hard_negatives(scores, weight, count))
+    wrong_captions, captions_usable = (rows[own_rows] for rows in hard_negatives(scores.T, weight, count))
+    of_captions = pair_scores(step, captions, clips, torch.cat([own_rows[:, None], wrong_clips], dim=1))
     pooled_ids, pooled_mask = step.gathered_captions(ids, pool)
     pooled = step.model.embed_caption(pooled_ids)
 
@@ -171,7 +171,7 @@ def hard_pairs(
 
     negatives, usable = of_captions[:, 1:], clips_usable
     if wrong_captions.numel():  # none in a batch of one
-        clip = own.repeat_interleave(wrong_captions.shape[1])
+        clip = own_rows.repeat_interleave(wrong_captions.shape[1])
         of_clips = step.in_chunks(score, wrong_captions.flatten(), clip).view(wrong_captions.shape)
         negatives = torch.cat([negatives, of_clips], dim=1)
         usable = torch.cat([usable, captions_usable], dim=1)
@@ -185,12 +185,12 @@ def mined_pairs(
     importance of its rows. Clips of all ranks are ranked by cosines without a temperature."""
     config, weight = step.config, step.batch.weight
     assert config.mining != "both_ways", "hard_pairs mines both ways"
-    scores, clips, own = step.dual_scores(step.gather, 1.0), step.gather(step.visual), step.rows_in(step.gather)
+    scores, clips, own_rows = step.dual_scores(step.gather, 1.0), step.gather(step.visual), step.rows_in(step.gather)
     is_out = step.gather(weight) < 0.5
-    rows = scores[own].masked_fill(is_out[None, :], losses.EXCLUDED)
+    rows = scores[own_rows].masked_fill(is_out[None, :], losses.EXCLUDED)
     place = ((weight > 0.5).long().cumsum(0) - 1).clamp(min=0)  # rows of weight 0 use up no candidate
-    chosen = with_true_clip(mined_clips(rows, own, config.mining)[:, place], own)
-    importance = easy_weights(scores[own, own], weight) if config.reweight_easy else None
+    chosen = with_true_clip(mined_clips(rows, own_rows, config.mining)[:, place], own_rows)
+    importance = easy_weights(scores[own_rows, own_rows], weight) if config.reweight_easy else None
     return pair_scores(step, captions, clips, chosen), importance
 
 

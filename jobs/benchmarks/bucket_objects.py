@@ -66,7 +66,7 @@ def bucket_objects(num_objects: int = 100_000, folder: str = "", fetch: bool = T
     hashes = {corpus["manifest_hash"] for corpus in corpora.values()}
     whole = corpora["whole"]["attempts"][0]
     largest = max(
-        (one for corpus in corpora.values() for one in corpus["attempts"]), key=lambda one: one["largest_mib"]
+        (entry for corpus in corpora.values() for entry in corpus["attempts"]), key=lambda entry: entry["largest_mib"]
     )
     return {
         "num_objects": num_objects,
@@ -109,7 +109,7 @@ def attempt(place: str, out: str, num_objects: int, stage: str, fetch: bool) -> 
         raise RuntimeError(f"`prepare` ended with {ended.returncode}: {ended.stderr[-3000:]}")
     seconds = time.perf_counter() - started
     deadline = time.monotonic() + GONE_SECONDS
-    while (left := usage_by_process(marker)) and time.monotonic() < deadline:
+    while (alive := usage_by_process(marker)) and time.monotonic() < deadline:
         time.sleep(SAMPLE_SECONDS)
     result = {} if stage else json.loads(ended.stdout.splitlines()[-1])
     progress = [line for line in ended.stderr.splitlines() if line.startswith(PROGRESS)]
@@ -120,7 +120,7 @@ def attempt(place: str, out: str, num_objects: int, stage: str, fetch: bool) -> 
         "num_progress_lines": len(progress),
         "last_progress": progress[-1].removeprefix(PROGRESS) if progress else None,
         **used(samples),
-        "num_processes_left": len(left),
+        "num_processes_left": len(alive),
         "objects_there": objects_in(out),
     }
 

@@ -77,7 +77,7 @@ def conformance(only: str = "", page: str | None = None, folder: str | None = No
         root = Path(folder or scratch)
         root.mkdir(parents=True, exist_ok=True)
         tried = list(pool.map(partial(tried_file, workshop=Workshop(root, FILES), names=names), files))
-    outcomes = [outcome for _, _, found in tried for outcome in found]
+    outcomes = [outcome for _, _, of_file in tried for outcome in of_file]
     wrong = {file.name: doubted for (_, doubted, _), file in zip(tried, files, strict=True) if doubted}
     result = summary(files, outcomes) | {"doubts": wrong, "seconds": round(time.perf_counter() - start, 1)}
     if page:

@@ -130,11 +130,11 @@ def delivered(source: ClipSource, num_steps: int, folder: str, decode_cpus: int 
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, num_cpus=decode_cpus + 1):
         times.append(time.perf_counter())
         # Ray refuses a worker without any CPU; that of this one is nearly all left to decoding
-        (found,) = deliver(
+        (result,) = deliver(
             delivery, name="delivery", num_ranks=1, cpus_each=0.01, decode_cpus=decode_cpus, decode=decode
         )
-    times += [found["started"], *json.loads(Path(folder, BLOCK_TIMES).read_text()), found["arrivals"][0][0]]
-    return found | {"first_batch": dict(zip(FIRST_BATCH, np.diff(times).tolist(), strict=True))}
+    times += [result["started"], *json.loads(Path(folder, BLOCK_TIMES).read_text()), result["arrivals"][0][0]]
+    return result | {"first_batch": dict(zip(FIRST_BATCH, np.diff(times).tolist(), strict=True))}
 
 
 def ingest(

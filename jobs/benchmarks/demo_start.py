@@ -32,7 +32,7 @@ def demo(model: str = "runs/tiny") -> dict[str, Any]:
                 num_moments = len(json.loads(answer.read())["moments"])
             seconds = time.perf_counter() - start
             processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            cpu_seconds = sum(sum(one.cpu_times()[:4]) for one in processes)
+            cpu_seconds = sum(sum(member.cpu_times()[:4]) for member in processes)
         finally:
             process.terminate()
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "num_moments": num_moments}

@@ -64,8 +64,8 @@ def lines_on_hosts(num_steps: int) -> dict[str, Any]:
     lines, video_name = job_log_of_a_bad_day(num_steps)
     job = [line for line in lines if not CLIENT.match(line)]
     visible = {"bad_video": video_name, "failed_upload": "the upload of checkpoint_", "lost_worker": " lost: "}
-    seen = {f"is_{name}_in_job_log": any(part in line for line in job) for name, part in visible.items()}
-    return {"job_log_lines": len(job), "num_job_steps": num_steps, **seen, "job_log": job}
+    checks = {f"is_{name}_in_job_log": any(part in line for line in job) for name, part in visible.items()}
+    return {"job_log_lines": len(job), "num_job_steps": num_steps, **checks, "job_log": job}
 
 
 def video(folder: Path, number: int) -> Path:

@@ -56,10 +56,10 @@ def epoch(manifest_path: str) -> dict[str, Any]:
     start = time.perf_counter()
     rows = as_read(source, num_steps=-(-len(clip_ids) // BATCH))
     seconds = time.perf_counter() - start
-    seen = Counter(row["clip_id"] for row in rows if row["weight"])
+    counts = Counter(row["clip_id"] for row in rows if row["weight"])
     return {
-        "lost": len(clip_ids - seen.keys()),
-        "doubled": sum(count - 1 for count in seen.values()),
+        "lost": len(clip_ids - counts.keys()),
+        "doubled": sum(count - 1 for count in counts.values()),
         "retries": sum(row["num_retries"] for row in first + rows),
         "seconds": seconds,
     }

@@ -150,9 +150,9 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
         run_files.write_json(f"{folder}/{run_files.IDENTITY}", {"hash": sweep_hash})
         params = flat(dataclasses.asdict(config))
         with parent_run(placement, config.name, identity_hash=sweep_hash, params=params) as parent:
-            done = run_trials(functools.partial(with_values, base), search, config.name, placement.storage, parent)
+            outcomes = run_trials(functools.partial(with_values, base), search, config.name, placement.storage, parent)
             held.check()
-            return tabulate(done, config, folder, parent)
+            return tabulate(outcomes, config, folder, parent)
 
 
 def run_trials(
@@ -164,7 +164,7 @@ def run_trials(
     """
     filesystem, inner = storage.arrow_filesystem(storage_path)
     stop_like_ctrl_c(before=functools.partial(mlflow_runs.end_open, parent.uri, parent.run_id))
-    done = trials.run_trials(
+    outcomes = trials.run_trials(
         functools.partial(
             run_trial,
             make=make,
@@ -179,11 +179,11 @@ def run_trials(
         files=storage.list_files(storage.absolute(f"{storage_path}/{sweep_name}")),
         on_end=functools.partial(mlflow_runs.end_open, parent.uri, parent.run_id),
     )
-    if stopped := [trial.trial_id for trial in done if trial.is_open]:
+    if stopped := [trial.trial_id for trial in outcomes if trial.is_open]:
         for trial_id in stopped:
             mlflow_runs.end_open(parent.uri, parent.run_id, trial_id, has_failed=True)
         raise StoppedError(f"{sweep_name} was stopped")
-    return done
+    return outcomes
 
 
 def tabulate(done: Iterable[Trial], config: SweepConfig, folder: str, parent: Tracker) -> list[Row]:

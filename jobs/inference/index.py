@@ -111,7 +111,7 @@ def _embed(config: EmbedConfig, held: lease.Lease) -> dict[str, int]:
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         refuse_too_many(config)
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
-        done = data.map_batches(
+        outcomes = data.map_batches(
             Embedder,  # pyright: ignore[reportArgumentType]
             batch_size=None,
             batch_format="pyarrow",
@@ -121,9 +121,9 @@ def _embed(config: EmbedConfig, held: lease.Lease) -> dict[str, int]:
             num_cpus=config.decode_cpus,
         ).take_all()
     held.check()
-    rejected = [Rejected.from_row(row, Stage.EVALUATE) for row in done if row["reason"]]
+    rejected = [Rejected.from_row(row, Stage.EVALUATE) for row in outcomes if row["reason"]]
     write_ledger(rejected_for_good(out) + rejected, f"{out}/{REJECTED}")
-    return {"videos": num_videos, "embedded": len(done) - len(rejected), "rejected": len(rejected)}
+    return {"videos": num_videos, "embedded": len(outcomes) - len(rejected), "rejected": len(rejected)}
 
 
 def rows_to_embed(config: EmbedConfig, videos: str, out: str) -> tuple[int, list[dict[str, Any]]]:

@@ -75,10 +75,10 @@ def killed_in(stage: str, root: str, out: str, num_objects: int) -> Iterator[Non
     listed, streamed, write = storage.listed, stages.streamed, storage.write_bytes_atomic
 
     def half_listed(path: str) -> Iterator[tuple[str, str]]:
-        for number, found in enumerate(listed(path)):
+        for number, entry in enumerate(listed(path)):
             if path == root and number == num_objects // 2:
                 die()
-            yield found
+            yield entry
 
     num_seen = 0
 
