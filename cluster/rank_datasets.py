@@ -1,7 +1,7 @@
 """The datasets that the ranks of a worker group share, and the nodes that decode them.
 
-Ray Train builds them in a process of its own for each worker group. Nothing here imports torch, which costs that
-process more than all else that it does.
+Ray Train builds them in a separate process for each worker group. Nothing here imports torch, which would cost that
+process more than all its work.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ray.train import DataConfig
 from cluster import ray_internals
 
 DATA_NODES = {"ray-subcluster": "data"}
-"""Label of the nodes that decode, on clusters that have such nodes."""
+"""Label of the nodes for decoding, on clusters that have such nodes."""
 AUTOSCALING = "SNPS3_AUTOSCALING"
-"""Environment variable that is 1 where nodes come when they are asked for: what is there at the start then says nothing
+"""Environment variable that is 1 on an autoscaling cluster, whose nodes at the start say nothing about its capacity
 (cluster/runtime_env.yaml)."""
 NOT_DATA_NODES = {key: f"!{value}" for key, value in DATA_NODES.items()}
-"""Where there are such nodes, workers that train on CPUs leave theirs alone: decoding could not start."""
+"""Label selector that keeps workers which train on CPUs off the data nodes: they would leave no CPU for decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Workers:
 
     fewest: int
     most: int
-    """More than `fewest`: the group has as many as there is room for, and starts again when that changes."""
+    """If more than `fewest`, the group is elastic: it has as many workers as fit, and restarts when that changes."""
     use_gpu: bool
     cpus_each: float
     threads_each: int
@@ -40,7 +40,7 @@ class Workers:
     max_failures: int
     num_kept_checkpoints: int
     resize_seconds: float = 60.0
-    """Pause between two checks whether an elastic group should have another size."""
+    """Pause between two checks of whether to resize an elastic group."""
 
 
 class DatasetsForRanks(DataConfig):
@@ -58,12 +58,12 @@ class DatasetsForRanks(DataConfig):
 
 
 def no_rows() -> ray.data.Dataset:
-    """Return a stand-in for a dataset, until the number of ranks is known."""
+    """Return a placeholder for a dataset until the number of ranks is known."""
     return ray.data.range(0)
 
 
 def ingest_options(decode_cpus: int) -> ray.data.ExecutionOptions:
-    """Return options to decode in order, on `decode_cpus` CPUs, on the data nodes where there are some."""
+    """Return options to decode in order, on `decode_cpus` CPUs, on the data nodes if there are any."""
     options = ray.data.ExecutionOptions(preserve_order=True)
     options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=decode_cpus)
     if has_data_nodes():
@@ -72,10 +72,10 @@ def ingest_options(decode_cpus: int) -> ray.data.ExecutionOptions:
 
 
 def has_data_nodes() -> bool:
-    """Return whether there are nodes for decoding alone, or will be on demand."""
+    """Return whether the cluster has nodes for decoding only, or adds them on demand."""
     return grows() or any(DATA_NODES.items() <= node.get("Labels", {}).items() for node in ray.nodes() if node["Alive"])
 
 
 def grows() -> bool:
-    """Return whether the cluster autoscales; Ray itself does not say so to a job."""
+    """Return whether the cluster autoscales; Ray itself does not tell a job."""
     return os.environ.get(AUTOSCALING) == "1"

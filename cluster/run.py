@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class LostError(RuntimeError):
-    """The run has lost its workers more often than it may be started again."""
+    """The run has lost its workers more often than `max_failures` allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +56,15 @@ class Storage:
     """Where Ray Train writes a run's folder."""
 
     path: str
-    """Inside `filesystem`."""
+    """Path inside `filesystem`."""
     upload: Callable[[str, str], None]
     """Upload a local folder to the named folder of the run."""
     filesystem: Any = None
-    """Of Arrow; None: local disk, which all nodes share."""
+    """A file system of Arrow; None: local disk, which all nodes share."""
 
 
 class Runtime:
-    """All that the function on a rank knows of Ray."""
+    """The function's only interface to Ray on a rank."""
 
     def __init__(self, world: World, upload: Callable[[str, str], None]) -> None:
         self.world, self.upload = world, upload
@@ -72,7 +72,7 @@ class Runtime:
         self._is_uploaded.set()
 
     def open(self, datasets: Sequence[str]) -> None:
-        """Start the process that splits each dataset: at first use they would start one after the other, seconds each.
+        """Start the split process of each dataset now: at first use they would start one by one, each taking seconds.
 
         A barrier over all ranks.
         """
@@ -82,14 +82,14 @@ class Runtime:
     def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
         """Yield this rank's share of a dataset, `share` rows per step."""
         ray_internals.throttle_batch_metrics()
-        # before the first batch, Ray waits for a block more than it prefetches
+        # only 1: before the first batch, Ray waits for one more block than it prefetches
         yield from shard(dataset).iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=1)
 
     def report(self, score: float, step: int, write: Callable[[str], None] | None, probes: Mapping[str, float]) -> None:
-        """Commit what `write` writes to a folder (None on all ranks but the first) and report `probes` to the watchers.
+        """Commit the folder that `write` fills (None on all ranks but the first) and report `probes` to the watchers.
 
-        A barrier over all ranks. Return when the checkpoint is written on this machine. It is uploaded in the
-        background and committed once it is whole; the next one waits for that, so at most one copy waits here.
+        A barrier over all ranks. Return when the checkpoint is written on this machine. The upload runs in the
+        background and commits the checkpoint at its end; the next one waits for it, so at most one copy is kept here.
         """
         metrics = {CHECKPOINT_METRIC: score, "step": step, **probes}
         if write is None:
@@ -112,7 +112,7 @@ class Runtime:
         )
 
     def _uploaded(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
-        """Upload the local folder `checkpoint` as the folder `name` of the run and return it there."""
+        """Upload the local folder `checkpoint` as the folder `name` of the run; return the uploaded checkpoint."""
         try:
             self.upload(checkpoint.path, name)
         except BaseException as error:
@@ -124,12 +124,12 @@ class Runtime:
         return ray_internals.stored_checkpoint(name)
 
     def is_preempted(self) -> bool:
-        """Return whether this rank has heard that a node of its group is about to be preempted."""
+        """Return whether Ray has announced to this rank the preemption of a node of its group."""
         return ray_internals.is_preempted()
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[str | None]:
-        """Yield a local folder with the last committed checkpoint, None at the start of a run."""
+        """Yield a local folder with the last committed checkpoint, or None at the start of a run."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             yield None
@@ -166,11 +166,11 @@ def run(
     on_loss: Callable[[Mapping[int, Exception]], None] | None = None,
     watchers: Sequence[UserCallback] = (),
 ) -> None:
-    """Run `function(config, runtime)` on every rank, again from the last checkpoint when a worker is lost.
+    """Run `function(config, runtime)` on every rank; restart from the last checkpoint when a worker is lost.
 
     `datasets`: builders by name; each returns, for a number of ranks, the dataset that the ranks share.
-    `on_loss`: called with the exceptions of lost ranks, by rank. `watchers`: called with what is reported.
-    Raise LostError when a worker is lost once more than `workers.max_failures`, or could not be started at all.
+    `on_loss`: called with the exceptions of lost ranks, by rank. `watchers`: called with each report.
+    Raise LostError when workers are lost more than `workers.max_failures` times, or cannot be started at all.
     """
     refuse_without_cpus(workers)
     ray_internals.propagate_to_train(ADDRESS)
@@ -206,7 +206,7 @@ def run(
 
 
 def run_config(name: str, storage: Storage, workers: Workers, callbacks: list[UserCallback]) -> RunConfig:
-    """Return where Ray Train writes, how often it restarts, and which checkpoints it keeps."""
+    """Return the configuration of Ray Train: where it writes, how often it restarts, which checkpoints it keeps."""
     return RunConfig(
         name=name,
         storage_path=storage.path,
@@ -221,7 +221,7 @@ def run_config(name: str, storage: Storage, workers: Workers, callbacks: list[Us
 
 
 def bind_to_rays_interface() -> None:
-    """Have this rank exchange gradients by the interface by which Ray reaches it."""
+    """Exchange gradients over the interface through which Ray reaches this rank."""
     network.bind_to_interface_of(ray.util.get_node_ip_address())
 
 
@@ -232,9 +232,9 @@ def last_line(error: BaseException) -> str:
 
 
 def refuse_without_cpus(workers: Workers) -> None:
-    """Raise ValueError with the sum when training would leave no CPU for decoding: Ray would hang.
+    """Raise ValueError with the sum if training would leave no CPU for decoding: Ray would hang.
 
-    A cluster that grows is not judged by the nodes it has now.
+    Skip the check on a cluster that grows, whose present nodes are not its limit.
     """
     if grows():
         return

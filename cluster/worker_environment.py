@@ -10,5 +10,6 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**31),
 }
-"""Of every process of a run: one line of progress of our own, and nobody is told. The features of a batch are megabytes
-each and live for a moment; glibc would ask the kernel for fresh pages each time, about a tenth of a step on a CPU."""
+"""Replaces Ray's progress bars by our progress line and disables telemetry. The `MALLOC_` settings keep freed memory in
+the process: features of a batch are megabytes each and short-lived, and glibc would request fresh pages from the kernel
+each time, about a tenth of a step on a CPU."""

@@ -1,9 +1,9 @@
-"""`bucket-objects` of `python jobs/benchmark.py`: `prepare` of a bucket of many small objects, left alone and killed.
+"""`bucket-objects` of `python jobs/benchmark.py`: `prepare` of a bucket of many small objects, undisturbed and killed.
 
-The objects are eight short videos, each under many names, with a table of captions in WebVid's shape. All is that of
-`snps3 prepare --in-parts` on a Ray of its own, but for one thing: each of the eight videos is decoded once in a
-process, and not again for each object that holds it. With `--no-fetch` nothing is read from the objects either: their
-names tell which of the eight they are.
+The objects are eight short videos, each under many names, with a table of captions in WebVid's format. Everything runs
+as in `snps3 prepare --in-parts` on a local Ray, with one exception: a process decodes each of the eight videos only
+once, not for each object that holds it. With `--no-fetch` it does not read the objects either: their names identify the
+video.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from pipeline import storage
 from pipeline.corpus.manifest import open_manifest
 
 KILLS = {"whole": (), "killed in listing": ("listing",), "killed in looking and writing": ("looking", "writing")}
-"""Corpus → the stages in which `prepare` of it is killed, before it is left alone."""
+"""Corpus → the stages in which its `prepare` is killed, one per attempt, before an undisturbed attempt."""
 SAMPLE_SECONDS = 1.0
 GONE_SECONDS = 60.0
-"""How long processes may outlive a driver that is killed."""
+"""Limit for which processes may outlive a killed driver."""
 
 
 def bucket_objects(num_objects: int = 100_000, folder: str = "", fetch: bool = True) -> dict[str, Any]:
-    """Whether manifests of a bucket are the same when `prepare` is left alone, killed in mid-listing, and killed while
-    it looks at objects and again while it writes; rows lost and doubled; and what each attempt took: seconds and CPU
-    seconds of each stage, lines of progress, memory of the largest process.
+    """Compare the manifests of a bucket when `prepare` runs undisturbed, is killed while it lists, and is killed while
+    it inspects objects and again while it writes. Return whether they are equal, the rows lost and doubled, and for
+    each attempt seconds and CPU seconds of each stage, progress lines, and memory of the largest process.
 
-    `folder`: where so many objects, and no others, lie and stay; by default a bucket of the server of AWS_ENDPOINT_URL
-    that is removed again.
+    `folder`: holds exactly these objects and is kept; by default a bucket of the server of AWS_ENDPOINT_URL that is
+    removed at the end.
     """
     store_endpoint()
     with objects_folder(folder) as place, tempfile.TemporaryDirectory() as local:
@@ -66,7 +66,7 @@ def bucket_objects(num_objects: int = 100_000, folder: str = "", fetch: bool = T
     hashes = {corpus["manifest_hash"] for corpus in corpora.values()}
     whole = corpora["whole"]["attempts"][0]
     largest = max(
-        (one for corpus in corpora.values() for one in corpus["attempts"]), key=lambda one: one["largest_mib"]
+        (entry for corpus in corpora.values() for entry in corpus["attempts"]), key=lambda entry: entry["largest_mib"]
     )
     return {
         "num_objects": num_objects,
@@ -93,9 +93,9 @@ def objects_folder(folder: str) -> Iterator[str]:
 
 
 def attempt(place: str, out: str, num_objects: int, stage: str, fetch: bool) -> dict[str, Any]:
-    """Run `prepare` to its end, or to its death in `stage`; return what it took and what was there afterwards.
+    """Run `prepare` to its end, or until it is killed in `stage`; return its costs and the files that it left.
 
-    RuntimeError for another end than the one that was meant.
+    Raise RuntimeError if it ends differently.
     """
     marker, started = os.urandom(8).hex(), time.perf_counter()
     arguments = (f"{place}/captions.csv", f"{place}/videos", out, num_objects, stage, fetch)
@@ -109,7 +109,7 @@ def attempt(place: str, out: str, num_objects: int, stage: str, fetch: bool) -> 
         raise RuntimeError(f"`prepare` ended with {ended.returncode}: {ended.stderr[-3000:]}")
     seconds = time.perf_counter() - started
     deadline = time.monotonic() + GONE_SECONDS
-    while (left := usage_by_process(marker)) and time.monotonic() < deadline:
+    while (alive := usage_by_process(marker)) and time.monotonic() < deadline:
         time.sleep(SAMPLE_SECONDS)
     result = {} if stage else json.loads(ended.stdout.splitlines()[-1])
     progress = [line for line in ended.stderr.splitlines() if line.startswith(PROGRESS)]
@@ -120,13 +120,13 @@ def attempt(place: str, out: str, num_objects: int, stage: str, fetch: bool) -> 
         "num_progress_lines": len(progress),
         "last_progress": progress[-1].removeprefix(PROGRESS) if progress else None,
         **used(samples),
-        "num_processes_left": len(left),
+        "num_processes_left": len(alive),
         "objects_there": objects_in(out),
     }
 
 
 def used(samples: list[tuple[float, dict[int, tuple[str, int, float]]]]) -> dict[str, Any]:
-    """Return the private MiB and the kind of the largest process, and CPU seconds by kind, as they were last seen."""
+    """Return the private MiB and the kind of the largest process, and CPU seconds by kind at their last sample."""
     memory: dict[str, int] = {}
     cpu: dict[int, tuple[str, float]] = {}
     for _, processes in samples:
@@ -145,7 +145,7 @@ def used(samples: list[tuple[float, dict[int, tuple[str, int, float]]]]) -> dict
 
 
 def objects_in(out: str) -> dict[str, int]:
-    """Return how many parts of the manifest, indexes of it, and files with what is found lie in a folder."""
+    """Return how many parts of the manifest, indexes of it, and files of probe results are in a folder."""
     names = storage.list_files(out)
     return {
         "parts": sum(name.startswith("manifest/part-") for name in names),
@@ -155,7 +155,7 @@ def objects_in(out: str) -> dict[str, int]:
 
 
 def compared(out: str, root: str, num_objects: int) -> dict[str, Any]:
-    """Return the hash of a manifest, and how many of the objects have no row and how many rows are more than one."""
+    """Return the hash of a manifest, the number of objects without a row, and the number of duplicate rows."""
     listing = open_manifest(f"{out}/manifest")
     rows = Counter(uri for table in listing.batches() for uri in table["uri"].to_pylist())
     return {"manifest_hash": listing.hash} | lost_and_doubled(
@@ -164,7 +164,7 @@ def compared(out: str, root: str, num_objects: int) -> dict[str, Any]:
 
 
 def lost_and_doubled(rows: Counter[str], expected: set[str]) -> dict[str, int]:
-    """Return how many are expected and have no row, and how many rows are not expected or come again."""
+    """Return the number of expected rows that are missing, and of rows that are unexpected or repeated."""
     return {
         "lost": len(expected - rows.keys()),
         "doubled": rows.total() - len(expected & rows.keys()),

@@ -1,4 +1,4 @@
-"""The measurements by name. Each is imported when it is run, so that one does not wait for the libraries of all."""
+"""The benchmarks by name. Each is imported when it runs, so that it does not wait for the libraries of all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`prepare` of the small objects of a bucket, which may be killed on its way: what each stage takes.
+"""`prepare` of the small objects of a bucket, which may be killed in a stage; measures the cost of each stage.
 
 python -m jobs.benchmarks.support.bucket_run CAPTIONS ROOT OUT NUM_OBJECTS KILLED_IN IS_FETCHED
 """
@@ -25,23 +25,23 @@ from pipeline import storage
 from pipeline.offline import stages
 
 STAGES = ("waiting", "listing", "planning", "looking", "writing")
-"""For the lease, names and sizes of objects, captions and what they mean, objects, manifest."""
+"""Waiting for the lease; listing objects with sizes; planning from captions; probing objects; writing the manifest."""
 PROGRESS = "progress: "
-"""Begins the lines that tell how far it is."""
+"""Prefix of progress lines."""
 
 
 class Clock:
-    """When the stages of one `prepare` begin, in seconds and CPU seconds of this process."""
+    """Start times of the stages of one `prepare`, in seconds and CPU seconds of this process."""
 
     def __init__(self) -> None:
         self.starts: dict[str, tuple[float, float]] = {}
 
     def enter(self, stage: str) -> None:
-        """The stage begins now, if it has not begun before."""
+        """Start the stage now, unless it has already started."""
         self.starts.setdefault(stage, (time.perf_counter(), time.process_time()))
 
     def taken(self) -> dict[str, dict[str, float]]:
-        """Return seconds and CPU seconds of each stage, after the last one was left."""
+        """Return seconds and CPU seconds of each stage, after the end of the last one."""
         assert [*self.starts] == [*STAGES, "end"], self.starts
         bounds = list(self.starts.values())
         return {
@@ -53,7 +53,7 @@ class Clock:
         }
 
     def before(self, stage: str, owner: object, name: str) -> Any:
-        """Return a patch by which the stage begins when a function is called."""
+        """Return a patch that starts the stage when the function `name` of `owner` is called."""
         function = getattr(owner, name)
 
         def called(*arguments: Any, **named: Any) -> Any:
@@ -70,15 +70,15 @@ def die() -> None:
 
 @contextlib.contextmanager
 def killed_in(stage: str, root: str, out: str, num_objects: int) -> Iterator[None]:
-    """Die in the middle of a stage: when half of the objects are listed, or looked at, or when the first part of the
+    """Die in the middle of a stage: when half of the objects are listed, or probed, or when the first part of the
     manifest is written."""
     listed, streamed, write = storage.listed, stages.streamed, storage.write_bytes_atomic
 
     def half_listed(path: str) -> Iterator[tuple[str, str]]:
-        for number, found in enumerate(listed(path)):
+        for number, entry in enumerate(listed(path)):
             if path == root and number == num_objects // 2:
                 die()
-            yield found
+            yield entry
 
     num_seen = 0
 
@@ -105,7 +105,7 @@ def killed_in(stage: str, root: str, out: str, num_objects: int) -> Iterator[Non
 
 
 class ProgressLines(logging.StreamHandler):
-    """Write what is said of progress to stderr, whether it is due in a terminal or not."""
+    """Writes all progress messages to stderr, without the rate limit of a terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "is_progress", False):
@@ -113,9 +113,9 @@ class ProgressLines(logging.StreamHandler):
 
 
 def measured(captions: str, root: str, out: str, num_objects: int, stage: str, is_fetched: bool) -> dict[str, Any]:
-    """Prepare as `snps3 prepare --in-parts` does, but for the decoding; return what each stage took.
+    """Prepare as `snps3 prepare --in-parts` does, except for the decoding; return the cost of each stage.
 
-    `stage`: in which of the stages this process is killed; none if empty.
+    `stage`: the stage in which this process is killed; empty: none.
     """
     clock = Clock()
     probe = functools.partial(probe_known, is_fetched=is_fetched)
@@ -128,13 +128,13 @@ def measured(captions: str, root: str, out: str, num_objects: int, stage: str, i
         mock.patch.object(probing, "probe_batch", probe),
     ):
         clock.enter("waiting")
-        done = prepare(PrepareConfig(corpus="objects", root=root, out=out, annotations=(captions,), in_parts=True))
+        report = prepare(PrepareConfig(corpus="objects", root=root, out=out, annotations=(captions,), in_parts=True))
         clock.enter("end")
-    return clock.taken() | {"manifest_hash": done.manifest_hash}
+    return clock.taken() | {"manifest_hash": report.manifest_hash}
 
 
 def main(captions: str, root: str, out: str, num_objects: str, stage: str, is_fetched: str) -> None:
-    """Prepare in this process and print what it took."""
+    """Prepare in this process and print the costs."""
     handler = ProgressLines(sys.stderr)
     handler.setFormatter(logging.Formatter(f"{PROGRESS}%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,4 +1,5 @@
-"""Captions as sets of 2024 to 2026, their converters and other programs write them: names and captions are ours."""
+"""Captions in the formats of data sets of 2024 to 2026, their converters and other programs, with names and captions of
+our own."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def _says(*columns: str) -> Any:
 
 
 def _written(name: str, text: str) -> Any:
-    """Return the remedy that writes a file anew."""
+    """Return a remedy that rewrites a file."""
     return lambda folder: (folder / name).write_text(text) and {}
 
 
@@ -80,7 +81,7 @@ def _timed() -> list[Case]:
 
 
 def _spoken_of() -> list[Case]:
-    """Return captions that are no plain text."""
+    """Return captions that are not plain text."""
     shot = {"shot_type": "close-up", "camera_movement": "static", "content": "a dog", "scene_title": "Home"}
     turns = [{"role": "user", "content": "<video>Describe."}, {"role": "assistant", "content": "a dog"}]
     nothing = "path\ttext\na.mp4\ta dog\nb.mp4\t\\N\nc.mp4\t#N/A\nd.mp4\tN/A\ne.mp4\tNA\n"
@@ -141,7 +142,7 @@ def _unpacked(folder: Path, packed: bytes) -> Path:
 
 
 def _found_by_name() -> list[Case]:
-    """Return clips that are called by other names than their files."""
+    """Return clips whose names differ from those of their files."""
     dotted = {"x_1.0_2.5.mp4": b"0", "x_1.0_2.5.txt": "a dog", "x_1.0_4.5.mp4": b"0", "x_1.0_4.5.txt": "a cat"}
     urls = "URL,TEXT\nhttps://h.example/v/1.mp4?X-Sig=a%2Fb,one\ns3://bucket/v/2.mp4,two\n" \
         "hf://datasets/me/set/v/3.mp4,three\nfile:///old/v/4.mp4,four\n"  # fmt: skip
@@ -171,7 +172,7 @@ def _found_by_name() -> list[Case]:
 
 
 def _split() -> list[Case]:
-    """Return what says the splits."""
+    """Return cases of splits."""
     names = {"TRAIN": "train", " dev ": "val", "Testing": "test", "trainval": "trainval", "": "train"}
     rows = [{"video": f"{i}", "caption": "a dog", "split": name} for i, name in enumerate(names)]
     converted = {f"hub/default/{name}/0000.parquet": parquet([{"video": name, "caption": "a dog"}])
@@ -196,7 +197,7 @@ def _split() -> list[Case]:
 
 
 def _told() -> list[Case]:
-    """Return columns that nobody but the user can tell."""
+    """Return cases of columns whose meaning only the user knows."""
     modes = {"clip_id": "a", "vision_cap": ["x"], "audio_cap": ["y"], "vast_cap": ["a dog"]}
     action = "label,youtube_id,time_start,time_end,split\na dog,a,1.5,3.25,train\n"
     return [

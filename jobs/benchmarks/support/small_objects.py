@@ -1,4 +1,4 @@
-"""Many small objects in a bucket that are a few videos under other names, and what `prepare` finds of them.
+"""Many small objects in a bucket, copies of a few videos under other names, and their probe results in `prepare`.
 
 few videos ──under many names──► bucket ──► list · fetch · checksum ──► rows, each video decoded once in a process
 """
@@ -36,12 +36,12 @@ def videos() -> tuple[bytes, ...]:
 
 
 def video_of(name: str) -> bytes:
-    """Return what lies under a name that `name_of` gave."""
+    """Return the content of the object with a name from `name_of`."""
     return videos()[int(name.rpartition("/")[2].removesuffix(".mp4")) % NUM_VIDEOS]
 
 
 def upload(folder: str, num_objects: int) -> int:
-    """Put those of the objects that are missing below `folder`, and return how many. ValueError if others are there."""
+    """Upload the missing objects below `folder`, and return how many. Raise ValueError if there are other objects."""
     there, names = {path for path, _ in storage.listed(folder)}, [*map(name_of, range(num_objects))]
     if others := there.difference(names):
         raise ValueError(f"{folder} has {len(others)} more objects than {num_objects}, as {min(others)}: name another")
@@ -55,11 +55,11 @@ def upload(folder: str, num_objects: int) -> int:
 def probe_known(
     batch: pa.Table, decoder: str, limits: Limits, packets_folder: str | None = None, *, is_fetched: bool
 ) -> pa.Table:
-    """Stand in for `probe_batch`: each of the few videos is decoded once in a process, however often it comes.
+    """Replace `probe_batch`: a process decodes each of the few videos only once.
 
-    `is_fetched`: objects are read from their bucket; otherwise their names tell which video they are.
+    `is_fetched`: read objects from their bucket; otherwise their names identify the video.
     """
-    del packets_folder  # of short videos that are one clip, nothing is written there
+    del packets_folder  # unused: nothing is written for short videos of one clip
     keys = [field for field in batch.schema if field.name == "key"]
 
     def look_at(uri: str, data: Stored | Any) -> Look:
