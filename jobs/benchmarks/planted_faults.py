@@ -118,7 +118,9 @@ FAULTS = (
         "pipeline/test_loader.py",
         'empty | {«"reason": str(error.reason), →»"detail": error.detail}',
     ),
-    Fault("the cosine ends half way down", "jobs/test_training.py", "math.cos(math.pi «→/ 2 »* min(1.0, share))"),
+    Fault(
+        "the cosine ends half way down", "jobs/test_training.py", "math.cos(math.pi «→/ 2 »* min(1.0, max(0.0, share)))"
+    ),
     Fault(
         "LVWM takes its words from the padding",
         "snps3_model/test_golden_step.py snps3_model/test_objective.py",
@@ -132,7 +134,7 @@ FAULTS = (
     Fault(
         "Ray takes requests without a token",
         "jobs/test_survival.py::test_a_job_is_taken_with_the_token_and_refused_without",
-        '"RAY_AUTH_MODE": "«token→disabled»",\n',
+        '"RAY_AUTH_MODE": "«token→disabled»",\n        "RAY_AUTH_TOKEN_PATH": str(token_path),',
     ),
     Fault(
         "a clip id may occur twice",

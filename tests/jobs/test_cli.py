@@ -128,7 +128,10 @@ def test_an_unknown_field_is_refused_with_the_one_that_was_meant(arguments, unkn
         ("tiny --name a/b", "name must be a plain folder name of letters, digits and _ . -, got 'a/b'"),
         ("tiny --name ..", "name must be a plain folder name of letters, digits and _ . -, got '..'"),
         ("tiny --placement.num-workers 3", "got 64 clips for 3 workers; take 63 or 66"),
-        ("tiny --optim.global-batch 1", "optim.global_batch must be a multiple of placement.num_workers"),
+        (
+            "tiny --placement.num-workers 2 --optim.global-batch 1",
+            "optim.global_batch must be a multiple of placement.num_workers",
+        ),
         (
             "tiny --model.visual.frozen-batch-norm",
             "model.visual.frozen_batch_norm on random weights normalises nothing",
@@ -158,6 +161,7 @@ def test_without_arguments_the_presets_are_listed(capsys):
 
 def test_a_good_run_has_a_plan_and_no_problem(tmp_path):
     config = run_of(tmp_path)
+    config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, num_workers=2))
     plan = dry_run(config, ENOUGH)
     assert problems(config, ENOUGH) == []
     assert f"tiny: {tmp_path}/runs/tiny (new)" in plan
@@ -230,9 +234,12 @@ def test_a_cluster_is_counted_when_the_run_starts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"decode_cpus": 2}, "2 train workers × 0.5 CPU + 2 CPU for decoding = 3 CPUs, but this machine has 2"),
+        (
+            {"num_workers": 2, "decode_cpus": 2},
+            "2 train workers × 0.5 CPU + 2 CPU for decoding = 3 CPUs, but this machine has 2",
+        ),
         ({"num_workers": 4}, "4 train workers × 0.5 CPU + 1 CPU for decoding = 3 CPUs, but this machine has 2"),
-        ({"use_gpu": True}, "placement.num_workers=2 need a GPU each, but this machine has 0"),
+        ({"num_workers": 2, "use_gpu": True}, "placement.num_workers=2 need a GPU each, but this machine has 0"),
     ],
 )
 def test_a_sum_that_does_not_come_out_is_a_problem(tmp_path, changes, message):

@@ -26,7 +26,7 @@ from jobs.corpus.preparation import PrepareConfig, Prepared, prepare
 from jobs.launch.driver import pretrain
 from jobs.launch.preflight import survey
 from jobs.run import run_files
-from jobs.run.config import DataConfig, OptimConfig, PretrainConfig, SelectionConfig, TextConfig
+from jobs.run.config import DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
 from jobs.run.presets import tiny
 from jobs.run.run_identity import with_decoder
 from jobs.tracking import mlflow_runs
@@ -67,7 +67,7 @@ def small_run(name: str, manifest: str, folder: str, *, num_steps: int, global_b
         # some gradients are little but rounding, which Adam would blow up to whole steps with its own eps
         optim=OptimConfig(num_steps=num_steps, global_batch=global_batch, warmup_steps=1, eps=1e-3),
         selection=SelectionConfig(evaluate_every=num_steps),
-        placement=dataclasses.replace(tiny().placement, storage=folder, log_every=1),
+        placement=Placement(storage=folder, log_every=1),
     )
 
 

@@ -164,7 +164,7 @@ def test_trials_are_evaluated_at_the_rungs(capsys: pytest.CaptureFixture[str]) -
     often = dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=20))
     assert evaluated_at(rungs, often.selection, 50) == often.selection
     assert evaluated_at(rungs_of(wish(scheduler="none"), 180), base.selection, 50) == base.selection
-    assert rungs_of(wish(), tiny().optim.num_steps) == (53, 212)  # the preset as it is can be swept
+    assert rungs_of(wish(), tiny().optim.num_steps) == (66, 264)  # the preset as it is can be swept
     with pytest.raises(ValueError, match=r"180 / 4\^5 steps, less than one; take more steps or fewer --num-rungs"):
         rungs_of(wish(num_rungs=5), 180)
 
