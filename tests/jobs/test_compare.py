@@ -175,7 +175,7 @@ def test_a_run_on_several_machines_wants_a_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spans: bool, grows: bool, is_refused: bool
 ) -> None:
     monkeypatch.setattr(driver, "spans_machines", lambda: spans)
-    monkeypatch.setattr(driver.cluster_run, "grows", lambda: grows)
+    monkeypatch.setattr(driver, "grows", lambda: grows)
     with pytest.raises(ValueError, match="is a file on one of them") if is_refused else contextlib.nullcontext():
         driver.refuse_scattered_metrics(str(tmp_path))
 
