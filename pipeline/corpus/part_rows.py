@@ -56,7 +56,7 @@ class GroupCache:
 
     @functools.cached_property
     def _pools(self) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
-        return ThreadPoolExecutor(storage.NUM_AHEAD, "fetched"), ThreadPoolExecutor(1, "parsed")
+        return ThreadPoolExecutor(storage.NUM_PREFETCHED, "fetched"), ThreadPoolExecutor(1, "parsed")
 
     def __len__(self) -> int:
         return len(self._tables)
@@ -79,9 +79,9 @@ class GroupCache:
             return self._tables[group]
 
     def _advance(self) -> None:
-        """Start fetches in order of request, with at most `NUM_AHEAD` unparsed groups. The caller holds the lock."""
+        """Start fetches in order of request, with at most `NUM_PREFETCHED` unparsed groups. The lock must be held."""
         fetching, parsing = self._pools
-        while self._waiting and self._num_in_flight < storage.NUM_AHEAD:
+        while self._waiting and self._num_in_flight < storage.NUM_PREFETCHED:
             group, fetch, asked = self._waiting.popleft()
             self._num_in_flight += 1
             parsing.submit(self._parse, group, fetching.submit(fetch), asked)

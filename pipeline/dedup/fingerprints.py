@@ -218,7 +218,9 @@ def read_thumbnails(
     """Read the thumbnails of some clips from the file of a part. ValueError if it is truncated."""
     ranges = list(zip((starts * THUMBNAIL_BYTES).tolist(), (stops * THUMBNAIL_BYTES).tolist(), strict=True))
     if storage.is_remote(path):
-        pieces = [read() for read in storage.ahead((path, partial(storage.read_bytes, path, *each)) for each in ranges)]
+        pieces = [
+            read() for read in storage.prefetched((path, partial(storage.read_bytes, path, *each)) for each in ranges)
+        ]
     else:
         pieces = storage.read_with(path, lambda file: [_read_range(file, *each) for each in ranges])
     if list(map(len, pieces)) != ((stops - starts) * THUMBNAIL_BYTES).tolist():

@@ -111,7 +111,7 @@ def look_at_files(
     """
     rows = []
     files = [(uri, list(clips)) for uri, clips in itertools.groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
-    reads = storage.ahead((media.file_of(uri), partial(fetch, uri)) for uri, _ in files)
+    reads = storage.prefetched((media.file_of(uri), partial(fetch, uri)) for uri, _ in files)
     for (uri, clips), read in zip(files, reads, strict=True):
         try:
             look = look_at(uri, read())

@@ -143,7 +143,7 @@ def decoded_slots(
     read_ahead(source, step)
     known = [failures.get(row["clip_id"]) if row else None for row in clips]
     to_fetch = [row if row and not error else None for row, error in zip(clips, known, strict=True)]
-    reads = storage.ahead(
+    reads = storage.prefetched(
         (media.file_of(row["uri"]), functools.partial(fetch_clip, row, source.decoder, **choice(source, planned, row)))
         if row
         else ("", fetch_nothing)

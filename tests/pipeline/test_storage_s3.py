@@ -249,10 +249,10 @@ def test_distant_files_are_fetched_while_those_before_them_are_used(bucket, at):
     with faulty_store(os.environ["AWS_ENDPOINT_URL"], Faults(latency_seconds=0.1)) as store:
         at(AWS_ENDPOINT_URL=store.endpoint)
         paths = [f"{bucket}/{name}" for name in (*(f"{number}.mp4" for number in range(NUM_CLIPS)), "none")]
-        reads = storage.ahead((path, partial(fetch, path)) for path in paths)
+        reads = storage.prefetched((path, partial(fetch, path)) for path in paths)
         first = next(reads)
         assert first() == storage.read_bytes(f"{bucket}/0.mp4")
-        assert 1 < store.most_at_once <= storage.NUM_AHEAD + 1
+        assert 1 < store.most_at_once <= storage.NUM_PREFETCHED + 1
         *others, missing = reads
         assert [read() for read in others][-1] == storage.read_bytes(f"{bucket}/{NUM_CLIPS - 1}.mp4")
         with pytest.raises(DecodeError, match=f"missing: {bucket}/none does not exist"):
