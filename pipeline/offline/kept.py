@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.corpus.ledger import with_reason
 from pipeline.corpus.schema import completed
-from pipeline.offline.shards import PASSING
+from pipeline.offline.shards import TRANSIENT
 from pipeline.offline.stages import in_blocks, mapped
 
 
@@ -28,13 +28,13 @@ def key_of(*parts: object) -> str:
 
 
 def read_kept(folder: str, schema: pa.Schema) -> pa.Table:
-    """Return the results in `folder` (`schema`, key, reason, detail), without transient failures (`PASSING`)."""
+    """Return the results in `folder` (`schema`, key, reason, detail), without transient failures (`TRANSIENT`)."""
     names = [name for name in storage.list_files(folder) if name.endswith(".parquet")] if storage.exists(folder) else []
     fields = result_schema(schema)  # files of an earlier version may lack some
     tables = [completed(storage.read_table(storage.join(folder, name)), fields) for name in names]
     table = pa.concat_tables([fields.empty_table(), *tables])
     return table.filter(
-        pc.invert(pc.is_in(table["reason"], pa.array([str(reason) for reason in PASSING], pa.string())))
+        pc.invert(pc.is_in(table["reason"], pa.array([str(reason) for reason in TRANSIENT], pa.string())))
     )
 
 

@@ -67,8 +67,8 @@ def test_rules_write_a_new_version_and_say_what_each_takes_out(
     filter_clips(FilterConfig(manifest=manifest, out=out))
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.curation.scores.clip_frames", lambda clip, **_: pytest.fail(f"{clip['uri']} again"))
-        patched.setattr("pipeline.offline.shards.PASSING", frozenset())
-        patched.setattr("pipeline.offline.kept.PASSING", frozenset())
+        patched.setattr("pipeline.offline.shards.TRANSIENT", frozenset())
+        patched.setattr("pipeline.offline.kept.TRANSIENT", frozenset())
         keep = ("letterbox<=0.1", "caption_words >= 2")
         done = filter_clips(FilterConfig(manifest=manifest, out=out, keep=keep))
     assert done.prepared
