@@ -30,7 +30,7 @@ from pipeline.corpus.listing import Listing
 from pipeline.decode.codec import Video, decode_image, known_info, open_video
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
-from pipeline.offline.stages import in_blocks, look_at_files, mapped
+from pipeline.offline.stages import in_blocks, mapped, probe_files
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage, Stored
 
 FRAMES_PER_SECOND = 8.0
@@ -128,11 +128,11 @@ def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:
 def fingerprint_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
     """Return the clips of `batch` with their thumbnails, or with reason and detail."""
 
-    def look(data: Stored, clip: dict[str, Any]) -> dict[str, Any]:
+    def fingerprint(data: Stored, clip: dict[str, Any]) -> dict[str, Any]:
         thumbnails = isolated(clip_thumbnails, data, limits=limits, clip=clip, decoder=decoder)
         return {"thumbnails": thumbnails.tobytes()}
 
-    return look_at_files(batch, lambda _, data: partial(look, data), SCHEMA.append(pa.field("uri", pa.string())))
+    return probe_files(batch, lambda _, data: partial(fingerprint, data), SCHEMA.append(pa.field("uri", pa.string())))
 
 
 def fingerprint_corpus(
@@ -144,7 +144,7 @@ def fingerprint_corpus(
     compute the rest, which is written in parts as it is completed.
     """
     known = np.unique(np.concatenate([print_keys(part) for _, part in print_parts(folder)] or [np.zeros(0, np.uint64)]))
-    look = functools.partial(fingerprint_batch, decoder=decoder, limits=limits)
+    fingerprint = functools.partial(fingerprint_batch, decoder=decoder, limits=limits)
     rejected: list[Rejected] = []
 
     def computed() -> Iterator[pa.Table]:
@@ -152,7 +152,7 @@ def fingerprint_corpus(
             missing = rows.filter(pa.array(~np.isin(print_keys(rows), known)))
             if missing.num_rows:
                 blocks = in_blocks(missing.sort_by([("uri", "ascending"), ("clip_id", "ascending")]), 8, 256, "uri")
-                for table in mapped(blocks, look, subcluster=subcluster):
+                for table in mapped(blocks, fingerprint, subcluster=subcluster):
                     usable, lost = ledger.split_by_reason(table, Stage.PREPARE)
                     rejected.extend(lost)
                     yield usable.select(SCHEMA.names).cast(SCHEMA)

@@ -33,7 +33,7 @@ from pipeline.records import DecodeError, DistantFile, Reason, Rejected, Stage, 
 
 log = logging.getLogger(__name__)
 
-Look = Callable[[dict[str, Any]], dict[str, Any]]
+ClipProbe = Callable[[dict[str, Any]], dict[str, Any]]
 """Maps a clip to the columns that need its file."""
 
 KNOWN = pa.schema([manifest.SCHEMA.field(index) for index in range(manifest.SCHEMA.get_field_index("group") + 1)])
@@ -81,11 +81,11 @@ def probe_batch(batch: pa.Table, decoder: str, limits: Limits, packets_folder: s
     """Return the clips of `batch` as complete manifest rows, or with reason and detail; a column `key` stays."""
     _say_unguarded(limits)
 
-    def look_at(uri: str, data: Stored | DistantFile) -> Look:
+    def make_probe(uri: str, data: Stored | DistantFile) -> ClipProbe:
         return ProbedFile(uri, data, decoder, limits, packets_folder).columns
 
     keys = [field for field in batch.schema if field.name == "key"]
-    return look_at_files(batch, look_at, pa.schema([*manifest.SCHEMA, *keys]), fetch_start)
+    return probe_files(batch, make_probe, pa.schema([*manifest.SCHEMA, *keys]), fetch_start)
 
 
 @functools.cache
@@ -99,13 +99,13 @@ def _say_unguarded(limits: Limits) -> None:
         )
 
 
-def look_at_files(
+def probe_files(
     batch: pa.Table,
-    look_at: Callable[[str, Any], Look],
+    make_probe: Callable[[str, Any], ClipProbe],
     schema: pa.Schema,
     fetch: Callable[[str], Any] = fetch,
 ) -> pa.Table:
-    """Add to each clip of `batch` the columns that `look_at(uri, data)` returns for it, or reason and detail.
+    """Add to each clip of `batch` the columns that `make_probe(uri, data)` returns for it, or reason and detail.
 
     The result has the columns of `schema`, reason and detail. Each file is fetched once.
     """
@@ -114,12 +114,12 @@ def look_at_files(
     reads = storage.prefetched((media.file_of(uri), partial(fetch, uri)) for uri, _ in files)
     for (uri, clips), read in zip(files, reads, strict=True):
         try:
-            look = look_at(uri, read())
+            probe_clip = make_probe(uri, read())
         except DecodeError as error:
-            look = partial(fail, error)
+            probe_clip = partial(fail, error)
         for clip in clips:
             try:
-                rows.append(clip | look(clip))
+                rows.append(clip | probe_clip(clip))
             except DecodeError as error:
                 rows.append(clip | {"reason": str(error.reason), "detail": error.detail})
     return pa.Table.from_pylist(rows, schema=ledger.with_reason(schema))

@@ -20,7 +20,7 @@ from pipeline.corpus.fetching import fetch_start
 from pipeline.decode.codec import encode_video
 from pipeline.decode.config import Limits
 from pipeline.offline.probing import ProbedFile
-from pipeline.offline.stages import Look, look_at_files
+from pipeline.offline.stages import ClipProbe, probe_files
 from pipeline.records import Stored
 
 NUM_VIDEOS = 8
@@ -62,12 +62,12 @@ def probe_known(
     del packets_folder  # of short videos that are one clip, nothing is written there
     keys = [field for field in batch.schema if field.name == "key"]
 
-    def look_at(uri: str, data: Stored | Any) -> Look:
+    def make_probe(uri: str, data: Stored | Any) -> ClipProbe:
         del uri
         return lambda clip: dict(found_in(data, clip["kind"], decoder, limits))
 
     fetch: Callable[[str], Any] = fetch_start if is_fetched else video_of
-    return look_at_files(batch, look_at, pa.schema([*manifest.SCHEMA, *keys]), fetch)
+    return probe_files(batch, make_probe, pa.schema([*manifest.SCHEMA, *keys]), fetch)
 
 
 @functools.cache
