@@ -104,9 +104,9 @@ def isolated(
     return answer["value"]
 
 
-def unguarded(limits: Limits) -> list[str]:
+def reachable_from_sandbox(limits: Limits) -> list[str]:
     """Return which of network, programs and files a decode process on this machine can reach; ideally none."""
-    return isolated(sandbox.what_gets_through, b"", limits=limits)
+    return isolated(sandbox.reachable_resources, b"", limits=limits)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pipeline.corpus.fetching import fail, fetch, fetch_start
 from pipeline.corpus.media import kind_of
 from pipeline.corpus.sources import Layout, Source
 from pipeline.decode.config import Limits
-from pipeline.decode.isolation import unguarded
+from pipeline.decode.isolation import reachable_from_sandbox
 from pipeline.offline.probing import ProbedFile
 from pipeline.records import DecodeError, DistantFile, Reason, Rejected, Stage, Stored
 
@@ -79,7 +79,7 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
 
 def probe_batch(batch: pa.Table, decoder: str, limits: Limits, packets_folder: str | None = None) -> pa.Table:
     """Return the clips of `batch` as complete manifest rows, or with reason and detail; a column `key` stays."""
-    _say_unguarded(limits)
+    _warn_of_sandbox_gaps(limits)
 
     def make_probe(uri: str, data: Stored | DistantFile) -> ClipProbe:
         return ProbedFile(uri, data, decoder, limits, packets_folder).columns
@@ -89,9 +89,9 @@ def probe_batch(batch: pa.Table, decoder: str, limits: Limits, packets_folder: s
 
 
 @functools.cache
-def _say_unguarded(limits: Limits) -> None:
+def _warn_of_sandbox_gaps(limits: Limits) -> None:
     """Warn, once per process, about what the sandbox of this machine's decode processes does not block."""
-    if reachable := unguarded(limits):
+    if reachable := reachable_from_sandbox(limits):
         log.warning(
             "decode processes on %s can reach %s: Linux keeps them out with seccomp and, from 5.13, with Landlock",
             platform.node(),
