@@ -204,7 +204,7 @@ def _found(config: SplitConfig, root: str, out: str) -> tuple[list[dict[str, Any
         raise ValueError(f"no video lies below {root}")
     find = partial(spans_of_files, cutting=config.cutting, limits=config.limits, decoder=config.decoder)
     folder = storage.join(out, KEPT)
-    table = computed_once(videos, find, folder, SPANS, most_at_once=1, subcluster=config.subcluster)
+    table = computed_once(videos, find, folder, SPANS, max_block_rows=1, subcluster=config.subcluster)
     spans, rejected = ledger.split_by_reason(table, Stage.PREPARE)
     names = dict(zip(videos["clip_id"].to_pylist(), videos["name"].to_pylist(), strict=True))
     rows = [

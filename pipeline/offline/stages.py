@@ -125,13 +125,13 @@ def probe_files(
     return pa.Table.from_pylist(rows, schema=ledger.with_reason(schema))
 
 
-def in_blocks(table: pa.Table, least: int, most: int, together: str | None = None) -> list[pa.Table]:
-    """Cut a table into blocks of `least` to `most` rows: enough tasks for every CPU, few enough to schedule.
+def split_into_blocks(table: pa.Table, min_rows: int, max_rows: int, group_column: str | None = None) -> list[pa.Table]:
+    """Cut a table into blocks of `min_rows` to `max_rows` rows: enough tasks for every CPU, few enough to schedule.
 
-    Neighbouring rows with equal values in the column `together` stay in one block, so that each file is read once.
+    Neighbouring rows with equal values in the column `group_column` stay in one block, so that each file is read once.
     """
-    size = max(least, min(most, len(table) // 64))
-    owners = table[together].to_pylist() if together else range(len(table))
+    size = max(min_rows, min(max_rows, len(table) // 64))
+    owners = table[group_column].to_pylist() if group_column else range(len(table))
     stops = [0]
     for stop in range(1, len(table) + 1):
         if stop == len(table) or (stop - stops[-1] >= size and owners[stop] != owners[stop - 1]):
