@@ -34,7 +34,7 @@ from pipeline.decode.decoders import DecoderName
 from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, as_pair, connected, removals
 from pipeline.dedup.fingerprints import cache_path, fingerprint_corpus
 from pipeline.dedup.search import ClipTable, Search, clip_table, clips_at, find_copies
-from pipeline.offline.stages import streamed
+from pipeline.offline.stages import stream_blocks
 from pipeline.records import Reason, Rejected, Stage
 
 ENTRIES = "entries"
@@ -171,7 +171,7 @@ def _search(config: DeduplicateConfig, table: ClipTable, folder: str) -> Search:
     """Search all clips for copies. The tasks exchange files in `folder`, which is removed at the end."""
     storage.remove_folder(folder)  # left by a search that was killed
     try:
-        return find_copies(table, config.similarity, folder, partial(streamed, subcluster=config.subcluster))
+        return find_copies(table, config.similarity, folder, partial(stream_blocks, subcluster=config.subcluster))
     finally:
         storage.remove_folder(folder)
 

@@ -42,7 +42,7 @@ from pipeline.offline.shards import (
     items_of,
     write_shard,
 )
-from pipeline.offline.stages import mapped
+from pipeline.offline.stages import map_blocks
 from pipeline.records import Rejected, Stage
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _packed_now(items: Sequence[Item], config: PackConfig, folder: str) -> list[
     shards = ([clip for item in batch for clip in item.clips] for batch in batches_of(items, config.packing))
     blocks = [pa.Table.from_pylist(clips, schema=SCHEMA) for clips in shards]
     write = partial(write_block, config=config.packing, folder=folder, limits=config.limits)
-    return pa.concat_tables(mapped(blocks, write, subcluster=config.subcluster)).to_pylist()
+    return pa.concat_tables(map_blocks(blocks, write, subcluster=config.subcluster)).to_pylist()
 
 
 def by_item(listing: Listing, config: PackingConfig) -> Buckets:

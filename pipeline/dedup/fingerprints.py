@@ -30,7 +30,7 @@ from pipeline.corpus.listing import Listing
 from pipeline.decode.codec import Video, decode_image, known_info, open_video
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
-from pipeline.offline.stages import mapped, probe_files, split_into_blocks
+from pipeline.offline.stages import map_blocks, probe_files, split_into_blocks
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage, Stored
 
 FRAMES_PER_SECOND = 8.0
@@ -154,7 +154,7 @@ def fingerprint_corpus(
                 blocks = split_into_blocks(
                     missing.sort_by([("uri", "ascending"), ("clip_id", "ascending")]), 8, 256, "uri"
                 )
-                for table in mapped(blocks, fingerprint, subcluster=subcluster):
+                for table in map_blocks(blocks, fingerprint, subcluster=subcluster):
                     usable, lost = ledger.split_by_reason(table, Stage.PREPARE)
                     rejected.extend(lost)
                     yield usable.select(SCHEMA.names).cast(SCHEMA)

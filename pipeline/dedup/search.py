@@ -25,8 +25,8 @@ from pipeline.dedup.duplicates import SAME, Alignment, Clip, SimilarityConfig, b
 from pipeline.dedup.fingerprints import hash_texts, print_keys, print_parts, read_thumbnails
 from pipeline.records import Kind
 
-Mapped = Callable[[Sequence[pa.Table], Callable[[pa.Table], pa.Table]], Iterable[pa.Table]]
-"""Maps a function over tables and yields results in any order: `offline.stages.streamed`, or a loop."""
+MapBlocks = Callable[[Sequence[pa.Table], Callable[[pa.Table], pa.Table]], Iterable[pa.Table]]
+"""Maps a function over tables and yields results in any order: `offline.stages.stream_blocks`, or a loop."""
 PAIRS_AT_ONCE = 1024
 """Pairs per task, which reads the thumbnails of up to twice as many clips."""
 COLUMNS = ("clip_id", "checksum", "start_seconds", "end_seconds", "group", "kind", "split", "captions")
@@ -141,7 +141,7 @@ def _located(keys: UInt64[np.ndarray, " N"], folder: str, paths: list[str]) -> d
     return columns
 
 
-def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, mapped: Mapped) -> Search:
+def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, map_blocks: MapBlocks) -> Search:
     """Find all pairs of duplicates; tasks write to `folder`.
 
     Of clips with equal bytes and times, one per split is compared with the others.
@@ -149,14 +149,14 @@ def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, mapped:
     copies, chosen = exact_pairs(table)
     suspected = equal_captions(table, chosen)
     alike = [suspected]
-    for pairs in filter(len, candidate_pairs(table, chosen, config.min_picture, folder, mapped)):
+    for pairs in filter(len, candidate_pairs(table, chosen, config.min_picture, folder, map_blocks)):
         first, second = (pairs[name].to_numpy() for name in candidates.PAIRS.names)
         is_compared = table.is_compared(first, second)
         alike.append(np.stack([first[is_compared], second[is_compared]], axis=1))
         if sum(map(len, alike[1:])) > len(alike[0]):
             alike = [unique_pairs(np.concatenate(alike))]
     compared = unique_pairs(np.concatenate(alike))
-    for rows in mapped(_pair_blocks(table, compared), functools.partial(compare, paths=table.paths, config=config)):
+    for rows in map_blocks(_pair_blocks(table, compared), functools.partial(compare, paths=table.paths, config=config)):
         for row in rows.to_pylist():
             numbers = row.pop("first"), row.pop("second")
             copies[numbers] = Alignment(**row)
@@ -198,7 +198,7 @@ def equal_captions(table: ClipTable, chosen: Int64[np.ndarray, " C"]) -> Int64[n
 
 
 def candidate_pairs(
-    table: ClipTable, chosen: Int64[np.ndarray, " C"], min_picture: float, folder: str, mapped: Mapped
+    table: ClipTable, chosen: Int64[np.ndarray, " C"], min_picture: float, folder: str, map_blocks: MapBlocks
 ) -> Iterator[pa.Table]:
     """Yield the candidates among the chosen clips (`candidates.PAIRS`), bucket by bucket."""
     banding = Banding.of(int((table.stop[chosen] - table.start[chosen]).sum()), min_picture)
@@ -212,11 +212,11 @@ def candidate_pairs(
             blocks.append(pa.Table.from_pylist([part]))
     scatter = functools.partial(candidates.scatter_entries, banding=banding, folder=folder)
     buckets: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for rows in mapped(blocks, scatter):
+    for rows in map_blocks(blocks, scatter):
         for row in rows.to_pylist():
             buckets.setdefault((row["band"], row["bucket"]), []).append(row)
     blocks = [pa.Table.from_pylist(rows, schema=candidates.BUCKETS) for rows in buckets.values()]
-    yield from mapped(blocks, functools.partial(candidates.pairs_in_bucket, banding=banding))
+    yield from map_blocks(blocks, functools.partial(candidates.pairs_in_bucket, banding=banding))
 
 
 def _pair_blocks(table: ClipTable, pairs: Int64[np.ndarray, "P 2"]) -> list[pa.Table]:

@@ -19,7 +19,7 @@ from pipeline import storage
 from pipeline.corpus.ledger import with_reason
 from pipeline.corpus.schema import completed
 from pipeline.offline.shards import TRANSIENT
-from pipeline.offline.stages import mapped, split_into_blocks
+from pipeline.offline.stages import map_blocks, split_into_blocks
 
 
 def key_of(*parts: object) -> str:
@@ -73,7 +73,7 @@ def compute(
     """
     blocks = split_into_blocks(rows, min_block_rows, max_block_rows, group_column)
     compute_block = partial(compute_and_cache, function=function, folder=folder)
-    return pa.concat_tables(mapped(blocks, compute_block, subcluster=subcluster))
+    return pa.concat_tables(map_blocks(blocks, compute_block, subcluster=subcluster))
 
 
 def compute_and_cache(block: pa.Table, function: Callable[[pa.Table], pa.Table], folder: str) -> pa.Table:

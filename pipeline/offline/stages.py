@@ -139,13 +139,13 @@ def split_into_blocks(table: pa.Table, min_rows: int, max_rows: int, group_colum
     return [table.slice(start, stop - start) for start, stop in itertools.pairwise(stops)]
 
 
-def mapped(
+def map_blocks(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None
 ) -> Iterator[pa.Table]:
-    """Yield from `streamed`, and log every `PROGRESS_SECONDS` how many of the clips in `blocks` are processed."""
+    """Yield from `stream_blocks`, and log every `PROGRESS_SECONDS` how many of the clips in `blocks` are processed."""
     started = said = time.monotonic()
     num_done, num_clips = 0, sum(map(len, blocks))
-    for table in streamed(blocks, function, subcluster=subcluster):
+    for table in stream_blocks(blocks, function, subcluster=subcluster):
         yield table
         num_done += table.num_rows
         now = time.monotonic()
@@ -156,7 +156,7 @@ def mapped(
             said = now
 
 
-def streamed(
+def stream_blocks(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None = None
 ) -> Iterator[pa.Table]:
     """Yield `function` of each block as Ray Data completes it, on the nodes of `subcluster` (None: all)."""

@@ -28,7 +28,7 @@ BARS_PX = (0, 0, 8, 16)
 @pytest.fixture
 def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Four clips of noise that stands or moves, two of them with bars, one of a test split, and a file that is none."""
-    monkeypatch.setattr("pipeline.offline.kept.mapped", lambda blocks, look, subcluster: map(look, blocks))
+    monkeypatch.setattr("pipeline.offline.kept.map_blocks", lambda blocks, look, subcluster: map(look, blocks))
     monkeypatch.setattr("cluster.connection.connected_ray", contextlib.nullcontext)
     noise = np.random.default_rng(0).integers(60, 250, (10, 24, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     rows = []

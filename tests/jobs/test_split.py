@@ -53,7 +53,7 @@ def clips_in(path: str) -> list[tuple[str, float, float]]:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are mapped in this process."""
     for module in ("kept", "stages"):
-        monkeypatch.setattr(f"pipeline.offline.{module}.mapped", lambda blocks, look, subcluster: map(look, blocks))
+        monkeypatch.setattr(f"pipeline.offline.{module}.map_blocks", lambda blocks, look, subcluster: map(look, blocks))
     monkeypatch.setattr("cluster.connection.connected_ray", contextlib.nullcontext)
 
 
@@ -95,7 +95,7 @@ def test_shots_become_a_manifest_with_times_and_again_nothing_is_decoded(
         raise AssertionError("Ray was asked for what is known")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.offline.kept.mapped", refuse)
+        patched.setattr("pipeline.offline.kept.map_blocks", refuse)
         shorter = split(config(videos, min_seconds=0.5, max_seconds=2.5))
     assert shorter.num_clips == 2 * (2 + 1 + 2)
 

@@ -55,7 +55,7 @@ def invented_files(root: str, num_files: int) -> Iterator[None]:
     with (
         mock.patch.object(storage, "listed", listed_or_invented),
         mock.patch.object(probing, "probe_batch", invented_rows),
-        mock.patch.object(stages, "streamed", in_turn),
+        mock.patch.object(stages, "stream_blocks", in_turn),
         mock.patch("cluster.connection.connected_ray", contextlib.nullcontext),
     ):
         yield
