@@ -30,7 +30,7 @@ def local_files(root: str, folder: str = "") -> Iterator[tuple[str, str]]:
 
 
 def s3_files(request: Callable[[Callable[[Any, str], Any]], Any]) -> Iterator[tuple[str, str]]:
-    """Yield path, and size and ETag, of each object below a prefix; `request` calls a function with store and prefix."""
+    """Yield path, and size and ETag, of each object below a prefix; `request` calls a function on store and prefix."""
     place: dict[str, str] = {}
     while True:
 
