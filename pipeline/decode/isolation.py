@@ -49,7 +49,7 @@ from PIL import Image
 from pipeline.decode import decoders, sandbox
 from pipeline.decode.config import Limits
 from pipeline.decode.info import first_line
-from pipeline.decode.pixels import PixelBuffer, Room, lent
+from pipeline.decode.pixels import PixelBuffer, SharedSlot, stacking_into
 from pipeline.decode.transport import Read, Shape, part_of, put_together, taken_apart
 from pipeline.records import DecodeError, DistantFile, Media, Reason
 
@@ -189,7 +189,7 @@ class DecodeProcess:
         with _ended_process():
             self._channel.send_bytes(request)
             self._channel.send_bytes(data)
-            self._channel.send_bytes(pixels.place() if pixels else b"")
+            self._channel.send_bytes(pixels.encode_slot() if pixels else b"")
             if pixels and pixels.fd is not None:
                 with socket.fromfd(self._channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
                     socket.send_fds(channel, [b"m"], [pixels.fd])
@@ -331,10 +331,10 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         is_sealed, read = False, functools.partial(_ask, channel)
         while True:
             request, data = channel.recv_bytes(), channel.recv_bytes()
-            room = _receive_room(channel)
-            answer, content = _answer(request, data, room, is_sealed, read)
-            if room:
-                room.close()
+            slot = _receive_slot(channel)
+            answer, content = _answer(request, data, slot, is_sealed, read)
+            if slot:
+                slot.close()
             is_sealed = True
             channel.send_bytes(json.dumps(answer).encode())
             channel.send_bytes(content)
@@ -351,27 +351,29 @@ def _ask(channel: Connection, start: int, stop: int) -> bytes:
     return channel.recv_bytes()
 
 
-def _receive_room(channel: Connection) -> Room | None:
+def _receive_slot(channel: Connection) -> SharedSlot | None:
     """Receive the place for the frames in shared memory; None if memory is not shared."""
     if not (place := channel.recv_bytes()):
         return None
     with socket.fromfd(channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as stream:
         _, (fd,), _, _ = socket.recv_fds(stream, 1, 1)
-    return Room(fd, place)
+    return SharedSlot(fd, place)
 
 
-def _answer(request: bytes, data: bytes, room: Room | None, is_sealed: bool, read: Read) -> tuple[dict[str, Any], Any]:
-    """Execute a request; return the description of its result, and the bytes of an array unless they are in `room`."""
+def _answer(
+    request: bytes, data: bytes, slot: SharedSlot | None, is_sealed: bool, read: Read
+) -> tuple[dict[str, Any], Any]:
+    """Execute a request; return the description of its result, and the bytes of an array unless they are in `slot`."""
     try:
         asked: _Request = pickle.loads(request)  # imports the function's module
         if not is_sealed:
             if asked.decoder is not None:
                 decoders.load(asked.decoder)
             sandbox.seal(may_use_devices=asked.decoder in _ON_DEVICES)
-        with lent(room):
+        with stacking_into(slot):
             value = asked.function(put_together(data, asked.shape, read), **asked.arguments)
-        if room and isinstance(value, np.ndarray):
-            room.keep(value)
+        if slot and isinstance(value, np.ndarray):
+            slot.ensure_written(value)
             return {"shape": value.shape}, b""
     except DecodeError as error:
         return {"reason": str(error.reason), "detail": error.detail}, b""
