@@ -75,10 +75,10 @@ def test_every_frame_is_what_an_opened_file_shows(name: str, tmp_path: Path, mon
 
 def test_frames_are_gone_through_once_and_from_key_frames_on() -> None:
     for num_frames, keys in ((1, [0]), (512, [0]), (2000, range(0, 2000, 250)), (5000, [0]), (1300, [0, 400, 1100])):
-        goes = every_frame.gone_through(num_frames, list(keys))
+        goes = every_frame.frame_ranges(num_frames, list(keys))
         assert [frame for go in goes for frame in go] == list(range(num_frames))
         assert max(map(len, goes)) <= every_frame.FRAMES_AT_ONCE
-    assert [go.start for go in every_frame.gone_through(2000, list(range(0, 2000, 250)))] == [0, 500, 1000, 1500]
+    assert [go.start for go in every_frame.frame_ranges(2000, list(range(0, 2000, 250)))] == [0, 500, 1000, 1500]
 
 
 def test_cuts_between_scenes_are_where_they_were_made(tmp_path: Path) -> None:
