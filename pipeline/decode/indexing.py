@@ -18,12 +18,12 @@ from pipeline.decode.transport_stream import PIECE_BYTES, packet_at
 from pipeline.decode.video import UNTIMED, PyavVideo
 from pipeline.records import DecodeError
 
-BESIDE = ("palette", "new_extradata", "param_change", "encryption_info")
+REQUIRED_SIDE_DATA = ("palette", "new_extradata", "param_change", "encryption_info")
 """Side data of a packet that a decoder needs. The index does not store them, so such files are read whole."""
-MOST_HEADER_BYTES = 64
+MAX_HEADER_BYTES = 64
 """Largest number of bytes between the position that FFmpeg reports and the packet: 4 in Matroska, 16 in FLV."""
 
-MOST_SPANS = (2, 8, 32)
+MAX_SPANS = (2, 8, 32)
 """Bytes of an MPEG-TS file that are searched for the pieces of a packet, as multiples of its size."""
 
 
@@ -92,7 +92,11 @@ class IndexedVideo(PyavVideo):
 
     def _kept(self, packet: Packet, data: Content) -> Any:
         self._data, content = data, bytes(packet)
-        if packet.pos is None or self._demuxer in UNTIMED or any(packet.has_sidedata(kind) for kind in BESIDE):
+        if (
+            packet.pos is None
+            or self._demuxer in UNTIMED
+            or any(packet.has_sidedata(kind) for kind in REQUIRED_SIDE_DATA)
+        ):
             raise UnindexedError
         find = _pieces if self._demuxer == TS.demuxer else _one_piece
         position, span = find(data, content, packet.pos)
@@ -120,7 +124,7 @@ class IndexedVideo(PyavVideo):
 
 def _one_piece(data: Content, content: bytes, position: int) -> tuple[int, int]:
     """Locate a packet in the file; return its position and the number of bytes that it spans."""
-    start = data.find(content, position, position + len(content) + MOST_HEADER_BYTES)
+    start = data.find(content, position, position + len(content) + MAX_HEADER_BYTES)
     if start < 0:
         raise UnindexedError
     return start, len(content)
@@ -128,8 +132,8 @@ def _one_piece(data: Content, content: bytes, position: int) -> tuple[int, int]:
 
 def _pieces(data: Content, content: bytes, position: int) -> tuple[int, int]:
     """Do what `_one_piece` does, in MPEG-TS."""
-    for most in MOST_SPANS:
-        packet, span = packet_at(data[position : position + most * (len(content) + PIECE_BYTES)], len(content))
+    for max_span in MAX_SPANS:
+        packet, span = packet_at(data[position : position + max_span * (len(content) + PIECE_BYTES)], len(content))
         if packet == content and span != len(content):
             return position, span
     raise UnindexedError

@@ -63,7 +63,7 @@ class MediaFile:
     known_fault: str = ""
     """Why a decoder that reads it shows something else, if nothing can be done about it here."""
     is_transparent: bool = False
-    """Whether the decoded picture has alpha, which is shown on `images.GROUND`."""
+    """Whether the decoded picture has alpha, which is shown on `images.BACKGROUND`."""
     max_colour_error: float | None = 16.0
     """Largest difference of ffmpeg's colours from those drawn, of 255; None where the codec has not these colours."""
 
