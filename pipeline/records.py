@@ -113,7 +113,7 @@ class EncodedPackets:
     """Parameters of the decoder, and the file's `info` (`pipeline/decode/packets.py`)."""
     packets: np.ndarray
     """Position in `data`, times and number in the file of each packet: `pipeline.decode.packets.CUT`."""
-    wanted: tuple[int, ...]
+    frame_numbers: tuple[int, ...]
     """Numbers in the file of the clip's frames, in order."""
     pts: tuple[int, ...]
     """Presentation times of these frames, in units of the stream."""

@@ -132,7 +132,7 @@ class PacketIndex:
         return EncodedPackets(
             header=self.header,
             packets=cut,
-            wanted=tuple(frames),
+            frame_numbers=tuple(frames),
             pts=tuple(pts.tolist()),
             data=_packets_in(packets, read),
             wider=None if wider is None else lambda: self.cut(frames, read, spare=wider),

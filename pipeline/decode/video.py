@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from pipeline.decode.formats import FORMAT_WHITELIST, Content, container_of
-from pipeline.decode.groups import STRICT, PacketVideo, refusals
+from pipeline.decode.groups import STRICT, PacketVideo, as_decode_errors
 from pipeline.decode.info import VideoInfo, refuse_other_length
 from pipeline.decode.pictures import UPRIGHT, Picture, orientation
 from pipeline.decode.timeline import Timeline
@@ -73,7 +73,7 @@ class PyavVideo(PacketVideo):
 
     def __init__(self, data: Content, known: VideoInfo | None = None) -> None:
         self._demuxer = container_of(data).demuxer
-        with refusals():
+        with as_decode_errors():
             options = RESTRICTED_INPUT | (SKIP_PROBE_FRAMES if self._demuxer == "mov" else {})
             file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
             container: Any = av.open(file, "r", format=self._demuxer, options=options)
