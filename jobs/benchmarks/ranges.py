@@ -141,7 +141,9 @@ def of_whole_file(source: ClipSource, data: bytes) -> tuple[dict[int, str], int]
                 row = table.slice(place, 1).to_pylist()[0]
                 frames = clip_indices(video.timeline, **choice(source, planned, row))
                 digests[row["clip_id"]] = digest_of(video.frames(frames, size).tobytes())
-                num_needed += len(index_at(row["packets"]).cut(frames, lambda start, stop: data[start:stop], spare=0))
+                num_needed += len(
+                    index_at(row["packets"]).cut(frames, lambda start, stop: data[start:stop], num_extra_groups=0)
+                )
     return digests, num_needed
 
 

@@ -13,7 +13,7 @@ from pipeline.decode.codec import decode_frames, known_info
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.decoders import AUTO
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import decoded
+from pipeline.decode.packets import decode_with_retry
 from pipeline.decode.sampling import SEGMENTS
 from pipeline.records import Kind
 
@@ -42,4 +42,4 @@ def clip_frames(
         known=known_info(clip) if kind == Kind.VIDEO else None,
         **choice,
     )
-    return decoded(fetch_clip(clip, decoder, **choice), decode)
+    return decode_with_retry(fetch_clip(clip, decoder, **choice), decode)

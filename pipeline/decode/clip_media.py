@@ -14,7 +14,7 @@ from pipeline.decode.packets import PacketIndex
 from pipeline.decode.sampling import clip_indices
 from pipeline.records import DecodeError, Media, Reason
 
-NUM_KEPT = 16
+NUM_CACHED = 16
 """Number of cached indexes per process: about 3 MB each for an hour of video."""
 READERS_OF_PACKETS = (AUTO, "pyav")
 """Decoders that accept packets; others get the whole file."""
@@ -30,9 +30,9 @@ def fetch_clip(row: dict[str, Any], decoder: str, **choice: Any) -> Media:
         return fetch(row["uri"], row["checksum"])
     index = index_at(row["packets"])
     refuse_other_length(len(index.timeline.times), known_info(row))
-    keys_alone = choice["sampling"].rule == "key_frames"
-    frames = clip_indices(index.timeline, key_frames=index.key_frames if keys_alone else (), **choice)
-    return index.cut(frames, functools.partial(fetch_part, row["uri"]), keys_alone=keys_alone)
+    key_frames_only = choice["sampling"].rule == "key_frames"
+    frames = clip_indices(index.timeline, key_frames=index.key_frames if key_frames_only else (), **choice)
+    return index.cut(frames, functools.partial(fetch_part, row["uri"]), key_frames_only=key_frames_only)
 
 
 def fetch_part(path: str, start: int, stop: int) -> bytes:
@@ -49,7 +49,7 @@ def index_at(path: str) -> PacketIndex:
         return _index_at(path)
 
 
-@functools.lru_cache(NUM_KEPT)
+@functools.lru_cache(NUM_CACHED)
 def _index_at(path: str) -> PacketIndex:
     data = fetch(path)
     return PacketIndex.from_bytes(data if isinstance(data, bytes) else b"")

@@ -122,7 +122,7 @@ def probe(
         if isinstance(data, EncodedPackets):
             needed = data.frame_numbers
         else:
-            needed = proofs(video.timeline.window(start_seconds, end_seconds))
+            needed = frames_to_probe(video.timeline.window(start_seconds, end_seconds))
         video.frames(needed, fit_long_side(info.width, info.height, PROBE_SIZE_PX))
     return asdict(info)
 
@@ -141,7 +141,7 @@ def frame_times(data: Media, *, decoder: str) -> Float64[np.ndarray, " T_plus_1"
         return np.append(video.timeline.times, video.timeline.end)
 
 
-def proofs(window: range) -> list[int]:
+def frames_to_probe(window: range) -> list[int]:
     """Return the frames of a window that must decode to prove it usable: first, middle, last."""
     return sorted({window[0], window[len(window) // 2], window[-1]})
 

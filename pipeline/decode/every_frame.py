@@ -12,7 +12,7 @@ from pipeline.corpus.fetching import fetch, fetch_start
 from pipeline.decode.codec import decode_frames_at, frame_times
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import decoded
+from pipeline.decode.packets import decode_with_retry
 from pipeline.decode.timeline import Timeline
 from pipeline.decode.windows import packet_index, reader_of
 
@@ -33,7 +33,9 @@ def every_frame(
     if index := packet_index(data, decoder, limits):
         read, timeline, key_frames = reader_of(uri, data), index.timeline, index.key_frames
         ranges = frame_ranges(len(timeline.times), key_frames)
-        return timeline, (decoded(index.cut(frames, read), functools.partial(decode, indices=())) for frames in ranges)
+        return timeline, (
+            decode_with_retry(index.cut(frames, read), functools.partial(decode, indices=())) for frames in ranges
+        )
     whole = data if isinstance(data, bytes) else fetch(uri)
     *times, end = isolated(frame_times, whole, limits=limits, decoder=decoder).tolist()
     ranges = frame_ranges(len(times), ())

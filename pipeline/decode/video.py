@@ -83,11 +83,11 @@ class PyavVideo(PacketVideo):
                 self._codec = self._stream.codec_context
                 packets = (packet for packet in self._container.demux(self._stream) if packet.size)
                 packets = with_player_timing(packets) if self._demuxer == "gif" else packets
-                self._packets = [self._kept(packet, data) for packet in packets]
+                self._packets = [self._stored_packet(packet, data) for packet in packets]
                 self._numbers = range(len(self._packets))
                 self._packet_pts = self._presentation_times()
                 self._keys = places_of_keys(self._packets)
-                self._pts = self._shown()
+                self._pts = self._displayed_pts()
                 refuse_other_length(len(self._pts), known)
                 self._picture = Picture()
                 self.info = known or self._read_info()
@@ -151,11 +151,11 @@ class PyavVideo(PacketVideo):
             and bool((self._first_frame[0] == UPRIGHT).all())
         )
 
-    def _kept(self, packet: Packet, data: Content) -> Any:
+    def _stored_packet(self, packet: Packet, data: Content) -> Any:
         """Return what to store of a packet: itself, or an object with the same attributes."""
         return packet
 
-    def _shown(self) -> list[int]:
+    def _displayed_pts(self) -> list[int]:
         """Return the presentation times of the displayed frames, ascending, in units of the stream.
 
         Frames that an edit list removes, or that precede the first key frame in the file or in time, are not displayed.

@@ -27,7 +27,7 @@ from pipeline.corpus.fetching import fail
 from pipeline.decode.clip_media import fetch_clip
 from pipeline.decode.codec import decode_frames, known_info
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import decoded
+from pipeline.decode.packets import decode_with_retry
 from pipeline.decode.pixels import PixelBuffer
 from pipeline.decode.sampling import Policy
 from pipeline.records import ClipRows, DecodeError, Kind, Media, Reason, Rejected, Stage
@@ -200,7 +200,7 @@ def decode_slot(
         **choice(source, planned, row),
     )
     try:
-        _, height, width, _ = decoded(read(), decode)
+        _, height, width, _ = decode_with_retry(read(), decode)
         caption = drawn_caption(source, planned, row)
     except DecodeError as error:
         return empty | {"reason": str(error.reason), "detail": error.detail}
