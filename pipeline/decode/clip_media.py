@@ -21,8 +21,8 @@ READERS_OF_PACKETS = (AUTO, "pyav")
 _locks = [threading.Lock() for _ in range(64)]
 
 
-def fetch_clip(row: dict[str, Any], decoder: str, **choice: Any) -> Media:
-    """Fetch what `decode_frames` needs for the clip in a row of a manifest; `choice` as in `clip_indices`.
+def fetch_clip(row: dict[str, Any], decoder: str, **sampling_arguments: Any) -> Media:
+    """Fetch what `decode_frames` needs for the clip in a row of a manifest; `sampling_arguments` as in `clip_indices`.
 
     DecodeError if the file is unusable or has changed since `prepare`.
     """
@@ -30,8 +30,8 @@ def fetch_clip(row: dict[str, Any], decoder: str, **choice: Any) -> Media:
         return fetch(row["uri"], row["checksum"])
     index = index_at(row["packets"])
     refuse_other_length(len(index.timeline.times), known_info(row))
-    key_frames_only = choice["sampling"].rule == "key_frames"
-    frames = clip_indices(index.timeline, key_frames=index.key_frames if key_frames_only else (), **choice)
+    key_frames_only = sampling_arguments["sampling"].rule == "key_frames"
+    frames = clip_indices(index.timeline, key_frames=index.key_frames if key_frames_only else (), **sampling_arguments)
     return index.cut(frames, functools.partial(fetch_part, row["uri"]), key_frames_only=key_frames_only)
 
 

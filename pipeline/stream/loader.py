@@ -144,7 +144,10 @@ def decoded_slots(
     known = [failures.get(row["clip_id"]) if row else None for row in clips]
     to_fetch = [row if row and not error else None for row, error in zip(clips, known, strict=True)]
     reads = storage.prefetched(
-        (media.file_of(row["uri"]), functools.partial(fetch_clip, row, source.decoder, **choice(source, planned, row)))
+        (
+            media.file_of(row["uri"]),
+            functools.partial(fetch_clip, row, source.decoder, **sampling_arguments(source, planned, row)),
+        )
         if row
         else ("", fetch_nothing)
         for row in to_fetch
@@ -197,7 +200,7 @@ def decode_slot(
         size_px=drawn_size_px(source, planned, row),
         decoder=source.decoder,
         known=known_info(row) if planned.kind == Kind.VIDEO else None,
-        **choice(source, planned, row),
+        **sampling_arguments(source, planned, row),
     )
     try:
         _, height, width, _ = decode_with_retry(read(), decode)
@@ -222,7 +225,7 @@ def drawn_size_px(source: ClipSource, planned: PlannedStep, row: dict[str, Any])
     return int(clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.SIZE).choice(source.long_sides_px))
 
 
-def choice(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> dict[str, Any]:
+def sampling_arguments(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `clip_indices` for a clip. Repeated calls return equal choices."""
     is_training = source.plan is not None
     return {
