@@ -107,7 +107,7 @@ class PacketVideo:
         self, start: int, stop: int, needed_pts: set[int], keep: Callable[[av.VideoFrame], T]
     ) -> tuple[dict[int, T], str]:
         """Decode the packets [start, stop), which begin with a key frame; return time → `keep(frame)` for the frames at
-        `needed_pts`, and a description of damage. Full-size frames are not collected, since a group may have hundreds."""
+        `needed_pts`, and a description of damage. Full-size frames are not collected: a group may have hundreds."""
         frames: dict[int, T] = {}
         damage = ""
         self._codec.flush_buffers()

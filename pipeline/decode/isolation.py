@@ -7,9 +7,9 @@
 The worker waits for the answer and monitors time and memory. A process that exceeds a limit is killed; the fork server
 provides the next one within milliseconds.
 
-A decode process has only the environment variables of `_INHERITED_VARIABLES`, so no cloud credentials; a working directory that no
-longer exists, so that no relative path resolves; and, once it has imported what its first request needs, access only to
-its memory and libraries (`sandbox.py`). Therefore a process serves a single decoder.
+A decode process has only the environment variables of `_INHERITED_VARIABLES`, so no cloud credentials; a working
+directory that no longer exists, so that no relative path resolves; and, once it has imported what its first request
+needs, access only to its memory and libraries (`sandbox.py`). Therefore a process serves a single decoder.
 
 Why not `multiprocessing` with the start method forkserver, or a process pool:
 - They unpickle results, from a process that has read an untrusted file.

@@ -116,8 +116,8 @@ class PacketIndex:
     ) -> EncodedPackets:
         """Cut out the packets that decoding `frames` needs; `read(start, stop)` reads bytes of the file.
 
-        `num_extra_groups`: number of extra groups before each frame's own, for frames that refer to them, or ALL; by default the
-        number needed when the file was indexed. `key_frames_only`: all frames are key frames, and nothing else is decoded.
+        `num_extra_groups`: groups before each frame's own, for frames that refer to them, or ALL; by default the number
+        needed when the file was indexed. `key_frames_only`: all frames are key frames, and nothing else is decoded.
         """
         num_extra_groups = int(self.header["spare"]) if num_extra_groups is None else num_extra_groups
         pts = self._displayed_pts[list(frames)]

@@ -45,4 +45,4 @@ def part_of(file: DistantFile, requested: object) -> bytes:
     match requested:
         case [int(start), int(stop)] if 0 <= start < stop <= min(file.num_bytes, start + BLOCK_BYTES):
             return file.read(start, stop)
-    raise DecodeError(Reason.FAILED, "the decoder requested for something else than a part of the file")
+    raise DecodeError(Reason.FAILED, "the decoder asked for something else than a part of the file")

@@ -68,8 +68,8 @@ def compute(
 ) -> pa.Table:
     """Apply `function` to the rows in a Ray Data job that writes each block to `folder` as soon as it is computed.
 
-    `function` returns one or more rows of `result_schema` for each key. A task takes `min_block_rows` to `max_block_rows`
-    rows; neighbouring rows with equal values in the column `group_column` stay in one task.
+    `function` returns one or more rows of `result_schema` for each key. A task takes
+    `min_block_rows` to `max_block_rows` rows; neighbouring rows with equal values in `group_column` stay in one task.
     """
     blocks = split_into_blocks(rows, min_block_rows, max_block_rows, group_column)
     compute_block = partial(compute_and_cache, function=function, folder=folder)
