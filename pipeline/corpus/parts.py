@@ -101,19 +101,19 @@ def write_parts(
     root: str,
     decoders: Mapping[str, Mapping[str, float]] | None = None,
     part_rows: int = PART_ROWS,
-    behind: Sequence[Part] = (),
-    ids_behind: Int64[np.ndarray, " n"] | None = None,
+    existing_parts: Sequence[Part] = (),
+    existing_clip_ids: Int64[np.ndarray, " n"] | None = None,
 ) -> PartIndex:
     """Write `tables`, whose rows come in order of (split, kind, clip_id), as a manifest in parts to the folder `path`.
 
-    `behind`: existing parts, with the ids of their rows; they stay, and the new ones are appended to them.
+    `existing_parts`: existing parts, with the ids of their rows; they stay, and the new ones are appended to them.
 
     One part is in memory at a time, and 8 bytes of each row. Readers of the previous content are not disturbed: if the
     rows differ, it becomes an earlier version, of which `MAX_VERSIONS` are kept, counting the newest. ValueError for
     rows in another order, duplicate ids, a missing column, no rows, and if another process writes the folder meanwhile.
     """
     before = _index_bytes(path)
-    parts, clip_ids = list(behind), [] if ids_behind is None else [ids_behind]
+    parts, clip_ids = list(existing_parts), [] if existing_clip_ids is None else [existing_clip_ids]
     for table in _cut(tables, part_rows):
         part, data = _encoded(table, len(parts))
         storage.write_bytes_atomic(storage.join(path, part.name), data)

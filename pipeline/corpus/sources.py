@@ -103,8 +103,8 @@ class Source:
     @cached_property
     def _tar_of_member(self) -> dict[str, str]:
         """Return member → its name with the tar, for members that occur in only one tar."""
-        behind = re.compile(r"(?i)\.(?:tar(?:\.\w+)?|tgz)/")
-        members = [(behind.split(name, maxsplit=1)[-1], name) for name in self.places]
+        tar_suffix = re.compile(r"(?i)\.(?:tar(?:\.\w+)?|tgz)/")
+        members = [(tar_suffix.split(name, maxsplit=1)[-1], name) for name in self.places]
         times = Counter(member for member, _ in members)
         return {member: name for member, name in members if times[member] == 1}
 
