@@ -25,7 +25,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.corpus import media
-from pipeline.corpus.names import Names
+from pipeline.corpus.names import NameIndex
 from pipeline.corpus.parquet_rows import media_column, media_places
 from pipeline.corpus.text_files import is_compressed
 from pipeline.records import Kind
@@ -74,8 +74,8 @@ class Source:
         return self._names.nearest(clip_path)
 
     @cached_property
-    def _names(self) -> Names:
-        return Names(self.places)
+    def _names(self) -> NameIndex:
+        return NameIndex(self.places)
 
     def name(self, clip_path: str) -> str:
         """Return the name in this source of the clip that an annotation calls `clip_path`."""
