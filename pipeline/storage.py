@@ -139,7 +139,7 @@ def read_with(path: str, function: Callable[[IO[bytes]], T]) -> T:
 def list_files(root: str) -> list[str]:
     """Return the paths of all files below `root`, relative to it and sorted, except hidden files and folders.
 
-    Names that are not UTF-8 and links to folders are skipped, too; see `sources.passed_over`.
+    Names that are not UTF-8 and links to folders are skipped, too; see `sources.find_skipped`.
     """
     return [path for path, _ in listed(root) if not is_surrogate(path)]
 

@@ -26,7 +26,7 @@ from pipeline.corpus import annotations, media
 from pipeline.corpus.buckets import NUM_BUCKETS, Buckets, portions
 from pipeline.corpus.clip_rows import Annotated, Annotation, WrongRow
 from pipeline.corpus.names import bucket_of_name
-from pipeline.corpus.sources import Layout, Source, open_source, passed_over
+from pipeline.corpus.sources import Layout, Source, find_skipped, open_source
 from pipeline.records import Kind
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Files:
         listed = ((name, version) for name, version in storage.listed(root) if not is_ours(name))
         while pairs := list(itertools.islice(listed, ROWS_AT_ONCE)):
             digest.update(json.dumps(pairs).encode())
-            files.skipped |= passed_over(root, [name for name, _ in pairs])
+            files.skipped |= find_skipped(root, [name for name, _ in pairs])
             pairs = [pair for pair in pairs if pair[0] not in files.skipped and not storage.is_surrogate(pair[0])]
             for name, _ in pairs:
                 is_media = bool(media.kind_of(name))
@@ -155,7 +155,7 @@ def gather(root: str, layout: Layout | None, files: Files, rows: Iterable[Annota
     places = None
     if source.layout != Layout.FILES:
         put(places := Buckets(PLACES), list(source.places.items()))
-    source = replace(source, places={}, passed_over=files.skipped)
+    source = replace(source, places={}, skipped=files.skipped)
     wrong: list[WrongRow] = []
     buckets = Buckets(ROWS)
     clips = clips_among(rows, wrong)

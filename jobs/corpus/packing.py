@@ -100,7 +100,7 @@ def _pack(config: PackConfig, out: str, held: lease.Lease) -> Prepared:
         names = {clip["clip_id"]: media.name_of(clip["uri"], listing.root) for clip in clips}
         rejected += [Rejected.from_row(row, Stage.PACK) for row in index_rows if row["reason"]]
         packed = [
-            {name: row[name] for name in SCHEMA.names} | {"uri": media.named(row["uri"], names[row["clip_id"]])}
+            {name: row[name] for name in SCHEMA.names} | {"uri": media.uri_with_name(row["uri"], names[row["clip_id"]])}
             for row in index_rows
             if not row["reason"]
         ]

@@ -31,7 +31,7 @@ from jaxtyping import Int64
 from pipeline import storage
 from pipeline.corpus.content import checksum, hex_digest, rows_digest
 from pipeline.corpus.schema import conform, num_uncaptioned
-from pipeline.corpus.versions import MAX_VERSIONS, Version, split_version, version_named
+from pipeline.corpus.versions import MAX_VERSIONS, Version, find_version, split_version
 
 INDEX = "index.json"
 FORMAT_VERSION = 2
@@ -171,7 +171,7 @@ def read_index(path: str, version: str | None = None) -> PartIndex:
     newest = _index_of(storage.read_bytes(where), where)
     if version is None:
         return newest
-    named = version_named(version, (*newest.earlier, newest.version), path)
+    named = find_version(version, (*newest.earlier, newest.version), path)
     if named == newest.version:
         return newest
     where = storage.join(path, named.file)

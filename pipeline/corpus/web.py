@@ -134,18 +134,18 @@ def _copy_web(url: str, file: io.BufferedIOBase, limits: WebLimits) -> tuple[int
 
 def copy_limited(source: Any, file: io.BufferedIOBase, limits: WebLimits, length: int | None = None) -> tuple[int, str]:
     """Copy `source` to `file`; return its size and SHA-256. DecodeError beyond the limits."""
-    most, deadline = limits.max_gib * 2**30, time.monotonic() + limits.seconds
+    max_bytes, deadline = limits.max_gib * 2**30, time.monotonic() + limits.seconds
     num_bytes, digest = length or 0, hashlib.sha256()
     read = getattr(source, "read1", source.read)  # `read` would block for a whole chunk, past the deadline
-    if num_bytes <= most:
+    if num_bytes <= max_bytes:
         num_bytes = 0
-        while num_bytes <= most and (chunk := read(_CHUNK_BYTES)):
+        while num_bytes <= max_bytes and (chunk := read(_CHUNK_BYTES)):
             file.write(chunk)
             digest.update(chunk)
             num_bytes += len(chunk)
             if time.monotonic() > deadline:
                 raise DecodeError(Reason.TIMEOUT, f"not here within {limits.seconds:g} s: raise --limits.seconds")
-    if num_bytes > most:
+    if num_bytes > max_bytes:
         raise DecodeError(Reason.REFUSED, f"more than {limits.max_gib:g} GiB: raise --limits.max-gib")
     return num_bytes, digest.hexdigest()
 
@@ -184,7 +184,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def connected(host: str, port: int, timeout: float | None) -> socket.socket:
+def open_public_connection(host: str, port: int, timeout: float | None) -> socket.socket:
     """Connect to a host all of whose addresses are public. DecodeError for any other host.
 
     The name is resolved once and the checked addresses are used, which defeats DNS rebinding.
@@ -204,13 +204,15 @@ def connected(host: str, port: int, timeout: float | None) -> socket.socket:
 
 class _PublicHTTP(http.client.HTTPConnection):
     def connect(self) -> None:
-        self.sock = connected(self.host, self.port, self.timeout)
+        self.sock = open_public_connection(self.host, self.port, self.timeout)
 
 
 class _PublicHTTPS(http.client.HTTPSConnection):
     def connect(self) -> None:
         context = ssl.create_default_context()
-        self.sock = context.wrap_socket(connected(self.host, self.port, self.timeout), server_hostname=self.host)
+        self.sock = context.wrap_socket(
+            open_public_connection(self.host, self.port, self.timeout), server_hostname=self.host
+        )
 
 
 class _PublicHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):

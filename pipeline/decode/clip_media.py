@@ -37,7 +37,7 @@ def fetch_clip(row: dict[str, Any], decoder: str, **sampling_arguments: Any) -> 
 
 def fetch_part(path: str, start: int, stop: int) -> bytes:
     """Fetch the bytes [start, stop) of a file. DecodeError if it has become shorter."""
-    data = fetch(media.inside(path, start, stop))
+    data = fetch(media.range_uri(path, start, stop))
     if not isinstance(data, bytes) or len(data) != stop - start:
         raise DecodeError(Reason.WRONG_CHECKSUM, f"{path} has become shorter: prepare the corpus again")
     return data

@@ -228,5 +228,5 @@ def _place(path: str, data: bytes, start: int, values: Sequence[bytes], config: 
     stop, is_file = start + len(media.pack(values)), config.content == Content.RAW and len(values) == 1
     if is_file:
         start = stop - len(values[0])
-    uri = media.inside(path, start, stop, "bytes" if is_file else "frames")
+    uri = media.range_uri(path, start, stop, "bytes" if is_file else "frames")
     return {"uri": uri, "packets": None, "bytes": stop - start, "checksum": manifest.checksum(data[start:stop])}

@@ -72,7 +72,7 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
         + damaged
         + [
             reject(manifest.clip_id(corpus, name), storage.join(source.root, name), Reason.NO_ANNOTATION, detail)
-            for name, detail in source.passed_over.items()
+            for name, detail in source.skipped.items()
         ]
     )
 
