@@ -122,7 +122,7 @@ class Gathered:
         return self._plan(0, NUM_BUCKETS)
 
     def _plan(self, start: int, stop: int) -> Plan:
-        reading = annotations.collected(map(annotated_of, self.rows.read(start, stop).to_pylist()))
+        reading = annotations.merge_rows(map(annotated_of, self.rows.read(start, stop).to_pylist()))
         return make_plan(reading, replace(self.source, places=self._places(start, stop)))
 
     def outline(self) -> Outline:
