@@ -248,8 +248,8 @@ def _checked(
     if columns.start and columns.end is None and ends and "end" not in given:
         raise ValueError(
             f"{path}: {columns.start} has no end, and {' and '.join(ends)} may be it: say "
-            f"{' or '.join(columns_option('end', name) for name in ends)}, in seconds, or --columns end= for clips up to the end "
-            "of the video"
+            f"{' or '.join(columns_option('end', name) for name in ends)}, in seconds, or --columns end= for clips up "
+            "to the end of the video"
         )
     lengths = [name for name in unused if plain(name) in LENGTHS]
     if columns.start and columns.end is None and lengths and "duration" not in given:

@@ -23,7 +23,7 @@ from jobs.tasks.questions import QuestionTask
 from jobs.tasks.task import Evaluation
 from jobs.tasks.text import TextProcessor
 from jobs.training.step import TrainState, make_state, train_step
-from pipeline.corpus.questions import AskedClips, Choice, Question
+from pipeline.corpus.questions import Choice, ClipQuestions, Question
 from pipeline.records import Batch, ClipRows
 from pipeline.stream.lengths import groups_by_length
 from pipeline.text.significance import mine_significant_words
@@ -116,8 +116,8 @@ def test_no_step_waits_for_its_device_or_mixes_devices(name: str) -> None:
 CAPTIONS = [f"the {colour} square moves {place}" for colour in ("red", "blue", "green") for place in ("up", "down")]
 
 
-def about_each_clip(asked: Any) -> dict[str, AskedClips[Any]]:
-    return dict.fromkeys(("train", "test"), AskedClips(by_clip=dict.fromkeys(range(6), (asked,)), missing=()))
+def about_each_clip(asked: Any) -> dict[str, ClipQuestions[Any]]:
+    return dict.fromkeys(("train", "test"), ClipQuestions(by_clip=dict.fromkeys(range(6), (asked,)), missing=()))
 
 
 QUESTIONS = about_each_clip(Question(question_id="q", clip_name="0", text="what moves ?", answers=("square",)))

@@ -91,7 +91,7 @@ def test_an_lmdb_that_was_cut_short_is_refused_before_its_pages_are_looked_for(t
     data = tmp_path / "videos.lmdb" / "data.mdb"
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     script = "import sys; from pipeline.corpus.media import key_uri, keys, read\n"
-    script += "for look in (keys, lambda path: [read(keyed(path, str(number))) for number in range(30)]):\n"
+    script += "for look in (keys, lambda path: [read(key_uri(path, str(number))) for number in range(30)]):\n"
     script += "    try: look(sys.argv[1])\n    except ValueError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
