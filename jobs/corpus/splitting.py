@@ -19,7 +19,7 @@ from pipeline.corpus import annotations, ledger, media
 from pipeline.corpus.clip_rows import Annotation
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.sources import Source, open_source
-from pipeline.curation.cuts import of_length
+from pipeline.curation.cuts import bound_lengths
 from pipeline.curation.shots import SPANS, Cutting, DetectorName, spans_of_files, weights_path
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
@@ -152,7 +152,7 @@ def split(config: SplitConfig) -> Split:
 
 def parts_of(row: dict[str, Any], config: SplitConfig) -> list[dict[str, Any]]:
     """Return a span (a row with `start` and `end`, in seconds) as clips of allowed length."""
-    spans = of_length([(row["start"], row["end"])], config.min_seconds, config.max_seconds)
+    spans = bound_lengths([(row["start"], row["end"])], config.min_seconds, config.max_seconds)
     return [row | {"start": start, "end": end} for start, end in spans]
 
 
