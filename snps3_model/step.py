@@ -178,9 +178,9 @@ class Step:
     def gathered_captions(
         self, ids: Int64[Tensor, "b L"], pool: Gather
     ) -> tuple[Int64[Tensor, "P F"], Bool[Tensor, "P F"]]:
-        """Token ids and mask of the captions of `pool`, padded to `batch.most_tokens`; where that is not known, to the
+        """Token ids and mask of the captions of `pool`, padded to `batch.max_tokens`; where that is not known, to the
         longest of them, for which the host waits."""
-        mask, most = self.batch.token_mask, self.batch.most_tokens
+        mask, most = self.batch.token_mask, self.batch.max_tokens
         if pool is local_gather:
             return ids, mask
         room = (most or self.model.config.max_positions) - ids.shape[1]

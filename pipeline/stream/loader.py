@@ -59,9 +59,9 @@ CLIP_SCHEMA = pa.schema(
 )
 
 
-def segments(source: ClipSource, num_steps: int, most_ranks: int) -> list[tuple[str, int, int]]:
-    """Cut a run of `num_steps` on up to `most_ranks` ranks into datasets; return their names and step ranges."""
-    size = max(1, MAX_BLOCKS // most_ranks) * source.steps_per_block(most_ranks)
+def segments(source: ClipSource, num_steps: int, max_ranks: int) -> list[tuple[str, int, int]]:
+    """Cut a run of `num_steps` on up to `max_ranks` ranks into datasets; return their names and step ranges."""
+    size = max(1, MAX_BLOCKS // max_ranks) * source.steps_per_block(max_ranks)
     starts = range(0, num_steps, size)
     return [(f"train-{number}", start, min(start + size, num_steps)) for number, start in enumerate(starts)]
 
