@@ -33,7 +33,7 @@ from pipeline.decode.sampling import Policy
 from pipeline.records import ClipRows, DecodeError, Kind, Media, Reason, Rejected, Stage
 from pipeline.stream.config import ANNOTATION, caption_weights
 from pipeline.stream.epoch_plan import PADDING, PlannedStep
-from pipeline.stream.failures import failures_in, note_failure
+from pipeline.stream.failures import read_failures, record_failure
 from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.stream.source import ClipSource
 
@@ -72,7 +72,7 @@ def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop
         raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
     steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
     storage.set_retry_seconds(source.patience_seconds)
-    return decode_shares(source, steps, rank, num_ranks, failures_in(source.failures))
+    return decode_shares(source, steps, rank, num_ranks, read_failures(source.failures))
 
 
 def clip_stream(
@@ -140,7 +140,7 @@ def decoded_slots(
     rows, first_slot = rows[rank * share : (rank + 1) * share], (step * num_ranks + rank) * share
     taken = iter(source.clips(planned.kind).take(rows[rows != PADDING]).to_pylist())
     clips = [next(taken) if row != PADDING else None for row in rows.tolist()]
-    read_ahead(source, step)
+    prefetch_rows(source, step)
     known = [failures.get(row["clip_id"]) if row else None for row in clips]
     to_fetch = [row if row and not error else None for row, error in zip(clips, known, strict=True)]
     reads = storage.prefetched(
@@ -155,13 +155,13 @@ def decoded_slots(
     for slot, (row, read, error) in enumerate(zip(clips, reads, known, strict=True), first_slot):
         result = decode_slot(slot, row, source, planned, functools.partial(fail, error) if error else read, pixels)
         if not error:
-            note_failure(source.failures, result)
+            record_failure(source.failures, result)
         yield result | {"num_retries": storage.pop_retry_count()}
 
 
-def read_ahead(source: ClipSource, step: int) -> None:
+def prefetch_rows(source: ClipSource, step: int) -> None:
     """Prefetch the manifest rows of the step one window later."""
-    later = source.plan.step_ahead(step) if source.plan else None
+    later = source.plan.step_to_prefetch(step) if source.plan else None
     if later:
         source.clips(later.kind).prefetch(later.rows[later.rows != PADDING])
 
