@@ -27,7 +27,7 @@ def group_by_length(num_tokens: Sequence[int], max_groups: int) -> tuple[LengthG
 
 
 def minimise_padding(num_rows: Counter[int], max_groups: int) -> list[int]:
-    """Return at most `max_groups` lengths, ascending, such that padding each row to the next one costs the fewest tokens.
+    """Return at most `max_groups` lengths, ascending, such that padding each row to the next costs the fewest tokens.
 
     `num_rows` counts the rows of each length. Dynamic programming over the lengths that occur.
     """
