@@ -13,7 +13,14 @@ from torch import nn
 
 from jobs.corpus.splitting import SplitConfig
 from pipeline.curation import shots, transnet
-from pipeline.curation.transnet import CONTEXT, WINDOW, NetworkDetector, colour_histograms, windows_of
+from pipeline.curation.transnet import (
+    CONTEXT,
+    WINDOW,
+    NetworkDetector,
+    colour_histograms,
+    local_similarities,
+    windows_of,
+)
 from pipeline.decode.codec import open_video
 
 
