@@ -141,15 +141,15 @@ def list_files(root: str) -> list[str]:
 
     Names that are not UTF-8 and links to folders are skipped, too; see `sources.find_skipped`.
     """
-    return [path for path, _ in listed(root) if not is_surrogate(path)]
+    return [path for path, _ in iter_versions(root) if not is_surrogate(path)]
 
 
-def fingerprints(root: str) -> dict[str, str]:
-    """Return path below `root` → size and version of each file, as in `listed`."""
-    return dict(listed(root))
+def file_versions(root: str) -> dict[str, str]:
+    """Return path below `root` → size and version of each file, as in `iter_versions`."""
+    return dict(iter_versions(root))
 
 
-def listed(root: str) -> Iterator[tuple[str, str]]:
+def iter_versions(root: str) -> Iterator[tuple[str, str]]:
     """Yield path below `root`, and size and version (ETag or modification time), of each visible file, sorted.
 
     A bucket is listed page by page, a local tree folder by folder.

@@ -70,7 +70,7 @@ class Files:
         """List the files below `root` in batches, without those for which `is_ours` (our output); log progress."""
         files, digest = cls(), hashlib.blake2b(digest_size=16)
         has_media, logged_at = False, time.monotonic()
-        listed = ((name, version) for name, version in storage.listed(root) if not is_ours(name))
+        listed = ((name, version) for name, version in storage.iter_versions(root) if not is_ours(name))
         while pairs := list(itertools.islice(listed, ROWS_AT_ONCE)):
             digest.update(json.dumps(pairs).encode())
             files.skipped |= find_skipped(root, [name for name, _ in pairs])

@@ -357,7 +357,7 @@ def _fingerprint(config: PrepareConfig, root: str, sources: Sequence[str], files
             continue
         for file, _ in annotations.source_files(path):
             if storage.is_folder(file):
-                for pair in storage.listed(file):
+                for pair in storage.iter_versions(file):
                     digest.update(json.dumps(pair).encode())
             else:
                 for data in byte_pieces(file):

@@ -197,7 +197,7 @@ def _row(clip: Annotation) -> dict[str, Any]:
 
 def _found(config: SplitConfig, root: str, out: str) -> tuple[list[dict[str, Any]], list[Rejected], int]:
     """Return the spans detected in the videos, the rejected videos, and the number of videos."""
-    versions = storage.fingerprints(root)
+    versions = storage.file_versions(root)
     source = open_source(root, None, list(versions))
     videos = pa.Table.from_pylist(list(_videos(source, versions, config)))
     if not len(videos):

@@ -131,7 +131,7 @@ def rows_to_embed(config: EmbedConfig, videos: str, out: str) -> tuple[int, list
 
     ValueError for a folder without videos, and for an index of something else.
     """
-    listed = storage.fingerprints(videos)
+    listed = storage.file_versions(videos)
     versions = {storage.join(videos, path): listed[path] for path in sorted(listed) if kind_of(path)}
     if not versions:
         raise ValueError(f"{videos} holds neither videos nor images")

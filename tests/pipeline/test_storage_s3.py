@@ -123,9 +123,9 @@ def what_is_seen(root: str) -> list[object]:
     files = {"a.bin": b"0123456789", "b/1.bin": b"", "b/2.bin": b"x" * 100_000, ".hidden": b"", "b/.cache/3": b"y"}
     for name, data in files.items():
         storage.write_bytes_atomic(f"{root}/{name}", data)
-    before = storage.fingerprints(root)
+    before = storage.file_versions(root)
     storage.write_bytes_atomic(f"{root}/a.bin", b"98765")
-    after = storage.fingerprints(root)
+    after = storage.file_versions(root)
     seen: list[object] = [sorted(before), [name for name in before if before[name] != after[name]]]
     seen += [storage.list_files(root), storage.list_files(f"{root}/b"), storage.list_files(f"{root}/none")]
     seen += [storage.read_bytes(f"{root}/{name}") for name in files]

@@ -72,7 +72,7 @@ def die() -> None:
 def killed_in(stage: str, root: str, out: str, num_objects: int) -> Iterator[None]:
     """Die in the middle of a stage: when half of the objects are listed, or looked at, or when the first part of the
     manifest is written."""
-    listed, stream_blocks, write = storage.listed, stages.stream_blocks, storage.write_bytes_atomic
+    listed, stream_blocks, write = storage.iter_versions, stages.stream_blocks, storage.write_bytes_atomic
 
     def half_listed(path: str) -> Iterator[tuple[str, str]]:
         for number, found in enumerate(listed(path)):
@@ -96,7 +96,7 @@ def killed_in(stage: str, root: str, out: str, num_objects: int) -> Iterator[Non
             die()
 
     patches = {
-        "listing": mock.patch.object(storage, "listed", half_listed),
+        "listing": mock.patch.object(storage, "iter_versions", half_listed),
         "looking": mock.patch.object(stages, "stream_blocks", half_streamed),
         "writing": mock.patch.object(storage, "write_bytes_atomic", one_part_written),
     }

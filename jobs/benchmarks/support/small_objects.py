@@ -42,7 +42,7 @@ def video_of(name: str) -> bytes:
 
 def upload(folder: str, num_objects: int) -> int:
     """Put those of the objects that are missing below `folder`, and return how many. ValueError if others are there."""
-    there, names = {path for path, _ in storage.listed(folder)}, [*map(name_of, range(num_objects))]
+    there, names = {path for path, _ in storage.iter_versions(folder)}, [*map(name_of, range(num_objects))]
     if others := there.difference(names):
         raise ValueError(f"{folder} has {len(others)} more objects than {num_objects}, as {min(others)}: name another")
     missing = [name for name in names if name not in there]
