@@ -124,7 +124,7 @@ def open_source(root: str, layout: Layout | None = None, files: Sequence[str] | 
 
 
 def find_skipped(root: str, paths: Iterable[str]) -> dict[str, str]:
-    """Return path → reason, for the `paths` below `root` (as in `storage.file_versions`) from which no clip can be read.
+    """Return path → reason, for the `paths` below `root` (as in `storage.file_versions`) that give no clip.
 
     Bytes that are not UTF-8 appear as `\\xe9` in the names.
     """

@@ -205,7 +205,7 @@ def _appearances_by_action(combinations: Iterable[Combination]) -> dict[str, lis
 
 
 def _draw_scene(rng: np.random.Generator, richness: Richness, appearances: dict[str, list[Appearance]]) -> Scene:
-    """Draw a scene whose main thing has a appearance from `appearances[action]`; the second thing may have any appearance."""
+    """Draw a scene whose main thing looks as in `appearances[action]`; the second thing may look in any way."""
     is_double = rng.random() < richness.double_share
     layout = rng.choice(list(_SHARE_BY_LAYOUT), p=list(_SHARE_BY_LAYOUT.values())) if is_double else "single"
     action = _draw_action(rng, richness, layout)
