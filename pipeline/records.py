@@ -113,7 +113,7 @@ class EncodedPackets:
     """Parameters of the decoder, and the file's `info` (`pipeline/decode/packets.py`)."""
     packets: np.ndarray
     """Position in `data`, times and number in the file of each packet: `pipeline.decode.packets.CUT`."""
-    wanted: tuple[int, ...]
+    frame_numbers: tuple[int, ...]
     """Numbers in the file of the clip's frames, in order."""
     pts: tuple[int, ...]
     """Presentation times of these frames, in units of the stream."""
@@ -227,9 +227,9 @@ class Batch:
     """The original id at the positions chosen for masking, `IGNORED_LABEL` elsewhere."""
     word_positions: Int64[Tensor, "B K"]
     """The K significant words that LVWM matches with the video, as positions in the caption."""
-    most_masked: int | None = None
+    max_masked: int | None = None
     """Largest number of labels in a row, counted on the host to avoid a device synchronisation; None if unknown."""
-    most_tokens: int | None = None
+    max_tokens: int | None = None
     """Upper bound on the tokens of a caption on any rank, so that no step has to compute the longest; None: each step
     computes it, which is free on a CPU and saves padding."""
     length_groups: tuple[LengthGroup, ...] = ()
@@ -247,7 +247,7 @@ class Batch:
         return dataclasses.replace(self, **moved, length_groups=groups)
 
     def _columns(self) -> list[str]:
-        others = ("most_masked", "most_tokens", "length_groups")
+        others = ("max_masked", "max_tokens", "length_groups")
         return [field.name for field in dataclasses.fields(self) if field.name not in others]
 
 

@@ -3,9 +3,9 @@
 A path is a local path or a URL such as `s3://bucket/key`. Credentials and endpoint come only from the environment
 (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, …) and never appear in a message.
 
-Every call goes through `_ask`, the only place that retries when a store is slow, throttles or truncates an answer, and
-that rewords errors: FileNotFoundError, PermissionError with the missing permission, or UnavailableError after the last
-retry.
+Every call goes through `_with_retries`, the only place that retries when a store is slow, throttles or truncates an
+answer, and that rewords errors: FileNotFoundError, PermissionError with the missing permission, or UnavailableError
+after the last retry.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ TRIES = 6
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
 OUTAGE_SECONDS = 180
 """How long a store may be unreachable during a run."""
-NUM_AHEAD = 8
+NUM_PREFETCHED = 8
 """Number of remote files that are prefetched while one is used."""
 
 _S3_OPTIONS = {
     "max_concurrency": 1,  # a clip is one GET, without a HEAD before it
     "use_listings_cache": False,  # other processes write to the same folders
-    "config_kwargs": {"retries": {"total_max_attempts": 1}},  # only `_ask` retries
+    "config_kwargs": {"retries": {"total_max_attempts": 1}},  # only `_with_retries` retries
 }
 _COLONS = "\0\0"
 """Replaces `::` while fsspec parses a path; no name contains it."""
@@ -91,12 +91,12 @@ def relative_to(path: str, root: str) -> str:
 
 def exists(path: str) -> bool:
     """Return whether `path` is an existing file, folder or key prefix."""
-    return _ask(path, lambda store, inner: store.exists(inner))
+    return _with_retries(path, lambda store, inner: store.exists(inner))
 
 
 def is_folder(path: str) -> bool:
     """Return whether `path` is a folder or a key prefix."""
-    return _ask(path, lambda store, inner: store.isdir(inner))
+    return _with_retries(path, lambda store, inner: store.isdir(inner))
 
 
 def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> bytes:
@@ -104,23 +104,23 @@ def read_bytes(path: str, start: int | None = None, stop: int | None = None) -> 
 
     def call(store: Any, inner: str) -> bytes:
         storage_errors.refuse_special(path, inner)
-        with storage_errors.none_behind_the_end(path):
+        with storage_errors.empty_past_end(path):
             return store.cat_file(inner, start=start, end=stop)
         return b""
 
-    return _ask(path, call)
+    return _with_retries(path, call)
 
 
-def ahead(reads: Iterable[tuple[str, Callable[[], T]]]) -> Iterator[Callable[[], T]]:
+def prefetched(reads: Iterable[tuple[str, Callable[[], T]]]) -> Iterator[Callable[[], T]]:
     """Prefetch: for each pair (path, read), yield a function with the result or exception of `read`.
 
     Remote files are fetched while those before them are used, so that the latency of a store is paid only once.
     """
-    with ThreadPoolExecutor(NUM_AHEAD) as pool:
+    with ThreadPoolExecutor(NUM_PREFETCHED) as pool:
         waiting: deque[Callable[[], T]] = deque()
         for path, read in reads:
             waiting.append(pool.submit(read).result if is_remote(path) else read)
-            if len(waiting) > NUM_AHEAD:
+            if len(waiting) > NUM_PREFETCHED:
                 yield waiting.popleft()
         yield from waiting
 
@@ -133,33 +133,35 @@ def read_with(path: str, function: Callable[[IO[bytes]], T]) -> T:
         with store.open(inner, "rb") as file:
             return function(file)
 
-    return _ask(path, call)
+    return _with_retries(path, call)
 
 
 def list_files(root: str) -> list[str]:
     """Return the paths of all files below `root`, relative to it and sorted, except hidden files and folders.
 
-    Names that are not UTF-8 and links to folders are skipped, too; see `sources.passed_over`.
+    Names that are not UTF-8 and links to folders are skipped, too; see `sources.find_skipped`.
     """
-    return [path for path, _ in listed(root) if not is_surrogate(path)]
+    return [path for path, _ in iter_versions(root) if not is_surrogate(path)]
 
 
-def fingerprints(root: str) -> dict[str, str]:
-    """Return path below `root` → size and version of each file, as in `listed`."""
-    return dict(listed(root))
+def file_versions(root: str) -> dict[str, str]:
+    """Return path below `root` → size and version of each file, as in `iter_versions`."""
+    return dict(iter_versions(root))
 
 
-def listed(root: str) -> Iterator[tuple[str, str]]:
+def iter_versions(root: str) -> Iterator[tuple[str, str]]:
     """Yield path below `root`, and size and version (ETag or modification time), of each visible file, sorted.
 
     A bucket is listed page by page, a local tree folder by folder.
     """
     if _is_s3(root):
-        files = storage_pages.s3_files(functools.partial(_ask, root))
+        files = storage_pages.s3_files(functools.partial(_with_retries, root))
     elif not is_remote(root) and Path(absolute(root)).is_dir():
         files = storage_pages.local_files(absolute(root))
     else:
-        inner, details = _ask(root, lambda store, inner: (inner.rstrip("/") + "/", store.find(inner, detail=True)))
+        inner, details = _with_retries(
+            root, lambda store, inner: (inner.rstrip("/") + "/", store.find(inner, detail=True))
+        )
         files = (
             (
                 str(path).removeprefix(inner),
@@ -173,9 +175,9 @@ def listed(root: str) -> Iterator[tuple[str, str]]:
 def write_bytes_atomic(path: str, data: bytes) -> None:
     """Write `data` to `path` atomically. Missing local folders are created."""
     if is_remote(path):  # one PUT, or a multipart upload that is committed at its end
-        _ask(path, lambda store, inner: store.pipe_file(inner, data))
+        _with_retries(path, lambda store, inner: store.pipe_file(inner, data))
     else:
-        _ask(path, lambda _, inner: _replace(Path(inner), data))
+        _with_retries(path, lambda _, inner: _replace(Path(inner), data))
 
 
 def write_if_unchanged(path: str, data: bytes, previous: bytes | None) -> bool:
@@ -186,7 +188,7 @@ def write_if_unchanged(path: str, data: bytes, previous: bytes | None) -> bool:
     first one succeeded: read again then, too.
     """
     if not is_remote(path):
-        return _ask(path, lambda _, inner: _replace_if_unchanged(Path(inner), data, previous))
+        return _with_retries(path, lambda _, inner: _replace_if_unchanged(Path(inner), data, previous))
 
     def call(store: Any, inner: str) -> bool:
         try:
@@ -204,7 +206,7 @@ def write_if_unchanged(path: str, data: bytes, previous: bytes | None) -> bool:
         # Ceph compares the tag without quotes, others with quotes; a rejected PUT changes nothing
         return any(_put_if(store, inner, data, IfMatch=form) for form in (tag.strip('"'), tag))
 
-    return _ask(path, call)
+    return _with_retries(path, call)
 
 
 def write_table(path: str, table: pa.Table, **options: Any) -> None:
@@ -229,24 +231,24 @@ def upload_folder(folder: str, path: str) -> None:
         target = join(path, name)
         if not is_remote(target):
             Path(target).parent.mkdir(parents=True, exist_ok=True)
-        _ask(target, lambda store, inner, name=name: store.put_file(join(folder, name), inner))
+        _with_retries(target, lambda store, inner, name=name: store.put_file(join(folder, name), inner))
 
 
 def remove(path: str) -> None:
     """Remove the file at `path`, if it exists."""
     with suppress(FileNotFoundError):
-        _ask(path, lambda store, inner: store.rm_file(inner))
+        _with_retries(path, lambda store, inner: store.rm_file(inner))
 
 
 def remove_folder(path: str) -> None:
     """Remove everything at or below `path`, if it exists."""
     with suppress(FileNotFoundError):
-        _ask(path, lambda store, inner: store.rm(inner, recursive=True))
+        _with_retries(path, lambda store, inner: store.rm(inner, recursive=True))
 
 
 def check_readable(path: str) -> None:
     """Raise an error that names the remedy if a file, folder or bucket cannot be read."""
-    _ask(path, lambda store, inner: store.info(inner))
+    _with_retries(path, lambda store, inner: store.info(inner))
     if not is_remote(path) and not os.access(absolute(path), os.R_OK | (os.X_OK if is_folder(path) else 0)):
         raise PermissionError(f"no permission to read {path}: give this user the right to read it")
 
@@ -258,19 +260,19 @@ def check_writable(path: str) -> None:
     """
     name = f".writable-{uuid.uuid4().hex}"
     if not is_remote(path):
-        _ask(path, lambda _, inner: Path(inner).mkdir(parents=True, exist_ok=True))
-    _ask(path, lambda store, inner: store.pipe_file(join(inner, name), b""))
-    _ask(path, lambda store, inner: store.rm_file(join(inner, name)))
+        _with_retries(path, lambda _, inner: Path(inner).mkdir(parents=True, exist_ok=True))
+    _with_retries(path, lambda store, inner: store.pipe_file(join(inner, name), b""))
+    _with_retries(path, lambda store, inner: store.rm_file(join(inner, name)))
 
 
 @contextmanager
 def temporary_bucket(url: str) -> Iterator[str]:
     """Create a bucket, yield its URL, and remove it with all its content: for tests and benchmarks."""
-    _ask(url, lambda store, inner: store.mkdir(inner))
+    _with_retries(url, lambda store, inner: store.mkdir(inner))
     try:
         yield url
     finally:
-        _ask(url, lambda store, inner: store.rm(inner, recursive=True))
+        _with_retries(url, lambda store, inner: store.rm(inner, recursive=True))
 
 
 def arrow_filesystem(path: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
@@ -287,7 +289,7 @@ def arrow_filesystem(path: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
 
 
 def _s3_handler() -> pyarrow.fs.FSSpecHandler:
-    """Return S3 for callers that bypass `_ask`: botocore retries, with pauses of up to 20 s, 10 s on average."""
+    """Return S3 for callers that bypass `_with_retries`: botocore retries, pausing up to 20 s, 10 s on average."""
     from pyarrow import fs
 
     class Handler(fs.FSSpecHandler):
@@ -308,7 +310,7 @@ def pause_seconds(retry: int, draw: float) -> float:
     return min(FIRST_PAUSE_SECONDS * 2 ** (retry - 1), LONGEST_PAUSE_SECONDS) * (1 - draw / 2)
 
 
-def _ask(path: str, call: Callable[[Any, str], T]) -> T:
+def _with_retries(path: str, call: Callable[[Any, str], T]) -> T:
     """Return `call(store, path in the store)`. Transient failures are retried: `TRIES` attempts in all, or more until
     the retry budget is used up."""
     store, inner = _resolve(path)
@@ -318,14 +320,14 @@ def _ask(path: str, call: Callable[[Any, str], T]) -> T:
             return call(store, inner)
         except Exception as error:
             tries += 1
-            if not (is_remote(path) and storage_errors.may_pass(error)):
-                if worded := storage_errors.in_words(error, path):
+            if not (is_remote(path) and storage_errors.is_transient(error)):
+                if worded := storage_errors.as_user_error(error, path):
                     raise worded from error
                 raise
             if tries >= TRIES and time.monotonic() > given_up:
                 raise UnavailableError(
-                    f"{path}: the store failed {tries} times, at last with {storage_errors.answer(error)}; try again "
-                    "later, and check AWS_ENDPOINT_URL if it never answers"
+                    f"{path}: the store failed {tries} times, at last with {storage_errors.summarise(error)}; try "
+                    "again later, and check AWS_ENDPOINT_URL if it never answers"
                 ) from error
         _retries.count()
         time.sleep(pause_seconds(tries, _jitter.random()))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-_PASSING_CODES = {"SlowDown", "RequestTimeout", "XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"}
+_TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"}
 """Error codes with a status below 500 that are transient."""
 _CONDITION_CODES = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 """Error codes of a conditional PUT whose condition did not hold."""
@@ -66,7 +66,7 @@ def refuse_special(path: str, inner: str) -> None:
         raise OSError(f"{path} is a pipe, socket or device, not a file")
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Return whether a retry may succeed: the remote store or the connection failed temporarily."""
     if (status := _hub_status(error)) is not None or not _has_s3():
         return status == 429 or (status or 0) >= 500 or isinstance(error, TimeoutError | ConnectionError)
@@ -80,7 +80,7 @@ def may_pass(error: Exception) -> bool:
         passing += (boto.HTTPClientError, boto.EndpointConnectionError, boto.ConnectTimeoutError)
         return isinstance(error, passing)
     status = refusal.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return _code(refusal) in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
+    return _code(refusal) in _TRANSIENT_CODES or status == 429 or (status >= 500 and status != 501)
 
 
 def is_failed_condition(error: Exception) -> bool:
@@ -90,7 +90,7 @@ def is_failed_condition(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def none_behind_the_end(path: str) -> Iterator[None]:
+def empty_past_end(path: str) -> Iterator[None]:
     """Suppress the error of a remote store that a file has no byte of the requested range."""
     try:
         yield
@@ -100,7 +100,7 @@ def none_behind_the_end(path: str) -> Iterator[None]:
             raise
 
 
-def in_words(error: Exception, path: str) -> Exception | None:
+def as_user_error(error: Exception, path: str) -> Exception | None:
     """Return a store's error reworded, with path and remedy; None if the original message is best."""
     refusal = _refusal(error) if is_remote(path) else None
     if refusal and _code(refusal) in ("411", "MissingContentLength"):
@@ -114,10 +114,10 @@ def in_words(error: Exception, path: str) -> Exception | None:
             return OSError(error.errno, f"no space left for {path}: make room there, and give the same command again")
         case NotADirectoryError() | FileExistsError():
             return NotADirectoryError(f"a part of {path} is a file, not a folder: choose another path")
-    return _remote_in_words(error, path) if is_remote(path) else None
+    return _remote_as_user_error(error, path) if is_remote(path) else None
 
 
-def _remote_in_words(error: Exception, path: str) -> Exception | None:
+def _remote_as_user_error(error: Exception, path: str) -> Exception | None:
     if _hub_status(error) in (401, 403):
         remedy = "set HF_TOKEN, and accept the terms of a gated data set on its page"
         return PermissionError(f"no permission for {path}: {remedy}")
@@ -183,7 +183,7 @@ def _code(refusal: ClientError) -> str:
     return str(refusal.response.get("Error", {}).get("Code", ""))
 
 
-def answer(error: Exception) -> str:
+def summarise(error: Exception) -> str:
     """Summarise a store's error in a few words."""
     refusal = _refusal(error)
     return f"{_code(refusal)} for {refusal.operation_name}" if refusal else type(error).__name__

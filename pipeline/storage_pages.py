@@ -29,8 +29,8 @@ def local_files(root: str, folder: str = "") -> Iterator[tuple[str, str]]:
                 yield folder + name, f"{size} {os.lstat(path).st_mtime}"
 
 
-def s3_files(ask: Callable[[Callable[[Any, str], Any]], Any]) -> Iterator[tuple[str, str]]:
-    """Yield path, and size and ETag, of each object below a prefix. `ask` calls a function with store and prefix."""
+def s3_files(request: Callable[[Callable[[Any, str], Any]], Any]) -> Iterator[tuple[str, str]]:
+    """Yield path, and size and ETag, of each object below a prefix; `request` calls a function on store and prefix."""
     place: dict[str, str] = {}
     while True:
 
@@ -39,7 +39,7 @@ def s3_files(ask: Callable[[Callable[[Any, str], Any]], Any]) -> Iterator[tuple[
             prefix = f"{key.rstrip('/')}/" if key else ""
             return prefix, store.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=PAGE_KEYS, **place)
 
-        prefix, answer = ask(page)
+        prefix, answer = request(page)
         for item in answer.get("Contents", ()):
             if not item["Key"].endswith("/"):
                 yield item["Key"].removeprefix(prefix), f"{item['Size']} {item['ETag']}"

@@ -20,7 +20,7 @@ MOVED_SHARE = 0.15
 def draw(step: Step, mask_id: int | None) -> Draws:
     """Return this step's masks and false captions. They depend on the clip ids alone, not on a random generator."""
     batch, config = step.batch, step.config
-    masked, labels, most_masked = batch.masked_token_ids, batch.labels, batch.most_masked
+    masked, labels, most_masked = batch.masked_token_ids, batch.labels, batch.max_masked
     if config.attentive_share:
         assert mask_id is not None, "refused when the network was built"
         masked, labels = attentive(step, mask_id)

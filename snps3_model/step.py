@@ -178,9 +178,9 @@ class Step:
     def gathered_captions(
         self, ids: Int64[Tensor, "b L"], pool: Gather
     ) -> tuple[Int64[Tensor, "P F"], Bool[Tensor, "P F"]]:
-        """Return token ids and mask of the captions of `pool`, padded to `batch.most_tokens`; if that is unknown, to
+        """Return token ids and mask of the captions of `pool`, padded to `batch.max_tokens`; if that is unknown, to
         the longest caption, for which the host waits."""
-        mask, most = self.batch.token_mask, self.batch.most_tokens
+        mask, most = self.batch.token_mask, self.batch.max_tokens
         if pool is local_gather:
             return ids, mask
         room = (most or self.model.config.max_positions) - ids.shape[1]

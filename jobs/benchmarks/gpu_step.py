@@ -127,5 +127,5 @@ def random_batch(num_clips: int, num_frames: int, size_px: int) -> Batch:
         token_mask=torch.ones_like(ids, dtype=torch.bool),
         labels=labels,
         word_positions=torch.arange(1, 1 + NUM_WORDS).expand(num_clips, -1).clone(),
-        most_masked=NUM_MASKED,
+        max_masked=NUM_MASKED,
     )

@@ -31,7 +31,7 @@ from cluster.connection import connected_ray
 from jobs.benchmarks.data_path import Clips, made_clips, source_of
 from jobs.benchmarks.support.fixtures import cores
 from pipeline.decode.codec import decode_frames
-from pipeline.decode.pixels import PixelBuffer, Room, lent
+from pipeline.decode.pixels import PixelBuffer, SharedSlot, stacking_into
 from pipeline.records import Kind
 from pipeline.stream.collate import as_tensor
 from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, decode_block
@@ -75,11 +75,11 @@ def copies_of_decoding(data: bytes) -> int:
     clip_bytes = decode_frames(data, **settings).nbytes
     buffer = PixelBuffer(8 * 224 * 224 * 3).expecting(8, 224)
     assert buffer.fd is not None, "this system has no memfd"
-    room = Room(os.dup(buffer.fd), buffer.place())
-    with lent(room), clips_allocated(clip_bytes) as more:
+    slot = SharedSlot(os.dup(buffer.fd), buffer.encode_slot())
+    with stacking_into(slot), clips_allocated(clip_bytes) as more:
         frames = decode_frames(data, **settings)
-    is_there = frames is room.frames
-    room.close()
+    is_there = frames is slot.frames
+    slot.close()
     return more[0] + (1 if is_there else 2)
 
 

@@ -29,7 +29,7 @@ from pipeline.decode.clip_media import index_at
 from pipeline.decode.codec import clip_indices, fit_long_side
 from pipeline.decode.video import PyavVideo
 from pipeline.records import Kind
-from pipeline.stream.loader import ClipSource, choice, clip_stream
+from pipeline.stream.loader import ClipSource, clip_stream, sampling_arguments
 from pipeline.stream.source import split_rows
 
 BATCH, FPS, WIDTH, HEIGHT = 8, 25, 426, 240
@@ -139,9 +139,11 @@ def of_whole_file(source: ClipSource, data: bytes) -> tuple[dict[int, str], int]
             planned = source.planned(step)
             for place in planned.rows[planned.rows >= 0].tolist():
                 row = table.slice(place, 1).to_pylist()[0]
-                frames = clip_indices(video.timeline, **choice(source, planned, row))
+                frames = clip_indices(video.timeline, **sampling_arguments(source, planned, row))
                 digests[row["clip_id"]] = digest_of(video.frames(frames, size).tobytes())
-                num_needed += len(index_at(row["packets"]).cut(frames, lambda start, stop: data[start:stop], spare=0))
+                num_needed += len(
+                    index_at(row["packets"]).cut(frames, lambda start, stop: data[start:stop], num_extra_groups=0)
+                )
     return digests, num_needed
 
 

@@ -162,7 +162,7 @@ def first_captions(data: Path, row: Row, way: Way) -> Batch:
         seed=0,
         max_tokens=MAX_TOKENS,
         pad_to=MAX_TOKENS if way == "published" else None,
-        most_length_groups=1 if way == "published" else Placement.length_groups,
+        max_length_groups=1 if way == "published" else Placement.length_groups,
     )
 
 

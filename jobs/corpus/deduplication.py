@@ -31,10 +31,10 @@ from pipeline.corpus.parts import write_parts
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
 from pipeline.decode.decoders import DecoderName
-from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, as_pair, connected, removals
+from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, connected_components, make_pair, removals
 from pipeline.dedup.fingerprints import cache_path, fingerprint_corpus
 from pipeline.dedup.search import ClipTable, Search, clip_table, clips_at, find_copies
-from pipeline.offline.stages import streamed
+from pipeline.offline.stages import stream_blocks
 from pipeline.records import Reason, Rejected, Stage
 
 ENTRIES = "entries"
@@ -142,8 +142,8 @@ def _deduplicate(
         ]
         search = _search(config, clip_table(listings, folders), storage.join(out, ENTRIES))
     clips = clips_at(listings, (number for pair in search.copies for number in pair))
-    pairs = [as_pair(clips, *numbers, alignment, config.train_split) for numbers, alignment in search.copies.items()]
-    groups = connected(search.copies)
+    pairs = [make_pair(clips, *numbers, alignment, config.train_split) for numbers, alignment in search.copies.items()]
+    groups = connected_components(search.copies)
     held.check()
     pairs_path = storage.join(out, "pairs.parquet")
     rows = [pair_row(clips, pair) | {"group": clips[groups[pair.copy]].clip_id} for pair in pairs]
@@ -171,7 +171,7 @@ def _search(config: DeduplicateConfig, table: ClipTable, folder: str) -> Search:
     """Search all clips for copies. The tasks exchange files in `folder`, which is removed at the end."""
     storage.remove_folder(folder)  # left by a search that was killed
     try:
-        return find_copies(table, config.similarity, folder, partial(streamed, subcluster=config.subcluster))
+        return find_copies(table, config.similarity, folder, partial(stream_blocks, subcluster=config.subcluster))
     finally:
         storage.remove_folder(folder)
 

@@ -95,7 +95,7 @@ def download(config: DownloadConfig) -> Downloaded:
     rows, wrong, column = read_urls(config.table, config.column)
     storage.check_writable(out)
     with lease.held(out) as held:
-        files = files_of([row[column] for row in rows], config, storage.fingerprints(out))
+        files = files_of([row[column] for row in rows], config, storage.file_versions(out))
         hosts: dict[str, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(config.num_per_host))
 
         def fetch(file: dict[str, Any]) -> dict[str, Any]:

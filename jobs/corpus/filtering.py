@@ -183,7 +183,7 @@ def scores_in(manifest: Manifest, config: FilterConfig, out: str) -> pa.Table:
     keys = [key_of(VERSION, decoder, *row.values()) for row in rows.select(list(names)).to_pylist()]
     rows = rows.append_column("key", pa.array(keys, pa.string()))
     score = partial(score_clips, limits=config.limits, decoder=config.decoder)
-    options = {"most_at_once": 64, "together": "uri", "subcluster": config.subcluster}
+    options = {"max_block_rows": 64, "group_column": "uri", "subcluster": config.subcluster}
     return computed_once(rows, score, storage.join(out, KEPT), SCORES, **options)
 
 

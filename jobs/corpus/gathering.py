@@ -26,7 +26,7 @@ from pipeline.corpus import annotations, media
 from pipeline.corpus.buckets import NUM_BUCKETS, Buckets, portions
 from pipeline.corpus.clip_rows import Annotated, Annotation, WrongRow
 from pipeline.corpus.names import bucket_of_name
-from pipeline.corpus.sources import Layout, Source, open_source, passed_over
+from pipeline.corpus.sources import Layout, Source, find_skipped, open_source
 from pipeline.records import Kind
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,10 @@ class Files:
         """List the files below `root` in batches, without those for which `is_ours` (our output); log progress."""
         files, digest = cls(), hashlib.blake2b(digest_size=16)
         has_media, logged_at = False, time.monotonic()
-        listed = ((name, version) for name, version in storage.listed(root) if not is_ours(name))
+        listed = ((name, version) for name, version in storage.iter_versions(root) if not is_ours(name))
         while pairs := list(itertools.islice(listed, ROWS_AT_ONCE)):
             digest.update(json.dumps(pairs).encode())
-            files.skipped |= passed_over(root, [name for name, _ in pairs])
+            files.skipped |= find_skipped(root, [name for name, _ in pairs])
             pairs = [pair for pair in pairs if pair[0] not in files.skipped and not storage.is_surrogate(pair[0])]
             for name, _ in pairs:
                 is_media = bool(media.kind_of(name))
@@ -122,7 +122,7 @@ class Gathered:
         return self._plan(0, NUM_BUCKETS)
 
     def _plan(self, start: int, stop: int) -> Plan:
-        reading = annotations.collected(map(annotated_of, self.rows.read(start, stop).to_pylist()))
+        reading = annotations.merge_rows(map(annotated_of, self.rows.read(start, stop).to_pylist()))
         return make_plan(reading, replace(self.source, places=self._places(start, stop)))
 
     def outline(self) -> Outline:
@@ -155,7 +155,7 @@ def gather(root: str, layout: Layout | None, files: Files, rows: Iterable[Annota
     places = None
     if source.layout != Layout.FILES:
         put(places := Buckets(PLACES), list(source.places.items()))
-    source = replace(source, places={}, passed_over=files.skipped)
+    source = replace(source, places={}, skipped=files.skipped)
     wrong: list[WrongRow] = []
     buckets = Buckets(ROWS)
     clips = clips_among(rows, wrong)

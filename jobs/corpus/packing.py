@@ -42,7 +42,7 @@ from pipeline.offline.shards import (
     items_of,
     write_shard,
 )
-from pipeline.offline.stages import mapped
+from pipeline.offline.stages import map_blocks
 from pipeline.records import Rejected, Stage
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def _pack(config: PackConfig, out: str, held: lease.Lease) -> Prepared:
         names = {clip["clip_id"]: media.name_of(clip["uri"], listing.root) for clip in clips}
         rejected += [Rejected.from_row(row, Stage.PACK) for row in index_rows if row["reason"]]
         packed = [
-            {name: row[name] for name in SCHEMA.names} | {"uri": media.named(row["uri"], names[row["clip_id"]])}
+            {name: row[name] for name in SCHEMA.names} | {"uri": media.uri_with_name(row["uri"], names[row["clip_id"]])}
             for row in index_rows
             if not row["reason"]
         ]
@@ -151,7 +151,7 @@ def _packed_now(items: Sequence[Item], config: PackConfig, folder: str) -> list[
     shards = ([clip for item in batch for clip in item.clips] for batch in batches_of(items, config.packing))
     blocks = [pa.Table.from_pylist(clips, schema=SCHEMA) for clips in shards]
     write = partial(write_block, config=config.packing, folder=folder, limits=config.limits)
-    return pa.concat_tables(mapped(blocks, write, subcluster=config.subcluster)).to_pylist()
+    return pa.concat_tables(map_blocks(blocks, write, subcluster=config.subcluster)).to_pylist()
 
 
 def by_item(listing: Listing, config: PackingConfig) -> Buckets:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from pipeline import storage
 from pipeline.corpus import annotations
-from pipeline.corpus.annotations import Reading
+from pipeline.corpus.annotations import ParsedAnnotations
 from pipeline.corpus.clip_rows import Annotation, WrongRow, is_outside, without_queries
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of, name_of
@@ -58,7 +58,7 @@ def wrong_rows(rows: Iterable[WrongRow], corpus: str) -> list[Rejected]:
     ]
 
 
-def make_plan(reading: Reading, source: Source) -> Plan:
+def make_plan(reading: ParsedAnnotations, source: Source) -> Plan:
     """Match the clips of `reading` with the files of `source`.
 
     Clips with the same file and times are merged. A path outside the root that matches no file is a wrong row.
@@ -73,7 +73,7 @@ def make_plan(reading: Reading, source: Source) -> Plan:
         name = source.name(clip.relative_path)
         if is_outside(clip.relative_path) and name not in source.places:
             where = reading.places.get((given.relative_path, given.start_seconds, given.end_seconds), "")
-            reason = f"{where}: {annotations.outside(clip)}, and no file there is called so"
+            reason = f"{where}: {annotations.outside_root_message(clip)}, and no file there is called so"
             wrong.append(WrongRow(where=where, reason=reason))
             continue
         if name != clip.relative_path:

@@ -324,7 +324,7 @@ def _probed(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -
             )
             rows.add(table := pa.concat_tables([kept, usable]))
             read_whole.add(table)
-            alone = dataclasses.replace(plan.source, damaged={}, passed_over={})
+            alone = dataclasses.replace(plan.source, damaged={}, skipped={})
             unnamed = unnamed_files(plan.clips, corpus=config.corpus, source=alone)
             rejected += [*with_nearest(lost, plan), *plan.rejected(config.corpus), *unnamed]
             log.info("portion %d of %d is done", number + 1, len(gathered.portions), extra={"is_progress": True})
@@ -357,7 +357,7 @@ def _fingerprint(config: PrepareConfig, root: str, sources: Sequence[str], files
             continue
         for file, _ in annotations.source_files(path):
             if storage.is_folder(file):
-                for pair in storage.listed(file):
+                for pair in storage.iter_versions(file):
                     digest.update(json.dumps(pair).encode())
             else:
                 for data in byte_pieces(file):

@@ -48,7 +48,7 @@ def probe_clips(
     keys = [key_of(decoder, packets_folder, *row.values(), versions.get(media.file_of(row["uri"]))) for row in rows]
     table = pa.Table.from_pylist(rows, KNOWN).append_column("key", pa.array(keys, pa.string()))
     look = partial(probe_batch, decoder=decoder, limits=limits, packets_folder=packets_folder)
-    options = {"least_at_once": 8, "most_at_once": 256, "together": "uri", "subcluster": subcluster}
+    options = {"min_block_rows": 8, "max_block_rows": 256, "group_column": "uri", "subcluster": subcluster}
     probed = computed_once(table, look, kept_in, SCHEMA, **options)
     usable, rejected = ledger.split_by_reason(probed, Stage.PREPARE)
     return usable.select(SCHEMA.names).cast(SCHEMA), silent + rejected

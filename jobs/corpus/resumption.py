@@ -28,7 +28,7 @@ def computed_once(
 
     Connects to Ray only if something is left to compute.
     """
-    reused, left = kept.parted(rows, folder, schema)
+    reused, left = kept.split_by_cached(rows, folder, schema)
     if not len(left):
         return reused
     from cluster.connection import connected_ray  # here, so that Ray is imported only if it is needed
@@ -46,7 +46,7 @@ def asked_once(
     log.
     """
     keys = pa.table({"key": pa.array([row["key"] for row in rows], pa.string())})
-    reused, left = kept.parted(keys, folder, schema)
+    reused, left = kept.split_by_cached(keys, folder, schema)
     missing = set(left["key"].to_pylist())
     asked = [row for row in rows if row["key"] in missing]
     log.info("%d %s, %d of them from before", len(rows), what, len(rows) - len(asked))
@@ -56,7 +56,7 @@ def asked_once(
     def keep_waiting() -> None:
         if waiting:
             results.append(pa.Table.from_pylist(waiting, fields))
-            kept.keep(results[-1], folder)
+            kept.write_cached(results[-1], folder)
             waiting.clear()
 
     try:

@@ -19,7 +19,7 @@ from pipeline.corpus import annotations, ledger, media
 from pipeline.corpus.clip_rows import Annotation
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.sources import Source, open_source
-from pipeline.curation.cuts import of_length
+from pipeline.curation.cuts import bound_lengths
 from pipeline.curation.shots import SPANS, Cutting, DetectorName, spans_of_files, weights_path
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
@@ -152,7 +152,7 @@ def split(config: SplitConfig) -> Split:
 
 def parts_of(row: dict[str, Any], config: SplitConfig) -> list[dict[str, Any]]:
     """Return a span (a row with `start` and `end`, in seconds) as clips of allowed length."""
-    spans = of_length([(row["start"], row["end"])], config.min_seconds, config.max_seconds)
+    spans = bound_lengths([(row["start"], row["end"])], config.min_seconds, config.max_seconds)
     return [row | {"start": start, "end": end} for start, end in spans]
 
 
@@ -197,14 +197,14 @@ def _row(clip: Annotation) -> dict[str, Any]:
 
 def _found(config: SplitConfig, root: str, out: str) -> tuple[list[dict[str, Any]], list[Rejected], int]:
     """Return the spans detected in the videos, the rejected videos, and the number of videos."""
-    versions = storage.fingerprints(root)
+    versions = storage.file_versions(root)
     source = open_source(root, None, list(versions))
     videos = pa.Table.from_pylist(list(_videos(source, versions, config)))
     if not len(videos):
         raise ValueError(f"no video lies below {root}")
     find = partial(spans_of_files, cutting=config.cutting, limits=config.limits, decoder=config.decoder)
     folder = storage.join(out, KEPT)
-    table = computed_once(videos, find, folder, SPANS, most_at_once=1, subcluster=config.subcluster)
+    table = computed_once(videos, find, folder, SPANS, max_block_rows=1, subcluster=config.subcluster)
     spans, rejected = ledger.split_by_reason(table, Stage.PREPARE)
     names = dict(zip(videos["clip_id"].to_pylist(), videos["name"].to_pylist(), strict=True))
     rows = [

@@ -41,7 +41,7 @@ from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of
 from pipeline.decode.config import Limits
 from pipeline.decode.images import encode_image
-from pipeline.offline.shards import PASSING
+from pipeline.offline.shards import TRANSIENT
 from pipeline.records import DecodeError, Rejected, Stage
 
 DONE = with_reason(pa.schema([("clip_id", pa.int64()), ("uri", pa.string()), ("windows", pa.int64())]))
@@ -131,7 +131,7 @@ def rows_to_embed(config: EmbedConfig, videos: str, out: str) -> tuple[int, list
 
     Raise ValueError for a folder without videos, and for an index of another model, folder or windows.
     """
-    listed = storage.fingerprints(videos)
+    listed = storage.file_versions(videos)
     versions = {storage.join(videos, path): listed[path] for path in sorted(listed) if kind_of(path)}
     if not versions:
         raise ValueError(f"{videos} holds neither videos nor images")
@@ -176,7 +176,7 @@ def claim(config: EmbedConfig, videos: str, out: str) -> None:
 def rejected_for_good(out: str) -> list[Rejected]:
     """Return the rejected videos of an index, except those with transient failures, which are retried."""
     path = f"{out}/{REJECTED}"
-    return [row for row in read_ledger(path) if row.reason not in PASSING] if storage.exists(path) else []
+    return [row for row in read_ledger(path) if row.reason not in TRANSIENT] if storage.exists(path) else []
 
 
 def bring_up_to_date(out: str, versions: Mapping[str, str]) -> set[str]:

@@ -50,7 +50,7 @@ class WindowIndex:
         reads = [(path, functools.partial(open_part, path, model, width)) for path in parts_in(folder)]
         if not reads:
             raise ValueError(f"{folder} holds no embedded video")
-        return cls([part() for part in storage.ahead(reads)])
+        return cls([part() for part in storage.prefetched(reads)])
 
     def __len__(self) -> int:
         return int(self.stops[-1])

@@ -17,7 +17,7 @@ from jobs.tasks.network import Network, NetworkOptions
 from jobs.tasks.questions import AskingTask, by_clips
 from jobs.tasks.task import TaskInputs
 from jobs.tasks.text import TextProcessor
-from pipeline.corpus.questions import NUM_OPTIONS, AskedClips, Choice, read_choices
+from pipeline.corpus.questions import NUM_OPTIONS, Choice, ClipQuestions, read_choices
 from pipeline.records import ChoiceBatch, ClipRows
 from pipeline.stream.randomness import Purpose, clip_rng
 from snps3_model.downstream import Choosing
@@ -118,7 +118,7 @@ def drawn_choice(
     return Choice(question_id="", clip_name=str(clip_id), options=tuple(options), answer=place)
 
 
-def drawn_choices(source: ClipSource, seed: int) -> AskedClips[Choice]:
+def drawn_choices(source: ClipSource, seed: int) -> ClipQuestions[Choice]:
     """Return a choice about each video of an evaluation split, the same in every evaluation."""
     captions = captions_of(source.rows())
     others = all_captions(captions, "task.validation")
@@ -126,7 +126,7 @@ def drawn_choices(source: ClipSource, seed: int) -> AskedClips[Choice]:
         clip_id: (drawn_choice(clip_id, texts[0], captions, others, clip_rng(seed, 0, clip_id, Purpose.WORDS)),)
         for clip_id, texts in captions.items()
     }
-    return AskedClips(by_clip=drawn, missing=())
+    return ClipQuestions(by_clip=drawn, missing=())
 
 
 def captions_of(rows: pa.Table) -> dict[int, Sequence[str]]:

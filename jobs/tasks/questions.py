@@ -23,15 +23,15 @@ from pipeline import storage
 from pipeline.corpus.listing import Listing
 from pipeline.corpus.questions import (
     MAPPING,
-    Asked,
-    AskedClips,
+    AnyQuestion,
     ClipNames,
+    ClipQuestions,
     Question,
     answer_list,
-    asked_clips,
+    group_by_clip,
     known_answers,
-    outside,
     read_questions,
+    unanswerable,
 )
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows, QuestionBatch
 from pipeline.stream.randomness import Purpose, clip_rng
@@ -61,12 +61,12 @@ class Predicted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskingTask(Task, Generic[Asked]):
+class AskingTask(Task, Generic[AnyQuestion]):
     """The base of tasks with questions or choices about clips."""
 
     reads_questions: ClassVar[bool] = True
 
-    questions: Mapping[str, AskedClips[Asked]]
+    questions: Mapping[str, ClipQuestions[AnyQuestion]]
     """By dataset: train, validation, test, temporal."""
     is_video_hidden: bool = False
 
@@ -79,10 +79,10 @@ class AskingTask(Task, Generic[Asked]):
         """Return the batch, with black frames if `is_video_hidden`."""
         return dataclasses.replace(batch, frames=torch.zeros_like(batch.frames)) if self.is_video_hidden else batch
 
-    def drawn(self, rows: ClipRows, seed: int, max_per_clip: int) -> list[list[Asked]]:
+    def drawn(self, rows: ClipRows, seed: int, max_per_clip: int) -> list[list[AnyQuestion]]:
         """Draw at most `max_per_clip` questions of each training clip, others in each epoch."""
         by_clip = self.questions["train"].by_clip
-        drawn: list[list[Asked]] = []
+        drawn: list[list[AnyQuestion]] = []
         for clip_id, weight in zip(rows.clip_ids.tolist(), rows.weight.tolist(), strict=True):
             questions = list(by_clip.get(clip_id, ())) if weight > 0 else []
             order = clip_rng(seed, rows.epoch, clip_id, Purpose.CAPTION).permutation(len(questions))
@@ -121,7 +121,7 @@ class AskingTask(Task, Generic[Asked]):
             for (_, clip_id, question), number in zip(asked, numbers, strict=True)
         ]
 
-    def asked(self, name: str, clip_ids: Sequence[int], weight: Sequence[float]) -> list[tuple[int, int, Asked]]:
+    def asked(self, name: str, clip_ids: Sequence[int], weight: Sequence[float]) -> list[tuple[int, int, AnyQuestion]]:
         """Return (row, clip id, question) of each question about the usable clips."""
         by_clip = self.questions[name].by_clip
         return [
@@ -133,23 +133,23 @@ class AskingTask(Task, Generic[Asked]):
 
     @abc.abstractmethod
     def choose(
-        self, network: Any, questions: Sequence[Asked], frame_tokens: Tensor, text: TextProcessor
+        self, network: Any, questions: Sequence[AnyQuestion], frame_tokens: Tensor, text: TextProcessor
     ) -> Int64[Tensor, " Q"]:
         """Return the number of the answer to each question, on the device."""
 
     @abc.abstractmethod
-    def answer(self, question: Asked, number: int) -> str:
+    def answer(self, question: AnyQuestion, number: int) -> str:
         """Return the answer with this number, as text."""
 
     @abc.abstractmethod
-    def is_right(self, question: Asked, number: int) -> bool:
+    def is_right(self, question: AnyQuestion, number: int) -> bool:
         """Return whether the answer with this number is right."""
 
     def results(self, predicted: Sequence[Predicted], name: str) -> dict[str, float]:
         """Return the accuracies of the dataset `name`, and the numbers of asked, missing and undecoded questions."""
         questions = self.questions[name]
         counts = {"num_asked": len(predicted), "num_missing": len(questions.missing)}
-        counts["num_undecoded"] = questions.num_asked - len(predicted)
+        counts["num_undecoded"] = questions.num_questions - len(predicted)
         return accuracies(predicted, name) | {f"{name}/{key}": float(count) for key, count in counts.items()}
 
     def all_predictions(self, evaluation: Evaluation) -> list[Predicted]:
@@ -190,7 +190,7 @@ class AskingTask(Task, Generic[Asked]):
         """Return the numbers of training questions, and of those about clips missing in the split."""
         if not (questions := self.questions.get("train")):
             return {}
-        return {"train/num_asked": float(questions.num_asked), "train/num_missing": float(len(questions.missing))}
+        return {"train/num_asked": float(questions.num_questions), "train/num_missing": float(len(questions.missing))}
 
     def summary(self, metrics: Mapping[str, float]) -> str:
         """Return the accuracy."""
@@ -239,7 +239,7 @@ class QuestionTask(AskingTask[Question]):
     def num_outside_list(self, name: str) -> float:
         """Return the number of questions of a dataset without a right answer in the list."""
         questions = [question for of_clip in self.questions[name].by_clip.values() for question in of_clip]
-        return float(len(outside(questions, self.answers)))
+        return float(len(unanswerable(questions, self.answers)))
 
     def training_facts(self) -> dict[str, float]:
         """Add the number of training questions without an answer in the list."""
@@ -301,7 +301,9 @@ class QuestionTask(AskingTask[Question]):
         return self.answers[number] in question.answers
 
 
-def by_clips(inputs: TaskInputs, questions: Mapping[str, Sequence[Asked]]) -> dict[str, AskedClips[Asked]]:
+def by_clips(
+    inputs: TaskInputs, questions: Mapping[str, Sequence[AnyQuestion]]
+) -> dict[str, ClipQuestions[AnyQuestion]]:
     """Return the questions of each dataset by clip. ValueError for a file about a dataset that is not read, or about
     none of its clips."""
     for name in questions.keys() - inputs.sources.keys():
@@ -312,10 +314,12 @@ def by_clips(inputs: TaskInputs, questions: Mapping[str, Sequence[Asked]]) -> di
     }
 
 
-def of_split(manifest: Listing, source: ClipSource, path: str, questions: Sequence[Asked]) -> AskedClips[Asked]:
+def of_split(
+    manifest: Listing, source: ClipSource, path: str, questions: Sequence[AnyQuestion]
+) -> ClipQuestions[AnyQuestion]:
     """Return the questions of the file `path` by clip. ValueError if they are about none of the clips of `source`."""
     rows = manifest.split(source.split) if source.plan else source.rows()  # training reads images too
-    by_clip = asked_clips(questions, ClipNames(rows, manifest.root))
+    by_clip = group_by_clip(questions, ClipNames(rows, manifest.root))
     if not by_clip.by_clip:
         examples = ", ".join(repr(question.clip_name) for question in questions[:3])
         is_numbered = all(question.clip_name.removeprefix("vid").isdigit() for question in questions)

@@ -327,7 +327,7 @@ def fill_masked_words(
 @torch.no_grad()
 def masked_words_right(model: SNPS3, batch: Batch, tokens: Float[Tensor, "B S D"]) -> Int[Tensor, 2]:
     """Return (number of masked words whose first guess by the cross encoder is right, number of masked words)."""
-    positions = masked_positions(batch.labels, batch.most_masked or batch.labels.shape[1])
+    positions = masked_positions(batch.labels, batch.max_masked or batch.labels.shape[1])
     labels, hidden = batch.labels.gather(1, positions), masked_states(model, batch, tokens)
     chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
     guessed = model.cross_word_logits(chosen).argmax(-1).view_as(labels)

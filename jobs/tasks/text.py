@@ -48,7 +48,7 @@ class TextProcessor:
             lvwm_top_k=self.text.lvwm_top_k,
             seed=self.seed,
             max_tokens=self.text.max_tokens,
-            most_length_groups=self.length_groups,
+            max_length_groups=self.length_groups,
         )
 
     def tokens(self, texts: Sequence[str]) -> tuple[Int64[Tensor, "N L"], Bool[Tensor, "N L"]]:

@@ -100,7 +100,7 @@ class RankBatches:
         rows = clip_rows(table, source=source, epoch=epoch, allocate=pinned if device.type == "cuda" else np.empty)
         batch = job.task.batch(rows, job.text) if is_training else job.text.batch(rows, EVALUATION_MASKING)
         if device.type != "cpu":
-            batch = dataclasses.replace(batch, most_tokens=max(job.text.text.max_tokens, batch.token_ids.shape[1]))
+            batch = dataclasses.replace(batch, max_tokens=max(job.text.text.max_tokens, batch.token_ids.shape[1]))
         drawn = draw_augmentation(rows, job.data.augmentation, seed=job.seed, is_training=is_training)
         return augment(batch.to(device), drawn)
 

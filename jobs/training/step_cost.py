@@ -174,6 +174,6 @@ def full_batch(shape: StepShape) -> Batch:
         token_mask=torch.ones_like(ids, dtype=torch.bool),
         labels=labels,
         word_positions=torch.zeros(shape.num_clips, shape.num_words, dtype=torch.int64),
-        most_masked=shape.num_masked,
-        most_tokens=shape.num_tokens,
+        max_masked=shape.num_masked,
+        max_tokens=shape.num_tokens,
     )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline import storage
-from pipeline.corpus.caption_formats import FORMATS, Format, format_named, recognised
+from pipeline.corpus.caption_formats import FORMATS, Format, detect_format, format_named
 from pipeline.corpus.caption_readers import read_rows
 from pipeline.corpus.clip_rows import Annotated, Annotation, WrongRow, attempt, is_outside
 from pipeline.corpus.columns import choose
@@ -43,7 +43,7 @@ Key = tuple[str, float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ParsedAnnotations:
     """The content of annotation files."""
 
     clips: tuple[Annotation, ...]
@@ -61,13 +61,13 @@ def read_annotations(
     """Return the clips of `read`. ValueError, with the places, if a row is wrong or names a clip outside the root."""
     reading = read(sources, split=split, format=format, lists=lists)
     wrong = [row.reason for row in reading.wrong]
-    wrong += [outside(clip) for clip in reading.clips if is_outside(clip.relative_path)]
+    wrong += [outside_root_message(clip) for clip in reading.clips if is_outside(clip.relative_path)]
     if wrong:
         raise ValueError("\n".join(wrong[:MAX_NAMED]))
     return [replace(clip, split=clip.split or DEFAULT_SPLIT) for clip in reading.clips]
 
 
-def outside(clip: Annotation) -> str:
+def outside_root_message(clip: Annotation) -> str:
     """Return the error message for a clip that is not below the root."""
     remedy = "`snps3 download` fetches it" if "://" in clip.relative_path else "move it there, or name a root above it"
     return f"clip_name {clip.relative_path!r} must be a path below the corpus root: {remedy}"
@@ -80,12 +80,12 @@ def read(
     format: str | None = None,
     lists: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
-) -> Reading:
+) -> ParsedAnnotations:
     """Return the clips and the wrong rows of `annotated_rows`. ValueError: a clip is in two splits or groups, or has
     two kinds."""
     notes: list[str] = []
     rows = annotated_rows(sources, notes.append, split=split, format=format, lists=lists, columns=columns)
-    reading = collected(rows)
+    reading = merge_rows(rows)
     return replace(reading, notes=tuple(notes))
 
 
@@ -130,7 +130,7 @@ def annotated_rows(
     clip_lists.refuse_unused()
 
 
-def collected(rows: Iterable[Annotated]) -> Reading:
+def merge_rows(rows: Iterable[Annotated]) -> ParsedAnnotations:
     """Merge annotations of equal path, start and end into one clip. ValueError: they differ in split, group or kind."""
     clips: dict[Key, Annotation] = {}
     places: dict[Key, str] = {}
@@ -142,7 +142,7 @@ def collected(rows: Iterable[Annotated]) -> Reading:
         key = (clip.relative_path, clip.start_seconds, clip.end_seconds)
         places.setdefault(key, where)
         clips[key] = merged(clips[key], clip, where) if key in clips else clip
-    return Reading(clips=tuple(clips.values()), wrong=tuple(wrong), places=places)
+    return ParsedAnnotations(clips=tuple(clips.values()), wrong=tuple(wrong), places=places)
 
 
 def _in_splits(rows: Iterable[Annotated], of_source: str | None, of_name: str | None) -> Iterator[Annotated]:
@@ -266,7 +266,7 @@ def _of_file(
     text, is_long = head, more is not None
     if is_long and head.lstrip().startswith(("{", "[")) and not has_object_per_line(head):
         text, is_long = "".join([head, more or "", *pieces]), False
-    format = format or (FORMATS["table"] if columns else recognised(text, path))
+    format = format or (FORMATS["table"] if columns else detect_format(text, path))
     if format.name == "pairs" and not columns:
         columns = pair_of(next(line for line in re.split(r"[\r\n]", text) if not is_preamble(line))) or columns
     is_headless = any(column.isdigit() for column in columns.values())

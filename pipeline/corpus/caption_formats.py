@@ -161,7 +161,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 """Name, as `--format` takes it → format. The most general come first, because detection tries them in reverse order."""
 
 
-def recognised(text: str, path: str) -> Format:
+def detect_format(text: str, path: str) -> Format:
     """Detect the format of a file from its text. ValueError if none of `FORMATS` fits."""
     line = next((line for line in re.split(r"[\r\n]", text) if not is_preamble(line)), "").strip()
     head = Head(line=line, value=_json_or_none(line) or _json_or_none(text))

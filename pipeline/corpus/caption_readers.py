@@ -94,7 +94,7 @@ def _row(where: str, row: Mapping[str, Any], columns: Columns) -> Annotated:
     if columns.duration and start is not None:
         seconds = seconds_of(row.get(columns.duration), columns.duration, where)
         end = None if seconds is None else start + seconds
-    kind, group = (row.get(field) if columns.is_own else None for field in ("type", "group"))
+    kind, group = (row.get(field) if columns.is_native_format else None for field in ("type", "group"))
     if kind and str(kind).lower() not in set(Kind):
         raise ValueError(f"{where}: type must be one of {', '.join(Kind)}, got {kind!r}")
     split = row.get(columns.split) if columns.split else None

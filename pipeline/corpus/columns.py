@@ -103,7 +103,7 @@ class Columns:
         return ", ".join(f"{meaning} = {name}" for meaning, name in pairs if name is not None)
 
     @property
-    def is_own(self) -> bool:
+    def is_native_format(self) -> bool:
         """Return whether this is our own format of JSON lines, with `type` and `group`."""
         return self.clip == "clip_name"
 
@@ -167,7 +167,7 @@ def _by_rank(
         if meaning in ("start", "end", "span") or not fitting:
             fitting = fitting or [name for name in names if plain(name) in rank]
         if len(fitting) > 1 and any(len({str(row.get(name)) for name in fitting}) > 1 for row in rows):
-            remedy = " or ".join(says(meaning, name) for name in fitting)
+            remedy = " or ".join(columns_option(meaning, name) for name in fitting)
             raise ValueError(f"{path}: {' and '.join(fitting)} may each be the {meaning}: say {remedy}")
         if fitting:
             return fitting[0]
@@ -180,7 +180,7 @@ def _is_single(name: str, rows: Iterable[Mapping[str, Any]]) -> bool:
     return all(isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) for value in values)
 
 
-def says(meaning: str, name: str) -> str:
+def columns_option(meaning: str, name: str) -> str:
     """Return the command line option that assigns a column to a meaning, quoted for a shell."""
     return f"--columns {shlex.quote(f'{meaning}={name}')}"
 
@@ -210,7 +210,7 @@ def _of_splits(unused: list[str], rows: Sequence[Mapping[str, Any]], path: str) 
     """Return the column whose values are all names of splits, whatever it is called. ValueError for several."""
     fitting = [name for name in unused if _values(name, rows) and _values(name, rows) <= SPLITS.keys()]
     if len(fitting) > 1:
-        remedy = " or ".join(says("split", name) for name in fitting)
+        remedy = " or ".join(columns_option("split", name) for name in fitting)
         raise ValueError(f"{path}: {' and '.join(fitting)} may each be the split: say {remedy}")
     return next(iter(fitting), None)
 
@@ -229,16 +229,16 @@ def _checked(
     }
     is_silent = columns.caption is None and "caption" not in given
     if is_silent and alike["a caption"]:
-        remedy = " or ".join(says("caption", name) for name in alike["a caption"])
+        remedy = " or ".join(columns_option("caption", name) for name in alike["a caption"])
         raise ValueError(f"{path}: {' and '.join(alike['a caption'])} may be the caption: say {remedy}")
-    if is_silent and not columns.is_own:
+    if is_silent and not columns.is_native_format:
         raise ValueError(
             f"{path}: no column has captions: it has {_listed([*unused, columns.clip])}; name the file with the "
             "captions, or say --columns caption=COLUMN"
         )
     untimed = columns.start is None and columns.end is None and columns.span is None
     if untimed and alike["a time"] and not given.keys() & {"start", "end", "span"}:
-        spans = [says("span", name) for name in alike["a time"] if _has_lists(name, rows)]
+        spans = [columns_option("span", name) for name in alike["a time"] if _has_lists(name, rows)]
         remedy = " or ".join(spans) or "--columns start=COLUMN end=COLUMN, in seconds"
         raise ValueError(
             f"{path}: {' and '.join(alike['a time'])} may be the times of the clip: say {remedy}, or --columns start= "
@@ -248,14 +248,14 @@ def _checked(
     if columns.start and columns.end is None and ends and "end" not in given:
         raise ValueError(
             f"{path}: {columns.start} has no end, and {' and '.join(ends)} may be it: say "
-            f"{' or '.join(says('end', name) for name in ends)}, in seconds, or --columns end= for clips up to the end "
-            "of the video"
+            f"{' or '.join(columns_option('end', name) for name in ends)}, in seconds, or --columns end= for clips up "
+            "to the end of the video"
         )
     lengths = [name for name in unused if plain(name) in LENGTHS]
     if columns.start and columns.end is None and lengths and "duration" not in given:
         raise ValueError(
             f"{path}: {columns.start} has no end, and {lengths[0]} may be the length of the clip or of the video: say "
-            f"{says('duration', lengths[0])}, or --columns duration= for clips up to the end of the video"
+            f"{columns_option('duration', lengths[0])}, or --columns duration= for clips up to the end of the video"
         )
     flags = [name for name in alike["a split"] if plain(name).startswith("is")]
     if columns.split is None and flags and "split" not in given:

@@ -35,12 +35,12 @@ def fetch_start(uri: str) -> Stored | DistantFile:
     """Return `fetch`, or a `DistantFile` for a file of `IN_MEMORY_BYTES` or more."""
     if media.is_part(uri):
         return fetch(uri)
-    start = fetch(media.inside(uri, 0, IN_MEMORY_BYTES))
+    start = fetch(media.range_uri(uri, 0, IN_MEMORY_BYTES))
     if len(start) < IN_MEMORY_BYTES:
         return start
 
     def read(start: int, stop: int) -> bytes:
-        part = fetch(media.inside(uri, start, stop))
+        part = fetch(media.range_uri(uri, start, stop))
         if not isinstance(part, bytes) or len(part) != stop - start:
             raise DecodeError(Reason.TRUNCATED, f"{uri} changes while it is read")
         return part

@@ -151,15 +151,15 @@ def write_sorted(
 
     If the folder already holds a subset of them, its parts stay, and the remaining rows are appended in new parts.
     """
-    tables, behind = rows.tables(), {}
+    tables, existing = rows.tables(), {}
     if parts.is_in_parts(path):
         before = parts.read_index(path)
         ids = np.sort(np.concatenate([rows["clip_id"].to_numpy() for rows in open_manifest(path).batches()]))
         old = (rows_digest(table.filter(_is_among(table, ids))) for table in rows.tables())
         if hex_digest(sum(old)) == before.hash and (before.corpus, before.root) == (corpus, root):
             tables = (table.filter(pc.invert(_is_among(table, ids))) for table in tables)
-            behind = {"behind": before.parts, "ids_behind": ids}
-    return parts.write_parts(path, tables, corpus=corpus, root=root, decoders=decoders, **behind)
+            existing = {"existing_parts": before.parts, "existing_clip_ids": ids}
+    return parts.write_parts(path, tables, corpus=corpus, root=root, decoders=decoders, **existing)
 
 
 def _is_among(table: pa.Table, ids: Int64[np.ndarray, " n"]) -> pa.Array:

@@ -43,7 +43,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 """The last eight are not supported: their files are rejected, so the ledger lists them."""
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-MOST_UNPACKED_BYTES = 2**33
+MAX_UNPACKED_BYTES = 2**33
 _INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames|unpacked)=(?P<start>\d+)-(?P<stop>\d+)(&name=(?P<name>.+))?")
 _KEYED = re.compile(r"(?P<path>.+\.lmdb)#key=(?P<key>.+)")
 _ROW = re.compile(r"(?P<path>.+)#row=(?P<row>\d+)&column=(?P<column>[^&]+)(&name=(?P<name>.+))?")
@@ -102,7 +102,7 @@ def is_part(uri: str) -> bool:
     return file_of(uri) != uri or uri.endswith("/")
 
 
-def inside(path: str, start: int, stop: int, form: Literal["bytes", "frames", "unpacked"] = "bytes") -> str:
+def range_uri(path: str, start: int, stop: int, form: Literal["bytes", "frames", "unpacked"] = "bytes") -> str:
     """Return the uri of the bytes [start, stop) of a file, of the images in them, or of these decompressed bytes."""
     return f"{path}#{form}={start}-{stop}"
 
@@ -115,10 +115,10 @@ def is_tar(path: str) -> bool:
 @functools.lru_cache(maxsize=1)
 def unpacked(path: str) -> bytes:
     """Return the content of a compressed file, cached for neighbouring clips. ValueError if it is damaged."""
-    return b"".join(decompressed_pieces(storage.read_bytes(path), path, MOST_UNPACKED_BYTES))
+    return b"".join(decompressed_pieces(storage.read_bytes(path), path, MAX_UNPACKED_BYTES))
 
 
-def named(uri: str, name: str) -> str:
+def uri_with_name(uri: str, name: str) -> str:
     """Append the clip's name to the uri of a part of a packed file; return any other uri unchanged."""
     match = _INSIDE.fullmatch(uri) or _ROW.fullmatch(uri)
     return f"{uri}&name={quote(name)}" if match and not match["name"] else uri
@@ -133,12 +133,12 @@ def name_of(uri: str, root: str) -> str:
     return uri.removeprefix(root).strip("/")
 
 
-def keyed(path: str, key: str) -> str:
+def key_uri(path: str, key: str) -> str:
     """Return the uri of a key's value in an LMDB."""
     return f"{path}#key={quote(key)}"
 
 
-def in_row(path: str, row: int, column: str) -> str:
+def row_uri(path: str, row: int, column: str) -> str:
     """Return the uri of a value in a Parquet file."""
     return f"{path}#row={row}&column={quote(column)}"
 

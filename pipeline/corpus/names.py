@@ -32,7 +32,7 @@ def folded(name: str) -> str:
 
 
 def bucket_of_name(path: str) -> int:
-    """Return the bucket of a path: equal for all paths that `Names` or `Source` may match with each other.
+    """Return the bucket of a path: equal for all paths that `NameIndex` or `Source` may match with each other.
 
     Only the file name up to its first dot counts, without case, Unicode form and `PREFIXES`.
     """
@@ -42,7 +42,7 @@ def bucket_of_name(path: str) -> int:
     return zlib.crc32(name.encode(errors="surrogateescape")) % NUM_BUCKETS
 
 
-class Names:
+class NameIndex:
     """Lookup of the clips of a source by name."""
 
     def __init__(self, places: Iterable[str]) -> None:

@@ -62,7 +62,7 @@ def media_names(path: str) -> list[str]:
 def media_places(path: str) -> dict[str, str]:
     """Return name → uri of the videos in a Parquet file. Names do not include that of the file."""
     column = media_column(path) or ""
-    return {name: media.in_row(path, number, column) for number, name in enumerate(media_names(path))}
+    return {name: media.row_uri(path, number, column) for number, name in enumerate(media_names(path))}
 
 
 def _schema(path: str) -> pa.Schema:

@@ -25,13 +25,13 @@ from pipeline.corpus.schema import SCHEMA, completed
 NUM_GROUPS = 112
 """Cached row groups per process (32 MiB for WebVid): two windows of `OrderConfig`, and some for evaluation."""
 NUM_FOOTERS = 4
-"""Cached footers of parts per process: a megabyte each, when parsed."""
+"""Cached footers of parts per process: a megabyte each, when parse_group."""
 Group = tuple[str, int]
 """Path of a part, and number of a row group in it."""
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchedGroup:
     """The bytes of a row group, which begin at byte `start` of its part."""
 
     footer: pq.FileMetaData
@@ -51,12 +51,12 @@ class GroupCache:
         self.max_groups = self._first_max_groups = max_groups
         self.num_bytes_read = self.num_groups_read = 0
         self._lock, self._tables = threading.Lock(), OrderedDict[Group, Future[pa.Table]]()
-        self._waiting = deque[tuple[Group, Callable[[], Fetched], Future[pa.Table]]]()
+        self._waiting = deque[tuple[Group, Callable[[], FetchedGroup], Future[pa.Table]]]()
         self._num_in_flight = 0
 
     @functools.cached_property
     def _pools(self) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
-        return ThreadPoolExecutor(storage.NUM_AHEAD, "fetched"), ThreadPoolExecutor(1, "parsed")
+        return ThreadPoolExecutor(storage.NUM_PREFETCHED, "fetched"), ThreadPoolExecutor(1, "parsed")
 
     def __len__(self) -> int:
         return len(self._tables)
@@ -65,7 +65,7 @@ class GroupCache:
         """Raise the capacity to twice the initial one."""
         self.max_groups = 2 * self._first_max_groups
 
-    def ask(self, group: Group, fetch: Callable[[], Fetched]) -> Future[pa.Table]:
+    def request(self, group: Group, fetch: Callable[[], FetchedGroup]) -> Future[pa.Table]:
         """Return a future of the table of `group`, and request it if it is not cached. The least recently used group is
         evicted."""
         with self._lock:
@@ -79,24 +79,24 @@ class GroupCache:
             return self._tables[group]
 
     def _advance(self) -> None:
-        """Start fetches in order of request, with at most `NUM_AHEAD` unparsed groups. The caller holds the lock."""
+        """Start fetches in order of request, with at most `NUM_PREFETCHED` unparsed groups. The lock must be held."""
         fetching, parsing = self._pools
-        while self._waiting and self._num_in_flight < storage.NUM_AHEAD:
-            group, fetch, asked = self._waiting.popleft()
+        while self._waiting and self._num_in_flight < storage.NUM_PREFETCHED:
+            group, fetch, future = self._waiting.popleft()
             self._num_in_flight += 1
-            parsing.submit(self._parse, group, fetching.submit(fetch), asked)
+            parsing.submit(self._parse, group, fetching.submit(fetch), future)
 
-    def _parse(self, group: Group, fetched: Future[Fetched], asked: Future[pa.Table]) -> None:
+    def _parse(self, group: Group, fetched: Future[FetchedGroup], future: Future[pa.Table]) -> None:
         """Resolve the future of a row group. A failed one leaves the cache, so that the next request retries it."""
         try:
-            table = parsed(group, fetched.result())
+            table = parse_group(group, fetched.result())
             self.num_bytes_read += fetched.result().num_bytes
             self.num_groups_read += 1
-            asked.set_result(table)
+            future.set_result(table)
         except BaseException as error:
             with self._lock:
                 self._tables.pop(group, None)
-            asked.set_exception(error)
+            future.set_exception(error)
         with self._lock:
             self._num_in_flight -= 1
             self._advance()
@@ -124,7 +124,7 @@ class PartRows(Rows):
     def take(self, positions: Int64[np.ndarray, " n"]) -> pa.Table:
         numbers, inside = self._located(positions)
         groups, which = np.unique(numbers, return_inverse=True)
-        tables = [future.result() for future in [self._ask(number) for number in groups.tolist()]]
+        tables = [future.result() for future in [self._request(number) for number in groups.tolist()]]
         if not tables:
             return SCHEMA.empty_table()
         order = np.argsort(which, kind="stable")
@@ -140,12 +140,12 @@ class PartRows(Rows):
         if start >= stop:
             return SCHEMA.empty_table()
         (first, last), inside = self._located(np.array([start, stop - 1]))
-        tables = [future.result() for future in [self._ask(number) for number in range(first, last + 1)]]
+        tables = [future.result() for future in [self._request(number) for number in range(first, last + 1)]]
         return pa.concat_tables(tables).slice(int(inside[0]), stop - start)
 
     def prefetch(self, positions: Int64[np.ndarray, " n"]) -> None:
         for number in np.unique(self._located(positions)[0]).tolist():
-            self._ask(number)
+            self._request(number)
 
     def _located(self, positions: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
         """Return the row group of each position, counted over all parts, and the row in it. IndexError past the end."""
@@ -155,14 +155,14 @@ class PartRows(Rows):
         group, inside = np.divmod(positions - self._starts[part], GROUP_ROWS)
         return self._first_groups[part] + group, inside
 
-    def _ask(self, number: int) -> Future[pa.Table]:
+    def _request(self, number: int) -> Future[pa.Table]:
         place = int(np.searchsorted(self._first_groups, number, side="right")) - 1
         part, group = self.parts[place], number - int(self._first_groups[place])
         path = storage.join(self.folder, part.name)
-        return self.cache.ask((path, group), functools.partial(fetch_group, path, part, group))
+        return self.cache.request((path, group), functools.partial(fetch_group, path, part, group))
 
 
-def fetch_group(path: str, part: Part, group: int) -> Fetched:
+def fetch_group(path: str, part: Part, group: int) -> FetchedGroup:
     """Fetch the bytes of a row group. ValueError: the part was changed; FileNotFoundError: it is missing."""
     footer, num_bytes = footer_of(path, part)
     columns = [footer.row_group(group).column(number) for number in range(footer.num_columns)]
@@ -170,10 +170,10 @@ def fetch_group(path: str, part: Part, group: int) -> Fetched:
     start = min(starts)
     stop = max(first + column.total_compressed_size for first, column in zip(starts, columns, strict=True))
     data = read_range(path, part, start, stop)
-    return Fetched(footer=footer, start=start, data=data, num_bytes=num_bytes + len(data))
+    return FetchedGroup(footer=footer, start=start, data=data, num_bytes=num_bytes + len(data))
 
 
-def parsed(group: Group, fetched: Fetched) -> pa.Table:
+def parse_group(group: Group, fetched: FetchedGroup) -> pa.Table:
     """Parse the rows of a row group. ValueError for damaged bytes."""
     path, number = group
     file = _Range(fetched.start, fetched.data)
@@ -181,7 +181,7 @@ def parsed(group: Group, fetched: Fetched) -> pa.Table:
 
 
 def read_part(path: str, part: Part) -> pa.Table:
-    """Read all rows of a part. Raises the errors of `fetch_group` and `parsed`."""
+    """Read all rows of a part. Raises the errors of `fetch_group` and `parse_group`."""
     data = read_range(path, part, 0, part.num_bytes)
     footer = _checked_footer(path, part, data[-part.footer_bytes :])
     return _table(path, lambda: _opened(io.BytesIO(data), footer).read())

@@ -31,7 +31,7 @@ from jaxtyping import Int64
 from pipeline import storage
 from pipeline.corpus.content import checksum, hex_digest, rows_digest
 from pipeline.corpus.schema import conform, num_uncaptioned
-from pipeline.corpus.versions import MAX_VERSIONS, Version, split_version, version_named
+from pipeline.corpus.versions import MAX_VERSIONS, Version, find_version, split_version
 
 INDEX = "index.json"
 FORMAT_VERSION = 2
@@ -101,19 +101,19 @@ def write_parts(
     root: str,
     decoders: Mapping[str, Mapping[str, float]] | None = None,
     part_rows: int = PART_ROWS,
-    behind: Sequence[Part] = (),
-    ids_behind: Int64[np.ndarray, " n"] | None = None,
+    existing_parts: Sequence[Part] = (),
+    existing_clip_ids: Int64[np.ndarray, " n"] | None = None,
 ) -> PartIndex:
     """Write `tables`, whose rows come in order of (split, kind, clip_id), as a manifest in parts to the folder `path`.
 
-    `behind`: existing parts, with the ids of their rows; they stay, and the new ones are appended to them.
+    `existing_parts`: existing parts, with the ids of their rows; they stay, and the new ones are appended to them.
 
     One part is in memory at a time, and 8 bytes of each row. Readers of the previous content are not disturbed: if the
     rows differ, it becomes an earlier version, of which `MAX_VERSIONS` are kept, counting the newest. ValueError for
     rows in another order, duplicate ids, a missing column, no rows, and if another process writes the folder meanwhile.
     """
     before = _index_bytes(path)
-    parts, clip_ids = list(behind), [] if ids_behind is None else [ids_behind]
+    parts, clip_ids = list(existing_parts), [] if existing_clip_ids is None else [existing_clip_ids]
     for table in _cut(tables, part_rows):
         part, data = _encoded(table, len(parts))
         storage.write_bytes_atomic(storage.join(path, part.name), data)
@@ -171,7 +171,7 @@ def read_index(path: str, version: str | None = None) -> PartIndex:
     newest = _index_of(storage.read_bytes(where), where)
     if version is None:
         return newest
-    named = version_named(version, (*newest.earlier, newest.version), path)
+    named = find_version(version, (*newest.earlier, newest.version), path)
     if named == newest.version:
         return newest
     where = storage.join(path, named.file)

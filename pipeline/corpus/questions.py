@@ -73,7 +73,7 @@ class Choice:
             )
 
 
-Asked = TypeVar("Asked", Question, Choice)
+AnyQuestion = TypeVar("AnyQuestion", Question, Choice)
 
 
 def read_questions(path: str) -> list[Question]:
@@ -172,8 +172,8 @@ def _text(value: Any, what: str) -> str:
     return str(value).strip()
 
 
-def _all(path: str, read: Callable[[Mapping[str, Any], str], Asked]) -> list[Asked]:
-    names, asked, wrong = mapped_names(path), [], []
+def _all(path: str, read: Callable[[Mapping[str, Any], str], AnyQuestion]) -> list[AnyQuestion]:
+    names, questions, wrong = mapped_names(path), [], []
     for number, record in _with_answers(_records(path), path):
         try:
             question = _read(f"{path}:{number}", number, read, record)
@@ -181,13 +181,13 @@ def _all(path: str, read: Callable[[Mapping[str, Any], str], Asked]) -> list[Ask
             wrong.append(str(error))
             continue
         name = names.get(question.clip_name) or names.get(f"vid{question.clip_name}")
-        asked.append(replace(question, clip_name=name) if name else question)
+        questions.append(replace(question, clip_name=name) if name else question)
     if wrong:
         more = f"\n… and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
         raise ValueError("\n".join(wrong[:MAX_NAMED]) + more)
-    if not asked:
+    if not questions:
         raise ValueError(f"{path} asks nothing: name a file with a question in each line, or a list of them")
-    return asked
+    return questions
 
 
 def mapped_names(path: str) -> dict[str, str]:
@@ -241,7 +241,7 @@ def _with_answers(records: Iterable[tuple[str, Any]], path: str) -> Iterator[tup
         yield number, {**answers.get(str(row["question_id"]), {}), **row}
 
 
-def _read(where: str, number: str, read: Callable[[Mapping[str, Any], str], Asked], record: Any) -> Asked:
+def _read(where: str, number: str, read: Callable[[Mapping[str, Any], str], AnyQuestion], record: Any) -> AnyQuestion:
     if isinstance(record, WrongRow):
         raise ValueError(record.reason)
     if not isinstance(record, Mapping):
@@ -293,27 +293,29 @@ def _stem(path: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedClips(Generic[Asked]):
+class ClipQuestions(Generic[AnyQuestion]):
     """Questions by clip, and those that cannot be asked."""
 
-    by_clip: Mapping[int, tuple[Asked, ...]]
-    missing: tuple[Asked, ...]
+    by_clip: Mapping[int, tuple[AnyQuestion, ...]]
+    missing: tuple[AnyQuestion, ...]
     """Questions about missing clips: reported, not scored."""
 
     @property
-    def num_asked(self) -> int:
+    def num_questions(self) -> int:
         """Return the number of questions about existing clips."""
         return sum(map(len, self.by_clip.values()))
 
 
-def asked_clips(asked: Iterable[Asked], names: ClipNames) -> AskedClips[Asked]:
+def group_by_clip(questions: Iterable[AnyQuestion], names: ClipNames) -> ClipQuestions[AnyQuestion]:
     """Group the questions by clip."""
-    by_clip: dict[int, list[Asked]] = defaultdict(list)
-    missing: list[Asked] = []
-    for question in asked:
+    by_clip: dict[int, list[AnyQuestion]] = defaultdict(list)
+    missing: list[AnyQuestion] = []
+    for question in questions:
         clip_id = names.find(question.clip_name)
         (missing if clip_id is None else by_clip[clip_id]).append(question)
-    return AskedClips(by_clip={clip: tuple(asked) for clip, asked in by_clip.items()}, missing=tuple(missing))
+    return ClipQuestions(
+        by_clip={clip: tuple(questions) for clip, questions in by_clip.items()}, missing=tuple(missing)
+    )
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -333,7 +335,7 @@ def known_answers(question: Question, numbers: Mapping[str, int]) -> list[int]:
     return [numbers[answer] for answer in question.answers if answer in numbers]
 
 
-def outside(questions: Sequence[Question], answers: Sequence[str]) -> list[Question]:
+def unanswerable(questions: Sequence[Question], answers: Sequence[str]) -> list[Question]:
     """Return the questions without a correct answer in the list."""
     numbers = {answer: number for number, answer in enumerate(answers)}
     return [question for question in questions if not known_answers(question, numbers)]

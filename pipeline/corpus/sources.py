@@ -25,7 +25,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.corpus import media
-from pipeline.corpus.names import Names
+from pipeline.corpus.names import NameIndex
 from pipeline.corpus.parquet_rows import media_column, media_places
 from pipeline.corpus.text_files import is_compressed
 from pipeline.records import Kind
@@ -51,7 +51,7 @@ class Source:
     """Name → uri of all existing files or keys."""
     damaged: Mapping[str, str]
     """Uri of a packed file that could not be listed completely → error."""
-    passed_over: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
     """Name of a file or folder from which no clip can be read → reason."""
     matched: Mapping[str, str] = field(default_factory=dict)
     """Name of a clip in annotations → its name here, for inexact matches."""
@@ -74,8 +74,8 @@ class Source:
         return self._names.nearest(clip_path)
 
     @cached_property
-    def _names(self) -> Names:
-        return Names(self.places)
+    def _names(self) -> NameIndex:
+        return NameIndex(self.places)
 
     def name(self, clip_path: str) -> str:
         """Return the name in this source of the clip that an annotation calls `clip_path`."""
@@ -103,8 +103,8 @@ class Source:
     @cached_property
     def _tar_of_member(self) -> dict[str, str]:
         """Return member → its name with the tar, for members that occur in only one tar."""
-        behind = re.compile(r"(?i)\.(?:tar(?:\.\w+)?|tgz)/")
-        members = [(behind.split(name, maxsplit=1)[-1], name) for name in self.places]
+        tar_suffix = re.compile(r"(?i)\.(?:tar(?:\.\w+)?|tgz)/")
+        members = [(tar_suffix.split(name, maxsplit=1)[-1], name) for name in self.places]
         times = Counter(member for member, _ in members)
         return {member: name for member, name in members if times[member] == 1}
 
@@ -115,16 +115,16 @@ def open_source(root: str, layout: Layout | None = None, files: Sequence[str] | 
     `files`: the files below the root, if they are already listed.
     """
     if layout == Layout.LMDB or (layout is None and media.is_lmdb(root)):
-        places = {key: media.keyed(root, key) for key in media.keys(root)}
+        places = {key: media.key_uri(root, key) for key in media.keys(root)}
         return Source(root=root, layout=Layout.LMDB, places=places, damaged={})
     paths = storage.list_files(root) if files is None else files
-    skipped = passed_over(root, paths)
+    skipped = find_skipped(root, paths)
     files = [path for path in paths if path not in skipped and not storage.is_surrogate(path)]
-    return replace(_with_layout(root, layout, files), passed_over=skipped)
+    return replace(_with_layout(root, layout, files), skipped=skipped)
 
 
-def passed_over(root: str, paths: Iterable[str]) -> dict[str, str]:
-    """Return path → reason, for the `paths` below `root` (as in `storage.fingerprints`) from which no clip can be read.
+def find_skipped(root: str, paths: Iterable[str]) -> dict[str, str]:
+    """Return path → reason, for the `paths` below `root` (as in `storage.file_versions`) that give no clip.
 
     Bytes that are not UTF-8 appear as `\\xe9` in the names.
     """
@@ -149,7 +149,7 @@ def _with_layout(root: str, layout: Layout | None, files: Sequence[str]) -> Sour
     tables = [name for name in files if name.lower().endswith(".parquet")]
     if layout == Layout.PARQUET or (layout is None and tables and not any(map(media.kind_of, files))):
         places = {
-            f"{name}/{row}": media.named(uri, f"{name}/{row}")
+            f"{name}/{row}": media.uri_with_name(uri, f"{name}/{row}")
             for name in tables
             if media_column(path := storage.join(root, name))
             for row, uri in media_places(path).items()
@@ -179,7 +179,9 @@ def _tars(root: str, tars: Sequence[str]) -> Source:
             members, fault = [], str(error)
         for member, start, stop in members:
             name = f"{tar}/{member}"
-            places[name] = media.named(media.inside(path, start, stop, "unpacked" if is_packed else "bytes"), name)
+            places[name] = media.uri_with_name(
+                media.range_uri(path, start, stop, "unpacked" if is_packed else "bytes"), name
+            )
         if fault:
             damaged[path] = f"the tar cannot be listed to its end: {fault}"
     return Source(root=root, layout=Layout.TAR, places=places, damaged=damaged)

@@ -86,17 +86,17 @@ def is_compressed(start: bytes) -> bool:
     return start.startswith(tuple(_COMPRESSIONS))
 
 
-def decompressed_pieces(data: bytes, path: str, most_bytes: int) -> Iterator[bytes]:
-    """Yield the content of a compressed file in pieces. ValueError if it is damaged or exceeds `most_bytes`."""
+def decompressed_pieces(data: bytes, path: str, max_bytes: int) -> Iterator[bytes]:
+    """Yield the content of a compressed file in pieces. ValueError if it is damaged or exceeds `max_bytes`."""
     compression = next(name for start, name in _COMPRESSIONS.items() if data.startswith(start))
     size = 0
     try:
         is_xz, buffer = compression == "xz", pa.py_buffer(data)
         with lzma.open(io.BytesIO(data)) if is_xz else pa.input_stream(buffer, compression=compression) as stream:
             while piece := stream.read(PIECE_BYTES):
-                if (size := size + len(piece)) > most_bytes:
+                if (size := size + len(piece)) > max_bytes:
                     raise ValueError(
-                        f"{path}: {len(data)} bytes of {compression} decompress to more than {most_bytes}; if you "
+                        f"{path}: {len(data)} bytes of {compression} decompress to more than {max_bytes}; if you "
                         "trust it, decompress it yourself"
                     )
                 yield piece

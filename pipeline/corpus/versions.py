@@ -30,7 +30,7 @@ class Version:
         """Return the file name of its index once it is no longer the newest."""
         return f"index-{self.number:05d}-{self.hash[:12]}.json"
 
-    def is_called(self, name: str) -> bool:
+    def matches(self, name: str) -> bool:
         """Return whether `name` is its number or hash."""
         return name in (str(self.number), self.hash)
 
@@ -43,11 +43,11 @@ def split_version(path: str) -> tuple[str, str | None]:
     return named[1], named[2]
 
 
-def version_named(name: str, versions: Sequence[Version], path: str) -> Version:
+def find_version(name: str, versions: Sequence[Version], path: str) -> Version:
     """Return the version of the manifest at `path` with this number or hash; `versions` are in order. ValueError for an
     unknown one."""
     for version in versions:
-        if version.is_called(name):
+        if version.matches(name):
             return version
     listed = ", ".join(f"{version.number} ({version.num_rows} clips)" for version in versions)
     older = f"; {MAX_VERSIONS} are kept" if versions[0].number > 1 else ""

@@ -28,8 +28,8 @@ from pipeline.corpus.media import kind_of
 from pipeline.records import DecodeError, Reason
 from pipeline.redaction import without_secrets
 
-GONE_STATUS = frozenset({404, 410, 451})
-PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+MISSING_STATUS = frozenset({404, 410, 451})
+TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 """Status codes after which a retry may succeed."""
 SIGNATURES = re.compile(
     r"(?i)x-(amz|goog)-.*|signature|sig|policy|key-pair-id|expires|awsaccesskeyid|googleaccessid|.*token|s[etvprk]"
@@ -106,9 +106,9 @@ def copy_url(
         except urllib.error.HTTPError as error:
             problem, after = f"HTTP {error.code} {error.reason}", retry_after_seconds(error)
             error.close()
-            if error.code not in PASSING_STATUS:
+            if error.code not in TRANSIENT_STATUS:
                 of_others = Reason.REFUSED if error.code < 400 else Reason.UNAVAILABLE  # unfollowed redirect
-                reason = Reason.MISSING if error.code in GONE_STATUS else of_others
+                reason = Reason.MISSING if error.code in MISSING_STATUS else of_others
                 raise DecodeError(reason, problem) from None
         except http.client.InvalidURL:  # its message may contain a password
             raise DecodeError(Reason.REFUSED, "no URL of a host and a path") from None
@@ -126,26 +126,26 @@ def _copy_web(url: str, file: io.BufferedIOBase, limits: WebLimits) -> tuple[int
         if response.headers.get_content_type() == "text/html":
             raise DecodeError(Reason.REFUSED, "a page, not a file")
         length = response.headers.get("Content-Length")
-        num_bytes, digest = copied(response, file, limits, int(length) if (length or "").isdigit() else None)
+        num_bytes, digest = copy_limited(response, file, limits, int(length) if (length or "").isdigit() else None)
     if (length or "").isdigit() and num_bytes != int(length):
         raise ConnectionError(f"{num_bytes} of {length} bytes came")
     return num_bytes, digest
 
 
-def copied(source: Any, file: io.BufferedIOBase, limits: WebLimits, length: int | None = None) -> tuple[int, str]:
+def copy_limited(source: Any, file: io.BufferedIOBase, limits: WebLimits, length: int | None = None) -> tuple[int, str]:
     """Copy `source` to `file`; return its size and SHA-256. DecodeError beyond the limits."""
-    most, deadline = limits.max_gib * 2**30, time.monotonic() + limits.seconds
+    max_bytes, deadline = limits.max_gib * 2**30, time.monotonic() + limits.seconds
     num_bytes, digest = length or 0, hashlib.sha256()
     read = getattr(source, "read1", source.read)  # `read` would block for a whole chunk, past the deadline
-    if num_bytes <= most:
+    if num_bytes <= max_bytes:
         num_bytes = 0
-        while num_bytes <= most and (chunk := read(_CHUNK_BYTES)):
+        while num_bytes <= max_bytes and (chunk := read(_CHUNK_BYTES)):
             file.write(chunk)
             digest.update(chunk)
             num_bytes += len(chunk)
             if time.monotonic() > deadline:
                 raise DecodeError(Reason.TIMEOUT, f"not here within {limits.seconds:g} s: raise --limits.seconds")
-    if num_bytes > most:
+    if num_bytes > max_bytes:
         raise DecodeError(Reason.REFUSED, f"more than {limits.max_gib:g} GiB: raise --limits.max-gib")
     return num_bytes, digest.hexdigest()
 
@@ -154,7 +154,7 @@ def _copy_stored(url: str, file: io.BufferedIOBase, limits: WebLimits) -> tuple[
     def copy(source: IO[bytes]) -> tuple[int, str]:
         file.seek(0)
         file.truncate()
-        return copied(source, file, limits)
+        return copy_limited(source, file, limits)
 
     try:
         return storage.read_with(url, copy)
@@ -184,7 +184,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def connected(host: str, port: int, timeout: float | None) -> socket.socket:
+def open_public_connection(host: str, port: int, timeout: float | None) -> socket.socket:
     """Connect to a host all of whose addresses are public. DecodeError for any other host.
 
     The name is resolved once and the checked addresses are used, which defeats DNS rebinding.
@@ -204,13 +204,15 @@ def connected(host: str, port: int, timeout: float | None) -> socket.socket:
 
 class _PublicHTTP(http.client.HTTPConnection):
     def connect(self) -> None:
-        self.sock = connected(self.host, self.port, self.timeout)
+        self.sock = open_public_connection(self.host, self.port, self.timeout)
 
 
 class _PublicHTTPS(http.client.HTTPSConnection):
     def connect(self) -> None:
         context = ssl.create_default_context()
-        self.sock = context.wrap_socket(connected(self.host, self.port, self.timeout), server_hostname=self.host)
+        self.sock = context.wrap_socket(
+            open_public_connection(self.host, self.port, self.timeout), server_hostname=self.host
+        )
 
 
 class _PublicHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):

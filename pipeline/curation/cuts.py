@@ -1,6 +1,6 @@
 """Find shot boundaries: changes between frames, transitions, and spans of bounded length. Pure.
 
-frames ──content_changes──► changes ──runs_above──► transitions ──spans_of_shots──► seconds ──of_length──► clips
+frames ──content_changes──► changes ──runs_above──► transitions ──spans_of_shots──► seconds ──bound_lengths──► clips
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def spans_of_shots(transitions: Iterable[Transition], times: Float64[np.ndarray,
     return [(on_screen[first], on_screen[stop]) for first, stop in shots if first < stop]
 
 
-def of_length(spans: Iterable[Span], least_seconds: float, most_seconds: float) -> list[Span]:
+def bound_lengths(spans: Iterable[Span], min_seconds: float, max_seconds: float) -> list[Span]:
     """Drop spans that are too short, and cut those that are too long into equal parts."""
     parts = []
     for start, end in spans:
-        if end - start < least_seconds:
+        if end - start < min_seconds:
             continue
-        count = math.ceil((end - start) / most_seconds - 1e-9)
+        count = math.ceil((end - start) / max_seconds - 1e-9)
         edges = np.linspace(start, end, count + 1).tolist()
         parts += itertools.pairwise(edges)
     return parts

@@ -23,9 +23,9 @@ from pipeline.corpus import web
 from pipeline.records import DecodeError, Reason
 from pipeline.redaction import HIDDEN, without_secrets
 
-BUSY_STATUS = web.PASSING_STATUS | {409}
+RETRIED_STATUS = web.TRANSIENT_STATUS | {409}
 """Status codes after which a retry may succeed."""
-OURS_STATUS = frozenset({401, 402, 403, 404})
+FATAL_STATUS = frozenset({401, 402, 403, 404})
 """Status codes that every other request would get, too."""
 
 
@@ -79,7 +79,7 @@ class Answer:
     num_requests: int
 
 
-class Pace:
+class RateLimiter:
     """Rate limiter for several threads: requests start at least 60 / `per_minute` seconds apart."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Endpoint:
     def __init__(self, config: EndpointConfig, sleep: Callable[[float], None] = time.sleep) -> None:
         self.config, self._sleep = config, sleep
         self._key = os.environ.get(config.key_variable, "")
-        self._pace, self._random = Pace(config.requests_per_minute, sleep=sleep), random.Random()
+        self._rate_limiter, self._random = RateLimiter(config.requests_per_minute, sleep=sleep), random.Random()
 
     def caption(self, images: Sequence[bytes]) -> Answer:
         """Request the caption of a clip, given JPEGs of its frames.
@@ -117,14 +117,14 @@ class Endpoint:
         """
         request = self._request(images)
         for number in range(1, self.config.tries + 1):
-            self._pace.wait()
+            self._rate_limiter.wait()
             try:
-                return _answer(self._sent(request), number)
+                return _answer(self._send(request), number)
             except urllib.error.HTTPError as error:
                 problem, after = f"{error.code} {self._without_key(error)}", web.retry_after_seconds(error)
-                if error.code in OURS_STATUS:
+                if error.code in FATAL_STATUS:
                     raise ValueError(self._remedy(problem)) from None
-                if error.code not in BUSY_STATUS:
+                if error.code not in RETRIED_STATUS:
                     raise DecodeError(Reason.NO_CAPTION, f"the endpoint refuses the clip: {problem}") from None
             except (OSError, http.client.HTTPException) as error:  # connection failed or lost, or timeout
                 problem, after = f"{type(error).__name__}: {error}", 0.0
@@ -149,7 +149,7 @@ class Endpoint:
         url = f"{self.config.url.rstrip('/')}/chat/completions"
         return urllib.request.Request(url, json.dumps(body).encode(), headers)
 
-    def _sent(self, request: urllib.request.Request) -> dict[str, Any]:
+    def _send(self, request: urllib.request.Request) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=self.config.timeout_seconds) as response:
             return json.loads(response.read())
 

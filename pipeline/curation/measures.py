@@ -14,12 +14,12 @@ STATIC_CHANGE = 0.5
 """Mean change of luma, of 255, below which two frames count as equal."""
 COARSE_PX = 32
 """Long side of the frames in which motion is measured, so that even fast motion is a step of few pixels."""
-REBLUR_PX, MOST_BLUR_PX = 1.5, 16.0
-EDGE_SHARE, LEAST_SLOPE = 0.02, 1.0
+REBLUR_PX, MAX_BLUR_PX = 1.5, 16.0
+EDGE_SHARE, MIN_SLOPE = 0.02, 1.0
 """Pixels that count as edges: the steepest share of them, and the smallest change of luma per pixel."""
 LETTER_SLOPE, LETTER_PX = 20.0, 6
 """Change of luma from pixel to pixel at the edge of a letter's stroke, and the widest stroke or gap."""
-LETTERS_PX, LEAST_STROKES = (8, 16), 2.0
+LETTERS_PX, MIN_STROKES = (8, 16), 2.0
 """Height and width of a cell of the picture, and the mean number of stroke edges per row in a cell of text."""
 STANDING_SHARE = 0.6
 """Smallest share of frames in which an edge must be at the same place to belong to text."""
@@ -81,7 +81,7 @@ def blur(frames: Luma) -> float:
     the median over strong edges and over frames (Zhuo and Sim, 2011).
 
     Reblurred by a known Gaussian, a sharp edge loses much of its slope, a blurred one little. A picture without edges
-    gets `MOST_BLUR_PX`.
+    gets `MAX_BLUR_PX`.
     """
     return float(np.median([_edge_width_px(frame) for frame in frames]))
 
@@ -89,10 +89,10 @@ def blur(frames: Luma) -> float:
 def _edge_width_px(frame: Float32[np.ndarray, "H W"]) -> float:
     (down, across), (less_down, less_across) = np.gradient(frame), np.gradient(blurred(frame, REBLUR_PX))
     slopes, flatter = np.hypot(down, across), np.hypot(less_down, less_across)
-    least = max(np.quantile(slopes, 1 - EDGE_SHARE), LEAST_SLOPE)
-    ratios = slopes[slopes >= least] / np.maximum(flatter[slopes >= least], 1e-6)
+    min_slope = max(np.quantile(slopes, 1 - EDGE_SHARE), MIN_SLOPE)
+    ratios = slopes[slopes >= min_slope] / np.maximum(flatter[slopes >= min_slope], 1e-6)
     lost = float(np.median(ratios)) ** 2 - 1 if len(ratios) else 0.0
-    return min(MOST_BLUR_PX, REBLUR_PX / lost**0.5) if lost > 0 else MOST_BLUR_PX
+    return min(MAX_BLUR_PX, REBLUR_PX / lost**0.5) if lost > 0 else MAX_BLUR_PX
 
 
 def blurred(frame: Float32[np.ndarray, "H W"], deviation_px: float) -> Float32[np.ndarray, "H W"]:
@@ -119,7 +119,7 @@ def text(frames: Luma) -> float:
         return 0.0
     cut = standing[: rows * LETTERS_PX[0], : columns * LETTERS_PX[1]]
     cells = cut.reshape(rows, LETTERS_PX[0], columns, LETTERS_PX[1]).sum((1, 3)) / LETTERS_PX[0]
-    return float((cells >= LEAST_STROKES).mean())
+    return float((cells >= MIN_STROKES).mean())
 
 
 def _soon(edges: Bool[np.ndarray, "T H W"]) -> Bool[np.ndarray, "T H W"]:

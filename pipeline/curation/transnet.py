@@ -30,9 +30,9 @@ REACH = 50
 """Number of frames before and after a frame with which it is compared."""
 WINDOW, CONTEXT = 100, 25
 """Frames per forward pass, and how many of them at either end are only context."""
-DOUBT = 0.2
+CONFIRMED_SHARE = 0.2
 """Share of the threshold that suffices for a transition if the content detector also finds a cut there."""
-LEAST_SHOT = 6
+MAX_MERGED_GAP = 6
 """Largest number of frames between two transitions that are merged into one."""
 SIZE = (48, 27)
 BINS = 8
@@ -90,10 +90,10 @@ class Similarity(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t u"]:
         vectors = F.normalize(self.projection(x) if hasattr(self, "projection") else x, dim=2)
-        return self.fc(around(vectors @ vectors.mT)).relu()
+        return self.fc(local_similarities(vectors @ vectors.mT)).relu()
 
 
-def around(similarities: Float[Tensor, "b t t"]) -> Float[Tensor, "b t 101"]:
+def local_similarities(similarities: Float[Tensor, "b t t"]) -> Float[Tensor, "b t 101"]:
     """Return for each frame its similarities to the 50 frames before and after it and itself; 0 past the ends."""
     frames = torch.arange(similarities.shape[1])
     others = frames[:, None] + torch.arange(2 * REACH + 1)
@@ -144,14 +144,14 @@ class NetworkDetector:
         """Implement `shots.Detector.transitions`."""
         changes: list[Float64[np.ndarray, " n"]] = []
         # the first output alone misses half of the fades; the second splits a fade in two, out and in
-        likeliest = self.probabilities(noting_changes(chunks, changes)).max(1).astype(np.float64)
+        likeliest = self.probabilities(record_changes(chunks, changes)).max(1).astype(np.float64)
         following = np.append(np.concatenate(changes), 0.0)
         # between similar shots the network is unsure of cuts that are obvious from the pixels
-        is_cut = (likeliest >= DOUBT * self.threshold) & (following >= ContentDetector.threshold)
+        is_cut = (likeliest >= CONFIRMED_SHARE * self.threshold) & (following >= ContentDetector.threshold)
         likeliest[is_cut] = 1.0
         joined: list[tuple[int, int]] = []
         for first, stop in runs_above(likeliest, self.threshold):
-            is_one = bool(joined) and first - joined[-1][1] <= LEAST_SHOT
+            is_one = bool(joined) and first - joined[-1][1] <= MAX_MERGED_GAP
             joined[-1:] = [(joined[-1][0], stop)] if is_one else [*joined[-1:], (first, stop)]
         return [(first + 1, stop) for first, stop in joined]  # the network marks the frame before a cut
 
@@ -165,7 +165,7 @@ class NetworkDetector:
         return np.concatenate(parts)[:num_frames]
 
 
-def noting_changes(
+def record_changes(
     chunks: Iterable[UInt8[np.ndarray, "T H W 3"]], changes: list[Float64[np.ndarray, " n"]]
 ) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
     """Yield `chunks`, and append to `changes` the difference of each frame but the first from the one before it."""

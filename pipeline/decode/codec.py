@@ -91,7 +91,7 @@ def decode_frames(
     by_key_frames = sampling.rule == "key_frames"
     with open_video(data, decoders.KEY_FRAMES if by_key_frames else decoder, known) as video:
         indices = (
-            data.wanted
+            data.frame_numbers
             if isinstance(data, EncodedPackets)
             else clip_indices(
                 video.timeline,
@@ -120,9 +120,9 @@ def probe(
     with open_video(data, decoder) as video:
         info = video.info
         if isinstance(data, EncodedPackets):
-            needed = data.wanted
+            needed = data.frame_numbers
         else:
-            needed = proofs(video.timeline.window(start_seconds, end_seconds))
+            needed = frames_to_probe(video.timeline.window(start_seconds, end_seconds))
         video.frames(needed, fit_long_side(info.width, info.height, PROBE_SIZE_PX))
     return asdict(info)
 
@@ -132,7 +132,7 @@ def decode_frames_at(
 ) -> UInt8[np.ndarray, "T H W 3"]:
     """Return frames by number, of `size` = (width, height); of `EncodedPackets`, the frames they were cut for."""
     with open_video(data, decoder) as video:
-        return video.frames(data.wanted if isinstance(data, EncodedPackets) else indices, size)
+        return video.frames(data.frame_numbers if isinstance(data, EncodedPackets) else indices, size)
 
 
 def frame_times(data: Media, *, decoder: str) -> Float64[np.ndarray, " T_plus_1"]:
@@ -141,7 +141,7 @@ def frame_times(data: Media, *, decoder: str) -> Float64[np.ndarray, " T_plus_1"
         return np.append(video.timeline.times, video.timeline.end)
 
 
-def proofs(window: range) -> list[int]:
+def frames_to_probe(window: range) -> list[int]:
     """Return the frames of a window that must decode to prove it usable: first, middle, last."""
     return sorted({window[0], window[len(window) // 2], window[-1]})
 

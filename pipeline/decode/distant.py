@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import overload
 
-BLOCK_BYTES, NUM_KEPT = 2**24, 4
+BLOCK_BYTES, NUM_CACHED = 2**24, 4
 """Size of a block, and number of cached blocks."""
 
 
@@ -78,7 +78,7 @@ class DistantBytes(io.RawIOBase):
         if number not in self._blocks:
             start = number * BLOCK_BYTES
             self._blocks[number] = self._read(start, min(start + BLOCK_BYTES, self._num_bytes))
-            if len(self._blocks) > NUM_KEPT:
+            if len(self._blocks) > NUM_CACHED:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(number)
         return self._blocks[number]

@@ -12,7 +12,7 @@ from pipeline.corpus.fetching import fetch, fetch_start
 from pipeline.decode.codec import decode_frames_at, frame_times
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import decoded
+from pipeline.decode.packets import decode_with_retry
 from pipeline.decode.timeline import Timeline
 from pipeline.decode.windows import packet_index, reader_of
 
@@ -32,15 +32,17 @@ def every_frame(
     decode = functools.partial(isolated, decode_frames_at, limits=limits, size=size, decoder=decoder)
     if index := packet_index(data, decoder, limits):
         read, timeline, key_frames = reader_of(uri, data), index.timeline, index.key_frames
-        ranges = gone_through(len(timeline.times), key_frames)
-        return timeline, (decoded(index.cut(frames, read), functools.partial(decode, indices=())) for frames in ranges)
+        ranges = frame_ranges(len(timeline.times), key_frames)
+        return timeline, (
+            decode_with_retry(index.cut(frames, read), functools.partial(decode, indices=())) for frames in ranges
+        )
     whole = data if isinstance(data, bytes) else fetch(uri)
     *times, end = isolated(frame_times, whole, limits=limits, decoder=decoder).tolist()
-    ranges = gone_through(len(times), ())
+    ranges = frame_ranges(len(times), ())
     return Timeline(np.array(times), end), (decode(whole, indices=list(frames)) for frames in ranges)
 
 
-def gone_through(num_frames: int, key_frames: Sequence[int]) -> list[range]:
+def frame_ranges(num_frames: int, key_frames: Sequence[int]) -> list[range]:
     """Partition all frames into ranges of about `FRAMES_AT_ONCE`, which begin at a key frame if one is near."""
     starts, keys = [0], np.array(key_frames)
     while (latest := starts[-1] + FRAMES_AT_ONCE) < num_frames:

@@ -245,10 +245,10 @@ def _is_text(data: Content) -> bool:
     return all((byte >= 0x20 and byte != 0x7F) or byte in b"\t\r\n\f" for byte in data)
 
 
-def _refusal(data: Content, wanted: str) -> DecodeError:
-    """Return the error for bytes that are not `wanted`, with the same text on every run."""
+def _refusal(data: Content, expected_kind: str) -> DecodeError:
+    """Return the error for bytes that are not `expected_kind`, with the same text on every run."""
     name = _other(data)
-    if name == "sound" and wanted == "a video":
+    if name == "sound" and expected_kind == "a video":
         return DecodeError(Reason.NO_VIDEO_STREAM, "the file holds audio, no video")
     if name is None and (picture := _picture(data)):
         name = f"{'an' if picture == 'AVIF' else 'a'} {picture} picture"
@@ -259,13 +259,13 @@ def _refusal(data: Content, wanted: str) -> DecodeError:
     elif name is None and (data[:2] in (b"\xff\xfe", b"\xfe\xff") or _is_text(data[:512])):
         name = "a text"
     if name is None:
-        begins = f"the file begins with {data[:8].hex(' ')}, like no format of {wanted}"
+        begins = f"the file begins with {data[:8].hex(' ')}, like no format of {expected_kind}"
         return DecodeError(Reason.UNREADABLE, f"{begins} that is read here: convert it, if it is one")
-    words, better = _UNREAD[wanted]
+    words, better = _UNREAD[expected_kind]
     if any(word in name for word in words):
         detail = f"the file is {name}, which is not read here: convert it to {better}"
         return DecodeError(Reason.UNSUPPORTED_CODEC, detail)
-    return DecodeError(Reason.UNREADABLE, f"the file is {name}, not {wanted}")
+    return DecodeError(Reason.UNREADABLE, f"the file is {name}, not {expected_kind}")
 
 
 def _boxes(data: Content) -> Iterator[tuple[bytes, int]]:

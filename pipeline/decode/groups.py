@@ -64,7 +64,7 @@ class PacketVideo:
         """Implement `Video.frames`. DecodeError if one of them does not decode."""
         size = size or (self.info.width, self.info.height)
         pts = [self._time_of(index) for index in indices]
-        with refusals():
+        with as_decode_errors():
             images = dict(self._decode(set(pts), functools.partial(self._picture.of, size=size)))
         return stack([images[time] for time in pts])
 
@@ -104,10 +104,10 @@ class PacketVideo:
         return [start for start in starts if self._numbers[stop - 1] - self._numbers[start] == stop - 1 - start]
 
     def _decode_group(
-        self, start: int, stop: int, wanted: set[int], keep: Callable[[av.VideoFrame], T]
+        self, start: int, stop: int, needed_pts: set[int], keep: Callable[[av.VideoFrame], T]
     ) -> tuple[dict[int, T], str]:
         """Decode the packets [start, stop), which begin with a key frame; return time → `keep(frame)` for the frames at
-        `wanted`, and a description of damage. Full-size frames are not collected, since a group may have hundreds."""
+        `needed_pts`, and a description of damage. Full-size frames are not collected: a group may have hundreds."""
         frames: dict[int, T] = {}
         damage = ""
         self._codec.flush_buffers()
@@ -117,11 +117,11 @@ class PacketVideo:
             packet = None if place is None else self._packet(place)
             if packet is not None and packet.is_corrupt:
                 damage = damage or "the container marks a packet as damaged"
-            is_needed = place is None or self._packet_pts[place] in wanted or not self._can_skip
+            is_needed = place is None or self._packet_pts[place] in needed_pts or not self._can_skip
             self._codec.skip_frame = "DEFAULT" if is_needed else "NONREF"
             try:
                 for frame in self._codec.decode(packet):
-                    if frame.pts in wanted and not frame.is_corrupt:
+                    if frame.pts in needed_pts and not frame.is_corrupt:
                         frames[frame.pts] = keep(frame)
             except FFmpegError as error:
                 damage = damage or first_line(error)
@@ -147,11 +147,11 @@ class CutVideo(PacketVideo):
         self._packet_pts, self._numbers = data.packets["pts"].tolist(), data.packets["number"].tolist()
         self._keys = np.flatnonzero(data.packets["flags"] & KEY).tolist()
         self._pts = data.pts
-        self._times = dict(zip(data.wanted, data.pts, strict=True))
-        with refusals():
+        self._times = dict(zip(data.frame_numbers, data.pts, strict=True))
+        with as_decode_errors():
             self._codec = codec_of(header)
             base = Fraction(*header["time_base"])
-            self._packets = [packet_of(one, data.data, base) for one in data.packets]
+            self._packets = [packet_of(row, data.data, base) for row in data.packets]
 
     @property
     def timeline(self) -> Timeline:
@@ -195,18 +195,18 @@ def codec_of(header: Any) -> VideoCodecContext:
     return codec
 
 
-def packet_of(one: Any, data: Content, time_base: Fraction) -> Packet:
+def packet_of(row: Any, data: Content, time_base: Fraction) -> Packet:
     """Return the packet in `data` that a row of `PACKET` describes."""
-    position, size, span = (int(one[name]) for name in ("position", "size", "span"))
+    position, size, span = (int(row[name]) for name in ("position", "size", "span"))
     packet = Packet(size)  # unlike `Packet(bytes)`, it has the zero padding that FFmpeg reads past the end
     packet.update(content_of(data[position : position + span], size))
-    packet.pts, packet.dts, packet.time_base = int(one["pts"]), int(one["dts"]), time_base
-    packet.is_keyframe, packet.is_corrupt = bool(one["flags"] & KEY), bool(one["flags"] & CORRUPT)
+    packet.pts, packet.dts, packet.time_base = int(row["pts"]), int(row["dts"]), time_base
+    packet.is_keyframe, packet.is_corrupt = bool(row["flags"] & KEY), bool(row["flags"] & CORRUPT)
     return packet
 
 
 @contextlib.contextmanager
-def refusals() -> Iterator[None]:
+def as_decode_errors() -> Iterator[None]:
     """Turn FFmpeg's errors into DecodeError."""
     try:
         yield

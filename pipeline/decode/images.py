@@ -16,7 +16,7 @@ from pipeline.decode.pixels import stack
 from pipeline.decode.timeline import Timeline
 from pipeline.records import DecodeError, EncodedFrames, Media, Reason
 
-GROUND = (255, 255, 255)
+BACKGROUND = (255, 255, 255)
 """Background of transparent pictures: white, as on a web page."""
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # do not reject a picture for a long comment
 
@@ -87,7 +87,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture of any depth and palette to RGB, composited on `GROUND` where it is transparent."""
+    """Convert a picture of any depth and palette to RGB, composited on `BACKGROUND` where it is transparent."""
     if image.mode in ("I", "F"):
         raise DecodeError(
             Reason.UNSUPPORTED_CODEC, "the numbers of 32 bits in the picture name no white: save it with 8 or 16 bits"
@@ -96,7 +96,7 @@ def _in_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # Pillow would clip at 255
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        ground = Image.new("RGB", image.size, GROUND)
+        ground = Image.new("RGB", image.size, BACKGROUND)
         ground.paste(image, mask=image.getchannel("A"))
         return ground
     return image.convert("RGB")
@@ -117,11 +117,11 @@ class ImagesVideo:
     def __init__(self, data: EncodedFrames, known: VideoInfo | None = None) -> None:
         self._images = data.images
         self.key_frames = list(range(len(data.images)))
-        self.info = known or self._look()
+        self.info = known or self._read_info()
         self.timeline = Timeline.uniform(self.info)
         refuse_other_length(len(self._images), self.info, "images")
 
-    def _look(self) -> VideoInfo:
+    def _read_info(self) -> VideoInfo:
         width, height = open_image(self._images[0]).size
         length = len(self._images)
         return VideoInfo(num_frames=length, fps=1.0, width=width, height=height, duration_seconds=float(length))

@@ -7,9 +7,9 @@
 The worker waits for the answer and monitors time and memory. A process that exceeds a limit is killed; the fork server
 provides the next one within milliseconds.
 
-A decode process has only the environment variables of `_KEPT`, so no cloud credentials; a working directory that no
-longer exists, so that no relative path resolves; and, once it has imported what its first request needs, access only to
-its memory and libraries (`sandbox.py`). Therefore a process serves a single decoder.
+A decode process has only the environment variables of `_INHERITED_VARIABLES`, so no cloud credentials; a working
+directory that no longer exists, so that no relative path resolves; and, once it has imported what its first request
+needs, access only to its memory and libraries (`sandbox.py`). Therefore a process serves a single decoder.
 
 Why not `multiprocessing` with the start method forkserver, or a process pool:
 - They unpickle results, from a process that has read an untrusted file.
@@ -49,8 +49,8 @@ from PIL import Image
 from pipeline.decode import decoders, sandbox
 from pipeline.decode.config import Limits
 from pipeline.decode.info import first_line
-from pipeline.decode.pixels import PixelBuffer, Room, lent
-from pipeline.decode.transport import Read, Shape, part_of, put_together, taken_apart
+from pipeline.decode.pixels import PixelBuffer, SharedSlot, stacking_into
+from pipeline.decode.transport import Read, Shape, deserialise, part_of, serialise
 from pipeline.records import DecodeError, DistantFile, Media, Reason
 
 log = logging.getLogger(__name__)
@@ -62,13 +62,13 @@ ANSWERS_PER_PROCESS = 1_000
 PRELOADED = "pipeline.decode.codec"
 """Module that the fork server imports once for all decode processes."""
 PROC = Path("/proc")
-_KEPT = (
+_INHERITED_VARIABLES = (
     *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONHOME"),
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
     *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "DECORD_EOF_RETRY_MAX"),
 )
 """Environment variables that a decode process inherits."""
-_ON_DEVICES = frozenset({"torchcodec-cuda"})
+_DEVICE_DECODERS = frozenset({"torchcodec-cuda"})
 """Decoders that need access to devices."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
@@ -85,7 +85,7 @@ def isolated(
     `pixels`: receives the frames, and their shape (T, H, W, 3) is returned.
     """
     needs = (function.__module__, arguments.get("decoder"))
-    content, shape = taken_apart(data)
+    content, shape = serialise(data)
     request = pickle.dumps(_Request(function, arguments, shape, needs[1]))
     file = data if isinstance(data, DistantFile) else None
     try:
@@ -104,9 +104,9 @@ def isolated(
     return answer["value"]
 
 
-def unguarded(limits: Limits) -> list[str]:
+def reachable_from_sandbox(limits: Limits) -> list[str]:
     """Return which of network, programs and files a decode process on this machine can reach; ideally none."""
-    return isolated(sandbox.what_gets_through, b"", limits=limits)
+    return isolated(sandbox.reachable_resources, b"", limits=limits)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class DecodeProcess:
         with _ended_process():
             self._channel.send_bytes(request)
             self._channel.send_bytes(data)
-            self._channel.send_bytes(pixels.place() if pixels else b"")
+            self._channel.send_bytes(pixels.encode_slot() if pixels else b"")
             if pixels and pixels.fd is not None:
                 with socket.fromfd(self._channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
                     socket.send_fds(channel, [b"m"], [pixels.fd])
@@ -197,9 +197,9 @@ class DecodeProcess:
             answer, content = self._received(limits, stop)
             if file is None or "part" not in answer:
                 return answer, content
-            asked = time.monotonic()
+            requested_at = time.monotonic()
             part = part_of(file, answer["part"])
-            stop += time.monotonic() - asked
+            stop += time.monotonic() - requested_at
             with _ended_process():
                 self._channel.send_bytes(part)
 
@@ -250,7 +250,7 @@ class _ForkServer:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         command = f"from pipeline.decode.isolation import serve_forks; serve_forks({theirs.fileno()})"
-        environment = {name: os.environ[name] for name in _KEPT if name in os.environ} | {
+        environment = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ} | {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "OPENBLAS_NUM_THREADS": "1",  # a process with threads must not fork
             "OMP_NUM_THREADS": "1",
@@ -328,13 +328,13 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         if os.getppid() != server_pid:
             return
         channel.send_bytes(str(os.getpid()).encode())
-        is_sealed, read = False, functools.partial(_ask, channel)
+        is_sealed, read = False, functools.partial(_request_part, channel)
         while True:
             request, data = channel.recv_bytes(), channel.recv_bytes()
-            room = _receive_room(channel)
-            answer, content = _answer(request, data, room, is_sealed, read)
-            if room:
-                room.close()
+            slot = _receive_slot(channel)
+            answer, content = _answer(request, data, slot, is_sealed, read)
+            if slot:
+                slot.close()
             is_sealed = True
             channel.send_bytes(json.dumps(answer).encode())
             channel.send_bytes(content)
@@ -344,34 +344,36 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         os._exit(0)
 
 
-def _ask(channel: Connection, start: int, stop: int) -> bytes:
+def _request_part(channel: Connection, start: int, stop: int) -> bytes:
     """Request a part of a distant file from the worker."""
     channel.send_bytes(json.dumps({"part": [start, stop]}).encode())
     channel.send_bytes(b"")
     return channel.recv_bytes()
 
 
-def _receive_room(channel: Connection) -> Room | None:
+def _receive_slot(channel: Connection) -> SharedSlot | None:
     """Receive the place for the frames in shared memory; None if memory is not shared."""
     if not (place := channel.recv_bytes()):
         return None
     with socket.fromfd(channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as stream:
         _, (fd,), _, _ = socket.recv_fds(stream, 1, 1)
-    return Room(fd, place)
+    return SharedSlot(fd, place)
 
 
-def _answer(request: bytes, data: bytes, room: Room | None, is_sealed: bool, read: Read) -> tuple[dict[str, Any], Any]:
-    """Execute a request; return the description of its result, and the bytes of an array unless they are in `room`."""
+def _answer(
+    request: bytes, data: bytes, slot: SharedSlot | None, is_sealed: bool, read: Read
+) -> tuple[dict[str, Any], Any]:
+    """Execute a request; return the description of its result, and the bytes of an array unless they are in `slot`."""
     try:
-        asked: _Request = pickle.loads(request)  # imports the function's module
+        call: _Request = pickle.loads(request)  # imports the function's module
         if not is_sealed:
-            if asked.decoder is not None:
-                decoders.load(asked.decoder)
-            sandbox.seal(may_use_devices=asked.decoder in _ON_DEVICES)
-        with lent(room):
-            value = asked.function(put_together(data, asked.shape, read), **asked.arguments)
-        if room and isinstance(value, np.ndarray):
-            room.keep(value)
+            if call.decoder is not None:
+                decoders.load(call.decoder)
+            sandbox.seal(may_use_devices=call.decoder in _DEVICE_DECODERS)
+        with stacking_into(slot):
+            value = call.function(deserialise(data, call.shape, read), **call.arguments)
+        if slot and isinstance(value, np.ndarray):
+            slot.ensure_written(value)
             return {"shape": value.shape}, b""
     except DecodeError as error:
         return {"reason": str(error.reason), "detail": error.detail}, b""

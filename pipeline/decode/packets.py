@@ -39,7 +39,7 @@ CUT = np.dtype([*PACKET.descr, ("number", "<i8")])
 """A packet of `EncodedPackets`: contiguous, with its position in the cut out bytes."""
 KEY, SHOWN, CORRUPT = 1, 2, 4
 """Flags: decoding can begin here; its frame is displayed; the container marks it as damaged."""
-JOINED_BYTES = 2**16
+MAX_GAP_BYTES = 2**16
 """Ranges with a gap up to this are fetched in one request: a store sends that much in the time of another request."""
 ALL = -1
 
@@ -74,7 +74,10 @@ class PacketIndex:
     def __post_init__(self) -> None:
         first, stop = self.packets["position"], self.packets["position"] + self.packets["span"]
         if not (
-            len(self.keys) and len(self._shown) and (first >= 0).all() and (stop <= self.header["num_bytes"]).all()
+            len(self.keys)
+            and len(self._displayed_pts)
+            and (first >= 0).all()
+            and (stop <= self.header["num_bytes"]).all()
         ):
             raise DecodeError(Reason.UNREADABLE, "the index of packets is damaged: prepare the corpus again")
 
@@ -86,15 +89,17 @@ class PacketIndex:
     @cached_property
     def timeline(self) -> Timeline:
         """Return `Video.timeline`."""
-        return Timeline(self._shown * self.header["unit"] - self.header["zero_seconds"], self.header["end_seconds"])
+        return Timeline(
+            self._displayed_pts * self.header["unit"] - self.header["zero_seconds"], self.header["end_seconds"]
+        )
 
     @cached_property
     def key_frames(self) -> list[int]:
         """Return `PyavVideo.key_frames`."""
-        return np.flatnonzero(np.isin(self._shown, self.packets["pts"][self.keys])).tolist()
+        return np.flatnonzero(np.isin(self._displayed_pts, self.packets["pts"][self.keys])).tolist()
 
     @cached_property
-    def _shown(self) -> NDArray[np.int64]:
+    def _displayed_pts(self) -> NDArray[np.int64]:
         return np.unique(self.packets["pts"][(self.packets["flags"] & SHOWN) > 0])
 
     @cached_property
@@ -106,18 +111,21 @@ class PacketIndex:
         frames: Sequence[int],
         read: Callable[[int, int], bytes],
         *,
-        keys_alone: bool = False,
-        spare: int | None = None,
+        key_frames_only: bool = False,
+        num_extra_groups: int | None = None,
     ) -> EncodedPackets:
         """Cut out the packets that decoding `frames` needs; `read(start, stop)` reads bytes of the file.
 
-        `spare`: number of extra groups before each frame's own, for frames that refer to them, or ALL; by default the
-        number needed when the file was indexed. `keys_alone`: all frames are key frames, and nothing else is decoded.
+        `num_extra_groups`: groups before each frame's own, for frames that refer to them, or ALL; by default the number
+        needed when the file was indexed. `key_frames_only`: all frames are key frames, and nothing else is decoded.
         """
-        spare = int(self.header["spare"]) if spare is None else spare
-        pts = self._shown[list(frames)]
+        num_extra_groups = int(self.header["spare"]) if num_extra_groups is None else num_extra_groups
+        pts = self._displayed_pts[list(frames)]
         places = self._by_time[np.searchsorted(self.packets["pts"][self._by_time], pts, "right") - 1]
-        runs = [self._run(int(time), int(place), spare, keys_alone) for time, place in zip(pts, places, strict=True)]
+        runs = [
+            self._run(int(time), int(place), num_extra_groups, key_frames_only)
+            for time, place in zip(pts, places, strict=True)
+        ]
         numbers = np.unique(np.concatenate([np.arange(first, stop) for first, stop in runs]))
         packets = self.packets[numbers]
         cut = np.zeros(len(packets), CUT)
@@ -128,22 +136,26 @@ class PacketIndex:
             numbers,
             np.cumsum(packets["size"]) - packets["size"],
         )
-        wider = {0: 1, 1: ALL}.get(spare) if not keys_alone and any(first > self.keys[0] for first, _ in runs) else None
+        wider = (
+            {0: 1, 1: ALL}.get(num_extra_groups)
+            if not key_frames_only and any(first > self.keys[0] for first, _ in runs)
+            else None
+        )
         return EncodedPackets(
             header=self.header,
             packets=cut,
-            wanted=tuple(frames),
+            frame_numbers=tuple(frames),
             pts=tuple(pts.tolist()),
             data=_packets_in(packets, read),
-            wider=None if wider is None else lambda: self.cut(frames, read, spare=wider),
+            wider=None if wider is None else lambda: self.cut(frames, read, num_extra_groups=wider),
         )
 
-    def _run(self, pts: int, place: int, spare: int, keys_alone: bool) -> tuple[int, int]:
+    def _run(self, pts: int, place: int, num_extra_groups: int, key_frames_only: bool) -> tuple[int, int]:
         """Return the range [first, stop) of the packets that decoding a frame needs."""
-        if keys_alone:
+        if key_frames_only:
             return place, place + 1
         group = group_of(self.keys, self.packets["pts"], pts, place)
-        return self.keys[0 if spare == ALL else max(0, group - spare)], place + 1
+        return self.keys[0 if num_extra_groups == ALL else max(0, group - num_extra_groups)], place + 1
 
     def to_bytes(self) -> bytes:
         """Compress the index: columns are stored as differences of neighbours, split into byte planes."""
@@ -178,7 +190,7 @@ class PacketIndex:
             raise DecodeError(Reason.UNREADABLE, detail) from error
 
 
-def decoded(packets: Media, decode: Callable[[Media], T]) -> T:
+def decode_with_retry(packets: Media, decode: Callable[[Media], T]) -> T:
     """Return `decode` of a clip. If its packets are not sufficient, retry with more of them."""
     while True:
         try:
@@ -194,11 +206,11 @@ def _planes(column: NDArray[Any]) -> bytes:
     return np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1).T.tobytes()
 
 
-def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sort byte ranges [start, stop), and merge those with a gap of at most `JOINED_BYTES`."""
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sort byte ranges [start, stop), and merge those with a gap of at most `MAX_GAP_BYTES`."""
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):
-        if merged and start <= merged[-1][1] + JOINED_BYTES:
+        if merged and start <= merged[-1][1] + MAX_GAP_BYTES:
             merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
         else:
             merged.append((start, stop))
@@ -209,7 +221,7 @@ def _packets_in(packets: NDArray[Any], read: Callable[[int, int], bytes]) -> byt
     """Return the concatenated bytes of packets. DecodeError if they differ from those that were indexed."""
     starts = packets["position"].tolist()
     ranges = list(zip(starts, (packets["position"] + packets["span"]).tolist(), strict=True))
-    blocks = {start: memoryview(read(start, stop)) for start, stop in joined(ranges)}
+    blocks = {start: memoryview(read(start, stop)) for start, stop in merge_ranges(ranges)}
     firsts, parts = sorted(blocks), []
     for (start, stop), size, check in zip(ranges, packets["size"].tolist(), packets["check"].tolist(), strict=True):
         first = firsts[bisect_right(firsts, start) - 1]

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.decode.images import GROUND, resize
+from pipeline.decode.images import BACKGROUND, resize
 from pipeline.records import DecodeError, Reason
 
 IN_RGB = int(Interpolation.BICUBIC)
@@ -22,10 +22,10 @@ is equivalent."""
 REC_601 = 5
 AS_COLOUR_SPACE = {space: space for space in (0, 1, 2, 4, 5, 6, 7, 9)} | {10: 9}
 """`AVColorSpace` → the one that libswscale converts from; all others are treated as Rec. 601."""
-LEAST_SIDE_PX = 64
+MAX_PILLOW_SIDE_PX = 64
 """Pictures up to this side are resized by Pillow: libswscale filters edges differently, and they are most of a small
 picture."""
-TWO_LEVELS = ("monob", "monow")
+BILEVEL_FORMATS = ("monob", "monow")
 """1-bit formats, which dither greys. Pillow resizes them, since libswscale's filter gives other greys."""
 UPRIGHT = np.eye(2, dtype=np.int64)
 
@@ -36,7 +36,7 @@ class Picture:
 
     def __init__(self, matrix: NDArray[np.int64] | None = None) -> None:
         self._to_rgb, self._to_size, self._matrix = VideoReformatter(), VideoReformatter(), matrix
-        self._is_told_by_frames = False
+        self._is_matrix_from_frames = False
 
     def of(self, frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
         """Return a frame upright, in RGB, of `size` = (width, height). DecodeError if orientations differ.
@@ -44,21 +44,21 @@ class Picture:
         H.264 and HEVC may state the orientation at key frames only, and FFmpeg does not apply it to later frames.
         """
         if self._matrix is None:
-            self._matrix, self._is_told_by_frames = orientation(frame), True
-        elif self._is_told_by_frames and not np.array_equal(self._matrix, orientation(frame)):
+            self._matrix, self._is_matrix_from_frames = orientation(frame), True
+        elif self._is_matrix_from_frames and not np.array_equal(self._matrix, orientation(frame)):
             detail = "only some frames name how they are turned: encode the video anew, with ffmpeg -i IN OUT.mp4"
             raise DecodeError(Reason.UNSUPPORTED_CODEC, detail)
         matrix = self._matrix
         width, height = size[::-1] if matrix[0, 1] else size
         image = in_rgb(frame, self._to_rgb)
-        if min(image.width, image.height) <= LEAST_SIDE_PX or frame.format.name in TWO_LEVELS:
+        if min(image.width, image.height) <= MAX_PILLOW_SIDE_PX or frame.format.name in BILEVEL_FORMATS:
             return upright(resize(Image.fromarray(image.to_ndarray()), (width, height)), matrix)
         image = self._to_size.reformat(image, width, height, interpolation=FILTER, threads=1)
         return upright(image.to_ndarray(), matrix)
 
 
 def in_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> av.VideoFrame:
-    """Return a frame in RGB, composited on `images.GROUND` where it is transparent.
+    """Return a frame in RGB, composited on `images.BACKGROUND` where it is transparent.
 
     Chroma is taken as centred and interlacing is ignored, as in the FFmpeg versions of the other decoders. Newer
     versions would respect the chroma location that the stream states.
@@ -72,7 +72,7 @@ def in_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> av.VideoFrame
         return reformatter.reformat(frame, format="rgb24", interpolation=IN_RGB, threads=1)
     pixels = reformatter.reformat(frame, format="rgba", interpolation=IN_RGB, threads=1).to_ndarray()
     alpha = pixels[..., 3:] / 255
-    on_ground = np.rint(pixels[..., :3] * alpha + np.array(GROUND) * (1 - alpha)).astype(np.uint8)
+    on_ground = np.rint(pixels[..., :3] * alpha + np.array(BACKGROUND) * (1 - alpha)).astype(np.uint8)
     return av.VideoFrame.from_ndarray(on_ground, format="rgb24")
 
 

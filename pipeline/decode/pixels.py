@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from pipeline.records import DecodeError, Reason
 
-KEPT_BYTES = 32 * 2**20
+REUSABLE_BYTES = 32 * 2**20
 """Buffers up to this size are reused: page faults of fresh memory cost as much as the rest of a clip's transfer."""
-MOST_IDLE = 2
-_PLACE = struct.Struct("QQ")
+MAX_IDLE = 2
+_SLOT = struct.Struct("QQ")
 _idle: list[int] = []
 """Memfds that wait for reuse."""
 
@@ -46,9 +46,9 @@ class PixelBuffer:
         self._num_frames, self._size_px = num_frames, size_px
         return self
 
-    def place(self) -> bytes:
+    def encode_slot(self) -> bytes:
         """Encode offset and size of the next clip for the decode process; empty without shared memory."""
-        return b"" if self.fd is None else _PLACE.pack(self.used, self._num_frames * self._size_px**2 * 3)
+        return b"" if self.fd is None else _SLOT.pack(self.used, self._num_frames * self._size_px**2 * 3)
 
     def add(self, shape: Any, content: bytes) -> tuple[int, int, int, int]:
         """Append a clip of `shape` (T, H, W, 3), whose `content` came through the channel if memory is not shared.
@@ -94,31 +94,31 @@ class PixelBuffer:
 
 def _take(capacity: int) -> int:
     """Return a memfd of at least `capacity` bytes."""
-    if capacity <= KEPT_BYTES:
+    if capacity <= REUSABLE_BYTES:
         with contextlib.suppress(IndexError):
             return _idle.pop()
     fd = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, max(capacity, KEPT_BYTES))  # pages are allocated only when they are written
+    os.ftruncate(fd, max(capacity, REUSABLE_BYTES))  # pages are allocated only when they are written
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 
 
 def _give_back(fd: int, capacity: int) -> None:
-    if capacity <= KEPT_BYTES and len(_idle) < MOST_IDLE:
+    if capacity <= REUSABLE_BYTES and len(_idle) < MAX_IDLE:
         _idle.append(fd)
     else:
         os.close(fd)
 
 
-class Room:
+class SharedSlot:
     """The place for a clip in the shared memory, in the decode process."""
 
     def __init__(self, fd: int, place: bytes) -> None:
-        self._fd, (self._start, self._size) = fd, _PLACE.unpack(place)
+        self._fd, (self._start, self._size) = fd, _SLOT.unpack(place)
         self.frames: NDArray[np.uint8] | None = None
         """Frames written there; None: none yet."""
 
-    def put(self, images: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
+    def write(self, images: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
         """Write images of equal shape there; return them as an array of that memory. ValueError if they do not fit."""
         shape, num_bytes = (len(images), *images[0].shape), images[0].nbytes
         if len({(image.dtype.str, image.shape) for image in images}) > 1 or images[0].dtype != np.uint8:
@@ -132,32 +132,32 @@ class Room:
         self.frames = np.frombuffer(mapped, np.uint8)[skipped:].reshape(shape)
         return self.frames
 
-    def keep(self, frames: NDArray[Any]) -> None:
+    def ensure_written(self, frames: NDArray[Any]) -> None:
         """Write frames there, unless they are already there."""
         if frames is not self.frames:
-            self.put([*frames.copy()])
+            self.write([*frames.copy()])
 
     def close(self) -> None:
         """Close the memory."""
         os.close(self._fd)
 
 
-_rooms: list[Room] = []
+_slots: list[SharedSlot] = []
 """The place of the clip that this process decodes, if it shares memory."""
 
 
 @contextlib.contextmanager
-def lent(room: Room | None) -> Iterator[None]:
-    """Let the first `stack` in this context write its frames to `room`, if there is one."""
-    _rooms.extend([room] if room else [])
+def stacking_into(slot: SharedSlot | None) -> Iterator[None]:
+    """Let the first `stack` in this context write its frames to `slot`, if there is one."""
+    _slots.extend([slot] if slot else [])
     try:
         yield
     finally:
-        _rooms.clear()
+        _slots.clear()
 
 
 def stack(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "T H W 3"]:
     """Return `np.stack(images)`, in the shared memory if there is some: the only copy in this process."""
-    if _rooms and _rooms[-1].frames is None:
-        return _rooms[-1].put(images)
+    if _slots and _slots[-1].frames is None:
+        return _slots[-1].write(images)
     return np.stack(images)

@@ -5,7 +5,7 @@
 | sockets, other programs and processes, changes of files | a seccomp filter | Linux on x86-64 or aarch64 |
 | reading files, other than libraries | Landlock | Linux 5.13, enabled (`lsm=landlock`) |
 
-Both apply to this process and its children, irrevocably. `what_gets_through` tests them.
+Both apply to this process and its children, irrevocably. `reachable_resources` tests them.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def seal(*, may_use_devices: bool = False) -> None:
     """Restrict this process, which must be single-threaded, to its memory and its open files.
 
     Libraries stay readable, since decoders load some of theirs late. `may_use_devices`: file access stays allowed, for
-    a decoder on a GPU. On a system without these mechanisms nothing happens; see `what_gets_through`.
+    a decoder on a GPU. On a system without these mechanisms nothing happens; see `reachable_resources`.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -131,7 +131,7 @@ def library_folders() -> list[str]:
     return sorted(folder for folder in folders if Path(folder).exists())
 
 
-def what_gets_through(data: bytes = b"") -> list[str]:
+def reachable_resources(data: bytes = b"") -> list[str]:
     """Return which of network, programs and files this process can reach. `data` is ignored."""
     reachable = []
     try:

@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from pipeline.decode.formats import FORMAT_WHITELIST, Content, container_of
-from pipeline.decode.groups import STRICT, PacketVideo, refusals
+from pipeline.decode.groups import STRICT, PacketVideo, as_decode_errors
 from pipeline.decode.info import VideoInfo, refuse_other_length
 from pipeline.decode.pictures import UPRIGHT, Picture, orientation
 from pipeline.decode.timeline import Timeline
@@ -33,14 +33,14 @@ av.logging.set_level(None)
 
 T = TypeVar("T")
 
-LEAST_STRETCH = 0.01
+MIN_ASPECT_DEVIATION = 0.01
 """Pixels whose aspect ratio deviates less from 1 count as square: encoders that round a size write 640:639."""
 PLAIN_CODECS = ("h264", "vp8", "vp9")
-BYTES_ALONE = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none", "err_detect": "explode"}
+RESTRICTED_INPUT = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "none", "err_detect": "explode"}
 """Options that keep FFmpeg from other demuxers, from anything but the given bytes, and from damaged headers."""
-NO_TRIAL = {"skip_frame": "all"}
+SKIP_PROBE_FRAMES = {"skip_frame": "all"}
 """Option that keeps FFmpeg from decoding frames on opening, to guess what an MP4 states anyway."""
-MOST_PRIMING_SECONDS = 0.1
+MAX_PRIMING_SECONDS = 0.1
 """Longest encoder delay: audio before time 0 that players skip: 2112 samples of AAC, 80 ms of Opus."""
 UNTIMED = ("avi", "h264", "hevc", "m4v", "mpegvideo", "obu")
 """Demuxers of containers without presentation times."""
@@ -73,8 +73,8 @@ class PyavVideo(PacketVideo):
 
     def __init__(self, data: Content, known: VideoInfo | None = None) -> None:
         self._demuxer = container_of(data).demuxer
-        with refusals():
-            options = BYTES_ALONE | (NO_TRIAL if self._demuxer == "mov" else {})
+        with as_decode_errors():
+            options = RESTRICTED_INPUT | (SKIP_PROBE_FRAMES if self._demuxer == "mov" else {})
             file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
             container: Any = av.open(file, "r", format=self._demuxer, options=options)
             self._container: InputContainer = container
@@ -82,12 +82,12 @@ class PyavVideo(PacketVideo):
                 self._stream = video_stream(container)
                 self._codec = self._stream.codec_context
                 packets = (packet for packet in self._container.demux(self._stream) if packet.size)
-                packets = as_played(packets) if self._demuxer == "gif" else packets
-                self._packets = [self._kept(packet, data) for packet in packets]
+                packets = with_player_timing(packets) if self._demuxer == "gif" else packets
+                self._packets = [self._stored_packet(packet, data) for packet in packets]
                 self._numbers = range(len(self._packets))
                 self._packet_pts = self._presentation_times()
                 self._keys = places_of_keys(self._packets)
-                self._pts = self._shown()
+                self._pts = self._displayed_pts()
                 refuse_other_length(len(self._pts), known)
                 self._picture = Picture()
                 self.info = known or self._read_info()
@@ -111,7 +111,7 @@ class PyavVideo(PacketVideo):
         start, first = self._container.start_time, self._pts[0] * float(self._stream.time_base or 1)
         if start is None:
             return first
-        return min(0.0, first) if -MOST_PRIMING_SECONDS <= start / 1e6 <= 0 else start / 1e6
+        return min(0.0, first) if -MAX_PRIMING_SECONDS <= start / 1e6 <= 0 else start / 1e6
 
     @property
     def key_frames(self) -> list[int]:
@@ -151,11 +151,11 @@ class PyavVideo(PacketVideo):
             and bool((self._first_frame[0] == UPRIGHT).all())
         )
 
-    def _kept(self, packet: Packet, data: Content) -> Any:
+    def _stored_packet(self, packet: Packet, data: Content) -> Any:
         """Return what to store of a packet: itself, or an object with the same attributes."""
         return packet
 
-    def _shown(self) -> list[int]:
+    def _displayed_pts(self) -> list[int]:
         """Return the presentation times of the displayed frames, ascending, in units of the stream.
 
         Frames that an edit list removes, or that precede the first key frame in the file or in time, are not displayed.
@@ -234,7 +234,7 @@ class PyavVideo(PacketVideo):
     def _read_info(self) -> VideoInfo:
         matrix, (width, height) = self._first_frame
         aspect = float(self._stream.sample_aspect_ratio or self._codec.sample_aspect_ratio or 1)
-        if abs(aspect - 1) > LEAST_STRETCH:
+        if abs(aspect - 1) > MIN_ASPECT_DEVIATION:
             width = max(1, round(width * aspect))
         timeline, num_frames = self.timeline, len(self._pts)
         rate, first = float(self._stream.average_rate or self._stream.guessed_rate or 0), float(timeline.times[0])
@@ -292,7 +292,7 @@ def video_stream(container: InputContainer) -> av.VideoStream:
     return stream
 
 
-def as_played(packets: Iterable[Packet]) -> Iterator[Packet]:
+def with_player_timing(packets: Iterable[Packet]) -> Iterator[Packet]:
     """Yield the packets of a GIF with the times of players, which show frames of less than 20 ms for 100 ms. Units are
     1/100 s."""
     later = 0

@@ -17,7 +17,7 @@ from pipeline.decode.clip_media import READERS_OF_PACKETS, fetch_part
 from pipeline.decode.codec import clip_indices, decode_frames, fit_long_side, index_packets, open_video, probe
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import PacketIndex, decoded
+from pipeline.decode.packets import PacketIndex, decode_with_retry
 from pipeline.records import DistantFile, EncodedFrames, Kind, Media, Stored
 
 Span = tuple[float, float]
@@ -80,7 +80,7 @@ def reader_of(uri: str, data: Stored | DistantFile) -> Callable[[int, int], byte
 def _by_packets(
     read: Callable[[int, int], bytes], index: PacketIndex, settings: WindowSettings
 ) -> Iterator[tuple[list[Span], UInt8[np.ndarray, "W T H V 3"]]]:
-    keys_alone = settings.sampling.rule == "key_frames"
+    key_frames_only = settings.sampling.rule == "key_frames"
     decode = functools.partial(
         isolated,
         decode_frames,
@@ -91,7 +91,7 @@ def _by_packets(
         sampling=settings.sampling,
         decoder=settings.decoder,
     )
-    for spans in _few(settings.spans(index.timeline.end)):
+    for spans in _batches_of_windows(settings.spans(index.timeline.end)):
         indices = [
             clip_indices(
                 index.timeline,
@@ -99,11 +99,13 @@ def _by_packets(
                 sampling=settings.sampling,
                 start_seconds=start,
                 end_seconds=end if end < index.timeline.end else None,
-                key_frames=index.key_frames if keys_alone else (),
+                key_frames=index.key_frames if key_frames_only else (),
             )
             for start, end in spans
         ]
-        frames = decoded(index.cut(list(itertools.chain(*indices)), read, keys_alone=keys_alone), decode)
+        frames = decode_with_retry(
+            index.cut(list(itertools.chain(*indices)), read, key_frames_only=key_frames_only), decode
+        )
         yield spans, frames.reshape(len(spans), settings.num_frames, *frames.shape[1:])
 
 
@@ -117,7 +119,7 @@ def _by_file(data: Media, settings: WindowSettings) -> Iterator[tuple[list[Span]
         end_seconds=None,
         decoder=settings.decoder,
     )
-    for spans in _few(settings.spans(facts["duration_seconds"])):
+    for spans in _batches_of_windows(settings.spans(facts["duration_seconds"])):
         frames = isolated(
             decode_spans,
             data,
@@ -151,6 +153,6 @@ def decode_spans(
         return video.frames(list(itertools.chain(*indices)), size)
 
 
-def _few(spans: Sequence[Any]) -> Iterator[list[Any]]:
+def _batches_of_windows(spans: Sequence[Any]) -> Iterator[list[Any]]:
     for first in range(0, len(spans), WINDOWS_AT_ONCE):
         yield list(spans[first : first + WINDOWS_AT_ONCE])

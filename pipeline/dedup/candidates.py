@@ -74,10 +74,10 @@ class Banding:
 
     def buckets(self, hashes: UInt64[np.ndarray, " E"], band: int) -> Int64[np.ndarray, " E"]:
         """Return the bucket of each entry in a band."""
-        return (mixed(hashes & self.masks[band]) % np.uint64(self.num_buckets)).astype(np.int64)
+        return (mix_bits(hashes & self.masks[band]) % np.uint64(self.num_buckets)).astype(np.int64)
 
 
-def mixed(values: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
+def mix_bits(values: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
     """Hash numbers so that all bits look random (as in SplitMix64)."""
     values = values * np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -154,7 +154,7 @@ def candidates(entries: Shaped[np.ndarray, " E"], banding: Banding, band: int) -
     mask = banding.masks[band]
     hashes, sketch, clips = (np.ascontiguousarray(entries[name]) for name in ENTRY.names or ())
     pairs = [np.zeros((0, 2), np.int64)]
-    shuffled = mixed(clips.astype(np.uint64) ^ mask)  # in a crowd, each band compares other neighbours
+    shuffled = mix_bits(clips.astype(np.uint64) ^ mask)  # in a crowd, each band compares other neighbours
     for left, right in neighbours(hashes & mask, shuffled):
         is_near = np.bitwise_count(hashes[left] ^ hashes[right]) <= MAX_DISTANCE
         left, right = left[is_near], right[is_near]

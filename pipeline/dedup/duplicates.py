@@ -71,7 +71,7 @@ class Clip:
     """Checksum of the file, start and end in seconds."""
     captions: frozenset[str]
     """Normalised by `normalised_caption`."""
-    is_own: bool
+    is_primary: bool
     """Whether it belongs to the corpus being checked; False: to another corpus that this one is compared with."""
 
 
@@ -122,29 +122,35 @@ def normalised_caption(caption: str) -> str:
     return " ".join(re.findall(r"\w+", caption.casefold()))
 
 
-def place(clip: Clip) -> tuple[bool, str, str]:
+def corpus_and_split(clip: Clip) -> tuple[bool, str, str]:
     """Return the corpus and split of a clip: duplicates with different places are a leak."""
-    return clip.is_own, clip.corpus, clip.split
+    return clip.is_primary, clip.corpus, clip.split
 
 
-def as_pair(clips: Mapping[int, Clip], first: int, second: int, found: Alignment, train_split: str) -> Pair:
+def make_pair(clips: Mapping[int, Clip], first: int, second: int, alignment: Alignment, train_split: str) -> Pair:
     """Return a pair, with the clip to remove as the copy."""
 
-    def worth(index: int) -> tuple[bool, bool, int, int]:
+    def rank(index: int) -> tuple[bool, bool, int, int]:
         clip = clips[index]
-        return not (clip.is_own and clip.split == train_split), not clip.is_own, clip.num_pixels, -clip.clip_id
+        return not (clip.is_primary and clip.split == train_split), not clip.is_primary, clip.num_pixels, -clip.clip_id
 
-    if worth(first) > worth(second):
+    if rank(first) > rank(second):
         first, second = second, first
-        found = dataclasses.replace(found, shift_seconds=-found.shift_seconds)
+        alignment = dataclasses.replace(alignment, shift_seconds=-alignment.shift_seconds)
     copy, original = clips[first], clips[second]
     is_exact = copy.content == original.content
-    kind = PairKind.LEAK if place(copy) != place(original) else PairKind.EXACT if is_exact else PairKind.NEAR
+    kind = (
+        PairKind.LEAK
+        if corpus_and_split(copy) != corpus_and_split(original)
+        else PairKind.EXACT
+        if is_exact
+        else PairKind.NEAR
+    )
     same_caption = not copy.captions.isdisjoint(original.captions)
-    return Pair(copy=first, original=second, kind=kind, alignment=found, same_caption=same_caption)
+    return Pair(copy=first, original=second, kind=kind, alignment=alignment, same_caption=same_caption)
 
 
-def connected(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
+def connected_components(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
     """Return number → lowest number of its connected component (union-find)."""
     lower: dict[int, int] = {}
 
@@ -166,7 +172,7 @@ def removals(clips: Mapping[int, Clip], pairs: Sequence[Pair], train_split: str)
     """
     best_first = sorted(pairs, key=lambda pair: -pair.alignment.similarity)
     leaked = [pair for pair in best_first if pair.kind == PairKind.LEAK and clips[pair.copy].split == train_split]
-    removed = {pair.copy: pair for pair in reversed(leaked) if clips[pair.copy].is_own}
+    removed = {pair.copy: pair for pair in reversed(leaked) if clips[pair.copy].is_primary}
     removed |= {pair.copy: pair for pair in pairs if pair.kind == PairKind.EXACT}
     near = [pair for pair in best_first if pair.kind == PairKind.NEAR]
     for pair in sorted(near, key=lambda pair: (-clips[pair.original].num_pixels, clips[pair.original].clip_id)):
@@ -199,19 +205,19 @@ def best_alignment(
     Shifts are multiples of half the spacing of thumbnails; half steps use the mean of two thumbnails. At least
     `min_overlap` of the shorter clip overlaps.
     """
-    least = max(1, math.ceil(min_overlap * min(len(first), len(second))))
+    min_frames = max(1, math.ceil(min_overlap * min(len(first), len(second))))
     first_values, second_values = first.astype(np.float32), second.astype(np.float32)
     best, best_share = None, math.inf
     for half, between in ((0.0, second_values), (0.5, (second_values[1:] + second_values[:-1]) / 2)):
-        if len(between) < least:
+        if len(between) < min_frames:
             continue
         energy = contrast(first_values)[:, None] + contrast(between)[None]
         distance = (
             (first_values**2).sum(1)[:, None] + (between**2).sum(1)[None] - 2 * first_values @ between.T
         ) / THUMBNAIL_BYTES
         shares = diagonal_sums(distance) / np.maximum(diagonal_sums(energy), 1e-9)
-        possible = slice(least - 1, len(shares) - least + 1)
-        place = least - 1 + int(np.argmin(shares[possible]))
+        possible = slice(min_frames - 1, len(shares) - min_frames + 1)
+        place = min_frames - 1 + int(np.argmin(shares[possible]))
         if shares[place] < best_share:
             best, best_share = (half, place - len(first_values) + 1, between), shares[place]
     if best is None:
@@ -222,7 +228,7 @@ def best_alignment(
     contrasts = contrast(first_values).mean(), contrast(second_values).mean()
     if min(contrasts) < MIN_CONTRAST**2:
         return None
-    apart = (
+    squared_difference = (
         ((first_values - second_values)[:, : PLANES[1]] ** 2)
         .mean(0)
         .reshape(4, LUMA_SIDE // 4, 4, LUMA_SIDE // 4)
@@ -230,7 +236,7 @@ def best_alignment(
     )
     return Alignment(
         picture=float(1 - best_share),
-        region=float(1 - apart.max() / sum(contrasts)),
+        region=float(1 - squared_difference.max() / sum(contrasts)),
         change=common_change(first_values, second_values),
         shift_seconds=(shift + half) / FRAMES_PER_SECOND,
         overlap_seconds=len(first_values) / FRAMES_PER_SECOND,
@@ -250,5 +256,5 @@ def diagonal_sums(matrix: Float32[np.ndarray, "S T"]) -> Float32[np.ndarray, " S
 def common_change(first: Float32[np.ndarray, "T 384"], second: Float32[np.ndarray, "T 384"]) -> float:
     """Return the share of squared deviations from the mean over time that two clips have in common, without noise."""
     first_change, second_change = first - first.mean(0), second - second.mean(0)
-    apart = ((first_change - second_change) ** 2).sum() - 2 * NOISE**2 * first_change.size
-    return float(1 - max(0.0, apart) / max((first_change**2).sum() + (second_change**2).sum(), 1e-9))
+    squared_difference = ((first_change - second_change) ** 2).sum() - 2 * NOISE**2 * first_change.size
+    return float(1 - max(0.0, squared_difference) / max((first_change**2).sum() + (second_change**2).sum(), 1e-9))

@@ -30,7 +30,7 @@ from pipeline.corpus.listing import Listing
 from pipeline.decode.codec import Video, decode_image, known_info, open_video
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
-from pipeline.offline.stages import in_blocks, look_at_files, mapped
+from pipeline.offline.stages import map_blocks, probe_files, split_into_blocks
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage, Stored
 
 FRAMES_PER_SECOND = 8.0
@@ -128,11 +128,11 @@ def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:
 def fingerprint_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
     """Return the clips of `batch` with their thumbnails, or with reason and detail."""
 
-    def look(data: Stored, clip: dict[str, Any]) -> dict[str, Any]:
+    def fingerprint(data: Stored, clip: dict[str, Any]) -> dict[str, Any]:
         thumbnails = isolated(clip_thumbnails, data, limits=limits, clip=clip, decoder=decoder)
         return {"thumbnails": thumbnails.tobytes()}
 
-    return look_at_files(batch, lambda _, data: partial(look, data), SCHEMA.append(pa.field("uri", pa.string())))
+    return probe_files(batch, lambda _, data: partial(fingerprint, data), SCHEMA.append(pa.field("uri", pa.string())))
 
 
 def fingerprint_corpus(
@@ -144,15 +144,17 @@ def fingerprint_corpus(
     compute the rest, which is written in parts as it is completed.
     """
     known = np.unique(np.concatenate([print_keys(part) for _, part in print_parts(folder)] or [np.zeros(0, np.uint64)]))
-    look = functools.partial(fingerprint_batch, decoder=decoder, limits=limits)
+    fingerprint = functools.partial(fingerprint_batch, decoder=decoder, limits=limits)
     rejected: list[Rejected] = []
 
     def computed() -> Iterator[pa.Table]:
         for rows in corpus.batches():
             missing = rows.filter(pa.array(~np.isin(print_keys(rows), known)))
             if missing.num_rows:
-                blocks = in_blocks(missing.sort_by([("uri", "ascending"), ("clip_id", "ascending")]), 8, 256, "uri")
-                for table in mapped(blocks, look, subcluster=subcluster):
+                blocks = split_into_blocks(
+                    missing.sort_by([("uri", "ascending"), ("clip_id", "ascending")]), 8, 256, "uri"
+                )
+                for table in map_blocks(blocks, fingerprint, subcluster=subcluster):
                     usable, lost = ledger.split_by_reason(table, Stage.PREPARE)
                     rejected.extend(lost)
                     yield usable.select(SCHEMA.names).cast(SCHEMA)
@@ -218,7 +220,9 @@ def read_thumbnails(
     """Read the thumbnails of some clips from the file of a part. ValueError if it is truncated."""
     ranges = list(zip((starts * THUMBNAIL_BYTES).tolist(), (stops * THUMBNAIL_BYTES).tolist(), strict=True))
     if storage.is_remote(path):
-        pieces = [read() for read in storage.ahead((path, partial(storage.read_bytes, path, *each)) for each in ranges)]
+        pieces = [
+            read() for read in storage.prefetched((path, partial(storage.read_bytes, path, *each)) for each in ranges)
+        ]
     else:
         pieces = storage.read_with(path, lambda file: [_read_range(file, *each) for each in ranges])
     if list(map(len, pieces)) != ((stops - starts) * THUMBNAIL_BYTES).tolist():

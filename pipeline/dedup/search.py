@@ -20,13 +20,13 @@ from jaxtyping import Bool, Int64, UInt64
 
 from pipeline.corpus.listing import Listing
 from pipeline.dedup import candidates
-from pipeline.dedup.candidates import Banding, mixed, neighbours, unique_pairs
+from pipeline.dedup.candidates import Banding, mix_bits, neighbours, unique_pairs
 from pipeline.dedup.duplicates import SAME, Alignment, Clip, SimilarityConfig, best_alignment, normalised_caption
 from pipeline.dedup.fingerprints import hash_texts, print_keys, print_parts, read_thumbnails
 from pipeline.records import Kind
 
-Mapped = Callable[[Sequence[pa.Table], Callable[[pa.Table], pa.Table]], Iterable[pa.Table]]
-"""Maps a function over tables and yields results in any order: `offline.stages.streamed`, or a loop."""
+MapBlocks = Callable[[Sequence[pa.Table], Callable[[pa.Table], pa.Table]], Iterable[pa.Table]]
+"""Maps a function over tables and yields results in any order: `offline.stages.stream_blocks`, or a loop."""
 PAIRS_AT_ONCE = 1024
 """Pairs per task, which reads the thumbnails of up to twice as many clips."""
 COLUMNS = ("clip_id", "checksum", "start_seconds", "end_seconds", "group", "kind", "split", "captions")
@@ -44,7 +44,7 @@ class ClipTable:
     """Equal for clips of one group of a test; 0: no group."""
     places: Int64[np.ndarray, " N"]
     """A number per listing and split."""
-    is_own: Bool[np.ndarray, " N"]
+    is_primary: Bool[np.ndarray, " N"]
     """Whether it belongs to the corpus being checked; False: to another corpus that this one is compared with."""
     is_image: Bool[np.ndarray, " N"]
     part: Int64[np.ndarray, " N"]
@@ -59,7 +59,7 @@ class ClipTable:
 
     def is_leak(self, first: Int64[np.ndarray, " P"], second: Int64[np.ndarray, " P"]) -> Bool[np.ndarray, " P"]:
         """Return whether duplicates would be a leak: they are in different splits or corpora, one of them our own."""
-        return (self.is_own[first] | self.is_own[second]) & (self.places[first] != self.places[second])
+        return (self.is_primary[first] | self.is_primary[second]) & (self.places[first] != self.places[second])
 
     def is_compared(self, first: Int64[np.ndarray, " P"], second: Int64[np.ndarray, " P"]) -> Bool[np.ndarray, " P"]:
         """Return whether a pair of clips with different content has to be compared.
@@ -68,7 +68,7 @@ class ClipTable:
         group, which a test makes similar on purpose.
         """
         is_grouped = (self.groups[first] != 0) & (self.groups[first] == self.groups[second])
-        is_alike = self.is_own[first] & self.is_own[second] & (self.is_image[first] == self.is_image[second])
+        is_alike = self.is_primary[first] & self.is_primary[second] & (self.is_image[first] == self.is_image[second])
         differs = self.contents[first] != self.contents[second]
         return differs & (self.is_leak(first, second) | (is_alike & ~is_grouped))
 
@@ -98,7 +98,7 @@ def clip_table(listings: Sequence[Listing], folders: Sequence[str]) -> ClipTable
         of_listing = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         num_clips = len(of_listing["clip_ids"])
         of_listing["captioned"] = first_clip + np.repeat(np.arange(num_clips), of_listing.pop("num_captions"))
-        of_listing["is_own"] = np.full(num_clips, listing is listings[0])
+        of_listing["is_primary"] = np.full(num_clips, listing is listings[0])
         of_listing |= _located(of_listing.pop("print_keys"), folder, paths)
         for name, values in of_listing.items():
             columns.setdefault(name, []).append(values)
@@ -141,7 +141,7 @@ def _located(keys: UInt64[np.ndarray, " N"], folder: str, paths: list[str]) -> d
     return columns
 
 
-def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, mapped: Mapped) -> Search:
+def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, map_blocks: MapBlocks) -> Search:
     """Find all pairs of duplicates; tasks write to `folder`.
 
     Of clips with equal bytes and times, one per split is compared with the others.
@@ -149,14 +149,14 @@ def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, mapped:
     copies, chosen = exact_pairs(table)
     suspected = equal_captions(table, chosen)
     alike = [suspected]
-    for pairs in filter(len, candidate_pairs(table, chosen, config.min_picture, folder, mapped)):
+    for pairs in filter(len, candidate_pairs(table, chosen, config.min_picture, folder, map_blocks)):
         first, second = (pairs[name].to_numpy() for name in candidates.PAIRS.names)
         is_compared = table.is_compared(first, second)
         alike.append(np.stack([first[is_compared], second[is_compared]], axis=1))
         if sum(map(len, alike[1:])) > len(alike[0]):
             alike = [unique_pairs(np.concatenate(alike))]
     compared = unique_pairs(np.concatenate(alike))
-    for rows in mapped(_pair_blocks(table, compared), functools.partial(compare, paths=table.paths, config=config)):
+    for rows in map_blocks(_pair_blocks(table, compared), functools.partial(compare, paths=table.paths, config=config)):
         for row in rows.to_pylist():
             numbers = row.pop("first"), row.pop("second")
             copies[numbers] = Alignment(**row)
@@ -173,7 +173,7 @@ def exact_pairs(table: ClipTable) -> tuple[dict[tuple[int, int], Alignment], Int
     is_new_content = np.concatenate([[True], np.diff(contents) != 0])[: len(order)]
     is_first = is_new_content | np.concatenate([[True], np.diff(places) != 0])[: len(order)]
     first_of = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
-    again = np.flatnonzero(~is_first & table.is_own[order])
+    again = np.flatnonzero(~is_first & table.is_primary[order])
     pairs = dict.fromkeys(zip(first_of[again].tolist(), order[again].tolist(), strict=True), SAME)
     chosen, content = order[is_first], np.cumsum(is_new_content)[is_first]
     several = np.flatnonzero(np.isin(content, content[1:][np.diff(content) == 0]))
@@ -190,7 +190,7 @@ def equal_captions(table: ClipTable, chosen: Int64[np.ndarray, " C"]) -> Int64[n
     is_chosen = np.isin(table.captioned, chosen)
     captions, clips = table.captions[is_chosen], table.captioned[is_chosen]
     pairs = [np.zeros((0, 2), np.int64)]
-    for left, right in neighbours(captions, mixed(clips.astype(np.uint64))):
+    for left, right in neighbours(captions, mix_bits(clips.astype(np.uint64))):
         first, second = np.minimum(clips[left], clips[right]), np.maximum(clips[left], clips[right])
         is_suspect = table.is_leak(first, second) & (table.contents[first] != table.contents[second])
         pairs.append(np.stack([first[is_suspect], second[is_suspect]], axis=1))
@@ -198,7 +198,7 @@ def equal_captions(table: ClipTable, chosen: Int64[np.ndarray, " C"]) -> Int64[n
 
 
 def candidate_pairs(
-    table: ClipTable, chosen: Int64[np.ndarray, " C"], min_picture: float, folder: str, mapped: Mapped
+    table: ClipTable, chosen: Int64[np.ndarray, " C"], min_picture: float, folder: str, map_blocks: MapBlocks
 ) -> Iterator[pa.Table]:
     """Yield the candidates among the chosen clips (`candidates.PAIRS`), bucket by bucket."""
     banding = Banding.of(int((table.stop[chosen] - table.start[chosen]).sum()), min_picture)
@@ -212,11 +212,11 @@ def candidate_pairs(
             blocks.append(pa.Table.from_pylist([part]))
     scatter = functools.partial(candidates.scatter_entries, banding=banding, folder=folder)
     buckets: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for rows in mapped(blocks, scatter):
+    for rows in map_blocks(blocks, scatter):
         for row in rows.to_pylist():
             buckets.setdefault((row["band"], row["bucket"]), []).append(row)
     blocks = [pa.Table.from_pylist(rows, schema=candidates.BUCKETS) for rows in buckets.values()]
-    yield from mapped(blocks, functools.partial(candidates.pairs_in_bucket, banding=banding))
+    yield from map_blocks(blocks, functools.partial(candidates.pairs_in_bucket, banding=banding))
 
 
 def _pair_blocks(table: ClipTable, pairs: Int64[np.ndarray, "P 2"]) -> list[pa.Table]:
@@ -260,17 +260,17 @@ def clips_at(listings: Sequence[Listing], numbers: Iterable[int]) -> dict[int, C
         for rows in listing.batches():
             here = sought[np.searchsorted(sought, first) : np.searchsorted(sought, first + len(rows))]
             for number, row in zip(here.tolist(), rows.take(pa.array(here - first)).to_pylist(), strict=True):
-                clips[number] = _clip(row, listing.corpus, is_own=listing is listings[0])
+                clips[number] = _clip(row, listing.corpus, is_primary=listing is listings[0])
             first += len(rows)
     return clips
 
 
-def _clip(row: Mapping[str, Any], corpus: str, *, is_own: bool) -> Clip:
+def _clip(row: Mapping[str, Any], corpus: str, *, is_primary: bool) -> Clip:
     return Clip(
         corpus=corpus,
         num_pixels=row["width"] * row["height"],
         content=(row["checksum"], row["start_seconds"], row["end_seconds"]),
         captions=frozenset(map(normalised_caption, row["captions"])),
-        is_own=is_own,
+        is_primary=is_primary,
         **{name: row[name] for name in ("clip_id", "uri", "split")},
     )

@@ -14,12 +14,12 @@ from pipeline.corpus import media
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.media import kind_of
 from pipeline.decode.clip_media import READERS_OF_PACKETS
-from pipeline.decode.codec import index_packets, probe, proofs
+from pipeline.decode.codec import frames_to_probe, index_packets, probe
 from pipeline.decode.config import Limits
 from pipeline.decode.distant import BLOCK_BYTES
 from pipeline.decode.formats import kind_by_bytes
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import PacketIndex, decoded
+from pipeline.decode.packets import PacketIndex, decode_with_retry
 from pipeline.records import DecodeError, DistantFile, Kind, Reason, Stored
 
 
@@ -46,8 +46,8 @@ class ProbedFile:
         if isinstance(index, DecodeError):
             raise index
         if index:
-            frames = proofs(_window(index, times))
-            probed = decoded(index.cut(frames, self._read), probing) | {"packets": self._packets_path}
+            frames = frames_to_probe(_window(index, times))
+            probed = decode_with_retry(index.cut(frames, self._read), probing) | {"packets": self._packets_path}
         else:
             probed = probing(self._whole)
         return probed | {"kind": str(kind), "bytes": len(self.data), "checksum": self._checksum}

@@ -39,7 +39,7 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 INDEX_SCHEMA = ledger.with_reason(manifest.SCHEMA.append(pa.field("key", pa.string())))
-PASSING = frozenset(
+TRANSIENT = frozenset(
     {Reason.MISSING, Reason.UNAVAILABLE, Reason.TIMEOUT, Reason.CRASHED, Reason.OUT_OF_MEMORY, Reason.FAILED}
 )
 """Transient failures (of the store, the machine or our code): a repeated pass retries these clips."""
@@ -167,7 +167,7 @@ def indexes_in(folder: str, config: PackingConfig) -> Iterator[pa.Table]:
 
 def is_final(row: dict[str, Any]) -> bool:
     """Return whether a row of an index is final; False: its clip should be retried."""
-    return row["reason"] is None or Reason(row["reason"]) not in PASSING
+    return row["reason"] is None or Reason(row["reason"]) not in TRANSIENT
 
 
 def _key(owner: str, clips: Sequence[dict[str, Any]]) -> str:
@@ -228,5 +228,5 @@ def _place(path: str, data: bytes, start: int, values: Sequence[bytes], config: 
     stop, is_file = start + len(media.pack(values)), config.content == Content.RAW and len(values) == 1
     if is_file:
         start = stop - len(values[0])
-    uri = media.inside(path, start, stop, "bytes" if is_file else "frames")
+    uri = media.range_uri(path, start, stop, "bytes" if is_file else "frames")
     return {"uri": uri, "packets": None, "bytes": stop - start, "checksum": manifest.checksum(data[start:stop])}

@@ -27,13 +27,13 @@ from pipeline.corpus.fetching import fail, fetch, fetch_start
 from pipeline.corpus.media import kind_of
 from pipeline.corpus.sources import Layout, Source
 from pipeline.decode.config import Limits
-from pipeline.decode.isolation import unguarded
+from pipeline.decode.isolation import reachable_from_sandbox
 from pipeline.offline.probing import ProbedFile
 from pipeline.records import DecodeError, DistantFile, Reason, Rejected, Stage, Stored
 
 log = logging.getLogger(__name__)
 
-Look = Callable[[dict[str, Any]], dict[str, Any]]
+ClipProbe = Callable[[dict[str, Any]], dict[str, Any]]
 """Maps a clip to the columns that need its file."""
 
 KNOWN = pa.schema([manifest.SCHEMA.field(index) for index in range(manifest.SCHEMA.get_field_index("group") + 1)])
@@ -72,26 +72,26 @@ def unnamed_files(annotations: Iterable[Annotation], *, corpus: str, source: Sou
         + damaged
         + [
             reject(manifest.clip_id(corpus, name), storage.join(source.root, name), Reason.NO_ANNOTATION, detail)
-            for name, detail in source.passed_over.items()
+            for name, detail in source.skipped.items()
         ]
     )
 
 
 def probe_batch(batch: pa.Table, decoder: str, limits: Limits, packets_folder: str | None = None) -> pa.Table:
     """Return the clips of `batch` as complete manifest rows, or with reason and detail; a column `key` stays."""
-    _say_unguarded(limits)
+    _warn_of_sandbox_gaps(limits)
 
-    def look_at(uri: str, data: Stored | DistantFile) -> Look:
+    def make_probe(uri: str, data: Stored | DistantFile) -> ClipProbe:
         return ProbedFile(uri, data, decoder, limits, packets_folder).columns
 
     keys = [field for field in batch.schema if field.name == "key"]
-    return look_at_files(batch, look_at, pa.schema([*manifest.SCHEMA, *keys]), fetch_start)
+    return probe_files(batch, make_probe, pa.schema([*manifest.SCHEMA, *keys]), fetch_start)
 
 
 @functools.cache
-def _say_unguarded(limits: Limits) -> None:
+def _warn_of_sandbox_gaps(limits: Limits) -> None:
     """Warn, once per process, about what the sandbox of this machine's decode processes does not block."""
-    if reachable := unguarded(limits):
+    if reachable := reachable_from_sandbox(limits):
         log.warning(
             "decode processes on %s can reach %s: Linux keeps them out with seccomp and, from 5.13, with Landlock",
             platform.node(),
@@ -99,39 +99,39 @@ def _say_unguarded(limits: Limits) -> None:
         )
 
 
-def look_at_files(
+def probe_files(
     batch: pa.Table,
-    look_at: Callable[[str, Any], Look],
+    make_probe: Callable[[str, Any], ClipProbe],
     schema: pa.Schema,
     fetch: Callable[[str], Any] = fetch,
 ) -> pa.Table:
-    """Add to each clip of `batch` the columns that `look_at(uri, data)` returns for it, or reason and detail.
+    """Add to each clip of `batch` the columns that `make_probe(uri, data)` returns for it, or reason and detail.
 
     The result has the columns of `schema`, reason and detail. Each file is fetched once.
     """
     rows = []
     files = [(uri, list(clips)) for uri, clips in itertools.groupby(batch.to_pylist(), key=lambda clip: clip["uri"])]
-    reads = storage.ahead((media.file_of(uri), partial(fetch, uri)) for uri, _ in files)
+    reads = storage.prefetched((media.file_of(uri), partial(fetch, uri)) for uri, _ in files)
     for (uri, clips), read in zip(files, reads, strict=True):
         try:
-            look = look_at(uri, read())
+            probe_clip = make_probe(uri, read())
         except DecodeError as error:
-            look = partial(fail, error)
+            probe_clip = partial(fail, error)
         for clip in clips:
             try:
-                rows.append(clip | look(clip))
+                rows.append(clip | probe_clip(clip))
             except DecodeError as error:
                 rows.append(clip | {"reason": str(error.reason), "detail": error.detail})
     return pa.Table.from_pylist(rows, schema=ledger.with_reason(schema))
 
 
-def in_blocks(table: pa.Table, least: int, most: int, together: str | None = None) -> list[pa.Table]:
-    """Cut a table into blocks of `least` to `most` rows: enough tasks for every CPU, few enough to schedule.
+def split_into_blocks(table: pa.Table, min_rows: int, max_rows: int, group_column: str | None = None) -> list[pa.Table]:
+    """Cut a table into blocks of `min_rows` to `max_rows` rows: enough tasks for every CPU, few enough to schedule.
 
-    Neighbouring rows with equal values in the column `together` stay in one block, so that each file is read once.
+    Neighbouring rows with equal values in the column `group_column` stay in one block, so that each file is read once.
     """
-    size = max(least, min(most, len(table) // 64))
-    owners = table[together].to_pylist() if together else range(len(table))
+    size = max(min_rows, min(max_rows, len(table) // 64))
+    owners = table[group_column].to_pylist() if group_column else range(len(table))
     stops = [0]
     for stop in range(1, len(table) + 1):
         if stop == len(table) or (stop - stops[-1] >= size and owners[stop] != owners[stop - 1]):
@@ -139,13 +139,13 @@ def in_blocks(table: pa.Table, least: int, most: int, together: str | None = Non
     return [table.slice(start, stop - start) for start, stop in itertools.pairwise(stops)]
 
 
-def mapped(
+def map_blocks(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None
 ) -> Iterator[pa.Table]:
-    """Yield from `streamed`, and log every `PROGRESS_SECONDS` how many of the clips in `blocks` are processed."""
+    """Yield from `stream_blocks`, and log every `PROGRESS_SECONDS` how many of the clips in `blocks` are processed."""
     started = said = time.monotonic()
     num_done, num_clips = 0, sum(map(len, blocks))
-    for table in streamed(blocks, function, subcluster=subcluster):
+    for table in stream_blocks(blocks, function, subcluster=subcluster):
         yield table
         num_done += table.num_rows
         now = time.monotonic()
@@ -156,7 +156,7 @@ def mapped(
             said = now
 
 
-def streamed(
+def stream_blocks(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, subcluster: str | None = None
 ) -> Iterator[pa.Table]:
     """Yield `function` of each block as Ray Data completes it, on the nodes of `subcluster` (None: all)."""

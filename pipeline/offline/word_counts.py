@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.corpus.manifest import open_manifest
 from pipeline.corpus.text_files import json_lines, read_text
-from pipeline.offline.stages import in_blocks, streamed
+from pipeline.offline.stages import split_into_blocks, stream_blocks
 from pipeline.text.significance import CONTENT_POS, WordCounts, count_words
 from pipeline.text.tagging import TaggerName, make_tagger
 
@@ -59,7 +59,7 @@ def count_captions(
     num_captions = 0
     for batch in captions:
         distinct = pa.Table.from_struct_array(batch.value_counts())
-        for part in streamed(in_blocks(distinct, 256, 8192), count):
+        for part in stream_blocks(split_into_blocks(distinct, 256, 8192), count):
             for row in part.to_pylist():
                 totals[row["pos"]][row["word"]] += row["count"]
         num_captions += len(batch)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
-from pipeline.stream.lengths import groups_by_length
+from pipeline.stream.lengths import group_by_length
 from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.text.config import MaskingConfig
 from pipeline.text.masking import choose_words, mask_words
@@ -31,13 +31,13 @@ def collate(
     seed: int,
     max_tokens: int = 30,
     pad_to: int | None = None,
-    most_length_groups: int = 1,
+    max_length_groups: int = 1,
 ) -> Batch:
     """Return the batch of `rows`. The random choices of a row depend only on (seed, epoch, clip_id) and its caption.
 
     Captions longer than `max_tokens` are cut to a random window. The token dimension is the length of the longest
     caption (at least `num_words`), or `pad_to`; ValueError if that is too short. Rows of weight 0 are [CLS] [SEP]
-    without labels. `num_words` words of rank at most `lvwm_top_k` are chosen for LVWM. If `most_length_groups` exceeds
+    without labels. `num_words` words of rank at most `lvwm_top_k` are chosen for LVWM. If `max_length_groups` exceeds
     1, captions are grouped by length to save padding.
     """
     _refuse_other_vocabulary(table, tokenizer)
@@ -67,8 +67,8 @@ def collate(
         token_mask=torch.from_numpy(token_ids != tokenizer.special.pad),
         labels=torch.from_numpy(labels),
         word_positions=torch.from_numpy(positions),
-        most_masked=int((labels != IGNORED_LABEL).sum(1).max(initial=0)),
-        length_groups=groups_by_length(num_tokens, most_length_groups) if most_length_groups > 1 else (),
+        max_masked=int((labels != IGNORED_LABEL).sum(1).max(initial=0)),
+        length_groups=group_by_length(num_tokens, max_length_groups) if max_length_groups > 1 else (),
     )
 
 

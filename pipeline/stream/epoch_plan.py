@@ -85,7 +85,7 @@ class Plan:
         """Return the plan of global step `step`, counted from 0."""
         return self._planned(step, *self._place(step))
 
-    def step_ahead(self, step: int) -> PlannedStep | None:
+    def step_to_prefetch(self, step: int) -> PlannedStep | None:
         """Return the step of the same kind one window of blocks later, whose rows should be prefetched now; None if
         clips are permuted as a whole."""
         kind, epoch, position = self._place(step)

@@ -14,9 +14,9 @@ import torch
 from pipeline.records import LengthGroup
 
 
-def groups_by_length(num_tokens: Sequence[int], most: int) -> tuple[LengthGroup, ...]:
-    """Form at most `most` groups of rows with the least padding; `num_tokens` holds the length of each row."""
-    ends = least_padding(Counter(num_tokens), most)
+def group_by_length(num_tokens: Sequence[int], max_groups: int) -> tuple[LengthGroup, ...]:
+    """Form at most `max_groups` groups of rows with the least padding; `num_tokens` holds the length of each row."""
+    ends = minimise_padding(Counter(num_tokens), max_groups)
     return tuple(
         LengthGroup(
             rows=torch.tensor([row for row, count in enumerate(num_tokens) if shorter < count <= longest]),
@@ -26,8 +26,8 @@ def groups_by_length(num_tokens: Sequence[int], most: int) -> tuple[LengthGroup,
     )
 
 
-def least_padding(num_rows: Counter[int], most: int) -> list[int]:
-    """Return at most `most` lengths, ascending, such that padding each row to the next one costs the fewest tokens.
+def minimise_padding(num_rows: Counter[int], max_groups: int) -> list[int]:
+    """Return at most `max_groups` lengths, ascending, such that padding each row to the next costs the fewest tokens.
 
     `num_rows` counts the rows of each length. Dynamic programming over the lengths that occur.
     """
@@ -37,7 +37,7 @@ def least_padding(num_rows: Counter[int], most: int) -> list[int]:
     # best[end]: the fewest tokens for the rows of the first `end` lengths, and the lengths they are padded to
     best: list[tuple[int, list[int]]] = [(0, [])]
     best += [(length * rows_before[end], [length]) for end, length in enumerate(lengths, 1)]
-    for _ in range(most - 1):
+    for _ in range(max_groups - 1):
         best = best[:1] + [
             min(
                 (tokens + length * (rows_before[end] - rows_before[start]), [*padded, length])

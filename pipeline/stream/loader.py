@@ -27,13 +27,13 @@ from pipeline.corpus.fetching import fail
 from pipeline.decode.clip_media import fetch_clip
 from pipeline.decode.codec import decode_frames, known_info
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import decoded
+from pipeline.decode.packets import decode_with_retry
 from pipeline.decode.pixels import PixelBuffer
 from pipeline.decode.sampling import Policy
 from pipeline.records import ClipRows, DecodeError, Kind, Media, Reason, Rejected, Stage
 from pipeline.stream.config import ANNOTATION, caption_weights
 from pipeline.stream.epoch_plan import PADDING, PlannedStep
-from pipeline.stream.failures import failures_in, note_failure
+from pipeline.stream.failures import read_failures, record_failure
 from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.stream.source import ClipSource
 
@@ -59,9 +59,9 @@ CLIP_SCHEMA = pa.schema(
 )
 
 
-def segments(source: ClipSource, num_steps: int, most_ranks: int) -> list[tuple[str, int, int]]:
-    """Cut a run of `num_steps` on up to `most_ranks` ranks into datasets; return their names and step ranges."""
-    size = max(1, MAX_BLOCKS // most_ranks) * source.steps_per_block(most_ranks)
+def segments(source: ClipSource, num_steps: int, max_ranks: int) -> list[tuple[str, int, int]]:
+    """Cut a run of `num_steps` on up to `max_ranks` ranks into datasets; return their names and step ranges."""
+    size = max(1, MAX_BLOCKS // max_ranks) * source.steps_per_block(max_ranks)
     starts = range(0, num_steps, size)
     return [(f"train-{number}", start, min(start + size, num_steps)) for number, start in enumerate(starts)]
 
@@ -72,7 +72,7 @@ def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop
         raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
     steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
     storage.set_retry_seconds(source.patience_seconds)
-    return decode_shares(source, steps, rank, num_ranks, failures_in(source.failures))
+    return decode_shares(source, steps, rank, num_ranks, read_failures(source.failures))
 
 
 def clip_stream(
@@ -140,11 +140,14 @@ def decoded_slots(
     rows, first_slot = rows[rank * share : (rank + 1) * share], (step * num_ranks + rank) * share
     taken = iter(source.clips(planned.kind).take(rows[rows != PADDING]).to_pylist())
     clips = [next(taken) if row != PADDING else None for row in rows.tolist()]
-    read_ahead(source, step)
+    prefetch_rows(source, step)
     known = [failures.get(row["clip_id"]) if row else None for row in clips]
     to_fetch = [row if row and not error else None for row, error in zip(clips, known, strict=True)]
-    reads = storage.ahead(
-        (media.file_of(row["uri"]), functools.partial(fetch_clip, row, source.decoder, **choice(source, planned, row)))
+    reads = storage.prefetched(
+        (
+            media.file_of(row["uri"]),
+            functools.partial(fetch_clip, row, source.decoder, **sampling_arguments(source, planned, row)),
+        )
         if row
         else ("", fetch_nothing)
         for row in to_fetch
@@ -152,13 +155,13 @@ def decoded_slots(
     for slot, (row, read, error) in enumerate(zip(clips, reads, known, strict=True), first_slot):
         result = decode_slot(slot, row, source, planned, functools.partial(fail, error) if error else read, pixels)
         if not error:
-            note_failure(source.failures, result)
+            record_failure(source.failures, result)
         yield result | {"num_retries": storage.pop_retry_count()}
 
 
-def read_ahead(source: ClipSource, step: int) -> None:
+def prefetch_rows(source: ClipSource, step: int) -> None:
     """Prefetch the manifest rows of the step one window later."""
-    later = source.plan.step_ahead(step) if source.plan else None
+    later = source.plan.step_to_prefetch(step) if source.plan else None
     if later:
         source.clips(later.kind).prefetch(later.rows[later.rows != PADDING])
 
@@ -197,10 +200,10 @@ def decode_slot(
         size_px=drawn_size_px(source, planned, row),
         decoder=source.decoder,
         known=known_info(row) if planned.kind == Kind.VIDEO else None,
-        **choice(source, planned, row),
+        **sampling_arguments(source, planned, row),
     )
     try:
-        _, height, width, _ = decoded(read(), decode)
+        _, height, width, _ = decode_with_retry(read(), decode)
         caption = drawn_caption(source, planned, row)
     except DecodeError as error:
         return empty | {"reason": str(error.reason), "detail": error.detail}
@@ -222,7 +225,7 @@ def drawn_size_px(source: ClipSource, planned: PlannedStep, row: dict[str, Any])
     return int(clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.SIZE).choice(source.long_sides_px))
 
 
-def choice(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> dict[str, Any]:
+def sampling_arguments(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `clip_indices` for a clip. Repeated calls return equal choices."""
     is_training = source.plan is not None
     return {

@@ -40,16 +40,16 @@ def permute_in_windows(
     `key` selects the blocks of each window and the order of the rows in it. All windows have the same size, up to one
     block, except that one of them also holds the rows after the last whole block.
     """
-    num_blocks, num_behind = divmod(length, BLOCK_CLIPS)
+    num_blocks, num_tail_rows = divmod(length, BLOCK_CLIPS)
     num_windows = -(-num_blocks // window_blocks)
     holder = int(permute(np.zeros(1, np.int64), num_windows, key=(*key, _TAIL))[0])
     rows = np.empty_like(positions)
-    windows = _windows_of(positions, num_blocks, num_windows, holder, num_behind)
+    windows = _windows_of(positions, num_blocks, num_windows, holder, num_tail_rows)
     for window in np.unique(windows).tolist():
         is_here = windows == window
         first, after = (number * num_blocks // num_windows for number in (window, window + 1))
-        start = first * BLOCK_CLIPS + (num_behind if window > holder else 0)
-        size = (after - first) * BLOCK_CLIPS + (num_behind if window == holder else 0)
+        start = first * BLOCK_CLIPS + (num_tail_rows if window > holder else 0)
+        size = (after - first) * BLOCK_CLIPS + (num_tail_rows if window == holder else 0)
         place, inside = np.divmod(permute(positions[is_here] - start, size, key=(*key, _ROWS, window)), BLOCK_CLIPS)
         blocks = permute(np.arange(first, after), num_blocks, key=(*key, _BLOCKS))
         rows[is_here] = np.append(blocks, num_blocks)[place] * BLOCK_CLIPS + inside
@@ -57,12 +57,12 @@ def permute_in_windows(
 
 
 def _windows_of(
-    positions: Int64[np.ndarray, " n"], num_blocks: int, num_windows: int, holder: int, num_behind: int
+    positions: Int64[np.ndarray, " n"], num_blocks: int, num_windows: int, holder: int, num_tail_rows: int
 ) -> Int64[np.ndarray, " n"]:
     """Return the window of each position; window w begins with block w · num_blocks // num_windows."""
     first, after = (number * num_blocks // num_windows * BLOCK_CLIPS for number in (holder, holder + 1))
-    is_held = (positions >= first) & (positions < after + num_behind)
-    blocks = np.where(positions < first, positions, positions - num_behind) // BLOCK_CLIPS
+    is_held = (positions >= first) & (positions < after + num_tail_rows)
+    blocks = np.where(positions < first, positions, positions - num_tail_rows) // BLOCK_CLIPS
     return np.where(is_held, holder, ((blocks + 1) * num_windows - 1) // num_blocks)
 
 

@@ -56,7 +56,7 @@ def hard_choice(
     style = Style.draw(rng, names_everything=True)
     true = caption_of(scene, style)
     acting = _pick(rng, allowed(_other_events(scene, richness)), _NUM_OTHER_ACTIONS)
-    visible = _pick(rng, allowed(_other_looks(rng, scene, richness)), NUM_OPTIONS - 1 - len(acting))
+    visible = _pick(rng, allowed(_other_appearances(rng, scene, richness)), NUM_OPTIONS - 1 - len(acting))
     wrong = [caption_of(other, style) for other in (*acting, *visible)]
     if len(wrong) < NUM_OPTIONS - 1:
         return None
@@ -89,7 +89,7 @@ def _other_events(scene: Scene, richness: Richness) -> list[Scene]:
     return [replace(scene, events=variant) for variant in variants]
 
 
-def _other_looks(rng: np.random.Generator, scene: Scene, richness: Richness) -> list[Scene]:
+def _other_appearances(rng: np.random.Generator, scene: Scene, richness: Richness) -> list[Scene]:
     """Return variants of the scene in which one attribute of a thing or of the background has a value new to it."""
     taken_colours, taken_shapes = ({getattr(t, name) for t in scene.things} for name in ("colour", "shape"))
     colours = [colour for colour in richness.colours if colour not in taken_colours]

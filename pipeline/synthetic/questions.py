@@ -67,7 +67,7 @@ def questions_of(scene: Scene, rng: np.random.Generator) -> list[Question]:
     seen = (("colour", _COLOUR, main.colour), ("shape", _SHAPE, main.shape), ("count", _COUNT, number))
     drawn = [(kind, kind, texts, answer, (answer,)) for kind, texts, answer in seen] + _event_questions(scene, rng)
     return [
-        Question(text=_ask(rng, texts, main, form), answer=answer, question_type=kind, form=form, seen=seen)
+        Question(text=_phrase_question(rng, texts, main, form), answer=answer, question_type=kind, form=form, seen=seen)
         for kind, form, texts, answer, seen in drawn
     ]
 
@@ -85,12 +85,12 @@ def _event_questions(scene: Scene, rng: np.random.Generator) -> list[_Drawn]:
         event = first if which == "first" else last
         if first.actors == last.actors:
             return [("order", "turn", _TURNS[which], _answer(event), ())]
-        return [("action", "action", _ACTION, _answer(first), ()), _who(scene, which, event)]
+        return [("action", "action", _ACTION, _answer(first), ()), _actor_question(scene, which, event)]
     is_mutual = first.action in MUTUAL_ACTIONS
     form, texts = ("mutual action", _MUTUAL_ACTION) if is_mutual else ("action", _ACTION)
     drawn: list[_Drawn] = [("action", form, texts, _answer(first), ())]
     if first.action == "chase":
-        drawn.append(_who(scene, "behind", first))
+        drawn.append(_actor_question(scene, "behind", first))
     elif first.action in ("left", "right"):
         drawn.append(("order", "side", _STARTS_ON, "right" if first.action == "left" else "left", ()))
     elif first.action in _STATE_AND_TIME:
@@ -99,7 +99,7 @@ def _event_questions(scene: Scene, rng: np.random.Generator) -> list[_Drawn]:
     return drawn
 
 
-def _who(scene: Scene, which: str, event: Event) -> _Drawn:
+def _actor_question(scene: Scene, which: str, event: Event) -> _Drawn:
     shapes = tuple(sorted(thing.shape for thing in scene.things))
     return "order", "who", _WHO[which], scene.things[event.actors[0]].shape, shapes
 
@@ -108,7 +108,7 @@ def _answer(event: Event) -> str:
     return _ANSWER_BY_ACTION.get(event.action, event.action)
 
 
-def _ask(rng: np.random.Generator, texts: tuple[str, ...], thing: Thing, form: str) -> str:
+def _phrase_question(rng: np.random.Generator, texts: tuple[str, ...], thing: Thing, form: str) -> str:
     shape_words = WORDS_BY_SHAPE[thing.shape]
     return texts[rng.integers(len(texts))].format(
         colour=thing.colour, shape=shape_words[rng.integers(len(shape_words))], state=form.removeprefix("time ")

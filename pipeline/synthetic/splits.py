@@ -28,7 +28,7 @@ from pipeline.synthetic.statements import Statement, meaning_of
 
 Combination = tuple[str, str, str]
 """(colour, shape, action)"""
-Look = tuple[str, str]
+Appearance = tuple[str, str]
 """(colour, shape)"""
 
 _STREAMS = ("held_out", "train", "val", "test", "temporal", "image", "caption", "question", "choice")
@@ -111,11 +111,13 @@ def held_out_combinations(seed: int, richness: Richness) -> frozenset[Combinatio
 def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
     """Draw scenes without held-out combinations."""
     held_out = held_out_combinations(seed, richness)
-    looks = _looks_by_action(set(itertools.product(richness.colours, richness.shapes, richness.actions)) - held_out)
+    appearances = _appearances_by_action(
+        set(itertools.product(richness.colours, richness.shapes, richness.actions)) - held_out
+    )
 
     def draw(index: int) -> Scene:
         for attempt in range(_MAX_ATTEMPTS):
-            scene = _draw_scene(rng_for(seed, "train", index, attempt), richness, looks)
+            scene = _draw_scene(rng_for(seed, "train", index, attempt), richness, appearances)
             if held_out.isdisjoint(combinations_of(scene)):
                 return scene
         raise ValueError(f"no training scene found for clip {index}: raise the richness of the corpus")
@@ -125,10 +127,10 @@ def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
 
 def novel_scenes(seed: int, richness: Richness, split: str, num_clips: int) -> list[Scene]:
     """Draw scenes of pairwise different meaning whose main thing has a held-out combination."""
-    looks = _looks_by_action(held_out_combinations(seed, richness))
+    appearances = _appearances_by_action(held_out_combinations(seed, richness))
 
     def draw(rng: np.random.Generator, _: int) -> tuple[Scene, ...]:
-        return (_draw_scene(rng, richness, looks),)
+        return (_draw_scene(rng, richness, appearances),)
 
     drawn = _distinct(draw, seed, split, num_clips, "scenes found; ask for fewer or raise richness")
     return [scene for (scene,) in drawn]
@@ -147,8 +149,8 @@ def still_scenes(seed: int, richness: Richness, num_images: int) -> list[Scene]:
 
     def draw(index: int) -> Scene:
         rng = rng_for(seed, "image", index)
-        looks = _draw_looks(rng, richness, 2 if rng.random() < richness.double_share else 1)
-        return Scene(things=_place(rng, looks), events=(), background=_draw_background(rng))
+        appearances = _draw_appearances(rng, richness, 2 if rng.random() < richness.double_share else 1)
+        return Scene(things=_place(rng, appearances), events=(), background=_draw_background(rng))
 
     return [draw(index) for index in range(num_images)]
 
@@ -178,7 +180,7 @@ def _distinct(
 
 
 def _draw_group(rng: np.random.Generator, richness: Richness, kind: str) -> tuple[Scene, ...]:
-    things = _place(rng, _draw_looks(rng, richness, 2 if kind in ("order", "relation") else 1))
+    things = _place(rng, _draw_appearances(rng, richness, 2 if kind in ("order", "relation") else 1))
     background = _draw_background(rng)
     match kind:
         case "direction":
@@ -195,19 +197,19 @@ def _draw_group(rng: np.random.Generator, richness: Richness, kind: str) -> tupl
     return tuple(Scene(things=things, events=events, background=background) for events in variants)
 
 
-def _looks_by_action(combinations: Iterable[Combination]) -> dict[str, list[Look]]:
-    looks: dict[str, list[Look]] = {}
+def _appearances_by_action(combinations: Iterable[Combination]) -> dict[str, list[Appearance]]:
+    appearances: dict[str, list[Appearance]] = {}
     for colour, shape, action in sorted(combinations):
-        looks.setdefault(action, []).append((colour, shape))
-    return looks
+        appearances.setdefault(action, []).append((colour, shape))
+    return appearances
 
 
-def _draw_scene(rng: np.random.Generator, richness: Richness, looks: dict[str, list[Look]]) -> Scene:
-    """Draw a scene whose main thing has a look from `looks[action]`; the second thing may have any look."""
+def _draw_scene(rng: np.random.Generator, richness: Richness, appearances: dict[str, list[Appearance]]) -> Scene:
+    """Draw a scene whose main thing looks as in `appearances[action]`; the second thing may look in any way."""
     is_double = rng.random() < richness.double_share
     layout = rng.choice(list(_SHARE_BY_LAYOUT), p=list(_SHARE_BY_LAYOUT.values())) if is_double else "single"
     action = _draw_action(rng, richness, layout)
-    drawn = _draw_looks(rng, richness, 1 if layout in ("single", "twice") else 2, looks[action])
+    drawn = _draw_appearances(rng, richness, 1 if layout in ("single", "twice") else 2, appearances[action])
     second_action = rng.choice([other for other in richness.repeatable if layout == "order" or other != action])
     match layout:
         case "twice":
@@ -243,21 +245,21 @@ def _in_turn(action: str, next_action: str, actors: tuple[int, int]) -> tuple[Ev
     return first, Event(action=next_action, actors=actors[1:], phase="second")
 
 
-def _draw_looks(
-    rng: np.random.Generator, richness: Richness, num_things: int, of_main: Sequence[Look] = ()
-) -> list[Look]:
-    """Draw looks without common colour or shape; the first is from `of_main`, unless that is empty."""
-    looks = list(itertools.product(richness.colours, richness.shapes))
-    first = (of_main or looks)[int(rng.integers(len(of_main or looks)))]
-    others = [look for look in looks if look[0] != first[0] and look[1] != first[1]]
+def _draw_appearances(
+    rng: np.random.Generator, richness: Richness, num_things: int, of_main: Sequence[Appearance] = ()
+) -> list[Appearance]:
+    """Draw appearances without common colour or shape; the first is from `of_main`, unless that is empty."""
+    appearances = list(itertools.product(richness.colours, richness.shapes))
+    first = (of_main or appearances)[int(rng.integers(len(of_main or appearances)))]
+    others = [appearance for appearance in appearances if appearance[0] != first[0] and appearance[1] != first[1]]
     return [first, *(others[rng.integers(len(others))] for _ in range(num_things - 1))]
 
 
-def _place(rng: np.random.Generator, looks: Sequence[Look]) -> tuple[Thing, ...]:
+def _place(rng: np.random.Generator, appearances: Sequence[Appearance]) -> tuple[Thing, ...]:
     """Place things in their middle state. Positions depend on the number of things, never on their actions."""
     sizes = [SIZES[rng.integers(len(SIZES))]]
     centre_x, centre_y = (float(value) for value in rng.uniform(25, 39, 2))
-    if len(looks) == 1:
+    if len(appearances) == 1:
         places = [(centre_x, centre_y)]
     else:  # two big things would leave no space to move
         sizes.append(SIZES[rng.integers(len(SIZES))] if sizes[0] == "small" else "small")
@@ -267,7 +269,7 @@ def _place(rng: np.random.Generator, looks: Sequence[Look]) -> tuple[Thing, ...]
         places = [(middle_x - half_x, centre_y - half_y), (middle_x + half_x, centre_y + half_y)]
     return tuple(
         Thing(colour=colour, shape=shape, size=size, x=round(float(x), 2), y=round(float(y), 2))
-        for (colour, shape), size, (x, y) in zip(looks, sizes, places, strict=True)
+        for (colour, shape), size, (x, y) in zip(appearances, sizes, places, strict=True)
     )
 
 

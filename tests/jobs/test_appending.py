@@ -26,7 +26,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         LOOKED_AT.extend(Path(uri).stem for block in blocks for uri in block["uri"].to_pylist())
         return in_turn(blocks, function, subcluster)
 
-    monkeypatch.setattr(stages, "streamed", recorded)
+    monkeypatch.setattr(stages, "stream_blocks", recorded)
     monkeypatch.setattr("cluster.connection.connected_ray", contextlib.nullcontext)
     LOOKED_AT.clear()
     return LOOKED_AT

@@ -24,7 +24,7 @@ NUM_OBJECTS = 3 * NUM_VIDEOS
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "streamed", in_turn)
+    monkeypatch.setattr(stages, "stream_blocks", in_turn)
     monkeypatch.setattr("cluster.connection.connected_ray", contextlib.nullcontext)
 
 

@@ -180,7 +180,7 @@ def test_a_pass_goes_on_where_it_was_cut_and_does_nothing_twice(corpus, tmp_path
 def test_a_corpus_packed_in_portions_is_the_same_as_one_packed_in_memory(
     content: Content, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "mapped", in_turn)
+    monkeypatch.setattr(packing, "map_blocks", in_turn)
     monkeypatch.setattr(packing, "connected_ray", contextlib.nullcontext)
     (tmp_path / "videos" / "2.mp4").write_bytes(b"no video any more")
     settings = PackingConfig(content=content, shard_bytes=1)
@@ -209,5 +209,5 @@ def test_a_corpus_packed_in_portions_is_the_same_as_one_packed_in_memory(
         assert [row.clip_id for row in read_ledger(done.ledger_path)] == lost
     assert whole.manifest_hash == cut.manifest_hash
     (tmp_path / "cut" / packing.MARKER).unlink()
-    monkeypatch.setattr(packing, "mapped", lambda blocks, *_, **__: pytest.fail(f"packed again: {len(blocks)}"))
+    monkeypatch.setattr(packing, "map_blocks", lambda blocks, *_, **__: pytest.fail(f"packed again: {len(blocks)}"))
     assert run("cut").manifest_hash == whole.manifest_hash

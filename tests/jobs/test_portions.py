@@ -30,7 +30,7 @@ NUM_IMAGES = 24
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "streamed", in_turn)
+    monkeypatch.setattr(stages, "stream_blocks", in_turn)
     monkeypatch.setattr("cluster.connection.connected_ray", contextlib.nullcontext)
 
 
@@ -122,7 +122,7 @@ def test_a_killed_job_goes_on(
         looked_at.extend(uri for block in blocks for uri in block["uri"].to_pylist())
         return in_turn(blocks, function, subcluster)
 
-    monkeypatch.setattr(stages, "streamed", recorded)
+    monkeypatch.setattr(stages, "stream_blocks", recorded)
     done = job()
     assert done.manifest_hash == whole.manifest_hash
     assert [Path(uri).name for uri in looked_at] == ["gone.png"]  # it may have come meanwhile

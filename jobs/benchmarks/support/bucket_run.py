@@ -72,7 +72,7 @@ def die() -> None:
 def killed_in(stage: str, root: str, out: str, num_objects: int) -> Iterator[None]:
     """Die in the middle of a stage: when half of the objects are listed, or probed, or when the first part of the
     manifest is written."""
-    listed, streamed, write = storage.listed, stages.streamed, storage.write_bytes_atomic
+    listed, stream_blocks, write = storage.iter_versions, stages.stream_blocks, storage.write_bytes_atomic
 
     def half_listed(path: str) -> Iterator[tuple[str, str]]:
         for number, entry in enumerate(listed(path)):
@@ -84,7 +84,7 @@ def killed_in(stage: str, root: str, out: str, num_objects: int) -> Iterator[Non
 
     def half_streamed(*arguments: Any, **named: Any) -> Iterator[Any]:
         nonlocal num_seen
-        for table in streamed(*arguments, **named):
+        for table in stream_blocks(*arguments, **named):
             num_seen += len(table)
             if num_seen >= num_objects // 2:
                 die()
@@ -96,8 +96,8 @@ def killed_in(stage: str, root: str, out: str, num_objects: int) -> Iterator[Non
             die()
 
     patches = {
-        "listing": mock.patch.object(storage, "listed", half_listed),
-        "looking": mock.patch.object(stages, "streamed", half_streamed),
+        "listing": mock.patch.object(storage, "iter_versions", half_listed),
+        "looking": mock.patch.object(stages, "stream_blocks", half_streamed),
         "writing": mock.patch.object(storage, "write_bytes_atomic", one_part_written),
     }
     with patches[stage] if stage else contextlib.nullcontext():

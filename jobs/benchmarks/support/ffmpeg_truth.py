@@ -15,7 +15,7 @@ from PIL import Image
 
 from jobs.benchmarks.support.drawn_frames import colour_error, read_number
 from jobs.benchmarks.support.media_files import FFMPEG_SECONDS, MediaFile, Rule
-from pipeline.decode.images import GROUND, fit_long_side, resize
+from pipeline.decode.images import BACKGROUND, fit_long_side, resize
 
 SIZE_PX = 224
 """Long side of the compared frames, as in training."""
@@ -139,7 +139,7 @@ def _opaque(picture: np.ndarray) -> np.ndarray:
     if picture.shape[2] == 3:
         return picture
     alpha = picture[..., 3:] / 255.0
-    return (picture[..., :3] * alpha + np.array(GROUND) * (1 - alpha)).round().astype(np.uint8)
+    return (picture[..., :3] * alpha + np.array(BACKGROUND) * (1 - alpha)).round().astype(np.uint8)
 
 
 def drawn_way_up(picture: np.ndarray, turned: tuple[int, bool]) -> np.ndarray:

@@ -63,7 +63,7 @@ class MediaFile:
     known_fault: str = ""
     """Why a decoder that reads it shows something else, if we cannot fix it."""
     is_transparent: bool = False
-    """Whether the decoded picture has alpha, which is shown on `images.GROUND`."""
+    """Whether the decoded picture has alpha, which is shown on `images.BACKGROUND`."""
     max_colour_error: float | None = 16.0
     """Largest difference, in 0–255, of ffmpeg's colours from the drawn ones; None if the codec lacks these colours."""
 

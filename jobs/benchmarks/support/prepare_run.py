@@ -46,7 +46,7 @@ def invented_rows(batch: pa.Table, **settings: object) -> pa.Table:
 def invented_files(root: str, num_files: int) -> Iterator[None]:
     """Within the context, pretend that the folder `root` has `num_files` files with synthetic contents; start no
     Ray."""
-    listed = storage.listed
+    listed = storage.iter_versions
 
     def listed_or_invented(path: str) -> Iterator[tuple[str, str]]:
         if path != root:
@@ -54,9 +54,9 @@ def invented_files(root: str, num_files: int) -> Iterator[None]:
         return ((name_of(number), f"1000000 {number}") for number in range(num_files))
 
     with (
-        mock.patch.object(storage, "listed", listed_or_invented),
+        mock.patch.object(storage, "iter_versions", listed_or_invented),
         mock.patch.object(probing, "probe_batch", invented_rows),
-        mock.patch.object(stages, "streamed", in_turn),
+        mock.patch.object(stages, "stream_blocks", in_turn),
         mock.patch("cluster.connection.connected_ray", contextlib.nullcontext),
     ):
         yield

@@ -109,7 +109,7 @@ def planned_rows(
     for step in range(0, num_steps * num_workers, num_workers):
         rows = plan.step(step).rows
         assert len(clips.take(rows[rows != PADDING]).to_pylist()) == (rows != PADDING).sum()
-        later = plan.step_ahead(step)
+        later = plan.step_to_prefetch(step)
         if later:
             clips.prefetch(later.rows[later.rows != PADDING])
     num_rows, (private, shared) = num_steps * batch, private_and_shared_bytes()

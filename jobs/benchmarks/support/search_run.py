@@ -24,7 +24,7 @@ SAMPLE_SECONDS = 0.5
 def in_turn(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], subcluster: str | None = None
 ) -> Iterator[pa.Table]:
-    """Replace `streamed`: run tasks sequentially in this process."""
+    """Replace `stream_blocks`: run tasks sequentially in this process."""
     del subcluster
     return map(function, blocks)
 
@@ -34,7 +34,7 @@ def without_ray() -> Iterator[None]:
     """Keep `deduplicate` from starting Ray within the context; all fingerprints must exist."""
     with (
         mock.patch.object(deduplication, "connected_ray", contextlib.nullcontext),
-        mock.patch.object(deduplication, "streamed", in_turn),
+        mock.patch.object(deduplication, "stream_blocks", in_turn),
     ):
         yield
 

@@ -20,7 +20,7 @@ from pipeline.corpus.fetching import fetch_start
 from pipeline.decode.codec import encode_video
 from pipeline.decode.config import Limits
 from pipeline.offline.probing import ProbedFile
-from pipeline.offline.stages import Look, look_at_files
+from pipeline.offline.stages import ClipProbe, probe_files
 from pipeline.records import Stored
 
 NUM_VIDEOS = 8
@@ -42,7 +42,7 @@ def video_of(name: str) -> bytes:
 
 def upload(folder: str, num_objects: int) -> int:
     """Upload the missing objects below `folder`, and return how many. Raise ValueError if there are other objects."""
-    there, names = {path for path, _ in storage.listed(folder)}, [*map(name_of, range(num_objects))]
+    there, names = {path for path, _ in storage.iter_versions(folder)}, [*map(name_of, range(num_objects))]
     if others := there.difference(names):
         raise ValueError(f"{folder} has {len(others)} more objects than {num_objects}, as {min(others)}: name another")
     missing = [name for name in names if name not in there]
@@ -62,12 +62,12 @@ def probe_known(
     del packets_folder  # unused: nothing is written for short videos of one clip
     keys = [field for field in batch.schema if field.name == "key"]
 
-    def look_at(uri: str, data: Stored | Any) -> Look:
+    def make_probe(uri: str, data: Stored | Any) -> ClipProbe:
         del uri
         return lambda clip: dict(found_in(data, clip["kind"], decoder, limits))
 
     fetch: Callable[[str], Any] = fetch_start if is_fetched else video_of
-    return look_at_files(batch, look_at, pa.schema([*manifest.SCHEMA, *keys]), fetch)
+    return probe_files(batch, make_probe, pa.schema([*manifest.SCHEMA, *keys]), fetch)
 
 
 @functools.cache

@@ -73,7 +73,7 @@ def _table(
     low, high = DURATIONS_SECONDS
     durations = np.round(low + (drawn % np.uint64(997)).astype(float) / 997 * (high - low), 2)
     names = pc.binary_join_element_wise(
-        f"{media.inside(videos, 0, 0).rpartition('=')[0]}=",
+        f"{media.range_uri(videos, 0, 0).rpartition('=')[0]}=",
         pa.array(numbers * VIDEO_BYTES).cast(pa.string()),
         "-",
         pa.array((numbers + 1) * VIDEO_BYTES).cast(pa.string()),
