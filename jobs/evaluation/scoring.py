@@ -18,7 +18,7 @@ from cluster.connection import connected_ray
 from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Card, Protocol, read_card, refuse_other, write_card
-from jobs.evaluation.leaderboard import doubt_of
+from jobs.evaluation.leaderboard import caveat_of
 from jobs.evaluation.rank import REJECTED, Request, evaluate_rank
 from jobs.run import run_files
 from jobs.run.config import DataConfig, Placement, PretrainConfig, TaskConfig
@@ -100,14 +100,14 @@ def evaluate(config: EvaluateConfig) -> Card:
         questions_hash = cards.hash_of_questions(protocol)
         refuse_other(before, {"weights": weights, "manifest_hash": manifest.hash, "questions_hash": questions_hash})
     trained_task = own_type(run.task.kind)
-    own_protocol = cards.own_protocol(
+    run_protocol = cards.make_run_protocol(
         run_folder,
         data=run.data,
         task=run.task,
         rerank=run.selection.rerank,
         scores_all_pairs=trained_task is not None and trained_task.scores_all_pairs,
     )
-    out = out_folder(config, protocol, own_protocol)
+    out = out_folder(config, protocol, run_protocol)
     card = cards.make_card(
         protocol,
         measure(make_request(run, protocol, config.placement, manifest, out)),
@@ -157,16 +157,16 @@ def refuse_too_many_rejected(card: Card, path: str, share: float) -> None:
         )
 
 
-def out_folder(config: EvaluateConfig, protocol: Protocol, own: Protocol) -> str:
+def out_folder(config: EvaluateConfig, protocol: Protocol, run_protocol: Protocol) -> str:
     """Return the folder of the card and the raw results. A repeated score goes beside its card, which stays unchanged.
 
-    `own`: the protocol of the run's own evaluation.
+    `run_protocol`: the protocol of the run's own evaluation.
     """
     if config.out:
         return storage.absolute(config.out)
     if config.card:
         return f"{storage.absolute(config.card).rpartition('/')[0]}/repeated"
-    return cards.card_folder(protocol.run, protocol, own)
+    return cards.card_folder(protocol.run, protocol, run_protocol)
 
 
 def protocol_of(config: EvaluateConfig, data: DataConfig, trained: TaskConfig, run_folder: str) -> Protocol:
@@ -352,9 +352,9 @@ def table(card: Card) -> str:
             f"asked by: {protocol.queries}; re-ranked: {protocol.rerank or 'all'}, by {protocol.fusion}; prior: "
             f"{protocol.prior}"
         )
-    if doubt := doubt_of(card):
-        lines.append(doubt)
-    lines += [f"{doubt.upper()}: this score is too optimistic" for doubt in card.doubts]
+    if caveat := caveat_of(card):
+        lines.append(caveat)
+    lines += [f"{caveat.upper()}: this score is too optimistic" for caveat in card.caveats]
     for name, value in sorted(card.means.items()):
         ends = card.interval(name)
         lines.append(f"  {name:36s} {value:8.3f}" + (f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))

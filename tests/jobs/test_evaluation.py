@@ -459,7 +459,7 @@ def test_a_score_on_clips_that_the_run_has_seen_is_refused_unless_it_is_asked_fo
     refuse_seen(dataclasses.replace(wish, **{option: True}), run.data, protocol, seen | {name: 3}, None)
     told = card(is_selected_on_test=name == "validation", num_trained_on=3 * (name == "train"))
     refuse_seen(wish, run.data, protocol, seen | {name: 3}, told)  # it is to be repeated, and says so
-    assert len(told.doubts) == 1
+    assert len(told.caveats) == 1
 
 
 def test_clips_that_a_run_has_seen_are_known_in_other_splits_and_manifests(tmp_path: Path) -> None:
