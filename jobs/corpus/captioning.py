@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.corpus.preparation import Prepared, commit, refuse_writing_over
-from jobs.corpus.resumption import asked_once
+from jobs.corpus.resumption import request_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
@@ -155,7 +155,7 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
     keyed = [clip | {"key": key} for clip, key in zip(clips, keys, strict=True)]
     endpoint, folder = Endpoint(config.endpoint), storage.join(out, KEPT)
     ask = partial(answer_of, endpoint=endpoint, config=config)
-    table, num_asked = asked_once(keyed, ask, folder, ANSWERS, num_at_once=config.num_at_once, what="captions")
+    table, num_asked = request_missing(keyed, ask, folder, ANSWERS, num_at_once=config.num_at_once, what="captions")
     held.check()
     answers = table.to_pylist()
     written = {row["clip_id"]: row["caption"] for row in answers if not row["reason"]}
@@ -202,17 +202,19 @@ def with_captions(rows: Sequence[dict[str, Any]], written: dict[int, str], sourc
     return changed
 
 
-def describe(done: Captioned) -> str:
+def describe(result: Captioned) -> str:
     """Return a summary for the terminal."""
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.prepared.num_rejected.items()) or "none"
-    thousand = done.dollars_per_thousand
-    count = max(1, done.num_captions)
+    rejected = ", ".join(f"{reason} {count}" for reason, count in result.prepared.num_rejected.items()) or "none"
+    thousand = result.dollars_per_thousand
+    count = max(1, result.num_captions)
     price = (
-        "no prices given" if thousand is None else f"${thousand:.2f} per thousand captions, ${done.dollars:.2f} in all"
+        "no prices given"
+        if thousand is None
+        else f"${thousand:.2f} per thousand captions, ${result.dollars:.2f} in all"
     )
     return (
-        f"captions  {done.num_captions}, {done.num_asked} clips asked for now, {done.num_requests} requests\n"
-        f"tokens    {done.input_tokens} in, {done.output_tokens} out: {done.input_tokens / count:.0f} and "
-        f"{done.output_tokens / count:.0f} per caption\ncost      {price}\nrejected  {rejected}: "
-        f"{done.prepared.ledger_path}\nmanifest  {done.prepared.manifest_path} ({done.prepared.manifest_hash})"
+        f"captions  {result.num_captions}, {result.num_asked} clips asked for now, {result.num_requests} requests\n"
+        f"tokens    {result.input_tokens} in, {result.output_tokens} out: {result.input_tokens / count:.0f} and "
+        f"{result.output_tokens / count:.0f} per caption\ncost      {price}\nrejected  {rejected}: "
+        f"{result.prepared.ledger_path}\nmanifest  {result.prepared.manifest_path} ({result.prepared.manifest_hash})"
     )

@@ -202,17 +202,17 @@ def rejected_copy(clips: Mapping[int, Clip], pair: Pair) -> Rejected:
     )
 
 
-def describe(done: Deduplicated) -> str:
+def describe(result: Deduplicated) -> str:
     """Return a summary for the terminal."""
-    pairs = ", ".join(f"{kind} {done.num_pairs.get(kind, 0)}" for kind in PairKind)
-    removed = ", ".join(f"{reason} {count}" for reason, count in done.num_removed.items()) or "nothing"
+    pairs = ", ".join(f"{kind} {result.num_pairs.get(kind, 0)}" for kind in PairKind)
+    removed = ", ".join(f"{reason} {count}" for reason, count in result.num_removed.items()) or "nothing"
     lines = [
-        f"clips      {done.num_clips}, without frames {done.num_unreadable}",
-        f"pairs      {pairs} in {done.num_groups} groups ({done.num_compared} compared): {done.pairs_path}",
-        f"suspected  {done.num_suspected} pairs across splits have a caption in common and show something else",
+        f"clips      {result.num_clips}, without frames {result.num_unreadable}",
+        f"pairs      {pairs} in {result.num_groups} groups ({result.num_compared} compared): {result.pairs_path}",
+        f"suspected  {result.num_suspected} pairs across splits have a caption in common and show something else",
         f"to remove  {removed}",
-        f"manifest   {done.manifest_path or 'not written; --write-filtered writes one without these'}",
-        f"seconds    {done.seconds:.1f}",
+        f"manifest   {result.manifest_path or 'not written; --write-filtered writes one without these'}",
+        f"seconds    {result.seconds:.1f}",
     ]
     return "\n".join(lines)
 

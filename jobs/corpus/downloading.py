@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from jobs.corpus.resumption import asked_once
+from jobs.corpus.resumption import request_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import ledger
@@ -103,7 +103,7 @@ def download(config: DownloadConfig) -> Downloaded:
                 return fetched(file, out, config.limits)
 
         folder = storage.join(out, KEPT)
-        table, num_asked = asked_once(files, fetch, folder, FILES, num_at_once=config.num_at_once, what="files")
+        table, num_asked = request_missing(files, fetch, folder, FILES, num_at_once=config.num_at_once, what="files")
         held.check()
         by_name = {file["name"]: file for file in table.to_pylist()}
         return _written(config, out, rows, wrong, column, by_name, num_asked)
@@ -183,10 +183,10 @@ def _written(
     return result
 
 
-def describe(done: Downloaded) -> str:
+def describe(result: Downloaded) -> str:
     """Return a summary for the terminal."""
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+    rejected = ", ".join(f"{reason} {count}" for reason, count in result.num_rejected.items()) or "none"
     return (
-        f"files     {done.num_files}, {done.num_bytes / 2**30:.3f} GiB, {done.num_asked} asked for now\n"
-        f"rows      {done.num_rows}: {done.clips_path}\nrejected  {rejected}: {done.ledger_path}"
+        f"files     {result.num_files}, {result.num_bytes / 2**30:.3f} GiB, {result.num_asked} asked for now\n"
+        f"rows      {result.num_rows}: {result.clips_path}\nrejected  {rejected}: {result.ledger_path}"
     )

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from jobs.corpus.filter_page import page_of
 from jobs.corpus.preparation import Prepared, commit, refuse_writing_over
-from jobs.corpus.resumption import asked_once, computed_once
+from jobs.corpus.resumption import compute_missing, request_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import ledger
@@ -184,7 +184,7 @@ def scores_in(manifest: Manifest, config: FilterConfig, out: str) -> pa.Table:
     rows = rows.append_column("key", pa.array(keys, pa.string()))
     score = partial(score_clips, limits=config.limits, decoder=config.decoder)
     options = {"most_at_once": 64, "together": "uri", "subcluster": config.subcluster}
-    return computed_once(rows, score, storage.join(out, KEPT), SCORES, **options)
+    return compute_missing(rows, score, storage.join(out, KEPT), SCORES, **options)
 
 
 def matches_of(clips: Sequence[Mapping[str, Any]], matcher: Matcher, folder: str) -> dict[int, float]:
@@ -199,7 +199,7 @@ def matches_of(clips: Sequence[Mapping[str, Any]], matcher: Matcher, folder: str
         except DecodeError as error:
             return row | {"reason": str(error.reason), "detail": error.detail}
 
-    table, _ = asked_once(rows, ask, folder, MATCHED, num_at_once=1, what="clips matched with their captions")
+    table, _ = request_missing(rows, ask, folder, MATCHED, num_at_once=1, what="clips matched with their captions")
     return {row["clip_id"]: row["match"] for row in table.to_pylist() if not row["reason"]}
 
 
@@ -255,15 +255,15 @@ def _new_version(
     )
 
 
-def describe(done: Filtered) -> str:
+def describe(result: Filtered) -> str:
     """Return a summary for the terminal."""
-    lines = [f"clips      {done.num_clips}, without frames {done.num_unreadable}: {done.scores_path}"]
-    lines += [f"{name:<10} {' '.join(f'{value:g}' for value in values)}" for name, values in done.quantiles.items()]
+    lines = [f"clips      {result.num_clips}, without frames {result.num_unreadable}: {result.scores_path}"]
+    lines += [f"{name:<10} {' '.join(f'{value:g}' for value in values)}" for name, values in result.quantiles.items()]
     lines.append(f"           at {', '.join(f'{share:.0%}' for share in QUANTILES)} of the clips")
-    for rule, (count, alone) in done.taken_out.items():
+    for rule, (count, alone) in result.taken_out.items():
         lines.append(f"takes out  {count} by {rule}, {alone} of them by no other rule")
-    version = done.prepared
+    version = result.prepared
     new = (
         f"{version.manifest_path} ({version.manifest_hash})" if version else "as it is; --keep RULE … writes a new one"
     )
-    return "\n".join([*lines, f"manifest   {new}", f"page       {done.page_path}"])
+    return "\n".join([*lines, f"manifest   {new}", f"page       {result.page_path}"])

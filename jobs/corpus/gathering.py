@@ -49,7 +49,7 @@ ROWS_AT_ONCE = 2**14
 PORTION_ROWS = 2**16
 """Most annotations and files of a portion, unless a single bucket has more."""
 PROGRESS_SECONDS = 5.0
-_TELLING = (".parquet", *media.TAR_SUFFIXES, *TABLES)
+_LAYOUT_SUFFIXES = (".parquet", *media.TAR_SUFFIXES, *TABLES)
 """Suffixes of files from which the layout of a corpus is detected."""
 
 
@@ -60,7 +60,7 @@ class Files:
     buckets: Buckets = field(default_factory=lambda: Buckets(FILES))
     skipped: dict[str, str] = field(default_factory=dict)
     """Name of a file that no clip can be read from → reason."""
-    telling: list[str] = field(default_factory=list)
+    layout_names: list[str] = field(default_factory=list)
     """Names from which the layout is detected: one video or image, and all tars and tables."""
     hash: str = ""
     """Hash of the name, size and version of all files."""
@@ -77,8 +77,8 @@ class Files:
             pairs = [pair for pair in pairs if pair[0] not in files.skipped and not storage.is_surrogate(pair[0])]
             for name, _ in pairs:
                 is_media = bool(media.kind_of(name))
-                if (is_media and not has_media) or name.lower().endswith(_TELLING):
-                    files.telling.append(name)
+                if (is_media and not has_media) or name.lower().endswith(_LAYOUT_SUFFIXES):
+                    files.layout_names.append(name)
                 has_media |= is_media
             put(files.buckets, pairs)
             if time.monotonic() - logged_at >= PROGRESS_SECONDS:
@@ -131,7 +131,7 @@ class Gathered:
         outline.add(Plan(clips=(), source=self.source, wrong=tuple(self.wrong)))
         for portion in self.portions:
             outline.add(self.plan(*portion))
-        outline.refuse(self.source, self.files.telling)
+        outline.refuse(self.source, self.files.layout_names)
         return outline
 
     def files_of(self, start: int, stop: int) -> tuple[int, int]:
@@ -148,7 +148,7 @@ class Gathered:
 
 def gather(root: str, layout: Layout | None, files: Files, rows: Iterable[Annotated], notes: list[str]) -> Gathered:
     """Bucket annotations and files. Reading `rows` appends to `notes`."""
-    names = files.telling
+    names = files.layout_names
     if layout == Layout.FRAME_FOLDERS:
         names = files.buckets.read()["name"].to_pylist()
     source = open_source(root, layout, names)

@@ -131,16 +131,16 @@ class Outline:
         self.counts[sort] += len(items) if count is None else count
         self.examples[sort] += items[: MAX_NAMED - len(self.examples[sort])]
 
-    def refuse(self, source: Source, telling: Sequence[str]) -> None:
+    def refuse(self, source: Source, layout_names: Sequence[str]) -> None:
         """Raise ValueError without any clip or wrong row, or if no clip has captions but a table may have them.
 
-        `telling`: names of files below the root, among them all tables.
+        `layout_names`: names of files below the root, among them all tables.
         """
         if not self.splits and not self.counts["wrong"]:
             raise ValueError(
                 f"no clip and no caption is in {source.root}: name the files with the captions, --annotations"
             )
-        tables = [name for name in telling if name.lower().endswith(TABLES) and not kind_of(name)]
+        tables = [name for name in layout_names if name.lower().endswith(TABLES) and not kind_of(name)]
         if tables and source.layout == Layout.FILES and self.counts["silent"] == self.splits.total():
             named = f"--annotations {storage.join(source.root, tables[0])}"
             raise ValueError(f"no clip below {source.root} has captions; if {tables[0]} has them: {named}")

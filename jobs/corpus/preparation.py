@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from jobs.corpus import appending
 from jobs.corpus.gathering import Files, Gathered, gather
 from jobs.corpus.planning import Plan, describe_outline, with_nearest, wrong_rows
-from jobs.corpus.probing import FilesReadWhole, probe_clips
+from jobs.corpus.probing import WholeFileReads, probe_clips
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import annotations, ledger
@@ -187,18 +187,18 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
     return prepared
 
 
-def upgraded(done: Prepared, out: str, marker: str, inputs: str) -> Prepared:
+def upgraded(prepared: Prepared, out: str, marker: str, inputs: str) -> Prepared:
     """Convert a manifest in one file to parts, and return the corpus with it; return a manifest in parts unchanged."""
-    if not done.manifest_path.endswith(".parquet"):
-        return done
+    if not prepared.manifest_path.endswith(".parquet"):
+        return prepared
     path = storage.join(out, PARTS)
-    index = write_in_parts(read_manifest(done.manifest_path), path)
+    index = write_in_parts(read_manifest(prepared.manifest_path), path)
     log.info(
-        "the manifest of %s is in parts now: %s, hash %s was %s", index.corpus, path, index.hash, done.manifest_hash
+        "the manifest of %s is in parts now: %s, hash %s was %s", index.corpus, path, index.hash, prepared.manifest_hash
     )
-    done = dataclasses.replace(done, manifest_path=path, manifest_hash=index.hash)
-    mark_done(marker, inputs, done)
-    return done
+    prepared = dataclasses.replace(prepared, manifest_path=path, manifest_hash=index.hash)
+    mark_done(marker, inputs, prepared)
+    return prepared
 
 
 def plan(config: PrepareConfig) -> Plan:
@@ -224,17 +224,17 @@ def _gathered(config: PrepareConfig, root: str, sources: Sequence[str], files: F
     return gather(root, config.layout, files, rows, notes)
 
 
-def describe(done: Prepared) -> str:
+def describe(prepared: Prepared) -> str:
     """Return a summary for the terminal."""
-    lists = {split: f" (list {digest})" for split, digest in done.list_hashes.items()}
-    annotated = ", ".join(f"{split} {count}{lists.get(split, '')}" for split, count in done.num_annotated.items())
-    clips = ", ".join(f"{split} {count}" for split, count in done.num_clips.items()) or "none"
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+    lists = {split: f" (list {digest})" for split, digest in prepared.list_hashes.items()}
+    annotated = ", ".join(f"{split} {count}{lists.get(split, '')}" for split, count in prepared.num_annotated.items())
+    clips = ", ".join(f"{split} {count}" for split, count in prepared.num_clips.items()) or "none"
+    rejected = ", ".join(f"{reason} {count}" for reason, count in prepared.num_rejected.items()) or "none"
     return (
         (f"annotated {annotated}\n" if annotated else "")
-        + (f"changed   {done.change}\n" if done.change else "")
-        + f"clips     {clips}\nrejected  {rejected}\nmanifest  {done.manifest_path} ({done.manifest_hash})\n"
-        f"ledger    {done.ledger_path}\nseconds   {done.seconds:.1f}"
+        + (f"changed   {prepared.change}\n" if prepared.change else "")
+        + f"clips     {clips}\nrejected  {rejected}\nmanifest  {prepared.manifest_path} ({prepared.manifest_hash})\n"
+        f"ledger    {prepared.ledger_path}\nseconds   {prepared.seconds:.1f}"
     )
 
 
@@ -297,7 +297,7 @@ def _probed(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -
     earlier = appending.Earlier.read(out, parts_path, made_by) if config.in_parts and not config.force else None
     if config.force:
         storage.remove_folder(storage.join(out, PROBED))
-    rows, read_whole = SortedRows(), FilesReadWhole()
+    rows, read_whole = SortedRows(), WholeFileReads()
     rejected = [*wrong_rows(gathered.wrong, config.corpus), *unnamed_files([], corpus=config.corpus, source=source)]
     from cluster.connection import connected_ray  # here, so that a dry run does not import Ray
 
@@ -378,7 +378,7 @@ def already_done(marker: str, inputs: str) -> Prepared | None:
     return prepared
 
 
-def mark_done(marker: str, inputs: str, done: Prepared) -> None:
-    """Record `done` in `marker`, for `already_done`."""
-    summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(done)}, indent=1, sort_keys=True)
+def mark_done(marker: str, inputs: str, prepared: Prepared) -> None:
+    """Record `prepared` in `marker`, for `already_done`."""
+    summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(prepared)}, indent=1, sort_keys=True)
     storage.write_bytes_atomic(marker, summary.encode())

@@ -21,7 +21,7 @@ ANSWERS_PER_FILE = 8
 """Results per file: a kill loses at most these, and the pending requests."""
 
 
-def computed_once(
+def compute_missing(
     rows: pa.Table, function: Callable[[pa.Table], pa.Table], folder: str, schema: pa.Schema, **options: Any
 ) -> pa.Table:
     """Return the results of `rows`: those kept in `folder`, and the others from `kept.compute` with `options`.
@@ -37,7 +37,7 @@ def computed_once(
         return pa.concat_tables([reused, kept.compute(left, function, folder, **options)])
 
 
-def asked_once(
+def request_missing(
     rows: Sequence[Row], ask: Callable[[Row], Row], folder: str, schema: pa.Schema, *, num_at_once: int, what: str
 ) -> tuple[pa.Table, int]:
     """Return the results of `rows` (with `key`), and the number of calls of `ask`: one per row without one in `folder`.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from jobs.corpus.resumption import computed_once
+from jobs.corpus.resumption import compute_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import annotations, ledger, media
@@ -156,12 +156,12 @@ def parts_of(row: dict[str, Any], config: SplitConfig) -> list[dict[str, Any]]:
     return [row | {"start": start, "end": end} for start, end in spans]
 
 
-def describe(done: Split) -> str:
+def describe(result: Split) -> str:
     """Return a summary for the terminal."""
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+    rejected = ", ".join(f"{reason} {count}" for reason, count in result.num_rejected.items()) or "none"
     return (
-        f"videos    {done.num_videos}\nclips     {done.num_clips}, {done.hours:.2f} h: {done.clips_path}\n"
-        f"too short {done.num_left_out}\nrejected  {rejected}: {done.ledger_path}"
+        f"videos    {result.num_videos}\nclips     {result.num_clips}, {result.hours:.2f} h: {result.clips_path}\n"
+        f"too short {result.num_left_out}\nrejected  {rejected}: {result.ledger_path}"
     )
 
 
@@ -204,7 +204,7 @@ def _found(config: SplitConfig, root: str, out: str) -> tuple[list[dict[str, Any
         raise ValueError(f"no video lies below {root}")
     find = partial(spans_of_files, cutting=config.cutting, limits=config.limits, decoder=config.decoder)
     folder = storage.join(out, KEPT)
-    table = computed_once(videos, find, folder, SPANS, most_at_once=1, subcluster=config.subcluster)
+    table = compute_missing(videos, find, folder, SPANS, most_at_once=1, subcluster=config.subcluster)
     spans, rejected = ledger.split_by_reason(table, Stage.PREPARE)
     names = dict(zip(videos["clip_id"].to_pylist(), videos["name"].to_pylist(), strict=True))
     rows = [

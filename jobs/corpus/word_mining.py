@@ -141,11 +141,11 @@ def stop_words(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(line for line in lines if line))
 
 
-def describe(done: Mined) -> str:
+def describe(result: Mined) -> str:
     """Return a summary for the terminal."""
     return (
-        f"captions  {done.num_captions}\ntagger    {done.tagger}\nwords     {done.num_words}: "
-        f"{', '.join(done.top_words)} …\ntable     {done.words_path}\nseconds   {done.seconds:.1f}"
+        f"captions  {result.num_captions}\ntagger    {result.tagger}\nwords     {result.num_words}: "
+        f"{', '.join(result.top_words)} …\ntable     {result.words_path}\nseconds   {result.seconds:.1f}"
     )
 
 
