@@ -370,7 +370,7 @@ def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, 
     SilentServerError if MLflow is unreachable: the run then counts as unfinished, and the same command retries this.
     """
     mlflow_runs.refuse_silent(tracker.uri, job.run_folder)
-    patient_tracker.send_kept(tracker, job.run_folder)
+    patient_tracker.send_saved(tracker, job.run_folder)
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),

@@ -58,7 +58,7 @@ def client_of(uri: str) -> MlflowClient:
 
 
 @contextlib.contextmanager
-def one_at_a_time(uri: str) -> Iterator[None]:
+def sqlite_lock(uri: str) -> Iterator[None]:
     """Lock the SQLite file at `uri` against other processes of this machine within this context. MLflow fails if two
     processes create its tables or an experiment at the same time."""
     file = uri.removeprefix("sqlite:///")
@@ -192,7 +192,7 @@ class Tracker:
         return sorted(values.items())
 
     @contextlib.contextmanager
-    def machine_watched(self) -> Iterator[None]:
+    def system_metrics(self) -> Iterator[None]:
         """Log CPU, memory, disk, network and GPUs of this machine every ten seconds within this context."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -262,7 +262,7 @@ def open_run(
 
     uri = tracking_uri(storage_path)
     location = None if os.environ.get(URI_VARIABLE) else f"file://{storage.absolute(storage_path)}/mlflow-artifacts"
-    with one_at_a_time(uri):
+    with sqlite_lock(uri):
         client = client_of(uri)
         known_experiment = client.get_experiment_by_name(experiment)
         experiment_id = (

@@ -69,7 +69,7 @@ class StepCost:
         return self.weights_bytes + self.optimizer_bytes + self.activation_bytes
 
 
-class Counted(TorchDispatchMode):
+class CostCounter(TorchDispatchMode):
     """Counts the FLOP of operators, and the bytes of live storages, current (`now`) and peak (`most`)."""
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -141,7 +141,7 @@ def step_cost(model: ModelConfig, objective: ObjectiveConfig, optim: OptimConfig
 def counted_step(network: Pretraining, batch: Batch, *, is_bf16: bool) -> tuple[int, int]:
     """Run the forward and the backward pass; return the peak bytes and the FLOP."""
     tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
-    with Counted([*network.parameters(), *network.buffers(), *tensors]) as counted:
+    with CostCounter([*network.parameters(), *network.buffers(), *tensors]) as counted:
         step(network, batch, is_bf16=is_bf16).backward()
     return counted.most, counted.flop
 

@@ -15,11 +15,11 @@ STDERR = 2
 class Watchdog:
     """Ends this process when `alive` was not called for `limit_seconds`.
 
-    It first writes the stack of every thread to stderr, then calls `tell`, which has ten seconds.
+    It first writes the stack of every thread to stderr, then calls `on_hang`, which has ten seconds.
     """
 
-    def __init__(self, limit_seconds: float, tell: Callable[[float], None]) -> None:
-        self.limit_seconds, self.tell = limit_seconds, tell
+    def __init__(self, limit_seconds: float, on_hang: Callable[[float], None]) -> None:
+        self.limit_seconds, self.on_hang = limit_seconds, on_hang
         self.last = time.monotonic()
         self._is_over = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -37,7 +37,7 @@ class Watchdog:
             stood_seconds = time.monotonic() - self.last
             if stood_seconds > self.limit_seconds:
                 faulthandler.dump_traceback(file=STDERR, all_threads=True)
-                telling = threading.Thread(target=self.tell, args=(stood_seconds,), daemon=True)
-                telling.start()
-                telling.join(10)
+                reporting = threading.Thread(target=self.on_hang, args=(stood_seconds,), daemon=True)
+                reporting.start()
+                reporting.join(10)
                 os._exit(EXIT_STATUS)

@@ -19,7 +19,7 @@ from jobs.tracking import status_file
 from jobs.tracking.journal import Journal, newest_lines
 from jobs.tracking.status_file import STATUS, StatusFile, read_status
 from jobs.training.requests import Requests, StopRequest
-from jobs.training.trainer import Lost
+from jobs.training.trainer import LostWork
 from pipeline import storage
 from pipeline.corpus.ledger import write_ledger
 from pipeline.records import Reason, Rejected, Stage
@@ -51,7 +51,7 @@ def make_run(folder: str) -> None:
         for event, step in events:
             earlier.note(event, step=step)
         earlier.flush()
-    lost = Lost.after(40, read_status(folder), newest_lines(folder, "rank-0"))
+    lost = LostWork.after(40, read_status(folder), newest_lines(folder, "rank-0"))
     for who in ("rank-0", "rank-1"):
         journal = Journal(folder, who)
         journal.note("start", step=40, num_ranks=2, **dataclasses.asdict(lost))
