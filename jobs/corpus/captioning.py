@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.preparation import Prepared, commit, refuse_writing_over
+from jobs.corpus.preparation import PrepareResult, commit, refuse_writing_over
 from jobs.corpus.resumption import request_missing
 from jobs.launch import lease
 from pipeline import storage
@@ -90,10 +90,10 @@ class CaptionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captioned:
+class CaptionResult:
     """The result of `caption`."""
 
-    prepared: Prepared
+    prepared: PrepareResult
     num_captions: int
     """Of this source, also of earlier passes."""
     num_asked: int
@@ -110,7 +110,7 @@ class Captioned:
         return None if self.dollars is None else 1000 * self.dollars / max(1, self.num_captions)
 
 
-def caption(config: CaptionConfig) -> Captioned:
+def caption(config: CaptionConfig) -> CaptionResult:
     """Write the manifest with a caption of the endpoint for each clip, and the ledger of the clips without one.
 
     Answers of earlier passes are reused. ValueError if captions would be overwritten, or while another job writes to
@@ -145,7 +145,7 @@ def _identity(config: CaptionConfig) -> dict[str, Any]:
     return of_config | {name: asked[name] for name in names}
 
 
-def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Lease) -> Captioned:
+def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Lease) -> CaptionResult:
     started = time.monotonic()
     clips = [row for row in manifest.table.to_pylist() if not (config.only_uncaptioned and row["captions"])]
     keys = [
@@ -176,7 +176,7 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
         name: sum(row[name] or 0 for row in answers) for name in ("input_tokens", "output_tokens", "num_requests")
     }
     dollars = config.endpoint.dollars(tokens["input_tokens"], tokens["output_tokens"])
-    return Captioned(prepared=prepared, num_captions=len(written), num_asked=num_asked, dollars=dollars, **tokens)
+    return CaptionResult(prepared=prepared, num_captions=len(written), num_asked=num_asked, dollars=dollars, **tokens)
 
 
 def answer_of(clip: dict[str, Any], endpoint: Endpoint, config: CaptionConfig) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def with_captions(rows: Sequence[dict[str, Any]], written: dict[int, str], sourc
     return changed
 
 
-def describe(result: Captioned) -> str:
+def describe(result: CaptionResult) -> str:
     """Return a summary for the terminal."""
     rejected = ", ".join(f"{reason} {count}" for reason, count in result.prepared.num_rejected.items()) or "none"
     thousand = result.dollars_per_thousand

@@ -90,7 +90,7 @@ class DeduplicateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deduplicated:
+class DeduplicateResult:
     """The result of `deduplicate`."""
 
     pairs_path: str
@@ -112,7 +112,7 @@ class Deduplicated:
     seconds: float
 
 
-def deduplicate(config: DeduplicateConfig) -> Deduplicated:
+def deduplicate(config: DeduplicateConfig) -> DeduplicateResult:
     """Write the duplicate pairs of a corpus to `out`; with `write_filtered`, also the manifest without duplicates.
 
     ValueError if a manifest of `against` is that of the corpus, if the filtered manifest would overwrite the original,
@@ -132,7 +132,7 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
 
 def _deduplicate(
     config: DeduplicateConfig, listings: Sequence[Listing], paths: Sequence[str], out: str, held: lease.Lease
-) -> Deduplicated:
+) -> DeduplicateResult:
     started = time.monotonic()
     folders = [cache_path(path) for path in paths]
     settings = {"decoder": config.decoder, "limits": config.limits, "subcluster": config.subcluster}
@@ -150,7 +150,7 @@ def _deduplicate(
     storage.write_table(pairs_path, pa.Table.from_pylist(rows, schema=PAIRS))
     removed = removals(clips, pairs, config.train_split)
     rejected = unreadable[0] + [rejected_copy(clips, pair) for pair in removed.values()]
-    result = Deduplicated(
+    result = DeduplicateResult(
         pairs_path=pairs_path,
         num_clips=len(listings[0]),
         num_pairs=dict(Counter(str(pair.kind) for pair in pairs)),
@@ -202,7 +202,7 @@ def rejected_copy(clips: Mapping[int, Clip], pair: Pair) -> Rejected:
     )
 
 
-def describe(result: Deduplicated) -> str:
+def describe(result: DeduplicateResult) -> str:
     """Return a summary for the terminal."""
     pairs = ", ".join(f"{kind} {result.num_pairs.get(kind, 0)}" for kind in PairKind)
     removed = ", ".join(f"{reason} {count}" for reason, count in result.num_removed.items()) or "nothing"

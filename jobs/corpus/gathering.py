@@ -66,11 +66,11 @@ class Files:
     """Hash of the name, size and version of all files."""
 
     @classmethod
-    def below(cls, root: str, is_ours: Callable[[str], bool]) -> Files:
-        """List the files below `root` in batches, without those for which `is_ours` (our output); log progress."""
+    def below(cls, root: str, is_output: Callable[[str], bool]) -> Files:
+        """List the files below `root` in batches, without those for which `is_output` (our output); log progress."""
         files, digest = cls(), hashlib.blake2b(digest_size=16)
         has_media, logged_at = False, time.monotonic()
-        listed = ((name, version) for name, version in storage.listed(root) if not is_ours(name))
+        listed = ((name, version) for name, version in storage.listed(root) if not is_output(name))
         while pairs := list(itertools.islice(listed, ROWS_AT_ONCE)):
             digest.update(json.dumps(pairs).encode())
             files.skipped |= passed_over(root, [name for name, _ in pairs])

@@ -101,7 +101,7 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class SplitResult:
     """The result of `split`."""
 
     clips_path: str
@@ -116,7 +116,7 @@ class Split:
     """Videos per reason."""
 
 
-def split(config: SplitConfig) -> Split:
+def split(config: SplitConfig) -> SplitResult:
     """Write the clips of all videos, and the ledger. Spans of earlier passes are reused.
 
     ValueError without videos or clips, or while another job writes to the same folder. TooManyRejectedError, after the
@@ -135,7 +135,7 @@ def split(config: SplitConfig) -> Split:
         if not clips:
             least = f"{config.min_seconds:g} s"
             raise ValueError(f"no clip of {root} has {least}: lower --min-seconds or see {ledger_path}")
-        result = Split(
+        result = SplitResult(
             clips_path=storage.join(out, CLIPS),
             ledger_path=ledger_path,
             num_videos=num_videos,
@@ -156,7 +156,7 @@ def parts_of(row: dict[str, Any], config: SplitConfig) -> list[dict[str, Any]]:
     return [row | {"start": start, "end": end} for start, end in spans]
 
 
-def describe(result: Split) -> str:
+def describe(result: SplitResult) -> str:
     """Return a summary for the terminal."""
     rejected = ", ".join(f"{reason} {count}" for reason, count in result.num_rejected.items()) or "none"
     return (
