@@ -163,16 +163,16 @@ def num_shared(scored: tuple[str, str], seen: tuple[str, str]) -> int:
     clips, others = (split_clips(path, split)[Kind.VIDEO] for path, split in (scored, seen))
     is_seen: dict[tuple[str, float | None, float | None], bool] = {}
     for rows in clips.batches():
-        is_seen |= dict.fromkeys(places(rows), False)
+        is_seen |= dict.fromkeys(clip_keys(rows), False)
     checksums = pa.array({checksum for checksum, _, _ in is_seen}, pa.string())
     for rows in others.batches():
         is_seen |= {
-            place: True for place in places(rows.filter(pc.field("checksum").isin(checksums))) if place in is_seen
+            place: True for place in clip_keys(rows.filter(pc.field("checksum").isin(checksums))) if place in is_seen
         }
     return sum(is_seen.values())
 
 
-def places(rows: pa.Table) -> Iterator[tuple[str, float | None, float | None]]:
+def clip_keys(rows: pa.Table) -> Iterator[tuple[str, float | None, float | None]]:
     """Return (checksum of the file, start, end) of each clip, times in seconds."""
     columns = rows.select(["checksum", "start_seconds", "end_seconds"]).columns
     return zip(*(column.to_pylist() for column in columns), strict=True)
@@ -239,7 +239,7 @@ def refuse_other(card: Card, hashes: Mapping[str, str]) -> None:
         )
 
 
-def not_repeated(card: Card, scores: Mapping[str, float]) -> list[str]:
+def find_differences(card: Card, scores: Mapping[str, float]) -> list[str]:
     """Return a line per score that differs from the card's. None should on the same hardware; elsewhere, each should
     lie in its interval."""
     lines = []

@@ -98,7 +98,7 @@ def rows(test: TestSet | None, cards: Sequence[tuple[str, Card]]) -> list[str]:
         for prior in ("", DUAL_SOFTMAX) if card.protocol.prior != "none" else ("",):
             values = " | ".join(score(card, with_prior(key, prior)) for key in columns.values())
             title = f"**{in_markdown(run)}**" + (", **all queries as a prior** (dual softmax)" if prior else "")
-            lines.append(f"| {title} | {values} | {how(card)}{f'; **{caveat}**' if caveat else ''} |")
+            lines.append(f"| {title} | {values} | {describe_protocol(card)}{f'; **{caveat}**' if caveat else ''} |")
     if not cards:
         lines.append(f"| ours | {' | '.join(['not run'] * len(columns))} | |")
     for method, scores in published_scores(test).items() if test else ():
@@ -119,7 +119,7 @@ def score(card: Card, key: str) -> str:
     return f"{100 * card.scores[key]:.1f} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
 
 
-def how(card: Card) -> str:
+def describe_protocol(card: Card) -> str:
     """Return the parts of the protocol that decide whether scores are comparable, in words."""
     protocol = card.protocol
     parts = [f"{card.num_videos} videos, {card.num_queries} queries", f"{protocol.num_frames} frames"]
