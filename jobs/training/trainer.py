@@ -53,8 +53,8 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
     storage.set_retry_seconds(job.placement.storage_patience_seconds)
     journal = Journal(job.run_folder, f"rank-{runtime.world.rank}")
 
-    def report_hang(stood_seconds: float) -> None:
-        journal.note("hang", seconds=stood_seconds, limit_seconds=job.placement.hang_seconds)
+    def report_hang(stalled_seconds: float) -> None:
+        journal.note("hang", seconds=stalled_seconds, limit_seconds=job.placement.hang_seconds)
         journal.flush()
 
     watchdog = Watchdog(job.placement.hang_seconds, report_hang)
