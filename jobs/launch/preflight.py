@@ -270,7 +270,7 @@ def folder_state(name: str, fields: Mapping[str, Any] | None, run_folder: str) -
         return "finished: results exist, nothing to train", problems
     step = _attempt(problems, run_folder, lambda: run_files.committed_step(run_folder))
     state = f"resumes from step {step}" if step else "started, no checkpoint yet"
-    return state + (_attempt(problems, run_folder, lambda: lease.note(run_folder)) or ""), problems
+    return state + (_attempt(problems, run_folder, lambda: lease.owner_clause(run_folder)) or ""), problems
 
 
 def identity_refusal(name: str, fields: Mapping[str, Any], run_folder: str) -> str | None:

@@ -16,7 +16,7 @@ from toy import SPLITS, corpus, run_of
 from cluster.run import LostError
 from jobs.command_line import parsing
 from jobs.command_line.entry import exit_status
-from jobs.command_line.parsing import Command, answered, parse
+from jobs.command_line.parsing import Command, parse, preflight_status
 from jobs.launch.preflight import Machine, describe, num_parameters, survey, this_machine
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import config_hash
@@ -438,11 +438,11 @@ def test_the_exit_code_tells_whether_a_run_may_start(tmp_path, capsys, monkeypat
     monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
     good, bad = run_of(tmp_path), dataclasses.replace(run_of(tmp_path), name="bad")
     begin(dataclasses.replace(bad, seed=1))
-    assert answered(Command(config=good)) is None
-    assert answered(Command(config=good, dry_run=True)) == 0
-    assert answered(Command(config=bad, dry_run=True)) == 1
+    assert preflight_status(Command(config=good)) is None
+    assert preflight_status(Command(config=good, dry_run=True)) == 0
+    assert preflight_status(Command(config=bad, dry_run=True)) == 1
     assert "problems   1\n  - the run name 'bad' is taken" in capsys.readouterr().out
-    assert answered(Command(config=bad)) == 2
+    assert preflight_status(Command(config=bad)) == 2
     assert capsys.readouterr().err.startswith("error: the run name 'bad' is taken")
 
 

@@ -13,7 +13,7 @@ import pytest
 from cluster.ray_internals import SNAPSHOT
 from cluster.world import World
 from jobs.launch import lease, run_status
-from jobs.launch.run_status import RunConfig, ask_to_stop, describe, folder_of, read_run
+from jobs.launch.run_status import RunConfig, describe, folder_of, read_run, request_stop
 from jobs.run import run_files
 from jobs.tracking import status_file
 from jobs.tracking.journal import Journal, newest_lines
@@ -127,7 +127,7 @@ def test_a_run_that_failed_says_why(folder: str) -> None:
 
 def test_a_stop_reaches_the_ranks_and_is_refused_where_nobody_would_hear_it(folder: str) -> None:
     with pytest.raises(ValueError, match="first has no driver: it is stopped already, at step 40"):
-        ask_to_stop(folder)
+        request_stop(folder)
     acquire(folder)
 
     class Quiet:
@@ -137,11 +137,11 @@ def test_a_stop_reaches_the_ranks_and_is_refused_where_nobody_would_hear_it(fold
             return False
 
     assert Requests(folder, Quiet(), 40).poll(41) == StopRequest.NONE  # pyright: ignore[reportArgumentType]
-    assert "was asked to stop" in ask_to_stop(folder)
+    assert "was asked to stop" in request_stop(folder)
     assert Requests(folder, Quiet(), 40).poll(41) == StopRequest.STOP  # pyright: ignore[reportArgumentType]
     run_files.write_json(f"{folder}/results.json", {})
     with pytest.raises(ValueError, match="first is finished"):
-        ask_to_stop(folder)
+        request_stop(folder)
 
 
 def test_a_run_is_named_by_its_name_or_folder_and_a_wrong_one_is_answered_with_the_nearest(folder: str) -> None:
