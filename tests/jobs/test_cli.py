@@ -489,6 +489,6 @@ def test_a_dry_run_of_many_runs_shows_the_plan_of_one_and_starts_none(
     words = ["tiny", "--data.manifest", config.data.manifest, "--placement.storage", config.placement.storage]
     words += ["--data.num-frames", "6", "--data.frame-size-px", "64", "--dry-run"]
     with pytest.raises(SystemExit) as stop:
-        parsing.checked(words, name="ratio", program="sweep.py … --")
+        parsing.parse_checked(words, name="ratio", program="sweep.py … --")
     assert "ratio-base" in capsys.readouterr().out
     assert stop.value.code in (0, 1)  # whether this machine has room enough
