@@ -82,7 +82,7 @@ def read(
         refuse(str(error))
 
 
-def answered(command: Command) -> int | None:
+def preflight_status(command: Command) -> int | None:
     """Check the run; return None if it may start, else the exit status: 0 or 1 after a dry run, 2 for problems."""
     from jobs.launch.preflight import describe, survey
 
@@ -111,12 +111,12 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:place]), list(argv[place + 1 :]) or ["tiny"]
 
 
-def checked(arguments: Sequence[str], *, name: str, program: str) -> PretrainConfig:
+def parse_checked(arguments: Sequence[str], *, name: str, program: str) -> PretrainConfig:
     """Return the configuration that the runs of `name` share; exit if it has problems. With `--dry-run`, print the plan
     of one run and exit."""
     preset, *options = arguments
     command = parse([preset, "--name", f"{name}-base", *options], program=program)
-    if (status := answered(command)) is not None:
+    if (status := preflight_status(command)) is not None:
         sys.exit(status)
     return command.config
 

@@ -34,14 +34,14 @@ def write_listing(out: str, files: Buckets, made_by: str) -> None:
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierManifest:
     """The rows of an earlier manifest in parts and the files that it was made from, both bucketed by file name."""
 
     rows: Buckets
     files: Buckets
 
     @classmethod
-    def read(cls, out: str, manifest_path: str, made_by: str) -> Earlier | None:
+    def read(cls, out: str, manifest_path: str, made_by: str) -> EarlierManifest | None:
         """Return the earlier manifest and its files; None if there is none of the same `made_by`."""
         folder = storage.join(out, LISTING)
         if not (storage.exists(folder) and parts.is_in_parts(manifest_path)):
@@ -89,7 +89,7 @@ def newest(manifest_path: str) -> PartedManifest | None:
     return listing if isinstance(listing, PartedManifest) else None
 
 
-def described(before: PartedManifest | None, after: PartedManifest | None) -> str:
+def describe_change(before: PartedManifest | None, after: PartedManifest | None) -> str:
     """Return the differences of two versions of a manifest in words; empty if one is missing or they are equal."""
     if not before or not after or before.hash == after.hash:
         return ""

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.preparation import Prepared, commit, refuse_writing_over
-from jobs.corpus.resumption import asked_once
+from jobs.corpus.preparation import PrepareResult, commit, refuse_writing_over
+from jobs.corpus.resumption import request_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
@@ -90,10 +90,10 @@ class CaptionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captioned:
+class CaptionResult:
     """The result of `caption`."""
 
-    prepared: Prepared
+    prepared: PrepareResult
     num_captions: int
     """Of this source, also of earlier passes."""
     num_asked: int
@@ -110,7 +110,7 @@ class Captioned:
         return None if self.dollars is None else 1000 * self.dollars / max(1, self.num_captions)
 
 
-def caption(config: CaptionConfig) -> Captioned:
+def caption(config: CaptionConfig) -> CaptionResult:
     """Write the manifest with a caption of the endpoint for each clip, and the ledger of the clips without one.
 
     Answers of earlier passes are reused. ValueError if captions would be overwritten, or while another job writes to
@@ -145,7 +145,7 @@ def _identity(config: CaptionConfig) -> dict[str, Any]:
     return of_config | {name: asked[name] for name in names}
 
 
-def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Lease) -> Captioned:
+def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Lease) -> CaptionResult:
     started = time.monotonic()
     clips = [row for row in manifest.table.to_pylist() if not (config.only_uncaptioned and row["captions"])]
     keys = [
@@ -155,7 +155,7 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
     keyed = [clip | {"key": key} for clip, key in zip(clips, keys, strict=True)]
     endpoint, folder = Endpoint(config.endpoint), storage.join(out, KEPT)
     ask = partial(answer_of, endpoint=endpoint, config=config)
-    table, num_asked = asked_once(keyed, ask, folder, ANSWERS, num_at_once=config.num_at_once, what="captions")
+    table, num_asked = request_missing(keyed, ask, folder, ANSWERS, num_at_once=config.num_at_once, what="captions")
     held.check()
     answers = table.to_pylist()
     written = {row["clip_id"]: row["caption"] for row in answers if not row["reason"]}
@@ -176,7 +176,7 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
         name: sum(row[name] or 0 for row in answers) for name in ("input_tokens", "output_tokens", "num_requests")
     }
     dollars = config.endpoint.dollars(tokens["input_tokens"], tokens["output_tokens"])
-    return Captioned(prepared=prepared, num_captions=len(written), num_asked=num_asked, dollars=dollars, **tokens)
+    return CaptionResult(prepared=prepared, num_captions=len(written), num_asked=num_asked, dollars=dollars, **tokens)
 
 
 def answer_of(clip: dict[str, Any], endpoint: Endpoint, config: CaptionConfig) -> dict[str, Any]:
@@ -202,17 +202,19 @@ def with_captions(rows: Sequence[dict[str, Any]], written: dict[int, str], sourc
     return changed
 
 
-def describe(done: Captioned) -> str:
+def describe(result: CaptionResult) -> str:
     """Return a summary for the terminal."""
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.prepared.num_rejected.items()) or "none"
-    thousand = done.dollars_per_thousand
-    count = max(1, done.num_captions)
+    rejected = ", ".join(f"{reason} {count}" for reason, count in result.prepared.num_rejected.items()) or "none"
+    thousand = result.dollars_per_thousand
+    count = max(1, result.num_captions)
     price = (
-        "no prices given" if thousand is None else f"${thousand:.2f} per thousand captions, ${done.dollars:.2f} in all"
+        "no prices given"
+        if thousand is None
+        else f"${thousand:.2f} per thousand captions, ${result.dollars:.2f} in all"
     )
     return (
-        f"captions  {done.num_captions}, {done.num_asked} clips asked for now, {done.num_requests} requests\n"
-        f"tokens    {done.input_tokens} in, {done.output_tokens} out: {done.input_tokens / count:.0f} and "
-        f"{done.output_tokens / count:.0f} per caption\ncost      {price}\nrejected  {rejected}: "
-        f"{done.prepared.ledger_path}\nmanifest  {done.prepared.manifest_path} ({done.prepared.manifest_hash})"
+        f"captions  {result.num_captions}, {result.num_asked} clips asked for now, {result.num_requests} requests\n"
+        f"tokens    {result.input_tokens} in, {result.output_tokens} out: {result.input_tokens / count:.0f} and "
+        f"{result.output_tokens / count:.0f} per caption\ncost      {price}\nrejected  {rejected}: "
+        f"{result.prepared.ledger_path}\nmanifest  {result.prepared.manifest_path} ({result.prepared.manifest_hash})"
     )

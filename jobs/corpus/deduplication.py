@@ -90,7 +90,7 @@ class DeduplicateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deduplicated:
+class DeduplicateResult:
     """The result of `deduplicate`."""
 
     pairs_path: str
@@ -112,7 +112,7 @@ class Deduplicated:
     seconds: float
 
 
-def deduplicate(config: DeduplicateConfig) -> Deduplicated:
+def deduplicate(config: DeduplicateConfig) -> DeduplicateResult:
     """Write the duplicate pairs of a corpus to `out`; with `write_filtered`, also the manifest without duplicates.
 
     ValueError if a manifest of `against` is that of the corpus, if the filtered manifest would overwrite the original,
@@ -132,7 +132,7 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
 
 def _deduplicate(
     config: DeduplicateConfig, listings: Sequence[Listing], paths: Sequence[str], out: str, held: lease.Lease
-) -> Deduplicated:
+) -> DeduplicateResult:
     started = time.monotonic()
     folders = [cache_path(path) for path in paths]
     settings = {"decoder": config.decoder, "limits": config.limits, "subcluster": config.subcluster}
@@ -150,7 +150,7 @@ def _deduplicate(
     storage.write_table(pairs_path, pa.Table.from_pylist(rows, schema=PAIRS))
     removed = removals(clips, pairs, config.train_split)
     rejected = unreadable[0] + [rejected_copy(clips, pair) for pair in removed.values()]
-    result = Deduplicated(
+    result = DeduplicateResult(
         pairs_path=pairs_path,
         num_clips=len(listings[0]),
         num_pairs=dict(Counter(str(pair.kind) for pair in pairs)),
@@ -202,17 +202,17 @@ def rejected_copy(clips: Mapping[int, Clip], pair: Pair) -> Rejected:
     )
 
 
-def describe(done: Deduplicated) -> str:
+def describe(result: DeduplicateResult) -> str:
     """Return a summary for the terminal."""
-    pairs = ", ".join(f"{kind} {done.num_pairs.get(kind, 0)}" for kind in PairKind)
-    removed = ", ".join(f"{reason} {count}" for reason, count in done.num_removed.items()) or "nothing"
+    pairs = ", ".join(f"{kind} {result.num_pairs.get(kind, 0)}" for kind in PairKind)
+    removed = ", ".join(f"{reason} {count}" for reason, count in result.num_removed.items()) or "nothing"
     lines = [
-        f"clips      {done.num_clips}, without frames {done.num_unreadable}",
-        f"pairs      {pairs} in {done.num_groups} groups ({done.num_compared} compared): {done.pairs_path}",
-        f"suspected  {done.num_suspected} pairs across splits have a caption in common and show something else",
+        f"clips      {result.num_clips}, without frames {result.num_unreadable}",
+        f"pairs      {pairs} in {result.num_groups} groups ({result.num_compared} compared): {result.pairs_path}",
+        f"suspected  {result.num_suspected} pairs across splits have a caption in common and show something else",
         f"to remove  {removed}",
-        f"manifest   {done.manifest_path or 'not written; --write-filtered writes one without these'}",
-        f"seconds    {done.seconds:.1f}",
+        f"manifest   {result.manifest_path or 'not written; --write-filtered writes one without these'}",
+        f"seconds    {result.seconds:.1f}",
     ]
     return "\n".join(lines)
 

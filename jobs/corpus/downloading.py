@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from jobs.corpus.resumption import asked_once
+from jobs.corpus.resumption import request_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import ledger
@@ -70,7 +70,7 @@ class DownloadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Downloaded:
+class DownloadResult:
     """The result of `download`."""
 
     clips_path: str
@@ -85,7 +85,7 @@ class Downloaded:
     """Rows per reason."""
 
 
-def download(config: DownloadConfig) -> Downloaded:
+def download(config: DownloadConfig) -> DownloadResult:
     """Download the files that are missing; write the rows with the paths of their files, and the ledger.
 
     ValueError for a table without URLs, or while another job writes to the same folder. TooManyRejectedError, after the
@@ -100,19 +100,19 @@ def download(config: DownloadConfig) -> Downloaded:
 
         def fetch(file: dict[str, Any]) -> dict[str, Any]:
             with hosts[urlsplit(file["url"]).netloc]:
-                return fetched(file, out, config.limits)
+                return fetch_file(file, out, config.limits)
 
         folder = storage.join(out, KEPT)
-        table, num_asked = asked_once(files, fetch, folder, FILES, num_at_once=config.num_at_once, what="files")
+        table, num_asked = request_missing(files, fetch, folder, FILES, num_at_once=config.num_at_once, what="files")
         held.check()
         by_name = {file["name"]: file for file in table.to_pylist()}
-        return _written(config, out, rows, wrong, column, by_name, num_asked)
+        return _write_results(config, out, rows, wrong, column, by_name, num_asked)
 
 
-def files_of(urls: Sequence[str], config: DownloadConfig, there: Mapping[str, str]) -> list[dict[str, Any]]:
+def files_of(urls: Sequence[str], config: DownloadConfig, existing: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return a row per file, interleaved by host, so that a slow host does not hold up the others.
 
-    The key depends on the size of the file in `there` (name → size and version), so that a file that was deleted is
+    The key depends on the size of the file in `existing` (name → size and version), so that a file that was deleted is
     downloaded again. The key of a missing file depends on the limits that may have rejected it.
     """
     names = {name_of_url(url, config.suffix): url for url in urls}
@@ -122,14 +122,14 @@ def files_of(urls: Sequence[str], config: DownloadConfig, there: Mapping[str, st
     for name, url in names.items():
         host = urlsplit(url).netloc
         turns[host] += 1
-        size = there.get(name, "").partition(" ")[0]
+        size = existing.get(name, "").partition(" ")[0]
         key = key_of(name, size) if size else key_of(name, *limits)
         row = {"clip_id": clip_id("download", name), "uri": without_secrets(url), "name": name, "url": url, "key": key}
         ordered.append((turns[host], row))
     return [row for _, row in sorted(ordered, key=lambda pair: pair[0])]
 
 
-def fetched(file: dict[str, Any], out: str, limits: WebLimits) -> dict[str, Any]:
+def fetch_file(file: dict[str, Any], out: str, limits: WebLimits) -> dict[str, Any]:
     """Download a file and return its row of `FILES`, or a row with the reason of the rejection."""
     row = {name: file[name] for name in ("clip_id", "uri", "name")}
     with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +144,7 @@ def fetched(file: dict[str, Any], out: str, limits: WebLimits) -> dict[str, Any]
     return row | {"key": key_of(file["name"], str(num_bytes)), "num_bytes": num_bytes, "sha256": sha256}
 
 
-def _written(
+def _write_results(
     config: DownloadConfig,
     out: str,
     rows: Sequence[Mapping[str, Any]],
@@ -152,7 +152,7 @@ def _written(
     column: str,
     files: Mapping[str, Mapping[str, Any]],
     num_asked: int,
-) -> Downloaded:
+) -> DownloadResult:
     """Write the ledger and the list of clips. Rows without a file go to the ledger."""
     rejected = [
         Rejected(clip_id=clip_id("download", row.where), uri=row.where, stage=Stage.PREPARE,
@@ -168,7 +168,7 @@ def _written(
             clips.append({**row, column: file["uri"], "clip_name": file["name"], "sha256": file["sha256"]})
     lines = "".join(json.dumps(clip, ensure_ascii=False, default=str) + "\n" for clip in clips)
     existing = [file for file in files.values() if not file["reason"]]
-    result = Downloaded(
+    result = DownloadResult(
         clips_path=storage.join(out, CLIPS),
         ledger_path=storage.join(out, LEDGER),
         num_rows=len(clips),
@@ -183,10 +183,10 @@ def _written(
     return result
 
 
-def describe(done: Downloaded) -> str:
+def describe(result: DownloadResult) -> str:
     """Return a summary for the terminal."""
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+    rejected = ", ".join(f"{reason} {count}" for reason, count in result.num_rejected.items()) or "none"
     return (
-        f"files     {done.num_files}, {done.num_bytes / 2**30:.3f} GiB, {done.num_asked} asked for now\n"
-        f"rows      {done.num_rows}: {done.clips_path}\nrejected  {rejected}: {done.ledger_path}"
+        f"files     {result.num_files}, {result.num_bytes / 2**30:.3f} GiB, {result.num_asked} asked for now\n"
+        f"rows      {result.num_rows}: {result.clips_path}\nrejected  {rejected}: {result.ledger_path}"
     )

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.corpus.filter_page import page_of
-from jobs.corpus.preparation import Prepared, commit, refuse_writing_over
-from jobs.corpus.resumption import asked_once, computed_once
+from jobs.corpus.preparation import PrepareResult, commit, refuse_writing_over
+from jobs.corpus.resumption import compute_missing, request_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import ledger
@@ -112,7 +112,7 @@ class FilterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filtered:
+class FilterResult:
     """The result of `filter_clips`."""
 
     scores_path: str
@@ -124,11 +124,11 @@ class Filtered:
     """Of each score, at `QUANTILES`."""
     taken_out: dict[str, tuple[int, int]]
     """Rule → number of clips that it removes, and of those that no other rule removes."""
-    prepared: Prepared | None
+    prepared: PrepareResult | None
     """The new version, if there are rules."""
 
 
-def filter_clips(config: FilterConfig, load_matcher: Callable[[str, Limits], Matcher] | None = None) -> Filtered:
+def filter_clips(config: FilterConfig, load_matcher: Callable[[str, Limits], Matcher] | None = None) -> FilterResult:
     """Write scores and report and, with rules, a new manifest of the clips that stay.
 
     Scores of earlier passes are reused. `load_matcher` loads `config.model`. ValueError if the manifest would be
@@ -155,14 +155,16 @@ def filter_clips(config: FilterConfig, load_matcher: Callable[[str, Limits], Mat
             | known_scores(clips[row["clip_id"]], config.language)
             for row in readable
         ]
-        removed = {rule: losers(rows, rule, config.splits) for rule in config.rules}
-        result = Filtered(
+        removed = {rule: find_removed(rows, rule, config.splits) for rule in config.rules}
+        result = FilterResult(
             scores_path=storage.join(out, TABLE),
             page_path=storage.join(out, PAGE),
             num_clips=len(manifest),
             num_unreadable=len(unreadable),
             quantiles=quantiles_of(rows),
-            taken_out={str(rule): (len(ids), len(ids - others_of(rule, removed))) for rule, ids in removed.items()},
+            taken_out={
+                str(rule): (len(ids), len(ids - removed_by_others(rule, removed))) for rule, ids in removed.items()
+            },
             prepared=_new_version(manifest, rows, unreadable, removed, out, started, is_in_parts(path))
             if removed
             else None,
@@ -184,7 +186,7 @@ def scores_in(manifest: Manifest, config: FilterConfig, out: str) -> pa.Table:
     rows = rows.append_column("key", pa.array(keys, pa.string()))
     score = partial(score_clips, limits=config.limits, decoder=config.decoder)
     options = {"max_block_rows": 64, "group_column": "uri", "subcluster": config.subcluster}
-    return computed_once(rows, score, storage.join(out, KEPT), SCORES, **options)
+    return compute_missing(rows, score, storage.join(out, KEPT), SCORES, **options)
 
 
 def matches_of(clips: Sequence[Mapping[str, Any]], matcher: Matcher, folder: str) -> dict[int, float]:
@@ -192,25 +194,25 @@ def matches_of(clips: Sequence[Mapping[str, Any]], matcher: Matcher, folder: str
     names = ("checksum", "start_seconds", "end_seconds", "captions")
     rows = [{**clip, "key": key_of(matcher.name, *map(clip.get, names))} for clip in clips if clip["captions"]]
 
-    def ask(clip: Mapping[str, Any]) -> dict[str, Any]:
+    def match(clip: Mapping[str, Any]) -> dict[str, Any]:
         row = {name: clip[name] for name in ("clip_id", "uri", "key")}
         try:
             return row | {"match": matcher(clip)}
         except DecodeError as error:
             return row | {"reason": str(error.reason), "detail": error.detail}
 
-    table, _ = asked_once(rows, ask, folder, MATCHED, num_at_once=1, what="clips matched with their captions")
+    table, _ = request_missing(rows, match, folder, MATCHED, num_at_once=1, what="clips matched with their captions")
     return {row["clip_id"]: row["match"] for row in table.to_pylist() if not row["reason"]}
 
 
-def losers(rows: Sequence[Mapping[str, Any]], rule: Rule, splits: Sequence[str]) -> set[int]:
+def find_removed(rows: Sequence[Mapping[str, Any]], rule: Rule, splits: Sequence[str]) -> set[int]:
     """Return the ids of the clips in `splits` that the rule removes."""
     return {row["clip_id"] for row in rows if row["split"] in splits and not rule.keeps(row[rule.name])}
 
 
-def others_of(rule: Rule, gone: Mapping[Rule, set[int]]) -> set[int]:
+def removed_by_others(rule: Rule, removed: Mapping[Rule, set[int]]) -> set[int]:
     """Return the ids of the clips that other rules remove."""
-    return set().union(*(ids for other, ids in gone.items() if other != rule))
+    return set().union(*(ids for other, ids in removed.items() if other != rule))
 
 
 def quantiles_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -223,12 +225,12 @@ def _new_version(
     manifest: Manifest,
     rows: Sequence[Mapping[str, Any]],
     unreadable: Sequence[Rejected],
-    gone: Mapping[Rule, set[int]],
+    removed: Mapping[Rule, set[int]],
     out: str,
     started: float,
     in_parts: bool,
-) -> Prepared:
-    lost = {clip_id for ids in gone.values() for clip_id in ids} | {row.clip_id for row in unreadable}
+) -> PrepareResult:
+    removed_ids = {clip_id for ids in removed.values() for clip_id in ids} | {row.clip_id for row in unreadable}
     rejected = [
         Rejected(
             clip_id=row["clip_id"],
@@ -238,11 +240,11 @@ def _new_version(
             detail=", ".join(f"{rule.name} {row[rule.name]:g} is not {rule}" for rule in broken),
         )
         for row in rows
-        if (broken := [rule for rule, ids in gone.items() if row["clip_id"] in ids])
+        if (broken := [rule for rule, ids in removed.items() if row["clip_id"] in ids])
     ]
-    stays = pa.array([clip_id not in lost for clip_id in manifest.table["clip_id"].to_pylist()])
+    is_kept = pa.array([clip_id not in removed_ids for clip_id in manifest.table["clip_id"].to_pylist()])
     return commit(
-        SortedRows([manifest.table.filter(stays)]),
+        SortedRows([manifest.table.filter(is_kept)]),
         [*unreadable, *rejected],
         corpus=manifest.corpus,
         root=manifest.root,
@@ -255,15 +257,15 @@ def _new_version(
     )
 
 
-def describe(done: Filtered) -> str:
+def describe(result: FilterResult) -> str:
     """Return a summary for the terminal."""
-    lines = [f"clips      {done.num_clips}, without frames {done.num_unreadable}: {done.scores_path}"]
-    lines += [f"{name:<10} {' '.join(f'{value:g}' for value in values)}" for name, values in done.quantiles.items()]
+    lines = [f"clips      {result.num_clips}, without frames {result.num_unreadable}: {result.scores_path}"]
+    lines += [f"{name:<10} {' '.join(f'{value:g}' for value in values)}" for name, values in result.quantiles.items()]
     lines.append(f"           at {', '.join(f'{share:.0%}' for share in QUANTILES)} of the clips")
-    for rule, (count, alone) in done.taken_out.items():
+    for rule, (count, alone) in result.taken_out.items():
         lines.append(f"takes out  {count} by {rule}, {alone} of them by no other rule")
-    version = done.prepared
+    version = result.prepared
     new = (
         f"{version.manifest_path} ({version.manifest_hash})" if version else "as it is; --keep RULE … writes a new one"
     )
-    return "\n".join([*lines, f"manifest   {new}", f"page       {done.page_path}"])
+    return "\n".join([*lines, f"manifest   {new}", f"page       {result.page_path}"])

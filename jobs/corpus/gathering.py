@@ -49,7 +49,7 @@ ROWS_AT_ONCE = 2**14
 PORTION_ROWS = 2**16
 """Most annotations and files of a portion, unless a single bucket has more."""
 PROGRESS_SECONDS = 5.0
-_TELLING = (".parquet", *media.TAR_SUFFIXES, *TABLES)
+_LAYOUT_SUFFIXES = (".parquet", *media.TAR_SUFFIXES, *TABLES)
 """Suffixes of files from which the layout of a corpus is detected."""
 
 
@@ -60,25 +60,25 @@ class Files:
     buckets: Buckets = field(default_factory=lambda: Buckets(FILES))
     skipped: dict[str, str] = field(default_factory=dict)
     """Name of a file that no clip can be read from → reason."""
-    telling: list[str] = field(default_factory=list)
+    layout_names: list[str] = field(default_factory=list)
     """Names from which the layout is detected: one video or image, and all tars and tables."""
     hash: str = ""
     """Hash of the name, size and version of all files."""
 
     @classmethod
-    def below(cls, root: str, is_ours: Callable[[str], bool]) -> Files:
-        """List the files below `root` in batches, without those for which `is_ours` (our output); log progress."""
+    def below(cls, root: str, is_output: Callable[[str], bool]) -> Files:
+        """List the files below `root` in batches, without those for which `is_output` (our output); log progress."""
         files, digest = cls(), hashlib.blake2b(digest_size=16)
         has_media, logged_at = False, time.monotonic()
-        listed = ((name, version) for name, version in storage.iter_versions(root) if not is_ours(name))
+        listed = ((name, version) for name, version in storage.iter_versions(root) if not is_output(name))
         while pairs := list(itertools.islice(listed, ROWS_AT_ONCE)):
             digest.update(json.dumps(pairs).encode())
             files.skipped |= find_skipped(root, [name for name, _ in pairs])
             pairs = [pair for pair in pairs if pair[0] not in files.skipped and not storage.is_surrogate(pair[0])]
             for name, _ in pairs:
                 is_media = bool(media.kind_of(name))
-                if (is_media and not has_media) or name.lower().endswith(_TELLING):
-                    files.telling.append(name)
+                if (is_media and not has_media) or name.lower().endswith(_LAYOUT_SUFFIXES):
+                    files.layout_names.append(name)
                 has_media |= is_media
             put(files.buckets, pairs)
             if time.monotonic() - logged_at >= PROGRESS_SECONDS:
@@ -131,7 +131,7 @@ class Gathered:
         outline.add(Plan(clips=(), source=self.source, wrong=tuple(self.wrong)))
         for portion in self.portions:
             outline.add(self.plan(*portion))
-        outline.refuse(self.source, self.files.telling)
+        outline.refuse(self.source, self.files.layout_names)
         return outline
 
     def files_of(self, start: int, stop: int) -> tuple[int, int]:
@@ -148,7 +148,7 @@ class Gathered:
 
 def gather(root: str, layout: Layout | None, files: Files, rows: Iterable[Annotated], notes: list[str]) -> Gathered:
     """Bucket annotations and files. Reading `rows` appends to `notes`."""
-    names = files.telling
+    names = files.layout_names
     if layout == Layout.FRAME_FOLDERS:
         names = files.buckets.read()["name"].to_pylist()
     source = open_source(root, layout, names)

@@ -22,7 +22,7 @@ from jaxtyping import Int64
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from cluster.connection import connected_ray
-from jobs.corpus.preparation import Prepared, already_done, commit, mark_done
+from jobs.corpus.preparation import PrepareResult, already_done, commit, mark_done
 from jobs.corpus.summary import annotated_beside
 from jobs.launch import lease
 from pipeline import storage
@@ -76,7 +76,7 @@ class PackConfig:
             raise ValueError(f"max_rejected_share must lie in [0, 1], got {self.max_rejected_share}")
 
 
-def pack(config: PackConfig) -> Prepared:
+def pack(config: PackConfig) -> PrepareResult:
     """Write shards, manifest and ledger. Complete shards of earlier passes are reused.
 
     TooManyRejectedError, after the ledger is written, when more than the allowed share is rejected. ValueError while
@@ -88,7 +88,7 @@ def pack(config: PackConfig) -> Prepared:
         return _pack(config, out, held)
 
 
-def _pack(config: PackConfig, out: str, held: lease.Lease) -> Prepared:
+def _pack(config: PackConfig, out: str, held: lease.Lease) -> PrepareResult:
     started = time.monotonic()
     listing, marker = open_manifest(config.manifest), storage.join(out, MARKER)
     inputs = f"{listing.hash} {config.packing.hash} {config.max_rejected_share}"

@@ -31,7 +31,7 @@ class Plan:
     clips: tuple[Annotation, ...]
     source: Source
     wrong: tuple[WrongRow, ...]
-    unsaid: tuple[str, ...] = ()
+    unassigned: tuple[str, ...] = ()
     """Names of clips without any indication of their split."""
 
     @property
@@ -68,7 +68,7 @@ def make_plan(reading: ParsedAnnotations, source: Source) -> Plan:
     source = source.match(clip.relative_path for clip in clips)
     wrong = list(reading.wrong)
     by_place: dict[tuple[str, float | None, float | None], Annotation] = {}
-    unsaid: list[str] = []
+    unassigned: list[str] = []
     for given, clip in zip(reading.clips, clips, strict=True):
         name = source.name(clip.relative_path)
         if is_outside(clip.relative_path) and name not in source.places:
@@ -86,11 +86,11 @@ def make_plan(reading: ParsedAnnotations, source: Source) -> Plan:
             wrong.append(WrongRow(where=name, reason=str(error)))
             continue
         if split is None:
-            unsaid.append(name)
+            unassigned.append(name)
         clip = replace(clip, split=split or annotations.DEFAULT_SPLIT)
         key = (name, clip.start_seconds, clip.end_seconds)
         by_place[key] = annotations.merged(by_place[key], clip, clip.relative_path) if key in by_place else clip
-    return Plan(clips=tuple(by_place.values()), source=source, wrong=tuple(wrong), unsaid=tuple(unsaid))
+    return Plan(clips=tuple(by_place.values()), source=source, wrong=tuple(wrong), unassigned=tuple(unassigned))
 
 
 def _below(path: str, root: str) -> str:
@@ -108,7 +108,7 @@ class Outline:
     splits: Counter[str] = field(default_factory=Counter)
     """Clips by split."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Renamed, silent, missing, wrong and unsaid clips and rows."""
+    """Renamed, silent, missing, wrong and unassigned clips and rows."""
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     list_hashes: Counter[str] = field(default_factory=Counter)
     """Sum of `hash_of_clip` over the clips of each split."""
@@ -124,23 +124,23 @@ class Outline:
         shown = [_missed(plan, clip.relative_path) for clip in missing[: MAX_NAMED - len(self.examples["missing"])]]
         self._note("missing", shown, len(missing))
         self._note("wrong", [row.reason for row in plan.wrong])
-        self._note("unsaid", plan.unsaid)
+        self._note("unassigned", plan.unassigned)
         self._note("sample", [_shown(clip) for clip in plan.clips[:NUM_SAMPLES]])
 
     def _note(self, sort: str, items: Sequence[str], count: int | None = None) -> None:
         self.counts[sort] += len(items) if count is None else count
         self.examples[sort] += items[: MAX_NAMED - len(self.examples[sort])]
 
-    def refuse(self, source: Source, telling: Sequence[str]) -> None:
+    def refuse(self, source: Source, layout_names: Sequence[str]) -> None:
         """Raise ValueError without any clip or wrong row, or if no clip has captions but a table may have them.
 
-        `telling`: names of files below the root, among them all tables.
+        `layout_names`: names of files below the root, among them all tables.
         """
         if not self.splits and not self.counts["wrong"]:
             raise ValueError(
                 f"no clip and no caption is in {source.root}: name the files with the captions, --annotations"
             )
-        tables = [name for name in telling if name.lower().endswith(TABLES) and not kind_of(name)]
+        tables = [name for name in layout_names if name.lower().endswith(TABLES) and not kind_of(name)]
         if tables and source.layout == Layout.FILES and self.counts["silent"] == self.splits.total():
             named = f"--annotations {storage.join(source.root, tables[0])}"
             raise ValueError(f"no clip below {source.root} has captions; if {tables[0]} has them: {named}")
@@ -158,8 +158,10 @@ def describe_outline(outline: Outline) -> str:
     """Return the outline as text: how annotations were read, clips by split, problems, and three sample clips."""
     counts, examples = outline.counts, outline.examples
     notes = list(outline.notes)
-    if 0 < counts["unsaid"] < outline.splits.total():
-        notes.append(f"no split is named for {counts['unsaid']} clips, which are in train, as {examples['unsaid'][0]}")
+    if 0 < counts["unassigned"] < outline.splits.total():
+        notes.append(
+            f"no split is named for {counts['unassigned']} clips, which are in train, as {examples['unassigned'][0]}"
+        )
     lines = [f"captions  {line}" for line in _joined(notes)]
     splits = ", ".join(f"{split} {count}" for split, count in sorted(outline.splits.items()))
     lines.append(f"clips     {splits or 'none'}")

@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from jobs.corpus import appending
 from jobs.corpus.gathering import Files, Gathered, gather
 from jobs.corpus.planning import Plan, describe_outline, with_nearest, wrong_rows
-from jobs.corpus.probing import FilesReadWhole, probe_clips
+from jobs.corpus.probing import WholeFileReads, probe_clips
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import annotations, ledger
@@ -116,7 +116,7 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PrepareResult:
     """The result of `prepare`, of this or an earlier pass."""
 
     manifest_path: str
@@ -135,7 +135,7 @@ class Prepared:
     """Differences to the previous version of a manifest in parts."""
 
 
-def prepare(config: PrepareConfig) -> Prepared:
+def prepare(config: PrepareConfig) -> PrepareResult:
     """Write the manifest and the ledger of a corpus, both at the end.
 
     Do nothing if the input (settings, caption files, size and version of each file below the root) is unchanged.
@@ -146,23 +146,23 @@ def prepare(config: PrepareConfig) -> Prepared:
     storage.check_readable(root)
     storage.check_writable(out)
     with lease.held(out) as held:
-        return _prepared(config, root, out, held)
+        return _prepare(config, root, out, held)
 
 
-def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> Prepared:
+def _prepare(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> PrepareResult:
     started = time.monotonic()
     sources = config.annotations or (root,)
-    files = Files.below(root, functools.partial(_is_ours, root=root, out=out))
+    files = Files.below(root, functools.partial(_is_output, root=root, out=out))
     inputs = _fingerprint(config, root, sources, files.hash)
     marker, made_by = storage.join(out, MARKER), f"{VERSION} {decoders.resolve(config.decoder)}"
     if not config.force and (prepared := already_done(marker, inputs)):
-        return upgraded(prepared, out, marker, inputs) if config.in_parts else prepared
+        return upgrade_to_parts(prepared, out, marker, inputs) if config.in_parts else prepared
     storage.remove(marker)  # a killed job must not leave the marker of the previous manifest
-    gathered = _gathered(config, root, sources, files)
+    gathered = _gather(config, root, sources, files)
     outline = gathered.outline()
     log.info("%s", describe_outline(outline))
     before = appending.newest(storage.join(out, PARTS))
-    rows, rejected = _probed(config, gathered, out, made_by)
+    rows, rejected = _probe(config, gathered, out, made_by)
     held.check()
     prepared = commit(
         rows,
@@ -180,61 +180,61 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
     prepared = dataclasses.replace(prepared, num_annotated=dict(sorted(outline.splits.items())), list_hashes=hashes)
     if config.in_parts:
         appending.write_listing(out, files.buckets, made_by)
-        change = appending.described(before, appending.newest(storage.join(out, PARTS)))
+        change = appending.describe_change(before, appending.newest(storage.join(out, PARTS)))
         prepared = dataclasses.replace(prepared, change=change)
     mark_done(marker, inputs, prepared)
     storage.remove_folder(storage.join(out, PROBED))
     return prepared
 
 
-def upgraded(done: Prepared, out: str, marker: str, inputs: str) -> Prepared:
+def upgrade_to_parts(prepared: PrepareResult, out: str, marker: str, inputs: str) -> PrepareResult:
     """Convert a manifest in one file to parts, and return the corpus with it; return a manifest in parts unchanged."""
-    if not done.manifest_path.endswith(".parquet"):
-        return done
+    if not prepared.manifest_path.endswith(".parquet"):
+        return prepared
     path = storage.join(out, PARTS)
-    index = write_in_parts(read_manifest(done.manifest_path), path)
+    index = write_in_parts(read_manifest(prepared.manifest_path), path)
     log.info(
-        "the manifest of %s is in parts now: %s, hash %s was %s", index.corpus, path, index.hash, done.manifest_hash
+        "the manifest of %s is in parts now: %s, hash %s was %s", index.corpus, path, index.hash, prepared.manifest_hash
     )
-    done = dataclasses.replace(done, manifest_path=path, manifest_hash=index.hash)
-    mark_done(marker, inputs, done)
-    return done
+    prepared = dataclasses.replace(prepared, manifest_path=path, manifest_hash=index.hash)
+    mark_done(marker, inputs, prepared)
+    return prepared
 
 
 def plan(config: PrepareConfig) -> Plan:
     """Return the plan of the whole corpus that `prepare` would follow with this configuration, in memory."""
-    gathered = gathered_of(config)
+    gathered = gather_inputs(config)
     gathered.outline()  # ValueError if there is nothing to prepare
     whole = gathered.plan(0, NUM_BUCKETS)
     return dataclasses.replace(whole, wrong=(*gathered.wrong, *whole.wrong))
 
 
-def gathered_of(config: PrepareConfig) -> Gathered:
+def gather_inputs(config: PrepareConfig) -> Gathered:
     """Return the annotations and files that `prepare` would read with this configuration. Opens no video."""
     root, out = storage.absolute(config.root), storage.absolute(config.out)
     storage.check_readable(root)
-    files = Files.below(root, functools.partial(_is_ours, root=root, out=out))
-    return _gathered(config, root, config.annotations or (root,), files)
+    files = Files.below(root, functools.partial(_is_output, root=root, out=out))
+    return _gather(config, root, config.annotations or (root,), files)
 
 
-def _gathered(config: PrepareConfig, root: str, sources: Sequence[str], files: Files) -> Gathered:
+def _gather(config: PrepareConfig, root: str, sources: Sequence[str], files: Files) -> Gathered:
     notes: list[str] = []
     settings = {"split": config.split, "format": config.format, "lists": config.lists}
     rows = annotations.annotated_rows(sources, notes.append, **settings, columns=meanings(config.columns))
     return gather(root, config.layout, files, rows, notes)
 
 
-def describe(done: Prepared) -> str:
+def describe(prepared: PrepareResult) -> str:
     """Return a summary for the terminal."""
-    lists = {split: f" (list {digest})" for split, digest in done.list_hashes.items()}
-    annotated = ", ".join(f"{split} {count}{lists.get(split, '')}" for split, count in done.num_annotated.items())
-    clips = ", ".join(f"{split} {count}" for split, count in done.num_clips.items()) or "none"
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+    lists = {split: f" (list {digest})" for split, digest in prepared.list_hashes.items()}
+    annotated = ", ".join(f"{split} {count}{lists.get(split, '')}" for split, count in prepared.num_annotated.items())
+    clips = ", ".join(f"{split} {count}" for split, count in prepared.num_clips.items()) or "none"
+    rejected = ", ".join(f"{reason} {count}" for reason, count in prepared.num_rejected.items()) or "none"
     return (
         (f"annotated {annotated}\n" if annotated else "")
-        + (f"changed   {done.change}\n" if done.change else "")
-        + f"clips     {clips}\nrejected  {rejected}\nmanifest  {done.manifest_path} ({done.manifest_hash})\n"
-        f"ledger    {done.ledger_path}\nseconds   {done.seconds:.1f}"
+        + (f"changed   {prepared.change}\n" if prepared.change else "")
+        + f"clips     {clips}\nrejected  {rejected}\nmanifest  {prepared.manifest_path} ({prepared.manifest_hash})\n"
+        f"ledger    {prepared.ledger_path}\nseconds   {prepared.seconds:.1f}"
     )
 
 
@@ -258,7 +258,7 @@ def commit(
     decoders: Mapping[str, Mapping[str, float]] | None = None,
     limits: Limits | None = None,
     in_parts: bool = False,
-) -> Prepared:
+) -> PrepareResult:
     """Write the ledger and the manifest to `out`.
 
     TooManyRejectedError or ValueError (no usable clip), after the ledger is written. With `limits`, the decoders are
@@ -279,7 +279,7 @@ def commit(
         made = make_manifest(corpus, root, pa.concat_tables(rows.tables()))
         write_manifest(made := dataclasses.replace(made, decoders=decoders or {}), manifest_path)
         manifest_hash = made.hash
-    return Prepared(
+    return PrepareResult(
         manifest_path=manifest_path,
         ledger_path=ledger_path,
         manifest_hash=manifest_hash,
@@ -289,15 +289,15 @@ def commit(
     )
 
 
-def _probed(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -> tuple[SortedRows, list[Rejected]]:
+def _probe(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -> tuple[SortedRows, list[Rejected]]:
     """Probe the clips; return rows and rejected samples. Rows of unchanged files of a manifest in parts are reused."""
     source, num_clips = gathered.source, len(gathered.rows)
     log.info("%d clips are annotated, %s below %s", num_clips, source.layout, source.root)
     parts_path = storage.join(out, PARTS)
-    earlier = appending.Earlier.read(out, parts_path, made_by) if config.in_parts and not config.force else None
+    earlier = appending.EarlierManifest.read(out, parts_path, made_by) if config.in_parts and not config.force else None
     if config.force:
         storage.remove_folder(storage.join(out, PROBED))
-    rows, read_whole = SortedRows(), FilesReadWhole()
+    rows, read_whole = SortedRows(), WholeFileReads()
     rejected = [*wrong_rows(gathered.wrong, config.corpus), *unnamed_files([], corpus=config.corpus, source=source)]
     from cluster.connection import connected_ray  # here, so that a dry run does not import Ray
 
@@ -312,7 +312,7 @@ def _probed(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -
                 known = set(kept["clip_id"].to_pylist())
                 clips = [clip for clip in clips if clip["clip_id"] not in known]
                 log.info("%d clips are as they were, %d are looked at", len(known), len(clips))
-            usable, lost = probe_clips(
+            usable, unusable = probe_clips(
                 clips,
                 decoder=config.decoder,
                 limits=config.limits,
@@ -326,7 +326,7 @@ def _probed(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -
             read_whole.add(table)
             alone = dataclasses.replace(plan.source, damaged={}, skipped={})
             unnamed = unnamed_files(plan.clips, corpus=config.corpus, source=alone)
-            rejected += [*with_nearest(lost, plan), *plan.rejected(config.corpus), *unnamed]
+            rejected += [*with_nearest(unusable, plan), *plan.rejected(config.corpus), *unnamed]
             log.info("portion %d of %d is done", number + 1, len(gathered.portions), extra={"is_progress": True})
     read_whole.say()
     return rows, rejected
@@ -336,7 +336,7 @@ def _counts(rejected: list[Rejected]) -> dict[str, int]:
     return {str(reason): count for reason, count in ledger.count_by_reason(rejected).items()}
 
 
-def _is_ours(name: str, root: str, out: str) -> bool:
+def _is_output(name: str, root: str, out: str) -> bool:
     """Return whether a file below `root` is output of this job; false if `out` is not below `root`."""
     if not (out + "/").startswith(root + "/"):
         return False
@@ -365,12 +365,12 @@ def _fingerprint(config: PrepareConfig, root: str, sources: Sequence[str], files
     return digest.hexdigest()
 
 
-def already_done(marker: str, inputs: str) -> Prepared | None:
+def already_done(marker: str, inputs: str) -> PrepareResult | None:
     """Return the earlier result that `marker` records, if its `inputs` (hex digits) are equal and its files exist."""
     if not storage.exists(marker):
         return None
     before: dict[str, Any] = json.loads(storage.read_bytes(marker))
-    prepared = Prepared(**before["prepared"])
+    prepared = PrepareResult(**before["prepared"])
     finished = storage.exists(prepared.manifest_path) and storage.exists(prepared.ledger_path)
     if not finished or before["inputs"] != inputs:
         return None
@@ -378,7 +378,7 @@ def already_done(marker: str, inputs: str) -> Prepared | None:
     return prepared
 
 
-def mark_done(marker: str, inputs: str, done: Prepared) -> None:
-    """Record `done` in `marker`, for `already_done`."""
-    summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(done)}, indent=1, sort_keys=True)
+def mark_done(marker: str, inputs: str, prepared: PrepareResult) -> None:
+    """Record `prepared` in `marker`, for `already_done`."""
+    summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(prepared)}, indent=1, sort_keys=True)
     storage.write_bytes_atomic(marker, summary.encode())

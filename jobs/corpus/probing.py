@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.resumption import computed_once
+from jobs.corpus.resumption import compute_missing
 from pipeline.corpus import ledger, media
 from pipeline.corpus.manifest import SCHEMA
 from pipeline.decode.config import Limits
@@ -49,12 +49,12 @@ def probe_clips(
     table = pa.Table.from_pylist(rows, KNOWN).append_column("key", pa.array(keys, pa.string()))
     look = partial(probe_batch, decoder=decoder, limits=limits, packets_folder=packets_folder)
     options = {"min_block_rows": 8, "max_block_rows": 256, "group_column": "uri", "subcluster": subcluster}
-    probed = computed_once(table, look, kept_in, SCHEMA, **options)
+    probed = compute_missing(table, look, kept_in, SCHEMA, **options)
     usable, rejected = ledger.split_by_reason(probed, Stage.PREPARE)
     return usable.select(SCHEMA.names).cast(SCHEMA), silent + rejected
 
 
-class FilesReadWhole:
+class WholeFileReads:
     """Counts the files that must be read whole for clips that are parts of them."""
 
     def __init__(self) -> None:

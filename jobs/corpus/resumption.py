@@ -21,7 +21,7 @@ ANSWERS_PER_FILE = 8
 """Results per file: a kill loses at most these, and the pending requests."""
 
 
-def computed_once(
+def compute_missing(
     rows: pa.Table, function: Callable[[pa.Table], pa.Table], folder: str, schema: pa.Schema, **options: Any
 ) -> pa.Table:
     """Return the results of `rows`: those kept in `folder`, and the others from `kept.compute` with `options`.
@@ -37,10 +37,11 @@ def computed_once(
         return pa.concat_tables([reused, kept.compute(left, function, folder, **options)])
 
 
-def asked_once(
-    rows: Sequence[Row], ask: Callable[[Row], Row], folder: str, schema: pa.Schema, *, num_at_once: int, what: str
+def request_missing(
+    rows: Sequence[Row], request: Callable[[Row], Row], folder: str, schema: pa.Schema, *, num_at_once: int, what: str
 ) -> tuple[pa.Table, int]:
-    """Return the results of `rows` (with `key`), and the number of calls of `ask`: one per row without one in `folder`.
+    """Return the results of `rows` (with `key`), and the number of calls of `request`: one per row without a result in
+    `folder`.
 
     New results are written to `folder` every `ANSWERS_PER_FILE`, and on failure. `what`: name of the results, for the
     log.
@@ -48,35 +49,35 @@ def asked_once(
     keys = pa.table({"key": pa.array([row["key"] for row in rows], pa.string())})
     reused, left = kept.split_by_cached(keys, folder, schema)
     missing = set(left["key"].to_pylist())
-    asked = [row for row in rows if row["key"] in missing]
-    log.info("%d %s, %d of them from before", len(rows), what, len(rows) - len(asked))
+    requested = [row for row in rows if row["key"] in missing]
+    log.info("%d %s, %d of them from before", len(rows), what, len(rows) - len(requested))
     results, fields = [reused], kept.result_schema(schema)
-    waiting: list[Row] = []
+    pending: list[Row] = []
 
-    def keep_waiting() -> None:
-        if waiting:
-            results.append(pa.Table.from_pylist(waiting, fields))
+    def write_pending() -> None:
+        if pending:
+            results.append(pa.Table.from_pylist(pending, fields))
             kept.write_cached(results[-1], folder)
-            waiting.clear()
+            pending.clear()
 
     try:
-        for number, result in enumerate(in_threads(asked, ask, num_at_once), start=1):
-            waiting.append(result)
-            if len(waiting) == ANSWERS_PER_FILE:
-                keep_waiting()
-                log.info("%d of %d %s", number, len(asked), what, extra={"is_progress": True})
+        for number, result in enumerate(map_in_threads(requested, request, num_at_once), start=1):
+            pending.append(result)
+            if len(pending) == ANSWERS_PER_FILE:
+                write_pending()
+                log.info("%d of %d %s", number, len(requested), what, extra={"is_progress": True})
     finally:
-        keep_waiting()
-    return pa.concat_tables(results), len(asked)
+        write_pending()
+    return pa.concat_tables(results), len(requested)
 
 
-def in_threads(items: Sequence[Row], function: Callable[[Row], Row], num_threads: int) -> Iterator[Row]:
+def map_in_threads(items: Sequence[Row], function: Callable[[Row], Row], num_threads: int) -> Iterator[Row]:
     """Yield the results of `function` as they complete. After a failure, no further item is submitted."""
     with ThreadPoolExecutor(num_threads) as pool:
-        begun: set[Future[Row]] = set()
+        pending: set[Future[Row]] = set()
         for item in items:
-            begun.add(pool.submit(function, item))
-            if len(begun) > num_threads:
-                finished, begun = wait(begun, return_when=FIRST_COMPLETED)
+            pending.add(pool.submit(function, item))
+            if len(pending) > num_threads:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in finished)
-        yield from (future.result() for future in begun)
+        yield from (future.result() for future in pending)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from jobs.corpus.resumption import computed_once
+from jobs.corpus.resumption import compute_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import annotations, ledger, media
@@ -101,7 +101,7 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class SplitResult:
     """The result of `split`."""
 
     clips_path: str
@@ -116,7 +116,7 @@ class Split:
     """Videos per reason."""
 
 
-def split(config: SplitConfig) -> Split:
+def split(config: SplitConfig) -> SplitResult:
     """Write the clips of all videos, and the ledger. Spans of earlier passes are reused.
 
     ValueError without videos or clips, or while another job writes to the same folder. TooManyRejectedError, after the
@@ -135,7 +135,7 @@ def split(config: SplitConfig) -> Split:
         if not clips:
             least = f"{config.min_seconds:g} s"
             raise ValueError(f"no clip of {root} has {least}: lower --min-seconds or see {ledger_path}")
-        result = Split(
+        result = SplitResult(
             clips_path=storage.join(out, CLIPS),
             ledger_path=ledger_path,
             num_videos=num_videos,
@@ -156,12 +156,12 @@ def parts_of(row: dict[str, Any], config: SplitConfig) -> list[dict[str, Any]]:
     return [row | {"start": start, "end": end} for start, end in spans]
 
 
-def describe(done: Split) -> str:
+def describe(result: SplitResult) -> str:
     """Return a summary for the terminal."""
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+    rejected = ", ".join(f"{reason} {count}" for reason, count in result.num_rejected.items()) or "none"
     return (
-        f"videos    {done.num_videos}\nclips     {done.num_clips}, {done.hours:.2f} h: {done.clips_path}\n"
-        f"too short {done.num_left_out}\nrejected  {rejected}: {done.ledger_path}"
+        f"videos    {result.num_videos}\nclips     {result.num_clips}, {result.hours:.2f} h: {result.clips_path}\n"
+        f"too short {result.num_left_out}\nrejected  {rejected}: {result.ledger_path}"
     )
 
 
@@ -204,7 +204,7 @@ def _found(config: SplitConfig, root: str, out: str) -> tuple[list[dict[str, Any
         raise ValueError(f"no video lies below {root}")
     find = partial(spans_of_files, cutting=config.cutting, limits=config.limits, decoder=config.decoder)
     folder = storage.join(out, KEPT)
-    table = computed_once(videos, find, folder, SPANS, max_block_rows=1, subcluster=config.subcluster)
+    table = compute_missing(videos, find, folder, SPANS, max_block_rows=1, subcluster=config.subcluster)
     spans, rejected = ledger.split_by_reason(table, Stage.PREPARE)
     names = dict(zip(videos["clip_id"].to_pylist(), videos["name"].to_pylist(), strict=True))
     rows = [

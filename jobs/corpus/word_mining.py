@@ -61,7 +61,7 @@ class MineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mined:
+class MineResult:
     """The result of `mine_words`, of this or an earlier pass."""
 
     words_path: str
@@ -75,7 +75,7 @@ class Mined:
     seconds: float
 
 
-def mine_words(config: MineConfig) -> Mined:
+def mine_words(config: MineConfig) -> MineResult:
     """Write the significant words of a corpus below `config.out`.
 
     Do nothing if the input (settings, captions, vocabulary, versions of the tagger) is unchanged. If only the
@@ -88,7 +88,7 @@ def mine_words(config: MineConfig) -> Mined:
         return _mine_words(config, out, held)
 
 
-def _mine_words(config: MineConfig, out: str, held: lease.Lease) -> Mined:
+def _mine_words(config: MineConfig, out: str, held: lease.Lease) -> MineResult:
     started = time.monotonic()
     tagger = best_tagger(config.spacy_model) if config.tagger == "auto" else config.tagger
     version = tagger_version(tagger, config.spacy_model)
@@ -141,11 +141,11 @@ def stop_words(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(line for line in lines if line))
 
 
-def describe(done: Mined) -> str:
+def describe(result: MineResult) -> str:
     """Return a summary for the terminal."""
     return (
-        f"captions  {done.num_captions}\ntagger    {done.tagger}\nwords     {done.num_words}: "
-        f"{', '.join(done.top_words)} …\ntable     {done.words_path}\nseconds   {done.seconds:.1f}"
+        f"captions  {result.num_captions}\ntagger    {result.tagger}\nwords     {result.num_words}: "
+        f"{', '.join(result.top_words)} …\ntable     {result.words_path}\nseconds   {result.seconds:.1f}"
     )
 
 
@@ -178,7 +178,7 @@ def _finished(out: str) -> dict[str, Any]:
     return json.loads(storage.read_bytes(paths[-1])) if all(map(storage.exists, paths)) else {}
 
 
-def _mined(summary: dict[str, Any]) -> Mined:
-    known: dict[str, Any] = {attribute.name: summary[attribute.name] for attribute in dataclasses.fields(Mined)}
+def _mined(summary: dict[str, Any]) -> MineResult:
+    known: dict[str, Any] = {attribute.name: summary[attribute.name] for attribute in dataclasses.fields(MineResult)}
     known["top_words"] = tuple(known["top_words"])
-    return Mined(**known)
+    return MineResult(**known)

@@ -104,10 +104,10 @@ class Card:
     commit: str
 
     @property
-    def doubts(self) -> list[str]:
+    def caveats(self) -> list[str]:
         """Return why the score is too optimistic."""
-        doubts = ["chosen on the same clips"] if self.is_selected_on_test else []
-        return doubts + ([f"trained on {self.num_trained_on} of these clips"] if self.num_trained_on else [])
+        caveats = ["chosen on the same clips"] if self.is_selected_on_test else []
+        return caveats + ([f"trained on {self.num_trained_on} of these clips"] if self.num_trained_on else [])
 
     @property
     def means(self) -> dict[str, float]:
@@ -137,7 +137,7 @@ def selected_on(selection: SelectionConfig, data: DataConfig) -> str:
     return f"{selection.metric} on {data.validation_split}"
 
 
-def own_protocol(
+def make_run_protocol(
     run_folder: str, *, data: DataConfig, task: TaskConfig, rerank: int | None, scores_all_pairs: bool
 ) -> Protocol:
     """Return the protocol of the evaluation at the end of a run. `scores_all_pairs`: that of its `Task`."""
@@ -163,16 +163,16 @@ def num_shared(scored: tuple[str, str], seen: tuple[str, str]) -> int:
     clips, others = (split_clips(path, split)[Kind.VIDEO] for path, split in (scored, seen))
     is_seen: dict[tuple[str, float | None, float | None], bool] = {}
     for rows in clips.batches():
-        is_seen |= dict.fromkeys(places(rows), False)
+        is_seen |= dict.fromkeys(clip_keys(rows), False)
     checksums = pa.array({checksum for checksum, _, _ in is_seen}, pa.string())
     for rows in others.batches():
         is_seen |= {
-            place: True for place in places(rows.filter(pc.field("checksum").isin(checksums))) if place in is_seen
+            place: True for place in clip_keys(rows.filter(pc.field("checksum").isin(checksums))) if place in is_seen
         }
     return sum(is_seen.values())
 
 
-def places(rows: pa.Table) -> Iterator[tuple[str, float | None, float | None]]:
+def clip_keys(rows: pa.Table) -> Iterator[tuple[str, float | None, float | None]]:
     """Return (checksum of the file, start, end) of each clip, times in seconds."""
     columns = rows.select(["checksum", "start_seconds", "end_seconds"]).columns
     return zip(*(column.to_pylist() for column in columns), strict=True)
@@ -185,13 +185,13 @@ def num_missing(manifest_path: str, split: str) -> int:
     return annotated_beside(manifest_path, manifest.hash).get(split, num_clips) - num_clips
 
 
-def card_folder(run_folder: str, protocol: Protocol, own: Protocol) -> str:
+def card_folder(run_folder: str, protocol: Protocol, run_protocol: Protocol) -> str:
     """Return the folder of the card of a score, one per protocol.
 
-    `own`: the protocol of the run's own evaluation, whose folder has only task and split in its name.
+    `run_protocol`: the protocol of the run's own evaluation, whose folder has only task and split in its name.
     """
     name = f"{protocol.task}-{protocol.split}"
-    if protocol != own:
+    if protocol != run_protocol:
         name += f"-{hash_of_ids(sorted(as_dict(protocol).items()))[:6]}"
     return f"{run_folder}/evaluation/{name}"
 
@@ -239,7 +239,7 @@ def refuse_other(card: Card, hashes: Mapping[str, str]) -> None:
         )
 
 
-def not_repeated(card: Card, scores: Mapping[str, float]) -> list[str]:
+def find_differences(card: Card, scores: Mapping[str, float]) -> list[str]:
     """Return a line per score that differs from the card's. None should on the same hardware; elsewhere, each should
     lie in its interval."""
     lines = []

@@ -70,13 +70,13 @@ def test_of(card: Card) -> TestSet | None:
     return published_test_set(manifest.corpus, protocol.task, manifest.splits.get("train", 0))
 
 
-def doubt_of(card: Card) -> str:
+def caveat_of(card: Card) -> str:
     """Return why a score is not comparable with published ones of its test set; empty if it is."""
     try:
         test = test_of(card)
     except FileNotFoundError:
         return ""
-    return test.doubt(card.num_videos, card.num_queries) if test else ""
+    return test.caveat(card.num_videos, card.num_queries) if test else ""
 
 
 def title_of(card: Card) -> str:
@@ -94,11 +94,11 @@ def rows(test: TestSet | None, cards: Sequence[tuple[str, Card]]) -> list[str]:
     columns = COLUMNS[test.task if test else cards[0][1].protocol.task]
     lines = ["| | " + " | ".join(columns) + " | protocol |", "|---" * (len(columns) + 2) + "|"]
     for run, card in cards:
-        doubt = test.doubt(card.num_videos, card.num_queries) if test else ""
+        caveat = test.caveat(card.num_videos, card.num_queries) if test else ""
         for prior in ("", DUAL_SOFTMAX) if card.protocol.prior != "none" else ("",):
             values = " | ".join(score(card, with_prior(key, prior)) for key in columns.values())
             title = f"**{in_markdown(run)}**" + (", **all queries as a prior** (dual softmax)" if prior else "")
-            lines.append(f"| {title} | {values} | {how(card)}{f'; **{doubt}**' if doubt else ''} |")
+            lines.append(f"| {title} | {values} | {describe_protocol(card)}{f'; **{caveat}**' if caveat else ''} |")
     if not cards:
         lines.append(f"| ours | {' | '.join(['not run'] * len(columns))} | |")
     for method, scores in published_scores(test).items() if test else ():
@@ -119,7 +119,7 @@ def score(card: Card, key: str) -> str:
     return f"{100 * card.scores[key]:.1f} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
 
 
-def how(card: Card) -> str:
+def describe_protocol(card: Card) -> str:
     """Return the parts of the protocol that decide whether scores are comparable, in words."""
     protocol = card.protocol
     parts = [f"{card.num_videos} videos, {card.num_queries} queries", f"{protocol.num_frames} frames"]
@@ -130,5 +130,5 @@ def how(card: Card) -> str:
         parts.append("**no video was shown**")
     if card.num_missing or card.num_undecoded:
         parts.append(f"{card.num_missing} missing, {card.num_undecoded} not decoded")
-    parts += [f"**{doubt}**" for doubt in card.doubts]
+    parts += [f"**{caveat}**" for caveat in card.caveats]
     return "; ".join([*parts, f"seed {card.run_seed}, {card.date}"])

@@ -18,7 +18,7 @@ from cluster.connection import connected_ray
 from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Card, Protocol, read_card, refuse_other, write_card
-from jobs.evaluation.leaderboard import doubt_of
+from jobs.evaluation.leaderboard import caveat_of
 from jobs.evaluation.rank import REJECTED, Request, evaluate_rank
 from jobs.run import run_files
 from jobs.run.config import DataConfig, Placement, PretrainConfig, TaskConfig
@@ -88,33 +88,33 @@ def evaluate(config: EvaluateConfig) -> Card:
     before = read_card(config.card) if config.card else None
     if not before and not config.run:
         raise ValueError("name the folder of a run, or a card with --card")
-    moved = moved_to(config, before.protocol) if before else None
-    run_folder = moved.run if moved else storage.absolute(config.run)
+    relocated = relocate(config, before.protocol) if before else None
+    run_folder = relocated.run if relocated else storage.absolute(config.run)
     run = config_of(run_folder)
-    protocol = moved or protocol_of(config, run.data, run.task, run_folder)
+    protocol = relocated or protocol_of(config, run.data, run.task, run_folder)
     manifest, identity = open_manifest(protocol.manifest), run_files.read_json(f"{run_folder}/{run_files.IDENTITY}")
-    seen = num_seen(run.data, protocol, identity["fields"]["data.manifest_hash"])
-    refuse_seen(config, run.data, protocol, seen, before)
+    overlap = count_overlap(run.data, protocol, identity["fields"]["data.manifest_hash"])
+    refuse_overlap(config, run.data, protocol, overlap, before)
     weights = run_files.weights_hash(run_folder)
     if before:
         questions_hash = cards.hash_of_questions(protocol)
         refuse_other(before, {"weights": weights, "manifest_hash": manifest.hash, "questions_hash": questions_hash})
     trained_task = own_type(run.task.kind)
-    own_protocol = cards.own_protocol(
+    run_protocol = cards.make_run_protocol(
         run_folder,
         data=run.data,
         task=run.task,
         rerank=run.selection.rerank,
         scores_all_pairs=trained_task is not None and trained_task.scores_all_pairs,
     )
-    out = out_folder(config, protocol, own_protocol)
+    out = out_folder(config, protocol, run_protocol)
     card = cards.make_card(
         protocol,
         measure(make_request(run, protocol, config.placement, manifest, out)),
         run_seed=run.seed,
         selected_on=cards.selected_on(run.selection, run.data),
-        is_selected_on_test=seen["validation"] > 0,
-        num_trained_on=seen["train"],
+        is_selected_on_test=overlap["validation"] > 0,
+        num_trained_on=overlap["train"],
         weights=weights,
         run_hash=identity["hash"],
         manifest_hash=manifest.hash,
@@ -157,16 +157,16 @@ def refuse_too_many_rejected(card: Card, path: str, share: float) -> None:
         )
 
 
-def out_folder(config: EvaluateConfig, protocol: Protocol, own: Protocol) -> str:
+def out_folder(config: EvaluateConfig, protocol: Protocol, run_protocol: Protocol) -> str:
     """Return the folder of the card and the raw results. A repeated score goes beside its card, which stays unchanged.
 
-    `own`: the protocol of the run's own evaluation.
+    `run_protocol`: the protocol of the run's own evaluation.
     """
     if config.out:
         return storage.absolute(config.out)
     if config.card:
         return f"{storage.absolute(config.card).rpartition('/')[0]}/repeated"
-    return cards.card_folder(protocol.run, protocol, own)
+    return cards.card_folder(protocol.run, protocol, run_protocol)
 
 
 def protocol_of(config: EvaluateConfig, data: DataConfig, trained: TaskConfig, run_folder: str) -> Protocol:
@@ -224,7 +224,7 @@ def refuse_given(config: EvaluateConfig, names: Sequence[str], why: str) -> None
             raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} {why}; leave it out")
 
 
-def moved_to(config: EvaluateConfig, protocol: Protocol) -> Protocol:
+def relocate(config: EvaluateConfig, protocol: Protocol) -> Protocol:
     """Return the protocol of a card with the current paths; hashes later verify that the contents are the same."""
     is_named = config.task == protocol.task
     if own_type(scored_kind(protocol.task)) is None and not is_named:
@@ -253,25 +253,25 @@ def run_manifest(data: DataConfig, protocol: Protocol, manifest_hash: str) -> st
     return ""
 
 
-def num_seen(data: DataConfig, protocol: Protocol, manifest_hash: str) -> dict[str, int]:
+def count_overlap(data: DataConfig, protocol: Protocol, manifest_hash: str) -> dict[str, int]:
     """Return the numbers of scored clips that are in the run's training split and in its validation split."""
     splits = {"validation": data.validation_split, "train": data.train_split}
     path, scored = run_manifest(data, protocol, manifest_hash), (protocol.manifest, protocol.split)
     return {name: cards.num_shared(scored, (path, split)) if path else 0 for name, split in splits.items()}
 
 
-def refuse_seen(
-    config: EvaluateConfig, data: DataConfig, protocol: Protocol, seen: Mapping[str, int], before: Card | None
+def refuse_overlap(
+    config: EvaluateConfig, data: DataConfig, protocol: Protocol, overlap: Mapping[str, int], before: Card | None
 ) -> None:
     """Raise ValueError if the run has seen scored clips, unless an option or the card `before` allows that."""
     for name, what, option, is_known in (
         ("validation", "chosen", "allow_selection_on_test", before and before.is_selected_on_test),
         ("train", "trained", "allow_training_on_test", before and before.num_trained_on),
     ):
-        if seen[name] and not (getattr(config, option) or is_known):
+        if overlap[name] and not (getattr(config, option) or is_known):
             raise ValueError(
                 f"the checkpoint of {protocol.run} was {what} on the split {getattr(data, f'{name}_split')}, which "
-                f"shares {seen[name]} clips with the split {protocol.split}, so the score would be too optimistic; "
+                f"shares {overlap[name]} clips with the split {protocol.split}, so the score would be too optimistic; "
                 f"choose another --split, or pass --{option.replace('_', '-')}, which the card records"
             )
 
@@ -352,9 +352,9 @@ def table(card: Card) -> str:
             f"asked by: {protocol.queries}; re-ranked: {protocol.rerank or 'all'}, by {protocol.fusion}; prior: "
             f"{protocol.prior}"
         )
-    if doubt := doubt_of(card):
-        lines.append(doubt)
-    lines += [f"{doubt.upper()}: this score is too optimistic" for doubt in card.doubts]
+    if caveat := caveat_of(card):
+        lines.append(caveat)
+    lines += [f"{caveat.upper()}: this score is too optimistic" for caveat in card.caveats]
     for name, value in sorted(card.means.items()):
         ends = card.interval(name)
         lines.append(f"  {name:36s} {value:8.3f}" + (f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))

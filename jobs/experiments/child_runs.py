@@ -60,14 +60,14 @@ class StopRequest:
         self.is_made = True
         voice.say("asked to stop: waiting for the checkpoints")
         for folder in list(self.run_folders):
-            driver.ask_to_stop(folder)
+            driver.request_stop(folder)
 
     def on_signals(self) -> contextlib.AbstractContextManager[None]:
         """Turn SIGTERM (as from `ray job stop`) and Ctrl-C into this request within the context, since no signal
         reaches the threads."""
         from jobs.launch import driver
 
-        return driver.answering_signals(self.make, signal.SIGTERM, signal.SIGINT)
+        return driver.signal_handlers(self.make, signal.SIGTERM, signal.SIGINT)
 
 
 def run_child(

@@ -227,7 +227,7 @@ def score_lines(cards: Mapping[str, Card]) -> list[str]:
         where = f"{EXPORTED}/{folder}.json"
         for name, value in card.means.items():
             if ends := card.interval(name):
-                mark = "".join(f", {doubt}" for doubt in card.doubts)
+                mark = "".join(f", {caveat}" for caveat in card.caveats)
                 task, split = in_markdown(card.protocol.task), in_markdown(card.protocol.split)
                 lines.append(
                     f"| {task} | {split}{mark} | {name} | {value:.3f} "

@@ -76,14 +76,14 @@ def pretrain(
             voice.show(f"{config.name} is finished: {run_folder}/report.html")
             return run_files.read_json(f"{run_folder}/results.json")
         params = flat(as_dict(config)) | {"manifest_hash": manifest.hash}
-        with tracked(placement, run_folder, run_hash, params, tags, held) as tracker:
+        with tracked_run(placement, run_folder, run_hash, params, tags, held) as tracker:
             tracker.log_dataset(manifest.corpus, manifest.hash, storage.absolute(config.data.manifest))
             job = make_job(config, manifest, run_folder, tracker)
             clean(run_folder)
             if is_stopped():  # `clean` may have removed the stop file
-                ask_to_stop(run_folder)
-            watched = connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True)
-            with watched, stopping_on_signal(run_folder):
+                request_stop(run_folder)
+            ray_connection = connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True)
+            with ray_connection, stop_on_signal(run_folder):
                 refuse_scattered_metrics(placement.storage)
                 cluster_run.run(
                     on_rank,
@@ -102,7 +102,7 @@ def pretrain(
 
 
 @contextlib.contextmanager
-def tracked(
+def tracked_run(
     placement: Placement,
     run_folder: str,
     run_hash: str,
@@ -215,9 +215,9 @@ def make_job(config: PretrainConfig, manifest: Listing, run_folder: str, tracker
     """Return the job of the ranks. Vocabulary, significant words and the task's files are kept in the run's folder."""
     data, text, seed = config.data, config.text, config.seed
     captions = functools.cache(functools.partial(TrainingCaptions, data))
-    tokenizer = kept_tokenizer(text, run_folder, captions)
-    table = kept_table(text, run_folder, captions, tokenizer)
-    refuse_more_words_than_there_are(config.masking, table)
+    tokenizer = ensure_tokenizer(text, run_folder, captions)
+    table = ensure_word_table(text, run_folder, captions, tokenizer)
+    refuse_too_few_words(config.masking, table)
     task_class = task_type(config.task.kind)
     max_clips = data.max_evaluation_clips if task_class.scores_all_pairs else None
     failures = f"{run_folder}/{run_files.UNDECODED}"
@@ -268,7 +268,7 @@ def show_questions(facts: Mapping[str, float]) -> None:
         voice.show(f"training questions: {', '.join(counts)}")
 
 
-def kept_tokenizer(text: TextConfig, run_folder: str, captions: Callable[[], Iterable[str]]) -> Tokenizer:
+def ensure_tokenizer(text: TextConfig, run_folder: str, captions: Callable[[], Iterable[str]]) -> Tokenizer:
     """Return the vocabulary in the run's folder. A new run first writes the configured one, or trains one."""
     path = f"{run_folder}/tokenizer.json"
     if not storage.exists(path):
@@ -278,7 +278,7 @@ def kept_tokenizer(text: TextConfig, run_folder: str, captions: Callable[[], Ite
     return Tokenizer.from_json(storage.read_bytes(path).decode())
 
 
-def kept_table(
+def ensure_word_table(
     text: TextConfig, run_folder: str, captions: Callable[[], Iterable[str]], tokenizer: Tokenizer
 ) -> SignificantWords:
     """Return the significant words in the run's folder. A new run first writes the configured ones, or mines them."""
@@ -305,11 +305,11 @@ class TrainingCaptions:
             print(f"vocabulary and words: the captions of {MAX_CAPTIONED} of the {total} training clips are counted")
 
     def __iter__(self) -> Iterator[str]:
-        for table in (table for rows in self.clips.values() for table in sampled(rows, self.share)):
+        for table in (table for rows in self.clips.values() for table in sample_rows(rows, self.share)):
             yield from table["captions"].combine_chunks().flatten().to_pylist()
 
 
-def sampled(rows: Rows, share: float, run_rows: int = 1024) -> Iterator[pa.Table]:
+def sample_rows(rows: Rows, share: float, run_rows: int = 1024) -> Iterator[pa.Table]:
     """Yield a share of the rows: all, or evenly spaced runs. A run is a random sample, because the ids are hashes."""
     if share >= 1:
         yield from rows.batches()
@@ -320,7 +320,7 @@ def sampled(rows: Rows, share: float, run_rows: int = 1024) -> Iterator[pa.Table
         yield rows.range(start, start + run_rows)
 
 
-def refuse_more_words_than_there_are(masking: MaskingConfig, table: SignificantWords) -> None:
+def refuse_too_few_words(masking: MaskingConfig, table: SignificantWords) -> None:
     """Raise ValueError when the configuration asks for more significant words than the captions hold."""
     num_words = len(table.significant_ids(UNRANKED - 1))
     if not num_words:
@@ -335,28 +335,28 @@ def refuse_more_words_than_there_are(masking: MaskingConfig, table: SignificantW
         )
 
 
-def stopping_on_signal(run_folder: str) -> contextlib.AbstractContextManager[None]:
+def stop_on_signal(run_folder: str) -> contextlib.AbstractContextManager[None]:
     """Turn SIGTERM into a stop request within this context; the workers then write a checkpoint and end."""
 
     def request(*_: Any) -> None:
         voice.say("asked to stop: waiting for the checkpoint")
-        ask_to_stop(run_folder)
+        request_stop(run_folder)
 
-    return answering_signals(request, signal.SIGTERM)
+    return signal_handlers(request, signal.SIGTERM)
 
 
-def ask_to_stop(run_folder: str) -> None:
+def request_stop(run_folder: str) -> None:
     """Ask the workers of the run to write a checkpoint and end."""
     storage.write_bytes_atomic(f"{run_folder}/{STOP_FILE}", b"")
 
 
 @contextlib.contextmanager
-def answering_signals(answer: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
-    """Handle these signals with `answer`. Do nothing outside the main thread, the only one that may set handlers."""
+def signal_handlers(handle: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Handle these signals with `handle`. Do nothing outside the main thread, the only one that may set handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, answer) for number in numbers}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -370,7 +370,7 @@ def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, 
     SilentServerError if MLflow is unreachable: the run then counts as unfinished, and the same command retries this.
     """
     mlflow_runs.refuse_silent(tracker.uri, job.run_folder)
-    patient_tracker.send_kept(tracker, job.run_folder)
+    patient_tracker.send_saved(tracker, job.run_folder)
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),

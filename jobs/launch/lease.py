@@ -89,7 +89,7 @@ def owner_of(content: bytes | None) -> Owner | None:
 
 
 @dataclass
-class Watch:
+class LeaseObserver:
     """Another driver's observation of a lease: the content at first sight, and when that was (seconds)."""
 
     content: bytes | None
@@ -118,7 +118,7 @@ def acquire(
     """
     path, start = f"{run_folder}/{LEASE}", now()
     content = read(path)
-    watch = Watch(content, start)
+    watch = LeaseObserver(content, start)
     if content is not None:
         voice.show(
             f"{run_folder} has a driver: {owner_of(content) or 'unknown'}; waiting up to {EXPIRES_SECONDS:.0f} s to "
@@ -153,7 +153,7 @@ def read(path: str) -> bytes | None:
         return None
 
 
-def note(run_folder: str) -> str:
+def owner_clause(run_folder: str) -> str:
     """Return a clause about the driver that holds the run's lease, to append to a sentence; empty without a lease."""
     owner = owner_of(read(f"{run_folder}/{LEASE}"))
     return f"; has a driver, {owner}, which renewed its lease at {owner.renewed}" if owner else ""
@@ -163,10 +163,10 @@ def refuse_other_owner(run_folder: str, owner_id: str) -> None:
     """Raise LeaseLostError unless `owner_id` still has the lease. For ranks, which do not renew it."""
     owner = owner_of(read(f"{run_folder}/{LEASE}"))
     if owner is None or owner.id != owner_id:
-        raise lost_to(run_folder, owner)
+        raise lease_lost_error(run_folder, owner)
 
 
-def lost_to(run_folder: str, owner: Owner | None) -> LeaseLostError:
+def lease_lost_error(run_folder: str, owner: Owner | None) -> LeaseLostError:
     taken = f"was taken over by {owner}" if owner else "has lost its lease, which somebody removed"
     return LeaseLostError(
         f"{run_folder} {taken}: this driver stops and writes no more. Let the other one go on, or stop it and give the "
@@ -204,7 +204,7 @@ class Lease:
             if content == owner.to_bytes():
                 self.owner, self.content, self.renewed_at = owner, content, start
             else:
-                self.lost = lost_to(self.run_folder, owner_of(content))
+                self.lost = lease_lost_error(self.run_folder, owner_of(content))
             self.changed.notify_all()
         if self.lost:
             self.on_loss()

@@ -74,19 +74,19 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     machine, placement, problems = machine or this_machine(), config.placement, []
     run_folder = storage.join(storage.absolute(placement.storage), config.name)
     problems += resource_problems(placement, machine)
-    known = _tried(problems, "data.manifest", functools.partial(known_manifest, config, run_folder))
+    known = _attempt(problems, "data.manifest", functools.partial(known_manifest, config, run_folder))
     config, manifest = known or (config, None)
     data, optim, plan, fields = config.data, config.optim, None, None
     if manifest:
         data = with_decoder(config.data, manifest.fastest_decoder)
         fields = identity(dataclasses.replace(config, data=data), manifest.hash)
-        _tried(problems, "data.manifest", lambda: check_clips(manifest))
+        _attempt(problems, "data.manifest", lambda: check_clips(manifest))
     problems += value_problems(config, manifest, machine)
-    can_write = _tried(problems, "placement.storage", lambda: storage.check_writable(placement.storage) is None)
-    _tried(problems, f"metrics of {config.name}", lambda: mlflow_runs.tracking_uri(placement.storage))
+    can_write = _attempt(problems, "placement.storage", lambda: storage.check_writable(placement.storage) is None)
+    _attempt(problems, f"metrics of {config.name}", lambda: mlflow_runs.tracking_uri(placement.storage))
     state, refusals = folder_state(config.name, fields, run_folder)
     if manifest:
-        plan = _tried(
+        plan = _attempt(
             problems, "data.train_split", lambda: training_plan(data, optim.global_batch, config.seed, manifest)
         )
     if plan:
@@ -94,7 +94,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     shape = step_shape(data, config.text, config.masking, optim, placement, num_pieces(config.text)[0])
     step = (config.model, config.objective, config.optim, placement, shape)
     if config.task.kind == "captions":
-        problems += _tried(problems, "placement.gpu_memory_gib", lambda: memory_problems(*step)) or []
+        problems += _attempt(problems, "placement.gpu_memory_gib", lambda: memory_problems(*step)) or []
     facts = {
         "run": lambda: f"{config.name}: {run_folder} ({state})",
         "corpus": functools.partial(_corpus_line, data, manifest),
@@ -113,14 +113,14 @@ def value_problems(config: PretrainConfig, manifest: Listing | None, machine: Ma
     data, text, task = config.data, config.text, config.task
     problems = metric_problems(task.kind, config.selection) + (split_problems(data, manifest) if manifest else [])
     if machine.num_cpus is not None:  # this machine decodes
-        _tried(problems, "data.decoder", lambda: decoders.load(data.decoder))
+        _attempt(problems, "data.decoder", lambda: decoders.load(data.decoder))
     problems += visual_problems(config.model.visual, data)
     if task.kind == "captions":
-        _tried(problems, "objective.extra", lambda: load_extra(config.objective))
+        _attempt(problems, "objective.extra", lambda: load_extra(config.objective))
     texts = {f"text.{name}": getattr(text, name) for name in ("vocabulary", "significant_words", "word_families")}
     for name, path in (texts | {f"task.{name}": getattr(task, name) for name in TASK_FILES}).items():
         if path:
-            _tried(problems, name, lambda path=path: storage.check_readable(path))
+            _attempt(problems, name, lambda path=path: storage.check_readable(path))
     return problems + weight_problems(config.model, text)
 
 
@@ -129,16 +129,16 @@ def weight_problems(model: ModelConfig, text: TextConfig) -> list[str]:
     problems: list[str] = []
     earlier, pretrained = model.initial_weights, model.pretrained_text
     if earlier:
-        _tried(problems, "model.initial_weights", lambda: storage.check_readable(earlier))
+        _attempt(problems, "model.initial_weights", lambda: storage.check_readable(earlier))
     if pretrained and not is_hub_name(pretrained):
         pieces = num_pieces(text)[0]
-        _tried(problems, "model.pretrained_text", lambda: refuse_other_sizes(model, pieces, bert_config(pretrained)))
+        _attempt(problems, "model.pretrained_text", lambda: refuse_other_sizes(model, pieces, bert_config(pretrained)))
     return problems
 
 
 def num_pieces(text: TextConfig) -> tuple[int, str]:
     """Return the size of the run's vocabulary, with "at most " if the vocabulary is still to be trained."""
-    if text.vocabulary and (loaded := _tried([], "", lambda: Tokenizer.load(str(text.vocabulary)))):
+    if text.vocabulary and (loaded := _attempt([], "", lambda: Tokenizer.load(str(text.vocabulary)))):
         return loaded.vocabulary_size, ""
     return text.vocabulary_size, "at most "
 
@@ -182,7 +182,7 @@ def metric_problems(kind: str, selection: SelectionConfig) -> list[str]:
     """Return a problem unless `selection.metric` is a higher-is-better metric of the task `kind`. Without this check,
     the run would fail at its first evaluation."""
     problems: list[str] = []
-    task = _tried(problems, "task.kind", lambda: task_type(kind))
+    task = _attempt(problems, "task.kind", lambda: task_type(kind))
     if task is None or selection.metric in (names := task.metric_names(selection.rerank)):
         return problems
     hint = f"{did_you_mean(selection.metric, names)} ".lstrip()
@@ -198,14 +198,16 @@ def visual_problems(visual: VisualConfig, data: DataConfig) -> list[str]:
     """Return why the visual encoder cannot be built, load its weights, or take frames of this size."""
     size = data.shown_px
     problems: list[str] = []
-    problem = _tried(problems, "model.visual.backbone", lambda: frame_size_problem(visual, size, size, data.num_frames))
+    problem = _attempt(
+        problems, "model.visual.backbone", lambda: frame_size_problem(visual, size, size, data.num_frames)
+    )
     if problem:
         name = "augmentation.crop_px" if data.augmentation.crop_px else "frame_size_px"
         problems.append(f"data.{name}={size}: {problem}")
     if visual.encoder == "auto":
-        _tried(problems, "model.visual.pixels", lambda: refuse_other_pixels(visual))
+        _attempt(problems, "model.visual.pixels", lambda: refuse_other_pixels(visual))
     path = visual.pretrained if visual.encoder != "auto" else None
-    if path is not None and _tried(problems, "model.visual.pretrained", lambda: storage.exists(path)) is False:
+    if path is not None and _attempt(problems, "model.visual.pretrained", lambda: storage.exists(path)) is False:
         problems.append(
             f"model.visual.pretrained={visual.pretrained} does not exist; download the weights there, or set it to "
             "None to start from random ones"
@@ -223,7 +225,7 @@ def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
     drawn = [None if source == ANNOTATION else source for source, weight in weights.items() if weight]
     for name, split in {"data.train_split": data.train_split, **evaluated}.items():
         num_problems = len(problems)
-        _tried(problems, name, lambda split=split: manifest.refuse_empty(split))
+        _attempt(problems, name, lambda split=split: manifest.refuse_empty(split))
         if len(problems) > num_problems:
             if name == "data.temporal_split":
                 problems[-1] += "; --data.temporal-split None leaves the temporal test out"
@@ -255,20 +257,20 @@ def folder_state(name: str, fields: Mapping[str, Any] | None, run_folder: str) -
     without a manifest."""
     problems: list[str] = []
     identity_path = f"{run_folder}/{run_files.IDENTITY}"
-    if not _tried(problems, run_folder, lambda: storage.exists(identity_path)):
+    if not _attempt(problems, run_folder, lambda: storage.exists(identity_path)):
         return ("cannot be read" if problems else "new"), problems
     if fields is None:
         return "was begun before", problems
-    refusal = _tried(problems, identity_path, lambda: identity_refusal(name, fields, run_folder))
+    refusal = _attempt(problems, identity_path, lambda: identity_refusal(name, fields, run_folder))
     if problems:
         return "cannot be read", problems
     if refusal:
         return "refused: was begun with another identity", [refusal]
     if storage.exists(f"{run_folder}/results.json"):
         return "finished: results exist, nothing to train", problems
-    step = _tried(problems, run_folder, lambda: run_files.committed_step(run_folder))
+    step = _attempt(problems, run_folder, lambda: run_files.committed_step(run_folder))
     state = f"resumes from step {step}" if step else "started, no checkpoint yet"
-    return state + (_tried(problems, run_folder, lambda: lease.note(run_folder)) or ""), problems
+    return state + (_attempt(problems, run_folder, lambda: lease.owner_clause(run_folder)) or ""), problems
 
 
 def identity_refusal(name: str, fields: Mapping[str, Any], run_folder: str) -> str | None:
@@ -356,7 +358,7 @@ def _frames_line(data: DataConfig, global_batch: int) -> str:
 
 def _model_line(model: ModelConfig, text: TextConfig) -> str:
     pieces, bound = num_pieces(text)
-    number = _tried([], "", lambda: num_parameters(model, pieces))
+    number = _attempt([], "", lambda: num_parameters(model, pieces))
     if number is None:
         return f"{model.visual.encoder}: cannot be built"
     return f"{number / 1e6:.2f} M parameters, with a vocabulary of {bound}{pieces} pieces"
@@ -365,7 +367,7 @@ def _model_line(model: ModelConfig, text: TextConfig) -> str:
 def _step_line(kind: str, step: Any) -> str:
     if kind != "captions":
         return f"not counted for task.kind={kind}"
-    return _tried([], "", lambda: memory_line(*step)) or "cannot be counted"
+    return _attempt([], "", lambda: memory_line(*step)) or "cannot be counted"
 
 
 def _resources_line(placement: Placement, machine: Machine) -> str:
@@ -384,10 +386,10 @@ def _num_by_kind(manifest: Listing, split: str) -> Counter[str]:
     return Counter({kind: count for (of, kind), count in manifest.counts.items() if of == split})
 
 
-def _tried(problems: list[str], name: str, look: Callable[[], Any]) -> Any:
-    """Return the result of `look`. If it raises, add a problem under `name` and return None."""
+def _attempt(problems: list[str], name: str, check: Callable[[], Any]) -> Any:
+    """Return the result of `check`. If it raises, add a problem under `name` and return None."""
     try:
-        return look()
+        return check()
     except (ValueError, KeyError, OSError) as error:
         problems.append(f"{name}: {error}")
         return None

@@ -162,7 +162,7 @@ def in_words(event: Mapping[str, Any]) -> str:
     return "a node was about to be taken away: a checkpoint was written"
 
 
-def ask_to_stop(folder: str) -> str:
+def request_stop(folder: str) -> str:
     """Ask the run's driver to write a checkpoint and stop, and return a message. ValueError without a driver."""
     name = folder.rpartition("/")[2]
     if storage.exists(f"{folder}/results.json"):

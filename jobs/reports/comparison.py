@@ -16,7 +16,7 @@ from markupsafe import Markup
 from jobs.reports import figures
 from jobs.reports.page import template
 from jobs.tracking import logged_runs, mlflow_runs
-from jobs.tracking.logged_runs import Logged
+from jobs.tracking.logged_runs import LoggedRun
 from pipeline import storage
 from snps3_model.loss_table import PAPER_ORDER
 
@@ -83,7 +83,7 @@ def compare(config: CompareConfig) -> str:
     return path
 
 
-def overview(runs: Sequence[Logged]) -> dict[str, Any] | None:
+def overview(runs: Sequence[LoggedRun]) -> dict[str, Any] | None:
     """Return a table with a row per run, of scores and differing fields; None if all runs fit as columns."""
     if len(runs) <= figures.MAX_LINES:
         return None
@@ -92,14 +92,14 @@ def overview(runs: Sequence[Logged]) -> dict[str, Any] | None:
     return {"names": [column["name"] for column in columns], "rows": rows}
 
 
-def differences(runs: Sequence[Logged]) -> list[dict[str, Any]]:
+def differences(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
     """Return a line per field of the configuration whose value differs between runs."""
     names = sorted({name for run in runs for name in run.params} - {"name"})
     lines = [(name, [run.params.get(name, "–") for run in runs]) for name in names]
     return [{"name": name, "cells": [cell(text) for text in texts]} for name, texts in lines if len(set(texts)) > 1]
 
 
-def scores(runs: Sequence[Logged]) -> list[dict[str, Any]]:
+def scores(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
     """Return a line per score that at least one run has, with intervals."""
     names = sorted({name for run in runs for name in run.metrics if name.startswith(SCORES)})
     names = [name for name in names if not name.endswith(("_low", "_high")) and "/num_" not in name]
@@ -118,7 +118,7 @@ def scores(runs: Sequence[Logged]) -> list[dict[str, Any]]:
     return lines
 
 
-def costs(runs: Sequence[Logged]) -> list[dict[str, Any]]:
+def costs(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
     """Return a line per part of the first rank's time, and per measure of `COSTS`."""
     names = sorted({name for run in runs for name in run.metrics if name.startswith("seconds/")})
     names += [name for name in COSTS if any(name in run.metrics for run in runs)]
@@ -129,7 +129,7 @@ def costs(runs: Sequence[Logged]) -> list[dict[str, Any]]:
     ]
 
 
-def charts(runs: Sequence[Logged]) -> list[dict[str, Any]]:
+def charts(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
     """Return a chart per curve that at least one run has, with a line per run."""
     lines = {curve: [run.curves.get(curve, []) for run in runs] for curve in CURVES}
     return [

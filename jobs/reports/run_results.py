@@ -92,7 +92,7 @@ def peak_memory(run_folder: str) -> dict[str, float]:
 def write_own_card(job: Job, task: TaskConfig, measured: Measured, facts: Mapping[str, str]) -> None:
     """Write the protocol card of the evaluation at the end of the run to its folder."""
     data = job.data
-    protocol = cards.own_protocol(
+    protocol = cards.make_run_protocol(
         job.run_folder,
         data=data,
         task=task,

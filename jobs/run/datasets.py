@@ -39,7 +39,7 @@ class TestSet:
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Published scores in per cent by method, beside those of published_scores.json."""
 
-    def doubt(self, num_videos: int, num_queries: int) -> str:
+    def caveat(self, num_videos: int, num_queries: int) -> str:
         """Return why a score over this many videos or queries is not comparable with published ones, or ""."""
         count, unit = (num_videos, "videos") if self.task == "retrieval" else (num_queries, "questions")
         if count in self.sizes or not self.sizes:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.tracking.mlflow_runs import URI_VARIABLE, Tracker, client_of, passing, tracking_uri, without_password
+from jobs.tracking.mlflow_runs import URI_VARIABLE, Tracker, client_of, find_runs, tracking_uri, without_password
 from pipeline.nearest import did_you_mean
 
 
@@ -19,7 +19,7 @@ def run_of(storage_path: str, experiment: str, name: str) -> Tracker:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logged:
+class LoggedRun:
     """A run as logged in MLflow."""
 
     name: str
@@ -32,7 +32,7 @@ class Logged:
     """(step, value) of the requested metrics."""
 
 
-def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: Sequence[str]) -> list[Logged]:
+def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: Sequence[str]) -> list[LoggedRun]:
     """Return the newest run of each of these names or ids, with the histories of `curves`.
 
     Raise ValueError, with the nearest name, if a run does not exist.
@@ -49,18 +49,18 @@ def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: 
             known = [run.info.run_name for run in client.search_runs([experiment_id], max_results=1000)]
             hint = did_you_mean(name, filter(None, known))
             raise ValueError(f"the experiment {experiment!r} has no run {name!r}; {hint}".rstrip("; "))
-        logged.append(logged_of(uri, runs[0], curves))
+        logged.append(make_logged_run(uri, runs[0], curves))
     return logged
 
 
 def search_runs(
     storage_path: str, experiment: str, query: str, order: str, curves: Sequence[str], num_curves: int
-) -> list[Logged]:
+) -> list[LoggedRun]:
     """Return the runs that match an MLflow filter, sorted by the metric `order`, highest first; the first `num_curves`
     have the histories of `curves`. ValueError for an invalid filter."""
     uri, client, experiment_id = experiment_of(storage_path, experiment)
-    runs = sorted(passing(client, experiment_id, query), key=lambda run: -run.data.metrics.get(order, -math.inf))
-    return [logged_of(uri, run, curves if place < num_curves else ()) for place, run in enumerate(runs)]
+    runs = sorted(find_runs(client, experiment_id, query), key=lambda run: -run.data.metrics.get(order, -math.inf))
+    return [make_logged_run(uri, run, curves if place < num_curves else ()) for place, run in enumerate(runs)]
 
 
 def best_checkpoint(storage_path: str, experiment: str, score: str) -> tuple[str, str]:
@@ -87,10 +87,10 @@ def experiment_of(storage_path: str, experiment: str) -> tuple[str, Any, str]:
     return uri, client, known.experiment_id
 
 
-def logged_of(uri: str, run: Any, curves: Sequence[str]) -> Logged:
-    """Return an MLflow run as `Logged`, with the histories of `curves`."""
+def make_logged_run(uri: str, run: Any, curves: Sequence[str]) -> LoggedRun:
+    """Return an MLflow run as `LoggedRun`, with the histories of `curves`."""
     tracker = Tracker(uri, run.info.run_id)
-    return Logged(
+    return LoggedRun(
         name=run.info.run_name or tracker.run_id,
         run_id=tracker.run_id,
         status=run.info.status,

@@ -58,7 +58,7 @@ def client_of(uri: str) -> MlflowClient:
 
 
 @contextlib.contextmanager
-def one_at_a_time(uri: str) -> Iterator[None]:
+def sqlite_lock(uri: str) -> Iterator[None]:
     """Lock the SQLite file at `uri` against other processes of this machine within this context. MLflow fails if two
     processes create its tables or an experiment at the same time."""
     file = uri.removeprefix("sqlite:///")
@@ -94,7 +94,7 @@ def tracking_uri(storage_path: str) -> str:
 def refuse_unreachable(storage_path: str) -> None:
     """Raise ValueError, with the address, if the tracking server does not answer."""
     uri = tracking_uri(storage_path)
-    if error := silence(uri):
+    if error := probe_server(uri):
         raise ValueError(
             f"the tracking server {without_password(uri)} of {URI_VARIABLE} does not answer "
             f"({type(error).__name__}); start it, or unset {URI_VARIABLE} for a file in placement.storage"
@@ -103,14 +103,14 @@ def refuse_unreachable(storage_path: str) -> None:
 
 def refuse_silent(uri: str, run_folder: str) -> None:
     """Raise SilentServerError if the results of a run cannot be sent because the tracking server does not answer."""
-    if error := silence(uri):
+    if error := probe_server(uri):
         raise SilentServerError(
             f"{run_folder} is trained and evaluated, but the tracking server {without_password(uri)} does not answer "
             f"({type(error).__name__}): start it and give the same command again, which sends what is missing there"
         ) from error
 
 
-def silence(uri: str) -> Exception | None:
+def probe_server(uri: str) -> Exception | None:
     """Return the error of a request to the tracking server; None if it answers, or if metrics go to a file."""
     if uri.startswith(("http://", "https://")):
         try:
@@ -192,7 +192,7 @@ class Tracker:
         return sorted(values.items())
 
     @contextlib.contextmanager
-    def machine_watched(self) -> Iterator[None]:
+    def system_metrics(self) -> Iterator[None]:
         """Log CPU, memory, disk, network and GPUs of this machine every ten seconds within this context."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -262,7 +262,7 @@ def open_run(
 
     uri = tracking_uri(storage_path)
     location = None if os.environ.get(URI_VARIABLE) else f"file://{storage.absolute(storage_path)}/mlflow-artifacts"
-    with one_at_a_time(uri):
+    with sqlite_lock(uri):
         client = client_of(uri)
         known_experiment = client.get_experiment_by_name(experiment)
         experiment_id = (
@@ -327,7 +327,7 @@ def model_requirements() -> list[str]:
     return [f"{name}=={version}" for name, version in versions.items()]
 
 
-def passing(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
+def find_runs(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
     """Return the runs of an experiment that match an MLflow filter. ValueError for an invalid filter."""
     from mlflow.exceptions import MlflowException
 

@@ -69,21 +69,21 @@ class PatientTracker(Tracker):
                     self.changed.notify_all()
 
 
-def keep_unsent(tracker: PatientTracker, run_folder: str, wait_seconds: float = PATIENCE_SECONDS) -> None:
+def save_unsent(tracker: PatientTracker, run_folder: str, wait_seconds: float = PATIENCE_SECONDS) -> None:
     """Wait at most `wait_seconds`, then write the unsent points to the run's folder."""
     if points := tracker.unsent(wait_seconds):
-        data = json.dumps([*kept_points(run_folder), *points])
+        data = json.dumps([*saved_points(run_folder), *points])
         storage.write_bytes_atomic(f"{run_folder}/{UNSENT}", data.encode())
 
 
-def kept_points(run_folder: str) -> list[Point]:
+def saved_points(run_folder: str) -> list[Point]:
     """Return the points in the run's folder that ranks could not send."""
     path = f"{run_folder}/{UNSENT}"
     return [tuple(point) for point in json.loads(storage.read_bytes(path))] if storage.exists(path) else []
 
 
-def send_kept(tracker: Tracker, run_folder: str) -> None:
+def send_saved(tracker: Tracker, run_folder: str) -> None:
     """Send the points in the run's folder that ranks could not send, and remove their file."""
-    if points := kept_points(run_folder):
+    if points := saved_points(run_folder):
         tracker.send(points)
         storage.remove(f"{run_folder}/{UNSENT}")

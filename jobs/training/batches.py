@@ -82,22 +82,27 @@ class RankBatches:
         )
         transfer = Transfer(self.world.device)
         batches = (
-            (counted(table, stage), transfer.sent(lambda table=table, step=step: self.made(name, table, step)))
+            (
+                tally(table, stage),
+                transfer.send(lambda table=table, step=step: self.make_batch(name, table, step)),
+            )
             for step, table in enumerate(shares, start_step)
         )
-        for (rejected, num_seen, num_retries), sent in ahead(batches):
+        for (rejected, num_seen, num_retries), sent in prefetch(batches):
             self.alive()
             self.rejected += rejected
             self.num_seen += num_seen
             self.num_retries += num_retries
-            yield transfer.received(*sent)
+            yield transfer.receive(*sent)
 
-    def made(self, name: str, table: pa.Table, step: int) -> Batch:
+    def make_batch(self, name: str, table: pa.Table, step: int) -> Batch:
         """Return the batch of this rank's share of a step, on its device."""
         job, source, device, is_training = self.job, self.job.sources[name], self.world.device, name == "train"
         with self.clock("plan"):
             epoch = source.planned(step).epoch
-        rows = clip_rows(table, source=source, epoch=epoch, allocate=pinned if device.type == "cuda" else np.empty)
+        rows = clip_rows(
+            table, source=source, epoch=epoch, allocate=pinned_array if device.type == "cuda" else np.empty
+        )
         batch = job.task.batch(rows, job.text) if is_training else job.text.batch(rows, EVALUATION_MASKING)
         if device.type != "cpu":
             batch = dataclasses.replace(batch, max_tokens=max(job.text.text.max_tokens, batch.token_ids.shape[1]))
@@ -105,7 +110,7 @@ class RankBatches:
         return augment(batch.to(device), drawn)
 
 
-def counted(table: pa.Table, stage: Stage) -> tuple[list[Rejected], int, int]:
+def tally(table: pa.Table, stage: Stage) -> tuple[list[Rejected], int, int]:
     """Return the rejected clips of a rank's share, its number of clips, and its number of storage retries."""
     num_seen, num_retries = (table["clip_id"].to_numpy() >= 0).sum(), table["num_retries"].to_numpy().sum()
     return rejected_rows(table, stage), int(num_seen), int(num_retries)
@@ -118,12 +123,12 @@ class Transfer:
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def sent(self, make: Callable[[], Batch]) -> tuple[Batch, torch.Event | torch.cuda.Event | None]:
+    def send(self, make: Callable[[], Batch]) -> tuple[Batch, torch.Event | torch.cuda.Event | None]:
         """Return the batch of `make`, and the event after which it is on the device. Runs in the prefetch thread."""
         with torch.cuda.stream(self.stream):  # also selects the device, which is per thread
             return make(), self.stream.record_event() if self.stream else None
 
-    def received(self, batch: Batch, event: torch.Event | torch.cuda.Event | None) -> Batch:
+    def receive(self, batch: Batch, event: torch.Event | torch.cuda.Event | None) -> Batch:
         """Return `batch` after making the compute stream, not the host, wait for it."""
         if event:
             steps = torch.cuda.current_stream(batch.frames.device)
@@ -133,19 +138,19 @@ class Transfer:
         return batch
 
 
-def pinned(shape: tuple[int, ...], dtype: type[np.uint8]) -> NDArray[np.uint8]:
+def pinned_array(shape: tuple[int, ...], dtype: type[np.uint8]) -> NDArray[np.uint8]:
     """Return an array in pinned memory, from which a GPU copies asynchronously."""
     del dtype
     return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
     """Yield `items`, and compute the next one in a thread meanwhile. Its exceptions are raised here."""
     pool, end = ThreadPoolExecutor(1, "prefetch"), object()
     try:
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
+        pending = pool.submit(next, items, end)
+        while (item := pending.result()) is not end:
+            pending = pool.submit(next, items, end)
             yield item  # pyright: ignore[reportReturnType]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -30,7 +30,7 @@ class Reporter:
     def __init__(self, job: Job, batches: RankBatches, journal: Journal, tracker: Tracker) -> None:
         self.job, self.batches, self.journal, self.tracker = job, batches, journal, tracker
         self.world, self.ledger = batches.world, f"{job.run_folder}/ledger.parquet"
-        self.status, self.num_said = StatusFile(job.run_folder), 0
+        self.status, self.num_reported = StatusFile(job.run_folder), 0
 
     def say(self, line: str) -> None:
         """Print a line about the run, on the first rank only."""
@@ -90,8 +90,8 @@ class Reporter:
         if self.world.is_first:
             lost = unique(rejected, self.ledger)
             write_ledger(lost, self.ledger)
-            if len(lost) > self.num_said:
-                self.num_said = len(lost)
+            if len(lost) > self.num_reported:
+                self.num_reported = len(lost)
                 last, reasons = lost[-1], ", ".join(f"{why} {count}" for why, count in count_by_reason(lost).items())
                 self.say(f"clips that cannot be used: {reasons} (the last is {last.uri}); all are in {self.ledger}")
         return rejected

@@ -37,7 +37,7 @@ class Requests:
         self.paced_step, self.paced_seconds = first_step, time.monotonic()
         self.asked_seconds = float("-inf")
         self.has_answered_preemption = False
-        self.coming: Callable[[], int] = lambda: StopRequest.NONE
+        self.pending: Callable[[], int] = lambda: StopRequest.NONE
         """Waits for the result of the previous poll."""
 
     def microseconds_per_step(self, step: int) -> int:
@@ -56,16 +56,16 @@ class Requests:
         """Return the request after `step` steps, the same on all ranks. A request of this poll is returned by the next
         one, unless the ranks `may_wait` for each other."""
         self.due_step = step + self.interval
-        answers, self.coming = [self.coming], self.world.highest(self._heard())
+        answers, self.pending = [self.pending], self.world.highest(self._local_request())
         if may_wait or self.world.size == 1:
-            answers, self.coming = [*answers, self.coming], lambda: StopRequest.NONE
+            answers, self.pending = [*answers, self.pending], lambda: StopRequest.NONE
         request = StopRequest(max(answer() for answer in answers))
         if request == StopRequest.CHECKPOINT and self.has_answered_preemption:
             return StopRequest.NONE
         self.has_answered_preemption |= request == StopRequest.CHECKPOINT
         return request
 
-    def _heard(self) -> StopRequest:
+    def _local_request(self) -> StopRequest:
         if self._is_stop_requested():
             return StopRequest.STOP
         is_new = not self.has_answered_preemption and self.runtime.is_preempted()

@@ -85,7 +85,7 @@ def training_steps(
     """
     state.wrapped.train()
     while state.progress.step < optim.num_steps:
-        if chooses_losses(state, optim):
+        if choose_losses(state, optim):
             state.wrapped = wrap(state.network).train()
         with clock("data_wait"):
             batch = next(batches)
@@ -95,7 +95,7 @@ def training_steps(
         state.wrapped.train()
 
 
-def chooses_losses(state: TrainState, optim: OptimConfig) -> bool:
+def choose_losses(state: TrainState, optim: OptimConfig) -> bool:
     """Choose the losses of the next step and return whether the set changed. Most tasks keep one set for all steps."""
     choose = getattr(state.network, "choose_losses", None)
     return bool(choose and choose(state.progress.step, optim.num_steps))

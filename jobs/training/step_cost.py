@@ -69,30 +69,30 @@ class StepCost:
         return self.weights_bytes + self.optimizer_bytes + self.activation_bytes
 
 
-class Counted(TorchDispatchMode):
-    """Counts the FLOP of operators, and the bytes of live storages, current (`now`) and peak (`most`)."""
+class CostCounter(TorchDispatchMode):
+    """Counts the FLOP of operators, and the bytes of live storages, current (`live_bytes`) and peak (`peak_bytes`)."""
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, existing: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.now = self.most = self.flop = 0
-        self.known: dict[int, weakref.ref] = {}
-        for tensor in known:
+        self.live_bytes = self.peak_bytes = self.flop = 0
+        self.live: dict[int, weakref.ref] = {}
+        for tensor in existing:
             self.add(tensor)
 
     def add(self, tensor: Tensor) -> None:
         """Count the storage of a tensor once, until it is freed."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
+        if key in self.live:
             return
 
-        def gone(_: Any, key: int = key, size: int = size) -> None:
-            self.known.pop(key, None)
-            self.now -= size
+        def on_free(_: Any, key: int = key, size: int = size) -> None:
+            self.live.pop(key, None)
+            self.live_bytes -= size
 
-        self.known[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.most = max(self.most, self.now)
+        self.live[key] = weakref.ref(storage, on_free)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -127,7 +127,7 @@ def step_cost(model: ModelConfig, objective: ObjectiveConfig, optim: OptimConfig
         )
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = network.to_empty(device="cpu").train()
-        live, flop = counted_step(network, full_batch(shape), is_bf16=optim.precision == "bf16")
+        live, flop = measure_step(network, full_batch(shape), is_bf16=optim.precision == "bf16")
     trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
     weights = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
     return StepCost(
@@ -138,12 +138,12 @@ def step_cost(model: ModelConfig, objective: ObjectiveConfig, optim: OptimConfig
     )
 
 
-def counted_step(network: Pretraining, batch: Batch, *, is_bf16: bool) -> tuple[int, int]:
+def measure_step(network: Pretraining, batch: Batch, *, is_bf16: bool) -> tuple[int, int]:
     """Run the forward and the backward pass; return the peak bytes and the FLOP."""
     tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
-    with Counted([*network.parameters(), *network.buffers(), *tensors]) as counted:
+    with CostCounter([*network.parameters(), *network.buffers(), *tensors]) as counter:
         step(network, batch, is_bf16=is_bf16).backward()
-    return counted.most, counted.flop
+    return counter.peak_bytes, counter.flop
 
 
 def step(network: nn.Module, batch: Batch, *, is_bf16: bool) -> Tensor:

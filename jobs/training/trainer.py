@@ -14,7 +14,7 @@ from cluster.run import Runtime
 from jobs.run import run_files
 from jobs.tasks.retrieval import MASKED_WORDS
 from jobs.tracking.journal import Journal, newest_lines
-from jobs.tracking.patient_tracker import PatientTracker, keep_unsent
+from jobs.tracking.patient_tracker import PatientTracker, save_unsent
 from jobs.tracking.status_file import read_status
 from jobs.training import checkpoints
 from jobs.training.batches import RankBatches
@@ -30,7 +30,7 @@ from jobs.training.step import (
     DivergedError,
     RunError,
     TrainState,
-    chooses_losses,
+    choose_losses,
     make_state,
     save_checkpoint,
     training_steps,
@@ -53,14 +53,14 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
     storage.set_retry_seconds(job.placement.storage_patience_seconds)
     journal = Journal(job.run_folder, f"rank-{runtime.world.rank}")
 
-    def report_hang(stood_seconds: float) -> None:
-        journal.note("hang", seconds=stood_seconds, limit_seconds=job.placement.hang_seconds)
+    def report_hang(stalled_seconds: float) -> None:
+        journal.note("hang", seconds=stalled_seconds, limit_seconds=job.placement.hang_seconds)
         journal.flush()
 
     watchdog = Watchdog(job.placement.hang_seconds, report_hang)
     trainer = Trainer(job, runtime, journal, watchdog.alive, on_step)
     try:
-        with trainer.tracker.machine_watched() if runtime.world.is_first else contextlib.nullcontext():
+        with trainer.tracker.system_metrics() if runtime.world.is_first else contextlib.nullcontext():
             state, validation = trainer.prepare()
             if not state.progress.is_finished:
                 trainer.train(state, validation)
@@ -73,11 +73,11 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
     finally:
         watchdog.stop()
         journal.flush()
-        keep_unsent(trainer.tracker, job.run_folder)
+        save_unsent(trainer.tracker, job.run_folder)
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostWork:
     """Work of an earlier worker group after the committed step, which is lost."""
 
     num_redone_steps: int
@@ -85,7 +85,7 @@ class Lost:
     """Step of a checkpoint whose upload was interrupted."""
 
     @classmethod
-    def after(cls, committed_step: int, status: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Lost:
+    def after(cls, committed_step: int, status: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> LostWork:
         """Derive the loss from the run's `status.json` and the newest `lines` of its first rank's journal."""
         reported = max([int(status.get("step", 0)), *(line.get("step", 0) for line in lines)])
         saved = max((line["step"] for line in lines if line["event"] == "checkpoint"), default=0)
@@ -124,7 +124,7 @@ class Trainer:
     def restore(self) -> TrainState:
         """Return the state of the last committed checkpoint, or a new one from the seed."""
         optim = self.job.optim
-        lost = Lost(0, None)
+        lost = LostWork(0, None)
         torch.manual_seed(self.job.seed)
         set_float32_precision(optim.precision)
         with self.runtime.restored() as folder:
@@ -136,9 +136,9 @@ class Trainer:
                 state.progress = checkpoints.load(folder, network, state.optimizer, state.average)
                 self.clock.seconds = dict(state.progress.seconds or {})
                 step, folder = state.progress.step, self.job.run_folder
-                lost = Lost.after(step, read_status(folder), newest_lines(folder, "rank-0"))
+                lost = LostWork.after(step, read_status(folder), newest_lines(folder, "rank-0"))
                 self.reporter.say(f"continuing at step {step} of {optim.num_steps}{lost.in_words(step)}")
-        chooses_losses(state, optim)
+        choose_losses(state, optim)
         state.wrapped = self.wrapped(network)
         facts = {"num_ranks": self.world.size, "device": str(self.world.device)} | asdict(lost)
         self.journal.note("start", step=state.progress.step, **facts)

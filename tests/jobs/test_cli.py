@@ -16,7 +16,7 @@ from toy import SPLITS, corpus, run_of
 from cluster.run import LostError
 from jobs.command_line import parsing
 from jobs.command_line.entry import exit_status
-from jobs.command_line.parsing import Command, answered, parse
+from jobs.command_line.parsing import Command, parse, preflight_status
 from jobs.launch.preflight import Machine, describe, num_parameters, survey, this_machine
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import config_hash
@@ -445,11 +445,11 @@ def test_the_exit_code_tells_whether_a_run_may_start(tmp_path, capsys, monkeypat
     monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
     good, bad = run_of(tmp_path), dataclasses.replace(run_of(tmp_path), name="bad")
     begin(dataclasses.replace(bad, seed=1))
-    assert answered(Command(config=good)) is None
-    assert answered(Command(config=good, dry_run=True)) == 0
-    assert answered(Command(config=bad, dry_run=True)) == 1
+    assert preflight_status(Command(config=good)) is None
+    assert preflight_status(Command(config=good, dry_run=True)) == 0
+    assert preflight_status(Command(config=bad, dry_run=True)) == 1
     assert "problems   1\n  - the run name 'bad' is taken" in capsys.readouterr().out
-    assert answered(Command(config=bad)) == 2
+    assert preflight_status(Command(config=bad)) == 2
     assert capsys.readouterr().err.startswith("error: the run name 'bad' is taken")
 
 
@@ -496,6 +496,6 @@ def test_a_dry_run_of_many_runs_shows_the_plan_of_one_and_starts_none(
     words = ["tiny", "--data.manifest", config.data.manifest, "--placement.storage", config.placement.storage]
     words += ["--data.num-frames", "6", "--data.frame-size-px", "64", "--dry-run"]
     with pytest.raises(SystemExit) as stop:
-        parsing.checked(words, name="ratio", program="sweep.py … --")
+        parsing.parse_checked(words, name="ratio", program="sweep.py … --")
     assert "ratio-base" in capsys.readouterr().out
     assert stop.value.code in (0, 1)  # whether this machine has room enough

@@ -18,7 +18,7 @@ from toy import run_of
 
 from jobs import ROOT
 from jobs.launch import driver, lease, preflight
-from jobs.launch.lease import EXPIRES_SECONDS, LEASE, TRUSTED_SECONDS, Lease, LeaseLostError, Watch
+from jobs.launch.lease import EXPIRES_SECONDS, LEASE, TRUSTED_SECONDS, Lease, LeaseLostError, LeaseObserver
 from pipeline import storage
 from pipeline.corpus.manifest import open_manifest
 
@@ -62,7 +62,7 @@ def taken(folder: str, clock: Clock | None = None) -> Lease:
 
 
 def test_a_lease_is_judged_by_its_content_and_the_observers_clock() -> None:
-    watch = Watch(b"1", since=1000.0)
+    watch = LeaseObserver(b"1", since=1000.0)
     assert watch.verdict(b"1", 1000.0 + EXPIRES_SECONDS - 0.1) == "wait"
     assert watch.verdict(b"1", 1000.0 + EXPIRES_SECONDS) == "free"
     assert watch.verdict(b"2", 1000.0 + EXPIRES_SECONDS) == "alive"

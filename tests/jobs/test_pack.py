@@ -188,7 +188,7 @@ def test_a_corpus_packed_in_portions_is_the_same_as_one_packed_in_memory(
     items = items_of(rows, settings)
     expected = pa.concat_tables([write_shard([item], settings, str(tmp_path / "shards"), Limits()) for item in items])
 
-    def run(name: str) -> packing.Prepared:
+    def run(name: str) -> packing.PrepareResult:
         return packing.pack(
             PackConfig(manifest=corpus, out=str(tmp_path / name), packing=settings, max_rejected_share=0.5)
         )

@@ -18,7 +18,7 @@ from jobs.benchmarks.support import prepare_run
 from jobs.benchmarks.support.search_run import in_turn
 from jobs.benchmarks.support.synthetic_manifest import captions_of
 from jobs.corpus import gathering, preparation
-from jobs.corpus.preparation import PROBED, PrepareConfig, Prepared, prepare
+from jobs.corpus.preparation import PROBED, PrepareConfig, PrepareResult, prepare
 from pipeline import storage
 from pipeline.corpus import annotations, buckets, parts, sorted_rows, text_files
 from pipeline.corpus.ledger import read_ledger
@@ -63,7 +63,7 @@ def in_small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, value)
 
 
-def prepared(root: str, captions: Path, out: str, **settings: object) -> Prepared:
+def prepared(root: str, captions: Path, out: str, **settings: object) -> PrepareResult:
     config = {"corpus": "toy", "root": root, "out": out, "annotations": (str(captions),), "max_rejected_share": 0.5}
     return prepare(PrepareConfig(**config, **settings))  # pyright: ignore[reportArgumentType]
 

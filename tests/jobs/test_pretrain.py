@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cluster import run as cluster_run
 from jobs.benchmarks.support.one_process import in_one_process
-from jobs.corpus.preparation import PrepareConfig, Prepared, prepare
+from jobs.corpus.preparation import PrepareConfig, PrepareResult, prepare
 from jobs.launch.driver import pretrain
 from jobs.launch.preflight import survey
 from jobs.run import run_files
@@ -79,7 +79,7 @@ def last_weights(config: PretrainConfig) -> dict[str, Tensor]:
     return load_file(folder / checkpoint / run_files.WEIGHTS)
 
 
-def prepare_real_clips(real_files: Path, folder: Path, *, cut: bool) -> Prepared:
+def prepare_real_clips(real_files: Path, folder: Path, *, cut: bool) -> PrepareResult:
     """The real clips and the image; with a copy of one of them that ends in its middle, if `cut`."""
     videos, lines = folder / "videos", [*REAL_CLIPS]
     videos.mkdir(parents=True)
@@ -169,7 +169,7 @@ def write_videos(folder: Path) -> None:
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def prepare_videos(root: str) -> Prepared:
+def prepare_videos(root: str) -> PrepareResult:
     """Manifest and ledger of the videos below `root`, in a folder or a bucket."""
     captions = (f"{root}/captions.jsonl",)
     return prepare(PrepareConfig(corpus="toy", root=f"{root}/videos", annotations=captions, out=f"{root}/out"))

@@ -129,7 +129,7 @@ def test_a_small_corpus_has_as_many_significant_words_as_the_ready_space_asks_fo
     (top_k,) = [values for name, values in space.parse(space.SPACES["significant_words"]).items() if "top_k" in name]
     for value in top_k.corners:
         masking = run_identity.with_values(tiny(), {"masking.top_k": value}, name="x").masking
-        driver.refuse_more_words_than_there_are(masking, table)
+        driver.refuse_too_few_words(masking, table)
 
 
 def wish(**changes: object) -> SweepConfig:

@@ -144,7 +144,7 @@ def test_what_cannot_work_is_refused(videos: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="0 < stride_seconds <= window_seconds"):
         config(videos, by="stride", stride_seconds=11.0)
     lost = [{"clip_id": 1, "uri": f"{videos}/broken.mp4", "reason": "unreadable", "detail": "bad"}]
-    monkeypatch.setattr(splitting, "computed_once", lambda *_, **__: pa.Table.from_pylist(lost, result_schema(SPANS)))
+    monkeypatch.setattr(splitting, "compute_missing", lambda *_, **__: pa.Table.from_pylist(lost, result_schema(SPANS)))
     with pytest.raises(TooManyRejectedError, match="1 of 3 samples were rejected"):
         split(config(videos, max_rejected_share=0.1))
     for path in itertools.chain(videos.glob("*.mp4"), videos.glob("*/*.mp4")):

@@ -122,8 +122,8 @@ def measured(captions: str, root: str, out: str, num_objects: int, stage: str, i
     with (
         killed_in(stage, root, out, num_objects),
         clock.before("listing", Files, "below"),
-        clock.before("planning", preparation, "_gathered"),
-        clock.before("looking", preparation, "_probed"),
+        clock.before("planning", preparation, "_gather"),
+        clock.before("looking", preparation, "_probe"),
         clock.before("writing", preparation, "commit"),
         mock.patch.object(probing, "probe_batch", probe),
     ):

@@ -48,7 +48,7 @@ def recorded_rank(job: Job, runtime: Runtime) -> None:
             facts = {"step": step, "time": time.time(), "pid": os.getpid()}
             Path(job.run_folder, f"first-{runtime.world.rank}.json").write_text(json.dumps(facts))
         if runtime.world.is_first and step == first[0] + MEASURED_STEPS:
-            driver.ask_to_stop(job.run_folder)
+            driver.request_stop(job.run_folder)
 
     trainer.pretrain_rank(job, runtime, on_step=record)
 
