@@ -20,24 +20,24 @@ ADDRESS = "RAY_ADDRESS"
 """Environment variable with the address of a Ray cluster."""
 
 
-def room(num_cpus: float, num_gpus: float) -> int:
+def num_that_fit_now(num_cpus: float, num_gpus: float) -> int:
     """Return how many jobs of `num_cpus` and `num_gpus` each fit into the free resources of the connected cluster, at
     least one. Wait some seconds for resources that Ray still takes back from a driver that has ended."""
-    whole = num_held(ray.cluster_resources(), num_cpus, num_gpus)
+    whole = num_that_fit(ray.cluster_resources(), num_cpus, num_gpus)
     deadline = time.monotonic() + GIVEN_BACK_SECONDS
-    while (free := num_held(ray.available_resources(), num_cpus, num_gpus)) < whole and time.monotonic() < deadline:
+    while (free := num_that_fit(ray.available_resources(), num_cpus, num_gpus)) < whole and time.monotonic() < deadline:
         time.sleep(0.5)
     return max(1, free)
 
 
-def at_once(wanted: int | None, num_cpus: float, num_gpus: float, *, grows: bool) -> int:
+def num_concurrent(wanted: int | None, num_cpus: float, num_gpus: float, *, grows: bool) -> int:
     """Return how many jobs of `num_cpus` and `num_gpus` each run concurrently: `wanted`, or as many as fit.
 
     Raise ValueError if the connected cluster cannot hold `wanted` and does not grow: they would wait for each other.
     """
     if wanted is None:
-        return room(num_cpus, num_gpus)
-    most = num_held(ray.cluster_resources(), num_cpus, num_gpus)
+        return num_that_fit_now(num_cpus, num_gpus)
+    most = num_that_fit(ray.cluster_resources(), num_cpus, num_gpus)
     if wanted > max(1, most) and not grows:
         gpus = f" and {num_gpus:g} GPUs" if num_gpus else ""
         raise ValueError(
@@ -46,7 +46,7 @@ def at_once(wanted: int | None, num_cpus: float, num_gpus: float, *, grows: bool
     return wanted
 
 
-def num_held(have: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:
+def num_that_fit(have: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:
     """Return how many jobs of `num_cpus` and `num_gpus` each fit into these resources."""
     return int(min(have.get("CPU", 0) / num_cpus, *([have.get("GPU", 0) / num_gpus] if num_gpus else [math.inf])))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snps3_model.loading import WeightsReport, differences, few
+from snps3_model.loading import WeightsReport, differences, format_names
 from snps3_model.objective import Pretraining
 
 PREFIXES = {
@@ -75,10 +75,10 @@ def published_name(ours: str) -> str:
     return with_other_prefix(ours, {value: key for key, value in PREFIXES.items()}) or ours
 
 
-def first_name(published: str) -> str:
+def canonical_name(published: str) -> str:
     """Return the canonical name of a tensor that the published checkpoints hold under several names."""
-    first = with_other_prefix(published, ALIASES)
-    return first_name(first) if first else published
+    canonical = with_other_prefix(published, ALIASES)
+    return canonical_name(canonical) if canonical else published
 
 
 def with_other_prefix(name: str, prefixes: Mapping[str, str]) -> str | None:
@@ -97,14 +97,14 @@ def convert(weights: Mapping[str, Tensor]) -> Converted:
     visual: dict[str, Tensor] = {}
     left_out: list[str] = []
     for published, tensor in weights.items():
-        first = first_name(published)
+        canonical = canonical_name(published)
         if published.startswith(UNUSED) or published.endswith(BUFFERS):
             left_out.append(published)
-        elif first != published:
-            if first in weights and not torch.equal(weights[first], tensor):
+        elif canonical != published:
+            if canonical in weights and not torch.equal(weights[canonical], tensor):
                 raise ValueError(
-                    f"{published} and {first} differ, but the published model has one tensor under both names; this "
-                    "checkpoint is of a model with a separate cross encoder"
+                    f"{published} and {canonical} differ, but the published model has one tensor under both names; "
+                    "this checkpoint is of a model with a separate cross encoder"
                 )
             left_out.append(published)
         elif our_name(published).startswith(VISUAL):
@@ -141,8 +141,8 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str)
     missing, unknown, shapes = map(sorted, differences(module, weights))
     if missing or unknown or shapes:
         raise ValueError(
-            f"{source} does not fit: {len(missing)} tensors are missing{few(missing)}, {len(unknown)} are unknown"
-            f"{few(unknown)}, {len(shapes)} have other shapes{few(shapes)}; build the network with its sizes and a "
-            "shared cross network"
+            f"{source} does not fit: {len(missing)} tensors are missing{format_names(missing)}, {len(unknown)} are "
+            f"unknown{format_names(unknown)}, {len(shapes)} have other shapes{format_names(shapes)}; build the network "
+            "with its sizes and a shared cross network"
         )
     module.load_state_dict(weights)

@@ -27,7 +27,7 @@ from snps3_model.snps3 import SNPS3
 from snps3_model.visual import synchronise
 
 
-class Asking(nn.Module):
+class QuestionModel(nn.Module):
     """The network on a task that answers questions about clips with the cross pass."""
 
     def __init__(self, model: SNPS3, reached: Collection[str], gather: Gather, rows_at_once: int | None) -> None:
@@ -42,7 +42,7 @@ class Asking(nn.Module):
         return in_chunks(self.model.encode_video, frames, pad_mask, size=self.rows_at_once).tokens
 
 
-class Answering(Asking):
+class Answering(QuestionModel):
     """Video question answering as classification over a list of answers."""
 
     weights: Mapping[str, float] = MappingProxyType({"answering": 1.0})
@@ -77,7 +77,7 @@ class Answering(Asking):
         return self.head(self.model.fuse(token_ids, token_mask, frame_tokens).pooled)
 
 
-class Choosing(Asking):
+class Choosing(QuestionModel):
     """Multiple choice: the option with the highest matching score belongs to the clip."""
 
     weights: Mapping[str, float] = MappingProxyType({"choosing": 1.0})

@@ -20,14 +20,14 @@ MOVED_SHARE = 0.15
 def draw(step: Step, mask_id: int | None) -> Draws:
     """Return this step's masks and false captions. They depend on the clip ids alone, not on a random generator."""
     batch, config = step.batch, step.config
-    masked, labels, most_masked = batch.masked_token_ids, batch.labels, batch.max_masked
+    masked, labels, max_masked = batch.masked_token_ids, batch.labels, batch.max_masked
     if config.attentive_share:
         assert mask_id is not None, "refused when the network was built"
         masked, labels = attentive(step, mask_id)
-    if most_masked is None or config.attentive_share:
-        most_masked = labels.shape[1]
+    if max_masked is None or config.attentive_share:
+        max_masked = labels.shape[1]
     if not config.itm:
-        return Draws(masked_token_ids=masked, labels=labels, most_masked=most_masked)
+        return Draws(masked_token_ids=masked, labels=labels, max_masked=max_masked)
     weight, gather = step.gather(batch.weight), step.gather
     if config.itm_negative == "hard":
         scores = step.dual_scores(gather, step.temperature)
@@ -41,7 +41,7 @@ def draw(step: Step, mask_id: int | None) -> Draws:
     return Draws(
         masked_token_ids=masked,
         labels=labels,
-        most_masked=most_masked,
+        max_masked=max_masked,
         false_ids=ids[false],
         false_mask=mask[false],
         has_false=has_false,

@@ -23,8 +23,8 @@ from snps3_model.public_networks import (
     PIXELS,
     SMALLEST_PX,
     PublicClipBackbone,
-    explored,
     freeze_batch_norms,
+    inspect_network,
     patch_px,
     public_class,
     public_config,
@@ -173,7 +173,7 @@ def make_encoder(config: VisualConfig, hidden: int) -> nn.Module:
         backbone = VideoSwin(GEOMETRIES[name], drop_path=config.drop_path, reference=config.reference_window_index)
     else:
         public = public_config(config)
-        backbone = public_class(public)(public, *explored(public))
+        backbone = public_class(public)(public, *inspect_network(public))
     if config.activation_checkpointing:
         backbone.checkpoint_activations()
     if config.lora_rank is not None:
@@ -189,7 +189,7 @@ def frame_size_problem(config: VisualConfig, height: int, width: int, num_frames
     public = public_config(config)
     if problem := size_problem(height, width, patch_px(public)):
         return problem
-    explored(public, (num_frames, height, width))
+    inspect_network(public, (num_frames, height, width))
     return None
 
 

@@ -46,7 +46,7 @@ class WeightsReport:
 
     def __str__(self) -> str:
         parts = {"missing": self.missing, "unexpected": self.unexpected, "reshaped": self.reshaped}
-        counts = [f"{len(names)} {part}{few(names)}" for part, names in parts.items()]
+        counts = [f"{len(names)} {part}{format_names(names)}" for part, names in parts.items()]
         return f"{self.source}: {len(self.loaded)} tensors loaded, {', '.join(counts)}"
 
 
@@ -67,8 +67,8 @@ def load_bert(model: SNPS3, config: ModelConfig) -> WeightsReport:
     missing, unexpected = sorted(facts["missing_keys"]), sorted(facts["unexpected_keys"])
     if wrong := [name for name in missing if not name.startswith(POOLER)]:
         raise ValueError(
-            f"{source} lacks {len(wrong)} tensors of a BERT{few(wrong)}; take a checkpoint with all layers, or set "
-            "model.pretrained_text to None"
+            f"{source} lacks {len(wrong)} tensors of a BERT{format_names(wrong)}; take a checkpoint with all layers, "
+            "or set model.pretrained_text to None"
         )
     weights = loaded.state_dict()
     kept = {name: weight for name, weight in weights.items() if name not in missing}
@@ -139,9 +139,10 @@ def load_earlier_run(model: SNPS3, weights: Mapping[str, Tensor], source: str) -
     shapes = [f"{name} {tuple(named[name].shape)} there, {tuple(state[name].shape)} here" for name in reshaped]
     if wrong or strangers or shapes:
         raise ValueError(
-            f"model.initial_weights={source} is of another network: {len(wrong)} tensors are missing{few(wrong)}, "
-            f"{len(strangers)} are unknown{few(strangers)}, {len(shapes)} have other shapes{few(shapes)}; take the "
-            "model section of that run's config.json and its vocabulary, or set model.initial_weights to None"
+            f"model.initial_weights={source} is of another network: {len(wrong)} tensors are "
+            f"missing{format_names(wrong)}, {len(strangers)} are unknown{format_names(strangers)}, {len(shapes)} have "
+            f"other shapes{format_names(shapes)}; take the model section of that run's config.json and its vocabulary, "
+            "or set model.initial_weights to None"
         )
     model.load_state_dict(named, strict=False)
     others = tuple(sorted(name for name in weights if not name.startswith("model.")))
@@ -157,7 +158,7 @@ def initialise(model: SNPS3, config: ModelConfig, earlier_run: bytes | None = No
     return [load_bert(model, config)] if config.pretrained_text is not None else []
 
 
-def few(names: Sequence[str]) -> str:
+def format_names(names: Sequence[str]) -> str:
     """Return the first names in parentheses, for a message; an empty string for no names."""
     more = ", …" if len(names) > 3 else ""
     return f" ({', '.join(names[:3])}{more})" if names else ""

@@ -136,7 +136,7 @@ def masked_logits(
     step: Step, hidden: Float[Tensor, "b L D"], head: Callable[[Tensor], Tensor]
 ) -> tuple[Float[Tensor, "M V"], Int64[Tensor, " M"]]:
     """Return vocabulary logits and labels of the masked positions; others are not projected onto the vocabulary."""
-    positions = masked_positions(step.draws.labels, step.draws.most_masked)
+    positions = masked_positions(step.draws.labels, step.draws.max_masked)
     labels = step.draws.labels.gather(1, positions).flatten()
     hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
     return head(hidden), labels

@@ -165,7 +165,7 @@ def clip_length(config: Any) -> int:
     return getattr(config, "frames_per_clip", 0) or getattr(config, "num_frames", 1)
 
 
-def explored(config: Any, shape: tuple[int, int, int] | None = None) -> tuple[int, frozenset[str]]:
+def inspect_network(config: Any, shape: tuple[int, int, int] | None = None) -> tuple[int, frozenset[str]]:
     """Return the channels of the network's grid, and the parameters that the grid does not depend on, from a dry run on
     the meta device.
 

@@ -38,7 +38,7 @@ class Draws:
     masked_token_ids: Int64[Tensor, "b L"]
     """For ℒ1 and ℒ2, and for ITM if it reads masked captions: those of the batch, or of attentive masking."""
     labels: Int64[Tensor, "b L"]
-    most_masked: int
+    max_masked: int
     """Upper bound of the labels of a row."""
     false_ids: Int64[Tensor, "b F"] | None = None
     """A false caption of each clip, for ITM."""

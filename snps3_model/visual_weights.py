@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from snps3_model.encoders import PvtV2, ResNet50, VisualEncoder
-from snps3_model.loading import WeightsReport, differences, few
+from snps3_model.loading import WeightsReport, differences, format_names
 from snps3_model.public_networks import PublicBackbone
 from snps3_model.video_swin import VideoSwin
 
@@ -94,9 +94,9 @@ def load_named(encoder: nn.Module, weights: Mapping[str, Tensor], source: str) -
     wrong = [name for name in missing if not name.startswith("projection.")]
     if wrong or strangers:
         raise ValueError(
-            f"{source} does not fit the visual encoder: {len(wrong)} of its tensors are missing{few(wrong)} and "
-            f"{len(strangers)} are unknown{few(strangers)}; choose the model.visual.encoder that these weights were "
-            "made for"
+            f"{source} does not fit the visual encoder: {len(wrong)} of its tensors are missing{format_names(wrong)} "
+            f"and {len(strangers)} are unknown{format_names(strangers)}; choose the model.visual.encoder that these "
+            "weights were made for"
         )
     encoder.load_state_dict(named, strict=False)
     return WeightsReport(
@@ -197,8 +197,9 @@ def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str, fi
     wrong = sorted(name for name, *_ in info["mismatched_keys"])
     if needed or wrong:
         raise ValueError(
-            f"{path} does not fit model.visual.backbone: {len(needed)} of its tensors are missing{few(needed)} and "
-            f"{len(wrong)} have other shapes{few(wrong)}; let both name the same model"
+            f"{path} does not fit model.visual.backbone: {len(needed)} of its tensors are "
+            f"missing{format_names(needed)} and {len(wrong)} have other shapes{format_names(wrong)}; let both name the "
+            "same model"
         )
     network.load_state_dict(state, strict=False)
     projection = [name for name in encoder.state_dict() if name.startswith("projection.")]

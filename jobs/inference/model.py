@@ -41,7 +41,7 @@ from pipeline.records import ClipRows, DecodeError, Kind, Reason, Stored
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise
 from snps3_model import snps3
-from snps3_model.loading import few, is_hub_name, load_earlier_run
+from snps3_model.loading import format_names, is_hub_name, load_earlier_run
 from snps3_model.lora import without_updates
 from snps3_model.objective import LEAST_LOG_TEMPERATURE
 from snps3_model.snps3 import SNPS3
@@ -188,7 +188,7 @@ def load(folder: str, device: str = "cpu") -> Model:
     weights = read_weights(storage.read_bytes(path), path)
     report = load_earlier_run(network, weights, path)
     if lost := report.missing:  # initial weights may lack some tensors, a trained model may not
-        raise ValueError(f"{path} lacks {len(lost)} tensors of its network{few(lost)}; write it anew")
+        raise ValueError(f"{path} lacks {len(lost)} tensors of its network{format_names(lost)}; write it anew")
     network.eval().to(device)
     temperature = temperature_of(weights, config.objective.temperature)
     return Model(network=network, text=text, data=config.data, temperature=temperature)

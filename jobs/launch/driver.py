@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from cluster import run as cluster_run
 from cluster import worker_lines
-from cluster.connection import at_once, connected_ray, spans_machines
+from cluster.connection import connected_ray, num_concurrent, spans_machines
 from cluster.rank_datasets import grows
 from cluster.run import last_line
 from cluster.worker_environment import WORKER_ENVIRONMENT
@@ -182,7 +182,7 @@ def runs_at_once(num_runs: int | None, placement: Placement) -> int:
     """Return the number of concurrent runs: `num_runs`, or as many as fit on the connected cluster.
     ValueError if there will never be room for `num_runs`."""
     num_gpus = placement.most_workers if placement.use_gpu else 0
-    return at_once(num_runs, preflight.num_cpus(placement), num_gpus, grows=grows())
+    return num_concurrent(num_runs, preflight.num_cpus(placement), num_gpus, grows=grows())
 
 
 def clean(run_folder: str) -> None:

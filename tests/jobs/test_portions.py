@@ -112,7 +112,7 @@ def test_a_killed_job_goes_on(
     monkeypatch.setattr("pipeline.storage_pages.PAGE_KEYS", 7)
     job = functools.partial(prepared, root, captions, out, in_parts=True)
     kill(monkeypatch, gathering, "put", 3, job)  # while files are listed
-    kill(monkeypatch, kept, "keep", 2, job)  # while they are looked at
+    kill(monkeypatch, kept, "write_cached", 2, job)  # while they are looked at
     assert storage.list_files(f"{out}/{PROBED}")
     kill(monkeypatch, preparation, "write_sorted", 0, job)  # before the manifest is written
     kill(monkeypatch, parts, "_commit", 0, job)  # before its index is
