@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ def test_the_steady_rate_leaves_out_the_start():
 
 @pytest.fixture
 def pool(monkeypatch):
-    """The processes of all pools of a test: each start imports torch and Ray anew."""
-    with data_path.process_pool() as processes:
-        monkeypatch.setattr(data_path, "process_pool", lambda: contextlib.nullcontext(processes))
+    """Threads in place of the pool's processes, each of which would import torch and Ray."""
+    with ThreadPoolExecutor(2) as threads:
+        monkeypatch.setattr(data_path, "process_pool", lambda: contextlib.nullcontext(threads))
         yield
 
 
