@@ -5,6 +5,7 @@ python jobs/evaluate.py runs/tiny                                 retrieval on t
 python jobs/evaluate.py runs/tiny --rerank 100                    the same in two stages
 python jobs/evaluate.py runs/tiny --task multiple_choice --questions corpora/embedded/multiple_choice/test.jsonl
 python jobs/evaluate.py --card runs/tiny/evaluation/retrieval-test/card.json       the same score again
+python jobs/evaluate.py runs/tiny --mteb MSRVTTT2V                a task of mteb, with the extra `mteb`
 
 On the clips of any manifest. A score on the split by which the checkpoint was chosen is refused, unless asked for.
 """
@@ -19,12 +20,18 @@ def main(argv: list[str] | None = None) -> int:
     """Return the exit status of the command line: 1 where a card's score did not come out again."""
     import torch
 
+    from jobs.evaluation import mteb_cards
     from jobs.evaluation.cards import find_differences, read_card
     from jobs.evaluation.scoring import EvaluateConfig, evaluate, table
     from jobs.reports.run_report import refresh_protocols
 
-    torch.set_num_threads(1)  # ranks compute; a table in the driver needs no pool
     config = parsing.read(EvaluateConfig, argv, program="evaluate.py", description=__doc__)
+    if config.mteb:
+        from jobs.inference.mteb_evaluation import evaluate_with_mteb
+
+        print(mteb_cards.table(evaluate_with_mteb(config)))
+        return 0
+    torch.set_num_threads(1)  # ranks compute; a table in the driver needs no pool
     card = evaluate(config)
     refresh_protocols(card.protocol.run)
     print(table(card))

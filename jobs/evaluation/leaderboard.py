@@ -1,8 +1,8 @@
 """The scores of runs beside published ones: `python jobs/table.py RUN [RUN …] [--out table.md]`.
 
 Each protocol card in the runs' folders is a row below its test set. The name of a card's corpus determines its
-published test set (`msrvtt`, `didemo`, `msvd`); other corpora have separate tables. Test sets without a card say "not
-run".
+published test set (`msrvtt`, `didemo`, `msvd`); other corpora have separate tables, and so have tasks of mteb. Test
+sets without a card say "not run".
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Annotated
 
 import tyro
 
+from jobs.evaluation import mteb_cards
 from jobs.evaluation.cards import Card, read_cards
+from jobs.evaluation.mteb_cards import MtebCard
 from jobs.evaluation.published import published_scores
 from jobs.run.datasets import TestSet, known_datasets, published_test_set
 from pipeline import storage
@@ -48,14 +50,20 @@ def table(config: TableConfig) -> str:
     """Return all scores as Markdown, with a table per test set."""
     tests = {test.title: test for dataset in known_datasets() for test in dataset.tests}
     cards: dict[str, list[tuple[str, Card]]] = defaultdict(list)
+    of_mteb: dict[str, list[tuple[str, MtebCard]]] = defaultdict(list)
     for run in config.runs:
         folder = storage.absolute(run)
         storage.check_readable(f"{folder}/config.json")
+        name = folder.rsplit("/", 1)[-1]
         for card in read_cards(folder).values():
-            cards[title_of(card)].append((folder.rsplit("/", 1)[-1], card))
+            cards[title_of(card)].append((name, card))
+        for card in mteb_cards.read_cards(folder):
+            of_mteb[mteb_cards.title_of(card)].append((name, card))
     parts = ["# Scores", "", "Ours with 95 % bootstrap intervals over queries; published ones are single runs without."]
     for title in [*(title for title in cards if title not in tests), *tests]:
         parts += ["", f"## {title}", "", *rows(tests.get(title), cards.get(title, []))]
+    for title, found in of_mteb.items():
+        parts += ["", f"## {title}", "", *mteb_cards.rows(found)]
     return "\n".join([*parts, ""])
 
 

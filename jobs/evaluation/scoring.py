@@ -47,6 +47,9 @@ class EvaluateConfig:
     task: str = "auto"
     """`auto`: the task of the run; or retrieval, question_answering, multiple_choice, or a task of another package as
     `package.module:Name`."""
+    mteb: str | None = None
+    """A text-video retrieval task of mteb, such as MSRVTTT2V, or ManifestT2V and ManifestV2T for the clips of the
+    manifest; the score is mteb's."""
     manifest: str | None = None
     """Manifest of the clips; None: that of the run."""
     split: str | None = None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jobs.inference.model import decode_unnamed, folder_of, load
 from jobs.run import run_files
+from pipeline.corpus.manifest import open_manifest
 from pipeline.corpus.media import read
 from pipeline.records import Kind
 from pipeline.stream.source import split_rows
@@ -129,7 +130,7 @@ def retrieval_task(manifest: str, split: str, direction: Direction) -> Any:
         metadata = TaskMetadata(
             name=f"Manifest{direction.upper()}",
             description="Videos of a manifest and their first captions.",
-            dataset={"path": "manifest", "revision": split},
+            dataset={"path": manifest, "revision": open_manifest(manifest).hash},
             type="Any2AnyRetrieval",
             category=direction,
             modalities=["text", "video"],
