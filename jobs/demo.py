@@ -1,5 +1,6 @@
 """Show the page on a few films that are drawn on the spot, with a model that was trained on such.
 
+python jobs/demo.py                    the released model, without training
 python jobs/demo.py MODEL              the folder of a run, of an exported model, or its name on the hub
 """
 

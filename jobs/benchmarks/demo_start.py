@@ -12,10 +12,12 @@ from typing import Any
 
 import psutil
 
+from jobs.inference.model import TINY
+
 ADDRESS = re.compile(r"(http://127\.0\.0\.1:\d+)/ shows")
 
 
-def demo(model: str = "runs/tiny") -> dict[str, Any]:
+def demo(model: str = TINY) -> dict[str, Any]:
     """Return seconds and CPU seconds from the start of `snps3 demo` in a new process to its first answer.
 
     Raise RuntimeError with its output if it ends before.

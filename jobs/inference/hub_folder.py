@@ -16,7 +16,7 @@ import tyro
 
 from jobs import ROOT
 from jobs.evaluation.cards import EXPORTED, Card, read_cards
-from jobs.inference.model import load, temperature_of
+from jobs.inference.model import folder_of, load, temperature_of
 from jobs.run import run_files
 from jobs.run.config import DataConfig
 from jobs.run.fields import as_dict
@@ -55,7 +55,7 @@ class ExportConfig:
     """The model to export, and the destination."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run, or name of a released model or of one on the hub."""
     out: Annotated[str, tyro.conf.Positional]
     """Folder to write; it may be in a bucket."""
     programs: bool = False
@@ -66,7 +66,7 @@ class ExportConfig:
 
 def export(config: ExportConfig) -> str:
     """Export the model and return the written folder."""
-    run, out = storage.absolute(config.run), storage.absolute(config.out)
+    run, out = folder_of(config.run), storage.absolute(config.out)
     if config.register and storage.is_remote(out):
         raise ValueError(f"--register needs a folder on this machine, got {out}")
     if storage.exists(f"{out}/config.json"):
@@ -132,6 +132,7 @@ def network_facts(tokenizer: Tokenizer, weights: bytes, temperature: float) -> d
         "vocab_size": tokenizer.vocabulary_size,
         "pad_token_id": tokenizer.special.pad,
         "sep_token_id": tokenizer.special.sep,
+        "dtype": "float32",  # of the computation, also where the weights are stored as float16
         "dual_temperature": temperature_of(safetensors.torch.load(weights), temperature),
     }
 

@@ -2,7 +2,7 @@
 
 from snps3 import load
 
-model = load("runs/tiny")
+model = load("snps3-tiny")                         # the released model; or the folder of a run
 videos = model.embed_videos(["a.mp4", "b.mp4"])
 texts = model.embed_texts(["a red ring rises", "a dog runs"])
 print(model.dual_scores(texts, videos))          # (2 texts, 2 videos), by vectors
@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cluster.world import World
+from jobs import ROOT
 from jobs.run import run_files
 from jobs.run.config import DataConfig
 from jobs.run.run_identity import config_of
@@ -45,6 +46,11 @@ from snps3_model.loading import format_names, is_hub_name, load_earlier_run
 from snps3_model.lora import without_updates
 from snps3_model.objective import LEAST_LOG_TEMPERATURE
 from snps3_model.snps3 import SNPS3
+
+RELEASED = ROOT / "jobs" / "inference" / "released"
+"""Folder of the models that ship with the package (jobs/inference/release.py)."""
+TINY = "snps3-tiny"
+"""The released model of the embedded corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +184,8 @@ def padded(frames: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def load(folder: str, device: str = "cpu") -> Model:
-    """Load the best model of a run, or a folder that jobs/export.py wrote; a name that is no folder is looked up on the
-    hub. Raise ValueError with the tensors that do not fit."""
+    """Load the best model of a run, or a folder that jobs/export.py wrote; a name that is no folder is that of a
+    released model, as "snps3-tiny", or is looked up on the hub. Raise ValueError with the tensors that do not fit."""
     folder = folder_of(folder)
     config = config_of(folder)
     text = TextProcessor.load(folder, text=config.text, masking=config.masking, seed=config.seed)
@@ -195,12 +201,14 @@ def load(folder: str, device: str = "cpu") -> Model:
 
 
 def folder_of(name: str) -> str:
-    """Return the folder of a model: `name`, or the download of the hub model with this name.
+    """Return the folder of a model: `name`, a released model of this name, or the download of one from the hub.
 
     Raise FileNotFoundError if there is neither.
     """
     if not is_hub_name(name):
         return storage.absolute(name)
+    if (RELEASED / name / run_files.CONFIG).is_file():
+        return str(RELEASED / name)
     try:
         return huggingface_hub.snapshot_download(name)
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ import tyro
 
 from jobs.inference.index import EmbedConfig
 from jobs.inference.local_index import embed_here
-from jobs.inference.model import folder_of
+from jobs.inference.model import TINY, folder_of
 from jobs.inference.query import PORT
 from jobs.run.fields import refuse_below
 from jobs.serving.library import Library
@@ -24,6 +24,7 @@ from pipeline.synthetic.render import render_video
 
 SCENES_PER_FILM = 6
 CORPUS = CorpusConfig(num_train_videos=1, num_train_images=0, num_val=1, num_temporal_groups=1)
+KNOWS = "knows only the embedded corpus, coloured shapes that move, and nothing else"
 SCENE_SECONDS = CORPUS.num_frames / CORPUS.fps
 
 
@@ -31,8 +32,8 @@ SCENE_SECONDS = CORPUS.num_frames / CORPUS.fps
 class DemoConfig:
     """A model trained on the embedded corpus, and the number of films."""
 
-    model: Annotated[str, tyro.conf.Positional] = "runs/tiny"
-    """Folder or s3:// URL of a run or of an exported model, or its name on the hub."""
+    model: Annotated[str, tyro.conf.Positional] = TINY
+    """Folder or s3:// URL of a run or of an exported model, or its name on the hub; by default the released model."""
     num_films: int = 8
     port: int = PORT
     """Port of the page, on this machine's loopback; 0: any free one."""
@@ -47,7 +48,7 @@ def demo(config: DemoConfig) -> None:
         clips = [clip for clip in clips_of(CORPUS) if clip.split == "test"][: config.num_films * SCENES_PER_FILM]
         write_films(Path(folder, "videos"), clips)
         library = films_library(folder_of(config.model), folder)
-        voice.show("this model knows coloured shapes that move, and nothing else; ask, say:")
+        voice.show(f"{config.model} {KNOWS}; ask, say:")
         voice.show("\n".join(f"  {clip.captions[0].text}" for clip in clips[:3]))
         show_page(library, listener)
 
