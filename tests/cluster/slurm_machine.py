@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -166,3 +167,13 @@ class SlurmMachine:
                 if ours and process.pid != os.getpid() and not process.name().startswith(("slurm", "munged")):
                     found.append(process)
         return found
+
+
+@contextlib.contextmanager
+def halted(pid: int) -> Iterator[None]:
+    """Within it a process stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
