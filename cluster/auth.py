@@ -1,4 +1,4 @@
-"""Who may use a Ray of our own. Imported before Ray, which reads these settings when it is imported."""
+"""Authentication of a local Ray. Import this before Ray, which reads these settings at import."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import secrets
 
 
 def use_private_token() -> None:
-    """A Ray that this process starts listens to a token that only it and its workers know.
+    """Protect a Ray that this process starts with a token that only it and its workers know.
 
-    Nothing changes where a cluster or a way of authentication was named. Without a token Ray would leave one in the
-    home folder, which later changes how clusters are reached.
+    Do nothing if the environment names a cluster or an authentication mode. Without a token Ray would write one to the
+    home folder, which changes later connections to clusters.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():

@@ -1,4 +1,4 @@
-"""Joining a Ray: the one that is there, or one of our own."""
+"""Connection to Ray: an existing cluster, or a local one that this process starts."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from cluster.worker_lines import Listener
 GIVEN_BACK_SECONDS = 15.0
 log = logging.getLogger(__name__)
 ADDRESS = "RAY_ADDRESS"
-"""Environment variable that names a Ray."""
+"""Environment variable with the address of a Ray cluster."""
 
 
-def room(num_cpus: float, num_gpus: float) -> int:
-    """How many of what takes so many CPUs and GPUs the connected cluster has room for beside what it does; at least
-    one. What a driver that is gone had held comes back within seconds, which are waited for."""
-    whole = num_held(ray.cluster_resources(), num_cpus, num_gpus)
+def num_that_fit_now(num_cpus: float, num_gpus: float) -> int:
+    """Return how many jobs of `num_cpus` and `num_gpus` each fit into the free resources of the connected cluster, at
+    least one. Wait some seconds for resources that Ray still takes back from a driver that has ended."""
+    whole = num_that_fit(ray.cluster_resources(), num_cpus, num_gpus)
     deadline = time.monotonic() + GIVEN_BACK_SECONDS
-    while (free := num_held(ray.available_resources(), num_cpus, num_gpus)) < whole and time.monotonic() < deadline:
+    while (free := num_that_fit(ray.available_resources(), num_cpus, num_gpus)) < whole and time.monotonic() < deadline:
         time.sleep(0.5)
     return max(1, free)
 
 
-def at_once(wanted: int | None, num_cpus: float, num_gpus: float, *, grows: bool) -> int:
-    """How many of what takes so many CPUs and GPUs run at a time: as many as are `wanted`, or there is room for.
+def num_concurrent(wanted: int | None, num_cpus: float, num_gpus: float, *, grows: bool) -> int:
+    """Return how many jobs of `num_cpus` and `num_gpus` each run concurrently: `wanted`, or as many as fit.
 
-    ValueError if the connected cluster cannot hold that many, and does not grow: they would wait for each other.
+    Raise ValueError if the connected cluster cannot hold `wanted` and does not grow: they would wait for each other.
     """
     if wanted is None:
-        return room(num_cpus, num_gpus)
-    most = num_held(ray.cluster_resources(), num_cpus, num_gpus)
+        return num_that_fit_now(num_cpus, num_gpus)
+    most = num_that_fit(ray.cluster_resources(), num_cpus, num_gpus)
     if wanted > max(1, most) and not grows:
         gpus = f" and {num_gpus:g} GPUs" if num_gpus else ""
         raise ValueError(
@@ -46,13 +46,13 @@ def at_once(wanted: int | None, num_cpus: float, num_gpus: float, *, grows: bool
     return wanted
 
 
-def num_held(have: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:
-    """How many of what takes so many CPUs and GPUs these resources hold."""
+def num_that_fit(have: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:
+    """Return how many jobs of `num_cpus` and `num_gpus` each fit into these resources."""
     return int(min(have.get("CPU", 0) / num_cpus, *([have.get("GPU", 0) / num_gpus] if num_gpus else [math.inf])))
 
 
 def spans_machines() -> bool:
-    """Whether the connected cluster has nodes on several machines."""
+    """Return whether the connected cluster has nodes on several machines."""
     return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1
 
 
@@ -60,11 +60,12 @@ def spans_machines() -> bool:
 def connected_ray(
     *, worker_environment: Mapping[str, str] | None = None, is_watched: bool = False, num_cpus: int | None = None
 ) -> Iterator[None]:
-    """Ray is connected: as it is already, to the cluster of `RAY_ADDRESS` (as in `ray job submit`), or to our own.
+    """Keep Ray connected within the context: reuse a connection, else join `RAY_ADDRESS` (as `ray job submit` sets it),
+    else start a local Ray.
 
-    What is connected here is left at the end. `RAY_AUTH_MODE` is the caller's to choose, before Ray is imported.
-    `is_watched`: what workers print is logged, what they say is shown, and a Ray of our own has its dashboard.
-    `num_cpus`: of a Ray of our own, by default as many as there are.
+    Disconnect at the end only what was connected here. The caller sets `RAY_AUTH_MODE` before it imports Ray.
+    `is_watched`: log what workers print, show the lines that they address to people, and give a local Ray its
+    dashboard. `num_cpus`: CPUs of a local Ray, by default all of the machine.
     """
     ray_internals.silence_progress()
     if ray.is_initialized():
@@ -93,8 +94,8 @@ def connected_ray(
 
 @contextlib.contextmanager
 def _address_told() -> Iterator[None]:
-    """`RAY_ADDRESS` names the Ray that is connected, for what is started meanwhile. What connects once more within it,
-    in threads too, finds the address there and leaves it."""
+    """Set `RAY_ADDRESS` to the connected Ray for processes started within the context. A nested connection, in a
+    thread too, sees the address already set and restores the same value."""
     before = os.environ.get(ADDRESS)
     os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
     try:

@@ -1,4 +1,4 @@
-"""What a sweep may choose from."""
+"""Domains of a sweep's search space."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Numbers between two, both included."""
+    """A range of numbers, both ends included."""
 
     low: float
     high: float
     is_log: bool = False
-    """Equal ratios are equally likely, instead of equal differences."""
+    """Sample uniformly in the logarithm."""
     is_integer: bool = False
 
     def __post_init__(self) -> None:
@@ -29,13 +29,13 @@ class Range:
             raise ValueError(f"a range in equal ratios begins above 0, got {self.low:g}..{self.high:g}:log")
 
     def points(self, count: int) -> tuple[float, ...]:
-        """`count` values from one end to the other, evenly spaced."""
+        """Return `count` evenly spaced values from one end to the other."""
         values = (np.geomspace if self.is_log else np.linspace)(self.low, self.high, count).tolist()
         return tuple(dict.fromkeys(round(value) for value in values)) if self.is_integer else tuple(values)
 
     @property
     def corners(self) -> tuple[float, ...]:
-        """The values at which a rule would break first: both ends and, unless all are whole, a number that is not."""
+        """Values most likely to violate a constraint: both ends and, unless the range is of integers, a fraction."""
         between = self.low + (self.high - self.low) / math.pi
         return (self.low, self.high) if self.is_integer else (self.low, self.high, between)
 
@@ -53,13 +53,13 @@ class Choice:
             raise ValueError(f"{twice[0]} stands twice among {list(self.values)}")
 
     def points(self, count: int) -> tuple[Any, ...]:
-        """All of them."""
+        """Return all values, whatever the `count`."""
         del count
         return tuple(self.values)
 
     @property
     def corners(self) -> tuple[Any, ...]:
-        """All of them."""
+        """All values."""
         return tuple(self.values)
 
 

@@ -1,4 +1,4 @@
-"""A Ray head of our own on this machine, and jobs submitted to it as to any cluster. Ends only what it started."""
+"""A local Ray head, and jobs submitted to it as to any cluster. It ends only processes that it started."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from pathlib import Path
 from types import MappingProxyType
 
 PORTS = range(20_000, 32_000)
-"""Above the ports of Ray's workers, below those that systems hand out."""
+"""Above the ports of Ray's workers, below the ephemeral ports of the system."""
 START_SECONDS = 90
-"""How long a head may take to answer."""
+"""Limit for a head to answer after its start."""
 STOP_SECONDS = 120
-"""How long a job may take to write its checkpoint after it was asked to stop."""
+"""Limit for a job to write its checkpoint after a stop request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A running head: where it listens, and the environment that lets a client in."""
+    """A running head: its address, and the environment with which a client authenticates."""
 
     dashboard_url: str
     environment: dict[str, str]
 
     def submit(self, entrypoint: Sequence[str], *, job_id: str, show: Callable[[str], None] = print) -> int:
-        """Return the exit status of `ray job submit … -- entrypoint`; `show` gets each line of its output as it comes.
+        """Run `ray job submit … -- entrypoint` and return its exit status; `show` receives each line of output.
 
-        Ctrl-C asks the job to stop and waits until it has.
+        Ctrl-C requests the job to stop and waits until it has stopped.
         """
         address = ["--address", self.dashboard_url]
         environment = self.environment | {"RAY_ADDRESS": self.dashboard_url}
         command = [*ray_command("job", "submit"), *address, "--submission-id", job_id, "--", *entrypoint]
-        # In a session of its own, so that Ctrl-C reaches us and not the client that shows the output.
+        # A new session, so that Ctrl-C reaches this process and not the client that shows the output.
         client = subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.DEVNULL,  # else its words have another form in a terminal
+            stdin=subprocess.DEVNULL,  # with a terminal the client formats its output differently
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
@@ -73,9 +73,9 @@ class Head:
 def local_head(
     *, num_cpus: int, object_store_bytes: int, job_environment: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[Head]:
-    """A head with its dashboard on free loopback ports, behind a token that only this user can read.
+    """Run a head with its dashboard on free loopback ports, protected by a token that only this user can read.
 
-    `job_environment`: variables of its jobs.
+    `job_environment`: environment variables of its jobs.
     """
     folder = Path(tempfile.mkdtemp(prefix="snps3-"))
     token_path = folder / "token"
@@ -115,14 +115,14 @@ def local_head(
 
 
 def wait_until_it_answers(url: str, head: subprocess.Popen[bytes], log_path: Path) -> None:
-    """Nothing, once the job server answers; RuntimeError with the head's own words if it does not come up."""
+    """Wait until the job server answers; raise RuntimeError with the end of the head's log if it does not start."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and head.poll() is None:
         try:
             urllib.request.urlopen(f"{url}/api/version", timeout=2).close()
             return
         except urllib.error.HTTPError:
-            return  # it answers, and wants the token
+            return  # it answers, and requires the token
         except OSError:
             time.sleep(0.3)
     words = log_path.read_text(errors="replace")[-2000:]
@@ -130,7 +130,7 @@ def wait_until_it_answers(url: str, head: subprocess.Popen[bytes], log_path: Pat
 
 
 def end(head: subprocess.Popen[bytes]) -> None:
-    """The head and everything it started are gone."""
+    """End the head and everything that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(head.pid, signal.SIGTERM)
     try:
@@ -142,13 +142,13 @@ def end(head: subprocess.Popen[bytes]) -> None:
 
 
 def ray_command(*words: str) -> list[str]:
-    """The `ray` command of this Python."""
+    """Return the `ray` command of this Python."""
     return [str(Path(sys.executable).with_name("ray")), *words]
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, of those that the system gives to no process that asks for any port: with
-    several Rays on a machine, another's process would take one before ours listens on it."""
+    """Return free ports outside the system's ephemeral range: with several Rays on a machine, a process of another Ray
+    could otherwise be assigned one before ours listens on it."""
     with contextlib.ExitStack() as stack:
         bound: list[int] = []
         for port in random.SystemRandom().sample(PORTS, len(PORTS)):

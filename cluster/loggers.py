@@ -1,10 +1,10 @@
-"""The loggers by which processes of a run speak to the person who started it, and the marks of their lines."""
+"""Loggers for lines from a run's processes to the user, and the prefixes that mark these lines."""
 
 SAID, PROGRESS, WORKERS = "snps3.said", "snps3.progress", "snps3.workers"
-"""Loggers of the driver: lines for people, the line of progress, and all else that workers print."""
+"""Loggers of the driver: lines for the user, the progress line, and all other output of workers."""
 MARK, PROGRESS_MARK = "[snps3] ", "[snps3 progress] "
-"""What is before lines for people, and before lines of progress, where they pass through somebody's output."""
+"""Prefixes of lines for the user and of progress lines within the output of a process."""
 PACKAGES = ("jobs", "pipeline", "snps3_model", "cluster", "snps3")
-"""Loggers of the product: a warning of theirs is one that a person can act on."""
+"""Loggers of this product: the user can act on their warnings."""
 CONNECTS = "cluster.connection"
-"""Logger that speaks when a command joins a Ray."""
+"""Logger that reports when a command joins a Ray cluster."""

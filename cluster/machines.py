@@ -1,4 +1,4 @@
-"""The machines that clusters are planned with and their quotas. Their prices change: see cluster/prices.py."""
+"""Machine types for the planner and their quotas. Prices change, so the user gives them: see cluster/prices.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Cloud = Literal["aws", "gcp"]
 
 REGIONS = {"aws": "us-west-2", "gcp": "us-central1"}
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "T4": 65.0}
-"""Dense bf16 (T4: fp16) of the makers' data sheets, by a part of the device's name."""
+"""Peak of dense bf16 (T4: fp16) from the makers' data sheets, by a part of the device's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
-    """What limits how many machines of a kind an account may have. Both count vCPUs, or GPUs where they say so."""
+    """The quotas that limit an account's machines of a kind. Both count vCPUs, or GPUs if `counts_gpus`."""
 
     on_demand: str
     spot: str
@@ -42,14 +42,14 @@ class Machine:
     vcpus: int
     memory_gib: int
     network_gbit_per_second: float
-    """What the maker states for the whole machine, not what one stream reaches."""
+    """Stated by the cloud for the whole machine; a single stream reaches less."""
     quota: Quota
     num_gpus: int = 0
     gpu: str | None = None
 
     @property
     def quota_units(self) -> int:
-        """vCPUs or GPUs that one machine takes from its quota."""
+        """vCPUs or GPUs that one machine counts against its quota."""
         return self.num_gpus if self.quota.counts_gpus else self.vcpus
 
 

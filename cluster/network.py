@@ -1,7 +1,7 @@
-"""Which network interface a rank exchanges gradients by: the one that has the address by which Ray reaches it.
+"""Choice of the network interface for gradients: the one with the address at which Ray reaches the rank.
 
-Left to itself gloo takes the interface of the address that the host's name resolves to. On Debian and Ubuntu that is
-127.0.1.1, on which no other host answers.
+By default gloo uses the interface of the address that the host's name resolves to. On Debian and Ubuntu that is
+127.0.1.1, which no other host can reach.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from collections.abc import Mapping, MutableMapping
 SIOCGIFADDR = 0x8915
 """Linux's request for the IPv4 address of an interface (netdevice(7))."""
 NAME_BYTES, ADDRESS_OFFSET, REQUEST_BYTES = 16, 20, 256
-"""Of `struct ifreq`: its name field, where the IPv4 address of a `sockaddr_in` after it begins, and enough for both."""
+"""Layout of `struct ifreq`: length of the name field, offset of the IPv4 address in the `sockaddr_in` after it, and a
+buffer size that holds both."""
 VARIABLES = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}
-"""Environment variables that name an interface, and how; NCCL takes a name without `=` for a prefix."""
+"""Environment variables that name an interface, with their format; NCCL treats a name without `=` as a prefix."""
 log = logging.getLogger(__name__)
 
 
 def bind_to_interface_of(address: str, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have gloo and NCCL bind to the interface of this host that has `address`, where the user has not named one.
+    """Make gloo and NCCL bind to this host's interface with `address`, unless the user has set the variables.
 
-    To be called before the process group is made. Where no interface has the address, a warning says what to set.
+    Call it before creating the process group. If no interface has the address, log a warning that says what to set.
     """
     unset = [variable for variable in VARIABLES if variable not in environment]
     if not unset:
@@ -46,9 +47,9 @@ def bind_to_interface_of(address: str, environment: MutableMapping[str, str] = o
 
 
 def interface_of(address: str, addresses: Mapping[str, str]) -> str | None:
-    """Return the name of the interface that has the IP address, None if none has. `addresses`: by interface."""
-    asked = ipaddress.ip_address(address)
-    return next((name for name, held in addresses.items() if ipaddress.ip_address(held) == asked), None)
+    """Return the name of the interface with the IP address, or None. `addresses` maps interface names to addresses."""
+    parsed = ipaddress.ip_address(address)
+    return next((name for name, other in addresses.items() if ipaddress.ip_address(other) == parsed), None)
 
 
 def ipv4_addresses() -> dict[str, str]:
@@ -56,11 +57,11 @@ def ipv4_addresses() -> dict[str, str]:
     import fcntl
 
     addresses = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         for _, name in socket.if_nameindex():
             request = struct.pack(f"{REQUEST_BYTES}s", name.encode()[: NAME_BYTES - 1])
             try:
-                answer = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, request)
+                answer = fcntl.ioctl(handle.fileno(), SIOCGIFADDR, request)
             except OSError:  # EADDRNOTAVAIL: an interface without an IPv4 address
                 continue
             addresses[name] = socket.inet_ntoa(answer[ADDRESS_OFFSET : ADDRESS_OFFSET + 4])

@@ -8,15 +8,15 @@ The table of `--prices` is a CSV file, or a JSON list of objects with the same n
     m6i.2xlarge,0.40,,8,0
     bucket-gb-month,0.02,,,
 
-Everything is worked out from one formula: what arrives per second is the smallest of what each part can do,
+Everything follows from one formula: the clips per second are the smallest of the limits of the parts,
 
     GPUs        num_gpus × gpu_clips_per_second
     decoding    cores × decode_efficiency / decode_seconds_per_clip
     network     machines × Gbit/s × network_efficiency / bytes_per_clip, out of the decoding and into the GPU machines
     store       reads per second that it grants
-    control     what Ray's control plane was measured to carry, if it was
+    control     the measured limit of Ray's control plane, if there is one
 
-`decode_efficiency` is what is left of a core beside Ray's own processes (cluster/measurements.py).
+`decode_efficiency` is the share of a core that Ray's own processes leave for decoding (cluster/measurements.py).
 """
 
 from __future__ import annotations
@@ -43,34 +43,34 @@ from cluster.measurements import DECODE_SECONDS_PER_CLIP, manifest_terms
 from cluster.prices import dollars, read_prices
 
 DECODE_EFFICIENCY = 0.83
-"""Measured on two cores that also carried Ray's own processes and the receiving worker; larger machines should do
-better, which has not been measured."""
+"""Measured on two cores that also ran Ray's own processes and the receiving worker; larger machines should reach more,
+but that has not been measured."""
 GFLOPS_PER_FRAME = {"resnet50": 24.7, "pvt_v2_b2": 23.3, "video_swin_small": 60.4}
-"""Training one frame of 224 px, forward and backward, as torch counts it; grows with the pixels."""
+"""Forward and backward pass of one frame of 224 px, as torch counts them; proportional to the pixels."""
 GFLOPS_OF_ATTENTION = {"pvt_v2_b2": 0.86}
-"""The same for attention over a whole frame, which grows with the square of the pixels."""
+"""The same for attention over a whole frame, proportional to the square of the pixels."""
 GFLOPS_PER_CLIP = 24.5
 GFLOPS_PER_PAIR = 10.5
-"""The shared network of base size with captions of 20 tokens, as torch counts it: per clip, and per clip and caption
-that are compared."""
+"""The shared network of base size with captions of 20 tokens, as torch counts it: per clip, and per compared pair of
+clip and caption."""
 OBJECT_STORE_SHARE = 0.3
-"""Of a machine's memory, by Ray's default."""
+"""Share of a machine's memory, Ray's default."""
 PREFETCHED_BATCHES = 1
-"""Batches that a worker asks for ahead (`Runtime.tables` in cluster/run.py)."""
+"""Batches that a worker prefetches (`Runtime.tables` in cluster/run.py)."""
 BLOCK_BYTES = 16 * 2**20
-"""Pixels of a block of the data path at most (pipeline/stream/loader.py)."""
+"""Upper limit of the pixels of a block in the data path (pipeline/stream/loader.py)."""
 
 MONEY = {
     "dollars_machines": "{0.dollars_machines:.0f} for machines at {0.dollars_per_hour:.2f} per hour",
     "dollars_bucket_reads": "{0.dollars_bucket_reads:.2f} for reads",
     "dollars_bucket_per_month": "{0.dollars_bucket_per_month:.2f} per month of storage",
 }
-"""By field, how the plan says what it costs."""
+"""Field of the plan → its line in the output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """What is to be trained, on what, and what is assumed."""
+    """What to train, on which machines, and the assumptions."""
 
     clips: int
     """Clips of one epoch."""
@@ -78,21 +78,21 @@ class PlanConfig:
     frames: int = 4
     """Frames of a clip."""
     frame_size_px: int = 224
-    """Side of the square in which frames travel (`data.frame_size_px`)."""
+    """Side of the square frames that are sent over the network (`data.frame_size_px`)."""
     batch_per_gpu: int = 16
-    """Clips of a step on each GPU."""
+    """Clips per step on each GPU."""
     pairs_per_clip: int | None = None
     """Captions with which a clip is compared in the cross pass: 1 + 2 · `objective.num_hard_negatives`, or the global
-    batch with `objective.pairs=gathered`. None: the clips of its GPU, as in the published presets; only used for the
-    estimate of its speed."""
+    batch with `objective.pairs=gathered`. None: `batch_per_gpu`, as in the published presets; only used for the
+    estimate of the GPU's speed."""
     source_bytes_per_clip: int = 500_000
-    """What is read from the object store for one clip: its file, or its part of a shard."""
+    """Bytes read from the object store for one clip: its file, or its part of a shard."""
     decode_seconds_per_clip: float = DECODE_SECONDS_PER_CLIP
     """CPU seconds of one core for fetching, decoding and resizing one clip: `prepare --measure-decoders` measures the
     decoders on your corpus; shards of JPEG frames took 0.0044 (`python jobs/benchmark.py cache`)."""
     gpu_clips_per_second: float | None = None
-    """What one GPU trains per second, as `python jobs/benchmark.py gpu-step` measures it. None estimates it from the
-    arithmetic of a step: a first guess, not a measurement."""
+    """Clips that one GPU trains per second, as `python jobs/benchmark.py gpu-step` measures it. None estimates it from
+    the FLOPs of a step: a first guess, not a measurement."""
     model: Literal["resnet50", "pvt_v2_b2", "video_swin_small"] = "video_swin_small"
     """Visual encoder beside the shared network of base size; only used for that estimate."""
     shown_px: int = 224
@@ -106,19 +106,19 @@ class PlanConfig:
     decode_machine: str | None = None
     """Machine type of the decode group; None takes that of the shipped cluster file."""
     num_decode_machines: int | None = None
-    """None takes as many as keep the GPUs busy."""
+    """Number of machines for decoding; None takes as many as keep the GPUs busy."""
     is_gpu_spot: bool = False
     is_decode_spot: bool = True
     decode_efficiency: float = DECODE_EFFICIENCY
-    """Part of the decode machines' cores that decodes."""
+    """Share of the decode machines' cores that is left for decoding."""
     network_efficiency: float = 0.6
-    """Part of the stated network speed that clips get; an assumption."""
+    """Share of the stated network speed that clips reach; an assumption."""
     store_reads_per_second: float = 5500.0
     """Reads that the object store grants; S3 documents 5,500 per prefix."""
     control_plane_clips_per_second: float | None = None
-    """Rate at which Ray's control plane broke when it was measured; None leaves it out."""
+    """Measured rate at which Ray's control plane fails; None ignores it."""
     startup_minutes: float = 15.0
-    """From `ray up` to the first step: machines, images, first batch. Everything is paid meanwhile."""
+    """Time from `ray up` to the first step: machines, images, first batch. All machines are paid for this time."""
     prices: str | None = None
     """File with a table of prices; None shows no money."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
@@ -164,13 +164,13 @@ class PlanConfig:
 
     @property
     def bytes_per_clip(self) -> int:
-        """uint8 pixels, as they travel from the decode to the GPU machines."""
+        """uint8 pixels, as sent from the decode to the GPU machines."""
         return self.frames * self.frame_size_px**2 * 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The answer. Rates are of the whole cluster unless the name says otherwise."""
+    """The resulting plan. Rates are those of the whole cluster unless the name says otherwise."""
 
     num_gpu_machines: int
     num_decode_machines: int
@@ -186,18 +186,19 @@ class Plan:
     bucket_mb_per_second: float
     bucket_reads_per_second: float
     manifest: dict[str, float]
-    """In parts: its GB, cores that look up rows at this speed, and hours of the driver of `prepare` beside decoding."""
+    """Of a manifest in parts: its GB, cores that look up rows at this speed, and driver hours of `prepare` besides
+    decoding."""
     dollars_per_hour: float | None
     dollars_machines: float | None
     dollars_bucket_reads: float | None
     dollars_bucket_per_month: float | None
-    """None where the table of prices does not say."""
+    """None if the table of prices lacks the row."""
     quotas: dict[str, int]
     notes: list[str]
 
 
 def predicted_clips_per_second(**parts: float) -> float:
-    """Return the clips that arrive per second: the smallest of `limits_clips_per_second`, of the same arguments."""
+    """Return the delivered clips per second: the smallest of `limits_clips_per_second` for the same arguments."""
     return min(limits_clips_per_second(**parts).values())
 
 
@@ -212,7 +213,7 @@ def limits_clips_per_second(
     store_reads_per_second: float = math.inf,
     control_plane_clips_per_second: float = math.inf,
 ) -> dict[str, float]:
-    """Return what each part of a cluster can do; infinite where nothing limits. Arguments are of the whole cluster."""
+    """Return the limit of each part of a cluster, infinite if there is none. Arguments are of the whole cluster."""
     return {
         "GPUs": gpu_clips_per_second,
         "decoding": decode_cores * decode_efficiency / decode_seconds_per_clip,
@@ -223,14 +224,14 @@ def limits_clips_per_second(
 
 
 def gpu_rate(config: PlanConfig) -> float:
-    """Clips that one GPU trains per second: as measured, or estimated from the arithmetic of a step."""
+    """Return the clips that one GPU trains per second: as measured, or estimated from the FLOPs of a step."""
     if config.gpu_clips_per_second is not None:
         return config.gpu_clips_per_second
     return PEAK_TFLOPS[config.trainer.gpu or ""] * 1e3 * config.gpu_utilisation / train_gflops_per_clip(config)
 
 
 def train_gflops_per_clip(config: PlanConfig) -> float:
-    """Arithmetic of one clip in a step of base size, forward and backward."""
+    """Return the GFLOPs of one clip in a step of base size, forward and backward."""
     area = (config.shown_px / 224) ** 2
     per_frame = area * GFLOPS_PER_FRAME[config.model] + area**2 * GFLOPS_OF_ATTENTION.get(config.model, 0.0)
     num_pairs = config.pairs_per_clip or config.batch_per_gpu
@@ -238,7 +239,7 @@ def train_gflops_per_clip(config: PlanConfig) -> float:
 
 
 def plan(config: PlanConfig) -> Plan:
-    """The cluster that trains at the speed of its GPUs, or the speed of the one that was asked for."""
+    """Plan a cluster that keeps its GPUs busy, or compute the speed with a given number of decode machines."""
     trainer, decoder = config.trainer, config.decoder
     gpus_rate = config.num_gpus * gpu_rate(config)
     cores = gpus_rate * config.decode_seconds_per_clip / config.decode_efficiency
@@ -299,7 +300,7 @@ def groups(config: PlanConfig, num_decode_machines: int) -> tuple[tuple[Machine,
 
 
 def quotas(config: PlanConfig, num_decode_machines: int) -> dict[str, int]:
-    """Quota → vCPUs or GPUs that the plan takes from it, the head included."""
+    """Return for each quota the vCPUs or GPUs that the plan counts against it, including the head."""
     taken: dict[str, int] = {}
     for machine, count, is_spot in groups(config, num_decode_machines):
         name = machine.quota.spot if is_spot else machine.quota.on_demand
@@ -308,7 +309,7 @@ def quotas(config: PlanConfig, num_decode_machines: int) -> dict[str, int]:
 
 
 def notes(config: PlanConfig, plan: Plan) -> list[str]:
-    """Return what the reader has to know before believing the plan."""
+    """Return caveats for the reader of the plan."""
     result = [] if config.prices else ["no money is shown: give a table of your prices with --prices FILE (--help)"]
     if config.gpu_clips_per_second is None:
         result.append(
@@ -334,7 +335,7 @@ def notes(config: PlanConfig, plan: Plan) -> list[str]:
 
 
 def table(config: PlanConfig, plan: Plan) -> str:
-    """The plan in words and columns."""
+    """Return the plan as a printable table."""
     gpu_kind = "spot" if config.is_gpu_spot else "on demand"
     decode_kind = "spot" if config.is_decode_spot else "on demand"
     per_epoch = config.clips / plan.clips_per_second / 3600
@@ -377,7 +378,7 @@ def _names(cloud: Cloud, *, has_gpus: bool) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the plan of the command line; wrong values are refused on stderr with exit code 2."""
+    """Print the plan for the command line; report invalid values on stderr with exit code 2."""
     config = tyro.cli(PlanConfig, args=argv, prog="cluster.plan", description=__doc__)
     try:
         result = plan(config)

@@ -1,4 +1,4 @@
-"""What a plan costs, by a table of prices that the user gives: list prices change, and spot prices by the hour.
+"""Cost of a plan, from a table of prices that the user gives: list prices change, and spot prices change hourly.
 
 `python -m cluster.plan --help` shows an example of the table.
 """
@@ -17,12 +17,12 @@ from cluster.machines import MACHINES, Machine
 
 COLUMNS = ("machine", "dollars_per_hour", "spot_dollars_per_hour", "cpus", "gpus")
 BUCKET_GB_MONTH, BUCKET_1000_READS = "bucket-gb-month", "bucket-1000-reads"
-"""Rows of a price table that are no machines: storage, and reads."""
+"""Rows of a price table that are not machines: storage, and reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """What one machine costs per hour."""
+    """Price of one machine in dollars per hour."""
 
     on_demand: float
     spot: float | None = None
@@ -31,8 +31,8 @@ class Price:
 def read_prices(path: str) -> dict[str, Price]:
     """Return the prices in a CSV file with a heading row, or in a JSON list of objects, by machine type.
 
-    Raise ValueError for a table with other columns, a price that is no number, or CPUs or GPUs that are not those of
-    the machine: such a row prices something else.
+    Raise ValueError for wrong columns, a price that is no number, or CPUs or GPUs that differ from the machine's: such
+    a row prices something else.
     """
     text = Path(path).read_text()
     try:
@@ -65,7 +65,7 @@ def dollars(
     num_reads: int,
     bucket_gb: float,
 ) -> dict[str, float | None]:
-    """Return what a plan costs, by field of `cluster.plan.Plan`; None without prices, or for a row that is not there.
+    """Return the cost of a plan, by field of `cluster.plan.Plan`; None without prices, or for a missing row.
 
     `machines`: machine types, how many, and whether they are spot.
     """
@@ -84,7 +84,7 @@ def dollars(
 
 
 def hourly_price(machine: Machine, prices: Mapping[str, Price], *, is_spot: bool) -> float:
-    """Return the price of one machine per hour. Raise ValueError where the table has none of that kind."""
+    """Return the price of one machine per hour. Raise ValueError if the table lacks it."""
     price = prices.get(machine.name)
     per_hour = price and (price.spot if is_spot else price.on_demand)
     if per_hour is None:

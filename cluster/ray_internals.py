@@ -1,9 +1,9 @@
-"""Every use of Ray's private or developer API, each with its reason and with what happens without it.
+"""All uses of Ray's private or developer API, each with its reason and the consequence of its absence.
 
-Written for Ray 2.60. Ray promises none of this, so tests/cluster/test_ray_internals.py fails when the pinned Ray no
-longer has it. What only tunes Ray is optional: where it is missing, one warning is logged and the run goes on.
+Written for Ray 2.60. Ray guarantees none of this, so tests/cluster/test_ray_internals.py fails when the pinned Ray no
+longer has it. Parts that only tune Ray are optional: if one is missing, the run logs one warning and continues.
 
-Ray is imported inside the functions: every process that reads a run's folder imports this file.
+Functions import Ray themselves, since every process that reads a run's folder imports this file.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ log = logging.getLogger(__name__)
 # --- the snapshot of Ray Train's checkpoint manager -------------------------------------------------------------------
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""File in a run's folder that Ray Train rewrites with each commit. Ray has no API that tells a process outside of the
-run what was committed: without this file a run could not say where it resumes, and could not clean up."""
+"""File in a run's folder that Ray Train rewrites with each commit. Ray has no API that tells a process outside the
+run which checkpoints are committed: without this file a run could not tell where it resumes, nor clean up."""
 SNAPSHOT_RAY = "2.60."
-"""How the versions of Ray begin whose snapshots are understood well enough to delete by them."""
+"""Prefix of the Ray versions whose snapshots are understood well enough to delete checkpoints by them."""
 RESULT_VERSION = 0
-"""Ray raises it when the schema of a checkpoint's entry changes."""
+"""Ray increases it when the schema of a checkpoint's entry changes."""
 
 
 class UnknownSnapshotError(ValueError):
-    """A snapshot is not as Ray 2.60 writes it."""
+    """A snapshot differs from the format of Ray 2.60."""
 
 
 def latest_checkpoint(snapshot: Any) -> str | None:
     """Return the folder name of the last committed checkpoint, None before the first commit.
 
-    Raise UnknownSnapshotError when the snapshot does not say.
+    Raise UnknownSnapshotError if the snapshot lacks the entry.
     """
     latest = _entry(snapshot, "latest_checkpoint_result")
     return None if latest is None else _folder(latest)
 
 
 def referenced_checkpoints(snapshot: Any) -> frozenset[str]:
-    """Return the folder names of all checkpoints that Ray Train still knows.
+    """Return the folder names of all checkpoints that Ray Train still references.
 
-    Raise UnknownSnapshotError unless every key and version is as expected: what is not named here may be deleted.
+    Raise UnknownSnapshotError unless every key and version is as expected, since callers delete all other checkpoints.
     """
     version = _entry(snapshot, "ray_version")
     if not str(version).startswith(SNAPSHOT_RAY):
@@ -72,7 +72,7 @@ def referenced_checkpoints(snapshot: Any) -> frozenset[str]:
 
 
 def read_snapshot(data: bytes) -> Any:
-    """Return the snapshot in a file's content. Raise UnknownSnapshotError where it was cut off."""
+    """Parse a snapshot file's content. Raise UnknownSnapshotError if it is not JSON, such as a truncated file."""
     try:
         return json.loads(data)
     except ValueError as error:
@@ -93,10 +93,10 @@ def _folder(result: Any) -> str:
 
 
 def stored_checkpoint(name: str) -> ray.train.Checkpoint:
-    """Return, on a rank, the checkpoint that lies as the folder `name` in the run's folder.
+    """Return, on a rank, the checkpoint in the folder `name` of the run's folder.
 
-    `TrainContext.get_storage` is a developer API. `checkpoint_upload_fn` has to return a path in Ray's own file system,
-    and nothing else says what it is: without this, Ray Train would have to upload, without our client and its retries.
+    `TrainContext.get_storage` is a developer API. `checkpoint_upload_fn` must return a path in Ray's own file system,
+    which no public API gives: without this, Ray Train would have to upload, without our client and its retries.
     """
     from ray.train import Checkpoint, get_context
 
@@ -105,11 +105,11 @@ def stored_checkpoint(name: str) -> ray.train.Checkpoint:
 
 
 def torch_config(backend: str, before_start: Callable[[], None]) -> ray.train.torch.TorchConfig:
-    """Return how ranks form a process group with `backend`; each rank first calls `before_start`.
+    """Return the configuration of a process group with `backend`; each rank first calls `before_start`.
 
-    `backend_cls` of a config and `on_start` of a backend are developer API. The process group is made before a rank's
-    function is called, and nothing public runs on the ranks before that: without this gloo could not be told which
-    interface to bind to.
+    `backend_cls` of a config and `on_start` of a backend are developer API. Ray creates the process group before it
+    calls a rank's function, and has no public hook on the ranks before that: without this we could not set the
+    interface for gloo.
     """
     from ray.train.torch import TorchConfig
 
@@ -129,10 +129,11 @@ def torch_config(backend: str, before_start: Callable[[], None]) -> ray.train.to
 # --- tuning: optional at run time -------------------------------------------------------------------------------------
 
 METRICS_SECONDS = 60.0
-"""Pause between two reports to Ray Data's statistics actor, which keeps some kilobytes of each for ever; Ray's is 5."""
+"""Pause between two reports to Ray Data's statistics actor, which keeps some kilobytes per report forever; Ray's
+default is 5."""
 STEP_SECONDS, STEPS_AT_ONCE = 0.05, 8
-"""Ray Data's scheduling loop may step so often on average, and so many times at once: a finished block takes several
-steps."""
+"""Ray Data's scheduling loop may step once per `STEP_SECONDS` on average, in bursts of `STEPS_AT_ONCE`: a finished
+block takes several steps."""
 
 
 @functools.cache
@@ -142,7 +143,7 @@ def _note_absence(name: str, consequence: str) -> None:
 
 @contextlib.contextmanager
 def _optional(name: str, consequence: str) -> Iterator[None]:
-    """Within it, a missing module or attribute is logged once per process and otherwise ignored."""
+    """Ignore a missing module or attribute within the context, and log it once per process."""
     try:
         yield
     except (ImportError, AttributeError):
@@ -150,21 +151,21 @@ def _optional(name: str, consequence: str) -> Iterator[None]:
 
 
 def throttle_batch_metrics() -> None:
-    """Let the batch iterators of this process report their metrics every `METRICS_SECONDS`.
+    """Make the batch iterators of this process report their metrics every `METRICS_SECONDS`.
 
-    Without it the statistics actor of a long run grows with each report: megabytes a day.
+    Without this the statistics actor of a long run grows by megabytes a day.
     """
     with _optional("BatchIterator.UPDATE_METRICS_INTERVAL_S", "the memory of Ray Data's statistics actor will grow"):
         from ray.data._internal.block_batching.iter_batches import BatchIterator
 
-        _ = BatchIterator.UPDATE_METRICS_INTERVAL_S  # a new attribute would throttle nothing
+        _ = BatchIterator.UPDATE_METRICS_INTERVAL_S  # fails if missing: setting a new attribute would have no effect
         BatchIterator.UPDATE_METRICS_INTERVAL_S = METRICS_SECONDS
 
 
 def is_preempted() -> bool:
-    """Return, in a rank, whether Ray has told it that a node of its worker group is about to be preempted.
+    """Return, on a rank, whether Ray has announced the preemption of a node of its worker group.
 
-    `ray.train.get_preemption_info`, which is asked where this is missing, is a barrier over all ranks.
+    The fallback, `ray.train.get_preemption_info`, is a barrier over all ranks.
     """
     import ray.train
 
@@ -176,7 +177,8 @@ def is_preempted() -> bool:
 
 
 class ThrottleMetrics:
-    """Let a dataset's executor report its metrics every `METRICS_SECONDS`, as `throttle_batch_metrics` does."""
+    """Make a dataset's executor report its metrics every `METRICS_SECONDS`, for the reason of
+    `throttle_batch_metrics`."""
 
     def before_execution_starts(self, executor: Any) -> None:
         with _optional("StreamingExecutor.UPDATE_METRICS_INTERVAL_S", "Ray Data's statistics actor will grow"):
@@ -185,10 +187,10 @@ class ThrottleMetrics:
 
 
 class ThrottleScheduler:
-    """Pause in Ray Data's scheduling loop when it steps faster than there is anything to do.
+    """Pause in Ray Data's scheduling loop when it steps faster than necessary.
 
-    While no task runs, because what is decoded has not been asked for yet, the loop of Ray 2.60 steps without waiting
-    for anything: without this it takes a core from training.
+    While no task runs, because no rank has consumed the decoded blocks yet, the loop of Ray 2.60 spins without waiting:
+    without this it takes a core from training.
     """
 
     def __init__(self) -> None:
@@ -202,21 +204,21 @@ class ThrottleScheduler:
 
 
 def throttle(dataset: ray.data.Dataset) -> None:
-    """Have the execution of `dataset` throttled by `ThrottleScheduler` and `ThrottleMetrics`."""
+    """Throttle the execution of `dataset` with `ThrottleScheduler` and `ThrottleMetrics`."""
     with _optional("ExecutionCallback", "Ray Data's scheduling loop will take a core, and its statistics will grow"):
         from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-        # the hooks inherit Ray's empty ones only here; a new list, since contexts may share theirs
+        # subclass Ray's callback only here, where Ray is imported; a new list, since contexts may share theirs
         hooks = [type(hook.__name__, (hook, ExecutionCallback), {}) for hook in (ThrottleScheduler, ThrottleMetrics)]
         context = dataset.context
         context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, *hooks]
 
 
 def propagate_to_train(variable: str) -> None:
-    """Have the environment variable set in the processes of the Ray Train runs that this process starts.
+    """Set the environment variable in the processes of the Ray Train runs that this process starts.
 
-    Without it Ray Train's placement-group cleaner, which frees what a killed driver held, asks the newest Ray of the
-    machine whether the driver's controller is alive, and never frees anything where that is another Ray.
+    Without it Ray Train's placement-group cleaner, which frees the resources of a killed driver, asks the newest Ray on
+    the machine whether the driver's controller is alive, and never frees them if that is another Ray.
     """
     with _optional(
         "ENV_VARS_TO_PROPAGATE", "what a killed driver held may stay taken where a machine has several Rays"
@@ -227,10 +229,10 @@ def propagate_to_train(variable: str) -> None:
 
 
 def hand_worker_lines_to(listener: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
-    """Have `listener` called with what workers and raylets print, where Ray would print it; return what undoes that.
+    """Pass the output of workers and raylets to `listener` instead of printing it; return a function that undoes this.
 
-    To be called before `ray.init`. Ray prints all of it to the driver's streams, or nothing: without this the lines of
-    progress scroll away among those of Ray's own actors.
+    Call it before `ray.init`. Ray prints all of it to the driver's streams, or nothing: without this the progress lines
+    get lost among the output of Ray's own actors.
     """
     undo = contextlib.ExitStack()
     with _optional("print_to_stdstream", "what workers print is shown as Ray shows it"):
@@ -246,13 +248,13 @@ def hand_worker_lines_to(listener: Callable[[Mapping[str, Any]], None]) -> Calla
 
 
 def autoscaler_events(lines: Sequence[str]) -> list[str]:
-    """Return what the autoscaler tells people in lines of its log: machines that come, and such as cannot be had.
+    """Return the autoscaler's events for users among lines of its log: added machines, and unavailable ones.
 
-    Ray picks them out where it prints; without this they would stand in the log alone. Nothing outside of a Ray.
+    Ray filters them when it prints; without this they would only be in the log. Empty if Ray is not connected.
     """
     import ray
 
-    if not ray.is_initialized():  # the way of the log is asked of the cluster
+    if not ray.is_initialized():  # Ray asks the cluster for the version of its autoscaler
         return []
     with _optional("filter_autoscaler_events", "what the autoscaler says stands in the log alone"):
         from ray._private.worker import filter_autoscaler_events
@@ -262,42 +264,42 @@ def autoscaler_events(lines: Sequence[str]) -> list[str]:
 
 
 def silence_progress() -> None:
-    """Keep Ray Data from warning, in each dataset, that its progress bars are off. Cosmetic."""
-    importlib.import_module("ray.data")  # which resets the levels of its loggers when it is imported
+    """Stop Ray Data from warning, for each dataset, that its progress bars are off. Cosmetic."""
+    importlib.import_module("ray.data")  # first, since the import resets the levels of its loggers
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 # --- Ray Tune ---------------------------------------------------------------------------------------------------------
 
 HEAD = {"node:__internal_head__": 0.001}
-"""Resource of the head node alone. Without it the drivers of trials could run on spot nodes, and be lost with them."""
+"""Resource that only the head node has. Without it, drivers of trials could run on spot nodes and be lost with them."""
 TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # else Tune prints a table of all trials every few seconds
-    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # else a trial begun after the last snapshot is unknown to the next driver
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # else the next driver does not know trials begun after the last snapshot
 }
-"""Environment variables of Tune, for which it has no arguments."""
+"""Environment variables for settings of Tune that have no arguments."""
 
 
 def apply_tune_settings() -> None:
-    """Set `TUNE_SETTINGS` where the user has not."""
+    """Set `TUNE_SETTINGS`, except those that the user has set."""
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
 def can_resume_search(files: Collection[str]) -> bool:
-    """Return whether Tune can resume a search that has these files in its folder.
+    """Return whether Tune can resume a search with these files in its folder.
 
-    `Tuner.can_restore` looks for tuner.pkl alone, and Tune takes a search that was lost before its first snapshot for a
-    finished one: without the second file the sweep would end with no trials.
+    `Tuner.can_restore` checks tuner.pkl only, and Tune treats a search that was lost before its first snapshot as
+    finished: without the second file the sweep would end with no trials.
     """
     return "tuner.pkl" in files and any(name.startswith("experiment_state-") for name in files)
 
 
 def measurement_callback(metric: str) -> ray.train.UserCallback:
-    """Return, in a trial, the callback by which a run of Ray Train reports to Tune what has `metric` in it.
+    """Return, in a trial, the callback with which a run of Ray Train forwards reports that contain `metric` to Tune.
 
-    `TuneReportCallback` is a developer API and forwards all reports. Tune ends a search at a report without its metric,
-    and a checkpoint before the first evaluation (a node is about to be preempted) is one.
+    `TuneReportCallback` is a developer API and forwards all reports. Tune aborts a search at a report without its
+    metric, such as a checkpoint before the first evaluation when a node is about to be preempted.
     """
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -311,18 +313,18 @@ def measurement_callback(metric: str) -> ray.train.UserCallback:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialState:
-    """What Tune itself keeps of a trial."""
+    """Tune's own state of a trial."""
 
     highest: Mapping[str, float]
-    """The highest value of each metric that it reported."""
+    """The highest reported value of each metric."""
     is_finished: bool
 
 
 def trial_states(path: str, filesystem: Any) -> dict[str, TrialState]:
-    """Return the state of each trial, by its id, of the search in the folder `path`.
+    """Return the state of each trial of the search in the folder `path`, by trial id.
 
-    From `Trial`, which `ExperimentAnalysis` hands out and does not document. The public results read the files of
-    reports, which begin anew where a search is resumed in another Ray: without this, earlier scores would be lost.
+    It comes from the `Trial` objects of `ExperimentAnalysis`, which are undocumented. The public results read the
+    report files, which start over when a search resumes in another Ray: without this, earlier scores would be lost.
     """
     from ray.tune import ExperimentAnalysis
 

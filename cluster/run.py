@@ -1,6 +1,6 @@
-"""Run one function on every rank of a Ray Train worker group. With cluster/ray_internals.py all that uses ray.train.
+"""Run one function on every rank of a Ray Train worker group.
 
-     DataConfig ──number of ranks──► datasets built for it, from the last committed step
+DatasetsForRanks ──number of ranks──► datasets built for it, from the last committed step
 fit() ──► controller ──► worker group ──► function(config, runtime) on every rank
               ▲   │ lost worker or node, resize: a new group          │ report(checkpoint)
               │   └──────────── on_loss(causes by rank)               │ upload in a thread, one at a time
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -29,7 +28,6 @@ from ray.train import (
     Checkpoint,
     CheckpointConfig,
     CheckpointUploadMode,
-    DataConfig,
     FailureConfig,
     LoggingConfig,
     RunConfig,
@@ -41,49 +39,16 @@ from ray.train.torch import TorchTrainer
 
 from cluster import network, ray_internals
 from cluster.connection import ADDRESS
+from cluster.rank_datasets import NOT_DATA_NODES, DatasetsForRanks, Workers, grows, has_data_nodes, no_rows
 from cluster.worker_lines import say_warnings
 from cluster.world import World, make_world
 
-DATA_NODES = {"ray-subcluster": "data"}
-"""Label of the nodes that decode, on clusters that have such nodes."""
-AUTOSCALING = "SNPS3_AUTOSCALING"
-"""Environment variable that is 1 where nodes come when they are asked for: what is there at the start then says nothing
-(cluster/runtime_env.yaml)."""
-NOT_DATA_NODES = {key: f"!{value}" for key, value in DATA_NODES.items()}
-"""Where there are such nodes, workers that train on CPUs leave theirs alone: decoding could not start."""
 CHECKPOINT_METRIC = "score"
 log = logging.getLogger(__name__)
-WORKER_ENVIRONMENT = {
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31),
-}
-"""Of every process of a run: one line of progress of our own, and nobody is told. The features of a batch are megabytes
-each and live for a moment; glibc would ask the kernel for fresh pages each time, about a tenth of a step on a CPU."""
 
 
 class LostError(RuntimeError):
-    """The run has lost its workers more often than it may be started again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """The worker group to start."""
-
-    fewest: int
-    most: int
-    """More than `fewest`: the group has as many as there is room for, and starts again when that changes."""
-    use_gpu: bool
-    cpus_each: float
-    threads_each: int
-    decode_cpus: int
-    max_failures: int
-    num_kept_checkpoints: int
-    resize_seconds: float = 60.0
-    """Pause between two checks whether an elastic group should have another size."""
+    """The run has lost its workers more often than `max_failures` allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +56,15 @@ class Storage:
     """Where Ray Train writes a run's folder."""
 
     path: str
-    """Inside `filesystem`."""
+    """Path inside `filesystem`."""
     upload: Callable[[str, str], None]
     """Upload a local folder to the named folder of the run."""
     filesystem: Any = None
-    """Of Arrow; None: local disk, which all nodes share."""
+    """A file system of Arrow; None: local disk, which all nodes share."""
 
 
 class Runtime:
-    """All that the function on a rank knows of Ray."""
+    """The function's only interface to Ray on a rank."""
 
     def __init__(self, world: World, upload: Callable[[str, str], None]) -> None:
         self.world, self.upload = world, upload
@@ -107,7 +72,7 @@ class Runtime:
         self._is_uploaded.set()
 
     def open(self, datasets: Sequence[str]) -> None:
-        """Start the process that splits each dataset: at first use they would start one after the other, seconds each.
+        """Start the split process of each dataset now: at first use they would start one by one, each taking seconds.
 
         A barrier over all ranks.
         """
@@ -117,14 +82,14 @@ class Runtime:
     def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
         """Yield this rank's share of a dataset, `share` rows per step."""
         ray_internals.throttle_batch_metrics()
-        # before the first batch, Ray waits for a block more than it prefetches
+        # only 1: before the first batch, Ray waits for one more block than it prefetches
         yield from shard(dataset).iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=1)
 
     def report(self, score: float, step: int, write: Callable[[str], None] | None, probes: Mapping[str, float]) -> None:
-        """Commit what `write` writes to a folder (None on all ranks but the first) and report `probes` to the watchers.
+        """Commit the folder that `write` fills (None on all ranks but the first) and report `probes` to the watchers.
 
-        A barrier over all ranks. Return when the checkpoint is written on this machine. It is uploaded in the
-        background and committed once it is whole; the next one waits for that, so at most one copy waits here.
+        A barrier over all ranks. Return when the checkpoint is written on this machine. The upload runs in the
+        background and commits the checkpoint at its end; the next one waits for it, so at most one copy is kept here.
         """
         metrics = {CHECKPOINT_METRIC: score, "step": step, **probes}
         if write is None:
@@ -147,7 +112,7 @@ class Runtime:
         )
 
     def _uploaded(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
-        """Upload the local folder `checkpoint` as the folder `name` of the run and return it there."""
+        """Upload the local folder `checkpoint` as the folder `name` of the run; return the uploaded checkpoint."""
         try:
             self.upload(checkpoint.path, name)
         except BaseException as error:
@@ -159,12 +124,12 @@ class Runtime:
         return ray_internals.stored_checkpoint(name)
 
     def is_preempted(self) -> bool:
-        """Return whether this rank has heard that a node of its group is about to be preempted."""
+        """Return whether Ray has announced to this rank the preemption of a node of its group."""
         return ray_internals.is_preempted()
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[str | None]:
-        """Yield a local folder with the last committed checkpoint, None at the start of a run."""
+        """Yield a local folder with the last committed checkpoint, or None at the start of a run."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             yield None
@@ -178,20 +143,6 @@ def shard(dataset: str) -> ray.data.DataIterator:
     iterator = ray.train.get_dataset_shard(dataset)
     assert iterator is not None, f"no dataset named {dataset} was handed to the trainer"
     return iterator
-
-
-class DataForRanks(DataConfig):
-    """Build the datasets when a worker group starts, for as many ranks as it has, and throttle their execution."""
-
-    def __init__(self, builders: Mapping[str, Callable[[int], ray.data.Dataset]], workers: Workers) -> None:
-        super().__init__(execution_options=ingest_options(workers))
-        self.builders = dict(builders)
-
-    def configure(self, datasets: dict[str, Any], world_size: int, *rest: Any, **options: Any) -> list[dict[str, Any]]:
-        built = {name: self.builders[name](world_size) for name in datasets}
-        for dataset in built.values():
-            ray_internals.throttle(dataset)
-        return super().configure(built, world_size, *rest, **options)
 
 
 @dataclass(frozen=True)
@@ -215,11 +166,11 @@ def run(
     on_loss: Callable[[Mapping[int, Exception]], None] | None = None,
     watchers: Sequence[UserCallback] = (),
 ) -> None:
-    """Run `function(config, runtime)` on every rank, again from the last checkpoint when a worker is lost.
+    """Run `function(config, runtime)` on every rank; restart from the last checkpoint when a worker is lost.
 
     `datasets`: builders by name; each returns, for a number of ranks, the dataset that the ranks share.
-    `on_loss`: called with the exceptions of lost ranks, by rank. `watchers`: called with what is reported.
-    Raise LostError when a worker is lost once more than `workers.max_failures`, or could not be started at all.
+    `on_loss`: called with the exceptions of lost ranks, by rank. `watchers`: called with each report.
+    Raise LostError when workers are lost more than `workers.max_failures` times, or cannot be started at all.
     """
     refuse_without_cpus(workers)
     ray_internals.propagate_to_train(ADDRESS)
@@ -240,7 +191,7 @@ def run(
             elastic_resize_monitor_interval_s=workers.resize_seconds,
             label_selector=NOT_DATA_NODES if has_data_nodes() and not workers.use_gpu else None,
         ),
-        dataset_config=DataForRanks(datasets, workers),
+        dataset_config=DatasetsForRanks(datasets, workers),
         datasets=dict.fromkeys(datasets, no_rows),
         run_config=run_config(name, storage, workers, [*([OnLoss(on_loss)] if on_loss else []), *watchers]),
     )
@@ -255,7 +206,7 @@ def run(
 
 
 def run_config(name: str, storage: Storage, workers: Workers, callbacks: list[UserCallback]) -> RunConfig:
-    """Return where Ray Train writes, how often it restarts, and which checkpoints it keeps."""
+    """Return the configuration of Ray Train: where it writes, how often it restarts, which checkpoints it keeps."""
     return RunConfig(
         name=name,
         storage_path=storage.path,
@@ -270,7 +221,7 @@ def run_config(name: str, storage: Storage, workers: Workers, callbacks: list[Us
 
 
 def bind_to_rays_interface() -> None:
-    """Have this rank exchange gradients by the interface by which Ray reaches it."""
+    """Exchange gradients over the interface through which Ray reaches this rank."""
     network.bind_to_interface_of(ray.util.get_node_ip_address())
 
 
@@ -280,34 +231,10 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def no_rows() -> ray.data.Dataset:
-    """Return a stand-in for a dataset, until the number of ranks is known."""
-    return ray.data.range(0)
-
-
-def ingest_options(workers: Workers) -> ray.data.ExecutionOptions:
-    """Return options to decode in order, on `decode_cpus` CPUs, on the data nodes where there are some."""
-    options = ray.data.ExecutionOptions(preserve_order=True)
-    options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=workers.decode_cpus)
-    if has_data_nodes():
-        options.label_selector = DATA_NODES
-    return options
-
-
-def has_data_nodes() -> bool:
-    """Return whether there are nodes for decoding alone, or will be on demand."""
-    return grows() or any(DATA_NODES.items() <= node.get("Labels", {}).items() for node in ray.nodes() if node["Alive"])
-
-
-def grows() -> bool:
-    """Return whether the cluster autoscales; Ray itself does not say so to a job."""
-    return os.environ.get(AUTOSCALING) == "1"
-
-
 def refuse_without_cpus(workers: Workers) -> None:
-    """Raise ValueError with the sum when training would leave no CPU for decoding: Ray would hang.
+    """Raise ValueError with the sum if training would leave no CPU for decoding: Ray would hang.
 
-    A cluster that grows is not judged by the nodes it has now.
+    Skip the check on a cluster that grows, whose present nodes are not its limit.
     """
     if grows():
         return

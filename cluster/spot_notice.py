@@ -1,9 +1,9 @@
-"""A spot notice of the cloud becomes a drain request to Ray, so that training can write a checkpoint in time.
+"""Forward a spot notice of the cloud to Ray as a drain request, so that training can write a checkpoint in time.
 
 Runs beside Ray on every worker of a cluster of machines:
 python -m cluster.spot_notice --cloud aws --address $RAY_HEAD_IP:6379
 
-Ray 2.60 does not look at these notices itself; once a node is draining, Ray Train tells its workers.
+Ray 2.60 does not watch these notices itself; once a node is draining, Ray Train notifies its workers.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ import tyro
 from cluster.head import ray_command
 
 GCP_SECONDS = 30
-"""What a spot machine of Google has between notice and end; the notice does not say."""
+"""Time between notice and end of a spot machine of Google; the notice does not contain it."""
 ANSWER_SECONDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoticeConfig:
-    """Whose machine this is, and how often it is asked."""
+    """The machine's cloud, and how often to poll it."""
 
     cloud: Literal["aws", "gcp"]
     address: str
-    """Of the cluster, as `ray start --address` has it."""
+    """Address of the cluster, as for `ray start --address`."""
     every_seconds: float = 5.0
-    """Time between two questions; both clouds ask for about this."""
+    """Time between two polls; both clouds recommend about this."""
     metadata_url: str | None = None
-    """Where the machine's metadata are served; None takes the cloud's own address."""
+    """Address of the metadata service; None takes the cloud's default."""
 
     def __post_init__(self) -> None:
         if self.every_seconds <= 0:
@@ -47,13 +47,14 @@ class NoticeConfig:
 
 
 def aws_seconds_left(notice: str, now: datetime.datetime) -> float:
-    """Seconds until the machine of this `spot/instance-action` document ends; 0 if that has passed."""
+    """Return the seconds until the machine ends, from its `spot/instance-action` document; 0 if the time has passed."""
     end = datetime.datetime.fromisoformat(json.loads(notice)["time"])
     return max(0.0, (end - now).total_seconds())
 
 
 def seconds_left(config: NoticeConfig, now: datetime.datetime) -> float | None:
-    """Seconds that this machine still has; None without a notice. OSError where the metadata cannot be reached."""
+    """Return the seconds until this machine ends, or None without a notice. Raise OSError if the metadata service is
+    unreachable."""
     if config.cloud == "gcp":
         root = config.metadata_url or "http://metadata.google.internal"
         answer = fetch(f"{root}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
@@ -65,7 +66,7 @@ def seconds_left(config: NoticeConfig, now: datetime.datetime) -> float | None:
 
 
 def fetch(url: str, headers: dict[str, str], *, method: str = "GET") -> str | None:
-    """The text at `url`; None where there is none (404)."""
+    """Return the text at `url`, or None for status 404."""
     request = urllib.request.Request(url, headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
@@ -77,9 +78,9 @@ def fetch(url: str, headers: dict[str, str], *, method: str = "GET") -> str | No
 
 
 def drain(address: str, seconds: float, *, node_id: str | None = None) -> None:
-    """Ray knows that a node ends in `seconds`: the one with the id, or this machine's.
+    """Tell Ray that a node ends in `seconds`: the node with the id, or this machine's.
 
-    CalledProcessError where Ray does not accept it.
+    Raise CalledProcessError if Ray rejects the request.
     """
     command = [*ray_command("drain-node"), "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", "spot notice", "--deadline-remaining-seconds", str(int(seconds))]
@@ -88,27 +89,27 @@ def drain(address: str, seconds: float, *, node_id: str | None = None) -> None:
 
 
 def watch(config: NoticeConfig, act: Callable[[float], None], pause: Callable[[float], None] = time.sleep) -> None:
-    """Returns after the first notice, when `act` was called with the seconds that are left.
+    """Poll until the first notice, call `act` with the seconds that are left, and return.
 
-    A metadata service that does not answer is asked again: it is no reason to leave the machine unwatched.
+    Keep polling a metadata service that does not answer, since the machine must not go unwatched.
     """
     is_reachable = True
     while True:
         try:
-            left = seconds_left(config, datetime.datetime.now(datetime.UTC))
+            remaining = seconds_left(config, datetime.datetime.now(datetime.UTC))
         except OSError as error:
             if is_reachable:
                 print(f"the metadata of this machine cannot be read, trying on: {error}", flush=True)
-            is_reachable, left = False, None
+            is_reachable, remaining = False, None
         else:
             is_reachable = True
-        if left is not None:
-            print(f"spot notice: this machine ends in {left:.0f} s", flush=True)
-            act(left)
+        if remaining is not None:
+            print(f"spot notice: this machine ends in {remaining:.0f} s", flush=True)
+            act(remaining)
             return
         pause(config.every_seconds)
 
 
 if __name__ == "__main__":
-    asked = tyro.cli(NoticeConfig, description=__doc__)
-    watch(asked, functools.partial(drain, asked.address))
+    config = tyro.cli(NoticeConfig, description=__doc__)
+    watch(config, functools.partial(drain, config.address))

@@ -1,4 +1,5 @@
-"""Run trials of a search and stop the worse ones early. The only file with ray.tune, but for cluster/ray_internals.py.
+"""Run the trials of a search and stop the worse ones early. Apart from cluster/ray_internals.py, only this file uses
+ray.tune.
 
 search ──values──► function on the head (a thin driver, whose workers do the work) ──metrics by step──► ASHA: continue?
 """
@@ -29,35 +30,36 @@ from cluster.domains import Domain, Range
 
 STEP = "step"
 WAIT_SECONDS = 1.0
-"""Pause between two tries to get a trial slot."""
+"""Pause between two attempts to acquire a trial slot."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Which values are tried, and how long."""
+    """The search space, the search method, and the length of trials."""
 
     space: Mapping[str, Domain]
     method: Literal["optuna", "random", "grid"] = "optuna"
     num_trials: int = 12
-    """Not of a grid, whose points are counted."""
+    """Ignored for a grid, which has one trial per point."""
     points_per_range: int = 3
-    """Of a grid."""
+    """For a grid."""
     metric: str = ""
-    """To be maximised."""
+    """Metric to maximise."""
     num_at_once: int = 1
     seed: int = 0
     num_steps: int = 0
     """Steps of a trial that is not stopped."""
     rungs: tuple[int, ...] = ()
-    """Steps after which a trial may be stopped, each `reduction_factor` times those before."""
+    """Steps at which a trial may be stopped, each `reduction_factor` times the previous."""
     reduction_factor: int = 4
-    """One of so many trials at a rung continues."""
+    """At a rung, one in this many trials continues."""
 
     def grid(self) -> list[dict[str, Any]]:
         """Return every point once, in an order drawn from the seed.
 
-        A trial is compared with those before it, and where each is better than the last, none would be stopped.
+        ASHA compares a trial with earlier ones: in the order of the grid, scores may rise steadily, and none would be
+        stopped.
         """
         values = [domain.points(self.points_per_range) for domain in self.space.values()]
         points = [dict(zip(self.space, point, strict=True)) for point in itertools.product(*values)]
@@ -72,20 +74,20 @@ class Trial:
     trial_id: str
     values: Mapping[str, Any]
     highest: Mapping[str, float] = field(default_factory=dict)
-    """The highest value of each metric that it reported."""
+    """The highest reported value of each metric."""
     error: str = ""
     is_open: bool = False
-    """The search was stopped before it ended."""
+    """The search was stopped before the trial ended."""
 
 
 class OnTrialEnd(tune.Callback):
-    """Call `listener` with the id of each trial that ended, completed or failed."""
+    """Call `listener` with the id of each trial that completes or fails."""
 
     listener: ClassVar[Callable[[str], None]]
-    """Of this process: Tune saves callbacks with a search, and a resumed one must call the listener of today."""
+    """A class attribute: Tune pickles callbacks with a search, and a resumed search must call the new listener."""
 
     def notify(self, trial: Any) -> None:
-        """Call the listener, whose failure must not become the trial's."""
+        """Call the listener; log its failure, so that the trial does not fail."""
         try:
             OnTrialEnd.listener(trial.trial_id)
         except Exception as error:
@@ -110,9 +112,9 @@ def run_trials(
 ) -> list[Trial]:
     """Call `function(trial id, values, watcher)` for each trial; the same call again resumes the search.
 
-    `watcher` is for a run of `cluster.run`, whose reports are then those of the trial. The search's folder is `name` in
-    the folder `path` of `filesystem`; `files`: what lies in it. `on_end` is called with the id of each trial that
-    ended. Ctrl-C ends the search and its trials.
+    Pass `watcher` to `cluster.run`, to make its reports those of the trial. The search's folder is `name` in the folder
+    `path` of `filesystem`, and contains `files`. `on_end` is called with the id of each trial that ends. Ctrl-C ends
+    the search and its trials.
     """
     ray_internals.apply_tune_settings()
     working_folder, search_folder = os.getcwd(), f"{path}/{name}"
@@ -121,7 +123,7 @@ def run_trials(
     def trial(values: dict[str, Any]) -> None:
         trial_id = tune.get_context().get_trial_id()
         assert trial_id, "Tune calls this in a trial"
-        if os.path.isdir(working_folder):  # relative paths lead there, and not from the folder that Tune gives a trial
+        if os.path.isdir(working_folder):  # relative paths start here, not at the folder that Tune gives a trial
             os.chdir(working_folder)
         with trial_slot(search_folder, search.num_at_once):
             function(trial_id, values, ray_internals.measurement_callback(search.metric))
@@ -136,7 +138,7 @@ def run_trials(
 def make_tuner(
     trainable: Any, search: Search, *, name: str, path: str, filesystem: Any, files: Collection[str]
 ) -> tune.Tuner:
-    """Return the search as it was left in its folder, or a new one; arguments as of `run_trials`."""
+    """Return the search restored from its folder, or a new one; arguments as for `run_trials`."""
     if ray_internals.can_resume_search(files):
         log.info("resuming the sweep in %s/%s", path, name)
         return tune.Tuner.restore(
@@ -159,7 +161,7 @@ def make_tuner(
 
 
 def tune_config(search: Search) -> tune.TuneConfig:
-    """Return how Tune proposes, schedules and names trials."""
+    """Return the configuration with which Tune proposes, schedules and names trials."""
     return tune.TuneConfig(
         metric=search.metric,
         mode="max",
@@ -173,7 +175,7 @@ def tune_config(search: Search) -> tune.TuneConfig:
 
 @contextlib.contextmanager
 def trial_slot(search_folder: str, num_slots: int) -> Iterator[None]:
-    """Wait for one of the search's `num_slots` slots and hold it: Tune starts all trials that it restores at once.
+    """Wait for one of the search's `num_slots` slots and hold it, since Tune starts all restored trials at once.
 
     All trials run on the head, so slots are locked files, which the system releases when a trial is killed.
     """
@@ -190,7 +192,7 @@ def trial_slot(search_folder: str, num_slots: int) -> Iterator[None]:
 
 
 def acquire(lock: filelock.BaseFileLock) -> bool:
-    """Return whether this process got the lock, without waiting."""
+    """Try to acquire the lock without waiting; return whether this process got it."""
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
@@ -199,12 +201,12 @@ def acquire(lock: filelock.BaseFileLock) -> bool:
 
 
 def report(metrics: Mapping[str, float]) -> None:
-    """Report metrics of the trial that this process runs, beside those that its ranks report."""
+    """Report metrics of the trial that this process runs, in addition to the reports of its ranks."""
     tune.report(dict(metrics))
 
 
 def trial_from_result(result: Any, states: Mapping[str, ray_internals.TrialState]) -> Trial:
-    """Return the trial of a result of Tune. `states`: what Tune keeps of each trial, by id."""
+    """Return the trial of a result of Tune. `states`: Tune's state of each trial, by id."""
     trial_id = str((result.metrics or {}).get("trial_id") or os.path.basename(result.path))
     state = states[trial_id]
     return Trial(
@@ -230,7 +232,7 @@ def as_tune(domain: Domain) -> Any:
     if not isinstance(domain, Range):
         return tune.choice(list(domain.values))
     if domain.is_integer:
-        low, high = round(domain.low), round(domain.high) + 1  # Tune leaves out the upper end
+        low, high = round(domain.low), round(domain.high) + 1  # Tune excludes the upper end
         return tune.lograndint(low, high) if domain.is_log else tune.randint(low, high)
     return (tune.loguniform if domain.is_log else tune.uniform)(domain.low, domain.high)
 
@@ -246,9 +248,9 @@ def searcher(search: Search) -> Searcher | SearchAlgorithm:
 class Asha(FIFOScheduler):
     """Asynchronous successive halving (Li et al., 2020): at a rung the best 1 / `reduction_factor` of trials continue.
 
-    Any other trial is stopped when it reaches the rung and does not wait for worse ones: that would start a run twice.
-    Tune's own scheduler compares with a percentile between two scores, so that of few trials more than that share
-    continue. A trial that has taken its last step is not stopped: its end would be cut off, and nothing saved. A trial
+    Any other trial stops at the rung at once instead of pausing until worse ones arrive: that would start a run twice.
+    Tune's own scheduler compares with an interpolated percentile, so that more than that share of few trials continue.
+    A trial that has taken its last step is not stopped, since its end would be cut off and nothing saved. A trial
     resumed after a lost driver is not compared at rungs that it had passed: its score there is no longer known.
     """
 
@@ -256,7 +258,7 @@ class Asha(FIFOScheduler):
         super().__init__()
         self.search = search
         self.scores: dict[int, list[float]] = {rung: [] for rung in search.rungs}
-        """By rung, those of the trials that reached it."""
+        """By rung, the scores of the trials that reached it."""
         self.passed: dict[str, int] = {}
         """By trial, the number of rungs it has passed."""
 

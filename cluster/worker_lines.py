@@ -1,4 +1,4 @@
-"""What processes of a run say to the person who started it: one line on their stderr, which Ray carries to the driver.
+"""Messages from processes of a run to the user: lines on their stderr, which Ray forwards to the driver.
 
 rank, controller ──say(line)──► stderr ──Ray's log monitor──► driver ──► logger SAID        shown
 anything else there ─────────────────────────────────────────► driver ──► logger WORKERS    in the log only
@@ -17,16 +17,16 @@ from cluster import ray_internals
 from cluster.loggers import MARK, PACKAGES, PROGRESS, PROGRESS_MARK, SAID, WORKERS
 
 OUT_OF_MEMORY = re.compile("killed due to memory pressure")
-"""In a raylet's message: what it ends to keep its machine alive, which a smaller batch or fewer CPUs mend."""
+"""Pattern of a raylet's message that it killed a process for lack of memory; a smaller batch or fewer CPUs help."""
 
 
 def say(line: str) -> None:
-    """Say a line to the person who started the run."""
+    """Send a line to the user who started the run."""
     _write(MARK, line)
 
 
 def show_progress(line: str) -> None:
-    """Show how far the run has come; the next such line takes this one's place."""
+    """Show the progress of the run; the next progress line replaces this one."""
     _write(PROGRESS_MARK, line)
 
 
@@ -36,7 +36,7 @@ def _write(mark: str, text: str) -> None:
 
 
 class SayWarnings(logging.Handler):
-    """Say the warnings of the product in a process of a run, each text once."""
+    """Send warnings of this product to the user from a process of a run, each text once."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -53,13 +53,13 @@ _warnings = SayWarnings()
 
 
 def say_warnings() -> None:
-    """Have this process say the warnings of the product, which would otherwise be in its log alone."""
+    """Make this process send the product's warnings to the user; otherwise only its log would contain them."""
     for package in PACKAGES:
         logging.getLogger(package).addHandler(_warnings)
 
 
 class Listener:
-    """Hand the lines of workers, as Ray brings them to the driver, to the driver's loggers."""
+    """Pass the lines of workers, which Ray forwards to the driver, to the driver's loggers."""
 
     def __init__(self) -> None:
         self.said_once: set[str] = set()
@@ -79,7 +79,7 @@ class Listener:
                 self.say_once(f"warning: Ray: {line.strip()}")
 
     def hear(self, line: str, source: str) -> None:
-        """Hand over one line. A warning that several processes say is shown once."""
+        """Pass on one line. A warning from several processes is shown once."""
         if line.startswith(PROGRESS_MARK):
             logging.getLogger(PROGRESS).info("%s", line.removeprefix(PROGRESS_MARK))
         elif not line.startswith(MARK):
@@ -90,7 +90,7 @@ class Listener:
             logging.getLogger(SAID).info("%s", text)
 
     def say_once(self, text: str) -> None:
-        """Show a text; log it only where it was shown before."""
+        """Show a text the first time, and only log its repetitions."""
         with self.lock:
             is_repeated = text in self.said_once
             self.said_once.add(text)

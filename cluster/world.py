@@ -1,4 +1,4 @@
-"""The ranks of a run as a value. The only file that imports torch.distributed."""
+"""The ranks of a run as a value. Only this file imports torch.distributed."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)  # autograd may hand it to others too
+        total = gradients[0].clone(memory_format=torch.contiguous_format)  # autograd may share the gradient
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` equal ones. A world of one needs no process group."""
+    """This process as one of `size` ranks. A world of size 1 needs no process group."""
 
     rank: int
     size: int
     device: torch.device
     votes: Any = None
-    """The process group by which the hosts agree, so that none waits for its GPU; None: that of gradients, on CPUs."""
+    """A gloo process group for values on the host, so that no host waits for its GPU; None: the default group, on
+    CPUs."""
 
     @property
     def is_first(self) -> bool:
@@ -48,8 +49,8 @@ class World:
         return rows if self.size == 1 else _Gather.apply(rows)  # pyright: ignore[reportReturnType]
 
     def highest(self, value: int) -> Callable[[], int]:
-        """Begin to ask all ranks for their `value`; the function that is returned waits for the highest of them, which
-        is the same on every rank."""
+        """Start a reduction of all ranks' `value`; the returned function waits for it and returns the maximum, the same
+        on every rank."""
         if self.size == 1:
             return lambda: value
         votes = torch.tensor([value])
@@ -62,7 +63,8 @@ class World:
         return answer
 
     def gather_objects(self, values: list[Any]) -> list[Any]:
-        """Return the values of all ranks in one list, in rank order. Pickled, between our own processes only."""
+        """Return the values of all ranks in one list, in rank order. They are pickled, which is safe between our own
+        processes only."""
         if self.size == 1:
             return list(values)
         parts: list[Any] = [None] * self.size

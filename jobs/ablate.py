@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
     options, run_options = parsing.split(sys.argv[1:] if argv is None else argv)
     config = parsing.read(AblateConfig, options, program="ablate.py", description=__doc__)
-    base = parsing.checked(run_options, name=config.name, program="ablate.py … --")
+    base = parsing.parse_checked(run_options, name=config.name, program="ablate.py … --")
     text, failed = ablate(config, base)
     print(text)
     for (row, seed), error in failed.items():

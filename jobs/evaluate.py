@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     """Return the exit status of the command line: 1 where a card's score did not come out again."""
     import torch
 
-    from jobs.evaluation.cards import not_repeated, read_card
+    from jobs.evaluation.cards import find_differences, read_card
     from jobs.evaluation.scoring import EvaluateConfig, evaluate, table
     from jobs.reports.run_report import refresh_protocols
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     refresh_protocols(card.protocol.run)
     print(table(card))
     if config.card:
-        lines = not_repeated(read_card(config.card), card.scores)
+        lines = find_differences(read_card(config.card), card.scores)
         print("\n".join(lines) or "every score is that of the card")
         return int(any(", outside [" in line for line in lines))
     return 0

@@ -45,7 +45,7 @@ def parse(argv: list[str] | None) -> parsing.Command:
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status of the command line."""
     command = parse(argv)
-    if (status := parsing.answered(command)) is not None:
+    if (status := parsing.preflight_status(command)) is not None:
         return status
 
     from jobs.launch.driver import pretrain

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["tiny"]
     command = parsing.parse(arguments, program="jobs.local")
     if command.dry_run:
-        return parsing.answered(command) or 0
+        return parsing.preflight_status(command) or 0
     storage, name = command.config.placement.storage, command.config.name
     return run_locally(arguments, storage=storage, name=name, progress=progress_printer())
 

@@ -18,11 +18,11 @@ from jobs.command_line.entry import log_progress, run_command
 def main(argv: list[str] | None = None) -> None:
     """Do what the command line says."""
     from jobs.corpus.planning import describe_outline
-    from jobs.corpus.preparation import PrepareConfig, describe, gathered_of, prepare
+    from jobs.corpus.preparation import PrepareConfig, describe, gather_inputs, prepare
 
     log_progress()
     config = parsing.read(PrepareConfig, argv, program="prepare.py", description=__doc__)
-    print(describe_outline(gathered_of(config).outline()) if config.dry_run else describe(prepare(config)))
+    print(describe_outline(gather_inputs(config).outline()) if config.dry_run else describe(prepare(config)))
 
 
 if __name__ == "__main__":

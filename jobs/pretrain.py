@@ -15,7 +15,7 @@ from jobs.command_line.entry import run_command
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status of the command line."""
     command = parsing.parse(argv)
-    if (status := parsing.answered(command)) is not None:
+    if (status := parsing.preflight_status(command)) is not None:
         return status
 
     from jobs.launch.driver import pretrain

@@ -13,10 +13,10 @@ from jobs.command_line.entry import run_command
 
 def main(argv: list[str] | None = None) -> None:
     """Do what the command line says."""
-    from jobs.launch.run_status import RunConfig, ask_to_stop, folder_of
+    from jobs.launch.run_status import RunConfig, folder_of, request_stop
 
     config = parsing.read(RunConfig, argv, program="stop.py", description=__doc__)
-    print(ask_to_stop(folder_of(config)))
+    print(request_stop(folder_of(config)))
 
 
 if __name__ == "__main__":

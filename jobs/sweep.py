@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
     options, run_options = parsing.split(sys.argv[1:] if argv is None else argv)
     config = parsing.read(SweepConfig, options, program="sweep.py", description=__doc__)
-    base = parsing.checked(run_options, name=config.name, program="sweep.py … --")
+    base = parsing.parse_checked(run_options, name=config.name, program="sweep.py … --")
     rows = sweep(config, base)
     selection = changed_selection(base.placement.storage, base.selection, rows[0])
     print(describe(rows, config.name, config.metric, run_options, selection))

@@ -1,4 +1,4 @@
-"""The nouns on which data and model meet. Imports nothing that takes time; everyone may import this file.
+"""Data types shared by data pipeline and model. Imports nothing slow; every module may import this file.
 
 manifest row ──fetch, decode──► ClipRows | Rejected ──collate──► Batch ──► snps3_model
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # torch takes two seconds, which a process that only decodes does without
+if TYPE_CHECKING:  # importing torch takes two seconds, which a process that only decodes should not pay
     import numpy as np
     import torch
     from jaxtyping import Bool, Float, Float32, Int64, UInt8
@@ -20,10 +20,10 @@ if TYPE_CHECKING:  # torch takes two seconds, which a process that only decodes 
 
 _ADDRESS = re.compile(r" ?(?:at |@ ?)0x[0-9a-fA-F]{4,}")
 IGNORED_LABEL = -1
+"""Label of a token position that no masked-word loss scores."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of the red, green and blue of pixels in [0, 1]; encoders are given frames normalised by them."""
-"""Label of a token position that no masked-word loss scores."""
+"""Of red, green and blue in [0, 1]; the frames that encoders receive are normalised by them."""
 
 
 class Kind(StrEnum):
@@ -43,7 +43,7 @@ class Stage(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a sample was rejected: the closed list that metrics count by."""
+    """Why a sample was rejected: a closed list, by which metrics count."""
 
     MISSING = "missing"
     EMPTY = "empty"
@@ -57,7 +57,7 @@ class Reason(StrEnum):
     WRONG_ROW = "wrong_row"
     """A row of an annotation file that cannot be read."""
     UNAVAILABLE = "unavailable"
-    """The store did not deliver it, however often it was asked."""
+    """The store did not deliver it, even after retries."""
     UNSUPPORTED_CODEC = "unsupported_codec"
     TIMEOUT = "timeout"
     """Decoding took longer than allowed."""
@@ -67,21 +67,21 @@ class Reason(StrEnum):
     """Decoding took more memory than allowed."""
     WRONG_CHECKSUM = "wrong_checksum"
     DUPLICATE = "duplicate"
-    """Another clip of the corpus shows the same."""
+    """A duplicate of another clip of the corpus."""
     LEAKED = "leaked"
-    """A clip of a test split shows the same."""
+    """A duplicate of a clip of a test split."""
     REFUSED = "refused"
-    """A download that may not be taken: a private address, too large, or a page in place of a file."""
+    """A download that is not allowed: a private address, too large, or a web page in place of a file."""
     FILTERED = "filtered"
-    """A score of it is beyond a threshold."""
+    """One of its scores is beyond a threshold."""
     FAILED = "failed"
-    """Code of ours raised what it should not, whatever the file holds: an error to report."""
+    """Our code raised an unexpected exception, which no file should cause: a bug to report."""
 
 
 class DecodeError(Exception):
-    """A file that gives no clip, with the reason. Survives pickling, since it crosses processes.
+    """Raised for a file without a usable clip, with the reason. Can be pickled, since it crosses processes.
 
-    Addresses in memory are left out of the detail, so that one file gives one detail on every run.
+    Memory addresses are removed from the detail, so that a file gives the same detail on every run.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -96,12 +96,12 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class EncodedFrames:
-    """A clip that is kept as images, one per frame, in order of display."""
+    """A clip stored as images, one per frame, in display order."""
 
     images: tuple[bytes, ...]
 
     def __len__(self) -> int:
-        """Return the bytes of all images."""
+        """Return the total number of bytes."""
         return sum(len(image) for image in self.images)
 
 
@@ -110,44 +110,44 @@ class EncodedPackets:
     """The packets of a video that some of its frames need, cut out of the file."""
 
     header: Mapping[str, Any]
-    """What a decoder has to know, and the file's `info` (`pipeline/decode/packets.py`)."""
+    """Parameters of the decoder, and the file's `info` (`pipeline/decode/packets.py`)."""
     packets: np.ndarray
-    """Where each of them lies in `data`, its times and its number in the file: `pipeline.decode.packets.CUT`."""
-    wanted: tuple[int, ...]
-    """Numbers of the frames of a clip in the file, in their order."""
+    """Position in `data`, times and number in the file of each packet: `pipeline.decode.packets.CUT`."""
+    frame_numbers: tuple[int, ...]
+    """Numbers in the file of the clip's frames, in order."""
     pts: tuple[int, ...]
-    """When each of these is shown, in units of the stream."""
+    """Presentation times of these frames, in units of the stream."""
     data: bytes
     wider: Callable[[], EncodedPackets] | None = None
-    """Fetches more packets before these, for a frame that does not decode with these alone; None: there are no more."""
+    """Fetches more packets before these, for frames that need them; None: there are no more."""
 
     def __len__(self) -> int:
-        """Return the bytes of all packets."""
+        """Return the number of bytes of all packets."""
         return len(self.data)
 
 
 @dataclass(frozen=True, eq=False)
 class DistantFile:
-    """A file that is too large for memory: parts of it are read when they are needed."""
+    """A file too large for memory, of which parts are read on demand."""
 
     num_bytes: int
     read: Callable[[int, int], bytes]
     """`read(start, stop)`: the bytes in [start, stop)."""
 
     def __len__(self) -> int:
-        """Return the bytes of the file."""
+        """Return the number of bytes of the file."""
         return self.num_bytes
 
 
 Stored = bytes | EncodedFrames
-"""What lies at a uri: the bytes of a video or an image, or the images of a video's frames."""
+"""The content at a uri: the bytes of a video or an image, or the images of a video's frames."""
 Media = Stored | EncodedPackets | DistantFile
-"""An encoded clip, or what of a long video it needs."""
+"""An encoded clip, or the part of a long video that it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """A bad sample as a value: written to the ledger, counted by reason, never dropped in silence."""
+    """A rejected sample as a value: written to the ledger, counted by reason, never dropped silently."""
 
     clip_id: int
     uri: str
@@ -157,7 +157,7 @@ class Rejected:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], stage: Stage | None = None) -> Rejected:
-        """Return the rejected sample in a row of a table; `stage` where the table has no such column."""
+        """Return the rejected sample in a row of a table; `stage` is for tables without this column."""
         return cls(
             clip_id=row["clip_id"],
             uri=row["uri"],
@@ -180,7 +180,7 @@ class ClipRows:
     """1 for a usable clip, 0 for a filler or a rejected one."""
     epoch: int
     captions: list[str]
-    """The caption chosen for each clip; not looked at where the weight is 0."""
+    """The caption chosen for each clip; ignored where the weight is 0."""
     frames: UInt8[np.ndarray, "B T H W 3"]
     frame_pad_mask: Bool[np.ndarray, "B T H W"]
     num_frames: Int64[np.ndarray, " B"]
@@ -197,19 +197,19 @@ class ClipRows:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthGroup:
-    """Rows of a batch that pass through the network together, since their captions are about equally long."""
+    """Rows of a batch with captions of similar length, which pass through the network together."""
 
     rows: Int64[Tensor, " n"]
     num_tokens: int
-    """Tokens of the longest caption among them."""
+    """Number of tokens of the longest caption among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """One rank's share of one step. `B` clips, `T` frames, `L` tokens, `K` words for LVWM.
 
-    Every random choice (frames, caption, masks, words) is already made and depends only on
-    (seed, epoch, clip_id), so a batch does not depend on how many workers there are.
+    Every random choice (frames, caption, masks, words) is already made and depends only on (seed, epoch, clip_id), so a
+    batch is independent of the number of workers.
     """
 
     clip_ids: Int64[Tensor, " B"]
@@ -227,32 +227,32 @@ class Batch:
     """The original id at the positions chosen for masking, `IGNORED_LABEL` elsewhere."""
     word_positions: Int64[Tensor, "B K"]
     """The K significant words that LVWM matches with the video, as positions in the caption."""
-    most_masked: int | None = None
-    """Labels of a row at most, counted on the host so that no step has to ask its device; None if nobody counted."""
-    most_tokens: int | None = None
-    """Tokens of a caption of any rank at most, so that no step has to ask for the longest; None: it asks, which on a
-    CPU costs nothing and saves padding."""
+    max_masked: int | None = None
+    """Largest number of labels in a row, counted on the host to avoid a device synchronisation; None if unknown."""
+    max_tokens: int | None = None
+    """Upper bound on the tokens of a caption on any rank, so that no step has to compute the longest; None: each step
+    computes it, which is free on a CPU and saves padding."""
     length_groups: tuple[LengthGroup, ...] = ()
-    """Every row in one of them; none to pass all rows at once."""
+    """Partition of the rows; empty: all rows pass through the network at once."""
 
     def tensors(self) -> list[Tensor]:
-        """All tensors of the batch."""
+        """Return all tensors of the batch."""
         columns = [getattr(self, name) for name in self._columns()]
         return [*columns, *(group.rows for group in self.length_groups)]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
+        """Return the batch on `device`."""
         moved = {name: _moved(getattr(self, name), device) for name in self._columns()}
         groups = tuple(dataclasses.replace(group, rows=_moved(group.rows, device)) for group in self.length_groups)
         return dataclasses.replace(self, **moved, length_groups=groups)
 
     def _columns(self) -> list[str]:
-        others = ("most_masked", "most_tokens", "length_groups")
+        others = ("max_masked", "max_tokens", "length_groups")
         return [field.name for field in dataclasses.fields(self) if field.name not in others]
 
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on `device`; one that is the same in all frames, as a pad mask is, travels once."""
+    """Return the tensor on `device`. If all frames share memory, as in a pad mask, only one is transferred."""
     is_repeated = tensor.ndim > 1 and tensor.stride(1) == 0
     sent = (tensor[:, :1] if is_repeated else tensor).to(device, non_blocking=True)
     return sent.expand_as(tensor) if is_repeated else sent
@@ -260,22 +260,22 @@ def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionBatch(Batch):
-    """One rank's share of one step of question answering, with `Q` questions about each clip; the caption is the
-    first."""
+    """One rank's share of one step of question answering, with `Q` questions about each clip; the caption is the first
+    question."""
 
     question_ids: Int64[Tensor, "B Q L2"]
     question_mask: Bool[Tensor, "B Q L2"]
     question_weight: Float[Tensor, "B Q"]
     """1 for a question with a known answer about a usable clip, otherwise 0."""
     answers: Int64[Tensor, "B Q N"]
-    """Numbers of the right answers, padded with `IGNORED_LABEL`."""
+    """Numbers of the correct answers, padded with `IGNORED_LABEL`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceBatch(Batch):
-    """One rank's share of one step of multiple choice: the caption is the right option."""
+    """One rank's share of one step of multiple choice; the caption is the correct option."""
 
     option_ids: Int64[Tensor, "B O L"]
     option_mask: Bool[Tensor, "B O L"]
     answer: Int64[Tensor, " B"]
-    """Position of the right option."""
+    """Position of the correct option."""

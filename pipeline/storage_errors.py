@@ -1,5 +1,5 @@
-"""What a store's error means: whether another try may succeed, and what to tell people. The only file that knows
-botocore, which is imported when a remote store has failed."""
+"""Interpret a store's errors: whether a retry may succeed, and which message to show. The only file that imports
+botocore, and only after a remote store has failed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-_PASSING_CODES = {"SlowDown", "RequestTimeout", "XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"}
-"""Answers with a status below 500 that another try may not get."""
+_TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"}
+"""Error codes with a status below 500 that are transient."""
 _CONDITION_CODES = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-"""Answers to a conditional PUT whose condition did not hold."""
+"""Error codes of a conditional PUT whose condition did not hold."""
 _RIGHTS = {
     "HeadObject": "s3:GetObject",
     "HeadBucket": "s3:ListBucket",
@@ -28,11 +28,11 @@ _RIGHTS = {
     "UploadPart": "s3:PutObject",
     "CompleteMultipartUpload": "s3:PutObject",
 }
-"""The right that a call needs, where it is not named like the call."""
+"""Call → the permission it needs, if the two have different names."""
 
 
 class RetryBudget:
-    """How long this process asks a store that fails again, and how often it has: one for all threads that read."""
+    """How long this process retries a failing store, and its number of retries; shared by all threads."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -44,30 +44,30 @@ class RetryBudget:
             self._count += 1
 
     def pop(self) -> int:
-        """Return the retries since this was called last."""
+        """Return the number of retries since the last call."""
         with self._lock:
             count, self._count = self._count, 0
         return count
 
 
 def is_remote(path: str) -> bool:
-    """Return True for a URL, False for a path of this machine."""
+    """Return whether `path` is a URL, not a path on this machine."""
     return "://" in path and not path.startswith("file://")
 
 
 def is_surrogate(path: str) -> bool:
-    """Return whether a local disk keeps a name in another encoding than UTF-8, so that no manifest can hold it."""
+    """Return whether a name on a local disk is not UTF-8, so that no manifest can hold it."""
     return any("\udc80" <= character <= "\udcff" for character in path)
 
 
 def refuse_special(path: str, inner: str) -> None:
-    """Raise OSError for a local pipe, socket or device: whoever reads it may wait for ever."""
+    """Raise OSError for a local pipe, socket or device: reading it may block forever."""
     if not is_remote(path) and not stat.S_ISREG(mode := os.stat(inner).st_mode) and not stat.S_ISDIR(mode):
         raise OSError(f"{path} is a pipe, socket or device, not a file")
 
 
-def may_pass(error: Exception) -> bool:
-    """Return True if another try may succeed: a remote store is busy or broken for the moment, or the line was."""
+def is_transient(error: Exception) -> bool:
+    """Return whether a retry may succeed: the remote store or the connection failed temporarily."""
     if (status := _hub_status(error)) is not None or not _has_s3():
         return status == 429 or (status or 0) >= 500 or isinstance(error, TimeoutError | ConnectionError)
     refusal = _refusal(error)
@@ -80,18 +80,18 @@ def may_pass(error: Exception) -> bool:
         passing += (boto.HTTPClientError, boto.EndpointConnectionError, boto.ConnectTimeoutError)
         return isinstance(error, passing)
     status = refusal.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return _code(refusal) in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
+    return _code(refusal) in _TRANSIENT_CODES or status == 429 or (status >= 500 and status != 501)
 
 
 def is_failed_condition(error: Exception) -> bool:
-    """Return True if a store refused a conditional write because its condition did not hold."""
+    """Return whether a store rejected a conditional write because its condition did not hold."""
     refusal = _refusal(error)
     return refusal is not None and _code(refusal) in _CONDITION_CODES
 
 
 @contextlib.contextmanager
-def none_behind_the_end(path: str) -> Iterator[None]:
-    """Let pass that a remote file has no byte of the range that is asked for."""
+def empty_past_end(path: str) -> Iterator[None]:
+    """Suppress the error of a remote store that a file has no byte of the requested range."""
     try:
         yield
     except OSError as error:
@@ -100,8 +100,8 @@ def none_behind_the_end(path: str) -> Iterator[None]:
             raise
 
 
-def in_words(error: Exception, path: str) -> Exception | None:
-    """Return one of a store's errors with the path and what to do; None where its own words are the best."""
+def as_user_error(error: Exception, path: str) -> Exception | None:
+    """Return a store's error reworded, with path and remedy; None if the original message is best."""
     refusal = _refusal(error) if is_remote(path) else None
     if refusal and _code(refusal) in ("411", "MissingContentLength"):
         return ConnectionError(_no_checksums(path))
@@ -114,10 +114,10 @@ def in_words(error: Exception, path: str) -> Exception | None:
             return OSError(error.errno, f"no space left for {path}: make room there, and give the same command again")
         case NotADirectoryError() | FileExistsError():
             return NotADirectoryError(f"a part of {path} is a file, not a folder: choose another path")
-    return _remote_in_words(error, path) if is_remote(path) else None
+    return _remote_as_user_error(error, path) if is_remote(path) else None
 
 
-def _remote_in_words(error: Exception, path: str) -> Exception | None:
+def _remote_as_user_error(error: Exception, path: str) -> Exception | None:
     if _hub_status(error) in (401, 403):
         remedy = "set HF_TOKEN, and accept the terms of a gated data set on its page"
         return PermissionError(f"no permission for {path}: {remedy}")
@@ -137,7 +137,7 @@ def _remote_in_words(error: Exception, path: str) -> Exception | None:
 
 
 def _missing_right(refusal: ClientError | None, path: str) -> str:
-    """Say which call was refused, and which right or credential would let it through."""
+    """Describe which call was refused, and which permission or credential it needs."""
     if not is_remote(path):
         return "give this user the right"
     if refusal is None:
@@ -161,7 +161,7 @@ def _missing_right(refusal: ClientError | None, path: str) -> str:
 
 
 def _hub_status(error: Exception) -> int | None:
-    """Return the HTTP status with which a hub answered, if it was one."""
+    """Return the HTTP status of a hub's error; None for other errors."""
     status = getattr(getattr(error, "response", None), "status_code", None)  # S3's response is a dictionary
     return status if isinstance(status, int) else None
 
@@ -171,7 +171,7 @@ def _has_s3() -> bool:
 
 
 def _refusal(error: Exception) -> ClientError | None:
-    """Return the answer of an S3 store behind an error, if there was one."""
+    """Return the S3 error behind an exception; None if there is none."""
     if not _has_s3():
         return None
     from botocore.exceptions import ClientError
@@ -183,8 +183,8 @@ def _code(refusal: ClientError) -> str:
     return str(refusal.response.get("Error", {}).get("Code", ""))
 
 
-def answer(error: Exception) -> str:
-    """Return what a store has answered last, in a few words."""
+def summarise(error: Exception) -> str:
+    """Summarise a store's error in a few words."""
     refusal = _refusal(error)
     return f"{_code(refusal)} for {refusal.operation_name}" if refusal else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""Files of a store some at a time, in order of their paths. The stores themselves are `storage`'s."""
+"""List the files of a store page by page, in order of their paths. `storage` opens the stores."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import suppress
 from typing import Any
 
 PAGE_KEYS = 1000
-"""Objects of a page of a bucket: no store gives more."""
+"""Objects per page of a bucket listing, the maximum of S3."""
 
 
 def local_files(root: str, folder: str = "") -> Iterator[tuple[str, str]]:
-    """Yield path below `root`, and size and time of change, of each file in `folder`, but for hidden ones."""
+    """Yield path below `root`, and size and modification time, of each file in `folder` that is not hidden."""
     try:
         with os.scandir(os.path.join(root, folder)) as entries:
             named = sorted((entry.name + "/" * entry.is_dir(follow_symlinks=False), entry.path) for entry in entries)
-    except OSError:  # gone meanwhile, or not for us to read
+    except OSError:  # removed meanwhile, or not readable
         return
     for name, path in named:
         if name.startswith("."):
@@ -29,8 +29,8 @@ def local_files(root: str, folder: str = "") -> Iterator[tuple[str, str]]:
                 yield folder + name, f"{size} {os.lstat(path).st_mtime}"
 
 
-def s3_files(ask: Callable[[Callable[[Any, str], Any]], Any]) -> Iterator[tuple[str, str]]:
-    """Yield path, size and ETag of each object below the prefix that `ask` hands to its call with the store."""
+def s3_files(request: Callable[[Callable[[Any, str], Any]], Any]) -> Iterator[tuple[str, str]]:
+    """Yield path, and size and ETag, of each object below a prefix; `request` calls a function on store and prefix."""
     place: dict[str, str] = {}
     while True:
 
@@ -39,7 +39,7 @@ def s3_files(ask: Callable[[Callable[[Any, str], Any]], Any]) -> Iterator[tuple[
             prefix = f"{key.rstrip('/')}/" if key else ""
             return prefix, store.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=PAGE_KEYS, **place)
 
-        prefix, answer = ask(page)
+        prefix, answer = request(page)
         for item in answer.get("Contents", ()):
             if not item["Key"].endswith("/"):
                 yield item["Key"].removeprefix(prefix), f"{item['Size']} {item['ETag']}"

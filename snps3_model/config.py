@@ -1,7 +1,7 @@
-"""What the network and its objectives are made of. Defaults are here and nowhere else; presets choose other values.
+"""Configuration of the network and its objectives. All defaults are here; presets override them.
 
-The defaults are what the paper means. What the published code computed instead is a switch each, named in the field's
-docstring by the word *published*; `reference_objective` sets them all.
+The defaults follow the paper. Where the published code deviates, a field switches to its behaviour; the field's
+docstring marks this with the word *published*. `reference_objective` sets all of these switches.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ class VisualConfig:
     """Output channels of each convolution of the CNNs that learn from scratch. Each but the last halves the frame; the
     first of `clip_cnn` takes a quarter."""
     frozen_batch_norm: bool = False
-    """Use stored statistics instead of the batch's: a choice for CNNs from scratch, the only way for resnet50. Only
-    sensible with pre-trained weights."""
+    """Normalise with stored statistics instead of the batch's: optional for CNNs from scratch, required for resnet50.
+    Only sensible with pre-trained weights."""
     frozen: bool = False
     """Train only the projection to the network's width, not the pre-trained encoder."""
     lora_rank: int | None = None
-    """Train updates of this rank of the pre-trained encoder's linear layers (LoRA) and leave all else in it as it is;
-    None trains it whole."""
+    """Train low-rank updates (LoRA) of this rank for the linear layers of the pre-trained encoder and freeze the rest
+    of it; None trains all of it."""
     drop_path: float = 0.0
     """Stochastic depth: the share of residual branches left out, rising from 0 to this over the layers. The paper has
     0.2 for Video Swin and none for the others."""
     activation_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more work."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more compute."""
     reference_window_index: bool = False
     """Video Swin: read the bias table of windows cut below 7 cells (frames under 224 px) as the published code did,
     with wrong offsets."""
@@ -96,7 +96,7 @@ class VisualConfig:
         self._refuse_what_has_no_effect()
 
     def _refuse_what_has_no_effect(self) -> None:
-        """A setting that the chosen encoder would leave aside is a mistake."""
+        """Raise ValueError for a setting that the chosen encoder would ignore."""
         kinds = {
             "frozen_batch_norm": (*SCRATCH_ENCODERS, "resnet50"),
             "frozen": PRETRAINED_ENCODERS,
@@ -125,14 +125,14 @@ class ModelConfig:
     initial_weights: str | None = None
     """Weights of an earlier run of the same network, its `best/model.safetensors`; None starts a first run."""
     lora_rank: int | None = None
-    """Train updates of this rank of the linear layers of the shared network (LoRA), besides its embeddings and all
-    heads; None trains it whole."""
+    """Train low-rank updates (LoRA) of this rank for the linear layers of the shared network; embeddings and heads
+    train in full. None trains all of it."""
     hidden: int = 128
     """Width of the shared network and of the dual-encoder vectors."""
     num_layers: int = 2
     cross_network: Literal["shared", "separate"] = "shared"
-    """`shared` is SNP: the cross pass goes through the text network's own layers. `separate` is the baseline P3E: a
-    third encoder with embeddings of its own."""
+    """`shared` is SNP: the cross pass runs through the layers of the text network. `separate` is the baseline P3E: a
+    third encoder with its own embeddings."""
     num_cross_layers: int = 3
     """Layers of the separate cross network; the shared one has `num_layers`."""
     num_heads: int = 4
@@ -142,9 +142,11 @@ class ModelConfig:
     published code has 3 and leaves them off."""
     grid_side: int = 1
     """k: the cross pass sees k × k tokens per frame, each the mean over one part of it, with the frame's position and a
-    learned place; 1 is the paper's one token per frame. The dual encoder always takes the frame's mean."""
+    learned embedding of the part; 1 is the paper's one token per frame. The dual encoder always takes the frame's
+    mean."""
     max_positions: int = 64
-    """Rows of the position table; text and frames each count from 0, so this bounds the longer of the two."""
+    """Rows of the position table; the positions of text and of frames both start at 0, so this bounds the longer of the
+    two."""
     dropout: float = 0.1
     initial_std: float = 0.02
     """Standard deviation of the shared network's random weights, BERT's 0.02 at width 768; a narrow network trained
@@ -195,29 +197,30 @@ class ObjectiveConfig:
     lvwm: float = 1.0
     """LVWM: single significant words matched with the clip."""
     itm: float = 0.0
-    """Fused pair true or false, as two classes. In the published code (1), not in the paper."""
+    """Image-text matching: classify a fused pair as true or false. In the published code (1), not in the paper."""
     sigmoid: float = 0.0
-    """Dual-encoder matching, each pair true or false by itself (SigLIP), beside ℒ3 or with `gvtm_level1` at 0 in its
-    place; with a bias of its own, and `temperature` (SigLIP begins with 0.1 and learns it)."""
+    """Dual-encoder matching that classifies each pair alone as true or false (SigLIP), beside ℒ3, or instead of it with
+    `gvtm_level1` at 0. It has its own bias and uses `temperature` (SigLIP starts at 0.1 and learns it)."""
     clip_order: float = 0.0
-    """Some frames change places before the temporal encoder, which tells where they belong (published, off). Needs
-    `model.num_temporal_layers`."""
+    """Frame order: permute some frames before the temporal encoder, which predicts their true positions (published,
+    off). Needs `model.num_temporal_layers`."""
     itm_negative: Literal["random", "hard"] = "random"
     """The false caption of `itm`: any other of the gathered batch, or the one that the dual encoder scores highest."""
     temperature: float = 0.05
-    """Divides the cosines of GVTM level 1 and `sigmoid`; raw cosines (1.0) were seen to learn nothing."""
+    """Divides the cosines of GVTM level 1 and `sigmoid`; in our runs nothing was learned from raw cosines (1.0)."""
     learn_temperature: bool = False
-    """Let `temperature` be trained, from its value here down to 0.01 (CLIP)."""
+    """Train `temperature`, starting at the value above, with a lower limit of 0.01 (CLIP)."""
     frames: Literal["all", "middle"] = "all"
     """Which frames of a clip are matched by GVTM level 1 and LVWM: `all`, joined by log-sum-exp, or as published the
     `middle` one of the true clip against every frame of the others."""
     queue_length: int | None = None
-    """Earlier vectors that GVTM level 1 is contrasted with, from encoders that follow slowly (MoCo; published: 16384).
+    """Number of earlier vectors, from momentum encoders, that GVTM level 1 contrasts with (MoCo; published: 16384).
     None contrasts with the gathered batch."""
     queue_momentum: float = 0.9999
-    """How slowly the encoders of the queue follow: their part that stays at each step."""
+    """Momentum of the encoders of the queue: the share of their weights that each step keeps."""
     queue_end: Literal["circular", "shifted"] = "circular"
-    """At the end of a queue a block goes on at the start, or as published is `shifted` back over the newest entries."""
+    """A block that passes the end of a queue wraps around (`circular`), or as published is `shifted` back over the
+    newest entries."""
     matching_text: Literal["raw", "masked"] = "raw"
     """The caption that GVTM level 2 and the true pairs of `itm` read; published: `masked`."""
     text_alone: Literal["masked", "raw"] = "masked"
@@ -243,6 +246,9 @@ class ObjectiveConfig:
     many clips per caption as a rank has rows: `nearest` to the true pair's level-1 score, or the highest (`top_k`)."""
     reweight_easy: bool = False
     """Captions whose true pair scores above the mean at level 1 count less in the published mining."""
+    dual_share: float = 0.0
+    """The first steps of a run, this share of them, compute GVTM level 1, or `sigmoid`, alone: the dual encoder learns
+    for half the price of a step, and hard negatives are hard from the first step that mines them."""
     extra: tuple[str, ...] = ()
     """Losses of other packages: package.module:NAME, or the name of an entry point of the group snps3.losses, with
     =WEIGHT behind it if that is not 1. They are imported when a run is trained that names them on its command line."""
@@ -271,6 +277,13 @@ class ObjectiveConfig:
                 f"objective.mining={self.mining} takes as many clips as a rank has rows, got "
                 f"objective.num_hard_negatives={self.num_hard_negatives}; leave it None"
             )
+        if not 0 <= self.dual_share < 1:
+            raise ValueError(f"objective.dual_share must lie in [0, 1), got {self.dual_share}")
+        if self.dual_share and not (self.gvtm_level1 or self.sigmoid):
+            raise ValueError(
+                f"objective.dual_share={self.dual_share} is of objective.gvtm_level1 or objective.sigmoid alone, and "
+                "both are 0; set one of them, or dual_share to 0"
+            )
         if min(self.weights.values()) < 0:
             raise ValueError(f"loss weights must not be negative, got {self.weights}")
         extra = [weight for _, weight in map(parse_extra, self.extra)]
@@ -296,9 +309,9 @@ def refuse_order_without_time(objective: ObjectiveConfig, model: ModelConfig) ->
 
 
 def reference_objective(**changes: Any) -> ObjectiveConfig:
-    """The six losses as the published code computed them while training; `changes` are fields of ObjectiveConfig.
+    """Return the six losses as the published training code computed them; `changes` are fields of ObjectiveConfig.
 
-    It masked with MSSM, and looked at the masked caption where the paper matches the whole one.
+    It masked with MSSM, and matched the masked caption where the paper matches the whole one.
     """
     published: dict[str, Any] = {
         "itm": 1.0,

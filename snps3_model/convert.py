@@ -1,4 +1,4 @@
-"""Checkpoints of the published code: the names of its tensors, and ours for them.
+"""Checkpoints of the published code: maps the names of its tensors to ours.
 
 Its checkpoints hold the shared network under three prefixes, since its cross encoder *is* its text encoder.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snps3_model.loading import WeightsReport, differences, few
+from snps3_model.loading import WeightsReport, differences, format_names
 from snps3_model.objective import Pretraining
 
 PREFIXES = {
@@ -29,7 +29,7 @@ PREFIXES = {
     "mlm_head.transformer_mlm.cls.predictions.transform.LayerNorm.": "model.cross_words.norm.",
     "itm_head.cls.seq_relationship.": "itm_head.",
 }
-"""Published prefix → ours. The longest that fits counts."""
+"""Published prefix → our prefix. The longest match applies."""
 WORD_EMBEDDINGS = "model.module.text_encoder.embeddings.word_embeddings.weight"
 ALIASES = {
     "model.module.text_encoder.module.": "model.module.text_encoder.",
@@ -40,27 +40,28 @@ ALIASES = {
     "mlm_head.transformer_mlm.cls.predictions.decoder.weight": WORD_EMBEDDINGS,
     "mlm_head.text_encoder_mlm.cls.predictions.decoder.weight": WORD_EMBEDDINGS,
 }
-"""Second names of a tensor, by prefix, and the name that counts."""
+"""Alias prefix of a tensor → prefix of its canonical name."""
 UNUSED = ("model.module.img_proj", "model.module.img_encoder.model.head.", "model.moco")
-"""Published tensors that no loss of ours reaches: a projection that crashes (fault B1), a classifier, slow copies."""
+"""Published tensors that none of our losses uses: a projection that crashes (fault B1), a classifier, momentum
+copies."""
 BUFFERS = ("position_ids", "token_type_ids")
 VISUAL = "model.visual."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """A published checkpoint in our names."""
+    """A published checkpoint under our names."""
 
     network: dict[str, Tensor]
-    """As in the weights of a run: `model.…`, and `itm_head.…`."""
+    """Names as in the weights of a run: `model.…` and `itm_head.…`."""
     visual: dict[str, Tensor]
     """The visual encoder's tensors by their published names, for the loader of visual weights to translate."""
     left_out: tuple[str, ...]
-    """Second names, buffers and unused tensors."""
+    """Names of aliases, buffers and unused tensors."""
 
 
 def our_name(published: str) -> str:
-    """Our name of a published parameter; ValueError for one that is not in the table."""
+    """Return our name of a published parameter; raise ValueError for one that is not in the table."""
     ours = with_other_prefix(published, PREFIXES)
     if ours is None:
         raise ValueError(
@@ -70,18 +71,18 @@ def our_name(published: str) -> str:
 
 
 def published_name(ours: str) -> str:
-    """The published name of a parameter of ours; our own name for a part that the published model lacks."""
-    return with_other_prefix(ours, {own: published for published, own in PREFIXES.items()}) or ours
+    """Return the published name of one of our parameters; `ours` itself for a part that the published model lacks."""
+    return with_other_prefix(ours, {value: key for key, value in PREFIXES.items()}) or ours
 
 
-def first_name(published: str) -> str:
-    """The name that counts among the several that the published checkpoints give one tensor."""
-    first = with_other_prefix(published, ALIASES)
-    return first_name(first) if first else published
+def canonical_name(published: str) -> str:
+    """Return the canonical name of a tensor that the published checkpoints hold under several names."""
+    canonical = with_other_prefix(published, ALIASES)
+    return canonical_name(canonical) if canonical else published
 
 
 def with_other_prefix(name: str, prefixes: Mapping[str, str]) -> str | None:
-    """`name` with the longest of `prefixes` that fits replaced by its value; None if none fits."""
+    """Return `name` with its longest prefix in `prefixes` replaced by that prefix's value; None if none matches."""
     fitting = [prefix for prefix in prefixes if name.startswith(prefix)]
     if not fitting:
         return None
@@ -90,20 +91,20 @@ def with_other_prefix(name: str, prefixes: Mapping[str, str]) -> str | None:
 
 
 def convert(weights: Mapping[str, Tensor]) -> Converted:
-    """The tensors of a published checkpoint in our names. ValueError for unknown names, and for second names whose
-    values are not those of the first: such a checkpoint is of another model."""
+    """Return the tensors of a published checkpoint under our names. Raise ValueError for unknown names, and for aliases
+    whose values differ from the canonical tensor: such a checkpoint is of another model."""
     network: dict[str, Tensor] = {}
     visual: dict[str, Tensor] = {}
     left_out: list[str] = []
     for published, tensor in weights.items():
-        first = first_name(published)
+        canonical = canonical_name(published)
         if published.startswith(UNUSED) or published.endswith(BUFFERS):
             left_out.append(published)
-        elif first != published:
-            if first in weights and not torch.equal(weights[first], tensor):
+        elif canonical != published:
+            if canonical in weights and not torch.equal(weights[canonical], tensor):
                 raise ValueError(
-                    f"{published} and {first} differ, but the published model has one tensor under both names; this "
-                    "checkpoint is of a model with a separate cross encoder"
+                    f"{published} and {canonical} differ, but the published model has one tensor under both names; "
+                    "this checkpoint is of a model with a separate cross encoder"
                 )
             left_out.append(published)
         elif our_name(published).startswith(VISUAL):
@@ -119,9 +120,9 @@ def load_published(
     source: str,
     load_visual: Callable[[nn.Module, Mapping[str, Tensor], str], object],
 ) -> WeightsReport:
-    """Puts a published checkpoint into `network`, its visual part by `load_visual(encoder, tensors, source)`.
+    """Load a published checkpoint into `network`, its visual part with `load_visual(encoder, tensors, source)`.
 
-    The network must have exactly its parts; an ITM head is left over where the objective has none.
+    The network must have exactly the parts of the checkpoint; only an ITM head may stay unused.
     """
     converted = convert(weights)
     heads = {name: tensor for name, tensor in converted.network.items() if name.startswith("itm_head.")}
@@ -136,12 +137,12 @@ def load_published(
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Puts `weights` into `module`; any tensor too few, too many or of another shape raises ValueError."""
+    """Load `weights` into `module`; raise ValueError for a missing or unknown tensor, or one of another shape."""
     missing, unknown, shapes = map(sorted, differences(module, weights))
     if missing or unknown or shapes:
         raise ValueError(
-            f"{source} does not fit: {len(missing)} tensors are missing{few(missing)}, {len(unknown)} are unknown"
-            f"{few(unknown)}, {len(shapes)} have other shapes{few(shapes)}; build the network with its sizes and a "
-            "shared cross network"
+            f"{source} does not fit: {len(missing)} tensors are missing{format_names(missing)}, {len(unknown)} are "
+            f"unknown{format_names(unknown)}, {len(shapes)} have other shapes{format_names(shapes)}; build the network "
+            "with its sizes and a shared cross network"
         )
     module.load_state_dict(weights)

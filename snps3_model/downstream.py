@@ -1,4 +1,4 @@
-"""The network on tasks that ask about a clip: open questions over a list of answers, and choices among captions (§6).
+"""The network on downstream tasks: open questions over a list of answers, and multiple choice among captions (§6).
 
 | task | cross pass over | head |
 |---|---|---|
@@ -27,8 +27,8 @@ from snps3_model.snps3 import SNPS3
 from snps3_model.visual import synchronise
 
 
-class Asking(nn.Module):
-    """The network on a task that asks about clips in its cross pass."""
+class QuestionModel(nn.Module):
+    """The network on a task that answers questions about clips with the cross pass."""
 
     def __init__(self, model: SNPS3, reached: Collection[str], gather: Gather, rows_at_once: int | None) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class Asking(nn.Module):
         freeze_unreached(model, CROSS | {"cross_pooler", *reached})
 
     def clip_tokens(self, batch: Batch, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B S D"]:
-        """The tokens of the batch's clips; those of weight 0 are all padding."""
+        """Return the tokens of the batch's clips; clips of weight 0 count as padding."""
         pad_mask = batch.frame_pad_mask | (batch.weight < 0.5)[:, None, None, None]
         return in_chunks(self.model.encode_video, frames, pad_mask, size=self.rows_at_once).tokens
 
 
-class Answering(Asking):
+class Answering(QuestionModel):
     """Video question answering as classification over a list of answers."""
 
     weights: Mapping[str, float] = MappingProxyType({"answering": 1.0})
@@ -56,13 +56,13 @@ class Answering(Asking):
         gather: Gather = local_gather,
         rows_at_once: int | None = None,
     ) -> None:
-        """`is_multi_label`: each answer is right or wrong for itself (binary cross entropy, as published)."""
+        """`is_multi_label`: each answer is right or wrong independently (binary cross entropy, as published)."""
         super().__init__(model, (), gather, rows_at_once)
         self.is_multi_label = is_multi_label
         self.head = nn.Linear(model.config.hidden, num_answers)
 
     def forward(self, batch: QuestionBatch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
-        """The loss of the global batch by its name."""
+        """Return the loss of the global batch under its name."""
         tokens = self.clip_tokens(batch, frames)
         columns = (batch.question_ids, batch.question_mask, batch.answers, batch.question_weight)
         ids, mask, answers, weight = (column.flatten(0, 1) for column in columns)
@@ -73,12 +73,12 @@ class Answering(Asking):
     def logits(
         self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], frame_tokens: Float[Tensor, "B S D"]
     ) -> Float[Tensor, "B A"]:
-        """A score per answer for each question about its clip."""
+        """Return a score per answer for each question about its clip."""
         return self.head(self.model.fuse(token_ids, token_mask, frame_tokens).pooled)
 
 
-class Choosing(Asking):
-    """Which of the options belongs to the clip: the highest matching score."""
+class Choosing(QuestionModel):
+    """Multiple choice: the option with the highest matching score belongs to the clip."""
 
     weights: Mapping[str, float] = MappingProxyType({"choosing": 1.0})
 
@@ -86,7 +86,7 @@ class Choosing(Asking):
         super().__init__(model, ("similarity",), gather, rows_at_once)
 
     def forward(self, batch: ChoiceBatch, frames: Float[Tensor, "B T 3 H W"]) -> dict[str, Float[Tensor, ""]]:
-        """The loss of the global batch by its name."""
+        """Return the loss of the global batch under its name."""
         scores = self.logits(batch.option_ids, batch.option_mask, self.clip_tokens(batch, frames))
         return {"choosing": choosing(scores, batch.answer, batch.weight, self.gather)}
 
@@ -96,7 +96,7 @@ class Choosing(Asking):
         option_mask: Bool[Tensor, "B O L"],
         frame_tokens: Float[Tensor, "B S D"],
     ) -> Float[Tensor, "B O"]:
-        """The matching score of each option with its clip."""
+        """Return the matching score of each option with its clip."""
         num_options = option_ids.shape[1]
         clips = frame_tokens.repeat_interleave(num_options, dim=0)
         ids, mask = option_ids.flatten(0, 1), option_mask.flatten(0, 1)
@@ -107,7 +107,7 @@ class Choosing(Asking):
 def choosing(
     scores: Float[Tensor, "B O"], answer: Int64[Tensor, " B"], weight: Float[Tensor, " B"], gather: Gather
 ) -> Float[Tensor, ""]:
-    """Cross entropy with the right option; the mean over the clips of the global batch."""
+    """Return the cross entropy with the right option, the mean over the clips of the global batch."""
     return losses.global_mean(F.cross_entropy(scores, answer, reduction="none"), weight, gather)
 
 
@@ -119,16 +119,17 @@ def answering(
     is_multi_label: bool,
     gather: Gather,
 ) -> Float[Tensor, ""]:
-    """Cross entropy with a question's only answer, or binary cross entropy with all of several, summed over the list;
-    the mean over the questions of the global batch.
+    """Return the mean over the questions of the global batch of the cross entropy with the only answer, or of the
+    binary cross entropy with several answers, summed over the list.
 
-    `answers` are padded with `IGNORED_LABEL`; a question without a known answer wants weight 0.
+    `answers` are padded with `IGNORED_LABEL`; a question without a known answer needs weight 0.
     """
     if not is_multi_label:
-        own = F.cross_entropy(logits, answers[:, 0].clamp(min=0), reduction="none")
+        per_question = F.cross_entropy(logits, answers[:, 0].clamp(min=0), reduction="none")
     else:
-        wanted = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device, dtype=logits.dtype)
-        places = torch.where(answers == IGNORED_LABEL, logits.shape[1], answers)
-        wanted = wanted.scatter(1, places, 1.0)[:, :-1]
-        own = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
-    return losses.global_mean(own, weight, gather)
+        # a last column takes the padding and is cut off again
+        targets = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device, dtype=logits.dtype)
+        columns = torch.where(answers == IGNORED_LABEL, logits.shape[1], answers)
+        targets = targets.scatter(1, columns, 1.0)[:, :-1]
+        per_question = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+    return losses.global_mean(per_question, weight, gather)

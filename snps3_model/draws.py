@@ -1,4 +1,4 @@
-"""What a step draws beyond its batch: masks that follow attention, and false captions for ITM."""
+"""Random draws of a step: masks that follow attention, and false captions for ITM."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from snps3_model.noise import hashed_uniform, pair_noise, word_noise
 from snps3_model.step import Draws, Step
 
 MOVED_SHARE = 0.15
-"""Share of the frames that change places in the clip-order task."""
+"""Share of the frames that the clip-order task permutes."""
 
 
 @torch.no_grad()
 def draw(step: Step, mask_id: int | None) -> Draws:
-    """This step's masks and false captions. No generator is involved: they depend on the clip ids alone."""
+    """Return this step's masks and false captions. They depend on the clip ids alone, not on a random generator."""
     batch, config = step.batch, step.config
-    masked, labels, most_masked = batch.masked_token_ids, batch.labels, batch.most_masked
+    masked, labels, max_masked = batch.masked_token_ids, batch.labels, batch.max_masked
     if config.attentive_share:
         assert mask_id is not None, "refused when the network was built"
         masked, labels = attentive(step, mask_id)
-    if most_masked is None or config.attentive_share:
-        most_masked = labels.shape[1]
+    if max_masked is None or config.attentive_share:
+        max_masked = labels.shape[1]
     if not config.itm:
-        return Draws(masked_token_ids=masked, labels=labels, most_masked=most_masked)
+        return Draws(masked_token_ids=masked, labels=labels, max_masked=max_masked)
     weight, gather = step.gather(batch.weight), step.gather
     if config.itm_negative == "hard":
         scores = step.dual_scores(gather, step.temperature)
     else:
         scores = pair_noise(gather(step.clip_ids))
-    own = step.rows_in(gather)
-    false, has_false = own, torch.zeros_like(own, dtype=torch.bool)
+    own_rows = step.rows_in(gather)
+    false, has_false = own_rows, torch.zeros_like(own_rows, dtype=torch.bool)
     if len(weight) > 1:
-        false, has_false = (rows[own, 0] for rows in hard_negatives(scores.T, weight, 1))
+        false, has_false = (rows[own_rows, 0] for rows in hard_negatives(scores.T, weight, 1))
     ids, mask = step.gathered_captions(batch.token_ids, gather)
     return Draws(
         masked_token_ids=masked,
         labels=labels,
-        most_masked=most_masked,
+        max_masked=max_masked,
         false_ids=ids[false],
         false_mask=mask[false],
         has_false=has_false,
@@ -50,7 +50,7 @@ def draw(step: Step, mask_id: int | None) -> Draws:
 
 @torch.no_grad()
 def attentive(step: Step, mask_id: int) -> tuple[Int64[Tensor, "b L"], Int64[Tensor, "b L"]]:
-    """Masked ids and labels: the batch's, or on `attentive_share` of the steps those drawn by attention."""
+    """Return masked ids and labels: the batch's, or on `attentive_share` of the steps those drawn by attention."""
     batch, config, model = step.batch, step.config, step.model
     pool = step.gather(step.clip_ids).sum()
     is_attentive = hashed_uniform(pool[None], pool.new_zeros(1), pool) < config.attentive_share
@@ -69,10 +69,11 @@ def attentive(step: Step, mask_id: int) -> tuple[Int64[Tensor, "b L"], Int64[Ten
 def moved_frames(
     clip_ids: Int64[Tensor, " b"], num_frames: int, pool: Int64[Tensor, ""]
 ) -> tuple[Int64[Tensor, "b T"], Int64[Tensor, "b T"]]:
-    """For the clip-order task: which frame stands at each place, and at the places of moved frames which one it is.
+    """Return, for the clip-order task, the frame index at each position, and the labels: the same index where a frame
+    was moved, `IGNORED_LABEL` elsewhere and in an image.
 
-    A share of 0.15 of the frames, two at least, change places in a circle (frame order modelling; Li et al., EMNLP
-    2020). `pool` is the sum of the clip ids of the global batch; elsewhere, and in an image, the label is ignored.
+    15 % of the frames, at least two, rotate among their positions (frame order modelling; Li et al., EMNLP 2020).
+    `pool` is the sum of the clip ids of the global batch.
     """
     places = torch.arange(num_frames, device=clip_ids.device)
     num_moved = min(max(2, round(MOVED_SHARE * num_frames)), num_frames)
@@ -82,6 +83,6 @@ def moved_frames(
 
 
 def masked_positions(labels: Int64[Tensor, "b L"], most: int) -> Int64[Tensor, "b most"]:
-    """Where each row has its labels, in order, filled up with positions that have none; no row may have more than
-    `most`. Its shape is known without a look at the labels, so nothing waits for the device."""
+    """Return the positions of each row's labels, in order, filled up with positions that have none; no row may have
+    more than `most`. The shape does not depend on the labels' values, so the host need not wait for the device."""
     return (labels != IGNORED_LABEL).int().argsort(dim=1, descending=True, stable=True)[:, :most]

@@ -1,11 +1,11 @@
-"""The visual encoders behind one interface, and which of them a configuration asks for.
+"""The visual encoders behind one interface, and the choice among them by configuration.
 
 frames (B, T, 3, H, W), pad mask (B, T, H, W) ─► backbone ─► 1 × 1 projection ─► grid (B, T, D, h, w), its pad mask
 
 ResNet-50, PVTv2 and most networks of Transformers see every frame as an image, all frames of a batch at once; Video
 Swin (snps3_model/video_swin.py), VideoMAE and their like see the clip.
 
-Transformers is imported by what uses it: it takes two seconds, which CNNs from scratch and Video Swin do without.
+Functions import Transformers themselves: it takes two seconds, and CNNs from scratch and Video Swin do not need it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from snps3_model.public_networks import (
     PIXELS,
     SMALLEST_PX,
     PublicClipBackbone,
-    explored,
     freeze_batch_norms,
+    inspect_network,
     patch_px,
     public_class,
     public_config,
@@ -33,7 +33,7 @@ from snps3_model.video_swin import GEOMETRIES, VideoSwin
 from snps3_model.visual import ClipCNN, SmallCNN
 
 PVT_REDUCTION_EPS = 1e-5
-"""PVTv2's release normalises patch embeddings and reduced keys with torch's default, all else with 1e-6."""
+"""PVTv2's release normalises patch embeddings and reduced keys with torch's default epsilon, all else with 1e-6."""
 
 PVT_SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "pvt_v2_b0": ((32, 64, 160, 256), (2, 2, 2, 2), (8, 8, 4, 4)),
@@ -70,7 +70,7 @@ class ResNet50(nn.Module):
         return features
 
     def checkpoint_activations(self) -> None:
-        """Stages are computed again in the backward pass instead of kept."""
+        """Recompute stages in the backward pass instead of keeping their activations."""
         self.is_checkpointed = True
 
 
@@ -93,14 +93,14 @@ class PvtV2(nn.Module):
         return self.network(images).last_hidden_state
 
     def checkpoint_activations(self) -> None:
-        """Stages are computed again in the backward pass instead of kept."""
+        """Recompute stages in the backward pass instead of keeping their activations."""
         self.network.activation_checkpointing_enable({"use_reentrant": False})
 
 
 class VisualEncoder(nn.Module):
-    """A backbone with the projection to the network's width; the mask is that of the cells' upper left pixels.
+    """A backbone with the projection to the network's width; a cell's mask is that of its upper left pixel.
 
-    Frames come normalised by ImageNet's statistics; a backbone that was trained with others is given its own.
+    Frames come normalised with ImageNet's statistics; for a backbone that was trained with others they are rescaled.
     """
 
     scale: Tensor
@@ -124,7 +124,7 @@ class VisualEncoder(nn.Module):
     def forward(
         self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]
     ) -> tuple[Float[Tensor, "B T D h w"], Bool[Tensor, "B T h w"]]:
-        """The feature grid and its pad mask (True = padding)."""
+        """Return the feature grid and its pad mask (True = padding)."""
         B, T, _, height, width = frames.shape
         if problem := size_problem(height, width, self.multiple_px):
             raise ValueError(problem)
@@ -138,7 +138,7 @@ class VisualEncoder(nn.Module):
         return grid, grid_mask(pad_mask, grid.shape[-2], grid.shape[-1])
 
     def train(self, mode: bool = True) -> VisualEncoder:
-        """Training mode; a frozen backbone stays in evaluation mode, without stochastic depth."""
+        """Set the training mode; a frozen backbone stays in evaluation mode, without stochastic depth."""
         super().train(mode)
         if self.is_frozen:
             self.backbone.eval()
@@ -146,17 +146,17 @@ class VisualEncoder(nn.Module):
 
 
 def grid_mask(pad_mask: Bool[Tensor, "B T H W"], height: int, width: int) -> Bool[Tensor, "B T h w"]:
-    """The pad mask at the resolution of the grid: nearest pixel ⌊i·in/out⌋ on each axis."""
+    """Return the pad mask at the resolution of the grid: nearest pixel ⌊i·in/out⌋ on each axis."""
     rows = torch.arange(height, device=pad_mask.device) * pad_mask.shape[-2] // height
     columns = torch.arange(width, device=pad_mask.device) * pad_mask.shape[-1] // width
     return pad_mask[..., rows[:, None], columns]
 
 
 def make_encoder(config: VisualConfig, hidden: int) -> nn.Module:
-    """The encoder that `config` names, with random weights and grids of `hidden` channels.
+    """Return the encoder that `config` names, with random weights and grids of `hidden` channels.
 
-    Called as `grid, grid_mask = encoder(frames, pad_mask)`. Weights come afterwards, from
-    `snps3_model.visual_weights.load_visual_weights` or a checkpoint.
+    Call it as `grid, grid_mask = encoder(frames, pad_mask)`. Load its weights afterwards, with
+    `snps3_model.visual_weights.load_visual_weights` or from a checkpoint.
     """
     name = config.encoder
     if name in SCRATCH_ENCODERS:
@@ -173,7 +173,7 @@ def make_encoder(config: VisualConfig, hidden: int) -> nn.Module:
         backbone = VideoSwin(GEOMETRIES[name], drop_path=config.drop_path, reference=config.reference_window_index)
     else:
         public = public_config(config)
-        backbone = public_class(public)(public, *explored(public))
+        backbone = public_class(public)(public, *inspect_network(public))
     if config.activation_checkpointing:
         backbone.checkpoint_activations()
     if config.lora_rank is not None:
@@ -182,19 +182,19 @@ def make_encoder(config: VisualConfig, hidden: int) -> nn.Module:
 
 
 def frame_size_problem(config: VisualConfig, height: int, width: int, num_frames: int = 1) -> str | None:
-    """Why the encoder of `config` cannot take clips of this size, with the remedy; None if it can. ValueError says it
-    of a network of Transformers that does not run on them."""
+    """Return why the encoder of `config` cannot take clips of this size, with the remedy; None if it can. Raise
+    ValueError for a network of Transformers that fails on them."""
     if config.encoder != "auto":
         return None if config.encoder in SCRATCH_ENCODERS else size_problem(height, width, 1)
     public = public_config(config)
     if problem := size_problem(height, width, patch_px(public)):
         return problem
-    explored(public, (num_frames, height, width))
+    inspect_network(public, (num_frames, height, width))
     return None
 
 
 def size_problem(height: int, width: int, multiple_px: int) -> str | None:
-    """Why frames of height × width pixels are refused; None if they are taken."""
+    """Return why frames of height × width pixels are rejected; None if they are accepted."""
     if min(height, width) < SMALLEST_PX:
         return (
             f"frames of {height} × {width} px are too small: pre-trained encoders need sides of at least "

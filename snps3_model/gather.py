@@ -1,4 +1,4 @@
-"""How losses see the rows of all ranks: a function that the model is given, since it does not know of ranks."""
+"""The gather function through which losses see the rows of all ranks; the model receives it and knows no ranks."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ Gather = Callable[[Tensor], Tensor]
 
 
 def local_gather(rows: Tensor) -> Tensor:
-    """`rows` themselves: the gather of a world of one."""
+    """Return `rows` unchanged: the gather of a world of size 1."""
     return rows

@@ -1,6 +1,6 @@
-"""Which words matter by the attention that they receive, and which of them are hidden for it (attentive masking).
+"""Attentive masking: words are masked with a probability that grows with the attention that they receive.
 
-text pass ─ inputs of a layer ─ softmax(Q Kᵀ) once more, by hand ─► attention received per token
+text pass ─ inputs of a layer ─ softmax(Q Kᵀ), recomputed here ─► attention received per token
                                                                    └ drawn without replacement ─► masked ids, labels
 """
 
@@ -16,22 +16,23 @@ from pipeline.records import IGNORED_LABEL
 from snps3_model.snps3 import TextFeatures, additive_mask, layers_of
 
 MASKED_SHARE = 0.15
-"""Share of a caption's words that attentive masking hides."""
+"""Share of a caption's words that attentive masking masks."""
 LEAST_IMPORTANCE = 1e-6
-"""Added to every word's importance, so that each can be drawn."""
+"""Added to every word's importance, so that no word has probability 0."""
 
 
 def attention_map(
     layer: Any, hidden: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
 ) -> Float[Tensor, "B heads L L"]:
-    """The attention of `layer` over its input `hidden`, without dropout: (query, key) last.
+    """Return the attention of `layer` over its input `hidden`, without dropout; the last two axes are query and key.
 
-    Computed here and not asked for from the layer: with scaled-dot-product attention it gives none, in silence.
+    Recomputed here, since a layer with scaled-dot-product attention silently returns no attention weights.
     """
-    own: Any = layer.attention.self
+    attention: Any = layer.attention.self
     B, L = mask.shape
     query, key = (
-        project(hidden).view(B, L, own.num_attention_heads, -1).transpose(1, 2) for project in (own.query, own.key)
+        project(hidden).view(B, L, attention.num_attention_heads, -1).transpose(1, 2)
+        for project in (attention.query, attention.key)
     )
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     return (scores + additive_mask(mask, scores.dtype)).softmax(-1)
@@ -41,9 +42,9 @@ def attention_map(
 def words_importance(
     network: nn.Module, text: TextFeatures, mask: Bool[Tensor, "B L"], layers: Literal["last", "all"]
 ) -> Float[Tensor, "B L"]:
-    """Attention that each token receives: the mean over heads, summed over queries and over `layers` (§1.4).
+    """Return the attention that each token receives: the mean over heads, summed over queries and `layers` (§1.4).
 
-    The published code takes all layers; its sum has [PAD] among the queries, and so has this one.
+    The published code takes all layers; its sum includes [PAD] queries, and so does this one.
     """
     pairs = list(zip(layers_of(network), text.layers[:-1], strict=True))
     chosen = pairs if layers == "all" else pairs[-1:]
@@ -59,12 +60,12 @@ def attentive_masks(
     separator_id: int,
     mask_id: int,
 ) -> tuple[Int64[Tensor, "B L"], Int64[Tensor, "B L"]]:
-    """Masked ids and labels of a draw without replacement in proportion to importance; `noise` is Gumbel's.
+    """Return masked ids and labels, drawn without replacement in proportion to importance; `noise` is Gumbel noise.
 
-    Of n words max(⌊0.15 n⌋, 1) are hidden, all as [MASK]; the first token and the separator are no words.
+    max(⌊0.15 n⌋, 1) of n words become [MASK]; the first token and the separator do not count as words.
     """
     is_word = token_mask & (token_ids != separator_id)
-    is_word[:, 0].fill_(False)  # an assigned constant would be copied from the host
+    is_word[:, 0].fill_(False)  # assigning a constant would copy it from the host
     num_hidden = (MASKED_SHARE * is_word.sum(1)).long().clamp(min=1)
     keys = (importance + LEAST_IMPORTANCE).log() + noise
     place = keys.masked_fill(~is_word, -torch.inf).argsort(dim=1, descending=True).argsort(dim=1)

@@ -1,7 +1,7 @@
-"""Low-rank updates of linear layers that stay as they are (LoRA, Hu et al., ICLR 2022).
+"""Low-rank updates of frozen linear layers (LoRA, Hu et al., ICLR 2022).
 
 x ─┬─ weight, bias (frozen) ─┬─► y
-   └─ lora_down ─ lora_up ───┘      lora_up begins at 0, so the network begins as it was
+   └─ lora_down ─ lora_up ───┘      lora_up starts at 0, so at first the network's output is unchanged
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DOWN, UP = ".lora_down", ".lora_up"
 
 
 class LowRankLinear(nn.Module):
-    """A frozen linear layer with a trained update of its weight by lora_up · lora_down."""
+    """A frozen linear layer plus a trained update lora_up · lora_down of its weight."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class LowRankLinear(nn.Module):
 
 
 def add_low_rank(network: nn.Module, rank: int, name: str) -> None:
-    """Freeze `network` and give each of its linear layers that had a gradient an update of `rank`.
+    """Freeze `network` and add an update of rank `rank` to each of its trainable linear layers.
 
-    ValueError, with the field `name`, for one without such a layer.
+    Raise ValueError, with the field `name`, for a network without such a layer.
     """
     linears = [
         (parent, child_name, child)
@@ -53,7 +53,7 @@ def add_low_rank(network: nn.Module, rank: int, name: str) -> None:
 
 
 def merged(weights: Mapping[str, Tensor], kept: Container[str] = ()) -> dict[str, Tensor]:
-    """A state with each update added to its weight, for a network that has no other updates than those in `kept`."""
+    """Return `weights` with each update added to its weight, except the updates that `kept` names."""
     whole = dict(weights)
     for layer in [name.removesuffix(UP) for name in weights if name.endswith(UP) and name not in kept]:
         if {f"{layer}.weight", layer + DOWN} <= weights.keys():
@@ -62,5 +62,5 @@ def merged(weights: Mapping[str, Tensor], kept: Container[str] = ()) -> dict[str
 
 
 def without_updates(config: ModelConfig) -> ModelConfig:
-    """The network into which updates are merged when it is not trained any more."""
+    """Return the configuration without low-rank updates: of the network after training, with its updates merged."""
     return dataclasses.replace(config, lora_rank=None, visual=dataclasses.replace(config.visual, lora_rank=None))

@@ -1,9 +1,9 @@
-"""The losses of the objective: one entry each, from which everything else about a loss derives.
+"""The table of losses: one entry per loss, from which everything else about it derives.
 
-A new loss of ours is a function in `losses.py` with its call in `loss_terms.py`, an entry here, and its weight in
-`ObjectiveConfig`. A loss of another package is a `Loss` there, named in `ObjectiveConfig.extra`.
+To add a built-in loss, write a function in `losses.py`, its call in `loss_terms.py`, an entry here, and its weight in
+`ObjectiveConfig`. Another package defines a `Loss` of its own, which `ObjectiveConfig.extra` names.
 
-Imports nothing that takes long, since every command reads the configuration.
+This module imports nothing slow, since every command reads the configuration.
 """
 
 from __future__ import annotations
@@ -32,23 +32,25 @@ class Loss:
     """A loss of the objective."""
 
     name: str
-    """It is logged as `loss/NAME`; a built-in loss has its weight in the field of this name of `ObjectiveConfig`."""
+    """Logged as `loss/NAME`; the field of this name in `ObjectiveConfig` is the weight of a built-in loss."""
     title: str
-    """In reports."""
+    """Title in reports."""
     reaches: frozenset[str]
-    """Names from `PARTS`. Other parts get no gradient, unless another loss reaches them: DDP would wait for it."""
+    """Names from `PARTS`. Parts that no loss reaches are frozen, since DDP would wait for their gradients."""
     compute: Callable[[Any], Any] | None = None
-    """Of a `snps3_model.step.Step` the loss of the global batch; None: the function of this name in `loss_terms.py`."""
+    """From a `snps3_model.step.Step` to the loss of the global batch; None: the function `name` in `loss_terms.py`."""
     symbol: str = ""
-    """In the paper, whose order reports follow."""
+    """Symbol in the paper, whose order reports follow."""
     reads_raw_text: Callable[[ObjectiveConfig], bool] = lambda config: True
     """Whether it needs the text pass over the caption as it is."""
     head: Callable[[Any], Any] | None = None
-    """Of the `SNPS3` a module of the loss's own, trained and saved with the network."""
+    """From the `SNPS3` to an additional module for this loss, which is trained and saved with the network."""
     spares_layers: Callable[[ObjectiveConfig], bool] = lambda config: False
-    """Whether it reads no more of `bert` than the embeddings."""
+    """Whether it uses only the embeddings of `bert`, not its layers."""
     is_kept_for_retrieval: bool = False
     """Whether fine-tuning for retrieval keeps it."""
+    is_first: bool = False
+    """Whether the first `objective.dual_share` of a run computes it too."""
     is_optional: bool = False
     """Not one of the paper's five: reported only where its weight is above 0."""
     needs_temporal: bool = False
@@ -64,7 +66,7 @@ class Loss:
         return "cross_network" in self.reaches
 
     def function(self) -> Callable[[Any], Any]:
-        """Return what computes it. That of a built-in loss is imported here, since it needs torch."""
+        """Return the function that computes the loss. A built-in one is imported only here, since it needs torch."""
         return self.compute or attribute(f"snps3_model.loss_terms:{self.name}")
 
 
@@ -75,6 +77,7 @@ LOSSES = (
         title="ℒ3 · clip and caption apart (level 1)",
         reaches=DUAL | {"text_pooler"},
         is_kept_for_retrieval=True,
+        is_first=True,
     ),
     Loss(
         name="sigmoid",
@@ -82,6 +85,7 @@ LOSSES = (
         reaches=DUAL | {"text_pooler"},
         head=lambda model: attribute("snps3_model.losses:PairBias")(),
         is_kept_for_retrieval=True,
+        is_first=True,
         is_optional=True,
     ),
     Loss(
@@ -130,21 +134,26 @@ LOSSES = (
 )
 """In the order in which a step computes and adds them: dropout draws, and sums round, in this order."""
 PAPER_ORDER = tuple(sorted(LOSSES, key=lambda loss: loss.symbol or "ℒ9"))
-"""ℒ1 to ℒ4, LVWM, and those beyond the paper."""
+"""ℒ1 to ℒ4, LVWM, then the losses that are not in the paper."""
 
 
 def active_losses(config: ObjectiveConfig, extra: Iterable[Loss] = ()) -> tuple[Loss, ...]:
-    """The losses with a weight above 0, those of other packages (`extra`) last."""
+    """Return the losses with a weight above 0, those of other packages (`extra`) last."""
     return (*(loss for loss in LOSSES if getattr(config, loss.name)), *extra)
 
 
+def losses_at(step: int, num_steps: int, config: ObjectiveConfig, losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
+    """Return those of `losses` that a run of `num_steps` computes in the optimizer step after `step` steps."""
+    return tuple(loss for loss in losses if loss.is_first) if step < int(config.dual_share * num_steps) else losses
+
+
 def reached_parts(losses: Iterable[Loss]) -> frozenset[str]:
-    """The parts of the network that any of `losses` reaches."""
+    """Return the parts of the network that any of `losses` reaches."""
     return frozenset().union(*(loss.reaches for loss in losses))
 
 
 def reaches_text_layers(config: ObjectiveConfig, losses: Iterable[Loss], *, is_cross_shared: bool) -> bool:
-    """Whether one of `losses` passes through the layers of the text network, which may be those of the cross pass."""
+    """Return whether any of `losses` uses the layers of the text network, directly or in a shared cross pass."""
     return any(
         ("bert" in loss.reaches and not loss.spares_layers(config)) or (is_cross_shared and loss.is_cross)
         for loss in losses
@@ -152,12 +161,17 @@ def reaches_text_layers(config: ObjectiveConfig, losses: Iterable[Loss], *, is_c
 
 
 def needs_raw_text(config: ObjectiveConfig, losses: Iterable[Loss]) -> bool:
-    """Whether one of `losses`, or the choice of masked words by attention, needs the text pass over the raw caption."""
+    """Return whether any of `losses`, or attentive masking, needs the text pass over the raw caption."""
     return bool(config.attentive_share) or any(loss.reads_raw_text(config) for loss in losses)
 
 
+def needs_masked_text(config: ObjectiveConfig, losses: Iterable[Loss]) -> bool:
+    """Return whether ℒ1 is among `losses` and reads the masked caption."""
+    return config.text_alone == "masked" and any(loss.name == "masked_words_text" for loss in losses)
+
+
 def parse_extra(text: str) -> tuple[str, float]:
-    """Name and weight of an entry of `ObjectiveConfig.extra`, NAME or NAME=WEIGHT. ValueError for anything else."""
+    """Parse an entry of `ObjectiveConfig.extra`, NAME or NAME=WEIGHT; raise ValueError for anything else."""
     match = re.fullmatch(r"([\w.-]+(?::\w+)?)(?:=(\d+(?:\.\d+)?(?:e[+-]?\d+)?))?", text)
     if not match:
         raise ValueError(f"objective.extra must hold package.module:NAME, or package.module:NAME=WEIGHT, got {text!r}")
@@ -165,10 +179,10 @@ def parse_extra(text: str) -> tuple[str, float]:
 
 
 def load_extra(config: ObjectiveConfig) -> dict[Loss, float]:
-    """The losses that `config.extra` names, with their weights. Imports their packages: for training only, never for
-    a configuration that came with somebody's run folder.
+    """Return the losses that `config.extra` names, with their weights. This imports their packages, so use it for
+    training only, never on a configuration from somebody else's run folder.
 
-    ValueError where there is none of this name, or where it cannot be one of this objective.
+    Raise ValueError for a name that cannot be imported, is no `Loss`, or is already taken.
     """
     losses: dict[Loss, float] = {}
     names = {loss.name for loss in LOSSES}
@@ -185,7 +199,7 @@ def load_extra(config: ObjectiveConfig) -> dict[Loss, float]:
 
 
 def _imported(name: str) -> Any:
-    """What `package.module:NAME` or an entry point refers to."""
+    """Return the object that `package.module:NAME` or an entry point refers to."""
     try:
         if ":" in name:
             return attribute(name)
@@ -198,6 +212,6 @@ def _imported(name: str) -> Any:
 
 
 def attribute(reference: str) -> Any:
-    """The object that `module:NAME` refers to."""
+    """Return the object that `module:NAME` refers to."""
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -1,6 +1,6 @@
-"""How each loss of the table is computed from the passes of a step: one function per loss, of the same name.
+"""The losses of the table, computed from the passes of a step: one function per loss, of the same name.
 
-Each gives the loss of the global batch, the same number on every rank.
+Each returns the loss of the global batch, the same number on every rank.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from snps3_model.step import Step
 
 
 def gvtm_level1(step: Step) -> Float[Tensor, ""]:
-    """ℒ3 over the gathered batch, or in training over the queues if there are any."""
+    """Return ℒ3 over the gathered batch, or in training over the queues if there are any."""
     batch, text, video, queues = step.batch, step.text, step.video, step.queues
     if queues is None:
         return losses.gvtm_level1(
@@ -52,14 +52,14 @@ def gvtm_level1(step: Step) -> Float[Tensor, ""]:
 
 
 def sigmoid(step: Step) -> Float[Tensor, ""]:
-    """SigLIP's loss over the gathered batch; a clip of equal frames scores as one of them."""
+    """Return SigLIP's loss over the gathered batch; a clip of equal frames scores like one frame."""
     text, video = step.gather(step.text.vector), step.gather(step.video.vectors)
     scores = dual_scores(text, video, step.temperature) - math.log(video.shape[1])
     return losses.sigmoid(step.heads["sigmoid"](scores), step.gather(step.batch.weight))
 
 
 def gvtm_level2(step: Step) -> Float[Tensor, ""]:
-    """ℒ4: over all pairs, over mined ones, or as published over mined clips."""
+    """Return ℒ4: over all pairs, over mined ones, or as published over mined clips."""
     config, batch = step.config, step.batch
     is_raw = config.matching_text == "raw"
     ids = batch.token_ids if is_raw else batch.masked_token_ids
@@ -78,7 +78,7 @@ def gvtm_level2(step: Step) -> Float[Tensor, ""]:
 
 
 def lvwm(step: Step) -> Float[Tensor, ""]:
-    """LVWM with word vectors after the text pass, before it, or a loss of each."""
+    """Return LVWM with word vectors after the text pass, before it, or the sum of both losses."""
     batch, text = step.batch, step.text
     rows = torch.arange(len(batch.weight), device=batch.weight.device)[:, None]
     stages = {"after": [text.hidden], "before": [text.embedded], "both": [text.hidden, text.embedded]}
@@ -96,20 +96,20 @@ def lvwm(step: Step) -> Float[Tensor, ""]:
 
 
 def masked_words_text(step: Step) -> Float[Tensor, ""]:
-    """ℒ1: from the masked caption alone, or as published from the raw one, which shows the answer."""
+    """Return ℒ1: from the masked caption alone, or as published from the raw one, which shows the answer."""
     text = step.text if step.config.text_alone == "raw" else step.masked_text
     logits, labels = masked_logits(step, text.hidden, step.model.text_word_logits)
     return losses.masked_words(logits, labels, gather=step.gather)
 
 
 def masked_words_cross(step: Step) -> Float[Tensor, ""]:
-    """ℒ2: from the masked caption and the clip."""
+    """Return ℒ2: from the masked caption and the clip."""
     logits, labels = masked_logits(step, step.fused.text_hidden, step.model.cross_word_logits)
     return losses.masked_words(logits, labels, gather=step.gather)
 
 
 def itm(step: Step) -> Float[Tensor, ""]:
-    """ITM: each clip with its own caption and with a false one."""
+    """Return the ITM loss over each clip with its true caption and with a false one."""
     batch, draws, head = step.batch, step.draws, step.heads["itm"]
     assert draws.false_ids is not None, "draws for ITM hold false captions"
     assert draws.false_mask is not None, "draws for ITM hold false captions"
@@ -122,7 +122,7 @@ def itm(step: Step) -> Float[Tensor, ""]:
 
 
 def clip_order(step: Step) -> Float[Tensor, ""]:
-    """The clip-order task: where each frame that was moved belongs."""
+    """Return the loss of the clip-order task: the prediction of the true position of each moved frame."""
     frames, model = step.video.frames, step.model
     assert model.frame_places is not None, "refused when the network was built"
     order, labels = moved_frames(step.clip_ids, frames.shape[1], step.gather(step.clip_ids).sum())
@@ -135,15 +135,15 @@ def clip_order(step: Step) -> Float[Tensor, ""]:
 def masked_logits(
     step: Step, hidden: Float[Tensor, "b L D"], head: Callable[[Tensor], Tensor]
 ) -> tuple[Float[Tensor, "M V"], Int64[Tensor, " M"]]:
-    """Vocabulary logits and labels of the masked positions; no other position is projected onto the vocabulary."""
-    positions = masked_positions(step.draws.labels, step.draws.most_masked)
+    """Return vocabulary logits and labels of the masked positions; others are not projected onto the vocabulary."""
+    positions = masked_positions(step.draws.labels, step.draws.max_masked)
     labels = step.draws.labels.gather(1, positions).flatten()
     hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
     return head(hidden), labels
 
 
 def all_pairs(step: Step, captions: Float[Tensor, "b L D"]) -> Float[Tensor, "b P"]:
-    """Scores of this rank's captions with every clip of the pool."""
+    """Return the scores of this rank's captions with every clip of the pool."""
     clips = step.pool(step.visual)
     every = torch.arange(len(clips), device=clips.device).expand(len(captions), -1)
     return pair_scores(step, captions, clips, every)
@@ -152,17 +152,17 @@ def all_pairs(step: Step, captions: Float[Tensor, "b L D"]) -> Float[Tensor, "b 
 def hard_pairs(
     step: Step, ids: Int64[Tensor, "b L"], captions: Float[Tensor, "b L D"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b N"], Bool[Tensor, "b N"]]:
-    """Scores of each true pair of this rank, of its hard negative clips and captions of the pool, and which of these
-    are usable. Hard by the dual scores of the pool, with noise if `negative_spread` asks for it."""
+    """Return the scores of this rank's true pairs, the scores of their hard negative clips and captions from the pool,
+    and which negatives are usable. Hardness is the dual score, with noise if `negative_spread` is above 0."""
     config, pool, count = step.config, step.pool, step.config.num_hard_negatives
     assert count is not None, "all_pairs needs no choice"
     scores = step.dual_scores(pool, step.temperature)
     if config.negative_spread:
         scores = scores / config.negative_spread + pair_noise(pool(step.clip_ids))
-    weight, clips, own = pool(step.batch.weight), pool(step.visual), step.rows_in(pool)
-    wrong_clips, clips_usable = (rows[own] for rows in hard_negatives(scores, weight, count))
-    wrong_captions, captions_usable = (rows[own] for rows in hard_negatives(scores.T, weight, count))
-    of_captions = pair_scores(step, captions, clips, torch.cat([own[:, None], wrong_clips], dim=1))
+    weight, clips, own_rows = pool(step.batch.weight), pool(step.visual), step.rows_in(pool)
+    wrong_clips, clips_usable = (rows[own_rows] for rows in hard_negatives(scores, weight, count))
+    wrong_captions, captions_usable = (rows[own_rows] for rows in hard_negatives(scores.T, weight, count))
+    of_captions = pair_scores(step, captions, clips, torch.cat([own_rows[:, None], wrong_clips], dim=1))
     pooled_ids, pooled_mask = step.gathered_captions(ids, pool)
     pooled = step.model.embed_caption(pooled_ids)
 
@@ -171,7 +171,7 @@ def hard_pairs(
 
     negatives, usable = of_captions[:, 1:], clips_usable
     if wrong_captions.numel():  # none in a batch of one
-        clip = own.repeat_interleave(wrong_captions.shape[1])
+        clip = own_rows.repeat_interleave(wrong_captions.shape[1])
         of_clips = step.in_chunks(score, wrong_captions.flatten(), clip).view(wrong_captions.shape)
         negatives = torch.cat([negatives, of_clips], dim=1)
         usable = torch.cat([usable, captions_usable], dim=1)
@@ -181,16 +181,16 @@ def hard_pairs(
 def mined_pairs(
     step: Step, captions: Float[Tensor, "b L D"]
 ) -> tuple[Float[Tensor, "b b"], Float[Tensor, " b"] | None]:
-    """Scores over the published choice of as many clips per caption as this rank has rows (§2.3), and the importance
-    of its rows. Chosen by bare cosines with the clips of all ranks."""
+    """Return scores over the published choice of as many clips per caption as this rank has rows (§2.3), and the
+    importance of its rows. Clips of all ranks are ranked by cosines without a temperature."""
     config, weight = step.config, step.batch.weight
     assert config.mining != "both_ways", "hard_pairs mines both ways"
-    scores, clips, own = step.dual_scores(step.gather, 1.0), step.gather(step.visual), step.rows_in(step.gather)
+    scores, clips, own_rows = step.dual_scores(step.gather, 1.0), step.gather(step.visual), step.rows_in(step.gather)
     is_out = step.gather(weight) < 0.5
-    rows = scores[own].masked_fill(is_out[None, :], losses.EXCLUDED)
-    place = ((weight > 0.5).long().cumsum(0) - 1).clamp(min=0)  # rows of weight 0 take no candidate away
-    chosen = with_true_clip(mined_clips(rows, own, config.mining)[:, place], own)
-    importance = easy_weights(scores[own, own], weight) if config.reweight_easy else None
+    rows = scores[own_rows].masked_fill(is_out[None, :], losses.EXCLUDED)
+    place = ((weight > 0.5).long().cumsum(0) - 1).clamp(min=0)  # rows of weight 0 use up no candidate
+    chosen = with_true_clip(mined_clips(rows, own_rows, config.mining)[:, place], own_rows)
+    importance = easy_weights(scores[own_rows, own_rows], weight) if config.reweight_easy else None
     return pair_scores(step, captions, clips, chosen), importance
 
 
@@ -200,7 +200,7 @@ def pair_scores(
     clips: Float[Tensor, "P S D"],
     chosen: Int64[Tensor, "b n"],
 ) -> Float[Tensor, "b n"]:
-    """The cross encoder's score of each embedded caption, raw or masked, with the embedded clips chosen for it."""
+    """Return the cross encoder's score of each embedded caption, raw or masked, with the embedded clips `chosen`."""
 
     def of_group(group: LengthGroup) -> Tensor:
         def score(caption: Tensor, clip: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The objectives of SNP-S3 as pure functions, each under the paper's name.
 
-Every loss is the loss of the *global* batch and the same number on every rank: `gather` brings the other ranks' rows,
+Every loss is the loss of the *global* batch and the same number on every rank: `gather` fetches the other ranks' rows,
 with gradient. Since each rank then differentiates the same number and DDP averages, the gradient is exact for any
-number of ranks. Rows of weight 0 change no loss and no gradient. All are computed in single precision at least.
+number of ranks. Rows of weight 0 change no loss and no gradient. All losses use at least single precision.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ EXCLUDED = -1e9
 
 @in_single_precision
 def weighted_mean(loss: Float[Tensor, " B"], weight: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Mean over the rows of weight 1; 0 when there is none."""
+    """Return the mean over the rows of weight 1; 0 if there is none."""
     return (loss * weight).sum() / weight.sum().clamp(min=1.0)
 
 
 @in_single_precision
 def products(equation: str, *factors: Tensor) -> Tensor:
-    """Scores as `torch.einsum` multiplies them."""
+    """Return `torch.einsum` of the factors, in single precision."""
     return torch.einsum(equation, *factors)
 
 
 @in_single_precision
 def log_share(true: Float[Tensor, " B"], others: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
-    """Minus the logarithm of the true candidate's share in a softmax over it and the others."""
+    """Return the negative log-probability of the true candidate in a softmax over it and the others."""
     return torch.logsumexp(torch.cat([true[:, None], others], dim=1), dim=1) - true
 
 
@@ -48,9 +48,9 @@ def log_share(true: Float[Tensor, " B"], others: Float[Tensor, "B N"]) -> Float[
 def mil_nce(
     scores: Float[Tensor, "B B"], weight: Float[Tensor, " B"], importance: Float[Tensor, " B"] | None = None
 ) -> Float[Tensor, ""]:
-    """MIL-NCE over caption × clip scores (§2.2): the true pair against its column and its row together.
+    """Return MIL-NCE over caption × clip scores (§2.2): the true pair against its column and its row together.
 
-    Chance is ln(2B − 1). `importance` multiplies the losses of rows, and not the number that they are divided by.
+    Chance is ln(2B − 1). `importance` scales the losses of rows, but not the divisor of their mean.
     """
     is_out = weight < 0.5
     scores = scores.masked_fill(is_out[:, None] | is_out[None, :], EXCLUDED)
@@ -64,8 +64,8 @@ def mil_nce(
 def mil_nce_of_middle_frames(
     scores: Float[Tensor, "B B T"], weight: Float[Tensor, " B"], importance: Float[Tensor, " B"] | None = None
 ) -> Float[Tensor, ""]:
-    """MIL-NCE as published for T > 1 (§2.2): the middle frame of the true clip against that of its column, and against
-    every frame of the other clips of its row. Equal to `mil_nce` for T = 1."""
+    """Return MIL-NCE as published for T > 1 (§2.2): the true clip's middle frame against its column's middle frames,
+    and against every frame of the other clips of its row. Equal to `mil_nce` for T = 1."""
     B, T = len(scores), scores.shape[2]
     is_out = weight < 0.5
     scores = scores.masked_fill((is_out[:, None] | is_out[None, :])[..., None], EXCLUDED)
@@ -86,7 +86,7 @@ def gvtm_level1(
     frames: Frames = "all",
     gather: Gather,
 ) -> Float[Tensor, ""]:
-    """ℒ3: MIL-NCE of the dual encoder's scores over the gathered batch."""
+    """Return ℒ3: MIL-NCE of the dual encoder's scores over the gathered batch."""
     if frames == "all":
         return mil_nce(dual_scores(gather(text), gather(video), temperature), gather(weight))
     cosines = products("qd,ctd->qct", gather(text), gather(video))
@@ -106,8 +106,8 @@ def gvtm_level1_queued(
     temperature: float | Float[Tensor, ""],
     gather: Gather,
 ) -> Float[Tensor, ""]:
-    """ℒ3 over queues (§2.1): each frame finds its caption's key, each caption the keys of its clip's frames together,
-    among the earlier keys in the queue. The batch itself gives no negatives. Chance for one frame is ln(K + 1)."""
+    """Return ℒ3 over queues (§2.1): each frame is matched with its caption's key, and each caption with the keys of all
+    its clip's frames, against the queued keys. The batch itself has no negatives. Chance for one frame is ln(K + 1)."""
     true_text = torch.einsum("btd,bd->bt", video, text_keys) / temperature
     other_texts = video @ text_queue.T / temperature
     of_frames = torch.logsumexp(torch.cat([true_text[..., None], other_texts], dim=-1), dim=-1) - true_text
@@ -126,10 +126,10 @@ def lvwm(
     frames: Frames = "all",
     gather: Gather,
 ) -> Float[Tensor, ""]:
-    """LVWM: K significant words of each caption matched with the gathered clips (§2.9).
+    """Return LVWM: K significant words of each caption matched with the gathered clips (§2.9).
 
-    Word states are neither normalised nor projected: their length is the scale. Words, and a clip's frames, are
-    joined by log-sum-exp.
+    Word states are neither normalised nor projected: their length acts as the scale. Log-sum-exp joins the words, and
+    a clip's frames.
     """
     words, video = gather(words), gather(video)
     similarities = products("ikd,jtd->ijkt", words, video)
@@ -140,14 +140,14 @@ def lvwm(
 
 @in_single_precision
 def sigmoid(scores: Float[Tensor, "B B"], weight: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """SigLIP's loss over caption × clip scores: whether a pair is true, asked of each pair alone. The sum over the
-    clips of a caption, and the mean over captions."""
+    """Return SigLIP's loss over caption × clip scores, which classifies each pair alone as true or false: the sum over
+    the clips of a caption, the mean over captions."""
     true = 2 * torch.eye(len(scores), device=scores.device, dtype=scores.dtype) - 1
     return weighted_mean((F.softplus(-true * scores) * weight).sum(1), weight)
 
 
 class PairBias(nn.Module):
-    """What SigLIP adds to the score of every pair: nearly all of them are wrong, so it begins low."""
+    """The learned bias that SigLIP adds to the score of every pair: it starts low, since nearly all pairs are false."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class PairBias(nn.Module):
 def itm(
     true_pairs: Float[Tensor, "b 2"], false_pairs: Float[Tensor, "b 2"], weight: Float[Tensor, " b"], *, gather: Gather
 ) -> Float[Tensor, ""]:
-    """ITM: cross entropy of two classes, 1 for the true pairs and 0 for as many false ones (§2.4)."""
+    """Return the ITM loss: cross entropy of two classes, 1 for true pairs and 0 for as many false ones (§2.4)."""
     of_true = torch.logsumexp(true_pairs, dim=1) - true_pairs[:, 1]
     of_false = torch.logsumexp(false_pairs, dim=1) - false_pairs[:, 0]
     return global_mean((of_true + of_false) / 2, weight, gather)
@@ -175,20 +175,20 @@ def gvtm_level2(
     *,
     gather: Gather,
 ) -> Float[Tensor, ""]:
-    """ℒ4: MIL-NCE of the cross encoder's scores; `negatives` are other clips for the caption and other captions for
-    the clip. With all of both it equals `mil_nce` over all pairs."""
+    """Return ℒ4: MIL-NCE of the cross encoder's scores; `negatives` are other clips for the caption and other captions
+    for the clip. With all other clips and captions it equals `mil_nce` over all pairs."""
     return global_mean(log_share(positive, negatives.masked_fill(~is_usable, EXCLUDED)), weight, gather)
 
 
 def masked_words(logits: Float[Tensor, "M V"], labels: Int64[Tensor, " M"], *, gather: Gather) -> Float[Tensor, ""]:
-    """ℒ1 and ℒ2: cross entropy where there is a label, mean over those of the global batch; 0 when there is none."""
+    """Return ℒ1 or ℒ2: the mean cross entropy over all labels of the global batch; 0 if there are none."""
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
     return global_mean(losses, (labels != IGNORED_LABEL).to(losses.dtype), gather)
 
 
 @in_single_precision
 def global_mean(losses: Float[Tensor, " b"], weight: Float[Tensor, " b"], gather: Gather) -> Float[Tensor, ""]:
-    """Weighted mean over the rows of all ranks."""
+    """Return the weighted mean over the rows of all ranks."""
     sums = torch.stack([(losses * weight).sum(), weight.sum()])
     total = gather(sums[None]).sum(0)
     return total[0] / total[1].clamp(min=1.0)

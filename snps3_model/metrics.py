@@ -4,9 +4,9 @@
                                                       │ recalls_at, ranks       (one number per query)
                                                       └ direction_metrics       (means and their bootstrap intervals)
 
-Ties. A query's rank is that of its best right candidate. Candidates with the same score as that one count as if they
-were put in a random order, and every metric is its expected value over that order: a scorer that gives everything the
-same score gets exactly chance, neither 1 nor 0. Without ties this is the usual definition.
+Ties. A query's rank is that of its best right candidate. Candidates that tie with it count as randomly ordered, and
+every metric is the expected value over that order: a scorer that gives all candidates the same score gets exactly
+chance, neither 1 nor 0. Without ties this is the usual definition.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from jaxtyping import Bool, Float, Int
 RECALL_RANKS = (1, 5, 10)
 """The k of the reported recalls; their mean is the mean recall."""
 QUERIES_AT_ONCE = 256
-"""Rows of a score matrix that are compared at a time."""
+"""Rows of a score matrix that are compared at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placements:
-    """Where the best right candidate of each query stands."""
+    """The position of each query's best right candidate, as counts."""
 
     num_above: Int[np.ndarray, " Q"]
     """Candidates with a higher score; all of them are wrong."""
@@ -36,16 +36,16 @@ class Placements:
 
 
 def placements(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> Placements:
-    """Where each query's best right candidate stands among the candidates; `relevant` marks the right ones.
+    """Return the position of each query's best right candidate; `relevant` marks the right ones.
 
-    Refuses a query without a right candidate and scores that are not a number.
+    Raise ValueError for a query without a right candidate and for NaN scores.
     """
     starts = range(0, len(scores), QUERIES_AT_ONCE)
     return placements_of((scores[i : i + QUERIES_AT_ONCE] for i in starts), relevant)
 
 
 def placements_of(blocks: Iterable[Float[np.ndarray, "q C"]], relevant: Bool[np.ndarray, "Q C"]) -> Placements:
-    """`placements` of scores that come some rows at a time, so that they are never there all at once."""
+    """Return `placements` of scores that arrive in blocks of rows, so that memory never holds the whole matrix."""
     if relevant.size == 0:
         raise ValueError(f"scores must hold at least one query and one candidate, got shape {relevant.shape}")
     if not relevant.any(axis=1).all():
@@ -73,9 +73,9 @@ def _counts(scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"])
 
 
 def recalls_at(k: int, placed: Placements) -> Float[np.ndarray, " Q"]:
-    """The probability that a right candidate is among the first `k`, per query: 0 or 1 where nothing is tied.
+    """Return per query the probability that a right candidate is among the first `k`: 0 or 1 without ties.
 
-    Of the tied candidates `k - num_above` are drawn without replacement; the query misses if all of them are wrong.
+    `k - num_above` of the tied candidates are drawn without replacement; the query misses if all of them are wrong.
     """
     if k < 1:
         raise ValueError(f"k of recall@k must be at least 1, got {k}")
@@ -89,15 +89,15 @@ def recalls_at(k: int, placed: Placements) -> Float[np.ndarray, " Q"]:
 
 
 def ranks(placed: Placements) -> Float[np.ndarray, " Q"]:
-    """The expected rank of the best right candidate per query, counted from 1.
+    """Return the expected rank of the best right candidate per query, counted from 1.
 
-    Of w wrong candidates shuffled with r right ones, w / (r + 1) stand before the first right one on average.
+    If w wrong candidates are shuffled with r right ones, on average w / (r + 1) of them precede the first right one.
     """
     return placed.num_above + placed.num_tied_wrong / (placed.num_tied_right + 1) + 1.0
 
 
 def recall_at(k: int, scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]) -> float:
-    """The share of queries with a right candidate among the first `k`, in [0, 1]."""
+    """Return the share of queries with a right candidate among the first `k`, in [0, 1]."""
     return float(recalls_at(k, placements(scores, relevant)).mean())
 
 
@@ -108,9 +108,9 @@ def bootstrap_intervals(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Float[np.ndarray, "2 metrics"]:
-    """The low and high ends of the 95 % percentile interval of each column's mean.
+    """Return the low and high ends of the 95 % percentile interval of each column's mean.
 
-    Rows of one number in `units` stand or fall together and are drawn together, with replacement; None: each by itself.
+    Rows with the same number in `units` depend on each other and are resampled together; None: each row alone.
     """
     _, member = np.unique(np.arange(len(values)) if units is None else units, return_inverse=True)
     sizes = np.bincount(member)
@@ -125,7 +125,7 @@ def bootstrap_intervals(
 def with_intervals(
     columns: Mapping[str, Float[np.ndarray, " n"]], units: Int[np.ndarray, " n"] | None = None, **bootstrap: int
 ) -> dict[str, float]:
-    """The mean of each column under its name, with the ends of its interval as `_low` and `_high`."""
+    """Return the mean of each column under its name, with the ends of its interval as `_low` and `_high`."""
     values = np.stack(list(columns.values()), axis=1)
     bounds = bootstrap_intervals(values, units, **bootstrap)
     results = {}
@@ -142,32 +142,34 @@ def direction_metrics(
     units: Int[np.ndarray, " Q"] | None = None,
     **bootstrap: int,
 ) -> dict[str, float]:
-    """`{prefix}r1`, `r5`, `r10`, `mean_recall`, with `_low`, `_high`; `median_rank`, `mean_rank`; rows are queries."""
+    """Return `{prefix}r1`, `r5`, `r10`, `mean_recall`, each with `_low` and `_high`, `median_rank` and `mean_rank`; the
+    rows of `scores` are queries."""
     return placed_metrics(placements(scores, relevant), prefix, units=units, **bootstrap)
 
 
 def placed_metrics(
     placed: Placements, prefix: str, *, units: Int[np.ndarray, " Q"] | None = None, **bootstrap: int
 ) -> dict[str, float]:
-    """`direction_metrics` of where the candidates stand."""
+    """Return `direction_metrics` of placements."""
     recalls = {f"{prefix}r{k}": recalls_at(k, placed) for k in RECALL_RANKS}
     recalls[f"{prefix}mean_recall"] = np.mean(list(recalls.values()), axis=0)
-    own_ranks = ranks(placed)
-    middles = {f"{prefix}median_rank": float(np.median(own_ranks)), f"{prefix}mean_rank": float(own_ranks.mean())}
+    expected = ranks(placed)
+    middles = {f"{prefix}median_rank": float(np.median(expected)), f"{prefix}mean_rank": float(expected.mean())}
     return with_intervals(recalls, units, **bootstrap) | middles
 
 
 def both_directions(
     scores: Float[np.ndarray, "texts clips"], prefix: str, score: str
 ) -> dict[str, Float[np.ndarray, "Q C"]]:
-    """How the keys of a direction begin, with the matrix whose rows are its queries: texts for t2v, clips for v2t."""
+    """Return per direction the prefix of its keys and the matrix whose rows are its queries: texts for t2v, clips for
+    v2t."""
     name = f"{score}_" if score else ""
     return {f"{prefix}/t2v/{name}": scores, f"{prefix}/v2t/{name}": scores.T}
 
 
 def group_hits(scores: Float[np.ndarray, "N N"], groups: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """R@1 of each query among the clips of its own group. Query i belongs to candidate i; chance is one over the size
-    of a group."""
+    """Return R@1 of each query among the candidates of its own group. Query i belongs to candidate i; chance is one
+    over the size of a group."""
     in_group = np.where(groups[:, None] == groups[None, :], scores, -np.inf)
     return recalls_at(1, placements(in_group, np.eye(len(scores), dtype=bool)))
 
@@ -175,9 +177,9 @@ def group_hits(scores: Float[np.ndarray, "N N"], groups: Int[np.ndarray, " N"]) 
 def group_metrics(
     scores: Float[np.ndarray, "texts clips"], groups: Int[np.ndarray, " texts"], prefix: str, score: str = ""
 ) -> dict[str, float]:
-    """In-group R@1 in both directions as flat keys: `temporal/t2v/group_r1`, `_low`, `_high` for prefix `temporal`.
+    """Return in-group R@1 in both directions: `temporal/t2v/group_r1`, `_low`, `_high` for prefix `temporal`.
 
-    The bootstrap is over groups, since the clips of one group stand or fall together.
+    The bootstrap resamples groups, since the clips of a group depend on each other.
     """
     results = {}
     for start, matrix in both_directions(scores, prefix, score).items():
@@ -186,10 +188,10 @@ def group_metrics(
 
 
 def fuse(dual: Float[np.ndarray, "Q C"], cross: Float[np.ndarray, "Q C"]) -> Float[np.ndarray, "Q C"]:
-    """The fused score: the sum of both, each standardised over the whole matrix (mean 0, standard deviation 1).
+    """Return the fused score: the sum of both, each standardised over the whole matrix (mean 0, standard deviation 1).
 
     No weight is tuned. Standardising the whole matrix, not each row, keeps each score's order of the texts for a clip
-    as well as that of the clips for a text. A score that is the same everywhere says nothing and adds nothing.
+    as well as that of the clips for a text. A constant score adds nothing.
     """
     if dual.shape != cross.shape:
         raise ValueError(f"both scores must rank the same pairs, got shapes {dual.shape} and {cross.shape}")
@@ -197,7 +199,7 @@ def fuse(dual: Float[np.ndarray, "Q C"], cross: Float[np.ndarray, "Q C"]) -> Flo
 
 
 def standardised(scores: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
-    """`scores` with mean 0 and standard deviation 1 over all entries, in float64; zeros if all entries are equal."""
+    """Return `scores` with mean 0 and standard deviation 1 over all entries, in float64; zeros if all are equal."""
     values = scores.astype(np.float64)
     if values.min() == values.max():
         return np.zeros_like(values)

@@ -1,4 +1,4 @@
-"""The choice of negatives for GVTM level 2 by level-1 scores, without a gradient: hard ones, and as published."""
+"""Mining of negatives for GVTM level 2 by level-1 scores, without a gradient: hard negatives, and as published."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 SET_ASIDE = 100.0
-"""What the published code moves the true pair by, so that it is chosen last."""
+"""Offset by which the published code moves the true pair's score, so that it is chosen last."""
 LEAST_WEIGHT = 0.2
 
 
 def hard_negatives(
     scores: Float[Tensor, "B B"], weight: Float[Tensor, " B"], count: int
 ) -> tuple[Int64[Tensor, "B k"], Bool[Tensor, "B k"]]:
-    """For each row the `count` best-scoring columns other than its own, and which of them are usable."""
+    """Return for each row the `count` best-scoring columns other than its own, and which of them are usable."""
     is_pair = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     blocked = is_pair | (weight < 0.5)[None, :]
     best = scores.detach().masked_fill(blocked, -torch.inf).topk(min(count, len(scores) - 1), dim=1)
@@ -26,10 +26,10 @@ def hard_negatives(
 def mined_clips(
     scores: Float[Tensor, "b P"], own: Int64[Tensor, " b"], method: Literal["nearest", "top_k"]
 ) -> Int64[Tensor, "b b"]:
-    """The b clips of the pool for each of b captions, as published (§2.3, §8.5): `nearest` in score to the true one
-    `own`, or the highest (`top_k`); by falling rank, before slot i is given to the true clip.
+    """Return b clips of the pool for each of b captions, as published (§2.3, §8.5): those with the score `nearest` to
+    that of the true clip `own`, or the highest (`top_k`), best first, before slot i goes to the true clip.
 
-    With a pool of b clips the true one is among them, and so stands twice in its own row in the end.
+    A pool of only b clips includes the true one, which then occurs twice in its final row.
     """
     b = len(scores)
     true = scores.gather(1, own[:, None])
@@ -41,13 +41,14 @@ def mined_clips(
 
 
 def with_true_clip(chosen: Int64[Tensor, "b b"], own: Int64[Tensor, " b"]) -> Int64[Tensor, "b b"]:
-    """`chosen` with the true clip in slot i of row i, instead of what stood there."""
+    """Return `chosen` with slot i of row i replaced by the true clip."""
     is_slot = torch.eye(len(chosen), dtype=torch.bool, device=chosen.device)
     return torch.where(is_slot, own[:, None], chosen)
 
 
 def easy_weights(true_scores: Float[Tensor, " b"], weight: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """1 for captions up to the mean level-1 score, less above it, 0.2 at least (published as "median").
+    """Return 1 for captions up to the mean level-1 score, less above it, at least 0.2 (the published code calls the
+    mean "median").
 
     Only rows of weight 1 enter mean and minimum.
     """

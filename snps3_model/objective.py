@@ -1,7 +1,7 @@
 """The network with its objectives: a batch in, its losses out.
 
-The table of losses (`loss_table.py`) says which there are; `step.py` makes the passes that they share, `loss_terms.py`
-computes each from them.
+`loss_table.py` lists the losses, `step.py` runs the passes that they share, `loss_terms.py` computes each loss from
+these passes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,28 @@ from pipeline.records import Batch
 from snps3_model.config import ObjectiveConfig, refuse_order_without_time
 from snps3_model.draws import draw
 from snps3_model.gather import Gather, local_gather
-from snps3_model.loss_table import PARTS, Loss, active_losses, needs_raw_text, reached_parts, reaches_text_layers
+from snps3_model.loss_table import (
+    PARTS,
+    Loss,
+    active_losses,
+    losses_at,
+    needs_masked_text,
+    needs_raw_text,
+    reached_parts,
+    reaches_text_layers,
+)
 from snps3_model.queues import MomentumQueues
 from snps3_model.snps3 import SNPS3
 from snps3_model.step import Draws, Step
 from snps3_model.visual import synchronise
 
 LEAST_LOG_TEMPERATURE = math.log(0.01)
-"""Where a learned temperature stops (CLIP)."""
+"""Log of the lower limit of a learned temperature (CLIP)."""
 NO_EXTRA: Mapping[Loss, float] = MappingProxyType({})
 
 
 class Pretraining(nn.Module):
-    """The network with its objectives; `forward` gives the unweighted losses of the global batch by name."""
+    """The network with its objectives; `forward` returns the unweighted losses of the global batch by name."""
 
     def __init__(
         self,
@@ -43,10 +52,10 @@ class Pretraining(nn.Module):
         rows_at_once: int | None = None,
         extra: Mapping[Loss, float] = NO_EXTRA,
     ) -> None:
-        """`rows_at_once` clips, captions or pairs at most pass through the network together, on this rank; None: all.
+        """`rows_at_once`: at most this many clips, captions or pairs pass through the network at once on this rank;
+        None: all.
 
-        `extra`: losses of other packages with their weights. `config.extra` only names them, and nothing is imported
-        here by its name.
+        `extra`: losses of other packages with their weights. `config.extra` only names them; this class imports none.
         """
         super().__init__()
         if config.attentive_share and mask_id is None:
@@ -64,30 +73,47 @@ class Pretraining(nn.Module):
             )
         self.itm_head = nn.Linear(model.config.hidden, 2) if config.itm else None
         self.weights = config.weights | {loss.name: weight for loss, weight in extra.items()}
-        """What each loss counts in the total."""
-        self.losses = active_losses(config, extra)
+        """Weight of each loss in the total."""
+        self.losses = self.all_losses = active_losses(config, extra)
         self.extra_heads = nn.ModuleDict({loss.name: loss.head(model) for loss in self.losses if loss.head})
         self.terms = {loss.name: loss.function() for loss in self.losses}
         synchronise(model, gather)
         freeze_unreached(model, reached_parts(self.losses))
         if not reaches_text_layers(config, self.losses, is_cross_shared=model.separate_cross is None):
             model.bert.encoder.requires_grad_(False)
+        self.trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        """Parameters that any of the losses trains."""
+
+    def choose_losses(self, step: int, num_steps: int) -> bool:
+        """Switch to the losses of the optimizer step after `step` of `num_steps` steps, and freeze the parameters that
+        none of them reaches. Return whether the set of losses changed: if so, wrap in DDP again."""
+        losses = losses_at(step, num_steps, self.config, self.all_losses)
+        if losses == self.losses:
+            return False
+        self.losses = losses
+        modules = [getattr(self.model, name) for name in reached_parts(losses)]
+        modules += [self.extra_heads[loss.name] for loss in losses if loss.head]
+        kept = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+        for parameter in self.trained:
+            is_reached = id(parameter) in kept or parameter is self.log_temperature
+            parameter.requires_grad_(losses is self.all_losses or is_reached)
+        return True
 
     def forward(
         self, batch: Batch, frames: Float[Tensor, "B T 3 H W"], draws: Draws | None = None
     ) -> dict[str, Float[Tensor, ""]]:
-        """The losses with a weight above 0, in the order of the table.
+        """Return the active losses, in the order of the table.
 
-        `frames` are the batch's frames after augmentation and normalisation on the device. `draws` are made from the
-        clip ids if they are not given.
+        `frames` are the batch's frames after augmentation and normalisation on the device. Without `draws`, they are
+        drawn from the clip ids.
         """
         if self.training and self.log_temperature is not None:
             self.stop_temperature(self.log_temperature)
         step = self.step(batch, frames, draws)
-        return {name: compute(step) for name, compute in self.terms.items()}
+        return {loss.name: self.terms[loss.name](step) for loss in self.losses}
 
     def step(self, batch: Batch, frames: Float[Tensor, "B T 3 H W"], draws: Draws | None = None) -> Step:
-        """The batch with the passes that come before all losses."""
+        """Run the passes that precede all losses, and return them with the batch."""
         step = Step(
             batch=batch,
             frames=frames,
@@ -102,7 +128,11 @@ class Pretraining(nn.Module):
             heads=({"itm": self.itm_head} if self.itm_head else {}) | dict(self.extra_heads.items()),
         )
         step.video = step.in_chunks(self.model.encode_video, frames, step.pad_mask)
-        step.encode_texts(draws, is_raw_needed=needs_raw_text(self.config, self.losses))
+        step.encode_texts(
+            draws,
+            is_raw_needed=needs_raw_text(self.config, self.losses),
+            is_masked_needed=needs_masked_text(self.config, self.losses),
+        )
         step.draws = draws or draw(step, self.mask_id)
         if any(loss.is_cross for loss in self.losses):
             step.visual = self.model.embed_frames(step.video.tokens)
@@ -110,20 +140,19 @@ class Pretraining(nn.Module):
 
     @property
     def temperature(self) -> float | Float[Tensor, ""]:
-        """What the cosines of GVTM level 1 are divided by."""
+        """Divisor of the cosines of GVTM level 1."""
         if self.log_temperature is None:
             return self.config.temperature
         return self.log_temperature.clamp(min=LEAST_LOG_TEMPERATURE).exp()
 
     @torch.no_grad()
     def stop_temperature(self, log_temperature: nn.Parameter) -> None:
-        """Set a parameter that the last step took below the least temperature back to it: further down it would have
-        no gradient, and never come back."""
+        """Clamp the parameter to the least temperature: below it the gradient is 0, so it would never recover."""
         log_temperature.clamp_(min=LEAST_LOG_TEMPERATURE)
 
 
 def freeze_unreached(model: SNPS3, reached: Collection[str]) -> None:
-    """Take the gradient from the parts of `model` that are not in `reached`: DDP would wait for theirs for ever."""
+    """Freeze the parts of `model` that are not in `reached`: DDP would wait for their gradients forever."""
     modules = {name: getattr(model, name) for name in PARTS}
     kept = {modules[name] for name in reached}
     for module in modules.values():

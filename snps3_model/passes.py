@@ -1,12 +1,12 @@
-"""How rows pass through the network when not all at once.
+"""Passes of rows through the network in parts.
 
-| what | why |
+| function | purpose |
 |---|---|
-| `in_chunks` | more rows than fit in memory: features of a few at a time, computed again for their gradient |
-| `by_length` | no padding: captions of about equal length together, each group as wide as its longest |
+| `in_chunks` | more rows than fit in memory: features of a few at a time, recomputed for their gradient |
+| `by_length` | little padding: captions of similar length together, each group as wide as its longest |
 
-A contrastive loss looks at all rows of the batch, so gradients of smaller batches do not add up to its own. Here the
-whole batch meets in the loss; only the way to its features is cut (Gao et al., RepL4NLP 2021).
+A contrastive loss compares all rows of the batch, so gradients of smaller batches do not add up to its gradient. Here
+the loss sees the whole batch; only the computation of its features is split (Gao et al., RepL4NLP 2021).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Features = TypeVar("Features")
 
 
 def in_chunks(function: Callable[..., Features], *rows: Tensor, size: int | None) -> Features:
-    """`function(*rows)`, with at most `size` rows passing through it at a time; None takes all at once.
+    """Return `function(*rows)`, computed on at most `size` rows at a time; None takes all at once.
 
-    `function` treats each row by itself and returns tensors of as many rows, alone or in tuples or dataclasses. Between
-    the forward and the backward pass only its results stay in memory. Random draws in it are repeated.
+    `function` treats each row independently and returns tensors of as many rows, alone or in tuples or dataclasses.
+    Between forward and backward pass only its results stay in memory; the recomputation repeats its random draws.
     """
     if size is None or len(rows[0]) <= size:
         return function(*rows)
@@ -38,7 +38,7 @@ def in_chunks(function: Callable[..., Features], *rows: Tensor, size: int | None
 
 
 def by_length(function: Callable[[LengthGroup], Features], groups: Sequence[LengthGroup]) -> Features:
-    """`function` of each of `groups`, the rows of its results in the order that they have in the batch."""
+    """Apply `function` to each of `groups`; return the rows of the results in the order of the batch."""
     if len(groups) == 1:
         return function(groups[0])
     order = torch.cat([group.rows for group in groups]).argsort()
@@ -46,8 +46,8 @@ def by_length(function: Callable[[LengthGroup], Features], groups: Sequence[Leng
 
 
 def groups_of(batch: Batch, num_versions: int = 1) -> list[LengthGroup]:
-    """The length groups of `batch`, or all its rows as one; with versions of its captions below each other, each group
-    holds a caption in every version."""
+    """Return the length groups of `batch`, or one group of all rows. If `num_versions` versions of its captions are
+    stacked, a group holds every version of its captions."""
     B, L = batch.token_ids.shape
     every_row = LengthGroup(rows=torch.arange(B, device=batch.token_ids.device), num_tokens=L)
     return [
@@ -59,7 +59,7 @@ def groups_of(batch: Batch, num_versions: int = 1) -> list[LengthGroup]:
 
 
 def combined(parts: Sequence[Any], combine: Callable[[list[Tensor]], Tensor]) -> Any:
-    """`combine` of the tensors of `parts` that stand at the same place, in the shape of a part."""
+    """Apply `combine` to the corresponding tensors of `parts`; return a structure like that of a part."""
     first = parts[0]
     if isinstance(first, Tensor):
         return combine(list(parts))

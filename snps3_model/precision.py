@@ -1,4 +1,4 @@
-"""Single precision for what is a small difference of large numbers, whatever the network around it computes in."""
+"""Single precision for small differences of large numbers, whatever the precision of the surrounding network."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def in_single_precision(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Return `function` computed outside autocast, on tensors of 16 bits made single ones; double ones stay.
+    """Run `function` outside autocast, with 16-bit tensors cast to single precision; double stays double.
 
-    For a log-sum-exp from which the true score is taken away, and for scores divided by a temperature: eight bits of a
-    score of 20 are wrong by 0.06, which is more than a small loss, and its gradient points anywhere.
+    Needed where the true score is subtracted from a log-sum-exp, and for scores divided by a temperature: with the 8
+    significant bits of bfloat16 a score of 20 is off by 0.06, more than a small loss, and its gradient is arbitrary.
     """
 
     call: Callable[..., Result] = function

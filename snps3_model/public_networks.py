@@ -1,6 +1,6 @@
-"""Networks of Transformers as visual backbones: what a folder in the hub's format describes, and how it is called.
+"""Networks of Transformers as visual backbones, from a folder in the hub's format or a hub name.
 
-Transformers is imported by what uses it: it takes two seconds, which encoders of ours do without.
+Functions import Transformers themselves: it takes two seconds, and our own encoders do not need it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ PIXELS: dict[Pixels, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-"""Mean and standard deviation of red, green and blue in [0, 1] by which networks were trained."""
+"""Mean and standard deviation of red, green and blue in [0, 1] that networks were trained with."""
 CLIP_NETWORKS = ("videomae", "vivit", "vjepa2")
-"""Model types of Transformers that see a clip; their patch tokens stand tubelet by tubelet."""
+"""Model types of Transformers that see a clip; their patch tokens are ordered tubelet by tubelet."""
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation by stored statistics; neither they nor scale and shift are ever trained."""
+    """Batch normalisation with stored statistics; statistics, scale and shift are never trained."""
 
     weight: Tensor
     bias: Tensor
@@ -55,7 +55,7 @@ class PublicBackbone(nn.Module):
     """Any image network of Transformers: the last feature map of its backbone, or its patch tokens as a grid."""
 
     def __init__(self, config: Any, width: int = 0, unreached: frozenset[str] = frozenset()) -> None:
-        """`width`: channels of the grid; `unreached`: parameters that it does not depend on, which stay as they are."""
+        """`width`: channels of the grid; `unreached`: parameters that the grid does not depend on, which are frozen."""
         super().__init__()
         self.patch_px, self.width, self.unreached = patch_px(config), width, unreached
         self.network = network_of(config)
@@ -70,11 +70,11 @@ class PublicBackbone(nn.Module):
         if hasattr(output, "feature_maps"):
             return output.feature_maps[-1]
         height, width = (side // self.patch_px for side in images.shape[-2:])
-        patches = output.last_hidden_state[:, -height * width :]  # class and register tokens stand before them
+        patches = output.last_hidden_state[:, -height * width :]  # after class and register tokens
         return patches.transpose(1, 2).unflatten(2, (height, width))
 
     def checkpoint_activations(self) -> None:
-        """Layers are computed again in the backward pass instead of kept."""
+        """Recompute layers in the backward pass instead of keeping their activations."""
         if not self.network.supports_gradient_checkpointing:
             raise ValueError(
                 f"model.visual.activation_checkpointing: {type(self.network).__name__} cannot compute its activations "
@@ -92,21 +92,21 @@ class PublicClipBackbone(PublicBackbone):
         self.tubelet, self.num_frames = size if isinstance(size, int) else size[0], clip_length(config)
 
     def forward(self, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T D h w"]:
-        if frames.shape[1] == 1:  # an image is a clip that stands still
+        if frames.shape[1] == 1:  # an image becomes a static clip
             return self(frames.expand(-1, self.num_frames, -1, -1, -1)).mean(1, keepdim=True)
         if frames.shape[1] % self.tubelet:
             raise ValueError(f"{frames.shape[1]} frames do not fall into tubelets of {self.tubelet}")
         tokens = self.network(frames, **self.options).last_hidden_state
         shape = (frames.shape[1] // self.tubelet, *(side // self.patch_px for side in frames.shape[-2:]))
-        grid = tokens[:, -math.prod(shape) :].unflatten(1, shape).permute(0, 1, 4, 2, 3)  # a class token stands before
+        grid = tokens[:, -math.prod(shape) :].unflatten(1, shape).permute(0, 1, 4, 2, 3)  # after a class token
         return grid.repeat_interleave(self.tubelet, dim=1)
 
 
 def public_config(config: VisualConfig) -> Any:
-    """The image network that the folder or hub name `config.backbone` describes; of CLIP and its like the vision side.
-    An exported model has the description itself, as JSON.
+    """Return the configuration of the image network `config.backbone`, a folder, a hub name, or in an exported model
+    the configuration itself as JSON; of CLIP and similar networks the vision part.
 
-    Raises FileNotFoundError where nothing is found, ValueError for a network that sees no images.
+    Raise FileNotFoundError if there is none, ValueError for a network that sees no images.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
@@ -115,7 +115,7 @@ def public_config(config: VisualConfig) -> Any:
     try:
         if config.backbone.startswith("{"):
             fields = json.loads(config.backbone)
-            fields.pop("attn_implementation", None)  # a stranger's may name code on the hub
+            fields.pop("attn_implementation", None)  # in a file from outside it may name code on the hub
             fields.pop("_attn_implementation", None)
             public = AutoConfig.for_model(**fields)
         else:
@@ -143,7 +143,7 @@ def public_config(config: VisualConfig) -> Any:
 
 
 def network_of(config: Any) -> Any:
-    """The backbone of `config` with random weights, or the whole model where Transformers has no backbone of it."""
+    """Return the backbone of `config` with random weights, or the whole model if Transformers has no backbone class."""
     from transformers import AutoBackbone, AutoModel
     from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
 
@@ -156,20 +156,21 @@ def network_of(config: Any) -> Any:
 
 
 def public_class(config: Any) -> type[PublicBackbone]:
-    """How the network of `config` is called."""
+    """Return the wrapper class for the network of `config`."""
     return PublicClipBackbone if config.model_type in CLIP_NETWORKS else PublicBackbone
 
 
 def clip_length(config: Any) -> int:
-    """Frames of the clips that a network was trained on; 1 of images."""
+    """Return the number of frames per clip that a network was trained on; 1 for images."""
     return getattr(config, "frames_per_clip", 0) or getattr(config, "num_frames", 1)
 
 
-def explored(config: Any, shape: tuple[int, int, int] | None = None) -> tuple[int, frozenset[str]]:
-    """Channels of the network's grid, and the parameters that its grid does not depend on; nothing is computed.
+def inspect_network(config: Any, shape: tuple[int, int, int] | None = None) -> tuple[int, frozenset[str]]:
+    """Return the channels of the network's grid, and the parameters that the grid does not depend on, from a dry run on
+    the meta device.
 
-    The latter (mask tokens, norms before a pooler) must not ask for a gradient: DDP would wait for it. ValueError for a
-    network that cannot take clips of `shape` (T, H, W), by default that of its training.
+    These parameters (mask tokens, norms before a pooler) must be frozen: DDP would wait for their gradients. Raise
+    ValueError for a network that cannot take clips of `shape` (T, H, W), by default that of its training.
     """
     patch = patch_px(config)
     side = -(-max(SMALLEST_PX, side_px(config, "image_size", 0) or side_px(config, "crop_size", 224)) // patch) * patch
@@ -193,18 +194,19 @@ def explored(config: Any, shape: tuple[int, int, int] | None = None) -> tuple[in
 
 
 def patch_px(config: Any) -> int:
-    """Side of the patches that a network cuts frames into; 1 if it cuts none."""
+    """Return the side of a network's patches in pixels; 1 if it has none."""
     return side_px(config, "patch_size", 0) or side_px(config, "tubelet_size", 1)
 
 
 def side_px(config: Any, name: str, default: int) -> int:
-    """Side of the images or patches of a network, the field `name` of its configuration, if that says something."""
+    """Return the field `name` of a network's configuration as the side of its images or patches in pixels; `default` if
+    it is missing or empty."""
     size = getattr(config, name, default) or default
     return int(size if isinstance(size, int) else max(size))
 
 
 def freeze_batch_norms(network: nn.Module) -> None:
-    """Every batch normalisation of `network` becomes a frozen one: padding and batch mates have no say in it."""
+    """Replace every batch normalisation of `network` by a frozen one, which padding and other rows do not affect."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
@@ -212,8 +214,8 @@ def freeze_batch_norms(network: nn.Module) -> None:
 
 
 def refuse_other_pixels(config: VisualConfig) -> None:
-    """Raise ValueError if `config.pixels` are not those that its backbone was trained with, by the
-    preprocessor_config.json there; a folder without one may have had any."""
+    """Raise ValueError if `config.pixels` differ from the statistics in the backbone's preprocessor_config.json; a
+    folder without that file passes."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:

@@ -1,6 +1,6 @@
-"""MoCo for GVTM level 1: encoders that follow slowly, and queues of the vectors that they gave (paper's ℒ3, published).
+"""MoCo for GVTM level 1 (paper's ℒ3, published): momentum encoders, and queues of their vectors.
 
-model ──momentum──► keys' encoders ─ no gradient ─► keys of this batch ──after the loss──► queues
+model ──momentum──► momentum encoders ─ no gradient ─► keys of this batch ──after the loss──► queues
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ NOT_DUAL = (PARTS - DUAL - {"text_pooler", "cross_network"}) | {"separate_cross"
 
 @dataclass(frozen=True)
 class Keys:
-    """Unit vectors of this batch from the slow encoders."""
+    """Unit vectors of this batch from the momentum encoders."""
 
     text: Float[Tensor, "b D"]
     video: Float[Tensor, "b T D"]
 
 
 class MomentumQueues(nn.Module):
-    """Slow encoders, and two queues that begin as random unit vectors. All of it is saved with the network.
+    """Momentum encoders, and two queues that start as random unit vectors. All of it is saved with the network.
 
-    The slow encoders run without dropout: the published ones had it on (fault B19). Nothing here wants a gradient.
+    The momentum encoders run without dropout: the published ones had it on (fault B19). Nothing here has a gradient.
     """
 
     text: Tensor
@@ -60,7 +60,7 @@ class MomentumQueues(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: SNPS3) -> None:
-        """Move the slow encoders towards `model`: m · slow + (1 − m) · fast."""
+        """Update the momentum encoders towards `model`: m · slow + (1 − m) · fast."""
         move_towards(dict(self.encoders.named_parameters()), dict(model.named_parameters()), self.momentum)
         fast_buffers = dict(model.named_buffers())
         for name, buffer in self.encoders.named_buffers():
@@ -74,30 +74,30 @@ class MomentumQueues(nn.Module):
         token_ids: Int64[Tensor, "b L"],
         token_mask: Bool[Tensor, "b L"],
     ) -> Keys:
-        """The slow encoders' vectors of a batch."""
+        """Return the momentum encoders' vectors of a batch."""
         video = self.encoders.encode_video(frames, pad_mask)
         return Keys(text=self.encoders.encode_text(token_ids, token_mask).vector, video=video.vectors)
 
     @torch.no_grad()
     def add(self, keys: Keys, weight: Float[Tensor, " b"], gather: Gather = local_gather) -> None:
-        """Put the keys of all ranks' rows of weight 1 at the next places of the queues."""
+        """Write the keys of all ranks' rows of weight 1 to the next positions of the queues."""
         frames = weight[:, None].expand(keys.video.shape[:2])
         is_text, is_video = gather(weight) > 0.5, gather(frames.contiguous()).flatten() > 0.5
         text, video = gather(keys.text), gather(keys.video).flatten(0, 1)
-        # new tensors instead of writes: the backward pass still needs what the loss looked at
+        # new tensors instead of in-place writes: the backward pass still needs the queues that the loss read
         self.text, self.text_next = enqueued(self.text, self.text_next, text, is_text, self.end)
         self.video, self.video_next = enqueued(self.video, self.video_next, video, is_video, self.end)
 
 
 @torch.no_grad()
 def move_towards(slow: Mapping[str, Tensor], fast: Mapping[str, Tensor], momentum: float) -> None:
-    """Each tensor of `slow` becomes m · itself + (1 − m) · that of the same name in `fast`."""
+    """Update each tensor of `slow` in place to m · slow + (1 − m) · fast, by name."""
     for name, tensor in slow.items():
         tensor.mul_(momentum).add_(fast[name], alpha=1 - momentum)
 
 
 def dual_encoders(model: SNPS3) -> SNPS3:
-    """A copy of what `model` needs for its dual vectors, in evaluation mode and without gradients."""
+    """Return a copy of the parts of `model` that its dual vectors depend on, frozen and in evaluation mode."""
     copied = copy.deepcopy(model).requires_grad_(False)
     for name in NOT_DUAL:
         delattr(copied, name)
@@ -111,10 +111,10 @@ def enqueued(
     is_usable: Bool[Tensor, " m"],
     end: End,
 ) -> tuple[Float[Tensor, "K D"], Int64[Tensor, ""]]:
-    """The queue with the usable keys in it, in their order from `position` on, and the position after them.
+    """Return the queue with the usable keys written to it, in order from `position` on, and the position after them.
 
-    At the end of the queue `circular` goes on at its start; `shifted` is the published rule, which moves the block back
-    over the newest keys instead (§8.5). A batch with a NaN is left out whole. Waits for no device.
+    At the end of the queue `circular` wraps around; `shifted` is the published rule, which moves the block back over
+    the newest keys instead (§8.5). A batch with a NaN or infinity is skipped whole. The host waits for no device.
     """
     K, m = len(queue), len(keys)
     if m > K:

@@ -25,7 +25,7 @@ from snps3_model.lora import add_low_rank
 from snps3_model.precision import in_single_precision
 from snps3_model.visual import pool, pool_parts
 
-if TYPE_CHECKING:  # two seconds, which only those who make a network spend
+if TYPE_CHECKING:  # takes two seconds, so only building a network imports it
     from transformers.models.bert.configuration_bert import BertConfig
     from transformers.models.bert.modeling_bert import BertModel
 
@@ -35,8 +35,8 @@ VISUAL_TYPE = 1
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """What the visual side gives: `tokens` (one per frame, or per part of one) go to the cross pass, unit `vectors` of
-    the frames to the dual encoder."""
+    """Output of the visual side: `tokens` (one per frame, or per part of a frame) for the cross pass, unit `vectors` of
+    the frames for the dual encoder."""
 
     frames: Float[Tensor, "B T D"]
     """The mean of each frame's grid, before a temporal encoder."""
@@ -46,14 +46,14 @@ class VideoFeatures:
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What the text pass gives: its hidden states, and the unit `vector` of the caption."""
+    """Output of the text pass: its hidden states, and the unit `vector` of the caption."""
 
     layers: tuple[Float[Tensor, "B L D"], ...]
-    """The embedded caption, and what each layer made of it."""
+    """The embedded caption, then the output of each layer."""
     vector: Float[Tensor, "B D"]
 
     def widened(self, num_tokens: int) -> TextFeatures:
-        """With zeros behind the caption, up to `num_tokens`."""
+        """Return the features zero-padded to `num_tokens` tokens."""
         return TextFeatures(layers=tuple(widened(layer, num_tokens) for layer in self.layers), vector=self.vector)
 
     @property
@@ -69,14 +69,14 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class CrossFeatures:
-    """What the cross pass gives: hidden states of the text part and of the visual tokens, and the pooled pair."""
+    """Output of the cross pass: hidden states of the text part and of the visual tokens, and the pooled pair."""
 
     text_hidden: Float[Tensor, "B L D"]
     frame_hidden: Float[Tensor, "B S D"]
     pooled: Float[Tensor, "B D"]
 
     def widened(self, num_tokens: int) -> CrossFeatures:
-        """With zeros behind the text part, up to `num_tokens`."""
+        """Return the features with the text part zero-padded to `num_tokens` tokens."""
         return dataclasses.replace(self, text_hidden=widened(self.text_hidden, num_tokens))
 
 
@@ -113,7 +113,7 @@ def bert_config(config: ModelConfig, vocabulary_size: int, pad_id: int) -> BertC
 
 
 class SNPS3(nn.Module):
-    """The shared network, its visual encoder and its heads (paper, Fig. 2). Knows nothing of losses or ranks."""
+    """The shared network, its visual encoder and its heads (paper, Fig. 2). It knows neither losses nor ranks."""
 
     def __init__(self, config: ModelConfig, *, vocabulary_size: int, pad_id: int, separator_id: int) -> None:
         from transformers.models.bert.modeling_bert import BertModel, BertPooler
@@ -165,15 +165,15 @@ class SNPS3(nn.Module):
         return self.bert.embeddings.word_embeddings.weight
 
     def encode_video(self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]) -> VideoFeatures:
-        """The tokens of a clip, and one unit vector per frame."""
+        """Return the tokens of a clip, and one unit vector per frame."""
         grid, grid_mask = self.visual(frames, pad_mask)
         means, side = pool(grid, grid_mask), self.config.grid_side
-        seen = self.look_over_time(means)
-        tokens = seen if side == 1 else pool_parts(grid, grid_mask, side)
-        return VideoFeatures(frames=means, tokens=tokens, vectors=unit(self.video_head(seen)))
+        encoded = self.look_over_time(means)
+        tokens = encoded if side == 1 else pool_parts(grid, grid_mask, side)
+        return VideoFeatures(frames=means, tokens=tokens, vectors=unit(self.video_head(encoded)))
 
     def look_over_time(self, frames: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The temporal encoder over a clip's frames; `frames` themselves where there is none."""
+        """Run the temporal encoder over a clip's frames; return `frames` themselves if there is none."""
         if self.temporal is None:
             return frames
         embedded = self.temporal.embeddings(inputs_embeds=frames)
@@ -181,7 +181,7 @@ class SNPS3(nn.Module):
 
     @property
     def cross_network(self) -> Any:
-        """The network of the cross pass: the shared one, or that of the baseline P3E."""
+        """The network of the cross pass: the shared one, or the separate one of the baseline P3E."""
         return self.bert if self.separate_cross is None else self.separate_cross
 
     @property
@@ -190,25 +190,25 @@ class SNPS3(nn.Module):
         return self.cross_network.embeddings.word_embeddings.weight
 
     def text_word_logits(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        """Vocabulary logits of hidden states of the text pass."""
+        """Return vocabulary logits of hidden states of the text pass."""
         return self.text_words(hidden, self.word_embeddings)
 
     def cross_word_logits(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        """Vocabulary logits of hidden states of the cross pass, whose network may have a word table of its own."""
+        """Return vocabulary logits of hidden states of the cross pass, whose network may have its own word table."""
         return self.cross_words(hidden, self.cross_word_embeddings)
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextFeatures:
-        """The shared layers over the caption alone. ValueError for an id outside the vocabulary (on a CPU; a GPU would
-        have to be waited for)."""
+        """Run the shared layers over the caption alone. Raise ValueError for an id outside the vocabulary (on a CPU
+        only; checking on a GPU would stall the host)."""
         return self.encode_embedded(self.embed_text(token_ids), token_mask)
 
     def embed_text(self, token_ids: Int64[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """The caption of the text pass, before its layers."""
+        """Embed the caption for the text pass."""
         refuse_strange_ids(token_ids, len(self.word_embeddings))
         return self.bert.embeddings(input_ids=token_ids)
 
     def encode_embedded(self, text: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"]) -> TextFeatures:
-        """The text pass over captions that are embedded already."""
+        """Run the text pass over embedded captions."""
         layers = all_layers(self.bert, text, token_mask)
         return TextFeatures(layers=layers, vector=unit(self.text_pooler(layers[-1])))
 
@@ -219,20 +219,20 @@ class SNPS3(nn.Module):
         frame_tokens: Float[Tensor, "B S D"],
         frame_pad_mask: Bool[Tensor, "B T"] | None = None,
     ) -> CrossFeatures:
-        """The layers over `[text ; frames ; SEP]`; positions of the visual part count frames from 0, type 1.
+        """Run the layers over `[text ; frames ; SEP]`; the visual part has type 1 and frame numbers as positions.
 
-        Frames in `frame_pad_mask` are looked at by nothing; without one, every frame is real.
+        Nothing attends to frames in `frame_pad_mask`; without a mask, every frame is real.
         """
         text = self.embed_caption(token_ids)
         return self.fuse_embedded(text, token_mask, self.embed_frames(frame_tokens), frame_pad_mask)
 
     def embed_caption(self, token_ids: Int64[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """The text part of the cross pass, before its layers."""
+        """Embed the text part of the cross pass."""
         refuse_strange_ids(token_ids, len(self.cross_word_embeddings))
         return self.cross_network.embeddings(input_ids=token_ids)
 
     def embed_frames(self, frame_tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S+1 D"]:
-        """The visual part of the cross pass with its separator, before the layers."""
+        """Embed the visual part of the cross pass with its separator."""
         num_parts = self.config.grid_side**2
         if self.parts is not None:
             places = self.parts.weight.repeat(frame_tokens.shape[1] // num_parts, 1)
@@ -250,7 +250,7 @@ class SNPS3(nn.Module):
         visual: Float[Tensor, "B S D"],
         frame_pad_mask: Bool[Tensor, "B T"] | None = None,
     ) -> CrossFeatures:
-        """The cross pass over parts that are embedded already; `visual` ends with its separator."""
+        """Run the cross pass over embedded parts; `visual` ends with its separator."""
         L = text.shape[1]
         hidden = all_layers(self.cross_network, *self.join(text, token_mask, visual, frame_pad_mask))[-1]
         return CrossFeatures(text_hidden=hidden[:, :L], frame_hidden=hidden[:, L:-1], pooled=self.cross_pooler(hidden))
@@ -262,7 +262,7 @@ class SNPS3(nn.Module):
         visual: Float[Tensor, "B S D"],
         frame_pad_mask: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B L+S D"], Bool[Tensor, "B L+S"]]:
-        """The input of the cross pass and its mask."""
+        """Return the input of the cross pass and its mask."""
         is_visible = token_mask.new_ones(visual.shape[:2])
         if frame_pad_mask is not None:
             is_visible = (~frame_pad_mask).repeat_interleave(self.config.grid_side**2, dim=1)
@@ -272,28 +272,28 @@ class SNPS3(nn.Module):
     def score(
         self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], frame_tokens: Float[Tensor, "B S D"]
     ) -> Float[Tensor, " B"]:
-        """`match` of the cross pass; its last layer is computed for [CLS] only, which is all that the score reads."""
+        """Return `match` of the cross pass; the last layer is computed for [CLS] only, all that the score reads."""
         return self.score_embedded(self.embed_caption(token_ids), token_mask, self.embed_frames(frame_tokens))
 
     def score_embedded(
         self, text: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"], visual: Float[Tensor, "B S D"]
     ) -> Float[Tensor, " B"]:
-        """`score` of parts that are embedded already; `visual` ends with its separator."""
+        """Return `score` of embedded parts; `visual` ends with its separator."""
         first = first_state(self.cross_network, *self.join(text, token_mask, visual))
         return self.match(self.cross_pooler(first))
 
     def match(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-        """The cross encoder's matching score of each fused pair."""
+        """Return the cross encoder's matching score of each fused pair."""
         return self.similarity(pooled).squeeze(-1)
 
 
 def widened(hidden: Float[Tensor, "B l D"], num_tokens: int) -> Float[Tensor, "B L D"]:
-    """`hidden` with zeros behind it."""
+    """Return `hidden` zero-padded to `num_tokens` tokens."""
     return F.pad(hidden, (0, 0, 0, num_tokens - hidden.shape[1]))
 
 
 def refuse_strange_ids(token_ids: Int64[Tensor, "B L"], vocabulary_size: int) -> None:
-    """ValueError that names an id which is none of the vocabulary's."""
+    """Raise ValueError that names an id outside the vocabulary; on a CPU only."""
     has_values = type(token_ids) is Tensor and token_ids.device.type == "cpu"  # fake tensors are of a subclass
     if not has_values or torch.compiler.is_compiling() or not token_ids.numel():
         return
@@ -309,8 +309,8 @@ def refuse_strange_ids(token_ids: Int64[Tensor, "B L"], vocabulary_size: int) ->
 def all_layers(
     network: nn.Module, embedded: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
 ) -> tuple[Float[Tensor, "B L D"], ...]:
-    """`embedded`, and what each layer of `network` made of it; nothing looks where `mask` is False."""
-    # BertModel adds position and type once more to embeddings that it is given, hence its layers one by one
+    """Return `embedded` and the output of each layer of `network`; nothing attends to tokens where `mask` is False."""
+    # BertModel would add position and type to given embeddings a second time, so its layers are called one by one
     additive = additive_mask(mask, embedded.dtype)
     states = [embedded]
     for layer in layers_of(network):
@@ -319,44 +319,44 @@ def all_layers(
 
 
 def layers_of(network: Any) -> Any:
-    """The layers of a BERT, one after the other."""
+    """Return the layers of a BERT, in order."""
     return network.encoder.layer
 
 
 def first_state(
     network: nn.Module, embedded: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
 ) -> Float[Tensor, "B 1 D"]:
-    """What the last layer of `network` makes of the first token. It looks at all tokens; queries, attention output and
-    feed-forward part of the others, five sixths of the layer, are left out."""
+    """Return the last layer's output for the first token. It attends to all tokens; queries, attention output and
+    feed-forward part of the other tokens, five sixths of the layer's work, are skipped."""
     additive, hidden = additive_mask(mask, embedded.dtype), embedded
     *earlier, last = layers_of(network)
     for layer in earlier:
         hidden = layer(hidden, additive)
     attention, first = last.attention, hidden[:, :1]
-    own = attention.self
+    inner = attention.self
 
     def by_head(projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
+        return projected.unflatten(-1, (inner.num_attention_heads, -1)).transpose(1, 2)
 
     attended = F.scaled_dot_product_attention(
-        by_head(own.query(first)),
-        by_head(own.key(hidden)),
-        by_head(own.value(hidden)),
+        by_head(inner.query(first)),
+        by_head(inner.key(hidden)),
+        by_head(inner.value(hidden)),
         attn_mask=additive,
-        dropout_p=own.dropout.p if own.training else 0.0,
+        dropout_p=inner.dropout.p if inner.training else 0.0,
     )
     return last.feed_forward_chunk(attention.output(attended.transpose(1, 2).flatten(2), first))
 
 
 def additive_mask(mask: Bool[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 L"]:
-    """0 where a key may be looked at, the lowest number where not."""
+    """Return 0 where a key may be attended to, the lowest number of `dtype` elsewhere."""
     additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return additive.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None, :]
 
 
 @in_single_precision
 def unit(vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-    """`vectors` with length 1."""
+    """Return `vectors` scaled to length 1."""
     return F.normalize(vectors, dim=-1)
 
 
@@ -364,5 +364,6 @@ def unit(vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
 def dual_scores(
     text: Float[Tensor, "Q D"], video: Float[Tensor, "C T D"], temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, "Q C"]:
-    """Dual-encoder score of each caption with each clip: log-sum-exp over the clip's frames of cosine / temperature."""
+    """Return the dual-encoder score of each caption with each clip: log-sum-exp over the clip's frames of cosine /
+    temperature."""
     return torch.logsumexp(torch.einsum("qd,ctd->qct", text, video) / temperature, dim=-1)

@@ -1,4 +1,4 @@
-"""A batch on its way through the network: what the losses are computed from.
+"""The passes of a batch through the network, from which the losses are computed.
 
 | pass | over | serves |
 |---|---|---|
@@ -6,8 +6,8 @@
 | `masked_text` | masked caption | ℒ1 |
 | `fused` | masked caption, own clip | ℒ2 |
 
-GVTM level 2 and ITM make passes of their own, over pairs. Switches of `ObjectiveConfig` let them read the masked
-caption and ℒ1 the raw one, as published.
+GVTM level 2 and ITM run additional passes over pairs. Switches of `ObjectiveConfig` let them read the masked caption
+and ℒ1 the raw one, as published.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ TextOrCross = TypeVar("TextOrCross", TextFeatures, CrossFeatures)
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What a step draws beyond its batch. A function of the clips of the global batch, on any number of ranks."""
+    """Random draws of a step: a function of the clips of the global batch, on any number of ranks."""
 
     masked_token_ids: Int64[Tensor, "b L"]
-    """For ℒ1 and ℒ2, and where ITM reads masks: the batch's own, or those of attentive masking."""
+    """For ℒ1 and ℒ2, and for ITM if it reads masked captions: those of the batch, or of attentive masking."""
     labels: Int64[Tensor, "b L"]
-    most_masked: int
-    """No row has more labels."""
+    max_masked: int
+    """Upper bound of the labels of a row."""
     false_ids: Int64[Tensor, "b F"] | None = None
     """A false caption of each clip, for ITM."""
     false_mask: Bool[Tensor, "b F"] | None = None
@@ -49,9 +49,9 @@ class Draws:
 
 @dataclass(kw_only=True)
 class Step:
-    """One rank's share of a step, and the passes over it; a pass that several losses read is made once.
+    """One rank's share of a step, and the passes over it; a pass that several losses read runs once.
 
-    `b` rows of this rank, `B` of all ranks, `P` of the pool of GVTM level 2.
+    `b` counts the rows of this rank, `B` those of all ranks, `P` those of the pool of GVTM level 2.
     """
 
     batch: Batch
@@ -65,11 +65,11 @@ class Step:
     rank: int
     rows_at_once: int | None
     temperature: float | Float[Tensor, ""]
-    """What the cosines of GVTM level 1 are divided by."""
+    """Divisor of the cosines of GVTM level 1."""
     queues: MomentumQueues | None = None
-    """Those of a training step, if GVTM level 1 contrasts with queues."""
+    """In a training step, if GVTM level 1 contrasts with queues."""
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
-    """Modules that belong to a loss, by its name."""
+    """Additional modules of losses, by the loss's name."""
     video: VideoFeatures = field(init=False)
     visual: Float[Tensor, "b S D"] = field(init=False)
     """The visual part of the cross pass, embedded; only where a loss needs the cross pass."""
@@ -101,7 +101,7 @@ class Step:
 
     @property
     def clip_ids(self) -> Int64[Tensor, " b"]:
-        """Ids of the clips of weight 1, 0 elsewhere: what random draws depend on."""
+        """Ids of the clips of weight 1, 0 elsewhere; random draws depend on them."""
         return self.batch.clip_ids * (self.batch.weight > 0.5)
 
     @property
@@ -110,31 +110,30 @@ class Step:
         return self.gather if self.config.pairs == "gathered" else local_gather
 
     def rows_in(self, pool: Gather) -> Int64[Tensor, " b"]:
-        """Where this rank's rows lie among those that `pool` brings together."""
+        """Return the indices of this rank's rows among the rows that `pool` gathers."""
         count = len(self.batch.weight)
         first = 0 if pool is local_gather else self.rank * count
         return torch.arange(count, device=self.batch.weight.device) + first
 
     def dual_scores(self, pool: Gather, temperature: float | Float[Tensor, ""]) -> Float[Tensor, "P P"]:
-        """Scores of all captions and clips of `pool` by which negatives are chosen."""
+        """Return the scores of all captions and clips of `pool`, by which negatives are chosen."""
         with torch.no_grad():  # torch.compile cannot pass a method through the decorator
             return dual_scores(pool(self.text.vector), pool(self.video.vectors), temperature)
 
-    def encode_texts(self, draws: Draws | None, *, is_raw_needed: bool) -> None:
-        """The text pass over the captions as they are, and over the masked ones if they are known before it; both
-        together, so that the layers' weights are read once."""
+    def encode_texts(self, draws: Draws | None, *, is_raw_needed: bool, is_masked_needed: bool) -> None:
+        """Run the text pass over the raw captions, and over the masked ones if they are already known; both in one
+        pass, so that the layers' weights are read once."""
         config, batch = self.config, self.batch
         if not is_raw_needed:
             return
-        is_masked_read = config.masked_words_text and config.text_alone == "masked"
-        if not is_masked_read or (draws is None and config.attentive_share):
+        if not is_masked_needed or (draws is None and config.attentive_share):
             (self.raw_text,) = self.encode_text(batch.token_ids)
             return
         masked_ids = draws.masked_token_ids if draws else batch.masked_token_ids
         self.raw_text, self.known_masked_text = self.encode_text(batch.token_ids, masked_ids)
 
     def encode_text(self, *versions: Int64[Tensor, "b L"]) -> list[TextFeatures]:
-        """The text pass over versions of the batch's captions."""
+        """Run one text pass over several versions of the batch's captions; return the features of each version."""
         both = self.over_captions(self.model.encode_embedded, self.model.embed_text(torch.cat(versions)))
         size = len(self.batch.weight)
         return [
@@ -143,22 +142,22 @@ class Step:
         ]
 
     def embed_caption(self, ids: Int64[Tensor, "b L"], text: TextFeatures | None) -> Float[Tensor, "b L D"]:
-        """Captions as the cross pass reads them; those that the text pass embedded, if it is the same network."""
+        """Embed captions for the cross pass; reuse the text pass's embeddings if both share one network."""
         if text is not None and self.model.separate_cross is None:
             return text.embedded
         return self.model.embed_caption(ids)
 
     def fuse(self, captions: Float[Tensor, "b L D"]) -> CrossFeatures:
-        """The cross pass over the batch's embedded captions, raw or masked, each with its own clip."""
+        """Run the cross pass over the batch's embedded captions, raw or masked, each with its own clip."""
         return self.over_captions(self.model.fuse_embedded, captions, self.visual)
 
     def over_captions(
         self, function: Callable[..., TextOrCross], captions: Float[Tensor, "vb L D"], *rows: Tensor
     ) -> TextOrCross:
-        """`function(captions, mask, *rows)`, each group at its own length.
+        """Return `function(captions, mask, *rows)`, computed per length group without its padding.
 
-        `captions` are versions of the batch's, one below the other. They come embedded: every look into the table of
-        words costs a gradient as large as the table.
+        `captions` are the stacked versions of the batch's captions. They come embedded: every lookup in the word table
+        costs a gradient as large as the table.
         """
         num_versions, width = len(captions) // len(self.batch.weight), captions.shape[1]
         mask = self.batch.token_mask.repeat(num_versions, 1)
@@ -173,15 +172,15 @@ class Step:
         return by_length(of_group, groups_of(self.batch, num_versions))
 
     def in_chunks(self, function: Callable[..., Features], *rows: Tensor) -> Features:
-        """`function` of `rows`, as many at a time as memory is meant for."""
+        """Return `function(*rows)`, computed on at most `rows_at_once` rows at a time."""
         return in_chunks(function, *rows, size=self.rows_at_once)
 
     def gathered_captions(
         self, ids: Int64[Tensor, "b L"], pool: Gather
     ) -> tuple[Int64[Tensor, "P F"], Bool[Tensor, "P F"]]:
-        """Token ids and mask of the captions of `pool`, padded to `batch.most_tokens`; where that is not known, to the
-        longest of them, for which the host waits."""
-        mask, most = self.batch.token_mask, self.batch.most_tokens
+        """Return token ids and mask of the captions of `pool`, padded to `batch.max_tokens`; if that is unknown, to
+        the longest caption, for which the host waits."""
+        mask, most = self.batch.token_mask, self.batch.max_tokens
         if pool is local_gather:
             return ids, mask
         room = (most or self.model.config.max_positions) - ids.shape[1]

@@ -1,7 +1,7 @@
 """Video Swin (Liu et al., CVPR 2022) that keeps every frame: attention in shifted windows of 8 frames × 7 × 7 cells.
 
 frames (B, T, 3, H, W) ─ patches 4 × 4 px, two frames each, every frame ─► cells (B, T, H/4, W/4, C)
-  ─► four stages of blocks, windows shifted in every second; between stages 2 × 2 cells become one, twice as wide
+  ─► four stages of blocks, every second with shifted windows; between stages 2 × 2 cells merge into one, twice as wide
   ─► grid (B, T, 8C, H/32, W/32)
 
 Module names are those of the public releases, so their weights load by name.
@@ -50,25 +50,25 @@ GEOMETRIES = {
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """How the cells of a stage fall into windows."""
+    """Partition of a stage's cells into windows."""
 
     window: Triple
     shift: Triple
     padded: Triple
-    """Size of the stage, filled up to whole windows."""
+    """Size of the stage, padded to whole windows."""
     index: Int64[Tensor, "N N"]
     """Row of the bias table for each pair of cells of a window."""
     blocked: Bool[Tensor, "W N N"] | None
-    """Pairs that the cyclic shift brought into one window though they are no neighbours; None without a shift."""
+    """Pairs that share a window only because of the cyclic shift and are no neighbours; None without a shift."""
 
 
 def window_layout(
     size: Triple, window: Triple, shift: Triple, *, reference: bool = False, device: torch.device | None = None
 ) -> WindowLayout:
-    """The layout of a stage of `size` cells; `window` is that of the bias table.
+    """Return the layout of a stage of `size` cells; `window` is that of the bias table.
 
-    `reference` reads the table as the public code does: by the corner of the whole window's index, which gives wrong
-    offsets when height or width is cut.
+    `reference` reads the table as the public code does: with the upper left corner of the full window's index, which
+    gives wrong offsets when height or width is cut.
     """
     used, used_shift = effective_window(size, window, shift)
     padded = tuple(-(-s // w) * w for s, w in zip(size, used, strict=True))
@@ -78,14 +78,16 @@ def window_layout(
 
 
 def effective_window(size: Triple, window: Triple, shift: Triple) -> tuple[Triple, Triple]:
-    """Window and shift that fit `size`: an axis that one window covers is cut to it and not shifted."""
+    """Return window and shift fitted to `size`: along an axis that one window covers, the window is cut to the size and
+    not shifted."""
     cut = [s <= w for s, w in zip(size, window, strict=True)]
     used = tuple(s if is_cut else w for s, w, is_cut in zip(size, window, cut, strict=True))
     return used, tuple(0 if is_cut else s for s, is_cut in zip(shift, cut, strict=True))
 
 
 def relative_index(window: Triple, table: Triple, device: torch.device | None = None) -> Int64[Tensor, "N N"]:
-    """Row of the bias table, made for windows of `table`, of the offset between each two cells of `window`."""
+    """Return for each pair of cells of `window` the row of its offset in the bias table, which has the size for windows
+    of `table`."""
     axes = [torch.arange(length, device=device) for length in window]
     cells = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
     offsets = cells[:, :, None] - cells[:, None, :]
@@ -96,7 +98,7 @@ def relative_index(window: Triple, table: Triple, device: torch.device | None = 
 def shift_mask(
     padded: Triple, window: Triple, shift: Triple, device: torch.device | None = None
 ) -> Bool[Tensor, "W N N"]:
-    """True for pairs of cells that may not attend to each other after the cyclic shift."""
+    """Return True for pairs of cells that may not attend to each other after the cyclic shift."""
     axes = []
     for length, edge, step in zip(padded, window, shift, strict=True):
         place = torch.arange(length, device=device)
@@ -108,7 +110,7 @@ def shift_mask(
 
 
 def partition(cells: Tensor, window: Triple) -> Tensor:
-    """Cells (B, T, H, W, C), sizes multiples of the window's, as windows (B, number, cells of a window, C)."""
+    """Return cells (B, T, H, W, C) as windows (B, number, cells of a window, C); sizes are multiples of the window."""
     B, T, H, W, C = cells.shape
     t, h, w = window
     windows = cells.view(B, T // t, t, H // h, h, W // w, w, C)
@@ -116,7 +118,7 @@ def partition(cells: Tensor, window: Triple) -> Tensor:
 
 
 def join(windows: Tensor, window: Triple, padded: Triple) -> Tensor:
-    """The inverse of `partition`: cells (B, T, H, W, C)."""
+    """Invert `partition`: return cells (B, T, H, W, C)."""
     B, C = windows.shape[0], windows.shape[-1]
     counts = tuple(length // edge for length, edge in zip(padded, window, strict=True))
     cells = windows.view(B, *counts, *window, C)
@@ -124,7 +126,7 @@ def join(windows: Tensor, window: Triple, padded: Triple) -> Tensor:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: a residual branch is left out for whole samples, the others are scaled up."""
+    """Stochastic depth: drops a residual branch for whole samples and scales it up for the others."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -165,7 +167,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and feed-forward, each after a norm and around a residual."""
+    """Window attention and feed-forward, each after a norm and with a residual connection."""
 
     def __init__(self, width: int, num_heads: int, window: Triple, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -193,7 +195,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """2 × 2 cells of a frame become one, twice as wide."""
+    """Merges 2 × 2 cells of a frame into one, twice as wide."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -207,7 +209,7 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks of one width, every second with shifted windows, and the merging after them, but for the last stage."""
+    """Blocks of one width, every second with shifted windows, followed by patch merging except in the last stage."""
 
     def __init__(
         self, width: int, num_heads: int, window: Triple, drop_paths: list[float], *, is_last: bool, reference: bool
@@ -235,7 +237,7 @@ class SwinStage(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches of 4 × 4 px over a frame and the next; after the last frame stands one of zeros, so T is kept."""
+    """Patches of 4 × 4 px over a frame and the next; a frame of zeros follows the last one, so T is kept."""
 
     def __init__(self, width: int, patch: tuple[int, int, int]) -> None:
         super().__init__()
@@ -251,7 +253,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VideoSwin(nn.Module):
-    """The four stages and their last norm; `drop_path` is the rate of the last block, earlier ones have less."""
+    """The four stages and the final norm; `drop_path` is the rate of the last block, up to which it rises linearly."""
 
     def __init__(self, geometry: SwinGeometry, *, drop_path: float = 0.0, reference: bool = False) -> None:
         super().__init__()
@@ -280,7 +282,7 @@ class VideoSwin(nn.Module):
         return self.norm(cells).permute(0, 1, 4, 2, 3)
 
     def checkpoint_activations(self) -> None:
-        """Blocks are computed again in the backward pass instead of kept."""
+        """Recompute blocks in the backward pass instead of keeping their activations."""
         for stage in self.layers:
             assert isinstance(stage, SwinStage)
             stage.is_checkpointed = True

@@ -19,8 +19,8 @@ from snps3_model.gather import Gather, local_gather
 class PaddedBatchNorm(nn.Module):
     """Batch normalisation over the real pixels of every rank's frames.
 
-    Padded pixels, and so whole rows of weight 0, take no part in the statistics; with `gather` of several ranks the
-    statistics are those of the global batch (torch's SyncBatchNorm does neither padding nor CPU).
+    The statistics exclude padded pixels, and so whole rows of weight 0; with `gather` over several ranks they are those
+    of the global batch (torch's SyncBatchNorm supports neither padding nor CPU).
     """
 
     running_mean: Tensor
@@ -55,7 +55,7 @@ class PaddedBatchNorm(nn.Module):
         mean = total[:C] / count
         variance = (total[C : 2 * C] / count - mean**2).clamp(min=0.0)
         with torch.no_grad():
-            momentum = self.momentum * (total[-1] > 0).to(mean.dtype)  # a batch without real pixels says nothing
+            momentum = self.momentum * (total[-1] > 0).to(mean.dtype)  # keep the statistics if no pixel is real
             self.running_mean.lerp_(mean, momentum)
             self.running_variance.lerp_(variance * count / (count - 1).clamp(min=1.0), momentum)
         return mean, variance
@@ -64,10 +64,10 @@ class PaddedBatchNorm(nn.Module):
 class SmallCNN(nn.Module):
     """A few 3×3 convolutions with batch normalisation, trained from scratch: the encoder of `tiny` until version 0.1.0.
 
-    Before each convolution two channels with every pixel's place in the real frame (x, y in [−1, 1]) join the features
-    (Liu et al., NeurIPS 2018), since pooling over the grid would otherwise forget where in the frame a thing is. Before
-    each but the first, an eighth of the channels comes from the frame before and an eighth from the frame after
-    (temporal shift; Lin et al., ICCV 2019), so that features tell where things come from, as those of Video Swin can.
+    Each convolution gets two more channels with every pixel's position in the real frame (x, y in [−1, 1]; Liu et al.,
+    NeurIPS 2018), since pooling over the grid would otherwise lose where in the frame an object is. For each but the
+    first, an eighth of the channels comes from the previous frame and an eighth from the next (temporal shift; Lin et
+    al., ICCV 2019), so that features can encode motion, as those of Video Swin do.
     """
 
     def __init__(self, config: VisualConfig, hidden: int) -> None:
@@ -81,17 +81,17 @@ class SmallCNN(nn.Module):
         self.projection = self.make_projection(last, hidden)
 
     def make_stem(self, channels: int) -> nn.Conv2d:
-        """The first convolution."""
+        """Return the first convolution."""
         return nn.Conv2d(3 + 2, channels, kernel_size=3, stride=2, padding=1, bias=False)
 
     def make_projection(self, channels: int, hidden: int) -> nn.Module:
-        """What turns features into tokens of the network's width."""
+        """Return the projection from features to tokens of the network's width."""
         return nn.Conv2d(channels, hidden, kernel_size=1)
 
     def forward(
         self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]
     ) -> tuple[Float[Tensor, "B T D h w"], Bool[Tensor, "B T h w"]]:
-        """The feature grid and its pad mask (True = padding)."""
+        """Return the feature grid and its pad mask (True = padding)."""
         features, is_real = self.features(frames, pad_mask)
         grid, is_padding = self.projection(features), (is_real < 0.5)[:, 0]
         return grid.unflatten(0, frames.shape[:2]), is_padding.unflatten(0, frames.shape[:2])
@@ -99,7 +99,7 @@ class SmallCNN(nn.Module):
     def features(
         self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]
     ) -> tuple[Float[Tensor, "N C h w"], Float[Tensor, "N 1 h w"]]:
-        """What the convolutions make of N = B·T frames, 0 on padding, and 1 on real cells."""
+        """Return the convolutions' features of N = B·T frames, 0 on padding, and a mask that is 1 on real cells."""
         is_real = (~pad_mask).flatten(0, 1)[:, None].to(frames.dtype)
         features = frames.flatten(0, 1) * is_real
         for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
@@ -115,13 +115,13 @@ class SmallCNN(nn.Module):
 
 
 class ClipCNN(SmallCNN):
-    """The encoder of the `tiny` preset: a CNN that gives one cell per frame, which knows the frames beside it.
+    """The encoder of the `tiny` preset: a CNN with one cell per frame, computed from it and its two neighbours.
 
-    | of `SmallCNN` | here | why |
+    | `SmallCNN` | here | why |
     |---|---|---|
-    | a first convolution of 3 × 3, every second pixel | 7 × 7, every fourth | large feature maps take the time |
-    | each frame's mean | its mean and its maximum, normalised | a thing of 16 px has a sixteenth of the mean |
-    | an eighth of the channels from each frame beside it | all of them too, after pooling | motion is a difference |
+    | first convolution 3 × 3, stride 2 | 7 × 7, stride 4 | large feature maps dominate the run time |
+    | mean of each frame | its mean and its maximum, normalised | an object of 16 px makes up a sixteenth of the mean |
+    | an eighth of the channels from each neighbour | after pooling all of them too | motion is a difference |
     """
 
     def __init__(self, config: VisualConfig, hidden: int) -> None:
@@ -129,17 +129,17 @@ class ClipCNN(SmallCNN):
         self.pooled_norm = PaddedBatchNorm(2 * config.channels[-1], frozen=config.frozen_batch_norm)
 
     def make_stem(self, channels: int) -> nn.Conv2d:
-        """The first convolution; places join later, where they cost less."""
+        """Return the first convolution; positions join later, where they cost less."""
         return nn.Conv2d(3, channels, kernel_size=7, stride=4, padding=3, bias=False)
 
     def make_projection(self, channels: int, hidden: int) -> nn.Module:
-        """From mean and maximum of three frames in a row."""
+        """Return the projection of mean and maximum of three consecutive frames."""
         return nn.Linear(6 * channels, hidden)
 
     def forward(
         self, frames: Float[Tensor, "B T 3 H W"], pad_mask: Bool[Tensor, "B T H W"]
     ) -> tuple[Float[Tensor, "B T D 1 1"], Bool[Tensor, "B T 1 1"]]:
-        """A cell per frame, and True where a frame is all padding."""
+        """Return a cell per frame, and True where a frame is all padding."""
         features, is_real = self.features(frames, pad_mask)
         mean = features.sum((-2, -1)) / is_real.sum((-2, -1)).clamp(min=1.0)
         pooled, is_seen = torch.cat([mean, features.amax((-2, -1))], dim=1), is_real.amax((-2, -1), keepdim=True)
@@ -151,30 +151,30 @@ class ClipCNN(SmallCNN):
 
 
 def temporal_shift(features: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B T C h w"]:
-    """The first eighth of the channels from the frame before, the second from the frame after, zeros at both ends."""
+    """Take the first eighth of the channels from the previous frame, the second from the next; zeros at both ends."""
     fold = features.shape[2] // 8
     before, after, still = features.split([fold, fold, features.shape[2] - 2 * fold], dim=2)
-    # padded before it is cut: torch.export would refuse clips of two frames, of which a cut leaves one
+    # pad before slicing: the other order leaves one frame of clips of two, which torch.export rejects
     before = F.pad(before, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
     after = F.pad(after, (0, 0, 0, 0, 0, 0, 0, 1))[:, 1:]
     return torch.cat([before, after, still], dim=2)
 
 
 def places(is_real: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 2 H W"]:
-    """Each pixel's x and y, −1 and 1 at the first and last real column and row, whatever the padding."""
+    """Return each pixel's x and y: −1 and 1 at the first and last real column and row, whatever the padding."""
     x = steps(is_real.amax(-2, keepdim=True), dim=-1)
     y = steps(is_real.amax(-1, keepdim=True), dim=-2)
     return torch.cat([x.expand_as(is_real), y.expand_as(is_real)], dim=1)
 
 
 def steps(is_real: Tensor, dim: int) -> Tensor:
-    """Equal steps along `dim` from −1 at the first real position to 1 at the last; 0 if there is one."""
+    """Return equal steps along `dim` from −1 at the first real position to 1 at the last; 0 if there is only one."""
     last = is_real.sum(dim, keepdim=True) - 1
     return (2 * (is_real.cumsum(dim) - 1) - last) / last.clamp(min=1)
 
 
 def pool(grid: Float[Tensor, "B T D h w"], pad_mask: Bool[Tensor, "B T h w"]) -> Float[Tensor, "B T D"]:
-    """One token per frame: the mean over the real cells of its grid; 0 for a frame that is all padding."""
+    """Return one token per frame: the mean over the real cells of its grid; 0 for a frame that is all padding."""
     is_real = (~pad_mask)[:, :, None].to(grid.dtype)
     return (grid * is_real).sum((-2, -1)) / is_real.sum((-2, -1)).clamp(min=1.0)
 
@@ -182,7 +182,7 @@ def pool(grid: Float[Tensor, "B T D h w"], pad_mask: Bool[Tensor, "B T h w"]) ->
 def pool_parts(
     grid: Float[Tensor, "B T D h w"], pad_mask: Bool[Tensor, "B T h w"], side: int
 ) -> Float[Tensor, "B S D"]:
-    """`side` × `side` tokens per frame, frame by frame and row by row: the mean over the real cells of each part.
+    """Return `side` × `side` tokens per frame, frame by frame and row by row: the mean over each part's real cells.
 
     Parts are equal shares of the real frame, whatever its padding; 0 for a part without cells.
     """

@@ -1,12 +1,12 @@
-"""Pre-trained visual weights: from the names of public releases to those of our encoders, strictly and with a report.
+"""Pre-trained visual weights: maps the names of public releases to our encoders, strictly and with a report.
 
-| encoder | releases whose names are known |
+| encoder | supported releases |
 |---|---|
 | resnet50 | torchvision; Hugging Face `ResNetModel` |
 | pvt_v2_b* | whai362/PVT; Hugging Face `PvtV2Model` |
-| video_swin_* | Video Swin, the one of VIOLET, torchvision `swin3d_*`; Swin of images, inflated as by Video Swin |
+| video_swin_* | Video Swin, that of VIOLET, torchvision `swin3d_*`; Swin for images, inflated as in Video Swin |
 | auto | any folder or hub name in Hugging Face format |
-| all | an earlier run of ours, or the visual part of the published code's |
+| all | an earlier run of this project, or the visual part of a checkpoint of the published code |
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from snps3_model.encoders import PvtV2, ResNet50, VisualEncoder
-from snps3_model.loading import WeightsReport, differences, few
+from snps3_model.loading import WeightsReport, differences, format_names
 from snps3_model.public_networks import PublicBackbone
 from snps3_model.video_swin import VideoSwin
 
@@ -31,10 +31,10 @@ LEFT_OUT = re.compile(
     r"^(head|fc|classifier|cls_head|pooler|img_fc|avgpool)\."
     r"|(^|\.)(relative_position_index|relative_coords_table|attn_mask|num_batches_tracked)$"
 )
-"""Classification heads, the index tables that we compute, and counters: known to have no place in an encoder."""
+"""Tensors that an encoder does not need: classification heads, index tables that we compute, and counters."""
 
 Rules = tuple[tuple[str, str], ...]
-"""Patterns and what takes their places, one after the other."""
+"""Patterns and their replacements, applied in order."""
 RESNET_RULES: Rules = (
     (r"^conv1\.", "embedder.embedder.convolution."),
     (r"^bn1\.", "embedder.embedder.normalization."),
@@ -67,18 +67,18 @@ RELEASES: Mapping[type, tuple[str, Rules]] = {
     PvtV2: ("backbone.network.", PVT_RULES),
     VideoSwin: ("backbone.", SWIN_RULES),
 }
-"""What the names of a backbone begin with in our encoder, and how they come from those of its releases."""
+"""Backbone class → prefix of its names in our encoder, and the rules that rename those of its releases."""
 
 Weights = Mapping[str, Tensor]
 
 
 def load_visual_weights(encoder: nn.Module, path: str, files: Any) -> WeightsReport:
-    """Put the weights that `files` has at `path` into `encoder`; return what was done with each tensor.
+    """Load the weights at `path` of `files` into `encoder`; return a report on each tensor.
 
-    `files` is `pipeline.storage`, or anything with its `exists`, `is_folder` and `read_bytes`.
+    `files` is `pipeline.storage`, or any object with its `exists`, `is_folder` and `read_bytes`.
 
-    Only the projection to the network's width may be missing, only what is known to belong to other parts may be left
-    over; anything else raises ValueError and leaves the encoder as it was. FileNotFoundError if nothing is there.
+    Only the projection to the network's width may be missing, and only tensors in `LEFT_OUT` may be unused; anything
+    else raises ValueError and leaves the encoder unchanged. Raise FileNotFoundError if `path` does not exist.
     """
     if isinstance(encoder, VisualEncoder) and isinstance(encoder.backbone, PublicBackbone):
         return _load_public(encoder, encoder.backbone, path, files)
@@ -86,17 +86,17 @@ def load_visual_weights(encoder: nn.Module, path: str, files: Any) -> WeightsRep
 
 
 def load_named(encoder: nn.Module, weights: Mapping[str, Tensor], source: str) -> WeightsReport:
-    """`load_visual_weights` of tensors already read; `source` names them in errors."""
-    own = encoder.state_dict()
+    """Load tensors that are already read as `load_visual_weights` does; `source` names them in errors."""
+    state = encoder.state_dict()
     named, unexpected = renamed(encoder, weights)
     missing, strangers, reshaped = differences(encoder, named)
-    named |= {name: inflated(name, named[name], own[name], source) for name in reshaped}
+    named |= {name: inflated(name, named[name], state[name], source) for name in reshaped}
     wrong = [name for name in missing if not name.startswith("projection.")]
     if wrong or strangers:
         raise ValueError(
-            f"{source} does not fit the visual encoder: {len(wrong)} of its tensors are missing{few(wrong)} and "
-            f"{len(strangers)} are unknown{few(strangers)}; choose the model.visual.encoder that these weights were "
-            "made for"
+            f"{source} does not fit the visual encoder: {len(wrong)} of its tensors are missing{format_names(wrong)} "
+            f"and {len(strangers)} are unknown{format_names(strangers)}; choose the model.visual.encoder that these "
+            "weights were made for"
         )
     encoder.load_state_dict(named, strict=False)
     return WeightsReport(
@@ -109,7 +109,7 @@ def load_named(encoder: nn.Module, weights: Mapping[str, Tensor], source: str) -
 
 
 def renamed(encoder: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """`weights` by the names of `encoder`'s state, and the names of those known to belong elsewhere."""
+    """Return `weights` under the names of `encoder`'s state, and the names of those in `LEFT_OUT`."""
     prefix, rules = RELEASES.get(type(getattr(encoder, "backbone", None)), ("", ()))
     named: dict[str, Tensor] = {}
     unexpected = []
@@ -119,7 +119,7 @@ def renamed(encoder: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str
             unexpected.append(name)
         elif match := re.match(r"^(output_proj|projection)\.(weight|bias)$", bare):
             named[f"projection.{match[2]}"] = tensor
-        elif ".attn.kv." in bare:  # keys and values lie in one tensor of PVTv2's release
+        elif ".attn.kv." in bare:  # PVTv2's release stores keys and values in one tensor
             for part, half in zip(("key", "value"), tensor.chunk(2), strict=True):
                 named[prefix + _applied(rules, bare.replace(".attn.kv.", f".attn.{part}."))] = half
         else:
@@ -128,7 +128,8 @@ def renamed(encoder: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str
 
 
 def inflated(name: str, tensor: Tensor, like: Tensor, source: str) -> Tensor:
-    """Weights of an image Swin for clips: patches divided by their length in time, bias tables repeated over it."""
+    """Inflate weights of an image Swin for clips: patches divided by their length in time, bias tables repeated over
+    it. Raise ValueError for any other difference in shape."""
     if name.endswith("patch_embed.proj.weight") and tensor.ndim == 4 and tensor.shape[2:] == like.shape[3:]:
         wide = tensor[:, :, None].expand_as(like) / like.shape[2]
         return wide.contiguous()
@@ -145,7 +146,7 @@ def inflated(name: str, tensor: Tensor, like: Tensor, source: str) -> Tensor:
 def read_weights(path: str, files: Any) -> dict[str, Tensor]:
     """Return name → tensor of a .safetensors, .pt, .pth or .bin file, or of a folder in Hugging Face format.
 
-    Pickles are read with `weights_only`, so nothing in them is executed.
+    Pickles are read with `weights_only`, so they execute no code.
     """
     if not files.exists(path):
         raise FileNotFoundError(
@@ -156,7 +157,7 @@ def read_weights(path: str, files: Any) -> dict[str, Tensor]:
         return _read_folder(path, files)
     content = files.read_bytes(path)
     if path.endswith(".safetensors"):
-        return dict(sorted(safetensors.torch.load(content).items()))  # it gives them in any order
+        return dict(sorted(safetensors.torch.load(content).items()))  # load returns them in no fixed order
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -181,9 +182,9 @@ def _read_folder(folder: str, files: Any) -> dict[str, Tensor]:
 
 
 def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str, files: Any) -> WeightsReport:
-    """Weights in Hugging Face format through Transformers, which knows the names of every age of its models."""
+    """Load weights in Hugging Face format through Transformers, which maps the names of older model versions."""
     network, weights = backbone.network, None
-    if files.exists(path):  # no name on the hub
+    if files.exists(path):  # not a hub name
         weights = read_weights(path, files)
         if not files.is_folder(path):
             return load_named(encoder, weights, path)
@@ -196,8 +197,9 @@ def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str, fi
     wrong = sorted(name for name, *_ in info["mismatched_keys"])
     if needed or wrong:
         raise ValueError(
-            f"{path} does not fit model.visual.backbone: {len(needed)} of its tensors are missing{few(needed)} and "
-            f"{len(wrong)} have other shapes{few(wrong)}; let both name the same model"
+            f"{path} does not fit model.visual.backbone: {len(needed)} of its tensors are "
+            f"missing{format_names(needed)} and {len(wrong)} have other shapes{format_names(wrong)}; let both name the "
+            "same model"
         )
     network.load_state_dict(state, strict=False)
     projection = [name for name in encoder.state_dict() if name.startswith("projection.")]
@@ -210,14 +212,14 @@ def _load_public(encoder: VisualEncoder, backbone: PublicBackbone, path: str, fi
 
 
 def _from_pretrained(model_class: Any, config: Any, path: str, weights: Weights | None, **options: Any) -> Any:
-    """A model of Transformers with `weights`, or with those of `path` on the hub."""
+    """Return a model of Transformers with `weights`, or with those of `path` on the hub."""
     return model_class.from_pretrained(
         path if weights is None else None, config=config, state_dict=weights, dtype=torch.float32, **options
     )
 
 
 def _read_public(network: Any, path: str, weights: Weights | None) -> tuple[Any, Mapping[str, Any]]:
-    """The network at `path`, and what Transformers says about its tensors."""
+    """Return the network at `path`, and the loading report of Transformers."""
     try:
         return _from_pretrained(
             type(network), network.config, path, weights, output_loading_info=True, ignore_mismatched_sizes=True
@@ -230,7 +232,7 @@ def _read_public(network: Any, path: str, weights: Weights | None) -> tuple[Any,
 
 
 def _last_norm(network: Any, path: str, weights: Weights | None, missing: set[str]) -> dict[str, Tensor]:
-    """The norm of the last stage, which the whole model keeps under another name than its backbone."""
+    """Return the norm of the last stage, which the whole model names differently from its backbone."""
     named = {name: name.rpartition(".")[2] for name in missing if name.startswith("hidden_states_norms.")}
     if not named:
         return {}

@@ -33,7 +33,10 @@ THIRD_PARTY_WARNINGS = (
 )
 
 
-LONGEST_FIRST = ("jobs/test_downstream_jobs", "cluster/test_trials", "jobs/test_", "cluster/test_world", "snps3_model/")
+LONGEST_FIRST = (
+    *("jobs/test_sweep.py", "jobs/test_downstream_jobs", "jobs/test_pretrain", "jobs/test_survival"),
+    *("cluster/test_autoscaling", "cluster/test_trials", "jobs/test_", "cluster/test_world", "snps3_model/"),
+)
 """The files that pytest-xdist hands out first. The others are short: with them the workers end at the same time."""
 
 

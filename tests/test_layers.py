@@ -101,7 +101,7 @@ ONE_FILE = {
     "pyarrow.fs": "pipeline/storage.py",
     "mlflow": "jobs/tracking/mlflow_runs.py",
     "spacy": "pipeline/text/tagging.py",
-    "ray.train": "cluster/run.py",
+    "ray.train": ("cluster/run.py", "cluster/rank_datasets.py"),
     "ray.tune": "cluster/trials.py",
     "torch.distributed": "cluster/world.py",
     "torch.nn.parallel": "cluster/world.py",
@@ -244,9 +244,10 @@ def test_private_ray_is_used_in_one_file_of_the_product() -> None:
     assert {path for path in users if not path.startswith("jobs/benchmarks/")} == {"cluster/ray_internals.py"}
 
 
-def test_a_process_that_decodes_starts_without_what_takes_long() -> None:
+def test_processes_that_build_datasets_and_decode_start_without_what_takes_long() -> None:
     script = (
-        "import sys, pipeline.stream.loader; print(*{'torch', 'spacy', 'transformers', 'mlflow'} & set(sys.modules))"
+        "import sys, pipeline.stream.loader, cluster.rank_datasets, jobs.training.streams; "
+        "print(*{'torch', 'spacy', 'transformers', 'mlflow'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.split() == []

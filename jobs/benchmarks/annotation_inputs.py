@@ -1,7 +1,7 @@
-"""Captions as people have them through `prepare`: `annotations` of `python jobs/benchmark.py`.
+"""Caption files from practice through `prepare`: `annotations` of `python jobs/benchmark.py`.
 
-Each case fixes beforehand what is read, or with which words and which remedy it is refused. The cases are those of
-tests/pipeline/test_annotation_inputs.py.
+Each case fixes the expected result: the clips that are read, or the message and remedy of a refusal. The cases are
+those of tests/pipeline/test_annotation_inputs.py.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 
 from jobs.benchmarks.support.annotation_case import verdict
 from jobs.benchmarks.support.published_captions import published
+from jobs.benchmarks.support.recent_captions import recent
 from jobs.benchmarks.support.untidy_captions import untidy
 
 TIMED_ROWS = 10_000
 
 
 def annotation_inputs(num_rows: int = TIMED_ROWS) -> dict[str, Any]:
-    """Return the share of cases that are read and of remedies that work, the numbers of silent misreadings and of
+    """Return the share of cases that are read and of remedies that work, the number of silent misreadings and of
     crashes, and the seconds from the start of the command to the plan of `num_rows` clips."""
-    cases = [*published(), *untidy()]
+    cases = [*published(), *untidy(), *recent()]
     with tempfile.TemporaryDirectory() as folder:
         verdicts = {case.name: verdict(case, Path(folder) / case.name) for case in cases}
         seconds = plan_seconds(Path(folder) / "timed", num_rows)
@@ -43,7 +44,8 @@ def annotation_inputs(num_rows: int = TIMED_ROWS) -> dict[str, Any]:
 
 
 def plan_seconds(folder: Path, num_rows: int) -> float:
-    """Return the seconds of `python -m jobs.prepare … --dry-run` on JSON lines of as many clips in folders of 1,000."""
+    """Return the seconds of `python -m jobs.prepare … --dry-run` on JSON lines of `num_rows` clips in folders of
+    1,000."""
     names = [f"{number // 1000:03}/{number:06}" for number in range(num_rows)]
     for name in names:
         (folder / "root" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""CPU seconds of a command before it does anything: its help, its refusal of a typing error, and of `load`'s import."""
+"""CPU seconds of starting a command: its help, its rejection of a misspelt option, and the import of `load`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ STARTS = {
     "typo_cpu_seconds": (["jobs/pretrain.py", "tinny"], 2),
     "load_cpu_seconds": (["-c", "from jobs.model import load"], 0),
 }
-"""What is started, and the exit status that it must have."""
+"""Name of a figure → the arguments of the process, and its required exit status."""
 
 
 def cli_start(num_runs: int = 5, tree: str | None = None) -> dict[str, Any]:
-    """Median CPU seconds, user and system, of a few starts; with `tree` those of another checkout beside them."""
+    """Return the median CPU seconds, user and system, of `num_runs` starts; with `tree`, also of another checkout."""
     trees = {"": str(ROOT)} | ({"tree/": tree} if tree else {})
     seconds: dict[str, list[float]] = {f"{prefix}{name}": [] for prefix in trees for name in STARTS}
-    for _ in range(num_runs):  # by turns, so that a busy minute of the machine meets both trees
+    for _ in range(num_runs):  # alternate, so that a busy minute of the machine affects both trees
         for prefix, folder in trees.items():
             for name, (arguments, status) in STARTS.items():
                 seconds[prefix + name].append(cpu_seconds_of(arguments, os.path.abspath(folder), status))
@@ -31,7 +31,7 @@ def cli_start(num_runs: int = 5, tree: str | None = None) -> dict[str, Any]:
 
 
 def cpu_seconds_of(arguments: list[str], folder: str, status: int) -> float:
-    """CPU seconds of one Python process in a checkout. RuntimeError if it does not end with `status`."""
+    """Return the CPU seconds of a Python process in a checkout. Raise RuntimeError if it does not end with `status`."""
     command, environment = [sys.executable, *arguments], os.environ | {"PYTHONPATH": folder}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ended = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""How long a page takes that compares runs of a full store: `compare` of `python jobs/benchmark.py`."""
+"""Time of a page that compares runs of a full store: `compare` of `python jobs/benchmark.py`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from jobs.tracking import logged_runs, mlflow_runs
 
 
 def compare_runs(num_runs: int = 300, num_compared: int = 10, num_points: int = 10) -> dict[str, Any]:
-    """Seconds for the page of `num_compared` of `num_runs` runs in a store, with `num_points` of each curve; for that
-    of all by a filter; and for the best of their LoggedModels."""
+    """Return the seconds for a page of `num_compared` of the `num_runs` runs in a store, with `num_points` per curve;
+    for a page of all runs by a filter; and for the best of their LoggedModels."""
     with tempfile.TemporaryDirectory() as folder:
         for number in range(num_runs):
             fill(folder, number, num_points)
@@ -34,7 +34,7 @@ def compare_runs(num_runs: int = 300, num_compared: int = 10, num_points: int = 
 
 
 def timed(prefix: str, call: Callable[[], object]) -> dict[str, float]:
-    """Return the seconds that a call takes, and the CPU seconds."""
+    """Return the seconds and the CPU seconds of a call."""
     start, start_cpu = time.perf_counter(), time.process_time()
     call()
     wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu

@@ -1,7 +1,7 @@
-"""Odd files through each decoder that loads here, against the ffmpeg command's own frames.
+"""Unusual files through each available decoder, compared with the frames of the ffmpeg command.
 
-drawn frames ─► ffmpeg, bytes changed ─► file ─┬─► ffmpeg: frames, times ─► checked against what was drawn ─┐
-                                               └─► each decoder, isolated: frames, times ───────────────────┴─► page
+drawn frames ─► ffmpeg, bytes changed ─► file ─┬─► ffmpeg: frames, times ─► checked against the drawn frames ─┐
+                                               └─► each decoder, isolated: frames, times ─────────────────────┴─► page
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from pipeline.records import DecodeError
 
 LIMITS = Limits(seconds=20.0)
 NUM_CLIPS, NUM_FRAMES = 3, 8
-"""Clips that are drawn of each file as training draws them, besides one of all its frames."""
+"""Clips per file, sampled as in training, and frames per clip; another clip has all frames."""
 SAME_DB = 99.0
-"""What is said of frames that are equal bit by bit."""
+"""PSNR that stands for identical frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a decoder made of a file."""
+    """A decoder's outcome on a file."""
 
     file: MediaFile
     decoder: str
     fault: str = ""
-    """What is wrong with it; empty: nothing."""
+    """The fault of its frames; empty: none."""
     refusal: str = ""
     worst_db: float | None = None
     worst_seconds: float | None = None
-    """Largest distance between the time that the decoder names for a frame and the time of the frame that it shows."""
+    """Largest distance in seconds between the time that the decoder reports for a frame and its true time."""
 
     is_own: bool = True
-    """Whether the decoder reads it by itself; else PyAV does so in its place."""
+    """Whether the decoder reads the file itself; otherwise PyAV reads it as the fallback."""
 
     def __str__(self) -> str:
-        """What the page says of it."""
+        """Return the text for the page."""
         if self.refusal:
             return f"**{self.refusal}**" if self.fault else self.refusal
         if self.fault:
@@ -65,9 +65,9 @@ class Outcome:
 
 
 def conformance(only: str = "", page: str | None = None, folder: str | None = None) -> dict[str, Any]:
-    """Files of the table whose name contains `only`, each through each decoder that loads here.
+    """Decode the files of the table whose name contains `only` with each available decoder; return totals.
 
-    `page` names the Markdown file that is written; `folder` keeps the files, which are removed by default.
+    `page`: the Markdown file to write; `folder`: keeps the files, which are removed by default.
     """
     if not shutil.which("ffmpeg"):
         raise FileNotFoundError("the suite makes its files with the ffmpeg command: apt-get install ffmpeg")
@@ -77,7 +77,7 @@ def conformance(only: str = "", page: str | None = None, folder: str | None = No
         root = Path(folder or scratch)
         root.mkdir(parents=True, exist_ok=True)
         tried = list(pool.map(partial(tried_file, workshop=Workshop(root, FILES), names=names), files))
-    outcomes = [outcome for _, _, found in tried for outcome in found]
+    outcomes = [outcome for _, _, of_file in tried for outcome in of_file]
     wrong = {file.name: doubted for (_, doubted, _), file in zip(tried, files, strict=True) if doubted}
     result = summary(files, outcomes) | {"doubts": wrong, "seconds": round(time.perf_counter() - start, 1)}
     if page:
@@ -88,7 +88,8 @@ def conformance(only: str = "", page: str | None = None, folder: str | None = No
 def tried_file(
     file: MediaFile, *, workshop: Workshop, names: list[str]
 ) -> tuple[Truth | None, list[str], list[Outcome]]:
-    """Return what ffmpeg shows of a file, where it contradicts what was drawn, and what each decoder made of it."""
+    """Return the frames that ffmpeg shows of a file, their contradictions to the drawn ones, and the outcome of each
+    decoder."""
     path = workshop.path(file.name)
     truth, data = truth_of(path, file), path.read_bytes()
     outcomes = [outcome_of(file, data, truth, name) for name in names]
@@ -115,12 +116,12 @@ def outcome_of(file: MediaFile, data: bytes, truth: Truth | None, decoder: str) 
     if file.rule == Rule.REFUSE or truth is None:
         return make(fault="is not refused" if file.rule == Rule.REFUSE else "ffmpeg refuses it", worst_db=0.0)
     decibel, seconds = compared(shown, times[np.concatenate(clips)], truth, file)
-    found = faults(decibel, seconds, times, truth, file)
-    return make(fault=", ".join(found), worst_db=decibel, worst_seconds=seconds, is_own=is_own)
+    problems = faults(decibel, seconds, times, truth, file)
+    return make(fault=", ".join(problems), worst_db=decibel, worst_seconds=seconds, is_own=is_own)
 
 
 def look(data: bytes, *, decoder: str) -> dict[str, Any]:
-    """Return what a decoder says of a file, the times of its frames, and whether it reads the file by itself."""
+    """Return a decoder's facts about a file, the times of its frames, and whether it reads the file itself."""
     with open_video(data, decoder) as video:
         facts = asdict(video.info) | {"times": video.timeline.times.tolist()}
     with PyavVideo(data) as indexed:
@@ -130,7 +131,7 @@ def look(data: bytes, *, decoder: str) -> dict[str, Any]:
 def show(
     data: bytes, *, decoder: str, clips: list[list[int]], known: VideoInfo, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """Return the frames of several clips, one behind another; the file is opened for each, as training does."""
+    """Return the concatenated frames of several clips; the file is opened for each clip, as in training."""
     parts = []
     for clip in clips:
         with open_video(data, decoder, known) as video:
@@ -139,7 +140,7 @@ def show(
 
 
 def drawn_clips(num_frames: int) -> list[list[int]]:
-    """Return all frames, clips of some, and the last."""
+    """Return the clips to decode, as frame indices: all frames, sampled clips, and the last frame."""
     rng, count = np.random.default_rng(num_frames), min(NUM_FRAMES, num_frames)
     drawn = [sorted(rng.choice(num_frames, count, replace=False).tolist()) for _ in range(NUM_CLIPS)]
     return [list(range(num_frames)), *drawn, [num_frames - 1]]
@@ -148,7 +149,8 @@ def drawn_clips(num_frames: int) -> list[list[int]]:
 def compared(
     shown: UInt8[np.ndarray, "T h w 3"], times: np.ndarray, truth: Truth, file: MediaFile
 ) -> tuple[float, float]:
-    """Return the least PSNR (dB) of a frame to one that ffmpeg shows at its time, and the largest error in time (s)."""
+    """Return the least PSNR (dB) between a frame and ffmpeg's frame of the same time, and the largest error in time
+    (s)."""
     least_db, most_seconds = SAME_DB, 0.0
     for frame, seconds in zip(shown, times, strict=True):
         distance = np.abs(truth.times - seconds)
@@ -156,7 +158,7 @@ def compared(
         least_db = min(least_db, max(psnr(frame, truth.frames[place]) for place in at_its_time))
         number = read_number(drawn_way_up(frame, file.turned)) if file.is_numbered else None
         same = [place for place, other in enumerate(truth.numbers) if other == number and number is not None]
-        if not same:  # it shows no number: the picture that is most alike
+        if not same:  # it shows no number: take the most similar picture
             alike = np.array([psnr(frame, other) for other in truth.frames])
             same = np.flatnonzero(alike >= min(alike.max(), file.min_db))
         most_seconds = max(most_seconds, float(distance[same].min()))
@@ -170,13 +172,13 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def faults(least_db: float, most_seconds: float, times: np.ndarray, truth: Truth, file: MediaFile) -> list[str]:
-    """Return what is wrong with the frames that a decoder shows."""
-    found = [f"{least_db:.1f} dB"] if least_db < file.min_db else []
-    found += [f"{most_seconds:.3f} s away"] if most_seconds > truth.half_frame else []
+    """Return the faults of the frames that a decoder shows."""
+    problems = [f"{least_db:.1f} dB"] if least_db < file.min_db else []
+    problems += [f"{most_seconds:.3f} s away"] if most_seconds > truth.half_frame else []
     missing = [seconds for seconds in truth.times if np.abs(times - seconds).min() > truth.half_frame]
     if missing and file.rule == Rule.READ:
-        found.append(f"{len(missing)} of {len(truth.times)} frames are missing, the first at {missing[0]:.3f} s")
-    return found
+        problems.append(f"{len(missing)} of {len(truth.times)} frames are missing, the first at {missing[0]:.3f} s")
+    return problems
 
 
 def summary(files: list[MediaFile], outcomes: list[Outcome]) -> dict[str, Any]:
@@ -202,9 +204,9 @@ def summary(files: list[MediaFile], outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def worst_db(outcomes: list[Outcome], wanted: float) -> float:
-    """Return the least PSNR of the files of which `wanted` dB are asked."""
-    found = [outcome.worst_db for outcome in outcomes if outcome.file.min_db == wanted]
-    return round(min((number for number in found if number is not None), default=SAME_DB), 1)
+    """Return the least PSNR of the files that require `wanted` dB."""
+    values = [outcome.worst_db for outcome in outcomes if outcome.file.min_db == wanted]
+    return round(min((value for value in values if value is not None), default=SAME_DB), 1)
 
 
 def written_page(
@@ -230,7 +232,7 @@ def written_page(
 
 
 def _row(*cells: str) -> list[str]:
-    """Return a row of a table, and the line that follows if it is the first."""
+    """Return a row of a table; after the heading also the separator line."""
     return [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
 
 

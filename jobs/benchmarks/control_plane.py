@@ -1,8 +1,8 @@
-"""`control-plane` of `python jobs/benchmark.py`: what Ray itself carries on a cluster of many nodes.
+"""`control-plane` of `python jobs/benchmark.py`: the throughput of Ray's control plane on a cluster of many nodes.
 
-The data path is that of training, blocks, order, split and worker group included. Only what a node would do by itself
-is replaced: decoding by sleeping as long as it was measured to take, and the step of a GPU likewise. So all nodes fit
-on one machine, whose cores then run nothing but Ray; a real cluster has more of them.
+The data path is that of training, with its blocks, order, split and worker group. Only the work inside a node is
+replaced: decoding by a sleep of the measured time, and the step of a GPU likewise. So all nodes fit on one machine,
+whose cores run nothing but Ray; a real cluster has more cores.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 import ray
 
-from cluster import run as cluster_run
 from cluster.measurements import MEASURED
 from cluster.plan import predicted_clips_per_second
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.benchmarks.support import sleeping_decoder
 from jobs.benchmarks.support.delivery import Delivery, deliver, steady_rate
 from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, cores
@@ -38,30 +38,30 @@ SETTINGS = {
     "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "10",
     "RAY_memory_monitor_refresh_ms": "0",
 }
-"""Of this Ray, whose hundred processes start on two cores, and stay. What a node does for itself on its own cores (it
-looks at its processes, memory and logs) is left out: 32 times that took 1.4 of the two."""
+"""Settings of this Ray, whose hundred processes start on two cores, and stay. A node's own monitoring (of processes,
+memory and logs) is switched off: for 32 nodes it took 1.4 of the two cores, while real nodes have their own."""
 SAMPLE_SECONDS = 5.0
 CLIPS_PER_RANK = 16
-"""Of a step."""
+"""Clips of a rank per step."""
 DECODE_SECONDS = next(row.decode_seconds_per_clip for row in MEASURED if row.uses_ray)
 RATES = (25, 50, 75, 100, 150, 200, 300, 400, 500)
-"""Clips per second that the GPUs of the cluster could train, one measurement each."""
+"""Clips per second that the cluster's GPUs could train; one measurement per rate."""
 SINGLE = ("SplitCoordinator", "gcs_server", "TrainController", "DatasetManager")
-"""Processes that a run, or a cluster, has one of, however many nodes there are. `one_core_at` is the rate, in clips
-per second, at which each would keep a core busy."""
+"""Processes that a run or a cluster has only one of, whatever the number of nodes. `one_core_at` is the rate, in clips
+per second, at which each would saturate a core."""
 ENOUGH = 0.90
-"""Share of the planned rate below which a rate counts as broken."""
+"""Share of the planned rate below which a rate counts as failed."""
 
 
 def sleeping_source(num_ranks: int) -> Sleeping:
-    """Return clips of 8 frames of 224 px, each of which takes as long as decoding one was measured to take."""
+    """Return a source of clips of 8 frames of 224 px, each of which takes the measured time of decoding."""
     nothing: dict[str, Any] = {"manifest_path": "", "split": "", "decoder": "", "seed": 0, "plan": None}
     sizes: dict[str, Any] = {"num_frames": NUM_FRAMES, "frame_size_px": SIZE_PX, "batch": num_ranks * CLIPS_PER_RANK}
     return Sleeping(**nothing, **sizes, seconds_per_clip=DECODE_SECONDS)
 
 
 def measure(rate: float, source: Sleeping, num_decoders: int, seconds: float, marker: str) -> dict[str, Any]:
-    """Return the clips per second of all ranks whose steps could take `rate`, and which processes used the cores."""
+    """Return the clips per second of all ranks, whose steps could train `rate`, and the cores used by process."""
     num_steps = max(20, round(rate * seconds / source.batch))
     with tempfile.TemporaryDirectory() as folder, sampled(lambda: cpu_seconds(marker), SAMPLE_SECONDS) as samples:
         step_seconds = source.batch / rate
@@ -93,7 +93,7 @@ def cores_used(samples: list[tuple[float, Counter[str]]], start: float, end: flo
         return {}
     (first, before), (last, after) = within[0], within[-1]
     busy: defaultdict[str, float] = defaultdict(float)
-    for kind in after | before:  # between two tasks a process that decodes has another name
+    for kind in after | before:  # a decode process changes its name between two tasks
         is_decoder = kind == "IDLE" or kind.startswith("ReadRange")
         busy["decoders" if is_decoder else kind] += (after[kind] - before[kind]) / (last - first)
     return {kind: round(cores, 3) for kind, cores in sorted(busy.items(), key=lambda item: -item[1]) if cores >= 0.01}
@@ -102,8 +102,9 @@ def cores_used(samples: list[tuple[float, Counter[str]]], start: float, end: flo
 def control_plane(
     rates: tuple[int, ...] = RATES, seconds: float = 30.0, num_train_nodes: int = 8, num_data_nodes: int = 23
 ) -> dict[str, Any]:
-    """Clips per second that reach the ranks over what the planner says, at rates that rise until it breaks."""
-    os.environ.update(cluster_run.WORKER_ENVIRONMENT | SETTINGS)
+    """Return the clips per second that reach the ranks over the planner's prediction, at rates that rise until the
+    first failure."""
+    os.environ.update(WORKER_ENVIRONMENT | SETTINGS)
     os.environ[MARKER] = marker = os.urandom(8).hex()
     source, num_decoders, rows = sleeping_source(num_train_nodes), num_data_nodes * DECODERS_PER_NODE, []
     with running_cluster(data_cpus=DECODERS_PER_NODE, store_bytes=STORE_BYTES) as cluster:

@@ -1,6 +1,6 @@
-"""`corpus-report-scale` of `python jobs/benchmark.py`: what `corpus_report` costs, by the rows of its manifest.
+"""`corpus-report-scale` of `python jobs/benchmark.py`: the cost of `corpus_report` by rows of the manifest.
 
-Manifests are invented (`synthetic_manifest`), and so are the pixels of the clips that are shown.
+Manifests are synthetic (`synthetic_manifest`), and so are the pixels of the shown clips.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pipeline import storage
 
 
 def corpus_report_scale(sizes: tuple[int, ...] = (100_000, 1_000_000), folder: str = "") -> dict[str, Any]:
-    """Seconds, CPU seconds and memory of a report, by the rows of the manifest.
+    """Return seconds, CPU seconds and memory of a report, by rows of the manifest.
 
-    `folder`: where manifests lie and stay, by default a folder that is removed again.
+    `folder`: keeps the manifests; by default a temporary folder.
     """
     by_size = {}
     with tempfile.TemporaryDirectory() as local:

@@ -1,4 +1,4 @@
-"""Files damaged on purpose: each must be in the ledger under its own reason, and every good clip must be delivered.
+"""Files damaged on purpose: the ledger must list each with the right reason, and every good clip must be delivered.
 
 clips ─► six kinds of damage ─► jobs.prepare ─► ledger                           (the corpus arrives damaged)
 clips ─► jobs.prepare ─► six kinds of damage ─► training stream ─► ledger        (files go bad later)
@@ -53,7 +53,7 @@ class Outcome:
     stops_above_share: bool = True
 
     def add(self, injected: dict[str, Reason], rejected: list[Rejected], ledgers: list[bytes], num_usable: int) -> None:
-        """Add a pass, of which the ledger and the number of usable clips are known."""
+        """Add the ledger and the number of usable clips of a pass."""
         recorded = {Path(sample.uri).name: sample.reason for sample in rejected}
         for name, reason in injected.items():
             if recorded.get(name) != reason:
@@ -69,7 +69,7 @@ class Outcome:
 def corruption(
     num_clips: int = 600, shares: tuple[float, ...] = (0.01, 0.05), time_limit_seconds: float = 2.0
 ) -> dict[str, Any]:
-    """Six kinds of damage, injected into a generated corpus before and after prepare."""
+    """Inject six kinds of damage into a generated corpus before and after `prepare`; return how they are handled."""
     start, limits = time.perf_counter(), Limits(seconds=time_limit_seconds)
     result: dict[str, Any] = {"num_clips": num_clips, "kinds": sorted(DAMAGES)}
     with tempfile.TemporaryDirectory() as scratch, connected_ray():
@@ -127,13 +127,13 @@ def damaged_after(folder: Path, share: float, limits: Limits, outcome: Outcome) 
 
 
 def preparation(folder: Path) -> PrepareConfig:
-    """Return how the clips in `folder` are prepared."""
+    """Return the configuration that prepares the clips in `folder`."""
     captions = (str(folder / "captions.jsonl"),)
     return PrepareConfig(corpus="damaged", root=str(folder / "videos"), annotations=captions, out=str(folder / "out"))
 
 
 def is_stopped(function: Callable[[], Any]) -> bool:
-    """Return whether `function` stops because too many clips are rejected."""
+    """Return whether `function` aborts because of too many rejected clips."""
     try:
         function()
     except TooManyRejectedError:
@@ -190,7 +190,7 @@ def without_frames(data: bytes) -> bytes:
 
 
 def endless(data: bytes) -> bytes:
-    """Let the index name thirty million frames, all in the same few bytes: a reader does not return."""
+    """Make the index list thirty million frames, all in the same few bytes, so that a reader never returns."""
 
     def table(*entries: int) -> bytes:
         return b"".join(entry.to_bytes(4, "big") for entry in (0, *entries))
@@ -219,4 +219,4 @@ DAMAGES: dict[Reason, Callable[[bytes], bytes]] = {
     Reason.NO_FRAMES: without_frames,
     Reason.TIMEOUT: endless,
 }
-"""Reason under which a damaged file must be in the ledger → what damages it."""
+"""Expected reason in the ledger → function that damages the file."""

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster import run as cluster_run
 from cluster.connection import connected_ray
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.benchmarks import loaders
 from jobs.benchmarks.support.delivery import Delivery, deliver, steady_rate
 from jobs.benchmarks.support.fixtures import NUM_FRAMES, SIZE_PX, clip_source, cores, process_pool
@@ -42,10 +42,10 @@ from pipeline.stream.source import split_rows
 
 BATCH = 4
 FIRST_BATCH = ("Ray starts", "worker group", "decode worker", "decoding", "delivery")
-"""What the seconds until the first batch go to: a Ray of our own; the worker of Ray Train, until it asks for clips; Ray
-Data, until a worker begins to decode; its first block, with all that decoding loads; the way to the rank."""
+"""Phases of the time to the first batch: start of a local Ray; of Ray Train's worker, until it requests clips; of Ray
+Data, until a worker begins to decode; the first block, including imports of the decoder; transfer to the rank."""
 source_of = partial(clip_source, num_frames=NUM_FRAMES, size_px=SIZE_PX, batch=BATCH)
-"""All clips of a manifest in the order of training, over and over."""
+"""Source of all clips of a manifest in the order of training, epoch after epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Clips:
 
     @property
     def name(self) -> str:
-        """Return the name of their folder, which equal settings share."""
+        """The name of their folder, a function of the settings."""
         return f"{self.count}-{self.width}x{self.height}-{self.seconds}s-{self.fps}fps-gop{self.gop}"
 
 
@@ -102,7 +102,7 @@ def rows_of(step: int, source: ClipSource) -> list[dict[str, Any]]:
 
 
 def decord_step(step: int, source: ClipSource) -> int:
-    """Decode a step's clips as another loader does, with decord; return their number."""
+    """Decode a step's clips with decord, as other loaders do; return their number."""
     return len([loaders.decode(Path(row["uri"]).read_bytes()) for row in rows_of(step, source)])
 
 
@@ -116,25 +116,25 @@ def decode_step(step: int, source: ClipSource) -> int:
 
 
 def pool_rate(source: ClipSource, num_steps: int, decode: Callable[..., int] = decode_step) -> float:
-    """Return the clips per second that a process pool decodes, and drops."""
+    """Return the clips per second that a process pool decodes and discards."""
     with process_pool() as pool:
         decoded = pool.map(partial(decode, source=source), range(num_steps))
         return steady_rate([(time.perf_counter(), count) for count in decoded])
 
 
 def delivered(source: ClipSource, num_steps: int, folder: str, decode_cpus: int | None = None) -> dict[str, Any]:
-    """Return when the clips reached one Train worker, fed by decoders on every core of a Ray of our own, and what the
-    seconds until the first went to."""
+    """Return the arrival times of clips at one Train worker, fed by decoders on every core of a local Ray, and the
+    phases of the time to the first batch."""
     decode_cpus, delivery = decode_cpus or cores(), Delivery(source=source, num_steps=num_steps, folder=folder)
     times, decode = [time.perf_counter()], partial(timed_block, folder=folder)
-    with connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, num_cpus=decode_cpus + 1):
+    with connected_ray(worker_environment=WORKER_ENVIRONMENT, num_cpus=decode_cpus + 1):
         times.append(time.perf_counter())
         # Ray refuses a worker without any CPU; that of this one is nearly all left to decoding
-        (found,) = deliver(
+        (result,) = deliver(
             delivery, name="delivery", num_ranks=1, cpus_each=0.01, decode_cpus=decode_cpus, decode=decode
         )
-    times += [found["started"], *json.loads(Path(folder, BLOCK_TIMES).read_text()), found["arrivals"][0][0]]
-    return found | {"first_batch": dict(zip(FIRST_BATCH, np.diff(times).tolist(), strict=True))}
+    times += [result["started"], *json.loads(Path(folder, BLOCK_TIMES).read_text()), result["arrivals"][0][0]]
+    return result | {"first_batch": dict(zip(FIRST_BATCH, np.diff(times).tolist(), strict=True))}
 
 
 def ingest(
@@ -144,11 +144,11 @@ def ingest(
     num_passes: int = 3,
     manifest: str | None = None,
 ) -> dict[str, Any]:
-    """Clips per second that reach a Train worker through Ray Data, over those of a process pool that only decodes: as
-    we do, or with decord. `first_batch_seconds` begin before Ray does.
+    """Return the clips per second that reach a Train worker through Ray Data, over those of a process pool that only
+    decodes, with our decoder or with decord. `first_batch_seconds` include the start of Ray.
 
-    All go over the clips `num_passes` times: twenty seconds would hold little of a steady state.
-    `manifest`: of other clips than the generated ones.
+    All pass over the clips `num_passes` times, since a pass of twenty seconds hardly reaches a steady state.
+    `manifest`: clips to use instead of generated ones.
     """
     source = source_of(manifest or made_clips(Clips(count=num_clips), folder))
     num_clips = len(split_rows(source.manifest_path, source.split)[Kind.VIDEO])
@@ -181,7 +181,8 @@ def ingest(
 
 
 def cache(folder: str = "corpora/benchmark", num_clips: int = 200, num_rounds: int = 5) -> dict[str, Any]:
-    """Time of a clip from raw video, over that from shards with its frames as JPEG; on one core, reading included."""
+    """Return the time of a clip from raw video, over that from shards with its frames as JPEG; on one core, with
+    reading."""
     raw = made_clips(Clips(count=num_clips), folder)
     packing = PackingConfig(content=Content.FRAMES, num_frames=NUM_FRAMES, frame_size_px=SIZE_PX)
     packed = pack(PackConfig(manifest=raw, out=f"{raw.rsplit('/', 2)[0]}/frames-{packing.hash}", packing=packing))
@@ -209,7 +210,8 @@ def cache(folder: str = "corpora/benchmark", num_clips: int = 200, num_rounds: i
 
 
 def soak(folder: str = "corpora/benchmark", num_decodes: int = 20_000, num_warm: int = 2_000) -> dict[str, Any]:
-    """Memory of all processes over many decodes of 5 s clips at 160×120, its slope, and what Ray spilled to disk."""
+    """Return the memory of all processes over many decodes of 5 s clips at 160×120, its slope, and Ray's spill to
+    disk."""
     clips = Clips(count=100, width=160, height=120, seconds=5)
     source = source_of(made_clips(clips, folder), size_px=112)
     os.environ[MARKER] = marker = os.urandom(8).hex()
@@ -223,7 +225,7 @@ def soak(folder: str = "corpora/benchmark", num_decodes: int = 20_000, num_warm:
         started = time.perf_counter()
         with sampled(read, 2.0) as samples:
             arrivals = delivered(source, num_decodes // BATCH, scratch)["arrivals"]
-    end = max(count for _, (count, _, _) in samples)  # from then on processes may be ending
+    end = max(count for _, (count, _, _) in samples)  # later samples may see processes that are ending
     steady = [(count, used) for _, (count, used, _) in samples if num_warm <= count < end]
     kinds = sorted({kind for _, used in steady for kind in used})
     counts, num_bytes = (

@@ -1,8 +1,8 @@
-"""CPU seconds of a clip's exact frames against decord's: `decode` of `python jobs/benchmark.py`.
+"""CPU seconds per clip of our exact frames against decord's: `decode` of `python jobs/benchmark.py`.
 
-Each clip has 8 frames, one drawn from each of as many parts, at a long side of 224 pixels. The decoders take turns on
+Each clip has 8 frames, one drawn from each of 8 segments, at a long side of 224 pixels. The decoders alternate on
 the same draws, each with one thread. Generated files have 300 frames of 568×320 at 30 frames per second, with the
-encoder's own settings but for what a row names.
+encoder's defaults except for the options that a row names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SIZE, RATE = (568, 320), 30
 
 
 def decode(data: str | None = None, num_draws: int = 8, num_rounds: int = 3) -> dict[str, Any]:
-    """CPU seconds of our reader over decord's on each file, and whether its pixels are those of a full decode.
+    """Return the CPU seconds of our reader over decord's on each file, and whether its pixels equal a full decode.
 
     AV1, which decord does not read, is compared with a full decode by PyAV.
     """

@@ -1,8 +1,8 @@
-"""Planted copies among generated clips: how many `jobs/deduplicate.py` finds, and its false positives.
+"""Recall and false positives of `jobs/deduplicate.py` on planted copies among generated clips.
 
-Clips are drawn from a seed: things of some colours move over a texture, which is panned in half of the clips. Some are
-made alike on purpose and are no copies: they share the texture, or things and motion, with another clip. A copy is cut
-by up to 20 % of its length, scaled to between 50 and 150 % and encoded again at CRF 35, all three at once.
+Clips are drawn from a seed: coloured objects move over a texture, which is panned in half of the clips. Some clips are
+similar on purpose without being copies: they share the texture, or objects and motion, with another clip. A copy is cut
+by up to 20 % of its length, scaled to 50–150 % and encoded again at CRF 35, all three at once.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ FPS = 12
 WIDTH_PX, HEIGHT_PX = 160, 120
 MIN_SECONDS, MAX_SECONDS = 3.0, 5.0
 FAMILY = 10
-"""Of each ten clips the second to fourth share the texture of the first, the fifth shares its things and motion."""
+"""In each group of ten clips, the second to fourth share the texture of the first; the fifth shares its objects and
+motion."""
 COPY_CRF, MIN_SCALE, MAX_SCALE, MAX_CUT = 35, 0.5, 1.5, 0.2
 
 
 def drawn_thing(rng: np.random.Generator) -> Callable[[ImageDraw.ImageDraw, float], None]:
-    """Draw the looks and the path of an ellipse or a rectangle; return the function that paints it at a time."""
+    """Draw the appearance and the path of an ellipse or a rectangle; return a function that paints it at a time."""
     red, green, blue = rng.integers(0, 256, 3).tolist()
     angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(10, 90)
     is_round = bool(rng.integers(2))
@@ -43,7 +44,7 @@ def drawn_thing(rng: np.random.Generator) -> Callable[[ImageDraw.ImageDraw, floa
 
     def paint(pen: ImageDraw.ImageDraw, seconds: float) -> None:
         border = np.array([WIDTH_PX, HEIGHT_PX])
-        centre = border - abs((start + velocity * seconds) % (2 * border) - border)  # it turns around at the border
+        centre = border - abs((start + velocity * seconds) % (2 * border) - border)  # it bounces off the border
         centre[1] += swing * np.sin(2 * np.pi * swings_per_second * seconds)
         (left, top), (right, bottom) = (centre - size).tolist(), (centre + size).tolist()
         (pen.ellipse if is_round else pen.rectangle)((left, top, right, bottom), fill=(red, green, blue))
@@ -52,7 +53,7 @@ def drawn_thing(rng: np.random.Generator) -> Callable[[ImageDraw.ImageDraw, floa
 
 
 def drawn_texture(rng: np.random.Generator) -> Image.Image:
-    """Draw coloured noise of three sizes of grain, twice as large as the picture so that it can be panned."""
+    """Draw coloured noise of three grain sizes, twice as large as the picture so that it can be panned."""
     size = (2 * WIDTH_PX, 2 * HEIGHT_PX)
     texture = np.zeros((size[1], size[0], 3)) + rng.uniform(60, 195, 3)
     for cells, strength in ((rng.integers(4, 9), 30), (rng.integers(12, 24), 20), (rng.integers(40, 80), 12)):
@@ -135,7 +136,8 @@ def scored(pairs: Iterable[tuple[str, str]], *, num_clips: int, num_copies: int)
 
 
 def dedup(num_clips: int = 2000, num_copies: int = 200, seed: int = 0, folder: str | None = None) -> dict[str, Any]:
-    """Planted copies found, and clips wrongly flagged. `folder` keeps the corpus, which is removed by default."""
+    """Return the recall of planted copies, and the share of wrongly flagged clips. `folder` keeps the corpus, which is
+    removed by default."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(folder or temporary)
         root.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,7 @@
-"""`dedup-scale` of `python jobs/benchmark.py`: what the search for copies costs, by the number of clips.
+"""`dedup-scale` of `python jobs/benchmark.py`: the cost of the search for copies, by number of clips.
 
-Clips are thumbnails that are drawn (`drawn_prints`); each hundredth has a copy. Nothing is decoded. The tasks of
-the search run one after the other in one process, without Ray: its memory, which it has to itself, is more than that of
-any process of a cluster.
+Clips are drawn thumbnails (`drawn_prints`); one in a hundred has a copy. Nothing is decoded. The tasks of the search
+run sequentially in one process, without Ray: its private memory is an upper bound for any process of a cluster.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from pipeline.dedup.fingerprints import SCHEMA, cache_path, print_parts, write_p
 from pipeline.records import Kind
 
 CHUNK = 4000
-"""Clips that are drawn together, to one part of fingerprints."""
+"""Clips that are drawn together, for one part of fingerprints."""
 COPIED = 100
-"""Of so many clips one has a copy."""
+"""One in this many clips has a copy."""
 
 
 def dedup_scale(
@@ -44,10 +43,10 @@ def dedup_scale(
     alike_sizes: tuple[int, ...] = (5_000, 20_000, 80_000),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """CPU time, memory and recall of `deduplicate` by the number of clips, and how many of these look alike.
+    """Return CPU time, memory and recall of `deduplicate` by number of clips, and the number of similar clips.
 
-    `folder` keeps what was drawn, by default it is removed. `alike_per_clip` are the pairs with two frames whose hashes
-    differ in at most 8 bits, whatever their sketches say.
+    `folder` keeps the drawn thumbnails, which are removed by default. `alike_per_clip` counts pairs with two frames
+    whose hashes differ in at most 8 bits, whether or not their sketches match.
     """
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(storage.absolute(folder or temporary))
@@ -70,9 +69,9 @@ def dedup_scale(
 
 
 def measured(place: Path, num_clips: int, seed: int) -> dict[str, Any]:
-    """Search the first `num_clips` clips and their copies; return what it took and found."""
+    """Search the first `num_clips` clips and their copies; return costs and results."""
     manifest = write_drawn(place, num_clips, seed)
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # as tasks have them
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # as in Ray's tasks
     module, out = "jobs.benchmarks.support.search_run", str(place / f"{num_clips}/out")
     taken = json_of_child(module, manifest, out, environment=threads)
     rows = storage.read_table(taken.pop("pairs_path"), ["uri", "other_uri"]).to_pylist()
@@ -81,8 +80,8 @@ def measured(place: Path, num_clips: int, seed: int) -> dict[str, Any]:
 
 
 def write_drawn(place: Path, num_clips: int, seed: int) -> str:
-    """Return a manifest in parts of the first `num_clips` clips and their copies, with their fingerprints beside it.
-    What was drawn before is not drawn again."""
+    """Return a manifest in parts of the first `num_clips` clips and their copies, with their fingerprints beside it;
+    reuse existing drawings."""
     manifest, drawn = str(place / f"{num_clips}/manifest"), place / f"drawn-{seed}"
     chunks = [(start, min(start + CHUNK, num_clips)) for start in range(0, num_clips, CHUNK)]
     with process_pool() as pool:

@@ -16,9 +16,9 @@ ADDRESS = re.compile(r"(http://127\.0\.0\.1:\d+)/ shows")
 
 
 def demo(model: str = "runs/tiny") -> dict[str, Any]:
-    """Seconds and CPU seconds from the start of `snps3 demo` in a new process to the first moments that it answers.
+    """Return seconds and CPU seconds from the start of `snps3 demo` in a new process to its first answer.
 
-    RuntimeError with its output where it ends before.
+    Raise RuntimeError with its output if it ends before.
     """
     start, said = time.perf_counter(), ""
     command = [sys.executable, "-m", "snps3", "demo", model, "--port", "0"]
@@ -32,7 +32,7 @@ def demo(model: str = "runs/tiny") -> dict[str, Any]:
                 num_moments = len(json.loads(answer.read())["moments"])
             seconds = time.perf_counter() - start
             processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            cpu_seconds = sum(sum(one.cpu_times()[:4]) for one in processes)
+            cpu_seconds = sum(sum(member.cpu_times()[:4]) for member in processes)
         finally:
             process.terminate()
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "num_moments": num_moments}

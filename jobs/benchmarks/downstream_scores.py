@@ -1,4 +1,4 @@
-"""What fine-tuning gives: `downstream` of `python jobs/benchmark.py`."""
+"""Scores of fine-tuning: `downstream` of `python jobs/benchmark.py`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KEYS = {
     "tiny_qa": (ACCURACY, *(f"{ACCURACY}/{kind}" for kind in ("colour", "shape", "count", "action", "order"))),
     "tiny_multiple_choice": (RANDOM, HARD),
 }
-"""Scores that are kept of each recipe."""
+"""Recipe → the scores to record."""
 SPENT = ("seconds/step", "seconds/data_wait", "seconds/evaluation")
 ZERO_SHOT = "zero-shot"
 DIFFERENCES = {
@@ -52,16 +52,16 @@ DIFFERENCES = {
     "hard choices over one frame": ("multiple-choice", "multiple-choice-one-frame", HARD),
     "hard choices over scratch": ("multiple-choice", "multiple-choice-scratch", HARD),
 }
-"""What is shown, of which two variants, in which score."""
+"""Title → the two variants to compare, and the score."""
 CORPUS = "corpora/embedded/corpus.json"
 RESULTS = "docs/results/downstream.json"
 
 
 def downstream(storage: str = "runs/benchmark", results: str = RESULTS, num_seeds: int = 3) -> dict[str, Any]:
-    """What fine-tuning `tiny` gives on each task of the embedded corpus, and what pre-training adds to it.
+    """Return the scores of fine-tuning `tiny` on each task of the embedded corpus, with and without pre-training.
 
     Zero-shot scores are those of the pre-training runs `seed-0` and so on. The scores of each run are added to the
-    file `results` when it ends; those in the file are not measured again, and finished runs in `storage` are read.
+    file `results` when it ends; scores in the file are not measured again, and finished runs in `storage` are reused.
     """
     fields = settings()
     cells = read_cells(results, fields)
@@ -86,12 +86,12 @@ def downstream(storage: str = "runs/benchmark", results: str = RESULTS, num_seed
 
 
 def kept(recipe: str, results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the scores and seconds that are kept of the results of a run."""
+    """Return the scores and seconds to record from a run's results."""
     return {key: results[key] for key in (*KEYS[recipe], *SPENT)}
 
 
 def settings() -> dict[str, Any]:
-    """Return the settings that all runs share and those of each recipe; paths and seeds are left out.
+    """Return the settings that all runs share and those of each recipe, without paths and seeds.
 
     The corpus is identified by its frames: encoders of other versions write other bytes.
     """
@@ -131,5 +131,6 @@ def compared(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any
 
 
 def gap_closed(reached: np.ndarray, question_only: np.ndarray) -> np.ndarray:
-    """Return the share of the way from a model that sees no video to the corpus's ceiling, which is 1 for each kind."""
+    """Return the share of the gap closed between a model that sees no video and the corpus's ceiling, which is 1 for
+    each kind."""
     return (reached - question_only) / (1 - question_only)

@@ -1,7 +1,8 @@
-"""How well scores rank clips whose motion, blur, black bars and letters are known: `python jobs/benchmark.py filters`.
+"""Quality of the filter scores on clips with known motion, blur, black bars and letters: `python jobs/benchmark.py
+filters`.
 
-Clips are encoded as H.264 and scored by `pipeline/curation/scores.py`, by two decoders where both are installed; a rule
-at the median of each score says how often they decide alike.
+Clips are encoded as H.264 and scored by `pipeline/curation/scores.py`, with two decoders if both are installed; a
+threshold at the median of each score shows how often the decoders agree.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DECODERS = ("pyav", "decord")
 
 
 def filters(num_clips: int = 200, seed: int = 0) -> dict[str, Any]:
-    """Rank correlation of each score with the truth, and the share of clips that two decoders' scores keep alike."""
+    """Return the rank correlation of each score with the truth, and the share of clips on which two decoders agree."""
     names = [name for name in DECODERS if name in decoders.loadable()]
     truths: dict[str, list[tuple[float, float]]] = {name: [] for name in RANKED}
     scores: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -57,8 +58,8 @@ def scored(path: Path, decoder: str) -> dict[str, Any]:
     """Return the scores of a clip, in this process."""
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names) | manifest_row("measured", path, "")
     size_px = min(SIZE_PX, max(row["width"], row["height"]))
-    asked = {"num_frames": NUM_FRAMES, "size_px": size_px, "sampling": SAMPLING, "decoder": decoder}
-    frames = decode_frames(path.read_bytes(), kind=Kind.VIDEO, known=known_info(row), **asked)
+    options = {"num_frames": NUM_FRAMES, "size_px": size_px, "sampling": SAMPLING, "decoder": decoder}
+    frames = decode_frames(path.read_bytes(), kind=Kind.VIDEO, known=known_info(row), **options)
     return scores_of(frames, Kind.VIDEO)
 
 

@@ -1,6 +1,6 @@
 """One bf16 training step of SNP-VST on this machine's GPU: time, clips per second, memory, share of its peak FLOP/s.
 
-Batches double until memory is full. Without a GPU the same program runs once on the CPU in small, to show that it runs.
+Batches double until memory is full. Without a GPU the same program runs once on the CPU at a small size, as a test.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def gpu_step(
     rows_at_once: int | None = None,
     peak_tflops: float | None = None,
 ) -> dict[str, Any]:
-    """Seconds, clips/s, memory and share of peak FLOP/s of a step, by frames per clip and batch size."""
+    """Return seconds, clips/s, memory and share of peak FLOP/s of a step, by frames per clip and batch size."""
     if not torch.cuda.is_available():
         row = measure(SIZES["small"], "cpu", num_frames=1, num_clips=2, size_px=64)
         return {"device": "cpu", "note": "not measured: no GPU here; one small step shows that the program runs", **row}
@@ -69,7 +69,7 @@ def measure(
     compiled: bool = False,
     rows_at_once: int | None = None,
 ) -> dict[str, Any]:
-    """Return means of `num_steps` steps after two that warm up; FLOPs are counted by torch from the operators run."""
+    """Return means over `num_steps` steps after two warm-up steps; torch counts the FLOPs of the executed operators."""
     torch.manual_seed(0)
     visual = VisualConfig(encoder="video_swin_small")
     config = dataclasses.replace(config, visual=visual)
@@ -92,7 +92,7 @@ def measure(
     step()
     with FlopCounterMode(display=False) as counter:
         loss = step()
-    loss.item()  # which waits for the device
+    loss.item()  # waits for the device
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
@@ -127,5 +127,5 @@ def random_batch(num_clips: int, num_frames: int, size_px: int) -> Batch:
         token_mask=torch.ones_like(ids, dtype=torch.bool),
         labels=labels,
         word_positions=torch.arange(1, 1 + NUM_WORDS).expand(num_clips, -1).clone(),
-        most_masked=NUM_MASKED,
+        max_masked=NUM_MASKED,
     )

@@ -1,10 +1,10 @@
-"""A clip's pixels from the decoder to the tensor, by the addresses at which they lie: `host-copies` of
+"""Copies of a clip's pixels on the way from the decoder to the tensor, detected by their addresses: `host-copies` of
 `python jobs/benchmark.py`.
 
     decoder ─► memfd ─► object store ─► rank's square ─► tensor
 
-Each change of memory is a copy. A copy in between would need memory of its own: it counts what NumPy and Python
-allocate meanwhile, in clips. The costs are those of a decoder that has one picture and shows it in all frames.
+Each change of address is a copy. Copies in between would need additional memory, so the benchmark also counts what
+NumPy and Python allocate, in clips. For the costs, a decoder returns one picture for all frames.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cluster.connection import connected_ray
 from jobs.benchmarks.data_path import Clips, made_clips, source_of
 from jobs.benchmarks.support.fixtures import cores
 from pipeline.decode.codec import decode_frames
-from pipeline.decode.pixels import PixelBuffer, Room, lent
+from pipeline.decode.pixels import PixelBuffer, SharedSlot, stacking_into
 from pipeline.records import Kind
 from pipeline.stream.collate import as_tensor
 from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, decode_block
@@ -41,7 +41,8 @@ STILL = "jobs.benchmarks.support.invented_video:StillVideo"
 
 
 def host_copies(folder: str = "corpora/benchmark", num_rounds: int = 7, num_repeats: int = 20) -> dict[str, Any]:
-    """Copies of a clip's pixels, their bytes in the object store, and CPU milliseconds of a clip after the decoder."""
+    """Return the copies of a clip's pixels, their bytes in the object store, and CPU milliseconds per clip after the
+    decoder."""
     manifest = made_clips(CLIPS, folder)
     source, still = (
         source_of(manifest),
@@ -53,12 +54,12 @@ def host_copies(folder: str = "corpora/benchmark", num_rounds: int = 7, num_repe
             source, start_step=0, stop_step=7, num_ranks=1, decode=partial(traced_block, folder=scratch)
         )
         tables = stream.iter_batches(batch_size=source.share(1), batch_format="pyarrow", prefetch_batches=1)
-        found = [copies_in_rank(table, source) for table in tables]
+        in_rank = [copies_in_rank(table, source) for table in tables]
         worker = [json.loads(path.read_text()) for path in Path(scratch).glob("*.json")]
     for name in ("worker", "object store"):
         stages[name] = max(block[name] for block in worker)
     for name in ("batches of Ray", "square", "tensor"):
-        stages[name] = max(copies[name] for copies in found)
+        stages[name] = max(copies[name] for copies in in_rank)
     return {
         "copies": sum(stages.values()),
         "stages": stages,
@@ -74,29 +75,29 @@ def copies_of_decoding(data: bytes) -> int:
     clip_bytes = decode_frames(data, **settings).nbytes
     buffer = PixelBuffer(8 * 224 * 224 * 3).expecting(8, 224)
     assert buffer.fd is not None, "this system has no memfd"
-    room = Room(os.dup(buffer.fd), buffer.place())
-    with lent(room), clips_allocated(clip_bytes) as more:
+    slot = SharedSlot(os.dup(buffer.fd), buffer.encode_slot())
+    with stacking_into(slot), clips_allocated(clip_bytes) as more:
         frames = decode_frames(data, **settings)
-    is_there = frames is room.frames
-    room.close()
+    is_there = frames is slot.frames
+    slot.close()
     return more[0] + (1 if is_there else 2)
 
 
 def traced_block(numbers: pa.Table, *, source: ClipSource, folder: str, **settings: Any) -> pa.Table:
     """Return `decode_block`, and write to `folder` the copies of its pixels in this process and after it."""
-    decode_block(numbers, source=source, **settings)  # what a first block imports and reads is none of its pixels
+    decode_block(numbers, source=source, **settings)  # warm up: the imports and reads of the first block do not count
     with clips_allocated(source.clip_bytes // 2) as more:
         table = decode_block(numbers, source=source, **settings)
     frames = table["frames"]
     is_shared = frames.num_chunks == 1 and "memfd:pixels" in region_of(address_of(frames.chunk(0)))
     pixel_bytes = frames.chunk(0).buffers()[2].size
-    found = {
+    figures = {
         "worker": more[0] + (0 if is_shared else 1),
         "object store": 1,
         "bytes": stored_bytes(table) / len(table),
         "pixel_bytes": pixel_bytes / len(table),
     }
-    Path(folder, f"{numbers['id'][0].as_py()}.json").write_text(json.dumps(found))
+    Path(folder, f"{numbers['id'][0].as_py()}.json").write_text(json.dumps(figures))
     return table
 
 
@@ -113,23 +114,24 @@ def copies_in_rank(table: pa.Table, source: ClipSource) -> dict[str, int]:
 
 @contextmanager
 def clips_allocated(clip_bytes: int) -> Iterator[list[int]]:
-    """Put into a list how many clips of this size NumPy and Python held at once within it, of what was new."""
+    """Yield a list that receives at the end the peak of new memory within the context, of NumPy and Python, in
+    clips."""
     tracemalloc.start()
-    found: list[int] = []
+    peaks: list[int] = []
     try:
-        yield found
-        found.append(tracemalloc.get_traced_memory()[1] // clip_bytes)
+        yield peaks
+        peaks.append(tracemalloc.get_traced_memory()[1] // clip_bytes)
     finally:
         tracemalloc.stop()
 
 
 def address_of(array: pa.Array) -> int:
-    """Return where the data of an array of bytes lie."""
+    """Return the address of the data of an array of bytes."""
     return array.buffers()[2].address
 
 
 def region_of(address: int) -> str:
-    """Return the name of the mapping in which an address of this process lies; empty for its own memory."""
+    """Return the name of the mapping that contains an address of this process; empty for anonymous memory."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         place, *_, name = line.split(maxsplit=5) if line.count("/") else (*line.split()[:1], "")
         start, stop = (int(edge, 16) for edge in place.split("-"))
@@ -174,7 +176,7 @@ def cpu_ms(source: ClipSource, num_rounds: int, num_repeats: int) -> dict[str, f
 
 
 def put(table: pa.Table, store: np.ndarray) -> None:
-    """Copy a table's buffers to where an object store would have them."""
+    """Copy a table's buffers as an object store would."""
     buffers: list[pickle.PickleBuffer] = []
     pickle.Pickler(io.BytesIO(), protocol=5, buffer_callback=buffers.append).dump(table)
     place = 0
@@ -185,6 +187,6 @@ def put(table: pa.Table, store: np.ndarray) -> None:
 
 
 def own_and_children() -> tuple[float, float]:
-    """Return the CPU seconds of this process, and of those that it has started and that are alive."""
+    """Return the CPU seconds of this process, and of its living children."""
     times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
-    return time.process_time(), sum(one.user + one.system for one in times)
+    return time.process_time(), sum(child_times.user + child_times.system for child_times in times)

@@ -1,10 +1,10 @@
-"""What the host does for a batch beside a step: `host-cost` of `python jobs/benchmark.py`.
+"""Cost on the host per batch besides the step: `host-cost` of `python jobs/benchmark.py`.
 
     share of a step, as Ray Data hands it out ─► `RankBatches` ─► batch
 
-The steps are stand-ins of a GPU's: each holds the interpreter for a while in small pieces, as one does that hands out
-kernels, and sleeps the rest. What the loop takes beyond them is exposed. Runs in a process of its own, with the
-environment of a rank.
+The steps imitate those of a GPU: each holds the interpreter for short intervals, as launching kernels does, and sleeps
+otherwise. The time of the loop beyond the steps is exposed cost. It runs in a separate process with the environment of
+a rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cluster.run import WORKER_ENVIRONMENT, Runtime
+from cluster.run import Runtime
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from cluster.world import World
 from jobs.benchmarks.support.fixtures import json_of_child
 from jobs.run.config import PretrainConfig
@@ -42,13 +43,13 @@ STEP_SECONDS, HELD_SECONDS, NUM_PIECES = 0.150, 0.060, 60
 
 
 def host_cost(num_steps: int = 100, num_clips: int = 256, num_frames: int = 4, size_px: int = 224) -> dict[str, Any]:
-    """CPU seconds of a batch, and the share of a step by which the loop is longer than its steps."""
+    """Return the CPU seconds per batch, and the time of the loop beyond its steps as a share of a step."""
     sizes = (num_steps, num_clips, num_frames, size_px)
     return json_of_child(__name__, *sizes, environment=WORKER_ENVIRONMENT)
 
 
 def measure(num_steps: int, num_clips: int, num_frames: int, size_px: int) -> dict[str, Any]:
-    """Return the figures of `num_steps` steps, after three that warm up."""
+    """Return the figures of `num_steps` steps after three warm-up steps."""
     alone = statistics.mean(stand_in() for _ in range(20))
     share = shares(num_clips, num_frames, size_px)
     batches = rank_batches(rank_job(share, num_frames, size_px), share, num_steps + 3)
@@ -76,7 +77,7 @@ def measure(num_steps: int, num_clips: int, num_frames: int, size_px: int) -> di
 
 
 def stand_in() -> float:
-    """Hold the interpreter and sleep in turn, and return the seconds that this took."""
+    """Hold the interpreter and sleep alternately; return the seconds that this took."""
     start = time.perf_counter()
     for piece in range(NUM_PIECES):
         time.sleep(max(0.0, start + piece * STEP_SECONDS / NUM_PIECES - time.perf_counter()))

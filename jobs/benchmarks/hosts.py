@@ -1,8 +1,8 @@
-"""`hosts` of `python jobs/benchmark.py`: a run on hosts of their own, of which a cable is pulled or the power is cut.
+"""`hosts` of `python jobs/benchmark.py`: a run on separate hosts that lose their network cable or their power.
 
-Each rank trains on a host of its own and clips are decoded on another; the job is submitted from a laptop. Something
-happens right after an evaluation, while its checkpoint is uploaded. What the ranks trained on is compared with the
-plan, and the final weights with those of a run that was left alone.
+Each rank trains on its own host and another host decodes; a laptop submits the job. A fault happens right after an
+evaluation, while its checkpoint is uploaded. The clips that the ranks trained on are compared with the plan, and the
+final weights with those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DRIVER += "run_command(lambda: drive(*sys.argv[1:]), 'pretrain')"
 
 
 class HostRun(Driver):
-    """A run whose job is submitted from the laptop. Its folder is in the bucket, and what its ranks record is here."""
+    """A run whose job the laptop submits. Its folder is in the bucket; the records of its ranks are on this machine."""
 
     def __init__(
         self,
@@ -90,14 +90,14 @@ class HostRun(Driver):
         return {name: time - self.submitted_at for name, time in times.items()}
 
     def through(self, fault: Fault, step: int, seconds: float) -> dict[str, Any]:
-        """Have a fault happen after a step, wait for the end, and return what became of the run."""
+        """Inject a fault after a step, wait for the end, and return the outcome of the run."""
         config = self.config
         source = make_sources(config.data, config.placement, config.optim.global_batch, config.seed)["train"]
         result = run_killed(step, self, source, lambda trained: fault(self.cluster, seconds))
         return result | {"lost_points": self.num_lost_points(), "seconds_from_submit_to": self.seconds_to()}
 
     def num_lost_points(self) -> int:
-        """Return how many steps have no loss in MLflow; each is logged."""
+        """Return how many steps lack a loss in MLflow, which should have one for each step."""
         with self.cluster.laptop.network():
             client = mlflow_runs.client_of(self.cluster.environment[mlflow_runs.URI_VARIABLE])
             experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -106,11 +106,11 @@ class HostRun(Driver):
         return len(set(range(1, self.config.optim.num_steps + 1)) - steps)
 
 
-# --- what happens -----------------------------------------------------------------------------------------------------
+# --- the faults -------------------------------------------------------------------------------------------------------
 
 
 def nothing(cluster: HostCluster, seconds: float) -> None:
-    """Leave the run alone."""
+    """Do nothing: the undisturbed run."""
 
 
 def cut_train_host(cluster: HostCluster, seconds: float) -> None:
@@ -136,7 +136,7 @@ def unplugged(cluster: HostCluster, host: Host, seconds: float) -> None:
 
 
 def slow_links(cluster: HostCluster, seconds: float) -> None:
-    """Have each frame to and from a host with a rank take 50 ms, and 1 % of them not arrive, from here on."""
+    """Delay each Ethernet frame to and from a host with a rank by 50 ms, and drop 1 % of them, until the end."""
     cluster.lan.slow_down(cluster.nodes["train-2"], 0.05, 0.01)
 
 
@@ -154,7 +154,7 @@ def kill_decode_host(cluster: HostCluster, seconds: float) -> None:
 
 @contextlib.contextmanager
 def train_layout(records: Path) -> Iterator[HostCluster]:
-    """A rank on each of two hosts; the head decodes."""
+    """Place a rank on each of two hosts; the head decodes."""
     with host_cluster(records, "--num-cpus=1", *data_label()) as cluster:
         cluster.join("train-1", "train-2")
         yield cluster
@@ -162,7 +162,7 @@ def train_layout(records: Path) -> Iterator[HostCluster]:
 
 @contextlib.contextmanager
 def decode_layout(records: Path) -> Iterator[HostCluster]:
-    """Both ranks on a host, and another that decodes."""
+    """Place both ranks on one host; another host decodes."""
     with host_cluster(records, "--num-cpus=0") as cluster:
         cluster.join("train-1", num_cpus=2)
         cluster.join("data-1", decodes=True)
@@ -187,10 +187,10 @@ FAULTS = tuple(name for faults in LAYOUTS.values() for name in faults)
 
 
 def hosts(what: tuple[str, ...] = FAULTS, outage_seconds: float = 60.0, step: int = FAULT_STEP) -> dict[str, Any]:
-    """Clips lost and doubled, whether the weights are those of a run that was left alone, and the seconds to the next
-    step, by what happened. Needs root, and the S3 server of AWS_ENDPOINT_URL; ValueError without.
+    """Return by fault the clips lost and doubled, whether the weights equal those of an undisturbed run, and the
+    seconds to the next step. Needs root, and the S3 server of AWS_ENDPOINT_URL; raises ValueError otherwise.
 
-    `outage_seconds`: how long a cable is out. `step`: after which it happens.
+    `outage_seconds`: how long a cable is unplugged. `step`: after which the fault happens.
     """
     if reason := missing():
         raise ValueError(reason)
@@ -220,8 +220,8 @@ def hosts(what: tuple[str, ...] = FAULTS, outage_seconds: float = 60.0, step: in
 
 
 def job_log_of_a_bad_day(num_steps: int) -> tuple[list[str], str]:
-    """Return the lines of the job log of a run on hosts of their own, and the name of a video that was cut after
-    `prepare` had seen it. The upload of a checkpoint is refused too, and then a host with a rank is killed."""
+    """Return the lines of the job log of a run on separate hosts, and the name of a video that was truncated after
+    `prepare`. An upload of a checkpoint fails too, and then a host with a rank is killed."""
     bucket_url = f"s3://snps3-benchmark-{uuid.uuid4().hex[:12]}"
     with (
         tempfile.TemporaryDirectory() as folder,

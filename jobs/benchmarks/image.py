@@ -1,7 +1,8 @@
 """`image` of `python jobs/benchmark.py`: the lines of `cluster/Dockerfile` without Docker, and training steps in it.
 
-They run in a chroot above the root of a Debian, whose own files stay as they are, with its Python in /usr/local, where
-Python's images have theirs. What a run finds in it of the Debian, but not of the Dockerfile, is not noticed.
+They run in a chroot on an overlay over the root of a Debian, whose own files stay unchanged, with its Python in
+/usr/local, as in Python's images. A run may use files of the Debian that the Dockerfile's image lacks; this benchmark
+does not detect that.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ mount -t tmpfs tmpfs "$1/root/root"
 root=$1/root
 shift 2
 """
-"""In namespaces of mounts and processes: the chroot of the Debian $2, in the folder $1."""
+"""Script, in namespaces of mounts and processes, that mounts the chroot of the Debian $2 in the folder $1."""
 BASE = "apt-get update -qq && apt-get install -qq --yes python3-venv && python3 -m venv /usr/local"
 BASE += ' && if id 1000 > /dev/null 2>&1; then userdel "$(id -nu 1000)"; fi'
-"""Of a Debian, what a Python's image is."""
+"""Script that makes a Debian look like an image of Python."""
 CORPUS = "--out corpus --num-train-videos 40 --num-train-images 8 --num-val 8 --num-test 12 --num-temporal-groups 3"
 SMALL = "--data.num-frames 2 --data.frame-size-px 32 --optim.global-batch 8 --optim.warmup-steps 2"
 RUN = f"""
@@ -43,11 +44,11 @@ snps3 pretrain "$@" --dry-run
 snps3 pretrain "$@"
 python -c 'import json; print(json.dumps(json.load(open("runs/image/results.json"))))'
 """
-"""What is run in the image, with options of `pretrain`."""
+"""Script that runs in the image, with options of `pretrain`."""
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """Return the instructions of a Dockerfile, as words and what they are about."""
+    """Return the instructions of a Dockerfile as (keyword, argument)."""
     lines = re.sub(r"\\\n", "", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)).splitlines()
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines) if word]
 
@@ -58,9 +59,9 @@ def allowed(text: str) -> list[str]:
 
 
 def built(dockerfile: str, context: Path, variables: Mapping[str, str]) -> Iterator[str]:
-    """Yield the commands of a shell in which `$root` is the image, at last one that runs "$@" in it.
+    """Yield shell commands that build the image in `$root`; the last one runs "$@" in it.
 
-    `variables`: of each command, as build arguments are.
+    `variables`: environment of each command, like build arguments.
     """
     known, user, folder = {"PATH": PATH, "HOME": "/root", **variables}, "0", "/"
     names = " ".join(shlex.quote(str(context / name)) for name in allowed((context / ".dockerignore").read_text()))
@@ -91,9 +92,10 @@ def built(dockerfile: str, context: Path, variables: Mapping[str, str]) -> Itera
 def in_image(
     dockerfile: str, context: Path, command: Sequence[str], *, base: str = "/", variables: Mapping[str, str]
 ) -> list[str]:
-    """Return the lines that the instructions and a command behind them print. RuntimeError with the last if one fails.
+    """Run the instructions and then a command; return the printed lines. Raise RuntimeError with the last ones on a
+    failure.
 
-    `context`: what is copied from. `base`: root of the Debian that is built upon.
+    `context`: folder of the build context. `base`: root of the underlying Debian.
     """
     script = "\n".join([MOUNTED, *built(dockerfile, context, variables)])
     shell = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-ec", script]
@@ -108,9 +110,10 @@ def in_image(
 
 
 def image(num_steps: int = 20, base: str = "/", variables: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Seconds that the image and a run in it take, and the results of the run. Needs root on a Debian; ValueError else.
+    """Return the seconds of building the image and of a run in it, and the run's results. Needs root on a Debian;
+    raises ValueError otherwise.
 
-    `base`: root of the Debian that is built upon. `variables`: NAME=VALUE, of each command.
+    `base`: root of the underlying Debian. `variables`: NAME=VALUE, environment of each command.
     """
     if reason := missing():
         raise ValueError(reason)

@@ -1,6 +1,6 @@
-"""`index-scale` of `python jobs/benchmark.py`: an index of hours of video, each number of hours in its own process.
+"""`index-scale` of `python jobs/benchmark.py`: the cost of an index of hours of video, each size in its own process.
 
-The films are scenes of the embedded corpus behind one another, half an hour each.
+The films are consecutive scenes of the embedded corpus, half an hour each.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SCENE_SECONDS = 10
 
 
 def index_scale(run: str = "runs/tiny", hours: tuple[float, ...] = (1.0, 2.5, 5.0)) -> dict[str, Any]:
-    """CPU seconds and peak memory of an index of so many hours, the CPU seconds of one hour more (slope), and what the
-    same command costs again: with nothing new, and with one film more, beside the first run's cost of a film.
+    """Return CPU seconds and peak memory of an index of `hours`, the CPU seconds per additional hour (slope), and the
+    cost of a second run: without new films, and with one new film, relative to the first run's cost of a film.
 
-    `hours` are of films of half an hour. ValueError for others.
+    Films last half an hour; raise ValueError if `hours` are not multiples of that.
     """
     counts = [round(3600 * length / FILM_SECONDS) for length in hours]
     if [FILM_SECONDS * count / 3600 for count in counts] != [*hours]:
@@ -70,7 +70,7 @@ def film() -> bytes:
 
 
 def folders(root: Path, count: int) -> tuple[str, str]:
-    """Return where `count` films and their index lie."""
+    """Return the folders of `count` films and of their index."""
     return str(root / f"videos-{count}"), str(root / f"index-{count}")
 
 
@@ -90,8 +90,8 @@ def embedded(run: str, videos: str, index: str) -> dict[str, Any]:
 
 
 def embed_measured(run: str, videos: str, index: str) -> dict[str, Any]:
-    """Bring an index up to date; return how many files were embedded, CPU seconds and peak memory of this process and
-    of those that decode for it."""
+    """Bring an index up to date; return the number of embedded files, CPU seconds and peak memory of this process and
+    of its decode processes."""
     before = time_of_cpu()
     count = len(embed_here(EmbedConfig(run=run, videos=videos, out=index)))
     peaks = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -99,6 +99,6 @@ def embed_measured(run: str, videos: str, index: str) -> dict[str, Any]:
 
 
 def time_of_cpu() -> float:
-    """Return CPU seconds of this process and its children, those that have ended too."""
+    """Return CPU seconds of this process and its children, including ended ones."""
     alive = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
     return sum(os.times()[:4]) + alive

@@ -1,8 +1,8 @@
 """Runs that lose a process or a node: `kills` and `restart` of `python jobs/benchmark.py`.
 
-A local cluster of several nodes (a head without CPUs, a training node, a labelled decoding node), and a small run in a
-process of its own. Something is killed at a random step. Each rank records the clips that it trains on; they are
-compared with the plan, and the final weights with those of a run that was left alone.
+The cluster has several nodes on this machine (a head without CPUs, a training node, a labelled decoding node); a small
+run has its driver in a separate process. A process or node is killed at a random step. Each rank records the clips that
+it trains on; they are compared with the plan, and the final weights with those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ from pipeline.stream.source import split_rows
 
 RUN_NAME = "small"
 NUM_STEPS, EVERY = 24, 6
-"""Steps of a run, and between its checkpoints."""
+"""Steps of a run, and steps between its checkpoints."""
 PACE_SECONDS = 0.4
 """Pause after each step, so that a run lasts long enough to be killed in the middle."""
 HANG_SECONDS = 60.0
 QUICK_NOTICE = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 WAIT_SECONDS = 480
-"""How long a run may take to the step at which something is killed, and from there to its end."""
+"""Limit for a run to reach the step of the kill, and from there its end."""
 
 
-# --- a run that writes down what it trains on -------------------------------------------------------------------------
+# --- a run that records the clips it trains on ------------------------------------------------------------------------
 
 
 def recorded_rank(job: Job, runtime: Runtime, folder: str = "") -> None:
-    """Train as a rank does; write each step's clips to a file of this process as soon as the step is done, in `folder`,
-    by default that of the storage."""
+    """Train as a rank does; record each step's clips in a file of this process after the step, in `folder`, by default
+    that of the storage."""
     rank = runtime.world.rank
     path = Path(folder or Path(job.run_folder).parent, "trained", f"{time.time_ns()}-{rank}-{os.getpid()}.jsonl")
     path.parent.mkdir(exist_ok=True)
@@ -81,8 +81,8 @@ def recorded_rank(job: Job, runtime: Runtime, folder: str = "") -> None:
                 start |= {"first_step": step - 1, "node": ray.get_runtime_context().get_node_id()}
                 file.write(json.dumps(start) + "\n")
             clips = batch.clip_ids[batch.weight > 0.5].tolist()
-            done = {"step": step, "time": time.time(), "clips": clips, "loss": metrics["loss/total"].item()}
-            file.write(json.dumps(done) + "\n")
+            entry = {"step": step, "time": time.time(), "clips": clips, "loss": metrics["loss/total"].item()}
+            file.write(json.dumps(entry) + "\n")
             time.sleep(PACE_SECONDS)
 
         trainer.pretrain_rank(job, runtime, on_step=record)
@@ -93,22 +93,22 @@ class Attempt:
     """The clips that one rank of one worker group trained on."""
 
     group: int
-    """When its worker group began."""
+    """Start time of its worker group."""
     pid: int
     rank: int
     num_ranks: int
     first_step: int
-    """Steps done when it began."""
+    """Number of completed steps at its start."""
     node: str
     clips: dict[int, list[int]]
-    """By step, counted from 1."""
+    """Clip ids by step, counted from 1."""
     losses: dict[int, float]
     times: dict[int, float]
-    """When each step was done."""
+    """Completion time of each step."""
 
 
 def attempts(storage: Path) -> list[Attempt]:
-    """Read the attempts of all ranks, in the order in which they began."""
+    """Read the attempts of all ranks, in order of their start."""
     result = []
     for path in (storage / "trained").glob("*.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
@@ -124,7 +124,7 @@ def attempts(storage: Path) -> list[Attempt]:
 def lineage(history: list[Attempt]) -> dict[int, list[int]]:
     """Return, by step, the clips that the final weights were trained on.
 
-    A group starts from the weights of step `first_step`: what earlier groups did after that step is undone.
+    A group starts from the weights of step `first_step`, which discards later steps of earlier groups.
     """
     trained: dict[int, list[int]] = {}
     for _, group in itertools.groupby(history, key=lambda attempt: attempt.group):
@@ -136,7 +136,7 @@ def lineage(history: list[Attempt]) -> dict[int, list[int]]:
 
 
 def lost_and_doubled(trained: dict[int, list[int]], source: ClipSource, num_steps: int) -> tuple[int, int]:
-    """Count the planned clips that no step trained on, and those that were trained on more often than planned."""
+    """Count the planned clips that no step trained on, and those trained on more often than planned."""
     rows = split_rows(source.manifest_path, source.split)
     lost = doubled = 0
     for step in range(num_steps):
@@ -153,7 +153,7 @@ def lost_and_doubled(trained: dict[int, list[int]], source: ClipSource, num_step
 
 
 class Driver:
-    """A run in a process of its own, of the config in `storage`/config.json."""
+    """A run in a separate process, with the config in `storage`/config.json."""
 
     def __init__(self, storage: Path, address: str) -> None:
         self.storage, self.address = storage, address
@@ -174,7 +174,7 @@ class Driver:
             self.process = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **outputs)
 
     def wait_for_step(self, step: int) -> list[Attempt]:
-        """Return the attempts once the run has done `step` steps. RuntimeError if it does not get there."""
+        """Return the attempts once the run has completed `step` steps. Raise RuntimeError if it does not."""
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             history = attempts(self.storage)
@@ -184,7 +184,7 @@ class Driver:
         raise RuntimeError(f"the run did not come to step {step}: {self.words()}")
 
     def finish(self) -> None:
-        """Wait for the run to end. RuntimeError if it hangs or fails."""
+        """Wait for the run to end. Raise RuntimeError if it hangs or fails."""
         try:
             status = self.process.wait(WAIT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -199,7 +199,7 @@ class Driver:
         self.process.wait()
 
     def words(self) -> str:
-        """Return the end of what it has printed."""
+        """Return the end of its output."""
         return self.log.read_text(errors="replace")[-3000:]
 
 
@@ -234,31 +234,31 @@ def small_placement(storage: str, num_workers: int | tuple[int, int] = 2, **chan
     return Placement(storage=storage, log_every=1, hang_seconds=HANG_SECONDS, **cpus, **changes)
 
 
-# --- what is killed ---------------------------------------------------------------------------------------------------
+# --- the kills --------------------------------------------------------------------------------------------------------
 
 
 def signal_rank(
     rank: int, number: signal.Signals, driver: Driver, cluster: LocalCluster, trained: list[Attempt]
 ) -> None:
-    """Send a signal to the process of a rank of the newest worker group, which kills or stops it."""
+    """Send a signal, which kills or stops it, to the process of a rank in the newest worker group."""
     os.kill(next(attempt.pid for attempt in reversed(trained) if attempt.rank == rank), number)
 
 
 def kill_train_node(driver: Driver, cluster: LocalCluster, trained: list[Attempt]) -> None:
-    """Replace a node with a rank by another."""
+    """Kill a node with a rank, and add another node."""
     node = next(node for node in cluster.train_nodes if node.node_id == trained[-1].node)
     cluster.kill(cluster.train_nodes, node)
     cluster.fill()
 
 
 def kill_data_node(driver: Driver, cluster: LocalCluster, trained: list[Attempt]) -> None:
-    """Replace a node that decodes by another."""
+    """Kill a node that decodes, and add another node."""
     cluster.kill(cluster.data_nodes, random.choice(cluster.data_nodes))
     cluster.fill()
 
 
 def announce_loss(driver: Driver, cluster: LocalCluster, trained: list[Attempt]) -> None:
-    """Announce the end of a node with a rank half a minute before, as for a spot instance, and kill it."""
+    """Announce the end of a node with a rank half a minute ahead, as for a spot instance, then kill it."""
     deadline = time.monotonic() + 30
     store = GcsClient(address=cluster.address)
     reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # pyright: ignore[reportAttributeAccessIssue]
@@ -272,7 +272,7 @@ def announce_loss(driver: Driver, cluster: LocalCluster, trained: list[Attempt])
 
 
 def kill_driver(driver: Driver, cluster: LocalCluster, trained: list[Attempt]) -> None:
-    """Kill the driver and give the same command again."""
+    """Kill the driver and run the same command again."""
     driver.kill()
     driver.start()
 
@@ -291,7 +291,7 @@ KILLS: dict[str, Callable[[Driver, LocalCluster, list[Attempt]], None]] = {
 def run_killed(
     step: int, driver: Driver, source: ClipSource, kill: Callable[[list[Attempt]], object]
 ) -> dict[str, Any]:
-    """Call `kill` after `step` steps of a run on `source`, let the run end, and return what became of it."""
+    """Call `kill` after `step` steps of a run on `source`, wait for the run to end, and return the outcome."""
     try:
         trained = driver.wait_for_step(step)
         killed_at = time.time()
@@ -321,7 +321,7 @@ def run_killed(
 
 
 def longest_pause(history: list[Attempt], since: float) -> float:
-    """Return the longest time in seconds between two steps of which the later was done after `since`."""
+    """Return the longest time in seconds between two successive steps, the later of which ended after `since`."""
     times = sorted(time for attempt in history for time in attempt.times.values())
     return max((later - earlier for earlier, later in itertools.pairwise(times) if later > since), default=0.0)
 
@@ -335,11 +335,11 @@ def weights_of(run_folder: str) -> str:
 def kills(
     manifest: str = "", num_runs: int = len(KILLS), seed: int = 0, what: tuple[str, ...] = tuple(KILLS)
 ) -> dict[str, Any]:
-    """Clips lost and doubled by runs that lose a rank, a node or their driver at a random step, and whether their
-    weights are those of a run that nothing happened to."""
+    """Return the clips lost and doubled by runs that lose a rank, a node or their driver at a random step, and whether
+    their weights equal those of an undisturbed run."""
     rng, runs = random.Random(seed), []
     with tempfile.TemporaryDirectory() as folder:
-        manifest = manifest or small_corpus(folder)  # before there is a cluster that preparing could join
+        manifest = manifest or small_corpus(folder)  # first, since preparing would join a running cluster
         with running_cluster() as cluster:
             cluster.fill()
             whole = new_driver(f"{folder}/whole", manifest, cluster.address)
@@ -358,14 +358,14 @@ def kills(
                 run["bit_equal"] = run.pop("weights") == expected
                 runs.append(run)
                 print(json.dumps(run), file=sys.stderr, flush=True)
-            left = leftovers(cluster.address)
+            remains = leftovers(cluster.address)
     totals = {name: sum(run[name] for run in runs) for name in ("lost", "doubled")}
     is_bit_equal = all(run["bit_equal"] for run in runs)
-    return totals | {"bit_equal": is_bit_equal, "left": left, "num_runs": num_runs, "runs": runs}
+    return totals | {"bit_equal": is_bit_equal, "left": remains, "num_runs": num_runs, "runs": runs}
 
 
 def restart(manifest: str = "", num_runs: int = 5) -> dict[str, Any]:
-    """Seconds from the loss of a rank to the next step, and what they go to."""
+    """Return the seconds from the loss of a rank to the next step, and their phases."""
     runs = kills(manifest, num_runs, what=("rank 1",))["runs"]
     names = ("seconds_to_notice", "seconds_to_group", "seconds_to_step")
     notice, group, step = (statistics.median(run[name] for run in runs) for name in names)

@@ -1,4 +1,4 @@
-"""What keeps a run's folder safe: `python jobs/benchmark.py lease [--storage s3://bucket/folder]`."""
+"""Safety of a run's folder: `python jobs/benchmark.py lease [--storage s3://bucket/folder]`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.run.run_files import remove_uncommitted_checkpoints
 from pipeline import storage as store
 
 DRIVER = "import sys, time\nfrom jobs.launch.lease import held\nwith held(sys.argv[1]): time.sleep(3600)"
-"""What a driver does with its run's folder, without Ray."""
+"""Program of a driver's use of its run's folder, without Ray."""
 RESULT = {"version": 0, "checkpoint_dir_name": "checkpoint_1", "metrics": {}}
 KNOWN = {
     "ray_version": "2.60.0",
@@ -38,7 +38,8 @@ UNKNOWN: dict[str, bytes | None] = {
 
 
 def lease(storage: str = "") -> dict[str, Any]:
-    """Count checkpoints deleted by unknown snapshots, and time a second driver while and after the first one lives.
+    """Count checkpoints that are deleted because of unknown snapshots, and time a second driver during and after the
+    life of the first.
 
     `storage`: a folder or bucket, by default a local folder.
     """
@@ -69,7 +70,7 @@ def lease(storage: str = "") -> dict[str, Any]:
 
 
 def num_deleted(run_folder: str, snapshot: bytes | None) -> int:
-    """Return how many of two checkpoints are gone after a start with a snapshot, which may name the first."""
+    """Return how many of two checkpoints are deleted by a start with a snapshot, which may reference the first."""
     names = ("checkpoint_1", "checkpoint_2")
     for name in names:
         store.write_bytes_atomic(f"{run_folder}/{name}/weights", b"x")
@@ -80,7 +81,7 @@ def num_deleted(run_folder: str, snapshot: bytes | None) -> int:
 
 
 def refused(run_folder: str) -> str:
-    """Return the words with which a second driver is refused, none if it is not."""
+    """Return the message that refuses a second driver; empty if it is accepted."""
     try:
         with held(run_folder):
             return ""
@@ -90,7 +91,7 @@ def refused(run_folder: str) -> str:
 
 @contextlib.contextmanager
 def live_driver(run_folder: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that holds the lease of a run's folder, until it is killed."""
+    """Start a process that holds the lease of a run's folder until it is killed."""
     process = subprocess.Popen([sys.executable, "-c", DRIVER, run_folder], cwd=ROOT, stdout=sys.stderr)
     try:
         while not store.exists(f"{run_folder}/{LEASE}"):

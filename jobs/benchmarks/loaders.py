@@ -1,8 +1,8 @@
-"""Other people's loaders on the clips of `ingest`, each in its best known setting, with decord on as many processes.
+"""Third-party loaders on the clips of `ingest`, each in its best known setting, with decord and equally many processes.
 
-They decode straight to the size that ours has after its aspect ratio is kept, and pad nothing. A loader that is not
-installed is listed under `not_run`; Streaming and SPDL, whose pins or libraries clash with ours, may be given a Python
-of their own. SPDL decodes with its own reader, on threads, as it is meant to.
+They decode directly to our size with the aspect ratio kept, and do not pad. A loader that is not installed is listed
+under `not_run`; Streaming and SPDL, whose pins or libraries conflict with ours, may get a separate Python. SPDL decodes
+with its own reader, on threads, as intended by its authors.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ def decode(data: bytes) -> Any:
 
 
 def collate(samples: list[Any]) -> Any:
-    """Return a batch of decoded clips, in the process that loads them. A sample is a file, or holds one as "mp4"."""
+    """Decode a batch of clips in the loading process. A sample is a file, or holds one as "mp4"."""
     from torch.utils.data import default_collate
 
     return default_collate([decode(s.read_bytes() if isinstance(s, Path) else s["mp4"]) for s in samples])
 
 
 def files(folder: str) -> list[Path]:
-    """Return the files, which torch's DataLoader reads one by one."""
+    """Return the files, for torch's DataLoader."""
     return sorted(Path(folder, "videos").glob("*.mp4"))
 
 
 def tars(folder: str) -> Any:
-    """Return the dataset of WebDataset over tars of 25 clips, which are written if they are not there."""
+    """Return the dataset of WebDataset over tars of 25 clips, which are written if they do not exist."""
     paths, out = files(folder), Path(folder, "tars")
     for start in range(0, 0 if out.exists() else len(paths), CLIPS_PER_SHARD):
         out.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def tars(folder: str) -> Any:
 
 
 def mds(folder: str) -> Any:
-    """Return the dataset of MosaicML Streaming over its own shards, which are written if they are not there."""
+    """Return the dataset of MosaicML Streaming over its own shards, which are written if they do not exist."""
     library, out = importlib.import_module("streaming"), str(Path(folder, "mds"))
     if not Path(out).exists():
         with library.MDSWriter(out=out, columns={"mp4": "bytes"}) as writer:
@@ -71,7 +71,7 @@ def mds(folder: str) -> Any:
 
 
 def spdl_decode(path: Path) -> Any:
-    """Return what `decode` does, by SPDL's own reader, which skips the groups of pictures that hold no drawn frame."""
+    """Decode as `decode` does, with SPDL's own reader, which skips groups of pictures without a sampled frame."""
     spdl_io = importlib.import_module("spdl.io")
     packets = spdl_io.demux_video(str(path))
     edges = np.linspace(0, len(packets), NUM_FRAMES + 1).astype(int)
@@ -117,9 +117,9 @@ def loaders(
     num_passes: int = 3,
     other_python: str = sys.executable,
 ) -> dict[str, Any]:
-    """Clips per second of Ray Data to a Train worker, and of each other loader; rounds take turns.
+    """Return the clips per second of Ray Data to a Train worker, and of each other loader, in alternating rounds.
 
-    `other_python`: the interpreter that has Streaming and SPDL.
+    `other_python`: an interpreter with Streaming and SPDL.
     """
     # not at the top: Streaming's Python lacks Ray
     from jobs.benchmarks.data_path import Clips, cores, delivered, made_clips, source_of, steady_rate

@@ -1,7 +1,7 @@
-"""`log-lines` of `python jobs/benchmark.py`: how much a run says, and whether a bad video can be seen in it.
+"""`log-lines` of `python jobs/benchmark.py`: how much a run prints, and whether its output shows a bad video.
 
-The terminal is that of `make pretrain`, a pseudo terminal in which the line of progress updates in place. The job log
-is what `ray job submit` shows of a shorter run; the lines of Ray's own client are left out.
+The terminal is that of `make pretrain`: a pseudo-terminal in which the progress line updates in place. The job log is
+the output of `ray job submit` for a shorter run, without the lines of Ray's own client.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def log_lines(
     num_steps: int = 480, num_job_steps: int = 60, is_small: bool = False, on_hosts: bool = False
 ) -> dict[str, Any]:
-    """Lines of the terminal of a whole run on this machine, and of the job log of a shorter one.
+    """Return the number of terminal lines of a whole run on this machine, and of lines in the job log of a shorter run.
 
     `is_small`: on a hundred clips of 2 frames of 32 px instead of the embedded corpus. `on_hosts`: only the job log, of
-    a run on hosts of their own, where an upload fails and a host is lost too.
+    a run on separate hosts, where an upload fails and a host is lost too.
     """
     if on_hosts:
         return lines_on_hosts(num_job_steps)
@@ -60,12 +60,12 @@ def log_lines(
 
 
 def lines_on_hosts(num_steps: int) -> dict[str, Any]:
-    """Return the job log of a run on hosts of their own, and whether what went wrong can be seen in it."""
+    """Return the job log of a run on separate hosts, and whether it shows the faults."""
     lines, video_name = job_log_of_a_bad_day(num_steps)
     job = [line for line in lines if not CLIENT.match(line)]
     visible = {"bad_video": video_name, "failed_upload": "the upload of checkpoint_", "lost_worker": " lost: "}
-    seen = {f"is_{name}_in_job_log": any(part in line for line in job) for name, part in visible.items()}
-    return {"job_log_lines": len(job), "num_job_steps": num_steps, **seen, "job_log": job}
+    checks = {f"is_{name}_in_job_log": any(part in line for line in job) for name, part in visible.items()}
+    return {"job_log_lines": len(job), "num_job_steps": num_steps, **checks, "job_log": job}
 
 
 def video(folder: Path, number: int) -> Path:
@@ -74,7 +74,7 @@ def video(folder: Path, number: int) -> Path:
 
 
 def cut(path: Path) -> None:
-    """Cut a video in half: its index promises more than there is."""
+    """Cut a video in half, so that its index lists more than the file holds."""
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
 
@@ -86,7 +86,7 @@ def arguments(folder: Path, name: str, num_steps: int, is_small: bool) -> list[s
 
 
 def terminal_lines(options: list[str], is_small: bool) -> list[str]:
-    """Return the lines that a terminal of 120 columns shows in the end. RuntimeError if the run fails."""
+    """Return the lines that a terminal of 120 columns shows at the end. Raise RuntimeError if the run fails."""
     script = "from jobs.benchmarks import log_lines as l; from jobs.command_line.entry import run_command; "
     script += f"run_command(lambda: l.local_main({options!r}, {is_small}), 'local')"
     ours, theirs = pty.openpty()
@@ -120,7 +120,7 @@ def local_main(options: list[str], is_small: bool) -> int:
 
 
 def job_lines(options: list[str]) -> list[str]:
-    """Return the lines of the job log of a run. RuntimeError if the run fails."""
+    """Return the lines of the job log of a run. Raise RuntimeError if the run fails."""
     lines: list[str] = []
     with local_head(num_cpus=max(2, os.cpu_count() or 2), object_store_bytes=local_run.OBJECT_STORE_BYTES) as head:
         entrypoint = [sys.executable, "-m", "jobs.pretrain", *options]

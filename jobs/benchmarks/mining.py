@@ -1,6 +1,6 @@
-"""Significant words mined from real captions: with spaCy, with the built-in dictionary, and how fast.
+"""Significant words mined from real captions with spaCy and with the built-in dictionary: overlap and speed.
 
-The list to compare with holds the 2,000 most frequent words of spaCy's small English model over the same captions.
+The reference list holds the 2,000 most frequent words of spaCy's small English model over the same captions.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ ABANDONED = ("be", "is", "was", "were", "are")
 """The published list for captions of COCO and Visual Genome."""
 TAGGERS: dict[str, TaggerName] = {"": "spacy", "fallback_": "lexicon"}
 CASES = {"": "raw", "_lower": "lower"}
-"""End of a figure's name → the list to compare with: captions as written, captions in lower case."""
+"""Suffix of a figure's name → the reference list: of captions as written, or in lower case."""
 
 
 def mining(
     data: str | None = None, num_captions: int | None = None, spacy_model: str = "en_core_web_sm"
 ) -> dict[str, Any]:
-    """Overlap of the top 2,000 words with those recorded, and captions per second of one core, for both taggers.
+    """Return the overlap of the top 2,000 words with the reference, and captions per second of one core, for both
+    taggers.
 
-    `data` is the folder SNPS3_TEST_DATA if it is not given. Fewer captions than all show that the program runs; their
-    overlap means nothing.
+    `data`: by default the folder SNPS3_TEST_DATA. A subset of the captions only tests that the program runs; its
+    overlap is meaningless.
     """
     folder = data_folder(data, "captions")
     (captions,) = read_captions(str(folder / "coco_captions_25k.jsonl"), None)
@@ -40,7 +41,7 @@ def mining(
     for start, name in TAGGERS.items():
         result[f"tagger/{name}"] = tagger_version(name, spacy_model)
         tagger, cpu_seconds, num_tagged = make_tagger(name, spacy_model), 0.0, 0
-        count_words(captions[:100], tagger)  # dictionaries are read and memory is taken at first use
+        count_words(captions[:100], tagger)  # warm up: the first use reads dictionaries and allocates memory
         for end, case in CASES.items():
             before = time.process_time()
             counts = count_words(captions, tagger, lower_case=case == "lower")
@@ -54,7 +55,7 @@ def mining(
 
 
 def top_words(counts: WordCounts, vocabulary: list[str]) -> set[str]:
-    """Return the most frequent words of a vocabulary; among equally frequent ones the first of the alphabet."""
+    """Return the most frequent words of a vocabulary, ties in alphabetical order."""
     table = rank_words(counts, vocabulary, SignificanceConfig(abandoned=ABANDONED))
     totals = dict(zip(table.words, table.total_counts.tolist(), strict=True))
     return set(sorted(totals, key=lambda word: (-totals[word], word))[:NUM_WORDS])

@@ -1,7 +1,7 @@
 """Moments in long videos: `moments` of `python jobs/benchmark.py`.
 
-The clips of a test split are joined into a few long files, with breaks of random length between them. A window of the
-median clip's length, every half of it, is a row of the index, and each clip's caption a question.
+The clips of a test split are joined into a few long files, with breaks of random length between them. The index has
+windows of the median clip's length with half of it as the stride; each clip's caption is a question.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pipeline.stream.source import split_rows
 BREAK_SECONDS = (0.5, 3.0)
 NUM_RESULTS = 5
 MIN_COVERED, MAX_LENGTH = 0.5, 2.0
-"""Of a clip: what a hit covers at least, and how long it is at most."""
+"""As shares of the clip's length: the least overlap of a hit with the clip, and the greatest length of a hit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedClip:
-    """Where a clip lies in a long file."""
+    """The position of a clip in a long file."""
 
     name: str
     start_seconds: float
@@ -46,10 +46,10 @@ class JoinedClip:
 def moments(
     run: str = "runs/tiny", folder: str | None = None, num_files: int = 10, max_clips: int = 200, seed: int = 0
 ) -> dict[str, Any]:
-    """Share of captions whose clip is hit by the first, and by one of the first five moments; seconds between the start
-    of the first moment in the right file and that of the clip, in the median.
+    """Return the share of captions whose clip is hit by the first, and by one of the first five moments; and the median
+    seconds between the start of the clip and of the first moment in its file.
 
-    `run`: a trained one, which says the test split. `folder` keeps the long files and their index.
+    `run`: a trained run, whose config names the test split. `folder` keeps the long files and their index.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(folder or temporary)
@@ -76,7 +76,7 @@ def moments(
 
 
 def write_long_files(folder: Path, rows: pa.Table, num_files: int, seed: int) -> list[JoinedClip]:
-    """Join clips in random order into `num_files` videos of `folder`; return where each lies."""
+    """Join clips in random order into `num_files` videos of `folder`; return the position of each clip."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     joined: list[JoinedClip] = []
@@ -111,7 +111,7 @@ def measured(clips: Sequence[JoinedClip], answers: Sequence[Sequence[Moment]]) -
 
 
 def place_of_hit(clip: JoinedClip, answer: Sequence[Moment]) -> int:
-    """Return the place of the first hit, from 0; `NUM_RESULTS` if there is none."""
+    """Return the rank of the first hit, from 0; `NUM_RESULTS` if there is none."""
     return next((place for place, moment in enumerate(answer) if is_hit(clip, moment)), NUM_RESULTS)
 
 
@@ -126,6 +126,7 @@ def is_hit(clip: JoinedClip, moment: Moment) -> bool:
 
 
 def seconds_off(clip: JoinedClip, answer: Sequence[Moment]) -> float | None:
-    """Return how far the first moment in the clip's file begins from the clip; None without one."""
+    """Return the seconds between the start of the clip and of the first moment in its file; None without such a
+    moment."""
     in_file = (moment.start_seconds for moment in answer if moment.name == clip.name)
     return next((abs(start - clip.start_seconds) for start in in_file if start is not None), None)

@@ -1,7 +1,7 @@
 """Files with flipped bits, cuts, holes and swapped boxes through the probe: `mutations` of `python jobs/benchmark.py`.
 
-No mutation may end a worker, hang past the limit or be shown otherwise than ffmpeg shows it. What ffmpeg refuses at its
-first error, we refuse.
+No mutation may kill a worker, hang past the limit or decode differently from ffmpeg. We reject what ffmpeg rejects at
+its first error.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ VIDEOS = {
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NUM_FRAMES, FPS, SIZE = 36, 30, (96, 64)
 BROKEN = ("failed",)
-"""Reasons that no file may have: mistakes of ours. A crash, a hang and hunger for memory stay in the decode process."""
+"""Reasons that no file may have: they are bugs of ours. The decode process contains crashes, hangs and memory use."""
 
 
 def mutations(count: int = 10_000, seed: int = 0, num_threads: int = 2) -> dict[str, Any]:
-    """Mutate each kind of file in turn; count what became of the mutations, and name those that broke a rule."""
+    """Mutate each kind of file in turn; count the outcomes of the mutations, and name those that broke a rule."""
     if not shutil.which("ffmpeg"):
         raise FileNotFoundError("mutations are compared with the ffmpeg command: apt-get install ffmpeg")
     names = sorted(originals())
@@ -66,7 +66,7 @@ def mutations(count: int = 10_000, seed: int = 0, num_threads: int = 2) -> dict[
 
 
 def judged(number: int, name: str, *, seed: int, folder: Path) -> str:
-    """Return what became of a mutation: the reason of its rejection, equal, undecidable or wrong."""
+    """Return the outcome of a mutation: the reason of its rejection, equal, undecidable or wrong."""
     data = mutated(originals()[name], np.random.default_rng((seed, number)))
     outcome = probed(data, kind_of(name))
     if outcome in BROKEN:
@@ -79,12 +79,12 @@ def judged(number: int, name: str, *, seed: int, folder: Path) -> str:
     path.write_bytes(data)
     file = replace(MediaFile(name=path.name), rule=Rule.MAY, is_numbered=False)
     truth = truth_of(path, file)
-    if truth is not None:  # two FFmpegs differ in where the clock of a file starts whose beginning is damaged
+    if truth is not None:  # if the beginning is damaged, versions of FFmpeg differ in the start of the clock
         first = isolated(look, data, limits=LIMITS, decoder="pyav")["times"][0]
         truth = replace(truth, times=truth.times - truth.times[0] + first)
-    found: Outcome = outcome_of(file, data, truth, "pyav")
+    comparison: Outcome = outcome_of(file, data, truth, "pyav")
     path.unlink()
-    return f"wrong: {found.fault}" if found.fault else "unreadable" if found.refusal else "equal"
+    return f"wrong: {comparison.fault}" if comparison.fault else "unreadable" if comparison.refusal else "equal"
 
 
 def probed(data: bytes, kind: Kind) -> str:
@@ -97,7 +97,7 @@ def probed(data: bytes, kind: Kind) -> str:
 
 
 def kind_of(name: str) -> Kind:
-    """Return whether the original of this name is a video."""
+    """Return whether the original with this name is a video or an image."""
     return Kind.VIDEO if name in VIDEOS else Kind.IMAGE
 
 

@@ -1,8 +1,8 @@
-"""Small faults planted in a copy of the sources, to see whether the tests notice: `python jobs/benchmark.py
-planted-faults`.
+"""Mutation test: small faults planted in a copy of the sources, and whether the tests catch them: `python
+jobs/benchmark.py planted-faults`.
 
-Each fault replaces one piece of code by a wrong one and runs the test files that should fail. A fault is found by the
-text of the code and not by its path, so that the same table serves a tree in which files have moved.
+Each fault replaces one piece of code by a wrong one and runs the test files that should fail. The text of the code
+locates a fault, not a path, so that the same table works on a tree with moved files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jobs import ROOT
 PACKAGES = ("cluster", "jobs", "pipeline", "snps3_model")
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "runs", "corpora")
 PASSED, FAILED, TIMED_OUT = 0, 1, -1
-"""Exit statuses of pytest; the last one is ours."""
+"""Exit statuses of pytest; the last is our own addition."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Fault:
 
     name: str
     tests: str
-    """Test files below tests/, of which the tests that are slow or need Ray are left out, or single tests."""
+    """Test files below tests/, without the tests that are slow or need Ray; or single tests."""
     code: str
-    """Code that occurs exactly once in the packages, in which `«right→wrong»` is the fault."""
+    """Code that occurs exactly once in the packages; `«right→wrong»` marks the fault in it."""
 
     def versions(self) -> tuple[str, str]:
-        """Return the code as it is, and with the fault."""
+        """Return the code without and with the fault."""
         return CHANGE.sub(r"\1", self.code), CHANGE.sub(r"\2", self.code)
 
 
@@ -118,7 +118,9 @@ FAULTS = (
         "pipeline/test_loader.py",
         'empty | {«"reason": str(error.reason), →»"detail": error.detail}',
     ),
-    Fault("the cosine ends half way down", "jobs/test_training.py", "math.cos(math.pi «→/ 2 »* min(1.0, share))"),
+    Fault(
+        "the cosine ends half way down", "jobs/test_training.py", "math.cos(math.pi «→/ 2 »* min(1.0, max(0.0, share)))"
+    ),
     Fault(
         "LVWM takes its words from the padding",
         "snps3_model/test_golden_step.py snps3_model/test_objective.py",
@@ -132,7 +134,7 @@ FAULTS = (
     Fault(
         "Ray takes requests without a token",
         "jobs/test_survival.py::test_a_job_is_taken_with_the_token_and_refused_without",
-        '"RAY_AUTH_MODE": "«token→disabled»",\n',
+        '"RAY_AUTH_MODE": "«token→disabled»",\n        "RAY_AUTH_TOKEN_PATH": str(token_path),',
     ),
     Fault(
         "a clip id may occur twice",
@@ -167,10 +169,10 @@ FAULTS = (
 def planted_faults(
     tree: str = str(ROOT), names: tuple[str, ...] = (), seconds_per_fault: float = 600.0, check_first: bool = True
 ) -> dict[str, Any]:
-    """Plant each fault in a copy of `tree`, one after the other, and count those that its tests notice.
+    """Plant each fault in a copy of `tree`, one at a time, and count those that its tests catch.
 
-    `names`: parts of the names of the faults to plant; empty: all. `check_first`: the same tests run in the copy as it
-    is, since a test that fails there would notice anything.
+    `names`: parts of the names of the faults to plant; empty: all. `check_first`: run the same tests on the unchanged
+    copy first, since a test that fails there would catch anything.
     """
     chosen = [fault for fault in FAULTS if not names or any(name in fault.name for name in names)]
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +189,7 @@ def planted_faults(
 
 
 def outcome_of(fault: Fault, copy: Path, most_seconds: float) -> dict[str, Any]:
-    """Plant `fault` in the tree `copy`, run its tests, and take it away again."""
+    """Plant `fault` in the tree `copy`, run its tests, and undo it."""
     outcome: dict[str, Any] = {"name": fault.name, "outcome": "unplaced"}
     if path := place_of(fault, copy):
         whole = path.read_text()
@@ -205,7 +207,7 @@ def outcome_of(fault: Fault, copy: Path, most_seconds: float) -> dict[str, Any]:
 
 
 def place_of(fault: Fault, copy: Path) -> Path | None:
-    """Return the file with the right code; None if it does not occur exactly once in the packages."""
+    """Return the file with the fault's code; None if the code does not occur exactly once in the packages."""
     files = [path for name in PACKAGES for path in (copy / name).rglob("*.py") if path.name != Path(__file__).name]
     places = [path for path in files for _ in range(path.read_text().count(fault.versions()[0]))]
     return places[0] if len(places) == 1 else None
@@ -222,8 +224,8 @@ def run_tests(copy: Path, tests: str, most_seconds: float) -> tuple[int, float, 
             command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *selected]
             options: dict[str, Any] = {"cwd": copy, "env": environment, "capture_output": True, "text": True}
             try:
-                done = subprocess.run(command, timeout=most_seconds, **options)
+                process = subprocess.run(command, timeout=most_seconds, **options)
             except subprocess.TimeoutExpired:
                 return TIMED_OUT, time.perf_counter() - start, ""
-            status, output = done.returncode, done.stdout + done.stderr
+            status, output = process.returncode, process.stdout + process.stderr
     return status, time.perf_counter() - start, output

@@ -1,8 +1,8 @@
-"""`prepare-scale` of `python jobs/benchmark.py`: what `prepare` costs beside decoding, by the number of clips.
+"""`prepare-scale` of `python jobs/benchmark.py`: the cost of `prepare` without decoding, by number of clips.
 
-The table of captions has WebVid's shape, and so have the names of the files, of which none exists: the listing is
-invented, and so is what is found in them. All else is that of `prepare --in-parts`. Its tasks run one after the other
-in one process, without Ray: its memory, which it has to itself, is more than that of any process of a cluster.
+The table of captions and the names of the files follow WebVid's format. No file exists: the listing and the probe
+results are synthetic; the rest is that of `prepare --in-parts`. Its tasks run sequentially in one process, without Ray:
+its private memory is an upper bound for any process of a cluster.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from jobs.benchmarks.support.synthetic_manifest import captions_of
 
 
 def prepare_scale(sizes: tuple[int, ...] = (100_000, 1_000_000), folder: str = "") -> dict[str, Any]:
-    """Clips per second, CPU time per clip and memory of `prepare` without decoding, by the number of clips.
+    """Return clips per second, CPU time per clip and memory of `prepare` without decoding, by number of clips.
 
-    `folder`: where captions and manifests lie meanwhile, by default the folder for temporary files. `slope` is the CPU
-    time per clip of the last size by that of the one before.
+    `folder`: for captions and manifests during the run, by default the folder for temporary files. `slope`: CPU time
+    per clip at the last size over that at the size before.
     """
     by_size = {}
     for size in sizes:
@@ -41,7 +41,7 @@ def prepare_scale(sizes: tuple[int, ...] = (100_000, 1_000_000), folder: str = "
 
 
 def write_captions(path: Path, num_clips: int, rows_at_once: int = 2**16) -> None:
-    """Write a table of WebVid's shape."""
+    """Write a table of captions in WebVid's format."""
     writer = None
     for start in range(0, num_clips, rows_at_once):
         numbers = range(start, min(start + rows_at_once, num_clips))

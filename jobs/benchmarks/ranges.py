@@ -1,9 +1,9 @@
-"""Bytes that an epoch of short clips of one long video takes from a store: `ranges` of `python jobs/benchmark.py`.
+"""Bytes that an epoch of short clips of one long video reads from a store: `ranges` of `python jobs/benchmark.py`.
 
-The video has 426×240 pixels at 25 frames per second and sound, by x264's own settings with a preset, so a key frame in
-250. What is needed are the bytes of the packets from the key frame before each clip's first frame to its last frame;
-where that one's group is another, from its key frame on. What is fetched is counted by a proxy before the store: all
-bodies of answers to GET, so the manifest, the index and what was cut short or asked for again, too.
+The video has 426×240 pixels at 25 frames per second and sound, in x264's defaults with a preset, so a key frame in 250
+frames. Needed are the bytes of the packets from the key frame before each clip's first frame to its last frame; if that
+is in another group of pictures, from its key frame on. A proxy before the store counts the fetched bytes: the bodies of
+all responses to GET, including the manifest, the index, truncated responses and retries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.decode.clip_media import index_at
 from pipeline.decode.codec import clip_indices, fit_long_side
 from pipeline.decode.video import PyavVideo
 from pipeline.records import Kind
-from pipeline.stream.loader import ClipSource, choice, clip_stream
+from pipeline.stream.loader import ClipSource, clip_stream, sampling_arguments
 from pipeline.stream.source import split_rows
 
 BATCH, FPS, WIDTH, HEIGHT = 8, 25, 426, 240
@@ -46,10 +46,10 @@ def ranges(
     container: str = "mp4",
     film: str | None = None,
 ) -> dict[str, Any]:
-    """Bytes fetched over bytes needed in an epoch, as the store gives them and through one with faults; whether the
-    pixels are those of the whole file; clips lost.
+    """Return the bytes fetched over bytes needed in an epoch, from the plain store and from one with faults; whether
+    the pixels equal those decoded from the whole file; and the clips lost.
 
-    The film is made in `container`, or read from the file `film`, and uploaded to a new bucket of the server in
+    The film is created in `container`, or read from the file `film`, and uploaded to a new bucket of the server in
     AWS_ENDPOINT_URL, which is removed at the end.
     """
     endpoint = store_endpoint()
@@ -89,7 +89,7 @@ def ranges(
 
 
 def write_film(path: Path, num_minutes: int) -> Path:
-    """Write a film, of which no two frames are alike, and return its path."""
+    """Write a film whose frames all differ, and return its path."""
     rng, seconds = np.random.default_rng(0), 60 * num_minutes
     coarse = rng.integers(0, 256, (64, 128, 3), np.uint8).repeat(16, 0).repeat(16, 1)
     canvas = (coarse * 0.8 + rng.integers(0, 50, coarse.shape)).astype(np.uint8)
@@ -139,14 +139,16 @@ def of_whole_file(source: ClipSource, data: bytes) -> tuple[dict[int, str], int]
             planned = source.planned(step)
             for place in planned.rows[planned.rows >= 0].tolist():
                 row = table.slice(place, 1).to_pylist()[0]
-                frames = clip_indices(video.timeline, **choice(source, planned, row))
+                frames = clip_indices(video.timeline, **sampling_arguments(source, planned, row))
                 digests[row["clip_id"]] = digest_of(video.frames(frames, size).tobytes())
-                num_needed += len(index_at(row["packets"]).cut(frames, lambda start, stop: data[start:stop], spare=0))
+                num_needed += len(
+                    index_at(row["packets"]).cut(frames, lambda start, stop: data[start:stop], num_extra_groups=0)
+                )
     return digests, num_needed
 
 
 def epoch(source: ClipSource, endpoint: str, faults: Faults, whole: dict[int, str]) -> dict[str, Any]:
-    """Return what an epoch through a store with `faults` fetches, loses and takes."""
+    """Return the bytes fetched, the clips lost and the time of an epoch through a store with `faults`."""
     with faulty_store(endpoint, faults) as store, connected_ray(worker_environment={ENDPOINT: store.endpoint}):
         stream = clip_stream(source, start_step=0, stop_step=num_steps(source), num_ranks=1)
         started, rows = time.perf_counter(), []
@@ -171,5 +173,5 @@ def num_steps(source: ClipSource) -> int:
 
 
 def digest_of(pixels: bytes) -> str:
-    """Return hex digits of pixels."""
+    """Return a hex digest of pixels."""
     return hashlib.blake2b(pixels, digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""The measurements by name. Each is imported when it is run, so that one does not wait for the libraries of all."""
+"""The benchmarks by name. Each is imported when it runs, so that it does not wait for the libraries of all others."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ BENCHMARKS = {
     "sweep": "sweep_cost:sweep",
     "scale": "scale:scale",
     "prepare-scale": "prepare_scale:prepare_scale",
+    "bucket-objects": "bucket_objects:bucket_objects",
     "corpus-report-scale": "corpus_scale:corpus_report_scale",
     "search-scale": "search_scale:search_scale",
     "demo": "demo_start:demo",

@@ -1,6 +1,6 @@
 """`retrieval-memory` of `python jobs/benchmark.py`: memory of two-stage retrieval of all clips by all captions.
 
-Vectors are drawn, and so are the scores of the cross encoder, whose memory is that of one pass; all else is that of an
+Vectors are random, and so are the scores of the cross encoder, whose memory is that of one pass; the rest is that of an
 evaluation with one rank.
 """
 
@@ -37,7 +37,7 @@ class DrawnScores(nn.Module):
 def retrieval_memory(
     num_clips: tuple[int, ...] = (2500, 5000, 10_000), k: int = 100, num_frames: int = 4, width: int = 96
 ) -> dict[str, Any]:
-    """Peak memory and seconds of scoring and measuring, by the number of clips, each of which has a caption."""
+    """Return peak memory and seconds of scoring and of the metrics, by number of clips, each with one caption."""
     by_clips = {}
     for num in num_clips:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -47,8 +47,8 @@ def retrieval_memory(
 
 
 def measured(num_clips: int, k: int, num_frames: int, width: int) -> dict[str, float]:
-    """Score and measure in this process. Return its peak above what it had, its time, and two of the metrics."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+    """Score in this process. Return its peak memory above the start, its time, and two of the metrics."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of memory
     before, wall, cpu = psutil.Process().memory_info().rss, time.perf_counter(), time.process_time()
     scored = drawn_scores(num_clips, k, num_frames, width)
     metrics = retrieval.retrieval_results(scored, np.eye(num_clips, dtype=bool), "test", RetrievalOptions(rerank=k))
@@ -63,7 +63,7 @@ def measured(num_clips: int, k: int, num_frames: int, width: int) -> dict[str, f
 
 
 def drawn_scores(num_clips: int, k: int, num_frames: int, width: int) -> Scored:
-    """Score drawn captions with drawn clips, about which they are right more often than not."""
+    """Score random captions with random clips; the scores are right more often than not."""
     generator = torch.Generator().manual_seed(0)
     clips = torch.randn(num_clips, 1, width, generator=generator)
     frames = normalize(clips + 0.5 * torch.randn(num_clips, num_frames, width, generator=generator), dim=-1)
@@ -80,6 +80,6 @@ def drawn_scores(num_clips: int, k: int, num_frames: int, width: int) -> Scored:
 
 
 def peak_bytes() -> int:
-    """Return the highest resident memory of this process since its peak began."""
+    """Return the highest resident memory of this process since the last reset."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])

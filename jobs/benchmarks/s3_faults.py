@@ -1,4 +1,4 @@
-"""An epoch of clips from a bucket, once as the store gives them and once through a store with faults."""
+"""An epoch of clips from a bucket, once from the plain store and once through a store with faults."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pipeline.corpus.manifest import read_manifest
 from pipeline.stream.loader import ClipSource, clip_stream
 
 BATCH = 8
-"""Clips of a step: so many that each step is a block of its own."""
+"""Clips per step: so many that each step is a separate block."""
 KEPT = ["clip_id", "weight", "num_retries"]
 
 
 def s3_faults(
     num_clips: int = 150, slow_down_every: int = 10, cut_every: int = 50, latency_seconds: float = 0.2
 ) -> dict[str, Any]:
-    """Clips lost and doubled, retries and seconds of an epoch through a store with faults, beside one without.
+    """Return clips lost and doubled, retries and seconds of an epoch through a store with and without faults.
 
-    The corpus is made, uploaded to a new bucket of the server in AWS_ENDPOINT_URL, and removed at the end.
+    The corpus is created, uploaded to a new bucket of the server in AWS_ENDPOINT_URL, and removed at the end.
     """
     endpoint = store_endpoint()
     faults = Faults(slow_down_every=slow_down_every, cut_every=cut_every, latency_seconds=latency_seconds)
@@ -52,14 +52,14 @@ def epoch(manifest_path: str) -> dict[str, Any]:
     """Return the clips missing, those delivered more than once, retries and seconds of one epoch of training."""
     clip_ids = set(read_manifest(manifest_path).table["clip_id"].to_pylist())
     source = clip_source(manifest_path, num_frames=NUM_FRAMES, size_px=SIZE_PX, batch=BATCH)
-    first = as_read(source, num_steps=2)  # workers start and read the manifest
+    first = as_read(source, num_steps=2)  # warm up: workers start and read the manifest
     start = time.perf_counter()
     rows = as_read(source, num_steps=-(-len(clip_ids) // BATCH))
     seconds = time.perf_counter() - start
-    seen = Counter(row["clip_id"] for row in rows if row["weight"])
+    counts = Counter(row["clip_id"] for row in rows if row["weight"])
     return {
-        "lost": len(clip_ids - seen.keys()),
-        "doubled": sum(count - 1 for count in seen.values()),
+        "lost": len(clip_ids - counts.keys()),
+        "doubled": sum(count - 1 for count in counts.values()),
         "retries": sum(row["num_retries"] for row in first + rows),
         "seconds": seconds,
     }

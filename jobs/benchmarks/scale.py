@@ -1,8 +1,8 @@
-"""`scale` of `python jobs/benchmark.py`: what `pretrain` costs to its first batch, by the rows of its manifest.
+"""`scale` of `python jobs/benchmark.py`: the cost of `pretrain` up to its first batch, by rows of the manifest.
 
-Manifests are invented (`synthetic_manifest`), and so are pixels; all else is that of a run. The processes of a run are
-looked at every second: memory is that which a process has to itself, at its highest, above what its imports take; pages
-that it shares with others stand beside it.
+Manifests are synthetic (`synthetic_manifest`), and so are pixels; the rest is that of a run. The processes of a run are
+sampled every second: memory is the highest private memory of a process minus that of its imports; shared pages are
+listed separately.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs import ROOT
 from jobs.benchmarks.support.processes import MARKER, memory_by_process, sampled
 from jobs.benchmarks.support.synthetic_manifest import write_synthetic, write_videos
@@ -30,13 +30,13 @@ from pipeline.corpus.manifest import open_manifest, read_manifest, write_manifes
 SAMPLE_SECONDS = 1.0
 MIB = 2**20
 KINDS = {"worker": "ReadRange", "rank": ("_RayTrainWorker", "RayTrainWorker")}
-"""How the names of decode tasks and ranks begin."""
+"""Kind of process → prefixes of the names of its tasks or actors."""
 IMPORTS = {
     "worker": "import ray.data, pipeline.stream.loader",
     "rank": "import ray.data, ray.train, jobs.training.trainer, torch._dynamo",
     "driver": "import jobs.launch.driver",
 }
-"""What each process imports; torch imports the last of a rank's, 66 MiB, when it makes an optimizer."""
+"""Imports of each process; torch imports the last of a rank's, 66 MiB, when it creates an optimizer."""
 PRIVATE = "from jobs.benchmarks.support.processes import private_and_shared_bytes as of; print(of()[0] / 2**20)"
 
 
@@ -48,10 +48,10 @@ def scale(
     num_workers: int = 8,
     one_file_rows: int = 0,
 ) -> dict[str, Any]:
-    """Memory and seconds of `pretrain` to its first batch, and the cost of a planned row.
+    """Return memory and seconds of `pretrain` up to its first batch, and the cost of looking up a planned row.
 
-    `folder`: where manifests lie and stay, by default a bucket of the S3 server of AWS_ENDPOINT_URL that is removed
-    again. `num_steps` of `batch` clips are looked up. `one_file_rows`: the same in one file, of so many rows.
+    `folder`: keeps the manifests; by default a bucket of the S3 server of AWS_ENDPOINT_URL that is removed at the end.
+    `num_steps` of `batch` clips are looked up. `one_file_rows`: rows of a manifest in one file, measured too.
     """
     with tempfile.TemporaryDirectory() as local, manifests_folder(folder, local) as place:
         by_rows = {}
@@ -77,7 +77,7 @@ def scale(
 
 @contextlib.contextmanager
 def manifests_folder(folder: str, local: str) -> Iterator[str]:
-    """Yield where manifests lie: `folder`, or a bucket for this measurement, or without a server a local folder."""
+    """Yield the folder of manifests: `folder`, or a new bucket, or without a server a local folder."""
     if folder or not os.environ.get("AWS_ENDPOINT_URL"):
         yield storage.absolute(folder or local)
         return
@@ -86,7 +86,7 @@ def manifests_folder(folder: str, local: str) -> Iterator[str]:
 
 
 def manifest_of(place: str, num_rows: int, local: str) -> str:
-    """Return the manifest of `num_rows` training clips, which is written if it is not there."""
+    """Return the manifest of `num_rows` training clips, which is written if it does not exist."""
     path = storage.join(place, f"{num_rows}/manifest")
     if not storage.exists(f"{path}/index.json"):
         write_synthetic(path, num_rows, str(Path(tempfile.gettempdir(), "snps3-scale", "videos.bin")))
@@ -97,8 +97,8 @@ def manifest_of(place: str, num_rows: int, local: str) -> str:
 
 
 def measured_run(manifest: str, runs: Path) -> dict[str, Any]:
-    """Run to the first batches; then go on from there as if that were step 10, and as if it were step 100,000; twice
-    each, of which the quicker one counts, since other work disturbs seconds."""
+    """Run to the first batches; then resume from there as if from step 10, and as if from step 100,000; twice each, and
+    keep the quicker one, since other work on the machine only adds time."""
     runs.mkdir()
     child("write_words", manifest=manifest, storage=str(runs))
     first = run_with_memory(manifest, runs)
@@ -112,18 +112,18 @@ def measured_run(manifest: str, runs: Path) -> dict[str, Any]:
 
 
 def relabel(run_folder: Path, step: int) -> None:
-    """The last checkpoint of a run says that it was written after `step`."""
+    """Change the step in the last checkpoint of a run to `step`."""
     path = run_folder / str(run_files.committed_checkpoint(str(run_folder))) / run_files.PROGRESS
     path.write_text(json.dumps(json.loads(path.read_text()) | {"step": step}))
 
 
 def run_with_memory(manifest: str, runs: Path) -> dict[str, Any]:
-    """Return what the run says, and the highest memory of the largest process of each kind, in MiB."""
+    """Return the output of the run, and the highest memory of the largest process of each kind, in MiB."""
     marker = os.urandom(8).hex()
     for path in (runs / "scale").glob("first-*.json"):
         path.unlink()
     with sampled(lambda: memory_by_process(marker), SAMPLE_SECONDS) as samples:
-        done = child("first_batch", marker, manifest=manifest, storage=str(runs))
+        result = child("first_batch", marker, manifest=manifest, storage=str(runs))
     kinds: defaultdict[int, set[str]] = defaultdict(set)
     highest: defaultdict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for _, processes in samples:
@@ -134,22 +134,22 @@ def run_with_memory(manifest: str, runs: Path) -> dict[str, Any]:
         name: [pid for pid in kinds if any(kind.startswith(begins) for kind in kinds[pid])]
         for name, begins in KINDS.items()
     }
-    groups["driver"] = [done.pop("driver_pid")]
+    groups["driver"] = [result.pop("driver_pid")]
     for name, pids in groups.items():
         assert pids, f"no {name} was seen among {sorted(set().union(*kinds.values()))}"
         private, shared = max(highest[pid] for pid in pids)
-        done |= {f"{name}_mib": private / MIB, f"{name}_shared_mib": shared / MIB}
-    return done
+        result |= {f"{name}_mib": private / MIB, f"{name}_shared_mib": shared / MIB}
+    return result
 
 
 def imports_mib() -> dict[str, float]:
-    """Return the private MiB of each kind of process when it has imported what it needs and done nothing."""
+    """Return the private MiB of each kind of process after its imports, before any work."""
     commands = {name: [sys.executable, "-c", f"{imports}; {PRIVATE}"] for name, imports in IMPORTS.items()}
     return {name: float(subprocess.check_output(command, cwd=ROOT, text=True)) for name, command in commands.items()}
 
 
 def child(function: str, marker: str = "", **arguments: Any) -> Any:
-    """Return what a function of `scale_run` returns in a process of its own."""
+    """Run a function of `scale_run` in a separate process, and return its result."""
     command = [sys.executable, "-m", "jobs.benchmarks.support.scale_run", function, json.dumps(arguments)]
     environment = os.environ | WORKER_ENVIRONMENT | {MARKER: marker}
     ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, text=True)

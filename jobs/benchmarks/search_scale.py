@@ -1,8 +1,9 @@
-"""`search-scale` of `python jobs/benchmark.py`: an index of a million windows, asked in a process of its own.
+"""`search-scale` of `python jobs/benchmark.py`: an index of a million windows, searched in a separate process.
 
-The windows are drawn: vectors of uniform directions, and windows of a Gaussian mixture that is fitted to what a model
-makes of the clips of an embedded corpus and turned into the width of the index. Uniform vectors ask the former, the
-model's vectors of captions the latter. Recall is against the dual scores of all windows.
+The windows are random: vectors of uniform directions, and windows of a Gaussian mixture that is fitted to a model's
+vectors of the clips of an embedded corpus and rotated into the width of the index. The queries are uniform vectors for
+the former, and the model's vectors of captions for the latter. The reference of recall is the dual scores of all
+windows.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from snps3_model.snps3 import dual_scores
 
 MODEL = "drawn"
 NUM_COMPONENTS, NUM_ROUNDS = 32, 20
-"""Of the mixture, and of the search for its components."""
+"""Components of the mixture, and rounds of k-means that fit them."""
 NUM_FIRST, NUM_EXACT = 10, 5
-"""Windows of an answer, and questions whose answer by all windows is timed."""
+"""Windows of an answer, and questions for which the exhaustive search is timed."""
 MIB = 2**20
 Draw = Callable[[int], Float[Tensor, "n T D"]]
 
@@ -50,10 +51,11 @@ def search_scale(
     num_queries: int = 200,
     num_clips: int = 1000,
 ) -> dict[str, Any]:
-    """Time to build, open and ask an index, its memory and its recall; of the worse of two kinds of windows.
+    """Return the time to build, open and search an index, its memory and its recall; for the worse of two kinds of
+    windows.
 
-    `num_clips` of the embedded corpus in `folder` are what the mixture is fitted to. ValueError for a `width` below
-    that of the model of `run`.
+    The mixture is fitted to `num_clips` of the embedded corpus in `folder`. Raise ValueError for a `width` below that
+    of the model of `run`.
     """
     model = load(run)
     if width < model.network.config.hidden:
@@ -81,7 +83,7 @@ def search_scale(
 
 
 def mixture(windows: Float[Tensor, "n T D"], generator: torch.Generator) -> Draw:
-    """Fit Gaussians to windows by k-means, each with all of its covariance; return what draws windows of unit vectors.
+    """Fit Gaussians with full covariance to windows by k-means; return a function that draws windows of unit vectors.
 
     A Gaussian with the mean and the covariance of n rows is their mean and a sum of their deviations times n normal
     numbers over √n.
@@ -108,7 +110,7 @@ def mixture(windows: Float[Tensor, "n T D"], generator: torch.Generator) -> Draw
 def measured(
     folder: str, draw: Draw, queries: Float[Tensor, "Q D"], temperature: float, num_windows: int
 ) -> dict[str, Any]:
-    """Write an index of drawn windows, ask it in a new process, and compare with the dual scores of all windows."""
+    """Write an index of random windows, search it in a new process, and compare with the dual scores of all windows."""
     build_seconds = build_cpu_seconds = 0.0
     for start in range(0, num_windows, ROWS_PER_FILE):
         vectors = draw(min(ROWS_PER_FILE, num_windows - start))
@@ -139,7 +141,7 @@ def write_part(path: str, vectors: Float[Tensor, "n T D"]) -> None:
 def asked(
     folder: str, queries: Float[Tensor, "Q D"], temperature: float
 ) -> tuple[list[Int[Tensor, " K"]], dict[str, float]]:
-    """Open an index and ask it one question after the other. Return the rows of each answer, times and memory."""
+    """Open an index and search it sequentially. Return the rows of each answer, times and memory."""
     before = psutil.Process().memory_info()
     start, start_cpu = time.perf_counter(), time.process_time()
     index = WindowIndex.open(folder, MODEL, queries.shape[1])

@@ -1,4 +1,4 @@
-"""`serve` of `python jobs/benchmark.py`: clients that ask an index of drawn windows, while a replica is killed."""
+"""`serve` of `python jobs/benchmark.py`: clients that query an index of random windows while a replica is killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import normalize
 
 from cluster.connection import connected_ray
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.benchmarks.support.search_clients import ask_for
 from jobs.benchmarks.support.served_app import served_app
 from jobs.inference.index import EMBEDDED, ROWS_PER_FILE
@@ -46,12 +46,12 @@ def serve(
     reranked: int = 50,
     rate: float = 60.0,
 ) -> dict[str, Any]:
-    """Answer times of `rate` dual searches a second with and without a replica that is killed, and of searches whose
-    first `reranked` windows the cross encoder orders; the same of clients that ask without a pause; CPU milliseconds of
+    """Return response times of `rate` dual searches a second with and without a killed replica, and of searches whose
+    first `reranked` windows the cross encoder re-ranks; the same for clients without a pause; and CPU milliseconds of
     clients, server and replicas per request.
 
-    The windows are drawn in all directions, the sentences are those of the embedded corpus. A request is lost whose
-    answer is not one of moments. Without replicas the server's own process answers, none is killed, and no Ray starts.
+    The windows have uniform directions; the sentences are those of the embedded corpus. A request without moments in
+    its answer is lost. Without replicas the server's own process answers, nothing is killed, and no Ray starts.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         write_index(folder, run, num_windows)
@@ -76,7 +76,7 @@ def serve(
 
 
 def write_index(folder: str, run: str, num_windows: int) -> None:
-    """Write an index of drawn windows of a model."""
+    """Write an index of random windows for a model."""
     model, weights = load(run), run_files.weights_hash(run)
     width, generator = model.network.config.hidden, torch.Generator().manual_seed(0)
     for start in range(0, num_windows, ROWS_PER_FILE):
@@ -107,14 +107,14 @@ def asked(
     rerank: int = 0,
     kills: bool = False,
 ) -> dict[str, Any]:
-    """Let clients of another process ask for `seconds`, `rate` times a second in all, or without a pause. `kills`: a
-    replica, after a third of them."""
+    """Run clients in another process for `seconds`, `rate` requests a second in all, or without a pause. `kills`: kill
+    a replica after a third of that time."""
     texts = [caption.text for clip in clips_of(CorpusConfig()) for caption in clip.captions]
     pids = [process_id(actor) for actor in actors]
     processes = [psutil.Process(), *map(psutil.Process, pids)]
     before = [sum(process.cpu_times()[:2]) for process in processes]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(ask_for, port, texts, 1, 0.0, 0, None).result()  # it is there
+        pool.submit(ask_for, port, texts, 1, 0.0, 0, None).result()  # wait for the process to start
         clients = pool.submit(ask_for, port, texts, num_clients, seconds, rerank, rate)
         if kills:
             time.sleep(seconds / 3)
@@ -136,7 +136,7 @@ def asked(
 
 
 def process_id(actor: Any) -> int:
-    """Return the number of a replica's process, once it answers."""
+    """Return the id of a replica's process, once it answers."""
     while True:
         with contextlib.suppress(GoneError):
             return ask_actor(actor, "process_id")

@@ -1,7 +1,8 @@
-"""How well shots are told apart in films whose transitions are known: `python jobs/benchmark.py split`.
+"""Quality of shot detection on films with known transitions: `python jobs/benchmark.py split`.
 
-Films are joined of scenes of the embedded corpus (`support/joined_film.py`) and encoded as H.264. A transition that is
-seen within two frames of a true one counts. Decoding and detection run in this process, so that its clock counts both.
+Films consist of scenes of the embedded corpus (`support/joined_film.py`), encoded as H.264. A transition that is
+detected within two frames of a true one counts. Decoding and detection run in this process, so that its CPU time
+includes both.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pipeline.decode.config import Limits
 from pipeline.decode.every_frame import every_frame
 
 TOLERANCE = 2
-"""Frames."""
+"""Greatest distance in frames of a detected transition from a true one."""
 
 
 def split(
@@ -28,7 +29,7 @@ def split(
     seed: int = 0,
     threshold: float | None = None,
 ) -> dict[str, Any]:
-    """F1 of cuts and of gradual transitions, and hours of video per CPU hour, of each detector."""
+    """Return for each detector F1 of cuts and of gradual transitions, and hours of video per CPU hour."""
     result: dict[str, Any] = {"num_shots": num_shots}
     films = {"cuts": joined_film(seed, num_shots, "cuts"), "gradual": joined_film(seed, num_shots, "gradual")}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,5 @@
-"""Bytes of a step as a dry run counts them, over what torch's allocator gives out on a CPU: `memory` of
-`python jobs/benchmark.py`. The presets are counted only; none of them fits a CPU.
+"""Bytes of a step as a dry run counts them, over those that torch allocates on a CPU: `memory` of
+`python jobs/benchmark.py`. The presets are only counted; none of them fits on a CPU.
 """
 
 from __future__ import annotations
@@ -33,24 +33,25 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A step as it was counted, and as it was seen."""
+    """The counted and the measured memory of a step."""
 
     cost: StepCost
     network: Pretraining
     shape: StepShape
     precision: str
     measured_bytes: int
-    """The most that the allocator gave out at once, weights aside."""
+    """Peak of allocated memory, without weights."""
 
     @property
     def ratio(self) -> float:
-        """Counted bytes over measured ones: activations and gradients."""
+        """Counted over measured bytes of activations and gradients."""
         trained = sum(parameter.nbytes for parameter in self.network.parameters() if parameter.requires_grad)
         return (self.cost.activation_bytes + trained) / self.measured_bytes
 
 
 def memory() -> dict[str, Any]:
-    """Predicted over measured peak of a step by case, and what each preset takes of a GPU of 80 GiB."""
+    """Return the predicted over the measured peak of a step by case, and the share of an 80 GiB GPU that each preset
+    takes."""
     ratios = {name: compared(name).ratio for name in CASES}
     presets = {name: preset_cost(make()) for name, (_, make) in PRESETS.items()}
     return {
@@ -63,7 +64,7 @@ def memory() -> dict[str, Any]:
 
 
 def compared(name: str) -> Compared:
-    """Count a step of a case and do it."""
+    """Count the memory of a step of a case, and measure it."""
     visual, losses, sizes, precision = CASES[name]
     model = dataclasses.replace(MODEL, visual=VisualConfig(**visual))
     objective, shape = ObjectiveConfig(**losses), dataclasses.replace(SHAPE, **sizes)
@@ -76,7 +77,7 @@ def compared(name: str) -> Compared:
 
 
 def measured_bytes(network: Pretraining, shape: StepShape, precision: str) -> int:
-    """Return the most bytes that torch's allocator gave out during a step."""
+    """Return the peak of the bytes that torch's allocator holds during a step."""
     batch = full_batch(shape)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         step(network, batch, is_bf16=precision == "bf16").backward()
@@ -90,7 +91,7 @@ def measured_bytes(network: Pretraining, shape: StepShape, precision: str) -> in
 
 
 def preset_cost(config: PretrainConfig) -> dict[str, float]:
-    """Return what a step of a run takes of each worker."""
+    """Return the cost of a step for each worker of a run."""
     size = config.text.vocabulary_size
     shape = step_shape(config.data, config.text, config.masking, config.optim, config.placement, size)
     cost = step_cost(config.model, config.objective, config.optim, shape)

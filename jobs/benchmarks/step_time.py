@@ -1,14 +1,14 @@
-"""One training step, the published way of computing against ours: same mathematics, weights and batch, fp32, on CPU.
+"""One training step in the published implementation and in ours: same mathematics, weights and batch, fp32, on CPU.
 
-| | published way | ours |
+| | published | ours |
 |---|---|---|
 | captions | padded to 30 tokens | in groups, as long as the longest of a group |
-| attention | maps made and kept | scaled dot product |
+| attention | maps computed and kept | scaled dot product |
 | text passes | raw for ℒ3, raw again for LVWM, masked | raw and masked, together |
 | GVTM level 2 | five captions, all clips; each pair embedded | all pairs, embedded before; last layer for [CLS] |
 | word heads | every position | masked positions |
 
-Each way runs in a process of its own, so that its peak memory is its own; the ways take turns.
+Each implementation runs in a separate process, for its own peak memory; the two alternate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.benchmarks.support.fixtures import data_folder, json_of_child
 from jobs.benchmarks.tiny_step import tiny_speedup
 from jobs.run.config import Placement
@@ -56,7 +56,7 @@ class Row:
     """One line of the table."""
 
     visual: VisualConfig | None
-    """None leaves the visual encoder out: frames have random tokens."""
+    """None: no visual encoder; frames have random tokens."""
     batch: int
     num_frames: int
     size_px: int = 224
@@ -71,11 +71,11 @@ SIZES = {
     "base": ModelConfig(hidden=768, num_layers=12, num_heads=12, feed_forward=3072, max_positions=512, dropout=0.0),
     "small": ModelConfig(hidden=32, num_layers=2, num_heads=2, feed_forward=64, max_positions=64, dropout=0.0),
 }
-"""`small` shows that the benchmark runs; its times mean nothing."""
+"""`small` only tests that the benchmark runs; its times are meaningless."""
 
 
 class GivenTokens(nn.Module):
-    """In place of a visual encoder: one cell per frame with random channels that have a gradient."""
+    """Replaces a visual encoder: one cell per frame, with random channels that have a gradient."""
 
     def __init__(self, row: Row, hidden: int) -> None:
         super().__init__()
@@ -162,12 +162,12 @@ def first_captions(data: Path, row: Row, way: Way) -> Batch:
         seed=0,
         max_tokens=MAX_TOKENS,
         pad_to=MAX_TOKENS if way == "published" else None,
-        most_length_groups=1 if way == "published" else Placement.length_groups,
+        max_length_groups=1 if way == "published" else Placement.length_groups,
     )
 
 
 def built(way: Way, row: Row, size: str) -> nn.Module:
-    """Return the network of a way, with the same weights for each."""
+    """Return the network of an implementation, with the same weights for both."""
     torch.manual_seed(0)
     config = SIZES[size]
     visual = row.visual or VisualConfig(channels=(4, 4))
@@ -180,7 +180,7 @@ def built(way: Way, row: Row, size: str) -> nn.Module:
 
 
 def measure(way: Way, row: Row, *, data: Path, size: str, num_steps: int) -> dict[str, Any]:
-    """Return losses, seconds of each step after one that warms up, and the peak memory of this process."""
+    """Return losses, seconds of each step after a warm-up step, and the peak memory of this process."""
     batch = first_captions(data, row, way)
     network, frames = built(way, row, size).train(), normalise(batch.frames)
     seconds, result = [], {}
@@ -203,9 +203,9 @@ def step(
     threads: int | None = None,
     earlier: str | None = None,
 ) -> dict[str, Any]:
-    """Speed-up and memory of a training step; `data` is the folder SNPS3_TEST_DATA if it is not given.
+    """Return speed-up and memory of a training step; `data`: by default the folder SNPS3_TEST_DATA.
 
-    `earlier`, a worktree of v0.1.0, adds the speed-up of its `tiny` in today's trainer.
+    `earlier`: a worktree of v0.1.0; adds the speed-up of its `tiny` in today's trainer.
     """
     folder, threads = data_folder(data, "the first captions"), threads or os.cpu_count()
     if unknown := [name for name in rows if name not in ROWS]:
@@ -223,7 +223,7 @@ def step(
 
 
 def compared(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return the figures of a row. AssertionError if two ways do not compute the same losses."""
+    """Return the figures of a row. Raise AssertionError if the implementations compute different losses."""
     published, ours = runs["published"][0]["losses"], runs["ours"][0]["losses"]
     for loss, value in published.items():
         if abs(value - ours[loss]) > 1e-4 * abs(value) + 1e-5:

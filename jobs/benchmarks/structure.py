@@ -1,4 +1,4 @@
-"""The shape of the code in figures: `python jobs/benchmark.py structure [--tree FOLDER]`.
+"""Structural metrics of the code: `python jobs/benchmark.py structure [--tree FOLDER]`.
 
 one step of a run in this process ──sys.setprofile──► project functions between the command and each loss
 every file of a tree ──ast──► functions that receive the whole config, long files, functions and classes
@@ -24,12 +24,12 @@ CONFIG = "PretrainConfig"
 LOSSES = "snps3_model/losses.py"
 MAX_LINES = {"file": 400, "function": 50, "class": 200}
 INLINE = ("<listcomp>", "<dictcomp>", "<setcomp>")
-"""Frames of Python 3.11 that are no functions, and no frames from 3.12 on."""
+"""Comprehensions: Python 3.11 gives them frames of their own, 3.12 does not, so they are not counted."""
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def structure(tree: str | None = None) -> dict[str, Any]:
-    """Return the figures of this tree, or of the source files alone of another one, such as an earlier version."""
+    """Return the figures of this tree; of another tree, such as an earlier version, only those of its source files."""
     figures = source_figures(Path(tree) if tree else ROOT)
     return figures if tree else {**hops(), **figures}
 
@@ -44,7 +44,7 @@ class LossStacks:
         self.stacks: dict[str, list[str]] = {}
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
-        if event != "call" or not frame.f_code.co_filename.endswith(LOSSES):  # of millions of calls
+        if event != "call" or not frame.f_code.co_filename.endswith(LOSSES):  # millions of calls
             return
         if frame.f_code.co_name == "<module>":  # its import
             return
@@ -93,7 +93,8 @@ def hops() -> dict[str, Any]:
 
 
 def source_figures(tree: Path) -> dict[str, Any]:
-    """Return receivers of the whole config, what is longer than `MAX_LINES`, and the share of comments."""
+    """Return receivers of the whole config, definitions and files longer than `MAX_LINES`, and the share of
+    comments."""
     sources = {path.relative_to(tree).as_posix(): path.read_text() for path in source_files(tree)}
     modules = {path: ast.parse(source) for path, source in sources.items()}
     receivers = whole_config_receivers(modules)
@@ -140,8 +141,9 @@ def _any(node: Any) -> Any:
 def whole_config_receivers(modules: dict[str, ast.Module]) -> list[str]:
     """Return the functions that receive the whole config of a run.
 
-    A function receives it by a parameter whose annotation names `PretrainConfig` or a class with a field of it, by
-    `self` of such a class, or by an unspecific parameter (`Any`, `**options`, none) to which a receiver passes it.
+    A function receives it through a parameter annotated with `PretrainConfig` or a class with such a field, through
+    `self` of such a class, or through an unspecific parameter (`Any`, `**options`, no annotation) to which a receiver
+    passes it.
     """
     holders = holding_names(modules)
     functions = dict(all_functions(modules))
@@ -165,7 +167,7 @@ def whole_config_receivers(modules: dict[str, ast.Module]) -> list[str]:
 
 
 def holding_names(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
-    """Return, by file, the names that mean the config or a class that holds one: defined there, or imported."""
+    """Return by file the names, defined or imported there, of the config class and of classes that hold a config."""
     defined = {path: holding_classes(module) for path, module in modules.items()}
     names = {path: {CONFIG} | classes for path, classes in defined.items()}
     for path, module in modules.items():
@@ -180,7 +182,7 @@ def holding_names(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
 
 
 def holding_classes(module: ast.Module) -> set[str]:
-    """Return the classes that keep a whole config in a field, or in an attribute that `__init__` sets."""
+    """Return the classes that hold a whole config in a field, or in an attribute that `__init__` sets."""
     holders = set()
     for node in ast.walk(module):
         if isinstance(node, ast.ClassDef):
@@ -238,17 +240,17 @@ def passed_on(
     by_name: dict[str, list[str]],
     functions: dict[str, tuple[Function, str | None]],
 ) -> Iterator[str]:
-    """Yield the functions to which a receiver passes its parameter as it is, and that take it unspecifically."""
-    own = {name for name, annotation in parameters(function) if names_any(holders, annotation)}
+    """Yield the functions that receive a receiver's parameter unchanged through an unspecific parameter."""
+    receiving = {name for name, annotation in parameters(function) if names_any(holders, annotation)}
     for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
         callees = by_name.get(ast.unparse(call.func).rpartition(".")[2], [])
         if len(callees) != 1:
             continue
         takes = [pair for pair in parameters(functions[callees[0]][0]) if pair[0] not in ("self", "cls")]
-        given = dict(zip([name for name, _ in takes], call.args, strict=False))
-        given |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+        arguments = dict(zip([name for name, _ in takes], call.args, strict=False))
+        arguments |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
         for name, annotation in takes:
-            value = given.get(name)
+            value = arguments.get(name)
             is_unspecific = annotation is None or ast.unparse(annotation) in ("Any", "object")
-            if is_unspecific and isinstance(value, ast.Name) and value.id in own:
+            if is_unspecific and isinstance(value, ast.Name) and value.id in receiving:
                 yield callees[0]

@@ -1,4 +1,4 @@
-"""What ASHA saves over a full grid: `sweep` of `python jobs/benchmark.py`."""
+"""Savings of ASHA over a full grid: `sweep` of `python jobs/benchmark.py`."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ Curve = Sequence[tuple[int, float]]
 
 
 def sweep(storage: str = "runs/benchmark", num_steps: int = 96) -> dict[str, Any]:
-    """Best score and steps of twelve trials with ASHA, and of the same twelve without. Finished ones are read.
+    """Return best score and steps of twelve trials with ASHA, and of the same twelve without. Finished sweeps are
+    reused.
 
-    Steps are those that were trained, also after the report at which a trial was stopped. On two cores one trial runs
-    after the other, and what ASHA saves depends on which comes first: so the curves of the grid are shown to ASHA in
-    `NUM_ORDERS` random orders too. `seconds` are those of reading where a sweep was finished before.
+    Steps include those trained after the report at which a trial was stopped. On two cores trials run sequentially, and
+    the savings of ASHA depend on their order: so ASHA also replays the curves of the grid in `NUM_ORDERS` random
+    orders. `seconds` only cover reading if a sweep was already finished.
     """
     steps = {
         "optim.num_steps": num_steps,
-        "optim.warmup_steps": num_steps // 10,  # in `tiny`'s warm-up all trials are at chance
+        "optim.warmup_steps": num_steps // 10,  # with `tiny`'s longer warm-up all trials would score at chance
         "selection.evaluate_every": num_steps,
-        "selection.evaluate_also": rungs_of(ASHA, num_steps),  # where trials that nobody stops are evaluated too
+        "selection.evaluate_also": rungs_of(ASHA, num_steps),  # also without ASHA, for its replay
     }
     base = with_values(presets.tiny(), {**RUNS, **steps, "placement.storage": storage}, name="sweep-base")
     rows, seconds, total, logged = {}, {}, {}, {}
@@ -73,7 +74,8 @@ def sweep(storage: str = "runs/benchmark", num_steps: int = 96) -> dict[str, Any
 
 
 def in_random_orders(curves: Sequence[Curve], num_steps: int) -> dict[str, Any]:
-    """Return what ASHA would have lost and trained, had these trials come in other orders: mean and range."""
+    """Return the score that ASHA would have lost and the steps it would have trained in other orders of these trials:
+    mean and range."""
     rng = np.random.default_rng(0)
     shown = [shown_to_asha([curves[i] for i in rng.permutation(len(curves))], num_steps) for _ in range(NUM_ORDERS)]
     best, whole = max(score for curve in curves for _, score in curve), sum(curve[-1][0] for curve in curves)
@@ -85,7 +87,7 @@ def in_random_orders(curves: Sequence[Curve], num_steps: int) -> dict[str, Any]:
 
 
 def shown_to_asha(curves: Sequence[Curve], num_steps: int) -> tuple[float, int]:
-    """Return the best score and all steps of trials with these curves in a row, each until ASHA stops it."""
+    """Replay trials with these curves in sequence, each until ASHA stops it; return the best score and all steps."""
     asha: Any = scheduler(Search(space={}, metric=METRIC, num_steps=num_steps, rungs=rungs_of(ASHA, num_steps)))
     best, steps = -1.0, 0
     for number, curve in enumerate(curves):

@@ -1,5 +1,5 @@
-"""What each switch of a training step gives and whether it changes what is computed: `switches` of
-`python jobs/benchmark.py`. A step of a small network with ResNet-50, on the GPU if there is one.
+"""Gain of each switch of a training step, and its effect on the results: `switches` of `python jobs/benchmark.py`.
+A step of a small network with ResNet-50, on the GPU if there is one.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ MODEL = ModelConfig(hidden=64, num_layers=3, num_heads=4, feed_forward=256, max_
 
 
 def switches(num_steps: int = 5, names: tuple[str, ...] = tuple(SWITCHES)) -> dict[str, Any]:
-    """Seconds (of CPU, without a GPU) and peak bytes of a step over those of a step without the switch, and how far
-    losses and gradients are apart, by switch."""
+    """Return by switch the seconds (CPU seconds without a GPU) and peak bytes of a step over those without the switch,
+    and the differences of losses and gradients."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = measure("none", device, num_steps)
     rows = {}

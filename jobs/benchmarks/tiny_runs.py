@@ -26,13 +26,13 @@ MANIFEST = "corpora/embedded/manifest/manifest.parquet"
 SAMPLE_SECONDS = 10.0
 KEYS = tuple(f"test/t2v/{name}" for name in ("r1", "dual_r1", "cross_r1", "r5", "r10", "median_rank"))
 KEYS += ("test/v2t/r1", "temporal/t2v/group_r1", "temporal/t2v/dual_group_r1")
-"""What `retrieval` shows of each run."""
+"""Results that `retrieval` reports for each run."""
 
 
 def retrieval(storage: str = "runs/benchmark", num_seeds: int = 3, num_steps: int | None = None) -> dict[str, Any]:
-    """Zero-shot retrieval of `tiny`: seeds, a model trained on one frame, and one trained on shuffled captions.
+    """Return zero-shot retrieval of `tiny`: over seeds, trained on one frame, and trained on shuffled captions.
 
-    Runs that are finished in `storage` are read, not run again.
+    Finished runs in `storage` are reused.
     """
     shuffled = f"{storage}/shuffled/manifest.parquet"
     shuffle_captions(MANIFEST, shuffled)
@@ -50,14 +50,14 @@ def retrieval(storage: str = "runs/benchmark", num_seeds: int = 3, num_steps: in
 
 
 def results_of_tiny(name: str, storage: str, changes: Mapping[str, Any], num_steps: int | None) -> dict[str, Any]:
-    """Return the results of `tiny` with these fields set anew, run in a process of its own."""
+    """Run `tiny` with changed fields in a separate process, and return its results."""
     steps = {} if num_steps is None else {"optim.num_steps": num_steps}
     config = with_values(presets.tiny(), {**changes, **steps, "placement.storage": storage}, name=name)
     return dict(run_child(config, is_isolated=True).unwrap())
 
 
 def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[str, Any]:
-    """What `make pretrain` does, timed after installation, with the memory of all its processes and its spill."""
+    """Run what `make pretrain` runs after installation; return its time, the memory of all processes, and the spill."""
     marker = secrets.token_hex(8)
     command = [sys.executable, "-m", "jobs.local", "tiny", "--name", name, "--placement.storage", storage]
     start = time.perf_counter()
@@ -74,21 +74,22 @@ def main_job(storage: str = "runs/benchmark", name: str = "main-job") -> dict[st
 
 
 def overhead(num_steps: int = 240, storage: str = "runs") -> dict[str, Any]:
-    """Share of the time in steps that plan, telemetry, looks and checkpoints of `tiny` take beside them."""
+    """Return the time of plan, telemetry, stop and preemption checks and checkpoints of `tiny` as a share of the time
+    in steps."""
     name = f"overhead-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     results = results_of_tiny(name, storage, {}, num_steps)
     return overhead_of(results) | {"num_steps": num_steps}
 
 
 def overhead_of(results: dict[str, Any]) -> dict[str, Any]:
-    """Return `overhead` as the results of a run hold it."""
+    """Return `overhead` from the results of a run."""
     parts = {part: results[f"seconds/{part}"] for part in ("plan", "telemetry", "look", "checkpoint")}
     in_steps = results["seconds/step"]
     return {"fraction": sum(parts.values()) / in_steps, "seconds": parts, "seconds_in_steps": in_steps}
 
 
 def shuffle_captions(manifest_path: str, out_path: str) -> None:
-    """Write a manifest whose training captions belong to other clips; all else is the same."""
+    """Write a manifest with training captions shuffled among clips, otherwise unchanged."""
     manifest = read_manifest(manifest_path)
     table = manifest.table
     is_train = np.array(table["split"].to_pylist()) == "train"

@@ -1,7 +1,7 @@
 """The step of v0.1.0's `tiny` in today's trainer and in that version's own: `tiny_speedup` of `step`.
 
-Model, batch and losses are v0.1.0's; a step is all that a rank does for it, from the decoded clips that Ray Data hands
-out to the moved weights. The versions take turns, each in a process of its own with the environment of a rank.
+Model, batch and losses are v0.1.0's; a step is all the work of a rank, from the decoded clips that Ray Data delivers to
+the updated weights. The versions alternate, each in a separate process with the environment of a rank.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs import ROOT
 from jobs.benchmarks.host_cost import rank_batches, rank_job, shares
 from jobs.benchmarks.support.timed_steps import WARM_STEPS, timed
@@ -34,8 +34,8 @@ EARLIER = Path(__file__).parent / "support" / "tiny_step_v0_1_0.py"
 
 
 def tiny_speedup(earlier: str, num_steps: int = 12, num_rounds: int = 5) -> dict[str, Any]:
-    """Return by how much a step is faster than in the worktree `earlier` of v0.1.0: the median over rounds, in seconds
-    and in CPU seconds."""
+    """Return the speed-up of a step over the worktree `earlier` of v0.1.0: the median over rounds, in seconds and in
+    CPU seconds."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/share.parquet"
         pq.write_table(shares(NUM_CLIPS, NUM_FRAMES, SIZE_PX), path)
@@ -58,15 +58,15 @@ def tiny_speedup(earlier: str, num_steps: int = 12, num_rounds: int = 5) -> dict
 
 
 def child(command: tuple[str, ...], tree: str, path: str, num_steps: int) -> dict[str, float]:
-    """Return what a version measures of its own steps. CalledProcessError with its output in a note if it fails."""
+    """Return a version's measurement of its steps. Raise CalledProcessError with the output in a note if it fails."""
     variables = os.environ | {"PYTHONPATH": tree} | dict(WORKER_ENVIRONMENT)
     arguments = [sys.executable, *command, path, str(num_steps)]
     try:
-        done = subprocess.run(arguments, check=True, cwd=tree, env=variables, capture_output=True, text=True)
+        process = subprocess.run(arguments, check=True, cwd=tree, env=variables, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
         error.add_note(error.stderr[-3000:])
         raise
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def measure(path: str, num_steps: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What two-stage retrieval saves: `two-stage` of `python jobs/benchmark.py`."""
+"""Savings of two-stage retrieval: `two-stage` of `python jobs/benchmark.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.benchmarks.support.fixtures import cores, embedded_corpus, process_pool
 from jobs.inference.model import Model, Videos, decode, load
 from jobs.tasks import retrieval
@@ -36,10 +36,10 @@ def two_stage(
     num_frames: int = 16,
     k: int = 100,
 ) -> dict[str, Any]:
-    """Time and R@1 of text-to-video retrieval whose first k clips the cross encoder orders, against all clips.
+    """Return time and R@1 of text-to-video retrieval if the cross encoder re-ranks the first k clips, or all clips.
 
     `total` is everything after decoding: encoding videos and texts, and scoring. Measured in a process with the
-    environment of those that jobs/evaluate.py measures in.
+    environment of jobs/evaluate.py's workers.
     """
     os.environ |= WORKER_ENVIRONMENT
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -89,7 +89,7 @@ def both_stages(run: str, folder: str, num_clips: int, num_frames: int, k: int) 
 def clips_and_captions(
     model: Model, folder: str, num_clips: int, num_frames: int
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Decode the test clips of an embedded corpus in `folder`, which is made if it is not there, for a model."""
+    """Decode the test clips of an embedded corpus in `folder` for a model; create the corpus if it does not exist."""
     root = Path(folder, f"embedded-{num_clips}-tests")
     manifest = embedded_corpus(root, num_test=num_clips, num_processes=cores())
     rows = split_rows(manifest, "test")[Kind.VIDEO].slice(0, num_clips).to_pylist()
@@ -107,7 +107,7 @@ def encoded(model: Model, frames: list[np.ndarray]) -> Videos:
 
 
 def scored_in_two_stages(model: Model, queries: Queries, videos: Videos, k: int) -> np.ndarray:
-    """Return the scores that order the clips of each text; the cross encoder orders the first k."""
+    """Return the scores that rank the clips of each text; the cross encoder re-ranks the first k."""
     dual = model.dual_scores(queries, videos).numpy()
     text, clip = np.nonzero(highest(dual, k))
     cross = np.full(dual.shape, np.nan, dual.dtype)

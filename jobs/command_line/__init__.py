@@ -1,5 +1,5 @@
-"""Command lines: parse a preset or a dataclass, refuse in one line, exit status.
+"""Command lines: parse a preset or a dataclass, report errors in one line, exit status.
 
-May import `jobs.run`, `jobs.launch.preflight`, `jobs.tracking.voice`, `pipeline.nearest`, and where an error is read
-`cluster.run` and `jobs.training.step`.
+May import `jobs.run`, `jobs.launch.preflight`, `jobs.tracking.voice`, `pipeline.nearest` and, to recognise errors,
+`cluster.run`, `jobs.launch.lease`, `jobs.training.step` and `pipeline.corpus.ledger`.
 """

@@ -1,4 +1,4 @@
-"""What every command does before and after its own work: authentication, refusals, exit status."""
+"""The frame of every command: authentication, log, error messages, exit status."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ REFUSALS = (
     *(ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError),
     ConnectionError,
 )
-"""What a command raises for input that cannot work."""
+"""Exceptions of a command for invalid input."""
 DISTRIBUTION = "snps3-ray"
 JOBS = Path(__file__).parent.parent
 TRACEBACKS = logging.getLogger("traceback")
-"""Of no package of ours: what it logs is in the log alone."""
+"""Its name is outside our packages, so that its records go only to the log."""
 
 
 class StoppedError(Exception):
@@ -35,29 +35,29 @@ class StoppedError(Exception):
 def run_command(main: Callable[[], int | None], name: str | None = None, *, has_log: bool = True) -> NoReturn:
     """Run a command that is started as a program, and exit with its status. `name`: by default that of its file.
 
-    `has_log`: what others write to stderr is logged. A measurement leaves it in sight.
+    `has_log` redirects stderr to a log. Benchmarks leave it on the terminal.
 
     Ray reads its authentication settings at import, so commands import Ray inside `main`.
     """
-    if sys.path and Path(sys.path[0]).resolve() == JOBS:  # `python jobs/x.py` would let our rooms hide packages
+    if sys.path and Path(sys.path[0]).resolve() == JOBS:  # with `python jobs/x.py`, our rooms would shadow packages
         sys.path[0] = str(JOBS.parent)
     use_private_token()
     if not has_log:
         sys.exit(exit_status(main))
-    said = voice.begin(name or Path(sys.argv[0]).stem)
+    output = voice.begin(name or Path(sys.argv[0]).stem)
     try:
         status = exit_status(main)
     except Exception as error:
         status = _say_bug(error)
     finally:
-        said.end()
+        output.end()
     sys.exit(status)
 
 
 def exit_status(main: Callable[[], int | None]) -> int:
-    """Run `main` and return its exit status; report a refusal in one line on stderr.
+    """Run `main` and return its exit status; report expected errors in one line.
 
-    A RuntimeError that is not the run's own, and every other exception, is a bug and is raised.
+    Any other exception, such as a RuntimeError of a library, is a bug and is raised.
     """
     try:
         return main() or DONE
@@ -96,30 +96,30 @@ def missing_extra(module: str) -> str | None:
 
 
 def log_progress() -> None:
-    """Show what a job on a corpus logs as it goes, without Ray's own lines."""
-    if said := voice.current():
-        said.handler.is_verbose = True
+    """Show the info messages of a job on a corpus, without those of Ray."""
+    if output := voice.current():
+        output.handler.is_verbose = True
 
 
 def _say(error: object, status: int) -> int:
-    """Say what a command refuses, or what stopped it; its traceback is in the log if there is one."""
+    """Print an expected error and return `status`; if the log is named, write the traceback there."""
     voice.say(f"error: {error}")
-    said = voice.current()
-    if said and said.is_named:
+    output = voice.current()
+    if output and output.is_named:
         TRACEBACKS.error("%s", error, exc_info=isinstance(error, BaseException))
-        voice.say(f"log: {said.path}")
+        voice.say(f"log: {output.path}")
     return status
 
 
 def _say_bug(error: Exception) -> int:
-    """Say what nobody expected: what, where, and that the log has the traceback."""
+    """Print an unexpected error with its place in our code; write the traceback to the log and print its path."""
     TRACEBACKS.error("%s", error, exc_info=error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(ROOT)]
     place = f" at {Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}" if ours else ""
     voice.say(f"error: {type(error).__name__}{place}: {lines[-1]}")
     voice.say("this is unexpected: report it with the log, which has the traceback")
-    if said := voice.current():
-        said.is_named = True
-        voice.say(f"log: {said.path}")
+    if output := voice.current():
+        output.is_named = True
+        voice.say(f"log: {output.path}")
     return FAILED

@@ -26,7 +26,7 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What was asked for on the command line."""
+    """A parsed command line."""
 
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
     dry_run: bool = False
@@ -39,10 +39,10 @@ def parse(
     program: str = "pretrain.py",
     presets: Mapping[str, tuple[str, Callable[[], PretrainConfig]]] = PRESETS,
 ) -> Command:
-    """The preset named first, with the fields that were set after it.
+    """Parse a preset and the fields set after it.
 
-    What cannot be is refused on stderr with exit code 2: an unknown preset or field with the nearest ones, a value
-    that the configuration refuses in one line.
+    Exit with status 2 and a message on stderr for an unknown preset or field, with the nearest names, and for an
+    invalid value.
     """
     arguments = current_arguments(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -64,10 +64,10 @@ def read(
     description: str | None,
     default: Config | None = None,
 ) -> Config:
-    """Parse a command line into a dataclass; refuse invalid values in one line, with exit status 2."""
+    """Parse a command line into a dataclass; exit with status 2 and a one-line message for an invalid value."""
     start: Any = {} if default is None else {"default": default}
     try:
-        # by tyro's box of near options too
+        # tyro writes its box of similar options to stderr, which may be the log
         with contextlib.redirect_stderr(voice.terminal_stream()), tyro._errors.on_parse_error(_refuse_value):
             return tyro.cli(
                 config_type,
@@ -78,12 +78,12 @@ def read(
                 registry=_NUMBERS,
                 **start,
             )
-    except ValueError as error:  # a rule between parts of the configuration
+    except ValueError as error:  # a rule over several parts of the configuration
         refuse(str(error))
 
 
-def answered(command: Command) -> int | None:
-    """Return the exit status if nothing should start: 0 or 1 after a dry run, 2 for a run with problems; else None."""
+def preflight_status(command: Command) -> int | None:
+    """Check the run; return None if it may start, else the exit status: 0 or 1 after a dry run, 2 for problems."""
     from jobs.launch.preflight import describe, survey
 
     plan = survey(command.config)
@@ -97,7 +97,7 @@ def answered(command: Command) -> int | None:
 
 
 def option(field: str, value: Any) -> list[str]:
-    """A field with its value, unrounded, as the command line takes it."""
+    """Return the arguments that set a field to `value`, unrounded."""
     path, _, last = field.replace("_", "-").rpartition(".")
     if isinstance(value, bool):
         return [f"--{path}.{'' if value else 'no-'}{last}"]
@@ -106,17 +106,17 @@ def option(field: str, value: Any) -> list[str]:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What comes before `--`, and the preset and its fields after it, by default `tiny`."""
+    """Return the arguments before `--`, and the preset with its fields after it, by default `tiny`."""
     place = list(argv).index("--") if "--" in argv else len(argv)
     return list(argv[:place]), list(argv[place + 1 :]) or ["tiny"]
 
 
-def checked(arguments: Sequence[str], *, name: str, program: str) -> PretrainConfig:
-    """Return the configuration that the runs of `name` share; exit if none could start. With `--dry-run`, print the
-    plan of one and exit."""
+def parse_checked(arguments: Sequence[str], *, name: str, program: str) -> PretrainConfig:
+    """Return the configuration that the runs of `name` share; exit if it has problems. With `--dry-run`, print the plan
+    of one run and exit."""
     preset, *options = arguments
     command = parse([preset, "--name", f"{name}-base", *options], program=program)
-    if (status := answered(command)) is not None:
+    if (status := preflight_status(command)) is not None:
         sys.exit(status)
     return command.config
 
@@ -138,7 +138,7 @@ def _unknown_preset(name: str, presets: Mapping[str, object]) -> str:
 
 
 def _refuse_value(event: tyro._errors.ParseErrorEvent) -> None:
-    """Refuse a value in one line, where tyro would draw a box; unknown options keep tyro's list of near ones."""
+    """Report an invalid value in one line instead of tyro's box. Unknown options keep tyro's list of similar ones."""
     if isinstance(event, tyro._errors.InstantiationFailure):
         names = event.argument.lowered.name_or_flags if event.argument else ()
         refuse(": ".join([*names[:1], event.message]))
@@ -149,7 +149,7 @@ _NUMBERS = ConstructorRegistry()
 
 @_NUMBERS.primitive_rule
 def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
-    """How whole and other numbers are read, with an error that says what is no number."""
+    """Return the parser of int and float fields, whose error names the argument that is not a number."""
     kind = info.type
     if kind not in (int, float):
         return None
@@ -170,6 +170,6 @@ def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
 
 
 def refuse(message: str) -> NoReturn:
-    """End with exit status 2 and a line on stderr."""
+    """Print an error on stderr and exit with status 2."""
     voice.say(f"error: {message}")
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""Jobs on a corpus: prepare, pack, deduplicate, count words, make the embedded one.
+"""Jobs on a corpus: download, split, prepare, caption, filter, deduplicate, pack, mine words, make the embedded corpus.
 
 May import `jobs.launch.lease`, `jobs.tracking.voice`, `cluster` and `pipeline`.
 """

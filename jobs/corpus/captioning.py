@@ -1,4 +1,4 @@
-"""Captions for clips, by an endpoint: a new version of a manifest, beside the captions that are there."""
+"""Caption clips with a model endpoint: a new manifest adds the captions to the existing ones."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.preparation import Prepared, commit, refuse_writing_over
-from jobs.corpus.resumption import asked_once
+from jobs.corpus.preparation import PrepareResult, commit, refuse_writing_over
+from jobs.corpus.resumption import request_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus.manifest import SCHEMA, Manifest, read_manifest
@@ -42,23 +42,23 @@ ANSWERS = pa.schema(
     ]
 )
 QUALITY = 85
-"""Of the JPEGs."""
+"""JPEG quality of the frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionConfig:
-    """Which clips are captioned, by whom, from what."""
+    """Which clips are captioned, and by which endpoint."""
 
     manifest: str
-    """Manifest of the corpus: a file or a folder of parts, as the new one then is. `prepare --keep-uncaptioned` makes
-    one of clips without captions."""
+    """Manifest of the corpus: a file or a folder of parts; the new one has the same form. `prepare --keep-uncaptioned`
+    makes one of clips without captions."""
     out: str
     """Folder or bucket for the manifest with the captions, and for the answers so far."""
     endpoint: EndpointConfig
     source: str | None = None
-    """Who wrote the captions, in the column `caption_sources`; None: the name of the model."""
+    """Name of the captions' author in the column `caption_sources`; None: the name of the model."""
     only_uncaptioned: bool = False
-    """Ask for clips without captions alone."""
+    """Caption only clips without captions."""
     num_frames: int = 8
     """Frames of a clip that are sent, evenly over its time."""
     frame_size_px: int = 512
@@ -68,7 +68,7 @@ class CaptionConfig:
     max_rejected_share: float = 0.05
     """Largest share of clips that may be left without a caption, in [0, 1]."""
     limits: Limits = field(default_factory=Limits)
-    """What decoding one clip may take."""
+    """Limits of decoding one clip."""
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "frame_size_px", "num_at_once"):
@@ -83,21 +83,21 @@ class CaptionConfig:
 
     @property
     def question(self) -> tuple[object, ...]:
-        """What an answer depends on, beside the clip."""
+        """Return the settings that an answer depends on, besides the clip."""
         endpoint = self.endpoint
         asked = (endpoint.model, endpoint.prompt, endpoint.max_tokens, endpoint.temperature)
         return (self.source_name, *asked, self.num_frames, self.frame_size_px)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captioned:
-    """What `caption` made."""
+class CaptionResult:
+    """The result of `caption`."""
 
-    prepared: Prepared
+    prepared: PrepareResult
     num_captions: int
     """Of this source, also of earlier passes."""
     num_asked: int
-    """Clips that were asked for now."""
+    """Clips that this pass sent to the endpoint."""
     num_requests: int
     input_tokens: int
     output_tokens: int
@@ -110,11 +110,11 @@ class Captioned:
         return None if self.dollars is None else 1000 * self.dollars / max(1, self.num_captions)
 
 
-def caption(config: CaptionConfig) -> Captioned:
-    """Write the manifest with a caption of the endpoint for each clip, and the ledger of those that have none.
+def caption(config: CaptionConfig) -> CaptionResult:
+    """Write the manifest with a caption of the endpoint for each clip, and the ledger of the clips without one.
 
-    A clip that was answered before is not asked for again. ValueError for captions that would be overwritten, or while
-    another job writes to the same folder. TooManyRejectedError, after the ledger is written.
+    Answers of earlier passes are reused. ValueError if captions would be overwritten, or while another job writes to
+    the same folder. TooManyRejectedError, after the ledger is written, when more than the allowed share has no caption.
     """
     out = storage.absolute(config.out)
     manifest = read_manifest(config.manifest)
@@ -126,7 +126,7 @@ def caption(config: CaptionConfig) -> Captioned:
 
 
 def refuse_overwriting(config: CaptionConfig, manifest: Manifest, out: str) -> None:
-    """Raise ValueError if captions of the same source, or another manifest, would be written over."""
+    """Raise ValueError if captions of the same source, or another manifest, would be overwritten."""
     refuse_writing_over(config.manifest, out)
     sources = {source for row in manifest.table["caption_sources"].to_pylist() for source in row or ()}
     if config.source_name in sources:
@@ -145,7 +145,7 @@ def _identity(config: CaptionConfig) -> dict[str, Any]:
     return of_config | {name: asked[name] for name in names}
 
 
-def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Lease) -> Captioned:
+def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Lease) -> CaptionResult:
     started = time.monotonic()
     clips = [row for row in manifest.table.to_pylist() if not (config.only_uncaptioned and row["captions"])]
     keys = [
@@ -155,7 +155,7 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
     keyed = [clip | {"key": key} for clip, key in zip(clips, keys, strict=True)]
     endpoint, folder = Endpoint(config.endpoint), storage.join(out, KEPT)
     ask = partial(answer_of, endpoint=endpoint, config=config)
-    table, num_asked = asked_once(keyed, ask, folder, ANSWERS, num_at_once=config.num_at_once, what="captions")
+    table, num_asked = request_missing(keyed, ask, folder, ANSWERS, num_at_once=config.num_at_once, what="captions")
     held.check()
     answers = table.to_pylist()
     written = {row["clip_id"]: row["caption"] for row in answers if not row["reason"]}
@@ -176,11 +176,11 @@ def _caption(config: CaptionConfig, manifest: Manifest, out: str, held: lease.Le
         name: sum(row[name] or 0 for row in answers) for name in ("input_tokens", "output_tokens", "num_requests")
     }
     dollars = config.endpoint.dollars(tokens["input_tokens"], tokens["output_tokens"])
-    return Captioned(prepared=prepared, num_captions=len(written), num_asked=num_asked, dollars=dollars, **tokens)
+    return CaptionResult(prepared=prepared, num_captions=len(written), num_asked=num_asked, dollars=dollars, **tokens)
 
 
 def answer_of(clip: dict[str, Any], endpoint: Endpoint, config: CaptionConfig) -> dict[str, Any]:
-    """Return the row of `ANSWERS` of a clip, or with the reason why it has no caption."""
+    """Caption a clip and return its row of `ANSWERS`, or a row with the reason of the rejection."""
     row = {name: clip[name] for name in ("clip_id", "uri", "key")} | {"caption_source": config.source_name}
     try:
         frames = clip_frames(clip, num_frames=config.num_frames, size_px=config.frame_size_px, limits=config.limits)
@@ -192,7 +192,7 @@ def answer_of(clip: dict[str, Any], endpoint: Endpoint, config: CaptionConfig) -
 
 
 def with_captions(rows: Sequence[dict[str, Any]], written: dict[int, str], source: str) -> list[dict[str, Any]]:
-    """Return rows of a manifest, each with the caption that was written for it behind those that it has."""
+    """Return the rows of a manifest, each with its new caption, if any, after the captions that it has."""
     changed = []
     for row in rows:
         text, captions = written.get(row["clip_id"]), row["captions"]
@@ -202,17 +202,19 @@ def with_captions(rows: Sequence[dict[str, Any]], written: dict[int, str], sourc
     return changed
 
 
-def describe(done: Captioned) -> str:
-    """The outcome in a few lines for people."""
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.prepared.num_rejected.items()) or "none"
-    thousand = done.dollars_per_thousand
-    count = max(1, done.num_captions)
+def describe(result: CaptionResult) -> str:
+    """Return a summary for the terminal."""
+    rejected = ", ".join(f"{reason} {count}" for reason, count in result.prepared.num_rejected.items()) or "none"
+    thousand = result.dollars_per_thousand
+    count = max(1, result.num_captions)
     price = (
-        "no prices given" if thousand is None else f"${thousand:.2f} per thousand captions, ${done.dollars:.2f} in all"
+        "no prices given"
+        if thousand is None
+        else f"${thousand:.2f} per thousand captions, ${result.dollars:.2f} in all"
     )
     return (
-        f"captions  {done.num_captions}, {done.num_asked} clips asked for now, {done.num_requests} requests\n"
-        f"tokens    {done.input_tokens} in, {done.output_tokens} out: {done.input_tokens / count:.0f} and "
-        f"{done.output_tokens / count:.0f} per caption\ncost      {price}\nrejected  {rejected}: "
-        f"{done.prepared.ledger_path}\nmanifest  {done.prepared.manifest_path} ({done.prepared.manifest_hash})"
+        f"captions  {result.num_captions}, {result.num_asked} clips asked for now, {result.num_requests} requests\n"
+        f"tokens    {result.input_tokens} in, {result.output_tokens} out: {result.input_tokens / count:.0f} and "
+        f"{result.output_tokens / count:.0f} per caption\ncost      {price}\nrejected  {rejected}: "
+        f"{result.prepared.ledger_path}\nmanifest  {result.prepared.manifest_path} ({result.prepared.manifest_hash})"
     )

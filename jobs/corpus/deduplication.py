@@ -1,6 +1,6 @@
-"""Copies in a corpus, and between it and test sets, as a Ray Data job.
+"""Find duplicates within a corpus and between it and test sets, as a Ray Data job.
 
-Fingerprints are kept beside each manifest, so that only new clips are decoded again.
+Fingerprints are cached beside each manifest, so that a later pass decodes only new clips.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from pipeline.corpus.parts import write_parts
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
 from pipeline.decode.decoders import DecoderName
-from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, as_pair, connected, removals
+from pipeline.dedup.duplicates import Clip, Pair, PairKind, SimilarityConfig, connected_components, make_pair, removals
 from pipeline.dedup.fingerprints import cache_path, fingerprint_corpus
 from pipeline.dedup.search import ClipTable, Search, clip_table, clips_at, find_copies
-from pipeline.offline.stages import streamed
+from pipeline.offline.stages import stream_blocks
 from pipeline.records import Reason, Rejected, Stage
 
 ENTRIES = "entries"
-"""Folder for what the tasks of a search tell each other."""
+"""Folder through which the tasks of a search exchange data."""
 
 PAIRS = pa.schema(
     [
-        ("clip_id", pa.int64()),  # the clip to do without
+        ("clip_id", pa.int64()),  # the clip to remove
         ("split", pa.string()),
         ("uri", pa.string()),
         ("other_clip_id", pa.int64()),
@@ -50,14 +50,14 @@ PAIRS = pa.schema(
         ("other_split", pa.string()),
         ("other_uri", pa.string()),
         ("kind", pa.string()),  # exact | near | leak
-        ("similarity", pa.float64()),  # the least of the next three
+        ("similarity", pa.float64()),  # the minimum of the next three
         ("picture", pa.float64()),
         ("region", pa.float64()),
         ("change", pa.float64()),
-        ("shift_seconds", pa.float64()),  # the other clip shows this much later what this one shows
+        ("shift_seconds", pa.float64()),  # the same content is this much later in the other clip
         ("overlap_seconds", pa.float64()),  # infinite: equal files
         ("same_caption", pa.bool_()),
-        ("group", pa.int64()),  # the same for all clips that pairs connect: the id of one of them
+        ("group", pa.int64()),  # connected component of the pairs: the id of one of its clips
     ]
 )
 
@@ -75,47 +75,48 @@ class DeduplicateConfig:
     write_filtered: bool = False
     """Also write the manifest without duplicates and without training clips that leak."""
     train_split: str = "train"
-    """The split that must not show what another one shows."""
+    """Split that must not contain clips of another split."""
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
-    """When two clips show the same."""
+    """When two clips count as duplicates."""
     decoder: DecoderName = decoders.AUTO
     """Decoder of the frames that are compared."""
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
     limits: Limits = field(default_factory=Limits)
-    """What looking at one clip may take."""
+    """Limits of decoding one clip."""
 
     def __post_init__(self) -> None:
         decoders.load(self.decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deduplicated:
-    """What `deduplicate` found."""
+class DeduplicateResult:
+    """The result of `deduplicate`."""
 
     pairs_path: str
     num_clips: int
     num_pairs: dict[str, int]
     """Pairs per kind."""
     num_groups: int
-    """Sets of clips that pairs connect."""
+    """Connected components of the pairs."""
     num_compared: int
-    """Pairs that looked alike at first."""
+    """Candidate pairs whose thumbnails were compared."""
     num_suspected: int
-    """Pairs across splits or corpora with a caption in common that show something else."""
+    """Pairs across splits or corpora that share a caption but turned out not to be copies."""
     num_unreadable: int
-    """Clips that gave no frames, so that nothing is known of them; those of the corpus stand in the ledger."""
+    """Clips without decodable frames, which could not be compared; those of the corpus are in the ledger."""
     num_removed: dict[str, int]
-    """Clips that the filtered manifest does without, per reason."""
+    """Clips that the filtered manifest omits, per reason."""
     manifest_path: str | None
     """The filtered manifest, if one was asked for."""
     seconds: float
 
 
-def deduplicate(config: DeduplicateConfig) -> Deduplicated:
-    """The pairs of a corpus, written to `out`, and with `write_filtered` the manifest of what is left of it.
+def deduplicate(config: DeduplicateConfig) -> DeduplicateResult:
+    """Write the duplicate pairs of a corpus to `out`; with `write_filtered`, also the manifest without duplicates.
 
-    ValueError while another job writes to the same folder.
+    ValueError if a manifest of `against` is that of the corpus, if the filtered manifest would overwrite the original,
+    or while another job writes to the same folder.
     """
     paths = [storage.absolute(path) for path in (config.manifest, *config.against)]
     out = storage.absolute(config.out)
@@ -131,7 +132,7 @@ def deduplicate(config: DeduplicateConfig) -> Deduplicated:
 
 def _deduplicate(
     config: DeduplicateConfig, listings: Sequence[Listing], paths: Sequence[str], out: str, held: lease.Lease
-) -> Deduplicated:
+) -> DeduplicateResult:
     started = time.monotonic()
     folders = [cache_path(path) for path in paths]
     settings = {"decoder": config.decoder, "limits": config.limits, "subcluster": config.subcluster}
@@ -141,15 +142,15 @@ def _deduplicate(
         ]
         search = _search(config, clip_table(listings, folders), storage.join(out, ENTRIES))
     clips = clips_at(listings, (number for pair in search.copies for number in pair))
-    pairs = [as_pair(clips, *numbers, alignment, config.train_split) for numbers, alignment in search.copies.items()]
-    groups = connected(search.copies)
+    pairs = [make_pair(clips, *numbers, alignment, config.train_split) for numbers, alignment in search.copies.items()]
+    groups = connected_components(search.copies)
     held.check()
     pairs_path = storage.join(out, "pairs.parquet")
     rows = [pair_row(clips, pair) | {"group": clips[groups[pair.copy]].clip_id} for pair in pairs]
     storage.write_table(pairs_path, pa.Table.from_pylist(rows, schema=PAIRS))
-    gone = removals(clips, pairs, config.train_split)
-    rejected = unreadable[0] + [rejected_copy(clips, pair) for pair in gone.values()]
-    done = Deduplicated(
+    removed = removals(clips, pairs, config.train_split)
+    rejected = unreadable[0] + [rejected_copy(clips, pair) for pair in removed.values()]
+    result = DeduplicateResult(
         pairs_path=pairs_path,
         num_clips=len(listings[0]),
         num_pairs=dict(Counter(str(pair.kind) for pair in pairs)),
@@ -161,22 +162,22 @@ def _deduplicate(
         manifest_path=_write_filtered(listings[0], rejected, out) if config.write_filtered else None,
         seconds=round(time.monotonic() - started, 1),
     )
-    summary = {"config": dataclasses.asdict(config), "found": dataclasses.asdict(done)}
+    summary = {"config": dataclasses.asdict(config), "found": dataclasses.asdict(result)}
     storage.write_bytes_atomic(storage.join(out, "deduplicate.json"), json.dumps(summary, indent=1).encode())
-    return done
+    return result
 
 
 def _search(config: DeduplicateConfig, table: ClipTable, folder: str) -> Search:
-    """What there is among all clips; what tasks write to `folder` is removed again."""
-    storage.remove_folder(folder)  # of a search that was killed
+    """Search all clips for copies. The tasks exchange files in `folder`, which is removed at the end."""
+    storage.remove_folder(folder)  # left by a search that was killed
     try:
-        return find_copies(table, config.similarity, folder, partial(streamed, subcluster=config.subcluster))
+        return find_copies(table, config.similarity, folder, partial(stream_blocks, subcluster=config.subcluster))
     finally:
         storage.remove_folder(folder)
 
 
 def pair_row(clips: Mapping[int, Clip], pair: Pair) -> dict[str, Any]:
-    """A row of `PAIRS`, without its group."""
+    """Return the row of `PAIRS` of a pair, without its group."""
     copy, original = clips[pair.copy], clips[pair.original]
     return {
         **{name: getattr(copy, name) for name in ("clip_id", "split", "uri")},
@@ -189,7 +190,7 @@ def pair_row(clips: Mapping[int, Clip], pair: Pair) -> dict[str, Any]:
 
 
 def rejected_copy(clips: Mapping[int, Clip], pair: Pair) -> Rejected:
-    """The copy as a rejected sample that names what it copies."""
+    """Return the copy as a rejected sample that names its original."""
     copy, original = clips[pair.copy], clips[pair.original]
     how = "equal bytes" if copy.content == original.content else f"similarity {pair.alignment.similarity:.3f}"
     return Rejected(
@@ -201,29 +202,29 @@ def rejected_copy(clips: Mapping[int, Clip], pair: Pair) -> Rejected:
     )
 
 
-def describe(done: Deduplicated) -> str:
-    """The outcome in a few lines for people."""
-    pairs = ", ".join(f"{kind} {done.num_pairs.get(kind, 0)}" for kind in PairKind)
-    removed = ", ".join(f"{reason} {count}" for reason, count in done.num_removed.items()) or "nothing"
+def describe(result: DeduplicateResult) -> str:
+    """Return a summary for the terminal."""
+    pairs = ", ".join(f"{kind} {result.num_pairs.get(kind, 0)}" for kind in PairKind)
+    removed = ", ".join(f"{reason} {count}" for reason, count in result.num_removed.items()) or "nothing"
     lines = [
-        f"clips      {done.num_clips}, without frames {done.num_unreadable}",
-        f"pairs      {pairs} in {done.num_groups} groups ({done.num_compared} compared): {done.pairs_path}",
-        f"suspected  {done.num_suspected} pairs across splits have a caption in common and show something else",
+        f"clips      {result.num_clips}, without frames {result.num_unreadable}",
+        f"pairs      {pairs} in {result.num_groups} groups ({result.num_compared} compared): {result.pairs_path}",
+        f"suspected  {result.num_suspected} pairs across splits have a caption in common and show something else",
         f"to remove  {removed}",
-        f"manifest   {done.manifest_path or 'not written; --write-filtered writes one without these'}",
-        f"seconds    {done.seconds:.1f}",
+        f"manifest   {result.manifest_path or 'not written; --write-filtered writes one without these'}",
+        f"seconds    {result.seconds:.1f}",
     ]
     return "\n".join(lines)
 
 
 def _write_filtered(corpus: Listing, rejected: Sequence[Rejected], out: str) -> str:
-    """The path of the manifest without the rejected clips: in parts where the corpus is."""
+    """Write the ledger and the manifest without the rejected clips, in parts if the corpus is; return its path."""
     ledger.write_ledger(rejected, storage.join(out, "rejected.parquet"))
     is_gone = pc.field("clip_id").isin([sample.clip_id for sample in rejected])
-    staying = (rows.filter(~is_gone) for rows in corpus.batches())
+    remaining = (rows.filter(~is_gone) for rows in corpus.batches())
     if corpus.is_in_parts:
-        write_parts(path := storage.join(out, PARTS), staying, corpus=corpus.corpus, root=corpus.root)
+        write_parts(path := storage.join(out, PARTS), remaining, corpus=corpus.corpus, root=corpus.root)
     else:
         path = storage.join(out, "manifest.parquet")
-        write_manifest(make_manifest(corpus.corpus, corpus.root, pa.concat_tables(staying)), path)
+        write_manifest(make_manifest(corpus.corpus, corpus.root, pa.concat_tables(remaining)), path)
     return path

@@ -1,4 +1,4 @@
-"""Files of a list of URLs to a folder or a bucket, and the list with their paths, which prepare reads."""
+"""Download the files of a list of URLs to a folder or a bucket, and write their paths as a table for prepare."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from jobs.corpus.resumption import asked_once
+from jobs.corpus.resumption import request_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import ledger
@@ -36,7 +36,7 @@ FILES = pa.schema(
         *(("num_bytes", pa.int64()), ("sha256", pa.string())),
     ]
 )
-"""A file that was downloaded."""
+"""Columns of a downloaded file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class DownloadConfig:
     out: str
     """Folder or bucket: `--root` of prepare, whose `--annotations` is clips.jsonl in it."""
     column: str | None = None
-    """Column of the URLs; None: the only one that has nothing but URLs."""
+    """Column of the URLs; None: the only column with nothing but URLs."""
     suffix: str = ".mp4"
     """Of files whose URL names no video or image."""
     num_at_once: int = 16
@@ -70,23 +70,23 @@ class DownloadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Downloaded:
-    """What `download` made."""
+class DownloadResult:
+    """The result of `download`."""
 
     clips_path: str
     ledger_path: str
     num_rows: int
-    """Rows whose file is there."""
+    """Rows whose file exists."""
     num_files: int
     num_bytes: int
     num_asked: int
-    """Files that were asked for now."""
+    """Files that this pass requested."""
     num_rejected: dict[str, int]
     """Rows per reason."""
 
 
-def download(config: DownloadConfig) -> Downloaded:
-    """Fetch the file of each row's URL that is not there yet, and write the rows with the files' paths, and the ledger.
+def download(config: DownloadConfig) -> DownloadResult:
+    """Download the files that are missing; write the rows with the paths of their files, and the ledger.
 
     ValueError for a table without URLs, or while another job writes to the same folder. TooManyRejectedError, after the
     ledger is written, when more than the allowed share of rows has no file.
@@ -95,25 +95,25 @@ def download(config: DownloadConfig) -> Downloaded:
     rows, wrong, column = read_urls(config.table, config.column)
     storage.check_writable(out)
     with lease.held(out) as held:
-        files = files_of([row[column] for row in rows], config, storage.fingerprints(out))
+        files = files_of([row[column] for row in rows], config, storage.file_versions(out))
         hosts: dict[str, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(config.num_per_host))
 
         def fetch(file: dict[str, Any]) -> dict[str, Any]:
             with hosts[urlsplit(file["url"]).netloc]:
-                return fetched(file, out, config.limits)
+                return fetch_file(file, out, config.limits)
 
         folder = storage.join(out, KEPT)
-        table, num_asked = asked_once(files, fetch, folder, FILES, num_at_once=config.num_at_once, what="files")
+        table, num_asked = request_missing(files, fetch, folder, FILES, num_at_once=config.num_at_once, what="files")
         held.check()
         by_name = {file["name"]: file for file in table.to_pylist()}
-        return _written(config, out, rows, wrong, column, by_name, num_asked)
+        return _write_results(config, out, rows, wrong, column, by_name, num_asked)
 
 
-def files_of(urls: Sequence[str], config: DownloadConfig, there: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return a row per file, hosts by turns so that one that is slow holds up no other.
+def files_of(urls: Sequence[str], config: DownloadConfig, existing: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return a row per file, interleaved by host, so that a slow host does not hold up the others.
 
-    The key changes with the file in `there` (name → size and version), so that a file that is gone is fetched again,
-    and of one that is not there with the limits that may have refused it.
+    The key depends on the size of the file in `existing` (name → size and version), so that a file that was deleted is
+    downloaded again. The key of a missing file depends on the limits that may have rejected it.
     """
     names = {name_of_url(url, config.suffix): url for url in urls}
     limits = (config.limits.max_gib, config.limits.seconds, config.limits.allow_private)
@@ -122,15 +122,15 @@ def files_of(urls: Sequence[str], config: DownloadConfig, there: Mapping[str, st
     for name, url in names.items():
         host = urlsplit(url).netloc
         turns[host] += 1
-        size = there.get(name, "").partition(" ")[0]
+        size = existing.get(name, "").partition(" ")[0]
         key = key_of(name, size) if size else key_of(name, *limits)
         row = {"clip_id": clip_id("download", name), "uri": without_secrets(url), "name": name, "url": url, "key": key}
         ordered.append((turns[host], row))
     return [row for _, row in sorted(ordered, key=lambda pair: pair[0])]
 
 
-def fetched(file: dict[str, Any], out: str, limits: WebLimits) -> dict[str, Any]:
-    """Return the row of `FILES` of a file after it was fetched, or with the reason why there is none."""
+def fetch_file(file: dict[str, Any], out: str, limits: WebLimits) -> dict[str, Any]:
+    """Download a file and return its row of `FILES`, or a row with the reason of the rejection."""
     row = {name: file[name] for name in ("clip_id", "uri", "name")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, file["name"])
@@ -144,7 +144,7 @@ def fetched(file: dict[str, Any], out: str, limits: WebLimits) -> dict[str, Any]
     return row | {"key": key_of(file["name"], str(num_bytes)), "num_bytes": num_bytes, "sha256": sha256}
 
 
-def _written(
+def _write_results(
     config: DownloadConfig,
     out: str,
     rows: Sequence[Mapping[str, Any]],
@@ -152,8 +152,8 @@ def _written(
     column: str,
     files: Mapping[str, Mapping[str, Any]],
     num_asked: int,
-) -> Downloaded:
-    """Write ledger and list. A row without a file stands in the ledger."""
+) -> DownloadResult:
+    """Write the ledger and the list of clips. Rows without a file go to the ledger."""
     rejected = [
         Rejected(clip_id=clip_id("download", row.where), uri=row.where, stage=Stage.PREPARE,
                  reason=Reason.WRONG_ROW, detail=row.reason)
@@ -167,26 +167,26 @@ def _written(
         else:
             clips.append({**row, column: file["uri"], "clip_name": file["name"], "sha256": file["sha256"]})
     lines = "".join(json.dumps(clip, ensure_ascii=False, default=str) + "\n" for clip in clips)
-    there = [file for file in files.values() if not file["reason"]]
-    done = Downloaded(
+    existing = [file for file in files.values() if not file["reason"]]
+    result = DownloadResult(
         clips_path=storage.join(out, CLIPS),
         ledger_path=storage.join(out, LEDGER),
         num_rows=len(clips),
-        num_files=len(there),
-        num_bytes=sum(file["num_bytes"] for file in there),
+        num_files=len(existing),
+        num_bytes=sum(file["num_bytes"] for file in existing),
         num_asked=num_asked,
         num_rejected={str(reason): count for reason, count in ledger.count_by_reason(rejected).items()},
     )
-    ledger.write_ledger(rejected, done.ledger_path)
-    storage.write_bytes_atomic(done.clips_path, lines.encode())
-    ledger.refuse_above_share(rejected, len(rows) + len(wrong), config.max_rejected_share, done.ledger_path)
-    return done
+    ledger.write_ledger(rejected, result.ledger_path)
+    storage.write_bytes_atomic(result.clips_path, lines.encode())
+    ledger.refuse_above_share(rejected, len(rows) + len(wrong), config.max_rejected_share, result.ledger_path)
+    return result
 
 
-def describe(done: Downloaded) -> str:
-    """The outcome in a few lines for people."""
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+def describe(result: DownloadResult) -> str:
+    """Return a summary for the terminal."""
+    rejected = ", ".join(f"{reason} {count}" for reason, count in result.num_rejected.items()) or "none"
     return (
-        f"files     {done.num_files}, {done.num_bytes / 2**30:.3f} GiB, {done.num_asked} asked for now\n"
-        f"rows      {done.num_rows}: {done.clips_path}\nrejected  {rejected}: {done.ledger_path}"
+        f"files     {result.num_files}, {result.num_bytes / 2**30:.3f} GiB, {result.num_asked} asked for now\n"
+        f"rows      {result.num_rows}: {result.clips_path}\nrejected  {rejected}: {result.ledger_path}"
     )

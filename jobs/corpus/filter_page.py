@@ -1,4 +1,4 @@
-"""The clips at the border of each rule of a filter, as one page of HTML without other files."""
+"""One self-contained HTML page with the clips nearest to the threshold of each filter rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STYLE = "body{font-family:sans-serif;margin:2em}figure{display:inline-block;mar
 
 
 class AnyRule(Protocol):
-    """What the page knows of a rule."""
+    """The interface of a rule that the page needs."""
 
     @property
     def name(self) -> str: ...
@@ -23,7 +23,7 @@ class AnyRule(Protocol):
 
 
 def page_of(rows: Sequence[Mapping[str, Any]], rules: Sequence[AnyRule], summary: str) -> str:
-    """Return the page. `rows` have scores, uri and a strip of frames."""
+    """Return the page as HTML. `rows` have scores, uri and a strip of frames (JPEG)."""
     parts = [f"<title>filter</title><style>{_STYLE}</style><h1>Filter</h1><pre>{html.escape(summary)}</pre>"]
     for rule in rules:
         parts.append(f"<h2>{html.escape(str(rule))}</h2>")
@@ -34,7 +34,7 @@ def page_of(rows: Sequence[Mapping[str, Any]], rules: Sequence[AnyRule], summary
 
 
 def at_border(rows: Sequence[Mapping[str, Any]], rule: AnyRule, *, stays: bool) -> list[Mapping[str, Any]]:
-    """Return the clips nearest to a threshold on one of its sides."""
+    """Return the clips nearest to the threshold of `rule`, on the side that stays or on the other."""
     side = [row for row in rows if row[rule.name] is not None and rule.keeps(row[rule.name]) == stays]
     return sorted(side, key=lambda row: abs(row[rule.name] - rule.threshold))[:NUM_SHOWN]
 

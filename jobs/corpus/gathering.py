@@ -1,7 +1,7 @@
-"""What `prepare` has to look at, in portions that fit in memory.
+"""The annotations and files that `prepare` has to match, in portions that fit in memory.
 
 files below the root ──┐
-                       ├─ by what names have in common ──► portion: clips and files that may mean one another
+                       ├─ bucketed by name ──► portion: annotations, and the files that they may refer to
 rows of annotations ───┘
 """
 
@@ -26,7 +26,7 @@ from pipeline.corpus import annotations, media
 from pipeline.corpus.buckets import NUM_BUCKETS, Buckets, portions
 from pipeline.corpus.clip_rows import Annotated, Annotation, WrongRow
 from pipeline.corpus.names import bucket_of_name
-from pipeline.corpus.sources import Layout, Source, open_source, passed_over
+from pipeline.corpus.sources import Layout, Source, find_skipped, open_source
 from pipeline.records import Kind
 
 log = logging.getLogger(__name__)
@@ -42,15 +42,15 @@ ROWS = pa.schema(
         *((name, pa.float64()) for name in ("start_seconds", "end_seconds")),
     ]
 )
-"""Fields of an `Annotation`, and its place."""
-assert ROWS.names[1:] == [one.name for one in fields(Annotation)]
+"""Columns of an `Annotation`: its place (`where`) and its fields."""
+assert ROWS.names[1:] == [attribute.name for attribute in fields(Annotation)]
 ROWS_AT_ONCE = 2**14
-"""Rows that are read before they become a table."""
+"""Rows that are collected in Python before they become a table."""
 PORTION_ROWS = 2**16
-"""Annotations and files of a portion at most, unless those of one bucket are more."""
+"""Most annotations and files of a portion, unless a single bucket has more."""
 PROGRESS_SECONDS = 5.0
-_TELLING = (".parquet", *media.TAR_SUFFIXES, *TABLES)
-"""Suffixes of files that tell how a corpus is kept."""
+_LAYOUT_SUFFIXES = (".parquet", *media.TAR_SUFFIXES, *TABLES)
+"""Suffixes of files from which the layout of a corpus is detected."""
 
 
 @dataclass
@@ -59,62 +59,62 @@ class Files:
 
     buckets: Buckets = field(default_factory=lambda: Buckets(FILES))
     skipped: dict[str, str] = field(default_factory=dict)
-    """Those that no clip can be read from → why."""
-    telling: list[str] = field(default_factory=list)
-    """Names by which the layout is told: one video or image, and all tars and tables."""
+    """Name of a file that no clip can be read from → reason."""
+    layout_names: list[str] = field(default_factory=list)
+    """Names from which the layout is detected: one video or image, and all tars and tables."""
     hash: str = ""
-    """Changes with the name, size and version of any file."""
+    """Hash of the name, size and version of all files."""
 
     @classmethod
-    def below(cls, root: str, is_ours: Callable[[str], bool]) -> Files:
-        """List the files below `root`, some at a time, but for those that we write. Progress is logged."""
+    def below(cls, root: str, is_output: Callable[[str], bool]) -> Files:
+        """List the files below `root` in batches, without those for which `is_output` (our output); log progress."""
         files, digest = cls(), hashlib.blake2b(digest_size=16)
-        has_media, said = False, time.monotonic()
-        listed = ((name, version) for name, version in storage.listed(root) if not is_ours(name))
-        while some := list(itertools.islice(listed, ROWS_AT_ONCE)):
-            digest.update(json.dumps(some).encode())
-            files.skipped |= passed_over(root, [name for name, _ in some])
-            some = [pair for pair in some if pair[0] not in files.skipped and not storage.is_surrogate(pair[0])]
-            for name, _ in some:
+        has_media, logged_at = False, time.monotonic()
+        listed = ((name, version) for name, version in storage.iter_versions(root) if not is_output(name))
+        while pairs := list(itertools.islice(listed, ROWS_AT_ONCE)):
+            digest.update(json.dumps(pairs).encode())
+            files.skipped |= find_skipped(root, [name for name, _ in pairs])
+            pairs = [pair for pair in pairs if pair[0] not in files.skipped and not storage.is_surrogate(pair[0])]
+            for name, _ in pairs:
                 is_media = bool(media.kind_of(name))
-                if (is_media and not has_media) or name.lower().endswith(_TELLING):
-                    files.telling.append(name)
+                if (is_media and not has_media) or name.lower().endswith(_LAYOUT_SUFFIXES):
+                    files.layout_names.append(name)
                 has_media |= is_media
-            put(files.buckets, some)
-            if time.monotonic() - said >= PROGRESS_SECONDS:
+            put(files.buckets, pairs)
+            if time.monotonic() - logged_at >= PROGRESS_SECONDS:
                 log.info("%d files are listed below %s", len(files.buckets), root, extra={"is_progress": True})
-                said = time.monotonic()
+                logged_at = time.monotonic()
         files.hash = digest.hexdigest()
         return files
 
     def versions(self, start: int, stop: int) -> dict[str, str]:
-        """Return name → size and version of the files of some buckets."""
+        """Return name → size and version of the files in the buckets [start, stop)."""
         table = self.buckets.read(start, stop)
         return dict(zip(table["name"].to_pylist(), table["version"].to_pylist(), strict=True))
 
 
 @dataclass(kw_only=True, eq=False)
 class Gathered:
-    """All that annotations name, and all files."""
+    """All annotations and all files of a corpus, bucketed by name."""
 
     source: Source
-    """Without places but for those of `others`."""
+    """The source without `places`: each plan fills in those of its portion."""
     files: Files
     rows: Buckets
     wrong: list[WrongRow]
     notes: list[str]
-    """What was taken for what."""
+    """How the annotations were interpreted."""
     places: Buckets | None = None
-    """Clips inside of files; None: files are clips."""
+    """Uris of clips inside of files; None if each file is a clip."""
 
     @cached_property
     def portions(self) -> list[tuple[int, int]]:
-        """The ranges of buckets that are in memory at a time."""
+        """Return the ranges of buckets, [start, stop), that are in memory at a time."""
         counts = self.rows.counts + (self.files.buckets if self.places is None else self.places).counts
         return list(portions(counts, PORTION_ROWS))
 
     def plan(self, start: int, stop: int) -> Plan:
-        """Return the clips of some buckets with the files that they mean."""
+        """Return the clips of the buckets [start, stop), matched with their files."""
         return self._whole if (start, stop) == (0, NUM_BUCKETS) else self._plan(start, stop)
 
     @cached_property
@@ -122,20 +122,20 @@ class Gathered:
         return self._plan(0, NUM_BUCKETS)
 
     def _plan(self, start: int, stop: int) -> Plan:
-        reading = annotations.collected(map(annotated_of, self.rows.read(start, stop).to_pylist()))
+        reading = annotations.merge_rows(map(annotated_of, self.rows.read(start, stop).to_pylist()))
         return make_plan(reading, replace(self.source, places=self._places(start, stop)))
 
     def outline(self) -> Outline:
-        """Return what the plans of all portions say. ValueError if there is nothing to prepare."""
+        """Return the summed outline of all portions. ValueError if there is nothing to prepare."""
         outline = Outline(notes=list(self.notes))
         outline.add(Plan(clips=(), source=self.source, wrong=tuple(self.wrong)))
         for portion in self.portions:
             outline.add(self.plan(*portion))
-        outline.refuse(self.source, self.files.telling)
+        outline.refuse(self.source, self.files.layout_names)
         return outline
 
     def files_of(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the range of buckets with the files that clips of some buckets lie in."""
+        """Return the range of buckets of the files that contain the clips of the buckets [start, stop)."""
         return (start, stop) if self.places is None else (0, NUM_BUCKETS)
 
     def _places(self, start: int, stop: int) -> dict[str, str]:
@@ -147,25 +147,25 @@ class Gathered:
 
 
 def gather(root: str, layout: Layout | None, files: Files, rows: Iterable[Annotated], notes: list[str]) -> Gathered:
-    """Return annotations and files, in portions. `notes` are complete when `rows` are read."""
-    names = files.telling
+    """Bucket annotations and files. Reading `rows` appends to `notes`."""
+    names = files.layout_names
     if layout == Layout.FRAME_FOLDERS:
         names = files.buckets.read()["name"].to_pylist()
     source = open_source(root, layout, names)
     places = None
     if source.layout != Layout.FILES:
         put(places := Buckets(PLACES), list(source.places.items()))
-    source = replace(source, places={}, passed_over=files.skipped)
+    source = replace(source, places={}, skipped=files.skipped)
     wrong: list[WrongRow] = []
     buckets = Buckets(ROWS)
     clips = clips_among(rows, wrong)
-    while some := list(itertools.islice(clips, ROWS_AT_ONCE)):
-        put(buckets, some, name_of=1)
+    while batch := list(itertools.islice(clips, ROWS_AT_ONCE)):
+        put(buckets, batch, name_of=1)
     return Gathered(source=source, files=files, rows=buckets, wrong=wrong, notes=notes, places=places)
 
 
 def clips_among(rows: Iterable[Annotated], wrong: list[WrongRow]) -> Iterator[tuple[object, ...]]:
-    """Yield annotations as rows of `ROWS`, and put those that are none into `wrong`."""
+    """Yield annotations as rows of `ROWS`, and append wrong rows to `wrong`."""
     for where, clip in rows:
         if isinstance(clip, WrongRow):
             wrong.append(clip)
@@ -180,7 +180,7 @@ def annotated_of(row: dict) -> Annotated:
 
 
 def put(buckets: Buckets, rows: Sequence[tuple[object, ...]], name_of: int = 0) -> None:
-    """Put rows, whose field `name_of` is a path, into the buckets of their names."""
+    """Put rows into the buckets of their names; field number `name_of` of a row is its path."""
     if rows:
         columns = list(zip(*rows, strict=True))
         arrays = [pa.array(values, of.type) for values, of in zip(columns, buckets.schema, strict=True)]
@@ -188,5 +188,5 @@ def put(buckets: Buckets, rows: Sequence[tuple[object, ...]], name_of: int = 0) 
 
 
 def numbers_of(names: Iterable[str]) -> Int64[np.ndarray, " n"]:
-    """Return the buckets of names."""
+    """Return the bucket number of each name."""
     return np.fromiter(map(bucket_of_name, names), np.int64)

@@ -1,4 +1,4 @@
-"""Makes the embedded corpus: `python -m jobs.make_corpus --out corpora/embedded`."""
+"""Make the embedded corpus: `python -m jobs.make_corpus --out corpora/embedded`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PROGRESS_EVERY_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class MakeCorpus:
-    """Makes the embedded corpus from a seed; a finished one of the same config is left alone."""
+    """Makes the embedded corpus from a seed, unless a complete one of the same config exists."""
 
     out: Path = Path("corpora/embedded")
     """Folder of the corpus; it appears only when complete."""
     corpus: tyro.conf.OmitArgPrefixes[CorpusConfig] = field(default_factory=CorpusConfig)
-    """What is in it."""
+    """Content of the corpus."""
     processes: int = len(os.sched_getaffinity(0))
     """Processes that draw and encode."""
 
@@ -34,7 +34,7 @@ class MakeCorpus:
 
 
 def progress_printer() -> Callable[[int, int], None]:
-    """A progress callback that shows how far the corpus is, twice a second, and the end."""
+    """Return a callback that prints the progress twice a second, and at the end."""
     start = shown = time.monotonic()
 
     def show(done: int, total: int) -> None:
@@ -51,6 +51,6 @@ def progress_printer() -> Callable[[int, int], None]:
 
 
 def run(config: MakeCorpus) -> None:
-    """The corpus lies under `config.out`; says so."""
+    """Make the corpus under `config.out`, unless it exists, and print its path."""
     is_new = make_corpus(config.corpus, config.out, num_processes=config.processes, progress=progress_printer())
     print(f"corpus: {'made' if is_new else 'already there'}: {config.out}")

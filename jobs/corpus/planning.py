@@ -1,4 +1,4 @@
-"""What a corpus would be made of, read from its annotations and the names of its files before any file is opened."""
+"""Plan a corpus from its annotations and the names of its files, before any file is opened."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from pipeline import storage
 from pipeline.corpus import annotations
-from pipeline.corpus.annotations import Reading
+from pipeline.corpus.annotations import ParsedAnnotations
 from pipeline.corpus.clip_rows import Annotation, WrongRow, is_outside, without_queries
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of, name_of
@@ -21,22 +21,22 @@ NUM_SAMPLES = 3
 MAX_NAMED = 5
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz")
 MAX_NEAREST = 100
-"""Missing clips whose nearest name is looked for: each is compared with every name."""
+"""Most missing clips whose nearest name is searched: each is compared with every name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Clips, where they lie, and what could not be read."""
+    """Clips, where their files are, and the rows that could not be read."""
 
     clips: tuple[Annotation, ...]
     source: Source
     wrong: tuple[WrongRow, ...]
-    unsaid: tuple[str, ...] = ()
-    """Clips for which nothing names a split."""
+    unassigned: tuple[str, ...] = ()
+    """Names of clips without any indication of their split."""
 
     @property
     def missing(self) -> list[Annotation]:
-        """Clips that no file was listed for."""
+        """Return the clips whose file is not in the source."""
         return [clip for clip in self.clips if self.source.name(clip.relative_path) not in self.source.places]
 
     def rejected(self, corpus: str) -> list[Rejected]:
@@ -58,22 +58,22 @@ def wrong_rows(rows: Iterable[WrongRow], corpus: str) -> list[Rejected]:
     ]
 
 
-def make_plan(reading: Reading, source: Source) -> Plan:
-    """Return the clips of `reading` with the files of `source` that they mean.
+def make_plan(reading: ParsedAnnotations, source: Source) -> Plan:
+    """Match the clips of `reading` with the files of `source`.
 
-    Clips that mean one file are one clip. A path outside the root of which no file there is the end is a wrong row.
-    ValueError: one file is in two splits.
+    Clips with the same file and times are merged. A path outside the root that matches no file is a wrong row.
+    ValueError if merged clips differ in split, group or kind.
     """
     clips = [replace(clip, relative_path=_below(clip.relative_path, source.root)) for clip in reading.clips]
     source = source.match(clip.relative_path for clip in clips)
     wrong = list(reading.wrong)
     by_place: dict[tuple[str, float | None, float | None], Annotation] = {}
-    unsaid: list[str] = []
+    unassigned: list[str] = []
     for given, clip in zip(reading.clips, clips, strict=True):
         name = source.name(clip.relative_path)
         if is_outside(clip.relative_path) and name not in source.places:
             where = reading.places.get((given.relative_path, given.start_seconds, given.end_seconds), "")
-            reason = f"{where}: {annotations.outside(clip)}, and no file there is called so"
+            reason = f"{where}: {annotations.outside_root_message(clip)}, and no file there is called so"
             wrong.append(WrongRow(where=where, reason=reason))
             continue
         if name != clip.relative_path:
@@ -86,35 +86,35 @@ def make_plan(reading: Reading, source: Source) -> Plan:
             wrong.append(WrongRow(where=name, reason=str(error)))
             continue
         if split is None:
-            unsaid.append(name)
+            unassigned.append(name)
         clip = replace(clip, split=split or annotations.DEFAULT_SPLIT)
         key = (name, clip.start_seconds, clip.end_seconds)
         by_place[key] = annotations.merged(by_place[key], clip, clip.relative_path) if key in by_place else clip
-    return Plan(clips=tuple(by_place.values()), source=source, wrong=tuple(wrong), unsaid=tuple(unsaid))
+    return Plan(clips=tuple(by_place.values()), source=source, wrong=tuple(wrong), unassigned=tuple(unassigned))
 
 
 def _below(path: str, root: str) -> str:
-    """Return an absolute path or a URL as one below the root, if it is."""
+    """Return a path or URL relative to `root` if it lies below `root`, else unchanged."""
     root = root.rstrip("/") + "/"
     return path[len(root) :] if path.startswith(root) else path
 
 
 @dataclass
 class Outline:
-    """What stands in plans, counted, with a few examples of each."""
+    """Counts over plans, with a few examples of each."""
 
     notes: list[str] = field(default_factory=list)
-    """What was taken for what."""
+    """How the annotations were interpreted."""
     splits: Counter[str] = field(default_factory=Counter)
     """Clips by split."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Renamed, silent, missing, wrong and unsaid clips and rows."""
+    """Renamed, silent, missing, wrong and unassigned clips and rows."""
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     list_hashes: Counter[str] = field(default_factory=Counter)
-    """Sum of the hashes of the clips of each split."""
+    """Sum of `hash_of_clip` over the clips of each split."""
 
     def add(self, plan: Plan) -> None:
-        """Count the clips of a plan too."""
+        """Add the clips of a plan."""
         self.splits.update(clip.split for clip in plan.clips)
         for clip in plan.clips:
             self.list_hashes[clip.split] += hash_of_clip(clip)
@@ -124,40 +124,44 @@ class Outline:
         shown = [_missed(plan, clip.relative_path) for clip in missing[: MAX_NAMED - len(self.examples["missing"])]]
         self._note("missing", shown, len(missing))
         self._note("wrong", [row.reason for row in plan.wrong])
-        self._note("unsaid", plan.unsaid)
+        self._note("unassigned", plan.unassigned)
         self._note("sample", [_shown(clip) for clip in plan.clips[:NUM_SAMPLES]])
 
     def _note(self, sort: str, items: Sequence[str], count: int | None = None) -> None:
         self.counts[sort] += len(items) if count is None else count
         self.examples[sort] += items[: MAX_NAMED - len(self.examples[sort])]
 
-    def refuse(self, source: Source, telling: Sequence[str]) -> None:
-        """Raise ValueError if there is no clip, or if none has captions and a table of `telling`, the names of files
-        below the root, may have them."""
+    def refuse(self, source: Source, layout_names: Sequence[str]) -> None:
+        """Raise ValueError without any clip or wrong row, or if no clip has captions but a table may have them.
+
+        `layout_names`: names of files below the root, among them all tables.
+        """
         if not self.splits and not self.counts["wrong"]:
             raise ValueError(
                 f"no clip and no caption is in {source.root}: name the files with the captions, --annotations"
             )
-        tables = [name for name in telling if name.lower().endswith(TABLES) and not kind_of(name)]
+        tables = [name for name in layout_names if name.lower().endswith(TABLES) and not kind_of(name)]
         if tables and source.layout == Layout.FILES and self.counts["silent"] == self.splits.total():
             named = f"--annotations {storage.join(source.root, tables[0])}"
             raise ValueError(f"no clip below {source.root} has captions; if {tables[0]} has them: {named}")
 
 
 def hash_of_clip(clip: Annotation) -> int:
-    """Return 48 bits of the path of a clip, with its times where it is a part of a file. The sums of these tell lists
-    of clips apart, whatever their order."""
+    """Return a 48-bit hash of a clip's path, and of its times if it is a part of a file. The sum of the hashes
+    identifies a list of clips, whatever its order."""
     times = [time for time in (clip.start_seconds, clip.end_seconds) if time is not None]
     text = " ".join([clip.relative_path, *map(str, times)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
 
 
 def describe_outline(outline: Outline) -> str:
-    """Return what was taken for what, counts by split, what is wrong or missing, and three clips, for people."""
+    """Return the outline as text: how annotations were read, clips by split, problems, and three sample clips."""
     counts, examples = outline.counts, outline.examples
     notes = list(outline.notes)
-    if 0 < counts["unsaid"] < outline.splits.total():
-        notes.append(f"no split is named for {counts['unsaid']} clips, which are in train, as {examples['unsaid'][0]}")
+    if 0 < counts["unassigned"] < outline.splits.total():
+        notes.append(
+            f"no split is named for {counts['unassigned']} clips, which are in train, as {examples['unassigned'][0]}"
+        )
     lines = [f"captions  {line}" for line in _joined(notes)]
     splits = ", ".join(f"{split} {count}" for split, count in sorted(outline.splits.items()))
     lines.append(f"clips     {splits or 'none'}")
@@ -177,7 +181,7 @@ _SORTS = {
 
 
 def _joined(notes: Sequence[str]) -> list[str]:
-    """Return the notes, those that say the same of several files as one line."""
+    """Return the notes, with equal notes about several files merged into one line."""
     files: dict[str, list[str]] = {}
     for note in notes:
         file, _, text = note.partition(": ")
@@ -200,7 +204,7 @@ def _shown(clip: Annotation) -> str:
 
 
 def with_nearest(rejected: Iterable[Rejected], plan: Plan) -> list[Rejected]:
-    """Return `rejected`, of missing clips with the name that is most like theirs."""
+    """Return `rejected`, and add the most similar existing name to the details of missing clips."""
     named, count = [], 0
     for sample in rejected:
         if sample.reason == Reason.MISSING and count < MAX_NEAREST:

@@ -1,4 +1,4 @@
-"""Raw videos and captions in; manifest and ledger of rejected samples out, as a Ray Data job."""
+"""Prepare a corpus: raw videos and captions in, manifest and ledger of rejected samples out, as a Ray Data job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from jobs.corpus import appending
 from jobs.corpus.gathering import Files, Gathered, gather
 from jobs.corpus.planning import Plan, describe_outline, with_nearest, wrong_rows
-from jobs.corpus.probing import FilesReadWhole, probe_clips
+from jobs.corpus.probing import WholeFileReads, probe_clips
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import annotations, ledger
@@ -31,6 +31,7 @@ from pipeline.corpus.manifest import SCHEMA, make_manifest, read_manifest, write
 from pipeline.corpus.sorted_rows import SortedRows
 from pipeline.corpus.sources import Layout
 from pipeline.corpus.text_files import byte_pieces
+from pipeline.corpus.versions import split_version
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
 from pipeline.decode.decoder_choice import measure_decoders
@@ -45,19 +46,19 @@ _SETTINGS = (
     "keep_uncaptioned",
 )
 VERSION = 5
-"""Raised when the same input would give another manifest."""
+"""Increase it when the same input gives another manifest."""
 MARKER, FILE = "prepare.json", "manifest.parquet"
 PROBED = "probed"
-"""Folder of what is found of each clip, until the manifest is written: a job that was killed goes on from it."""
+"""Folder of probe results until the manifest is written, from which a killed job resumes."""
 PACKETS = "packets"
-"""Folder beside the manifest for the indexes of long videos, one file each, named after the checksum of the video."""
+"""Folder beside the manifest with a packet index per long video, named after the checksum of the video."""
 PARTS = "manifest"
 """Folder of a manifest in parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """What becomes a corpus, and where."""
+    """Which videos and captions become a corpus, and where it is written."""
 
     corpus: str
     """Name of the corpus. It enters the ids of its clips: keep it when the files move."""
@@ -78,7 +79,7 @@ class PrepareConfig:
     lists: tuple[str, ...] = ()
     """SPLIT=PATH of files that name the clips of a split, a name per line or a table; clips in none are left out."""
     layout: Layout | None = None
-    """How the videos are kept below the root; told by what is there, except for folders of key frames."""
+    """How the videos are stored below the root; detected from the files, except for folders of key frames."""
     split: str | None = None
     """Split of clips for which neither a line nor SPLIT=PATH names one; None: that of their folder or of the caption
     file's name, else train."""
@@ -89,19 +90,19 @@ class PrepareConfig:
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
     limits: Limits = field(default_factory=Limits)
-    """What looking at one clip may take."""
+    """Limits of probing one clip."""
     measure_decoders: bool = False
     """Time every decoder that loads here on clips of this corpus; training with data.decoder=auto takes the fastest."""
     in_parts: bool = False
     """Write the manifest as a folder of parts, of which a run reads the rows that it needs: for millions of clips. A
-    corpus that has it in one file gets it without being looked at again, and another hash. When files are added, these
-    alone are looked at, and their clips get parts of their own."""
+    manifest in one file is converted without probing its clips again, and its hash changes. When files are added, only
+    these are probed, and their clips go to new parts."""
     keep_uncaptioned: bool = False
     """Keep clips without captions, for jobs/caption.py and jobs/filter.py. A run refuses to train on them."""
     force: bool = False
-    """Look at every file again, even if nothing changed."""
+    """Probe every file again, even if nothing changed."""
     dry_run: bool = False
-    """Print what would be taken for what, with three clips, and stop before any video is opened."""
+    """Print how the input would be interpreted, with three clips, and stop before any video is opened."""
 
     def __post_init__(self) -> None:
         if not self.corpus.strip():
@@ -115,8 +116,8 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What `prepare` made, or found made."""
+class PrepareResult:
+    """The result of `prepare`, of this or an earlier pass."""
 
     manifest_path: str
     ledger_path: str
@@ -129,15 +130,15 @@ class Prepared:
     num_annotated: dict[str, int] = field(default_factory=dict)
     """Clips per split that the caption files name, usable or not."""
     list_hashes: dict[str, str] = field(default_factory=dict)
-    """Of their paths: whoever has the same list of clips has the same hash."""
+    """Split → hash of the clips' paths and times: equal lists of clips have equal hashes."""
     change: str = ""
-    """What differs from the manifest in parts that was there before."""
+    """Differences to the previous version of a manifest in parts."""
 
 
-def prepare(config: PrepareConfig) -> Prepared:
-    """Manifest and ledger of a corpus; both are written at the end, whole.
+def prepare(config: PrepareConfig) -> PrepareResult:
+    """Write the manifest and the ledger of a corpus, both at the end.
 
-    With unchanged input (settings, caption files, size and version of each file below the root) nothing is done.
+    Do nothing if the input (settings, caption files, size and version of each file below the root) is unchanged.
     TooManyRejectedError, after the ledger is written, when more than the allowed share is rejected. ValueError while
     another job writes to the same folder.
     """
@@ -145,25 +146,25 @@ def prepare(config: PrepareConfig) -> Prepared:
     storage.check_readable(root)
     storage.check_writable(out)
     with lease.held(out) as held:
-        return _prepared(config, root, out, held)
+        return _prepare(config, root, out, held)
 
 
-def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> Prepared:
+def _prepare(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> PrepareResult:
     started = time.monotonic()
     sources = config.annotations or (root,)
-    files = Files.below(root, functools.partial(_is_ours, root=root, out=out))
+    files = Files.below(root, functools.partial(_is_output, root=root, out=out))
     inputs = _fingerprint(config, root, sources, files.hash)
     marker, made_by = storage.join(out, MARKER), f"{VERSION} {decoders.resolve(config.decoder)}"
-    if not config.force and (done := already_done(marker, inputs)):
-        return upgraded(done, out, marker, inputs) if config.in_parts else done
-    storage.remove(marker)  # until the new manifest is there, nothing is finished
-    gathered = _gathered(config, root, sources, files)
+    if not config.force and (prepared := already_done(marker, inputs)):
+        return upgrade_to_parts(prepared, out, marker, inputs) if config.in_parts else prepared
+    storage.remove(marker)  # a killed job must not leave the marker of the previous manifest
+    gathered = _gather(config, root, sources, files)
     outline = gathered.outline()
     log.info("%s", describe_outline(outline))
-    before = appending.version(storage.join(out, PARTS))
-    rows, rejected = _probed(config, gathered, out, made_by)
+    before = appending.newest(storage.join(out, PARTS))
+    rows, rejected = _probe(config, gathered, out, made_by)
     held.check()
-    done = commit(
+    prepared = commit(
         rows,
         rejected,
         corpus=config.corpus,
@@ -176,70 +177,70 @@ def _prepared(config: PrepareConfig, root: str, out: str, held: lease.Lease) -> 
         in_parts=config.in_parts,
     )
     hashes = {split: f"{total % 2**48:012x}" for split, total in sorted(outline.list_hashes.items())}
-    done = dataclasses.replace(done, num_annotated=dict(sorted(outline.splits.items())), list_hashes=hashes)
+    prepared = dataclasses.replace(prepared, num_annotated=dict(sorted(outline.splits.items())), list_hashes=hashes)
     if config.in_parts:
         appending.write_listing(out, files.buckets, made_by)
-        change = appending.described(before, appending.version(storage.join(out, PARTS)))
-        done = dataclasses.replace(done, change=change)
-    mark_done(marker, inputs, done)
+        change = appending.describe_change(before, appending.newest(storage.join(out, PARTS)))
+        prepared = dataclasses.replace(prepared, change=change)
+    mark_done(marker, inputs, prepared)
     storage.remove_folder(storage.join(out, PROBED))
-    return done
+    return prepared
 
 
-def upgraded(done: Prepared, out: str, marker: str, inputs: str) -> Prepared:
-    """The same corpus with its manifest in parts, which are written from the one file if they are not there."""
-    if not done.manifest_path.endswith(".parquet"):
-        return done
+def upgrade_to_parts(prepared: PrepareResult, out: str, marker: str, inputs: str) -> PrepareResult:
+    """Convert a manifest in one file to parts, and return the corpus with it; return a manifest in parts unchanged."""
+    if not prepared.manifest_path.endswith(".parquet"):
+        return prepared
     path = storage.join(out, PARTS)
-    index = write_in_parts(read_manifest(done.manifest_path), path)
+    index = write_in_parts(read_manifest(prepared.manifest_path), path)
     log.info(
-        "the manifest of %s is in parts now: %s, hash %s was %s", index.corpus, path, index.hash, done.manifest_hash
+        "the manifest of %s is in parts now: %s, hash %s was %s", index.corpus, path, index.hash, prepared.manifest_hash
     )
-    done = dataclasses.replace(done, manifest_path=path, manifest_hash=index.hash)
-    mark_done(marker, inputs, done)
-    return done
+    prepared = dataclasses.replace(prepared, manifest_path=path, manifest_hash=index.hash)
+    mark_done(marker, inputs, prepared)
+    return prepared
 
 
 def plan(config: PrepareConfig) -> Plan:
-    """Return all that `prepare` would make of the same configuration, in memory."""
-    gathered = gathered_of(config)
-    gathered.outline()  # refuses where there is nothing to prepare
+    """Return the plan of the whole corpus that `prepare` would follow with this configuration, in memory."""
+    gathered = gather_inputs(config)
+    gathered.outline()  # ValueError if there is nothing to prepare
     whole = gathered.plan(0, NUM_BUCKETS)
     return dataclasses.replace(whole, wrong=(*gathered.wrong, *whole.wrong))
 
 
-def gathered_of(config: PrepareConfig) -> Gathered:
-    """Return what `prepare` would look at with the same configuration; no video is opened."""
+def gather_inputs(config: PrepareConfig) -> Gathered:
+    """Return the annotations and files that `prepare` would read with this configuration. Opens no video."""
     root, out = storage.absolute(config.root), storage.absolute(config.out)
     storage.check_readable(root)
-    files = Files.below(root, functools.partial(_is_ours, root=root, out=out))
-    return _gathered(config, root, config.annotations or (root,), files)
+    files = Files.below(root, functools.partial(_is_output, root=root, out=out))
+    return _gather(config, root, config.annotations or (root,), files)
 
 
-def _gathered(config: PrepareConfig, root: str, sources: Sequence[str], files: Files) -> Gathered:
+def _gather(config: PrepareConfig, root: str, sources: Sequence[str], files: Files) -> Gathered:
     notes: list[str] = []
     settings = {"split": config.split, "format": config.format, "lists": config.lists}
     rows = annotations.annotated_rows(sources, notes.append, **settings, columns=meanings(config.columns))
     return gather(root, config.layout, files, rows, notes)
 
 
-def describe(done: Prepared) -> str:
-    """The outcome in a few lines for people."""
-    lists = {split: f" (list {digest})" for split, digest in done.list_hashes.items()}
-    annotated = ", ".join(f"{split} {count}{lists.get(split, '')}" for split, count in done.num_annotated.items())
-    clips = ", ".join(f"{split} {count}" for split, count in done.num_clips.items()) or "none"
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+def describe(prepared: PrepareResult) -> str:
+    """Return a summary for the terminal."""
+    lists = {split: f" (list {digest})" for split, digest in prepared.list_hashes.items()}
+    annotated = ", ".join(f"{split} {count}{lists.get(split, '')}" for split, count in prepared.num_annotated.items())
+    clips = ", ".join(f"{split} {count}" for split, count in prepared.num_clips.items()) or "none"
+    rejected = ", ".join(f"{reason} {count}" for reason, count in prepared.num_rejected.items()) or "none"
     return (
         (f"annotated {annotated}\n" if annotated else "")
-        + (f"changed   {done.change}\n" if done.change else "")
-        + f"clips     {clips}\nrejected  {rejected}\nmanifest  {done.manifest_path} ({done.manifest_hash})\n"
-        f"ledger    {done.ledger_path}\nseconds   {done.seconds:.1f}"
+        + (f"changed   {prepared.change}\n" if prepared.change else "")
+        + f"clips     {clips}\nrejected  {rejected}\nmanifest  {prepared.manifest_path} ({prepared.manifest_hash})\n"
+        f"ledger    {prepared.ledger_path}\nseconds   {prepared.seconds:.1f}"
     )
 
 
 def refuse_writing_over(manifest: str, out: str) -> None:
-    """Raise ValueError if the folder `out` holds `manifest`: a job would write over it, or over its ledger."""
-    path, out = storage.absolute(manifest), storage.absolute(out)
+    """Raise ValueError if the folder `out` holds `manifest`: a job would overwrite it or its ledger."""
+    path, out = storage.absolute(split_version(manifest)[0]), storage.absolute(out)
     if path in (out, *(storage.join(out, name) for name in (FILE, PARTS))):
         raise ValueError(f"--out {out} is where {path} lies: name another folder, so that both remain")
 
@@ -257,10 +258,11 @@ def commit(
     decoders: Mapping[str, Mapping[str, float]] | None = None,
     limits: Limits | None = None,
     in_parts: bool = False,
-) -> Prepared:
-    """Ledger and manifest in `out`. Refused, after the ledger is written: too many rejected samples, no usable one.
+) -> PrepareResult:
+    """Write the ledger and the manifest to `out`.
 
-    `limits`: decoders are timed on clips of the corpus, within these; otherwise `decoders` are known times.
+    TooManyRejectedError or ValueError (no usable clip), after the ledger is written. With `limits`, the decoders are
+    timed on clips of the corpus, within these; otherwise `decoders` are the known times.
     """
     manifest_path, ledger_path = storage.join(out, PARTS if in_parts else FILE), storage.join(out, "rejected.parquet")
     ledger.write_ledger(rejected, ledger_path)
@@ -277,7 +279,7 @@ def commit(
         made = make_manifest(corpus, root, pa.concat_tables(rows.tables()))
         write_manifest(made := dataclasses.replace(made, decoders=decoders or {}), manifest_path)
         manifest_hash = made.hash
-    return Prepared(
+    return PrepareResult(
         manifest_path=manifest_path,
         ledger_path=ledger_path,
         manifest_hash=manifest_hash,
@@ -287,17 +289,17 @@ def commit(
     )
 
 
-def _probed(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -> tuple[SortedRows, list[Rejected]]:
-    """Rows and rejected samples; of a manifest in parts, whose files are known, only what is new is looked at."""
+def _probe(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -> tuple[SortedRows, list[Rejected]]:
+    """Probe the clips; return rows and rejected samples. Rows of unchanged files of a manifest in parts are reused."""
     source, num_clips = gathered.source, len(gathered.rows)
     log.info("%d clips are annotated, %s below %s", num_clips, source.layout, source.root)
     parts_path = storage.join(out, PARTS)
-    earlier = appending.Earlier.read(out, parts_path, made_by) if config.in_parts and not config.force else None
+    earlier = appending.EarlierManifest.read(out, parts_path, made_by) if config.in_parts and not config.force else None
     if config.force:
         storage.remove_folder(storage.join(out, PROBED))
-    rows, read_whole = SortedRows(), FilesReadWhole()
+    rows, read_whole = SortedRows(), WholeFileReads()
     rejected = [*wrong_rows(gathered.wrong, config.corpus), *unnamed_files([], corpus=config.corpus, source=source)]
-    from cluster.connection import connected_ray  # a dry run does not wait for Ray
+    from cluster.connection import connected_ray  # here, so that a dry run does not import Ray
 
     with connected_ray():
         for number, portion in enumerate(gathered.portions):
@@ -310,7 +312,7 @@ def _probed(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -
                 known = set(kept["clip_id"].to_pylist())
                 clips = [clip for clip in clips if clip["clip_id"] not in known]
                 log.info("%d clips are as they were, %d are looked at", len(known), len(clips))
-            usable, lost = probe_clips(
+            usable, unusable = probe_clips(
                 clips,
                 decoder=config.decoder,
                 limits=config.limits,
@@ -322,9 +324,9 @@ def _probed(config: PrepareConfig, gathered: Gathered, out: str, made_by: str) -
             )
             rows.add(table := pa.concat_tables([kept, usable]))
             read_whole.add(table)
-            alone = dataclasses.replace(plan.source, damaged={}, passed_over={})
+            alone = dataclasses.replace(plan.source, damaged={}, skipped={})
             unnamed = unnamed_files(plan.clips, corpus=config.corpus, source=alone)
-            rejected += [*with_nearest(lost, plan), *plan.rejected(config.corpus), *unnamed]
+            rejected += [*with_nearest(unusable, plan), *plan.rejected(config.corpus), *unnamed]
             log.info("portion %d of %d is done", number + 1, len(gathered.portions), extra={"is_progress": True})
     read_whole.say()
     return rows, rejected
@@ -334,8 +336,8 @@ def _counts(rejected: list[Rejected]) -> dict[str, int]:
     return {str(reason): count for reason, count in ledger.count_by_reason(rejected).items()}
 
 
-def _is_ours(name: str, root: str, out: str) -> bool:
-    """Whether a file below `root` is what we write to `out`, should that lie below it."""
+def _is_output(name: str, root: str, out: str) -> bool:
+    """Return whether a file below `root` is output of this job; false if `out` is not below `root`."""
     if not (out + "/").startswith(root + "/"):
         return False
     below = (out + "/")[len(root) + 1 :]
@@ -345,7 +347,7 @@ def _is_ours(name: str, root: str, out: str) -> bool:
 
 
 def _fingerprint(config: PrepareConfig, root: str, sources: Sequence[str], files_hash: str) -> str:
-    """Hex digits that change with whatever could change manifest or ledger."""
+    """Return a hash (hex digits) of everything that manifest and ledger depend on."""
     digest = hashlib.blake2b(digest_size=16)
     settings = {name: getattr(config, name) for name in _SETTINGS} | {"decoder": decoders.resolve(config.decoder)}
     digest.update(json.dumps([VERSION, settings, root, sources, files_hash, *config.lists], sort_keys=True).encode())
@@ -355,7 +357,7 @@ def _fingerprint(config: PrepareConfig, root: str, sources: Sequence[str], files
             continue
         for file, _ in annotations.source_files(path):
             if storage.is_folder(file):
-                for pair in storage.listed(file):
+                for pair in storage.iter_versions(file):
                     digest.update(json.dumps(pair).encode())
             else:
                 for data in byte_pieces(file):
@@ -363,20 +365,20 @@ def _fingerprint(config: PrepareConfig, root: str, sources: Sequence[str], files
     return digest.hexdigest()
 
 
-def already_done(marker: str, inputs: str) -> Prepared | None:
-    """What was made from the same `inputs` (hex digits) before, if it is still there; `marker` says so."""
+def already_done(marker: str, inputs: str) -> PrepareResult | None:
+    """Return the earlier result that `marker` records, if its `inputs` (hex digits) are equal and its files exist."""
     if not storage.exists(marker):
         return None
     before: dict[str, Any] = json.loads(storage.read_bytes(marker))
-    done = Prepared(**before["prepared"])
-    finished = storage.exists(done.manifest_path) and storage.exists(done.ledger_path)
+    prepared = PrepareResult(**before["prepared"])
+    finished = storage.exists(prepared.manifest_path) and storage.exists(prepared.ledger_path)
     if not finished or before["inputs"] != inputs:
         return None
-    log.info("nothing to do: %s was made from the same input; --force makes it again", done.manifest_path)
-    return done
+    log.info("nothing to do: %s was made from the same input; --force makes it again", prepared.manifest_path)
+    return prepared
 
 
-def mark_done(marker: str, inputs: str, done: Prepared) -> None:
-    """`already_done` finds `done` from now on."""
-    summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(done)}, indent=1, sort_keys=True)
+def mark_done(marker: str, inputs: str, prepared: PrepareResult) -> None:
+    """Record `prepared` in `marker`, for `already_done`."""
+    summary = json.dumps({"inputs": inputs, "prepared": dataclasses.asdict(prepared)}, indent=1, sort_keys=True)
     storage.write_bytes_atomic(marker, summary.encode())

@@ -1,4 +1,4 @@
-"""The files of some clips looked at by a Ray Data job, of which each few results are kept as they come."""
+"""Probe the files of clips with a Ray Data job, which saves its results as they come."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.corpus.resumption import computed_once
+from jobs.corpus.resumption import compute_missing
 from pipeline.corpus import ledger, media
 from pipeline.corpus.manifest import SCHEMA
 from pipeline.decode.config import Limits
@@ -34,8 +34,8 @@ def probe_clips(
     """Return the usable clips (`SCHEMA`) and the rejected ones.
 
     The job runs on the nodes of `subcluster` (None: all). Clips without captions are rejected before anything is
-    fetched, unless they are kept. Indexes of packets are written to `packets_folder`. What the folder `kept_in` holds
-    of clips whose files have the same `versions` (by uri) is not looked at again.
+    fetched, unless `keeps_uncaptioned`. Packet indexes are written to `packets_folder`. Results in the folder `kept_in`
+    are reused for clips whose files have the same `versions` (by uri).
     """
     silent = [
         reject(clip["clip_id"], clip["uri"], Reason.NO_CAPTION, "no caption with words")
@@ -48,21 +48,21 @@ def probe_clips(
     keys = [key_of(decoder, packets_folder, *row.values(), versions.get(media.file_of(row["uri"]))) for row in rows]
     table = pa.Table.from_pylist(rows, KNOWN).append_column("key", pa.array(keys, pa.string()))
     look = partial(probe_batch, decoder=decoder, limits=limits, packets_folder=packets_folder)
-    options = {"least_at_once": 8, "most_at_once": 256, "together": "uri", "subcluster": subcluster}
-    probed = computed_once(table, look, kept_in, SCHEMA, **options)
+    options = {"min_block_rows": 8, "max_block_rows": 256, "group_column": "uri", "subcluster": subcluster}
+    probed = compute_missing(table, look, kept_in, SCHEMA, **options)
     usable, rejected = ledger.split_by_reason(probed, Stage.PREPARE)
     return usable.select(SCHEMA.names).cast(SCHEMA), silent + rejected
 
 
-class FilesReadWhole:
-    """How many files are read whole for clips that are parts of them."""
+class WholeFileReads:
+    """Counts the files that must be read whole for clips that are parts of them."""
 
     def __init__(self) -> None:
         self.num_files = self.num_whole = self.num_unpacked = 0
         self.first: str | None = None
 
     def add(self, rows: pa.Table) -> None:
-        """Count the files of rows, of which no later ones are parts."""
+        """Count the files of `rows`. Clips of a file must not be spread over several calls."""
         self.num_unpacked += len({media.file_of(uri) for uri in rows["uri"].to_pylist() if "#unpacked=" in uri})
         columns = (rows[name].to_pylist() for name in ("uri", "packets", "start_seconds", "end_seconds"))
         parts = [(uri, packets) for uri, packets, *times in zip(*columns, strict=True) if times != [None, None]]
@@ -72,7 +72,7 @@ class FilesReadWhole:
         self.first = min(whole | ({self.first} if self.first else set()), default=None)
 
     def say(self) -> None:
-        """Log it."""
+        """Log a warning if there are any."""
         if self.num_unpacked:
             text = "%d tars are compressed, and unpacked whole for each clip: train on what `pack` makes of them"
             log.warning(text, self.num_unpacked)

@@ -1,4 +1,4 @@
-"""Passes over rows that go on where they were stopped: of Ray Data, or of threads that wait for others' machines."""
+"""Resumable passes over rows: with Ray Data, or with threads that wait for remote services."""
 
 from __future__ import annotations
 
@@ -18,64 +18,66 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 ANSWERS_PER_FILE = 8
-"""Results that a kill loses at most, beside those that are being asked for."""
+"""Results per file: a kill loses at most these, and the pending requests."""
 
 
-def computed_once(
+def compute_missing(
     rows: pa.Table, function: Callable[[pa.Table], pa.Table], folder: str, schema: pa.Schema, **options: Any
 ) -> pa.Table:
-    """Return the results of `rows`: those in `folder`, and of the others what `kept.compute` does with `options`.
+    """Return the results of `rows`: those kept in `folder`, and the others from `kept.compute` with `options`.
 
-    Ray is joined only if something is left to compute.
+    Connects to Ray only if something is left to compute.
     """
-    done, left = kept.parted(rows, folder, schema)
+    reused, left = kept.split_by_cached(rows, folder, schema)
     if not len(left):
-        return done
-    from cluster.connection import connected_ray  # who has nothing to compute does not wait for Ray
+        return reused
+    from cluster.connection import connected_ray  # here, so that Ray is imported only if it is needed
 
     with connected_ray():
-        return pa.concat_tables([done, kept.compute(left, function, folder, **options)])
+        return pa.concat_tables([reused, kept.compute(left, function, folder, **options)])
 
 
-def asked_once(
-    rows: Sequence[Row], ask: Callable[[Row], Row], folder: str, schema: pa.Schema, *, num_at_once: int, what: str
+def request_missing(
+    rows: Sequence[Row], request: Callable[[Row], Row], folder: str, schema: pa.Schema, *, num_at_once: int, what: str
 ) -> tuple[pa.Table, int]:
-    """Return the results of `rows` (with `key`), and of how many `ask` was asked now: those that `folder` has none of.
+    """Return the results of `rows` (with `key`), and the number of calls of `request`: one per row without a result in
+    `folder`.
 
-    Each few results are kept in `folder` as they come, and at a failure the others. `what`: the results, for the log.
+    New results are written to `folder` every `ANSWERS_PER_FILE`, and on failure. `what`: name of the results, for the
+    log.
     """
     keys = pa.table({"key": pa.array([row["key"] for row in rows], pa.string())})
-    done, left = kept.parted(keys, folder, schema)
+    reused, left = kept.split_by_cached(keys, folder, schema)
     missing = set(left["key"].to_pylist())
-    asked = [row for row in rows if row["key"] in missing]
-    log.info("%d %s, %d of them from before", len(rows), what, len(rows) - len(asked))
-    results, fields = [done], kept.result_schema(schema)
-    waiting: list[Row] = []
+    requested = [row for row in rows if row["key"] in missing]
+    log.info("%d %s, %d of them from before", len(rows), what, len(rows) - len(requested))
+    results, fields = [reused], kept.result_schema(schema)
+    pending: list[Row] = []
 
-    def keep_waiting() -> None:
-        if waiting:
-            results.append(pa.Table.from_pylist(waiting, fields))
-            kept.keep(results[-1], folder)
-            waiting.clear()
+    def write_pending() -> None:
+        if pending:
+            results.append(pa.Table.from_pylist(pending, fields))
+            kept.write_cached(results[-1], folder)
+            pending.clear()
 
     try:
-        for number, result in enumerate(in_threads(asked, ask, num_at_once), start=1):
-            waiting.append(result)
-            if len(waiting) == ANSWERS_PER_FILE:
-                keep_waiting()
-                log.info("%d of %d %s", number, len(asked), what, extra={"is_progress": True})
+        for number, result in enumerate(map_in_threads(requested, request, num_at_once), start=1):
+            pending.append(result)
+            if len(pending) == ANSWERS_PER_FILE:
+                write_pending()
+                log.info("%d of %d %s", number, len(requested), what, extra={"is_progress": True})
     finally:
-        keep_waiting()
-    return pa.concat_tables(results), len(asked)
+        write_pending()
+    return pa.concat_tables(results), len(requested)
 
 
-def in_threads(items: Sequence[Row], function: Callable[[Row], Row], num_threads: int) -> Iterator[Row]:
-    """Yield `function` of the items as each is done. What was not begun when one fails is not begun."""
+def map_in_threads(items: Sequence[Row], function: Callable[[Row], Row], num_threads: int) -> Iterator[Row]:
+    """Yield the results of `function` as they complete. After a failure, no further item is submitted."""
     with ThreadPoolExecutor(num_threads) as pool:
-        begun: set[Future[Row]] = set()
+        pending: set[Future[Row]] = set()
         for item in items:
-            begun.add(pool.submit(function, item))
-            if len(begun) > num_threads:
-                finished, begun = wait(begun, return_when=FIRST_COMPLETED)
+            pending.add(pool.submit(function, item))
+            if len(pending) > num_threads:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in finished)
-        yield from (future.result() for future in begun)
+        yield from (future.result() for future in pending)

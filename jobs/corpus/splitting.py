@@ -1,4 +1,4 @@
-"""Long videos to clips: times in a table that prepare reads, as a Ray Data job. Nothing is encoded again."""
+"""Split long videos into clips, as a Ray Data job: a table of times for prepare. Nothing is re-encoded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from jobs.corpus.resumption import computed_once
+from jobs.corpus.resumption import compute_missing
 from jobs.launch import lease
 from pipeline import storage
 from pipeline.corpus import annotations, ledger, media
 from pipeline.corpus.clip_rows import Annotation
 from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.sources import Source, open_source
-from pipeline.curation.cuts import of_length
+from pipeline.curation.cuts import bound_lengths
 from pipeline.curation.shots import SPANS, Cutting, DetectorName, spans_of_files, weights_path
 from pipeline.decode import decoders
 from pipeline.decode.config import Limits
@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 CLIPS, LEDGER, MARKER, KEPT = "clips.parquet", "rejected.parquet", "split.json", "spans"
 TABLE = pa.schema([("clip_name", pa.string()), ("start", pa.float64()), ("end", pa.float64())])
-"""A clip, by the path of its video below the root, and seconds."""
+"""Columns of a clip: path of its video below the root, start and end in seconds."""
 TIMED = pa.schema([*TABLE, ("captions", pa.list_(pa.string())), ("split", pa.string())])
-"""The same, of an annotation."""
+"""Columns of a clip from an annotation."""
 VERSION = 2
-"""Raised when the same video would give other spans."""
+"""Increase it when the same video gives other spans."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,10 @@ class SplitConfig:
     videos: str
     """Folder or bucket of the videos; `--root` of prepare."""
     out: str
-    """Folder or bucket of the clips, the ledger, and of what was found so far."""
+    """Folder or bucket for the clips, the ledger, and the spans of videos that are done."""
     by: Literal["shots", "stride", "times"] = "shots"
-    """`shots`: where a detector sees one shot end and the next begin. `stride`: windows of `--window-seconds` every
-    `--stride-seconds`. `times`: those of `--annotations`."""
+    """`shots`: at the shot boundaries of a detector. `stride`: windows of `--window-seconds` every `--stride-seconds`.
+    `times`: at the times of `--annotations`."""
     detector: DetectorName = "content"
     """`content` sees cuts, by the change from frame to frame. `transnetv2` sees slow transitions too, by a network
     whose weights the extra `shots` brings."""
@@ -57,7 +57,7 @@ class SplitConfig:
     window_seconds: float = 10.0
     stride_seconds: float = 10.0
     annotations: tuple[str, ...] = ()
-    """Caption files with the times, as of prepare; their captions and splits come along."""
+    """Caption files with the times, as for prepare; their captions and splits are copied."""
     min_seconds: float = 2.0
     """Shorter clips are left out."""
     max_seconds: float = 60.0
@@ -68,7 +68,7 @@ class SplitConfig:
     subcluster: str | None = None
     """Only nodes with this value of the label `ray-subcluster` read and decode, e.g. data; by default all do."""
     limits: Limits = field(default_factory=lambda: Limits(seconds=300.0))
-    """What decoding 512 frames may take."""
+    """Limits of decoding 512 frames."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_seconds <= self.max_seconds or not self.max_seconds > 0:
@@ -90,7 +90,7 @@ class SplitConfig:
 
     @property
     def cutting(self) -> Cutting:
-        """Return how spans are found."""
+        """Return the settings by which videos are cut into spans."""
         return Cutting(
             by=self.by,
             detector=self.detector,
@@ -101,8 +101,8 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
-    """What `split` made."""
+class SplitResult:
+    """The result of `split`."""
 
     clips_path: str
     ledger_path: str
@@ -116,11 +116,11 @@ class Split:
     """Videos per reason."""
 
 
-def split(config: SplitConfig) -> Split:
-    """Write the clips of all videos, and the ledger. A video whose spans were found before is not decoded again.
+def split(config: SplitConfig) -> SplitResult:
+    """Write the clips of all videos, and the ledger. Spans of earlier passes are reused.
 
-    ValueError without videos, or while another job writes to the same folder. TooManyRejectedError, after the ledger is
-    written, when more than the allowed share is rejected.
+    ValueError without videos or clips, or while another job writes to the same folder. TooManyRejectedError, after the
+    ledger is written, when more than the allowed share is rejected.
     """
     root, out = storage.absolute(config.videos), storage.absolute(config.out)
     storage.check_readable(root)
@@ -135,7 +135,7 @@ def split(config: SplitConfig) -> Split:
         if not clips:
             least = f"{config.min_seconds:g} s"
             raise ValueError(f"no clip of {root} has {least}: lower --min-seconds or see {ledger_path}")
-        done = Split(
+        result = SplitResult(
             clips_path=storage.join(out, CLIPS),
             ledger_path=ledger_path,
             num_videos=num_videos,
@@ -144,29 +144,30 @@ def split(config: SplitConfig) -> Split:
             num_left_out=sum(not parts_of(row, config) for row in rows),
             num_rejected={str(reason): count for reason, count in ledger.count_by_reason(rejected).items()},
         )
-        storage.write_table(done.clips_path, pa.Table.from_pylist(clips, TIMED if config.by == "times" else TABLE))
-        summary = {"config": dataclasses.asdict(config), "found": dataclasses.asdict(done)}
+        storage.write_table(result.clips_path, pa.Table.from_pylist(clips, TIMED if config.by == "times" else TABLE))
+        summary = {"config": dataclasses.asdict(config), "found": dataclasses.asdict(result)}
         storage.write_bytes_atomic(storage.join(out, MARKER), json.dumps(summary, indent=1).encode())
-        return done
+        return result
 
 
 def parts_of(row: dict[str, Any], config: SplitConfig) -> list[dict[str, Any]]:
-    """Return the clips of allowed length of a span, a row with `start` and `end`."""
-    spans = of_length([(row["start"], row["end"])], config.min_seconds, config.max_seconds)
+    """Return a span (a row with `start` and `end`, in seconds) as clips of allowed length."""
+    spans = bound_lengths([(row["start"], row["end"])], config.min_seconds, config.max_seconds)
     return [row | {"start": start, "end": end} for start, end in spans]
 
 
-def describe(done: Split) -> str:
-    """The outcome in a few lines for people."""
-    rejected = ", ".join(f"{reason} {count}" for reason, count in done.num_rejected.items()) or "none"
+def describe(result: SplitResult) -> str:
+    """Return a summary for the terminal."""
+    rejected = ", ".join(f"{reason} {count}" for reason, count in result.num_rejected.items()) or "none"
     return (
-        f"videos    {done.num_videos}\nclips     {done.num_clips}, {done.hours:.2f} h: {done.clips_path}\n"
-        f"too short {done.num_left_out}\nrejected  {rejected}: {done.ledger_path}"
+        f"videos    {result.num_videos}\nclips     {result.num_clips}, {result.hours:.2f} h: {result.clips_path}\n"
+        f"too short {result.num_left_out}\nrejected  {rejected}: {result.ledger_path}"
     )
 
 
 def _annotated(config: SplitConfig) -> tuple[list[dict[str, Any]], list[Rejected], int]:
-    """Return the spans that annotations name, with their captions, and the rows that have none."""
+    """Return the spans of the annotations with their captions, the rejected rows, and the number of videos and wrong
+    rows."""
     reading = annotations.read(config.annotations)
     rejected = [
         Rejected(
@@ -195,15 +196,15 @@ def _row(clip: Annotation) -> dict[str, Any]:
 
 
 def _found(config: SplitConfig, root: str, out: str) -> tuple[list[dict[str, Any]], list[Rejected], int]:
-    """Return the spans that are seen in the videos, and the videos that cannot be read."""
-    versions = storage.fingerprints(root)
+    """Return the spans detected in the videos, the rejected videos, and the number of videos."""
+    versions = storage.file_versions(root)
     source = open_source(root, None, list(versions))
     videos = pa.Table.from_pylist(list(_videos(source, versions, config)))
     if not len(videos):
         raise ValueError(f"no video lies below {root}")
     find = partial(spans_of_files, cutting=config.cutting, limits=config.limits, decoder=config.decoder)
     folder = storage.join(out, KEPT)
-    table = computed_once(videos, find, folder, SPANS, most_at_once=1, subcluster=config.subcluster)
+    table = compute_missing(videos, find, folder, SPANS, max_block_rows=1, subcluster=config.subcluster)
     spans, rejected = ledger.split_by_reason(table, Stage.PREPARE)
     names = dict(zip(videos["clip_id"].to_pylist(), videos["name"].to_pylist(), strict=True))
     rows = [
@@ -214,7 +215,7 @@ def _found(config: SplitConfig, root: str, out: str) -> tuple[list[dict[str, Any
 
 
 def _videos(source: Source, versions: dict[str, str], config: SplitConfig) -> Iterator[dict[str, Any]]:
-    """Yield the videos of a source, each with a key that changes with its file and with how it is split."""
+    """Yield the videos of a source, each with a key that depends on its file and on the settings."""
     how = (VERSION, config.cutting, decoders.resolve(config.decoder))
     for name, uri in sorted(source.places.items()):
         if media.kind_of(name) == Kind.VIDEO:

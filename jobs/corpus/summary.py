@@ -1,4 +1,4 @@
-"""What a corpus was prepared from, read beside its manifest."""
+"""Read the summary of `prepare` beside a manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline import storage
 
 
 def annotated_beside(manifest_path: str, manifest_hash: str) -> dict[str, int]:
-    """Clips per split that the caption files of a manifest named, usable or not; empty where nothing tells."""
+    """Return the annotated clips per split, usable or not; empty without a summary of this very manifest."""
     marker = f"{manifest_path.rpartition('/')[0]}/{MARKER}"
     if not storage.exists(marker):
         return {}

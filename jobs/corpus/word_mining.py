@@ -1,4 +1,4 @@
-"""The significant words of a corpus's captions, counted by a Ray Data job. Any number of runs can share them."""
+"""Mine the significant words of a corpus's captions with a Ray Data job. Any number of runs can share them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from pipeline.text.tokenizer import read_pieces
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""Raised when the same input would give other words."""
+"""Increase it when the same input gives other words."""
 WORDS, FAMILIES, COUNTS, SUMMARY = "significant_words.json", "word_families.json", "word_counts.json", "mine_words.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MineConfig:
-    """Whose words, for which vocabulary, and where they go."""
+    """Which captions are counted, for which vocabulary, and where the words are written."""
 
     captions: tuple[str, ...]
     """Manifests, and files with a JSON object with `caption` per line: local paths or s3:// URLs."""
@@ -45,7 +45,7 @@ class MineConfig:
     split: str | None = "train"
     """Split whose captions are counted, where rows or lines name one; None counts all."""
     tagger: Literal["auto", "spacy", "lexicon"] = "auto"
-    """What tells nouns, verbs and adjectives: `spacy`, or `lexicon`, the built-in dictionary. `auto` takes spaCy if it
+    """Tagger of nouns, verbs and adjectives: `spacy`, or `lexicon`, the built-in dictionary. `auto` takes spaCy if it
     and the model are installed here."""
     spacy_model: str = "en_core_web_sm"
     """Package of a spaCy model, also under a longer name, or its folder; every node needs it."""
@@ -61,26 +61,26 @@ class MineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mined:
-    """What `mine_words` made, or found made."""
+class MineResult:
+    """The result of `mine_words`, of this or an earlier pass."""
 
     words_path: str
     tagger: str
-    """Program, model and versions that told the parts of speech."""
+    """Program, model and versions that tagged the parts of speech."""
     num_captions: int
     num_words: int
     """Words of the vocabulary that have a rank."""
     top_words: tuple[str, ...]
-    """The most significant ten."""
+    """The ten most significant words."""
     seconds: float
 
 
-def mine_words(config: MineConfig) -> Mined:
-    """The significant words of a corpus, written below `config.out`.
+def mine_words(config: MineConfig) -> MineResult:
+    """Write the significant words of a corpus below `config.out`.
 
-    With unchanged input (settings, captions, vocabulary, versions of the tagger) nothing is done; where only the
-    vocabulary or the ranking is another one, the captions are not tagged again. ValueError while another job writes to
-    the same folder.
+    Do nothing if the input (settings, captions, vocabulary, versions of the tagger) is unchanged. If only the
+    vocabulary or the ranking changed, the captions are not tagged again. ValueError if no word is significant, or while
+    another job writes to the same folder.
     """
     out = storage.absolute(config.out)
     storage.check_writable(out)
@@ -88,7 +88,7 @@ def mine_words(config: MineConfig) -> Mined:
         return _mine_words(config, out, held)
 
 
-def _mine_words(config: MineConfig, out: str, held: lease.Lease) -> Mined:
+def _mine_words(config: MineConfig, out: str, held: lease.Lease) -> MineResult:
     started = time.monotonic()
     tagger = best_tagger(config.spacy_model) if config.tagger == "auto" else config.tagger
     version = tagger_version(tagger, config.spacy_model)
@@ -110,7 +110,7 @@ def _mine_words(config: MineConfig, out: str, held: lease.Lease) -> Mined:
                 _captions(config), tagger=tagger, spacy_model=config.spacy_model, lower_case=lower_case
             )
     held.check()
-    storage.remove(storage.join(out, SUMMARY))  # until all files are there, nothing is finished
+    storage.remove(storage.join(out, SUMMARY))  # it would mark a half-written result as finished
     ranked = _write(counts, pieces, significance, out)
     if not ranked:
         raise ValueError(
@@ -133,7 +133,7 @@ def _mine_words(config: MineConfig, out: str, held: lease.Lease) -> Mined:
 
 
 def stop_words(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The words of files with one word per line; empty lines are passed over."""
+    """Return the words of files with one word per line; skip empty lines. ValueError for a line of several words."""
     lines = [line.strip() for path in paths for line in storage.read_bytes(path).decode("utf-8-sig").split("\n")]
     wrong = next((line for line in lines if len(line.split()) > 1), None)
     if wrong is not None:
@@ -141,16 +141,16 @@ def stop_words(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(line for line in lines if line))
 
 
-def describe(done: Mined) -> str:
-    """The outcome in a few lines for people."""
+def describe(result: MineResult) -> str:
+    """Return a summary for the terminal."""
     return (
-        f"captions  {done.num_captions}\ntagger    {done.tagger}\nwords     {done.num_words}: "
-        f"{', '.join(done.top_words)} …\ntable     {done.words_path}\nseconds   {done.seconds:.1f}"
+        f"captions  {result.num_captions}\ntagger    {result.tagger}\nwords     {result.num_words}: "
+        f"{', '.join(result.top_words)} …\ntable     {result.words_path}\nseconds   {result.seconds:.1f}"
     )
 
 
 def _write(counts: WordCounts, pieces: list[str], config: SignificanceConfig, out: str) -> list[str]:
-    """The ranked words, best first, after the three files are written."""
+    """Write counts, families and words; return the ranked words, best first."""
     table = rank_words(counts, pieces, config)
     storage.write_bytes_atomic(storage.join(out, COUNTS), counts.to_json().encode())
     storage.write_bytes_atomic(storage.join(out, FAMILIES), table.families_json().encode())
@@ -159,26 +159,26 @@ def _write(counts: WordCounts, pieces: list[str], config: SignificanceConfig, ou
 
 
 def _captions(config: MineConfig) -> Iterator[pa.StringArray]:
-    """The captions of all sources, some at a time."""
+    """Yield the captions of all sources in batches."""
     for source in config.captions:
         yield from read_captions(storage.absolute(source), config.split)
 
 
 def _digest(values: Any, captions: Iterable[pa.StringArray] = ()) -> str:
-    """Hex digits that change with any of the values and captions."""
+    """Return a hash (hex digits) of the values and captions."""
     digest = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16)
-    for some in captions:
-        digest.update(pa.record_batch([some], ["captions"]).serialize())
+    for batch in captions:
+        digest.update(pa.record_batch([batch], ["captions"]).serialize())
     return digest.hexdigest()
 
 
 def _finished(out: str) -> dict[str, Any]:
-    """The summary of what lies in `out`; empty unless all of it is there."""
+    """Return the summary in `out`; empty unless all files exist."""
     paths = [storage.join(out, name) for name in (WORDS, FAMILIES, COUNTS, SUMMARY)]
     return json.loads(storage.read_bytes(paths[-1])) if all(map(storage.exists, paths)) else {}
 
 
-def _mined(summary: dict[str, Any]) -> Mined:
-    known: dict[str, Any] = {one.name: summary[one.name] for one in dataclasses.fields(Mined)}
+def _mined(summary: dict[str, Any]) -> MineResult:
+    known: dict[str, Any] = {attribute.name: summary[attribute.name] for attribute in dataclasses.fields(MineResult)}
     known["top_words"] = tuple(known["top_words"])
-    return Mined(**known)
+    return MineResult(**known)

@@ -1,4 +1,5 @@
-"""Scores of a trained run on a split: protocol cards, what the run has seen, the table beside published scores.
+"""Scores of a trained run on a split: protocol cards, overlap with its training clips, the table of published scores.
 
-May import `jobs.run`, `jobs.tracking`, `jobs.tasks`, `jobs.training`, `cluster`, `pipeline` and `snps3_model`.
+May import `jobs.run`, `jobs.tracking`, `jobs.tasks`, `jobs.training`, `jobs.corpus.summary`, `cluster`, `pipeline` and
+`snps3_model`.
 """

@@ -1,6 +1,6 @@
-"""The protocol card: everything that a score depends on, beside the score. It lets anybody repeat it.
+"""The protocol card: a score with everything that it depends on, so that anybody can repeat it.
 
-What must be the same for two scores to be comparable stands in `Protocol`; what came out, and where, in `Card`.
+`Protocol` has the settings that two comparable scores must share; `Card` has the results, and where they were measured.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ RETRIEVAL = "retrieval"
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a score is measured."""
+    """The settings with which a score is measured."""
 
     task: str
-    """retrieval, question_answering, multiple_choice, or the name of a task of somebody else."""
+    """retrieval, question_answering, multiple_choice, or the name of a third-party task."""
     run: str
     """Folder of the run."""
     manifest: str
@@ -40,32 +40,32 @@ class Protocol:
     questions: str | None = None
     """File of questions or choices."""
     queries: str = "first"
-    """Captions that ask: the `first` of each clip, `each` of them, or all of a clip joined to a `paragraph`."""
+    """Query texts: the `first` caption of each clip, `each` caption, or all of a clip joined to a `paragraph`."""
     rerank: int | None = None
-    """Clips of each text that the cross encoder orders anew; None: all."""
+    """Clips of each text that the cross encoder reranks; None: all."""
     fusion: Fusion = "sum"
-    """What orders them."""
+    """Score that orders the reranked clips."""
     prior: str = "none"
-    """`dual_softmax` shows scores with the prior of all queries in columns of their own."""
+    """`dual_softmax` adds separate metrics of scores with a prior over all queries."""
     num_frames: int = 4
     frame_size_px: int = 48
     max_clips: int | None = None
-    """Of the split, the first by clip_id; None: all."""
+    """Most clips of the split, the first by clip_id; None: all."""
     is_video_hidden: bool = False
-    """The frames were black: a baseline that sees nothing."""
+    """Whether the frames were black: a baseline without visual information."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
 
     @property
     def retrieval_options(self) -> RetrievalOptions:
-        """The part that a task of captions is made with."""
+        """Return the options of retrieval."""
         return RetrievalOptions(
             queries=self.queries, rerank=self.rerank, fusion=self.fusion, prior=self.prior, seed=self.seed
         )
 
     @property
     def is_retrieval(self) -> bool:
-        """Captions query for clips; every other task asks about them."""
+        """Return whether the task is retrieval; all others ask about clips."""
         return self.task == RETRIEVAL
 
 
@@ -77,13 +77,13 @@ class Card:
     weights: str
     """BLAKE2b of the weights' file."""
     run_hash: str
-    """Of the run's identity."""
+    """Hash of the run's identity."""
     run_seed: int
     manifest_hash: str
     ids_hash: str
-    """Of the ids of the clips and the texts that asked, in order."""
+    """Hash of the clip ids and the query texts or question ids, in order."""
     questions_hash: str = ""
-    """Of the file of questions, with their answers; empty for retrieval, and in cards from before it."""
+    """Hash of the file of questions and answers; empty for retrieval, and in cards older than this field."""
     num_videos: int
     num_queries: int
     num_missing: int
@@ -92,36 +92,36 @@ class Card:
     num_undecoded: int
     """Clips that could not be decoded; of question answering and multiple choice, questions about such clips."""
     selected_on: str
-    """The split by which the checkpoint was chosen, and by which metric."""
+    """Metric and split by which the checkpoint was selected."""
     is_selected_on_test: bool
-    """The checkpoint was chosen on what it is scored on."""
+    """Whether the checkpoint was selected on some of the scored clips."""
     num_trained_on: int = 0
-    """Clips of the split that the run itself was trained on; 0 also where its manifest is not at hand."""
+    """Scored clips that the run was trained on; 0 also if its training manifest is not available."""
     scores: Mapping[str, float]
-    """With the ends of their bootstrap 95 % intervals as `_low` and `_high`."""
+    """Scores, with the bounds of their bootstrap 95 % intervals as `_low` and `_high`."""
     date: str
     hardware: str
     commit: str
 
     @property
-    def doubts(self) -> list[str]:
-        """Return why the score says more than it should."""
-        doubts = ["chosen on the same clips"] if self.is_selected_on_test else []
-        return doubts + ([f"trained on {self.num_trained_on} of these clips"] if self.num_trained_on else [])
+    def caveats(self) -> list[str]:
+        """Return why the score is too optimistic."""
+        caveats = ["chosen on the same clips"] if self.is_selected_on_test else []
+        return caveats + ([f"trained on {self.num_trained_on} of these clips"] if self.num_trained_on else [])
 
     @property
     def means(self) -> dict[str, float]:
-        """Return the scores without the ends of their intervals."""
+        """Return the scores without the bounds of their intervals."""
         return {name: value for name, value in self.scores.items() if not name.endswith(("_low", "_high"))}
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """Return the ends of a score's interval; None if it has none."""
+        """Return the bounds of a score's interval; None if it has none."""
         low, high = (self.scores.get(f"{name}_{end}") for end in ("low", "high"))
         return None if low is None or high is None else (low, high)
 
 
 EXPORTED = "cards"
-"""Folder of the cards in a model that jobs/export.py wrote."""
+"""Folder of the cards in a model exported by jobs/export.py."""
 
 
 def make_card(protocol: Protocol, measured: Measured, **facts: Any) -> Card:
@@ -133,14 +133,14 @@ def make_card(protocol: Protocol, measured: Measured, **facts: Any) -> Card:
 
 
 def selected_on(selection: SelectionConfig, data: DataConfig) -> str:
-    """Return by what the checkpoint of a run is chosen."""
+    """Return the metric and the split by which the checkpoint of a run is selected."""
     return f"{selection.metric} on {data.validation_split}"
 
 
-def own_protocol(
+def make_run_protocol(
     run_folder: str, *, data: DataConfig, task: TaskConfig, rerank: int | None, scores_all_pairs: bool
 ) -> Protocol:
-    """Return how a run measures itself at its end. `scores_all_pairs`: whether its task does (`Task`)."""
+    """Return the protocol of the evaluation at the end of a run. `scores_all_pairs`: that of its `Task`."""
     manifest, max_clips = storage.absolute(data.manifest), data.max_evaluation_clips
     num_clips = len(split_clips(manifest, data.test_split)[Kind.VIDEO])
     return Protocol(
@@ -158,46 +158,46 @@ def own_protocol(
 
 
 def num_shared(scored: tuple[str, str], seen: tuple[str, str]) -> int:
-    """Return how many clips of the manifest and split `scored` are in `seen` too: the same bytes from and to the same
-    time, whatever they are called there."""
+    """Return the number of clips of the (manifest, split) `scored` that are in `seen` too. Clips are equal if bytes,
+    start and end are, whatever their names."""
     clips, others = (split_clips(path, split)[Kind.VIDEO] for path, split in (scored, seen))
     is_seen: dict[tuple[str, float | None, float | None], bool] = {}
     for rows in clips.batches():
-        is_seen |= dict.fromkeys(places(rows), False)
+        is_seen |= dict.fromkeys(clip_keys(rows), False)
     checksums = pa.array({checksum for checksum, _, _ in is_seen}, pa.string())
     for rows in others.batches():
         is_seen |= {
-            place: True for place in places(rows.filter(pc.field("checksum").isin(checksums))) if place in is_seen
+            place: True for place in clip_keys(rows.filter(pc.field("checksum").isin(checksums))) if place in is_seen
         }
     return sum(is_seen.values())
 
 
-def places(rows: pa.Table) -> Iterator[tuple[str, float | None, float | None]]:
-    """Return of each clip the checksum of its file, its start and its end in seconds."""
+def clip_keys(rows: pa.Table) -> Iterator[tuple[str, float | None, float | None]]:
+    """Return (checksum of the file, start, end) of each clip, times in seconds."""
     columns = rows.select(["checksum", "start_seconds", "end_seconds"]).columns
     return zip(*(column.to_pylist() for column in columns), strict=True)
 
 
 def num_missing(manifest_path: str, split: str) -> int:
-    """Return how many clips of a split the caption files name and the manifest lacks, as jobs/prepare.py has noted."""
+    """Return the number of annotated clips of a split that are not in the manifest, as recorded by jobs/prepare.py."""
     manifest = open_manifest(manifest_path)
     num_clips = manifest.splits[split]
     return annotated_beside(manifest_path, manifest.hash).get(split, num_clips) - num_clips
 
 
-def card_folder(run_folder: str, protocol: Protocol, own: Protocol) -> str:
+def card_folder(run_folder: str, protocol: Protocol, run_protocol: Protocol) -> str:
     """Return the folder of the card of a score, one per protocol.
 
-    `own`: how the run measures itself, which has no more than task and split in its name.
+    `run_protocol`: the protocol of the run's own evaluation, whose folder has only task and split in its name.
     """
     name = f"{protocol.task}-{protocol.split}"
-    if protocol != own:
+    if protocol != run_protocol:
         name += f"-{hash_of_ids(sorted(as_dict(protocol).items()))[:6]}"
     return f"{run_folder}/evaluation/{name}"
 
 
 def read_cards(run_folder: str) -> dict[str, Card]:
-    """Return the cards of a run by the folder that each lies in, or of an exported model by their names there."""
+    """Return the cards of a run by the name of their folder, or of an exported model by the name of their file."""
     names: dict[str, str] = {}
     for path in sorted(storage.list_files(run_folder)):
         if path.endswith("/card.json"):
@@ -208,7 +208,7 @@ def read_cards(run_folder: str) -> dict[str, Card]:
 
 
 def hash_of_questions(protocol: Protocol) -> str:
-    """Return 32 hex digits of the file of questions; empty without one."""
+    """Return a hash of the file of questions, 32 hex digits; empty without a file."""
     return checksum(storage.read_bytes(protocol.questions)) if protocol.questions else ""
 
 
@@ -218,7 +218,7 @@ def write_card(card: Card, path: str) -> None:
 
 
 def read_card(path: str) -> Card:
-    """Return the card in a file. ValueError that names what is wrong with it."""
+    """Return the card in a file. ValueError if the file is not a valid card."""
     storage.check_readable(path)
     try:
         return TypeAdapter(Card).validate_python(run_files.read_json(path))
@@ -229,7 +229,7 @@ def read_card(path: str) -> Card:
 
 
 def refuse_other(card: Card, hashes: Mapping[str, str]) -> None:
-    """Raise ValueError naming which hashes (weights, manifest_hash, questions_hash, ids_hash) are not the card's."""
+    """Raise ValueError if a hash (weights, manifest_hash, questions_hash, ids_hash) differs from the card's."""
     expected = {name: getattr(card, name) or hashes[name] for name in hashes}  # older cards lack the hash of questions
     if wrong := [
         f"{name} is {value}, the card has {expected[name]}" for name, value in hashes.items() if value != expected[name]
@@ -239,8 +239,9 @@ def refuse_other(card: Card, hashes: Mapping[str, str]) -> None:
         )
 
 
-def not_repeated(card: Card, scores: Mapping[str, float]) -> list[str]:
-    """Return a line per score that is not the card's: equal on the same hardware, inside its interval elsewhere."""
+def find_differences(card: Card, scores: Mapping[str, float]) -> list[str]:
+    """Return a line per score that differs from the card's. None should on the same hardware; elsewhere, each should
+    lie in its interval."""
     lines = []
     for name, expected in card.means.items():
         value, ends = scores.get(name, float("nan")), card.interval(name)

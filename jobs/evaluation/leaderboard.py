@@ -1,8 +1,8 @@
 """The scores of runs beside published ones: `python jobs/table.py RUN [RUN …] [--out table.md]`.
 
-Every protocol card in the runs' folders is a row, under its test set. A card belongs to a published test set if the
-name of its corpus says so (`msrvtt`, `didemo`, `msvd`); others stand under their own. Test sets without a card say
-"not run".
+Each protocol card in the runs' folders is a row below its test set. The name of a card's corpus determines its
+published test set (`msrvtt`, `didemo`, `msvd`); other corpora have separate tables. Test sets without a card say "not
+run".
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "multiple_choice": {"accuracy": "test/accuracy"},
     }
 )
-"""Scores that a table shows, by task."""
+"""Task → column title → score."""
 DUAL_SOFTMAX = "dual_softmax_"
-"""Prefix of the name of a score that has all queries as a prior."""
+"""Name prefix of scores with a prior over all queries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class TableConfig:
 
 
 def table(config: TableConfig) -> str:
-    """Return all scores in Markdown, a table per test set."""
+    """Return all scores as Markdown, with a table per test set."""
     tests = {test.title: test for dataset in known_datasets() for test in dataset.tests}
     cards: dict[str, list[tuple[str, Card]]] = defaultdict(list)
     for run in config.runs:
@@ -60,9 +60,9 @@ def table(config: TableConfig) -> str:
 
 
 def test_of(card: Card) -> TestSet | None:
-    """Return the published test set that a card is of, by the name of its corpus; None if it is of none.
+    """Return the published test set of a card, by the name of its corpus; None if there is none.
 
-    FileNotFoundError if its manifest is not there.
+    FileNotFoundError if its manifest does not exist.
     """
     manifest, protocol = open_manifest(card.protocol.manifest), card.protocol
     if protocol.split != "test":  # published scores are of test splits
@@ -70,35 +70,35 @@ def test_of(card: Card) -> TestSet | None:
     return published_test_set(manifest.corpus, protocol.task, manifest.splits.get("train", 0))
 
 
-def doubt_of(card: Card) -> str:
-    """Return why a score is not comparable with published ones of its test set, in a few words; mostly empty."""
+def caveat_of(card: Card) -> str:
+    """Return why a score is not comparable with published ones of its test set; empty if it is."""
     try:
         test = test_of(card)
     except FileNotFoundError:
         return ""
-    return test.doubt(card.num_videos, card.num_queries) if test else ""
+    return test.caveat(card.num_videos, card.num_queries) if test else ""
 
 
 def title_of(card: Card) -> str:
-    """Return the heading, in Markdown, under which a card stands: its test set, or its corpus, task and split."""
+    """Return the heading of a card as Markdown: its test set, or its corpus, task and split."""
     protocol, task = card.protocol, card.protocol.task.replace("_", " ")
     try:
         test = test_of(card)
-    except FileNotFoundError:  # of a run that was scored elsewhere
+    except FileNotFoundError:  # the run was scored on another machine
         return in_markdown(f"{protocol.manifest}, which is not there: {task} on {protocol.split}")
     return test.title if test else in_markdown(f"{open_manifest(protocol.manifest).corpus}, {task} on {protocol.split}")
 
 
 def rows(test: TestSet | None, cards: Sequence[tuple[str, Card]]) -> list[str]:
-    """Return the table of a test set, or of the cards of an unpublished one: ours first."""
+    """Return the table of a test set (None: an unpublished one), our cards first."""
     columns = COLUMNS[test.task if test else cards[0][1].protocol.task]
     lines = ["| | " + " | ".join(columns) + " | protocol |", "|---" * (len(columns) + 2) + "|"]
     for run, card in cards:
-        doubt = test.doubt(card.num_videos, card.num_queries) if test else ""
+        caveat = test.caveat(card.num_videos, card.num_queries) if test else ""
         for prior in ("", DUAL_SOFTMAX) if card.protocol.prior != "none" else ("",):
             values = " | ".join(score(card, with_prior(key, prior)) for key in columns.values())
             title = f"**{in_markdown(run)}**" + (", **all queries as a prior** (dual softmax)" if prior else "")
-            lines.append(f"| {title} | {values} | {how(card)}{f'; **{doubt}**' if doubt else ''} |")
+            lines.append(f"| {title} | {values} | {describe_protocol(card)}{f'; **{caveat}**' if caveat else ''} |")
     if not cards:
         lines.append(f"| ours | {' | '.join(['not run'] * len(columns))} | |")
     for method, scores in published_scores(test).items() if test else ():
@@ -107,7 +107,7 @@ def rows(test: TestSet | None, cards: Sequence[tuple[str, Card]]) -> list[str]:
 
 
 def with_prior(key: str, prior: str) -> str:
-    """Return the key of the same score with a prior."""
+    """Return the key of a score with the prefix `prior`."""
     place, _, name = key.rpartition("/")
     return f"{place}/{prior}{name}"
 
@@ -119,8 +119,8 @@ def score(card: Card, key: str) -> str:
     return f"{100 * card.scores[key]:.1f} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
 
 
-def how(card: Card) -> str:
-    """Return the protocol in a few words, as far as it decides whether scores are comparable."""
+def describe_protocol(card: Card) -> str:
+    """Return the parts of the protocol that decide whether scores are comparable, in words."""
     protocol = card.protocol
     parts = [f"{card.num_videos} videos, {card.num_queries} queries", f"{protocol.num_frames} frames"]
     if protocol.task == "retrieval":
@@ -130,5 +130,5 @@ def how(card: Card) -> str:
         parts.append("**no video was shown**")
     if card.num_missing or card.num_undecoded:
         parts.append(f"{card.num_missing} missing, {card.num_undecoded} not decoded")
-    parts += [f"**{doubt}**" for doubt in card.doubts]
+    parts += [f"**{caveat}**" for caveat in card.caveats]
     return "; ".join([*parts, f"seed {card.run_seed}, {card.date}"])

@@ -1,8 +1,8 @@
-"""Scores that others have published, in per cent: R@1, 5 and 10 of retrieval, accuracy of other tasks.
+"""Published scores in per cent: R@1, 5 and 10 of retrieval, accuracy of other tasks.
 
-From Table I of the paper (SNP-S3, IEEE TCSVT 2023), and from others' own papers where marked, of about five million
-pairs of pre-training. They are fine-tuned unless they say zero-shot, single runs without intervals, on the data sets'
-test splits; rows of which only one figure is known are left out. VATEX: nobody of comparable data has a full row.
+From Table I of the paper (SNP-S3, IEEE TCSVT 2023) or, where marked, from the papers of other methods, with about five
+million pre-training pairs. They are fine-tuned unless marked zero-shot, single runs without intervals, on the data
+sets' test splits. Rows with only one known figure are omitted. VATEX has no full row of a method with comparable data.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from jobs.run.datasets import TestSet
 
 FILE = Path(__file__).with_name("published_scores.json")
-"""Scores by title of the test set and by method, in the order of its table."""
+"""Title of the test set → method → scores, in the order of the table's columns."""
 
 
 def published_scores(test: TestSet) -> Mapping[str, Sequence[float]]:
-    """Return the published scores on a test set by method; of a plug-in those that it brings along."""
+    """Return the published scores on a test set by method, with those that a plug-in's test set brings."""
     return _all_scores().get(test.title, {}) | dict(test.scores)
 
 

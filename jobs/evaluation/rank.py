@@ -1,4 +1,4 @@
-"""What every rank of an evaluation does: score its share of a split with the best weights of a run."""
+"""The work of each rank of an evaluation: score its share of a split with the best weights of a run."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from pipeline.corpus.ledger import write_ledger
 from snps3_model.loading import load_earlier_run
 
 REJECTED = "rejected.parquet"
-"""Beside a card: the clips that could not be decoded, and why."""
+"""Ledger beside a card, of the clips that could not be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the driver hands to every rank."""
+    """The input of each rank, from the driver."""
 
     job: Job
     is_own_task: bool
-    """The run was trained for what it is scored on: its weights include the head."""
+    """Whether the run was trained for the scored task, so that its weights include the head."""
     out: str
 
 
 def evaluate_rank(request: Request, runtime: Runtime) -> None:
-    """Score this rank's share; the first rank writes the result of all."""
+    """Score this rank's share; the first rank writes the results of all ranks."""
     job, world, out = request.job, runtime.world, request.out
     batches = RankBatches(job, runtime, Clock())
     network, _ = make_network(job, world, is_new=False)

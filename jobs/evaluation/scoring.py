@@ -1,4 +1,4 @@
-"""Score a run on a task, on the clips of any manifest, and write its protocol card."""
+"""Score a run on a task with the clips of any manifest, and write its protocol card."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import tyro
 
 from cluster import run as cluster_run
 from cluster.connection import connected_ray
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.evaluation import cards
 from jobs.evaluation.cards import Card, Protocol, read_card, refuse_other, write_card
-from jobs.evaluation.leaderboard import doubt_of
+from jobs.evaluation.leaderboard import caveat_of
 from jobs.evaluation.rank import REJECTED, Request, evaluate_rank
 from jobs.run import run_files
 from jobs.run.config import DataConfig, Placement, PretrainConfig, TaskConfig
@@ -27,52 +28,53 @@ from jobs.tasks.retrieval import Fusion
 from jobs.tasks.task import Measured, TaskInputs, own_type, score_name, scored_kind, task_type
 from jobs.tasks.text import TextProcessor
 from jobs.tracking import machine, mlflow_runs
-from jobs.training.job import Job, evaluation_sources, evaluation_stream, with_absolute_weights, workers
+from jobs.training.job import Job, evaluation_sources, with_absolute_weights, workers
+from jobs.training.streams import evaluation_stream
 from pipeline import storage
 from pipeline.corpus.listing import Listing
 from pipeline.corpus.manifest import open_manifest
 
 PLACES = ("run", "manifest", "questions")
-"""What may lie elsewhere when a card's score is repeated."""
+"""Paths of a protocol that may differ when a card's score is repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What is to be scored, and how."""
+    """Which run is scored, on what, and how."""
 
     run: Annotated[str, tyro.conf.Positional] = ""
     """Folder of the run."""
     task: str = "auto"
-    """`auto`: what the run was trained for; or retrieval, question_answering, multiple_choice, or a task of your own as
+    """`auto`: the task of the run; or retrieval, question_answering, multiple_choice, or a task of another package as
     `package.module:Name`."""
     manifest: str | None = None
-    """None: that of the run."""
+    """Manifest of the clips; None: that of the run."""
     split: str | None = None
-    """None: the run's test split."""
+    """Split of the clips; None: the run's test split."""
     questions: str | None = None
     """File of questions or choices; None: those of the run's test split."""
     queries: Literal["first", "each", "paragraph"] = "first"
-    """Captions that ask: the first of each clip, each of them, or all of a clip as one paragraph."""
+    """Query texts: the first caption of each clip, each caption, or all of a clip as one paragraph."""
     rerank: int | None = None
-    """Clips of each text, and texts of each clip, that the cross encoder orders anew. None: all."""
+    """Clips of each text, and texts of each clip, that the cross encoder reranks. None: all."""
     fusion: Fusion = "sum"
-    """What orders them: both scores, or the cross encoder's own."""
+    """Score that orders them: the sum of both, or the cross encoder's alone."""
     dual_softmax: bool = False
-    """Show scores that use all queries as a prior too, in columns of their own."""
+    """Also show scores with a prior over all queries, in separate columns."""
     num_frames: int | None = None
     """Frames per video; None: as many as in training."""
     max_clips: int | None = None
-    """Clips at most, the first by clip_id; None: all of the split."""
+    """Most clips, the first by clip_id; None: all of the split."""
     allow_selection_on_test: bool = False
-    """Score the split by which the checkpoint was chosen; the card then says so."""
+    """Allow clips on which the checkpoint was selected; the card then says so."""
     allow_training_on_test: bool = False
-    """Score clips that the run was trained on; the card then says so."""
+    """Allow clips that the run was trained on; the card then says so."""
     card: str | None = None
-    """A card whose score is to be repeated. All but `placement` comes from it; `run`, `manifest` and `questions` are
-    given where they lie elsewhere by now."""
+    """A card whose score is to be repeated. All but `placement` comes from it; set `run`, `manifest` and `questions` if
+    they have moved."""
     out: str | None = None
-    """Folder of the card; None: `evaluation/TASK-SPLIT` in the run's, with a hash if that is not how the run scores
-    itself."""
+    """Folder of the card; None: `evaluation/TASK-SPLIT` in the run's folder, with a hash unless the settings are those
+    of the run's own evaluation."""
     placement: Placement = field(default_factory=Placement)
 
     def __post_init__(self) -> None:
@@ -82,37 +84,37 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> Card:
-    """Score a run and return the card. ValueError for what cannot be scored, or not repeated."""
+    """Score a run and return the card. ValueError if it cannot be scored, or a card not be repeated."""
     before = read_card(config.card) if config.card else None
     if not before and not config.run:
         raise ValueError("name the folder of a run, or a card with --card")
-    moved = moved_to(config, before.protocol) if before else None
-    run_folder = moved.run if moved else storage.absolute(config.run)
+    relocated = relocate(config, before.protocol) if before else None
+    run_folder = relocated.run if relocated else storage.absolute(config.run)
     run = config_of(run_folder)
-    protocol = moved or protocol_of(config, run.data, run.task, run_folder)
+    protocol = relocated or protocol_of(config, run.data, run.task, run_folder)
     manifest, identity = open_manifest(protocol.manifest), run_files.read_json(f"{run_folder}/{run_files.IDENTITY}")
-    seen = num_seen(run.data, protocol, identity["fields"]["data.manifest_hash"])
-    refuse_seen(config, run.data, protocol, seen, before)
+    overlap = count_overlap(run.data, protocol, identity["fields"]["data.manifest_hash"])
+    refuse_overlap(config, run.data, protocol, overlap, before)
     weights = run_files.weights_hash(run_folder)
     if before:
         questions_hash = cards.hash_of_questions(protocol)
         refuse_other(before, {"weights": weights, "manifest_hash": manifest.hash, "questions_hash": questions_hash})
-    own = own_type(run.task.kind)
-    own_protocol = cards.own_protocol(
+    trained_task = own_type(run.task.kind)
+    run_protocol = cards.make_run_protocol(
         run_folder,
         data=run.data,
         task=run.task,
         rerank=run.selection.rerank,
-        scores_all_pairs=own is not None and own.scores_all_pairs,
+        scores_all_pairs=trained_task is not None and trained_task.scores_all_pairs,
     )
-    out = out_folder(config, protocol, own_protocol)
+    out = out_folder(config, protocol, run_protocol)
     card = cards.make_card(
         protocol,
         measure(make_request(run, protocol, config.placement, manifest, out)),
         run_seed=run.seed,
         selected_on=cards.selected_on(run.selection, run.data),
-        is_selected_on_test=seen["validation"] > 0,
-        num_trained_on=seen["train"],
+        is_selected_on_test=overlap["validation"] > 0,
+        num_trained_on=overlap["train"],
         weights=weights,
         run_hash=identity["hash"],
         manifest_hash=manifest.hash,
@@ -130,9 +132,9 @@ def evaluate(config: EvaluateConfig) -> Card:
 
 
 def measure(request: Request) -> Measured:
-    """Run the ranks and return what they measured."""
+    """Run the ranks and return their results."""
     job = request.job
-    connected = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
+    connected = connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True)
     with tempfile.TemporaryDirectory() as scratch, connected:
         cluster_run.run(
             evaluate_rank,
@@ -146,7 +148,7 @@ def measure(request: Request) -> Measured:
 
 
 def refuse_too_many_rejected(card: Card, path: str, share: float) -> None:
-    """Raise ValueError where so many clips could not be decoded that the score is that of another test set."""
+    """Raise ValueError if so many clips could not be decoded that the rest is another test set."""
     num_scored = card.num_videos if card.protocol.is_retrieval else card.num_queries
     if card.num_undecoded > share * (num_scored + card.num_undecoded):
         raise ValueError(
@@ -155,20 +157,20 @@ def refuse_too_many_rejected(card: Card, path: str, share: float) -> None:
         )
 
 
-def out_folder(config: EvaluateConfig, protocol: Protocol, own: Protocol) -> str:
-    """Return where the card goes, and what was measured. A repeated score lies beside its card, which stays as it is.
+def out_folder(config: EvaluateConfig, protocol: Protocol, run_protocol: Protocol) -> str:
+    """Return the folder of the card and the raw results. A repeated score goes beside its card, which stays unchanged.
 
-    `own`: how the run measures itself.
+    `run_protocol`: the protocol of the run's own evaluation.
     """
     if config.out:
         return storage.absolute(config.out)
     if config.card:
         return f"{storage.absolute(config.card).rpartition('/')[0]}/repeated"
-    return cards.card_folder(protocol.run, protocol, own)
+    return cards.card_folder(protocol.run, protocol, run_protocol)
 
 
 def protocol_of(config: EvaluateConfig, data: DataConfig, trained: TaskConfig, run_folder: str) -> Protocol:
-    """Return how the score is measured, with the settings of the run (`data`, `trained`) where none are given."""
+    """Return the protocol of the score; settings that are not given are those of the run (`data`, `trained`)."""
     kind = trained.kind if config.task == "auto" else scored_kind(config.task)
     if config.task == "auto" and own_type(kind) is None:
         raise ValueError(
@@ -206,7 +208,7 @@ def protocol_of(config: EvaluateConfig, data: DataConfig, trained: TaskConfig, r
 
 
 def files_of(data: DataConfig, task: TaskConfig) -> dict[str | None, str | None]:
-    """Return the run's own files of questions, by the split whose clips they ask about."""
+    """Return the run's files of questions by split."""
     return {
         data.temporal_split: task.temporal,
         data.validation_split: task.validation,
@@ -215,15 +217,15 @@ def files_of(data: DataConfig, task: TaskConfig) -> dict[str | None, str | None]
 
 
 def refuse_given(config: EvaluateConfig, names: Sequence[str], why: str) -> None:
-    """Raise ValueError naming the first of these fields that is set."""
+    """Raise ValueError for the first of these fields that is set."""
     default = EvaluateConfig()
     for name in names:
         if getattr(config, name) != getattr(default, name):
             raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} {why}; leave it out")
 
 
-def moved_to(config: EvaluateConfig, protocol: Protocol) -> Protocol:
-    """Return the protocol of a card, with the places where things lie now; its hashes say whether they are the same."""
+def relocate(config: EvaluateConfig, protocol: Protocol) -> Protocol:
+    """Return the protocol of a card with the current paths; hashes later verify that the contents are the same."""
     is_named = config.task == protocol.task
     if own_type(scored_kind(protocol.task)) is None and not is_named:
         raise ValueError(
@@ -241,9 +243,9 @@ def moved_to(config: EvaluateConfig, protocol: Protocol) -> Protocol:
 
 
 def run_manifest(data: DataConfig, protocol: Protocol, manifest_hash: str) -> str:
-    """Return the path of the manifest that the run was trained with; say so and return "" where it is gone."""
+    """Return the path of the manifest that the run was trained with. If it is gone, print that and return ""."""
     for path in (protocol.manifest, storage.absolute(data.manifest)):
-        with contextlib.suppress(OSError):  # of a file that is gone, or a bucket that is not for everybody
+        with contextlib.suppress(OSError):  # the file is gone, or the bucket is not accessible
             if open_manifest(path).hash == manifest_hash:
                 return path
     name = protocol.run.rpartition("/")[2]
@@ -251,31 +253,31 @@ def run_manifest(data: DataConfig, protocol: Protocol, manifest_hash: str) -> st
     return ""
 
 
-def num_seen(data: DataConfig, protocol: Protocol, manifest_hash: str) -> dict[str, int]:
-    """Return how many of the scored clips are in the splits that the run was trained and its checkpoint chosen on."""
+def count_overlap(data: DataConfig, protocol: Protocol, manifest_hash: str) -> dict[str, int]:
+    """Return the numbers of scored clips that are in the run's training split and in its validation split."""
     splits = {"validation": data.validation_split, "train": data.train_split}
     path, scored = run_manifest(data, protocol, manifest_hash), (protocol.manifest, protocol.split)
     return {name: cards.num_shared(scored, (path, split)) if path else 0 for name, split in splits.items()}
 
 
-def refuse_seen(
-    config: EvaluateConfig, data: DataConfig, protocol: Protocol, seen: Mapping[str, int], before: Card | None
+def refuse_overlap(
+    config: EvaluateConfig, data: DataConfig, protocol: Protocol, overlap: Mapping[str, int], before: Card | None
 ) -> None:
-    """Raise ValueError if clips are scored that the run has seen and no option, nor the card `before`, says so."""
+    """Raise ValueError if the run has seen scored clips, unless an option or the card `before` allows that."""
     for name, what, option, is_known in (
         ("validation", "chosen", "allow_selection_on_test", before and before.is_selected_on_test),
         ("train", "trained", "allow_training_on_test", before and before.num_trained_on),
     ):
-        if seen[name] and not (getattr(config, option) or is_known):
+        if overlap[name] and not (getattr(config, option) or is_known):
             raise ValueError(
                 f"the checkpoint of {protocol.run} was {what} on the split {getattr(data, f'{name}_split')}, which "
-                f"shares {seen[name]} clips with the split {protocol.split}, so the score would be too optimistic; "
+                f"shares {overlap[name]} clips with the split {protocol.split}, so the score would be too optimistic; "
                 f"choose another --split, or pass --{option.replace('_', '-')}, which the card records"
             )
 
 
 def make_request(run: PretrainConfig, protocol: Protocol, placement: Placement, manifest: Listing, out: str) -> Request:
-    """Return what every rank needs: the run's network and words, the clips, and what is asked about them."""
+    """Return the input of the ranks: the run's network and vocabulary, the clips, and the task with its questions."""
     data = dataclasses.replace(
         run.data,
         manifest=protocol.manifest,
@@ -322,7 +324,7 @@ def make_request(run: PretrainConfig, protocol: Protocol, placement: Placement, 
 
 
 def log(card: Card, run_name: str, placement: Placement) -> None:
-    """Log the card as a run of MLflow: protocol as parameters, scores as metrics."""
+    """Log the card as an MLflow run: protocol as parameters, scores as metrics."""
     name = f"{run_name}/{card.protocol.task}-{card.protocol.split}"
     tracker = mlflow_runs.open_run(
         placement.storage,
@@ -336,7 +338,7 @@ def log(card: Card, run_name: str, placement: Placement) -> None:
 
 
 def table(card: Card) -> str:
-    """Return the card in lines."""
+    """Return the card as text for the terminal."""
     protocol = card.protocol
     lines = [
         f"{protocol.task} on {protocol.split} of {protocol.manifest} ({card.manifest_hash})",
@@ -350,9 +352,9 @@ def table(card: Card) -> str:
             f"asked by: {protocol.queries}; re-ranked: {protocol.rerank or 'all'}, by {protocol.fusion}; prior: "
             f"{protocol.prior}"
         )
-    if doubt := doubt_of(card):
-        lines.append(doubt)
-    lines += [f"{doubt.upper()}: this score is too optimistic" for doubt in card.doubts]
+    if caveat := caveat_of(card):
+        lines.append(caveat)
+    lines += [f"{caveat.upper()}: this score is too optimistic" for caveat in card.caveats]
     for name, value in sorted(card.means.items()):
         ends = card.interval(name)
         lines.append(f"  {name:36s} {value:8.3f}" + (f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))

@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from cluster.connection import connected_ray
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.experiments.cells import Cell, Cells, read_cells, write_cells
 from jobs.experiments.child_runs import StoppedError, StopRequest, parent_run, run_child
 from jobs.experiments.statistics import difference, resolution, spread
@@ -47,7 +47,7 @@ ROWS: Mapping[str, Mapping[str, Values]] = MappingProxyType(
         },
     }
 )
-"""Fields that each row of each table sets; the first row is the baseline of the others."""
+"""Fields that each row of each table sets; the first row of a table is the baseline of the others."""
 PAPER: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "II": {"P3E": "18.3 / 22.7", "SNP": "21.7 / 25.0"},
@@ -59,9 +59,9 @@ PAPER: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-"""R@1 on MSR-VTT 7K after fine-tuning, with ResNet-50 and with PVT: single runs."""
+"""R@1 in % on MSR-VTT 7K after fine-tuning, with ResNet-50 / PVT; single runs."""
 WITHIN_DATA_WAIT = "seconds/plan"
-"""Part of the time that `seconds/data_wait` counts too."""
+"""Time that `seconds/data_wait` already includes."""
 RECALLS = tuple(f"test/{way}/r{k}" for way in ("t2v", "v2t") for k in (1, 5, 10))
 PRIMARY = "mean recall"
 SHOWN: Mapping[str, str] = MappingProxyType(
@@ -76,31 +76,31 @@ SHOWN: Mapping[str, str] = MappingProxyType(
         "MiB per worker": "memory_mib",
     }
 )
-"""Columns of a table, where runs have them."""
+"""Columns of a table → keys of results; a table shows those that its runs have."""
 COMPARED = (PRIMARY, "retrieval/test/t2v/r1", "qa/test/accuracy")
-"""Scores whose differences between rows a table shows."""
+"""Scores for which a table shows differences between rows."""
 CELLS = "cells.json"
 DOWNSTREAM = MappingProxyType({"retrieval": "tiny_retrieval", "qa": "tiny_qa"})
-"""Recipes of fine-tuning by the prefix of their results."""
+"""Prefix of results → recipe of fine-tuning."""
 MakeRun = Callable[..., PretrainConfig]
-"""Of fields by their dotted names, and a `name`, the run."""
+"""From fields by dotted names, and a `name`, to the run's configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblateConfig:
-    """Which table, and over how many seeds."""
+    """The table to reproduce, and its seeds."""
 
     table: Annotated[Literal["II", "III"], tyro.conf.Positional]
-    """Of the paper."""
+    """Table of the paper."""
     name: str
-    """Of the ablation: its folder in `placement.storage`, and its MLflow run."""
+    """Name of the ablation: of its folder in `placement.storage`, and of its MLflow run."""
     num_seeds: int = 5
     downstream_seeds: tuple[int, ...] = ()
     """Seeds whose runs are fine-tuned too, for retrieval and question answering on the embedded corpus."""
     downstream_steps: int | None = None
-    """Of each fine-tuning, with one evaluation at the end; None: as in its recipe."""
+    """Steps of each fine-tuning, with one evaluation at the end; None: as in its recipe."""
     num_at_once: int | None = None
-    """Runs at a time; None: as many as the cluster has room for."""
+    """Concurrent runs; None: as many as fit on the cluster."""
 
     def __post_init__(self) -> None:
         for name in ("downstream_steps", "num_at_once"):
@@ -113,9 +113,10 @@ class AblateConfig:
 
 
 def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, str]]:
-    """Return the table in Markdown, which is also in the folder of the ablation, and why each failed cell did so.
+    """Run the missing cells. Return the table in Markdown, which is also in the ablation's folder, and the error of
+    each failed cell.
 
-    ValueError for what cannot be run, StoppedError if the runs were asked to stop.
+    Raise ValueError for a table that cannot be run, StoppedError after a stop request.
     """
     make, placement, recipes = functools.partial(with_values, base), base.placement, known_recipes()
     tuned = {task: fine_tuning(recipes[recipe], base, "RUN") for task, recipe in DOWNSTREAM.items()}
@@ -133,7 +134,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
     mlflow_runs.refuse_unreachable(placement.storage)
     voice.keep_log_in(folder)
     with lease.held(folder) as held, connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
-        cells = read_cells(f"{folder}/{CELLS}", fields)  # again: the driver before may have added some meanwhile
+        cells = read_cells(f"{folder}/{CELLS}", fields)  # again: the previous holder of the lease may have added some
         driver.refuse_scattered_metrics(placement.storage)
         num_at_once = driver.runs_at_once(config.num_at_once, placement)
         failed: dict[Cell, str] = {}
@@ -148,9 +149,9 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
             run = functools.partial(run_cell, config=config, make=make, parent=parent.run_id, stop=stop)
             with stop.on_signals(), contextlib.ExitStack() as last:
                 pool = ThreadPoolExecutor(num_at_once)
-                last.callback(pool.shutdown, cancel_futures=True)  # after a failed write of results no cell begins
+                last.callback(pool.shutdown, cancel_futures=True)  # no new cell after a failed write of results
                 begun = {pool.submit(run, cell): cell for cell in missing_cells(config, cells)}
-                for future in as_completed(begun):  # as they come: an ablation takes hours
+                for future in as_completed(begun):  # write each result at once: an ablation takes hours
                     note(begun[future], future.result(), cells, failed)
                     held.check()
                     write_cells(f"{folder}/{CELLS}", fields, cells)
@@ -162,7 +163,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
 
 
 def refuse_no_captions(kind: str, tasks: Iterable[TaskConfig]) -> None:
-    """Raise ValueError if runs of this kind are no pre-training, FileNotFoundError if a fine-tuning lacks questions."""
+    """Raise ValueError unless the runs are pre-training, FileNotFoundError if a fine-tuning lacks its questions."""
     if kind != "captions":
         raise ValueError(f"runs of task.kind={kind} have no {PRIMARY}; ablations are of pre-training")
     for path in (getattr(task, name) for task in tasks for name in TASK_FILES):
@@ -171,7 +172,7 @@ def refuse_no_captions(kind: str, tasks: Iterable[TaskConfig]) -> None:
 
 
 def refuse_equal_rows(name: str, make: MakeRun) -> None:
-    """Raise ValueError if rows that the table `name` tells apart would train the same losses."""
+    """Raise ValueError if different rows of the table `name` would train the same losses."""
     objective = make({}, name="row").objective
     if name == "III" and objective.masked_words_text == objective.masked_words_cross == 0:
         raise ValueError("without masked words MLM and MSSM are one: objective.masked_words_text and _cross are both 0")
@@ -182,7 +183,8 @@ def refuse_equal_rows(name: str, make: MakeRun) -> None:
 
 
 def refuse_other_fine_tuning(config: AblateConfig, num_steps: Mapping[str, int], cells: Cells) -> None:
-    """Raise ValueError if kept cells were fine-tuned for other steps than the next; `num_steps`: of each recipe."""
+    """Raise ValueError if kept cells were fine-tuned for other numbers of steps than new ones would be. `num_steps`: by
+    recipe."""
     for task in DOWNSTREAM if config.downstream_seeds else ():
         expected = config.downstream_steps or num_steps[task]
         for (row, seed), results in cells.items():
@@ -194,24 +196,24 @@ def refuse_other_fine_tuning(config: AblateConfig, num_steps: Mapping[str, int],
 
 
 def common_fields(name: str, pretrained: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what all runs of the table `name` have in common, of the identities of pre-training and fine-tuning.
+    """Return the fields that all runs of the table `name` share, from the identities of pre-training and fine-tuning.
 
-    Cells of another ablation are not mixed with them.
+    They keep cells of different ablations apart.
     """
-    fields, of_the_corpus = dict(pretrained), {f"task.{file}" for file in TASK_FILES}  # elsewhere on another machine
+    fields, of_the_corpus = dict(pretrained), {f"task.{file}" for file in TASK_FILES}  # paths differ between machines
     for task, run in tuned.items():
         fields |= {f"{task}.{field}": value for field, value in run.items() if field not in of_the_corpus}
     return {"table": name} | {field: value for field, value in fields.items() if field.split(".")[-1] != "seed"}
 
 
 def missing_cells(config: AblateConfig, cells: Cells) -> list[Cell]:
-    """Return the cells that are still to be run or fine-tuned, by seed."""
+    """Return the cells that still need a run or a fine-tuning, ordered by seed."""
     every = [(row, seed) for seed in range(config.num_seeds) for row in ROWS[config.table]]
     return [cell for cell in every if is_missing(cell, config, cells)]
 
 
 def is_missing(cell: Cell, config: AblateConfig, cells: Cells) -> bool:
-    """Return whether the run is to be made, or fine-tuned."""
+    """Return whether the cell still needs its run, or its fine-tuning."""
     keys = [f"{task}/num_steps" for task in DOWNSTREAM if cell[1] in config.downstream_seeds]
     return cell not in cells or any(key not in cells[cell] for key in keys)
 
@@ -219,9 +221,10 @@ def is_missing(cell: Cell, config: AblateConfig, cells: Cells) -> bool:
 def run_cell(
     cell: Cell, *, config: AblateConfig, make: MakeRun, parent: str, stop: StopRequest
 ) -> tuple[dict[str, float], Exception | None]:
-    """Run a row with a seed, fine-tuned too if the seed is one of those; return its results, and what ended it early.
+    """Run a row with a seed, and its fine-tuning if the seed is in `downstream_seeds`; return the results so far, and
+    the error that ended it early, if any.
 
-    `parent`: MLflow run of the ablation.
+    `parent`: id of the ablation's MLflow run.
     """
     row, seed = cell
     name = f"{config.name}-{row.lower().replace(',', '').replace(' ', '-')}-{seed}"
@@ -236,13 +239,13 @@ def run_cell(
             tuned = with_values(tuned, shortened(config.downstream_steps), name=f"{name}-{task}")
             scores = numbers(run(tuned).unwrap(), preflight.num_cpus(tuned.placement))
             results |= {f"{task}/{key}": value for key, value in scores.items()}
-    except Exception as error:  # of whatever kind: hours of other cells are not lost by it
+    except Exception as error:  # any error: it must not cost the hours of other cells
         return results, error
     return results, None
 
 
 def shortened(num_steps: int | None) -> dict[str, int]:
-    """Return the fields of a fine-tuning of so many steps, with one evaluation at its end; None changes nothing."""
+    """Return the fields of a fine-tuning of `num_steps`, with one evaluation at its end; none for None."""
     if num_steps is None:
         return {}
     return {
@@ -258,7 +261,7 @@ def note(
     cells: dict[Cell, dict[str, float]],
     failed: dict[Cell, str],
 ) -> None:
-    """Add the results of a cell as far as it came, and why it failed, if it was not asked to stop."""
+    """Record the results of a cell, also of an incomplete one, and its error unless that is a stop request."""
     results, error = outcome
     if results:
         cells[cell] = {**cells.get(cell, {}), **results}
@@ -267,8 +270,8 @@ def note(
 
 
 def numbers(results: Mapping[str, Any], num_cpus: float) -> dict[str, float]:
-    """Return the numbers among a run's results, with the mean recall of both directions, the seconds of a step, and the
-    hours of the run on its `num_cpus`."""
+    """Return the numeric results of a run, plus the mean recall of both directions, the seconds per step, and the CPU
+    hours on `num_cpus`."""
     values = {key: float(value) for key, value in results.items() if isinstance(value, int | float)}
     if all(key in values for key in RECALLS):
         values[PRIMARY] = float(np.mean([values[key] for key in RECALLS]))
@@ -283,18 +286,19 @@ def numbers(results: Mapping[str, Any], num_cpus: float) -> dict[str, float]:
 
 
 def of_row(cells: Cells, row: str, key: str) -> dict[int, float]:
-    """Return a score of a row by seed."""
+    """Return the values of the score `key` of a row, by seed."""
     return {seed: results[key] for (name, seed), results in cells.items() if name == row and key in results}
 
 
 def means(name: str, cells: Cells) -> dict[str, float]:
-    """Return the mean recall of each row of the table `name`, by a name that MLflow takes."""
+    """Return the mean recall of each row of the table `name`, under names that MLflow accepts."""
     rows = {row.replace(",", ""): list(of_row(cells, row, PRIMARY).values()) for row in ROWS[name]}
     return {f"{row}/{PRIMARY}": float(np.mean(values)) for row, values in rows.items() if values}
 
 
 def table(config: AblateConfig, cells: Cells, failed: Mapping[Cell, str] = MappingProxyType({})) -> str:
-    """Return rows with means and intervals, then differences to the first row, seed by seed, and what `failed`."""
+    """Return the table in Markdown: rows with means and intervals, paired differences by seed, and the `failed`
+    cells."""
     rows, num_seeds = list(ROWS[config.table]), len({seed for _, seed in cells})
     keys = {title: key for title, key in SHOWN.items() if any(key in results for results in cells.values())}
     hours = sum(value for results in cells.values() for key, value in results.items() if key.endswith("cpu_hours"))
@@ -325,8 +329,7 @@ def table(config: AblateConfig, cells: Cells, failed: Mapping[Cell, str] = Mappi
 
 
 def compared(name: str) -> list[tuple[str, str]]:
-    """Return pairs (row, its baseline) of the table `name`: rows that differ in one field, and every row with the
-    first."""
+    """Return pairs (row, baseline) of the table `name`: rows that differ in one field, and every row with the first."""
     rows = ROWS[name]
     pairs = [(row, other) for other, row in itertools.combinations(rows, 2)]
     first = next(iter(rows))
@@ -334,5 +337,5 @@ def compared(name: str) -> list[tuple[str, str]]:
 
 
 def num_changed(values: Values, others: Values) -> int:
-    """Return the number of fields that two rows do not set alike."""
+    """Return the number of fields in which two rows differ."""
     return sum(values.get(name) != others.get(name) for name in values.keys() | others.keys())

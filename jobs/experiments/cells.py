@@ -1,4 +1,4 @@
-"""Results of runs that differ in a row of a table and a seed, kept in one file while they come in."""
+"""Results of runs by row of a table and seed, kept in one file that is rewritten after each run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cells = Mapping[Cell, Mapping[str, float]]
 
 
 def read_cells(path: str, fields: Mapping[str, Any]) -> dict[Cell, dict[str, float]]:
-    """Return the results in a file, none if it is not there. ValueError if they are of other settings than `fields`."""
+    """Return the results in a file, none if there is no file. Raise ValueError if their settings are not `fields`."""
     if not storage.exists(path):
         return {}
     saved = run_files.read_json(path)
@@ -26,6 +26,6 @@ def read_cells(path: str, fields: Mapping[str, Any]) -> dict[Cell, dict[str, flo
 
 
 def write_cells(path: str, fields: Mapping[str, Any], cells: Cells) -> None:
-    """Write results and the settings that they have in common, as `read_cells` reads them."""
+    """Write results and their common settings, in the format of `read_cells`."""
     saved = [{"row": row, "seed": seed, "results": dict(results)} for (row, seed), results in sorted(cells.items())]
     run_files.write_json(path, {"fields": dict(fields), "cells": saved})

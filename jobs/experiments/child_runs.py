@@ -1,8 +1,8 @@
-"""The one way from a resolved config to a finished run: its results, or why it has none.
+"""Run a resolved config to its end, and return its results, or the error.
 
-A child runs on a thread of this process, so that its driver costs nothing more, or in a process of its own, so that
-neither its memory nor its threads of torch meet those of others. Such a process gets its config as a file:
-`python -m jobs.experiments.child_runs FOLDER`, with config.json in it.
+A child runs on a thread of this process, which saves another driver process, or in a separate process, which isolates
+its memory and its torch threads. A separate process reads its config from a file:
+`python -m jobs.experiments.child_runs FOLDER`, with config.json in the folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Status = Literal["finished", "stopped", "diverged", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a run."""
+    """The outcome of a run."""
 
     status: Status
     results: Mapping[str, Any] = field(default_factory=dict)
@@ -40,33 +40,34 @@ class Outcome:
     """Why there are no results."""
 
     def unwrap(self) -> Mapping[str, Any]:
-        """Return the results. Raise what kept the run from its end."""
+        """Return the results, or raise the error."""
         if self.error:
             raise self.error
         return self.results
 
 
 class StopRequest:
-    """A request to stop all runs under way: each writes a checkpoint and ends, and no other begins."""
+    """A request to stop all running runs: each writes a checkpoint and ends, and no other starts."""
 
     def __init__(self) -> None:
         self.run_folders: set[str] = set()
         self.is_made = False
 
     def make(self, *_: Any) -> None:
-        """Ask the runs, as a handler of signals does."""
+        """Request the stop; the signature is that of a signal handler."""
         from jobs.launch import driver
 
         self.is_made = True
         voice.say("asked to stop: waiting for the checkpoints")
         for folder in list(self.run_folders):
-            driver.ask_to_stop(folder)
+            driver.request_stop(folder)
 
     def on_signals(self) -> contextlib.AbstractContextManager[None]:
-        """Within it, SIGTERM (as from `ray job stop`) and Ctrl-C are this request: no signal reaches the threads."""
+        """Turn SIGTERM (as from `ray job stop`) and Ctrl-C into this request within the context, since no signal
+        reaches the threads."""
         from jobs.launch import driver
 
-        return driver.answering_signals(self.make, signal.SIGTERM, signal.SIGINT)
+        return driver.signal_handlers(self.make, signal.SIGTERM, signal.SIGINT)
 
 
 def run_child(
@@ -77,10 +78,10 @@ def run_child(
     stop: StopRequest | None = None,
     is_isolated: bool = False,
 ) -> Outcome:
-    """Run a config to its end, from its last checkpoint if there is one; a finished run is read, not run again.
+    """Run a config to its end, from its last checkpoint if there is one; of a finished run, only read the results.
 
-    `tags`: of the MLflow run. `watchers`: see `driver.pretrain`. `is_isolated`: in a process of its own, where the
-    problems that the command line would refuse are refused too; neither tags nor watchers reach it.
+    `tags`: of the MLflow run. `watchers`: see `driver.pretrain`. `is_isolated`: run in a separate process, with the
+    preflight checks of the command line, and without tags or watchers.
     """
     run_folder, stop = storage.absolute(f"{config.placement.storage}/{config.name}"), stop or StopRequest()
     if is_isolated:
@@ -97,7 +98,7 @@ def run_child(
         results = driver.pretrain(config, watchers=watchers, tags=tags, is_stopped=lambda: stop.is_made)
     except DivergedError as error:
         return Outcome(status="diverged", error=error)
-    except Exception as error:  # of whatever kind: the caller's other runs go on
+    except Exception as error:  # any error: the caller's other runs continue
         return Outcome(status="failed", error=error)
     finally:
         stop.run_folders.discard(run_folder)
@@ -128,9 +129,9 @@ def parent_run(
     params: Mapping[str, Any],
     has_failed: Callable[[], bool] = lambda: False,
 ) -> Iterator[Tracker]:
-    """Within it, the MLflow run that the children are below of is open; no child's stays open after it.
+    """Keep the parent MLflow run open within the context; at its end, end the children's runs that are still open.
 
-    It ends as FINISHED, as KILLED by a StoppedError, as FAILED by any other, or where `has_failed` says so at the end.
+    The run ends as FINISHED, as KILLED after a StoppedError, or as FAILED after another error or if `has_failed()`.
     """
     from jobs.tracking import mlflow_runs
 
@@ -150,7 +151,7 @@ def parent_run(
 
 
 def main() -> int:
-    """Run the config in the folder that is named. Exit status: 0 finished, 1 failed, 2 refused, 130 stopped."""
+    """Run the config in the given folder. Return the exit status: 0 finished, 1 failed, 2 refused, 130 stopped."""
     from jobs.launch import preflight
     from jobs.run.run_identity import config_of
 

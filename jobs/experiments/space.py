@@ -1,4 +1,4 @@
-"""Search spaces: fields of the configuration by their dotted names, and the values of each.
+"""Search spaces: fields of the configuration by dotted names, and the domain of each.
 
 masking.ratio=0.1..0.6   optim.lr=1e-4..3e-3:log   text.num_words=1..5:int   objective.lvwm_stage=after,both
 """
@@ -38,13 +38,13 @@ SPACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-"""Presets of spaces by name."""
+"""Preset spaces by name."""
 MOST_TOGETHER = 1000
-"""Values of the other fields that are tried with a value that the base refuses alone."""
+"""Limit of the combinations of other fields that are tried with a value that is invalid in the base alone."""
 
 
 def parse(texts: Sequence[str]) -> dict[str, Domain]:
-    """Return the domain of each field. ValueError that names a text that is no domain."""
+    """Return the domain of each field. Raise ValueError that names an invalid text."""
     space: dict[str, Domain] = {}
     for text in texts:
         name, _, values = text.partition("=")
@@ -61,7 +61,7 @@ def parse(texts: Sequence[str]) -> dict[str, Domain]:
 
 
 def domain(text: str) -> Domain:
-    """Read `LOW..HIGH`, with `:log` for equal ratios or `:int` for whole numbers, or values apart by commas."""
+    """Parse `LOW..HIGH`, with `:log` for a logarithmic scale or `:int` for integers, or comma-separated values."""
     if ".." not in text:
         return Choice(values=tuple(map(value, text.split(","))))
     bounds, *marks = text.split(":")
@@ -77,7 +77,7 @@ def domain(text: str) -> Domain:
 
 
 def value(text: str) -> Any:
-    """Return a number, None, True or False; otherwise the word itself."""
+    """Parse a number, None, True or False; return any other text as it is."""
     plain = {"None": None, "True": True, "False": False}
     if text in plain:
         return plain[text]
@@ -86,7 +86,7 @@ def value(text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Corner:
-    """A value of a varied field at which a rule would break first, and a run with it."""
+    """A value of a varied field that is likely to violate a constraint, and a run with it."""
 
     field: str
     value: Any
@@ -94,11 +94,11 @@ class Corner:
 
 
 def corners(space: Mapping[str, Domain], fields: Collection[str], make: Callable[..., PretrainConfig]) -> list[Corner]:
-    """Return the corners of a space: as the base in all else or, where that does not go together, with values of the
-    other varied fields.
+    """Return the corners of a space. All other fields are those of the base or, if that combination is invalid, have
+    values of the other varied fields.
 
-    `fields`: of the base, by their dotted names; `make`: of values and a name, the base with them. ValueError that
-    names an unknown field, with the nearest, or a value that the configuration refuses in any case.
+    `fields`: dotted names of the base's fields; `make`: returns the base with given values and a name. Raise ValueError
+    for an unknown field, with the nearest name, or for a value that is invalid in every combination.
     """
     if kept := [name for name in space if name == "name" or name.startswith("placement.")]:
         raise ValueError(f"{kept[0]} changes nothing that is computed, so it cannot be varied; set it for all runs")
@@ -123,7 +123,7 @@ def corners(space: Mapping[str, Domain], fields: Collection[str], make: Callable
 
 
 def _first_valid(make: Callable[..., PretrainConfig], candidates: Sequence[Mapping[str, Any]]) -> PretrainConfig:
-    """Return the run of the first values that go together; ValueError of the first ones if none do."""
+    """Return the run of the first valid candidate; raise the first candidate's ValueError if none is valid."""
     errors: list[ValueError] = []
     for values in candidates:
         try:

@@ -1,4 +1,4 @@
-"""Statistics over seeds: means with intervals, paired differences, and how many seeds tell a difference from 0."""
+"""Statistics over seeds: means with intervals, paired differences, and the seeds needed to resolve a difference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, its 95 % interval (Student's t) and the values; of fewer than three the interval is their range."""
+    """Return the mean, its 95 % interval (Student's t) and the values; for fewer than three, the interval is the
+    range."""
     mean, low, high = float(np.mean(values)), min(values), max(values)
     if len(values) > 2:
         half = float(quantile(len(values)) * np.std(values, ddof=1) / math.sqrt(len(values)))
@@ -19,20 +20,20 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def quantile(num_seeds: int | np.ndarray) -> Any:
-    """Return the 97.5 % quantile of Student's t for the mean of so many seeds."""
+    """Return the 97.5 % quantile of Student's t for a mean over `num_seeds`."""
     from scipy.stats import t
 
     return t.ppf(0.975, num_seeds - 1)
 
 
 def spread(values: Sequence[float], num_seeds: int) -> str:
-    """Return a mean and its interval as text, and of how many seeds if it is not of `num_seeds`."""
+    """Return a mean and its interval as text, with the number of seeds if that is not `num_seeds`."""
     if not values:
         return "not run"
     if len(values) == 1:
         return f"{values[0]:.4g}{' (1 seed)' if num_seeds != 1 else ''}"
     count = f" ({len(values)} seeds{', range' if len(values) < 3 else ''})" if len(values) != num_seeds else ""
-    if min(values) == max(values) and float(values[0]).is_integer():  # parameters
+    if min(values) == max(values) and float(values[0]).is_integer():  # counts, such as of parameters
         return f"{values[0]:,.0f}{count}"
     statistics = over_seeds(values)
     low, high = statistics["interval"]
@@ -40,7 +41,8 @@ def spread(values: Sequence[float], num_seeds: int) -> str:
 
 
 def resolution(num_seeds: int) -> str:
-    """Return the difference that so many seeds can resolve; empty for fewer than three, which have no interval."""
+    """Return a sentence on the difference that `num_seeds` can resolve; empty for fewer than three, which have no
+    interval."""
     if num_seeds < 3:
         return ""
     smallest = quantile(num_seeds) / math.sqrt(num_seeds)
@@ -50,7 +52,8 @@ def resolution(num_seeds: int) -> str:
 
 
 def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> str:
-    """Return the paired difference of scores by seed, and how many seeds would settle its sign if there are three."""
+    """Return the paired difference of scores by seed as text; for three or more seeds, also how many would settle its
+    sign."""
     values = [scores[seed] - baseline[seed] for seed in sorted(scores.keys() & baseline.keys())]
     if not values:
         return "not run"
@@ -63,7 +66,8 @@ def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> st
 
 
 def seeds_needed(values: Sequence[float], most: int = 10_000) -> int | None:
-    """Return the seeds after which the 95 % interval of such a mean leaves out 0; None for more than `most`."""
+    """Return the number of seeds for which the 95 % interval of a mean like that of `values` excludes 0; None if more
+    than `most`."""
     mean, deviation = abs(float(np.mean(values))), float(np.std(values, ddof=1))
     counts = np.arange(2, most + 1)
     settled = quantile(counts) * deviation / np.sqrt(counts) < mean

@@ -1,4 +1,5 @@
-"""Every evaluation of a checkpoint in one table: zero-shot, and fine-tuned by each recipe whose data set is at hand."""
+"""All evaluations of a checkpoint in one table: zero-shot, and fine-tuned by each recipe whose data set is
+available."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from cluster.connection import connected_ray
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.evaluation import leaderboard
 from jobs.evaluation.cards import hash_of_questions, read_card
 from jobs.evaluation.scoring import EvaluateConfig, evaluate
@@ -33,22 +34,22 @@ from pipeline.synthetic.corpus import SUMMARY_NAME
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateAllConfig:
-    """The run to evaluate, the corpora, and how many evaluations at a time."""
+    """The run to evaluate, the corpora, and the number of concurrent evaluations."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of the pre-trained run."""
     corpora: str = CORPORA
     """Folder or bucket with NAME/manifest.parquet of each corpus, and its files of questions."""
     rerank: int | None = None
-    """Clips of each text that the cross encoder orders anew; None: all."""
+    """Clips per text that the cross encoder re-ranks; None: all."""
     is_zero_shot_only: bool = False
     """Fine-tune nothing."""
     num_at_once: int | None = None
-    """Evaluations at a time; None: as many as the cluster has room for now."""
+    """Concurrent evaluations; None: as many as fit on the cluster now."""
     out: str = "table.md"
     """File of the table."""
     placement: Placement = field(default_factory=Placement)
-    """Of each evaluation; `storage` holds the fine-tuned runs."""
+    """Placement of each evaluation; `storage` holds the fine-tuned runs."""
 
     def __post_init__(self) -> None:
         if self.num_at_once is not None and self.num_at_once < 1:
@@ -56,41 +57,41 @@ class EvaluateAllConfig:
 
     @property
     def fixed_placement(self) -> Placement:
-        """Return the placement with a fixed number of workers."""
+        """The placement with a fixed number of workers."""
         return dataclasses.replace(self.placement, num_workers=self.placement.most_workers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A score of a run that is there, or that another evaluation makes."""
+    """The scoring of an existing run, or of one that another evaluation creates."""
 
     name: str
     scoring: EvaluateConfig
     needs: tuple[str, ...] = ()
-    """Files without which it is not run."""
+    """Required files; the evaluation is skipped without them."""
     after: str = ""
-    """The evaluation whose fine-tuning it needs."""
+    """Name of the evaluation whose fine-tuned run it scores."""
     refused: str = ""
-    """Why this run cannot be fine-tuned so."""
+    """Why the run cannot be fine-tuned by this recipe."""
 
     @property
     def folder(self) -> str:
-        """Return the folder of the run that is scored; empty for a refused fine-tuning."""
+        """The folder of the scored run; empty for a refused fine-tuning."""
         return self.scoring.run
 
     @property
     def card(self) -> str:
-        """Return the path of the card that it writes."""
+        """The path of the card that it writes."""
         return f"{self.scoring.out}/card.json"
 
     def obstacles(self) -> list[str]:
-        """Return why it is not run: files that are not there, or the run itself."""
+        """Return why the evaluation is skipped: missing files, or a run that cannot be fine-tuned."""
         missing = [f"{path} is not there" for path in self.needs if not storage.exists(path)]
         return [self.refused, *missing] if self.refused else missing
 
     def is_done(self) -> bool:
-        """Return whether its card is there, of the run's weights on manifest and questions as they are now, re-ranked
-        alike."""
+        """Return whether a card exists for the run's present weights, manifest and questions, with the same
+        re-ranking."""
         weights = run_files.best_weights(self.folder)
         if self.refused or not (storage.exists(self.card) and storage.exists(weights)):
             return False
@@ -104,22 +105,22 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuned(Evaluation):
-    """A score, and the fine-tuning that it needs."""
+    """A fine-tuning and the scoring of its result."""
 
     start: str
-    """Folder of the run whose weights it starts from."""
+    """Folder of the run from whose weights it starts."""
     recipe: Recipe
     values: Mapping[str, Any]
-    """Fields that differ from the recipe's."""
+    """Fields that differ from the recipe."""
 
     def training(self) -> PretrainConfig:
-        """Return the config of the fine-tuning. ValueError if the run cannot be fine-tuned so."""
+        """Return the config of the fine-tuning. Raise ValueError if the recipe does not fit the run."""
         training = fine_tuning(self.recipe, config_of(self.start), self.start)
         return with_values(training, self.values, name=self.folder.rsplit("/", 1)[-1])
 
 
 def evaluations(config: EvaluateAllConfig) -> list[Evaluation]:
-    """Return all of them, whether their data is at hand or not. ValueError for a folder that holds no run."""
+    """Return all evaluations, with or without their data. Raise ValueError for a folder that holds no run."""
     run_folder, corpora = storage.absolute(config.run), storage.absolute(config.corpora)
     config_of(run_folder)
     planned = [zero_shot(config, run_folder, dataset.name, dataset.manifest) for dataset in known_datasets()]
@@ -137,7 +138,7 @@ def evaluations(config: EvaluateAllConfig) -> list[Evaluation]:
 
 
 def zero_shot(config: EvaluateAllConfig, run_folder: str, corpus: str, manifest: str) -> Evaluation:
-    """Return retrieval on a corpus, with the run as it is; `manifest`: path in the folder of the corpus."""
+    """Return zero-shot retrieval on a corpus; `manifest`: path in the folder of the corpus."""
     scoring = EvaluateConfig(
         run=run_folder,
         task="retrieval",
@@ -151,7 +152,7 @@ def zero_shot(config: EvaluateAllConfig, run_folder: str, corpus: str, manifest:
 
 
 def choices(config: EvaluateAllConfig, run_folder: str, corpora: str, needs: tuple[str, ...] = ()) -> Evaluation:
-    """Return MSRVTT-MC by the matching score of a run that was not trained on choices."""
+    """Return MSRVTT-MC with the matching score of a run that was not trained on multiple choice."""
     manifest, questions = f"{corpora}/{MSRVTT_FULL}/manifest.parquet", f"{corpora}/{MSRVTT_FULL}/{CHOICES}"
     scoring = EvaluateConfig(
         run=run_folder,
@@ -167,12 +168,12 @@ def choices(config: EvaluateAllConfig, run_folder: str, corpora: str, needs: tup
 
 
 def tuned(config: EvaluateAllConfig, run_folder: str, recipe: Recipe) -> FineTuned:
-    """Return fine-tuning of the run by a recipe, and its score. ValueError if the run cannot be fine-tuned so."""
+    """Return the fine-tuning of the run by a recipe, and its scoring. Raise ValueError if the recipe does not fit."""
     training = fine_tuning(recipe, config_of(run_folder), run_folder)
     paths = {f"task.{name}": path for name in TASK_FILES if (path := getattr(training.task, name))}
     paths |= {"data.manifest": training.data.manifest}
     corpora = storage.absolute(config.corpora)
-    files = {  # corpora that the recipe names lie in the folder that the command names
+    files = {  # recipes name corpora below the default folder; replace it by the folder of the command
         name: path.replace(CORPORA, corpora, 1) if path.startswith(f"{CORPORA}/") else storage.absolute(path)
         for name, path in paths.items()
     }
@@ -183,7 +184,7 @@ def tuned(config: EvaluateAllConfig, run_folder: str, recipe: Recipe) -> FineTun
         name=recipe.name,
         start=run_folder,
         recipe=recipe,
-        # the whole placement: fine-tuning would begin with what the run had
+        # the whole placement: otherwise fine-tuning would take over the run's
         values={**files, "placement": as_dict(config.fixed_placement)},
         scoring=EvaluateConfig(
             run=folder,
@@ -196,9 +197,9 @@ def tuned(config: EvaluateAllConfig, run_folder: str, recipe: Recipe) -> FineTun
 
 
 def evaluate_all(config: EvaluateAllConfig) -> list[str]:
-    """Return what failed, a line each; the table of the rest is in `config.out`.
+    """Run all missing evaluations and write their table to `config.out`; return a line per failure.
 
-    StoppedError if it was asked to stop: fine-tuning that was under way has left a checkpoint.
+    Raise StoppedError after a stop request: running fine-tunings have written a checkpoint.
     """
     planned, to_do = evaluations(config), []
     for evaluation in planned:
@@ -218,13 +219,13 @@ def evaluate_all(config: EvaluateAllConfig) -> list[str]:
 
 
 def run_all(to_do: Sequence[Evaluation | FineTuned], config: EvaluateAllConfig) -> list[str]:
-    """Run evaluations, as many at a time as there is room for; return what failed, a line each."""
+    """Run evaluations concurrently, as many as fit; return a line per failure."""
     mlflow_runs.refuse_unreachable(config.placement.storage)
     stop, failed = StopRequest(), []
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True), stop.on_signals():
         driver.refuse_scattered_metrics(config.placement.storage)
         with ThreadPoolExecutor(driver.runs_at_once(config.num_at_once, config.placement)) as pool:
-            for wave in (False, True):  # those that need another's fine-tuning come after it
+            for wave in (False, True):  # second: evaluations that need the fine-tuned run of another
                 evaluations = [evaluation for evaluation in to_do if bool(evaluation.after) == wave]
                 failed += pool.map(functools.partial(run_evaluation, stop=stop), evaluations)
     if stop.is_made:
@@ -233,7 +234,7 @@ def run_all(to_do: Sequence[Evaluation | FineTuned], config: EvaluateAllConfig) 
 
 
 def run_evaluation(evaluation: Evaluation | FineTuned, stop: StopRequest) -> str:
-    """Run an evaluation, after the fine-tuning that it needs. Return why it failed; empty if it did not."""
+    """Run an evaluation, after its fine-tuning if it has one. Return why it failed, or an empty text."""
     if evaluation.after and not storage.exists(f"{evaluation.folder}/results.json"):
         return f"{evaluation.name} was not run: {evaluation.after} has not ended well"
     if isinstance(evaluation, FineTuned):
@@ -246,7 +247,7 @@ def run_evaluation(evaluation: Evaluation | FineTuned, stop: StopRequest) -> str
         return ""
     try:
         evaluate(evaluation.scoring)
-    except Exception as error:  # of whatever kind: the other evaluations go on
+    except Exception as error:  # any error: the other evaluations continue
         return f"{evaluation.name} failed: {error}"
     print(f"{evaluation.name}: done", flush=True)
     return ""

@@ -1,4 +1,4 @@
-"""The trials of a sweep as a table, and the command that repeats the best of them."""
+"""The trials of a sweep as a table, and the command that repeats the best one."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Row:
     """A trial in the table of a sweep."""
 
     name: str
-    """Of its run."""
+    """Name of the trial's run."""
     values: Mapping[str, Any]
     score: float | None
-    """The best that it reported; None where it diverged or failed."""
+    """The best reported score; None if the trial diverged or failed."""
     num_steps: int
     status: Status
     error: str = ""
@@ -51,12 +51,12 @@ def row_of(trial: Trial, sweep_name: str, metric: str) -> Row:
 
 
 def place(row: Row) -> tuple[float, str]:
-    """Return the key that sorts the best trial first, and those without a score last."""
+    """Return the sort key: the best trial first, those without a score last."""
     return (1.0 if row.score is None else -row.score), row.name
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the sweep in numbers."""
+    """Return counts of trials by status, their total steps, and the best score."""
     counts = {f"num_{status}": float(sum(row.status == status for row in rows)) for status in get_args(Status)}
     best = [row.score for row in rows if row.score is not None]
     return counts | {"num_steps": float(sum(row.num_steps for row in rows))} | ({"best": best[0]} if best else {})
@@ -67,8 +67,8 @@ def describe(
 ) -> str:
     """Return the table, and the command that repeats the best trial.
 
-    `base`: preset and fields of all trials, as words; `selection`: fields that the sweep set in all of them, since each
-    evaluation may be the best one.
+    `base`: preset and fields of all trials, as words of a command; `selection`: fields that the sweep set in all
+    trials, needed since they decide which evaluations can be the best one.
     """
     lines = [f"{metric}, trials by their best:"]
     for row in rows:
@@ -85,12 +85,13 @@ def describe(
 
 
 def shown(value: Any) -> str:
-    """Return a value as the table shows it."""
+    """Format a value for the table."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def changed_selection(storage_path: str, selection: SelectionConfig, best: Row) -> dict[str, Any]:
-    """Return the fields of `selection` that the sweep changed: an evaluation it added may have been the best one."""
+    """Return the fields of `selection` that the sweep changed, since an evaluation that it added may be the best
+    one."""
     if best.score is None:
         return {}
     changed = config_of(storage.absolute(f"{storage_path}/{best.name}")).selection

@@ -1,4 +1,4 @@
-"""Sweeps with Ray Tune: every trial is a pre-training run of its own, compared by a probe on the validation split."""
+"""Sweeps with Ray Tune: every trial is a full pre-training run; a probe on the validation split compares trials."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import tyro
 from cluster import trials
 from cluster.connection import connected_ray
 from cluster.domains import Domain
-from cluster.run import WORKER_ENVIRONMENT
 from cluster.trials import Search, Trial
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.experiments import space
 from jobs.experiments.child_runs import StoppedError, parent_run, run_child
 from jobs.experiments.sweep_table import Row, place, row_of, run_name, shown, summary
@@ -35,6 +35,8 @@ from pipeline.corpus.manifest import open_manifest
 from pipeline.stream.epoch_plan import Plan
 
 TABLE = "sweep.json"
+MARKING_SECONDS = 10.0
+"""Limit for a stopping sweep to mark its trials in MLflow."""
 PROBE_FIELDS = (
     "data.manifest",
     "data.validation_split",
@@ -42,7 +44,7 @@ PROBE_FIELDS = (
     "selection.rerank",
     "selection.metric",
 )
-"""Fields that change what every probe asks."""
+"""Fields that change what every probe measures."""
 MASKING_FIELDS = (
     "seed",
     "data.train_split",
@@ -52,36 +54,36 @@ MASKING_FIELDS = (
     "text.significant_words",
     "text.word_families",
 )
-"""Fields that change which words the probe of masked words hides."""
+"""Fields that change which words the masked-word probe masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Fields that are varied, and how they are searched."""
+    """The varied fields, and the search over them."""
 
     space: Annotated[str | None, tyro.conf.Positional] = None
     """Preset of a space."""
     name: str
-    """Of the sweep: its folder in `placement.storage`, and its MLflow run."""
+    """Name of the sweep: of its folder in `placement.storage`, and of its MLflow run."""
     vary: tuple[str, ...] = ()
-    """FIELD=LOW..HIGH, with :log or :int, or FIELD=VALUE,VALUE; beside the preset, or in place of it."""
+    """FIELD=LOW..HIGH, with :log or :int, or FIELD=VALUE,VALUE; in addition to the preset, or instead of it."""
     search: Literal["optuna", "random", "grid"] = "optuna"
     num_trials: int = 12
-    """Ignored by a grid, which has as many as its points make."""
+    """Ignored by a grid, which has one trial per point."""
     points_per_range: int = 3
-    """Of a grid."""
+    """For a grid."""
     scheduler: Literal["asha", "none", "pbt"] = "asha"
     """`asha` stops worse trials early, `none` stops none."""
     num_rungs: int = 2
-    """Times at which `asha` may stop a trial."""
+    """Number of times at which `asha` may stop a trial."""
     reduction_factor: int = Search.reduction_factor
-    """At each of them one trial in so many goes on, to so many times the steps."""
+    """At each rung, one trial in this many continues, for this many times the steps."""
     metric: str = PROBES[0]
-    """Metric of the validation split, by which trials are compared."""
+    """Metric on the validation split that compares trials."""
     num_at_once: int | None = None
-    """Trials at a time; None: as many as the cluster has room for when the sweep begins."""
+    """Concurrent trials; None: as many as fit on the cluster when the sweep starts."""
     seed: int = 0
-    """Of the search."""
+    """Seed of the search."""
 
     def __post_init__(self) -> None:
         if self.scheduler == "pbt":
@@ -101,14 +103,14 @@ class SweepConfig:
 
     @property
     def domains(self) -> dict[str, Domain]:
-        """Return the domain of each varied field."""
+        """The domain of each varied field."""
         return space.parse((*(space.SPACES[self.space] if self.space else ()), *self.vary))
 
 
 def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
     """Run the trials and return them, the best first.
 
-    ValueError for what cannot be swept, StoppedError if the sweep was stopped before its end.
+    Raise ValueError for an invalid sweep, StoppedError if the sweep was stopped before its end.
     """
     domains, placement = config.domains, base.placement
     base = dataclasses.replace(base, selection=selected_by(config.metric, base.selection))
@@ -148,21 +150,21 @@ def sweep(config: SweepConfig, base: PretrainConfig) -> list[Row]:
         run_files.write_json(f"{folder}/{run_files.IDENTITY}", {"hash": sweep_hash})
         params = flat(dataclasses.asdict(config))
         with parent_run(placement, config.name, identity_hash=sweep_hash, params=params) as parent:
-            done = run_trials(functools.partial(with_values, base), search, config.name, placement.storage, parent)
+            outcomes = run_trials(functools.partial(with_values, base), search, config.name, placement.storage, parent)
             held.check()
-            return tabulate(done, config, folder, parent)
+            return tabulate(outcomes, config, folder, parent)
 
 
 def run_trials(
     make: Callable[..., PretrainConfig], search: Search, sweep_name: str, storage_path: str, parent: Tracker
 ) -> list[Trial]:
-    """Run the trials of a search, and return them all. StoppedError if some did not come to their end.
+    """Run the trials of a search, and return all of them. Raise StoppedError if some did not end.
 
-    `make`: of values and a name, the run of a trial.
+    `make`: returns the run of a trial from values and a name.
     """
     filesystem, inner = storage.arrow_filesystem(storage_path)
-    stop_like_ctrl_c()
-    done = trials.run_trials(
+    stop_like_ctrl_c(before=functools.partial(mlflow_runs.end_open, parent.uri, parent.run_id))
+    outcomes = trials.run_trials(
         functools.partial(
             run_trial,
             make=make,
@@ -177,11 +179,11 @@ def run_trials(
         files=storage.list_files(storage.absolute(f"{storage_path}/{sweep_name}")),
         on_end=functools.partial(mlflow_runs.end_open, parent.uri, parent.run_id),
     )
-    if stopped := [trial.trial_id for trial in done if trial.is_open]:
+    if stopped := [trial.trial_id for trial in outcomes if trial.is_open]:
         for trial_id in stopped:
             mlflow_runs.end_open(parent.uri, parent.run_id, trial_id, has_failed=True)
         raise StoppedError(f"{sweep_name} was stopped")
-    return done
+    return outcomes
 
 
 def tabulate(done: Iterable[Trial], config: SweepConfig, folder: str, parent: Tracker) -> list[Row]:
@@ -192,10 +194,22 @@ def tabulate(done: Iterable[Trial], config: SweepConfig, folder: str, parent: Tr
     return rows
 
 
-def stop_like_ctrl_c() -> None:
-    """Let SIGTERM, as of `ray job stop`, end the sweep as Ctrl-C does, which Tune handles."""
+def stop_like_ctrl_c(before: Callable[[], None]) -> None:
+    """Make SIGTERM, as from `ray job stop`, end the sweep like Ctrl-C, which Tune handles, after a call of `before`.
+
+    `before` marks the trials as KILLED while they run: a trial that ends with its worker would mark itself as FAILED.
+    It runs on a separate thread, since the interrupted one may hold locks of MLflow's client, and has
+    `MARKING_SECONDS`.
+    """
+
+    def stop() -> None:
+        marking = threading.Thread(target=before, daemon=True)
+        marking.start()
+        marking.join(MARKING_SECONDS)
+        os.kill(os.getpid(), signal.SIGINT)
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop, daemon=True).start())
 
 
 def run_trial(
@@ -208,9 +222,9 @@ def run_trial(
     parent: str,
     server: str | None,
 ) -> None:
-    """Pre-train with these values and report to Tune. A run that diverges ends, and is no result.
+    """Pre-train with these values and report to Tune. A run that diverges reports scores of 0.
 
-    `server`: of the sweep's own MLflow run, if its command named one; a trial has the environment of its node.
+    `server`: MLflow server of the sweep, if its command named one; the environment of a trial is that of its node.
     """
     if server:
         os.environ[mlflow_runs.URI_VARIABLE] = server
@@ -232,28 +246,29 @@ def run_trial(
 
 
 def selected_by(metric: str, selection: SelectionConfig) -> SelectionConfig:
-    """Return a selection of the weights that the probe finds best: those that trials are compared by."""
+    """Return a selection that keeps the weights of the highest `metric`, which compares trials."""
     if selection.metric != metric:
         print(f"trials keep their weights of the highest {metric}, by which they are compared")
     return dataclasses.replace(selection, metric=metric)
 
 
 def refuse_problems(problems: Iterable[tuple[str, Sequence[str]]]) -> None:
-    """Raise ValueError for the first value with problems that a run would be refused for: a file that is not there."""
+    """Raise ValueError for the first value with a problem that would stop a run at its start, such as a missing
+    file."""
     for refusal, lines in problems:
         if lines:
             raise ValueError(f"{refusal}: {lines[0]}")
 
 
 def steps_of(optim: OptimConfig, plan: Callable[[], Plan]) -> int:
-    """Return the steps of a run, whose epochs have as many as its `plan` makes of corpus and batch."""
+    """Return the steps of a run; with `num_epochs`, the `plan` of corpus and batch gives the steps of its epochs."""
     return optim.num_steps if optim.num_epochs is None else min(optim.num_steps, plan().first_step(optim.num_epochs))
 
 
 def refuse_other_rungs(config: SweepConfig, lengths: Iterable[tuple[str, int]], num_steps: int) -> None:
-    """Raise ValueError if trials would come to the rungs with other shares of their steps.
+    """Raise ValueError if trials would reach the rungs after different shares of their steps.
 
-    `lengths`: steps of a run with a corner of each field; `num_steps`: of the base.
+    `lengths`: field and steps of a run at each corner; `num_steps`: steps of the base.
     """
     for name, length in lengths if config.scheduler == "asha" else ():
         if name == "selection.evaluate_every" or length != num_steps:
@@ -261,7 +276,7 @@ def refuse_other_rungs(config: SweepConfig, lengths: Iterable[tuple[str, int]], 
 
 
 def rungs_of(config: SweepConfig, num_steps: int) -> tuple[int, ...]:
-    """Return the steps after which a trial of `num_steps` may be stopped. ValueError if there are too few of them."""
+    """Return the steps after which a trial of `num_steps` may be stopped. Raise ValueError for too few steps."""
     if config.scheduler == "none":
         return ()
     steps = num_steps // config.reduction_factor**config.num_rungs
@@ -274,7 +289,7 @@ def rungs_of(config: SweepConfig, num_steps: int) -> tuple[int, ...]:
 
 
 def evaluated_at(rungs: tuple[int, ...], selection: SelectionConfig, warmup_steps: int) -> SelectionConfig:
-    """Return a selection that evaluates at the rungs too, where trials are compared."""
+    """Return a selection that evaluates also at the rungs, where trials are compared."""
     if early := [step for step in rungs if step <= warmup_steps]:
         print(f"at step {early[-1]} the learning rate still rises (optim.warmup_steps), and scores may be chance")
     if not (more := [step for step in rungs if not selection.is_due(step)]):
@@ -284,9 +299,9 @@ def evaluated_at(rungs: tuple[int, ...], selection: SelectionConfig, warmup_step
 
 
 def refuse_unmeasured(metric: str, varied: Mapping[str, Domain], *, kind: str, words_weight: float) -> None:
-    """Raise ValueError if some trial would not measure what trials are compared by, or not the same way.
+    """Raise ValueError if some trial would not measure `metric`, or would measure it differently.
 
-    `kind`: of the task; `words_weight`: of the loss of masked words with the clip, where it is not varied.
+    `kind`: of the task; `words_weight`: weight of the loss `masked_words_cross`, if it is not varied.
     """
     if kind != "captions":
         raise ValueError(f"runs of task.kind={kind} do not measure {metric}; sweeps are of pre-training")
@@ -304,7 +319,8 @@ def refuse_unmeasured(metric: str, varied: Mapping[str, Domain], *, kind: str, w
 
 
 def identity_hash(config: SweepConfig, fields: Mapping[str, Any]) -> str:
-    """Return what makes two sweeps the same: all but where they run. Tune keeps how many trials it runs at a time.
+    """Return the hash of a sweep's options and of the base, without placement: sweeps of equal hash are the same. It
+    includes `num_at_once`, which Tune keeps in a resumed search.
 
     `fields`: identity of the base.
     """
@@ -312,7 +328,7 @@ def identity_hash(config: SweepConfig, fields: Mapping[str, Any]) -> str:
 
 
 def refuse_other_sweep(folder: str, sweep_hash: str) -> None:
-    """Raise ValueError if the folder holds a sweep of another hash."""
+    """Raise ValueError if the folder holds a sweep with another hash."""
     path = f"{folder}/{run_files.IDENTITY}"
     if storage.exists(path) and run_files.read_json(path)["hash"] != sweep_hash:
         raise ValueError(f"{folder} holds another sweep; take another --name, or the same options to go on with it")

@@ -1,4 +1,4 @@
-"""How well clips and their captions match by a trained model, for `filter`."""
+"""Scores how well clips match their captions with a trained model, for `filter`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class ClipMatcher:
 
     @classmethod
     def load(cls, folder: str, limits: Limits) -> ClipMatcher:
-        """Return the matcher of a run's folder, or of an exported model. ValueError for another."""
+        """Return the matcher of a run's folder, or of an exported model. Raise ValueError for any other folder."""
         return cls(model=load(folder), limits=limits, name=run_files.weights_hash(storage.absolute(folder)))
 
     def __call__(self, clip: Mapping[str, Any]) -> float:
-        """Return the cosine of a clip, softly that of its best frame, and its least fitting caption, in [-1, 1].
+        """Return the cosine of a clip and its worst matching caption, in [-1, 1]: a soft maximum over the clip's
+        frames.
 
-        DecodeError for a clip that cannot be had.
+        Raise DecodeError for a clip that cannot be read.
         """
         data = self.model.data
         frames = clip_frames(
@@ -45,7 +46,7 @@ class ClipMatcher:
             decoder=data.decoder,
         )
         shown = padded(frames, data.frame_size_px)
-        shown = shown.repeat(data.num_frames // len(shown), axis=0)  # an image is as many equal frames
+        shown = shown.repeat(data.num_frames // len(shown), axis=0)  # repeat the only frame of an image
         videos, texts = self.model.embed_frames(shown[None]), self.model.embed_texts(clip["captions"])
         scores = self.model.dual_scores(texts, videos).numpy(force=True)
         return float(np.min(scores) - math.log(data.num_frames)) * self.model.temperature

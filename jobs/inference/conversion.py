@@ -1,4 +1,4 @@
-"""A checkpoint of the published code as first weights of a run of ours."""
+"""Convert a checkpoint of the published code into initial weights for a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from snps3_model.visual_weights import load_named, read_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """A checkpoint, and the file that it becomes."""
+    """The checkpoint to convert, and the file to write."""
 
     preset: Annotated[str, tyro.conf.Positional]
-    """The preset whose network the checkpoint is of."""
+    """The preset with the checkpoint's network."""
     checkpoint: str
     """File or s3:// URL of the published code: .ckpt, .pth, .pt or .safetensors. Nothing in it is executed."""
     out: str
@@ -36,14 +36,14 @@ class Convert:
 
 
 def convert(config: Convert) -> WeightsReport:
-    """Write `config.out`. ValueError where the checkpoint is not of the preset's network, FileNotFoundError where it
-    is not there."""
+    """Write `config.out`. Raise ValueError if the checkpoint does not fit the preset's network, FileNotFoundError if
+    there is no checkpoint."""
     run = PRESETS[config.preset][1]()
     checkpoint = str(config.checkpoint)
     if not storage.exists(checkpoint) or storage.is_folder(checkpoint):
         raise FileNotFoundError(f"--checkpoint {checkpoint} is not there; name a file of the published code")
     weights = read_weights(checkpoint, storage)
-    # the ids are BERT's; no tensor depends on them
+    # the ids of BERT's vocabulary; no tensor depends on them
     model = SNPS3(run.model, vocabulary_size=run.text.vocabulary_size, pad_id=0, separator_id=102)
     network = Pretraining(model, run.objective, mask_id=103)
     report = load_published(network, weights, checkpoint, load_named)

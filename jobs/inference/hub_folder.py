@@ -1,6 +1,6 @@
-"""A model as a folder in Hugging Face's format, with the code that Transformers loads it by where this package is not.
+"""Export of a model as a folder in Hugging Face's format, with code for Transformers where this package is missing.
 
-Its code is that of this package: the files that `modeling_snps3.py` imports, beside each other.
+The code consists of this package's files that `modeling_snps3.py` imports, placed in one folder.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def __getattr__(name):
         raise AttributeError(name)
     return Shaped
 '''
-"""In place of jaxtyping."""
+"""Replacement for jaxtyping in the exported code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Which model, and where to."""
+    """The model to export, and the destination."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of the run."""
@@ -61,12 +61,11 @@ class ExportConfig:
     programs: bool = False
     """Write text.pt2, video.pt2 and match.pt2 too, which torch runs without any of our code."""
     register: str | None = None
-    """Log it to the run in MLflow too, as code over these files, and register it under this name. Needs a folder on
-    this machine."""
+    """Log the folder to the run in MLflow too, and register it under this name. Needs a folder on this machine."""
 
 
 def export(config: ExportConfig) -> str:
-    """The folder that was written."""
+    """Export the model and return the written folder."""
     run, out = storage.absolute(config.run), storage.absolute(config.out)
     if config.register and storage.is_remote(out):
         raise ValueError(f"--register needs a folder on this machine, got {out}")
@@ -106,7 +105,7 @@ def export(config: ExportConfig) -> str:
 
 
 def described(model: ModelConfig) -> ModelConfig:
-    """Return a model that names no folder of a network of Transformers: its description stands in place of it."""
+    """Return the model with its backbone's configuration in place of the name of a folder or hub model."""
     visual = model.visual
     if visual.backbone is None:
         return model
@@ -116,15 +115,15 @@ def described(model: ModelConfig) -> ModelConfig:
 
 
 def without_queues(data: bytes) -> bytes:
-    """A safetensors file without the queues that only training reads; the same bytes where it has none, so that the
-    protocol cards of a run are its exported model's too."""
+    """Return a safetensors file without the queues, which only training reads. Without queues, return the same bytes,
+    so that the hash in the run's protocol cards also fits the exported model."""
     weights = checkpoints.read_weights(data, "the model of the run")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(QUEUES)}
     return data if len(kept) == len(weights) else safetensors.torch.save(kept, checkpoints.METADATA)
 
 
 def network_facts(tokenizer: Tokenizer, weights: bytes, temperature: float) -> dict[str, Any]:
-    """Return what Transformers has to know of a network beside the settings of its run."""
+    """Return what Transformers needs to know about a network besides the settings of its run."""
     classes = {"AutoConfig": "SNPS3Config", "AutoModel": "SNPS3Model", "AutoProcessor": "SNPS3Processor"}
     return {
         "model_type": "snps3",
@@ -138,20 +137,20 @@ def network_facts(tokenizer: Tokenizer, weights: bytes, temperature: float) -> d
 
 
 def code_files() -> dict[str, str]:
-    """Return by file name the code of the network and its processor, which needs Transformers, Pillow and torch."""
-    files, left = {"array_shapes.py": SHAPES}, [f"jobs.inference.{MODELING}"]
-    while left:
-        module = left.pop()
+    """Return the code of the network and its processor by file name. It needs Transformers, Pillow and torch."""
+    files, pending = {"array_shapes.py": SHAPES}, [f"jobs.inference.{MODELING}"]
+    while pending:
+        module = pending.pop()
         code = (ROOT / f"{module.replace('.', '/')}.py").read_text().replace("from jaxtyping", "from .array_shapes")
         files[f"{module.removeprefix('jobs.inference.').replace('.', '_')}.py"] = OURS.sub(
             lambda line: f"{line[1]} .{line[2].replace('.', '_')} import", code
         )
-        left += [name for _, name in OURS.findall(code) if f"{name.replace('.', '_')}.py" not in files]
+        pending += [name for _, name in OURS.findall(code) if f"{name.replace('.', '_')}.py" not in files]
     return files
 
 
 def preprocessing(data: DataConfig) -> dict[str, Any]:
-    """Return how videos become what the network reads."""
+    """Return the settings of preprocessing, from videos to the network's input."""
     return {
         "auto_map": {"AutoProcessor": f"{MODELING}.SNPS3Processor"},
         "num_frames": data.num_frames,
@@ -165,7 +164,7 @@ def preprocessing(data: DataConfig) -> dict[str, Any]:
 
 
 def tokenizer_settings(max_tokens: int) -> dict[str, Any]:
-    """Return what Hugging Face reads beside tokenizer.json."""
+    """Return the settings that Hugging Face reads besides tokenizer.json."""
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     special = dict(zip(names, SPECIAL_TOKENS, strict=True))
     return {
@@ -199,7 +198,7 @@ print(model.dual_scores(vectors, clips.vectors), model.match(**texts, tokens=cli
 
 
 def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[str, Card]) -> str:
-    """Return README.md: what the model is, how it is used, and its scores with their protocols."""
+    """Return README.md: the model, its usage, and its scores with their protocols."""
     lines = [
         "---",
         "library_name: transformers",
@@ -222,13 +221,13 @@ def model_card(name: str, data: DataConfig, model: ModelConfig, cards: Mapping[s
 
 
 def score_lines(cards: Mapping[str, Card]) -> list[str]:
-    """Return a table of the scores that have an interval, as lines of Markdown."""
+    """Return a Markdown table, line by line, of the scores that have an interval."""
     lines = ["| task | split | score | value | 95 % interval | protocol |", "|---|---|---|---|---|---|"]
     for folder, card in cards.items():
         where = f"{EXPORTED}/{folder}.json"
         for name, value in card.means.items():
             if ends := card.interval(name):
-                mark = "".join(f", {doubt}" for doubt in card.doubts)
+                mark = "".join(f", {caveat}" for caveat in card.caveats)
                 task, split = in_markdown(card.protocol.task), in_markdown(card.protocol.split)
                 lines.append(
                     f"| {task} | {split}{mark} | {name} | {value:.3f} "

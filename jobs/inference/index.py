@@ -1,4 +1,4 @@
-"""Vectors of a folder or bucket of videos, a row per window: what is there is not embedded again."""
+"""Build an index of a folder or bucket of videos, one row per window; indexed videos are not embedded again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import torch
 import tyro
 
 from cluster.connection import connected_ray
-from cluster.run import WORKER_ENVIRONMENT, grows
+from cluster.rank_datasets import grows
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.inference.index_files import (
     FORMAT,
     INDEX,
@@ -40,7 +41,7 @@ from pipeline.corpus.manifest import clip_id
 from pipeline.corpus.media import kind_of
 from pipeline.decode.config import Limits
 from pipeline.decode.images import encode_image
-from pipeline.offline.shards import PASSING
+from pipeline.offline.shards import TRANSIENT
 from pipeline.records import DecodeError, Rejected, Stage
 
 DONE = with_reason(pa.schema([("clip_id", pa.int64()), ("uri", pa.string()), ("windows", pa.int64())]))
@@ -48,20 +49,20 @@ EMBEDDED = pa.schema(
     [
         ("clip_id", pa.int64()),
         ("uri", pa.string()),
-        ("version", pa.string()),  # size and time of change, or ETag
+        ("version", pa.string()),  # size and modification time, or ETag
         ("start_seconds", pa.float64()),
-        ("end_seconds", pa.float64()),  # null: an image
+        ("end_seconds", pa.float64()),  # null for an image
         ("strip", pa.binary()),  # JPEG
     ]
 )
 ROWS_PER_FILE = 2048
-"""Windows after which a file of the index is written, at the end of a video."""
+"""Number of windows after which a file of the index is written, at the end of a video."""
 STRIP_FRAMES, STRIP_QUALITY = 4, 75
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
-    """Which videos are embedded, with which model, and where to."""
+    """The videos to embed, the model, and the index."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a run, or of an exported model."""
@@ -70,18 +71,18 @@ class EmbedConfig:
     out: str
     """Folder or s3:// URL of the index."""
     window_seconds: float | None = 10.0
-    """Length of the windows that a video is cut into; None: the whole video is one."""
+    """Length of the windows that a video is cut into; None: the whole video is one window."""
     stride_seconds: float = 5.0
-    """From the start of one window to the next."""
+    """Distance from the start of one window to the next."""
     num_workers: int = 1
-    """Copies of the model that embed."""
+    """Workers, each with a copy of the model."""
     decode_cpus: int = 1
-    """Videos that a worker decodes at a time, each on a CPU."""
+    """Videos that a worker decodes concurrently, each on one CPU."""
     use_gpu: bool = False
     videos_per_part: int = 64
-    """Videos that a worker takes at a time."""
+    """Videos per task of a worker."""
     limits: Limits = field(default_factory=Limits)
-    """What the decoding of one video, or of 32 windows of it, may take."""
+    """Limits for decoding one video, or 32 windows of it."""
 
     def __post_init__(self) -> None:
         refuse_below(self, "", num_workers=1, decode_cpus=1, videos_per_part=1)
@@ -93,10 +94,10 @@ class EmbedConfig:
 
 
 def embed(config: EmbedConfig) -> dict[str, int]:
-    """Embed the videos that the index lacks, and drop the windows of those that have changed or are gone.
+    """Embed the videos that the index lacks, and remove the windows of changed or deleted ones.
 
-    Return counts: all videos, those embedded now, those rejected now. ValueError for an index of something else, and
-    for one to which another process adds.
+    Return the counts of all videos, of those embedded now, and of those rejected now. Raise ValueError for an index of
+    another model, folder or windows, and for one that another process is writing.
     """
     with lease.held(storage.absolute(config.out)) as held:
         return _embed(config, held)
@@ -110,7 +111,7 @@ def _embed(config: EmbedConfig, held: lease.Lease) -> dict[str, int]:
     with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         refuse_too_many(config)
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
-        done = data.map_batches(
+        outcomes = data.map_batches(
             Embedder,  # pyright: ignore[reportArgumentType]
             batch_size=None,
             batch_format="pyarrow",
@@ -120,17 +121,17 @@ def _embed(config: EmbedConfig, held: lease.Lease) -> dict[str, int]:
             num_cpus=config.decode_cpus,
         ).take_all()
     held.check()
-    rejected = [Rejected.from_row(row, Stage.EVALUATE) for row in done if row["reason"]]
+    rejected = [Rejected.from_row(row, Stage.EVALUATE) for row in outcomes if row["reason"]]
     write_ledger(rejected_for_good(out) + rejected, f"{out}/{REJECTED}")
-    return {"videos": num_videos, "embedded": len(done) - len(rejected), "rejected": len(rejected)}
+    return {"videos": num_videos, "embedded": len(outcomes) - len(rejected), "rejected": len(rejected)}
 
 
 def rows_to_embed(config: EmbedConfig, videos: str, out: str) -> tuple[int, list[dict[str, Any]]]:
-    """Bring the index in `out` up to date; return how many videos there are, and those that it lacks, by parts.
+    """Bring the index in `out` up to date; return the number of all videos, and those that the index lacks, in parts.
 
-    ValueError for a folder without videos, and for an index of something else.
+    Raise ValueError for a folder without videos, and for an index of another model, folder or windows.
     """
-    listed = storage.fingerprints(videos)
+    listed = storage.file_versions(videos)
     versions = {storage.join(videos, path): listed[path] for path in sorted(listed) if kind_of(path)}
     if not versions:
         raise ValueError(f"{videos} holds neither videos nor images")
@@ -141,7 +142,7 @@ def rows_to_embed(config: EmbedConfig, videos: str, out: str) -> tuple[int, list
 
 
 def refuse_too_many(config: EmbedConfig) -> None:
-    """Raise ValueError for more workers than the connected cluster holds: they would wait for ever."""
+    """Raise ValueError for more workers than fit on the connected cluster: they would wait forever."""
     have = ray.cluster_resources()
     cpus, gpus = config.num_workers * config.decode_cpus, config.num_workers if config.use_gpu else 0
     if not grows() and (cpus > have.get("CPU", 0) or gpus > have.get("GPU", 0)):
@@ -152,7 +153,7 @@ def refuse_too_many(config: EmbedConfig) -> None:
 
 
 def claim(config: EmbedConfig, videos: str, out: str) -> None:
-    """Write what the index belongs to. ValueError if `out` holds the index of another model, folder or windows."""
+    """Write index.json. Raise ValueError if `out` holds an index of another model, folder or windows."""
     folder = storage.absolute(config.run)
     identity = {
         "format": FORMAT,
@@ -173,16 +174,17 @@ def claim(config: EmbedConfig, videos: str, out: str) -> None:
 
 
 def rejected_for_good(out: str) -> list[Rejected]:
-    """Return the rejected videos of an index without those of passing failures, which are tried again."""
+    """Return the rejected videos of an index, except those with transient failures, which are retried."""
     path = f"{out}/{REJECTED}"
-    return [row for row in read_ledger(path) if row.reason not in PASSING] if storage.exists(path) else []
+    return [row for row in read_ledger(path) if row.reason not in TRANSIENT] if storage.exists(path) else []
 
 
 def bring_up_to_date(out: str, versions: Mapping[str, str]) -> set[str]:
-    """Drop the rows of videos that have changed or are gone, and rename those of moved ones. Return what is indexed.
+    """Remove the rows of changed or deleted videos, and rename those of moved ones. Return the known paths: indexed, or
+    rejected for good.
 
-    A new path with the size and the time of change (or the ETag) of exactly one that is gone is that video. A part
-    whose tensors are broken, or of another length, is removed: its videos are embedded again.
+    A new path with the size and modification time (or the ETag) of exactly one missing path is a moved video. A part
+    whose tensors are broken, or of another length, is removed, so that its videos are embedded again.
     """
     known = {str(row.uri) for row in rejected_for_good(out)}
     contents = {path: table for path in parts_in(out) if (table := readable(path)) is not None}
@@ -204,7 +206,8 @@ def bring_up_to_date(out: str, versions: Mapping[str, str]) -> set[str]:
 
 
 def readable(path: str) -> pa.Table | None:
-    """Return file and version of each row of a part; remove one whose tensors are not those of its rows."""
+    """Return path and version of each row of a part. Remove a part whose tensors do not fit its rows, and return
+    None."""
     table = storage.read_with(path, lambda file: pq.read_table(file, columns=["uri", "version"]))
     with contextlib.suppress(ValueError):
         if num_windows(path) == len(table):
@@ -214,13 +217,13 @@ def readable(path: str) -> pa.Table | None:
 
 
 def pairs(table: pa.Table) -> Iterator[tuple[str, str]]:
-    """Yield uri and version of each row."""
+    """Yield path and version of each row."""
     for row in table.select(["uri", "version"]).to_pylist():
         yield str(row["uri"]), str(row["version"])
 
 
 def renamed(indexed: Mapping[str, str], versions: Mapping[str, str]) -> dict[str, str]:
-    """Return old → new path of the videos that were moved."""
+    """Return old → new path of moved videos."""
 
     def by_version(files: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {}
@@ -234,19 +237,19 @@ def renamed(indexed: Mapping[str, str], versions: Mapping[str, str]) -> dict[str
 
 
 def parts_of(versions: Mapping[str, str], known: set[str], size: int) -> list[tuple[str, list[str]]]:
-    """Return names with the videos of each part: those that are not yet indexed, in order.
+    """Divide the videos that are not yet known into parts, in order; return name and videos of each.
 
-    A name is that of all its videos: a part that begins alike but holds others never takes the place of a written one.
+    A name is a hash of all videos of the part, so that a part never overwrites one with other videos.
     """
-    left = [uri for uri in versions if uri not in known]
-    parts = [left[start : start + size] for start in range(0, len(left), size)]
+    new = [uri for uri in versions if uri not in known]
+    parts = [new[start : start + size] for start in range(0, len(new), size)]
     contents = ["\n".join(f"{uri} {versions[uri]}" for uri in part) for part in parts]
     names = [hashlib.blake2b(content.encode(), digest_size=8).hexdigest() for content in contents]
     return [(f"part-{name}", part) for name, part in zip(names, parts, strict=True)]
 
 
 class Embedder:
-    """A model that decodes and embeds videos, and writes the files of an index."""
+    """Decodes videos, embeds them with a model, and writes the files of an index."""
 
     def __init__(self, run: str, out: str, config: EmbedConfig) -> None:
         self.model, self.out, self.config = load(run, "cuda" if config.use_gpu else "cpu"), out, config
@@ -254,22 +257,22 @@ class Embedder:
         self.lock = threading.Lock()
 
     def __call__(self, parts: pa.Table) -> pa.Table:
-        """Index the videos of some parts. Return a row per video, with the reason where it is not indexed."""
-        done = []
+        """Index the videos of some parts. Return a row per video, with the reason if it is rejected."""
+        outcomes = []
         with ThreadPoolExecutor(self.config.decode_cpus) as pool:
             for part in parts.to_pylist():
                 rows, number = [], 0
                 for row, windows in pool.map(self.video, part["uris"], part["versions"]):
-                    done.append(row)
+                    outcomes.append(row)
                     rows += windows
                     if len(rows) >= ROWS_PER_FILE:
                         self.write(f"{part['part']}-{number}.parquet", rows)
                         rows, number = [], number + 1
                 self.write(f"{part['part']}-{number}.parquet", rows)
-        return pa.Table.from_pylist(done, schema=DONE)
+        return pa.Table.from_pylist(outcomes, schema=DONE)
 
     def video(self, uri: str, version: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Return what became of a video, and its rows of the index."""
+        """Return the outcome of a video, and its rows for the index."""
         facts: dict[str, Any] = {"clip_id": clip_id("embedded", uri), "uri": uri}
         try:
             rows = [facts | {"version": version} | row for row in self.rows(uri)]
@@ -294,7 +297,7 @@ class Embedder:
                 }
 
     def write(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Write a part of the index, if there is something to write."""
+        """Write a part of the index, unless it has no rows."""
         if rows:
             path = f"{self.out}/{name}"
             vectors, tokens = (torch.stack([row[name] for row in rows]) for name in ("vectors", "tokens"))
@@ -304,9 +307,9 @@ class Embedder:
 
 def strip_of(clip: np.ndarray) -> bytes:
     """Return some frames of a clip, uint8 (T, S, S, 4) with padding in the last channel, side by side as a JPEG."""
-    shown = ~clip[0, ..., 3].astype(bool)
-    height, width = int(shown.any(1).sum()), int(shown.any(0).sum())
-    places = sorted(set(np.linspace(0, len(clip) - 1, STRIP_FRAMES).round().astype(int).tolist()))
+    is_real = ~clip[0, ..., 3].astype(bool)
+    height, width = int(is_real.any(1).sum()), int(is_real.any(0).sum())
+    frames = sorted(set(np.linspace(0, len(clip) - 1, STRIP_FRAMES).round().astype(int).tolist()))
     return encode_image(
-        np.concatenate([clip[place, :height, :width, :3] for place in places], axis=1), quality=STRIP_QUALITY
+        np.concatenate([clip[frame, :height, :width, :3] for frame in frames], axis=1), quality=STRIP_QUALITY
     )

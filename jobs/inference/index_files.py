@@ -2,11 +2,11 @@
 
     index.json               model, folder of videos and windows that the index belongs to
     part-NAME.parquet        a row per window: file, version, times, strip of frames
-    part-NAME.safetensors    the same windows as tensors, which a search maps and does not read: `vectors` (n, T, D) and
-                             `tokens` (n, S, D), float32; `codes` (n, D), int8, means of the vectors over `scale` (1,)
+    part-NAME.safetensors    the same windows as tensors, which a search memory-maps: `vectors` (n, T, D) and `tokens`
+                             (n, S, D), float32; `codes` (n, D), int8: means of the vectors, divided by `scale` (1,)
 
-The tensors are written before their table and removed after it. A table without tensors of its own length is refused
-by a search, and embedded anew by `embed`.
+The tensors are written before their table and removed after it. A search rejects a table without tensors of its own
+length, and `embed` embeds its videos again.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ from pipeline import storage
 
 INDEX, REJECTED = "index.json", "rejected.parquet"
 FORMAT = 3
-"""Of an index with tensors beside its tables; one of an earlier format holds them in its tables, and is still
-searched."""
+"""Format with tensors in files beside the tables; earlier formats hold them in the tables, and remain searchable."""
 NAMES = ("vectors", "tokens", "codes", "scale")
 MAX_HEADER_BYTES = 2**16
-"""Of tensors; ours take 500."""
+"""Limit of a header of tensors; ours take about 500 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Windows of an index. Tensors are mapped: a page of them is in memory when it was looked at."""
+    """Windows of an index. Tensors are memory-mapped: a page is loaded at its first access."""
 
     path: str
-    """Of its table."""
+    """Path of its table."""
     vectors: Float[Tensor, "n T D"]
     tokens: Float[Tensor, "n S D"]
     codes: Int8[Tensor, "n D"]
@@ -58,24 +57,24 @@ def parts_in(out: str) -> list[str]:
 
 
 def videos_of(index: str) -> str:
-    """Return the folder of the videos that an index is of."""
+    """Return the folder of an index's videos."""
     return run_files.read_json(f"{storage.absolute(index)}/{INDEX}")["videos"]
 
 
 def tensors_of(path: str) -> str:
-    """Return where the tensors of a table lie."""
+    """Return the path of a table's tensors."""
     return f"{path.removesuffix('.parquet')}.safetensors"
 
 
 def coded(vectors: Float[Tensor, "n T D"]) -> tuple[Int8[Tensor, "n D"], Float[Tensor, " 1"]]:
-    """Return the mean over the frames of each window in 8 bits, and the scale that makes it of them again."""
+    """Return the mean over the frames of each window as 8-bit codes, and the scale: mean ≈ code · scale."""
     means = vectors.mean(1)
     scale = (means.abs().amax() / 127).clamp(min=torch.finfo(torch.float32).tiny)
     return (means / scale).round().to(torch.int8), scale[None]
 
 
 def write_tensors(path: str, vectors: Float[Tensor, "n T D"], tokens: Float[Tensor, "n S D"], model: str) -> None:
-    """Write the tensors of the table `path`, whose model has the weights hash `model`."""
+    """Write the tensors of the table `path`; `model`: hash of the weights that made them."""
     codes, scale = coded(vectors)
     tensors = {"vectors": vectors, "tokens": tokens, "codes": codes, "scale": scale}
     metadata = {"format": str(FORMAT), "model": model, "part": path.rpartition("/")[2]}
@@ -84,7 +83,7 @@ def write_tensors(path: str, vectors: Float[Tensor, "n T D"], tokens: Float[Tens
 
 
 def keep_tensors(path: str, stays: Sequence[bool]) -> None:
-    """Write the tensors of a table anew, without those of the rows that do not stay."""
+    """Rewrite the tensors of a table with only the rows that stay."""
     model = facts_of(path)[0]["model"]
     tensors = safetensors.torch.load(storage.read_bytes(tensors_of(path)))
     write_tensors(path, tensors["vectors"][[*stays]], tensors["tokens"][[*stays]], model)
@@ -97,12 +96,13 @@ def remove_part(path: str) -> None:
 
 
 def num_windows(path: str) -> int:
-    """Return how many windows the tensors of a table hold. ValueError for tensors that are cut, or not there."""
+    """Return how many windows the tensors of a table hold. Raise ValueError for truncated or missing tensors."""
     return facts_of(path)[1]
 
 
 def facts_of(path: str) -> tuple[dict[str, str], int]:
-    """Return what the tensors of a table say they belong to, and their number of windows, by their header alone."""
+    """Read the header of a table's tensors: return its metadata and the number of windows. Raise ValueError for
+    truncated or missing tensors."""
 
     def read(file: IO[bytes]) -> tuple[dict[str, str], int]:
         num_bytes = int.from_bytes(file.read(8), "little")
@@ -121,14 +121,15 @@ def facts_of(path: str) -> tuple[dict[str, str], int]:
 
 
 def broken(path: str, what: str) -> ValueError:
-    """Return the refusal of the tensors of a table."""
+    """Return the error for a table's broken tensors."""
     return ValueError(f"{tensors_of(path)}: the tensors {what}; give the same `embed` again, which makes them anew")
 
 
 def open_part(path: str, model: str, width: int) -> Part:
-    """Map a part of an index of the model with these weights and vectors of `width`; of one in a bucket, a copy.
+    """Memory-map a part of an index; of an index in a bucket, map a local copy. `model`: hash of the model's weights;
+    `width`: of its vectors.
 
-    ValueError for a part of another model or number of windows, and for tensors that are cut or crafted.
+    Raise ValueError for a part of another model or number of windows, and for truncated or malformed tensors.
     """
     if "vectors" in storage.read_with(path, pq.read_schema).names:
         return read_earlier(path, width)
@@ -143,14 +144,15 @@ def open_part(path: str, model: str, width: int) -> Part:
         raise broken(path, f"are {num_rows} windows of {metadata.get('part')}, the table has {num_in_table}")
     if not storage.is_remote(path):
         return mapped(path, tensors_of(path), (num_rows, width))
-    with tempfile.NamedTemporaryFile() as file:  # what is mapped outlives the name
+    with tempfile.NamedTemporaryFile() as file:  # the mapping outlives the file's name
         file.write(storage.read_bytes(tensors_of(path)))
         file.flush()
         return mapped(path, file.name, (num_rows, width))
 
 
 def mapped(path: str, tensors: str, shape: tuple[int, int]) -> Part:
-    """Return the part whose table is `path`, with tensors of a local file that hold `shape`: (n, D)."""
+    """Return the part with the table `path`, mapped from the local file `tensors`. Raise ValueError if the tensors do
+    not have `shape` (n, D)."""
     try:
         with safetensors.safe_open(tensors, "pt") as file:
             part = Part(path=path, **{name: file.get_tensor(name) for name in NAMES})
@@ -163,7 +165,7 @@ def mapped(path: str, tensors: str, shape: tuple[int, int]) -> Part:
 
 
 def read_earlier(path: str, width: int) -> Part:
-    """Read a part of an earlier format, whose table has the numbers of each window in a list."""
+    """Read a part of an earlier format, whose table holds the tensors of each window as lists."""
     table = storage.read_table(path, ["tokens", "vectors"])
     columns = (table[name].combine_chunks().flatten().to_numpy() for name in ("tokens", "vectors"))
     tokens, vectors = (torch.from_numpy(numbers.reshape(len(table), -1, width).copy()) for numbers in columns)

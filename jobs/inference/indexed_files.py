@@ -1,6 +1,6 @@
-"""The files that the windows of an index are of: their names, lengths and dates, and which of them a search is in.
+"""The files behind the windows of an index: their names, lengths and dates, and filters over them.
 
-In memory is a number per window, and what is said of a file once; where a window lies stays on disk.
+Memory holds one number per window, and the facts of each file once; the times of windows stay on disk.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ COLUMNS = ("uri", "end_seconds", "version")
 
 
 class UndatedError(ValueError):
-    """Raised for days where no file has a date."""
+    """Raised when a search filters by date but no file has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Which files are searched."""
+    """Filters on the searched files."""
 
     folder: str = ""
-    """Below the root of the videos; empty: all."""
+    """Folder below the root of the videos; empty: all."""
     min_seconds: float = 0.0
     max_seconds: float = math.inf
-    """Of the whole file. Images last 0 seconds."""
+    """Length of the whole file. Images last 0 seconds."""
     since: datetime.date | None = None
     until: datetime.date | None = None
-    """Days of the files' last change, both included, as 2026-11-29. Files in a bucket have none."""
+    """First and last day of the files' last change, as 2026-11-29. Files in a bucket have no such date."""
 
     def __post_init__(self) -> None:
         if self.min_seconds > self.max_seconds:
@@ -49,21 +49,21 @@ class Filters:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IndexedFiles:
-    """F files and the N windows of them."""
+    """F files and their N windows."""
 
     uris: list[str]
     names: list[str]
     """Paths below the root of the videos."""
     seconds: Float64[np.ndarray, " F"]
-    """Where the last window ends; 0 of images."""
+    """End of the last window; 0 for images."""
     changed: Float64[np.ndarray, " F"]
-    """Seconds since 1970; NaN where the store does not say."""
+    """Time of the last change in seconds since 1970; NaN if the store has none."""
     of_row: Int32[np.ndarray, " N"]
-    """Number of the file of each window."""
+    """Number of each window's file."""
 
     @classmethod
     def read(cls, parts: Sequence[str], root: str) -> Self:
-        """Read the files of an index's parts, whose videos lie below `root`."""
+        """Read the files of an index's parts; `root`: folder of its videos."""
         numbers: dict[str, int] = {}
         rows, ends, versions = [], [], []
         for table in map(read_part, parts):
@@ -80,11 +80,12 @@ class IndexedFiles:
         return cls(uris=[*numbers], names=names, seconds=seconds, changed=changed, of_row=of_row)
 
     def passing(self, filters: Filters) -> Bool[np.ndarray, " N"] | None:
-        """Return which windows are of files that pass; None: all. UndatedError for days where no file has a date."""
+        """Return which windows belong to files that pass; None: all. Raise UndatedError if no file has a date to filter
+        by."""
         if filters == Filters():
             return None
-        below = f"{filters.folder.strip('/')}/" if filters.folder.strip("/") else ""
-        passes = np.array([name.startswith(below) for name in self.names])
+        prefix = f"{filters.folder.strip('/')}/" if filters.folder.strip("/") else ""
+        passes = np.array([name.startswith(prefix) for name in self.names])
         passes &= (self.seconds >= filters.min_seconds) & (self.seconds <= filters.max_seconds)
         if (filters.since or filters.until) and np.isnan(self.changed).all():
             raise UndatedError("since and until need files with a date of change, and none of this index has one")
@@ -96,7 +97,7 @@ class IndexedFiles:
 
 
 def read_part(path: str) -> pa.Table:
-    """Return `COLUMNS` of a part, with nulls for those that an earlier format lacks."""
+    """Return `COLUMNS` of a part, with nulls for columns that an earlier format lacks."""
 
     def read(file: object) -> pa.Table:
         part = pq.ParquetFile(file)
@@ -110,12 +111,12 @@ def read_part(path: str) -> pa.Table:
 
 
 def change_of(version: str | None) -> float:
-    """Return the time of change in a file's version, its size and that time; NaN for one with an ETag, or none."""
+    """Return the modification time in a file's version, which consists of size and time; NaN for an ETag, or None."""
     with contextlib.suppress(ValueError):
         return float((version or "").rpartition(" ")[2])
     return math.nan
 
 
 def start_of(day: datetime.date) -> float:
-    """Return when a day of this machine's time zone begins, in seconds since 1970."""
+    """Return the start of a day in this machine's time zone, in seconds since 1970."""
     return datetime.datetime.combine(day, datetime.time.min).timestamp()

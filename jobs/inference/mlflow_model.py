@@ -1,6 +1,6 @@
-"""A model as MLflow loads it: this code over a folder that jobs/export.py wrote. Texts in, unit vectors out.
+"""Code with which MLflow loads a model from a folder that jobs/export.py wrote. Texts in, unit vectors out.
 
-MLflow runs this file by itself, where this package need not be; nobody imports it.
+MLflow runs this file alone, possibly without this package; no module imports it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from transformers import AutoModel, AutoProcessor
 
 
 class TextEncoder(PythonModel):
-    """Sentences to the vectors that videos are searched by."""
+    """Encodes sentences as the vectors with which videos are searched."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Reads the exported folder."""
+        """Load the exported folder."""
         folder = context.artifacts["model"]
         self.model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
         self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 
-    def predict(self, context, model_input, params=None):  # MLflow takes hints of types for another signature
-        """Unit vectors (N, D) of the column `text`."""
+    def predict(self, context, model_input, params=None):  # MLflow interprets type hints as a model signature
+        """Return unit vectors (N, D) of the column `text`."""
         with torch.no_grad():
             texts = self.processor(text=[str(text) for text in model_input["text"]])
             return self.model.get_text_features(**texts).numpy()

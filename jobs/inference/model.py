@@ -41,7 +41,7 @@ from pipeline.records import ClipRows, DecodeError, Kind, Reason, Stored
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.transforms import augment, normalise
 from snps3_model import snps3
-from snps3_model.loading import few, is_hub_name, load_earlier_run
+from snps3_model.loading import format_names, is_hub_name, load_earlier_run
 from snps3_model.lora import without_updates
 from snps3_model.objective import LEAST_LOG_TEMPERATURE
 from snps3_model.snps3 import SNPS3
@@ -59,27 +59,27 @@ class Videos:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network that is not trained any more, and all it needs to read videos and texts."""
+    """A trained network, and what it needs to read videos and texts."""
 
     network: SNPS3
     text: TextProcessor
     data: DataConfig
-    """How the run read its videos."""
+    """Settings with which the run read its videos."""
     temperature: float
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """The device of the network."""
         return self.network.word_embeddings.device
 
     def embed_videos(self, paths: Sequence[str]) -> Videos:
-        """Videos or images, of which as many frames are looked at as in training. DecodeError for the first that
-        cannot be read."""
+        """Embed videos or images, with as many frames as in training. Raise DecodeError for the first that cannot be
+        read."""
         return self.embed_frames(np.stack([decode(path, self.data) for path in paths]))
 
     @torch.no_grad()
     def embed_frames(self, frames: np.ndarray) -> Videos:
-        """Decoded videos, uint8 (N, T, S, S, 4) as `decode` gives them."""
+        """Embed decoded videos, uint8 (N, T, S, S, 4) as `decode` returns them."""
         count = len(frames)
         rows = ClipRows(
             clip_ids=np.arange(count),
@@ -96,26 +96,26 @@ class Model:
         return Videos(tokens=video.tokens, vectors=video.vectors)
 
     def embed_texts(self, texts: Sequence[str]) -> Queries:
-        """Texts; a long one keeps its beginning."""
+        """Embed texts; too long ones are truncated at the end."""
         ids, mask = (part.to(self.device) for part in self.text.tokens(texts))
         return retrieval.encode_texts(self.network, ids, mask, World(rank=0, size=1, device=self.device))
 
     def dual_scores(self, texts: Queries, videos: Videos) -> Float[Tensor, "Q N"]:
-        """The dual encoder's score of each text with each video."""
+        """Return the dual encoder's score of each text with each video."""
         return snps3.dual_scores(texts.vectors, videos.vectors, self.temperature)
 
     def match(self, texts: Queries, videos: Videos) -> Float[Tensor, "Q N"]:
-        """The cross encoder's score of each text with each video."""
+        """Return the cross encoder's score of each text with each video."""
         num_texts, num_videos = len(texts.vectors), len(videos.vectors)
         text, clip = (part.ravel() for part in np.indices((num_texts, num_videos)))
         return retrieval.cross_scores(self.network, texts, videos.tokens, text, clip).view(num_texts, num_videos)
 
 
 def decode(path: str, data: DataConfig, limits: Limits | None = None) -> np.ndarray:
-    """The middle frames of a video, uint8 (T, S, S, 4): RGB, and 1 where a pixel is padding. DecodeError for one that
-    cannot be read.
+    """Return the middle frames of a video, uint8 (T, S, S, 4): RGB, and 1 where a pixel is padding. Raise DecodeError
+    for a file that cannot be read.
 
-    A process of its own decodes it, within `limits`: a stranger's file may crash or hang it.
+    A separate process decodes it, within `limits`, since an untrusted file may crash or hang the decoder.
     """
     kind = kind_of(path)
     if kind is None:
@@ -124,7 +124,7 @@ def decode(path: str, data: DataConfig, limits: Limits | None = None) -> np.ndar
 
 
 def decode_media(media: Stored, kind: Kind, data: DataConfig, limits: Limits | None = None) -> np.ndarray:
-    """As `decode`, of the bytes of a video or an image."""
+    """Decode the bytes of a video or an image as `decode` does."""
     decoded = isolated(
         decode_frames,
         media,
@@ -140,7 +140,8 @@ def decode_media(media: Stored, kind: Kind, data: DataConfig, limits: Limits | N
 
 
 def decode_unnamed(media: bytes, data: DataConfig) -> np.ndarray:
-    """As `decode`, of bytes that say themselves what they are. DecodeError if that is neither a picture nor a video."""
+    """Detect the kind of `media` from its bytes and decode it as `decode` does. Raise DecodeError if it is neither a
+    picture nor a video."""
     if (kind := kind_by_bytes(media)) is None:
         raise DecodeError(Reason.UNREADABLE, "it is neither a picture nor a video of a kind that is read")
     return decode_media(media, kind, data)
@@ -149,9 +150,10 @@ def decode_unnamed(media: bytes, data: DataConfig) -> np.ndarray:
 def windows(
     path: str, data: DataConfig, limits: Limits, window_seconds: float | None, stride_seconds: float
 ) -> Iterator[tuple[list[tuple[float, float | None]], np.ndarray]]:
-    """Yield some windows of a video at a time, each as `decode` gives a whole one: uint8 (W, T, S, S, 4).
+    """Yield the windows of a video in batches: their (start, end) in seconds, and uint8 (W, T, S, S, 4), where each
+    window is like a whole video from `decode`.
 
-    An image is one window without an end. DecodeError as of `decode`.
+    An image is one window without an end. Raise DecodeError as `decode` does.
     """
     if kind_of(path) == Kind.IMAGE:
         yield [(0.0, None)], decode(path, data, limits)[None]
@@ -170,14 +172,14 @@ def windows(
 
 
 def padded(frames: np.ndarray, size_px: int) -> np.ndarray:
-    """Return frames, uint8 (T, H, W, 3), in a square (T, S, S, 4): RGB, and 1 where a pixel is padding."""
+    """Pad frames, uint8 (T, H, W, 3), to squares (T, S, S, 4): RGB, and 1 where a pixel is padding."""
     clip = letterbox(frames, size_px)
     return np.concatenate([clip.frames, clip.pad_mask[..., None].astype(np.uint8)], axis=-1)
 
 
 def load(folder: str, device: str = "cpu") -> Model:
-    """The best model of a run, or of a folder that jobs/export.py wrote; a name that is no folder is looked up on the
-    hub. ValueError that names what does not fit."""
+    """Load the best model of a run, or a folder that jobs/export.py wrote; a name that is no folder is looked up on the
+    hub. Raise ValueError with the tensors that do not fit."""
     folder = folder_of(folder)
     config = config_of(folder)
     text = TextProcessor.load(folder, text=config.text, masking=config.masking, seed=config.seed)
@@ -185,17 +187,17 @@ def load(folder: str, device: str = "cpu") -> Model:
     path = run_files.best_weights(folder)
     weights = read_weights(storage.read_bytes(path), path)
     report = load_earlier_run(network, weights, path)
-    if lost := report.missing:  # a run may begin with weights that lack them, a trained model may not
-        raise ValueError(f"{path} lacks {len(lost)} tensors of its network{few(lost)}; write it anew")
+    if lost := report.missing:  # initial weights may lack some tensors, a trained model may not
+        raise ValueError(f"{path} lacks {len(lost)} tensors of its network{format_names(lost)}; write it anew")
     network.eval().to(device)
     temperature = temperature_of(weights, config.objective.temperature)
     return Model(network=network, text=text, data=config.data, temperature=temperature)
 
 
 def folder_of(name: str) -> str:
-    """Return the folder of a model: `name`, or where what the hub has of this name was downloaded to.
+    """Return the folder of a model: `name`, or the download of the hub model with this name.
 
-    FileNotFoundError if it is neither.
+    Raise FileNotFoundError if there is neither.
     """
     if not is_hub_name(name):
         return storage.absolute(name)
@@ -209,7 +211,7 @@ def folder_of(name: str) -> str:
 
 
 def temperature_of(weights: Mapping[str, Tensor], default: float) -> float:
-    """Return the temperature of dual scores: that of the weights if it was learned."""
+    """Return the temperature of dual scores: the learned one of the weights if there is one, else `default`."""
     if "log_temperature" not in weights:
         return default
     return weights["log_temperature"].clamp(min=LEAST_LOG_TEMPERATURE).exp().item()

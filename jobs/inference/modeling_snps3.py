@@ -1,4 +1,4 @@
-"""A trained model for Transformers, without this package: what `export` writes into a folder beside its weights.
+"""A trained model for Transformers without this package. `export` writes this code beside the weights.
 
 from transformers import AutoModel, AutoProcessor
 
@@ -34,7 +34,7 @@ from snps3_model.snps3 import SNPS3, VideoFeatures, dual_scores
 
 
 class SNPS3Config(PreTrainedConfig):
-    """The settings of a run, of which the network reads `model`, and the facts of its vocabulary."""
+    """The settings of a run, of which the network reads `model`, and the facts about its vocabulary."""
 
     model_type = "snps3"
 
@@ -69,7 +69,7 @@ class SNPS3Model(PreTrainedModel):
     def get_video_features(
         self, pixel_values: Float[Tensor, "B T 3 H W"], pixel_padding: Bool[Tensor, "B T H W"]
     ) -> VideoFeatures:
-        """Return `vectors` (B, T, D), a unit one per frame, and `tokens` (B, S, D) for `match`."""
+        """Return `vectors` (B, T, D), a unit vector per frame, and `tokens` (B, S, D) for `match`."""
         return self.model.encode_video(pixel_values, pixel_padding)
 
     def dual_scores(self, texts: Float[Tensor, "Q D"], videos: Float[Tensor, "C T D"]) -> Float[Tensor, "Q C"]:
@@ -94,7 +94,7 @@ class SNPS3Model(PreTrainedModel):
 
 
 class SNPS3Processor(ProcessorMixin):
-    """Texts to ids, and decoded frames to what the network reads."""
+    """Converts texts to ids, and decoded frames to the network's input."""
 
     attributes = ["tokenizer"]  # noqa: RUF012
     tokenizer_class = "PreTrainedTokenizerFast"
@@ -105,7 +105,7 @@ class SNPS3Processor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str, **options: Any) -> SNPS3Processor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Read the tokenizer and the settings of videos in a folder, or on the hub."""
+        """Load the tokenizer and the video settings from a folder or the hub."""
         named = {
             name: options[name] for name in ("revision", "cache_dir", "local_files_only", "token") if name in options
         }
@@ -119,7 +119,7 @@ class SNPS3Processor(ProcessorMixin):
         """Return the arguments of `get_text_features`, of `get_video_features`, or both.
 
         `videos`: uint8 (T, H, W, 3) each, T as in training (`config.data["num_frames"]`): the middle frames of equal
-        parts; of a picture, that many copies. Texts that are too long keep their beginning.
+        segments; for a picture, that many copies. Too long texts are truncated at the end.
         """
         batch: dict[str, Tensor] = {}
         if text is not None:
@@ -133,8 +133,8 @@ class SNPS3Processor(ProcessorMixin):
     def pixels(
         self, videos: Sequence[UInt8[np.ndarray, "T H W 3"]]
     ) -> tuple[Float[Tensor, "B T 3 S S"], Bool[Tensor, "B T S S"]]:
-        """Return videos in the upper left corner of squares, or as in training what is cut out of their middle, as
-        normalised floats, and where they are padding. ValueError for another number of frames."""
+        """Return videos as normalised floats, in the upper left corner of squares or, if training cropped, as the crop
+        of their middle; and the pad mask. Raise ValueError for another number of frames."""
         data = self.config.data
         if {len(video) for video in videos} != {data["num_frames"]}:
             raise ValueError(f"each video needs {data['num_frames']} frames, got {[len(video) for video in videos]}")
@@ -163,7 +163,8 @@ class SNPS3Processor(ProcessorMixin):
 def in_square(
     video: UInt8[np.ndarray, "T H W 3"], size_px: int
 ) -> tuple[UInt8[np.ndarray, "T S S 3"], Bool[np.ndarray, "T S S"]]:
-    """Return a video whose longer side is made `size_px`, in the upper left corner of a square, and its padding."""
+    """Resize a video's longer side to `size_px`, and place it in the upper left corner of a square; return it with its
+    pad mask."""
     height, width = video.shape[1:3]
     scale = size_px / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))

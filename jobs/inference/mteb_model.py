@@ -1,11 +1,11 @@
-"""A run or an exported folder as a model of `mteb`, and a corpus of ours as a retrieval task of its shape.
+"""A run or an exported folder as a model for `mteb`, and a manifest as a retrieval task of `mteb`.
 
 import mteb
 from jobs.inference.mteb_model import MtebModel
 
 mteb.evaluate(MtebModel("runs/tiny"), mteb.get_tasks(tasks=["MSRVTTT2V"]))
 
-A video's vector is that of its frames behind one another; the similarity of it with a text is the dual score.
+A video's vector concatenates the vectors of its frames; its similarity with a text is the dual score.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MtebModel:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb writes beside its scores."""
+        """The model's metadata, which mteb writes with its scores."""
         from mteb.models import ModelMeta  # pyright: ignore[reportMissingImports]
 
         network = self.model.network
@@ -59,18 +59,18 @@ class MtebModel:
     def encode(
         self, inputs: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **_: Any
     ) -> Float[Tensor, "N d"]:
-        """Return a row per input of a loader of mteb's: D numbers of a text, T times D of a video."""
+        """Return a row per input of mteb's loader: D numbers for a text, T · D for a video."""
         if "video" in inputs.dataset.features:
             return torch.cat([self.embed_videos(media) for media in batches_of(inputs.dataset)])
         return torch.cat([self.model.embed_texts(batch["text"]).vectors for batch in inputs])
 
     def embed_videos(self, videos: Sequence[bytes]) -> Float[Tensor, "n d"]:
-        """Return the vectors of the frames of videos, behind one another. DecodeError for what is no video."""
+        """Return the concatenated frame vectors of each video. Raise DecodeError for bytes that are no video."""
         frames = np.stack([decode_unnamed(media, self.model.data) for media in videos])
         return self.model.embed_frames(frames).vectors.flatten(1)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[Tensor, "n m"]:
-        """Return the dual scores of texts with videos, in either order."""
+        """Return the dual scores of texts and videos, which may come in either order."""
         first, second = map(torch.as_tensor, (embeddings1, embeddings2))
         if (width := self.model.network.config.hidden) != first.shape[-1]:
             return self.similarity(second, first).T
@@ -83,7 +83,7 @@ class MtebModel:
 
 
 def batches_of(dataset: Any) -> Iterator[list[bytes]]:
-    """Yield the bytes of some videos of a data set at a time; none is decoded by others."""
+    """Yield the bytes of a data set's videos in batches, without the data set's own decoding."""
     column = dataset.features["video"]
     if getattr(column, "decode", False):
         dataset = dataset.cast_column("video", dataclasses.replace(column, decode=False))
@@ -92,7 +92,8 @@ def batches_of(dataset: Any) -> Iterator[list[bytes]]:
 
 
 def bytes_of(video: Any) -> bytes:
-    """Return the bytes of a video that a data set has: as they are, or where they lie. ValueError for no file."""
+    """Return the bytes of a data set's video, which are given directly or as a path. Raise ValueError for anything
+    else."""
     if isinstance(video, dict):
         video = video["bytes"] or video["path"]
     media = read(video) if isinstance(video, str) else video
@@ -102,9 +103,9 @@ def bytes_of(video: Any) -> bytes:
 
 
 def retrieval_task(manifest: str, split: str, direction: Direction) -> Any:
-    """Return a retrieval task of mteb of the videos of a manifest's split and their first captions, loaded.
+    """Return a loaded retrieval task of mteb with the videos of a manifest's split and their first captions.
 
-    ValueError for clips that are parts of files, of which mteb knows nothing.
+    Raise ValueError for clips that are parts of files, which mteb does not support.
     """
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from mteb.abstasks.retrieval import AbsTaskRetrieval  # pyright: ignore[reportMissingImports]
@@ -138,7 +139,7 @@ def retrieval_task(manifest: str, split: str, direction: Direction) -> Any:
         )
 
         def load_data(self, **_: Any) -> None:
-            """Do nothing: the rows are there."""
+            """Do nothing: the rows are already loaded."""
 
     task = ManifestRetrieval()
     data = RetrievalSplitData(queries=queries, corpus=corpus, relevant_docs=right, top_ranked=None)

@@ -1,10 +1,10 @@
-"""The encoders of a model as programs of `torch.export`, which torch runs without any of our code.
+"""Export of a model's encoders as programs of `torch.export`, which torch runs without any of our code.
 
     text.pt2     (input_ids, attention_mask) ─► vector
     video.pt2    (pixel_values, pixel_padding) ─► tokens, vectors
     match.pt2    (input_ids, attention_mask, tokens) ─► score of each row
 
-Numbers of rows, words, frames (two or more) and visual tokens may differ from call to call.
+The numbers of rows, words, frames (two or more) and visual tokens may vary between calls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from snps3_model.snps3 import SNPS3
 
 
 class Encoder(nn.Module):
-    """One pass of a network as a module of its own."""
+    """One pass of a network as a separate module."""
 
     def __init__(self, network: SNPS3) -> None:
         super().__init__()
@@ -29,14 +29,14 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(Encoder):
-    """Texts to unit vectors."""
+    """Encodes texts as unit vectors."""
 
     def forward(self, input_ids: Int64[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
         return self.network.encode_text(input_ids, attention_mask).vector
 
 
 class VideoEncoder(Encoder):
-    """Frames to tokens and unit vectors."""
+    """Encodes frames as tokens and unit vectors."""
 
     def forward(
         self, pixel_values: Float[Tensor, "B T 3 H W"], pixel_padding: Bool[Tensor, "B T H W"]
@@ -46,7 +46,7 @@ class VideoEncoder(Encoder):
 
 
 class CrossEncoder(Encoder):
-    """Pairs of a text and a video to scores."""
+    """Scores pairs of a text and a video."""
 
     def forward(
         self, input_ids: Int64[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"], tokens: Float[Tensor, "B S D"]
@@ -55,7 +55,7 @@ class CrossEncoder(Encoder):
 
 
 def exported(model: Model) -> dict[str, ExportedProgram]:
-    """Return the programs of a model by name. The size of frames is that of training."""
+    """Return the programs of a model by name. The frame size is fixed to that of training."""
     network, data = model.network, model.data
     rows, words = Dim("rows", min=1), Dim("words", min=2, max=network.config.max_positions)
     frames = Dim("frames", min=2, max=network.config.max_positions - 1)
@@ -65,12 +65,12 @@ def exported(model: Model) -> dict[str, ExportedProgram]:
     text, clip = {0: rows, 1: words}, {0: rows, 1: frames}
     tokens = torch.zeros(2, data.num_frames * network.config.grid_side**2, network.config.hidden)
     parts = network.config.grid_side**2
-    seen = {0: rows, 1: parts * frames if parts > 1 else frames}
+    visual = {0: rows, 1: parts * frames if parts > 1 else frames}
     with torch.no_grad():
         return {
             "text": export(TextEncoder(network), (ids, mask), dynamic_shapes=(text, text)),
             "video": export(VideoEncoder(network), (pixels, padding), dynamic_shapes=(clip, clip)),
-            "match": export(CrossEncoder(network), (ids, mask, tokens), dynamic_shapes=(text, text, seen)),
+            "match": export(CrossEncoder(network), (ids, mask, tokens), dynamic_shapes=(text, text, visual)),
         }
 
 

@@ -22,33 +22,33 @@ from pipeline import storage
 
 MAX_QUERY_CHARACTERS = 1000
 PORT = 8765
-"""Of the page, where nothing else is said."""
+"""Default port of the page."""
 
 
 def refuse_long(text: str) -> None:
-    """Raise ValueError for a question that is no sentence: more of it would be left out than is read."""
+    """Raise ValueError for a question that is much too long: the tokenizer would truncate most of it."""
     if len(text) > MAX_QUERY_CHARACTERS:
         raise ValueError(f"the question has {len(text):,} characters, at most {MAX_QUERY_CHARACTERS:,} are read")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """A sentence, and the index that is searched."""
+    """The sentence to search for, and the index."""
 
     index: Annotated[str, tyro.conf.Positional]
     """Folder that jobs/embed.py wrote. For the page with --run also a folder of videos, which is embedded first."""
     text: Annotated[str | None, tyro.conf.Positional] = None
-    """A sentence about the video; without it and --queries a page opens in which to ask."""
+    """A sentence about the video; without it and --queries, a search page opens."""
     queries: str | None = None
     """File of many sentences instead, a JSON string per line, or an object with a `text`; `-`: standard input."""
     num_results: int = 5
     rerank: int = 100
-    """Windows that the cross encoder puts in order."""
+    """Windows that the cross encoder re-ranks."""
     run: str | None = None
-    """Folder of the model; None: where it lay when the index was made."""
+    """Folder of the model; None: its path when the index was made."""
     filters: Annotated[Filters, tyro.conf.arg(name="")] = field(default_factory=Filters)
     port: int = PORT
-    """Of the page, on this machine's loopback; 0: any that is free."""
+    """Port of the page, on this machine's loopback; 0: any free one."""
 
     def __post_init__(self) -> None:
         refuse_below(self, "", num_results=1, rerank=1, port=0)
@@ -66,25 +66,25 @@ class Match:
     uri: str
     start_seconds: float | None
     end_seconds: float | None
-    """None of both: the whole video, or an image."""
+    """Both None: the whole video, or an image."""
     cross: float
     dual: float
 
     @property
     def span(self) -> str:
-        """From–to in seconds; nothing for a whole video, or an image."""
+        """Start–end in seconds; empty for a whole video, or an image."""
         return "" if self.end_seconds is None else f"{self.start_seconds:.1f}–{self.end_seconds:.1f} s"
 
 
 def search(config: SearchConfig) -> list[Match]:
-    """Return the best windows for `config.text`, best first. ValueError for an index of another model."""
+    """Return the best windows for `config.text`, best first. Raise ValueError for an index of another model."""
     return Answerer(config).best(config.text or "")
 
 
 def answers(config: SearchConfig) -> Iterator[str]:
     """Yield a JSON line per line of `config.queries`: its text, and the best windows. The index is opened once.
 
-    ValueError for a line that does not ask; in a file before the first answer.
+    Raise ValueError for an invalid line; for a file, before the first answer.
     """
     lines = sys.stdin if config.queries == "-" else read_lines(storage.absolute(str(config.queries)))
     texts = (text_of(number, line) for number, line in enumerate(lines, 1) if line.strip())
@@ -102,7 +102,7 @@ def read_lines(path: str) -> list[str]:
 
 
 def text_of(number: int, line: str) -> str:
-    """Return what a line of queries asks. ValueError for one that does not."""
+    """Return the text of a line of queries. Raise ValueError for an invalid line."""
     try:
         query = json.loads(line)
         text = query if isinstance(query, str) else query["text"]
@@ -115,9 +115,9 @@ def text_of(number: int, line: str) -> str:
 
 
 def open_index(index: str, run: str | None) -> tuple[Model, WindowIndex]:
-    """Load the model that an index was made with, from `run` or where it lay then, and open the index.
+    """Load the model of an index, from `run` or its path when the index was made, and open the index.
 
-    ValueError for another model.
+    Raise ValueError if `run` is another model.
     """
     folder = storage.absolute(index)
     run, weights = model_of(folder, run)
@@ -126,7 +126,7 @@ def open_index(index: str, run: str | None) -> tuple[Model, WindowIndex]:
 
 
 def model_of(folder: str, run: str | None) -> tuple[str, str]:
-    """Return folder and weights hash of the model that an index was made with. ValueError if `run` is another one."""
+    """Return folder and weights hash of the model of an index. Raise ValueError if `run` is another model."""
     storage.check_readable(f"{folder}/{INDEX}")
     facts = run_files.read_json(f"{folder}/{INDEX}")
     run = storage.absolute(run or facts["run"])
@@ -138,7 +138,7 @@ def model_of(folder: str, run: str | None) -> tuple[str, str]:
 
 
 class Answerer:
-    """An index with its model, open for one question after the other."""
+    """An open index with its model, for several questions."""
 
     def __init__(self, config: SearchConfig) -> None:
         self.config = config
@@ -149,8 +149,8 @@ class Answerer:
             self.is_eligible = files.passing(config.filters)
 
     def best(self, sentence: str) -> list[Match]:
-        """Return the windows that the dual encoder puts first, in the order of the cross encoder; of those that are the
-        same moment the best."""
+        """Return the windows with the highest dual scores, re-ranked by the cross encoder; of windows that show the
+        same moment, only the best."""
         text = self.model.embed_texts([sentence])
         first, dual = self.index.first(text.vectors, self.config.rerank, self.model.temperature, self.is_eligible)
         if not len(first):
@@ -163,7 +163,7 @@ class Answerer:
 
 
 def match_of(place: Place, cross: float, dual: float) -> Match:
-    """Return a place of an index with its scores."""
+    """Return a window of an index with its scores."""
     uri, start, end = place
     is_image = end is None
     return Match(uri=uri, start_seconds=None if is_image else start, end_seconds=end, cross=cross, dual=dual)

@@ -1,18 +1,18 @@
-"""Which windows of an index are shown for a query. Pure."""
+"""Choice of the windows of an index to show for a query. Pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
 Place = tuple[str, float | None, float | None]
-"""Video, and start and end of a window of it in seconds; without an end an image, without both a whole video."""
+"""Video, and start and end of a window in seconds; for an image the end is None, for a whole video both."""
 
 
 def distinct(
     place: Callable[[int], Place], rows: Iterable[int], num: int, shown: Sequence[int] = ()
 ) -> dict[int, Place]:
-    """Return the first `num` of `rows` with their places, without those that are the same moment as one before them or
-    a `shown` row."""
+    """Return the first `num` of `rows` with their places; skip rows that show the same moment as an earlier row or a
+    `shown` one."""
     kept = {row: place(row) for row in shown}
     for row in rows:
         if len(kept) == num + len(shown):
@@ -24,7 +24,7 @@ def distinct(
 
 
 def is_same_moment(place: Place, other: Place) -> bool:
-    """Return whether two windows of a file share half of the shorter one, or more."""
+    """Return whether two windows of a file overlap by at least half of the shorter one."""
     (uri, start, end), (other_uri, other_start, other_end) = place, other
     if uri != other_uri:
         return False

@@ -1,6 +1,6 @@
-"""An index of windows that is open for questions: mapped from disk, and not read.
+"""An open index of windows, memory-mapped from disk.
 
-text ── dot products with the 8-bit codes of all windows ── first thousand   ── their dual scores ── first of them
+text ── dot products with the 8-bit codes of all windows ── top thousand ── their dual scores ── top windows
         (a small index: dual scores of all windows)
 """
 
@@ -23,19 +23,19 @@ from pipeline import storage
 from snps3_model.snps3 import dual_scores
 
 EXACT_BYTES = 64 * 2**20
-"""Of frame vectors, up to which an index is searched without its codes."""
+"""Size of frame vectors up to which an index is searched without its codes."""
 OVERSAMPLING, LEAST_CANDIDATES = 4, 1000
-"""The codes choose so many windows per one that is asked for, and no fewer than those."""
+"""The codes preselect `OVERSAMPLING` windows per requested one, but at least `LEAST_CANDIDATES`."""
 TABLES_IN_MEMORY = 64
-"""Parts whose places stay in memory."""
+"""Number of parts whose places stay in memory."""
 
 
 class ChangedIndexError(ValueError):
-    """Raised when the index was written anew after it was opened."""
+    """Raised when the index was rewritten after it was opened."""
 
 
 class WindowIndex:
-    """The windows of an index. Its rows count through its parts."""
+    """The windows of an index. Row numbers run through all parts."""
 
     def __init__(self, parts: Sequence[Part], exact_bytes: int = EXACT_BYTES) -> None:
         self.parts = parts
@@ -45,11 +45,12 @@ class WindowIndex:
 
     @classmethod
     def open(cls, folder: str, model: str, width: int) -> WindowIndex:
-        """Open the index that a model with these weights made, of vectors of `width`. ValueError as of `open_part`."""
+        """Open the index in `folder`; `model`: hash of the model's weights; `width`: of its vectors. Raise ValueError
+        as `open_part` does."""
         reads = [(path, functools.partial(open_part, path, model, width)) for path in parts_in(folder)]
         if not reads:
             raise ValueError(f"{folder} holds no embedded video")
-        return cls([part() for part in storage.ahead(reads)])
+        return cls([part() for part in storage.prefetched(reads)])
 
     def __len__(self) -> int:
         return int(self.stops[-1])
@@ -74,9 +75,9 @@ class WindowIndex:
             return rows[order], scores
 
     def coded_scores(self, texts: Float[Tensor, "1 D"]) -> Float[Tensor, " N"]:
-        """Return a number per window that orders them about as their mean cosine with the text does."""
+        """Return a score per window that approximates the order by mean cosine with the text."""
         codes = coded(texts[:, None])[0].T.contiguous()
-        # torch.mm refuses 8-bit integers
+        # torch.mm does not support 8-bit integers
         return torch.cat([torch.ops.aten._int_mm(part.codes, codes)[:, 0] * part.scale for part in self.parts])
 
     def vectors(self, rows: Int[Tensor, " K"]) -> Float[Tensor, "K T D"]:
@@ -88,7 +89,8 @@ class WindowIndex:
         return self.gathered("tokens", rows)
 
     def gathered(self, name: str, rows: Int[Tensor, " K"]) -> Float[Tensor, "K _ D"]:
-        """Return a tensor of windows, read part by part: a thousand rows one by one take as long as all the codes."""
+        """Return the tensor `name` of windows, read part by part: single reads of a thousand rows would take as long as
+        the search of all codes."""
         numbers, places = map(torch.from_numpy, self.located(rows))
         gathered = torch.empty(len(rows), *getattr(self.parts[0], name).shape[1:])
         for number in numbers.unique().tolist():
@@ -97,7 +99,7 @@ class WindowIndex:
         return gathered
 
     def place(self, row: int) -> Place:
-        """Return which window a row is. ChangedIndexError if its part was written anew since the index was opened."""
+        """Return the window of a row. Raise ChangedIndexError if its part was rewritten since the index was opened."""
         part, place = self.part_of(row)
         with contextlib.suppress(FileNotFoundError):
             places = self.places_of(part.path)
@@ -106,19 +108,20 @@ class WindowIndex:
         raise ChangedIndexError(f"{part.path} was written anew since the index was opened; open it again")
 
     def part_of(self, row: int) -> tuple[Part, int]:
-        """Return the part of a row, and its place in it."""
+        """Return the part of a row, and its number within the part."""
         (number,), (place,) = self.located(torch.tensor([row]))
         return self.parts[number], int(place)
 
     def located(self, rows: Int[Tensor, " K"]) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
-        """Return the number of the part of each row, and the places in it."""
+        """Return for each row the number of its part, and its number within the part."""
         numbers = np.searchsorted(self.stops, rows.numpy(), side="right")
         return numbers, rows.numpy() - np.concatenate([[0], self.stops])[numbers]
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute in the calling thread: a part is so small that threads wait for each other, not for memory."""
+    """Make torch use only the calling thread within the context: on small parts its threads cost more than they
+    save."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -130,8 +133,8 @@ def one_thread() -> Iterator[None]:
 def highest(
     scores: Float[Tensor, " N"], count: int, is_eligible: Bool[np.ndarray, " N"] | None = None
 ) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]]:
-    """Return the places of the `count` highest that are eligible, best first, and their scores; of equal ones the
-    first."""
+    """Return the indices of the `count` highest eligible scores, best first, and these scores; ties keep their
+    order."""
     if is_eligible is not None:
         scores = scores.masked_fill(torch.from_numpy(~is_eligible), -torch.inf)
         count = min(count, int(is_eligible.sum()))
@@ -143,10 +146,10 @@ def highest(
 
 
 def places_of(path: str) -> list[Place]:
-    """Return the windows of a part; one of the first format has no times."""
+    """Return the windows of a part; parts of the first format have no times."""
     table = storage.read_with(path, lambda file: pq.ParquetFile(file).read(["uri", "start_seconds", "end_seconds"]))
-    nothing = [None] * len(table)
+    nulls = [None] * len(table)
     starts, ends = (
-        table[name].to_pylist() if name in table.column_names else nothing for name in ("start_seconds", "end_seconds")
+        table[name].to_pylist() if name in table.column_names else nulls for name in ("start_seconds", "end_seconds")
     )
     return list(zip(table["uri"].to_pylist(), starts, ends, strict=True))

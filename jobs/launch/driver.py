@@ -19,9 +19,12 @@ import pyarrow as pa
 
 from cluster import run as cluster_run
 from cluster import worker_lines
-from cluster.connection import at_once, connected_ray, spans_machines
+from cluster.connection import connected_ray, num_concurrent, spans_machines
+from cluster.rank_datasets import grows
 from cluster.run import last_line
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.launch import lease, preflight
+from jobs.launch.manifest_version import with_version
 from jobs.reports import run_results
 from jobs.run import run_files
 from jobs.run.config import TASK_FILES, DataConfig, Placement, PretrainConfig, TaskConfig, TextConfig
@@ -39,7 +42,6 @@ from jobs.training.requests import STOP_FILE
 from jobs.training.step import DivergedError, RunError
 from pipeline import storage
 from pipeline.corpus.listing import Listing, Rows
-from pipeline.corpus.manifest import open_manifest
 from pipeline.stream.source import split_clips
 from pipeline.text.config import UNRANKED, MaskingConfig
 from pipeline.text.significance import SignificantWords, mine_significant_words
@@ -47,7 +49,7 @@ from pipeline.text.tokenizer import Tokenizer, train_wordpiece
 from snps3_model.loss_table import load_extra
 
 MAX_CAPTIONED = 1_000_000
-"""Training clips whose captions a run without a vocabulary or a table of words counts at most."""
+"""Most training clips whose captions are counted to make a missing vocabulary or a missing table of words."""
 
 
 def pretrain(
@@ -58,15 +60,15 @@ def pretrain(
     tags: Mapping[str, str] = MappingProxyType({}),
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train or resume a run and return its results; without results if it is stopped on request.
+    """Train or resume a run and return its results, or {} if it is stopped on request.
 
-    `on_rank` is what every rank does; a measurement may wrap it. `watchers` observe the reports of the ranks to Ray
-    Train. `tags` are those of the MLflow run. `is_stopped`: whether a stop was requested before the run began.
+    `on_rank` runs on every rank; a measurement may wrap it. `watchers` observe the reports of the ranks to Ray Train.
+    `tags` go to the MLflow run. `is_stopped`: whether a stop was requested before the run began.
     """
     placement = config.placement
     mlflow_runs.refuse_unreachable(placement.storage)
     run_folder = storage.join(storage.absolute(placement.storage), config.name)
-    manifest = open_manifest(config.data.manifest)
+    config, manifest = with_version(config, run_folder, voice.say)
     with lease.held(run_folder) as held:
         config, run_hash = claim_folder(config, manifest, run_folder)
         voice.keep_log_in(run_folder)
@@ -74,14 +76,14 @@ def pretrain(
             voice.show(f"{config.name} is finished: {run_folder}/report.html")
             return run_files.read_json(f"{run_folder}/results.json")
         params = flat(as_dict(config)) | {"manifest_hash": manifest.hash}
-        with tracked(placement, run_folder, run_hash, params, tags, held) as tracker:
+        with tracked_run(placement, run_folder, run_hash, params, tags, held) as tracker:
             tracker.log_dataset(manifest.corpus, manifest.hash, storage.absolute(config.data.manifest))
             job = make_job(config, manifest, run_folder, tracker)
             clean(run_folder)
-            if is_stopped():  # the request may have been among what is gone
-                ask_to_stop(run_folder)
-            watched = connected_ray(worker_environment=cluster_run.WORKER_ENVIRONMENT, is_watched=True)
-            with watched, stopping_on_signal(run_folder):
+            if is_stopped():  # `clean` may have removed the stop file
+                request_stop(run_folder)
+            ray_connection = connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True)
+            with ray_connection, stop_on_signal(run_folder):
                 refuse_scattered_metrics(placement.storage)
                 cluster_run.run(
                     on_rank,
@@ -100,7 +102,7 @@ def pretrain(
 
 
 @contextlib.contextmanager
-def tracked(
+def tracked_run(
     placement: Placement,
     run_folder: str,
     run_hash: str,
@@ -110,7 +112,7 @@ def tracked(
 ) -> Iterator[Tracker]:
     """Keep the MLflow run open; end it as FINISHED, as KILLED after a stop, or as FAILED after an error.
 
-    Nothing is written at the end by a driver that has lost its lease.
+    A driver that has lost its lease does not end the MLflow run.
     """
     tracker = mlflow_runs.open_run(
         placement.storage,
@@ -123,7 +125,7 @@ def tracked(
     try:
         yield tracker
     except mlflow_runs.SilentServerError:
-        raise  # there is nobody to tell
+        raise  # the status cannot be sent either
     except BaseException:
         held.check()
         tracker.finish("FAILED")
@@ -133,7 +135,7 @@ def tracked(
 
 
 def report_losses(run_folder: str, causes: Mapping[int, Exception]) -> None:
-    """Write which ranks were lost, and why, to the run's journal, and say it; in the process that restarts them."""
+    """Record lost ranks and their errors in the run's journal and print them. Ray calls this where it restarts them."""
     journal.note_losses(run_folder, causes)
     name, (first, *_) = run_folder.rpartition("/")[2], causes.values()
     ranks = f"rank{'s' * (len(causes) > 1)} {', '.join(map(str, sorted(causes)))}"
@@ -143,7 +145,7 @@ def report_losses(run_folder: str, causes: Mapping[int, Exception]) -> None:
 
 
 def has_ended(run_folder: str) -> bool:
-    """Return whether the ranks trained to the end, and were not stopped. RunError if they stopped for good."""
+    """Return True if the ranks trained to the end, False if they were stopped. RunError if they failed for good."""
     if storage.exists(f"{run_folder}/{run_files.FAILURE}"):
         reason = run_files.read_json(f"{run_folder}/{run_files.FAILURE}")
         raise (DivergedError if reason["has_diverged"] else RunError)(reason["error"])
@@ -155,14 +157,14 @@ def has_ended(run_folder: str) -> bool:
 
 
 def storage_of(storage_path: str, run_folder: str, owner_id: str) -> cluster_run.Storage:
-    """Return where the run's folder lies, for Ray Train; checkpoints are uploaded with our client and its retries."""
+    """Return the storage of the run for Ray Train. Checkpoints are uploaded with our client, because it retries."""
     filesystem, inner = storage.arrow_filesystem(storage_path)
     upload = functools.partial(upload_checkpoint, run_folder, owner_id)
     return cluster_run.Storage(path=inner, filesystem=filesystem, upload=upload)
 
 
 def upload_checkpoint(run_folder: str, owner_id: str, folder: str, name: str) -> None:
-    """Upload the files of `folder` to the folder `name` of the run, on a rank of the driver `owner_id`.
+    """Upload the files of `folder` to the folder `name` of the run; runs on a rank of the driver `owner_id`.
 
     Raise LeaseLostError when another driver has the run.
     """
@@ -171,8 +173,8 @@ def upload_checkpoint(run_folder: str, owner_id: str, folder: str, name: str) ->
 
 
 def refuse_scattered_metrics(storage_path: str) -> None:
-    """Raise ValueError if the connected cluster has or will have several machines, and metrics go to a file of one."""
-    if spans_machines() or cluster_run.grows():
+    """Raise ValueError if the cluster has or will have several machines, but metrics go to a local file of one."""
+    if spans_machines() or grows():
         mlflow_runs.refuse_local(storage_path)
 
 
@@ -180,11 +182,11 @@ def runs_at_once(num_runs: int | None, placement: Placement) -> int:
     """Return the number of concurrent runs: `num_runs`, or as many as fit on the connected cluster.
     ValueError if there will never be room for `num_runs`."""
     num_gpus = placement.most_workers if placement.use_gpu else 0
-    return at_once(num_runs, preflight.num_cpus(placement), num_gpus, grows=cluster_run.grows())
+    return num_concurrent(num_runs, preflight.num_cpus(placement), num_gpus, grows=grows())
 
 
 def clean(run_folder: str) -> None:
-    """Remove what an earlier try has left in the run's folder and nobody may read."""
+    """Remove leftovers of an earlier attempt: stop request, failure report, uncommitted checkpoints."""
     for name in (STOP_FILE, run_files.FAILURE):
         storage.remove(f"{run_folder}/{name}")
     for name in run_files.remove_uncommitted_checkpoints(run_folder):
@@ -192,9 +194,9 @@ def clean(run_folder: str) -> None:
 
 
 def claim_folder(config: PretrainConfig, manifest: Listing, run_folder: str) -> tuple[PretrainConfig, str]:
-    """Return the config with what the corpus decides, and the hash of its identity; the run's folder holds both.
+    """Return the config with decoder and steps resolved from the corpus, and its identity hash.
 
-    ValueError if the folder holds another identity.
+    The run's folder holds both. ValueError if it holds another identity.
     """
     config = dataclasses.replace(config, data=with_decoder(config.data, manifest.fastest_decoder))
     fields, path = identity(config, manifest.hash), f"{run_folder}/{run_files.IDENTITY}"
@@ -210,12 +212,12 @@ def claim_folder(config: PretrainConfig, manifest: Listing, run_folder: str) -> 
 
 
 def make_job(config: PretrainConfig, manifest: Listing, run_folder: str, tracker: Tracker) -> Job:
-    """Return what the ranks need. Vocabulary, significant words and answers are kept in the run's folder."""
+    """Return the job of the ranks. Vocabulary, significant words and the task's files are kept in the run's folder."""
     data, text, seed = config.data, config.text, config.seed
     captions = functools.cache(functools.partial(TrainingCaptions, data))
-    tokenizer = kept_tokenizer(text, run_folder, captions)
-    table = kept_table(text, run_folder, captions, tokenizer)
-    refuse_more_words_than_there_are(config.masking, table)
+    tokenizer = ensure_tokenizer(text, run_folder, captions)
+    table = ensure_word_table(text, run_folder, captions, tokenizer)
+    refuse_too_few_words(config.masking, table)
     task_class = task_type(config.task.kind)
     max_clips = data.max_evaluation_clips if task_class.scores_all_pairs else None
     failures = f"{run_folder}/{run_files.UNDECODED}"
@@ -260,15 +262,14 @@ def make_job(config: PretrainConfig, manifest: Listing, run_folder: str, tracker
 
 
 def show_questions(facts: Mapping[str, float]) -> None:
-    """Show how many training questions a task has, of which kinds."""
+    """Print the number of training questions per kind, if the task has any."""
     counts = [f"{name.split('/')[1]} {count:.0f}" for name, count in facts.items()]
     if counts:
         voice.show(f"training questions: {', '.join(counts)}")
 
 
-def kept_tokenizer(text: TextConfig, run_folder: str, captions: Callable[[], Iterable[str]]) -> Tokenizer:
-    """Return the vocabulary in the run's folder. A new run first writes the configured one, or one trained on the
-    captions, and reads it like a resumed one."""
+def ensure_tokenizer(text: TextConfig, run_folder: str, captions: Callable[[], Iterable[str]]) -> Tokenizer:
+    """Return the vocabulary in the run's folder. A new run first writes the configured one, or trains one."""
     path = f"{run_folder}/tokenizer.json"
     if not storage.exists(path):
         given = text.vocabulary
@@ -277,11 +278,10 @@ def kept_tokenizer(text: TextConfig, run_folder: str, captions: Callable[[], Ite
     return Tokenizer.from_json(storage.read_bytes(path).decode())
 
 
-def kept_table(
+def ensure_word_table(
     text: TextConfig, run_folder: str, captions: Callable[[], Iterable[str]], tokenizer: Tokenizer
 ) -> SignificantWords:
-    """Return the significant words in the run's folder. A new run first writes the configured ones, or those of the
-    captions."""
+    """Return the significant words in the run's folder. A new run first writes the configured ones, or mines them."""
     path = f"{run_folder}/significant_words.json"
     if not storage.exists(path):
         if text.significant_words:
@@ -294,8 +294,8 @@ def kept_table(
 
 
 class TrainingCaptions:
-    """The captions of the training clips, of a sample of them where there are more than `MAX_CAPTIONED`. They are read
-    anew each time, so that they are never in memory together."""
+    """The captions of the training clips, or of a sample of `MAX_CAPTIONED` clips. Each iteration reads them again, so
+    that they are never all in memory."""
 
     def __init__(self, data: DataConfig) -> None:
         self.clips = split_clips(data.manifest, data.train_split)
@@ -305,12 +305,12 @@ class TrainingCaptions:
             print(f"vocabulary and words: the captions of {MAX_CAPTIONED} of the {total} training clips are counted")
 
     def __iter__(self) -> Iterator[str]:
-        for table in (table for rows in self.clips.values() for table in sampled(rows, self.share)):
+        for table in (table for rows in self.clips.values() for table in sample_rows(rows, self.share)):
             yield from table["captions"].combine_chunks().flatten().to_pylist()
 
 
-def sampled(rows: Rows, share: float, run_rows: int = 1024) -> Iterator[pa.Table]:
-    """Yield a share of the rows: all, or runs of them, evenly spaced. As ids are hashes, those are a random sample."""
+def sample_rows(rows: Rows, share: float, run_rows: int = 1024) -> Iterator[pa.Table]:
+    """Yield a share of the rows: all, or evenly spaced runs. A run is a random sample, because the ids are hashes."""
     if share >= 1:
         yield from rows.batches()
         return
@@ -320,7 +320,7 @@ def sampled(rows: Rows, share: float, run_rows: int = 1024) -> Iterator[pa.Table
         yield rows.range(start, start + run_rows)
 
 
-def refuse_more_words_than_there_are(masking: MaskingConfig, table: SignificantWords) -> None:
+def refuse_too_few_words(masking: MaskingConfig, table: SignificantWords) -> None:
     """Raise ValueError when the configuration asks for more significant words than the captions hold."""
     num_words = len(table.significant_ids(UNRANKED - 1))
     if not num_words:
@@ -335,28 +335,28 @@ def refuse_more_words_than_there_are(masking: MaskingConfig, table: SignificantW
         )
 
 
-def stopping_on_signal(run_folder: str) -> contextlib.AbstractContextManager[None]:
-    """Within it, SIGTERM writes a stop request to the run's folder, which the workers answer with a checkpoint."""
+def stop_on_signal(run_folder: str) -> contextlib.AbstractContextManager[None]:
+    """Turn SIGTERM into a stop request within this context; the workers then write a checkpoint and end."""
 
     def request(*_: Any) -> None:
         voice.say("asked to stop: waiting for the checkpoint")
-        ask_to_stop(run_folder)
+        request_stop(run_folder)
 
-    return answering_signals(request, signal.SIGTERM)
+    return signal_handlers(request, signal.SIGTERM)
 
 
-def ask_to_stop(run_folder: str) -> None:
+def request_stop(run_folder: str) -> None:
     """Ask the workers of the run to write a checkpoint and end."""
     storage.write_bytes_atomic(f"{run_folder}/{STOP_FILE}", b"")
 
 
 @contextlib.contextmanager
-def answering_signals(answer: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
-    """Handle these signals with `answer`. Do nothing outside the main thread, the only one to receive signals."""
+def signal_handlers(handle: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Handle these signals with `handle`. Do nothing outside the main thread, the only one that may set handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, answer) for number in numbers}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -367,10 +367,10 @@ def answering_signals(answer: Callable[[int, Any], None], *numbers: signal.Signa
 def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, run_hash: str) -> dict[str, Any]:
     """Write results and report to the run's folder and to MLflow, and return the results.
 
-    SilentServerError where MLflow is gone: the run then counts as unfinished, and the same command comes back here.
+    SilentServerError if MLflow is unreachable: the run then counts as unfinished, and the same command retries this.
     """
     mlflow_runs.refuse_silent(tracker.uri, job.run_folder)
-    patient_tracker.send_kept(tracker, job.run_folder)
+    patient_tracker.send_saved(tracker, job.run_folder)
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),
@@ -390,7 +390,7 @@ def finish(job: Job, task: TaskConfig, tracker: Tracker, *, manifest_hash: str, 
             tracker.log_file(Path(folder, name))
         run_files.write_json(f"{folder}/results.json", results)
         tracker.log_file(Path(folder, "results.json"))
-    run_files.write_json(f"{job.run_folder}/results.json", results)  # last: with it the run counts as finished
+    run_files.write_json(f"{job.run_folder}/results.json", results)  # last: it marks the run as finished
     recalls = sorted(key for key in results if key.endswith(("r1", "r10")))
     for split, keys in itertools.groupby(recalls, key=lambda key: key.rpartition("/")[0]):
         values = (f"{key.rpartition('/')[2]} {results[key]:.3f}" for key in keys)

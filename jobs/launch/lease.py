@@ -3,8 +3,9 @@
     driver ──driver.lease, renewed every 5 s──► folder ◄──watches the content for 30 s── second driver
                                                                 changed: refuse · unchanged or gone: take over
 
-Nobody compares clocks: a second driver measures on its own clock how long the content has stood still, and the owner
-on its own how long ago it began its last renewal. The owner stops to trust its lease before anybody may take it.
+Clocks of different machines are never compared: a second driver measures on its own clock for how long the content has
+not changed, and the owner on its own clock the time since it began its last renewal. The owner stops trusting its lease
+(`TRUSTED_SECONDS`) before another driver may take it (`EXPIRES_SECONDS`).
 """
 
 from __future__ import annotations
@@ -29,25 +30,26 @@ from jobs.tracking import voice
 from pipeline import storage
 
 LEASE = "driver.lease"
-"""No `.json` or `.pkl`: Ray Tune copies such files of a sweep that it resumes, and writes its stale copies back."""
+"""Not `.json` or `.pkl`: when Ray Tune resumes a sweep, it copies such files and writes the stale copies back."""
 RENEW_SECONDS = 5.0
 EXPIRES_SECONDS = 30.0
-"""A lease whose content has stood still for so long may be taken."""
+"""Another driver may take a lease whose content has not changed for this long."""
 TRUSTED_SECONDS = 20.0
-"""The owner writes for so long after it began a renewal; what it then has begun may last until the lease expires."""
+"""The owner may begin writes this long after the start of its last successful renewal. A write that it has begun may
+last until the lease expires."""
 POLL_SECONDS = 1.0
 SETTLE_SECONDS = 1.0
-"""Pause before a lease in a store is read again: not every store has conditional writes."""
+"""Pause between writing a lease to a store and reading it back, because not every store has conditional writes."""
 log = logging.getLogger(__name__)
 
 
 def clock() -> float:
-    """Return seconds of a clock that goes on while the machine sleeps, which `time.monotonic` does not on Linux."""
+    """Return the seconds of a monotonic clock that counts suspended time too, unlike `time.monotonic` on Linux."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class LeaseLostError(RuntimeError):
-    """Another driver has taken over the run: this one must not write to its folder any more."""
+    """Another driver has taken over the run, so this driver must stop writing to its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Owner:
 
 
 def this_process() -> Owner:
-    """Return a new owner: this process, under an id of its own."""
+    """Return this process as an owner with a new id."""
     return Owner(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), started=utc_now(), renewed=utc_now())
 
 
@@ -79,7 +81,7 @@ def utc_now() -> str:
 
 
 def owner_of(content: bytes | None) -> Owner | None:
-    """Return the owner that a lease names; None for no lease, and for one that cannot be read."""
+    """Return the owner that a lease names; None without a lease, or if it cannot be parsed."""
     try:
         return Owner(**json.loads(content)) if content else None
     except (ValueError, TypeError):
@@ -87,14 +89,14 @@ def owner_of(content: bytes | None) -> Owner | None:
 
 
 @dataclass
-class Watch:
-    """What another driver has seen of a lease: its first content, and since when it stands still."""
+class LeaseObserver:
+    """Another driver's observation of a lease: the content at first sight, and when that was (seconds)."""
 
     content: bytes | None
     since: float
 
     def verdict(self, content: bytes | None, now: float) -> Literal["free", "alive", "wait"]:
-        """Judge a lease with this content now, on the observer's clock alone."""
+        """Judge the lease from its current content, using only the observer's clock."""
         if content is None:
             self.content = None
             return "free"
@@ -110,13 +112,13 @@ def acquire(
     now: Callable[[], float] = clock,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bytes:
-    """Return the content of the lease that `owner` now has, after waiting for an owner that is silent to expire.
+    """Acquire the lease for `owner`, after waiting for the lease of a silent owner to expire, and return its content.
 
-    Raise ValueError naming the owner, its age and the remedy as soon as it is seen to renew its lease.
+    Raise ValueError, with the owner and the remedy, as soon as the present owner renews its lease.
     """
     path, start = f"{run_folder}/{LEASE}", now()
     content = read(path)
-    watch = Watch(content, start)
+    watch = LeaseObserver(content, start)
     if content is not None:
         voice.show(
             f"{run_folder} has a driver: {owner_of(content) or 'unknown'}; waiting up to {EXPIRES_SECONDS:.0f} s to "
@@ -144,27 +146,27 @@ def acquire(
 
 
 def read(path: str) -> bytes | None:
-    """Return the content of a lease, None where there is none."""
+    """Return the content of a lease, or None without one."""
     try:
         return storage.read_bytes(path)
     except FileNotFoundError:
         return None
 
 
-def note(run_folder: str) -> str:
-    """Return what a run's lease says of its driver, in words that may follow others; nothing without a lease."""
+def owner_clause(run_folder: str) -> str:
+    """Return a clause about the driver that holds the run's lease, to append to a sentence; empty without a lease."""
     owner = owner_of(read(f"{run_folder}/{LEASE}"))
     return f"; has a driver, {owner}, which renewed its lease at {owner.renewed}" if owner else ""
 
 
 def refuse_other_owner(run_folder: str, owner_id: str) -> None:
-    """Raise LeaseLostError unless the lease is still that of `owner_id`; for ranks, which do not renew it."""
+    """Raise LeaseLostError unless `owner_id` still has the lease. For ranks, which do not renew it."""
     owner = owner_of(read(f"{run_folder}/{LEASE}"))
     if owner is None or owner.id != owner_id:
-        raise lost_to(run_folder, owner)
+        raise lease_lost_error(run_folder, owner)
 
 
-def lost_to(run_folder: str, owner: Owner | None) -> LeaseLostError:
+def lease_lost_error(run_folder: str, owner: Owner | None) -> LeaseLostError:
     taken = f"was taken over by {owner}" if owner else "has lost its lease, which somebody removed"
     return LeaseLostError(
         f"{run_folder} {taken}: this driver stops and writes no more. Let the other one go on, or stop it and give the "
@@ -192,7 +194,7 @@ class Lease:
         self.is_closed = threading.Event()
 
     def renew(self) -> None:
-        """Renew the lease once, or note that it is lost. OSError where the store does not answer."""
+        """Renew the lease once, or record that it is lost. OSError if the store does not answer."""
         start = self.now()
         renewals = self.owner.num_renewals + 1
         owner = dataclasses.replace(self.owner, renewed=utc_now(), num_renewals=renewals)
@@ -202,15 +204,15 @@ class Lease:
             if content == owner.to_bytes():
                 self.owner, self.content, self.renewed_at = owner, content, start
             else:
-                self.lost = lost_to(self.run_folder, owner_of(content))
+                self.lost = lease_lost_error(self.run_folder, owner_of(content))
             self.changed.notify_all()
         if self.lost:
             self.on_loss()
 
     def check(self) -> None:
-        """Return when this driver may write: at once after a renewal, else when the next one is done.
+        """Block until this driver may write: not at all after a recent renewal, else until the next one.
 
-        Raise LeaseLostError when another driver has the lease, or the store was gone for too long.
+        Raise LeaseLostError when another driver has the lease, or when the store was unreachable for too long.
         """
         with self.changed:
             deadline = self.now() + storage.OUTAGE_SECONDS
@@ -229,7 +231,7 @@ class Lease:
         while self.lost is None and not self.is_closed.wait(RENEW_SECONDS):
             try:
                 self.renew()
-            except Exception as error:  # of whatever kind: a dead thread would give the run away
+            except Exception as error:  # of any kind: if this thread died, the lease would expire
                 log.warning("the lease of %s could not be renewed, trying again: %s", self.run_folder, error)
 
     def release(self) -> None:
@@ -242,13 +244,13 @@ class Lease:
 def held(run_folder: str) -> Iterator[Lease]:
     """Hold the lease of a run's folder; raise ValueError if another driver has it.
 
-    When another driver takes it meanwhile, the main thread is interrupted, and LeaseLostError raised.
+    If another driver takes it meanwhile, interrupt the main thread and raise LeaseLostError.
     """
     owner = this_process()
     content = acquire(run_folder, owner)
     thread, is_main = threading.get_ident(), threading.current_thread() is threading.main_thread()
     interrupt = functools.partial(signal.pthread_kill, thread, signal.SIGINT) if is_main else lambda: None
-    if is_main and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background
+    if is_main and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jobs ignore SIGINT
         signal.signal(signal.SIGINT, signal.default_int_handler)
     lease = Lease(run_folder, owner, content, on_loss=interrupt)
     keeper = threading.Thread(target=lease.keep, name="lease", daemon=True)

@@ -22,7 +22,7 @@ from pipeline.synthetic.corpus import make_corpus
 
 CORPUS, EMBEDDED = WORKPLACE / "corpora" / "embedded", CorpusConfig()
 CHATTER = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\t(INFO|SUCC) |Running entrypoint for job ")
-"""How such lines begin."""
+"""Start of the lines in which Ray's client and job server report on themselves."""
 log = logging.getLogger("ray.job_client")
 OBJECT_STORE_BYTES = 400 * 2**20
 
@@ -36,14 +36,14 @@ def run_locally(
     corpus: Path = CORPUS,
     contents: CorpusConfig = EMBEDDED,
 ) -> int:
-    """Exit status of pretrain with `arguments` on a Ray head of this machine; 130 if it was stopped.
+    """Run pretrain with `arguments` on a Ray head of this machine and return its exit status; 130 if it was stopped.
 
-    `storage` and `name` are those of the run that `arguments` describe. `progress`: of the corpus, which is made in the
-    folder `corpus` with `contents`.
+    `storage` and `name` must be those in `arguments`. The corpus is made from `contents` in the folder `corpus`;
+    `progress` is called with the clips made and their total.
     """
     start = time.perf_counter()
     os.chdir(WORKPLACE)
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with Ctrl-C switched off
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     make_corpus(contents, corpus, num_processes=os.cpu_count() or 1, progress=progress)
     num_cpus = max(2, os.cpu_count() or 2)
@@ -59,7 +59,7 @@ def run_locally(
 
 
 def prepare(head: Head, corpus: Path) -> int:
-    """Exit status of the job that turns a made corpus into its manifest; it does nothing the second time."""
+    """Submit the job that writes the corpus's manifest and return its exit status. A second job does nothing."""
     annotations = sorted(str(path) for path in (corpus / "annotations").glob("*.jsonl"))
     entrypoint = [sys.executable, "-m", "jobs.prepare", "--corpus", "embedded", "--root", str(corpus)]
     entrypoint += ["--annotations", *annotations, "--out", str(corpus / "manifest")]
@@ -67,13 +67,13 @@ def prepare(head: Head, corpus: Path) -> int:
 
 
 def pretrain(head: Head, arguments: list[str]) -> int:
-    """Exit status of the pre-training job."""
+    """Submit the pre-training job and return its exit status."""
     entrypoint = [sys.executable, "-m", "jobs.pretrain", *arguments]
     return head.submit(entrypoint, job_id=f"pretrain-{secrets.token_hex(3)}", show=relay)
 
 
 def relay(line: str) -> None:
-    """Show a line of a job's output; what Ray's client and job server say of themselves is logged."""
+    """Print a line of a job's output; log it instead if it is `CHATTER` of Ray."""
     if CHATTER.match(line) or not line.strip():
         log.info("%s", line)
     else:
@@ -81,7 +81,7 @@ def relay(line: str) -> None:
 
 
 def conclusion(run_folder: Path, tracking_uri: str, seconds: float) -> str:
-    """Where the results lie and how to look at them."""
+    """Return the closing text: where the results are and how to view them."""
     return (
         f"\ndone in {seconds / 60:.1f} minutes\n"
         f"  look:     open {run_folder / 'report.html'} in a browser\n"

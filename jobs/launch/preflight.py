@@ -1,7 +1,7 @@
 """Check a run before it starts: describe its plan in numbers and collect every problem.
 
-Nothing here starts Ray or decodes a clip. A manifest in one file is read whole, of one in parts the index; one small
-file is written to the storage and removed again.
+Nothing here starts Ray or decodes a clip. A manifest in one file is read whole, but only the index of one in parts. One
+small file is written to the storage and removed again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from typing import Any
 import torch
 
 from jobs.launch import lease
+from jobs.launch.manifest_version import with_version
 from jobs.launch.step_memory import memory_line, memory_problems, step_shape
 from jobs.run import run_files
 from jobs.run.config import TASK_FILES, DataConfig, OptimConfig, Placement, PretrainConfig, SelectionConfig, TextConfig
 from jobs.run.fields import differences
 from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.task import task_type
+from jobs.tracking import mlflow_runs
 from pipeline import storage
 from pipeline.corpus.listing import Listing
-from pipeline.corpus.manifest import open_manifest
+from pipeline.corpus.manifest import PartedManifest
 from pipeline.decode import decoders
 from pipeline.nearest import did_you_mean
 from pipeline.records import Kind
@@ -43,46 +45,48 @@ from snps3_model.snps3 import SNPS3
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a run may use, as far as it is known without starting Ray."""
+    """CPUs and GPUs that a run may use, as far as they are known without starting Ray."""
 
     num_cpus: int | None
-    """None: of a cluster, counted when the run starts."""
+    """None for a cluster, whose CPUs are counted when the run starts."""
     num_gpus: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """A run before its start."""
+    """The findings of all preflight checks of a run."""
 
     facts: Mapping[str, Callable[[], str]]
-    """The plan in lines, by what each is about; computed when they are shown."""
+    """Topic → function that computes its line of the plan."""
     problems: tuple[str, ...]
     """Each names the value, the rule and the remedy."""
 
 
 def this_machine() -> Machine:
-    """The CPUs and GPUs of this machine, or unknown ones where `RAY_ADDRESS` names a cluster."""
+    """Return the CPUs and GPUs of this machine, or None for each if `RAY_ADDRESS` names a cluster."""
     if os.environ.get("RAY_ADDRESS", "local") != "local":
         return Machine(num_cpus=None, num_gpus=None)
     return Machine(num_cpus=os.cpu_count() or 1, num_gpus=torch.cuda.device_count())
 
 
 def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
-    """Return all that is known of the run; problems are collected, so that one look shows them all."""
+    """Check the run and return its plan and its problems: all of them, not only the first."""
     machine, placement, problems = machine or this_machine(), config.placement, []
     run_folder = storage.join(storage.absolute(placement.storage), config.name)
     problems += resource_problems(placement, machine)
-    manifest = _tried(problems, "data.manifest", lambda: known_manifest(config.data.manifest))
+    known = _attempt(problems, "data.manifest", functools.partial(known_manifest, config, run_folder))
+    config, manifest = known or (config, None)
     data, optim, plan, fields = config.data, config.optim, None, None
     if manifest:
         data = with_decoder(config.data, manifest.fastest_decoder)
         fields = identity(dataclasses.replace(config, data=data), manifest.hash)
-        _tried(problems, "data.manifest", lambda: check_clips(manifest))
+        _attempt(problems, "data.manifest", lambda: check_clips(manifest))
     problems += value_problems(config, manifest, machine)
-    can_write = _tried(problems, "placement.storage", lambda: storage.check_writable(placement.storage) is None)
+    can_write = _attempt(problems, "placement.storage", lambda: storage.check_writable(placement.storage) is None)
+    _attempt(problems, f"metrics of {config.name}", lambda: mlflow_runs.tracking_uri(placement.storage))
     state, refusals = folder_state(config.name, fields, run_folder)
     if manifest:
-        plan = _tried(
+        plan = _attempt(
             problems, "data.train_split", lambda: training_plan(data, optim.global_batch, config.seed, manifest)
         )
     if plan:
@@ -90,7 +94,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     shape = step_shape(data, config.text, config.masking, optim, placement, num_pieces(config.text)[0])
     step = (config.model, config.objective, config.optim, placement, shape)
     if config.task.kind == "captions":
-        problems += _tried(problems, "placement.gpu_memory_gib", lambda: memory_problems(*step)) or []
+        problems += _attempt(problems, "placement.gpu_memory_gib", lambda: memory_problems(*step)) or []
     facts = {
         "run": lambda: f"{config.name}: {run_folder} ({state})",
         "corpus": functools.partial(_corpus_line, data, manifest),
@@ -105,50 +109,50 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
 
 
 def value_problems(config: PretrainConfig, manifest: Listing | None, machine: Machine) -> list[str]:
-    """Return what is wrong with what the run is to compute, wherever it runs."""
+    """Return the problems of metric, splits, decoder, network, losses and files, whatever the resources."""
     data, text, task = config.data, config.text, config.task
     problems = metric_problems(task.kind, config.selection) + (split_problems(data, manifest) if manifest else [])
     if machine.num_cpus is not None:  # this machine decodes
-        _tried(problems, "data.decoder", lambda: decoders.load(data.decoder))
+        _attempt(problems, "data.decoder", lambda: decoders.load(data.decoder))
     problems += visual_problems(config.model.visual, data)
     if task.kind == "captions":
-        _tried(problems, "objective.extra", lambda: load_extra(config.objective))
+        _attempt(problems, "objective.extra", lambda: load_extra(config.objective))
     texts = {f"text.{name}": getattr(text, name) for name in ("vocabulary", "significant_words", "word_families")}
     for name, path in (texts | {f"task.{name}": getattr(task, name) for name in TASK_FILES}).items():
         if path:
-            _tried(problems, name, lambda path=path: storage.check_readable(path))
+            _attempt(problems, name, lambda path=path: storage.check_readable(path))
     return problems + weight_problems(config.model, text)
 
 
 def weight_problems(model: ModelConfig, text: TextConfig) -> list[str]:
-    """Return what is wrong with the first weights of the network; names on the hub are looked up by the run."""
+    """Return the problems of the initial weights. Names on the hub are not checked here, but by the run."""
     problems: list[str] = []
     earlier, pretrained = model.initial_weights, model.pretrained_text
     if earlier:
-        _tried(problems, "model.initial_weights", lambda: storage.check_readable(earlier))
+        _attempt(problems, "model.initial_weights", lambda: storage.check_readable(earlier))
     if pretrained and not is_hub_name(pretrained):
         pieces = num_pieces(text)[0]
-        _tried(problems, "model.pretrained_text", lambda: refuse_other_sizes(model, pieces, bert_config(pretrained)))
+        _attempt(problems, "model.pretrained_text", lambda: refuse_other_sizes(model, pieces, bert_config(pretrained)))
     return problems
 
 
 def num_pieces(text: TextConfig) -> tuple[int, str]:
-    """Return the number of pieces of the run's vocabulary, and "at most " where it is yet to be trained."""
-    if text.vocabulary and (loaded := _tried([], "", lambda: Tokenizer.load(str(text.vocabulary)))):
+    """Return the size of the run's vocabulary, with "at most " if the vocabulary is still to be trained."""
+    if text.vocabulary and (loaded := _attempt([], "", lambda: Tokenizer.load(str(text.vocabulary)))):
         return loaded.vocabulary_size, ""
     return text.vocabulary_size, "at most "
 
 
-def known_manifest(path: str) -> Listing:
-    """The manifest; where there is none, the error says how one is made."""
+def known_manifest(config: PretrainConfig, run_folder: str) -> tuple[PretrainConfig, Listing]:
+    """Return the result of `with_version`. FileNotFoundError, with the remedy, if there is no manifest."""
     try:
-        return open_manifest(path)
+        return with_version(config, run_folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or write the manifest with jobs/prepare.py") from error
 
 
 def check_clips(manifest: Listing) -> None:
-    """Raise if the object store of the clips cannot be read. A missing clip is rejected later, as a sample."""
+    """Raise an error if the object store of the clips cannot be read. A missing clip is rejected later, as a sample."""
     split, kind = next(iter(manifest.counts))
     uri = manifest.rows(split, Kind(kind)).range(0, 1)["uri"][0].as_py()
     if storage.is_remote(uri):
@@ -157,7 +161,7 @@ def check_clips(manifest: Listing) -> None:
 
 
 def resource_problems(placement: Placement, machine: Machine) -> list[str]:
-    """Return the CPUs and GPUs that are missing: Ray would wait for them for ever."""
+    """Return which CPUs and GPUs are missing: Ray would wait for them forever."""
     problems: list[str] = []
     needed, have = num_cpus(placement), machine.num_cpus
     if have is not None and needed > have:
@@ -175,10 +179,10 @@ def resource_problems(placement: Placement, machine: Machine) -> list[str]:
 
 
 def metric_problems(kind: str, selection: SelectionConfig) -> list[str]:
-    """Return the problem if `selection.metric` is not a higher-is-better metric of the task `kind`. Without this check
-    the run fails at its first evaluation."""
+    """Return a problem unless `selection.metric` is a higher-is-better metric of the task `kind`. Without this check,
+    the run would fail at its first evaluation."""
     problems: list[str] = []
-    task = _tried(problems, "task.kind", lambda: task_type(kind))
+    task = _attempt(problems, "task.kind", lambda: task_type(kind))
     if task is None or selection.metric in (names := task.metric_names(selection.rerank)):
         return problems
     hint = f"{did_you_mean(selection.metric, names)} ".lstrip()
@@ -186,22 +190,24 @@ def metric_problems(kind: str, selection: SelectionConfig) -> list[str]:
 
 
 def num_cpus(placement: Placement) -> float:
-    """CPUs that a run reserves: of its train workers, the fewest that it needs, and for decoding."""
+    """Return the CPUs that a run reserves for its minimum of train workers and for decoding."""
     return placement.fewest_workers * placement.cpus_per_worker + placement.decode_cpus
 
 
 def visual_problems(visual: VisualConfig, data: DataConfig) -> list[str]:
-    """Return why the visual encoder could not be made, filled with its weights, or take the frames."""
+    """Return why the visual encoder cannot be built, load its weights, or take frames of this size."""
     size = data.shown_px
     problems: list[str] = []
-    problem = _tried(problems, "model.visual.backbone", lambda: frame_size_problem(visual, size, size, data.num_frames))
+    problem = _attempt(
+        problems, "model.visual.backbone", lambda: frame_size_problem(visual, size, size, data.num_frames)
+    )
     if problem:
         name = "augmentation.crop_px" if data.augmentation.crop_px else "frame_size_px"
         problems.append(f"data.{name}={size}: {problem}")
     if visual.encoder == "auto":
-        _tried(problems, "model.visual.pixels", lambda: refuse_other_pixels(visual))
+        _attempt(problems, "model.visual.pixels", lambda: refuse_other_pixels(visual))
     path = visual.pretrained if visual.encoder != "auto" else None
-    if path is not None and _tried(problems, "model.visual.pretrained", lambda: storage.exists(path)) is False:
+    if path is not None and _attempt(problems, "model.visual.pretrained", lambda: storage.exists(path)) is False:
         problems.append(
             f"model.visual.pretrained={visual.pretrained} does not exist; download the weights there, or set it to "
             "None to start from random ones"
@@ -210,7 +216,7 @@ def visual_problems(visual: VisualConfig, data: DataConfig) -> list[str]:
 
 
 def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
-    """Return which splits of the manifest cannot be used for their purpose."""
+    """Return which splits of the manifest do not suit their use."""
     problems: list[str] = []
     evaluated = {"data.validation_split": data.validation_split, "data.test_split": data.test_split}
     if data.temporal_split:
@@ -219,7 +225,7 @@ def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
     drawn = [None if source == ANNOTATION else source for source, weight in weights.items() if weight]
     for name, split in {"data.train_split": data.train_split, **evaluated}.items():
         num_problems = len(problems)
-        _tried(problems, name, lambda split=split: manifest.refuse_empty(split))
+        _attempt(problems, name, lambda split=split: manifest.refuse_empty(split))
         if len(problems) > num_problems:
             if name == "data.temporal_split":
                 problems[-1] += "; --data.temporal-split None leaves the temporal test out"
@@ -247,28 +253,28 @@ def split_problems(data: DataConfig, manifest: Listing) -> list[str]:
 
 
 def folder_state(name: str, fields: Mapping[str, Any] | None, run_folder: str) -> tuple[str, list[str]]:
-    """Return what the run's folder holds, and why it refuses this run, if it does. `fields`: the run's identity; None
+    """Return the state of the run's folder, in words, and the problems of using it. `fields`: the run's identity; None
     without a manifest."""
     problems: list[str] = []
     identity_path = f"{run_folder}/{run_files.IDENTITY}"
-    if not _tried(problems, run_folder, lambda: storage.exists(identity_path)):
+    if not _attempt(problems, run_folder, lambda: storage.exists(identity_path)):
         return ("cannot be read" if problems else "new"), problems
     if fields is None:
         return "was begun before", problems
-    refusal = _tried(problems, identity_path, lambda: identity_refusal(name, fields, run_folder))
+    refusal = _attempt(problems, identity_path, lambda: identity_refusal(name, fields, run_folder))
     if problems:
         return "cannot be read", problems
     if refusal:
         return "refused: was begun with another identity", [refusal]
     if storage.exists(f"{run_folder}/results.json"):
         return "finished: results exist, nothing to train", problems
-    step = _tried(problems, run_folder, lambda: run_files.committed_step(run_folder))
+    step = _attempt(problems, run_folder, lambda: run_files.committed_step(run_folder))
     state = f"resumes from step {step}" if step else "started, no checkpoint yet"
-    return state + (_tried(problems, run_folder, lambda: lease.note(run_folder)) or ""), problems
+    return state + (_attempt(problems, run_folder, lambda: lease.owner_clause(run_folder)) or ""), problems
 
 
 def identity_refusal(name: str, fields: Mapping[str, Any], run_folder: str) -> str | None:
-    """Return what differs between a run of this identity and the one that the folder holds; None if nothing does."""
+    """Return a refusal that lists how this identity differs from that of the run in the folder; None if they agree."""
     path = f"{run_folder}/{run_files.IDENTITY}"
     if not storage.exists(path):
         return None
@@ -297,7 +303,7 @@ def training_plan(data: DataConfig, global_batch: int, seed: int, manifest: List
 
 
 def num_parameters(model: ModelConfig, vocabulary_size: int) -> int:
-    """Trained numbers of the network, without making it."""
+    """Return the number of parameters of the network, built on the meta device."""
     with torch.device("meta"):
         network = SNPS3(model, vocabulary_size=vocabulary_size, pad_id=0, separator_id=1)
     return sum(parameter.numel() for parameter in network.parameters())
@@ -319,7 +325,8 @@ def _corpus_line(data: DataConfig, manifest: Listing | None) -> str:
         f"{name} {' + '.join(f'{count} {kind}s' for kind, count in sorted(counts.items(), reverse=True)) or 0}"
         for name, counts in kinds.items()
     )
-    return f"{manifest.corpus}, {len(manifest)} clips: {splits}"
+    version = f" version {manifest.index.number}" if isinstance(manifest, PartedManifest) else ""
+    return f"{manifest.corpus}{version}, {len(manifest)} clips: {splits}"
 
 
 def _training_line(optim: OptimConfig, mixing: MixingConfig, plan: Plan | None) -> str:
@@ -351,7 +358,7 @@ def _frames_line(data: DataConfig, global_batch: int) -> str:
 
 def _model_line(model: ModelConfig, text: TextConfig) -> str:
     pieces, bound = num_pieces(text)
-    number = _tried([], "", lambda: num_parameters(model, pieces))
+    number = _attempt([], "", lambda: num_parameters(model, pieces))
     if number is None:
         return f"{model.visual.encoder}: cannot be built"
     return f"{number / 1e6:.2f} M parameters, with a vocabulary of {bound}{pieces} pieces"
@@ -360,7 +367,7 @@ def _model_line(model: ModelConfig, text: TextConfig) -> str:
 def _step_line(kind: str, step: Any) -> str:
     if kind != "captions":
         return f"not counted for task.kind={kind}"
-    return _tried([], "", lambda: memory_line(*step)) or "cannot be counted"
+    return _attempt([], "", lambda: memory_line(*step)) or "cannot be counted"
 
 
 def _resources_line(placement: Placement, machine: Machine) -> str:
@@ -379,10 +386,10 @@ def _num_by_kind(manifest: Listing, split: str) -> Counter[str]:
     return Counter({kind: count for (of, kind), count in manifest.counts.items() if of == split})
 
 
-def _tried(problems: list[str], name: str, look: Callable[[], Any]) -> Any:
-    """Return what `look` returns; None, with a problem under `name`, if it refuses."""
+def _attempt(problems: list[str], name: str, check: Callable[[], Any]) -> Any:
+    """Return the result of `check`. If it raises, add a problem under `name` and return None."""
     try:
-        return look()
+        return check()
     except (ValueError, KeyError, OSError) as error:
         problems.append(f"{name}: {error}")
         return None

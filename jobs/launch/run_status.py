@@ -1,4 +1,4 @@
-"""Where a run is and what it went through, from its folder alone: on any machine, on a disk or in a store."""
+"""The state and the history of a run, read from its folder alone: on any machine, on a disk or in a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.nearest import did_you_mean
 from pipeline.records import Reason
 
 ANSWER_SECONDS = lease.RENEW_SECONDS + 2.0
-"""A live driver renews its lease within this time."""
+"""Time within which a live driver renews its lease."""
 State = Literal["running", "silent", "finished", "failed", "stopped"]
 
 
@@ -37,15 +37,17 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What a run's folder says of it."""
+    """The state and the history of a run."""
 
     folder: str
     state: State
     driver: str = ""
-    """Who has the lease, in words; empty for nobody."""
+    """Owner of the lease, in words; empty without a lease."""
     error: str = ""
-    """Why it stopped for good."""
+    """Error that ended the run for good."""
     num_steps: int
+    manifest: str = ""
+    """Path of the manifest, with the version that the run trains on if it is in parts."""
     at: Mapping[str, Any] = field(default_factory=dict)
     """`status.json`: the last reported step, rate and time left."""
     committed: Mapping[str, Any] = field(default_factory=dict)
@@ -54,11 +56,11 @@ class Status:
     rejected: Mapping[Reason, int] = field(default_factory=dict)
     """Clips by reason."""
     events: Sequence[Mapping[str, Any]] = ()
-    """Of the journal: starts of worker groups on their first rank, lost ranks, hangs, preemptions."""
+    """Events of the journal: starts of worker groups (first rank only), lost ranks, hangs, preemptions."""
 
 
 def folder_of(config: RunConfig) -> str:
-    """Return the folder of the run. ValueError with the nearest name if there is none."""
+    """Return the folder of the run. ValueError, with the nearest name, if there is no such run."""
     is_path = "/" in config.run
     folder = storage.absolute(config.run.rstrip("/") if is_path else storage.join(config.storage, config.run))
     if storage.exists(f"{folder}/{run_files.IDENTITY}"):
@@ -73,7 +75,7 @@ def folder_of(config: RunConfig) -> str:
 def read_run(
     folder: str, *, wait: Callable[[float], None] = time.sleep, answer_seconds: float = ANSWER_SECONDS
 ) -> Status:
-    """Return the status of the run in `folder`, after waiting for its driver, if it has one, to renew its lease."""
+    """Return the status of the run in `folder`. If it has a driver, wait for that to renew its lease."""
     failure, ledger_path = f"{folder}/{run_files.FAILURE}", f"{folder}/ledger.parquet"
     error = run_files.read_json(failure)["error"] if storage.exists(failure) else ""
     state, driver = "stopped", ""
@@ -84,12 +86,14 @@ def read_run(
         state = "running" if is_renewed(f"{folder}/{lease.LEASE}", content, wait, answer_seconds) else "silent"
     elif error:
         state = "failed"
+    config = run_files.read_json(f"{folder}/{run_files.CONFIG}")
     return Status(
         folder=folder,
         state=state,
         driver=driver,
         error=error,
-        num_steps=run_files.read_json(f"{folder}/{run_files.CONFIG}")["optim"]["num_steps"],
+        num_steps=config["optim"]["num_steps"],
+        manifest=config["data"]["manifest"],
         at=read_status(folder),
         committed=run_files.committed_progress(folder) or {},
         checkpoint=run_files.committed_checkpoint(folder),
@@ -99,7 +103,7 @@ def read_run(
 
 
 def is_renewed(path: str, content: bytes, wait: Callable[[float], None], seconds: float) -> bool:
-    """Return whether the lease at `path` changes within `seconds`; clocks of machines are not compared."""
+    """Return whether the lease at `path` changes within `seconds`, without comparing clocks of machines."""
     for _ in range(max(1, round(seconds))):
         wait(1.0)
         if (lease.read(path) or content) != content:
@@ -108,15 +112,16 @@ def is_renewed(path: str, content: bytes, wait: Callable[[float], None], seconds
 
 
 def is_shown(event: Mapping[str, Any]) -> bool:
-    """Return whether an event of the journal is part of a run's story: starts are those of the first rank."""
+    """Return whether the status shows an event of the journal. Of starts, it shows those of the first rank."""
     return event["event"] in ("lost", "hang", "preempted") or (event["event"] == "start" and event["who"] == "rank-0")
 
 
 def describe(status: Status) -> str:
-    """Return the status in lines for people."""
+    """Return the status as text for the terminal."""
     at, committed = status.at, status.committed
     driver = f", {status.driver}" if status.driver else ""
     rows = [("run", status.folder), ("state", f"{STATES[status.state]}{driver}"), ("error", status.error)]
+    rows.append(("manifest", status.manifest))
     if at:
         rows.append(("step", f"{at['step']} of {status.num_steps}, reported at {at['time']} (it is {now()} here)"))
     if at and status.state == "running":
@@ -157,8 +162,8 @@ def in_words(event: Mapping[str, Any]) -> str:
     return "a node was about to be taken away: a checkpoint was written"
 
 
-def ask_to_stop(folder: str) -> str:
-    """Ask the run's driver for a checkpoint and an end, and return what comes of it. ValueError without a driver."""
+def request_stop(folder: str) -> str:
+    """Ask the run's driver to write a checkpoint and stop, and return a message. ValueError without a driver."""
     name = folder.rpartition("/")[2]
     if storage.exists(f"{folder}/results.json"):
         raise ValueError(f"{name} is finished: there is nothing to stop")

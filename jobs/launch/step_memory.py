@@ -1,4 +1,4 @@
-"""Whether a step fits into the memory of a GPU, and what it costs, before anything starts."""
+"""The memory and the cost of a step, and whether it fits into a GPU, before the run starts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pipeline.text.config import MaskingConfig
 from snps3_model.config import ModelConfig, ObjectiveConfig
 
 USABLE_SHARE = 0.9
-"""Of a GPU's memory; the rest is for its context, workspaces of its libraries, and what fragments."""
+"""Share of a GPU's memory; the rest is for its context, workspaces of its libraries, and fragmentation."""
 REMEDY = (
     "set placement.rows_at_once (32, say), objective.num_hard_negatives (3, say) or optim.precision=bf16, or raise "
     "placement.num_workers"
 )
 MOST_CHUNKS = 30
-"""Of pairs of a clip and a caption; more would take a minute to count, and only one of them is in memory at a time."""
+"""Most chunks of (clip, caption) pairs whose cost is counted. More would take a minute, although only one chunk is in
+memory at a time."""
 GIB = 2**30
 
 
@@ -28,7 +29,7 @@ def step_shape(
     placement: Placement,
     vocabulary_size: int,
 ) -> StepShape:
-    """Return the largest share of a step that a worker may have: every caption as long as it may be."""
+    """Return the largest share of a step that a worker may have: fewest workers, captions of maximum length."""
     return StepShape(
         num_clips=math.ceil(optim.global_batch / placement.fewest_workers),
         num_ranks=placement.fewest_workers,
@@ -43,7 +44,7 @@ def step_shape(
 
 
 def num_chunks(objective: ObjectiveConfig, shape: StepShape) -> int:
-    """Return in how many parts a worker's pairs of GVTM level 2 pass through the network."""
+    """Return the number of chunks in which a worker's GVTM level-2 pairs pass through the network."""
     if shape.rows_at_once is None or not objective.gvtm_level2:
         return 1
     others = shape.num_clips * (shape.num_ranks if objective.pairs == "gathered" else 1)
@@ -54,7 +55,7 @@ def num_chunks(objective: ObjectiveConfig, shape: StepShape) -> int:
 def memory_line(
     model: ModelConfig, objective: ObjectiveConfig, optim: OptimConfig, placement: Placement, shape: StepShape
 ) -> str:
-    """Return what a step takes of each worker, in a line."""
+    """Return a line with the memory and the FLOP of a step on each worker."""
     if num_chunks(objective, shape) > MOST_CHUNKS:
         return f"not counted: {num_chunks(objective, shape)} chunks of pairs, one of them in memory at a time"
     cost = step_cost(model, objective, optim, shape)
@@ -69,7 +70,7 @@ def memory_line(
 def memory_problems(
     model: ModelConfig, objective: ObjectiveConfig, optim: OptimConfig, placement: Placement, shape: StepShape
 ) -> list[str]:
-    """Return why a step does not fit into a GPU, with the field to change; nothing of a run on CPUs."""
+    """Return why a step does not fit into a GPU, with the fields to change; empty for a run on CPUs."""
     if not placement.use_gpu or num_chunks(objective, shape) > MOST_CHUNKS:
         return []
     usable = USABLE_SHARE * placement.gpu_memory_gib * GIB

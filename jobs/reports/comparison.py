@@ -1,7 +1,7 @@
-"""Runs compared on one page: `python jobs/compare.py RUN RUN …`, by their names or ids in MLflow.
+"""A page that compares runs: `python jobs/compare.py RUN RUN …`, by their names or ids in MLflow.
 
-Fields of the configurations that differ, scores with intervals, losses and recalls over steps, and costs: what
-MLflow's own comparison shows without intervals. Reads an SQLite file or a tracking server (MLFLOW_TRACKING_URI).
+It shows differing fields of the configurations, scores with intervals (which MLflow's comparison lacks), losses and
+recalls over steps, and costs. Reads an SQLite file or a tracking server (MLFLOW_TRACKING_URI).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from jobs.reports import figures
 from jobs.reports.page import template
 from jobs.tracking import logged_runs, mlflow_runs
-from jobs.tracking.logged_runs import Logged
+from jobs.tracking.logged_runs import LoggedRun
 from pipeline import storage
 from snps3_model.loss_table import PAPER_ORDER
 
@@ -36,19 +36,19 @@ LOW_IS_GOOD = ("rank",)
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Which runs."""
+    """Which runs are compared."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Names of runs, the newest of each name, or their ids in MLflow."""
     filter: str | None = None
-    """In place of names: what MLflow's search takes, such as "metrics.`test/t2v/r1` > 0.3"; any number of runs."""
+    """Instead of names: a filter of MLflow, such as "metrics.`test/t2v/r1` > 0.3"; any number of runs."""
     order: str = "test/t2v/r1"
-    """Score by which the runs of a filter are put in order, the highest first."""
+    """Score by which the runs of a filter are sorted, highest first."""
     storage: str = "runs"
-    """Where the runs lie; its mlflow.db is read unless MLFLOW_TRACKING_URI names a server."""
+    """Folder of the runs, whose mlflow.db is read unless MLFLOW_TRACKING_URI names a server."""
     experiment: str = "snps3"
     out: str = "compare.html"
-    """The page."""
+    """Path of the page."""
 
     def __post_init__(self) -> None:
         if self.filter is not None and self.runs:
@@ -60,8 +60,8 @@ class CompareConfig:
 
 
 def compare(config: CompareConfig) -> str:
-    """Write the page and return its path. Raise ValueError for a run that is not there, or is named twice, and for a
-    filter that fewer than two pass."""
+    """Write the page and return its path. Raise ValueError if a run does not exist or is named twice, or if fewer than
+    two match the filter."""
     mlflow_runs.refuse_unreachable(config.storage)
     if config.filter is None:
         runs = logged_runs.read_runs(config.storage, config.experiment, config.runs, CURVES)
@@ -75,16 +75,16 @@ def compare(config: CompareConfig) -> str:
         if any(run.run_id == other.run_id for other in runs[:number]):
             raise ValueError(f"the run {run.name!r} ({run.run_id}) is named twice; name others to compare it with")
     path = storage.absolute(config.out)
-    every, runs = overview(runs), runs[: figures.MAX_LINES]
+    overview_table, runs = overview(runs), runs[: figures.MAX_LINES]
     tables = {"differences": differences(runs), "scores": scores(runs), "costs": costs(runs), "charts": charts(runs)}
     shown = [(run, figures.line_style(number)) for number, run in enumerate(runs)]
-    page = template("compare.html").render(runs=shown, every=every, films=Markup(), **tables)
+    page = template("compare.html").render(runs=shown, every=overview_table, films=Markup(), **tables)
     storage.write_bytes_atomic(path, page.encode())
     return path
 
 
-def overview(runs: Sequence[Logged]) -> dict[str, Any] | None:
-    """Return a row per run with its scores and what differs; None where all fit beside each other."""
+def overview(runs: Sequence[LoggedRun]) -> dict[str, Any] | None:
+    """Return a table with a row per run, of scores and differing fields; None if all runs fit as columns."""
     if len(runs) <= figures.MAX_LINES:
         return None
     columns = scores(runs) + differences(runs)
@@ -92,15 +92,15 @@ def overview(runs: Sequence[Logged]) -> dict[str, Any] | None:
     return {"names": [column["name"] for column in columns], "rows": rows}
 
 
-def differences(runs: Sequence[Logged]) -> list[dict[str, Any]]:
-    """Return a line per field of the configuration whose value is not the same in all runs."""
+def differences(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
+    """Return a line per field of the configuration whose value differs between runs."""
     names = sorted({name for run in runs for name in run.params} - {"name"})
     lines = [(name, [run.params.get(name, "–") for run in runs]) for name in names]
     return [{"name": name, "cells": [cell(text) for text in texts]} for name, texts in lines if len(set(texts)) > 1]
 
 
-def scores(runs: Sequence[Logged]) -> list[dict[str, Any]]:
-    """Return a line per score that any run has, with intervals."""
+def scores(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
+    """Return a line per score that at least one run has, with intervals."""
     names = sorted({name for run in runs for name in run.metrics if name.startswith(SCORES)})
     names = [name for name in names if not name.endswith(("_low", "_high")) and "/num_" not in name]
     names.sort(key=lambda name: SCORES.index(name.partition("/")[0] + "/"))
@@ -118,8 +118,8 @@ def scores(runs: Sequence[Logged]) -> list[dict[str, Any]]:
     return lines
 
 
-def costs(runs: Sequence[Logged]) -> list[dict[str, Any]]:
-    """Return what the time of the first rank went to, how fast the run was and how much memory it held."""
+def costs(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
+    """Return a line per part of the first rank's time, and per measure of `COSTS`."""
     names = sorted({name for run in runs for name in run.metrics if name.startswith("seconds/")})
     names += [name for name in COSTS if any(name in run.metrics for run in runs)]
     values = {name: [run.metrics.get(name) for run in runs] for name in names}
@@ -129,8 +129,8 @@ def costs(runs: Sequence[Logged]) -> list[dict[str, Any]]:
     ]
 
 
-def charts(runs: Sequence[Logged]) -> list[dict[str, Any]]:
-    """Return a chart per curve that any run has, a line per run."""
+def charts(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
+    """Return a chart per curve that at least one run has, with a line per run."""
     lines = {curve: [run.curves.get(curve, []) for run in runs] for curve in CURVES}
     return [
         {"name": curve, "svg": figures.line_chart(points, width=500, height=280)}

@@ -1,10 +1,10 @@
-"""A corpus on one HTML page that opens offline.
+"""The report of a corpus: one HTML page that opens offline.
 
-`corpus_page` is pure: the caller writes the file. Of all clips some at a time are read.
+`corpus_page` is pure: the caller writes the file. Clips are read in batches.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+# pyarrow.compute creates its functions at import, where a type checker cannot see them
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from pipeline.text.tagging import split_words
 log = logging.getLogger(__name__)
 
 NUM_SHOWN = 8
-"""Clips shown of each split, evenly spaced by clip_id, so that nobody picks the pretty ones."""
+"""Clips shown of each split, evenly spaced by clip_id against cherry-picking."""
 NUM_PAIRS_SHOWN = 6
 NUM_WORDS_SHOWN = 24
 NUM_SIZES_SHOWN = 8
@@ -50,7 +50,7 @@ FILES_AT_ONCE = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusReportConfig:
-    """What the page shows, and where it is written."""
+    """Which corpus the page shows, and where it is written."""
 
     manifest: str
     """Manifest of the corpus: a file or a folder of parts, local or in a bucket."""
@@ -61,7 +61,7 @@ class CorpusReportConfig:
     pairs: str | None = None
     """pairs.parquet of jobs/deduplicate.py."""
     words: str | None = None
-    """Table of significant words, a local JSON file such as a run's folder holds."""
+    """Table of significant words, a local JSON file as in a run's folder."""
     decoder: DecoderName = decoders.AUTO
     """Decoder of the clips that are shown."""
 
@@ -73,7 +73,7 @@ class CorpusReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownClip:
-    """A clip in pictures."""
+    """A clip on the page."""
 
     caption: str
     frames: UInt8[np.ndarray, "T h w 3"]
@@ -90,43 +90,43 @@ class ShownPair:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CorpusFigures:
-    """What is counted of the `N` clips and `M` captions of a corpus: 40 bytes per clip, and the different words."""
+    """Statistics of the `N` clips and `M` captions of a corpus: 40 bytes per clip, and the distinct words."""
 
     seconds: Float32[np.ndarray, " V"]
-    """Length of each video clip: between its times where it has some, otherwise of its file."""
+    """Length of each video clip: between its times if it has any, otherwise of its file."""
     short_side_px: Int32[np.ndarray, " N"]
     fps: Float32[np.ndarray, " V"]
     num_bytes: Int64[np.ndarray, " N"]
-    """Of the file of each clip."""
+    """Size of the file of each clip."""
     files: Int64[np.ndarray, " N"]
-    """Equal for clips of one file."""
+    """Hash of the file of each clip."""
     captions_per_clip: Int32[np.ndarray, " N"]
     words_per_caption: Int32[np.ndarray, " M"]
     kinds: Counter[str]
     sizes: Counter[tuple[int, int]]
-    """Widths and heights in pixels."""
+    """Clips by (width, height) in pixels."""
     words: Counter[str]
-    """How often each word, in lower case, occurs in the captions."""
+    """Occurrences of each lower-case word in the captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusData:
-    """Everything the page shows."""
+    """The input of the page."""
 
     corpus: Listing
     figures: CorpusFigures
     shown: Mapping[str, Sequence[ShownClip]] = field(default_factory=dict)
-    """By split."""
+    """Example clips by split."""
     ledger: Mapping[Reason, int] | None = None
-    """Rejected samples by reason; None: no ledger was given."""
+    """Rejected samples by reason; None without a ledger."""
     num_pairs: Mapping[str, int] | None = None
-    """Pairs of copies by kind; None: nobody looked for them."""
+    """Duplicate pairs by kind; None without a search for them."""
     pairs: Sequence[ShownPair] = ()
     words: SignificantWords | None = None
 
 
 def corpus_page(data: CorpusData) -> str:
-    """Return the page. Every text is escaped, nothing on it is fetched from elsewhere, no script runs."""
+    """Return the page as HTML. All texts are escaped; the page loads no external resources and runs no scripts."""
     films = FilmRoll()
     ledger = None if data.ledger is None else {str(reason): count for reason, count in data.ledger.items()}
 
@@ -147,8 +147,8 @@ def corpus_page(data: CorpusData) -> str:
 
 
 def figures_of(corpus: Listing) -> CorpusFigures:
-    """Count the clips of a corpus, some at a time."""
-    columns: dict[str, tuple[np.dtype, bytearray]] = {}  # they grow where they are: joined parts are there twice
+    """Compute the statistics of a corpus, in batches."""
+    columns: dict[str, tuple[np.dtype, bytearray]] = {}  # grow in place: concatenation would double the memory
     kinds, sizes, words = Counter[str](), Counter[tuple[int, int]](), Counter[str]()
     for rows in corpus.batches():
         captions = rows["captions"].combine_chunks()
@@ -171,16 +171,16 @@ def figures_of(corpus: Listing) -> CorpusFigures:
 
 
 def clip_seconds(rows: pa.Table) -> Float32[np.ndarray, " V"]:
-    """Return the length of each video clip: between its times where it has some, otherwise of its file."""
+    """Return the length of each video clip, in seconds: between its times if it has any, otherwise of its file."""
     ends = pc.coalesce(rows["end_seconds"], rows["duration_seconds"])
     lengths = pc.subtract(ends, pc.fill_null(rows["start_seconds"], 0.0))
     return lengths.drop_null().to_numpy().astype(np.float32)
 
 
 def words_of(captions: pa.StringArray) -> tuple[Int32[np.ndarray, " M"], Counter[str]]:
-    """Return the number of words of each caption, and how often each word, in lower case, occurs.
+    """Return the number of words of each caption, and the number of occurrences of each lower-case word.
 
-    What stands between blanks is split once, however often it occurs.
+    Each distinct string between blanks is split into words only once.
     """
     texts = pc.split_pattern(captions, " ")
     tokens = texts.flatten().dictionary_encode()
@@ -198,7 +198,7 @@ def words_of(captions: pa.StringArray) -> tuple[Int32[np.ndarray, " M"], Counter
 
 
 def totals(figures: CorpusFigures) -> dict[str, str]:
-    """Return the corpus in a few figures."""
+    """Return the totals of the corpus, formatted, by title."""
     num_files, num_bytes = distinct_files(figures.files, figures.num_bytes)
     return {
         "videos": f"{figures.kinds[Kind.VIDEO]:,}",
@@ -212,11 +212,11 @@ def totals(figures: CorpusFigures) -> dict[str, str]:
 
 
 def distinct_files(files: Int64[np.ndarray, " N"], num_bytes: Int64[np.ndarray, " N"]) -> tuple[int, int]:
-    """Return the number of different files and their bytes. 9 bytes per clip are in memory for it."""
+    """Return the number of distinct files and their total bytes. Takes 9 bytes of memory per clip."""
     order = np.argsort(files)
     count = total = 0
     for start in range(0, len(order), FILES_AT_ONCE):
-        places = order[max(0, start - 1) : start + FILES_AT_ONCE]  # the last one of those before, too
+        places = order[max(0, start - 1) : start + FILES_AT_ONCE]  # with the last place of the previous chunk
         firsts = places[1:][files[places[1:]] != files[places[:-1]]]
         firsts = firsts if start else np.concatenate([places[:1], firsts])
         count, total = count + len(firsts), total + int(num_bytes[firsts].sum())
@@ -224,7 +224,7 @@ def distinct_files(files: Int64[np.ndarray, " N"], num_bytes: Int64[np.ndarray, 
 
 
 def charts(corpus: CorpusFigures) -> list[dict[str, Any]]:
-    """Return a chart per property of the clips, with its median; properties that no clip has are left out."""
+    """Return a chart per property of the clips, with its median; omit properties that no clip has."""
     values = {
         "Length of videos": (corpus.seconds, "seconds"),
         "Short side": (corpus.short_side_px, "pixels"),
@@ -248,19 +248,19 @@ def charts(corpus: CorpusFigures) -> list[dict[str, Any]]:
 
 
 def common_sizes(sizes: Counter[tuple[int, int]]) -> dict[str, int]:
-    """Return the most common widths and heights with their counts; the rest as one entry."""
+    """Return the most common sizes with their counts, and the rest as one entry."""
     common = {f"{width} × {height}": count for (width, height), count in sizes.most_common(NUM_SIZES_SHOWN)}
     return common | {f"{len(sizes) - len(common)} others": sizes.total() - sum(common.values())}
 
 
 def most_significant(words: SignificantWords) -> dict[str, int]:
-    """Return the first significant words with their counts."""
+    """Return the most significant words with their counts."""
     best = words.significant_ids(NUM_WORDS_SHOWN - 1)[:NUM_WORDS_SHOWN].tolist()
     return {words.words[word_id]: int(words.total_counts[word_id]) for word_id in best}
 
 
 def read_corpus(config: CorpusReportConfig) -> CorpusData:
-    """Read what the page shows from manifest, ledgers, pairs and files."""
+    """Read the data of the page from manifest, ledgers, pairs and files."""
     corpus = open_manifest(config.manifest)
     shown = {split: _shown_clips(evenly_from(corpus, split), config.decoder) for split in corpus.splits}
     rejected = [sample for path in config.ledgers for sample in ledger.read_ledger(path)]
@@ -277,7 +277,7 @@ def read_corpus(config: CorpusReportConfig) -> CorpusData:
 
 
 def evenly_from(corpus: Listing, split: str) -> list[dict[str, Any]]:
-    """Return rows of a split, evenly spaced among its videos and then its images by clip_id."""
+    """Return evenly spaced rows of a split, whose order is videos before images, each by clip_id."""
     places = np.array(evenly(np.arange(corpus.splits[split]), NUM_SHOWN))
     shown = []
     for kind in (Kind.VIDEO, Kind.IMAGE):
@@ -288,7 +288,7 @@ def evenly_from(corpus: Listing, split: str) -> list[dict[str, Any]]:
 
 
 def _shown_pairs(pairs: Sequence[dict[str, Any]], corpus: Listing, decoder: str) -> list[ShownPair]:
-    """Decode pairs within the corpus, from the most to the least similar."""
+    """Decode some pairs within the corpus, evenly spaced from the most to the least similar."""
     clip_ids = pa.array({pair[name] for pair in pairs for name in ("clip_id", "other_clip_id")}, pa.int64())
     members = pa.concat_tables(rows.filter(pc.field("clip_id").isin(clip_ids)) for rows in corpus.batches())
     place_of = {clip_id: place for place, clip_id in enumerate(members["clip_id"].to_pylist())}
@@ -304,7 +304,7 @@ def _shown_pairs(pairs: Sequence[dict[str, Any]], corpus: Listing, decoder: str)
 
 
 def _shown_clips(rows: Sequence[dict[str, Any]], decoder: str) -> list[ShownClip]:
-    """Decode the clips that can be read."""
+    """Decode clips; skip those that cannot be decoded, with a warning."""
     clips = []
     for row in rows:
         try:

@@ -1,7 +1,7 @@
-"""Pictures of the pages: line charts as SVG, clips as filmstrips in CSS. Pure, nothing is written.
+"""Pictures of the pages: line charts as SVG, clips as filmstrips in CSS. All functions are pure.
 
-The SVG is written here and not by matplotlib: 40 lines suffice for lines and ticks, their colours are CSS
-variables, so one drawing suits the light and the dark page, and a report needs no plotting library.
+The SVG does not come from matplotlib: 40 lines suffice for lines and ticks, CSS variables as colours suit both the
+light and the dark page, and a report needs no plotting library.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from PIL import Image
 
 NUM_COLOURS = 6
 DASHES = ("", "6 3", "1.5 3")
-"""Lines of one colour differ in their dashes."""
+"""Dash patterns, which distinguish lines of the same colour."""
 MAX_LINES = NUM_COLOURS * len(DASHES)
 MAX_POINTS = 120
-"""Points of a line; longer histories are averaged in bins of equal size, which also smooths them."""
+"""Most points of a line; longer histories are averaged in bins of equal size, which also smooths them."""
 LEFT, TOP, BOTTOM = 46, 8, 34
-"""Margins of a chart in pixels, which hold the numbers of its axes."""
+"""Margins of a chart in pixels, for the tick labels."""
 MAX_BINS = 30
 FILM_SIZES = ((96, 82), (72, 80), (48, 75), (32, 60))
-"""(height in pixels, JPEG quality) of filmstrips, best first; the first that fits the page is taken."""
+"""(height in pixels, JPEG quality) of filmstrips, best first; a page uses the first that fits."""
 MAX_FILM_BYTES = 1_800_000
-"""Limit of all filmstrips together, so that a page stays below 3 MB."""
+"""Limit of the total size of all filmstrips, so that a page stays below 3 MB."""
 MAX_FRAMES = 6
 
 
@@ -57,13 +57,13 @@ def line_chart(
     height: int = 210,
     is_log: bool = False,
 ) -> Markup:
-    """Draw lines of (x, y) as one SVG element that takes its colours and font from the page.
+    """Draw lines of (x, y) as an SVG element that inherits colours and font from the page.
 
-    `is_log` draws both axes logarithmically, for values above 0. Otherwise y begins at 0 unless a value lies below.
+    `is_log` makes both axes logarithmic, for positive values. Otherwise y starts at 0 or at the lowest negative value.
     """
     arrays = [np.log10(thinned(line)) if is_log else thinned(line) for line in lines]
-    every = np.concatenate([*arrays, np.zeros((0 if any(map(len, arrays)) else 1, 2))])
-    low, high = every.min(axis=0), every.max(axis=0)
+    all_points = np.concatenate([*arrays, np.zeros((0 if any(map(len, arrays)) else 1, 2))])
+    low, high = all_points.min(axis=0), all_points.max(axis=0)
     low[1] = min(low[1], 0.0)
     high = np.where(high > low, high, low + 1)
     scale = np.array([width - LEFT - 8, TOP + BOTTOM - height]) / (high - low)  # the y axis of SVG points down
@@ -96,7 +96,7 @@ def _number(value: float, is_log: bool) -> str:
 
 
 def histogram(values: Float[np.ndarray, " N"], label: str) -> Markup:
-    """Draw how often values occur in at most 30 bins; the highest 1 % of the values fall into the last one."""
+    """Draw a histogram with about `MAX_BINS` bins at most; the highest 1 % of the values fall into the last bin."""
     highest = float(np.percentile(values, 99))
     is_whole = bool(np.all(values == np.round(values))) and highest - values.min() < MAX_BINS
     bins = np.arange(values.min(), highest + 2) - 0.5 if is_whole else MAX_BINS
@@ -106,7 +106,7 @@ def histogram(values: Float[np.ndarray, " N"], label: str) -> Markup:
 
 
 class FilmRoll:
-    """The filmstrips of a page: each clip is held once, as a CSS class, however often it is shown."""
+    """The filmstrips of a page: each clip is embedded once, as a CSS class, however often it is shown."""
 
     def __init__(self) -> None:
         self.clips: dict[str, UInt8[np.ndarray, "T h w 3"]] = {}
@@ -118,7 +118,7 @@ class FilmRoll:
         return name
 
     def rules(self) -> Markup:
-        """Return a CSS rule per clip: its picture, its number of frames and their shape. Holds no text of strangers."""
+        """Return a CSS rule per clip: picture, number of frames, frame size. Contains no text of captions or files."""
         uris = filmstrips(self.clips.values(), max_bytes=MAX_FILM_BYTES)
         rules = []
         for (name, frames), uri in zip(self.clips.items(), uris, strict=True):
@@ -139,9 +139,9 @@ def filmstrip(frames: UInt8[np.ndarray, "T H W 3"], *, height: int, quality: int
 
 
 def filmstrips(clips: Iterable[UInt8[np.ndarray, "T H W 3"]], *, max_bytes: int) -> list[str]:
-    """Return each clip's filmstrip as a data URI, in the best quality whose sum stays below `max_bytes`.
+    """Return each clip's filmstrip as a data URI, in the best quality whose total size is at most `max_bytes`.
 
-    The coarsest quality is used even where it does not fit.
+    If none fits, use the lowest quality.
     """
     clips, uris = list(clips), []
     for height, quality in FILM_SIZES:

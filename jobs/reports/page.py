@@ -1,4 +1,4 @@
-"""What all pages share: jinja2 templates with escaping, number formats, bars, and an even choice of examples."""
+"""Helpers of all pages: jinja2 templates with escaping, number formats, bars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jinja2
 
 @functools.cache
 def template(name: str) -> jinja2.Template:
-    """Return a template that escapes every text and refuses names it is not given."""
+    """Return a template that escapes all texts and raises an error for undefined names."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -30,7 +30,7 @@ def percent(share: float) -> str:
 
 
 def rank_text(rank: float) -> str:
-    """Format a rank without needless decimals; ties make it fractional."""
+    """Format a rank, with a decimal only if ties make it fractional."""
     return f"{rank:.0f}" if rank == round(rank) else f"{rank:.1f}"
 
 
@@ -44,11 +44,11 @@ def duration(seconds: float) -> str:
 
 
 def bars(counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return a row per count that is not 0, in the order given, with the length of its bar in [0, 1]."""
+    """Return a row per nonzero count, in the given order, with the length of its bar in [0, 1]."""
     largest = max(counts.values(), default=0)
     return [{"name": name, "count": count, "length": count / largest} for name, count in counts.items() if count]
 
 
 def most_frequent_first(counts: Mapping[str, int]) -> dict[str, int]:
-    """Sort by falling count, equal counts by name."""
+    """Sort by descending count, equal counts by name."""
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))

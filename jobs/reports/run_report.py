@@ -1,10 +1,10 @@
-"""The report of a run: one HTML page that opens offline and holds its pictures.
+"""The report of a run: one HTML page that opens offline, with embedded pictures.
 
     ReportData ──views of each section──► report.html (jinja2, escaped) ──► str
 
-It shows what MLflow, where the curves are, does not: scores beside their ceilings, examples with frames, filled-in
+It complements MLflow, which has the curves, with scores and their ceilings, examples with frames, predictions of masked
 words, protocols, rejected samples. `render_report` is pure: the caller writes the file. A section without data says
-what was missing.
+what is missing.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ SCORE_ROWS = (
     ("order in time", "cross", "temporal/t2v/group_"),
     ("order in time", "dual", "temporal/t2v/dual_group_"),
 )
-"""Search, score, and how the keys of its results begin."""
+"""(direction of search, score, prefix of its keys in the results)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedCaption:
-    """A caption of which the model filled in some words while it saw the clip."""
+    """A caption with the model's predictions of its masked words, given the clip."""
 
     words: Sequence[str]
-    """The words as they really are."""
+    """The true words."""
     guesses: Mapping[int, Sequence[tuple[str, float]]]
-    """Words with their probabilities, best first, by the place of the word that was masked."""
+    """Place of a masked word → (word, probability), best first."""
     frames: UInt8[np.ndarray, "T h w 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything the page shows. What a run does not have stays empty."""
+    """The input of the page. Fields that a run does not have stay empty."""
 
     name: str
     date: str
@@ -63,7 +63,7 @@ class ReportData:
     config_hash: str
     manifest_hash: str
     results: Mapping[str, float] = field(default_factory=dict)
-    """Flat keys as `snps3_model.metrics` makes them, prefixes `test` and `temporal`."""
+    """Metrics under the flat keys of `snps3_model.metrics`, with prefixes `test` and `temporal`."""
     ceilings: Mapping[str, float] = field(default_factory=dict)
     """Scores of other models, in [0, 1], by prefix: `test/chance`, `test/single_frame`, `temporal/single_frame`, …"""
     test: Examples | None = None
@@ -74,13 +74,13 @@ class ReportData:
     ledger: Mapping[str, int] = field(default_factory=dict)
     """Rejected samples by reason."""
     timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of the parts of the run; they do not overlap, so their sum is the whole."""
+    """Seconds of the parts of the run, which do not overlap: their sum is the total."""
     protocols: Sequence[Card] = ()
-    """Of the scores of test splits."""
+    """Protocol cards of the scores on test splits."""
 
 
 def render_report(data: ReportData) -> str:
-    """Return the page. Every text is escaped, nothing on it is fetched from elsewhere, no script runs."""
+    """Return the page as HTML. All texts are escaped; the page loads no external resources and runs no scripts."""
     films = FilmRoll()
     sections = {
         "scores": score_rows(data.results),
@@ -95,13 +95,13 @@ def render_report(data: ReportData) -> str:
 
 
 def protocols_section(cards: Sequence[Card]) -> Markup:
-    """Render the protocol cards between the two comments by which `with_protocols` finds them."""
+    """Render the protocol cards between two HTML comments, by which `with_protocols` locates them."""
     start, end = PROTOCOLS
     return Markup(start + template("cards.html").render(cards=cards) + end)
 
 
 def with_protocols(page: str, cards: Sequence[Card]) -> str:
-    """Replace the cards of a page. Raise ValueError for a page that was written by another version.
+    """Replace the cards of a page. Raise ValueError for a page of another version, without the comments.
 
     The page itself is edited because a run folder does not keep the thumbnails that it was rendered from.
     """
@@ -114,7 +114,7 @@ def with_protocols(page: str, cards: Sequence[Card]) -> str:
 
 
 def refresh_protocols(run_folder: str) -> None:
-    """Show all protocol cards of a run on its report, if it has one."""
+    """Update the report of a run, if it exists, with all protocol cards of the run."""
     path = f"{run_folder}/report.html"
     if storage.exists(path):
         page = with_protocols(storage.read_bytes(path).decode(), list(cards.read_cards(run_folder).values()))
@@ -122,7 +122,7 @@ def refresh_protocols(run_folder: str) -> None:
 
 
 def score_rows(results: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return a row per search and score that the results hold: R@1, R@5, R@10 with intervals, and the median rank."""
+    """Return a row per search and score in the results: R@1, R@5, R@10 with intervals, and the median rank."""
     rows = []
     for search, score, start in SCORE_ROWS:
         keys = [f"{start}r{k}" for k in metrics.RECALL_RANKS]
@@ -135,7 +135,7 @@ def score_rows(results: Mapping[str, float]) -> list[dict[str, Any]]:
 
 
 def ceilings(prefix: str, data: ReportData) -> dict[str, float]:
-    """Return the scores of other models on this test, lowest first; chance is computed where it is not given."""
+    """Return the scores of other models on this test, lowest first; compute chance if it is not given."""
     ranking = {"test": data.test, "temporal": data.temporal}[prefix]
     scores = {
         key.removeprefix(f"{prefix}/").replace("/", " ").replace("_", " "): value
@@ -152,7 +152,7 @@ def ceilings(prefix: str, data: ReportData) -> dict[str, float]:
 
 
 def query_views(test: Examples, films: FilmRoll) -> list[dict[str, Any]]:
-    """Return five queries with their top five clips, evenly spaced from the best answered query to the worst."""
+    """Return five queries, evenly spaced from the best to the worst rank, with their top five clips."""
     return [
         {
             "caption": test.captions[query],
@@ -164,7 +164,7 @@ def query_views(test: Examples, films: FilmRoll) -> list[dict[str, Any]]:
 
 
 def hit(test: Examples, films: FilmRoll, query: int, clip: int, place: float) -> dict[str, Any]:
-    """Return one clip in the answer to a query: its film, its place and the caption it really has."""
+    """Return a result of a query: film, place and true caption of the clip."""
     owners = np.flatnonzero(test.relevant[:, clip])
     return {
         "film": films.add("test", clip, test.clips[clip]),
@@ -175,7 +175,7 @@ def hit(test: Examples, films: FilmRoll, query: int, clip: int, place: float) ->
 
 
 def group_views(temporal: Examples, films: FilmRoll) -> list[dict[str, Any]]:
-    """Return temporal groups from the best to the worst answered: clips, captions and the score of every pair."""
+    """Return temporal groups from the best to the worst: clips, captions and the scores of all pairs."""
     if temporal.groups is None:
         return []
     name, scores = next(iter(temporal.scores.items()))
@@ -198,7 +198,7 @@ def group_views(temporal: Examples, films: FilmRoll) -> list[dict[str, Any]]:
 
 
 def masked_views(examples: Sequence[MaskedCaption], films: FilmRoll) -> list[dict[str, Any]]:
-    """Return captions cut into plain words and blanks, each blank with its three best guesses."""
+    """Return captions as words; masked words have their three best guesses."""
     views = []
     for index, example in enumerate(examples):
         pieces = [

@@ -1,4 +1,4 @@
-"""From what a run left in its folder to its results and its report.
+"""Make the results and the report of a run from the files in its folder.
 
 run folder ──conclude──► results.json, report.html
 """
@@ -21,13 +21,13 @@ from pipeline.corpus.ledger import count_by_reason, read_ledger
 from pipeline.text.tokenizer import Tokenizer
 
 NUM_MASKED = 9
-"""Captions with masked words that the report shows."""
+"""Most captions with masked words in the report."""
 HEADLINES = {"test": "test/t2v/r1", "temporal": "temporal/t2v/group_r1"}
-"""The metric of each test dataset that has ceilings."""
+"""Test dataset → metric that has ceilings."""
 
 
 def conclude(job: Job, task: TaskConfig, facts: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """Write the protocol card of the run's own test; return its results under flat names, and its report as a page.
+    """Write the protocol card of the run's test split; return the results under flat names and the report as HTML.
 
     `facts`: date, hardware, commit, config_hash, manifest_hash.
     """
@@ -67,7 +67,7 @@ def conclude(job: Job, task: TaskConfig, facts: Mapping[str, str]) -> tuple[dict
 
 
 def read_scores(job: Job) -> dict[str, SavedScores]:
-    """Return what the ranks have measured at the end of the run, by test dataset."""
+    """Return the scores that the ranks saved at the end of the run, by test dataset."""
     sources = {name: job.sources[name] for name in ("test", "temporal") if name in job.sources}
     saved = {
         name: job.task.read_scores(name, source, f"{job.run_folder}/evaluation") for name, source in sources.items()
@@ -76,23 +76,23 @@ def read_scores(job: Job) -> dict[str, SavedScores]:
 
 
 def num_parameters(run_folder: str) -> int:
-    """Return the size of the network with its heads, without its queues."""
+    """Return the number of parameters with heads and without queues."""
     path = run_files.best_weights(run_folder)
     weights = checkpoints.read_weights(storage.read_bytes(path), path)
     return sum(tensor.numel() for name, tensor in weights.items() if not name.startswith("queues."))
 
 
 def peak_memory(run_folder: str) -> dict[str, float]:
-    """Return the most memory that a rank has held, in MiB of the process and of its GPU."""
+    """Return the peak memory of any rank in MiB, of the process and of its GPU."""
     lines = [line for line in read_journals(run_folder) if line["event"] == "step"]
     names = ("memory_mib", "gpu_memory_mib")
     return {name: max(values) for name in names if (values := [line[name] for line in lines if line.get(name)])}
 
 
 def write_own_card(job: Job, task: TaskConfig, measured: Measured, facts: Mapping[str, str]) -> None:
-    """Write the card of what the run measured at its end to its folder."""
+    """Write the protocol card of the evaluation at the end of the run to its folder."""
     data = job.data
-    protocol = cards.own_protocol(
+    protocol = cards.make_run_protocol(
         job.run_folder,
         data=data,
         task=task,
@@ -117,7 +117,7 @@ def write_own_card(job: Job, task: TaskConfig, measured: Measured, facts: Mappin
 
 
 def masked_captions(examples: Examples, tokenizer: Tokenizer) -> list[MaskedCaption]:
-    """Return a few captions with their masked words and what the model filled in."""
+    """Return a few captions with the model's predictions of their masked words."""
     pieces, shown = tokenizer.pieces, []
     for row, blanks in enumerate(examples.filled):
         if not blanks:
@@ -134,8 +134,8 @@ def masked_captions(examples: Examples, tokenizer: Tokenizer) -> list[MaskedCapt
 
 
 def corpus_ceilings(manifest: str) -> dict[str, float]:
-    """Return what scorers with stated knowledge reach on this corpus, as `test/oracle` and so on, where a file beside
-    it says so (the embedded corpus has one)."""
+    """Return the scores of reference scorers on this corpus, as `test/oracle` and so on, from the corpus.json beside
+    its manifest; empty without that file. The embedded corpus has one."""
     folder = manifest.rsplit("/", 1)[0]
     path = next(filter(storage.exists, (f"{folder}/corpus.json", f"{folder}/../corpus.json")), None)
     ceilings = run_files.read_json(path).get("ceilings", {}) if path else {}

@@ -1,7 +1,7 @@
-"""A run as a value: one frozen configuration, of which a part is identity and a part placement.
+"""A run as a value: one frozen configuration, with an identity part and a placement part.
 
 Identity (data, text, masking, model, objective, task, optim, selection, seed) is hashed: a run name belongs to one
-identity. Placement (where, on how many workers, how often it is logged) may change whenever the run is continued.
+identity. Placement (where, on how many workers, how often it logs) may change whenever the run is resumed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.text.config import MaskingConfig
 from snps3_model.config import SCRATCH_ENCODERS, ModelConfig, ObjectiveConfig, refuse_order_without_time
 
 Precision = Literal["fp32", "tf32", "bf16"]
-"""Numbers of a step's matrices and convolutions."""
+"""Number format of a step's matrix products and convolutions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +46,24 @@ class DataConfig:
     frame_size_px: int = 48
     """Long side of a frame; the rest of the square is padding."""
     decoder: DecoderName = decoders.AUTO
-    """`auto` is the fastest that jobs/prepare.py --measure-decoders found on this corpus; if nothing was measured,
-    pyav. The torchcodec ones need its package and FFmpeg, `torchcodec-cuda` a GPU. `package.module:NAME`: another."""
+    """`auto` takes the fastest one measured by jobs/prepare.py --measure-decoders, or pyav without measurements. The
+    torchcodec ones need its package and FFmpeg, `torchcodec-cuda` a GPU. `package.module:NAME`: another."""
     sampling: Sampling = field(default_factory=Sampling)
     max_rejected_share: float = 0.05
     """The run stops when more than this share of the clips seen so far could not be decoded."""
     max_evaluation_clips: int = 1000
-    """Clips of a split between which a run retrieves at most, the first by clip_id; scoring all pairs grows with the
-    square. Questions are asked about all clips."""
+    """Most clips of a split in retrieval evaluation, the first by clip_id; the cost grows with the square. Questions
+    are asked about all clips."""
     caption_weights: tuple[str, ...] = ()
     """SOURCE=WEIGHT, `annotation` for captions of annotations: a clip's source is drawn by weight, then one of its
-    captions; others are never shown. () draws from all captions alike."""
+    captions; other sources are never used. () draws from all captions uniformly."""
     mixing: MixingConfig = field(default_factory=MixingConfig)
     order: OrderConfig = field(default_factory=OrderConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     @property
     def shown_px(self) -> int:
-        """Side of the square that the network sees."""
+        """Return the side of the square that the network sees, in px."""
         return self.augmentation.crop_px or self.frame_size_px
 
     def __post_init__(self) -> None:
@@ -90,19 +90,19 @@ class TextConfig:
     vocabulary: str | None = None
     """Folder or file of a word-piece vocabulary; None trains one on the training captions."""
     vocabulary_size: int = 1000
-    """Pieces of a trained vocabulary at most."""
+    """Maximum size of a trained vocabulary, in pieces."""
     max_tokens: int = 30
     """Longest caption in tokens, [CLS] and [SEP] included."""
     num_words: int = 3
     """K: significant words of a caption that LVWM matches with the clip."""
     lvwm_top_k: int | None = 3000
-    """LVWM takes its words among those of this rank at most, counted from 0; None, or more than there are: all that
-    were counted. What MSSM hides first is `masking.top_k`."""
+    """LVWM takes words up to this rank, counted from 0; None, or more than there are: all that were counted. The rank
+    up to which MSSM masks words first is `masking.top_k`."""
     significant_words: str | None = None
     """Table of significant words for `vocabulary`, of jobs/mine_words.py or published: a path or an s3:// URL. None
     counts the words of the training captions with the built-in dictionary."""
     word_families: str | None = None
-    """Word families of a published table, which stand in a file of their own."""
+    """Word families of a published table, which has them in a separate file."""
 
     def __post_init__(self) -> None:
         if self.significant_words and not self.vocabulary:
@@ -116,12 +116,12 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How the weights move."""
+    """Optimizer and its schedule."""
 
     num_steps: int = 1000
     """Optimizer steps of the whole run."""
     num_epochs: int | None = None
-    """The run ends after this many epochs if `num_steps` is more than they have; None lets the steps alone decide."""
+    """The run ends after this many epochs if that comes before `num_steps`; None: after `num_steps`."""
     global_batch: int = 64
     """Clips per step over all workers."""
     lr: float = 1e-3
@@ -129,7 +129,7 @@ class OptimConfig:
     weight_decay: float = 1e-3
     """On matrices; never on biases and norms."""
     decay_rule: Literal["vectors", "published"] = "vectors"
-    """`vectors` spares biases, norms and other vectors; `published` goes by names and decays the norms of visual
+    """`vectors` exempts biases, norms and other vectors; `published` decides by name, and decays the norms of visual
     encoders."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
@@ -139,22 +139,25 @@ class OptimConfig:
     pretrained_rate: float = 1.0
     """Rate of the parts that start from pre-trained weights, as a share of `lr`."""
     layer_decay: float = 1.0
-    """Of these parts each layer has this share of the rate of the layer above it."""
+    """In these parts, each layer's rate is this share of the rate of the layer above it."""
     frozen_steps: int = 0
-    """These parts stay as they are for so many steps, while the others get used to them."""
+    """These parts are frozen for this many steps, while the others adapt to them."""
     decay: Literal["cosine", "step"] = "cosine"
-    """After the warm-up: `cosine` to a fiftieth; `step` to a tenth at `decay_step` or `decay_epoch`."""
+    """Decay after the warm-up: `cosine` to a fiftieth of `lr`; `step` to a tenth at `decay_step` or `decay_epoch`."""
+    hold_share: float = 0.0
+    """Share of the run, warm-up included, after which the cosine begins; until then the rate stays at `lr`, as `step`
+    decay keeps it anyway."""
     decay_step: int | None = None
-    """Step at which `step` decay falls; or name `decay_epoch`."""
+    """Step at which `step` decay drops the rate; or set `decay_epoch`."""
     decay_epoch: int | None = None
     """The epoch, counted from 0, whose first step is `decay_step`."""
     max_grad_norm: float = 5.0
     precision: Precision = "fp32"
-    """`bf16`: matrices and convolutions in bfloat16 (autocast), weights, moments and losses in fp32, for devices that
-    compute in it. `tf32`: in fp32 with factors that a GPU rounds to ten bits."""
+    """`bf16`: matrix products and convolutions in bfloat16 (autocast), weights, moments and losses in fp32, for devices
+    that support it. `tf32`: in fp32, with factors that a GPU rounds to ten bits."""
     average_decay: float | None = None
-    """Evaluate and keep a moving average of the weights, of which this part stays at each step (0.999, say); None takes
-    the last weights."""
+    """Evaluate and save an exponential moving average of the weights with this decay (0.999, say); None takes the last
+    weights."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "global_batch", "lr", "eps", "max_grad_norm"):
@@ -164,6 +167,8 @@ class OptimConfig:
         for name in ("pretrained_rate", "layer_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must lie in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.hold_share < 1:
+            raise ValueError(f"optim.hold_share must lie in [0, 1), got {self.hold_share}")
         if self.frozen_steps >= self.num_steps:
             raise ValueError(
                 f"optim.frozen_steps must be below optim.num_steps={self.num_steps}, got {self.frozen_steps}; "
@@ -183,16 +188,16 @@ class SelectionConfig:
     """Which checkpoint is the result of the run."""
 
     metric: str = "validation/t2v/mean_recall"
-    """Metric of the validation split that is to be high."""
+    """Metric of the validation split; higher is better."""
     evaluate_every: int = 200
     """Steps between evaluations; each writes a checkpoint."""
     evaluate_also: tuple[int, ...] = ()
-    """Steps after which it is evaluated besides: those at which a sweep may stop a trial."""
+    """Additional steps after which the run is evaluated: those at which a sweep may stop a trial."""
     patience: int | None = None
-    """Stop after this many evaluations without a better one; None never stops early."""
+    """Stop after this many evaluations without improvement; None never stops early."""
     rerank: int | None = None
-    """Clips of each text, and texts of each clip, that the cross encoder orders anew when the run measures retrieval;
-    None: all, whose cost grows with the square of the clips."""
+    """Clips of each text, and texts of each clip, that the cross encoder reranks when the run evaluates retrieval;
+    None: all, at a cost that grows with the square of the clips."""
 
     def __post_init__(self) -> None:
         refuse_below(self, "selection", evaluate_every=1)
@@ -201,13 +206,13 @@ class SelectionConfig:
             raise ValueError(f"selection.evaluate_also must have steps of at least 1, got {wrong[0]}")
 
     def is_due(self, step: int) -> bool:
-        """True if the run is evaluated after this step, even if it is not its last."""
+        """Return whether the run is evaluated after this step, even if it is not the last."""
         return step % self.evaluate_every == 0 or step in self.evaluate_also
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What is learned about the clips."""
+    """The task that the run is trained on."""
 
     kind: str = "captions"
     """`captions`: the losses of `objective`, for pre-training and for retrieval. `question_answering` and
@@ -220,13 +225,13 @@ class TaskConfig:
     test: str | None = None
     temporal: str | None = None
     num_answers: int = 1500
-    """Answers that question answering chooses from: the most frequent ones of the training questions."""
+    """Answers that question answering chooses from: the most frequent of the training questions."""
     is_multi_label: bool = False
-    """Each answer is right or wrong for itself; otherwise one is right."""
+    """Each answer is right or wrong independently of the others; otherwise exactly one is right."""
     questions_per_clip: int = 1
-    """Of question answering: how many of a clip's questions are asked each time that it is shown, at most."""
+    """Most questions that question answering asks per visit of a clip."""
     is_video_hidden: bool = False
-    """All frames are black: the baseline that shows what the question alone tells."""
+    """All frames are black: the baseline without visual information."""
 
     def __post_init__(self) -> None:
         refuse_below(self, "task", num_answers=2, questions_per_clip=1)
@@ -241,53 +246,52 @@ class TaskConfig:
 
 
 TASK_FILES = ("train", "validation", "test", "temporal")
-"""Datasets of a run that questions may be asked about."""
+"""Datasets of a run that can have a file of questions."""
 NEEDED_FILES = {"question_answering": ("train", "validation", "test"), "multiple_choice": ("test",)}
-"""Those that a task cannot do without."""
+"""Task → the files that it requires."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where and on how much a run runs. Nothing here changes what is computed."""
+    """Where a run executes and with which resources. Nothing here changes what is computed."""
 
     storage: str = "runs"
     """Folder or s3:// URL that holds run folders; every worker must reach it."""
     num_workers: int | tuple[int, int] = 2
-    """Train workers (DDP ranks). Two numbers: as many as there is room for between them; the run goes on from its last
-    checkpoint with more or fewer when nodes come or go. The cluster then needs nodes of its own for decoding."""
+    """Train workers (DDP ranks). Two numbers: as many as fit between them; when nodes come or go, the run resumes from
+    its last checkpoint with more or fewer. The cluster then needs separate nodes for decoding."""
     use_gpu: bool = False
     """One GPU per train worker, NCCL; otherwise CPU and gloo."""
     gpu_memory_gib: float = 80.0
-    """Memory of each GPU: a run of which a step needs more is refused."""
+    """Memory of each GPU: a run whose step needs more is refused."""
     cpus_per_worker: float = 0.5
     """CPUs that Ray reserves for each train worker."""
     threads_per_worker: int = 1
     """Threads of torch in a train worker on CPU."""
     rows_at_once: int | None = None
-    """Clips, captions or pairs of a worker that pass through the network together; their activations are computed again
-    for the gradient. A larger global batch then fits, at about a third more work. None takes all at once."""
+    """Clips, captions or pairs of a worker that pass through the network together; the backward pass recomputes their
+    activations. A larger global batch then fits, at about a third more work. None takes all at once."""
     length_groups: int = 2
-    """Captions of a worker's batch pass through the network in at most so many groups of about equal length, so that
-    short ones are not padded to the longest. 1 takes all together; `compiled` wants that."""
+    """Captions of a worker's batch pass through the network in at most this many groups of similar length, so that
+    short ones are not padded to the longest. 1 takes all together; `compiled` needs that."""
     compiled: bool = False
-    """Have `torch.compile` make kernels of a training step; the first ones take minutes."""
+    """Compile the training step with `torch.compile`; the first steps take minutes."""
     decode_cpus: int = 1
     """CPUs for fetching and decoding."""
     decode_limits: Limits = field(default_factory=Limits)
     log_every: int = 10
     """Steps between logged losses."""
     num_kept_checkpoints: int = 2
-    """Checkpoints kept: so many of the best by the selection metric, and always the latest."""
+    """Checkpoints kept: this many of the best by the selection metric, and always the latest."""
     max_failures: int = 3
-    """Times that training is started again from its last checkpoint after losing a worker. Nodes that the cloud takes
-    back are not counted."""
+    """Restarts from the last checkpoint after losing a worker. Losses of preempted nodes do not count."""
     resize_seconds: float = 60.0
-    """Pause between two looks whether a run of a varying number of workers should have more or fewer."""
+    """Interval at which an elastic run checks whether to use more or fewer workers."""
     hang_seconds: float = 900.0
-    """A rank that does not finish a step, or a part of an evaluation, in this time ends with an error that says where
-    it was, and counts as lost."""
+    """A rank that does not finish a step, or a part of an evaluation, in this time writes the stacks of its threads,
+    exits with an error, and counts as lost."""
     storage_patience_seconds: float = 180.0
-    """How long a run that is under way waits for a bucket that does not answer."""
+    """How long a run in progress waits for a bucket that does not answer."""
     experiment: str = "snps3"
     """MLflow experiment."""
 
@@ -315,12 +319,12 @@ class Placement:
 
     @property
     def fewest_workers(self) -> int:
-        """Train workers that the run needs."""
+        """Return the minimum number of train workers."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def most_workers(self) -> int:
-        """Train workers that the run takes."""
+        """Return the maximum number of train workers."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 

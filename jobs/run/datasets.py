@@ -1,8 +1,8 @@
-"""One record per data set: the format of its captions, its recipes of fine-tuning, and the test sets that are compared.
+"""One record per data set: format of its captions, recipes of fine-tuning, test sets.
 
-To add one: a reader in pipeline/corpus/caption_formats.py if its captions have a format of their own, an entry here,
-and in jobs/evaluation/published_scores.json what others have scored. From outside this tree: a `Dataset` as entry point
-of the group `snps3.datasets`.
+To add one: a reader in pipeline/corpus/caption_formats.py if its caption format is new, an entry here, and published
+scores in jobs/evaluation/published_scores.json. From outside this tree: a `Dataset` as entry point of the group
+`snps3.datasets`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pipeline.corpus.caption_formats import Format, installed_datasets
 
 QA_FILES = {"train": "train_qa.json", "validation": "val_qa.json", "test": "test_qa.json"}
 MSRVTT_FULL = "msrvtt_full"
-"""Corpus of MSR-VTT as its authors split it (6,513, 497 and 2,990 videos), which MSRVTT-QA and MC ask about. That of
-retrieval, `msrvtt`, has 1,000 of these test videos as its own and trains on others."""
+"""Corpus of MSR-VTT with the authors' split (6,513, 497 and 2,990 videos), which MSRVTT-QA and MC use. The corpus of
+retrieval, `msrvtt`, tests on 1,000 of these test videos and has another training split."""
 CHOICES = "msrvtt_multi_choice_qa.jsonl"
 """File of MSRVTT-MC beside that corpus's manifest."""
 
@@ -35,12 +35,12 @@ class TestSet:
     sizes: tuple[int, ...] = ()
     """Test videos of retrieval, questions of other tasks; several for several versions. Empty: unknown."""
     min_train: int = 0
-    """Training clips from which on this is the test set meant, where a data set has several of one task."""
+    """Fewest training clips for this test set, where a data set has several of one task."""
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Published scores in per cent by method, beside those of published_scores.json."""
 
-    def doubt(self, num_videos: int, num_queries: int) -> str:
-        """Return why a score over so many is not comparable, in a few words; empty for the whole set."""
+    def caveat(self, num_videos: int, num_queries: int) -> str:
+        """Return why a score over this many videos or queries is not comparable with published ones, or ""."""
         count, unit = (num_videos, "videos") if self.task == "retrieval" else (num_queries, "questions")
         if count in self.sizes or not self.sizes:
             return ""
@@ -52,22 +52,22 @@ class Dataset:
     """A published data set."""
 
     name: str
-    """Folder below `corpora/`, and the part of a corpus's name by which its scores are recognised."""
+    """Folder below `corpora/`. A corpus whose name contains it counts as this data set."""
     format: str | Format
     """Format of its captions, as in `jobs/prepare.py --format`."""
     manifest: str = "manifest.parquet"
-    """Path in its folder."""
+    """Path of the manifest in the folder."""
     recipes: tuple[Recipe, ...] = ()
     tests: tuple[TestSet, ...] = ()
 
     def test_of(self, task: str, num_train: int) -> TestSet | None:
-        """Return the test set of a task, for a corpus with so many training clips; None if there is none."""
+        """Return the test set of a task for a corpus with `num_train` training clips; None if there is none."""
         fitting = [test for test in self.tests if test.task == task and test.min_train <= num_train]
         return max(fitting, key=lambda test: test.min_train, default=None)
 
 
 def embedded_files(folder: str) -> dict[str, str]:
-    """Return the files of the embedded corpus that ask about the clips of each split."""
+    """Return the question files of the embedded corpus, by dataset of a run."""
     files = {"train": "train", "validation": "val", "test": "test", "temporal": "temporal"}
     return {dataset: f"{folder}/{file}.jsonl" for dataset, file in files.items()}
 
@@ -81,7 +81,7 @@ DATASETS = (
     Dataset(
         name="embedded",
         format="json_lines",
-        manifest="manifest/manifest.parquet",  # jobs/local.py keeps it in a folder of its own
+        manifest="manifest/manifest.parquet",  # jobs/local.py writes it to a subfolder
         recipes=(
             Recipe(
                 name="tiny_retrieval",
@@ -126,8 +126,7 @@ DATASETS = (
                 files=QA_FILES,
                 task_fields={"num_answers": 1500},
             ),
-            # It has a test file only: training and validation draw captions of other clips. MSR-VTT's schedule; the
-            # paper scores its retrieval checkpoints instead.
+            # With MSR-VTT's schedule: the paper does not fine-tune for it, but scores its retrieval checkpoints.
             Recipe(
                 name="msrvtt_multiple_choice",
                 title="Multiple choice on MSRVTT-MC, which has a test file only: training and validation draw captions "
@@ -177,7 +176,7 @@ DATASETS = (
             TestSet(title="MSVD-QA", task="question_answering", sizes=(13_157,)),
         ),
     ),
-    # The paper has no schedule for the last three: they take MSR-VTT's, and ActivityNet DiDeMo's.
+    # The paper has no schedule for the next three: ActivityNet takes DiDeMo's, the others MSR-VTT's.
     Dataset(
         name="lsmdc",
         format="lsmdc",
@@ -207,7 +206,7 @@ DATASETS = (
 
 @functools.cache
 def known_datasets() -> tuple[Dataset, ...]:
-    """Return the data sets of this file and of installed packages. ValueError for a plug-in that is no `Dataset`."""
+    """Return the data sets of this file and of installed plug-ins. ValueError if a plug-in is not a `Dataset`."""
     plugins = installed_datasets()
     for name, plugin in plugins.items():
         if not isinstance(plugin, Dataset):
@@ -221,7 +220,7 @@ def known_recipes() -> dict[str, Recipe]:
 
 
 def published_test_set(corpus: str, task: str, num_train: int) -> TestSet | None:
-    """Return the test set of the corpus of this name with so many training clips; None if it is no published one."""
+    """Return the published test set of `task` for a corpus with this name and number of training clips, or None."""
 
     def plain(name: str) -> str:
         return name.lower().replace("-", "").replace("_", "")

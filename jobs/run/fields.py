@@ -12,11 +12,11 @@ from types import MappingProxyType
 from typing import Any
 
 RENAMED: Mapping[str, str] = MappingProxyType({"masking.probability": "masking.ratio"})
-"""Fields of the previous version that have another name now. The old one is accepted, with a warning."""
+"""Old name → current name of renamed fields. An old name is accepted for one version, with a warning."""
 
 
 def current_name(field: str) -> str:
-    """Return the name that `field` has now; warn if it had another one."""
+    """Return the current name of `field`; warn if it was renamed."""
     if field not in RENAMED:
         return field
     warnings.warn(f"{field} is called {RENAMED[field]} now; the next version drops the old name", FutureWarning, 2)
@@ -24,7 +24,7 @@ def current_name(field: str) -> str:
 
 
 def current_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with the names that its fields have now: `--FIELD VALUE` or `--FIELD=VALUE`."""
+    """Return a command line with renamed fields (`--FIELD VALUE` or `--FIELD=VALUE`) under their current names."""
     result = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -35,24 +35,24 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def with_current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved configuration of this version or the previous one, nested, with the names of this one."""
+    """Return a saved configuration of this version or the previous one, nested, with the current names."""
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in saved.items()}
     for old, new in RENAMED.items():
         (section, field), (new_section, new_field) = old.split("."), new.split(".")
         if field in tree.get(section, {}):
             tree[new_section].setdefault(new_field, tree[section].pop(field))
-    if "top_k" in tree.get("masking", {}) and "text" in tree:  # one field chose the words of MSSM and of LVWM
+    if "top_k" in tree.get("masking", {}) and "text" in tree:  # it used to limit the words of LVWM too
         tree["text"].setdefault("lvwm_top_k", tree["masking"]["top_k"])
     return tree
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain values, as it is saved."""
+    """Return a configuration as nested JSON values, in the form in which it is saved."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted names."""
+    """Flatten nested values to dotted names."""
     result: dict[str, Any] = {}
     for key, value in config.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -60,12 +60,12 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_hash(fields: dict[str, Any]) -> str:
-    """12 hex digits of the identity."""
+    """Return a hash of the identity, 12 hex digits."""
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """A line per identity field that is not the same."""
+    """Return a line per field whose value differs."""
     missing = "absent"
     return [
         f"{key}: was {old.get(key, missing)!r}, is {new.get(key, missing)!r}"
@@ -75,10 +75,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def refuse_below(config: Any, section: str, or_none: str = "", **least: float) -> None:
-    """Raise ValueError for the first field that is set to less than its least value.
+    """Raise ValueError for the first field that is below its minimum.
 
-    `section`: of the configuration, by which the error names the field; `or_none`: what it says of fields that may be
-    None.
+    The error prefixes the field's name with `section`. `or_none` is appended to the rule, for fields that may be None.
     """
     for field, lowest in least.items():
         value, name = getattr(config, field), f"{section}.{field}" if section else field

@@ -1,7 +1,7 @@
-"""Recipes of fine-tuning as values, and the one function that turns a pre-trained run and a recipe into a new run.
+"""Recipes of fine-tuning as values; `fine_tuning` makes a new run of a pre-trained run and a recipe.
 
-The network, its vocabulary and the first weights are those of the pre-trained run; the recipe says what is learned and
-how. `jobs/run/datasets.py` holds the recipe of each data set.
+The new run has the network, the vocabulary and the weights of the pre-trained one; the recipe sets task and schedule.
+`jobs/run/datasets.py` has the recipes of each data set.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from snps3_model.config import ObjectiveConfig
 from snps3_model.loss_table import LOSSES
 
 MOST_PX = 448
-"""Long side of whole frames in px."""
+"""Maximum long side of whole frames, in px."""
 ACCURACY = "validation/accuracy"
 CORPORA = "corpora"
-"""Folder of the prepared corpora, from where the commands are started."""
+"""Folder of the prepared corpora, relative to the working directory of the commands."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What fine-tuning on a task of a data set changes in a run.
+    """Changes to a run for fine-tuning on a task of a data set.
 
-    With a corpus of its own, all fine-tuning of the paper (§5): 16 frames, 32 clips a step, no warm-up, one fall of the
-    rate. Unlike the published code, the checkpoint is selected on the split `val`.
+    With `corpus` set, the paper's fine-tuning (§5): 16 frames, 32 clips per step, no warm-up, one drop of the rate.
+    Unlike in the published code, the checkpoint is selected on the split `val`.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Recipe:
     """Other fields of TaskConfig."""
     num_steps: int = 25_000
     decay_step: int = 15_000
-    """Step at which the rate falls to a tenth; a run on its own corpus keeps its decay."""
+    """Step at which the rate drops to a tenth; without `corpus`, the run keeps its decay."""
     lr: float = 1e-5
     num_evaluations: int = 10
     """Evaluations on the validation split, evenly spaced."""
@@ -61,20 +61,20 @@ class Recipe:
 
     @property
     def is_retrieval(self) -> bool:
-        """Whether clips are found by their captions."""
+        """Return whether the task is retrieval."""
         return self.task == "captions"
 
 
 def fine_tuning(recipe: Recipe, run: PretrainConfig, run_folder: str) -> PretrainConfig:
-    """Return the run that begins with the weights and the words of `run` and is trained by `recipe`.
+    """Return the run that starts from weights, vocabulary and significant words of `run` and is trained by `recipe`.
 
-    ValueError where the network of `run` cannot be fine-tuned so.
+    ValueError if the network of `run` does not allow it.
     """
     corpus = f"{CORPORA}/{recipe.corpus}" if recipe.corpus else corpus_folder(run.data.manifest)
     optim = optim_of(recipe, run.optim)
     task: dict[str, Any] = {dataset: f"{corpus}/{file}" for dataset, file in recipe.files.items()}
     task |= recipe.task_fields
-    # a run scores itself in two stages on a published corpus; jobs/evaluate.py scores all pairs
+    # on a published corpus, a run evaluates in two stages and reranks the top 100; jobs/evaluate.py scores all pairs
     rerank = 100 if recipe.corpus else run.selection.rerank
     selection: dict[str, Any] = {"rerank": rerank} if recipe.is_retrieval else {"metric": ACCURACY}
     return dataclasses.replace(
@@ -103,14 +103,14 @@ def fine_tuning(recipe: Recipe, run: PretrainConfig, run_folder: str) -> Pretrai
 
 
 def matching(objective: ObjectiveConfig) -> ObjectiveConfig:
-    """Return the losses of retrieval: GVTM of both levels, of captions with all their words."""
+    """Return the losses of retrieval: both levels of GVTM, on unmasked captions."""
     weights: Any = {loss.name: 0.0 for loss in LOSSES if not loss.is_kept_for_retrieval}
-    return dataclasses.replace(objective, **weights, matching_text="raw", extra=())
+    return dataclasses.replace(objective, **weights, matching_text="raw", extra=(), dual_share=0.0)
 
 
 def optim_of(recipe: Recipe, optim: OptimConfig) -> OptimConfig:
     """Return AdamW as in pre-training, with the schedule of the recipe."""
-    optim = dataclasses.replace(optim, num_steps=recipe.num_steps, num_epochs=None, lr=recipe.lr)
+    optim = dataclasses.replace(optim, num_steps=recipe.num_steps, num_epochs=None, lr=recipe.lr, hold_share=0.0)
     if recipe.corpus is None:
         return dataclasses.replace(optim, warmup_steps=recipe.num_steps // 10)
     optim = dataclasses.replace(optim, global_batch=32, weight_decay=1e-4, warmup_steps=0)
@@ -118,7 +118,10 @@ def optim_of(recipe: Recipe, optim: OptimConfig) -> OptimConfig:
 
 
 def paper_data(recipe: Recipe, data: DataConfig) -> DataConfig:
-    """Return 16 frames of the recipe's corpus; whole frames of 448 px at most, in question answering always of 448."""
+    """Return data of the recipe's corpus with 16 frames: crops as in the run, else whole frames of at most `MOST_PX`.
+
+    Question answering does not vary their size.
+    """
     data = dataclasses.replace(
         data,
         manifest=f"{CORPORA}/{recipe.corpus}/manifest.parquet",
@@ -137,12 +140,12 @@ def paper_data(recipe: Recipe, data: DataConfig) -> DataConfig:
 
 
 def fitting(placement: Placement, global_batch: int) -> Placement:
-    """Return a placement whose number of workers divides `global_batch`; one that varies stays as it is."""
+    """Return a placement whose number of workers divides `global_batch`. An elastic one is returned unchanged."""
     if placement.fewest_workers < placement.most_workers:
         return placement
     return dataclasses.replace(placement, num_workers=math.gcd(placement.most_workers, global_batch))
 
 
 def corpus_folder(manifest: str) -> str:
-    """Return the folder of the embedded corpus, whose manifest lies in a folder of its own there."""
+    """Return the folder of the embedded corpus, whose manifest is in a subfolder."""
     return manifest.rpartition("/")[0].rpartition("/")[0]

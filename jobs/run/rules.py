@@ -1,4 +1,4 @@
-"""What a configuration refuses beyond the sense of a single field, with the remedy."""
+"""Validation rules over several fields of a configuration. Each error names the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def refuse_frozen_random_weights(model: ModelConfig) -> None:
-    """Raise ValueError for a network that is frozen before it has learned anything."""
+    """Raise ValueError if a part of the network is frozen at random weights."""
     if model.initial_weights is not None:
         return
     if model.lora_rank is not None and model.pretrained_text is None:
@@ -36,7 +36,7 @@ def refuse_frozen_random_weights(model: ModelConfig) -> None:
 
 
 def refuse_rates_of_nothing(optim: OptimConfig, model: ModelConfig) -> None:
-    """Raise ValueError for rates of pre-trained parts in a network that has none."""
+    """Raise ValueError if rates of pre-trained parts are set for a network without any."""
     if any((model.visual.pretrained, model.pretrained_text, model.initial_weights)):
         return
     for name, unset in {"pretrained_rate": 1.0, "layer_decay": 1.0, "frozen_steps": 0}.items():
@@ -48,7 +48,7 @@ def refuse_rates_of_nothing(optim: OptimConfig, model: ModelConfig) -> None:
 
 
 def validate_finite(fields: Mapping[str, Any]) -> None:
-    """Raise ValueError naming any number that is NaN or infinite: comparisons with NaN are false, no rule sees it."""
+    """Raise ValueError for a NaN or an infinite number. The other rules miss NaN: all comparisons with it are false."""
     for name, value in fields.items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
@@ -56,7 +56,7 @@ def validate_finite(fields: Mapping[str, Any]) -> None:
 
 
 def refuse_small_sizes(model: ModelConfig) -> None:
-    """Raise ValueError that names a size of the network of which nothing can be built."""
+    """Raise ValueError for a size of the network with which it cannot be built."""
     refuse_below(model, "model", hidden=1, num_layers=1, num_heads=1, feed_forward=1, max_positions=1)
     if min(model.visual.channels) < 1:
         raise ValueError(f"model.visual.channels must be at least 1 each, got {model.visual.channels}")
@@ -67,6 +67,6 @@ def refuse_small_sizes(model: ModelConfig) -> None:
 
 
 def nearest_multiples(batch: int, workers: int) -> str:
-    """The remedy for a batch that cannot be shared equally."""
+    """Return the remedy for a batch that is not a multiple of the number of workers."""
     below, above = batch // workers * workers, -(-batch // workers) * workers
     return f"take {above}" if below == 0 else f"take {below} or {above}"

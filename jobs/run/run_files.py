@@ -1,17 +1,17 @@
-"""The files in a run's folder. Imports nothing that takes long: every process of a run asks what was committed.
+"""The files in a run's folder. This module imports fast, because every process of a run looks up commits with it.
 
 STORAGE/NAME/config.json  identity.json  tokenizer.json  significant_words.json     written once, by the driver
-             answers.json                                       of question answering, likewise
+             answers.json                                       of question answering; also written once
              checkpoint_manager_snapshot.json  checkpoint_…/                        Ray Train's, committed together;
                                                      config.json of a checkpoint is that of the run, with its commit
              best/  ledger.parquet  evaluation/  seconds.json  results.json  report.html    results
              driver.lease                                       the driver that has the run (jobs/launch/lease.py)
-             logs/                                              what each process said (jobs/tracking/journal.py)
+             logs/                                              journal of each process (jobs/tracking/journal.py)
              stop                                               asks the run to write a checkpoint and end
-             failure.json                                       why the run stopped for good
-             status.json                                        where the run is (jobs/tracking/status_file.py)
-             unsent_metrics.json                                what MLflow did not take (tracking/patient_tracker.py)
-             COMMAND-TIME-PID.log                               all that a driver's libraries said (tracking/voice.py)
+             failure.json                                       error that ended the run for good
+             status.json                                        progress of the run (jobs/tracking/status_file.py)
+             unsent_metrics.json                                metrics not sent to MLflow (tracking/patient_tracker.py)
+             COMMAND-TIME-PID.log                               log of a driver and its libraries (tracking/voice.py)
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from pipeline.corpus.manifest import checksum
 IDENTITY, SECONDS = "identity.json", "seconds.json"
 CONFIG, FAILURE = "config.json", "failure.json"
 UNDECODED = "undecoded"
-"""Folder with a file for each clip that did not decode, which no later epoch tries again."""
+"""Folder with a file for each clip that did not decode; later epochs skip these clips."""
 ANSWERS = "answers.json"
-"""What question answering chooses from, by number."""
+"""The answers that question answering chooses from, in the order of their numbers."""
 PROGRESS = "progress.json"
-"""Of a checkpoint: how far the run had come."""
+"""File of a checkpoint with its `Progress`."""
 CHECKPOINT_PREFIX = "checkpoint_"
 log = logging.getLogger(__name__)
 
 
 def committed_progress(run_folder: str) -> dict[str, Any] | None:
-    """Return the progress in the last committed checkpoint of a run, None before the first."""
+    """Return the progress of the last committed checkpoint of a run, None before the first."""
     name = committed_checkpoint(run_folder)
     return read_json(f"{run_folder}/{name}/{PROGRESS}") if name else None
 
@@ -50,7 +50,7 @@ def committed_step(run_folder: str) -> int:
 
 
 def is_finished(run_folder: str) -> bool:
-    """Return whether the last committed checkpoint is that of a run that trained to its end."""
+    """Return whether the run trained to its end, by its last committed checkpoint."""
     progress = committed_progress(run_folder)
     return bool(progress and progress["is_finished"])
 
@@ -58,7 +58,7 @@ def is_finished(run_folder: str) -> bool:
 def committed_checkpoint(run_folder: str) -> str | None:
     """Return the folder name of the last checkpoint that Ray Train committed, None before the first.
 
-    Raise UnknownSnapshotError, a ValueError, when Ray Train's snapshot does not say.
+    Raise UnknownSnapshotError, a ValueError, when Ray Train's snapshot has an unknown format.
     """
     path = f"{run_folder}/{SNAPSHOT}"
     if not storage.exists(path):
@@ -73,12 +73,12 @@ def committed_checkpoint(run_folder: str) -> str | None:
 
 
 def remove_uncommitted_checkpoints(run_folder: str) -> list[str]:
-    """Remove the checkpoints whose upload began and that were never committed; return their names.
+    """Remove checkpoints whose upload began but that were never committed; return their names.
 
-    Only for a run that this process has the lease of: a checkpoint that another driver is uploading looks the same.
-    Nothing is removed, and a warning logged, unless the snapshot is proof: one of a known version, with all its keys,
-    whose checkpoints are there. A run that has never committed has none. Its leftovers only take space: Ray Train
-    starts a run without a snapshot from scratch, and names each checkpoint by the time.
+    Call it only while holding the run's lease: a checkpoint that another driver is uploading looks the same. Remove
+    nothing and log a warning unless the snapshot is reliable: of a known version, with all keys, and its checkpoints
+    exist. A run that has never committed has no snapshot. Its leftovers only take space: Ray Train starts a run without
+    a snapshot from scratch, and names each checkpoint by the time.
     """
     folders = {path.split("/", 1)[0] for path in storage.list_files(run_folder) if "/" in path}
     checkpoints = {name for name in folders if name.startswith(CHECKPOINT_PREFIX)}
@@ -118,7 +118,7 @@ WEIGHTS = "model.safetensors"
 
 
 def best_weights(folder: str) -> str:
-    """Return the path of the weights in a run's folder, or in one that jobs/export.py wrote."""
+    """Return the path of the best weights in a run's folder, or of those in a folder of jobs/export.py."""
     exported = f"{folder}/{WEIGHTS}"
     return exported if storage.exists(exported) else f"{folder}/best/{WEIGHTS}"
 

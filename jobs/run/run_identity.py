@@ -1,4 +1,4 @@
-"""Which fields name a run; its saved configuration read back; fields set anew, by name or by what the corpus says."""
+"""The identity of a run, its saved configuration, and configurations with replaced fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.decode import decoders
 
 
 def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
-    """The fields that make the run what it is, flat; the manifest counts by its content, not by where it lies."""
+    """Return the identity fields of a run, flat. The manifest counts by its content, not by its path."""
     fields = flat(as_dict(config))
     outside = ("name", "data.manifest")
     kept = {key: value for key, value in fields.items() if key not in outside and not key.startswith("placement.")}
@@ -25,8 +25,8 @@ def identity(config: PretrainConfig, manifest_hash: str) -> dict[str, Any]:
 
 def config_of(run_folder: str) -> PretrainConfig:
     """Return the configuration in a run's folder, of this version or the previous one. Imports no package that it
-    names: `auto` takes the place of a decoder from outside, with a warning. ValueError says what is wrong with it;
-    FileNotFoundError if there is none."""
+    names: `auto` replaces a third-party decoder, with a warning. ValueError if it is invalid; FileNotFoundError if
+    there is none."""
     path = f"{run_folder}/config.json"
     storage.check_readable(path)
     try:
@@ -40,7 +40,7 @@ def config_of(run_folder: str) -> PretrainConfig:
 
 
 def with_values(base: PretrainConfig, values: Mapping[str, Any], *, name: str) -> PretrainConfig:
-    """The configuration with these fields set anew, under another name. ValueError for a value that it refuses."""
+    """Return `base` with the dotted fields of `values` replaced and another name. ValueError for an invalid value."""
     tree = as_dict(base) | {"name": name}
     for path, new in values.items():
         *parts, last = current_name(path).split(".")
@@ -55,7 +55,7 @@ def with_values(base: PretrainConfig, values: Mapping[str, Any], *, name: str) -
 
 
 def in_steps(optim: OptimConfig, first_step: Callable[[int], int]) -> OptimConfig:
-    """Return the schedule with its epochs (end, decay) in steps; `first_step` maps an epoch to its first step."""
+    """Return the schedule with its epochs (end, decay) as steps; `first_step` maps an epoch to its first step."""
     num_steps, decay_step = optim.num_steps, optim.decay_step
     if optim.num_epochs is not None:
         num_steps = min(num_steps, first_step(optim.num_epochs))
@@ -65,5 +65,5 @@ def in_steps(optim: OptimConfig, first_step: Callable[[int], int]) -> OptimConfi
 
 
 def with_decoder(data: DataConfig, fastest: str | None) -> DataConfig:
-    """Return the data with a decoder in place of `auto`: the one that was measured to be the fastest, if any was."""
+    """Return the data config with `auto` resolved: to the fastest measured decoder, or to the default without one."""
     return dataclasses.replace(data, decoder=decoders.resolve(data.decoder, fastest))

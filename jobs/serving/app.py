@@ -6,13 +6,13 @@
 | `/api/index` | counts, folders, longest file |
 | `/api/search?q=…` or `?like=ROW`, with filters, `num` and `rerank` | moments, best first |
 | `/api/like`, a POST of a picture or video as `application/octet-stream` | the moments like it |
-| `/api/around/ROW` | the windows beside one |
+| `/api/around/ROW` | the windows next to one |
 | `/strips/ROW` | frames of a window, a JPEG |
-| `/files/NUMBER` | a file of the index, or a range of its bytes |
-| `/openapi.json` | all this in words of OpenAPI |
-| `/healthz` | `ok` once questions are answered |
+| `/files/NUMBER` | a file of the index, or a byte range of it |
+| `/openapi.json` | the OpenAPI document |
+| `/healthz` | `ok` once the server answers questions |
 
-A file is named by its number in the index, so no path of a request reaches the disk.
+Requests name a file by its number in the index, so no path of a request reaches the disk.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ NEIGHBOURS = 3
 
 
 class AnswerError(Exception):
-    """Raised for what cannot be answered: HTTP status and a sentence for people."""
+    """Raised for a request that cannot be answered, with an HTTP status and a message for the user."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -66,7 +66,7 @@ class AnswerError(Exception):
 
 
 class Question(BaseModel):
-    """What `/api/search` takes."""
+    """The parameters of `/api/search`."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     q: str = ""
@@ -88,7 +88,7 @@ class Question(BaseModel):
 
     @property
     def filters(self) -> Filters:
-        """Which files are searched. AnswerError for those that no file can pass."""
+        """The filters on files. Raises AnswerError for contradictory ones."""
         try:
             return Filters(**{field.name: getattr(self, field.name) for field in fields(Filters)})
         except ValueError as error:
@@ -96,8 +96,8 @@ class Question(BaseModel):
 
 
 def make_app(library: Library | Replicas, *, hosts: Sequence[str] = LOOPBACK, token: str | None = None) -> Starlette:
-    """Return the application. `hosts`: names by which it may be called; a page of another host that resolves to this
-    machine is refused. `token`: what each request has to bring, but for `/healthz`."""
+    """Return the application. `hosts`: accepted host names; others are rejected, against DNS rebinding. `token`:
+    required in each request except `/healthz`."""
     pages = Pages(library)
     routes = [
         Route("/", pages.page),
@@ -130,7 +130,7 @@ def make_app(library: Library | Replicas, *, hosts: Sequence[str] = LOOPBACK, to
 
 
 class Pages:
-    """What each address answers with."""
+    """The handlers of the paths."""
 
     def __init__(self, library: Library | Replicas) -> None:
         self.library = library
@@ -140,15 +140,15 @@ class Pages:
         return HTMLResponse(PAGE)
 
     def health(self, request: Request) -> Response:
-        """Say that questions are answered."""
+        """Report that the server answers questions."""
         return JSONResponse({"status": "ok"})
 
     def index(self, request: Request) -> Response:
-        """Return what the page has to know at first."""
+        """Return the facts of the index, which the page loads first."""
         return JSONResponse(self.library.facts())
 
     def search(self, request: Request) -> Response:
-        """Return the moments for a sentence, or those like another one."""
+        """Return the moments for a sentence, or those like another moment."""
         question = question_of(dict(request.query_params))
         if question.like is not None:
             row = self.row(question.like)
@@ -168,7 +168,7 @@ class Pages:
         return JSONResponse({"moments": [asdict(moment) for moment in moments]})
 
     def around(self, request: Request) -> Response:
-        """Return the windows beside one."""
+        """Return the windows next to one."""
         moments = self.library.around(self.row(request.path_params["row"]), reach=NEIGHBOURS)
         return JSONResponse({"moments": [asdict(moment) for moment in moments]})
 
@@ -180,7 +180,7 @@ class Pages:
             raise AnswerError(404, str(error)) from error
 
     def file(self, request: Request) -> Response:
-        """Return a file of the index, or the range of its bytes that is asked for."""
+        """Return a file of the index, or the requested byte range of it."""
         number, files = request.path_params["number"], self.library.files
         if number >= len(files.uris):
             raise AnswerError(404, f"the index has {len(files.uris)} files, and none with the number {number}")
@@ -197,15 +197,15 @@ class Pages:
         return FileResponse(uri, media_type=media_type, stat_result=status)
 
     def row(self, row: int) -> int:
-        """Return a row of the index. AnswerError for one that it lacks."""
+        """Return `row` if the index has it; raise AnswerError otherwise."""
         if row >= (count := len(self.library.files.of_row)):
             raise AnswerError(404, f"the index has {count} windows, and no row {row}")
         return row
 
 
 async def body_of(request: Request) -> bytes:
-    """Return what is uploaded. AnswerError for more than `MAX_UPLOAD_BYTES`, and for what a form of another site may
-    send without being asked whether it may."""
+    """Return the uploaded bytes. Raise AnswerError for more than `MAX_UPLOAD_BYTES`, and for a content type that a form
+    of another site may send without a CORS preflight."""
     if request.headers.get("content-type") != UPLOAD_TYPE:
         raise AnswerError(415, f"upload the bytes of a picture or video as {UPLOAD_TYPE}")
     body = bytearray()
@@ -217,7 +217,7 @@ async def body_of(request: Request) -> bytes:
 
 
 def question_of(parameters: dict[str, str], *, is_upload: bool = False) -> Question:
-    """Read the parameters of a search. AnswerError that names the wrong one."""
+    """Parse the parameters of a search. Raise AnswerError that names the invalid one."""
     try:
         question = Question.model_validate(parameters)
     except ValidationError as error:
@@ -233,13 +233,14 @@ def question_of(parameters: dict[str, str], *, is_upload: bool = False) -> Quest
 
 
 def media_type_of(path: str) -> str:
-    """Return the type of a video or picture by its name; bytes of no type for anything that a browser would run."""
+    """Return the media type of a video or picture by its name; `application/octet-stream` for anything else, since a
+    browser might run it."""
     guess = mimetypes.guess_type(path.rpartition("/")[2])[0] or ""
     return guess if re.fullmatch(r"(video|image)/(?!svg)[\w.+-]+", guess) else "application/octet-stream"
 
 
 def remote_file(uri: str, media_type: str, asked: str | None, gone: AnswerError) -> Response:
-    """Return the bytes of a file in a bucket from where a browser asks on; all of them if it names no place."""
+    """Return the byte range `asked` of a file in a bucket; the whole file without a valid range."""
     try:
         size = storage.read_with(uri, lambda file: file.seek(0, os.SEEK_END))
     except FileNotFoundError as error:
@@ -256,34 +257,33 @@ def remote_file(uri: str, media_type: str, asked: str | None, gone: AnswerError)
 
 
 def parts_of(uri: str, start: int, stop: int) -> Iterator[bytes]:
-    """Yield the bytes [start, stop) of a file, a few at a time."""
+    """Yield the bytes [start, stop) of a file in pieces of `BYTES_AT_ONCE`."""
     for first in range(start, stop, BYTES_AT_ONCE):
         yield storage.read_bytes(uri, first, min(first + BYTES_AT_ONCE, stop))
 
 
 def in_words(request: Request, error: Exception) -> Response:
-    """Answer with what is wrong."""
+    """Answer with the error's message."""
     return JSONResponse({"error": str(error)}, error.status if isinstance(error, AnswerError) else 400)
 
 
 def changed(request: Request, error: Exception) -> Response:
-    """Answer that the rows of the index are others by now."""
+    """Answer that the index was rewritten, so that its rows have changed."""
     return JSONResponse({"error": "the index was written anew since it was opened: start snps3 search again"}, 409)
 
 
 def busy(request: Request, error: Exception) -> Response:
-    """Answer that no replica can be asked."""
+    """Answer that no replica is available."""
     return JSONResponse({"error": f"{error}: ask again in some seconds"}, 503, {"Retry-After": "5"})
 
 
 def failed(request: Request, error: Exception) -> Response:
-    """Answer that something was not expected; the server logs its traceback."""
+    """Answer that an unexpected error occurred; the server logs its traceback."""
     return JSONResponse({"error": f"this failed unexpectedly ({type(error).__name__}); the log has its traceback"}, 500)
 
 
 def security_headers(page: str) -> list[tuple[bytes, bytes]]:
-    """Return headers by which a page loads nothing of another host, runs its own script alone, and is read by no other
-    site."""
+    """Return headers that restrict a page to its own script and host, and keep other sites from reading it."""
 
     def hashes(tag: str) -> str:
         bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
@@ -306,7 +306,7 @@ def security_headers(page: str) -> list[tuple[bytes, bytes]]:
 
 
 class WithHeaders:
-    """Add headers to every answer."""
+    """Adds headers to every response."""
 
     def __init__(self, app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> None:
         self.app, self.headers = app, headers

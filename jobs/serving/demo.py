@@ -1,4 +1,4 @@
-"""`demo`: a few films of the embedded corpus, drawn and indexed on the spot, and the page that searches them."""
+"""`demo`: renders and indexes a few films of the embedded corpus, and opens the page that searches them."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ SCENE_SECONDS = CORPUS.num_frames / CORPUS.fps
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """A model of the embedded corpus, and how much of it is shown."""
+    """A model trained on the embedded corpus, and the number of films."""
 
     model: Annotated[str, tyro.conf.Positional] = "runs/tiny"
     """Folder or s3:// URL of a run or of an exported model, or its name on the hub."""
     num_films: int = 8
     port: int = PORT
-    """Of the page, on this machine's loopback; 0: any that is free."""
+    """Port of the page, on this machine's loopback; 0: any free one."""
 
     def __post_init__(self) -> None:
         refuse_below(self, "", num_films=1, port=0)
 
 
 def demo(config: DemoConfig) -> None:
-    """Answer until this process is asked to end. ValueError for a taken port, FileNotFoundError for no model."""
+    """Serve until this process is stopped. Raise ValueError for a taken port, FileNotFoundError for a missing model."""
     with listening(config.port) as listener, tempfile.TemporaryDirectory() as folder:
         clips = [clip for clip in clips_of(CORPUS) if clip.split == "test"][: config.num_films * SCENES_PER_FILM]
         write_films(Path(folder, "videos"), clips)
@@ -53,7 +53,7 @@ def demo(config: DemoConfig) -> None:
 
 
 def write_films(folder: Path, clips: list[SceneClip]) -> None:
-    """Write scenes behind one another, `SCENES_PER_FILM` to a film."""
+    """Write films of `SCENES_PER_FILM` consecutive scenes each."""
     folder.mkdir()
     sizes = {"num_frames": CORPUS.num_frames, "size_px": CORPUS.size_px}
     for start in range(0, len(clips), SCENES_PER_FILM):
@@ -63,7 +63,7 @@ def write_films(folder: Path, clips: list[SceneClip]) -> None:
 
 
 def films_library(run: str, folder: str) -> Library:
-    """Return the index of the videos in `folder`, by windows as long as a scene."""
+    """Index the videos in `folder`, in windows as long as a scene; return the open index."""
     embed_here(
         EmbedConfig(
             run=run,

@@ -1,4 +1,4 @@
-"""An index that is open for questions: moments by a sentence or like another moment, strips, files.
+"""An open index: moments by a sentence or like another moment, strips, files.
 
 text ── dual scores of all windows ── filters ── first `rerank` ── cross scores ── both, fused ── distinct moments
 """
@@ -28,9 +28,9 @@ from pipeline.records import Kind
 from snps3_model import metrics, snps3
 
 ROWS_PER_MOMENT = 8
-"""Windows that are looked at for each moment that is shown: those beside it are the same one."""
+"""Candidate windows per shown moment: neighbouring windows show the same moment, and only one is kept."""
 PARTS_IN_MEMORY = 4
-"""Files of the index whose strips stay in memory."""
+"""Number of parts of the index whose strips stay in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +45,16 @@ class Moment:
     kind: str
     start_seconds: float | None
     end_seconds: float | None
-    """None of both: a whole video, or an image."""
+    """Both None: a whole video, or an image."""
     score: float
-    """What orders: both scores, standardised over the candidates and added; without a cross score the dual one."""
+    """The score for ranking: the sum of both scores, each standardised over the candidates; without a cross score, the
+    dual score."""
     dual: float
     cross: float | None
 
 
 class Library:
-    """The windows of an index, with their model. Several threads may ask."""
+    """The windows of an index, with their model. Thread-safe."""
 
     def __init__(self, folder: str, root: str, model: Model, index: WindowIndex, rerank: int) -> None:
         self.folder, self.model, self.index, self.rerank = folder, model, index, rerank
@@ -63,16 +64,16 @@ class Library:
 
     @classmethod
     def open(cls, index: str, run: str | None = None, *, rerank: int = 100) -> Library:
-        """Open an index, of which the cross encoder scores `rerank` windows for a sentence.
+        """Open an index; the cross encoder re-ranks `rerank` windows per sentence.
 
-        ValueError for that of another model, FileNotFoundError for none.
+        Raise ValueError for an index of another model, FileNotFoundError for a missing one.
         """
         folder = storage.absolute(index)
         model, windows = open_index(folder, run)
         return cls(folder, videos_of(folder), model, windows, rerank)
 
     def facts(self) -> dict[str, Any]:
-        """Return what a page has to know before the first question."""
+        """Return the facts that a page needs before the first question."""
         parents = {name.rpartition("/")[0] for name in self.files.names} - {""}
         folders = {folder[:end] for folder in parents for end in slash_ends(folder)}
         return {
@@ -84,8 +85,8 @@ class Library:
         }
 
     def by_text(self, text: str, filters: Filters, *, num: int, rerank: int | None = None) -> list[Moment]:
-        """Return the best moments for a sentence. `rerank`: windows that the cross encoder scores, in place of the
-        library's own number; 0: none."""
+        """Return the best moments for a sentence. `rerank`: windows that the cross encoder scores; None: the library's
+        number; 0: none."""
         rerank = self.rerank if rerank is None else rerank
         with self.lock:
             query = self.model.embed_texts([text])
@@ -100,11 +101,11 @@ class Library:
         return self.moments(zip(*(column[order].tolist() for column in columns), strict=True), num)
 
     def like(self, row: int, filters: Filters, *, num: int) -> list[Moment]:
-        """Return the moments whose frames are nearest to those of a window, which is none of them."""
+        """Return the moments whose frames are nearest to those of a window, without that window itself."""
         return self.near(self.index.vectors(torch.tensor([row]))[0], filters, num=num, shown=[row])
 
     def like_media(self, media: bytes, filters: Filters, *, num: int) -> list[Moment]:
-        """Return the moments nearest to the middle frames of a picture or video. DecodeError if it is neither."""
+        """Return the moments nearest to the middle frames of a picture or video. Raise DecodeError if it is neither."""
         frames = decode_unnamed(media, self.model.data)
         with self.lock:
             vectors = self.model.embed_frames(frames[None]).vectors[0]
@@ -121,18 +122,18 @@ class Library:
     def first(
         self, query: Float[torch.Tensor, "1 D"], count: int, filters: Filters
     ) -> tuple[Int[torch.Tensor, " K"], Float[torch.Tensor, " K"]]:
-        """Return the rows of files that pass with the highest dual scores, best first, and their scores."""
+        """Return the rows with the highest dual scores among files that pass, best first, and their scores."""
         return self.index.first(query, count, self.model.temperature, self.files.passing(filters))
 
     def around(self, row: int, *, reach: int) -> list[Moment]:
-        """Return the windows of a row's file from `reach` before it to `reach` after it, in order of time: the rows of
-        a file are."""
+        """Return the windows of a row's file from `reach` before it to `reach` after it, in order of time, as the rows
+        of a file are."""
         of_row = self.files.of_row
         near = range(max(0, row - reach), min(len(of_row), row + reach + 1))
         return [self.moment(other, self.index.place(other)) for other in near if of_row[other] == of_row[row]]
 
     def moments(self, scored: Iterable[tuple[Any, ...]], num: int, shown: Sequence[int] = ()) -> list[Moment]:
-        """Return the first `num` moments of rows with their scores, best first."""
+        """Return the first `num` distinct moments of scored rows, best first."""
         scores = {row: values for row, *values in scored}
         kept = distinct(self.index.place, scores, num, shown)
         return [self.moment(row, place, *scores[row]) for row, place in kept.items()]
@@ -140,7 +141,7 @@ class Library:
     def moment(
         self, row: int, place: Place, score: float = 0.0, dual: float = 0.0, cross: float | None = None
     ) -> Moment:
-        """Return a row with its scores. ChangedIndexError if it is of another file by now."""
+        """Return a row with its scores. Raise ChangedIndexError if the row now belongs to another file."""
         uri, start, end = place
         number = int(self.files.of_row[row])
         if self.files.uris[number] != uri:
@@ -160,7 +161,7 @@ class Library:
     def strip(self, row: int) -> bytes:
         """Return some frames of a window side by side, a JPEG.
 
-        FileNotFoundError for an index without strips, ChangedIndexError if it was written anew.
+        Raise FileNotFoundError for an index without strips, ChangedIndexError if it was rewritten.
         """
         part, place = self.index.part_of(row)
         try:
@@ -175,7 +176,7 @@ class Library:
 
 
 def strips_of(path: str) -> tuple[list[str], list[bytes]] | None:
-    """Return file and strip of each row of a part; None where it has no strips."""
+    """Return file and strip of each row of a part; None if it has no strips."""
     names = ["uri", "strip"]
     table = storage.read_with(path, lambda file: pq.ParquetFile(file).read(names))
     if table.column_names != names:
@@ -185,5 +186,5 @@ def strips_of(path: str) -> tuple[list[str], list[bytes]] | None:
 
 
 def slash_ends(folder: str) -> list[int]:
-    """Return where each folder of a path ends: of `a/b` at 1 and 3."""
+    """Return the end of each folder in a path: 1 and 3 for `a/b`."""
     return [place for place, letter in enumerate(folder) if letter == "/"] + [len(folder)]

@@ -1,4 +1,4 @@
-"""The JSON API in words of OpenAPI 3.1, from the types that it takes and gives."""
+"""The OpenAPI 3.1 document of the JSON API, from its parameter and result types."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def description(question: type[BaseModel], upload_type: str) -> dict[str, Any]:
     schemas = TypeAdapter(Moment).json_schema(ref_template="#/components/schemas/{model}")
     fields = question.model_json_schema()["properties"]
     for schema in fields.values():
-        if schema.get("default") == math.inf:  # which JSON cannot say
+        if schema.get("default") == math.inf:  # JSON has no infinity
             del schema["default"]
     parameters = [
         {"name": name, "in": "query", "required": False, "schema": schema, "description": schema.pop("description", "")}
@@ -26,7 +26,7 @@ def description(question: type[BaseModel], upload_type: str) -> dict[str, Any]:
     filters = [part for part in parameters if part["name"] not in ("q", "like", "rerank")]
     row = {"name": "row", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
     media = {"required": True, "content": {upload_type: {"schema": {"type": "string", "format": "binary"}}}}
-    found = answer("Moments, best first", {"type": "array", "items": {"$ref": "#/components/schemas/Moment"}})
+    moments = answer("Moments, best first", {"type": "array", "items": {"$ref": "#/components/schemas/Moment"}})
     jpeg = {"200": {"description": "A JPEG", "content": {"image/jpeg": {}}}}
     return {
         "openapi": "3.1.0",
@@ -37,9 +37,9 @@ def description(question: type[BaseModel], upload_type: str) -> dict[str, Any]:
         },
         "security": [{}, {"token": []}],
         "paths": {
-            "/api/search": {"get": operation("By a sentence, or like a moment", found, parameters)},
-            "/api/like": {"post": operation("Like a picture or video", found, filters) | {"requestBody": media}},
-            "/api/around/{row}": {"get": operation("The windows beside a moment", found, [row])},
+            "/api/search": {"get": operation("By a sentence, or like a moment", moments, parameters)},
+            "/api/like": {"post": operation("Like a picture or video", moments, filters) | {"requestBody": media}},
+            "/api/around/{row}": {"get": operation("The windows beside a moment", moments, [row])},
             "/strips/{row}": {"get": operation("Frames of a moment", jpeg, [row])},
             "/healthz": {"get": operation("Whether questions are answered", {"200": {"description": "They are"}}, [])},
         },
@@ -47,15 +47,15 @@ def description(question: type[BaseModel], upload_type: str) -> dict[str, Any]:
 
 
 def answer(title: str, moments: dict[str, Any]) -> dict[str, Any]:
-    """Return the answers of a search: moments, or an error in words."""
+    """Return the responses of a search: moments, or an error message."""
     schema = {"type": "object", "properties": {"moments": moments}, "required": ["moments"]}
-    refused = {"$ref": "#/components/schemas/Error"}
+    error = {"$ref": "#/components/schemas/Error"}
     return {
         "200": {"description": title, "content": {"application/json": {"schema": schema}}},
-        "default": {"description": "What is wrong", "content": {"application/json": {"schema": refused}}},
+        "default": {"description": "What is wrong", "content": {"application/json": {"schema": error}}},
     }
 
 
 def operation(summary: str, responses: dict[str, Any], parameters: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what an address does."""
+    """Return the description of an operation."""
     return {"summary": summary, "parameters": parameters, "responses": responses}

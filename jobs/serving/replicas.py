@@ -1,10 +1,10 @@
-"""Several processes that answer from one index: the least busy one is asked, and another where that one is gone.
+"""Several processes that answer from one index: a request goes to the least busy one, and is retried on another.
 
 request ── thread of the server ── Ray actor with a `Library` ──┬─► answer
                  ▲                                              │
-                 └── gone: asked of another, started again by Ray ◄─┘
+                 └── actor died: retry on another; Ray restarts it ◄─┘
 
-A question changes nothing, so it is asked as often as it has to be.
+Requests only read, so it is safe to retry them.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from jobs.inference.indexed_files import IndexedFiles
 from jobs.serving.library import Library
 
 PATIENCE_SECONDS = 60.0
-"""How long a question waits for a replica while none can be asked."""
+"""Limit for which a request waits while no replica is available, and for a lost replica to return."""
 RETRY_SECONDS = 0.5
-"""Between two looks at a replica that is gone."""
+"""Pause between two probes of a lost replica."""
 Ask = Callable[..., Any]
 log = logging.getLogger(__name__)
 
 
 class GoneError(Exception):
-    """Raised for a replica whose process ended."""
+    """Raised when the process of a replica has ended."""
 
 
 class Replica:
-    """A library in a process of its own."""
+    """A library in a separate process."""
 
     def __init__(self, index: str, run: str, rerank: int) -> None:
         self.library = Library.open(index, run, rerank=rerank)
 
     def answer(self, method: str, *args: Any, **options: Any) -> Any:
-        """Return what a method of the library returns; of `process_id` the number of this process on its machine."""
+        """Return the result of a library method; for `process_id`, the id of this process."""
         if method == "process_id":
             return os.getpid()
         return getattr(self.library, method)(*args, **options)
 
 
 def start_replicas(index: str, run: str, *, count: int, num_cpus: float, rerank: int) -> list[Any]:
-    """Start replicas on the connected Ray, and return them once all have opened the index."""
+    """Start replicas on the connected Ray; return them when all have opened the index."""
     actor = ray.remote(num_cpus=num_cpus, max_restarts=-1, max_task_retries=0)(Replica)
     actors = [actor.remote(index, run, rerank) for _ in range(count)]
     ray.get([replica.answer.remote("facts") for replica in actors])
@@ -57,7 +57,8 @@ def start_replicas(index: str, run: str, *, count: int, num_cpus: float, rerank:
 
 
 def ask_actor(replica: Any, method: str, *args: Any, **options: Any) -> Any:
-    """Ask a replica, and wait. GoneError if its process ended; what the library raises."""
+    """Send a request to a replica and wait for the answer. Raise GoneError if its process has ended, and any error of
+    the library."""
     try:
         return ray.get(replica.answer.remote(method, *args, **options))
     except RayActorError as error:
@@ -67,16 +68,16 @@ def ask_actor(replica: Any, method: str, *args: Any, **options: Any) -> Any:
 
 
 class Replicas:
-    """What a `Library` answers, by several of them."""
+    """The interface of a `Library`, backed by several replicas."""
 
     def __init__(self, files: IndexedFiles, replicas: Sequence[Any], ask: Ask = ask_actor) -> None:
         self.files, self.ask = files, ask
         self.num_asked = dict.fromkeys(replicas, 0)
-        """Questions that each replica works on; only of those that can be asked."""
+        """Number of pending requests of each available replica."""
         self.changed = threading.Condition()
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:
-        """Return the answer of a replica. TimeoutError if none can be asked for `PATIENCE_SECONDS`."""
+        """Return the answer of a replica. Raise TimeoutError if none is available for `PATIENCE_SECONDS`."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             replica = self.take(deadline)
@@ -97,7 +98,7 @@ class Replicas:
     facts = functools.partialmethod(call, "facts")
 
     def take(self, deadline: float) -> Any:
-        """Return the replica that works on the fewest questions, and count one more."""
+        """Return the replica with the fewest pending requests, and count one more for it."""
         with self.changed:
             if not self.changed.wait_for(lambda: self.num_asked, deadline - time.monotonic()):
                 raise TimeoutError("no replica answers")
@@ -106,7 +107,7 @@ class Replicas:
             return replica
 
     def lose(self, replica: Any, error: Exception) -> None:
-        """Ask a replica no more until it answers again."""
+        """Take a replica out of service until it answers again."""
         with self.changed:
             if self.num_asked.pop(replica, None) is None:
                 return
@@ -114,7 +115,7 @@ class Replicas:
         threading.Thread(target=self.await_return, args=(replica,), daemon=True).start()
 
     def await_return(self, replica: Any) -> None:
-        """Ask a replica again once it answers; give it up if it stays away for `PATIENCE_SECONDS`."""
+        """Put a replica back into service when it answers; give up after `PATIENCE_SECONDS`."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             try:

@@ -19,18 +19,18 @@ from jobs.tracking import voice
 from pipeline import storage
 
 MAX_HEADER_BYTES = 2**18
-"""Of a request: a question that is much too long is still answered with what it may have."""
+"""Limit of a request's header, so large that a much too long question still gets the error message with its limit."""
 
 
 def serve(config: SearchConfig) -> None:
-    """Answer until this process is asked to end. ValueError for a port that is taken, or an index of another model."""
-    with listening(config.port) as listener:  # before the model is loaded, which takes longer
+    """Serve until this process is stopped. Raise ValueError for a taken port, or an index of another model."""
+    with listening(config.port) as listener:  # first, so that a taken port fails before the model loads
         library = Library.open(index_of(config.index, config.run), config.run, rerank=config.rerank)
         show_page(library, listener)
 
 
 def show_page(library: Library, listener: socket.socket) -> None:
-    """Show the page of a library in a browser, if there is a screen, and answer until this process is asked to end."""
+    """Open the page of a library in a browser, if there is a screen, and serve until this process is stopped."""
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     voice.show(f"{url} shows {len(library.index)} moments of {len(library.files.uris)} files; Ctrl-C ends it")
     if has_screen():
@@ -39,9 +39,10 @@ def show_page(library: Library, listener: socket.socket) -> None:
 
 
 def index_of(folder: str, run: str | None) -> str:
-    """Return an index, or that of a folder of videos, which is made or brought up to date below it, by model.
+    """Return `folder` if it is an index; if it holds videos, create or update an index of them in a subfolder per
+    model, and return that.
 
-    ValueError for a folder of neither, or without a model to embed it.
+    Raise ValueError for a folder without videos, or without a model to embed them.
     """
     folder = storage.absolute(folder)
     storage.check_readable(folder)
@@ -52,7 +53,7 @@ def index_of(folder: str, run: str | None) -> str:
             f"{folder} is no index: it holds no {INDEX}; name the model with --run to index the videos in it, or an "
             "index that snps3 embed wrote"
         )
-    from jobs.inference.index import EmbedConfig, embed  # brings Ray, which an index does without
+    from jobs.inference.index import EmbedConfig, embed  # imports Ray, which an existing index does not need
 
     out = f"{folder}/.snps3/{run_files.weights_hash(storage.absolute(run))[:12]}"
     counts = embed(EmbedConfig(run=run, videos=folder, out=out))
@@ -61,7 +62,7 @@ def index_of(folder: str, run: str | None) -> str:
 
 
 def make_server(app: object) -> uvicorn.Server:
-    """Return a server of `app` that logs as its process does."""
+    """Return a server of `app` that uses the logging of its process."""
     return uvicorn.Server(
         uvicorn.Config(
             app,  # pyright: ignore[reportArgumentType]
@@ -72,14 +73,14 @@ def make_server(app: object) -> uvicorn.Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=2,  # a browser that plays keeps its connection
+            timeout_graceful_shutdown=2,  # a browser that plays a video keeps its connection
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
     )
 
 
 def listening(port: int, host: str = LOOPBACK[0]) -> socket.socket:
-    """Return a socket that listens on `host`; 0: on any free port. ValueError for a port that cannot be had."""
+    """Return a socket that listens on `host` and `port`; 0: any free port. Raise ValueError for an unavailable port."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -94,5 +95,5 @@ def listening(port: int, host: str = LOOPBACK[0]) -> socket.socket:
 
 
 def has_screen() -> bool:
-    """Return whether a browser would open a window, and not take over the terminal."""
+    """Return whether a browser would open a window instead of taking over the terminal."""
     return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())

@@ -1,4 +1,4 @@
-"""`serve`: the page and the JSON API of an index for others, by replicas on Ray."""
+"""`serve`: serves the page and the JSON API of an index to other machines, with replicas on Ray."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 import ray
 import tyro
 
-from cluster.connection import connected_ray, num_held
-from cluster.run import WORKER_ENVIRONMENT
+from cluster.connection import connected_ray, num_that_fit
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.inference.index_files import parts_in, videos_of
 from jobs.inference.indexed_files import IndexedFiles
 from jobs.inference.query import PORT, model_of
@@ -22,26 +22,26 @@ from jobs.tracking import voice
 from pipeline import storage
 
 TOKEN = "SNPS3_TOKEN"
-"""Environment variable with what each request has to bring: on a command line others of the machine would see it."""
+"""Environment variable with the token of requests: on a command line other users of the machine would see it."""
 LEAST_TOKEN_CHARACTERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Which index is served, where, and by how many."""
+    """The index to serve, the address, and the replicas."""
 
     index: Annotated[str, tyro.conf.Positional]
     """Folder or s3:// URL that jobs/embed.py wrote."""
     run: str | None = None
-    """Folder of the model; None: where it lay when the index was made."""
+    """Folder of the model; None: its path when the index was made."""
     replicas: int = 2
     """Processes that answer, each with the model and the index."""
     replica_cpus: float = 1.0
-    """Of the cluster, for each of them."""
+    """CPUs of the cluster for each replica."""
     rerank: int = 100
-    """Windows that the cross encoder puts in order, if a request does not say."""
+    """Windows that the cross encoder re-ranks, unless a request sets it."""
     host: str = LOOPBACK[0]
-    """Address to listen on. Others than loopback need a token in SNPS3_TOKEN; TLS is left to a proxy before it."""
+    """Address to listen on. Others than loopback need a token in SNPS3_TOKEN; leave TLS to a reverse proxy."""
     port: int = PORT
 
     def __post_init__(self) -> None:
@@ -51,10 +51,10 @@ class ServeConfig:
 
 
 def serve(config: ServeConfig) -> None:
-    """Answer until this process is asked to end.
+    """Serve until this process is stopped.
 
-    ValueError for a port that is taken, an index of another model, an address without a token, and for more replicas
-    than the cluster holds.
+    Raise ValueError for a taken port, an index of another model, a public address without a token, and for more
+    replicas than fit on the cluster.
     """
     token = token_for(config.host, os.environ.get(TOKEN))
     folder = storage.absolute(config.index)
@@ -73,7 +73,8 @@ def serve(config: ServeConfig) -> None:
 
 
 def token_for(host: str, token: str | None) -> str | None:
-    """Return the token that requests need. ValueError for none where others reach the server, and for a short one."""
+    """Return the token that requests need. Raise ValueError if it is missing for a host other than loopback, or too
+    short."""
     if token is None and host not in LOOPBACK:
         raise ValueError(f"--host {host} lets others ask: set {TOKEN} to what they must bring, or take {LOOPBACK[0]}")
     if token is not None and len(token) < LEAST_TOKEN_CHARACTERS:
@@ -82,8 +83,8 @@ def token_for(host: str, token: str | None) -> str | None:
 
 
 def refuse_too_many(config: ServeConfig) -> None:
-    """Raise ValueError for more replicas than the connected cluster holds: they would wait for ever."""
-    if (most := num_held(ray.cluster_resources(), config.replica_cpus, 0)) < config.replicas:
+    """Raise ValueError for more replicas than fit on the connected cluster: they would wait forever."""
+    if (most := num_that_fit(ray.cluster_resources(), config.replica_cpus, 0)) < config.replicas:
         raise ValueError(
             f"--replicas {config.replicas} of {config.replica_cpus:g} CPUs are more than the {most} that the cluster "
             "holds; lower one of them"

@@ -1,4 +1,4 @@
-"""What a network is trained for and how that is measured: captions (retrieval), questions, choices.
+"""The tasks of a run, with their networks and metrics: captions (retrieval), question answering, multiple choice.
 
-May import `jobs.run`, `pipeline` and `snps3_model`; no Ray Train and no MLflow.
+May import `jobs.run`, `cluster.world`, `pipeline` and `snps3_model`; no Ray Train and no MLflow.
 """

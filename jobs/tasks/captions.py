@@ -1,4 +1,4 @@
-"""Captions and clips that belong together: pre-training, and retrieval in both directions."""
+"""The task of matching captions and clips: pre-training, and retrieval in both directions."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """All texts of a dataset scored against all its clips."""
+    """The scores of all texts of a dataset with all its clips."""
 
     scored: Scored
     texts: list[str]
     relevant: Bool[np.ndarray, "Q N"]
-    """True where a text is a caption of a clip."""
+    """Whether a text is a caption of a clip."""
     owners: Int[np.ndarray, " Q"] | None = None
-    """The clip that each text was written for, where a clip asks by several."""
+    """The clip of each text, if clips can have several texts."""
     groups: Int[np.ndarray, " N"] | None = None
-    """Temporal test: clips are ranked within their groups."""
+    """Group of each clip in the temporal test, which ranks clips within their groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +52,21 @@ class CaptionTask(Task):
 
     objective: ObjectiveConfig
     extra: Mapping[Loss, float] = field(default_factory=dict)
-    """Losses of other packages with their weights; only where a run trains."""
+    """Losses of other packages with their weights; only for training."""
     options: RetrievalOptions = field(default_factory=RetrievalOptions)
 
     @classmethod
     def create(cls, inputs: TaskInputs) -> Self:
-        """Return the task; it reads no files."""
+        """Return the task, without reading files."""
         return cls(objective=inputs.objective, extra=inputs.extra, options=inputs.retrieval)
 
     @classmethod
     def metric_names(cls, rerank: int | None) -> list[str]:
-        """Return every recall, and the accuracy of masked words."""
+        """Return all recalls, and the accuracy of masked words."""
         return retrieval.selectable_metrics("validation", rerank)
 
     def network(self, model: SNPS3, options: NetworkOptions) -> Network:
-        """Return the network with its objectives."""
+        """Return the network with its losses."""
         network = Pretraining(
             model,
             self.objective,
@@ -79,13 +79,13 @@ class CaptionTask(Task):
         return cast(Network, network)
 
     def summary(self, metrics: Mapping[str, float]) -> str:
-        """Return R@1 of both scores together and of each."""
+        """Return R@1 of the final score and of each encoder."""
         keys = {name: f"validation/t2v/{name}_r1" for name in ("dual", "cross")}
         parts = ", ".join(f"{name} {metrics[key]:.3f}" for name, key in keys.items() if key in metrics)
         return f"validation R@1 {metrics['validation/t2v/r1']:.3f} ({parts})"
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
-        """Return recalls and ranks in both directions, and the share of masked words that are filled in right."""
+        """Return recalls and ranks in both directions and, for validation, the accuracy of masked words."""
         counts: list[Tensor] = []
         are_words_asked = self.objective.masked_words_cross and evaluation.name == "validation"
 
@@ -99,14 +99,14 @@ class CaptionTask(Task):
         return metrics
 
     def results(self, ranked: Ranked, name: str) -> dict[str, float]:
-        """Return the metrics of a dataset: over all clips, or within groups for the temporal test."""
+        """Return the metrics of a dataset: over all clips, or within groups in the temporal test."""
         if ranked.groups is not None:
             return retrieval.group_results(ranked.scored, ranked.groups, name)
         return retrieval.retrieval_results(ranked.scored, ranked.relevant, name, self.options, ranked.owners)
 
     def ranked(self, evaluation: Evaluation, on_encoded: Sequence[OnEncoded] = ()) -> Ranked:
-        """Score the texts of a dataset against its clips: the dual score of all pairs, the cross score of all, of the
-        first of each text and clip, or of those within groups. `on_encoded` sees each batch."""
+        """Score the texts of a dataset with its clips: the dual score of all pairs, and the cross score of the pairs of
+        `pairs_to_score`. `on_encoded` is called with each batch."""
         network, world = cast(Pretraining, evaluation.network), evaluation.world
         gallery = retrieval.encode_clips(network.model, evaluation.batches, world.gather, on_encoded)
         clip_ids = gallery.clip_ids.cpu().numpy()
@@ -129,7 +129,7 @@ class CaptionTask(Task):
         return Ranked(scored=scored, texts=texts, relevant=relevant, owners=owners, groups=groups)
 
     def score(self, evaluation: Evaluation, folder: str) -> Measured:
-        """Return what the card of a split says, and write all scores to `folder`/scores.npz."""
+        """Return the results for the protocol card of a split, and write all scores to `folder`/scores.npz."""
         ranked = self.ranked(evaluation)
         if evaluation.world.is_first:
             retrieval.save_scores(f"{folder}/scores.npz", ranked.scored, texts={"texts": ranked.texts})
@@ -137,7 +137,7 @@ class CaptionTask(Task):
         return measured(ranked.scored.clip_ids.tolist(), ranked.texts, evaluation.source, metrics)
 
     def save_scores(self, evaluation: Evaluation, folder: str) -> None:
-        """Write scores, captions, filled-in words and the pictures of a report of a test split to `folder`/NAME.npz."""
+        """Write scores, captions, predictions of masked words and thumbnails of a test split to `folder`/NAME.npz."""
         model, world = evaluation.network.model, evaluation.world
         pictures: dict[int, np.ndarray] = {}
         words: list[retrieval.Filled] = []
@@ -172,7 +172,7 @@ class CaptionTask(Task):
             )
 
     def scores_of(self, ranked: Ranked) -> dict[str, Float[np.ndarray, "Q N"]]:
-        """Return the scores of a report by their names; it ranks by the first."""
+        """Return the scores of a report by name; the report ranks by the first."""
         scored = ranked.scored
         if ranked.groups is not None:
             return {"cross": scored.cross, "dual": scored.dual}
@@ -203,7 +203,8 @@ class CaptionTask(Task):
 
 
 def pairs_to_score(groups: Int[np.ndarray, " N"] | None, rerank: int | None) -> ChoosePairs | None:
-    """Return which pairs the cross encoder scores: those within groups, the first of each text and clip, or all."""
+    """Return the choice of pairs for the cross encoder: within `groups`, the `rerank` best of each text and clip, or
+    None for all."""
     if groups is not None:
         return lambda _: groups[:, None] == groups[None, :]
     return functools.partial(retrieval.first_of_both, k=rerank) if rerank else None
@@ -212,7 +213,7 @@ def pairs_to_score(groups: Int[np.ndarray, " N"] | None, rerank: int | None) -> 
 def queries_of(
     source: ClipSource, clip_ids: Int[np.ndarray, " N"], queries: str
 ) -> tuple[list[str], Bool[np.ndarray, "Q N"], Int[np.ndarray, " Q"]]:
-    """Return the texts that query for these clips, which clips each is true of, and the clip it was written for."""
+    """Return the query texts of these clips, which clips each text matches, and the clip that each belongs to."""
     rows = source.rows()
     captions = dict(zip(rows["clip_id"].to_pylist(), rows["captions"].to_pylist(), strict=True))
     every = [captions[clip_id] for clip_id in clip_ids.tolist()]
@@ -223,7 +224,7 @@ def queries_of(
 
 
 def texts_of(captions: Sequence[str], queries: str) -> list[str]:
-    """Return what queries for a clip with these captions: the `first`, `each` once, or all as one `paragraph`."""
+    """Return the query texts of a clip with these captions: the `first`, `each` once, or all as one `paragraph`."""
     return {"first": list(captions[:1]), "each": list(dict.fromkeys(captions)), "paragraph": [" ".join(captions)]}[
         queries
     ]

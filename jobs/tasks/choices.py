@@ -17,7 +17,7 @@ from jobs.tasks.network import Network, NetworkOptions
 from jobs.tasks.questions import AskingTask, by_clips
 from jobs.tasks.task import TaskInputs
 from jobs.tasks.text import TextProcessor
-from pipeline.corpus.questions import NUM_OPTIONS, AskedClips, Choice, read_choices
+from pipeline.corpus.questions import NUM_OPTIONS, Choice, ClipQuestions, read_choices
 from pipeline.records import ChoiceBatch, ClipRows
 from pipeline.stream.randomness import Purpose, clip_rng
 from snps3_model.downstream import Choosing
@@ -35,13 +35,13 @@ class ChoiceTask(AskingTask[Choice]):
     needs_own_head: ClassVar[bool] = False
 
     others: tuple[str, ...] = ()
-    """Captions of the training split, from which wrong options are drawn where no file has them."""
+    """Captions of the training split, from which wrong options are drawn if no file has them."""
     captions: Mapping[int, Sequence[str]] = field(default_factory=dict)
     """All captions of each training clip: none of them is a wrong option for it."""
 
     @classmethod
     def create(cls, inputs: TaskInputs) -> Self:
-        """Return the task. Where no file asks about the clips of training or validation, choices are drawn."""
+        """Return the task. Without a file of choices for training or validation, draw them."""
         questions = by_clips(inputs, {name: read_choices(path) for name, path in inputs.files.items()})
         if "validation" in inputs.sources and "validation" not in questions:
             questions["validation"] = drawn_choices(inputs.sources["validation"], inputs.seed)
@@ -53,11 +53,11 @@ class ChoiceTask(AskingTask[Choice]):
         return cls(questions=questions, is_video_hidden=hidden, others=others, captions=captions)
 
     def network(self, model: SNPS3, options: NetworkOptions) -> Network:
-        """Return the network with its matching score."""
+        """Return the network with its loss over the options' matching scores."""
         return cast(Network, Choosing(model, gather=options.gather, rows_at_once=options.rows_at_once))
 
     def batch(self, rows: ClipRows, text: TextProcessor) -> ChoiceBatch:
-        """Return training clips with five options each: those of the file, or the clip's caption among others'."""
+        """Return training clips with five options each: from the file, or their caption and four of other clips."""
         choices: list[Choice | None]
         if "train" in self.questions:
             choices = [drawn[0] if drawn else None for drawn in self.drawn(rows, text.seed, 1)]
@@ -75,7 +75,8 @@ class ChoiceTask(AskingTask[Choice]):
         )
 
     def choice_for(self, rows: ClipRows, row: int, seed: int) -> Choice | None:
-        """Return a choice for a training clip: its caption at a random place among four of other clips."""
+        """Draw a choice for a training clip: its caption at a random place among four of other clips. Return None for a
+        rejected clip."""
         if rows.weight[row] < 0.5:
             return None
         clip_id = int(rows.clip_ids[row])
@@ -85,17 +86,17 @@ class ChoiceTask(AskingTask[Choice]):
     def choose(
         self, network: Any, questions: Sequence[Choice], frame_tokens: Tensor, text: TextProcessor
     ) -> Int64[Tensor, " Q"]:
-        """Return the option with the highest matching score."""
+        """Return the number of the option with the highest matching score for each question."""
         ids, mask = text.tokens([option for choice in questions for option in choice.options])
         ids, mask = (part.to(frame_tokens.device).unflatten(0, (-1, NUM_OPTIONS)) for part in (ids, mask))
         return network.logits(ids, mask, frame_tokens).argmax(1)
 
     def answer(self, question: Choice, number: int) -> str:
-        """Return the option."""
+        """Return the text of the option."""
         return question.options[number]
 
     def is_right(self, question: Choice, number: int) -> bool:
-        """Return whether it is the clip's."""
+        """Return whether the option is the clip's caption."""
         return number == question.answer
 
 
@@ -106,7 +107,7 @@ def drawn_choice(
     others: Sequence[str],
     rng: np.random.Generator,
 ) -> Choice:
-    """Return `caption` at a random place among four of `others`, none of which is a caption of the clip."""
+    """Return a choice with `caption` at a random place among four of `others` that are no captions of the clip."""
     wrong: dict[str, None] = {}
     while len(wrong) < NUM_OPTIONS - 1:
         other = others[int(rng.integers(len(others)))]
@@ -117,7 +118,7 @@ def drawn_choice(
     return Choice(question_id="", clip_name=str(clip_id), options=tuple(options), answer=place)
 
 
-def drawn_choices(source: ClipSource, seed: int) -> AskedClips[Choice]:
+def drawn_choices(source: ClipSource, seed: int) -> ClipQuestions[Choice]:
     """Return a choice about each video of an evaluation split, the same in every evaluation."""
     captions = captions_of(source.rows())
     others = all_captions(captions, "task.validation")
@@ -125,17 +126,17 @@ def drawn_choices(source: ClipSource, seed: int) -> AskedClips[Choice]:
         clip_id: (drawn_choice(clip_id, texts[0], captions, others, clip_rng(seed, 0, clip_id, Purpose.WORDS)),)
         for clip_id, texts in captions.items()
     }
-    return AskedClips(by_clip=drawn, missing=())
+    return ClipQuestions(by_clip=drawn, missing=())
 
 
 def captions_of(rows: pa.Table) -> dict[int, Sequence[str]]:
-    """Return all captions of each clip of a table, each once."""
+    """Return clip id → distinct captions, of a table of clips."""
     captions = zip(rows["clip_id"].to_pylist(), rows["captions"].to_pylist(), strict=True)
     return {clip_id: tuple(dict.fromkeys(texts)) for clip_id, texts in captions}
 
 
 def all_captions(captions: Mapping[int, Sequence[str]], field_name: str) -> tuple[str, ...]:
-    """Return what wrong options are drawn from. ValueError if there are too few for any clip."""
+    """Return the distinct captions, from which wrong options are drawn. ValueError if any clip has too few others."""
     others = tuple(sorted({text for of_clip in captions.values() for text in of_clip}))
     most = max(map(len, captions.values()), default=0)
     if len(others) < NUM_OPTIONS - 1 + most:

@@ -1,4 +1,4 @@
-"""Which clips the report of a run shows, and their pictures: a rule, so that nobody picks the pretty ones."""
+"""The clips that the report of a run shows, and their thumbnails. A fixed rule selects them, against cherry-picking."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from snps3_model import metrics
 
 NUM_TOP, NUM_QUERIES, NUM_GROUPS = 5, 5, 3
-"""Best clips of each query, queries and temporal groups that are shown."""
+"""Numbers shown: best clips per query, queries, temporal groups."""
 NUM_FIRST = 32
-"""Clips of the first batch whose captions may be shown with filled-in words."""
+"""Most clips of the first batch whose captions are shown with predictions of masked words."""
 MAX_FRAMES, MAX_HEIGHT_PX = 6, 96
-"""Of a filmstrip."""
+"""Limits of a filmstrip."""
 
 
 def evenly(indices: Int[np.ndarray, " N"], count: int) -> list[int]:
@@ -30,8 +30,8 @@ def evenly(indices: Int[np.ndarray, " N"], count: int) -> list[int]:
 def shown_queries(
     scores: Float[np.ndarray, "Q C"], relevant: Bool[np.ndarray, "Q C"]
 ) -> list[tuple[int, float, list[tuple[int, float]]]]:
-    """Return queries from the best answered to the worst: each with its rank, and its best clips with their places; the
-    right clip comes last if it is not among them."""
+    """Return (query, its rank, its best clips with their places) of some queries, from the best to the worst rank. The
+    right clip is appended if it is not among the best."""
     ranks = metrics.ranks(metrics.placements(scores, relevant))
     order = np.argsort(-scores, axis=1, kind="stable")
     queries = []
@@ -47,7 +47,7 @@ def shown_queries(
 def shown_groups(
     scores: Float[np.ndarray, "N N"], groups: Int[np.ndarray, " N"]
 ) -> list[tuple[int, Int[np.ndarray, " n"]]]:
-    """Return temporal groups from the best to the worst answered: how many are right, and their clips."""
+    """Return (number of right clips, clips) of some temporal groups, from the best to the worst."""
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     num_right = [int((scores[np.ix_(rows, rows)].argmax(axis=1) == np.arange(len(rows))).sum()) for rows in members]
     best_first = np.argsort(-np.asarray(num_right), kind="stable")
@@ -60,7 +60,7 @@ def shown_clips(
     groups: Int[np.ndarray, " C"] | None,
     num_filled: int,
 ) -> list[int]:
-    """Return the columns of all clips that a report shows, `num_filled` of them for their filled-in words."""
+    """Return the columns of all clips that a report shows, with the first `num_filled` for their masked words."""
     if groups is not None:
         shown = {int(row) for _, rows in shown_groups(scores, groups) for row in rows}
     else:
@@ -69,7 +69,7 @@ def shown_clips(
 
 
 def thumbnails(frames: UInt8[Tensor, "B T H W 3"]) -> UInt8[np.ndarray, "B t h w 3"]:
-    """Return a few frames of each clip at most `MAX_HEIGHT_PX` high, on the host."""
+    """Return at most `MAX_FRAMES` frames of each clip, at most `MAX_HEIGHT_PX` high, on the host."""
     chosen = np.unique(np.linspace(0, frames.shape[1] - 1, MAX_FRAMES).round().astype(int)).tolist()
     frames, height = frames[:, chosen], frames.shape[2]
     if height > MAX_HEIGHT_PX:
@@ -82,6 +82,6 @@ def thumbnails(frames: UInt8[Tensor, "B T H W 3"]) -> UInt8[np.ndarray, "B t h w
 def pictures_of(
     columns: Sequence[int], clip_ids: Int[np.ndarray, " C"], known: Sequence[Mapping[int, np.ndarray]]
 ) -> UInt8[np.ndarray, "n t h w 3"]:
-    """Return the pictures of these columns, which the ranks know by the id of the clip."""
+    """Return the thumbnails of these columns. `known`: clip id → thumbnails, of each rank."""
     merged = {clip_id: picture for of_rank in known for clip_id, picture in of_rank.items()}
     return np.stack([merged[int(clip_ids[column])] for column in columns])

@@ -1,4 +1,4 @@
-"""What a run trains: the shared network with the heads and losses of a task."""
+"""The network that a run trains: the shared network with the heads and losses of a task."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from snps3_model.snps3 import SNPS3
 
 
 class Network(nn.Module):
-    """The type of what a task trains. `forward(batch, frames)` returns the unweighted losses of the global batch by
-    name. A module with these two attributes need not inherit it."""
+    """The interface of a task's network. `forward(batch, frames)` returns the unweighted losses of the global batch by
+    name. A module with these two attributes need not inherit from it."""
 
     model: SNPS3
     weights: Mapping[str, float]
-    """What each loss counts in the total."""
+    """Weight of each loss in the total."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """How a network takes part in a run: what depends on its rank and its tokenizer."""
+    """Settings of a network that depend on the rank, the tokenizer or the placement."""
 
     gather: Gather = local_gather
     rank: int = 0

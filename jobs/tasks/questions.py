@@ -1,4 +1,4 @@
-"""Questions about clips: what all tasks have in common that ask about a clip, and open question answering."""
+"""Questions about clips: the base of all tasks that ask about a clip, and open-ended question answering."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pipeline import storage
 from pipeline.corpus.listing import Listing
 from pipeline.corpus.questions import (
     MAPPING,
-    Asked,
-    AskedClips,
+    AnyQuestion,
     ClipNames,
+    ClipQuestions,
     Question,
     answer_list,
-    asked_clips,
+    group_by_clip,
     known_answers,
-    outside,
     read_questions,
+    unanswerable,
 )
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows, QuestionBatch
 from pipeline.stream.randomness import Purpose, clip_rng
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1024
 """Questions, or options, of one cross pass during evaluation."""
 COUNTS = ("num_missing", "num_undecoded", "num_asked")
-"""Metrics that a card shows beside its scores."""
+"""Counts among the metrics, which a protocol card shows beside its scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """An answer of the network."""
+    """An answer of the network to a question."""
 
     question_id: str
     clip_id: int
@@ -61,12 +61,12 @@ class Predicted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskingTask(Task, Generic[Asked]):
-    """Questions, or choices, about clips."""
+class AskingTask(Task, Generic[AnyQuestion]):
+    """The base of tasks with questions or choices about clips."""
 
     reads_questions: ClassVar[bool] = True
 
-    questions: Mapping[str, AskedClips[Asked]]
+    questions: Mapping[str, ClipQuestions[AnyQuestion]]
     """By dataset: train, validation, test, temporal."""
     is_video_hidden: bool = False
 
@@ -76,13 +76,13 @@ class AskingTask(Task, Generic[Asked]):
         return ["validation/accuracy"]
 
     def shown(self, batch: Batch) -> Batch:
-        """Return the batch, with black frames for the baseline that sees no video."""
+        """Return the batch, with black frames if `is_video_hidden`."""
         return dataclasses.replace(batch, frames=torch.zeros_like(batch.frames)) if self.is_video_hidden else batch
 
-    def drawn(self, rows: ClipRows, seed: int, max_per_clip: int) -> list[list[Asked]]:
-        """Return at most so many of each training clip's questions, drawn anew in each epoch."""
+    def drawn(self, rows: ClipRows, seed: int, max_per_clip: int) -> list[list[AnyQuestion]]:
+        """Draw at most `max_per_clip` questions of each training clip, others in each epoch."""
         by_clip = self.questions["train"].by_clip
-        drawn: list[list[Asked]] = []
+        drawn: list[list[AnyQuestion]] = []
         for clip_id, weight in zip(rows.clip_ids.tolist(), rows.weight.tolist(), strict=True):
             questions = list(by_clip.get(clip_id, ())) if weight > 0 else []
             order = clip_rng(seed, rows.epoch, clip_id, Purpose.CAPTION).permutation(len(questions))
@@ -91,8 +91,8 @@ class AskingTask(Task, Generic[Asked]):
 
     @torch.no_grad()
     def predictions(self, evaluation: Evaluation) -> list[Predicted]:
-        """Return the answers to all questions about this rank's clips, each of which is encoded once. No batch is kept,
-        and the host waits for the device twice, however many there are."""
+        """Answer all questions about this rank's clips, and encode each clip once. No batch is kept, and the host waits
+        for the device a fixed number of times."""
         network: Any = evaluation.network
         network.eval()
         parts = []
@@ -121,8 +121,8 @@ class AskingTask(Task, Generic[Asked]):
             for (_, clip_id, question), number in zip(asked, numbers, strict=True)
         ]
 
-    def asked(self, name: str, clip_ids: Sequence[int], weight: Sequence[float]) -> list[tuple[int, int, Asked]]:
-        """Return the row, clip and question of each question about the usable clips."""
+    def asked(self, name: str, clip_ids: Sequence[int], weight: Sequence[float]) -> list[tuple[int, int, AnyQuestion]]:
+        """Return (row, clip id, question) of each question about the usable clips."""
         by_clip = self.questions[name].by_clip
         return [
             (row, clip_id, question)
@@ -133,23 +133,23 @@ class AskingTask(Task, Generic[Asked]):
 
     @abc.abstractmethod
     def choose(
-        self, network: Any, questions: Sequence[Asked], frame_tokens: Tensor, text: TextProcessor
+        self, network: Any, questions: Sequence[AnyQuestion], frame_tokens: Tensor, text: TextProcessor
     ) -> Int64[Tensor, " Q"]:
         """Return the number of the answer to each question, on the device."""
 
     @abc.abstractmethod
-    def answer(self, question: Asked, number: int) -> str:
-        """Return the answer of this number."""
+    def answer(self, question: AnyQuestion, number: int) -> str:
+        """Return the answer with this number, as text."""
 
     @abc.abstractmethod
-    def is_right(self, question: Asked, number: int) -> bool:
-        """Return whether it answers the question."""
+    def is_right(self, question: AnyQuestion, number: int) -> bool:
+        """Return whether the answer with this number is right."""
 
     def results(self, predicted: Sequence[Predicted], name: str) -> dict[str, float]:
-        """Return the accuracies of the dataset `name`, and the numbers of questions that they are over."""
+        """Return the accuracies of the dataset `name`, and the numbers of asked, missing and undecoded questions."""
         questions = self.questions[name]
         counts = {"num_asked": len(predicted), "num_missing": len(questions.missing)}
-        counts["num_undecoded"] = questions.num_asked - len(predicted)
+        counts["num_undecoded"] = questions.num_questions - len(predicted)
         return accuracies(predicted, name) | {f"{name}/{key}": float(count) for key, count in counts.items()}
 
     def all_predictions(self, evaluation: Evaluation) -> list[Predicted]:
@@ -161,7 +161,7 @@ class AskingTask(Task, Generic[Asked]):
         return self.results(self.all_predictions(evaluation), evaluation.name)
 
     def saved(self, evaluation: Evaluation) -> SavedScores:
-        """Return the results of all answers, with the card's part of them."""
+        """Answer all questions and return the results, with those for the protocol card."""
         return self.saved_of(self.all_predictions(evaluation), evaluation.name)
 
     def saved_of(self, predicted: Sequence[Predicted], name: str) -> SavedScores:
@@ -172,7 +172,7 @@ class AskingTask(Task, Generic[Asked]):
     def save_scores(self, evaluation: Evaluation, folder: str) -> None:
         """Write all answers to `folder`/NAME.json, if the dataset has questions."""
         if evaluation.name not in self.questions:
-            for _ in evaluation.batches:  # read all the same: the ledger names the clips that could not be decoded
+            for _ in evaluation.batches:  # reading puts clips that cannot be decoded into the ledger
                 pass
             return
         predicted = self.all_predictions(evaluation)
@@ -187,10 +187,10 @@ class AskingTask(Task, Generic[Asked]):
         return self.saved_of([Predicted(**answer) for answer in answers], name)
 
     def training_facts(self) -> dict[str, float]:
-        """Return the numbers of training questions, and of those about clips that are not there."""
+        """Return the numbers of training questions, and of those about clips missing in the split."""
         if not (questions := self.questions.get("train")):
             return {}
-        return {"train/num_asked": float(questions.num_asked), "train/num_missing": float(len(questions.missing))}
+        return {"train/num_asked": float(questions.num_questions), "train/num_missing": float(len(questions.missing))}
 
     def summary(self, metrics: Mapping[str, float]) -> str:
         """Return the accuracy."""
@@ -199,7 +199,7 @@ class AskingTask(Task, Generic[Asked]):
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionTask(AskingTask[Question]):
-    """Video question answering over a list of answers."""
+    """Video question answering, as classification over a list of answers."""
 
     score_name: ClassVar[str] = "question_answering"
 
@@ -209,8 +209,8 @@ class QuestionTask(AskingTask[Question]):
 
     @classmethod
     def create(cls, inputs: TaskInputs) -> Self:
-        """Return the task with the answers of the run, whose numbers its head has learned, or those of the training
-        questions. ValueError for fewer than two answers."""
+        """Return the task with the answers saved in the run's folder, by whose numbers its head was trained, or else
+        with those of the training questions. ValueError for fewer than two answers."""
         config, path = inputs.config, f"{inputs.run_folder}/{run_files.ANSWERS}"
         questions = {name: read_questions(path) for name, path in inputs.files.items()}
         saved = run_files.read_json(path) if "train" not in questions or storage.exists(path) else None
@@ -229,24 +229,24 @@ class QuestionTask(AskingTask[Question]):
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """The place of each answer in the list."""
+        """Return the number of each answer in the list."""
         return {answer: number for number, answer in enumerate(self.answers)}
 
     def run_files(self) -> dict[str, Any]:
-        """Return the list of answers."""
+        """Return the list of answers as a file."""
         return {run_files.ANSWERS: self.answers}
 
     def num_outside_list(self, name: str) -> float:
-        """Return the number of questions of a dataset of which no right answer is in the list."""
+        """Return the number of questions of a dataset without a right answer in the list."""
         questions = [question for of_clip in self.questions[name].by_clip.values() for question in of_clip]
-        return float(len(outside(questions, self.answers)))
+        return float(len(unanswerable(questions, self.answers)))
 
     def training_facts(self) -> dict[str, float]:
-        """Add the training questions that have no answer in the list."""
+        """Add the number of training questions without an answer in the list."""
         return super().training_facts() | {"train/num_outside_list": self.num_outside_list("train")}
 
     def results(self, predicted: Sequence[Predicted], name: str) -> dict[str, float]:
-        """Add the questions that count as wrong because their answer is not in the list."""
+        """Add the number of questions that count as wrong because their answer is not in the list."""
         return super().results(predicted, name) | {f"{name}/num_outside_list": self.num_outside_list(name)}
 
     def network(self, model: SNPS3, options: NetworkOptions) -> Network:
@@ -261,8 +261,8 @@ class QuestionTask(AskingTask[Question]):
         return cast(Network, network)
 
     def batch(self, rows: ClipRows, text: TextProcessor) -> QuestionBatch:
-        """Return training clips with some of their questions. One without a known answer gets weight 0, and so does a
-        clip that has no other."""
+        """Return training clips with some of their questions. A question without a known answer has weight 0, and so
+        has a clip with no other questions."""
         num_questions = self.questions_per_clip
         drawn = [
             questions + [None] * (num_questions - len(questions))
@@ -288,7 +288,7 @@ class QuestionTask(AskingTask[Question]):
     def choose(
         self, network: Any, questions: Sequence[Question], frame_tokens: Tensor, text: TextProcessor
     ) -> Int64[Tensor, " Q"]:
-        """Return the answer with the highest score."""
+        """Return the number of the answer with the highest score for each question."""
         ids, mask = text.tokens([question.text for question in questions])
         return network.logits(ids.to(frame_tokens.device), mask.to(frame_tokens.device), frame_tokens).argmax(1)
 
@@ -297,13 +297,15 @@ class QuestionTask(AskingTask[Question]):
         return self.answers[number]
 
     def is_right(self, question: Question, number: int) -> bool:
-        """Return whether it is one of the question's answers."""
+        """Return whether the answer is one of the question's answers."""
         return self.answers[number] in question.answers
 
 
-def by_clips(inputs: TaskInputs, questions: Mapping[str, Sequence[Asked]]) -> dict[str, AskedClips[Asked]]:
-    """Return the questions of each dataset by the clip that they are about. ValueError for a file that asks about a
-    dataset that is not read, or about none of its clips."""
+def by_clips(
+    inputs: TaskInputs, questions: Mapping[str, Sequence[AnyQuestion]]
+) -> dict[str, ClipQuestions[AnyQuestion]]:
+    """Return the questions of each dataset by clip. ValueError for a file about a dataset that is not read, or about
+    none of its clips."""
     for name in questions.keys() - inputs.sources.keys():
         raise ValueError(f"task.{name} asks about a split that is not read: set data.{name}_split, or leave it out")
     return {
@@ -312,10 +314,12 @@ def by_clips(inputs: TaskInputs, questions: Mapping[str, Sequence[Asked]]) -> di
     }
 
 
-def of_split(manifest: Listing, source: ClipSource, path: str, questions: Sequence[Asked]) -> AskedClips[Asked]:
+def of_split(
+    manifest: Listing, source: ClipSource, path: str, questions: Sequence[AnyQuestion]
+) -> ClipQuestions[AnyQuestion]:
     """Return the questions of the file `path` by clip. ValueError if they are about none of the clips of `source`."""
-    rows = manifest.split(source.split) if source.plan else source.rows()  # training shows pictures too
-    by_clip = asked_clips(questions, ClipNames(rows, manifest.root))
+    rows = manifest.split(source.split) if source.plan else source.rows()  # training reads images too
+    by_clip = group_by_clip(questions, ClipNames(rows, manifest.root))
     if not by_clip.by_clip:
         examples = ", ".join(repr(question.clip_name) for question in questions[:3])
         is_numbered = all(question.clip_name.removeprefix("vid").isdigit() for question in questions)
@@ -329,7 +333,7 @@ def of_split(manifest: Listing, source: ClipSource, path: str, questions: Sequen
 
 
 def measured(predicted: Sequence[Predicted], results: Mapping[str, float], name: str) -> Measured:
-    """Return the card's part of the results of a dataset."""
+    """Return the results of a dataset for its protocol card."""
     scores = {key: value for key, value in results.items() if key.startswith(f"{name}/")}
     counts = {count: int(scores.pop(f"{name}/{count}")) for count in COUNTS}
     ids = sorted((answer.clip_id, answer.question_id) for answer in predicted)
@@ -346,7 +350,7 @@ def measured(predicted: Sequence[Predicted], results: Mapping[str, float], name:
 def accuracies(predicted: Sequence[Predicted], prefix: str) -> dict[str, float]:
     """Return `{prefix}/accuracy` with `_low` and `_high`, and the same for each kind, as `{prefix}/accuracy/{kind}`.
 
-    The interval is a bootstrap over clips, since the questions about one clip stand or fall together.
+    The interval is a bootstrap over clips, because the answers about one clip are correlated.
     """
     if not predicted:
         raise ValueError(f"no question of {prefix} could be asked: no clip that its file names is there")

@@ -1,4 +1,4 @@
-"""What a run is trained for and how that is measured: the protocol of a task, and the tasks by their names.
+"""The protocol of a task, which defines network, batches and metrics of a run, and the tasks by name.
 
 | `task.kind` | a clip comes with | network | measured by |
 |---|---|---|---|
@@ -6,9 +6,8 @@
 | question_answering | some of its questions | `Answering` | accuracy, by kind of question |
 | multiple_choice | its caption and four wrong ones | `Choosing` | accuracy, by kind of choice |
 
-A task of your own is a subclass of `Task` and is named `package.module:Name`, or by an entry point of the group
-`snps3.tasks`. All tasks read the same clips in the same order; what is asked about a clip is looked up by its id on
-the rank.
+A task of another package is a subclass of `Task`, named as `package.module:Name` or by an entry point of the group
+`snps3.tasks`. All tasks read the same clips in the same order; each rank looks up the questions of a clip by its id.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from snps3_model.config import ObjectiveConfig
 from snps3_model.loss_table import Loss, attribute
 from snps3_model.snps3 import SNPS3
 
-if TYPE_CHECKING:  # the loader imports Ray, and preflight reads the names of metrics without it
+if TYPE_CHECKING:  # the loader imports Ray, which preflight must not
     from pipeline.stream.loader import ClipSource
 
 TASKS: Mapping[str, str] = MappingProxyType(
@@ -50,52 +49,52 @@ TASKS: Mapping[str, str] = MappingProxyType(
         "multiple_choice": "jobs.tasks.choices:ChoiceTask",
     }
 )
-"""Where each task of this project is defined, by `task.kind`."""
+"""`task.kind` → class of each task of this project."""
 GROUP = "snps3.tasks"
-"""Entry points that name tasks of other packages."""
+"""Group of entry points that name tasks of other packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInputs:
-    """What the driver makes a task from."""
+    """The inputs of `Task.create`, from the driver or from an evaluation."""
 
     config: TaskConfig
     files: Mapping[str, str]
     """Files of questions, by dataset: train, validation, test or temporal."""
     objective: ObjectiveConfig
     extra: Mapping[Loss, float] = field(default_factory=dict)
-    """Losses of other packages with their weights; only where a run trains."""
+    """Losses of other packages with their weights; only for training."""
     retrieval: RetrievalOptions
     manifest: Listing
     sources: Mapping[str, ClipSource]
     """Clips, by dataset."""
     seed: int
     run_folder: str
-    """Where the files of `Task.run_files` lie, if the run has been started before."""
+    """Folder with the files of `Task.run_files`, if the run was started before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A dataset to be measured, and what it is measured with. All ranks take part, each with its share of the clips."""
+    """A dataset to evaluate, with network and text processor. All ranks take part, each with its share of the clips."""
 
     name: str
     """validation, test or temporal."""
     batches: Iterable[Batch]
-    """This rank's share, which may come from a stream that is read once."""
+    """This rank's share; may be an iterator that can be read only once."""
     source: ClipSource
     network: Network
     text: TextProcessor
     world: World
     alive: Callable[[], None] = lambda: None
-    """To be called after each part of a long measurement."""
+    """Called after each part of a long evaluation, for the watchdog."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The scores of a protocol card, and what they were measured on."""
+    """The scores of a protocol card, and the clips and queries that they are over."""
 
     ids_hash: str
-    """Of the ids of the clips and the texts that queried, in order."""
+    """Hash of the clip ids and the query texts or question ids, in order."""
     num_videos: int
     num_queries: int
     num_missing: int | None
@@ -110,21 +109,20 @@ class Examples:
 
     captions: Sequence[str]
     clips: Mapping[int, UInt8[np.ndarray, "T h w 3"]]
-    """Pictures of the columns that a report shows."""
+    """Column → thumbnails, of the clips that a report shows."""
     relevant: Bool[np.ndarray, "Q C"]
     scores: Mapping[str, Float[np.ndarray, "Q C"]]
     """By name; the report ranks by the first."""
     groups: Int[np.ndarray, " Q"] | None
     filled: Sequence[Sequence[tuple[int, int, Sequence[tuple[int, float]]]]]
-    """For the caption of each of the first clips its masked positions: (position, true id, [(guessed id, probability),
-    …])."""
+    """Masked positions of the captions of the first clips: (position, true id, [(guessed id, probability), …])."""
     token_ids: Int[np.ndarray, "b L"]
-    """Of those captions."""
+    """Masked tokens of those captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedScores:
-    """What a finished run has measured on a dataset."""
+    """The results of a finished run on a dataset."""
 
     metrics: Mapping[str, float]
     measured: Measured
@@ -132,26 +130,26 @@ class SavedScores:
 
 
 class Task(abc.ABC):
-    """What a run is trained for. A frozen dataclass that is pickled to every rank."""
+    """The task of a run: a frozen dataclass that is pickled to every rank."""
 
     score_name: ClassVar[str]
-    """What `evaluate.py --task` and protocol cards call it."""
+    """Name of the task in `evaluate.py --task` and on protocol cards."""
     scores_all_pairs: ClassVar[bool] = False
-    """Measuring costs the square of the clips: a run takes at most `data.max_evaluation_clips`."""
+    """Whether the cost of evaluation is quadratic in the clips, so that `data.max_evaluation_clips` applies."""
     reads_questions: ClassVar[bool] = False
-    """`evaluate.py` needs a file of questions."""
+    """Whether `evaluate.py` needs a file of questions."""
     needs_own_head: ClassVar[bool] = True
-    """Only a run that was trained for this task can be scored on it."""
+    """Whether only a run that was trained for this task can be scored on it."""
 
     @classmethod
     @abc.abstractmethod
     def create(cls, inputs: TaskInputs) -> Self:
-        """Return the task with its files read. ValueError for files that do not belong to the clips."""
+        """Return the task after reading its files. ValueError for files that do not fit the clips."""
 
     @classmethod
     @abc.abstractmethod
     def metric_names(cls, rerank: int | None) -> list[str]:
-        """Return the metrics of the validation split that are higher for a better model."""
+        """Return the higher-is-better metrics of the validation split."""
 
     @abc.abstractmethod
     def network(self, model: SNPS3, options: NetworkOptions) -> Network:
@@ -159,42 +157,42 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
-        """Return the metrics of a dataset, under names that begin with its name."""
+        """Evaluate a dataset and return its metrics, whose names begin with the dataset's name."""
 
     def batch(self, rows: ClipRows, text: TextProcessor) -> Batch:
-        """Return training clips as the network reads them; by default with one caption each."""
+        """Return a training batch; by default with one caption per clip."""
         return text.batch(rows)
 
     def run_files(self) -> dict[str, Any]:
-        """Return what the run's folder has to keep for a resumed run and for evaluation, as JSON by file name."""
+        """Return the files to keep in the run's folder for resumption and evaluation: name → JSON value."""
         return {}
 
     def training_facts(self) -> dict[str, float]:
-        """Return counts of what the training files ask, and of what in them cannot be learned."""
+        """Return counts of the training questions, and of those that cannot be learned."""
         return {}
 
     def summary(self, metrics: Mapping[str, float]) -> str:
-        """Return the validation metrics in half a line; by default nothing but the count."""
+        """Return the validation metrics as a short text; by default only their number."""
         return f"{len(metrics)} validation metrics"
 
     def score(self, evaluation: Evaluation, folder: str) -> Measured:
-        """Return what a protocol card says of a dataset. May write raw scores to `folder`."""
+        """Return the results of a dataset for its protocol card. May write raw scores to `folder`."""
         return self.saved(evaluation).measured
 
     def save_scores(self, evaluation: Evaluation, folder: str) -> None:
-        """Write what `read_scores` reads to `folder`, on the first rank."""
+        """Evaluate a dataset; the first rank writes the results to `folder`, for `read_scores`."""
         saved = self.saved(evaluation)
         if evaluation.world.is_first:
             content = {"metrics": saved.metrics, "measured": asdict(saved.measured)}
             run_files.write_json(f"{folder}/{evaluation.name}.json", content)
 
     def read_scores(self, name: str, source: ClipSource, folder: str) -> SavedScores | None:
-        """Return what `save_scores` wrote for the dataset `name`; None if it is not measured."""
+        """Return the results of `save_scores` for the dataset `name`; None if the task does not evaluate it."""
         saved = run_files.read_json(f"{folder}/{name}.json")
         return SavedScores(metrics=saved["metrics"], measured=Measured(**saved["measured"]))
 
     def saved(self, evaluation: Evaluation) -> SavedScores:
-        """Return the metrics of a dataset with what they were measured on."""
+        """Evaluate a dataset and return its metrics, with the clips that they are over."""
         seen: list[tuple[Tensor, Tensor]] = []
 
         def noted() -> Iterator[Batch]:
@@ -211,7 +209,7 @@ class Task(abc.ABC):
 def measured(
     clip_ids: Sequence[int], texts: Sequence[str], source: ClipSource, scores: Mapping[str, float]
 ) -> Measured:
-    """Return the card's part about these clips of `source`, which were decoded and searched by `texts`."""
+    """Return the results for a protocol card over these decoded clips of `source` and the queries `texts`."""
     return Measured(
         ids_hash=hash_of_ids([*clip_ids, *texts]),
         num_videos=len(clip_ids),
@@ -225,8 +223,8 @@ def measured(
 def task_type(kind: str) -> type[Task]:
     """Return the task that `kind` names: one of `TASKS`, an entry point of `snps3.tasks`, or `package.module:Name`.
 
-    Imports its module, so `kind` must come from the user or from code, never from a file of somebody else. ValueError
-    for a name that is no task.
+    Imports its module, so `kind` must come from the user or from code, never from an untrusted file. ValueError if it
+    names no task.
     """
     path = TASKS.get(kind, kind)
     if ":" not in path:
@@ -239,32 +237,32 @@ def task_type(kind: str) -> type[Task]:
             )
         path = points[kind]
     try:
-        found = attribute(path)
+        task_class = attribute(path)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"the task {kind} cannot be imported: {error}; install its package, or mend the name"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Task)):
+    if not (isinstance(task_class, type) and issubclass(task_class, Task)):
         raise ValueError(f"{kind} is no subclass of jobs.tasks.task.Task")
-    return found
+    return task_class
 
 
 def own_type(kind: str) -> type[Task] | None:
-    """Return the task of this project that `kind` names; None for one of somebody else, which is not imported."""
+    """Return the task of this project that `kind` names; None for a third-party task, which is not imported."""
     return task_type(kind) if kind in TASKS else None
 
 
 def score_name(kind: str) -> str:
-    """Return what protocol cards call the task `kind`; one of somebody else is called by its name."""
+    """Return the name of the task `kind` on protocol cards; for a third-party task, `kind` itself."""
     task = own_type(kind)
     return task.score_name if task else kind
 
 
 def scored_kind(name: str) -> str:
-    """Return the `task.kind` whose protocol cards say `name`."""
+    """Return the `task.kind` whose name on protocol cards is `name`."""
     return next((kind for kind in TASKS if score_name(kind) == name), name)
 
 
 def hash_of_ids(ids: Iterable[Any]) -> str:
-    """Return 32 hex digits of ids in their order."""
+    """Return a hash (32 hex digits) of the ids, which depends on their order."""
     return checksum(json.dumps(list(ids), ensure_ascii=False).encode())

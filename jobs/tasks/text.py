@@ -1,4 +1,4 @@
-"""How a run turns captions into tokens. Imports neither Ray nor MLflow: a trained model is loaded with it."""
+"""The text processing of a run. Imports neither Ray nor MLflow, because trained models are loaded with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class TextProcessor:
-    """The tokenizer and the significant words of a run, and the settings that they are used with."""
+    """The tokenizer and the significant words of a run, with their settings."""
 
     tokenizer: Tokenizer
     table: SignificantWords
@@ -38,7 +38,7 @@ class TextProcessor:
         return cls(tokenizer=tokenizer, table=table, **settings)
 
     def batch(self, rows: ClipRows, masking: MaskingConfig | None = None) -> Batch:
-        """Return clips and captions as the network reads them, masked as in training or by `masking`."""
+        """Return clips and captions as a batch, masked as in training or by `masking`."""
         return collate(
             rows,
             tokenizer=self.tokenizer,
@@ -48,11 +48,11 @@ class TextProcessor:
             lvwm_top_k=self.text.lvwm_top_k,
             seed=self.seed,
             max_tokens=self.text.max_tokens,
-            most_length_groups=self.length_groups,
+            max_length_groups=self.length_groups,
         )
 
     def tokens(self, texts: Sequence[str]) -> tuple[Int64[Tensor, "N L"], Bool[Tensor, "N L"]]:
-        """Return ids and mask of texts; a long text keeps its beginning."""
+        """Return ids and mask of texts; long texts are truncated."""
         rows = self.tokenizer.encode(texts, self.text.max_tokens)
         ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.special.pad)
         for row, tokens in enumerate(rows):

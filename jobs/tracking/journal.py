@@ -1,6 +1,6 @@
-"""What a process of a run says of itself: JSON lines in the run's folder, for people at three in the morning.
+"""The journal of a process of a run: JSON lines in the run's folder, for people who debug it.
 
-STORAGE/NAME/logs/WHO-START-NUMBER.jsonl      a file per flush, since an object store does not append
+STORAGE/NAME/logs/WHO-START-PID-NUMBER.jsonl      a file per flush, because object stores cannot append
 
 Every line has `time` (UTC), `who` (rank-0, controller, driver) and `event`; the rest are values with units in their
 names.
@@ -21,7 +21,7 @@ FOLDER = "logs"
 
 
 class Journal:
-    """The lines of one process since it started."""
+    """The journal of one process."""
 
     def __init__(self, run_folder: str, who: str) -> None:
         self.run_folder, self.who = run_folder, who
@@ -30,12 +30,12 @@ class Journal:
         self.num_files = 0
 
     def note(self, event: str, **values: Any) -> None:
-        """One line, kept until the next flush."""
+        """Add a line, which is kept in memory until the next flush."""
         shown = {key: without_secrets(value) if isinstance(value, str) else value for key, value in values.items()}
         self.lines.append(json.dumps({"time": now(), "who": self.who, "event": event, **shown}))
 
     def flush(self) -> None:
-        """The lines since the last flush are in the run's folder."""
+        """Write the lines since the last flush to the run's folder."""
         if not self.lines:
             return
         start = self.start.translate(str.maketrans("", "", "-:"))
@@ -46,12 +46,12 @@ class Journal:
 
 
 def now() -> str:
-    """Return the time in UTC to the microsecond: lines of several processes are ordered by it."""
+    """Return the time in UTC to the microsecond, by which lines of several processes are ordered."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def read_journals(run_folder: str) -> list[dict[str, Any]]:
-    """All lines of a run, by time."""
+    """Return all lines of a run, sorted by time."""
     folder = f"{run_folder}/{FOLDER}"
     if not storage.exists(folder):
         return []
@@ -60,7 +60,7 @@ def read_journals(run_folder: str) -> list[dict[str, Any]]:
 
 
 def newest_lines(run_folder: str, who: str) -> list[dict[str, Any]]:
-    """Return the lines that a process flushed last, empty before the first flush; reads a single file."""
+    """Return the lines of the last flush of a process; empty before the first. Reads a single file."""
     folder = f"{run_folder}/{FOLDER}"
     names = (
         [name for name in storage.list_files(folder) if name.startswith(f"{who}-")] if storage.exists(folder) else []
@@ -72,7 +72,7 @@ def newest_lines(run_folder: str, who: str) -> list[dict[str, Any]]:
 
 
 def note_losses(run_folder: str, causes: Mapping[int, Exception]) -> None:
-    """A line in the run's journal for each rank that was lost, with the cause; told by the process that restarts."""
+    """Write a line per lost rank, with the cause, to the run's journal. For the process that restarts the ranks."""
     journal = Journal(run_folder, "controller")
     for rank, cause in causes.items():
         journal.note("lost", rank=rank, cause=f"{type(cause).__name__}: {str(cause).strip()[:2000]}")

@@ -1,4 +1,4 @@
-"""Runs read back from MLflow: by name, by a filter, or by the scores of their checkpoints."""
+"""Read runs from MLflow: by name, by a filter, or by the scores of their checkpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.tracking.mlflow_runs import URI_VARIABLE, Tracker, client_of, passing, tracking_uri, without_password
+from jobs.tracking.mlflow_runs import URI_VARIABLE, Tracker, client_of, find_runs, tracking_uri, without_password
 from pipeline.nearest import did_you_mean
 
 
@@ -19,23 +19,23 @@ def run_of(storage_path: str, experiment: str, name: str) -> Tracker:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logged:
-    """A run as MLflow has it."""
+class LoggedRun:
+    """A run as logged in MLflow."""
 
     name: str
     run_id: str
     status: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
-    """The last value of each."""
+    """Last value of each metric."""
     curves: Mapping[str, list[tuple[int, float]]]
-    """(step, value) of the requested ones."""
+    """(step, value) of the requested metrics."""
 
 
-def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: Sequence[str]) -> list[Logged]:
-    """Return the runs of these names or ids, the newest of each, with the histories of `curves`.
+def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: Sequence[str]) -> list[LoggedRun]:
+    """Return the newest run of each of these names or ids, with the histories of `curves`.
 
-    Raise ValueError that names a missing one and the nearest that there is.
+    Raise ValueError, with the nearest name, if a run does not exist.
     """
     uri, client, experiment_id = experiment_of(storage_path, experiment)
     logged = []
@@ -49,22 +49,22 @@ def read_runs(storage_path: str, experiment: str, names: Sequence[str], curves: 
             known = [run.info.run_name for run in client.search_runs([experiment_id], max_results=1000)]
             hint = did_you_mean(name, filter(None, known))
             raise ValueError(f"the experiment {experiment!r} has no run {name!r}; {hint}".rstrip("; "))
-        logged.append(logged_of(uri, runs[0], curves))
+        logged.append(make_logged_run(uri, runs[0], curves))
     return logged
 
 
 def search_runs(
     storage_path: str, experiment: str, query: str, order: str, curves: Sequence[str], num_curves: int
-) -> list[Logged]:
-    """Return the runs that pass a filter of MLflow, those with the highest `order` first; the first `num_curves` with
-    the histories of `curves`. ValueError for a filter that MLflow does not read."""
+) -> list[LoggedRun]:
+    """Return the runs that match an MLflow filter, sorted by the metric `order`, highest first; the first `num_curves`
+    have the histories of `curves`. ValueError for an invalid filter."""
     uri, client, experiment_id = experiment_of(storage_path, experiment)
-    runs = sorted(passing(client, experiment_id, query), key=lambda run: -run.data.metrics.get(order, -math.inf))
-    return [logged_of(uri, run, curves if place < num_curves else ()) for place, run in enumerate(runs)]
+    runs = sorted(find_runs(client, experiment_id, query), key=lambda run: -run.data.metrics.get(order, -math.inf))
+    return [make_logged_run(uri, run, curves if place < num_curves else ()) for place, run in enumerate(runs)]
 
 
 def best_checkpoint(storage_path: str, experiment: str, score: str) -> tuple[str, str]:
-    """Return run id and weights hash of the LoggedModel with the highest `score`. ValueError if none has it."""
+    """Return run id and weights hash of the LoggedModel with the highest `score`. ValueError if none has this score."""
     _, client, experiment_id = experiment_of(storage_path, experiment)
     order = [{"field_name": f"metrics.{score}", "ascending": False}]
     models = client.search_logged_models([experiment_id], order_by=order, max_results=1)
@@ -74,23 +74,23 @@ def best_checkpoint(storage_path: str, experiment: str, score: str) -> tuple[str
 
 
 def experiment_of(storage_path: str, experiment: str) -> tuple[str, Any, str]:
-    """Return address, client and id of an experiment. ValueError if it is not there."""
+    """Return tracking URI, client and id of an experiment. ValueError if it does not exist."""
     uri = tracking_uri(storage_path)
     file = uri.removeprefix("sqlite:///")
-    if file != uri and not os.path.exists(file):  # which MLflow would make
+    if file != uri and not os.path.exists(file):  # MLflow would create it
         raise ValueError(f"there is no {file}: no run was logged there, or {URI_VARIABLE} is not set")
     client = client_of(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None:
-        names_there = ", ".join(sorted(other.name for other in client.search_experiments()))
-        raise ValueError(f"{without_password(uri)} has no experiment {experiment!r}; it has {names_there}")
+        names = ", ".join(sorted(other.name for other in client.search_experiments()))
+        raise ValueError(f"{without_password(uri)} has no experiment {experiment!r}; it has {names}")
     return uri, client, known.experiment_id
 
 
-def logged_of(uri: str, run: Any, curves: Sequence[str]) -> Logged:
-    """Return a run of MLflow's with the histories of `curves`."""
+def make_logged_run(uri: str, run: Any, curves: Sequence[str]) -> LoggedRun:
+    """Return an MLflow run as `LoggedRun`, with the histories of `curves`."""
     tracker = Tracker(uri, run.info.run_id)
-    return Logged(
+    return LoggedRun(
         name=run.info.run_name or tracker.run_id,
         run_id=tracker.run_id,
         status=run.info.status,

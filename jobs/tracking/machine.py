@@ -1,4 +1,4 @@
-"""The machine that a run is on and the code that it runs: hardware and git commit, in words."""
+"""The hardware and the git commit of a run, in words."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from jobs import ROOT
 
 DIRTY = "-dirty"
-"""Mark of a commit whose files were changed since."""
+"""Suffix of a commit if the working tree has changes."""
 
 
 def git_commit() -> str:
-    """The commit of the code, with a mark if it was changed since; `unknown` outside a repository."""
-    if not (ROOT / ".git").exists():  # installed, perhaps below somebody else's repository
+    """Return the commit of the code, with `DIRTY` if it has changes; `unknown` outside a repository."""
+    if not (ROOT / ".git").exists():  # an installed package may lie below another repository
         return "unknown"
     described = subprocess.run(
-        ["git", "describe", "--always", f"--dirty={DIRTY}", "--abbrev=12", "--exclude=*"],  # a tag is no commit
+        ["git", "describe", "--always", f"--dirty={DIRTY}", "--abbrev=12", "--exclude=*"],  # the commit, never a tag
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -28,7 +28,7 @@ def git_commit() -> str:
 
 
 def hardware() -> str:
-    """Processor, cores and GPUs of the driver's machine, in words."""
+    """Return processor, cores and GPU model of this machine, in words."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     gpus = subprocess.run(

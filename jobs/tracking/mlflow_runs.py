@@ -1,4 +1,4 @@
-"""The MLflow runs that metrics go to. The only file that imports MLflow, and only once a run is opened: it is slow."""
+"""The MLflow runs that metrics go to. Only this file imports MLflow, and only in functions, because that is slow."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the d
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PARENT = "mlflow.parentRunId"
-"""Tag by which MLflow shows a run below another."""
+"""Tag with the id of a run's parent, below which MLflow shows it."""
 GIT_COMMIT, GIT_DIRTY = "mlflow.source.git.commit", "mlflow.source.git.dirty"
 """Tags that MLflow shows as the version of the code."""
 REACH_SECONDS = 5.0
 POINTS_AT_ONCE = 1000
-"""MLflow's limit of a request."""
+"""MLflow's limit of metrics, or of runs, per request."""
 MODEL_REQUIREMENTS = ("torch", "transformers", "pillow", "safetensors", "numpy")
-"""Of an exported folder, which has the code of its network."""
+"""Packages that an exported folder requires; it contains the code of its network."""
 Point = tuple[str, float, int, int]
-"""Name, value, time in ms and step."""
+"""Name, value, time in ms, step."""
 
 
 class SilentServerError(TimeoutError):
-    """The tracking server does not answer, or takes nothing."""
+    """The tracking server does not answer, or rejects metrics."""
 
 
 def client_of(uri: str) -> MlflowClient:
@@ -58,9 +58,9 @@ def client_of(uri: str) -> MlflowClient:
 
 
 @contextlib.contextmanager
-def one_at_a_time(uri: str) -> Iterator[None]:
-    """Within it, no other process of this machine makes tables or experiments in the SQLite file at `uri`: MLflow fails
-    where two first starts do so at once."""
+def sqlite_lock(uri: str) -> Iterator[None]:
+    """Lock the SQLite file at `uri` against other processes of this machine within this context. MLflow fails if two
+    processes create its tables or an experiment at the same time."""
     file = uri.removeprefix("sqlite:///")
     if file == uri:
         yield
@@ -73,7 +73,7 @@ def one_at_a_time(uri: str) -> Iterator[None]:
 
 
 def tracking_uri(storage_path: str) -> str:
-    """Return the server that MLFLOW_TRACKING_URI names, or an SQLite file in the storage folder of this machine."""
+    """Return the URI in MLFLOW_TRACKING_URI, or that of an SQLite file in the local storage folder."""
     given = os.environ.get(URI_VARIABLE)
     if given:
         if given.startswith("file:") or "://" not in given:
@@ -85,15 +85,16 @@ def tracking_uri(storage_path: str) -> str:
         return given
     if storage.is_remote(storage_path):
         raise ValueError(
-            f"placement.storage={storage_path} is not on this machine, so metrics need a server: set {URI_VARIABLE}"
+            f"placement.storage={storage_path} is not on this machine, and MLflow keeps metrics in a file or a server: "
+            f"set {URI_VARIABLE} to https://…, or to sqlite:///mlflow.db for runs of this machine alone"
         )
     return f"sqlite:///{storage.absolute(storage_path)}/mlflow.db"
 
 
 def refuse_unreachable(storage_path: str) -> None:
-    """Raise ValueError with the address of a tracking server that does not answer."""
+    """Raise ValueError, with the address, if the tracking server does not answer."""
     uri = tracking_uri(storage_path)
-    if error := silence(uri):
+    if error := probe_server(uri):
         raise ValueError(
             f"the tracking server {without_password(uri)} of {URI_VARIABLE} does not answer "
             f"({type(error).__name__}); start it, or unset {URI_VARIABLE} for a file in placement.storage"
@@ -101,16 +102,16 @@ def refuse_unreachable(storage_path: str) -> None:
 
 
 def refuse_silent(uri: str, run_folder: str) -> None:
-    """Raise SilentServerError if the results of a run cannot be sent because the tracking server is gone."""
-    if error := silence(uri):
+    """Raise SilentServerError if the results of a run cannot be sent because the tracking server does not answer."""
+    if error := probe_server(uri):
         raise SilentServerError(
             f"{run_folder} is trained and evaluated, but the tracking server {without_password(uri)} does not answer "
             f"({type(error).__name__}): start it and give the same command again, which sends what is missing there"
         ) from error
 
 
-def silence(uri: str) -> Exception | None:
-    """Return the error with which a tracking server does not answer; None if it does, or where metrics go to a file."""
+def probe_server(uri: str) -> Exception | None:
+    """Return the error of a request to the tracking server; None if it answers, or if metrics go to a file."""
     if uri.startswith(("http://", "https://")):
         try:
             urllib.request.urlopen(health_request(uri), timeout=REACH_SECONDS).close()
@@ -120,7 +121,7 @@ def silence(uri: str) -> Exception | None:
 
 
 def health_request(uri: str) -> urllib.request.Request:
-    """Return the question whether a tracking server is up, with the user and password of its address, if any."""
+    """Return the health request to a tracking server, with user and password of its address in the header, if any."""
     parts = urllib.parse.urlsplit(f"{uri.rstrip('/')}/health")
     login, _, host = parts.netloc.rpartition("@")
     encoded = base64.b64encode(urllib.parse.unquote(login).encode()).decode()
@@ -129,7 +130,7 @@ def health_request(uri: str) -> urllib.request.Request:
 
 
 def refuse_local(storage_path: str) -> None:
-    """Raise ValueError if metrics of a run on several machines go to a file of one: each would write its own."""
+    """Raise ValueError if metrics go to a local file, for a run on several machines: each would write its own."""
     uri = tracking_uri(storage_path)
     if uri.startswith("sqlite:"):
         raise ValueError(
@@ -139,15 +140,15 @@ def refuse_local(storage_path: str) -> None:
 
 
 def without_password(uri: str) -> str:
-    """Return an address without its user and password, so that it may be shown."""
+    """Return an address without its user and password, for display."""
     secret = urllib.parse.urlsplit(uri).netloc.rpartition("@")[0]
     return uri.replace(f"{secret}@", "", 1) if secret else uri
 
 
 def end_open(uri: str, parent_run_id: str, trial_id: str | None = None, *, has_failed: bool = False) -> None:
-    """End as KILLED the runs below `parent_run_id` that nobody resumes: those of a stopped trial, or all.
+    """Mark the open runs below `parent_run_id` as KILLED: those of a stopped trial, or all.
 
-    `has_failed`: also those that are FAILED, as a driver marks its run that is ended at the wrong moment.
+    `has_failed`: also runs that are FAILED, because a driver that is stopped at the wrong moment marks its run so.
     """
     client = client_of(uri)
     selection = f"tags.`{PARENT}` = '{parent_run_id}'" + (f" and tags.trial = '{trial_id}'" if trial_id else "")
@@ -158,23 +159,23 @@ def end_open(uri: str, parent_run_id: str, trial_id: str | None = None, *, has_f
 
 
 class Tracker:
-    """One MLflow run, created by the driver and written to from the first rank too; found again by its tag."""
+    """One MLflow run. The driver creates it or finds it by its tag; the first rank writes to it too."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
 
     @functools.cached_property
     def client(self) -> MlflowClient:
-        """Made when it is needed: every rank has a tracker, and the first one uses it."""
+        """Return the client, created on first use: every rank has a tracker, but only the first rank uses it."""
         return client_of(self.uri)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log the finite values under their names, at `step`."""
+        """Log the finite values at `step`."""
         now = int(time.time() * 1000)
         self.send([(name, float(value), now, step) for name, value in metrics.items() if math.isfinite(value)])
 
     def send(self, points: Sequence[Point]) -> None:
-        """Send points of curves. SilentServerError if the server does not take them."""
+        """Send metric points. SilentServerError if the server does not accept them."""
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
@@ -186,13 +187,13 @@ class Tracker:
                 raise SilentServerError(f"{without_password(self.uri)} takes no metrics: {error}") from error
 
     def history(self, name: str) -> list[tuple[int, float]]:
-        """Return (step, value) of a metric, by step; of a step logged twice the last value."""
+        """Return (step, value) of a metric, by step. For a step logged twice, the last value counts."""
         values = {metric.step: metric.value for metric in self.client.get_metric_history(self.run_id, name)}
         return sorted(values.items())
 
     @contextlib.contextmanager
-    def machine_watched(self) -> Iterator[None]:
-        """Log CPU, memory, disk, network and GPUs of this machine to the run meanwhile, every ten seconds."""
+    def system_metrics(self) -> Iterator[None]:
+        """Log CPU, memory, disk, network and GPUs of this machine every ten seconds within this context."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
@@ -204,7 +205,7 @@ class Tracker:
             monitor.finish()
 
     def log_dataset(self, name: str, digest: str, source: str) -> None:
-        """Log what the run was trained on, by its hash; the same again changes nothing."""
+        """Log the training data by its hash. Logging the same data again changes nothing."""
         from mlflow.entities import Dataset, DatasetInput
 
         dataset = Dataset(
@@ -213,8 +214,8 @@ class Tracker:
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
     def log_checkpoint(self, name: str, weights: str, scores: Mapping[str, float], step: int) -> str:
-        """Log the kept checkpoint as a LoggedModel with its finite scores on the run's data set, by which
-        `search_logged_models` finds the best; return its id. `weights`: their hash; the same again changes nothing."""
+        """Log the best checkpoint as a LoggedModel with its finite scores, by which `search_logged_models` sorts, and
+        return its id. `weights`: hash of the weights; logging the same weights again changes nothing."""
         from mlflow.entities import LoggedModelOutput, Metric
 
         run = self.client.get_run(self.run_id)
@@ -237,11 +238,11 @@ class Tracker:
         return model.model_id
 
     def log_file(self, path: str | Path) -> None:
-        """Log a file as an artefact of the run."""
+        """Log a file as an artifact of the run."""
         self.client.log_artifact(self.run_id, str(path))
 
     def finish(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED. A run already marked KILLED does not become FAILED."""
+        """End the run as FINISHED, FAILED or KILLED. A run that is already KILLED does not become FAILED."""
         if status == "FAILED" and self.client.get_run(self.run_id).info.status == "KILLED":
             return
         self.client.set_terminated(self.run_id, status=status)
@@ -256,12 +257,12 @@ def open_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str] = MappingProxyType({}),
 ) -> Tracker:
-    """Return the MLflow run of (experiment, name, identity), created if there is none: a resumed run stays one run."""
+    """Return the MLflow run of (experiment, name, identity), or create it: a resumed run stays one MLflow run."""
     from mlflow.entities import Param
 
     uri = tracking_uri(storage_path)
     location = None if os.environ.get(URI_VARIABLE) else f"file://{storage.absolute(storage_path)}/mlflow-artifacts"
-    with one_at_a_time(uri):
+    with sqlite_lock(uri):
         client = client_of(uri)
         known_experiment = client.get_experiment_by_name(experiment)
         experiment_id = (
@@ -279,7 +280,7 @@ def open_run(
             GIT_DIRTY: str(code.endswith(DIRTY)).lower(),
             **tags,
         }
-        # with its tags at once: nobody who resumes or ends it would find a run without them
+        # tags at creation: a driver killed before it sets them would leave a run that no search by tag finds
         run = client.create_run(experiment_id, run_name=name, tags=known_tags)
     left = [
         Param(key, without_secrets(str(value))[:500]) for key, value in params.items() if key not in run.data.params
@@ -289,9 +290,9 @@ def open_run(
 
 
 def log_model(tracker: Tracker, folder: str, hidden: int, registered_name: str | None) -> str:
-    """Log the model in an exported folder to the run, as code over its files (nothing is pickled); return its address.
+    """Log the model in an exported folder to the run, as code and files without pickle; return its URI.
 
-    `hidden`: width of its vectors. `registered_name`: the name that gets a new version; None registers nothing.
+    `hidden`: width of its vectors. `registered_name`: registered model that gets a new version; None registers nothing.
     """
     import mlflow.pyfunc
     import numpy as np
@@ -301,7 +302,7 @@ def log_model(tracker: Tracker, folder: str, hidden: int, registered_name: str |
 
     before = {URI_VARIABLE: os.environ[URI_VARIABLE]} if URI_VARIABLE in os.environ else {}
     mlflow.set_tracking_uri(tracker.uri)
-    os.environ.pop(URI_VARIABLE, None)  # which MLflow sets here, and every later run of this process would go there
+    os.environ.pop(URI_VARIABLE, None)  # `set_tracking_uri` sets it, and would redirect later runs of this process
     os.environ |= before
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "text")]), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, hidden))])
@@ -320,21 +321,21 @@ def log_model(tracker: Tracker, folder: str, hidden: int, registered_name: str |
 
 
 def model_requirements() -> list[str]:
-    """Return what an exported folder needs, in the versions that are installed: as an index has them, which knows no
-    builds such as `+cpu`."""
+    """Return the requirements of an exported folder, pinned to the installed versions without local builds such as
+    `+cpu`, which a package index does not have."""
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in MODEL_REQUIREMENTS}
     return [f"{name}=={version}" for name, version in versions.items()]
 
 
-def passing(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
-    """Return the runs of an experiment that pass a filter of MLflow. ValueError for one that it does not read."""
+def find_runs(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
+    """Return the runs of an experiment that match an MLflow filter. ValueError for an invalid filter."""
     from mlflow.exceptions import MlflowException
 
     runs, page = [], ""
     try:
         while page is not None:
-            read = client.search_runs([experiment_id], query, max_results=POINTS_AT_ONCE, page_token=page or None)
-            runs, page = [*runs, *read], read.token or None
+            part = client.search_runs([experiment_id], query, max_results=POINTS_AT_ONCE, page_token=page or None)
+            runs, page = [*runs, *part], part.token or None
     except MlflowException as error:
         raise ValueError(
             f"--filter {query!r} is none that MLflow reads ({error.message}); write, say, "

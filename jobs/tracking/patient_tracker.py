@@ -1,7 +1,7 @@
-"""Curves of a run under way: training waits for no tracking server, and none of their points is lost while it is gone.
+"""Metrics of a run in progress: training never waits for the tracking server, and no point is lost in an outage.
 
-log ──► points that wait ──thread──► server
-                     └── at the end of a rank, what is left ──► STORAGE/NAME/unsent_metrics.json ──driver──► server
+log ──► queue ──thread──► server
+          └── rest, at the end of a rank ──► STORAGE/NAME/unsent_metrics.json ──driver──► server
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pipeline import storage
 
 UNSENT = "unsent_metrics.json"
 PAUSE_SECONDS = 5.0
-"""Between two tries."""
+"""Pause before a retry."""
 PATIENCE_SECONDS = 60.0
-"""How long the end of a rank waits for a server that is gone."""
+"""Time that a rank waits at its end for an unreachable server."""
 QUICK_REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""Of MLflow, which by default tries for minutes by itself."""
+"""Settings of MLflow, whose defaults would retry for minutes."""
 SILENT = "the tracking server %s does not answer: training goes on, and what it missed is sent when it does"
 log = logging.getLogger(__name__)
 
 
 class PatientTracker(Tracker):
-    """A tracker that sends from a thread, again and again while the server does not answer."""
+    """A tracker that sends from a thread, and retries while the server does not answer."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         super().__init__(uri, run_id)
@@ -39,7 +39,7 @@ class PatientTracker(Tracker):
             os.environ.setdefault(name, value)
 
     def send(self, points: Sequence[Point]) -> None:
-        """Have points sent; return at once."""
+        """Queue points for sending; return at once."""
         with self.changed:
             self.waiting += points
             self.changed.notify_all()
@@ -47,7 +47,7 @@ class PatientTracker(Tracker):
                 self.sender.start()
 
     def unsent(self, wait_seconds: float) -> list[Point]:
-        """Return the points that still wait after so long; none of them is lost."""
+        """Wait at most `wait_seconds` for all points to be sent; return those that are not."""
         with self.changed:
             self.changed.wait_for(lambda: not self.waiting, wait_seconds)
             return list(self.waiting)
@@ -69,21 +69,21 @@ class PatientTracker(Tracker):
                     self.changed.notify_all()
 
 
-def keep_unsent(tracker: PatientTracker, run_folder: str, wait_seconds: float = PATIENCE_SECONDS) -> None:
-    """Write the points that are still not sent after so long to the run's folder."""
+def save_unsent(tracker: PatientTracker, run_folder: str, wait_seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait at most `wait_seconds`, then write the unsent points to the run's folder."""
     if points := tracker.unsent(wait_seconds):
-        data = json.dumps([*kept_points(run_folder), *points])
+        data = json.dumps([*saved_points(run_folder), *points])
         storage.write_bytes_atomic(f"{run_folder}/{UNSENT}", data.encode())
 
 
-def kept_points(run_folder: str) -> list[Point]:
-    """Return the points that ranks could not send."""
+def saved_points(run_folder: str) -> list[Point]:
+    """Return the points in the run's folder that ranks could not send."""
     path = f"{run_folder}/{UNSENT}"
     return [tuple(point) for point in json.loads(storage.read_bytes(path))] if storage.exists(path) else []
 
 
-def send_kept(tracker: Tracker, run_folder: str) -> None:
-    """Send the points that ranks could not send."""
-    if points := kept_points(run_folder):
+def send_saved(tracker: Tracker, run_folder: str) -> None:
+    """Send the points in the run's folder that ranks could not send, and remove their file."""
+    if points := saved_points(run_folder):
         tracker.send(points)
         storage.remove(f"{run_folder}/{UNSENT}")

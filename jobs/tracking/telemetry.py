@@ -1,4 +1,4 @@
-"""Gauges that Ray's endpoint hands to Prometheus, one set per rank; `cluster/grafana.json` draws them."""
+"""Gauges that Ray exports to Prometheus, one set per rank; `cluster/grafana.json` is their dashboard."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ GAUGES = {
     "memory_mib": "most memory that this rank has had so far",
     "gpu_memory_mib": "most GPU memory that this rank has had so far",
 }
-"""What each gauge says; its name in Prometheus is ray_snps3_NAME."""
+"""Name → description of each gauge. In Prometheus it is called ray_snps3_NAME."""
 
 
 @functools.cache
 def gauge(name: str) -> Gauge:
-    """The gauge of a name in `GAUGES`."""
+    """Return the gauge of a name in `GAUGES`."""
     return Gauge(f"snps3_{name}", description=GAUGES[name], tag_keys=("run", "rank"))
 
 
 def publish(values: dict[str, float], run: str, rank: int) -> None:
-    """`values`, by names of `GAUGES`, as they are now. Nothing outside of a Ray."""
+    """Set the gauges to `values` (name in `GAUGES` → value). Do nothing if Ray is not initialized."""
     if ray.is_initialized():
         for name, value in values.items():
             gauge(name).set(value, {"run": run, "rank": str(rank)})
 
 
 def memory_mib() -> float:
-    """The most memory that this process has had."""
+    """Return the peak resident memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def gpu_memory_mib(device: torch.device) -> float:
-    """The most memory that tensors of this process have had on `device`; 0 on a CPU."""
+    """Return the peak memory of this process's tensors on `device`, in MiB; 0 on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0

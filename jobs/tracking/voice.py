@@ -1,10 +1,10 @@
-"""What a command says: a line of progress, lines for people, and a log of all that its libraries say.
+"""The output of a command: a progress line, lines for people, and a log of everything else.
 
     our lines and warnings ──────────────► terminal or job log, without secrets
-    Ray, MLflow, botocore, torch, workers ─► the log, named when Ray is connected and at an error
+    Ray, MLflow, botocore, torch, workers ─► the log, whose path is printed when Ray is connected and at an error
     stderr of processes and of C++ ────────► the log
 
-In a terminal the line of progress updates in place; elsewhere it is a line every `PROGRESS_SECONDS`.
+In a terminal, the progress line updates in place; elsewhere, a line is written every `PROGRESS_SECONDS`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pipeline.redaction import without_secrets
 
 PROGRESS_SECONDS = 30.0
 LIVE = "SNPS3_PROGRESS_LIVE"
-"""Environment variable that is 1 where whoever reads our output shows it in a terminal: then each line of progress is
-written, behind `PROGRESS_MARK`."""
+"""Environment variable, 1 if our output is piped to a process that shows it in a terminal. Then progress lines are
+written every `LIVE_SECONDS`, each after `PROGRESS_MARK`."""
 LIVE_SECONDS = 0.2
 STDERR = 2
 CLEAR = "\r\x1b[K"
@@ -36,12 +36,12 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def cleaned(text: str) -> str:
-    """Return `text` as it may be shown and logged: without secrets, control characters as their escapes."""
+    """Return `text` without secrets and with escaped control characters, for display and logs."""
     return printable(without_secrets(text))
 
 
 class Terminal:
-    """The one writer of lines for people."""
+    """The writer of all lines for people."""
 
     def __init__(self, stream: TextIO, *, is_relayed: bool = False) -> None:
         self.stream, self.is_relayed = stream, is_relayed
@@ -50,14 +50,14 @@ class Terminal:
         self.lock = threading.RLock()
 
     def say(self, line: str) -> None:
-        """Write a line that stays."""
+        """Write a permanent line."""
         with self.lock:
             self.stream.write(f"{CLEAR if self.is_open else ''}{cleaned(line)}\n")
             self.stream.flush()
             self.is_open = False
 
     def show_progress(self, line: str, now: float, *, is_last: bool = False) -> None:
-        """Write the line of progress, in place of the one before, if it is due `now` (seconds, monotonic)."""
+        """Replace the progress line if it is due at `now` (seconds, monotonic)."""
         pause = LIVE_SECONDS if self.is_live or self.is_relayed else PROGRESS_SECONDS
         line = cleaned(line)
         with self.lock:
@@ -72,7 +72,7 @@ class Terminal:
             self.stream.flush()
 
     def clear(self) -> None:
-        """Take the line of progress away, before somebody else writes to the terminal."""
+        """Erase the progress line before other output is written to the terminal."""
         with self.lock:
             if self.is_open:
                 self.stream.write(CLEAR)
@@ -88,7 +88,7 @@ def _columns() -> int:
 
 
 class ToTerminal(logging.Handler):
-    """Show the product's warnings, what is said, and progress; with `verbose` also what the product logs as it goes."""
+    """Shows our warnings, said lines and progress; if `is_verbose`, also our info messages."""
 
     def __init__(self, terminal: Terminal, name_log: Callable[[], None]) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class ToTerminal(logging.Handler):
 
 
 class Voice:
-    """The voice of one command: its terminal and its log."""
+    """The output of one command: its terminal and its log."""
 
     def __init__(self, command: str, terminal: Terminal) -> None:
         self.terminal, self.is_named = terminal, False
@@ -123,9 +123,9 @@ class Voice:
         self.file_descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
 
     def keep_in(self, folder: str) -> None:
-        """Go on with the log in `folder`, and name it; where that is in a store, a copy goes there at the end.
+        """Move the log to `folder` and print its path. For a folder in a store, `end` copies the log there.
 
-        Nothing where the log has been named already.
+        Do nothing if its path has been printed already.
         """
         from pipeline import storage
 
@@ -146,33 +146,33 @@ class Voice:
         self.name_log()
 
     def name_log(self) -> None:
-        """Say where the log is, once."""
+        """Print the path of the log, once."""
         if not self.is_named:
             self.is_named = True
             later = f", at the end also {self.copy_path}" if self.copy_path else ""
             self.terminal.say(f"log: {self.path}{later}")
 
     def end(self) -> None:
-        """Copy the log to its folder in a store; remove one that nobody was told of and nobody needs."""
+        """Copy the log to its folder in a store; remove a log whose path was never printed."""
         self.terminal.clear()
         if self.copy_path:
             from pipeline import storage
 
-            with contextlib.suppress(OSError):  # the store is gone: the log is where it was said to be
+            with contextlib.suppress(OSError):  # if the store is unreachable, the local log remains, as printed
                 storage.write_bytes_atomic(self.copy_path, Path(self.path).read_bytes())
         if not self.is_named:
             Path(self.path).unlink(missing_ok=True)
 
 
 class Cleaned(logging.Formatter):
-    """Format records, tracebacks too, as text without secrets and control characters."""
+    """Formats records and tracebacks without secrets and control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return cleaned(super().format(record))
 
 
 def private_folder(path: Path) -> Path:
-    """Return a folder that only this user can read: `path`, or a new one where another user was there first."""
+    """Return a folder that only this user can read: `path`, or a new one if `path` is not private."""
     path.mkdir(mode=0o700, exist_ok=True)
     status = path.lstat()
     if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
@@ -184,7 +184,7 @@ _voice: Voice | None = None
 
 
 def begin(command: str) -> Voice:
-    """Give this process, a command, its voice: from here on stderr is the log, and `say` writes to the terminal."""
+    """Set up the output of this command: from here on, stderr goes to the log, and `say` writes to the terminal."""
     global _voice
     sys.stderr.flush()
     stream = os.fdopen(os.dup(STDERR), "w", buffering=1, encoding="utf-8", errors="replace")
@@ -198,23 +198,23 @@ def begin(command: str) -> Voice:
 
 
 def log_formatter() -> logging.Formatter:
-    """Return how lines of the log are written."""
+    """Return the formatter of the log."""
     return Cleaned(FORMAT)
 
 
 def current() -> Voice | None:
-    """Return the voice of this command, None in a process that is no command."""
+    """Return the voice of this command; None if `begin` was not called."""
     return _voice
 
 
 def keep_log_in(folder: str) -> None:
-    """Have the command's log lie in `folder`, and say so; nothing in a process that is no command."""
+    """Move the command's log to `folder` and print its path. Do nothing if `begin` was not called."""
     if _voice:
         _voice.keep_in(folder)
 
 
 def say(line: str) -> None:
-    """Say a line to the person who started the command."""
+    """Print a line for the person who started the command."""
     if _voice:
         _voice.terminal.say(line)
     else:
@@ -222,7 +222,7 @@ def say(line: str) -> None:
 
 
 def show_progress(line: str, *, is_last: bool = False) -> None:
-    """Show how far the command is, in place of the line before or every so often; the last in any case."""
+    """Update the progress line if it is due, and always if it `is_last`."""
     if _voice:
         _voice.terminal.show_progress(line, time.monotonic(), is_last=is_last)
     else:
@@ -230,7 +230,7 @@ def show_progress(line: str, *, is_last: bool = False) -> None:
 
 
 def show(line: str) -> None:
-    """Print a line to stdout: of a result, or of another command, whose lines of progress stay such."""
+    """Print a line of a result to stdout, or relay a line of another command; relay its progress lines as progress."""
     terminal = _voice.terminal if _voice else None
     if terminal and line.startswith(PROGRESS_MARK):
         terminal.show_progress(line.removeprefix(PROGRESS_MARK), time.monotonic())
@@ -241,10 +241,10 @@ def show(line: str) -> None:
 
 
 def relayed_environment() -> dict[str, str]:
-    """Return what a command needs in its environment whose output is handed to `show`."""
+    """Return the environment variables of a command whose output is relayed by `show`."""
     return {LIVE: "1"} if _voice and _voice.terminal.is_live else {}
 
 
 def terminal_stream() -> TextIO:
-    """Return where a library writes that speaks to the person in our name, as a parser of options does."""
+    """Return the stream for libraries that write to the user on our behalf, such as the parser of options."""
     return _voice.terminal.stream if _voice else sys.stderr

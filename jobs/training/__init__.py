@@ -1,4 +1,4 @@
-"""One rank of a run: its job, batches, optimizer step, train loop, checkpoints, and what stops it.
+"""One rank of a run: its job, batches, optimizer step, train loop, checkpoints, stop requests and watchdog.
 
 May import `jobs.run`, `jobs.tracking`, `jobs.tasks`, `cluster`, `pipeline` and `snps3_model`.
 """

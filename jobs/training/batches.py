@@ -1,4 +1,4 @@
-"""This rank's batches: from its shares of the steps, as Ray Data delivers them, to tensors on its device."""
+"""This rank's batches: from the tables that Ray Data delivers to tensors on the device."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pipeline.stream.transforms import augment
 from pipeline.text.config import MaskingConfig
 
 EVALUATION_MASKING = MaskingConfig(top_k=None, min_masked=1)
-"""How the words of evaluation captions are masked, whatever the run trains with, so that runs can be compared."""
+"""Masking of evaluation captions: the same for all runs, whatever they train with, so that runs are comparable."""
 
 Item = TypeVar("Item")
 
 
 class RankBatches:
-    """The batches of one rank, with counts of what it has read since its worker group started."""
+    """The batches of one rank, and counts of the clips that it has read since its worker group started."""
 
     def __init__(self, job: Job, runtime: Runtime, clock: Clock, alive: Callable[[], None] = lambda: None) -> None:
         self.job, self.runtime, self.world, self.clock, self.alive = job, runtime, runtime.world, clock, alive
@@ -47,12 +47,12 @@ class RankBatches:
         return self.read(name, self._tables(name, name), 0)
 
     def segments(self, start_step: int) -> list[tuple[str, int, int]]:
-        """Return name and step range of each dataset that is left of the run from `start_step` on."""
+        """Return (name, start, stop) of each training dataset that has steps at or after `start_step`."""
         num_steps, max_ranks = self.job.optim.num_steps, self.job.placement.most_workers
         return [part for part in segments(self.job.sources["train"], num_steps, max_ranks) if part[2] > start_step]
 
     def dataset(self, name: str, network: Network, batches: Iterable[Batch] | None = None) -> Evaluation:
-        """Return an evaluation split with what it is measured with; `batches`, where they have been read already."""
+        """Return the evaluation of a split. Pass `batches` if they have been read already."""
         return Evaluation(
             name=name,
             batches=self.evaluation(name) if batches is None else batches,
@@ -67,9 +67,10 @@ class RankBatches:
         return self.runtime.tables(dataset, self.job.sources[name].share(self.world.size))
 
     def read(self, name: str, tables: Iterator[pa.Table], start_step: int) -> Iterator[Batch]:
-        """Yield this rank's shares of the steps from `start_step` on of the dataset `name`, as the network reads them.
+        """Yield this rank's batches of the dataset `name` from `start_step` on, one per step, on its device.
 
-        A thread makes the next batch and moves it to the device meanwhile. It is counted once it is yielded.
+        A thread prepares the next batch and copies it to the device meanwhile. Clips are counted when their batch is
+        yielded, not when it is prefetched.
         """
         source, stage = self.job.sources[name], Stage.TRAIN if name == "train" else Stage.EVALUATE
         shares = in_plan_order(
@@ -81,70 +82,75 @@ class RankBatches:
         )
         transfer = Transfer(self.world.device)
         batches = (
-            (counted(table, stage), transfer.sent(lambda table=table, step=step: self.made(name, table, step)))
+            (
+                tally(table, stage),
+                transfer.send(lambda table=table, step=step: self.make_batch(name, table, step)),
+            )
             for step, table in enumerate(shares, start_step)
         )
-        for (rejected, num_seen, num_retries), sent in ahead(batches):
+        for (rejected, num_seen, num_retries), sent in prefetch(batches):
             self.alive()
             self.rejected += rejected
             self.num_seen += num_seen
             self.num_retries += num_retries
-            yield transfer.received(*sent)
+            yield transfer.receive(*sent)
 
-    def made(self, name: str, table: pa.Table, step: int) -> Batch:
+    def make_batch(self, name: str, table: pa.Table, step: int) -> Batch:
         """Return the batch of this rank's share of a step, on its device."""
         job, source, device, is_training = self.job, self.job.sources[name], self.world.device, name == "train"
         with self.clock("plan"):
             epoch = source.planned(step).epoch
-        rows = clip_rows(table, source=source, epoch=epoch, allocate=pinned if device.type == "cuda" else np.empty)
+        rows = clip_rows(
+            table, source=source, epoch=epoch, allocate=pinned_array if device.type == "cuda" else np.empty
+        )
         batch = job.task.batch(rows, job.text) if is_training else job.text.batch(rows, EVALUATION_MASKING)
         if device.type != "cpu":
-            batch = dataclasses.replace(batch, most_tokens=max(job.text.text.max_tokens, batch.token_ids.shape[1]))
+            batch = dataclasses.replace(batch, max_tokens=max(job.text.text.max_tokens, batch.token_ids.shape[1]))
         drawn = draw_augmentation(rows, job.data.augmentation, seed=job.seed, is_training=is_training)
         return augment(batch.to(device), drawn)
 
 
-def counted(table: pa.Table, stage: Stage) -> tuple[list[Rejected], int, int]:
-    """Return the clips of a share that failed, how many clips it holds, and how often the store was asked again."""
+def tally(table: pa.Table, stage: Stage) -> tuple[list[Rejected], int, int]:
+    """Return the rejected clips of a rank's share, its number of clips, and its number of storage retries."""
     num_seen, num_retries = (table["clip_id"].to_numpy() >= 0).sum(), table["num_retries"].to_numpy().sum()
     return rejected_rows(table, stage), int(num_seen), int(num_retries)
 
 
 class Transfer:
-    """Batches on their way to a device. On a GPU they are copied and augmented on a stream of their own, while that of
-    the steps goes on."""
+    """Copies batches to a device. On a GPU, a side stream copies and augments them while the compute stream runs the
+    steps."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def sent(self, make: Callable[[], Batch]) -> tuple[Batch, torch.Event | torch.cuda.Event | None]:
-        """Return what `make` returns, and when the device will have it. For the thread that makes batches."""
-        with torch.cuda.stream(self.stream):  # and on its device, which a new thread does not know
+    def send(self, make: Callable[[], Batch]) -> tuple[Batch, torch.Event | torch.cuda.Event | None]:
+        """Return the batch of `make`, and the event after which it is on the device. Runs in the prefetch thread."""
+        with torch.cuda.stream(self.stream):  # also selects the device, which is per thread
             return make(), self.stream.record_event() if self.stream else None
 
-    def received(self, batch: Batch, event: torch.Event | torch.cuda.Event | None) -> Batch:
-        """Let the stream of the steps, not the host, wait for `batch`, and return it."""
+    def receive(self, batch: Batch, event: torch.Event | torch.cuda.Event | None) -> Batch:
+        """Return `batch` after making the compute stream, not the host, wait for it."""
         if event:
             steps = torch.cuda.current_stream(batch.frames.device)
             steps.wait_event(event)
-            for tensor in batch.tensors():  # or its memory is free for the next batch before the steps have read it
+            for tensor in batch.tensors():  # or the allocator reuses its memory before the steps have read it
                 tensor.record_stream(steps)
         return batch
 
 
-def pinned(shape: tuple[int, ...], dtype: type[np.uint8]) -> NDArray[np.uint8]:
-    """Return an array in memory from which a GPU copies while the process goes on."""
+def pinned_array(shape: tuple[int, ...], dtype: type[np.uint8]) -> NDArray[np.uint8]:
+    """Return an array in pinned memory, from which a GPU copies asynchronously."""
     del dtype
     return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield `items`; a thread makes the next one meanwhile. What it raises is raised here, with its traceback."""
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield `items`, and compute the next one in a thread meanwhile. Its exceptions are raised here."""
     pool, end = ThreadPoolExecutor(1, "prefetch"), object()
     try:
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
+        pending = pool.submit(next, items, end)
+        while (item := pending.result()) is not end:
+            pending = pool.submit(next, items, end)
             yield item  # pyright: ignore[reportReturnType]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -19,12 +19,12 @@ from pipeline import storage
 OPTIMIZER = "optimizer.pt"
 AVERAGE = "average.safetensors"
 METADATA = {"format": "pt"}
-"""Of a safetensors file; Hugging Face's readers ask for it."""
+"""Metadata of a safetensors file. Hugging Face's loaders require it."""
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run has come. The step is the position in the data too: the plan derives the rest."""
+    """How far a run has come. `step` is also the position in the data: the plan derives the rest."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -35,9 +35,9 @@ class Progress:
     score: float = float("-inf")
     """Of the last evaluation."""
     probes: dict[str, float] | None = None
-    """Metrics of the last evaluation by which sweeps compare runs."""
+    """Metrics of the last evaluation that sweeps compare."""
     seconds: dict[str, float] | None = None
-    """Time spent so far, by what it went to."""
+    """Seconds spent so far, by `Clock` name."""
     is_finished: bool = False
 
 
@@ -63,7 +63,7 @@ def save(
 def load(
     folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
 ) -> Progress:
-    """Load what `save` wrote and return its progress. ValueError for a tensor that is missing or unexpected."""
+    """Load a checkpoint of `save` and return its progress. ValueError for a missing or an unexpected tensor."""
     if average:
         average.load(safetensors.torch.load_file(os.path.join(folder, AVERAGE)))
     load_weights(Path(folder, WEIGHTS).read_bytes(), model)
@@ -72,19 +72,19 @@ def load(
 
 
 def save_best(run_folder: str, model: nn.Module, progress: Progress) -> None:
-    """Write the weights that scored best so far, beside their progress."""
+    """Write the weights and the progress of the best evaluation so far."""
     storage.write_bytes_atomic(f"{run_folder}/best/{WEIGHTS}", weight_bytes(model))
     storage.write_bytes_atomic(f"{run_folder}/best/{PROGRESS}", json.dumps(asdict(progress)).encode())
 
 
 def weight_bytes(model: nn.Module) -> bytes:
-    """Return the weights of `model` as a safetensors file; tied tensors stand under the first of their names."""
+    """Return the weights of `model` as a safetensors file. Tied tensors are stored once, under their first name."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     return safetensors.torch.save(_unshared(tensors), METADATA)
 
 
 def read_weights(data: bytes, path: str) -> dict[str, torch.Tensor]:
-    """Return name → tensor of a safetensors file. ValueError with its `path` if its header does not fit its bytes."""
+    """Return name → tensor of a safetensors file. ValueError naming `path` if the file is damaged."""
     try:
         return safetensors.torch.load(data)
     except SafetensorError as error:
@@ -92,8 +92,8 @@ def read_weights(data: bytes, path: str) -> dict[str, torch.Tensor]:
 
 
 def load_weights(data: bytes, model: nn.Module, path: str = "the checkpoint") -> None:
-    """Load a safetensors file into `model`, by name and shape. ValueError for a missing or unexpected tensor, but for
-    the heads of other packages' losses where `model` is not trained with any."""
+    """Load a safetensors file into `model`, by name and shape. ValueError for a missing or an unexpected tensor; heads
+    of other packages' losses are ignored if `model` has none."""
     weights = read_weights(data, path)
     if not getattr(model, "extra_heads", None):
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("extra_heads.")}

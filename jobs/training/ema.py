@@ -1,4 +1,4 @@
-"""A moving average of a run's weights, to be evaluated and kept instead of the last ones.
+"""A moving average of a run's weights, which is evaluated and saved instead of the last weights.
 
 `torch.optim.swa_utils.AveragedModel` would need a deep copy of the network (hooks, gathers and queues included), has
 names with a prefix `module.` in its checkpoint and counts updates in a tensor on the device; its
@@ -29,7 +29,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Move towards the weights after `step` steps; at first faster, so that the random start is soon forgotten."""
+        """Update with the weights after `step` steps. Early updates decay faster, to forget the random start."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, tensor in network.state_dict().items():
             if name in self.averaged:
@@ -45,7 +45,7 @@ class WeightAverage:
 
 @contextmanager
 def averaged(network: nn.Module, average: WeightAverage | None) -> Iterator[None]:
-    """Within it, `network` has the averages instead of its weights, if there are any."""
+    """Replace the weights of `network` by the averages within this context; do nothing without an average."""
     if average is None:
         yield
         return

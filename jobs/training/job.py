@@ -10,15 +10,15 @@ from typing import Any
 
 import ray.data
 
-from cluster import run as cluster_run
-from jobs.run import run_files
+from cluster.rank_datasets import Workers
 from jobs.run.config import DataConfig, OptimConfig, Placement, SelectionConfig
 from jobs.tasks.task import Task
 from jobs.tasks.text import TextProcessor
+from jobs.training.streams import evaluation_stream, training_stream
 from pipeline import storage
 from pipeline.records import Kind
 from pipeline.stream.epoch_plan import Plan
-from pipeline.stream.loader import ClipSource, clip_stream, segments
+from pipeline.stream.loader import ClipSource, segments
 from pipeline.stream.source import split_clips
 from snps3_model.config import ModelConfig
 from snps3_model.loading import is_hub_name
@@ -26,7 +26,7 @@ from snps3_model.loading import is_hub_name
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the driver hands to every rank."""
+    """The input of each rank, from the driver."""
 
     name: str
     seed: int
@@ -41,13 +41,13 @@ class Job:
     selection: SelectionConfig
     placement: Placement
     config_json: bytes = b""
-    """The resolved configuration, as it lies in the run's folder: each checkpoint gets a copy."""
+    """Content of config.json, the resolved configuration in the run's folder; each checkpoint gets a copy."""
     tracking_uri: str = ""
     tracking_run_id: str = ""
 
 
 def with_absolute_weights(model: ModelConfig) -> ModelConfig:
-    """Return the model with absolute paths, because Ray Train starts ranks in a folder of their own."""
+    """Return the model config with absolute paths, because Ray Train starts ranks in another working directory."""
 
     def is_no_path(source: str) -> bool:
         return is_hub_name(source) or source.startswith("{")  # an exported model's own description
@@ -82,8 +82,8 @@ def make_sources(
     max_clips: int | None = None,
     failures: str = "",
 ) -> dict[str, ClipSource]:
-    """Return where the clips of training and of each evaluation come from, by dataset. An evaluation reads `max_clips`
-    of its split at most. `failures`: folder of the clips that do not decode."""
+    """Return the clip sources of training and of each evaluation, by dataset. An evaluation reads at most `max_clips`
+    of its split. `failures`: folder for the clips that do not decode."""
     evaluation = evaluation_sources(data, placement, global_batch, seed, max_clips=max_clips)
     training = dataclasses.replace(
         evaluation["validation"],
@@ -100,7 +100,7 @@ def make_sources(
 def evaluation_sources(
     data: DataConfig, placement: Placement, global_batch: int, seed: int, *, max_clips: int | None = None
 ) -> dict[str, ClipSource]:
-    """Return where the clips of each evaluation come from. A corpus without training clips has these too."""
+    """Return the clip source of each evaluation. Works for a corpus without training clips too."""
     splits = {"validation": data.validation_split, "test": data.test_split, "temporal": data.temporal_split}
     return {
         name: ClipSource(
@@ -123,8 +123,8 @@ def evaluation_sources(
 
 
 def datasets(job: Job) -> dict[str, Callable[[int], ray.data.Dataset]]:
-    """Return a builder per dataset, called with the number of ranks whenever a worker group asks for it: training
-    begins at the last committed step."""
+    """Return a builder per dataset. Each worker group calls it with its number of ranks; training then begins at the
+    last committed step."""
     built: dict[str, Callable[[int], ray.data.Dataset]] = {
         name: functools.partial(evaluation_stream, source) for name, source in job.sources.items() if name != "train"
     }
@@ -134,20 +134,9 @@ def datasets(job: Job) -> dict[str, Callable[[int], ray.data.Dataset]]:
     return built
 
 
-def training_stream(source: ClipSource, run_folder: str, start: int, stop: int, num_ranks: int) -> ray.data.Dataset:
-    """Return the uncommitted steps of [start, stop); if all are committed, the last one, which no rank reads."""
-    first = min(max(start, run_files.committed_step(run_folder)), stop - 1)
-    return clip_stream(source, start_step=first, stop_step=stop, num_ranks=num_ranks)
-
-
-def evaluation_stream(source: ClipSource, num_ranks: int) -> ray.data.Dataset:
-    """Return one pass over an evaluation split."""
-    return clip_stream(source, start_step=0, stop_step=source.num_evaluation_steps(), num_ranks=num_ranks)
-
-
-def workers(placement: Placement) -> cluster_run.Workers:
+def workers(placement: Placement) -> Workers:
     """Return the worker group that the placement asks for."""
-    return cluster_run.Workers(
+    return Workers(
         fewest=placement.fewest_workers,
         most=placement.most_workers,
         use_gpu=placement.use_gpu,

@@ -11,8 +11,8 @@ from snps3_model.visual_weights import load_visual_weights
 
 
 def make_network(job: Job, world: World, *, is_new: bool) -> tuple[Network, list[str]]:
-    """Return the network of the job's task on this rank's device. A new run gets the first weights that its model
-    names, with a line of report about each file of them."""
+    """Return the network of the job's task on this rank's device. A new run loads the initial weights that its model
+    config names; each weight file adds a line to the report."""
     model, reports = build_model(job.model, job.text.tokenizer), []
     if is_new:
         earlier = job.model.initial_weights

@@ -16,13 +16,13 @@ from snps3_model.convert import published_name
 
 Rule = Literal["vectors", "published"]
 LAYER = re.compile(r".*\.(?:layers?|blocks?|stages?)\.\d+\.")
-"""What the names of a layer's parameters begin with, in every network of ours and of Transformers."""
+"""Prefix of the names of a layer's parameters, in our networks and in those of Transformers."""
 
 
 def is_decayed(name: str, parameter: Tensor, rule: Rule) -> bool:
-    """Whether weight decay pulls at a parameter. `vectors`: at all but biases, norms and other vectors. `published`: at
-    all whose published name holds neither "bias" nor "LayerNorm.weight", so norms of visual encoders too, and tables of
-    relative positions not (fault B21)."""
+    """Return whether a parameter has weight decay. `vectors`: all but biases, norms and other vectors. `published`: all
+    whose published name contains neither "bias" nor "LayerNorm.weight". That decays the norms of visual encoders too,
+    but not the tables of relative positions (fault B21)."""
     if rule == "vectors":
         return parameter.ndim > 1
     return not any(part in published_name(name) for part in ("bias", "LayerNorm.weight"))
@@ -38,10 +38,10 @@ def parameter_groups(
     slow_factor: float = 1.0,
     layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer, decayed ones first; frozen parameters are in none.
+    """Return the parameter groups of an optimizer, decayed ones first, without frozen parameters.
 
-    Parameters whose names contain one of `slow` have groups of their own, before the others, slowest first: with lr ·
-    `slow_factor`, and · `layer_decay` for each layer of their part above them.
+    Parameters whose names contain one of `slow` have separate groups, before the others, slowest first. Their rate is
+    lr · `slow_factor` · `layer_decay`ⁿ, with n layers of their part above them.
     """
     kept = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     names = [name for name, _ in kept]
@@ -63,7 +63,7 @@ def parameter_groups(
 
 
 def layers_above(names: Sequence[str]) -> dict[str, int]:
-    """How many layers stand above each of a part's parameters, which are named in the order of the forward pass."""
+    """Return the number of layers above each parameter of a part. `names` are in the order of the forward pass."""
     below: dict[str, int] = {}
     layers: dict[str, None] = {}
     for name in names:
@@ -74,7 +74,7 @@ def layers_above(names: Sequence[str]) -> dict[str, int]:
 
 
 def pretrained_parts(model: ModelConfig) -> tuple[str, ...]:
-    """What the names of parameters contain that start from pre-trained weights."""
+    """Return substrings of the names of those parameters that start from pre-trained weights."""
     visual, text = ("model.visual.backbone.",), ("model.bert.", "model.separate_cross.")
     is_earlier = model.initial_weights is not None
     return (
@@ -86,8 +86,8 @@ def pretrained_parts(model: ModelConfig) -> tuple[str, ...]:
 def make_optimizer(
     named: Iterable[tuple[str, Tensor]], config: OptimConfig, pretrained: tuple[str, ...] = ()
 ) -> torch.optim.Optimizer:
-    """AdamW as `config` has it, with rates of their own for the `pretrained` parts. On GPUs one kernel moves all
-    weights."""
+    """Return AdamW as configured, with separate rates for the `pretrained` parts. It is fused if all parameters are on
+    GPUs."""
     is_plain = config.pretrained_rate == config.layer_decay == 1 and not config.frozen_steps
     groups = parameter_groups(
         named,
@@ -105,8 +105,8 @@ def make_optimizer(
 def step_factor(
     step: int, *, warmup_steps: int, milestones: Iterable[int], warmup_factor: float = 0.1, ratio: float = 0.1
 ) -> float:
-    """What the rate of the step after `step` steps is multiplied by: linear warm-up from `warmup_factor`, then `ratio`
-    for each milestone that is reached."""
+    """Return the factor of the learning rate after `step` steps: linear warm-up from `warmup_factor`, then `ratio` for
+    each milestone that is reached."""
     if warmup_steps and step <= warmup_steps:
         share = step / warmup_steps
         return warmup_factor * (1 - share) + share
@@ -114,18 +114,20 @@ def step_factor(
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Rate of the step after `step` steps: linear warm-up from a tenth, then cosine or one fall to a tenth (§5)."""
+    """Return the learning rate after `step` steps: linear warm-up from a tenth, then cosine or one drop to a tenth
+    (§5). The cosine begins after `hold_share` of the run (warm-up, stable, decay; Hu et al., COLM 2024)."""
     if config.decay == "step":
         milestones = () if config.decay_step is None else (config.decay_step,)
         return config.lr * step_factor(step, warmup_steps=config.warmup_steps, milestones=milestones)
     if step < config.warmup_steps:
         return config.lr * (0.1 + 0.9 * step / config.warmup_steps)
-    share = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    return config.lr * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+    start = max(config.warmup_steps, config.hold_share * config.num_steps)
+    share = (step - start) / max(1, config.num_steps - start)
+    return config.lr * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, max(0.0, share)))) / 2)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, config: OptimConfig) -> None:
-    """Give each group its rate of the step after `step` steps: 0 for pre-trained parts that do not move yet."""
+    """Set each group's learning rate after `step` steps; it is 0 for pre-trained parts in the first `frozen_steps`."""
     rate = learning_rate(step, config)
     for group in optimizer.param_groups:
         is_held = group["is_slow"] and step < config.frozen_steps

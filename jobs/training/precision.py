@@ -8,9 +8,9 @@ from jobs.run.config import Precision
 
 
 def set_float32_precision(precision: Precision) -> None:
-    """Let GPUs round the factors of float32 matrices and convolutions to TF32 where `precision` says so, not elsewhere.
+    """Let GPUs use TF32 in float32 matrix products and convolutions if `precision` is "tf32", and only then.
 
-    cuDNN would round those of convolutions by default. What autocast leaves in float32 stays exact.
+    cuDNN uses it for convolutions by default. With "bf16", operators that autocast leaves in float32 stay exact.
     """
     is_rounded = precision == "tf32"
     torch.set_float32_matmul_precision("high" if is_rounded else "highest")
@@ -18,10 +18,10 @@ def set_float32_precision(precision: Precision) -> None:
 
 
 def is_evaluated_in_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether an evaluation runs in bfloat16 too: on a GPU, where all pairs of a split in float32 would take hours."""
+    """Return whether an evaluation runs in bfloat16 too: on a GPU, where all pairs in float32 would take hours."""
     return precision == "bf16" and device.type == "cuda"
 
 
 def evaluation_autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Return the context in which a rank evaluates."""
+    """Return the autocast context of an evaluation."""
     return torch.autocast(device.type, torch.bfloat16, enabled=is_evaluated_in_bf16(precision, device))

@@ -1,4 +1,4 @@
-"""What a rank reports while it trains: metrics, lines of progress, the ledger of rejected clips."""
+"""The reports of a rank while it trains: metrics, progress lines, the ledger of rejected clips."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Reporter:
     def __init__(self, job: Job, batches: RankBatches, journal: Journal, tracker: Tracker) -> None:
         self.job, self.batches, self.journal, self.tracker = job, batches, journal, tracker
         self.world, self.ledger = batches.world, f"{job.run_folder}/ledger.parquet"
-        self.status, self.num_said = StatusFile(job.run_folder), 0
+        self.status, self.num_reported = StatusFile(job.run_folder), 0
 
     def say(self, line: str) -> None:
-        """Say a line about the run."""
+        """Print a line about the run, on the first rank only."""
         say(self.world, f"{self.job.name}: {line}")
 
     def log(self, meter: Meter, metrics: dict[str, Tensor], batch: Batch, step: int, requests: Requests) -> None:
-        """Report losses, speed, and what was rejected so far, to MLflow, Prometheus, the journal and the terminal.
+        """Report losses, speed, and the clips rejected so far to MLflow, Prometheus, the journal and the terminal.
 
-        The one place that waits for the device. The ranks exchange their counts, and agree when to poll next. RunError
-        on all ranks when the loss is not finite or too many clips are rejected.
+        Only this call waits for the device. The ranks exchange their counts and agree when to poll next. RunError on
+        all ranks when the loss is not finite or too many clips are rejected.
         """
-        with meter.clock("step"):  # the device ends it now
+        with meter.clock("step"):  # `item` waits for the device, which is part of the step
             values = {name: value.item() for name, value in metrics.items()}
         with meter.clock("telemetry"):
             wrong, read = non_finite(values), self.batches
@@ -58,7 +58,8 @@ class Reporter:
             self.publish(meter, values, {"rejected": num_rejected, "store_retries": num_retries}, step)
 
     def publish(self, meter: Meter, values: dict[str, float], counts: dict[str, int], step: int) -> None:
-        """Hand the values of a step to whoever shows them."""
+        """Send the values of a step to the journal and to Prometheus; on the first rank also to MLflow, the status file
+        and the terminal."""
         speed = meter.read(step)
         values |= speed | counts | {"lr": learning_rate(step, self.job.optim)}
         memory = {"memory_mib": telemetry.memory_mib(), "gpu_memory_mib": telemetry.gpu_memory_mib(self.world.device)}
@@ -73,7 +74,7 @@ class Reporter:
             worker_lines.show_progress(f"{self.job.name} · {meter.line(step, values)}")
 
     def refuse_too_many_rejected(self, num_rejected: int, num_seen: int) -> None:
-        """Raise RunError, after the ledger is written, when too large a share of the clips could not be decoded."""
+        """Write the ledger and raise RunError when too large a share of the clips could not be decoded."""
         share = self.job.data.max_rejected_share
         if num_rejected <= share * num_seen or num_rejected < 3:
             return
@@ -84,26 +85,26 @@ class Reporter:
             raise RunError(str(error)) from error
 
     def write_ledger(self) -> list[Rejected]:
-        """Write the ledger of the run, every clip that failed in this worker group and before it; return the former."""
+        """Write every clip rejected by this and earlier worker groups to the run's ledger; return those of this one."""
         rejected = self.world.gather_objects(self.batches.rejected)
         if self.world.is_first:
             lost = unique(rejected, self.ledger)
             write_ledger(lost, self.ledger)
-            if len(lost) > self.num_said:
-                self.num_said = len(lost)
+            if len(lost) > self.num_reported:
+                self.num_reported = len(lost)
                 last, reasons = lost[-1], ", ".join(f"{why} {count}" for why, count in count_by_reason(lost).items())
                 self.say(f"clips that cannot be used: {reasons} (the last is {last.uri}); all are in {self.ledger}")
         return rejected
 
 
 def say(world: World, line: str) -> None:
-    """Say a line to the person who started the run, on the first rank only."""
+    """Print a line on the driver's terminal, on the first rank only."""
     if world.is_first:
         worker_lines.say(line)
 
 
 def unique(rejected: list[Rejected], path: str | None = None) -> list[Rejected]:
-    """Return each clip once per stage and reason, together with what already stands in the ledger at `path`."""
+    """Return the clips of the ledger at `path` and `rejected`, each once per stage and reason."""
     before = read_ledger(path) if path and storage.exists(path) else []
     return list({(clip.clip_id, clip.stage, clip.reason): clip for clip in before + rejected}.values())
 
@@ -111,8 +112,7 @@ def unique(rejected: list[Rejected], path: str | None = None) -> list[Rejected]:
 class Meter:
     """Speed since the start of this worker group, and over the last logged steps.
 
-    The host hands steps to a device and waits for it elsewhere, so a step takes the wall time that no `BETWEEN_STEPS`
-    explains.
+    Steps run asynchronously on the device, so the time of a step is wall time without that of `BETWEEN_STEPS`.
     """
 
     BETWEEN_STEPS = ("evaluation", "checkpoint")
@@ -123,7 +123,7 @@ class Meter:
         self.last_step, self.last_read, self.last_seconds = first_step, self.start, dict(clock.seconds)
 
     def read(self, step: int) -> dict[str, float]:
-        """Return clips per second, step and data-wait seconds per step, since the last reading."""
+        """Return clips per second, share of time spent waiting for data, and seconds per step since the last call."""
         now, seconds, num_steps = time.perf_counter(), dict(self.clock.seconds), max(1, step - self.last_step)
         spent = {name: value - self.last_seconds.get(name, 0.0) for name, value in seconds.items()}
         elapsed = max(1e-9, now - self.last_read - sum(spent.get(name, 0.0) for name in self.BETWEEN_STEPS))
@@ -140,7 +140,7 @@ class Meter:
         return per_step * (self.optim.num_steps - step)
 
     def line(self, step: int, values: dict[str, float]) -> str:
-        """Return a line for people: step, loss, speed, time left, clips that were rejected."""
+        """Return a progress line: step, loss, speed, time left, rejected clips."""
         rejected, left = values.get("rejected", 0), int(self.seconds_left(step))
         return (
             f"step {step}/{self.optim.num_steps} · loss {values['loss/total']:.3f} · "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,7 +29,7 @@ class TrainState:
 
     network: Network
     wrapped: nn.Module
-    """The network, with gradients averaged over the ranks."""
+    """`network`, with gradients averaged over the ranks (DDP)."""
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None = None
     """Moving average of the weights, with `optim.average_decay`."""
@@ -39,7 +39,7 @@ class TrainState:
 def make_state(
     network: Network, wrapped: nn.Module, config: OptimConfig, pretrained: tuple[str, ...] = ()
 ) -> TrainState:
-    """Return a run before its first step. `pretrained`: parts whose rates `config` sets apart, by their names."""
+    """Return the state before the first step. `pretrained`: names of the parts with separate learning rates."""
     return TrainState(
         network=network,
         wrapped=wrapped,
@@ -49,8 +49,8 @@ def make_state(
 
 
 def train_step(state: TrainState, batch: Batch, optim: OptimConfig, *, seed: int, rank: int) -> dict[str, Tensor]:
-    """Do one optimizer step and return detached scalars. Nothing here waits for the device; what is random in it
-    depends on (seed, step, rank) alone."""
+    """Do one optimizer step and return detached scalars, without waiting for the device. Its random numbers depend only
+    on (seed, step, rank)."""
     torch.manual_seed(hash((seed, state.progress.step, rank)) & 0xFFFFFFFF)
     set_rates(state.optimizer, state.progress.step, optim)
     with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=optim.precision == "bf16"):
@@ -69,11 +69,24 @@ def train_step(state: TrainState, batch: Batch, optim: OptimConfig, *, seed: int
 
 
 def training_steps(
-    state: TrainState, batches: Iterator[Batch], optim: OptimConfig, *, seed: int, rank: int, clock: Clock
+    state: TrainState,
+    batches: Iterator[Batch],
+    optim: OptimConfig,
+    *,
+    seed: int,
+    rank: int,
+    clock: Clock,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
 ) -> Iterator[tuple[dict[str, Tensor], Batch]]:
-    """Yield the metrics and the batch of each step until the run's last one."""
+    """Yield the metrics and the batch of each step until the run's last one.
+
+    `wrap` returns the network with gradients averaged over the ranks; the default fits a single rank. It is called
+    again when the set of losses changes, because DDP waits for the gradients of the losses it was built with.
+    """
     state.wrapped.train()
     while state.progress.step < optim.num_steps:
+        if choose_losses(state, optim):
+            state.wrapped = wrap(state.network).train()
         with clock("data_wait"):
             batch = next(batches)
         with clock("step"):
@@ -82,8 +95,14 @@ def training_steps(
         state.wrapped.train()
 
 
+def choose_losses(state: TrainState, optim: OptimConfig) -> bool:
+    """Choose the losses of the next step and return whether the set changed. Most tasks keep one set for all steps."""
+    choose = getattr(state.network, "choose_losses", None)
+    return bool(choose and choose(state.progress.step, optim.num_steps))
+
+
 class RunError(RuntimeError):
-    """An error that stops a run for good: starting again from the last checkpoint would only repeat it."""
+    """An error that ends a run: a restart from the last checkpoint would only repeat it."""
 
 
 class DivergedError(RunError):
@@ -105,7 +124,7 @@ def non_finite_error(wrong: list[str], step: int, clip_ids: list[int], run_folde
 
 
 def save_checkpoint(state: TrainState, runtime: Runtime, probes: Mapping[str, float], config_json: bytes = b"") -> None:
-    """Commit a checkpoint; the first rank writes it, all take part. `probes`: metrics of this very step."""
+    """Commit a checkpoint: the first rank writes it, and all ranks must call this. `probes`: metrics of this step."""
     progress = state.progress
     score = progress.score if math.isfinite(progress.score) else -1.0
 
@@ -116,7 +135,7 @@ def save_checkpoint(state: TrainState, runtime: Runtime, probes: Mapping[str, fl
 
 
 class Clock:
-    """Seconds spent, by what they went to; a context manager per part."""
+    """Seconds spent per named part; calling it with a name returns a context manager that adds to that part."""
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds = dict(seconds or {})

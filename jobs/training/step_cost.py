@@ -1,8 +1,8 @@
-"""What a step takes of a rank's device, counted without computing it: bytes and FLOP of the operators that it runs.
+"""Memory and FLOP of a step on a rank's device, counted without computing it.
 
-The network's own step runs on fake tensors, which have shapes and no values. Each storage counts from the operator that
-makes it to the end of its last tensor, as an allocator would see it; FLOP are those of `torch.utils.flop_counter`.
-Not counted: what a library keeps for itself (the CUDA context, workspaces of cuDNN, fragmentation).
+The step runs on fake tensors, which have shapes but no values. A storage counts from the operator that allocates it
+until its last tensor dies, as for an allocator. FLOP are those of `torch.utils.flop_counter`.
+Not counted: the CUDA context, workspaces of cuDNN, fragmentation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from snps3_model.snps3 import SNPS3
 
 MASK_ID = 3
 NUM_MOMENTS = 2
-"""Numbers that AdamW keeps for each trained one."""
+"""State values that AdamW keeps per trained parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,58 +41,58 @@ class StepShape:
     num_frames: int
     size_px: int
     num_tokens: int
-    """Of every caption: the longest that may come."""
+    """Of every caption: the maximum."""
     num_words: int
-    """That LVWM matches."""
+    """Words per caption that LVWM matches."""
     num_masked: int
-    """Labels of a caption at most."""
+    """Most masked tokens of a caption."""
     vocabulary_size: int
     rows_at_once: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """What one rank's step takes."""
+    """Memory and FLOP of one rank's step."""
 
     weights_bytes: int
     """Weights, buffers and their average."""
     optimizer_bytes: int
     """Moments of AdamW, and the gradients."""
     activation_bytes: int
-    """The most that lives beside them at once: activations, batch, and what operators hold meanwhile."""
+    """Peak of everything else: activations, batch, and temporaries of operators."""
     flop: int
     """Of the forward and the backward pass."""
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes of the device at once."""
+        """Return the peak memory of the device."""
         return self.weights_bytes + self.optimizer_bytes + self.activation_bytes
 
 
-class Counted(TorchDispatchMode):
-    """FLOP of the operators, and bytes of the storages that they made and that are still there, now and at most."""
+class CostCounter(TorchDispatchMode):
+    """Counts the FLOP of operators, and the bytes of live storages, current (`live_bytes`) and peak (`peak_bytes`)."""
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, existing: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.now = self.most = self.flop = 0
-        self.known: dict[int, weakref.ref] = {}
-        for tensor in known:
+        self.live_bytes = self.peak_bytes = self.flop = 0
+        self.live: dict[int, weakref.ref] = {}
+        for tensor in existing:
             self.add(tensor)
 
     def add(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor once, until it goes."""
+        """Count the storage of a tensor once, until it is freed."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
+        if key in self.live:
             return
 
-        def gone(_: Any, key: int = key, size: int = size) -> None:
-            self.known.pop(key, None)
-            self.now -= size
+        def on_free(_: Any, key: int = key, size: int = size) -> None:
+            self.live.pop(key, None)
+            self.live_bytes -= size
 
-        self.known[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.most = max(self.most, self.now)
+        self.live[key] = weakref.ref(storage, on_free)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -104,8 +104,9 @@ class Counted(TorchDispatchMode):
 
 
 def flop_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Return what `FlopCounterMode` counts, which itself would keep what checkpointed parts set free. It counts the
-    gradient of a grouped convolution's weight as if it had one group; here it costs as much as the convolution."""
+    """Return the FLOP that `FlopCounterMode` counts. That mode itself would keep tensors alive that checkpointing
+    frees. It counts the weight gradient of a grouped convolution as if there were one group; here the gradient costs as
+    much as the convolution."""
     packet = func._overloadpacket
     if packet is torch.ops.aten.convolution_backward:
         gradient, features, weight, is_transposed, is_asked = args[0], args[1], args[2], args[7], args[10]
@@ -126,7 +127,7 @@ def step_cost(model: ModelConfig, objective: ObjectiveConfig, optim: OptimConfig
         )
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = network.to_empty(device="cpu").train()
-        live, flop = counted_step(network, full_batch(shape), is_bf16=optim.precision == "bf16")
+        live, flop = measure_step(network, full_batch(shape), is_bf16=optim.precision == "bf16")
     trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
     weights = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
     return StepCost(
@@ -137,12 +138,12 @@ def step_cost(model: ModelConfig, objective: ObjectiveConfig, optim: OptimConfig
     )
 
 
-def counted_step(network: Pretraining, batch: Batch, *, is_bf16: bool) -> tuple[int, int]:
-    """Run forward and backward pass; return the most bytes that lived at once and the FLOP."""
+def measure_step(network: Pretraining, batch: Batch, *, is_bf16: bool) -> tuple[int, int]:
+    """Run the forward and the backward pass; return the peak bytes and the FLOP."""
     tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
-    with Counted([*network.parameters(), *network.buffers(), *tensors]) as counted:
+    with CostCounter([*network.parameters(), *network.buffers(), *tensors]) as counter:
         step(network, batch, is_bf16=is_bf16).backward()
-    return counted.most, counted.flop
+    return counter.peak_bytes, counter.flop
 
 
 def step(network: nn.Module, batch: Batch, *, is_bf16: bool) -> Tensor:
@@ -153,7 +154,7 @@ def step(network: nn.Module, batch: Batch, *, is_bf16: bool) -> Tensor:
 
 
 def gather_of(num_ranks: int) -> Gather:
-    """Return a gather of as many rows as `num_ranks` ranks have, all of them this rank's own."""
+    """Return a gather that repeats this rank's rows `num_ranks` times."""
     return lambda rows: rows if num_ranks == 1 else torch.cat([rows] * num_ranks)
 
 
@@ -173,6 +174,6 @@ def full_batch(shape: StepShape) -> Batch:
         token_mask=torch.ones_like(ids, dtype=torch.bool),
         labels=labels,
         word_positions=torch.zeros(shape.num_clips, shape.num_words, dtype=torch.int64),
-        most_masked=shape.num_masked,
-        most_tokens=shape.num_tokens,
+        max_masked=shape.num_masked,
+        max_tokens=shape.num_tokens,
     )

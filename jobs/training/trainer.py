@@ -1,4 +1,4 @@
-"""What every rank does: restore, train, evaluate. Ray starts `pretrain_rank` again after a lost worker."""
+"""The loop of every rank: restore, train, evaluate. Ray starts `pretrain_rank` again after it loses a worker."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.run import Runtime
 from jobs.run import run_files
 from jobs.tasks.retrieval import MASKED_WORDS
 from jobs.tracking.journal import Journal, newest_lines
-from jobs.tracking.patient_tracker import PatientTracker, keep_unsent
+from jobs.tracking.patient_tracker import PatientTracker, save_unsent
 from jobs.tracking.status_file import read_status
 from jobs.training import checkpoints
 from jobs.training.batches import RankBatches
@@ -25,15 +25,24 @@ from jobs.training.optimizer import pretrained_parts
 from jobs.training.precision import evaluation_autocast, set_float32_precision
 from jobs.training.reporting import Meter, Reporter
 from jobs.training.requests import Requests, StopRequest
-from jobs.training.step import Clock, DivergedError, RunError, TrainState, make_state, save_checkpoint, training_steps
+from jobs.training.step import (
+    Clock,
+    DivergedError,
+    RunError,
+    TrainState,
+    choose_losses,
+    make_state,
+    save_checkpoint,
+    training_steps,
+)
 from jobs.training.watchdog import Watchdog
 from pipeline import storage
 from pipeline.records import Batch
 
 PROBES = ("validation/t2v/mean_recall", f"validation/{MASKED_WORDS}")
-"""Metrics by which runs of any weights and ratios can be compared."""
+"""Metrics that are comparable between runs whatever their loss weights and masking ratios."""
 OnStep = Callable[[int, dict[str, Tensor], Batch], None]
-"""Called on each rank after each step, with the number of steps done, the metrics and the batch of the last."""
+"""Called on each rank after each step, with the number of steps done, and the metrics and the batch of that step."""
 
 
 def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> None:
@@ -44,19 +53,19 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
     storage.set_retry_seconds(job.placement.storage_patience_seconds)
     journal = Journal(job.run_folder, f"rank-{runtime.world.rank}")
 
-    def report_hang(stood_seconds: float) -> None:
-        journal.note("hang", seconds=stood_seconds, limit_seconds=job.placement.hang_seconds)
+    def report_hang(stalled_seconds: float) -> None:
+        journal.note("hang", seconds=stalled_seconds, limit_seconds=job.placement.hang_seconds)
         journal.flush()
 
     watchdog = Watchdog(job.placement.hang_seconds, report_hang)
     trainer = Trainer(job, runtime, journal, watchdog.alive, on_step)
     try:
-        with trainer.tracker.machine_watched() if runtime.world.is_first else contextlib.nullcontext():
+        with trainer.tracker.system_metrics() if runtime.world.is_first else contextlib.nullcontext():
             state, validation = trainer.prepare()
             if not state.progress.is_finished:
                 trainer.train(state, validation)
             trainer.finish(state)
-    except RunError as error:  # on all ranks alike
+    except RunError as error:  # raised on all ranks, so none waits for another
         journal.note("failed", error=str(error))
         if runtime.world.is_first:
             failure = {"error": str(error), "has_diverged": isinstance(error, DivergedError)}
@@ -64,26 +73,26 @@ def pretrain_rank(job: Job, runtime: Runtime, on_step: OnStep | None = None) -> 
     finally:
         watchdog.stop()
         journal.flush()
-        keep_unsent(trainer.tracker, job.run_folder)
+        save_unsent(trainer.tracker, job.run_folder)
 
 
 @dataclass(frozen=True)
-class Lost:
-    """What an earlier worker group had done after the committed step."""
+class LostWork:
+    """Work of an earlier worker group after the committed step, which is lost."""
 
     num_redone_steps: int
     uncommitted_step: int | None
-    """Of a checkpoint whose upload did not come to its end."""
+    """Step of a checkpoint whose upload was interrupted."""
 
     @classmethod
-    def after(cls, committed_step: int, status: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Lost:
-        """Return what was lost, by the run's `status.json` and the newest `lines` of its first rank's journal."""
+    def after(cls, committed_step: int, status: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> LostWork:
+        """Derive the loss from the run's `status.json` and the newest `lines` of its first rank's journal."""
         reported = max([int(status.get("step", 0)), *(line.get("step", 0) for line in lines)])
         saved = max((line["step"] for line in lines if line["event"] == "checkpoint"), default=0)
         return cls(max(0, reported - committed_step), saved if saved > committed_step else None)
 
     def in_words(self, committed_step: int) -> str:
-        """Return what is done again, and why from so far back."""
+        """Return which steps are repeated, and which interrupted upload is the reason."""
         first, last = committed_step + 1, committed_step + self.num_redone_steps
         upload = f"; the checkpoint of step {self.uncommitted_step} was not uploaded to its end"
         redone = f"; steps {first} to {last} had been done and are done again"
@@ -104,7 +113,7 @@ class Trainer:
         self.reporter = Reporter(job, self.batches, self.journal, self.tracker)
 
     def prepare(self) -> tuple[TrainState, list[Batch]]:
-        """Return the state to go on from, and the validation clips."""
+        """Return the restored or new state, and the validation batches, on the CPU."""
         state = self.restore()
         self.runtime.open(["validation", *[name for name, _, _ in self.batches.segments(state.progress.step)[:1]]])
         validation = [batch.to("cpu") for batch in self.batches.evaluation("validation")]
@@ -115,33 +124,42 @@ class Trainer:
     def restore(self) -> TrainState:
         """Return the state of the last committed checkpoint, or a new one from the seed."""
         optim = self.job.optim
-        lost = Lost(0, None)
+        lost = LostWork(0, None)
         torch.manual_seed(self.job.seed)
         set_float32_precision(optim.precision)
         with self.runtime.restored() as folder:
             network, reports = make_network(self.job, self.world, is_new=folder is None)
             for report in reports:
                 self.reporter.say(report)
-            state = make_state(network, self.world.wrap(network), optim, pretrained_parts(self.job.model))
-            if self.job.placement.compiled:
-                state.wrapped.compile()
+            state = make_state(network, network, optim, pretrained_parts(self.job.model))
             if folder:
                 state.progress = checkpoints.load(folder, network, state.optimizer, state.average)
                 self.clock.seconds = dict(state.progress.seconds or {})
                 step, folder = state.progress.step, self.job.run_folder
-                lost = Lost.after(step, read_status(folder), newest_lines(folder, "rank-0"))
+                lost = LostWork.after(step, read_status(folder), newest_lines(folder, "rank-0"))
                 self.reporter.say(f"continuing at step {step} of {optim.num_steps}{lost.in_words(step)}")
+        choose_losses(state, optim)
+        state.wrapped = self.wrapped(network)
         facts = {"num_ranks": self.world.size, "device": str(self.world.device)} | asdict(lost)
         self.journal.note("start", step=state.progress.step, **facts)
         return state
 
+    def wrapped(self, network: nn.Module) -> nn.Module:
+        """Return the network with gradients averaged over the ranks, compiled if so configured."""
+        wrapped = self.world.wrap(network)
+        if self.job.placement.compiled:
+            wrapped.compile()
+        return wrapped
+
     def train(self, state: TrainState, validation: list[Batch]) -> None:
-        """Train until the last step, early stopping or a request to stop; the latter leaves the run unfinished."""
+        """Train until the last step, early stopping or a stop request, which leaves the run unfinished."""
         job, progress, clock = self.job, state.progress, self.clock
         meter = Meter(progress.step, clock, job.optim)
         requests = Requests(job.run_folder, self.runtime, progress.step)
         batches = self.batches.training(progress.step)
-        steps = training_steps(state, batches, job.optim, seed=job.seed, rank=self.world.rank, clock=clock)
+        steps = training_steps(
+            state, batches, job.optim, seed=job.seed, rank=self.world.rank, clock=clock, wrap=self.wrapped
+        )
         for metrics, batch in steps:
             self.alive()
             step, request = progress.step, StopRequest.NONE
@@ -165,9 +183,9 @@ class Trainer:
                 return
 
     def validate(self, state: TrainState, validation: list[Batch]) -> bool:
-        """Measure the validation split and keep the best weights. True if the run should stop early."""
+        """Evaluate the validation split and save the best weights. Return whether to stop early."""
         progress, selection, say = state.progress, self.job.selection, self.reporter.say
-        batches = (batch.to(self.world.device) for batch in validation)  # one at a time on the device
+        batches = (batch.to(self.world.device) for batch in validation)  # lazily: one at a time on the device
         metrics = self.job.task.measure(self.batches.dataset("validation", state.network, batches))
         progress.score = metrics[selection.metric]
         progress.probes = {name: metrics[name] for name in (*PROBES, selection.metric) if name in metrics}
@@ -186,11 +204,11 @@ class Trainer:
         return selection.patience is not None and progress.num_stale >= selection.patience
 
     def in_precision(self) -> torch.autocast:
-        """Return the context of an evaluation."""
+        """Return the autocast context of an evaluation."""
         return evaluation_autocast(self.job.optim.precision, self.world.device)
 
     def save(self, state: TrainState, request: StopRequest, probes: dict[str, float]) -> None:
-        """Commit a checkpoint, and say for which request. `probes`: metrics of this very step."""
+        """Commit a checkpoint and report the request behind it. `probes`: metrics of this step."""
         if request == StopRequest.CHECKPOINT:
             self.reporter.say("a node of this run is about to be taken away: writing a checkpoint")
             self.journal.note("preempted")

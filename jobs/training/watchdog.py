@@ -1,4 +1,4 @@
-"""Ends a process that stands still: an error within a stated time instead of a hang."""
+"""A watchdog that ends a hung process, so that a hang becomes an error within a known time."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ STDERR = 2
 class Watchdog:
     """Ends this process when `alive` was not called for `limit_seconds`.
 
-    Where every thread stood is written to stderr; `tell` is called first, and has ten seconds.
+    It first writes the stack of every thread to stderr, then calls `on_hang`, which has ten seconds.
     """
 
-    def __init__(self, limit_seconds: float, tell: Callable[[float], None]) -> None:
-        self.limit_seconds, self.tell = limit_seconds, tell
-        self.last = time.monotonic()
+    def __init__(self, limit_seconds: float, on_hang: Callable[[float], None]) -> None:
+        self.limit_seconds, self.on_hang = limit_seconds, on_hang
+        self.last_alive = time.monotonic()
         self._is_over = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def alive(self) -> None:
-        """Something was finished just now."""
-        self.last = time.monotonic()
+        """Report progress: restart the time limit."""
+        self.last_alive = time.monotonic()
 
     def stop(self) -> None:
-        """Nobody watches any more."""
+        """Stop watching."""
         self._is_over.set()
 
     def _watch(self) -> None:
         while not self._is_over.wait(min(1.0, self.limit_seconds / 4)):
-            stood_seconds = time.monotonic() - self.last
-            if stood_seconds > self.limit_seconds:
+            stalled_seconds = time.monotonic() - self.last_alive
+            if stalled_seconds > self.limit_seconds:
                 faulthandler.dump_traceback(file=STDERR, all_threads=True)
-                telling = threading.Thread(target=self.tell, args=(stood_seconds,), daemon=True)
-                telling.start()
-                telling.join(10)
+                reporting = threading.Thread(target=self.on_hang, args=(stalled_seconds,), daemon=True)
+                reporting.start()
+                reporting.join(10)
                 os._exit(EXIT_STATUS)

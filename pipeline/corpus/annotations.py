@@ -1,9 +1,9 @@
-"""What people write beside their videos, read into one form.
+"""Read caption files of any format into one form.
 
-    tables · JSON · the data sets' own files · videos with .txt side-cars  ──►  Annotation per clip | WrongRow
+    tables · JSON · published data set files · videos with .txt side-cars  ──►  Annotation per clip | WrongRow
 
-The format is recognised by the content, or named; columns by a stated table of names, or as they are named. What was
-taken for what stands in the notes. A row that cannot be read is named with its file and line.
+The caller names the format, or it is detected from the content; the caller names columns, or a table of known names
+maps them. The notes record these decisions. A row that cannot be read is reported with its file and line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline import storage
-from pipeline.corpus.caption_formats import FORMATS, Format, format_named, recognised
+from pipeline.corpus.caption_formats import FORMATS, Format, detect_format, format_named
 from pipeline.corpus.caption_readers import read_rows
 from pipeline.corpus.clip_rows import Annotated, Annotation, WrongRow, attempt, is_outside
 from pipeline.corpus.columns import choose
@@ -24,51 +24,51 @@ from pipeline.corpus.lists import ClipLists, read_lists
 from pipeline.corpus.media import is_tar, kind_of
 from pipeline.corpus.parquet_rows import is_parquet, media_column, parquet_rows
 from pipeline.corpus.speech import read_speech
-from pipeline.corpus.splits import split_named, split_of_file, split_of_folder
+from pipeline.corpus.splits import SPLITS, split_named, split_of_file, split_of_folder
 from pipeline.corpus.tables import Row, csv_rows, has_object_per_line, is_preamble, json_rows, pair_of
 from pipeline.corpus.text_files import text_pieces
 
 FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
-"""Suffixes of the parts that a folder of captions has; also before .gz, .zst and .bz2."""
+"""Suffixes of the caption files in a folder; .gz, .zst or .bz2 may follow."""
 METADATA = re.compile(r"(.*/)?metadata\.(csv|jsonl|parquet)")
-"""Hugging Face's VideoFolder: beside the videos, with `file_name` as their path from there."""
+"""Metadata of Hugging Face's VideoFolder: lies beside the videos; `file_name` is relative to its folder."""
 DEFAULT_SPLIT = "train"
 MAX_NAMED = 20
-"""Wrong rows that a refusal names."""
+"""Number of wrong rows that an error message lists."""
 NUM_TELLING = 2**15
-"""Rows of a table by which its columns are told apart."""
+"""Number of leading rows of a table from which its columns are inferred."""
 
 
 Key = tuple[str, float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What annotation files say."""
+class ParsedAnnotations:
+    """The content of annotation files."""
 
     clips: tuple[Annotation, ...]
     """One per clip (path, start, end), in order of first mention; captions of all files together."""
     wrong: tuple[WrongRow, ...] = ()
     places: Mapping[Key, str] = field(default_factory=dict)
-    """Where a clip is first named, by path, start and end."""
+    """Where each clip is named first, by path, start and end."""
     notes: tuple[str, ...] = ()
-    """What was taken for what, a line for each file."""
+    """The detected format and columns, one line per file."""
 
 
 def read_annotations(
     sources: Sequence[str], *, split: str | None = None, format: str | None = None, lists: Sequence[str] = ()
 ) -> list[Annotation]:
-    """Return the clips of `read`. ValueError, with all places, if a row is wrong or names a clip outside a root."""
+    """Return the clips of `read`. ValueError, with the places, if a row is wrong or names a clip outside the root."""
     reading = read(sources, split=split, format=format, lists=lists)
     wrong = [row.reason for row in reading.wrong]
-    wrong += [outside(clip) for clip in reading.clips if is_outside(clip.relative_path)]
+    wrong += [outside_root_message(clip) for clip in reading.clips if is_outside(clip.relative_path)]
     if wrong:
         raise ValueError("\n".join(wrong[:MAX_NAMED]))
     return [replace(clip, split=clip.split or DEFAULT_SPLIT) for clip in reading.clips]
 
 
-def outside(clip: Annotation) -> str:
-    """Return, in words, that a clip is none below a root."""
+def outside_root_message(clip: Annotation) -> str:
+    """Return the error message for a clip that is not below the root."""
     remedy = "`snps3 download` fetches it" if "://" in clip.relative_path else "move it there, or name a root above it"
     return f"clip_name {clip.relative_path!r} must be a path below the corpus root: {remedy}"
 
@@ -80,11 +80,12 @@ def read(
     format: str | None = None,
     lists: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
-) -> Reading:
-    """Return the clips and the wrong rows of `annotated_rows`. ValueError: a clip stands in two splits or groups."""
+) -> ParsedAnnotations:
+    """Return the clips and the wrong rows of `annotated_rows`. ValueError: a clip is in two splits or groups, or has
+    two kinds."""
     notes: list[str] = []
     rows = annotated_rows(sources, notes.append, split=split, format=format, lists=lists, columns=columns)
-    reading = collected(rows)
+    reading = merge_rows(rows)
     return replace(reading, notes=tuple(notes))
 
 
@@ -97,20 +98,21 @@ def annotated_rows(
     lists: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
 ) -> Iterator[Annotated]:
-    """Yield the clips and the wrong rows of all `sources`, with their places. `say` gets what was taken for what.
+    """Yield the clips and the wrong rows of all `sources`, with their places. `say` receives the detected formats and
+    columns.
 
-    A source is a file, a folder or a pattern, or `SPLIT=PATH`. The split of a clip is that of its row, else of the
-    source, else `split`, else that of a folder in its path or of the file's name, else empty: that of the folder of its
-    video, or train.
-    `format`: name of the format of all sources; None recognises each. `columns`: meaning → column of tables.
-    `lists`: `SPLIT=PATH` of files that name the clips of a split; they come before all that, and a clip in none of them
-    is left out. ValueError: no row of a file can be read, or a list names no clip.
+    A source is a file, a folder or a pattern, or `SPLIT=PATH`. The split of a clip comes from its row, else from the
+    source, else from `split`, else from a folder in its path or from the file's name; else it is empty, and the folder
+    of the video decides, or it is train.
+    `format`: name of the format of all sources; None detects each. `columns`: meaning → column of tables.
+    `lists`: `SPLIT=PATH` of files that name the clips of a split; they override all of these, and a clip in none of
+    them is left out. ValueError: no row of a file can be read, or a list names no clip.
     """
     clip_lists = ClipLists(read_lists(lists))
     for source in sources:
         named, path = split_and_path(source)
         for file, rows in _files(path, format, columns or {}, say):
-            of_name = None if storage.is_folder(file) else split_of_file(file)
+            of_name = None if storage.is_folder(file) else _split_of_source(file, path)
             wrong: list[str] = []
             num_rows = 0
             for where, row in _in_splits(rows, split_named(named) if named else split, of_name):
@@ -128,9 +130,8 @@ def annotated_rows(
     clip_lists.refuse_unused()
 
 
-def collected(rows: Iterable[Annotated]) -> Reading:
-    """Return the clips of annotations, those of one path, start and end as one. ValueError: one stands in two splits or
-    groups."""
+def merge_rows(rows: Iterable[Annotated]) -> ParsedAnnotations:
+    """Merge annotations of equal path, start and end into one clip. ValueError: they differ in split, group or kind."""
     clips: dict[Key, Annotation] = {}
     places: dict[Key, str] = {}
     wrong: list[WrongRow] = []
@@ -141,11 +142,11 @@ def collected(rows: Iterable[Annotated]) -> Reading:
         key = (clip.relative_path, clip.start_seconds, clip.end_seconds)
         places.setdefault(key, where)
         clips[key] = merged(clips[key], clip, where) if key in clips else clip
-    return Reading(clips=tuple(clips.values()), wrong=tuple(wrong), places=places)
+    return ParsedAnnotations(clips=tuple(clips.values()), wrong=tuple(wrong), places=places)
 
 
 def _in_splits(rows: Iterable[Annotated], of_source: str | None, of_name: str | None) -> Iterator[Annotated]:
-    """Yield `rows` with the split of each: its own, that of the source, of its folder, or of the file's name."""
+    """Yield `rows` with their splits: from the row, else from the source, its folder or the file's name."""
 
     def read_split(where: str, clip: Annotation) -> Annotated:
         split = clip.split or of_source or split_of_folder(clip.relative_path) or of_name
@@ -154,8 +155,19 @@ def _in_splits(rows: Iterable[Annotated], of_source: str | None, of_name: str | 
     yield from attempt(rows, read_split)
 
 
+def _split_of_source(file: str, source: str) -> str | None:
+    """Return the split in the name of a caption file, else that of its folder. If `source` is a folder or a pattern,
+    the innermost folder below it that names a split counts."""
+    if named := split_of_file(file):
+        return named
+    folder, pattern = posixpath.dirname(file), re.search(r"[*?\[]", source)
+    above = source[: pattern.start()].rpartition("/")[0] if pattern else source
+    folders = [posixpath.basename(folder)] if file == source else folder.removeprefix(above).split("/")
+    return next((SPLITS[name.lower()] for name in reversed(folders) if name.lower() in SPLITS), None)
+
+
 def split_and_path(source: str) -> tuple[str | None, str]:
-    """Return `SPLIT=PATH` in two; (None, source) where no split is named."""
+    """Split `SPLIT=PATH` into split and path; without a split, return (None, source)."""
     match = re.fullmatch(r"(\w+)=(.+)", source)
     return (match[1], match[2]) if match else (None, source)
 
@@ -196,7 +208,7 @@ def _files(
 
 
 def _below(folder: str, annotations: Iterable[Annotated]) -> Iterator[Annotated]:
-    """Yield `annotations` with the paths below `folder`, and its split."""
+    """Yield `annotations` with `folder` prepended to their paths, and with its split if they have none."""
     for where, clip in annotations:
         if folder and isinstance(clip, Annotation):
             path = posixpath.normpath(posixpath.join(folder, clip.relative_path))
@@ -205,10 +217,10 @@ def _below(folder: str, annotations: Iterable[Annotated]) -> Iterator[Annotated]
 
 
 def source_files(path: str) -> list[tuple[str, str | None]]:
-    """Return the files of a source, each with the folder that its paths begin in; None: a file's own, the root.
+    """Return the files of a source, each with the folder that its paths are relative to; None: the root of the corpus.
 
-    A pattern gives the files that fit; a folder with videos itself, or the metadata beside them; a folder without, the
-    parts in it.
+    A pattern gives the matching files. A folder with videos gives the metadata files beside them, else itself. A folder
+    without videos gives the caption files in it.
     """
     if re.search(r"[*?\[]", path) and not storage.exists(path):
         folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0] or "."
@@ -232,7 +244,7 @@ def source_files(path: str) -> list[tuple[str, str | None]]:
 
 
 def _folder_of(file: str, name: str) -> str | None:
-    """Return the folder in which a part's names begin: its own, if it has the videos in it."""
+    """Return the folder that the names in a file are relative to: its own if the file contains the videos."""
     return posixpath.dirname(name) if name.lower().endswith(".parquet") and media_column(file) else None
 
 
@@ -254,7 +266,7 @@ def _of_file(
     text, is_long = head, more is not None
     if is_long and head.lstrip().startswith(("{", "[")) and not has_object_per_line(head):
         text, is_long = "".join([head, more or "", *pieces]), False
-    format = format or (FORMATS["table"] if columns else recognised(text, path))
+    format = format or (FORMATS["table"] if columns else detect_format(text, path))
     if format.name == "pairs" and not columns:
         columns = pair_of(next(line for line in re.split(r"[\r\n]", text) if not is_preamble(line))) or columns
     is_headless = any(column.isdigit() for column in columns.values())
@@ -274,7 +286,7 @@ def _of_file(
 def _of_rows(
     rows: Iterator[Row], path: str, columns: Mapping[str, str], say: Callable[[str], None]
 ) -> Iterator[Annotated]:
-    """Yield the clips of rows. What the columns are is told by the first `NUM_TELLING` of them."""
+    """Yield the clips of rows, with the columns inferred from the first `NUM_TELLING` rows."""
     head = list(itertools.islice(rows, NUM_TELLING))
     if not head:
         raise ValueError(f"{path} has no rows: name a file with captions")

@@ -1,8 +1,8 @@
-"""Rows in numbered buckets: in memory while they are few, else on disk, so that some buckets at a time are read.
+"""Rows in numbered buckets: in memory while they are few, else on disk, so that a few buckets can be read at a time.
 
     tables of any order ──number of each row──► bucket 0 … bucket 255 ──► rows of the buckets [start, stop)
 
-What has to come together gets one number: names that may mean one file, ids of one range.
+Rows that must be read together get the same number: names that may mean the same file, ids of one range.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from jaxtyping import Int64
 
 NUM_BUCKETS = 256
 ROWS_IN_MEMORY = 2**17
-"""Rows that are not written to disk; of more, those that wait for it at most."""
+"""Rows that stay in memory; with more rows, the largest number that is buffered between writes to disk."""
 
 
 class Buckets:
-    """Rows of one schema. Those of a bucket stay in the order in which they came."""
+    """Rows of one schema. Each bucket keeps the order in which its rows were added."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema, self.counts = schema, np.zeros(NUM_BUCKETS, np.int64)
@@ -53,7 +53,7 @@ class Buckets:
         return pa.concat_tables(tables)
 
     def _write(self) -> None:
-        """Append the rows that wait to the files of their buckets."""
+        """Append the buffered rows to the files of their buckets."""
         if self._folder is None:
             temporary = tempfile.TemporaryDirectory(prefix="snps3-buckets-")
             self._folder = Path(temporary.name)
@@ -72,7 +72,7 @@ class Buckets:
 
 
 def _streams(path: Path) -> Iterator[pa.Table]:
-    """Yield what was written to a file, one Arrow stream behind the other."""
+    """Yield the tables of a file, which is a concatenation of Arrow streams."""
     with open(path, "rb") as file:
         size = path.stat().st_size
         while file.tell() < size:
@@ -80,12 +80,12 @@ def _streams(path: Path) -> Iterator[pa.Table]:
 
 
 def buckets_of_ids(clip_ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Return numbers that rise with the ids of clips, which are drawn evenly from [0, 2⁶³)."""
+    """Return the buckets of clip ids, in the same order as the ids. Ids are uniformly distributed in [0, 2⁶³)."""
     return clip_ids >> 55
 
 
 def portions(counts: Int64[np.ndarray, " buckets"], max_rows: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of buckets, in order and all of them, that have at most `max_rows` rows or are one bucket."""
+    """Partition the buckets, in order, into ranges of at most `max_rows` rows or of one bucket."""
     start = num_rows = 0
     for number, count in enumerate(counts.tolist()):
         if num_rows and num_rows + count > max_rows:

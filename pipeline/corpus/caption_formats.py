@@ -1,4 +1,4 @@
-"""The formats in which people write captions beside their videos: how each is named, recognised and read.
+"""The formats of caption files: how each is named, detected and read.
 
 To add one: a reader in caption_readers.py and an entry in `FORMATS`. From outside this tree, a reader or a `Format`:
 `--format package.module:Name`, or an entry point of the group `snps3.datasets`.
@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.corpus import caption_readers, sidecars, speech
-from pipeline.corpus.caption_readers import LSMDC_COLUMNS, MSVD_LINE
+from pipeline.corpus.caption_readers import LSMDC_COLUMNS, MOMENT_LINE, MSVD_LINE
 from pipeline.corpus.clip_rows import Annotated
 from pipeline.corpus.columns import plain
 from pipeline.corpus.media import kind_of
@@ -31,47 +31,47 @@ _TIMED = frozenset({"start", "end", "text"})
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What a format is recognised by."""
+    """The start of a file, from which its format is detected."""
 
     line: str
-    """The first line that is not blank, nor begins with #."""
+    """The first line that is neither blank nor a comment (#)."""
     value: Any
-    """JSON of that line, or else of the whole file; None: neither is JSON."""
+    """JSON value of that line, else of the whole file; None: neither is JSON."""
 
     @property
     def columns(self) -> set[str]:
-        """The header, if this is a CSV table, as the table of names has it."""
+        """Return the normalised column names (`plain`) if this is a CSV table, else an empty set."""
         mark = delimiter_of(self.line)
         return {plain(name) for name in next(csv.reader([self.line], delimiter=mark))} if mark else set()
 
     def lists(self, *keys: str) -> bool:
-        """Whether the file is a JSON list of objects with these keys."""
+        """Return whether the file is a JSON list of objects with these keys."""
         items = self.value if isinstance(self.value, list) and self.value else [None]
         return isinstance(items[0], dict) and set(keys) <= set(items[0])
 
     def has(self, **types: type) -> bool:
-        """Whether the file is a JSON object with values of these types."""
+        """Return whether the file is a JSON object with values of these types."""
         return isinstance(self.value, dict) and all(isinstance(self.value.get(k), v) for k, v in types.items())
 
     def is_by_video(self, *keys: str) -> bool:
-        """Whether the file is a JSON object of objects with these keys."""
+        """Return whether the file is a JSON object of objects with these keys."""
         items = self.value.values() if isinstance(self.value, dict) else ()
         return bool(items) and all(isinstance(item, dict) and set(keys) <= item.keys() for item in items)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A way in which captions are written."""
+    """A format of caption files."""
 
     name: str
     read: Callable[[Any, str], Iterator[Annotated]] | None = None
-    """Of the text of a file and its path, the annotations; None here and below: a table, read by its columns."""
+    """(text, path) → annotations. None, with `read_path` None too: a table, which is read by its columns."""
     is_by_line: bool = False
-    """Whether `read` takes the text in pieces that end with a line, too, so that a large file is never in memory."""
+    """Whether `read` also accepts the text in pieces of whole lines, so that a large file is never in memory."""
     read_path: Callable[[str], Iterator[Annotated]] | None = None
-    """In its place where the captions are in more than one file: of a path, the annotations."""
+    """path → annotations; used in place of `read` where the captions may be in several files."""
     fits: Callable[[Head], bool] = lambda head: False
-    """Whether a file is recognised as of this format."""
+    """Whether a file has this format."""
 
 
 def _is_rows(head: Head) -> bool:
@@ -144,6 +144,11 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 read=caption_readers.read_msvd,
                 fits=lambda head: bool(MSVD_LINE.fullmatch(head.line.strip())),
             ),
+            Format(
+                name="charades_sta",
+                read=caption_readers.read_charades_sta,
+                fits=lambda head: bool(MOMENT_LINE.fullmatch(head.line.strip())),
+            ),
             Format(name="sidecars", read_path=sidecars.read_sidecars),
             Format(
                 name="asr",
@@ -153,11 +158,11 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         )
     }
 )
-"""By the name that `--format` takes; the most general one first, which is tried last."""
+"""Name, as `--format` takes it → format. The most general come first, because detection tries them in reverse order."""
 
 
-def recognised(text: str, path: str) -> Format:
-    """Return the format of a file's text. ValueError if it is none of ours."""
+def detect_format(text: str, path: str) -> Format:
+    """Detect the format of a file from its text. ValueError if none of `FORMATS` fits."""
     line = next((line for line in re.split(r"[\r\n]", text) if not is_preamble(line)), "").strip()
     head = Head(line=line, value=_json_or_none(line) or _json_or_none(text))
     if format := next((format for format in reversed(tuple(FORMATS.values())) if format.fits(head)), None):
@@ -177,7 +182,7 @@ def recognised(text: str, path: str) -> Format:
 
 
 def _fault(text: str) -> str:
-    """Return what keeps a text from being JSON."""
+    """Return why a text is not valid JSON."""
     try:
         json.loads(text)
     except ValueError as error:
@@ -195,7 +200,7 @@ def _json_or_none(text: str) -> Any:
 
 
 def format_named(name: str) -> Format:
-    """Return a format by its name, that of an installed data set, or `package.module:Name`. ValueError for none."""
+    """Return a format by its name, that of an installed data set, or `package.module:Name`. ValueError if unknown."""
     if name in FORMATS:
         return FORMATS[name]
     module, _, attribute = name.partition(":")
@@ -208,7 +213,7 @@ def format_named(name: str) -> Format:
         ) from None
     except (ImportError, AttributeError) as error:
         raise ValueError(f"format {name}: {error}") from error
-    plugin: Any = getattr(loaded, "format", loaded)  # of a whole Dataset of jobs/run/datasets.py
+    plugin: Any = getattr(loaded, "format", loaded)  # it may be a Dataset of jobs/run/datasets.py
     if isinstance(plugin, str):
         return format_named(plugin)
     if isinstance(plugin, Format):
@@ -220,5 +225,5 @@ def format_named(name: str) -> Format:
 
 @functools.cache
 def installed_datasets() -> Mapping[str, Any]:
-    """Return what installed packages name under the entry points `snps3.datasets`, by name."""
+    """Return name → object for the entry points `snps3.datasets` of all installed packages."""
     return {point.name: point.load() for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}

@@ -1,7 +1,7 @@
-"""Readers of captions as people and the authors of data sets write them.
+"""Readers of caption tables and of published data set files.
 
-A reader yields (`file:line` or another place, `Annotation`) for each clip of a text. Where a data set asks by
-paragraphs (DiDeMo, ActivityNet), all sentences of a video are one caption, in the order of the file.
+A reader yields (`file:line` or another place, `Annotation`) for each clip of a text. Where a data set is evaluated by
+paragraph (DiDeMo, ActivityNet), all sentences of a video form one caption, in the order of the file.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from pipeline.corpus.clip_rows import (
+    NOT_AVAILABLE,
     Annotated,
     Annotation,
     WrongRow,
@@ -23,7 +25,7 @@ from pipeline.corpus.clip_rows import (
     items_of,
     seconds_of,
 )
-from pipeline.corpus.columns import Columns, plain
+from pipeline.corpus.columns import LOOKS_LIKE, MEDIA, Columns, choose, plain
 from pipeline.corpus.splits import split_named
 from pipeline.corpus.tables import Row, csv_rows
 from pipeline.corpus.text_files import json_value, lines, text_field
@@ -32,23 +34,25 @@ from pipeline.records import Kind
 __all__ = ["Annotated", "Annotation", "annotated"]
 
 MSVD_LINE = re.compile(r"(\S+_\d+_\d+)\s+(\S.*)")
+MOMENT_LINE = re.compile(r"(\S+)\s+([\d.]+)\s+([\d.]+)\s*##\s*(\S.*)")
+"""A line of Charades-STA: clip, start, end, sentence."""
 LSMDC_COLUMNS = 6
-"""Clip, four times, sentence; apart by tabs."""
+"""Clip, four times, sentence; separated by tabs."""
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def read_rows(rows: Iterable[Row], columns: Columns) -> Iterator[Annotated]:
-    """Yield the clips of the rows of a table, of JSON lines or of Parquet, by what was taken for what.
+    """Yield the clips of the rows of a table, of JSON lines or of Parquet, with the meanings that `columns` assigns.
 
-    A column with a list of spans beside one with as many captions is a clip each.
+    A row with a list of spans and a list of as many captions becomes one clip per span.
     """
     yield from attempt(_by_span(rows, columns), partial(_row, columns=columns))
 
 
 def _by_span(rows: Iterable[Row], columns: Columns) -> Iterator[Row]:
-    """Yield `rows`, those with several spans as a row each."""
+    """Yield `rows`, with one row per span where a row has several."""
     name, of_captions = columns.span, columns.caption or ""
     for where, row in rows:
         if isinstance(row, WrongRow) or name is None:
@@ -71,11 +75,13 @@ def _row(where: str, row: Mapping[str, Any], columns: Columns) -> Annotated:
     name = row.get(columns.clip)
     if isinstance(name, Mapping):  # a video in Parquet, as Hugging Face writes it
         name = name.get("path")
-    if isinstance(name, float) and name.is_integer():
+    if plain(columns.clip) in MEDIA and isinstance(listed := items_of(name), list) and len(listed) == 1:
+        name = listed[0]
+    if isinstance(name, float | Decimal) and name == name // 1:
         name = int(name)
     if isinstance(name, str) and re.fullmatch(r"\d+\.0", name):
-        name = name[:-2]  # a number that a table of numbers was written from
-    name = text_field({"clip_name": None if is_nothing(name) else name}, "clip_name", where)
+        name = name[:-2]  # an integer id that pandas wrote as a float
+    name = text_field({"clip_name": None if is_nothing(name) and name != NOT_AVAILABLE else name}, "clip_name", where)
     span = items_of(row.get(columns.span)) if columns.span else None
     if span is not None and (not isinstance(span, list) or len(span) != 2):
         raise ValueError(f"{where}: {columns.span} must be a start and an end, got {span!r}")
@@ -88,7 +94,7 @@ def _row(where: str, row: Mapping[str, Any], columns: Columns) -> Annotated:
     if columns.duration and start is not None:
         seconds = seconds_of(row.get(columns.duration), columns.duration, where)
         end = None if seconds is None else start + seconds
-    kind, group = (row.get(field) if columns.is_own else None for field in ("type", "group"))
+    kind, group = (row.get(field) if columns.is_native_format else None for field in ("type", "group"))
     if kind and str(kind).lower() not in set(Kind):
         raise ValueError(f"{where}: type must be one of {', '.join(Kind)}, got {kind!r}")
     split = row.get(columns.split) if columns.split else None
@@ -107,10 +113,11 @@ def _row(where: str, row: Mapping[str, Any], columns: Columns) -> Annotated:
 
 
 def _spoken(value: Any) -> list[Any]:
-    """Return captions as they stand in a row; of a conversation, the answers."""
+    """Return the captions of a row, unparsed; of a conversation, the turns of the assistant."""
     turns = items_of(value)
-    if isinstance(turns, list) and turns and all(isinstance(turn, Mapping) and "from" in turn for turn in turns):
-        return [turn.get("value") for turn in turns if turn["from"] != "human"]
+    for who, what in (("from", "value"), ("role", "content")):
+        if isinstance(turns, list) and turns and all(isinstance(turn, Mapping) and who in turn for turn in turns):
+            return [turn.get(what) for turn in turns if turn[who] not in ("human", "user", "system")]
     return [value]
 
 
@@ -118,7 +125,7 @@ def _spoken(value: Any) -> list[Any]:
 
 
 def read_webvid(text: str | Iterable[str], path: str) -> Iterator[Annotated]:
-    """Columns `videoid`, `name`, `page_dir`; the file is {page_dir}/{videoid}.mp4."""
+    """Read a table with the columns `videoid`, `name`, `page_dir`; the file is {page_dir}/{videoid}.mp4."""
 
     def read(where: str, row: Mapping[str, Any]) -> Annotated:
         folder, name = (text_field(row, column, where) for column in ("page_dir", "videoid"))
@@ -133,9 +140,9 @@ def _lower_csv(text: str | Iterable[str], path: str) -> Iterator[Row]:
 
 
 def read_msrvtt(text: str, path: str) -> Iterator[Annotated]:
-    """One object with `videos` and `sentences`; the file is {video_id}.mp4.
+    """Read MSR-VTT's JSON object with `videos` and `sentences`; the file is {video_id}.mp4.
 
-    Its start and end times belong to the films that the clips were cut from, not to the clips.
+    Its start and end times refer to the videos that the clips were cut from, so they are ignored.
     """
     value = json_value(text, path)
     if not isinstance(value, dict) or not {"videos", "sentences"} <= value.keys():
@@ -159,7 +166,7 @@ def read_msrvtt(text: str, path: str) -> Iterator[Annotated]:
 
 
 def read_msrvtt_csv(text: str, path: str) -> Iterator[Annotated]:
-    """MSR-VTT's test split 1K-A: columns `video_id` and `sentence`, one sentence per video."""
+    """Read MSR-VTT's test split 1K-A: columns `video_id` and `sentence`, one sentence per video."""
 
     def read(where: str, row: Mapping[str, Any]) -> Annotated:
         return annotated(where, text_field(row, "video_id", where), [row.get("sentence")])
@@ -168,7 +175,7 @@ def read_msrvtt_csv(text: str, path: str) -> Iterator[Annotated]:
 
 
 def read_msvd_corpus(text: str, path: str) -> Iterator[Annotated]:
-    """MSVD's whole corpus: columns `VideoID`, `Start`, `End`, `Language`, `Description`; English rows are read.
+    """Read the English rows of MSVD's whole corpus: columns `VideoID`, `Start`, `End`, `Language`, `Description`.
 
     The file is {VideoID}_{Start}_{End}.avi.
     """
@@ -184,7 +191,7 @@ def read_msvd_corpus(text: str, path: str) -> Iterator[Annotated]:
 
 
 def read_didemo(text: str, path: str) -> Iterator[Annotated]:
-    """A JSON list with `video` and `description`, several per video: a paragraph per video."""
+    """Read a JSON list with `video` and `description`, several per video, as one paragraph per video."""
     sentences: dict[str, list[str]] = defaultdict(list)
     for where, item in _items(text, path):
         try:
@@ -196,7 +203,7 @@ def read_didemo(text: str, path: str) -> Iterator[Annotated]:
 
 
 def read_activitynet(text: str, path: str) -> Iterator[Annotated]:
-    """A JSON object by video, each with `sentences`: a paragraph per video; the file is {video}.mp4."""
+    """Read a JSON object video → object with `sentences`, as one paragraph per video; the file is {video}.mp4."""
 
     def read(where: str, item: Any) -> Annotated:
         if not isinstance(item, Mapping) or not isinstance(item.get("sentences"), list):
@@ -208,7 +215,7 @@ def read_activitynet(text: str, path: str) -> Iterator[Annotated]:
 
 
 def read_vatex(text: str, path: str) -> Iterator[Annotated]:
-    """A JSON list with `videoID` and the English captions `enCap`; the file is {videoID}.mp4."""
+    """Read a JSON list with `videoID` and the English captions `enCap`; the file is {videoID}.mp4."""
 
     def read(where: str, item: Any) -> Annotated:
         video = text_field(item, "videoID", where)
@@ -220,8 +227,12 @@ def read_vatex(text: str, path: str) -> Iterator[Annotated]:
 
 
 def read_coco(text: str, path: str) -> Iterator[Annotated]:
-    """COCO's captions, and files in its form: `images` with `id` and `file_name`, `annotations` with `image_id`."""
+    """Read COCO's captions or a file in COCO's format: `images` with `id` and `file_name`, `annotations` with
+    `image_id`. Videos may take the place of images."""
     value = json_value(text, path)
+    if any(LOOKS_LIKE["a time"].search(plain(name)) for note in value["annotations"] for name in note):
+        yield from _read_coco_moments(value, path)
+        return
     captions: dict[str, list[Any]] = defaultdict(list)
     for note in value["annotations"]:
         captions[str(note.get("image_id", note.get("video_id")))].append(note.get("caption"))
@@ -237,8 +248,25 @@ def read_coco(text: str, path: str) -> Iterator[Annotated]:
         yield where, WrongRow(where=where, reason=f"{where}: it is not among `{key}`")
 
 
+def _read_coco_moments(value: Mapping[str, Any], path: str) -> Iterator[Annotated]:
+    """Yield the clips of a file in COCO's format whose `annotations` have times: each is read as a row of a table."""
+    key = "images" if "images" in value else "videos"
+    names = {str(item.get("id")): item for item in value[key]}
+
+    def row(where: str, note: Mapping[str, Any]) -> Row:
+        owner = str(note.get("image_id", note.get("video_id")))
+        if owner not in names:
+            return where, WrongRow(where=where, reason=f"{where}: its video {owner!r} is not among `{key}`")
+        video = names[owner]
+        return where, {"clip_name": video.get("file_name") or owner, "split": video.get("split"), **note}
+
+    rows = [row(where, note) for where, note in _listed(value["annotations"], f"{path}: annotations")]
+    columns = choose([fields for _, fields in rows if not isinstance(fields, WrongRow)], {}, path)
+    yield from read_rows(rows, columns)
+
+
 def read_karpathy(text: str, path: str) -> Iterator[Annotated]:
-    """Karpathy's splits of COCO and Flickr30k: `images` with `filename`, `sentences` with `raw`, and `split`."""
+    """Read Karpathy's splits of COCO and Flickr30k: `images` with `filename`, `sentences` with `raw`, and `split`."""
 
     def read(where: str, image: Mapping[str, Any]) -> Annotated:
         name = posixpath.join(image.get("filepath") or "", text_field(image, "filename", where))
@@ -249,7 +277,7 @@ def read_karpathy(text: str, path: str) -> Iterator[Annotated]:
 
 
 def read_visual_genome(text: str, path: str) -> Iterator[Annotated]:
-    """Visual Genome's regions: a JSON list with `id` and `regions` with `phrase`; the image is {id}.jpg."""
+    """Read Visual Genome's regions: a JSON list with `id` and `regions` with `phrase`; the image is {id}.jpg."""
 
     def read(where: str, image: Any) -> Annotated:
         name = text_field({"id": image.get("id", image.get("image_id"))}, "id", where)
@@ -259,7 +287,7 @@ def read_visual_genome(text: str, path: str) -> Iterator[Annotated]:
 
 
 def read_lsmdc(text: str, path: str) -> Iterator[Annotated]:
-    """Lines of six columns, apart by tabs; the file is {film}/{clip}.avi."""
+    """Read lines of six tab-separated columns; the file is {film}/{clip}.avi."""
 
     def read(where: str, line: str) -> Annotated:
         columns = line.split("\t")
@@ -272,7 +300,7 @@ def read_lsmdc(text: str, path: str) -> Iterator[Annotated]:
 
 
 def read_msvd(text: str, path: str) -> Iterator[Annotated]:
-    """Lines `NAME SENTENCE`, many per clip; the file is {NAME}.avi."""
+    """Read lines `NAME SENTENCE`, many per clip; the file is {NAME}.avi."""
 
     def read(where: str, line: str) -> Annotated:
         match = MSVD_LINE.fullmatch(line.strip())
@@ -283,8 +311,21 @@ def read_msvd(text: str, path: str) -> Iterator[Annotated]:
     yield from attempt(((where, line) for where, line in lines(text, path) if not line.startswith("#")), read)
 
 
+def read_charades_sta(text: str, path: str) -> Iterator[Annotated]:
+    """Read lines `NAME START END##SENTENCE`, times in seconds; the file is {NAME}.mp4."""
+
+    def read(where: str, line: str) -> Annotated:
+        match = MOMENT_LINE.fullmatch(line.strip())
+        if not match:
+            raise ValueError(f"{where}: needs NAME START END##SENTENCE, got {line[:80]!r}")
+        start, end = (seconds_of(match[place], name, where) for place, name in ((2, "start"), (3, "end")))
+        return annotated(where, match[1], [match[4]], start=start, end=end)
+
+    yield from attempt(lines(text, path), read)
+
+
 def _items(text: str, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (place, item) of a JSON list."""
+    """Yield (place, item) of a JSON list. ValueError if it is none."""
     items = json_value(text, path)
     if not isinstance(items, list):
         raise ValueError(f"{path}: needs a JSON list")

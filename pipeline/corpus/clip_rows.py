@@ -1,11 +1,12 @@
-"""A clip with its captions as a row of an annotation file gives it, and a row that gives none.
+"""Parse a row of an annotation file into a clip with its captions, or into a wrong row.
 
-name, captions, times, as they stand in a file  ──►  Annotation | WrongRow
+raw name, captions and times  ──►  Annotation | WrongRow
 """
 
 from __future__ import annotations
 
 import ast
+import datetime
 import json
 import math
 import posixpath
@@ -13,17 +14,23 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pipeline.corpus.media import kind_of
 from pipeline.records import Kind
 
-NO_WORDS = frozenset({"nan", "none", "null", "<na>"})
-"""Captions that are the word for nothing of the program that wrote them."""
+NO_WORDS = frozenset({"nan", "none", "null", "<na>", "n/a", "#n/a", r"\n"})
+"""Spellings of a missing value, in lower case: of Python, JSON, pandas, spreadsheets, databases (`\\N`)."""
+NOT_AVAILABLE = "NA"
+"""R's spelling of a missing value; only in capitals, since "na" is a word in some languages."""
 TEXT_KEYS = ("caption", "text", "sentence", "raw", "phrase", "description", "content", "value")
-"""Where an object in a list of captions has its words."""
+"""Keys under which an object in a list of captions may have its text."""
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_ARRAY = re.compile(rf"\[(?:{_QUOTED})(?:\s+(?:{_QUOTED}))+\]")
+"""Quoted texts with only whitespace between them: how NumPy prints an array."""
 _YOUTUBE = re.compile(r"(www\.|m\.)?(youtube\.com|youtu\.be)")
 
 T = TypeVar("T")
@@ -31,16 +38,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """A clip and its captions. No captions: the clip is known, and lacks them."""
+    """A clip and its captions, which may be none."""
 
     relative_path: str
-    """Below the corpus root, with forward slashes; outside it (`is_outside`), what a clip there may be found by."""
+    """Path below the corpus root, with forward slashes; if `is_outside`, a URL or path that a clip below the root may
+    be matched with."""
     captions: tuple[str, ...]
     kind: Kind
     split: str = ""
     """Empty where the file names none."""
     group: str | None = None
-    """Clips that a test compares among themselves."""
+    """Clips of one group are compared only with each other in a test."""
     start_seconds: float | None = None
     end_seconds: float | None = None
 
@@ -51,15 +59,15 @@ class WrongRow:
 
     where: str
     reason: str
-    """With the place, and what to do."""
+    """Includes the place and the remedy."""
 
 
 Annotated = tuple[str, Annotation | WrongRow]
-"""Place in a file, for messages, and what stands there."""
+"""Place in a file, for messages, and the row there."""
 
 
 def attempt(rows: Iterable[tuple[str, T | WrongRow]], read: Callable[[str, T], Annotated]) -> Iterator[Annotated]:
-    """Yield `read(place, row)` of each row; for one that it refuses by ValueError, a `WrongRow`."""
+    """Yield `read(place, row)` for each row, or a `WrongRow` if it raises ValueError."""
     for where, row in rows:
         if isinstance(row, WrongRow):
             yield where, row
@@ -81,7 +89,7 @@ def annotated(
     start: float | None = None,
     end: float | None = None,
 ) -> Annotated:
-    """Return the annotation of a clip as a file has it. ValueError for captions of no text, or times in wrong order.
+    """Return the place and the annotation of a clip. ValueError: a caption is not text, or start ≥ end.
 
     `name`: path below the corpus root, or a URL; without a suffix it gets .mp4, as in the published code.
     """
@@ -107,7 +115,7 @@ def annotated(
 
 
 def path_of(name: str) -> str:
-    """Return the path that a name of a clip means; of a URL without its query, of one to YouTube the id."""
+    """Normalise the name of a clip to a path: a URL loses its query, a YouTube URL becomes the video id."""
     if "://" in name:
         url = urlsplit(name)
         if _YOUTUBE.fullmatch(url.netloc):
@@ -118,26 +126,26 @@ def path_of(name: str) -> str:
 
 
 def without_queries(text: str) -> str:
-    """Return a message with the queries of its URLs left out: they may sign a request."""
+    """Remove the queries of all URLs from a message: they may contain signatures."""
     return re.sub(r"(\w+://[^\s?\"']+)\?[^\s\"',;:]+", r"\1?…", text)
 
 
 def is_outside(path: str) -> bool:
-    """Return whether `path` is not one below a root: absolute, above it, or a URL."""
+    """Return whether `path` is not below a root: absolute, above it, or a URL."""
     return path.startswith(("/", "../")) or "://" in path or bool(re.match(r"[A-Za-z]:/", path))
 
 
 def is_nothing(value: Any) -> bool:
-    """Return whether a value stands for no value: null, NaN, an empty text or the word for one of them."""
+    """Return whether a value is missing: null, NaN, an empty text or a spelling of these."""
     if isinstance(value, str):
-        return not value.strip() or value.strip().lower() in NO_WORDS
+        return not value.strip() or value.strip().lower() in NO_WORDS or value.strip() == NOT_AVAILABLE
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def captions_of(value: Any) -> list[str]:
-    """Return the captions in a value: a text, a list of texts or objects, or such a list written as text.
+    """Return the captions in a value: a text, an object with one, a list of both, or such a list written as text.
 
-    Blanks are single. ValueError for what is neither.
+    Objects whose keys are numbers are lists. Runs of whitespace become one blank. ValueError for anything else.
     """
     if is_nothing(value):
         return []
@@ -148,7 +156,11 @@ def captions_of(value: Any) -> list[str]:
         if all(isinstance(item, list) and all(isinstance(word, str) for word in item) for item in value) and value:
             value = [" ".join(words) for words in value]  # MSVD's pickles have a list of words per sentence
         return [text for item in value for text in captions_of(_words_of(item))]
-    raise ValueError(f"a caption must be text or a list of texts, got {value!r}")
+    if isinstance(value, dict) and value:
+        if all(isinstance(name, str) and name.isdecimal() for name in value):
+            return captions_of([value[name] for name in sorted(value, key=int)])
+        return captions_of(_words_of(value))
+    raise ValueError(f"a caption must be text or a list of texts, got {value!r}: write it as one")
 
 
 def _words_of(item: Any) -> Any:
@@ -156,15 +168,20 @@ def _words_of(item: Any) -> Any:
         return item
     key = next((key for key in TEXT_KEYS if isinstance(item.get(key), str)), None)
     if key is None:
-        raise ValueError(f"a caption must be text, or an object with {' or '.join(TEXT_KEYS[:3])}, got {item!r}")
+        raise ValueError(
+            f"a caption must be text, or an object with {' or '.join(TEXT_KEYS[:3])}, got {item!r}: write the text in "
+            "its place, or a list of texts"
+        )
     return item[key]
 
 
 def _list_in(text: str) -> list[Any] | None:
-    """Return the list of texts that is written in a text, as JSON or Python write it; None: there is none."""
+    """Parse a list written as text by JSON, Python or NumPy; return None if the text is not a list."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
+    if _ARRAY.fullmatch(text):  # Python would join texts without commas between them
+        return [ast.literal_eval(item) for item in re.findall(_QUOTED, text)]
     for load in (json.loads, ast.literal_eval):
         try:
             value = load(text)
@@ -176,16 +193,23 @@ def _list_in(text: str) -> list[Any] | None:
 
 
 def items_of(value: Any) -> Any:
-    """Return a list that is written as text as a list; another value as it is."""
+    """Return the parsed list if `value` is a list written as text, else `value` itself."""
     listed = _list_in(value) if isinstance(value, str) else None
     return value if listed is None else listed
 
 
 def seconds_of(value: Any, name: str, where: str, *, per_second: float = 1.0) -> float | None:
-    """Return a time in seconds: a number of `1 / per_second` seconds, also as text, or H:MM:SS. None: there is none."""
+    """Convert a time to seconds; None if it is missing. ValueError: it is not a time.
+
+    `value`: a number, `per_second` of them to a second, also as text; H:MM:SS; or an object of `datetime`.
+    """
     if is_nothing(value):
         return None
-    number: Any = value
+    if isinstance(value, datetime.time):
+        value = datetime.datetime.combine(datetime.date.min, value) - datetime.datetime.min
+    if isinstance(value, datetime.timedelta):
+        value, per_second = value.total_seconds(), 1.0
+    number: Any = float(value) if isinstance(value, Decimal) else value
     if isinstance(value, str):
         match = _CLOCK.fullmatch(value.strip())
         if match:

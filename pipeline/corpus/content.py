@@ -1,11 +1,11 @@
-"""Hashes of the rows of a manifest, wherever their files lie.
+"""Hashes of the rows of a manifest, independent of where the files lie.
 
-The first version hashes column after column, so it needs all rows at once. The second sums the digests of the rows, so
-that parts are hashed by themselves, in any order.
+Version 1 (`manifest_hash`) hashes column after column, so it needs all rows at once. Version 2 (`rows_digest`) sums the
+digests of the rows, so that parts can be hashed separately and in any order.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+# pyarrow.compute generates its functions at import, so type checkers cannot see them
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt32
 
 from pipeline.corpus.schema import PLACES, SCHEMA
 
@@ -24,12 +24,12 @@ _ROWS_AT_ONCE = 65_536
 
 
 def checksum(data: bytes) -> str:
-    """BLAKE2b of `data`, 128 bits in hex."""
+    """Return the BLAKE2b hash of `data`, 128 bits in hex."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def manifest_hash(table: pa.Table) -> str:
-    """32 hex digits of the rows in order of their ids, over every column of `SCHEMA` but `PLACES`."""
+    """Hash the rows in order of their ids, over every column of `SCHEMA` but `PLACES`, to 32 hex digits."""
     digest = hashlib.blake2b(digest_size=16)
     table = table.sort_by("clip_id")
     for field in SCHEMA:
@@ -40,7 +40,7 @@ def manifest_hash(table: pa.Table) -> str:
 
 
 def _update(digest: Any, array: pa.Array) -> None:
-    """Adds values, lengths and nulls; offsets and buffers of Arrow differ between equal arrays and do not enter."""
+    """Add values, lengths and nulls to `digest`, but not Arrow's buffers: they differ between equal arrays."""
     digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
     if pa.types.is_list(array.type):
         digest.update(
@@ -57,9 +57,9 @@ def _update(digest: Any, array: pa.Array) -> None:
 
 
 def rows_digest(table: pa.Table) -> int:
-    """The sum modulo 2¹²⁸ of a digest of each row, over every column of `SCHEMA` but `PLACES`.
+    """Return the sum of the rows' digests modulo 2¹²⁸, over every column of `SCHEMA` but `PLACES`.
 
-    Neither the order of the rows nor how they are cut into tables changes a sum of these.
+    The sum over all tables depends neither on the order of the rows nor on how they are cut into tables.
     """
     total = 0
     for start in range(0, table.num_rows, _ROWS_AT_ONCE):
@@ -68,12 +68,21 @@ def rows_digest(table: pa.Table) -> int:
 
 
 def hex_digest(digest: int) -> str:
-    """32 hex digits."""
+    """Format a digest as 32 hex digits."""
     return f"{digest % MODULUS:032x}"
 
 
 def _sum_of_digests(table: pa.Table) -> int:
-    """The numbers of a row and the lengths of its texts have a fixed width, so that no two rows have the same bytes."""
+    words = row_digests(table).sum(0, dtype=np.uint64).tolist()
+    return sum(word << (32 * place) for place, word in enumerate(words))
+
+
+def row_digests(table: pa.Table) -> UInt32[np.ndarray, "n 4"]:
+    """Return the digest of each row, over every column of `SCHEMA` but `PLACES`, as 32-bit words, the lowest first.
+
+    The numbers of a row and the lengths of its texts have a fixed width, so that no two different rows have the same
+    bytes.
+    """
     numbers, texts = [], []
     for field in SCHEMA:
         if field.name in PLACES:
@@ -95,12 +104,11 @@ def _sum_of_digests(table: pa.Table) -> int:
         hashlib.blake2b(fixed[row * width : (row + 1) * width] + text, digest_size=16, person=b"snps3 row 2").digest()
         for row, text in enumerate(joined.to_pylist())
     )
-    words = np.frombuffer(digests, "<u4").reshape(-1, 4).sum(0, dtype=np.uint64).tolist()
-    return sum(word << (32 * place) for place, word in enumerate(words))
+    return np.frombuffer(digests, "<u4").reshape(-1, 4)
 
 
 def _joined(lists: pa.ListArray) -> tuple[pa.Array, pa.Array]:
-    """Per list the lengths of its texts, −1 for a null one, and the texts behind one another."""
+    """Return for each list the lengths of its texts (−1: null), joined by commas, and its texts concatenated."""
     offsets = pa.array(np.concatenate([[0], np.cumsum(_int64(pc.list_value_length(lists)))]), pa.int32())
     flat = lists.flatten()
     lengths = pc.fill_null(pc.binary_length(flat), -1).cast(pa.string())
@@ -115,6 +123,6 @@ def _int64(array: pa.Array) -> Int64[np.ndarray, " n"]:
 
 
 def _bits(array: pa.Array) -> Int64[np.ndarray, " n"]:
-    """The bits of numbers, 0 for null."""
+    """Return the bit patterns of numbers, 0 for null."""
     dtype = "<f8" if pa.types.is_floating(array.type) else "<i8"
     return pc.fill_null(array, 0).to_numpy(zero_copy_only=False).astype(dtype).view("<i8")

@@ -10,11 +10,11 @@ from pipeline.corpus import media
 from pipeline.records import DecodeError, DistantFile, Reason, Stored
 
 IN_MEMORY_BYTES = 2**26
-"""Files up to this size are fetched whole by prepare; larger ones are read in parts."""
+"""Prepare fetches smaller files whole and reads the others in parts."""
 
 
 def fetch(uri: str, checksum: str | None = None) -> Stored:
-    """Return `media.read`; raise DecodeError if there is nothing usable at `uri`."""
+    """Return `media.read`. DecodeError if there is nothing usable at `uri`."""
     try:
         return media.read(uri, checksum)
     except (FileNotFoundError, NotADirectoryError) as error:  # the latter for a path below a tar
@@ -26,21 +26,21 @@ def fetch(uri: str, checksum: str | None = None) -> Stored:
     except IsADirectoryError as error:
         raise DecodeError(Reason.UNREADABLE, "a folder, not a file") from error
     except (OSError, ValueError) as error:  # a link to itself, a pipe, a name that is too long or holds a zero byte
-        if storage.is_remote(uri):  # of a store, these are wrong credentials or addresses, which no other file has
+        if storage.is_remote(uri):  # a store raises these for wrong credentials or addresses, which concern every file
             raise
         raise DecodeError(Reason.UNREADABLE, str(error)) from error
 
 
 def fetch_start(uri: str) -> Stored | DistantFile:
-    """As `fetch`; of a file of more than `IN_MEMORY_BYTES`, a `DistantFile`."""
+    """Return `fetch`, or a `DistantFile` for a file of `IN_MEMORY_BYTES` or more."""
     if media.is_part(uri):
         return fetch(uri)
-    start = fetch(media.inside(uri, 0, IN_MEMORY_BYTES))
+    start = fetch(media.range_uri(uri, 0, IN_MEMORY_BYTES))
     if len(start) < IN_MEMORY_BYTES:
         return start
 
     def read(start: int, stop: int) -> bytes:
-        part = fetch(media.inside(uri, start, stop))
+        part = fetch(media.range_uri(uri, start, stop))
         if not isinstance(part, bytes) or len(part) != stop - start:
             raise DecodeError(Reason.TRUNCATED, f"{uri} changes while it is read")
         return part
@@ -49,5 +49,5 @@ def fetch_start(uri: str) -> Stored | DistantFile:
 
 
 def fail(error: DecodeError, *_: object) -> NoReturn:
-    """Raise what is known to become of a file, in place of fetching or decoding it."""
+    """Raise a copy of `error`, in place of fetching or decoding a file that is known to fail."""
     raise DecodeError(error.reason, error.detail)

@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
 
 
 def with_reason(schema: pa.Schema) -> pa.Schema:
-    """Return `schema`, all columns nullable, with reason and detail: null reasons are those of usable clips."""
+    """Return `schema`, all columns nullable, with reason and detail; the reason is null for usable clips."""
     columns = [field.with_nullable(True) for field in schema]
     return pa.schema([*columns, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
 
@@ -35,11 +35,11 @@ def split_by_reason(table: pa.Table, stage: Stage) -> tuple[pa.Table, list[Rejec
 
 
 class TooManyRejectedError(RuntimeError):
-    """More samples were rejected than the run allows."""
+    """Raised when more samples were rejected than the run allows."""
 
 
 def write_ledger(rejected: Iterable[Rejected], path: str) -> None:
-    """Write all of `rejected` to `path`, without secrets, sorted by id, stage and reason; also when there are none."""
+    """Write `rejected` to `path`, without secrets, sorted by id, stage and reason; an empty ledger is written, too."""
     ordered = sorted(rejected, key=lambda sample: (sample.clip_id, sample.stage, sample.reason, sample.detail))
     rows = [
         sample.to_row() | {"uri": without_secrets(sample.uri), "detail": without_secrets(sample.detail)}
@@ -61,7 +61,7 @@ def count_by_reason(rejected: Iterable[Rejected]) -> dict[Reason, int]:
 def refuse_above_share(rejected: Iterable[Rejected], num_samples: int, max_share: float, ledger_path: str) -> None:
     """Raise TooManyRejectedError, with the counts, if more than `max_share` of `num_samples` is rejected.
 
-    Files that no annotation names (`no_annotation`) are no samples: they stand in the ledger and do not count here.
+    Files that no annotation names (`no_annotation`) are not samples: the ledger lists them, but they do not count here.
     """
     counts = count_by_reason(sample for sample in rejected if sample.reason != Reason.NO_ANNOTATION)
     lost = sum(counts.values())

@@ -1,4 +1,4 @@
-"""What a manifest lists, whether its rows lie in memory or in parts that are read when they are asked for."""
+"""Common interface to the rows of a manifest, whether they are in memory or in parts that are read on demand."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _CAPTIONED = ["captions", "caption_sources"]
 
 
 class Rows(abc.ABC):
-    """The clips of one kind in a split, numbered in order of clip_id, those that were added later behind the others.
+    """The clips of one kind in a split, numbered in order of clip_id; clips that were appended later come last.
 
     Tables have the columns of `SCHEMA`.
     """
 
     is_in_parts: ClassVar[bool]
-    """Whether they are read when they are asked for."""
+    """Whether rows are read on demand."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
     def take(self, positions: Int64[np.ndarray, " n"]) -> pa.Table:
-        """Return the rows at `positions`, in their order."""
+        """Return the rows at `positions`, in that order."""
 
     @abc.abstractmethod
     def range(self, start: int, stop: int) -> pa.Table:
-        """Return those of the rows [start, stop) that there are."""
+        """Return the rows [start, stop), as far as they exist."""
 
     @abc.abstractmethod
     def prefetch(self, positions: Int64[np.ndarray, " n"]) -> None:
-        """Begin to read what `take` of these positions will need."""
+        """Start to read what `take(positions)` will need."""
 
     def batches(self, num_rows: int = 65_536) -> Iterator[pa.Table]:
         """Yield all rows, at most `num_rows` at a time."""
@@ -68,42 +68,42 @@ class TableRows(Rows):
         return self.table[start:stop]
 
     def prefetch(self, positions: Int64[np.ndarray, " n"]) -> None:
-        """Do nothing: all rows are there."""
+        """Do nothing: all rows are in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing(abc.ABC):
-    """A corpus: the clips of each split and kind, by number."""
+    """A corpus: the numbered clips of each split and kind."""
 
     is_in_parts: ClassVar[bool]
-    """Whether its rows are read when they are asked for."""
+    """Whether rows are read on demand."""
 
     corpus: str
     root: str
-    """Where the files lay when the manifest was written; every `uri` of this corpus starts with it."""
+    """Root of the files when the manifest was written; every `uri` of this corpus starts with it."""
     decoders: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    """Seconds and CPU seconds per clip, by decoder, where they were measured on this corpus. No part of the hash."""
+    """Decoder → seconds and CPU seconds per clip, if measured on this corpus. Not part of the hash."""
 
     @property
     @abc.abstractmethod
     def hash(self) -> str:
-        """32 hex digits that identify the content, wherever the files lie."""
+        """Return 32 hex digits that identify the content, independent of where the files lie."""
 
     @property
     @abc.abstractmethod
     def counts(self) -> Mapping[tuple[str, str], int]:
-        """(split, kind) → number of its clips, where there are any."""
+        """Return (split, kind) → number of clips, without empty entries."""
 
     @abc.abstractmethod
     def rows(self, split: str, kind: Kind) -> Rows:
-        """The clips of one kind in a split; there may be none."""
+        """Return the clips of one kind in a split; there may be none."""
 
     def num_uncaptioned(self, split: str) -> int:
-        """The number of clips of a split without captions."""
+        """Return the number of clips of a split without captions."""
         return sum(num_uncaptioned(rows) for rows in self.batches(split=split))
 
     def num_of_other_sources(self, split: str, sources: Collection[str | None]) -> int:
-        """The number of clips of a split whose captions all are of other sources than these."""
+        """Return the number of clips of a split that have no caption from any of `sources`."""
         rows = (row for table in self.batches(split=split) for row in table.select(_CAPTIONED).to_pylist())
         return sum(not {*(row["caption_sources"] or [None] * len(row["captions"]))} & {*sources} for row in rows)
 
@@ -115,29 +115,29 @@ class Listing(abc.ABC):
 
     @property
     def fastest_decoder(self) -> str | None:
-        """The decoder to read this corpus with; None if none was measured."""
+        """Return the fastest of the measured decoders; None if none was measured."""
         return min(self.decoders, key=lambda name: max(self.decoders[name].values()), default=None)
 
     @property
     def splits(self) -> dict[str, int]:
-        """Name of each split → number of its clips."""
+        """Return split → number of clips."""
         numbers = Counter[str]()
         for (split, _), count in self.counts.items():
             numbers[split] += count
         return dict(sorted(numbers.items()))
 
     def num_clips(self, split: str, kind: Kind) -> int:
-        """The number of clips of one kind in a split."""
+        """Return the number of clips of one kind in a split."""
         return self.counts.get((split, kind.value), 0)
 
     def refuse_empty(self, split: str) -> None:
-        """Raise ValueError, with the splits that there are, if this one has no clip."""
+        """Raise ValueError, listing the existing splits, if this one has no clip."""
         if split not in self.splits:
             there_are = ", ".join(f"{name} ({count})" for name, count in self.splits.items()) or "no rows at all"
             raise ValueError(f"the split {split!r} of corpus {self.corpus!r} is empty; there are: {there_are}")
 
     def split(self, name: str) -> pa.Table:
-        """All rows of one split, in memory, sorted by id. An empty or unknown one is refused."""
+        """Load all rows of one split into memory, sorted by id. ValueError if it is empty or unknown."""
         self.refuse_empty(name)
         kinds = [self.rows(name, kind) for kind in Kind if self.num_clips(name, kind)]
         table = pa.concat_tables([rows.range(0, len(rows)) for rows in kinds])
@@ -148,11 +148,11 @@ class Listing(abc.ABC):
 
 
 def counted(table: pa.Table) -> dict[tuple[str, str], int]:
-    """(split, kind) → number of rows of a table."""
+    """Return (split, kind) → number of rows of a table."""
     groups = table.select(["split", "kind"]).group_by(["split", "kind"]).aggregate([([], "count_all")])
     return {(row["split"], row["kind"]): row["count_all"] for row in groups.to_pylist()}
 
 
 def of_kind(table: pa.Table, split: str, kind: Kind) -> pa.Table:
-    """The rows of a split and kind, in one chunk."""
+    """Return the rows of a split and kind, in one chunk."""
     return table.filter((pc.field("split") == split) & (pc.field("kind") == kind.value)).combine_chunks()

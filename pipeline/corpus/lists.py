@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline import storage
-from pipeline.corpus.clip_rows import WrongRow
+from pipeline.corpus.clip_rows import WrongRow, is_nothing
 from pipeline.corpus.columns import NAMES, plain
 from pipeline.corpus.names import folded, stem_of
 from pipeline.corpus.splits import split_named
@@ -16,11 +17,11 @@ from pipeline.corpus.tables import csv_rows, delimiter_of
 from pipeline.corpus.text_files import read_text
 
 LIST_COLUMNS = tuple(name for rank in NAMES["clip"][:4] for name in rank)
-"""What the column of names is called in lists that are tables."""
+"""Names of the clip column in lists that are tables."""
 
 
 def read_lists(lists: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return list (its path) → clip by its name without suffix → split. ValueError for a clip in two splits."""
+    """Return path of a list → name of a clip, without suffix → split. ValueError for a clip in two splits."""
     splits: dict[str, tuple[str, str]] = {}
     by_list: dict[str, dict[str, str]] = {}
     for source in lists:
@@ -29,7 +30,7 @@ def read_lists(lists: Sequence[str]) -> dict[str, dict[str, str]]:
             raise ValueError(f"a list of clips is named SPLIT=PATH, got {source!r}")
         split, path = split_named(match[1]), match[2]
         storage.check_readable(path)
-        names = _listed(read_text(path), path)
+        names = _listed(read_text(path), path, split)
         for name in names:
             before = splits.setdefault(folded(name), (split, name))
             if before[0] != split:
@@ -40,7 +41,7 @@ def read_lists(lists: Sequence[str]) -> dict[str, dict[str, str]]:
 
 @dataclass
 class ClipLists:
-    """The splits of clips by lists, and which lists have named any."""
+    """Assigns clips to splits by lists, and records which lists were used."""
 
     by_list: Mapping[str, Mapping[str, str]]
     used: set[str] = field(default_factory=set)
@@ -72,9 +73,10 @@ class ClipLists:
                 )
 
 
-def _listed(text: str, path: str) -> list[str]:
-    """Return the clips of a split: a line, an item of a JSON list or the column of a table each; without suffixes."""
-    names = _json_names(text) or [line.strip() for line in text.splitlines() if line.strip()]
+def _listed(text: str, path: str, split: str) -> list[str]:
+    """Return the clips of a split, without suffixes: the lines of a text, the items of a JSON list, or a column of a
+    table. Rows that name another split are skipped."""
+    names = _json_names(text, split) or [line.strip() for line in text.splitlines() if line.strip()]
     if names and delimiter_of(names[0]):
         rows = [row for _, row in csv_rows(text, path) if not isinstance(row, WrongRow)]
         columns = [name for known in LIST_COLUMNS for name in (rows[0] if rows else ()) if plain(name) == known]
@@ -82,7 +84,7 @@ def _listed(text: str, path: str) -> list[str]:
             raise ValueError(
                 f"{path}: a table of clips needs one of the columns video_id, vid_id, video, clip_name, id"
             )
-        names = [row[columns[0]] for row in rows]
+        names = [row[columns[0]] for row in rows if _is_of(split, row)]
     elif names and plain(names[0].strip('"')) in LIST_COLUMNS and len(names) > 1:
         names = names[1:]
     if not names:
@@ -90,7 +92,13 @@ def _listed(text: str, path: str) -> list[str]:
     return [stem_of(_name(name)) for name in names]
 
 
-def _json_names(text: str) -> list[str]:
+def _is_of(split: str, row: Mapping[str, Any]) -> bool:
+    """Return whether a row belongs to `split` or names no split."""
+    named = next((row[name] for known in NAMES["split"][0] for name in row if plain(str(name)) == known), None)
+    return is_nothing(named) or split_named(str(named)) == split
+
+
+def _json_names(text: str, split: str) -> list[str]:
     if not text.lstrip().startswith(("[", "{")):
         return []
     try:
@@ -99,6 +107,8 @@ def _json_names(text: str) -> list[str]:
         return []
     names = []
     for item in value:
+        if isinstance(item, dict) and not _is_of(split, item):
+            continue
         if isinstance(item, dict):
             item = next((item[name] for known in LIST_COLUMNS for name in item if plain(name) == known), None)
         if item is not None:
@@ -107,7 +117,7 @@ def _json_names(text: str) -> list[str]:
 
 
 def _name(line: str) -> str:
-    """Return the name in a line: without quotes, and without a label (a whole number) behind it."""
+    """Return the name in a line, without quotes and without a trailing label (an integer)."""
     line = line.strip().strip("\"'")
     match = re.fullmatch(r"(\S+)[\s,;]+-?\d+", line)
     return match[1].strip("\"'") if match else line

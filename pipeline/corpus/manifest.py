@@ -1,11 +1,11 @@
 """The rows of a corpus: one Parquet row per clip, a stable id, no pixels; in one file, or in parts with an index.
 
-Of a clip with `packets`, training fetches the bytes of a few packets, of which the file's checksum says nothing: each
-packet has a check of its own in the index (`pipeline/decode/packets.py`).
+For a clip with `packets`, training fetches the bytes of a few packets, which the file's checksum cannot verify: the
+index has a check for each packet (`pipeline/decode/packets.py`).
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+# pyarrow.compute generates its functions at import, so type checkers cannot see them
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from pipeline.corpus.listing import Listing, Rows, TableRows, counted, of_kind
 from pipeline.corpus.part_rows import PartRows, read_part
 from pipeline.corpus.schema import PLACES, SCHEMA, conform
 from pipeline.corpus.sorted_rows import SortedRows
+from pipeline.corpus.versions import split_version
 from pipeline.records import Kind
 
 __all__ = [
@@ -53,7 +54,7 @@ _METADATA_KEY = b"snps3_manifest"
 def clip_id(
     corpus: str, relative_path: str, start_seconds: float | None = None, end_seconds: float | None = None
 ) -> int:
-    """A non-negative int64 that depends only on the corpus name, the path below its root and the times."""
+    """Return a non-negative int64 that depends only on the corpus name, the path below its root and the times."""
     times = [None if time is None else float(time) for time in (start_seconds, end_seconds)]
     key = json.dumps([corpus, relative_path, *times], ensure_ascii=False).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
@@ -61,17 +62,17 @@ def clip_id(
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Listing):
-    """A corpus in memory. `table` has `SCHEMA`, unique ids, and is sorted by them."""
+    """A corpus in memory. `table` has `SCHEMA` and is sorted by its unique ids."""
 
     is_in_parts: ClassVar[bool] = False
 
     table: pa.Table
     format_version: int = 1
-    """By which the hash is computed: that of `parts` for rows that were read from parts."""
+    """Selects the hash: `parts.FORMAT_VERSION` for rows that were read from parts, else 1."""
 
     @cached_property
     def hash(self) -> str:
-        """32 hex digits that identify the content, wherever the files lie."""
+        """Return 32 hex digits that identify the content, independent of where the files lie."""
         if self.format_version == parts.FORMAT_VERSION:
             return hex_digest(rows_digest(self.table))
         return manifest_hash(self.table)
@@ -81,13 +82,13 @@ class Manifest(Listing):
         return counted(self.table)
 
     def rows(self, split: str, kind: Kind) -> Rows:
-        """The clips of one kind in a split, which no longer hold the others in memory."""
+        """Return a copy of the clips of one kind in a split, so that the others can be freed."""
         return TableRows(of_kind(self.table, split, kind))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartedManifest(Listing):
-    """A corpus in parts, none of whose rows is in memory."""
+    """A corpus in parts. None of its rows is in memory."""
 
     is_in_parts: ClassVar[bool] = True
 
@@ -97,6 +98,11 @@ class PartedManifest(Listing):
     @property
     def hash(self) -> str:
         return self.index.hash
+
+    @property
+    def place(self) -> str:
+        """Return the path with the version: it still refers to these rows after newer versions are written."""
+        return f"{self.path}@{self.index.number}"
 
     @cached_property
     def counts(self) -> Mapping[tuple[str, str], int]:
@@ -116,15 +122,15 @@ class PartedManifest(Listing):
 
 
 def make_manifest(corpus: str, root: str, rows: Iterable[Mapping[str, Any]] | pa.Table) -> Manifest:
-    """A manifest of `rows`, sorted by id. Wrong types and ids that occur twice are refused."""
+    """Return a manifest of `rows`, sorted by id. ValueError for wrong types and duplicate ids."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
     table = conform(table, source=f"corpus {corpus!r}").sort_by("clip_id").combine_chunks()
     return Manifest(corpus=corpus, root=root, table=table)
 
 
 def write_manifest(manifest: Manifest, path: str) -> None:
-    """`path` holds the manifest as one Parquet file, written whole or not at all. Equal content gives equal bytes."""
-    if manifest.format_version != 1:  # what its hash is computed by is not written
+    """Write the manifest atomically to `path`, as one Parquet file. Equal content gives equal bytes."""
+    if manifest.format_version != 1:  # the file does not record the format version, so its hash is always that of 1
         manifest = dataclasses.replace(manifest, format_version=1)
     described = {"corpus": manifest.corpus, "root": manifest.root, "hash": manifest.hash}
     described |= {"decoders": manifest.decoders} if manifest.decoders else {}
@@ -133,7 +139,7 @@ def write_manifest(manifest: Manifest, path: str) -> None:
 
 
 def write_in_parts(manifest: Manifest, path: str) -> parts.PartIndex:
-    """The folder `path` holds the manifest in parts, with another hash than one file of the same rows has."""
+    """Write the manifest in parts to the folder `path`. Its hash differs from that of one file of the same rows."""
     described = {"corpus": manifest.corpus, "root": manifest.root, "decoders": manifest.decoders}
     return write_sorted(SortedRows([manifest.table]), path, **described)
 
@@ -141,61 +147,61 @@ def write_in_parts(manifest: Manifest, path: str) -> parts.PartIndex:
 def write_sorted(
     rows: SortedRows, path: str, *, corpus: str, root: str, decoders: Mapping[str, Mapping[str, float]]
 ) -> parts.PartIndex:
-    """The folder `path` holds `rows` as a manifest in parts.
+    """Write `rows` to the folder `path` as a manifest in parts.
 
-    Where it holds some of them and no others, its parts stay, and the rest is written to parts behind them.
+    If the folder already holds a subset of them, its parts stay, and the remaining rows are appended in new parts.
     """
-    tables, behind = rows.tables(), {}
+    tables, existing = rows.tables(), {}
     if parts.is_in_parts(path):
         before = parts.read_index(path)
         ids = np.sort(np.concatenate([rows["clip_id"].to_numpy() for rows in open_manifest(path).batches()]))
         old = (rows_digest(table.filter(_is_among(table, ids))) for table in rows.tables())
         if hex_digest(sum(old)) == before.hash and (before.corpus, before.root) == (corpus, root):
             tables = (table.filter(pc.invert(_is_among(table, ids))) for table in tables)
-            behind = {"behind": before.parts, "ids_behind": ids}
-    return parts.write_parts(path, tables, corpus=corpus, root=root, decoders=decoders, **behind)
+            existing = {"existing_parts": before.parts, "existing_clip_ids": ids}
+    return parts.write_parts(path, tables, corpus=corpus, root=root, decoders=decoders, **existing)
 
 
 def _is_among(table: pa.Table, ids: Int64[np.ndarray, " n"]) -> pa.Array:
-    """Whether the id of each row is among `ids`, which rise."""
-    own = table["clip_id"].to_numpy()
-    return pa.array(ids[np.minimum(np.searchsorted(ids, own), len(ids) - 1)] == own)
+    """Return for each row whether its id is in `ids`, which are sorted."""
+    row_ids = table["clip_id"].to_numpy()
+    return pa.array(ids[np.minimum(np.searchsorted(ids, row_ids), len(ids) - 1)] == row_ids)
 
 
 def open_manifest(path: str) -> Manifest | PartedManifest:
-    """What the manifest at `path` lists. Of a manifest in parts only the index is read; one file is read whole, as
-    `read_manifest` does."""
-    storage.check_readable(path)
+    """Open the manifest at `path`, or FOLDER@VERSION of a manifest in parts. Of parts only the index is read; one file
+    is read whole, as by `read_manifest`. ValueError for a version that does not exist."""
+    path, version = _place(path)
     if not _has_index(path):
         return _read_files(path)
-    index = parts.read_index(path)
+    index = parts.read_index(path, version)
     return PartedManifest(corpus=index.corpus, root=index.root, decoders=index.decoders, path=path, index=index)
 
 
 def read_manifest(path: str) -> Manifest:
-    """All rows of a manifest, in memory: of a Parquet file, of a folder in parts with their index, or of a folder of
-    Parquet files of one corpus; local or in a bucket.
+    """Read all rows of a manifest into memory: from a Parquet file, a folder in parts with an index, or a folder of
+    Parquet files of one corpus; local or in a bucket. FOLDER@VERSION as in `open_manifest`.
 
-    Refused, with the name of what is wrong: a missing column, another type, an id that occurs twice, an empty manifest,
-    parts of different corpora, a part that is not as its index says.
+    ValueError, naming the culprit: a missing column, a wrong type, a duplicate id, an empty manifest, parts of
+    different corpora, a part that does not match its index.
     """
-    storage.check_readable(path)
+    path, version = _place(path)
     if not _has_index(path):
         return _read_files(path)
-    index = parts.read_index(path)
+    index = parts.read_index(path, version)
     tables = [read_part(storage.join(path, part.name), part) for part in index.parts]
     manifest = make_manifest(index.corpus, index.root, pa.concat_tables(tables))
     return dataclasses.replace(manifest, decoders=index.decoders, format_version=parts.FORMAT_VERSION)
 
 
 def _read_files(path: str) -> Manifest:
-    """All rows of a Parquet file, or of a folder of them without an index."""
+    """Read all rows of a Parquet file, or of a folder of them without an index."""
     tables, described = [], []
     for part in _files(path):
         table = _read_parquet(part)
         tables.append(conform(table, source=part))
         described.append(json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}")))
-    corpora = {str(one.get("corpus", "")) for one in described}
+    corpora = {str(metadata.get("corpus", "")) for metadata in described}
     if len(corpora) > 1:
         raise ValueError(f"{path} holds parts of several corpora {sorted(corpora)}: keep one folder per corpus")
     manifest = make_manifest(corpora.pop(), str(described[0].get("root", "")), pa.concat_tables(tables))
@@ -203,6 +209,17 @@ def _read_files(path: str) -> Manifest:
     if not len(manifest):
         raise ValueError(f"{path} has no rows: run jobs/prepare.py on a corpus with at least one usable clip")
     return manifest
+
+
+def _place(path: str) -> tuple[str, str | None]:
+    """Split a path into folder and version. ValueError if the manifest has no versions but one is named."""
+    folder, version = split_version(path)
+    storage.check_readable(folder)
+    if version and not _has_index(folder):
+        raise ValueError(
+            f"{folder} has no versions, as manifests in parts have (prepare --in-parts): leave @{version} out"
+        )
+    return folder, version
 
 
 def _has_index(path: str) -> bool:

@@ -1,11 +1,11 @@
-"""Where the bytes of a clip lie: in a file of their own, inside a packed file, in an LMDB, in a folder of key frames.
+"""Read the bytes of a clip: from its own file, a packed file, an LMDB, or a folder of key frames.
 
 | uri in the manifest | what `read` returns |
 |---|---|
 | `PATH` | the file's bytes |
 | `PATH#bytes=START-STOP` | these bytes of it: a member of a tar, a raw clip in a shard |
-| `PATH#unpacked=START-STOP` | these bytes of a compressed file when it is unpacked, as a whole: a member of a .tar.gz |
-| `PATH#frames=START-STOP` | the images in these bytes of a shard, each behind its length (4 bytes, little-endian) |
+| `PATH#unpacked=START-STOP` | these bytes of the decompressed file: a member of a .tar.gz |
+| `PATH#frames=START-STOP` | the images in these bytes of a shard, each after its length (4 bytes, little-endian) |
 | `PATH.lmdb#key=NAME` | the value of a key |
 | `PATH#row=NUMBER&column=COLUMN` | a value in a Parquet file |
 | `PATH/` | the images of a folder, in order of their names |
@@ -41,9 +41,9 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .avif .heic .heif .jxl .jp2 .svg .eps .psd .tga".split()
 )
-"""The last nine are not read: their files stand in the ledger, by their names."""
+"""The last eight are not supported: their files are rejected, so the ledger lists them."""
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-MOST_UNPACKED_BYTES = 2**33
+MAX_UNPACKED_BYTES = 2**33
 _INSIDE = re.compile(r"(?P<path>.+)#(?P<form>bytes|frames|unpacked)=(?P<start>\d+)-(?P<stop>\d+)(&name=(?P<name>.+))?")
 _KEYED = re.compile(r"(?P<path>.+\.lmdb)#key=(?P<key>.+)")
 _ROW = re.compile(r"(?P<path>.+)#row=(?P<row>\d+)&column=(?P<column>[^&]+)(&name=(?P<name>.+))?")
@@ -51,20 +51,20 @@ _LENGTH = struct.Struct("<I")
 
 
 class DamagedMediaError(ValueError):
-    """What lies at a uri is not what was put there."""
+    """Raised if the bytes at a uri are not those that were written there."""
 
 
 def kind_of(path: str) -> Kind | None:
-    """Video or image by the suffix; None for another file."""
+    """Return the kind of a file by its suffix; None if it is neither a video nor an image."""
     suffix = posixpath.splitext(path)[1].lower()
     return Kind.IMAGE if suffix in IMAGE_SUFFIXES else Kind.VIDEO if suffix in VIDEO_SUFFIXES else None
 
 
 def read(uri: str, checksum: str | None = None) -> Stored:
-    """The encoded clip at `uri`, in one of the forms above.
+    """Return the encoded clip at `uri`, which has one of the forms above.
 
-    FileNotFoundError names a file, key or folder that is not there. DamagedMediaError: a part of a packed file does not
-    have the checksum given, since the file was damaged, or written anew after its manifest.
+    FileNotFoundError: the file, key or folder does not exist. DamagedMediaError: a part of a packed file does not have
+    the given checksum, because the file was damaged or rewritten after its manifest.
     """
     if match := _INSIDE.fullmatch(uri):
         start, stop = int(match["start"]), int(match["stop"])
@@ -92,40 +92,40 @@ def _checked(data: bytes, checksum: str | None, uri: str) -> bytes:
 
 
 def file_of(uri: str) -> str:
-    """The file or folder in which `uri` lies."""
+    """Return the file or folder that contains `uri`."""
     match = _INSIDE.fullmatch(uri) or _KEYED.fullmatch(uri) or _ROW.fullmatch(uri)
     return match["path"] if match else uri
 
 
 def is_part(uri: str) -> bool:
-    """Return whether `uri` is a part of a file, or a folder: no file of its own."""
+    """Return whether `uri` is a part of a file or a folder, not a whole file."""
     return file_of(uri) != uri or uri.endswith("/")
 
 
-def inside(path: str, start: int, stop: int, form: Literal["bytes", "frames", "unpacked"] = "bytes") -> str:
-    """The uri of the bytes [start, stop) of a file, of the images in them, or of those bytes when it is unpacked."""
+def range_uri(path: str, start: int, stop: int, form: Literal["bytes", "frames", "unpacked"] = "bytes") -> str:
+    """Return the uri of the bytes [start, stop) of a file, of the images in them, or of these decompressed bytes."""
     return f"{path}#{form}={start}-{stop}"
 
 
 def is_tar(path: str) -> bool:
-    """Return whether a name is that of a tar, also of a compressed one."""
+    """Return whether a name is that of a tar, compressed or not."""
     return path.lower().endswith(TAR_SUFFIXES)
 
 
 @functools.lru_cache(maxsize=1)
 def unpacked(path: str) -> bytes:
-    """The content of a compressed file, kept for the clips beside one another in it. ValueError if it is damaged."""
-    return b"".join(decompressed_pieces(storage.read_bytes(path), path, MOST_UNPACKED_BYTES))
+    """Return the content of a compressed file, cached for neighbouring clips. ValueError if it is damaged."""
+    return b"".join(decompressed_pieces(storage.read_bytes(path), path, MAX_UNPACKED_BYTES))
 
 
-def named(uri: str, name: str) -> str:
-    """The uri of a part of a packed file, with what the clip is called; another uri as it is."""
+def uri_with_name(uri: str, name: str) -> str:
+    """Append the clip's name to the uri of a part of a packed file; return any other uri unchanged."""
     match = _INSIDE.fullmatch(uri) or _ROW.fullmatch(uri)
     return f"{uri}&name={quote(name)}" if match and not match["name"] else uri
 
 
 def name_of(uri: str, root: str) -> str:
-    """What a clip is called: its path below the root of its corpus, or its key."""
+    """Return the name of a clip: its path below the root of its corpus, or its key."""
     if (match := _INSIDE.fullmatch(uri) or _ROW.fullmatch(uri)) and match["name"]:
         return unquote(match["name"])
     if match := _KEYED.fullmatch(uri):
@@ -133,39 +133,39 @@ def name_of(uri: str, root: str) -> str:
     return uri.removeprefix(root).strip("/")
 
 
-def keyed(path: str, key: str) -> str:
-    """The uri of a key's value in an LMDB."""
+def key_uri(path: str, key: str) -> str:
+    """Return the uri of a key's value in an LMDB."""
     return f"{path}#key={quote(key)}"
 
 
-def in_row(path: str, row: int, column: str) -> str:
-    """The uri of a value in a Parquet file."""
+def row_uri(path: str, row: int, column: str) -> str:
+    """Return the uri of a value in a Parquet file."""
     return f"{path}#row={row}&column={quote(column)}"
 
 
 def is_lmdb(path: str) -> bool:
-    """True for a path that this module reads as an LMDB."""
+    """Return whether this module reads a path as an LMDB."""
     return path.rstrip("/").endswith(".lmdb")
 
 
 def keys(path: str) -> list[str]:
-    """The keys of an LMDB, sorted."""
+    """Return the keys of an LMDB, sorted."""
     with _environment(path).begin() as transaction:
         return sorted(key.decode() for key, _ in transaction.cursor())
 
 
 def checksum(media: Stored) -> str:
-    """Of the encoded clip, as the manifest keeps it."""
+    """Return the checksum of an encoded clip, as the manifest stores it."""
     return manifest.checksum(pack(media.images) if isinstance(media, EncodedFrames) else media)
 
 
 def pack(values: Sequence[bytes]) -> bytes:
-    """`values` behind one another, each behind its length: how Parquet's PLAIN encoding writes binary values."""
+    """Concatenate `values`, each preceded by its length, as in Parquet's PLAIN encoding of binary values."""
     return b"".join(_LENGTH.pack(len(value)) + value for value in values)
 
 
 def unpack(data: bytes, where: str) -> tuple[bytes, ...]:
-    """The values in `pack(values)`. DamagedMediaError where lengths and bytes do not match."""
+    """Invert `pack`. DamagedMediaError if lengths and bytes do not match."""
     values, position = [], 0
     while position + _LENGTH.size <= len(data):
         (length,) = _LENGTH.unpack_from(data, position)
@@ -187,7 +187,7 @@ def _read_key(path: str, key: str) -> bytes:
 def _read_row(path: str, row: int, column: str) -> bytes:
     first, values = _row_group(path, row, column)
     value = values[row - first].as_py()
-    while isinstance(value, dict):  # a column within another
+    while isinstance(value, dict):  # a nested column
         value = next(iter(value.values()))
     if value is None:
         raise FileNotFoundError(f"{path}: row {row} has no {column}")
@@ -196,8 +196,8 @@ def _read_row(path: str, row: int, column: str) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _groups(path: str) -> list[int]:
-    """Rows of each row group: small, and asked for with every clip."""
-    import pyarrow.parquet as pq  # only who has videos in Parquet waits for it
+    """Return the number of rows of each row group. Cached: the list is small and needed for every clip."""
+    import pyarrow.parquet as pq  # deferred: only corpora with videos in Parquet need it
 
     def count(file: IO[bytes]) -> list[int]:
         metadata = pq.ParquetFile(file).metadata
@@ -207,7 +207,7 @@ def _groups(path: str) -> list[int]:
 
 
 def _row_group(path: str, row: int, column: str) -> tuple[int, pa.ChunkedArray]:
-    """Return the first row of the row group with `row`, and the values of a column in it."""
+    """Return the number of the first row in the row group that contains `row`, and a column of that group."""
     first = 0
     for index, num_rows in enumerate(_groups(path)):
         if row < first + num_rows:
@@ -218,7 +218,7 @@ def _row_group(path: str, row: int, column: str) -> tuple[int, pa.ChunkedArray]:
 
 @functools.lru_cache(maxsize=1)
 def _values(path: str, group: int, column: str) -> pa.ChunkedArray:
-    """The values of a row group, kept for the clips beside one another in it."""
+    """Return a column of a row group, cached for neighbouring clips."""
     import pyarrow.parquet as pq
 
     def read(file: IO[bytes]) -> pa.ChunkedArray:
@@ -229,9 +229,9 @@ def _values(path: str, group: int, column: str) -> pa.ChunkedArray:
 
 @functools.cache
 def _environment(path: str) -> lmdb.Environment:
-    """Open an LMDB, once per process, since LMDB forbids more. DamagedMediaError for one that was cut short."""
+    """Open an LMDB, once per process, since LMDB forbids more. DamagedMediaError if it is truncated."""
     try:
-        import lmdb  # only who has one needs the package
+        import lmdb  # optional dependency
     except ModuleNotFoundError as error:
         remedy = "the package lmdb is not installed; pip install 'snps3-ray[lmdb]' brings it"
         raise ModuleNotFoundError(f"{path}: {remedy}", name="lmdb") from error
@@ -244,7 +244,7 @@ def _environment(path: str) -> lmdb.Environment:
     is_folder = storage.is_folder(local)
     environment = lmdb.open(local, subdir=is_folder, readonly=True, lock=False, readahead=False, max_readers=512)
     size = os.path.getsize(os.path.join(local, "data.mdb") if is_folder else local)
-    # a mapped file has no end for LMDB: the kernel ends the process that looks for a page behind it
+    # LMDB does not check the length of the mapped file: access to a page past its end would kill the process (SIGBUS)
     if (environment.info()["last_pgno"] + 1) * environment.stat()["psize"] > size:
         environment.close()
         raise DamagedMediaError(

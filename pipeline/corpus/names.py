@@ -1,4 +1,4 @@
-"""Files by what annotations call them: by path, else by a unique name with suffix, case or Unicode form aside."""
+"""Match names in annotations to files: by path, else by a unique name, ignoring suffix, case and Unicode form."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from pipeline.corpus.media import kind_of
 from pipeline.nearest import nearest
 
 PREFIXES = ("v_",)
-"""What names have before them in annotations and not in files, or the other way round: ActivityNet's."""
+"""Prefixes that names may have in annotations but not in files, or vice versa: ActivityNet's."""
 MAX_COMPARED = 50_000
-"""Names among which the nearest one is looked for."""
+"""Largest number of names among which the nearest one is searched."""
 
 
 def stem_of(path: str) -> str:
-    """Return the name without folders, and without the suffix of a video or an image."""
+    """Return the file name without the suffix of a video or an image."""
     name = posixpath.basename(path)
     return posixpath.splitext(name)[0] if kind_of(name) else name
 
 
 def folded(name: str) -> str:
-    """Return `name` with case and Unicode form aside."""
+    """Normalise case, Unicode form and surrounding whitespace of `name`."""
     return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def bucket_of_name(path: str) -> int:
-    """Return one number for all paths of clips and files that `Names` or `Source` may take for one another: what is
-    before the first dot of the last part, with case, Unicode form and `PREFIXES` aside."""
+    """Return the bucket of a path: equal for all paths that `NameIndex` or `Source` may match with each other.
+
+    Only the file name up to its first dot counts, without case, Unicode form and `PREFIXES`.
+    """
     name = folded(path.rpartition("/")[2].partition(".")[0])
     while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)
     return zlib.crc32(name.encode(errors="surrogateescape")) % NUM_BUCKETS
 
 
-class Names:
-    """The clips of a source by their names."""
+class NameIndex:
+    """Lookup of the clips of a source by name."""
 
     def __init__(self, places: Iterable[str]) -> None:
-        """`places`: paths of all files; those of clips are matched."""
+        """`places`: paths of all files; files that are not clips are ignored."""
         self._places = [place for place in places if kind_of(place)]
 
     @cached_property
@@ -55,7 +57,7 @@ class Names:
         return by_stem
 
     def candidates(self, path: str) -> list[str]:
-        """Return the files that `path` may mean and that fit it best; a single one is it."""
+        """Return the files that match `path` best. A single file is a certain match."""
         stem = folded(stem_of(path))
         prefixed = [stem.removeprefix(prefix) for prefix in PREFIXES] + [prefix + stem for prefix in PREFIXES]
         prefixed.append(unquote(stem))
@@ -67,7 +69,7 @@ class Names:
     def match(self, paths: Iterable[str]) -> dict[str, str]:
         """Return path → file, for the paths whose file is certain.
 
-        A file goes to several names only where one is the end of the other, to the letter.
+        If several paths match one file, it goes only to those with its exact stem whose folders agree with its own.
         """
         candidates = {path: self.candidates(path) for path in dict.fromkeys(paths)}
         owners: dict[str, list[str]] = defaultdict(list)
@@ -82,7 +84,7 @@ class Names:
         }
 
     def nearest(self, path: str) -> str:
-        """Return, in words, the file that is called most alike; empty if none is."""
+        """Return a hint that names the most similar file, or several equally good ones; empty if there is none."""
         if len(places := self.candidates(path)) > 1:
             return f"{', '.join(places[:3])} are called so: name the clip by its path below the root"
         if len(self._by_stem) > MAX_COMPARED:
@@ -96,14 +98,14 @@ def _parts(path: str) -> list[str]:
 
 
 def _is_end(path: str, place: str) -> bool:
-    """Return whether one of two paths is the end of the other, with suffix, case and Unicode form aside."""
+    """Return whether one of two paths is a suffix of the other, ignoring file extension, case and Unicode form."""
     mine, theirs = ([part for part in _parts(name) if part] for name in (path, place))
     shared = min(len(mine), len(theirs))
     return mine[-shared:] == theirs[-shared:]
 
 
 def _fit(path: str, place: str) -> tuple[int, bool, bool, bool]:
-    """Return how well `place` fits `path`: equal parts from the end, then kind, then case."""
+    """Score how well `place` fits `path`: by equal parts from the end, then kind, exact stem and exact path."""
     mine, theirs = _parts(path)[::-1], _parts(place)[::-1]
     shared = next((i for i, parts in enumerate(zip(mine, theirs, strict=False)) if parts[0] != parts[1]), len(mine))
     same_name = stem_of(path) == stem_of(place)

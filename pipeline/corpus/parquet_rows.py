@@ -1,4 +1,4 @@
-"""Rows of Parquet files, with or without the videos themselves in them."""
+"""Read rows of Parquet files, with or without embedded videos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.corpus.tables import Row
 
 _MAGIC = b"PAR1"
 NAMES = ("__key__", "key", "file_name", "video_id", "id")
-"""Columns that name the video in a row, where its bytes do not come with a path."""
+"""Columns that may name the video of a row whose bytes come without a path."""
 
 
 def is_parquet(path: str) -> bool:
@@ -23,7 +23,7 @@ def is_parquet(path: str) -> bool:
 
 
 def media_column(path: str) -> str | None:
-    """Return the column of a Parquet file that has the bytes of videos or images, `video.bytes` for one in another."""
+    """Return the column of a Parquet file with the bytes of videos or images (`video.bytes` if nested), or None."""
     for field in _schema(path):
         if pa.types.is_struct(field.type):
             if "bytes" in [field.type.field(index).name for index in range(field.type.num_fields)]:
@@ -34,7 +34,7 @@ def media_column(path: str) -> str | None:
 
 
 def parquet_rows(path: str) -> Iterator[Row]:
-    """Yield the rows of a Parquet file without columns of bytes; of one with videos, with their names in it."""
+    """Yield the rows of a Parquet file without binary columns. If it contains videos, `clip_name` holds their names."""
     names = media_names(path) if media_column(path) else None
     rows = (row for table in _without_bytes(path) for row in table.to_pylist())
     for number, row in enumerate(rows):
@@ -46,7 +46,7 @@ def parquet_rows(path: str) -> Iterator[Row]:
 
 
 def media_names(path: str) -> list[str]:
-    """Return what the videos in a Parquet file are called: by path, key or number of the row."""
+    """Return the names of the videos in a Parquet file: their paths, keys or row numbers."""
     column = media_column(path) or ""
     outer, suffix = column.removesuffix(".bytes"), f".{column}" if media.kind_of(f"x.{column}") else ".mp4"
     rows: list[dict[str, Any]] = [row for table in _without_bytes(path) for row in table.to_pylist()]
@@ -60,19 +60,19 @@ def media_names(path: str) -> list[str]:
 
 
 def media_places(path: str) -> dict[str, str]:
-    """Return name → uri of the videos in a Parquet file; names without the file's own."""
+    """Return name → uri of the videos in a Parquet file. Names do not include that of the file."""
     column = media_column(path) or ""
-    return {name: media.in_row(path, number, column) for number, name in enumerate(media_names(path))}
+    return {name: media.row_uri(path, number, column) for number, name in enumerate(media_names(path))}
 
 
 def _schema(path: str) -> pa.Schema:
-    import pyarrow.parquet as pq  # only who has one waits for it
+    import pyarrow.parquet as pq  # deferred: only corpora in Parquet need it
 
     return storage.read_with(path, pq.read_schema)
 
 
 def _without_bytes(path: str) -> Iterator[pa.Table]:
-    """Yield the row groups of a Parquet file, without columns of bytes."""
+    """Yield the row groups of a Parquet file without binary columns."""
     import pyarrow.parquet as pq
 
     columns = []

@@ -1,4 +1,4 @@
-"""Rows of a manifest in parts, by number: the row groups that are asked for are read, and a bounded number kept."""
+"""Random access to the rows of a manifest in parts: row groups are read on demand, and a bounded number is cached."""
 
 from __future__ import annotations
 
@@ -23,50 +23,51 @@ from pipeline.corpus.parts import GROUP_ROWS, REMEDY, Part
 from pipeline.corpus.schema import SCHEMA, completed
 
 NUM_GROUPS = 112
-"""Row groups that a process keeps, 32 MiB of WebVid's rows: two windows of `OrderConfig`, and some of evaluation."""
+"""Cached row groups per process (32 MiB for WebVid): two windows of `OrderConfig`, and some for evaluation."""
 NUM_FOOTERS = 4
-"""Footers of parts that a process keeps: a megabyte each, once read."""
+"""Cached footers of parts per process: a megabyte each, when parse_group."""
 Group = tuple[str, int]
 """Path of a part, and number of a row group in it."""
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """The bytes of a row group, from `start` on in the file of its part."""
+class FetchedGroup:
+    """The bytes of a row group, which begin at byte `start` of its part."""
 
     footer: pq.FileMetaData
     start: int
     data: bytes
     num_bytes: int
-    """Fetched for it; the footer counts where it was not known."""
+    """Bytes fetched for it, including the footer if that was not cached."""
 
 
 class GroupCache:
-    """The row groups that were asked for last. Several are fetched at a time; who asks for one waits for it.
+    """LRU cache of row groups. Several are fetched at a time; the caller waits for the future of its group.
 
-    One thread makes tables of them, because Arrow's allocator keeps memory for each thread that has used it.
+    A single thread parses them, because Arrow's allocator keeps memory for each thread that has used it.
     """
 
     def __init__(self, max_groups: int) -> None:
         self.max_groups = self._first_max_groups = max_groups
         self.num_bytes_read = self.num_groups_read = 0
         self._lock, self._tables = threading.Lock(), OrderedDict[Group, Future[pa.Table]]()
-        self._waiting = deque[tuple[Group, Callable[[], Fetched], Future[pa.Table]]]()
+        self._waiting = deque[tuple[Group, Callable[[], FetchedGroup], Future[pa.Table]]]()
         self._num_in_flight = 0
 
     @functools.cached_property
     def _pools(self) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
-        return ThreadPoolExecutor(storage.NUM_AHEAD, "fetched"), ThreadPoolExecutor(1, "parsed")
+        return ThreadPoolExecutor(storage.NUM_PREFETCHED, "fetched"), ThreadPoolExecutor(1, "parsed")
 
     def __len__(self) -> int:
         return len(self._tables)
 
     def double(self) -> None:
-        """Keep twice as many from now on as at first."""
+        """Raise the capacity to twice the initial one."""
         self.max_groups = 2 * self._first_max_groups
 
-    def ask(self, group: Group, fetch: Callable[[], Fetched]) -> Future[pa.Table]:
-        """Return the table of `group`, which is on its way; the oldest one goes."""
+    def request(self, group: Group, fetch: Callable[[], FetchedGroup]) -> Future[pa.Table]:
+        """Return a future of the table of `group`, and request it if it is not cached. The least recently used group is
+        evicted."""
         with self._lock:
             if group not in self._tables:
                 self._tables[group] = Future()
@@ -78,31 +79,31 @@ class GroupCache:
             return self._tables[group]
 
     def _advance(self) -> None:
-        """Fetch what was asked for first, while few bytes wait to become tables. The lock is held."""
+        """Start fetches in order of request, with at most `NUM_PREFETCHED` unparsed groups. The lock must be held."""
         fetching, parsing = self._pools
-        while self._waiting and self._num_in_flight < storage.NUM_AHEAD:
-            group, fetch, asked = self._waiting.popleft()
+        while self._waiting and self._num_in_flight < storage.NUM_PREFETCHED:
+            group, fetch, future = self._waiting.popleft()
             self._num_in_flight += 1
-            parsing.submit(self._parse, group, fetching.submit(fetch), asked)
+            parsing.submit(self._parse, group, fetching.submit(fetch), future)
 
-    def _parse(self, group: Group, fetched: Future[Fetched], asked: Future[pa.Table]) -> None:
-        """Answer with a row group; one that cannot be read is asked for anew next time."""
+    def _parse(self, group: Group, fetched: Future[FetchedGroup], future: Future[pa.Table]) -> None:
+        """Resolve the future of a row group. A failed one leaves the cache, so that the next request retries it."""
         try:
-            table = parsed(group, fetched.result())
+            table = parse_group(group, fetched.result())
             self.num_bytes_read += fetched.result().num_bytes
             self.num_groups_read += 1
-            asked.set_result(table)
+            future.set_result(table)
         except BaseException as error:
             with self._lock:
                 self._tables.pop(group, None)
-            asked.set_exception(error)
+            future.set_exception(error)
         with self._lock:
             self._num_in_flight -= 1
             self._advance()
 
 
 CACHE = GroupCache(NUM_GROUPS)
-"""Of this process, for all manifests."""
+"""Cache of this process, shared by all manifests."""
 
 
 class PartRows(Rows):
@@ -113,7 +114,7 @@ class PartRows(Rows):
     def __init__(self, folder: str, parts: Sequence[Part], cache: GroupCache = CACHE) -> None:
         self.folder, self.parts, self.cache = folder, list(parts), cache
         if any(part.num_rows % GROUP_ROWS for part in self.parts[:-1]):
-            cache.double()  # a block of the order lies in two row groups
+            cache.double()  # a block of the order then spans two row groups
         self._starts = np.cumsum([0, *(part.num_rows for part in parts)])
         self._first_groups = np.cumsum([0, *(-(-part.num_rows // GROUP_ROWS) for part in parts)])
 
@@ -123,7 +124,7 @@ class PartRows(Rows):
     def take(self, positions: Int64[np.ndarray, " n"]) -> pa.Table:
         numbers, inside = self._located(positions)
         groups, which = np.unique(numbers, return_inverse=True)
-        tables = [future.result() for future in [self._ask(number) for number in groups.tolist()]]
+        tables = [future.result() for future in [self._request(number) for number in groups.tolist()]]
         if not tables:
             return SCHEMA.empty_table()
         order = np.argsort(which, kind="stable")
@@ -139,56 +140,55 @@ class PartRows(Rows):
         if start >= stop:
             return SCHEMA.empty_table()
         (first, last), inside = self._located(np.array([start, stop - 1]))
-        tables = [future.result() for future in [self._ask(number) for number in range(first, last + 1)]]
+        tables = [future.result() for future in [self._request(number) for number in range(first, last + 1)]]
         return pa.concat_tables(tables).slice(int(inside[0]), stop - start)
 
     def prefetch(self, positions: Int64[np.ndarray, " n"]) -> None:
         for number in np.unique(self._located(positions)[0]).tolist():
-            self._ask(number)
+            self._request(number)
 
     def _located(self, positions: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
-        """The row group of each position, counted over all parts, and its place in it. IndexError behind the end."""
+        """Return the row group of each position, counted over all parts, and the row in it. IndexError past the end."""
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
             raise IndexError(f"rows [0, {len(self)}) of {self.folder} were asked for up to {positions.max()}")
         part = np.searchsorted(self._starts, positions, side="right") - 1
         group, inside = np.divmod(positions - self._starts[part], GROUP_ROWS)
         return self._first_groups[part] + group, inside
 
-    def _ask(self, number: int) -> Future[pa.Table]:
+    def _request(self, number: int) -> Future[pa.Table]:
         place = int(np.searchsorted(self._first_groups, number, side="right")) - 1
         part, group = self.parts[place], number - int(self._first_groups[place])
         path = storage.join(self.folder, part.name)
-        return self.cache.ask((path, group), functools.partial(fetch_group, path, part, group))
+        return self.cache.request((path, group), functools.partial(fetch_group, path, part, group))
 
 
-def fetch_group(path: str, part: Part, group: int) -> Fetched:
-    """Return the bytes of a row group. ValueError for a part that is not as it was written, FileNotFoundError for
-    none."""
+def fetch_group(path: str, part: Part, group: int) -> FetchedGroup:
+    """Fetch the bytes of a row group. ValueError: the part was changed; FileNotFoundError: it is missing."""
     footer, num_bytes = footer_of(path, part)
     columns = [footer.row_group(group).column(number) for number in range(footer.num_columns)]
     starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
     start = min(starts)
     stop = max(first + column.total_compressed_size for first, column in zip(starts, columns, strict=True))
     data = read_range(path, part, start, stop)
-    return Fetched(footer=footer, start=start, data=data, num_bytes=num_bytes + len(data))
+    return FetchedGroup(footer=footer, start=start, data=data, num_bytes=num_bytes + len(data))
 
 
-def parsed(group: Group, fetched: Fetched) -> pa.Table:
-    """Return the rows of a row group. ValueError for bytes that are not as they were written."""
+def parse_group(group: Group, fetched: FetchedGroup) -> pa.Table:
+    """Parse the rows of a row group. ValueError for damaged bytes."""
     path, number = group
     file = _Range(fetched.start, fetched.data)
     return _table(path, lambda: _opened(file, fetched.footer).read_row_group(number, use_threads=False))
 
 
 def read_part(path: str, part: Part) -> pa.Table:
-    """Return all rows of a part, which is read whole. Errors as those of `fetch_group` and `parsed`."""
+    """Read all rows of a part. Raises the errors of `fetch_group` and `parse_group`."""
     data = read_range(path, part, 0, part.num_bytes)
     footer = _checked_footer(path, part, data[-part.footer_bytes :])
     return _table(path, lambda: _opened(io.BytesIO(data), footer).read())
 
 
 def read_range(path: str, part: Part, start: int, stop: int) -> bytes:
-    """Return the bytes [start, stop) of a part."""
+    """Read the bytes [start, stop) of a part. FileNotFoundError: it is missing; ValueError: it is truncated."""
     try:
         data = storage.read_bytes(path, start, stop)
     except FileNotFoundError as error:
@@ -199,7 +199,7 @@ def read_range(path: str, part: Part, start: int, stop: int) -> bytes:
 
 
 def footer_of(path: str, part: Part) -> tuple[pq.FileMetaData, int]:
-    """Return the footer of a part, and the bytes that were fetched for it now."""
+    """Return the footer of a part, and the number of bytes fetched for it by this call (0: it was cached)."""
     before = _footers.cache_info().misses
     footer = _footers(path, part)
     return footer, part.footer_bytes if _footers.cache_info().misses > before else 0
@@ -231,7 +231,7 @@ def _table(path: str, read: Callable[[], pa.Table]) -> pa.Table:
 
 
 class _Range(io.RawIOBase):
-    """A file of which some bytes are there, those from `start` on."""
+    """A read-only file that holds only a range of its bytes, which begins at `start`."""
 
     def __init__(self, start: int, data: bytes) -> None:
         self.start, self.data, self.position = start, data, 0

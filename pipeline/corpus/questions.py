@@ -1,9 +1,9 @@
 """Questions about clips with their answers, and choices among five captions, for the downstream tasks.
 
-    JSON lines, as the published code has them · JSON lists, CSV and Parquet of the data sets  ──►  Question | Choice
-    + the manifest's clips by name  ──►  asked questions by clip, and those whose clip is not there
+    JSON lines, as in the published code · JSON lists, CSV and Parquet of the data sets  ──►  Question | Choice
+    + the manifest's clips by name  ──►  questions by clip, and those whose clip is missing
 
-A file names clips in its own way (`video9770`, `vid12`, `videos/test/0.mp4`, 9770); the manifest knows them by path.
+Each file names clips differently (`video9770`, `vid12`, `videos/test/0.mp4`, 9770); the manifest names them by path.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipeline.corpus.tables import csv_rows, delimiter_of
 from pipeline.corpus.text_files import json_lines, read_text
 
 NUM_OPTIONS = 5
-"""Options of a choice: what the field's multiple-choice sets have."""
+"""Options of a choice, as in the common multiple-choice data sets."""
 MAPPING = "youtube_mapping.txt"
 MAX_NAMED = 20
-"""Wrong records that a refusal names."""
+"""Number of wrong records that an error message lists."""
 NUMBERED = ("{}", "video{}", "vid{}")
-"""What a clip that a file gives by number is called: as it stands, in MSR-VTT, in MSVD."""
+"""Names of a clip that a file gives by number: unchanged, in MSR-VTT, in MSVD."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Question:
     answers: tuple[str, ...]
     """The right answers; more than one in multi-label sets."""
     kind: str = ""
-    """Sort of question, where the file has it; accuracy is shown for each."""
+    """Type of the question, if the file has it; accuracy is also reported per type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Choice:
     clip_name: str
     options: tuple[str, ...]
     answer: int
-    """Position of the right one."""
+    """Position of the correct option, from 0."""
     kind: str = ""
 
     def __post_init__(self) -> None:
@@ -73,16 +73,16 @@ class Choice:
             )
 
 
-Asked = TypeVar("Asked", Question, Choice)
+AnyQuestion = TypeVar("AnyQuestion", Question, Choice)
 
 
 def read_questions(path: str) -> list[Question]:
-    """Return the questions of a file. ValueError with file and line for what is none, and for a file without any."""
+    """Read the questions of a file. ValueError, with file and line, for malformed ones and for an empty file."""
     return _all(path, _question)
 
 
 def read_choices(path: str) -> list[Choice]:
-    """Return the choices of a file. ValueError with file and line for what is none, and for a file without any."""
+    """Read the choices of a file. ValueError, with file and line, for malformed ones and for an empty file."""
     return _all(path, _choice)
 
 
@@ -96,12 +96,12 @@ FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "kind": ("question_type", "difficulty", "type", "task_type"),
     }
 )
-"""Meaning → what the published code and the authors of the sets call a field, the first one that a record has."""
+"""Meaning → names of the field in the published code and the data sets; the first that a record has is used."""
 OPTION_COLUMN = re.compile(r"(?:a|option|opt|choice|answer)[_ ]?(\d|[A-Ea-e])")
-"""Columns of tables with an option each: NExT-QA's a0 to a4, TGIF-QA's a1 to a5."""
+"""Matches columns that hold one option each: NExT-QA's a0 to a4, TGIF-QA's a1 to a5."""
 LETTERS = "ABCDE"
 MEDIA_KINDS = frozenset({"video", "image"})
-"""What `type` says in the published code's lines, where it is no sort of question."""
+"""Values of `type` in the published code's files that are media types, not types of question."""
 
 
 def _question(record: Mapping[str, Any], where: str) -> Question:
@@ -138,7 +138,7 @@ def _choice(record: Mapping[str, Any], where: str) -> Choice:
 
 
 def _position(answer: str, options: Sequence[str]) -> int:
-    """Return the place of the right option: a number from 0 on, a letter from A on, or the option itself."""
+    """Return the position of the correct option, given as a number from 0, a letter from A, or the option itself."""
     if answer.isdecimal():
         return int(answer)
     if len(answer) == 1 and answer in LETTERS:
@@ -156,7 +156,7 @@ def _kind(record: Mapping[str, Any]) -> str:
 
 
 def _field(record: Mapping[str, Any], meaning: str, default: Any = None) -> Any:
-    """Return the field of a meaning. KeyError if there is none."""
+    """Return the field with a meaning, or `default`. KeyError if both are missing."""
     names = FIELDS[meaning]
     name = next((name for name in names if name in record), None)
     if name is None and default is None:
@@ -165,15 +165,15 @@ def _field(record: Mapping[str, Any], meaning: str, default: Any = None) -> Any:
 
 
 def _text(value: Any, what: str) -> str:
-    """Return words or a number as text, as the files have both. ValueError for anything else, and for NaN."""
+    """Convert a text or number to text: files contain both. ValueError for anything else, and for NaN."""
     is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
     if not is_text or str(value).strip().lower() in ("", "nan"):
         raise ValueError(f"{what} must be a text that is not empty, got {value!r}")
     return str(value).strip()
 
 
-def _all(path: str, read: Callable[[Mapping[str, Any], str], Asked]) -> list[Asked]:
-    names, asked, wrong = mapped_names(path), [], []
+def _all(path: str, read: Callable[[Mapping[str, Any], str], AnyQuestion]) -> list[AnyQuestion]:
+    names, questions, wrong = mapped_names(path), [], []
     for number, record in _with_answers(_records(path), path):
         try:
             question = _read(f"{path}:{number}", number, read, record)
@@ -181,19 +181,19 @@ def _all(path: str, read: Callable[[Mapping[str, Any], str], Asked]) -> list[Ask
             wrong.append(str(error))
             continue
         name = names.get(question.clip_name) or names.get(f"vid{question.clip_name}")
-        asked.append(replace(question, clip_name=name) if name else question)
+        questions.append(replace(question, clip_name=name) if name else question)
     if wrong:
         more = f"\n… and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
         raise ValueError("\n".join(wrong[:MAX_NAMED]) + more)
-    if not asked:
+    if not questions:
         raise ValueError(f"{path} asks nothing: name a file with a question in each line, or a list of them")
-    return asked
+    return questions
 
 
 def mapped_names(path: str) -> dict[str, str]:
-    """Return number → name of a clip from the youtube_mapping.txt beside a file of questions; empty without one.
+    """Read number → name of a clip from the youtube_mapping.txt beside a file of questions; empty without one.
 
-    MSVD-QA asks about `vid1`, MSVD's files are called otherwise.
+    MSVD-QA refers to `vid1`, but MSVD's files have other names.
     """
     beside = storage.join(posixpath.dirname(path) or ".", MAPPING)
     if not storage.exists(beside):
@@ -203,7 +203,7 @@ def mapped_names(path: str) -> dict[str, str]:
 
 
 def _records(path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (number of a line, an item or a row, value) of JSON lines, a JSON list, a CSV table or Parquet."""
+    """Yield (number, value) for each line, item or row of JSON lines, a JSON list, a CSV table or Parquet."""
     if is_parquet(path):
         yield from ((where.rpartition(" ")[2], row) for where, row in parquet_rows(path))
         return
@@ -221,9 +221,9 @@ def _records(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _with_answers(records: Iterable[tuple[str, Any]], path: str) -> Iterator[tuple[str, Any]]:
-    """Yield `records`, those of ActivityNet-QA's NAME_q.json with the answers of NAME_a.json beside it.
+    """Yield `records`; those of ActivityNet-QA's NAME_q.json get the answers of NAME_a.json beside it.
 
-    ValueError for questions whose answers are in no file.
+    ValueError if questions have no answers and there is no such file.
     """
     rows = list(records)
     is_asked = [isinstance(row, Mapping) and "question_id" in row for _, row in rows]
@@ -241,7 +241,7 @@ def _with_answers(records: Iterable[tuple[str, Any]], path: str) -> Iterator[tup
         yield number, {**answers.get(str(row["question_id"]), {}), **row}
 
 
-def _read(where: str, number: str, read: Callable[[Mapping[str, Any], str], Asked], record: Any) -> Asked:
+def _read(where: str, number: str, read: Callable[[Mapping[str, Any], str], AnyQuestion], record: Any) -> AnyQuestion:
     if isinstance(record, WrongRow):
         raise ValueError(record.reason)
     if not isinstance(record, Mapping):
@@ -258,10 +258,10 @@ def _read(where: str, number: str, read: Callable[[Mapping[str, Any], str], Aske
 
 
 class ClipNames:
-    """The clips of a split by what annotation files call them."""
+    """Lookup of the clips of a split by their names in annotation files."""
 
     def __init__(self, rows: pa.Table, root: str) -> None:
-        """`rows`: of a manifest; `root`: what its paths begin with."""
+        """`rows`: of a manifest; `root`: the prefix of its uris."""
         self.ids: dict[str, set[int]] = defaultdict(set)
         self.alike: dict[str, set[int]] = defaultdict(set)
         for clip_id, uri in zip(rows["clip_id"].to_pylist(), rows["uri"].to_pylist(), strict=True):
@@ -271,9 +271,9 @@ class ClipNames:
                 self.alike[folded(name)].add(clip_id)
 
     def find(self, name: str) -> int | None:
-        """Return the id of the clip that is called `name`; None if there is none. ValueError if there are several.
+        """Return the id of the clip called `name`; None if there is none. ValueError if there are several.
 
-        A name with a folder means the clip in that folder: the same file name in another one is another clip.
+        A name with a folder matches only the clip in that folder: the same file name elsewhere is another clip.
         """
         tried = [form.format(name) for form in NUMBERED] if name.isdigit() else [name, posixpath.splitext(name)[0]]
         bare = tried[-1]
@@ -293,48 +293,49 @@ def _stem(path: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedClips(Generic[Asked]):
-    """What is asked about each clip, and what cannot be asked."""
+class ClipQuestions(Generic[AnyQuestion]):
+    """Questions by clip, and those that cannot be asked."""
 
-    by_clip: Mapping[int, tuple[Asked, ...]]
-    missing: tuple[Asked, ...]
-    """Asked about clips that are not there: reported, not scored."""
+    by_clip: Mapping[int, tuple[AnyQuestion, ...]]
+    missing: tuple[AnyQuestion, ...]
+    """Questions about missing clips: reported, not scored."""
 
     @property
-    def num_asked(self) -> int:
-        """Questions about clips that are there."""
+    def num_questions(self) -> int:
+        """Return the number of questions about existing clips."""
         return sum(map(len, self.by_clip.values()))
 
 
-def asked_clips(asked: Iterable[Asked], names: ClipNames) -> AskedClips[Asked]:
-    """Return the questions by the clip that they are about."""
-    by_clip: dict[int, list[Asked]] = defaultdict(list)
-    missing: list[Asked] = []
-    for question in asked:
+def group_by_clip(questions: Iterable[AnyQuestion], names: ClipNames) -> ClipQuestions[AnyQuestion]:
+    """Group the questions by clip."""
+    by_clip: dict[int, list[AnyQuestion]] = defaultdict(list)
+    missing: list[AnyQuestion] = []
+    for question in questions:
         clip_id = names.find(question.clip_name)
         (missing if clip_id is None else by_clip[clip_id]).append(question)
-    return AskedClips(by_clip={clip: tuple(asked) for clip, asked in by_clip.items()}, missing=tuple(missing))
+    return ClipQuestions(
+        by_clip={clip: tuple(questions) for clip, questions in by_clip.items()}, missing=tuple(missing)
+    )
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def answer_list(train: Iterable[Question], size: int) -> tuple[str, ...]:
-    """Return the `size` most frequent answers of the training split, ties by the alphabet.
+    """Return the `size` most frequent answers of the training split; ties are broken alphabetically.
 
-    Training questions of which no answer is among them teach nothing and are left out; test questions stay, and count
-    as wrong.
+    Training questions without an answer in the list are left out; such test questions stay, and count as wrong.
     """
     counts = Counter(answer for question in train for answer in question.answers)
     return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[:size])
 
 
 def known_answers(question: Question, numbers: Mapping[str, int]) -> list[int]:
-    """Return the numbers of a question's right answers, as far as they are in the list."""
+    """Return the numbers of a question's correct answers that are in the list."""
     return [numbers[answer] for answer in question.answers if answer in numbers]
 
 
-def outside(questions: Sequence[Question], answers: Sequence[str]) -> list[Question]:
-    """Return the questions of which no right answer is in the list."""
+def unanswerable(questions: Sequence[Question], answers: Sequence[str]) -> list[Question]:
+    """Return the questions without a correct answer in the list."""
     numbers = {answer: number for number, answer in enumerate(answers)}
     return [question for question in questions if not known_answers(question, numbers)]

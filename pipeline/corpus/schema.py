@@ -1,7 +1,7 @@
-"""The columns of a manifest, and a table brought to them."""
+"""The columns of a manifest, and conversion of tables to them."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+# pyarrow.compute generates its functions at import, so type checkers cannot see them
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SCHEMA = pa.schema(
         pa.field("captions", pa.list_(pa.string()), nullable=False),
         pa.field("kind", pa.string(), nullable=False),  # video | image
         pa.field("split", pa.string(), nullable=False),
-        pa.field("group", pa.string()),  # clips that a test compares among themselves
+        pa.field("group", pa.string()),  # a test compares clips only within their group
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("fps", pa.float64()),  # null: an image
         pa.field("duration_seconds", pa.float64()),  # null: an image
         pa.field("num_frames", pa.int64(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),
-        pa.field("checksum", pa.string(), nullable=False),  # of the file's bytes, also where the clip is a part of them
-        pa.field("packets", pa.string()),  # where the index of the file's packets lies; null: it is read whole
+        pa.field("checksum", pa.string(), nullable=False),  # of the whole file, even if the clip is a part of it
+        pa.field("packets", pa.string()),  # path of the file's packet index; null: it is read whole
         pa.field("caption_sources", pa.list_(pa.string())),  # who wrote each caption; null: annotations say it
     ]
 )
@@ -33,11 +33,11 @@ OPTIONAL_COLUMNS = frozenset(
     {"start_seconds", "end_seconds", "group", "fps", "duration_seconds", "packets", "caption_sources"}
 )
 PLACES = frozenset({"uri", "packets", "caption_sources"})
-"""Columns that say where bytes lie and captions come from; they are no part of the hash."""
+"""Columns that say where bytes are stored and captions come from; they are not part of the hash."""
 
 
 def completed(table: pa.Table, schema: pa.Schema = SCHEMA) -> pa.Table:
-    """`table` with the columns of `schema`, all null where an earlier version has not written one."""
+    """Return `table` with the columns of `schema`; columns that an earlier version did not write are null."""
     for field in schema:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
@@ -45,7 +45,8 @@ def completed(table: pa.Table, schema: pa.Schema = SCHEMA) -> pa.Table:
 
 
 def conform(table: pa.Table, *, source: str) -> pa.Table:
-    """`table` with exactly the columns and types of `SCHEMA`; an optional column that is not there is all null."""
+    """Return `table` with exactly the columns and types of `SCHEMA`; missing optional columns are null. ValueError for
+    missing columns, wrong types, nulls and duplicate ids."""
     missing = [name for name in SCHEMA.names if name not in table.column_names and name not in OPTIONAL_COLUMNS]
     if missing:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Captions that lie beside their videos, in a folder or in WebDataset's tars."""
+"""Read captions from files beside the videos, in a folder or in WebDataset's tars."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ NO_CAPTIONS = re.compile(
     r"captions?|prompts?|videos?|(train|val|valid|test)([_-]?(list|ids|split))?|files?|urls?|info|about)\.(txt|json)",
     re.I,
 )
-"""Files beside videos that are about all of them, where no video has their name."""
+"""Matches files that describe all videos, not one. Applies only to files without a video of the same name."""
 CAPTION_KEYS = ("caption", "captions", "text", "txt", "description", "sentence", "prompt")
-"""Where a .json has the captions."""
+"""Keys under which a .json may have the captions."""
 TEXT_SUFFIXES = (".txt", ".caption", ".cap", ".json")
 
 log = logging.getLogger(__name__)
 
 
 def read_sidecars(path: str) -> Iterator[Annotated]:
-    """A folder, or tars: beside a.mp4 lies a.txt, a caption per line, or a.json with `caption`.
+    """Read a folder or tars in which a.txt, with a caption per line, or a.json with `caption` lies beside a.mp4.
 
-    In tars, what has a name up to its first dot in common is one sample, as WebDataset has it. A folder called train,
-    val, … is the split. A side-car without a video is a caption of a missing file; a video without a side-car, or with
-    one that cannot be read, has no captions.
+    In tars, files with the same name up to the first dot are one sample, as in WebDataset. A folder called train, val,
+    … is the split. A text file without a video is a caption of a missing file; a video without a side-car, or with one
+    that cannot be read, has no captions.
     """
     places = open_source(path).places
     if prompts := prompt_lists(places):
@@ -63,7 +63,8 @@ def read_sidecars(path: str) -> Iterator[Annotated]:
 
 
 def _beside(media_names: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
-    """Return the side-cars of each video: of its name without suffix, of its whole name (a.mp4.json), of its sample."""
+    """Return video → side-cars: those named by its stem (a.json), by its full name (a.mp4.json), and in tars all files
+    of its sample."""
     by_stem: dict[str, list[str]] = defaultdict(list)
     by_key: dict[str, list[str]] = defaultdict(list)
     for text in sorted(texts, key=lambda name: name.lower().endswith(".json")):
@@ -79,7 +80,7 @@ def _beside(media_names: Sequence[str], texts: Sequence[str]) -> dict[str, list[
 
 
 def _in_other_folders(beside: Mapping[str, list[str]], texts: Sequence[str]) -> dict[str, list[str]]:
-    """Return the side-cars of videos without any that lie in another folder, where a single one has their name."""
+    """Return video → side-car in another folder, for videos without one beside them, if the name is unique."""
     used = {text for names in beside.values() for text in names}
     by_stem: dict[str, list[str]] = defaultdict(list)
     for text in texts:
@@ -94,7 +95,7 @@ def _in_other_folders(beside: Mapping[str, list[str]], texts: Sequence[str]) -> 
 
 
 def _key(name: str) -> str:
-    """Return the name of a sample as WebDataset has it: up to the first dot after the last slash."""
+    """Return WebDataset's key of a sample: the path up to the first dot after the last slash."""
     folder, base = posixpath.split(name)
     return f"{folder}/{base.partition('.')[0]}"
 
@@ -105,7 +106,7 @@ def _captions(texts: list[str], places: Mapping[str, str]) -> list[Any]:
         where = places[name]
         try:
             captions = sidecar_captions(where, name)
-        except (OSError, UnicodeDecodeError) as error:  # a link to itself, a pipe, Latin-1: no caption of this clip
+        except (OSError, UnicodeDecodeError) as error:  # a symlink loop, a pipe, Latin-1
             if storage.is_remote(where):
                 raise
             log.warning("%s cannot be read, so its clip has no captions: %s", where, error)
@@ -116,9 +117,9 @@ def _captions(texts: list[str], places: Mapping[str, str]) -> list[Any]:
 
 
 def sidecar_captions(uri: str, name: str) -> list[Any]:
-    """Return a caption per line of a .txt; of a .json its `caption`, one or several.
+    """Read the captions of a side-car: the lines of a .txt, or one or several under `caption` in a .json.
 
-    ValueError for lines that are one sentence, wrapped, and for what is no JSON object.
+    ValueError for lines that are one wrapped sentence, and for invalid JSON.
     """
     data = media.read(uri)
     text = data.decode("utf-8-sig") if isinstance(data, bytes) else ""
@@ -137,7 +138,8 @@ def sidecar_captions(uri: str, name: str) -> list[Any]:
 
 
 def _is_wrapped(lines: list[str]) -> bool:
-    """Return whether lines are one text that was broken to a width: a capital begins it, a stop ends it."""
+    """Return whether lines are one wrapped sentence: only the first starts with a capital, only the last ends with a
+    full stop, ! or ?."""
     return (
         lines[0][0].isupper()
         and lines[-1][-1] in ".!?"
@@ -150,7 +152,8 @@ def _is_wrapped(lines: list[str]) -> bool:
 
 
 def prompt_lists(places: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the files that name the videos and their captions, a line each, as trainers of generators have them."""
+    """Return the files with the names and the captions of the videos, one per line: a common layout of training data
+    for video generators. None if there are none."""
     pairs = (("videos.txt", "prompts.txt"), ("videos.txt", "prompt.txt"), ("videos.txt", "captions.txt"))
     return next((pair for pair in pairs if set(pair) <= places.keys()), None)
 

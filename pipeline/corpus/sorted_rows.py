@@ -1,4 +1,4 @@
-"""Rows of a manifest that come in any order and are read in that of its parts: by split, kind and clip_id."""
+"""External sort of manifest rows by split, kind and clip_id, the order of a manifest's parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS_AT_ONCE = 2**16
 
 
 class SortedRows:
-    """Rows of `SCHEMA`; of many, some at a time are in memory."""
+    """Rows of `SCHEMA`, added in any order. If there are many, only a part of them is in memory at a time."""
 
     def __init__(self, tables: Iterable[pa.Table] = ()) -> None:
         self._buckets: dict[tuple[str, str], Buckets] = {}
@@ -28,14 +28,14 @@ class SortedRows:
 
     @property
     def splits(self) -> dict[str, int]:
-        """Name of each split → number of its rows."""
+        """Return split → number of rows."""
         counts = Counter[str]()
         for (split, _), rows in self._buckets.items():
             counts[split] += len(rows)
         return dict(sorted(counts.items()))
 
     def add(self, table: pa.Table) -> None:
-        """Add the rows of a table, which is brought to `SCHEMA` or refused."""
+        """Add the rows of a table, converted to `SCHEMA`. ValueError if it does not conform."""
         table = conform(table, source="a table of the manifest")
         for row in table.select(["split", "kind"]).group_by(["split", "kind"]).aggregate([]).to_pylist():
             rows = table.filter((pc.field("split") == row["split"]) & (pc.field("kind") == row["kind"]))
@@ -43,7 +43,7 @@ class SortedRows:
             buckets.add(buckets_of_ids(rows["clip_id"].to_numpy()), rows)
 
     def tables(self, kind: Kind | None = None) -> Iterator[pa.Table]:
-        """Yield the rows, those of one kind or all, in order of (split, kind, clip_id), some at a time."""
+        """Yield the rows of one kind (None: of all), in order of (split, kind, clip_id), in batches."""
         for (_, of_kind), buckets in sorted(self._buckets.items()):
             if kind in (None, of_kind):
                 for start, stop in portions(buckets.counts, ROWS_AT_ONCE):

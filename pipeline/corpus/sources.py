@@ -1,12 +1,12 @@
-"""What the root of a corpus is made of: files, tars, an LMDB or folders of key frames.
+"""Storage layouts of a corpus: files, tars, an LMDB, Parquet files or folders of key frames.
 
-| layout | name of a clip | told by |
+| layout | name of a clip | detected by |
 |---|---|---|
-| `files` | its path below the root | nothing else fits |
-| `tar` | `SHARD.tar/member`; the member alone where only one tar has it | `.tar` and `.tar.gz` files (WebDataset) |
-| `lmdb` | its key; of a path, the stem | the root ends in `.lmdb` |
-| `parquet` | `FILE.parquet/` and its path, its key or its row | `.parquet` files with videos in them, and no others |
-| `frame_folders` | the folder of its images, without a suffix | has to be said |
+| `files` | its path below the root | no other layout fits |
+| `tar` | `SHARD.tar/member`; also the member alone if only one tar has it | `.tar` and `.tar.gz` files (WebDataset) |
+| `lmdb` | its key: the stem of its path | the root ends in `.lmdb` |
+| `parquet` | `FILE.parquet/` and its path, key or row | `.parquet` files with embedded videos, no video files |
+| `frame_folders` | the folder of its images, without a suffix | must be named |
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.corpus import media
-from pipeline.corpus.names import Names
+from pipeline.corpus.names import NameIndex
 from pipeline.corpus.parquet_rows import media_column, media_places
 from pipeline.corpus.text_files import is_compressed
 from pipeline.records import Kind
 
 
 class Layout(StrEnum):
-    """How the videos of a corpus are kept."""
+    """How the videos of a corpus are stored."""
 
     FILES = "files"
     TAR = "tar"
@@ -48,18 +48,18 @@ class Source:
     root: str
     layout: Layout
     places: Mapping[str, str]
-    """Name → uri of all that is there."""
+    """Name → uri of all existing files or keys."""
     damaged: Mapping[str, str]
-    """Uri of a packed file that could not be listed to its end → what is wrong with it."""
-    passed_over: Mapping[str, str] = field(default_factory=dict)
-    """Name of a file or folder that no clip can be read from → why."""
+    """Uri of a packed file that could not be listed completely → error."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Name of a file or folder from which no clip can be read → reason."""
     matched: Mapping[str, str] = field(default_factory=dict)
-    """What annotations call a clip → its name here, where only a part of the two is equal."""
+    """Name of a clip in annotations → its name here, for inexact matches."""
 
     def match(self, clip_paths: Iterable[str]) -> Source:
-        """Return this with the clips that annotations call otherwise, where it is certain which they mean.
+        """Return a copy that also knows the certain inexact matches of `clip_paths`.
 
-        Suffix, case and Unicode form do not count, nor folders where a single file has the name.
+        Suffix, case and Unicode form are ignored, and so are folders if only one file has the name.
         """
         paths = dict.fromkeys(clip_paths)
         taken = {name for path in paths if (name := self.name(path)) in self.places}
@@ -70,15 +70,15 @@ class Source:
         return replace(self, matched={path: matched[path] for path in missing if path in matched})
 
     def nearest(self, clip_path: str) -> str:
-        """Return, in words, what is here that is called most like `clip_path`; empty if nothing is."""
+        """Return a hint that names the clip most similar to `clip_path`; empty if there is none."""
         return self._names.nearest(clip_path)
 
     @cached_property
-    def _names(self) -> Names:
-        return Names(self.places)
+    def _names(self) -> NameIndex:
+        return NameIndex(self.places)
 
     def name(self, clip_path: str) -> str:
-        """The name under which a clip is kept that an annotation calls `clip_path`."""
+        """Return the name in this source of the clip that an annotation calls `clip_path`."""
         if clip_path in self.matched:
             return self.matched[clip_path]
         match self.layout:
@@ -89,55 +89,55 @@ class Source:
             case Layout.TAR:
                 return self._tar_of_member.get(clip_path, clip_path)
             case Layout.FILES if clip_path not in self.places:
-                # readers give names without a suffix .mp4, and take what follows a dot for one
+                # readers append .mp4 to names without a suffix, and take whatever follows a dot for a suffix
                 others = (clip_path.removesuffix(".mp4"), f"{clip_path}.mp4")
                 return next((name for name in others if name in self.places), clip_path)
             case _:
                 return clip_path
 
     def uri(self, clip_path: str) -> str:
-        """Where a clip lies; for one that is not there, where it should."""
+        """Return the uri of a clip; for a missing one, the uri where it is expected."""
         name = self.name(clip_path)
         return self.places.get(name) or storage.join(self.root, name)
 
     @cached_property
     def _tar_of_member(self) -> dict[str, str]:
-        """Member → its name with the tar, for members that only one tar has."""
-        behind = re.compile(r"(?i)\.(?:tar(?:\.\w+)?|tgz)/")
-        members = [(behind.split(name, maxsplit=1)[-1], name) for name in self.places]
+        """Return member → its name with the tar, for members that occur in only one tar."""
+        tar_suffix = re.compile(r"(?i)\.(?:tar(?:\.\w+)?|tgz)/")
+        members = [(tar_suffix.split(name, maxsplit=1)[-1], name) for name in self.places]
         times = Counter(member for member, _ in members)
         return {member: name for member, name in members if times[member] == 1}
 
 
 def open_source(root: str, layout: Layout | None = None, files: Sequence[str] | None = None) -> Source:
-    """What lies below `root`. The layout is told by what is there; `frame_folders` has to be named.
+    """List the clips below `root`. `layout`: None detects it from the files; `frame_folders` must be named.
 
-    `files` are the files below the root, if they have been listed before.
+    `files`: the files below the root, if they are already listed.
     """
     if layout == Layout.LMDB or (layout is None and media.is_lmdb(root)):
-        places = {key: media.keyed(root, key) for key in media.keys(root)}
+        places = {key: media.key_uri(root, key) for key in media.keys(root)}
         return Source(root=root, layout=Layout.LMDB, places=places, damaged={})
     paths = storage.list_files(root) if files is None else files
-    skipped = passed_over(root, paths)
+    skipped = find_skipped(root, paths)
     files = [path for path in paths if path not in skipped and not storage.is_surrogate(path)]
-    return replace(_with_layout(root, layout, files), passed_over=skipped)
+    return replace(_with_layout(root, layout, files), skipped=skipped)
 
 
-def passed_over(root: str, paths: Iterable[str]) -> dict[str, str]:
-    """Return of `paths` below `root`, as `storage.fingerprints` has them, those that no clip can be read from → why.
+def find_skipped(root: str, paths: Iterable[str]) -> dict[str, str]:
+    """Return path → reason, for the `paths` below `root` (as in `storage.file_versions`) that give no clip.
 
-    In the names, bytes that are not UTF-8 stand as `\\xe9`.
+    Bytes that are not UTF-8 appear as `\\xe9` in the names.
     """
-    found = {}
+    reasons = {}
     for path in paths:
         if storage.is_surrogate(path):
             if not (media.kind_of(path) or media.is_tar(path)):
                 continue
             shown = os.fsencode(path).decode(errors="backslashreplace")
-            found[shown] = "its name is not UTF-8, which a manifest needs: rename the file, for example with convmv"
+            reasons[shown] = "its name is not UTF-8, which a manifest needs: rename the file, for example with convmv"
         elif not storage.is_remote(root) and os.path.islink(local := storage.join(root, path)) and os.path.isdir(local):
-            found[path] = "a link to a folder, which is not followed: move or mount the folder there instead"
-    return found
+            reasons[path] = "a link to a folder, which is not followed: move or mount the folder there instead"
+    return reasons
 
 
 def _with_layout(root: str, layout: Layout | None, files: Sequence[str]) -> Source:
@@ -149,7 +149,7 @@ def _with_layout(root: str, layout: Layout | None, files: Sequence[str]) -> Sour
     tables = [name for name in files if name.lower().endswith(".parquet")]
     if layout == Layout.PARQUET or (layout is None and tables and not any(map(media.kind_of, files))):
         places = {
-            f"{name}/{row}": media.named(uri, f"{name}/{row}")
+            f"{name}/{row}": media.uri_with_name(uri, f"{name}/{row}")
             for name in tables
             if media_column(path := storage.join(root, name))
             for row, uri in media_places(path).items()
@@ -179,14 +179,16 @@ def _tars(root: str, tars: Sequence[str]) -> Source:
             members, fault = [], str(error)
         for member, start, stop in members:
             name = f"{tar}/{member}"
-            places[name] = media.named(media.inside(path, start, stop, "unpacked" if is_packed else "bytes"), name)
+            places[name] = media.uri_with_name(
+                media.range_uri(path, start, stop, "unpacked" if is_packed else "bytes"), name
+            )
         if fault:
             damaged[path] = f"the tar cannot be listed to its end: {fault}"
     return Source(root=root, layout=Layout.TAR, places=places, damaged=damaged)
 
 
 def _members(file: Any) -> tuple[list[tuple[str, int, int]], str | None]:
-    """Name, start and end of each file in a tar, and what is wrong with the tar."""
+    """Return name, start and end of each file in a tar, and the error that ended the listing (None: it is complete)."""
     places: dict[str, tuple[int, int]] = {}
     fault = None
     try:
@@ -206,5 +208,5 @@ def _members(file: Any) -> tuple[list[tuple[str, int, int]], str | None]:
 
 
 def _is_of_finder(name: str) -> bool:
-    """Return whether a member is what macOS adds of its own: ._ files, .DS_Store, __MACOSX."""
+    """Return whether a member is macOS metadata: ._ files, .DS_Store, __MACOSX."""
     return posixpath.basename(name).startswith(("._", ".DS_Store")) or name.startswith("__MACOSX/")

@@ -1,4 +1,4 @@
-"""Speech with times, as HowTo100M has it, as captions of clips."""
+"""Read speech transcripts with times, in HowTo100M's format, as captions of clips."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from pipeline.corpus.text_files import json_value, read_text
 
 
 def read_asr(path: str) -> Iterator[Annotated]:
-    """Speech with times as HowTo100M has it, one JSON or one per video; neighbouring sentences become a clip of at
-    least 5 words and 5 seconds.
+    """Read transcripts with times as in HowTo100M; neighbouring sentences become a clip of at least 5 words and 5 s.
 
-    `{"start": […], "end": […], "text": […]}` in {video}.json, or in one file by video; or {video}.csv with these
-    columns.
+    `{"start": […], "end": […], "text": […]}` in {video}.json, or in one file with such an object per video; or
+    {video}.csv with these columns.
     """
     if storage.is_folder(path):
         files = [storage.join(path, name) for name in storage.list_files(path) if name.endswith((".json", ".csv"))]
@@ -28,7 +27,7 @@ def read_asr(path: str) -> Iterator[Annotated]:
 
 
 def read_speech(text: str, path: str, *, is_of_one: bool = False) -> Iterator[Annotated]:
-    """Yield the clips of a file with the speech of one video, which is called like it, or of several."""
+    """Yield the clips of a file with the speech of one video (named like the file) or of several."""
     video = posixpath.splitext(posixpath.basename(path))[0]
     if not text.lstrip().startswith("{"):
         rows = [(where, row) for where, row in csv_rows(text, path)]
@@ -62,13 +61,13 @@ def _clips(where: str, video: str, columns: Mapping[str, Any]) -> Iterator[Annot
 def spoken_clips(
     sentences: Sequence[tuple[float, float, str]], *, min_words: int = 5, min_seconds: float = 5.0
 ) -> list[tuple[float, float, str]]:
-    """Return neighbouring sentences joined to clips of at least so many words and seconds, in order of time.
+    """Join neighbouring sentences to clips of at least `min_words` and `min_seconds`, in order of time.
 
-    What is left at the end joins the clip before; sentences of no length are left out.
+    A shorter rest at the end joins the clip before it; sentences without duration or text are left out.
     """
     clips: list[tuple[float, float, str]] = []
     is_open = False
-    for start, end, text in sorted(one for one in sentences if one[0] < one[1] and one[2].strip()):
+    for start, end, text in sorted(item for item in sentences if item[0] < item[1] and item[2].strip()):
         if is_open:
             before = clips.pop()
             start, end, text = before[0], max(before[1], end), f"{before[2]} {text}"

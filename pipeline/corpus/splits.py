@@ -1,4 +1,4 @@
-"""What annotation files, folders and file names call the splits of a corpus."""
+"""Infer the split of clips from names in annotation files, folders and file names."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ SPLITS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation"), "test"),
     }
 )
-"""Name in lower case → our word; as Hugging Face reads them. Another name stays as it is."""
+"""Name in lower case → canonical name, as in Hugging Face. Other names stay unchanged."""
 
 
 def split_named(name: str) -> str:
-    """Return our word for a split."""
+    """Return the canonical name of a split."""
     return SPLITS.get(name.strip().lower(), name.strip())
 
 
 def split_of_folder(path: str) -> str | None:
-    """Return the split that a folder of `path` names, or the packed file in it; None if none does.
+    """Return the split that a folder or packed file in `path` names; None if none does.
 
-    ValueError for several folders that do.
-    Of a path that is none below a root, the innermost counts: the others are those of another machine.
+    ValueError if folders name several splits. In an absolute path or a URL only the innermost counts, since the outer
+    folders may belong to another machine.
     """
     folders = posixpath.dirname(path).split("/")
     if path.startswith("/") or ":/" in path:
@@ -38,7 +38,7 @@ def split_of_folder(path: str) -> str | None:
 
 
 def split_of_file(path: str) -> str | None:
-    """Return the split that the name of an annotation file has as a word of its own; None for none, or several."""
+    """Return the split that occurs as a separate word in the name of an annotation file; None for none or several."""
     try:
         name = posixpath.basename(path.partition("?")[0] if "://" in path else path)
         return _single(re.split(r"[^a-z]+", name.lower()), path)

@@ -1,7 +1,7 @@
-"""Rows of tables in any container: CSV and TSV, JSON lines, lists and dictionaries, Parquet.
+"""Read rows of tables in CSV, TSV, JSON lines, JSON lists and dictionaries.
 
-A row is (`file:line` or another place, fields by name); a line that is none is a `WrongRow`, and not joined with its
-neighbours.
+A row is (`file:line` or another place, fields by name); a malformed line becomes a `WrongRow`, and is never joined with
+its neighbours.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pipeline.corpus.clip_rows import WrongRow
 from pipeline.corpus.columns import KEY, NAMES, plain
 from pipeline.corpus.media import kind_of
 from pipeline.corpus.splits import SPLITS, split_named
+from pipeline.corpus.text_files import RepeatedKeyError, unambiguous
 
 Row = tuple[str, Mapping[str, Any] | WrongRow]
 KNOWN = frozenset(name for ranks in NAMES.values() for rank in ranks for name in rank) | {"pagedir"}
 DELIMITERS = ",\t;|"
 NESTED = ("clips", "clip", "regions", "annotations", "segments", "captions", "sentences")
-"""Fields with a list of objects, each a row together with the fields beside it."""
+"""Fields that may hold a list of objects; each object becomes a row, together with the fields beside the list."""
 WRAPPERS = (
     "data",
     "annotations",
@@ -46,7 +47,7 @@ csv.field_size_limit(sys.maxsize)
 
 
 def delimiter_of(line: str) -> str | None:
-    """Return what parts the fields of a table whose header is `line`; None if it is no header."""
+    """Return the delimiter of a table whose header is `line`; None if it is not a header."""
     try:
         headers = {mark: next(csv.reader([line], delimiter=mark, skipinitialspace=True), []) for mark in DELIMITERS}
     except csv.Error:
@@ -57,9 +58,9 @@ def delimiter_of(line: str) -> str | None:
 
 
 def pair_of(line: str) -> dict[str, str] | None:
-    """Return which column of a table without a header is the clip and which the caption, where its first line tells.
+    """Infer from its first line which column of a table without a header is the clip and which the caption, or None.
 
-    It does if there are two, and one of them is a URL or the path of a video or an image: CC3M's and TGIF's tables.
+    Requires two columns, of which one is a URL or the path of a video or image: CC3M's and TGIF's tables.
     """
     mark = next((mark for mark in "\t,;|" if mark in line), None)
     fields = [field.strip() for field in next(csv.reader([line], delimiter=mark), [])] if mark else []
@@ -70,18 +71,18 @@ def pair_of(line: str) -> dict[str, str] | None:
 
 
 def is_preamble(line: str) -> bool:
-    """Return whether a line before a header says nothing: a blank one, a comment, or Excel's `sep=;`."""
+    """Return whether a line before the header is blank, a comment, or Excel's `sep=;`."""
     return not line.strip() or line.startswith("#") or bool(re.fullmatch(r"\ufeff?sep=.", line.strip(), re.I))
 
 
 class _Lines:
-    """The lines of a text that comes in pieces, which end with a line; those before `first_needed` are forgotten."""
+    """The lines of a text that comes in pieces of whole lines; lines before `first_needed` are freed."""
 
     def __init__(self, pieces: Iterable[str]) -> None:
         self._pieces, self._lines, self._start, self.first_needed = iter(pieces), list[str](), 0, 0
 
     def at(self, number: int) -> str | None:
-        """Return a line, without its end; None behind the last."""
+        """Return a line without its line ending; None past the last line."""
         while number >= self._start + len(self._lines):
             if (piece := next(self._pieces, None)) is None:
                 return None
@@ -92,19 +93,19 @@ class _Lines:
         return self._lines[number - self._start]
 
     def since(self, number: int) -> Iterator[str]:
-        """Yield a line and all behind it."""
+        """Yield a line and all that follow it."""
         while (line := self.at(number)) is not None:
             yield line
             number += 1
 
 
 def csv_rows(text: str | Iterable[str], path: str, *, header: bool = True) -> Iterator[Row]:
-    """Yield the rows of a CSV table of any dialect, whole or in pieces that end with a line. Without a header, fields
-    are called "1", "2", …"""
+    """Yield the rows of a CSV table of any dialect; `text` is whole or in pieces of whole lines. Without a header,
+    fields are called "1", "2", …"""
     pieces = iter([text] if isinstance(text, str) else text)
     head = next(pieces, "")
     pieces = itertools.chain([head], pieces)
-    if not header and not any(mark in head for mark in DELIMITERS):  # a name and words, apart by a blank
+    if not header and not any(mark in head for mark in DELIMITERS):  # a name and a caption, separated by a blank
         pieces = (re.sub(r"(?m)^([^\s]+)[ ]+", r"\1\t", piece) for piece in pieces)
     lines = _Lines(pieces)
     first = next((number for number, line in enumerate(lines.since(0)) if not is_preamble(line)), 0)
@@ -129,7 +130,7 @@ def csv_rows(text: str | Iterable[str], path: str, *, header: bool = True) -> It
         if values is None:
             reason = f"{where}: no CSV, a quote is open at its end: {line[:60]!r}"
         elif len(values) > len(names) and not any(values[len(names) :]):
-            yield where, dict(zip(names, values, strict=False))  # marks at the end of a row, with nothing behind them
+            yield where, dict(zip(names, values, strict=False))  # trailing delimiters
             number = stop
             continue
         elif len(values) != len(names):
@@ -147,14 +148,15 @@ def csv_rows(text: str | Iterable[str], path: str, *, header: bool = True) -> It
 
 _SINGLE_QUOTED = re.compile(r"'[^']*'([,\t;|]\s*'[^']*')+")
 _RULE = re.compile(r"[\s|:-]*-[\s|:-]*")
-"""The line below the header of a table in Markdown."""
+"""Matches the line below the header of a Markdown table."""
 _MARKS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 
 def _row_at(lines: _Lines, number: int, mark: str, count: int, quote: str) -> tuple[list[str] | None, int]:
-    """Return the fields of the row that begins at a line (None: it does not end), and the line after it.
+    """Return the fields of the row that begins at a line (None: a quote is never closed), and the number of the next
+    line.
 
-    A quoted field may have several lines. One whose later lines are rows themselves was opened by a stray quote.
+    A quoted field may span several lines. If its later lines look like rows, a stray quote opened it.
     """
     dialect: dict[str, Any] = {"delimiter": mark, "quotechar": quote, "skipinitialspace": mark != "\t"}
     reader = csv.reader((line + "\n" for line in lines.since(number)), **dialect, strict=True)
@@ -173,7 +175,7 @@ def _row_at(lines: _Lines, number: int, mark: str, count: int, quote: str) -> tu
 
 
 def _escaped(line: str, dialect: Mapping[str, Any]) -> list[str]:
-    """Return the fields of a line whose quotes stand behind a backslash, as MySQL writes them; none if it has none."""
+    """Parse a line with backslash-escaped quotes, as MySQL writes them; return [] if that fails."""
     try:
         return next(csv.reader([line], **dialect, strict=True, doublequote=False, escapechar="\\"))
     except csv.Error:
@@ -181,7 +183,7 @@ def _escaped(line: str, dialect: Mapping[str, Any]) -> list[str]:
 
 
 def _is_row(line: str, mark: str, values: Sequence[str]) -> bool:
-    """Return whether a line within a quoted field begins as the row before it does."""
+    """Return whether a line within a quoted field has a first field of the same shape as the row before it."""
     return _shape(line.split(mark)[0]) == _shape(values[0])
 
 
@@ -193,9 +195,9 @@ def _shape(value: str) -> str:
 
 
 def json_rows(text: str | Iterable[str], path: str) -> Iterator[Row]:
-    """Yield the rows of JSON lines, of a JSON list or dictionary, or of objects behind one another.
+    """Yield the rows of JSON lines, of a JSON list or dictionary, or of concatenated objects.
 
-    A text in pieces that end with a line has JSON lines.
+    A text in pieces of whole lines must be JSON lines.
     """
     if not isinstance(text, str):
         yield from _line_rows(
@@ -203,9 +205,11 @@ def json_rows(text: str | Iterable[str], path: str) -> Iterator[Row]:
         )
         return
     try:
-        value = json.loads(text)
+        value = unambiguous(text)
+    except RepeatedKeyError as error:
+        raise ValueError(f"{path}: {error}") from error
     except ValueError:
-        lines = text.split("\n")  # not str.splitlines: other ends of lines may stand within a caption
+        lines = text.split("\n")  # not str.splitlines: captions may contain other line separators
         if text.lstrip().startswith("{") and not _is_json(next(line for line in lines if line.strip()), text):
             yield from _objects(text, path)
         else:
@@ -220,7 +224,7 @@ def _line_rows(lines: Iterable[str], path: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(_without_comma(line))
+            value = unambiguous(_without_comma(line))
         except ValueError as error:
             yield where, WrongRow(where=where, reason=f"{where}: no JSON ({error}): {line[:80]!r}")
             continue
@@ -234,13 +238,13 @@ def _line_rows(lines: Iterable[str], path: str) -> Iterator[Row]:
 
 
 def _without_comma(line: str) -> str:
-    """Return a line without the comma with which the items of a list end."""
+    """Remove the comma that follows an item of a JSON list."""
     line = line.strip()
     return line[:-1] if line.endswith("},") else line
 
 
 def _is_json(line: str, text: str) -> bool:
-    """Return whether a text has a JSON object per line, of which the first may be damaged."""
+    """Return whether a text has a JSON object per line; the first one may be damaged."""
     try:
         json.loads(_without_comma(line))
     except ValueError:
@@ -249,7 +253,7 @@ def _is_json(line: str, text: str) -> bool:
 
 
 def has_object_per_line(text: str) -> bool:
-    """Return whether a text that begins with an object or a list has JSON lines, by the first of them."""
+    """Return whether the first line of a text is a complete JSON object or list, so that the text is JSON lines."""
     line = next((line for line in text.split("\n") if line.strip()), "")
     try:
         return isinstance(json.loads(_without_comma(line)), dict | list)
@@ -258,7 +262,8 @@ def has_object_per_line(text: str) -> bool:
 
 
 def _objects(text: str, path: str) -> Iterator[Row]:
-    """Yield objects of several lines each; the first line that is none ends the file, as no later one is certain."""
+    """Yield concatenated objects of several lines each. The first malformed one ends the file, since it is uncertain
+    where the next begins."""
     decoder, position = json.JSONDecoder(), 0
     while (match := re.compile(r"\s*").match(text, position)) and match.end() < len(text):
         where = f"{path}:{text.count(chr(10), 0, match.end()) + 1}"
@@ -271,7 +276,7 @@ def _objects(text: str, path: str) -> Iterator[Row]:
 
 
 def value_rows(value: Any, path: str) -> Iterator[Row]:
-    """Yield the rows in a JSON value. ValueError for one that has none."""
+    """Yield the rows of a JSON value. ValueError if it has none."""
     if isinstance(value, list):
         if not value:
             raise ValueError(f"{path} is empty: name a file with captions")
@@ -302,6 +307,9 @@ def _dict_rows(value: Mapping[str, Any], path: str) -> Iterator[Row]:
         for name, part in value.items():
             for where, row in value_rows(part, f"{path}: {name}"):
                 yield where, row if isinstance(row, WrongRow) else {"split": split_named(name), **row}
+    elif isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):  # pandas' orient="split"
+        for number, fields in enumerate(value["data"]):
+            yield f"{path}: row {number}", dict(zip(map(str, value["columns"]), fields, strict=True))
     elif len(names & KNOWN) >= 2 and (by_column := _by_column(value)):
         yield from ((f"{path}: row {index}", row) for index, row in by_column)
     elif names & KNOWN and any(not isinstance(item, list | dict) for item in value.values()):
@@ -314,7 +322,7 @@ def _dict_rows(value: Mapping[str, Any], path: str) -> Iterator[Row]:
 
 
 def _by_column(value: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the rows of a table that is written by columns; none if it is not."""
+    """Return the rows of a column-oriented table; [] if the value is none."""
     parts = list(value.values())
     if all(isinstance(part, dict) for part in parts) and len({tuple(part) for part in parts}) == 1:
         return [(index, {name: part[index] for name, part in value.items()}) for index in parts[0]]
@@ -334,7 +342,7 @@ def _of_clip(where: str, clip: str, item: Any) -> Iterator[Row]:
 
 
 def _flat(where: str, row: Any) -> Iterator[Row]:
-    """Yield a row for each object in a list of them in `row`; else the row itself."""
+    """Yield one row per object if `row` has a list of them (`NESTED`), else the row itself."""
     if not isinstance(row, Mapping):
         yield (
             where,
@@ -355,7 +363,7 @@ def _flat(where: str, row: Any) -> Iterator[Row]:
 
 
 def _is_part(value: Any, row: Mapping[str, Any]) -> bool:
-    """Return whether a field is an object with known fields that `row` has not beside it."""
+    """Return whether a field is an object with known fields, none of which `row` has itself."""
     return (
         isinstance(value, Mapping)
         and any(plain(key) in KNOWN for key in value)
@@ -364,7 +372,7 @@ def _is_part(value: Any, row: Mapping[str, Any]) -> bool:
 
 
 def _is_nested(value: Any) -> bool:
-    """Return whether a field is a list of objects of which each has a place of its own in the video or image."""
+    """Return whether a field is a list of objects, each with its own time span, image or clip."""
     marks = ("start", "segment", "span", "timestamp", "imageid", "begin", "starttime", "clipid")
     return (
         isinstance(value, list)

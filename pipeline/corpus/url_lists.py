@@ -1,4 +1,4 @@
-"""Tables with a URL in each row, and lists of URLs."""
+"""Read tables with a URL in each row, and lists of URLs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _URL = re.compile(r"\w+://\S+")
 def read_urls(path: str, column: str | None = None) -> tuple[list[dict[str, Any]], list[WrongRow], str]:
     """Return the rows of a table that have a URL, those that have none, and the column of the URLs.
 
-    `column`: None takes the only one that has nothing but URLs. ValueError, with the remedy, for none or several.
+    `column`: None takes the only column of URLs alone. ValueError, with the remedy, for none or several.
     """
     placed = list(_rows(path))
     fields = [row for _, row in placed if not isinstance(row, WrongRow)]

@@ -1,7 +1,7 @@
-"""Files of the web: what they are called below a root, and their bytes, of addresses that a stranger has written.
+"""Download files from untrusted URLs, and name them below a root.
 
-A list of URLs may name anything, so private addresses are refused before a byte is sent, on every redirect too, and so
-are other schemes, pages in place of files, and files beyond a size or a time.
+A list of URLs may name anything, so private addresses are rejected before a byte is sent, also after redirects. So are
+other schemes, web pages in place of files, and downloads beyond a size or a time.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from pipeline.corpus.media import kind_of
 from pipeline.records import DecodeError, Reason
 from pipeline.redaction import without_secrets
 
-GONE_STATUS = frozenset({404, 410, 451})
-PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
-"""Answers after which the same request may succeed."""
+MISSING_STATUS = frozenset({404, 410, 451})
+TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+"""Status codes after which a retry may succeed."""
 SIGNATURES = re.compile(
     r"(?i)x-(amz|goog)-.*|signature|sig|policy|key-pair-id|expires|awsaccesskeyid|googleaccessid|.*token|s[etvprk]"
 )
-"""Parameters of a presigned URL: they change while the file does not."""
+"""Query parameters of presigned URLs: they vary for the same file."""
 _CHUNK_BYTES = 2**20
 _STEM = 60
-"""Characters of a name that are kept."""
+"""Largest number of characters kept of a host name or stem."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebLimits:
-    """What one file may take, and where it may lie."""
+    """Limits of one download, and which hosts are allowed."""
 
     max_gib: float = 4.0
     """Largest file."""
@@ -62,16 +62,16 @@ class WebLimits:
 
 
 def address_of(url: str) -> str:
-    """Return what tells a file of the web from others: its URL without fragment, login and signature."""
+    """Return the identity of a file on the web: its URL without fragment, login and signature."""
     parts = urlsplit(url)
     query = [f"{name}={value}" for name, value in parse_qsl(parts.query) if not SIGNATURES.fullmatch(name)]
     return f"{parts.scheme}://{_host(parts.netloc)}{parts.path}{'?' * bool(query)}{'&'.join(query)}"
 
 
 def name_of_url(url: str, suffix: str = ".mp4") -> str:
-    """Return the path of a URL's file below a root, HOST/XX/STEM-HASH.SUFFIX: of one address always the same.
+    """Return the path of a URL's file below a root, HOST/XX/STEM-HASH.SUFFIX, a function of `address_of`.
 
-    `suffix`: where the URL names no video or image.
+    `suffix`: used if the URL has none of a video or image.
     """
     parts = urlsplit(url)
     digest = hashlib.blake2b(address_of(url).encode(), digest_size=8).hexdigest()
@@ -88,9 +88,10 @@ def _host(netloc: str) -> str:
 def copy_url(
     url: str, file: io.BufferedIOBase, limits: WebLimits, sleep: Callable[[float], None] = time.sleep
 ) -> tuple[int, str]:
-    """Write the file at a URL (http, https, or of a store) to `file`, and return its bytes and its SHA-256 in hex.
+    """Download the file at a URL (http, https, or of a store) to `file`; return its size and its SHA-256 in hex.
 
-    DecodeError: `missing`; `refused`, if it may not be taken; `unavailable` after the last try.
+    DecodeError: `missing`; `refused`: the URL, its host or its content is not allowed; `timeout`; `unavailable`: after
+    the last retry, or for another HTTP error.
     """
     scheme = urlsplit(url).scheme
     if scheme not in ("http", "https"):
@@ -105,13 +106,13 @@ def copy_url(
         except urllib.error.HTTPError as error:
             problem, after = f"HTTP {error.code} {error.reason}", retry_after_seconds(error)
             error.close()
-            if error.code not in PASSING_STATUS:
-                of_others = Reason.REFUSED if error.code < 400 else Reason.UNAVAILABLE  # urllib's own: no redirect
-                reason = Reason.MISSING if error.code in GONE_STATUS else of_others
+            if error.code not in TRANSIENT_STATUS:
+                of_others = Reason.REFUSED if error.code < 400 else Reason.UNAVAILABLE  # unfollowed redirect
+                reason = Reason.MISSING if error.code in MISSING_STATUS else of_others
                 raise DecodeError(reason, problem) from None
-        except http.client.InvalidURL:  # whose message may hold a password
+        except http.client.InvalidURL:  # its message may contain a password
             raise DecodeError(Reason.REFUSED, "no URL of a host and a path") from None
-        except (OSError, http.client.HTTPException) as error:  # no connection, one that ends, no answer in time
+        except (OSError, http.client.HTTPException) as error:  # connection failed or lost, or timeout
             reason = getattr(error, "reason", None)
             problem = f"{type(reason or error).__name__}: {reason or error}"
         if number < limits.tries:
@@ -125,26 +126,26 @@ def _copy_web(url: str, file: io.BufferedIOBase, limits: WebLimits) -> tuple[int
         if response.headers.get_content_type() == "text/html":
             raise DecodeError(Reason.REFUSED, "a page, not a file")
         length = response.headers.get("Content-Length")
-        num_bytes, digest = copied(response, file, limits, int(length) if (length or "").isdigit() else None)
+        num_bytes, digest = copy_limited(response, file, limits, int(length) if (length or "").isdigit() else None)
     if (length or "").isdigit() and num_bytes != int(length):
         raise ConnectionError(f"{num_bytes} of {length} bytes came")
     return num_bytes, digest
 
 
-def copied(source: Any, file: io.BufferedIOBase, limits: WebLimits, length: int | None = None) -> tuple[int, str]:
-    """Copy `source` to `file`; return its bytes and SHA-256. DecodeError beyond the limits."""
-    most, deadline = limits.max_gib * 2**30, time.monotonic() + limits.seconds
+def copy_limited(source: Any, file: io.BufferedIOBase, limits: WebLimits, length: int | None = None) -> tuple[int, str]:
+    """Copy `source` to `file`; return its size and SHA-256. DecodeError beyond the limits."""
+    max_bytes, deadline = limits.max_gib * 2**30, time.monotonic() + limits.seconds
     num_bytes, digest = length or 0, hashlib.sha256()
-    read = getattr(source, "read1", source.read)  # `read` waits for a whole chunk, however slow its bytes come
-    if num_bytes <= most:
+    read = getattr(source, "read1", source.read)  # `read` would block for a whole chunk, past the deadline
+    if num_bytes <= max_bytes:
         num_bytes = 0
-        while num_bytes <= most and (chunk := read(_CHUNK_BYTES)):
+        while num_bytes <= max_bytes and (chunk := read(_CHUNK_BYTES)):
             file.write(chunk)
             digest.update(chunk)
             num_bytes += len(chunk)
             if time.monotonic() > deadline:
                 raise DecodeError(Reason.TIMEOUT, f"not here within {limits.seconds:g} s: raise --limits.seconds")
-    if num_bytes > most:
+    if num_bytes > max_bytes:
         raise DecodeError(Reason.REFUSED, f"more than {limits.max_gib:g} GiB: raise --limits.max-gib")
     return num_bytes, digest.hexdigest()
 
@@ -153,7 +154,7 @@ def _copy_stored(url: str, file: io.BufferedIOBase, limits: WebLimits) -> tuple[
     def copy(source: IO[bytes]) -> tuple[int, str]:
         file.seek(0)
         file.truncate()
-        return copied(source, file, limits)
+        return copy_limited(source, file, limits)
 
     try:
         return storage.read_with(url, copy)
@@ -166,7 +167,7 @@ def _copy_stored(url: str, file: io.BufferedIOBase, limits: WebLimits) -> tuple[
 
 
 def retry_after_seconds(error: urllib.error.HTTPError) -> float:
-    """Return the seconds that a host asks to wait, at most a minute; 0 where it names none."""
+    """Return the seconds of the header Retry-After, at most 60; 0 if there is none."""
     try:
         return min(60.0, float(error.headers.get("Retry-After", 0)))
     except ValueError:  # a date
@@ -177,16 +178,16 @@ def retry_after_seconds(error: urllib.error.HTTPError) -> float:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the open internet."""
+    """Return whether an IP address is public."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None) or ip
     return ip.is_global and not ip.is_multicast
 
 
-def connected(host: str, port: int, timeout: float | None) -> socket.socket:
-    """Return a socket to a host whose every address is public. DecodeError for another host.
+def open_public_connection(host: str, port: int, timeout: float | None) -> socket.socket:
+    """Connect to a host all of whose addresses are public. DecodeError for any other host.
 
-    The addresses are those that are then connected to, so a name that changes its meaning in between gains nothing.
+    The name is resolved once and the checked addresses are used, which defeats DNS rebinding.
     """
     addresses = [str(place[4][0]) for place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     if private := [address for address in addresses if not is_public(address)]:
@@ -203,13 +204,15 @@ def connected(host: str, port: int, timeout: float | None) -> socket.socket:
 
 class _PublicHTTP(http.client.HTTPConnection):
     def connect(self) -> None:
-        self.sock = connected(self.host, self.port, self.timeout)
+        self.sock = open_public_connection(self.host, self.port, self.timeout)
 
 
 class _PublicHTTPS(http.client.HTTPSConnection):
     def connect(self) -> None:
         context = ssl.create_default_context()
-        self.sock = context.wrap_socket(connected(self.host, self.port, self.timeout), server_hostname=self.host)
+        self.sock = context.wrap_socket(
+            open_public_connection(self.host, self.port, self.timeout), server_hostname=self.host
+        )
 
 
 class _PublicHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
@@ -230,7 +233,7 @@ class _SameScheme(urllib.request.HTTPRedirectHandler):
 
 
 def opener(*, allow_private: bool) -> urllib.request.OpenerDirector:
-    """Return what opens URLs: without a proxy and on public addresses alone, unless private ones are allowed."""
+    """Return a URL opener: without proxy and only for public addresses, unless private ones are allowed."""
     if allow_private:
         return urllib.request.build_opener(_SameScheme)
     return urllib.request.build_opener(_SameScheme, _PublicHandler, urllib.request.ProxyHandler({}))

@@ -1,6 +1,6 @@
-"""Where shots begin and end: changes from frame to frame, transitions, and spans of bounded length. Pure.
+"""Find shot boundaries: changes between frames, transitions, and spans of bounded length. Pure.
 
-frames ──content_changes──► changes ──runs_above──► transitions ──spans_of_shots──► seconds ──of_length──► clips
+frames ──content_changes──► changes ──runs_above──► transitions ──spans_of_shots──► seconds ──bound_lengths──► clips
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 Transition = tuple[int, int]
-"""(stop of the shot before, start of the shot after), in frames: equal at a cut, apart where one shot turns into the
-other."""
+"""(stop of the shot before, start of the shot after), in frames: equal at a cut, apart at a gradual transition."""
 Span = tuple[float, float]
 """[start, end) in seconds on a player's clock."""
 
 
 def hsv(frames: UInt8[np.ndarray, "T H W 3"]) -> Float32[np.ndarray, "T H W 3"]:
-    """Return hue in [0, 180), saturation and value in [0, 255] of RGB frames, as OpenCV scales them in 8 bits."""
+    """Convert RGB frames to hue in [0, 180), saturation and value in [0, 255], OpenCV's scales for 8 bits."""
     colours = frames.astype(np.float32)
     red, green, blue = np.moveaxis(colours, -1, 0)
     value = colours.max(-1)
@@ -36,9 +35,9 @@ def hsv(frames: UInt8[np.ndarray, "T H W 3"]) -> Float32[np.ndarray, "T H W 3"]:
 
 
 def content_changes(frames: UInt8[np.ndarray, "T H W 3"]) -> Float64[np.ndarray, " T_minus_1"]:
-    """Return how much each frame differs from the one before it: the mean over pixels, hue, saturation and value.
+    """Return the mean absolute difference of each frame from the one before it, over pixels, hue, saturation and value.
 
-    This is the score of PySceneDetect's content detector, so that its thresholds mean the same here.
+    This is the score of PySceneDetect's content detector, so its thresholds apply here.
     """
     colours = hsv(frames)
     return np.abs(np.diff(colours, axis=0)).mean((1, 2, 3), dtype=np.float64)
@@ -52,21 +51,21 @@ def runs_above(scores: Float64[np.ndarray, " T"], threshold: float) -> list[tupl
 
 
 def spans_of_shots(transitions: Iterable[Transition], times: Float64[np.ndarray, " T"], end: float) -> list[Span]:
-    """Return the times of the shots between transitions; `times` of the frames, and the `end` of the last, in seconds.
-    Frames of a gradual transition are in no shot."""
+    """Return the spans of the shots between transitions. `times` are those of the frames, `end` is when the last one
+    disappears, in seconds. Frames of a gradual transition belong to no shot."""
     bounds = [0, *(frame for transition in transitions for frame in transition), len(times)]
     on_screen = [*times.tolist(), end]
     shots = zip(bounds[::2], bounds[1::2], strict=True)
     return [(on_screen[first], on_screen[stop]) for first, stop in shots if first < stop]
 
 
-def of_length(spans: Iterable[Span], least_seconds: float, most_seconds: float) -> list[Span]:
-    """Return `spans` without those that are shorter than allowed, and longer ones cut into equal parts."""
+def bound_lengths(spans: Iterable[Span], min_seconds: float, max_seconds: float) -> list[Span]:
+    """Drop spans that are too short, and cut those that are too long into equal parts."""
     parts = []
     for start, end in spans:
-        if end - start < least_seconds:
+        if end - start < min_seconds:
             continue
-        count = math.ceil((end - start) / most_seconds - 1e-9)
+        count = math.ceil((end - start) / max_seconds - 1e-9)
         edges = np.linspace(start, end, count + 1).tolist()
         parts += itertools.pairwise(edges)
     return parts

@@ -1,6 +1,6 @@
-"""Captions from an endpoint that speaks OpenAI's chat completions: a request per clip, its frames as JPEG data URLs.
+"""Request captions from an endpoint with OpenAI's chat completions API: one request per clip, frames as JPEG data URLs.
 
-The key comes from the environment alone, and is in no message.
+The key comes only from the environment, and never appears in a message.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from pipeline.corpus import web
 from pipeline.records import DecodeError, Reason
 from pipeline.redaction import HIDDEN, without_secrets
 
-BUSY_STATUS = web.PASSING_STATUS | {409}
-"""Answers after which the same request may succeed."""
-OURS_STATUS = frozenset({401, 402, 403, 404})
-"""Answers that every other request would get as well."""
+RETRIED_STATUS = web.TRANSIENT_STATUS | {409}
+"""Status codes after which a retry may succeed."""
+FATAL_STATUS = frozenset({401, 402, 403, 404})
+"""Status codes that every other request would get, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """Who is asked what, how often, and for how much."""
+    """Endpoint, model, prompt, limits and prices of caption requests."""
 
     url: str
-    """Of the API, to which /chat/completions is added: https://api.openai.com/v1, http://HOST:8000/v1."""
+    """Base URL of the API, without /chat/completions: https://api.openai.com/v1, http://HOST:8000/v1."""
     model: str
     prompt: str = "Describe in one sentence what happens in the video that these frames are from."
     max_tokens: int = 100
-    """Length of a caption at most."""
+    """Largest length of a caption."""
     temperature: float = 0.0
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key; unset for an endpoint without one."""
     timeout_seconds: float = 60.0
     tries: int = 6
-    """Requests for one clip at most, with growing pauses."""
+    """Largest number of requests for one clip, with growing pauses."""
     requests_per_minute: float | None = None
-    """Requests of this job at most, repeated ones too; None: as many as are answered."""
+    """Rate limit of this job, retries included; None: unlimited."""
     dollars_per_million_input_tokens: float | None = None
     dollars_per_million_output_tokens: float | None = None
     """Prices; without both of them tokens are counted and no cost."""
@@ -62,7 +62,7 @@ class EndpointConfig:
                 raise ValueError(f"endpoint.{name} must be above 0, got {value}")
 
     def dollars(self, input_tokens: int, output_tokens: int) -> float | None:
-        """Return the price of so many tokens; None without prices."""
+        """Return the price of the tokens; None without prices."""
         prices = (self.dollars_per_million_input_tokens, self.dollars_per_million_output_tokens)
         if prices[0] is None or prices[1] is None:
             return None
@@ -71,7 +71,7 @@ class EndpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A caption, and what it took."""
+    """A caption, and the tokens and requests it cost."""
 
     text: str
     input_tokens: int
@@ -79,8 +79,8 @@ class Answer:
     num_requests: int
 
 
-class Pace:
-    """Lets requests of several threads begin at equal distances at least."""
+class RateLimiter:
+    """Rate limiter for several threads: requests start at least 60 / `per_minute` seconds apart."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Pace:
         self._next = float("-inf")
 
     def wait(self) -> None:
-        """Return when the next request may begin."""
+        """Block until the next request may begin."""
         with self._lock:
             begins = max(self._clock(), self._next)
             self._next = begins + self._seconds_apart
@@ -102,31 +102,31 @@ class Pace:
 
 
 class Endpoint:
-    """An endpoint that is asked by several threads."""
+    """Client of an endpoint, for use by several threads."""
 
     def __init__(self, config: EndpointConfig, sleep: Callable[[float], None] = time.sleep) -> None:
         self.config, self._sleep = config, sleep
         self._key = os.environ.get(config.key_variable, "")
-        self._pace, self._random = Pace(config.requests_per_minute, sleep=sleep), random.Random()
+        self._rate_limiter, self._random = RateLimiter(config.requests_per_minute, sleep=sleep), random.Random()
 
     def caption(self, images: Sequence[bytes]) -> Answer:
-        """Return the caption of a clip, of JPEGs of its frames.
+        """Request the caption of a clip, given JPEGs of its frames.
 
-        DecodeError: `unavailable` if the endpoint gives none however often it is asked, `no_caption` if it refuses this
-        clip. ValueError if it would refuse every clip.
+        DecodeError: `unavailable` if all retries fail, `no_caption` if the endpoint rejects this clip. ValueError if it
+        would reject every clip.
         """
         request = self._request(images)
         for number in range(1, self.config.tries + 1):
-            self._pace.wait()
+            self._rate_limiter.wait()
             try:
-                return _answer(self._sent(request), number)
+                return _answer(self._send(request), number)
             except urllib.error.HTTPError as error:
                 problem, after = f"{error.code} {self._without_key(error)}", web.retry_after_seconds(error)
-                if error.code in OURS_STATUS:
+                if error.code in FATAL_STATUS:
                     raise ValueError(self._remedy(problem)) from None
-                if error.code not in BUSY_STATUS:
+                if error.code not in RETRIED_STATUS:
                     raise DecodeError(Reason.NO_CAPTION, f"the endpoint refuses the clip: {problem}") from None
-            except (OSError, http.client.HTTPException) as error:  # no connection, one that ends, no answer in time
+            except (OSError, http.client.HTTPException) as error:  # connection failed or lost, or timeout
                 problem, after = f"{type(error).__name__}: {error}", 0.0
             except (ValueError, KeyError, IndexError, TypeError) as error:
                 problem, after = f"no chat completion ({type(error).__name__}: {error})", 0.0
@@ -149,12 +149,12 @@ class Endpoint:
         url = f"{self.config.url.rstrip('/')}/chat/completions"
         return urllib.request.Request(url, json.dumps(body).encode(), headers)
 
-    def _sent(self, request: urllib.request.Request) -> dict[str, Any]:
+    def _send(self, request: urllib.request.Request) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=self.config.timeout_seconds) as response:
             return json.loads(response.read())
 
     def _without_key(self, error: urllib.error.HTTPError) -> str:
-        """Return the first line of what an endpoint says, which may repeat the key."""
+        """Return the first line of an error response without the key, which it may repeat."""
         with error:
             said = error.read(300).decode(errors="replace").partition("\n")[0]
         return without_secrets(said.replace(self._key, HIDDEN) if self._key else said)

@@ -1,4 +1,4 @@
-"""The language of a caption: by its script, else by the words that sentences of captions have most. Pure."""
+"""Detect the language of a caption by its script, else by the most frequent words of captions. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCRIPTS: Mapping[str, str] = MappingProxyType(
         **{"DEVANAGARI": "hi", "BENGALI": "bn", "TAMIL": "ta", "THAI": "th", "GREEK": "el", "HEBREW": "he"},
     }
 )
-"""First word of a letter's name in Unicode → the language that is meant by it."""
+"""First word of a letter's Unicode name → language that it is taken for."""
 FREQUENT_WORDS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         language: frozenset(words.split())
@@ -43,7 +43,7 @@ LANGUAGES = tuple(sorted({*FREQUENT_WORDS, *SCRIPTS.values()}))
 
 
 def language_of(text: str) -> str | None:
-    """Return the language of a text as ISO 639-1; None where its words do not tell."""
+    """Detect the language of a text as an ISO 639-1 code; None if it is undecided."""
     letters = [unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha()]
     scripts = Counter(SCRIPTS[name] for name in letters if name in SCRIPTS)
     if 2 * scripts.total() > len(letters):
@@ -52,7 +52,7 @@ def language_of(text: str) -> str | None:
     hits: Counter[str] = Counter()
     for word in words:
         languages = [language for language, frequent in FREQUENT_WORDS.items() if word in frequent]
-        hits.update(dict.fromkeys(languages, 1 / max(1, len(languages))))  # a word of few languages says more
+        hits.update(dict.fromkeys(languages, 1 / max(1, len(languages))))  # words of fewer languages weigh more
     ranked = hits.most_common(2)
     if not ranked or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
         return None
@@ -60,6 +60,6 @@ def language_of(text: str) -> str | None:
 
 
 def share_in(language: str, captions: Iterable[str]) -> float | None:
-    """Return the share of captions in a language, of those whose words tell theirs; None if none does."""
-    told = [code for caption in captions if (code := language_of(caption))]
-    return sum(code == language for code in told) / len(told) if told else None
+    """Return the share of captions in a language among those whose language is detected; None if there is none."""
+    languages = [code for caption in captions if (code := language_of(caption))]
+    return sum(code == language for code in languages) / len(languages) if languages else None

@@ -1,4 +1,4 @@
-"""Measures of a clip's pixels by which a corpus is filtered: motion, blur, black, static, letterbox, text. Pure."""
+"""Measures of a clip's pixels for filtering a corpus: motion, blur, black, static, letterbox, text. Pure."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from jaxtyping import Bool, Float32, UInt8
 
 REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
 DARK = 32.0
-"""Luma up to which a pixel is black, of 255."""
+"""Largest luma of a black pixel, of 255."""
 BLACK_SHARE = 0.98
-"""Of the pixels of a black frame."""
+"""Smallest share of black pixels in a black frame."""
 STATIC_CHANGE = 0.5
-"""Mean change of luma, of 255, below which two frames are the same."""
+"""Mean change of luma, of 255, below which two frames count as equal."""
 COARSE_PX = 32
-"""Long side of the frames in which motion is measured, so that fast motion is a step of few pixels, too."""
-REBLUR_PX, MOST_BLUR_PX = 1.5, 16.0
-EDGE_SHARE, LEAST_SLOPE = 0.02, 1.0
-"""Pixels that are looked at as edges: the steepest share of them, from a change of luma per pixel on."""
+"""Long side of the frames in which motion is measured, so that even fast motion is a step of few pixels."""
+REBLUR_PX, MAX_BLUR_PX = 1.5, 16.0
+EDGE_SHARE, MIN_SLOPE = 0.02, 1.0
+"""Pixels that count as edges: the steepest share of them, and the smallest change of luma per pixel."""
 LETTER_SLOPE, LETTER_PX = 20.0, 6
 """Change of luma from pixel to pixel at the edge of a letter's stroke, and the widest stroke or gap."""
-LETTERS_PX, LEAST_STROKES = (8, 16), 2.0
-"""Height and width of a cell of the picture, and the edges of strokes in each of its rows if it is full of letters."""
+LETTERS_PX, MIN_STROKES = (8, 16), 2.0
+"""Height and width of a cell of the picture, and the mean number of stroke edges per row in a cell of text."""
 STANDING_SHARE = 0.6
-"""Of the frames, in which an edge must lie at the same place to be one of letters."""
+"""Smallest share of frames in which an edge must be at the same place to belong to text."""
 
 Luma = Float32[np.ndarray, "T H W"]
 
 
 def luma(frames: UInt8[np.ndarray, "T H W 3"]) -> Luma:
-    """Return the luma of RGB frames, in [0, 255]."""
+    """Convert RGB frames to luma in [0, 255]."""
     return frames.astype(np.float32) @ REC_601
 
 
 def black(frames: Luma) -> float:
-    """Return the share of frames that are black."""
+    """Return the share of black frames."""
     return float(((frames <= DARK).mean((1, 2)) >= BLACK_SHARE).mean())
 
 
 def static(frames: Luma) -> float:
-    """Return the share of frames that show what the frame before them shows; 0 of a single frame."""
+    """Return the share of frames that equal the frame before them; 0 for a single frame."""
     changes = np.abs(np.diff(frames, axis=0)).mean((1, 2))
     return float((changes < STATIC_CHANGE).mean()) if len(changes) else 0.0
 
 
 def letterbox(frames: Luma) -> float:
-    """Return the share of the picture that is in black bars at its edges in all frames; 0 where all is black."""
+    """Return the share of the picture in black bars at its edges, in all frames; 0 if everything is black."""
     brightest = frames.max(0)
     rows, columns = (np.flatnonzero(np.quantile(brightest, 0.98, axis=axis) > DARK) for axis in (1, 0))
     if not len(rows) or not len(columns):
@@ -54,10 +54,10 @@ def letterbox(frames: Luma) -> float:
 
 
 def motion(frames: Luma, frames_per_second: float) -> float:
-    """Return how far edges move, as the share of the long side per second, averaged over all edges.
+    """Return the mean speed of edges, in long sides per second.
 
-    A change in time over the change in space is the way of an edge (the optical flow along its normal); edges that
-    stand still count as well, so a small thing that moves counts little. 0 of a single frame.
+    The temporal change divided by the spatial gradient is the displacement of an edge (the normal flow). Static edges
+    count, too, so a small moving object counts little. 0 for a single frame.
     """
     if len(frames) < 2:
         return 0.0
@@ -69,7 +69,7 @@ def motion(frames: Luma, frames_per_second: float) -> float:
 
 
 def reduced(frames: Luma, long_side_px: int) -> Float32[np.ndarray, "T h w"]:
-    """Return frames of about that long side, each pixel the mean of a square."""
+    """Downscale frames to about `long_side_px` by block means."""
     step = max(1, round(max(frames.shape[1:]) / long_side_px))
     height, width = (length // step * step for length in frames.shape[1:])
     cut = frames[:, :height, :width].reshape(len(frames), height // step, step, width // step, step)
@@ -77,11 +77,11 @@ def reduced(frames: Luma, long_side_px: int) -> Float32[np.ndarray, "T h w"]:
 
 
 def blur(frames: Luma) -> float:
-    """Return how wide edges are: the standard deviation of the Gaussian that would blur a sharp edge to one of these,
-    in pixels, the median over strong edges and over frames (Zhuo and Sim, 2011).
+    """Return the blur of edges: the standard deviation, in pixels, of the Gaussian that blurs a sharp edge that much;
+    the median over strong edges and over frames (Zhuo and Sim, 2011).
 
-    Blurred once more by a known Gaussian, a sharp edge loses much of its slope and a blurred one little. A picture
-    without edges has `MOST_BLUR_PX`.
+    Reblurred by a known Gaussian, a sharp edge loses much of its slope, a blurred one little. A picture without edges
+    gets `MAX_BLUR_PX`.
     """
     return float(np.median([_edge_width_px(frame) for frame in frames]))
 
@@ -89,14 +89,14 @@ def blur(frames: Luma) -> float:
 def _edge_width_px(frame: Float32[np.ndarray, "H W"]) -> float:
     (down, across), (less_down, less_across) = np.gradient(frame), np.gradient(blurred(frame, REBLUR_PX))
     slopes, flatter = np.hypot(down, across), np.hypot(less_down, less_across)
-    least = max(np.quantile(slopes, 1 - EDGE_SHARE), LEAST_SLOPE)
-    ratios = slopes[slopes >= least] / np.maximum(flatter[slopes >= least], 1e-6)
+    min_slope = max(np.quantile(slopes, 1 - EDGE_SHARE), MIN_SLOPE)
+    ratios = slopes[slopes >= min_slope] / np.maximum(flatter[slopes >= min_slope], 1e-6)
     lost = float(np.median(ratios)) ** 2 - 1 if len(ratios) else 0.0
-    return min(MOST_BLUR_PX, REBLUR_PX / lost**0.5) if lost > 0 else MOST_BLUR_PX
+    return min(MAX_BLUR_PX, REBLUR_PX / lost**0.5) if lost > 0 else MAX_BLUR_PX
 
 
 def blurred(frame: Float32[np.ndarray, "H W"], deviation_px: float) -> Float32[np.ndarray, "H W"]:
-    """Return a picture blurred by a Gaussian; its edges are continued."""
+    """Blur a picture by a Gaussian, with replicated borders."""
     reach = round(4 * deviation_px)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation_px) ** 2).astype(np.float32)
     for _ in range(2):
@@ -107,8 +107,8 @@ def blurred(frame: Float32[np.ndarray, "H W"], deviation_px: float) -> Float32[n
 
 
 def text(frames: Luma) -> float:
-    """Return the share of the picture that letters take: cells where luma rises and falls every few pixels, in lines
-    that stand still. In a picture that does not move, other fine patterns count too.
+    """Return the share of the picture covered by text: cells where luma rises and falls every few pixels, at places
+    that do not move. In a static picture, other fine patterns count, too.
     """
     slopes = np.diff(frames, axis=2)
     rises, falls = slopes > LETTER_SLOPE, slopes < -LETTER_SLOPE
@@ -119,11 +119,11 @@ def text(frames: Luma) -> float:
         return 0.0
     cut = standing[: rows * LETTERS_PX[0], : columns * LETTERS_PX[1]]
     cells = cut.reshape(rows, LETTERS_PX[0], columns, LETTERS_PX[1]).sum((1, 3)) / LETTERS_PX[0]
-    return float((cells >= LEAST_STROKES).mean())
+    return float((cells >= MIN_STROKES).mean())
 
 
 def _soon(edges: Bool[np.ndarray, "T H W"]) -> Bool[np.ndarray, "T H W"]:
-    """Return where one of `edges` lies within a stroke to the right."""
+    """Return where one of `edges` lies less than `LETTER_PX` pixels to the right."""
     soon = np.zeros_like(edges)
     for way in range(1, LETTER_PX):
         soon[..., :-way] |= edges[..., way:]

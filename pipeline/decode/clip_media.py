@@ -1,4 +1,4 @@
-"""What of its file a clip needs: the packets of its frames where `prepare` has indexed them, else the whole."""
+"""Fetch what a clip needs of its file: the packets of its frames if `prepare` has indexed them, else the whole file."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from pipeline.decode.packets import PacketIndex
 from pipeline.decode.sampling import clip_indices
 from pipeline.records import DecodeError, Media, Reason
 
-NUM_KEPT = 16
-"""Indexes that stay in a process's memory: about 3 MB for an hour of video."""
+NUM_CACHED = 16
+"""Number of cached indexes per process: about 3 MB each for an hour of video."""
 READERS_OF_PACKETS = (AUTO, "pyav")
-"""Decoders that read packets; others are given the whole file."""
+"""Decoders that accept packets; others get the whole file."""
 _locks = [threading.Lock() for _ in range(64)]
 
 
-def fetch_clip(row: dict[str, Any], decoder: str, **choice: Any) -> Media:
-    """Return what `decode_frames` needs of the clip in a row of a manifest; `choice` as in `clip_indices`.
+def fetch_clip(row: dict[str, Any], decoder: str, **sampling_arguments: Any) -> Media:
+    """Fetch what `decode_frames` needs for the clip in a row of a manifest; `sampling_arguments` as in `clip_indices`.
 
-    DecodeError if there is nothing usable, or other bytes than those that prepare has seen.
+    DecodeError if the file is unusable or has changed since `prepare`.
     """
     if not row["packets"] or decoder not in READERS_OF_PACKETS:
         return fetch(row["uri"], row["checksum"])
     index = index_at(row["packets"])
     refuse_other_length(len(index.timeline.times), known_info(row))
-    keys_alone = choice["sampling"].rule == "key_frames"
-    frames = clip_indices(index.timeline, key_frames=index.key_frames if keys_alone else (), **choice)
-    return index.cut(frames, functools.partial(fetch_part, row["uri"]), keys_alone=keys_alone)
+    key_frames_only = sampling_arguments["sampling"].rule == "key_frames"
+    frames = clip_indices(index.timeline, key_frames=index.key_frames if key_frames_only else (), **sampling_arguments)
+    return index.cut(frames, functools.partial(fetch_part, row["uri"]), key_frames_only=key_frames_only)
 
 
 def fetch_part(path: str, start: int, stop: int) -> bytes:
-    """Return the bytes [start, stop) of a file. DecodeError if they are not there."""
-    data = fetch(media.inside(path, start, stop))
+    """Fetch the bytes [start, stop) of a file. DecodeError if it has become shorter."""
+    data = fetch(media.range_uri(path, start, stop))
     if not isinstance(data, bytes) or len(data) != stop - start:
         raise DecodeError(Reason.WRONG_CHECKSUM, f"{path} has become shorter: prepare the corpus again")
     return data
 
 
 def index_at(path: str) -> PacketIndex:
-    """Return an index that `prepare` has written; threads that need the same one fetch it once."""
+    """Return an index that `prepare` wrote. The lock makes concurrent threads fetch the same index only once."""
     with _locks[hash(path) % len(_locks)]:
         return _index_at(path)
 
 
-@functools.lru_cache(NUM_KEPT)
+@functools.lru_cache(NUM_CACHED)
 def _index_at(path: str) -> PacketIndex:
     data = fetch(path)
     return PacketIndex.from_bytes(data if isinstance(data, bytes) else b"")

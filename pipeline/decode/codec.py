@@ -1,9 +1,9 @@
-"""Encoded clips to frames: what other rooms import of this one.
+"""Decode clips to frames: the public interface of this package.
 
     media ──open_video──► timeline ──sampling──► indices ──frames(indices, size)──► uint8 ──letterbox──► square clip
 
-The container's packets (PyAV) say when which frame is on screen; a decoder of the table in `decoders.py` turns the
-chosen frames into pixels. Whatever is wrong with a file becomes one exception, `DecodeError`.
+The container's packets (PyAV) determine when each frame is on screen; a decoder from the table in `decoders.py` turns
+the sampled frames into pixels. Every fault of a file raises the same exception, `DecodeError`.
 `isolation.py` guards the process that opens a file.
 """
 
@@ -58,11 +58,11 @@ __all__ = [
 ]
 
 PROBE_SIZE_PX = 64
-"""Long side of the frames that prove a clip usable."""
+"""Long side of the frames that `probe` decodes."""
 
 
 def decode_clip(data: Media, *, size_px: int, **settings: Any) -> DecodedClip:
-    """Return `decode_frames` in a square of `size_px`, with padding where the aspect ratio leaves room."""
+    """Return `decode_frames` padded to a square of `size_px`."""
     return letterbox(decode_frames(data, size_px=size_px, **settings), size_px)
 
 
@@ -82,16 +82,16 @@ def decode_frames(
 ) -> UInt8[np.ndarray, "T H W 3"]:
     """Return `num_frames` frames of a video, or the one frame of an image, their long side `size_px`.
 
-    Only the sampled frames are converted. Of `EncodedPackets`, these were sampled already. `known` is what prepare
-    found of the video: with it no frame is decoded to learn its size, and a file with another number of frames is
-    refused. Key frames are always PyAV's work. DecodeError if the file gives no such clip.
+    Only the sampled frames are converted; `EncodedPackets` are already sampled. `known`: the video's properties from
+    `prepare`; with it no frame is decoded to learn the size, and a file with another number of frames is rejected. PyAV
+    always decodes key frames. DecodeError if the file has no such clip.
     """
     if kind == Kind.IMAGE:
         return decode_image(data, size_px)[None]
     by_key_frames = sampling.rule == "key_frames"
     with open_video(data, decoders.KEY_FRAMES if by_key_frames else decoder, known) as video:
         indices = (
-            data.wanted
+            data.frame_numbers
             if isinstance(data, EncodedPackets)
             else clip_indices(
                 video.timeline,
@@ -110,9 +110,9 @@ def decode_frames(
 def probe(
     data: Media, *, kind: Kind, start_seconds: float | None, end_seconds: float | None, decoder: str
 ) -> dict[str, Any]:
-    """Return what only the file knows of a clip, by the names of the manifest's columns.
+    """Return the manifest columns of a clip that need its file, by name.
 
-    The first, middle and last frame are decoded, so a clip that passes can be used. DecodeError if it cannot.
+    The first, middle and last frame are decoded to prove the clip usable. DecodeError if it is not.
     """
     if kind == Kind.IMAGE:
         height, width, _ = decode_image(data).shape
@@ -120,9 +120,9 @@ def probe(
     with open_video(data, decoder) as video:
         info = video.info
         if isinstance(data, EncodedPackets):
-            needed = data.wanted
+            needed = data.frame_numbers
         else:
-            needed = proofs(video.timeline.window(start_seconds, end_seconds))
+            needed = frames_to_probe(video.timeline.window(start_seconds, end_seconds))
         video.frames(needed, fit_long_side(info.width, info.height, PROBE_SIZE_PX))
     return asdict(info)
 
@@ -130,38 +130,38 @@ def probe(
 def decode_frames_at(
     data: Media, *, indices: Sequence[int], size: tuple[int, int], decoder: str
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """Return frames by their numbers, of `size` = (width, height); of `EncodedPackets`, those that they are of."""
+    """Return frames by number, of `size` = (width, height); of `EncodedPackets`, the frames they were cut for."""
     with open_video(data, decoder) as video:
-        return video.frames(data.wanted if isinstance(data, EncodedPackets) else indices, size)
+        return video.frames(data.frame_numbers if isinstance(data, EncodedPackets) else indices, size)
 
 
 def frame_times(data: Media, *, decoder: str) -> Float64[np.ndarray, " T_plus_1"]:
-    """Return when each frame of a video is shown, and when the last one leaves the screen, in seconds."""
+    """Return when each frame of a video appears, and when the last one disappears, in seconds."""
     with open_video(data, decoder) as video:
         return np.append(video.timeline.times, video.timeline.end)
 
 
-def proofs(window: range) -> list[int]:
-    """Return the frames of a window that have to decode."""
+def frames_to_probe(window: range) -> list[int]:
+    """Return the frames of a window that must decode to prove it usable: first, middle, last."""
     return sorted({window[0], window[len(window) // 2], window[-1]})
 
 
 def index_packets(data: Content) -> UInt8[np.ndarray, " N"]:
-    """As `indexing.index_packets`: here, so that one decode process serves it and the functions above."""
+    """Call `indexing.index_packets`. Defined here so that one decode process serves it and the functions above."""
     return indexing.index_packets(data)
 
 
 def time_decoding(data: Media, **settings: Any) -> dict[str, float]:
-    """Return the seconds, and the CPU seconds over all threads, of `decode_frames`."""
+    """Return the seconds and the CPU seconds, over all threads, that `decode_frames` takes."""
     wall, cpu = time.perf_counter(), time.process_time()
     decode_frames(data, **settings)
     return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
 
 
 def open_video(data: Media, decoder: str = decoders.AUTO, known: VideoInfo | None = None) -> Video:
-    """Return an opened video, a context manager.
+    """Open a video; the result is a context manager.
 
-    DecodeError says why a file is none; ValueError refuses a decoder that does not load here.
+    DecodeError if the file is not a readable video; ValueError for a decoder that does not load.
     """
     opener = decoders.load(decoder)
     if isinstance(data, EncodedFrames):
@@ -170,6 +170,6 @@ def open_video(data: Media, decoder: str = decoders.AUTO, known: VideoInfo | Non
         return CutVideo(data, known)
     if isinstance(data, DistantFile):
         raise ValueError("a distant file is indexed, and its packets are decoded")
-    container_of(data)  # before any decoder sees it: decord and torchcodec ask FFmpeg's probes
+    container_of(data)  # check before any decoder sees it: decord and torchcodec run FFmpeg's probes
     refuse_damaged(data)
     return opener(data, known)

@@ -1,4 +1,4 @@
-"""What a run may set about decoding. Imports nothing that takes time: command lines read it."""
+"""Settings of decoding. Imports nothing slow, since every command line reads it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Sampling:
     """`segments`: one from each of as many equal parts. `dense`: every `stride`-th of one stretch. `fps`:
     `frames_per_second` of one stretch. `key_frames`: frames that the file stores whole, and no others are decoded."""
     stride: int = 4
-    """Frames from one to the next under `dense`."""
+    """Distance in frames under `dense`."""
     frames_per_second: float = 2.0
     """Rate of a clip under `fps`; above the video's own, frames repeat."""
     clock: Literal["time", "index"] = "time"
-    """What places are counted in. `time`: what a player shows, also where the rate varies or a stream begins late.
-    `index`: frames, as published: seconds times the mean rate."""
+    """How places are counted. `time`: as a player shows them, even if the rate varies or a stream begins late.
+    `index`: in frames, as published: seconds times the mean rate."""
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -30,7 +30,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the decoding of one clip may take. A clip that takes more, twice, is rejected."""
+    """Limits on decoding one clip. A clip that exceeds them twice is rejected."""
 
     seconds: float = 60.0
     """Time for one clip."""

@@ -1,4 +1,4 @@
-"""Which decoder reads a corpus fastest: measured on its own clips, since none is the fastest everywhere."""
+"""Measure which decoder reads a corpus fastest, on clips of this corpus, since no decoder is fastest everywhere."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pipeline.records import DecodeError, Kind
 log = logging.getLogger(__name__)
 
 NUM_CLIPS = 20
-"""Clips that are timed, spread over the corpus."""
+"""Number of timed clips, spread over the corpus."""
 NUM_FRAMES, SIZE_PX = 8, 224
 
 
 def measure_decoders(rows: pa.Table, limits: Limits) -> dict[str, dict[str, float]]:
-    """Decoder → median seconds and CPU seconds of a clip's decoding on this machine; {} without videos.
+    """Return decoder → median seconds and CPU seconds to decode a clip on this machine; {} without videos.
 
-    The decoders take turns on each clip, so that what slows the machine down slows all of them. One that fails on a
-    clip is left out.
+    All decoders run on each clip in turn, so that a busy machine slows all of them down. A decoder that fails on a clip
+    is excluded.
     """
     videos = [row for row in rows.to_pylist() if row["kind"] == Kind.VIDEO]
     if not videos:
@@ -44,6 +44,6 @@ def measure_decoders(rows: pa.Table, limits: Limits) -> dict[str, dict[str, floa
                 log.warning("%s is out of the race, it fails on %s: %s", decoder, row["uri"], error)
                 del times[decoder]
     return {
-        decoder: {name: round(statistics.median(one[name] for one in found), 5) for name in found[0]}
-        for decoder, found in times.items()
+        decoder: {name: round(statistics.median(time[name] for time in measured), 5) for name in measured[0]}
+        for decoder, measured in times.items()
     }

@@ -1,8 +1,8 @@
 """The table of video decoders: the choices, defaults, remedies and errors of every command derive from it.
 
-Imports no decoder: a configuration may name one without loading it. An outsider's decoder needs no entry here; it is
-named as `package.module:NAME` on the command line, or by an entry point of the group `snps3.decoders`. NAME is a
-callable like those of the table: `NAME(data, known) -> Video` (`pipeline/decode/video.py`).
+Imports no decoder: a configuration may name one without loading it. An external decoder needs no entry here; the
+command line names it as `package.module:NAME`, or by an entry point of the group `snps3.decoders`. NAME is a callable
+like those of the table: `NAME(data, known) -> Video` (`pipeline/decode/video.py`).
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """Where a decoder is implemented, and what to do where it does not load."""
+    """Where a decoder is implemented, and the remedy if it does not load."""
 
     target: str
     """`module:NAME` of a callable that opens a video. The module imports the decoder's library."""
     package: str
-    """The library, as it is imported."""
+    """Import name of the library."""
     remedy_missing: str = ""
-    """What to do where the library is not installed."""
+    """Remedy if the library is not installed."""
     remedy_broken: str = ""
-    """What to do where it is installed and does not load."""
+    """Remedy if it is installed but does not load."""
     is_choice: bool = True
-    """False: opened by the sampling rule, not by name."""
+    """False: selected by the sampling rule, not by name."""
 
 
 KEY_FRAMES = "key-frames"
@@ -69,9 +69,9 @@ DECODERS = {
     KEY_FRAMES: Decoder(target="pipeline.decode.video:KeyFrameVideo", package="av", is_choice=False),
 }
 CHOICES = tuple(name for name, decoder in DECODERS.items() if decoder.is_choice)
-"""What a user may name beside `auto` and a decoder from outside."""
+"""Names that a user may choose, besides `auto` and external decoders."""
 DEFAULT = "pyav"
-"""What `auto` means where nothing was measured: exact on every file, and always installed."""
+"""Meaning of `auto` without measurements: exact on every file, and always installed."""
 
 if TYPE_CHECKING:
     DecoderName = str
@@ -80,7 +80,7 @@ else:  # for `--help`, which lists the choices
 
 
 def check_name(decoder: str) -> str:
-    """Return `decoder`; raise ValueError with the choices if it is no name of a decoder. Imports nothing."""
+    """Return `decoder`. ValueError, with the choices, for an unknown name. Imports nothing."""
     if decoder not in (AUTO, *CHOICES) and not _TARGET.fullmatch(decoder) and decoder not in _entry_points():
         raise ValueError(f"there is no decoder {decoder!r}; choose one of {', '.join((*CHOICES, AUTO))}")
     return decoder
@@ -92,16 +92,16 @@ def is_built_in(decoder: str) -> bool:
 
 
 def resolve(decoder: str, fastest: str | None = None) -> str:
-    """Return the decoder that is used: `auto` is the `fastest` measured one where it is installed, else PyAV."""
+    """Resolve `auto` to the `fastest` measured decoder if it is installed, else to PyAV."""
     if decoder != AUTO:
         return decoder
     return next(name for name in (fastest, DEFAULT) if name in CHOICES and _is_installed(name))
 
 
 def load(decoder: str) -> OpenVideo:
-    """Import a decoder and return what opens a video with it.
+    """Import a decoder and return the function that opens a video with it.
 
-    Raise ValueError with the remedy if there is none of this name or if it does not load on this machine.
+    ValueError, with the remedy, if the name is unknown or the decoder does not load on this machine.
     """
     return _load(resolve(decoder))
 
@@ -139,7 +139,7 @@ def _from_outside(decoder: str) -> Decoder:
 
 @functools.cache
 def _entry_points() -> dict[str, str]:
-    """Name → target of the decoders that installed packages offer; none of them is imported."""
+    """Return name → target of the decoders of installed packages, without importing them."""
     return {entry.name: entry.value for entry in metadata.entry_points(group=ENTRY_POINTS)}
 
 
@@ -149,7 +149,7 @@ def _is_installed(decoder: str) -> bool:
 
 
 def without_foreign(decoder: str, source: str) -> str:
-    """Return `decoder`, or `auto` in place of one from outside: a file that somebody else wrote imports nothing."""
+    """Return `decoder`, or `auto` in place of an external one: an untrusted file must not make us import code."""
     if is_built_in(decoder):
         return decoder
     log.warning("%s names the decoder %s, which is not part of snps3: auto decodes instead", source, decoder)

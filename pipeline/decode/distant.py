@@ -1,4 +1,4 @@
-"""A file that is too large for memory, as the decode process reads it: in blocks, which its worker fetches."""
+"""A file too large for memory, as a decode process sees it: it reads blocks, which the worker fetches."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import overload
 
-BLOCK_BYTES, NUM_KEPT = 2**24, 4
-"""Blocks that are read at once, and how many of them stay in memory."""
+BLOCK_BYTES, NUM_CACHED = 2**24, 4
+"""Size of a block, and number of cached blocks."""
 
 
 class DistantBytes(io.RawIOBase):
-    """A file for FFmpeg, and as much of `bytes` as telling its container takes."""
+    """A file object for FFmpeg, with the part of the interface of `bytes` that `formats.py` uses."""
 
     def __init__(self, num_bytes: int, read: Callable[[int, int], bytes]) -> None:
         self._num_bytes, self._read, self._position = num_bytes, read, 0
@@ -31,40 +31,40 @@ class DistantBytes(io.RawIOBase):
         start, stop, step = part.indices(self._num_bytes)
         return b"".join(self._parts(start, stop))[::step]
 
-    def __iter__(self) -> Iterator[int]:  # pyright: ignore[reportIncompatibleMethodOverride]  # as of bytes, not of lines
+    def __iter__(self) -> Iterator[int]:  # pyright: ignore[reportIncompatibleMethodOverride]  # bytes, not lines
         return (self[place] for place in range(self._num_bytes))
 
     def find(self, content: bytes, start: int = 0, stop: int | None = None) -> int:
-        """Return where `content` begins between two positions; −1 if it does not lie there."""
+        """Implement `bytes.find`."""
         start, stop, _ = slice(start, stop).indices(self._num_bytes)
-        found = b"".join(self._parts(start, stop)).find(content)
-        return found if found < 0 else start + found
+        offset = b"".join(self._parts(start, stop)).find(content)
+        return offset if offset < 0 else start + offset
 
     def startswith(self, content: bytes, start: int = 0) -> bool:
-        """Return whether `content` lies at `start`."""
+        """Implement `bytes.startswith`."""
         return b"".join(self._parts(start, min(start + len(content), self._num_bytes))) == content
 
     def read(self, size: int = -1, /) -> bytes:
-        """As of any file."""
+        """Implement `io.RawIOBase.read`."""
         stop = self._num_bytes if size < 0 else min(self._position + size, self._num_bytes)
         start, self._position = self._position, max(stop, self._position)
         return b"".join(self._parts(start, stop))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """As of any file."""
+        """Implement `io.RawIOBase.seek`."""
         self._position = offset + (0, self._position, self._num_bytes)[whence]
         return self._position
 
     def tell(self) -> int:
-        """As of any file."""
+        """Implement `io.RawIOBase.tell`."""
         return self._position
 
     def readable(self) -> bool:
-        """As of any file."""
+        """Implement `io.RawIOBase.readable`."""
         return True
 
     def seekable(self) -> bool:
-        """As of any file."""
+        """Implement `io.RawIOBase.seekable`."""
         return True
 
     def _parts(self, start: int, stop: int) -> list[bytes]:
@@ -78,7 +78,7 @@ class DistantBytes(io.RawIOBase):
         if number not in self._blocks:
             start = number * BLOCK_BYTES
             self._blocks[number] = self._read(start, min(start + BLOCK_BYTES, self._num_bytes))
-            if len(self._blocks) > NUM_KEPT:
+            if len(self._blocks) > NUM_CACHED:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(number)
         return self._blocks[number]

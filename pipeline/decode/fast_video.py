@@ -1,4 +1,4 @@
-"""Videos by a decoder that counts frames, such as decord or torchcodec, where it shows the same ones as PyAV."""
+"""Decode videos with a decoder that addresses frames by number, such as decord or torchcodec, if it counts as PyAV."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FastDecoder:
-    """A decoder that gives frames by their number, in the size of the source; PyAV does all the rest.
+    """A decoder that returns frames by number, in the size of the source; PyAV does everything else.
 
-    Called as `decoder(data, known)`, it opens a video.
+    `decoder(data, known)` opens a video.
     """
 
     name: str
     read: Callable[[bytes, VideoInfo, Sequence[int]], NDArray[np.uint8] | None]
-    """`read(data, info, indices)`: frames (T, H, W, 3), RGB; None where the decoder counts other frames than PyAV."""
+    """`read(data, info, indices)`: frames (T, H, W, 3), RGB; None if the decoder counts other frames than PyAV."""
     errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, AssertionError)
-    """What `read` raises when it gives up."""
+    """Exceptions of `read` after which PyAV decodes instead."""
     check: Callable[[], None] | None = None
-    """Raises ValueError with the remedy where the library loads and cannot be used."""
+    """Raises ValueError, with the remedy, if the library loads but cannot be used."""
 
     def __call__(self, data: bytes, known: VideoInfo | None = None) -> FastVideo:
         return FastVideo(self, data, known)
 
 
 class FastVideo:
-    """Frames by a `FastDecoder` where the file is plain, else by PyAV, which also decodes where that one gives up: on a
-    busy machine decord gives up on good files. Both give the same pixels, through the same filter."""
+    """A video decoded by a `FastDecoder` if the file is plain, else by PyAV. PyAV also takes over where the fast
+    decoder gives up, as decord does on good files on a busy machine. Both give the same pixels, by the same filter."""
 
     def __init__(self, decoder: FastDecoder, data: bytes, known: VideoInfo | None = None) -> None:
         self._decoder, self._data, self._pyav = decoder, data, PyavVideo(data, known)
@@ -49,11 +49,11 @@ class FastVideo:
 
     @property
     def timeline(self) -> Timeline:
-        """When each frame is on screen."""
+        """Return when each frame is on screen."""
         return self._pyav.timeline
 
     def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
-        """As `Video.frames`."""
+        """Implement `Video.frames`."""
         frames = self._read(indices) if self._pyav.is_plain else None
         if frames is None:
             return self._pyav.frames(indices, size)

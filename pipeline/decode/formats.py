@@ -1,15 +1,15 @@
-"""What a file is, by its bytes alone: the videos and pictures that may be opened, and the name of anything else.
+"""Detect the format of a file by its bytes alone: videos and pictures that may be opened, and a name for anything else.
 
-No decoder is asked. FFmpeg's probes answer with any of 300 demuxers, and some of those open what the file names: a
-playlist in front of a video makes them fetch an address. So a file is read as what its first bytes say, or not at all.
+No decoder is involved. FFmpeg's probes select any of 300 demuxers, and some of those open what the file names: a
+playlist in front of a video makes them fetch an address. So a file is opened as what its first bytes say, or rejected.
 
-FFmpeg's probes, where a decoder runs them by itself (decord 0.6.0: FFmpeg 4.1; torchcodec), look at the first MiB:
-- `hls`, `concat`, `vobsub` and `mlv` compare the first bytes, behind an ID3 tag if there is one. No container of
+FFmpeg's probes, where a decoder runs them by itself (decord 0.6.0: FFmpeg 4.1; torchcodec), inspect the first MiB:
+- `hls`, `concat`, `vobsub` and `mlv` compare the first bytes, after an ID3 tag if there is one. No container of
   `container_of` begins with one of these.
-- `sdp` wants a line that begins with `c=IN IP`, behind lines of which none begins with a zero byte, and beats weaker
+- `sdp` needs a line that begins with `c=IN IP`, after lines of which none begins with a zero byte, and beats weaker
   probes: those of MPEG-TS, of elementary streams, of an MP4 or a GIF with odd headers.
-- `dash` and `imf` want `<MPD` or `<CompositionPlaylist` before the first zero byte.
-- `image2`, `rtsp` and `sap` go by the file's name, which the bytes do not have.
+- `dash` and `imf` need `<MPD` or `<CompositionPlaylist` before the first zero byte.
+- `image2`, `rtsp` and `sap` use the file's name, which the bytes do not contain.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pipeline.records import DecodeError, Kind, Reason
 Content = bytes | DistantBytes
 
 PROBED_BYTES = 2**20
-"""How far into a file FFmpeg's probes look."""
+"""Number of bytes of a file that FFmpeg's probes inspect."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """A kind of file that may be opened as a video."""
+    """A file format that may be opened as a video."""
 
     name: str
-    """For people."""
+    """Name in messages."""
     demuxer: str
     """FFmpeg's name: `av.open(..., format=demuxer)`."""
 
@@ -63,9 +63,9 @@ BEGINNINGS: tuple[tuple[bytes, Container], ...] = (
     (rb"\x00{2,3}\x01(?:[\x40\x42\x46]\x01)", Container("HEVC video", "hevc")),
     (rb"\x00{2,3}\x01[\x09\x27\x47\x67\x06]", Container("H.264 video", "h264")),
 )
-"""Pattern of the first bytes → container. None of these demuxers opens anything but the bytes that it is given."""
+"""Pattern of the first bytes → container. None of these demuxers opens anything but the bytes it is given."""
 FORMAT_WHITELIST = ",".join(sorted({container.demuxer for _, container in BEGINNINGS} | {TS.demuxer}))
-"""For FFmpeg's option `format_whitelist`."""
+"""Value of FFmpeg's option `format_whitelist`."""
 
 PICTURES: tuple[tuple[bytes, str], ...] = (
     (rb"\xff\xd8\xff", "JPEG"),
@@ -76,7 +76,7 @@ PICTURES: tuple[tuple[bytes, str], ...] = (
     (rb"II[\x2a\x2b]\x00|MM\x00[\x2a\x2b]", "TIFF"),
     (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", "BMP"),
 )
-"""Pattern of the first bytes → Pillow's name of a format that may be opened: all that do so without another program."""
+"""Pattern of the first bytes → Pillow's name of a format that may be opened: none of them starts another program."""
 
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (rb"version https://git-lfs", "a Git LFS pointer: fetch the file that it stands for with `git lfs pull`"),
@@ -116,7 +116,7 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (rb"RIFF....WAVE|fLaC|ID3|FORM....AIF|\.snd|\xff[\xe2\xe3\xf1-\xf3\xf9-\xfb]", "sound"),
     (rb"\{\s*[\"}]|\[\s*[\[{\"\d\]]", "a JSON text"),
 )
-"""Pattern of the first bytes, in small letters or large, → what people call such a file."""
+"""Pattern of the first bytes, case-insensitive → common name of the format."""
 _FLAGS = re.DOTALL | re.IGNORECASE
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _XML_PLAYLIST = re.compile(rb"<(?:\w+:)?(?:MPD|CompositionPlaylist)", re.IGNORECASE)
@@ -124,43 +124,43 @@ _UNREAD = {
     "a picture": (("picture", "drawing", "PostScript"), "JPEG or PNG"),
     "a video": (("film",), "MP4 or Matroska"),
 }
-"""What is wanted → words in the names of such files that are not read, and what to convert them to."""
+"""Expected kind → words in the names of unsupported formats of this kind, and formats to convert them to."""
 _BOXES = frozenset(b"ftyp moov mdat moof mfra free skip wide uuid sidx styp meta pnot udta".split())
-"""Outer boxes of an MP4. One of these that ends behind the file is cut off; what else does so is junk."""
+"""Outer boxes of an MP4. If one of these ends past the end of the file, the file is truncated; other bytes are junk."""
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def container_of(data: Content) -> Container:
-    """Return the container that the bytes are. DecodeError names what they are instead of a video."""
+    """Detect the container. DecodeError, naming the actual format, if the bytes are not a video."""
     _refuse_empty(data)
-    found = _video(data)
-    if found is None or (found is MP4 and _is_picture_only(data)):
+    container = _video(data)
+    if container is None or (container is MP4 and _is_picture_only(data)):
         raise _refusal(data, "a video")
     if playlist := _hidden_playlist(data):
-        raise DecodeError(Reason.UNREADABLE, f"the file is {playlist} that begins like {found.name}, not a video")
-    return found
+        raise DecodeError(Reason.UNREADABLE, f"the file is {playlist} that begins like {container.name}, not a video")
+    return container
 
 
 def picture_format(data: Content) -> str:
-    """Return Pillow's name of the format that the bytes are. DecodeError names what they are instead of a picture."""
+    """Detect Pillow's name of the format. DecodeError, naming the actual format, if the bytes are not a picture."""
     _refuse_empty(data)
-    if found := _picture(data):
-        return found
+    if name := _picture(data):
+        return name
     raise _refusal(data, "a picture")
 
 
 def kind_by_bytes(data: Content) -> Kind | None:
-    """Return what a file without a suffix is; None if it is no clip."""
+    """Return the kind of a file by its content; None if it is neither a video nor an image."""
     if (picture := _picture(data)) and picture != "GIF":
         return Kind.IMAGE
-    found = _video(data) if data else None
-    return Kind.VIDEO if found and not (found is MP4 and _is_picture_only(data)) else None
+    container = _video(data) if data else None
+    return Kind.VIDEO if container and not (container is MP4 and _is_picture_only(data)) else None
 
 
 def refuse_damaged(data: Content) -> None:
-    """Raise DecodeError if a file is shorter than its headers announce, or an MP4 without its index.
+    """Raise DecodeError if a file is shorter than its headers announce, or an MP4 lacks its index.
 
-    Decoders do not notice: they repeat the last frame that they have, or try again for minutes.
+    Decoders do not notice: they repeat the last frame, or retry for minutes.
     """
     _refuse_empty(data)
     match _video(data):
@@ -192,7 +192,7 @@ def _picture(data: Content) -> str | None:
 
 
 def _video(data: Content) -> Container | None:
-    """Return the container by its first bytes, MPEG-TS by the distance of its packets."""
+    """Detect the container by the first bytes, and MPEG-TS by the spacing of its packets."""
     head = data[:64]
     for pattern, container in BEGINNINGS:
         if re.match(pattern, head, re.DOTALL):
@@ -201,9 +201,9 @@ def _video(data: Content) -> Container | None:
 
 
 def _is_transport_stream(data: Content) -> bool:
-    """Return whether packets of 188, 192 or 204 bytes follow each other, from the middle of the first one on.
+    """Return whether the bytes are a sequence of packets of 188, 192 or 204 bytes.
 
-    A file that is cut out of a stream may begin anywhere. Text in front is no packet: it could be a playlist.
+    A file cut out of a stream may begin inside a packet. One that begins with text is rejected: it could be a playlist.
     """
     if data[0] != 0x47 and ((data[:8].isascii() and _is_text(data[:8])) or _other(data)):
         return False
@@ -217,12 +217,14 @@ def _is_transport_stream(data: Content) -> bool:
 
 def _is_picture_only(data: Content) -> bool:
     """Return whether an MP4 is a HEIF or AVIF file without a track."""
-    return bool(_picture(data) or "HEIF" in (_other(data) or "")) and b"moov" not in {kind for kind, _ in _boxes(data)}
+    has_track = any(kind == b"moov" for kind, _ in _boxes(data))
+    return not has_track and bool(_picture(data) or "HEIF" in (_other(data) or ""))
 
 
 def _hidden_playlist(data: Content) -> str | None:
-    """Return what FFmpeg's probes could take a file for that begins as a container does; see the top of this file."""
-    if data[0] and data.find(b"c=IN IP", 0, PROBED_BYTES) >= 0:  # no line counts behind a zero byte
+    """Return which playlist FFmpeg's probes could detect in a file that begins like a container; see the top of this
+    file."""
+    if data[0] and data.find(b"c=IN IP", 0, PROBED_BYTES) >= 0:  # the probe stops at a line that begins with zero
         start = 0
         while start < min(len(data), PROBED_BYTES) and data[start]:
             if data.startswith(b"c=IN IP", start):
@@ -234,7 +236,7 @@ def _hidden_playlist(data: Content) -> str | None:
 
 
 def _other(data: Content) -> str | None:
-    """Return what people call a file that is neither a video nor a picture of those that are opened."""
+    """Return the common name of a format that is not opened; None if it is unknown."""
     head = data[:4096].lstrip(_BLANK)
     return next((name for pattern, name in _OTHERS if re.match(pattern, head, _FLAGS)), None)
 
@@ -243,10 +245,10 @@ def _is_text(data: Content) -> bool:
     return all((byte >= 0x20 and byte != 0x7F) or byte in b"\t\r\n\f" for byte in data)
 
 
-def _refusal(data: Content, wanted: str) -> DecodeError:
-    """Return why the bytes are not what is wanted, in the same words on every run."""
+def _refusal(data: Content, expected_kind: str) -> DecodeError:
+    """Return the error for bytes that are not `expected_kind`, with the same text on every run."""
     name = _other(data)
-    if name == "sound" and wanted == "a video":
+    if name == "sound" and expected_kind == "a video":
         return DecodeError(Reason.NO_VIDEO_STREAM, "the file holds audio, no video")
     if name is None and (picture := _picture(data)):
         name = f"{'an' if picture == 'AVIF' else 'a'} {picture} picture"
@@ -257,13 +259,13 @@ def _refusal(data: Content, wanted: str) -> DecodeError:
     elif name is None and (data[:2] in (b"\xff\xfe", b"\xfe\xff") or _is_text(data[:512])):
         name = "a text"
     if name is None:
-        begins = f"the file begins with {data[:8].hex(' ')}, like no format of {wanted}"
+        begins = f"the file begins with {data[:8].hex(' ')}, like no format of {expected_kind}"
         return DecodeError(Reason.UNREADABLE, f"{begins} that is read here: convert it, if it is one")
-    words, better = _UNREAD[wanted]
+    words, better = _UNREAD[expected_kind]
     if any(word in name for word in words):
         detail = f"the file is {name}, which is not read here: convert it to {better}"
         return DecodeError(Reason.UNSUPPORTED_CODEC, detail)
-    return DecodeError(Reason.UNREADABLE, f"the file is {name}, not {wanted}")
+    return DecodeError(Reason.UNREADABLE, f"the file is {name}, not {expected_kind}")
 
 
 def _boxes(data: Content) -> Iterator[tuple[bytes, int]]:
@@ -274,14 +276,14 @@ def _boxes(data: Content) -> Iterator[tuple[bytes, int]]:
         if size == 1:  # a 64-bit size follows the type
             size = int.from_bytes(data[position + 8 : position + 16], "big")
         end = position + size if size else len(data)  # 0: to the end of the file
-        if 0 < size < 8 or (end > len(data) and kind not in _BOXES):  # bytes of another kind, which players ignore
+        if 0 < size < 8 or (end > len(data) and kind not in _BOXES):  # junk, which players ignore
             return
         yield kind, end
         position = end
 
 
 def _mp4_length(data: Content) -> int:
-    """Return the end of the last outer box. DecodeError if all are there and none is an index."""
+    """Return the end of the last outer box. DecodeError if all boxes are complete and none is an index."""
     boxes = list(_boxes(data))
     end = max((end for _, end in boxes), default=0)
     if end <= len(data) and b"moov" not in {kind for kind, _ in boxes}:

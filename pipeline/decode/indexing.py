@@ -1,4 +1,4 @@
-"""The index of a file's packets: made by its container, and proven on its first, middle and last frame."""
+"""Index a file's packets from its container, and verify the index on the first, middle and last frame."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from pipeline.decode.transport_stream import PIECE_BYTES, packet_at
 from pipeline.decode.video import UNTIMED, PyavVideo
 from pipeline.records import DecodeError
 
-BESIDE = ("palette", "new_extradata", "param_change", "encryption_info")
-"""What a packet may bring beside its bytes that a decoder needs."""
-MOST_HEADER_BYTES = 64
-"""Of a packet, between the position that FFmpeg names and its first byte: 4 in Matroska, 16 in FLV."""
+REQUIRED_SIDE_DATA = ("palette", "new_extradata", "param_change", "encryption_info")
+"""Side data of a packet that a decoder needs. The index does not store them, so such files are read whole."""
+MAX_HEADER_BYTES = 64
+"""Largest number of bytes between the position that FFmpeg reports and the packet: 4 in Matroska, 16 in FLV."""
 
-MOST_SPANS = (2, 8, 32)
-"""Of a packet in MPEG-TS, the bytes of the file among which its pieces are looked for, in multiples of its own."""
+MAX_SPANS = (2, 8, 32)
+"""Bytes of an MPEG-TS file that are searched for the pieces of a packet, as multiples of its size."""
 
 
 class UnindexedError(Exception):
-    """What a container gives is not what lies in the file in one piece, and at a time."""
+    """Raised if a file cannot be indexed: its packets are not contiguous in the file, or have no times."""
 
 
 def index_packets(data: Content) -> UInt8[np.ndarray, " N"]:
-    """Return `PacketIndex.to_bytes` of a file; nothing where it has none and has to be read whole.
+    """Return `PacketIndex.to_bytes` of a file; empty if it cannot be indexed and must be read whole.
 
-    DecodeError if the file is none, or damaged.
+    DecodeError if it is not a video, or damaged.
     """
     refuse_damaged(data)
     try:
         with IndexedVideo(data) as video:
-            return np.frombuffer(_proven(video, video.index(len(data)), data).to_bytes(), np.uint8)
+            return np.frombuffer(_verified(video, video.index(len(data)), data).to_bytes(), np.uint8)
     except UnindexedError:
         return np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
-class LatePacket:
-    """A packet whose bytes stay in the file, where they are read when they are decoded."""
+class DeferredPacket:
+    """A packet whose bytes stay in the file until it is decoded."""
 
     pts: int | None
     dts: int | None
@@ -66,7 +66,7 @@ class LatePacket:
 
 
 class IndexedVideo(PyavVideo):
-    """A file of any size, whose packets are read twice: to be indexed, and to be decoded."""
+    """A file of any size, whose packets are read twice: for indexing and for decoding."""
 
     def __enter__(self) -> IndexedVideo:
         return self
@@ -87,29 +87,33 @@ class IndexedVideo(PyavVideo):
             "spare": 0,
         }
         shown = set(self._pts)
-        packets = [self._late(place).row(pts, pts in shown) for place, pts in enumerate(self._packet_pts)]
+        packets = [self._deferred(place).row(pts, pts in shown) for place, pts in enumerate(self._packet_pts)]
         return PacketIndex(header, np.array(packets, PACKET))
 
-    def _kept(self, packet: Packet, data: Content) -> Any:
+    def _stored_packet(self, packet: Packet, data: Content) -> Any:
         self._data, content = data, bytes(packet)
-        if packet.pos is None or self._demuxer in UNTIMED or any(packet.has_sidedata(kind) for kind in BESIDE):
+        if (
+            packet.pos is None
+            or self._demuxer in UNTIMED
+            or any(packet.has_sidedata(kind) for kind in REQUIRED_SIDE_DATA)
+        ):
             raise UnindexedError
         find = _pieces if self._demuxer == TS.demuxer else _one_piece
         position, span = find(data, content, packet.pos)
         is_hidden = packet.is_discard or super()._is_invisible(packet)
         times, flags = (packet.pts, packet.dts, packet.duration), (packet.is_keyframe, packet.is_corrupt, is_hidden)
-        return LatePacket(*times, len(content), position, span, check_of(content), *flags)
+        return DeferredPacket(*times, len(content), position, span, check_of(content), *flags)
 
-    def _late(self, place: int) -> LatePacket:
+    def _deferred(self, place: int) -> DeferredPacket:
         packet: Any = self._packets[place]
         return packet
 
     def _packet(self, place: int) -> Packet:
-        late, pts = self._late(place), self._packet_pts[place]
+        late, pts = self._deferred(place), self._packet_pts[place]
         return packet_of(np.array(late.row(pts, True), PACKET), self._data, self._stream.time_base or Fraction(1))
 
     def _is_invisible(self, packet: Any) -> bool:
-        return False  # `_kept` has looked
+        return False  # `_stored_packet` has already recorded it as `is_discard`
 
     @cached_property
     def _lacks_presentation_times(self) -> bool:
@@ -119,38 +123,38 @@ class IndexedVideo(PyavVideo):
 
 
 def _one_piece(data: Content, content: bytes, position: int) -> tuple[int, int]:
-    """Return where a packet lies in the file, and how many bytes it spans."""
-    found = data.find(content, position, position + len(content) + MOST_HEADER_BYTES)
-    if found < 0:
+    """Locate a packet in the file; return its position and the number of bytes that it spans."""
+    start = data.find(content, position, position + len(content) + MAX_HEADER_BYTES)
+    if start < 0:
         raise UnindexedError
-    return found, len(content)
+    return start, len(content)
 
 
 def _pieces(data: Content, content: bytes, position: int) -> tuple[int, int]:
-    """As `_one_piece`, in MPEG-TS."""
-    for most in MOST_SPANS:
-        found, span = packet_at(data[position : position + most * (len(content) + PIECE_BYTES)], len(content))
-        if found == content and span != len(content):
+    """Do what `_one_piece` does, in MPEG-TS."""
+    for max_span in MAX_SPANS:
+        packet, span = packet_at(data[position : position + max_span * (len(content) + PIECE_BYTES)], len(content))
+        if packet == content and span != len(content):
             return position, span
     raise UnindexedError
 
 
-def _proven(video: IndexedVideo, index: PacketIndex, data: Content) -> PacketIndex:
-    """Return the index, with the groups that its frames need more. UnindexedError if by it a clip would have other
-    frames, or at other times, than the file. A damaged frame has to be one for both."""
+def _verified(video: IndexedVideo, index: PacketIndex, data: Content) -> PacketIndex:
+    """Verify an index, and return it with the number of extra groups (`spare`) that its frames need. UnindexedError if
+    frames or times differ from those of the whole file. A damaged frame must fail with both."""
     frames = sorted({0, video.info.num_frames // 2, video.info.num_frames - 1})
-    whole = [_shown(video, frame) for frame in frames]
-    for spare in (0, 1):
-        index = PacketIndex({**index.header, "spare": spare}, index.packets)
+    whole = [_decoded_bytes(video, frame) for frame in frames]
+    for num_extra_groups in (0, 1):
+        index = PacketIndex({**index.header, "spare": num_extra_groups}, index.packets)
         cuts = [index.cut([frame], lambda start, stop: data[start:stop]) for frame in frames]
-        shown = [_shown(CutVideo(cut), frame) for cut, frame in zip(cuts, frames, strict=True)]
+        shown = [_decoded_bytes(CutVideo(cut), frame) for cut, frame in zip(cuts, frames, strict=True)]
         if shown == whole and any(whole) and np.array_equal(index.timeline.times, video.timeline.times):
             return index
     raise UnindexedError
 
 
-def _shown(video: PacketVideo, frame: int) -> bytes | None:
-    """Return the pixels of a frame; None if it does not decode."""
+def _decoded_bytes(video: PacketVideo, frame: int) -> bytes | None:
+    """Decode the pixels of a frame; return None if that fails."""
     try:
         return video.frames([frame]).tobytes()
     except DecodeError:

@@ -1,4 +1,4 @@
-"""What is known of a video without decoding it."""
+"""Properties of a video that are known without decoding it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from pipeline.records import DecodeError, Reason
 
-_DECORD_PREFIX = re.compile(r"\[[0-9:]+\] \S+\.cc:[0-9]+: ")  # time and line: equal failures give equal details
+_DECORD_PREFIX = re.compile(r"\[[0-9:]+\] \S+\.cc:[0-9]+: ")  # varying time and line: equal failures give equal details
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What the container says about the frames, as they are to be shown (rotation applied)."""
+    """Number, rate and size of the frames as they are displayed (after rotation)."""
 
     num_frames: int
     fps: float
@@ -23,7 +23,7 @@ class VideoInfo:
 
 
 def known_info(row: dict[str, Any]) -> VideoInfo:
-    """Return what a row of a manifest says of its video."""
+    """Return the `VideoInfo` in a row of a manifest."""
     return VideoInfo(**{field.name: row[field.name] for field in fields(VideoInfo)})
 
 
@@ -34,7 +34,7 @@ def first_line(error: BaseException) -> str:
 
 
 def refuse_other_length(num_frames: int, known: VideoInfo | None, of: str = "frames") -> None:
-    """Raise DecodeError if the file is not the one that was looked at before."""
+    """Raise DecodeError if the number of frames differs from that in the manifest: the file has changed."""
     if known is not None and num_frames != known.num_frames:
         detail = f"{num_frames} {of}, but the manifest says {known.num_frames}: prepare the corpus again"
         raise DecodeError(Reason.UNREADABLE, detail)

@@ -1,21 +1,21 @@
-"""Work on hostile files in a process of its own: a crash, a hang or a leak costs one sample and one process.
+"""Process untrusted files in an isolated process: a crash, a hang or a leak costs one sample and one process.
 
     worker ──once──► fork server (imported, never decodes) ──fork──► decode process ──► answer
        └─────────────── function, arguments, bytes ─────────────────────▲   │
        └─────────────── value or array, no pickle; frames in shared memory ◄┘
 
-The worker waits for the answer and watches time and memory. A process that breaks a limit is killed; the fork server
-has the next one ready within milliseconds.
+The worker waits for the answer and monitors time and memory. A process that exceeds a limit is killed; the fork server
+provides the next one within milliseconds.
 
-A decode process has the variables of `_KEPT` alone, so no key of a cloud; a working directory that no longer exists,
-so that a relative path leads nowhere; and, once it has imported what its first request needs, only its memory and
-libraries (`sandbox.py`). Therefore a process serves one decoder.
+A decode process has only the environment variables of `_INHERITED_VARIABLES`, so no cloud credentials; a working
+directory that no longer exists, so that no relative path resolves; and, once it has imported what its first request
+needs, access only to its memory and libraries (`sandbox.py`). Therefore a process serves a single decoder.
 
-Why not `multiprocessing` with its start method forkserver, or a process pool:
-- They unpickle what comes back, from a process that has read a stranger's file.
-- Each of their processes runs the main script again, which in a Ray worker imports Ray, and needs a guard in a user's.
-- There is one fork server per process, with the environment of whoever starts it first; see `_ForkServer`.
-- RLIMIT_AS counts address space, of which decoders reserve gigabytes that they never touch.
+Why not `multiprocessing` with the start method forkserver, or a process pool:
+- They unpickle results, from a process that has read an untrusted file.
+- Their processes run the main script again, which imports Ray in a Ray worker, and needs a guard in a user's script.
+- Their fork server is shared by the whole process, with the environment of its first user; see `_ForkServer`.
+- RLIMIT_AS limits address space, of which decoders reserve gigabytes that they never touch.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ from PIL import Image
 from pipeline.decode import decoders, sandbox
 from pipeline.decode.config import Limits
 from pipeline.decode.info import first_line
-from pipeline.decode.pixels import PixelBuffer, Room, lent
-from pipeline.decode.transport import Read, Shape, part_of, put_together, taken_apart
+from pipeline.decode.pixels import PixelBuffer, SharedSlot, stacking_into
+from pipeline.decode.transport import Read, Shape, deserialise, part_of, serialise
 from pipeline.records import DecodeError, DistantFile, Media, Reason
 
 log = logging.getLogger(__name__)
 
 WATCH_EVERY_SECONDS = 0.05
-"""How often the memory of a process that has not answered yet is measured."""
+"""Interval at which the memory of a process is measured while it works."""
 ANSWERS_PER_PROCESS = 1_000
-"""Then a fresh process follows: the heap of FFmpeg grows by some kilobytes with each clip."""
+"""A process is replaced after this many answers: FFmpeg's heap grows by some kilobytes with each clip."""
 PRELOADED = "pipeline.decode.codec"
-"""What the fork server imports, so that no decode process has to."""
+"""Module that the fork server imports once for all decode processes."""
 PROC = Path("/proc")
-_KEPT = (
+_INHERITED_VARIABLES = (
     *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONHOME"),
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
     *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "DECORD_EOF_RETRY_MAX"),
 )
-"""Variables that a decode process inherits."""
-_ON_DEVICES = frozenset({"torchcodec-cuda"})
-"""Decoders that open devices."""
+"""Environment variables that a decode process inherits."""
+_DEVICE_DECODERS = frozenset({"torchcodec-cuda"})
+"""Decoders that need access to devices."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
 
@@ -77,15 +77,15 @@ _PR_SET_PDEATHSIG = 1
 def isolated(
     function: Callable[..., Any], data: Media, *, limits: Limits, pixels: PixelBuffer | None = None, **arguments: Any
 ) -> Any:
-    """Return `function(data, **arguments)`, an array or a value that JSON can hold, computed in another process.
+    """Compute `function(data, **arguments)`, an array or a JSON value, in a decode process.
 
-    DecodeError as the function raised it, or with the reason timeout, crashed or out_of_memory; any other exception has
-    the reason `failed`, with its type, its first line and its place, and its traceback is logged. A process that fails
-    is followed by a fresh one, which tries once more: a busy machine, or a leak of earlier clips, costs no sample.
-    `pixels`: frames are put there, and their shape (T, H, W, 3) is returned.
+    DecodeError as the function raised it, or with the reason timeout, crashed or out_of_memory; any other exception
+    becomes a DecodeError with the reason `failed`, its type, first line and place, and its traceback is logged. If a
+    process fails, a fresh one retries once, so that a busy machine or a leak of earlier clips costs no sample.
+    `pixels`: receives the frames, and their shape (T, H, W, 3) is returned.
     """
     needs = (function.__module__, arguments.get("decoder"))
-    content, shape = taken_apart(data)
+    content, shape = serialise(data)
     request = pickle.dumps(_Request(function, arguments, shape, needs[1]))
     file = data if isinstance(data, DistantFile) else None
     try:
@@ -104,9 +104,9 @@ def isolated(
     return answer["value"]
 
 
-def unguarded(limits: Limits) -> list[str]:
-    """Return what a decode process on this machine can reach, of network, programs and files; [] is as it should be."""
-    return isolated(sandbox.what_gets_through, b"", limits=limits)
+def reachable_from_sandbox(limits: Limits) -> list[str]:
+    """Return which of network, programs and files a decode process on this machine can reach; ideally none."""
+    return isolated(sandbox.reachable_resources, b"", limits=limits)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _attempt(
     pixels: PixelBuffer | None,
     file: DistantFile | None,
 ) -> tuple[dict[str, Any], bytes]:
-    """Return the answer of this thread's process, which is killed if it gives none, or cannot import what it needs."""
+    """Return the answer of this thread's process. A process that fails, or that serves other `needs`, is killed."""
     process, _local.process = getattr(_local, "process", None), None
     if process is not None and process.needs != needs:
         process.kill()
@@ -147,12 +147,12 @@ def _attempt(
 
 
 class _LimitError(DecodeError):
-    """A process did not answer within the limits."""
+    """Raised if a process did not answer within the limits."""
 
 
 @contextlib.contextmanager
 def _ended_process() -> Iterator[None]:
-    """Name what talking to a process that has ended raises."""
+    """Turn the errors of a connection to a dead process into `_LimitError`."""
     try:
         yield
     except (EOFError, OSError) as error:
@@ -160,7 +160,7 @@ def _ended_process() -> Iterator[None]:
 
 
 class DecodeProcess:
-    """A process that computes one thing at a time. Without an answer to the last one it is of no use."""
+    """A process that serves one request at a time. If a request gets no answer, the process must be killed."""
 
     def __init__(self, needs: tuple[str, str | None]) -> None:
         self.needs, self.num_answers = needs, 0
@@ -181,15 +181,15 @@ class DecodeProcess:
         pixels: PixelBuffer | None = None,
         file: DistantFile | None = None,
     ) -> tuple[dict[str, Any], bytes]:
-        """Return the answer to a request, and the pixels of an array unless they are in `pixels`.
+        """Return the answer to a request, and the bytes of an array unless they are in `pixels`.
 
-        Meanwhile the process may ask for parts of a distant `file`; the time that these take does not count.
+        Meanwhile the process may request parts of a distant `file`; the time to read them does not count.
         """
         stop = time.monotonic() + limits.seconds
         with _ended_process():
             self._channel.send_bytes(request)
             self._channel.send_bytes(data)
-            self._channel.send_bytes(pixels.place() if pixels else b"")
+            self._channel.send_bytes(pixels.encode_slot() if pixels else b"")
             if pixels and pixels.fd is not None:
                 with socket.fromfd(self._channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
                     socket.send_fds(channel, [b"m"], [pixels.fd])
@@ -197,9 +197,9 @@ class DecodeProcess:
             answer, content = self._received(limits, stop)
             if file is None or "part" not in answer:
                 return answer, content
-            asked = time.monotonic()
+            requested_at = time.monotonic()
             part = part_of(file, answer["part"])
-            stop += time.monotonic() - asked
+            stop += time.monotonic() - requested_at
             with _ended_process():
                 self._channel.send_bytes(part)
 
@@ -217,7 +217,7 @@ class DecodeProcess:
         with contextlib.suppress(ProcessLookupError):
             if self._handle is not None:
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
-            else:  # outside Linux; its number is another's only if all numbers were used since it ended, just now
+            else:  # outside Linux; the pid could only be reused if all pids were used since the process just ended
                 os.kill(self.pid, signal.SIGKILL)
 
     def __del__(self) -> None:
@@ -225,9 +225,9 @@ class DecodeProcess:
             os.close(handle)
 
     def _resident_bytes(self) -> int:
-        """Return the process's resident memory; 0 where the system does not say, so that only time is limited.
+        """Return the process's resident memory; 0 if the system does not report it, so that only time is limited.
 
-        Raise ProcessLookupError or FileNotFoundError if the process has ended.
+        ProcessLookupError or FileNotFoundError if the process has ended.
         """
         if (PROC / "self").exists():
             return int((PROC / str(self.pid) / "statm").read_text().split()[1]) * _PAGE_BYTES
@@ -241,15 +241,16 @@ class DecodeProcess:
 
 
 class _ForkServer:
-    """A process that has everything imported and only ever forks.
+    """A process that has everything imported and only forks.
 
-    What makes malloc good for training (`cluster/run.py`) makes decord a fifth slower: it is not inherited, either.
+    The malloc settings for training (`cluster/worker_environment.py`) make decord 20 % slower, so they are not
+    inherited either.
     """
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         command = f"from pipeline.decode.isolation import serve_forks; serve_forks({theirs.fileno()})"
-        environment = {name: os.environ[name] for name in _KEPT if name in os.environ} | {
+        environment = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ} | {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "OPENBLAS_NUM_THREADS": "1",  # a process with threads must not fork
             "OMP_NUM_THREADS": "1",
@@ -260,41 +261,41 @@ class _ForkServer:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # Ctrl-C is for the run, which then ends this by closing the socket
+                start_new_session=True,  # Ctrl-C must only reach the run, which ends this process by closing the socket
             )
         self._control = ours
         atexit.register(self.close)
 
     def fork(self, channel: Connection) -> None:
-        """Start a process that listens at the other end of `channel`."""
+        """Fork a process that serves requests from `channel`."""
         with contextlib.suppress(BrokenPipeError):
             socket.send_fds(self._control, [b"f"], [channel.fileno()])
 
     def is_alive(self) -> bool:
-        """Return whether it can still fork."""
+        """Return whether the fork server still runs."""
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End the fork server, which takes its processes with it."""
+        """Kill the fork server; its processes die with it."""
         self._process.kill()
         self._process.wait()
         self._control.close()
 
 
 _local = threading.local()
-"""`process`: the decode process of a thread that has one waiting."""
+"""`process`: the idle decode process of a thread, or None."""
 _lock = threading.Lock()
 _fork_servers: list[_ForkServer] = []
 
 
 def _channel() -> tuple[Connection, Connection]:
-    """Return two ends of a channel for messages of bytes. `send` and `recv`, which pickle, are never used."""
+    """Return both ends of a channel for byte messages. `send` and `recv`, which pickle, are never used."""
     ours, theirs = socket.socketpair()
     return Connection(ours.detach()), Connection(theirs.detach())
 
 
 def _fork(channel: Connection) -> None:
-    """Start a process, of this worker's only fork server, that listens at the other end of `channel`."""
+    """Fork a process that serves requests from `channel`, from this worker's only fork server."""
     with _lock:
         if not _fork_servers or not _fork_servers[-1].is_alive():
             _fork_servers.append(_ForkServer())
@@ -302,12 +303,12 @@ def _fork(channel: Connection) -> None:
 
 
 def serve_forks(control_fd: int) -> None:
-    """Fork for each channel that is sent, until the worker is gone."""
+    """Fork for each channel received, until the worker is gone."""
     importlib.import_module(PRELOADED)
     decoders.load(decoders.AUTO)
-    Image.init()  # all of Pillow's formats, which it otherwise imports when it needs one
+    Image.init()  # import all of Pillow's formats, which are otherwise imported on demand
     _leave_folder()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     control, server_pid = socket.socket(fileno=control_fd), os.getpid()
     while True:
         message, channels, _, _ = socket.recv_fds(control, 1, 1)
@@ -320,20 +321,20 @@ def serve_forks(control_fd: int) -> None:
 
 
 def _serve_requests(channel: Connection, server_pid: int) -> None:
-    """Answer requests in a decode process, in which strangers' files are opened, until the worker is gone."""
-    with contextlib.suppress(AttributeError):  # Linux alone has it: even a hanging process ends with the fork server
+    """Answer requests in a decode process, which opens untrusted files, until the worker is gone."""
+    with contextlib.suppress(AttributeError):  # Linux only: even a hanging process dies with the fork server
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         if os.getppid() != server_pid:
             return
         channel.send_bytes(str(os.getpid()).encode())
-        is_sealed, read = False, functools.partial(_ask, channel)
+        is_sealed, read = False, functools.partial(_request_part, channel)
         while True:
             request, data = channel.recv_bytes(), channel.recv_bytes()
-            room = _receive_room(channel)
-            answer, content = _answer(request, data, room, is_sealed, read)
-            if room:
-                room.close()
+            slot = _receive_slot(channel)
+            answer, content = _answer(request, data, slot, is_sealed, read)
+            if slot:
+                slot.close()
             is_sealed = True
             channel.send_bytes(json.dumps(answer).encode())
             channel.send_bytes(content)
@@ -343,34 +344,36 @@ def _serve_requests(channel: Connection, server_pid: int) -> None:
         os._exit(0)
 
 
-def _ask(channel: Connection, start: int, stop: int) -> bytes:
-    """Return a part of a distant file, which the worker reads."""
+def _request_part(channel: Connection, start: int, stop: int) -> bytes:
+    """Request a part of a distant file from the worker."""
     channel.send_bytes(json.dumps({"part": [start, stop]}).encode())
     channel.send_bytes(b"")
     return channel.recv_bytes()
 
 
-def _receive_room(channel: Connection) -> Room | None:
-    """Return where the frames go, if the worker shares memory."""
+def _receive_slot(channel: Connection) -> SharedSlot | None:
+    """Receive the place for the frames in shared memory; None if memory is not shared."""
     if not (place := channel.recv_bytes()):
         return None
     with socket.fromfd(channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as stream:
         _, (fd,), _, _ = socket.recv_fds(stream, 1, 1)
-    return Room(fd, place)
+    return SharedSlot(fd, place)
 
 
-def _answer(request: bytes, data: bytes, room: Room | None, is_sealed: bool, read: Read) -> tuple[dict[str, Any], Any]:
-    """Return what is said of the outcome, and the pixels of an array unless they are in `room`."""
+def _answer(
+    request: bytes, data: bytes, slot: SharedSlot | None, is_sealed: bool, read: Read
+) -> tuple[dict[str, Any], Any]:
+    """Execute a request; return the description of its result, and the bytes of an array unless they are in `slot`."""
     try:
-        asked: _Request = pickle.loads(request)  # imports what it names
+        call: _Request = pickle.loads(request)  # imports the function's module
         if not is_sealed:
-            if asked.decoder is not None:
-                decoders.load(asked.decoder)
-            sandbox.seal(may_use_devices=asked.decoder in _ON_DEVICES)
-        with lent(room):
-            value = asked.function(put_together(data, asked.shape, read), **asked.arguments)
-        if room and isinstance(value, np.ndarray):
-            room.keep(value)
+            if call.decoder is not None:
+                decoders.load(call.decoder)
+            sandbox.seal(may_use_devices=call.decoder in _DEVICE_DECODERS)
+        with stacking_into(slot):
+            value = call.function(deserialise(data, call.shape, read), **call.arguments)
+        if slot and isinstance(value, np.ndarray):
+            slot.ensure_written(value)
             return {"shape": value.shape}, b""
     except DecodeError as error:
         return {"reason": str(error.reason), "detail": error.detail}, b""
@@ -385,13 +388,13 @@ def _answer(request: bytes, data: bytes, room: Room | None, is_sealed: bool, rea
 
 
 def _place(error: Exception) -> str:
-    """Return where an exception was raised."""
+    """Return function and line where an exception was raised."""
     frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
     return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}, line {line}"
 
 
 def _leave_folder() -> None:
-    """Work in a folder that is gone: no relative path leads anywhere, to read or to write."""
+    """Change to a folder that no longer exists, so that relative paths resolve nowhere."""
     folder = tempfile.mkdtemp()
     os.chdir(folder)
     os.rmdir(folder)

@@ -1,10 +1,10 @@
-"""The packets of one file, known without it: where each lies, when it is shown, and what a decoder has to know.
+"""Index of the packets of one file: byte ranges, presentation times, and the parameters of the decoder.
 
-    prepare:  file ──index_packets──► PacketIndex, kept beside the manifest
+    prepare:  file ──index_packets──► PacketIndex, stored beside the manifest
     training: PacketIndex ──timeline, sampling──► frames ──needed──► packets ──byte ranges──► EncodedPackets
 
-A clip so costs the bytes of the groups that its frames need. `check_of` tells a packet from what lies there after the
-file was changed: the checksum in the manifest is of the whole file, which is not read.
+So a clip costs only the bytes of the groups that its frames need. `check_of` detects that the file has changed: the
+checksum in the manifest is of the whole file, which is not read.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ PACKET = np.dtype(
         *(("check", "<u2"), ("flags", "u1")),
     ]
 )
-"""A packet in the order of the file. Times are in units of the stream. Its `size` bytes lie in the `span` bytes from
-`position` on: all of them, or in pieces of MPEG-TS."""
+"""A packet, in file order. Times are in units of the stream. Its `size` bytes are in the `span` bytes from `position`
+on: contiguous, or in pieces of MPEG-TS."""
 CUT = np.dtype([*PACKET.descr, ("number", "<i8")])
-"""A packet of `EncodedPackets`: its position is that in the bytes cut out, where it is one piece."""
+"""A packet of `EncodedPackets`: contiguous, with its position in the cut out bytes."""
 KEY, SHOWN, CORRUPT = 1, 2, 4
-"""Flags: decoding can begin here; its frame is shown; the container marks it as damaged."""
-JOINED_BYTES = 2**16
-"""Ranges with a gap up to this are one request: what a store sends while it looks for another range."""
+"""Flags: decoding can begin here; its frame is displayed; the container marks it as damaged."""
+MAX_GAP_BYTES = 2**16
+"""Ranges with a gap up to this are fetched in one request: a store sends that much in the time of another request."""
 ALL = -1
 
 
 def check_of(data: bytes | memoryview) -> int:
-    """Return 16 bits that tell a packet's bytes from others."""
+    """Return a 16-bit checksum of a packet."""
     return zlib.crc32(data) & 0xFFFF
 
 
 def content_of(data: T_bytes, size: int) -> T_bytes | bytes:
-    """Return the `size` bytes of a packet out of the bytes that it spans in its file."""
+    """Extract the `size` bytes of a packet from the bytes that it spans in its file."""
     return data if len(data) == size else packet_at(data, size)[0]
 
 
 def group_of(keys: Sequence[int], packet_pts: Sequence[int] | NDArray[np.int64], pts: int, place: int) -> int:
-    """Return the number of the last key frame that comes before a packet, in the file and on screen."""
+    """Return the number of the last key frame that precedes a packet both in the file and in presentation time."""
     group = max(0, bisect_right(keys, place) - 1)
     while group and packet_pts[keys[group]] > pts:
         group -= 1
@@ -64,37 +64,42 @@ def group_of(keys: Sequence[int], packet_pts: Sequence[int] | NDArray[np.int64],
 
 @dataclass(frozen=True, eq=False)
 class PacketIndex:
-    """The packets of one file. DecodeError if they cannot be those of a file of its size."""
+    """The packets of one file. DecodeError if they are inconsistent with the size of the file."""
 
     header: Mapping[str, Any]
-    """What `PyavVideo.header` says, and the size of the file, `num_bytes`."""
+    """Parameters of the decoder and the video, and the file's size `num_bytes` (`IndexedVideo.index`)."""
     packets: NDArray[Any]
     """`PACKET`s."""
 
     def __post_init__(self) -> None:
         first, stop = self.packets["position"], self.packets["position"] + self.packets["span"]
         if not (
-            len(self.keys) and len(self._shown) and (first >= 0).all() and (stop <= self.header["num_bytes"]).all()
+            len(self.keys)
+            and len(self._displayed_pts)
+            and (first >= 0).all()
+            and (stop <= self.header["num_bytes"]).all()
         ):
             raise DecodeError(Reason.UNREADABLE, "the index of packets is damaged: prepare the corpus again")
 
     @cached_property
     def keys(self) -> list[int]:
-        """Places of the packets at which decoding can begin."""
+        """Return the positions of the packets at which decoding can begin."""
         return np.flatnonzero(self.packets["flags"] & KEY).tolist()
 
     @cached_property
     def timeline(self) -> Timeline:
-        """As `Video.timeline`."""
-        return Timeline(self._shown * self.header["unit"] - self.header["zero_seconds"], self.header["end_seconds"])
+        """Return `Video.timeline`."""
+        return Timeline(
+            self._displayed_pts * self.header["unit"] - self.header["zero_seconds"], self.header["end_seconds"]
+        )
 
     @cached_property
     def key_frames(self) -> list[int]:
-        """As `PyavVideo.key_frames`."""
-        return np.flatnonzero(np.isin(self._shown, self.packets["pts"][self.keys])).tolist()
+        """Return `PyavVideo.key_frames`."""
+        return np.flatnonzero(np.isin(self._displayed_pts, self.packets["pts"][self.keys])).tolist()
 
     @cached_property
-    def _shown(self) -> NDArray[np.int64]:
+    def _displayed_pts(self) -> NDArray[np.int64]:
         return np.unique(self.packets["pts"][(self.packets["flags"] & SHOWN) > 0])
 
     @cached_property
@@ -106,18 +111,21 @@ class PacketIndex:
         frames: Sequence[int],
         read: Callable[[int, int], bytes],
         *,
-        keys_alone: bool = False,
-        spare: int | None = None,
+        key_frames_only: bool = False,
+        num_extra_groups: int | None = None,
     ) -> EncodedPackets:
-        """Return what decoding `frames` needs, `read(start, stop)` of the file.
+        """Cut out the packets that decoding `frames` needs; `read(start, stop)` reads bytes of the file.
 
-        `spare`: groups more before each, for frames that refer to them, or ALL; by default what its frames needed when
-        the file was indexed. `keys_alone`: the frames are key frames, and nothing else is decoded.
+        `num_extra_groups`: groups before each frame's own, for frames that refer to them, or ALL; by default the number
+        needed when the file was indexed. `key_frames_only`: all frames are key frames, and nothing else is decoded.
         """
-        spare = int(self.header["spare"]) if spare is None else spare
-        pts = self._shown[list(frames)]
+        num_extra_groups = int(self.header["spare"]) if num_extra_groups is None else num_extra_groups
+        pts = self._displayed_pts[list(frames)]
         places = self._by_time[np.searchsorted(self.packets["pts"][self._by_time], pts, "right") - 1]
-        runs = [self._run(int(time), int(place), spare, keys_alone) for time, place in zip(pts, places, strict=True)]
+        runs = [
+            self._run(int(time), int(place), num_extra_groups, key_frames_only)
+            for time, place in zip(pts, places, strict=True)
+        ]
         numbers = np.unique(np.concatenate([np.arange(first, stop) for first, stop in runs]))
         packets = self.packets[numbers]
         cut = np.zeros(len(packets), CUT)
@@ -128,25 +136,29 @@ class PacketIndex:
             numbers,
             np.cumsum(packets["size"]) - packets["size"],
         )
-        wider = {0: 1, 1: ALL}.get(spare) if not keys_alone and any(first > self.keys[0] for first, _ in runs) else None
+        wider = (
+            {0: 1, 1: ALL}.get(num_extra_groups)
+            if not key_frames_only and any(first > self.keys[0] for first, _ in runs)
+            else None
+        )
         return EncodedPackets(
             header=self.header,
             packets=cut,
-            wanted=tuple(frames),
+            frame_numbers=tuple(frames),
             pts=tuple(pts.tolist()),
             data=_packets_in(packets, read),
-            wider=None if wider is None else lambda: self.cut(frames, read, spare=wider),
+            wider=None if wider is None else lambda: self.cut(frames, read, num_extra_groups=wider),
         )
 
-    def _run(self, pts: int, place: int, spare: int, keys_alone: bool) -> tuple[int, int]:
-        """Return the places [first, stop) of the packets that decoding a frame takes."""
-        if keys_alone:
+    def _run(self, pts: int, place: int, num_extra_groups: int, key_frames_only: bool) -> tuple[int, int]:
+        """Return the range [first, stop) of the packets that decoding a frame needs."""
+        if key_frames_only:
             return place, place + 1
         group = group_of(self.keys, self.packets["pts"], pts, place)
-        return self.keys[0 if spare == ALL else max(0, group - spare)], place + 1
+        return self.keys[0 if num_extra_groups == ALL else max(0, group - num_extra_groups)], place + 1
 
     def to_bytes(self) -> bytes:
-        """Return the index compressed; neighbours are stored as differences, and bytes of one weight together."""
+        """Compress the index: columns are stored as differences of neighbours, split into byte planes."""
         columns = self.packets.copy()
         columns["span"] -= self.packets["size"]
         columns["position"][1:] -= self.packets["position"][:-1] + self.packets["span"][:-1]
@@ -157,7 +169,7 @@ class PacketIndex:
 
     @staticmethod
     def from_bytes(data: bytes) -> PacketIndex:
-        """Return the index that `to_bytes` has made. DecodeError if the bytes are something else."""
+        """Invert `to_bytes`. DecodeError if the bytes are damaged."""
         try:
             head, _, body = zlib.decompress(data).partition(b"\n")
             header = json.loads(head)
@@ -178,8 +190,8 @@ class PacketIndex:
             raise DecodeError(Reason.UNREADABLE, detail) from error
 
 
-def decoded(packets: Media, decode: Callable[[Media], T]) -> T:
-    """Return `decode` of a clip; where its packets do not decode by themselves, of more of them."""
+def decode_with_retry(packets: Media, decode: Callable[[Media], T]) -> T:
+    """Return `decode` of a clip. If its packets are not sufficient, retry with more of them."""
     while True:
         try:
             return decode(packets)
@@ -194,22 +206,22 @@ def _planes(column: NDArray[Any]) -> bytes:
     return np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1).T.tobytes()
 
 
-def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return byte ranges [start, stop) in ascending order, those that touch or nearly touch as one."""
-    found: list[tuple[int, int]] = []
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sort byte ranges [start, stop), and merge those with a gap of at most `MAX_GAP_BYTES`."""
+    merged: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):
-        if found and start <= found[-1][1] + JOINED_BYTES:
-            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        if merged and start <= merged[-1][1] + MAX_GAP_BYTES:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
         else:
-            found.append((start, stop))
-    return found
+            merged.append((start, stop))
+    return merged
 
 
 def _packets_in(packets: NDArray[Any], read: Callable[[int, int], bytes]) -> bytes:
-    """Return the bytes of packets behind one another. DecodeError if they are not those that were indexed."""
+    """Return the concatenated bytes of packets. DecodeError if they differ from those that were indexed."""
     starts = packets["position"].tolist()
     ranges = list(zip(starts, (packets["position"] + packets["span"]).tolist(), strict=True))
-    blocks = {start: memoryview(read(start, stop)) for start, stop in joined(ranges)}
+    blocks = {start: memoryview(read(start, stop)) for start, stop in merge_ranges(ranges)}
     firsts, parts = sorted(blocks), []
     for (start, stop), size, check in zip(ranges, packets["size"].tolist(), packets["check"].tolist(), strict=True):
         first = firsts[bisect_right(firsts, start) - 1]

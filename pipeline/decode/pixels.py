@@ -1,9 +1,9 @@
-"""Pixels of clips behind one another, in memory that a worker shares with the processes that decode for it.
+"""Concatenated pixels of clips, in memory that a worker shares with its decode processes.
 
-    decode process: `stack(images)` ──► memfd ──► `PixelBuffer.memory`, the one data buffer of a column: worker
+    decode process: `stack(images)` ──► memfd ──► `PixelBuffer.memory`, the single data buffer of a column: worker
 
-Its size is sealed: a decode process that a stranger's file has taken over cannot take it from under the worker, nor
-fill the machine with it. Where the system has no memfd, pixels come through the channel of `isolation.py`.
+Its size is sealed: a compromised decode process can neither truncate it under the worker nor fill the machine with it.
+Without memfd, pixels come through the channel of `isolation.py`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from pipeline.records import DecodeError, Reason
 
-KEPT_BYTES = 32 * 2**20
-"""Memory of up to this size is used again, since fresh pages cost as much as the rest of a clip's way."""
-MOST_IDLE = 2
-_PLACE = struct.Struct("QQ")
+REUSABLE_BYTES = 32 * 2**20
+"""Buffers up to this size are reused: page faults of fresh memory cost as much as the rest of a clip's transfer."""
+MAX_IDLE = 2
+_SLOT = struct.Struct("QQ")
 _idle: list[int] = []
-"""Memory that waits for its next use."""
+"""Memfds that wait for reuse."""
 
 
 class PixelBuffer:
@@ -42,18 +42,18 @@ class PixelBuffer:
         self.fd = _take(capacity) if hasattr(os, "memfd_create") else None
 
     def expecting(self, num_frames: int, size_px: int) -> PixelBuffer:
-        """Say what the next clip has, and the most that its sides have; return this buffer."""
+        """Set the number of frames and the largest side of the next clip; return this buffer."""
         self._num_frames, self._size_px = num_frames, size_px
         return self
 
-    def place(self) -> bytes:
-        """Return what tells a decode process where the next clip goes; empty where there is no shared memory."""
-        return b"" if self.fd is None else _PLACE.pack(self.used, self._num_frames * self._size_px**2 * 3)
+    def encode_slot(self) -> bytes:
+        """Encode offset and size of the next clip for the decode process; empty without shared memory."""
+        return b"" if self.fd is None else _SLOT.pack(self.used, self._num_frames * self._size_px**2 * 3)
 
     def add(self, shape: Any, content: bytes) -> tuple[int, int, int, int]:
-        """Count in a clip of `shape` (T, H, W, 3), whose `content` came through the channel if memory is not shared.
+        """Append a clip of `shape` (T, H, W, 3), whose `content` came through the channel if memory is not shared.
 
-        DecodeError if that cannot be: a decode process may say anything.
+        DecodeError if the shape is wrong: a compromised decode process may send anything.
         """
         is_shape = isinstance(shape, list) and [type(length) for length in shape] == [int] * 4
         num_frames, height, width, channels = shape if is_shape else (0, 0, 0, 0)
@@ -68,7 +68,7 @@ class PixelBuffer:
         return num_frames, height, width, channels
 
     def renew(self) -> None:
-        """Go on in other memory: the kernel may let a process that was killed write to this one for a while."""
+        """Move to new memory, since a killed process may still write to the old one for a while."""
         if self.fd is None:
             return
         fresh = _take(self.capacity)
@@ -79,8 +79,8 @@ class PixelBuffer:
         self.fd = fresh
 
     def memory(self) -> Any:
-        """Return the pixels of all clips, as an object with Python's buffer protocol, whose memory is used again once
-        nobody refers to it. Nothing can be added any more."""
+        """Return the pixels of all clips, as an object with Python's buffer protocol. Its memory is reused once nothing
+        refers to it. Nothing can be added afterwards."""
         if self.fd is None or not self.used:
             return self._received
         mapped, fd, self.fd = mmap.mmap(self.fd, self.used, prot=mmap.PROT_READ), self.fd, None
@@ -94,32 +94,32 @@ class PixelBuffer:
 
 def _take(capacity: int) -> int:
     """Return a memfd of at least `capacity` bytes."""
-    if capacity <= KEPT_BYTES:
+    if capacity <= REUSABLE_BYTES:
         with contextlib.suppress(IndexError):
             return _idle.pop()
     fd = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, max(capacity, KEPT_BYTES))  # memory is taken page by page, when it is written
+    os.ftruncate(fd, max(capacity, REUSABLE_BYTES))  # pages are allocated only when they are written
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 
 
 def _give_back(fd: int, capacity: int) -> None:
-    if capacity <= KEPT_BYTES and len(_idle) < MOST_IDLE:
+    if capacity <= REUSABLE_BYTES and len(_idle) < MAX_IDLE:
         _idle.append(fd)
     else:
         os.close(fd)
 
 
-class Room:
-    """A clip's place in the shared memory, in the decode process."""
+class SharedSlot:
+    """The place for a clip in the shared memory, in the decode process."""
 
     def __init__(self, fd: int, place: bytes) -> None:
-        self._fd, (self._start, self._size) = fd, _PLACE.unpack(place)
+        self._fd, (self._start, self._size) = fd, _SLOT.unpack(place)
         self.frames: NDArray[np.uint8] | None = None
-        """What lies there."""
+        """Frames written there; None: none yet."""
 
-    def put(self, images: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
-        """Write equal images there; return them as an array of that memory. ValueError if they do not fit."""
+    def write(self, images: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
+        """Write images of equal shape there; return them as an array of that memory. ValueError if they do not fit."""
         shape, num_bytes = (len(images), *images[0].shape), images[0].nbytes
         if len({(image.dtype.str, image.shape) for image in images}) > 1 or images[0].dtype != np.uint8:
             raise ValueError(f"images of uint8 and one shape were expected, got {images[0].dtype} {shape}")
@@ -132,32 +132,32 @@ class Room:
         self.frames = np.frombuffer(mapped, np.uint8)[skipped:].reshape(shape)
         return self.frames
 
-    def keep(self, frames: NDArray[Any]) -> None:
-        """Write frames there, unless they lie there."""
+    def ensure_written(self, frames: NDArray[Any]) -> None:
+        """Write frames there, unless they are already there."""
         if frames is not self.frames:
-            self.put([*frames.copy()])
+            self.write([*frames.copy()])
 
     def close(self) -> None:
         """Close the memory."""
         os.close(self._fd)
 
 
-_rooms: list[Room] = []
+_slots: list[SharedSlot] = []
 """The place of the clip that this process decodes, if it shares memory."""
 
 
 @contextlib.contextmanager
-def lent(room: Room | None) -> Iterator[None]:
-    """Within it, the first `stack` of frames goes there, if anywhere."""
-    _rooms.extend([room] if room else [])
+def stacking_into(slot: SharedSlot | None) -> Iterator[None]:
+    """Let the first `stack` in this context write its frames to `slot`, if there is one."""
+    _slots.extend([slot] if slot else [])
     try:
         yield
     finally:
-        _rooms.clear()
+        _slots.clear()
 
 
 def stack(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "T H W 3"]:
-    """Return `np.stack(images)`, in the memory of the worker that asked for them: the only copy in this process."""
-    if _rooms and _rooms[-1].frames is None:
-        return _rooms[-1].put(images)
+    """Return `np.stack(images)`, in the shared memory if there is some: the only copy in this process."""
+    if _slots and _slots[-1].frames is None:
+        return _slots[-1].write(images)
     return np.stack(images)

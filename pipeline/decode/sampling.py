@@ -1,9 +1,9 @@
-"""Which frames of a video make a clip. Pure: times, rule, policy and generator in, frame indices out.
+"""Sample the frames of a clip. Pure: times, rule, policy and generator in, frame indices out.
 
-A window of V frames is cut into m = min(num_frames, V) segments of equal length; one place is taken from each
-segment, by policy; a video shorter than the clip repeats its frames evenly. Other rules space the places equally, and
-the policy says where they start. A place stands for the V-th part of the window's time, and for the frame that is on
-screen in the middle of it: at a constant rate, that of the same number.
+A window of V frames is cut into m = min(num_frames, V) segments of equal length; the policy selects one place from each
+segment; a video shorter than the clip repeats its frames evenly. Other rules space the places equally, and the policy
+selects where they start. A place is the V-th part of the window's time, and stands for the frame on screen in its
+middle: at a constant rate, the frame of the same number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.records import DecodeError, Reason
 
 
 class Policy(StrEnum):
-    """Which frame of a segment is taken, or which of the places where equally spaced frames can start."""
+    """Selects the frame of a segment, or the start of equally spaced frames."""
 
     MIDDLE = "middle"
     """The middle one: evaluation."""
@@ -44,8 +44,8 @@ def clip_indices(
 ) -> list[int]:
     """Return the frames of a clip, as indices into `timeline`.
 
-    DecodeError: out_of_range if the video shows nothing in the window, no_frames if key frames are asked for and none
-    of `key_frames` lies in it.
+    DecodeError: out_of_range if the window contains no frame, no_frames if the rule is `key_frames` and the window
+    contains none of them.
     """
     window = timeline.window(start_seconds, end_seconds)
     if sampling.rule == "key_frames":
@@ -74,7 +74,7 @@ def choose(
     *,
     rng: np.random.Generator | None = None,
 ) -> list[int]:
-    """Return `num_frames` ascending places in a sequence of `length`, of which `fps` pass in a second."""
+    """Return `num_frames` ascending places in a sequence of `length` places with `fps` places per second."""
     match sampling.rule:
         case "segments" | "key_frames":
             return sample_frames(num_frames, length, policy, rng=rng)
@@ -94,8 +94,8 @@ def spaced_frames(
 ) -> list[int]:
     """Return `num_frames` ascending indices, `step` frames apart, into a video of `length` frames.
 
-    They start in the middle of the room they have, or anywhere in it, by policy. Where not all fit, those that do are
-    repeated evenly.
+    The policy selects the start: the middle of the possible ones, or a random one. If not all frames fit, those that do
+    are repeated evenly.
     """
     _refuse_none(num_frames, length)
     offsets = [offset for index in range(num_frames) if (offset := int(index * step)) < length]
@@ -113,12 +113,12 @@ def segments(num_frames: int, length: int) -> list[tuple[int, int]]:
 def sample_frames(
     num_frames: int, length: int, policy: Policy = Policy.MIDDLE, *, rng: np.random.Generator | None = None
 ) -> list[int]:
-    """Return `num_frames` ascending indices into a video of `length` frames. `rng` is needed by `Policy.RANDOM`."""
+    """Return `num_frames` ascending indices into a video of `length` frames. `Policy.RANDOM` needs `rng`."""
     return _repeated([_take(first, stop, policy, rng) for first, stop in segments(num_frames, length)], num_frames)
 
 
 def published_window(fps: float, start_seconds: float | None, end_seconds: float | None) -> tuple[int, int]:
-    """Return [first, stop) of the frames between two times, at least one frame; a video may end before."""
+    """Return [first, stop) of the frames between two times, at least one frame; it may exceed the video."""
     first = int((start_seconds or 0.0) * fps)
     return first, first + max(1, int(((end_seconds or 0.0) - (start_seconds or 0.0)) * fps))
 

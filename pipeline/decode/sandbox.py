@@ -1,11 +1,11 @@
-"""No network, no program and no file for a process that opens strangers' files, where the kernel allows it.
+"""Sandbox for a process that opens untrusted files: no network, programs or files, where the kernel supports it.
 
-| what is kept out | by | needs |
+| blocked | by | needs |
 |---|---|---|
 | sockets, other programs and processes, changes of files | a seccomp filter | Linux on x86-64 or aarch64 |
-| reading files, other than libraries | Landlock | Linux 5.13, switched on (`lsm=landlock`) |
+| reading files, other than libraries | Landlock | Linux 5.13, enabled (`lsm=landlock`) |
 
-Both hold for this process and all that it starts, and cannot be taken back. `what_gets_through` tries.
+Both apply to this process and its children, irrevocably. `reachable_resources` tests them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OUTSIDE = {
     "pidfd_open": (434, 434),
     "pidfd_send_signal": (424, 424),
     "pidfd_getfd": (438, 438),
-    "io_uring_setup": (425, 425),  # does what the others are refused
+    "io_uring_setup": (425, 425),  # would bypass the filter
     "mount": (165, 40),
     "umount2": (166, 39),
     "unshare": (272, 97),
@@ -51,9 +51,9 @@ _OUTSIDE = {
     "request_key": (249, 218),
     "keyctl": (250, 219),
 }
-"""System call → its numbers on x86-64 and aarch64 (None: it has none there)."""
+"""System call → its numbers on x86-64 and aarch64 (None: it does not exist there)."""
 _FILES = {
-    "openat2": (437, 437),  # its flags lie where a filter cannot look; the C library then takes openat
+    "openat2": (437, 437),  # flags behind a pointer, which no filter can follow; libc falls back to openat
     "open_by_handle_at": (304, 265),
     "creat": (85, None),
     "unlink": (87, None),
@@ -87,27 +87,27 @@ _FILES = {
     "lremovexattr": (198, 15),
 }
 _OPENING = {"open": ((2, None), 1), "openat": ((257, 56), 2)}
-"""Calls that may read but not write: numbers, and which argument holds the flags."""
+"""Calls that are allowed for reading only: numbers, and the position of the flags among the arguments."""
 _TGKILL = (234, 131)
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
-"""What a filter returns: go on, EPERM, kill the process."""
+"""Return values of a filter: allow, EPERM, kill the process."""
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
-"""Places in `struct seccomp_data`."""
+"""Offsets in `struct seccomp_data`."""
 _X32 = 0x40000000
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""Version of Landlock → number of rights to files that it knows; later ones know as many as 5."""
+"""Version of Landlock → number of its file access rights; later versions have as many as version 5."""
 
 
 def seal(*, may_use_devices: bool = False) -> None:
-    """Keep this process, which must have one thread, from all but its memory and the files that it has open.
+    """Restrict this process, which must be single-threaded, to its memory and its open files.
 
-    Libraries may still be read, since decoders load some of theirs late. `may_use_devices`: files are not kept out, for
-    a decoder on a GPU. Where the system has no such guards, nothing happens; see `what_gets_through`.
+    Libraries stay readable, since decoders load some of theirs late. `may_use_devices`: file access stays allowed, for
+    a decoder on a GPU. On a system without these mechanisms nothing happens; see `reachable_resources`.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -125,32 +125,32 @@ def library_folders() -> list[str]:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     folders = {sysconfig.get_path(name) for name in names} | {str(Path(sys.base_prefix) / "lib")}
     folders |= {path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
-    folders.add(str(Path(__file__).parents[1]))  # in a checkout, our own modules lie with none of these
+    folders.add(str(Path(__file__).parents[1]))  # our own modules, in a checkout
     folders |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"}
     folders |= set(filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
     return sorted(folder for folder in folders if Path(folder).exists())
 
 
-def what_gets_through(data: bytes = b"") -> list[str]:
-    """Return what this process can reach, of network, programs and files; `data` is not looked at."""
-    found = []
+def reachable_resources(data: bytes = b"") -> list[str]:
+    """Return which of network, programs and files this process can reach. `data` is ignored."""
+    reachable = []
     try:
         socket.socket().close()
-        found.append("network")
+        reachable.append("network")
     except OSError:
         pass
     try:
         os.execv("/nonexistent", ["nonexistent"])
     except FileNotFoundError:
-        found.append("programs")
+        reachable.append("programs")
     except OSError:
         pass
     try:
         os.listdir("/")
-        found.append("files")
+        reachable.append("files")
     except OSError:
         pass
-    return found
+    return reachable
 
 
 def _refused(may_use_devices: bool) -> list[int]:
@@ -160,13 +160,13 @@ def _refused(may_use_devices: bool) -> list[int]:
 
 
 def _filter_calls(system: ctypes.CDLL, refused: Iterable[int]) -> None:
-    """Refuse system calls by their numbers, opening a file to write to it, and signals to other processes."""
+    """Block the system calls with the numbers `refused`, opening files for writing, and signals to other processes."""
     column, architecture = _ARCHITECTURES[platform.machine()]
     steps = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
     steps += [(_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _REFUSE)]
     for number in refused:
         steps += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
-    # `abort` sends itself a signal
+    # allow signals to itself, which `abort` needs
     steps += [(_EQUAL, 0, 4, _TGKILL[column]), (_LOAD, 0, 0, _ARGUMENTS), (_EQUAL, 0, 1, os.getpid())]
     steps += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]
     for numbers, argument in _OPENING.values():
@@ -180,7 +180,7 @@ def _filter_calls(system: ctypes.CDLL, refused: Iterable[int]) -> None:
 
 
 def _restrict_files(system: ctypes.CDLL, readable: Iterable[str]) -> None:
-    """Refuse all files but those below the folders `readable`, which can be read."""
+    """Block access to files, except reading below the folders `readable`."""
     version = system.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     if version < 1:
         return

@@ -1,4 +1,4 @@
-"""When each frame of a video is on screen. Pure."""
+"""The display times of a video's frames. Pure."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ class Timeline:
     """Times in seconds on a player's clock, which starts at 0 with the first stream of the file."""
 
     times: Float64[np.ndarray, " N"]
-    """When each shown frame appears, ascending."""
+    """When each displayed frame appears, ascending."""
     end: float
-    """When the last one leaves the screen."""
+    """When the last frame disappears."""
 
     @staticmethod
     def uniform(info: VideoInfo) -> Timeline:
-        """Return the timeline of a video with a constant rate that starts at 0."""
+        """Return the timeline of a video that starts at 0 and has a constant rate."""
         return Timeline(np.arange(info.num_frames) / info.fps, info.num_frames / info.fps)
 
     @property
     def fps(self) -> float:
-        """Frames per second, on average."""
+        """Return the mean number of frames per second."""
         return round(len(self.times) / (self.end - float(self.times[0])), 6)
 
     def on_screen(self, seconds: Float64[np.ndarray, " K"]) -> list[int]:
-        """Return the frame that is shown at each time; before the first frame, the first."""
+        """Return the index of the frame on screen at each time; 0 before the first frame."""
         return (np.searchsorted(self.times, seconds + self._rounding, "right") - 1).clip(0).tolist()
 
     def window(self, start_seconds: float | None, end_seconds: float | None) -> range:
-        """Return the frames that are on screen in [start, end); None: from the start, to the end.
+        """Return the frames on screen in [start, end); None: from the start, to the end.
 
-        Raise ValueError for an impossible window, DecodeError for one in which the video shows nothing.
+        ValueError for an impossible window, DecodeError for one without any frame.
         """
         start = 0.0 if start_seconds is None else start_seconds
         end = self.end if end_seconds is None else end_seconds

@@ -1,5 +1,5 @@
-"""Frames by torchcodec, with the FFmpeg of the system, on the CPU or the video unit of a GPU. The only file that
-imports it."""
+"""Decode frames with torchcodec and the system's FFmpeg, on the CPU or on a GPU's video engine. The only file that
+imports torchcodec."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.decode.info import VideoInfo
 def read_frames(
     data: bytes, info: VideoInfo, indices: Sequence[int], device: str = "cpu"
 ) -> UInt8[np.ndarray, "T H W 3"] | None:
-    """As `FastDecoder.read`."""
+    """Implement `FastDecoder.read`."""
     decoder = decoders.VideoDecoder(data, dimension_order="NHWC", device=device)
     if len(decoder) != info.num_frames:
         return None

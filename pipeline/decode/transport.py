@@ -1,4 +1,4 @@
-"""How an encoded clip goes to a decode process: as bytes, and as what the process makes of them."""
+"""Split an encoded clip into bytes and a description for the way to a decode process, and reassemble it there."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ bytes."""
 Read = Callable[[int, int], bytes]
 
 
-def taken_apart(data: Media) -> tuple[bytes, Shape]:
-    """Return the bytes of a clip, and what else has to be known of it."""
+def serialise(data: Media) -> tuple[bytes, Shape]:
+    """Return the bytes of a clip, and the description that `deserialise` needs."""
     match data:
         case EncodedFrames():
             return b"".join(data.images), [len(image) for image in data.images]
@@ -27,8 +27,8 @@ def taken_apart(data: Media) -> tuple[bytes, Shape]:
     return data, None
 
 
-def put_together(content: bytes, shape: Shape, read: Read) -> Media | DistantBytes:
-    """Return the clip again. `read` gives parts of a distant file."""
+def deserialise(content: bytes, shape: Shape, read: Read) -> Media | DistantBytes:
+    """Reassemble a clip from bytes and description. `read` returns parts of a distant file."""
     match shape:
         case list():
             stops = itertools.accumulate(shape)
@@ -40,9 +40,9 @@ def put_together(content: bytes, shape: Shape, read: Read) -> Media | DistantByt
     return content
 
 
-def part_of(file: DistantFile, asked: object) -> bytes:
-    """Return the bytes [start, stop) that a decode process asks for. DecodeError if it asks for anything else."""
-    match asked:
+def part_of(file: DistantFile, requested: object) -> bytes:
+    """Return the bytes [start, stop) that a decode process requests. DecodeError if the request is malformed."""
+    match requested:
         case [int(start), int(stop)] if 0 <= start < stop <= min(file.num_bytes, start + BLOCK_BYTES):
             return file.read(start, stop)
     raise DecodeError(Reason.FAILED, "the decoder asked for something else than a part of the file")

@@ -1,5 +1,5 @@
-"""The windows of a file, each sampled as a clip: the file is demuxed once, and its packets are read for a few windows
-at a time, so that memory does not grow with the video's length."""
+"""Decode the windows of a file, each sampled as a clip. The file is demuxed once, and its packets are read for a few
+windows at a time, so that memory does not grow with the length of the video."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pipeline.decode.clip_media import READERS_OF_PACKETS, fetch_part
 from pipeline.decode.codec import clip_indices, decode_frames, fit_long_side, index_packets, open_video, probe
 from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import PacketIndex, decoded
+from pipeline.decode.packets import PacketIndex, decode_with_retry
 from pipeline.records import DistantFile, EncodedFrames, Kind, Media, Stored
 
 Span = tuple[float, float]
 """[start, end) in seconds on a player's clock."""
 WINDOWS_AT_ONCE = 32
-"""Windows whose packets and frames are in memory together."""
+"""Number of windows whose packets and frames are in memory at a time."""
 
 
 def spans_of(duration_seconds: float, window_seconds: float, stride_seconds: float) -> list[Span]:
-    """Return windows that cover a video: the last is the first that reaches its end."""
+    """Return the windows that cover a video; the first window that reaches its end is the last one."""
     last = max(0, int(np.ceil((duration_seconds - window_seconds) / stride_seconds - 1e-9)))
     starts = [index * stride_seconds for index in range(last + 1)]
     return [(start, min(start + window_seconds, duration_seconds)) for start in starts]
@@ -35,7 +35,7 @@ def spans_of(duration_seconds: float, window_seconds: float, stride_seconds: flo
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSettings:
-    """How windows are cut and decoded. Windows of None seconds: the whole video is one."""
+    """How windows are cut and decoded. `window_seconds` None: the whole video is one window."""
 
     window_seconds: float | None
     stride_seconds: float
@@ -53,9 +53,9 @@ class WindowSettings:
 
 
 def decode_windows(uri: str, settings: WindowSettings) -> Iterator[tuple[list[Span], UInt8[np.ndarray, "W T H V 3"]]]:
-    """Yield windows of a video, in order and a few at a time, with their frames (long side `settings.size_px`).
+    """Yield batches of a video's windows, in order, with their frames (long side `settings.size_px`).
 
-    Decode processes of their own open the file. DecodeError for a file that cannot be read, also after some windows.
+    Isolated decode processes open the file. DecodeError for an unreadable file, possibly after some windows.
     """
     data = fetch_start(uri)
     if index := packet_index(data, settings.decoder, settings.limits):
@@ -65,7 +65,7 @@ def decode_windows(uri: str, settings: WindowSettings) -> Iterator[tuple[list[Sp
 
 
 def packet_index(data: Stored | DistantFile, decoder: str, limits: Limits) -> PacketIndex | None:
-    """Return the index of a file's packets; None where it has none, or the decoder reads whole files alone."""
+    """Return the index of a file's packets; None if it cannot be indexed or the decoder needs whole files."""
     if decoder not in READERS_OF_PACKETS or isinstance(data, EncodedFrames):
         return None
     packets = np.asarray(isolated(index_packets, data, limits=limits), np.uint8).tobytes()
@@ -73,14 +73,14 @@ def packet_index(data: Stored | DistantFile, decoder: str, limits: Limits) -> Pa
 
 
 def reader_of(uri: str, data: Stored | DistantFile) -> Callable[[int, int], bytes]:
-    """Return what reads the bytes [start, stop) of a file: of its `data` where these are in memory."""
+    """Return a function that reads the bytes [start, stop) of a file, from `data` if that is in memory."""
     return (lambda start, stop: data[start:stop]) if isinstance(data, bytes) else functools.partial(fetch_part, uri)
 
 
 def _by_packets(
     read: Callable[[int, int], bytes], index: PacketIndex, settings: WindowSettings
 ) -> Iterator[tuple[list[Span], UInt8[np.ndarray, "W T H V 3"]]]:
-    keys_alone = settings.sampling.rule == "key_frames"
+    key_frames_only = settings.sampling.rule == "key_frames"
     decode = functools.partial(
         isolated,
         decode_frames,
@@ -91,7 +91,7 @@ def _by_packets(
         sampling=settings.sampling,
         decoder=settings.decoder,
     )
-    for spans in _few(settings.spans(index.timeline.end)):
+    for spans in _batches_of_windows(settings.spans(index.timeline.end)):
         indices = [
             clip_indices(
                 index.timeline,
@@ -99,11 +99,13 @@ def _by_packets(
                 sampling=settings.sampling,
                 start_seconds=start,
                 end_seconds=end if end < index.timeline.end else None,
-                key_frames=index.key_frames if keys_alone else (),
+                key_frames=index.key_frames if key_frames_only else (),
             )
             for start, end in spans
         ]
-        frames = decoded(index.cut(list(itertools.chain(*indices)), read, keys_alone=keys_alone), decode)
+        frames = decode_with_retry(
+            index.cut(list(itertools.chain(*indices)), read, key_frames_only=key_frames_only), decode
+        )
         yield spans, frames.reshape(len(spans), settings.num_frames, *frames.shape[1:])
 
 
@@ -117,7 +119,7 @@ def _by_file(data: Media, settings: WindowSettings) -> Iterator[tuple[list[Span]
         end_seconds=None,
         decoder=settings.decoder,
     )
-    for spans in _few(settings.spans(facts["duration_seconds"])):
+    for spans in _batches_of_windows(settings.spans(facts["duration_seconds"])):
         frames = isolated(
             decode_spans,
             data,
@@ -134,7 +136,7 @@ def _by_file(data: Media, settings: WindowSettings) -> Iterator[tuple[list[Span]
 def decode_spans(
     data: Media, *, spans: Sequence[Span], num_frames: int, size_px: int, sampling: Sampling, decoder: str
 ) -> UInt8[np.ndarray, "N H V 3"]:
-    """Return the frames of windows behind one another, of a file that is opened once."""
+    """Return the concatenated frames of several windows of a file, which is opened once."""
     with open_video(data, decoder) as video:
         indices = [
             clip_indices(
@@ -151,6 +153,6 @@ def decode_spans(
         return video.frames(list(itertools.chain(*indices)), size)
 
 
-def _few(spans: Sequence[Any]) -> Iterator[list[Any]]:
+def _batches_of_windows(spans: Sequence[Any]) -> Iterator[list[Any]]:
     for first in range(0, len(spans), WINDOWS_AT_ONCE):
         yield list(spans[first : first + WINDOWS_AT_ONCE])

@@ -1,4 +1,4 @@
-"""Near-duplicate clips: fingerprints of frames and sound, candidate pairs, groups.
+"""Near-duplicate clips: fingerprints of frames, candidate pairs, groups.
 
 May import what `pipeline.offline` may, and `pipeline.offline`.
 """

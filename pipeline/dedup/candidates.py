@@ -1,11 +1,11 @@
-"""Clips of which two frames look nearly alike, by locality-sensitive hashing in tasks.
+"""Find candidate pairs of clips that share a similar frame, by locality-sensitive hashing in tasks.
 
     thumbnails ──perceptual hash and sketch of each frame──► entries ──some bits of the hash──► buckets in files
     a bucket ──equal bits──► neighbours ──few bits of hash and sketch differ──► candidates
 
-A band is a random choice of bits of the hash. Entries in which these bits are equal are in one bucket of the band,
-whatever task made them, and a task reads a bucket at once. Each clip meets a bounded number of others per band and
-frame, so time grows with the number of frames, times its logarithm, and not with its square.
+A band is a random subset of the bits of the hash. Entries with equal bits fall into the same bucket of the band,
+whichever task made them, and one task reads a whole bucket. Each clip is compared with a bounded number of others per
+band and frame, so time grows as n log n in the number of frames n, not as n².
 """
 
 from __future__ import annotations
@@ -25,41 +25,40 @@ from pipeline.dedup.duplicates import MIN_CONTRAST, centred, contrast
 from pipeline.dedup.fingerprints import THUMBNAIL_BYTES, perceptual_hashes, read_thumbnails
 
 NUM_BANDS = 16
-"""Random choices of bits in which two frames may agree: more cost more and miss less."""
+"""Number of random subsets of bits in which two frames may agree: more cost more and miss fewer pairs."""
 MAX_DISTANCE = 8
-"""Bits, of 64, in which the hashes of two frames that make a candidate may differ."""
+"""Largest Hamming distance, of 64 bits, between the hashes of two frames of a candidate."""
 SKETCH_BITS = 64
 MAX_NEIGHBOURS = 64
-"""Clips with equal bits that a clip is compared with, per frame and band: a crowd does not cost its square."""
+"""Largest number of clips with equal bits that a clip is compared with, per frame and band: bounds the cost."""
 FRAMES_AT_ONCE = 16_384
 BUCKET_FRAMES = 2**21
-"""Frames of a bucket, about: 42 MB of entries."""
+"""Approximate number of frames per bucket: 42 MB of entries."""
 ENTRY = np.dtype([("hash", "<u8"), ("sketch", "<u8"), ("clip", "<i8")])
 BUCKETS = pa.schema(
     [("band", pa.int64()), ("bucket", pa.int64()), ("path", pa.string()), ("start", pa.int64()), ("stop", pa.int64())]
 )
-"""Where entries lie: bytes [start, stop) of a file."""
+"""Location of a bucket's entries: bytes [start, stop) of a file."""
 PAIRS = pa.schema([("first", pa.int64()), ("second", pa.int64())])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Banding:
-    """How entries are put into buckets."""
+    """How entries are assigned to buckets."""
 
     num_bits: int
-    """Of a band: as many keys as there are frames."""
+    """Bits of a band, such that there are about as many keys as frames."""
     num_buckets: int
-    """Of each band."""
+    """Buckets of each band."""
     max_sketch_distance: int
-    """Bits in which the sketches of two frames that make a candidate may differ."""
+    """Largest Hamming distance between the sketches of two frames of a candidate."""
 
     @classmethod
     def of(cls, num_frames: int, min_picture: float) -> Banding:
-        """Return the banding for so many frames, of which those of copies have `min_picture` of their contrast in
-        common.
+        """Return the banding for `num_frames` frames, where copies share at least `min_picture` of their contrast.
 
-        Each bit of the sketches of two such frames differs with a probability of at most `share`. Of a copy's many
-        frames the nearest two decide, so one standard deviation above the mean misses none.
+        Each bit of the sketches of two such frames differs with a probability of at most `share`. The most similar two
+        frames of a copy decide, so a threshold of one standard deviation above the mean suffices.
         """
         num_bits = min(max(math.ceil(math.log2(max(num_frames, 2))), 12), 28)
         share = math.acos(min_picture) / math.pi
@@ -68,25 +67,25 @@ class Banding:
 
     @functools.cached_property
     def masks(self) -> UInt64[np.ndarray, " bands"]:
-        """The bits of each band."""
+        """Return the bit mask of each band."""
         rng = np.random.default_rng(0)
         bits = [rng.choice(64, self.num_bits, replace=False).astype(np.uint64) for _ in range(NUM_BANDS)]
         return np.bitwise_or.reduce(np.uint64(1) << np.stack(bits), axis=1)
 
     def buckets(self, hashes: UInt64[np.ndarray, " E"], band: int) -> Int64[np.ndarray, " E"]:
         """Return the bucket of each entry in a band."""
-        return (mixed(hashes & self.masks[band]) % np.uint64(self.num_buckets)).astype(np.int64)
+        return (mix_bits(hashes & self.masks[band]) % np.uint64(self.num_buckets)).astype(np.int64)
 
 
-def mixed(values: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
-    """Return other numbers, each the same for the same one, of which all bits look random (SplitMix64)."""
+def mix_bits(values: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
+    """Hash numbers so that all bits look random (as in SplitMix64)."""
     values = values * np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     return values ^ (values >> np.uint64(27))
 
 
 def entries_of(thumbnails: UInt8[np.ndarray, "F 384"], clips: Int64[np.ndarray, " F"]) -> Shaped[np.ndarray, " E"]:
-    """Return an `ENTRY` of each frame with contrast; frames of a clip with the hash of the one before have none."""
+    """Return an `ENTRY` for each frame with contrast, unless it has the hash of the frame before it in its clip."""
     parts = []
     for start in range(0, len(thumbnails), FRAMES_AT_ONCE):
         frames, owners = (array[start : start + FRAMES_AT_ONCE] for array in (thumbnails, clips))
@@ -103,9 +102,9 @@ def entries_of(thumbnails: UInt8[np.ndarray, "F 384"], clips: Int64[np.ndarray, 
 
 
 def sketches(thumbnails: UInt8[np.ndarray, "F 384"]) -> UInt64[np.ndarray, " F"]:
-    """Return 64 signs of random projections of each thumbnail without the means of its planes.
+    """Return the signs of 64 random projections of each centred thumbnail.
 
-    Of two thumbnails with an angle between them a share of angle / π of the bits differs.
+    The expected share of bits that differ between two thumbnails is the angle between them, divided by π.
     """
     return np.packbits(centred(thumbnails) @ _directions() > 0, axis=1).view(np.uint64).ravel()
 
@@ -116,9 +115,9 @@ def _directions() -> Float32[np.ndarray, "384 64"]:
 
 
 def scatter_entries(block: pa.Table, banding: Banding, folder: str) -> pa.Table:
-    """Write the entries of the clips of a part to a file in `folder`, sorted by band and bucket; return `BUCKETS`.
+    """Write the entries of a part's clips to a file in `folder`, sorted by band and bucket; return `BUCKETS`.
 
-    `block` has one row: number of the part, path of its thumbnails, and clips, starts and stops, in their order.
+    `block` has one row: number of the part, path of its thumbnails, and lists of clips, starts and stops.
     """
     (part,) = block.to_pylist()
     stops, lengths = np.array(part["stops"]), np.array(part["stops"]) - np.array(part["starts"])
@@ -142,7 +141,7 @@ def scatter_entries(block: pa.Table, banding: Banding, folder: str) -> pa.Table:
 
 
 def pairs_in_bucket(block: pa.Table, banding: Banding) -> pa.Table:
-    """Return the candidates (`PAIRS`, first < second) among the entries of a bucket (`BUCKETS`), each once."""
+    """Return the unique candidates (`PAIRS`, first < second) among the entries of a bucket (`BUCKETS`)."""
     pieces = [storage.read_bytes(row["path"], row["start"], row["stop"]) for row in block.to_pylist()]
     entries = np.frombuffer(b"".join(pieces), ENTRY)
     first, second = candidates(entries, banding, block["band"][0].as_py()).T
@@ -150,12 +149,12 @@ def pairs_in_bucket(block: pa.Table, banding: Banding) -> pa.Table:
 
 
 def candidates(entries: Shaped[np.ndarray, " E"], banding: Banding, band: int) -> Int64[np.ndarray, "P 2"]:
-    """Return the pairs of clips (first < second), each once, with entries that are equal in the bits of a band and
-    nearly so in all others."""
+    """Return the unique pairs of clips (first < second) whose entries agree in the bits of a band and nearly in all
+    others."""
     mask = banding.masks[band]
     hashes, sketch, clips = (np.ascontiguousarray(entries[name]) for name in ENTRY.names or ())
     pairs = [np.zeros((0, 2), np.int64)]
-    shuffled = mixed(clips.astype(np.uint64) ^ mask)  # other neighbours in each band where there is a crowd
+    shuffled = mix_bits(clips.astype(np.uint64) ^ mask)  # in a crowd, each band compares other neighbours
     for left, right in neighbours(hashes & mask, shuffled):
         is_near = np.bitwise_count(hashes[left] ^ hashes[right]) <= MAX_DISTANCE
         left, right = left[is_near], right[is_near]
@@ -165,14 +164,14 @@ def candidates(entries: Shaped[np.ndarray, " E"], banding: Banding, band: int) -
 
 
 def unique_pairs(pairs: Int64[np.ndarray, "P 2"]) -> Int64[np.ndarray, "Q 2"]:
-    """Return the different pairs of numbers below 2³¹, sorted."""
+    """Return the unique pairs, sorted. Numbers must be below 2³¹."""
     return np.stack(np.divmod(np.unique((pairs[:, 0] << 31) + pairs[:, 1]), 2**31), axis=1)
 
 
 def neighbours(
     keys: UInt64[np.ndarray, " F"], owners: Shaped[np.ndarray, " F"]
 ) -> Iterator[tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]]:
-    """Places of equal keys of different owners: each with the next one, with the second next …, in order of owners."""
+    """Yield positions of equal keys of different owners: each with the next, then with the second next …, by owner."""
     order = np.lexsort((owners, keys))
     is_new = np.ones(len(order), bool)
     is_new[1:] = (np.diff(keys[order]) != 0) | (np.diff(owners[order]) != 0)

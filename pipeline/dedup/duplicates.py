@@ -1,10 +1,10 @@
-"""Whether two clips show the same, and which of them to do without. Pure.
+"""Decide whether two clips are duplicates, and which of them to remove. Pure.
 
     thumbnails of both ──best shift in time──► Alignment ──► Pair ──► connected groups, removals
 
-Hashes only propose (`candidates.py`). What decides are the thumbnails, shifted in time until they fit best. They have
-to agree in the whole picture, in every region of it, and in what changes over time: clips that show other things on the
-same background fail one of them. Pictures without contrast are nobody's copy.
+Hashes only propose pairs (`candidates.py`); the thumbnails at the best shift in time decide. They must agree in the
+whole picture, in every region of it, and in the change over time: clips with different objects on the same background
+fail one of these. Pictures without contrast are never duplicates.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from jaxtyping import Float32, Real, UInt8
 from pipeline.dedup.fingerprints import FRAMES_PER_SECOND, LUMA_SIDE, PLANES, THUMBNAIL_BYTES
 
 MIN_CONTRAST = 4.0
-"""Standard deviation, in levels of 256, below which a picture holds too little to be recognised by."""
+"""Standard deviation, in levels of 256, below which a picture has too little content to be recognised."""
 NOISE = 1.5
-"""Standard deviation, in levels of 256, of what encoders do to a thumbnail: less is no change over time."""
+"""Standard deviation, in levels of 256, of encoding noise in a thumbnail: less does not count as change over time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class SimilarityConfig:
 
 
 class PairKind(StrEnum):
-    """How two clips that show the same are related."""
+    """Relation of two duplicates."""
 
     EXACT = "exact"
     """The same times of the same bytes, in one split."""
@@ -60,7 +60,7 @@ class PairKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What is reported of a clip."""
+    """The properties of a clip that are reported."""
 
     clip_id: int
     uri: str
@@ -70,47 +70,47 @@ class Clip:
     content: tuple[str, float | None, float | None]
     """Checksum of the file, start and end in seconds."""
     captions: frozenset[str]
-    """As `normalised_caption` makes them."""
-    is_own: bool
-    """False: a clip of another corpus that the own clips are compared with."""
+    """Normalised by `normalised_caption`."""
+    is_primary: bool
+    """Whether it belongs to the corpus being checked; False: to another corpus that this one is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """Two clips, shifted in time so that they fit best."""
+    """Similarity of two clips at the best shift in time."""
 
     picture: float
     """Share of the contrast within frames that both have in common; 1: equal, 0 or less: nothing."""
     region: float
-    """The same for the sixteenth of the picture where both differ most, as where one lacks a thing of the other."""
+    """The same for the sixteenth of the picture where they differ most, for example by an object that one lacks."""
     change: float
-    """Share of the change over time that both have in common; 1 also where neither changes."""
+    """Share of the change over time that both have in common; also 1 if neither changes."""
     shift_seconds: float
-    """The second clip shows this much later what the first one shows."""
+    """Delay of the second clip relative to the first."""
     overlap_seconds: float
 
     @property
     def similarity(self) -> float:
-        """The least of the three shares."""
+        """Return the smallest of the three shares."""
         return min(self.picture, self.region, self.change)
 
     def is_copy(self, config: SimilarityConfig) -> bool:
-        """True if both clips show the same."""
+        """Return whether the clips are duplicates."""
         return (
             self.picture >= config.min_picture and self.region >= config.min_region and self.change >= config.min_change
         )
 
 
 SAME = Alignment(picture=1.0, region=1.0, change=1.0, shift_seconds=0.0, overlap_seconds=math.inf)
-"""Of clips with equal bytes and times, which nobody has to look at."""
+"""Alignment of clips with equal bytes and times, which need no comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two clips that show the same, by their numbers in the search."""
+    """Two duplicates, by their numbers in the search."""
 
     copy: int
-    """The one to do without: of a leak the training clip, otherwise the smaller picture, then the higher id."""
+    """The clip to remove: of a leak the training clip, otherwise that with fewer pixels, then with the higher id."""
     original: int
     kind: PairKind
     alignment: Alignment
@@ -118,55 +118,61 @@ class Pair:
 
 
 def normalised_caption(caption: str) -> str:
-    """The words of a caption, in lower case and without marks."""
+    """Return the words of a caption, in lower case and without punctuation."""
     return " ".join(re.findall(r"\w+", caption.casefold()))
 
 
-def place(clip: Clip) -> tuple[bool, str, str]:
-    """What two clips have in common that are duplicates of each other and no leak."""
-    return clip.is_own, clip.corpus, clip.split
+def corpus_and_split(clip: Clip) -> tuple[bool, str, str]:
+    """Return the corpus and split of a clip: duplicates with different places are a leak."""
+    return clip.is_primary, clip.corpus, clip.split
 
 
-def as_pair(clips: Mapping[int, Clip], first: int, second: int, found: Alignment, train_split: str) -> Pair:
-    """The pair with the clip to do without in front."""
+def make_pair(clips: Mapping[int, Clip], first: int, second: int, alignment: Alignment, train_split: str) -> Pair:
+    """Return a pair, with the clip to remove as the copy."""
 
-    def worth(index: int) -> tuple[bool, bool, int, int]:
+    def rank(index: int) -> tuple[bool, bool, int, int]:
         clip = clips[index]
-        return not (clip.is_own and clip.split == train_split), not clip.is_own, clip.num_pixels, -clip.clip_id
+        return not (clip.is_primary and clip.split == train_split), not clip.is_primary, clip.num_pixels, -clip.clip_id
 
-    if worth(first) > worth(second):
+    if rank(first) > rank(second):
         first, second = second, first
-        found = dataclasses.replace(found, shift_seconds=-found.shift_seconds)
-    one, other = clips[first], clips[second]
-    is_exact = one.content == other.content
-    kind = PairKind.LEAK if place(one) != place(other) else PairKind.EXACT if is_exact else PairKind.NEAR
-    same_caption = not one.captions.isdisjoint(other.captions)
-    return Pair(copy=first, original=second, kind=kind, alignment=found, same_caption=same_caption)
+        alignment = dataclasses.replace(alignment, shift_seconds=-alignment.shift_seconds)
+    copy, original = clips[first], clips[second]
+    is_exact = copy.content == original.content
+    kind = (
+        PairKind.LEAK
+        if corpus_and_split(copy) != corpus_and_split(original)
+        else PairKind.EXACT
+        if is_exact
+        else PairKind.NEAR
+    )
+    same_caption = not copy.captions.isdisjoint(original.captions)
+    return Pair(copy=first, original=second, kind=kind, alignment=alignment, same_caption=same_caption)
 
 
-def connected(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
-    """Return the lowest number that each number is connected to, over any number of pairs."""
+def connected_components(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return number → lowest number of its connected component (union-find)."""
     lower: dict[int, int] = {}
 
     def lowest(number: int) -> int:
         while (below := lower.setdefault(number, number)) != number:
-            lower[number] = number = lower[below]  # halves the way for the next one
+            lower[number] = number = lower[below]  # path halving
         return number
 
     for first, second in pairs:
-        one, other = sorted((lowest(first), lowest(second)))
-        lower[other] = one
+        low, high = sorted((lowest(first), lowest(second)))
+        lower[high] = low
     return {number: lowest(number) for number in list(lower)}
 
 
 def removals(clips: Mapping[int, Clip], pairs: Sequence[Pair], train_split: str) -> dict[int, Pair]:
-    """Clip to remove → the pair that says why: training clips that leak, then all duplicates but the best ones.
+    """Return clip to remove → the pair that justifies it: training clips that leak, then all but the best duplicates.
 
-    A near duplicate goes only if what it copies stays. Evaluation clips that leak among themselves stay.
+    A near duplicate is removed only if its original stays. Leaks between evaluation splits stay.
     """
     best_first = sorted(pairs, key=lambda pair: -pair.alignment.similarity)
     leaked = [pair for pair in best_first if pair.kind == PairKind.LEAK and clips[pair.copy].split == train_split]
-    removed = {pair.copy: pair for pair in reversed(leaked) if clips[pair.copy].is_own}
+    removed = {pair.copy: pair for pair in reversed(leaked) if clips[pair.copy].is_primary}
     removed |= {pair.copy: pair for pair in pairs if pair.kind == PairKind.EXACT}
     near = [pair for pair in best_first if pair.kind == PairKind.NEAR]
     for pair in sorted(near, key=lambda pair: (-clips[pair.original].num_pixels, clips[pair.original].clip_id)):
@@ -176,7 +182,7 @@ def removals(clips: Mapping[int, Clip], pairs: Sequence[Pair], train_split: str)
 
 
 def centred(thumbnails: Real[np.ndarray, "T 384"]) -> Float32[np.ndarray, "T 384"]:
-    """Each thumbnail without the means of its planes."""
+    """Subtract the mean of each plane from each thumbnail."""
     values = thumbnails.astype(np.float32)
     for start, stop in itertools.pairwise([*PLANES, THUMBNAIL_BYTES]):
         values[:, start:stop] -= values[:, start:stop].mean(1, keepdims=True)
@@ -184,7 +190,7 @@ def centred(thumbnails: Real[np.ndarray, "T 384"]) -> Float32[np.ndarray, "T 384
 
 
 def contrast(thumbnails: Real[np.ndarray, "T 384"]) -> Float32[np.ndarray, " T"]:
-    """Mean squared distance of each thumbnail's values from the mean of their plane, in levels² of 256."""
+    """Return the mean squared deviation of each thumbnail's values from the mean of their plane, in levels² of 256."""
     values = thumbnails.astype(np.float32)
     sizes = np.diff([*PLANES, THUMBNAIL_BYTES]).astype(np.float32)
     means = np.add.reduceat(values, PLANES, axis=1) / sizes
@@ -194,52 +200,61 @@ def contrast(thumbnails: Real[np.ndarray, "T 384"]) -> Float32[np.ndarray, " T"]
 def best_alignment(
     first: UInt8[np.ndarray, "S 384"], second: UInt8[np.ndarray, "T 384"], min_overlap: float
 ) -> Alignment | None:
-    """The shift in time at which the pictures fit best; None if what then overlaps has too little contrast.
+    """Return the alignment at the best shift in time; None if the overlap then has too little contrast.
 
-    Shifts are multiples of half the spacing of thumbnails; between two thumbnails stands their mean. At least
+    Shifts are multiples of half the spacing of thumbnails; half steps use the mean of two thumbnails. At least
     `min_overlap` of the shorter clip overlaps.
     """
-    least = max(1, math.ceil(min_overlap * min(len(first), len(second))))
-    one, other = first.astype(np.float32), second.astype(np.float32)
+    min_frames = max(1, math.ceil(min_overlap * min(len(first), len(second))))
+    first_values, second_values = first.astype(np.float32), second.astype(np.float32)
     best, best_share = None, math.inf
-    for half, between in ((0.0, other), (0.5, (other[1:] + other[:-1]) / 2)):
-        if len(between) < least:
+    for half, between in ((0.0, second_values), (0.5, (second_values[1:] + second_values[:-1]) / 2)):
+        if len(between) < min_frames:
             continue
-        energy = contrast(one)[:, None] + contrast(between)[None]
-        distance = ((one**2).sum(1)[:, None] + (between**2).sum(1)[None] - 2 * one @ between.T) / THUMBNAIL_BYTES
+        energy = contrast(first_values)[:, None] + contrast(between)[None]
+        distance = (
+            (first_values**2).sum(1)[:, None] + (between**2).sum(1)[None] - 2 * first_values @ between.T
+        ) / THUMBNAIL_BYTES
         shares = diagonal_sums(distance) / np.maximum(diagonal_sums(energy), 1e-9)
-        possible = slice(least - 1, len(shares) - least + 1)
-        place = least - 1 + int(np.argmin(shares[possible]))
+        possible = slice(min_frames - 1, len(shares) - min_frames + 1)
+        place = min_frames - 1 + int(np.argmin(shares[possible]))
         if shares[place] < best_share:
-            best, best_share = (half, place - len(one) + 1, between), shares[place]
+            best, best_share = (half, place - len(first_values) + 1, between), shares[place]
     if best is None:
         return None
     half, shift, between = best
-    start, stop = max(0, -shift), min(len(one), len(between) - shift)
-    one, other = one[start:stop], between[start + shift : stop + shift]
-    contrasts = contrast(one).mean(), contrast(other).mean()
+    start, stop = max(0, -shift), min(len(first_values), len(between) - shift)
+    first_values, second_values = first_values[start:stop], between[start + shift : stop + shift]
+    contrasts = contrast(first_values).mean(), contrast(second_values).mean()
     if min(contrasts) < MIN_CONTRAST**2:
         return None
-    apart = ((one - other)[:, : PLANES[1]] ** 2).mean(0).reshape(4, LUMA_SIDE // 4, 4, LUMA_SIDE // 4).mean((1, 3))
+    squared_difference = (
+        ((first_values - second_values)[:, : PLANES[1]] ** 2)
+        .mean(0)
+        .reshape(4, LUMA_SIDE // 4, 4, LUMA_SIDE // 4)
+        .mean((1, 3))
+    )
     return Alignment(
         picture=float(1 - best_share),
-        region=float(1 - apart.max() / sum(contrasts)),
-        change=common_change(one, other),
+        region=float(1 - squared_difference.max() / sum(contrasts)),
+        change=common_change(first_values, second_values),
         shift_seconds=(shift + half) / FRAMES_PER_SECOND,
-        overlap_seconds=len(one) / FRAMES_PER_SECOND,
+        overlap_seconds=len(first_values) / FRAMES_PER_SECOND,
     )
 
 
 def diagonal_sums(matrix: Float32[np.ndarray, "S T"]) -> Float32[np.ndarray, " S_plus_T_minus_1"]:
-    """The sum of each diagonal, from the lower left corner to the upper right one."""
+    """Return the sum of each diagonal, from the lower left corner to the upper right one."""
     S, T = matrix.shape
     padded = np.zeros((S, S + T), matrix.dtype)
     padded[:, :T] = matrix[::-1]
-    return padded.ravel()[: S * (S + T - 1)].reshape(S, S + T - 1).sum(0)  # each row one place further than the last
+    return (
+        padded.ravel()[: S * (S + T - 1)].reshape(S, S + T - 1).sum(0)
+    )  # each row is shifted by one more than the last
 
 
 def common_change(first: Float32[np.ndarray, "T 384"], second: Float32[np.ndarray, "T 384"]) -> float:
-    """Share of the squared distances from the mean over time that two clips have in common, noise left out."""
-    one, other = first - first.mean(0), second - second.mean(0)
-    apart = ((one - other) ** 2).sum() - 2 * NOISE**2 * one.size
-    return float(1 - max(0.0, apart) / max((one**2).sum() + (other**2).sum(), 1e-9))
+    """Return the share of squared deviations from the mean over time that two clips have in common, without noise."""
+    first_change, second_change = first - first.mean(0), second - second.mean(0)
+    squared_difference = ((first_change - second_change) ** 2).sum() - 2 * NOISE**2 * first_change.size
+    return float(1 - max(0.0, squared_difference) / max((first_change**2).sum() + (second_change**2).sum(), 1e-9))

@@ -1,12 +1,12 @@
-"""What a clip looks like over time, in 384 bytes per sampled frame: little enough to keep, enough to know a copy.
+"""Fingerprints of clips: 384 bytes per sampled frame, small enough to store and enough to recognise a copy.
 
     clip ──8 frames/s──► thumbnails: 16×16 luma, 8×8 of each chroma ──DCT──► 64-bit perceptual hashes
 
-Frames are sampled by time and not by their share of the clip, so that a trimmed copy still shows the same ones.
+Frames are sampled at a fixed rate, not at fixed shares of the clip, so that a trimmed copy has the same ones.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported, where a type checker cannot see them
+# pyarrow.compute generates its functions at import, so type checkers cannot see them
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from pipeline.corpus.listing import Listing
 from pipeline.decode.codec import Video, decode_image, known_info, open_video
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
-from pipeline.offline.stages import in_blocks, look_at_files, mapped
+from pipeline.offline.stages import map_blocks, probe_files, split_into_blocks
 from pipeline.records import DecodeError, Kind, Reason, Rejected, Stage, Stored
 
 FRAMES_PER_SECOND = 8.0
-"""Thumbnails per second of a video, so 3 KB. Two clips are compared at shifts of half their spacing, which is what
-things on a fast way need to be recognised in a copy that was cut between two of them."""
+"""Thumbnails per second of a video: 3 KB. Two clips are compared at shifts of half their spacing, so that fast motion
+is recognised in a copy whose cut lies between two thumbnails."""
 SIZE_PX = (64, 64)
-"""What a frame is squeezed to: a width that decord needs no detour for."""
+"""Size to which frames are resized. decord reads this width directly."""
 LUMA_SIDE, CHROMA_SIDE = 16, 8
 PLANES = (0, LUMA_SIDE**2, LUMA_SIDE**2 + CHROMA_SIDE**2)
-"""Where luma and the two chroma planes of a thumbnail begin."""
+"""Offsets of luma and the two chroma planes in a thumbnail."""
 THUMBNAIL_BYTES = LUMA_SIDE**2 + 2 * CHROMA_SIDE**2
 HASH_SIDE = 8
-"""Lowest frequencies of the hash, in each direction."""
+"""Number of lowest frequencies in the hash, in each direction."""
 VERSION = b"2"
-"""Raised when the same clip gets other thumbnails."""
+"""Increment it whenever the same clip would get different thumbnails."""
 
 _VERSION_KEY = b"snps3_fingerprints"
 YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
@@ -69,13 +69,13 @@ PLACES = pa.schema(
     ]
 )
 THUMBNAILS = ".thumbnails"
-"""Ending of a file of nothing but thumbnails, so that those of any clips are read alone."""
+"""Suffix of a file that contains only thumbnails, so that those of any clip can be read alone."""
 PART_BYTES = 64 * 2**20
-"""Of such a file, about."""
+"""Approximate size of such a file."""
 
 
 def thumbnails_of(frames: UInt8[np.ndarray, "T 64 64 3"]) -> UInt8[np.ndarray, "T 384"]:
-    """Return luma and both chroma of each frame (Rec. 601, chroma around 128), as means over squares of pixels."""
+    """Return luma and both chroma planes of each frame (Rec. 601, chroma around 128), as means of blocks of pixels."""
     planes = frames.astype(np.float32) @ YCBCR.T + np.array([0.0, 128.0, 128.0], np.float32)
     luma, chroma = _means(planes[..., :1], LUMA_SIDE), _means(planes[..., 1:], CHROMA_SIDE)
     rows = [luma[..., 0], chroma[..., 0], chroma[..., 1]]
@@ -89,7 +89,7 @@ def _means(planes: Float32[np.ndarray, "T H H C"], side: int) -> Float32[np.ndar
 
 
 def perceptual_hashes(thumbnails: UInt8[np.ndarray, "F 384"]) -> UInt64[np.ndarray, " F"]:
-    """Return a bit for each of the 64 lowest frequencies of the luma (DCT-II): whether it exceeds their median."""
+    """Return a 64-bit hash per thumbnail: whether each low frequency of the luma (DCT-II) exceeds their median."""
     luma = thumbnails[:, : PLANES[1]].reshape(-1, LUMA_SIDE, LUMA_SIDE).astype(np.float32)
     coefficients = (_COSINES @ luma @ _COSINES.T).reshape(len(luma), HASH_SIDE**2)
     is_high = coefficients > np.median(coefficients, axis=1, keepdims=True)
@@ -97,7 +97,7 @@ def perceptual_hashes(thumbnails: UInt8[np.ndarray, "F 384"]) -> UInt64[np.ndarr
 
 
 def clip_thumbnails(data: Stored, clip: Mapping[str, Any], decoder: str) -> UInt8[np.ndarray, "T 384"]:
-    """Return the thumbnails of a manifest's clip, at least one. DecodeError if the file shows none or is another."""
+    """Return the thumbnails of a manifest's clip, at least one. DecodeError if it is unreadable or has changed."""
     if media.checksum(data) != clip["checksum"]:
         raise DecodeError(Reason.WRONG_CHECKSUM, "the file is not the one in the manifest: prepare the corpus again")
     if clip["kind"] == Kind.IMAGE:
@@ -108,10 +108,10 @@ def clip_thumbnails(data: Stored, clip: Mapping[str, Any], decoder: str) -> UInt
 
 
 def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:
-    """Return a thumbnail for the middle of each 1 / `FRAMES_PER_SECOND` of a window, or of a shorter window.
+    """Return a thumbnail for the middle of each interval of 1 / `FRAMES_PER_SECOND` s, or of a shorter window.
 
-    Each is a mixture of the two frames around its time: of a copy that was cut elsewhere, what it shows between two
-    frames lies between two thumbnails of the original as well.
+    Each is interpolated between the two frames around its time, so that a copy cut at another time has thumbnails
+    between those of the original.
     """
     spacing = video.info.fps / FRAMES_PER_SECOND
     count = max(1, int(len(window) / spacing))
@@ -128,31 +128,33 @@ def video_thumbnails(video: Video, window: range) -> UInt8[np.ndarray, "T 384"]:
 def fingerprint_batch(batch: pa.Table, decoder: str, limits: Limits) -> pa.Table:
     """Return the clips of `batch` with their thumbnails, or with reason and detail."""
 
-    def look(data: Stored, clip: dict[str, Any]) -> dict[str, Any]:
+    def fingerprint(data: Stored, clip: dict[str, Any]) -> dict[str, Any]:
         thumbnails = isolated(clip_thumbnails, data, limits=limits, clip=clip, decoder=decoder)
         return {"thumbnails": thumbnails.tobytes()}
 
-    return look_at_files(batch, lambda _, data: partial(look, data), SCHEMA.append(pa.field("uri", pa.string())))
+    return probe_files(batch, lambda _, data: partial(fingerprint, data), SCHEMA.append(pa.field("uri", pa.string())))
 
 
 def fingerprint_corpus(
     corpus: Listing, folder: str, *, decoder: str, limits: Limits, subcluster: str | None = None
 ) -> list[Rejected]:
-    """Have `folder` hold fingerprints of all clips that give some, and return the others.
+    """Write the fingerprints of all clips to `folder`, and return the clips that have none.
 
-    What it holds of the same clip and file stays. The rest is computed by Ray Data jobs over the nodes of `subcluster`
-    (None: all nodes), and written in parts as it is done.
+    Existing fingerprints of the same clip and file are reused. Ray Data jobs on the nodes of `subcluster` (None: all)
+    compute the rest, which is written in parts as it is completed.
     """
     known = np.unique(np.concatenate([print_keys(part) for _, part in print_parts(folder)] or [np.zeros(0, np.uint64)]))
-    look = functools.partial(fingerprint_batch, decoder=decoder, limits=limits)
+    fingerprint = functools.partial(fingerprint_batch, decoder=decoder, limits=limits)
     rejected: list[Rejected] = []
 
     def computed() -> Iterator[pa.Table]:
         for rows in corpus.batches():
             missing = rows.filter(pa.array(~np.isin(print_keys(rows), known)))
             if missing.num_rows:
-                blocks = in_blocks(missing.sort_by([("uri", "ascending"), ("clip_id", "ascending")]), 8, 256, "uri")
-                for table in mapped(blocks, look, subcluster=subcluster):
+                blocks = split_into_blocks(
+                    missing.sort_by([("uri", "ascending"), ("clip_id", "ascending")]), 8, 256, "uri"
+                )
+                for table in map_blocks(blocks, fingerprint, subcluster=subcluster):
                     usable, lost = ledger.split_by_reason(table, Stage.PREPARE)
                     rejected.extend(lost)
                     yield usable.select(SCHEMA.names).cast(SCHEMA)
@@ -162,18 +164,18 @@ def fingerprint_corpus(
 
 
 def cache_path(manifest_path: str) -> str:
-    """Return the folder of a manifest's fingerprints: beside it, whether it is a file or a folder of parts."""
+    """Return the folder of a manifest's fingerprints, which is beside the manifest (a file or a folder of parts)."""
     return manifest_path.rstrip("/").removesuffix(".parquet") + "-fingerprints"
 
 
 def write_prints(folder: str, tables: Iterable[pa.Table], max_bytes: int = PART_BYTES) -> None:
-    """Write fingerprints (`SCHEMA`) to `folder` as parts: a file of thumbnails, and a table of `PLACES` that is written
-    last."""
+    """Write fingerprints (`SCHEMA`) to `folder` in parts: a file of thumbnails, then a table of `PLACES`, which commits
+    the part."""
     waiting: list[pa.Table] = []
     for table in itertools.chain(tables, [None]):
         if table is not None and table.num_rows:
             waiting.append(table)
-        if waiting and (table is None or sum(one.nbytes for one in waiting) >= max_bytes):
+        if waiting and (table is None or sum(part.nbytes for part in waiting) >= max_bytes):
             _write_part(folder, pa.concat_tables(waiting))
             waiting = []
 
@@ -188,8 +190,7 @@ def _write_part(folder: str, table: pa.Table) -> None:
 
 
 def print_parts(folder: str) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the file of thumbnails and the table (`PLACES`) of each part of this version; none where there is no
-    folder."""
+    """Yield the file of thumbnails and the table (`PLACES`) of each part of this version; nothing without a folder."""
     for name in storage.list_files(folder) if storage.exists(folder) else []:
         if name.endswith(THUMBNAILS) and storage.exists(index := index_of(storage.join(folder, name))):
             table = storage.read_table(index)
@@ -198,17 +199,17 @@ def print_parts(folder: str) -> Iterator[tuple[str, pa.Table]]:
 
 
 def index_of(path: str) -> str:
-    """Return the table of the clips whose thumbnails a file holds."""
+    """Return the path of the table for a file of thumbnails."""
     return path.removesuffix(THUMBNAILS) + ".parquet"
 
 
 def print_keys(table: pa.Table) -> UInt64[np.ndarray, " N"]:
-    """Return a number per row, equal for the same clip of the same file."""
+    """Return a key per row, equal for the same clip of the same file."""
     return hash_texts(table["checksum"].to_pylist()) ^ table["clip_id"].to_numpy().astype(np.uint64)
 
 
 def hash_texts(texts: Iterable[str]) -> UInt64[np.ndarray, " N"]:
-    """Return 64 bits of BLAKE2b per text."""
+    """Return a 64-bit BLAKE2b hash per text."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
@@ -216,10 +217,12 @@ def hash_texts(texts: Iterable[str]) -> UInt64[np.ndarray, " N"]:
 def read_thumbnails(
     path: str, starts: Int64[np.ndarray, " N"], stops: Int64[np.ndarray, " N"]
 ) -> list[UInt8[np.ndarray, "T 384"]]:
-    """Return the thumbnails of some clips in the file of a part. ValueError if it does not reach so far."""
+    """Read the thumbnails of some clips from the file of a part. ValueError if it is truncated."""
     ranges = list(zip((starts * THUMBNAIL_BYTES).tolist(), (stops * THUMBNAIL_BYTES).tolist(), strict=True))
     if storage.is_remote(path):
-        pieces = [read() for read in storage.ahead((path, partial(storage.read_bytes, path, *each)) for each in ranges)]
+        pieces = [
+            read() for read in storage.prefetched((path, partial(storage.read_bytes, path, *each)) for each in ranges)
+        ]
     else:
         pieces = storage.read_with(path, lambda file: [_read_range(file, *each) for each in ranges])
     if list(map(len, pieces)) != ((stops - starts) * THUMBNAIL_BYTES).tolist():

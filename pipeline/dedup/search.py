@@ -1,9 +1,9 @@
-"""The search for copies among clips whose fingerprints lie on disk, in tasks.
+"""Search for duplicates among clips whose fingerprints are on disk, in tasks.
 
     listings ──► ClipTable: 60 bytes per clip ──equal bytes and times──► exact pairs, one clip of each content
-    fingerprints ──`candidates.py`──► pairs that look alike ──thumbnails of both──► those that show the same
+    fingerprints ──`candidates.py`──► candidate pairs ──thumbnails of both──► duplicates
 
-The process that searches holds the table and the pairs, and no thumbnail.
+The searching process holds the table and the pairs, but no thumbnails.
 """
 
 from __future__ import annotations
@@ -20,73 +20,73 @@ from jaxtyping import Bool, Int64, UInt64
 
 from pipeline.corpus.listing import Listing
 from pipeline.dedup import candidates
-from pipeline.dedup.candidates import Banding, mixed, neighbours, unique_pairs
+from pipeline.dedup.candidates import Banding, mix_bits, neighbours, unique_pairs
 from pipeline.dedup.duplicates import SAME, Alignment, Clip, SimilarityConfig, best_alignment, normalised_caption
 from pipeline.dedup.fingerprints import hash_texts, print_keys, print_parts, read_thumbnails
 from pipeline.records import Kind
 
-Mapped = Callable[[Sequence[pa.Table], Callable[[pa.Table], pa.Table]], Iterable[pa.Table]]
-"""Returns what a function makes of each of some tables, in any order: `offline.stages.streamed`, or a loop."""
+MapBlocks = Callable[[Sequence[pa.Table], Callable[[pa.Table], pa.Table]], Iterable[pa.Table]]
+"""Maps a function over tables and yields results in any order: `offline.stages.stream_blocks`, or a loop."""
 PAIRS_AT_ONCE = 1024
-"""Pairs of a task, with the thumbnails of up to twice as many clips."""
+"""Pairs per task, which reads the thumbnails of up to twice as many clips."""
 COLUMNS = ("clip_id", "checksum", "start_seconds", "end_seconds", "group", "kind", "split", "captions")
 COPIES = pa.schema([*candidates.PAIRS, *((field.name, pa.float64()) for field in fields(Alignment))])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipTable:
-    """What a search knows of `N` clips, which are called by their numbers in it: those of all listings in turn."""
+    """Columns of `N` clips for a search, which refers to clips by their row: those of all listings in turn."""
 
     clip_ids: Int64[np.ndarray, " N"]
     contents: UInt64[np.ndarray, " N"]
     """Equal for equal bytes and times."""
     groups: UInt64[np.ndarray, " N"]
-    """Equal for clips that a test compares among themselves; 0: none."""
+    """Equal for clips of one group of a test; 0: no group."""
     places: Int64[np.ndarray, " N"]
     """A number per listing and split."""
-    is_own: Bool[np.ndarray, " N"]
-    """False: a clip of another corpus that the own clips are compared with."""
+    is_primary: Bool[np.ndarray, " N"]
+    """Whether it belongs to the corpus being checked; False: to another corpus that this one is compared with."""
     is_image: Bool[np.ndarray, " N"]
     part: Int64[np.ndarray, " N"]
-    """Which of `paths` has the thumbnails [start, stop) of the clip; −1: there are none."""
+    """Index into `paths` of the file with the clip's thumbnails [start, stop); −1: it has none."""
     start: Int64[np.ndarray, " N"]
     stop: Int64[np.ndarray, " N"]
     paths: tuple[str, ...]
     captions: UInt64[np.ndarray, " M"]
-    """The captions of all clips, where there are several places; equal for equal words."""
+    """Hashes of all clips' normalised captions, empty if there is only one place."""
     captioned: Int64[np.ndarray, " M"]
-    """The clip of each."""
+    """Clip of each caption."""
 
     def is_leak(self, first: Int64[np.ndarray, " P"], second: Int64[np.ndarray, " P"]) -> Bool[np.ndarray, " P"]:
-        """Whether clips must not show the same because they are of different splits or corpora."""
-        return (self.is_own[first] | self.is_own[second]) & (self.places[first] != self.places[second])
+        """Return whether duplicates would be a leak: they are in different splits or corpora, one of them our own."""
+        return (self.is_primary[first] | self.is_primary[second]) & (self.places[first] != self.places[second])
 
     def is_compared(self, first: Int64[np.ndarray, " P"], second: Int64[np.ndarray, " P"]) -> Bool[np.ndarray, " P"]:
-        """Whether it matters that clips of different content show the same.
+        """Return whether a pair of clips with different content has to be compared.
 
-        It does not for clips of other corpora among themselves, and within a split for videos with images and for clips
-        of one group, which a test has made alike.
+        Not compared are clips of other corpora with each other, and within a split videos with images, and clips of one
+        group, which a test makes similar on purpose.
         """
         is_grouped = (self.groups[first] != 0) & (self.groups[first] == self.groups[second])
-        is_alike = self.is_own[first] & self.is_own[second] & (self.is_image[first] == self.is_image[second])
+        is_alike = self.is_primary[first] & self.is_primary[second] & (self.is_image[first] == self.is_image[second])
         differs = self.contents[first] != self.contents[second]
         return differs & (self.is_leak(first, second) | (is_alike & ~is_grouped))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What there is among all clips."""
+    """The result of a search."""
 
     copies: Mapping[tuple[int, int], Alignment]
-    """Numbers of two clips that show the same."""
+    """Numbers of two duplicates → their alignment."""
     num_compared: int
-    """Candidates whose thumbnails were compared."""
+    """Number of candidates whose thumbnails were compared."""
     num_suspected: int
-    """Pairs across splits or corpora that have a caption in common and show something else."""
+    """Number of pairs across splits or corpora that share a caption but are not duplicates."""
 
 
 def clip_table(listings: Sequence[Listing], folders: Sequence[str]) -> ClipTable:
-    """Return the table of the clips of `listings`, the first of which is the own one; `folders` have their
+    """Return the table of the clips of `listings`, the first of which is the corpus being checked; `folders` hold their
     fingerprints."""
     columns: dict[str, list[np.ndarray]] = {}
     paths: list[str] = []
@@ -98,7 +98,7 @@ def clip_table(listings: Sequence[Listing], folders: Sequence[str]) -> ClipTable
         of_listing = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         num_clips = len(of_listing["clip_ids"])
         of_listing["captioned"] = first_clip + np.repeat(np.arange(num_clips), of_listing.pop("num_captions"))
-        of_listing["is_own"] = np.full(num_clips, listing is listings[0])
+        of_listing["is_primary"] = np.full(num_clips, listing is listings[0])
         of_listing |= _located(of_listing.pop("print_keys"), folder, paths)
         for name, values in of_listing.items():
             columns.setdefault(name, []).append(values)
@@ -107,7 +107,7 @@ def clip_table(listings: Sequence[Listing], folders: Sequence[str]) -> ClipTable
 
 
 def _columns(rows: pa.Table, places: Mapping[str, int], has_captions: bool) -> dict[str, np.ndarray]:
-    """The columns of a table that rows of a manifest say."""
+    """Return the columns of a `ClipTable` that rows of a manifest determine."""
     names = ("checksum", "start_seconds", "end_seconds")
     contents = zip(*(rows[name].to_pylist() for name in names), strict=True)
     captions = [list(map(normalised_caption, texts)) if has_captions else [] for texts in rows["captions"].to_pylist()]
@@ -126,7 +126,7 @@ def _columns(rows: pa.Table, places: Mapping[str, int], has_captions: bool) -> d
 
 
 def _located(keys: UInt64[np.ndarray, " N"], folder: str, paths: list[str]) -> dict[str, np.ndarray]:
-    """Which of `paths` has the thumbnails of each clip, and where; the paths of a folder are added."""
+    """Locate the thumbnails of each clip in `folder`, whose files are appended to `paths`."""
     columns = {name: np.full(len(keys), -1) for name in ("part", "start", "stop")}
     order = np.argsort(keys)
     for path, places in print_parts(folder):
@@ -141,22 +141,22 @@ def _located(keys: UInt64[np.ndarray, " N"], folder: str, paths: list[str]) -> d
     return columns
 
 
-def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, mapped: Mapped) -> Search:
-    """All pairs of clips that show the same; tasks write to `folder`.
+def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, map_blocks: MapBlocks) -> Search:
+    """Find all pairs of duplicates; tasks write to `folder`.
 
-    Of clips with equal bytes and times one per split is compared with the others.
+    Of clips with equal bytes and times, one per split is compared with the others.
     """
     copies, chosen = exact_pairs(table)
     suspected = equal_captions(table, chosen)
     alike = [suspected]
-    for pairs in filter(len, candidate_pairs(table, chosen, config.min_picture, folder, mapped)):
+    for pairs in filter(len, candidate_pairs(table, chosen, config.min_picture, folder, map_blocks)):
         first, second = (pairs[name].to_numpy() for name in candidates.PAIRS.names)
         is_compared = table.is_compared(first, second)
         alike.append(np.stack([first[is_compared], second[is_compared]], axis=1))
         if sum(map(len, alike[1:])) > len(alike[0]):
             alike = [unique_pairs(np.concatenate(alike))]
     compared = unique_pairs(np.concatenate(alike))
-    for rows in mapped(_pair_blocks(table, compared), functools.partial(compare, paths=table.paths, config=config)):
+    for rows in map_blocks(_pair_blocks(table, compared), functools.partial(compare, paths=table.paths, config=config)):
         for row in rows.to_pylist():
             numbers = row.pop("first"), row.pop("second")
             copies[numbers] = Alignment(**row)
@@ -165,15 +165,15 @@ def find_copies(table: ClipTable, config: SimilarityConfig, folder: str, mapped:
 
 
 def exact_pairs(table: ClipTable) -> tuple[dict[tuple[int, int], Alignment], Int64[np.ndarray, " C"]]:
-    """Pairs of clips with equal bytes and times, and the clips to look at: the first of each content in each place, by
-    clip_id."""
-    there = np.flatnonzero(table.part >= 0)
-    order = there[np.lexsort((table.clip_ids[there], table.places[there], table.contents[there]))]
+    """Return the pairs of clips with equal bytes and times, and the clips to compare further: the first by clip_id of
+    each content in each place."""
+    located = np.flatnonzero(table.part >= 0)
+    order = located[np.lexsort((table.clip_ids[located], table.places[located], table.contents[located]))]
     contents, places = table.contents[order], table.places[order]
     is_new_content = np.concatenate([[True], np.diff(contents) != 0])[: len(order)]
     is_first = is_new_content | np.concatenate([[True], np.diff(places) != 0])[: len(order)]
     first_of = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
-    again = np.flatnonzero(~is_first & table.is_own[order])
+    again = np.flatnonzero(~is_first & table.is_primary[order])
     pairs = dict.fromkeys(zip(first_of[again].tolist(), order[again].tolist(), strict=True), SAME)
     chosen, content = order[is_first], np.cumsum(is_new_content)[is_first]
     several = np.flatnonzero(np.isin(content, content[1:][np.diff(content) == 0]))
@@ -185,12 +185,12 @@ def exact_pairs(table: ClipTable) -> tuple[dict[tuple[int, int], Alignment], Int
 
 
 def equal_captions(table: ClipTable, chosen: Int64[np.ndarray, " C"]) -> Int64[np.ndarray, "P 2"]:
-    """Pairs (first < second) of chosen clips across places, of different content, with a caption in common; of a crowd
-    each with some others."""
+    """Return the pairs (first < second) of chosen clips of different places and content that share a caption. If many
+    share one, each is paired with some others."""
     is_chosen = np.isin(table.captioned, chosen)
     captions, clips = table.captions[is_chosen], table.captioned[is_chosen]
     pairs = [np.zeros((0, 2), np.int64)]
-    for left, right in neighbours(captions, mixed(clips.astype(np.uint64))):
+    for left, right in neighbours(captions, mix_bits(clips.astype(np.uint64))):
         first, second = np.minimum(clips[left], clips[right]), np.maximum(clips[left], clips[right])
         is_suspect = table.is_leak(first, second) & (table.contents[first] != table.contents[second])
         pairs.append(np.stack([first[is_suspect], second[is_suspect]], axis=1))
@@ -198,9 +198,9 @@ def equal_captions(table: ClipTable, chosen: Int64[np.ndarray, " C"]) -> Int64[n
 
 
 def candidate_pairs(
-    table: ClipTable, chosen: Int64[np.ndarray, " C"], min_picture: float, folder: str, mapped: Mapped
+    table: ClipTable, chosen: Int64[np.ndarray, " C"], min_picture: float, folder: str, map_blocks: MapBlocks
 ) -> Iterator[pa.Table]:
-    """Yield the candidates among the chosen clips, those of a bucket at a time (`candidates.PAIRS`)."""
+    """Yield the candidates among the chosen clips (`candidates.PAIRS`), bucket by bucket."""
     banding = Banding.of(int((table.stop[chosen] - table.start[chosen]).sum()), min_picture)
     by_part = chosen[np.lexsort((table.start[chosen], table.part[chosen]))]
     bounds = np.searchsorted(table.part[by_part], np.arange(len(table.paths) + 1))
@@ -212,15 +212,15 @@ def candidate_pairs(
             blocks.append(pa.Table.from_pylist([part]))
     scatter = functools.partial(candidates.scatter_entries, banding=banding, folder=folder)
     buckets: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for rows in mapped(blocks, scatter):
+    for rows in map_blocks(blocks, scatter):
         for row in rows.to_pylist():
             buckets.setdefault((row["band"], row["bucket"]), []).append(row)
     blocks = [pa.Table.from_pylist(rows, schema=candidates.BUCKETS) for rows in buckets.values()]
-    yield from mapped(blocks, functools.partial(candidates.pairs_in_bucket, banding=banding))
+    yield from map_blocks(blocks, functools.partial(candidates.pairs_in_bucket, banding=banding))
 
 
 def _pair_blocks(table: ClipTable, pairs: Int64[np.ndarray, "P 2"]) -> list[pa.Table]:
-    """Pairs with the places of their thumbnails, in blocks; those of one part are neighbours."""
+    """Return blocks of pairs with the locations of their thumbnails, sorted by part."""
     pairs = pairs[np.argsort(table.part[pairs[:, 0]], kind="stable")]
     blocks = []
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
@@ -234,7 +234,7 @@ def _pair_blocks(table: ClipTable, pairs: Int64[np.ndarray, "P 2"]) -> list[pa.T
 
 
 def compare(block: pa.Table, paths: Sequence[str], config: SimilarityConfig) -> pa.Table:
-    """Return the pairs of a block that show the same (`COPIES`)."""
+    """Return the pairs of a block that are duplicates (`COPIES`)."""
     ends = {
         end: np.stack([block[f"{end}{name}"].to_numpy() for name in ("", "_part", "_start", "_stop")], axis=1)
         for end in ("first", "second")
@@ -253,24 +253,24 @@ def compare(block: pa.Table, paths: Sequence[str], config: SimilarityConfig) -> 
 
 
 def clips_at(listings: Sequence[Listing], numbers: Iterable[int]) -> dict[int, Clip]:
-    """Return what is reported of some clips of `listings`, by their numbers in the table."""
+    """Return number in the table → `Clip`, for the clips of `listings` with these numbers."""
     sought, first = np.unique(np.fromiter(numbers, np.int64)), 0
     clips: dict[int, Clip] = {}
     for listing in listings:
         for rows in listing.batches():
             here = sought[np.searchsorted(sought, first) : np.searchsorted(sought, first + len(rows))]
             for number, row in zip(here.tolist(), rows.take(pa.array(here - first)).to_pylist(), strict=True):
-                clips[number] = _clip(row, listing.corpus, is_own=listing is listings[0])
+                clips[number] = _clip(row, listing.corpus, is_primary=listing is listings[0])
             first += len(rows)
     return clips
 
 
-def _clip(row: Mapping[str, Any], corpus: str, *, is_own: bool) -> Clip:
+def _clip(row: Mapping[str, Any], corpus: str, *, is_primary: bool) -> Clip:
     return Clip(
         corpus=corpus,
         num_pixels=row["width"] * row["height"],
         content=(row["checksum"], row["start_seconds"], row["end_seconds"]),
         captions=frozenset(map(normalised_caption, row["captions"])),
-        is_own=is_own,
+        is_primary=is_primary,
         **{name: row[name] for name in ("clip_id", "uri", "split")},
     )

@@ -1,4 +1,4 @@
-"""One file of a corpus as `prepare` looks at it: what its clips share is found once."""
+"""Probe one file of a corpus for `prepare`. What its clips share is computed once."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from pipeline.corpus import media
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.media import kind_of
 from pipeline.decode.clip_media import READERS_OF_PACKETS
-from pipeline.decode.codec import index_packets, probe, proofs
+from pipeline.decode.codec import frames_to_probe, index_packets, probe
 from pipeline.decode.config import Limits
 from pipeline.decode.distant import BLOCK_BYTES
 from pipeline.decode.formats import kind_by_bytes
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import PacketIndex, decoded
+from pipeline.decode.packets import PacketIndex, decode_with_retry
 from pipeline.records import DecodeError, DistantFile, Kind, Reason, Stored
 
 
 @dataclass(frozen=True)
 class ProbedFile:
-    """A file, or what else has a uri. All raise DecodeError if it is of no use."""
+    """A file, or anything else that has a uri. All methods raise DecodeError if it is unusable."""
 
     uri: str
     data: Stored | DistantFile
     decoder: str
     limits: Limits
     packets_folder: str | None
-    """Where indexes are written; None: nowhere."""
+    """Where packet indexes are written; None: none are written."""
 
     def columns(self, clip: dict[str, Any]) -> dict[str, Any]:
-        """Return the columns of the manifest that only the file knows of one of its clips."""
+        """Return the manifest columns of a clip that need its file."""
         times = {name: clip[name] for name in ("start_seconds", "end_seconds")}
         kind = Kind(clip["kind"])
         if isinstance(self.data, bytes) and not kind_of(media.name_of(self.uri, "")):
@@ -46,23 +46,23 @@ class ProbedFile:
         if isinstance(index, DecodeError):
             raise index
         if index:
-            frames = proofs(_window(index, times))
-            found = decoded(index.cut(frames, self._read), probing) | {"packets": self._packets_path}
+            frames = frames_to_probe(_window(index, times))
+            probed = decode_with_retry(index.cut(frames, self._read), probing) | {"packets": self._packets_path}
         else:
-            found = probing(self._whole)
-        return found | {"kind": str(kind), "bytes": len(self.data), "checksum": self._checksum}
+            probed = probing(self._whole)
+        return probed | {"kind": str(kind), "bytes": len(self.data), "checksum": self._checksum}
 
     @cached_property
     def _index(self) -> PacketIndex | DecodeError | None:
-        """The index of the packets, written for training; None where a clip needs the whole file; why there is none,
-        so that a file that hangs does so once and not for each clip."""
+        """Index the packets and write the index for training. None: clips need the whole file. A DecodeError is
+        returned and cached, so that a file that hangs the demuxer does so once, not once per clip."""
         if self.packets_folder is None or self.decoder not in READERS_OF_PACKETS or media.is_part(self.uri):
             return None
         try:
-            found = np.asarray(isolated(index_packets, self.data, limits=self.limits), np.uint8)
-            if not found.size:
+            encoded = np.asarray(isolated(index_packets, self.data, limits=self.limits), np.uint8)
+            if not encoded.size:
                 return None
-            index = PacketIndex.from_bytes(found.tobytes())
+            index = PacketIndex.from_bytes(encoded.tobytes())
         except DecodeError as error:
             return error
         storage.write_bytes_atomic(self._packets_path, index.to_bytes())
@@ -70,7 +70,7 @@ class ProbedFile:
 
     @property
     def _packets_path(self) -> str:
-        """By content, so that equal files share it and a changed one gets another."""
+        """Return the path of the index, named by content: equal files share it, a changed file gets a new one."""
         return storage.join(self.packets_folder or "", f"{self._checksum}.packets")
 
     @cached_property

@@ -1,9 +1,9 @@
-"""A corpus packed into few large files: Parquet shards with the files' own bytes, or with the clips' frames as JPEG.
+"""Pack a corpus into few large files: Parquet shards with the original bytes, or with the clips' frames as JPEG.
 
     manifest ──► items ──fetch, decode, encode──► shard (data) ──► its index (commit) ──► packed manifest
 
-Every value stands uncompressed in its shard, so the packed manifest names its byte range and training fetches just
-that; any other tool reads the same shard as a table of `key`, `clip_ids` and `values`.
+Every value is stored uncompressed, so the packed manifest gives its byte range and training fetches just that; any
+other tool reads the same shard as a table of `key`, `clip_ids` and `values`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from pipeline.decode.config import Limits
 from pipeline.records import DecodeError, EncodedFrames, Kind, Reason
 
 VERSION = 2
-"""Raised when the same input would give other shards."""
+"""Increment it whenever the same input would give different shards."""
 INDEX_SUFFIX = ".index.parquet"
 SHARD_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),  # of the item: what it was made from
+        pa.field("key", pa.string(), nullable=False),  # of the item: a hash of its source and its clips
         pa.field("clip_ids", pa.list_(pa.int64()), nullable=False),
         pa.field("values", pa.list_(pa.binary()), nullable=False),  # one file, or one JPEG per frame
     ]
 )
 INDEX_SCHEMA = ledger.with_reason(manifest.SCHEMA.append(pa.field("key", pa.string())))
-PASSING = frozenset(
+TRANSIENT = frozenset(
     {Reason.MISSING, Reason.UNAVAILABLE, Reason.TIMEOUT, Reason.CRASHED, Reason.OUT_OF_MEMORY, Reason.FAILED}
 )
-"""Reasons that may lie in the store, the machine or our code: such clips are tried again when the pass is repeated."""
+"""Transient failures (of the store, the machine or our code): a repeated pass retries these clips."""
 
 
 class Content(StrEnum):
@@ -60,11 +60,11 @@ class PackingConfig:
 
     content: Content = Content.FRAMES
     num_frames: int = 32
-    """Frames kept of a clip, evenly over its time; training draws its own from them. All, if the clip has fewer."""
+    """Frames kept of a clip, evenly spaced; training samples from them. All, if the clip has fewer."""
     frame_size_px: int = 256
     """Long side of a kept frame; a smaller one keeps its size."""
     quality: int = 90
-    """Of the JPEGs, in [1, 95]."""
+    """Quality of the JPEGs, in [1, 95]."""
     shard_bytes: int = 64 * 2**20
     """About the size of a shard, which is also what one worker holds in memory."""
 
@@ -77,7 +77,7 @@ class PackingConfig:
 
     @property
     def hash(self) -> str:
-        """Equal for settings that give equal values."""
+        """Return a hash that is equal for settings that give equal values."""
         settings = [VERSION, self.content]
         if self.content == Content.FRAMES:
             settings += [self.num_frames, self.frame_size_px, self.quality]
@@ -86,7 +86,7 @@ class PackingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """What becomes one row of a shard: a clip, or a file with all its clips."""
+    """The source of one row of a shard: a clip, or a file with all its clips."""
 
     key: str
     clips: tuple[dict[str, Any], ...]
@@ -94,7 +94,7 @@ class Item:
 
 
 def items_of(rows: Iterable[dict[str, Any]], config: PackingConfig) -> list[Item]:
-    """The rows of a manifest as items, in order."""
+    """Return the rows of a manifest as items, in order."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         owner = f"{row['uri'] if config.content == Content.RAW else row['clip_id']} {row['checksum']}"
@@ -103,7 +103,7 @@ def items_of(rows: Iterable[dict[str, Any]], config: PackingConfig) -> list[Item
 
 
 def batches_of(items: Sequence[Item], config: PackingConfig) -> Iterator[list[Item]]:
-    """The items of each shard."""
+    """Yield the items of each shard."""
     batch, size = [], 0
     for item in items:
         batch.append(item)
@@ -116,7 +116,7 @@ def batches_of(items: Sequence[Item], config: PackingConfig) -> Iterator[list[It
 
 
 def estimated_bytes(item: Item, config: PackingConfig) -> int:
-    """Of an item in its shard; of a frame, a fifth of its pixels is a rough guess at quality 90."""
+    """Estimate the bytes of an item in its shard; of a JPEG, a fifth of its pixels (a rough guess for quality 90)."""
     row = item.clips[0]
     if config.content == Content.RAW:
         return row["bytes"]
@@ -125,9 +125,9 @@ def estimated_bytes(item: Item, config: PackingConfig) -> int:
 
 
 def write_shard(items: Sequence[Item], config: PackingConfig, folder: str, limits: Limits) -> pa.Table:
-    """One shard of `items`, then its index, which is returned: rows of the packed manifest, or reasons.
+    """Write one shard of `items`, then its index, and return the index: rows of the packed manifest, or reasons.
 
-    The name depends on what goes in, so a pass that is repeated writes the same file again.
+    The name is a hash of the input, so a repeated pass overwrites the same file.
     """
     name = hashlib.blake2b("\n".join([config.hash, *(item.key for item in items)]).encode(), digest_size=10).hexdigest()
     path = storage.join(folder, f"{name}.parquet")
@@ -152,19 +152,22 @@ def write_shard(items: Sequence[Item], config: PackingConfig, folder: str, limit
 
 
 def read_indexes(folder: str, config: PackingConfig) -> pa.Table:
-    """What earlier passes with the same settings have packed below `folder`, or rejected for good (`INDEX_SCHEMA`)."""
-    tables = []
+    """Return what earlier passes with the same settings packed below `folder` or rejected for good (`INDEX_SCHEMA`)."""
+    return pa.concat_tables([INDEX_SCHEMA.empty_table(), *indexes_in(folder, config)])
+
+
+def indexes_in(folder: str, config: PackingConfig) -> Iterator[pa.Table]:
+    """Yield the index of each shard that earlier passes with the same settings have written below `folder`."""
     for name in storage.list_files(folder) if storage.exists(folder) else []:
         if name.endswith(INDEX_SUFFIX):
             table = storage.read_table(storage.join(folder, name))
             if (table.schema.metadata or {}).get(b"snps3_packing") == config.hash.encode():
-                tables.append(completed(table.replace_schema_metadata(), INDEX_SCHEMA))
-    return pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
+                yield completed(table.replace_schema_metadata(), INDEX_SCHEMA)
 
 
 def is_final(row: dict[str, Any]) -> bool:
-    """Whether a row of an index stands, or its clip should be tried again."""
-    return row["reason"] is None or Reason(row["reason"]) not in PASSING
+    """Return whether a row of an index is final; False: its clip should be retried."""
+    return row["reason"] is None or Reason(row["reason"]) not in TRANSIENT
 
 
 def _key(owner: str, clips: Sequence[dict[str, Any]]) -> str:
@@ -177,7 +180,7 @@ def _entry(clip: dict[str, Any], item: Item, **changed: Any) -> dict[str, Any]:
 
 
 def _values(item: Item, config: PackingConfig, limits: Limits) -> tuple[Sequence[bytes], dict[str, Any]]:
-    """What is kept of an item, and the columns of the manifest that change by it. DecodeError if it gives no clip."""
+    """Return the values of an item and the manifest columns that packing changes. DecodeError if it is unusable."""
     clip = item.clips[0]
     if config.content == Content.RAW:
         data: Any = fetch(clip["uri"], clip["checksum"])
@@ -188,7 +191,7 @@ def _values(item: Item, config: PackingConfig, limits: Limits) -> tuple[Sequence
         length = len(Timeline.uniform(info).window(clip["start_seconds"], clip["end_seconds"]))
         num_frames, seconds = min(config.num_frames, length), length / info.fps
         changed = {"num_frames": num_frames, "fps": num_frames / seconds, "duration_seconds": seconds}
-        changed |= {"start_seconds": None, "end_seconds": None}  # the frames are those of the clip alone
+        changed |= {"start_seconds": None, "end_seconds": None}  # only frames of the clip are kept
     frames = clip_frames(clip, num_frames=num_frames, size_px=config.frame_size_px, limits=limits)
     height, width = frames.shape[1:3]
     values = [encode_image(frame, quality=config.quality) for frame in frames]
@@ -196,7 +199,7 @@ def _values(item: Item, config: PackingConfig, limits: Limits) -> tuple[Sequence
 
 
 def _shard(filled: Sequence[tuple[Item, Sequence[bytes]]]) -> tuple[bytes, list[int]]:
-    """A Parquet file of the items, and where the packed values of each begin in it."""
+    """Return a Parquet file of the items, and the byte at which the packed values of each begin."""
     rows = [
         {"key": item.key, "clip_ids": [clip["clip_id"] for clip in item.clips], "values": list(values)}
         for item, values in filled
@@ -209,7 +212,7 @@ def _shard(filled: Sequence[tuple[Item, Sequence[bytes]]]) -> tuple[bytes, list[
         use_dictionary=False,
         write_statistics=False,
         write_page_checksum=True,
-        row_group_size=1,  # a row is one page, so nothing parts its values
+        row_group_size=1,  # one page per row, so that its values are contiguous
     )
     data, starts, position = buffer.getvalue(), [], 0
     for _, values in filled:
@@ -221,9 +224,9 @@ def _shard(filled: Sequence[tuple[Item, Sequence[bytes]]]) -> tuple[bytes, list[
 
 
 def _place(path: str, data: bytes, start: int, values: Sequence[bytes], config: PackingConfig) -> dict[str, Any]:
-    """The columns of the manifest that say where values lie, which begin at `start` of the shard's bytes."""
+    """Return the manifest columns that locate `values`, which begin at byte `start` of the shard."""
     stop, is_file = start + len(media.pack(values)), config.content == Content.RAW and len(values) == 1
     if is_file:
         start = stop - len(values[0])
-    uri = media.inside(path, start, stop, "bytes" if is_file else "frames")
+    uri = media.range_uri(path, start, stop, "bytes" if is_file else "frames")
     return {"uri": uri, "packets": None, "bytes": stop - start, "checksum": manifest.checksum(data[start:stop])}

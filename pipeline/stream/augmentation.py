@@ -1,9 +1,8 @@
-"""Augmentation of clips: drawn here on the host, carried out on the device by transforms.py.
+"""Draw the augmentation of clips on the host; transforms.py applies it on the device.
 
-    (seed, epoch, clip_id) ──► crop, mirror, RandAugment ──► one affine map per clip, and changes of its colours
+    (seed, epoch, clip_id) ──► crop, mirror, RandAugment ──► one affine map per clip, and colour changes
 
-All frames of a clip are changed alike, so nothing moves or flickers that did not before. Evaluation draws nothing: it
-takes the centre.
+All frames of a clip are augmented alike, so no motion or flicker is added. Evaluation is deterministic: centre crop.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pipeline.stream.config import STRONGEST, AugmentationConfig, Operation
 from pipeline.stream.randomness import Purpose, clip_rng
 
 SIDED_WORD = re.compile(r"\b(left|right)|clockwise\b", re.IGNORECASE)
-"""Words that become wrong in a mirror: those that begin with a side (leftmost, right-hand), and turns."""
+"""Matches words that become wrong when mirrored: those that begin with a side (leftmost, right-hand), and rotations."""
 
 MAGNITUDE_STD = 0.5
 """Magnitudes are drawn around the configured one with this standard deviation."""
@@ -37,17 +36,17 @@ LARGEST_MOVE = {
     Operation.TRANSLATE_X: 0.45,
     Operation.TRANSLATE_Y: 0.45,
 }
-"""At full strength: radians, and shares of the part shown."""
+"""Operation → amount at strength 1: radians, or shares of the displayed part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColourChange:
-    """One operation of colour on those clips of a batch that drew it."""
+    """A colour operation on the clips of a batch that drew it."""
 
     operation: Operation
     rows: Int64[Tensor, " n"]
     strengths: Float[Tensor, " n"]
-    """From −1 to 1; those of one direction take the size only."""
+    """From −1 to 1; operations without a direction use the absolute value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +56,15 @@ class Augmentation:
     size_px: int
     """Side of the square that the network sees."""
     maps: Float[Tensor, "B 2 3"]
-    """From (x, y, 1) in that square to (x, y) in the decoded one, both from −1 to 1 between the outer edges."""
+    """From (x, y, 1) in that square to (x, y) in the decoded one; coordinates run from −1 to 1 between outer edges."""
     colour_changes: tuple[ColourChange, ...]
-    """In the order in which they are done."""
+    """In the order of application."""
 
 
 def draw_augmentation(
     rows: ClipRows, config: AugmentationConfig, *, seed: int, is_training: bool
 ) -> Augmentation | None:
-    """Draw how `rows` are shown; None: as they are. A clip's draw depends on (seed, epoch, clip_id) and its caption."""
+    """Draw the augmentation of `rows`; None: none. A clip's depends only on (seed, epoch, clip_id) and its caption."""
     if config.crop_px is None and not (is_training and (config.flip_probability or config.num_operations)):
         return None
     is_real = ~rows.frame_pad_mask[:, 0]
@@ -94,9 +93,9 @@ def draw_augmentation(
 
 
 def may_flip(caption: str) -> bool:
-    """Return whether a clip still fits its caption in a mirror: no word of it names a side or a sense of rotation.
+    """Return whether the caption still fits the mirrored clip: it names neither a side nor a sense of rotation.
 
-    Known limits: English words only, and writing in the picture is mirrored too.
+    Known limits: English words only, and text in the picture is mirrored too.
     """
     return SIDED_WORD.search(caption) is None
 
@@ -104,7 +103,7 @@ def may_flip(caption: str) -> bool:
 def cut_out(
     config: AugmentationConfig, size: Int64[np.ndarray, " 2"], rng: np.random.Generator | None
 ) -> tuple[Float64[np.ndarray, " 2"], float]:
-    """Draw centre (x, y) and side of the part of a clip of `size` (width, height) that is shown, in decoded pixels."""
+    """Draw centre (x, y) and side, in decoded pixels, of the displayed square of a clip of `size` (width, height)."""
     assert config.crop_px is not None
     assert config.short_side_px is not None
     lowest, highest = config.short_side_px
@@ -115,7 +114,7 @@ def cut_out(
 
 
 def draw_operations(config: AugmentationConfig, rng: np.random.Generator) -> list[tuple[Operation, float]]:
-    """Draw the operations of RandAugment for a clip, with their strengths from −1 to 1."""
+    """Draw RandAugment's operations for a clip, with strengths from −1 to 1."""
     drawn = rng.permutation(len(Operation))[: config.num_operations]
     is_applied = rng.random(len(drawn)) < config.operation_probability
     magnitudes = rng.normal(config.magnitude, MAGNITUDE_STD, len(drawn)).clip(0, STRONGEST)
@@ -131,9 +130,9 @@ def sampling_map(
     is_mirrored: bool,
     operations: list[tuple[Operation, float]],
 ) -> Float64[np.ndarray, "2 3"]:
-    """Map each point of the shown square to the decoded one, whose upper left corner holds a clip of `size`.
+    """Return the map from the displayed square to the decoded one, whose upper left corner holds a clip of `size`.
 
-    Moves are about the centre of the part shown: the cut out square, or the clip without its padding.
+    Operations are about the centre of the displayed part: the crop, or the clip without its padding.
     """
     centre, shown = (size / 2, size.astype(float)) if crop is None else (crop[0], np.full(2, crop[1]))
     side = square_px if crop is None else crop[1]

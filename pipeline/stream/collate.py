@@ -1,4 +1,4 @@
-"""Decoded clips and their captions to one `Batch`: tokens, masks, labels and LVWM words, each row for itself.
+"""Collate decoded clips and their captions to a `Batch`: tokens, masks, labels and LVWM words, row by row.
 
 ClipRows ──encode once──► token_ids ──┬──► masked_token_ids, labels     (MLM or MSSM)
                                       └──► word_positions               (LVWM)
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
-from pipeline.stream.lengths import groups_by_length
+from pipeline.stream.lengths import group_by_length
 from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.text.config import MaskingConfig
 from pipeline.text.masking import choose_words, mask_words
@@ -31,14 +31,14 @@ def collate(
     seed: int,
     max_tokens: int = 30,
     pad_to: int | None = None,
-    most_length_groups: int = 1,
+    max_length_groups: int = 1,
 ) -> Batch:
-    """Return the batch of `rows`. What a clip gets depends on (seed, epoch, clip_id) and its caption alone.
+    """Return the batch of `rows`. The random choices of a row depend only on (seed, epoch, clip_id) and its caption.
 
-    Captions longer than `max_tokens` are cut to a random window. The token dimension is the longest caption's (at least
-    `num_words`), or `pad_to`; ValueError if that is too short. Rows of weight 0 are [CLS] [SEP] without labels.
-    `num_words` words of rank `lvwm_top_k` at most are chosen for LVWM. With more than one of `most_length_groups`,
-    short captions pass through the network at their own length.
+    Captions longer than `max_tokens` are cut to a random window. The token dimension is the length of the longest
+    caption (at least `num_words`), or `pad_to`; ValueError if that is too short. Rows of weight 0 are [CLS] [SEP]
+    without labels. `num_words` words of rank at most `lvwm_top_k` are chosen for LVWM. If `max_length_groups` exceeds
+    1, captions are grouped by length to save padding.
     """
     _refuse_other_vocabulary(table, tokenizer)
     token_rows = _encoded(rows, tokenizer, max_tokens, seed)
@@ -67,8 +67,8 @@ def collate(
         token_mask=torch.from_numpy(token_ids != tokenizer.special.pad),
         labels=torch.from_numpy(labels),
         word_positions=torch.from_numpy(positions),
-        most_masked=int((labels != IGNORED_LABEL).sum(1).max(initial=0)),
-        length_groups=groups_by_length(num_tokens, most_length_groups) if most_length_groups > 1 else (),
+        max_masked=int((labels != IGNORED_LABEL).sum(1).max(initial=0)),
+        length_groups=group_by_length(num_tokens, max_length_groups) if max_length_groups > 1 else (),
     )
 
 
@@ -98,8 +98,8 @@ def _token_length(lengths: list[int], num_words: int, pad_to: int | None) -> int
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """Return an array's memory as a tensor. Arrays that come out of an object store are read-only; torch cannot mark a
-    tensor so, hence a copy, of one frame where all are the same memory."""
+    """Return an array as a tensor, without a copy if it is writable. Arrays from the object store are read-only, which
+    torch does not support, so they are copied; if all frames share memory, only one is."""
     if array.ndim > 1 and array.strides[1] == 0 and array.shape[1] > 1:
         return as_tensor(array[:, :1]).expand(array.shape)
     return torch.from_numpy(array if array.flags.writeable else array.copy())

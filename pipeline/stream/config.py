@@ -1,6 +1,4 @@
-"""What a run may set about the order of clips and how they are shown. Imports nothing that takes time: command lines
-read it.
-"""
+"""Settings of the order of clips and of augmentation. Imports nothing slow, since every command line reads it."""
 
 from __future__ import annotations
 
@@ -10,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 ANNOTATION = "annotation"
-"""Source of captions that no `caption_sources` names."""
+"""Source of captions without an entry in `caption_sources`."""
 STRONGEST = 10.0
-"""End of RandAugment's scale of magnitudes."""
+"""Upper end of RandAugment's magnitude scale."""
 
 
 class Operation(StrEnum):
@@ -49,11 +47,11 @@ class AugmentationConfig:
     flip_probability: float = 0.0
     """Share of clips shown in a mirror, of those whose caption names no side."""
     num_operations: int = 0
-    """RandAugment: different operations drawn for a clip."""
+    """RandAugment: number of distinct operations drawn for a clip."""
     operation_probability: float = 0.5
-    """RandAugment: with which each of them is then applied."""
+    """RandAugment: probability of applying each of them."""
     magnitude: float = 9.0
-    """RandAugment: how strong, from 0 to 10."""
+    """RandAugment: strength, from 0 to 10."""
 
     def __post_init__(self) -> None:
         if (self.crop_px is None) != (self.short_side_px is None):
@@ -110,12 +108,12 @@ class MixingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderConfig:
-    """How far apart the clips of a step lie in a manifest in parts, of which a process reads 1,024 rows at a time. A
+    """How far the clips of a step are spread over a manifest in parts, of which a process reads 1,024 rows at a time. A
     manifest in one file is permuted as a whole."""
 
     whole_up_to: int = 102_400
-    """A kind with at most so many clips is permuted as a whole. Of more, blocks of 1,024 clips are permuted, then the
-    clips within windows of blocks."""
+    """A kind with at most this many clips is permuted as a whole. Of a larger one, blocks of 1,024 clips are permuted,
+    then the clips within windows of blocks."""
     window_blocks: int = 48
     """Blocks of a window, from which a step's clips are drawn. A process keeps 112 blocks: this window and the next."""
 
@@ -127,7 +125,7 @@ class OrderConfig:
 
 
 def caption_weights(pairs: Sequence[str]) -> dict[str, float]:
-    """Return `SOURCE=WEIGHT` of data.caption_weights as source → weight. ValueError for what is none."""
+    """Parse the `SOURCE=WEIGHT` pairs of data.caption_weights into source → weight. ValueError for malformed ones."""
     weights = {}
     for pair in pairs:
         source, _, text = pair.rpartition("=")

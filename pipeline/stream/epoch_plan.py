@@ -1,10 +1,10 @@
-"""The plan of an epoch: the clip of each slot of each step. Pure, and never held as a list.
+"""The plan of an epoch: the clip of each slot of each step. Pure, and never materialised.
 
     (seed, number of clips, global batch) ── step ──► epoch, kind, global_batch rows of the manifest (−1: padding)
 
-The order is a keyed permutation, evaluated for one position without the others, so that a worker derives the rows of
-its steps whatever the number of clips. Global batches do not depend on the number of workers. Of a large corpus in
-parts, the clips near one another in time lie in few blocks of the manifest (`OrderConfig`).
+The order is a keyed permutation that is evaluated at single positions, so a worker derives the rows of its steps at a
+cost independent of the number of clips. Global batches do not depend on the number of workers. In a large corpus in
+parts, consecutive steps draw from few blocks of the manifest (`OrderConfig`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.stream.config import MixingConfig, OrderConfig
 from pipeline.stream.permutation import BLOCK_CLIPS, permute, permute_in_windows
 
 PADDING = -1
-"""The row of a slot without a clip: the tail of an epoch."""
+"""Row of a slot without a clip, at the end of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class PlannedStep:
 
     step: int
     epoch: int
-    """Of the clips of `kind`; each is shown at most once in it."""
+    """Epoch of the clips of `kind`, in which each is shown at most once."""
     kind: Kind
     rows: Int64[np.ndarray, " global_batch"]
     """Row of each slot's clip among the clips of `kind` in order of clip_id, or `PADDING`."""
@@ -36,7 +36,7 @@ class PlannedStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every epoch trains on each clip exactly once; images and videos have steps of their own."""
+    """Every epoch trains on each clip exactly once; images and videos have separate steps."""
 
     seed: int
     num_videos: int
@@ -44,7 +44,7 @@ class Plan:
     global_batch: int
     mixing: MixingConfig = field(default_factory=MixingConfig)
     order: OrderConfig | None = None
-    """Of a corpus in parts; None permutes the clips of each kind as a whole, however many there are."""
+    """Order for a corpus in parts; None permutes the clips of each kind as a whole, whatever their number."""
 
     def __post_init__(self) -> None:
         if self.global_batch < 1:
@@ -71,7 +71,7 @@ class Plan:
         return self.num_steps(Kind.VIDEO) + self.num_steps(Kind.IMAGE)
 
     def first_step(self, epoch: int) -> int:
-        """Return the first step of `epoch` of the run, which is the number of steps of `epoch` epochs."""
+        """Return the first step of `epoch` of the run, which equals the number of steps of the epochs before it."""
         if self.mixing.weights is not None:
             of_images, of_videos = self.mixing.weights
             earlier = epoch * self.num_steps(Kind.VIDEO)
@@ -85,8 +85,8 @@ class Plan:
         """Return the plan of global step `step`, counted from 0."""
         return self._planned(step, *self._place(step))
 
-    def step_ahead(self, step: int) -> PlannedStep | None:
-        """Return the step of the same kind a window of blocks later, whose rows are worth reading by now; None where
+    def step_to_prefetch(self, step: int) -> PlannedStep | None:
+        """Return the step of the same kind one window of blocks later, whose rows should be prefetched now; None if
         clips are permuted as a whole."""
         kind, epoch, position = self._place(step)
         if self.order is None or not self._is_windowed(kind):
@@ -124,7 +124,7 @@ class Plan:
             epoch, position = divmod(step - start, self.num_steps(Kind.VIDEO))
             return Kind.VIDEO, self.mixing.image_epochs + epoch, position
         epoch, position = divmod(step, self.steps_per_epoch)
-        if self._is_windowed(*Kind):  # steps in a random order would need a window each; evenly mixed ones do not
+        if self._is_windowed(*Kind):  # shuffled steps would each need another window
             earlier = position * self.num_steps(Kind.IMAGE) // self.steps_per_epoch
             is_image = (position + 1) * self.num_steps(Kind.IMAGE) // self.steps_per_epoch > earlier
             return (Kind.IMAGE, epoch, earlier) if is_image else (Kind.VIDEO, epoch, position - earlier)

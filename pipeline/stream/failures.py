@@ -1,4 +1,4 @@
-"""What a run remembers of clips that did not decode: each costs its limits once, not in every epoch."""
+"""Record clips that failed to decode, so that each costs its time limit once per run, not once per epoch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from pipeline import storage
 from pipeline.records import DecodeError, Reason
 
-OF_THE_STORE = frozenset({Reason.MISSING, Reason.UNAVAILABLE, Reason.WRONG_CHECKSUM})
-"""Not remembered: the next epoch may find the file."""
+STORE_REASONS = frozenset({Reason.MISSING, Reason.UNAVAILABLE, Reason.WRONG_CHECKSUM})
+"""Reasons that are not recorded: in the next epoch the file may be available."""
 
 
-def failures_in(folder: str) -> dict[int, DecodeError]:
-    """Return clip id → why it did not decode, as any worker has noted it in `folder`; none without one."""
+def read_failures(folder: str) -> dict[int, DecodeError]:
+    """Return clip id → error, as recorded in `folder` by any worker; {} without a folder."""
     if not folder or not storage.exists(folder):
         return {}
     return {int(name.removesuffix(".json")): _read(f"{folder}/{name}") for name in storage.list_files(folder)}
 
 
-def note_failure(folder: str, slot: Mapping[str, Any]) -> None:
-    """Note in `folder`, if there is one, a decoded `slot` whose clip did not decode."""
-    if folder and slot["reason"] and slot["reason"] not in OF_THE_STORE:
+def record_failure(folder: str, slot: Mapping[str, Any]) -> None:
+    """Record a decoded `slot` in `folder`, if there is one and its clip failed to decode."""
+    if folder and slot["reason"] and slot["reason"] not in STORE_REASONS:
         content = json.dumps({name: slot[name] for name in ("uri", "reason", "detail")})
         storage.write_bytes_atomic(f"{folder}/{slot['clip_id']}.json", content.encode())
 

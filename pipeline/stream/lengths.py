@@ -1,7 +1,7 @@
-"""Captions with little padding: rows of about equal length pass through the network together.
+"""Reduce the padding of captions: rows of similar length pass through the network together.
 
 A batch is as wide as its longest caption; in MS-COCO that is nearly twice the mean, and GVTM level 2 multiplies it by
-the number of pairs. Which rows go together is decided on the host, so that no step waits for its device.
+the number of pairs. The groups are formed on the host, so that no step synchronises with its device.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from pipeline.records import LengthGroup
 
 
-def groups_by_length(num_tokens: Sequence[int], most: int) -> tuple[LengthGroup, ...]:
-    """Form at most `most` groups of rows with the least padding; `num_tokens` holds the length of each row."""
-    ends = least_padding(Counter(num_tokens), most)
+def group_by_length(num_tokens: Sequence[int], max_groups: int) -> tuple[LengthGroup, ...]:
+    """Form at most `max_groups` groups of rows with the least padding; `num_tokens` holds the length of each row."""
+    ends = minimise_padding(Counter(num_tokens), max_groups)
     return tuple(
         LengthGroup(
             rows=torch.tensor([row for row, count in enumerate(num_tokens) if shorter < count <= longest]),
@@ -26,18 +26,18 @@ def groups_by_length(num_tokens: Sequence[int], most: int) -> tuple[LengthGroup,
     )
 
 
-def least_padding(num_rows: Counter[int], most: int) -> list[int]:
-    """Return the at most `most` lengths, ascending, to which rows are padded with the fewest tokens in all.
+def minimise_padding(num_rows: Counter[int], max_groups: int) -> list[int]:
+    """Return at most `max_groups` lengths, ascending, such that padding each row to the next costs the fewest tokens.
 
     `num_rows` counts the rows of each length. Dynamic programming over the lengths that occur.
     """
     lengths, rows_before = sorted(num_rows), [0]
     for length in lengths:
         rows_before.append(rows_before[-1] + num_rows[length])
-    # best[end]: the fewest tokens of the rows of the first `end` lengths, and the lengths that they are padded to
+    # best[end]: the fewest tokens for the rows of the first `end` lengths, and the lengths they are padded to
     best: list[tuple[int, list[int]]] = [(0, [])]
     best += [(length * rows_before[end], [length]) for end, length in enumerate(lengths, 1)]
-    for _ in range(most - 1):
+    for _ in range(max_groups - 1):
         best = best[:1] + [
             min(
                 (tokens + length * (rows_before[end] - rows_before[start]), [*padded, length])

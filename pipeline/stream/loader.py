@@ -1,9 +1,9 @@
-"""From the plan to decoded clips, in the plan's order, as a Ray Data stream.
+"""Stream of decoded clips in the order of the plan, on Ray Data.
 
     block number ─► a few steps' slots of one rank ─► look up row, fetch bytes, decode ─► one row per slot
 
-A block is nothing but its number until it is decoded, so no process holds the order of the epoch, and a clip that fails
-keeps its slot with weight 0: nothing is filtered, no rank ever gets fewer rows than another.
+Until it is decoded, a block is just its number, so no process holds the order of the epoch. A clip that fails keeps its
+slot with weight 0: nothing is filtered, and all ranks get the same number of rows.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from pipeline.corpus.fetching import fail
 from pipeline.decode.clip_media import fetch_clip
 from pipeline.decode.codec import decode_frames, known_info
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import decoded
+from pipeline.decode.packets import decode_with_retry
 from pipeline.decode.pixels import PixelBuffer
 from pipeline.decode.sampling import Policy
 from pipeline.records import ClipRows, DecodeError, Kind, Media, Reason, Rejected, Stage
 from pipeline.stream.config import ANNOTATION, caption_weights
 from pipeline.stream.epoch_plan import PADDING, PlannedStep
-from pipeline.stream.failures import failures_in, note_failure
+from pipeline.stream.failures import read_failures, record_failure
 from pipeline.stream.randomness import Purpose, clip_rng
 from pipeline.stream.source import ClipSource
 
 MAX_BLOCKS = 10_000
-"""Full blocks of one dataset; a longer run is cut into segments, as Ray Data plans all blocks of a dataset at once."""
+"""Largest number of full blocks per dataset. Ray Data plans all blocks of a dataset at once, so longer runs are cut
+into segments."""
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -53,25 +54,25 @@ CLIP_SCHEMA = pa.schema(
         ("uri", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
-        ("num_retries", pa.int64()),  # how often the store was asked again since the slot before
+        ("num_retries", pa.int64()),  # retries of the store since the slot before
     ]
 )
 
 
-def segments(source: ClipSource, num_steps: int, most_ranks: int) -> list[tuple[str, int, int]]:
-    """Name and step range [start, stop) of each dataset that a run of `num_steps` on up to `most_ranks` is cut into."""
-    size = max(1, MAX_BLOCKS // most_ranks) * source.steps_per_block(most_ranks)
+def segments(source: ClipSource, num_steps: int, max_ranks: int) -> list[tuple[str, int, int]]:
+    """Cut a run of `num_steps` on up to `max_ranks` ranks into datasets; return their names and step ranges."""
+    size = max(1, MAX_BLOCKS // max_ranks) * source.steps_per_block(max_ranks)
     starts = range(0, num_steps, size)
     return [(f"train-{number}", start, min(start + size, num_steps)) for number, start in enumerate(starts)]
 
 
 def decode_block(numbers: pa.Table, *, source: ClipSource, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
-    """A rank's slots of a few steps: each slot's clip, fetched and decoded, or its reason for having none."""
+    """Fetch and decode a rank's slots of a few steps; a slot without a usable clip holds the reason."""
     if len(numbers) != 1:
         raise RuntimeError(f"a block has {len(numbers)} numbers instead of its own")
     steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
     storage.set_retry_seconds(source.patience_seconds)
-    return decode_shares(source, steps, rank, num_ranks, failures_in(source.failures))
+    return decode_shares(source, steps, rank, num_ranks, read_failures(source.failures))
 
 
 def clip_stream(
@@ -82,9 +83,9 @@ def clip_stream(
     num_ranks: int,
     decode: Callable[..., pa.Table] = decode_block,
 ) -> ray.data.Dataset:
-    """One row per slot of the steps [start, stop); block b holds the next steps' slots of rank b mod `num_ranks`.
+    """Return a dataset with one row per slot of the steps [start, stop); block b belongs to rank b mod `num_ranks`.
 
-    `decode`: makes a block of its number.
+    `decode`: maps the number of a block to its rows.
     """
     num_blocks = source.num_groups(stop_step - start_step, num_ranks) * num_ranks
     return ray.data.range(num_blocks, override_num_blocks=num_blocks).map_batches(
@@ -104,14 +105,14 @@ def decode_share(
     num_ranks: int,
     failures: Mapping[int, DecodeError] = MappingProxyType({}),
 ) -> pa.Table:
-    """One rank's slots of one step. `failures`: clips that are known not to decode; others are noted."""
+    """Decode one rank's slots of one step. `failures`: clips known to fail, which are not tried again."""
     return decode_shares(source, range(step, step + 1), rank, num_ranks, failures)
 
 
 def decode_shares(
     source: ClipSource, steps: range, rank: int, num_ranks: int, failures: Mapping[int, DecodeError]
 ) -> pa.Table:
-    """One rank's slots of a few steps, as one chunk: a share is then cut out of it without a copy."""
+    """Decode one rank's slots of a few steps into one chunk, out of which shares are sliced without a copy."""
     pixels = PixelBuffer(len(steps) * source.share(num_ranks) * source.clip_bytes)
     slots, stops = [], [0]
     for step in steps:
@@ -133,31 +134,34 @@ def decoded_slots(
     failures: Mapping[int, DecodeError],
     pixels: PixelBuffer,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one rank's slots of one step, as `decode_slot` gives them."""
+    """Yield `decode_slot` for one rank's slots of one step, and record new failures."""
     share, planned = source.share(num_ranks), source.planned(step)
     rows = np.pad(planned.rows, (0, share * num_ranks - source.batch), constant_values=PADDING)
     rows, first_slot = rows[rank * share : (rank + 1) * share], (step * num_ranks + rank) * share
     taken = iter(source.clips(planned.kind).take(rows[rows != PADDING]).to_pylist())
-    found = [next(taken) if row != PADDING else None for row in rows.tolist()]
-    read_ahead(source, step)
-    known = [failures.get(row["clip_id"]) if row else None for row in found]
-    wanted = [row if row and not error else None for row, error in zip(found, known, strict=True)]
-    reads = storage.ahead(
-        (media.file_of(row["uri"]), functools.partial(fetch_clip, row, source.decoder, **choice(source, planned, row)))
+    clips = [next(taken) if row != PADDING else None for row in rows.tolist()]
+    prefetch_rows(source, step)
+    known = [failures.get(row["clip_id"]) if row else None for row in clips]
+    to_fetch = [row if row and not error else None for row, error in zip(clips, known, strict=True)]
+    reads = storage.prefetched(
+        (
+            media.file_of(row["uri"]),
+            functools.partial(fetch_clip, row, source.decoder, **sampling_arguments(source, planned, row)),
+        )
         if row
         else ("", fetch_nothing)
-        for row in wanted
+        for row in to_fetch
     )
-    for slot, (row, read, error) in enumerate(zip(found, reads, known, strict=True), first_slot):
-        done = decode_slot(slot, row, source, planned, functools.partial(fail, error) if error else read, pixels)
+    for slot, (row, read, error) in enumerate(zip(clips, reads, known, strict=True), first_slot):
+        result = decode_slot(slot, row, source, planned, functools.partial(fail, error) if error else read, pixels)
         if not error:
-            note_failure(source.failures, done)
-        yield done | {"num_retries": storage.pop_retry_count()}
+            record_failure(source.failures, result)
+        yield result | {"num_retries": storage.pop_retry_count()}
 
 
-def read_ahead(source: ClipSource, step: int) -> None:
-    """Begin to read the manifest's rows of the steps a window later."""
-    later = source.plan.step_ahead(step) if source.plan else None
+def prefetch_rows(source: ClipSource, step: int) -> None:
+    """Prefetch the manifest rows of the step one window later."""
+    later = source.plan.step_to_prefetch(step) if source.plan else None
     if later:
         source.clips(later.kind).prefetch(later.rows[later.rows != PADDING])
 
@@ -170,8 +174,8 @@ def decode_slot(
     read: Callable[[], Media],
     pixels: PixelBuffer,
 ) -> dict[str, Any]:
-    """The row of one slot, of the file that `read` gives, without its frames, which are in `pixels`. A clip that cannot
-    be had or decoded becomes weight 0 with its reason, never an exception."""
+    """Decode the file that `read` returns into the row of a slot; the frames go to `pixels`. A clip that cannot be
+    fetched or decoded gets weight 0 and the reason; it never raises."""
     length, size = source.num_frames if planned.kind == Kind.VIDEO else 1, source.frame_size_px
     empty = {
         "slot": slot,
@@ -196,10 +200,10 @@ def decode_slot(
         size_px=drawn_size_px(source, planned, row),
         decoder=source.decoder,
         known=known_info(row) if planned.kind == Kind.VIDEO else None,
-        **choice(source, planned, row),
+        **sampling_arguments(source, planned, row),
     )
     try:
-        _, height, width, _ = decoded(read(), decode)
+        _, height, width, _ = decode_with_retry(read(), decode)
         caption = drawn_caption(source, planned, row)
     except DecodeError as error:
         return empty | {"reason": str(error.reason), "detail": error.detail}
@@ -207,7 +211,7 @@ def decode_slot(
 
 
 def drawn_caption(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> str:
-    """Return the caption that a clip is shown with: the first, in training a drawn one."""
+    """Return the caption of a clip: a random one in training, else the first."""
     if source.plan is None:
         return row["captions"][0]
     rng = clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.CAPTION)
@@ -215,14 +219,14 @@ def drawn_caption(source: ClipSource, planned: PlannedStep, row: dict[str, Any])
 
 
 def drawn_size_px(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> int:
-    """Return the long side of a clip, in pixels: drawn in training, if there are several to draw from."""
+    """Return the long side of a clip, in pixels; training draws one of `long_sides_px`, if given."""
     if source.plan is None or not source.long_sides_px:
         return source.frame_size_px
     return int(clip_rng(source.seed, planned.epoch, row["clip_id"], Purpose.SIZE).choice(source.long_sides_px))
 
 
-def choice(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> dict[str, Any]:
-    """How the frames of a clip are chosen, in the words of `clip_indices`: the same each time that it is asked."""
+def sampling_arguments(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `clip_indices` for a clip. Repeated calls return equal choices."""
     is_training = source.plan is not None
     return {
         "num_frames": source.num_frames if planned.kind == Kind.VIDEO else 1,
@@ -235,7 +239,7 @@ def choice(source: ClipSource, planned: PlannedStep, row: dict[str, Any]) -> dic
 
 
 def fetch_nothing() -> Media:
-    """The file of a slot without a clip, which nobody asks for."""
+    """Stand in for the file of a slot without a clip; its result is never used."""
     return b""
 
 
@@ -245,9 +249,9 @@ def choose_caption(
     sources: Sequence[str | None] | None = None,
     weights: Sequence[str] = (),
 ) -> str:
-    """One of a clip's captions: uniformly, or of a source (of each caption) that is drawn by `weights`, SOURCE=WEIGHT.
+    """Draw a caption of a clip uniformly, or first a source by `weights` (SOURCE=WEIGHT), then a caption of it.
 
-    DecodeError, `no_caption`, for a clip that has none of these sources.
+    `sources`: the source of each caption. DecodeError, `no_caption`, if no caption has a source of positive weight.
     """
     if not captions:
         raise ValueError("a clip without captions cannot be trained on; prepare rejects it as `no_caption`")
@@ -268,7 +272,7 @@ def choose_caption(
 def clip_rows(
     table: pa.Table, *, source: ClipSource, epoch: int, allocate: Callable[..., NDArray[np.uint8]] = np.empty
 ) -> ClipRows:
-    """A rank's share as arrays: the one copy of its pixels, into the square that `allocate` makes, with padding."""
+    """Return a rank's share as arrays. Pixels are copied once, into padded squares made by `allocate`."""
     B, size, num_frames = len(table), source.frame_size_px, table["num_frames"].to_numpy()
     heights, widths = table["real_height"].to_numpy(), table["real_width"].to_numpy()
     frames = allocate((B, int(num_frames[0]), size, size, 3), np.uint8)
@@ -283,13 +287,13 @@ def clip_rows(
         epoch=epoch,
         captions=table["caption"].to_pylist(),
         frames=frames,
-        frame_pad_mask=as_strided(is_padding, frames.shape[:4], (size * size, 0, size, 1)),  # one for all frames
+        frame_pad_mask=as_strided(is_padding, frames.shape[:4], (size * size, 0, size, 1)),  # all frames share one mask
         num_frames=num_frames.astype(np.int64),
     )
 
 
 def fill(square: UInt8[np.ndarray, "T S S 3"], clip: pa.Buffer, height: int, width: int) -> None:
-    """Copy a clip (T, height, width, 3) to the upper left corner, zeros elsewhere; an empty one is all zeros."""
+    """Copy a clip (T, height, width, 3) to the upper left corner of `square` and zero the rest; it may be empty."""
     if not clip.size:
         square[:] = 0
         return
@@ -299,7 +303,7 @@ def fill(square: UInt8[np.ndarray, "T S S 3"], clip: pa.Buffer, height: int, wid
 
 
 def rejected_rows(table: pa.Table, stage: Stage) -> list[Rejected]:
-    """The clips of a share that failed while decoding."""
+    """Return the clips of a share that failed to decode."""
     failed = table.filter(pc.field("reason") != "")
     rows = failed.select(["clip_id", "uri", "reason", "detail"]).to_pylist()
     return [Rejected.from_row(row, stage) for row in rows]
@@ -308,9 +312,9 @@ def rejected_rows(table: pa.Table, stage: Stage) -> list[Rejected]:
 def in_plan_order(
     tables: Iterator[pa.Table], *, start_step: int, rank: int, num_ranks: int, share: int
 ) -> Iterator[pa.Table]:
-    """The same tables, after each was seen to hold exactly this rank's slots of the next step.
+    """Yield `tables` unchanged, after checking that each holds exactly this rank's slots of the next step.
 
-    Ray Data's order is relied on, so it is checked: a wrong share stops the run instead of training on it.
+    Training relies on Ray Data's order: a wrong share must stop the run (RuntimeError).
     """
     for step, table in enumerate(tables, start_step):
         first = (step * num_ranks + rank) * share

@@ -12,7 +12,7 @@ from numpy.random.bit_generator import ISeedSequence
 
 
 class Purpose(StrEnum):
-    """Purposes of a clip's random numbers; each has a stream of its own."""
+    """Purposes of a clip's random numbers; each has a separate stream."""
 
     CAPTION = "caption"
     FRAMES = "frames"
@@ -36,7 +36,7 @@ class _HashedSeed(ISeedSequence):
 
 
 def clip_rng(seed: int, epoch: int, clip_id: int, purpose: Purpose | str) -> np.random.Generator:
-    """Return a generator that depends on the four arguments alone, the same on every machine."""
+    """Return a generator that depends only on the four arguments, and is the same on every machine."""
     message = struct.pack("<qqq", seed, epoch, clip_id) + str(purpose).encode()
     seeded: Any = _HashedSeed(hashlib.blake2b(message, digest_size=32).digest())
     return np.random.Generator(np.random.PCG64(seeded))

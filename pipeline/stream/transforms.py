@@ -1,4 +1,4 @@
-"""Frames on the training device: pixels as decoded ─► augmented ─► the floats that encoders take."""
+"""Transforms on the training device: decoded pixels ─► augmented pixels ─► normalised floats for encoders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.stream.config import Operation
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601)."""
 LARGEST_BLEND = 0.9
-"""Weight of a blend at full strength."""
+"""Weight of a blend at strength 1."""
 
 
 def normalise(frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T 3 H W"]:
@@ -27,15 +27,15 @@ def normalise(frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T 3 H W"]:
 
 
 def constant(values: Sequence[float], device: torch.device) -> Float[Tensor, " n"]:
-    """Return numbers written by the device itself: a copy of the host's would wait for all that it has yet to do."""
+    """Return a tensor filled on the device: a copy from the host would wait for all work queued there."""
     return torch.stack([torch.full((), value, device=device) for value in values])
 
 
 def augment(batch: Batch, drawn: Augmentation | None) -> Batch:
-    """Augment a batch as `drawn`, on the batch's device; None leaves it as it is.
+    """Augment a batch as `drawn`, on its device; None returns it unchanged.
 
-    All geometry is one bilinear interpolation, and the pad mask moves with the pixels: whatever lies outside a clip is
-    padding, zero. Colours are changed afterwards, with statistics over all frames of a clip.
+    All geometric operations are one bilinear interpolation, and the pad mask moves with the pixels: everything outside
+    a clip is padding, zero. Colours are changed afterwards, with statistics over all frames of a clip.
     """
     if drawn is None:
         return batch
@@ -59,9 +59,9 @@ def resample(
     maps: Float[Tensor, "B 2 3"],
     size_px: int,
 ) -> tuple[Float[Tensor, "B T 3 S S"], Bool[Tensor, "B T S S"]]:
-    """Return the pixels that each clip's map shows in a square of `size_px`, from 0 to 255, and its pad mask.
+    """Resample each clip by its map to a square of `size_px`; return pixels in [0, 255] and the pad mask.
 
-    A pixel is interpolated between real ones only, and is padding if less than half of it is real.
+    A pixel is interpolated between real pixels only, and is padding if less than half of it is real.
     """
     B, T, H, W = pad_mask.shape
     planes = torch.empty(B, T, 4, H, W, device=frames.device)
@@ -156,4 +156,4 @@ COLOUR_CHANGES: dict[Operation, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         *(invert, posterise, solarise),
     )
 }
-"""Function of each operation of colour, of (frames, which pixels are real, strengths)."""
+"""Colour operation → function of (frames, is_real, strengths)."""

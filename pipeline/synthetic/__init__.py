@@ -1,4 +1,4 @@
-"""The embedded corpus: coloured shapes that act over time, drawn from a seed, with captions, questions and ceilings.
+"""The embedded corpus: moving coloured shapes, generated from a seed, with captions, questions and score ceilings.
 
 splits.py ──Scene──► render.py ──frames──► encoded files
    │                                                      corpus.py writes it all

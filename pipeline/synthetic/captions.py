@@ -1,4 +1,4 @@
-"""Scenes in words: many templates, synonyms and function words; each caption knows what it claims."""
+"""Captions of scenes, from many templates, synonyms and function words, each with its statement as a value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.synthetic.words import (
 )
 
 MAX_WORDS = 26
-"""28 word pieces less [CLS] and [SEP]; a comma counts as a word."""
+"""28 word pieces minus [CLS] and [SEP]; a comma counts as a word."""
 
 T = TypeVar("T")
 
@@ -33,32 +33,32 @@ Slot = IntEnum(
     "NAMES_SIZE NAMES_TEXTURE NAMES_ADVERB NAMES_BYSTANDER NAMES_DIRECTION",
     start=0,
 )
-"""The choices that the grammar makes."""
+"""The choices of the grammar."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """All choices of one caption, made before the scene is known: an altered scene gives the same sentence, altered."""
+    """All choices of one caption, independent of the scene: an altered scene gives the same sentence, altered."""
 
     uniforms: tuple[float, ...]
     names_everything: bool
 
     @classmethod
     def draw(cls, rng: np.random.Generator, *, names_everything: bool) -> Style:
-        """A style; `names_everything` for captions that must tell a scene from all others."""
+        """Draw a style; `names_everything`: its captions distinguish a scene from all others."""
         return cls(tuple(rng.random(len(Slot)).tolist()), names_everything)
 
     def pick(self, slot: Slot, options: Sequence[T]) -> T:
-        """One of the options."""
+        """Return the option that the style selects for a slot."""
         return options[int(self.uniforms[slot] * len(options))]
 
     def names(self, slot: Slot, share: float) -> bool:
-        """Whether an optional fact is named, as it is in this share of the captions."""
+        """Return whether an optional fact is named; `share` of the captions name it."""
         return self.names_everything or self.uniforms[slot] < share
 
 
 class Caption(NamedTuple):
-    """A sentence and what it claims."""
+    """A sentence and its statement."""
 
     text: str
     statement: Statement
@@ -129,7 +129,7 @@ _PLACES = ("on a {texture} {surface}", "over a {texture} {surface}", "in front o
 
 
 def caption_of(scene: Scene, style: Style) -> Caption:
-    """The scene in words. Colour, shape and action of the main thing are always named."""
+    """Describe a scene. Colour, shape and action of the main thing are always named."""
     names_other = len(scene.things) > 1 and (
         len(scene.events) != 1 or len(scene.events[0].actors) > 1 or style.names(Slot.NAMES_BYSTANDER, 0.7)
     )
@@ -161,7 +161,7 @@ def _templates(scene: Scene, names_other: bool) -> tuple[str, ...]:
 
 
 def _parts(scene: Scene, style: Style) -> dict[str, str]:
-    """The words for each gap of a template, an empty string for what is not named."""
+    """Return the words for each gap of a template; empty for what is not named."""
     order = list(dict.fromkeys(actor for event in scene.events for actor in event.actors))
     order += [index for index in range(len(scene.things)) if index not in order]
     named = [_noun_phrase(scene.things[index], style, is_second=place > 0) for place, index in enumerate(order)]

@@ -14,8 +14,8 @@ from pipeline.synthetic.statements import agrees, meaning_of
 
 NUM_OPTIONS = 5
 _NUM_OTHER_ACTIONS = 2
-"""How many of the four wrong options of a hard choice differ in the action, if so many can; the others
-differ in something visible."""
+"""How many of the four wrong options of a hard choice differ in the action, if possible; the others differ in
+something visible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Choice:
 
 
 def random_choice(rng: np.random.Generator, scene: Scene, true: Caption, others: Sequence[Caption]) -> Choice | None:
-    """The true caption among four of other clips; None where `others` holds too few that are wrong."""
+    """Return a choice between the true caption and four of other clips; None if `others` has too few wrong ones."""
     meaning = meaning_of(scene)
     wrong: dict[str, Caption] = {}
     for index in rng.permutation(len(others)):
@@ -44,10 +44,10 @@ def random_choice(rng: np.random.Generator, scene: Scene, true: Caption, others:
 def hard_choice(
     rng: np.random.Generator, scene: Scene, richness: Richness, held_out: frozenset[Combination] = frozenset()
 ) -> Choice | None:
-    """The scene among scenes that differ in one attribute each, all in the same sentence.
+    """Return a choice between the scene and four that differ in one attribute each, all described by the same sentence.
 
-    For training no option shows a combination of `held_out`: the true one never does, so the text alone would tell.
-    None where too few scenes are left.
+    For training no option shows a combination of `held_out`: the true one never does, so text alone would reveal it.
+    None if too few scenes are left.
     """
 
     def allowed(scenes: list[Scene]) -> list[Scene]:
@@ -56,7 +56,7 @@ def hard_choice(
     style = Style.draw(rng, names_everything=True)
     true = caption_of(scene, style)
     acting = _pick(rng, allowed(_other_events(scene, richness)), _NUM_OTHER_ACTIONS)
-    visible = _pick(rng, allowed(_other_looks(rng, scene, richness)), NUM_OPTIONS - 1 - len(acting))
+    visible = _pick(rng, allowed(_other_appearances(rng, scene, richness)), NUM_OPTIONS - 1 - len(acting))
     wrong = [caption_of(other, style) for other in (*acting, *visible)]
     if len(wrong) < NUM_OPTIONS - 1:
         return None
@@ -74,7 +74,7 @@ def _pick(rng: np.random.Generator, scenes: list[Scene], number: int) -> list[Sc
 
 
 def _other_events(scene: Scene, richness: Richness) -> list[Scene]:
-    """The scene with another action, or with its order of events turned round."""
+    """Return variants of the scene with another action, or with its events in reverse order."""
     events = scene.events
     variants: list[tuple[Event, ...]]
     if len(events) == 2:
@@ -89,8 +89,8 @@ def _other_events(scene: Scene, richness: Richness) -> list[Scene]:
     return [replace(scene, events=variant) for variant in variants]
 
 
-def _other_looks(rng: np.random.Generator, scene: Scene, richness: Richness) -> list[Scene]:
-    """The scene with one attribute of one thing, or of the background, changed to what nothing else here has."""
+def _other_appearances(rng: np.random.Generator, scene: Scene, richness: Richness) -> list[Scene]:
+    """Return variants of the scene in which one attribute of a thing or of the background has a value new to it."""
     taken_colours, taken_shapes = ({getattr(t, name) for t in scene.things} for name in ("colour", "shape"))
     colours = [colour for colour in richness.colours if colour not in taken_colours]
     shapes = [shape for shape in richness.shapes if shape not in taken_shapes]

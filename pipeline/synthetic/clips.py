@@ -1,4 +1,4 @@
-"""Which clips a corpus has: its config, and every clip's scene and captions."""
+"""The clips of a corpus: its config, and the scene and captions of every clip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPLITS = ("train", "val", "test", "temporal")
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """What names an embedded corpus entirely: the same config gives the same scenes, captions and frames."""
+    """Defines an embedded corpus completely: equal configs give equal scenes, captions and frames."""
 
     seed: int = 0
     """Changes every scene and caption."""
@@ -67,7 +67,7 @@ class SceneClip:
 
 
 def clips_of(config: CorpusConfig) -> list[SceneClip]:
-    """Every clip of the corpus with its scene and captions, in the order of the annotations."""
+    """Return every clip of the corpus with its scene and captions, in the order of the annotations."""
     seed, richness = config.seed, config.richness
     groups = temporal_groups(seed, richness, config.num_temporal_groups)
     scenes = {
@@ -98,7 +98,7 @@ def _clip(config: CorpusConfig, split: str, index: int, kind: str, group: str | 
 
 
 def _captions(rng: np.random.Generator, scene: Scene, num_captions: int, names_everything: bool) -> tuple[Caption, ...]:
-    """Different sentences as far as the grammar gives them."""
+    """Draw up to `num_captions` distinct sentences, as far as the grammar has them."""
     captions: dict[str, Caption] = {}
     for _ in range(20 * num_captions):
         caption = caption_of(scene, Style.draw(rng, names_everything=names_everything))

@@ -1,4 +1,4 @@
-"""The corpus as files: encoded clips, annotations, scenes, questions, choices, and what they can show at best."""
+"""Write the corpus as files: encoded clips, annotations, scenes, questions, choices, and score ceilings."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from pipeline.synthetic.splits import held_out_combinations, rng_for, uncovered_
 
 SUMMARY_NAME = "corpus.json"
 FORMAT_VERSION = 3
-"""Raised when the same config gives other files."""
+"""Increment it whenever the same config would give different files."""
 
 NUM_TRAINING_CHOICES = 5
-"""Hard choices about each training clip: of one alone, its true caption would be learned by heart."""
+"""Hard choices about each training clip: with a single one, the model would memorise its true caption."""
 
 Progress = Callable[[int, int], None]
-"""Called with (clips done, clips in all)."""
+"""Called with (number of clips written, total number of clips)."""
 Row = dict[str, Any]
 
 
 def make_corpus(
     config: CorpusConfig, out_path: Path, *, num_processes: int = 1, progress: Progress | None = None
 ) -> bool:
-    """Whether the corpus had to be made; afterwards it lies complete under `out_path`.
+    """Write the corpus to `out_path` unless it is already there; return whether it was written.
 
-    A finished corpus of the same config is left alone, anything else that lies there is refused with ValueError.
+    A complete corpus with the same config is left alone; ValueError if anything else is there.
     """
     if _is_finished(config, out_path):
         return False
@@ -64,12 +64,12 @@ def _is_finished(config: CorpusConfig, out_path: Path) -> bool:
             raise ValueError(f"{out_path} exists and is no corpus of ours: name another folder or remove it")
         return False
     summary = json.loads(summary_path.read_text())
-    wanted = {"format_version": FORMAT_VERSION, **_flat(dataclasses.asdict(config))}
+    expected = {"format_version": FORMAT_VERSION, **_flat(dataclasses.asdict(config))}
     present = {"format_version": summary.get("format_version"), **_flat(summary.get("config", {}))}
-    if wanted == present:
+    if expected == present:
         return True
-    different = sorted(key for key in wanted | present if wanted.get(key) != present.get(key))
-    listed = ", ".join(f"{key} is {present.get(key)} there, {wanted.get(key)} wanted" for key in different)
+    different = sorted(key for key in expected | present if expected.get(key) != present.get(key))
+    listed = ", ".join(f"{key} is {present.get(key)} there, {expected.get(key)} wanted" for key in different)
     raise ValueError(f"{out_path} holds a corpus of another config ({listed}): name another folder or remove it")
 
 
@@ -104,7 +104,7 @@ def _write(config: CorpusConfig, root: Path, num_processes: int, progress: Progr
 
 
 def documents_of(config: CorpusConfig, clips: Sequence[SceneClip]) -> tuple[dict[str, bytes], Row]:
-    """The text files of a corpus by path, and its sizes and ceilings."""
+    """Return the text files of a corpus by path, and its sizes and ceilings."""
     videos = {split: [clip for clip in clips if clip.split == split and clip.kind == "video"] for split in SPLITS}
     questions = {split: _questions(config, split, videos[split]) for split in SPLITS}
     choices = {split: _choices(config, split, videos[split]) for split in SPLITS}
@@ -136,8 +136,8 @@ def _questions(config: CorpusConfig, split: str, clips: Sequence[SceneClip]) -> 
 
 
 def _choices(config: CorpusConfig, split: str, clips: Sequence[SceneClip]) -> dict[str, list[Choice]]:
-    """A random and a hard one about each clip; about those of training hard ones only, since random options are easy
-    for who was pre-trained."""
+    """Draw a random and a hard choice about each clip; for training only hard ones, since random options are easy for a
+    pre-trained model."""
     choices: dict[str, list[Choice]] = {}
     others = [clip.captions[0] for clip in clips]
     is_train = split == "train"
@@ -160,7 +160,7 @@ def _map(work: Callable[[SceneClip], str], clips: Sequence[SceneClip], num_proce
 
 
 def _write_clip(config: CorpusConfig, root: Path, clip: SceneClip) -> str:
-    """Draws, encodes and writes one clip; the hash of its frames before encoding."""
+    """Render, encode and write one clip; return the hash of its frames before encoding."""
     if clip.kind == "video":
         frames = render_video(clip.scene, num_frames=config.num_frames, size_px=config.size_px)
         content = encode_video(frames, fps=config.fps)

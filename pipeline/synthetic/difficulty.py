@@ -1,8 +1,8 @@
-"""What a corpus lets a scorer reach at best, computed from scenes and from what captions claim.
+"""Upper bounds on the metrics of a corpus, computed from scenes and from the statements of captions.
 
-`oracle` knows the true scenes. `single_frame` knows all that the middle frame shows and nothing about time.
-`bag_of_frames` knows all frames of a clip but not their order. Each ranks what it cannot tell apart at random, so
-every figure is an expectation. Keys are those of a run's results, such as `test/t2v/r1`.
+`oracle` knows the true scenes. `single_frame` knows everything in the middle frame but nothing about time.
+`bag_of_frames` knows all frames of a clip but not their order. Each breaks ties at random, so every figure is an
+expectation. Keys are those of a run's results, such as `test/t2v/r1`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Figures = dict[str, float]
 
 
 def expected_recall(num_equal: int, rank: int) -> float:
-    """Expected recall at `rank` of the one right item among `num_equal` that score highest alike."""
+    """Return the expected recall at `rank` of the correct item if it ties with `num_equal` − 1 others for the top."""
     return min(rank / num_equal, 1.0)
 
 
 def retrieval_ceilings(clips: Sequence[SceneClip], may_agree: Agreement) -> Figures:
-    """Recall in both directions, and inside groups where there are any; one caption per clip."""
+    """Return the recall in both directions, and within groups if there are any; one caption per clip."""
     claims = [clip.captions[0].statement for clip in clips]
     meanings = [meaning_of(clip.scene) for clip in clips]
     table = [[may_agree(claim, meaning) for meaning in meanings] for claim in claims]
@@ -46,7 +46,7 @@ def retrieval_ceilings(clips: Sequence[SceneClip], may_agree: Agreement) -> Figu
 
 
 def bag_of_frames_ceilings(clips: Sequence[SceneClip], num_frames: int) -> Figures:
-    """In-group recall of who sees every frame but not in which order; the captions name all that tells clips apart."""
+    """Return the in-group recall of `bag_of_frames`; the captions must name everything that distinguishes clips."""
     bags: dict[str | None, list[frozenset[object]]] = defaultdict(list)
     for clip in clips:
         bags[clip.group].append(frames_shown(clip.scene, num_frames))
@@ -55,7 +55,7 @@ def bag_of_frames_ceilings(clips: Sequence[SceneClip], num_frames: int) -> Figur
 
 
 def frames_shown(scene: Scene, num_frames: int) -> frozenset[object]:
-    """The different frames of a clip; two clips that show the same ones are told apart by order alone."""
+    """Return the set of distinct frames of a clip; clips with equal sets differ only in the order of frames."""
     frames = (poses(scene, tau_at(frame, num_frames)) for frame in range(num_frames))
     looks = tuple((thing.colour, thing.shape) for thing in scene.things)
     shown = (
@@ -68,7 +68,7 @@ def frames_shown(scene: Scene, num_frames: int) -> frozenset[object]:
 def choice_ceilings(
     choices: Mapping[str, Sequence[Choice]], scenes: Mapping[str, Scene], may_agree: Agreement
 ) -> Figures:
-    """Accuracy by difficulty; `choices` and `scenes` by clip name."""
+    """Return the accuracy by difficulty; `choices` and `scenes` are by clip name."""
     rows: dict[str, list[float]] = defaultdict(list)
     for clip_name, of_clip in choices.items():
         meaning = meaning_of(scenes[clip_name])
@@ -81,7 +81,7 @@ def choice_ceilings(
 def question_ceilings(
     asked: Sequence[Question], train: Sequence[Question], answers: Sequence[str]
 ) -> dict[str, Figures]:
-    """Accuracy by type for `oracle`, which needs the answer to be in the closed list, and for `single_frame`."""
+    """Return the accuracy by type of `oracle`, which only gives answers of the closed list, and of `single_frame`."""
     ceilings: dict[str, Figures] = {"oracle": {}, "single_frame": {}}
     for kind in QUESTION_TYPES:
         if rows := [question for question in asked if question.question_type == kind]:
@@ -98,7 +98,7 @@ def corpus_ceilings(
     answers: Sequence[str],
     num_frames: int,
 ) -> dict[str, Figures]:
-    """All figures by scorer; `questions` and `choices` by split and clip name."""
+    """Return all figures by scorer; `questions` and `choices` are by split and clip name."""
     ceilings: dict[str, Figures] = {"oracle": {}, "single_frame": {}}
     agreements: dict[str, Agreement] = {"oracle": agrees, "single_frame": agrees_with_frame}
     train = [question for of_clip in questions["train"].values() for question in of_clip]

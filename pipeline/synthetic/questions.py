@@ -1,4 +1,4 @@
-"""Questions about clips, each with its only answer and with the answers that the middle frame leaves open."""
+"""Questions about clips, each with its unique answer and the answers that are possible given the middle frame."""
 
 from __future__ import annotations
 
@@ -55,25 +55,25 @@ class Question:
     answer: str
     question_type: str
     form: str
-    """Questions of one form have the same possible answers as far as the middle frame does not narrow them."""
+    """Questions of one form have the same possible answers, unless the middle frame narrows them."""
     seen: tuple[str, ...] = ()
-    """The answers that the middle frame leaves open; empty: any answer that the form has."""
+    """The answers that are possible given the middle frame; empty: any answer of the form."""
 
 
 def questions_of(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """One question of each type that the scene can answer."""
+    """Return one question of each type that the scene can answer."""
     main = scene.things[scene.events[0].actors[0]] if scene.events else scene.things[0]
     number = _NUMBER_WORDS[len(scene.things)]
     seen = (("colour", _COLOUR, main.colour), ("shape", _SHAPE, main.shape), ("count", _COUNT, number))
     drawn = [(kind, kind, texts, answer, (answer,)) for kind, texts, answer in seen] + _event_questions(scene, rng)
     return [
-        Question(text=_ask(rng, texts, main, form), answer=answer, question_type=kind, form=form, seen=seen)
+        Question(text=_phrase_question(rng, texts, main, form), answer=answer, question_type=kind, form=form, seen=seen)
         for kind, form, texts, answer, seen in drawn
     ]
 
 
 _Drawn = tuple[str, str, tuple[str, ...], str, tuple[str, ...]]
-"""Question type, form, texts, answer, answers that the middle frame leaves open."""
+"""Question type, form, texts, answer, answers that are possible given the middle frame."""
 
 
 def _event_questions(scene: Scene, rng: np.random.Generator) -> list[_Drawn]:
@@ -85,12 +85,12 @@ def _event_questions(scene: Scene, rng: np.random.Generator) -> list[_Drawn]:
         event = first if which == "first" else last
         if first.actors == last.actors:
             return [("order", "turn", _TURNS[which], _answer(event), ())]
-        return [("action", "action", _ACTION, _answer(first), ()), _who(scene, which, event)]
+        return [("action", "action", _ACTION, _answer(first), ()), _actor_question(scene, which, event)]
     is_mutual = first.action in MUTUAL_ACTIONS
     form, texts = ("mutual action", _MUTUAL_ACTION) if is_mutual else ("action", _ACTION)
     drawn: list[_Drawn] = [("action", form, texts, _answer(first), ())]
     if first.action == "chase":
-        drawn.append(_who(scene, "behind", first))
+        drawn.append(_actor_question(scene, "behind", first))
     elif first.action in ("left", "right"):
         drawn.append(("order", "side", _STARTS_ON, "right" if first.action == "left" else "left", ()))
     elif first.action in _STATE_AND_TIME:
@@ -99,7 +99,7 @@ def _event_questions(scene: Scene, rng: np.random.Generator) -> list[_Drawn]:
     return drawn
 
 
-def _who(scene: Scene, which: str, event: Event) -> _Drawn:
+def _actor_question(scene: Scene, which: str, event: Event) -> _Drawn:
     shapes = tuple(sorted(thing.shape for thing in scene.things))
     return "order", "who", _WHO[which], scene.things[event.actors[0]].shape, shapes
 
@@ -108,7 +108,7 @@ def _answer(event: Event) -> str:
     return _ANSWER_BY_ACTION.get(event.action, event.action)
 
 
-def _ask(rng: np.random.Generator, texts: tuple[str, ...], thing: Thing, form: str) -> str:
+def _phrase_question(rng: np.random.Generator, texts: tuple[str, ...], thing: Thing, form: str) -> str:
     shape_words = WORDS_BY_SHAPE[thing.shape]
     return texts[rng.integers(len(texts))].format(
         colour=thing.colour, shape=shape_words[rng.integers(len(shape_words))], state=form.removeprefix("time ")
@@ -116,15 +116,16 @@ def _ask(rng: np.random.Generator, texts: tuple[str, ...], thing: Thing, form: s
 
 
 def closed_answers(questions: Iterable[Question]) -> list[str]:
-    """The answers, most frequent first."""
+    """Return the distinct answers, most frequent first."""
     counts = Counter(question.answer for question in questions)
     return sorted(counts, key=lambda answer: (-counts[answer], answer))
 
 
 def single_frame_accuracy(asked: Sequence[Question], train: Iterable[Question]) -> float:
-    """Best accuracy on `asked`, not empty, for who sees the middle frame and knows the answers given in training.
+    """Return the best accuracy on `asked`, not empty, from the middle frame and the answers given in training.
 
-    Among the answers that the frame leaves open it gives the most frequent one of the form, ties broken at random.
+    Where the frame shows which answers are possible, one of them is guessed; else the most frequent answer of the form.
+    Ties are broken at random.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for question in train:
@@ -133,7 +134,7 @@ def single_frame_accuracy(asked: Sequence[Question], train: Iterable[Question]) 
     def chance(question: Question) -> float:
         known = counts[question.form]
         most = max(known.values(), default=0)
-        # Of what the frame shows, how often a shape acts first in general says nothing about it.
+        # frequencies over all training clips, as of shapes that act first, say nothing about the shapes in this frame
         best = question.seen or [answer for answer, count in known.items() if count == most]
         return (question.answer in best) / max(len(best), 1)
 

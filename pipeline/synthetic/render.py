@@ -1,4 +1,4 @@
-"""Scenes as pixels: anti-aliased shapes on muted, textured backgrounds."""
+"""Render scenes to pixels: anti-aliased shapes on muted, textured backgrounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pipeline.synthetic.scenes import FRAME_UNITS, Background, Pose, Scene, poses, tau_at
 
 _OVERSAMPLING = 4
-_RGB_BY_COLOUR = {
+RGB_BY_COLOUR = {
     "red": (222, 22, 28),
     "blue": (28, 62, 230),
     "yellow": (255, 226, 20),
@@ -27,7 +27,7 @@ _RGB_BY_COLOUR = {
 
 
 def render_video(scene: Scene, *, num_frames: int, size_px: int) -> NDArray[np.uint8]:
-    """Frames (T, H, W, 3), uint8 RGB; the middle state stands at frame `num_frames // 2`."""
+    """Render frames (T, H, W, 3), uint8 RGB; frame `num_frames // 2` shows the middle state."""
     background = draw_background(scene.background, size_px)
     over_time = [poses(scene, tau_at(frame, num_frames)) for frame in range(num_frames)]
     drawn = {posed: _draw(scene, posed, background) for posed in dict.fromkeys(over_time)}
@@ -35,12 +35,12 @@ def render_video(scene: Scene, *, num_frames: int, size_px: int) -> NDArray[np.u
 
 
 def render_image(scene: Scene, *, size_px: int) -> NDArray[np.uint8]:
-    """The scene in its middle state, (H, W, 3) uint8 RGB."""
+    """Render the scene in its middle state, (H, W, 3) uint8 RGB."""
     return _draw(scene, poses(scene, 0.0), draw_background(scene.background, size_px))
 
 
 def draw_background(background: Background, size_px: int) -> NDArray[np.float32]:
-    """(H, W, 3) float32 in 0..255: a texture in two near tones of low saturation, with a little grain."""
+    """Render a texture in two similar tones of low saturation with a little grain, (H, W, 3) float32 in [0, 255]."""
     rng = np.random.default_rng(background.seed)
     base = rng.uniform(105, 150) + rng.uniform(-12, 12, 3)
     contrast = rng.uniform(30, 42) * rng.choice([-1.0, 1.0])
@@ -50,7 +50,7 @@ def draw_background(background: Background, size_px: int) -> NDArray[np.float32]
 
 
 def _pattern(texture: str, size_px: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(H, W) in [-1, 1]."""
+    """Return the pattern of a texture, (H, W) in [-1, 1]."""
     period = rng.uniform(9.0, 13.0) * size_px / FRAME_UNITS
     offset_y, offset_x = rng.uniform(0, period, 2)
     angle = rng.uniform(-0.35, 0.35) + (math.pi / 2) * rng.integers(0, 2)
@@ -75,12 +75,12 @@ def _draw(scene: Scene, posed: tuple[Pose, ...], background: NDArray[np.float32]
         if pose.visible:
             top, left, alpha = _coverage(thing.shape, pose, len(background))
             patch = frame[top : top + alpha.shape[0], left : left + alpha.shape[1]]
-            patch += alpha * (np.asarray(_RGB_BY_COLOUR[thing.colour], np.float32) - patch)
+            patch += alpha * (np.asarray(RGB_BY_COLOUR[thing.colour], np.float32) - patch)
     return (frame + 0.5).astype(np.uint8)
 
 
 def _coverage(shape: str, pose: Pose, size_px: int) -> tuple[int, int, NDArray[np.float32]]:
-    """Top and left of a patch of the frame, and the share of each of its pixels that is covered, (h, w, 1)."""
+    """Return top and left of the patch that a shape covers, and its alpha in [0, 1], (h, w, 1)."""
     scale = size_px / FRAME_UNITS
     outlines = [
         ((outline * (pose.radius * pose.width, pose.radius) + (pose.x, pose.y)) * scale, fill)
@@ -101,7 +101,7 @@ def _coverage(shape: str, pose: Pose, size_px: int) -> tuple[int, int, NDArray[n
 
 @lru_cache
 def _outlines(shape: str) -> tuple[tuple[NDArray[np.float64], int], ...]:
-    """Polygons (N, 2) of about unit radius, y downwards, with the fill of each: 255 adds, 0 cuts out."""
+    """Return the polygons (N, 2) of a shape of about unit radius, y downwards, with fill: 255 adds, 0 cuts out."""
     match shape:
         case "circle":
             return ((_circle(1.0), 255),)

@@ -1,7 +1,7 @@
-"""What a clip shows: things, events and a background, and where everything is at a moment.
+"""Scenes of clips: things, events and a background, and the pose of each thing over time.
 
 Lengths are in units of a 64-unit square frame. Time `tau` runs from -5 to 5; at 0, the middle of the clip, every
-thing is in its middle state: visible, upright, at its own place and size. So the middle frame never tells an action.
+thing is in its middle state: visible, upright, at its own place and size. So the middle frame never reveals an action.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPEATABLE = ("jump", "spin", "blink", "shake")
 SOLO_ACTIONS = (*DIRECTIONS, *RESIZES, "jump", "spin", "vanish", "appear", "blink", "shake")
 JOINT_ACTIONS = ("meet", "part", "chase", "pass")
 MUTUAL_ACTIONS = ("meet", "part", "pass")
-"""Joint actions in which no thing has another role than the other."""
+"""Joint actions in which both things have the same role."""
 
 _TRAVEL = 15.0
 _CHASE_TRAVEL = 13.0
@@ -49,26 +49,26 @@ class Thing:
 
     @property
     def radius(self) -> float:
-        """Half the width in frame units, in the middle state."""
+        """Return half the width in the middle state, in frame units."""
         return RADIUS_BY_SIZE[self.size]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """An action of one thing, or of two together (for a chase: the chaser first)."""
+    """An action of one thing, or of two together (in a chase, the chaser is first)."""
 
     action: str
     actors: tuple[int, ...]
     """Positions in `Scene.things`."""
     phase: str = "whole"
-    """`whole` clip, or only its `first` or `second` half."""
+    """The `whole` clip, or only its `first` or `second` half."""
     moment: float = 2.0
-    """Distance from the middle, in tau, at which a thing vanishes (after it) or appears (before it)."""
+    """Distance from the middle, in tau, at which a thing vanishes (after the middle) or appears (before it)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Background:
-    """A muted textured surface; `seed` fixes its tone and grain."""
+    """A muted textured surface; `seed` determines its tone and grain."""
 
     texture: str
     seed: int
@@ -94,10 +94,10 @@ class Pose(NamedTuple):
 
 
 def tau_at(frame: int, num_frames: int) -> float:
-    """Time of a frame: 0 at frame `num_frames // 2`, evenly spaced, and never outside [-5, 5].
+    """Return the time of a frame: 0 at frame `num_frames // 2`, evenly spaced, within [-5, 5].
 
-    An even number of frames has one frame more before the middle than after it; the first one repeats the second, so
-    that a clip and its reversal show the same frames.
+    An even number of frames has one more before the middle than after it; the first repeats the second, so that a clip
+    and its reversal have the same set of frames.
     """
     middle = num_frames // 2
     after = num_frames - 1 - middle
@@ -105,7 +105,7 @@ def tau_at(frame: int, num_frames: int) -> float:
 
 
 def poses(scene: Scene, tau: float) -> tuple[Pose, ...]:
-    """The pose of each thing at time `tau`."""
+    """Return the pose of each thing at time `tau`."""
     result = [Pose(thing.x, thing.y, thing.radius, 1.0, True) for thing in scene.things]
     for event in scene.events:
         active = {"whole": tau, "first": min(tau, 0.0), "second": max(tau, 0.0)}[event.phase]
@@ -128,7 +128,7 @@ def _solo(event: Event, pose: Pose, tau: float) -> Pose:
             return pose._replace(radius=pose.radius * (1 + _RESIZE_SHARE * share * sign))
         case "jump":
             return pose._replace(y=pose.y - _JUMP_HEIGHT * abs(math.sin(math.pi * share)))
-        case "spin":  # about the vertical axis, as a coin does: visible for round shapes too
+        case "spin":  # about the vertical axis, like a coin, so that it is visible for round shapes too
             return pose._replace(width=max(0.12, abs(math.cos(2 * math.pi * tau / _SPIN_PERIOD))))
         case "shake":
             return pose._replace(x=pose.x + _SHAKE_REACH * math.sin(math.pi * tau / 2))
@@ -166,7 +166,7 @@ def _joint(action: str, pair: list[Pose], tau: float) -> list[Pose]:
 
 
 def combinations_of(scene: Scene) -> tuple[tuple[str, str, str], ...]:
-    """(colour, shape, action) of each actor of each event, the main thing's first."""
+    """Return (colour, shape, action) of each actor of each event, starting with the main thing."""
     return tuple(
         (scene.things[actor].colour, scene.things[actor].shape, event.action)
         for event in scene.events

@@ -1,4 +1,4 @@
-"""Which scenes each split shows: sampling, held-out combinations, groups of the temporal test."""
+"""Sample the scenes of each split: held-out combinations, groups of the temporal test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.synthetic.statements import Statement, meaning_of
 
 Combination = tuple[str, str, str]
 """(colour, shape, action)"""
-Look = tuple[str, str]
+Appearance = tuple[str, str]
 """(colour, shape)"""
 
 _STREAMS = ("held_out", "train", "val", "test", "temporal", "image", "caption", "question", "choice")
@@ -37,13 +37,13 @@ _GROUP_KINDS = ("direction", "size", "direction", "order", "direction", "size", 
 _SHARE_BY_LAYOUT = {"twice": 0.2, "order": 0.3, "joint": 0.3, "bystander": 0.2}
 """Shares among the clips with two events or two things."""
 _WEIGHT_OF_REVERSIBLE = 1.5
-"""How much more often a single thing moves or changes size than it does another action."""
+"""Weight of moves and changes of size, relative to 1 for other actions of a single thing."""
 _MAX_ATTEMPTS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Richness:
-    """How many different things a corpus shows."""
+    """How diverse a corpus is."""
 
     num_colours: int = 8
     """Of 10."""
@@ -67,37 +67,37 @@ class Richness:
 
     @property
     def colours(self) -> tuple[str, ...]:
-        """The colours that occur."""
+        """Return the colours that occur."""
         return COLOURS[: self.num_colours]
 
     @property
     def shapes(self) -> tuple[str, ...]:
-        """The shapes that occur."""
+        """Return the shapes that occur."""
         return SHAPES[: self.num_shapes]
 
     @property
     def solo_actions(self) -> tuple[str, ...]:
-        """The actions of one thing that occur."""
+        """Return the actions of one thing that occur."""
         return SOLO_ACTIONS[: self.num_actions]
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """All actions that occur."""
+        """Return all actions that occur."""
         return (*self.solo_actions, *JOINT_ACTIONS)
 
     @property
     def repeatable(self) -> tuple[str, ...]:
-        """The actions that can follow one another."""
+        """Return the actions that can follow one another."""
         return tuple(action for action in REPEATABLE if action in self.solo_actions)
 
 
 def rng_for(seed: int, stream: str, *keys: int) -> np.random.Generator:
-    """The randomness of one clip: it depends on nothing but these numbers."""
+    """Return a generator for one clip that depends only on the arguments."""
     return np.random.default_rng([seed, _STREAMS.index(stream), *keys])
 
 
 def held_out_combinations(seed: int, richness: Richness) -> frozenset[Combination]:
-    """About one combination in five, spread so evenly that each pair of attributes keeps others for training."""
+    """Return about one combination in five, spread evenly, so that each pair of attributes also occurs in training."""
     rng = rng_for(seed, "held_out")
     axes = (richness.colours, richness.shapes, richness.actions)
     places = [dict(zip(axis, rng.permutation(len(axis)).tolist(), strict=True)) for axis in axes]
@@ -109,13 +109,15 @@ def held_out_combinations(seed: int, richness: Richness) -> frozenset[Combinatio
 
 
 def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
-    """Scenes in which no held-out combination occurs."""
+    """Draw scenes without held-out combinations."""
     held_out = held_out_combinations(seed, richness)
-    looks = _looks_by_action(set(itertools.product(richness.colours, richness.shapes, richness.actions)) - held_out)
+    appearances = _appearances_by_action(
+        set(itertools.product(richness.colours, richness.shapes, richness.actions)) - held_out
+    )
 
     def draw(index: int) -> Scene:
         for attempt in range(_MAX_ATTEMPTS):
-            scene = _draw_scene(rng_for(seed, "train", index, attempt), richness, looks)
+            scene = _draw_scene(rng_for(seed, "train", index, attempt), richness, appearances)
             if held_out.isdisjoint(combinations_of(scene)):
                 return scene
         raise ValueError(f"no training scene found for clip {index}: raise the richness of the corpus")
@@ -124,37 +126,37 @@ def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
 
 
 def novel_scenes(seed: int, richness: Richness, split: str, num_clips: int) -> list[Scene]:
-    """Scenes of pairwise different meaning whose main thing shows a held-out combination."""
-    looks = _looks_by_action(held_out_combinations(seed, richness))
+    """Draw scenes of pairwise different meaning whose main thing has a held-out combination."""
+    appearances = _appearances_by_action(held_out_combinations(seed, richness))
 
     def draw(rng: np.random.Generator, _: int) -> tuple[Scene, ...]:
-        return (_draw_scene(rng, richness, looks),)
+        return (_draw_scene(rng, richness, appearances),)
 
     drawn = _distinct(draw, seed, split, num_clips, "scenes found; ask for fewer or raise richness")
     return [scene for (scene,) in drawn]
 
 
 def uncovered_pairs(richness: Richness, scenes: Iterable[Scene]) -> set[tuple[str, str]]:
-    """The pairs of colour and shape, shape and action, colour and action that occur in none of the scenes."""
+    """Return the pairs of colour and shape, shape and action, colour and action that occur in none of the scenes."""
     axes = (richness.colours, richness.shapes, richness.actions)
-    wanted = {pair for one, other in itertools.combinations(axes, 2) for pair in itertools.product(one, other)}
+    possible = {pair for left, right in itertools.combinations(axes, 2) for pair in itertools.product(left, right)}
     shown = (combination for scene in scenes for combination in combinations_of(scene))
-    return wanted - {pair for combination in shown for pair in itertools.combinations(combination, 2)}
+    return possible - {pair for combination in shown for pair in itertools.combinations(combination, 2)}
 
 
 def still_scenes(seed: int, richness: Richness, num_images: int) -> list[Scene]:
-    """Scenes without events, for images."""
+    """Draw scenes without events, for images."""
 
     def draw(index: int) -> Scene:
         rng = rng_for(seed, "image", index)
-        looks = _draw_looks(rng, richness, 2 if rng.random() < richness.double_share else 1)
-        return Scene(things=_place(rng, looks), events=(), background=_draw_background(rng))
+        appearances = _draw_appearances(rng, richness, 2 if rng.random() < richness.double_share else 1)
+        return Scene(things=_place(rng, appearances), events=(), background=_draw_background(rng))
 
     return [draw(index) for index in range(num_images)]
 
 
 def temporal_groups(seed: int, richness: Richness, num_groups: int) -> list[tuple[Scene, ...]]:
-    """Groups of four scenes that are equal but for their events; two pairs of them are each other's reversal."""
+    """Draw groups of four scenes that differ only in their events; they form two pairs of mutual reversals."""
 
     def draw(rng: np.random.Generator, index: int) -> tuple[Scene, ...]:
         return _draw_group(rng, richness, _GROUP_KINDS[index % len(_GROUP_KINDS)])
@@ -165,7 +167,7 @@ def temporal_groups(seed: int, richness: Richness, num_groups: int) -> list[tupl
 def _distinct(
     draw: Callable[[np.random.Generator, int], tuple[Scene, ...]], seed: int, split: str, num_groups: int, refusal: str
 ) -> list[tuple[Scene, ...]]:
-    """Groups of scenes of pairwise different meaning, each drawn until it is a new one."""
+    """Draw groups of scenes of pairwise different meaning: each is redrawn until it is new."""
     groups: dict[frozenset[Statement], tuple[Scene, ...]] = {}
     for index in range(num_groups):
         for attempt in range(_MAX_ATTEMPTS):
@@ -178,7 +180,7 @@ def _distinct(
 
 
 def _draw_group(rng: np.random.Generator, richness: Richness, kind: str) -> tuple[Scene, ...]:
-    things = _place(rng, _draw_looks(rng, richness, 2 if kind in ("order", "relation") else 1))
+    things = _place(rng, _draw_appearances(rng, richness, 2 if kind in ("order", "relation") else 1))
     background = _draw_background(rng)
     match kind:
         case "direction":
@@ -195,19 +197,19 @@ def _draw_group(rng: np.random.Generator, richness: Richness, kind: str) -> tupl
     return tuple(Scene(things=things, events=events, background=background) for events in variants)
 
 
-def _looks_by_action(combinations: Iterable[Combination]) -> dict[str, list[Look]]:
-    looks: dict[str, list[Look]] = {}
+def _appearances_by_action(combinations: Iterable[Combination]) -> dict[str, list[Appearance]]:
+    appearances: dict[str, list[Appearance]] = {}
     for colour, shape, action in sorted(combinations):
-        looks.setdefault(action, []).append((colour, shape))
-    return looks
+        appearances.setdefault(action, []).append((colour, shape))
+    return appearances
 
 
-def _draw_scene(rng: np.random.Generator, richness: Richness, looks: dict[str, list[Look]]) -> Scene:
-    """A scene whose main thing has a look from `looks[action]`; the second thing may look like anything."""
+def _draw_scene(rng: np.random.Generator, richness: Richness, appearances: dict[str, list[Appearance]]) -> Scene:
+    """Draw a scene whose main thing looks as in `appearances[action]`; the second thing may look in any way."""
     is_double = rng.random() < richness.double_share
     layout = rng.choice(list(_SHARE_BY_LAYOUT), p=list(_SHARE_BY_LAYOUT.values())) if is_double else "single"
     action = _draw_action(rng, richness, layout)
-    drawn = _draw_looks(rng, richness, 1 if layout in ("single", "twice") else 2, looks[action])
+    drawn = _draw_appearances(rng, richness, 1 if layout in ("single", "twice") else 2, appearances[action])
     second_action = rng.choice([other for other in richness.repeatable if layout == "order" or other != action])
     match layout:
         case "twice":
@@ -243,23 +245,23 @@ def _in_turn(action: str, next_action: str, actors: tuple[int, int]) -> tuple[Ev
     return first, Event(action=next_action, actors=actors[1:], phase="second")
 
 
-def _draw_looks(
-    rng: np.random.Generator, richness: Richness, num_things: int, of_main: Sequence[Look] = ()
-) -> list[Look]:
-    """Looks that share neither colour nor shape, the first one of `of_main` if there are any in it."""
-    looks = list(itertools.product(richness.colours, richness.shapes))
-    first = (of_main or looks)[int(rng.integers(len(of_main or looks)))]
-    others = [look for look in looks if look[0] != first[0] and look[1] != first[1]]
+def _draw_appearances(
+    rng: np.random.Generator, richness: Richness, num_things: int, of_main: Sequence[Appearance] = ()
+) -> list[Appearance]:
+    """Draw appearances without common colour or shape; the first is from `of_main`, unless that is empty."""
+    appearances = list(itertools.product(richness.colours, richness.shapes))
+    first = (of_main or appearances)[int(rng.integers(len(of_main or appearances)))]
+    others = [appearance for appearance in appearances if appearance[0] != first[0] and appearance[1] != first[1]]
     return [first, *(others[rng.integers(len(others))] for _ in range(num_things - 1))]
 
 
-def _place(rng: np.random.Generator, looks: Sequence[Look]) -> tuple[Thing, ...]:
-    """Things in their middle state; where they are depends on how many there are, never on what they will do."""
+def _place(rng: np.random.Generator, appearances: Sequence[Appearance]) -> tuple[Thing, ...]:
+    """Place things in their middle state. Positions depend on the number of things, never on their actions."""
     sizes = [SIZES[rng.integers(len(SIZES))]]
     centre_x, centre_y = (float(value) for value in rng.uniform(25, 39, 2))
-    if len(looks) == 1:
+    if len(appearances) == 1:
         places = [(centre_x, centre_y)]
-    else:  # two big ones would leave no room to move
+    else:  # two big things would leave no space to move
         sizes.append(SIZES[rng.integers(len(SIZES))] if sizes[0] == "small" else "small")
         distance, angle, side = rng.uniform(28, 31), rng.uniform(-0.3, 0.3), rng.choice([-1.0, 1.0])
         half_x, half_y = side * distance / 2 * np.cos(angle), distance / 2 * np.sin(angle)
@@ -267,7 +269,7 @@ def _place(rng: np.random.Generator, looks: Sequence[Look]) -> tuple[Thing, ...]
         places = [(middle_x - half_x, centre_y - half_y), (middle_x + half_x, centre_y + half_y)]
     return tuple(
         Thing(colour=colour, shape=shape, size=size, x=round(float(x), 2), y=round(float(y), 2))
-        for (colour, shape), size, (x, y) in zip(looks, sizes, places, strict=True)
+        for (colour, shape), size, (x, y) in zip(appearances, sizes, places, strict=True)
     )
 
 

@@ -1,4 +1,4 @@
-"""What a caption claims, as a value: the ground on which captions are compared with scenes."""
+"""The content of a caption as a value that can be compared with scenes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.synthetic.scenes import MUTUAL_ACTIONS, Event, Scene
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Mention:
-    """A thing as named; an empty string stands for what is not named."""
+    """A thing as a caption names it; attributes that are not named are empty."""
 
     colour: str
     shape: str
@@ -18,17 +18,17 @@ class Mention:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Claim:
-    """An event as named: who does what, in which half of the clip when there are two events."""
+    """An event as a caption names it: who does what, and in which half of the clip if there are two events."""
 
     action: str
     actors: tuple[tuple[str, str], ...]
-    """(colour, shape) of each; sorted where the roles are the same."""
+    """(colour, shape) of each; sorted if their roles are interchangeable."""
     phase: str = ""
     direction: str = ""
     """`left` or `right`, for a chase."""
 
     def without_direction(self) -> Claim:
-        """The same claim, silent about where a chase goes."""
+        """Return the claim without the direction of a chase."""
         return replace(self, direction="")
 
 
@@ -42,18 +42,18 @@ class Statement:
     claims: tuple[Claim, ...] = ()
     """Sorted."""
     is_complete: bool = True
-    """False where a second thing is in the scene but not in the caption."""
+    """False if the scene has a second thing that the caption does not name."""
 
 
 def meaning_of(scene: Scene) -> Statement:
-    """The statement that names everything that tells scenes apart."""
+    """Return the statement that names everything that distinguishes scenes."""
     mentions = tuple(sorted(Mention(colour=t.colour, shape=t.shape, size=t.size) for t in scene.things))
     claims = tuple(sorted(_claim(scene, event) for event in scene.events))
     return Statement(mentions=mentions, texture=scene.background.texture, claims=claims)
 
 
 def direction_of(scene: Scene, event: Event) -> str:
-    """Where a chase goes: towards the side of the one that is chased. Empty for other events."""
+    """Return the direction of a chase: from the chaser towards the chased thing. Empty for other events."""
     if event.action != "chase":
         return ""
     chaser, chased = (scene.things[actor] for actor in event.actors)
@@ -71,7 +71,7 @@ def _claim(scene: Scene, event: Event) -> Claim:
 
 
 def agrees_with_frame(statement: Statement, meaning: Statement) -> bool:
-    """Whether what the statement says about things and background holds in the middle frame of such a scene."""
+    """Return whether the statement about things and background is true of the middle frame of scenes with `meaning`."""
     if statement.texture not in ("", meaning.texture):
         return False
     if statement.is_complete and len(statement.mentions) != len(meaning.mentions):
@@ -80,7 +80,7 @@ def agrees_with_frame(statement: Statement, meaning: Statement) -> bool:
 
 
 def agrees(statement: Statement, meaning: Statement) -> bool:
-    """Whether everything that the statement says holds in scenes of this meaning."""
+    """Return whether the whole statement is true of scenes with `meaning`."""
     held = {claim for full in meaning.claims for claim in (full, full.without_direction())}
     same_number = len(statement.claims) == len(meaning.claims)
     return same_number and set(statement.claims) <= held and agrees_with_frame(statement, meaning)

@@ -1,4 +1,4 @@
-"""The words of the captions: synonyms of shapes, sizes, textures and actions."""
+"""Vocabulary of the captions: synonyms of shapes, sizes, textures and actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run may set about masking. Imports nothing that takes time: command lines read it."""
+"""Settings of masking. Imports nothing slow, since every command line reads it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 UNRANKED = 2**63 - 1
-"""Rank of a word that was never counted: significant under no limit."""
+"""Rank of a word that was never counted; it is significant under no limit."""
 
 
 class Strategy(StrEnum):
-    """How the words to hide are chosen."""
+    """How the words to mask are chosen."""
 
     MLM = "mlm"
-    """Each word piece with the same probability, as BERT does."""
+    """Each word piece with the same probability, as in BERT."""
     MSSM = "mssm"
     """An exact number of words, significant ones first: masked significant semantic modelling."""
 

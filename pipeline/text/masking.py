@@ -1,4 +1,4 @@
-"""Which words of a caption are hidden (MLM, and the paper's MSSM), and which are matched with the video (LVWM)."""
+"""Choose the words of a caption that are masked (MLM, and the paper's MSSM) or matched with the video (LVWM)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipeline.text.tokenizer import SpecialIds
 
 
 def last_rank(top_k: int | None) -> int:
-    """The last rank that counts as significant, from 0; None stands for every word that was counted."""
+    """Return the last rank, from 0, that counts as significant; None stands for every counted word."""
     return UNRANKED - 1 if top_k is None else top_k
 
 
 def num_chosen(num_pieces: int, ratio: float) -> int:
-    """Return how many of `num_pieces` word pieces MSSM chooses: ⌊ratio · n⌋, and one more from a rest of 0.3 on.
+    """Return how many of `num_pieces` word pieces MSSM chooses: ⌊ratio · n⌋, plus 1 if the fraction is at least 0.3.
 
-    In double precision, as the published code computes it: 22 pieces at 0.15 give 3.3, its fraction just below 0.3.
+    In double precision, as in the published code: 22 pieces at 0.15 give 3.3, whose fraction is just below 0.3.
     """
     exact = ratio * num_pieces
     return int(exact) + (exact - int(exact) >= 0.3)
@@ -33,7 +33,7 @@ def mask_words(
     config: MaskingConfig,
     rng: np.random.Generator,
 ) -> tuple[Int64[np.ndarray, " length"], Int64[np.ndarray, " length"]]:
-    """The masked ids of one caption, and its labels: the original id where a piece was chosen, else `IGNORED_LABEL`."""
+    """Mask one caption. Return the masked ids, and labels: the original id of chosen pieces, else `IGNORED_LABEL`."""
     pieces = np.flatnonzero((ids != special.cls) & (ids != special.sep) & (ids != special.pad))
     if config.strategy is Strategy.MSSM:
         chosen = _significant_first(pieces, ids, table, config, rng)
@@ -75,18 +75,18 @@ def _significant_first(
 def _each_with_probability(pieces: np.ndarray, config: MaskingConfig, rng: np.random.Generator) -> np.ndarray:
     draws = rng.random(len(pieces))
     count = max(int((draws < config.ratio).sum()), min(config.min_masked, len(pieces)))
-    # The smallest draws are those below the ratio; where too few are, the next ones fill up to the minimum.
+    # the smallest draws are those below the ratio; if they are too few, the next ones fill up to the minimum
     return pieces[np.argsort(draws)[:count]]
 
 
 def _whole_words(chosen: np.ndarray, pieces: np.ndarray, ids: np.ndarray, table: SignificantWords) -> np.ndarray:
-    """All positions of the words that `chosen` lies in; a window that begins inside a word begins with its rest."""
+    """Return all positions of the words that contain `chosen`; a window may begin with the rest of a word."""
     word = np.cumsum(~table.is_continuation[ids[pieces]])
     return pieces[np.isin(word, word[np.isin(pieces, chosen)])]
 
 
 def random_piece(rng: np.random.Generator, vocabulary_size: int, special: SpecialIds) -> int:
-    """A uniformly drawn id that is none of the special ones."""
+    """Draw an id uniformly from all but the special ones."""
     drawn = int(rng.integers(vocabulary_size - len(special)))
     for special_id in sorted(special):
         drawn += drawn >= special_id
@@ -102,10 +102,10 @@ def choose_words(
     top_k: int | None,
     rng: np.random.Generator,
 ) -> Int64[np.ndarray, " num_words"]:
-    """Exactly `num_words` positions of the unmasked caption that LVWM matches with the video.
+    """Return exactly `num_words` positions of the unmasked caption for LVWM to match with the video.
 
-    Significant words, those of rank `top_k` at most; without any, the other words; without those, the first positions.
-    Too many: a random subset. Too few: all of them, and random repetitions.
+    They are of significant words (rank at most `top_k`); if there are none, of other words; else the first positions.
+    Too many: a random subset. Too few: all of them, plus random repetitions.
     """
     eligible = np.flatnonzero(table.ranks[ids] <= last_rank(top_k))
     if not len(eligible):

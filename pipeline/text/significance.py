@@ -1,4 +1,4 @@
-"""S3: the significant words of a corpus, counted by part of speech and ranked, with their families of inflections.
+"""S3: count the words of a corpus by part of speech, rank the significant ones, and group inflections into families.
 
 captions ──tagger──► WordCounts: (word, NOUN | VERB | ADJ) ──vocabulary──► SignificantWords: rank and family per id
 
@@ -28,9 +28,9 @@ from pipeline.text.tokenizer import PREFIX, whole_words
 logger = logging.getLogger(__name__)
 
 CAPTIONS_AT_ONCE = 2**16
-"""Captions that are counted together."""
+"""Captions per batch."""
 CONTENT_POS = ("NOUN", "VERB", "ADJ")
-"""The parts of speech that count, in the order of the columns of `pos_counts`."""
+"""The parts of speech that are counted, in the order of the columns of `pos_counts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +59,18 @@ class WordCounts:
     by_pos: Mapping[str, Mapping[str, int]]
     """{"NOUN": {"dog": 3, …}, "VERB": …, "ADJ": …}: occurrences."""
     num_captions_with: Mapping[str, int]
-    """{"dog": 2, …}: captions in which the word is one of these at least once."""
+    """{"dog": 2, …}: captions in which the word is at least once a noun, verb or adjective."""
     num_captions: int
-    """Captions counted, equal ones each time."""
+    """Captions counted, including duplicates."""
 
     def to_json(self) -> str:
-        """Return the counts as the published code writes them, part of speech → word → count, and captions."""
+        """Return the counts in the published format, part of speech → word → count, plus counts of captions."""
         captions = {"captions": self.num_captions_with, "num_captions": self.num_captions}
         return json.dumps({**self.by_pos, **captions}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> WordCounts:
-        """Read the counts written by `to_json`."""
+        """Parse the counts written by `to_json`."""
         read = json.loads(text)
         by_pos = {pos: read[pos] for pos in CONTENT_POS}
         return cls(by_pos=by_pos, num_captions_with=read["captions"], num_captions=read["num_captions"])
@@ -78,20 +78,20 @@ class WordCounts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SignificantWords:
-    """Rank and word family of each of the `V` ids of a vocabulary."""
+    """Rank and word family of the `V` ids of a vocabulary."""
 
     words: tuple[str, ...]
     """The vocabulary entry of each id."""
     total_counts: Int64[np.ndarray, " V"]
     """Occurrences as noun, verb or adjective."""
     pos_counts: Int64[np.ndarray, "V 3"]
-    """Occurrences per part of speech (`CONTENT_POS`), without those taken for mistakes."""
+    """Occurrences per part of speech (`CONTENT_POS`), without probable tagging errors (`min_pos_share`)."""
     ranks: Int64[np.ndarray, " V"]
-    """0 for the most significant word; equal ones share the better rank; `UNRANKED` if never counted."""
+    """0 for the most significant word; ties share the better rank; `UNRANKED` if never counted."""
     family_starts: Int64[np.ndarray, " V_plus_1"]
     """The family of id i is `family_members[family_starts[i]:family_starts[i + 1]]`."""
     family_members: Int64[np.ndarray, " M"]
-    """Ids of words with a lemma in common, the word itself included; empty for words without a family."""
+    """Ids of words that share a lemma, including the word itself; empty for words without a family."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -100,12 +100,12 @@ class SignificantWords:
 
     @property
     def pos_shares(self) -> Float64[np.ndarray, "V 3"]:
-        """Return the share of each part of speech in a word's occurrences; 0 for words never counted."""
+        """Return the share of each part of speech in the occurrences of each word; 0 for words never counted."""
         return self.pos_counts / np.maximum(self.pos_counts.sum(axis=1, keepdims=True), 1)
 
     @cached_property
     def is_continuation(self) -> Bool[np.ndarray, " V"]:
-        """Return True for the pieces that continue the word of the piece before."""
+        """Return for each piece whether it continues the word of the piece before."""
         return np.array([word.startswith(PREFIX) for word in self.words], dtype=bool)
 
     @cached_property
@@ -113,17 +113,17 @@ class SignificantWords:
         return np.argsort(self.ranks, kind="stable")
 
     def significant_ids(self, top_k: int) -> Int64[np.ndarray, " S"]:
-        """Return the ids whose rank is at most `top_k`, best first. With ties they may be more than `top_k + 1`."""
+        """Return the ids whose rank is at most `top_k`, best first. With ties there may be more than `top_k + 1`."""
         last_rank = min(top_k, UNRANKED - 1)
         return self._ids_by_rank[: np.searchsorted(self.ranks, last_rank, side="right", sorter=self._ids_by_rank)]
 
     def family(self, word_id: int) -> Int64[np.ndarray, " members"]:
-        """Return the ids of the word's inflections, itself included; only itself if it has no family."""
+        """Return the ids of the word's inflections, including itself; only itself if it has no family."""
         members = self.family_members[self.family_starts[word_id] : self.family_starts[word_id + 1]]
         return members if len(members) else np.array([word_id])
 
     def random_word(self, rng: np.random.Generator, top_k: int) -> int:
-        """Draw a member of the family of a significant word, both uniformly."""
+        """Draw a significant word uniformly, then a member of its family uniformly."""
         significant = self.significant_ids(top_k)
         if not len(significant):
             raise ValueError(f"no word has a rank of at most {top_k}: count the words of the corpus before MSSM")
@@ -133,7 +133,7 @@ class SignificantWords:
     def refuse_other_vocabulary(self, pieces: Sequence[str]) -> None:
         """Raise ValueError unless this table was made for the vocabulary `pieces`.
 
-        Pieces beyond ASCII are not compared: copies of BERT's vocabulary exist in which a wrong encoding spoilt them.
+        Non-ASCII pieces are not compared: in some copies of BERT's vocabulary a wrong encoding has corrupted them.
         """
         remedy = "count the words for it (jobs/mine_words.py --vocabulary), or set text.vocabulary to the table's"
         if len(pieces) != len(self.words):
@@ -148,7 +148,7 @@ class SignificantWords:
                 )
 
     def to_json(self) -> str:
-        """Return the table as the published code writes it, one list per column, and `family_ids` beside them."""
+        """Return the table in the published format, one list per column, with the additional column `family_ids`."""
         shares, is_ranked = self.pos_shares, self.ranks < UNRANKED
         columns: dict[str, Any] = {
             "id": list(range(self.vocabulary_size)),
@@ -163,7 +163,7 @@ class SignificantWords:
 
     @classmethod
     def from_json(cls, text: str, families: str | None = None) -> SignificantWords:
-        """Read a table of `to_json`, or of the published code, whose families are in another file (`families_json`)."""
+        """Parse a table of `to_json`, or a published one, whose families are in a second file (`families_json`)."""
         columns = json.loads(text)
         pos_columns = [f"{pos.lower()}_count" for pos in CONTENT_POS]
         missing = [name for name in ("name", "total_count", "rank", *pos_columns) if name not in columns]
@@ -185,7 +185,7 @@ class SignificantWords:
         )
 
     def families_json(self) -> str:
-        """Return the families as the published code keeps them in a file of their own: a list of words per id."""
+        """Return the families in the format of the published code's second file: a list of words per id."""
         families = np.split(self.family_members, self.family_starts[1:-1])
         return json.dumps([[self.words[member] for member in family] for family in families], ensure_ascii=False)
 
@@ -197,7 +197,7 @@ class SignificantWords:
     def load(
         cls, path: str | os.PathLike[str], families_path: str | os.PathLike[str] | None = None
     ) -> SignificantWords:
-        """Read the table in a JSON file, local or in a bucket; the published word families can be given beside it."""
+        """Read the table in a JSON file, local or in a bucket, and optionally the published file of word families."""
         families = storage.read_bytes(str(families_path)).decode() if families_path else None
         return cls.from_json(storage.read_bytes(str(path)).decode(), families)
 
@@ -205,18 +205,18 @@ class SignificantWords:
 def count_words(
     captions: Iterable[str] | Mapping[str, int], tagger: Tagger | None = None, *, lower_case: bool = True
 ) -> WordCounts:
-    """Count the words of `captions`, or of each caption as often as the mapping says.
+    """Count the words of `captions`; a mapping gives the number of occurrences of each caption.
 
-    Of `captions` some at a time are in memory, and equal ones of these are tagged once.
+    Captions are processed in batches, and equal ones in a batch are tagged once.
     """
     if tagger is None:
         logger.warning("no tagger given: parts of speech come from the built-in dictionary and a few rules of context")
         tagger = lexicon_tagger
     by_pos = {pos: Counter[str]() for pos in CONTENT_POS}
     num_captions_with, num_captions = Counter[str](), 0
-    for some in [captions] if isinstance(captions, Mapping) else _counted(captions):
+    for batch in [captions] if isinstance(captions, Mapping) else _counted(captions):
         times_of = Counter[str]()
-        for caption, times in some.items():
+        for caption, times in batch.items():
             times_of[caption.lower() if lower_case else caption] += times
         for tagged, times in zip(tagger(times_of), times_of.values(), strict=True):
             content = [(word, pos) for word, pos in tagged if pos in by_pos]
@@ -229,17 +229,17 @@ def count_words(
 
 
 def _counted(captions: Iterable[str]) -> Iterator[Counter[str]]:
-    """Yield how often each caption occurs among some of them at a time; no caption at all is one of these times."""
+    """Yield the counts of the captions in each batch; without any caption, yield one empty batch."""
     captions = iter(captions)
     yield Counter(itertools.islice(captions, CAPTIONS_AT_ONCE))
-    while some := Counter(itertools.islice(captions, CAPTIONS_AT_ONCE)):
-        yield some
+    while batch := Counter(itertools.islice(captions, CAPTIONS_AT_ONCE)):
+        yield batch
 
 
 def rank_words(
     counts: WordCounts, vocabulary: Sequence[str], config: SignificanceConfig | None = None
 ) -> SignificantWords:
-    """Make the table for a vocabulary: its whole words of two letters or more, the most significant first."""
+    """Rank the words of a vocabulary that have at least two letters, from their counts, the most significant first."""
     config = config or SignificanceConfig()
     abandoned = {word.lower() for word in config.abandoned}
     words = [word if len(word) > 1 and word.lower() not in abandoned else "" for word in whole_words(vocabulary)]
@@ -260,11 +260,11 @@ def rank_words(
 
 
 def tf_idf(counts: WordCounts, words: Sequence[str]) -> Float64[np.ndarray, " words"]:
-    """Return n(w) · ln(N / N(w)) of each word, a caption being a document.
+    """Return n(w) · ln(N / N(w)) of each word, with captions as documents.
 
-    n(w): occurrences of w as noun, verb or adjective in the N captions; N(w): captions that hold w as one of these. It
-    is the sum over all captions of n(w in it) · idf(w). A word of every caption scores 0; words that are in less than
-    N / e of the captions, once in each, keep the order of their counts.
+    n(w): occurrences of w as noun, verb or adjective in the N captions; N(w): captions that contain w as one of these.
+    This equals the sum over all captions of n(w in it) · idf(w). A word in every caption scores 0; words in fewer than
+    N / e captions, once in each, keep the order of their counts.
     """
     totals = np.array([sum(counts.by_pos[pos].get(word, 0) for pos in CONTENT_POS) for word in words])
     captions = np.array([counts.num_captions_with.get(word, 0) for word in words])
@@ -277,21 +277,21 @@ def mine_significant_words(
     config: SignificanceConfig | None = None,
     tagger: Tagger | None = None,
 ) -> SignificantWords:
-    """Make the table of `captions` for a vocabulary: `count_words`, then `rank_words`."""
+    """Count the words of `captions` (`count_words`) and rank those of a vocabulary (`rank_words`)."""
     config = config or SignificanceConfig()
     return rank_words(count_words(captions, tagger, lower_case=config.lower_case), vocabulary, config)
 
 
 def competition_ranks(scores: Real[np.ndarray, " V"]) -> Int64[np.ndarray, " V"]:
-    """Return the rank of each score, 0 for the largest; equal ones share the better rank and the next are skipped."""
+    """Return the rank of each score, 0 for the largest; ties share the better rank, and the next ones are skipped."""
     return len(scores) - np.searchsorted(np.sort(scores), scores, side="right")
 
 
 def word_families(vocabulary: Sequence[str], pos_counts: Int64[np.ndarray, "V 3"]) -> list[list[int]]:
-    """Return for each id the ids that share a lemma with it, itself included; empty if there is no other.
+    """Return for each id the ids that share a lemma with it, including itself; empty if there is no other.
 
-    For a word that was counted, only the lemmas of the parts of speech that it was counted as are used: "saw" the verb
-    belongs to "see", "saw" the noun to "saws".
+    For a counted word, only the lemmas of the parts of speech it was counted as are used: "saw" the verb belongs to
+    "see", "saw" the noun to "saws".
     """
     lemmas_of = [_lemmas(word, row) for word, row in zip(vocabulary, pos_counts.tolist(), strict=True)]
     ids_of: dict[tuple[str, str], list[int]] = defaultdict(list)

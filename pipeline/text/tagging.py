@@ -1,6 +1,6 @@
-"""Parts of speech of caption words: by spaCy, or without any model by a dictionary of inflections and a little context.
+"""Tag parts of speech of caption words with spaCy, or without a model by a dictionary of inflections and some context.
 
-The published lists were made with `spacy`. `lexicon` needs no model, so that words can be counted offline and in tests;
+The published lists were made with `spacy`. `lexicon` needs no model, so words can be counted offline and in tests;
 `python jobs/benchmark.py mining` compares both with the published list.
 """
 
@@ -19,20 +19,20 @@ from typing import Any, Literal
 logger = logging.getLogger(__name__)
 
 TaggedWord = tuple[str, str]
-"""A word or punctuation mark as it is written, and its universal part of speech ("NOUN", "VERB", "ADJ" …)."""
+"""A word or punctuation mark as written, and its universal part of speech ("NOUN", "VERB", "ADJ" …)."""
 Tagger = Callable[[Iterable[str]], Iterable[list[TaggedWord]]]
-"""Captions to the words of each, in order."""
+"""Maps captions to the tagged words of each, in order."""
 TaggerName = Literal["spacy", "lexicon"]
 CAPTIONS_AT_ONCE = 256
-"""Captions in one pass of spaCy's network."""
+"""Batch size of spaCy's network."""
 NOT_NEEDED = ("parser", "senter", "ner", "lemmatizer")
-"""Components of a spaCy model that are left out. The published counting kept the parser, which tells spaCy where "is"
-or "has" is the main verb; without it such words are always auxiliaries, and so never significant."""
+"""Disabled components of a spaCy model. The published counting kept the parser, from which spaCy knows whether "is" or
+"has" is the main verb; without it such words are always auxiliaries, and so never significant."""
 
 
 def all_lemmas(word: str) -> dict[str, tuple[str, ...]]:
     """Return the lemmas of a word by part of speech, as lemminflect knows them; none for an unknown word."""
-    import lemminflect  # brings all of spaCy along: a second that only the counting of words should wait for
+    import lemminflect  # imports all of spaCy, which takes a second: only needed for counting words
 
     return lemminflect.getAllLemmas(word)
 
@@ -59,13 +59,12 @@ _WORDS_BY_POS = {
     "NUM": "zero two three four five six seven eight nine ten eleven twelve thirteen twenty thirty forty fifty "
     "hundred thousand million dozen",
     "INTJ": "oh yes hey hello wow",
-    # Adjectives and nouns that the dictionary also, or only, has as something else, which they hardly ever are in a
-    # caption.
+    # adjectives and nouns for which the dictionary has (also or only) another part of speech that is rare in captions
     "ADJ": "white black red blue yellow green brown gray grey pink purple small big large tiny huge little old young "
     "new tall long short full many several few same different other wooden open empty busy",
     "NOUN": "top home pan bar building parking dining clothing ceiling railing evening morning",
 }
-"""Words of one part of speech; the first one that lists a word has it."""
+"""Part of speech → its words. If several list a word, the first one counts."""
 _KNOWN = {word: pos for pos, words in reversed(_WORDS_BY_POS.items()) for word in words.split()}
 _TO_BE = frozenset("am is are was were be been being isn aren wasn weren re".split())
 _SINGULAR = frozenset("a an another each every one this".split())
@@ -73,12 +72,12 @@ _SUFFIXES = ((r".{2,}ly", "ADV"), (r".{2,}(ing|ed)", "VERB"), (r".{3,}(ous|ful|l
 
 
 def split_words(caption: str) -> list[str]:
-    """Split a caption into words and punctuation marks, where BERT's vocabulary splits it."""
+    """Split a caption into words and punctuation marks, at the same places as BERT's tokeniser."""
     return re.findall(r"[^\W_]+|[^\w\s]", caption)
 
 
 def lexicon_tagger(captions: Iterable[str]) -> Iterator[list[TaggedWord]]:
-    """Tag captions without a model. Right for most caption words, not a parser: see `_Sentence`."""
+    """Tag captions without a model. Correct for most caption words, but no parser: see `_Sentence`."""
     for caption in captions:
         words = split_words(caption)
         yield list(zip(words, lexicon_tags(words), strict=True))
@@ -91,9 +90,9 @@ def lexicon_tags(words: list[str]) -> list[str]:
 
 
 def spacy_tagger(model: str) -> Tagger:
-    """Return a tagger that runs a spaCy model (an installed package, or the path of one), words as spaCy cuts them.
+    """Return a tagger that runs a spaCy model (an installed package or a path), with spaCy's tokenisation.
 
-    ValueError for a model without parts of speech, or that is not installed.
+    ValueError for a model that does not tag parts of speech or is not installed.
     """
     nlp = _spacy_pipeline(model)
 
@@ -110,7 +109,7 @@ def make_tagger(name: TaggerName, spacy_model: str) -> Tagger:
 
 
 def best_tagger(spacy_model: str) -> TaggerName:
-    """Return `spacy` where it and the model are installed; otherwise warn and return `lexicon`."""
+    """Return `spacy` if it and the model are installed; otherwise warn and return `lexicon`."""
     if importlib.util.find_spec("spacy") and (_model_package(spacy_model) or Path(spacy_model).is_dir()):
         return "spacy"
     logger.warning(
@@ -122,7 +121,7 @@ def best_tagger(spacy_model: str) -> TaggerName:
 
 
 def tagger_version(name: TaggerName, spacy_model: str) -> str:
-    """Name what the tags depend on: program, model and their versions."""
+    """Describe what the tags depend on: library, model and their versions."""
     if name == "lexicon":
         return f"built-in dictionary, lemminflect {importlib.metadata.version('lemminflect')}"
     meta = _spacy_pipeline(spacy_model).meta
@@ -146,7 +145,7 @@ def _spacy_pipeline(model: str) -> Any:
 
 
 def _model_package(model: str) -> str | None:
-    """Return the package of an installed spaCy model of this name, or of one that begins with it."""
+    """Return the package of an installed spaCy model with this name or prefix."""
     packages = {point.name: point.value for point in importlib.metadata.entry_points(group="spacy_models")}
     return next((packages[name] for name in sorted(packages) if f"{name}_".startswith(f"{model}_")), None)
 
@@ -162,7 +161,7 @@ def _candidates(word: str) -> frozenset[str]:
         return frozenset({_KNOWN[word]})
     known = frozenset(all_lemmas(word)) & {"NOUN", "VERB", "ADJ", "ADV"}
     if known:
-        # The dictionary lists "slowly" as a noun or "quickly" as an adjective here and there.
+        # the dictionary has some adverbs as something else: "slowly" as a noun, "quickly" as an adjective
         if "ADV" in known and word.endswith("ly"):
             return frozenset({"ADV"})
         return known | {"NOUN"} if known == {"ADJ", "VERB"} else known
@@ -171,7 +170,7 @@ def _candidates(word: str) -> frozenset[str]:
 
 @lru_cache(maxsize=65536)
 def _verb_form(word: str) -> str:
-    """Return the form of a word as a verb: "base", "third", "ing", "past"; empty if it is no verb."""
+    """Return the verb form of a word: "base", "third", "ing", "past"; empty if it is not a verb."""
     lemmas = all_lemmas(word).get("VERB", ())
     if not lemmas:
         return {"ing": "ing", "ed": "past"}.get(word[-3:] if word.endswith("ing") else word[-2:], "")
@@ -189,9 +188,9 @@ def _is_plural(word: str) -> bool:
 
 @dataclass
 class _Sentence:
-    """One caption while it is tagged from left to right.
+    """State of tagging one caption from left to right.
 
-    An ambiguous word is decided by the word before it, by whether a noun can follow, and by whether
+    The tag of an ambiguous word depends on the word before it, on whether a noun can follow, and on whether
     the clause still lacks its verb.
     """
 
@@ -199,7 +198,7 @@ class _Sentence:
     candidates: list[frozenset[str]]
     tags: list[str] = field(default_factory=list)
     is_singular: bool = False
-    """The current noun phrase began with "a" or the like, so a word in -s is no part of it."""
+    """The current noun phrase began with "a" or the like, so a word in -s does not belong to it."""
     has_verb: bool = False
     """The current clause has its verb."""
 
@@ -287,7 +286,7 @@ class _Sentence:
         return not (form == "ing" and "VERB" in self.candidates[after])
 
     def _clause_wants_verb_in_s(self, index: int) -> bool:
-        """Return whether the word in -s at `index` is likelier the clause's verb than a plural."""
+        """Return whether the word in -s at `index` is more likely the clause's verb than a plural."""
         return self.is_singular or (not self.has_verb and not self._clear_verb_follows(index))
 
     def _clear_verb_follows(self, index: int) -> bool:

@@ -1,4 +1,4 @@
-"""Captions to token ids: lower-case BERT word pieces, and the windows that long captions are cut to."""
+"""Tokenise captions to lower-case BERT word pieces, and cut long captions to windows."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PREFIX = "##"
 BYTE_SPACE, SPACE, WORD_END = "Ġ", "▁", "</w>"
-"""How other vocabularies than word pieces mark words: before them, before them, behind them."""
+"""Word marks of other vocabularies than WordPiece: two prefixes and a suffix."""
 MAX_LETTERS = 1000
-"""Letters a trained vocabulary may hold in each of its two forms; rarer ones become [UNK]."""
+"""Largest number of letters in a trained vocabulary, each in two forms; rarer ones become [UNK]."""
 
 
 class SpecialIds(NamedTuple):
@@ -39,10 +39,10 @@ class SpecialIds(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A vocabulary of word pieces and the rules that cut a caption into them."""
+    """A WordPiece vocabulary with its rules for splitting a caption."""
 
     model: tokenizers.Tokenizer
-    """The library's tokenizer, without padding, truncation or a special meaning of "[MASK]" written in a caption."""
+    """The library's tokenizer, without padding and truncation; special tokens written in a caption are plain text."""
     pieces: tuple[str, ...]
     """The piece of each id."""
     special: SpecialIds
@@ -89,7 +89,7 @@ class Tokenizer:
         return cls(model, tuple(sorted(vocabulary, key=vocabulary.__getitem__)), special)
 
     def __reduce__(self) -> tuple[Callable[[str], Tokenizer], tuple[str]]:
-        """Pickled as JSON: the library's own pickling forgets `encode_special_tokens`."""
+        """Pickle as JSON, since the library's pickling loses `encode_special_tokens`."""
         return _from_json, (self.to_json(),)
 
     @property
@@ -115,13 +115,13 @@ class Tokenizer:
     ) -> list[Int64[np.ndarray, " length"]]:
         """Return the ids of each caption, [CLS] … [SEP], at most `max_tokens` long and not padded.
 
-        A longer caption keeps its beginning, or a random window drawn with `window_rng(index of the caption)`. Make
-        masked and raw views of a caption from the same result of this call, so that they show the same window.
+        A longer caption is cut to its beginning, or to a random window drawn with `window_rng(index of the caption)`.
+        Derive masked and raw views of a caption from one result of this call, so that they have the same window.
         """
         if max_tokens < 3:
             raise ValueError(f"max_tokens must leave room for [CLS], a word and [SEP], so at least 3, got {max_tokens}")
         rows = []
-        # in one call, since the library lets other threads of Python go on meanwhile
+        # one call for all captions, since the library releases the GIL during it
         encoded = self.model.encode_batch_fast(list(captions), add_special_tokens=False)
         for index, pieces in enumerate(caption.ids for caption in encoded):
             if len(pieces) > max_tokens - 2:
@@ -131,12 +131,12 @@ class Tokenizer:
 
 
 def _from_json(text: str) -> Tokenizer:
-    # a function of the module is pickled by its name, a method with all that decorators put around it
+    # a module-level function is pickled by name, a method together with its decorators
     return Tokenizer.from_json(text)
 
 
 def random_truncate(pieces: list[int], num_kept: int, rng: np.random.Generator | None) -> list[int]:
-    """Return `num_kept` neighbouring pieces from a random start, or the first ones without an rng; all if fewer."""
+    """Return `num_kept` contiguous pieces from a random start, or the first ones without an rng; all if fewer."""
     if len(pieces) <= num_kept:
         return pieces
     start = 0 if rng is None else int(rng.integers(len(pieces) - num_kept + 1))
@@ -146,24 +146,24 @@ def random_truncate(pieces: list[int], num_kept: int, rng: np.random.Generator |
 def read_pieces(path: str) -> list[str]:
     """Read the piece of each id of any vocabulary: `tokenizer.json`, `vocab.txt`, or a folder or bucket with either.
 
-    Unlike `Tokenizer.load` it takes every kind of pieces and special tokens. Ids without a piece are empty.
+    Unlike `Tokenizer.load` it accepts any kind of pieces and special tokens. Ids without a piece are empty.
     """
     file_path, text = _read_vocabulary(path)
     if not file_path.endswith(".json"):
         return _lines(text, file_path)
     try:
         id_of = tokenizers.Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises nothing more exact
+    except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{file_path} is no tokenizer.json of a fast tokenizer: {error}") from error
     piece_of = {index: piece for piece, index in id_of.items()}
     return [piece_of.get(index, "") for index in range(max(piece_of, default=-1) + 1)]
 
 
 def whole_words(pieces: Sequence[str]) -> list[str]:
-    """Return the word that each piece of a vocabulary is; empty for a part of one.
+    """Return the word that each piece of a vocabulary spells; empty for a part of a word.
 
-    Byte-level pieces ("Ġdog") and SentencePiece's ("▁dog") mark what begins a word, CLIP's ("dog</w>") what ends one;
-    word pieces mark what goes on with one ("##s"). A mark that a tenth of the pieces carry is the vocabulary's.
+    Byte-level pieces ("Ġdog") and SentencePiece's ("▁dog") mark the start of a word, CLIP's ("dog</w>") the end;
+    WordPiece marks continuations ("##s"). The vocabulary's mark is the one that at least a tenth of the pieces have.
     """
 
     def is_mark(mark: str) -> bool:
@@ -180,13 +180,13 @@ def whole_words(pieces: Sequence[str]) -> list[str]:
 
 
 def train_wordpiece(captions: Iterable[str], vocabulary_size: int) -> Tokenizer:
-    """Learn a vocabulary from `captions`, which are read twice: at most `vocabulary_size` pieces, always the same ones.
+    """Train a vocabulary of at most `vocabulary_size` pieces on `captions`, which are read twice. Deterministic.
 
-    Every letter seen is in the vocabulary both as the start of a word and inside one, so no word of them is unknown.
+    Every letter kept is in the vocabulary both as the start of a word and inside one, so no word of these is unknown.
     """
     letters = _letters(captions)
-    # The trainer numbers the letters in the order of a hash map, which differs from process to process and decides ties
-    # later on. Given as special tokens, they get fixed ids; the trained object is thrown away, its pieces are kept.
+    # The trainer numbers letters in the order of a hash map, which varies between processes and later breaks ties. As
+    # special tokens they get fixed ids; only the pieces of the trained object are kept.
     fixed = [*SPECIAL_TOKENS, *letters, *(PREFIX + letter for letter in letters if letter.isalnum())]
     if vocabulary_size < len(fixed):
         raise ValueError(
@@ -216,7 +216,7 @@ def _letters(captions: Iterable[str]) -> list[str]:
 
 
 def _read_vocabulary(path: str) -> tuple[str, str]:
-    """Return path and text of the vocabulary at `path`: a file, or a folder with one."""
+    """Read the vocabulary at `path`, a file or a folder with one; return its path and text."""
     is_folder = storage.is_folder(path)
     candidates = [storage.join(path, name) for name in ("tokenizer.json", "vocab.txt")] if is_folder else [path]
     if file_path := next((candidate for candidate in candidates if storage.exists(candidate)), None):
@@ -232,8 +232,8 @@ def _refuse_missing_specials(vocabulary: dict[str, int]) -> None:
 
 
 def _lines(text: str, file_path: str) -> list[str]:
-    """Return the pieces of a vocab.txt, its repeated lines under names of their own."""
-    # Copies of BERT's vocabulary that went through a wrong encoding repeat lines; the others keep their numbers.
+    """Return the pieces of a vocab.txt; repeated lines get unique placeholder names."""
+    # copies of BERT's vocabulary that were decoded wrongly repeat lines; all other lines must keep their ids
     pieces = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     first = {piece: index for index, piece in reversed(list(enumerate(pieces)))}
     if len(first) < len(pieces):

@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from ray._private.state import state
 
-from cluster.run import DATA_NODES
+from cluster.rank_datasets import DATA_NODES
 from cluster.spot_notice import drain
 
 WAIT_SECONDS = 60

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster import connection
-from cluster.connection import ADDRESS, at_once, connected_ray, room
+from cluster.connection import ADDRESS, connected_ray, num_concurrent, num_that_fit_now
 
 
 @pytest.mark.parametrize("before", [None, "127.0.0.1:1"])
@@ -38,16 +38,16 @@ def test_more_at_a_time_than_there_is_room_for_are_refused_where_no_node_comes(m
     monkeypatch.setattr(ray, "cluster_resources", lambda: whole)
     monkeypatch.setattr(ray, "available_resources", lambda: free)
     monkeypatch.setattr(connection, "GIVEN_BACK_SECONDS", 0.0)
-    assert [room(2.0, 0), room(2.0, 1), room(0.5, 4)] == [4, 2, 1]
-    assert at_once(None, 2.0, 1, grows=False) == 2
-    assert at_once(3, 2.0, 1, grows=False) == 3  # another job may end meanwhile
-    assert at_once(9, 2.0, 1, grows=True) == 9
+    assert [num_that_fit_now(2.0, 0), num_that_fit_now(2.0, 1), num_that_fit_now(0.5, 4)] == [4, 2, 1]
+    assert num_concurrent(None, 2.0, 1, grows=False) == 2
+    assert num_concurrent(3, 2.0, 1, grows=False) == 3  # another job may end meanwhile
+    assert num_concurrent(9, 2.0, 1, grows=True) == 9
     with pytest.raises(ValueError, match="num_at_once=4, but there is room for 3, of 2 CPUs and 1 GPUs each"):
-        at_once(4, 2.0, 1, grows=False)
+        num_concurrent(4, 2.0, 1, grows=False)
 
 
 def test_what_a_driver_that_is_gone_had_held_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([{"CPU": 1.0}, {"CPU": 2.0}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "available_resources", lambda: next(looks))
-    assert room(1.0, 0) == 2
+    assert num_that_fit_now(1.0, 0) == 2

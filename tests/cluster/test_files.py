@@ -26,7 +26,8 @@ from ray.runtime_env.runtime_env import _merge_runtime_env
 from cluster.head import STOP_SECONDS
 from cluster.machines import DECODERS, HEADS, MACHINES, REGIONS, TRAINERS, Cloud
 from cluster.plan import OBJECT_STORE_SHARE
-from cluster.run import DATA_NODES, WORKER_ENVIRONMENT
+from cluster.rank_datasets import DATA_NODES
+from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.command_line import parsing
 
 ROOT = Path(__file__).parent.parent.parent

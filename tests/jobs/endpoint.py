@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -24,7 +24,9 @@ BITS = 8
 class StubEndpoint:
     """What an endpoint was asked, and how it answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[np.ndarray], str] | None = None) -> None:
+        """`read`: of frames, uint8 (T, H, W, 3), the caption; None: the number that the first one shows."""
+        self.read = read or number_in
         self.key = "sk-of-nobody-1234567890"
         self.num_requests = 0
         self.answered: Counter[str] = Counter()
@@ -49,21 +51,25 @@ class StubEndpoint:
             time.sleep(self.hang_seconds)
         if self.fail_every and number % self.fail_every == 0:
             return 500, {"error": {"message": "overloaded"}}
-        text = caption_of(body)
+        text = self.read(frames_of(body))
         with self.lock:
             self.answered[text] += 1
         usage = {"prompt_tokens": INPUT_TOKENS, "completion_tokens": OUTPUT_TOKENS}
         return 200, {"choices": [{"message": {"content": text}}], "usage": usage}
 
 
-def caption_of(body: dict[str, Any]) -> str:
-    """Return the number that the first frame shows, and how many frames there are."""
+def frames_of(body: dict[str, Any]) -> np.ndarray:
+    """Return the frames of a request, uint8 (T, H, W, 3)."""
     prompt, *images = body["messages"][0]["content"]
     assert prompt["type"] == "text"
-    data = base64.b64decode(images[0]["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
-    grey = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
-    stripes = grey.reshape(len(grey), BITS, -1).mean((0, 2)) > 128
-    return f"clip {int(stripes @ 2 ** np.arange(BITS))} in {len(images)} frames"
+    urls = (image["image_url"]["url"].removeprefix("data:image/jpeg;base64,") for image in images)
+    return np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(url))).convert("RGB")) for url in urls])
+
+
+def number_in(frames: np.ndarray) -> str:
+    """Return the number that the first frame shows, and how many frames there are."""
+    stripes = frames[0].reshape(frames.shape[1], BITS, -1).mean((0, 2)) > 128
+    return f"clip {int(stripes @ 2 ** np.arange(BITS))} in {len(frames)} frames"
 
 
 def frames_showing(number: int, num_frames: int, height: int = 32) -> np.ndarray:

@@ -26,7 +26,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         LOOKED_AT.extend(Path(uri).stem for block in blocks for uri in block["uri"].to_pylist())
         return in_turn(blocks, function, subcluster)
 
-    monkeypatch.setattr(stages, "streamed", recorded)
+    monkeypatch.setattr(stages, "stream_blocks", recorded)
     monkeypatch.setattr("cluster.connection.connected_ray", contextlib.nullcontext)
     LOOKED_AT.clear()
     return LOOKED_AT
@@ -59,7 +59,8 @@ def test_added_videos_get_parts_of_their_own_and_changed_ones_are_looked_at_agai
     after = open_manifest(second.manifest_path).index
     assert looked_at == ["c"]
     assert after.parts[:-1] == before.parts
-    assert second.change == f"train 2 → 3; hash {after.hash} was {before.hash}"
+    counts = "1 clips added, 0 gone, 0 changed: train 2 → 3"
+    assert second.change == f"{counts}; version 2 was 1; hash {after.hash} was {before.hash}"
     assert f"changed   {second.change}" in describe(second)
     anew = prepared(tmp_path, captions | {"c": "this is c"}, out="anew")
     assert anew.manifest_hash == second.manifest_hash
@@ -73,4 +74,6 @@ def test_added_videos_get_parts_of_their_own_and_changed_ones_are_looked_at_agai
     assert looked_at == ["a"]
     assert rows.keys() == {"this is a", "it is c"}
     assert rows["this is a"]["checksum"] == checksum(data)
-    assert "train 3 → 2" in third.change
+    assert third.change.startswith("0 clips added, 1 gone, 2 changed: train 3 → 2; version 3 was 2; hash ")
+    for version, done in enumerate((first, second, third), start=1):
+        assert open_manifest(f"{third.manifest_path}@{version}").hash == done.manifest_hash

@@ -60,7 +60,7 @@ def test_a_second_prepare_is_refused_while_the_first_works(tmp_path: Path, monke
     config = PrepareConfig(
         corpus="toy", root=str(videos), annotations=(str(tmp_path / "captions.jsonl"),), out=str(out)
     )
-    (refusal,) = while_the_first_works(monkeypatch, preparation, "_probed", lambda: prepare(config), out)
+    (refusal,) = while_the_first_works(monkeypatch, preparation, "_probe", lambda: prepare(config), out)
     assert f"{out} has a live" in refusal
     assert "another folder" in refusal
     assert not (out / lease.LEASE).exists()
@@ -69,7 +69,7 @@ def test_a_second_prepare_is_refused_while_the_first_works(tmp_path: Path, monke
 def test_a_second_pack_is_refused_while_the_first_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_manifest(corpus(), str(tmp_path / "manifest.parquet"))
     config, out = PackConfig(manifest=str(tmp_path / "manifest.parquet"), out=str(tmp_path / "out")), tmp_path / "out"
-    (refusal,) = while_the_first_works(monkeypatch, packing, "_packed", lambda: pack(config), out)
+    (refusal,) = while_the_first_works(monkeypatch, packing, "packed_portions", lambda: pack(config), out)
     assert f"{out} has a live" in refusal
     assert not (out / lease.LEASE).exists()
 
@@ -99,7 +99,7 @@ def test_a_second_count_of_words_is_refused_while_the_first_works(
 
 def test_a_lease_below_the_root_is_no_part_of_the_corpus(tmp_path: Path) -> None:
     files = ("a.mp4", f"out/{lease.LEASE}", "out/manifest.parquet")
-    ours = [name for name in files if preparation._is_ours(name, str(tmp_path), f"{tmp_path}/out")]
+    ours = [name for name in files if preparation._is_output(name, str(tmp_path), f"{tmp_path}/out")]
     assert ours == [*files[1:]]
 
 

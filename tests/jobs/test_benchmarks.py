@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.benchmarks.planted_faults import FAULTS, Fault, place_of
 from jobs.benchmarks.registry import BENCHMARKS, benchmark
 from jobs.benchmarks.support.fixtures import data_folder, json_of_child
 
@@ -25,6 +26,14 @@ def test_the_names_are_listed_without_importing_any_measurement() -> None:
     script = "import sys, jobs.benchmarks.registry; print(*{'torch', 'ray', 'numpy', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_can_be_planted_and_its_tests_exist(fault: Fault) -> None:
+    assert place_of(fault, ROOT), "the code occurs never, or more than once"
+    for test in fault.tests.split():
+        path, _, name = test.partition("::")
+        assert f"def {name}" in (ROOT / "tests" / path).read_text()
 
 
 def test_a_child_that_fails_shows_its_output() -> None:

@@ -20,7 +20,7 @@ from jobs.corpus.captioning import CaptionConfig, caption, describe
 from pipeline import storage
 from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
-from pipeline.curation.endpoint import EndpointConfig, Pace
+from pipeline.curation.endpoint import EndpointConfig, RateLimiter
 from pipeline.decode.codec import encode_video
 from pipeline.records import Reason
 
@@ -171,7 +171,7 @@ def test_requests_begin_at_equal_distances_whoever_asks() -> None:
         slept.append(seconds)
         now[0] += seconds
 
-    pace = Pace(120.0, clock=lambda: now[0], sleep=sleep)
+    pace = RateLimiter(120.0, clock=lambda: now[0], sleep=sleep)
     for _ in range(4):
         pace.wait()
     assert slept == [0.5, 0.5, 0.5]

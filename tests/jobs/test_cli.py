@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from toy import SPLITS, corpus, run_of
 from cluster.run import LostError
 from jobs.command_line import parsing
 from jobs.command_line.entry import exit_status
-from jobs.command_line.parsing import Command, answered, parse
+from jobs.command_line.parsing import Command, parse, preflight_status
 from jobs.launch.preflight import Machine, describe, num_parameters, survey, this_machine
 from jobs.run.config import PretrainConfig
 from jobs.run.fields import config_hash
@@ -127,7 +128,10 @@ def test_an_unknown_field_is_refused_with_the_one_that_was_meant(arguments, unkn
         ("tiny --name a/b", "name must be a plain folder name of letters, digits and _ . -, got 'a/b'"),
         ("tiny --name ..", "name must be a plain folder name of letters, digits and _ . -, got '..'"),
         ("tiny --placement.num-workers 3", "got 64 clips for 3 workers; take 63 or 66"),
-        ("tiny --optim.global-batch 1", "optim.global_batch must be a multiple of placement.num_workers"),
+        (
+            "tiny --placement.num-workers 2 --optim.global-batch 1",
+            "optim.global_batch must be a multiple of placement.num_workers",
+        ),
         (
             "tiny --model.visual.frozen-batch-norm",
             "model.visual.frozen_batch_norm on random weights normalises nothing",
@@ -157,6 +161,7 @@ def test_without_arguments_the_presets_are_listed(capsys):
 
 def test_a_good_run_has_a_plan_and_no_problem(tmp_path):
     config = run_of(tmp_path)
+    config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, num_workers=2))
     plan = dry_run(config, ENOUGH)
     assert problems(config, ENOUGH) == []
     assert f"tiny: {tmp_path}/runs/tiny (new)" in plan
@@ -229,9 +234,12 @@ def test_a_cluster_is_counted_when_the_run_starts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"decode_cpus": 2}, "2 train workers × 0.5 CPU + 2 CPU for decoding = 3 CPUs, but this machine has 2"),
+        (
+            {"num_workers": 2, "decode_cpus": 2},
+            "2 train workers × 0.5 CPU + 2 CPU for decoding = 3 CPUs, but this machine has 2",
+        ),
         ({"num_workers": 4}, "4 train workers × 0.5 CPU + 1 CPU for decoding = 3 CPUs, but this machine has 2"),
-        ({"use_gpu": True}, "placement.num_workers=2 need a GPU each, but this machine has 0"),
+        ({"num_workers": 2, "use_gpu": True}, "placement.num_workers=2 need a GPU each, but this machine has 0"),
     ],
 )
 def test_a_sum_that_does_not_come_out_is_a_problem(tmp_path, changes, message):
@@ -347,7 +355,19 @@ def test_a_bucket_that_cannot_be_had_is_named_before_the_start(tmp_path, monkeyp
     assert "or for a public bucket FSSPEC_S3_ANON=true" in problem
 
 
-def test_a_bucket_without_the_right_to_write_is_named_before_the_start(tmp_path, bucket):
+def test_a_bucket_for_runs_without_a_place_for_metrics_is_named_before_the_start(tmp_path, bucket, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = run_of(tmp_path)
+    config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, storage=f"{bucket}/runs"))
+    (problem,) = problems(config, ENOUGH)
+    remedy = re.search(r"MLFLOW_TRACKING_URI to .*, or to (sqlite:\S+)", problem)
+    assert remedy
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", remedy[1])
+    assert not problems(config, ENOUGH)
+
+
+def test_a_bucket_without_the_right_to_write_is_named_before_the_start(tmp_path, bucket, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     name = bucket.removeprefix("s3://")
     statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{name}/*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
@@ -425,11 +445,11 @@ def test_the_exit_code_tells_whether_a_run_may_start(tmp_path, capsys, monkeypat
     monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
     good, bad = run_of(tmp_path), dataclasses.replace(run_of(tmp_path), name="bad")
     begin(dataclasses.replace(bad, seed=1))
-    assert answered(Command(config=good)) is None
-    assert answered(Command(config=good, dry_run=True)) == 0
-    assert answered(Command(config=bad, dry_run=True)) == 1
+    assert preflight_status(Command(config=good)) is None
+    assert preflight_status(Command(config=good, dry_run=True)) == 0
+    assert preflight_status(Command(config=bad, dry_run=True)) == 1
     assert "problems   1\n  - the run name 'bad' is taken" in capsys.readouterr().out
-    assert answered(Command(config=bad)) == 2
+    assert preflight_status(Command(config=bad)) == 2
     assert capsys.readouterr().err.startswith("error: the run name 'bad' is taken")
 
 
@@ -476,6 +496,6 @@ def test_a_dry_run_of_many_runs_shows_the_plan_of_one_and_starts_none(
     words = ["tiny", "--data.manifest", config.data.manifest, "--placement.storage", config.placement.storage]
     words += ["--data.num-frames", "6", "--data.frame-size-px", "64", "--dry-run"]
     with pytest.raises(SystemExit) as stop:
-        parsing.checked(words, name="ratio", program="sweep.py … --")
+        parsing.parse_checked(words, name="ratio", program="sweep.py … --")
     assert "ratio-base" in capsys.readouterr().out
     assert stop.value.code in (0, 1)  # whether this machine has room enough

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from batches import MASK, random_batch, tiny_network
+from batches import MASK, part, random_batch, tiny_network
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.run import Runtime
@@ -22,7 +22,7 @@ from cluster.world import World, make_world
 from jobs.run.config import OptimConfig, Placement, SelectionConfig
 from jobs.training import requests
 from jobs.training.requests import STOP_FILE, Requests, StopRequest
-from jobs.training.step import Clock, TrainState, make_state
+from jobs.training.step import Clock, TrainState, make_state, training_steps
 from jobs.training.trainer import Trainer
 from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig
@@ -51,8 +51,8 @@ class QuietRuntime(Runtime):
         return False
 
 
-def new_state(world: World) -> TrainState:
-    objective = ObjectiveConfig(num_hard_negatives=2)
+def new_state(world: World, dual_share: float = 0.0) -> TrainState:
+    objective = ObjectiveConfig(num_hard_negatives=2, dual_share=dual_share)
     model = tiny_network(objective).model
     network = Pretraining(model, objective, world.gather, world.rank, mask_id=MASK).float()
     return make_state(network, world.wrap(network), OptimConfig(num_steps=NUM_STEPS, global_batch=8))
@@ -93,6 +93,7 @@ def loop(world: World, folder: str, poll_seconds: float) -> dict[int, Counter[st
         batches=SimpleNamespace(training=lambda step: (random_batch(4, seed=world.rank) for _ in range(NUM_STEPS))),
         alive=lambda: None,
         on_step=on_step,
+        wrapped=world.wrap,
         reporter=SimpleNamespace(log=log),
         in_precision=mock.MagicMock(),
         validate=lambda state, validation: True,
@@ -101,6 +102,22 @@ def loop(world: World, folder: str, poll_seconds: float) -> dict[int, Counter[st
     with seen, mock.patch.object(requests, "POLL_SECONDS", poll_seconds):
         Trainer.train(rank, state, [])  # type: ignore[arg-type]
     return by_step
+
+
+def trained_in_two_phases(world: World, dual_share: float = 0.4) -> tuple[dict[str, Any], Counter[str]]:
+    """The weights after five steps, of which two have one loss, and the collectives of the last one."""
+    optim = OptimConfig(num_steps=5, global_batch=8, warmup_steps=0, eps=1e-3)  # or rounding of gradients of 0 counts
+    network = new_state(world, dual_share).network
+    state = make_state(network, world.wrap(network), optim)
+    count = 8 // world.size
+    rows = range(world.rank * count, (world.rank + 1) * count)
+    batches = (part(random_batch(8, seed=step), rows) for step in range(5))
+    steps = training_steps(state, batches, optim, seed=0, rank=0, clock=Clock(), wrap=world.wrap)
+    for _ in range(4):  # DDP forms its buckets anew before its second step
+        next(steps)
+    with Collectives() as seen:
+        next(steps)
+    return state.network.state_dict(), seen.counts
 
 
 def polls(world: World, folder: str) -> list[StopRequest]:
@@ -120,7 +137,10 @@ def on_each_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     world = make_world("cpu")
     loops = {name: loop(world, folder, seconds) for name, seconds in (("rare", 3600.0), ("often", 0.0))}
-    torch.save({"bare": bare_step(world), **loops, "polls": polls(world, folder)}, f"{folder}/{rank}.pt")
+    torch.save(
+        {"bare": bare_step(world), **loops, "polls": polls(world, folder), "phases": trained_in_two_phases(world)},
+        f"{folder}/{rank}.pt",
+    )
     dist.barrier()
     dist.destroy_process_group()
 
@@ -146,3 +166,14 @@ def test_a_poll_between_logs_is_one_exchange_that_no_rank_waits_for(of_ranks: li
     for rank in of_ranks:
         assert [rank["often"][step] - rank["bare"] for step in (4, 6, 7)] == [{"c10d::allreduce_": 1}] * 3
         assert rank["polls"] == [StopRequest.NONE, StopRequest.STOP]
+
+
+def test_two_ranks_change_from_one_loss_to_all_as_one_process_does(of_ranks: list[dict[str, Any]]) -> None:
+    alone, _ = trained_in_two_phases(World(0, 1, torch.device("cpu")))
+    for rank in of_ranks:
+        weights, collectives = rank["phases"]
+        assert collectives == rank["bare"], "DDP of the first phase must not go on averaging"
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, alone[name], rtol=2e-3, atol=2e-5, msg=name)
+    never, _ = trained_in_two_phases(World(0, 1, torch.device("cpu")), dual_share=0.0)
+    assert max(float((never[name] - alone[name]).abs().max()) for name in never) > 2e-4

@@ -15,7 +15,7 @@ from jobs.command_line.entry import exit_status
 from jobs.launch import driver
 from jobs.reports.comparison import CURVES, CompareConfig, compare, costs, differences, scores
 from jobs.tracking import logged_runs, mlflow_runs
-from jobs.tracking.logged_runs import Logged
+from jobs.tracking.logged_runs import LoggedRun
 from snps3_model.config import ObjectiveConfig
 
 
@@ -35,9 +35,9 @@ def fill(storage: str) -> None:
         tracker.finish("FINISHED")
 
 
-def logged(name: str, params: dict[str, str], **metrics: float) -> Logged:
+def logged(name: str, params: dict[str, str], **metrics: float) -> LoggedRun:
     found = {key.replace("__", "/"): value for key, value in metrics.items()}
-    return Logged(name=name, run_id=name, status="FINISHED", params=params, metrics=found, curves={})
+    return LoggedRun(name=name, run_id=name, status="FINISHED", params=params, metrics=found, curves={})
 
 
 def test_only_what_differs_is_listed() -> None:
@@ -164,8 +164,8 @@ def test_a_run_is_refused_before_it_starts_if_its_server_does_not_answer(
 ) -> None:
     (port,) = free_ports(1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(parsing, "answered", lambda command: None)
-    monkeypatch.setattr(driver, "open_manifest", lambda path: pytest.fail("was started"))
+    monkeypatch.setattr(parsing, "preflight_status", lambda command: None)
+    monkeypatch.setattr(driver, "with_version", lambda *_: pytest.fail("was started"))
     assert exit_status(lambda: pretrain.main(["tiny"])) == 2
     assert f"http://127.0.0.1:{port} of MLFLOW_TRACKING_URI does not answer" in capsys.readouterr().err
 
@@ -175,7 +175,7 @@ def test_a_run_on_several_machines_wants_a_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spans: bool, grows: bool, is_refused: bool
 ) -> None:
     monkeypatch.setattr(driver, "spans_machines", lambda: spans)
-    monkeypatch.setattr(driver.cluster_run, "grows", lambda: grows)
+    monkeypatch.setattr(driver, "grows", lambda: grows)
     with pytest.raises(ValueError, match="is a file on one of them") if is_refused else contextlib.nullcontext():
         driver.refuse_scattered_metrics(str(tmp_path))
 

@@ -192,6 +192,15 @@ REFUSED = [
     (lambda: Placement(num_workers=(4, 2)), r"placement\.num_workers must name the fewest first, got 4 and 2"),
     (lambda: Placement(max_failures=-1), r"placement\.max_failures must not be negative, got -1"),
     (lambda: OptimConfig(layer_decay=0.0), r"optim\.layer_decay must lie in \(0, 1\], got 0"),
+    (lambda: ObjectiveConfig(dual_share=1.0), r"objective\.dual_share must lie in \[0, 1\), got 1"),
+    (
+        lambda: ObjectiveConfig(gvtm_level1=0.0, dual_share=0.5),
+        r"objective\.dual_share=0\.5 is of .* both are 0; set one",
+    ),
+    (
+        lambda: OptimConfig(hold_share=1.0),
+        r"optim\.hold_share must lie in \[0, 1\), got 1\.0",
+    ),
     (lambda: OptimConfig(num_steps=9, frozen_steps=9), r"optim\.frozen_steps must be below optim\.num_steps=9, got 9"),
     (
         lambda: dataclasses.replace(CONFIG, optim=OptimConfig(pretrained_rate=0.1)),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -19,8 +21,16 @@ def test_the_steady_rate_leaves_out_the_start():
     assert steady_rate(arrivals) == pytest.approx(8.0)
 
 
+@pytest.fixture
+def pool(monkeypatch):
+    """The processes of all pools of a test: each start imports torch and Ray anew."""
+    with data_path.process_pool() as processes:
+        monkeypatch.setattr(data_path, "process_pool", lambda: contextlib.nullcontext(processes))
+        yield
+
+
 @pytest.mark.ray
-def test_what_the_pool_decodes_is_delivered_by_ray(tmp_path, local_ray):
+def test_what_the_pool_decodes_is_delivered_by_ray(tmp_path, local_ray, pool):
     manifest = made_clips(CLIPS, str(tmp_path))
     rows = split_rows(manifest, "train")[Kind.VIDEO].to_pylist()
     assert len(rows) == CLIPS.count

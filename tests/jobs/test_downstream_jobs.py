@@ -76,12 +76,13 @@ def questions(manifest: str, folder: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def qa_run(folder: Path, manifest: str, run: str) -> str:
-    """Folder of a run that was fine-tuned on questions for a few steps."""
+    """Folder of a run that was fine-tuned on questions for a few steps, in this process."""
     recipe = fine_tuning(known_recipes()["tiny_qa"], config_of(run), os.path.relpath(run))  # as a person may write it
     files = questions(manifest, "questions")
     train = str(Path(files["test"]).with_name("train.jsonl"))
     task = dataclasses.replace(recipe.task, train=train, temporal=None, **files)
-    results = pretrain(short(dataclasses.replace(recipe, name="qa", task=task), folder, recipes.ACCURACY))
+    with in_one_process():
+        results = pretrain(short(dataclasses.replace(recipe, name="qa", task=task), folder, recipes.ACCURACY))
     assert 0 <= results["test/accuracy_low"] <= results["test/accuracy"] <= results["test/accuracy_high"] <= 1
     assert {"test/accuracy/colour", "test/accuracy/order", "test/num_asked"} <= results.keys()
     assert protocols_of(str(folder / "runs" / "qa")) == {"question answering on test"}

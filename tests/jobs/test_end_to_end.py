@@ -54,7 +54,8 @@ def broken_clip(corpus: Path) -> Path:
 
 def pretrain(corpus: Path, storage: Path, *options: str) -> subprocess.CompletedProcess[str]:
     paths = ["--data.manifest", str(corpus / "manifest" / "manifest.parquet"), "--placement.storage", str(storage)]
-    steps = ["--optim.num-steps", "7", "--selection.evaluate-every", "4"]  # an epoch: 5 steps of videos, 1 of images
+    # an epoch has 5 steps of videos and 1 of images
+    steps = "--optim.num-steps 7 --selection.evaluate-every 4 --placement.num-workers 2".split()
     return command("pretrain.py", "tiny", "--name", "small", *paths, *steps, *SMALL.split(), *options)
 
 

@@ -13,16 +13,16 @@ import torch
 from cluster.world import World
 from jobs.benchmarks.retrieval_memory import drawn_scores
 from jobs.corpus.planning import Outline, Plan
-from jobs.corpus.preparation import MARKER, Prepared, mark_done
+from jobs.corpus.preparation import MARKER, PrepareResult, mark_done
 from jobs.evaluation import cards
-from jobs.evaluation.cards import Protocol, not_repeated, read_card, refuse_other, write_card
+from jobs.evaluation.cards import Protocol, find_differences, read_card, refuse_other, write_card
 from jobs.evaluation.leaderboard import rows
 from jobs.evaluation.scoring import (
     EvaluateConfig,
-    moved_to,
     protocol_of,
-    refuse_seen,
+    refuse_overlap,
     refuse_too_many_rejected,
+    relocate,
     run_manifest,
     table,
 )
@@ -299,7 +299,7 @@ def test_a_card_is_repeated_where_its_files_lie_now_and_as_it_says(tmp_path: Pat
     path = tmp_path / "q.jsonl"
     path.write_text("a question")
     wish = EvaluateConfig(card="card.json", run="/here/x", questions=str(path))
-    moved = moved_to(wish, asked)
+    moved = relocate(wish, asked)
     assert moved == dataclasses.replace(asked, run="/here/x", questions=str(path))
     own = card(protocol=asked, questions_hash=cards.hash_of_questions(moved))
     refuse_other(own, {"questions_hash": cards.hash_of_questions(moved)})
@@ -308,9 +308,9 @@ def test_a_card_is_repeated_where_its_files_lie_now_and_as_it_says(tmp_path: Pat
         refuse_other(own, {"questions_hash": cards.hash_of_questions(moved)})
     refuse_other(card(protocol=asked), {"questions_hash": cards.hash_of_questions(moved)})  # of before there was one
     with pytest.raises(ValueError, match="--rerank 3 conflicts with --card"):
-        moved_to(dataclasses.replace(wish, rerank=3), asked)
+        relocate(dataclasses.replace(wish, rerank=3), asked)
     with pytest.raises(ValueError, match="is not asked by the card"):
-        moved_to(wish, card().protocol)
+        relocate(wish, card().protocol)
 
 
 def manifest_of(folder: Path, name: str, **clips: str) -> str:
@@ -338,7 +338,7 @@ def test_clips_that_prepare_could_not_use_are_missing_from_retrieval(tmp_path: P
     path = manifest_of(tmp_path, "msrvtt", a="test", b="test")
     assert cards.num_missing(path, "test") == 0  # nothing tells
     found = read_manifest(path)
-    done = Prepared(
+    done = PrepareResult(
         manifest_path=path,
         ledger_path="",
         manifest_hash=found.hash,
@@ -403,9 +403,9 @@ def test_scores_with_a_prior_are_in_a_row_of_their_own() -> None:
 
 
 def test_a_score_is_repeated_or_said_to_be_inside_or_outside_its_interval() -> None:
-    assert not_repeated(card(), card().scores) == []
-    (inside,) = not_repeated(card(), {"test/t2v/r1": 0.55})
-    (outside,) = not_repeated(card(), {"test/t2v/r1": 0.7})
+    assert find_differences(card(), card().scores) == []
+    (inside,) = find_differences(card(), {"test/t2v/r1": 0.55})
+    (outside,) = find_differences(card(), {"test/t2v/r1": 0.7})
     assert ", inside [" in inside
     assert ", outside [" in outside
 
@@ -453,13 +453,13 @@ def test_a_score_on_clips_that_the_run_has_seen_is_refused_unless_it_is_asked_fo
     wish = EvaluateConfig(run="runs/tiny")
     protocol = protocol_of(wish, run.data, run.task, "runs/tiny")
     seen = {"validation": 0, "train": 0}
-    refuse_seen(wish, run.data, protocol, seen, None)
+    refuse_overlap(wish, run.data, protocol, seen, None)
     with pytest.raises(ValueError, match=said):
-        refuse_seen(wish, run.data, protocol, seen | {name: 3}, None)
-    refuse_seen(dataclasses.replace(wish, **{option: True}), run.data, protocol, seen | {name: 3}, None)
+        refuse_overlap(wish, run.data, protocol, seen | {name: 3}, None)
+    refuse_overlap(dataclasses.replace(wish, **{option: True}), run.data, protocol, seen | {name: 3}, None)
     told = card(is_selected_on_test=name == "validation", num_trained_on=3 * (name == "train"))
-    refuse_seen(wish, run.data, protocol, seen | {name: 3}, told)  # it is to be repeated, and says so
-    assert len(told.doubts) == 1
+    refuse_overlap(wish, run.data, protocol, seen | {name: 3}, told)  # it is to be repeated, and says so
+    assert len(told.caveats) == 1
 
 
 def test_clips_that_a_run_has_seen_are_known_in_other_splits_and_manifests(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ BARS_PX = (0, 0, 8, 16)
 @pytest.fixture
 def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Four clips of noise that stands or moves, two of them with bars, one of a test split, and a file that is none."""
-    monkeypatch.setattr("pipeline.offline.kept.mapped", lambda blocks, look, subcluster: map(look, blocks))
+    monkeypatch.setattr("pipeline.offline.kept.map_blocks", lambda blocks, look, subcluster: map(look, blocks))
     monkeypatch.setattr("cluster.connection.connected_ray", contextlib.nullcontext)
     noise = np.random.default_rng(0).integers(60, 250, (10, 24, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     rows = []
@@ -67,8 +67,8 @@ def test_rules_write_a_new_version_and_say_what_each_takes_out(
     filter_clips(FilterConfig(manifest=manifest, out=out))
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.curation.scores.clip_frames", lambda clip, **_: pytest.fail(f"{clip['uri']} again"))
-        patched.setattr("pipeline.offline.shards.PASSING", frozenset())
-        patched.setattr("pipeline.offline.kept.PASSING", frozenset())
+        patched.setattr("pipeline.offline.shards.TRANSIENT", frozenset())
+        patched.setattr("pipeline.offline.kept.TRANSIENT", frozenset())
         keep = ("letterbox<=0.1", "caption_words >= 2")
         done = filter_clips(FilterConfig(manifest=manifest, out=out, keep=keep))
     assert done.prepared

@@ -18,8 +18,9 @@ from toy import run_of
 
 from jobs import ROOT
 from jobs.launch import driver, lease, preflight
-from jobs.launch.lease import EXPIRES_SECONDS, LEASE, TRUSTED_SECONDS, Lease, LeaseLostError, Watch
+from jobs.launch.lease import EXPIRES_SECONDS, LEASE, TRUSTED_SECONDS, Lease, LeaseLostError, LeaseObserver
 from pipeline import storage
+from pipeline.corpus.manifest import open_manifest
 
 QUICK = {"RENEW_SECONDS": 0.1, "EXPIRES_SECONDS": 8.0, "TRUSTED_SECONDS": 4.0, "POLL_SECONDS": 0.05}
 """Expiry has room for a renewal on S3 by a process that shares its core."""
@@ -61,7 +62,7 @@ def taken(folder: str, clock: Clock | None = None) -> Lease:
 
 
 def test_a_lease_is_judged_by_its_content_and_the_observers_clock() -> None:
-    watch = Watch(b"1", since=1000.0)
+    watch = LeaseObserver(b"1", since=1000.0)
     assert watch.verdict(b"1", 1000.0 + EXPIRES_SECONDS - 0.1) == "wait"
     assert watch.verdict(b"1", 1000.0 + EXPIRES_SECONDS) == "free"
     assert watch.verdict(b"2", 1000.0 + EXPIRES_SECONDS) == "alive"
@@ -283,7 +284,7 @@ def test_a_second_driver_is_refused_before_it_changes_anything_and_a_dry_run_say
         with pytest.raises(ValueError, match=f"has a live driver: process {pid} on .*take another --name"):
             driver.pretrain(config)
         assert [path.name for path in run_folder.iterdir() if not path.name.startswith(".")] == [LEASE]
-        driver.claim_folder(config, driver.open_manifest(config.data.manifest), str(run_folder))
+        driver.claim_folder(config, open_manifest(config.data.manifest), str(run_folder))
         words = preflight.describe(preflight.survey(config))
         assert re.search(rf"no checkpoint yet; has a driver, process {pid} on .*, which renewed its lease", words)
 

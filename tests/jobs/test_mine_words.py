@@ -16,7 +16,7 @@ from jobs.benchmarks.support.synthetic_manifest import synthetic_tables
 from jobs.command_line.entry import exit_status
 from jobs.corpus.word_mining import MineConfig, describe, mine_words
 from jobs.launch import driver
-from jobs.launch.driver import kept_table, kept_tokenizer
+from jobs.launch.driver import ensure_tokenizer, ensure_word_table
 from jobs.launch.preflight import survey
 from jobs.mine_words import main
 from jobs.run.config import DataConfig, TextConfig
@@ -93,7 +93,7 @@ def test_the_command_line_writes_into_a_bucket(
         word_families=f"{bucket}/words/word_families.json",
     )
     tokenizer = Tokenizer.load(folder / "vocabulary")
-    table = kept_table(text, str(folder / "run"), list, tokenizer)
+    table = ensure_word_table(text, str(folder / "run"), list, tokenizer)
     expected = mine_significant_words(CAPTIONS, tokenizer.pieces, tagger=lexicon_tagger)
     np.testing.assert_array_equal(table.ranks, expected.ranks)
     np.testing.assert_array_equal(table.family_members, expected.family_members)
@@ -109,14 +109,14 @@ def test_a_run_takes_the_table_that_it_is_given_and_keeps_it(folder: Path) -> No
     given = mine_significant_words(["a small wall", *CAPTIONS], tokenizer.pieces, tagger=lexicon_tagger)
     given.save(folder / "words.json")
     text = TextConfig(vocabulary=str(folder / "vocabulary"), significant_words=str(folder / "words.json"))
-    assert kept_tokenizer(text, str(folder / "run"), unread).pieces == tokenizer.pieces
-    assert kept_table(text, str(folder / "run"), unread, tokenizer).to_json() == given.to_json()
+    assert ensure_tokenizer(text, str(folder / "run"), unread).pieces == tokenizer.pieces
+    assert ensure_word_table(text, str(folder / "run"), unread, tokenizer).to_json() == given.to_json()
     (folder / "words.json").unlink()
-    assert kept_table(text, str(folder / "run"), unread, tokenizer).to_json() == given.to_json()
+    assert ensure_word_table(text, str(folder / "run"), unread, tokenizer).to_json() == given.to_json()
     other = train_wordpiece(["something else entirely"], 60)
     given.save(folder / "words.json")
     with pytest.raises(ValueError, match="ids, the vocabulary"):
-        kept_table(text, str(folder / "other"), unread, other)
+        ensure_word_table(text, str(folder / "other"), unread, other)
 
 
 def test_a_large_corpus_gives_a_sample_of_its_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

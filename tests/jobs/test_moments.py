@@ -39,7 +39,7 @@ def film(seconds: int, fps: int = 4, seed: int = 0) -> bytes:
 
 
 def versions_of(folder: Path) -> dict[str, str]:
-    return {f"{folder}/{path}": version for path, version in storage.fingerprints(str(folder)).items()}
+    return {f"{folder}/{path}": version for path, version in storage.file_versions(str(folder)).items()}
 
 
 def index(config: EmbedConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -21,7 +22,7 @@ from jobs.benchmarks.support.one_process import OneProcess, in_one_process, make
 from jobs.command_line.entry import exit_status
 from jobs.evaluation.scoring import EvaluateConfig, evaluate
 from jobs.inference.model import load
-from jobs.launch import driver
+from jobs.launch import driver, run_status
 from jobs.run import run_files
 from jobs.run.config import Placement
 from jobs.run.fields import flat
@@ -146,6 +147,18 @@ def test_a_corpus_in_parts_is_trained_on_as_one_file(finished: Path, manifest: s
     assert of_parts["manifest_hash"] == open_manifest(parts).hash != of_file["manifest_hash"]
     for name in ("tokenizer.json", "significant_words.json", f"best/{run_files.WEIGHTS}"):
         assert (tmp_path / "small" / name).read_bytes() == (finished / name).read_bytes()
+
+    fewer = dataclasses.replace(read_manifest(parts), table=read_manifest(parts).table[1:])
+    assert write_in_parts(fewer, parts).number == 2
+    (tmp_path / "small" / "results.json").unlink()  # the run was killed before its end
+    with in_one_process():
+        assert pretrain.main(words) == 0
+    again = run_files.read_json(f"{tmp_path}/small/results.json")
+    assert {key: again[key] for key in (*metrics, "manifest_hash")} == {
+        key: of_parts[key] for key in (*metrics, "manifest_hash")
+    }
+    assert config_of(f"{tmp_path}/small").data.manifest == f"{parts}@1"
+    assert f"manifest  {parts}@1\n" in run_status.describe(run_status.read_run(f"{tmp_path}/small"))
 
 
 def test_steps_between_logs_and_polls_wait_for_nothing(

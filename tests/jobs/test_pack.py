@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.benchmarks.support.search_run import in_turn
 from jobs.corpus import packing
 from jobs.corpus.packing import PackConfig
 from pipeline import storage
-from pipeline.corpus import media
+from pipeline.corpus import buckets, media
 from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.fetching import fetch
 from pipeline.corpus.ledger import read_ledger
-from pipeline.corpus.manifest import make_manifest, read_manifest, write_manifest
+from pipeline.corpus.manifest import SCHEMA, make_manifest, read_manifest, write_manifest
 from pipeline.corpus.sources import open_source
 from pipeline.decode.codec import decode_clip, encode_video, known_info
 from pipeline.decode.config import Limits
@@ -170,3 +174,40 @@ def test_a_pass_goes_on_where_it_was_cut_and_does_nothing_twice(corpus, tmp_path
     assert not read_ledger(again.ledger_path)
     names = {media.name_of(row["uri"], out) for row in read_manifest(again.manifest_path).table.to_pylist()}
     assert names == {"0.mp4", "1.mp4", "2.mp4", "image.png"}  # so files of questions find them here too
+
+
+@pytest.mark.parametrize("content", list(Content))
+def test_a_corpus_packed_in_portions_is_the_same_as_one_packed_in_memory(
+    content: Content, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "map_blocks", in_turn)
+    monkeypatch.setattr(packing, "connected_ray", contextlib.nullcontext)
+    (tmp_path / "videos" / "2.mp4").write_bytes(b"no video any more")
+    settings = PackingConfig(content=content, shard_bytes=1)
+    rows = read_manifest(corpus).table.to_pylist()
+    items = items_of(rows, settings)
+    expected = pa.concat_tables([write_shard([item], settings, str(tmp_path / "shards"), Limits()) for item in items])
+
+    def run(name: str) -> packing.PrepareResult:
+        return packing.pack(
+            PackConfig(manifest=corpus, out=str(tmp_path / name), packing=settings, max_rejected_share=0.5)
+        )
+
+    whole = run("whole")
+    monkeypatch.setattr(packing, "PORTION_ROWS", 1)
+    monkeypatch.setattr(buckets, "ROWS_IN_MEMORY", 2)
+    cut = run("cut")
+    for done in (whole, cut):
+        shards = tmp_path / Path(done.manifest_path).parent.name / "shards"
+        made = {path.name for path in shards.iterdir()}
+        assert made == {path.name for path in (tmp_path / "shards").iterdir()}
+        table = read_manifest(done.manifest_path).table
+        packed = expected.filter(pc.field("reason").is_null()).sort_by("clip_id")
+        for name in set(SCHEMA.names) - {"uri"}:
+            assert table[name].to_pylist() == packed[name].to_pylist()
+        lost = [row["clip_id"] for row in expected.to_pylist() if row["reason"]]
+        assert [row.clip_id for row in read_ledger(done.ledger_path)] == lost
+    assert whole.manifest_hash == cut.manifest_hash
+    (tmp_path / "cut" / packing.MARKER).unlink()
+    monkeypatch.setattr(packing, "map_blocks", lambda blocks, *_, **__: pytest.fail(f"packed again: {len(blocks)}"))
+    assert run("cut").manifest_hash == whole.manifest_hash

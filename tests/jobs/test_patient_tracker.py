@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from jobs.tracking import mlflow_runs, patient_tracker
-from jobs.tracking.patient_tracker import PatientTracker, keep_unsent, kept_points, send_kept
+from jobs.tracking.patient_tracker import PatientTracker, save_unsent, saved_points, send_saved
 
 CURVE = [(step, 1.0 / step) for step in range(1, 6)]
 
@@ -44,9 +44,9 @@ def test_points_wait_for_a_server_that_comes_back(
         assert [point[3] for point in tracker.unsent(0.1)] == [1, 2, 3]
     for step, value in CURVE[3:]:
         tracker.log({"loss/total": value}, step)
-    keep_unsent(tracker, str(tmp_path))
+    save_unsent(tracker, str(tmp_path))
     assert tracker.history("loss/total") == CURVE
-    assert kept_points(str(tmp_path)) == []
+    assert saved_points(str(tmp_path)) == []
     assert "training goes on" in caplog.records[0].getMessage()
 
 
@@ -56,12 +56,12 @@ def test_points_that_never_arrived_are_sent_by_the_next_driver(tracker: PatientT
         for rank, curve in ((tracker, CURVE[:2]), (again, CURVE[2:])):
             for step, value in curve:
                 rank.log({"loss/total": value}, step)
-            keep_unsent(rank, str(tmp_path), wait_seconds=0.1)
+            save_unsent(rank, str(tmp_path), wait_seconds=0.1)
             rank.waiting.clear()  # the process ends
     driver = mlflow_runs.Tracker(tracker.uri, tracker.run_id)
-    send_kept(driver, str(tmp_path))
+    send_saved(driver, str(tmp_path))
     assert driver.history("loss/total") == CURVE
-    assert kept_points(str(tmp_path)) == []
+    assert saved_points(str(tmp_path)) == []
 
 
 def test_a_server_that_is_gone_for_good_ends_the_run_with_what_to_do() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.corpus.planning import Outline, Plan, describe_outline, with_nearest
-from jobs.corpus.preparation import PrepareConfig, gathered_of, plan
+from jobs.corpus.preparation import PrepareConfig, gather_inputs, plan
 from jobs.prepare import main
 from pipeline.records import Reason, Rejected, Stage
 
@@ -37,7 +37,7 @@ def planned(folder: Path) -> Plan:
 
 
 def test_a_plan_says_what_was_taken_for_what(tmp_path: Path) -> None:
-    text = describe_outline(gathered_of(toy(tmp_path)).outline())
+    text = describe_outline(gather_inputs(toy(tmp_path)).outline())
     assert "clip = path, caption = text, start = start, end = end" in text
     assert "1 by name alone: v10.mp4 is x/v10.webm" in text
     assert "1 not there: video10.mp4 (the nearest is video100.mp4)" in text
@@ -81,6 +81,6 @@ def test_signed_urls_are_shown_without_their_signature(tmp_path: Path) -> None:
         f"url,caption\n{url},a dog\nhttps://host.example/a.mp4?X-Amz-Signature=01,x,y\na,b\n"
     )
     config = PrepareConfig(corpus="toy", annotations=(f"{tmp_path}/c.csv",), **paths)
-    shown = describe_outline(gathered_of(config).outline()) + str(plan(config).rejected("toy"))
+    shown = describe_outline(gather_inputs(config).outline()) + str(plan(config).rejected("toy"))
     assert "host.example/gone.mp4" in shown
     assert "X-Amz" not in shown

@@ -18,7 +18,7 @@ from jobs.benchmarks.support import prepare_run
 from jobs.benchmarks.support.search_run import in_turn
 from jobs.benchmarks.support.synthetic_manifest import captions_of
 from jobs.corpus import gathering, preparation
-from jobs.corpus.preparation import PROBED, PrepareConfig, Prepared, prepare
+from jobs.corpus.preparation import PROBED, PrepareConfig, PrepareResult, prepare
 from pipeline import storage
 from pipeline.corpus import annotations, buckets, parts, sorted_rows, text_files
 from pipeline.corpus.ledger import read_ledger
@@ -30,7 +30,7 @@ NUM_IMAGES = 24
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "streamed", in_turn)
+    monkeypatch.setattr(stages, "stream_blocks", in_turn)
     monkeypatch.setattr("cluster.connection.connected_ray", contextlib.nullcontext)
 
 
@@ -63,7 +63,7 @@ def in_small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, value)
 
 
-def prepared(root: str, captions: Path, out: str, **settings: object) -> Prepared:
+def prepared(root: str, captions: Path, out: str, **settings: object) -> PrepareResult:
     config = {"corpus": "toy", "root": root, "out": out, "annotations": (str(captions),), "max_rejected_share": 0.5}
     return prepare(PrepareConfig(**config, **settings))  # pyright: ignore[reportArgumentType]
 
@@ -112,7 +112,7 @@ def test_a_killed_job_goes_on(
     monkeypatch.setattr("pipeline.storage_pages.PAGE_KEYS", 7)
     job = functools.partial(prepared, root, captions, out, in_parts=True)
     kill(monkeypatch, gathering, "put", 3, job)  # while files are listed
-    kill(monkeypatch, kept, "keep", 2, job)  # while they are looked at
+    kill(monkeypatch, kept, "write_cached", 2, job)  # while they are looked at
     assert storage.list_files(f"{out}/{PROBED}")
     kill(monkeypatch, preparation, "write_sorted", 0, job)  # before the manifest is written
     kill(monkeypatch, parts, "_commit", 0, job)  # before its index is
@@ -122,7 +122,7 @@ def test_a_killed_job_goes_on(
         looked_at.extend(uri for block in blocks for uri in block["uri"].to_pylist())
         return in_turn(blocks, function, subcluster)
 
-    monkeypatch.setattr(stages, "streamed", recorded)
+    monkeypatch.setattr(stages, "stream_blocks", recorded)
     done = job()
     assert done.manifest_hash == whole.manifest_hash
     assert [Path(uri).name for uri in looked_at] == ["gone.png"]  # it may have come meanwhile

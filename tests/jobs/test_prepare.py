@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jobs.command_line.entry import exit_status
-from jobs.corpus.preparation import PrepareConfig, Prepared, describe, prepare
+from jobs.corpus.preparation import PrepareConfig, PrepareResult, describe, prepare
 from jobs.prepare import main
 from jobs.run.datasets import known_datasets, known_recipes, published_test_set
 from jobs.run.presets import tiny
@@ -184,7 +184,7 @@ def test_the_command_line_prepares(folder, capsys):
     assert "clips     test 1, train 5" in capsys.readouterr().out
 
 
-def _prepare_real(real_files: Path, folder: Path, *, cut: bool) -> Prepared:
+def _prepare_real(real_files: Path, folder: Path, *, cut: bool) -> PrepareResult:
     videos = folder / "videos"
     videos.mkdir(parents=True)
     names = [path.name for path in sorted((real_files / "videos").iterdir())]

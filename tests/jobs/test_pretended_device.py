@@ -23,9 +23,9 @@ from jobs.tasks.questions import QuestionTask
 from jobs.tasks.task import Evaluation
 from jobs.tasks.text import TextProcessor
 from jobs.training.step import TrainState, make_state, train_step
-from pipeline.corpus.questions import AskedClips, Choice, Question
+from pipeline.corpus.questions import Choice, ClipQuestions, Question
 from pipeline.records import Batch, ClipRows
-from pipeline.stream.lengths import groups_by_length
+from pipeline.stream.lengths import group_by_length
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import train_wordpiece
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig, reference_objective
@@ -81,9 +81,9 @@ def small_model(visual: VisualConfig, **fields: Any) -> SNPS3:
 
 
 def batch_of_32_px(length_groups: int) -> Batch:
-    batch = dataclasses.replace(random_batch(6, empty=(2,)), most_masked=3, most_tokens=MAX_TOKENS)
+    batch = dataclasses.replace(random_batch(6, empty=(2,)), max_masked=3, max_tokens=MAX_TOKENS)
     frames, pad_mask = batch.frames.repeat(1, 1, 4, 4, 1), batch.frame_pad_mask.repeat(1, 1, 4, 4)
-    groups = groups_by_length(batch.token_mask.sum(1).tolist(), length_groups) if length_groups > 1 else ()
+    groups = group_by_length(batch.token_mask.sum(1).tolist(), length_groups) if length_groups > 1 else ()
     return dataclasses.replace(batch, frames=frames, frame_pad_mask=pad_mask, length_groups=groups)
 
 
@@ -116,8 +116,8 @@ def test_no_step_waits_for_its_device_or_mixes_devices(name: str) -> None:
 CAPTIONS = [f"the {colour} square moves {place}" for colour in ("red", "blue", "green") for place in ("up", "down")]
 
 
-def about_each_clip(asked: Any) -> dict[str, AskedClips[Any]]:
-    return dict.fromkeys(("train", "test"), AskedClips(by_clip=dict.fromkeys(range(6), (asked,)), missing=()))
+def about_each_clip(asked: Any) -> dict[str, ClipQuestions[Any]]:
+    return dict.fromkeys(("train", "test"), ClipQuestions(by_clip=dict.fromkeys(range(6), (asked,)), missing=()))
 
 
 QUESTIONS = about_each_clip(Question(question_id="q", clip_name="0", text="what moves ?", answers=("square",)))
@@ -154,7 +154,7 @@ def clips(rejected: tuple[int, ...] = (2,)) -> ClipRows:
 def test_no_step_of_a_task_waits(name: str, text: TextProcessor) -> None:
     task = TASKS[name]
     state, optim = fused_state(task.network(small_model(CNN), NetworkOptions()), "bf16")
-    batch = dataclasses.replace(task.batch(clips(), text), most_tokens=MAX_TOKENS)
+    batch = dataclasses.replace(task.batch(clips(), text), max_tokens=MAX_TOKENS)
     with on_device(tensors_of(state, batch)):
         train_step(state, batch, optim, seed=0, rank=0)
 

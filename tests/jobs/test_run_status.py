@@ -13,13 +13,13 @@ import pytest
 from cluster.ray_internals import SNAPSHOT
 from cluster.world import World
 from jobs.launch import lease, run_status
-from jobs.launch.run_status import RunConfig, ask_to_stop, describe, folder_of, read_run
+from jobs.launch.run_status import RunConfig, describe, folder_of, read_run, request_stop
 from jobs.run import run_files
 from jobs.tracking import status_file
 from jobs.tracking.journal import Journal, newest_lines
 from jobs.tracking.status_file import STATUS, StatusFile, read_status
 from jobs.training.requests import Requests, StopRequest
-from jobs.training.trainer import Lost
+from jobs.training.trainer import LostWork
 from pipeline import storage
 from pipeline.corpus.ledger import write_ledger
 from pipeline.records import Reason, Rejected, Stage
@@ -31,7 +31,9 @@ AT |= {"num_ranks": 2, "seconds_left": 3725.2, "num_steps": 60, "rejected": 2}
 def make_run(folder: str) -> None:
     """Write what a run of 60 steps leaves that lost a rank at step 48, while its checkpoint of step 45 was uploaded."""
     run_files.write_json(f"{folder}/{run_files.IDENTITY}", {})
-    run_files.write_json(f"{folder}/{run_files.CONFIG}", {"optim": {"num_steps": 60}})
+    run_files.write_json(
+        f"{folder}/{run_files.CONFIG}", {"optim": {"num_steps": 60}, "data": {"manifest": "corpora/toy/manifest@2"}}
+    )
     progress = {"step": 40, "best_score": 0.625, "best_step": 20, "is_finished": False}
     run_files.write_json(f"{folder}/checkpoint_2/{run_files.PROGRESS}", progress)
     run_files.write_json(f"{folder}/{SNAPSHOT}", {"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_2"}})
@@ -49,7 +51,7 @@ def make_run(folder: str) -> None:
         for event, step in events:
             earlier.note(event, step=step)
         earlier.flush()
-    lost = Lost.after(40, read_status(folder), newest_lines(folder, "rank-0"))
+    lost = LostWork.after(40, read_status(folder), newest_lines(folder, "rank-0"))
     for who in ("rank-0", "rank-1"):
         journal = Journal(folder, who)
         journal.note("start", step=40, num_ranks=2, **dataclasses.asdict(lost))
@@ -97,6 +99,7 @@ def test_the_status_is_what_the_processes_of_the_run_wrote(folder: str) -> None:
     assert running.state == "running"
     assert f"process {lease.this_process().pid} on" in words
     for part in (
+        "manifest  corpora/toy/manifest@2",
         "step      47 of 60",
         "81 clips/s, 0.80 s per step, waiting for data 31 %, 2 ranks, loss 3.250",
         "left      1:02:05",
@@ -124,7 +127,7 @@ def test_a_run_that_failed_says_why(folder: str) -> None:
 
 def test_a_stop_reaches_the_ranks_and_is_refused_where_nobody_would_hear_it(folder: str) -> None:
     with pytest.raises(ValueError, match="first has no driver: it is stopped already, at step 40"):
-        ask_to_stop(folder)
+        request_stop(folder)
     acquire(folder)
 
     class Quiet:
@@ -134,11 +137,11 @@ def test_a_stop_reaches_the_ranks_and_is_refused_where_nobody_would_hear_it(fold
             return False
 
     assert Requests(folder, Quiet(), 40).poll(41) == StopRequest.NONE  # pyright: ignore[reportArgumentType]
-    assert "was asked to stop" in ask_to_stop(folder)
+    assert "was asked to stop" in request_stop(folder)
     assert Requests(folder, Quiet(), 40).poll(41) == StopRequest.STOP  # pyright: ignore[reportArgumentType]
     run_files.write_json(f"{folder}/results.json", {})
     with pytest.raises(ValueError, match="first is finished"):
-        ask_to_stop(folder)
+        request_stop(folder)
 
 
 def test_a_run_is_named_by_its_name_or_folder_and_a_wrong_one_is_answered_with_the_nearest(folder: str) -> None:

@@ -73,7 +73,9 @@ def test_a_report_of_an_invented_manifest_is_measured(
     report_run.main(manifest, str(tmp_path / "page.html"))
     measured = json.loads(capsys.readouterr().out)
     assert f"{3000 + sum(EVALUATION.values()):,}" in (tmp_path / "page.html").read_text()
-    assert measured["private_mib"] >= measured["imports_mib"] > 0
+    assert measured["imports_mib"] > 0
+    # of this process, which other tests have used: it may give memory back meanwhile
+    assert measured["private_mib"] == pytest.approx(private_and_shared_bytes()[0] / 2**20, rel=0.2)
 
 
 def test_memory_is_what_psutil_says() -> None:

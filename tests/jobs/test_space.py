@@ -129,7 +129,7 @@ def test_a_small_corpus_has_as_many_significant_words_as_the_ready_space_asks_fo
     (top_k,) = [values for name, values in space.parse(space.SPACES["significant_words"]).items() if "top_k" in name]
     for value in top_k.corners:
         masking = run_identity.with_values(tiny(), {"masking.top_k": value}, name="x").masking
-        driver.refuse_more_words_than_there_are(masking, table)
+        driver.refuse_too_few_words(masking, table)
 
 
 def wish(**changes: object) -> SweepConfig:
@@ -153,7 +153,7 @@ def test_a_sweep_that_cannot_be_is_refused(changes: dict[str, object], match: st
 
 
 def test_trials_are_evaluated_at_the_rungs(capsys: pytest.CaptureFixture[str]) -> None:
-    base = dataclasses.replace(tiny(), optim=dataclasses.replace(tiny().optim, num_steps=320))
+    base = run_identity.with_values(tiny(), {"optim.num_steps": 320, "selection.evaluate_every": 240}, name="x")
     rungs = rungs_of(wish(), 320)
     assert rungs == (20, 80)
     made = evaluated_at(rungs, base.selection, base.optim.warmup_steps)
@@ -164,7 +164,7 @@ def test_trials_are_evaluated_at_the_rungs(capsys: pytest.CaptureFixture[str]) -
     often = dataclasses.replace(base, selection=dataclasses.replace(base.selection, evaluate_every=20))
     assert evaluated_at(rungs, often.selection, 50) == often.selection
     assert evaluated_at(rungs_of(wish(scheduler="none"), 180), base.selection, 50) == base.selection
-    assert rungs_of(wish(), tiny().optim.num_steps) == (30, 120)  # the preset as it is can be swept
+    assert rungs_of(wish(), tiny().optim.num_steps) == (66, 264)  # the preset as it is can be swept
     with pytest.raises(ValueError, match=r"180 / 4\^5 steps, less than one; take more steps or fewer --num-rungs"):
         rungs_of(wish(num_rungs=5), 180)
 

@@ -21,7 +21,7 @@ from pipeline.corpus.ledger import TooManyRejectedError, read_ledger
 from pipeline.corpus.manifest import make_manifest, open_manifest, read_manifest, write_in_parts
 from pipeline.curation.shots import SPANS
 from pipeline.decode.codec import encode_video
-from pipeline.offline.kept import keep, parted, result_schema
+from pipeline.offline.kept import result_schema, split_by_cached, write_cached
 from pipeline.records import Reason
 
 FPS = 8
@@ -53,7 +53,7 @@ def clips_in(path: str) -> list[tuple[str, float, float]]:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are mapped in this process."""
     for module in ("kept", "stages"):
-        monkeypatch.setattr(f"pipeline.offline.{module}.mapped", lambda blocks, look, subcluster: map(look, blocks))
+        monkeypatch.setattr(f"pipeline.offline.{module}.map_blocks", lambda blocks, look, subcluster: map(look, blocks))
     monkeypatch.setattr("cluster.connection.connected_ray", contextlib.nullcontext)
 
 
@@ -95,7 +95,7 @@ def test_shots_become_a_manifest_with_times_and_again_nothing_is_decoded(
         raise AssertionError("Ray was asked for what is known")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.offline.kept.mapped", refuse)
+        patched.setattr("pipeline.offline.kept.map_blocks", refuse)
         shorter = split(config(videos, min_seconds=0.5, max_seconds=2.5))
     assert shorter.num_clips == 2 * (2 + 1 + 2)
 
@@ -126,14 +126,14 @@ def test_a_stopped_pass_goes_on_and_passing_failures_are_tried_again(tmp_path: P
         {"key": "c", "clip_id": 3, "reason": str(Reason.TIMEOUT)},
         {"key": "of an earlier version of the file", "clip_id": 4},
     ]
-    keep(pa.Table.from_pylist(results, result_schema(SPANS)), str(tmp_path / "spans"))
-    kept, left = parted(rows, str(tmp_path / "spans"), SPANS)
+    write_cached(pa.Table.from_pylist(results, result_schema(SPANS)), str(tmp_path / "spans"))
+    kept, left = split_by_cached(rows, str(tmp_path / "spans"), SPANS)
     assert kept["key"].to_pylist() == ["a", "a", "b"]
     assert left["key"].to_pylist() == ["c", "d"]
-    assert parted(rows, str(tmp_path / "none"), SPANS)[1].equals(rows)
+    assert split_by_cached(rows, str(tmp_path / "none"), SPANS)[1].equals(rows)
     earlier = result_schema(SPANS.remove(SPANS.get_field_index("end_seconds")))  # of a version that knew less
-    keep(pa.Table.from_pylist([{"key": "d", "clip_id": 4}], earlier), str(tmp_path / "spans"))
-    assert parted(rows, str(tmp_path / "spans"), SPANS)[0].to_pylist()[-1]["end_seconds"] is None
+    write_cached(pa.Table.from_pylist([{"key": "d", "clip_id": 4}], earlier), str(tmp_path / "spans"))
+    assert split_by_cached(rows, str(tmp_path / "spans"), SPANS)[0].to_pylist()[-1]["end_seconds"] is None
 
 
 def test_what_cannot_work_is_refused(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_what_cannot_work_is_refused(videos: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="0 < stride_seconds <= window_seconds"):
         config(videos, by="stride", stride_seconds=11.0)
     lost = [{"clip_id": 1, "uri": f"{videos}/broken.mp4", "reason": "unreadable", "detail": "bad"}]
-    monkeypatch.setattr(splitting, "computed_once", lambda *_, **__: pa.Table.from_pylist(lost, result_schema(SPANS)))
+    monkeypatch.setattr(splitting, "compute_missing", lambda *_, **__: pa.Table.from_pylist(lost, result_schema(SPANS)))
     with pytest.raises(TooManyRejectedError, match="1 of 3 samples were rejected"):
         split(config(videos, max_rejected_share=0.1))
     for path in itertools.chain(videos.glob("*.mp4"), videos.glob("*/*.mp4")):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,11 +19,17 @@ from conftest import made_once
 from mlflow import MlflowClient
 
 from jobs.benchmarks.support.local_cluster import LocalCluster, running_cluster
+from jobs.experiments import sweeps
 from jobs.tracking.journal import read_journals
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.ray
 SIZES = "--data.num-frames 2 --data.frame-size-px 32 --optim.global-batch 8 --optim.warmup-steps 1"
+ALL_LOSSES_AT_ONCE = (
+    "--model.visual.encoder small_cnn --objective.dual-share 0 --objective.gvtm-level2 1 --objective.lvwm 1 "
+    "--objective.masked-words-text 0.3 --objective.masked-words-cross 0.3 --optim.hold-share 0"
+)
+"""So that words are learned by heart in a few steps."""
 PLACE = "--placement.log-every 1 --placement.num-workers 1 --placement.cpus-per-worker 0.5"
 
 
@@ -76,7 +83,7 @@ class Sweep:
         self.environment |= {"MLFLOW_TRACKING_URI": server} if server else {}
         steps = f"--optim.num-steps {num_steps} --selection.evaluate-every {evaluate_every} --data.temporal-split None"
         paths = f"--data.manifest {os.path.relpath(manifest, ROOT)} --placement.storage {os.path.relpath(folder, ROOT)}"
-        base = f"tiny {paths} {steps} {SIZES} {PLACE} --data.train-split {train_split}"
+        base = f"tiny {paths} {steps} {SIZES} {ALL_LOSSES_AT_ONCE} {PLACE} --data.train-split {train_split}"
         self.words = [sys.executable, "jobs/sweep.py", "--name", "s", *own.split(), "--", *base.split()]
         self.log = folder / "sweep.log"
 
@@ -160,3 +167,25 @@ def test_a_sweep_that_is_asked_to_stop_ends_its_trials(manifest: str, tmp_path: 
     statuses = sweep.statuses()
     assert statuses["sweep KILLED"] == 1
     assert set(statuses) <= {"sweep KILLED", "KILLED"}, statuses
+
+
+def test_trials_are_marked_before_a_stopped_sweep_interrupts_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that ends with its worker finds its run KILLED, and leaves it so."""
+    order: list[str] = []
+    is_interrupted = threading.Event()
+    terminate = signal.getsignal(signal.SIGTERM)
+    interrupt = signal.signal(signal.SIGINT, lambda *_: (order.append("interrupted"), is_interrupted.set()))
+    try:
+        sweeps.stop_like_ctrl_c(before=lambda: order.append("marked"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert is_interrupted.wait(30)
+        assert order == ["marked", "interrupted"]
+        order.clear()
+        is_interrupted.clear()
+        monkeypatch.setattr(sweeps, "MARKING_SECONDS", 0.1)
+        sweeps.stop_like_ctrl_c(before=lambda: time.sleep(60))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert is_interrupted.wait(30), "a server that does not answer must not keep the sweep from its end"
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGINT, interrupt)

@@ -26,7 +26,7 @@ from jobs.tasks.task import Evaluation, TaskInputs
 from jobs.tasks.text import TextProcessor
 from jobs.training.job import make_sources
 from pipeline.corpus.manifest import open_manifest
-from pipeline.corpus.questions import AskedClips, Choice, Question
+from pipeline.corpus.questions import Choice, ClipQuestions, Question
 from pipeline.records import IGNORED_LABEL, Batch, ClipRows
 from pipeline.text.significance import mine_significant_words
 from pipeline.text.tokenizer import train_wordpiece
@@ -62,7 +62,7 @@ def question(clip: int, answer: str, text: str = "what colour is it ?") -> Quest
 
 def asking(**by_clip: Any) -> QuestionTask:
     clips = {int(name[1:]): tuple(some) for name, some in by_clip.items()}
-    asked = AskedClips(by_clip=clips, missing=())
+    asked = ClipQuestions(by_clip=clips, missing=())
     return QuestionTask(questions={"train": asked, "test": asked}, answers=ANSWERS)
 
 
@@ -200,7 +200,7 @@ def test_msrvtt_mc_is_trained_with_its_test_file_alone() -> None:
 
 def test_choices_of_a_file_are_taken_as_they_are(text: TextProcessor) -> None:
     choice = Choice(question_id="m", clip_name="1", options=tuple(CAPTIONS[:5]), answer=1)
-    asked = AskedClips(by_clip={1: (choice,)}, missing=())
+    asked = ClipQuestions(by_clip={1: (choice,)}, missing=())
     batch = ChoiceTask(questions={"train": asked}).batch(rows(2), text)
     assert batch.weight.tolist() == [0, 1]
     assert [text.tokenizer.model.decode(ids.tolist()) for ids in batch.option_ids[1]] == CAPTIONS[:5]
@@ -249,7 +249,7 @@ def test_questions_belong_to_clips_and_a_run_keeps_its_answers(tmp_path: Path) -
     inputs = task_inputs(tmp_path, train=TRAINING, test=ASKED % ("test/0", "square", 3) + ASKED % ("gone", "ring", 4))
     task = QuestionTask.create(inputs)
     assert task.answers == ("ring", "square")
-    assert (task.questions["test"].num_asked, len(task.questions["test"].missing)) == (1, 1)
+    assert (task.questions["test"].num_questions, len(task.questions["test"].missing)) == (1, 1)
     run_files.write_json(str(tmp_path / "run" / run_files.ANSWERS), ["square", "ring", "cross"])
     assert QuestionTask.create(inputs).answers == ("square", "ring", "cross")  # whose numbers its head has learned
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -71,11 +72,9 @@ def batches(first: int = 0) -> Iterator[Batch]:
 
 def run_to(state: TrainState, stop: int) -> list[dict[str, Tensor]]:
     """The metrics of the steps up to `stop`, on the batches of these steps."""
-    stream = batches(state.progress.step)
-    return [
-        train_step(state, next(stream), CONFIG.optim, seed=CONFIG.seed, rank=0)
-        for _ in range(state.progress.step, stop)
-    ]
+    first = state.progress.step
+    steps = training_steps(state, batches(first), CONFIG.optim, seed=CONFIG.seed, rank=0, clock=Clock())
+    return [metrics for metrics, _ in itertools.islice(steps, stop - first)]
 
 
 def assert_equal(first: object, second: object) -> None:
@@ -90,9 +89,15 @@ def assert_same_state(first: TrainState, second: TrainState) -> None:
         assert_equal(first.average.values, second.average.values)
 
 
-@pytest.mark.parametrize("decay", [None, 0.9])
-def test_three_steps_a_stop_and_three_more_are_six_steps_to_the_bit(tmp_path: Path, decay: float | None) -> None:
-    config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, average_decay=decay))
+@pytest.mark.parametrize(("decay", "dual_share"), [(None, 0.0), (0.9, 0.0), (None, 0.4), (0.9, 0.8)])
+def test_three_steps_a_stop_and_three_more_are_six_steps_to_the_bit(
+    tmp_path: Path, decay: float | None, dual_share: float
+) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        optim=dataclasses.replace(CONFIG.optim, average_decay=decay),
+        objective=dataclasses.replace(CONFIG.objective, dual_share=dual_share),
+    )
     whole = new_state(config=config)
     metrics = run_to(whole, 6)
     before = new_state(config=config)
@@ -223,6 +228,24 @@ def test_parts_that_no_loss_reaches_are_left_to_themselves() -> None:
     assert_equal(dict(state.network.model.cross_words.state_dict()), dict(before))
 
 
+def test_dual_steps_are_those_of_a_run_with_the_first_loss_alone() -> None:
+    """What it does not reach neither moves nor decays, and begins with a fresh optimizer at the first whole step."""
+    alone = ObjectiveConfig(**dict.fromkeys(ObjectiveConfig().weights, 0.0) | {"gvtm_level1": 1.0})
+    state = new_state(config=dataclasses.replace(CONFIG, objective=ObjectiveConfig(dual_share=0.4)))
+    other, start = new_state(config=dataclasses.replace(CONFIG, objective=alone)), new_state()
+    metrics = run_to(state, 2)
+    assert_equal(metrics, run_to(other, 2))
+    assert metrics[0].keys() == {"loss/total", "grad_norm", "loss/gvtm_level1"}
+    assert_equal(dict(state.network.state_dict()), dict(other.network.state_dict()))
+    untouched = state.network.model.cross_words
+    assert_equal(untouched.state_dict(), start.network.model.cross_words.state_dict())
+    (whole,) = run_to(state, 3)
+    assert {f"loss/{name}" for name in ObjectiveConfig().weights} < whole.keys()
+    moved = [state.optimizer.state[parameter]["step"].item() for parameter in untouched.dense.parameters()]
+    assert moved == [1.0, 1.0]
+    assert all(parameter.requires_grad for parameter in state.network.parameters())
+
+
 def test_the_loop_ends_at_the_last_step_and_counts_its_waits() -> None:
     state, clock = new_state(), Clock({"evaluation": 2.0})
     done = list(training_steps(state, batches(), CONFIG.optim, seed=CONFIG.seed, rank=0, clock=clock))
@@ -274,6 +297,16 @@ SCHEDULE = OptimConfig(lr=2.0, num_steps=110, warmup_steps=10)
 )
 def test_the_rate_rises_from_a_tenth_and_falls_as_a_cosine_to_a_fiftieth(step: int, rate: float) -> None:
     assert learning_rate(step, SCHEDULE) == pytest.approx(rate)
+
+
+def test_a_held_rate_falls_as_a_shorter_run_without_a_warm_up_does() -> None:
+    held = dataclasses.replace(SCHEDULE, hold_share=0.5)
+    short = dataclasses.replace(SCHEDULE, num_steps=55, warmup_steps=0)
+    assert {learning_rate(step, held) for step in range(10, 55)} == {2.0}
+    assert [learning_rate(step, held) for step in range(10)] == [learning_rate(step, SCHEDULE) for step in range(10)]
+    assert [learning_rate(55 + step, held) for step in range(56)] == pytest.approx(
+        [learning_rate(step, short) for step in range(56)]
+    )
 
 
 def test_the_rate_never_jumps_and_falls_all_the_way_after_the_warm_up() -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from jobs.benchmarks.support.annotation_case import Case, verdict
 from jobs.benchmarks.support.published_captions import published
+from jobs.benchmarks.support.recent_captions import recent
 from jobs.benchmarks.support.untidy_captions import untidy
 
 
-@pytest.mark.parametrize("case", [*published(), *untidy()], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*published(), *untidy(), *recent()], ids=lambda case: case.name)
 def test_a_corpus_as_people_have_it(case: Case, tmp_path: Path) -> None:
     assert verdict(case, tmp_path) == ("refused_with_working_remedy" if case.refusal else "read")

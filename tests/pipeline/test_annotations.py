@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.corpus import text_files
 from pipeline.corpus.annotations import read, read_annotations
-from pipeline.corpus.caption_formats import recognised
+from pipeline.corpus.caption_formats import detect_format
 from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.media import kind_of
 from pipeline.records import Kind
@@ -124,7 +124,7 @@ def test_several_files_are_one_corpus_with_a_split_each(tmp_path):
     ],
 )
 def test_the_format_is_told_by_the_content(text, expected):
-    assert recognised(text, "f").name == expected
+    assert detect_format(text, "f").name == expected
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.corpus.annotations import read_annotations
-from pipeline.corpus.caption_formats import recognised
+from pipeline.corpus.caption_formats import detect_format
 from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.lists import read_lists
 from pipeline.records import Kind
@@ -50,7 +50,7 @@ def test_a_benchmarks_own_file_is_told_and_read(format: str, tmp_path: Path) -> 
     text, wanted = PUBLISHED[format]
     path = tmp_path / "captions"
     path.write_text(text)
-    assert recognised(text, "captions").name == format
+    assert detect_format(text, "captions").name == format
     assert read_annotations([str(path)]) == wanted
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.corpus import buckets, sorted_rows
 from pipeline.corpus.buckets import NUM_BUCKETS, Buckets, portions
 from pipeline.corpus.manifest import make_manifest
-from pipeline.corpus.names import Names, bucket_of_name
+from pipeline.corpus.names import NameIndex, bucket_of_name
 from pipeline.corpus.sorted_rows import SortedRows
 
 SCHEMA = pa.schema([("value", pa.int64())])
@@ -42,10 +42,10 @@ def test_portions_are_all_buckets_and_as_large_as_may_be() -> None:
 @given(st.text(), st.sampled_from(["", "v_", "v_v_", "a/", "T.tar/"]), st.sampled_from(["", ".mp4", ".WEBM", ".a.mp4"]))
 def test_names_that_may_mean_one_file_are_in_one_bucket(stem: str, before: str, suffix: str) -> None:
     clip, file = f"{before}{stem}", f"x/{stem}{suffix}"
-    if Names([file]).candidates(clip):
+    if NameIndex([file]).candidates(clip):
         assert bucket_of_name(clip) == bucket_of_name(file)
     for other in (clip.swapcase(), f"v_{clip}", f"{clip}.mp4"):
-        if Names([file]).candidates(other):
+        if NameIndex([file]).candidates(other):
             assert bucket_of_name(other) == bucket_of_name(file)
 
 

@@ -21,11 +21,11 @@ from pipeline.dedup.duplicates import (
     Pair,
     PairKind,
     SimilarityConfig,
-    as_pair,
     best_alignment,
-    connected,
+    connected_components,
     contrast,
     diagonal_sums,
+    make_pair,
     normalised_caption,
     removals,
 )
@@ -76,7 +76,7 @@ class Found:
     def looked_for(self) -> tuple[list[Pair], dict[int, Clip], search.Search]:
         done = find_copies(self.table, SimilarityConfig(), self.folder, in_turn)
         clips = clips_at(self.listings, (number for pair in done.copies for number in pair))
-        return [as_pair(clips, *numbers, one, "train") for numbers, one in done.copies.items()], clips, done
+        return [make_pair(clips, *numbers, one, "train") for numbers, one in done.copies.items()], clips, done
 
     def pairs(self) -> list[tuple[int, int, PairKind]]:
         pairs, clips, _ = self.looked_for()
@@ -101,7 +101,7 @@ def clip(index: int, **changes) -> Clip:
         num_pixels=100,
         content=(str(index), None, None),
         captions=frozenset({f"clip {index}"}),
-        is_own=True,
+        is_primary=True,
     )
     return dataclasses.replace(known, **changes)
 
@@ -233,7 +233,7 @@ def test_connected_clips_are_those_that_a_walk_over_pairs_reaches():
     for _ in pairs:
         for one, other in pairs:
             reached[one] = reached[other] = reached[one] | reached[other]
-    assert connected(map(tuple, pairs)) == {number: min(others) for number, others in reached.items()}
+    assert connected_components(map(tuple, pairs)) == {number: min(others) for number, others in reached.items()}
 
 
 def test_neighbours_are_all_pairs_of_equal_keys_until_there_is_a_crowd():
@@ -345,7 +345,7 @@ def test_what_is_removed_copies_something_that_stays():
 
 
 def test_training_clips_that_leak_are_removed_first_and_evaluation_clips_stay():
-    clips = [clip(0), clip(1), clip(2, split="test"), clip(3, split="val"), clip(4, corpus="other", is_own=False)]
+    clips = [clip(0), clip(1), clip(2, split="test"), clip(3, split="val"), clip(4, corpus="other", is_primary=False)]
     found = [
         pair(0, 2, PairKind.LEAK),
         pair(1, 0, PairKind.NEAR),

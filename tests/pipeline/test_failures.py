@@ -62,4 +62,4 @@ def test_a_clip_that_hangs_costs_its_limit_once_in_a_run(
     assert reasons == [Reason.TIMEOUT] * 3
     assert len(costs_seconds) == NUM_CLIPS * 0.02
     assert costs_seconds[0] >= TRIES * LIMIT_SECONDS
-    assert isinstance(failures.failures_in(source.failures)[HANGING], DecodeError)
+    assert isinstance(failures.read_failures(source.failures)[HANGING], DecodeError)

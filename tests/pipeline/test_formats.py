@@ -17,7 +17,7 @@ import pytest
 from pipeline.decode import formats
 from pipeline.decode.codec import decode_frames, encode_video
 from pipeline.decode.formats import container_of, kind_by_bytes, picture_format, refuse_damaged
-from pipeline.decode.video import BYTES_ALONE
+from pipeline.decode.video import RESTRICTED_INPUT
 from pipeline.records import DecodeError, Kind, Reason
 
 OPENERS = {"concat", "dash", "hls", "image2", "imf", "lavfi", "mlv", "rtp", "rtsp", "sap", "sdp", "vobsub"}
@@ -96,7 +96,7 @@ def test_a_video_is_opened_as_what_its_first_bytes_say(name) -> None:
     assert container_of(data).demuxer == demuxer
     assert kind_by_bytes(data) == Kind.VIDEO
     refuse_damaged(data)
-    with av.open(io.BytesIO(data), mode="r", format=demuxer, container_options=BYTES_ALONE) as container:
+    with av.open(io.BytesIO(data), mode="r", format=demuxer, container_options=RESTRICTED_INPUT) as container:
         assert len(list(container.decode(video=0))) >= 11
 
 
@@ -152,7 +152,7 @@ def test_no_other_demuxer_of_the_library_opens_whatever_it_is_named() -> None:
     for name in names:
         if not set(av.ContainerFormat(name, "r").name.split(",")) & allowed:
             with pytest.raises(av.error.ArgumentError):  # not on the whitelist
-                av.open(io.BytesIO(data), format=name, container_options=BYTES_ALONE).close()
+                av.open(io.BytesIO(data), format=name, container_options=RESTRICTED_INPUT).close()
 
 
 def _is_input(name: str) -> bool:

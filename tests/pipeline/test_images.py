@@ -12,7 +12,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageOps
 
 import pipeline
-from pipeline.decode.images import GROUND, decode_image
+from pipeline.decode.images import BACKGROUND, decode_image
 from pipeline.records import DecodeError, Reason
 
 RAMP = np.linspace(0, 255, 64, dtype=np.uint8).reshape(1, 64).repeat(16, 0)
@@ -53,7 +53,7 @@ def test_what_is_transparent_shows_the_ground(mode) -> None:
     else:
         image = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
         data = saved(image if mode == "RGBA" else image.convert("LA"), "PNG" if mode != "PA" else "WEBP")
-    assert decode_image(data)[0, 0].tolist() == list(GROUND)
+    assert decode_image(data)[0, 0].tolist() == list(BACKGROUND)
     half = decode_image(saved(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG"))[0, 0]
     assert abs(int(half[0]) - 127) <= 1
 

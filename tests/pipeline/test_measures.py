@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from jobs.benchmarks.filter_scores import rank_correlation
 from jobs.benchmarks.support.measured_clips import MOST_MOTION, MOST_TEXT, drawn_picture, lettered, panned
-from pipeline.curation.measures import MOST_BLUR_PX, black, blur, letterbox, luma, motion, static, text
+from pipeline.curation.measures import MAX_BLUR_PX, black, blur, letterbox, luma, motion, static, text
 from pipeline.curation.scores import scores_of
 from pipeline.records import Kind
 
@@ -34,7 +34,7 @@ def test_blur_grows_with_the_gaussian_and_not_with_contrast(picture: Image.Image
     np.testing.assert_allclose(scores[1:], [1.0, 2.0, 4.0], rtol=0.35)
     assert scores[0] < 0.9  # what the differences of neighbours themselves blur
     assert blur(luma(frames[1]) / 3) == pytest.approx(scores[1], rel=0.02)
-    assert blur(np.zeros((2, 20, 20), np.float32)) == MOST_BLUR_PX
+    assert blur(np.zeros((2, 20, 20), np.float32)) == MAX_BLUR_PX
 
 
 def test_bars_black_frames_and_standing_pictures_are_counted(picture: Image.Image) -> None:

@@ -27,13 +27,13 @@ def test_other_bytes_are_no_packed_values(data):
 def test_a_part_of_a_file_is_read_with_its_checksum(tmp_path):
     path = str(tmp_path / "a #1.tar")
     storage.write_bytes_atomic(path, b"0123456789")
-    uri = media.inside(path, 2, 5)
+    uri = media.range_uri(path, 2, 5)
     assert media.read(uri) == media.read(uri, checksum(b"234")) == b"234"
     assert media.file_of(uri) == media.file_of(path) == path
     with pytest.raises(DamagedMediaError, match="has another checksum than its manifest says"):
-        media.read(media.inside(path, 2, 6), checksum(b"234"))
+        media.read(media.range_uri(path, 2, 6), checksum(b"234"))
     with pytest.raises(DamagedMediaError, match="has another checksum"):
-        media.read(media.inside(path, 8, 12), checksum(b"89ab"))
+        media.read(media.range_uri(path, 8, 12), checksum(b"89ab"))
 
 
 def test_a_file_with_a_hash_in_its_name_is_a_file(tmp_path):
@@ -45,7 +45,7 @@ def test_a_file_with_a_hash_in_its_name_is_a_file(tmp_path):
 def test_frames_in_a_file_and_in_a_folder_are_read_in_order(tmp_path):
     packed = media.pack([b"first", b"second"])
     storage.write_bytes_atomic(str(tmp_path / "shard.parquet"), b"head" + packed + b"tail")
-    uri = media.inside(str(tmp_path / "shard.parquet"), 4, 4 + len(packed), "frames")
+    uri = media.range_uri(str(tmp_path / "shard.parquet"), 4, 4 + len(packed), "frames")
     for name, data in {"clip/002.jpg": b"second", "clip/001.jpg": b"first", "clip/note.txt": b"x"}.items():
         storage.write_bytes_atomic(str(tmp_path / name), data)
     assert media.read(uri, checksum(packed)) == EncodedFrames((b"first", b"second"))
@@ -58,14 +58,14 @@ def test_frames_in_a_file_and_in_a_folder_are_read_in_order(tmp_path):
 def test_a_part_of_a_packed_file_says_what_it_is_called(tmp_path):
     path = str(tmp_path / "0.tar")
     storage.write_bytes_atomic(path, b"0123456789")
-    uri = media.named(media.inside(path, 2, 5), "train/take &name=1#2.mp4")
+    uri = media.uri_with_name(media.range_uri(path, 2, 5), "train/take &name=1#2.mp4")
     assert media.read(uri, checksum(b"234")) == b"234"
     assert media.file_of(uri) == path
     assert media.name_of(uri, str(tmp_path)) == "train/take &name=1#2.mp4"
-    assert media.named(uri, "other") == uri
-    assert media.name_of(media.keyed("/c/videos.lmdb", "b/ä 1#2"), "/c") == "b/ä 1#2"
+    assert media.uri_with_name(uri, "other") == uri
+    assert media.name_of(media.key_uri("/c/videos.lmdb", "b/ä 1#2"), "/c") == "b/ä 1#2"
     assert media.name_of("/c/a/b.mp4", "/c") == media.name_of("/c/a/b.mp4/", "/c") == "a/b.mp4"
-    assert media.named("/c/a/b.mp4", "other") == "/c/a/b.mp4"
+    assert media.uri_with_name("/c/a/b.mp4", "other") == "/c/a/b.mp4"
 
 
 def test_keys_of_an_lmdb(tmp_path):
@@ -75,9 +75,9 @@ def test_keys_of_an_lmdb(tmp_path):
         transaction.put(b"a", b"other")
     assert media.is_lmdb(path)
     assert media.keys(path) == ["a", "b/ä 1#2"]
-    assert media.read(media.keyed(path, "b/ä 1#2")) == b"video"
+    assert media.read(media.key_uri(path, "b/ä 1#2")) == b"video"
     with pytest.raises(FileNotFoundError, match="has no key 'c'"):
-        media.read(media.keyed(path, "c"))
+        media.read(media.key_uri(path, "c"))
     with pytest.raises(ValueError, match="LMDB maps a file into memory, so it must be local"):
         media.read("s3://bucket/videos.lmdb#key=a")
 
@@ -90,8 +90,8 @@ def test_an_lmdb_that_was_cut_short_is_refused_before_its_pages_are_looked_for(t
             transaction.put(b"%d" % number, bytes([number]) * 20_000)
     data = tmp_path / "videos.lmdb" / "data.mdb"
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
-    script = "import sys; from pipeline.corpus.media import keyed, keys, read\n"
-    script += "for look in (keys, lambda path: [read(keyed(path, str(number))) for number in range(30)]):\n"
+    script = "import sys; from pipeline.corpus.media import key_uri, keys, read\n"
+    script += "for look in (keys, lambda path: [read(key_uri(path, str(number))) for number in range(30)]):\n"
     script += "    try: look(sys.argv[1])\n    except ValueError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

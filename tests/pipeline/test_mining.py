@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.corpus.manifest import SCHEMA, make_manifest, write_in_parts, write_manifest
-from pipeline.offline.stages import in_blocks
+from pipeline.offline.stages import split_into_blocks
 from pipeline.offline.word_counts import count_captions, read_captions
 from pipeline.text.significance import count_words
 from pipeline.text.tagging import lexicon_tagger
@@ -48,7 +48,7 @@ def test_blocks_on_workers_give_the_counts_of_one_process(
     assert counts.by_pos == expected.by_pos
     assert counts.num_captions_with == expected.num_captions_with
     assert counts.num_captions == len(captions)
-    assert len(in_blocks(pa.table({"values": sorted(set(captions))}), 256, 8192)) == 3
+    assert len(split_into_blocks(pa.table({"values": sorted(set(captions))}), 256, 8192)) == 3
 
 
 def test_captions_of_a_manifest_are_those_of_the_split(tmp_path: Path) -> None:

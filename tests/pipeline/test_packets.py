@@ -23,7 +23,7 @@ from pipeline.decode.config import Limits, Sampling
 from pipeline.decode.distant import DistantBytes
 from pipeline.decode.groups import CutVideo
 from pipeline.decode.isolation import isolated
-from pipeline.decode.packets import CUT, PacketIndex, check_of, decoded, joined
+from pipeline.decode.packets import CUT, PacketIndex, check_of, decode_with_retry, merge_ranges
 from pipeline.decode.sampling import Policy
 from pipeline.decode.video import PyavVideo
 from pipeline.offline.stages import KNOWN, probe_batch
@@ -65,11 +65,11 @@ def test_a_clip_by_its_packets_is_that_of_the_whole_file(name, films):
     for first in rng.integers(0, len(whole), 12):
         frames = sorted(rng.integers(first, min(first + 12, len(whole)), 4).tolist())
         cut = cut_of(index, data, frames)
-        shown = decoded(cut, lambda packets, f=frames: cut_video(packets).frames(f))
+        shown = decode_with_retry(cut, lambda packets, f=frames: cut_video(packets).frames(f))
         np.testing.assert_array_equal(shown, whole[frames])
     assert len(cut_of(index, data, [0])) < len(data) / 3
     for frame in range(len(whole)):
-        shown = decoded(cut_of(index, data, [frame]), lambda packets, n=frame: cut_video(packets).frames([n]))
+        shown = decode_with_retry(cut_of(index, data, [frame]), lambda packets, n=frame: cut_video(packets).frames([n]))
         np.testing.assert_array_equal(shown[0], whole[frame])
 
 
@@ -90,7 +90,9 @@ def test_a_damaged_file_is_used_or_refused_as_when_it_is_read_whole(name, films)
         index = PacketIndex.from_bytes(bytes(raw))
         for frame in rng.integers(0, len(index.timeline.times), 3).tolist():
             cut = cut_of(index, data, [frame])
-            by_packets = outcome(lambda c=cut, f=frame: decoded(c, lambda packets: cut_video(packets).frames([f])))
+            by_packets = outcome(
+                lambda c=cut, f=frame: decode_with_retry(c, lambda packets: cut_video(packets).frames([f]))
+            )
             with open_video(data, "pyav") as video:
                 assert by_packets == outcome(lambda v=video, f=frame: v.frames([f]))
 
@@ -126,7 +128,7 @@ def test_the_same_frames_are_chosen_by_each_rule(rule, clock, films, tmp_path):
         media = clip_media.fetch_clip(row, "pyav", rng=np.random.default_rng(seed), **choice)
         assert isinstance(media, EncodedPackets)
         settings = choice | {"kind": Kind.VIDEO, "size_px": 64}
-        by_packets = decoded(
+        by_packets = decode_with_retry(
             media, lambda one, s=settings: isolated(decode_frames, one, limits=LIMITS, decoder="pyav", **s)
         )
         whole = decode_frames(data, rng=np.random.default_rng(seed), decoder="pyav", **settings)
@@ -152,7 +154,7 @@ def test_what_decodes_once_decodes_always(films):
     shown = []
     for _ in range(20):
         cut = cut_of(index, films["MPEG-4 with B-frames"], [40, 41, 50])
-        shown.append(decoded(cut, lambda packets: cut_video(packets).frames([40, 41, 50])).tobytes())
+        shown.append(decode_with_retry(cut, lambda packets: cut_video(packets).frames([40, 41, 50])).tobytes())
     assert len(set(shown)) == 1
 
 
@@ -166,8 +168,8 @@ def test_only_the_packets_needed_are_read_and_near_ranges_are_one(films):
     assert stop - start < 1.5 * len(cut)
     assert cut.packets.dtype == CUT
     assert set(cut.packets["number"]) == set(range(group, group + len(cut.packets)))
-    assert joined([(0, 10), (10, 20), (2**20, 2**20 + 5), (30, 40)]) == [(0, 40), (2**20, 2**20 + 5)]
-    assert joined([]) == []
+    assert merge_ranges([(0, 10), (10, 20), (2**20, 2**20 + 5), (30, 40)]) == [(0, 40), (2**20, 2**20 + 5)]
+    assert merge_ranges([]) == []
 
 
 def test_other_bytes_than_those_indexed_are_refused(films):
@@ -190,10 +192,10 @@ def test_a_frame_that_needs_the_group_before_gets_it(films):
             raise DecodeError(Reason.UNREADABLE, "frame 70 does not decode")
         return media.packets["number"][0]
 
-    assert decoded(cut_of(index, films["index at the end"], [70]), decode) == 0
+    assert decode_with_retry(cut_of(index, films["index at the end"], [70]), decode) == 0
     assert tries == sorted(set(tries))
     with pytest.raises(DecodeError, match="does not decode"):
-        decoded(cut_of(index, films["index at the end"], [70]), lambda _: decode_nothing())
+        decode_with_retry(cut_of(index, films["index at the end"], [70]), lambda _: decode_nothing())
 
 
 def decode_nothing() -> None:
@@ -207,7 +209,7 @@ def test_a_file_too_large_for_memory_is_indexed_in_parts(name, films, monkeypatc
     file = DistantBytes(len(data), lambda start, stop: asked.append((start, stop)) or data[start:stop])
     assert bytes(index_packets(file)) == bytes(index_packets(data))  # pyright: ignore[reportArgumentType]
     assert max(stop - start for start, stop in asked) == 4096
-    assert len(file._blocks) <= distant.NUM_KEPT
+    assert len(file._blocks) <= distant.NUM_CACHED
 
 
 def test_a_distant_file_is_like_bytes(monkeypatch):
@@ -347,7 +349,7 @@ def test_a_file_over_4_gib_is_no_special_case(films, tmp_path):
     media, same = (clip_media.fetch_clip(one, "pyav", **choice) for one in (row, small))
     assert isinstance(media, EncodedPackets)
     assert isinstance(same, EncodedPackets)
-    assert (media.data, media.wanted, media.pts) == (same.data, same.wanted, same.pts)
+    assert (media.data, media.frame_numbers, media.pts) == (same.data, same.frame_numbers, same.pts)
 
 
 def test_a_damaged_file_is_looked_at_once(films, tmp_path, monkeypatch):

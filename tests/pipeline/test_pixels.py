@@ -19,7 +19,7 @@ from pipeline.decode import pixels
 from pipeline.decode.codec import decode_clip, decode_frames, encode_video
 from pipeline.decode.config import Limits
 from pipeline.decode.isolation import isolated
-from pipeline.decode.pixels import PixelBuffer, Room, lent, stack
+from pipeline.decode.pixels import PixelBuffer, SharedSlot, stack, stacking_into
 from pipeline.records import DecodeError, Kind, Reason
 from pipeline.stream.collate import as_tensor
 from pipeline.stream.loader import ClipSource, clip_rows, decode_block
@@ -162,38 +162,38 @@ def test_memory_is_used_again_when_nobody_looks_at_it_any_more() -> None:
 def test_memory_of_unusual_size_is_not_kept() -> None:
     gc.collect()  # what errors of other tests still refer to
     pixels._idle.clear()
-    del (buffer := [PixelBuffer(pixels.KEPT_BYTES + 1)])[:]
+    del (buffer := [PixelBuffer(pixels.REUSABLE_BYTES + 1)])[:]
     assert not buffer
     assert not pixels._idle
 
 
 @pytest.fixture
-def room() -> Iterator[Room]:
+def slot() -> Iterator[SharedSlot]:
     buffer = PixelBuffer(CLIP_BYTES + 1)
     if buffer.fd is None:
         pytest.skip("this system has no memfd")
     buffer.used = 1  # no page begins here
-    room = Room(os.dup(buffer.fd), buffer.expecting(NUM_FRAMES, SIZE_PX).place())
-    yield room
-    room.close()
+    slot = SharedSlot(os.dup(buffer.fd), buffer.expecting(NUM_FRAMES, SIZE_PX).encode_slot())
+    yield slot
+    slot.close()
 
 
-def test_the_first_frames_go_to_the_room_and_later_ones_do_not_touch_them(room: Room) -> None:
+def test_the_first_frames_go_to_the_room_and_later_ones_do_not_touch_them(slot: SharedSlot) -> None:
     first, second = (np.random.default_rng(n).integers(0, 256, (3, 5, 7, 3), np.uint8) for n in (0, 1))
-    with lent(room):
+    with stacking_into(slot):
         kept, other = stack([*first]), stack([*second])
-    assert kept is room.frames
+    assert kept is slot.frames
     np.testing.assert_array_equal(kept, first)
     np.testing.assert_array_equal(other, second)
-    room.keep(kept)
+    slot.ensure_written(kept)
     np.testing.assert_array_equal(kept, first)
-    room.keep(other)  # it is what the function returns
+    slot.ensure_written(other)  # it is what the function returns
     np.testing.assert_array_equal(kept, second)
-    assert stack([*first]) is not room.frames
+    assert stack([*first]) is not slot.frames
     with pytest.raises(ValueError, match="one shape were expected"):
-        room.put([first[0], first[0, :2]])
+        slot.write([first[0], first[0, :2]])
     with pytest.raises(ValueError, match="uint8"):
-        room.put([first[0].astype(np.float32)])
+        slot.write([first[0].astype(np.float32)])
 
 
 def block_of(folder: Path, sizes: list[tuple[int, int]]) -> tuple[ClipSource, pa.Table]:

@@ -291,7 +291,7 @@ def test_a_small_corpus_in_parts_has_the_order_of_one_file() -> None:
     steps = range(0, 400, 7)
     parted, whole = windowed(5000, 700, whole_up_to=5000), windowed(5000, 700, order=None)
     assert digest(parted, steps) == digest(whole, steps) != digest(windowed(5000, 700), steps)
-    assert parted.step_ahead(0) is None
+    assert parted.step_to_prefetch(0) is None
 
 
 def test_a_step_in_windows_reads_few_blocks_and_the_next_window_is_known_ahead() -> None:
@@ -299,10 +299,10 @@ def test_a_step_in_windows_reads_few_blocks_and_the_next_window_is_known_ahead()
     for step in range(0, plan.steps_per_epoch - 1, 501):
         assert len(np.unique(plan.step(step).rows // BLOCK_CLIPS)) <= 2 * 5
         assert len(np.unique(whole.step(step).rows // BLOCK_CLIPS)) > 40
-    ahead = plan.step_ahead(3)
+    ahead = plan.step_to_prefetch(3)
     assert ahead is not None
     assert ahead.rows.tolist() == plan.step(3 + 4 * BLOCK_CLIPS // 64).rows.tolist()
-    last = plan.step_ahead(plan.steps_per_epoch - 1)
+    last = plan.step_to_prefetch(plan.steps_per_epoch - 1)
     assert last is not None
     assert last.epoch == 1
 

@@ -13,11 +13,11 @@ from pipeline.corpus.questions import (
     ClipNames,
     Question,
     answer_list,
-    asked_clips,
+    group_by_clip,
     known_answers,
-    outside,
     read_choices,
     read_questions,
+    unanswerable,
 )
 
 
@@ -144,17 +144,17 @@ def test_a_name_of_two_clips_is_refused_and_only_when_it_is_asked_for() -> None:
 
 
 def test_questions_about_missing_clips_are_kept_apart() -> None:
-    found = asked_clips([asked("a", "x"), asked("a", "y"), asked("z", "x")], names("/corpus/a.mp4"))
+    found = group_by_clip([asked("a", "x"), asked("a", "y"), asked("z", "x")], names("/corpus/a.mp4"))
     assert {clip: len(some) for clip, some in found.by_clip.items()} == {0: 2}
     assert [one.clip_name for one in found.missing] == ["z"]
-    assert found.num_asked == 2
+    assert found.num_questions == 2
 
 
 def test_answers_are_the_most_frequent_ones_and_ties_go_by_the_alphabet() -> None:
     train = [asked("a", "dog"), asked("b", "dog"), asked("c", "cat"), asked("d", "ant"), asked("e", "bee", "dog")]
     answers = answer_list(train, 3)
     assert answers == ("dog", "ant", "bee")
-    assert [one.clip_name for one in outside(train, answers)] == ["c"]
+    assert [one.clip_name for one in unanswerable(train, answers)] == ["c"]
     assert known_answers(train[-1], {"dog": 0, "ant": 1, "bee": 2}) == [2, 0]
 
 

@@ -24,8 +24,8 @@ import pipeline
 from pipeline.decode import decoders
 from pipeline.decode.codec import decode_frames, encode_video
 from pipeline.decode.config import Limits
-from pipeline.decode.isolation import isolated, unguarded
-from pipeline.decode.sandbox import what_gets_through
+from pipeline.decode.isolation import isolated, reachable_from_sandbox
+from pipeline.decode.sandbox import reachable_resources
 from pipeline.records import DecodeError, Kind
 
 LIMITS = Limits(seconds=60.0)
@@ -134,10 +134,10 @@ def test_a_decode_process_reaches_nothing(server, tmp_path, monkeypatch) -> None
     (tmp_path / "secret").write_text("private")
     num_asked = server.num_asked
     assert isolated(reach, data, limits=LIMITS) == {}
-    assert unguarded(LIMITS) == []
+    assert reachable_from_sandbox(LIMITS) == []
     assert server.num_asked == num_asked
     assert (tmp_path / "secret").read_text() == "private"
-    assert set(what_gets_through()) == {"network", "programs", "files"}  # here, nothing is kept out
+    assert set(reachable_resources()) == {"network", "programs", "files"}  # here, nothing is kept out
 
 
 def _guards_here() -> bool:

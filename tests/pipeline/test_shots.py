@@ -11,7 +11,7 @@ import pytest
 from films import FILMS, NUM_FRAMES, WHOLE, Film
 
 from jobs.benchmarks.support.joined_film import FPS, f1_of, joined_film
-from pipeline.curation.cuts import content_changes, hsv, of_length, runs_above, spans_of_shots
+from pipeline.curation.cuts import bound_lengths, content_changes, hsv, runs_above, spans_of_shots
 from pipeline.curation.shots import ContentDetector, Cutting, shots_of
 from pipeline.decode import every_frame
 from pipeline.decode.codec import encode_video, open_video
@@ -50,12 +50,12 @@ def test_frames_of_a_slow_transition_are_in_no_shot() -> None:
 
 def test_clips_have_the_allowed_lengths_and_leave_nothing_out_but_short_ones() -> None:
     spans = [(0.0, 1.5), (2.0, 4.0), (4.0, 24.5)]
-    parts = of_length(spans, 2.0, 10.0)
+    parts = bound_lengths(spans, 2.0, 10.0)
     assert parts[0] == (2.0, 4.0)
     assert [round(end - start, 3) for start, end in parts[1:]] == [6.833] * 3
     assert parts[1][0] == 4.0
     assert parts[-1][1] == 24.5
-    assert of_length([(0.0, 30.0)], 0.0, 10.0) == [(0.0, 10.0), (10.0, 20.0), (20.0, 30.0)]
+    assert bound_lengths([(0.0, 30.0)], 0.0, 10.0) == [(0.0, 10.0), (10.0, 20.0), (20.0, 30.0)]
 
 
 @pytest.mark.parametrize("name", ["Matroska", "turned", "open groups of HEVC", "AVI, which has no times"])
@@ -75,10 +75,10 @@ def test_every_frame_is_what_an_opened_file_shows(name: str, tmp_path: Path, mon
 
 def test_frames_are_gone_through_once_and_from_key_frames_on() -> None:
     for num_frames, keys in ((1, [0]), (512, [0]), (2000, range(0, 2000, 250)), (5000, [0]), (1300, [0, 400, 1100])):
-        goes = every_frame.gone_through(num_frames, list(keys))
+        goes = every_frame.frame_ranges(num_frames, list(keys))
         assert [frame for go in goes for frame in go] == list(range(num_frames))
         assert max(map(len, goes)) <= every_frame.FRAMES_AT_ONCE
-    assert [go.start for go in every_frame.gone_through(2000, list(range(0, 2000, 250)))] == [0, 500, 1000, 1500]
+    assert [go.start for go in every_frame.frame_ranges(2000, list(range(0, 2000, 250)))] == [0, 500, 1000, 1500]
 
 
 def test_cuts_between_scenes_are_where_they_were_made(tmp_path: Path) -> None:

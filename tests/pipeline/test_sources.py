@@ -107,7 +107,7 @@ def test_an_lmdb_is_found_by_the_stem_of_a_path(tmp_path):
     assert found["one"]["checksum"] == media.checksum(video(1))
     assert found["three"]["reason"] == Reason.MISSING
     (unnamed,) = unnamed_files(annotated, corpus="toy", source=source)
-    assert unnamed.uri == media.keyed(root, "video2")
+    assert unnamed.uri == media.key_uri(root, "video2")
 
 
 def test_folders_of_key_frames_are_clips(tmp_path):
@@ -167,4 +167,4 @@ def test_videos_in_parquet_are_read_by_row(tmp_path):
     with pytest.raises(media.DamagedMediaError, match="another checksum"):
         media.read(found[0]["uri"], found[1]["checksum"])
     with pytest.raises(FileNotFoundError, match="no row 5"):
-        media.read(media.in_row(f"{tmp_path}/train/0.parquet", 5, "video.bytes"))
+        media.read(media.row_uri(f"{tmp_path}/train/0.parquet", 5, "video.bytes"))

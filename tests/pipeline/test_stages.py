@@ -13,7 +13,7 @@ from pipeline.corpus.caption_readers import Annotation
 from pipeline.corpus.sources import Source, open_source
 from pipeline.decode.codec import encode_video
 from pipeline.decode.config import Limits
-from pipeline.offline.stages import KNOWN, clips_of, in_blocks, probe_batch, unnamed_files
+from pipeline.offline.stages import KNOWN, clips_of, probe_batch, split_into_blocks, unnamed_files
 from pipeline.records import Kind, Reason, Stage
 
 
@@ -126,7 +126,7 @@ def test_nothing_with_words_needs_no_ray():
 
 def test_the_clips_of_a_file_stay_together():
     table = pa.table({"uri": ["a"] * 20 + ["b"] * 3 + ["c"] * 10 + ["d"] * 2})
-    assert [len(block) for block in in_blocks(table, 8, 256)] == [8, 8, 8, 8, 3]
-    assert [len(block) for block in in_blocks(table, 8, 256, together="uri")] == [20, 13, 2]
-    assert pa.concat_tables(in_blocks(table, 8, 256, together="uri")).equals(table)
-    assert in_blocks(table[:0], 8, 256, together="uri") == []
+    assert [len(block) for block in split_into_blocks(table, 8, 256)] == [8, 8, 8, 8, 3]
+    assert [len(block) for block in split_into_blocks(table, 8, 256, group_column="uri")] == [20, 13, 2]
+    assert pa.concat_tables(split_into_blocks(table, 8, 256, group_column="uri")).equals(table)
+    assert split_into_blocks(table[:0], 8, 256, group_column="uri") == []

@@ -121,7 +121,7 @@ def test_a_folder_is_listed_in_order_as_fsspec_does(tmp_path: Path) -> None:
     (tmp_path / "other").symlink_to(tmp_path / "a.b")
     found = fsspec.filesystem("file").find(str(tmp_path), detail=True)
     theirs = {path.removeprefix(f"{tmp_path}/"): f"{of['size']} {of['mtime']}" for path, of in sorted(found.items())}
-    listed = list(storage.listed(str(tmp_path)))
+    listed = list(storage.iter_versions(str(tmp_path)))
     assert listed == [(path, version) for path, version in theirs.items() if not re.search(r"(^|/)\.", path)]
     assert [path for path, _ in listed] == ["a.b", "a/x.mp4", "a/x/f.mp4", "ab/c", "link", "other", "é"]
-    assert not list(storage.listed(str(tmp_path / "nowhere")))
+    assert not list(storage.iter_versions(str(tmp_path / "nowhere")))

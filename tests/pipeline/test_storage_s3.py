@@ -123,9 +123,9 @@ def what_is_seen(root: str) -> list[object]:
     files = {"a.bin": b"0123456789", "b/1.bin": b"", "b/2.bin": b"x" * 100_000, ".hidden": b"", "b/.cache/3": b"y"}
     for name, data in files.items():
         storage.write_bytes_atomic(f"{root}/{name}", data)
-    before = storage.fingerprints(root)
+    before = storage.file_versions(root)
     storage.write_bytes_atomic(f"{root}/a.bin", b"98765")
-    after = storage.fingerprints(root)
+    after = storage.file_versions(root)
     seen: list[object] = [sorted(before), [name for name in before if before[name] != after[name]]]
     seen += [storage.list_files(root), storage.list_files(f"{root}/b"), storage.list_files(f"{root}/none")]
     seen += [storage.read_bytes(f"{root}/{name}") for name in files]
@@ -249,10 +249,10 @@ def test_distant_files_are_fetched_while_those_before_them_are_used(bucket, at):
     with faulty_store(os.environ["AWS_ENDPOINT_URL"], Faults(latency_seconds=0.1)) as store:
         at(AWS_ENDPOINT_URL=store.endpoint)
         paths = [f"{bucket}/{name}" for name in (*(f"{number}.mp4" for number in range(NUM_CLIPS)), "none")]
-        reads = storage.ahead((path, partial(fetch, path)) for path in paths)
+        reads = storage.prefetched((path, partial(fetch, path)) for path in paths)
         first = next(reads)
         assert first() == storage.read_bytes(f"{bucket}/0.mp4")
-        assert 1 < store.most_at_once <= storage.NUM_AHEAD + 1
+        assert 1 < store.most_at_once <= storage.NUM_PREFETCHED + 1
         *others, missing = reads
         assert [read() for read in others][-1] == storage.read_bytes(f"{bucket}/{NUM_CLIPS - 1}.mp4")
         with pytest.raises(DecodeError, match=f"missing: {bucket}/none does not exist"):

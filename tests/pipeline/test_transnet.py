@@ -13,7 +13,14 @@ from torch import nn
 
 from jobs.corpus.splitting import SplitConfig
 from pipeline.curation import shots, transnet
-from pipeline.curation.transnet import CONTEXT, WINDOW, NetworkDetector, around, colour_histograms, windows_of
+from pipeline.curation.transnet import (
+    CONTEXT,
+    WINDOW,
+    NetworkDetector,
+    colour_histograms,
+    local_similarities,
+    windows_of,
+)
 from pipeline.decode.codec import open_video
 
 
@@ -36,7 +43,7 @@ def test_windows_show_each_frame_once_among_its_neighbours(num_frames: int, size
 def test_likeness_and_histograms_are_what_they_are_by_definition() -> None:
     rng = np.random.default_rng(0)
     similarities = torch.from_numpy(rng.normal(size=(1, 60, 60)))
-    looked_up = around(similarities)
+    looked_up = local_similarities(similarities)
     for frame, place in ((0, 50), (0, 100), (59, 0), (30, 20), (59, 50), (9, 0), (9, 41)):
         other = frame + place - 50
         expected = similarities[0, frame, other] if 0 <= other < 60 else 0.0

@@ -32,7 +32,7 @@ CANCELLED = ("self.key.bias", "similarity.3.bias")
 def step(called: nn.Module, network: Pretraining) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Losses and gradients."""
     batch = random_batch(6, empty=(2,))
-    batch.__dict__["most_masked"] = int((batch.labels != IGNORED_LABEL).sum(1).max())
+    batch.__dict__["max_masked"] = int((batch.labels != IGNORED_LABEL).sum(1).max())
     losses = called(batch, normalise(batch.frames).double())
     torch.stack(list(losses.values())).sum().backward()
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}

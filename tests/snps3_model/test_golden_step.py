@@ -118,7 +118,7 @@ def recorded_draws(file: Recording, case: str) -> Draws:
     return Draws(
         masked_token_ids=file.tensor(f"{prefix}/masked_ids"),
         labels=file.tensor(f"{prefix}/labels"),
-        most_masked=file.tensor(f"{prefix}/labels").shape[1],
+        max_masked=file.tensor(f"{prefix}/labels").shape[1],
         false_ids=file.tensor("in/negative_ids"),
         false_mask=file.tensor("in/negative_mask").bool(),
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig
 
 from snps3_model.config import ModelConfig, ObjectiveConfig, VisualConfig
-from snps3_model.convert import convert, first_name, load_published, our_name, published_name
+from snps3_model.convert import canonical_name, convert, load_published, our_name, published_name
 from snps3_model.loading import initialise, is_hub_name, load_earlier_run
 from snps3_model.objective import Pretraining
 from snps3_model.snps3 import SNPS3
@@ -211,7 +211,7 @@ def test_golden_second_names_lead_to_the_first(name: str) -> None:
     for line in file[f"{name}/aliases"]:
         first, *others = str(line).split(" = ")
         assert first in names
-        assert {first_name(other) for other in others} == {first}
+        assert {canonical_name(other) for other in others} == {first}
 
 
 @pytest.mark.parametrize("name", MODELS)

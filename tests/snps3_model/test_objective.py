@@ -366,7 +366,7 @@ def test_captions_of_other_ranks_have_a_width_that_the_host_knows(name: str) -> 
     for width in (None, MAX_TOKENS + 1):
         network = tiny_network(objective)
         network.gather = lambda rows: torch.cat([rows, rows])
-        shaped = dataclasses.replace(batch, most_tokens=width)
+        shaped = dataclasses.replace(batch, max_tokens=width)
         with on_device(device_tensors(network, shaped)) if width else contextlib.nullcontext():
             found = network(shaped, normalise(batch.frames).double())
             torch.stack(list(found.values())).sum().backward()

@@ -11,7 +11,7 @@ from batches import MASK, random_batch, tiny_network
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from pipeline.stream.lengths import groups_by_length
+from pipeline.stream.lengths import group_by_length
 from pipeline.stream.transforms import normalise
 from snps3_model.config import ObjectiveConfig, reference_objective
 from snps3_model.objective import Pretraining
@@ -38,12 +38,12 @@ def network(objective: ObjectiveConfig, rows_at_once: int | None) -> Pretraining
         return Pretraining(model, objective, mask_id=MASK, rows_at_once=rows_at_once).double()
 
 
-def one_pass(trained: Pretraining, *, most_length_groups: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+def one_pass(trained: Pretraining, *, max_length_groups: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """Losses, gradients, and the numbers kept for the backward pass."""
     batch = random_batch(NUM_ROWS, seed=4, empty=(2, 8))
-    if most_length_groups > 1:
-        groups = groups_by_length(batch.token_mask.sum(1).tolist(), most_length_groups)
-        assert len(groups) == min(most_length_groups, len(set(batch.token_mask.sum(1).tolist())))
+    if max_length_groups > 1:
+        groups = group_by_length(batch.token_mask.sum(1).tolist(), max_length_groups)
+        assert len(groups) == min(max_length_groups, len(set(batch.token_mask.sum(1).tolist())))
         batch = dataclasses.replace(batch, length_groups=groups)
     kept: dict[int, int] = {}
 
@@ -75,14 +75,14 @@ def test_chunks_compute_what_the_whole_batch_does(name: str, rows_at_once: int) 
 
 
 @pytest.mark.parametrize("rows_at_once", [None, 2])
-@pytest.mark.parametrize("most_length_groups", [2, NUM_ROWS])
+@pytest.mark.parametrize("max_length_groups", [2, NUM_ROWS])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_captions_at_their_own_length_compute_what_padded_ones_do(
-    name: str, most_length_groups: int, rows_at_once: int | None
+    name: str, max_length_groups: int, rows_at_once: int | None
 ) -> None:
     losses, gradients, _ = whole_pass(name)
     trained = network(OBJECTIVES[name], rows_at_once)
-    ours, our_gradients, _ = one_pass(trained, most_length_groups=most_length_groups)
+    ours, our_gradients, _ = one_pass(trained, max_length_groups=max_length_groups)
     torch.testing.assert_close(ours, losses, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(our_gradients, gradients, rtol=1e-10, atol=1e-12)
 

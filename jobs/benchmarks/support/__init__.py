@@ -1,5 +1,5 @@
-"""What measurements need and the product does not: clusters on one machine, a store with faults, generated corpora,
-delivery to ranks, processes watched, indexes.
+"""Tools for measurements, which the product does not need: clusters on one machine, a store with faults, generated
+corpora, delivery to ranks, monitoring of processes, indexes.
 
 May import `jobs.ROOT`, `jobs.corpus`, `jobs.inference`, `cluster` and `pipeline`.
 """

@@ -1,4 +1,4 @@
-"""A corpus as people have it, what has to come of it, and what does."""
+"""A corpus in a format from practice, its expected result in `prepare`, and the actual one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ROOT = "root"
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Clip:
-    """A clip as it has to be in the manifest."""
+    """An expected clip of the manifest."""
 
     path: str
-    """Of the file that is taken for it."""
+    """Path of its file."""
     captions: tuple[str, ...]
     split: str = "train"
     times: tuple[float | None, float | None] = (None, None)
@@ -30,7 +30,7 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Files of a corpus, and what `prepare` has to make of them, fixed beforehand."""
+    """Files of a corpus, and the expected result of `prepare`, fixed beforehand."""
 
     name: str
     files: Mapping[str, str | bytes]
@@ -41,11 +41,11 @@ class Case:
     columns: tuple[str, ...] = ()
     clips: Sequence[Clip] = ()
     rejected: Mapping[str, int] = field(default_factory=dict)
-    """Reason → number of samples that the names and the captions alone are enough to reject."""
+    """Reason → number of samples that are rejected by their names and captions alone."""
     refusal: str = ""
-    """Words of the refusal; empty for what is to be read."""
+    """Part of the error message; empty if the corpus must be read."""
     remedy: Callable[[Path], Mapping[str, Any]] | None = None
-    """Does what the refusal says in the folder of the case, and returns the settings that it names."""
+    """Applies the remedy of the error message in the folder of the case, and returns the settings that it names."""
 
 
 def clip(
@@ -77,7 +77,7 @@ def _inside(folder: Path, source: str) -> str:
 
 
 def read_case(config: PrepareConfig) -> tuple[list[Clip], dict[str, int]]:
-    """Return clips with captions and files, sorted, and the number of samples that are rejected, by reason."""
+    """Return clips with captions and files, sorted, and the number of rejected samples by reason."""
     planned = plan(config)
     lost = [clip for clip in planned.missing if clip.captions]
     silent = [clip for clip in planned.clips if not clip.captions]
@@ -98,7 +98,8 @@ def read_case(config: PrepareConfig) -> tuple[list[Clip], dict[str, int]]:
 def verdict(case: Case, folder: Path) -> str:
     """Return `read`, `refused_with_working_remedy`, `silent`, `crash`, or `refused` for what should have been read.
 
-    `silent`: something else is read than the case says. `dead_end`: a refusal whose words or remedy do not hold.
+    `silent`: the result differs from the expected one without an error. `dead_end`: an error whose message or remedy is
+    wrong.
     """
     config = write_case(case, folder)
     outcome: Any

@@ -1,4 +1,4 @@
-"""Clips from Ray Data to the ranks of a worker group, with the time at which each step's clips arrived."""
+"""Delivery of clips from Ray Data to the ranks of a worker group, with the arrival time of each step's clips."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from typing import Any
 import pyarrow as pa
 
 from cluster import run as cluster_run
+from cluster.rank_datasets import Workers
 from pipeline.storage import upload_folder
 from pipeline.stream.loader import ClipSource, clip_rows, clip_stream, decode_block, in_plan_order
 
 WARM_SHARE = 0.1
-"""Share of the clips before the steady state."""
+"""Share of the clips that count as warm-up before the steady state."""
 Arrivals = list[tuple[float, int]]
 """(time in seconds, clips) of each step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """What each rank receives, and where it writes down when."""
+    """The clips that each rank receives, and the folder for their arrival times."""
 
     source: ClipSource
     num_steps: int
     folder: str
     step_seconds: float | None = None
-    """Pause that stands for a step of training; the clips then stay packed. None: they become arrays at once."""
+    """Pause in place of a training step; the clips then stay packed. None: they are unpacked to arrays at once."""
 
 
 def receive(delivery: Delivery, runtime: cluster_run.Runtime) -> None:
-    """Take the clips of each step, on every rank, and write down when they came."""
+    """Receive the clips of each step, on every rank, and record their arrival times."""
     source, world, started, arrivals = delivery.source, runtime.world, time.perf_counter(), []
     share, path = source.share(world.size), Path(delivery.folder, f"rank-{world.rank}.json")
     tables = runtime.tables("train", share)
@@ -72,7 +73,7 @@ def deliver(
         storage=cluster_run.Storage(path=delivery.folder, upload=upload_folder),
         name=name,
         datasets={"train": stream},
-        workers=cluster_run.Workers(**workers, use_gpu=False, threads_each=1, max_failures=0, num_kept_checkpoints=1),
+        workers=Workers(**workers, use_gpu=False, threads_each=1, max_failures=0, num_kept_checkpoints=1),
     )
     return [json.loads(path.read_text()) for path in sorted(Path(delivery.folder).glob("rank-*.json"))]
 

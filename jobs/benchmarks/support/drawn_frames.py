@@ -1,7 +1,7 @@
-"""Frames that show their own number and known colours, so that a decoded frame tells where it comes from.
+"""Frames that show their own number and known colours, so that decoded frames can be identified.
 
-Four rows of eight cells: the number's bits in black and white, the same bits the other way round, eight colours, and
-a wave that moves from frame to frame. No turn or flip of a frame equals another frame.
+Four rows of eight cells: the number's bits in black and white, the inverted bits, eight colours, and a wave that moves
+from frame to frame. No rotation or flip of a frame equals another frame.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ BLACK, WHITE = 35, 220
 COLOURS = np.array(
     [[200, 40, 40], [40, 170, 50], [50, 60, 200], [40, 180, 180], [180, 50, 170], [200, 190, 50], [128] * 3, [60] * 3]
 )
-"""RGB of the cells of the third row: none at the edge of what an encoder keeps."""
+"""RGB of the cells of the third row: none at the limits of an encoder's range."""
 
 
 def drawn_frames(num_frames: int, width: int, height: int) -> UInt8[np.ndarray, "T H W 3"]:
-    """Draw the frames 0 to `num_frames` - 1; at most 256 can be told apart."""
+    """Draw the frames 0 to `num_frames` - 1; at most 256 are distinct."""
     column, row = np.arange(width) * NUM_BITS // width, np.arange(height) * 4 // height
     number = np.arange(num_frames)[:, None]
     bits = np.where(number >> (NUM_BITS - 1 - column) & 1, WHITE, BLACK)[..., None].repeat(3, 2)
@@ -29,7 +29,7 @@ def drawn_frames(num_frames: int, width: int, height: int) -> UInt8[np.ndarray, 
 
 
 def read_number(frame: UInt8[np.ndarray, "H W 3"]) -> int | None:
-    """Return the number that a frame shows, at any size; None where it shows none."""
+    """Return the number that a frame of any size shows, or None."""
     upper, lower = (_cells(frame, row).mean(axis=1) for row in (0, 1))
     if np.abs(upper - lower).min() < 25:
         return None
@@ -37,12 +37,12 @@ def read_number(frame: UInt8[np.ndarray, "H W 3"]) -> int | None:
 
 
 def colour_error(frame: UInt8[np.ndarray, "H W 3"]) -> float:
-    """Return the largest difference, of 255, between a cell of the third row and the colour that was drawn there."""
+    """Return the largest difference, in 0–255, between a cell of the third row and its drawn colour."""
     return float(np.abs(_cells(frame, 2) - COLOURS).max())
 
 
 def _cells(frame: np.ndarray, row: int) -> np.ndarray:
-    """Return the mean colours (8, 3) of the middles of the cells in a row."""
+    """Return the mean colours (8, 3) of the centres of the cells in a row."""
     height, width = frame.shape[:2]
     top, bottom = int((row + 0.35) * height / 4), max(1, int((row + 0.65) * height / 4))
     edges = [(int((cell + 0.35) * width / NUM_BITS), int((cell + 0.65) * width / NUM_BITS)) for cell in range(NUM_BITS)]

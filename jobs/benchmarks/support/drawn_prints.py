@@ -1,7 +1,7 @@
-"""Thumbnails of clips like those of `dedup`, drawn in their own size: things of some colours over a texture.
+"""Thumbnails of clips like those of `dedup`, drawn directly at thumbnail size: coloured objects over a texture.
 
-Of each ten clips four share a texture and two share their things, as there. A copy shows a part of its original at
-other times, somewhat blurred and with an encoder's noise.
+As in `dedup`, four of each ten clips share a texture and two share their objects. A copy shows a part of its original
+at other sampling times, slightly blurred and with an encoder's noise.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from pipeline.dedup.fingerprints import FRAMES_PER_SECOND, LUMA_SIDE, PLANES, YC
 
 SIDE = LUMA_SIDE
 CELL_PX = np.array([WIDTH_PX, HEIGHT_PX], np.float32) / SIDE
-"""Width and height of what a luma value is the mean of."""
+"""Width and height of the cell over which a luma value is averaged."""
 GRAINS = ((4, 9, 30), (12, 24, 14), (24, 32, 4))
-"""Least and most cells across the texture, and standard deviation in levels; the finest is what a mean leaves of it."""
+"""Least and most cells across the texture, and standard deviation in levels; of the finest grain, that after
+averaging."""
 NOISE, BLUR = 1.2, 0.04
-"""Of a copy: standard deviation in levels, and share that a value gets of each of its neighbours."""
+"""Of a copy: standard deviation of the noise in levels, and weight of each neighbour in the blur."""
 _X, _Y = ((np.arange(SIDE, dtype=np.float32) + 0.5) * size for size in CELL_PX)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """An ellipse or a rectangle on its way; positions in pixels, times in seconds."""
+    """A moving ellipse or rectangle; positions in pixels, times in seconds."""
 
     colour: Float64[np.ndarray, " 3"]
     half_size: Float64[np.ndarray, " 2"]
@@ -39,7 +40,7 @@ class Thing:
 
     @classmethod
     def drawn(cls, rng: np.random.Generator) -> Thing:
-        """Draw looks and way, in the ranges of `dedup.drawn_thing`."""
+        """Draw appearance and path at random, in the ranges of `dedup.drawn_thing`."""
         angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(10, 90)
         return cls(
             colour=YCBCR @ rng.integers(0, 256, 3),
@@ -51,7 +52,7 @@ class Thing:
         )
 
     def coverage(self, seconds: Float32[np.ndarray, " T"]) -> Float32[np.ndarray, "T 16 16"]:
-        """Return the share of each cell that the thing covers."""
+        """Return the share of each cell that the object covers."""
         border = np.array([WIDTH_PX, HEIGHT_PX])
         centre = border - abs((self.start + seconds[:, None] * self.velocity) % (2 * border) - border)
         centre[:, 1] += self.swing[0] * np.sin(2 * np.pi * self.swing[1] * seconds)
@@ -65,7 +66,7 @@ class Thing:
 
 
 def texture(rng: np.random.Generator) -> Float32[np.ndarray, "3 32 32"]:
-    """Draw luma and chroma of coloured noise of three sizes of grain, twice as large as the picture."""
+    """Draw luma and chroma of coloured noise of three grain sizes, twice as large as the picture."""
     planes = np.zeros((3, 2 * SIDE, 2 * SIDE), np.float32) + rng.uniform(60, 195, 3).astype(np.float32)[:, None, None]
     for least, most, strength in GRAINS:
         weights = _interpolation(int(rng.integers(least, most)))
@@ -76,7 +77,7 @@ def texture(rng: np.random.Generator) -> Float32[np.ndarray, "3 32 32"]:
 
 @functools.cache
 def _interpolation(cells: int) -> Float32[np.ndarray, "32 cells"]:
-    """Return the weights by which a row of cells becomes one of twice `SIDE` values (Catmull-Rom)."""
+    """Return the Catmull-Rom weights that interpolate a row of cells to twice `SIDE` values."""
     distance = np.abs((np.arange(2 * SIDE)[:, None] + 0.5) / (2 * SIDE) * cells - np.arange(cells) - 0.5)
     near, far = 1.5 * distance**3 - 2.5 * distance**2 + 1, -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
     weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
@@ -84,7 +85,7 @@ def _interpolation(cells: int) -> Float32[np.ndarray, "32 cells"]:
 
 
 def original(seed: int, index: int) -> UInt8[np.ndarray, "T 384"]:
-    """Draw the thumbnails of a clip. Of each ten there are four: as drawn, and mirrored in one or both directions."""
+    """Draw the thumbnails of a clip, each in four versions: as drawn, and mirrored in one or both directions."""
     return _mirrored(_drawn(seed, _base(index)), index)
 
 
@@ -125,7 +126,7 @@ def _length(seed: int, index: int) -> float:
 
 
 def _scene(seed: int, index: int, seconds: Float64[np.ndarray, " T"]) -> Float32[np.ndarray, "3 T 16 16"]:
-    """Luma and chroma of a clip at some times. Clips of a family are drawn as in `dedup.frames_of`."""
+    """Return luma and chroma of a clip at some times. Clips of a family are drawn as in `dedup.frames_of`."""
     first, place = index - index % FAMILY, index % FAMILY
     of_texture = np.random.default_rng([seed, 0, first if place in (1, 2, 3) else index])
     of_things = np.random.default_rng([seed, 1, first if place == 4 else index])
@@ -143,7 +144,7 @@ def _scene(seed: int, index: int, seconds: Float64[np.ndarray, " T"]) -> Float32
 def _panned(
     ground: Float32[np.ndarray, "3 32 32"], pan: Float64[np.ndarray, " 2"], seconds: Float64[np.ndarray, " T"]
 ) -> Float32[np.ndarray, "3 T 16 16"]:
-    """What of a texture is in sight at some times; `pan` in pixels per second."""
+    """Return the visible part of a texture at some times; `pan` in pixels per second."""
     if not pan.any():
         middle = ground[:, None, SIDE // 2 : -SIDE // 2, SIDE // 2 : -SIDE // 2]
         return middle.repeat(len(seconds), axis=1)

@@ -1,6 +1,6 @@
-"""A store with faults: a proxy on loopback before a real S3 endpoint, for tests and for the benchmark `s3-faults`.
+"""A store with faults: a proxy on loopback in front of a real S3 endpoint, for tests and the benchmark `s3-faults`.
 
-Signatures stay valid, because the `Host` that the client has signed is passed on as it is.
+Signatures stay valid, since the proxy forwards the `Host` that the client has signed.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ OWN_HEADERS = {"connection", "content-length", "date", "expect", "keep-alive", "
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What goes wrong on the way; 0 switches a fault off."""
+    """The faults of the proxy; 0 switches a fault off."""
 
     slow_down_every: int = 0
-    """Of this many GETs, the last is answered 503 SlowDown, unless it is cut."""
+    """Every n-th GET is answered 503 SlowDown, unless it is cut."""
     cut_every: int = 0
-    """Of this many GETs, the last gets half of the body that is announced."""
+    """Every n-th GET gets only half of the announced body."""
     latency_seconds: float = 0.0
     """Pause before each answer."""
     put_refusal: str = ""
-    """Status and code that answer every PUT, e.g. "411 MissingContentLength"."""
+    """Status and code of the response to every PUT, e.g. "411 MissingContentLength"."""
     refused_part: str = ""
-    """Only PUTs to a key with this in it are refused."""
+    """Refuse only PUTs to keys that contain this."""
 
 
 def store_endpoint() -> str:
-    """Return the URL of the real store. ValueError if none is set."""
+    """Return the URL of the real store. Raise ValueError if none is set."""
     if endpoint := os.environ.get(ENDPOINT):
         return endpoint
     raise ValueError(
@@ -49,8 +49,8 @@ def store_endpoint() -> str:
 
 
 class FaultyStore(ThreadingHTTPServer):
-    """The proxy; `endpoint` is its own URL, `counts` the faults so far, `most_at_once` requests met in their pause,
-    `num_bytes` were sent in answer to GETs."""
+    """The proxy; `endpoint`: its URL; `counts`: the faults so far; `most_at_once`: the peak of concurrent requests
+    during the latency; `num_bytes`: bytes sent in response to GETs."""
 
     daemon_threads = True
 
@@ -61,13 +61,13 @@ class FaultyStore(ThreadingHTTPServer):
             raise ValueError(f"the endpoint behind the faults must be an http:// URL, got {target}")
         self.endpoint = f"http://{address}:{self.server_port}"
         self.gone_until = float("-inf")
-        """Until then, in monotonic time, every request is answered 503."""
+        """Monotonic time until which every request is answered 503."""
         self.counts: Counter[str] = Counter()
         self.num_bytes = self.most_at_once = self._num_waiting = self._num_gets = 0
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Pass the latency."""
+        """Sleep for the latency."""
         with self._lock:
             self._num_waiting += 1
             self.most_at_once = max(self.most_at_once, self._num_waiting)
@@ -76,7 +76,7 @@ class FaultyStore(ThreadingHTTPServer):
             self._num_waiting -= 1
 
     def count_bytes(self, count: int) -> None:
-        """Count bytes that are sent."""
+        """Count sent bytes."""
         with self._lock:
             self.num_bytes += count
 
@@ -102,8 +102,8 @@ def faulty_store(
     address: str = "127.0.0.1",
     network: contextlib.AbstractContextManager[object] | None = None,
 ) -> Iterator[FaultyStore]:
-    """Run a store with `faults` before the endpoint `target` while the context lasts. It listens on an address of the
-    `network`, and reaches the endpoint from the one of this process."""
+    """Run a store with `faults` in front of the endpoint `target` within the context. It listens on an address of
+    `network`, and reaches the endpoint from this process's network."""
     with network or contextlib.nullcontext():
         server = FaultyStore(target, faults, address)
     with server:
@@ -153,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: the requests of a test are no news."""
+        """Suppress the log of requests."""
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815  as http.server calls them
 

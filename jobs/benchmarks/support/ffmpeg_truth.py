@@ -1,4 +1,5 @@
-"""What the ffmpeg command shows of a file: the frames, when, and how large; the measure of every decoder."""
+"""The reference for every decoder: the frames of a file, their times and their size as the ffmpeg command shows
+them."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ from PIL import Image
 
 from jobs.benchmarks.support.drawn_frames import colour_error, read_number
 from jobs.benchmarks.support.media_files import FFMPEG_SECONDS, MediaFile, Rule
-from pipeline.decode.images import GROUND, fit_long_side, resize
+from pipeline.decode.images import BACKGROUND, fit_long_side, resize
 
 SIZE_PX = 224
-"""Long side of the frames that are compared: that of training."""
+"""Long side of the compared frames, as in training."""
 _START = re.compile(r"Duration: .*, start: (-?[\d.]+)")
 _FRAME = re.compile(r" n: *\d+ pts: *(-?\d+|NOPTS).* sar:(\d+)/(\d+) s:(\d+)x(\d+)")
 _CODEC = re.compile(r"Video: (\w+)")
@@ -26,7 +27,7 @@ _TIME_BASE = re.compile(r"config in time_base: (\d+/\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """Frames (T, h, w, 3) of the training size, their times in seconds where players count from, and their numbers."""
+    """Frames (T, h, w, 3) of the training size, their times in seconds on the clock of players, and their numbers."""
 
     frames: UInt8[np.ndarray, "T h w 3"]
     times: np.ndarray
@@ -37,15 +38,15 @@ class Truth:
 
     @property
     def half_frame(self) -> float:
-        """Half of the shortest time, in seconds, between two frames; containers round by up to 1 ms."""
+        """Half of the shortest time in seconds between two frames; containers round by up to 1 ms."""
         gaps = np.diff(np.unique(self.times.round(4)))
         return max(0.001, float(gaps.min() if len(gaps) else 1 / self.fps) / 2)
 
 
 def truth_of(path: Path, file: MediaFile) -> Truth | None:
-    """Return what ffmpeg shows; None if it refuses the file.
+    """Return what ffmpeg shows, or None if it rejects the file.
 
-    A file that may be refused is read with the options that make ffmpeg stop at the first error.
+    A file that may be rejected is read with the options that make ffmpeg stop at the first error.
     """
     strict = ["-err_detect", "explode", "-xerror"] if file.rule != Rule.READ else []
     channels = 4 if file.is_transparent else 3
@@ -65,18 +66,18 @@ def truth_of(path: Path, file: MediaFile) -> Truth | None:
     pixels = "rgba" if file.is_transparent else "rgb24"
     shown = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", f"showinfo,format={pixels}"]
     output = ["-autoscale", "0", "-f", "rawvideo", "-"]
-    done = subprocess.run([*command, *shown, *output], capture_output=True, timeout=FFMPEG_SECONDS, check=False)
-    printed = done.stderr.decode(errors="replace")
+    process = subprocess.run([*command, *shown, *output], capture_output=True, timeout=FFMPEG_SECONDS, check=False)
+    printed = process.stderr.decode(errors="replace")
     frames = _FRAME.findall(printed)
-    if done.returncode or not frames:
+    if process.returncode or not frames:
         return None
     pictures, position = [], 0
     for _, *_, width, height in frames:
         num_bytes = int(width) * int(height) * channels
-        pixels = np.frombuffer(done.stdout[position : position + num_bytes], np.uint8)
+        pixels = np.frombuffer(process.stdout[position : position + num_bytes], np.uint8)
         pictures.append(pixels.reshape(int(height), int(width), channels))
         position += num_bytes
-    assert position == len(done.stdout), f"{path.name}: {position} bytes of frames, {len(done.stdout)} came"
+    assert position == len(process.stdout), f"{path.name}: {position} bytes of frames, {len(process.stdout)} came"
     times = np.array([int(pts) for pts, *_ in frames]) * float(Fraction(_TIME_BASE.findall(printed)[0]))
     start = float(_START.findall(printed)[0]) if _START.search(printed) else times[0]
     upright = [drawn_way_up(_opaque(picture), file.turned) for picture in pictures]
@@ -99,31 +100,31 @@ def training_size(frame: tuple[str, ...]) -> tuple[int, int]:
 
 
 def doubts(truth: Truth | None, file: MediaFile) -> list[str]:
-    """Return where ffmpeg contradicts what was drawn: then the table is wrong, or ffmpeg is."""
+    """Return the contradictions between ffmpeg and the drawn frames, which mean that the table or ffmpeg is wrong."""
     if file.rule != Rule.READ:
         return []
     if truth is None:
         return ["ffmpeg does not read it"]
-    found = []
+    problems = []
     if file.is_numbered:
-        found += _wrong_numbers(truth, file)
+        problems += _wrong_numbers(truth, file)
     if abs(truth.times[0] - file.begins) > 0.03:
-        found.append(f"begins at {truth.times[0]:.3f} s, not {file.begins:g} s")
+        problems.append(f"begins at {truth.times[0]:.3f} s, not {file.begins:g} s")
     if file.max_colour_error is not None and truth.worst_colour > file.max_colour_error:
-        found.append(f"a colour differs by {truth.worst_colour:.0f} of 255")
+        problems.append(f"a colour differs by {truth.worst_colour:.0f} of 255")
     height, width = truth.frames.shape[1:3]
-    wanted = fit_long_side(*(file.shape or file.size), SIZE_PX)
-    if max(abs(width - wanted[0]), abs(height - wanted[1])) > 1:
-        found.append(f"is shown as {width}x{height}, not {wanted[0]}x{wanted[1]}")
-    return found
+    expected = fit_long_side(*(file.shape or file.size), SIZE_PX)
+    if max(abs(width - expected[0]), abs(height - expected[1])) > 1:
+        problems.append(f"is shown as {width}x{height}, not {expected[0]}x{expected[1]}")
+    return problems
 
 
 def _wrong_numbers(truth: Truth, file: MediaFile) -> list[str]:
     numbers = truth.numbers
     if None in numbers:
         return [f"frame {numbers.index(None)} shows no number"]
-    wanted = list(range(file.num_frames)) if file.numbers is None else list(file.numbers)
-    if (numbers != wanted) if wanted else (sorted(set(numbers)) != numbers):  # type: ignore[type-var]
+    drawn = list(range(file.num_frames)) if file.numbers is None else list(file.numbers)
+    if (numbers != drawn) if drawn else (sorted(set(numbers)) != numbers):  # type: ignore[type-var]
         return [f"shows the numbers {numbers}"]
     if len(set(numbers)) < len(numbers):
         return []
@@ -134,11 +135,11 @@ def _wrong_numbers(truth: Truth, file: MediaFile) -> list[str]:
 
 
 def _opaque(picture: np.ndarray) -> np.ndarray:
-    """Put a picture with alpha on the ground that transparent images have too."""
+    """Compose a picture with alpha onto the background that we use for transparent images."""
     if picture.shape[2] == 3:
         return picture
     alpha = picture[..., 3:] / 255.0
-    return (picture[..., :3] * alpha + np.array(GROUND) * (1 - alpha)).round().astype(np.uint8)
+    return (picture[..., :3] * alpha + np.array(BACKGROUND) * (1 - alpha)).round().astype(np.uint8)
 
 
 def drawn_way_up(picture: np.ndarray, turned: tuple[int, bool]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Files changed byte by byte: what no encoder writes, and what happens to files on their way."""
+"""Byte-level edits of files: content that no encoder writes, and damage in transit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 Edit = Callable[[bytes], bytes]
 BOXES_OF_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts"}
 TURNS = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
-"""Degrees clockwise to the upright picture → a, b, c, d of the display matrix."""
+"""Clockwise rotation in degrees to the upright picture → a, b, c, d of the display matrix."""
 
 
 def cut(share: float) -> Edit:
@@ -52,12 +52,12 @@ def appended(tail: bytes) -> Edit:
 
 
 def prepended(head: bytes) -> Edit:
-    """Put bytes in front."""
+    """Prepend bytes."""
     return lambda data: head + data
 
 
 def replaced(old: bytes, new: bytes, count: int = 1) -> Edit:
-    """Replace bytes that are there."""
+    """Replace bytes; fail if the file does not contain them."""
 
     def edit(data: bytes) -> bytes:
         assert old in data, old
@@ -83,8 +83,8 @@ def with_matrix(degrees: int, mirrored: bool = False) -> Edit:
     """Write the display matrix of an MP4's tracks: turned, and mirrored left to right before that."""
     a, b, c, d = TURNS[degrees]
     a, b = (-a, -b) if mirrored else (a, b)
-    one = 1 << 16
-    return behind(b"tkhd", 44, struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30))
+    unit = 1 << 16
+    return behind(b"tkhd", 44, struct.pack(">9i", a * unit, b * unit, 0, c * unit, d * unit, 0, 0, 0, 1 << 30))
 
 
 def with_edits(*edits: tuple[int, int]) -> Edit:
@@ -94,7 +94,7 @@ def with_edits(*edits: tuple[int, int]) -> Edit:
 
 
 def swapped_boxes(data: bytes) -> bytes:
-    """Put the outer boxes of an MP4 in the reverse order; what the index points at is elsewhere then."""
+    """Reverse the order of the outer boxes of an MP4, so that the offsets in its index become wrong."""
     parts, position = [], 0
     while position + 8 <= len(data):
         size = int.from_bytes(data[position : position + 4], "big")
@@ -119,8 +119,8 @@ def with_boxes(data: bytes, contents: Mapping[bytes, bytes | None]) -> bytes:
 
 
 def with_roll(degrees: float) -> Edit:
-    """Let a Matroska file name a rotation, clockwise, in place of its colours (element Colour), which the stream names
-    too. The file must hold no checksums."""
+    """Replace the colours of a Matroska file (element Colour), which the stream contains too, by a clockwise rotation.
+    The file must not contain checksums."""
 
     def edit(data: bytes) -> bytes:
         start = data.index(b"\x55\xb0")

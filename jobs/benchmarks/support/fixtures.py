@@ -26,7 +26,7 @@ from pipeline.stream.loader import ClipSource
 from pipeline.stream.source import split_rows
 
 NUM_FRAMES, SIZE_PX = 8, 224
-"""Of the clips that measurements of the data path decode."""
+"""Frames and side of the clips in measurements of the data path."""
 
 
 def cores() -> int:
@@ -35,29 +35,30 @@ def cores() -> int:
 
 
 def process_pool() -> ProcessPoolExecutor:
-    """Return a pool of a process per core. They are spawned: a fork would inherit Ray and the threads of torch."""
+    """Return a pool with a process per core. Processes are spawned: a fork would inherit Ray and the threads of
+    torch."""
     return ProcessPoolExecutor(cores(), mp_context=multiprocessing.get_context("spawn"))
 
 
 def json_of_child(
     module: str, *arguments: Any, python: str = sys.executable, environment: Mapping[str, str] = MappingProxyType({})
 ) -> Any:
-    """Run a module with `arguments` in a process of its own and return the JSON of its last line of output.
+    """Run a module with `arguments` in a separate process and return the JSON of its last line of output.
 
-    CalledProcessError with the output in a note if it fails.
+    Raise CalledProcessError with the output in a note if it fails.
     """
     command = [python, "-m", module, *map(str, arguments)]
     variables = os.environ | {"PYTHONPATH": str(ROOT)} | dict(environment)
     try:
-        done = subprocess.run(command, check=True, cwd=ROOT, env=variables, capture_output=True, text=True)
+        process = subprocess.run(command, check=True, cwd=ROOT, env=variables, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
         error.add_note(error.stderr[-3000:])
         raise
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def data_folder(named: str | None, what: str) -> Path:
-    """Return the folder `named`, or that of SNPS3_TEST_DATA. FileNotFoundError if neither names one."""
+    """Return the folder `named`, or that of SNPS3_TEST_DATA. Raise FileNotFoundError if neither names a folder."""
     folder = named or os.environ.get("SNPS3_TEST_DATA")
     if not folder:
         raise FileNotFoundError(f"{what} are read from a folder: name it with --data or SNPS3_TEST_DATA")
@@ -76,9 +77,9 @@ def write_small_clips(folder: str, num_clips: int) -> str:
 
 
 def embedded_corpus(root: Path, *, name: str | None = None, num_test: int = 12, num_processes: int = 1) -> str:
-    """Make and prepare a small embedded corpus in `root` if it is not there; return the path of its manifest.
+    """Create and prepare a small embedded corpus in `root` if it does not exist; return the path of its manifest.
 
-    `name` enters the ids of its clips; by default it is that of the folder.
+    `name` enters the ids of its clips; by default the name of the folder.
     """
     from jobs.corpus.preparation import PrepareConfig, prepare
     from pipeline.synthetic.clips import CorpusConfig
@@ -110,7 +111,7 @@ def small_corpus(folder: str) -> str:
 
 
 def clip_source(manifest: str, *, num_frames: int, size_px: int, batch: int, **changes: Any) -> ClipSource:
-    """Return all training videos of a manifest in the order of training, over and over."""
+    """Return a source of all training videos of a manifest in the order of training, epoch after epoch."""
     num_videos = len(split_rows(manifest, "train")[Kind.VIDEO])
     plan = Plan(seed=0, num_videos=num_videos, num_images=0, global_batch=batch)
     settings = {"split": "train", "decoder": "decord", "seed": 0, "plan": plan, "batch": batch} | changes

@@ -1,6 +1,6 @@
-"""A Ray cluster on hosts of their own, with its store and its tracking server on others, and a laptop that submits.
+"""A Ray cluster on simulated hosts, with store and tracking server on separate hosts, and a laptop that submits jobs.
 
-laptop ──┐                 ┌── store      a proxy before the S3 server of AWS_ENDPOINT_URL
+laptop ──┐                 ┌── store      a proxy in front of the S3 server of AWS_ENDPOINT_URL
 head   ──┤ switch          ├── tracking   an MLflow server
 train… ──┘                 └── data…
 """
@@ -17,18 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.head import ray_command, wait_until_it_answers
-from cluster.run import DATA_NODES
+from cluster.rank_datasets import DATA_NODES
 from jobs import ROOT
 from jobs.benchmarks.support.faulty_store import ENDPOINT, Faults, FaultyStore, faulty_store, store_endpoint
 from jobs.benchmarks.support.hosts import HOME, RECORDS, Host, Lan
 
 START_SECONDS = 300.0
 TOKEN = f"{HOME}/.ray/auth_token"
-"""Where Ray looks for the token of a cluster."""
+"""Path of the token of a cluster, as Ray expects it."""
 STORE_BYTES = 150 * 2**20
-"""Of each host's object store."""
+"""Size of each host's object store."""
 AGAIN = 'while :; do "$@"; sleep 2; done'
-"""Start a command again when it ends, as systemd does: a raylet that was taken for dead ends when it is back."""
+"""Shell loop that restarts a command when it ends, as systemd does: a raylet that was declared dead exits when it is
+reachable again."""
 TRACKING_COMMAND = (
     *(sys.executable, "-m", "mlflow", "server", "--host", "0.0.0.0", "--workers", "1"),
     *("--backend-store-uri", "sqlite:////tmp/mlflow.db", "--artifacts-destination", "/tmp/artifacts"),
@@ -46,7 +47,7 @@ class HostCluster:
     tracking: Host
     proxy: FaultyStore
     environment: dict[str, str]
-    """Of all that runs on the hosts."""
+    """Environment of all processes on the hosts."""
     nodes: dict[str, Host] = field(default_factory=dict)
 
     @property
@@ -55,7 +56,7 @@ class HostCluster:
         return f"http://{self.head.address}:8265"
 
     def log(self, name: str) -> Path:
-        """Return where the output of a host's processes lies."""
+        """Return the path of the output of a host's processes."""
         return self.lan.records / f"{name}.log"
 
     def start(self, host: Host, command: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -64,13 +65,13 @@ class HostCluster:
             return host.start(command, log, self.environment)
 
     def make_token(self) -> None:
-        """Make the token of the cluster on its head, and copy it to the laptop."""
+        """Create the token of the cluster on its head, and copy it to the laptop."""
         command = ["sh", "-c", f'"$@" > /dev/null && cp {TOKEN} {RECORDS}', "token"]
         self._run(self.head, [*command, *ray_command("get-auth-token", "--generate")])
         self.give_token(self.laptop)
 
     def give_token(self, host: Host) -> None:
-        """Copy the token of the cluster to a host, where only its owner can read it."""
+        """Copy the token of the cluster to a host, readable only by its owner."""
         self._run(host, ["install", "-D", "--mode=600", f"{RECORDS}/{Path(TOKEN).name}", TOKEN])
 
     def _run(self, host: Host, command: Sequence[str]) -> None:
@@ -78,14 +79,14 @@ class HostCluster:
             raise RuntimeError(f"{' '.join(command)} ended with {status}: {self.log(host.name).read_text()[-2000:]}")
 
     def start_head(self, *options: str) -> None:
-        """Start Ray's head; it answers when this returns."""
+        """Start Ray's head and wait until it answers."""
         command = [*ray_command("start"), "--head", "--block", "--port=6379", "--dashboard-host=0.0.0.0", *options]
         process = self.start(self.head, [*command, f"--object-store-memory={STORE_BYTES}"])
         with self.laptop.network():
             wait_until_it_answers(self.url, process, self.log("head"))
 
     def join(self, *names: str, num_cpus: int = 1, decodes: bool = False) -> None:
-        """Add hosts to the cluster; they are part of it when this returns. RuntimeError if they do not come."""
+        """Add hosts to the cluster and wait until they have joined. Raise RuntimeError if they do not."""
         command = [*ray_command("start"), "--block", f"--address={self.head.address}:6379", f"--num-cpus={num_cpus}"]
         command += [f"--object-store-memory={STORE_BYTES}", *(data_label() if decodes else [])]
         for name in names:
@@ -99,13 +100,14 @@ class HostCluster:
             time.sleep(0.2)
 
     def submit(self, entrypoint: Sequence[str], job_id: str, log: Path) -> subprocess.Popen[bytes]:
-        """Submit a job from the laptop; its output, with the client's, comes into `log`."""
+        """Submit a job from the laptop; its output and the client's go to `log`."""
         command = [*ray_command("job", "submit"), "--address", self.url, "--submission-id", job_id, "--", *entrypoint]
         with log.open("ab") as output:
             return self.laptop.start(command, output, self.environment)
 
     def run_job(self, entrypoint: Sequence[str], job_id: str) -> list[str]:
-        """Run a job to its end and return the lines of its output. RuntimeError with the last of them if it fails."""
+        """Run a job to its end and return the lines of its output. Raise RuntimeError with the last lines if it
+        fails."""
         log = self.log(f"job-{job_id}")
         status = self.submit(entrypoint, job_id, log).wait()
         lines = log.read_text(errors="replace").splitlines()
@@ -115,15 +117,15 @@ class HostCluster:
 
 
 def data_label() -> list[str]:
-    """Return the option of a Ray node that decodes."""
+    """Return the option of `ray start` for a node that decodes."""
     return ["--labels", ",".join(f"{key}={value}" for key, value in DATA_NODES.items())]
 
 
 @contextlib.contextmanager
 def host_cluster(records: Path, *head_options: str) -> Iterator[HostCluster]:
-    """Run a head, a store, a tracking server and a laptop, each on a host of its own; all end with the context.
+    """Run a head, a store, a tracking server and a laptop, each on a separate host, within the context.
 
-    `records`: a folder that all see as `hosts.RECORDS`. ValueError where AWS_ENDPOINT_URL names no server.
+    `records`: a folder that all hosts see as `hosts.RECORDS`. Raise ValueError if AWS_ENDPOINT_URL names no server.
     """
     endpoint = store_endpoint()
     with Lan(records) as lan:
@@ -138,7 +140,7 @@ def host_cluster(records: Path, *head_options: str) -> Iterator[HostCluster]:
 
 
 def environment(tracking: Host) -> dict[str, str]:
-    """Return the variables of all hosts: the code, the keys of the store, where the metrics go."""
+    """Return the environment of all hosts: path of the code, keys of the store, address of the tracking server."""
     kept = {name: value for name, value in os.environ.items() if name.startswith("AWS_") or name == "PATH"}
     return kept | {
         "PYTHONPATH": str(ROOT),
@@ -148,13 +150,13 @@ def environment(tracking: Host) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "RAY_AUTH_MODE": "token",
-        "RAY_memory_monitor_refresh_ms": "0",  # a host sees the memory of the machine, and would end its own workers
+        "RAY_memory_monitor_refresh_ms": "0",  # a host sees the whole machine's memory use, and would kill its workers
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
 def start_tracking(cluster: HostCluster) -> None:
-    """Start the MLflow server; it answers when this returns."""
+    """Start the MLflow server and wait until it answers."""
     process = cluster.start(cluster.tracking, TRACKING_COMMAND)
     with cluster.laptop.network():
         wait_until_it_answers(cluster.environment["MLFLOW_TRACKING_URI"], process, cluster.log("tracking"))

@@ -1,7 +1,7 @@
-"""Hosts of their own on one machine, for measurements and tests: Linux namespaces that a switch joins.
+"""Simulated hosts on one machine, for measurements and tests: Linux namespaces connected by a switch.
 
 A host has its own network, processes, /tmp, /dev/shm and name, which resolves to 127.0.1.1 as on Debian. Hosts share
-the installed code, and `RECORDS`, a folder by which a measurement sees what they do. All that runs on a host ends with
+the installed code, and `RECORDS`, a folder through which a measurement observes them. All processes of a host end with
 its first process, and that one ends with ours.
 """
 
@@ -30,9 +30,9 @@ from jobs import ROOT
 
 SUBNET = "10.213.8"
 TUNSETIFF, TAP_WITHOUT_HEADER = 0x400454CA, 0x1002
-"""Of Linux's tun driver: the request for a network device whose cable this process holds, and its kind."""
+"""Linux's tun driver: ioctl for a network device whose cable this process holds, and the flags of its kind."""
 RECORDS = "/mnt"
-"""Where hosts see the folder of the measurement."""
+"""Path at which hosts see the folder of the measurement."""
 HOME = "/tmp/home"
 NAMESPACES = ("--net", "--mount", "--pid", "--uts", "--ipc")
 SWITCH = "ip link add switch type bridge && ip link set switch up && echo ready && exec cat"
@@ -49,11 +49,12 @@ ip link set lo up
 echo ready
 exec cat
 """
-"""Of a host named $0, with the records in $1; ends with its standard input. Without a name server no lookup waits."""
+"""Script of the first process of a host named $0, with the records in $1; ends at the end of its standard input. It
+removes the name server, so that no lookup waits for one."""
 
 
 def missing() -> str | None:
-    """Return what hosts of their own lack on this machine, None if they can be made."""
+    """Return what this machine lacks for simulated hosts, or None."""
     if not sys.platform.startswith("linux") or os.geteuid() or not all(map(shutil.which, ("ip", "unshare", "nsenter"))):
         return "hosts of their own need Linux, root, iproute2 and util-linux"
     tried = subprocess.run(["unshare", *NAMESPACES, "--fork", "true"], capture_output=True, text=True, check=False)
@@ -62,7 +63,7 @@ def missing() -> str | None:
 
 @dataclass(frozen=True)
 class Host:
-    """A host; `pid` is that of its first process."""
+    """A host; `pid`: of its first process."""
 
     name: str
     address: str
@@ -70,7 +71,7 @@ class Host:
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, command: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start a command in the code's folder, with its output in `log`. It ends with the host, if not before."""
+        """Start a command in the code's folder, with its output in `log`. It ends with the host at the latest."""
         inside = ["nsenter", "--target", str(self.pid), *NAMESPACES, "env", f"--chdir={ROOT}", *command]
         process = subprocess.Popen(
             inside,
@@ -84,11 +85,11 @@ class Host:
         return process
 
     def kill(self) -> None:
-        """End the host and all that runs on it at once."""
+        """Kill the host and all its processes at once."""
         os.kill(self.pid, signal.SIGKILL)
 
     def network(self) -> contextlib.AbstractContextManager[None]:
-        """Within it, sockets that this thread makes are those of the host, and stay so."""
+        """Make this thread create sockets in the host's network within the context; they stay there afterwards."""
         return network_of(self.pid)
 
 
@@ -100,7 +101,7 @@ def reap(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @contextlib.contextmanager
 def network_of(pid: int) -> Iterator[None]:
-    """Within it, this thread is in the network of a process; threads that it starts stay there."""
+    """Move this thread into the network of a process within the context; threads that it starts there stay."""
     with open("/proc/thread-self/ns/net") as ours, open(f"/proc/{pid}/ns/net") as theirs:
         _enter(theirs)
         try:
@@ -123,7 +124,7 @@ def _tap(pid: int, name: str) -> BinaryIO:
 
 
 def carry(source: int, target: int, delay_seconds: float, lost_share: float) -> None:
-    """Carry frames from one end of a cable to the other, late and not all, until an end is gone."""
+    """Forward frames between the ends of a cable, with delay and loss, until an end is closed."""
     under_way: deque[tuple[float, bytes]] = deque()
     draw = random.Random(0)
     with contextlib.suppress(OSError, ValueError):
@@ -146,10 +147,10 @@ class Lan(contextlib.ExitStack):
         self.switch = self._first_process(["unshare", "--net"], SWITCH)
 
     def add(self, name: str) -> Host:
-        """Return a new host, on the switch. `name`: of at most 15 characters, as interfaces have."""
+        """Return a new host, connected to the switch. `name`: at most 15 characters, the limit of interface names."""
         self.num_hosts += 1
         options, started = [*NAMESPACES, "--fork", "--kill-child", "--mount-proc"], list[subprocess.Popen[bytes]]()
-        self.callback(reap, started)  # before the host's own, so that it runs after the host has ended
+        self.callback(reap, started)  # registered before the host's, so that it runs after the host has ended
         parent = self._first_process(["unshare", *options], FIRST_PROCESS, name, str(self.records))
         pid = int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
         host = Host(name, f"{SUBNET}.{self.num_hosts}", pid, started)
@@ -158,16 +159,17 @@ class Lan(contextlib.ExitStack):
         return host
 
     def _connect(self, host: Host) -> None:
-        """Give both ends of the host's cable what they need."""
+        """Configure both ends of the host's cable."""
         self._ip(self.switch, f"link set {host.name} master switch up")
         self._ip(host.pid, f"address add {host.address}/24 dev eth0")
         self._ip(host.pid, "link set eth0 up")
-        self._ip(host.pid, f"route add default via {SUBNET}.254 onlink dev eth0")  # nobody; but processes look for one
+        # no router answers there, but processes look for a default route
+        self._ip(host.pid, f"route add default via {SUBNET}.254 onlink dev eth0")
 
     def slow_down(self, host: Host, delay_seconds: float, lost_share: float) -> None:
-        """Replace the host's cable by one on which each frame takes so long, either way, and a share is lost.
+        """Replace the host's cable by one with a delay in each direction and a share of lost frames.
 
-        This process carries the frames: few kernels of containers have netem.
+        This process forwards the frames, since few container kernels have netem.
         """
         self._ip(self.switch, f"link delete {host.name}")
         ends = [self.enter_context(_tap(self.switch, host.name)), self.enter_context(_tap(host.pid, "eth0"))]
@@ -177,21 +179,22 @@ class Lan(contextlib.ExitStack):
             threading.Thread(target=carry, args=arguments, daemon=True).start()
 
     def unplug(self, host: Host) -> None:
-        """Take the host's cable out of the switch: what is sent is lost without a word."""
+        """Unplug the host's cable from the switch: all frames are lost silently."""
         self._ip(self.switch, f"link set {host.name} nomaster")
 
     def plug(self, host: Host) -> None:
-        """Put the host's cable back."""
+        """Plug the host's cable in again."""
         self._ip(self.switch, f"link set {host.name} master switch")
 
     def _ip(self, pid: int, words: str) -> None:
         subprocess.run(["nsenter", "--target", str(pid), "--net", "ip", *words.split()], check=True)
 
     def _first_process(self, prefix: list[str], script: str, *arguments: str) -> int:
-        """Return the pid of a process in namespaces of its own, once its script is ready. RuntimeError if it fails."""
+        """Start a process in new namespaces, wait until its script is ready, and return its pid. Raise RuntimeError if
+        it fails."""
         command = [*prefix, "sh", "-ec", script, *arguments]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        self.callback(process.communicate)  # closes its input, which ends it
+        self.callback(process.communicate)  # closes its standard input, which ends it
         assert process.stdout is not None
         if process.stdout.readline() != b"ready\n":
             raise RuntimeError(f"{' '.join(prefix)} failed: its words are above")

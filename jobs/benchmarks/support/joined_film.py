@@ -1,6 +1,6 @@
-"""Scenes of the embedded corpus joined to long films, with cuts or with slow transitions between clips that look alike.
+"""Scenes of the embedded corpus joined into long films, with cuts or gradual transitions between similar clips.
 
-Clips that follow each other have the same texture behind them, and things of the same colour where there are any.
+Consecutive clips have the same background texture, and objects of the same colour if possible.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.synthetic.splits import Richness, train_scenes
 FPS, SIZE_PX = 25, 128
 SHOT_FRAMES = (40, 110)
 TRANSITION_FRAMES = (8, 26)
-"""Even numbers: a fade goes half of its time to black."""
+"""Range of lengths; all are even, since half of a fade goes to black."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class JoinedFilm:
 
 
 def joined_film(seed: int, num_shots: int, kind: Literal["cuts", "gradual"]) -> JoinedFilm:
-    """Return a film of `num_shots`; gradual transitions are dissolves and fades through black, in turn."""
+    """Return a film of `num_shots`; gradual transitions alternate between dissolves and fades through black."""
     rng = np.random.default_rng([seed, kind == "gradual"])
     scenes = train_scenes(seed, Richness(), num_shots)
     scenes = sorted(scenes, key=lambda scene: (scene.background.texture, scene.things[0].colour))
@@ -53,13 +53,13 @@ def joined_film(seed: int, num_shots: int, kind: Literal["cuts", "gradual"]) -> 
 
 
 def dissolve(before: np.ndarray, after: np.ndarray, length: int) -> tuple[np.ndarray, int]:
-    """Return `length` frames in which one shot turns into the other, and how many of each they take the place of."""
+    """Return `length` frames of a dissolve between two shots, and how many frames of each shot they replace."""
     share = ((np.arange(length) + 1) / (length + 1))[:, None, None, None]
     return np.rint((1 - share) * before[-length:] + share * after[:length]).astype(np.uint8), length
 
 
 def fade(before: np.ndarray, after: np.ndarray, length: int) -> tuple[np.ndarray, int]:
-    """As `dissolve`: the first goes to black, then the second comes out of it."""
+    """Return a fade like `dissolve`: the first shot fades to black, then the second fades in."""
     half = length // 2
     share = (np.arange(half) / half)[:, None, None, None]
     frames = np.concatenate([(1 - share) * before[-half:], share * after[:half]])
@@ -67,11 +67,14 @@ def fade(before: np.ndarray, after: np.ndarray, length: int) -> tuple[np.ndarray
 
 
 def f1_of(seen: Sequence[Transition], true: Sequence[Transition], tolerance: int) -> float:
-    """Return F1 of the transitions that were seen; one is right if it comes within `tolerance` frames of a true one
-    that no other has taken."""
+    """Return F1 of the detected transitions; one is right if it is within `tolerance` frames of a true one that no
+    other detection has matched."""
     free, num_right = list(true), 0
     for first, stop in seen:
-        hit = next((one for one in free if one[0] - tolerance <= stop and first <= one[1] + tolerance), None)
+        hit = next(
+            (candidate for candidate in free if candidate[0] - tolerance <= stop and first <= candidate[1] + tolerance),
+            None,
+        )
         if hit is not None:
             free.remove(hit)
             num_right += 1

@@ -1,4 +1,4 @@
-"""What runs on a cluster leave behind when they are over: actors and placement groups."""
+"""Leftovers of ended runs on a cluster: actors and placement groups."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ray._private import state
 from ray.util import placement_group_table
 
 KINDS = ("RayTrainWorker", "TrainController", "SplitCoordinator")
-"""Parts of the class names of the actors that every run has while it is alive."""
+"""Parts of the class names of actors that every running run has."""
 OTHER_KINDS = ("DatasetManager", "PreemptionWatcher")
-"""Of those that a run may have too."""
+"""Parts of the class names of actors that a run may have too."""
 
 
 def living_actors() -> list[Mapping[str, Any]]:
-    """Return the actors of the connected cluster that are not dead, as Ray's state has them."""
+    """Return the actors of the connected cluster that are not dead, from Ray's state API."""
     return [actor for actor in state.actors().values() if actor["State"] != "DEAD"]
 
 
 def refuse_unknown_actors(address: str) -> None:
-    """Raise RuntimeError unless a run, which must be alive now, has an actor of each of `KINDS`.
+    """Raise RuntimeError unless the current run has an actor of each of `KINDS`.
 
-    `leftovers` looks for these names: where Ray has renamed one, it would find nothing however much was left.
+    `leftovers` searches for these names: if Ray renamed one, it would silently miss leftovers.
     """
     with ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False):
         names = sorted({actor["ActorClassName"] for actor in living_actors()})
@@ -34,11 +34,11 @@ def refuse_unknown_actors(address: str) -> None:
 
 
 def leftovers(address: str) -> list[str]:
-    """Return actors of runs that are still alive, and placement groups that are still held, after all runs are over."""
-    time.sleep(10)  # a killed driver is noticed by its silence
+    """Return actors that are still alive, and placement groups that are still held, after all runs have ended."""
+    time.sleep(10)  # Ray notices a killed driver by missing heartbeats
     with ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False):
         held = [key for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
         kinds = KINDS + OTHER_KINDS
-        left = [actor for actor in living_actors() if any(kind in actor["ActorClassName"] for kind in kinds)]
+        actors = [actor for actor in living_actors() if any(kind in actor["ActorClassName"] for kind in kinds)]
         groups = [f"placement group {key}" for key in held]
-        return groups + [f"{actor['ActorClassName']} {actor['State']}" for actor in left]
+        return groups + [f"{actor['ActorClassName']} {actor['State']}" for actor in actors]

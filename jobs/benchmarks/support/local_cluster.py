@@ -10,10 +10,10 @@ from typing import Any
 import ray.cluster_utils
 
 from cluster.head import free_ports
-from cluster.run import DATA_NODES
+from cluster.rank_datasets import DATA_NODES
 
 START_SECONDS = 300.0
-"""Time limit for many nodes that start beside each other."""
+"""Time limit for the concurrent start of many nodes."""
 
 
 @dataclass
@@ -28,12 +28,12 @@ class LocalCluster:
 
     @property
     def address(self) -> str:
-        """Return the address of its control store."""
+        """The address of its control store."""
         return self.cluster.address
 
     def fill(self, num_train: int = 1, num_data: int = 1) -> None:
-        """Add nodes of both kinds until there are so many."""
-        # nodes of one machine have one folder of logs, which the head's monitor follows: each other would repeat it
+        """Add nodes of both kinds up to the given numbers."""
+        # nodes on one machine share a log folder, which the head's monitor follows: further monitors would repeat lines
         common = {"object_store_memory": self.store_bytes, "include_log_monitor": False, "wait": False}
         while len(self.train_nodes) < num_train:
             self.train_nodes.append(self.cluster.add_node(num_cpus=1, **common))
@@ -49,16 +49,16 @@ class LocalCluster:
 
 @contextlib.contextmanager
 def running_cluster(*, data_cpus: int = 1, store_bytes: int = 100 * 2**20) -> Iterator[LocalCluster]:
-    """Run a cluster, and end it with all it started.
+    """Run a cluster within the context, and end all its processes.
 
-    `data_cpus`: of each node that decodes; one that trains has one. `store_bytes`: each node's object store.
+    `data_cpus`: of each node that decodes; a node that trains has one. `store_bytes`: size of each object store.
     """
     cluster = ray.cluster_utils.Cluster(
         initialize_head=True,
         head_node_args={
             "num_cpus": 0,
             "object_store_memory": 150 * 2**20,
-            "include_dashboard": True,  # without it Ray Train does not give back what a killed driver held
+            "include_dashboard": True,  # without it Ray Train does not free the resources of a killed driver
             "dashboard_port": free_ports(1)[0],
         },
     )

@@ -1,4 +1,4 @@
-"""Clips whose motion, blur, black bars and letters are known: pictures of noise with things on them, panned."""
+"""Clips with known motion, blur, black bars and text: panned pictures of noise with objects on them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from jobs.benchmarks.dedup import drawn_texture
 
 SIZE_PX, FPS, NUM_FRAMES = (256, 144), 8, 16
 MOST_MOTION, MOST_BLUR_PX, MOST_BARS, MOST_TEXT = 0.5, 4.0, 0.4, 0.3
-"""Share of the width per second, standard deviation of a Gaussian, share of the height, share of the picture."""
+"""Upper limits: share of the width per second, standard deviation of a Gaussian, share of the height, share of the
+picture."""
 WORDS = "breaking news subscribe now the quick brown fox jumps over a lazy dog weather today at half past seven".split()
 NUM_THINGS = 40
 
 
 @dataclass(frozen=True)
 class MeasuredClip:
-    """A clip, and the truth about it."""
+    """A clip, and its true properties."""
 
     frames: UInt8[np.ndarray, "16 144 256 3"]
     truth: dict[str, float]
-    """Name of a score → what it should rank by."""
+    """Name of a score → the value by which it should rank."""
 
 
 def measured_clip(seed: int, number: int) -> MeasuredClip:
@@ -55,7 +56,7 @@ def drawn_picture(rng: np.random.Generator, blur_px: float) -> Image.Image:
 
 
 def panned(picture: Image.Image, motion: float, angle: float) -> UInt8[np.ndarray, "16 144 256 3"]:
-    """Return frames cut out of a picture along a straight way, `motion` widths per second long."""
+    """Return frames cut out of a picture along a straight path, with a speed of `motion` widths per second."""
     way = motion * SIZE_PX[0] / FPS * np.array([np.cos(angle), np.sin(angle)])
     frames = []
     for place in np.arange(NUM_FRAMES) - (NUM_FRAMES - 1) / 2:
@@ -70,8 +71,8 @@ def panned(picture: Image.Image, motion: float, angle: float) -> UInt8[np.ndarra
 def lettered(
     frames: UInt8[np.ndarray, "T H W 3"], share: float, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
-    """Return frames with lines of text over about that share of the picture, of several sizes and colours, on bars or
-    with an outline; and the share that the boxes around the lines have."""
+    """Return frames with lines of text over about `share` of the picture, in several sizes and colours, on bars or with
+    an outline; and the exact share of the boxes around the lines."""
     height, width = frames.shape[1:3]
     layer = Image.new("RGBA", (width, height))
     pen, boxes, area = ImageDraw.Draw(layer), [], 0

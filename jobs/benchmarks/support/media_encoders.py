@@ -1,4 +1,4 @@
-"""The encoders of the conformance suite, by the arguments of the ffmpeg command."""
+"""The encoders of the conformance suite, as arguments of the ffmpeg command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ H264, HEVC = (
 AV1 = "-c:v libsvtav1 -preset 12 -crf 16 -g 20"
 MPEG2 = "-c:v mpeg2video -q:v 2 -g 12"
 ANY = ()
-"""Numbers of a file that shows a part of its source: any that ascend."""
+"""Numbers of a file that shows a part of its source: any ascending sequence."""
 
 
 def clip(name: str, encode: str | None = None, **settings: Any) -> MediaFile:
@@ -30,13 +30,13 @@ def with_sound(seconds: float, codec: str = "aac") -> str:
 
 
 def paused(name: str, every: int, pause: int, encode: str) -> MediaFile:
-    """A file that stands still for `pause` frames' time after each `every` frames."""
+    """Return a file that pauses for the time of `pause` frames after each `every` frames."""
     command = f"-vf setpts=N+floor(N/{every})*{pause} -fps_mode passthrough {encode}"
     return clip(name, command, seconds=lambda number: (number + number // every * pause) / 25)
 
 
 def tagged(matrix: str, primaries: str, transfer: str, range: str = "tv", pixels: str = "yuv420p") -> str:
-    """Return ffmpeg's arguments that convert to a colour space, and say so."""
+    """Return ffmpeg's arguments that convert to a colour space, and tag the file with it."""
     return (
         f"-vf scale=out_color_matrix={matrix}:out_range={range}:flags=accurate_rnd+full_chroma_int,format={pixels} "
         f"-colorspace {'bt2020nc' if matrix == 'bt2020' else matrix} -color_primaries {primaries} "

@@ -1,4 +1,4 @@
-"""How a file of the conformance suite is made, and what is fixed beforehand for it."""
+"""The description of a file of the conformance suite: how it is created, and the expectations for it."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from jobs.benchmarks.support.drawn_frames import drawn_frames
 from jobs.benchmarks.support.file_surgery import Edit
 
 FFMPEG_SECONDS = 60
-"""Time that one ffmpeg command may take."""
+"""Time limit of one ffmpeg command."""
 
 
 class Rule(StrEnum):
-    """What a decoder has to do with a file."""
+    """The required behaviour of a decoder on a file."""
 
     READ = "must be read"
-    """Undamaged: at least one decoder reads it, and each that does shows ffmpeg's frames."""
+    """Undamaged: at least one decoder reads it, and each that reads it shows ffmpeg's frames."""
     MAY = "may be refused"
-    """Damaged or in doubt: whoever reads it shows what ffmpeg shows with `-err_detect explode -xerror`."""
+    """Damaged or doubtful: a decoder that reads it shows what ffmpeg shows with `-err_detect explode -xerror`."""
     REFUSE = "must be refused"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaFile:
-    """A file that is drawn, encoded and changed; the fields' defaults are those of a plain clip of two seconds."""
+    """A file that is drawn, encoded and edited; the defaults describe a plain clip of two seconds."""
 
     name: str
-    """Its suffix names the container for ffmpeg."""
+    """Name of the file; its suffix selects ffmpeg's container."""
     encode: str | None = None
-    """Arguments of ffmpeg behind its input; None: the source is only edited."""
+    """Arguments of ffmpeg after its input; None: the source is only edited."""
     source: str | None = None
-    """Another file of the table that is read in place of drawn frames."""
+    """Another file of the table to read instead of drawn frames."""
     before: str = ""
-    """Arguments of ffmpeg in front of its input."""
+    """Arguments of ffmpeg before its input."""
     followed_by: str | None = None
     """Another file of the table, whose bytes are appended."""
     edit: Edit | None = None
-    """What happens to the bytes at last."""
+    """The final edit of the bytes."""
     rule: Rule = Rule.READ
     size: tuple[int, int] = (256, 144)
     num_frames: int = 50
     fps: float = 25.0
     min_db: float = 40.0
     numbers: tuple[int, ...] | None = None
-    """Numbers that the frames show in order; None: all that are drawn; empty: any that ascend."""
+    """Numbers that the frames show, in order; None: all drawn ones; empty: any ascending sequence."""
     seconds: Callable[[int], float] | None = None
     """Time of the frame that shows a number, up to a constant; None: number / fps."""
     begins: float = 0.0
-    """Time of the first frame, where players count from."""
+    """Time of the first frame in seconds, on the clock of players."""
     turned: tuple[int, bool] = (0, False)
     """Quarter turns counter-clockwise from the drawn picture to the shown one, and whether it is mirrored first."""
     shape: tuple[int, int] | None = None
-    """Width and height as shown, if not those that are drawn."""
+    """Width and height as shown, if they differ from the drawn ones."""
     is_numbered: bool = True
     """Whether the picture is large enough to read its number."""
     known_fault: str = ""
-    """Why a decoder that reads it shows something else, if nothing can be done about it here."""
+    """Why a decoder that reads it shows something else, if we cannot fix it."""
     is_transparent: bool = False
-    """Whether the decoded picture has alpha, which is shown on `images.GROUND`."""
+    """Whether the decoded picture has alpha, which is shown on `images.BACKGROUND`."""
     max_colour_error: float | None = 16.0
-    """Largest difference of ffmpeg's colours from those drawn, of 255; None where the codec has not these colours."""
+    """Largest difference, in 0–255, of ffmpeg's colours from the drawn ones; None if the codec lacks these colours."""
 
     @property
     def container(self) -> str:
@@ -74,19 +74,19 @@ class MediaFile:
 
     @property
     def kind(self) -> str:
-        """What is special about it: the name, without what tells it from its sisters."""
+        """The kind of file: its name, without the part that distinguishes files of one kind."""
         return self.name.rpartition(".")[0].replace("_", " ")
 
 
 class Workshop:
-    """Makes files, and each file and each drawing only once, in a folder that is there for it alone."""
+    """Creates the files, each file and each drawing only once, in a dedicated folder."""
 
     def __init__(self, folder: Path, table: Iterable[MediaFile]) -> None:
         self._folder, self._table = folder, {file.name: file for file in table}
         self._locks = {name: threading.RLock() for name in self._table}
 
     def path(self, name: str) -> Path:
-        """Return the path of a file of the table, which is made if it is not there."""
+        """Return the path of a file of the table, which is created if it does not exist."""
         path = self._folder / name
         with self._locks[name]:
             return path if path.exists() else self._made(self._table[name], path)
@@ -118,8 +118,8 @@ class Workshop:
 
 
 def _ffmpeg(arguments: list[str], name: str) -> None:
-    """Run ffmpeg; RuntimeError with its words if it fails."""
+    """Run ffmpeg; raise RuntimeError with its output if it fails."""
     command = ["ffmpeg", "-nostdin", "-hide_banner", "-v", "error", "-y", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=FFMPEG_SECONDS, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} cannot be made: {done.stderr.strip()[-500:]}")
+    process = subprocess.run(command, capture_output=True, text=True, timeout=FFMPEG_SECONDS, check=False)
+    if process.returncode:
+        raise RuntimeError(f"{name} cannot be made: {process.stderr.strip()[-500:]}")

@@ -1,4 +1,4 @@
-"""Files of the conformance suite that are odd in what they look like."""
+"""Files of the conformance suite with unusual pictures."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ COLOUR = [
         max_colour_error=None,
     ),
 ]
-"""What the numbers of a pixel mean."""
+"""Colour spaces and pixel formats."""
 
 SHAPE = [
     *(
@@ -183,4 +183,4 @@ SHAPE = [
         source="h264.mkv",
     ),
 ]
-"""How large the picture is and which way up, and what else the file holds."""
+"""Size and orientation of the picture, and other contents of the file."""

@@ -1,4 +1,4 @@
-"""The files of the conformance suite: for each, how it is made and what is asked of a decoder, fixed beforehand."""
+"""The files of the conformance suite: for each, how it is created and the required behaviour of a decoder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KNOWN_FAULTS = {
     "flips_1_hevc.mp4": "the flipped bit lets two frames refer to one of the group before, which the HEVC decoder "
     "of FFmpeg replaces by another without saying so",
 }
-"""Of damaged files, see `MediaFile.known_fault`."""
+"""Known faults on damaged files, see `MediaFile.known_fault`."""
 
 PLAIN = [
     clip("mpeg4_b0.avi", "-c:v mpeg4 -q:v 2 -bf 0"),
@@ -148,7 +148,7 @@ PLAIN = [
     clip("two_tracks.mkv", f"-map 0:v -map 0:v {X264} -disposition:v:0 default"),
     clip("animation.gif", "-f gif", max_colour_error=40, num_frames=20),
 ]
-"""Each container with the usual codecs, by the encoders' defaults where nothing else is said."""
+"""Each container with the usual codecs, with the encoders' defaults unless stated otherwise."""
 
 
 TIME = [
@@ -238,7 +238,7 @@ TIME = [
     clip("mid_gop_mpeg2.ts", source="mpeg2_b.ts", edit=cut_head(0.3, 188), rule=Rule.MAY),
     clip("mid_gop.mpg", source="mpeg2_b.mpg", edit=cut_head(0.3, 2048), rule=Rule.MAY),
 ]
-"""When frames are shown, and which of them."""
+"""Unusual times and selections of frames."""
 
 _TEXT = b"This is a line of text and not a video.\n" * 40
 _PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
@@ -323,6 +323,6 @@ DAMAGED = [
     ),
     clip("sound.wav", "-f lavfi -i sine=duration=1 -map 1:a", rule=Rule.REFUSE),
 ]
-"""What is no whole video."""
+"""Damaged and incomplete files."""
 
 FILES = (*PLAIN, *TIME, *COLOUR, *SHAPE, *DAMAGED)

@@ -1,4 +1,4 @@
-"""A run in this process, without Ray: a world of one that decodes for itself. For measurements and tests of the code
+"""A run in this process, without Ray: a world of size 1 that also decodes. For measurements and tests of the code
 between a command and its losses."""
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from pipeline.stream.loader import decode_share, segments
 
 
 class OneProcess(Runtime):
-    """What Ray gives to a rank, given by this process. Checkpoints are committed as Ray Train commits them."""
+    """Replaces the `Runtime` of a rank in this process. Checkpoints are committed as in Ray Train."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(World(0, 1, torch.device("cpu")), upload=lambda folder, name: None)
         self.job = job
 
     def open(self, datasets: object) -> None:
-        """Do nothing: there is nobody to wait for."""
+        """Do nothing: there are no other ranks to wait for."""
 
     def tables(self, dataset: str, share: int) -> Iterator[pa.Table]:
-        """Decode each step of a dataset when it is asked for."""
+        """Decode each step of a dataset on demand."""
         del share
         sources, num_steps = self.job.sources, self.job.optim.num_steps
         training = segments(sources["train"], num_steps, 1) if "train" in sources else []
@@ -63,7 +63,7 @@ class OneProcess(Runtime):
         run_files.write_json(f"{self.job.run_folder}/{SNAPSHOT}", snapshot)
 
     def is_preempted(self) -> bool:
-        """Return False: nobody takes this process away."""
+        """Return False: this process is never preempted."""
         return False
 
     @contextlib.contextmanager
@@ -74,7 +74,7 @@ class OneProcess(Runtime):
 
 
 def run(function: Callable[[Any, Runtime], None], config: Any, **options: Any) -> None:
-    """Stand in for `cluster.run.run`. What would go to the ranks is pickled as for them."""
+    """Replace `cluster.run.run`. Whatever would be sent to ranks is pickled too."""
     del options
     config = pickle.loads(pickle.dumps(config))
     function(config, OneProcess(getattr(config, "job", config)))
@@ -82,7 +82,7 @@ def run(function: Callable[[Any, Runtime], None], config: Any, **options: Any) -
 
 @contextlib.contextmanager
 def in_one_process() -> Iterator[None]:
-    """Within it, `driver.pretrain` and `scoring.evaluate` run in this process."""
+    """Make `driver.pretrain` and `scoring.evaluate` run in this process within the context."""
     with (
         mock.patch.object(cluster_run, "run", run),
         mock.patch.object(driver, "connected_ray", return_value=contextlib.nullcontext()),
@@ -107,7 +107,7 @@ def make_clips(folder: Path) -> str:
 
 
 def small_options(manifest: str, storage: Path, *, num_steps: int = 2) -> list[str]:
-    """Return the command line of a run of seconds on `make_clips`, of the losses of `tiny`."""
+    """Return the command line of a run of a few seconds on `make_clips`, with the losses of `tiny`."""
     settings = {
         "name": "small",
         "data.manifest": manifest,

@@ -1,4 +1,4 @@
-"""`prepare` of invented files in this process alone, its tasks one after the other: what it takes.
+"""Cost of `prepare` on synthetic files, with its tasks run sequentially in this process.
 
 python -m jobs.benchmarks.support.prepare_run CAPTIONS FOLDER NUM_CLIPS
 """
@@ -36,7 +36,7 @@ def name_of(number: int) -> str:
 
 
 def invented_rows(batch: pa.Table, **settings: object) -> pa.Table:
-    """Stand in for `probe_batch`: what is found of each clip is made of its name."""
+    """Replace `probe_batch`: derive the probe result of each clip from its name."""
     del settings
     rows = [row | FOUND | {"checksum": checksum(row["uri"].encode())} for row in batch.to_pylist()]
     return pa.Table.from_pylist(rows, result_schema(SCHEMA))
@@ -44,8 +44,9 @@ def invented_rows(batch: pa.Table, **settings: object) -> pa.Table:
 
 @contextlib.contextmanager
 def invented_files(root: str, num_files: int) -> Iterator[None]:
-    """The folder `root` has so many files within the block, and what is in them is invented; no Ray is started."""
-    listed = storage.listed
+    """Within the context, pretend that the folder `root` has `num_files` files with synthetic contents; start no
+    Ray."""
+    listed = storage.iter_versions
 
     def listed_or_invented(path: str) -> Iterator[tuple[str, str]]:
         if path != root:
@@ -53,9 +54,9 @@ def invented_files(root: str, num_files: int) -> Iterator[None]:
         return ((name_of(number), f"1000000 {number}") for number in range(num_files))
 
     with (
-        mock.patch.object(storage, "listed", listed_or_invented),
+        mock.patch.object(storage, "iter_versions", listed_or_invented),
         mock.patch.object(probing, "probe_batch", invented_rows),
-        mock.patch.object(stages, "streamed", in_turn),
+        mock.patch.object(stages, "stream_blocks", in_turn),
         mock.patch("cluster.connection.connected_ray", contextlib.nullcontext),
     ):
         yield
@@ -67,14 +68,14 @@ def main(captions: str, out: str, num_clips: str) -> None:
     cpu, wall = time.process_time(), time.perf_counter()
     config = PrepareConfig(corpus="invented", root=str(root), out=out, annotations=(captions,), in_parts=True)
     with sampled(private_and_shared_bytes, SAMPLE_SECONDS) as samples, invented_files(str(root), int(num_clips)):
-        done = prepare(config)
-    assert done.num_clips == {"train": int(num_clips)}, done
+        report = prepare(config)
+    assert report.num_clips == {"train": int(num_clips)}, report
     result = {
         "cpu_us_per_clip": 1e6 * (time.process_time() - cpu) / int(num_clips),
         "clips_per_second": int(num_clips) / (time.perf_counter() - wall),
         "private_mib": max(private for _, (private, _) in samples) / 2**20,
         "shared_mib": max(shared for _, (_, shared) in samples) / 2**20,
-        "manifest_hash": done.manifest_hash,
+        "manifest_hash": report.manifest_hash,
     }
     print(json.dumps(result))
 

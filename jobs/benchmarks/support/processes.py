@@ -1,4 +1,4 @@
-"""Memory and spill of all processes of a measurement."""
+"""Memory, CPU time and spill of all processes of a measurement."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MARKER = "SNPS3_BENCHMARK"
-"""Environment variable that a measurement sets to a word of its own, so that its processes are known."""
+"""Environment variable that a measurement sets to a unique value, which marks its processes."""
 
 
 def pss_bytes(marker: str) -> Counter[str]:
-    """Return the memory of the processes that carry `marker` in their environment, and of those that they have started,
-    by what they are to Ray; shared pages count in shares."""
+    """Return the memory of the processes with `marker` in their environment, and of their descendants, by their role in
+    Ray; shared pages count proportionally."""
     used: Counter[str] = Counter()
     for info in _marked(marker, "cmdline", "memory_full_info"):
         used[kind_of(info["cmdline"])] += info["memory_full_info"].pss
@@ -29,7 +29,7 @@ def pss_bytes(marker: str) -> Counter[str]:
 
 
 def private_and_shared_bytes(pid: int | str = "self") -> tuple[int, int]:
-    """Return the memory that a process has to itself, swapped out or not, and the pages that it shares with others."""
+    """Return the private memory of a process, including swap, and the pages that it shares with others, in bytes."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
         kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in list(file)[1:]}
     private = sum(kibibytes[name] for name in ("Private_Clean", "Private_Dirty", "Swap"))
@@ -37,16 +37,26 @@ def private_and_shared_bytes(pid: int | str = "self") -> tuple[int, int]:
 
 
 def memory_by_process(marker: str) -> dict[int, tuple[str, int, int]]:
-    """Return what each process with `marker` is to Ray, its private and its shared bytes, by its number."""
+    """Return for each process with `marker`, by pid, its role in Ray, its private and its shared bytes."""
     result = {}
     for info in _marked(marker, "cmdline", "pid"):
-        with contextlib.suppress(OSError):  # it has ended since
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             result[info["pid"]] = (kind_of(info["cmdline"]), *private_and_shared_bytes(info["pid"]))
     return result
 
 
+def usage_by_process(marker: str) -> dict[int, tuple[str, int, float]]:
+    """Return for each process with `marker`, by pid, its role in Ray, its private bytes and its CPU seconds so far."""
+    result = {}
+    for info in _marked(marker, "cmdline", "pid", "cpu_times"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            private, _ = private_and_shared_bytes(info["pid"])
+            result[info["pid"]] = (kind_of(info["cmdline"]), private, info["cpu_times"].user + info["cpu_times"].system)
+    return result
+
+
 def cpu_seconds(marker: str) -> Counter[str]:
-    """Return the CPU time that the processes with `marker` have used so far, by what they are to Ray."""
+    """Return the CPU time that the processes with `marker` have used so far, by their role in Ray."""
     used: Counter[str] = Counter()
     for info in _marked(marker, "cmdline", "cpu_times"):
         used[kind_of(info["cmdline"])] += info["cpu_times"].user + info["cpu_times"].system
@@ -54,7 +64,8 @@ def cpu_seconds(marker: str) -> Counter[str]:
 
 
 def kind_of(command: list[str]) -> str:
-    """Return what a process is to Ray, by its command line: an actor or task by its name, `raylet`, `node agents`, …"""
+    """Return the role of a process in Ray, from its command line: name of an actor or task, `raylet`, `node agents`,
+    …"""
     text = " ".join(command)
     if "serve_forks" in text:
         return "decode processes"
@@ -70,7 +81,7 @@ def kind_of(command: list[str]) -> str:
 
 @contextlib.contextmanager
 def sampled(read: Callable[[], T], every_seconds: float) -> Iterator[list[tuple[float, T]]]:
-    """Collect (`time.perf_counter`, result of `read`) every few seconds while the block lasts."""
+    """Collect (`time.perf_counter`, result of `read`) every `every_seconds` within the context."""
     samples: list[tuple[float, T]] = []
     is_done = threading.Event()
 
@@ -88,7 +99,8 @@ def sampled(read: Callable[[], T], every_seconds: float) -> Iterator[list[tuple[
 
 
 def _marked(marker: str, *fields: str) -> Iterator[dict[str, Any]]:
-    """Yield `fields` of the processes with `marker`, and of their descendants: decode processes inherit no variable."""
+    """Yield `fields` of the processes with `marker`, and of their descendants, since decode processes do not inherit
+    the variable."""
     import psutil  # a dependency of measurements only
 
     marked: set[int] = set()
@@ -104,7 +116,7 @@ def _marked(marker: str, *fields: str) -> Iterator[dict[str, Any]]:
 
 
 def bytes_spilled() -> int:
-    """Return the bytes that the object stores of our own Rays have on disk at the moment."""
+    """Return the bytes that the object stores of local Rays have on disk at the moment."""
     folder = Path(tempfile.gettempdir())
     sessions = [*folder.glob("snps3-*/ray/session_*"), *folder.glob("ray/session_*")]
     files = (file for session in sessions for file in session.glob("ray_spilled_objects*/**/*"))

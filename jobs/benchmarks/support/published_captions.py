@@ -1,4 +1,4 @@
-"""Captions in the forms in which the field's data sets are published: names and captions are ours."""
+"""Captions in the formats of the field's published data sets, with names and captions of our own."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tar(files: Mapping[str, str | bytes], mode: str = "w", links: Mapping[str, s
 
 
 def unpickled(folder: Path) -> dict[str, Any]:
-    """Do what the refusal of a pickle says."""
+    """Apply the remedy in the error message for a pickle."""
     path = str(folder / "raw-captions.pkl")
     with open(path, "rb") as file, open(f"{path}.json", "w") as out:
         json.dump(pickle.load(file), out)

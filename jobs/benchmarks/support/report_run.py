@@ -1,4 +1,4 @@
-"""A report of a corpus in a process of its own: what it takes.
+"""Cost of a corpus report, measured in a separate process.
 
 python -m jobs.benchmarks.support.report_run MANIFEST PAGE
 """

@@ -1,4 +1,4 @@
-"""What `scale` measures, each in a process of its own: a run to its first batches, and rows of the plan.
+"""Measurements of `scale`, each in a separate process: a run up to its first batches, and rows of the plan.
 
 python -m jobs.benchmarks.support.scale_run FUNCTION ARGUMENTS_AS_JSON
 """
@@ -32,13 +32,13 @@ from pipeline.text.tokenizer import train_wordpiece
 
 DECODER = "jobs.benchmarks.support.invented_video:InventedVideo"
 NUM_STEPS = 150_000
-"""Of the whole run, which is within an epoch of ten million clips; a measurement ends after `MEASURED_STEPS`."""
+"""Steps of the whole run, within an epoch of ten million clips; a measurement ends after `MEASURED_STEPS`."""
 MEASURED_STEPS = 30
 NAME = "scale"
 
 
 def recorded_rank(job: Job, runtime: Runtime) -> None:
-    """Train as a rank does, write down when the first step was done, and ask for the end after some."""
+    """Train as a rank does, record the completion time of the first step, and request the end after some steps."""
     first: list[int] = []
 
     def record(step: int, metrics: dict[str, Tensor], batch: Batch) -> None:
@@ -48,13 +48,13 @@ def recorded_rank(job: Job, runtime: Runtime) -> None:
             facts = {"step": step, "time": time.time(), "pid": os.getpid()}
             Path(job.run_folder, f"first-{runtime.world.rank}.json").write_text(json.dumps(facts))
         if runtime.world.is_first and step == first[0] + MEASURED_STEPS:
-            driver.ask_to_stop(job.run_folder)
+            driver.request_stop(job.run_folder)
 
     trainer.pretrain_rank(job, runtime, on_step=record)
 
 
 def config_of(manifest: str, storage: str) -> PretrainConfig:
-    """Return a small run of two ranks on all clips of a manifest, that is given vocabulary and words."""
+    """Return a small run of two ranks on all clips of a manifest, with given vocabulary and words."""
     base = tiny()
     return dataclasses.replace(
         base,
@@ -81,7 +81,7 @@ def write_words(manifest: str, storage: str) -> None:
 
 
 def first_batch(manifest: str, storage: str) -> dict[str, Any]:
-    """Run `pretrain` until some steps are done; return the seconds to the first, with which step it was."""
+    """Run `pretrain` for some steps; return the seconds to the first step, and its number."""
     started = time.time()
     driver.pretrain(config_of(manifest, storage), on_rank=recorded_rank)
     firsts = [json.loads(path.read_text()) for path in Path(storage, NAME).glob("first-*.json")]
@@ -95,10 +95,10 @@ def first_batch(manifest: str, storage: str) -> dict[str, Any]:
 def planned_rows(
     manifest: str, *, num_steps: int, batch: int, num_workers: int = 1, num_repeats: int = 1
 ) -> dict[str, Any]:
-    """Look up the rows of the steps that one of `num_workers` decode workers has, and those that it reads ahead.
+    """Look up the rows of the steps of one of `num_workers` decode workers, and those that it prefetches.
 
-    `num_repeats`: how often the parts are listed, so that few of them stand for a manifest of many more rows; but for
-    the last one, as all others begin and end with a block of the order.
+    `num_repeats`: how often the parts are listed, so that a few of them simulate a manifest of many more rows; without
+    the last part, since only the others start and end at a block of the order.
     """
     clips = split_clips(manifest, "train")[Kind.VIDEO]
     if isinstance(clips, PartRows) and num_repeats > 1:
@@ -109,7 +109,7 @@ def planned_rows(
     for step in range(0, num_steps * num_workers, num_workers):
         rows = plan.step(step).rows
         assert len(clips.take(rows[rows != PADDING]).to_pylist()) == (rows != PADDING).sum()
-        later = plan.step_ahead(step)
+        later = plan.step_to_prefetch(step)
         if later:
             clips.prefetch(later.rows[later.rows != PADDING])
     num_rows, (private, shared) = num_steps * batch, private_and_shared_bytes()

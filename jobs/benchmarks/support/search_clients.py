@@ -1,4 +1,4 @@
-"""Clients that ask a server of moments one question after the other. Imports nothing that takes long."""
+"""Clients that send sequential requests to a server of moments. This module imports nothing slow."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from urllib.parse import quote
 def ask_for(
     port: int, texts: Sequence[str], num_clients: int, seconds: float, rerank: int, rate: float | None
 ) -> tuple[list[float], int, float, float]:
-    """Ask with as many threads as clients, `rate` times a second in all or without a pause. Return milliseconds of each
-    answer from when its turn to be asked came, how many were no ten moments, seconds, and CPU seconds."""
+    """Send requests from one thread per client, `rate` a second in all or without a pause. Return the milliseconds of
+    each answer since its scheduled time, the number of answers without ten moments, seconds, and CPU seconds."""
     start, start_cpu = time.perf_counter(), time.process_time()
     stop = start + seconds
 

@@ -1,4 +1,4 @@
-"""The search for copies in this process alone, its tasks one after the other: what it takes and finds.
+"""Cost and result of the search for copies, with its tasks run sequentially in this process.
 
 python -m jobs.benchmarks.support.search_run MANIFEST FOLDER
 """
@@ -24,31 +24,31 @@ SAMPLE_SECONDS = 0.5
 def in_turn(
     blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], subcluster: str | None = None
 ) -> Iterator[pa.Table]:
-    """Stand in for `streamed`."""
+    """Replace `stream_blocks`: run tasks sequentially in this process."""
     del subcluster
     return map(function, blocks)
 
 
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
-    """`deduplicate` starts no Ray within the block; all fingerprints have to be there."""
+    """Keep `deduplicate` from starting Ray within the context; all fingerprints must exist."""
     with (
         mock.patch.object(deduplication, "connected_ray", contextlib.nullcontext),
-        mock.patch.object(deduplication, "streamed", in_turn),
+        mock.patch.object(deduplication, "stream_blocks", in_turn),
     ):
         yield
 
 
 def main(manifest: str, out: str) -> None:
-    """Search, and print CPU seconds, the highest private memory in MiB, pairs per clip that were compared."""
+    """Search, and print CPU seconds, the highest private memory in MiB, and compared pairs per clip."""
     started = time.process_time()
     with sampled(private_and_shared_bytes, SAMPLE_SECONDS) as samples, without_ray():
-        done = deduplicate(DeduplicateConfig(manifest=manifest, out=out))
+        report = deduplicate(DeduplicateConfig(manifest=manifest, out=out))
     result = {
         "cpu_seconds": time.process_time() - started,
         "private_mib": max(private for _, (private, _) in [*samples, (0.0, private_and_shared_bytes())]) / 2**20,
-        "compared_per_clip": done.num_compared / done.num_clips,
-        "pairs_path": done.pairs_path,
+        "compared_per_clip": report.num_compared / report.num_clips,
+        "pairs_path": report.pairs_path,
     }
     print(json.dumps(result))
 

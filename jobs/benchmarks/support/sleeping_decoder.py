@@ -1,4 +1,4 @@
-"""A stand-in for decoding in the measurement `control-plane`. It imports what decoding imports, and no more."""
+"""Replacement for decoding in the measurement `control-plane`. It imports exactly what decoding imports."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeline.stream.loader import CLIP_SCHEMA, ClipSource
 
 @dataclass(frozen=True, kw_only=True)
 class Sleeping(ClipSource):
-    """Clips that are not read: each takes `seconds_per_clip` and has the right size."""
+    """Clips that are not read: each takes `seconds_per_clip` and has the size of a real one."""
 
     seconds_per_clip: float
 
 
 def sleep_block(numbers: pa.Table, *, source: Sleeping, start_step: int, stop_step: int, num_ranks: int) -> pa.Table:
-    """Return the block of `loader.decode_block` after as long a time, with the same picture in all clips."""
+    """Return a block like `loader.decode_block`, after the same time, with one picture in all clips."""
     steps, rank = source.steps_of_block(numbers["id"][0].as_py(), start_step, stop_step, num_ranks)
     share = source.share(num_ranks)
     slots = ((np.array(steps)[:, None] * num_ranks + rank) * share + np.arange(share)).ravel()
@@ -33,5 +33,5 @@ def sleep_block(numbers: pa.Table, *, source: Sleeping, start_step: int, stop_st
 
 @functools.cache
 def picture(num_bytes: int) -> bytes:
-    """Return bytes that do not compress."""
+    """Return incompressible bytes."""
     return np.random.default_rng(0).bytes(num_bytes)

@@ -1,6 +1,6 @@
-"""Manifests of WebVid's shape, of any number of rows: 294 bytes a row, whose videos are bytes of one small file.
+"""Manifests in WebVid's format with any number of rows, 294 bytes each, whose videos are slices of one small file.
 
-Row i of a split depends on nothing but i, so that a manifest of any size is written in parts without holding it.
+Row i of a split depends only on i, so that a manifest of any size is written in parts without holding it in memory.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -24,7 +24,7 @@ from pipeline.corpus.schema import SCHEMA
 from pipeline.records import Kind
 
 NUM_VIDEOS = 4096
-"""Different ones, of `VIDEO_BYTES` each."""
+"""Number of different videos, of `VIDEO_BYTES` each."""
 VIDEO_BYTES = 32
 FPS, DURATIONS_SECONDS = 29.97, (8.0, 28.0)
 MIN_WORDS, MAX_WORDS, WORD_LETTERS = 6, 20, 6
@@ -38,20 +38,20 @@ FREQUENT_WORDS = (
 
 
 def write_synthetic(path: str, num_rows: int, videos: str, *, part_rows: int = 65_536) -> PartIndex:
-    """Write a manifest in parts of `num_rows` training videos, and of `EVALUATION`, to the folder `path`; and the file
-    `videos` with what they hold."""
+    """Write a manifest in parts with `num_rows` training videos, and those of `EVALUATION`, to the folder `path`; and
+    the file `videos` with their bytes."""
     write_videos(videos)
     tables = synthetic_tables({**EVALUATION, "train": num_rows}, videos)
     return write_parts(path, tables, corpus="synthetic", root=storage.absolute(videos), part_rows=part_rows)
 
 
 def write_videos(path: str) -> None:
-    """Write the file that all videos are parts of."""
+    """Write the file with the bytes of all videos."""
     storage.write_bytes_atomic(path, b"".join(video(number) for number in range(NUM_VIDEOS)))
 
 
 def video(number: int) -> bytes:
-    """Bytes that begin and end as a GIF does: decoders are given no others."""
+    """Return bytes that start and end like a GIF, since others are rejected before they reach a decoder."""
     return b"GIF89a" + hashlib.blake2b(number.to_bytes(8, "big"), digest_size=VIDEO_BYTES - 7).digest() + b";"
 
 
@@ -67,13 +67,13 @@ def synthetic_tables(sizes: Mapping[str, int], videos: str) -> Iterator[pa.Table
 def _table(
     split: str, rows: UInt64[np.ndarray, " n"], drawn: UInt64[np.ndarray, " n"], gap: int, videos: str, checksums
 ) -> pa.Table:
-    """Rows whose ids are `gap` apart on average: sorted as they are made."""
+    """Return rows with ascending ids, `gap` apart on average."""
     clip_ids = (rows * np.uint64(gap) + drawn % np.uint64(gap)).astype(np.int64)
     numbers = (drawn % np.uint64(NUM_VIDEOS)).astype(np.int64)
     low, high = DURATIONS_SECONDS
     durations = np.round(low + (drawn % np.uint64(997)).astype(float) / 997 * (high - low), 2)
     names = pc.binary_join_element_wise(
-        f"{media.inside(videos, 0, 0).rpartition('=')[0]}=",
+        f"{media.range_uri(videos, 0, 0).rpartition('=')[0]}=",
         pa.array(numbers * VIDEO_BYTES).cast(pa.string()),
         "-",
         pa.array((numbers + 1) * VIDEO_BYTES).cast(pa.string()),
@@ -107,7 +107,7 @@ def captions_of(numbers: range) -> list[str]:
 
 
 def _captions(drawn: UInt64[np.ndarray, " n"]) -> pa.Array:
-    """One caption per row, of words that are the rarer the longer the list gets."""
+    """Return one caption per row; words are rarer the later they are in the list."""
     counts = (MIN_WORDS + drawn % np.uint64(MAX_WORDS - MIN_WORDS + 1)).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     places = np.arange(offsets[-1], dtype=np.uint64) - np.repeat(offsets[:-1], counts).astype(np.uint64)
@@ -125,7 +125,7 @@ def _words() -> pa.Array:
 
 
 def _mixed(values: UInt64[np.ndarray, " n"], key: int) -> UInt64[np.ndarray, " n"]:
-    """SplitMix64 of `values` and `key`."""
+    """Return SplitMix64 of `values` and `key`."""
     mixed = (values + np.uint64(key << 40)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

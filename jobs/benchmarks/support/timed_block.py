@@ -1,4 +1,4 @@
-"""Decoding with a note of when the first block was begun and done. It imports what decoding imports, and no more."""
+"""Decoding that records start and end of the first block. It imports exactly what decoding imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times of training steps. Imports nothing of ours: a program that runs on another version's tree reads it too."""
+"""Times of training steps. Imports no project code, since a program that runs on another version's tree uses it too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WARM_STEPS = 2
 
 
 def timed(steps: Iterable[tuple[dict[str, Any], Any]]) -> dict[str, float]:
-    """Return median seconds and mean CPU seconds of a step after those that warm up, and the first loss."""
+    """Return median seconds and mean CPU seconds of a step after the warm-up steps, and the first loss."""
     seconds, losses, cpu, start = [], [], time.process_time(), time.perf_counter()
     for number, (metrics, _) in enumerate(steps):
         losses.append(metrics["loss/total"].item())

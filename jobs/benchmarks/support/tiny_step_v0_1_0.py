@@ -1,5 +1,5 @@
-"""Steps of v0.1.0's `tiny`, as that version's rank makes them: run with its worktree on the path, which has its own
-names for everything. `jobs/benchmarks/tiny_step.py` measures the same of today."""
+"""Steps of v0.1.0's `tiny`, as in a rank of that version: run with its worktree on the path, whose modules have other
+names. `jobs/benchmarks/tiny_step.py` measures the same for the present version."""
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Captions that people write themselves, or that spreadsheets and scripts write for them."""
+"""Captions written by hand, by spreadsheets and by scripts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def untidy() -> list[Case]:
 
 
 def rewritten(name: str, old: str, new: str) -> Any:
-    """Return the remedy that replaces words of a file."""
+    """Return a remedy that replaces a text in a file."""
 
     def remedy(folder: Path) -> dict[str, Any]:
         path = folder / name
@@ -40,14 +40,14 @@ def rewritten(name: str, old: str, new: str) -> Any:
 
 
 def converted(folder: Path) -> dict[str, Any]:
-    """Do what the refusal of another encoding says."""
+    """Apply the remedy in the error message for another encoding."""
     path = folder / "c.csv"
     path.write_bytes(path.read_bytes().decode("cp1252").encode())
     return {}
 
 
 def csv_case(name: str, text: str | bytes, **more: Any) -> Case:
-    """Return a case of one table, of two clips unless said otherwise."""
+    """Return a case of one table, with two clips by default."""
     settings = {"files": {"c.csv": text}, "annotations": ("c.csv",), "videos": AB, "clips": BOTH} | more
     return Case(name=name, **settings)  # pyright: ignore[reportArgumentType]
 
