@@ -101,7 +101,7 @@ def test_a_job_that_meets_its_time_limit_is_requeued_and_ends_with_the_bits_of_a
         slurm.wait_until((run_folder / STOP_FILE).exists)
     facts = slurm.left(limited, "RUNNING", "COMPLETING")
     assert facts["JobState"] == "PENDING", slurm.words()
-    assert slurm.processes_of_jobs() == []  # linuxproc, which tracks the processes here, does not know daemons
+    slurm.await_ends()  # linuxproc, which tracks the processes here, does not know daemons
     stopped_step = run_files.committed_step(str(run_folder))
     assert EVERY <= stopped_step < NUM_STEPS
     slurm.limit(limited, None)
@@ -113,7 +113,7 @@ def test_a_job_that_meets_its_time_limit_is_requeued_and_ends_with_the_bits_of_a
     unlimited = submit(slurm, "unlimited", small_manifest, tmp_path, "--time=UNLIMITED")
     facts = slurm.left(unlimited, *UNDER_WAY)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), slurm.words()
-    assert slurm.processes_of_jobs() == []
+    slurm.await_ends()
     for name in ("limited", "unlimited"):
         assert run_files.committed_step(str(tmp_path / name)) == NUM_STEPS
     assert weights_of(str(run_folder)) == weights_of(str(tmp_path / "unlimited"))
