@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +23,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = ("one", "two")
 WAIT_SECONDS = 480.0
 """How long a job may take to each of its states where other work has the CPUs."""
+END_SECONDS = 30.0
+"""How long processes of a job may outlive it."""
 REQUEUE_SECONDS = 30
 """Between the end of a requeued job and its next start."""
 CONFIG = """
@@ -157,6 +160,12 @@ class SlurmMachine:
         self.wait_until(lambda: self.facts(job).get("JobState", states[0]) not in states)
         return self.facts(job)
 
+    def await_ends(self) -> None:
+        """Wait until no process of a job is alive: Ray's workers end by themselves when they miss their raylet.
+        AssertionError with the commands of those that still live after `END_SECONDS`."""
+        _, alive = psutil.wait_procs(self.processes_of_jobs(), END_SECONDS)
+        assert not alive, [process.cmdline() for process in alive]
+
     def processes_of_jobs(self) -> list[psutil.Process]:
         """Return what jobs have started and is still alive, known by the environment that they were given."""
         found = []
@@ -166,3 +175,13 @@ class SlurmMachine:
                 if ours and process.pid != os.getpid() and not process.name().startswith(("slurm", "munged")):
                     found.append(process)
         return found
+
+
+@contextlib.contextmanager
+def halted(pid: int) -> Iterator[None]:
+    """Within it a process stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

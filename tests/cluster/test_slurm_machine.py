@@ -1,4 +1,4 @@
-"""`cluster/slurm.sbatch` on a real Slurm: submit, time limit, requeue, end."""
+"""`cluster/slurm.sbatch` on a real Slurm: a time limit comes while a run trains, which ends with the same bits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_machine import NODES, ROOT, SlurmMachine, missing
+from slurm_machine import NODES, ROOT, SlurmMachine, halted, missing
+
+from jobs.benchmarks.kills import weights_of
+from jobs.run import run_files
+from jobs.tracking.journal import FOLDER, read_journals
+from jobs.training.requests import STOP_FILE
 
 SCRIPT = ROOT / "cluster" / "slurm.sbatch"
+NUM_STEPS, EVERY = 40, 4
 SIGNAL_MINUTES = 5
 """Of the script's `--signal=B:TERM@300`."""
 UNDER_WAY = ("PENDING", "RUNNING", "COMPLETING")
@@ -30,6 +36,30 @@ def slurm() -> Iterator[SlurmMachine]:
     # a path of a socket has at most 107 characters
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, SlurmMachine(Path(folder)) as machine:
         yield machine
+
+
+def submit(slurm: SlurmMachine, name: str, manifest: str, storage: Path, *options: str) -> int:
+    sizes = "--data.num-frames 2 --data.frame-size-px 32 --optim.global-batch 8 --optim.warmup-steps 2"
+    rest = f"--optim.num-steps {NUM_STEPS} --selection.evaluate-every {EVERY} --placement.log-every 1"
+    command = [
+        *options,
+        str(SCRIPT),
+        "tiny",
+        "--name",
+        name,
+        "--data.manifest",
+        manifest,
+        *sizes.split(),
+        *rest.split(),
+    ]
+    return slurm.submit(*command, "--placement.storage", str(storage))
+
+
+def first_rank(slurm: SlurmMachine, job: int, run_folder: Path) -> int:
+    """Return the process of the first rank, which its journal is named after, once a checkpoint is committed."""
+    slurm.wait_until(lambda: [*run_folder.glob(f"{FOLDER}/rank-0-*")] or slurm.facts(job)["JobState"] not in UNDER_WAY)
+    (path, *_) = [*run_folder.glob(f"{FOLDER}/rank-0-*")] or pytest.fail(slurm.words())
+    return int(path.stem.split("-")[-2])
 
 
 @pytest.mark.slow
@@ -56,3 +86,34 @@ def test_the_time_limit_reaches_the_run_and_the_same_command_begins_again_on_bot
     assert (tmp_path / "begun").read_text() == "pretrain tiny --name a b\n" * 2
     assert {(tmp_path / name).read_text() for name in NODES} == {"start\n" * 2}
     assert slurm.processes_of_jobs() == []
+
+
+@pytest.mark.slow
+@pytest.mark.nightly  # two jobs start a Ray of two nodes three times: minutes
+def test_a_job_that_meets_its_time_limit_is_requeued_and_ends_with_the_bits_of_an_unlimited_one(
+    slurm: SlurmMachine, small_manifest: str, tmp_path: Path
+) -> None:
+    """The first rank stands still until the signal is there, which else might come too late on a quick machine."""
+    run_folder = tmp_path / "limited"
+    limited = submit(slurm, "limited", small_manifest, tmp_path)
+    with halted(first_rank(slurm, limited, run_folder)):
+        slurm.end_within_minutes(limited, SIGNAL_MINUTES)
+        slurm.wait_until((run_folder / STOP_FILE).exists)
+    facts = slurm.left(limited, "RUNNING", "COMPLETING")
+    assert facts["JobState"] == "PENDING", slurm.words()
+    slurm.await_ends()  # linuxproc, which tracks the processes here, does not know daemons
+    stopped_step = run_files.committed_step(str(run_folder))
+    assert EVERY <= stopped_step < NUM_STEPS
+    slurm.limit(limited, None)
+    facts = slurm.left(limited, *UNDER_WAY)
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "1"), slurm.words()
+    starts = [line["step"] for line in read_journals(str(run_folder)) if line["event"] == "start"]
+    assert sorted(set(starts)) == [0, stopped_step]
+
+    unlimited = submit(slurm, "unlimited", small_manifest, tmp_path, "--time=UNLIMITED")
+    facts = slurm.left(unlimited, *UNDER_WAY)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), slurm.words()
+    slurm.await_ends()
+    for name in ("limited", "unlimited"):
+        assert run_files.committed_step(str(tmp_path / name)) == NUM_STEPS
+    assert weights_of(str(run_folder)) == weights_of(str(tmp_path / "unlimited"))

@@ -284,6 +284,10 @@ def test_a_tracking_server_that_is_gone_for_good_costs_a_run_its_end_and_the_sam
     assert status == 1, said
     assert "does not answer: training goes on" in said
     assert "is trained and evaluated, but the tracking server" in said
+    assert "start it and give the same command again" in said
+    assert "Traceback" not in said
+    assert run_files.is_finished(str(tmp_path / "small"))
+    weights = kills.weights_of(str(tmp_path / "small"))
     with mlflow_server(tmp_path, port):
         status, said = finished(command(tmp_path, manifest, *options, environment=environment))
         assert status == 0, said
@@ -292,6 +296,7 @@ def test_a_tracking_server_that_is_gone_for_good_costs_a_run_its_end_and_the_sam
         assert run.info.status == "FINISHED"
         points = client.get_metric_history(run.info.run_id, "loss/total")
     assert {point.step for point in points} == set(range(1, 41))
+    assert kills.weights_of(str(tmp_path / "small")) == weights
 
 
 @pytest.mark.slow
