@@ -47,8 +47,8 @@ model = load("$name")
 
 ## Weights
 
-$num_parameters parameters, stored as float16, since as float32 they exceed 2 MiB. Loading casts them to float32, in which
-everything is computed. BLAKE2b of the file: `$hash`.
+$num_parameters parameters, stored as float16, since as float32 they exceed 2 MiB. Loading casts them to float32, in
+which everything is computed. BLAKE2b of the file: `$hash`.
 
 ## Repeat it
 
