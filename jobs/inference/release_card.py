@@ -70,6 +70,7 @@ snps3 release runs/tiny FOLDER --check
 
 $num_videos clips of the split `test`, in combinations that training never showed, and the groups of `temporal`. The
 first column of scores is of the weights in this folder, with 95 % intervals, the second of the run's float32 weights.
+This is one seed: `docs/reference/results.md` has five, and how far they lie apart.
 
 | test | this folder | the run |
 |---|---|---|
