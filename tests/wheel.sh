@@ -38,9 +38,10 @@ import sys
 
 from snps3 import load
 
-vectors = load(sys.argv[1]).embed_texts(["a red ring rises"]).vectors
-assert abs(vectors.norm(dim=-1).max().item() - 1) < 1e-5, vectors
+for model in (sys.argv[1], "snps3-tiny"):
+    vectors = load(model).embed_texts(["a red ring rises"]).vectors
+    assert abs(vectors.norm(dim=-1).max().item() - 1) < 1e-5, vectors
 missing = {"ray", "mlflow", "matplotlib"} & sys.modules.keys()
 assert not missing, f"the core imports {missing}"
-print(f"loaded a model and embedded a text: {tuple(vectors.shape)}")
+print(f"loaded two models and embedded a text: {tuple(vectors.shape)}")
 PYTHON

@@ -47,8 +47,8 @@ model = load("$name")
 
 ## Weights
 
-$num_parameters parameters, stored as float16, since as float32 they exceed 2 MiB. Loading casts them to float32, in which
-everything is computed. BLAKE2b of the file: `$hash`.
+$num_parameters parameters, stored as float16, since as float32 they exceed 2 MiB. Loading casts them to float32, in
+which everything is computed. BLAKE2b of the file: `$hash`.
 
 ## Repeat it
 
@@ -70,6 +70,7 @@ snps3 release runs/tiny FOLDER --check
 
 $num_videos clips of the split `test`, in combinations that training never showed, and the groups of `temporal`. The
 first column of scores is of the weights in this folder, with 95 % intervals, the second of the run's float32 weights.
+This is one seed: `docs/reference/results.md` has five, and how far they lie apart.
 
 | test | this folder | the run |
 |---|---|---|

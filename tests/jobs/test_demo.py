@@ -5,10 +5,23 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jobs.inference.model import decode
-from jobs.serving.demo import CORPUS, SCENE_SECONDS, DemoConfig, demo, films_library, write_films
+from jobs.inference.indexed_files import Filters
+from jobs.inference.model import TINY, decode
+from jobs.serving import demo as module
+from jobs.serving.demo import (
+    CORPUS,
+    KNOWS,
+    SCENE_SECONDS,
+    SCENES_PER_FILM,
+    DemoConfig,
+    demo,
+    films_library,
+    write_films,
+)
+from jobs.serving.library import Library
 from pipeline.decode.codec import open_video
 from pipeline.synthetic.clips import clips_of
 from tests.made_run import made_run
@@ -37,3 +50,21 @@ def test_a_demo_without_its_model_or_port_is_refused(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} is taken by another process"):
             demo(DemoConfig(port=port))
+
+
+def test_without_a_model_the_shipped_one_is_shown_says_what_it_knows_and_finds_scenes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = [clip for clip in clips_of(CORPUS) if clip.split == "test"][: 2 * SCENES_PER_FILM]
+    found: list[bool] = []
+
+    def ask(library: Library, _: socket.socket) -> None:
+        for number, clip in enumerate(clips):
+            (moment,) = library.by_text(clip.captions[0].text, Filters(), num=1)
+            film, scene = divmod(number, SCENES_PER_FILM)
+            found.append((moment.file, moment.start_seconds) == (film, pytest.approx(scene * SCENE_SECONDS)))
+
+    monkeypatch.setattr(module, "show_page", ask)
+    demo(DemoConfig(num_films=2, port=0))
+    assert f"{TINY} {KNOWS}" in capsys.readouterr().out
+    assert np.mean(found) > 0.5  # by chance one in 22 windows
