@@ -9,7 +9,7 @@ from typing import Annotated
 import ray
 import tyro
 
-from cluster.connection import connected_ray, num_held
+from cluster.connection import connected_ray, num_that_fit
 from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.inference.index_files import parts_in, videos_of
 from jobs.inference.indexed_files import IndexedFiles
@@ -84,7 +84,7 @@ def token_for(host: str, token: str | None) -> str | None:
 
 def refuse_too_many(config: ServeConfig) -> None:
     """Raise ValueError for more replicas than fit on the connected cluster: they would wait forever."""
-    if (most := num_held(ray.cluster_resources(), config.replica_cpus, 0)) < config.replicas:
+    if (most := num_that_fit(ray.cluster_resources(), config.replica_cpus, 0)) < config.replicas:
         raise ValueError(
             f"--replicas {config.replicas} of {config.replica_cpus:g} CPUs are more than the {most} that the cluster "
             "holds; lower one of them"
