@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +25,7 @@ from pipeline.records import Kind
 from pipeline.stream.source import split_clips
 
 RETRIEVAL = "retrieval"
+AnyCard = TypeVar("AnyCard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,13 +220,19 @@ def write_card(card: Card, path: str) -> None:
 
 def read_card(path: str) -> Card:
     """Return the card in a file. ValueError if the file is not a valid card."""
+    return read_as(Card, path, "protocol card")
+
+
+def read_as(kind: type[AnyCard], path: str, what: str, remedy: str = "") -> AnyCard:
+    """Return the card of class `kind` in a file. ValueError with the first wrong field if the file is no valid `what`;
+    `remedy` ends the message."""
     storage.check_readable(path)
     try:
-        return TypeAdapter(Card).validate_python(run_files.read_json(path))
+        return TypeAdapter(kind).validate_python(run_files.read_json(path))
     except (ValidationError, ValueError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is no protocol card: {where} {first['msg']}") from error
+        raise ValueError(f"{path} is no {what}: {where} {first['msg']}{remedy}") from error
 
 
 def refuse_other(card: Card, hashes: Mapping[str, str]) -> None:

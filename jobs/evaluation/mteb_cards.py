@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter, ValidationError
-
+from jobs.evaluation.cards import read_as
 from jobs.run import run_files
 from jobs.run.datasets import published_test_set
 from jobs.run.fields import as_dict
@@ -93,10 +92,7 @@ def read_cards(run_folder: str) -> list[MtebCard]:
 
 def read_card(path: str) -> MtebCard:
     """Return the card in a file. ValueError if the file is not a valid card."""
-    try:
-        return TypeAdapter(MtebCard).validate_python(run_files.read_json(path))
-    except (ValidationError, ValueError) as error:
-        raise ValueError(f"{path} is no card of mteb: {error}; write it anew with snps3 evaluate --mteb") from error
+    return read_as(MtebCard, path, "card of mteb", "; write it anew with snps3 evaluate --mteb")
 
 
 def title_of(card: MtebCard) -> str:

@@ -9,7 +9,7 @@ import functools
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -327,16 +327,21 @@ def make_request(run: PretrainConfig, protocol: Protocol, placement: Placement, 
 
 
 def log(card: Card, run_name: str, placement: Placement) -> None:
-    """Log the card as an MLflow run: protocol as parameters, scores as metrics."""
-    name = f"{run_name}/{card.protocol.task}-{card.protocol.split}"
+    """Log the card as an MLflow run."""
+    identity = config_hash(as_dict(card.protocol) | {"weights": card.weights})
+    log_fields(as_dict(card), f"{run_name}/{card.protocol.task}-{card.protocol.split}", identity, placement)
+
+
+def log_fields(card: Mapping[str, Any], name: str, identity_hash: str, placement: Placement) -> None:
+    """Log the fields of a card as an MLflow run: `scores` as metrics, all others as parameters."""
     tracker = mlflow_runs.open_run(
         placement.storage,
         experiment=placement.experiment,
         name=name,
-        identity_hash=config_hash(as_dict(card.protocol) | {"weights": card.weights}),
-        params=flat({key: value for key, value in as_dict(card).items() if key != "scores"}),
+        identity_hash=identity_hash,
+        params=flat({key: value for key, value in card.items() if key != "scores"}),
     )
-    tracker.log(card.scores, 0)
+    tracker.log(card["scores"], 0)
     tracker.finish("FINISHED")
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from jobs.evaluation.cards import Protocol
 from jobs.evaluation.mteb_cards import MtebCard, write_card
-from jobs.evaluation.scoring import EvaluateConfig, count_overlap, refuse_given, refuse_overlap
+from jobs.evaluation.scoring import EvaluateConfig, count_overlap, log_fields, refuse_given, refuse_overlap
 from jobs.inference.model import folder_of
 from jobs.inference.mteb_model import Direction, MtebModel, retrieval_task
 from jobs.run import run_files
 from jobs.run.config import Placement, PretrainConfig
-from jobs.run.fields import as_dict, config_hash, flat
+from jobs.run.fields import as_dict, config_hash
 from jobs.run.run_identity import config_of
-from jobs.tracking import machine, mlflow_runs
+from jobs.tracking import machine
 from pipeline import storage
 from pipeline.nearest import did_you_mean
 
@@ -147,14 +147,7 @@ def score(model: MtebModel, run: PretrainConfig, task: Any, overlap: Mapping[str
 
 
 def log(card: MtebCard, run_name: str, placement: Placement) -> None:
-    """Log the card as an MLflow run: protocol as parameters, scores as metrics."""
-    fields = {key: value for key, value in as_dict(card).items() if key != "scores"}
-    tracker = mlflow_runs.open_run(
-        placement.storage,
-        experiment=placement.experiment,
-        name=f"{run_name}/mteb-{card.task}",
-        identity_hash=config_hash({key: fields[key] for key in ("task", "mteb", "dataset_revision", "weights")}),
-        params=flat(fields),
-    )
-    tracker.log(card.scores, 0)
-    tracker.finish("FINISHED")
+    """Log the card as an MLflow run."""
+    fields = as_dict(card)
+    identity = config_hash({key: fields[key] for key in ("task", "mteb", "dataset_revision", "weights")})
+    log_fields(fields, f"{run_name}/mteb-{card.task}", identity, placement)

@@ -8,7 +8,6 @@ Equal runs give equal bytes: no file holds a date, a path of a machine, or the c
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,7 +126,7 @@ def model_files(run: str, manifest: str) -> dict[str, bytes]:
     settings = dataclasses.replace(settings, name=TINY, data=data, placement=tiny().placement)
     weights = as_float16(without_queues(storage.read_bytes(run_files.best_weights(run))))
     copied = {name: storage.read_bytes(f"{run}/{name}") for name in COPIED}
-    return {run_files.CONFIG: json_bytes(as_dict(settings)), run_files.WEIGHTS: weights, **copied}
+    return {run_files.CONFIG: run_files.json_bytes(as_dict(settings)), run_files.WEIGHTS: weights, **copied}
 
 
 def as_float16(data: bytes) -> bytes:
@@ -172,12 +171,7 @@ def score_files(card: Card, order: Mapping[str, float], results: Mapping[str, An
     own = {name: value for name, value in results.items() if name.startswith(MEASURED)}
     scores = {"shipped": {**card.scores, **order}, "run": own}
     return {
-        CARD: json_bytes(as_dict(shipped)),
-        SCORES: json_bytes(scores),
+        CARD: run_files.json_bytes(as_dict(shipped)),
+        SCORES: run_files.json_bytes(scores),
         "README.md": release_card(shipped, scores, results).encode(),
     }
-
-
-def json_bytes(value: Any) -> bytes:
-    """Return a value as an indented JSON file with sorted keys."""
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -109,9 +109,14 @@ def read_json(path: str) -> Any:
     return json.loads(storage.read_bytes(path))
 
 
+def json_bytes(value: Any) -> bytes:
+    """Return a value as an indented JSON file with sorted keys."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
 def write_json(path: str, value: Any) -> None:
     """Write a value as an indented JSON file, whole or not at all."""
-    storage.write_bytes_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    storage.write_bytes_atomic(path, json_bytes(value))
 
 
 WEIGHTS = "model.safetensors"
