@@ -14,7 +14,7 @@ from jobs.evaluation.scoring import EvaluateConfig, count_overlap, log_fields, r
 from jobs.inference.model import folder_of
 from jobs.inference.mteb_model import Direction, MtebModel, retrieval_task
 from jobs.run import run_files
-from jobs.run.config import Placement, PretrainConfig
+from jobs.run.config import DataConfig, Placement
 from jobs.run.fields import as_dict, config_hash
 from jobs.run.run_identity import config_of
 from jobs.tracking import machine
@@ -42,21 +42,21 @@ def evaluate_with_mteb(config: EvaluateConfig) -> MtebCard:
     if config.mteb in MANIFEST_TASKS:
         manifest = storage.absolute(config.manifest or run.data.manifest)
         split = config.split or run.data.test_split
-        overlap = overlap_of(config, run, Protocol(task="retrieval", run=folder, manifest=manifest, split=split))
+        overlap = overlap_of(config, run.data, Protocol(task="retrieval", run=folder, manifest=manifest, split=split))
         task = retrieval_task(manifest, split, MANIFEST_TASKS[config.mteb])
     else:
         refuse_given(config, ("manifest", "split"), f"has no effect with --mteb {config.mteb}")
         task = find_task(config.mteb)
         load_data(task)
     device = "cuda" if config.placement.use_gpu else "cpu"
-    card = score(MtebModel(folder, device=device), run, task, overlap)
+    card = score(MtebModel(folder, device=device), run.seed, task, overlap)
     place = write_card(card, storage.absolute(config.out) if config.out else f"{folder}/evaluation")
     print(f"card: {place}")
     log(card, run.name, config.placement)
     return card
 
 
-def overlap_of(config: EvaluateConfig, run: PretrainConfig, protocol: Protocol) -> Mapping[str, int | None]:
+def overlap_of(config: EvaluateConfig, data: DataConfig, protocol: Protocol) -> Mapping[str, int | None]:
     """Return how many scored clips are in the run's `train` and `validation` split, None where that is not known.
 
     Raise ValueError if there are some and no option allows them.
@@ -64,8 +64,8 @@ def overlap_of(config: EvaluateConfig, run: PretrainConfig, protocol: Protocol) 
     path = f"{protocol.run}/{run_files.IDENTITY}"
     if not storage.exists(path):
         return dict.fromkeys(("train", "validation"))
-    overlap = count_overlap(run.data, protocol, run_files.read_json(path)["fields"]["data.manifest_hash"])
-    refuse_overlap(config, run.data, protocol, overlap, None)
+    overlap = count_overlap(data, protocol, run_files.read_json(path)["fields"]["data.manifest_hash"])
+    refuse_overlap(config, data, protocol, overlap, None)
     return overlap
 
 
@@ -108,8 +108,8 @@ def load_data(task: Any) -> None:
         ) from error
 
 
-def score(model: MtebModel, run: PretrainConfig, task: Any, overlap: Mapping[str, int | None]) -> MtebCard:
-    """Return the card of a model of `run` on a loaded task. `overlap`: scored clips by split of the run."""
+def score(model: MtebModel, run_seed: int, task: Any, overlap: Mapping[str, int | None]) -> MtebCard:
+    """Return the card of the model of a run on a loaded task. `overlap`: scored clips by split of the run."""
     import mteb  # pyright: ignore[reportMissingImports]
 
     metadata = task.metadata
@@ -130,9 +130,9 @@ def score(model: MtebModel, run: PretrainConfig, task: Any, overlap: Mapping[str
         dataset_revision=metadata.dataset["revision"],
         run=model.folder,
         weights=run_files.weights_hash(model.folder),
-        run_seed=run.seed,
-        num_frames=run.data.num_frames,
-        frame_size_px=run.data.frame_size_px,
+        run_seed=run_seed,
+        num_frames=model.model.data.num_frames,
+        frame_size_px=model.model.data.frame_size_px,
         num_queries=num_queries,
         num_videos=num_found if asks_by_text else num_queries,
         num_texts=num_queries if asks_by_text else num_found,

@@ -26,7 +26,6 @@ from jobs.inference.hub_folder import without_queues
 from jobs.inference.model import RELEASED, TINY
 from jobs.inference.release_card import release_card
 from jobs.run import run_files
-from jobs.run.config import PretrainConfig
 from jobs.run.fields import as_dict, differences, flat
 from jobs.run.presets import tiny
 from jobs.run.run_identity import config_of
@@ -101,7 +100,10 @@ def results_of(run: str) -> dict[str, Any]:
     path = f"{run}/{RESULTS}"
     if not storage.exists(path):
         raise ValueError(f"{run} has no scores: it holds no {RESULTS}; train it to its end by the same command again")
-    preset, kept = (fixed_fields(config) for config in (tiny(), config_of(run)))
+    preset, kept = (
+        {name: value for name, value in flat(as_dict(config)).items() if name not in FREE}
+        for config in (tiny(), config_of(run))
+    )
     if changes := differences(preset, kept):
         raise ValueError(f"{run} is no run of `make pretrain`: {'; '.join(changes)}; train one without options")
     results = run_files.read_json(path)
@@ -111,11 +113,6 @@ def results_of(run: str) -> dict[str, Any]:
             f"{run} was trained by {commit} code, which nobody else has; commit every change and train it anew"
         )
     return results
-
-
-def fixed_fields(config: PretrainConfig) -> dict[str, Any]:
-    """Return the fields, flat, in which no run of `make pretrain` differs from the preset."""
-    return {name: value for name, value in flat(as_dict(config)).items() if name not in FREE}
 
 
 def model_files(run: str, manifest: str) -> dict[str, bytes]:

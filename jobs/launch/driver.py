@@ -68,7 +68,8 @@ def pretrain(
     placement = config.placement
     mlflow_runs.refuse_unreachable(placement.storage)
     run_folder = storage.join(storage.absolute(placement.storage), config.name)
-    config, manifest = with_version(config, run_folder, voice.say)
+    data, manifest = with_version(config.data, config.name, run_folder, voice.say)
+    config = dataclasses.replace(config, data=data)
     with lease.held(run_folder) as held:
         config, run_hash = claim_folder(config, manifest, run_folder)
         voice.keep_log_in(run_folder)

@@ -74,9 +74,10 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     machine, placement, problems = machine or this_machine(), config.placement, []
     run_folder = storage.join(storage.absolute(placement.storage), config.name)
     problems += resource_problems(placement, machine)
-    known = _attempt(problems, "data.manifest", functools.partial(known_manifest, config, run_folder))
-    config, manifest = known or (config, None)
-    data, optim, plan, fields = config.data, config.optim, None, None
+    known = _attempt(problems, "data.manifest", functools.partial(known_manifest, config.data, config.name, run_folder))
+    data, manifest = known or (config.data, None)
+    config = dataclasses.replace(config, data=data)
+    optim, plan, fields = config.optim, None, None
     if manifest:
         data = with_decoder(config.data, manifest.fastest_decoder)
         fields = identity(dataclasses.replace(config, data=data), manifest.hash)
@@ -143,10 +144,10 @@ def num_pieces(text: TextConfig) -> tuple[int, str]:
     return text.vocabulary_size, "at most "
 
 
-def known_manifest(config: PretrainConfig, run_folder: str) -> tuple[PretrainConfig, Listing]:
+def known_manifest(data: DataConfig, name: str, run_folder: str) -> tuple[DataConfig, Listing]:
     """Return the result of `with_version`. FileNotFoundError, with the remedy, if there is no manifest."""
     try:
-        return with_version(config, run_folder)
+        return with_version(data, name, run_folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or write the manifest with jobs/prepare.py") from error
 

@@ -46,8 +46,8 @@ def test_a_run_names_its_version(
     if begun_with:
         then = open_manifest(f"{folder}@{begun_with}").hash if isinstance(begun_with, int) else begun_with
         run_files.write_json(f"{run}/{run_files.IDENTITY}", {"fields": {"data.manifest_hash": then}})
-    config, listing = with_version(config_with(folder + named), run, said.append)
-    assert config.data.manifest == f"{folder}@{taken}"
+    data, listing = with_version(config_with(folder + named).data, "tiny", run, said.append)
+    assert data.manifest == f"{folder}@{taken}"
     assert len(listing) == {1: 3, 2: 5, 3: 8}[taken]
     begun = f"tiny goes on with {folder}@1, which it began with; version 3 has 8 clips: a run under another --name "
     assert said == [begun + "trains on it"] * is_said
@@ -55,8 +55,8 @@ def test_a_run_names_its_version(
 
 def test_a_manifest_in_one_file_has_no_version(tmp_path: Path) -> None:
     write_manifest(make_manifest("toy", "/v", rows_of(range(3))), path := str(tmp_path / "manifest.parquet"))
-    config, listing = with_version(config_with(path), str(tmp_path / "run"))
-    assert (config.data.manifest, len(listing)) == (path, 3)
+    data, listing = with_version(config_with(path).data, "tiny", str(tmp_path / "run"))
+    assert (data.manifest, len(listing)) == (path, 3)
 
 
 def test_a_dry_run_shows_the_version_and_refuses_one_that_is_not_there(folder: str) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from cluster.run import Runtime
 from cluster.world import World
-from jobs import pretrain
+from jobs import ROOT, pretrain
 from jobs.benchmarks.structure import PACKAGES, hops, source_figures
 from jobs.benchmarks.support import one_process
 from jobs.benchmarks.support.one_process import OneProcess, in_one_process, make_clips, small_options
@@ -336,3 +336,9 @@ def dotted(held: a.Holder): ...
     (tmp_path / "jobs" / "c.py").write_text("class Holder: ...\ndef another_of_that_name(other: Holder): ...\n")
     names = {name.partition(":")[2] for name in source_figures(tmp_path)["receivers_list"]}
     assert names == {"Holder.method", "plain", "maybe", "other", "holder", "imported", "dotted"}
+
+
+def test_few_functions_receive_the_whole_config() -> None:
+    figures = source_figures(ROOT)
+    assert figures["receivers"] <= 15, figures["receivers_list"]
+    assert figures["receivers_by_package"].keys() == {"jobs"}
