@@ -1,6 +1,6 @@
 """An open index of windows, memory-mapped from disk.
 
-text ── dot products with the 8-bit codes of all windows ── top thousand ── their dual scores ── top windows
+text ── dot products with the 8-bit codes of all windows ── candidates ── their dual scores ── top windows
         (a small index: dual scores of all windows)
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
+import simsimd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -24,8 +25,11 @@ from snps3_model.snps3 import dual_scores
 
 EXACT_BYTES = 64 * 2**20
 """Size of frame vectors up to which an index is searched without its codes."""
-OVERSAMPLING, LEAST_CANDIDATES = 4, 1000
-"""The codes preselect `OVERSAMPLING` windows per requested one, but at least `LEAST_CANDIDATES`."""
+OVERSAMPLING, LEAST_CANDIDATES, CANDIDATE_SHARE = 4, 1000, 1 / 125
+"""The codes preselect `OVERSAMPLING` windows per requested one, but at least `LEAST_CANDIDATES` and `CANDIDATE_SHARE`
+of all: the larger the index, the more windows have a mean near that of the best, which the codes cannot tell apart."""
+SAMPLED_EVERY = 16
+"""Of so many scores one is in the sample that bounds a search for the highest."""
 TABLES_IN_MEMORY = 64
 """Number of parts whose places stay in memory."""
 
@@ -67,8 +71,8 @@ class WindowIndex:
             if self.is_exact:
                 parts = [dual_scores(texts, part.vectors, temperature)[0] for part in self.parts]
                 return highest(torch.cat(parts), count, is_eligible)
-            candidates = max(OVERSAMPLING * count, LEAST_CANDIDATES)
-            rows = highest(self.coded_scores(texts), candidates, is_eligible)[0]
+            num_candidates = max(OVERSAMPLING * count, LEAST_CANDIDATES, round(CANDIDATE_SHARE * len(self)))
+            rows = rows_of_highest(self.coded_scores(texts), num_candidates, is_eligible).sort().values
             if not len(rows):
                 return rows, torch.empty(0)
             order, scores = highest(dual_scores(texts, self.vectors(rows), temperature)[0], count)
@@ -76,9 +80,12 @@ class WindowIndex:
 
     def coded_scores(self, texts: Float[Tensor, "1 D"]) -> Float[Tensor, " N"]:
         """Return a score per window that approximates the order by mean cosine with the text."""
-        codes = coded(texts[:, None])[0].T.contiguous()
-        # torch.mm does not support 8-bit integers
-        return torch.cat([torch.ops.aten._int_mm(part.codes, codes)[:, 0] * part.scale for part in self.parts])
+        codes = coded(texts[:, None])[0].numpy()
+        scores = torch.empty(len(self))
+        for part, stop in zip(self.parts, self.stops, strict=True):
+            dots = np.asarray(simsimd.cdist(codes, part.codes.numpy(), "dot"))[0]
+            np.multiply(dots, float(part.scale), out=scores[stop - len(part) : stop].numpy(), casting="same_kind")
+        return scores
 
     def vectors(self, rows: Int[Tensor, " K"]) -> Float[Tensor, "K T D"]:
         """Return the frame vectors of windows."""
@@ -89,14 +96,17 @@ class WindowIndex:
         return self.gathered("tokens", rows)
 
     def gathered(self, name: str, rows: Int[Tensor, " K"]) -> Float[Tensor, "K _ D"]:
-        """Return the tensor `name` of windows, read part by part: single reads of a thousand rows would take as long as
-        the search of all codes."""
-        numbers, places = map(torch.from_numpy, self.located(rows))
-        gathered = torch.empty(len(rows), *getattr(self.parts[0], name).shape[1:])
-        for number in numbers.unique().tolist():
-            is_in = numbers == number
-            gathered[is_in] = getattr(self.parts[number], name)[places[is_in]]
-        return gathered
+        """Return the tensor `name` of windows, read part by part.
+
+        NumPy takes rows in a quarter of torch's time, and a mask per part would cost parts times rows.
+        """
+        numbers, places = self.located(rows)
+        gathered = np.empty((len(rows), *getattr(self.parts[0], name).shape[1:]), np.float32)
+        by_part = np.argsort(numbers, kind="stable")
+        for slots in np.split(by_part, np.flatnonzero(np.diff(numbers[by_part])) + 1) if len(rows) else ():
+            tensor = getattr(self.parts[int(numbers[slots[0]])], name)
+            gathered[slots] = tensor.numpy().take(places[slots], axis=0)
+        return torch.from_numpy(gathered)
 
     def place(self, row: int) -> Place:
         """Return the window of a row. Raise ChangedIndexError if its part was rewritten since the index was opened."""
@@ -135,14 +145,31 @@ def highest(
 ) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]]:
     """Return the indices of the `count` highest eligible scores, best first, and these scores; ties keep their
     order."""
+    top = rows_of_highest(scores, count, is_eligible)
+    if not len(top):
+        return top, scores[:0]
+    rows = (scores >= scores[top].min()).nonzero()[:, 0]
+    if is_eligible is not None:
+        rows = rows[torch.from_numpy(is_eligible)[rows]]
+    order = rows[scores[rows].argsort(descending=True, stable=True)[: len(top)]]
+    return order, scores[order]
+
+
+def rows_of_highest(
+    scores: Float[Tensor, " N"], count: int, is_eligible: Bool[np.ndarray, " N"] | None = None
+) -> Int[Tensor, " K"]:
+    """Return the indices of the `count` highest eligible scores, in any order; of ties any."""
     if is_eligible is not None:
         scores = scores.masked_fill(torch.from_numpy(~is_eligible), -torch.inf)
         count = min(count, int(is_eligible.sum()))
-    if not count:
-        return torch.empty(0, dtype=torch.int64), scores[:0]
-    rows = (scores >= scores.topk(min(count, len(scores))).values[-1]).nonzero()[:, 0]
-    order = rows[scores[rows].argsort(descending=True, stable=True)[:count]]
-    return order, scores[order]
+    count = min(count, len(scores))
+    # a sample gives a bound that at least `count` scores are likely to reach: only these need sorting
+    sample = scores[::SAMPLED_EVERY]
+    bound = sample.topk(min(2 * count // SAMPLED_EVERY + 1, len(sample)), sorted=False).values.min()
+    rows = (scores >= bound).nonzero()[:, 0]
+    if len(rows) < count:
+        return scores.topk(count, sorted=False).indices
+    return rows[scores[rows].topk(count, sorted=False).indices]
 
 
 def places_of(path: str) -> list[Place]:

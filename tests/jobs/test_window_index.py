@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from jobs.inference import window_index
 from jobs.inference.index import EMBEDDED, EmbedConfig, bring_up_to_date, embed
-from jobs.inference.index_files import INDEX, num_windows, open_part, parts_in, tensors_of, write_tensors
+from jobs.inference.index_files import INDEX, Part, num_windows, open_part, parts_in, tensors_of, write_tensors
 from jobs.inference.query import SearchConfig, answers, search, text_of
 from jobs.inference.window_index import WindowIndex
 from jobs.launch import lease
@@ -60,7 +60,7 @@ def test_codes_choose_what_a_look_at_all_windows_finds(
             rows, dual = index.first(text, 10, TEMPERATURE)
             assert rows.tolist() == expected.indices.tolist()
             torch.testing.assert_close(dual, expected.values)
-    torch.testing.assert_close(by_codes.vectors(torch.tensor([699, 700, 1600])), vectors[[699, 700, 1600]])
+    torch.testing.assert_close(by_codes.vectors(torch.tensor([1600, 699, 700])), vectors[[1600, 699, 700]])
     assert [by_codes.place(row)[:2] for row in (699, 700, 703)] == [("/a.mp4", 3495.0), ("/b.mp4", 0), ("/c.mp4", 10.0)]
 
 
@@ -68,6 +68,39 @@ def test_the_first_of_equal_windows_come_first() -> None:
     rows, scores = window_index.highest(torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 3.0]), 4)
     assert (rows.tolist(), scores.tolist()) == ([1, 3, 5, 2], [3, 3, 3, 2])
     assert window_index.highest(torch.tensor([1.0, 2.0]), 9)[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("num_values", [3, 100_000])
+@pytest.mark.parametrize("count", [1, 40, 1000, 5000])
+@pytest.mark.parametrize("share", [None, 0.5, 0.001])
+def test_the_highest_are_those_of_a_full_sort(num_values: int, count: int, share: float | None) -> None:
+    generator = torch.Generator().manual_seed(count)
+    scores = torch.randint(num_values, (5000,), generator=generator).float()
+    scores[::16] -= 0.25 * (num_values == 3)  # the sampled scores are the lowest
+    eligible = None if share is None else (torch.rand(5000, generator=generator) < share).numpy()
+    expected = [
+        row for row in scores.argsort(descending=True, stable=True).tolist() if eligible is None or eligible[row]
+    ]
+    rows, values = window_index.highest(scores, count, eligible)
+    assert rows.tolist() == expected[:count]
+    assert torch.equal(values, scores[rows])
+
+
+def test_candidates_grow_with_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for num in (1000, 4000):
+        part = Part(
+            path="",
+            vectors=normalize(torch.randn(num, 2, 8), dim=-1),
+            tokens=torch.empty(num, 0, 8),
+            codes=torch.randint(-127, 127, (num, 8), dtype=torch.int8),
+            scale=torch.ones(1),
+        )
+        index = window_index.WindowIndex([part], exact_bytes=0)
+        monkeypatch.setattr(window_index, "LEAST_CANDIDATES", 10)
+        monkeypatch.setattr(index, "vectors", lambda rows, part=part: counts.append(len(rows)) or part.vectors[rows])
+        index.first(torch.ones(1, 8), 1, 0.05)
+    assert counts == [10, 32]
 
 
 def crafted(data: bytes) -> bytes:
