@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from jobs.inference.index_files import videos_of
 from jobs.inference.indexed_files import Filters, IndexedFiles
-from jobs.inference.model import Model, Videos, decode_unnamed
+from jobs.inference.model import Model, Queries, Videos, decode_unnamed
 from jobs.inference.query import MAX_QUERY_CHARACTERS, open_index
 from jobs.inference.ranking import Place, distinct
 from jobs.inference.window_index import ChangedIndexError, WindowIndex
@@ -51,6 +51,18 @@ class Moment:
     dual score."""
     dual: float
     cross: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """A sentence that is searched for."""
+
+    text: str
+    filters: Filters
+    num: int
+    """Moments."""
+    rerank: int | None = None
+    """Windows that the cross encoder scores; None: the library's number; 0: none."""
 
 
 class Library:
@@ -87,18 +99,36 @@ class Library:
     def by_text(self, text: str, filters: Filters, *, num: int, rerank: int | None = None) -> list[Moment]:
         """Return the best moments for a sentence. `rerank`: windows that the cross encoder scores; None: the library's
         number; 0: none."""
-        rerank = self.rerank if rerank is None else rerank
+        sentence = Sentence(text=text, filters=filters, num=num, rerank=rerank)
         with self.lock:
-            query = self.model.embed_texts([text])
-            rows, dual = self.first(query.vectors, max(rerank, num if rerank else ROWS_PER_MOMENT * num), filters)
-            if not rerank or not len(rows):
-                return self.moments(zip(rows.tolist(), dual.tolist(), dual.tolist(), strict=True), num)
-            chosen = Videos(tokens=self.index.tokens(rows), vectors=self.index.vectors(rows))
-            cross = self.model.match(query, chosen)[0].numpy()
+            scored = self.scored(self.model.embed_texts([text]), sentence)
+        return self.moments(scored, num)
+
+    def by_texts(self, sentences: Sequence[Sentence]) -> list[list[Moment] | ValueError]:
+        """Return the best moments for each sentence, or why it has none. The sentences are embedded as one batch."""
+        answers: list[list[Moment] | ValueError] = []
+        with self.lock:
+            queries = self.model.embed_texts([sentence.text for sentence in sentences])
+            for i, sentence in enumerate(sentences):
+                try:
+                    answers.append(self.moments(self.scored(queries.row(i), sentence), sentence.num))
+                except ValueError as error:
+                    answers.append(error)
+        return answers
+
+    def scored(self, query: Queries, sentence: Sentence) -> Iterable[tuple[Any, ...]]:
+        """Return row, score, dual and, if re-ranked, cross score of the candidates for a sentence, best first."""
+        rerank, num = self.rerank if sentence.rerank is None else sentence.rerank, sentence.num
+        count = max(rerank, num if rerank else ROWS_PER_MOMENT * num)
+        rows, dual = self.first(query.vectors, count, sentence.filters)
+        if not rerank or not len(rows):
+            return zip(rows.tolist(), dual.tolist(), dual.tolist(), strict=True)
+        chosen = Videos(tokens=self.index.tokens(rows), vectors=self.index.vectors(rows))
+        cross = self.model.match(query, chosen)[0].numpy()
         scores = metrics.standardised(dual.numpy()) + metrics.standardised(cross)
         order = np.argsort(-scores, kind="stable")
         columns = (rows.numpy(), scores, dual.numpy(), cross)
-        return self.moments(zip(*(column[order].tolist() for column in columns), strict=True), num)
+        return zip(*(column[order].tolist() for column in columns), strict=True)
 
     def like(self, row: int, filters: Filters, *, num: int) -> list[Moment]:
         """Return the moments whose frames are nearest to those of a window, without that window itself."""

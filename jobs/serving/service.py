@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
 
 import ray
-import tyro
 
 from cluster.connection import connected_ray, num_that_fit
 from cluster.worker_environment import WORKER_ENVIRONMENT
@@ -18,36 +16,22 @@ from jobs.run.fields import refuse_below
 from jobs.serving.app import LOOPBACK, make_app
 from jobs.serving.replicas import Replicas, start_replicas
 from jobs.serving.server import listening, make_server
+from jobs.serving.settings import TOKEN, ReplicasConfig, checked_token
 from jobs.tracking import voice
 from pipeline import storage
 
-TOKEN = "SNPS3_TOKEN"
-"""Environment variable with the token of requests: on a command line other users of the machine would see it."""
-LEAST_TOKEN_CHARACTERS = 16
-
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
+class ServeConfig(ReplicasConfig):
     """The index to serve, the address, and the replicas."""
 
-    index: Annotated[str, tyro.conf.Positional]
-    """Folder or s3:// URL that jobs/embed.py wrote."""
-    run: str | None = None
-    """Folder of the model; None: its path when the index was made."""
-    replicas: int = 2
-    """Processes that answer, each with the model and the index."""
-    replica_cpus: float = 1.0
-    """CPUs of the cluster for each replica."""
-    rerank: int = 100
-    """Windows that the cross encoder re-ranks, unless a request sets it."""
     host: str = LOOPBACK[0]
     """Address to listen on. Others than loopback need a token in SNPS3_TOKEN; leave TLS to a reverse proxy."""
     port: int = PORT
 
     def __post_init__(self) -> None:
-        refuse_below(self, "", replicas=1, rerank=0, port=0)
-        if self.replica_cpus <= 0:
-            raise ValueError(f"replica_cpus must be above 0, got {self.replica_cpus}")
+        super().__post_init__()
+        refuse_below(self, "", port=0)
 
 
 def serve(config: ServeConfig) -> None:
@@ -77,9 +61,7 @@ def token_for(host: str, token: str | None) -> str | None:
     short."""
     if token is None and host not in LOOPBACK:
         raise ValueError(f"--host {host} lets others ask: set {TOKEN} to what they must bring, or take {LOOPBACK[0]}")
-    if token is not None and len(token) < LEAST_TOKEN_CHARACTERS:
-        raise ValueError(f"{TOKEN} must have at least {LEAST_TOKEN_CHARACTERS} characters, got {len(token)}")
-    return token
+    return checked_token(token)
 
 
 def refuse_too_many(config: ServeConfig) -> None:

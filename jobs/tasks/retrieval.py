@@ -72,6 +72,12 @@ class Queries:
     token_mask: Bool[Tensor, "Q L"]
     vectors: Float[Tensor, "Q D"]
 
+    def row(self, i: int) -> Queries:
+        """Return the query `i` alone."""
+        parts = (self.token_ids, self.token_mask, self.vectors)
+        ids, mask, vectors = (part[i : i + 1] for part in parts)
+        return Queries(token_ids=ids, token_mask=mask, vectors=vectors)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:

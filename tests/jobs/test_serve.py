@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import http.client
 import json
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-import torch
-from torch.nn.functional import normalize
 
 from jobs.benchmarks.serve_load import serve
-from jobs.inference.index import EMBEDDED
-from jobs.inference.index_files import INDEX, write_tensors
 from jobs.inference.indexed_files import Filters
-from jobs.run import run_files
 from jobs.serving import replicas as serving_replicas
 from jobs.serving.app import UPLOAD_TYPE, Question
 from jobs.serving.library import Library
 from jobs.serving.openapi import description
 from jobs.serving.replicas import GoneError, Replicas
 from jobs.serving.service import ServeConfig, token_for
-from pipeline import storage
 from tests.made_run import made_run
-from tests.served import served
+from tests.served import drawn_library, get, served
 
 TOKEN = "0123456789abcdef"
 
@@ -37,27 +28,7 @@ TOKEN = "0123456789abcdef"
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     """An index of drawn windows, by a model with random weights."""
-    root = tmp_path_factory.mktemp("serve")
-    run, folder = made_run(root), f"{root}/index"
-    weights = run_files.weights_hash(run)
-    run_files.write_json(f"{folder}/{INDEX}", {"model": weights, "run": run, "videos": "/videos"})
-    vectors = normalize(torch.randn(40, 4, 96, generator=torch.Generator().manual_seed(0)), dim=-1)
-    path = f"{folder}/part-0.parquet"
-    write_tensors(path, vectors, vectors.clone(), weights)
-    rows = [
-        {"uri": f"/videos/{i}.mp4", "version": "1 0.0", "start_seconds": 0.0, "end_seconds": 9.0} for i in range(40)
-    ]
-    storage.write_table(path, pa.Table.from_pylist(rows, schema=EMBEDDED))
-    return Library.open(folder)
-
-
-def get(port: int, path: str, **headers: str) -> tuple[int, Any, http.client.HTTPMessage]:
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request("GET", path, headers=headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        is_json = answer.headers["Content-Type"] == "application/json"
-        return answer.status, json.loads(content) if is_json else content, answer.headers
+    return drawn_library(tmp_path_factory.mktemp("serve"))
 
 
 class Process:
