@@ -131,6 +131,26 @@ RAY_JOB = closed(
     },
     ("apiVersion", "kind", "metadata", "spec"),
 )
+RAY_SERVICE = closed(
+    {
+        "apiVersion": {"const": "ray.io/v1"},
+        "kind": {"const": "RayService"},
+        "metadata": METADATA,
+        "spec": closed(
+            {
+                "serveConfigV2": TEXT,
+                "rayClusterConfig": CLUSTER_SPEC,
+                "serveService": ANY,
+                "upgradeStrategy": ANY,
+                "excludeHeadPodFromServeSvc": FLAG,
+                "rayClusterDeletionDelaySeconds": COUNT,
+                "suspend": FLAG,
+            },
+            ("serveConfigV2", "rayClusterConfig"),
+        ),
+    },
+    ("apiVersion", "kind", "metadata", "spec"),
+)
 GCP_INSTANCE = closed(
     {
         "machineType": TEXT,
