@@ -103,6 +103,7 @@ ONE_FILE = {
     "spacy": "pipeline/text/tagging.py",
     "ray.train": ("cluster/run.py", "cluster/rank_datasets.py"),
     "ray.tune": "cluster/trials.py",
+    "ray.serve": "jobs/serving/ray_serve.py",
     "torch.distributed": "cluster/world.py",
     "torch.nn.parallel": "cluster/world.py",
     "lmdb": "pipeline/corpus/media.py",

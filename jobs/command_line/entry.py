@@ -89,7 +89,7 @@ def missing_extra(module: str) -> str | None:
     """Return a message naming the missing package and the extra that installs it; None if no extra does."""
     package = module.partition(".")[0]
     for requirement in importlib.metadata.requires(DISTRIBUTION) or ():
-        name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"](\w+)", requirement)
+        name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"]([\w-]+)", requirement)
         if name and extra and name[0].replace("-", "_").lower() == package:
             return f"the package {package} is not installed; pip install '{DISTRIBUTION}[{extra[1]}]' brings it"
     return None
