@@ -24,7 +24,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MOUNTED = """
 mkdir "$1/changes" "$1/work" "$1/root"
 mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/changes,workdir=$1/work" "$1/root"
-for folder in /dev /proc; do mount --rbind "$folder" "$1/root$folder"; done
+mount --rbind /dev "$1/root/dev"
+mount -t proc proc "$1/root/proc"  # of the new processes: Ray looks itself up by its own id
 mount -t tmpfs tmpfs "$1/root/tmp"
 mount -t tmpfs tmpfs "$1/root/root"
 root=$1/root

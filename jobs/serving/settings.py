@@ -49,7 +49,8 @@ def checked_token(token: str | None) -> str | None:
 def deployment_of(args: Mapping[str, Any], token: str | None) -> tuple[ReplicasConfig, str]:
     """Return the settings and the token of a Ray Serve deployment from its arguments, whose values may be texts.
 
-    Raise ValueError for unknown, missing and wrong arguments, and for no token: Ray Serve's proxies listen to others.
+    Raise ValueError for unknown, missing and wrong arguments, and without a token: Ray Serve's proxies may listen on
+    public addresses.
     """
     names = [field.name for field in dataclasses.fields(ReplicasConfig)]
     if unknown := sorted(args.keys() - set(names)):
@@ -58,7 +59,7 @@ def deployment_of(args: Mapping[str, Any], token: str | None) -> tuple[ReplicasC
     if not args.get("index"):
         raise ValueError("index must name the folder or s3:// URL that snps3 embed wrote, got none; add index=FOLDER")
     if (checked := checked_token(token)) is None:
-        raise ValueError(f"{TOKEN} must be set to what requests bring, got none: the proxies of Ray Serve hear others")
+        raise ValueError(f"set {TOKEN} to the token of requests: Ray Serve's proxies may listen on public addresses")
     try:
         return TypeAdapter(ReplicasConfig).validate_python(dict(args)), checked
     except ValidationError as error:

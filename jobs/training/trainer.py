@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -140,8 +141,8 @@ class Trainer:
                 self.reporter.say(f"continuing at step {step} of {optim.num_steps}{lost.in_words(step)}")
         choose_losses(state, optim)
         state.wrapped = self.wrapped(network)
-        facts = {"num_ranks": self.world.size, "device": str(self.world.device)} | asdict(lost)
-        self.journal.note("start", step=state.progress.step, **facts)
+        facts = {"num_ranks": self.world.size, "device": str(self.world.device), "host": socket.gethostname()}
+        self.journal.note("start", step=state.progress.step, **facts, **asdict(lost))
         return state
 
     def wrapped(self, network: nn.Module) -> nn.Module:

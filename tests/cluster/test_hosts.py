@@ -11,10 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs.benchmarks.hosts import FAULT_STEP, HostRun, kill_train_host, prepared, train_layout
+from jobs.benchmarks.support.host_cluster import data_label, host_cluster
 from jobs.benchmarks.support.hosts import Host, Lan, missing
+from jobs.evaluation.cards import read_card
+from jobs.inference.index import EmbedConfig
+from jobs.inference.index_files import open_part, parts_in
+from jobs.inference.local_index import embed_here
+from jobs.inference.model import load
+from jobs.run import run_files
 from jobs.tracking.journal import read_journals
+from pipeline import storage
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 ECHO = """
@@ -33,6 +42,10 @@ client.sendall(b"x")
 client.recv(9)
 print(time.monotonic() - start)
 """
+SMALL_RUN = (
+    "--data.num-frames 2 --data.frame-size-px 32 --data.temporal-split None --optim.global-batch 8 "
+    "--optim.warmup-steps 1 --selection.evaluate-every 4"
+)
 Output = Callable[..., str]
 
 
@@ -118,3 +131,35 @@ def test_no_fault_of_a_host_costs_a_clip_or_a_bit() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["lost"], result["doubled"], result["bit_equal"]) == (0, 0, True)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly  # it takes minutes: five jobs, and each starts a driver and workers
+def test_evaluation_embedding_and_a_sweep_run_on_hosts_of_their_own(bucket: str, tmp_path: Path) -> None:
+    """It needs a Ray of its own, whose nodes are on hosts."""
+    run, videos = f"{bucket}/runs/a", f"{bucket}/corpus/videos/val"
+    with host_cluster(tmp_path, "--num-cpus=2", *data_label()) as cluster:  # the head decodes for two trials
+        cluster.join("train-1", "train-2")
+
+        def run_job(command: str, *options: str) -> None:
+            cluster.run_job([sys.executable, "-m", f"jobs.{command}", *options], command)
+
+        base = ["tiny", *SMALL_RUN.split(), "--data.manifest", prepared(cluster, bucket)]
+        base += ["--placement.storage", f"{bucket}/runs", "--placement.cpus-per-worker", "1"]
+        on_both = ["--placement.num-workers", "2", "--placement.cpus-per-worker", "1"]
+        run_job("pretrain", *base, *on_both, "--name", "a", "--optim.num-steps", "4")
+        run_job("evaluate", run, *on_both, "--out", f"{bucket}/card")
+        run_job("embed", run, "--videos", videos, "--out", f"{bucket}/index")
+        grid = ["--name", "s", "--vary", "optim.lr=1e-4,2e-4", "--search", "grid", "--scheduler", "none"]
+        run_job("sweep", *grid, "--", *base, "--placement.num-workers", "1", "--optim.num-steps", "20")
+    results = run_files.read_json(f"{run}/results.json")
+    scores = read_card(f"{bucket}/card/card.json").scores
+    assert scores == pytest.approx({name: results[name] for name in scores})
+    embed_here(EmbedConfig(run=run, videos=videos, out=str(tmp_path / "index")))
+    model, width = run_files.weights_hash(run), load(run).network.config.hidden
+    (on_hosts,), (here,) = map(parts_in, (f"{bucket}/index", str(tmp_path / "index")))
+    torch.testing.assert_close(open_part(on_hosts, model, width).vectors, open_part(here, model, width).vectors)
+    folders = {path.partition("/")[0] for path in storage.list_files(f"{bucket}/runs")}
+    trials = [f"{bucket}/runs/{name}" for name in folders if name.startswith("s-")]
+    starts = [line["host"] for trial in trials for line in read_journals(trial) if line["event"] == "start"]
+    assert sorted(starts) == ["train-1", "train-2"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.benchmarks.image import in_image
+from jobs.benchmarks.image import image, in_image
 from jobs.benchmarks.support.hosts import missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -38,3 +38,12 @@ def test_a_line_that_fails_ends_the_image_with_what_it_printed(tmp_path: Path) -
     (tmp_path / ".dockerignore").write_text("*\n")
     with pytest.raises(RuntimeError, match="failed with 3: first"):
         in_image("RUN echo first\nRUN exit 3\nRUN echo never\n", tmp_path, ["true"], variables={})
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_the_lines_of_the_image_make_a_place_in_which_twenty_steps_run() -> None:
+    """It installs the image's packages from the index that pip is configured for, and starts a Ray in the chroot."""
+    results = image(num_steps=20)["results"]
+    assert results["num_steps"] == 20
+    assert 0 <= results["test/t2v/r1"] <= 1

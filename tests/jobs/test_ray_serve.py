@@ -69,7 +69,7 @@ def test_a_batch_of_sentences_is_answered_as_each_alone(library: Library, monkey
         ({}, TOKEN, r"index must name the folder .* got none; add index=FOLDER"),
         ({"index": "i", "replica": "2"}, TOKEN, r"replica is no argument; did you mean replicas\?"),
         ({"index": "i", "port": "1"}, TOKEN, r"port is no argument; there are index, run, replicas"),
-        ({"index": "i"}, None, "SNPS3_TOKEN must be set to what requests bring, got none"),
+        ({"index": "i"}, None, "set SNPS3_TOKEN to the token of requests"),
         ({"index": "i"}, "abc", "SNPS3_TOKEN must have at least 16 characters, got 3"),
         ({"index": "i", "replicas": "0"}, TOKEN, "replicas must be at least 1, got 0"),
         ({"index": "i", "replicas": "two"}, TOKEN, "replicas: Input should be a valid integer.* got 'two'"),
