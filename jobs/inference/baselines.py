@@ -99,6 +99,8 @@ def compare_with_baselines(config: EvaluateConfig) -> Baselines:
     if not config.run:
         raise ValueError("name the folder of a run or of an exported model")
     folder = folder_of(config.run)
+    if folder != storage.absolute(config.run) and not config.out:
+        raise ValueError(f"{config.run} is the name of a model, whose folder is not written to: set --out")
     run = config_of(folder)
     protocol = protocol_of(dataclasses.replace(config, task=RETRIEVAL), run.data, run.task, folder)
     overlap = overlap_of(config, run.data, protocol)

@@ -145,6 +145,8 @@ def test_wrong_inputs_are_refused(manifest: str, tmp_path: Path) -> None:
         Wanted.read(["wrods"])
     with pytest.raises(ValueError, match="--dual-softmax True has no effect with --baselines"):
         compare_with_baselines(EvaluateConfig(run=TINY, baselines=(), dual_softmax=True))
+    with pytest.raises(ValueError, match=r"snps3-tiny is the name of a model, .*: set --out"):
+        compare_with_baselines(EvaluateConfig(run=TINY, manifest=manifest, baselines=("random",)))
     with pytest.raises(FileNotFoundError, match=r"hub=\S+ needs a folder on this machine.*hf download"):
         load_public(f"{tmp_path}/nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
