@@ -111,10 +111,7 @@ def compare_with_baselines(config: EvaluateConfig) -> Baselines:
     public = {place: load_public(place, device) for place in wanted.folders}
     omitted = dict(find_omitted(wanted, protocol, rows, run.data.train_split))
     names = [name for name in wanted.names if name not in omitted]
-    words, num_fitted = None, 0
-    if "words" in names:
-        fitted = rows_of(protocol.manifest, run.data.train_split, MOST_FITTED)
-        words, num_fitted = fit_words(fitted, data)
+    words, num_fitted = fit_words(protocol.manifest, data) if "words" in names else (None, 0)
     model = load(folder, device)
     encoded = encode(rows, model, data, public, shows_still="frames" in names)
     refuse_too_few(encoded, run.data.max_rejected_share)
@@ -166,10 +163,10 @@ def find_omitted(
             yield name, str(error)
 
 
-def fit_words(rows: Sequence[Row], data: DataConfig) -> tuple[WordModel, int]:
-    """Return the words that colours predict, fitted to the clips of `rows` that can be decoded, and their number."""
+def fit_words(manifest: str, data: DataConfig) -> tuple[WordModel, int]:
+    """Return the words that colours predict, fitted to the training clips that can be decoded, and their number."""
     kept, of_clips = [], []
-    for row in rows:
+    for row in rows_of(manifest, data.train_split, MOST_FITTED):
         try:
             of_clips.append(scorers.colours(shown_frames(row, data, Limits())[None]))
         except DecodeError:
