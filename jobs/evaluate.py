@@ -6,6 +6,8 @@ python jobs/evaluate.py runs/tiny --rerank 100                    the same in tw
 python jobs/evaluate.py runs/tiny --task multiple_choice --questions corpora/embedded/multiple_choice/test.jsonl
 python jobs/evaluate.py --card runs/tiny/evaluation/retrieval-test/card.json       the same score again
 python jobs/evaluate.py runs/tiny --mteb MSRVTTT2V                a task of mteb, with the extra `mteb`
+python jobs/evaluate.py runs/tiny --baselines                     beside chance, words, a still image and the scenes
+python jobs/evaluate.py runs/tiny --baselines random hub=FOLDER   beside chance and a folder of CLIP or SigLIP
 
 On the clips of any manifest. A score on the split by which the checkpoint was chosen is refused, unless asked for.
 """
@@ -20,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Return the exit status of the command line: 1 where a card's score did not come out again."""
     import torch
 
-    from jobs.evaluation import mteb_cards
+    from jobs.evaluation import baselines, mteb_cards
     from jobs.evaluation.cards import find_differences, read_card
     from jobs.evaluation.scoring import EvaluateConfig, evaluate, table
     from jobs.reports.run_report import refresh_protocols
@@ -30,6 +32,11 @@ def main(argv: list[str] | None = None) -> int:
         from jobs.inference.mteb_evaluation import evaluate_with_mteb
 
         print(mteb_cards.table(evaluate_with_mteb(config)))
+        return 0
+    if config.baselines is not None:
+        from jobs.inference.baselines import compare_with_baselines
+
+        print(baselines.table(compare_with_baselines(config)))
         return 0
     torch.set_num_threads(1)  # ranks compute; a table in the driver needs no pool
     card = evaluate(config)

@@ -50,6 +50,9 @@ class EvaluateConfig:
     mteb: str | None = None
     """A text-video retrieval task of mteb, such as MSRVTTT2V, or ManifestT2V and ManifestV2T for the clips of the
     manifest; the score is mteb's."""
+    baselines: tuple[str, ...] | None = None
+    """Score the run beside these: random, words, frames, scenes, and hub=FOLDER for each folder of CLIP or SigLIP. None
+    named: the first four, as far as the corpus allows."""
     manifest: str | None = None
     """Manifest of the clips; None: that of the run."""
     split: str | None = None
@@ -102,14 +105,7 @@ def evaluate(config: EvaluateConfig) -> Card:
     if before:
         questions_hash = cards.hash_of_questions(protocol)
         refuse_other(before, {"weights": weights, "manifest_hash": manifest.hash, "questions_hash": questions_hash})
-    trained_task = own_type(run.task.kind)
-    run_protocol = cards.make_run_protocol(
-        run_folder,
-        data=run.data,
-        task=run.task,
-        rerank=run.selection.rerank,
-        scores_all_pairs=trained_task is not None and trained_task.scores_all_pairs,
-    )
+    run_protocol = own_protocol(run, run_folder)
     out = out_folder(config, protocol, run_protocol)
     card = cards.make_card(
         protocol,
@@ -132,6 +128,18 @@ def evaluate(config: EvaluateConfig) -> Card:
     print(f"card: {place}")
     log(card, run.name, config.placement)
     return card
+
+
+def own_protocol(run: PretrainConfig, run_folder: str) -> Protocol:
+    """Return the protocol of the run's own evaluation."""
+    trained_task = own_type(run.task.kind)
+    return cards.make_run_protocol(
+        run_folder,
+        data=run.data,
+        task=run.task,
+        rerank=run.selection.rerank,
+        scores_all_pairs=trained_task is not None and trained_task.scores_all_pairs,
+    )
 
 
 def measure(request: Request) -> Measured:

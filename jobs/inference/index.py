@@ -31,7 +31,7 @@ from jobs.inference.index_files import (
     remove_part,
     write_tensors,
 )
-from jobs.inference.model import load, windows
+from jobs.inference.model import folder_of, load, windows
 from jobs.launch import lease
 from jobs.run import run_files
 from jobs.run.fields import refuse_below
@@ -65,7 +65,7 @@ class EmbedConfig:
     """The videos to embed, the model, and the index."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of a run, or of an exported model."""
+    """Folder of a run or of an exported model, or name of a released one."""
     videos: str
     """Folder or s3:// URL; images count too."""
     out: str
@@ -104,7 +104,7 @@ def embed(config: EmbedConfig) -> dict[str, int]:
 
 
 def _embed(config: EmbedConfig, held: lease.Lease) -> dict[str, int]:
-    run, videos, out = map(storage.absolute, (config.run, config.videos, config.out))
+    run, videos, out = folder_of(config.run), storage.absolute(config.videos), storage.absolute(config.out)
     num_videos, rows = rows_to_embed(config, videos, out)
     if not rows:
         return {"videos": num_videos, "embedded": 0, "rejected": 0}
@@ -154,7 +154,7 @@ def refuse_too_many(config: EmbedConfig) -> None:
 
 def claim(config: EmbedConfig, videos: str, out: str) -> None:
     """Write index.json. Raise ValueError if `out` holds an index of another model, folder or windows."""
-    folder = storage.absolute(config.run)
+    folder = folder_of(config.run)
     identity = {
         "format": FORMAT,
         "model": run_files.weights_hash(folder),

@@ -12,6 +12,7 @@ from jobs.evaluation import cards
 from jobs.reports.run_report import MaskedCaption, ReportData, render_report
 from jobs.run import run_files
 from jobs.run.config import TaskConfig
+from jobs.run.generated_corpus import summary_beside
 from jobs.tasks.task import Examples, Measured, SavedScores
 from jobs.tracking.journal import read_journals
 from jobs.training import checkpoints
@@ -136,9 +137,7 @@ def masked_captions(examples: Examples, tokenizer: Tokenizer) -> list[MaskedCapt
 def corpus_ceilings(manifest: str) -> dict[str, float]:
     """Return the scores of reference scorers on this corpus, as `test/oracle` and so on, from the corpus.json beside
     its manifest; empty without that file. The embedded corpus has one."""
-    folder = manifest.rsplit("/", 1)[0]
-    path = next(filter(storage.exists, (f"{folder}/corpus.json", f"{folder}/../corpus.json")), None)
-    ceilings = run_files.read_json(path).get("ceilings", {}) if path else {}
+    ceilings = summary_beside(manifest).get("ceilings", {})
     return {
         f"{split}/{scorer}": float(values[metric])
         for scorer, values in ceilings.items()
