@@ -21,7 +21,7 @@ from tests.served import chromium, served
 
 SIZE_PX = {"width": 1280, "height": 720}
 NUM_COLOURS = 64
-TERMINAL_STYLE = "pre { display: inline-block; margin: 0; padding: 16px; background: #1d1f21; color: #e4e4e4 }"
+TERMINAL_STYLE = "pre { display: inline-block; width: 120ch; white-space: pre-wrap; margin: 0; padding: 16px; background: #1d1f21; color: #e4e4e4 }"
 
 
 def take(index: str, text: str, out: str) -> None:
@@ -37,7 +37,7 @@ def take(index: str, text: str, out: str) -> None:
 def take_terminal(lines: str, out: str) -> None:
     """Write the terminal in a file of `log-lines` as a PNG, without the paths of its temporary folder."""
     recorded = json.loads(Path(lines).read_text().splitlines()[-1])["terminal"]
-    text = re.sub(r"/\S*/(?=runs/|corpus\b)", "…/", "\n".join(recorded))
+    text = re.sub(r"/\S*/(?=runs/|corpus\b|\.venv/)", "…/", "\n".join(recorded))
     with chromium() as browser:
         page = browser.new_page(viewport=SIZE_PX)
         page.set_content(f"<style>{TERMINAL_STYLE}</style><pre>{html.escape(text)}</pre>")
