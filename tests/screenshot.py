@@ -21,7 +21,10 @@ from tests.served import chromium, served
 
 SIZE_PX = {"width": 1280, "height": 720}
 NUM_COLOURS = 64
-TERMINAL_STYLE = "pre { display: inline-block; width: 120ch; white-space: pre-wrap; margin: 0; padding: 16px; background: #1d1f21; color: #e4e4e4 }"
+TERMINAL_STYLE = (
+    "pre { display: inline-block; width: 120ch; white-space: pre-wrap; margin: 0; padding: 16px; "
+    "background: #1d1f21; color: #e4e4e4 }"
+)
 
 
 def take(index: str, text: str, out: str) -> None:
