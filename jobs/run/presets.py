@@ -1,6 +1,7 @@
 """The catalogue of runs: each function returns a whole configuration, which the command line selects by name.
 
-`tiny` runs anywhere on the embedded corpus. The others are the published recipes of the paper's pre-training
+`tiny` runs anywhere on the embedded corpus, `openvid_video_swin` uses a corpus that can be downloaded. The others are
+the published recipes of the paper's pre-training
 (docs/reference/corpora.md says which of their corpora are still available, and what differs).
 """
 
@@ -84,10 +85,19 @@ def webvid_video_swin() -> PretrainConfig:
     return _published("webvid_video_swin", _crops("webvid2m", num_frames=4), visual, optim, initial_weights=weights)
 
 
+def openvid_video_swin() -> PretrainConfig:
+    """Videos of OpenVid-1M, which can be downloaded, 4 frames, Video Swin from its public weights. Not of the paper."""
+    weights = "pretrained/video_swin_small.safetensors"
+    visual = VisualConfig(encoder="video_swin_small", drop_path=0.2, pretrained=weights)
+    # 10 epochs of about a million clips are about 80,000 steps: the epochs end the run
+    optim = _optim(num_steps=85_000, num_epochs=10, decay_epoch=5)
+    return _published("openvid_video_swin", _crops("openvid", num_frames=4), visual, optim)
+
+
 PRESETS: Mapping[str, tuple[str, Callable[[], PretrainConfig]]] = MappingProxyType(
     {
         preset.__name__: ((preset.__doc__ or "").splitlines()[0], preset)
-        for preset in (tiny, coco_vg_resnet50, coco_vg_pvt, cc3m_video_swin, webvid_video_swin)
+        for preset in (tiny, coco_vg_resnet50, coco_vg_pvt, cc3m_video_swin, webvid_video_swin, openvid_video_swin)
     }
 )
 """Name → description in one line, and the function."""
