@@ -105,7 +105,7 @@ def evaluate(config: EvaluateConfig) -> Card:
     if before:
         questions_hash = cards.hash_of_questions(protocol)
         refuse_other(before, {"weights": weights, "manifest_hash": manifest.hash, "questions_hash": questions_hash})
-    run_protocol = own_protocol(run, run_folder)
+    run_protocol = own_protocol(run_folder, run.data, run.task, run.selection.rerank)
     out = out_folder(config, protocol, run_protocol)
     card = cards.make_card(
         protocol,
@@ -130,14 +130,14 @@ def evaluate(config: EvaluateConfig) -> Card:
     return card
 
 
-def own_protocol(run: PretrainConfig, run_folder: str) -> Protocol:
-    """Return the protocol of the run's own evaluation."""
-    trained_task = own_type(run.task.kind)
+def own_protocol(run_folder: str, data: DataConfig, task: TaskConfig, rerank: int | None) -> Protocol:
+    """Return the protocol of the evaluation at the end of a run, from its configuration."""
+    trained_task = own_type(task.kind)
     return cards.make_run_protocol(
         run_folder,
-        data=run.data,
-        task=run.task,
-        rerank=run.selection.rerank,
+        data=data,
+        task=task,
+        rerank=rerank,
         scores_all_pairs=trained_task is not None and trained_task.scores_all_pairs,
     )
 

@@ -133,7 +133,8 @@ def compare_with_baselines(config: EvaluateConfig) -> Baselines:
         hardware=machine.hardware(),
         commit=machine.git_commit(),
     )
-    out = storage.absolute(config.out) if config.out else card_folder(folder, protocol, own_protocol(run, folder))
+    own = own_protocol(folder, run.data, run.task, run.selection.rerank)
+    out = storage.absolute(config.out) if config.out else card_folder(folder, protocol, own)
     run_files.write_json(f"{out}/{FILE}", as_dict(measured))
     print(f"baselines: {out}/{FILE}")
     return measured

@@ -219,7 +219,7 @@ def test_a_question_is_a_text_or_a_file() -> None:
 def test_two_processes_that_embed_into_a_folder_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RENEW_SECONDS": 0.1, "POLL_SECONDS": 0.05}.items():
         monkeypatch.setattr(lease, name, value)
-    config = EmbedConfig(run="run", videos=str(tmp_path), out=f"{tmp_path}/index")
+    config = EmbedConfig(run=str(tmp_path), videos=str(tmp_path), out=f"{tmp_path}/index")
     with lease.held(config.out), pytest.raises(ValueError, match=r"index has a live driver: process \d+ on"):
         embed(config)
     with pytest.raises(ValueError, match="holds neither videos nor images"):  # the lease is free again
