@@ -11,8 +11,9 @@ import webbrowser
 import uvicorn
 
 from jobs.inference.index_files import INDEX
+from jobs.inference.model import folder_of
 from jobs.inference.query import SearchConfig
-from jobs.run import run_files
+from jobs.inference.search_model import weights_of
 from jobs.serving.app import LOOPBACK, make_app
 from jobs.serving.library import Library
 from jobs.tracking import voice
@@ -55,7 +56,7 @@ def index_of(folder: str, run: str | None) -> str:
         )
     from jobs.inference.index import EmbedConfig, embed  # imports Ray, which an existing index does not need
 
-    out = f"{folder}/.snps3/{run_files.weights_hash(storage.absolute(run))[:12]}"
+    out = f"{folder}/.snps3/{weights_of(folder_of(run))[:12]}"
     counts = embed(EmbedConfig(run=run, videos=folder, out=out))
     voice.say(f"{counts['videos']} files: {counts['embedded']} embedded now, {counts['rejected']} rejected ({out})")
     return out
