@@ -1,7 +1,8 @@
 """Find moments of videos by a sentence, in an index of jobs/embed.py.
 
 python jobs/search.py INDEX "a red ring rises"
-python jobs/search.py INDEX_OR_VIDEOS             a page in which to ask, and to play what is there
+python jobs/search.py INDEX                       a page in which to ask, and to play what is there
+python jobs/search.py VIDEOS --model MODEL        the same for a folder of videos, which is embedded first
 python jobs/search.py INDEX --queries FILE        a JSON line per question, and one per answer
 
 The dual encoder's vectors choose `--rerank` videos, the cross encoder puts them in order. A CLIP or SigLIP ranks by its

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 WORDS = ("[PAD]", "[UNK]", "a", "red", "blue", "ring", "star", "rises")
 SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-VISION = SIZES | {"patch_size": 8, "image_size": 32}
+VISION = SIZES | {"patch_size": 12, "image_size": 36}
 TEXT = SIZES | {"vocab_size": 12, "max_position_embeddings": 8, "eos_token_id": 1, "bos_token_id": 0}
 
 
@@ -21,7 +21,7 @@ def clip_folder(folder: Path, seed: int = 0) -> str:
     torch.manual_seed(seed)
     config = transformers.CLIPConfig(vision_config=VISION, text_config=TEXT, projection_dim=8)
     transformers.CLIPModel(config).save_pretrained(folder)
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    size = {"size": {"shortest_edge": 36}, "crop_size": {"height": 36, "width": 36}}
     return with_processors(folder, {"image_processor_type": "CLIPImageProcessor", **size})
 
 
@@ -30,7 +30,7 @@ def siglip_folder(folder: Path, seed: int = 0) -> str:
     torch.manual_seed(seed)
     text = TEXT | {"pad_token_id": 0, "projection_size": 16}
     transformers.SiglipModel(transformers.SiglipConfig(vision_config=VISION, text_config=text)).save_pretrained(folder)
-    size = {"size": {"height": 32, "width": 32}}
+    size = {"size": {"height": 36, "width": 36}}
     return with_processors(folder, {"image_processor_type": "SiglipImageProcessor", **size})
 
 

@@ -54,7 +54,7 @@ class SearchConfig:
     """The sentence to search for, and the index."""
 
     index: Annotated[str, tyro.conf.Positional]
-    """Folder that jobs/embed.py wrote. For the page with --run also a folder of videos, which is embedded first."""
+    """Folder that jobs/embed.py wrote. With --model also a folder of videos, which is embedded first."""
     text: Annotated[str | None, tyro.conf.Positional] = None
     """A sentence about the video; without it and --queries, a search page opens."""
     queries: str | None = None
@@ -133,6 +133,29 @@ def text_of(number: int, line: str) -> str:
     raise ValueError(f"line {number} of the queries {rule}, got {line.strip()!r:.80}")
 
 
+def index_of(folder: str, run: str | None) -> str:
+    """Return `folder` if it is an index; if it holds videos, create or update an index of them in a subfolder per
+    model, and return that.
+
+    Raise ValueError for a folder without videos, or without a model to embed them.
+    """
+    folder = storage.absolute(folder)
+    storage.check_readable(folder)
+    if storage.exists(f"{folder}/{INDEX}"):
+        return folder
+    if run is None:
+        raise ValueError(
+            f"{folder} is no index: it holds no {INDEX}; name the model with --run to index the videos in it, or an "
+            "index that snps3 embed wrote"
+        )
+    from jobs.inference.index import EmbedConfig, embed  # imports Ray, which an existing index does not need
+
+    out = f"{folder}/.snps3/{weights_of(folder_of(run))[:12]}"
+    counts = embed(EmbedConfig(run=run, videos=folder, out=out))
+    voice.say(f"{counts['videos']} files: {counts['embedded']} embedded now, {counts['rejected']} rejected ({out})")
+    return out
+
+
 def open_index(index: str, run: str | None, rerank: int | None) -> tuple[SearchModel, WindowIndex, int]:
     """Load the model of an index, from `run` or its path when the index was made, and open the index. Return both, and
     how many windows to re-rank.
@@ -173,10 +196,11 @@ class Answerer:
 
     def __init__(self, config: SearchConfig) -> None:
         self.config = config
-        self.model, self.index, self.rerank = open_index(config.index, config.run, config.rerank)
+        folder = index_of(config.index, config.run)
+        self.model, self.index, self.rerank = open_index(folder, config.run, config.rerank)
         self.is_eligible = None
         if config.filters != Filters():
-            files = IndexedFiles.read([part.path for part in self.index.parts], videos_of(config.index))
+            files = IndexedFiles.read([part.path for part in self.index.parts], videos_of(folder))
             self.is_eligible = files.passing(config.filters)
 
     def best(self, sentence: str) -> list[Match]:

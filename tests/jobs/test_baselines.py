@@ -92,9 +92,7 @@ def test_a_still_clip_is_the_mean_of_its_frames_in_any_order() -> None:
     np.testing.assert_allclose(still(frames)[:, 3].astype(float), frames.astype(float).mean(1), atol=0.5)
 
 
-def test_the_table_has_the_run_as_load_scores_it_and_every_baseline(
-    manifest: str, public: str, tmp_path: Path
-) -> None:
+def test_the_table_has_the_run_as_load_scores_it_and_every_baseline(manifest: str, public: str, tmp_path: Path) -> None:
     names = ("random", "words", "frames", "scenes", f"hub={public}")
     found = compare_with_baselines(EvaluateConfig(run=TINY, manifest=manifest, baselines=names, out=str(tmp_path)))
     assert list(found.scores) == [*names[:2], "frames, dual", "frames, fused", *names[3:], "run, dual", "run, fused"]
@@ -130,7 +128,7 @@ def test_wrong_inputs_are_refused(manifest: str, tmp_path: Path) -> None:
         compare_with_baselines(EvaluateConfig(run=TINY, baselines=(), dual_softmax=True))
     with pytest.raises(ValueError, match=r"snps3-tiny is the name of a model, .*: set --out"):
         compare_with_baselines(EvaluateConfig(run=TINY, manifest=manifest, baselines=("random",)))
-    with pytest.raises(FileNotFoundError, match="needs a folder on this machine.*hf download"):
+    with pytest.raises(FileNotFoundError, match=r"needs a folder on this machine.*hf download"):
         load_public(f"{tmp_path}/nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="is of type bert, and only clip or siglip"):
