@@ -1,10 +1,12 @@
 """Find moments of videos by a sentence, in an index of jobs/embed.py.
 
 python jobs/search.py INDEX "a red ring rises"
-python jobs/search.py INDEX_OR_VIDEOS             a page in which to ask, and to play what is there
+python jobs/search.py INDEX                       a page in which to ask, and to play what is there
+python jobs/search.py VIDEOS --model MODEL        the same for a folder of videos, which is embedded first
 python jobs/search.py INDEX --queries FILE        a JSON line per question, and one per answer
 
-The dual encoder's vectors choose `--rerank` videos, the cross encoder puts them in order.
+The dual encoder's vectors choose `--rerank` videos, the cross encoder puts them in order. A CLIP or SigLIP ranks by its
+vectors alone.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
         serve(config)
         return
     for moment in search(config):
-        voice.show(f"{moment.cross:8.3f}  {moment.dual:8.3f}  {moment.span:>15}  {moment.uri}".rstrip())
+        cross = "" if moment.cross is None else f"{moment.cross:.3f}"
+        voice.show(f"{cross:>8}  {moment.dual:8.3f}  {moment.span:>15}  {moment.uri}".rstrip())
 
 
 if __name__ == "__main__":

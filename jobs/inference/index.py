@@ -31,7 +31,8 @@ from jobs.inference.index_files import (
     remove_part,
     write_tensors,
 )
-from jobs.inference.model import folder_of, load, windows
+from jobs.inference.model import folder_of, windows
+from jobs.inference.search_model import load_searcher, unpadded, weights_of
 from jobs.launch import lease
 from jobs.run import run_files
 from jobs.run.fields import refuse_below
@@ -65,7 +66,7 @@ class EmbedConfig:
     """The videos to embed, the model, and the index."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of a run or of an exported model, or name of a released one."""
+    """Folder of a run, of an exported model, or of a CLIP or SigLIP; or name of a released model."""
     videos: str
     """Folder or s3:// URL; images count too."""
     out: str
@@ -157,7 +158,7 @@ def claim(config: EmbedConfig, videos: str, out: str) -> None:
     folder = folder_of(config.run)
     identity = {
         "format": FORMAT,
-        "model": run_files.weights_hash(folder),
+        "model": weights_of(folder),
         "videos": videos,
         "window_seconds": config.window_seconds,
         "stride_seconds": config.stride_seconds if config.window_seconds else None,
@@ -252,8 +253,8 @@ class Embedder:
     """Decodes videos, embeds them with a model, and writes the files of an index."""
 
     def __init__(self, run: str, out: str, config: EmbedConfig) -> None:
-        self.model, self.out, self.config = load(run, "cuda" if config.use_gpu else "cpu"), out, config
-        self.weights = run_files.weights_hash(run)
+        self.model, self.out, self.config = load_searcher(run, "cuda" if config.use_gpu else "cpu"), out, config
+        self.weights = weights_of(run)
         self.lock = threading.Lock()
 
     def __call__(self, parts: pa.Table) -> pa.Table:
@@ -307,9 +308,5 @@ class Embedder:
 
 def strip_of(clip: np.ndarray) -> bytes:
     """Return some frames of a clip, uint8 (T, S, S, 4) with padding in the last channel, side by side as a JPEG."""
-    is_real = ~clip[0, ..., 3].astype(bool)
-    height, width = int(is_real.any(1).sum()), int(is_real.any(0).sum())
     frames = sorted(set(np.linspace(0, len(clip) - 1, STRIP_FRAMES).round().astype(int).tolist()))
-    return encode_image(
-        np.concatenate([clip[frame, :height, :width, :3] for frame in frames], axis=1), quality=STRIP_QUALITY
-    )
+    return encode_image(np.concatenate([*unpadded(clip)[frames]], axis=1), quality=STRIP_QUALITY)

@@ -78,6 +78,16 @@ class Model:
         """The device of the network."""
         return self.network.word_embeddings.device
 
+    @property
+    def width(self) -> int:
+        """D of the vectors."""
+        return self.network.config.hidden
+
+    @property
+    def cross_encoder(self) -> Model:
+        """What re-ranks the windows that a search found: the same network."""
+        return self
+
     def embed_videos(self, paths: Sequence[str]) -> Videos:
         """Embed videos or images, with as many frames as in training. Raise DecodeError for the first that cannot be
         read."""
@@ -214,7 +224,7 @@ def folder_of(name: str) -> str:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{name} is no folder below {storage.absolute('.')}, nor a model on the hub that can be reached: check the "
-            f"path, or download the model ({type(error).__name__})"
+            f"path, or download the model: `hf download {name} --local-dir FOLDER` ({type(error).__name__})"
         ) from error
 
 

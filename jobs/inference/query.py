@@ -1,4 +1,4 @@
-"""Search an index by a sentence: the dual encoder chooses the videos, the cross encoder ranks them."""
+"""Search an index by a sentence: the dual encoder chooses the videos, the cross encoder, if any, ranks them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,34 @@ import tyro
 
 from jobs.inference.index_files import INDEX, videos_of
 from jobs.inference.indexed_files import Filters, IndexedFiles
-from jobs.inference.model import Model, Videos, load
+from jobs.inference.model import Videos, folder_of
 from jobs.inference.ranking import Place, distinct
+from jobs.inference.search_model import SearchModel, is_public, load_searcher, weights_of
 from jobs.inference.window_index import WindowIndex
 from jobs.run import run_files
 from jobs.run.fields import refuse_below
+from jobs.tracking import voice
 from pipeline import storage
 
 MAX_QUERY_CHARACTERS = 1000
+RERANK = 100
+"""Default number of windows that a cross encoder re-ranks."""
+ROWS_PER_MOMENT = 8
+"""Candidate windows per shown moment: neighbouring windows show the same moment, and only one is kept."""
 PORT = 8765
 """Default port of the page."""
+
+
+class NoCrossEncoderError(ValueError):
+    """Raised when a search asks a model to re-rank that has no cross encoder."""
+
+
+def refuse_rerank(rerank: int) -> None:
+    """Raise NoCrossEncoderError if a model without a cross encoder is to re-rank."""
+    if rerank:
+        raise NoCrossEncoderError(
+            f"rerank must be 0, got {rerank}: CLIP and SigLIP have no cross encoder to re-rank with; leave it out"
+        )
 
 
 def refuse_long(text: str) -> None:
@@ -36,22 +54,22 @@ class SearchConfig:
     """The sentence to search for, and the index."""
 
     index: Annotated[str, tyro.conf.Positional]
-    """Folder that jobs/embed.py wrote. For the page with --run also a folder of videos, which is embedded first."""
+    """Folder that jobs/embed.py wrote. With --model also a folder of videos, which is embedded first."""
     text: Annotated[str | None, tyro.conf.Positional] = None
     """A sentence about the video; without it and --queries, a search page opens."""
     queries: str | None = None
     """File of many sentences instead, a JSON string per line, or an object with a `text`; `-`: standard input."""
     num_results: int = 5
-    rerank: int = 100
-    """Windows that the cross encoder re-ranks."""
-    run: str | None = None
+    rerank: int | None = None
+    """Windows that the cross encoder re-ranks; None: 100, or 0 with a CLIP or SigLIP, which has none."""
+    run: Annotated[str | None, tyro.conf.arg(aliases=["--model"])] = None
     """Folder of the model; None: its path when the index was made."""
     filters: Annotated[Filters, tyro.conf.arg(name="")] = field(default_factory=Filters)
     port: int = PORT
     """Port of the page, on this machine's loopback; 0: any free one."""
 
     def __post_init__(self) -> None:
-        refuse_below(self, "", num_results=1, rerank=1, port=0)
+        refuse_below(self, "", num_results=1, rerank=0, port=0)
         if self.text is not None and not self.text.strip():
             raise ValueError("text must say what is looked for, got an empty one")
         refuse_long(self.text or "")
@@ -67,7 +85,8 @@ class Match:
     start_seconds: float | None
     end_seconds: float | None
     """Both None: the whole video, or an image."""
-    cross: float
+    cross: float | None
+    """None: not re-ranked."""
     dual: float
 
     @property
@@ -114,23 +133,58 @@ def text_of(number: int, line: str) -> str:
     raise ValueError(f"line {number} of the queries {rule}, got {line.strip()!r:.80}")
 
 
-def open_index(index: str, run: str | None) -> tuple[Model, WindowIndex]:
-    """Load the model of an index, from `run` or its path when the index was made, and open the index.
+def index_of(folder: str, run: str | None) -> str:
+    """Return `folder` if it is an index; if it holds videos, create or update an index of them in a subfolder per
+    model, and return that.
 
-    Raise ValueError if `run` is another model.
+    Raise ValueError for a folder without videos, or without a model to embed them.
+    """
+    folder = storage.absolute(folder)
+    storage.check_readable(folder)
+    if storage.exists(f"{folder}/{INDEX}"):
+        return folder
+    if run is None:
+        raise ValueError(
+            f"{folder} is no index: it holds no {INDEX}; name the model with --run to index the videos in it, or an "
+            "index that snps3 embed wrote"
+        )
+    from jobs.inference.index import EmbedConfig, embed  # imports Ray, which an existing index does not need
+
+    out = f"{folder}/.snps3/{weights_of(folder_of(run))[:12]}"
+    counts = embed(EmbedConfig(run=run, videos=folder, out=out))
+    voice.say(f"{counts['videos']} files: {counts['embedded']} embedded now, {counts['rejected']} rejected ({out})")
+    return out
+
+
+def open_index(index: str, run: str | None, rerank: int | None) -> tuple[SearchModel, WindowIndex, int]:
+    """Load the model of an index, from `run` or its path when the index was made, and open the index. Return both, and
+    how many windows to re-rank.
+
+    Raise ValueError if `run` is another model, or cannot re-rank.
     """
     folder = storage.absolute(index)
     run, weights = model_of(folder, run)
-    model = load(run)
-    return model, WindowIndex.open(folder, weights, model.network.config.hidden)
+    rerank = num_reranked(run, rerank)
+    model = load_searcher(run)
+    return model, WindowIndex.open(folder, weights, model.width), rerank
+
+
+def num_reranked(run: str, rerank: int | None) -> int:
+    """Return how many windows the model in a folder re-ranks. Raise NoCrossEncoderError where it cannot."""
+    if not is_public(run):
+        return RERANK if rerank is None else rerank
+    refuse_rerank(rerank or 0)
+    if rerank is None:
+        voice.say(f"{run} has no cross encoder: windows are ranked by dual scores alone")
+    return 0
 
 
 def model_of(folder: str, run: str | None) -> tuple[str, str]:
     """Return folder and weights hash of the model of an index. Raise ValueError if `run` is another model."""
     storage.check_readable(f"{folder}/{INDEX}")
     facts = run_files.read_json(f"{folder}/{INDEX}")
-    run = storage.absolute(run or facts["run"])
-    if (weights := run_files.weights_hash(run)) != facts["model"]:
+    run = folder_of(run or facts["run"])
+    if (weights := weights_of(run)) != facts["model"]:
         raise ValueError(
             f"{folder} was made with the model {facts['model']}, and {run} is {weights}; name it with --run"
         )
@@ -142,27 +196,32 @@ class Answerer:
 
     def __init__(self, config: SearchConfig) -> None:
         self.config = config
-        self.model, self.index = open_index(config.index, config.run)
+        folder = index_of(config.index, config.run)
+        self.model, self.index, self.rerank = open_index(folder, config.run, config.rerank)
         self.is_eligible = None
         if config.filters != Filters():
-            files = IndexedFiles.read([part.path for part in self.index.parts], videos_of(config.index))
+            files = IndexedFiles.read([part.path for part in self.index.parts], videos_of(folder))
             self.is_eligible = files.passing(config.filters)
 
     def best(self, sentence: str) -> list[Match]:
         """Return the windows with the highest dual scores, re-ranked by the cross encoder; of windows that show the
         same moment, only the best."""
-        text = self.model.embed_texts([sentence])
-        first, dual = self.index.first(text.vectors, self.config.rerank, self.model.temperature, self.is_eligible)
-        if not len(first):
-            return []
-        cross = self.model.match(text, Videos(tokens=self.index.tokens(first), vectors=self.index.vectors(first)))[0]
-        order = cross.argsort(descending=True, stable=True)
-        scores = {int(first[i]): (float(cross[i]), float(dual[i])) for i in order}
-        kept = distinct(self.index.place, scores, self.config.num_results)
+        text, num = self.model.embed_texts([sentence]), self.config.num_results
+        count = self.rerank or ROWS_PER_MOMENT * num
+        first, dual = self.index.first(text.vectors, count, self.model.temperature, self.is_eligible)
+        scores: dict[int, tuple[float | None, float]] = {
+            int(row): (None, float(score)) for row, score in zip(first, dual, strict=True)
+        }
+        if self.rerank and len(first) and (encoder := self.model.cross_encoder):
+            videos = Videos(tokens=self.index.tokens(first), vectors=self.index.vectors(first))
+            cross = encoder.match(text, videos)[0]
+            order = cross.argsort(descending=True, stable=True)
+            scores = {int(first[i]): (float(cross[i]), float(dual[i])) for i in order}
+        kept = distinct(self.index.place, scores, num)
         return [match_of(place, *scores[row]) for row, place in kept.items()]
 
 
-def match_of(place: Place, cross: float, dual: float) -> Match:
+def match_of(place: Place, cross: float | None, dual: float) -> Match:
     """Return a window of an index with its scores."""
     uri, start, end = place
     is_image = end is None

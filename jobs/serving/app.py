@@ -39,7 +39,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.inference.indexed_files import Filters, UndatedError
-from jobs.inference.query import refuse_long
+from jobs.inference.query import NoCrossEncoderError, refuse_long
 from jobs.inference.window_index import ChangedIndexError
 from jobs.serving.access import TokenGate
 from jobs.serving.library import Library
@@ -122,6 +122,7 @@ def make_app(library: Library | Replicas, *, hosts: Sequence[str] = LOOPBACK, to
         exception_handlers={
             AnswerError: in_words,
             UndatedError: in_words,
+            NoCrossEncoderError: in_words,
             ChangedIndexError: changed,
             TimeoutError: busy,
             Exception: failed,

@@ -18,17 +18,16 @@ from jaxtyping import Float, Int
 
 from jobs.inference.index_files import videos_of
 from jobs.inference.indexed_files import Filters, IndexedFiles
-from jobs.inference.model import Model, Queries, Videos, decode_unnamed
-from jobs.inference.query import MAX_QUERY_CHARACTERS, open_index
+from jobs.inference.model import Queries, Videos, decode_unnamed
+from jobs.inference.query import MAX_QUERY_CHARACTERS, ROWS_PER_MOMENT, open_index, refuse_rerank
 from jobs.inference.ranking import Place, distinct
+from jobs.inference.search_model import SearchModel
 from jobs.inference.window_index import ChangedIndexError, WindowIndex
 from pipeline import storage
 from pipeline.corpus.media import kind_of
 from pipeline.records import Kind
 from snps3_model import metrics, snps3
 
-ROWS_PER_MOMENT = 8
-"""Candidate windows per shown moment: neighbouring windows show the same moment, and only one is kept."""
 PARTS_IN_MEMORY = 4
 """Number of parts of the index whose strips stay in memory."""
 
@@ -68,20 +67,20 @@ class Sentence:
 class Library:
     """The windows of an index, with their model. Thread-safe."""
 
-    def __init__(self, folder: str, root: str, model: Model, index: WindowIndex, rerank: int) -> None:
+    def __init__(self, folder: str, root: str, model: SearchModel, index: WindowIndex, rerank: int) -> None:
         self.folder, self.model, self.index, self.rerank = folder, model, index, rerank
         self.files = IndexedFiles.read([part.path for part in index.parts], root)
         self.strips_of = functools.lru_cache(PARTS_IN_MEMORY)(strips_of)
         self.lock = threading.Lock()
 
     @classmethod
-    def open(cls, index: str, run: str | None = None, *, rerank: int = 100) -> Library:
-        """Open an index; the cross encoder re-ranks `rerank` windows per sentence.
+    def open(cls, index: str, run: str | None = None, *, rerank: int | None = None) -> Library:
+        """Open an index; the cross encoder re-ranks `rerank` windows per sentence, None: as `num_reranked` says.
 
         Raise ValueError for an index of another model, FileNotFoundError for a missing one.
         """
         folder = storage.absolute(index)
-        model, windows = open_index(folder, run)
+        model, windows, rerank = open_index(folder, run, rerank)
         return cls(folder, videos_of(folder), model, windows, rerank)
 
     def facts(self) -> dict[str, Any]:
@@ -119,12 +118,15 @@ class Library:
     def scored(self, query: Queries, sentence: Sentence) -> Iterable[tuple[Any, ...]]:
         """Return row, score, dual and, if re-ranked, cross score of the candidates for a sentence, best first."""
         rerank, num = self.rerank if sentence.rerank is None else sentence.rerank, sentence.num
+        encoder = self.model.cross_encoder
+        if encoder is None:
+            refuse_rerank(rerank)
         count = max(rerank, num if rerank else ROWS_PER_MOMENT * num)
         rows, dual = self.first(query.vectors, count, sentence.filters)
-        if not rerank or not len(rows):
+        if not rerank or not encoder or not len(rows):
             return zip(rows.tolist(), dual.tolist(), dual.tolist(), strict=True)
         chosen = Videos(tokens=self.index.tokens(rows), vectors=self.index.vectors(rows))
-        cross = self.model.match(query, chosen)[0].numpy()
+        cross = encoder.match(query, chosen)[0].numpy()
         scores = metrics.standardised(dual.numpy()) + metrics.standardised(cross)
         order = np.argsort(-scores, kind="stable")
         columns = (rows.numpy(), scores, dual.numpy(), cross)

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.inference.index_files import parts_in, videos_of
 from jobs.inference.indexed_files import Filters, IndexedFiles
-from jobs.inference.query import model_of
+from jobs.inference.query import model_of, num_reranked
 from jobs.serving.app import make_app
 from jobs.serving.library import Library, Moment, Sentence
 from jobs.serving.replicas import PATIENCE_SECONDS, Replicas
@@ -85,7 +85,7 @@ def build_app(args: dict[str, Any]) -> Application:
     """Return the application for `serve run` and `serve deploy`; `args`: the fields of `ReplicasConfig`.
 
     Requests need the token in the environment variable SNPS3_TOKEN. Raise ValueError without it, for unknown or wrong
-    fields, and for an index of another model; FileNotFoundError for a missing index.
+    fields, for an index of another model, and for one that cannot re-rank; FileNotFoundError for a missing index.
     """
     config, token = deployment_of(args, os.environ.get(TOKEN))
     folder = storage.absolute(config.index)
@@ -94,7 +94,7 @@ def build_app(args: dict[str, Any]) -> Application:
     searcher: Any = Searcher  # Ray Serve's decorators are not typed
     searchers = searcher.options(num_replicas=config.replicas, ray_actor_options=options)
     front: Any = Front
-    return front.bind(folder, token, searchers.bind(folder, run, config.rerank))
+    return front.bind(folder, token, searchers.bind(folder, run, num_reranked(run, config.rerank)))
 
 
 def ask_handle(handle: Any, method: str, *args: Any, **options: Any) -> Any:

@@ -10,13 +10,10 @@ import webbrowser
 
 import uvicorn
 
-from jobs.inference.index_files import INDEX
-from jobs.inference.query import SearchConfig
-from jobs.run import run_files
+from jobs.inference.query import SearchConfig, index_of
 from jobs.serving.app import LOOPBACK, make_app
 from jobs.serving.library import Library
 from jobs.tracking import voice
-from pipeline import storage
 
 MAX_HEADER_BYTES = 2**18
 """Limit of a request's header, so large that a much too long question still gets the error message with its limit."""
@@ -36,29 +33,6 @@ def show_page(library: Library, listener: socket.socket) -> None:
     if has_screen():
         webbrowser.open(url)
     make_server(make_app(library)).run(sockets=[listener])
-
-
-def index_of(folder: str, run: str | None) -> str:
-    """Return `folder` if it is an index; if it holds videos, create or update an index of them in a subfolder per
-    model, and return that.
-
-    Raise ValueError for a folder without videos, or without a model to embed them.
-    """
-    folder = storage.absolute(folder)
-    storage.check_readable(folder)
-    if storage.exists(f"{folder}/{INDEX}"):
-        return folder
-    if run is None:
-        raise ValueError(
-            f"{folder} is no index: it holds no {INDEX}; name the model with --run to index the videos in it, or an "
-            "index that snps3 embed wrote"
-        )
-    from jobs.inference.index import EmbedConfig, embed  # imports Ray, which an existing index does not need
-
-    out = f"{folder}/.snps3/{run_files.weights_hash(storage.absolute(run))[:12]}"
-    counts = embed(EmbedConfig(run=run, videos=folder, out=out))
-    voice.say(f"{counts['videos']} files: {counts['embedded']} embedded now, {counts['rejected']} rejected ({out})")
-    return out
 
 
 def make_server(app: object) -> uvicorn.Server:

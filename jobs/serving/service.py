@@ -11,7 +11,7 @@ from cluster.connection import connected_ray, num_that_fit
 from cluster.worker_environment import WORKER_ENVIRONMENT
 from jobs.inference.index_files import parts_in, videos_of
 from jobs.inference.indexed_files import IndexedFiles
-from jobs.inference.query import PORT, model_of
+from jobs.inference.query import PORT, model_of, num_reranked
 from jobs.run.fields import refuse_below
 from jobs.serving.app import LOOPBACK, make_app
 from jobs.serving.replicas import Replicas, start_replicas
@@ -44,12 +44,11 @@ def serve(config: ServeConfig) -> None:
     folder = storage.absolute(config.index)
     with listening(config.port, config.host) as listener:
         run, _ = model_of(folder, config.run)
+        rerank = num_reranked(run, config.rerank)
         files = IndexedFiles.read(parts_in(folder), videos_of(folder))
         with connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
             refuse_too_many(config)
-            actors = start_replicas(
-                folder, run, count=config.replicas, num_cpus=config.replica_cpus, rerank=config.rerank
-            )
+            actors = start_replicas(folder, run, count=config.replicas, num_cpus=config.replica_cpus, rerank=rerank)
             app = make_app(Replicas(files, actors), hosts=LOOPBACK if config.host in LOOPBACK else ("*",), token=token)
             url = f"http://{config.host}:{listener.getsockname()[1]}/"
             voice.show(f"{url} serves {len(files.of_row)} moments of {len(files.uris)} files; Ctrl-C ends it")

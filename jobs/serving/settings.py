@@ -24,14 +24,14 @@ class ReplicasConfig:
 
     index: Annotated[str, tyro.conf.Positional]
     """Folder or s3:// URL that jobs/embed.py wrote."""
-    run: str | None = None
+    run: Annotated[str | None, tyro.conf.arg(aliases=["--model"])] = None
     """Folder of the model; None: its path when the index was made."""
     replicas: int = 2
     """Processes that answer, each with the model and the index."""
     replica_cpus: float = 1.0
     """CPUs of the cluster for each replica."""
-    rerank: int = 100
-    """Windows that the cross encoder re-ranks, unless a request sets it."""
+    rerank: int | None = None
+    """Windows that the cross encoder re-ranks, unless a request sets it; None: 100, or 0 with a CLIP or SigLIP."""
 
     def __post_init__(self) -> None:
         refuse_below(self, "", replicas=1, rerank=0)

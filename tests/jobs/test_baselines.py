@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jobs.benchmarks.support.fixtures import manifest_row
 from jobs.evaluation.baselines import WordModel, colours, generated_clips, random_scores, scene_scores, table
@@ -25,6 +24,7 @@ from pipeline.synthetic.clips import CorpusConfig, clips_of
 from pipeline.synthetic.corpus import FORMAT_VERSION, documents_of
 from pipeline.synthetic.render import render_video
 from snps3_model import metrics
+from tests.public_folder import clip_folder
 
 CORPUS = CorpusConfig(num_train_videos=6, num_train_images=0, num_val=1, num_test=8, num_temporal_groups=1)
 NUM_TEST = 8
@@ -52,25 +52,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A CLIP of random weights as the hub would give it."""
-    folder = tmp_path_factory.mktemp("clip")
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    config = transformers.CLIPConfig(
-        vision_config=sizes | {"patch_size": 8, "image_size": 32},
-        text_config=sizes | {"vocab_size": 12, "max_position_embeddings": 8, "eos_token_id": 1, "bos_token_id": 0},
-        projection_dim=8,
-    )
-    transformers.CLIPModel(config).save_pretrained(folder)
-    words = ["[PAD]", "[UNK]", "a", "red", "blue", "ring", "star", "rises"]
-    tokens = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
-    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="[PAD]", unk_token="[UNK]")
-    fast.save_pretrained(folder)
-    pictures = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(pictures | {"crop_size": {"height": 32, "width": 32}}))
-    return str(folder)
+def public(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return clip_folder(tmp_path_factory.mktemp("clip"))
 
 
 def test_random_scores_are_at_chance() -> None:
@@ -109,10 +92,8 @@ def test_a_still_clip_is_the_mean_of_its_frames_in_any_order() -> None:
     np.testing.assert_allclose(still(frames)[:, 3].astype(float), frames.astype(float).mean(1), atol=0.5)
 
 
-def test_the_table_has_the_run_as_load_scores_it_and_every_baseline(
-    manifest: str, clip_folder: str, tmp_path: Path
-) -> None:
-    names = ("random", "words", "frames", "scenes", f"hub={clip_folder}")
+def test_the_table_has_the_run_as_load_scores_it_and_every_baseline(manifest: str, public: str, tmp_path: Path) -> None:
+    names = ("random", "words", "frames", "scenes", f"hub={public}")
     found = compare_with_baselines(EvaluateConfig(run=TINY, manifest=manifest, baselines=names, out=str(tmp_path)))
     assert list(found.scores) == [*names[:2], "frames, dual", "frames, fused", *names[3:], "run, dual", "run, fused"]
     clips = [clip for clip in clips_of(CORPUS) if clip.split == "test"]
@@ -127,8 +108,8 @@ def test_the_table_has_the_run_as_load_scores_it_and_every_baseline(
     assert "| scenes | 1.000 [1.000, 1.000] |" in table(found)
 
 
-def test_a_public_model_scores_as_transformers_does(clip_folder: str) -> None:
-    dual, theirs = load_public(clip_folder), transformers.CLIPModel.from_pretrained(clip_folder).eval()
+def test_a_public_model_scores_as_transformers_does(public: str) -> None:
+    dual, theirs = load_public(public), transformers.CLIPModel.from_pretrained(public).eval()
     frames = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3), np.uint8)
     found = dual.scores(TEXTS, torch.stack([dual.embed_clip(clip) for clip in frames]))
     for row, text in enumerate(TEXTS):
@@ -147,7 +128,7 @@ def test_wrong_inputs_are_refused(manifest: str, tmp_path: Path) -> None:
         compare_with_baselines(EvaluateConfig(run=TINY, baselines=(), dual_softmax=True))
     with pytest.raises(ValueError, match=r"snps3-tiny is the name of a model, .*: set --out"):
         compare_with_baselines(EvaluateConfig(run=TINY, manifest=manifest, baselines=("random",)))
-    with pytest.raises(FileNotFoundError, match=r"hub=\S+ needs a folder on this machine.*hf download"):
+    with pytest.raises(FileNotFoundError, match=r"needs a folder on this machine.*hf download"):
         load_public(f"{tmp_path}/nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="is of type bert, and only clip or siglip"):
