@@ -86,7 +86,7 @@ def webvid_video_swin() -> PretrainConfig:
 
 
 def openvid_video_swin() -> PretrainConfig:
-    """Videos of OpenVid-1M, which can be downloaded, 4 frames, Video Swin from its public weights. Not of the paper."""
+    """Videos of OpenVid-1M, 4 frames, Video Swin from public weights: not of the paper, but can be downloaded."""
     weights = "pretrained/video_swin_small.safetensors"
     visual = VisualConfig(encoder="video_swin_small", drop_path=0.2, pretrained=weights)
     # 10 epochs of about a million clips are about 80,000 steps: the epochs end the run
