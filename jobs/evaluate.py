@@ -4,6 +4,7 @@ ray job submit -- python jobs/evaluate.py RUN …
 python jobs/evaluate.py runs/tiny                                 retrieval on the run's test split, exhaustive
 python jobs/evaluate.py runs/tiny --rerank 100                    the same in two stages
 python jobs/evaluate.py runs/tiny --task multiple_choice --questions corpora/embedded/multiple_choice/test.jsonl
+python jobs/evaluate.py snps3-tiny --out card                     the released model
 python jobs/evaluate.py --card runs/tiny/evaluation/retrieval-test/card.json       the same score again
 python jobs/evaluate.py runs/tiny --mteb MSRVTTT2V                a task of mteb, with the extra `mteb`
 python jobs/evaluate.py runs/tiny --baselines                     beside chance, words, a still image and the scenes
@@ -14,8 +15,14 @@ On the clips of any manifest. A score on the split by which the checkpoint was c
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING
+
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
+
+if TYPE_CHECKING:
+    from jobs.evaluation.scoring import EvaluateConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     from jobs.reports.run_report import refresh_protocols
 
     config = parsing.read(EvaluateConfig, argv, program="evaluate.py", description=__doc__)
+    config = with_folder(config)
     if config.mteb:
         from jobs.inference.mteb_evaluation import evaluate_with_mteb
 
@@ -47,6 +55,22 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(lines) or "every score is that of the card")
         return int(any(", outside [" in line for line in lines))
     return 0
+
+
+def with_folder(config: EvaluateConfig) -> EvaluateConfig:
+    """Replace the name of a released model, or of one on the hub, by its folder.
+
+    Raise ValueError without `out`: the card does not go there.
+    """
+    from jobs.inference.model import folder_of
+    from snps3_model.loading import is_hub_name
+
+    if not is_hub_name(config.run):
+        return config
+    folder = folder_of(config.run)
+    if not config.out:
+        raise ValueError(f"{config.run} is the name of a model, whose folder is not written to: set --out")
+    return dataclasses.replace(config, run=folder)
 
 
 if __name__ == "__main__":

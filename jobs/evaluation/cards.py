@@ -186,15 +186,16 @@ def num_missing(manifest_path: str, split: str) -> int:
     return annotated_beside(manifest_path, manifest.hash).get(split, num_clips) - num_clips
 
 
-def card_folder(run_folder: str, protocol: Protocol, run_protocol: Protocol) -> str:
+def card_folder(protocol: Protocol, *, is_own: bool) -> str:
     """Return the folder of the card of a score, one per protocol.
 
-    `run_protocol`: the protocol of the run's own evaluation, whose folder has only task and split in its name.
+    `is_own`: it is the protocol of the evaluation at the end of the run, whose folder has only task and split in its
+    name.
     """
     name = f"{protocol.task}-{protocol.split}"
-    if protocol != run_protocol:
+    if not is_own:
         name += f"-{hash_of_ids(sorted(as_dict(protocol).items()))[:6]}"
-    return f"{run_folder}/evaluation/{name}"
+    return f"{protocol.run}/evaluation/{name}"
 
 
 def read_cards(run_folder: str) -> dict[str, Card]:

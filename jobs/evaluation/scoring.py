@@ -105,8 +105,7 @@ def evaluate(config: EvaluateConfig) -> Card:
     if before:
         questions_hash = cards.hash_of_questions(protocol)
         refuse_other(before, {"weights": weights, "manifest_hash": manifest.hash, "questions_hash": questions_hash})
-    run_protocol = own_protocol(run_folder, run.data, run.task, run.selection.rerank)
-    out = out_folder(config, protocol, run_protocol)
+    out = out_folder(config, protocol, run.data, run.task, run.selection.rerank)
     card = cards.make_card(
         protocol,
         measure(make_request(run, protocol, config.placement, manifest, out)),
@@ -130,11 +129,16 @@ def evaluate(config: EvaluateConfig) -> Card:
     return card
 
 
-def own_protocol(run_folder: str, data: DataConfig, task: TaskConfig, rerank: int | None) -> Protocol:
-    """Return the protocol of the evaluation at the end of a run, from its configuration."""
+def is_own(protocol: Protocol, data: DataConfig, task: TaskConfig, rerank: int | None) -> bool:
+    """Return whether a protocol is that of the evaluation at the end of the run with these settings.
+
+    The run's manifest, which may be gone, is read only if the protocol names it.
+    """
+    if protocol.manifest != storage.absolute(data.manifest):
+        return False
     trained_task = own_type(task.kind)
-    return cards.make_run_protocol(
-        run_folder,
+    return protocol == cards.make_run_protocol(
+        protocol.run,
         data=data,
         task=task,
         rerank=rerank,
@@ -168,16 +172,18 @@ def refuse_too_many_rejected(card: Card, path: str, share: float) -> None:
         )
 
 
-def out_folder(config: EvaluateConfig, protocol: Protocol, run_protocol: Protocol) -> str:
+def out_folder(
+    config: EvaluateConfig, protocol: Protocol, data: DataConfig, task: TaskConfig, rerank: int | None
+) -> str:
     """Return the folder of the card and the raw results. A repeated score goes beside its card, which stays unchanged.
 
-    `run_protocol`: the protocol of the run's own evaluation.
+    `data`, `task` and `rerank` (clips that the run's selection reranks) are the run's.
     """
     if config.out:
         return storage.absolute(config.out)
     if config.card:
         return f"{storage.absolute(config.card).rpartition('/')[0]}/repeated"
-    return cards.card_folder(protocol.run, protocol, run_protocol)
+    return cards.card_folder(protocol, is_own=is_own(protocol, data, task, rerank))
 
 
 def protocol_of(config: EvaluateConfig, data: DataConfig, trained: TaskConfig, run_folder: str) -> Protocol:

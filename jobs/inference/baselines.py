@@ -19,8 +19,8 @@ from torch import Tensor
 from cluster.world import World
 from jobs.evaluation import baselines as scorers
 from jobs.evaluation.baselines import Baselines, WordModel
-from jobs.evaluation.cards import RETRIEVAL, Protocol, card_folder
-from jobs.evaluation.scoring import EvaluateConfig, own_protocol, protocol_of, refuse_given
+from jobs.evaluation.cards import RETRIEVAL, Protocol
+from jobs.evaluation.scoring import EvaluateConfig, out_folder, protocol_of, refuse_given
 from jobs.inference.clip_match import shown_frames
 from jobs.inference.model import Model, folder_of, load
 from jobs.inference.mteb_evaluation import overlap_of
@@ -34,7 +34,6 @@ from jobs.tasks.captions import pairs_to_score, texts_of
 from jobs.tasks.retrieval import Gallery
 from jobs.tasks.task import hash_of_ids
 from jobs.tracking import machine
-from pipeline import storage
 from pipeline.corpus.manifest import open_manifest
 from pipeline.decode.clip_frames import clip_frames
 from pipeline.decode.config import Limits
@@ -99,8 +98,6 @@ def compare_with_baselines(config: EvaluateConfig) -> Baselines:
     if not config.run:
         raise ValueError("name the folder of a run or of an exported model")
     folder = folder_of(config.run)
-    if folder != storage.absolute(config.run) and not config.out:
-        raise ValueError(f"{config.run} is the name of a model, whose folder is not written to: set --out")
     run = config_of(folder)
     protocol = protocol_of(dataclasses.replace(config, task=RETRIEVAL), run.data, run.task, folder)
     overlap = overlap_of(config, run.data, protocol)
@@ -133,8 +130,7 @@ def compare_with_baselines(config: EvaluateConfig) -> Baselines:
         hardware=machine.hardware(),
         commit=machine.git_commit(),
     )
-    own = own_protocol(folder, run.data, run.task, run.selection.rerank)
-    out = storage.absolute(config.out) if config.out else card_folder(folder, protocol, own)
+    out = out_folder(config, protocol, run.data, run.task, run.selection.rerank)
     run_files.write_json(f"{out}/{FILE}", as_dict(measured))
     print(f"baselines: {out}/{FILE}")
     return measured

@@ -114,7 +114,7 @@ def write_own_card(job: Job, task: TaskConfig, measured: Measured, facts: Mappin
         run_hash=facts["config_hash"],
         **{name: facts[name] for name in ("manifest_hash", "date", "hardware", "commit")},
     )
-    cards.write_card(card, f"{cards.card_folder(job.run_folder, protocol, protocol)}/card.json")
+    cards.write_card(card, f"{cards.card_folder(protocol, is_own=True)}/card.json")
 
 
 def masked_captions(examples: Examples, tokenizer: Tokenizer) -> list[MaskedCaption]:

@@ -24,7 +24,7 @@ from jobs.evaluation.scoring import EvaluateConfig, evaluate
 from jobs.experiments.suite import EvaluateAllConfig, FineTuned, evaluate_all, evaluations
 from jobs.inference.hub_folder import ExportConfig, export
 from jobs.inference.index import EmbedConfig, embed
-from jobs.inference.model import load
+from jobs.inference.model import TINY, load
 from jobs.inference.query import SearchConfig, search
 from jobs.launch.driver import pretrain
 from jobs.reports.run_report import PROTOCOLS, refresh_protocols
@@ -36,6 +36,7 @@ from jobs.run.run_identity import config_of
 from pipeline.corpus.ledger import read_ledger
 from pipeline.records import Kind
 from pipeline.stream.source import split_rows
+from snps3_model import metrics
 
 pytestmark = pytest.mark.ray
 NUM_STEPS = 4
@@ -139,6 +140,18 @@ def test_retrieval_is_scored_and_the_card_repeats_it(
     assert read_card(str(path)) == card
     assert exit_status(lambda: main(["--card", str(path), "--rerank", "3"])) == 2
     assert "--rerank 3 conflicts with --card" in capsys.readouterr().err
+
+
+def test_the_released_model_is_scored_though_its_corpus_is_not_here(manifest: str, tmp_path: Path) -> None:
+    arguments = [TINY, "--manifest", manifest, "--out", str(tmp_path), "--placement.storage", str(tmp_path / "runs")]
+    with in_one_process():
+        assert main(arguments) == 0
+    model, rows = load(TINY), split_rows(manifest, "test")[Kind.VIDEO].to_pylist()
+    dual = model.dual_scores(
+        model.embed_texts([row["captions"][0] for row in rows]), model.embed_videos([row["uri"] for row in rows])
+    )
+    own = metrics.direction_metrics(dual.numpy(), np.eye(len(rows), dtype=bool), "")
+    assert read_card(f"{tmp_path}/card.json").scores["test/t2v/dual_r1"] == pytest.approx(own["r1"])
 
 
 @pytest.mark.slow
