@@ -20,6 +20,7 @@ from jobs.training.step import Clock
 from pipeline.records import Batch, Rejected, Stage
 from pipeline.stream.augmentation import draw_augmentation
 from pipeline.stream.loader import clip_rows, in_plan_order, rejected_rows, segments
+from pipeline.stream.recycling import RecycledArrays
 from pipeline.stream.transforms import augment
 from pipeline.text.config import MaskingConfig
 
@@ -36,6 +37,7 @@ class RankBatches:
         self.job, self.runtime, self.world, self.clock, self.alive = job, runtime, runtime.world, clock, alive
         self.rejected: list[Rejected] = []
         self.num_seen = self.num_retries = 0
+        self.allocate = pinned_array if self.world.device.type == "cuda" else RecycledArrays()
 
     def training(self, start_step: int) -> Iterator[Batch]:
         """Yield the batches of the run from `start_step` to its end, over all segments of the data."""
@@ -100,9 +102,7 @@ class RankBatches:
         job, source, device, is_training = self.job, self.job.sources[name], self.world.device, name == "train"
         with self.clock("plan"):
             epoch = source.planned(step).epoch
-        rows = clip_rows(
-            table, source=source, epoch=epoch, allocate=pinned_array if device.type == "cuda" else np.empty
-        )
+        rows = clip_rows(table, source=source, epoch=epoch, allocate=self.allocate)
         batch = job.task.batch(rows, job.text) if is_training else job.text.batch(rows, EVALUATION_MASKING)
         if device.type != "cpu":
             batch = dataclasses.replace(batch, max_tokens=max(job.text.text.max_tokens, batch.token_ids.shape[1]))
@@ -139,7 +139,7 @@ class Transfer:
 
 
 def pinned_array(shape: tuple[int, ...], dtype: type[np.uint8]) -> NDArray[np.uint8]:
-    """Return an array in pinned memory, from which a GPU copies asynchronously."""
+    """Return an array in pinned memory, from which a GPU copies asynchronously, and which torch recycles."""
     del dtype
     return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 

@@ -276,18 +276,21 @@ def clip_rows(
     B, size, num_frames = len(table), source.frame_size_px, table["num_frames"].to_numpy()
     heights, widths = table["real_height"].to_numpy(), table["real_width"].to_numpy()
     frames = allocate((B, int(num_frames[0]), size, size, 3), np.uint8)
-    is_padding = np.ones((B, size, size), bool)
-    reals = zip(frames, is_padding, table["frames"], heights.tolist(), widths.tolist(), strict=True)
-    for square, mask, clip, height, width in reals:
-        fill(square, clip.as_buffer(), height, width)
-        mask[:height, :width] = False
+    is_any_padded = bool((heights < size).any() or (widths < size).any())
+    is_padding = np.full((B if is_any_padded else 1, size, size), is_any_padded)
+    for row, clip in enumerate(table["frames"]):
+        height, width = int(heights[row]), int(widths[row])
+        fill(frames[row], clip.as_buffer(), height, width)
+        if is_any_padded:
+            is_padding[row, :height, :width] = False
     return ClipRows(
         clip_ids=table["clip_id"].to_numpy(),
         weight=table["weight"].to_numpy(),
         epoch=epoch,
         captions=table["caption"].to_pylist(),
         frames=frames,
-        frame_pad_mask=as_strided(is_padding, frames.shape[:4], (size * size, 0, size, 1)),  # all frames share one mask
+        # all frames of a clip share one mask, and without padding all clips
+        frame_pad_mask=as_strided(is_padding, frames.shape[:4], (size * size * is_any_padded, 0, size, 1)),
         num_frames=num_frames.astype(np.int64),
     )
 
