@@ -27,7 +27,7 @@ class RecycledArrays:
         """Return an array with arbitrary contents, as `numpy.empty` does."""
         if not (num_bytes := math.prod(shape) * np.dtype(dtype).itemsize):
             return np.empty(shape, dtype)
-        memory = self._take(num_bytes) or memoryview(np.empty(num_bytes, np.uint8))
+        memory = self._take(num_bytes) or np.empty(num_bytes, np.uint8).data
         # the base of its views stays this array, as that of a memoryview: NumPy skips bases that are arrays
         array = np.frombuffer(memory, dtype, math.prod(shape))
         weakref.finalize(array, self._free.append, memory).atexit = False
