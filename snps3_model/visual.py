@@ -1,4 +1,4 @@
-"""Frames to features: the CNNs that learn from scratch, their batch normalisation, and pooling.
+"""Frames to features: the CNNs that learn from scratch, and pooling.
 
 frames (B, T, 3, H, W) ──encoder──► grid (B, T, D, h, w) ──pool──► one token per frame (B, T, D)
 """
@@ -6,6 +6,7 @@ frames (B, T, 3, H, W) ──encoder──► grid (B, T, D, h, w) ──pool─
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,52 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from snps3_model.config import VisualConfig
-from snps3_model.gather import Gather, local_gather
-
-
-class PaddedBatchNorm(nn.Module):
-    """Batch normalisation over the real pixels of every rank's frames.
-
-    The statistics exclude padded pixels, and so whole rows of weight 0; with `gather` over several ranks they are those
-    of the global batch (torch's SyncBatchNorm supports neither padding nor CPU).
-    """
-
-    running_mean: Tensor
-    running_variance: Tensor
-
-    def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5, frozen: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_variance", torch.ones(channels))
-        self.momentum, self.eps, self.frozen = momentum, eps, frozen
-        self.gather: Gather = local_gather
-
-    def forward(
-        self, features: Float[Tensor, "N C h w"], is_real: Float[Tensor, "N 1 h w"]
-    ) -> Float[Tensor, "N C h w"]:
-        if self.training and not self.frozen:
-            mean, variance = self.batch_statistics(features, is_real)
-        else:
-            mean, variance = self.running_mean, self.running_variance
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return features * scale[:, None, None] + shift[:, None, None]
-
-    def batch_statistics(self, features: Tensor, is_real: Tensor) -> tuple[Tensor, Tensor]:
-        real = features * is_real
-        count = is_real.sum()
-        sums = torch.cat([real.sum((0, 2, 3)), (real * features).sum((0, 2, 3)), count[None]])
-        total = self.gather(sums[None]).sum(0)
-        C, count = len(self.weight), total[-1].clamp(min=1.0)
-        mean = total[:C] / count
-        variance = (total[C : 2 * C] / count - mean**2).clamp(min=0.0)
-        with torch.no_grad():
-            momentum = self.momentum * (total[-1] > 0).to(mean.dtype)  # keep the statistics if no pixel is real
-            self.running_mean.lerp_(mean, momentum)
-            self.running_variance.lerp_(variance * count / (count - 1).clamp(min=1.0), momentum)
-        return mean, variance
+from snps3_model.gather import Gather
+from snps3_model.padded_norm import PaddedBatchNorm
 
 
 class SmallCNN(nn.Module):
@@ -104,13 +61,15 @@ class SmallCNN(nn.Module):
         features = frames.flatten(0, 1) * is_real
         for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             assert isinstance(convolution, nn.Conv2d)
-            if layer:
-                features = temporal_shift(features.unflatten(0, frames.shape[:2])).flatten(0, 1)
-            if convolution.in_channels > features.shape[1]:
-                features = torch.cat([features, places(is_real) * is_real], dim=1)
+            takes_places = convolution.in_channels > features.shape[1]
+            where = places(is_real) * is_real if takes_places else is_real[:, :0]
+            # channels last: up to 1.7 times as fast on a CPU
+            clips, planes = (part.unflatten(0, frames.shape[:2]) for part in (features.permute(0, 2, 3, 1), where))
+            shifted = TemporalShift.apply(clips, planes, clips.shape[-1] // 8 if layer else 0)
+            features = shifted.flatten(0, 1).permute(0, 3, 1, 2)
             rows, columns = convolution.stride
             is_real = is_real[..., ::rows, ::columns]  # the pixels on which the kernel is centred
-            features = F.relu(norm(convolution(features), is_real)) * is_real
+            features = norm(convolution(features), is_real, rectified=True)
         return features, is_real
 
 
@@ -150,14 +109,41 @@ class ClipCNN(SmallCNN):
         return cells[..., None, None], (is_seen < 0.5)[:, 0].unflatten(0, frames.shape[:2])
 
 
-def temporal_shift(features: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B T C h w"]:
-    """Take the first eighth of the channels from the previous frame, the second from the next; zeros at both ends."""
-    fold = features.shape[2] // 8
-    before, after, still = features.split([fold, fold, features.shape[2] - 2 * fold], dim=2)
-    # pad before slicing: the other order leaves one frame of clips of two, which torch.export rejects
-    before = F.pad(before, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
-    after = F.pad(after, (0, 0, 0, 0, 0, 0, 0, 1))[:, 1:]
-    return torch.cat([before, after, still], dim=2)
+class TemporalShift(torch.autograd.Function):
+    """Take the first `fold` channels from the previous frame, as many more from the next; zeros at both ends.
+
+    Planes, channels without a gradient, are appended. Every channel is copied once, forward and backward, into the
+    order in which a convolution on a CPU reads it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Float[Tensor, "B T h w C"], planes: Float[Tensor, "B T c h w"], fold: int
+    ) -> Float[Tensor, "B T h w C+c"]:
+        ctx.num_channels, ctx.fold = features.shape[-1], fold
+        shifted = features.new_empty((*features.shape[:-1], ctx.num_channels + planes.shape[2]))
+        first, second = slice(0, fold), slice(fold, 2 * fold)
+        copy_shifted(shifted[..., : ctx.num_channels], features, later=first, earlier=second)
+        for channel, plane in enumerate(planes.unbind(2), ctx.num_channels):
+            shifted[..., channel] = plane
+        return shifted
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradients[0][..., : ctx.num_channels]
+        result = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        first, second = slice(0, ctx.fold), slice(ctx.fold, 2 * ctx.fold)
+        copy_shifted(result, gradient, later=second, earlier=first)
+        return result, None, None
+
+
+def copy_shifted(
+    into: Float[Tensor, "B T h w C"], features: Float[Tensor, "B T h w C"], *, later: slice, earlier: slice
+) -> None:
+    """Copy features; the channels `later` move one frame on, `earlier` one back, and zeros take their place."""
+    into.copy_(features)
+    into[:, 1:, ..., later], into[:, :1, ..., later] = features[:, :-1, ..., later], 0
+    into[:, :-1, ..., earlier], into[:, -1:, ..., earlier] = features[:, 1:, ..., earlier], 0
 
 
 def places(is_real: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 2 H W"]:

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from snps3_model.config import VisualConfig
 from snps3_model.gather import local_gather
+from snps3_model.padded_norm import PaddedBatchNorm
 from snps3_model.visual import (
     ClipCNN,
-    PaddedBatchNorm,
     SmallCNN,
+    TemporalShift,
     places,
     pool,
     pool_parts,
     synchronise,
-    temporal_shift,
 )
 
 CONFIG = VisualConfig(channels=(4, 6, 8))
@@ -103,7 +103,7 @@ def test_without_padding_the_cell_of_a_frame_is_what_torchs_layers_give_for_it_a
         if layer:
             height, width = features.shape[-2:]
             y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-            features = temporal_shift(features.unflatten(0, (2, 3))).flatten(0, 1)
+            features = shifted(features.unflatten(0, (2, 3))).flatten(0, 1)
             features = torch.cat([features, torch.stack([x, y]).double().expand(6, 2, height, width)], dim=1)
         features = F.relu(F.batch_norm(convolution(features), None, None, training=True))
     pooled = torch.cat([features.mean((-2, -1)), features.flatten(2).max(-1).values], dim=-1)
@@ -113,6 +113,26 @@ def test_without_padding_the_cell_of_a_frame_is_what_torchs_layers_give_for_it_a
         row = [nothing, *pooled[clip], nothing]
         expected = torch.stack([network.projection(torch.cat(row[frame : frame + 3])) for frame in range(3)])
         torch.testing.assert_close(cells[..., 0, 0], expected, rtol=1e-6, atol=1e-6)
+
+
+def shifted(features: Tensor) -> Tensor:
+    """The temporal shift of (B, T, C, h, w) in torch's own operations."""
+    fold = features.shape[2] // 8
+    before, after, still = features.split([fold, fold, features.shape[2] - 2 * fold], dim=2)
+    nothing = torch.zeros_like(before[:, :1])
+    parts = [torch.cat([nothing, before[:, :-1]], 1), torch.cat([after[:, 1:], nothing], 1), still]
+    return torch.cat(parts, dim=2)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5])
+def test_the_shift_and_its_gradient_are_those_of_torchs_operations(num_frames: int) -> None:
+    clips, planes = noise(2, num_frames, 3, 4, 17).requires_grad_(), noise(2, num_frames, 2, 3, 4, seed=1)
+    found = TemporalShift.apply(clips, planes, 2)
+    expected = torch.cat([shifted(clips.movedim(-1, 2)), planes], dim=2).movedim(2, -1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    weights = noise(*found.shape, seed=2)
+    gradients = [torch.autograd.grad((output * weights).sum(), clips)[0] for output in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 def test_a_clip_backwards_is_another_clip_to_who_sees_motion() -> None:
@@ -147,6 +167,25 @@ def test_without_padding_batch_norm_is_torchs() -> None:
     torch.testing.assert_close(ours.running_variance, torchs.running_var)
     features = noise(4, 6, 5, 5, seed=20)
     torch.testing.assert_close(ours.eval()(features, torch.ones(4, 1, 5, 5).double()), torchs.eval()(features))
+
+
+def test_gradients_of_a_rectified_normalisation_are_those_of_its_formula() -> None:
+    norm, features = PaddedBatchNorm(3).double(), noise(4, 3, 6, 6).requires_grad_()
+    is_real = (noise(4, 1, 6, 6, seed=1) > 0).double()
+    with torch.no_grad():
+        norm.weight.copy_(noise(3, seed=2))
+        norm.bias.copy_(noise(3, seed=3))
+    total = is_real.sum()
+    mean = (features * is_real).sum((0, 2, 3), keepdim=True) / total
+    variance = ((features - mean).square() * is_real).sum((0, 2, 3), keepdim=True) / total
+    weight, bias = norm.weight[:, None, None], norm.bias[:, None, None]
+    expected = F.relu((features - mean) / (variance + norm.eps).sqrt() * weight + bias) * is_real
+    found = norm(features, is_real, rectified=True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    inputs, sensitivity = (features, norm.weight, norm.bias), noise(4, 3, 6, 6, seed=4)
+    gradients = [torch.autograd.grad((output * sensitivity).sum(), inputs) for output in (found, expected)]
+    for own, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12)
 
 
 def test_batch_norm_counts_real_pixels_only() -> None:
