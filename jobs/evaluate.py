@@ -16,13 +16,9 @@ On the clips of any manifest. A score on the split by which the checkpoint was c
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from jobs.command_line import parsing
 from jobs.command_line.entry import run_command
-
-if TYPE_CHECKING:
-    from jobs.evaluation.scoring import EvaluateConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,10 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     from jobs.evaluation import baselines, mteb_cards
     from jobs.evaluation.cards import find_differences, read_card
     from jobs.evaluation.scoring import EvaluateConfig, evaluate, table
+    from jobs.inference.model import folder_of_run
     from jobs.reports.run_report import refresh_protocols
 
     config = parsing.read(EvaluateConfig, argv, program="evaluate.py", description=__doc__)
-    config = with_folder(config)
+    if config.run:
+        config = dataclasses.replace(config, run=folder_of_run(config.run, config.out))
     if config.mteb:
         from jobs.inference.mteb_evaluation import evaluate_with_mteb
 
@@ -55,22 +53,6 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(lines) or "every score is that of the card")
         return int(any(", outside [" in line for line in lines))
     return 0
-
-
-def with_folder(config: EvaluateConfig) -> EvaluateConfig:
-    """Replace the name of a released model, or of one on the hub, by its folder.
-
-    Raise ValueError without `out`: the card does not go there.
-    """
-    from jobs.inference.model import folder_of
-    from snps3_model.loading import is_hub_name
-
-    if not is_hub_name(config.run):
-        return config
-    folder = folder_of(config.run)
-    if not config.out:
-        raise ValueError(f"{config.run} is the name of a model, whose folder is not written to: set --out")
-    return dataclasses.replace(config, run=folder)
 
 
 if __name__ == "__main__":

@@ -228,6 +228,16 @@ def folder_of(name: str) -> str:
         ) from error
 
 
+def folder_of_run(name: str, out: str | None) -> str:
+    """Return `name`, or the folder of a model that it names; ValueError without `out`, since no card goes there."""
+    if not is_hub_name(name):
+        return name
+    folder = folder_of(name)
+    if not out:
+        raise ValueError(f"{name} is the name of a model, whose folder is not written to: set --out")
+    return folder
+
+
 def temperature_of(weights: Mapping[str, Tensor], default: float) -> float:
     """Return the temperature of dual scores: the learned one of the weights if there is one, else `default`."""
     if "log_temperature" not in weights:
