@@ -124,8 +124,8 @@ class TemporalShift(torch.autograd.Function):
         shifted = features.new_empty((*features.shape[:-1], ctx.num_channels + planes.shape[2]))
         first, second = slice(0, fold), slice(fold, 2 * fold)
         copy_shifted(shifted[..., : ctx.num_channels], features, later=first, earlier=second)
-        for channel, plane in enumerate(planes.unbind(2), ctx.num_channels):
-            shifted[..., channel] = plane
+        for place in range(planes.shape[2]):
+            shifted[..., ctx.num_channels + place] = planes[:, :, place]
         return shifted
 
     @staticmethod
@@ -142,8 +142,9 @@ def copy_shifted(
 ) -> None:
     """Copy features; the channels `later` move one frame on, `earlier` one back, and zeros take their place."""
     into.copy_(features)
-    into[:, 1:, ..., later], into[:, :1, ..., later] = features[:, :-1, ..., later], 0
-    into[:, :-1, ..., earlier], into[:, -1:, ..., earlier] = features[:, 1:, ..., earlier], 0
+    # pad before slicing: the other order leaves one frame of clips of two, which torch.export rejects
+    into[..., later] = F.pad(features[..., later], (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
+    into[..., earlier] = F.pad(features[..., earlier], (0, 0, 0, 0, 0, 0, 0, 1))[:, 1:]
 
 
 def places(is_real: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 2 H W"]:
