@@ -30,7 +30,7 @@ _CORES = {
         "what we have in here is {thing} that {adverb} {does} {tail}",
     ),
     "twice": (
-        "{thing} {does} {tail} , and then , when it is over with that , it {then_does} {then_tail}",
+        "{thing} {does} {tail} , and then , after that , it also {then_does} {then_tail}",
         "there is {thing} that {adverb} {does} {tail} before it also {then_does} {then_tail}",
         "{thing} at first {does} {tail} and only after that {then_does} {then_tail}",
     ),
@@ -42,7 +42,7 @@ _CORES = {
     ),
     "mutual": (
         "{thing} and {other} {adverb} {do} {tail}",
-        "there are both {thing} and {other} , and they are {adverb} {doing} {tail}",
+        "there are {thing} and {other} , and they are {adverb} {doing} {tail}",
         "it is {thing} and {other} that {adverb} {do} {tail}",
     ),
     "chase": (
@@ -69,17 +69,17 @@ _CLOSINGS = (
     "and that is about all there is to it",
     "as if there were no one else in there",
     "and all of the others are where they are",
-    "and not one of the others is with it in this",
+    "but none of the others is with it",
     "which is all that we have for now",
 )
 _RESTS = (
-    "all of this is {place} , and there is no more to it than that",
-    "and it is all {place} , where it will be for quite some while",
+    "all of this is {place} , and there is no more to it",
+    "it is all {place} , where it will be for quite some while",
     "{place} there are also some others , but this is not about them",
-    "however that may be , it is all {place} and there is nothing else to it",
-    "so there we are , {place} , and that is how it will be for now",
+    "however that may be , it is all {place} and that is it",
+    "so there we are , {place} , and that is it for now",
     "{place} is where all of it is , just as it was before",
-    "there is more in here than that , but then all of it is {place}",
+    "there is more in here , but then all of it is {place}",
 )
 """Templates of the second sentence."""
 

@@ -105,7 +105,7 @@ def test_distractors_are_drawn_where_they_are_and_stay() -> None:
         inside = np.zeros_like(changed)
         y, x = np.mgrid[:64, :64] + 0.5
         for thing in clip.scene.distractors:
-            around = np.hypot(x - thing.x, y - thing.y) < 1.35 * thing.radius
+            around = np.hypot(x - thing.x, y - thing.y) < 1.5 * thing.radius + 1
             assert changed[around].sum() > 40
             inside |= around
         assert not changed[~inside].any()
@@ -123,7 +123,7 @@ def test_at_most_one_word_in_five_is_significant(split: str) -> None:
         num_about += sum(word in words_about_scenes() for word in significant)
     assert min(num_words_by_caption) >= 29
     assert max(num_words_by_caption) <= 47
-    assert num_tagged / sum(num_words_by_caption) < 0.18
+    assert num_tagged / sum(num_words_by_caption) < 0.2
     assert num_about > 0.9 * num_tagged
 
 
