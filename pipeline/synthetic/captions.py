@@ -162,7 +162,7 @@ def num_words(text: str) -> int:
 
 
 def fill(template: str, parts: dict[str, str]) -> str:
-    """Return a template with its gaps filled; gaps may be empty, but for one beside a comma inside the sentence."""
+    """Return a template with its gaps filled or closed, and no space before a comma."""
     words = template.format(**parts).split()
     return " ".join(words).replace(" ,", ",").strip(", ")
 

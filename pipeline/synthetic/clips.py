@@ -55,8 +55,8 @@ class CorpusConfig:
     richness: Richness = field(default_factory=Richness)
     """How many colours, shapes and actions there are."""
     variant: Literal["plain", "wordy"] = "plain"
-    """`wordy`: clips five times as long with still distractors, captions of two sentences in which significant words
-    are rare among function words; no files of questions and choices."""
+    """`wordy`: longer clips with still distractors, captions of two sentences with few significant words, no questions
+    and choices."""
 
     @property
     def is_wordy(self) -> bool:
@@ -120,8 +120,11 @@ def clips_of(config: CorpusConfig) -> list[SceneClip]:
 
 
 def _richness_of_groups(config: CorpusConfig) -> Richness:
-    """Return the richness of the temporal test: wordy without `shake`, which with 60 frames has not the same frames in
-    both halves of a clip, so that `bag_of_frames` would tell its order."""
+    """Return the richness of the temporal test.
+
+    A wordy one lacks `shake`: of its 60 frames, those of the first half are not those of the second, so that the frames
+    without their order would tell which thing acts first.
+    """
     if not config.is_wordy:
         return config.richness
     return replace(config.richness, num_actions=min(config.richness.num_actions, SOLO_ACTIONS.index("shake")))

@@ -28,7 +28,9 @@ from pipeline.text.significance import CONTENT_POS
 from pipeline.text.tagging import lexicon_tagger
 from pipeline.text.tokenizer import train_wordpiece
 
-CONFIG = CorpusConfig(variant="wordy", num_train_videos=240, num_train_images=40, num_val=10, num_test=60)
+CONFIG = CorpusConfig(
+    variant="wordy", num_train_videos=240, num_train_images=40, num_val=10, num_test=60, num_temporal_groups=16
+)
 SMALL = CorpusConfig(num_train_videos=12, num_train_images=4, num_val=3, num_test=6, num_temporal_groups=2)
 NUM_FRAMES = 60
 PLAIN_SUMMARY = "efb1f36c6a03ce38844cb38c3b3e3e972af38c3557df2581902e3059d4f653fe"
