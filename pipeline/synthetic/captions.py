@@ -125,42 +125,60 @@ _STILL_PAIR = (
     "{front} there is {thing} and also {other}",
     "{front} we can see {thing} beside {other}",
 )
+_TEMPLATES = {
+    "single": _SINGLE,
+    "twice": _TWICE,
+    "order": _ORDER,
+    "mutual": _MUTUAL,
+    "chase": _CHASE,
+    "bystander": _BYSTANDER,
+    "still": _STILL,
+    "still pair": _STILL_PAIR,
+}
 _PLACES = ("on a {texture} {surface}", "over a {texture} {surface}", "in front of a {texture} {surface}")
 
 
 def caption_of(scene: Scene, style: Style) -> Caption:
     """Describe a scene. Colour, shape and action of the main thing are always named."""
-    names_other = len(scene.things) > 1 and (
+    names_other = names_second(scene, style)
+    templates, parts = _TEMPLATES[layout_of(scene, names_other)], parts_of(scene, style)
+    text = fill(style.pick(Slot.TEMPLATE, templates), parts)
+    if num_words(text) > MAX_WORDS:
+        text = fill(templates[0], parts | {"adverb": ""})
+    assert num_words(text) <= MAX_WORDS, text
+    return Caption(text, statement_of(scene, style, names_other))
+
+
+def names_second(scene: Scene, style: Style) -> bool:
+    """Return whether a caption names the second thing: always if it acts."""
+    return len(scene.things) > 1 and (
         len(scene.events) != 1 or len(scene.events[0].actors) > 1 or style.names(Slot.NAMES_BYSTANDER, 0.7)
     )
-    parts = _parts(scene, style)
-    text = _fill(style.pick(Slot.TEMPLATE, _templates(scene, names_other)), parts)
-    if _num_words(text) > MAX_WORDS:
-        text = _fill(_templates(scene, names_other)[0], parts | {"adverb": ""})
-    assert _num_words(text) <= MAX_WORDS, text
-    return Caption(text, _statement(scene, style, names_other))
 
 
-def _num_words(text: str) -> int:
-    return len(text.replace(",", " ,").split())
+def num_words(text: str) -> int:
+    """Return the number of words, commas and full stops."""
+    return len(text.replace(",", " ,").replace(".", " .").split())
 
 
-def _fill(template: str, parts: dict[str, str]) -> str:
+def fill(template: str, parts: dict[str, str]) -> str:
+    """Return a template with its gaps filled or closed, and no space before a comma."""
     words = template.format(**parts).split()
     return " ".join(words).replace(" ,", ",").strip(", ")
 
 
-def _templates(scene: Scene, names_other: bool) -> tuple[str, ...]:
+def layout_of(scene: Scene, names_other: bool) -> str:
+    """Return which templates can describe the scene, a key of a table by layout."""
     if not scene.events:
-        return _STILL_PAIR if names_other else _STILL
+        return "still pair" if names_other else "still"
     if len(scene.events) == 2:
-        return _TWICE if scene.events[0].actors == scene.events[1].actors else _ORDER
+        return "twice" if scene.events[0].actors == scene.events[1].actors else "order"
     if len(scene.events[0].actors) == 2:
-        return _CHASE if scene.events[0].action == "chase" else _MUTUAL
-    return _BYSTANDER if names_other else _SINGLE
+        return "chase" if scene.events[0].action == "chase" else "mutual"
+    return "bystander" if names_other else "single"
 
 
-def _parts(scene: Scene, style: Style) -> dict[str, str]:
+def parts_of(scene: Scene, style: Style) -> dict[str, str]:
     """Return the words for each gap of a template; empty for what is not named."""
     order = list(dict.fromkeys(actor for event in scene.events for actor in event.actors))
     order += [index for index in range(len(scene.things)) if index not in order]
@@ -196,7 +214,8 @@ def _noun_phrase(thing: Thing, style: Style, *, is_second: bool) -> str:
     return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
 
-def _statement(scene: Scene, style: Style, names_other: bool) -> Statement:
+def statement_of(scene: Scene, style: Style, names_other: bool) -> Statement:
+    """Return what a caption in this style says of the scene."""
     full = meaning_of(scene)
     names_size = style.names(Slot.NAMES_SIZE, 0.75)
     named = scene.things if names_other else scene.things[:1]

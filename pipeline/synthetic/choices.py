@@ -47,8 +47,10 @@ def hard_choice(
     """Return a choice between the scene and four that differ in one attribute each, all described by the same sentence.
 
     For training no option shows a combination of `held_out`: the true one never does, so text alone would reveal it.
-    None if too few scenes are left.
+    None if too few scenes are left. ValueError for a scene with distractors.
     """
+    if scene.distractors:
+        raise ValueError("the options of a choice are captions of plain scenes, and this scene has distractors")
 
     def allowed(scenes: list[Scene]) -> list[Scene]:
         return [other for other in scenes if held_out.isdisjoint(combinations_of(other))]

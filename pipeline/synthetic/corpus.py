@@ -65,12 +65,21 @@ def _is_finished(config: CorpusConfig, out_path: Path) -> bool:
         return False
     summary = json.loads(summary_path.read_text())
     expected = {"format_version": FORMAT_VERSION, **_flat(dataclasses.asdict(config))}
-    present = {"format_version": summary.get("format_version"), **_flat(summary.get("config", {}))}
+    known = {"variant": "plain"} | summary.get("config", {})
+    present = {"format_version": summary.get("format_version"), **_flat(known)}
     if expected == present:
         return True
     different = sorted(key for key in expected | present if expected.get(key) != present.get(key))
     listed = ", ".join(f"{key} is {present.get(key)} there, {expected.get(key)} wanted" for key in different)
     raise ValueError(f"{out_path} holds a corpus of another config ({listed}): name another folder or remove it")
+
+
+def _settings(config: CorpusConfig) -> Row:
+    """Return the config for corpus.json, which of a plain corpus stays as it was before there was another variant."""
+    settings = dataclasses.asdict(config)
+    if not config.is_wordy:
+        del settings["variant"]
+    return settings
 
 
 def _flat(tree: Row, prefix: str = "") -> Row:
@@ -97,25 +106,28 @@ def _write(config: CorpusConfig, root: Path, num_processes: int, progress: Progr
     summary = {
         "format_version": FORMAT_VERSION,
         "content_hash": hashlib.sha256("".join(hashes).encode()).hexdigest(),
-        "config": dataclasses.asdict(config),
+        "config": _settings(config),
         **facts,
     }
     (root / SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def documents_of(config: CorpusConfig, clips: Sequence[SceneClip]) -> tuple[dict[str, bytes], Row]:
-    """Return the text files of a corpus by path, and its sizes and ceilings."""
+    """Return the text files of a corpus by path, and its sizes and ceilings; of a wordy one without questions."""
     videos = {split: [clip for clip in clips if clip.split == split and clip.kind == "video"] for split in SPLITS}
-    questions = {split: _questions(config, split, videos[split]) for split in SPLITS}
-    choices = {split: _choices(config, split, videos[split]) for split in SPLITS}
+    asked_about = {split: [] if config.is_wordy else of_split for split, of_split in videos.items()}
+    questions = {split: _questions(config, split, asked_about[split]) for split in SPLITS}
+    choices = {split: _choices(config, split, asked_about[split]) for split in SPLITS}
     answers = closed_answers(question for asked in questions["train"].values() for question in asked)
     rows: dict[str, list[Row]] = {"scenes.jsonl": [_truth(clip) for clip in clips]}
     for split in SPLITS:
         rows[f"annotations/{split}.jsonl"] = _annotations(clips, split)
-        rows[f"questions/{split}.jsonl"] = _question_rows(questions[split])
-        rows[f"multiple_choice/{split}.jsonl"] = _choice_rows(choices[split], split)
+        if not config.is_wordy:
+            rows[f"questions/{split}.jsonl"] = _question_rows(questions[split])
+            rows[f"multiple_choice/{split}.jsonl"] = _choice_rows(choices[split], split)
     documents = {name: "".join(json.dumps(row, sort_keys=True) + "\n" for row in of) for name, of in rows.items()}
-    documents["answers.json"] = json.dumps(answers, indent=2) + "\n"
+    if not config.is_wordy:
+        documents["answers.json"] = json.dumps(answers, indent=2) + "\n"
     facts = {
         "sizes": {
             "clips": dict(Counter(f"{clip.split}/{clip.kind}" for clip in clips)),
@@ -125,7 +137,7 @@ def documents_of(config: CorpusConfig, clips: Sequence[SceneClip]) -> tuple[dict
                 uncovered_pairs(config.richness, [c.scene for c in videos["train"]])
             ),
         },
-        "ceilings": corpus_ceilings(clips, questions, choices, answers=answers, num_frames=config.num_frames),
+        "ceilings": corpus_ceilings(clips, questions, choices, answers=answers, num_frames=config.frames_per_clip),
     }
     return {name: text.encode() for name, text in documents.items()}, facts
 
@@ -162,7 +174,7 @@ def _map(work: Callable[[SceneClip], str], clips: Sequence[SceneClip], num_proce
 def _write_clip(config: CorpusConfig, root: Path, clip: SceneClip) -> str:
     """Render, encode and write one clip; return the hash of its frames before encoding."""
     if clip.kind == "video":
-        frames = render_video(clip.scene, num_frames=config.num_frames, size_px=config.size_px)
+        frames = render_video(clip.scene, num_frames=config.frames_per_clip, size_px=config.size_px)
         content = encode_video(frames, fps=config.fps)
     else:
         frames = render_image(clip.scene, size_px=config.size_px)
@@ -219,4 +231,6 @@ def _choice_rows(choices: dict[str, list[Choice]], split: str) -> list[Row]:
 
 def _truth(clip: SceneClip) -> Row:
     scene = dataclasses.asdict(clip.scene)
+    if not clip.scene.distractors:
+        del scene["distractors"]
     return {"clip_name": clip.clip_name, "type": clip.kind, "split": clip.split, "group": clip.group, **scene}

@@ -61,7 +61,9 @@ class Question:
 
 
 def questions_of(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Return one question of each type that the scene can answer."""
+    """Return one question of each type that the scene can answer; ValueError for a scene with distractors."""
+    if scene.distractors:
+        raise ValueError("questions count and name the things of a plain scene, and this one has distractors")
     main = scene.things[scene.events[0].actors[0]] if scene.events else scene.things[0]
     number = _NUMBER_WORDS[len(scene.things)]
     seen = (("colour", _COLOUR, main.colour), ("shape", _SHAPE, main.shape), ("count", _COUNT, number))

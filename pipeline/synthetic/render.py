@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline.synthetic.scenes import FRAME_UNITS, Background, Pose, Scene, poses, tau_at
+from pipeline.synthetic.scenes import FRAME_UNITS, Background, Pose, Scene, Thing, poses, rest_pose, tau_at
 
 _OVERSAMPLING = 4
 RGB_BY_COLOUR = {
@@ -28,7 +28,7 @@ RGB_BY_COLOUR = {
 
 def render_video(scene: Scene, *, num_frames: int, size_px: int) -> NDArray[np.uint8]:
     """Render frames (T, H, W, 3), uint8 RGB; frame `num_frames // 2` shows the middle state."""
-    background = draw_background(scene.background, size_px)
+    background = _draw_still(scene, size_px)
     over_time = [poses(scene, tau_at(frame, num_frames)) for frame in range(num_frames)]
     drawn = {posed: _draw(scene, posed, background) for posed in dict.fromkeys(over_time)}
     return np.stack([drawn[posed] for posed in over_time])
@@ -36,7 +36,7 @@ def render_video(scene: Scene, *, num_frames: int, size_px: int) -> NDArray[np.u
 
 def render_image(scene: Scene, *, size_px: int) -> NDArray[np.uint8]:
     """Render the scene in its middle state, (H, W, 3) uint8 RGB."""
-    return _draw(scene, poses(scene, 0.0), draw_background(scene.background, size_px))
+    return _draw(scene, poses(scene, 0.0), _draw_still(scene, size_px))
 
 
 def draw_background(background: Background, size_px: int) -> NDArray[np.float32]:
@@ -68,15 +68,27 @@ def _pattern(texture: str, size_px: int, rng: np.random.Generator) -> NDArray[np
             return np.zeros((size_px, size_px))
 
 
-def _draw(scene: Scene, posed: tuple[Pose, ...], background: NDArray[np.float32]) -> NDArray[np.uint8]:
-    frame = background.copy()
+def _draw_still(scene: Scene, size_px: int) -> NDArray[np.float32]:
+    """Render the background and the distractors in front of it, (H, W, 3) float32 in [0, 255]."""
+    frame = draw_background(scene.background, size_px)
+    for thing in scene.distractors:
+        _paint(frame, thing, rest_pose(thing))
+    return frame
+
+
+def _draw(scene: Scene, posed: tuple[Pose, ...], behind: NDArray[np.float32]) -> NDArray[np.uint8]:
+    frame = behind.copy()
     pairs = list(zip(scene.things, posed, strict=True))
     for thing, pose in reversed(pairs):  # the main thing in front
         if pose.visible:
-            top, left, alpha = _coverage(thing.shape, pose, len(background))
-            patch = frame[top : top + alpha.shape[0], left : left + alpha.shape[1]]
-            patch += alpha * (np.asarray(RGB_BY_COLOUR[thing.colour], np.float32) - patch)
+            _paint(frame, thing, pose)
     return (frame + 0.5).astype(np.uint8)
+
+
+def _paint(frame: NDArray[np.float32], thing: Thing, pose: Pose) -> None:
+    top, left, alpha = _coverage(thing.shape, pose, len(frame))
+    patch = frame[top : top + alpha.shape[0], left : left + alpha.shape[1]]
+    patch += alpha * (np.asarray(RGB_BY_COLOUR[thing.colour], np.float32) - patch)
 
 
 def _coverage(shape: str, pose: Pose, size_px: int) -> tuple[int, int, NDArray[np.float32]]:

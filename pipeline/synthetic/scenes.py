@@ -81,6 +81,8 @@ class Scene:
     things: tuple[Thing, ...]
     events: tuple[Event, ...]
     background: Background
+    distractors: tuple[Thing, ...] = ()
+    """Still things that captions do not name."""
 
 
 class Pose(NamedTuple):
@@ -104,9 +106,14 @@ def tau_at(frame: int, num_frames: int) -> float:
     return TAU_END * max(-1.0, (frame - middle) / max(after, 1))
 
 
+def rest_pose(thing: Thing) -> Pose:
+    """Return the pose of a thing in its middle state."""
+    return Pose(thing.x, thing.y, thing.radius, 1.0, True)
+
+
 def poses(scene: Scene, tau: float) -> tuple[Pose, ...]:
     """Return the pose of each thing at time `tau`."""
-    result = [Pose(thing.x, thing.y, thing.radius, 1.0, True) for thing in scene.things]
+    result = [rest_pose(thing) for thing in scene.things]
     for event in scene.events:
         active = {"whole": tau, "first": min(tau, 0.0), "second": max(tau, 0.0)}[event.phase]
         moved = [result[actor] for actor in event.actors]

@@ -30,6 +30,8 @@ Combination = tuple[str, str, str]
 """(colour, shape, action)"""
 Appearance = tuple[str, str]
 """(colour, shape)"""
+Arrange = Callable[[np.random.Generator, tuple[Scene, ...]], tuple[Scene, ...]]
+"""Alters drawn scenes that differ only in their events, such as by distractors, the same way in each."""
 
 _STREAMS = ("held_out", "train", "val", "test", "temporal", "image", "caption", "question", "choice")
 _HELD_OUT_ONE_IN = 5
@@ -108,7 +110,12 @@ def held_out_combinations(seed: int, richness: Richness) -> frozenset[Combinatio
     )
 
 
-def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
+def as_drawn(_: np.random.Generator, scenes: tuple[Scene, ...]) -> tuple[Scene, ...]:
+    """Return the scenes unaltered, and draw nothing."""
+    return scenes
+
+
+def train_scenes(seed: int, richness: Richness, num_clips: int, arrange: Arrange = as_drawn) -> list[Scene]:
     """Draw scenes without held-out combinations."""
     held_out = held_out_combinations(seed, richness)
     appearances = _appearances_by_action(
@@ -117,7 +124,8 @@ def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
 
     def draw(index: int) -> Scene:
         for attempt in range(_MAX_ATTEMPTS):
-            scene = _draw_scene(rng_for(seed, "train", index, attempt), richness, appearances)
+            rng = rng_for(seed, "train", index, attempt)
+            (scene,) = arrange(rng, (_draw_scene(rng, richness, appearances),))
             if held_out.isdisjoint(combinations_of(scene)):
                 return scene
         raise ValueError(f"no training scene found for clip {index}: raise the richness of the corpus")
@@ -125,12 +133,12 @@ def train_scenes(seed: int, richness: Richness, num_clips: int) -> list[Scene]:
     return [draw(index) for index in range(num_clips)]
 
 
-def novel_scenes(seed: int, richness: Richness, split: str, num_clips: int) -> list[Scene]:
+def novel_scenes(seed: int, richness: Richness, split: str, num_clips: int, arrange: Arrange = as_drawn) -> list[Scene]:
     """Draw scenes of pairwise different meaning whose main thing has a held-out combination."""
     appearances = _appearances_by_action(held_out_combinations(seed, richness))
 
     def draw(rng: np.random.Generator, _: int) -> tuple[Scene, ...]:
-        return (_draw_scene(rng, richness, appearances),)
+        return arrange(rng, (_draw_scene(rng, richness, appearances),))
 
     drawn = _distinct(draw, seed, split, num_clips, "scenes found; ask for fewer or raise richness")
     return [scene for (scene,) in drawn]
@@ -144,22 +152,25 @@ def uncovered_pairs(richness: Richness, scenes: Iterable[Scene]) -> set[tuple[st
     return possible - {pair for combination in shown for pair in itertools.combinations(combination, 2)}
 
 
-def still_scenes(seed: int, richness: Richness, num_images: int) -> list[Scene]:
+def still_scenes(seed: int, richness: Richness, num_images: int, arrange: Arrange = as_drawn) -> list[Scene]:
     """Draw scenes without events, for images."""
 
     def draw(index: int) -> Scene:
         rng = rng_for(seed, "image", index)
         appearances = _draw_appearances(rng, richness, 2 if rng.random() < richness.double_share else 1)
-        return Scene(things=_place(rng, appearances), events=(), background=_draw_background(rng))
+        scene = Scene(things=_place(rng, appearances), events=(), background=_draw_background(rng))
+        return arrange(rng, (scene,))[0]
 
     return [draw(index) for index in range(num_images)]
 
 
-def temporal_groups(seed: int, richness: Richness, num_groups: int) -> list[tuple[Scene, ...]]:
+def temporal_groups(
+    seed: int, richness: Richness, num_groups: int, arrange: Arrange = as_drawn
+) -> list[tuple[Scene, ...]]:
     """Draw groups of four scenes that differ only in their events; they form two pairs of mutual reversals."""
 
     def draw(rng: np.random.Generator, index: int) -> tuple[Scene, ...]:
-        return _draw_group(rng, richness, _GROUP_KINDS[index % len(_GROUP_KINDS)])
+        return arrange(rng, _draw_group(rng, richness, _GROUP_KINDS[index % len(_GROUP_KINDS)]))
 
     return _distinct(draw, seed, "temporal", num_groups, "groups found; ask for fewer")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from pipeline.synthetic.scenes import MUTUAL_ACTIONS, Event, Scene
+from pipeline.synthetic.scenes import MUTUAL_ACTIONS, Event, Scene, Thing
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -43,13 +43,22 @@ class Statement:
     """Sorted."""
     is_complete: bool = True
     """False if the scene has a second thing that the caption does not name."""
+    distractors: tuple[Mention, ...] = field(default=(), compare=False)
+    """Things that the scene also shows: of a meaning only, which is equal to another that differs in nothing else."""
 
 
 def meaning_of(scene: Scene) -> Statement:
     """Return the statement that names everything that distinguishes scenes."""
-    mentions = tuple(sorted(Mention(colour=t.colour, shape=t.shape, size=t.size) for t in scene.things))
-    claims = tuple(sorted(_claim(scene, event) for event in scene.events))
-    return Statement(mentions=mentions, texture=scene.background.texture, claims=claims)
+    return Statement(
+        mentions=_mentions(scene.things),
+        texture=scene.background.texture,
+        claims=tuple(sorted(_claim(scene, event) for event in scene.events)),
+        distractors=_mentions(scene.distractors),
+    )
+
+
+def _mentions(things: tuple[Thing, ...]) -> tuple[Mention, ...]:
+    return tuple(sorted(Mention(colour=t.colour, shape=t.shape, size=t.size) for t in things))
 
 
 def direction_of(scene: Scene, event: Event) -> str:
@@ -71,12 +80,16 @@ def _claim(scene: Scene, event: Event) -> Claim:
 
 
 def agrees_with_frame(statement: Statement, meaning: Statement) -> bool:
-    """Return whether the statement about things and background is true of the middle frame of scenes with `meaning`."""
+    """Return whether the statement about things and background is true of the middle frame of scenes with `meaning`.
+
+    Among distractors any thing may be the one that the statement is about, and no statement names them all.
+    """
     if statement.texture not in ("", meaning.texture):
         return False
-    if statement.is_complete and len(statement.mentions) != len(meaning.mentions):
+    if statement.is_complete and not meaning.distractors and len(statement.mentions) != len(meaning.mentions):
         return False
-    return all(any(_may_be(mention, seen) for seen in meaning.mentions) for mention in statement.mentions)
+    shown = (*meaning.mentions, *meaning.distractors)
+    return all(any(_may_be(mention, seen) for seen in shown) for mention in statement.mentions)
 
 
 def agrees(statement: Statement, meaning: Statement) -> bool:
