@@ -195,7 +195,7 @@ def test_rooms_have_no_cycle() -> None:
         arrows = {room: below for room, below in arrows.items() if room not in lowest}
 
 
-def test_commands_are_short_import_rooms_and_are_imported_by_nobody() -> None:
+def test_commands_are_short_import_rooms_and_are_never_imported() -> None:
     commands = {path: names for path, names in NAMES.items() if re.fullmatch(r"jobs/[a-z]\w*\.py", path)}
     measured = "jobs/benchmarks/structure.py"  # counts the frames between a command and a loss
     imported = {name for path, names in NAMES.items() if path != measured for name in names}

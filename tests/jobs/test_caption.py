@@ -164,7 +164,7 @@ def test_clips_without_an_answer_are_in_the_ledger(few: str, stub: StubEndpoint,
     assert not re.search(stub.key, text)
 
 
-def test_requests_begin_at_equal_distances_whoever_asks() -> None:
+def test_requests_start_at_equal_intervals() -> None:
     now, slept = [0.0], []
 
     def sleep(seconds: float) -> None:

@@ -225,7 +225,7 @@ def test_any_text_is_a_question(port: int, text: str) -> None:
     assert answer(port, f"/api/search?q={quote(text)}&num=1")["moments"]
 
 
-def test_what_nobody_expected_is_said_too(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_reported_too(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(*arguments: object, **options: object) -> None:
         raise RuntimeError("a path of the disk")
 

@@ -173,7 +173,7 @@ def test_a_run_gives_the_same_bytes_again_and_another_run_is_told_apart(
         ({"config.json": {"seed": 3}}, r"is no run of `make pretrain`: seed: was 0, is 3; train one without options"),
     ],
 )
-def test_a_run_that_nobody_could_repeat_is_refused(
+def test_a_run_that_cannot_be_repeated_is_refused(
     changes: dict[str, dict[str, Any] | None], words: str, run: str, tmp_path: Path
 ) -> None:
     for name in ("config.json", "results.json"):

@@ -125,7 +125,7 @@ def test_a_run_that_failed_says_why(folder: str) -> None:
     assert "error     loss/total not finite at step 3" in describe(failed)
 
 
-def test_a_stop_reaches_the_ranks_and_is_refused_where_nobody_would_hear_it(folder: str) -> None:
+def test_a_stop_reaches_the_ranks_and_is_refused_for_a_run_that_has_ended(folder: str) -> None:
     with pytest.raises(ValueError, match="first has no driver: it is stopped already, at step 40"):
         request_stop(folder)
     acquire(folder)

@@ -140,7 +140,7 @@ def test_frames_larger_than_asked_for_are_the_decoders_failure(transport: str) -
 
 
 @needs_memfd
-def test_memory_is_used_again_when_nobody_looks_at_it_any_more() -> None:
+def test_memory_is_reused_when_nothing_refers_to_it() -> None:
     gc.collect()  # what errors of other tests still refer to
     pixels._idle.clear()
     buffer = PixelBuffer(CLIP_BYTES)

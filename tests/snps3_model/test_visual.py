@@ -135,7 +135,7 @@ def test_the_shift_and_its_gradient_are_those_of_torchs_operations(num_frames: i
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
-def test_a_clip_backwards_is_another_clip_to_who_sees_motion() -> None:
+def test_a_reversed_clip_has_other_features() -> None:
     frames, pad_mask = noise(1, 3, 3, 16, 16), torch.zeros(1, 3, 16, 16, dtype=torch.bool)
     network = small_cnn(ClipCNN).eval()
     forth, back = (pool(*network(clip, pad_mask)) for clip in (frames, frames.flip(1)))
