@@ -61,12 +61,12 @@ class SmallCNN(nn.Module):
         features = frames.flatten(0, 1) * is_real
         for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             assert isinstance(convolution, nn.Conv2d)
-            takes_places = convolution.in_channels > features.shape[1]
-            where = places(is_real) * is_real if takes_places else is_real[:, :0]
-            # channels last: up to 1.7 times as fast on a CPU
-            clips, planes = (part.unflatten(0, frames.shape[:2]) for part in (features.permute(0, 2, 3, 1), where))
-            shifted = TemporalShift.apply(clips, planes, clips.shape[-1] // 8 if layer else 0)
-            features = shifted.flatten(0, 1).permute(0, 3, 1, 2)
+            if convolution.in_channels > features.shape[1]:  # all but the first of `ClipCNN`
+                # channels last: up to 1.7 times as fast on a CPU
+                parts = features.permute(0, 2, 3, 1), places(is_real) * is_real
+                clips, planes = (part.unflatten(0, frames.shape[:2]) for part in parts)
+                shifted = TemporalShift.apply(clips, planes, clips.shape[-1] // 8 if layer else 0)
+                features = shifted.flatten(0, 1).permute(0, 3, 1, 2)
             rows, columns = convolution.stride
             is_real = is_real[..., ::rows, ::columns]  # the pixels on which the kernel is centred
             features = norm(convolution(features), is_real, rectified=True)
