@@ -28,12 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     from jobs.evaluation import baselines, mteb_cards
     from jobs.evaluation.cards import find_differences, read_card
     from jobs.evaluation.scoring import EvaluateConfig, evaluate, table
-    from jobs.inference.model import folder_of_run
+    from jobs.inference.model import folder_to_score
     from jobs.reports.run_report import refresh_protocols
 
     config = parsing.read(EvaluateConfig, argv, program="evaluate.py", description=__doc__)
-    if config.run:
-        config = dataclasses.replace(config, run=folder_of_run(config.run, config.out))
     if config.mteb:
         from jobs.inference.mteb_evaluation import evaluate_with_mteb
 
@@ -45,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         print(baselines.table(compare_with_baselines(config)))
         return 0
     torch.set_num_threads(1)  # ranks compute; a table in the driver needs no pool
+    if config.run:
+        config = dataclasses.replace(config, run=folder_to_score(config.run, config.out))
     card = evaluate(config)
     refresh_protocols(card.protocol.run)
     print(table(card))

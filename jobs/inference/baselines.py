@@ -22,7 +22,7 @@ from jobs.evaluation.baselines import Baselines, WordModel
 from jobs.evaluation.cards import RETRIEVAL, Protocol
 from jobs.evaluation.scoring import EvaluateConfig, out_folder, protocol_of, refuse_given
 from jobs.inference.clip_match import shown_frames
-from jobs.inference.model import Model, folder_of, load
+from jobs.inference.model import Model, folder_to_score, load
 from jobs.inference.mteb_evaluation import overlap_of
 from jobs.inference.public_dual import PublicDual, load_public
 from jobs.run import run_files
@@ -97,7 +97,7 @@ def compare_with_baselines(config: EvaluateConfig) -> Baselines:
     refuse_given(config, WITHOUT_EFFECT, "has no effect with --baselines")
     if not config.run:
         raise ValueError("name the folder of a run or of an exported model")
-    folder = folder_of(config.run)
+    folder = folder_to_score(config.run, config.out)
     run = config_of(folder)
     protocol = protocol_of(dataclasses.replace(config, task=RETRIEVAL), run.data, run.task, folder)
     overlap = overlap_of(config, run.data, protocol)

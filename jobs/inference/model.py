@@ -228,12 +228,10 @@ def folder_of(name: str) -> str:
         ) from error
 
 
-def folder_of_run(name: str, out: str | None) -> str:
-    """Return `name`, or the folder of a model that it names; ValueError without `out`, since no card goes there."""
-    if not is_hub_name(name):
-        return name
+def folder_to_score(name: str, out: str | None) -> str:
+    """Return the folder of a model; ValueError for a named one without `out`, since its folder takes no card."""
     folder = folder_of(name)
-    if not out:
+    if is_hub_name(name) and not out:
         raise ValueError(f"{name} is the name of a model, whose folder is not written to: set --out")
     return folder
 

@@ -11,7 +11,7 @@ from typing import Any
 from jobs.evaluation.cards import Protocol
 from jobs.evaluation.mteb_cards import MtebCard, write_card
 from jobs.evaluation.scoring import EvaluateConfig, count_overlap, log_fields, refuse_given, refuse_overlap
-from jobs.inference.model import folder_of
+from jobs.inference.model import folder_to_score
 from jobs.inference.mteb_model import Direction, MtebModel, retrieval_task
 from jobs.run import run_files
 from jobs.run.config import DataConfig, Placement
@@ -35,7 +35,7 @@ def evaluate_with_mteb(config: EvaluateConfig) -> MtebCard:
         raise ValueError("name the folder of a run or of an exported model")
     if importlib.util.find_spec("mteb") is None:
         raise ValueError(f"--mteb {config.mteb} needs mteb, which is not installed: pip install 'snps3-ray[mteb]'")
-    folder = folder_of(config.run)
+    folder = folder_to_score(config.run, config.out)
     run = config_of(folder)
     assert config.mteb
     overlap: Mapping[str, int | None] = dict.fromkeys(("train", "validation"))

@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 
-from jobs import evaluate
 from jobs.benchmarks.support.fixtures import manifest_row
 from jobs.evaluation.baselines import WordModel, colours, generated_clips, random_scores, scene_scores, table
 from jobs.evaluation.scoring import EvaluateConfig
@@ -128,7 +127,7 @@ def test_wrong_inputs_are_refused(manifest: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--dual-softmax True has no effect with --baselines"):
         compare_with_baselines(EvaluateConfig(run=TINY, baselines=(), dual_softmax=True))
     with pytest.raises(ValueError, match=r"snps3-tiny is the name of a model, .*: set --out"):
-        evaluate.main([TINY, "--manifest", manifest, "--baselines", "random"])
+        compare_with_baselines(EvaluateConfig(run=TINY, manifest=manifest, baselines=("random",)))
     with pytest.raises(FileNotFoundError, match=r"needs a folder on this machine.*hf download"):
         load_public(f"{tmp_path}/nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
