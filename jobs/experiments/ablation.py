@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -95,6 +95,8 @@ class AblateConfig:
     name: str
     """Name of the ablation: of its folder in `placement.storage`, and of its MLflow run."""
     num_seeds: int = 5
+    rows: tuple[str, ...] = ()
+    """Rows of the table to run; empty: all. The same name takes further rows later."""
     downstream_seeds: tuple[int, ...] = ()
     """Seeds whose runs are fine-tuned too, for retrieval and question answering on the embedded corpus."""
     downstream_steps: int | None = None
@@ -108,6 +110,9 @@ class AblateConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default")
         if self.num_seeds < 2:
             raise ValueError(f"num_seeds must be at least 2, got {self.num_seeds}: one run shows no difference")
+        if wrong := [row for row in self.rows if row not in ROWS[self.table]]:
+            names = ", ".join(f"“{row}”" for row in ROWS[self.table])
+            raise ValueError(f"rows must be of those of table {self.table}, {names}, got “{wrong[0]}”")
         if wrong := sorted(set(self.downstream_seeds) - set(range(self.num_seeds))):
             raise ValueError(f"downstream_seeds must be of the seeds 0 to {self.num_seeds - 1}, got {wrong[0]}")
 
@@ -158,7 +163,7 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
                     storage.write_bytes_atomic(f"{folder}/table.md", table(config, cells, failed).encode())
             if stop.is_made:
                 raise StoppedError(f"{config.name} was stopped")
-            parent.log(means(config.table, cells), 0)
+            parent.log(means(cells), 0)
     return table(config, cells, failed), failed
 
 
@@ -208,7 +213,8 @@ def common_fields(name: str, pretrained: Mapping[str, Any], tuned: Mapping[str, 
 
 def missing_cells(config: AblateConfig, cells: Cells) -> list[Cell]:
     """Return the cells that still need a run or a fine-tuning, ordered by seed."""
-    every = [(row, seed) for seed in range(config.num_seeds) for row in ROWS[config.table]]
+    rows = config.rows or ROWS[config.table]
+    every = [(row, seed) for seed in range(config.num_seeds) for row in rows]
     return [cell for cell in every if is_missing(cell, config, cells)]
 
 
@@ -290,16 +296,17 @@ def of_row(cells: Cells, row: str, key: str) -> dict[int, float]:
     return {seed: results[key] for (name, seed), results in cells.items() if name == row and key in results}
 
 
-def means(name: str, cells: Cells) -> dict[str, float]:
-    """Return the mean recall of each row of the table `name`, under names that MLflow accepts."""
-    rows = {row.replace(",", ""): list(of_row(cells, row, PRIMARY).values()) for row in ROWS[name]}
+def means(cells: Cells) -> dict[str, float]:
+    """Return the mean recall of each row, under names that MLflow accepts."""
+    rows = {row.replace(",", ""): list(of_row(cells, row, PRIMARY).values()) for row in {row for row, _ in cells}}
     return {f"{row}/{PRIMARY}": float(np.mean(values)) for row, values in rows.items() if values}
 
 
 def table(config: AblateConfig, cells: Cells, failed: Mapping[Cell, str] = MappingProxyType({})) -> str:
     """Return the table in Markdown: rows with means and intervals, paired differences by seed, and the `failed`
     cells."""
-    rows, num_seeds = list(ROWS[config.table]), len({seed for _, seed in cells})
+    known = {row for row, _ in cells} | {row for row, _ in failed} | set(config.rows or ROWS[config.table])
+    rows, num_seeds = [row for row in ROWS[config.table] if row in known], len({seed for _, seed in cells})
     keys = {title: key for title, key in SHOWN.items() if any(key in results for results in cells.values())}
     hours = sum(value for results in cells.values() for key, value in results.items() if key.endswith("cpu_hours"))
     lines = [
@@ -316,9 +323,9 @@ def table(config: AblateConfig, cells: Cells, failed: Mapping[Cell, str] = Mappi
         values = [spread(list(of_row(cells, row, key).values()), num_seeds) for key in keys.values()]
         lines.append(f"| {row} | {' | '.join(values)} | {PAPER[config.table][row]} |")
     for title, key in keys.items():
-        if key not in COMPARED:
+        if key not in COMPARED or len(rows) < 2:
             continue
-        scores, pairs = {row: of_row(cells, row, key) for row in rows}, compared(config.table)
+        scores, pairs = {row: of_row(cells, row, key) for row in rows}, compared(config.table, rows)
         num_pairs = max(len(scores[row].keys() & scores[other].keys()) for row, other in pairs)
         lines += ["", f"Differences of “{title}”, seed by seed:{resolution(num_pairs)}", ""]
         lines += [f"- {row}, to {other}: {difference(scores[row], scores[other])}" for row, other in pairs]
@@ -328,12 +335,12 @@ def table(config: AblateConfig, cells: Cells, failed: Mapping[Cell, str] = Mappi
     return "\n".join([*lines, ""])
 
 
-def compared(name: str) -> list[tuple[str, str]]:
-    """Return pairs (row, baseline) of the table `name`: rows that differ in one field, and every row with the first."""
-    rows = ROWS[name]
+def compared(name: str, rows: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs (row, baseline) of these rows of the table `name`: those that differ in one field, and every row
+    with the first."""
+    values = ROWS[name]
     pairs = [(row, other) for other, row in itertools.combinations(rows, 2)]
-    first = next(iter(rows))
-    return [(row, other) for row, other in pairs if other == first or num_changed(rows[row], rows[other]) == 1]
+    return [(row, other) for row, other in pairs if other == rows[0] or num_changed(values[row], values[other]) == 1]
 
 
 def num_changed(values: Values, others: Values) -> int:

@@ -378,7 +378,7 @@ def _resources_line(placement: Placement, machine: Machine) -> str:
     if machine.num_cpus is not None:
         have = f"of {machine.num_cpus} here"
     return (
-        f"{placement.fewest_workers}{more} train workers × {placement.cpus_per_worker:g} CPU{gpus} + "
+        f"{placement.fewest_workers}{more} train worker{'s' * (placement.most_workers > 1)} × {placement.cpus_per_worker:g} CPU{gpus} + "
         f"{placement.decode_cpus} CPU for decoding = {num_cpus(placement):g} CPUs, {have}"
     )
 

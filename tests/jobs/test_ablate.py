@@ -20,6 +20,7 @@ from jobs.experiments.ablation import (
     ROWS,
     AblateConfig,
     is_missing,
+    missing_cells,
     numbers,
     shortened,
     table,
@@ -166,8 +167,9 @@ def test_rows_that_would_be_the_same_run_are_refused() -> None:
 def test_rows_that_differ_in_one_thing_are_compared_and_all_with_the_first() -> None:
     neither, masks, words, both = ROWS["III"]
     pairs = [(masks, neither), (words, neither), (both, neither), (both, masks), (both, words)]
-    assert ablation.compared("III") == pairs
-    assert ablation.compared("II") == [("SNP", "P3E")]
+    assert ablation.compared("III", list(ROWS["III"])) == pairs
+    assert ablation.compared("III", [neither, both]) == [(both, neither)]
+    assert ablation.compared("II", list(ROWS["II"])) == [("SNP", "P3E")]
 
 
 def test_a_table_says_what_so_many_seeds_can_tell() -> None:
@@ -198,6 +200,22 @@ def test_what_is_not_yet_run_or_not_yet_fine_tuned_is_missing() -> None:
         config = wish(downstream_seeds=downstream_seeds)
         assert [cell for cell in found if is_missing(cell, config, found)] == missing
     assert is_missing(("MSSM, GVTM", 0), wish(), found)
+
+
+def test_chosen_rows_alone_are_run_and_shown_beside_those_that_were_run_before() -> None:
+    neither, masks, words, both = ROWS["III"]
+    config = wish(rows=(neither, both), num_seeds=2)
+    assert missing_cells(config, {}) == [(neither, 0), (both, 0), (neither, 1), (both, 1)]
+    found = {(row, seed): {PRIMARY: 0.5 + seed / 10} for row in (neither, both, masks) for seed in (0, 1)}
+    assert missing_cells(config, found) == []
+    text = table(config, {cell: results for cell, results in found.items() if cell[0] != masks})
+    assert f"- {both}, to {neither}: 0" in text
+    assert f"| {masks} |" not in text
+    assert f"- {both}, to {masks}: 0" in table(config, found)
+    assert f"| {words} |" not in table(config, found)
+    assert "Differences" not in table(wish(rows=(neither,)), {(neither, 0): {PRIMARY: 0.5}})
+    with pytest.raises(ValueError, match="rows must be of those of table II, “P3E”, “SNP”, got “MLM, GVTM”"):
+        wish(table="II", rows=("SNP", neither))
 
 
 def test_an_ablation_of_one_seed_is_refused() -> None:
