@@ -97,6 +97,9 @@ class AblateConfig:
     num_seeds: int = 5
     rows: tuple[str, ...] = ()
     """Rows of the table to run; empty: all. The same name takes further rows later."""
+    equal_runs_of: str | None = None
+    """Name of an ablation of the other table. Where a row of it is the same run as a row here, as “MLM, GVTM” of table III
+    and SNP of table II are, its results are taken."""
     downstream_seeds: tuple[int, ...] = ()
     """Seeds whose runs are fine-tuned too, for retrieval and question answering on the embedded corpus."""
     downstream_steps: int | None = None
@@ -140,9 +143,11 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
     voice.keep_log_in(folder)
     with lease.held(folder) as held, connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
         cells = read_cells(f"{folder}/{CELLS}", fields)  # again: the previous holder of the lease may have added some
+        cells = {**equal_cells(config, make, placement.storage, fields), **cells}
         driver.refuse_scattered_metrics(placement.storage)
         num_at_once = driver.runs_at_once(config.num_at_once, placement)
         failed: dict[Cell, str] = {}
+        write_results(folder, fields, config, cells, failed)
         with parent_run(
             placement,
             config.name,
@@ -159,12 +164,19 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
                 for future in as_completed(begun):  # write each result at once: an ablation takes hours
                     note(begun[future], future.result(), cells, failed)
                     held.check()
-                    write_cells(f"{folder}/{CELLS}", fields, cells)
-                    storage.write_bytes_atomic(f"{folder}/table.md", table(config, cells, failed).encode())
+                    write_results(folder, fields, config, cells, failed)
             if stop.is_made:
                 raise StoppedError(f"{config.name} was stopped")
             parent.log(means(cells), 0)
     return table(config, cells, failed), failed
+
+
+def write_results(
+    folder: str, fields: Mapping[str, Any], config: AblateConfig, cells: Cells, failed: Mapping[Cell, str]
+) -> None:
+    """Write the cells, and the table of them."""
+    write_cells(f"{folder}/{CELLS}", fields, cells)
+    storage.write_bytes_atomic(f"{folder}/table.md", table(config, cells, failed).encode())
 
 
 def refuse_no_captions(kind: str, tasks: Iterable[TaskConfig]) -> None:
@@ -209,6 +221,29 @@ def common_fields(name: str, pretrained: Mapping[str, Any], tuned: Mapping[str, 
     for task, run in tuned.items():
         fields |= {f"{task}.{field}": value for field, value in run.items() if field not in of_the_corpus}
     return {"table": name} | {field: value for field, value in fields.items() if field.split(".")[-1] != "seed"}
+
+
+def equal_cells(
+    config: AblateConfig, make: MakeRun, folder: str, fields: Mapping[str, Any]
+) -> dict[Cell, dict[str, float]]:
+    """Return the cells of `equal_runs_of` below `folder` whose runs equal rows of this table, under the names here.
+
+    Raise FileNotFoundError if there are none, ValueError if they are of other settings than `fields`.
+    """
+    if config.equal_runs_of is None:
+        return {}
+    path = storage.absolute(f"{folder}/{config.equal_runs_of}/{CELLS}")
+    storage.check_readable(path)
+    (other,) = ROWS.keys() - {config.table}
+    found = read_cells(path, {**fields, "table": other})
+    runs = {row: make(values, name="row") for row, values in ROWS[other].items()}
+    here = {row: make(values, name="row") for row, values in ROWS[config.table].items()}
+    return {
+        (row, seed): results
+        for (name, seed), results in found.items()
+        for row, run in here.items()
+        if run == runs[name] and seed < config.num_seeds
+    }
 
 
 def missing_cells(config: AblateConfig, cells: Cells) -> list[Cell]:

@@ -374,11 +374,12 @@ def _step_line(kind: str, step: Any) -> str:
 def _resources_line(placement: Placement, machine: Machine) -> str:
     gpus = " and 1 GPU" if placement.use_gpu else ""
     more = "" if placement.fewest_workers == placement.most_workers else f" to {placement.most_workers}"
+    workers = "workers" if placement.most_workers > 1 else "worker"
     have = "checked when the run starts, on the cluster of RAY_ADDRESS"
     if machine.num_cpus is not None:
         have = f"of {machine.num_cpus} here"
     return (
-        f"{placement.fewest_workers}{more} train worker{'s' * (placement.most_workers > 1)} × {placement.cpus_per_worker:g} CPU{gpus} + "
+        f"{placement.fewest_workers}{more} train {workers} × {placement.cpus_per_worker:g} CPU{gpus} + "
         f"{placement.decode_cpus} CPU for decoding = {num_cpus(placement):g} CPUs, {have}"
     )
 

@@ -119,7 +119,8 @@ class Trainer:
         self.runtime.open(["validation", *[name for name, _, _ in self.batches.segments(state.progress.step)[:1]]])
         validation = [batch.to("cpu") for batch in self.batches.evaluation("validation")]
         num_parameters = sum(parameter.numel() for parameter in state.network.parameters())
-        self.reporter.say(f"{num_parameters / 1e6:.2f} M parameters, {self.world.size} rank{'s' * (self.world.size > 1)}")
+        ranks = f"{self.world.size} rank{'s' * (self.world.size > 1)}"
+        self.reporter.say(f"{num_parameters / 1e6:.2f} M parameters, {ranks}")
         return state, validation
 
     def restore(self) -> TrainState:

@@ -218,6 +218,22 @@ def test_chosen_rows_alone_are_run_and_shown_beside_those_that_were_run_before()
         wish(table="II", rows=("SNP", neither))
 
 
+def test_the_results_of_equal_runs_of_the_other_table_are_taken(tmp_path: Path) -> None:
+    fields = {"table": "III", "optim.lr": 0.1}
+    found = {(row, seed): {PRIMARY: 0.1 * seed} for row in ROWS["III"] for seed in range(8)}
+    (tmp_path / "t3").mkdir()
+    write_cells(f"{tmp_path}/t3/cells.json", fields, found)
+    config, folder = wish(table="II", equal_runs_of="t3"), str(tmp_path)
+    taken = ablation.equal_cells(config, of(tiny()), folder, fields | {"table": "II"})
+    assert taken == {("SNP", seed): found["MLM, GVTM", seed] for seed in range(5)}
+    assert missing_cells(config, taken) == [("P3E", seed) for seed in range(5)]
+    with pytest.raises(ValueError, match=r"other settings; take another name. optim.lr: was 0.1, is 0.2"):
+        ablation.equal_cells(config, of(tiny()), folder, {"table": "II", "optim.lr": 0.2})
+    with pytest.raises(FileNotFoundError, match="t4"):
+        ablation.equal_cells(wish(equal_runs_of="t4"), of(tiny()), folder, fields)
+    assert ablation.equal_cells(wish(), of(tiny()), folder, fields) == {}
+
+
 def test_an_ablation_of_one_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="one run shows no difference"):
         wish(num_seeds=1)
