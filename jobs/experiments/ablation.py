@@ -98,8 +98,8 @@ class AblateConfig:
     rows: tuple[str, ...] = ()
     """Rows of the table to run; empty: all. The same name takes further rows later."""
     equal_runs_of: str | None = None
-    """Name of an ablation of the other table. Where a row of it is the same run as a row here, as “MLM, GVTM” of table III
-    and SNP of table II are, its results are taken."""
+    """Name of an ablation of the other table. Where a row of it is the same run as a row here, as “MLM, GVTM” of table
+    III and SNP of table II are, its results are taken."""
     downstream_seeds: tuple[int, ...] = ()
     """Seeds whose runs are fine-tuned too, for retrieval and question answering on the embedded corpus."""
     downstream_steps: int | None = None
