@@ -137,17 +137,18 @@ def ablate(config: AblateConfig, base: PretrainConfig) -> tuple[str, dict[Cell, 
         identity(base, manifest_hash),
         {task: identity(run, manifest_hash) for task, run in tuned.items()},
     )
-    cells = read_cells(f"{folder}/{CELLS}", fields)
-    refuse_other_fine_tuning(config, {task: run.optim.num_steps for task, run in tuned.items()}, cells)
+    equal, saved = equal_cells(config, make, placement.storage, fields), read_cells(f"{folder}/{CELLS}", fields)
+    refuse_other_fine_tuning(config, {task: run.optim.num_steps for task, run in tuned.items()}, {**equal, **saved})
     mlflow_runs.refuse_unreachable(placement.storage)
     voice.keep_log_in(folder)
     with lease.held(folder) as held, connected_ray(worker_environment=WORKER_ENVIRONMENT, is_watched=True):
-        cells = read_cells(f"{folder}/{CELLS}", fields)  # again: the previous holder of the lease may have added some
-        cells = {**equal_cells(config, make, placement.storage, fields), **cells}
+        saved = read_cells(f"{folder}/{CELLS}", fields)  # again: the previous holder of the lease may have added some
+        cells = {**equal, **saved}
         driver.refuse_scattered_metrics(placement.storage)
         num_at_once = driver.runs_at_once(config.num_at_once, placement)
         failed: dict[Cell, str] = {}
-        write_results(folder, fields, config, cells, failed)
+        if cells != saved:
+            write_results(folder, fields, config, cells, failed)
         with parent_run(
             placement,
             config.name,
@@ -188,12 +189,18 @@ def refuse_no_captions(kind: str, tasks: Iterable[TaskConfig]) -> None:
             storage.check_readable(storage.absolute(path))
 
 
+def runs_by_row(name: str, make: MakeRun) -> dict[str, PretrainConfig]:
+    """Return the run of each row of the table `name`, all with the same seed and run name, so that equal runs compare
+    equal."""
+    return {row: make(values, name="row") for row, values in ROWS[name].items()}
+
+
 def refuse_equal_rows(name: str, make: MakeRun) -> None:
     """Raise ValueError if different rows of the table `name` would train the same losses."""
     objective = make({}, name="row").objective
     if name == "III" and objective.masked_words_text == objective.masked_words_cross == 0:
         raise ValueError("without masked words MLM and MSSM are one: objective.masked_words_text and _cross are both 0")
-    runs = {row: make(values, name="row") for row, values in ROWS[name].items()}
+    runs = runs_by_row(name, make)
     for row, other in itertools.combinations(runs, 2):
         if runs[row] == runs[other]:
             raise ValueError(f"“{row}” and “{other}” would be the same run: objective.lvwm is {objective.lvwm:g}")
@@ -236,8 +243,7 @@ def equal_cells(
     storage.check_readable(path)
     (other,) = ROWS.keys() - {config.table}
     found = read_cells(path, {**fields, "table": other})
-    runs = {row: make(values, name="row") for row, values in ROWS[other].items()}
-    here = {row: make(values, name="row") for row, values in ROWS[config.table].items()}
+    runs, here = runs_by_row(other, make), runs_by_row(config.table, make)
     return {
         (row, seed): results
         for (name, seed), results in found.items()
