@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jobs.tracking import voice
+
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Return the mean, its 95 % interval (Student's t) and the values; for fewer than three, the interval is the
@@ -57,7 +59,7 @@ def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> st
     values = [scores[seed] - baseline[seed] for seed in sorted(scores.keys() & baseline.keys())]
     if not values:
         return "not run"
-    text = f"{spread(values, len(values))} over {len(values)} seed{'s' if len(values) > 1 else ''}"
+    text = f"{spread(values, len(values))} over {voice.counted(len(values), 'seed')}"
     if len(values) < 3:
         return text if len(values) == 1 else f"{text}, range"
     needed = seeds_needed(values)

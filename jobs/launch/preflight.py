@@ -25,7 +25,7 @@ from jobs.run.config import TASK_FILES, DataConfig, OptimConfig, Placement, Pret
 from jobs.run.fields import differences
 from jobs.run.run_identity import identity, in_steps, with_decoder
 from jobs.tasks.task import task_type
-from jobs.tracking import mlflow_runs
+from jobs.tracking import mlflow_runs, voice
 from pipeline import storage
 from pipeline.corpus.listing import Listing
 from pipeline.corpus.manifest import PartedManifest
@@ -373,13 +373,13 @@ def _step_line(kind: str, step: Any) -> str:
 
 def _resources_line(placement: Placement, machine: Machine) -> str:
     gpus = " and 1 GPU" if placement.use_gpu else ""
-    more = "" if placement.fewest_workers == placement.most_workers else f" to {placement.most_workers}"
-    workers = "workers" if placement.most_workers > 1 else "worker"
+    fewest = "" if placement.fewest_workers == placement.most_workers else f"{placement.fewest_workers} to "
+    workers = voice.counted(placement.most_workers, "train worker")
     have = "checked when the run starts, on the cluster of RAY_ADDRESS"
     if machine.num_cpus is not None:
         have = f"of {machine.num_cpus} here"
     return (
-        f"{placement.fewest_workers}{more} train {workers} × {placement.cpus_per_worker:g} CPU{gpus} + "
+        f"{fewest}{workers} × {placement.cpus_per_worker:g} CPU{gpus} + "
         f"{placement.decode_cpus} CPU for decoding = {num_cpus(placement):g} CPUs, {have}"
     )
 

@@ -12,6 +12,7 @@ import tyro
 from jobs.launch import lease
 from jobs.run import run_files
 from jobs.run.config import Placement
+from jobs.tracking import voice
 from jobs.tracking.journal import now, read_journals
 from jobs.tracking.status_file import read_status
 from jobs.training.requests import STOP_FILE
@@ -127,8 +128,8 @@ def describe(status: Status) -> str:
     if at and status.state == "running":
         left, wait = int(at["seconds_left"]), 100 * at["data_wait_share"]
         rate = f"{at['clips_per_second']:.0f} clips/s, {at['seconds_per_step']:.2f} s per step"
-        parts = [rate, f"waiting for data {wait:.0f} %", ranks(at["num_ranks"]), f"loss {at['loss']:.3f}"]
-        rows.append(("rate", ", ".join(parts)))
+        ranks = voice.counted(at["num_ranks"], "rank")
+        rows.append(("rate", f"{rate}, waiting for data {wait:.0f} %, {ranks}, loss {at['loss']:.3f}"))
         rows.append(("left", f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"))
     best = f", best score {committed['best_score']:.3f} at step {committed['best_step']}" if committed else ""
     rows.append(("saved", f"step {committed['step']}, {status.checkpoint}{best}" if committed else "nothing yet"))
@@ -147,11 +148,6 @@ STATES: Mapping[State, str] = {
 }
 
 
-def ranks(count: int) -> str:
-    """Return the number of ranks in words."""
-    return f"{count} rank{'s' * (count > 1)}"
-
-
 def in_words(event: Mapping[str, Any]) -> str:
     """Return an event of the journal in words."""
     if event["event"] == "start":
@@ -159,7 +155,7 @@ def in_words(event: Mapping[str, Any]) -> str:
         upload = event.get("uncommitted_step")
         again = f"; the checkpoint of step {upload} was not uploaded to its end" if upload else ""
         again += f"; {num_redone} steps after it had been done and are done again" if num_redone else ""
-        return f"{ranks(event['num_ranks'])} began after step {event['step']}{again}"
+        return f"{voice.counted(event['num_ranks'], 'rank')} began after step {event['step']}{again}"
     if event["event"] == "lost":
         lines = [line.strip() for line in event["cause"].splitlines() if line.strip()]
         return f"rank {event['rank']} was lost: {lines[-1] if lines else 'unknown'}"

@@ -213,6 +213,11 @@ def keep_log_in(folder: str) -> None:
         _voice.keep_in(folder)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, which takes an s in the plural: 1 rank, 2 ranks."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def say(line: str) -> None:
     """Print a line for the person who started the command."""
     if _voice:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cluster.run import Runtime
 from jobs.run import run_files
 from jobs.tasks.retrieval import MASKED_WORDS
+from jobs.tracking import voice
 from jobs.tracking.journal import Journal, newest_lines
 from jobs.tracking.patient_tracker import PatientTracker, save_unsent
 from jobs.tracking.status_file import read_status
@@ -119,8 +120,7 @@ class Trainer:
         self.runtime.open(["validation", *[name for name, _, _ in self.batches.segments(state.progress.step)[:1]]])
         validation = [batch.to("cpu") for batch in self.batches.evaluation("validation")]
         num_parameters = sum(parameter.numel() for parameter in state.network.parameters())
-        ranks = f"{self.world.size} rank{'s' * (self.world.size > 1)}"
-        self.reporter.say(f"{num_parameters / 1e6:.2f} M parameters, {ranks}")
+        self.reporter.say(f"{num_parameters / 1e6:.2f} M parameters, {voice.counted(self.world.size, 'rank')}")
         return state, validation
 
     def restore(self) -> TrainState:

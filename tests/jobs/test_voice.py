@@ -180,3 +180,11 @@ def test_a_lost_rank_a_failed_upload_and_rejected_clips_are_said(
     meter = Meter(0, Clock(), OptimConfig(num_steps=60))
     values = {"loss/total": 1.0, "clips_per_second": 8.0, "data_wait_share": 0.5}
     assert meter.line(10, values | {"rejected": 2}) == meter.line(10, values) + " · 2 rejected"
+
+
+def test_a_count_takes_its_noun_in_the_singular_or_the_plural() -> None:
+    assert [voice.counted(count, "train worker") for count in (0, 1, 2)] == [
+        "0 train workers",
+        "1 train worker",
+        "2 train workers",
+    ]
