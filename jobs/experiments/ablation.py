@@ -353,9 +353,10 @@ def table(config: AblateConfig, cells: Cells, failed: Mapping[Cell, str] = Mappi
     lines = [
         f"# Table {config.table}: {config.name}",
         "",
-        f"{num_seeds} seeds; mean and 95 % interval over seeds, of fewer than three their range. Mean recall: of R@1, "
-        f"5 and 10, both directions. {len(cells)} runs in {hours:.2f} CPU hours, fine-tuning included: the CPUs that "
-        "each run reserves, for as long as its first rank counts, without starts and reports.",
+        f"{voice.counted(num_seeds, 'seed')}; mean and 95 % interval over seeds, of fewer than three their range. Mean "
+        f"recall: of R@1, 5 and 10, both directions. {voice.counted(len(cells), 'run')} in {hours:.2f} CPU hours, "
+        "fine-tuning included: the CPUs that each run reserves, for as long as its first rank counts, without starts "
+        "and reports.",
         "",
         f"| | {' | '.join(keys)} | the paper: R@1 in %, MSR-VTT 7K, fine-tuned, single runs of R50 / PVT |",
         "|---" * (len(keys) + 2) + "|",

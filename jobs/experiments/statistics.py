@@ -32,10 +32,11 @@ def spread(values: Sequence[float], num_seeds: int) -> str:
     """Return a mean and its interval as text, with the number of seeds if that is not `num_seeds`."""
     if not values:
         return "not run"
+    is_count = min(values) == max(values) and float(values[0]).is_integer()  # such as of parameters
     if len(values) == 1:
-        return f"{values[0]:.4g}{' (1 seed)' if num_seeds != 1 else ''}"
+        return f"{values[0]:{',.0f' if is_count else '.4g'}}{' (1 seed)' if num_seeds != 1 else ''}"
     count = f" ({len(values)} seeds{', range' if len(values) < 3 else ''})" if len(values) != num_seeds else ""
-    if min(values) == max(values) and float(values[0]).is_integer():  # counts, such as of parameters
+    if is_count:
         return f"{values[0]:,.0f}{count}"
     statistics = over_seeds(values)
     low, high = statistics["interval"]

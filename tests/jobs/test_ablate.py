@@ -116,6 +116,14 @@ def test_fewer_than_three_seeds_have_a_range_and_tell_no_number_of_seeds() -> No
     assert f"- {second}, to {first}: 0.2 over 1 seed\n" in text
 
 
+def test_a_single_seed_is_counted_in_words_and_its_parameters_in_full() -> None:
+    first, *_ = ROWS["III"]
+    text = table(wish(), {(first, 0): {PRIMARY: 0.4961666, "num_parameters": 556_121.0}})
+    assert f"| {first} | 0.4962 | 556,121 |" in text
+    assert "\n1 seed; mean" in text
+    assert " 1 run in " in text
+
+
 def test_a_cell_that_fails_or_is_stopped_leaves_the_others_alone() -> None:
     found: dict[tuple[str, int], dict[str, float]] = {("e", 0): {"x": 2.0}}
     failed: dict[tuple[str, int], str] = {}
