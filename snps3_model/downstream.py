@@ -74,7 +74,7 @@ class Answering(QuestionModel):
         self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], frame_tokens: Float[Tensor, "B S D"]
     ) -> Float[Tensor, "B A"]:
         """Return a score per answer for each question about its clip."""
-        return self.head(self.model.fuse(token_ids, token_mask, frame_tokens).pooled)
+        return self.head(self.model.pooled(token_ids, token_mask, frame_tokens))
 
 
 class Choosing(QuestionModel):

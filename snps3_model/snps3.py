@@ -272,15 +272,26 @@ class SNPS3(nn.Module):
     def score(
         self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], frame_tokens: Float[Tensor, "B S D"]
     ) -> Float[Tensor, " B"]:
-        """Return `match` of the cross pass; the last layer is computed for [CLS] only, all that the score reads."""
-        return self.score_embedded(self.embed_caption(token_ids), token_mask, self.embed_frames(frame_tokens))
+        """Return `match` of the cross pass."""
+        return self.match(self.pooled(token_ids, token_mask, frame_tokens))
+
+    def pooled(
+        self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], frame_tokens: Float[Tensor, "B S D"]
+    ) -> Float[Tensor, "B D"]:
+        """Return `fuse(…).pooled`; the last layer is computed for [CLS] only, all that the pooler reads."""
+        return self.pooled_embedded(self.embed_caption(token_ids), token_mask, self.embed_frames(frame_tokens))
+
+    def pooled_embedded(
+        self, text: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"], visual: Float[Tensor, "B S D"]
+    ) -> Float[Tensor, "B D"]:
+        """Return `pooled` of embedded parts; `visual` ends with its separator."""
+        return self.cross_pooler(first_state(self.cross_network, *self.join(text, token_mask, visual)))
 
     def score_embedded(
         self, text: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"], visual: Float[Tensor, "B S D"]
     ) -> Float[Tensor, " B"]:
         """Return `score` of embedded parts; `visual` ends with its separator."""
-        first = first_state(self.cross_network, *self.join(text, token_mask, visual))
-        return self.match(self.cross_pooler(first))
+        return self.match(self.pooled_embedded(text, token_mask, visual))
 
     def match(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """Return the cross encoder's matching score of each fused pair."""

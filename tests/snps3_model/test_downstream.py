@@ -43,7 +43,7 @@ def answering(**options: bool) -> Answering:
 def test_answering_is_the_cross_entropy_of_usable_rows() -> None:
     network, batch = answering(), questions(random_batch(6, empty=(4,)))
     video = network.model.encode_video(normalise(batch.frames), batch.frame_pad_mask)
-    logits = network.logits(batch.token_ids, batch.token_mask, video.tokens)
+    logits = network.head(network.model.fuse(batch.token_ids, batch.token_mask, video.tokens).pooled)
     usable = batch.weight > 0.5
     wanted = F.cross_entropy(logits[usable], batch.answers[usable, 0, 0])
     torch.testing.assert_close(network(batch, normalise(batch.frames))["answering"], wanted)
