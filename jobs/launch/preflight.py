@@ -99,7 +99,7 @@ def survey(config: PretrainConfig, machine: Machine | None = None) -> Survey:
     facts = {
         "run": lambda: f"{config.name}: {run_folder} ({state})",
         "corpus": functools.partial(_corpus_line, data, manifest),
-        "training": functools.partial(_training_line, optim, data.mixing, plan),
+        "training": functools.partial(_training_line, optim, plan),
         "frames": functools.partial(_frames_line, data, optim.global_batch),
         "model": functools.partial(_model_line, config.model, config.text),
         "step": functools.partial(_step_line, config.task.kind, step),
@@ -330,13 +330,13 @@ def _corpus_line(data: DataConfig, manifest: Listing | None) -> str:
     return f"{manifest.corpus}{version}, {len(manifest)} clips: {splits}"
 
 
-def _training_line(optim: OptimConfig, mixing: MixingConfig, plan: Plan | None) -> str:
+def _training_line(optim: OptimConfig, plan: Plan | None) -> str:
     if plan is None:
         return f"{optim.num_steps} steps of {optim.global_batch} clips; how many epochs is unknown"
-    if mixing != MixingConfig():
-        order = f"{mixing.image_epochs} epochs of images, then videos"
-        if mixing.weights:
-            order = f"images and videos by turns, {mixing.weights[0]} to {mixing.weights[1]}"
+    if plan.mixing != MixingConfig():
+        order = f"{plan.mixing.image_epochs} epochs of images, then videos"
+        if plan.mixing.weights:
+            order = f"images and videos by turns, {plan.mixing.weights[0]} to {plan.mixing.weights[1]}"
         return (
             f"{optim.num_steps} steps of {optim.global_batch} clips: {order}; an epoch of images has "
             f"{plan.num_steps(Kind.IMAGE)} steps, one of videos {plan.num_steps(Kind.VIDEO)}"

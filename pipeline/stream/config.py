@@ -92,7 +92,8 @@ class MixingConfig:
     """By turns: (steps of images, steps of videos) of each period. Each kind has epochs of its own, and an epoch of the
     run is then one of its videos."""
     image_epochs: int | None = None
-    """In sequence: so many epochs of images, then epochs of videos to the end of the run."""
+    """In sequence: so many epochs of images, then epochs of videos to the end of the run; of no effect on a corpus of
+    one kind."""
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.image_epochs is not None:

@@ -43,6 +43,7 @@ class Plan:
     num_images: int
     global_batch: int
     mixing: MixingConfig = field(default_factory=MixingConfig)
+    """A corpus of one kind has no images to put first, so there `image_epochs` counts as None."""
     order: OrderConfig | None = None
     """Order for a corpus in parts; None permutes the clips of each kind as a whole, whatever their number."""
 
@@ -51,11 +52,14 @@ class Plan:
             raise ValueError(f"optim.global_batch must be at least 1, got {self.global_batch}")
         if self.num_videos + self.num_images < 1:
             raise ValueError("a plan needs at least one clip; the training split is empty")
-        if self.mixing != MixingConfig() and not (self.num_videos and self.num_images):
+        if self.num_videos and self.num_images:
+            return
+        if self.mixing.weights is not None:
             raise ValueError(
-                f"data.mixing needs images and videos, but the training split has {self.num_images} images and "
-                f"{self.num_videos} videos; leave its fields None"
+                f"data.mixing.weights={self.mixing.weights} needs images and videos, but the training split has "
+                f"{self.num_images} images and {self.num_videos} videos; set it to None"
             )
+        object.__setattr__(self, "mixing", MixingConfig())
 
     def num_clips(self, kind: Kind) -> int:
         """Return the number of clips of `kind`."""

@@ -340,10 +340,21 @@ def test_plans_of_nothing_are_refused() -> None:
         make_plan(0)
     with pytest.raises(ValueError, match=r"optim\.global_batch must be at least 1, got 0"):
         make_plan(5, global_batch=0)
-    one_kind = r"data\.mixing needs images and videos, but the training split has 0 images and 5 videos"
-    for mixing in (MixingConfig(weights=(1, 1)), MixingConfig(image_epochs=1)):
-        with pytest.raises(ValueError, match=one_kind):
-            Plan(seed=0, num_videos=5, num_images=0, global_batch=8, mixing=mixing)
+    one_kind = (
+        r"data\.mixing\.weights=\(1, 1\) needs images and videos, but the training split has 0 images and 5 videos"
+    )
+    with pytest.raises(ValueError, match=one_kind):
+        Plan(seed=0, num_videos=5, num_images=0, global_batch=8, mixing=MixingConfig(weights=(1, 1)))
+
+
+@pytest.mark.parametrize(("num_videos", "num_images"), [(50, 0), (0, 50)])
+def test_a_corpus_of_one_kind_has_no_images_to_put_first(num_videos: int, num_images: int) -> None:
+    plain, in_sequence = (
+        Plan(seed=0, num_videos=num_videos, num_images=num_images, global_batch=8, mixing=mixing)
+        for mixing in (MixingConfig(), MixingConfig(image_epochs=2))
+    )
+    assert in_sequence == plain
+    assert [in_sequence.first_step(epoch) for epoch in range(4)] == [0, 7, 14, 21]
 
 
 @pytest.mark.parametrize(
