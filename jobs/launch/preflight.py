@@ -334,7 +334,7 @@ def _training_line(optim: OptimConfig, plan: Plan | None) -> str:
     if plan is None:
         return f"{optim.num_steps} steps of {optim.global_batch} clips; how many epochs is unknown"
     if plan.mixing != MixingConfig():
-        order = f"{plan.mixing.image_epochs} epochs of images, then videos"
+        order = f"{voice.counted(plan.mixing.image_epochs or 0, 'epoch')} of images, then videos"
         if plan.mixing.weights:
             order = f"images and videos by turns, {plan.mixing.weights[0]} to {plan.mixing.weights[1]}"
         return (

@@ -23,7 +23,7 @@ def tiny() -> PretrainConfig:
     """The embedded corpus on two CPU cores, from random weights, in minutes."""
     return PretrainConfig(
         name="tiny",
-        # images first, as in the paper: one step in seven on stills cost R@1 (docs/log.md)
+        # images first, as in the paper: with one step in seven on images, R@1 is 0.14 lower (docs/log.md)
         data=DataConfig(num_frames=4, frame_size_px=64, temporal_split="temporal", mixing=MixingConfig(image_epochs=1)),
         text=TextConfig(lvwm_top_k=None),
         masking=MaskingConfig(top_k=None),

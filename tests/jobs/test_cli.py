@@ -166,7 +166,9 @@ def test_a_good_run_has_a_plan_and_no_problem(tmp_path):
     assert problems(config, ENOUGH) == []
     assert f"tiny: {tmp_path}/runs/tiny (new)" in plan
     assert "toy, 169 clips: train 147 videos + 3 images, val 5 videos, test 6 videos, temporal 8 videos" in plan
-    assert "700 steps of 64 clips = 175.0 epochs of 4 steps" in plan  # 3 of videos, 1 of images
+    assert (
+        "700 steps of 64 clips: 1 epoch of images, then videos; an epoch of images has 1 steps, one of videos 3" in plan
+    )
     assert "64 videos × 6 frames of 64 × 64 px = 384 frames, 4.5 MiB per step" in plan
     assert "2 train workers × 0.5 CPU + 1 CPU for decoding = 2 CPUs, of 2 here" in plan
     assert plan.endswith("problems   none")
@@ -181,7 +183,7 @@ def test_the_network_is_counted_as_it_would_be_built():
 def test_epochs_bound_the_planned_steps(tmp_path):
     config = run_of(tmp_path)
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, num_epochs=3))
-    assert "12 steps of 64 clips = 3.0 epochs of 4 steps" in dry_run(config, ENOUGH)
+    assert "7 steps of 64 clips: 1 epoch of images, then videos;" in dry_run(config, ENOUGH)  # 1 + 3 + 3
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,8 @@ def test_the_square_that_the_network_sees_is_the_one_cut_out(tmp_path):
 
 
 def test_mixing_and_augmentation_are_fields_of_the_command_line():
-    command = parse(["tiny", "--data.mixing.weights", "1", "3", "--data.augmentation.long-sides-px", "32", "64"])
+    words = ["tiny", "--data.mixing.weights", "1", "3", "--data.mixing.image-epochs", "None"]
+    command = parse([*words, "--data.augmentation.long-sides-px", "32", "64"])
     assert command.config.data.mixing == MixingConfig(weights=(1, 3))
     assert command.config.data.augmentation == AugmentationConfig(long_sides_px=(32, 64))
 
