@@ -96,8 +96,8 @@ DATASETS = (
                 task="question_answering",
                 files=embedded_files("questions"),
                 task_fields={"questions_per_clip": 5},
-                num_steps=480,
-                lr=2e-3,
+                num_steps=720,
+                lr=4e-3,
                 num_evaluations=3,
             ),
             Recipe(
